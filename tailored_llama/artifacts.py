@@ -1,0 +1,340 @@
+"""The artifact store: the one cache of the pipeline, with or without Prefect.
+
+An artifact is a folder of files and a `manifest.json`, published by one stage under a key that names everything its
+bytes depend on. A folder without a whole manifest, or with a file that is missing or altered, is not an artifact:
+`find` removes it and the stage runs again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailored_llama.errors import InputError
+from tailored_llama.files import file_lock, is_safe_relative, sha256_file
+
+MANIFEST = "manifest.json"
+_LIBRARIES = ("torch", "transformers", "peft", "torch-pruning", "datasets", "pyarrow", "tailored-llama")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """What passes between stages: where an artifact is (stage, key), and what is in it (digest)."""
+
+    stage: str
+    key: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact says of itself: how it was made, its files, and what making it cost."""
+
+    stage: str
+    version: int
+    key: str
+    config: dict[str, Any]
+    inputs: dict[str, ArtifactRef]
+    files: dict[str, dict[str, Any]]  # relative name → {"sha256": hex, "size": bytes}
+    libraries: dict[str, str]
+    seconds: float
+    peak_memory_bytes: int
+    measured: dict[str, Any]  # facts that differ between runs (tokens/s …): never part of a file
+
+    @property
+    def digest(self) -> str:
+        return _digest({name: entry["sha256"] for name, entry in self.files.items()})
+
+    @property
+    def ref(self) -> ArtifactRef:
+        return ArtifactRef(self.stage, self.key, self.digest)
+
+
+def artifact_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, ArtifactRef]) -> str:
+    """SHA-256 over the stage, its version, the configuration it reads and the digests of its inputs."""
+    return _digest(
+        {
+            "stage": stage,
+            "version": version,
+            "config": dict(config),
+            "inputs": {name: ref.digest for name, ref in inputs.items()},
+        }
+    )
+
+
+class ArtifactStore:
+    """Artifacts in a local folder, or behind any fsspec URL with a local folder as its working copy.
+
+    Args:
+        root: a folder, or an fsspec URL such as s3://bucket/prefix.
+        working_copy: where artifacts of a URL are kept locally; not used for a folder.
+    """
+
+    def __init__(self, root: str, working_copy: str = "~/.cache/tailored-llama/artifacts") -> None:
+        self.root = root
+        self._remote: tuple[Any, str] | None = None
+        if "://" in root:
+            self._remote = fsspec.core.url_to_fs(root)
+            self._local = Path(working_copy).expanduser() / hashlib.sha256(root.encode()).hexdigest()[:16]
+        else:
+            self._local = Path(root).expanduser().absolute()
+        self._verified: dict[Path, tuple[int, int]] = {}
+
+    def folder(self, stage: str, key: str) -> Path:
+        return self._local / stage / key
+
+    def build(
+        self,
+        stage: str,
+        version: int,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, ArtifactRef],
+        function: Callable[[Path], Mapping[str, Any] | None],
+    ) -> tuple[ArtifactRef, bool]:
+        """Return the artifact of this key, running `function(folder)` to write its files where there is none.
+
+        Two callers with the same key compute it once: the second waits for the first. What `function` returns goes
+        into the manifest's `measured`.
+
+        Returns:
+            The reference, and whether the artifact had been there before.
+
+        Raises:
+            InputError: the store's root cannot be written, or its disk is full.
+        """
+        config = json.loads(json.dumps(dict(config)))  # the manifest shows exactly what the key was made of
+        key = artifact_key(stage, version, config, inputs)
+        if found := self.find(stage, key):
+            return found, True
+        try:
+            with file_lock(self._local / ".locks" / key):
+                if found := self.find(stage, key):  # another process published it while this one waited
+                    return found, True
+                return self._build(stage, version, key, config, inputs, function), False
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise InputError(
+                f"store.root {self.root}: {os.strerror(error.errno)} while publishing {stage}; "
+                "allowed: a writable folder with room"
+            ) from error
+
+    def _build(
+        self,
+        stage: str,
+        version: int,
+        key: str,
+        config: dict[str, Any],
+        inputs: Mapping[str, ArtifactRef],
+        function: Callable[[Path], Mapping[str, Any] | None],
+    ) -> ArtifactRef:
+        building = self._local / ".building"
+        for left in building.glob(f"{key}.*"):  # of a killed process: the lock says nobody is at work on it
+            shutil.rmtree(left, ignore_errors=True)
+        folder = building / f"{key}.{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        try:
+            start = time.perf_counter()
+            _reset_peak_memory()
+            measured = dict(function(folder) or {})
+            manifest = Manifest(
+                stage=stage,
+                version=version,
+                key=key,
+                config=config,
+                inputs=dict(inputs),
+                files={
+                    str(path.relative_to(folder)): {"sha256": sha256_file(path), "size": path.stat().st_size}
+                    for path in sorted(folder.rglob("*"))
+                    if path.is_file()
+                },
+                libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
+                seconds=round(time.perf_counter() - start, 3),
+                peak_memory_bytes=_peak_memory(),
+                measured=measured,
+            )
+            (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n")
+            target = self.folder(stage, key)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(folder, target)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if self._remote:
+            self._push(manifest)
+        return manifest.ref
+
+    def find(self, stage: str, key: str) -> ArtifactRef | None:
+        """The reference of a published artifact whose every file is whole; a broken one is removed."""
+        folder = self.folder(stage, key)
+        if not folder.is_dir():
+            return self._pull(stage, key)
+        if problem := self._problem(folder, stage, key):
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                raise InputError(f"artifact {stage}/{key[:12]}: {problem}, and it cannot be removed") from error
+            return self._pull(stage, key)
+        return read_manifest(folder).ref
+
+    def open(self, ref: ArtifactRef) -> Path:
+        """The folder of an artifact, every file verified against the manifest.
+
+        Raises:
+            InputError: it is missing, broken, or holds something else than the reference names.
+        """
+        found = self.find(ref.stage, ref.key)
+        if found is None:
+            raise InputError(f"artifact {ref.stage}/{ref.key[:12]}: missing from {self.root}; run its stage again")
+        if found.digest != ref.digest:
+            raise InputError(
+                f"artifact {ref.stage}/{ref.key[:12]}: digest {found.digest[:12]}, expected {ref.digest[:12]}"
+            )
+        return self.folder(ref.stage, ref.key)
+
+    def manifest(self, ref: ArtifactRef) -> Manifest:
+        return read_manifest(self.open(ref))
+
+    def list(self) -> Iterator[tuple[Manifest | None, Path, str | None]]:
+        """Every artifact of the local folder: its manifest, its folder, and what is wrong with it, if anything."""
+        for folder in sorted(self._local.glob("[!.]*/*")):
+            if folder.is_dir():
+                problem = self._problem(folder, folder.parent.name, folder.name)
+                yield (None if problem else read_manifest(folder)), folder, problem
+
+    def _problem(self, folder: Path, stage: str, key: str) -> str | None:
+        """What keeps a folder from being the artifact it should be; None where nothing does."""
+        try:
+            manifest = read_manifest(folder)
+        except InputError as error:
+            return str(error)
+        if (manifest.stage, manifest.key) != (stage, key):
+            return f"manifest of {manifest.stage}/{manifest.key[:12]}"
+        if artifact_key(stage, manifest.version, manifest.config, manifest.inputs) != key:
+            return "its key does not follow from its manifest"
+        for name, entry in manifest.files.items():
+            path = folder / name
+            if path.is_symlink() or not path.is_file():
+                return f"{name} is missing"
+            status = path.stat()
+            if status.st_size != entry["size"]:
+                return f"{name} has {status.st_size} bytes, expected {entry['size']}"
+            stamp = (status.st_size, status.st_mtime_ns)
+            if self._verified.get(path) != stamp:  # hash each file once per process
+                if (got := sha256_file(path)) != entry["sha256"]:
+                    return f"{name} has SHA-256 {got}, expected {entry['sha256']}"
+                self._verified[path] = stamp
+        return None
+
+    def _push(self, manifest: Manifest) -> None:
+        assert self._remote
+        filesystem, base = self._remote
+        target, folder = f"{base}/{manifest.stage}/{manifest.key}", self.folder(manifest.stage, manifest.key)
+        for name in [*manifest.files, MANIFEST]:  # the manifest last: without it there is no artifact
+            filesystem.makedirs(f"{target}/{name}".rpartition("/")[0], exist_ok=True)
+            filesystem.put_file(str(folder / name), f"{target}/{name}")
+
+    def _pull(self, stage: str, key: str) -> ArtifactRef | None:
+        if not self._remote:
+            return None
+        filesystem, base = self._remote
+        source = f"{base}/{stage}/{key}"
+        if not filesystem.exists(f"{source}/{MANIFEST}"):
+            return None
+        folder = self._local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        try:
+            filesystem.get_file(f"{source}/{MANIFEST}", str(folder / MANIFEST))
+            manifest = read_manifest(folder)
+            for name in manifest.files:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                filesystem.get_file(f"{source}/{name}", str(folder / name))
+            if self._problem(folder, stage, key):
+                return None
+            self.folder(stage, key).parent.mkdir(parents=True, exist_ok=True)
+            if not self.folder(stage, key).exists():
+                os.rename(folder, self.folder(stage, key))
+            return manifest.ref
+        except (FileNotFoundError, InputError):
+            return None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `manifest.json`.
+
+    Raises:
+        InputError: it is missing or not a manifest, or names a file outside its folder.
+    """
+    try:
+        data = json.loads((folder / MANIFEST).read_text())
+        manifest = Manifest(**{**data, "inputs": {n: ArtifactRef(**r) for n, r in data["inputs"].items()}})
+        names = list(manifest.files)
+        whole = all(is_safe_relative(n) and {"sha256", "size"} <= set(manifest.files[n]) for n in names)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{folder / MANIFEST}: not a manifest ({type(error).__name__})") from None
+    if not whole:
+        raise InputError(f"{folder / MANIFEST}: names a file outside its folder")
+    return manifest
+
+
+def write_table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> None:
+    """Write a Parquet file whose columns are exactly the declared schema's."""
+    if set(columns) != set(schema.names):
+        raise ValueError(f"{path.name}: columns {sorted(columns)}, declared {sorted(schema.names)}")
+    pq.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema), path)
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a Parquet file and check that it has the declared schema.
+
+    Raises:
+        InputError: the file is missing, not Parquet, or of another schema.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            found = file.schema_arrow
+            if not found.remove_metadata().equals(schema.remove_metadata()):
+                wrong = [f.name for f in schema if f.name not in found.names or not found.field(f.name).equals(f)]
+                raise InputError(f"{path}: column {(wrong or found.names)[0]} is not as declared ({schema.names})")
+            return file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _reset_peak_memory() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # restart the kernel's high-water mark
+    except OSError:
+        pass  # not Linux: the mark is then the whole process's
+
+
+def _peak_memory() -> int:
+    """Bytes of the process's resident high-water mark since the last reset (0 where the kernel does not say)."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

@@ -1,0 +1,308 @@
+"""The run configuration: one TOML file, one frozen pydantic model, the same names everywhere."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tailored_llama.errors import InputError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Criterion = Literal["taylor_first", "taylor_vector", "taylor_second", "magnitude_l1", "magnitude_l2", "random"]
+Allocation = Literal["uniform", "global"]
+Kind = Literal["attention", "mlp"]
+Template = Literal["harness", "task", "reread"]
+Metric = Literal["acc", "acc_norm"]
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PROJECTIONS: tuple[Projection, ...] = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+)  # fmt: skip
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and a name that is not a field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    """The dense model that everything starts from."""
+
+    source: str = Field(
+        "smollm2-135m-instruct",
+        description="An embedded model (smollm2-135m-instruct, from a pinned PyPI wheel), a local folder, a .gguf "
+        "file, or a Hub id such as meta-llama/Llama-2-7b-hf.",
+    )
+    revision: str | None = Field(
+        None, description="Hub models only: commit, tag or branch. A tag or branch is resolved to its commit."
+    )
+    dtype: Dtype = Field("float32", description="Type the weights are kept in, from loading to merging.")
+
+
+class TextConfig(Section):
+    """A text: calibration and perplexity are measured on one."""
+
+    source: str = Field(
+        "boolq",
+        description="A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub "
+        "data set such as Salesforce/wikitext.",
+    )
+    subset: str | None = Field(None, description="Hub data sets only: the configuration, e.g. wikitext-2-raw-v1.")
+    revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
+    split: str = Field("train", description="Benchmarks and Hub data sets: the split to read.")
+    column: str = Field("text", description="The column (or benchmark field) that holds the text.")
+
+
+class CalibrationConfig(TextConfig):
+    """The text whose gradients say what matters (LLM-Pruner: 10 samples of 64 tokens)."""
+
+    column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
+    samples: int = Field(10, ge=1, le=65536, description="Sequences drawn from the text.")
+    tokens: int = Field(64, ge=8, le=32768, description="Tokens in each sequence.")
+
+
+class PruningConfig(Section):
+    """What is removed, and by which rule."""
+
+    ratios: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.2,),
+        min_length=1,
+        description="Fractions of ALL parameters to remove, embeddings counted; one model each.",
+    )
+    criterion: Criterion = Field(
+        "taylor_second",
+        description="Importance of a coupled group: first-order Taylor by element or by vector, diagonal-Fisher "
+        "second order, weight magnitude (L1, L2), or random.",
+    )
+    allocation: Allocation = Field(
+        "global",
+        description="uniform: every unprotected layer loses the same share; global: groups of all layers and kinds "
+        "ranked together by importance per parameter.",
+    )
+    kinds: tuple[Kind, ...] = Field(
+        ("attention", "mlp"), min_length=1, description="Kinds of coupled group that may be removed."
+    )
+    protect_first: int = Field(0, ge=0, description="Leading layers left whole.")
+    protect_last: int = Field(0, ge=0, description="Trailing layers left whole.")
+    min_channels: int = Field(64, ge=1, description="MLP channels that every layer keeps at least.")
+
+    @field_validator("ratios")
+    @classmethod
+    def _distinct(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(ratios)) != len(ratios):
+            raise ValueError("names a ratio twice; allowed: each ratio once")
+        return ratios
+
+
+class PromptConfig(Section):
+    """How an example is written out, for tuning and for scoring alike."""
+
+    template: Template = Field(
+        "harness",
+        description="harness: lm-evaluation-harness's own formatting; task: an instruction written for the "
+        "benchmark; reread: the same with the question read twice (RE2, arXiv 2309.06275).",
+    )
+
+
+class TuningConfig(Section):
+    """LoRA on a few examples of one benchmark (arXiv 2410.19185, section 4; LoRA: arXiv 2106.09685)."""
+
+    shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
+    held_out: int = Field(50, ge=0, description="Further train examples, kept for early stopping; 0: no stopping.")
+    rank: int = Field(8, ge=1, le=1024, description="LoRA rank r.")
+    alpha: float = Field(16, gt=0, description="LoRA scale α; the update is multiplied by α / r.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the input of each adapter.")
+    targets: tuple[Projection, ...] = Field(PROJECTIONS, min_length=1, description="Projections that get an adapter.")
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after warm-up.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps spent warming up.")
+    epochs: int = Field(3, ge=1, le=1000, description="Passes over the training examples, at most.")
+    batch_size: int = Field(8, ge=1, description="Examples per optimiser step.")
+    patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
+
+
+class ScoringConfig(Section):
+    """What is scored."""
+
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="Examples of each evaluation split, evenly spaced over it; absent: all of them.",
+    )
+    num_fewshot: int = Field(0, ge=0, le=64, description="Solved train examples put before each question.")
+
+
+class PerplexityConfig(TextConfig):
+    """The text that perplexity is measured on."""
+
+    split: str = Field("validation", description="Benchmarks and Hub data sets: the split to read.")
+    column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
+    window: int = Field(512, ge=16, le=32768, description="Tokens per window; windows do not overlap.")
+    tokens: int | None = Field(8192, ge=16, description="Tokens read from the start of the text; absent: all of them.")
+
+
+class BenchmarkConfig(Section):
+    """A benchmark: one of the seven, or one of the user's own."""
+
+    name: str = Field(
+        description="boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge or openbookqa; or, with `train` and "
+        "`evaluation` (or `source`) and the columns named, a new name.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+    )
+    source: str | None = Field(None, description="A Hub data set to read instead of the embedded data.")
+    subset: str | None = Field(None, description="Hub data sets only: the configuration, e.g. ARC-Easy.")
+    revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
+    train: str | None = Field(None, description="Train split: a .parquet, .jsonl or .csv file, or a Hub split's name.")
+    evaluation: str | None = Field(None, description="Evaluation split: a file, or a Hub split's name.")
+    context: str | None = Field(None, description="Own benchmarks: the column with the text before the choices.")
+    choices: str | tuple[str, ...] | None = Field(
+        None, description="Own benchmarks: the column with the list of choices, or one column per choice."
+    )
+    answer: str | None = Field(
+        None,
+        description="Own benchmarks: the column with the answer: its index from 0, a letter (A, B, …), or its text.",
+    )
+    instruction: str | None = Field(None, description="Own benchmarks: the sentence that states the task.")
+    metric: Metric | None = Field(
+        None, description="Headline metric; absent: the benchmark's own, acc_norm for new ones."
+    )
+
+
+class ExecutionConfig(Section):
+    """How the work is done. Nothing here changes what is computed, so nothing here enters a cache key."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    batch_tokens: int = Field(2048, ge=64, description="Tokens in one forward pass; halved when memory runs out.")
+
+
+class StoreConfig(Section):
+    """Where artifacts and downloads are kept."""
+
+    root: str = Field("artifacts", description="Folder, or fsspec URL, of the artifact store.")
+    downloads: str = Field("~/.cache/tailored-llama", description="Folder of the fetched wheels.")
+
+
+def _as_benchmark(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class RunConfig(Section):
+    """Everything one run of the pipeline needs."""
+
+    benchmarks: tuple[BenchmarkConfig, ...] = Field(
+        (BenchmarkConfig(name="arc_easy"),),
+        min_length=1,
+        description="Names of benchmarks, or tables that define one.",
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of every draw: calibration, shots, adapters, dropout.")
+    model: ModelConfig = ModelConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    pruning: PruningConfig = PruningConfig()
+    prompts: PromptConfig = PromptConfig()
+    tuning: TuningConfig = TuningConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    perplexity: PerplexityConfig = PerplexityConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    store: StoreConfig = StoreConfig()
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _names_are_benchmarks(cls, value: Any) -> Any:
+        return [_as_benchmark(v) for v in value] if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _benchmarks_once(self) -> RunConfig:
+        names = [b.name for b in self.benchmarks]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"benchmarks: {', '.join(twice)} is named twice; allowed: each name once")
+        return self
+
+
+def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
+    """Read a TOML run configuration and apply `key=value` overrides to it.
+
+    Paths inside the file are relative to the working directory. A value in an override is read as TOML, and as a
+    plain string where that fails (`--set model.source=./my-model`).
+
+    Raises:
+        InputError: the file is missing or not TOML, or a field is unknown or out of bounds; one line per problem.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"configuration {path}: {error.strerror}; allowed: a readable TOML file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"configuration {path}: not TOML ({error})") from None
+    for override in overrides or []:
+        key, separator, value = override.partition("=")
+        if not separator or not key.strip():
+            raise InputError(f"--set {override!r}: allowed: key=value, such as tuning.epochs=5")
+        _assign(data, key.strip(), _parse_value(value.strip()))
+    return validate_config(data)
+
+
+def validate_config(data: dict[str, Any]) -> RunConfig:
+    """Build a RunConfig from plain data; every problem becomes part of one InputError."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        problems = error.errors()
+        # pydantic also reports a list as too short once its items are refused: only the items are worth a line.
+        inner = [p for p in problems if not any(_inside(q["loc"], p["loc"]) for q in problems)]
+        raise InputError("; ".join(_explain(p) for p in inner)) from None
+
+
+def _inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
+
+
+def _assign(data: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise InputError(f"--set {key}: {section} is not a section")
+    data[name] = value
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: Any) -> str:
+    """One problem as `field: what was found; allowed: what may stand there`."""
+    path = [str(part) for part in error["loc"]]
+    field, context = ".".join(path), error.get("ctx", {})
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], _siblings(path), n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"allowed: {', '.join(_siblings(path))}"
+        return f"{field}: unknown key; {hint}"
+    if error["type"] == "literal_error":
+        near = difflib.get_close_matches(str(error["input"]), context["expected"].replace("'", "").split(), n=1)
+        hint = f" (did you mean {near[0].strip(',')}?)" if near else ""
+        return f"{field}: got {error['input']!r}; allowed: {context['expected']}{hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if not field:
+        return str(message)
+    message = message.replace("Input should be", "allowed:").replace("valid tuple", "list")
+    return f"{field}: got {error['input']!r}; {message[0].lower() + message[1:]}"
+
+
+def _siblings(path: list[str]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for part in path[:-1]:
+        if part == "benchmarks":
+            section = BenchmarkConfig
+        elif part in section.model_fields:
+            default = section.model_fields[part].default
+            section = type(default) if isinstance(default, BaseModel) else section
+    return list(section.model_fields)

