@@ -7,6 +7,7 @@ bytes depend on. A folder without a whole manifest, or with a file that is missi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib.metadata
@@ -117,15 +118,15 @@ class ArtifactStore:
         Raises:
             InputError: the store's root cannot be written, or its disk is full.
         """
-        config = json.loads(json.dumps(dict(config)))  # the manifest shows exactly what the key was made of
-        key = artifact_key(stage, version, config, inputs)
+        plain: dict[str, Any] = json.loads(json.dumps(dict(config)))  # the manifest shows what the key was made of
+        key = artifact_key(stage, version, plain, inputs)
         if found := self.find(stage, key):
             return found, True
         try:
             with file_lock(self._local / ".locks" / key):
                 if found := self.find(stage, key):  # another process published it while this one waited
                     return found, True
-                return self._build(stage, version, key, config, inputs, function), False
+                return self._build(stage, version, key, plain, inputs, function), False
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise
@@ -323,18 +324,14 @@ def _digest(value: Any) -> str:
 
 
 def _reset_peak_memory() -> None:
-    try:
+    with contextlib.suppress(OSError):  # not Linux: the mark is then the whole process's
         Path("/proc/self/clear_refs").write_text("5")  # restart the kernel's high-water mark
-    except OSError:
-        pass  # not Linux: the mark is then the whole process's
 
 
 def _peak_memory() -> int:
     """Bytes of the process's resident high-water mark since the last reset (0 where the kernel does not say)."""
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass
     return 0

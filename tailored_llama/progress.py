@@ -1,0 +1,13 @@
+"""How long stages say where they are; the caller decides how it is shown."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Called with the units of work done and their total."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+def silent(done: int, total: int) -> None:
+    """Show nothing."""

@@ -1,0 +1,315 @@
+"""Prompts: how an example is written out, for tuning and for scoring alike.
+
+Three template sets: `harness` is lm-evaluation-harness 0.4.13's own formatting; `task` puts a sentence that states the
+task before the fields; `reread` is `task` with the question read twice (RE2, arXiv 2309.06275). Layouts are format
+strings, and one renderer fills them in. The space between context and continuation belongs to the continuation.
+
+With `harness`, WinoGrande is scored by partial evaluation: each choice stands in the gap of its own context, and the
+same rest of the sentence is the continuation. With `task` and `reread` the question names both choices and the choice
+itself is scored, since a sentence read twice would give the rest away. The two accuracies are different measures.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tailored_llama.artifacts import read_table, write_table
+from tailored_llama.benchmarks import Example, Split, read_examples
+from tailored_llama.config import BenchmarkConfig, Template
+from tailored_llama.errors import InputError
+
+PromptSplit = Literal["shots", "held_out", "evaluation"]
+
+PROMPTS_SCHEMA = pa.schema(
+    [
+        ("example", pa.int32()),
+        ("split", pa.string()),
+        ("contexts", pa.list_(pa.string())),
+        ("continuations", pa.list_(pa.string())),
+        ("answer", pa.int32()),
+        ("choice_lengths", pa.list_(pa.int32())),
+        ("template", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One example written out: a context and a continuation per choice, the right choice, the lengths of acc_norm.
+
+    The contexts are equal but where the choice stands in the context (WinoGrande with the harness template). A length
+    is the number of characters of the continuation without its leading space: what lm-evaluation-harness divides by
+    in the five benchmarks it reports acc_norm for.
+    """
+
+    example: int
+    contexts: tuple[str, ...]
+    continuations: tuple[str, ...]
+    answer: int
+    choice_lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Format strings over an example's fields, `choice` (the one written out) and `choices` (all of them)."""
+
+    context: str
+    continuation: str = "{choice}"
+
+
+_QUESTION = Layout("Question: {question}\nAnswer:")
+_QUESTION_TWICE = Layout("Question: {question}\nRead the question again: {question}\nAnswer:")
+
+LAYOUTS: dict[Template, dict[str, Layout]] = {
+    "harness": {
+        "boolq": Layout("{passage}\nQuestion: {question}?\nAnswer:"),
+        "piqa": _QUESTION,
+        "hellaswag": Layout("{query}"),
+        "winogrande": Layout("{prefix}{choice}", "{suffix}"),
+        "arc_easy": _QUESTION,
+        "arc_challenge": _QUESTION,
+        "openbookqa": Layout("{question}"),
+    },
+    "task": {
+        "boolq": Layout("Passage: {passage}\nQuestion: {question}?\nAnswer:"),
+        "piqa": Layout("Goal: {question}\nSolution:"),
+        "hellaswag": Layout("Text: {query}"),
+        "winogrande": Layout(
+            "Sentence: {sentence}\nQuestion: Does the blank _ stand for {choices[0]} or for {choices[1]}?\nAnswer:"
+        ),
+        "arc_easy": _QUESTION,
+        "arc_challenge": _QUESTION,
+        "openbookqa": _QUESTION,
+    },
+    "reread": {
+        "boolq": Layout("Passage: {passage}\nQuestion: {question}?\nRead the question again: {question}?\nAnswer:"),
+        "piqa": Layout("Goal: {question}\nRead the goal again: {question}\nSolution:"),
+        "hellaswag": Layout("Text: {query}\nRead the text again: {query}"),
+        "winogrande": Layout(
+            "Sentence: {sentence}\nQuestion: Does the blank _ stand for {choices[0]} or for {choices[1]}?\n"
+            "Read the sentence again: {sentence}\nAnswer:"
+        ),
+        "arc_easy": _QUESTION_TWICE,
+        "arc_challenge": _QUESTION_TWICE,
+        "openbookqa": _QUESTION_TWICE,
+    },
+}
+OWN_LAYOUTS: dict[Template, Layout] = {
+    "harness": Layout("{context}"),
+    "task": Layout("{context}"),
+    "reread": Layout("{context}\nRead the question again: {context}"),
+}
+INSTRUCTIONS: dict[str, str] = {
+    "boolq": "Read the passage and answer the question with yes or no.",
+    "piqa": "Give the solution that reaches the goal in everyday life.",
+    "hellaswag": "Continue the text with what most plausibly happens next.",
+    "winogrande": "Decide which of the two options fills the blank so that the sentence makes sense.",
+    "arc_easy": "Answer this question from a grade-school science exam.",
+    "arc_challenge": "Answer this difficult question from a grade-school science exam.",
+    "openbookqa": "Answer the question with an elementary science fact and common sense.",
+}
+
+
+def render(benchmark: BenchmarkConfig, template: Template, example: Example, header: str = "") -> Prompt:
+    """Write one example out.
+
+    Args:
+        header: solved examples from `few_shot_header`, put before the question. They bring the instruction with
+            them, so it is written once.
+
+    Raises:
+        InputError: the template needs an instruction, and the benchmark has none.
+    """
+    layout, start = _layout(benchmark, template), header or _opening(benchmark, template)
+    parts = [_fill(layout, example, choice) for choice in example.choices]
+    return Prompt(
+        example=example.index,
+        contexts=tuple(start + context for context, _ in parts),
+        continuations=tuple(continuation for _, continuation in parts),
+        answer=example.answer,
+        choice_lengths=tuple(len(continuation) - 1 for _, continuation in parts),
+    )
+
+
+def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Sequence[Example]) -> str:
+    """Solved examples, each followed by a blank line, as lm-evaluation-harness joins them; "" for none.
+
+    With `task` and `reread` the instruction stands once, at the top.
+    """
+    if not examples:
+        return ""
+    layout = _layout(benchmark, template)
+    solved = ("".join(_fill(layout, example, example.choices[example.answer])) + "\n\n" for example in examples)
+    return _opening(benchmark, template) + "".join(solved)
+
+
+def _layout(benchmark: BenchmarkConfig, template: Template) -> Layout:
+    return LAYOUTS[template].get(benchmark.name, OWN_LAYOUTS[template])
+
+
+def _opening(benchmark: BenchmarkConfig, template: Template) -> str:
+    """The instruction and a blank line; a configured instruction also replaces one of the seven's."""
+    if template == "harness":
+        return ""
+    instruction = benchmark.instruction or INSTRUCTIONS.get(benchmark.name)
+    if not instruction:
+        raise InputError(
+            f"benchmarks.{benchmark.name}.instruction: not set; allowed: a sentence that states the task, "
+            f"which prompts.template = {template!r} puts before each question"
+        )
+    return instruction + "\n\n"
+
+
+def _fill(layout: Layout, example: Example, choice: str) -> tuple[str, str]:
+    values: dict[str, Any] = {**example.fields, "choice": choice, "choices": example.choices}
+    return layout.context.format(**values), " " + layout.continuation.format(**values)
+
+
+def select_train(
+    examples: Sequence[Example], shots: int, held_out: int, seed: int, *, benchmark: str
+) -> tuple[list[Example], list[Example]]:
+    """Draw the shots and the held-out examples from the train split, by seed, without overlap.
+
+    Each draw takes as equally many examples of every answer index as the split has, in shuffled order. The shots do
+    not depend on how many are held out.
+
+    Args:
+        benchmark: its name, for the error message.
+
+    Raises:
+        InputError: more examples are asked for than the split holds.
+    """
+    size = len(examples)
+    if shots + held_out > size:
+        field, got, other, taken = "shots", shots, "held_out", held_out
+        if held_out >= size:
+            field, got, other, taken = "held_out", held_out, "shots", shots
+        raise InputError(
+            f"tuning.{field}: got {got}; allowed: at most {max(size - taken, 0)} ({benchmark} has {size} train "
+            f"examples to draw from, and tuning.{other} is {taken})"
+        )
+    generator = random.Random(seed)
+    remaining: dict[int, list[Example]] = {}
+    for example in examples:
+        remaining.setdefault(example.answer, []).append(example)
+    for label in sorted(remaining):
+        generator.shuffle(remaining[label])
+    return _draw(remaining, shots, generator), _draw(remaining, held_out, generator)
+
+
+def _draw(remaining: dict[int, list[Example]], count: int, generator: random.Random) -> list[Example]:
+    """Take `count` examples out of `remaining`, one of every label in turn while it lasts."""
+    drawn: list[Example] = []
+    while len(drawn) < count:
+        labels = sorted(label for label, examples in remaining.items() if examples)
+        generator.shuffle(labels)  # which labels get one more, where the count does not divide evenly
+        drawn += [remaining[label].pop() for label in labels[: count - len(drawn)]]
+    generator.shuffle(drawn)
+    return drawn
+
+
+def select_evaluation(examples: Sequence[Example], limit: int | None) -> list[Example]:
+    """`limit` examples evenly spaced over the split, the first among them, in order; all where it has no more.
+
+    The first rows of a split need not be like the rest: HellaSwag's first 3,243 are all of ActivityNet.
+    """
+    size = len(examples)
+    if limit is None or limit >= size:
+        return list(examples)
+    return [examples[i * size // limit] for i in range(limit)]
+
+
+def render_prompts(
+    examples_folder: Path,
+    benchmark: BenchmarkConfig,
+    split: Split,
+    template: Template,
+    out: Path,
+    *,
+    shots: int = 0,
+    held_out: int = 0,
+    limit: int | None = None,
+    num_fewshot: int = 0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Stage: write `prompts.parquet`, and its first prompts for people to read as `samples.txt`.
+
+    The solved examples before each question are drawn first, from the train split by seed, and are the same for every
+    question, in tuning and in scoring (in lm-evaluation-harness that is the `first_n` sampler; its default draws
+    others for every document). None of them is among the shots or the held-out examples, nor, as the train split
+    leaves those out, in the evaluation split.
+
+    Args:
+        examples_folder: what `benchmarks.load_benchmark` wrote.
+        split: train renders `shots` and `held_out`; evaluation renders `limit` evenly spaced examples.
+
+    Returns:
+        The number of prompts of each split.
+
+    Raises:
+        InputError: more train examples are asked for than there are, or an instruction is missing.
+    """
+    chosen: dict[PromptSplit, list[Example]] = {}
+    train = read_examples(examples_folder, "train") if split == "train" or num_fewshot else []
+    if num_fewshot > len(train):
+        raise InputError(
+            f"scoring.num_fewshot: got {num_fewshot}; allowed: at most {len(train)} "
+            f"(examples in the train split of {benchmark.name})"
+        )
+    solved, _ = select_train(train, num_fewshot, 0, seed, benchmark=benchmark.name)
+    if split == "train":
+        used = {example.index for example in solved}
+        pool = [example for example in train if example.index not in used]
+        chosen["shots"], chosen["held_out"] = select_train(pool, shots, held_out, seed, benchmark=benchmark.name)
+    else:
+        chosen["evaluation"] = select_evaluation(read_examples(examples_folder, "evaluation"), limit)
+    header = few_shot_header(benchmark, template, solved)
+    rows = [(name, render(benchmark, template, e, header)) for name, examples in chosen.items() for e in examples]
+    columns = {
+        "example": [prompt.example for _, prompt in rows],
+        "split": [name for name, _ in rows],
+        "contexts": [prompt.contexts for _, prompt in rows],
+        "continuations": [prompt.continuations for _, prompt in rows],
+        "answer": [prompt.answer for _, prompt in rows],
+        "choice_lengths": [prompt.choice_lengths for _, prompt in rows],
+        "template": [template] * len(rows),
+    }
+    write_table(out / "prompts.parquet", columns, PROMPTS_SCHEMA)
+    title = f"{benchmark.name}, template {template}. A continuation, which is what is scored, stands in ⟦ ⟧.\n"
+    samples = [_sample(name, prompt) for name, prompt in rows[:3]]
+    (out / "samples.txt").write_text("\n".join([title, *samples]), encoding="utf-8")
+    return {name: len(examples) for name, examples in chosen.items()}
+
+
+def _sample(split: str, prompt: Prompt) -> str:
+    """One prompt as text for people: the context once where the choices share it."""
+    lines = [f"──── {split}, example {prompt.example} ────"]
+    previous = None
+    for i, (context, continuation) in enumerate(zip(prompt.contexts, prompt.continuations, strict=True)):
+        if context != previous:
+            lines.append(context)
+        previous = context
+        lines.append(f"    choice {i}: ⟦{continuation}⟧{'  ← right' if i == prompt.answer else ''}")
+    return "\n".join(lines) + "\n"
+
+
+def read_prompts(folder: Path, split: PromptSplit) -> list[Prompt]:
+    """The prompts of one split, as `render_prompts` wrote them; none where it wrote none of that split."""
+    table = read_table(folder / "prompts.parquet", PROMPTS_SCHEMA)
+    return [
+        Prompt(
+            example=row["example"],
+            contexts=tuple(row["contexts"]),
+            continuations=tuple(row["continuations"]),
+            answer=row["answer"],
+            choice_lengths=tuple(row["choice_lengths"]),
+        )
+        for row in table.filter(pc.equal(table["split"], split)).to_pylist()
+    ]

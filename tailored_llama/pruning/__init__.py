@@ -1,0 +1,1 @@
+"""Coupled groups, their importance, the plan, and the surgery."""

@@ -1,0 +1,94 @@
+"""Surgery: a checkpoint without the groups a plan leaves out, written tensor by tensor."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import safe_open
+
+from tailored_llama import modeling_tailored_llama
+from tailored_llama.checkpoints import (
+    Layer,
+    copy_tokenizer,
+    layout_config,
+    read_config,
+    read_structure,
+    tensor_shapes,
+    weight_files,
+)
+from tailored_llama.pruning.groups import Groups, read_slices
+
+_MODELING_FILE = Path(modeling_tailored_llama.__file__)
+
+
+def kept_layers(groups: Groups, kept: np.ndarray[Any, Any], share: list[int]) -> tuple[Layer, ...]:
+    """Widths of every layer after a plan.
+
+    Args:
+        groups: the coupled groups.
+        kept: whether each group stays, bool [groups].
+        share: query heads per KV head, by layer (surgery takes whole groups, so it never changes).
+    """
+    layers = []
+    for number, ratio in enumerate(share):
+        here = kept & (groups.layer == number)
+        kv_heads = int(np.sum(here & (groups.kind == "attention")))
+        layers.append(Layer(kv_heads * ratio, kv_heads, int(np.sum(here & (groups.kind == "mlp")))))
+    return tuple(layers)
+
+
+def prune_checkpoint(dense: Path, groups_folder: Path, groups: Groups, kept: np.ndarray[Any, Any], out: Path) -> None:
+    """Write the checkpoint that is left when the groups not in `kept` are removed.
+
+    The model is never built: each tensor is read, sliced along the dimensions that its groups own, and written.
+    Memory: the pruned model, plus one dense tensor.
+
+    Args:
+        dense: the dense checkpoint.
+        groups_folder: the groups artifact of that checkpoint.
+        groups: the same groups, read.
+        kept: whether each group stays, bool [groups].
+        out: an existing folder.
+    """
+    files = weight_files(dense)
+    shapes = {name: shape for file in files for name, shape in tensor_shapes(file).items()}
+    keep: dict[str, list[tuple[int, np.ndarray[Any, Any]]]] = {}
+    for slices in read_slices(groups_folder, shapes):
+        stays = np.where(slices.owner < 0, True, kept[slices.owner])
+        if not stays.all():
+            keep.setdefault(slices.parameter, []).append((slices.dim, np.flatnonzero(stays)))
+    state = {}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                tensor = tensors.get_tensor(name)
+                for dim, indices in keep.get(name, []):
+                    tensor = tensor.index_select(dim, torch.from_numpy(indices))
+                state[name] = tensor.contiguous()
+    save_torch_state_dict(state, out, metadata={"format": "pt"}, safe_serialization=True)
+    structure = read_structure(dense)
+    share = [layer.heads // layer.kv_heads for layer in structure.layers]
+    config = layout_config(read_config(dense), kept_layers(groups, kept, share))
+    config.architectures = [_ARCHITECTURES[config.model_type]]
+    if config.model_type == "tailored_llama":
+        module = _MODELING_FILE.stem
+        config.auto_map = {
+            "AutoConfig": f"{module}.TailoredLlamaConfig",
+            "AutoModel": f"{module}.TailoredLlamaModel",
+            "AutoModelForCausalLM": f"{module}.TailoredLlamaForCausalLM",
+        }
+        shutil.copyfile(_MODELING_FILE, out / _MODELING_FILE.name)
+    config.save_pretrained(out)
+    copy_tokenizer(dense, out)
+
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "tailored_llama": "TailoredLlamaForCausalLM",
+}
