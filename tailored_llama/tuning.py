@@ -169,7 +169,7 @@ def _train(
             for part in _micro_batches(batch, budget):
                 partial = _loss(model, part) / len(batch)
                 partial.backward()
-                loss += float(partial)
+                loss += partial.item()
             if not math.isfinite(loss):
                 raise FloatingPointError(f"tuning: loss is {loss} at step {step} of {steps}")
             optimiser.step()

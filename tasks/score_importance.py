@@ -1,0 +1,43 @@
+"""Stage: the importance of every coupled group."""
+
+from prefect import task
+from prefect.states import State
+
+from tailored_llama.artifacts import ArtifactRef
+from tailored_llama.config import RunConfig
+from tailored_llama.console import progress_bar
+from tailored_llama.pruning import importance
+from tasks._stage import open_store, stage
+
+VERSION = 1
+
+
+@task(task_run_name="importance {config.pruning.criterion}")
+def score_importance(
+    config: RunConfig, dense: ArtifactRef, calibration: ArtifactRef, groups: ArtifactRef
+) -> State[ArtifactRef]:
+    store, criterion = open_store(config.store), config.pruning.criterion
+    inputs = {"dense": dense, "groups": groups}
+    slice_ = {"criterion": criterion}
+    if criterion.startswith("taylor"):
+        inputs["calibration"] = calibration
+    if criterion == "random":
+        slice_["seed"] = config.seed
+    with progress_bar(f"importance {criterion}") as progress:
+        return stage(
+            config.store,
+            "importance",
+            VERSION,
+            slice_,
+            inputs,
+            lambda out: importance.score_importance(
+                store.open(dense),
+                store.open(calibration),
+                store.open(groups),
+                criterion,
+                config.seed,
+                out,
+                config.execution.device,
+                progress,
+            ),
+        )

@@ -1,0 +1,138 @@
+"""The whole flow on a tiny model against a real (temporary) Prefect server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.tailor import main, tailor
+from tailored_llama.artifacts import ArtifactStore
+from tailored_llama.config import validate_config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def states_of_last_run() -> dict[str, str]:
+    """Task run name → state name, of the flow run that started last."""
+    with get_client(sync_client=True) as client:
+        flow_run = max(client.read_flow_runs(), key=lambda run: run.expected_start_time)
+        runs = [run for run in client.read_task_runs() if run.flow_run_id == flow_run.id]
+    return {run.name: run.state.name for run in runs}
+
+
+def stage_seconds(store: str) -> dict[Path, float]:
+    """When each artifact's manifest was written: unchanged means not built again."""
+    return {path: path.stat().st_mtime for path in Path(store).glob("*/*/manifest.json")}
+
+
+def test_a_second_run_does_no_work_and_a_changed_limit_scores_only(own_run: dict[str, Any]) -> None:
+    own_run["pruning"]["ratios"] = [0.1, 0.3]
+    config = validate_config(own_run)
+    first = tailor(config)
+    built = stage_seconds(config.store.root)
+    stages = {path.parent.parent.name for path in built}
+    assert stages == {
+        "dense", "examples", "prompts", "groups", "calibration", "importance", "pruned", "adapter", "scores",
+        "perplexity", "report",
+    }  # fmt: skip
+    assert set(states_of_last_run().values()) == {"Completed"}
+
+    assert tailor(config) == first
+    assert stage_seconds(config.store.root) == built
+    states = states_of_last_run()
+    assert len(states) == 20
+    assert set(states.values()) == {"Cached"}
+
+    tailor(validate_config(own_run | {"scoring": {"limit": 6}}))
+    new = {path.parent.parent.name for path in stage_seconds(config.store.root).keys() - built.keys()}
+    assert new == {"prompts", "scores", "report"}
+
+
+def test_a_failed_stage_is_retried_alone(own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = validate_config(own_run)
+    import tasks.tune
+
+    real = tasks.tune.tuning.tune
+
+    def out_of_memory(*arguments: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(tasks.tune.tuning, "tune", out_of_memory)
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        tailor(config)
+    before = stage_seconds(config.store.root)
+    monkeypatch.setattr(tasks.tune.tuning, "tune", real)
+    tailor(config)
+    after = stage_seconds(config.store.root)
+    assert {path: after[path] for path in before} == before
+    assert {path.parent.parent.name for path in after.keys() - before.keys()} == {"adapter", "scores", "report"}
+
+
+def test_a_damaged_artifact_is_built_again_alone(own_run: dict[str, Any]) -> None:
+    config = validate_config(own_run)
+    report = tailor(config)
+    before = stage_seconds(config.store.root)
+    (adapter,) = (Path(config.store.root) / "adapter").glob("*/adapter_model.safetensors")
+    content = bytearray(adapter.read_bytes())
+    content[-1] ^= 1
+    adapter.write_bytes(content)
+    ArtifactStore(config.store.root)
+    import tasks._stage
+
+    tasks._stage._stores.clear()  # as a new process would find it
+    assert tailor(config) == report
+    after = stage_seconds(config.store.root)
+    assert {path.parent.parent.name for path in after if after[path] != before[path]} == {"adapter"}
+
+
+def test_the_command_prints_a_table_and_the_path_of_the_report(
+    own_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(toml(own_run))
+    assert main([str(path), "--set", "tuning.epochs=1"]) == 0
+    output = capsys.readouterr().out
+    assert "colours" in output
+    report = Path(output.strip().splitlines()[-1].removeprefix("report: "))
+    assert "<html" in report.read_text()[:200]
+    assert (report.parent / "recovery.parquet").is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pruning.ratios=[1.5]", "error: pruning.ratios.0: got 1.5; allowed: less than 1"),
+        ("pruning.ratios=[0.95]", "error: pruning.ratios: got 0.95; allowed: at most 0."),
+        ("tuning.shots=100", "error: tuning.shots: got 100; allowed: at most 20 (colours has 24 train examples"),
+    ],
+)
+def test_bad_input_ends_with_status_2_and_one_clear_line(
+    own_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(toml(own_run))
+    assert main([str(path), "--set", override]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(message)
+    heavy = ("importance", "pruned", "adapter", "scores")
+    assert not any((Path(own_run["store"]["root"]) / stage).exists() for stage in heavy)
+
+
+def toml(run: dict[str, Any]) -> str:
+    """The configuration as TOML: JSON's strings, numbers and lists are TOML's too."""
+    lines = ["benchmarks = [{" + ", ".join(f"{k} = {json.dumps(v)}" for k, v in run["benchmarks"][0].items()) + "}]"]
+    for section, fields in run.items():
+        if section != "benchmarks":
+            lines.append(f"[{section}]")
+            lines += [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
+    return "\n".join(lines) + "\n"

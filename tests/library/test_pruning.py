@@ -1,0 +1,276 @@
+"""Pruning: groups, importance, plans, and surgery that changes nothing it should not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_tiny_llama
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tailored_llama.checkpoints import Layer, layout_config, read_config, read_structure
+from tailored_llama.config import PruningConfig
+from tailored_llama.errors import InputError
+from tailored_llama.models import load
+from tailored_llama.pruning.groups import build_graph, read_groups, read_slices
+from tailored_llama.pruning.importance import magnitude_scores, taylor_scores, write_importance
+from tailored_llama.pruning.plan import plan, prune, read_plan
+
+IDS = torch.tensor([[5, 9, 200, 31, 77, 14, 3, 8]])
+SHAPES = {
+    "grouped-query": {},
+    "multi-head, untied": {"num_key_value_heads": 4, "tie_word_embeddings": False},
+    "multi-query": {"num_key_value_heads": 1},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "odd head_dim": {"head_dim": 6},
+}
+
+
+def prepare(tmp_path: Path, **changes: Any) -> tuple[Path, Path]:
+    dense, groups = save_tiny_llama(tmp_path / "dense", **changes), tmp_path / "groups"
+    groups.mkdir()
+    build_graph(dense, groups)
+    return dense, groups
+
+
+def shapes_of(dense: Path) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
+def test_groups_cover_every_prunable_parameter_once(tmp_path: Path, changes: dict[str, Any]) -> None:
+    dense, folder = prepare(tmp_path, **changes)
+    groups, shapes = read_groups(folder), shapes_of(dense)
+    counted = np.zeros(len(groups), dtype=np.int64)
+    for part in read_slices(folder, shapes):
+        assert (part.owner >= 0).all(), part.parameter
+        others = int(np.prod(shapes[part.parameter])) // len(part.owner)
+        np.add.at(counted, part.owner, others)
+    assert (counted == groups.parameters).all()
+
+
+def test_a_group_of_grouped_query_attention_holds_its_own_query_heads(tmp_path: Path) -> None:
+    dense, folder = prepare(tmp_path)
+    groups = read_groups(folder)
+    second = int(np.flatnonzero((groups.layer == 1) & (groups.kind == "attention") & (groups.index == 1))[0])
+    owned = {
+        (p.parameter.split(".")[-2], p.dim): np.flatnonzero(p.owner == second).tolist()
+        for p in read_slices(folder, shapes_of(dense))
+        if (p.owner == second).any()
+    }
+    kv, queries = list(range(8, 16)), list(range(16, 32))
+    assert owned == {("q_proj", 0): queries, ("k_proj", 0): kv, ("v_proj", 0): kv, ("o_proj", 1): queries}
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
+def test_removing_equals_zeroing(tmp_path: Path, changes: dict[str, Any]) -> None:
+    dense, folder = prepare(tmp_path, **changes)
+    groups = read_groups(folder)
+    scores = np.random.default_rng(1).random(len(groups))
+    pruning = PruningConfig(allocation="global", min_channels=2)
+    write_importance(folder, groups, scores, "random")
+    out = tmp_path / "pruned"
+    out.mkdir()
+    prune(dense, folder, folder, 0.25, pruning, out)
+    kept = np.array(read_plan(out)["kept"].to_pylist())
+    masked = load(dense)
+    parameters = dict(masked.named_parameters())
+    for part in read_slices(folder, shapes_of(dense)):
+        gone = torch.from_numpy(np.flatnonzero(~kept[part.owner]))
+        parameters[part.parameter].data.index_fill_(part.dim, gone, 0)
+    pruned = load(out)
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(IDS).logits, masked(IDS).logits, rtol=0, atol=2e-5)
+
+
+def pruned_checkpoint(tmp_path: Path, ratio: float, pruning: PruningConfig, **changes: Any) -> tuple[Path, Path]:
+    dense, folder = prepare(tmp_path, **changes)
+    groups = read_groups(folder)
+    write_importance(folder, groups, np.random.default_rng(2).random(len(groups)), "random")
+    out = tmp_path / "pruned"
+    out.mkdir()
+    prune(dense, folder, folder, ratio, pruning, out)
+    return dense, out
+
+
+UNIFORM = PruningConfig(allocation="uniform", min_channels=2)
+LAYERED = PruningConfig(allocation="uniform", protect_first=1, min_channels=2)
+
+
+@pytest.mark.parametrize(
+    ("pruning", "changes", "kind"),
+    [
+        (UNIFORM, {}, "llama"),
+        (UNIFORM, {"num_attention_heads": 5, "num_key_value_heads": 5, "hidden_size": 30, "head_dim": 6}, "mistral"),
+        (LAYERED, {}, "tailored_llama"),
+    ],
+)
+def test_a_saved_checkpoint_reloads_with_equal_logits(
+    tmp_path: Path, pruning: PruningConfig, changes: dict[str, Any], kind: str
+) -> None:
+    _, out = pruned_checkpoint(tmp_path, 0.2, pruning, **changes)
+    assert read_config(out)["model_type"] == kind
+    first = AutoModelForCausalLM.from_pretrained(out)
+    again = tmp_path / "again"
+    first.save_pretrained(again)
+    second = AutoModelForCausalLM.from_pretrained(again)
+    with torch.no_grad():
+        assert torch.equal(first(IDS).logits, second(IDS).logits)
+    assert str(tmp_path) not in (again / "config.json").read_text() + (out / "config.json").read_text()
+
+
+@pytest.mark.parametrize("pruning", [UNIFORM, LAYERED], ids=["uniform", "per-layer"])
+def test_a_clean_process_loads_it_without_the_library(tmp_path: Path, pruning: PruningConfig) -> None:
+    """Uniform checkpoints load in stock transformers; per-layer ones with trust_remote_code."""
+    _, out = pruned_checkpoint(tmp_path, 0.2, pruning)
+    model = load(out)
+    with torch.no_grad():
+        expected = model(IDS).logits
+    torch.save(expected, tmp_path / "expected.pt")
+    code = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForCausalLM\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code={pruning is LAYERED}).eval()\n"
+        "assert 'tailored_llama' not in sys.modules\n"
+        f"expected = torch.load({str(tmp_path / 'expected.pt')!r})\n"
+        f"assert torch.equal(model(torch.tensor({IDS.tolist()})).logits, expected)\n"
+        "print(type(model).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == ("TailoredLlamaForCausalLM" if pruning is LAYERED else "LlamaForCausalLM")
+
+
+@pytest.mark.parametrize("pruning", [UNIFORM, LAYERED], ids=["uniform", "per-layer"])
+def test_generation_is_the_same_with_and_without_the_cache(tmp_path: Path, pruning: PruningConfig) -> None:
+    _, out = pruned_checkpoint(tmp_path, 0.2, pruning)
+    model = load(out)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 256}
+    cached, plain = (model.generate(IDS, use_cache=use, **options) for use in (True, False))
+    assert torch.equal(cached, plain)
+    assert cached.shape == (1, IDS.shape[1] + 12)
+
+
+@pytest.mark.parametrize("criterion", ["taylor_first", "taylor_vector", "taylor_second"])
+def test_streamed_importance_equals_full_gradients(tmp_path: Path, criterion: Any) -> None:
+    dense, folder = prepare(tmp_path)
+    ids = torch.randint(0, 256, (3, 16), generator=torch.Generator().manual_seed(3))
+    slices, groups = read_slices(folder, shapes_of(dense)), read_groups(folder)
+    streamed = taylor_scores(load(dense), ids, slices, len(groups), criterion)
+    model = load(dense).requires_grad_(True)
+    parameters = dict(model.named_parameters())
+    if criterion == "taylor_second":
+        elements = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        for sample in ids.split(1):
+            model.zero_grad()
+            model(sample, labels=sample).loss.backward()
+            for name, p in parameters.items():
+                elements[name] += (p.detach() * p.grad) ** 2 / (2 * len(ids))
+    else:
+        model(ids, labels=ids).loss.backward()
+        elements = {name: p.detach() * p.grad for name, p in parameters.items()}
+    expected = np.zeros(len(groups))
+    for part in slices:
+        values = elements[part.parameter].movedim(part.dim, 0).flatten(1)
+        sums = values.sum(1).abs() if criterion == "taylor_vector" else values.abs().sum(1)
+        np.add.at(expected, part.owner, sums.double().numpy())
+    np.testing.assert_allclose(streamed, expected, rtol=1e-5)
+
+
+def test_magnitude_is_the_norm_of_all_weights_of_a_group(tmp_path: Path) -> None:
+    dense, folder = prepare(tmp_path)
+    groups, slices = read_groups(folder), read_slices(folder, shapes_of(dense))
+    channel = int(np.flatnonzero((groups.layer == 2) & (groups.kind == "mlp") & (groups.index == 7))[0])
+    weights = load_file(dense / "model.safetensors")
+    prefix = "model.layers.2.mlp"
+    members = [weights[f"{prefix}.{n}_proj.weight"][7] for n in ("gate", "up")]
+    members.append(weights[f"{prefix}.down_proj.weight"][:, 7])
+    values = torch.cat(members).double()
+    assert magnitude_scores(dense, slices, len(groups), "magnitude_l1")[channel] == pytest.approx(
+        float(values.abs().sum()), rel=1e-6
+    )
+    assert magnitude_scores(dense, slices, len(groups), "magnitude_l2")[channel] == pytest.approx(
+        float(values.norm()), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
+def test_the_saved_model_has_the_asked_ratio_of_all_parameters(tmp_path: Path, allocation: Any, ratio: float) -> None:
+    """Within one MLP channel of every layer: on this model a channel is 0.4 % of all parameters, on 7B 0.0002 %."""
+    pruning = PruningConfig(allocation=allocation, min_channels=2)
+    sizes = {"hidden_size": 64, "intermediate_size": 512, "head_dim": 16}
+    dense, out = pruned_checkpoint(tmp_path, ratio, pruning, **sizes)
+    before, after = read_structure(dense).parameters, read_structure(out).parameters
+    assert after == sum(p.numel() for p in load(out).parameters())
+    assert 1 - after / before == pytest.approx(ratio, abs=1e-3 if allocation == "global" else 2e-3)
+
+
+def test_uniform_plans_keep_equal_layers_equal_and_protected_layers_whole(tmp_path: Path) -> None:
+    pruning = PruningConfig(allocation="uniform", protect_first=1, protect_last=1, min_channels=2)
+    dense, out = pruned_checkpoint(tmp_path, 0.2, pruning)
+    layers, before = read_structure(out).layers, read_structure(dense).layers
+    assert layers[0] == before[0]
+    assert layers[3] == before[3]
+    assert layers[1] == layers[2] != before[1]
+
+
+def test_global_plans_remove_the_least_important_group_first(tmp_path: Path) -> None:
+    dense, folder = prepare(tmp_path)
+    groups = read_groups(folder)
+    scores = np.where(groups.kind == "mlp", 1.0, 100.0) * groups.parameters
+    scores[groups.layer == 2] *= 0.1
+    total = read_structure(dense).parameters
+    kept = plan(groups, scores, total, 0.05, PruningConfig(min_channels=2))
+    assert set(groups.layer[~kept]) == {2}
+    assert set(groups.kind[~kept]) == {"mlp"}
+
+
+def test_a_ratio_out_of_reach_names_the_largest_one(tmp_path: Path) -> None:
+    dense, folder = prepare(tmp_path)
+    groups, total = read_groups(folder), read_structure(dense).parameters
+    with pytest.raises(InputError, match=r"pruning\.ratios: got 0\.9; allowed: at most 0\.\d{4} with protect_first 0"):
+        plan(groups, np.ones(len(groups)), total, 0.9, PruningConfig(min_channels=2))
+    largest = (int(groups.parameters.sum()) - 4 * int(groups.parameters[0]) - 8 * 96) / total
+    kept = plan(groups, np.ones(len(groups)), total, largest, PruningConfig(min_channels=2))
+    assert kept.sum() == 4 * (1 + 2)
+
+
+def test_a_layout_states_what_differs(tmp_path: Path) -> None:
+    dense = read_config(save_tiny_llama(tmp_path / "dense"))
+    config = layout_config(dense, (Layer(4, 2, 24), Layer(2, 1, 10), Layer(4, 2, 24), Layer(4, 2, 8)))
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["per_layer_config"]["1"] == {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 10,
+    }
+
+
+def test_pruning_a_pruned_model_again_works(tmp_path: Path) -> None:
+    _, once = pruned_checkpoint(tmp_path, 0.2, LAYERED)
+    folder, twice = tmp_path / "groups2", tmp_path / "twice"
+    folder.mkdir()
+    twice.mkdir()
+    build_graph(once, folder)
+    groups = read_groups(folder)
+    write_importance(folder, groups, np.random.default_rng(3).random(len(groups)), "random")
+    prune(once, folder, folder, 0.1, PruningConfig(min_channels=2), twice)
+    ratio = 1 - read_structure(twice).parameters / read_structure(once).parameters
+    assert ratio == pytest.approx(0.1, abs=4e-3)
+    with torch.no_grad():
+        assert torch.isfinite(load(twice)(IDS).logits).all()

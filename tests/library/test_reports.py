@@ -1,0 +1,327 @@
+"""Reports from hand-made folders: the numbers, the words, what must never be in the page, what may be absent."""
+
+import json
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from tailored_llama.artifacts import write_table
+from tailored_llama.config import validate_config
+from tailored_llama.errors import InputError
+from tailored_llama.pruning.importance import IMPORTANCE_SCHEMA
+from tailored_llama.pruning.plan import PLAN_SCHEMA
+from tailored_llama.recovery import (
+    MEAN,
+    RECOVERY_SCHEMA,
+    Cost,
+    ModelScores,
+    PrunedRun,
+    ReportInputs,
+    read_rows,
+    recovery_rows,
+)
+from tailored_llama.reports import console_table, write_report
+from tailored_llama.scoring import PREDICTIONS_SCHEMA
+from tailored_llama.tuning import LOG_SCHEMA
+
+ATTACK = "<script>alert(1)</script><img src=https://example.com/x.png onerror=alert(2)>"
+NBSP = "\N{NO-BREAK SPACE}"
+
+
+def scored(folder: Path, right: Sequence[int], floor: float, metric: str = "acc_norm", first: int = 0) -> Path:
+    """A scored benchmark: `right` says which of its examples are answered rightly under the headline metric."""
+    folder.mkdir(parents=True)
+    hit, count = np.array(right, dtype=int), len(right)
+    columns: dict[str, Any] = {
+        "example": range(first, first + count),
+        "loglikelihoods": [[0.0, -1.0]] * count,
+        "prediction": hit if metric == "acc" else [0] * count,
+        "prediction_norm": hit if metric == "acc_norm" else [0] * count,
+        "answer": [1] * count,
+    }
+    write_table(folder / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
+    error = float(np.std(hit, ddof=1)) / count**0.5
+    found = {"benchmark": folder.name, "metric": metric, "examples": count, "floor": floor}
+    found |= {metric: float(hit.mean()), f"{metric}_stderr": error}
+    (folder / "metrics.json").write_text(json.dumps(found))
+    return folder
+
+
+def hits(right: int, of: int = 100) -> list[int]:
+    return [1] * right + [0] * (of - right)
+
+
+def inputs(root: Path, **changes: Any) -> ReportInputs:
+    """Two benchmarks at one ratio: one that dense knows, one on which dense is at its floor. Only scores are given."""
+    models = {
+        name: {
+            "arc_easy": scored(root / name / "arc_easy", hits(easy), 0.25),
+            "boolq": scored(root / name / "boolq", hits(boolq), 0.62, "acc"),
+        }
+        for name, easy, boolq in (("dense", 50, 42), ("pruned", 30, 40), ("tailored", 40, 63))
+    }
+    run = PrunedRun(
+        0.2, ModelScores(80_000, {"perplexity": 40.25}, models["pruned"]), ModelScores(scores=models["tailored"])
+    )
+    dense = ModelScores(100_000, {"perplexity": 20.5, "tokens": 511, "window": 512}, models["dense"])
+    return ReportInputs(**{"config": None, "model": "tiny", "dense": dense, "runs": (run,)} | changes)
+
+
+def everything(root: Path) -> ReportInputs:
+    """The same with all that is optional, and markup in every place that takes text from outside."""
+    base = inputs(root)
+    for name in ("plan", "importance", "log", "prompts"):
+        (root / name).mkdir()
+    layer, kind = [0, 0, 1, 1], ["attention", "mlp", "attention", "mlp"]
+    plan = {"group": range(4), "layer": layer, "kind": kind, "index": [0, 0, 0, 0], "kept": [True, True, True, False]}
+    write_table(root / "plan" / "plan.parquet", plan, PLAN_SCHEMA)
+    importance = {"group": range(4), "layer": layer, "kind": kind, "criterion": ["random"] * 4, "score": [0, 1, 2, 3]}
+    write_table(root / "importance" / "importance.parquet", importance, IMPORTANCE_SCHEMA)
+    log = {
+        "step": [0, 1],
+        "epoch": [0, 1],
+        "loss": [None, 2.0],
+        "learning_rate": [None, 1.0],
+        "held_out_loss": [2, 1.5],
+    }
+    write_table(root / "log" / "log.parquet", log, LOG_SCHEMA)
+    first, second = f"──── evaluation, example 0 ────\nIs {ATTACK}?\n", "──── evaluation, example 9 ────\nsecond\n"
+    (root / "prompts" / "samples.txt").write_text(f"boolq, template harness.\n\n{first}\n{second}")
+    run = base.runs[0]
+    return ReportInputs(
+        config=validate_config({"seed": 7, "scoring": {"limit": 100}, "model": {"source": ATTACK}}),
+        model=f"tiny {ATTACK}",
+        dense=base.dense,
+        runs=(PrunedRun(run.ratio, run.pruned, run.tailored, root / "plan", {f"boolq$x$ {ATTACK}": root / "log"}),),
+        importance=root / "importance",
+        prompts={ATTACK: root / "prompts"},
+        costs=(Cost("tune", ATTACK, 83.0, 2**30, {"tokens_per_second": 1234.5}), Cost("prune", "", 1.5, 0)),
+        libraries={"torch": ATTACK},
+    )
+
+
+class Elements(HTMLParser):
+    """The elements of a page, their attributes, and whether every one that was opened is closed."""
+
+    void = ("meta", "br", "img", "link")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def written(given: ReportInputs, out: Path) -> str:
+    out.mkdir()
+    write_report(given, out)
+    return (out / "report.html").read_text()
+
+
+def test_rows_hold_the_numbers(tmp_path: Path) -> None:
+    easy, boolq, mean = recovery_rows(inputs(tmp_path))
+    assert (easy.benchmark, easy.metric, easy.examples, easy.floor, easy.ratio) == (
+        "arc_easy",
+        "acc_norm",
+        100,
+        0.25,
+        0.2,
+    )
+    assert (easy.dense, easy.pruned, easy.tailored) == (0.5, 0.3, 0.4)
+    assert easy.recovery == pytest.approx(0.8)
+    assert easy.chance_corrected == pytest.approx(0.6)
+    assert easy.dense_above_floor is True
+    assert easy.recovery_low is not None
+    assert easy.recovery_high is not None
+    assert 0.6 < easy.recovery_low < 0.8 < easy.recovery_high < 1
+    assert (easy.dense_parameters, easy.pruned_parameters) == (100_000, 80_000)
+    assert (easy.dense_perplexity, easy.pruned_perplexity) == (20.5, 40.25)
+    assert boolq.recovery == pytest.approx(1.5)
+    assert (boolq.dense_above_floor, boolq.chance_corrected, boolq.cc_low, boolq.cc_high) == (False, None, None, None)
+    assert mean.benchmark == MEAN
+    assert mean.recovery == pytest.approx((0.8 + 1.5) / 2)
+    assert mean.recovery_benchmarks == 2
+    assert mean.chance_corrected == pytest.approx(0.6)  # boolq's would be of no meaning
+    assert mean.cc_benchmarks == 1
+    assert mean.dense == pytest.approx(0.46)
+    assert easy.dense_stderr is not None
+    assert boolq.dense_stderr is not None
+    assert mean.dense_stderr == pytest.approx(np.hypot(easy.dense_stderr, boolq.dense_stderr) / 2)
+
+
+def test_an_interval_does_not_depend_on_the_other_benchmarks(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    run = given.runs[0]
+    alone = ReportInputs(
+        None,
+        "tiny",
+        ModelScores(100_000, given.dense.perplexity, {"arc_easy": given.dense.scores["arc_easy"]}),
+        (
+            PrunedRun(
+                0.2,
+                ModelScores(80_000, run.pruned.perplexity, {"arc_easy": run.pruned.scores["arc_easy"]}),
+                ModelScores(scores={"arc_easy": run.tailored.scores["arc_easy"]}),
+            ),
+        ),
+    )
+    assert recovery_rows(alone) == recovery_rows(given)[:1]  # and one benchmark needs no mean
+
+
+def test_parquet_has_the_declared_schema_and_reads_back(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    written(given, tmp_path / "out")
+    found = pq.read_table(tmp_path / "out" / "recovery.parquet")
+    assert found.schema.equals(RECOVERY_SCHEMA)
+    assert str(found.schema.field("dense_above_floor").type) == "bool"
+    assert str(found.schema.field("examples").type) == "int64"
+    assert str(found.schema.field("recovery").type) == "double"
+    assert read_rows(tmp_path / "out") == recovery_rows(given)
+
+
+def test_the_page_says_it_in_words_and_numbers(tmp_path: Path) -> None:
+    page = written(inputs(tmp_path), tmp_path / "out")
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page)).replace("&#39;", "'")
+    assert "tiny, pruned at ratio 0.2" in text
+    assert (
+        "Pruning removed 20.0 % of all parameters (100,000 before, 80,000 after), and perplexity went from 20.5" in text
+    )
+    assert "reaches 115.0 % of the dense model's accuracy (mean over 2 benchmarks, 200 examples; 95 % interval" in text
+    assert (
+        "; 77.6 % without tuning), and 60.0 % of what the dense model has above its floor (over the 1 of them" in text
+    )
+    assert "Dense itself is at the floor on boolq (0.420 against 0.620): its recovery says nothing." in text
+    assert "0.400 ± 0.049" in text
+    assert "over 1 of 2" in text
+    assert page.count("<svg") == 1  # bars; no plan, importance or losses were given
+
+
+def test_nothing_from_outside_is_markup_and_nothing_is_loaded(tmp_path: Path) -> None:
+    page = written(everything(tmp_path), tmp_path / "out")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert f"Is {ATTACK}?" not in page
+    (prompt,) = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
+    assert prompt.startswith("Is &lt;script")
+    assert "second" not in prompt
+    elements = Elements(page)
+    assert not elements.open
+    assert {"script", "img", "link", "iframe", "object", "foreignobject"}.isdisjoint(tag for tag, _ in elements.found)
+    for tag, attributes in elements.found:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "xlink:href", "action", "data", "style"):
+            assert "//" not in (attributes.get(name) or ""), (tag, name)
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+    assert page.count("<svg") == 4
+    used = {a["href"][1:] for tag, a in elements.found if tag == "use" and a.get("href")}
+    assert used <= {a["id"] for _, a in elements.found if "id" in a}
+
+
+def test_the_same_inputs_make_the_same_files(tmp_path: Path) -> None:
+    given = everything(tmp_path)
+    for name in ("one", "two"):
+        written(given, tmp_path / name)
+    for file in ("recovery.parquet", "report.html", "report.md"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_markdown_is_short_and_has_the_table(tmp_path: Path) -> None:
+    given = everything(tmp_path)
+    written(given, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.startswith(f"# `tiny {ATTACK}`, pruned at ratio 0.2\n")  # in a code span: not markup
+    assert "| arc_easy | acc_norm | 100 | 0.250 | 0.500 ± 0.050 | 0.300 ± 0.046 | 0.400 ± 0.049 |" in text
+    assert "Dense itself is at the floor on boolq" in text
+    many = tuple(PrunedRun(i / 200, given.runs[0].pruned, given.runs[0].tailored) for i in range(1, 31))
+    written(ReportInputs(None, "tiny", given.dense, many), tmp_path / "many")
+    assert len((tmp_path / "many" / "report.md").read_bytes()) < 20_000
+
+
+def test_without_tailored_plan_or_logs(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    pruned = PrunedRun(0.2, ModelScores(scores=given.runs[0].pruned.scores))
+    page = written(ReportInputs(None, "tiny", ModelScores(scores=given.dense.scores), (pruned,)), tmp_path / "out")
+    assert f"Without tuning, the pruned model reaches 77.6{NBSP}%" in page
+    rows = read_rows(tmp_path / "out")
+    assert [row.recovery for row in rows] == [None] * 3
+    assert rows[-1].tailored is None
+    assert rows[-1].pruned == pytest.approx(0.35)
+
+
+def test_dense_alone_and_a_ratio_that_nobody_named(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    page = written(ReportInputs(None, "tiny", given.dense), tmp_path / "alone")
+    assert "<h1>tiny</h1>" in page
+    assert {row.ratio for row in read_rows(tmp_path / "alone")} == {None}
+    run = PrunedRun(None, tailored=given.runs[0].tailored)
+    assert "tailored" in written(ReportInputs(None, "tiny", given.dense, (run,)), tmp_path / "unnamed")
+
+
+def test_a_benchmark_that_only_some_models_have(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    only = {"arc_easy": given.runs[0].tailored.scores["arc_easy"]}
+    run = PrunedRun(0.2, given.runs[0].pruned, ModelScores(scores=only))
+    partial = ReportInputs(None, "tiny", given.dense, (run,))
+    assert "(arc_easy, 100 examples; 95 % interval" in written(partial, tmp_path / "out")
+    rows = recovery_rows(partial)
+    assert rows[1].tailored is None
+    assert rows[-1].tailored is None  # a mean over one benchmark is not to be set beside a mean over two
+    assert rows[-1].recovery == pytest.approx(0.8)
+    assert rows[-1].recovery_benchmarks == 1
+
+
+def test_scores_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    other = {"arc_easy": scored(tmp_path / "other" / "arc_easy", hits(40), 0.25, first=1)}
+    with pytest.raises(InputError, match="scores of arc_easy: row 0: example 0 against 1"):
+        recovery_rows(ReportInputs(None, "tiny", given.dense, (PrunedRun(0.2, tailored=ModelScores(scores=other)),)))
+    metric = {"arc_easy": scored(tmp_path / "metric" / "arc_easy", hits(40), 0.25, "acc")}
+    with pytest.raises(InputError, match="scores of arc_easy: acc_norm against acc"):
+        recovery_rows(ReportInputs(None, "tiny", given.dense, (PrunedRun(0.2, tailored=ModelScores(scores=metric)),)))
+    (other["arc_easy"] / "metrics.json").write_text('{"metric": "acc", "floor": 0.5}')
+    with pytest.raises(InputError, match=r"metrics\.json: floor, metric or its value is missing"):
+        recovery_rows(ReportInputs(None, "tiny", ModelScores(scores=other)))
+    with pytest.raises(InputError, match="no model has scores"):
+        write_report(ReportInputs(None, "tiny", ModelScores()), tmp_path)
+
+
+def test_dense_without_a_right_answer(tmp_path: Path) -> None:
+    scores = {
+        name: {"own": scored(tmp_path / name / "own", hits(n), 0.5)} for name, n in (("dense", 0), ("tailored", 9))
+    }
+    run = PrunedRun(0.5, tailored=ModelScores(scores=scores["tailored"]))
+    given = ReportInputs(None, "tiny", ModelScores(scores=scores["dense"]), (run,))
+    (row,) = recovery_rows(given)
+    assert (row.recovery, row.recovery_low, row.chance_corrected) == (None, None, None)
+    assert "Dense itself is at the floor on own" in written(given, tmp_path / "out")
+
+
+def test_console_table_fits_a_terminal(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    run = given.runs[0]
+    for runs in ((run,), (run, PrunedRun(0.5, run.pruned, run.tailored))):
+        console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console.print(console_table(recovery_rows(ReportInputs(None, "tiny", given.dense, runs))))
+        text = console.export_text().replace(NBSP, " ")
+        line = next(line for line in text.splitlines() if line.startswith("arc_easy"))
+        assert re.match(r"arc_easy +0\.500±\.050 +0\.300±\.046 +0\.400±\.049 +80 % \(\d+–\d+\) +60 % \(\d+–\d+\)", line)
+        assert "100,000 → 80,000; perplexity 20.5 → 40.2" in text
+        assert "Dense itself is at the floor on boolq" in text
+        assert ("ratio 0.5" in text) == (len(runs) == 2)

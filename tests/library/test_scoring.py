@@ -1,0 +1,169 @@
+"""Scoring: packed rows equal plain forward passes; accuracies are what lm-evaluation-harness defines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import byte_tokenizer, write_own_benchmark
+
+from tailored_llama import scoring
+from tailored_llama.benchmarks import load_benchmark
+from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig
+from tailored_llama.models import load, load_tokenizer
+from tailored_llama.packing import Document, packed_attention, packed_logits
+from tailored_llama.prompts import Prompt, render_prompts
+from tailored_llama.scoring import encode_pair, encode_prompt, loglikelihoods, metrics, predict
+
+
+def prompt(context: str | tuple[str, ...], *continuations: str, answer: int = 0) -> Prompt:
+    contexts = (context,) * len(continuations) if isinstance(context, str) else context
+    return Prompt(0, contexts, continuations, answer, tuple(len(c) - 1 for c in continuations))
+
+
+PROMPTS = [
+    prompt("The sky is", " blue", " a very long way up", " blue"),
+    prompt("Is it? Answer:", " no", " yes"),
+    prompt(("Ann saw Bob because Ann", "Ann saw Bob because Bob"), " was there.", " was there."),
+    prompt("x", " y", " z"),
+]
+
+
+def plain_loglikelihood(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
+    """One sequence, one forward pass, all logits: what nobody can misread."""
+    before, after = encode_pair(tokenizer, context, continuation)
+    ids = torch.tensor([before + after])
+    with torch.no_grad():
+        logprobs = model(ids).logits[0].log_softmax(-1)
+    return sum(float(logprobs[len(before) + i - 1, token]) for i, token in enumerate(after))
+
+
+@pytest.mark.parametrize("budget", [64, 4096], ids=["many rows", "one row"])
+def test_packed_loglikelihoods_equal_one_plain_pass_per_choice(tiny: Path, budget: int) -> None:
+    model, tokenizer = load(tiny), load_tokenizer(tiny)
+    encoded = [encode_prompt(tokenizer, p, 256) for p in PROMPTS]
+    packed = loglikelihoods(model, encoded, budget)
+    for item, row in zip(PROMPTS, packed, strict=True):
+        plain = [
+            plain_loglikelihood(model, tokenizer, *pair) for pair in zip(item.contexts, item.continuations, strict=True)
+        ]
+        assert row == pytest.approx(plain, abs=1e-4)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_shared_context_is_encoded_once() -> None:
+    tokenizer = byte_tokenizer()
+    encoded = encode_prompt(tokenizer, prompt("0123456789", " ab", " cd"), 256)
+    assert len(encoded.document) == len("0123456789 ") + 2  # the last token of a choice is only a target
+    assert len(encode_prompt(tokenizer, prompt("0123456789", " a", " b"), 256).document) == len("0123456789 ")
+
+
+def test_the_head_runs_on_scored_positions_only(tiny: Path) -> None:
+    model = load(tiny)
+    with torch.no_grad(), packed_attention(model):
+        logits = packed_logits(model, [Document(list(range(50))), Document(list(range(9)))], torch.tensor([49, 52]))
+    assert logits.shape == (2, 260)
+
+
+def test_documents_of_a_row_do_not_see_each_other(tiny: Path) -> None:
+    model = load(tiny)
+    first, others = Document([7, 8, 9]), [Document([1] * 20), Document([2] * 11)]
+    with torch.no_grad(), packed_attention(model):
+        alone = packed_logits(model, [first], torch.tensor([2]))
+        with_others = [packed_logits(model, [o, first], torch.tensor([len(o) + 2])) for o in others]
+    for logits in with_others:
+        torch.testing.assert_close(logits, alone, rtol=0, atol=1e-5)
+
+
+def test_the_space_between_belongs_to_the_continuation() -> None:
+    tokenizer = byte_tokenizer()
+    assert encode_pair(tokenizer, "ab ", "cd") == encode_pair(tokenizer, "ab", " cd")
+    assert tokenizer.decode(encode_pair(tokenizer, "ab  ", "cd")[1]) == "  cd"
+    assert encode_pair(tokenizer, "", "cd")[0] == [tokenizer.bos_token_id]
+
+
+def test_long_contexts_lose_their_start_never_the_continuation(tiny: Path) -> None:
+    model, tokenizer = load(tiny), load_tokenizer(tiny)
+    long = prompt("z" * 50 + "The sky is", " blue", " red")
+    cut = encode_prompt(tokenizer, long, 12)
+    assert max(len(cut.document.prefix) + len(branch) for branch in cut.document.branches) == 12
+    assert [len(target) for target in cut.targets] == [5, 4]
+    # lm-evaluation-harness keeps the last max_length + 1 tokens of each sequence
+    kept = ("z" * 50 + "The sky is blue")[-13:]
+    expected = plain_loglikelihood(model, tokenizer, kept[:-5], kept[-5:])
+    assert loglikelihoods(model, [cut], 256)[0][0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_running_out_of_memory_splits_the_pass(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load(tiny), load_tokenizer(tiny)
+    encoded = [encode_prompt(tokenizer, p, 256) for p in PROMPTS]
+    expected = loglikelihoods(model, encoded, 4096)
+    sizes: list[int] = []
+    real = scoring.packed_logits
+
+    def scarce(model: Any, documents: Any, positions: Any) -> Any:
+        sizes.append(len(documents))
+        if len(documents) > 1:
+            raise torch.OutOfMemoryError
+        return real(model, documents, positions)
+
+    monkeypatch.setattr(scoring, "packed_logits", scarce)
+    for row, wanted in zip(loglikelihoods(model, encoded, 4096), expected, strict=True):
+        assert row == pytest.approx(wanted, abs=1e-4)
+    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+
+
+def test_acc_norm_by_hand() -> None:
+    """Three examples: right by likelihood only, right by likelihood per character only, wrong by both."""
+    prompts = [
+        prompt("a", " xx", " yyyyyy", answer=0),  # -4 > -9; -2.0 < -1.5
+        prompt("b", " xx", " yyyyyy", answer=1),  # the other way round
+        prompt("c", " xx", " yyyyyy", answer=1),  # -1 > -6; -0.5 > -1.0
+    ]
+    predictions = predict(prompts, [[-4.0, -9.0], [-4.0, -9.0], [-1.0, -6.0]])
+    assert predictions["prediction"] == [0, 0, 0]
+    assert predictions["prediction_norm"] == [1, 1, 0]
+    result = metrics(BenchmarkConfig(name="piqa"), prompts, predictions)
+    assert result["acc"] == pytest.approx(1 / 3)
+    assert result["acc_norm"] == pytest.approx(1 / 3)
+    assert result["acc_stderr"] == pytest.approx(math.sqrt(1 / 3) / math.sqrt(3))  # sample deviation ÷ √n
+    assert result["floor"] == pytest.approx(2 / 3)  # always answering 1
+
+
+def test_a_score_that_is_not_a_number_names_its_example() -> None:
+    with pytest.raises(FloatingPointError, match="example 0: log-likelihoods"):
+        predict([prompt("a", " b", " c")], [[float("nan"), 1.0]])
+
+
+def test_the_stage_writes_predictions_and_metrics(tiny: Path, folder: Callable[[str], Path]) -> None:
+    benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")))
+    examples, prompts, out = folder("examples"), folder("prompts"), folder("scores")
+    load_benchmark(benchmark, "", examples)
+    render_prompts(examples, benchmark, "evaluation", "harness", prompts)
+    measured = scoring.score_benchmark(tiny, None, prompts, benchmark, out, ExecutionConfig(device="cpu"))
+    table = scoring.read_predictions(out)
+    assert table.num_rows == 12
+    right = [p == a for p, a in zip(table["prediction_norm"].to_pylist(), table["answer"].to_pylist(), strict=True)]
+    result = json.loads((out / "metrics.json").read_text())
+    assert result["acc_norm"] == sum(right) / 12
+    assert result["floor"] == 0.25
+    assert measured["tokens"] > 0
+
+
+def test_perplexity_is_the_exponent_of_the_mean_loss(tiny: Path, folder: Callable[[str], Path]) -> None:
+    text = folder("data") / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog.")
+    out = folder("out")
+    perplexity = PerplexityConfig(source=str(text), window=16, tokens=32)
+    scoring.measure_perplexity(tiny, perplexity, "", out, ExecutionConfig(device="cpu"))
+    model, ids = load(tiny), torch.tensor([load_tokenizer(tiny).encode(text.read_text())[:32]])
+    with torch.no_grad():
+        losses = [model(window, labels=window).loss for window in ids.split(16, dim=1)]
+    result = json.loads((out / "metrics.json").read_text())
+    assert result["perplexity"] == pytest.approx(float(torch.stack(losses).mean().exp()), rel=1e-5)
+    assert result["tokens"] == 30

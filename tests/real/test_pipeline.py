@@ -1,0 +1,64 @@
+"""The real model through the stages: it still speaks, has the size it should, and learns from real examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tailored_llama.benchmarks import load_benchmark
+from tailored_llama.checkpoints import read_structure
+from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig, RunConfig
+from tailored_llama.models import generate, load, load_tokenizer, merge
+from tailored_llama.prompts import render_prompts
+from tailored_llama.scoring import measure_perplexity, read_metrics
+from tailored_llama.tuning import tune
+
+pytestmark = pytest.mark.real
+CPU = ExecutionConfig(device="cpu")
+
+
+def test_the_dense_model_is_smollm2(smollm2: Path) -> None:
+    structure = read_structure(smollm2)
+    assert structure.parameters == 134_515_008
+    assert {(layer.heads, layer.kv_heads, layer.channels) for layer in structure.layers} == {(9, 3, 1536)}
+    assert "Paris" in generate(load(smollm2), load_tokenizer(smollm2), "The capital of France is", 8)
+
+
+def test_a_fifth_of_all_parameters_is_gone_and_the_model_still_predicts(
+    smollm2: Path, pruned_smollm2: Path, quickstart: RunConfig, folder: Callable[[str], Path]
+) -> None:
+    before, after = read_structure(smollm2).parameters, read_structure(pruned_smollm2).parameters
+    assert 1 - after / before == pytest.approx(0.2, abs=1e-3)
+    perplexities = []
+    for name, checkpoint in (("dense", smollm2), ("pruned", pruned_smollm2)):
+        out = folder(name)
+        measure_perplexity(checkpoint, PerplexityConfig(tokens=2048), quickstart.store.downloads, out, CPU)
+        perplexities.append(read_metrics(out)["perplexity"])
+    assert 10 < perplexities[0] < 40  # a wrong rope_theta or tokenizer shows here first
+    assert perplexities[1] < 5 * perplexities[0]
+
+
+def test_tuning_lowers_the_held_out_loss_and_the_merged_model_stands_alone(
+    pruned_smollm2: Path, quickstart: RunConfig, folder: Callable[[str], Path]
+) -> None:
+    benchmark = BenchmarkConfig(name="arc_easy")
+    examples, prompts, adapter, merged = (folder(n) for n in ("examples", "prompts", "adapter", "merged"))
+    load_benchmark(benchmark, quickstart.store.downloads, examples)
+    render_prompts(examples, benchmark, "train", "harness", prompts, shots=16, held_out=8)
+    tuning = quickstart.tuning.model_copy(update={"epochs": 2})
+    measured = tune(pruned_smollm2, prompts, tuning, 0, adapter, CPU)
+    held = [v for v in pq.read_table(adapter / "log.parquet")["held_out_loss"].to_pylist() if v is not None]
+    assert min(held) < held[0] - 0.1
+    assert math.isfinite(measured["tokens_per_second"])
+    merge(pruned_smollm2, adapter, merged)
+    ids = load_tokenizer(merged)("The sky is", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        alone = AutoModelForCausalLM.from_pretrained(merged)(ids).logits
+        attached = load(pruned_smollm2, adapter)(ids).logits
+    torch.testing.assert_close(alone, attached, rtol=0, atol=1e-4)
