@@ -26,11 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailored_llama.errors import InputError
-from tailored_llama.files import file_lock, is_safe_relative, sha256_file
+from tailored_llama.files import error_number, file_lock, is_safe_relative, sha256_file
 
 MANIFEST = "manifest.json"
 _LIBRARIES = ("torch", "transformers", "peft", "torch-pruning", "datasets", "pyarrow", "tailored-llama")
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}  # the store's fault only for paths in the store
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,10 @@ class ArtifactStore:
         self.root = root
         self._remote: tuple[Any, str] | None = None
         if "://" in root:
-            self._remote = fsspec.core.url_to_fs(root)
+            try:
+                self._remote = fsspec.core.url_to_fs(root)
+            except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
+                raise InputError(f"store.root: got {root!r}, {error}; allowed: a folder or an fsspec URL") from None
             self._local = Path(working_copy).expanduser() / hashlib.sha256(root.encode()).hexdigest()[:16]
         else:
             self._local = Path(root).expanduser().absolute()
@@ -120,18 +124,21 @@ class ArtifactStore:
         """
         plain: dict[str, Any] = json.loads(json.dumps(dict(config)))  # the manifest shows what the key was made of
         key = artifact_key(stage, version, plain, inputs)
-        if found := self.find(stage, key):
-            return found, True
         try:
-            with file_lock(self._local / ".locks" / key):
-                if found := self.find(stage, key):  # another process published it while this one waited
-                    return found, True
-                return self._build(stage, version, key, plain, inputs, function), False
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if not (found := self.find(stage, key)):
+                with file_lock(self._local / ".locks" / key):
+                    if not (found := self.find(stage, key)):  # no other process published it while this one waited
+                        return self._build(stage, version, key, plain, inputs, function), False
+            if self._remote and not self._is_remote(stage, key):  # pushing it failed before
+                self._push(read_manifest(self.folder(stage, key)))
+            return found, True
+        except Exception as error:
+            number = error_number(error)
+            inside = str(getattr(error, "filename", None)).startswith(str(self._local))
+            if number is None or not (number in NO_ROOM or (number in _NO_ACCESS and inside)):
                 raise
             raise InputError(
-                f"store.root {self.root}: {os.strerror(error.errno)} while publishing {stage}; "
+                f"store.root {self.root}: {os.strerror(number)} while publishing {stage}; "
                 "allowed: a writable folder with room"
             ) from error
 
@@ -186,8 +193,13 @@ class ArtifactStore:
         if not folder.is_dir():
             return self._pull(stage, key)
         if problem := self._problem(folder, stage, key):
+            trash = self._local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}"
             try:
-                shutil.rmtree(folder)
+                trash.parent.mkdir(exist_ok=True)
+                os.rename(folder, trash)  # at once, so that nobody finds half of it
+                shutil.rmtree(trash, ignore_errors=True)
+            except FileNotFoundError:
+                pass  # another process was quicker
             except OSError as error:
                 raise InputError(f"artifact {stage}/{key[:12]}: {problem}, and it cannot be removed") from error
             return self._pull(stage, key)
@@ -242,6 +254,11 @@ class ArtifactStore:
                 self._verified[path] = stamp
         return None
 
+    def _is_remote(self, stage: str, key: str) -> bool:
+        assert self._remote
+        filesystem, base = self._remote
+        return bool(filesystem.exists(f"{base}/{stage}/{key}/{MANIFEST}"))
+
     def _push(self, manifest: Manifest) -> None:
         assert self._remote
         filesystem, base = self._remote
@@ -251,12 +268,10 @@ class ArtifactStore:
             filesystem.put_file(str(folder / name), f"{target}/{name}")
 
     def _pull(self, stage: str, key: str) -> ArtifactRef | None:
-        if not self._remote:
+        if not self._remote or not self._is_remote(stage, key):
             return None
         filesystem, base = self._remote
         source = f"{base}/{stage}/{key}"
-        if not filesystem.exists(f"{source}/{MANIFEST}"):
-            return None
         folder = self._local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
         try:
@@ -285,9 +300,10 @@ def read_manifest(folder: Path) -> Manifest:
     """
     try:
         data = json.loads((folder / MANIFEST).read_text())
-        manifest = Manifest(**{**data, "inputs": {n: ArtifactRef(**r) for n, r in data["inputs"].items()}})
-        names = list(manifest.files)
-        whole = all(is_safe_relative(n) and {"sha256", "size"} <= set(manifest.files[n]) for n in names)
+        inputs = {name: ArtifactRef(**ref) for name, ref in data["inputs"].items()}
+        files = {name: {"sha256": entry["sha256"], "size": entry["size"]} for name, entry in data["files"].items()}
+        manifest = Manifest(**{**data, "config": {**data["config"]}, "inputs": inputs, "files": files})
+        whole = all(is_safe_relative(name) for name in files)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{folder / MANIFEST}: not a manifest ({type(error).__name__})") from None
     if not whole:

@@ -147,15 +147,24 @@ def benchmark_texts(benchmark: BenchmarkConfig, split: str, column: str, downloa
     Raises:
         InputError: an unknown split or field, or what `load_examples` raises.
     """
+    check_text(benchmark, split, column)
+    evaluation = _read(benchmark, "evaluation", downloads)
+    examples = _read(benchmark, "train", downloads) if split == "train" else evaluation
+    seen = {e.fields[column] for e in evaluation} if split == "train" else set()
+    return [text for text in dict.fromkeys(e.fields[column] for e in examples) if text not in seen]
+
+
+def check_text(benchmark: BenchmarkConfig, split: str, column: str) -> None:
+    """Check, without reading any data, that one of the seven has a split and a field of these names.
+
+    Raises:
+        InputError: it has not.
+    """
     allowed = ("train", "evaluation", "validation", "test")
     if split not in allowed:
         raise InputError(f"split of {benchmark.name}: got {split!r}; allowed: {', '.join(allowed)}")
-    evaluation = _read(benchmark, "evaluation", downloads)
-    examples = _read(benchmark, "train", downloads) if split == "train" else evaluation
-    if column not in examples[0].fields:
-        raise InputError(_no_column(f"column of {benchmark.name}", column, examples[0].fields))
-    seen = {e.fields[column] for e in evaluation} if split == "train" else set()
-    return [text for text in dict.fromkeys(e.fields[column] for e in examples) if text not in seen]
+    if column not in (fields := BUILTIN[benchmark.name].fields):
+        raise InputError(_no_column(f"column of {benchmark.name}", column, fields))
 
 
 def identity(benchmark: BenchmarkConfig, split: Split) -> dict[str, Any]:

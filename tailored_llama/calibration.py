@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tailored_llama.artifacts import read_table, write_table
 from tailored_llama.config import CalibrationConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_tokenizer
-from tailored_llama.texts import load_texts
+from tailored_llama.texts import load_texts, text_name
 
 CALIBRATION_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "source": pa.string(), "row": pa.int32()})
 
@@ -32,26 +33,33 @@ def load_calibration(
     documents = load_texts(calibration, downloads)
     tokenizer = load_tokenizer(dense)
     rng = np.random.default_rng(seed)
+
+    @cache  # where documents run out they are drawn again
+    def tokens_of(row: int) -> list[int]:
+        return list(tokenizer(documents[row], add_special_tokens=False)["input_ids"])
+
     sequences: list[list[int]] = []
     rows: list[int] = []
     while len(sequences) < calibration.samples:
         before = len(sequences)
-        for row in rng.permutation(len(documents)):
-            ids = tokenizer(documents[row], add_special_tokens=False)["input_ids"]
+        for row in map(int, rng.permutation(len(documents))):
+            ids = tokens_of(row)
             if len(ids) < calibration.tokens:
                 continue
             start = int(rng.integers(len(ids) - calibration.tokens + 1))
             sequences.append(ids[start : start + calibration.tokens])
-            rows.append(int(row))
+            rows.append(row)
             if len(sequences) == calibration.samples:
                 break
         if len(sequences) == before:
+            longest = max(len(tokens_of(row)) for row in range(len(documents)))
             raise InputError(
-                f"calibration.tokens: got {calibration.tokens}; no document of {calibration.source} is that long"
+                f"calibration.tokens: got {calibration.tokens}; allowed: at most {longest}, the longest document of "
+                f"{calibration.source}"
             )
     write_table(
         out / "calibration.parquet",
-        {"input_ids": sequences, "source": [calibration.source] * len(rows), "row": rows},
+        {"input_ids": sequences, "source": [text_name(calibration)] * len(rows), "row": rows},
         CALIBRATION_SCHEMA,
     )
     return {"tokens": len(sequences) * calibration.tokens}

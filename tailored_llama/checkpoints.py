@@ -46,6 +46,8 @@ def check_architecture(config: dict[str, Any], shown: str) -> None:
         raise InputError(f"model.source {shown}: architecture {kind}; allowed: {', '.join(SUPPORTED)}")
     if kind == "mistral" and config.get("sliding_window") is not None:
         raise InputError(f"model.source {shown}: sliding_window {config['sliding_window']}; allowed: none")
+    if config.get("quantization_config"):
+        raise InputError(f"model.source {shown}: quantized weights; allowed: float32, bfloat16 or float16")
 
 
 def is_checkpoint_file(path: Path) -> bool:
@@ -53,23 +55,24 @@ def is_checkpoint_file(path: Path) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, as its index (or its single file) names them.
+    """The safetensors files of a checkpoint: the single one, or those its index names, as transformers chooses.
 
     Raises:
         InputError: none there, one missing, or an index that cannot be read.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    files = [single]
+    if index.is_file() and not single.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise InputError(f"{index}: not a safetensors index") from None
-    else:
-        names = ["model.safetensors"]
-    for name in names:
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: {name} is missing; allowed: a checkpoint in safetensors")
-    return [folder / name for name in names]
+            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            files = []
+        if not files or any(file.parent != folder for file in files):
+            raise InputError(f"{index}: not a safetensors index")
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{folder}: {file.name} is missing; allowed: a checkpoint in safetensors")
+    return files
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
@@ -109,10 +112,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a checkpoint as plain data."""
     file = folder / "config.json"
     try:
-        data = json.loads(file.read_text())
-    except (OSError, ValueError):
+        return {**json.loads(file.read_text())}
+    except (OSError, ValueError, TypeError):
         raise InputError(f"{file}: missing or not JSON; allowed: a checkpoint folder") from None
-    return dict(data)
 
 
 def read_structure(folder: Path) -> Structure:
@@ -190,6 +192,6 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy tokenizer and generation files from one checkpoint folder to another."""
     for path in source.iterdir():
         if path.name.startswith(
-            ("tokenizer", "special_tokens", "chat_template", "generation_config", "vocab", "merges")
+            ("tokenizer", "special_tokens", "added_tokens", "chat_template", "generation_config", "vocab", "merges")
         ):
             shutil.copyfile(path, target / path.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,11 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tailored_llama import benchmarks, calibration, models, prompts, recovery, reports, scoring, sources, texts, tuning
-from tailored_llama.artifacts import ArtifactStore
+from tailored_llama.artifacts import NO_ROOM, ArtifactStore
 from tailored_llama.checkpoints import read_structure
-from tailored_llama.config import BenchmarkConfig, RunConfig, load_config
+from tailored_llama.config import BenchmarkConfig, RunConfig, load_config, validate_config
 from tailored_llama.console import progress_bar, quiet_libraries
 from tailored_llama.errors import InputError
+from tailored_llama.files import error_number
 from tailored_llama.pruning import groups, importance, plan
 
 app = typer.Typer(
@@ -69,7 +71,7 @@ def prune(
     overrides: Overrides = None,
 ) -> None:
     """Score importance, plan, and write a pruned checkpoint (with its plan.parquet)."""
-    run = load_config(config, [*(overrides or []), f"model.source='{model}'", f"pruning.ratios=[{ratio}]"])
+    run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}", f"pruning.ratios=[{ratio}]"])
     with _new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         dense, graph, scores, sequences = (work / n for n in ("dense", "groups", "importance", "calibration"))
@@ -170,9 +172,10 @@ def _scores(folders: list[Path]) -> recovery.ModelScores:
 def store_ls(root: Annotated[str, typer.Option(help="The store's folder.")] = "artifacts") -> None:
     """List artifacts: stage, key, size, what making them took."""
     table = Table("stage", "key", "MB", "seconds", "peak GB")
-    for manifest, folder, problem in _store(root).list():
+    for manifest, folder, _ in _store(root).list():
         if manifest is None:
-            table.add_row(folder.parent.name, folder.name[:12], "broken", problem or "", "")
+            table.add_row(folder.parent.name, folder.name[:12], "broken", "", "")
+            table.caption = "`tailored-llama store verify` says what is broken."
             continue
         size = sum(entry["size"] for entry in manifest.files.values())
         peak = manifest.peak_memory_bytes / 1e9
@@ -198,7 +201,8 @@ def _store(root: str) -> ArtifactStore:
 
 
 def _benchmark(run: RunConfig, name: str) -> BenchmarkConfig:
-    own = next((b for b in run.benchmarks if b.name == name), None) or BenchmarkConfig(name=name)
+    named = [b for b in run.benchmarks if b.name == name]
+    (own,) = named or validate_config({"benchmarks": [name]}).benchmarks
     benchmarks.check_benchmark(own)
     return own
 
@@ -230,15 +234,21 @@ def _new_folder(out: Path) -> Iterator[Path]:
         raise InputError(f"{out}: exists already; allowed: a new or empty folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-            folder = Path(scratch) / "new"
+        scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.")
+    except OSError as error:
+        raise InputError(f"{out}: {error.strerror}; allowed: a folder in a writable place") from None
+    try:
+        with scratch:
+            folder = Path(scratch.name) / "new"
             folder.mkdir()
             yield folder
             if out.exists():
                 out.rmdir()
             folder.rename(out)
-    except OSError as error:
-        raise InputError(f"{out}: {error.strerror or error}; allowed: a writable folder with room") from error
+    except Exception as error:
+        if (number := error_number(error)) not in NO_ROOM:
+            raise
+        raise InputError(f"{out}: {os.strerror(number)}; allowed: a place with room") from error
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,6 +35,7 @@ class ModelConfig(Section):
 
     source: str = Field(
         "smollm2-135m-instruct",
+        min_length=1,
         description="An embedded model (smollm2-135m-instruct, from a pinned PyPI wheel), a local folder, a .gguf "
         "file, or a Hub id such as meta-llama/Llama-2-7b-hf.",
     )
@@ -113,7 +115,7 @@ class TuningConfig(Section):
 
     shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
     held_out: int = Field(50, ge=0, description="Further train examples, kept for early stopping; 0: no stopping.")
-    rank: int = Field(8, ge=1, le=1024, description="LoRA rank r.")
+    rank: int = Field(8, ge=1, le=1024, description="LoRA rank r: the width of each update.")
     alpha: int = Field(16, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the input of each adapter.")
     targets: tuple[Projection, ...] = Field(PROJECTIONS, min_length=1, description="Projections that get an adapter.")
@@ -182,8 +184,8 @@ class ExecutionConfig(Section):
 class StoreConfig(Section):
     """Where artifacts and downloads are kept."""
 
-    root: str = Field("artifacts", description="Folder, or fsspec URL, of the artifact store.")
-    downloads: str = Field("~/.cache/tailored-llama", description="Folder of the fetched wheels.")
+    root: str = Field("artifacts", min_length=1, description="Folder, or fsspec URL, of the artifact store.")
+    downloads: str = Field("~/.cache/tailored-llama", min_length=1, description="Folder of the fetched wheels.")
 
 
 def _as_benchmark(value: Any) -> Any:
@@ -280,7 +282,7 @@ def _parse_value(text: str) -> Any:
 
 def _explain(error: Any) -> str:
     """One problem as `field: what was found; allowed: what may stand there`."""
-    path = [str(part) for part in error["loc"]]
+    path = [str(part) for part in error["loc"] if part not in _UNION_BRANCHES]
     field, context = ".".join(path), error.get("ctx", {})
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path[-1], _siblings(path), n=1, cutoff=0.5)
@@ -293,8 +295,21 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not field:
         return str(message)
-    message = message.replace("Input should be", "allowed:").replace("valid tuple", "list")
-    return f"{field}: got {error['input']!r}; {message[0].lower() + message[1:]}"
+    if error["type"] == "missing":
+        return f"{field}: not set"
+    for theirs, ours in _WORDING:
+        message = re.sub(theirs, ours, message)
+    return f"{field}: got {error['input']!r}; {message}"
+
+
+_UNION_BRANCHES = ("str", "tuple[str, ...]")  # pydantic adds them to the place of a problem in `choices`
+_WORDING = (
+    (r"Input should be a valid (tuple|list)", "allowed: a list"),
+    (r"Input should be a valid dictionary or instance of \w+", "allowed: a table"),
+    (r"(Tuple|String) should have (.*?)( after validation, not \d+)?$", r"allowed: \2"),
+    (r"String should match pattern", "allowed: text that matches"),
+    (r"Input should be", "allowed:"),
+)
 
 
 def _siblings(path: list[str]) -> list[str]:

@@ -33,13 +33,17 @@ def progress_bar(description: str) -> Iterator[Progress]:
         yield _lines(description)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bars:
-        task = bars.add_task(description, total=None)
+    bars = Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
+    task = bars.add_task(description, total=None)
 
-        def show(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
+    def show(done: int, total: int) -> None:
+        bars.start()  # with the first unit of work: a stage whose artifact is found shows no bar
+        bars.update(task, completed=done, total=total)
 
+    try:
         yield show
+    finally:
+        bars.stop()
 
 
 def _lines(description: str, every: float = 15.0) -> Progress:

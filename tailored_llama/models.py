@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from gguf import GGUFReader
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tailored_llama import sources
@@ -28,6 +29,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.files import sha256_file
 
 BASE_FILE = "base.json"  # in an adapter's folder: the digest of the checkpoint it was trained on
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def check_model(model: ModelConfig) -> None:
@@ -44,7 +46,11 @@ def check_model(model: ModelConfig) -> None:
             raise InputError(f"model.source {model.source}: no such file; allowed: a GGUF file")
         return _check_gguf(path, model.source)
     if path.is_dir():
-        return check_checkpoint(path)
+        check_checkpoint(path)
+        if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+            allowed = f"a folder with {', '.join(_TOKENIZER_FILES[:-1])} or {_TOKENIZER_FILES[-1]}"
+            raise InputError(f"model.source {model.source}: no tokenizer; allowed: {allowed}")
+        return
     if sources.is_hub_id(model.source):
         return
     raise InputError(
@@ -103,27 +109,46 @@ def _convert(folder: Path, dtype: Dtype, out: Path, gguf_file: str | None, shown
     if gguf_file:
         _check_gguf(folder / gguf_file, shown)
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    except Exception as error:  # transformers and gguf raise many types for a broken file
-        raise InputError(f"model.source {shown}: cannot be loaded ({_first_line(error)})") from error
-    check_architecture(model.config.to_dict(), shown)
+    model = _load_weights(folder, dtype, f"model.source {shown}", **options)
+    tokenizer = _load_tokenizer(folder, f"model.source {shown}", **options)
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         if hasattr(model, attribute):  # left by the GGUF loader; they would stop save_pretrained
             delattr(model, attribute)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.config._name_or_path = ""  # never a path of this machine inside a checkpoint
+    check_architecture(model.config.to_dict(), shown)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     _drop_paths(out)
 
 
+def _load_weights(folder: Path, dtype: str, shown: str, **options: Any) -> Any:
+    """The model with all of its weights from the files: transformers would make up those that are not there."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # else transformers logs them, and raises without a name
+            **options,
+        )
+    except Exception as error:  # transformers, safetensors and gguf raise many types for a broken file
+        raise InputError(f"{shown}: cannot be loaded ({_one_line(error)})") from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(f"{shown}: tensor {missing[0]} is missing; allowed: a checkpoint with all of its weights")
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, got, expected = mismatched[0]
+        raise InputError(f"{shown}: tensor {name} has shape {list(got)}; allowed: {list(expected)}, as its config says")
+    model.name_or_path = model.config._name_or_path = ""  # never a path of this machine in what is saved of it
+    return model
+
+
 def _drop_paths(folder: Path) -> None:
     """Remove the place a checkpoint was loaded from out of its JSON files."""
-    for name in ("config.json", "tokenizer_config.json"):
-        file = folder / name
+    for file in (folder / "config.json", folder / "tokenizer_config.json"):
+        if not file.is_file():
+            continue
         data = json.loads(file.read_text())
         for field in ("_model_name_or_path", "_name_or_path", "name_or_path"):
             data.pop(field, None)
@@ -133,28 +158,33 @@ def _drop_paths(folder: Path) -> None:
 def _check_gguf(path: Path, shown: str) -> None:
     try:
         reader = GGUFReader(path)
+        architecture = reader.fields["general.architecture"].contents()
         whole = all(t.data_offset + t.n_bytes <= path.stat().st_size for t in reader.tensors)
     except Exception as error:  # the reader fails in numpy wherever the file happens to end
-        raise InputError(f"model.source {shown}: not a whole GGUF file ({_first_line(error)})") from None
+        raise InputError(f"model.source {shown}: not a whole GGUF file ({_one_line(error)})") from None
     if not whole or not reader.tensors:
         raise InputError(f"model.source {shown}: not a whole GGUF file (tensors missing)")
+    check_architecture({"model_type": architecture}, shown)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def pick_device(device: str) -> str:
     """`auto` is the first GPU where there is one, else the CPU.
 
     Raises:
-        InputError: a CUDA device is asked for and there is none.
+        InputError: a device is asked for that is not there.
     """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"execution.device: got {device!r}; allowed here: auto or cpu (no CUDA device)")
-    return device
+        return "cuda" if count else "cpu"
+    cuda = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if device == "cpu" or (cuda and int(cuda[1] or 0) < count):
+        return device
+    allowed = f"auto, cpu, or cuda:0 to cuda:{count - 1}" if count else "auto or cpu (no CUDA device)"
+    raise InputError(f"execution.device: got {device!r}; allowed here: {allowed}")
 
 
 def load(folder: Path, adapter: Path | None = None, device: str = "cpu") -> Any:
@@ -164,38 +194,45 @@ def load(folder: Path, adapter: Path | None = None, device: str = "cpu") -> Any:
         InputError: the checkpoint or the adapter is broken, or the adapter was trained on another checkpoint.
     """
     check_checkpoint(folder)
-    dtype = getattr(torch, read_config(folder).get("dtype") or "float32")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    place = pick_device(device)
+    model = _load_weights(folder, read_config(folder).get("dtype") or "float32", str(folder))
     if adapter is not None:
         model = _with_adapter(model, folder, adapter).merge_and_unload()
     model.requires_grad_(False)
-    placed: Any = model
-    return placed.to(pick_device(device)).eval()
+    return model.to(place).eval()
 
 
 def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
             raise InputError(f"adapter {adapter}: {name} is missing; allowed: a PEFT adapter in safetensors")
-    tensor_shapes(adapter / "adapter_model.safetensors")
+    names = tensor_shapes(adapter / "adapter_model.safetensors").keys()
     try:
         base = json.loads((adapter / BASE_FILE).read_text())["weights"] if (adapter / BASE_FILE).is_file() else None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         raise InputError(f"{adapter / BASE_FILE}: not JSON with a field 'weights'") from None
     if base and base != (found := weights_digest(folder)):
         raise InputError(f"adapter {adapter}: trained on weights {base[:12]}, but {folder} has {found[:12]}")
     try:
-        return PeftModel.from_pretrained(model, adapter)
+        adapted = PeftModel.from_pretrained(model, adapter)
     except Exception as error:  # PEFT raises RuntimeError for shapes, ValueError and TypeError for its configuration
-        raise InputError(f"adapter {adapter}: does not fit {folder} ({_first_line(error)})") from None
+        raise InputError(f"adapter {adapter}: does not fit {folder} ({_one_line(error)})") from None
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    if odd := sorted(name for name in wanted ^ names if "lora_" in name):  # PEFT only warns
+        raise InputError(f"adapter {adapter}: does not fit {folder} (tensor {odd[0]} is in one of them only)")
+    return adapted
 
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer saved with a checkpoint."""
+    return _load_tokenizer(folder, str(folder))
+
+
+def _load_tokenizer(folder: Path, shown: str, **options: Any) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:
-        raise InputError(f"{folder}: tokenizer cannot be loaded ({_first_line(error)})") from None
+        raise InputError(f"{shown}: tokenizer cannot be loaded ({_one_line(error)})") from None
 
 
 def merge(folder: Path, adapter: Path, out: Path) -> None:
@@ -208,11 +245,17 @@ def merge(folder: Path, adapter: Path, out: Path) -> None:
     model.save_pretrained(out)
     copy_tokenizer(folder, out)
     _drop_paths(out)
+    card = folder / "README.md"
+    text = card.read_text() if card.is_file() else "# A language model\n"
+    text = text.replace("The model has not been tuned since.", "A LoRA adapter has been merged into it since.")
+    (out / "README.md").write_text(text)
 
 
 def generate(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 64) -> str:
     """Greedy continuation of a prompt with the KV cache, without the prompt itself."""
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    if not inputs["input_ids"].numel():
+        raise InputError(f"prompt: got {prompt!r}; allowed: a text of at least one token")
     with torch.no_grad():
         ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     return str(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

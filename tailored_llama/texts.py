@@ -33,6 +33,13 @@ def text_identity(text: TextConfig, downloads: str) -> dict[str, Any]:
     )
 
 
+def text_name(text: TextConfig) -> str:
+    """What an artifact calls a text: never a path, which its key does not know."""
+    path = Path(text.source).expanduser()
+    is_file = text.source not in benchmarks.SEVEN and path.is_file()
+    return f"sha256:{sha256_file(path)}" if is_file else text.source
+
+
 def load_texts(text: TextConfig, downloads: str) -> list[str]:
     """The documents of a text, empty ones left out; a .txt file is one document.
 

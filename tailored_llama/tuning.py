@@ -85,9 +85,11 @@ def tune(
 
 
 def _save_adapter(model: Any, checkpoint: Path, out: Path) -> None:
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = None  # never a path of this machine; base.json says which weights
     model.save_pretrained(out)
+    config = json.loads((out / "adapter_config.json").read_text())
+    config["target_modules"].sort()  # a set in PEFT: its order would differ from process to process
+    config["base_model_name_or_path"] = None  # never a path of this machine; base.json says which weights
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (out / BASE_FILE).write_text(json.dumps({"weights": weights_digest(checkpoint)}) + "\n")
     (out / "README.md").write_text(
         "A LoRA adapter in PEFT's layout. Load it onto its checkpoint with `PeftModel.from_pretrained`; `base.json` "

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from tailored_llama.artifacts import read_table, write_table
-from tailored_llama.checkpoints import read_structure
+from tailored_llama.checkpoints import read_config, read_structure, weights_digest
 from tailored_llama.config import PruningConfig
 from tailored_llama.errors import InputError
 from tailored_llama.pruning.groups import Groups, read_groups
@@ -42,7 +42,33 @@ def prune(
     )
     prune_checkpoint(dense, groups_folder, groups, kept, out)
     left = read_structure(out).parameters
-    return {"parameters": left, "ratio": 1 - left / total}
+    (out / "README.md").write_text(_card(dense, out, total, left, pruning))
+    return {"parameters": left, "ratio": round(1 - left / total, 6)}
+
+
+def _card(dense: Path, out: Path, total: int, left: int, pruning: PruningConfig) -> str:
+    """The model card: what this is, from what, and how to load it."""
+    kind = read_config(out)["model_type"]
+    loading = (
+        "Layers have different widths (`per_layer_config`): load it with `import tailored_llama`, or with "
+        "`trust_remote_code=True` where that library is not installed."
+        if kind == "tailored_llama"
+        else f"All layers are alike: stock transformers loads it as `{kind}`."
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# A structurally pruned language model
+
+{left:,} of {total:,} parameters are left ({1 - left / total:.2%} removed, embeddings counted). Whole attention groups
+and MLP channels were removed (allocation {pruning.allocation}; {", ".join(pruning.kinds)}; `plan.parquet` lists them);
+the hidden width, embeddings and norms were not touched. The model has not been tuned since.
+
+Pruned from the checkpoint whose weights have SHA-256 `{weights_digest(dense)}`. Its licence applies to this one too.
+
+{loading}
+"""
 
 
 def read_plan(folder: Path) -> pa.Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.tailor import main, tailor
+from helpers import as_toml
 from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.config import validate_config
 
@@ -99,7 +99,7 @@ def test_the_command_prints_a_table_and_the_path_of_the_report(
     own_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run.toml"
-    path.write_text(toml(own_run))
+    path.write_text(as_toml(own_run))
     assert main([str(path), "--set", "tuning.epochs=1"]) == 0
     output = capsys.readouterr().out
     assert "colours" in output
@@ -120,19 +120,9 @@ def test_bad_input_ends_with_status_2_and_one_clear_line(
     own_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
 ) -> None:
     path = tmp_path / "run.toml"
-    path.write_text(toml(own_run))
+    path.write_text(as_toml(own_run))
     assert main([str(path), "--set", override]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(message)
     heavy = ("importance", "pruned", "adapter", "scores")
     assert not any((Path(own_run["store"]["root"]) / stage).exists() for stage in heavy)
-
-
-def toml(run: dict[str, Any]) -> str:
-    """The configuration as TOML: JSON's strings, numbers and lists are TOML's too."""
-    lines = ["benchmarks = [{" + ", ".join(f"{k} = {json.dumps(v)}" for k, v in run["benchmarks"][0].items()) + "}]"]
-    for section, fields in run.items():
-        if section != "benchmarks":
-            lines.append(f"[{section}]")
-            lines += [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
-    return "\n".join(lines) + "\n"

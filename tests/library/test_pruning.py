@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import save_tiny_llama
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from helpers import save_tiny_llama
 from tailored_llama.checkpoints import Layer, layout_config, read_config, read_structure
 from tailored_llama.config import PruningConfig
 from tailored_llama.errors import InputError

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import byte_tokenizer, write_own_benchmark
 
+from helpers import byte_tokenizer, write_own_benchmark
 from tailored_llama import scoring
 from tailored_llama.benchmarks import load_benchmark
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig

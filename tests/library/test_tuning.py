@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import write_own_benchmark
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from helpers import write_own_benchmark
 from tailored_llama import tuning
 from tailored_llama.benchmarks import load_benchmark
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, TuningConfig

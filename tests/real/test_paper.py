@@ -1,0 +1,46 @@
+"""The paper's own setting, stage by stage, on a stand-in with LLaMA-7B's 32 layers and real examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.tailor import main
+from helpers import save_tiny_llama
+from tailored_llama.checkpoints import read_structure
+from tailored_llama.config import load_config
+
+pytestmark = pytest.mark.real
+PAPER = Path(__file__).parents[2] / "data" / "paper.toml"
+
+
+def test_the_papers_setting_runs_on_a_stand_in(tmp_path: Path) -> None:
+    config = load_config(PAPER)
+    sizes = {"num_hidden_layers": 32, "num_key_value_heads": 4, "intermediate_size": 512, "tie_word_embeddings": False}
+    stand_in = save_tiny_llama(tmp_path / "stand-in", max_position_embeddings=2048, **sizes)
+    small = {
+        "model.source": stand_in,
+        "store.root": tmp_path / "store",
+        "scoring.limit": 2,
+        "tuning.epochs": 1,
+        "tuning.held_out": 2,
+        "perplexity.tokens": 256,
+    }
+    with prefect_test_harness(server_startup_timeout=120):
+        assert main([str(PAPER), *(f"--set={name}={value}" for name, value in small.items())]) == 0
+    (recovery,) = (tmp_path / "store" / "report").glob("*/recovery.parquet")
+    rows = pq.read_table(recovery).to_pylist()
+    names = {benchmark.name for benchmark in config.benchmarks} | {"(mean)"}
+    assert [(row["ratio"], row["benchmark"]) for row in rows if row["benchmark"] in names] == [
+        (ratio, name) for ratio in (0.2, 0.5) for name in [*(b.name for b in config.benchmarks), "(mean)"]
+    ]
+    before = read_structure(stand_in).parameters
+    for row in rows:
+        assert 1 - row["pruned_parameters"] / before == pytest.approx(row["ratio"], abs=3e-3)
+    for pruned in (tmp_path / "store" / "pruned").iterdir():
+        layers = read_structure(pruned).layers
+        assert {layer.channels for layer in (*layers[:4], *layers[30:])} == {512}
+        assert len({layer.channels for layer in layers[4:30]}) == 1
