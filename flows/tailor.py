@@ -40,24 +40,25 @@ def tailor(config: RunConfig) -> ArtifactRef:
     evaluation = {name: render_prompts(config, name, "evaluation", examples[name]) for name in names}
     dense = load_model(config.store, config.model)
     groups = build_graph(config.store, dense, config.pruning)
+    perplexity = measure_perplexity(config, "dense", dense)
     calibration = load_calibration(config, dense)
     importance = score_importance(config, dense, calibration, groups)
     dense_made = {
         "checkpoint": dense,
         "importance": importance,
-        "perplexity": measure_perplexity(config, "dense", dense),
+        "perplexity": perplexity,
         "scores": {name: score(config, name, "dense", dense, evaluation[name]) for name in names},
     }
     runs = {}
     for ratio in config.pruning.ratios:
         pruned = prune(config.store, config.pruning, ratio, dense, groups, importance)
         label, tailored = f"pruned @ {ratio}", f"tailored @ {ratio}"
-        perplexity = measure_perplexity(config, label, pruned)
+        pruned_perplexity = measure_perplexity(config, label, pruned)
         scores = {name: score(config, name, label, pruned, evaluation[name]) for name in names}
         adapters = {name: tune(config, name, ratio, pruned, train[name]) for name in names}
         runs[ratio] = {
             "checkpoint": pruned,
-            "perplexity": perplexity,
+            "perplexity": pruned_perplexity,
             "scores": scores,
             "adapters": adapters,
             "tailored": {

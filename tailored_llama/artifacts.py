@@ -179,7 +179,9 @@ class ArtifactStore:
             (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n")
             target = self.folder(stage, key)
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(folder, target)
+            if not _rename_new(folder, target):  # pulled from the URL meanwhile, by a process that takes no lock
+                shutil.rmtree(folder)
+                return read_manifest(target).ref
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -283,8 +285,7 @@ class ArtifactStore:
             if self._problem(folder, stage, key):
                 return None
             self.folder(stage, key).parent.mkdir(parents=True, exist_ok=True)
-            if not self.folder(stage, key).exists():
-                os.rename(folder, self.folder(stage, key))
+            _rename_new(folder, self.folder(stage, key))
             return manifest.ref
         except (FileNotFoundError, InputError):
             return None
@@ -333,6 +334,17 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
             return file.read()
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
+
+
+def _rename_new(folder: Path, target: Path) -> bool:
+    """Rename a folder to a name that is free; False where another process was quicker."""
+    try:
+        os.rename(folder, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _digest(value: Any) -> str:

@@ -11,12 +11,15 @@ import pyarrow as pa
 import torch
 
 from tailored_llama.artifacts import read_table, write_table
+from tailored_llama.checkpoints import read_config
 from tailored_llama.config import CalibrationConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_tokenizer
 from tailored_llama.texts import load_texts, text_name
 
 CALIBRATION_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "source": pa.string(), "row": pa.int32()})
+
+_LONG = 64  # characters per token that surely hold enough tokens
 
 
 def load_calibration(
@@ -32,18 +35,29 @@ def load_calibration(
     """
     documents = load_texts(calibration, downloads)
     tokenizer = load_tokenizer(dense)
+    if calibration.tokens > (limit := read_config(dense).get("max_position_embeddings", calibration.tokens)):
+        raise InputError(f"calibration.tokens: got {calibration.tokens}; allowed: at most {limit}, the model's context")
     rng = np.random.default_rng(seed)
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @cache  # where documents run out they are drawn again
     def tokens_of(row: int) -> list[int]:
-        return list(tokenizer(documents[row], add_special_tokens=False)["input_ids"])
+        return encode(documents[row])
+
+    def excerpt(row: int) -> list[int]:
+        if (spare := len(documents[row]) - _LONG * calibration.tokens) <= 0:
+            return tokens_of(row)
+        start = int(rng.integers(spare + 1))  # of a whole book, only a part around the window is tokenised
+        return encode(documents[row][start : start + _LONG * calibration.tokens])
 
     sequences: list[list[int]] = []
     rows: list[int] = []
     while len(sequences) < calibration.samples:
         before = len(sequences)
         for row in map(int, rng.permutation(len(documents))):
-            ids = tokens_of(row)
+            ids = excerpt(row)
             if len(ids) < calibration.tokens:
                 continue
             start = int(rng.integers(len(ids) - calibration.tokens + 1))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +23,7 @@ from tailored_llama.config import BenchmarkConfig, RunConfig, load_config, valid
 from tailored_llama.console import progress_bar, quiet_libraries
 from tailored_llama.errors import InputError
 from tailored_llama.files import error_number
+from tailored_llama.preflight import check_text
 from tailored_llama.pruning import groups, importance, plan
 
 app = typer.Typer(
@@ -72,6 +74,8 @@ def prune(
 ) -> None:
     """Score importance, plan, and write a pruned checkpoint (with its plan.parquet)."""
     run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}", f"pruning.ratios=[{ratio}]"])
+    models.pick_device(run.execution.device)
+    check_text("calibration", run.calibration)
     with _new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         dense, graph, scores, sequences = (work / n for n in ("dense", "groups", "importance", "calibration"))
@@ -81,7 +85,8 @@ def prune(
         models.load_model(run.model, identity, run.store.downloads, dense)
         groups.build_graph(dense, graph)
         before = read_structure(dense).parameters
-        plan.check_ratio(groups.read_groups(graph), before, ratio, run.pruning)
+        found = groups.read_groups(graph)
+        plan.plan(found, np.zeros(len(found)), before, ratio, run.pruning)  # can it be reached? before anything heavy
         criterion = run.pruning.criterion
         if criterion.startswith("taylor"):
             calibration.load_calibration(dense, run.calibration, run.store.downloads, run.seed, sequences)
@@ -165,7 +170,13 @@ def report(
 
 
 def _scores(folders: list[Path]) -> recovery.ModelScores:
-    return recovery.ModelScores(scores={scoring.read_metrics(folder)["benchmark"]: folder for folder in folders})
+    scores: dict[str, Path] = {}
+    for folder in folders:
+        name = scoring.read_metrics(folder).get("benchmark")
+        if name is None or name in scores:
+            raise InputError(f"{folder}: {name or 'no benchmark'}; allowed: scores of each benchmark once")
+        scores[name] = folder
+    return recovery.ModelScores(scores=scores)
 
 
 @store_app.command("ls", epilog="Example: `tailored-llama store ls --root artifacts`")

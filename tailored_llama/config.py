@@ -57,6 +57,7 @@ class TextConfig(Section):
     revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
     split: str = Field("train", description="Benchmarks and Hub data sets: the split to read.")
     column: str = Field("text", description="The column (or benchmark field) that holds the text.")
+    documents: int = Field(10_000, ge=1, description="Hub data sets only: rows read, from the start of the split.")
 
 
 class CalibrationConfig(TextConfig):
@@ -124,6 +125,9 @@ class TuningConfig(Section):
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps spent warming up.")
     epochs: int = Field(3, ge=1, le=1000, description="Passes over the training examples, at most.")
     batch_size: int = Field(8, ge=1, description="Examples per optimiser step.")
+    micro_batch_tokens: int = Field(
+        2048, ge=64, description="Tokens in one forward pass of a step; dropout is drawn anew for each pass."
+    )
     patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
 
 
@@ -178,7 +182,7 @@ class ExecutionConfig(Section):
     """How the work is done. Nothing here changes what is computed, so nothing here enters a cache key."""
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    batch_tokens: int = Field(2048, ge=64, description="Tokens in one forward pass; halved when memory runs out.")
+    batch_tokens: int = Field(2048, ge=64, description="Tokens in a scoring pass; halved when memory runs out.")
 
 
 class StoreConfig(Section):

@@ -137,6 +137,8 @@ def _load_weights(folder: Path, dtype: str, shown: str, **options: Any) -> Any:
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise InputError(f"{shown}: tensor {missing[0]} is missing; allowed: a checkpoint with all of its weights")
+    if extra := sorted(name for name in found["unexpected_keys"] if not name.endswith("inv_freq")):
+        raise InputError(f"{shown}: tensor {extra[0]} is not in the architecture its config.json states")
     if mismatched := sorted(found["mismatched_keys"]):
         name, got, expected = mismatched[0]
         raise InputError(f"{shown}: tensor {name} has shape {list(got)}; allowed: {list(expected)}, as its config says")
@@ -188,16 +190,20 @@ def pick_device(device: str) -> str:
 
 
 def load(folder: Path, adapter: Path | None = None, device: str = "cpu") -> Any:
-    """A checkpoint as a transformers model in evaluation mode, an adapter merged into it where one is given.
+    """A checkpoint as a transformers model in evaluation mode, with an adapter attached where one is given.
+
+    The adapter is not merged: bfloat16 weights would round its small updates away.
 
     Raises:
         InputError: the checkpoint or the adapter is broken, or the adapter was trained on another checkpoint.
     """
     check_checkpoint(folder)
     place = pick_device(device)
-    model = _load_weights(folder, read_config(folder).get("dtype") or "float32", str(folder))
+    config = read_config(folder)
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"  # the second: written by transformers 4
+    model = _load_weights(folder, dtype, str(folder))
     if adapter is not None:
-        model = _with_adapter(model, folder, adapter).merge_and_unload()
+        model = _with_adapter(model, folder, adapter)
     model.requires_grad_(False)
     return model.to(place).eval()
 
@@ -238,10 +244,12 @@ def _load_tokenizer(folder: Path, shown: str, **options: Any) -> Any:
 def merge(folder: Path, adapter: Path, out: Path) -> None:
     """Write checkpoint + adapter as one stand-alone checkpoint, layout and tokenizer kept.
 
+    In bfloat16 or float16 the sum is rounded to the checkpoint's type: scores may differ from the attached adapter's.
+
     Raises:
         InputError: as `load`.
     """
-    model = load(folder, adapter)
+    model = load(folder, adapter).merge_and_unload()
     model.save_pretrained(out)
     copy_tokenizer(folder, out)
     _drop_paths(out)

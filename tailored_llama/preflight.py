@@ -27,7 +27,7 @@ def preflight(config: RunConfig) -> None:
         check_template(benchmark, config.prompts.template)
         _check_benchmark(benchmark, config)
     for field, text in (("calibration", config.calibration), ("perplexity", config.perplexity)):
-        _check_text(field, text)
+        check_text(field, text)
     if "://" in config.store.root:
         ArtifactStore(config.store.root)
     else:
@@ -46,7 +46,12 @@ def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
         select_train(train, tuning.shots, tuning.held_out, config.seed, benchmark=benchmark.name)
 
 
-def _check_text(field: str, text: TextConfig) -> None:
+def check_text(field: str, text: TextConfig) -> None:
+    """Check that a text's source exists, and its column where that needs no network.
+
+    Raises:
+        InputError: it does not.
+    """
     path = Path(text.source).expanduser()
     if text.source in benchmarks.SEVEN:
         benchmarks.check_text(BenchmarkConfig(name=text.source), text.split, text.column)

@@ -227,7 +227,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """
     try:
         return dict(json.loads((folder / "metrics.json").read_text()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         raise InputError(f"{folder / 'metrics.json'}: missing or not JSON") from None
 
 
@@ -250,6 +250,8 @@ def measure_perplexity(
     if perplexity.tokens:
         text = text[: perplexity.tokens * 32]  # far more than that many tokens: spare the tokenizer the rest
     model, tokenizer = load(checkpoint, device=execution.device), load_tokenizer(checkpoint)
+    if perplexity.window > (limit := model.config.max_position_embeddings):
+        raise InputError(f"perplexity.window: got {perplexity.window}; allowed: at most {limit}, the model's context")
     ids = tokenizer.encode(text, add_special_tokens=False)[: perplexity.tokens]
     windows = [ids[i : i + perplexity.window] for i in range(0, len(ids), perplexity.window)]
     windows = [window for window in windows if len(window) > 1]

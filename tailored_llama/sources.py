@@ -5,6 +5,7 @@ Every source has an identity: the part of a cache key that says which bytes were
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,7 @@ def is_hub_id(source: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None
 
 
+@cache  # a branch that moves during a run must not give one commit to the key and another to the bytes
 def hub_commit(repository: str, revision: str | None, repo_type: str) -> str:
     """The commit a Hub revision names; a full commit needs no network.
 
@@ -133,6 +136,19 @@ def hub_split(repository: str, subset: str | None, commit: str, split: str) -> l
 def _unreachable(what: str, revision: str | None, error: Exception) -> InputError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return InputError(f"{what} at revision {revision or 'main'}: cannot be read from the Hub ({reason})")
+
+
+def hub_column(
+    repository: str, subset: str | None, commit: str, split: str, column: str, limit: int
+) -> list[dict[str, Any]]:
+    """The first `limit` values of one column of a Hub data set, streamed: C4 is not downloaded for ten samples."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(repository, subset, revision=commit, split=split, streaming=True)
+        return [{column: row[column]} if column in row else dict(row) for row in itertools.islice(rows, limit)]
+    except Exception as error:
+        raise _unreachable(f"{repository} split {split}", commit, error) from None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.files import sha256_file
 
 
-def text_identity(text: TextConfig, downloads: str) -> dict[str, Any]:
+def text_identity(text: TextConfig) -> dict[str, Any]:
     """Which text is read, free of paths and times: the part of a cache key.
 
     Raises:
@@ -26,7 +26,7 @@ def text_identity(text: TextConfig, downloads: str) -> dict[str, Any]:
     if sources.is_hub_id(text.source) and not path.suffix:
         commit = sources.hub_commit(text.source, text.revision, "dataset")
         where = {"hub": text.source, "subset": text.subset, "commit": commit}
-        return where | {"split": text.split, "column": text.column}
+        return where | {"split": text.split, "column": text.column, "documents": text.documents}
     raise InputError(
         f"source {text.source} (a text): no such file; allowed: {', '.join(benchmarks.SEVEN)}, a .txt, .parquet, "
         ".jsonl or .csv file, or a Hub data set (owner/name)"
@@ -70,7 +70,10 @@ def _rows(text: TextConfig, path: Path) -> list[dict[str, Any]]:
     if path.is_file():
         return sources.read_rows(path)
     commit = sources.hub_commit(text.source, text.revision, "dataset")
-    return sources.hub_split(text.source, text.subset, commit, text.split)
+    rows = sources.hub_column(text.source, text.subset, commit, text.split, text.column, text.documents)
+    if not rows:
+        raise InputError(f"{text.source}: split {text.split!r} holds no rows; allowed: at least one")
+    return rows
 
 
 def _column(rows: list[dict[str, Any]], text: TextConfig) -> list[str]:

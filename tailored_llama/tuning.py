@@ -74,7 +74,7 @@ def tune(
     )
     start = time.perf_counter()
     with packed_attention(base):
-        log = _train(model, shots, held_out, tuning, seed, execution.batch_tokens, progress)
+        log = _train(model, shots, held_out, tuning, seed, progress)
     seconds = time.perf_counter() - start
     write_table(out / "log.parquet", log, LOG_SCHEMA)
     _save_adapter(model, checkpoint, out)
@@ -100,7 +100,7 @@ def _save_adapter(model: Any, checkpoint: Path, out: Path) -> None:
 def _sample(tokenizer: Any, prompt: Prompt, limit: int) -> Sample:
     before, after = encode_pair(tokenizer, prompt.contexts[prompt.answer], prompt.continuations[prompt.answer])
     sequence = (before + after)[-(limit + 1) :]
-    return Document(sequence[:-1]), after
+    return Document(sequence[:-1]), after[-(len(sequence) - 1) :]
 
 
 def _loss(model: Any, batch: Sequence[Sample]) -> Tensor:
@@ -145,10 +145,10 @@ def _train(
     held_out: Sequence[Sample],
     tuning: TuningConfig,
     seed: int,
-    budget: int,
     progress: Progress,
 ) -> dict[str, list[Any]]:
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=tuning.learning_rate)
+    budget = tuning.micro_batch_tokens
     per_epoch = math.ceil(len(shots) / tuning.batch_size)
     steps = per_epoch * tuning.epochs
     generator = torch.Generator().manual_seed(seed)

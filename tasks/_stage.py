@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,11 @@ from tailored_llama.artifacts import ArtifactRef, ArtifactStore
 from tailored_llama.config import StoreConfig
 from tailored_llama.errors import InputError
 
-_stores: dict[str, ArtifactStore] = {}
 
-
+@cache
 def open_store(store: StoreConfig) -> ArtifactStore:
     """The store of a run; one object per process, which hashes each file once."""
-    return _stores.setdefault(store.root, ArtifactStore(store.root))
+    return ArtifactStore(store.root)
 
 
 def stage(

@@ -19,7 +19,7 @@ def load_calibration(config: RunConfig, dense: ArtifactRef) -> State[ArtifactRef
         "calibration",
         VERSION,
         {
-            "text": texts.text_identity(source, config.store.downloads),
+            "text": texts.text_identity(source),
             "samples": source.samples,
             "tokens": source.tokens,
             "seed": config.seed,

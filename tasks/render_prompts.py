@@ -25,7 +25,15 @@ def render_prompts(config: RunConfig, benchmark: str, split: str, examples: Arti
         config.store,
         "prompts",
         VERSION,
-        {"benchmark": benchmark, "instruction": own.instruction, "split": split, "template": template, **options},
+        {
+            "benchmark": benchmark,
+            "instruction": None if template == "harness" else own.instruction,
+            "split": split,
+            "template": template,
+            **amounts,
+            "num_fewshot": config.scoring.num_fewshot,
+            "seed": config.seed if split == "train" or config.scoring.num_fewshot else None,
+        },
         {"examples": examples},
         lambda out: prompts.render_prompts(
             open_store(config.store).open(examples), own, split, template, out, **options

@@ -5,6 +5,7 @@ from prefect.states import State
 
 from tailored_llama import scoring, texts
 from tailored_llama.artifacts import ArtifactRef
+from tailored_llama.benchmarks import headline_metric
 from tailored_llama.config import RunConfig
 from tailored_llama.console import progress_bar
 from tasks._stage import open_store, stage
@@ -29,7 +30,7 @@ def score(
             config.store,
             "scores",
             VERSION,
-            {"benchmark": benchmark, "metric": own.metric},
+            {"benchmark": benchmark, "metric": headline_metric(own)},
             inputs,
             lambda out: scoring.score_benchmark(
                 store.open(checkpoint),
@@ -52,7 +53,7 @@ def measure_perplexity(config: RunConfig, label: str, checkpoint: ArtifactRef) -
             "perplexity",
             VERSION,
             {
-                "text": texts.text_identity(text, config.store.downloads),
+                "text": texts.text_identity(text),
                 "window": text.window,
                 "tokens": text.tokens,
             },

@@ -124,7 +124,8 @@ def taylor_scores(
     * `taylor_second`: ½·w²·mean over samples of g², the diagonal of the empirical Fisher matrix.
 
     Every gradient is reduced to group scores as soon as it is complete, then freed, and activations are recomputed
-    layer by layer: beside the weights, memory holds one layer's gradients.
+    layer by layer: beside the weights, memory holds one layer's gradients, and the hidden states between layers of
+    one sample (`taylor_second`) or of all samples (the other two, which need the gradient of their sum).
 
     Args:
         model: a causal LM; its gradient settings are changed.

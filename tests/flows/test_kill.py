@@ -65,7 +65,9 @@ def test_a_run_killed_in_mid_tuning_is_finished_by_the_next(
     while not (store / "scores").is_dir() or len(list(store.glob("scores/*"))) < 2:
         assert run.poll() is None
         time.sleep(0.01)
-    time.sleep(0.5)  # now in the middle of tuning
+    while not any(path.is_dir() for path in store.glob(".building/*")):  # tuning's, the only stage that is left
+        assert run.poll() is None
+        time.sleep(0.01)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     before = manifests(store)

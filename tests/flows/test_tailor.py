@@ -12,8 +12,8 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.tailor import main, tailor
 from helpers import as_toml
-from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.config import validate_config
+from tasks._stage import open_store
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,10 +86,7 @@ def test_a_damaged_artifact_is_built_again_alone(own_run: dict[str, Any]) -> Non
     content = bytearray(adapter.read_bytes())
     content[-1] ^= 1
     adapter.write_bytes(content)
-    ArtifactStore(config.store.root)
-    import tasks._stage
-
-    tasks._stage._stores.clear()  # as a new process would find it
+    open_store.cache_clear()  # as a new process would find it
     assert tailor(config) == report
     after = stage_seconds(config.store.root)
     assert {path.parent.parent.name for path in after if after[path] != before[path]} == {"adapter"}

@@ -90,7 +90,7 @@ def test_every_type_of_file_is_a_text(tmp_path: Path, suffix: str) -> None:
 
 def test_the_identity_of_a_text_is_its_bytes_and_its_column(tmp_path: Path) -> None:
     def identity(path: Path, column: str = "text") -> dict[str, Any]:
-        return text_identity(TextConfig(source=str(path), column=column), "no downloads")
+        return text_identity(TextConfig(source=str(path), column=column))
 
     one, same = write(tmp_path / "one.jsonl", DOCUMENTS), write(tmp_path / "same.jsonl", DOCUMENTS)
     other = write(tmp_path / "other.jsonl", DOCUMENTS[1:])
@@ -138,4 +138,4 @@ def test_a_text_that_is_nowhere(source: str) -> None:
         "arc_challenge, openbookqa, a .txt, .parquet, .jsonl or .csv file, or a Hub data set (owner/name)"
     )
     with pytest.raises(InputError, match=exactly(message)):
-        text_identity(TextConfig(source=source), "no downloads")
+        text_identity(TextConfig(source=source))

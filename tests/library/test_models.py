@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -506,3 +506,40 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, device: str
     assert models.pick_device("cpu") == "cpu"
     if present:
         assert models.pick_device("cuda:1") == "cuda:1"
+
+
+def test_small_updates_survive_scoring_in_bfloat16(tmp_path: Path) -> None:
+    """Attached, an adapter counts in full; merged into bfloat16 weights, most of so small an update would be lost."""
+    dense = save_tiny_llama(tmp_path / "dense")
+    model = load(dense).to(torch.bfloat16)
+    model.save_pretrained(dense)
+    adapted = get_peft_model(load(dense), LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.mul_(1e-2)
+    adapter = tmp_path / "adapter"
+    adapted.save_pretrained(adapter)
+    loaded = load(dense, adapter)
+    assert loaded.dtype == torch.bfloat16
+    ids = torch.tensor([[5, 9, 200]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, adapted.eval()(ids).logits, rtol=0, atol=0)
+
+
+def test_a_type_written_by_transformers_4_is_kept(tmp_path: Path) -> None:
+    dense = save_tiny_llama(tmp_path / "dense")
+    load(dense).to(torch.bfloat16).save_pretrained(dense)
+    config = json.loads((dense / "config.json").read_text())
+    config["torch_dtype"] = config.pop("dtype")
+    (dense / "config.json").write_text(json.dumps(config))
+    assert load(dense).dtype == torch.bfloat16
+
+
+def test_a_tensor_the_config_does_not_know_is_refused(tmp_path: Path) -> None:
+    dense = save_tiny_llama(tmp_path / "dense")
+    tensors = load_file(dense / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(32)
+    save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"tensor model\.layers\.0\.self_attn\.q_proj\.bias is not in the archit"):
+        load(dense)

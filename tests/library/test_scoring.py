@@ -15,6 +15,7 @@ from helpers import byte_tokenizer, write_own_benchmark
 from tailored_llama import scoring
 from tailored_llama.benchmarks import load_benchmark
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig
+from tailored_llama.errors import InputError
 from tailored_llama.models import load, load_tokenizer
 from tailored_llama.packing import Document, packed_attention, packed_logits
 from tailored_llama.prompts import Prompt, render_prompts
@@ -167,3 +168,11 @@ def test_perplexity_is_the_exponent_of_the_mean_loss(tiny: Path, folder: Callabl
     result = json.loads((out / "metrics.json").read_text())
     assert result["perplexity"] == pytest.approx(float(torch.stack(losses).mean().exp()), rel=1e-5)
     assert result["tokens"] == 30
+
+
+def test_a_window_longer_than_the_models_context_is_refused(tiny: Path, folder: Callable[[str], Path]) -> None:
+    text = folder("data") / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog.")
+    perplexity = PerplexityConfig(source=str(text), window=1024)
+    with pytest.raises(InputError, match=r"perplexity\.window: got 1024; allowed: at most 256, the model's context"):
+        scoring.measure_perplexity(tiny, perplexity, "", folder("out"), ExecutionConfig(device="cpu"))

@@ -18,11 +18,11 @@ from tailored_llama import tuning
 from tailored_llama.benchmarks import load_benchmark
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, TuningConfig
 from tailored_llama.models import load, load_tokenizer
-from tailored_llama.prompts import read_prompts, render_prompts
+from tailored_llama.prompts import Prompt, read_prompts, render_prompts
 from tailored_llama.scoring import encode_pair
 from tailored_llama.tuning import learning_rate
 
-CPU = ExecutionConfig(device="cpu", batch_tokens=128)
+CPU = ExecutionConfig(device="cpu")
 QUICK = TuningConfig(epochs=3, learning_rate=2e-2, batch_size=4, dropout=0.1)
 
 
@@ -74,8 +74,8 @@ def test_the_same_seed_gives_the_same_bytes(tiny: Path, prompts: Path, folder: C
 def test_micro_batches_change_nothing_but_memory(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
     without_dropout = QUICK.model_copy(update={"dropout": 0.0})
     for name, budget in (("small", 64), ("large", 4096)):
-        execution = ExecutionConfig(device="cpu", batch_tokens=budget)
-        tuning.tune(tiny, prompts, without_dropout, 0, folder(name), execution)
+        split = without_dropout.model_copy(update={"micro_batch_tokens": budget})
+        tuning.tune(tiny, prompts, split, 0, folder(name), CPU)
     small, large = (log_of(prompts.parent / name)["loss"] for name in ("small", "large"))
     assert small[1:] == pytest.approx(large[1:], rel=1e-3)
 
@@ -114,3 +114,10 @@ def test_the_learning_rate_warms_up_then_falls() -> None:
     assert rates[6] == pytest.approx(0.5)
     assert all(later < earlier for earlier, later in zip(rates[2:], rates[3:], strict=False))  # noqa: RUF007
     assert math.isclose(learning_rate(10, 10, config.model_copy(update={"schedule": "constant"})), 1.0)
+
+
+def test_a_continuation_longer_than_the_context_trains_on_its_end(tiny: Path) -> None:
+    tokenizer = load_tokenizer(tiny)
+    prompt = Prompt(0, ("short",), (" " + "x" * 300,), 0, (300,))
+    document, wanted = tuning._sample(tokenizer, prompt, 256)
+    assert (len(document), len(wanted)) == (256, 256)

