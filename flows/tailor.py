@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from threading import Thread
+
+if __name__ == "__main__":  # before the imports below, so that both go on at once
+    from flows._server import reach_server
+
+    server = reach_server()
 
 from prefect import flow
 from rich.console import Console
@@ -68,7 +74,7 @@ def tailor(config: RunConfig) -> ArtifactRef:
     return report(config, dense_made, runs, evaluation).result()
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, server: Thread | None = None) -> int:
     """Run the flow from a configuration file; print the table and where the report is."""
     parser = argparse.ArgumentParser(prog="python -m flows.tailor", description=tailor.__doc__)
     parser.add_argument("config", help="run configuration, a TOML file such as data/quickstart.toml")
@@ -78,6 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = load_config(options.config, options.set)
         preflight(config)
+        if server:
+            server.join()
         ref = tailor(config)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -89,4 +97,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(server=server))

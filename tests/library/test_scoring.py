@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from helpers import byte_tokenizer, write_own_benchmark
 from tailored_llama import scoring
@@ -176,3 +177,15 @@ def test_a_window_longer_than_the_models_context_is_refused(tiny: Path, folder: 
     perplexity = PerplexityConfig(source=str(text), window=1024)
     with pytest.raises(InputError, match=r"perplexity\.window: got 1024; allowed: at most 256, the model's context"):
         scoring.measure_perplexity(tiny, perplexity, "", folder("out"), ExecutionConfig(device="cpu"))
+
+
+def test_a_tokenizer_that_adds_a_first_token_adds_it_once() -> None:
+    """As Llama 2's does: before the context, never between context and continuation."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", tokenizer.eos_token_id)]
+    )
+    before, after = encode_pair(tokenizer, "ab", " cd")
+    assert (before[0], tokenizer.decode(before[1:]), tokenizer.decode(after)) == (tokenizer.bos_token_id, "ab", " cd")
+    before, after = encode_pair(tokenizer, "", "cd")
+    assert (before, tokenizer.decode(after)) == ([tokenizer.bos_token_id], "cd")

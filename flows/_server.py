@@ -1,0 +1,23 @@
+"""Prefect's API, asked for while the libraries load: its temporary server and torch both take seconds to start."""
+
+from __future__ import annotations
+
+import contextlib
+from threading import Thread
+
+from prefect.client.orchestration import get_client
+
+
+def reach_server() -> Thread:
+    """Connect in the background; where PREFECT_API_URL names no server, Prefect starts a temporary one.
+
+    Join the thread before a flow runs. A failure is not reported here: the flow meets it again, and says it.
+    """
+
+    def connect() -> None:
+        with contextlib.suppress(Exception), get_client(sync_client=True) as client:
+            client.hello()
+
+    thread = Thread(target=connect, daemon=True)
+    thread.start()
+    return thread
