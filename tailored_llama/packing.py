@@ -46,6 +46,19 @@ class Block:
     mask: Tensor | None
 
 
+def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut a sequence of documents, by index, so that no part has more than `budget` tokens where one alone has not."""
+    parts: list[list[int]] = []
+    used = 0
+    for index, length in enumerate(lengths):
+        if not parts or used + length > budget:
+            parts.append([])
+            used = 0
+        parts[-1].append(index)
+        used += length
+    return parts
+
+
 @contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
     """Let a transformers model (or the base of a PEFT model) read packed rows inside the `with` block."""

@@ -22,7 +22,7 @@ from tailored_llama.benchmarks import headline_metric
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import load, load_tokenizer
-from tailored_llama.packing import Document, packed_attention, packed_logits
+from tailored_llama.packing import Document, batches, packed_attention, packed_logits
 from tailored_llama.progress import Progress, silent
 from tailored_llama.prompts import Prompt, read_prompts
 from tailored_llama.texts import load_texts
@@ -96,24 +96,13 @@ def loglikelihoods(
     results: list[list[float]] = [[] for _ in encoded]
     done = 0
     with torch.inference_mode(), packed_attention(model):
-        for batch in _batches(order, [len(e.document) for e in encoded], batch_tokens):
+        for part in batches([len(encoded[i].document) for i in order], batch_tokens):
+            batch = [order[i] for i in part]
             for index, sums in zip(batch, _score_batch(model, [encoded[i] for i in batch]), strict=True):
                 results[index] = sums
             done += len(batch)
             progress(done, len(encoded))
     return results
-
-
-def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    batches: list[list[int]] = []
-    used = 0
-    for index in order:
-        if not batches or used + lengths[index] > budget:
-            batches.append([])
-            used = 0
-        batches[-1].append(index)
-        used += lengths[index]
-    return batches
 
 
 def _score_batch(model: Any, batch: Sequence[Encoded]) -> list[list[float]]:

@@ -19,7 +19,7 @@ from tailored_llama.artifacts import write_table
 from tailored_llama.checkpoints import weights_digest
 from tailored_llama.config import ExecutionConfig, TuningConfig
 from tailored_llama.models import BASE_FILE, load, load_tokenizer
-from tailored_llama.packing import Document, packed_attention, packed_logits
+from tailored_llama.packing import Document, batches, packed_attention, packed_logits
 from tailored_llama.progress import Progress, silent
 from tailored_llama.prompts import Prompt, read_prompts
 from tailored_llama.scoring import encode_pair
@@ -120,16 +120,7 @@ def _loss(model: Any, batch: Sequence[Sample]) -> Tensor:
 
 
 def _micro_batches(batch: Sequence[Sample], budget: int) -> list[list[Sample]]:
-    """Split a batch so that no forward pass has more than `budget` tokens, where its examples allow it."""
-    parts: list[list[Sample]] = []
-    used = 0
-    for sample in batch:
-        if not parts or used + len(sample[0]) > budget:
-            parts.append([])
-            used = 0
-        parts[-1].append(sample)
-        used += len(sample[0])
-    return parts
+    return [[batch[i] for i in part] for part in batches([len(document) for document, _ in batch], budget)]
 
 
 def _held_out_loss(model: Any, samples: Sequence[Sample], budget: int) -> float:
