@@ -4,12 +4,6 @@ Importing the package registers the per-layer LLaMA with transformers' Auto clas
 loads without `trust_remote_code`.
 """
 
-import os
-
-# GNU OpenMP spins at every barrier; where another process shares the cores, each barrier then costs a scheduler tick
-# (tests/benchmarks/threads.py: two training processes on two cores ran 8 times slower). Read when torch is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "100000")
-
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from tailored_llama import modeling_tailored_llama as _modeling
