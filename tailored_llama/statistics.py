@@ -97,20 +97,3 @@ def interval(values: Array) -> tuple[float, float]:
     if not len(known):
         return math.nan, math.nan
     return float(known[math.floor(0.025 * len(known))]), float(known[math.ceil(0.975 * len(known)) - 1])
-
-
-def paired_interval(
-    tailored: Answers,
-    dense: Answers,
-    floor: float = 0.0,
-    seed: int | Sequence[int] = 0,
-    resamples: int = RESAMPLES,
-) -> tuple[float, float]:
-    """95 % interval of the recovery (floor 0) or of the chance-corrected recovery (its floor, held fixed).
-
-    Both models' answers to the same examples are resampled together, so that questions hard for both cancel out.
-
-    Raises:
-        ValueError: the models did not answer the same examples, or there are none.
-    """
-    return interval(ratios(*paired_draws(tailored, dense, seed, resamples), floor))

@@ -12,10 +12,14 @@ from tailored_llama.statistics import (
     check_same_examples,
     interval,
     paired_draws,
-    paired_interval,
     ratios,
     recovery,
 )
+
+
+def paired_interval(tailored: Answers, dense: Answers, floor: float = 0.0, seed: int = 0) -> tuple[float, float]:
+    """What the report does for one benchmark: draw both models' answers together, take the 95 % interval."""
+    return interval(ratios(*paired_draws(tailored, dense, seed), floor))
 
 
 def answers(right: list[int], first: int = 0) -> Answers:
