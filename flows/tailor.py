@@ -29,10 +29,11 @@ from tasks.build_graph import build_graph
 from tasks.load_benchmark import load_benchmark
 from tasks.load_calibration import load_calibration
 from tasks.load_model import load_model
+from tasks.perplexity import measure_perplexity
 from tasks.prune import prune
 from tasks.render_prompts import render_prompts
 from tasks.report import report
-from tasks.score import measure_perplexity, score
+from tasks.score import score
 from tasks.score_importance import score_importance
 from tasks.tune import tune
 

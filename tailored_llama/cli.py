@@ -16,7 +16,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tailored_llama import benchmarks, calibration, models, prompts, recovery, reports, scoring, sources, texts, tuning
+from tailored_llama import (
+    benchmarks,
+    calibration,
+    generation,
+    models,
+    prompts,
+    recovery,
+    reports,
+    scoring,
+    sources,
+    texts,
+    tuning,
+)
 from tailored_llama.artifacts import NO_ROOM, ArtifactStore
 from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import BenchmarkConfig, RunConfig, load_config, validate_config
@@ -62,6 +74,20 @@ def fetch(config: Config = None, overrides: Overrides = None) -> None:
         print(f"model {run.model.source}: {sources.hub_model(run.model.source, identity['commit'])}")
     else:
         print(f"model {run.model.source}: here")
+
+
+@app.command(epilog="Example: `tailored-llama convert smollm2-135m-instruct dense`")
+def convert(
+    model: Annotated[str, typer.Argument(help="Model source: embedded name, folder, .gguf file or Hub id.")],
+    out: Out,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write a model as a checkpoint folder of safetensors, unpruned, ready to score."""
+    run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}"])
+    with _new_folder(out) as folder:
+        facts = models.load_model(run.model, models.model_identity(run.model), run.store.downloads, folder)
+    print(f"{out}: {facts['parameters']:,} parameters")
 
 
 @app.command(epilog="Example: `tailored-llama prune smollm2-135m-instruct pruned --ratio 0.2`")
@@ -141,7 +167,7 @@ def generate(
 ) -> None:
     """Continue a prompt greedily."""
     model = models.load(checkpoint, adapter, device)
-    print(models.generate(model, models.load_tokenizer(checkpoint), prompt, max_new_tokens))
+    print(generation.generate(model, models.load_tokenizer(checkpoint), [prompt], max_new_tokens)[0])
 
 
 @app.command(epilog="Example: `tailored-llama merge pruned adapter tailored`")
@@ -167,6 +193,15 @@ def report(
         reports.write_report(inputs, folder)
         Console().print(reports.console_table(recovery.read_rows(folder)))
     print(f"report: {out / 'report.html'}")
+
+
+@app.command(epilog="Example: `tailored-llama compare scores/pruned/piqa scores/tailored/piqa`")
+def compare(
+    one: Annotated[Path, typer.Argument(help="Folder that `score --out` wrote.")],
+    other: Annotated[Path, typer.Argument(help="The same benchmark, scored with another model or adapter.")],
+) -> None:
+    """Tell whether two models differ on the same examples: difference, 95 % interval, McNemar's p; as JSON."""
+    print(json.dumps(recovery.compare(one, other), indent=1))
 
 
 def _scores(folders: list[Path]) -> recovery.ModelScores:

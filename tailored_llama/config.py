@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from tailored_llama.errors import InputError
 
@@ -17,7 +17,7 @@ Criterion = Literal["taylor_first", "taylor_vector", "taylor_second", "magnitude
 Allocation = Literal["uniform", "global"]
 Kind = Literal["attention", "mlp"]
 Template = Literal["harness", "task", "reread"]
-Metric = Literal["acc", "acc_norm"]
+Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROJECTIONS: tuple[Projection, ...] = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
@@ -147,8 +147,22 @@ class PerplexityConfig(TextConfig):
 
     split: str = Field("validation", description="Benchmarks and Hub data sets: the split to read.")
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
-    window: int = Field(512, ge=16, le=32768, description="Tokens per window; windows do not overlap.")
+    window: int = Field(512, ge=16, le=32768, description="Tokens per window.")
+    stride: int | None = Field(
+        None,
+        ge=1,
+        le=32768,
+        description="Tokens from one window to the next, at most the window: what overlaps is context, and is not "
+        "scored twice. Absent: the window, so that windows do not overlap, as in lm-evaluation-harness.",
+    )
     tokens: int | None = Field(8192, ge=16, description="Tokens read from the start of the text; absent: all of them.")
+
+    @field_validator("stride")
+    @classmethod
+    def _stride_within_window(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value > (window := info.data.get("window", value)):
+            raise ValueError(f"allowed: at most {window}, the window")
+        return value
 
 
 class BenchmarkConfig(Section):
@@ -164,17 +178,28 @@ class BenchmarkConfig(Section):
     revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
     train: str | None = Field(None, description="Train split: a .parquet, .jsonl or .csv file, or a Hub split's name.")
     evaluation: str | None = Field(None, description="Evaluation split: a file, or a Hub split's name.")
-    context: str | None = Field(None, description="Own benchmarks: the column with the text before the choices.")
+    context: str | None = Field(
+        None,
+        description="Own benchmarks: the column with the text before the answer, or a text with columns in it, such as "
+        '"{passage}\\nQuestion: {question}\\nAnswer:".',
+    )
     choices: str | tuple[str, ...] | None = Field(
         None, description="Own benchmarks: the column with the list of choices, or one column per choice."
     )
     answer: str | None = Field(
         None,
-        description="Own benchmarks: the column with the answer: its index from 0, a letter (A, B, …), or its text.",
+        description="Own benchmarks: the column with the answer: its index from 0, a letter (A, B, …), or its text. "
+        "Where the model writes the answer: an accepted text, or a list of them.",
     )
     instruction: str | None = Field(None, description="Own benchmarks: the sentence that states the task.")
     metric: Metric | None = Field(
-        None, description="Headline metric; absent: the benchmark's own, acc_norm for new ones."
+        None,
+        description="Headline metric; absent: the benchmark's own, acc_norm for new ones. exact_match and f1 (SQuAD's) "
+        "make a benchmark without choices, where the model writes the answer.",
+    )
+    max_new_tokens: int | None = Field(None, ge=1, le=4096, description="Written answers: tokens at most; absent: 32.")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
+        None, min_length=1, description="Written answers end before the first of these; absent: at the line's end."
     )
 
 

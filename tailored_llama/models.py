@@ -1,4 +1,4 @@
-"""Checkpoints: convert, check, count, load, merge, generate."""
+"""Checkpoints: convert, check, count, load, merge."""
 
 from __future__ import annotations
 
@@ -257,13 +257,3 @@ def merge(folder: Path, adapter: Path, out: Path) -> None:
     text = card.read_text() if card.is_file() else "# A language model\n"
     text = text.replace("The model has not been tuned since.", "A LoRA adapter has been merged into it since.")
     (out / "README.md").write_text(text)
-
-
-def generate(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 64) -> str:
-    """Greedy continuation of a prompt with the KV cache, without the prompt itself."""
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    if not inputs["input_ids"].numel():
-        raise InputError(f"prompt: got {prompt!r}; allowed: a text of at least one token")
-    with torch.no_grad():
-        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return str(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

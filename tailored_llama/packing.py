@@ -1,23 +1,31 @@
 """Many sequences in one row: every linear layer sees all tokens at once, attention stays within each document.
 
 A document is a prefix and branches that continue it, such as a context and its choices: the prefix is encoded once.
-There is no padding, so a forward pass costs its distinct tokens and nothing else. The model is an unchanged
-transformers model: an attention function registered with transformers reads the blocks of the row.
+A header, such as the solved examples of a few-shot benchmark, is encoded once for all documents. There is no padding,
+so a forward pass costs its distinct tokens and nothing else. The model is an unchanged transformers model, with or
+without a PEFT adapter: an attention function registered with transformers reads the blocks of the row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from tailored_llama.memory import out_of_memory
+
+Result = TypeVar("Result")
+
 _ATTENTION = "tailored_packed"
+_HEAD_POSITIONS = 256  # of a pass whose logits are in memory at once: at 128,000 entries 131 MB in float32
 
 
 @dataclass(frozen=True)
@@ -38,25 +46,87 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Block:
-    """One document's place in the row; `mask` is bool [1, 1, length, length], or None for plain causal attention."""
+class Header:
+    """Tokens before every document of a row: their number, and each layer's keys and values.
+
+    Keys and values: [1, key/value heads, length, head_dim], by the index of the layer.
+    """
+
+    length: int = 0
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One document's place in the row; `mask`: bool [1, 1, length, header + length], None for plain causal."""
 
     start: int
     stop: int
     mask: Tensor | None
 
 
+@dataclass(frozen=True)
+class _Row:
+    """What the attention function needs to know of a row; the keys and values it sees go `into` a longer header."""
+
+    blocks: Sequence[_Block]
+    header: Header
+    into: Header | None = None
+
+
 def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Cut a sequence of documents, by index, so that no part has more than `budget` tokens where one alone has not."""
     parts: list[list[int]] = []
-    used = 0
-    for index, length in enumerate(lengths):
-        if not parts or used + length > budget:
-            parts.append([])
-            used = 0
-        parts[-1].append(index)
-        used += length
+    start = 0
+    while start < len(lengths):
+        stop = _fill(lengths, start, budget)
+        parts.append(list(range(start, stop)))
+        start = stop
     return parts
+
+
+def _fill(lengths: Sequence[int], start: int, budget: int) -> int:
+    """The end of the longest part from `start` that has at most `budget` tokens; one document in any case."""
+    stop, used = start + 1, lengths[start]
+    while stop < len(lengths) and used + lengths[stop] <= budget:
+        used += lengths[stop]
+        stop += 1
+    return stop
+
+
+def within_memory(
+    lengths: Sequence[int], budget: int, run: Callable[[list[int]], Result]
+) -> Iterator[tuple[list[int], Result]]:
+    """Run batches of documents, longest first, at most `budget` tokens in each (one document in any case).
+
+    Where memory runs out, CUDA's or the CPU's, the budget is halved for all that remains.
+
+    Args:
+        run: what to do with a batch, given as indices of documents.
+
+    Yields:
+        The batch and what `run` made of it.
+
+    Raises:
+        RuntimeError, MemoryError: memory runs out with a single document.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    ordered = [lengths[i] for i in order]
+    start = 0
+    while start < len(order):
+        stop = _fill(ordered, start, budget)
+        batch = order[start:stop]
+        try:
+            result = run(batch)
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) == 1 or not out_of_memory(error):
+                raise
+            budget = sum(ordered[start:stop]) // 2
+            logging.getLogger(__name__).warning("memory ran out: going on with %d tokens a pass", budget)
+            continue
+        yield batch, result
+        start = stop
 
 
 @contextmanager
@@ -70,6 +140,22 @@ def packed_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+def encode_header(model: Any, ids: Sequence[int], budget: int) -> Header:
+    """Encode tokens that stand before every document, at most `budget` of them in one pass.
+
+    Args:
+        model: a causal LM inside `packed_attention`.
+        ids: token ids; none make an empty header.
+    """
+    header = Header()
+    for start in range(0, len(ids), budget):
+        part = Document(ids[start : start + budget])
+        longer = Header(header.length + len(part))
+        _hidden_states(model, [part], torch.tensor([], dtype=torch.int64), header, longer)
+        header = longer
+    return header
+
+
 def packed_logits(model: Any, documents: Sequence[Document], positions: Tensor) -> Tensor:
     """Logits at some positions of a packed row; the head is applied there only.
 
@@ -81,37 +167,68 @@ def packed_logits(model: Any, documents: Sequence[Document], positions: Tensor) 
     Returns:
         float [scored, vocabulary], in the model's type.
     """
-    device = model.device
-    ids: list[int] = []
-    places: list[int] = []
-    blocks: list[Block] = []
-    for document in documents:
-        start, length = len(ids), len(document.prefix)
-        ids += document.prefix
-        places += range(length)
-        for branch in document.branches:
-            ids += branch
-            places += range(length, length + len(branch))
-        blocks.append(Block(start, len(ids), _mask(document, device)))
-    output = model(
-        input_ids=torch.tensor([ids], device=device),
-        position_ids=torch.tensor([places], device=device),
-        use_cache=False,
-        logits_to_keep=positions.to(device),
-        packed_blocks=blocks,
-    )
-    logits: Tensor = output.logits[0]
+    logits: Tensor = model.get_output_embeddings()(_hidden_states(model, documents, positions, Header()))
     return logits
 
 
-def _mask(document: Document, device: Any) -> Tensor | None:
-    """Which tokens of a document attend to which: all before them, other branches left out."""
-    if len(document.branches) == 0:
+def packed_logprobs(
+    model: Any,
+    documents: Sequence[Document],
+    positions: Sequence[int],
+    targets: Sequence[int],
+    header: Header | None = None,
+) -> Tensor:
+    """Log-probability of `targets[i]` after position `positions[i]` of a packed row, float32 [scored].
+
+    Logits exist for a bounded number of positions at a time, never for batch × length.
+
+    Args:
+        model: a causal LM inside `packed_attention`.
+        documents: what to pack, in order.
+        header: what stands before each of them.
+    """
+    head = model.get_output_embeddings()
+    states = _hidden_states(model, documents, torch.tensor(positions), header or Header())
+    wanted = torch.tensor(targets, device=states.device)
+    parts = zip(states.split(_HEAD_POSITIONS), wanted.split(_HEAD_POSITIONS), strict=True)
+    return torch.cat([-cross_entropy(head(some).float(), those, reduction="none") for some, those in parts])
+
+
+def _hidden_states(
+    model: Any, documents: Sequence[Document], positions: Tensor, header: Header, into: Header | None = None
+) -> Tensor:
+    """What the head reads, at some positions of a packed row: [scored, hidden]."""
+    device = model.device
+    ids: list[int] = []
+    places: list[int] = []
+    blocks: list[_Block] = []
+    for document in documents:
+        start, length = len(ids), header.length + len(document.prefix)
+        ids += document.prefix
+        places += range(header.length, length)
+        for branch in document.branches:
+            ids += branch
+            places += range(length, length + len(branch))
+        blocks.append(_Block(start, len(ids), _mask(document, header.length, device)))
+    output = model.get_decoder()(
+        input_ids=torch.tensor([ids], device=device),
+        position_ids=torch.tensor([places], device=device),
+        use_cache=False,
+        packed_row=_Row(blocks, header, into),
+    )
+    states: Tensor = output.last_hidden_state[0, positions.to(device)]
+    return states
+
+
+def _mask(document: Document, header: int, device: Any) -> Tensor | None:
+    """Which tokens attend to which: a document's to the header and to all before them, other branches left out."""
+    lengths = [len(document.prefix), *filter(None, map(len, document.branches))]
+    if header == 0 and len(lengths) < 3:  # one branch or none: plain causal attention, which is faster
         return None
-    lengths = [len(document.prefix), *map(len, document.branches)]
     part = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
-    causal = torch.ones(len(part), len(part), dtype=torch.bool, device=device).tril()
-    return (causal & ((part[:, None] == part[None]) | (part[None] == 0)))[None, None]
+    causal = torch.ones(len(part), header + len(part), dtype=torch.bool, device=device).tril(header)
+    causal[:, header:] &= (part[:, None] == part[None]) | (part[None] == 0)
+    return causal[None, None]
 
 
 def _packed_attention_forward(
@@ -120,15 +237,21 @@ def _packed_attention_forward(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    packed_blocks: Sequence[Block] = (),
+    packed_row: _Row,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' SDPA attention, one document at a time: [1, heads, row, head_dim] → [1, row, heads, head_dim]."""
+    header, layer = packed_row.header, module.layer_idx
     outputs = []
-    for block in packed_blocks:
+    for block in packed_row.blocks:
         rows = slice(block.start, block.stop)
-        parts = (query[:, :, rows], key[:, :, rows], value[:, :, rows])
-        outputs.append(sdpa_attention_forward(module, *parts, block.mask, **kwargs)[0])
+        keys, values = key[:, :, rows], value[:, :, rows]
+        if header.length:
+            keys = torch.cat([header.keys[layer], keys], dim=2)
+            values = torch.cat([header.values[layer], values], dim=2)
+        outputs.append(sdpa_attention_forward(module, query[:, :, rows], keys, values, block.mask, **kwargs)[0])
+    if packed_row.into is not None:  # a header's own pass: one block
+        packed_row.into.keys[layer], packed_row.into.values[layer] = keys, values
     return torch.cat(outputs, dim=1), None
 
 

@@ -24,6 +24,7 @@ from tailored_llama.artifacts import read_table, write_table
 from tailored_llama.benchmarks import Example, Split, read_examples
 from tailored_llama.config import BenchmarkConfig, Template
 from tailored_llama.errors import InputError
+from tailored_llama.own import is_written, stop_strings
 
 PromptSplit = Literal["shots", "held_out", "evaluation"]
 
@@ -117,12 +118,15 @@ INSTRUCTIONS: dict[str, str] = {
 }
 
 
-def render(benchmark: BenchmarkConfig, template: Template, example: Example, header: str = "") -> Prompt:
+def render(
+    benchmark: BenchmarkConfig, template: Template, example: Example, header: str = "", ending: str = ""
+) -> Prompt:
     """Write one example out.
 
     Args:
         header: solved examples from `few_shot_header`, put before the question. They bring the instruction with
             them, so it is written once.
+        ending: what follows every continuation.
 
     Raises:
         InputError: the template needs an instruction, and the benchmark has none.
@@ -132,7 +136,7 @@ def render(benchmark: BenchmarkConfig, template: Template, example: Example, hea
     return Prompt(
         example=example.index,
         contexts=tuple(start + context for context, _ in parts),
-        continuations=tuple(continuation for _, continuation in parts),
+        continuations=tuple(continuation + ending for _, continuation in parts),
         answer=example.answer,
         choice_lengths=tuple(len(continuation) - 1 for _, continuation in parts),
     )
@@ -280,7 +284,13 @@ def render_prompts(
     else:
         chosen["evaluation"] = select_evaluation(read_examples(examples_folder, "evaluation"), limit)
     header = few_shot_header(benchmark, template, solved)
-    rows = [(name, render(benchmark, template, e, header)) for name, examples in chosen.items() for e in examples]
+    # A model that writes its answer must learn where to stop.
+    ending = stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else ""
+    rows = [
+        (name, render(benchmark, template, example, header, ending))
+        for name, examples in chosen.items()
+        for example in examples
+    ]
     columns = {
         "example": [prompt.example for _, prompt in rows],
         "split": [name for name, _ in rows],

@@ -15,13 +15,14 @@ import pyarrow as pa
 from tailored_llama.artifacts import read_table
 from tailored_llama.config import RunConfig
 from tailored_llama.errors import InputError
-from tailored_llama.scoring import read_metrics, read_predictions
+from tailored_llama.scoring import read_answers, read_metrics
 from tailored_llama.statistics import (
     Answers,
     above_floor,
     chance_corrected,
     check_same_examples,
     interval,
+    mcnemar,
     paired_draws,
     ratios,
     recovery,
@@ -35,8 +36,8 @@ MEAN = "(mean)"  # no benchmark can be called that: a name has no parentheses
 class ModelScores:
     """One model (dense, pruned or tailored): its size, its perplexity, its scores.
 
-    `perplexity` is what `measure_perplexity` wrote; `scores` maps a benchmark's name to the folder with its
-    `predictions.parquet` and `metrics.json`.
+    `perplexity` is what `measure_perplexity` wrote; `scores` maps a benchmark's name to the folder that
+    `score_benchmark` wrote.
     """
 
     checkpoint_parameters: int | None = None
@@ -103,6 +104,9 @@ class Row:
     pruned_stderr: float | None = None
     tailored: float | None = None
     tailored_stderr: float | None = None
+    gain: float | None = None  # tailored − pruned
+    gain_low: float | None = None
+    gain_high: float | None = None
     recovery: float | None = None
     recovery_low: float | None = None
     recovery_high: float | None = None
@@ -172,13 +176,16 @@ def _run_rows(inputs: ReportInputs, run: PrunedRun) -> Iterator[Row]:
         seed=inputs.config.seed if inputs.config else None,
     )
     rows: list[Row] = []
-    draws: dict[str, list[Any]] = {"recovery": [], "cc": []}  # per benchmark, float [resamples]
+    draws: dict[str, list[Any]] = {"gain": [], "recovery": [], "cc": []}  # per benchmark, float [resamples]
     for name in dict.fromkeys(name for model in models.values() for name in model.scores):
         scores = {key: _read_score(model.scores[name]) for key, model in models.items() if name in model.scores}
         row = _benchmark_row(name, scores, blank)
+        seed = [row.seed or 0, *name.encode()]  # an interval does not depend on which other benchmarks are reported
+        if row.gain is not None:
+            tuned, untuned = paired_draws(scores["tailored"].answers, scores["pruned"].answers, seed)
+            draws["gain"].append(tuned - untuned)
+            row = _with_interval(row, "gain", draws["gain"][-1])
         if row.recovery is not None:
-            # Seeded by name: an interval does not depend on which other benchmarks are reported.
-            seed = [row.seed or 0, *name.encode()]
             pair = paired_draws(scores["tailored"].answers, scores["dense"].answers, seed)
             draws["recovery"].append(ratios(*pair))
             row = _with_interval(row, "recovery", draws["recovery"][-1])
@@ -191,33 +198,28 @@ def _run_rows(inputs: ReportInputs, run: PrunedRun) -> Iterator[Row]:
         mean = _mean_row(rows, blank)
         with np.errstate(invalid="ignore"):  # ∞ − ∞, where a resample of one benchmark has no bound
             for name, values in draws.items():
-                mean = _with_interval(mean, name, np.mean(values, axis=0)) if values else mean
+                if values and getattr(mean, "chance_corrected" if name == "cc" else name) is not None:
+                    mean = _with_interval(mean, name, np.mean(values, axis=0))
         yield mean
 
 
 def _read_score(folder: Path) -> _Score:
-    found, table = read_metrics(folder), read_predictions(folder)
+    found = read_metrics(folder)
     metric = found.get("metric")
     try:
         floor, accuracy, stderr = (float(found[key]) for key in ("floor", str(metric), f"{metric}_stderr"))
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{folder / 'metrics.json'}: floor, metric or its value is missing") from None
-    answer = table["answer"].to_numpy()
-    right = table["prediction_norm" if metric == "acc_norm" else "prediction"].to_numpy() == answer
-    return _Score(str(metric), floor, accuracy, stderr, Answers(table["example"].to_numpy(), answer, right))
+    return _Score(str(metric), floor, accuracy, stderr, read_answers(folder, str(metric)))
 
 
 def _benchmark_row(name: str, scores: Mapping[str, _Score], blank: Row) -> Row:
-    first, *others = scores.values()
-    for other in others:
-        if other.metric != first.metric:
-            raise InputError(f"scores of {name}: {first.metric} against {other.metric}; allowed: one metric")
-        try:
-            check_same_examples(first.answers, other.answers)
-        except ValueError as error:
-            raise InputError(f"scores of {name}: {error}; allowed: scores of the same examples") from None
+    first = next(iter(scores.values()))
+    _check_comparable(name, *scores.values())
     values: dict[str, Any] = {key: score.accuracy for key, score in scores.items()}
     values |= {f"{key}_stderr": score.stderr for key, score in scores.items()}
+    if "tailored" in scores and "pruned" in scores:
+        values["gain"] = scores["tailored"].accuracy - scores["pruned"].accuracy
     if dense := scores.get("dense"):
         values["dense_above_floor"] = above_floor(dense.accuracy, dense.stderr, dense.floor)
         if (tailored := scores.get("tailored")) and dense.accuracy > 0:
@@ -227,6 +229,16 @@ def _benchmark_row(name: str, scores: Mapping[str, _Score], blank: Row) -> Row:
                 values |= {"chance_corrected": corrected, "cc_benchmarks": 1}
     count = len(first.answers.examples)
     return replace(blank, benchmark=name, metric=first.metric, examples=count, floor=first.floor, **values)
+
+
+def _check_comparable(name: str, first: _Score, *others: _Score) -> None:
+    for other in others:
+        if other.metric != first.metric:
+            raise InputError(f"scores of {name}: {first.metric} against {other.metric}; allowed: one metric")
+        try:
+            check_same_examples(first.answers, other.answers)
+        except ValueError as error:
+            raise InputError(f"scores of {name}: {error}; allowed: scores of the same examples") from None
 
 
 def _with_interval(row: Row, name: str, draws: Any) -> Row:
@@ -242,11 +254,46 @@ def _mean_row(rows: Sequence[Row], blank: Row) -> Row:
         if None not in accuracies:  # a model that was not scored everywhere has no mean to set beside the others
             values[name] = float(np.mean(accuracies))
             values[f"{name}_stderr"] = math.hypot(*(getattr(row, f"{name}_stderr") for row in rows)) / len(rows)
+    if values.keys() >= {"tailored", "pruned"}:
+        values["gain"] = values["tailored"] - values["pruned"]
     for name, count in (("recovery", "recovery_benchmarks"), ("chance_corrected", "cc_benchmarks")):
         known = [value for row in rows if (value := getattr(row, name)) is not None]
         values |= {name: float(np.mean(known)) if known else None, count: len(known)}
     examples, floor = sum(row.examples for row in rows), float(np.mean([row.floor for row in rows]))
     return replace(blank, examples=examples, floor=floor, **values)
+
+
+def compare(one: Path, other: Path, seed: int = 0) -> dict[str, Any]:
+    """Two scores of the same examples: the difference other − one, its 95 % interval, and McNemar's p.
+
+    Args:
+        one: what `score_benchmark` wrote for a model; `other` for another, or the same after a change.
+
+    Returns:
+        `low` and `high` by paired bootstrap; `p` is None where answers are not just right or wrong (F1).
+
+    Raises:
+        InputError: the scores are of different benchmarks, metrics or examples, or a file is missing or broken.
+    """
+    named = [read_metrics(folder).get("benchmark") for folder in (one, other)]
+    if named[0] != named[1]:
+        raise InputError(f"scores: {named[0]} against {named[1]}; allowed: one benchmark")
+    scores = [_read_score(folder) for folder in (one, other)]
+    _check_comparable(str(named[0]), *scores)
+    before, after = scores
+    drawn_after, drawn_before = paired_draws(after.answers, before.answers, seed)
+    low, high = interval(drawn_after - drawn_before)
+    return {
+        "benchmark": named[0],
+        "metric": before.metric,
+        "examples": len(before.answers.examples),
+        "one": before.accuracy,
+        "other": after.accuracy,
+        "difference": after.accuracy - before.accuracy,
+        "low": low,
+        "high": high,
+        "p": mcnemar(before.answers, after.answers) if before.metric != "f1" else None,
+    }
 
 
 def by_run(rows: Sequence[Row]) -> list[list[Row]]:

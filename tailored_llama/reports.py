@@ -191,19 +191,21 @@ def _markdown(inputs: ReportInputs, runs: Sequence[Sequence[Row]]) -> str:
     if len("\n".join([*head, *texts, *notes, *tables]).encode()) > _MARKDOWN_BYTES - 1_000:
         texts, tables = [], _markdown_table("mean", [(run_name(run[0]), run[-1]) for run in runs])
     legend = (
-        "Accuracy ± standard error; recovery = tailored ÷ dense, with its 95 % interval; chance-corrected recovery "
+        "Accuracy ± standard error. With 95 % intervals: gained by tuning = tailored − pruned; recovery = tailored ÷ "
+        "dense; chance-corrected recovery = (tailored − floor) ÷ (dense − floor), where dense is significantly above "
+        "its floor."
     )
-    legend += "= (tailored − floor) ÷ (dense − floor), where dense is significantly above its floor."
     return "\n".join([*head, *texts, *notes, *tables, legend, ""])
 
 
 def _markdown_table(name: str, rows: Sequence[tuple[str, Row]]) -> list[str]:
-    names = [name, "metric", "examples", "floor", *MODELS, "recovery", "chance-corrected"]
-    lines = [f"| {' | '.join(names)} |", "|:--|:--|--:|--:|--:|--:|--:|--:|--:|"]
+    names = [name, "metric", "examples", "floor", *MODELS, "gained by tuning", "recovery", "chance-corrected"]
+    lines = [f"| {' | '.join(names)} |", "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|"]
     for label, row in rows:
         cells = [label, row.metric or "", f"{row.examples:,}", number(row.floor)]
         cells += [plus_minus(row, model) for model in MODELS]
         for value, bounds in (
+            (row.gain, span(row.gain_low, row.gain_high)),
             (row.recovery, span(row.recovery_low, row.recovery_high)),
             (row.chance_corrected, span(row.cc_low, row.cc_high)),
         ):

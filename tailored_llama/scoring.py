@@ -1,4 +1,4 @@
-"""Scoring: log-likelihood of every choice, accuracies as lm-evaluation-harness defines them, and perplexity."""
+"""Scoring: the log-likelihood of every choice, and accuracies as lm-evaluation-harness defines them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from tailored_llama import generation
 from tailored_llama.artifacts import read_table, write_table
 from tailored_llama.benchmarks import headline_metric
-from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig
+from tailored_llama.config import BenchmarkConfig, ExecutionConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import load, load_tokenizer
-from tailored_llama.packing import Document, batches, packed_attention, packed_logits
+from tailored_llama.own import WRITTEN, is_written, max_new_tokens, stop_strings
+from tailored_llama.packing import Document, Header, encode_header, packed_attention, packed_logprobs, within_memory
 from tailored_llama.progress import Progress, silent
 from tailored_llama.prompts import Prompt, read_prompts
-from tailored_llama.texts import load_texts
+from tailored_llama.statistics import Answers
 
 PREDICTIONS_SCHEMA = pa.schema(
     {
@@ -45,6 +47,19 @@ class Encoded:
     document: Document
     positions: tuple[tuple[int, ...], ...]
     targets: tuple[tuple[int, ...], ...]
+    truncated: bool = False  # whether a choice lost the start of its context
+
+    def after(self, header: int) -> Encoded:
+        """The same without its first `header` tokens, which are encoded elsewhere."""
+        document = Document(self.document.prefix[header:], self.document.branches)
+        positions = tuple(tuple(p - header for p in choice) for choice in self.positions)
+        return Encoded(document, positions, self.targets, self.truncated)
+
+
+def first_token(tokenizer: Any) -> int:
+    """What stands for an empty context: the BOS token, or EOS where there is none."""
+    bos: int | None = tokenizer.bos_token_id
+    return bos if bos is not None else int(tokenizer.eos_token_id)
 
 
 def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -54,7 +69,7 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[i
     the encoded context. An empty context becomes the BOS (or EOS) token.
     """
     if not context:
-        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        first = first_token(tokenizer)
         ids = tokenizer.encode(continuation, add_special_tokens=False)
         return ([], ids) if ids and ids[0] == first else ([first], ids)
     bare = context.rstrip()
@@ -65,23 +80,47 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[i
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int) -> Encoded:
-    """Tokenise every choice of a prompt and find the prefix they share; long contexts lose their start."""
+    """Tokenise every choice of a prompt and find the prefix they share; long contexts lose their start.
+
+    Raises:
+        InputError: a continuation has no token of its own.
+    """
     inputs: list[list[int]] = []
     targets: list[tuple[int, ...]] = []
+    truncated = False
     for context, continuation in zip(prompt.contexts, prompt.continuations, strict=True):
         before, after = encode_pair(tokenizer, context, continuation)
+        if not after:
+            raise InputError(
+                f"example {prompt.example}: got the continuation {continuation!r}, which the tokenizer joins to its "
+                "context; allowed: a continuation with a token of its own"
+            )
         sequence = (before + after)[-(max_length + 1) :]
+        truncated |= len(sequence) < len(before) + len(after)
         inputs.append(sequence[:-1])
         targets.append(tuple(after[-len(sequence) + 1 :] if len(after) >= len(sequence) else after))
-    shared = 0
-    while shared < min(map(len, inputs)) and len({ids[shared] for ids in inputs}) == 1:
-        shared += 1
+    shared = len(common_prefix(inputs))
     document = Document(inputs[0][:shared], [ids[shared:] for ids in inputs])
     positions = tuple(
         tuple(document.offset(branch, p) for p in range(len(ids) - len(target), len(ids)))
         for branch, (ids, target) in enumerate(zip(inputs, targets, strict=True))
     )
-    return Encoded(document, positions, tuple(targets))
+    return Encoded(document, positions, tuple(targets), truncated)
+
+
+def common_prefix(sequences: Sequence[list[int]]) -> list[int]:
+    """The longest start that all sequences share."""
+    low, high = min(sequences), max(sequences)  # what the first and the last in order share, all share
+    shared = next((i for i, (one, other) in enumerate(zip(low, high, strict=False)) if one != other), len(low))
+    return low[:shared]
+
+
+def shared_header(encoded: Sequence[Encoded]) -> list[int]:
+    """The tokens that all prompts start with, such as the solved examples before them; none that is scored on."""
+    if len(encoded) < 2:
+        return []
+    shared = common_prefix([list(item.document.prefix) for item in encoded])
+    return shared[: min(min(choice[0] for choice in item.positions) for item in encoded)]
 
 
 def loglikelihoods(
@@ -89,56 +128,38 @@ def loglikelihoods(
 ) -> list[list[float]]:
     """Summed log-probability of every choice of every prompt, in the order given.
 
-    Prompts are packed by length, at most `batch_tokens` tokens a forward pass; where memory runs out, the pass is
-    split in two.
+    What all prompts start with is encoded once. Prompts are packed by length, at most `batch_tokens` tokens a forward
+    pass; where memory runs out, with half as many from then on.
     """
-    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].document))
     results: list[list[float]] = [[] for _ in encoded]
+    whole = [i for i, item in enumerate(encoded) if not item.truncated]
+    cut = [i for i, item in enumerate(encoded) if item.truncated]  # they start anywhere: no header in common
     done = 0
     with torch.inference_mode(), packed_attention(model):
-        for part in batches([len(encoded[i].document) for i in order], batch_tokens):
-            batch = [order[i] for i in part]
-            for index, sums in zip(batch, _score_batch(model, [encoded[i] for i in batch]), strict=True):
-                results[index] = sums
-            done += len(batch)
-            progress(done, len(encoded))
+        for members in filter(None, (whole, cut)):
+            header = encode_header(model, shared_header([encoded[i] for i in members]), batch_tokens)
+            group = [encoded[i].after(header.length) for i in members]
+            lengths = [len(item.document) for item in group]
+            for batch, rows in within_memory(lengths, batch_tokens, partial(_score_row, model, header, group)):
+                for i, row in zip(batch, rows, strict=True):
+                    results[members[i]] = row
+                done += len(batch)
+                progress(done, len(encoded))
     return results
 
 
-def _score_batch(model: Any, batch: Sequence[Encoded]) -> list[list[float]]:
-    try:
-        return _score_row(model, batch)
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-    half = len(batch) // 2  # outside the handler: the failed pass's tensors are freed by now
-    return _score_batch(model, batch[:half]) + _score_batch(model, batch[half:])
-
-
-def _score_row(model: Any, batch: Sequence[Encoded]) -> list[list[float]]:
+def _score_row(model: Any, header: Header, encoded: Sequence[Encoded], batch: Sequence[int]) -> list[list[float]]:
+    """One forward pass: the sums of every choice of some of the prompts."""
     positions: list[int] = []
     targets: list[int] = []
     start = 0
-    for item in batch:
+    for item in (items := [encoded[i] for i in batch]):
         for at, wanted in zip(item.positions, item.targets, strict=True):
             positions += [start + p for p in at]
             targets += wanted
         start += len(item.document)
-    logprobs = token_logprobs(model, [item.document for item in batch], positions, targets).tolist()
-    sums, taken = [], 0
-    for item in batch:
-        row = []
-        for wanted in item.targets:
-            row.append(math.fsum(logprobs[taken : taken + len(wanted)]))
-            taken += len(wanted)
-        sums.append(row)
-    return sums
-
-
-def token_logprobs(model: Any, documents: Sequence[Document], positions: list[int], targets: list[int]) -> Tensor:
-    """Log-probability of `targets[i]` after row position `positions[i]`, float32 [scored]."""
-    logits = packed_logits(model, documents, torch.tensor(positions))
-    return -cross_entropy(logits.float(), torch.tensor(targets, device=logits.device), reduction="none")
+    logprobs = iter(packed_logprobs(model, [item.document for item in items], positions, targets, header).tolist())
+    return [[math.fsum(islice(logprobs, len(wanted))) for wanted in item.targets] for item in items]
 
 
 def score_benchmark(
@@ -150,23 +171,41 @@ def score_benchmark(
     execution: ExecutionConfig,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Stage: score one checkpoint on one rendered benchmark; write `predictions.parquet` and `metrics.json`.
+    """Stage: score one checkpoint on one rendered benchmark; write `metrics.json` and what it was taken from.
+
+    That is `predictions.parquet` where the answer is one of several choices, `answers.parquet` where the model writes
+    it.
 
     Raises:
         InputError: checkpoint or adapter are broken or do not belong together.
     """
     model, tokenizer = load(checkpoint, adapter, execution.device), load_tokenizer(checkpoint)
     prompts = read_prompts(prompts_folder, "evaluation")
-    limit = model.config.max_position_embeddings
-    encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in prompts]
     start = time.perf_counter()
-    scores = loglikelihoods(model, encoded, execution.batch_tokens, progress)
-    seconds = time.perf_counter() - start
-    predictions = predict(prompts, scores)
-    write_table(out / "predictions.parquet", predictions, PREDICTIONS_SCHEMA)
-    (out / "metrics.json").write_text(json.dumps(metrics(benchmark, prompts, predictions), indent=1) + "\n")
-    tokens = sum(len(e.document) for e in encoded)
-    return {"tokens": tokens, "tokens_per_second": round(tokens / seconds, 1)}
+    if is_written(benchmark):
+        texts = generation.generate(
+            model,
+            tokenizer,
+            [prompt.contexts[0] for prompt in prompts],
+            max_new_tokens(benchmark),
+            stop_strings(benchmark),
+            execution.batch_tokens,
+            progress,
+        )
+        columns = generation.judge(prompts, texts)
+        write_table(out / "answers.parquet", columns, generation.ANSWERS_SCHEMA)
+        values, least = {name: columns[name] for name in WRITTEN}, generation.floor(prompts)
+        measured: dict[str, Any] = {"examples": len(prompts)}
+    else:
+        encoded = [encode_prompt(tokenizer, prompt, model.config.max_position_embeddings) for prompt in prompts]
+        columns = predict(prompts, loglikelihoods(model, encoded, execution.batch_tokens, progress))
+        write_table(out / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
+        values, least = hits(columns), floor(prompts)
+        measured = {"tokens": sum(len(item.document) for item in encoded)}
+    result = {"benchmark": benchmark.name, "metric": headline_metric(benchmark), "examples": len(prompts)}
+    (out / "metrics.json").write_text(json.dumps(result | {"floor": least} | metrics(values), indent=1) + "\n")
+    rate = {f"{name}_per_second": round(n / (time.perf_counter() - start), 1) for name, n in measured.items()}
+    return measured | rate
 
 
 def predict(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> dict[str, list[Any]]:
@@ -183,28 +222,39 @@ def predict(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> dic
     return columns
 
 
-def read_predictions(folder: Path) -> pa.Table:
-    """`predictions.parquet` as a table."""
-    return read_table(folder / "predictions.parquet", PREDICTIONS_SCHEMA)
+def read_answers(folder: Path, metric: str) -> Answers:
+    """What a scored model answered, and its value in a metric."""
+    if metric in WRITTEN:
+        table = read_table(folder / "answers.parquet", generation.ANSWERS_SCHEMA)
+        wanted = np.array(["\n".join(accepted) for accepted in table["accepted"].to_pylist()])
+        return Answers(table["example"].to_numpy(), wanted, table[metric].to_numpy())
+    table = read_table(folder / "predictions.parquet", PREDICTIONS_SCHEMA)
+    found = hits({name: table[name].to_pylist() for name in ("prediction", "prediction_norm", "answer")})
+    return Answers(table["example"].to_numpy(), table["answer"].to_numpy(), np.array(found[metric]))
 
 
-def metrics(benchmark: BenchmarkConfig, prompts: Sequence[Prompt], predictions: dict[str, list[Any]]) -> dict[str, Any]:
-    """acc and acc_norm with standard errors (sample deviation ÷ √n), and the floor: what no skill would score."""
-    answers = np.array(predictions["answer"])
-    result: dict[str, Any] = {
-        "benchmark": benchmark.name,
-        "metric": headline_metric(benchmark),
-        "examples": len(answers),
-        "floor": max(
-            float(np.mean([1 / len(p.continuations) for p in prompts])),
-            max(Counter(answers.tolist()).values()) / len(answers),
-        ),
+def hits(predictions: dict[str, list[Any]]) -> dict[str, list[float]]:
+    """acc and acc_norm of every example: 1 where the right choice is the likeliest (per character), else 0."""
+    pairs = (("acc", "prediction"), ("acc_norm", "prediction_norm"))
+    return {
+        name: [float(p == a) for p, a in zip(predictions[column], predictions["answer"], strict=True)]
+        for name, column in pairs
     }
-    for name, column in (("acc", "prediction"), ("acc_norm", "prediction_norm")):
-        right = np.array(predictions[column]) == answers
-        deviation = float(np.std(right, ddof=1)) if len(right) > 1 else 0.0
-        result[name] = float(np.mean(right))
-        result[f"{name}_stderr"] = deviation / math.sqrt(len(right))
+
+
+def floor(prompts: Sequence[Prompt]) -> float:
+    """What no skill scores: the larger of one in the number of choices and the share of the commonest answer."""
+    majority = max(Counter(prompt.answer for prompt in prompts).values()) / len(prompts)
+    return max(float(np.mean([1 / len(prompt.continuations) for prompt in prompts])), majority)
+
+
+def metrics(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean of every metric over the examples, with its standard error (sample deviation ÷ √n)."""
+    result: dict[str, float] = {}
+    for name, found in values.items():
+        result[name] = float(np.mean(found))
+        deviation = float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
+        result[f"{name}_stderr"] = deviation / math.sqrt(len(found))
     return result
 
 
@@ -218,41 +268,3 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / "metrics.json").read_text()))
     except (OSError, ValueError, TypeError):
         raise InputError(f"{folder / 'metrics.json'}: missing or not JSON") from None
-
-
-def measure_perplexity(
-    checkpoint: Path,
-    perplexity: PerplexityConfig,
-    downloads: str,
-    out: Path,
-    execution: ExecutionConfig,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Stage: token perplexity of a text in windows that do not overlap; write `metrics.json`.
-
-    Documents are joined by blank lines. The first token of a window has no context and is not scored.
-
-    Raises:
-        InputError: the text is shorter than two tokens.
-    """
-    text = "\n\n".join(load_texts(perplexity, downloads))
-    if perplexity.tokens:
-        text = text[: perplexity.tokens * 32]  # far more than that many tokens: spare the tokenizer the rest
-    model, tokenizer = load(checkpoint, device=execution.device), load_tokenizer(checkpoint)
-    if perplexity.window > (limit := model.config.max_position_embeddings):
-        raise InputError(f"perplexity.window: got {perplexity.window}; allowed: at most {limit}, the model's context")
-    ids = tokenizer.encode(text, add_special_tokens=False)[: perplexity.tokens]
-    windows = [ids[i : i + perplexity.window] for i in range(0, len(ids), perplexity.window)]
-    windows = [window for window in windows if len(window) > 1]
-    if not windows:
-        raise InputError(f"perplexity.source {perplexity.source}: {len(ids)} tokens; allowed: at least 2")
-    losses: list[float] = []
-    with torch.inference_mode(), packed_attention(model):
-        for done, window in enumerate(windows):
-            scored = list(range(len(window) - 1))
-            losses += (-token_logprobs(model, [Document(window)], scored, window[1:])).tolist()
-            progress(done + 1, len(windows))
-    mean = math.fsum(losses) / len(losses)
-    result = {"perplexity": math.exp(mean), "tokens": len(losses), "window": perplexity.window}
-    (out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
-    return {"tokens": len(ids)}

@@ -1,4 +1,4 @@
-"""Statistics of the report: recovery, its chance-corrected form, and their paired bootstrap intervals."""
+"""Statistics of the report: recovery, its chance-corrected form, their paired bootstrap intervals, McNemar's test."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ Z95 = 1.96  # standard errors on each side of a 95 % interval
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model answered, one entry per example: its row in the split, the right choice, whether it was hit."""
+    """How well one model answered, one entry per example: its row in the split, the right answer, the answer's value.
+
+    A value is 1 or 0 for right or wrong, and may lie between for F1.
+    """
 
     examples: Array  # int [n]
-    answers: Array  # int [n]
-    right: Array  # bool [n]
+    answers: Array  # int (the right choice) or str (the accepted texts) [n]
+    values: Array  # float [n]
 
 
 def recovery(tailored: float, dense: float) -> float:
@@ -57,26 +60,40 @@ def check_same_examples(one: Answers, other: Answers) -> None:
 
 
 def paired_draws(
-    tailored: Answers, dense: Answers, seed: int | Sequence[int] = 0, resamples: int = RESAMPLES
+    one: Answers, other: Answers, seed: int | Sequence[int] = 0, resamples: int = RESAMPLES
 ) -> tuple[Array, Array]:
-    """Accuracies of both models on bootstrap resamples of the examples they share.
+    """Mean values of both models on bootstrap resamples of the examples they share.
 
-    An example is in one of four states (both right, one of them, neither), so that drawing n examples with replacement
-    is one multinomial draw of four counts: exact, and independent of n.
+    Examples with the same pair of values are interchangeable, so that drawing n examples with replacement is one
+    multinomial draw of how often each pair comes up: exact, and for right and wrong (four pairs) independent of n.
 
     Returns:
-        The tailored and the dense accuracies, float64 [resamples] each.
+        The mean values of `one` and of `other`, float64 [resamples] each.
 
     Raises:
         ValueError: the models did not answer the same examples, or there are none.
     """
-    check_same_examples(tailored, dense)
-    if not len(dense.examples):
+    check_same_examples(one, other)
+    if not (total := len(one.examples)):
         raise ValueError("0 examples")
-    state = np.bincount(2 * tailored.right.astype(int) + dense.right.astype(int), minlength=4)
-    total = len(dense.examples)
-    counts = np.random.default_rng(seed).multinomial(total, state / total, size=resamples)
-    return (counts[:, 2] + counts[:, 3]) / total, (counts[:, 1] + counts[:, 3]) / total
+    pairs, counts = np.unique(np.stack([one.values, other.values]).astype(float), axis=1, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / total, size=resamples) / total
+    return drawn @ pairs[0], drawn @ pairs[1]
+
+
+def mcnemar(one: Answers, other: Answers) -> float:
+    """Two-sided exact p-value that two models are right equally often, from the examples where just one is.
+
+    Raises:
+        ValueError: the models did not answer the same examples, or a value is neither 0 nor 1.
+    """
+    check_same_examples(one, other)
+    if not np.isin([one.values, other.values], (0, 1)).all():
+        raise ValueError("McNemar's test compares right and wrong answers; got values between 0 and 1")
+    only_one, only_other = int(np.sum(one.values > other.values)), int(np.sum(one.values < other.values))
+    parted = only_one + only_other
+    tail: int = sum(math.comb(parted, k) for k in range(min(only_one, only_other) + 1))
+    return float(min(1.0, 2 * tail / 2**parted))
 
 
 def ratios(tailored: Array, dense: Array, floor: float = 0.0) -> Array:

@@ -6,6 +6,7 @@ from prefect.states import State
 from tailored_llama import prompts
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
+from tailored_llama.own import is_written, stop_strings
 from tasks._stage import open_store, stage
 
 VERSION = 1
@@ -21,6 +22,7 @@ def render_prompts(config: RunConfig, benchmark: str, split: str, examples: Arti
     )
     options = {**amounts, "num_fewshot": config.scoring.num_fewshot, "seed": config.seed}
     template = config.prompts.template
+    ending = {"stop": stop_strings(own)[0]} if split == "train" and is_written(own) else {}
     return stage(
         config.store,
         "prompts",
@@ -31,6 +33,7 @@ def render_prompts(config: RunConfig, benchmark: str, split: str, examples: Arti
             "split": split,
             "template": template,
             **amounts,
+            **ending,
             "num_fewshot": config.scoring.num_fewshot,
             "seed": config.seed if split == "train" or config.scoring.num_fewshot else None,
         },

@@ -1,16 +1,17 @@
-"""Stages: a checkpoint scored on a benchmark, and its perplexity."""
+"""Stage: a checkpoint scored on a benchmark."""
 
 from prefect import task
 from prefect.states import State
 
-from tailored_llama import scoring, texts
+from tailored_llama import scoring
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.benchmarks import headline_metric
 from tailored_llama.config import RunConfig
 from tailored_llama.console import progress_bar
+from tailored_llama.own import is_written, max_new_tokens, stop_strings
 from tasks._stage import open_store, stage
 
-VERSION = 1
+VERSION = 2
 
 
 @task(task_run_name="score {benchmark} {label}")
@@ -25,12 +26,13 @@ def score(
     store = open_store(config.store)
     own = next(b for b in config.benchmarks if b.name == benchmark)
     inputs = {"checkpoint": checkpoint, "prompts": prompts} | ({"adapter": adapter} if adapter else {})
+    written = {"max_new_tokens": max_new_tokens(own), "stop": stop_strings(own)} if is_written(own) else {}
     with progress_bar(f"score {benchmark} {label}") as progress:
         return stage(
             config.store,
             "scores",
             VERSION,
-            {"benchmark": benchmark, "metric": headline_metric(own)},
+            {"benchmark": benchmark, "metric": headline_metric(own), **written},
             inputs,
             lambda out: scoring.score_benchmark(
                 store.open(checkpoint),
@@ -40,25 +42,5 @@ def score(
                 out,
                 config.execution,
                 progress,
-            ),
-        )
-
-
-@task(task_run_name="perplexity {label}")
-def measure_perplexity(config: RunConfig, label: str, checkpoint: ArtifactRef) -> State[ArtifactRef]:
-    store, text = open_store(config.store), config.perplexity
-    with progress_bar(f"perplexity {label}") as progress:
-        return stage(
-            config.store,
-            "perplexity",
-            VERSION,
-            {
-                "text": texts.text_identity(text),
-                "window": text.window,
-                "tokens": text.tokens,
-            },
-            {"checkpoint": checkpoint},
-            lambda out: scoring.measure_perplexity(
-                store.open(checkpoint), text, config.store.downloads, out, config.execution, progress
             ),
         )

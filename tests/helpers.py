@@ -47,6 +47,11 @@ COLOURS = ("red", "blue", "green", "black")
 THINGS = ("sky", "coal", "blood", "grass", "ink", "rust", "leaf", "sea")
 
 
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
 def write_own_benchmark(folder: Path, train: int = 24, evaluation: int = 12) -> dict[str, Any]:
     """Write a two-file benchmark of the user's own and return its table of the configuration."""
     for name, count in (("train", train), ("evaluation", evaluation)):
@@ -58,7 +63,7 @@ def write_own_benchmark(folder: Path, train: int = 24, evaluation: int = 12) -> 
             }
             for i in range(count)
         ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(folder / f"{name}.jsonl", rows)
     return {
         "name": "colours",
         "train": str(folder / "train.jsonl"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from helpers import write_jsonl
 from tailored_llama import benchmarks
 from tailored_llama.artifacts import read_table
 from tailored_llama.benchmarks import (
@@ -34,11 +35,6 @@ EXAMPLES = [
     Example(1, {"context": "Two and two are"}, ("four", "five", "six"), 0),
     Example(2, {"context": "Snow is"}, ("white", "black"), 0),
 ]
-
-
-def write_jsonl(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def own(train: str | None, evaluation: str | None, **changes) -> BenchmarkConfig:

@@ -19,7 +19,8 @@ from helpers import as_toml
 from tailored_llama import cli
 from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.checkpoints import read_structure
-from tailored_llama.models import generate, load, load_tokenizer
+from tailored_llama.generation import generate
+from tailored_llama.models import load, load_tokenizer
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -60,7 +61,18 @@ COMMANDS = commands(typer.main.get_command(cli.app))
 
 def test_the_commands_there_are() -> None:
     names = {" ".join(path) for path, _ in COMMANDS}
-    assert {"fetch", "prune", "tune", "score", "generate", "merge", "report", "store ls", "store verify"} <= names
+    assert {
+        "fetch",
+        "prune",
+        "tune",
+        "score",
+        "generate",
+        "merge",
+        "report",
+        "compare",
+        "store ls",
+        "store verify",
+    } <= names
 
 
 @pytest.mark.parametrize(("path", "parser"), COMMANDS, ids=[" ".join(path) for path, _ in COMMANDS])
@@ -101,7 +113,7 @@ def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: P
     assert sum(p.numel() for p in merged.parameters()) == left
 
     status, out, _ = command("generate", "merged", "the sky is", "--max-new-tokens", 4, "--device", "cpu")
-    expected = generate(load(tmp_path / "merged"), load_tokenizer(tiny), "the sky is", 4)
+    expected = generate(load(tmp_path / "merged"), load_tokenizer(tiny), ["the sky is"], 4)[0]
     assert (status, out) == (0, expected + "\n")
     assert command("generate", "pruned", "the sky is", "--adapter", "adapter", "--max-new-tokens", 4)[:2] == (0, out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "data", "merged", "pruned", "run.toml",

@@ -23,7 +23,8 @@ from tailored_llama.benchmarks import load_benchmark
 from tailored_llama.checkpoints import weights_digest
 from tailored_llama.config import BenchmarkConfig, Dtype, ExecutionConfig, ModelConfig, TuningConfig
 from tailored_llama.errors import InputError
-from tailored_llama.models import check_model, generate, load, load_model, load_tokenizer, merge, model_identity
+from tailored_llama.generation import generate
+from tailored_llama.models import check_model, load, load_model, load_tokenizer, merge, model_identity
 from tailored_llama.prompts import render_prompts
 
 IDS = torch.arange(1, 25)[None]
@@ -480,12 +481,12 @@ def test_generate_continues_the_prompt_greedily(tiny: Path, adapter: Path) -> No
         for _ in range(6):  # without a cache
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
         expected = tokenizer.decode(ids[0, length:], skip_special_tokens=True)
-        assert generate(model, tokenizer, "The sky is", 6) == expected
+        assert generate(model, tokenizer, ["The sky is"], 6) == [expected]
 
 
 def test_an_empty_prompt_is_refused(tiny: Path) -> None:
     with pytest.raises(InputError, match=exactly("prompt: got ''; allowed: a text of at least one token")):
-        generate(load(tiny), load_tokenizer(tiny), "", 6)
+        generate(load(tiny), load_tokenizer(tiny), [""], 6)
 
 
 @pytest.mark.parametrize(

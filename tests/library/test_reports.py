@@ -15,6 +15,7 @@ from rich.console import Console
 from tailored_llama.artifacts import write_table
 from tailored_llama.config import validate_config
 from tailored_llama.errors import InputError
+from tailored_llama.generation import ANSWERS_SCHEMA
 from tailored_llama.pruning.importance import IMPORTANCE_SCHEMA
 from tailored_llama.pruning.plan import PLAN_SCHEMA
 from tailored_llama.recovery import (
@@ -24,6 +25,7 @@ from tailored_llama.recovery import (
     ModelScores,
     PrunedRun,
     ReportInputs,
+    compare,
     read_rows,
     recovery_rows,
 )
@@ -154,6 +156,10 @@ def test_rows_hold_the_numbers(tmp_path: Path) -> None:
     assert 0.6 < easy.recovery_low < 0.8 < easy.recovery_high < 1
     assert (easy.dense_parameters, easy.pruned_parameters) == (100_000, 80_000)
     assert (easy.dense_perplexity, easy.pruned_perplexity) == (20.5, 40.25)
+    assert easy.gain == pytest.approx(0.1)
+    assert easy.gain_low is not None
+    assert easy.gain_high is not None
+    assert 0 < easy.gain_low < 0.1 < easy.gain_high < 0.2  # ten of a hundred, and no example the other way
     assert boolq.recovery == pytest.approx(1.5)
     assert (boolq.dense_above_floor, boolq.chance_corrected, boolq.cc_low, boolq.cc_high) == (False, None, None, None)
     assert mean.benchmark == MEAN
@@ -183,6 +189,56 @@ def test_an_interval_does_not_depend_on_the_other_benchmarks(tmp_path: Path) -> 
         ),
     )
     assert recovery_rows(alone) == recovery_rows(given)[:1]  # and one benchmark needs no mean
+
+
+def test_the_mean_gain_has_an_interval_of_all_benchmarks(tmp_path: Path) -> None:
+    easy, boolq, mean = recovery_rows(inputs(tmp_path))
+    assert (easy.gain, boolq.gain) == (pytest.approx(0.1), pytest.approx(0.23))
+    assert mean.gain == pytest.approx(0.165)
+    assert mean.gain_low is not None
+    assert mean.gain_high is not None
+    assert mean.gain_low < 0.165 < mean.gain_high
+    assert mean.gain_high - mean.gain_low < boolq.gain_high - boolq.gain_low  # type: ignore[operator]
+
+
+def test_written_answers_are_reported_like_choices(tmp_path: Path) -> None:
+    models = {}
+    for name, values in (("dense", [1.0, 0.5, 0.5, 0.0]), ("tailored", [1.0, 0.5, 0.0, 0.0])):
+        folder = tmp_path / name
+        folder.mkdir()
+        columns = {
+            "example": range(4),
+            "text": ["x"] * 4,
+            "accepted": [["x", "y"]] * 4,
+            "exact_match": [float(v == 1) for v in values],
+            "f1": values,
+        }
+        write_table(folder / "answers.parquet", columns, ANSWERS_SCHEMA)
+        found = {"benchmark": "ages", "metric": "f1", "examples": 4, "floor": 0.0}
+        (folder / "metrics.json").write_text(json.dumps(found | {"f1": float(np.mean(values)), "f1_stderr": 0.2}))
+        models[name] = ModelScores(scores={"ages": folder})
+    given = ReportInputs(None, "tiny", models["dense"], (PrunedRun(None, tailored=models["tailored"]),))
+    (row,) = recovery_rows(given)
+    assert (row.metric, row.dense, row.tailored, row.recovery) == ("f1", 0.5, 0.375, 0.75)
+    assert row.recovery_low is not None
+    assert row.recovery_low < 0.75
+    found = compare(tmp_path / "dense", tmp_path / "tailored")
+    assert (found["difference"], found["p"]) == (-0.125, None)
+
+
+def test_two_scores_compared(tmp_path: Path) -> None:
+    one = scored(tmp_path / "a" / "piqa", hits(50), 0.5)
+    other = scored(tmp_path / "b" / "piqa", hits(60), 0.5)
+    found = compare(one, other)
+    assert (found["benchmark"], found["metric"], found["examples"]) == ("piqa", "acc_norm", 100)
+    assert (found["one"], found["other"], found["difference"]) == (0.5, 0.6, pytest.approx(0.1))
+    assert 0 < found["low"] < 0.1 < found["high"] < 0.2
+    assert found["p"] == pytest.approx(2 / 2**10)
+    assert compare(one, one)["p"] == 1
+    with pytest.raises(InputError, match="scores: piqa against boolq; allowed: one benchmark"):
+        compare(one, scored(tmp_path / "boolq", hits(50), 0.5))
+    with pytest.raises(InputError, match=r"scores of piqa: .*; allowed: scores of the same examples"):
+        compare(one, scored(tmp_path / "c" / "piqa", hits(50), 0.5, first=7))
 
 
 def test_parquet_has_the_declared_schema_and_reads_back(tmp_path: Path) -> None:

@@ -15,12 +15,21 @@ from tokenizers.processors import TemplateProcessing
 from helpers import byte_tokenizer, write_own_benchmark
 from tailored_llama import scoring
 from tailored_llama.benchmarks import load_benchmark
-from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig
+from tailored_llama.config import BenchmarkConfig, ExecutionConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import load, load_tokenizer
 from tailored_llama.packing import Document, packed_attention, packed_logits
 from tailored_llama.prompts import Prompt, render_prompts
-from tailored_llama.scoring import encode_pair, encode_prompt, loglikelihoods, metrics, predict
+from tailored_llama.scoring import (
+    encode_pair,
+    encode_prompt,
+    floor,
+    hits,
+    loglikelihoods,
+    metrics,
+    predict,
+    shared_header,
+)
 
 
 def prompt(context: str | tuple[str, ...], *continuations: str, answer: int = 0) -> Prompt:
@@ -101,23 +110,56 @@ def test_long_contexts_lose_their_start_never_the_continuation(tiny: Path) -> No
     assert loglikelihoods(model, [cut], 256)[0][0] == pytest.approx(expected, abs=1e-4)
 
 
-def test_running_out_of_memory_splits_the_pass(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_all_prompts_start_with_is_encoded_once(tiny: Path) -> None:
     model, tokenizer = load(tiny), load_tokenizer(tiny)
-    encoded = [encode_prompt(tokenizer, p, 256) for p in PROMPTS]
-    expected = loglikelihoods(model, encoded, 4096)
-    sizes: list[int] = []
-    real = scoring.packed_logits
+    shots = "Question: up?\nAnswer: down\n\nQuestion: wet?\nAnswer: dry\n\n"
+    prompts = [prompt(f"{shots}Question: {q}?\nAnswer:", " left", " right") for q in ("hot", "black", "slow")]
+    encoded = [encode_prompt(tokenizer, p, 256) for p in prompts]
+    seen: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))
+    scores = loglikelihoods(model, encoded, 40)  # a header longer than a pass is encoded in pieces
+    header = len(shots + "Question: ")
+    assert seen[0] == 40
+    assert sum(seen) == header + sum(len(item.document) - header for item in encoded)
+    for item, row in zip(prompts, scores, strict=True):
+        plain = [
+            plain_loglikelihood(model, tokenizer, *pair) for pair in zip(item.contexts, item.continuations, strict=True)
+        ]
+        assert row == pytest.approx(plain, abs=1e-4)
 
-    def scarce(model: Any, documents: Any, positions: Any) -> Any:
-        sizes.append(len(documents))
-        if len(documents) > 1:
-            raise torch.OutOfMemoryError
-        return real(model, documents, positions)
 
-    monkeypatch.setattr(scoring, "packed_logits", scarce)
-    for row, wanted in zip(loglikelihoods(model, encoded, 4096), expected, strict=True):
-        assert row == pytest.approx(wanted, abs=1e-4)
-    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+def test_a_prompt_that_lost_its_start_shares_no_header_and_costs_the_others_none(tiny: Path) -> None:
+    model, tokenizer = load(tiny), load_tokenizer(tiny)
+    prompts = [prompt("Answer briefly. " + text, " a", " bc") for text in ("One?", "Two?", "x" * 60)]
+    encoded = [encode_prompt(tokenizer, p, 40) for p in prompts]
+    assert [item.truncated for item in encoded] == [False, False, True]
+    assert tokenizer.decode(shared_header(encoded[:2])) == "Answer briefly. "
+    scores = loglikelihoods(model, encoded, 256)
+    for item, row in zip(encoded, scores, strict=True):
+        assert loglikelihoods(model, [item], 256)[0] == pytest.approx(row, abs=1e-4)
+
+
+def test_a_scored_position_is_never_in_the_header(tiny: Path) -> None:
+    """Prompts that differ in their choices only: the last token of the context predicts, so it stays."""
+    model, tokenizer = load(tiny), load_tokenizer(tiny)
+    prompts = [prompt("The sky is", " blue", " red"), prompt("The sky is", " green", " black")]
+    encoded = [encode_prompt(tokenizer, p, 256) for p in prompts]
+    assert tokenizer.decode(shared_header(encoded)) == "The sky i"
+    for item, row in zip(prompts, loglikelihoods(model, encoded, 256), strict=True):
+        assert row[0] == pytest.approx(
+            plain_loglikelihood(model, tokenizer, item.contexts[0], item.continuations[0]), abs=1e-4
+        )
+
+
+def test_a_continuation_that_the_tokenizer_swallows_is_refused() -> None:
+    class Joining:
+        bos_token_id = 0
+
+        def encode(self, text: str, **_: Any) -> list[int]:
+            return list(range(len(text.split(" "))))  # a token per word: "ab" + "c" is one
+
+    with pytest.raises(InputError, match=r"^example 0: got the continuation 'c', which the tokenizer joins to its con"):
+        encode_prompt(Joining(), prompt("a b", "c", " d"), 256)
 
 
 def test_acc_norm_by_hand() -> None:
@@ -130,11 +172,17 @@ def test_acc_norm_by_hand() -> None:
     predictions = predict(prompts, [[-4.0, -9.0], [-4.0, -9.0], [-1.0, -6.0]])
     assert predictions["prediction"] == [0, 0, 0]
     assert predictions["prediction_norm"] == [1, 1, 0]
-    result = metrics(BenchmarkConfig(name="piqa"), prompts, predictions)
+    result = metrics(hits(predictions))
     assert result["acc"] == pytest.approx(1 / 3)
     assert result["acc_norm"] == pytest.approx(1 / 3)
     assert result["acc_stderr"] == pytest.approx(math.sqrt(1 / 3) / math.sqrt(3))  # sample deviation ÷ √n
-    assert result["floor"] == pytest.approx(2 / 3)  # always answering 1
+
+
+def test_the_floor_is_guessing_or_the_commonest_answer() -> None:
+    two, four = (" x", " y"), (" x", " y", " z", " w")
+    assert floor([prompt("a", *two, answer=i) for i in (0, 1, 1)]) == pytest.approx(2 / 3)  # always answering 1
+    assert floor([prompt("a", *four, answer=i) for i in (0, 1, 2, 3)]) == pytest.approx(1 / 4)
+    assert floor([prompt("a", *two, answer=0), prompt("a", *four, answer=3)]) == pytest.approx(1 / 2)
 
 
 def test_a_score_that_is_not_a_number_names_its_example() -> None:
@@ -148,35 +196,12 @@ def test_the_stage_writes_predictions_and_metrics(tiny: Path, folder: Callable[[
     load_benchmark(benchmark, "", examples)
     render_prompts(examples, benchmark, "evaluation", "harness", prompts)
     measured = scoring.score_benchmark(tiny, None, prompts, benchmark, out, ExecutionConfig(device="cpu"))
-    table = scoring.read_predictions(out)
-    assert table.num_rows == 12
-    right = [p == a for p, a in zip(table["prediction_norm"].to_pylist(), table["answer"].to_pylist(), strict=True)]
+    found = scoring.read_answers(out, "acc_norm")
+    assert len(found.values) == 12
     result = json.loads((out / "metrics.json").read_text())
-    assert result["acc_norm"] == sum(right) / 12
+    assert result["acc_norm"] == found.values.mean()
     assert result["floor"] == 0.25
     assert measured["tokens"] > 0
-
-
-def test_perplexity_is_the_exponent_of_the_mean_loss(tiny: Path, folder: Callable[[str], Path]) -> None:
-    text = folder("data") / "text.txt"
-    text.write_text("The quick brown fox jumps over the lazy dog.")
-    out = folder("out")
-    perplexity = PerplexityConfig(source=str(text), window=16, tokens=32)
-    scoring.measure_perplexity(tiny, perplexity, "", out, ExecutionConfig(device="cpu"))
-    model, ids = load(tiny), torch.tensor([load_tokenizer(tiny).encode(text.read_text())[:32]])
-    with torch.no_grad():
-        losses = [model(window, labels=window).loss for window in ids.split(16, dim=1)]
-    result = json.loads((out / "metrics.json").read_text())
-    assert result["perplexity"] == pytest.approx(float(torch.stack(losses).mean().exp()), rel=1e-5)
-    assert result["tokens"] == 30
-
-
-def test_a_window_longer_than_the_models_context_is_refused(tiny: Path, folder: Callable[[str], Path]) -> None:
-    text = folder("data") / "text.txt"
-    text.write_text("The quick brown fox jumps over the lazy dog.")
-    perplexity = PerplexityConfig(source=str(text), window=1024)
-    with pytest.raises(InputError, match=r"perplexity\.window: got 1024; allowed: at most 256, the model's context"):
-        scoring.measure_perplexity(tiny, perplexity, "", folder("out"), ExecutionConfig(device="cpu"))
 
 
 def test_a_tokenizer_that_adds_a_first_token_adds_it_once() -> None:

@@ -11,6 +11,7 @@ from tailored_llama.statistics import (
     chance_corrected,
     check_same_examples,
     interval,
+    mcnemar,
     paired_draws,
     ratios,
     recovery,
@@ -22,8 +23,8 @@ def paired_interval(tailored: Answers, dense: Answers, floor: float = 0.0, seed:
     return interval(ratios(*paired_draws(tailored, dense, seed), floor))
 
 
-def answers(right: list[int], first: int = 0) -> Answers:
-    return Answers(np.arange(first, first + len(right)), np.ones(len(right), dtype=int), np.array(right, dtype=bool))
+def answers(right: list[float], first: int = 0) -> Answers:
+    return Answers(np.arange(first, first + len(right)), np.ones(len(right), dtype=int), np.array(right, dtype=float))
 
 
 def test_recovery_is_a_ratio_and_undefined_where_dense_knows_nothing() -> None:
@@ -56,6 +57,26 @@ def test_draws_have_the_moments_of_the_paired_bootstrap() -> None:
     assert drawn_dense.var() == pytest.approx(0.7 * 0.3 / 100, rel=0.02)
     covariance = np.mean((drawn_dense - 0.7) * (drawn_tailored - 0.5))
     assert covariance == pytest.approx((0.4 - 0.7 * 0.5) / 100, rel=0.1)
+
+
+def test_draws_of_values_between_0_and_1() -> None:
+    """F1: 25 examples each of four pairs of values."""
+    one, other = answers([0.5, 1.0, 0.25, 0.0] * 25), answers([0.5, 0.5, 1.0, 0.0] * 25)
+    drawn_one, drawn_other = paired_draws(one, other, seed=1, resamples=200_000)
+    assert drawn_one.mean() == pytest.approx(0.4375, abs=1e-3)
+    assert drawn_other.mean() == pytest.approx(0.5, abs=1e-3)
+    assert np.var(drawn_one - drawn_other) == pytest.approx(np.var(one.values - other.values) / 100, rel=0.02)
+
+
+def test_mcnemar_counts_the_examples_that_just_one_model_gets_right() -> None:
+    # 8 of one only, 1 of the other only: 2 × (1 + 9) / 2⁹; the 91 on which they agree say nothing.
+    one = answers([1] * 8 + [0] * 1 + [1] * 50 + [0] * 41)
+    other = answers([0] * 8 + [1] * 1 + [1] * 50 + [0] * 41)
+    assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(20 / 512)
+    assert mcnemar(one, one) == 1
+    assert mcnemar(answers([1, 0]), answers([0, 1])) == 1
+    with pytest.raises(ValueError, match="got values between 0 and 1"):
+        mcnemar(answers([0.5]), answers([1.0]))
 
 
 def test_the_same_answers_recover_everything_exactly() -> None:
@@ -103,7 +124,7 @@ def test_other_examples_are_refused() -> None:
         paired_interval(answers([1, 0, 1]), answers([1, 0]))
     with pytest.raises(ValueError, match="row 0: example 5 against 0"):
         paired_interval(answers([1, 0], first=5), answers([1, 0]))
-    other = Answers(np.arange(2), np.array([1, 0]), np.array([True, False]))
+    other = Answers(np.arange(2), np.array([1, 0]), np.array([1.0, 0.0]))
     with pytest.raises(ValueError, match="row 1: answer 1 against 0"):
         check_same_examples(answers([1, 0]), other)
     with pytest.raises(ValueError, match="0 examples"):

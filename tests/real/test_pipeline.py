@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM
 from tailored_llama.benchmarks import load_benchmark
 from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig, RunConfig
-from tailored_llama.models import generate, load, load_tokenizer, merge
+from tailored_llama.generation import generate
+from tailored_llama.models import load, load_tokenizer, merge
+from tailored_llama.perplexity import measure_perplexity
 from tailored_llama.prompts import render_prompts
-from tailored_llama.scoring import measure_perplexity, read_metrics
+from tailored_llama.scoring import read_metrics
 from tailored_llama.tuning import tune
 
 pytestmark = pytest.mark.real
@@ -27,7 +29,7 @@ def test_the_dense_model_is_smollm2(smollm2: Path) -> None:
     structure = read_structure(smollm2)
     assert structure.parameters == 134_515_008
     assert {(layer.heads, layer.kv_heads, layer.channels) for layer in structure.layers} == {(9, 3, 1536)}
-    assert "Paris" in generate(load(smollm2), load_tokenizer(smollm2), "The capital of France is", 8)
+    assert "Paris" in generate(load(smollm2), load_tokenizer(smollm2), ["The capital of France is"], 8)[0]
 
 
 def test_a_fifth_of_all_parameters_is_gone_and_the_model_still_predicts(

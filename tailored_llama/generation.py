@@ -1,0 +1,132 @@
+"""Written answers: greedy generation, exact match and F1 as SQuAD defines them (arXiv 1606.05250, section 6.1)."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from tailored_llama.errors import InputError
+from tailored_llama.packing import within_memory
+from tailored_llama.progress import Progress, silent
+from tailored_llama.prompts import Prompt
+
+ANSWERS_SCHEMA = pa.schema(
+    {
+        "example": pa.int32(),
+        "text": pa.string(),  # what the model wrote
+        "accepted": pa.list_(pa.string()),
+        "exact_match": pa.float64(),
+        "f1": pa.float64(),
+    }
+)
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    contexts: Sequence[str],
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    batch_tokens: int = 2048,
+    progress: Progress = silent,
+) -> list[str]:
+    """Continue every context greedily, up to a stop string (left out) or the end-of-text token.
+
+    Contexts of similar length share a batch, padded on the left, with at most `batch_tokens` tokens, new ones counted;
+    where memory runs out, with half as many from then on. A context too long for the model loses its start.
+
+    Raises:
+        InputError: a context without a token, or more new tokens than the model's context holds.
+    """
+    limit = model.config.max_position_embeddings
+    if max_new_tokens >= limit:
+        raise InputError(f"max_new_tokens: got {max_new_tokens}; allowed: less than {limit}, the model's context")
+    encoded = [tokenizer.encode(context)[max_new_tokens - limit :] for context in contexts]
+    if (empty := next((i for i, ids in enumerate(encoded) if not ids), None)) is not None:
+        raise InputError(f"prompt: got {contexts[empty]!r}; allowed: a text of at least one token")
+    texts = [""] * len(contexts)
+    done = 0
+    run = partial(_generate_batch, model, tokenizer, encoded, max_new_tokens, list(stop))
+    for batch, found in within_memory([len(ids) + max_new_tokens for ids in encoded], batch_tokens, run):
+        for index, text in zip(batch, found, strict=True):
+            texts[index] = text
+        done += len(batch)
+        progress(done, len(contexts))
+    return texts
+
+
+def _generate_batch(
+    model: Any,
+    tokenizer: Any,
+    encoded: Sequence[list[int]],
+    max_new_tokens: int,
+    stop: list[str],
+    batch: Sequence[int],
+) -> list[str]:
+    longest = max(len(encoded[i]) for i in batch)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids = [[padding] * (longest - len(encoded[i])) + encoded[i] for i in batch]
+    seen = [[0] * (longest - len(encoded[i])) + [1] * len(encoded[i]) for i in batch]
+    with torch.inference_mode():
+        written = model.generate(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(seen, device=model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=padding,
+            **({"stop_strings": stop, "tokenizer": tokenizer} if stop else {}),
+        )
+    texts = tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
+    return [_before(text, stop) for text in texts]
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    """The part before the first stop string."""
+    return text[: min((at for mark in stop if (at := text.find(mark)) >= 0), default=len(text))]
+
+
+def normalise(text: str) -> str:
+    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
+    bare = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def exact_match(text: str, accepted: Sequence[str]) -> float:
+    """1 where the text is one of the accepted ones in normal form, else 0."""
+    return float(normalise(text) in map(normalise, accepted))
+
+
+def f1(text: str, accepted: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of the words in normal form, against the accepted text it fits best."""
+    return max(_f1(normalise(text).split(), normalise(one).split()) for one in accepted)
+
+
+def _f1(words: list[str], wanted: list[str]) -> float:
+    if not words or not wanted:
+        return float(words == wanted)
+    common = sum((Counter(words) & Counter(wanted)).values())
+    return 2 * common / (len(words) + len(wanted))
+
+
+def judge(prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns of `answers.parquet`."""
+    columns: dict[str, list[Any]] = {name: [] for name in ANSWERS_SCHEMA.names}
+    for prompt, text in zip(prompts, texts, strict=True):
+        accepted = [continuation.strip() for continuation in prompt.continuations]
+        row = (prompt.example, text.strip(), accepted, exact_match(text, accepted), f1(text, accepted))
+        for name, value in zip(columns, row, strict=True):
+            columns[name].append(value)
+    return columns
+
+
+def floor(prompts: Sequence[Prompt]) -> float:
+    """What no skill scores: the share of examples that accept the text most often accepted, in normal form."""
+    accepted = Counter(text for prompt in prompts for text in set(map(normalise, prompt.continuations)))
+    return max(accepted.values()) / len(prompts)

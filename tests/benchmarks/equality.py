@@ -1,0 +1,117 @@
+"""Every score of a checkpoint beside lm-evaluation-harness's own, over whole evaluation splits.
+
+    python tests/benchmarks/equality.py CHECKPOINT --out FOLDER
+
+lm-eval's stock tasks and its HFLM score the documents; so does this library; every log-likelihood and every prediction
+is compared. lm-eval's scores are kept in FOLDER in parts of about 200 documents, evenly spaced over the split, so that
+a run that was stopped goes on where it was. Prints a table and every document that is not decided beyond the
+tolerance; writes FOLDER/equality.parquet.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from lm_eval.models.huggingface import HFLM
+
+import harness
+from tailored_llama.benchmarks import SEVEN, load_examples
+from tailored_llama.config import BenchmarkConfig
+from tailored_llama.models import load, load_tokenizer
+from tailored_llama.prompts import Prompt, few_shot_header, render
+from tailored_llama.scoring import encode_prompt, loglikelihoods, predict
+
+PART = 200
+TOLERANCE = 2e-3
+
+
+def harness_scores(model: Any, tokenizer: Any, name: str, shots: int, limit: int | None, out: Path) -> pd.DataFrame:
+    """lm-eval's scores of the parts that `limit` documents take, computed where they are not in `out` yet."""
+    task = harness.stock_task(name, harness.draw_shots(name, shots)[1] or harness.train_rows(name)[:1], shots)
+    count = len(task.eval_docs) - (shots if name == "hellaswag" else 0)  # its shots are evaluation documents
+    parts = -(-count // PART)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
+    tables = []
+    for part in range(parts if limit is None else min(parts, -(-limit // PART))):
+        file = out / f"{name}-{shots}-{part}of{parts}.parquet"
+        if not file.exists():
+            start = time.perf_counter()
+            found = harness.evaluate(lm, task, range(part, count, parts))
+            pd.DataFrame([{"example": index, **scores} for index, scores in found.items()]).to_parquet(file)
+            print(f"{file.name}: {len(found)} documents, {time.perf_counter() - start:.0f} s", flush=True)
+        tables.append(pd.read_parquet(file))
+    return pd.concat(tables).sort_values("example").reset_index(drop=True)
+
+
+def our_scores(
+    model: Any, tokenizer: Any, name: str, shots: int, wanted: list[int]
+) -> tuple[list[Prompt], list[list[float]]]:
+    """This library's prompts and scores of the same documents."""
+    benchmark = BenchmarkConfig(name=name)
+    header = few_shot_header(benchmark, "harness", harness.draw_shots(name, shots)[0])
+    examples = {example.index: example for example in load_examples(benchmark, "evaluation", harness.DOWNLOADS)}
+    prompts = [render(benchmark, "harness", examples[index], header) for index in wanted]
+    encoded = [encode_prompt(tokenizer, prompt, model.config.max_position_embeddings) for prompt in prompts]
+    return prompts, loglikelihoods(model, encoded, 2048)
+
+
+def margins(scores: list[list[float]], lengths: list[tuple[int, ...]] | None = None) -> np.ndarray[Any, Any]:
+    """How far the best choice of every document is ahead of the second, in nats (per character with lengths)."""
+    rows = [np.sort(np.array(row) / (np.array(lengths[i]) if lengths else 1)) for i, row in enumerate(scores)]
+    return np.array([row[-1] - row[-2] for row in rows])
+
+
+def compare(name: str, theirs: pd.DataFrame, prompts: list[Prompt], ours: list[list[float]]) -> dict[str, Any]:
+    """One row of the table."""
+    other = [list(row) for row in theirs["loglikelihoods"]]
+    differences = [np.abs(np.array(a) - np.array(b)).max() for a, b in zip(ours, other, strict=True)]
+    mine = predict(prompts, ours)
+    row: dict[str, Any] = {"benchmark": name, "documents": len(prompts), "choices": sum(map(len, ours))}
+    row["largest_difference"] = float(max(differences))
+    lengths = [prompt.choice_lengths for prompt in prompts]
+    for metric, column, by in (("acc", "prediction", None), ("acc_norm", "prediction_norm", lengths)):
+        if metric not in theirs:
+            continue
+        hits = np.array(mine[column]) == np.array(mine["answer"])
+        row[f"{metric}_ours"], row[f"{metric}_harness"] = float(hits.mean()), float(theirs[metric].mean())
+        parted = np.array(mine[column]) != np.array(predict(prompts, other)[column])
+        row[f"{metric}_parted"] = int(parted.sum() + (hits != (theirs[metric] == 1)).sum())
+        close = np.flatnonzero(margins(other, by) < TOLERANCE / (1 if by is None else np.array([max(n) for n in by])))
+        row[f"{metric}_undecided"] = [int(theirs["example"][i]) for i in close]
+    return row
+
+
+def main(
+    checkpoint: Path,
+    out: Annotated[Path, typer.Option(help="Folder for lm-eval's scores and the table.")],
+    benchmark: Annotated[list[str], typer.Option(help="Repeatable; absent: all seven.")] = list(SEVEN),  # noqa: B006
+    num_fewshot: Annotated[int, typer.Option(help="Solved examples before each question, the same for all.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="Documents of each benchmark, about; absent: all.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+) -> None:
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load(checkpoint), load_tokenizer(checkpoint)
+    rows = []
+    for name in benchmark:
+        theirs = harness_scores(model, tokenizer, name, num_fewshot, limit, out)
+        prompts, ours = our_scores(model, tokenizer, name, num_fewshot, theirs["example"].tolist())
+        rows.append(compare(name, theirs, prompts, ours))
+        print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    table.to_parquet(out / f"equality-{num_fewshot}.parquet")
+    print(table.drop(columns=[c for c in table if c.endswith("undecided")]).to_string(index=False))
+    good = table["largest_difference"].max() < TOLERANCE and not table.filter(like="parted").to_numpy(dtype=float).any()
+    print("equal" if good else "NOT equal")
+    if not good:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

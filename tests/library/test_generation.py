@@ -1,0 +1,180 @@
+"""Written answers: what is generated, where it stops, and how it is judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import write_jsonl
+from tailored_llama.artifacts import read_table
+from tailored_llama.benchmarks import Example, check_benchmark, load_benchmark, load_examples
+from tailored_llama.config import BenchmarkConfig, ExecutionConfig
+from tailored_llama.errors import InputError
+from tailored_llama.generation import ANSWERS_SCHEMA, exact_match, f1, floor, generate, normalise
+from tailored_llama.models import load, load_tokenizer
+from tailored_llama.prompts import Prompt, read_prompts, render_prompts
+from tailored_llama.scoring import read_answers, score_benchmark
+
+CONTEXTS = ["The sky is", "x", "Question: what is it that a very long question asks?\nAnswer:", "Two words"]
+
+
+def plain(model: Any, tokenizer: Any, context: str, count: int) -> str:
+    """Greedy decoding by hand: one whole forward pass for every token."""
+    ids = tokenizer.encode(context)
+    start = len(ids)
+    with torch.no_grad():
+        while len(ids) < start + count and ids[-1] != tokenizer.eos_token_id:
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return str(tokenizer.decode(ids[start:], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 4096], ids=["many batches", "one batch"])
+def test_batches_write_what_each_context_gets_alone(tiny: Path, batch_tokens: int) -> None:
+    model, tokenizer = load(tiny), load_tokenizer(tiny)
+    expected = [plain(model, tokenizer, context, 12) for context in CONTEXTS]
+    assert generate(model, tokenizer, CONTEXTS, 12, batch_tokens=batch_tokens) == expected
+
+
+def test_an_answer_ends_before_the_first_stop_string(tiny: Path) -> None:
+    model, tokenizer = load(tiny), load_tokenizer(tiny)
+    whole = plain(model, tokenizer, "The sky is", 24)
+    first, second = [i for i in range(1, len(whole)) if whole[i].isascii() and whole[i] not in whole[:i]][:2]
+    stop = [whole[second], whole[first]]
+    assert generate(model, tokenizer, ["The sky is"], 24, stop) == [whole[:first]]
+    steps: list[int] = []
+    model.lm_head.register_forward_hook(lambda *_: steps.append(1))
+    generate(model, tokenizer, ["The sky is"], 24, stop)
+    assert len(steps) < 24  # and nothing is computed after it
+
+
+def test_a_long_context_loses_its_start_and_leaves_room(tiny: Path) -> None:
+    model, tokenizer = load(tiny), load_tokenizer(tiny)
+    long = "abc" * 100
+    assert generate(model, tokenizer, [long], 6) == [plain(model, tokenizer, long[-250:], 6)]
+    with pytest.raises(InputError, match="max_new_tokens: got 256; allowed: less than 256, the model's context"):
+        generate(model, tokenizer, ["x"], 256)
+
+
+def test_normal_form_and_metrics_by_hand() -> None:
+    assert normalise("  The  U.S. of\nAn America! ") == "us of america"
+    assert exact_match(" the Eiffel tower.", ["Big Ben", "Eiffel Tower"]) == 1
+    assert exact_match("Eiffel", ["Eiffel Tower"]) == 0
+    assert f1("tower of Eiffel", ["Big Ben", "Eiffel Tower"]) == pytest.approx(2 * 2 / (3 + 2))
+    assert f1("ben ben", ["Big Ben"]) == pytest.approx(2 * 1 / (2 + 2))  # a word counts as often as it is wanted
+    assert (f1("the", ["a"]), f1("", ["x"]), f1("x", ["the"])) == (1, 0, 0)
+
+
+def test_the_floor_is_always_writing_the_commonest_accepted_text() -> None:
+    def prompt(*accepted: str) -> Prompt:
+        return Prompt(0, ("q",) * len(accepted), accepted, 0, (0,) * len(accepted))
+
+    assert floor([prompt(" Yes", " yes."), prompt(" no"), prompt(" maybe", " YES"), prompt(" the no")]) == 0.5
+
+
+ROWS = [
+    {
+        "passage": "Ann is six.",
+        "question": "How old is Ann?",
+        "answers": {"text": ["six", "6"], "answer_start": [7, 7]},
+    },
+    {"passage": "Bob is two.", "question": "How old is Bob?", "answers": ["two"]},
+    {"passage": "Eve is ten.", "question": "How old is Eve?", "answers": '["ten", "10"]'},
+    {"passage": "Tim is not.", "question": "How old is Tim?", "answers": "[unknown]"},
+]
+
+
+def written(folder: Path, **changes: Any) -> BenchmarkConfig:
+    settings = {
+        "name": "ages",
+        "train": write_jsonl(folder / "train.jsonl", [row | {"passage": row["passage"] + "!"} for row in ROWS]),
+        "evaluation": write_jsonl(folder / "evaluation.jsonl", ROWS),
+        "context": "{passage}\nQuestion: {question}\nAnswer:",
+        "answer": "answers",
+        "metric": "f1",
+        "max_new_tokens": 6,
+        "stop": ["\n", "."],
+    }
+    return BenchmarkConfig(**(settings | changes))
+
+
+def test_a_benchmark_of_ones_own_with_written_answers(tmp_path: Path) -> None:
+    examples = load_examples(written(tmp_path), "evaluation", "")
+    assert examples[0] == Example(0, {"context": "Ann is six.\nQuestion: How old is Ann?\nAnswer:"}, ("six", "6"), 0)
+    assert [example.choices for example in examples[1:]] == [("two",), ("ten", "10"), ("[unknown]",)]
+
+
+def test_the_model_learns_where_to_stop_and_is_judged_without(tmp_path: Path) -> None:
+    benchmark, examples = written(tmp_path), tmp_path / "examples"
+    for name in ("examples", "train", "evaluation"):
+        (tmp_path / name).mkdir()
+    load_benchmark(benchmark, "", examples)
+    render_prompts(examples, benchmark, "train", "harness", tmp_path / "train", shots=2, held_out=1, num_fewshot=1)
+    render_prompts(examples, benchmark, "evaluation", "harness", tmp_path / "evaluation", num_fewshot=1)
+    (shot, _), (first, *_) = (
+        read_prompts(tmp_path / "train", "shots"),
+        read_prompts(tmp_path / "evaluation", "evaluation"),
+    )
+    assert all(continuation.endswith("\n") for continuation in shot.continuations)
+    assert first.continuations == (" six", " 6")
+    assert first.contexts[0].count("Question:") == 2
+
+
+def test_the_stage_writes_answers_and_metrics(tiny: Path, folder: Callable[[str], Path]) -> None:
+    benchmark, examples, prompts, out = written(folder("data")), folder("examples"), folder("prompts"), folder("out")
+    load_benchmark(benchmark, "", examples)
+    render_prompts(examples, benchmark, "evaluation", "harness", prompts)
+    score_benchmark(tiny, None, prompts, benchmark, out, ExecutionConfig(device="cpu"))
+    rows = read_table(out / "answers.parquet", ANSWERS_SCHEMA).to_pylist()
+    contexts = [prompt.contexts[0] for prompt in read_prompts(prompts, "evaluation")]
+    texts = generate(load(tiny), load_tokenizer(tiny), contexts, 6, ["\n", "."])
+    assert [row["text"] for row in rows] == [text.strip() for text in texts]
+    assert rows[0]["accepted"] == ["six", "6"]
+    result = json.loads((out / "metrics.json").read_text())
+    assert (result["metric"], result["examples"], result["floor"]) == ("f1", 4, 0.25)
+    assert result["f1"] == pytest.approx(read_answers(out, "f1").values.mean())
+    assert {"exact_match", "exact_match_stderr", "f1_stderr"} <= result.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"choices": "options"}, ".choices: got 'options'; allowed: not with metric 'f1'"),
+        (
+            {"metric": "acc", "choices": "options"},
+            ".max_new_tokens: got 6; allowed: only with metric exact_match or f1",
+        ),
+        (
+            {"context": "{passage"},
+            ".context: got '{passage', expected '}' before end of string; allowed: {column}",
+        ),
+        (
+            {"context": "{text} {question}"},
+            ": evaluation.jsonl: no column 'text'; present: passage, question, answers",
+        ),
+        (
+            {"answer": "answer"},
+            ": evaluation.jsonl: no column 'answer'; did you mean 'answers'? present: passage, question, answers",
+        ),
+        (
+            {"name": "boolq", "context": None, "answer": None},
+            ".metric: got 'f1'; allowed: acc or acc_norm, as it has choices",
+        ),
+    ],
+)
+def test_one_line_says_what_is_wrong(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_examples(written(tmp_path, **changes), "evaluation", "")
+    assert str(caught.value) == f"benchmarks.{changes.get('name', 'ages')}{message}"
+
+
+def test_an_answer_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    rows = [*ROWS[:1], ROWS[1] | {"answers": [7]}]
+    benchmark = written(tmp_path, evaluation=write_jsonl(tmp_path / "bad.jsonl", rows))
+    check_benchmark(benchmark)
+    with pytest.raises(InputError, match=r"bad\.jsonl row 1: column answers: got \[7\]; allowed: a text, or a list of"):
+        load_examples(benchmark, "evaluation", "")

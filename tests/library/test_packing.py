@@ -1,0 +1,107 @@
+"""Packed rows: memory is bounded, and running out of it only makes passes smaller."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tailored_llama.models import load
+from tailored_llama.packing import Document, batches, packed_attention, packed_logprobs, within_memory
+
+TESTS = Path(__file__).parents[1]
+
+
+def test_batches_keep_the_order_and_the_budget() -> None:
+    assert batches([5, 5, 1, 20, 3], 10) == [[0, 1], [2], [3], [4]]
+    assert batches([], 10) == []
+
+
+def test_logits_exist_for_a_bounded_number_of_positions(tiny: Path) -> None:
+    """Whatever the pass: scoring all of 1,000 positions must not hold 1,000 × vocabulary."""
+    model = load(tiny)
+    rows: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[0]))
+    documents = [Document([i % 250] * 200) for i in range(5)]
+    positions = list(range(1000))
+    with torch.inference_mode(), packed_attention(model):
+        logprobs = packed_logprobs(model, documents, positions, [7] * 1000)
+        some = packed_logprobs(model, documents, positions[300:310], [7] * 10)
+    assert max(rows) <= 256
+    torch.testing.assert_close(logprobs[300:310], some, rtol=0, atol=1e-5)
+
+
+def test_out_of_memory_halves_the_budget_for_all_that_remains() -> None:
+    sizes: list[int] = []
+
+    def scarce(batch: list[int]) -> list[int]:
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much")
+        return batch
+
+    found = list(within_memory([10] * 9, 80, scarce))
+    assert sizes == [8, 4, 2, 2, 2, 2, 1]
+    assert [index for batch, result in found for index in result] == list(range(9))
+    assert all(batch == result for batch, result in found)
+
+
+def test_longest_documents_go_first() -> None:
+    assert [batch for batch, _ in within_memory([1, 9, 5], 9, len)] == [[1], [2, 0]]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()])
+def test_a_single_document_that_does_not_fit_is_an_error(error: Exception) -> None:
+    def fail(batch: list[int]) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        list(within_memory([10, 10], 100, fail))
+
+
+def test_other_errors_are_not_retried() -> None:
+    calls: list[int] = []
+
+    def fail(batch: list[int]) -> None:
+        calls.append(len(batch))
+        raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
+
+    with pytest.raises(RuntimeError, match="must match"):
+        list(within_memory([10, 10], 100, fail))
+    assert calls == [2]
+
+
+SCORE_IN_LITTLE_MEMORY = """
+import logging, resource, sys
+from pathlib import Path
+import torch
+from helpers import save_tiny_llama
+from tailored_llama.models import load
+from tailored_llama.packing import Document, packed_attention
+from tailored_llama.scoring import Encoded, loglikelihoods
+
+torch.set_num_threads(1)
+logging.basicConfig(level="WARNING")
+model = load(save_tiny_llama(Path(sys.argv[1]), intermediate_size=8192))
+prompts = [Encoded(Document([i + 1] * 250), ((249,),), ((7,),)) for i in range(64)]
+expected = loglikelihoods(model, prompts, 1000)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, -1))  # a pass of 16,000 tokens asks for three times 524 MB
+found = loglikelihoods(model, prompts, 16_000)
+assert all(abs(a[0] - b[0]) < 1e-4 for a, b in zip(found, expected, strict=True))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address-space limits of Linux")
+def test_a_process_that_runs_out_of_memory_goes_on_with_smaller_passes(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", SCORE_IN_LITTLE_MEMORY, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "PATH": "/usr/bin:/bin", "MALLOC_ARENA_MAX": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    assert "memory ran out: going on with 8000 tokens a pass" in run.stderr
