@@ -207,7 +207,11 @@ class ExecutionConfig(Section):
     """How the work is done. Nothing here changes what is computed, so nothing here enters a cache key."""
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    batch_tokens: int = Field(2048, ge=64, description="Tokens in a scoring pass; halved when memory runs out.")
+    batch_tokens: int | None = Field(
+        None,
+        ge=64,
+        description="Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, 16,384 on a GPU.",
+    )
 
 
 class StoreConfig(Section):

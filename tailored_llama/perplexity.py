@@ -16,7 +16,7 @@ import torch
 from tailored_llama.config import ExecutionConfig, PerplexityConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import load, load_tokenizer
-from tailored_llama.packing import Document, packed_attention, packed_logprobs, within_memory
+from tailored_llama.packing import Document, packed_attention, packed_logprobs, token_budget, within_memory
 from tailored_llama.progress import Progress, silent
 from tailored_llama.scoring import first_token
 from tailored_llama.texts import load_texts
@@ -107,7 +107,8 @@ def measure_perplexity(
     if not ids:
         raise InputError(f"perplexity.source {perplexity.source}: no token; allowed: a text of at least one")
     stride = perplexity.stride or perplexity.window
-    losses = token_losses(model, tokenizer, ids, perplexity.window, stride, execution.batch_tokens, progress)
+    budget = token_budget(execution.batch_tokens, model)
+    losses = token_losses(model, tokenizer, ids, perplexity.window, stride, budget, progress)
     result = text_metrics(math.fsum(losses), len(ids), text) | {"window": perplexity.window, "stride": stride}
     (out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     return {"tokens": len(ids)}

@@ -24,7 +24,15 @@ from tailored_llama.config import BenchmarkConfig, ExecutionConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import load, load_tokenizer
 from tailored_llama.own import WRITTEN, is_written, max_new_tokens, stop_strings
-from tailored_llama.packing import Document, Header, encode_header, packed_attention, packed_logprobs, within_memory
+from tailored_llama.packing import (
+    Document,
+    Header,
+    encode_header,
+    packed_attention,
+    packed_logprobs,
+    token_budget,
+    within_memory,
+)
 from tailored_llama.progress import Progress, silent
 from tailored_llama.prompts import Prompt, read_prompts
 from tailored_llama.statistics import Answers
@@ -180,7 +188,7 @@ def score_benchmark(
         InputError: checkpoint or adapter are broken or do not belong together.
     """
     model, tokenizer = load(checkpoint, adapter, execution.device), load_tokenizer(checkpoint)
-    prompts = read_prompts(prompts_folder, "evaluation")
+    prompts, budget = read_prompts(prompts_folder, "evaluation"), token_budget(execution.batch_tokens, model)
     start = time.perf_counter()
     if is_written(benchmark):
         texts = generation.generate(
@@ -189,7 +197,7 @@ def score_benchmark(
             [prompt.contexts[0] for prompt in prompts],
             max_new_tokens(benchmark),
             stop_strings(benchmark),
-            execution.batch_tokens,
+            budget,
             progress,
         )
         columns = generation.judge(prompts, texts)
@@ -198,7 +206,7 @@ def score_benchmark(
         measured: dict[str, Any] = {"examples": len(prompts)}
     else:
         encoded = [encode_prompt(tokenizer, prompt, model.config.max_position_embeddings) for prompt in prompts]
-        columns = predict(prompts, loglikelihoods(model, encoded, execution.batch_tokens, progress))
+        columns = predict(prompts, loglikelihoods(model, encoded, budget, progress))
         write_table(out / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
         values, least = hits(columns), floor(prompts)
         measured = {"tokens": sum(len(item.document) for item in encoded)}

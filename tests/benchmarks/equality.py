@@ -3,9 +3,9 @@
     python tests/benchmarks/equality.py CHECKPOINT --out FOLDER
 
 lm-eval's stock tasks and its HFLM score the documents; so does this library; every log-likelihood and every prediction
-is compared. lm-eval's scores are kept in FOLDER in parts of about 200 documents, evenly spaced over the split, so that
-a run that was stopped goes on where it was. Prints a table and every document that is not decided beyond the
-tolerance; writes FOLDER/equality.parquet.
+is compared. lm-eval's scores are kept in FOLDER in parts of at most 200 documents, evenly spaced over the split, so
+that a run that was stopped goes on where it was. Prints a table and every document that is not decided beyond the
+tolerance; writes FOLDER/equality-SHOTS.parquet.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ TOLERANCE = 2e-3
 
 
 def harness_scores(model: Any, tokenizer: Any, name: str, shots: int, limit: int | None, out: Path) -> pd.DataFrame:
-    """lm-eval's scores of the parts that `limit` documents take, computed where they are not in `out` yet."""
+    """lm-eval's scores of `limit` evenly spaced documents (None: all), computed where they are not in `out` yet."""
     task = harness.stock_task(name, harness.draw_shots(name, shots)[1] or harness.train_rows(name)[:1], shots)
     count = len(task.eval_docs) - (shots if name == "hellaswag" else 0)  # its shots are evaluation documents
-    parts = -(-count // PART)
+    wanted = range(count) if limit is None else [i * count // limit for i in range(limit)]
+    parts = -(-len(wanted) // PART)
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
     tables = []
-    for part in range(parts if limit is None else min(parts, -(-limit // PART))):
-        file = out / f"{name}-{shots}-{part}of{parts}.parquet"
+    for part in range(parts):
+        file = out / f"{name}-{shots}{f'-limit{limit}' if limit else ''}-{part}of{parts}.parquet"
         if not file.exists():
             start = time.perf_counter()
-            found = harness.evaluate(lm, task, range(part, count, parts))
+            found = harness.evaluate(lm, task, wanted[part::parts])
             pd.DataFrame([{"example": index, **scores} for index, scores in found.items()]).to_parquet(file)
             print(f"{file.name}: {len(found)} documents, {time.perf_counter() - start:.0f} s", flush=True)
         tables.append(pd.read_parquet(file))
@@ -58,7 +59,7 @@ def our_scores(
     examples = {example.index: example for example in load_examples(benchmark, "evaluation", harness.DOWNLOADS)}
     prompts = [render(benchmark, "harness", examples[index], header) for index in wanted]
     encoded = [encode_prompt(tokenizer, prompt, model.config.max_position_embeddings) for prompt in prompts]
-    return prompts, loglikelihoods(model, encoded, 2048)
+    return prompts, loglikelihoods(model, encoded, 1024)
 
 
 def margins(scores: list[list[float]], lengths: list[tuple[int, ...]] | None = None) -> np.ndarray[Any, Any]:
@@ -92,7 +93,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for lm-eval's scores and the table.")],
     benchmark: Annotated[list[str], typer.Option(help="Repeatable; absent: all seven.")] = list(SEVEN),  # noqa: B006
     num_fewshot: Annotated[int, typer.Option(help="Solved examples before each question, the same for all.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="Documents of each benchmark, about; absent: all.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Documents of each benchmark, evenly spaced; absent: all.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
 ) -> None:
     torch.set_num_threads(threads)
