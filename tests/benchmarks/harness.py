@@ -148,6 +148,10 @@ def draw_shots(name: str, count: int, seed: int = 0) -> tuple[list[benchmarks.Ex
     """
     split: benchmarks.Split = "evaluation" if name == "hellaswag" else "train"
     examples = benchmarks.load_examples(BenchmarkConfig(name=name), split, DOWNLOADS)
-    drawn = examples[-count:] if name == "hellaswag" else select_train(examples, count, 0, seed, benchmark=name)[0]
+    drawn = (
+        examples[len(examples) - count :]
+        if name == "hellaswag"
+        else select_train(examples, count, 0, seed, benchmark=name)[0]
+    )
     rows = train_rows(name)
     return drawn, [rows[example.index] for example in drawn]

@@ -5,8 +5,9 @@
 For each of the seven benchmarks and each protocol, every round takes other documents and scores them with lm-eval's
 HFLM (batch 16, from its own stock task's requests to log-likelihoods), with this library (from the same texts to
 log-likelihoods), and times the floor: one forward pass of the unchanged model over as many tokens as are distinct
-(those of a shared header in a pass of their own, then from the model's own cache), without padding, in batches of equal rows of the documents' mean length, at the fastest of several batch sizes, the head
-applied to as many positions as are scored, no probabilities taken. The three take turns within a round, in one process.
+(those of a shared header in a pass of their own, then from the model's own cache), without padding, in batches of equal
+rows of the documents' mean length, at the fastest of several batch sizes, the head applied to as many positions as are
+scored, no probabilities taken. The three take turns within a round, in one process.
 
 Protocols: zero-shot; 5-shot with one header for the whole benchmark (lm-eval's sampler `first_n`); 5-shot with other
 examples for each document (its default sampler). Prints a table and writes FOLDER/scoring.parquet.

@@ -1,45 +1,177 @@
 """Scores against lm-evaluation-harness 0.4.13 on SmolLM2 and real documents, float32.
 
-Its own HFLM computes the log-likelihoods of the prompts that `render` writes (which another test holds equal to its own
-stock tasks): every one within 2e-3, every prediction the same, on 24 evenly spaced documents of each benchmark.
+Every log-likelihood within 2e-3, every prediction the same, on 200 evenly spaced documents of each benchmark:
+- dense, zero-shot and 5-shot: against lm-eval's scores as `tests/benchmarks/equality.py` recorded them in
+  `harness_scores.parquet` (its stock tasks, its HFLM, batch 16), and against its scores of a few documents taken now;
+- pruned and tailored, zero-shot and (few documents) 5-shot: against what lm-eval says now of the merged checkpoint,
+  which it loads by itself; this library scores the pruned one with its adapter attached.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 
-from tailored_llama.benchmarks import SEVEN, load_examples
-from tailored_llama.config import BenchmarkConfig, StoreConfig
-from tailored_llama.models import load, load_tokenizer
-from tailored_llama.prompts import render, select_evaluation
-from tailored_llama.scoring import encode_prompt, loglikelihoods, predict
+import harness
+from equality import TOLERANCE, compare, our_scores
+from tailored_llama.benchmarks import SEVEN, load_benchmark
+from tailored_llama.checkpoints import read_structure
+from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig, RunConfig
+from tailored_llama.models import load, load_tokenizer, merge
+from tailored_llama.perplexity import measure_perplexity
+from tailored_llama.prompts import render_prompts
+from tailored_llama.pruning.groups import build_graph
+from tailored_llama.pruning.importance import score_importance
+from tailored_llama.pruning.plan import prune
+from tailored_llama.scoring import read_metrics
+from tailored_llama.texts import load_texts
+from tailored_llama.tuning import tune
 
 pytestmark = pytest.mark.real
-DOCUMENTS = 24
+RECORDED = Path(__file__).parent / "harness_scores.parquet"
+CPU = ExecutionConfig(device="cpu")
 
 
+@pytest.fixture(scope="session")
+def adapter(pruned_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter for ARC-easy, so large that nobody could miss it."""
+    benchmark = BenchmarkConfig(name="arc_easy")
+    examples, prompts, out = (tmp_path_factory.mktemp(name) for name in ("examples", "prompts", "adapter"))
+    load_benchmark(benchmark, quickstart.store.downloads, examples)
+    render_prompts(examples, benchmark, "train", "harness", prompts, shots=16, held_out=0)
+    tuning = quickstart.tuning.model_copy(update={"epochs": 2, "learning_rate": 2e-3})
+    tune(pruned_smollm2, prompts, tuning, 0, out, CPU)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tailored(pruned_smollm2: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tailored")
+    merge(pruned_smollm2, adapter, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def uniform(smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pruned alike in every layer: a checkpoint of a stock architecture."""
+    groups, importance, out = (tmp_path_factory.mktemp(name) for name in ("groups", "importance", "uniform"))
+    build_graph(smollm2, groups)
+    score_importance(smollm2, None, groups, "magnitude_l2", 0, importance)
+    prune(smollm2, groups, importance, 0.2, quickstart.pruning.model_copy(update={"allocation": "uniform"}), out)
+    return out
+
+
+def harness_model(checkpoint: Path) -> Any:
+    """What `lm_eval --model hf --model_args pretrained=CHECKPOINT` builds."""
+    from lm_eval.api.registry import get_model
+
+    arguments = f"pretrained={checkpoint},trust_remote_code=True,dtype=float32"
+    return get_model("hf").create_from_arg_string(arguments, {"batch_size": 16, "device": "cpu"})
+
+
+def harness_says(model: Any, name: str, shots: int, count: int) -> pd.DataFrame:
+    """lm-eval's scores of `count` evenly spaced documents."""
+    task = harness.stock_task(name, harness.draw_shots(name, shots)[1] or harness.train_rows(name)[:1], shots)
+    size = len(task.eval_docs) - (shots if name == "hellaswag" else 0)
+    found = harness.evaluate(model, task, [i * size // count for i in range(count)])
+    return pd.DataFrame([{"example": index, **scores} for index, scores in found.items()]).sort_values("example")
+
+
+def assert_equal(name: str, theirs: pd.DataFrame, model: Any, tokenizer: Any, shots: int) -> None:
+    row = compare(name, theirs, *our_scores(model, tokenizer, name, shots, theirs["example"].tolist()))
+    assert row["largest_difference"] < TOLERANCE
+    assert {key: value for key, value in row.items() if key.endswith("parted") and value} == {}
+    assert row["acc_ours"] == row["acc_harness"]
+
+
+@pytest.mark.parametrize("shots", [0, 5])
 @pytest.mark.parametrize("name", SEVEN)
-@pytest.mark.parametrize("kind", ["dense", "pruned"])
-def test_loglikelihoods_equal_the_harness(name: str, kind: str, smollm2: Path, pruned_smollm2: Path) -> None:
-    checkpoint = smollm2 if kind == "dense" else pruned_smollm2
-    model, tokenizer = load(checkpoint), load_tokenizer(checkpoint)
-    benchmark = BenchmarkConfig(name=name)
-    examples = select_evaluation(load_examples(benchmark, "evaluation", StoreConfig().downloads), DOCUMENTS)
-    prompts = [render(benchmark, "harness", example) for example in examples]
-    ours = loglikelihoods(model, [encode_prompt(tokenizer, p, 8192) for p in prompts], 2048)
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
+def test_dense_scores_equal_what_the_harness_recorded(name: str, shots: int, smollm2: Path) -> None:
+    table = pd.read_parquet(RECORDED).query("benchmark == @name and num_fewshot == @shots").dropna(axis=1)
+    assert len(table) == 200
+    assert_equal(name, table.reset_index(drop=True), load(smollm2), load_tokenizer(smollm2), shots)
+
+
+@pytest.mark.parametrize(("name", "shots"), [("openbookqa", 0), ("winogrande", 5)])
+def test_the_record_is_what_the_harness_says(name: str, shots: int, smollm2: Path) -> None:
+    recorded = pd.read_parquet(RECORDED).query("benchmark == @name and num_fewshot == @shots").set_index("example")
+    said = harness_says(harness_model(smollm2), name, shots, 8).set_index("example")
+    both = recorded.index.intersection(said.index)
+    assert len(both) >= 8
+    for example in both:
+        assert np.allclose(recorded.loc[example, "loglikelihoods"], said.loc[example, "loglikelihoods"], atol=TOLERANCE)
+
+
+@pytest.fixture(scope="session")
+def harness_tailored(tailored: Path) -> Any:
+    return harness_model(tailored)
+
+
+@pytest.mark.parametrize(("shots", "count"), [(0, 200), (5, 8)])
+@pytest.mark.parametrize("name", SEVEN)
+def test_an_attached_adapter_scores_as_the_merged_checkpoint_does_in_the_harness(
+    name: str, shots: int, count: int, pruned_smollm2: Path, adapter: Path, harness_tailored: Any
+) -> None:
+    theirs = harness_says(harness_tailored, name, shots, count)
+    assert_equal(name, theirs, load(pruned_smollm2, adapter), load_tokenizer(pruned_smollm2), shots)
+
+
+LOADED_ALONE = """
+import json, sys
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
+arguments = f"pretrained={sys.argv[1]},trust_remote_code=True,dtype=float32"
+model = get_model("hf").create_from_arg_string(arguments, {"batch_size": 8, "device": "cpu"})
+pairs = [Instance("loglikelihood", {}, tuple(pair), i) for i, pair in enumerate(json.load(sys.stdin))]
+found = [value for value, _ in model.loglikelihood(pairs, disable_tqdm=True)]
+assert "tailored_llama" not in sys.modules
+print(json.dumps({"type": model.model.config.model_type, "loglikelihoods": found}))
+"""
+
+
+@pytest.mark.parametrize(("layout", "model_type"), [("tailored", "tailored_llama"), ("uniform", "llama")])
+def test_the_harness_loads_a_checkpoint_without_this_library(
+    layout: str, model_type: str, request: pytest.FixtureRequest
+) -> None:
+    checkpoint: Path = request.getfixturevalue(layout)
+    assert (len(set(read_structure(checkpoint).layers)) > 1) == (layout == "tailored")
+    prompts, ours = our_scores(load(checkpoint), load_tokenizer(checkpoint), "arc_easy", 0, list(range(0, 240, 10)))
     pairs = [pair for p in prompts for pair in zip(p.contexts, p.continuations, strict=True)]
-    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
-    flat = iter([value for value, _ in harness.loglikelihood(requests, disable_tqdm=True)])
-    theirs = [[next(flat) for _ in p.continuations] for p in prompts]
-    assert len(ours) == DOCUMENTS
-    for row, wanted in zip(ours, theirs, strict=True):
-        assert row == pytest.approx(wanted, abs=2e-3)
-    mine, other = predict(prompts, ours), predict(prompts, theirs)
-    for column in ("prediction", "prediction_norm"):
-        assert np.array_equal(mine[column], other[column])
+    run = subprocess.run(
+        [sys.executable, "-c", LOADED_ALONE, str(checkpoint)], input=json.dumps(pairs), capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    said = json.loads(run.stdout.splitlines()[-1])
+    assert said["type"] == model_type
+    assert said["loglikelihoods"] == pytest.approx([value for row in ours for value in row], abs=TOLERANCE)
+
+
+def test_word_and_byte_perplexity_equal_the_harness(
+    pruned_smollm2: Path, quickstart: RunConfig, folder: Callable[[str], Path]
+) -> None:
+    """As its task wikitext takes them of a page, by its rolling windows."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks.wikitext.preprocess_wikitext import process_results
+
+    page = "\n\n".join(load_texts(quickstart.perplexity, quickstart.store.downloads))[:8000]
+    text, out = folder("text") / "page.txt", folder("perplexity")
+    text.write_text(page, encoding="utf-8")
+    measure_perplexity(pruned_smollm2, PerplexityConfig(source=str(text), window=512, tokens=None), "", out, CPU)
+    ours = read_metrics(out)
+    lm = HFLM(pretrained=load(pruned_smollm2), tokenizer=load_tokenizer(pruned_smollm2), batch_size=4, max_length=512)
+    (loss,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (page,), 0)], disable_tqdm=True)
+    said = process_results({"page": page}, (loss,))
+    assert ours["tokens"] > 3 * 512
+    for metric in ("word_perplexity", "byte_perplexity"):
+        total, weight = said[metric]
+        assert ours[metric] == pytest.approx(math.exp(-total / weight), rel=1e-5)

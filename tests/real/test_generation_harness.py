@@ -1,0 +1,49 @@
+"""Written answers of SmolLM2 to real questions (Natural Questions, closed book) against lm-evaluation-harness's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from harness import raw_validation
+from helpers import write_jsonl
+from tailored_llama.artifacts import read_table
+from tailored_llama.benchmarks import load_benchmark
+from tailored_llama.config import BenchmarkConfig, ExecutionConfig
+from tailored_llama.generation import ANSWERS_SCHEMA
+from tailored_llama.models import load, load_tokenizer
+from tailored_llama.prompts import read_prompts, render_prompts
+from tailored_llama.scoring import read_metrics, score_benchmark
+
+pytestmark = pytest.mark.real
+STOP = ["\n", ".", ","]  # of lm-eval's task nq_open
+
+
+def test_closed_book_answers_equal_the_harness(smollm2: Path, folder: Callable[[str], Path]) -> None:
+    rows, data = raw_validation("nq_open", "none"), folder("data")
+    benchmark = BenchmarkConfig(
+        name="nq",
+        train=write_jsonl(data / "train.jsonl", rows[-40:]),
+        evaluation=write_jsonl(data / "evaluation.jsonl", rows[:24]),
+        context="Q: {question}?\nA:",
+        answer="answer",
+        metric="exact_match",
+        max_new_tokens=10,
+        stop=STOP,
+    )
+    examples, prompts, out = folder("examples"), folder("prompts"), folder("scores")
+    load_benchmark(benchmark, "", examples)
+    render_prompts(examples, benchmark, "evaluation", "harness", prompts, num_fewshot=5)
+    score_benchmark(smollm2, None, prompts, benchmark, out, ExecutionConfig(device="cpu"))
+    lm = HFLM(pretrained=load(smollm2), tokenizer=load_tokenizer(smollm2), batch_size=4)
+    options = {"until": STOP, "max_gen_toks": 10, "do_sample": False}
+    contexts = [prompt.contexts[0] for prompt in read_prompts(prompts, "evaluation")]
+    asked = [Instance("generate_until", {}, (context, options), i) for i, context in enumerate(contexts)]
+    answers = read_table(out / "answers.parquet", ANSWERS_SCHEMA).to_pylist()
+    assert [row["text"] for row in answers] == [text.strip() for text in lm.generate_until(asked, disable_tqdm=True)]
+    assert any(row["f1"] > 0 for row in answers)
+    assert read_metrics(out)["exact_match"] == sum(row["exact_match"] for row in answers) / 24
