@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
 
 Result = TypeVar("Result")
@@ -252,6 +253,9 @@ def _packed_attention_forward(
 ) -> tuple[Tensor, None]:
     """transformers' SDPA attention, one document at a time: [1, heads, row, head_dim] → [1, row, heads, head_dim]."""
     header, layer = packed_row.header, module.layer_idx
+    longest = header.length + max(block.stop - block.start for block in packed_row.blocks)
+    if (window := kwargs.get("sliding_window")) is not None and longest > window:
+        raise InputError(f"document: got {longest} tokens; allowed: at most {window}, the model's sliding window")
     outputs = []
     for block in packed_row.blocks:
         rows = slice(block.start, block.stop)

@@ -5,12 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
+from tailored_llama.errors import InputError
 from tailored_llama.models import load
-from tailored_llama.packing import Document, batches, packed_attention, packed_logprobs, within_memory
+from tailored_llama.packing import (
+    Document,
+    batches,
+    packed_attention,
+    packed_logprobs,
+    token_budget,
+    within_memory,
+)
 
 TESTS = Path(__file__).parents[1]
 
@@ -72,6 +82,28 @@ def test_other_errors_are_not_retried() -> None:
     with pytest.raises(RuntimeError, match="must match"):
         list(within_memory([10, 10], 100, fail))
     assert calls == [2]
+
+
+@pytest.mark.parametrize(("asked", "device", "budget"), [(None, "cpu", 1024), (None, "cuda", 16384), (64, "cuda", 64)])
+def test_a_pass_has_the_tokens_asked_for_or_those_that_suit_the_device(
+    asked: int | None, device: str, budget: int
+) -> None:
+    assert token_budget(asked, SimpleNamespace(device=torch.device(device))) == budget
+
+
+def test_a_sliding_window_is_never_ignored() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    model = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=8)).eval()
+    ids = list(range(9))
+    with torch.inference_mode(), packed_attention(model):
+        short = packed_logprobs(model, [Document(ids[:8])], [7], [3])
+        with pytest.raises(InputError, match="document: got 9 tokens; allowed: at most 8, the model's sliding window"):
+            packed_logprobs(model, [Document(ids)], [8], [3])
+    with torch.inference_mode():
+        plain = model(torch.tensor([ids[:8]])).logits[0, 7].log_softmax(-1)[3]
+    assert float(short[0]) == pytest.approx(float(plain), abs=1e-5)
 
 
 SCORE_IN_LITTLE_MEMORY = """
