@@ -10,16 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 
 from helpers import byte_tokenizer, write_own_benchmark
 from tailored_llama import scoring
 from tailored_llama.benchmarks import load_benchmark
-from tailored_llama.config import BenchmarkConfig, ExecutionConfig
+from tailored_llama.checkpoints import read_structure
+from tailored_llama.config import PROJECTIONS, BenchmarkConfig, ExecutionConfig, PruningConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import load, load_tokenizer
 from tailored_llama.packing import Document, packed_attention, packed_logits
 from tailored_llama.prompts import Prompt, render_prompts
+from tailored_llama.pruning.groups import build_graph
+from tailored_llama.pruning.importance import score_importance
+from tailored_llama.pruning.plan import prune
 from tailored_llama.scoring import (
     encode_pair,
     encode_prompt,
@@ -52,6 +57,35 @@ def plain_loglikelihood(model: Any, tokenizer: Any, context: str, continuation: 
     with torch.no_grad():
         logprobs = model(ids).logits[0].log_softmax(-1)
     return sum(float(logprobs[len(before) + i - 1, token]) for i, token in enumerate(after))
+
+
+@pytest.fixture
+def per_layer(tiny: Path, folder: Callable[[str], Path]) -> Path:
+    """A checkpoint whose layers differ in heads and channels."""
+    groups, importance, out = folder("groups"), folder("importance"), folder("pruned")
+    build_graph(tiny, groups)
+    score_importance(tiny, None, groups, "random", 0, importance)
+    prune(tiny, groups, importance, 0.2, PruningConfig(allocation="global", min_channels=4), out)
+    assert len(set(read_structure(out).layers)) > 1
+    return out
+
+
+def test_layers_of_different_widths_with_an_adapter_score_as_plain_passes_do(per_layer: Path) -> None:
+    torch.manual_seed(0)
+    adapter = LoraConfig(r=4, target_modules=list(PROJECTIONS), init_lora_weights=False, task_type="CAUSAL_LM")
+    bare, tokenizer = load(per_layer), load_tokenizer(per_layer)
+    without = loglikelihoods(bare, [encode_prompt(tokenizer, PROMPTS[0], 256)], 256)[0]
+    model = get_peft_model(bare, adapter).eval()
+    solved = "Solved before: yes. " * 4
+    few_shot = [prompt(solved + "The sky is", " blue", " a very long way up"), prompt(solved + "Is it?", " no", " yes")]
+    for prompts in (PROMPTS, few_shot):
+        encoded = [encode_prompt(tokenizer, p, 256) for p in prompts]
+        assert (len(shared_header(encoded)) == len(solved)) == (prompts is few_shot)
+        for item, row in zip(prompts, loglikelihoods(model, encoded, 64), strict=True):
+            pairs = zip(item.contexts, item.continuations, strict=True)
+            assert row == pytest.approx([plain_loglikelihood(model, tokenizer, *pair) for pair in pairs], abs=1e-4)
+    with_adapter = loglikelihoods(model, [encode_prompt(tokenizer, PROMPTS[0], 256)], 256)[0]
+    assert with_adapter != pytest.approx(without, abs=1e-2)
 
 
 @pytest.mark.parametrize("budget", [64, 4096], ids=["many rows", "one row"])
