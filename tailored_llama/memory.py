@@ -26,4 +26,9 @@ def peak_memory() -> int:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that a GPU or the CPU ran out of memory."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)
+    said = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or should_reduce_batch_size(error)
+        or any(text in str(error) for text in said)
+    )

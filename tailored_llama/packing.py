@@ -72,6 +72,7 @@ class _Row:
 
     blocks: Sequence[_Block]
     header: Header
+    longest: int  # sequence: header, prefix and one branch
     into: Header | None = None
 
 
@@ -86,23 +87,25 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     parts: list[list[int]] = []
     start = 0
     while start < len(lengths):
-        stop = _fill(lengths, start, budget)
+        stop = _fill(lengths, start, budget, padded=False)
         parts.append(list(range(start, stop)))
         start = stop
     return parts
 
 
-def _fill(lengths: Sequence[int], start: int, budget: int) -> int:
-    """The end of the longest part from `start` that has at most `budget` tokens; one document in any case."""
+def _fill(lengths: Sequence[int], start: int, budget: int, padded: bool) -> int:
+    """The end of the longest part from `start` that has at most `budget` tokens; one document in any case.
+
+    Padded, every document is as long as the part's first.
+    """
     stop, used = start + 1, lengths[start]
-    while stop < len(lengths) and used + lengths[stop] <= budget:
-        used += lengths[stop]
+    while stop < len(lengths) and (used := used + lengths[start if padded else stop]) <= budget:
         stop += 1
     return stop
 
 
 def within_memory(
-    lengths: Sequence[int], budget: int, run: Callable[[list[int]], Result]
+    lengths: Sequence[int], budget: int, run: Callable[[list[int]], Result], padded: bool = False
 ) -> Iterator[tuple[list[int], Result]]:
     """Run batches of documents, longest first, at most `budget` tokens in each (one document in any case).
 
@@ -110,6 +113,7 @@ def within_memory(
 
     Args:
         run: what to do with a batch, given as indices of documents.
+        padded: whether `run` pads the documents of a batch to the longest, and the padding counts.
 
     Yields:
         The batch and what `run` made of it.
@@ -121,15 +125,14 @@ def within_memory(
     ordered = [lengths[i] for i in order]
     start = 0
     while start < len(order):
-        stop = _fill(ordered, start, budget)
+        stop = _fill(ordered, start, budget, padded)
         batch = order[start:stop]
         try:
             result = run(batch)
         except (RuntimeError, MemoryError) as error:
             if len(batch) == 1 or not out_of_memory(error):
                 raise
-            budget = sum(ordered[start:stop]) // 2
-            logging.getLogger(__name__).warning("memory ran out: going on with %d tokens a pass", budget)
+            budget = _halved(ordered[start] * len(batch) if padded else sum(ordered[start:stop]))
             continue
         yield batch, result
         start = stop
@@ -147,19 +150,30 @@ def packed_attention(model: Any) -> Iterator[None]:
 
 
 def encode_header(model: Any, ids: Sequence[int], budget: int) -> Header:
-    """Encode tokens that stand before every document, at most `budget` of them in one pass.
+    """Encode tokens that stand before every document, `budget` of them in one pass, fewer where memory runs out.
 
     Args:
         model: a causal LM inside `packed_attention`.
         ids: token ids; none make an empty header.
     """
     header = Header()
-    for start in range(0, len(ids), budget):
-        part = Document(ids[start : start + budget])
+    while header.length < len(ids):
+        part = Document(ids[header.length : header.length + budget])
         longer = Header(header.length + len(part))
-        _hidden_states(model, [part], torch.tensor([], dtype=torch.int64), header, longer)
+        try:
+            _hidden_states(model, [part], torch.tensor([], dtype=torch.int64), header, longer)
+        except (RuntimeError, MemoryError) as error:
+            if len(part) == 1 or not out_of_memory(error):
+                raise
+            budget = _halved(len(part))
+            continue
         header = longer
     return header
+
+
+def _halved(tokens: int) -> int:
+    logging.getLogger(__name__).warning("memory ran out: going on with %d tokens a pass", tokens // 2)
+    return tokens // 2
 
 
 def packed_logits(model: Any, documents: Sequence[Document], positions: Tensor) -> Tensor:
@@ -225,7 +239,7 @@ def _hidden_states(
         input_ids=torch.tensor([ids], device=device),
         position_ids=torch.tensor([places], device=device),
         use_cache=False,
-        packed_row=_Row(blocks, header, into),
+        packed_row=_Row(blocks, header, max(places) + 1, into),
     )
     states: Tensor = output.last_hidden_state[0, positions.to(device)]
     return states
@@ -253,9 +267,10 @@ def _packed_attention_forward(
 ) -> tuple[Tensor, None]:
     """transformers' SDPA attention, one document at a time: [1, heads, row, head_dim] → [1, row, heads, head_dim]."""
     header, layer = packed_row.header, module.layer_idx
-    longest = header.length + max(block.stop - block.start for block in packed_row.blocks)
-    if (window := kwargs.get("sliding_window")) is not None and longest > window:
-        raise InputError(f"document: got {longest} tokens; allowed: at most {window}, the model's sliding window")
+    if (window := kwargs.get("sliding_window")) is not None and packed_row.longest > window:
+        raise InputError(
+            f"document: got {packed_row.longest} tokens; allowed: at most {window}, the model's sliding window"
+        )
     outputs = []
     for block in packed_row.blocks:
         rows = slice(block.start, block.stop)

@@ -18,8 +18,8 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import load, load_tokenizer
 from tailored_llama.packing import Document, packed_attention, packed_logprobs, token_budget, within_memory
 from tailored_llama.progress import Progress, silent
-from tailored_llama.scoring import first_token
 from tailored_llama.texts import load_texts
+from tailored_llama.tokens import first_token
 
 
 def sliding_windows(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
@@ -89,7 +89,8 @@ def measure_perplexity(
 
     Documents are joined by blank lines. `perplexity` is per token, `word_perplexity` per run of characters between
     white space, `byte_perplexity` per byte of UTF-8; the last two compare models of different tokenizers. Every token
-    is scored, the first one after the BOS token.
+    of the text is scored, the first one after the BOS token. A known deviation: where a tokenizer adds a BOS token
+    itself (Llama's do), lm-evaluation-harness scores that one too.
 
     Raises:
         InputError: the text has no token, or the window is longer than the model's context.

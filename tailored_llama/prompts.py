@@ -301,13 +301,15 @@ def render_prompts(
         "template": [template] * len(rows),
     }
     write_table(out / "prompts.parquet", columns, PROMPTS_SCHEMA)
-    title = f"{benchmark.name}, template {template}. A continuation, which is what is scored, stands in ⟦ ⟧.\n"
-    samples = [_sample(name, prompt) for name, prompt in rows[:3]]
+    written = is_written(benchmark)
+    shown = "An accepted answer" if written else "A continuation, which is what is scored,"
+    title = f"{benchmark.name}, template {template}. {shown} stands in ⟦ ⟧.\n"
+    samples = [_sample(name, prompt, written) for name, prompt in rows[:3]]
     (out / "samples.txt").write_text("\n".join([title, *samples]), encoding="utf-8")
     return {name: len(examples) for name, examples in chosen.items()}
 
 
-def _sample(split: str, prompt: Prompt) -> str:
+def _sample(split: str, prompt: Prompt, written: bool) -> str:
     """One prompt as text for people: the context once where the choices share it."""
     lines = [f"──── {split}, example {prompt.example} ────"]
     previous = None
@@ -315,7 +317,8 @@ def _sample(split: str, prompt: Prompt) -> str:
         if context != previous:
             lines.append(context)
         previous = context
-        lines.append(f"    choice {i}: ⟦{continuation}⟧{'  ← right' if i == prompt.answer else ''}")
+        kind, right = ("accepted", "") if written else (f"choice {i}", "  ← right" if i == prompt.answer else "")
+        lines.append(f"    {kind}: ⟦{continuation}⟧{right}")
     return "\n".join(lines) + "\n"
 
 

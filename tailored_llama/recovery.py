@@ -263,7 +263,7 @@ def _mean_row(rows: Sequence[Row], blank: Row) -> Row:
     return replace(blank, examples=examples, floor=floor, **values)
 
 
-def compare(one: Path, other: Path, seed: int = 0) -> dict[str, Any]:
+def compare(one: Path, other: Path) -> dict[str, Any]:
     """Two scores of the same examples: the difference other − one, its 95 % interval, and McNemar's p.
 
     Args:
@@ -281,7 +281,7 @@ def compare(one: Path, other: Path, seed: int = 0) -> dict[str, Any]:
     scores = [_read_score(folder) for folder in (one, other)]
     _check_comparable(str(named[0]), *scores)
     before, after = scores
-    drawn_after, drawn_before = paired_draws(after.answers, before.answers, seed)
+    drawn_after, drawn_before = paired_draws(after.answers, before.answers, seed=0)
     low, high = interval(drawn_after - drawn_before)
     return {
         "benchmark": named[0],

@@ -36,6 +36,7 @@ from tailored_llama.packing import (
 from tailored_llama.progress import Progress, silent
 from tailored_llama.prompts import Prompt, read_prompts
 from tailored_llama.statistics import Answers
+from tailored_llama.tokens import encode_pair
 
 PREDICTIONS_SCHEMA = pa.schema(
     {
@@ -64,34 +65,11 @@ class Encoded:
         return Encoded(document, positions, self.targets, self.truncated)
 
 
-def first_token(tokenizer: Any) -> int:
-    """What stands for an empty context: the BOS token, or EOS where there is none."""
-    bos: int | None = tokenizer.bos_token_id
-    return bos if bos is not None else int(tokenizer.eos_token_id)
-
-
-def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Token ids of a context and of its continuation, cut as lm-evaluation-harness cuts them.
-
-    Trailing white space of the context goes to the continuation; both are encoded together and cut at the length of
-    the encoded context. An empty context becomes the BOS (or EOS) token.
-    """
-    if not context:
-        first = first_token(tokenizer)
-        ids = tokenizer.encode(continuation, add_special_tokens=False)
-        return ([], ids) if ids and ids[0] == first else ([first], ids)
-    bare = context.rstrip()
-    continuation, context = context[len(bare) :] + continuation, bare
-    whole = tokenizer.encode(context + continuation)
-    cut = len(tokenizer.encode(context))
-    return whole[:cut], whole[cut:]
-
-
 def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int) -> Encoded:
     """Tokenise every choice of a prompt and find the prefix they share; long contexts lose their start.
 
     Raises:
-        InputError: a continuation has no token of its own.
+        InputError: a continuation has no token of its own, or more than the model's context holds.
     """
     inputs: list[list[int]] = []
     targets: list[tuple[int, ...]] = []
@@ -103,10 +81,15 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int) -> Encoded:
                 f"example {prompt.example}: got the continuation {continuation!r}, which the tokenizer joins to its "
                 "context; allowed: a continuation with a token of its own"
             )
+        if len(after) > max_length:
+            raise InputError(
+                f"example {prompt.example}: got a continuation of {len(after)} tokens; allowed: at most {max_length}, "
+                "the model's context"
+            )
         sequence = (before + after)[-(max_length + 1) :]
         truncated |= len(sequence) < len(before) + len(after)
         inputs.append(sequence[:-1])
-        targets.append(tuple(after[-len(sequence) + 1 :] if len(after) >= len(sequence) else after))
+        targets.append(tuple(after))
     shared = len(common_prefix(inputs))
     document = Document(inputs[0][:shared], [ids[shared:] for ids in inputs])
     positions = tuple(
@@ -202,18 +185,24 @@ def score_benchmark(
         )
         columns = generation.judge(prompts, texts)
         write_table(out / "answers.parquet", columns, generation.ANSWERS_SCHEMA)
-        values, least = {name: columns[name] for name in WRITTEN}, generation.floor(prompts)
+        values, least = {name: columns[name] for name in WRITTEN}, generation.floor(prompts, headline_metric(benchmark))
         measured: dict[str, Any] = {"examples": len(prompts)}
     else:
         encoded = [encode_prompt(tokenizer, prompt, model.config.max_position_embeddings) for prompt in prompts]
         columns = predict(prompts, loglikelihoods(model, encoded, budget, progress))
         write_table(out / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
         values, least = hits(columns), floor(prompts)
-        measured = {"tokens": sum(len(item.document) for item in encoded)}
+        measured = {"tokens": sum(len(item.document) for item in encoded) - _spared(encoded)}
     result = {"benchmark": benchmark.name, "metric": headline_metric(benchmark), "examples": len(prompts)}
     (out / "metrics.json").write_text(json.dumps(result | {"floor": least} | metrics(values), indent=1) + "\n")
     rate = {f"{name}_per_second": round(n / (time.perf_counter() - start), 1) for name, n in measured.items()}
     return measured | rate
+
+
+def _spared(encoded: Sequence[Encoded]) -> int:
+    """Tokens of prompts that were not computed again, as what they start with is encoded once."""
+    whole = [item for item in encoded if not item.truncated]
+    return len(shared_header(whole)) * max(0, len(whole) - 1)
 
 
 def predict(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> dict[str, list[Any]]:

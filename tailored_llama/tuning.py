@@ -22,7 +22,7 @@ from tailored_llama.models import BASE_FILE, load, load_tokenizer
 from tailored_llama.packing import Document, batches, packed_attention, packed_logits
 from tailored_llama.progress import Progress, silent
 from tailored_llama.prompts import Prompt, read_prompts
-from tailored_llama.scoring import encode_pair
+from tailored_llama.tokens import encode_pair
 
 LOG_SCHEMA = pa.schema(
     {

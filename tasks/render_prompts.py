@@ -9,7 +9,7 @@ from tailored_llama.config import RunConfig
 from tailored_llama.own import is_written, stop_strings
 from tasks._stage import open_store, stage
 
-VERSION = 1
+VERSION = 2
 
 
 @task(task_run_name="render {benchmark} {split}")

@@ -35,7 +35,7 @@ def harness_scores(model: Any, tokenizer: Any, name: str, shots: int, limit: int
     """lm-eval's scores of `limit` evenly spaced documents (None: all), computed where they are not in `out` yet."""
     task = harness.stock_task(name, harness.draw_shots(name, shots)[1] or harness.train_rows(name)[:1], shots)
     count = len(task.eval_docs) - (shots if name == "hellaswag" else 0)  # its shots are evaluation documents
-    wanted = range(count) if limit is None else [i * count // limit for i in range(limit)]
+    wanted = range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
     parts = -(-len(wanted) // PART)
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
     tables = []
@@ -83,8 +83,8 @@ def compare(name: str, theirs: pd.DataFrame, prompts: list[Prompt], ours: list[l
         row[f"{metric}_ours"], row[f"{metric}_harness"] = float(hits.mean()), float(theirs[metric].mean())
         parted = np.array(mine[column]) != np.array(predict(prompts, other)[column])
         row[f"{metric}_parted"] = int(parted.sum() + (hits != (theirs[metric] == 1)).sum())
-        close = np.flatnonzero(margins(other, by) < TOLERANCE / (1 if by is None else np.array([max(n) for n in by])))
-        row[f"{metric}_undecided"] = [int(theirs["example"][i]) for i in close]
+        nearest = 2 * TOLERANCE / (1 if by is None else np.array([min(n) for n in by]))  # both sides may move
+        row[f"{metric}_undecided"] = theirs["example"].to_numpy()[margins(other, by) < nearest].tolist()
     return row
 
 
@@ -95,12 +95,12 @@ def write_record(record: Path, tables: dict[str, pd.DataFrame], shots: int) -> N
         old = pd.read_parquet(record)
         new = pd.concat([old[~(old["benchmark"].isin(list(tables)) & (old["num_fewshot"] == shots))], new])
     columns = ["benchmark", "num_fewshot", "example", "loglikelihoods", "acc", "acc_norm"]
-    new.sort_values(columns[:3])[columns].to_parquet(record, index=False)
+    new.sort_values(columns[:3]).reindex(columns=columns).to_parquet(record, index=False)
 
 
 def main(
     checkpoint: Path,
-    out: Annotated[Path, typer.Option(help="Folder for lm-eval's scores and the table.")],
+    out: Annotated[Path, typer.Option(help="Folder for lm-eval's scores and the table; one for each checkpoint.")],
     benchmark: Annotated[list[str], typer.Option(help="Repeatable; absent: all seven.")] = list(SEVEN),  # noqa: B006
     num_fewshot: Annotated[int, typer.Option(help="Solved examples before each question, the same for all.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Documents of each benchmark, evenly spaced; absent: all.")] = None,

@@ -62,6 +62,7 @@ COMMANDS = commands(typer.main.get_command(cli.app))
 def test_the_commands_there_are() -> None:
     names = {" ".join(path) for path, _ in COMMANDS}
     assert {
+        "convert",
         "fetch",
         "prune",
         "tune",
@@ -106,6 +107,16 @@ def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: P
     predictions = pq.read_table(tmp_path / "scores" / "predictions.parquet").to_pydict()
     right = [p == a for p, a in zip(predictions["prediction"], predictions["answer"], strict=True)]
     assert metrics["acc"] == pytest.approx(sum(right) / 6)
+
+    status, out, _ = command("convert", tiny, "dense", "--config", config)
+    assert (status, out) == (0, f"dense: {dense:,} parameters\n")
+    command("score", "dense", "-b", "colours", "--config", config, "--out", "before", "--set", "scoring.limit=6")
+    status, out, _ = command("compare", "before", "scores")
+    found = json.loads(out)
+    assert (status, found["benchmark"], found["examples"], found["metric"]) == (0, "colours", 6, metrics["metric"])
+    assert found["other"] == metrics[metrics["metric"]]
+    assert found["low"] <= found["difference"] == found["other"] - found["one"] <= found["high"]
+    assert 0 < found["p"] <= 1
 
     status, out, _ = command("merge", "pruned", "adapter", "merged")
     assert (status, out) == (0, f"merged: {left:,} parameters\n")
@@ -156,7 +167,7 @@ WRONG = {
     "score {tiny} -b colours --config run.toml --adapter out --out out": "adapter out: adapter_config.json is missing; "
     "allowed: a PEFT adapter in safetensors",
     "merge {tiny} data out": "adapter data: adapter_config.json is missing; allowed: a PEFT adapter in safetensors",
-    "generate {tiny} ''": "prompt: got ''; allowed: a text of at least one token",
+    "generate {tiny} ''": "prompt 0: got ''; allowed: a text of at least one token",
     "generate {tiny} x --device cuda:99": "execution.device: got 'cuda:99'; allowed here: *",
     "store ls --root none": "--root none: no such folder; allowed: an artifact store",
     "store verify --root none": "--root none: no such folder; allowed: an artifact store",

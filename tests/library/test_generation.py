@@ -52,6 +52,21 @@ def test_an_answer_ends_before_the_first_stop_string(tiny: Path) -> None:
     assert len(steps) < 24  # and nothing is computed after it
 
 
+def test_a_stop_string_that_the_prompt_ends_with_stops_nothing(tiny: Path) -> None:
+    model, tokenizer = load(tiny), load_tokenizer(tiny)
+    whole = plain(model, tokenizer, "The sky is", 12)
+    assert generate(model, tokenizer, ["The sky is"], 12, ["is" + whole[0], "sky"]) == [whole]
+
+
+def test_padding_counts(tiny: Path) -> None:
+    model, tokenizer = load(tiny), load_tokenizer(tiny)
+    shapes: list[tuple[int, ...]] = []
+    model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
+    generate(model, tokenizer, ["x" * 100, *["y" * 4] * 30], 4, batch_tokens=208)
+    first = [shape for shape in shapes if shape[1] > 1]
+    assert first == [(2, 100), (26, 4), (3, 4)]  # 2 × 104, then 26 × 8
+
+
 def test_a_long_context_loses_its_start_and_leaves_room(tiny: Path) -> None:
     model, tokenizer = load(tiny), load_tokenizer(tiny)
     long = "abc" * 100
@@ -73,7 +88,11 @@ def test_the_floor_is_always_writing_the_commonest_accepted_text() -> None:
     def prompt(*accepted: str) -> Prompt:
         return Prompt(0, ("q",) * len(accepted), accepted, 0, (0,) * len(accepted))
 
-    assert floor([prompt(" Yes", " yes."), prompt(" no"), prompt(" maybe", " YES"), prompt(" the no")]) == 0.5
+    asked = [prompt(" Yes", " yes."), prompt(" no"), prompt(" maybe", " YES"), prompt(" the no")]
+    assert floor(asked, "exact_match") == floor(asked, "f1") == 0.5
+    cars = [prompt(" red car"), prompt(" blue car"), prompt(" green car"), prompt(" car")]
+    assert floor(cars, "exact_match") == 0.25
+    assert floor(cars, "f1") == pytest.approx((3 * 2 / 3 + 1) / 4)  # always "car"
 
 
 ROWS = [

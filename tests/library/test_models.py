@@ -485,7 +485,7 @@ def test_generate_continues_the_prompt_greedily(tiny: Path, adapter: Path) -> No
 
 
 def test_an_empty_prompt_is_refused(tiny: Path) -> None:
-    with pytest.raises(InputError, match=exactly("prompt: got ''; allowed: a text of at least one token")):
+    with pytest.raises(InputError, match=exactly("prompt 0: got ''; allowed: a text of at least one token")):
         generate(load(tiny), load_tokenizer(tiny), [""], 6)
 
 

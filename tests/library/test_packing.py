@@ -16,6 +16,7 @@ from tailored_llama.models import load
 from tailored_llama.packing import (
     Document,
     batches,
+    encode_header,
     packed_attention,
     packed_logprobs,
     token_budget,
@@ -59,11 +60,35 @@ def test_out_of_memory_halves_the_budget_for_all_that_remains() -> None:
     assert all(batch == result for batch, result in found)
 
 
+def test_a_header_that_does_not_fit_is_encoded_in_smaller_pieces(tiny: Path) -> None:
+    model, pieces = load(tiny), []
+
+    def scarce(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        pieces.append(inputs[0].shape[1])
+        if pieces[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much")
+
+    with torch.inference_mode(), packed_attention(model):
+        whole = encode_header(model, range(10), 100)
+        hook = model.model.embed_tokens.register_forward_pre_hook(scarce)
+        header = encode_header(model, range(10), 100)
+        hook.remove()
+    assert pieces == [10, 5, 2, 2, 2, 2, 2]
+    torch.testing.assert_close(header.values[3], whole.values[3], rtol=0, atol=1e-5)
+
+
 def test_longest_documents_go_first() -> None:
     assert [batch for batch, _ in within_memory([1, 9, 5], 9, len)] == [[1], [2, 0]]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        MemoryError(),
+    ],
+)
 def test_a_single_document_that_does_not_fit_is_an_error(error: Exception) -> None:
     def fail(batch: list[int]) -> None:
         raise error

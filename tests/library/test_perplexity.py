@@ -76,7 +76,7 @@ def test_a_window_longer_than_the_models_context_is_refused(tiny: Path, folder: 
 def test_an_empty_text_is_refused(tiny: Path, folder: Callable[[str], Path]) -> None:
     text = folder("data") / "text.txt"
     text.write_text("")
-    with pytest.raises(InputError, match="text"):
+    with pytest.raises(InputError, match=r"\(a text\): holds no text; allowed: at least one document"):
         measure_perplexity(tiny, PerplexityConfig(source=str(text), window=16), "", folder("out"), CPU)
 
 

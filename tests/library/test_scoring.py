@@ -26,7 +26,6 @@ from tailored_llama.pruning.groups import build_graph
 from tailored_llama.pruning.importance import score_importance
 from tailored_llama.pruning.plan import prune
 from tailored_llama.scoring import (
-    encode_pair,
     encode_prompt,
     floor,
     hits,
@@ -35,6 +34,7 @@ from tailored_llama.scoring import (
     predict,
     shared_header,
 )
+from tailored_llama.tokens import encode_pair
 
 
 def prompt(context: str | tuple[str, ...], *continuations: str, answer: int = 0) -> Prompt:
@@ -129,7 +129,9 @@ def test_the_space_between_belongs_to_the_continuation() -> None:
     tokenizer = byte_tokenizer()
     assert encode_pair(tokenizer, "ab ", "cd") == encode_pair(tokenizer, "ab", " cd")
     assert tokenizer.decode(encode_pair(tokenizer, "ab  ", "cd")[1]) == "  cd"
-    assert encode_pair(tokenizer, "", "cd")[0] == [tokenizer.bos_token_id]
+    for empty in ("", "<|end|>"):
+        assert encode_pair(tokenizer, empty, "cd") == ([tokenizer.bos_token_id], tokenizer.encode("cd"))
+    assert encode_pair(tokenizer, " ", "cd") == ([tokenizer.bos_token_id], tokenizer.encode(" cd"))
 
 
 def test_long_contexts_lose_their_start_never_the_continuation(tiny: Path) -> None:
@@ -142,6 +144,13 @@ def test_long_contexts_lose_their_start_never_the_continuation(tiny: Path) -> No
     kept = ("z" * 50 + "The sky is blue")[-13:]
     expected = plain_loglikelihood(model, tokenizer, kept[:-5], kept[-5:])
     assert loglikelihoods(model, [cut], 256)[0][0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_continuation_longer_than_the_models_context_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"^example 0: got a continuation of 9 tokens; allowed: at most 8, the model's"
+    ):
+        encode_prompt(byte_tokenizer(), prompt("a", " b", " cdefghij"), 8)
 
 
 def test_what_all_prompts_start_with_is_encoded_once(tiny: Path) -> None:
@@ -187,7 +196,7 @@ def test_a_scored_position_is_never_in_the_header(tiny: Path) -> None:
 
 def test_a_continuation_that_the_tokenizer_swallows_is_refused() -> None:
     class Joining:
-        bos_token_id = 0
+        bos_token, bos_token_id = None, 0
 
         def encode(self, text: str, **_: Any) -> list[int]:
             return list(range(len(text.split(" "))))  # a token per word: "ab" + "c" is one
@@ -245,6 +254,8 @@ def test_a_tokenizer_that_adds_a_first_token_adds_it_once() -> None:
         single="<|end|> $A", special_tokens=[("<|end|>", tokenizer.eos_token_id)]
     )
     before, after = encode_pair(tokenizer, "ab", " cd")
+    assert (before[0], tokenizer.decode(before[1:]), tokenizer.decode(after)) == (tokenizer.bos_token_id, "ab", " cd")
+    before, after = encode_pair(tokenizer, "<|end|>ab", " cd")
     assert (before[0], tokenizer.decode(before[1:]), tokenizer.decode(after)) == (tokenizer.bos_token_id, "ab", " cd")
     before, after = encode_pair(tokenizer, "", "cd")
     assert (before, tokenizer.decode(after)) == ([tokenizer.bos_token_id], "cd")

@@ -19,7 +19,7 @@ from tailored_llama.benchmarks import load_benchmark
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, TuningConfig
 from tailored_llama.models import load, load_tokenizer
 from tailored_llama.prompts import Prompt, read_prompts, render_prompts
-from tailored_llama.scoring import encode_pair
+from tailored_llama.tokens import encode_pair
 from tailored_llama.tuning import learning_rate
 
 CPU = ExecutionConfig(device="cpu")

@@ -91,6 +91,7 @@ def assert_equal(name: str, theirs: pd.DataFrame, model: Any, tokenizer: Any, sh
     assert row["largest_difference"] < TOLERANCE
     assert {key: value for key, value in row.items() if key.endswith("parted") and value} == {}
     assert row["acc_ours"] == row["acc_harness"]
+    assert ("acc_norm_parted" in row) == (name not in ("boolq", "winogrande"))
 
 
 @pytest.mark.parametrize("shots", [0, 5])
@@ -109,6 +110,12 @@ def test_the_record_is_what_the_harness_says(name: str, shots: int, smollm2: Pat
     assert len(both) >= 8
     for example in both:
         assert np.allclose(recorded.loc[example, "loglikelihoods"], said.loc[example, "loglikelihoods"], atol=TOLERANCE)
+
+
+def test_the_adapter_changes_scores(pruned_smollm2: Path, adapter: Path) -> None:
+    tokenizer = load_tokenizer(pruned_smollm2)
+    scores = [our_scores(load(pruned_smollm2, a), tokenizer, "arc_easy", 0, [0])[1][0] for a in (None, adapter)]
+    assert min(abs(a - b) for a, b in zip(*scores, strict=True)) > 100 * TOLERANCE
 
 
 @pytest.fixture(scope="session")
