@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv
 
 from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
@@ -49,7 +50,7 @@ class Document:
 class Header:
     """Tokens before every document of a row: their number, and each layer's keys and values.
 
-    Keys and values: [1, key/value heads, length, head_dim], by the index of the layer.
+    Keys and values: [1, query heads, length, head_dim], by the index of the layer.
     """
 
     length: int = 0
@@ -59,7 +60,7 @@ class Header:
 
 @dataclass(frozen=True)
 class _Block:
-    """One document's place in the row; `mask`: bool [1, 1, length, header + length], None for plain causal."""
+    """One document's place in the row; `mask`: [1, 1, length, header + length], None for plain causal."""
 
     start: int
     stop: int
@@ -215,7 +216,10 @@ def packed_logprobs(
     result = torch.empty(len(wanted), device=states.device)
     for start, some in enumerate(states.split(_HEAD_POSITIONS)):
         part = row // _HEAD_POSITIONS == start
-        result[part] = head(some).float().log_softmax(-1)[row[part] % _HEAD_POSITIONS, wanted[part]]
+        at = row[part] % _HEAD_POSITIONS
+        logits = head(some).float()
+        logits -= logits.amax(-1, keepdim=True)
+        result[part] = logits[at, wanted[part]] - logits.exp_().sum(-1).log()[at]
     return result
 
 
@@ -234,7 +238,7 @@ def _hidden_states(
         for branch in document.branches:
             ids += branch
             places += range(length, length + len(branch))
-        blocks.append(_Block(start, len(ids), _mask(document, header.length, device)))
+        blocks.append(_Block(start, len(ids), _mask(document, header.length, model)))
     output = model.get_decoder()(
         input_ids=torch.tensor([ids], device=device),
         position_ids=torch.tensor([places], device=device),
@@ -245,15 +249,16 @@ def _hidden_states(
     return states
 
 
-def _mask(document: Document, header: int, device: Any) -> Tensor | None:
-    """Which tokens attend to which: a document's to the header and to all before them, other branches left out."""
+def _mask(document: Document, header: int, model: Any) -> Tensor | None:
+    """What is added to attention scores: 0 where a token attends to another, to the header and to all before it, and
+    −∞ where it does not, on other branches and to all after it."""
     lengths = [len(document.prefix), *filter(None, map(len, document.branches))]
     if header == 0 and len(lengths) < 3:  # one branch or none: plain causal attention, which is faster
         return None
-    part = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
-    causal = torch.ones(len(part), header + len(part), dtype=torch.bool, device=device).tril(header)
-    causal[:, header:] &= (part[:, None] == part[None]) | (part[None] == 0)
-    return causal[None, None]
+    part = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    seen = torch.ones(len(part), header + len(part), dtype=torch.bool).tril(header)
+    seen[:, header:] &= (part[:, None] == part[None]) | (part[None] == 0)
+    return torch.zeros(seen.shape, dtype=model.dtype).masked_fill_(~seen, -torch.inf)[None, None].to(model.device)
 
 
 def _packed_attention_forward(
@@ -263,25 +268,34 @@ def _packed_attention_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     packed_row: _Row,
+    scaling: float | None = None,
+    dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' SDPA attention, one document at a time: [1, heads, row, head_dim] → [1, row, heads, head_dim]."""
+    """SDPA, one document at a time: [1, heads, row, head_dim] → [1, row, heads, head_dim]."""
     header, layer = packed_row.header, module.layer_idx
     if (window := kwargs.get("sliding_window")) is not None and packed_row.longest > window:
         raise InputError(
             f"document: got {packed_row.longest} tokens; allowed: at most {window}, the model's sliding window"
         )
-    outputs = []
+    if odd := sorted(name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None):
+        raise InputError(f"model: its attention has {odd[0]}; allowed: plain softmax attention")
+    groups = query.shape[1] // key.shape[1]
+    key, value = (repeat_kv(states, groups) for states in (key, value))
+    output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
     for block in packed_row.blocks:
         rows = slice(block.start, block.stop)
         keys, values = key[:, :, rows], value[:, :, rows]
         if header.length:
             keys = torch.cat([header.keys[layer], keys], dim=2)
             values = torch.cat([header.values[layer], values], dim=2)
-        outputs.append(sdpa_attention_forward(module, query[:, :, rows], keys, values, block.mask, **kwargs)[0])
+        attended = scaled_dot_product_attention(
+            query[:, :, rows], keys, values, block.mask, dropout, is_causal=block.mask is None, scale=scaling
+        )
+        output[:, rows] = attended.transpose(1, 2)
     if packed_row.into is not None:  # a header's own pass: one block
         packed_row.into.keys[layer], packed_row.into.values[layer] = keys, values
-    return torch.cat(outputs, dim=1), None
+    return output, None
 
 
 AttentionInterface.register(_ATTENTION, _packed_attention_forward)

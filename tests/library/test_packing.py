@@ -9,12 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import AttentionInterface, MistralConfig, MistralForCausalLM
 
 from tailored_llama.errors import InputError
 from tailored_llama.models import load
 from tailored_llama.packing import (
     Document,
+    Header,
     batches,
     encode_header,
     packed_attention,
@@ -129,6 +130,14 @@ def test_a_sliding_window_is_never_ignored() -> None:
     with torch.inference_mode():
         plain = model(torch.tensor([ids[:8]])).logits[0, 7].log_softmax(-1)[3]
     assert float(short[0]) == pytest.approx(float(plain), abs=1e-5)
+
+
+def test_attention_that_is_more_than_softmax_is_refused(tiny: Path) -> None:
+    row = SimpleNamespace(header=Header(), longest=1, blocks=[])
+    states = torch.zeros(1, 1, 1, 8)
+    attention = load(tiny).model.layers[0].self_attn
+    with pytest.raises(InputError, match="model: its attention has softcap; allowed: plain softmax attention"):
+        AttentionInterface()["tailored_packed"](attention, states, states, states, None, packed_row=row, softcap=50.0)
 
 
 SCORE_IN_LITTLE_MEMORY = """
