@@ -1,8 +1,9 @@
 """Scores against lm-evaluation-harness 0.4.13 on SmolLM2 and real documents, float32.
 
 Every log-likelihood within 2e-3, every prediction the same, on 200 evenly spaced documents of each benchmark:
-- dense, zero-shot and 5-shot: against lm-eval's scores as `tests/benchmarks/equality.py` recorded them in
-  `harness_scores.parquet` (its stock tasks, its HFLM, batch 16), and against its scores of a few documents taken now;
+- dense, zero-shot and 5-shot: against lm-eval's scores (its stock tasks, its HFLM, batch 16) as recorded in
+  `harness_scores.parquet` by `tests/benchmarks/equality.py CHECKPOINT --out FOLDER --limit 200 --record …`, without and
+  with `--num-fewshot 5` (of HellaSwag's 5-shot documents every other one); a few are asked of lm-eval again;
 - pruned and tailored, zero-shot and (few documents) 5-shot: against what lm-eval says now of the merged checkpoint,
   which it loads by itself; this library scores the pruned one with its adapter attached.
 """
@@ -98,7 +99,7 @@ def assert_equal(name: str, theirs: pd.DataFrame, model: Any, tokenizer: Any, sh
 @pytest.mark.parametrize("name", SEVEN)
 def test_dense_scores_equal_what_the_harness_recorded(name: str, shots: int, smollm2: Path) -> None:
     table = pd.read_parquet(RECORDED).query("benchmark == @name and num_fewshot == @shots").dropna(axis=1)
-    assert len(table) == 200
+    assert len(table) == (100 if (name, shots) == ("hellaswag", 5) else 200)
     assert_equal(name, table.reset_index(drop=True), load(smollm2), load_tokenizer(smollm2), shots)
 
 
