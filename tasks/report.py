@@ -14,7 +14,7 @@ from tailored_llama.config import RunConfig
 from tailored_llama.scoring import read_metrics
 from tasks._stage import open_store, stage
 
-VERSION = 1
+VERSION = 2
 
 
 @task(task_run_name="report")

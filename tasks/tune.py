@@ -9,7 +9,7 @@ from tailored_llama.config import RunConfig
 from tailored_llama.console import progress_bar
 from tasks._stage import open_store, stage
 
-VERSION = 1
+VERSION = 2
 
 
 @task(task_run_name="tune {benchmark} @ {ratio}")

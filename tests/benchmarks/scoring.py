@@ -2,12 +2,12 @@
 
     python tests/benchmarks/scoring.py CHECKPOINT --out FOLDER
 
-For each of the seven benchmarks and each protocol, every round takes other documents and scores them with lm-eval's
-HFLM (batch 16, from its own stock task's requests to log-likelihoods), with this library (from the same texts to
-log-likelihoods), and times the floor: one forward pass of the unchanged model over as many tokens as are distinct
-(those of a shared header in a pass of their own, then from the model's own cache), without padding, in batches of equal
-rows of the documents' mean length, at the faster of two batch sizes, the head applied to as many positions as are
-scored, no probabilities taken. The three take turns within a round, in one process.
+Evenly spaced documents of each of the seven benchmarks are scored, by each protocol, with lm-eval's HFLM (batch 16, from
+its own stock task's requests to log-likelihoods), then with this library (from the same texts to log-likelihoods); then
+the floor is timed: one forward pass of the unchanged model over as many tokens as are distinct (those of a shared header
+in a pass of their own, then from the model's own cache), without padding, in batches of equal rows of the documents'
+mean length, at the faster of two batch sizes, the head applied to as many positions as are scored, no probabilities
+taken. All in one process.
 
 Protocols: zero-shot; 5-shot with one header for the whole benchmark (lm-eval's sampler `first_n`); 5-shot with other
 examples for each document (its default sampler). Prints a table and writes FOLDER/scoring.parquet.
@@ -110,7 +110,7 @@ def floor_seconds(model: Any, tokens: int, length: int, header: int, scored: int
 
 
 def measure(model: Any, tokenizer: Any, lm: HFLM, asked: Requests, budget: int) -> dict[str, Any]:
-    """One round: the same documents by lm-eval, by this library, and the floor of their distinct tokens."""
+    """The same documents by lm-eval, by this library, and the floor of their distinct tokens."""
     theirs, their_seconds, their_peak = timed(lambda: harness_scores(lm, asked))
     (encoded, ours), our_seconds, our_peak = timed(lambda: our_scores(model, tokenizer, asked, budget))
     header = len(shared_header(encoded))
@@ -132,21 +132,12 @@ def measure(model: Any, tokenizer: Any, lm: HFLM, asked: Requests, budget: int) 
     }
 
 
-def summarise(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    table = pd.DataFrame(rounds)
-    row = {name: table[name].max() if name.endswith(("peak", "difference")) else table[name].sum() for name in table}
-    row["ratio"] = row["harness_seconds"] / row["our_seconds"]
-    row["floor_ratio"] = row["floor_seconds"] / row["our_seconds"]
-    return row
-
-
 def main(
     checkpoint: Path,
     out: Annotated[Path, typer.Option(help="Folder for scoring.parquet.")],
     benchmark: Annotated[list[str], typer.Option(help="Repeatable; absent: all seven.")] = list(SEVEN),  # noqa: B006
     protocol: Annotated[list[str], typer.Option(help="Repeatable; absent: all.")] = list(PROTOCOLS),  # noqa: B006
-    count: Annotated[int, typer.Option("--documents", help="Documents of each benchmark in a round.")] = 12,
-    rounds: Annotated[int, typer.Option(help="Rounds, each with other documents.")] = 1,
+    count: Annotated[int, typer.Option("--documents", help="Documents of each benchmark.")] = 12,
     batch_tokens: Annotated[int, typer.Option(help="Tokens in a pass of this library.")] = 1024,
     threads: Annotated[int, typer.Option(help="Threads of torch, for all three.")] = 1,
 ) -> None:
@@ -157,10 +148,12 @@ def main(
     rows = []
     for kind in protocol:
         for name in benchmark:
-            asked = documents(name, *PROTOCOLS[kind], count * rounds)
+            asked = documents(name, *PROTOCOLS[kind], count)
             measure(model, tokenizer, lm, asked[:2], batch_tokens)  # warm up
-            found = [measure(model, tokenizer, lm, asked[i::rounds], batch_tokens) for i in range(rounds)]
-            rows.append({"protocol": kind, "benchmark": name} | summarise(found))
+            found = measure(model, tokenizer, lm, asked, batch_tokens)
+            found["ratio"] = found["harness_seconds"] / found["our_seconds"]
+            found["floor_ratio"] = found["floor_seconds"] / found["our_seconds"]
+            rows.append({"protocol": kind, "benchmark": name} | found)
             shown = {key: round(v, 5) if isinstance(v, float) else v for key, v in rows[-1].items()}
             print(" ".join(f"{key}={value}" for key, value in shown.items()), flush=True)
     table = pd.DataFrame(rows)
