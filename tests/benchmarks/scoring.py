@@ -2,12 +2,12 @@
 
     python tests/benchmarks/scoring.py CHECKPOINT --out FOLDER
 
-Evenly spaced documents of each of the seven benchmarks are scored, by each protocol, with lm-eval's HFLM (batch 16, from
-its own stock task's requests to log-likelihoods), then with this library (from the same texts to log-likelihoods); then
-the floor is timed: one forward pass of the unchanged model over as many tokens as are distinct (those of a shared header
-in a pass of their own, then from the model's own cache), without padding, in batches of equal rows of the documents'
-mean length, at the faster of two batch sizes, the head applied to as many positions as are scored, no probabilities
-taken. All in one process.
+Evenly spaced documents of each of the seven benchmarks are scored, by each protocol, with lm-eval's HFLM (batch 16,
+from its own stock task's requests to log-likelihoods), then with this library (from the same texts). Then the floor is
+timed: one forward pass of the unchanged model over as many tokens as are distinct (those of a shared header in a pass
+of their own, then from the model's own cache), without padding, in batches of equal rows of the documents' mean length,
+at the faster of two batch sizes, the head applied to as many positions as are scored, no probabilities taken. All in
+one process.
 
 Protocols: zero-shot; 5-shot with one header for the whole benchmark (lm-eval's sampler `first_n`); 5-shot with other
 examples for each document (its default sampler). Prints a table and writes FOLDER/scoring.parquet.
