@@ -18,10 +18,11 @@ from prefect import flow
 from rich.console import Console
 
 from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.config import RunConfig, load_config
+from tailored_llama.config import DATA_FREE, RunConfig, load_config, reconstruction_text
 from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
 from tailored_llama.preflight import preflight
+from tailored_llama.pruning.prune import step_ratios
 from tailored_llama.recovery import read_rows
 from tailored_llama.reports import console_table
 from tasks._stage import open_store
@@ -46,9 +47,13 @@ def tailor(config: RunConfig) -> ArtifactRef:
     train = {name: render_prompts(config, name, "train", examples[name]) for name in names}
     evaluation = {name: render_prompts(config, name, "evaluation", examples[name]) for name in names}
     dense = load_model(config.store, config.model)
-    groups = build_graph(config.store, dense, config.pruning)
+    groups = build_graph(config, dense, config.pruning.ratios)
     perplexity = measure_perplexity(config, "dense", dense)
-    calibration = load_calibration(config, dense)
+    calibration = reconstruction = None
+    if config.pruning.criterion not in DATA_FREE:
+        calibration = load_calibration(config, config.calibration, dense, train)
+    if config.reconstruction.method != "none":
+        reconstruction = load_calibration(config, reconstruction_text(config), dense, train)
     importance = score_importance(config, dense, calibration, groups)
     dense_made = {
         "checkpoint": dense,
@@ -58,7 +63,12 @@ def tailor(config: RunConfig) -> ArtifactRef:
     }
     runs = {}
     for ratio in config.pruning.ratios:
-        pruned = prune(config.store, config.pruning, ratio, dense, groups, importance)
+        pruned, graph, scored = dense, groups, importance
+        for step, share in enumerate(step_ratios(ratio, config.pruning.steps)):
+            if step:
+                graph = build_graph(config, pruned)
+                scored = score_importance(config, pruned, calibration, graph)
+            pruned = prune(config, share, pruned, graph, scored, reconstruction, dense)
         label, tailored = f"pruned @ {ratio}", f"tailored @ {ratio}"
         pruned_perplexity = measure_perplexity(config, label, pruned)
         scores = {name: score(config, name, label, pruned, evaluation[name]) for name in names}

@@ -1,6 +1,6 @@
 """Tailored-LLaMA: prune a LLaMA-family model structurally, tailor it to one benchmark, measure what is left.
 
-Importing the package registers the per-layer LLaMA with transformers' Auto classes, so that every checkpoint made here
+Importing the package registers the per-layer models with transformers' Auto classes, so that every checkpoint made here
 loads without `trust_remote_code`.
 """
 
@@ -8,10 +8,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from tailored_llama import modeling_tailored_llama as _modeling
 
-AutoConfig.register("tailored_llama", _modeling.TailoredLlamaConfig, exist_ok=True)
-AutoModel.register(_modeling.TailoredLlamaConfig, _modeling.TailoredLlamaModel, exist_ok=True)
-AutoModelForCausalLM.register(_modeling.TailoredLlamaConfig, _modeling.TailoredLlamaForCausalLM, exist_ok=True)
-# save_pretrained then writes auto_map and copies the modelling file beside the weights.
-_modeling.TailoredLlamaConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
-_modeling.TailoredLlamaModel.register_for_auto_class("AutoModel")  # type: ignore[no-untyped-call]
-_modeling.TailoredLlamaForCausalLM.register_for_auto_class("AutoModelForCausalLM")  # type: ignore[no-untyped-call]
+for _config, _model, _causal_lm in _modeling.LAYERED.values():
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForCausalLM.register(_config, _causal_lm, exist_ok=True)
+    # save_pretrained then writes auto_map and copies the modelling file beside the weights.
+    _config.register_for_auto_class()
+    _model.register_for_auto_class("AutoModel")
+    _causal_lm.register_for_auto_class("AutoModelForCausalLM")

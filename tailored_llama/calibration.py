@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from tailored_llama.checkpoints import read_config
 from tailored_llama.config import CalibrationConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_tokenizer
-from tailored_llama.texts import load_texts, text_name
+from tailored_llama.prompts import read_prompts
+from tailored_llama.texts import PROMPTS, load_texts, text_name
 
 CALIBRATION_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "source": pa.string(), "row": pa.int32()})
 
@@ -23,17 +25,30 @@ _LONG = 64  # characters per token that surely hold enough tokens
 
 
 def load_calibration(
-    dense: Path, calibration: CalibrationConfig, downloads: str, seed: int, out: Path
+    dense: Path, calibration: CalibrationConfig, downloads: str, seed: int, out: Path, prompts: Sequence[Path] = ()
 ) -> dict[str, Any]:
     """Stage: draw equally long token sequences from a text and write `calibration.parquet`.
 
     As LLM-Pruner (arXiv 2305.11627) does: documents in random order, one random window of each that is long enough;
-    where documents run out, further windows of the same ones.
+    where documents run out, further windows of the same ones. With the source `prompts`, the text is the run's own
+    training examples with their answers, one after the other.
+
+    Args:
+        dense: the checkpoint, for its tokenizer.
+        calibration: the text, and how much of it.
+        downloads: folder of the fetched wheels.
+        seed: of the draw.
+        out: an existing folder.
+        prompts: the train prompts of every benchmark, for the source `prompts`.
 
     Raises:
         InputError: no document is as long as a sequence must be.
     """
-    documents = load_texts(calibration, downloads)
+    if calibration.source == PROMPTS:
+        shots = [prompt for folder in prompts for prompt in read_prompts(folder, "shots")]
+        documents = ["\n\n".join(p.contexts[p.answer] + p.continuations[p.answer] for p in shots)]
+    else:
+        documents = load_texts(calibration, downloads)
     tokenizer = load_tokenizer(dense)
     if calibration.tokens > (limit := read_config(dense).get("max_position_embeddings", calibration.tokens)):
         raise InputError(f"calibration.tokens: got {calibration.tokens}; allowed: at most {limit}, the model's context")

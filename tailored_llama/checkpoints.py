@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaConfig, MistralConfig
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers import MistralConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tailored_llama.errors import InputError
 from tailored_llama.files import sha256_file
-from tailored_llama.modeling_tailored_llama import TailoredLlamaConfig
+from tailored_llama.modeling_tailored_llama import LAYERED
 
-SUPPORTED = ("llama", "mistral", "tailored_llama")
+SUPPORTED = tuple(LAYERED)
+LAYERED_PREFIX = "tailored_"  # of the model types whose layers may differ
+_HEADS, _KV_HEADS, _CHANNELS = "num_attention_heads", "num_key_value_heads", "intermediate_size"
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,14 @@ class Structure:
 
 
 def check_architecture(config: dict[str, Any], shown: str) -> None:
-    kind = config.get("model_type")
-    if kind not in SUPPORTED:
+    """Check that the decoder layers are of a kind whose coupled groups are known.
+
+    Raises:
+        InputError: another architecture, or quantized weights.
+    """
+    kind = str(config.get("model_type"))
+    if kind.removeprefix(LAYERED_PREFIX) not in SUPPORTED:
         raise InputError(f"model.source {shown}: architecture {kind}; allowed: {', '.join(SUPPORTED)}")
-    if kind == "mistral" and config.get("sliding_window") is not None:
-        raise InputError(f"model.source {shown}: sliding_window {config['sliding_window']}; allowed: none")
     if config.get("quantization_config"):
         raise InputError(f"model.source {shown}: quantized weights; allowed: float32, bfloat16 or float16")
 
@@ -124,60 +131,63 @@ def read_structure(folder: Path) -> Structure:
     shapes: dict[str, list[int]] = {}
     for file in weight_files(folder):
         shapes |= tensor_shapes(file)
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    head_dim = _head_dim(config)
     try:
-        layers = tuple(
-            Layer(
-                heads=shapes[f"model.layers.{i}.self_attn.q_proj.weight"][0] // head_dim,
-                kv_heads=shapes[f"model.layers.{i}.self_attn.k_proj.weight"][0] // head_dim,
-                channels=shapes[f"model.layers.{i}.mlp.gate_proj.weight"][0],
-            )
-            for i in range(config["num_hidden_layers"])
-        )
+        layers = tuple(_layer(shapes, f"model.layers.{i}.", head_dim) for i in range(config["num_hidden_layers"]))
     except KeyError as error:
         raise InputError(f"{folder}: tensor {error} is missing from its safetensors") from None
     total = sum(math.prod(shape) for shape in shapes.values())
     return Structure(config["model_type"], config["hidden_size"], head_dim, layers, total)
 
 
+def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int) -> Layer:
+    """Widths of one layer from the shapes of its weights, fused (q, k and v in one) or not."""
+    heads = shapes[f"{prefix}self_attn.o_proj.weight"][1] // head_dim
+    fused = shapes.get(f"{prefix}self_attn.qkv_proj.weight")
+    if fused is not None:
+        kv_heads = (fused[0] // head_dim - heads) // 2
+    else:
+        kv_heads = shapes[f"{prefix}self_attn.k_proj.weight"][0] // head_dim
+    return Layer(heads, kv_heads, channels=shapes[f"{prefix}mlp.down_proj.weight"][1])
+
+
 def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
     """The configuration of a pruned checkpoint: a stock one where all layers are alike, else the per-layer one.
 
-    A stock LlamaConfig wants the head count to divide the hidden size; where it does not, MistralConfig, the same
-    architecture without a sliding window, takes it.
+    Llama's and some Gemmas' stock configurations want the head count to divide the hidden size. Where it does not,
+    MistralConfig without a sliding window, the same architecture as Llama, takes a Llama without biases.
     """
     if len(set(layers)) > 1:
         return layered_config(dense, layers)
-    common = _common(dense) | {
-        "num_attention_heads": layers[0].heads,
-        "num_key_value_heads": layers[0].kv_heads,
-        "intermediate_size": layers[0].channels,
-    }
-    if dense["hidden_size"] % layers[0].heads == 0:
-        return LlamaConfig(**common)
-    if common.get("attention_bias") or common.get("mlp_bias"):
-        return layered_config(dense, layers)  # MistralConfig knows no biases
-    return MistralConfig(sliding_window=None, **common)
+    stock = CONFIG_MAPPING[dense["model_type"].removeprefix(LAYERED_PREFIX)]
+    widths = {_HEADS: layers[0].heads, _KV_HEADS: layers[0].kv_heads, _CHANNELS: layers[0].channels}
+    common = _common(dense) | widths
+    try:
+        return stock(**common)
+    except StrictDataclassClassValidationError:
+        if stock.model_type == "llama" and not common.get("attention_bias") and not common.get("mlp_bias"):
+            return MistralConfig(**(common | {"sliding_window": None}))
+        return layered_config(dense, layers)
 
 
 def layered_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
     """The per-layer configuration: global widths stay the dense model's, each layer states its own."""
+    config, _, _ = LAYERED[dense["model_type"].removeprefix(LAYERED_PREFIX)]
     per_layer = {
-        index: {
-            "num_attention_heads": layer.heads,
-            "num_key_value_heads": layer.kv_heads,
-            "intermediate_size": layer.channels,
-        }
+        index: {_HEADS: layer.heads, _KV_HEADS: layer.kv_heads, _CHANNELS: layer.channels}
         for index, layer in enumerate(layers)
     }
-    return TailoredLlamaConfig(**(_common(dense) | {"per_layer_config": per_layer}))
+    return config(**(_common(dense) | {"per_layer_config": per_layer}))
 
 
 def _common(dense: dict[str, Any]) -> dict[str, Any]:
     """The fields of a dense configuration that every layout keeps, head_dim stated."""
-    head_dim = dense.get("head_dim") or dense["hidden_size"] // dense["num_attention_heads"]
-    dropped = {"model_type", "architectures", "auto_map", "per_layer_config", "sliding_window", "transformers_version"}
-    return {name: value for name, value in dense.items() if name not in dropped} | {"head_dim": head_dim}
+    dropped = {"model_type", "architectures", "auto_map", "per_layer_config", "transformers_version"}
+    return {name: value for name, value in dense.items() if name not in dropped} | {"head_dim": _head_dim(dense)}
+
+
+def _head_dim(config: dict[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
 def weights_digest(folder: Path) -> str:

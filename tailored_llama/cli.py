@@ -6,8 +6,9 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -31,12 +32,21 @@ from tailored_llama import (
 )
 from tailored_llama.artifacts import NO_ROOM, ArtifactStore
 from tailored_llama.checkpoints import read_structure
-from tailored_llama.config import BenchmarkConfig, RunConfig, load_config, validate_config
+from tailored_llama.config import (
+    DATA_FREE,
+    BenchmarkConfig,
+    RunConfig,
+    load_config,
+    reconstruction_text,
+    validate_config,
+)
 from tailored_llama.console import progress_bar, quiet_libraries
 from tailored_llama.errors import InputError
 from tailored_llama.files import error_number
-from tailored_llama.preflight import check_text
-from tailored_llama.pruning import groups, importance, plan
+from tailored_llama.preflight import check_text, texts_of
+from tailored_llama.pruning import groups, importance
+from tailored_llama.pruning import prune as pruning
+from tailored_llama.pruning.prune import plan_kept, step_ratios
 
 app = typer.Typer(
     add_completion=False,
@@ -64,7 +74,7 @@ def fetch(config: Config = None, overrides: Overrides = None) -> None:
         for split in ("train", "evaluation"):
             benchmarks.load_examples(benchmark, split, run.store.downloads)
         print(f"benchmark {benchmark.name}: here")
-    for text in (run.calibration, run.perplexity):
+    for text in texts_of(run).values():
         texts.load_texts(text, run.store.downloads)
         print(f"text {text.source}, split {text.split}: here")
     identity = models.model_identity(run.model)
@@ -101,28 +111,66 @@ def prune(
     """Score importance, plan, and write a pruned checkpoint (with its plan.parquet)."""
     run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}", f"pruning.ratios=[{ratio}]"])
     models.pick_device(run.execution.device)
-    check_text("calibration", run.calibration)
+    for section, text in texts_of(run).items():
+        if section != "perplexity":
+            check_text(section, text)
     with _new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
-        work = Path(scratch)
-        dense, graph, scores, sequences = (work / n for n in ("dense", "groups", "importance", "calibration"))
-        for path in (dense, graph, scores, sequences):
-            path.mkdir()
-        identity = models.model_identity(run.model)
-        models.load_model(run.model, identity, run.store.downloads, dense)
-        groups.build_graph(dense, graph)
+        new = partial(_subfolder, Path(scratch))
+        dense = new("dense")
+        models.load_model(run.model, models.model_identity(run.model), run.store.downloads, dense)
         before = read_structure(dense).parameters
-        found = groups.read_groups(graph)
-        plan.plan(found, np.zeros(len(found)), before, ratio, run.pruning)  # can it be reached? before anything heavy
-        criterion = run.pruning.criterion
-        if criterion.startswith("taylor"):
-            calibration.load_calibration(dense, run.calibration, run.store.downloads, run.seed, sequences)
-        with progress_bar(f"importance {criterion}") as progress:
-            importance.score_importance(
-                dense, sequences, graph, criterion, run.seed, scores, run.execution.device, progress
-            )
-        plan.prune(dense, graph, scores, ratio, run.pruning, folder)
+        _prune(run, dense, ratio, new, folder)
     after = read_structure(out).parameters
     print(f"{out}: {after:,} of {before:,} parameters ({1 - after / before:.2%} removed)")
+
+
+def _prune(run: RunConfig, dense: Path, ratio: float, new: Callable[[str], Path], out: Path) -> None:
+    """All stages of pruning, in steps; their artifacts go into new scratch folders."""
+    total, criterion, reconstruction = read_structure(dense).parameters, run.pruning.criterion, run.reconstruction
+    sequences = {}
+    for name, text, wanted in (
+        ("calibration", run.calibration, criterion not in DATA_FREE),
+        ("reconstruction", reconstruction_text(run), reconstruction.method != "none"),
+    ):
+        if wanted:
+            named = run.benchmarks if text.source == texts.PROMPTS else ()
+            rendered = [_render(run, benchmark, "train", new(f"{name}-{benchmark.name}")) for benchmark in named]
+            sequences[name] = new(name)
+            calibration.load_calibration(dense, text, run.store.downloads, run.seed, sequences[name], rendered)
+    model, device = dense, run.execution.device
+    for step, share in enumerate(step_ratios(ratio, run.pruning.steps), start=1):
+        graph, scores = new(f"groups-{step}"), new(f"importance-{step}")
+        groups.build_graph(model, graph)
+        if step == 1:  # can it be reached? before anything heavy
+            found = groups.read_groups(graph)
+            plan_kept(dense, found, np.zeros(len(found)), ratio, run.pruning, reconstruction.method)
+        with progress_bar(f"importance {criterion}") as progress:
+            importance.score_importance(
+                model, sequences.get("calibration"), graph, criterion, run.seed, scores, device, progress
+            )
+        last = step == run.pruning.steps
+        target = out if last else new(f"pruned-{step}")
+        with progress_bar(f"prune @ {share:.3g}") as progress:
+            pruning.prune(
+                model,
+                graph,
+                scores,
+                share,
+                run.pruning,
+                reconstruction,
+                sequences.get("reconstruction"),
+                target,
+                total,
+                device,
+                progress,
+            )
+        model = target
+
+
+def _subfolder(parent: Path, name: str) -> Path:
+    folder = parent / name
+    folder.mkdir()
+    return folder
 
 
 @app.command(epilog="Example: `tailored-llama tune pruned adapter --benchmark arc_easy --set tuning.epochs=5`")

@@ -13,7 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from tailored_llama.errors import InputError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Criterion = Literal["taylor_first", "taylor_vector", "taylor_second", "magnitude_l1", "magnitude_l2", "random"]
+Criterion = Literal[
+    "taylor_first", "taylor_vector", "taylor_second", "taylor_mixed", "wanda_sp", "flap",
+    "magnitude_l1", "magnitude_l2", "random",
+]  # fmt: skip
+DATA_FREE: tuple[Criterion, ...] = ("magnitude_l1", "magnitude_l2", "random")  # criteria that read no calibration text
+Reconstruction = Literal["none", "bias", "static", "sequential"]
 Allocation = Literal["uniform", "global"]
 Kind = Literal["attention", "mlp"]
 Template = Literal["harness", "task", "reread"]
@@ -61,8 +66,14 @@ class TextConfig(Section):
 
 
 class CalibrationConfig(TextConfig):
-    """The text whose gradients say what matters (LLM-Pruner: 10 samples of 64 tokens)."""
+    """The text whose gradients and activations say what matters (LLM-Pruner: 10 samples of 64 tokens)."""
 
+    source: str = Field(
+        "boolq",
+        description="A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, a Hub data "
+        "set such as Salesforce/wikitext, or `prompts`: the training prompts of the run's own benchmarks, with their "
+        "answers.",
+    )
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
     samples: int = Field(10, ge=1, le=65536, description="Sequences drawn from the text.")
     tokens: int = Field(64, ge=8, le=32768, description="Tokens in each sequence.")
@@ -78,8 +89,9 @@ class PruningConfig(Section):
     )
     criterion: Criterion = Field(
         "taylor_second",
-        description="Importance of a coupled group: first-order Taylor by element or by vector, diagonal-Fisher "
-        "second order, weight magnitude (L1, L2), or random.",
+        description="Importance of a coupled group: Taylor by gradient (first order by element or by vector, "
+        "diagonal-Fisher second order, or both mixed), by activations (Wanda-sp, FLAP), weight magnitude (L1, L2), or "
+        "random.",
     )
     allocation: Allocation = Field(
         "global",
@@ -92,6 +104,16 @@ class PruningConfig(Section):
     protect_first: int = Field(0, ge=0, description="Leading layers left whole.")
     protect_last: int = Field(0, ge=0, description="Trailing layers left whole.")
     min_channels: int = Field(64, ge=1, description="MLP channels that every layer keeps at least.")
+    min_kv_heads: int = Field(1, ge=1, description="KV heads, with their query heads, that every layer keeps at least.")
+    channel_multiple: int = Field(
+        1,
+        ge=1,
+        description="Kept MLP channels of a layer are a multiple of this (64 or 128 suits matrix units); a layer that "
+        "loses none keeps its width.",
+    )
+    steps: int = Field(
+        1, ge=1, le=64, description="Equal parts the removal is cut into; importance is scored anew before each."
+    )
 
     @field_validator("ratios")
     @classmethod
@@ -99,6 +121,22 @@ class PruningConfig(Section):
         if len(set(ratios)) != len(ratios):
             raise ValueError("names a ratio twice; allowed: each ratio once")
         return ratios
+
+
+class ReconstructionConfig(Section):
+    """How the weights that stay make up for those that go; they are fitted on the calibration text."""
+
+    method: Reconstruction = Field(
+        "static",
+        description="What o_proj and down_proj of every layer are fitted to give: the dense layer's outputs, by ridge "
+        "least squares, on the dense model's own activations (static) or on those of the layers pruned before it "
+        "(sequential); their mean only, by a bias (bias: FLAP's compensation); or nothing (none).",
+    )
+    ridge: float = Field(
+        0.01, gt=0, le=1, description="Pull towards the dense weights, as a share of the mean squared activation."
+    )
+    samples: int = Field(128, ge=1, le=65536, description="Sequences drawn from the calibration text.")
+    tokens: int = Field(128, ge=8, le=32768, description="Tokens in each sequence.")
 
 
 class PromptConfig(Section):
@@ -237,6 +275,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     pruning: PruningConfig = PruningConfig()
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
     prompts: PromptConfig = PromptConfig()
     tuning: TuningConfig = TuningConfig()
     scoring: ScoringConfig = ScoringConfig()
@@ -255,6 +294,12 @@ class RunConfig(Section):
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"benchmarks: {', '.join(twice)} is named twice; allowed: each name once")
         return self
+
+
+def reconstruction_text(run: RunConfig) -> CalibrationConfig:
+    """The calibration text, as much of it as reconstruction reads."""
+    size = {"samples": run.reconstruction.samples, "tokens": run.reconstruction.tokens}
+    return run.calibration.model_copy(update=size)
 
 
 def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:

@@ -1,4 +1,4 @@
-"""A LLaMA whose decoder layers may have different widths (`config.per_layer_config`).
+"""LLaMA-family models whose decoder layers may have different widths (`config.per_layer_config`).
 
 This file is copied into per-layer checkpoints, so that they load with `trust_remote_code=True` where tailored_llama is
 not installed. It depends on transformers only. `import tailored_llama` registers the same classes.
@@ -7,64 +7,141 @@ not installed. It depends on transformers only. `import tailored_llama` register
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from torch import nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import (
-    LlamaDecoderLayer,
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma2Model,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Gemma3TextModel,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GemmaModel,
+    LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
-    LlamaPreTrainedModel,
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
+    MistralConfig,
+    MistralForCausalLM,
+    MistralModel,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Phi3Model,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Model,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+    SmolLM3Model,
 )
+from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
+from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer
+from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers.models.smollm3.modeling_smollm3 import SmolLM3DecoderLayer
+
+WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+LAYERED: dict[str, tuple[Any, Any, Any]] = {}  # stock model type → layered configuration, model, model with a head
 
 
-@strict  # without it save_pretrained would still run LlamaConfig's own validator
-class TailoredLlamaConfig(LlamaConfig):
-    """A LlamaConfig whose global widths are the dense model's; each layer's own are in `per_layer_config`."""
+class LayerConfig:
+    """What one decoder layer sees of its model's configuration: its own widths, and all else as it is at the moment.
 
-    model_type = "tailored_llama"
+    transformers' own `per_layer_config[i]` is a copy: `set_attn_implementation()` would not reach it.
+    """
+
+    def __init__(self, config: Any, index: int) -> None:
+        own = config.per_layer_config[index]
+        self.__dict__.update({name: getattr(own, name) for name in WIDTHS}, model_config=config)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model_config":  # while a copy of this object is being made
+            raise AttributeError(name)
+        return getattr(self.model_config, name)
+
+
+class LayeredConfig:
+    """Mixin: a configuration whose global widths are the dense model's; each layer's own are in `per_layer_config`."""
 
     def validate_architecture(self) -> None:
-        """Check each layer's heads (the stock check reads one head count and wants it to divide the hidden size)."""
-        for index, layer in enumerate(self.per_layer_config):
+        """Check each layer's heads (stock checks read one head count and want it to divide the hidden size)."""
+        for index, layer in enumerate(self.per_layer_config):  # type: ignore[attr-defined]
             if layer.num_attention_heads % layer.num_key_value_heads:
                 raise ValueError(
                     f"layer {index}: {layer.num_attention_heads} query heads; "
                     f"allowed: a multiple of its {layer.num_key_value_heads} KV heads"
                 )
 
-
-class TailoredLlamaModel(LlamaModel):
-    """LlamaModel with every decoder layer built from its own widths."""
-
-    config_class = TailoredLlamaConfig
-
-    def __init__(self, config: Any) -> None:
-        LlamaPreTrainedModel.__init__(self, config)  # LlamaModel.__init__ would build equal layers
-        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
-        self.layers = nn.ModuleList(
-            LlamaDecoderLayer(config.per_layer_config[index], index) for index in range(config.num_hidden_layers)
-        )
-        layer: Any
-        for layer in self.layers:
-            # Per-layer configurations are copies: set_attn_implementation() only reaches the shared, live one.
-            layer.self_attn.config = layer.mlp.config = config
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config=config)
-        self.gradient_checkpointing = False
-        self.post_init()  # type: ignore[no-untyped-call]
+    def validate_rope(self) -> None:
+        """Check the rotary embedding as the stock configuration does, which may read the dense model's head count."""
+        own = dict(self.__dict__)
+        self.allow_global_per_layer_attribute_access = True
+        try:
+            super().validate_rope()  # type: ignore[misc]
+        finally:
+            self.__dict__ = own
 
 
-class TailoredLlamaForCausalLM(LlamaForCausalLM):
-    """LlamaForCausalLM over TailoredLlamaModel."""
+class LayeredModel:
+    """Mixin: a stock model that is built without layers, then given layers of their own widths."""
 
-    config_class = TailoredLlamaConfig
+    layer_class: Any
 
     def __init__(self, config: Any) -> None:
-        LlamaPreTrainedModel.__init__(self, config)
-        self.model = TailoredLlamaModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()  # type: ignore[no-untyped-call]
+        count, config.num_hidden_layers = config.num_hidden_layers, 0  # stock layers would all have the same width
+        try:
+            super().__init__(config)  # type: ignore[call-arg]
+        finally:
+            config.num_hidden_layers = count
+        decoder: Any = getattr(self, "model", self)
+        decoder.layers.extend(self.layer_class(LayerConfig(config, index), index) for index in range(count))
+        self.post_init()  # type: ignore[attr-defined]
+
+
+def _layered(name: str, config: Any, model: Any, causal_lm: Any, layer: Any) -> tuple[Any, Any, Any]:
+    """The three classes of a layered architecture; auto_map needs each under its own name in this module."""
+
+    def derive(mixin: type, base: Any, suffix: str, **attributes: Any) -> Any:
+        attributes |= {"__module__": __name__, "__doc__": f"{base.__name__} with layers of different widths."}
+        return type(f"Tailored{name}{suffix}", (mixin, base), attributes)
+
+    own = strict(derive(LayeredConfig, config, "Config", model_type=f"tailored_{config.model_type}"))
+    parts = {"config_class": own, "layer_class": layer}
+    made = own, derive(LayeredModel, model, "Model", **parts), derive(LayeredModel, causal_lm, "ForCausalLM", **parts)
+    LAYERED[config.model_type] = made
+    return made
+
+
+TailoredLlamaConfig, TailoredLlamaModel, TailoredLlamaForCausalLM = _layered(
+    "Llama", LlamaConfig, LlamaModel, LlamaForCausalLM, LlamaDecoderLayer
+)
+TailoredMistralConfig, TailoredMistralModel, TailoredMistralForCausalLM = _layered(
+    "Mistral", MistralConfig, MistralModel, MistralForCausalLM, MistralDecoderLayer
+)
+TailoredQwen2Config, TailoredQwen2Model, TailoredQwen2ForCausalLM = _layered(
+    "Qwen2", Qwen2Config, Qwen2Model, Qwen2ForCausalLM, Qwen2DecoderLayer
+)
+TailoredQwen3Config, TailoredQwen3Model, TailoredQwen3ForCausalLM = _layered(
+    "Qwen3", Qwen3Config, Qwen3Model, Qwen3ForCausalLM, Qwen3DecoderLayer
+)
+TailoredGemmaConfig, TailoredGemmaModel, TailoredGemmaForCausalLM = _layered(
+    "Gemma", GemmaConfig, GemmaModel, GemmaForCausalLM, GemmaDecoderLayer
+)
+TailoredGemma2Config, TailoredGemma2Model, TailoredGemma2ForCausalLM = _layered(
+    "Gemma2", Gemma2Config, Gemma2Model, Gemma2ForCausalLM, Gemma2DecoderLayer
+)
+TailoredGemma3Config, TailoredGemma3Model, TailoredGemma3ForCausalLM = _layered(
+    "Gemma3", Gemma3TextConfig, Gemma3TextModel, Gemma3ForCausalLM, Gemma3DecoderLayer
+)
+TailoredPhi3Config, TailoredPhi3Model, TailoredPhi3ForCausalLM = _layered(
+    "Phi3", Phi3Config, Phi3Model, Phi3ForCausalLM, Phi3DecoderLayer
+)
+TailoredSmolLM3Config, TailoredSmolLM3Model, TailoredSmolLM3ForCausalLM = _layered(
+    "SmolLM3", SmolLM3Config, SmolLM3Model, SmolLM3ForCausalLM, SmolLM3DecoderLayer
+)

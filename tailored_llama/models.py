@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from gguf import GGUFReader
 from peft import PeftModel, get_peft_model_state_dict
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tailored_llama import sources
@@ -206,6 +207,13 @@ def load(folder: Path, adapter: Path | None = None, device: str = "cpu") -> Any:
         model = _with_adapter(model, folder, adapter)
     model.requires_grad_(False)
     return model.to(place).eval()
+
+
+def head_logits(model: Any, states: Tensor) -> Tensor:
+    """Logits of a causal LM from its last hidden states, [..., hidden] → [..., vocabulary], soft-capped as it says."""
+    logits: Tensor = model.get_output_embeddings()(states)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:

@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
+from tailored_llama.models import head_logits
 
 Result = TypeVar("Result")
 
@@ -188,8 +189,7 @@ def packed_logits(model: Any, documents: Sequence[Document], positions: Tensor) 
     Returns:
         float [scored, vocabulary], in the model's type.
     """
-    logits: Tensor = model.get_output_embeddings()(_hidden_states(model, documents, positions, Header()))
-    return logits
+    return head_logits(model, _hidden_states(model, documents, positions, Header()))
 
 
 def packed_logprobs(
@@ -208,7 +208,6 @@ def packed_logprobs(
         documents: what to pack, in order.
         header: what stands before each of them.
     """
-    head = model.get_output_embeddings()
     # The first tokens of all choices are read off one position: the head runs there once.
     distinct, row = torch.tensor(positions).unique(return_inverse=True)
     states = _hidden_states(model, documents, distinct, header or Header())
@@ -218,7 +217,7 @@ def packed_logprobs(
         part = row // _HEAD_POSITIONS == start
         at = row[part] % _HEAD_POSITIONS
         # log_softmax as lm-evaluation-harness takes it: in float32 it is off by about 8e-6 a token, and so are both
-        result[part] = head(some).float().log_softmax(-1)[at, wanted[part]]
+        result[part] = head_logits(model, some).float().log_softmax(-1)[at, wanted[part]]
     return result
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tailored_llama import benchmarks, sources
 from tailored_llama.artifacts import ArtifactStore
-from tailored_llama.config import BenchmarkConfig, RunConfig, TextConfig
+from tailored_llama.config import DATA_FREE, BenchmarkConfig, RunConfig, TextConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import check_model, pick_device
 from tailored_llama.prompts import check_template, select_train
-from tailored_llama.texts import load_texts
+from tailored_llama.texts import PROMPTS, load_texts
 
 
 def preflight(config: RunConfig) -> None:
@@ -26,13 +26,22 @@ def preflight(config: RunConfig) -> None:
     for benchmark in config.benchmarks:
         check_template(benchmark, config.prompts.template)
         _check_benchmark(benchmark, config)
-    for field, text in (("calibration", config.calibration), ("perplexity", config.perplexity)):
+    for field, text in texts_of(config).items():
         check_text(field, text)
     if "://" in config.store.root:
         ArtifactStore(config.store.root)
     else:
         _check_writable("store.root", config.store.root)
     _check_writable("store.downloads", config.store.downloads)
+
+
+def texts_of(config: RunConfig) -> dict[str, TextConfig]:
+    """The texts a run reads, by section."""
+    found: dict[str, TextConfig] = {"perplexity": config.perplexity}
+    reads = config.pruning.criterion not in DATA_FREE or config.reconstruction.method != "none"
+    if reads and config.calibration.source != PROMPTS:
+        found["calibration"] = config.calibration
+    return found
 
 
 def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:

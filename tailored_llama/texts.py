@@ -10,6 +10,8 @@ from tailored_llama.config import BenchmarkConfig, TextConfig
 from tailored_llama.errors import InputError
 from tailored_llama.files import sha256_file
 
+PROMPTS = "prompts"  # as a source of calibration text: the training prompts of the run's own benchmarks
+
 
 def text_identity(text: TextConfig) -> dict[str, Any]:
     """Which text is read, free of paths and times: the part of a cache key.
@@ -17,6 +19,8 @@ def text_identity(text: TextConfig) -> dict[str, Any]:
     Raises:
         InputError: the source is no benchmark, file or Hub data set.
     """
+    if text.source == PROMPTS:
+        return {"source": PROMPTS}  # which ones: the prompts' artifacts say
     if text.source in benchmarks.SEVEN:
         benchmark = BenchmarkConfig(name=text.source)
         return benchmarks.identity(benchmark, _side(text)) | {"column": text.column}

@@ -22,6 +22,7 @@ from tailored_llama.models import BASE_FILE, load, load_tokenizer
 from tailored_llama.packing import Document, batches, packed_attention, packed_logits
 from tailored_llama.progress import Progress, silent
 from tailored_llama.prompts import Prompt, read_prompts
+from tailored_llama.pruning.groups import FUSED
 from tailored_llama.tokens import encode_pair
 
 LOG_SCHEMA = pa.schema(
@@ -68,7 +69,7 @@ def tune(
             r=tuning.rank,
             lora_alpha=tuning.alpha,
             lora_dropout=tuning.dropout,
-            target_modules=list(tuning.targets),
+            target_modules=_targets(base, tuning.targets),
             task_type="CAUSAL_LM",
         ),
     )
@@ -82,6 +83,13 @@ def tune(
     tokens = epochs * sum(len(document) for document, _ in shots)
     tokens += (epochs + 1) * sum(len(document) for document, _ in held_out)
     return {"tokens": tokens, "tokens_per_second": round(tokens / seconds, 1), "epochs": epochs}
+
+
+def _targets(model: Any, wanted: Sequence[str]) -> list[str]:
+    """The model's own names of the wanted projections: where it holds several in one, that one."""
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    whole = {part: fused for fused, parts in FUSED.items() for part in parts}
+    return sorted({name if name in names else whole.get(name, name) for name in wanted})
 
 
 def _save_adapter(model: Any, checkpoint: Path, out: Path) -> None:

@@ -1,26 +1,26 @@
-"""Stage: the coupled groups of the dense model; and the check that the asked ratios can be reached."""
+"""Stage: the coupled groups of a model; and the check that the asked ratios can be reached."""
 
 import numpy as np
 from prefect import task
 from prefect.states import State
 
 from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.checkpoints import read_structure
-from tailored_llama.config import PruningConfig, StoreConfig
+from tailored_llama.config import RunConfig
 from tailored_llama.pruning.groups import build_graph as build
 from tailored_llama.pruning.groups import read_groups
-from tailored_llama.pruning.plan import plan
+from tailored_llama.pruning.prune import plan_kept
 from tasks._stage import open_store, stage
 
-VERSION = 1
+VERSION = 2
 
 
 @task(task_run_name="build graph")
-def build_graph(store: StoreConfig, dense: ArtifactRef, pruning: PruningConfig) -> State[ArtifactRef]:
-    artifacts = open_store(store)
-    state = stage(store, "groups", VERSION, {}, {"dense": dense}, lambda out: build(artifacts.open(dense), out))
+def build_graph(config: RunConfig, dense: ArtifactRef, ratios: tuple[float, ...] = ()) -> State[ArtifactRef]:
+    """Nothing heavy shall run for one of the `ratios` that cannot be reached."""
+    artifacts = open_store(config.store)
+    state = stage(config.store, "groups", VERSION, {}, {"dense": dense}, lambda out: build(artifacts.open(dense), out))
     groups = read_groups(artifacts.open(state.data))
-    total = read_structure(artifacts.open(dense)).parameters
-    for ratio in pruning.ratios:  # here, so that nothing heavy runs for a ratio that cannot be reached
-        plan(groups, np.zeros(len(groups)), total, ratio, pruning)
+    for ratio in ratios:
+        scores = np.zeros(len(groups))
+        plan_kept(artifacts.open(dense), groups, scores, ratio, config.pruning, config.reconstruction.method)
     return state

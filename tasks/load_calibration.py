@@ -1,31 +1,37 @@
-"""Stage: token sequences that importance is measured on."""
+"""Stage: token sequences that importance is measured on, or reconstruction fitted to."""
+
+from collections.abc import Mapping
 
 from prefect import task
 from prefect.states import State
 
 from tailored_llama import calibration, texts
 from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.config import RunConfig
+from tailored_llama.config import CalibrationConfig, RunConfig
 from tasks._stage import open_store, stage
 
 VERSION = 1
 
 
-@task(task_run_name="load calibration {config.calibration.source}")
-def load_calibration(config: RunConfig, dense: ArtifactRef) -> State[ArtifactRef]:
-    source = config.calibration
+@task(task_run_name="load calibration {text.source}")
+def load_calibration(
+    config: RunConfig, text: CalibrationConfig, dense: ArtifactRef, prompts: Mapping[str, ArtifactRef]
+) -> State[ArtifactRef]:
+    """`prompts` are the train prompts by benchmark; the source `prompts` alone reads them."""
+    artifacts = open_store(config.store)
+    used = dict(prompts) if text.source == texts.PROMPTS else {}
     return stage(
         config.store,
         "calibration",
         VERSION,
-        {
-            "text": texts.text_identity(source),
-            "samples": source.samples,
-            "tokens": source.tokens,
-            "seed": config.seed,
-        },
-        {"dense": dense},
+        {"text": texts.text_identity(text), "samples": text.samples, "tokens": text.tokens, "seed": config.seed},
+        {"dense": dense} | used,
         lambda out: calibration.load_calibration(
-            open_store(config.store).open(dense), source, config.store.downloads, config.seed, out
+            artifacts.open(dense),
+            text,
+            config.store.downloads,
+            config.seed,
+            out,
+            [artifacts.open(p) for p in used.values()],
         ),
     )

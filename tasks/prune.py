@@ -4,30 +4,52 @@ from prefect import task
 from prefect.states import State
 
 from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.config import PruningConfig, StoreConfig
-from tailored_llama.pruning import plan
+from tailored_llama.checkpoints import read_structure
+from tailored_llama.config import RunConfig
+from tailored_llama.console import progress_bar
+from tailored_llama.pruning import prune as pruning
 from tasks._stage import open_store, stage
 
-VERSION = 1
+VERSION = 2
 
 
 @task(task_run_name="prune @ {ratio}")
 def prune(
-    store: StoreConfig,
-    pruning: PruningConfig,
+    config: RunConfig,
     ratio: float,
-    dense: ArtifactRef,
+    model: ArtifactRef,
     groups: ArtifactRef,
     importance: ArtifactRef,
+    reconstruction: ArtifactRef | None,
+    dense: ArtifactRef,
 ) -> State[ArtifactRef]:
-    artifacts = open_store(store)
-    return stage(
-        store,
-        "pruned",
-        VERSION,
-        {"ratio": ratio, **pruning.model_dump(mode="json", exclude={"ratios", "criterion"})},
-        {"dense": dense, "groups": groups, "importance": importance},
-        lambda out: plan.prune(
-            artifacts.open(dense), artifacts.open(groups), artifacts.open(importance), ratio, pruning, out
-        ),
-    )
+    """`ratio` counts from the parameters of `dense`; `reconstruction` is the text that weights are fitted to."""
+    artifacts, fitted = open_store(config.store), config.reconstruction
+    original = read_structure(artifacts.open(dense)).parameters
+    slice_ = config.pruning.model_dump(mode="json", exclude={"ratios"})
+    slice_ |= {"ratio": ratio, "original": original, "reconstruction": fitted.method}
+    inputs = {"dense": model, "groups": groups, "importance": importance}
+    if reconstruction is not None:
+        slice_["ridge"] = fitted.ridge
+        inputs["reconstruction"] = reconstruction
+    with progress_bar(f"prune @ {ratio:.3g}") as progress:
+        return stage(
+            config.store,
+            "pruned",
+            VERSION,
+            slice_,
+            inputs,
+            lambda out: pruning.prune(
+                artifacts.open(model),
+                artifacts.open(groups),
+                artifacts.open(importance),
+                ratio,
+                config.pruning,
+                fitted,
+                artifacts.open(reconstruction) if reconstruction else None,
+                out,
+                original,
+                config.execution.device,
+                progress,
+            ),
+        )

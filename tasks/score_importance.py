@@ -9,17 +9,18 @@ from tailored_llama.console import progress_bar
 from tailored_llama.pruning import importance
 from tasks._stage import open_store, stage
 
-VERSION = 1
+VERSION = 2
 
 
 @task(task_run_name="importance {config.pruning.criterion}")
 def score_importance(
-    config: RunConfig, dense: ArtifactRef, calibration: ArtifactRef, groups: ArtifactRef
+    config: RunConfig, dense: ArtifactRef, calibration: ArtifactRef | None, groups: ArtifactRef
 ) -> State[ArtifactRef]:
+    """Criteria that read no text get none."""
     store, criterion = open_store(config.store), config.pruning.criterion
     inputs = {"dense": dense, "groups": groups}
     slice_ = {"criterion": criterion}
-    if criterion.startswith("taylor"):
+    if calibration is not None:
         inputs["calibration"] = calibration
     if criterion == "random":
         slice_["seed"] = config.seed
@@ -32,7 +33,7 @@ def score_importance(
             inputs,
             lambda out: importance.score_importance(
                 store.open(dense),
-                store.open(calibration),
+                store.open(calibration) if calibration else None,
                 store.open(groups),
                 criterion,
                 config.seed,

@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from tailored_llama.config import ReconstructionConfig
+
+UNFITTED = ReconstructionConfig(method="none")
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -20,8 +24,13 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", bos_token="<|end|>")
 
 
-def save_tiny_llama(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """Write a seeded 4-layer Llama (4 query heads over 2 KV heads, 24 channels) with its tokenizer."""
+def save_tiny_llama(
+    folder: Path, seed: int = 0, architecture: str = "llama", noise: float = 0.0, **changes: Any
+) -> Path:
+    """Write a seeded 4-layer Llama or kin (4 query heads over 2 KV heads, 24 channels), with its tokenizer.
+
+    `noise` moves norms and biases off the ones and zeros that would hide a wrong index.
+    """
     torch.manual_seed(seed)
     sizes = {
         "vocab_size": 260,
@@ -37,7 +46,11 @@ def save_tiny_llama(folder: Path, seed: int = 0, **changes: Any) -> Path:
         "eos_token_id": 256,
         "initializer_range": 0.2,  # large enough that no two logits are alike by accident
     }
-    model = LlamaForCausalLM(LlamaConfig(**(sizes | changes)))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **(sizes | changes)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=noise)
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,24 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch_pruning as tp
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tailored_llama.artifacts import read_table, write_table
-from tailored_llama.checkpoints import Layer, Structure, layered_config, read_config, read_structure
+from tailored_llama.checkpoints import (
+    LAYERED_PREFIX,
+    Layer,
+    Structure,
+    layered_config,
+    read_config,
+    read_structure,
+    tensor_shapes,
+    weight_files,
+)
 from tailored_llama.errors import InputError
 
+KINDS = ("attention", "mlp")
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # Phi-3's
 GROUPS_SCHEMA = pa.schema(
     {"group": pa.int32(), "layer": pa.int16(), "kind": pa.string(), "index": pa.int32(), "parameters": pa.int64()}
 )
@@ -59,33 +72,41 @@ class Slices:
 
 
 def build_graph(dense: Path, out: Path) -> dict[str, Any]:
-    """Stage: write `groups.parquet` and `members.parquet` for a checkpoint; no weight is read."""
-    structure = read_structure(dense)
-    rows: list[tuple[int, str, int, int]] = []
-    members: list[tuple[int, str, int, int, int]] = []
-    for layer, kind, index, parts, count in _enumerate(dense, structure):
-        for parameter, dim, start, stop in parts:
-            members.append((len(rows), parameter, dim, start, stop))
-        rows.append((layer, kind, index, count))
-    layers, kinds, indices, counts = zip(*rows, strict=True)
-    write_table(
-        out / "groups.parquet",
-        {"group": range(len(rows)), "layer": layers, "kind": kinds, "index": indices, "parameters": counts},
-        GROUPS_SCHEMA,
-    )
-    owners, names, dims, starts, stops = zip(*members, strict=True)
-    write_table(
-        out / "members.parquet",
-        {
-            "group": owners,
-            "parameter": pa.array(names).dictionary_encode().cast(MEMBERS_SCHEMA.field("parameter").type),
-            "dim": dims,
-            "start": starts,
-            "stop": stops,
-        },
-        MEMBERS_SCHEMA,
-    )
-    return {"groups": len(rows)}
+    """Stage: write `groups.parquet` and `members.parquet` for a checkpoint; no weight is read.
+
+    One layer is traced; all layers of a decoder are wired alike, so what it couples is mapped to each one's widths.
+
+    Raises:
+        InputError: the dependency graph couples other parameters than those of a LLaMA layer.
+    """
+    structure, config = read_structure(dense), read_config(dense)
+    shapes = {name: shape for file in weight_files(dense) for name, shape in tensor_shapes(file).items()}
+    coupled = trace(config, structure.layers[:1])[0]
+    rows: list[np.ndarray[Any, Any]] = []  # layer, kind, index, parameters of the groups of one layer and kind
+    members: list[np.ndarray[Any, Any]] = []  # group, parameter, dim, start, stop
+    names: list[str] = []
+    first = 0
+    for number, layer in enumerate(structure.layers):
+        for kind, count in (("attention", layer.kv_heads), ("mlp", layer.channels)):
+            group, parameters = np.arange(count), np.zeros(count, dtype=np.int64)
+            for projection, side in coupled[kind]:
+                for name, dim, start, width in _slices(shapes, structure, number, projection, side):
+                    starts = start + group * width
+                    parameters += width * (math.prod(shapes[name]) // shapes[name][dim])
+                    fields = (first + group, len(names), dim, starts, starts + width)
+                    members.append(np.column_stack(np.broadcast_arrays(*fields)))
+                    names.append(name)
+            rows.append(np.column_stack(np.broadcast_arrays(number, KINDS.index(kind), group, parameters)))
+            first += count
+    table, parts = np.concatenate(rows), np.concatenate(members)
+    columns = {"layer": table[:, 0], "index": table[:, 2], "parameters": table[:, 3]}
+    kinds = np.array(KINDS)[table[:, 1]]
+    write_table(out / "groups.parquet", {"group": range(first), "kind": kinds} | columns, GROUPS_SCHEMA)
+    columns = {"group": parts[:, 0], "dim": parts[:, 2], "start": parts[:, 3], "stop": parts[:, 4]}
+    parameter = pa.array(np.array(names)[parts[:, 1]]).dictionary_encode()
+    typed = parameter.cast(MEMBERS_SCHEMA.field("parameter").type)
+    write_table(out / "members.parquet", columns | {"parameter": typed}, MEMBERS_SCHEMA)
+    return {"groups": first}
 
 
 def read_groups(folder: Path) -> Groups:
@@ -116,17 +137,45 @@ def read_slices(folder: Path, structure_shapes: dict[str, list[int]]) -> list[Sl
     return [Slices(name, dim, owner) for (name, dim), owner in owners.items()]
 
 
-Part = tuple[str, int, int, int]  # parameter, dim, start, stop
+def by_parameter(slices: list[Slices]) -> dict[str, list[Slices]]:
+    """The slices of each parameter."""
+    found: dict[str, list[Slices]] = defaultdict(list)
+    for part in slices:
+        found[part.parameter].append(part)
+    return dict(found)
 
 
-def _enumerate(dense: Path, structure: Structure) -> Iterator[tuple[int, str, int, list[Part], int]]:
-    """Every group as (layer, kind, index, parts, parameters).
+def add_scores(scores: Tensor, part: Slices, values: Tensor) -> None:
+    """Add one value per index of a dimension to the group that owns the index.
 
-    torch-pruning does not follow the head sharing of grouped-query attention: under sdpa it pairs KV head 0 with query
-    head 0 alone, under eager it stops at k_proj. So the graph is traced on a twin in which every query head has its own
-    KV head, and the KV rows of a group are mapped back afterwards.
+    Args:
+        scores: float64 [groups], on the CPU; changed in place.
+        part: who owns what.
+        values: [size of the dimension], on any device.
     """
-    twin, inputs = _meta_twin(dense, structure)
+    owned = torch.from_numpy(np.flatnonzero(part.owner >= 0))
+    scores.index_add_(0, torch.from_numpy(part.owner)[owned], values.to("cpu", torch.float64)[owned])
+
+
+Coupled = dict[str, list[tuple[str, str]]]  # kind of group → projections, each with "out" or "in"
+
+
+def trace(config: dict[str, Any], layers: tuple[Layer, ...]) -> list[Coupled]:
+    """What the dependency graph couples with each KV head and each MLP channel, layer by layer.
+
+    Traced is a twin without weights in which every query head has its own KV head: torch-pruning does not follow the
+    head sharing of grouped-query attention (under sdpa it pairs KV head 0 with query head 0 alone, under eager it
+    stops at k_proj). Nor does it follow a projection that holds several in one, as Phi-3's do: its twin is a Mistral,
+    the same layer with separate projections.
+
+    Args:
+        config: `config.json` of the model.
+        layers: widths of the layers to trace; KV heads are taken as many as there are heads.
+
+    Raises:
+        InputError: other parameters are coupled than allowed, or not index by index.
+    """
+    twin, inputs = _meta_twin(config, layers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it names the norms as unwrapped parameters; hidden width is never pruned
         graph = tp.DependencyGraph().build_dependency(
@@ -136,7 +185,7 @@ def _enumerate(dense: Path, structure: Structure) -> Iterator[tuple[int, str, in
     prune_out, prune_in = tp.prune_linear_out_channels, tp.prune_linear_in_channels
 
     def members(root: Any, indices: list[int]) -> dict[tuple[str, str], list[int]]:
-        """(module name, "out" or "in") → the indices that go with `indices` of the root's outputs."""
+        """(projection, "out" or "in") → the indices that go with `indices` of the root's outputs."""
         found: dict[tuple[str, str], list[int]] = {}
         for dependency, together in graph.get_pruning_group(root, prune_out, idxs=indices):
             module, handler = dependency.target.module, dependency.handler
@@ -145,69 +194,69 @@ def _enumerate(dense: Path, structure: Structure) -> Iterator[tuple[int, str, in
                 found[names[module], side] = sorted(int(getattr(i, "idx", i)) for i in together)
         return found
 
-    hidden, head_dim = structure.hidden_size, structure.head_dim
-    for number, (block, layer) in enumerate(zip(twin.model.layers, structure.layers, strict=True)):
-        prefix = f"model.layers.{number}"
-        share = layer.heads // layer.kv_heads
-        for index in range(layer.kv_heads):
-            query = list(range(index * share * head_dim, (index + 1) * share * head_dim))
-            expected = {
-                (f"{prefix}.self_attn.{p}_proj", "in" if p == "o" else "out"): query for p in ("q", "k", "v", "o")
-            }
-            _expect(members(block.self_attn.k_proj, query), expected, f"{prefix} KV head {index}")
-            rows = {
-                "q": (query[0], query[-1] + 1),
-                "k": (index * head_dim, (index + 1) * head_dim),
-                "v": (index * head_dim, (index + 1) * head_dim),
-                "o": (query[0], query[-1] + 1),
-            }
-            parts = [
-                part
-                for p, (start, stop) in rows.items()
-                for part in _parts(block.self_attn, f"{prefix}.self_attn.", f"{p}_proj", p == "o", start, stop)
-            ]
-            yield number, "attention", index, parts, _count(parts, hidden)
-        channels = list(range(layer.channels))
-        expected = {
-            (f"{prefix}.mlp.{p}_proj", "in" if p == "down" else "out"): channels for p in ("gate", "up", "down")
+    coupled: list[Coupled] = []
+    for number, (block, layer) in enumerate(zip(twin.model.layers, layers, strict=True)):
+        prefix, head = f"model.layers.{number}.", block.self_attn.head_dim
+        roots = {
+            "attention": (block.self_attn.k_proj, [list(range(i * head, (i + 1) * head)) for i in range(layer.heads)]),
+            "mlp": (block.mlp.gate_proj, [list(range(layer.channels))]),
         }
-        _expect(members(block.mlp.gate_proj, channels), expected, f"{prefix} MLP")
-        for index in channels:
-            parts = [
-                part
-                for p in ("gate", "up", "down")
-                for part in _parts(block.mlp, f"{prefix}.mlp.", f"{p}_proj", p == "down", index, index + 1)
-            ]
-            yield number, "mlp", index, parts, _count(parts, hidden)
+        coupled.append({})
+        for kind, (root, blocks) in roots.items():
+            for indices in blocks:
+                found = {(name.removeprefix(prefix), side): i for (name, side), i in members(root, indices).items()}
+                if found != dict.fromkeys(_COUPLED[kind], indices):
+                    raise InputError(
+                        f"layer {number}, {kind}: the dependency graph couples {sorted(found)}; "
+                        f"allowed: {sorted(_COUPLED[kind])}, index by index"
+                    )
+                coupled[-1][kind] = list(found)
+    return coupled
 
 
-def _expect(found: dict[tuple[str, str], list[int]], expected: dict[tuple[str, str], list[int]], where: str) -> None:
-    if found != expected:
-        raise InputError(
-            f"{where}: the dependency graph couples {sorted(found)}; allowed: {sorted(expected)}, index by index"
-        )
+_COUPLED: Coupled = {
+    "attention": [(f"self_attn.{name}_proj", "in" if name == "o" else "out") for name in "qkvo"],
+    "mlp": [("mlp.gate_proj", "out"), ("mlp.up_proj", "out"), ("mlp.down_proj", "in")],
+}
 
 
-def _parts(parent: Any, prefix: str, name: str, inward: bool, start: int, stop: int) -> list[Part]:
-    """The slices of one projection that go with a group: columns where it reads the group, rows where it makes it."""
-    if inward:
-        return [(f"{prefix}{name}.weight", 1, start, stop)]
-    parts = [(f"{prefix}{name}.weight", 0, start, stop)]
-    if getattr(parent, name).bias is not None:
-        parts.append((f"{prefix}{name}.bias", 0, start, stop))
-    return parts
+def _slices(
+    shapes: dict[str, list[int]], structure: Structure, number: int, projection: str, side: str
+) -> list[tuple[str, int, int, int]]:
+    """Where one projection of a layer keeps its groups: (parameter, dim, start of group 0, width of every group).
+
+    Columns where it reads the group, rows (and bias) where it makes it.
+    """
+    layer = structure.layers[number]
+    head, share = structure.head_dim, layer.heads // layer.kv_heads
+    widths = {"q_proj": share * head, "k_proj": head, "v_proj": head, "o_proj": share * head}
+    parent, name = projection.split(".")
+    module, start = f"model.layers.{number}.{projection}", 0
+    if f"{module}.weight" not in shapes:
+        fused = next(whole for whole, parts in FUSED.items() if name in parts)
+        module = f"model.layers.{number}.{parent}.{fused}"
+        before = FUSED[fused][: FUSED[fused].index(name)]
+        start = sum(widths[part] * layer.kv_heads if part in widths else layer.channels for part in before)
+    width = widths.get(name, 1)
+    found = [(f"{module}.weight", int(side == "in"), start, width)]
+    if side == "out" and f"{module}.bias" in shapes:
+        found.append((f"{module}.bias", 0, start, width))
+    return found
 
 
-def _count(parts: list[Part], hidden: int) -> int:
-    return sum((stop - start) * (1 if name.endswith(".bias") else hidden) for name, _, start, stop in parts)
-
-
-def _meta_twin(dense: Path, structure: Structure) -> tuple[Any, dict[str, Any]]:
+def _meta_twin(dense: dict[str, Any], layers: tuple[Layer, ...]) -> tuple[Any, dict[str, Any]]:
     """The model without weights, each query head with a KV head of its own, and inputs to trace it with."""
-    layers = tuple(Layer(layer.heads, layer.heads, layer.channels) for layer in structure.layers)
-    config = layered_config(read_config(dense), layers)
+    if dense["model_type"].removeprefix(LAYERED_PREFIX) == "phi3":
+        names = ("hidden_size", "vocab_size", "num_attention_heads", "head_dim")
+        dense = {name: dense[name] for name in names if name in dense} | {"model_type": "mistral"}
+    config = layered_config(
+        dense
+        | {"num_hidden_layers": len(layers)}
+        | {name: dense[name][: len(layers)] for name in _BY_LAYER & dense.keys()},
+        tuple(Layer(layer.heads, layer.heads, layer.channels) for layer in layers),
+    )
     with torch.device("meta"):
-        twin = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        twin = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         length = 4
         inputs = {
             "input_ids": torch.zeros(1, length, dtype=torch.long),
@@ -217,3 +266,6 @@ def _meta_twin(dense: Path, structure: Structure) -> tuple[Any, dict[str, Any]]:
         }
     twin.requires_grad_(True)  # torch-pruning traces autograd's graph
     return twin, inputs
+
+
+_BY_LAYER = {"layer_types", "no_rope_layers"}  # fields of a configuration that hold one value for each layer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tailored_llama import modeling_tailored_llama
 from tailored_llama.checkpoints import (
+    LAYERED_PREFIX,
     Layer,
     copy_tokenizer,
     layout_config,
@@ -21,6 +25,7 @@ from tailored_llama.checkpoints import (
     tensor_shapes,
     weight_files,
 )
+from tailored_llama.modeling_tailored_llama import LAYERED
 from tailored_llama.pruning.groups import Groups, read_slices
 
 _MODELING_FILE = Path(modeling_tailored_llama.__file__)
@@ -42,7 +47,9 @@ def kept_layers(groups: Groups, kept: np.ndarray[Any, Any], share: list[int]) ->
     return tuple(layers)
 
 
-def prune_checkpoint(dense: Path, groups_folder: Path, groups: Groups, kept: np.ndarray[Any, Any], out: Path) -> None:
+def prune_checkpoint(
+    dense: Path, groups_folder: Path, groups: Groups, kept: np.ndarray[Any, Any], out: Path, fitted: Sequence[Path] = ()
+) -> None:
     """Write the checkpoint that is left when the groups not in `kept` are removed.
 
     The model is never built: each tensor is read, sliced along the dimensions that its groups own, and written.
@@ -54,9 +61,11 @@ def prune_checkpoint(dense: Path, groups_folder: Path, groups: Groups, kept: np.
         groups: the same groups, read.
         kept: whether each group stays, bool [groups].
         out: an existing folder.
+        fitted: safetensors files whose tensors, of the pruned model's shapes, stand in for the dense ones.
     """
     files = weight_files(dense)
     shapes = {name: shape for file in files for name, shape in tensor_shapes(file).items()}
+    share = [layer.heads // layer.kv_heads for layer in read_structure(dense).layers]
     keep: dict[str, list[tuple[int, np.ndarray[Any, Any]]]] = {}
     for slices in read_slices(groups_folder, shapes):
         stays = np.where(slices.owner < 0, True, kept[slices.owner])
@@ -70,25 +79,23 @@ def prune_checkpoint(dense: Path, groups_folder: Path, groups: Groups, kept: np.
                 for dim, indices in keep.get(name, []):
                     tensor = tensor.index_select(dim, torch.from_numpy(indices))
                 state[name] = tensor.contiguous()
+    for file in fitted:
+        state |= load_file(file)
+    source = read_config(dense)
+    if any(name.endswith("_proj.bias") and name not in shapes for name in state):
+        source |= {"attention_bias": True, "mlp_bias": True}
+        for name in [n for n in state if n.endswith("_proj.weight")]:
+            bias = torch.zeros(len(state[name]), dtype=state[name].dtype)
+            state.setdefault(name.removesuffix("weight") + "bias", bias)
+    config = layout_config(source, kept_layers(groups, kept, share))
     save_torch_state_dict(state, out, metadata={"format": "pt"}, safe_serialization=True)
-    structure = read_structure(dense)
-    share = [layer.heads // layer.kv_heads for layer in structure.layers]
-    config = layout_config(read_config(dense), kept_layers(groups, kept, share))
-    config.architectures = [_ARCHITECTURES[config.model_type]]
-    if config.model_type == "tailored_llama":
-        module = _MODELING_FILE.stem
-        config.auto_map = {
-            "AutoConfig": f"{module}.TailoredLlamaConfig",
-            "AutoModel": f"{module}.TailoredLlamaModel",
-            "AutoModelForCausalLM": f"{module}.TailoredLlamaForCausalLM",
-        }
+    if config.model_type in LAYERED:
+        config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    else:
+        parts = LAYERED[config.model_type.removeprefix(LAYERED_PREFIX)]
+        config.architectures = [parts[-1].__name__]
+        classes = zip(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), parts, strict=True)
+        config.auto_map = {auto: f"{_MODELING_FILE.stem}.{part.__name__}" for auto, part in classes}
         shutil.copyfile(_MODELING_FILE, out / _MODELING_FILE.name)
     config.save_pretrained(out)
     copy_tokenizer(dense, out)
-
-
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "tailored_llama": "TailoredLlamaForCausalLM",
-}

@@ -14,6 +14,7 @@ import torch
 
 from helpers import COLOURS
 from tailored_llama import artifacts
+from tailored_llama.checkpoints import SUPPORTED
 from tailored_llama.config import validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.preflight import preflight
@@ -113,7 +114,7 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     "unknown criterion": (
         put("pruning", "criterion", "magnitude_l3"),
         "pruning.criterion: got 'magnitude_l3'; allowed: 'taylor_first', 'taylor_vector', 'taylor_second', "
-        "'magnitude_l1', 'magnitude_l2' or 'random' (did you mean magnitude_l2?)",
+        "'taylor_mixed', 'wanda_sp', 'flap', 'magnitude_l1', 'magnitude_l2' or 'random' (did you mean magnitude_l2?)",
     ),
     "unknown template": (
         put("prompts", "template", "harnes"),
@@ -140,7 +141,7 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     ),
     "model unsupported": (
         write("model/config.json", b'{"model_type": "gpt2"}'),
-        "model.source {place}/model: architecture gpt2; allowed: llama, mistral, tailored_llama",
+        "model.source {place}/model: architecture gpt2; allowed: {supported}",
     ),
     "model cut short": (
         cut_weights,
@@ -256,7 +257,7 @@ def test_one_line_says_what_is_wrong_and_nothing_is_written(
     weights, root = (tmp_path / "model" / "model.safetensors").stat().st_size, Path(own_run["store"]["root"])
     change(own_run, tmp_path)
     run = json.loads(json.dumps(own_run).replace("{place}", str(tmp_path)))
-    expected = message.format(place=tmp_path, weights=weights)
+    expected = message.format(place=tmp_path, weights=weights, supported=", ".join(SUPPORTED))
     with pytest.raises(InputError, match=f"^{re.escape(expected)}$") as caught:
         check(run)
     assert "\n" not in str(caught.value)

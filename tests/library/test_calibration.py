@@ -11,11 +11,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from helpers import write_own_benchmark
 from tailored_llama.artifacts import read_table
+from tailored_llama.benchmarks import load_benchmark
 from tailored_llama.calibration import CALIBRATION_SCHEMA, load_calibration, read_calibration
-from tailored_llama.config import CalibrationConfig, TextConfig
+from tailored_llama.config import BenchmarkConfig, CalibrationConfig, TextConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_tokenizer
+from tailored_llama.prompts import read_prompts, render_prompts
 from tailored_llama.texts import load_texts, text_identity
 
 DOCUMENTS = [f"{name}: " + f"the {name} flows to the sea. " * 8 for name in ("Rhine", "Nile", "Volga", "Po")]
@@ -139,3 +142,16 @@ def test_a_text_that_is_nowhere(source: str) -> None:
     )
     with pytest.raises(InputError, match=exactly(message)):
         text_identity(TextConfig(source=source))
+
+
+def test_the_training_prompts_of_the_run_are_a_text(tiny: Path, folder: Callable[[str], Path]) -> None:
+    benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")))
+    examples, prompts, out = folder("examples"), folder("prompts"), folder("out")
+    load_benchmark(benchmark, "", examples)
+    render_prompts(examples, benchmark, "train", "harness", prompts, shots=8, held_out=8)
+    load_calibration(tiny, CalibrationConfig(source="prompts", samples=5, tokens=48), "", 0, out, [prompts])
+    tokenizer = load_tokenizer(tiny)
+    text = "\n\n".join(p.contexts[p.answer] + p.continuations[p.answer] for p in read_prompts(prompts, "shots"))
+    windows = [tokenizer.decode(ids) for ids in read_calibration(out)]
+    assert len(set(windows)) == 5
+    assert all(window in text for window in windows)

@@ -81,8 +81,11 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     assert config.pruning.ratios == (0.2, 0.5)
 
 
-CRITERIA = "'taylor_first', 'taylor_vector', 'taylor_second', 'magnitude_l1', 'magnitude_l2' or 'random'"
-SECTIONS = "benchmarks, seed, model, calibration, pruning, prompts, tuning, scoring, perplexity, execution, store"
+CRITERIA = (
+    "'taylor_first', 'taylor_vector', 'taylor_second', 'taylor_mixed', 'wanda_sp', 'flap', 'magnitude_l1', "
+    "'magnitude_l2' or 'random'"
+)
+SECTIONS = ", ".join(RunConfig.model_fields)
 WRONG = {
     "pruning.ratios=[0]": "pruning.ratios.0: got 0; allowed: greater than 0",
     "pruning.ratios=[0.2, 1]": "pruning.ratios.1: got 1; allowed: less than 1",

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from helpers import save_tiny_llama, write_own_benchmark
 from tailored_llama import models, tuning
 from tailored_llama.benchmarks import load_benchmark
-from tailored_llama.checkpoints import weights_digest
+from tailored_llama.checkpoints import SUPPORTED, weights_digest
 from tailored_llama.config import BenchmarkConfig, Dtype, ExecutionConfig, ModelConfig, TuningConfig
 from tailored_llama.errors import InputError
 from tailored_llama.generation import generate
@@ -213,15 +213,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "unsupported": (
         lambda folder: GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9)).save_pretrained(folder),
-        "model.source {0}: architecture gpt2; allowed: llama, mistral, tailored_llama",
+        "model.source {0}: architecture gpt2; allowed: " + ", ".join(SUPPORTED),
     ),
     "no architecture": (
         edit_config(model_type=None),
-        "model.source {0}: architecture None; allowed: llama, mistral, tailored_llama",
-    ),
-    "sliding window": (
-        edit_config(model_type="mistral", sliding_window=4096),
-        "model.source {0}: sliding_window 4096; allowed: none",
+        "model.source {0}: architecture None; allowed: " + ", ".join(SUPPORTED),
     ),
     "quantized": (
         edit_config(quantization_config={"quant_method": "gptq", "bits": 4}),
@@ -374,8 +370,8 @@ def test_a_gguf_file_cut_short_is_refused(tiny: Path, tmp_path: Path, share: flo
 
 
 def test_a_gguf_file_of_another_architecture_is_refused(tiny: Path, tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "tiny.gguf", tiny, "qwen2")
-    message = f"model.source {path}: architecture qwen2; allowed: llama, mistral, tailored_llama"
+    path = write_gguf(tmp_path / "tiny.gguf", tiny, "mamba")
+    message = f"model.source {path}: architecture mamba; allowed: " + ", ".join(SUPPORTED)
     with pytest.raises(InputError, match=exactly(message)):
         check_model(ModelConfig(source=str(path)))
 

@@ -14,14 +14,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from helpers import save_tiny_llama
+from helpers import UNFITTED, save_tiny_llama
 from tailored_llama.checkpoints import Layer, layout_config, read_config, read_structure
 from tailored_llama.config import PruningConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import load
 from tailored_llama.pruning.groups import build_graph, read_groups, read_slices
-from tailored_llama.pruning.importance import magnitude_scores, taylor_scores, write_importance
-from tailored_llama.pruning.plan import plan, prune, read_plan
+from tailored_llama.pruning.importance import write_importance
+from tailored_llama.pruning.plan import plan
+from tailored_llama.pruning.prune import prune
 
 IDS = torch.tensor([[5, 9, 200, 31, 77, 14, 3, 8]])
 SHAPES = {
@@ -69,34 +70,13 @@ def test_a_group_of_grouped_query_attention_holds_its_own_query_heads(tmp_path: 
     assert owned == {("q_proj", 0): queries, ("k_proj", 0): kv, ("v_proj", 0): kv, ("o_proj", 1): queries}
 
 
-@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
-def test_removing_equals_zeroing(tmp_path: Path, changes: dict[str, Any]) -> None:
-    dense, folder = prepare(tmp_path, **changes)
-    groups = read_groups(folder)
-    scores = np.random.default_rng(1).random(len(groups))
-    pruning = PruningConfig(allocation="global", min_channels=2)
-    write_importance(folder, groups, scores, "random")
-    out = tmp_path / "pruned"
-    out.mkdir()
-    prune(dense, folder, folder, 0.25, pruning, out)
-    kept = np.array(read_plan(out)["kept"].to_pylist())
-    masked = load(dense)
-    parameters = dict(masked.named_parameters())
-    for part in read_slices(folder, shapes_of(dense)):
-        gone = torch.from_numpy(np.flatnonzero(~kept[part.owner]))
-        parameters[part.parameter].data.index_fill_(part.dim, gone, 0)
-    pruned = load(out)
-    with torch.no_grad():
-        torch.testing.assert_close(pruned(IDS).logits, masked(IDS).logits, rtol=0, atol=2e-5)
-
-
 def pruned_checkpoint(tmp_path: Path, ratio: float, pruning: PruningConfig, **changes: Any) -> tuple[Path, Path]:
     dense, folder = prepare(tmp_path, **changes)
     groups = read_groups(folder)
     write_importance(folder, groups, np.random.default_rng(2).random(len(groups)), "random")
     out = tmp_path / "pruned"
     out.mkdir()
-    prune(dense, folder, folder, ratio, pruning, out)
+    prune(dense, folder, folder, ratio, pruning, UNFITTED, None, out)
     return dense, out
 
 
@@ -164,49 +144,6 @@ def test_generation_is_the_same_with_and_without_the_cache(tmp_path: Path, pruni
     assert cached.shape == (1, IDS.shape[1] + 12)
 
 
-@pytest.mark.parametrize("criterion", ["taylor_first", "taylor_vector", "taylor_second"])
-def test_streamed_importance_equals_full_gradients(tmp_path: Path, criterion: Any) -> None:
-    dense, folder = prepare(tmp_path)
-    ids = torch.randint(0, 256, (3, 16), generator=torch.Generator().manual_seed(3))
-    slices, groups = read_slices(folder, shapes_of(dense)), read_groups(folder)
-    streamed = taylor_scores(load(dense), ids, slices, len(groups), criterion)
-    model = load(dense).requires_grad_(True)
-    parameters = dict(model.named_parameters())
-    if criterion == "taylor_second":
-        elements = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        for sample in ids.split(1):
-            model.zero_grad()
-            model(sample, labels=sample).loss.backward()
-            for name, p in parameters.items():
-                elements[name] += (p.detach() * p.grad) ** 2 / (2 * len(ids))
-    else:
-        model(ids, labels=ids).loss.backward()
-        elements = {name: p.detach() * p.grad for name, p in parameters.items()}
-    expected = np.zeros(len(groups))
-    for part in slices:
-        values = elements[part.parameter].movedim(part.dim, 0).flatten(1)
-        sums = values.sum(1).abs() if criterion == "taylor_vector" else values.abs().sum(1)
-        np.add.at(expected, part.owner, sums.double().numpy())
-    np.testing.assert_allclose(streamed, expected, rtol=1e-5)
-
-
-def test_magnitude_is_the_norm_of_all_weights_of_a_group(tmp_path: Path) -> None:
-    dense, folder = prepare(tmp_path)
-    groups, slices = read_groups(folder), read_slices(folder, shapes_of(dense))
-    channel = int(np.flatnonzero((groups.layer == 2) & (groups.kind == "mlp") & (groups.index == 7))[0])
-    weights = load_file(dense / "model.safetensors")
-    prefix = "model.layers.2.mlp"
-    members = [weights[f"{prefix}.{n}_proj.weight"][7] for n in ("gate", "up")]
-    members.append(weights[f"{prefix}.down_proj.weight"][:, 7])
-    values = torch.cat(members).double()
-    assert magnitude_scores(dense, slices, len(groups), "magnitude_l1")[channel] == pytest.approx(
-        float(values.abs().sum()), rel=1e-6
-    )
-    assert magnitude_scores(dense, slices, len(groups), "magnitude_l2")[channel] == pytest.approx(
-        float(values.norm()), rel=1e-6
-    )
-
-
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
 def test_the_saved_model_has_the_asked_ratio_of_all_parameters(tmp_path: Path, allocation: Any, ratio: float) -> None:
@@ -242,11 +179,62 @@ def test_global_plans_remove_the_least_important_group_first(tmp_path: Path) -> 
 def test_a_ratio_out_of_reach_names_the_largest_one(tmp_path: Path) -> None:
     dense, folder = prepare(tmp_path)
     groups, total = read_groups(folder), read_structure(dense).parameters
-    with pytest.raises(InputError, match=r"pruning\.ratios: got 0\.9; allowed: at most 0\.\d{4} with protect_first 0"):
+    with pytest.raises(
+        InputError, match=r"pruning\.ratios: got 0\.9; allowed: at most 0\.\d{4} with protect_first 0.*min_kv_heads 1"
+    ):
         plan(groups, np.ones(len(groups)), total, 0.9, PruningConfig(min_channels=2))
     largest = (int(groups.parameters.sum()) - 4 * int(groups.parameters[0]) - 8 * 96) / total
     kept = plan(groups, np.ones(len(groups)), total, largest, PruningConfig(min_channels=2))
     assert kept.sum() == 4 * (1 + 2)
+
+
+@pytest.mark.parametrize("width", [512, 500])
+def test_kept_channels_are_a_multiple(tmp_path: Path, width: int) -> None:
+    pruning = PruningConfig(channel_multiple=64, min_channels=65, kinds=("mlp",))
+    sizes = {"hidden_size": 64, "intermediate_size": width, "head_dim": 16}
+    total = read_structure(save_tiny_llama(tmp_path / "same", **sizes)).parameters
+    ratio = (4 * (width % 64) + 10 * 64) * 3 * 64 / total  # what is above a multiple goes first, in every layer
+    dense, out = pruned_checkpoint(tmp_path, ratio, pruning, **sizes)
+    assert 1 - read_structure(out).parameters / read_structure(dense).parameters == pytest.approx(ratio, abs=1e-6)
+    kept = {layer.channels for layer in read_structure(out).layers}
+    assert len(kept) > 1
+    assert all(channels == width or channels % 64 == 0 for channels in kept)
+    assert min(kept) >= 128
+
+
+def test_blocks_of_channels_go_by_their_sum(tmp_path: Path) -> None:
+    """With a multiple, one precious channel does not save a layer's worthless ones."""
+    dense, folder = prepare(tmp_path, hidden_size=64, intermediate_size=512)
+    groups, total = read_groups(folder), read_structure(dense).parameters
+    mlp = groups.kind == "mlp"
+    scores = np.where(mlp, 1.0, 1e6)
+    scores[mlp & (groups.layer == 1)] = 0.1
+    scores[np.flatnonzero(mlp & (groups.layer == 1))[::100]] = 50.0
+    ratio = 256 * 3 * 64 / total
+    kept = plan(groups, scores, total, ratio, PruningConfig(channel_multiple=64))
+    assert (~kept & (groups.layer == 1)).sum() == (~kept).sum() == 256
+    assert kept[scores == 50.0].all()
+
+
+def test_a_layer_keeps_its_floors(tmp_path: Path) -> None:
+    dense, folder = prepare(tmp_path, num_attention_heads=8, num_key_value_heads=8, head_dim=4)
+    groups, total = read_groups(folder), read_structure(dense).parameters
+    scores = np.where(groups.kind == "attention", 0.0, 1.0)
+    kept = plan(groups, scores, total, 0.3, PruningConfig(min_kv_heads=3, min_channels=2))
+    assert [int((kept & (groups.layer == n) & (groups.kind == "attention")).sum()) for n in range(4)] == [3] * 4
+
+
+def test_a_ratio_that_a_multiple_cannot_meet_names_the_nearest(tmp_path: Path) -> None:
+    dense, folder = prepare(tmp_path, hidden_size=64, intermediate_size=512)
+    groups, total = read_groups(folder), read_structure(dense).parameters
+    pruning = PruningConfig(allocation="uniform", channel_multiple=128, kinds=("mlp",))
+    with pytest.raises(
+        InputError, match=r"got 0\.3; allowed: (0\.\d{4}), the nearest .* channel_multiple 128"
+    ) as error:
+        plan(groups, np.arange(len(groups)), total, 0.3, pruning)
+    nearest = float(str(error.value).split("allowed: ")[1].split(",")[0])
+    kept = plan(groups, np.arange(len(groups)), total, nearest, pruning)
+    assert groups.parameters[~kept].sum() / total == pytest.approx(nearest, abs=1e-3)
 
 
 def test_a_layout_states_what_differs(tmp_path: Path) -> None:
@@ -269,7 +257,7 @@ def test_pruning_a_pruned_model_again_works(tmp_path: Path) -> None:
     build_graph(once, folder)
     groups = read_groups(folder)
     write_importance(folder, groups, np.random.default_rng(3).random(len(groups)), "random")
-    prune(once, folder, folder, 0.1, PruningConfig(min_channels=2), twice)
+    prune(once, folder, folder, 0.1, PruningConfig(min_channels=2), UNFITTED, None, twice)
     ratio = 1 - read_structure(twice).parameters / read_structure(once).parameters
     assert ratio == pytest.approx(0.1, abs=4e-3)
     with torch.no_grad():

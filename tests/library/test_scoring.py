@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 
-from helpers import byte_tokenizer, write_own_benchmark
+from helpers import UNFITTED, byte_tokenizer, write_own_benchmark
 from tailored_llama import scoring
 from tailored_llama.benchmarks import load_benchmark
 from tailored_llama.checkpoints import read_structure
@@ -24,7 +24,7 @@ from tailored_llama.packing import Document, packed_attention, packed_logits
 from tailored_llama.prompts import Prompt, render_prompts
 from tailored_llama.pruning.groups import build_graph
 from tailored_llama.pruning.importance import score_importance
-from tailored_llama.pruning.plan import prune
+from tailored_llama.pruning.prune import prune
 from tailored_llama.scoring import (
     encode_prompt,
     floor,
@@ -65,7 +65,7 @@ def per_layer(tiny: Path, folder: Callable[[str], Path]) -> Path:
     groups, importance, out = folder("groups"), folder("importance"), folder("pruned")
     build_graph(tiny, groups)
     score_importance(tiny, None, groups, "random", 0, importance)
-    prune(tiny, groups, importance, 0.2, PruningConfig(allocation="global", min_channels=4), out)
+    prune(tiny, groups, importance, 0.2, PruningConfig(allocation="global", min_channels=4), UNFITTED, None, out)
     assert len(set(read_structure(out).layers)) > 1
     return out
 

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from helpers import write_own_benchmark
+from helpers import save_tiny_llama, write_own_benchmark
 from tailored_llama import tuning
 from tailored_llama.benchmarks import load_benchmark
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, TuningConfig
@@ -47,6 +47,16 @@ def test_tuning_lowers_the_loss_and_peft_loads_the_adapter(
     held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
     assert min(held[1:]) < 0.8 * held[0]
     assert held_out_loss(tiny, out, prompts) == pytest.approx(min(held), abs=1e-4)
+
+
+def test_fused_projections_get_the_adapters_of_their_parts(prompts: Path, folder: Callable[[str], Path]) -> None:
+    sizes = {"pad_token_id": 0, "sliding_window": None}
+    dense, out = save_tiny_llama(folder("phi"), architecture="phi3", **sizes), folder("adapter")
+    tuning.tune(dense, prompts, QUICK, 0, out, CPU)
+    held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
+    assert min(held[1:]) < held[0]
+    tuned = {name.split(".")[-3] for name in load_file(out / "adapter_model.safetensors")}
+    assert tuned == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
 
 
 def held_out_loss(checkpoint: Path, adapter: Path, prompts: Path) -> float:

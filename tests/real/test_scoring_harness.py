@@ -24,6 +24,7 @@ import pytest
 
 import harness
 from equality import TOLERANCE, compare, our_scores
+from helpers import UNFITTED
 from tailored_llama.benchmarks import SEVEN, load_benchmark
 from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig, RunConfig
@@ -32,7 +33,7 @@ from tailored_llama.perplexity import measure_perplexity
 from tailored_llama.prompts import render_prompts
 from tailored_llama.pruning.groups import build_graph
 from tailored_llama.pruning.importance import score_importance
-from tailored_llama.pruning.plan import prune
+from tailored_llama.pruning.prune import prune
 from tailored_llama.scoring import read_metrics
 from tailored_llama.texts import load_texts
 from tailored_llama.tuning import tune
@@ -67,7 +68,8 @@ def uniform(smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempP
     groups, importance, out = (tmp_path_factory.mktemp(name) for name in ("groups", "importance", "uniform"))
     build_graph(smollm2, groups)
     score_importance(smollm2, None, groups, "magnitude_l2", 0, importance)
-    prune(smollm2, groups, importance, 0.2, quickstart.pruning.model_copy(update={"allocation": "uniform"}), out)
+    pruning = quickstart.pruning.model_copy(update={"allocation": "uniform"})
+    prune(smollm2, groups, importance, 0.2, pruning, UNFITTED, None, out)
     return out
 
 

@@ -1,0 +1,103 @@
+"""Importance by what flows into the two output projections of a layer: one forward pass, no gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tailored_llama.config import Criterion
+from tailored_llama.progress import Progress, silent
+from tailored_llama.pruning.groups import Groups, Slices, add_scores
+
+_TOKENS = 4096  # of a forward pass
+
+
+def activation_scores(
+    model: Any,
+    input_ids: Tensor,
+    slices: list[Slices],
+    groups: Groups,
+    criterion: Criterion,
+    progress: Progress = silent,
+) -> np.ndarray[Any, Any]:
+    """Importance from weights and calibration activations, of the columns of o_proj and down_proj that a group owns.
+
+    With X_j the j-th input of the projection over all calibration tokens and W_j the column it meets,
+
+    * `wanda_sp`: Σ |W_j|·‖X_j‖₂ (Wanda, arXiv 2306.11695, equation 1, summed over the column);
+    * `flap`: Var(X_j)·‖W_j‖² (FLAP, arXiv 2312.11983, its metric WIFV), standardised within each layer and kind, so
+      that layers can be ranked against each other.
+
+    A known deviation: FLAP ranks heads and channels by score alone; here the global ranking is by score per parameter,
+    so its scores are multiplied by the group's parameters, which leaves FLAP's order.
+
+    Args:
+        model: a causal LM.
+        input_ids: int64 [samples, tokens].
+        slices: which group owns which index of which parameter.
+        groups: all coupled groups.
+        criterion: one of the two.
+        progress: told of every batch.
+    """
+    owned = {part.parameter.removesuffix(".weight"): part for part in slices if part.dim == 1}
+    modules = {name: module for name, module in model.named_modules() if name in owned}
+    sums, squares = _moments(model, modules, input_ids, progress)
+    count = input_ids.numel()
+    scores = torch.zeros(len(groups), dtype=torch.float64)
+    for name, module in modules.items():
+        weight = module.weight.detach().float()
+        if criterion == "wanda_sp":
+            values = weight.abs().sum(0).double() * squares[name].sqrt()
+        else:
+            variance = (squares[name] - sums[name].square() / count).clamp_min(0) / max(1, count - 1)
+            values = weight.square().sum(0).double() * variance
+        add_scores(scores, owned[name], values)
+    found = scores.numpy()
+    return found if criterion == "wanda_sp" else _standardised(found, groups) * groups.parameters
+
+
+def _moments(
+    model: Any, modules: dict[str, Any], input_ids: Tensor, progress: Progress
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Sum and sum of squares of every input of each module over all tokens, float64 [in]."""
+    shapes = {name: module.weight.shape[1] for name, module in modules.items()}
+    sums, squares = (
+        {name: torch.zeros(size, dtype=torch.float64, device=model.device) for name, size in shapes.items()}
+        for _ in range(2)
+    )
+
+    def hook(name: str) -> Callable[..., None]:
+        def before(module: Any, inputs: tuple[Tensor]) -> None:
+            states = inputs[0].flatten(0, -2).double()
+            sums[name] += states.sum(0)
+            squares[name] += states.square().sum(0)
+
+        return before
+
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
+    batches = input_ids.split(max(1, _TOKENS // input_ids.shape[1]))
+    try:
+        with torch.inference_mode():
+            for done, batch in enumerate(batches):
+                model.model(input_ids=batch.to(model.device), use_cache=False)
+                progress(done + 1, len(batches))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sums, squares
+
+
+def _standardised(scores: np.ndarray[Any, Any], groups: Groups) -> np.ndarray[Any, Any]:
+    """Zero mean and unit deviation within every layer and kind; zero where all of them are alike."""
+    result = np.zeros_like(scores)
+    for layer in np.unique(groups.layer):
+        for kind in np.unique(groups.kind):
+            here = (groups.layer == layer) & (groups.kind == kind)
+            deviation = scores[here].std() if here.any() else 0.0
+            if deviation > 0:
+                result[here] = (scores[here] - scores[here].mean()) / deviation
+    return result

@@ -1,0 +1,166 @@
+"""Taylor importance: what removing a group would do to the loss, by its gradient, without ever holding gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from tailored_llama.config import Criterion
+from tailored_llama.models import head_logits
+from tailored_llama.progress import Progress, silent
+from tailored_llama.pruning.groups import Slices, add_scores, by_parameter
+
+_BLOCK = 2**24  # elements of per-sample gradients in memory at once: 67 MB in float32
+_TOKENS = 4096  # of a backward pass, where samples may be taken apart
+
+
+def taylor_scores(
+    model: Any,
+    input_ids: Tensor,
+    slices: list[Slices],
+    groups: int,
+    criterion: Criterion,
+    progress: Progress = silent,
+) -> np.ndarray[Any, Any]:
+    """Taylor importance by gradient of the language-modelling loss (LLM-Pruner, arXiv 2305.11627, section 3.2).
+
+    With w a weight, g its gradient of the mean loss over samples, and F the mean over samples of the squared gradient
+    of each one's loss (the diagonal of the empirical Fisher matrix), a group's score is the sum over its members of
+
+    * `taylor_first`: |w·g| of every element (equation 5, first term);
+    * `taylor_vector`: |Σ w·g| over each row or column;
+    * `taylor_second`: ½·w²·F of every element;
+    * `taylor_mixed`: |w·g − ½·w²·F| of every element (equation 5).
+
+    No weight has a gradient: the inputs and output gradients of a projection give those of every sample, a block of
+    rows at a time. Activations are recomputed layer by layer. Beside the weights, memory holds the hidden states
+    between layers, one layer's activations, and 67 MB of gradients, of all samples at once; `taylor_second` takes them
+    4,096 tokens at a time.
+
+    Args:
+        model: a causal LM, its weights frozen.
+        input_ids: int64 [samples, tokens].
+        slices: which group owns which index of which parameter.
+        groups: their number.
+        criterion: one of the four.
+        progress: told of every projection done.
+    """
+    scores = torch.zeros(groups, dtype=torch.float64)
+    parts, samples = by_parameter(slices), len(input_ids)
+    chunk = max(1, _TOKENS // input_ids.shape[1]) if criterion == "taylor_second" else samples
+    chunks = input_ids.split(chunk)
+    projections = {n: m for n, m in model.named_modules() if f"{n}.weight" in parts or f"{n}.bias" in parts}
+    done = 0
+
+    def reduce(name: str, module: Any, inputs: Tensor, gradient: Tensor) -> None:
+        nonlocal done
+        for parameter, weight, states in (("weight", module.weight, inputs), ("bias", module.bias, None)):
+            for part, values in _reduce(weight, states, gradient, parts.get(f"{name}.{parameter}", []), element):
+                add_scores(scores, part, values.abs())
+        progress(done := done + 1, len(projections) * len(chunks))
+
+    def element(weight: Tensor, gradients: Tensor) -> Tensor:
+        """Score of every element [rows, columns] from its gradients [samples, rows, columns]."""
+        first = weight * gradients.sum(0)
+        if criterion == "taylor_vector":
+            return first
+        if criterion == "taylor_first":
+            return first.abs()
+        second = weight.square() * gradients.square().sum(0) * (samples / 2)  # the loss is a mean over the samples
+        return second if criterion == "taylor_second" else (first - second).abs()
+
+    with _recomputed(model), _watched(projections, reduce):
+        for batch in chunks:
+            _summed_loss(model, batch.to(model.device)).div(samples).backward()
+    return scores.numpy()
+
+
+def _reduce(
+    weight: Tensor | None,
+    inputs: Tensor | None,
+    gradient: Tensor,
+    parts: list[Slices],
+    element: Callable[[Tensor, Tensor], Tensor],
+) -> Iterator[tuple[Slices, Tensor]]:
+    """Sum elements over the rows and columns that groups own.
+
+    Args:
+        weight: [out, in], or a bias [out].
+        inputs: of the projection, [samples, tokens, in]; None for a bias.
+        gradient: of its output, [samples, tokens, out].
+        parts: who owns which rows (dim 0) or columns (dim 1).
+        element: the score of every element of a block.
+    """
+    if weight is None or not parts:
+        return
+    matrix = weight.detach().view(len(weight), -1)
+    if inputs is None:
+        inputs = torch.ones_like(gradient[..., :1])
+    inputs = inputs.float()
+    rows = torch.zeros(matrix.shape[0], device=matrix.device)
+    columns = torch.zeros(matrix.shape[1], device=matrix.device)
+    block = max(1, _BLOCK // (len(gradient) * matrix.shape[1]))
+    for start in range(0, len(matrix), block):
+        here = slice(start, start + block)
+        values = element(matrix[here].float(), gradient[..., here].float().transpose(1, 2) @ inputs)
+        rows[here] = values.sum(1)
+        columns += values.sum(0)
+    for part in parts:
+        yield part, columns if part.dim else rows
+
+
+@contextmanager
+def _watched(projections: dict[str, Any], reduce: Callable[[str, Any, Tensor, Tensor], None]) -> Iterator[None]:
+    """Call `reduce` with a projection's inputs and the gradient of its output, as soon as both are known."""
+
+    def hook(name: str) -> Callable[..., None]:
+        def forward(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+            if output.requires_grad:  # the second time: the first forward pass of a layer keeps nothing
+                states = inputs[0].detach()
+                output.register_hook(lambda gradient: reduce(name, module, states, gradient))
+
+        return forward
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in projections.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _recomputed(model: Any) -> Iterator[None]:
+    """Keep only hidden states between layers; dropout stays off."""
+    # Reentrant: the other kind would run hooks in its first pass too, and so keep every layer's activations alive.
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    model.enable_input_require_grads()
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        model.disable_input_require_grads()
+        model.activation_checkpointing_disable()
+
+
+def _summed_loss(model: Any, input_ids: Tensor) -> Tensor:
+    """Next-token cross-entropy, mean over each sample's tokens, summed over samples; logits of one sample at a time."""
+    hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+
+    def sample_loss(states: Tensor, ids: Tensor) -> Tensor:
+        return cross_entropy(head_logits(model, states[:-1]).float(), ids[1:])
+
+    losses = [checkpoint(sample_loss, h, ids, use_reentrant=False) for h, ids in zip(hidden, input_ids, strict=True)]
+    return torch.stack(losses).sum()
