@@ -22,6 +22,7 @@ from tailored_llama import (
     calibration,
     generation,
     models,
+    profiling,
     prompts,
     recovery,
     reports,
@@ -216,6 +217,26 @@ def generate(
     """Continue a prompt greedily."""
     model = models.load(checkpoint, adapter, device)
     print(generation.generate(model, models.load_tokenizer(checkpoint), [prompt], max_new_tokens)[0])
+
+
+@app.command(epilog="Example: `tailored-llama profile pruned --against dense --batch 1 --batch 8`")
+def profile(
+    checkpoint: Checkpoint,
+    against: Annotated[Path | None, typer.Option(help="Another checkpoint, measured in turns: the dense one.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch: Annotated[list[int] | None, typer.Option(help="Prompts at a time; repeatable (absent: 1 and 8).")] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate after it.")] = 32,
+    out: Annotated[Path | None, typer.Option(help="Folder for profile.parquet.")] = None,
+) -> None:
+    """Measure what a checkpoint costs to run: parameters, FLOPs, tokens per second, memory."""
+    with tempfile.TemporaryDirectory() as scratch, _new_folder(out or Path(scratch) / "profile") as folder:
+        with progress_bar("profile") as progress:
+            rows = profiling.profile(
+                checkpoint, against, batch or profiling.BATCHES, prompt_tokens, new_tokens, device, progress=progress
+            )
+        profiling.write_profile(rows, folder)
+        Console().print(profiling.console_table(rows))
 
 
 @app.command(epilog="Example: `tailored-llama merge pruned adapter tailored`")
