@@ -17,25 +17,18 @@ if __name__ == "__main__":  # before the imports below, so that both go on at on
 from prefect import flow
 from rich.console import Console
 
+from flows._pruned import dense_of, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.config import DATA_FREE, RunConfig, load_config, reconstruction_text
+from tailored_llama.config import RunConfig, load_config
 from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
 from tailored_llama.preflight import preflight
-from tailored_llama.pruning.prune import step_ratios
 from tailored_llama.recovery import read_rows
 from tailored_llama.reports import console_table
 from tasks._stage import open_store
-from tasks.build_graph import build_graph
-from tasks.load_benchmark import load_benchmark
-from tasks.load_calibration import load_calibration
-from tasks.load_model import load_model
 from tasks.perplexity import measure_perplexity
-from tasks.prune import prune
-from tasks.render_prompts import render_prompts
 from tasks.report import report
 from tasks.score import score
-from tasks.score_importance import score_importance
 from tasks.tune import tune
 
 
@@ -43,46 +36,31 @@ from tasks.tune import tune
 def tailor(config: RunConfig) -> ArtifactRef:
     """Prune, tailor, score and report; every stage is found or built, cheap ones and checks first."""
     names = [benchmark.name for benchmark in config.benchmarks]
-    examples = {b.name: load_benchmark(config.store, b) for b in config.benchmarks}
-    train = {name: render_prompts(config, name, "train", examples[name]) for name in names}
-    evaluation = {name: render_prompts(config, name, "evaluation", examples[name]) for name in names}
-    dense = load_model(config.store, config.model)
-    groups = build_graph(config, dense, config.pruning.ratios)
-    perplexity = measure_perplexity(config, "dense", dense)
-    calibration = reconstruction = None
-    if config.pruning.criterion not in DATA_FREE:
-        calibration = load_calibration(config, config.calibration, dense, train)
-    if config.reconstruction.method != "none":
-        reconstruction = load_calibration(config, reconstruction_text(config), dense, train)
-    importance = score_importance(config, dense, calibration, groups)
+    prompts = prompts_of(config)
+    dense = dense_of(config, prompts)
     dense_made = {
-        "checkpoint": dense,
-        "importance": importance,
-        "perplexity": perplexity,
-        "scores": {name: score(config, name, "dense", dense, evaluation[name]) for name in names},
+        "checkpoint": dense.checkpoint,
+        "importance": dense.importance,
+        "perplexity": measure_perplexity(config, "dense", dense.checkpoint),
+        "scores": {n: score(config, n, "dense", dense.checkpoint, prompts.evaluation[n]) for n in names},
     }
     runs = {}
     for ratio in config.pruning.ratios:
-        pruned, graph, scored = dense, groups, importance
-        for step, share in enumerate(step_ratios(ratio, config.pruning.steps)):
-            if step:
-                graph = build_graph(config, pruned)
-                scored = score_importance(config, pruned, calibration, graph)
-            pruned = prune(config, share, pruned, graph, scored, reconstruction, dense)
+        pruned = pruned_of(config, dense, ratio)
         label, tailored = f"pruned @ {ratio}", f"tailored @ {ratio}"
         pruned_perplexity = measure_perplexity(config, label, pruned)
-        scores = {name: score(config, name, label, pruned, evaluation[name]) for name in names}
-        adapters = {name: tune(config, name, ratio, pruned, train[name]) for name in names}
+        scores = {name: score(config, name, label, pruned, prompts.evaluation[name]) for name in names}
+        adapters = {name: tune(config, name, ratio, pruned, prompts.train[name]) for name in names}
         runs[ratio] = {
             "checkpoint": pruned,
             "perplexity": pruned_perplexity,
             "scores": scores,
             "adapters": adapters,
             "tailored": {
-                name: score(config, name, tailored, pruned, evaluation[name], adapters[name]) for name in names
+                name: score(config, name, tailored, pruned, prompts.evaluation[name], adapters[name]) for name in names
             },
         }
-    return report(config, dense_made, runs, evaluation).result()
+    return report(config, dense_made, runs, prompts.evaluation).result()
 
 
 def main(arguments: list[str] | None = None, server: Thread | None = None) -> int:

@@ -6,7 +6,7 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -296,6 +296,9 @@ class RunConfig(Section):
         return self
 
 
+Run = TypeVar("Run", bound=RunConfig)
+
+
 def reconstruction_text(run: RunConfig) -> CalibrationConfig:
     """The calibration text, as much of it as reconstruction reads."""
     size = {"samples": run.reconstruction.samples, "tokens": run.reconstruction.tokens}
@@ -311,6 +314,15 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
     Raises:
         InputError: the file is missing or not TOML, or a field is unknown or out of bounds; one line per problem.
     """
+    return validate_config(read_config_data(path, overrides))
+
+
+def read_config_data(path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
+    """A configuration file with overrides applied, as plain data.
+
+    Raises:
+        InputError: the file is missing or not TOML, or an override has no value or no section.
+    """
     data: dict[str, Any] = {}
     if path is not None:
         try:
@@ -323,14 +335,19 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
         key, separator, value = override.partition("=")
         if not separator or not key.strip():
             raise InputError(f"--set {override!r}: allowed: key=value, such as tuning.epochs=5")
-        _assign(data, key.strip(), _parse_value(value.strip()))
-    return validate_config(data)
+        assign(data, key.strip(), _parse_value(value.strip()))
+    return data
 
 
 def validate_config(data: dict[str, Any]) -> RunConfig:
     """Build a RunConfig from plain data; every problem becomes part of one InputError."""
+    return validate_as(RunConfig, data)
+
+
+def validate_as(kind: type[Run], data: dict[str, Any]) -> Run:
+    """Build a run configuration of some kind from plain data; every problem becomes part of one InputError."""
     try:
-        return RunConfig.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         problems = error.errors()
         # pydantic also reports a list as too short once its items are refused: only the items are worth a line.
@@ -342,7 +359,12 @@ def _inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
     return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
-def _assign(data: dict[str, Any], key: str, value: Any) -> None:
+def assign(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted field of plain configuration data.
+
+    Raises:
+        InputError: what stands before a dot is no section.
+    """
     *sections, name = key.split(".")
     for section in sections:
         data = data.setdefault(section, {})

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from tailored_llama.statistics import Z95
 
@@ -34,7 +34,13 @@ COLOURS = {
     "dense": "#6e7781",
     "pruned": "#e69f00",
     "tailored": "#0072b2",
+    "line-1": "#009e73",
+    "line-2": "#d55e00",
+    "line-3": "#cc79a7",
+    "line-4": "#56b4e9",
 }
+_LINES = ("tailored", "pruned", "line-1", "line-2", "line-3", "line-4")  # colours of curves, in order
+_DASHES: Any = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # after the last colour they begin again, dashed
 KIND_NAMES = {"attention": "attention groups", "mlp": "MLP channels"}
 _WIDTH = 980  # CSS pixels
 _STYLE: Any = {
@@ -194,6 +200,35 @@ def loss_curves(logs: Mapping[str, Mapping[str, Sequence[Any]]]) -> str:
         ]  # fmt: skip
         figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0)
         return _svg(figure, "Training and held-out loss by benchmark")
+
+
+def curves(series: Mapping[str, Sequence[tuple[float, float]]], ylabel: str, reference: float, log: bool) -> str:
+    """One line for each setting over the share of parameters removed, and the dense model's value as a reference.
+
+    Args:
+        series: setting → points (share removed, value).
+        ylabel: what the values are.
+        reference: the dense model's value.
+        log: whether values are drawn on a logarithmic scale.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(420 + 11 * len(series))
+        axes = figure.subplots()
+        for number, (label, points) in enumerate(series.items()):
+            colour, dash = COLOURS[_LINES[number % len(_LINES)]], _DASHES[number // len(_LINES) % len(_DASHES)]
+            axes.plot(*_xy(sorted(points)), color=colour, linestyle=dash, linewidth=2, marker="o", label=label)
+        axes.axhline(reference, color=COLOURS["dense"], linewidth=1.5, linestyle=(0, (4, 2)), label="dense")
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylabel(ylabel)
+        axes.set_xlabel("parameters removed")
+        axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+        axes.grid(axis="y")
+        figure.legend(loc="outside upper left", ncols=2, borderpad=0)
+        return _svg(figure, f"{ylabel} over the share of parameters removed: " + ", ".join(series))
 
 
 def _power_of_ten(value: float, _position: float) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from rich import box
 from rich.markup import escape
@@ -214,7 +214,8 @@ def _markdown_table(name: str, rows: Sequence[tuple[str, Row]]) -> list[str]:
     return [*lines, ""]
 
 
-def _page(inputs: ReportInputs, runs: Sequence[tuple[PrunedRun, list[Row]]]) -> str:
+def page_template(name: str) -> Template:
+    """A page's template, with the filters that pages share."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # data is text, never markup
@@ -223,7 +224,11 @@ def _page(inputs: ReportInputs, runs: Sequence[tuple[PrunedRun, list[Row]]]) -> 
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "percent": percent, "span": span, "duration": _duration}
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template(name)
+
+
+def _page(inputs: ReportInputs, runs: Sequence[tuple[PrunedRun, list[Row]]]) -> str:
+    return page_template("report.html.j2").render(
         title=title(inputs),
         inputs=inputs,
         config=inputs.config,
@@ -242,7 +247,7 @@ def _page(inputs: ReportInputs, runs: Sequence[tuple[PrunedRun, list[Row]]]) -> 
         notes=floor_notes([row for _, rows in runs for row in rows]),
         importance=_importance(inputs.importance) if inputs.importance else None,
         prompts={name: _first_sample(folder / "samples.txt") for name, folder in inputs.prompts.items()},
-        settings=_settings(inputs.config) if inputs.config else {},
+        settings=settings_of(inputs.config) if inputs.config else {},
         colours=plots.COLOURS,
         resamples=RESAMPLES,
         mean=MEAN,
@@ -299,7 +304,7 @@ def _first_sample(file: Path) -> str:
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
 
 
-def _settings(config: RunConfig) -> dict[str, dict[str, str]]:
+def settings_of(config: RunConfig) -> dict[str, dict[str, str]]:
     """Section → field → value, as the configuration file would say them; fields without a value are left out.
 
     So is what cannot change a result (`execution`, `store`): the same results make the same report anywhere.

@@ -1,0 +1,80 @@
+"""A sweep on a tiny model against a real (temporary) Prefect server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+import tasks.prune
+from flows.sweep import main, sweep
+from helpers import as_toml
+from tailored_llama.sweeps import Row, SweepConfig, read_sweep
+from tasks._stage import open_store
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def config(own_run: dict[str, Any]) -> SweepConfig:
+    grid = [{"pruning.criterion": ["flap", "random"], "pruning.ratios": [0.1, 0.2]}]
+    return SweepConfig.model_validate(own_run | {"grid": grid})
+
+
+def rows_of(config: SweepConfig) -> list[Row]:
+    return read_sweep(open_store(config.store).open(sweep(config)))
+
+
+def built(config: SweepConfig) -> dict[Path, float]:
+    return {path: path.stat().st_mtime for path in Path(config.store.root).glob("*/*/manifest.json")}
+
+
+def test_a_cell_that_fails_is_in_the_table_and_alone_is_computed_again(
+    config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tasks.prune.pruning.prune
+
+    def fails_at_a_fifth(dense: Path, groups: Path, importance: Path, ratio: float, *arguments: Any) -> Any:
+        if ratio == 0.2:
+            raise RuntimeError("CUDA out of memory")
+        return real(dense, groups, importance, ratio, *arguments)
+
+    monkeypatch.setattr(tasks.prune.pruning, "prune", fails_at_a_fifth)
+    dense, *cells = rows_of(config)
+    assert (dense.label, dense.parameters is not None) == ("dense", True)
+    assert [(row.label, row.ratio, row.error) for row in cells] == [
+        ("flap", 0.1, None), ("flap", 0.2, "CUDA out of memory"),
+        ("random", 0.1, None), ("random", 0.2, "CUDA out of memory"),
+    ]  # fmt: skip
+    before = built(config)
+
+    monkeypatch.setattr(tasks.prune.pruning, "prune", real)
+    assert not any(row.error for row in rows_of(config))
+    after = built(config)
+    assert {path: after[path] for path in before} == before
+    new = [path.parent.parent.name for path in after.keys() - before.keys()]
+    assert sorted(new) == ["perplexity"] * 2 + ["pruned"] * 2 + ["scores"] * 2 + ["sweep"]
+
+    sweep(config)
+    assert built(config) == after
+
+
+def test_the_command_prints_a_table_and_the_path_of_the_report(
+    own_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "sweep.toml"
+    path.write_text(as_toml(own_run) + '[[grid]]\n"pruning.criterion" = ["magnitude_l2"]\n')
+    assert main([str(path), "--set", "scored=false"]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"magnitude_l2 +\d+\.\d\d", output)
+    assert Path(output.strip().splitlines()[-1].removeprefix("report: ")).read_text().startswith("<!DOCTYPE html>")
+    assert main([str(path), "--set", "seed=-1"]) == 2
+    assert capsys.readouterr().err.startswith("error: seed: got -1; allowed: greater than or equal to 0")
