@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tailored_llama.config import DATA_FREE, RunConfig, reconstruction_text
+from tailored_llama.config import RunConfig, reads_calibration
 from tailored_llama.pruning.prune import step_ratios
 from tasks.build_graph import build_graph
 from tasks.load_benchmark import load_benchmark
@@ -31,7 +31,6 @@ class Dense:
     checkpoint: Any
     groups: Any
     calibration: Any
-    reconstruction: Any
     importance: Any
 
 
@@ -47,12 +46,8 @@ def dense_of(config: RunConfig, prompts: Prompts) -> Dense:
     """Load the model and score its groups, cheap stages and checks first."""
     dense = load_model(config.store, config.model)
     groups = build_graph(config, dense, config.pruning.ratios)
-    calibration = reconstruction = None
-    if config.pruning.criterion not in DATA_FREE:
-        calibration = load_calibration(config, config.calibration, dense, prompts.train)
-    if config.reconstruction.method != "none":
-        reconstruction = load_calibration(config, reconstruction_text(config), dense, prompts.train)
-    return Dense(dense, groups, calibration, reconstruction, score_importance(config, dense, calibration, groups))
+    calibration = load_calibration(config, dense, prompts.train) if reads_calibration(config) else None
+    return Dense(dense, groups, calibration, score_importance(config, dense, calibration, groups))
 
 
 def pruned_of(config: RunConfig, dense: Dense, ratio: float) -> Any:
@@ -62,5 +57,5 @@ def pruned_of(config: RunConfig, dense: Dense, ratio: float) -> Any:
         if step:
             groups = build_graph(config, model)
             importance = score_importance(config, model, dense.calibration, groups)
-        model = prune(config, share, model, groups, importance, dense.reconstruction, dense.checkpoint)
+        model = prune(config, share, model, groups, importance, dense.calibration, dense.checkpoint)
     return model

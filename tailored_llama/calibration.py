@@ -29,9 +29,9 @@ def load_calibration(
 ) -> dict[str, Any]:
     """Stage: draw equally long token sequences from a text and write `calibration.parquet`.
 
-    As LLM-Pruner (arXiv 2305.11627) does: documents in random order, one random window of each that is long enough;
-    where documents run out, further windows of the same ones. With the source `prompts`, the text is the run's own
-    training examples with their answers, one after the other.
+    Documents come in random order, again and again until there is enough. One that is long enough gives a random
+    window, as in LLM-Pruner (arXiv 2305.11627); shorter ones are joined by blank lines until they are. With the source
+    `prompts`, the text is the run's own training examples with their answers, one after the other.
 
     Args:
         dense: the checkpoint, for its tokenizer.
@@ -42,7 +42,7 @@ def load_calibration(
         prompts: the train prompts of every benchmark, for the source `prompts`.
 
     Raises:
-        InputError: no document is as long as a sequence must be.
+        InputError: all documents together are not as long as a sequence must be.
     """
     if calibration.source == PROMPTS:
         shots = [prompt for folder in prompts for prompt in read_prompts(folder, "shots")]
@@ -57,6 +57,8 @@ def load_calibration(
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    blank = encode("\n\n")
+
     @cache  # where documents run out they are drawn again
     def tokens_of(row: int) -> list[int]:
         return encode(documents[row])
@@ -68,23 +70,29 @@ def load_calibration(
         return encode(documents[row][start : start + _LONG * calibration.tokens])
 
     sequences: list[list[int]] = []
-    rows: list[int] = []
+    rows: list[int] = []  # where each sequence begins
+    joined: list[int] = []
+    first, wanted = 0, calibration.tokens
     while len(sequences) < calibration.samples:
         before = len(sequences)
         for row in map(int, rng.permutation(len(documents))):
             ids = excerpt(row)
-            if len(ids) < calibration.tokens:
-                continue
-            start = int(rng.integers(len(ids) - calibration.tokens + 1))
-            sequences.append(ids[start : start + calibration.tokens])
-            rows.append(row)
+            if len(ids) >= wanted:
+                start = int(rng.integers(len(ids) - wanted + 1))
+                found, begins = ids[start : start + wanted], row
+            else:
+                first = first if joined else row
+                joined += ids + blank
+                if len(joined) < wanted:
+                    continue
+                found, begins, first, joined = joined[:wanted], first, row, joined[wanted:]
+            sequences.append(found)
+            rows.append(begins)
             if len(sequences) == calibration.samples:
                 break
         if len(sequences) == before:
-            longest = max(len(tokens_of(row)) for row in range(len(documents)))
             raise InputError(
-                f"calibration.tokens: got {calibration.tokens}; allowed: at most {longest}, the longest document of "
-                f"{calibration.source}"
+                f"calibration.tokens: got {wanted}; allowed: at most {len(joined)}, the tokens of {calibration.source}"
             )
     write_table(
         out / "calibration.parquet",

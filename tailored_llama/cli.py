@@ -34,11 +34,10 @@ from tailored_llama import (
 from tailored_llama.artifacts import NO_ROOM, ArtifactStore
 from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import (
-    DATA_FREE,
     BenchmarkConfig,
     RunConfig,
     load_config,
-    reconstruction_text,
+    reads_calibration,
     validate_config,
 )
 from tailored_llama.console import progress_bar, quiet_libraries
@@ -128,16 +127,11 @@ def prune(
 def _prune(run: RunConfig, dense: Path, ratio: float, new: Callable[[str], Path], out: Path) -> None:
     """All stages of pruning, in steps; their artifacts go into new scratch folders."""
     total, criterion, reconstruction = read_structure(dense).parameters, run.pruning.criterion, run.reconstruction
-    sequences = {}
-    for name, text, wanted in (
-        ("calibration", run.calibration, criterion not in DATA_FREE),
-        ("reconstruction", reconstruction_text(run), reconstruction.method != "none"),
-    ):
-        if wanted:
-            named = run.benchmarks if text.source == texts.PROMPTS else ()
-            rendered = [_render(run, benchmark, "train", new(f"{name}-{benchmark.name}")) for benchmark in named]
-            sequences[name] = new(name)
-            calibration.load_calibration(dense, text, run.store.downloads, run.seed, sequences[name], rendered)
+    sequences = new("calibration") if reads_calibration(run) else None
+    if sequences:
+        named = run.benchmarks if run.calibration.source == texts.PROMPTS else ()
+        rendered = [_render(run, benchmark, "train", new(f"prompts-{benchmark.name}")) for benchmark in named]
+        calibration.load_calibration(dense, run.calibration, run.store.downloads, run.seed, sequences, rendered)
     model, device = dense, run.execution.device
     for step, share in enumerate(step_ratios(ratio, run.pruning.steps), start=1):
         graph, scores = new(f"groups-{step}"), new(f"importance-{step}")
@@ -146,9 +140,7 @@ def _prune(run: RunConfig, dense: Path, ratio: float, new: Callable[[str], Path]
             found = groups.read_groups(graph)
             plan_kept(dense, found, np.zeros(len(found)), ratio, run.pruning, reconstruction.method)
         with progress_bar(f"importance {criterion}") as progress:
-            importance.score_importance(
-                model, sequences.get("calibration"), graph, criterion, run.seed, scores, device, progress
-            )
+            importance.score_importance(model, sequences, graph, criterion, run.seed, scores, device, progress)
         last = step == run.pruning.steps
         target = out if last else new(f"pruned-{step}")
         with progress_bar(f"prune @ {share:.3g}") as progress:
@@ -159,7 +151,7 @@ def _prune(run: RunConfig, dense: Path, ratio: float, new: Callable[[str], Path]
                 share,
                 run.pruning,
                 reconstruction,
-                sequences.get("reconstruction"),
+                sequences,
                 target,
                 total,
                 device,

@@ -14,7 +14,7 @@ from tailored_llama.errors import InputError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Criterion = Literal[
-    "taylor_first", "taylor_vector", "taylor_second", "taylor_mixed", "wanda_sp", "flap",
+    "taylor_gate", "taylor_first", "taylor_vector", "taylor_second", "taylor_mixed", "wanda_sp", "flap",
     "magnitude_l1", "magnitude_l2", "random",
 ]  # fmt: skip
 DATA_FREE: tuple[Criterion, ...] = ("magnitude_l1", "magnitude_l2", "random")  # criteria that read no calibration text
@@ -66,7 +66,7 @@ class TextConfig(Section):
 
 
 class CalibrationConfig(TextConfig):
-    """The text whose gradients and activations say what matters (LLM-Pruner: 10 samples of 64 tokens)."""
+    """The text that importance is measured on and reconstruction fitted to (LLM-Pruner: 10 samples of 64 tokens)."""
 
     source: str = Field(
         "boolq",
@@ -75,8 +75,8 @@ class CalibrationConfig(TextConfig):
         "answers.",
     )
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
-    samples: int = Field(10, ge=1, le=65536, description="Sequences drawn from the text.")
-    tokens: int = Field(64, ge=8, le=32768, description="Tokens in each sequence.")
+    samples: int = Field(128, ge=1, le=65536, description="Sequences drawn from the text.")
+    tokens: int = Field(256, ge=8, le=32768, description="Tokens in each sequence.")
 
 
 class PruningConfig(Section):
@@ -88,10 +88,10 @@ class PruningConfig(Section):
         description="Fractions of ALL parameters to remove, embeddings counted; one model each.",
     )
     criterion: Criterion = Field(
-        "taylor_second",
-        description="Importance of a coupled group: Taylor by gradient (first order by element or by vector, "
-        "diagonal-Fisher second order, or both mixed), by activations (Wanda-sp, FLAP), weight magnitude (L1, L2), or "
-        "random.",
+        "taylor_gate",
+        description="Importance of a coupled group: Taylor by gradient (of a gate on the whole group; or first order "
+        "by element or by vector, diagonal-Fisher second order, or both mixed), by activations (Wanda-sp, FLAP), "
+        "weight magnitude (L1, L2), or random.",
     )
     allocation: Allocation = Field(
         "global",
@@ -135,8 +135,6 @@ class ReconstructionConfig(Section):
     ridge: float = Field(
         0.01, gt=0, le=1, description="Pull towards the dense weights, as a share of the mean squared activation."
     )
-    samples: int = Field(128, ge=1, le=65536, description="Sequences drawn from the calibration text.")
-    tokens: int = Field(128, ge=8, le=32768, description="Tokens in each sequence.")
 
 
 class PromptConfig(Section):
@@ -299,10 +297,9 @@ class RunConfig(Section):
 Run = TypeVar("Run", bound=RunConfig)
 
 
-def reconstruction_text(run: RunConfig) -> CalibrationConfig:
-    """The calibration text, as much of it as reconstruction reads."""
-    size = {"samples": run.reconstruction.samples, "tokens": run.reconstruction.tokens}
-    return run.calibration.model_copy(update=size)
+def reads_calibration(run: RunConfig) -> bool:
+    """Whether importance or reconstruction needs the calibration text."""
+    return run.pruning.criterion not in DATA_FREE or run.reconstruction.method != "none"
 
 
 def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tailored_llama import benchmarks, sources
 from tailored_llama.artifacts import ArtifactStore
-from tailored_llama.config import DATA_FREE, BenchmarkConfig, RunConfig, TextConfig
+from tailored_llama.config import BenchmarkConfig, RunConfig, TextConfig, reads_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.models import check_model, pick_device
 from tailored_llama.prompts import check_template, select_train
@@ -38,8 +38,7 @@ def preflight(config: RunConfig) -> None:
 def texts_of(config: RunConfig) -> dict[str, TextConfig]:
     """The texts a run reads, by section."""
     found: dict[str, TextConfig] = {"perplexity": config.perplexity}
-    reads = config.pruning.criterion not in DATA_FREE or config.reconstruction.method != "none"
-    if reads and config.calibration.source != PROMPTS:
+    if reads_calibration(config) and config.calibration.source != PROMPTS:
         found["calibration"] = config.calibration
     return found
 

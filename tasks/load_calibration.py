@@ -1,4 +1,4 @@
-"""Stage: token sequences that importance is measured on, or reconstruction fitted to."""
+"""Stage: token sequences that importance is measured on and reconstruction fitted to."""
 
 from collections.abc import Mapping
 
@@ -7,18 +7,16 @@ from prefect.states import State
 
 from tailored_llama import calibration, texts
 from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.config import CalibrationConfig, RunConfig
+from tailored_llama.config import RunConfig
 from tasks._stage import open_store, stage
 
-VERSION = 1
+VERSION = 2
 
 
-@task(task_run_name="load calibration {text.source}")
-def load_calibration(
-    config: RunConfig, text: CalibrationConfig, dense: ArtifactRef, prompts: Mapping[str, ArtifactRef]
-) -> State[ArtifactRef]:
+@task(task_run_name="load calibration {config.calibration.source}")
+def load_calibration(config: RunConfig, dense: ArtifactRef, prompts: Mapping[str, ArtifactRef]) -> State[ArtifactRef]:
     """`prompts` are the train prompts by benchmark; the source `prompts` alone reads them."""
-    artifacts = open_store(config.store)
+    artifacts, text = open_store(config.store), config.calibration
     used = dict(prompts) if text.source == texts.PROMPTS else {}
     return stage(
         config.store,

@@ -20,18 +20,20 @@ def prune(
     model: ArtifactRef,
     groups: ArtifactRef,
     importance: ArtifactRef,
-    reconstruction: ArtifactRef | None,
+    calibration: ArtifactRef | None,
     dense: ArtifactRef,
 ) -> State[ArtifactRef]:
-    """`ratio` counts from the parameters of `dense`; `reconstruction` is the text that weights are fitted to."""
+    """`ratio` counts from the parameters of `dense`; without reconstruction, nothing depends on `calibration`."""
     artifacts, fitted = open_store(config.store), config.reconstruction
     original = read_structure(artifacts.open(dense)).parameters
     slice_ = config.pruning.model_dump(mode="json", exclude={"ratios"})
     slice_ |= {"ratio": ratio, "original": original, "reconstruction": fitted.method}
     inputs = {"dense": model, "groups": groups, "importance": importance}
-    if reconstruction is not None:
+    if fitted.method == "none":
+        calibration = None
+    if calibration is not None:
         slice_["ridge"] = fitted.ridge
-        inputs["reconstruction"] = reconstruction
+        inputs["calibration"] = calibration
     with progress_bar(f"prune @ {ratio:.3g}") as progress:
         return stage(
             config.store,
@@ -46,7 +48,7 @@ def prune(
                 ratio,
                 config.pruning,
                 fitted,
-                artifacts.open(reconstruction) if reconstruction else None,
+                artifacts.open(calibration) if calibration else None,
                 out,
                 original,
                 config.execution.device,

@@ -4,7 +4,7 @@ from prefect import task
 from prefect.states import State
 
 from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.config import RunConfig
+from tailored_llama.config import DATA_FREE, RunConfig
 from tailored_llama.console import progress_bar
 from tailored_llama.pruning import importance
 from tasks._stage import open_store, stage
@@ -16,8 +16,9 @@ VERSION = 2
 def score_importance(
     config: RunConfig, dense: ArtifactRef, calibration: ArtifactRef | None, groups: ArtifactRef
 ) -> State[ArtifactRef]:
-    """Criteria that read no text get none."""
+    """Criteria that read no calibration text do not depend on it."""
     store, criterion = open_store(config.store), config.pruning.criterion
+    calibration = None if criterion in DATA_FREE else calibration
     inputs = {"dense": dense, "groups": groups}
     slice_ = {"criterion": criterion}
     if calibration is not None:

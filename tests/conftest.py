@@ -44,9 +44,8 @@ def own_run(tmp_path: Path, tiny: Path) -> dict[str, Any]:
     return {
         "benchmarks": [write_own_benchmark(tmp_path / "data")],
         "model": {"source": str(tiny)},
-        "calibration": {"source": str(text), "samples": 3, "tokens": 16},
+        "calibration": {"source": str(text), "samples": 4, "tokens": 16},
         "pruning": {"ratios": [0.2], "min_channels": 4},
-        "reconstruction": {"samples": 4, "tokens": 16},
         "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2},
         "perplexity": {"source": str(text), "window": 32, "tokens": 128},
         "store": {"root": str(tmp_path / "store"), "downloads": str(tmp_path / "downloads")},

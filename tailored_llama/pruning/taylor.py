@@ -40,31 +40,41 @@ def taylor_scores(
     * `taylor_second`: ½·w²·F of every element;
     * `taylor_mixed`: |w·g − ½·w²·F| of every element (equation 5).
 
+    `taylor_gate` imagines one gate on all that a group gives to its output projection, and is ½ of the Fisher
+    information of that gate: ½ the mean over samples of the squared sum of x·∂L/∂x over tokens and members, x being
+    inputs of the projection (Molchanov et al., arXiv 1906.10771, section 3, whose gates are single neurons). What
+    members of a group do together counts, where element-wise scores add up what each does alone.
+
     No weight has a gradient: the inputs and output gradients of a projection give those of every sample, a block of
     rows at a time. Activations are recomputed layer by layer. Beside the weights, memory holds the hidden states
-    between layers, one layer's activations, and 67 MB of gradients, of all samples at once; `taylor_second` takes them
-    4,096 tokens at a time.
+    between layers, one layer's activations, and 67 MB of gradients, of all samples at once; `taylor_second` and
+    `taylor_gate` take them 4,096 tokens at a time.
 
     Args:
         model: a causal LM, its weights frozen.
         input_ids: int64 [samples, tokens].
         slices: which group owns which index of which parameter.
         groups: their number.
-        criterion: one of the four.
+        criterion: one of the five.
         progress: told of every projection done.
     """
     scores = torch.zeros(groups, dtype=torch.float64)
-    parts, samples = by_parameter(slices), len(input_ids)
-    chunk = max(1, _TOKENS // input_ids.shape[1]) if criterion == "taylor_second" else samples
-    chunks = input_ids.split(chunk)
+    gates, samples = criterion == "taylor_gate", len(input_ids)
+    parts = by_parameter([part for part in slices if part.dim == 1] if gates else slices)
+    apart = criterion in ("taylor_second", "taylor_gate")
+    chunks = input_ids.split(max(1, _TOKENS // input_ids.shape[1]) if apart else samples)
     projections = {n: m for n, m in model.named_modules() if f"{n}.weight" in parts or f"{n}.bias" in parts}
     done = 0
 
     def reduce(name: str, module: Any, inputs: Tensor, gradient: Tensor) -> None:
         nonlocal done
-        for parameter, weight, states in (("weight", module.weight, inputs), ("bias", module.bias, None)):
-            for part, values in _reduce(weight, states, gradient, parts.get(f"{name}.{parameter}", []), element):
-                add_scores(scores, part, values.abs())
+        if gates:
+            (part,) = parts[f"{name}.weight"]
+            _add_gates(scores, part, inputs.float() * (gradient @ module.weight).float(), samples)
+        else:
+            for parameter, weight, states in (("weight", module.weight, inputs), ("bias", module.bias, None)):
+                for part, values in _reduce(weight, states, gradient, parts.get(f"{name}.{parameter}", []), element):
+                    add_scores(scores, part, values.abs())
         progress(done := done + 1, len(projections) * len(chunks))
 
     def element(weight: Tensor, gradients: Tensor) -> Tensor:
@@ -81,6 +91,23 @@ def taylor_scores(
         for batch in chunks:
             _summed_loss(model, batch.to(model.device)).div(samples).backward()
     return scores.numpy()
+
+
+def _add_gates(scores: Tensor, part: Slices, products: Tensor, samples: int) -> None:
+    """Add ½ of the Fisher information of the gate of each group.
+
+    Args:
+        scores: float64 [groups]; changed in place.
+        part: which group owns which input of the projection.
+        products: input · its gradient of the mean loss over all samples, [samples here, tokens, in].
+        samples: the number of all.
+    """
+    groups, place = np.unique(part.owner, return_inverse=True)
+    gates = torch.zeros(len(products), len(groups), dtype=torch.float64, device=products.device)
+    gates.index_add_(1, torch.from_numpy(place).to(products.device), products.sum(1).double())
+    found = gates.square().sum(0).mul(samples / 2).cpu()
+    owned = torch.from_numpy(groups >= 0)
+    scores.index_add_(0, torch.from_numpy(groups)[owned], found[owned])
 
 
 def _reduce(

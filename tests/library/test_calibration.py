@@ -46,16 +46,18 @@ def calibrate(dense: Path, out: Path, source: Path, seed: int = 0, **changes: An
     return [list(map(int, row)) for row in read_calibration(out)]
 
 
-def test_sequences_are_windows_of_the_documents_of_exactly_the_asked_length(
+def test_a_long_document_gives_a_window_and_short_ones_are_joined(
     tiny: Path, folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    out, source = folder("out"), write(tmp_path / "text.jsonl", [*DOCUMENTS, "short"])
-    sequences = calibrate(tiny, out, source, samples=4, tokens=32)
+    out, source = folder("out"), write(tmp_path / "text.jsonl", [*DOCUMENTS, "A short one.", "And another."])
+    sequences = calibrate(tiny, out, source, samples=5, tokens=25)
     rows = read_table(out / "calibration.parquet", CALIBRATION_SCHEMA)["row"].to_pylist()
-    assert [len(sequence) for sequence in sequences] == [32] * 4
-    assert sorted(rows) == [0, 1, 2, 3]  # each document once, the short one never
-    for row, sequence in zip(rows, sequences, strict=True):
-        assert load_tokenizer(tiny).decode(sequence) in DOCUMENTS[row]
+    assert [len(sequence) for sequence in sequences] == [25] * 5
+    assert sorted(rows)[:4] == [0, 1, 2, 3]  # each long document once
+    texts = dict(zip(rows, map(load_tokenizer(tiny).decode, sequences), strict=True))
+    assert all(texts[row] in DOCUMENTS[row] for row in range(4))
+    joined = ("A short one.\n\nAnd another.\n\n", "And another.\n\nA short one.\n\n")
+    assert texts[max(rows)] in {text[:25] for text in joined}
 
 
 def test_the_seed_decides_and_the_place_does_not(tiny: Path, folder: Callable[[str], Path]) -> None:
@@ -76,11 +78,11 @@ def test_further_windows_are_drawn_where_documents_run_out(
 
 
 def test_a_document_of_just_the_length_is_enough(tiny: Path, folder: Callable[[str], Path], tmp_path: Path) -> None:
-    source = write(tmp_path / "text.jsonl", ["0123456789abcdef", "012"])
+    source = write(tmp_path / "text.jsonl", ["0123456789abcdef"])
     assert calibrate(tiny, folder("out"), source, samples=1) == [load_tokenizer(tiny)("0123456789abcdef")["input_ids"]]
-    message = f"calibration.tokens: got 17; allowed: at most 16, the longest document of {source}"
+    message = f"calibration.tokens: got 19; allowed: at most 18, the tokens of {source}"  # with the blank line
     with pytest.raises(InputError, match=exactly(message)):
-        calibrate(tiny, folder("too-long"), source, tokens=17)
+        calibrate(tiny, folder("too-long"), source, tokens=19)
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".parquet"])

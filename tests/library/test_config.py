@@ -83,7 +83,7 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
 
 
 CRITERIA = (
-    "'taylor_first', 'taylor_vector', 'taylor_second', 'taylor_mixed', 'wanda_sp', 'flap', 'magnitude_l1', "
+    "'taylor_gate', 'taylor_first', 'taylor_vector', 'taylor_second', 'taylor_mixed', 'wanda_sp', 'flap', 'magnitude_l1', "
     "'magnitude_l2' or 'random'"
 )
 SECTIONS = ", ".join(RunConfig.model_fields)

@@ -73,6 +73,20 @@ def test_streamed_importance_equals_full_gradients(tmp_path: Path, changes: dict
     np.testing.assert_allclose(streamed, expected, rtol=1e-5, atol=scale)
 
 
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
+def test_gates_have_the_fisher_information_of_real_gates(tmp_path: Path, changes: dict[str, Any]) -> None:
+    dense, groups, slices = prepare(tmp_path, changes)
+    streamed = taylor_scores(load(dense), IDS, slices, len(groups), "taylor_gate")
+    model, gate = load(dense), torch.ones(len(groups), requires_grad=True)
+    for part in slices:
+        if part.dim == 1:
+            module, owner = model.get_submodule(part.parameter.removesuffix(".weight")), torch.from_numpy(part.owner)
+            module.register_forward_pre_hook(lambda module, given, owner=owner: (given[0] * gate[owner],))
+    squares = [torch.autograd.grad(model(s, labels=s).loss, gate)[0].square() for s in IDS.split(1)]
+    expected = torch.stack(squares).mean(0).numpy() / 2
+    np.testing.assert_allclose(streamed, expected, rtol=1e-5, atol=1e-7 * expected.max())
+
+
 def test_a_model_is_left_as_it_was(tmp_path: Path) -> None:
     dense, groups, slices = prepare(tmp_path, {})
     model = load(dense)

@@ -27,7 +27,7 @@ def test_a_table_makes_every_combination_and_tables_are_joined(tmp_path: Path) -
     assert [(cell.label, *cell.run.pruning.ratios) for cell in found] == [
         ("flap", 0.1), ("flap", 0.2), ("random", 0.1), ("random", 0.2), ("bias", 0.2),
     ]  # fmt: skip
-    assert [cell.run.pruning.criterion for cell in found] == ["flap", "flap", "random", "random", "taylor_second"]
+    assert [cell.run.pruning.criterion for cell in found] == ["flap", "flap", "random", "random", "taylor_gate"]
     assert {(cell.run.pruning.protect_last, cell.run.scoring.limit) for cell in found} == {(2, 5)}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tailored_llama.calibration import load_calibration
-from tailored_llama.config import RunConfig, load_config, reconstruction_text
+from tailored_llama.config import RunConfig, load_config
 from tailored_llama.models import load_model, model_identity
 from tailored_llama.pruning.groups import build_graph
 from tailored_llama.pruning.importance import score_importance
@@ -34,7 +34,5 @@ def pruned_smollm2(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytes
     build_graph(smollm2, groups)
     load_calibration(smollm2, quickstart.calibration, quickstart.store.downloads, 0, calibration)
     score_importance(smollm2, calibration, groups, quickstart.pruning.criterion, 0, importance)
-    fitted = tmp_path_factory.mktemp("fitted")
-    load_calibration(smollm2, reconstruction_text(quickstart), quickstart.store.downloads, 0, fitted)
-    prune(smollm2, groups, importance, 0.2, quickstart.pruning, quickstart.reconstruction, fitted, out)
+    prune(smollm2, groups, importance, 0.2, quickstart.pruning, quickstart.reconstruction, calibration, out)
     return out
