@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 from threading import Thread
+from typing import Any
 
 if __name__ == "__main__":  # before the imports below, so that both go on at once
     from flows._server import reach_server
 
     server = reach_server()
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from rich.console import Console
 
 from flows._pruned import dense_of, prompts_of, pruned_of
@@ -27,6 +28,7 @@ from tailored_llama.recovery import read_rows
 from tailored_llama.reports import console_table
 from tasks._stage import open_store
 from tasks.perplexity import measure_perplexity
+from tasks.profile import profile
 from tasks.report import report
 from tasks.score import score
 from tasks.tune import tune
@@ -53,6 +55,7 @@ def tailor(config: RunConfig) -> ArtifactRef:
         adapters = {name: tune(config, name, ratio, pruned, prompts.train[name]) for name in names}
         runs[ratio] = {
             "checkpoint": pruned,
+            "profile": _profile(config, label, pruned, dense.checkpoint),
             "perplexity": pruned_perplexity,
             "scores": scores,
             "adapters": adapters,
@@ -61,6 +64,17 @@ def tailor(config: RunConfig) -> ArtifactRef:
             },
         }
     return report(config, dense_made, runs, prompts.evaluation).result()
+
+
+def _profile(config: RunConfig, label: str, pruned: Any, dense: Any) -> Any:
+    """How fast it runs, or None: two models may not fit where one does, and that must not cost a night's scores."""
+    if not config.profile.batches:
+        return None
+    try:
+        return profile(config, label, pruned, dense)
+    except Exception as error:
+        get_run_logger().warning("profile %s failed, the report goes without: %s", label, error)
+        return None
 
 
 def main(arguments: list[str] | None = None, server: Thread | None = None) -> int:

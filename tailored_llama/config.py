@@ -201,6 +201,17 @@ class PerplexityConfig(TextConfig):
         return value
 
 
+class ProfileConfig(Section):
+    """What is timed: each pruned model in turns with the dense one, on the machine that runs the stage."""
+
+    batches: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
+        (1, 8), description="Prompts at a time, each number measured by itself; empty: nothing is timed."
+    )
+    prompt_tokens: int = Field(128, ge=1, le=32768, description="Tokens of a prompt.")
+    new_tokens: int = Field(32, ge=2, le=4096, description="Tokens generated after it.")
+    repeats: int = Field(5, ge=1, le=1000, description="Timed passes; the median counts.")
+
+
 class BenchmarkConfig(Section):
     """A benchmark: one of the seven, or one of the user's own."""
 
@@ -278,6 +289,7 @@ class RunConfig(Section):
     tuning: TuningConfig = TuningConfig()
     scoring: ScoringConfig = ScoringConfig()
     perplexity: PerplexityConfig = PerplexityConfig()
+    profile: ProfileConfig = ProfileConfig()
     execution: ExecutionConfig = ExecutionConfig()
     store: StoreConfig = StoreConfig()
 

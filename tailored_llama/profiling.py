@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoConfig
 
-from tailored_llama.artifacts import write_table
+from tailored_llama.artifacts import read_table, write_table
 from tailored_llama.checkpoints import check_checkpoint, read_structure, tensor_shapes, weight_files
 from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
@@ -342,6 +342,11 @@ def write_profile(rows: Sequence[Row], out: Path) -> None:
     """Write `profile.parquet`."""
     columns = {name: [getattr(row, name) for row in rows] for name in PROFILE_SCHEMA.names}
     write_table(out / "profile.parquet", columns, PROFILE_SCHEMA)
+
+
+def read_profile(folder: Path) -> list[Row]:
+    """The rows of `profile.parquet`."""
+    return [Row(**row) for row in read_table(folder / "profile.parquet", PROFILE_SCHEMA).to_pylist()]
 
 
 def console_table(rows: Sequence[Row]) -> Table:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tailored_llama import profiling
 from tailored_llama.artifacts import read_table
 from tailored_llama.config import RunConfig
 from tailored_llama.errors import InputError
@@ -50,7 +51,8 @@ class PrunedRun:
     """One pruned checkpoint and what was tuned on it.
 
     `ratio` is the one asked; `tailored` holds the scores of each benchmark's own adapter; `plan` is the folder with
-    `plan.parquet`; `logs` maps a benchmark to the adapter folder with `log.parquet`.
+    `plan.parquet`; `logs` maps a benchmark to the adapter folder with `log.parquet`; `profile` is what it costs to run
+    beside the dense model.
     """
 
     ratio: float | None
@@ -58,6 +60,11 @@ class PrunedRun:
     tailored: ModelScores = field(default_factory=ModelScores)
     plan: Path | None = None
     logs: Mapping[str, Path] = field(default_factory=dict)
+    profile: Sequence[profiling.Row] = ()
+
+    def speed(self, role: str = "checkpoint") -> profiling.Row | None:
+        """What was timed at the largest batch, of the pruned model or of the dense one ("against")."""
+        return max((row for row in self.profile if row.role == role), key=lambda row: row.batch, default=None)
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,8 @@ class Row:
     pruned_parameters: int | None = None
     dense_perplexity: float | None = None
     pruned_perplexity: float | None = None
+    prefill_speedup: float | None = None  # dense seconds ÷ pruned seconds, at the largest batch that was timed
+    decode_speedup: float | None = None
     seed: int | None = None
     recovery_benchmarks: int = 0  # how many benchmarks the recovery rests on
     cc_benchmarks: int = 0  # and the chance-corrected one
@@ -163,6 +172,7 @@ def scored_runs(inputs: ReportInputs) -> list[tuple[PrunedRun, list[Row]]]:
 
 def _run_rows(inputs: ReportInputs, run: PrunedRun) -> Iterator[Row]:
     models = dict(zip(MODELS, (inputs.dense, run.pruned, run.tailored), strict=True))
+    speed = run.speed()
     blank = Row(
         ratio=run.ratio,
         benchmark=MEAN,
@@ -173,6 +183,8 @@ def _run_rows(inputs: ReportInputs, run: PrunedRun) -> Iterator[Row]:
         pruned_parameters=run.pruned.checkpoint_parameters,
         dense_perplexity=(inputs.dense.perplexity or {}).get("perplexity"),
         pruned_perplexity=(run.pruned.perplexity or {}).get("perplexity"),
+        prefill_speedup=speed.prefill_speedup if speed else None,
+        decode_speedup=speed.decode_speedup if speed else None,
         seed=inputs.config.seed if inputs.config else None,
     )
     rows: list[Row] = []

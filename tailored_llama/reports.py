@@ -89,7 +89,10 @@ def _size_sentence(row: Row) -> str:
     if row.dense_perplexity is not None and row.pruned_perplexity is not None:
         before, after = number(row.dense_perplexity, 1), number(row.pruned_perplexity, 1)
         parts.append(f"{'p' if parts else 'P'}erplexity went from {before} to {after}")
-    return f"{', and '.join(parts)}." if parts else ""
+    if row.prefill_speedup and row.decode_speedup:
+        speed = f"{number(row.prefill_speedup, 2)} and {number(row.decode_speedup, 2)} times the dense model's"
+        parts.append(f"{'i' if parts else 'I'}t reads and writes at {speed} speed")
+    return f"{', and '.join([', '.join(parts[:-1]), *parts[-1:]] if parts[1:] else parts)}." if parts else ""
 
 
 def _recovery_sentence(inputs: ReportInputs, run: Sequence[Row]) -> str:
@@ -168,6 +171,8 @@ def _sizes(row: Row, named: bool) -> str:
     if row.dense_perplexity is not None:
         after = f" → {number(row.pruned_perplexity, 1)}" if row.pruned_perplexity is not None else ""
         parts.append(f"perplexity {number(row.dense_perplexity, 1)}{after}")
+    if row.prefill_speedup and row.decode_speedup:
+        parts.append(f"speed ×{row.prefill_speedup:.2f} reading, ×{row.decode_speedup:.2f} writing")
     text = "; ".join(parts)
     return f"{run_name(row)}: {text}" if text and named else text[:1].upper() + text[1:]
 
@@ -237,6 +242,8 @@ def _page(inputs: ReportInputs, runs: Sequence[tuple[PrunedRun, list[Row]]]) -> 
                 "name": run_name(rows[0]),
                 "rows": rows,
                 "last": rows[-1],
+                "speed": run.speed(),
+                "dense_speed": run.speed("against"),
                 "summary": summary(inputs, rows),
                 "bars": _bars([row for row in rows if row.benchmark != MEAN]),
                 "widths": _widths(run.plan) if run.plan else None,

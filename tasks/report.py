@@ -7,14 +7,14 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import State
 
-from tailored_llama import recovery, reports
+from tailored_llama import profiling, recovery, reports
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import RunConfig
 from tailored_llama.scoring import read_metrics
 from tasks._stage import open_store, stage
 
-VERSION = 2
+VERSION = 3
 
 
 @task(task_run_name="report")
@@ -26,8 +26,8 @@ def report(
     Args:
         config: the run's.
         dense: "checkpoint", "importance" and "perplexity" artifacts, and "scores" by benchmark.
-        runs: by ratio: "checkpoint" and "perplexity" artifacts; "adapters", "scores" (of the pruned model) and
-            "tailored" (scores with the adapter) by benchmark.
+        runs: by ratio: "checkpoint", "perplexity" and "profile" (or None) artifacts; "adapters", "scores" (of the
+            pruned model) and "tailored" (scores with the adapter) by benchmark.
         prompts: the rendered evaluation prompts, by benchmark.
     """
     store = open_store(config.store)
@@ -47,6 +47,7 @@ def report(
                     tailored=recovery.ModelScores(scores=_folders(store, run["tailored"])),
                     plan=store.open(run["checkpoint"]),
                     logs=_folders(store, run["adapters"]),
+                    profile=tuple(profiling.read_profile(store.open(run["profile"]))) if run["profile"] else (),
                 )
                 for ratio, run in runs.items()
             ),
@@ -70,7 +71,7 @@ def _flatten(prefix: str, tree: Mapping[Any, Any]) -> Iterator[tuple[str, Artifa
         label = f"{prefix} {name}".strip()
         if isinstance(value, ArtifactRef):
             yield label, value
-        else:
+        elif value is not None:
             yield from _flatten(label, value)
 
 

@@ -48,5 +48,6 @@ def own_run(tmp_path: Path, tiny: Path) -> dict[str, Any]:
         "pruning": {"ratios": [0.2], "min_channels": 4},
         "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2},
         "perplexity": {"source": str(text), "window": 32, "tokens": 128},
+        "profile": {"batches": []},
         "store": {"root": str(tmp_path / "store"), "downloads": str(tmp_path / "downloads")},
     }

@@ -13,6 +13,7 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.tailor import main, tailor
 from helpers import as_toml
 from tailored_llama.config import validate_config
+from tailored_llama.recovery import read_rows
 from tasks._stage import open_store
 
 
@@ -92,14 +93,30 @@ def test_a_damaged_artifact_is_built_again_alone(own_run: dict[str, Any]) -> Non
     assert {path.parent.parent.name for path in after if after[path] != before[path]} == {"adapter"}
 
 
+def test_a_profile_that_fails_costs_no_report(own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import tasks.profile
+
+    def out_of_memory(*arguments: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(tasks.profile.profiling, "profile", out_of_memory)
+    config = validate_config(own_run | {"profile": {"batches": [1]}})
+    folder = open_store(config.store).open(tailor(config))
+    assert {row.prefill_speedup for row in read_rows(folder)} == {None}
+    states = states_of_last_run()
+    assert {name for name, state in states.items() if state == "Failed"} == {"profile pruned @ 0.2"}
+
+
 def test_the_command_prints_a_table_and_the_path_of_the_report(
     own_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run.toml"
-    path.write_text(as_toml(own_run))
+    work = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
+    path.write_text(as_toml(own_run | {"profile": work}))
     assert main([str(path), "--set", "tuning.epochs=1"]) == 0
     output = capsys.readouterr().out
     assert "colours" in output
+    assert "speed ×" in output
     report = Path(output.strip().splitlines()[-1].removeprefix("report: "))
     assert "<html" in report.read_text()[:200]
     assert (report.parent / "recovery.parquet").is_file()

@@ -83,8 +83,8 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
 
 
 CRITERIA = (
-    "'taylor_gate', 'taylor_first', 'taylor_vector', 'taylor_second', 'taylor_mixed', 'wanda_sp', 'flap', 'magnitude_l1', "
-    "'magnitude_l2' or 'random'"
+    "'taylor_gate', 'taylor_first', 'taylor_vector', 'taylor_second', 'taylor_mixed', 'wanda_sp', 'flap', "
+    "'magnitude_l1', 'magnitude_l2' or 'random'"
 )
 SECTIONS = ", ".join(RunConfig.model_fields)
 WRONG = {

@@ -1,5 +1,6 @@
 """Reports from hand-made folders: the numbers, the words, what must never be in the page, what may be absent."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from tailored_llama import profiling
 from tailored_llama.artifacts import write_table
 from tailored_llama.config import validate_config
 from tailored_llama.errors import InputError
@@ -319,6 +321,29 @@ def test_without_tailored_plan_or_logs(tmp_path: Path) -> None:
     assert [row.recovery for row in rows] == [None] * 3
     assert rows[-1].tailored is None
     assert rows[-1].pruned == pytest.approx(0.35)
+
+
+def timed(role: str, batch: int, **changes: Any) -> profiling.Row:
+    names = {field.name: 1 for field in dataclasses.fields(profiling.Row)}
+    texts = {"role": role, "checkpoint": role, "device": "cpu", "dtype": "float32", "batch": batch}
+    return profiling.Row(**(names | texts | changes))
+
+
+def test_the_speed_at_the_largest_batch_stands_beside_the_accuracy(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    faster = {"prefill_speedup": 1.25, "prefill_speedup_low": 1.2, "prefill_speedup_high": 1.3, "decode_speedup": 1.5}
+    rows = (timed("checkpoint", 1), timed("checkpoint", 8, **faster), timed("against", 1), timed("against", 8))
+    run = dataclasses.replace(given.runs[0], profile=rows)
+    page = written(dataclasses.replace(given, runs=(run, given.runs[0])), tmp_path / "out")
+    text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    assert "and it reads and writes at 1.25 and 1.50 times the dense model's speed" in text.replace("&#39;", "'")
+    assert "1.25 1.20–1.30" in text
+    assert "8 prompts of 1 tokens at a time" in text
+    row = read_rows(tmp_path / "out")[0]
+    assert (row.prefill_speedup, row.decode_speedup) == (1.25, 1.5)
+    table = Console(width=80, record=True)
+    table.print(console_table(read_rows(tmp_path / "out")))
+    assert "speed ×1.25 reading, ×1.50 writing" in " ".join(table.export_text().split())
 
 
 def test_dense_alone_and_a_ratio_that_nobody_named(tmp_path: Path) -> None:
