@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import save_torch_state_dict
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tailored_llama import modeling_tailored_llama
@@ -29,6 +30,7 @@ from tailored_llama.modeling_tailored_llama import LAYERED
 from tailored_llama.pruning.groups import Groups, read_slices
 
 _MODELING_FILE = Path(modeling_tailored_llama.__file__)
+_SHARD = 2 * 10**9  # bytes
 
 
 def kept_layers(groups: Groups, kept: np.ndarray[Any, Any], share: list[int]) -> tuple[Layer, ...]:
@@ -53,7 +55,7 @@ def prune_checkpoint(
     """Write the checkpoint that is left when the groups not in `kept` are removed.
 
     The model is never built: each tensor is read, sliced along the dimensions that its groups own, and written.
-    Memory: the pruned model, plus one dense tensor.
+    Memory: one shard of the pruned model (2 GB at most), twice while it is written.
 
     Args:
         dense: the dense checkpoint.
@@ -65,30 +67,43 @@ def prune_checkpoint(
     """
     files = weight_files(dense)
     shapes = {name: shape for file in files for name, shape in tensor_shapes(file).items()}
+    place, sizes = dict[str, Path](), dict[str, list[int]]()
+    for file in (*files, *fitted):
+        for name, shape in tensor_shapes(file).items():
+            place[name], sizes[name] = file, shape
     share = [layer.heads // layer.kv_heads for layer in read_structure(dense).layers]
     keep: dict[str, list[tuple[int, np.ndarray[Any, Any]]]] = {}
     for slices in read_slices(groups_folder, shapes):
         stays = np.where(slices.owner < 0, True, kept[slices.owner])
-        if not stays.all():
+        if not stays.all() and place[slices.parameter] not in fitted:
             keep.setdefault(slices.parameter, []).append((slices.dim, np.flatnonzero(stays)))
-    state = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                tensor = tensors.get_tensor(name)
-                for dim, indices in keep.get(name, []):
-                    tensor = tensor.index_select(dim, torch.from_numpy(indices))
-                state[name] = tensor.contiguous()
-    for file in fitted:
-        state |= load_file(file)
     source = read_config(dense)
-    if any(name.endswith("_proj.bias") and name not in shapes for name in state):
+    for name, cuts in keep.items():
+        for dim, indices in cuts:
+            sizes[name][dim] = len(indices)
+    if any(name.endswith("_proj.bias") and name not in shapes for name in place):
         source |= {"attention_bias": True, "mlp_bias": True}
-        for name in [n for n in state if n.endswith("_proj.weight")]:
-            bias = torch.zeros(len(state[name]), dtype=state[name].dtype)
-            state.setdefault(name.removesuffix("weight") + "bias", bias)
+        for name in [n for n in sizes if n.endswith("_proj.weight")]:
+            sizes.setdefault(name.removesuffix("weight") + "bias", sizes[name][:1])
     config = layout_config(source, kept_layers(groups, kept, share))
-    save_torch_state_dict(state, out, metadata={"format": "pt"}, safe_serialization=True)
+    dtype = getattr(torch, config.dtype) if isinstance(config.dtype, str) else config.dtype or torch.float32
+
+    def tensor(name: str) -> torch.Tensor:
+        if name not in place:
+            return torch.zeros(sizes[name], dtype=dtype)
+        with safe_open(place[name], framework="pt") as tensors:
+            found: torch.Tensor = tensors.get_tensor(name)
+        for dim, indices in keep.get(name, []):
+            found = found.index_select(dim, torch.from_numpy(indices))
+        return found.contiguous()
+
+    without_data = {name: torch.empty(size, dtype=dtype, device="meta") for name, size in sizes.items()}
+    shards = split_torch_state_dict_into_shards(without_data, max_shard_size=_SHARD)
+    for shard, names in shards.filename_to_tensors.items():
+        save_file({name: tensor(name) for name in names}, out / shard, metadata={"format": "pt"})
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
     if config.model_type in LAYERED:
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     else:

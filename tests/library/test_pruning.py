@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from helpers import UNFITTED, save_tiny_llama
-from tailored_llama.checkpoints import Layer, layout_config, read_config, read_structure
+from tailored_llama.checkpoints import Layer, layout_config, read_config, read_structure, weight_files
 from tailored_llama.config import PruningConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import load
+from tailored_llama.pruning import surgery
 from tailored_llama.pruning.groups import build_graph, read_groups, read_slices
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.plan import plan
@@ -262,3 +263,16 @@ def test_pruning_a_pruned_model_again_works(tmp_path: Path) -> None:
     assert ratio == pytest.approx(0.1, abs=4e-3)
     with torch.no_grad():
         assert torch.isfinite(load(twice)(IDS).logits).all()
+
+
+def test_a_checkpoint_in_shards_holds_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, whole = pruned_checkpoint(tmp_path / "whole", 0.2, LAYERED)
+    monkeypatch.setattr(surgery, "_SHARD", 10_000)
+    _, shards = pruned_checkpoint(tmp_path / "shards", 0.2, LAYERED)
+    assert len(list(whole.glob("*.safetensors"))) == 1
+    assert len(files := weight_files(shards)) > 3
+    assert max(file.stat().st_size for file in files) < 40_000  # one tensor, the embedding, is larger than a shard
+    with torch.no_grad():
+        assert torch.equal(load(shards)(IDS).logits, load(whole)(IDS).logits)
+        stock = AutoModelForCausalLM.from_pretrained(shards)
+        assert torch.equal(stock(IDS).logits, load(whole)(IDS).logits)
