@@ -1,7 +1,7 @@
 """Seconds and peak memory of every pruning stage on a model of some size, beside gradients held the usual way.
 
     python tests/benchmarks/pruning.py FOLDER --shape 1b
-    python tests/benchmarks/pruning.py FOLDER --shape 7b --skip-usual
+    python tests/benchmarks/pruning.py FOLDER --shape 7b --skip usual --skip "prune, static"
 
 A checkpoint of random weights is written into FOLDER/SHAPE (kept, and found again), in bfloat16, layer by layer. Then
 each stage runs in a process of its own: the dependency graph, second-order importance on 10 × 64 tokens as in
@@ -36,7 +36,7 @@ from tailored_llama.config import PruningConfig, ReconstructionConfig
 from tailored_llama.memory import peak_memory, reset_peak_memory
 from tailored_llama.models import load
 from tailored_llama.pruning.groups import add_scores, build_graph, by_parameter, read_groups, read_slices
-from tailored_llama.pruning.importance import score_importance
+from tailored_llama.pruning.importance import read_importance, score_importance
 from tailored_llama.pruning.prune import prune
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -145,7 +145,7 @@ def main(
     folder: Path,
     shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = "1b",
     ratio: float = 0.2,
-    skip_usual: Annotated[bool, typer.Option(help="Gradients of all weights would not fit into memory.")] = False,
+    skip: Annotated[list[str] | None, typer.Option(help="A stage to leave out; repeatable.")] = None,
 ) -> None:
     """Measure every stage; see the top of this file."""
     dense, root = folder / shape, folder / f"{shape}-stages"
@@ -155,18 +155,14 @@ def main(
     write_tokens(root / "tokens", SHAPES[shape]["vocab_size"])
     weights = sum(file.stat().st_size for file in weight_files(dense))
     rows = []
-    for name in stages(dense, root, ratio):
-        if name == "usual" and skip_usual:
-            continue
+    for name in (name for name in stages(dense, root, ratio) if name not in (skip or [])):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
             seconds, peak = worker.submit(measure, dense, root, ratio, name).result()
         rows.append({"shape": shape, "stage": name, "seconds": seconds, "peak_bytes": peak})
         idle = rows[0]["peak_bytes"]
         rows[-1] |= {"above_idle_over_weights": (peak - idle) / weights, "weight_bytes": weights}
         print(f"{name:14} {seconds:8.1f} s {peak / 2**30:7.2f} GiB, {(peak - idle) / weights:.3f} × weights + idle")
-    if not skip_usual:
-        from tailored_llama.pruning.importance import read_importance
-
+    if "usual" not in (skip or []):
         ours, theirs = read_importance(root / "importance"), np.load(root / "usual.npy")
         print(f"scores: rank correlation {pd.Series(ours).corr(pd.Series(theirs), method='spearman'):.5f}")
     pd.DataFrame(rows).to_parquet(folder / "pruning.parquet")
