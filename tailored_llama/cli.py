@@ -173,9 +173,10 @@ def tune(
     """Train a LoRA adapter for one benchmark on a few of its train examples."""
     run = load_config(config, overrides)
     with _new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
-        rendered = _render(run, _benchmark(run, benchmark), "train", Path(scratch))
+        own = _benchmark(run, benchmark)
+        rendered, metric = _render(run, own, "train", Path(scratch)), benchmarks.headline_metric(own)
         with progress_bar(f"tune {benchmark}") as progress:
-            facts = tuning.tune(checkpoint, rendered, run.tuning, run.seed, folder, run.execution, progress)
+            facts = tuning.tune(checkpoint, rendered, run.tuning, metric, run.seed, folder, run.execution, progress)
     print(f"{out}: {facts['epochs']} epochs, {facts['tokens_per_second']} tokens/s")
 
 

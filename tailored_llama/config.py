@@ -155,7 +155,19 @@ class TuningConfig(Section):
     rank: int = Field(8, ge=1, le=1024, description="LoRA rank r: the width of each update.")
     alpha: int = Field(16, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the input of each adapter.")
+    variant: Literal["lora", "rslora", "dora"] = Field(
+        "lora",
+        description="lora: updates scaled by α / r; rslora: by α / √r (arXiv 2312.03732); dora: directions and "
+        "magnitudes of the weights apart (arXiv 2402.09353).",
+    )
     targets: tuple[Projection, ...] = Field(PROJECTIONS, min_length=1, description="Projections that get an adapter.")
+    ranking: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="Weight of a ranking loss: cross-entropy over an example's choices, by their log-likelihoods as "
+        "the benchmark's metric compares them. 0: only the right choice is trained on.",
+    )
     learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after warm-up.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps spent warming up.")

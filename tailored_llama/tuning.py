@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from torch.nn.functional import cross_entropy
 
 from tailored_llama.artifacts import write_table
 from tailored_llama.checkpoints import weights_digest
-from tailored_llama.config import ExecutionConfig, TuningConfig
+from tailored_llama.config import ExecutionConfig, Metric, TuningConfig
 from tailored_llama.models import BASE_FILE, load, load_tokenizer
-from tailored_llama.packing import Document, batches, packed_attention, packed_logits
+from tailored_llama.own import WRITTEN
+from tailored_llama.packing import batches, packed_attention, packed_logits
 from tailored_llama.progress import Progress, silent
 from tailored_llama.prompts import Prompt, read_prompts
 from tailored_llama.pruning.groups import FUSED
-from tailored_llama.tokens import encode_pair
+from tailored_llama.scoring import Encoded, encode_prompt
 
 LOG_SCHEMA = pa.schema(
     {
@@ -35,13 +37,24 @@ LOG_SCHEMA = pa.schema(
     }
 )
 
-Sample = tuple[Document, list[int]]  # the input tokens, and the continuation's tokens they must predict
+
+@dataclass(frozen=True)
+class Sample:
+    """The right choice of an example, or all choices where they are ranked."""
+
+    encoded: Encoded
+    answer: int
+    scales: tuple[float, ...]  # what makes log-likelihoods of choices comparable
+
+    def __len__(self) -> int:
+        return len(self.encoded.document)
 
 
 def tune(
     checkpoint: Path,
     prompts_folder: Path,
     tuning: TuningConfig,
+    metric: Metric,
     seed: int,
     out: Path,
     execution: ExecutionConfig,
@@ -49,18 +62,31 @@ def tune(
 ) -> dict[str, Any]:
     """Stage: train one adapter; write it in PEFT's layout, with `log.parquet` and the digest of its base.
 
-    The loss is the mean over examples of the mean negative log-likelihood of the right continuation's tokens. The
-    adapter kept is the one with the lowest loss on the held-out slice of the train split, the untrained one included.
-    Deterministic by seed on a CPU.
+    The loss is the mean over examples of the mean negative log-likelihood of the right continuation's tokens. With
+    `tuning.ranking`, that times the cross-entropy over the choices is added: their log-likelihoods are the logits, for
+    acc_norm divided by the choices' lengths and multiplied by the mean length. The adapter kept is the one with the
+    lowest loss on the held-out slice of the train split, the untrained one included. Deterministic by seed on a CPU.
+
+    Args:
+        checkpoint: what is tuned.
+        prompts_folder: the train prompts.
+        tuning: shots, adapter, loss, optimiser.
+        metric: the benchmark's headline metric.
+        seed: of the adapter, the order and dropout.
+        out: an existing folder.
+        execution: the device.
+        progress: told of every step.
 
     Raises:
+        InputError: a continuation is longer than the model's context.
         FloatingPointError: the loss is not a finite number; the step is named.
     """
     torch.manual_seed(seed)
     base, tokenizer = load(checkpoint, device=execution.device), load_tokenizer(checkpoint)
     limit = base.config.max_position_embeddings
+    ranked = metric if tuning.ranking and metric not in WRITTEN else None
     shots, held_out = (
-        [_sample(tokenizer, prompt, limit) for prompt in read_prompts(prompts_folder, split)]
+        [_sample(tokenizer, prompt, limit, ranked) for prompt in read_prompts(prompts_folder, split)]
         for split in ("shots", "held_out")
     )
     model = get_peft_model(
@@ -69,6 +95,8 @@ def tune(
             r=tuning.rank,
             lora_alpha=tuning.alpha,
             lora_dropout=tuning.dropout,
+            use_rslora=tuning.variant == "rslora",
+            use_dora=tuning.variant == "dora",
             target_modules=_targets(base, tuning.targets),
             task_type="CAUSAL_LM",
         ),
@@ -80,8 +108,7 @@ def tune(
     write_table(out / "log.parquet", log, LOG_SCHEMA)
     _save_adapter(model, checkpoint, out)
     epochs = max(log["epoch"])
-    tokens = epochs * sum(len(document) for document, _ in shots)
-    tokens += (epochs + 1) * sum(len(document) for document, _ in held_out)
+    tokens = epochs * sum(map(len, shots)) + (epochs + 1) * sum(map(len, held_out))
     return {"tokens": tokens, "tokens_per_second": round(tokens / seconds, 1), "epochs": epochs}
 
 
@@ -105,36 +132,51 @@ def _save_adapter(model: Any, checkpoint: Path, out: Path) -> None:
     )
 
 
-def _sample(tokenizer: Any, prompt: Prompt, limit: int) -> Sample:
-    before, after = encode_pair(tokenizer, prompt.contexts[prompt.answer], prompt.continuations[prompt.answer])
-    sequence = (before + after)[-(limit + 1) :]
-    return Document(sequence[:-1]), after[-(len(sequence) - 1) :]
+def _sample(tokenizer: Any, prompt: Prompt, limit: int, ranked: Metric | None) -> Sample:
+    """All choices where they are ranked by a metric, else the right one alone."""
+    right = prompt.answer
+    if ranked is None:
+        alone = Prompt(prompt.example, (prompt.contexts[right],), (prompt.continuations[right],), 0, (1,))
+        return Sample(encode_prompt(tokenizer, alone, limit), 0, (1.0,))
+    lengths = prompt.choice_lengths if ranked == "acc_norm" else (1,) * len(prompt.contexts)
+    mean = sum(lengths) / len(lengths)
+    return Sample(encode_prompt(tokenizer, prompt, limit), right, tuple(mean / length for length in lengths))
 
 
-def _loss(model: Any, batch: Sequence[Sample]) -> Tensor:
-    """Summed loss of the examples of a batch (each the mean over its continuation)."""
+def _loss(model: Any, batch: Sequence[Sample], ranking: float) -> Tensor:
+    """Summed loss of the examples of a batch."""
     positions: list[int] = []
     targets: list[int] = []
-    weights: list[float] = []
+    sizes: list[int] = []  # tokens of every choice
     start = 0
-    for document, wanted in batch:
-        start += len(document)
-        positions += range(start - len(wanted), start)
-        targets += wanted
-        weights += [1 / len(wanted)] * len(wanted)
-    logits = packed_logits(model, [document for document, _ in batch], torch.tensor(positions)).float()
+    for sample in batch:
+        for places, wanted in zip(sample.encoded.positions, sample.encoded.targets, strict=True):
+            positions += [start + place for place in places]
+            targets += wanted
+            sizes.append(len(wanted))
+        start += len(sample)
+    logits = packed_logits(model, [sample.encoded.document for sample in batch], torch.tensor(positions)).float()
     losses = cross_entropy(logits, torch.tensor(targets, device=logits.device), reduction="none")
-    return (losses * torch.tensor(weights, device=logits.device)).sum()
+    choices = iter(losses.split(sizes))
+    total = losses.new_zeros(())
+    for sample in batch:
+        mine = [next(choices) for _ in sample.scales]
+        total = total + mine[sample.answer].mean()
+        if ranking and len(mine) > 1:
+            scores = torch.stack([-loss.sum() * scale for loss, scale in zip(mine, sample.scales, strict=True)])
+            total = total + ranking * cross_entropy(scores, torch.tensor(sample.answer, device=scores.device))
+    return total
 
 
 def _micro_batches(batch: Sequence[Sample], budget: int) -> list[list[Sample]]:
-    return [[batch[i] for i in part] for part in batches([len(document) for document, _ in batch], budget)]
+    return [[batch[i] for i in part] for part in batches([len(sample) for sample in batch], budget)]
 
 
-def _held_out_loss(model: Any, samples: Sequence[Sample], budget: int) -> float:
+def _held_out_loss(model: Any, samples: Sequence[Sample], tuning: TuningConfig) -> float:
     model.eval()
     with torch.inference_mode():
-        total = sum(float(_loss(model, part)) for part in _micro_batches(samples, budget))
+        parts = _micro_batches(samples, tuning.micro_batch_tokens)
+        total = sum(float(_loss(model, part, tuning.ranking)) for part in parts)
     return total / len(samples)
 
 
@@ -147,14 +189,13 @@ def _train(
     progress: Progress,
 ) -> dict[str, list[Any]]:
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=tuning.learning_rate)
-    budget = tuning.micro_batch_tokens
     per_epoch = math.ceil(len(shots) / tuning.batch_size)
     steps = per_epoch * tuning.epochs
     generator = torch.Generator().manual_seed(seed)
     log: dict[str, list[Any]] = {name: [] for name in LOG_SCHEMA.names}
     best, best_state, worse = math.inf, get_peft_model_state_dict(model), 0
     if held_out:
-        best = _held_out_loss(model, held_out, budget)
+        best = _held_out_loss(model, held_out, tuning)
         best_state = _copy(model)
         _append(log, step=0, epoch=0, loss=None, learning_rate=None, held_out_loss=best)
     for epoch in range(1, tuning.epochs + 1):
@@ -167,8 +208,8 @@ def _train(
             batch = [shots[i] for i in order[first : first + tuning.batch_size]]
             model.train()
             loss = 0.0
-            for part in _micro_batches(batch, budget):
-                partial = _loss(model, part) / len(batch)
+            for part in _micro_batches(batch, tuning.micro_batch_tokens):
+                partial = _loss(model, part, tuning.ranking) / len(batch)
                 partial.backward()
                 loss += partial.item()
             if not math.isfinite(loss):
@@ -178,7 +219,7 @@ def _train(
             _append(log, step=step, epoch=epoch, loss=loss, learning_rate=rate, held_out_loss=None)
             progress(step, steps)
         if held_out:
-            held = log["held_out_loss"][-1] = _held_out_loss(model, held_out, budget)
+            held = log["held_out_loss"][-1] = _held_out_loss(model, held_out, tuning)
             if held < best:
                 best, best_state, worse = held, _copy(model), 0
             else:

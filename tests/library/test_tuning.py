@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,9 @@ from helpers import save_tiny_llama, write_own_benchmark
 from tailored_llama import tuning
 from tailored_llama.benchmarks import load_benchmark
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, TuningConfig
-from tailored_llama.models import load, load_tokenizer
+from tailored_llama.errors import InputError
+from tailored_llama.models import load, load_tokenizer, merge
+from tailored_llama.packing import packed_attention
 from tailored_llama.prompts import Prompt, read_prompts, render_prompts
 from tailored_llama.tokens import encode_pair
 from tailored_llama.tuning import learning_rate
@@ -43,7 +48,7 @@ def test_tuning_lowers_the_loss_and_peft_loads_the_adapter(
     tiny: Path, prompts: Path, folder: Callable[[str], Path]
 ) -> None:
     out = folder("adapter")
-    tuning.tune(tiny, prompts, QUICK, 0, out, CPU)
+    tuning.tune(tiny, prompts, QUICK, "acc_norm", 0, out, CPU)
     held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
     assert min(held[1:]) < 0.8 * held[0]
     assert held_out_loss(tiny, out, prompts) == pytest.approx(min(held), abs=1e-4)
@@ -52,7 +57,7 @@ def test_tuning_lowers_the_loss_and_peft_loads_the_adapter(
 def test_fused_projections_get_the_adapters_of_their_parts(prompts: Path, folder: Callable[[str], Path]) -> None:
     sizes = {"pad_token_id": 0, "sliding_window": None}
     dense, out = save_tiny_llama(folder("phi"), architecture="phi3", **sizes), folder("adapter")
-    tuning.tune(dense, prompts, QUICK, 0, out, CPU)
+    tuning.tune(dense, prompts, QUICK, "acc_norm", 0, out, CPU)
     held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
     assert min(held[1:]) < held[0]
     tuned = {name.split(".")[-3] for name in load_file(out / "adapter_model.safetensors")}
@@ -74,7 +79,7 @@ def held_out_loss(checkpoint: Path, adapter: Path, prompts: Path) -> float:
 def test_the_same_seed_gives_the_same_bytes(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
     first, second, other = folder("first"), folder("second"), folder("other")
     for out, seed in ((first, 0), (second, 0), (other, 1)):
-        tuning.tune(tiny, prompts, QUICK, seed, out, CPU)
+        tuning.tune(tiny, prompts, QUICK, "acc_norm", seed, out, CPU)
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
     weights = [load_file(out / "adapter_model.safetensors") for out in (first, other)]
@@ -85,7 +90,7 @@ def test_micro_batches_change_nothing_but_memory(tiny: Path, prompts: Path, fold
     without_dropout = QUICK.model_copy(update={"dropout": 0.0})
     for name, budget in (("small", 64), ("large", 4096)):
         split = without_dropout.model_copy(update={"micro_batch_tokens": budget})
-        tuning.tune(tiny, prompts, split, 0, folder(name), CPU)
+        tuning.tune(tiny, prompts, split, "acc_norm", 0, folder(name), CPU)
     small, large = (log_of(prompts.parent / name)["loss"] for name in ("small", "large"))
     assert small[1:] == pytest.approx(large[1:], rel=1e-3)
 
@@ -95,7 +100,7 @@ def test_tuning_stops_when_the_held_out_loss_no_longer_falls(
 ) -> None:
     out = folder("adapter")
     wild = TuningConfig(epochs=20, learning_rate=1.0, patience=2, warmup=0)  # soon every step makes it worse
-    tuning.tune(tiny, prompts, wild, 0, out, CPU)
+    tuning.tune(tiny, prompts, wild, "acc_norm", 0, out, CPU)
     log = log_of(out)
     held = [loss for loss in log["held_out_loss"] if loss is not None]
     assert log["epoch"][-1] == held.index(min(held)) + 2
@@ -109,12 +114,12 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step(
     real = tuning._loss
     calls = iter(range(1000))
 
-    def broken(model: Any, batch: Any) -> Any:
-        return real(model, batch) * (float("nan") if next(calls) >= 6 else 1)
+    def broken(*given: Any) -> Any:
+        return real(*given) * (float("nan") if next(calls) >= 6 else 1)
 
     monkeypatch.setattr(tuning, "_loss", broken)
     with pytest.raises(FloatingPointError, match=r"loss is nan at step \d+ of 6"):
-        tuning.tune(tiny, prompts, QUICK, 0, folder("adapter"), CPU)
+        tuning.tune(tiny, prompts, QUICK, "acc_norm", 0, folder("adapter"), CPU)
 
 
 def test_the_learning_rate_warms_up_then_falls() -> None:
@@ -126,8 +131,67 @@ def test_the_learning_rate_warms_up_then_falls() -> None:
     assert math.isclose(learning_rate(10, 10, config.model_copy(update={"schedule": "constant"})), 1.0)
 
 
-def test_a_continuation_longer_than_the_context_trains_on_its_end(tiny: Path) -> None:
-    tokenizer = load_tokenizer(tiny)
-    prompt = Prompt(0, ("short",), (" " + "x" * 300,), 0, (300,))
-    document, wanted = tuning._sample(tokenizer, prompt, 256)
-    assert (len(document), len(wanted)) == (256, 256)
+def test_a_continuation_longer_than_the_context_is_named(tiny: Path) -> None:
+    prompt = Prompt(3, ("short",), (" " + "x" * 300,), 0, (300,))
+    with pytest.raises(InputError, match="example 3: got a continuation of 301 tokens; allowed: at most 256"):
+        tuning._sample(load_tokenizer(tiny), prompt, 256, None)
+
+
+@pytest.mark.parametrize("metric", ["acc", "acc_norm"])
+def test_the_ranking_loss_is_that_of_the_choices_as_the_metric_compares_them(
+    tiny: Path, prompts: Path, metric: Any
+) -> None:
+    model, tokenizer = load(tiny), load_tokenizer(tiny)
+    batch, expected = read_prompts(prompts, "shots")[:3], 0.0
+    for prompt in batch:
+        scores = []
+        for context, continuation in zip(prompt.contexts, prompt.continuations, strict=True):
+            before, after = encode_pair(tokenizer, context, continuation)
+            with torch.no_grad():
+                logprobs = model(torch.tensor([before + after])).logits[0].log_softmax(-1)
+            scores.append([float(logprobs[len(before) + i - 1, t]) for i, t in enumerate(after)])
+        lengths = [1] * len(scores) if metric == "acc" else list(prompt.choice_lengths)
+        mean = sum(lengths) / len(lengths)
+        logits = torch.tensor([sum(s) / length * mean for s, length in zip(scores, lengths, strict=True)])
+        right = scores[prompt.answer]
+        expected += -sum(right) / len(right) - 0.5 * float(logits.log_softmax(0)[prompt.answer])
+    samples = [tuning._sample(tokenizer, prompt, 256, metric) for prompt in batch]
+    with packed_attention(model), torch.no_grad():
+        assert float(tuning._loss(model, samples, 0.5)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_ranking_teaches_to_choose(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
+    """Each question has one of four colours as its answer; the ranking loss makes the right one the likeliest."""
+    out = folder("ranked")
+    many = QUICK.model_copy(update={"ranking": 1.0, "epochs": 12, "dropout": 0.0})
+    tuning.tune(tiny, prompts, many, "acc_norm", 0, out, CPU)
+    model = PeftModel.from_pretrained(load(tiny), out).eval()
+    right = {False: 0, True: 0}
+    shots, tokenizer = read_prompts(prompts, "shots"), load_tokenizer(tiny)
+    for tuned in right:
+        with nullcontext() if tuned else model.disable_adapter(), packed_attention(model), torch.no_grad():
+            for prompt in shots:
+                alone = [
+                    tuning._sample(tokenizer, replace(prompt, answer=c), 256, None) for c in range(len(prompt.contexts))
+                ]
+                losses = [
+                    float(tuning._loss(model, [s], 0)) * len(s.encoded.targets[0]) / length
+                    for s, length in zip(alone, prompt.choice_lengths, strict=True)
+                ]
+                right[tuned] += losses.index(min(losses)) == prompt.answer
+    assert right[True] > right[False]
+    assert right[True] >= 0.8 * len(shots)
+
+
+@pytest.mark.parametrize("variant", ["rslora", "dora"])
+def test_variants_are_what_peft_reads(tiny: Path, prompts: Path, folder: Callable[[str], Path], variant: Any) -> None:
+    out, merged = folder("adapter"), folder("merged")
+    tuning.tune(tiny, prompts, QUICK.model_copy(update={"variant": variant}), "acc_norm", 0, out, CPU)
+    settings = json.loads((out / "adapter_config.json").read_text())
+    assert (settings["use_rslora"], settings["use_dora"]) == (variant == "rslora", variant == "dora")
+    merge(tiny, out, merged)
+    ids = torch.tensor([[5, 9, 77, 14]])
+    with torch.no_grad():
+        attached = PeftModel.from_pretrained(load(tiny), out).eval()(ids).logits
+        assert (attached - load(tiny)(ids).logits).abs().max() > 1e-3
+        torch.testing.assert_close(load(merged)(ids).logits, attached, atol=1e-4, rtol=1e-4)

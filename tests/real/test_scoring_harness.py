@@ -51,7 +51,7 @@ def adapter(pruned_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytes
     load_benchmark(benchmark, quickstart.store.downloads, examples)
     render_prompts(examples, benchmark, "train", "harness", prompts, shots=16, held_out=0)
     tuning = quickstart.tuning.model_copy(update={"epochs": 2, "learning_rate": 2e-3})
-    tune(pruned_smollm2, prompts, tuning, 0, out, CPU)
+    tune(pruned_smollm2, prompts, tuning, "acc_norm", 0, out, CPU)
     return out
 
 
