@@ -134,7 +134,7 @@ def within_memory(
         except (RuntimeError, MemoryError) as error:
             if len(batch) == 1 or not out_of_memory(error):
                 raise
-            budget = _halved(ordered[start] * len(batch) if padded else sum(ordered[start:stop]))
+            budget = halved(ordered[start] * len(batch) if padded else sum(ordered[start:stop]))
             continue
         yield batch, result
         start = stop
@@ -167,13 +167,14 @@ def encode_header(model: Any, ids: Sequence[int], budget: int) -> Header:
         except (RuntimeError, MemoryError) as error:
             if len(part) == 1 or not out_of_memory(error):
                 raise
-            budget = _halved(len(part))
+            budget = halved(len(part))
             continue
         header = longer
     return header
 
 
-def _halved(tokens: int) -> int:
+def halved(tokens: int) -> int:
+    """Half a number of tokens, and a warning that says so."""
     logging.getLogger(__name__).warning("memory ran out: going on with %d tokens a pass", tokens // 2)
     return tokens // 2
 

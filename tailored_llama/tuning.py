@@ -19,9 +19,10 @@ from torch.nn.functional import cross_entropy
 from tailored_llama.artifacts import write_table
 from tailored_llama.checkpoints import weights_digest
 from tailored_llama.config import ExecutionConfig, Metric, TuningConfig
+from tailored_llama.memory import out_of_memory
 from tailored_llama.models import BASE_FILE, load, load_tokenizer
 from tailored_llama.own import WRITTEN
-from tailored_llama.packing import batches, packed_attention, packed_logits
+from tailored_llama.packing import batches, halved, packed_attention, packed_logits, within_memory
 from tailored_llama.progress import Progress, silent
 from tailored_llama.prompts import Prompt, read_prompts
 from tailored_llama.pruning.groups import FUSED
@@ -101,6 +102,8 @@ def tune(
             task_type="CAUSAL_LM",
         ),
     )
+    if execution.recompute_activations:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     start = time.perf_counter()
     with packed_attention(base):
         log = _train(model, shots, held_out, tuning, seed, progress)
@@ -172,11 +175,35 @@ def _micro_batches(batch: Sequence[Sample], budget: int) -> list[list[Sample]]:
     return [[batch[i] for i in part] for part in batches([len(sample) for sample in batch], budget)]
 
 
-def _held_out_loss(model: Any, samples: Sequence[Sample], tuning: TuningConfig) -> float:
+def _backward(model: Any, batch: Sequence[Sample], ranking: float, budget: int) -> tuple[float, int]:
+    """Accumulate the gradients of a step in micro-batches; halve them, and begin again, where memory runs out.
+
+    Returns:
+        The loss, and the tokens of a micro-batch that did fit.
+    """
+    while True:
+        loss, parts = 0.0, _micro_batches(batch, budget)
+        try:
+            for part in parts:
+                partial = _loss(model, part, ranking) / len(batch)
+                partial.backward()
+                loss += partial.item()
+            return loss, budget
+        except (RuntimeError, MemoryError) as error:
+            if len(parts) == len(batch) or not out_of_memory(error):
+                raise
+        model.zero_grad()  # those of the parts that did fit
+        budget = halved(min(budget, max(sum(map(len, part)) for part in parts)))
+
+
+def _held_out_loss(model: Any, samples: Sequence[Sample], ranking: float, budget: int) -> float:
     model.eval()
+
+    def part_loss(part: list[int]) -> float:
+        return float(_loss(model, [samples[i] for i in part], ranking))
+
     with torch.inference_mode():
-        parts = _micro_batches(samples, tuning.micro_batch_tokens)
-        total = sum(float(_loss(model, part, tuning.ranking)) for part in parts)
+        total = sum(loss for _, loss in within_memory([len(sample) for sample in samples], budget, part_loss))
     return total / len(samples)
 
 
@@ -192,10 +219,11 @@ def _train(
     per_epoch = math.ceil(len(shots) / tuning.batch_size)
     steps = per_epoch * tuning.epochs
     generator = torch.Generator().manual_seed(seed)
+    budget = tuning.micro_batch_tokens
     log: dict[str, list[Any]] = {name: [] for name in LOG_SCHEMA.names}
     best, best_state, worse = math.inf, get_peft_model_state_dict(model), 0
     if held_out:
-        best = _held_out_loss(model, held_out, tuning)
+        best = _held_out_loss(model, held_out, tuning.ranking, budget)
         best_state = _copy(model)
         _append(log, step=0, epoch=0, loss=None, learning_rate=None, held_out_loss=best)
     for epoch in range(1, tuning.epochs + 1):
@@ -207,11 +235,7 @@ def _train(
                 group["lr"] = rate
             batch = [shots[i] for i in order[first : first + tuning.batch_size]]
             model.train()
-            loss = 0.0
-            for part in _micro_batches(batch, tuning.micro_batch_tokens):
-                partial = _loss(model, part, tuning.ranking) / len(batch)
-                partial.backward()
-                loss += partial.item()
+            loss, budget = _backward(model, batch, tuning.ranking, budget)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"tuning: loss is {loss} at step {step} of {steps}")
             optimiser.step()
@@ -219,7 +243,7 @@ def _train(
             _append(log, step=step, epoch=epoch, loss=loss, learning_rate=rate, held_out_loss=None)
             progress(step, steps)
         if held_out:
-            held = log["held_out_loss"][-1] = _held_out_loss(model, held_out, tuning)
+            held = log["held_out_loss"][-1] = _held_out_loss(model, held_out, tuning.ranking, budget)
             if held < best:
                 best, best_state, worse = held, _copy(model), 0
             else:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from helpers import save_tiny_llama, write_own_benchmark
 from tailored_llama import tuning
@@ -93,6 +94,52 @@ def test_micro_batches_change_nothing_but_memory(tiny: Path, prompts: Path, fold
         tuning.tune(tiny, prompts, split, "acc_norm", 0, folder(name), CPU)
     small, large = (log_of(prompts.parent / name)["loss"] for name in ("small", "large"))
     assert small[1:] == pytest.approx(large[1:], rel=1e-3)
+
+
+def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = QUICK.model_copy(update={"dropout": 0.0})
+    tuning.tune(tiny, prompts, quiet, "acc_norm", 0, folder("whole"), CPU)
+    real, refused = tuning._loss, []
+
+    def small_only(model: Any, batch: Any, ranking: float) -> Any:
+        loss = real(model, batch, ranking)
+        if sum(map(len, batch)) > 80 and model.training:
+            refused.append(len(batch))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss
+
+    monkeypatch.setattr(tuning, "_loss", small_only)
+    tuning.tune(tiny, prompts, quiet, "acc_norm", 0, folder("parts"), CPU)
+    assert len(refused) == 1  # later steps begin with what did fit
+    whole, parts = (log_of(prompts.parent / name)["loss"] for name in ("whole", "parts"))
+    assert parts[1:] == pytest.approx(whole[1:], rel=1e-3)
+
+    def never(*given: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(tuning, "_loss", never)
+    with pytest.raises(MemoryError):
+        tuning.tune(tiny, prompts, quiet, "acc_norm", 0, folder("none"), CPU)
+
+
+def test_recomputed_activations_change_nothing_but_memory(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, computed = LlamaMLP.forward, {False: 0, True: 0}
+    for name, recompute in (("kept", False), ("recomputed", True)):
+
+        def counted(self: Any, states: Any, recompute: bool = recompute) -> Any:
+            computed[recompute] += 1
+            return real(self, states)
+
+        monkeypatch.setattr(LlamaMLP, "forward", counted)
+        execution = ExecutionConfig(device="cpu", recompute_activations=recompute)
+        tuning.tune(tiny, prompts, QUICK, "acc_norm", 0, folder(name), execution)
+    kept, recomputed = (log_of(prompts.parent / name)["loss"] for name in ("kept", "recomputed"))
+    assert recomputed[1:] == pytest.approx(kept[1:], rel=1e-4)
+    assert computed[True] > 1.3 * computed[False]
 
 
 def test_tuning_stops_when_the_held_out_loss_no_longer_falls(
