@@ -185,9 +185,9 @@ def _page(config: SweepConfig, dense: Row, rows: Sequence[Row]) -> str:
             figures.append({"title": title, "svg": svg, "caption": caption})
     failed = len(rows) - len(done)
     summary = f"{len(rows)} cells" + (f", of which {failed} failed" if failed else "")
-    if done:
-        best = min(done, key=lambda row: (round(row.ratio, 6), row.perplexity))
-        summary += f"; at {percent(best.ratio)} the lowest perplexity is {number(best.perplexity, 2)} ({best.label})"
+    best = {row.ratio: row for row in sorted(done, key=lambda row: -(row.perplexity or math.inf))}  # the last one stays
+    lowest = [f"{number(best[r].perplexity, 2)} at {percent(r, 0)} ({best[r].label})" for r in sorted(best)]
+    summary += f". Lowest perplexity: {'; '.join(lowest)}" if lowest else ""
     return page_template("sweep.html.j2").render(
         title=f"Sweep of {config.model.source}",
         summary=f"{summary}; dense: {number(dense.perplexity, 2)}.",

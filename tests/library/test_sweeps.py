@@ -82,7 +82,7 @@ def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: Swe
     page = written(config, tmp_path / "out", *ROWS)
     assert page.count("<svg") == 2
     assert "3 cells, of which 1 failed" in page
-    assert "lowest perplexity is 30.00 (flap)" in page
+    assert "Lowest perplexity: 30.00 at 10\xa0% (flap); 50.00 at 20\xa0% (flap); dense: 20.00." in page
     assert "&lt;b&gt;random&lt;/b&gt;" in page
     assert "failed: CUDA out of memory" in page
     assert "<b>random" not in page
