@@ -25,6 +25,7 @@ from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
 from tailored_llama.preflight import preflight
 from tailored_llama.sweeps import SweepConfig, cells, console_table, load_sweep, read_sweep
+from tailored_llama.texts import PROMPTS
 from tasks._stage import open_store
 from tasks.load_model import load_model
 from tasks.perplexity import measure_perplexity
@@ -36,20 +37,27 @@ from tasks.sweep import write_sweep
 def sweep(config: SweepConfig) -> ArtifactRef:
     """Measure the dense model and every cell; one that fails is in the table, and does not stop the others."""
     log = get_run_logger()
-    prompts = prompts_of(config)
+    every = cells(config)  # a bad one is found before any work
+    prompts = _prompts(config, config)
     dense = load_model(config.store, config.model)
     made = [_measured(config, config, "dense", 0.0, dense, prompts)]
-    for cell in cells(config):
+    for cell in every:
         (ratio,) = cell.run.pruning.ratios
         label = f"{cell.label} @ {ratio:g}"
         try:
-            own = prompts_of(cell.run)
+            own = _prompts(config, cell.run)
             pruned = pruned_of(cell.run, dense_of(cell.run, own), ratio)
             made.append(_measured(config, cell.run, cell.label, ratio, pruned, own))
         except Exception as error:
             log.error("cell %s failed: %s", label, error)
             made.append({"label": cell.label, "ratio": ratio, "error": " ".join(str(error).split())[:300]})
     return write_sweep(config, made).result()
+
+
+def _prompts(config: SweepConfig, run: RunConfig) -> Prompts:
+    """The prompts of a cell, where anything reads them."""
+    needed = config.scored or run.calibration.source == PROMPTS
+    return prompts_of(run) if needed else Prompts({}, {})
 
 
 def _measured(
@@ -75,7 +83,8 @@ def main(arguments: list[str] | None = None, server: Thread | None = None) -> in
     quiet_libraries()
     try:
         config = load_sweep(options.config, options.set)
-        preflight(config)
+        for run in [config, *(cell.run for cell in cells(config))]:
+            preflight(run)
         if server:
             server.join()
         ref = sweep(config)

@@ -1,4 +1,4 @@
-"""Calibration: the token sequences whose gradients say what matters."""
+"""Calibration: the token sequences that importance is measured on and reconstruction fitted to."""
 
 from __future__ import annotations
 

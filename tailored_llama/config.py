@@ -153,7 +153,9 @@ class TuningConfig(Section):
     shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
     held_out: int = Field(50, ge=0, description="Further train examples, kept for early stopping; 0: no stopping.")
     rank: int = Field(8, ge=1, le=1024, description="LoRA rank r: the width of each update.")
-    alpha: int = Field(16, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
+    alpha: int = Field(
+        16, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r (variant rslora: α / √r)."
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the input of each adapter.")
     variant: Literal["lora", "rslora", "dora"] = Field(
         "lora",
@@ -398,7 +400,7 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         data = data.setdefault(section, {})
         if not isinstance(data, dict):
-            raise InputError(f"--set {key}: {section} is not a section")
+            raise InputError(f"{key}: {section} is not a section")
     data[name] = value
 
 

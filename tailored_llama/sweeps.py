@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 from markupsafe import Markup
@@ -27,12 +28,13 @@ from tailored_llama.reports import number, page_template, percent, settings_of
 from tailored_llama.scoring import read_metrics
 
 RATIOS = "pruning.ratios"
+MAY_VARY = ("seed", "calibration", "pruning", "reconstruction")  # cells share all else with the dense model
 
 
 class SweepConfig(RunConfig):
     """A run configuration, and the settings that differ from cell to cell."""
 
-    grid: tuple[dict[str, tuple[Any, ...]], ...] = Field(
+    grid: tuple[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], ...] = Field(
         min_length=1,
         description='Tables of dotted field → list of values, such as "pruning.criterion" = ["flap", "random"]; '
         "each table makes one cell of every combination. Of pruning.ratios, each value is one cell.",
@@ -81,26 +83,35 @@ def cells(config: SweepConfig) -> list[Cell]:
     """Every distinct combination of the grid, in its order.
 
     Raises:
-        InputError: a field that is not one, or a value out of bounds; the cell is named.
+        InputError: a field that is not one or must not differ, or a value out of bounds; the cell is named.
     """
     shared = config.model_dump(mode="json", exclude={"grid", "scored"})
     varying = [field for table in config.grid for field in table if field != RATIOS]
+    for field in {field: None for table in config.grid for field in table}:
+        if field.split(".")[0] not in MAY_VARY:
+            raise InputError(f"grid: got {field!r}; allowed: seed, and the fields of {', '.join(MAY_VARY[1:])}")
     found: dict[str, Cell] = {}
     for table in config.grid:
         for values in itertools.product(*table.values()):
             settings = dict(zip(table, values, strict=True))
             data = json.loads(json.dumps(shared))
-            for field, value in settings.items():
-                assign(data, field, [value] if field == RATIOS else value)
-            label = ", ".join(str(settings[field]) for field in dict.fromkeys(varying) if field in settings)
             try:
+                for field, value in settings.items():
+                    assign(data, field, [value] if field == RATIOS else value)
                 run = validate_config(data)
             except InputError as error:
                 raise InputError(f"grid, cell {settings}: {error}") from None
+            label = ", ".join(_shown(run, field) for field in dict.fromkeys(varying))
             for ratio in run.pruning.ratios:
                 one = run.model_copy(update={"pruning": run.pruning.model_copy(update={"ratios": (ratio,)})})
                 found.setdefault(one.model_dump_json(), Cell(label or "pruned", one))
     return list(found.values())
+
+
+def _shown(run: RunConfig, field: str) -> str:
+    """A field's value in a run; with its name, where the value alone would not say what it is of."""
+    value = functools.reduce(getattr, field.split("."), run)
+    return value if isinstance(value, str) else f"{field.split('.')[-1]}={value}"
 
 
 def measure(label: str, ratio: float, checkpoint: Path, perplexity: Path, scores: Sequence[Path]) -> Row:
@@ -158,9 +169,9 @@ def _times_dense(row: Row, dense: Row) -> float:
 
 
 def _shared(config: SweepConfig) -> dict[str, dict[str, str]]:
-    """The settings that no cell changes, as `settings_of`."""
-    sections = settings_of(config)
-    for field in ("grid", "scored", *(field for table in config.grid for field in table)):
+    """The settings that no cell changes, as `settings_of`; those that a sweep does not read are left out."""
+    sections = {name: fields for name, fields in settings_of(config).items() if name not in ("tuning", "profile")}
+    for field in ("grid", "scored", RATIOS, *(field for table in config.grid for field in table)):
         section, _, name = field.rpartition(".")
         sections.get(section, {}).pop(name, None)
     return sections

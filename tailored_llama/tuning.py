@@ -185,15 +185,19 @@ def _backward(model: Any, batch: Sequence[Sample], ranking: float, budget: int) 
         loss, parts = 0.0, _micro_batches(batch, budget)
         try:
             for part in parts:
-                partial = _loss(model, part, ranking) / len(batch)
-                partial.backward()
-                loss += partial.item()
+                loss += _add_gradients(_loss(model, part, ranking) / len(batch))
             return loss, budget
         except (RuntimeError, MemoryError) as error:
             if len(parts) == len(batch) or not out_of_memory(error):
                 raise
         model.zero_grad()  # those of the parts that did fit
         budget = halved(min(budget, max(sum(map(len, part)) for part in parts)))
+
+
+def _add_gradients(loss: Tensor) -> float:
+    """In a function of its own, so that nothing holds on to the graph of a pass that did not fit."""
+    loss.backward()
+    return loss.item()
 
 
 def _held_out_loss(model: Any, samples: Sequence[Sample], ranking: float, budget: int) -> float:

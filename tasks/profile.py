@@ -22,7 +22,7 @@ def profile(config: RunConfig, label: str, pruned: ArtifactRef, dense: ArtifactR
     store, work, device = open_store(config.store), config.profile, pick_device(config.execution.device)
 
     def build(out: Path) -> None:
-        names = {"checkpoint": label, "against": "dense"}
+        names = {"checkpoint": "pruned", "against": "dense"}
         folders, sizes = (store.open(pruned), store.open(dense)), (work.batches, work.prompt_tokens, work.new_tokens)
         rows = profiling.profile(*folders, *sizes, device, work.repeats, progress)
         profiling.write_profile([replace(row, checkpoint=names[row.role]) for row in rows], out)

@@ -10,7 +10,7 @@ from tailored_llama.console import progress_bar
 from tailored_llama.pruning import prune as pruning
 from tasks._stage import open_store, stage
 
-VERSION = 2
+VERSION = 3
 
 
 @task(task_run_name="prune @ {ratio}")

@@ -9,7 +9,7 @@ from tailored_llama.console import progress_bar
 from tailored_llama.pruning import importance
 from tasks._stage import open_store, stage
 
-VERSION = 2
+VERSION = 3
 
 
 @task(task_run_name="importance {config.pruning.criterion}")

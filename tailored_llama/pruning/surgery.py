@@ -55,7 +55,7 @@ def prune_checkpoint(
     """Write the checkpoint that is left when the groups not in `kept` are removed.
 
     The model is never built: each tensor is read, sliced along the dimensions that its groups own, and written.
-    Memory: one shard of the pruned model (2 GB at most), twice while it is written.
+    Memory: one shard of the pruned model: 2 GB, or one tensor where that is larger.
 
     Args:
         dense: the dense checkpoint.

@@ -78,18 +78,19 @@ def taylor_scores(
         progress(done := done + 1, len(projections) * len(chunks))
 
     def element(weight: Tensor, gradients: Tensor) -> Tensor:
-        """Score of every element [rows, columns] from its gradients [samples, rows, columns]."""
-        first = weight * gradients.sum(0)
+        """Score of every element [rows, columns] from its gradients of each sample's loss [samples, rows, columns]."""
+        first = weight * gradients.sum(0) / samples
         if criterion == "taylor_vector":
             return first
         if criterion == "taylor_first":
             return first.abs()
-        second = weight.square() * gradients.square().sum(0) * (samples / 2)  # the loss is a mean over the samples
+        second = weight.square() * gradients.square().sum(0) / (2 * samples)
         return second if criterion == "taylor_second" else (first - second).abs()
 
     with _recomputed(model), _watched(projections, reduce):
         for batch in chunks:
-            _summed_loss(model, batch.to(model.device)).div(samples).backward()
+            # not divided by the samples before: float16 gradients would vanish
+            _summed_loss(model, batch.to(model.device)).backward()
     return scores.numpy()
 
 
@@ -99,13 +100,13 @@ def _add_gates(scores: Tensor, part: Slices, products: Tensor, samples: int) -> 
     Args:
         scores: float64 [groups]; changed in place.
         part: which group owns which input of the projection.
-        products: input · its gradient of the mean loss over all samples, [samples here, tokens, in].
+        products: input · its gradient of each sample's loss, [samples here, tokens, in].
         samples: the number of all.
     """
     groups, place = np.unique(part.owner, return_inverse=True)
     gates = torch.zeros(len(products), len(groups), dtype=torch.float64, device=products.device)
     gates.index_add_(1, torch.from_numpy(place).to(products.device), products.sum(1).double())
-    found = gates.square().sum(0).mul(samples / 2).cpu()
+    found = gates.square().sum(0).div(2 * samples).cpu()
     owned = torch.from_numpy(groups >= 0)
     scores.index_add_(0, torch.from_numpy(groups)[owned], found[owned])
 

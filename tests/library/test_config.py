@@ -139,7 +139,7 @@ def test_all_mistakes_are_named_at_once() -> None:
 
 
 def test_a_key_below_a_value_is_refused() -> None:
-    with pytest.raises(InputError, match=exactly("--set seed.x: seed is not a section")):
+    with pytest.raises(InputError, match=exactly("seed.x: seed is not a section")):
         load_config(None, ["seed=1", "seed.x=5"])
 
 

@@ -25,10 +25,17 @@ def test_a_table_makes_every_combination_and_tables_are_joined(tmp_path: Path) -
     again = '[[grid]]\n"reconstruction.method" = ["bias"]\n"pruning.ratios" = [0.2]\n' + GRID
     found = cells(load_sweep(sweep_file(tmp_path, GRID + again), ["scoring.limit=5"]))
     assert [(cell.label, *cell.run.pruning.ratios) for cell in found] == [
-        ("flap", 0.1), ("flap", 0.2), ("random", 0.1), ("random", 0.2), ("bias", 0.2),
+        ("flap, static", 0.1), ("flap, static", 0.2), ("random, static", 0.1), ("random, static", 0.2),
+        ("taylor_gate, bias", 0.2),
     ]  # fmt: skip
     assert [cell.run.pruning.criterion for cell in found] == ["flap", "flap", "random", "random", "taylor_gate"]
     assert {(cell.run.pruning.protect_last, cell.run.scoring.limit) for cell in found} == {(2, 5)}
+
+
+def test_cells_that_differ_have_labels_that_differ(tmp_path: Path) -> None:
+    first, last = ('[[grid]]\n"pruning.protect_' + end + '" = [1]\n' for end in ("first", "last"))
+    labels = [cell.label for cell in cells(load_sweep(sweep_file(tmp_path, first + last)))]
+    assert labels == ["protect_first=1, protect_last=2", "protect_first=0, protect_last=1"]
 
 
 def test_ratios_of_the_run_are_cells_where_the_grid_names_none(tmp_path: Path) -> None:
@@ -48,6 +55,15 @@ def test_ratios_of_the_run_are_cells_where_the_grid_names_none(tmp_path: Path) -
             "grid, cell {'pruning.criterion': 'flap', 'pruning.ratios': 0.1, 'pruning.steps': 0}: pruning.steps: got 0",
         ),
         (GRID + '"pruning.step" = [2]', "pruning.step: unknown key; did you mean pruning.steps?"),
+        (GRID + '[[grid]]\n"pruning.criterion" = []', "grid.1.pruning.criterion: got []; allowed: at least 1 item"),
+        (
+            GRID + '"seed.foo" = [1]',
+            "grid, cell {'pruning.criterion': 'flap', 'pruning.ratios': 0.1, 'seed.foo': 1}: seed",
+        ),
+        (
+            GRID + '"model.source" = ["other"]',
+            "grid: got 'model.source'; allowed: seed, and the fields of calibration, pruning, reconstruction",
+        ),
     ],
 )
 def test_a_bad_grid_is_named(tmp_path: Path, grid: str, message: str) -> None:
