@@ -16,7 +16,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +310,12 @@ def read_manifest(folder: Path) -> Manifest:
     if not whole:
         raise InputError(f"{folder / MANIFEST}: names a file outside its folder")
     return manifest
+
+
+def schema_of(row: type[Any]) -> pa.Schema:
+    """The table schema of a dataclass of str, int, float and bool fields, each perhaps None."""
+    types = {"float": pa.float64(), "int": pa.int64(), "str": pa.string(), "bool": pa.bool_()}
+    return pa.schema([(field.name, types[str(field.type).split(" ")[0]]) for field in fields(row)])
 
 
 def write_table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> None:

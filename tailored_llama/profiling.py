@@ -20,7 +20,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import pyarrow as pa
 import torch
 from rich import box
 from rich.markup import escape
@@ -28,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoConfig
 
-from tailored_llama.artifacts import read_table, write_table
+from tailored_llama.artifacts import read_table, schema_of, write_table
 from tailored_llama.checkpoints import check_checkpoint, read_structure, tensor_shapes, weight_files
 from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
@@ -110,8 +109,7 @@ class Row:
     expected_parameters: float | None = None  # by computed parameters
 
 
-_ARROW = {"float": pa.float64(), "int": pa.int64(), "str": pa.string()}
-PROFILE_SCHEMA = pa.schema([(f.name, _ARROW[str(f.type).split(" ")[0]]) for f in dataclasses.fields(Row)])
+PROFILE_SCHEMA = schema_of(Row)
 
 
 def count_costs(folder: Path, work: Work) -> Costs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from tailored_llama import profiling
-from tailored_llama.artifacts import read_table
+from tailored_llama.artifacts import read_table, schema_of
 from tailored_llama.config import RunConfig
 from tailored_llama.errors import InputError
 from tailored_llama.scoring import read_answers, read_metrics
@@ -132,8 +130,7 @@ class Row:
     cc_benchmarks: int = 0  # and the chance-corrected one
 
 
-_ARROW = {"float": pa.float64(), "int": pa.int64(), "str": pa.string(), "bool": pa.bool_()}
-RECOVERY_SCHEMA = pa.schema([(f.name, _ARROW[str(f.type).split(" ")[0]]) for f in dataclasses.fields(Row)])
+RECOVERY_SCHEMA = schema_of(Row)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow as pa
 from markupsafe import Markup
 from pydantic import Field
 from rich import box
@@ -20,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tailored_llama import plots
-from tailored_llama.artifacts import read_table, write_table
+from tailored_llama.artifacts import read_table, schema_of, write_table
 from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import RunConfig, assign, read_config_data, validate_as, validate_config
 from tailored_llama.errors import InputError
@@ -64,8 +62,7 @@ class Row:
     error: str | None = None
 
 
-_ARROW = {"float": pa.float64(), "int": pa.int64(), "str": pa.string()}
-SWEEP_SCHEMA = pa.schema([(f.name, _ARROW[str(f.type).split(" ")[0]]) for f in dataclasses.fields(Row)])
+SWEEP_SCHEMA = schema_of(Row)
 
 
 def load_sweep(path: str | Path, overrides: list[str] | None = None) -> SweepConfig:
