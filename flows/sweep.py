@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before the imports below, so that both go on at on
 from prefect import flow, get_run_logger
 from rich.console import Console
 
-from flows._pruned import Prompts, dense_of, prompts_of, pruned_of
+from flows._models import Prompts, dense_of, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.console import quiet_libraries

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before the imports below, so that both go on at on
 from prefect import flow, get_run_logger
 from rich.console import Console
 
-from flows._pruned import dense_of, prompts_of, pruned_of
+from flows._models import adapters_of, dense_of, healed_of, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig, load_config
 from tailored_llama.console import quiet_libraries
@@ -31,7 +31,6 @@ from tasks.perplexity import measure_perplexity
 from tasks.profile import profile
 from tasks.report import report
 from tasks.score import score
-from tasks.tune import tune
 
 
 @flow(name="tailor", flow_run_name="tailor {config.model.source}", persist_result=False)
@@ -52,18 +51,25 @@ def tailor(config: RunConfig) -> ArtifactRef:
         label, tailored = f"pruned @ {ratio}", f"tailored @ {ratio}"
         pruned_perplexity = measure_perplexity(config, label, pruned)
         scores = {name: score(config, name, label, pruned, prompts.evaluation[name]) for name in names}
-        adapters = {name: tune(config, name, ratio, pruned, prompts.train[name]) for name in names}
+        healed = healed_of(config, dense, ratio, pruned, prompts)
+        adapters = adapters_of(config, dense, ratio, healed, prompts)
         runs[ratio] = {
             "checkpoint": pruned,
             "profile": _profile(config, label, pruned, dense.checkpoint),
             "perplexity": pruned_perplexity,
             "scores": scores,
-            "adapters": adapters,
-            "tailored": {
-                name: score(config, name, tailored, pruned, prompts.evaluation[name], adapters[name]) for name in names
-            },
+            "healed": _healed(config, ratio, healed),
+            "adapters": adapters if config.tuning.examples != "mixture" else {"mixture": adapters[names[0]]},
+            "tailored": {n: score(config, n, tailored, healed, prompts.evaluation[n], adapters.get(n)) for n in names},
         }
     return report(config, dense_made, runs, prompts.evaluation).result()
+
+
+def _healed(config: RunConfig, ratio: float, healed: Any) -> dict[str, Any] | None:
+    """The healed model and its perplexity, where there is one."""
+    if not config.healing.tokens:
+        return None
+    return {"checkpoint": healed, "perplexity": measure_perplexity(config, f"healed @ {ratio}", healed)}
 
 
 def _profile(config: RunConfig, label: str, pruned: Any, dense: Any) -> Any:

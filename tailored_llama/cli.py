@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,9 @@ from rich.table import Table
 from tailored_llama import (
     benchmarks,
     calibration,
+    distillation,
     generation,
+    healing,
     models,
     profiling,
     prompts,
@@ -63,6 +66,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 Out = Annotated[Path, typer.Argument(help="Folder to write; it must not exist, or be empty.")]
 Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint folder.")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="Adapter folder, trained on this checkpoint.")]
+Dense = Annotated[Path, typer.Option("--dense", help="Dense checkpoint: the teacher.")]
 BenchmarkName = Annotated[str, typer.Option("--benchmark", "-b", help="A benchmark's name.")]
 
 
@@ -127,11 +131,7 @@ def prune(
 def _prune(run: RunConfig, dense: Path, ratio: float, new: Callable[[str], Path], out: Path) -> None:
     """All stages of pruning, in steps; their artifacts go into new scratch folders."""
     total, criterion, reconstruction = read_structure(dense).parameters, run.pruning.criterion, run.reconstruction
-    sequences = new("calibration") if reads_calibration(run) else None
-    if sequences:
-        named = run.benchmarks if run.calibration.source == texts.PROMPTS else ()
-        rendered = [_render(run, benchmark, "train", new(f"prompts-{benchmark.name}")) for benchmark in named]
-        calibration.load_calibration(dense, run.calibration, run.store.downloads, run.seed, sequences, rendered)
+    sequences = _calibration(run, dense, new) if reads_calibration(run) else None
     model, device = dense, run.execution.device
     for step, share in enumerate(step_ratios(ratio, run.pruning.steps), start=1):
         graph, scores = new(f"groups-{step}"), new(f"importance-{step}")
@@ -166,18 +166,65 @@ def _subfolder(parent: Path, name: str) -> Path:
     return folder
 
 
+@app.command(epilog="Example: `tailored-llama heal pruned healed --dense dense --set healing.tokens=131072`")
+def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, overrides: Overrides = None) -> None:
+    """Train a pruned checkpoint towards its dense model's predictions on plain text; write the healed checkpoint."""
+    run = load_config(config, overrides)
+    if not run.healing.tokens:
+        raise InputError("healing.tokens: got 0; allowed: at least 1")
+    models.pick_device(run.execution.device)
+    with _new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+        new = partial(_subfolder, Path(scratch))
+        lessons = _teach(run, dense, _calibration(healing.healing_text(run), dense, new), new("teacher"))
+        with progress_bar("heal") as progress:
+            facts = healing.heal(
+                checkpoint, lessons, run.healing, run.distillation, run.seed, folder, run.execution, progress
+            )
+    print(f"{out}: {facts['tokens']:,} tokens, {facts['tokens_per_second']} tokens/s")
+
+
 @app.command(epilog="Example: `tailored-llama tune pruned adapter --benchmark arc_easy --set tuning.epochs=5`")
 def tune(
-    checkpoint: Checkpoint, out: Out, benchmark: BenchmarkName, config: Config = None, overrides: Overrides = None
+    checkpoint: Checkpoint,
+    out: Out,
+    benchmark: BenchmarkName,
+    dense: Annotated[Path | None, typer.Option(help="Dense checkpoint, which distillation asks.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
 ) -> None:
     """Train a LoRA adapter for one benchmark on a few of its train examples."""
     run = load_config(config, overrides)
+    taught = run.distillation
+    if taught.weight and not dense:
+        raise InputError(f"--dense: not set; allowed: the dense checkpoint (distillation.weight is {taught.weight})")
     with _new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
-        own = _benchmark(run, benchmark)
-        rendered, metric = _render(run, own, "train", Path(scratch)), benchmarks.headline_metric(own)
+        own, new = _benchmark(run, benchmark), partial(_subfolder, Path(scratch))
+        source = tuning.Source(_render(run, own, "train", new("train")), benchmarks.headline_metric(own))
+        text = None
+        if dense and taught.weight:
+            source = replace(source, teacher=_teach(run, dense, source.prompts, new("teacher")))
+            text = _teach(run, dense, _calibration(run, dense, new), new("text")) if taught.sequences else None
         with progress_bar(f"tune {benchmark}") as progress:
-            facts = tuning.tune(checkpoint, rendered, run.tuning, metric, run.seed, folder, run.execution, progress)
+            facts = tuning.tune(
+                checkpoint, [source], run.tuning, run.seed, folder, run.execution, progress, taught, text
+            )
     print(f"{out}: {facts['epochs']} epochs, {facts['tokens_per_second']} tokens/s")
+
+
+def _calibration(run: RunConfig, dense: Path, new: Callable[[str], Path]) -> Path:
+    """Calibration sequences of a run, in a new scratch folder."""
+    named = run.benchmarks if run.calibration.source == texts.PROMPTS else ()
+    rendered = [_render(run, benchmark, "train", new(f"prompts-{benchmark.name}")) for benchmark in named]
+    sequences = new("calibration")
+    calibration.load_calibration(dense, run.calibration, run.store.downloads, run.seed, sequences, rendered)
+    return sequences
+
+
+def _teach(run: RunConfig, dense: Path, source: Path, out: Path) -> Path:
+    """What a dense model says along calibration sequences or prompts, in a new folder."""
+    with progress_bar("teach") as progress:
+        distillation.teach(dense, source, run.distillation, out, run.execution, progress)
+    return out
 
 
 @app.command(epilog="Example: `tailored-llama score pruned --adapter adapter --benchmark arc_easy --out scores`")

@@ -147,11 +147,9 @@ class PromptConfig(Section):
     )
 
 
-class TuningConfig(Section):
-    """LoRA on a few examples of one benchmark (arXiv 2410.19185, section 4; LoRA: arXiv 2106.09685)."""
+class TrainingConfig(Section):
+    """An adapter and how it is trained (LoRA: arXiv 2106.09685)."""
 
-    shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
-    held_out: int = Field(50, ge=0, description="Further train examples, kept for early stopping; 0: no stopping.")
     rank: int = Field(8, ge=1, le=1024, description="LoRA rank r: the width of each update.")
     alpha: int = Field(
         16, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r (variant rslora: α / √r)."
@@ -163,6 +161,67 @@ class TuningConfig(Section):
         "magnitudes of the weights apart (arXiv 2402.09353).",
     )
     targets: tuple[Projection, ...] = Field(PROJECTIONS, min_length=1, description="Projections that get an adapter.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of matrix products. bfloat16 is about twice as fast where the machine has it; adapters, their "
+        "gradients and the optimiser stay in float32, weights in the checkpoint's own type.",
+    )
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after warm-up.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps spent warming up.")
+    batch_size: int = Field(8, ge=1, description="Examples, or text sequences, per optimiser step.")
+    micro_batch_tokens: int = Field(
+        2048,
+        ge=64,
+        description="Tokens in one forward pass of a step, halved when memory runs out; dropout is drawn anew for each "
+        "pass.",
+    )
+
+
+class DistillationConfig(Section):
+    """What the dense model teaches: its next-token distributions, cached once (arXiv 1503.02531)."""
+
+    weight: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="In tuning, the weight of the divergence from the dense model on the examples and on text, beside "
+        "the loss of the right choices; 0: the dense model is not asked. Healing has no other loss than this one.",
+    )
+    temperature: float = Field(
+        1.0, gt=0, le=20, description="Logits are divided by it; above 1 unlikely tokens weigh more."
+    )
+    top: int = Field(
+        32, ge=1, le=1024, description="Likeliest tokens kept of each distribution; all others are counted as one."
+    )
+    sequences: int = Field(
+        2, ge=0, le=1024, description="In tuning, sequences of the calibration text beside the examples of each step."
+    )
+
+
+class HealingConfig(TrainingConfig):
+    """General recovery before tailoring: LoRA by distillation on calibration text, merged into the pruned model."""
+
+    tokens: int = Field(
+        0, ge=0, le=10**10, description="Tokens of calibration text trained on, each once; 0: no healing."
+    )
+    rank: int = Field(64, ge=1, le=1024, description="LoRA rank r: the width of each update.")
+    alpha: int = Field(64, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of each adapter.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate of AdamW.")
+
+
+class TuningConfig(TrainingConfig):
+    """LoRA on a few examples of one benchmark (arXiv 2410.19185, section 4)."""
+
+    examples: Literal["benchmark", "mixture", "none"] = Field(
+        "benchmark",
+        description="benchmark: an adapter for each, trained on its own examples; mixture: one adapter for all, on "
+        "as many examples in total, drawn from all benchmarks and written with the template `generic`: what tailoring "
+        "is compared with; none: no adapter.",
+    )
+    shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
+    held_out: int = Field(50, ge=0, description="Further train examples, kept for early stopping; 0: no stopping.")
     ranking: float = Field(
         0.0,
         ge=0,
@@ -170,17 +229,7 @@ class TuningConfig(Section):
         description="Weight of a ranking loss: cross-entropy over an example's choices, by their log-likelihoods as "
         "the benchmark's metric compares them. 0: only the right choice is trained on.",
     )
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after warm-up.")
-    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps spent warming up.")
     epochs: int = Field(3, ge=1, le=1000, description="Passes over the training examples, at most.")
-    batch_size: int = Field(8, ge=1, description="Examples per optimiser step.")
-    micro_batch_tokens: int = Field(
-        2048,
-        ge=64,
-        description="Tokens in one forward pass of a step, halved when memory runs out; dropout is drawn anew for each "
-        "pass.",
-    )
     patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
 
 
@@ -307,6 +356,8 @@ class RunConfig(Section):
     calibration: CalibrationConfig = CalibrationConfig()
     pruning: PruningConfig = PruningConfig()
     reconstruction: ReconstructionConfig = ReconstructionConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    healing: HealingConfig = HealingConfig()
     prompts: PromptConfig = PromptConfig()
     tuning: TuningConfig = TuningConfig()
     scoring: ScoringConfig = ScoringConfig()

@@ -27,7 +27,7 @@ from tailored_llama.models import head_logits
 Result = TypeVar("Result")
 
 _ATTENTION = "tailored_packed"
-_HEAD_POSITIONS = 256  # of a pass whose logits are in memory at once: at 128,000 entries 131 MB in float32
+HEAD_POSITIONS = 256  # of a pass whose logits are in memory at once: at 128,000 entries 131 MB in float32
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def encode_header(model: Any, ids: Sequence[int], budget: int) -> Header:
         part = Document(ids[header.length : header.length + budget])
         longer = Header(header.length + len(part))
         try:
-            _hidden_states(model, [part], torch.tensor([], dtype=torch.int64), header, longer)
+            packed_states(model, [part], torch.tensor([], dtype=torch.int64), header, longer)
         except (RuntimeError, MemoryError) as error:
             if len(part) == 1 or not out_of_memory(error):
                 raise
@@ -177,20 +177,6 @@ def halved(tokens: int) -> int:
     """Half a number of tokens, and a warning that says so."""
     logging.getLogger(__name__).warning("memory ran out: going on with %d tokens a pass", tokens // 2)
     return tokens // 2
-
-
-def packed_logits(model: Any, documents: Sequence[Document], positions: Tensor) -> Tensor:
-    """Logits at some positions of a packed row; the head is applied there only.
-
-    Args:
-        model: a causal LM inside `packed_attention`.
-        documents: what to pack, in order.
-        positions: indices into the row, int64 [scored].
-
-    Returns:
-        float [scored, vocabulary], in the model's type.
-    """
-    return head_logits(model, _hidden_states(model, documents, positions, Header()))
 
 
 def packed_logprobs(
@@ -211,21 +197,37 @@ def packed_logprobs(
     """
     # The first tokens of all choices are read off one position: the head runs there once.
     distinct, row = torch.tensor(positions).unique(return_inverse=True)
-    states = _hidden_states(model, documents, distinct, header or Header())
+    states = packed_states(model, documents, distinct, header)
     row, wanted = row.to(states.device), torch.tensor(targets, device=states.device)
     result = torch.empty(len(wanted), device=states.device)
-    for start, some in enumerate(states.split(_HEAD_POSITIONS)):
-        part = row // _HEAD_POSITIONS == start
-        at = row[part] % _HEAD_POSITIONS
+    for start, some in enumerate(states.split(HEAD_POSITIONS)):
+        part = row // HEAD_POSITIONS == start
+        at = row[part] % HEAD_POSITIONS
         # log_softmax as lm-evaluation-harness takes it: in float32 it is off by about 8e-6 a token, and so are both
         result[part] = head_logits(model, some).float().log_softmax(-1)[at, wanted[part]]
     return result
 
 
-def _hidden_states(
-    model: Any, documents: Sequence[Document], positions: Tensor, header: Header, into: Header | None = None
+def packed_states(
+    model: Any,
+    documents: Sequence[Document],
+    positions: Tensor,
+    header: Header | None = None,
+    into: Header | None = None,
 ) -> Tensor:
-    """What the head reads, at some positions of a packed row: [scored, hidden]."""
+    """What the output head reads, at some positions of a packed row.
+
+    Args:
+        model: a causal LM inside `packed_attention`.
+        documents: what to pack, in order.
+        positions: indices into the row, int64 [scored].
+        header: what stands before each document.
+        into: a longer header, to be given its keys and values.
+
+    Returns:
+        [scored, hidden], in the model's type.
+    """
+    header = header or Header()
     device = model.device
     ids: list[int] = []
     places: list[int] = []

@@ -48,9 +48,9 @@ class ModelScores:
 class PrunedRun:
     """One pruned checkpoint and what was tuned on it.
 
-    `ratio` is the one asked; `tailored` holds the scores of each benchmark's own adapter; `plan` is the folder with
-    `plan.parquet`; `logs` maps a benchmark to the adapter folder with `log.parquet`; `profile` is what it costs to run
-    beside the dense model.
+    `ratio` is the one asked; `tailored` holds the scores with the adapters; `healed_perplexity` is the healed model's,
+    where pruning was followed by healing; `plan` is the folder with `plan.parquet`; `logs` maps a benchmark to the
+    adapter folder with `log.parquet`; `profile` is what it costs to run beside the dense model.
     """
 
     ratio: float | None
@@ -59,6 +59,7 @@ class PrunedRun:
     plan: Path | None = None
     logs: Mapping[str, Path] = field(default_factory=dict)
     profile: Sequence[profiling.Row] = ()
+    healed_perplexity: Mapping[str, Any] | None = None
 
     def speed(self, role: str = "checkpoint") -> profiling.Row | None:
         """What was timed at the largest batch, of the pruned model or of the dense one ("against")."""
@@ -123,6 +124,7 @@ class Row:
     pruned_parameters: int | None = None
     dense_perplexity: float | None = None
     pruned_perplexity: float | None = None
+    healed_perplexity: float | None = None
     prefill_speedup: float | None = None  # dense seconds ÷ pruned seconds, at the largest batch that was timed
     decode_speedup: float | None = None
     seed: int | None = None
@@ -180,6 +182,7 @@ def _run_rows(inputs: ReportInputs, run: PrunedRun) -> Iterator[Row]:
         pruned_parameters=run.pruned.checkpoint_parameters,
         dense_perplexity=(inputs.dense.perplexity or {}).get("perplexity"),
         pruned_perplexity=(run.pruned.perplexity or {}).get("perplexity"),
+        healed_perplexity=(run.healed_perplexity or {}).get("perplexity"),
         prefill_speedup=speed.prefill_speedup if speed else None,
         decode_speedup=speed.decode_speedup if speed else None,
         seed=inputs.config.seed if inputs.config else None,

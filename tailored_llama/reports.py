@@ -25,7 +25,7 @@ from tailored_llama.pruning.importance import IMPORTANCE_SCHEMA
 from tailored_llama.pruning.plan import read_plan
 from tailored_llama.recovery import MEAN, MODELS, RECOVERY_SCHEMA, PrunedRun, ReportInputs, Row, by_run, scored_runs
 from tailored_llama.statistics import RESAMPLES
-from tailored_llama.tuning import LOG_SCHEMA
+from tailored_llama.training import LOG_SCHEMA
 
 _MARKDOWN_BYTES = 20_000
 _PROMPT_CHARACTERS = 3_000  # a prompt with many solved examples is cut in the middle
@@ -88,7 +88,8 @@ def _size_sentence(row: Row) -> str:
         )
     if row.dense_perplexity is not None and row.pruned_perplexity is not None:
         before, after = number(row.dense_perplexity, 1), number(row.pruned_perplexity, 1)
-        parts.append(f"{'p' if parts else 'P'}erplexity went from {before} to {after}")
+        healed = f", and by healing to {number(row.healed_perplexity, 1)}" if row.healed_perplexity else ""
+        parts.append(f"{'p' if parts else 'P'}erplexity went from {before} to {after}{healed}")
     if row.prefill_speedup and row.decode_speedup:
         speed = f"{number(row.prefill_speedup, 2)} and {number(row.decode_speedup, 2)} times the dense model's"
         parts.append(f"{'i' if parts else 'I'}t reads and writes at {speed} speed")
@@ -170,7 +171,8 @@ def _sizes(row: Row, named: bool) -> str:
         parts.append(f"parameters {row.dense_parameters:,}{after}")
     if row.dense_perplexity is not None:
         after = f" → {number(row.pruned_perplexity, 1)}" if row.pruned_perplexity is not None else ""
-        parts.append(f"perplexity {number(row.dense_perplexity, 1)}{after}")
+        healed = f" → {number(row.healed_perplexity, 1)} (healed)" if row.healed_perplexity else ""
+        parts.append(f"perplexity {number(row.dense_perplexity, 1)}{after}{healed}")
     if row.prefill_speedup and row.decode_speedup:
         parts.append(f"speed ×{row.prefill_speedup:.2f} reading, ×{row.decode_speedup:.2f} writing")
     text = "; ".join(parts)

@@ -99,6 +99,13 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int) -> Encoded:
     return Encoded(document, positions, tuple(targets), truncated)
 
 
+def encode_answer(tokenizer: Any, prompt: Prompt, max_length: int) -> Encoded:
+    """The right choice of a prompt alone, as `encode_prompt` would tokenise it."""
+    right = prompt.answer
+    alone = Prompt(prompt.example, (prompt.contexts[right],), (prompt.continuations[right],), 0, (1,))
+    return encode_prompt(tokenizer, alone, max_length)
+
+
 def common_prefix(sequences: Sequence[list[int]]) -> list[int]:
     """The longest start that all sequences share."""
     low, high = min(sequences), max(sequences)  # what the first and the last in order share, all share

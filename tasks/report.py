@@ -14,7 +14,7 @@ from tailored_llama.config import RunConfig
 from tailored_llama.scoring import read_metrics
 from tasks._stage import open_store, stage
 
-VERSION = 3
+VERSION = 4
 
 
 @task(task_run_name="report")
@@ -26,8 +26,9 @@ def report(
     Args:
         config: the run's.
         dense: "checkpoint", "importance" and "perplexity" artifacts, and "scores" by benchmark.
-        runs: by ratio: "checkpoint", "perplexity" and "profile" (or None) artifacts; "adapters", "scores" (of the
-            pruned model) and "tailored" (scores with the adapter) by benchmark.
+        runs: by ratio: "checkpoint", "perplexity" and "profile" (or None) artifacts; "healed", the same two of the
+            healed model (or None); "adapters" by what they were trained on; "scores" (of the pruned model) and
+            "tailored" (scores with the adapters) by benchmark.
         prompts: the rendered evaluation prompts, by benchmark.
     """
     store = open_store(config.store)
@@ -45,6 +46,7 @@ def report(
                     ratio=ratio,
                     pruned=_model(store, run),
                     tailored=recovery.ModelScores(scores=_folders(store, run["tailored"])),
+                    healed_perplexity=read_metrics(store.open(run["healed"]["perplexity"])) if run["healed"] else None,
                     plan=store.open(run["checkpoint"]),
                     logs=_folders(store, run["adapters"]),
                     profile=tuple(profiling.read_profile(store.open(run["profile"]))) if run["profile"] else (),

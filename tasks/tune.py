@@ -1,4 +1,6 @@
-"""Stage: one LoRA adapter for one benchmark."""
+"""Stage: one LoRA adapter, for one benchmark or for several."""
+
+from collections.abc import Mapping
 
 from prefect import task
 from prefect.states import State
@@ -10,33 +12,55 @@ from tailored_llama.config import RunConfig
 from tailored_llama.console import progress_bar
 from tasks._stage import open_store, stage
 
-VERSION = 3
+VERSION = 4
 
 
-@task(task_run_name="tune {benchmark} @ {ratio}")
+@task(task_run_name="tune {label} @ {ratio}")
 def tune(
-    config: RunConfig, benchmark: str, ratio: float, pruned: ArtifactRef, prompts: ArtifactRef
+    config: RunConfig,
+    label: str,
+    ratio: float,
+    pruned: ArtifactRef,
+    prompts: Mapping[str, ArtifactRef],
+    teachers: Mapping[str, ArtifactRef],
+    text: ArtifactRef | None = None,
 ) -> State[ArtifactRef]:
-    store = open_store(config.store)
-    metric = headline_metric(next(own for own in config.benchmarks if own.name == benchmark))
-    slice_ = {**config.tuning.model_dump(mode="json", exclude={"shots", "held_out"}), "seed": config.seed}
+    """`prompts` are the train prompts by benchmark; `teachers`, of the same, and `text` what distillation asks for."""
+    store, taught = open_store(config.store), config.distillation
+    metrics = {name: headline_metric(next(b for b in config.benchmarks if b.name == name)) for name in prompts}
+    slice_ = config.tuning.model_dump(mode="json", exclude={"shots", "held_out", "examples"}) | {"seed": config.seed}
+    inputs = {"pruned": pruned} | {f"prompts {name}": ref for name, ref in prompts.items()}
     if config.tuning.ranking:
-        slice_["metric"] = metric
-    with progress_bar(f"tune {benchmark} @ {ratio}") as progress:
+        slice_["metrics"] = metrics
+    if len(prompts) > 1:  # each gives a part, the first ones perhaps one more
+        slice_ |= {"shots": config.tuning.shots, "held_out": config.tuning.held_out, "order": list(prompts)}
+    if teachers:
+        slice_ |= {"weight": taught.weight, "temperature": taught.temperature}
+        inputs |= {f"teacher {name}": ref for name, ref in teachers.items()}
+    if text:
+        slice_["sequences"] = taught.sequences
+        inputs["text"] = text
+
+    def source(name: str) -> tuning.Source:
+        teacher = store.open(teachers[name]) if name in teachers else None
+        return tuning.Source(store.open(prompts[name]), metrics[name], teacher)
+
+    with progress_bar(f"tune {label} @ {ratio}") as progress:
         return stage(
             config.store,
             "adapter",
             VERSION,
             slice_,
-            {"pruned": pruned, "prompts": prompts},
+            inputs,
             lambda out: tuning.tune(
                 store.open(pruned),
-                store.open(prompts),
+                [source(name) for name in prompts],
                 config.tuning,
-                metric,
                 config.seed,
                 out,
                 config.execution,
                 progress,
+                taught,
+                store.open(text) if text else None,
             ),
         )

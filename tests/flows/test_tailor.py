@@ -59,6 +59,31 @@ def test_a_second_run_does_no_work_and_a_changed_limit_scores_only(own_run: dict
     assert new == {"prompts", "scores", "report"}
 
 
+def test_healing_distillation_and_a_mixture_are_stages_of_their_own(own_run: dict[str, Any]) -> None:
+    own_run["healing"], own_run["distillation"] = {"tokens": 128}, {"weight": 1.0, "top": 8}
+    folder = open_store(validate_config(own_run).store).open(tailor(validate_config(own_run)))
+    (row,) = read_rows(folder)
+    assert row.healed_perplexity not in (None, row.pruned_perplexity)
+    built = stage_seconds(own_run["store"]["root"])
+    taught = [path for path in built if path.parent.parent.name == "teacher"]
+    assert len(taught) == 3  # the text for healing, that for tuning, and the shots
+    assert {"healed", "adapter"} <= {path.parent.parent.name for path in built}
+
+    def new(**changes: Any) -> list[str]:
+        before = stage_seconds(own_run["store"]["root"])
+        tailor(validate_config(own_run | changes))
+        after = stage_seconds(own_run["store"]["root"])
+        return sorted(path.parent.parent.name for path in after.keys() - before.keys())
+
+    assert new() == []
+    assert new(distillation={"weight": 2.0, "top": 8}) == ["adapter", "report", "scores"]
+    assert new(tuning=own_run["tuning"] | {"examples": "none"}) == ["report", "scores"]
+    other = {**own_run["benchmarks"][0], "name": "shades"}
+    mixed = new(benchmarks=[*own_run["benchmarks"], other], tuning=own_run["tuning"] | {"examples": "mixture"})
+    assert mixed.count("adapter") == 1
+    assert mixed.count("scores") == 4  # the new benchmark's dense and pruned, and both with the adapter
+
+
 def test_a_failed_stage_is_retried_alone(own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = validate_config(own_run)
     import tasks.tune

@@ -99,6 +99,16 @@ def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: P
     assert status == 0
     assert re.fullmatch(r"adapter: \d epochs, [\d.]+ tokens/s\n", out)
 
+    taught = ("--dense", tiny, "--config", config, "--set", "healing.tokens=64")
+    status, out, _ = command("heal", "pruned", "healed", *taught)
+    assert status == 0
+    assert re.fullmatch(r"healed: 64 tokens, [\d.]+ tokens/s\n", out)
+    assert read_structure(tmp_path / "healed").parameters == left
+    distilled = ("tune", "healed", "distilled", "-b", "colours", "--set", "distillation.weight=1")
+    assert command(*distilled, *taught)[0] == 0
+    log = pq.read_table(tmp_path / "distilled" / "log.parquet").to_pydict()
+    assert max(filter(None, log["divergence"])) > 0
+
     score = ("score", "pruned", "-b", "colours", "--adapter", "adapter", "--config", config)
     status, out, _ = command(*score, "--out", "scores", "--set", "scoring.limit=6")
     metrics = json.loads(out)
@@ -127,7 +137,7 @@ def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: P
     expected = generate(load(tmp_path / "merged"), load_tokenizer(tiny), ["the sky is"], 4)[0]
     assert (status, out) == (0, expected + "\n")
     assert command("generate", "pruned", "the sky is", "--adapter", "adapter", "--max-new-tokens", 4)[:2] == (0, out)
-    made = {"adapter", "before", "dense", "merged", "pruned", "scores"}
+    made = {"adapter", "before", "dense", "distilled", "healed", "merged", "pruned", "scores"}
     assert {path.name for path in tmp_path.iterdir()} == {"data", "run.toml", *made}
 
 
@@ -162,6 +172,9 @@ WRONG = {
     "name with train, evaluation, context, choices and answer (not set: context, choices, answer, evaluation)",
     "tune {tiny} out -b colours --config run.toml --set tuning.shots=99": "tuning.shots: got 99; allowed: at most 20 "
     "(colours has 24 train examples to draw from, and tuning.held_out is 4)",
+    "tune {tiny} out -b colours --config run.toml --set distillation.weight=1": "--dense: not set; allowed: the dense "
+    "checkpoint (distillation.weight is 1.0)",
+    "heal {tiny} out --dense {tiny} --config run.toml": "healing.tokens: got 0; allowed: at least 1",
     "tune nowhere out -b colours --config run.toml": "nowhere/config.json: missing or not JSON; allowed: a checkpoint "
     "folder",
     "score {tiny} -b colours --config run.toml --adapter out --out out": "adapter out: adapter_config.json is missing; "

@@ -90,7 +90,14 @@ def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     load_benchmark(benchmark, "", work / "examples")
     render_prompts(work / "examples", benchmark, "train", "harness", work / "prompts", shots=8, held_out=4)
     settings = TuningConfig(epochs=2, learning_rate=2e-2)
-    tuning.tune(tiny, work / "prompts", settings, "acc_norm", 0, work / "adapter", ExecutionConfig(device="cpu"))
+    tuning.tune(
+        tiny,
+        [tuning.Source(work / "prompts", "acc_norm")],
+        settings,
+        0,
+        work / "adapter",
+        ExecutionConfig(device="cpu"),
+    )
     return work / "adapter"
 
 

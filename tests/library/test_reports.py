@@ -33,7 +33,7 @@ from tailored_llama.recovery import (
 )
 from tailored_llama.reports import console_table, write_report
 from tailored_llama.scoring import PREDICTIONS_SCHEMA
-from tailored_llama.tuning import LOG_SCHEMA
+from tailored_llama.training import LOG_SCHEMA
 
 ATTACK = "<script>alert(1)</script><img src=https://example.com/x.png onerror=alert(2)>"
 NBSP = "\N{NO-BREAK SPACE}"
@@ -92,6 +92,7 @@ def everything(root: Path) -> ReportInputs:
         "step": [0, 1],
         "epoch": [0, 1],
         "loss": [None, 2.0],
+        "divergence": [None, None],
         "learning_rate": [None, 1.0],
         "held_out_loss": [2, 1.5],
     }

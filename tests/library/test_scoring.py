@@ -20,7 +20,7 @@ from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import PROJECTIONS, BenchmarkConfig, ExecutionConfig, PruningConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import load, load_tokenizer
-from tailored_llama.packing import Document, packed_attention, packed_logits
+from tailored_llama.packing import Document, packed_attention, packed_logprobs, packed_states
 from tailored_llama.prompts import Prompt, render_prompts
 from tailored_llama.pruning.groups import build_graph
 from tailored_llama.pruning.importance import score_importance
@@ -109,20 +109,21 @@ def test_a_shared_context_is_encoded_once() -> None:
 
 
 def test_the_head_runs_on_scored_positions_only(tiny: Path) -> None:
-    model = load(tiny)
+    model, read = load(tiny), []
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: read.append(output.shape))
     with torch.no_grad(), packed_attention(model):
-        logits = packed_logits(model, [Document(list(range(50))), Document(list(range(9)))], torch.tensor([49, 52]))
-    assert logits.shape == (2, 260)
+        packed_logprobs(model, [Document(list(range(50))), Document(list(range(9)))], [49, 52], [3, 4])
+    assert read == [(2, 260)]
 
 
 def test_documents_of_a_row_do_not_see_each_other(tiny: Path) -> None:
     model = load(tiny)
     first, others = Document([7, 8, 9]), [Document([1] * 20), Document([2] * 11)]
     with torch.no_grad(), packed_attention(model):
-        alone = packed_logits(model, [first], torch.tensor([2]))
-        with_others = [packed_logits(model, [o, first], torch.tensor([len(o) + 2])) for o in others]
-    for logits in with_others:
-        torch.testing.assert_close(logits, alone, rtol=0, atol=1e-5)
+        alone = packed_states(model, [first], torch.tensor([2]))
+        with_others = [packed_states(model, [o, first], torch.tensor([len(o) + 2])) for o in others]
+    for states in with_others:
+        torch.testing.assert_close(states, alone, rtol=0, atol=1e-5)
 
 
 def test_the_space_between_belongs_to_the_continuation() -> None:

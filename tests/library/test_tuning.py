@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from helpers import save_tiny_llama, write_own_benchmark
-from tailored_llama import tuning
+from tailored_llama import training, tuning
 from tailored_llama.benchmarks import load_benchmark
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, TuningConfig
 from tailored_llama.errors import InputError
@@ -26,7 +26,8 @@ from tailored_llama.models import load, load_tokenizer, merge
 from tailored_llama.packing import packed_attention
 from tailored_llama.prompts import Prompt, read_prompts, render_prompts
 from tailored_llama.tokens import encode_pair
-from tailored_llama.tuning import learning_rate
+from tailored_llama.training import Objective, learning_rate, sample_losses
+from tailored_llama.tuning import Source
 
 CPU = ExecutionConfig(device="cpu")
 QUICK = TuningConfig(epochs=3, learning_rate=2e-2, batch_size=4, dropout=0.1)
@@ -49,7 +50,7 @@ def test_tuning_lowers_the_loss_and_peft_loads_the_adapter(
     tiny: Path, prompts: Path, folder: Callable[[str], Path]
 ) -> None:
     out = folder("adapter")
-    tuning.tune(tiny, prompts, QUICK, "acc_norm", 0, out, CPU)
+    tuning.tune(tiny, [Source(prompts, "acc_norm")], QUICK, 0, out, CPU)
     held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
     assert min(held[1:]) < 0.8 * held[0]
     assert held_out_loss(tiny, out, prompts) == pytest.approx(min(held), abs=1e-4)
@@ -58,7 +59,7 @@ def test_tuning_lowers_the_loss_and_peft_loads_the_adapter(
 def test_fused_projections_get_the_adapters_of_their_parts(prompts: Path, folder: Callable[[str], Path]) -> None:
     sizes = {"pad_token_id": 0, "sliding_window": None}
     dense, out = save_tiny_llama(folder("phi"), architecture="phi3", **sizes), folder("adapter")
-    tuning.tune(dense, prompts, QUICK, "acc_norm", 0, out, CPU)
+    tuning.tune(dense, [Source(prompts, "acc_norm")], QUICK, 0, out, CPU)
     held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
     assert min(held[1:]) < held[0]
     tuned = {name.split(".")[-3] for name in load_file(out / "adapter_model.safetensors")}
@@ -80,7 +81,7 @@ def held_out_loss(checkpoint: Path, adapter: Path, prompts: Path) -> float:
 def test_the_same_seed_gives_the_same_bytes(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
     first, second, other = folder("first"), folder("second"), folder("other")
     for out, seed in ((first, 0), (second, 0), (other, 1)):
-        tuning.tune(tiny, prompts, QUICK, "acc_norm", seed, out, CPU)
+        tuning.tune(tiny, [Source(prompts, "acc_norm")], QUICK, seed, out, CPU)
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
     weights = [load_file(out / "adapter_model.safetensors") for out in (first, other)]
@@ -91,7 +92,7 @@ def test_micro_batches_change_nothing_but_memory(tiny: Path, prompts: Path, fold
     without_dropout = QUICK.model_copy(update={"dropout": 0.0})
     for name, budget in (("small", 64), ("large", 4096)):
         split = without_dropout.model_copy(update={"micro_batch_tokens": budget})
-        tuning.tune(tiny, prompts, split, "acc_norm", 0, folder(name), CPU)
+        tuning.tune(tiny, [Source(prompts, "acc_norm")], split, 0, folder(name), CPU)
     small, large = (log_of(prompts.parent / name)["loss"] for name in ("small", "large"))
     assert small[1:] == pytest.approx(large[1:], rel=1e-3)
 
@@ -100,18 +101,17 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
     tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet = QUICK.model_copy(update={"dropout": 0.0})
-    tuning.tune(tiny, prompts, quiet, "acc_norm", 0, folder("whole"), CPU)
-    real, refused = tuning._loss, []
+    tuning.tune(tiny, [Source(prompts, "acc_norm")], quiet, 0, folder("whole"), CPU)
+    real, refused = training.sample_losses, []
 
-    def small_only(model: Any, batch: Any, ranking: float) -> Any:
-        loss = real(model, batch, ranking)
+    def small_only(model: Any, batch: Any, objective: Any) -> Any:
         if sum(map(len, batch)) > 80 and model.training:
             refused.append(len(batch))
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return loss
+        return real(model, batch, objective)
 
-    monkeypatch.setattr(tuning, "_loss", small_only)
-    tuning.tune(tiny, prompts, quiet, "acc_norm", 0, folder("parts"), CPU)
+    monkeypatch.setattr(training, "sample_losses", small_only)
+    tuning.tune(tiny, [Source(prompts, "acc_norm")], quiet, 0, folder("parts"), CPU)
     assert len(refused) == 1  # later steps begin with what did fit
     whole, parts = (log_of(prompts.parent / name)["loss"] for name in ("whole", "parts"))
     assert parts[1:] == pytest.approx(whole[1:], rel=1e-3)
@@ -119,9 +119,9 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
     def never(*given: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(tuning, "_loss", never)
+    monkeypatch.setattr(training, "sample_losses", never)
     with pytest.raises(MemoryError):
-        tuning.tune(tiny, prompts, quiet, "acc_norm", 0, folder("none"), CPU)
+        tuning.tune(tiny, [Source(prompts, "acc_norm")], quiet, 0, folder("none"), CPU)
 
 
 def test_recomputed_activations_change_nothing_but_memory(
@@ -136,7 +136,7 @@ def test_recomputed_activations_change_nothing_but_memory(
 
         monkeypatch.setattr(LlamaMLP, "forward", counted)
         execution = ExecutionConfig(device="cpu", recompute_activations=recompute)
-        tuning.tune(tiny, prompts, QUICK, "acc_norm", 0, folder(name), execution)
+        tuning.tune(tiny, [Source(prompts, "acc_norm")], QUICK, 0, folder(name), execution)
     kept, recomputed = (log_of(prompts.parent / name)["loss"] for name in ("kept", "recomputed"))
     assert recomputed[1:] == pytest.approx(kept[1:], rel=1e-4)
     assert computed[True] > 1.3 * computed[False]
@@ -147,7 +147,7 @@ def test_tuning_stops_when_the_held_out_loss_no_longer_falls(
 ) -> None:
     out = folder("adapter")
     wild = TuningConfig(epochs=20, learning_rate=1.0, patience=2, warmup=0)  # soon every step makes it worse
-    tuning.tune(tiny, prompts, wild, "acc_norm", 0, out, CPU)
+    tuning.tune(tiny, [Source(prompts, "acc_norm")], wild, 0, out, CPU)
     log = log_of(out)
     held = [loss for loss in log["held_out_loss"] if loss is not None]
     assert log["epoch"][-1] == held.index(min(held)) + 2
@@ -158,15 +158,16 @@ def test_tuning_stops_when_the_held_out_loss_no_longer_falls(
 def test_a_loss_that_is_not_a_number_stops_with_the_step(
     tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = tuning._loss
+    real = training.sample_losses
     calls = iter(range(1000))
 
     def broken(*given: Any) -> Any:
-        return real(*given) * (float("nan") if next(calls) >= 6 else 1)
+        factor = float("nan") if next(calls) >= 6 else 1
+        return ((loss * factor, part) for loss, part in real(*given))
 
-    monkeypatch.setattr(tuning, "_loss", broken)
+    monkeypatch.setattr(training, "sample_losses", broken)
     with pytest.raises(FloatingPointError, match=r"loss is nan at step \d+ of 6"):
-        tuning.tune(tiny, prompts, QUICK, "acc_norm", 0, folder("adapter"), CPU)
+        tuning.tune(tiny, [Source(prompts, "acc_norm")], QUICK, 0, folder("adapter"), CPU)
 
 
 def test_the_learning_rate_warms_up_then_falls() -> None:
@@ -181,7 +182,7 @@ def test_the_learning_rate_warms_up_then_falls() -> None:
 def test_a_continuation_longer_than_the_context_is_named(tiny: Path) -> None:
     prompt = Prompt(3, ("short",), (" " + "x" * 300,), 0, (300,))
     with pytest.raises(InputError, match="example 3: got a continuation of 301 tokens; allowed: at most 256"):
-        tuning._sample(load_tokenizer(tiny), prompt, 256, None)
+        tuning._sample(load_tokenizer(tiny), 256, None, prompt)
 
 
 @pytest.mark.parametrize("metric", ["acc", "acc_norm"])
@@ -202,16 +203,17 @@ def test_the_ranking_loss_is_that_of_the_choices_as_the_metric_compares_them(
         logits = torch.tensor([sum(s) / length * mean for s, length in zip(scores, lengths, strict=True)])
         right = scores[prompt.answer]
         expected += -sum(right) / len(right) - 0.5 * float(logits.log_softmax(0)[prompt.answer])
-    samples = [tuning._sample(tokenizer, prompt, 256, metric) for prompt in batch]
+    samples = [tuning._sample(tokenizer, 256, metric, prompt) for prompt in batch]
     with packed_attention(model), torch.no_grad():
-        assert float(tuning._loss(model, samples, 0.5)) == pytest.approx(expected, rel=1e-4)
+        found = [float(loss) for loss, _ in sample_losses(model, samples, Objective(ranking=0.5))]
+    assert sum(found) == pytest.approx(expected, rel=1e-4)
 
 
 def test_ranking_teaches_to_choose(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
     """Each question has one of four colours as its answer; the ranking loss makes the right one the likeliest."""
     out = folder("ranked")
     many = QUICK.model_copy(update={"ranking": 1.0, "epochs": 12, "dropout": 0.0})
-    tuning.tune(tiny, prompts, many, "acc_norm", 0, out, CPU)
+    tuning.tune(tiny, [Source(prompts, "acc_norm")], many, 0, out, CPU)
     model = PeftModel.from_pretrained(load(tiny), out).eval()
     right = {False: 0, True: 0}
     shots, tokenizer = read_prompts(prompts, "shots"), load_tokenizer(tiny)
@@ -219,11 +221,12 @@ def test_ranking_teaches_to_choose(tiny: Path, prompts: Path, folder: Callable[[
         with nullcontext() if tuned else model.disable_adapter(), packed_attention(model), torch.no_grad():
             for prompt in shots:
                 alone = [
-                    tuning._sample(tokenizer, replace(prompt, answer=c), 256, None) for c in range(len(prompt.contexts))
+                    tuning._sample(tokenizer, 256, None, replace(prompt, answer=c)) for c in range(len(prompt.contexts))
                 ]
                 losses = [
-                    float(tuning._loss(model, [s], 0)) * len(s.encoded.targets[0]) / length
-                    for s, length in zip(alone, prompt.choice_lengths, strict=True)
+                    float(loss) * len(sample.encoded.targets[0]) / length
+                    for sample, length in zip(alone, prompt.choice_lengths, strict=True)
+                    for loss, _ in sample_losses(model, [sample], Objective())
                 ]
                 right[tuned] += losses.index(min(losses)) == prompt.answer
     assert right[True] > right[False]
@@ -233,7 +236,7 @@ def test_ranking_teaches_to_choose(tiny: Path, prompts: Path, folder: Callable[[
 @pytest.mark.parametrize("variant", ["rslora", "dora"])
 def test_variants_are_what_peft_reads(tiny: Path, prompts: Path, folder: Callable[[str], Path], variant: Any) -> None:
     out, merged = folder("adapter"), folder("merged")
-    tuning.tune(tiny, prompts, QUICK.model_copy(update={"variant": variant}), "acc_norm", 0, out, CPU)
+    tuning.tune(tiny, [Source(prompts, "acc_norm")], QUICK.model_copy(update={"variant": variant}), 0, out, CPU)
     settings = json.loads((out / "adapter_config.json").read_text())
     assert (settings["use_rslora"], settings["use_dora"]) == (variant == "rslora", variant == "dora")
     merge(tiny, out, merged)

@@ -1,4 +1,4 @@
-"""What flows have in common: from a configuration to dense and pruned models, every stage found or built."""
+"""What flows have in common: from a configuration to dense, pruned, healed and tuned models, stage by stage."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from tailored_llama.config import RunConfig, reads_calibration
+from tailored_llama.healing import healing_text
 from tailored_llama.pruning.prune import step_ratios
 from tasks.build_graph import build_graph
+from tasks.heal import heal
 from tasks.load_benchmark import load_benchmark
 from tasks.load_calibration import load_calibration
 from tasks.load_model import load_model
 from tasks.prune import prune
 from tasks.render_prompts import render_prompts
 from tasks.score_importance import score_importance
+from tasks.teach import teach
+from tasks.tune import tune
 
 
 @dataclass(frozen=True)
@@ -59,3 +63,30 @@ def pruned_of(config: RunConfig, dense: Dense, ratio: float) -> Any:
             importance = score_importance(config, model, dense.calibration, groups)
         model = prune(config, share, model, groups, importance, dense.calibration, dense.checkpoint)
     return model
+
+
+def healed_of(config: RunConfig, dense: Dense, ratio: float, pruned: Any, prompts: Prompts) -> Any:
+    """The pruned model after healing, or as it is where the configuration has none."""
+    if not config.healing.tokens:
+        return pruned
+    text = load_calibration(healing_text(config), dense.checkpoint, prompts.train)
+    return heal(config, ratio, pruned, teach(config, "text for healing", dense.checkpoint, text))
+
+
+def adapters_of(config: RunConfig, dense: Dense, ratio: float, base: Any, prompts: Prompts) -> dict[str, Any]:
+    """The adapter of every benchmark: its own, the same for all, or (an empty mapping) none."""
+    if config.tuning.examples == "none":
+        return {}
+    teachers, text = {}, None
+    if config.distillation.weight:
+        teachers = {name: teach(config, name, dense.checkpoint, shots) for name, shots in prompts.train.items()}
+        if config.distillation.sequences:
+            calibration = dense.calibration or load_calibration(config, dense.checkpoint, prompts.train)
+            text = teach(config, "text", dense.checkpoint, calibration)
+    if config.tuning.examples == "mixture":
+        adapter = tune(config, "mixture", ratio, base, prompts.train, teachers, text)
+        return dict.fromkeys(prompts.train, adapter)
+    return {
+        name: tune(config, name, ratio, base, {name: shots}, {name: teachers[name]} if teachers else {}, text)
+        for name, shots in prompts.train.items()
+    }

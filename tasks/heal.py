@@ -1,0 +1,38 @@
+"""Stage: a pruned checkpoint, healed by distillation on plain text."""
+
+from prefect import task
+from prefect.states import State
+
+from tailored_llama import healing
+from tailored_llama.artifacts import ArtifactRef
+from tailored_llama.config import RunConfig
+from tailored_llama.console import progress_bar
+from tasks._stage import open_store, stage
+
+VERSION = 1
+
+
+@task(task_run_name="heal @ {ratio}")
+def heal(config: RunConfig, ratio: float, pruned: ArtifactRef, teacher: ArtifactRef) -> State[ArtifactRef]:
+    """How much text there is, `teacher` says."""
+    store = open_store(config.store)
+    slice_ = config.healing.model_dump(mode="json", exclude={"tokens"})
+    slice_ |= {"temperature": config.distillation.temperature, "seed": config.seed}
+    with progress_bar(f"heal @ {ratio}") as progress:
+        return stage(
+            config.store,
+            "healed",
+            VERSION,
+            slice_,
+            {"pruned": pruned, "teacher": teacher},
+            lambda out: healing.heal(
+                store.open(pruned),
+                store.open(teacher),
+                config.healing,
+                config.distillation,
+                config.seed,
+                out,
+                config.execution,
+                progress,
+            ),
+        )

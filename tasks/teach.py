@@ -1,0 +1,29 @@
+"""Stage: what the dense model says next, all along a text or the shots of a benchmark."""
+
+from prefect import task
+from prefect.states import State
+
+from tailored_llama import distillation
+from tailored_llama.artifacts import ArtifactRef
+from tailored_llama.config import RunConfig
+from tailored_llama.console import progress_bar
+from tasks._stage import open_store, stage
+
+VERSION = 1
+
+
+@task(task_run_name="teach {label}")
+def teach(config: RunConfig, label: str, dense: ArtifactRef, source: ArtifactRef) -> State[ArtifactRef]:
+    """`source` is a calibration artifact, or train prompts."""
+    store, asked = open_store(config.store), config.distillation
+    with progress_bar(f"teach {label}") as progress:
+        return stage(
+            config.store,
+            "teacher",
+            VERSION,
+            {"temperature": asked.temperature, "top": asked.top},
+            {"dense": dense, "source": source},
+            lambda out: distillation.teach(
+                store.open(dense), store.open(source), asked, out, config.execution, progress
+            ),
+        )

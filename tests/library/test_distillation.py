@@ -1,0 +1,192 @@
+"""Distillation and healing: what the teacher says is what the student is drawn to, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.nn.functional import kl_div
+
+from helpers import write_own_benchmark
+from tailored_llama import tuning
+from tailored_llama.artifacts import write_table
+from tailored_llama.benchmarks import load_benchmark
+from tailored_llama.calibration import CALIBRATION_SCHEMA
+from tailored_llama.checkpoints import copy_tokenizer
+from tailored_llama.config import BenchmarkConfig, DistillationConfig, ExecutionConfig, HealingConfig, TuningConfig
+from tailored_llama.distillation import divergence, read_teacher, teach
+from tailored_llama.errors import InputError
+from tailored_llama.healing import heal
+from tailored_llama.models import head_logits, load
+from tailored_llama.packing import Document, packed_attention, packed_states
+from tailored_llama.prompts import render_prompts
+from tailored_llama.tuning import Source
+
+CPU = ExecutionConfig(device="cpu")
+WHOLE = DistillationConfig(weight=1.0, top=259)  # of the tiny model's 260 tokens
+Make = Callable[[str], Path]
+
+
+@pytest.fixture
+def text(folder: Make) -> Path:
+    """Sixteen calibration sequences of a text with a pattern."""
+    out = folder("text")
+    ids = [[(3 * row + 7 * place) % 200 for place in range(24)] for row in range(16)]
+    columns = {"input_ids": ids, "source": ["made"] * 16, "row": list(range(16))}
+    write_table(out / "calibration.parquet", columns, CALIBRATION_SCHEMA)
+    return out
+
+
+@pytest.fixture
+def student(tiny: Path, folder: Make) -> Path:
+    """The teacher with its projections shaken."""
+    torch.manual_seed(5)
+    model, out = load(tiny), folder("student")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "proj" in name:
+                weight.add_(torch.randn_like(weight), alpha=0.1)
+    model.save_pretrained(out)
+    copy_tokenizer(tiny, out)
+    return out
+
+
+def along(model_folder: Path, ids: tuple[int, ...], temperature: float) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = load(model_folder)(torch.tensor([ids])).logits[0]
+    return (logits / temperature).log_softmax(-1)
+
+
+def states_of(model_folder: Path, ids: tuple[int, ...]) -> tuple[object, torch.Tensor]:
+    model = load(model_folder)
+    with torch.no_grad(), packed_attention(model):
+        return model, packed_states(model, [Document(ids)], torch.arange(len(ids)))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_with_almost_all_tokens_kept_it_is_the_divergence_of_the_whole_distributions(
+    tiny: Path, student: Path, text: Path, folder: Make, temperature: float
+) -> None:
+    settings = DistillationConfig(top=259, temperature=temperature)
+    teach(tiny, text, settings, folder("teacher"), ExecutionConfig(device="cpu", batch_tokens=64))
+    for targets in read_teacher(text.parent / "teacher"):
+        model, states = states_of(student, targets.input_ids)
+        found = float(divergence(model, states, targets, temperature))
+        theirs, mine = (along(m, targets.input_ids, temperature) for m in (tiny, student))
+        whole = float(kl_div(mine, theirs, reduction="sum", log_target=True)) / len(mine) * temperature**2
+        assert found == pytest.approx(whole, rel=1e-4)
+
+
+def test_with_few_tokens_kept_the_others_count_as_one(tiny: Path, student: Path, text: Path, folder: Make) -> None:
+    teach(tiny, text, DistillationConfig(top=4), folder("teacher"), CPU)
+    targets = read_teacher(text.parent / "teacher")[3]
+    model, states = states_of(student, targets.input_ids)
+    expected = 0.0
+    for theirs, mine in zip(along(tiny, targets.input_ids, 1.0), along(student, targets.input_ids, 1.0), strict=True):
+        best = sorted(range(260), key=lambda token: -float(theirs[token]))[:4]
+        pairs = [(math.exp(theirs[token]), math.exp(mine[token])) for token in best]
+        pairs.append((1 - sum(p for p, _ in pairs), 1 - sum(q for _, q in pairs)))
+        expected += sum(p * math.log(p / q) for p, q in pairs) / len(targets.input_ids)
+    assert float(divergence(model, states, targets, 1.0)) == pytest.approx(expected, rel=1e-3)
+    _, own = states_of(tiny, targets.input_ids)
+    assert float(divergence(load(tiny), own, targets, 1.0)) == pytest.approx(0, abs=1e-5)
+
+
+def test_logits_are_held_for_a_bounded_number_of_positions(tiny: Path, folder: Make) -> None:
+    out, ids = folder("text"), [[place % 200 for place in range(256)] for _ in range(4)]
+    write_table(
+        out / "calibration.parquet", {"input_ids": ids, "source": ["made"] * 4, "row": [0] * 4}, CALIBRATION_SCHEMA
+    )
+    rows: list[int] = []
+    real = head_logits
+
+    def counted(model: object, states: torch.Tensor) -> torch.Tensor:
+        rows.append(len(states))
+        return real(model, states)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tailored_llama.distillation.head_logits", counted)
+        teach(tiny, out, DistillationConfig(top=4), folder("teacher"), CPU)
+    assert (max(rows), sum(rows)) == (256, 1024)
+
+
+def test_healing_draws_the_student_to_the_teacher(tiny: Path, student: Path, text: Path, folder: Make) -> None:
+    teach(tiny, text, WHOLE, folder("teacher"), CPU)
+    healing = HealingConfig(tokens=384, rank=16, alpha=16, learning_rate=2e-2, batch_size=1)
+    measured = heal(student, text.parent / "teacher", healing, WHOLE, 0, folder("healed"), CPU)
+    assert measured["tokens"] == 384
+    healed = text.parent / "healed"
+    losses = pq.read_table(healed / "log.parquet").to_pydict()
+    assert losses["loss"] == losses["divergence"]
+    targets = read_teacher(text.parent / "teacher")
+
+    def distance(folder: Path) -> float:
+        pairs = (states_of(folder, t.input_ids) for t in targets)
+        return sum(float(divergence(model, states, t, 1.0)) for (model, states), t in zip(pairs, targets, strict=True))
+
+    assert distance(healed) < 0.8 * distance(student)
+    heal(student, text.parent / "teacher", healing, WHOLE, 0, folder("again"), CPU)
+    for path in healed.iterdir():
+        assert path.read_bytes() == (text.parent / "again" / path.name).read_bytes(), path.name
+
+
+@pytest.fixture
+def prompts(folder: Make) -> Path:
+    benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")))
+    examples, out = folder("examples"), folder("prompts")
+    load_benchmark(benchmark, "", examples)
+    render_prompts(examples, benchmark, "train", "harness", out, shots=8, held_out=8)
+    return out
+
+
+@pytest.mark.parametrize("ranking", [0.0, 1.0])
+def test_tuning_with_a_teacher_learns_of_it_along_the_right_choices(
+    tiny: Path, student: Path, prompts: Path, text: Path, folder: Make, ranking: float
+) -> None:
+    teach(tiny, prompts, WHOLE, folder("teacher"), CPU)
+    teach(tiny, text, WHOLE, folder("text-teacher"), CPU)
+    settings = TuningConfig(epochs=4, learning_rate=1e-2, batch_size=4, dropout=0.0, ranking=ranking)
+    source = Source(prompts, "acc_norm", text.parent / "teacher")
+    lessons = text.parent / "text-teacher"
+    tuning.tune(student, [source], settings, 0, folder("adapter"), CPU, distillation=WHOLE, text=lessons)
+    log = pq.read_table(text.parent / "adapter" / "log.parquet").to_pydict()
+    drawn = [value for value in log["divergence"] if value is not None]
+    assert len(drawn) == 8
+    assert sum(drawn[-2:]) < 0.9 * sum(drawn[:2])
+    assert all(loss > part for loss, part in zip(log["loss"], log["divergence"], strict=True) if loss is not None)
+
+
+def test_a_teacher_of_other_tokens_is_refused(tiny: Path, prompts: Path, text: Path, folder: Make) -> None:
+    teach(tiny, text, WHOLE, folder("teacher"), CPU)
+    source = Source(prompts, "acc_norm", text.parent / "teacher")
+    with pytest.raises(InputError, match=r"teacher .*: was asked along other tokens; allowed: "):
+        tuning.tune(tiny, [source], TuningConfig(), 0, folder("adapter"), CPU, distillation=WHOLE)
+
+
+def test_to_keep_the_whole_vocabulary_is_refused(tiny: Path, text: Path, folder: Make) -> None:
+    with pytest.raises(InputError, match=r"distillation.top: got 260; allowed: less than 260, the vocabulary"):
+        teach(tiny, text, DistillationConfig(top=260), folder("teacher"), CPU)
+
+
+def test_a_mixture_gives_every_benchmark_its_part(tiny: Path, prompts: Path, folder: Make) -> None:
+    settings = TuningConfig(epochs=1, shots=5, held_out=3, batch_size=1)
+    sources = [Source(prompts, "acc_norm"), Source(prompts, "acc")]
+    tuning.tune(tiny, sources, settings, 0, folder("adapter"), CPU)
+    log = pq.read_table(prompts.parent / "adapter" / "log.parquet").to_pydict()
+    assert log["step"] == [0, 1, 2, 3, 4, 5]
+
+
+def test_bfloat16_products_leave_adapters_in_float32(tiny: Path, prompts: Path, folder: Make) -> None:
+    settings = TuningConfig(epochs=2, learning_rate=2e-2, batch_size=4, dropout=0.0)
+    for precision in ("float32", "bfloat16"):
+        chosen = settings.model_copy(update={"precision": precision})
+        tuning.tune(tiny, [Source(prompts, "acc_norm")], chosen, 0, folder(precision), CPU)
+    exact, rounded = (
+        pq.read_table(prompts.parent / name / "log.parquet").to_pydict()["loss"][1:] for name in ("float32", "bfloat16")
+    )
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.05)
