@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from threading import Thread
 from typing import Any
 
@@ -18,7 +19,7 @@ if __name__ == "__main__":  # before the imports below, so that both go on at on
 from prefect import flow, get_run_logger
 from rich.console import Console
 
-from flows._models import Prompts, dense_of, prompts_of, pruned_of
+from flows._models import Prompts, adapters_of, dense_of, healed_of, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.console import quiet_libraries
@@ -39,38 +40,57 @@ def sweep(config: SweepConfig) -> ArtifactRef:
     log = get_run_logger()
     every = cells(config)  # a bad one is found before any work
     prompts = _prompts(config, config)
-    dense = load_model(config.store, config.model)
-    made = [_measured(config, config, "dense", 0.0, dense, prompts)]
+    model = load_model(config.store, config.model)
+    dense = {
+        "checkpoint": model,
+        "perplexity": measure_perplexity(config, "dense", model),
+        "scores": _scores(config, config, "dense", model, prompts),
+    }
+    made = []
     for cell in every:
         (ratio,) = cell.run.pruning.ratios
-        label = f"{cell.label} @ {ratio:g}"
+        named = {"label": cell.label, "ratio": ratio, "curve": cell.curve, "place": cell.place, "seed": cell.run.seed}
         try:
-            own = _prompts(config, cell.run)
-            pruned = pruned_of(cell.run, dense_of(cell.run, own), ratio)
-            made.append(_measured(config, cell.run, cell.label, ratio, pruned, own))
+            made.append(named | _measured(config, cell.run, f"{cell.label} @ {ratio:g}", model, ratio))
         except Exception as error:
-            log.error("cell %s failed: %s", label, error)
-            made.append({"label": cell.label, "ratio": ratio, "error": " ".join(str(error).split())[:300]})
-    return write_sweep(config, made).result()
+            log.error("cell %s @ %g, seed %d failed: %s", cell.label, ratio, cell.run.seed, error)
+            made.append(named | {"error": " ".join(str(error).split())[:300]})
+    return write_sweep(config, dense, made).result()
 
 
 def _prompts(config: SweepConfig, run: RunConfig) -> Prompts:
     """The prompts of a cell, where anything reads them."""
-    needed = config.scored or run.calibration.source == PROMPTS
+    needed = config.scored or config.tailored or run.calibration.source == PROMPTS
     return prompts_of(run) if needed else Prompts({}, {})
 
 
-def _measured(
-    config: SweepConfig, run: RunConfig, label: str, ratio: float, model: Any, prompts: Prompts
-) -> dict[str, Any]:
-    shown = f"{label} @ {ratio:g}" if ratio else label
-    names = [benchmark.name for benchmark in run.benchmarks] if config.scored else []
+def _measured(config: SweepConfig, run: RunConfig, label: str, model: Any, ratio: float) -> dict[str, Any]:
+    """A cell pruned, healed and tuned as it says, and what is measured of it."""
+    prompts = _prompts(config, run)
+    dense = dense_of(run, prompts)
+    healed = healed_of(run, dense, ratio, pruned_of(run, dense, ratio), prompts)
+    perplexity = measure_perplexity(run, label, healed)
+    adapters = adapters_of(run, dense, ratio, healed, prompts) if config.tailored else {}
     return {
-        "label": label,
-        "ratio": ratio,
-        "checkpoint": model,
-        "perplexity": measure_perplexity(run, shown, model),
-        "scores": {name: score(run, name, shown, model, prompts.evaluation[name]) for name in names},
+        "checkpoint": healed,
+        "perplexity": perplexity,
+        "scores": _scores(config, run, label, healed, prompts, adapters),
+        "dense": _scores(config, run, "dense", model, prompts),
+    }
+
+
+def _scores(
+    config: SweepConfig,
+    run: RunConfig,
+    label: str,
+    model: Any,
+    prompts: Prompts,
+    adapters: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Scores of every benchmark, where the sweep has any."""
+    names = [benchmark.name for benchmark in run.benchmarks] if config.scored or config.tailored else []
+    return {
+        name: score(run, name, label, model, prompts.evaluation[name], (adapters or {}).get(name)) for name in names
     }
 
 

@@ -202,14 +202,23 @@ def loss_curves(logs: Mapping[str, Mapping[str, Sequence[Any]]]) -> str:
         return _svg(figure, "Training and held-out loss by benchmark")
 
 
-def curves(series: Mapping[str, Sequence[tuple[float, float]]], ylabel: str, reference: float, log: bool) -> str:
-    """One line for each setting over the share of parameters removed, and the dense model's value as a reference.
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    ylabel: str,
+    reference: float,
+    log: bool = False,
+    xlabel: str | None = None,
+    shares: bool = False,
+) -> str:
+    """One line for each setting, and the dense model's value as a reference.
 
     Args:
-        series: setting → points (share removed, value).
+        series: setting → points (place, value).
         ylabel: what the values are.
         reference: the dense model's value.
         log: whether values are drawn on a logarithmic scale.
+        xlabel: what the places are; None: the share of parameters removed.
+        shares: whether values are shares, to be written as percentages.
     """
     with matplotlib.rc_context(_STYLE):
         figure = _figure(420 + 11 * len(series))
@@ -223,12 +232,16 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], ylabel: str, ref
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
+        elif shares:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
         axes.set_ylabel(ylabel)
-        axes.set_xlabel("parameters removed")
-        axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+        axes.set_xlabel(xlabel or "parameters removed")
+        if xlabel is None:
+            axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
         axes.grid(axis="y")
         figure.legend(loc="outside upper left", ncols=2, borderpad=0)
-        return _svg(figure, f"{ylabel} over the share of parameters removed: " + ", ".join(series))
+        over = xlabel or "the share of parameters removed"
+        return _svg(figure, f"{ylabel} over {over}: " + ", ".join(series))
 
 
 def _power_of_ten(value: float, _position: float) -> str:

@@ -14,7 +14,7 @@ from tailored_llama import profiling
 from tailored_llama.artifacts import read_table, schema_of
 from tailored_llama.config import RunConfig
 from tailored_llama.errors import InputError
-from tailored_llama.scoring import read_answers, read_metrics
+from tailored_llama.scoring import metrics, read_answers, read_metrics
 from tailored_llama.statistics import (
     Answers,
     above_floor,
@@ -36,12 +36,12 @@ class ModelScores:
     """One model (dense, pruned or tailored): its size, its perplexity, its scores.
 
     `perplexity` is what `measure_perplexity` wrote; `scores` maps a benchmark's name to the folder that
-    `score_benchmark` wrote.
+    `score_benchmark` wrote, or to those of several seeds, which count as one model that answers as they do on average.
     """
 
     checkpoint_parameters: int | None = None
     perplexity: Mapping[str, Any] | None = None
-    scores: Mapping[str, Path] = field(default_factory=dict)
+    scores: Mapping[str, Path | Sequence[Path]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,19 @@ def _run_rows(inputs: ReportInputs, run: PrunedRun) -> Iterator[Row]:
         yield mean
 
 
-def _read_score(folder: Path) -> _Score:
+def _read_score(folders: Path | Sequence[Path]) -> _Score:
+    """One score; or of several of the same examples their mean, example by example."""
+    first, *others = [_read_one(folder) for folder in ([folders] if isinstance(folders, Path) else folders)]
+    if not others:
+        return first
+    _check_comparable("several seeds", first, *others)
+    values = np.mean([first.answers.values, *(other.answers.values for other in others)], axis=0)
+    answers = replace(first.answers, values=values)
+    found = metrics({"mean": values})
+    return replace(first, accuracy=found["mean"], stderr=found["mean_stderr"], answers=answers)
+
+
+def _read_one(folder: Path) -> _Score:
     found = read_metrics(folder)
     metric = found.get("metric")
     try:

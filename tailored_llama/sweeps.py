@@ -6,8 +6,8 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,16 +17,17 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from tailored_llama import plots
+from tailored_llama import plots, recovery
 from tailored_llama.artifacts import read_table, schema_of, write_table
 from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import RunConfig, assign, read_config_data, validate_as, validate_config
 from tailored_llama.errors import InputError
-from tailored_llama.reports import number, page_template, percent, settings_of
+from tailored_llama.reports import number, page_template, percent, settings_of, span
 from tailored_llama.scoring import read_metrics
 
 RATIOS = "pruning.ratios"
-MAY_VARY = ("seed", "calibration", "pruning", "reconstruction")  # cells share all else with the dense model
+SEED = "seed"
+MAY_VARY = (SEED, "calibration", "pruning", "reconstruction", "distillation", "healing", "prompts", "tuning")
 
 
 class SweepConfig(RunConfig):
@@ -35,33 +36,61 @@ class SweepConfig(RunConfig):
     grid: tuple[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], ...] = Field(
         min_length=1,
         description='Tables of dotted field → list of values, such as "pruning.criterion" = ["flap", "random"]; '
-        "each table makes one cell of every combination. Of pruning.ratios, each value is one cell.",
+        "each table makes one cell of every combination. Of pruning.ratios, each value is one cell; cells that differ "
+        "in their seed only are one row of the table.",
     )
     scored: bool = Field(True, description="Score the benchmarks too, not only the perplexity.")
+    tailored: bool = Field(False, description="Tune, and score what was tuned, beside the dense model's scores.")
+    axis: str = Field(RATIOS, description="Field of the grid that the curves are drawn over, such as tuning.shots.")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination: the run it stands for, and what tells it apart (the ratio left out)."""
+    """One combination: the run it stands for, and what tells it apart, seed and ratio left out.
+
+    `curve` is the label of the curve it is a point of, and `place` where on the axis, None where that is the ratio.
+    """
 
     label: str
+    curve: str
+    place: float | None
     run: RunConfig
 
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a cell: figures, or why there are none. Accuracy is the mean of the headline metrics."""
+    """What became of a cell, or of several that differ in their seed only: figures, or why there are none.
+
+    Perplexity is the mean over seeds, with the lowest and the highest; accuracy the mean of the headline metrics;
+    recovery and chance-corrected recovery are as in `recovery.Row`, of each example's mean over the seeds:
+    `_low` and `_high` bound their 95 % interval over the examples, `_least` and `_most` are those of single seeds.
+    """
 
     label: str
     ratio: float
+    curve: str | None = None
+    place: float | None = None
+    seeds: int = 1
     parameters: int | None = None
     perplexity: float | None = None
+    perplexity_least: float | None = None
+    perplexity_most: float | None = None
     accuracy: float | None = None
     accuracy_stderr: float | None = None
     examples: int | None = None
+    recovery: float | None = None
+    recovery_low: float | None = None
+    recovery_high: float | None = None
+    recovery_least: float | None = None
+    recovery_most: float | None = None
+    chance_corrected: float | None = None
+    cc_low: float | None = None
+    cc_high: float | None = None
+    cc_benchmarks: int | None = None
     error: str | None = None
 
 
+OWN = set(SweepConfig.model_fields) - set(RunConfig.model_fields)
 SWEEP_SCHEMA = schema_of(Row)
 
 
@@ -82,11 +111,14 @@ def cells(config: SweepConfig) -> list[Cell]:
     Raises:
         InputError: a field that is not one or must not differ, or a value out of bounds; the cell is named.
     """
-    shared = config.model_dump(mode="json", exclude={"grid", "scored"})
-    varying = [field for table in config.grid for field in table if field != RATIOS]
-    for field in {field: None for table in config.grid for field in table}:
+    shared = config.model_dump(mode="json", exclude=OWN)
+    fields = list(dict.fromkeys(field for table in config.grid for field in table))
+    for field in fields:
         if field.split(".")[0] not in MAY_VARY:
             raise InputError(f"grid: got {field!r}; allowed: seed, and the fields of {', '.join(MAY_VARY[1:])}")
+    if config.axis not in (RATIOS, *fields):
+        raise InputError(f"axis: got {config.axis!r}; allowed: {RATIOS}, or a field of the grid")
+    varying = [field for field in fields if field not in (RATIOS, SEED)]
     found: dict[str, Cell] = {}
     for table in config.grid:
         for values in itertools.product(*table.values()):
@@ -98,33 +130,81 @@ def cells(config: SweepConfig) -> list[Cell]:
                 run = validate_config(data)
             except InputError as error:
                 raise InputError(f"grid, cell {settings}: {error}") from None
-            label = ", ".join(_shown(run, field) for field in dict.fromkeys(varying))
             for ratio in run.pruning.ratios:
                 one = run.model_copy(update={"pruning": run.pruning.model_copy(update={"ratios": (ratio,)})})
-                found.setdefault(one.model_dump_json(), Cell(label or "pruned", one))
+                found.setdefault(one.model_dump_json(), _cell(config, varying, one))
     return list(found.values())
+
+
+def _cell(config: SweepConfig, varying: Sequence[str], run: RunConfig) -> Cell:
+    label = ", ".join(_shown(run, field) for field in varying) or "pruned"
+    if config.axis == RATIOS:
+        return Cell(label, label, None, run)
+    place = _value(run, config.axis)
+    if isinstance(place, bool) or not isinstance(place, int | float):
+        raise InputError(f"axis: got {config.axis!r}, of which a cell has {place!r}; allowed: a field of numbers")
+    others = [_shown(run, field) for field in varying if field != config.axis]
+    return Cell(label, ", ".join([*others, f"@ {run.pruning.ratios[0]:g}"]), place, run)
+
+
+def _value(run: RunConfig, field: str) -> Any:
+    return functools.reduce(getattr, field.split("."), run)
 
 
 def _shown(run: RunConfig, field: str) -> str:
     """A field's value in a run; with its name, where the value alone would not say what it is of."""
-    value = functools.reduce(getattr, field.split("."), run)
-    return value if isinstance(value, str) else f"{field.split('.')[-1]}={value}"
+    value = _value(run, field)
+    return value if isinstance(value, str) and value != "none" else f"{field.split('.')[-1]}={value}"
 
 
-def measure(label: str, ratio: float, checkpoint: Path, perplexity: Path, scores: Sequence[Path]) -> Row:
-    """The row of a checkpoint from its perplexity and its scores of every benchmark."""
-    metrics = [read_metrics(folder) for folder in scores]
-    values = [found[found["metric"]] for found in metrics]
-    errors = [found[f"{found['metric']}_stderr"] for found in metrics]
-    return Row(
-        label,
-        ratio,
-        parameters=read_structure(checkpoint).parameters,
-        perplexity=read_metrics(perplexity)["perplexity"],
-        accuracy=math.fsum(values) / len(values) if values else None,
-        accuracy_stderr=math.hypot(*errors) / len(values) if values else None,  # of other examples: independent
-        examples=sum(found["examples"] for found in metrics) if values else None,
+@dataclass(frozen=True)
+class Made:
+    """What was made of one cell: folders. `scores` and `dense`, the dense model's, are by benchmark."""
+
+    checkpoint: Path
+    perplexity: Path
+    scores: Mapping[str, Path]
+    dense: Mapping[str, Path]
+
+
+def measure(row: Row, made: Sequence[Made]) -> Row:
+    """A row with the figures of its cells, which differ in their seed only."""
+    perplexities = [read_metrics(cell.perplexity)["perplexity"] for cell in made]
+    row = replace(
+        row,
+        seeds=len(made),
+        parameters=read_structure(made[0].checkpoint).parameters,
+        perplexity=math.fsum(perplexities) / len(made),
+        perplexity_least=min(perplexities),
+        perplexity_most=max(perplexities),
     )
+    if not made[0].scores:
+        return row
+    whole, singles = _recovery(made), [_recovery([cell]).recovery for cell in made]
+    known = [value for value in singles if value is not None]
+    return replace(
+        row,
+        accuracy=whole.tailored,
+        accuracy_stderr=whole.tailored_stderr,
+        examples=whole.examples,
+        recovery=whole.recovery,
+        recovery_low=whole.recovery_low,
+        recovery_high=whole.recovery_high,
+        recovery_least=min(known, default=None),
+        recovery_most=max(known, default=None),
+        chance_corrected=whole.chance_corrected,
+        cc_low=whole.cc_low,
+        cc_high=whole.cc_high,
+        cc_benchmarks=whole.cc_benchmarks,
+    )
+
+
+def _recovery(made: Sequence[Made]) -> recovery.Row:
+    """Of cells that differ in their seed only, over all benchmarks."""
+    dense = recovery.ModelScores(scores={name: [cell.dense[name] for cell in made] for name in made[0].dense})
+    cell = recovery.ModelScores(scores={name: [cell.scores[name] for cell in made] for name in made[0].scores})
+    run = recovery.PrunedRun(None, tailored=cell)
+    return recovery.recovery_rows(recovery.ReportInputs(None, "", dense, (run,)))[-1]
 
 
 def write_sweep(config: SweepConfig, dense: Row, rows: Sequence[Row], out: Path) -> None:
@@ -142,8 +222,9 @@ def read_sweep(folder: Path) -> list[Row]:
 def console_table(rows: Sequence[Row]) -> Table:
     """The table for a terminal: the dense model, then every cell."""
     dense, table = rows[0], Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    recovered = any(row.recovery is not None for row in rows[1:])
     table.add_column("setting", overflow="fold")
-    for name in ("removed", "perplexity", "÷ dense", "mean accuracy"):
+    for name in ("removed", "perplexity", "÷ dense", "mean accuracy", *(("recovery",) if recovered else ())):
         table.add_column(name, justify="right")
     for row in rows:
         if row.error:
@@ -151,8 +232,10 @@ def console_table(rows: Sequence[Row]) -> Table:
             continue
         accuracy = "–" if row.accuracy is None else f"{number(row.accuracy)}±{number(row.accuracy_stderr).lstrip('0')}"
         removed = percent(_removed(row, dense), 2)
-        cells_ = (removed, number(row.perplexity, 2), number(_times_dense(row, dense), 2), accuracy)
-        table.add_row(escape(row.label), *cells_)
+        figures = [removed, number(row.perplexity, 2), number(_times_dense(row, dense), 2), accuracy]
+        if recovered:
+            figures.append(f"{percent(row.recovery)} ({span(row.recovery_low, row.recovery_high)})")
+        table.add_row(escape(row.label), *figures)
     return table
 
 
@@ -167,41 +250,80 @@ def _times_dense(row: Row, dense: Row) -> float:
 
 def _shared(config: SweepConfig) -> dict[str, dict[str, str]]:
     """The settings that no cell changes, as `settings_of`; those that a sweep does not read are left out."""
-    sections = {name: fields for name, fields in settings_of(config).items() if name not in ("tuning", "profile")}
-    for field in ("grid", "scored", RATIOS, *(field for table in config.grid for field in table)):
+    unread = {"profile"} | (set() if config.tailored else {"tuning"})
+    sections = {name: fields for name, fields in settings_of(config).items() if name not in unread}
+    for field in (*OWN, RATIOS, *(field for table in config.grid for field in table)):
         section, _, name = field.rpartition(".")
         sections.get(section, {}).pop(name, None)
     return sections
 
 
-def _page(config: SweepConfig, dense: Row, rows: Sequence[Row]) -> str:
-    done = [row for row in rows if not row.error]
-    figures = []
-    for title, field, reference, log, caption in (
-        ("Perplexity", "perplexity", 1.0, True, "Perplexity ÷ the dense model's, of the same text."),
-        ("Accuracy", "accuracy", dense.accuracy, False, "Mean of the benchmarks' headline metrics."),
+@dataclass(frozen=True)
+class _Figure:
+    title: str
+    field: str
+    axis: str
+    reference: float | None  # the dense model's value
+    caption: str
+    log: bool = False
+    shares: bool = False
+
+
+def _figures(config: SweepConfig, dense: Row, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Title, picture and caption of every quantity that was measured."""
+    for figure in (
+        _Figure(
+            "Perplexity",
+            "perplexity",
+            "perplexity ÷ dense",
+            1.0,
+            "Perplexity ÷ the dense model's, of the same text.",
+            True,
+        ),
+        _Figure("Accuracy", "accuracy", "mean accuracy", dense.accuracy, "Mean of the benchmarks' headline metrics."),
+        _Figure(
+            "Recovery",
+            "recovery",
+            "mean recovery",
+            1.0,
+            "Accuracy ÷ the dense model's, mean over all benchmarks, those that dense itself cannot do too.",
+            shares=True,
+        ),
     ):
         series: dict[str, list[tuple[float, float]]] = {}
-        for row in done:
-            value = getattr(row, field)
-            if value is not None:
-                shown = _times_dense(row, dense) if field == "perplexity" else value
-                series.setdefault(row.label, []).append((_removed(row, dense), shown))
-        if series and reference is not None:
-            label = "perplexity ÷ dense" if field == "perplexity" else "mean accuracy"
-            svg = Markup(plots.curves(series, label, reference, log))
-            figures.append({"title": title, "svg": svg, "caption": caption})
+        for row in rows:
+            value = getattr(row, figure.field)
+            if value is not None and row.curve is not None:
+                shown = _times_dense(row, dense) if figure.field == "perplexity" else value
+                place = _removed(row, dense) if row.place is None else row.place
+                series.setdefault(row.curve, []).append((place, shown))
+        if series and figure.reference is not None:
+            axis = None if config.axis == RATIOS else config.axis
+            svg = plots.curves(series, figure.axis, figure.reference, figure.log, axis, figure.shares)
+            yield {"title": figure.title, "svg": Markup(svg), "caption": figure.caption}
+
+
+def _page(config: SweepConfig, dense: Row, rows: Sequence[Row]) -> str:
+    done = [row for row in rows if not row.error]
     failed = len(rows) - len(done)
-    summary = f"{len(rows)} cells" + (f", of which {failed} failed" if failed else "")
-    best = {row.ratio: row for row in sorted(done, key=lambda row: -(row.perplexity or math.inf))}  # the last one stays
+    summary = f"{len(rows)} settings" + (f", of which {failed} failed" if failed else "")
+    if seeds := max((row.seeds for row in done if row.seeds > 1), default=0):
+        summary += f", each with {seeds} seeds"
+    if recovered := [row for row in done if row.recovery is not None]:
+        best = {row.ratio: row for row in sorted(recovered, key=lambda row: row.recovery or 0)}  # the last one stays
+        found = [f"{percent(best[r].recovery)} at {percent(r, 0)} ({best[r].label})" for r in sorted(best)]
+        summary += f". Highest mean recovery: {'; '.join(found)}"
+    best = {row.ratio: row for row in sorted(done, key=lambda row: -(row.perplexity or math.inf))}
     lowest = [f"{number(best[r].perplexity, 2)} at {percent(r, 0)} ({best[r].label})" for r in sorted(best)]
     summary += f". Lowest perplexity: {'; '.join(lowest)}" if lowest else ""
     return page_template("sweep.html.j2").render(
         title=f"Sweep of {config.model.source}",
         summary=f"{summary}; dense: {number(dense.perplexity, 2)}.",
-        figures=figures,
+        figures=list(_figures(config, dense, done)),
         dense=dense,
         rows=rows,
+        recovered=bool(recovered),
+        benchmarks=len(config.benchmarks),
         settings=_shared(config),
         colours=plots.COLOURS,
     )

@@ -67,6 +67,21 @@ def test_a_cell_that_fails_is_in_the_table_and_alone_is_computed_again(
     assert built(config) == after
 
 
+def test_cells_are_tuned_as_they_say_and_seeds_share_a_row(own_run: dict[str, Any]) -> None:
+    grid = [
+        {"tuning.examples": ["none", "benchmark"], "seed": [0, 1]},
+        {"healing.tokens": [64], "distillation.weight": [1.0], "prompts.template": ["task"]},
+    ]
+    config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True})
+    dense, untuned, tuned, healed = rows_of(config)
+    assert [row.seeds for row in (untuned, tuned, healed)] == [2, 2, 1]
+    assert not any(row.error for row in (untuned, tuned, healed))
+    assert all(row.recovery is not None for row in (untuned, tuned, healed))
+    assert (dense.recovery, untuned.perplexity) == (1.0, tuned.perplexity)
+    stages = [path.parent.parent.name for path in built(config)]
+    assert (stages.count("adapter"), stages.count("healed"), stages.count("pruned")) == (3, 1, 2)
+
+
 def test_the_command_prints_a_table_and_the_path_of_the_report(
     own_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

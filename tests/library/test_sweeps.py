@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,20 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tailored_llama.artifacts import write_table
 from tailored_llama.errors import InputError
-from tailored_llama.sweeps import Row, SweepConfig, cells, console_table, load_sweep, read_sweep, write_sweep
+from tailored_llama.scoring import PREDICTIONS_SCHEMA, metrics
+from tailored_llama.sweeps import (
+    Made,
+    Row,
+    SweepConfig,
+    cells,
+    console_table,
+    load_sweep,
+    measure,
+    read_sweep,
+    write_sweep,
+)
 
 GRID = '[[grid]]\n"pruning.criterion" = ["flap", "random"]\n"pruning.ratios" = [0.1, 0.2]\n'
 
@@ -44,6 +57,26 @@ def test_ratios_of_the_run_are_cells_where_the_grid_names_none(tmp_path: Path) -
     assert [cell.run.pruning.ratios for cell in found] == [(0.3,), (0.4,)]
 
 
+def test_cells_that_differ_in_their_seed_only_have_one_label(tmp_path: Path) -> None:
+    found = cells(load_sweep(sweep_file(tmp_path, '[[grid]]\n"pruning.criterion" = ["flap"]\nseed = [3, 4]\n')))
+    assert [(cell.label, cell.run.seed) for cell in found] == [("flap", 3), ("flap", 4)]
+
+
+def test_curves_are_drawn_over_the_axis_one_for_each_other_setting(tmp_path: Path) -> None:
+    grid = '[[grid]]\n"tuning.shots" = [10, 50]\n"tuning.rank" = [4, 8]\n'
+    found = cells(load_sweep(sweep_file(tmp_path, grid), ["axis=tuning.shots"]))
+    assert [(cell.label, cell.curve, cell.place) for cell in found] == [
+        ("shots=10, rank=4", "rank=4, @ 0.2", 10), ("shots=10, rank=8", "rank=8, @ 0.2", 10),
+        ("shots=50, rank=4", "rank=4, @ 0.2", 50), ("shots=50, rank=8", "rank=8, @ 0.2", 50),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"axis: got 'tuning.alpha'; allowed: pruning.ratios, or a field of the grid"):
+        load_sweep(sweep_file(tmp_path, grid), ["axis=tuning.alpha"])
+    with pytest.raises(
+        InputError, match=r"axis: got 'pruning.criterion', of which a cell has 'flap'; allowed: a field"
+    ):
+        load_sweep(sweep_file(tmp_path, GRID), ["axis=pruning.criterion"])
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
@@ -62,7 +95,8 @@ def test_ratios_of_the_run_are_cells_where_the_grid_names_none(tmp_path: Path) -
         ),
         (
             GRID + '"model.source" = ["other"]',
-            "grid: got 'model.source'; allowed: seed, and the fields of calibration, pruning, reconstruction",
+            "grid: got 'model.source'; allowed: seed, and the fields of calibration, pruning, reconstruction, "
+            "distillation, healing, prompts, tuning",
         ),
     ],
 )
@@ -73,11 +107,18 @@ def test_a_bad_grid_is_named(tmp_path: Path, grid: str, message: str) -> None:
         load_sweep(tmp_path / "sweep.toml")
 
 
-DENSE = Row("dense", 0.0, 1000, 20.0, 0.5, 0.01, 200)
+DENSE = Row("dense", 0.0, parameters=1000, perplexity=20.0, accuracy=0.5, accuracy_stderr=0.01, examples=200)
+
+
+def cell_row(label: str, ratio: float, parameters: int, perplexity: float, **figures: Any) -> Row:
+    """One setting's row, as `measure` would fill it in."""
+    return Row(label, ratio, label, parameters=parameters, perplexity=perplexity, **figures)
+
+
 ROWS = (
     DENSE,
-    Row("flap", 0.2, 800, 50.0, 0.4, 0.01, 200),
-    Row("flap", 0.1, 900, 30.0, 0.45, 0.01, 200),
+    cell_row("flap", 0.2, 800, 50.0, accuracy=0.4, accuracy_stderr=0.01, examples=200),
+    cell_row("flap", 0.1, 900, 30.0, accuracy=0.45, accuracy_stderr=0.01, examples=200),
     Row("<b>random</b>", 0.2, error="CUDA out of memory"),
 )
 
@@ -97,7 +138,7 @@ def config(tmp_path: Path) -> SweepConfig:
 def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: SweepConfig, tmp_path: Path) -> None:
     page = written(config, tmp_path / "out", *ROWS)
     assert page.count("<svg") == 2
-    assert "3 cells, of which 1 failed" in page
+    assert "3 settings, of which 1 failed" in page
     assert "Lowest perplexity: 30.00 at 10\xa0% (flap); 50.00 at 20\xa0% (flap); dense: 20.00." in page
     assert "&lt;b&gt;random&lt;/b&gt;" in page
     assert "failed: CUDA out of memory" in page
@@ -111,9 +152,46 @@ def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: Swe
 
 
 def test_a_sweep_without_scores_or_without_success_is_still_a_page(config: SweepConfig, tmp_path: Path) -> None:
-    dense = Row("dense", 0.0, 1000, 20.0)
-    assert written(config, tmp_path / "unscored", dense, Row("flap", 0.2, 800, 50.0)).count("<svg") == 1
+    dense = Row("dense", 0.0, parameters=1000, perplexity=20.0)
+    assert written(config, tmp_path / "unscored", dense, cell_row("flap", 0.2, 800, 50.0)).count("<svg") == 1
     assert written(config, tmp_path / "failed", DENSE, ROWS[3]).count("<svg") == 0
+
+
+def made(folder: Path, name: str, perplexity: float, right: list[int]) -> Made:
+    """A cell whose model is right where `right` says, beside a dense model that is right on the first six of eight."""
+    for kind, hits in (("scores", right), ("dense", [1] * 6 + [0] * 2)):
+        place = folder / name / kind
+        place.mkdir(parents=True)
+        columns = {
+            "example": range(8),
+            "loglikelihoods": [[0.0, 0.0]] * 8,
+            "prediction": hits,
+            "prediction_norm": hits,
+            "answer": [1] * 8,
+        }
+        write_table(place / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
+        found = {"metric": "acc", "floor": 0.25, "examples": 8, **metrics({"acc": [float(hit) for hit in hits]})}
+        (place / "metrics.json").write_text(json.dumps(found))
+    measured = folder / name / "perplexity"
+    measured.mkdir()
+    (measured / "metrics.json").write_text(json.dumps({"perplexity": perplexity}))
+    scores, dense = ({"piqa": folder / name / kind} for kind in ("scores", "dense"))
+    return Made(folder / "model", measured, scores, dense)
+
+
+def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(tiny)
+    both = [made(tmp_path, "a", 40.0, [1, 1, 1, 0, 0, 0, 0, 0]), made(tmp_path, "b", 60.0, [0, 1, 1, 1, 1, 1, 0, 0])]
+    row = measure(Row("flap", 0.2), both)
+    assert (row.seeds, row.perplexity, row.perplexity_least, row.perplexity_most) == (2, 50.0, 40.0, 60.0)
+    assert row.accuracy == 0.5
+    assert (row.recovery, row.recovery_least, row.recovery_most) == (pytest.approx(4 / 6), 0.5, pytest.approx(5 / 6))
+    low, high = row.recovery_low, row.recovery_high
+    assert low is not None
+    assert high is not None
+    assert low < 4 / 6 < high <= 1
+    alone = measure(Row("flap", 0.2), both[:1])
+    assert (alone.recovery_low or 0) < low  # two halves of an example vary less than a whole one
 
 
 def test_the_console_table(capsys: pytest.CaptureFixture[str]) -> None:
