@@ -22,6 +22,7 @@ Reconstruction = Literal["none", "bias", "static", "sequential"]
 Allocation = Literal["uniform", "global"]
 Kind = Literal["attention", "mlp"]
 Template = Literal["harness", "task", "reread"]
+Variant = Literal["lora", "rslora", "dora", "prompt", "prefix"]
 Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROJECTIONS: tuple[Projection, ...] = (
@@ -155,11 +156,13 @@ class TrainingConfig(Section):
         16, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r (variant rslora: α / √r)."
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the input of each adapter.")
-    variant: Literal["lora", "rslora", "dora"] = Field(
+    variant: Variant = Field(
         "lora",
         description="lora: updates scaled by α / r; rslora: by α / √r (arXiv 2312.03732); dora: directions and "
-        "magnitudes of the weights apart (arXiv 2402.09353).",
+        "magnitudes of the weights apart (arXiv 2402.09353). In tuning also, with no change of weights: prompt, "
+        "embeddings before the text (arXiv 2104.08691); prefix, keys and values of every layer (arXiv 2101.00190).",
     )
+    virtual_tokens: int = Field(20, ge=1, le=1024, description="Variants prompt and prefix: how many tokens they take.")
     targets: tuple[Projection, ...] = Field(PROJECTIONS, min_length=1, description="Projections that get an adapter.")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
@@ -205,6 +208,7 @@ class HealingConfig(TrainingConfig):
     tokens: int = Field(
         0, ge=0, le=10**10, description="Tokens of calibration text trained on, each once; 0: no healing."
     )
+    variant: Literal["lora", "rslora", "dora"] = Field("lora", description="As in tuning; it must merge.")
     rank: int = Field(64, ge=1, le=1024, description="LoRA rank r: the width of each update.")
     alpha: int = Field(64, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of each adapter.")

@@ -255,9 +255,14 @@ def merge(folder: Path, adapter: Path, out: Path) -> None:
     In bfloat16 or float16 the sum is rounded to the checkpoint's type: scores may differ from the attached adapter's.
 
     Raises:
-        InputError: as `load`.
+        InputError: as `load`; or the adapter is a soft prompt, which is no change of weights.
     """
-    model = load(folder, adapter).merge_and_unload()
+    adapted = load(folder, adapter)
+    if adapted.active_peft_config.is_prompt_learning:
+        raise InputError(
+            f"adapter {adapter}: is a soft prompt; allowed: one that merges into weights (LoRA and its kin)"
+        )
+    model = adapted.merge_and_unload()
     model.save_pretrained(out)
     copy_tokenizer(folder, out)
     _drop_paths(out)

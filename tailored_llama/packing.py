@@ -151,16 +151,18 @@ def packed_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def encode_header(model: Any, ids: Sequence[int], budget: int) -> Header:
+def encode_header(model: Any, ids: Sequence[int], budget: int, before: Header | None = None) -> Header:
     """Encode tokens that stand before every document, `budget` of them in one pass, fewer where memory runs out.
 
     Args:
         model: a causal LM inside `packed_attention`.
-        ids: token ids; none make an empty header.
+        ids: token ids.
+        budget: tokens of a pass.
+        before: what stands before them in turn, such as a soft prompt.
     """
-    header = Header()
-    while header.length < len(ids):
-        part = Document(ids[header.length : header.length + budget])
+    header = before = before or Header()
+    while (done := header.length - before.length) < len(ids):
+        part = Document(ids[done : done + budget])
         longer = Header(header.length + len(part))
         try:
             packed_states(model, [part], torch.tensor([], dtype=torch.int64), header, longer)
@@ -170,6 +172,19 @@ def encode_header(model: Any, ids: Sequence[int], budget: int) -> Header:
             budget = halved(len(part))
             continue
         header = longer
+    return header
+
+
+def embedded_header(model: Any, embeddings: Tensor) -> Header:
+    """A header from embeddings in place of tokens, [1, length, hidden]; gradients reach them."""
+    length = embeddings.shape[1]
+    header = Header(length)
+    model.get_decoder()(
+        inputs_embeds=embeddings,
+        position_ids=torch.arange(length, device=embeddings.device)[None],
+        use_cache=False,
+        packed_row=_Row([_Block(0, length, None)], Header(), length, header),
+    )
     return header
 
 

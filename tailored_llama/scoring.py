@@ -35,6 +35,7 @@ from tailored_llama.packing import (
 )
 from tailored_llama.progress import Progress, silent
 from tailored_llama.prompts import Prompt, read_prompts
+from tailored_llama.soft_prompts import context_length, learnt_header
 from tailored_llama.statistics import Answers
 from tailored_llama.tokens import encode_pair
 
@@ -135,8 +136,9 @@ def loglikelihoods(
     done = 0
     with torch.inference_mode(), packed_attention(model):
         for members in filter(None, (whole, cut)):
-            header = encode_header(model, shared_header([encoded[i] for i in members]), batch_tokens)
-            group = [encoded[i].after(header.length) for i in members]
+            shared = shared_header([encoded[i] for i in members])
+            header = encode_header(model, shared, batch_tokens, learnt_header(model))
+            group = [encoded[i].after(len(shared)) for i in members]
             lengths = [len(item.document) for item in group]
             for batch, rows in within_memory(lengths, batch_tokens, partial(_score_row, model, header, group)):
                 for i, row in zip(batch, rows, strict=True):
@@ -195,7 +197,8 @@ def score_benchmark(
         values, least = {name: columns[name] for name in WRITTEN}, generation.floor(prompts, headline_metric(benchmark))
         measured: dict[str, Any] = {"examples": len(prompts)}
     else:
-        encoded = [encode_prompt(tokenizer, prompt, model.config.max_position_embeddings) for prompt in prompts]
+        limit = context_length(model)
+        encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in prompts]
         columns = predict(prompts, loglikelihoods(model, encoded, budget, progress))
         write_table(out / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
         values, least = hits(columns), floor(prompts)

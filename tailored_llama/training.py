@@ -28,6 +28,7 @@ from tailored_llama.packing import Document, batches, halved, packed_attention, 
 from tailored_llama.progress import Progress
 from tailored_llama.pruning.groups import FUSED
 from tailored_llama.scoring import Encoded
+from tailored_llama.soft_prompts import learnt_header, soft_prompt_config
 
 LOG_SCHEMA = pa.schema(
     {
@@ -94,9 +95,10 @@ def text_samples(teacher: Path) -> list[Sample]:
 
 def adapted(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:
     """A PEFT model with a fresh adapter on a causal LM."""
-    model = get_peft_model(
-        base,
-        LoraConfig(
+    if training.variant in ("prompt", "prefix"):
+        settings = soft_prompt_config(base, training.variant, training.virtual_tokens)
+    else:
+        settings = LoraConfig(
             r=training.rank,
             lora_alpha=training.alpha,
             lora_dropout=training.dropout,
@@ -104,8 +106,8 @@ def adapted(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> 
             use_dora=training.variant == "dora",
             target_modules=_targets(base, training.targets),
             task_type="CAUSAL_LM",
-        ),
-    )
+        )
+    model = get_peft_model(base, settings)
     if execution.recompute_activations:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
@@ -122,12 +124,13 @@ def save_adapter(model: Any, checkpoint: Path, out: Path) -> None:
     """Write an adapter in PEFT's layout, with the digest of the weights it was trained on."""
     model.save_pretrained(out)
     config = json.loads((out / "adapter_config.json").read_text())
-    config["target_modules"].sort()  # a set in PEFT: its order would differ from process to process
+    if "target_modules" in config:
+        config["target_modules"].sort()  # a set in PEFT: its order would differ from process to process
     config["base_model_name_or_path"] = None  # never a path of this machine; base.json says which weights
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (out / BASE_FILE).write_text(json.dumps({"weights": weights_digest(checkpoint)}) + "\n")
     (out / "README.md").write_text(
-        "A LoRA adapter in PEFT's layout. Load it onto its checkpoint with `PeftModel.from_pretrained`; `base.json` "
+        "An adapter in PEFT's layout. Load it onto its checkpoint with `PeftModel.from_pretrained`; `base.json` "
         "holds the SHA-256 of that checkpoint's weights.\n"
     )
 
@@ -140,7 +143,7 @@ def sample_losses(model: Any, batch: Sequence[Sample], objective: Objective) -> 
     `distillation`. Plain text has the last one only.
     """
     documents = [sample.encoded.document for sample in batch]
-    states = packed_states(model, documents, torch.arange(sum(map(len, documents))))
+    states = packed_states(model, documents, torch.arange(sum(map(len, documents))), learnt_header(model))
     starts = list(itertools.accumulate(map(len, documents), initial=0))
     positions: list[int] = []
     targets: list[int] = []

@@ -74,6 +74,7 @@ def tune(
     torch.manual_seed(seed)
     base, tokenizer = load(checkpoint, device=execution.device), load_tokenizer(checkpoint)
     limit = base.config.max_position_embeddings
+    limit -= tuning.virtual_tokens if tuning.variant in ("prompt", "prefix") else 0
     shots: list[Sample] = []
     held_out: list[Sample] = []
     for i, source in enumerate(sources):

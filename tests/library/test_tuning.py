@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,14 +18,18 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from helpers import save_tiny_llama, write_own_benchmark
+from helpers import UNFITTED, save_tiny_llama, write_own_benchmark
 from tailored_llama import training, tuning
 from tailored_llama.benchmarks import load_benchmark
-from tailored_llama.config import BenchmarkConfig, ExecutionConfig, TuningConfig
+from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PruningConfig, TuningConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import load, load_tokenizer, merge
 from tailored_llama.packing import packed_attention
 from tailored_llama.prompts import Prompt, read_prompts, render_prompts
+from tailored_llama.pruning.groups import build_graph, read_groups
+from tailored_llama.pruning.importance import write_importance
+from tailored_llama.pruning.prune import prune
+from tailored_llama.scoring import encode_prompt, loglikelihoods
 from tailored_llama.tokens import encode_pair
 from tailored_llama.training import Objective, learning_rate, sample_losses
 from tailored_llama.tuning import Source
@@ -66,14 +71,17 @@ def test_fused_projections_get_the_adapters_of_their_parts(prompts: Path, folder
     assert tuned == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
 
 
-def held_out_loss(checkpoint: Path, adapter: Path, prompts: Path) -> float:
-    """The held-out loss of a saved adapter, by plain forward passes over PEFT's own loader."""
+def held_out_loss(checkpoint: Path, adapter: Path, prompts: Path, skip: int = 0) -> float:
+    """The held-out loss of a saved adapter, by plain forward passes over PEFT's own loader.
+
+    `skip`: logits that stand before those of the text.
+    """
     tuned = PeftModel.from_pretrained(load(checkpoint), adapter).eval()
     tokenizer, losses = load_tokenizer(checkpoint), []
     for prompt in read_prompts(prompts, "held_out"):
         before, after = encode_pair(tokenizer, prompt.contexts[prompt.answer], prompt.continuations[prompt.answer])
         with torch.no_grad():
-            logprobs = tuned(torch.tensor([before + after])).logits[0].log_softmax(-1)
+            logprobs = tuned(torch.tensor([before + after])).logits[0, skip:].log_softmax(-1)
         losses.append(-sum(float(logprobs[len(before) + i - 1, t]) for i, t in enumerate(after)) / len(after))
     return sum(losses) / len(losses)
 
@@ -245,3 +253,41 @@ def test_variants_are_what_peft_reads(tiny: Path, prompts: Path, folder: Callabl
         attached = PeftModel.from_pretrained(load(tiny), out).eval()(ids).logits
         assert (attached - load(tiny)(ids).logits).abs().max() > 1e-3
         torch.testing.assert_close(load(merged)(ids).logits, attached, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["prompt", "prefix"])
+def test_a_soft_prompt_learns_and_is_scored_as_peft_itself_reads_it(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], variant: Any
+) -> None:
+    out = folder("adapter")
+    settings = QUICK.model_copy(update={"variant": variant, "virtual_tokens": 6, "learning_rate": 0.1, "epochs": 8})
+    tuning.tune(tiny, [Source(prompts, "acc_norm")], settings, 0, out, CPU)
+    held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
+    assert min(held) < 0.95 * held[0]
+    assert held_out_loss(tiny, out, prompts, skip=6 if variant == "prompt" else 0) == pytest.approx(min(held), abs=1e-4)
+    tuned, tokenizer = load(tiny, out), load_tokenizer(tiny)
+    some = read_prompts(prompts, "held_out")[:3]
+    found = loglikelihoods(tuned, [encode_prompt(tokenizer, prompt, 250) for prompt in some], 64)
+    for prompt, scores in zip(some, found, strict=True):
+        for context, continuation, score in zip(prompt.contexts, prompt.continuations, scores, strict=True):
+            before, after = encode_pair(tokenizer, context, continuation)
+            with torch.no_grad():
+                logprobs = tuned(torch.tensor([before + after])).logits[0].log_softmax(-1)[-len(before + after) :]
+            plain = sum(float(logprobs[len(before) + i - 1, t]) for i, t in enumerate(after))
+            assert score == pytest.approx(plain, abs=1e-4)
+    with pytest.raises(InputError, match=r"adapter .*: is a soft prompt; allowed: one that merges into weights"):
+        merge(tiny, out, folder("merged"))
+
+
+def test_a_prefix_needs_as_many_kv_heads_in_every_layer(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path]
+) -> None:
+    graph, pruned = folder("graph"), folder("pruned")
+    build_graph(tiny, graph)
+    groups = read_groups(graph)
+    write_importance(graph, groups, np.arange(len(groups), dtype=float), "random")
+    one_whole = PruningConfig(kinds=("attention",), allocation="uniform", protect_first=1)
+    prune(tiny, graph, graph, 0.153, one_whole, UNFITTED, None, pruned)
+    prefix = QUICK.model_copy(update={"variant": "prefix"})
+    with pytest.raises(InputError, match=r"tuning.variant: got 'prefix' for a model whose layers have 1, 2 KV heads"):
+        tuning.tune(pruned, [Source(prompts, "acc")], prefix, 0, folder("adapter"), CPU)
