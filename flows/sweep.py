@@ -5,7 +5,6 @@ python -m flows.sweep data/sweep.toml [--set key=value …]
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from threading import Thread
@@ -17,17 +16,14 @@ if __name__ == "__main__":  # before the imports below, so that both go on at on
     server = reach_server()
 
 from prefect import flow, get_run_logger
-from rich.console import Console
 
+from flows._main import run_flow
 from flows._models import Prompts, adapters_of, dense_of, healed_of, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
-from tailored_llama.console import quiet_libraries
-from tailored_llama.errors import InputError
 from tailored_llama.preflight import preflight
 from tailored_llama.sweeps import SweepConfig, cells, console_table, load_sweep, read_sweep
 from tailored_llama.texts import PROMPTS
-from tasks._stage import open_store
 from tasks.load_model import load_model
 from tasks.perplexity import measure_perplexity
 from tasks.score import score
@@ -96,25 +92,21 @@ def _scores(
 
 def main(arguments: list[str] | None = None, server: Thread | None = None) -> int:
     """Run the flow from a configuration file; print the table and where the report is."""
-    parser = argparse.ArgumentParser(prog="python -m flows.sweep", description=sweep.__doc__)
-    parser.add_argument("config", help="sweep configuration, a TOML file such as data/sweep.toml")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
-    options = parser.parse_args(arguments)
-    quiet_libraries()
-    try:
-        config = load_sweep(options.config, options.set)
-        for run in [config, *(cell.run for cell in cells(config))]:
-            preflight(run)
-        if server:
-            server.join()
-        ref = sweep(config)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    folder = open_store(config.store).open(ref)
-    Console().print(console_table(read_sweep(folder)))
-    print(f"report: {folder / 'sweep.html'}")
-    return 0
+    return run_flow(
+        sweep,
+        load_sweep,
+        lambda folder: console_table(read_sweep(folder)),
+        "sweep.html",
+        arguments,
+        server,
+        example="data/sweep.toml",
+        check=_preflight,
+    )
+
+
+def _preflight(config: SweepConfig) -> None:
+    for run in [config, *(cell.run for cell in cells(config))]:
+        preflight(run)
 
 
 if __name__ == "__main__":

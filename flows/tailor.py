@@ -5,7 +5,6 @@ python -m flows.tailor data/quickstart.toml [--set key=value …]
 
 from __future__ import annotations
 
-import argparse
 import sys
 from threading import Thread
 from typing import Any
@@ -16,17 +15,13 @@ if __name__ == "__main__":  # before the imports below, so that both go on at on
     server = reach_server()
 
 from prefect import flow, get_run_logger
-from rich.console import Console
 
+from flows._main import run_flow
 from flows._models import adapters_of, dense_of, healed_of, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig, load_config
-from tailored_llama.console import quiet_libraries
-from tailored_llama.errors import InputError
-from tailored_llama.preflight import preflight
 from tailored_llama.recovery import read_rows
 from tailored_llama.reports import console_table
-from tasks._stage import open_store
 from tasks.perplexity import measure_perplexity
 from tasks.profile import profile
 from tasks.report import report
@@ -85,24 +80,15 @@ def _profile(config: RunConfig, label: str, pruned: Any, dense: Any) -> Any:
 
 def main(arguments: list[str] | None = None, server: Thread | None = None) -> int:
     """Run the flow from a configuration file; print the table and where the report is."""
-    parser = argparse.ArgumentParser(prog="python -m flows.tailor", description=tailor.__doc__)
-    parser.add_argument("config", help="run configuration, a TOML file such as data/quickstart.toml")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
-    options = parser.parse_args(arguments)
-    quiet_libraries()
-    try:
-        config = load_config(options.config, options.set)
-        preflight(config)
-        if server:
-            server.join()
-        ref = tailor(config)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    folder = open_store(config.store).open(ref)
-    Console().print(console_table(read_rows(folder)))
-    print(f"report: {folder / 'report.html'}")
-    return 0
+    return run_flow(
+        tailor,
+        load_config,
+        lambda folder: console_table(read_rows(folder)),
+        "report.html",
+        arguments,
+        server,
+        example="data/quickstart.toml",
+    )
 
 
 if __name__ == "__main__":
