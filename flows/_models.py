@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,20 +74,40 @@ def healed_of(config: RunConfig, dense: Dense, ratio: float, pruned: Any, prompt
     return heal(config, ratio, pruned, teach(config, "text for healing", dense.checkpoint, text))
 
 
+@dataclass(frozen=True)
+class Lessons:
+    """What the dense model says along the shots, by benchmark, and along the calibration text."""
+
+    shots: dict[str, Any]
+    text: Any
+
+
+def lessons_of(config: RunConfig, dense: Dense, prompts: Prompts) -> Lessons:
+    """What tuning learns of the dense model: nothing, where the configuration gives it no weight."""
+    if not config.distillation.weight or config.tuning.examples == "none":
+        return Lessons({}, None)
+    shots = {name: teach(config, name, dense.checkpoint, found) for name, found in prompts.train.items()}
+    if not config.distillation.sequences:
+        return Lessons(shots, None)
+    calibration = dense.calibration or load_calibration(config, dense.checkpoint, prompts.train)
+    return Lessons(shots, teach(config, "text", dense.checkpoint, calibration))
+
+
+def adapter_of(
+    config: RunConfig, names: Sequence[str], ratio: float, base: Any, prompts: Prompts, lessons: Lessons
+) -> Any:
+    """One adapter for some benchmarks."""
+    label = names[0] if len(names) == 1 else "mixture"
+    shots = {name: prompts.train[name] for name in names}
+    teachers = {name: lessons.shots[name] for name in names if lessons.shots}
+    return tune(config, label, ratio, base, shots, teachers, lessons.text)
+
+
 def adapters_of(config: RunConfig, dense: Dense, ratio: float, base: Any, prompts: Prompts) -> dict[str, Any]:
     """The adapter of every benchmark: its own, the same for all, or (an empty mapping) none."""
+    names, lessons = list(prompts.train), lessons_of(config, dense, prompts)
     if config.tuning.examples == "none":
         return {}
-    teachers, text = {}, None
-    if config.distillation.weight:
-        teachers = {name: teach(config, name, dense.checkpoint, shots) for name, shots in prompts.train.items()}
-        if config.distillation.sequences:
-            calibration = dense.calibration or load_calibration(config, dense.checkpoint, prompts.train)
-            text = teach(config, "text", dense.checkpoint, calibration)
     if config.tuning.examples == "mixture":
-        adapter = tune(config, "mixture", ratio, base, prompts.train, teachers, text)
-        return dict.fromkeys(prompts.train, adapter)
-    return {
-        name: tune(config, name, ratio, base, {name: shots}, {name: teachers[name]} if teachers else {}, text)
-        for name, shots in prompts.train.items()
-    }
+        return dict.fromkeys(names, adapter_of(config, names, ratio, base, prompts, lessons))
+    return {name: adapter_of(config, [name], ratio, base, prompts, lessons) for name in names}

@@ -21,6 +21,7 @@ from flows._main import run_flow
 from flows._models import Prompts, adapters_of, dense_of, healed_of, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
+from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight
 from tailored_llama.sweeps import SweepConfig, cells, console_table, load_sweep, read_sweep
 from tailored_llama.texts import PROMPTS
@@ -50,7 +51,7 @@ def sweep(config: SweepConfig) -> ArtifactRef:
             made.append(named | _measured(config, cell.run, f"{cell.label} @ {ratio:g}", model, ratio))
         except Exception as error:
             log.error("cell %s @ %g, seed %d failed: %s", cell.label, ratio, cell.run.seed, error)
-            made.append(named | {"error": " ".join(str(error).split())[:300]})
+            made.append(named | {"error": one_line(error)})
     return write_sweep(config, dense, made).result()
 
 

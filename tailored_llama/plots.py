@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from tailored_llama.statistics import Z95
@@ -242,6 +242,73 @@ def curves(
         figure.legend(loc="outside upper left", ncols=2, borderpad=0)
         over = xlabel or "the share of parameters removed"
         return _svg(figure, f"{ylabel} over {over}: " + ", ".join(series))
+
+
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Array,
+    texts: Sequence[Sequence[str]],
+    bold: Array,
+    lead: int,
+    labels: tuple[str, str],
+    unit: str,
+) -> str:
+    """A field of cells on a scale that parts at 0, blue above and orange below; text in each; the diagonal framed.
+
+    Args:
+        rows: their names; those that are also a column's meet it on the diagonal.
+        columns: their names.
+        values: what is shown as colour, float [rows, columns]; NaN stays blank.
+        texts: what stands in each cell, [rows][columns].
+        bold: which texts are bold, bool [rows, columns].
+        lead: how many rows stand apart from the rest, above it.
+        labels: of the rows below the lead, and of the columns.
+        unit: of the values.
+    """
+    limit = max(1.0, math.ceil(np.max(np.abs(values), initial=0.0, where=~np.isnan(values))))
+    lines = max(text.count("\n") + 1 for row in texts for text in row)
+    cell = min(120, max(64, 820 // len(columns)))  # CSS pixels
+    height = 20 * lines + 14
+    at = [i + 0.25 * (i >= lead) for i in range(len(rows))]
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(110 + height * (len(rows) + 1), width=max(560, 160 + cell * len(columns)))
+        axes = figure.subplots()
+        for (i, j), value in np.ndenumerate(values):
+            box: Any = {"xy": (j - 0.5, at[i] - 0.5), "width": 1, "height": 1}
+            if not math.isnan(value):
+                axes.add_patch(Rectangle(**box, linewidth=0, **_shade(value / limit)))
+            axes.add_patch(Rectangle(**box, fill=False, edgecolor=COLOURS["grid"], linewidth=1))
+            weight = "bold" if bold[i, j] else "normal"
+            axes.text(j, at[i], texts[i][j], ha="center", va="center", weight=weight, linespacing=1.35)
+        for i, j in ((rows.index(name), j) for j, name in enumerate(columns) if name in rows):
+            frame = Rectangle((j - 0.5, at[i] - 0.5), 1, 1, fill=False, edgecolor=COLOURS["ink"], linewidth=2)
+            axes.add_patch(frame).set_zorder(3)
+        axes.set_xlim(-0.52, len(columns) - 0.48)
+        axes.set_ylim(at[-1] + 0.52, -0.52)
+        names = [_short(name) for name in columns]
+        if any(8 * len(line) > cell for name in names for line in name.split("\n")):  # names would run into another
+            axes.set_xticks(range(len(columns)), columns, rotation=45, ha="left", rotation_mode="anchor")
+        else:
+            axes.set_xticks(range(len(columns)), names)
+        axes.set_yticks(at, rows)
+        axes.xaxis.tick_top()
+        axes.xaxis.set_label_position("top")
+        axes.set_xlabel(labels[1], labelpad=10)
+        axes.set_ylabel(labels[0], labelpad=10, y=1 - (lead + len(rows)) / 2 / len(rows))
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        scale = [(f"{limit * part:+g}".replace("-", "−"), _shade(part)) for part in (-1, -0.5, 0.5, 1)]
+        handles: list[Any] = [Patch(label=text, **shade) for text, shade in scale]
+        handles.insert(2, Patch(label="0", facecolor="none", edgecolor=COLOURS["grid"]))
+        handles[-1].set_label(f"{handles[-1].get_label()} {unit}")
+        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), borderpad=0)
+        return _svg(figure, f"Heat map of {unit}: {labels[0]} {', '.join(rows)}; {labels[1]} {', '.join(columns)}")
+
+
+def _shade(part: float) -> dict[str, Any]:
+    """Colour of a share of the scale, −1 to 1; never so strong that the text on it cannot be read."""
+    return {"facecolor": COLOURS["tailored" if part > 0 else "line-2"], "alpha": 0.55 * abs(part)}
 
 
 def _power_of_ten(value: float, _position: float) -> str:

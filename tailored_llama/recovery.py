@@ -136,7 +136,9 @@ RECOVERY_SCHEMA = schema_of(Row)
 
 
 @dataclass(frozen=True)
-class _Score:
+class Score:
+    """One model on one benchmark, in the headline metric."""
+
     metric: str
     floor: float
     accuracy: float
@@ -190,7 +192,7 @@ def _run_rows(inputs: ReportInputs, run: PrunedRun) -> Iterator[Row]:
     rows: list[Row] = []
     draws: dict[str, list[Any]] = {"gain": [], "recovery": [], "cc": []}  # per benchmark, float [resamples]
     for name in dict.fromkeys(name for model in models.values() for name in model.scores):
-        scores = {key: _read_score(model.scores[name]) for key, model in models.items() if name in model.scores}
+        scores = {key: read_score(model.scores[name]) for key, model in models.items() if name in model.scores}
         row = _benchmark_row(name, scores, blank)
         seed = [row.seed or 0, *name.encode()]  # an interval does not depend on which other benchmarks are reported
         if row.gain is not None:
@@ -215,31 +217,35 @@ def _run_rows(inputs: ReportInputs, run: PrunedRun) -> Iterator[Row]:
         yield mean
 
 
-def _read_score(folders: Path | Sequence[Path]) -> _Score:
-    """One score; or of several of the same examples their mean, example by example."""
+def read_score(folders: Path | Sequence[Path]) -> Score:
+    """What `score_benchmark` wrote; or of several of the same examples their mean, example by example.
+
+    Raises:
+        InputError: a file is missing or broken, or the examples differ.
+    """
     first, *others = [_read_one(folder) for folder in ([folders] if isinstance(folders, Path) else folders)]
     if not others:
         return first
-    _check_comparable("several seeds", first, *others)
+    check_comparable("several seeds", first, *others)
     values = np.mean([first.answers.values, *(other.answers.values for other in others)], axis=0)
     answers = replace(first.answers, values=values)
     found = metrics({"mean": values})
     return replace(first, accuracy=found["mean"], stderr=found["mean_stderr"], answers=answers)
 
 
-def _read_one(folder: Path) -> _Score:
+def _read_one(folder: Path) -> Score:
     found = read_metrics(folder)
     metric = found.get("metric")
     try:
         floor, accuracy, stderr = (float(found[key]) for key in ("floor", str(metric), f"{metric}_stderr"))
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{folder / 'metrics.json'}: floor, metric or its value is missing") from None
-    return _Score(str(metric), floor, accuracy, stderr, read_answers(folder, str(metric)))
+    return Score(str(metric), floor, accuracy, stderr, read_answers(folder, str(metric)))
 
 
-def _benchmark_row(name: str, scores: Mapping[str, _Score], blank: Row) -> Row:
+def _benchmark_row(name: str, scores: Mapping[str, Score], blank: Row) -> Row:
     first = next(iter(scores.values()))
-    _check_comparable(name, *scores.values())
+    check_comparable(name, *scores.values())
     values: dict[str, Any] = {key: score.accuracy for key, score in scores.items()}
     values |= {f"{key}_stderr": score.stderr for key, score in scores.items()}
     if "tailored" in scores and "pruned" in scores:
@@ -255,7 +261,12 @@ def _benchmark_row(name: str, scores: Mapping[str, _Score], blank: Row) -> Row:
     return replace(blank, benchmark=name, metric=first.metric, examples=count, floor=first.floor, **values)
 
 
-def _check_comparable(name: str, first: _Score, *others: _Score) -> None:
+def check_comparable(name: str, first: Score, *others: Score) -> None:
+    """Check that models answered the same examples of a benchmark, and are judged by one metric.
+
+    Raises:
+        InputError: they are not.
+    """
     for other in others:
         if other.metric != first.metric:
             raise InputError(f"scores of {name}: {first.metric} against {other.metric}; allowed: one metric")
@@ -302,8 +313,8 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
     named = [read_metrics(folder).get("benchmark") for folder in (one, other)]
     if named[0] != named[1]:
         raise InputError(f"scores: {named[0]} against {named[1]}; allowed: one benchmark")
-    scores = [_read_score(folder) for folder in (one, other)]
-    _check_comparable(str(named[0]), *scores)
+    scores = [read_score(folder) for folder in (one, other)]
+    check_comparable(str(named[0]), *scores)
     before, after = scores
     drawn_after, drawn_before = paired_draws(after.answers, before.answers, seed=0)
     low, high = interval(drawn_after - drawn_before)

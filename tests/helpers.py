@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from tailored_llama.artifacts import write_table
 from tailored_llama.config import ReconstructionConfig
+from tailored_llama.scoring import PREDICTIONS_SCHEMA
 
 UNFITTED = ReconstructionConfig(method="none")
 
@@ -90,9 +94,33 @@ def write_own_benchmark(folder: Path, train: int = 24, evaluation: int = 12) -> 
 
 def as_toml(run: dict[str, Any]) -> str:
     """A run configuration as TOML: JSON's strings, numbers and lists are TOML's too."""
-    lines = ["benchmarks = [{" + ", ".join(f"{k} = {json.dumps(v)}" for k, v in run["benchmarks"][0].items()) + "}]"]
+    tables = ["{" + ", ".join(f"{k} = {json.dumps(v)}" for k, v in table.items()) + "}" for table in run["benchmarks"]]
+    lines = [f"benchmarks = [{', '.join(tables)}]"]
     for section, fields in run.items():
         if section != "benchmarks":
             lines.append(f"[{section}]")
             lines += [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
     return "\n".join(lines) + "\n"
+
+
+def scored(folder: Path, right: Sequence[int], floor: float, metric: str = "acc_norm", first: int = 0) -> Path:
+    """A scored benchmark: `right` says which of its examples are answered rightly under the headline metric."""
+    folder.mkdir(parents=True)
+    hit, count = np.array(right, dtype=int), len(right)
+    columns: dict[str, Any] = {
+        "example": range(first, first + count),
+        "loglikelihoods": [[0.0, -1.0]] * count,
+        "prediction": hit if metric == "acc" else [0] * count,
+        "prediction_norm": hit if metric == "acc_norm" else [0] * count,
+        "answer": [1] * count,
+    }
+    write_table(folder / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
+    error = float(np.std(hit, ddof=1)) / count**0.5
+    found = {"benchmark": folder.name, "metric": metric, "examples": count, "floor": floor}
+    found |= {metric: float(hit.mean()), f"{metric}_stderr": error}
+    (folder / "metrics.json").write_text(json.dumps(found))
+    return folder
+
+
+def hits(right: int, of: int = 100) -> list[int]:
+    return [1] * right + [0] * (of - right)

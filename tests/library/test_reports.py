@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from helpers import hits, scored
 from tailored_llama import profiling
 from tailored_llama.artifacts import write_table
 from tailored_llama.config import validate_config
@@ -32,34 +32,10 @@ from tailored_llama.recovery import (
     recovery_rows,
 )
 from tailored_llama.reports import console_table, write_report
-from tailored_llama.scoring import PREDICTIONS_SCHEMA
 from tailored_llama.training import LOG_SCHEMA
 
 ATTACK = "<script>alert(1)</script><img src=https://example.com/x.png onerror=alert(2)>"
 NBSP = "\N{NO-BREAK SPACE}"
-
-
-def scored(folder: Path, right: Sequence[int], floor: float, metric: str = "acc_norm", first: int = 0) -> Path:
-    """A scored benchmark: `right` says which of its examples are answered rightly under the headline metric."""
-    folder.mkdir(parents=True)
-    hit, count = np.array(right, dtype=int), len(right)
-    columns: dict[str, Any] = {
-        "example": range(first, first + count),
-        "loglikelihoods": [[0.0, -1.0]] * count,
-        "prediction": hit if metric == "acc" else [0] * count,
-        "prediction_norm": hit if metric == "acc_norm" else [0] * count,
-        "answer": [1] * count,
-    }
-    write_table(folder / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
-    error = float(np.std(hit, ddof=1)) / count**0.5
-    found = {"benchmark": folder.name, "metric": metric, "examples": count, "floor": floor}
-    found |= {metric: float(hit.mean()), f"{metric}_stderr": error}
-    (folder / "metrics.json").write_text(json.dumps(found))
-    return folder
-
-
-def hits(right: int, of: int = 100) -> list[int]:
-    return [1] * right + [0] * (of - right)
 
 
 def inputs(root: Path, **changes: Any) -> ReportInputs:

@@ -1,0 +1,78 @@
+"""Prune a model at one ratio, tailor it to each benchmark, and score every adapter on all benchmarks: a heat map.
+
+python -m flows.transfer data/transfer.toml [--set key=value …]
+"""
+
+from __future__ import annotations
+
+import sys
+from threading import Thread
+from typing import Any
+
+if __name__ == "__main__":  # before the imports below, so that both go on at once
+    from flows._server import reach_server
+
+    server = reach_server()
+
+from prefect import flow, get_run_logger
+
+from flows._main import run_flow
+from flows._models import adapter_of, dense_of, healed_of, lessons_of, prompts_of, pruned_of
+from tailored_llama.artifacts import ArtifactRef
+from tailored_llama.config import RunConfig
+from tailored_llama.errors import one_line
+from tailored_llama.transfer import DENSE, PRUNED, check_transfer, load_transfer, read_transfer
+from tailored_llama.transfer_report import console_table
+from tasks.score import score
+from tasks.transfer import write_transfer
+
+
+@flow(name="transfer", flow_run_name="transfer {config.model.source}", persist_result=False)
+def transfer(config: RunConfig) -> ArtifactRef:
+    """Tailor to each benchmark, score on all; a row or cell that fails is in the table, and stops no other."""
+    ratio = check_transfer(config)
+    names = [benchmark.name for benchmark in config.benchmarks]
+    prompts = prompts_of(config)
+    dense = dense_of(config, prompts)
+    pruned = healed_of(config, dense, ratio, pruned_of(config, dense, ratio), prompts)
+    lessons = lessons_of(config, dense, prompts)
+    models = [
+        (DENSE, dense.checkpoint, None),
+        (PRUNED, pruned, None),
+        *((name, pruned, _tried(adapter_of, config, [name], ratio, pruned, prompts, lessons)) for name in names),
+    ]
+    made = []
+    for model, checkpoint, adapter in models:
+        label = f"tuned on {model}" if adapter else model
+        for name in names:
+            found = adapter
+            if not isinstance(adapter, str):  # the error that left no adapter
+                found = _tried(score, config, name, label, checkpoint, prompts.evaluation[name], adapter)
+            made.append({"model": model, "benchmark": name, "error" if isinstance(found, str) else "scores": found})
+    return write_transfer(config, made).result()
+
+
+def _tried(build: Any, config: RunConfig, benchmark: Any, *arguments: Any) -> Any:
+    """What is built, or the message of the error that ended it."""
+    try:
+        return build(config, benchmark, *arguments)
+    except Exception as error:
+        get_run_logger().error("%s failed: %s", benchmark, error)
+        return one_line(error)
+
+
+def main(arguments: list[str] | None = None, server: Thread | None = None) -> int:
+    """Run the flow from a configuration file; print the table and where the report is."""
+    return run_flow(
+        transfer,
+        load_transfer,
+        lambda folder: console_table(read_transfer(folder)),
+        "transfer.html",
+        arguments,
+        server,
+        example="data/transfer.toml",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(server=server))

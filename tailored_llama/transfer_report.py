@@ -1,0 +1,186 @@
+"""The report of a transfer: the heat map, the table, and what they say in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+from rich import box
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from tailored_llama import plots
+from tailored_llama.artifacts import write_table
+from tailored_llama.config import RunConfig
+from tailored_llama.recovery import MEAN
+from tailored_llama.reports import number, page_template, settings_of
+from tailored_llama.statistics import RESAMPLES
+from tailored_llama.transfer import (
+    DENSE,
+    DIFFERENCE,
+    OTHERS,
+    OWN,
+    PRUNED,
+    TRANSFER_SCHEMA,
+    UNREAD,
+    Cell,
+    Row,
+    field_of,
+    transfer_rows,
+)
+
+_LEGEND = (
+    "Accuracy, in brackets where it is not significantly above the floor; below or beside it the gain over the pruned "
+    "model in points, {mark} where the paired 95 % interval excludes zero. Under others: the mean gain on benchmarks "
+    "that the model was not tuned on."
+)
+
+
+def write_transfer(config: RunConfig, cells: Sequence[Cell], out: Path) -> None:
+    """Stage: write `transfer.parquet`, `transfer.html` and `transfer.md`.
+
+    Raises:
+        InputError: as `transfer_rows`.
+    """
+    rows = transfer_rows(cells, config.seed)
+    columns = {name: [getattr(row, name) for row in rows] for name in TRANSFER_SCHEMA.names}
+    write_table(out / "transfer.parquet", columns, TRANSFER_SCHEMA)
+    (out / "transfer.html").write_text(_page(config, rows), encoding="utf-8")
+    (out / "transfer.md").write_text(_markdown(config, rows), encoding="utf-8")
+
+
+def points(share: float | None) -> str:
+    """A difference of accuracies in points, hundredths of accuracy, with its sign."""
+    return "–" if share is None else f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", "−")
+
+
+def bounds(row: Row) -> str:
+    """The 95 % interval of a gain, in points."""
+    low, high = (None if end is None else 100 * end for end in (row.gain_low, row.gain_high))
+    return f"{number(low, 1)} to {number(high, 1)}"
+
+
+def findings(rows: Sequence[Row]) -> list[str]:
+    """What the rows say, in sentences: gains here and elsewhere, which are significant, and which say little."""
+    models, names, field = field_of(rows)
+    own, others, difference = (field[label, MEAN] for label in (OWN, OTHERS, DIFFERENCE))
+    said = []
+    if own.gain is not None:
+        text = f"On the benchmark that it was tuned on, an adapter gains {points(own.gain)} points over the pruned "
+        text += f"model (95 % interval {bounds(own)}; mean over {own.benchmarks} benchmarks), and on the others "
+        text += f"{points(others.gain)} points ({bounds(others)}). The difference, {points(difference.gain)} "
+        text += f"({bounds(difference)}), {'is significant' if difference.significant else 'may be chance'}."
+        said.append(text)
+    beside = [field[model, OTHERS] for model in models if model not in (*names, PRUNED)]
+    if known := [f"{row.model} {points(row.gain)} ({bounds(row)})" for row in beside if row.gain is not None]:
+        said.append(f"For comparison, over the same pruned model, on all benchmarks: {', '.join(known)}.")
+    tuned = [row for row in rows if {row.model, row.benchmark} <= {*names} and row.gain is not None]
+    if own.gain is not None:
+        parts = []
+        for where, here in (("own benchmark", True), ("others", False)):
+            gains = [row for row in tuned if (row.model == row.benchmark) == here]
+            signs = [np.sign(row.gain or 0) for row in gains if row.significant]
+            parts.append(f"{signs.count(1)} of {len(gains)} cells up and {signs.count(-1)} down on the {where}")
+        said.append(f"Significant: {'; '.join(parts)}. If tuning did nothing, one in twenty would be, by chance.")
+    weak = [row for name in names if (row := field.get((DENSE, name))) and row.above_floor is False]
+    if listed := ", ".join(
+        f"{r.benchmark} ({number(r.accuracy)} ± {number(r.stderr)} against {number(r.floor)})" for r in weak
+    ):
+        said.append(f"Dense itself is not significantly above the floor on {listed}: gains there say little.")
+    return said
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """One line for each error of a model, with the benchmarks that it left empty."""
+    met: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.error:
+            met.setdefault((row.model, row.error), []).append(row.benchmark)
+    every = len(field_of(rows)[1])
+    where = {place: "all benchmarks" if len(names) == every else ", ".join(names) for place, names in met.items()}
+    return [f"{model} failed on {where[model, error]}: {error}" for model, error in met]
+
+
+def accuracy(row: Row) -> str:
+    """An accuracy, in brackets where it is not significantly above the floor."""
+    if row.accuracy is None:
+        return "failed"
+    return number(row.accuracy) if row.above_floor else f"({number(row.accuracy)})"
+
+
+def marked(row: Row) -> str:
+    """A gain in points, with * where it is significant; empty for none."""
+    return "" if row.gain is None else points(row.gain) + "*" * row.significant
+
+
+def console_table(rows: Sequence[Row]) -> Group:
+    """The table for a terminal; what it says, and what failed, stand below it."""
+    models, names, field = field_of(rows)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column("tuned on", overflow="fold")
+    for name in (*names, "others"):
+        table.add_column(name.replace("_", "_\n"), justify="right", overflow="fold")
+    for model in models:
+        rows_ = [field[model, name] for name in names]
+        cells = [f"{accuracy(row).replace('0.', '.')}\n{marked(row)}" for row in rows_]  # so that the seven fit
+        cells.append(f"\n{marked(field[model, OTHERS])}")
+        table.add_row(*map(escape, (model.replace("_", "_\n"), *cells)))
+    return Group(table, *map(escape, [_LEGEND.format(mark="*"), *findings(rows), *failures(rows)]))
+
+
+def _title(config: RunConfig) -> str:
+    return f"Transfer on {config.model.source}, pruned at ratio {config.pruning.ratios[0]:g}"
+
+
+def _markdown(config: RunConfig, rows: Sequence[Row]) -> str:
+    """What the rows say and the table, for the run's page in Prefect."""
+    models, names, field = field_of(rows)
+    model = config.model.source.replace("`", "'")  # in a code span nothing is markup, and the name cannot end it
+    lines = [f"# {_title(config).replace(config.model.source, f'`{model}`')}", ""]
+    lines += [line for text in (*findings(rows), *map(Markup.escape, failures(rows))) for line in (text, "")]
+    lines += [f"| tuned on | {' | '.join(names)} | others |", "|:--|" + "--:|" * (len(names) + 1)]
+    for model in models:
+        cells = [f"{accuracy(field[model, name])} {_bold(field[model, name])}".strip() for name in names]
+        cells.append(_bold(field[model, OTHERS]))
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _LEGEND.format(mark="bold"), ""])
+
+
+def _bold(row: Row) -> str:
+    return f"**{points(row.gain)}**" if row.significant else marked(row)
+
+
+def _page(config: RunConfig, rows: Sequence[Row]) -> str:
+    models, names, field = field_of(rows)
+    grid = {model: [field[model, name] for name in names] for model in models}
+    gains = [[np.nan if row.gain is None else 100 * row.gain for row in line] for line in grid.values()]
+    picture = plots.heat_map(
+        models,
+        names,
+        np.array(gains),
+        [[f"{accuracy(row)}\n{marked(row)}".strip() for row in line] for line in grid.values()],
+        np.array([[row.significant for row in line] for line in grid.values()]),
+        sum(model not in names for model in models),
+        ("tuned on", "scored on"),
+        "points",
+    )
+    lead, *rest = findings(rows) or ["No adapter could be compared."]
+    return page_template("transfer.html.j2").render(
+        title=_title(config),
+        lead=lead,
+        notes=rest,
+        failures=failures(rows),
+        picture=Markup(picture),
+        names=names,
+        grid=grid,
+        means={model: field[model, OTHERS] for model in models},
+        columns=[next((row for row in rows if row.benchmark == name and row.metric), None) for name in names],
+        formats={"accuracy": accuracy, "points": points, "bounds": bounds},
+        config=config,
+        resamples=RESAMPLES,
+        settings={name: fields for name, fields in settings_of(config).items() if name not in UNREAD},
+        colours=plots.COLOURS,
+    )
