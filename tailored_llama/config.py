@@ -6,7 +6,7 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -21,7 +21,6 @@ DATA_FREE: tuple[Criterion, ...] = ("magnitude_l1", "magnitude_l2", "random")  #
 Reconstruction = Literal["none", "bias", "static", "sequential"]
 Allocation = Literal["uniform", "global"]
 Kind = Literal["attention", "mlp"]
-Template = Literal["harness", "task", "reread"]
 Variant = Literal["lora", "rslora", "dora", "prompt", "prefix"]
 Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -141,10 +140,13 @@ class ReconstructionConfig(Section):
 class PromptConfig(Section):
     """How an example is written out, for tuning and for scoring alike."""
 
-    template: Template = Field(
+    template: str = Field(
         "harness",
-        description="harness: lm-evaluation-harness's own formatting; task: an instruction written for the "
-        "benchmark; reread: the same with the question read twice (RE2, arXiv 2309.06275).",
+        min_length=1,
+        description="A template set: harness (lm-evaluation-harness's own formatting), generic (one wording for every "
+        "benchmark), task, task-2, task-3 (an instruction for each benchmark, in three wordings), reread (task with "
+        "the question read twice: RE2, arXiv 2309.06275), lettered (choices listed, their letters scored), or a .toml "
+        "file of your own like those in data/prompts.",
     )
 
 
@@ -383,7 +385,7 @@ class RunConfig(Section):
         return self
 
 
-Run = TypeVar("Run", bound=RunConfig)
+Model = TypeVar("Model", bound=Section)
 
 
 def reads_calibration(run: RunConfig) -> bool:
@@ -430,15 +432,15 @@ def validate_config(data: dict[str, Any]) -> RunConfig:
     return validate_as(RunConfig, data)
 
 
-def validate_as(kind: type[Run], data: dict[str, Any]) -> Run:
-    """Build a run configuration of some kind from plain data; every problem becomes part of one InputError."""
+def validate_as(kind: type[Model], data: dict[str, Any]) -> Model:
+    """Build a configuration of some kind from plain data; every problem becomes part of one InputError."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         problems = error.errors()
         # pydantic also reports a list as too short once its items are refused: only the items are worth a line.
         inner = [p for p in problems if not any(_inside(q["loc"], p["loc"]) for q in problems)]
-        raise InputError("; ".join(_explain(p) for p in inner)) from None
+        raise InputError("; ".join(_explain(p, kind) for p in inner)) from None
 
 
 def _inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
@@ -466,13 +468,14 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, kind: type[BaseModel]) -> str:
     """One problem as `field: what was found; allowed: what may stand there`."""
     path = [str(part) for part in error["loc"] if part not in _UNION_BRANCHES]
     field, context = ".".join(path), error.get("ctx", {})
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], _siblings(path), n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"allowed: {', '.join(_siblings(path))}"
+        siblings = _siblings(path, kind)
+        near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"allowed: {', '.join(siblings)}"
         return f"{field}: unknown key; {hint}"
     if error["type"] == "literal_error":
         near = difflib.get_close_matches(str(error["input"]), context["expected"].replace("'", "").split(), n=1)
@@ -498,12 +501,11 @@ _WORDING = (
 )
 
 
-def _siblings(path: list[str]) -> list[str]:
-    section: type[BaseModel] = RunConfig
+def _siblings(path: list[str], section: type[BaseModel]) -> list[str]:
+    """The fields beside the one at a path."""
     for part in path[:-1]:
-        if part == "benchmarks":
-            section = BenchmarkConfig
-        elif part in section.model_fields:
-            default = section.model_fields[part].default
-            section = type(default) if isinstance(default, BaseModel) else section
+        if part in section.model_fields:
+            kind = section.model_fields[part].annotation
+            inner = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel)]
+            section = inner[0] if inner else section
     return list(section.model_fields)

@@ -11,7 +11,8 @@ from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.config import BenchmarkConfig, RunConfig, TextConfig, reads_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.models import check_model, pick_device
-from tailored_llama.prompts import check_template, select_train
+from tailored_llama.prompts import select_train
+from tailored_llama.templates import layout_of, load_template
 from tailored_llama.texts import PROMPTS, load_texts
 
 
@@ -23,8 +24,9 @@ def preflight(config: RunConfig) -> None:
     """
     pick_device(config.execution.device)
     check_model(config.model)
+    template = load_template(config.prompts.template)
     for benchmark in config.benchmarks:
-        check_template(benchmark, config.prompts.template)
+        layout_of(template, benchmark)
         _check_benchmark(benchmark, config)
     for field, text in texts_of(config).items():
         check_text(field, text)

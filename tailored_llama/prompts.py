@@ -1,12 +1,11 @@
 """Prompts: how an example is written out, for tuning and for scoring alike.
 
-Three template sets: `harness` is lm-evaluation-harness 0.4.13's own formatting; `task` puts a sentence that states the
-task before the fields; `reread` is `task` with the question read twice (RE2, arXiv 2309.06275). Layouts are format
-strings, and one renderer fills them in. The space between context and continuation belongs to the continuation.
+The wording is a template set's (`templates.py`), and one renderer fills it in. The space between context and
+continuation belongs to the continuation.
 
-With `harness`, WinoGrande is scored by partial evaluation: each choice stands in the gap of its own context, and the
-same rest of the sentence is the continuation. With `task` and `reread` the question names both choices and the choice
-itself is scored, since a sentence read twice would give the rest away. The two accuracies are different measures.
+With the set `harness`, WinoGrande is scored by partial evaluation: each choice stands in the gap of its own context,
+and the same rest of the sentence is the continuation. With the other shipped sets the choice itself is scored, or its
+letter; a sentence read twice, for one, would give the rest away. These accuracies are different measures.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ import pyarrow.compute as pc
 
 from tailored_llama.artifacts import read_table, write_table
 from tailored_llama.benchmarks import Example, Split, read_examples
-from tailored_llama.config import BenchmarkConfig, Template
+from tailored_llama.config import BenchmarkConfig
 from tailored_llama.errors import InputError
 from tailored_llama.own import is_written, stop_strings
+from tailored_llama.templates import LETTERS, Layout, Template, layout_of, load_template
 
 PromptSplit = Literal["shots", "held_out", "evaluation"]
 
@@ -47,7 +47,7 @@ class Prompt:
 
     The contexts are equal but where the choice stands in the context (WinoGrande with the harness template). A length
     is the number of characters of the continuation without its leading space: what lm-evaluation-harness divides by
-    in the five benchmarks it reports acc_norm for.
+    in the five benchmarks it reports acc_norm for. Where letters are scored, all lengths are 1, and acc_norm is acc.
     """
 
     example: int
@@ -55,67 +55,6 @@ class Prompt:
     continuations: tuple[str, ...]
     answer: int
     choice_lengths: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Format strings over an example's fields, `choice` (the one written out) and `choices` (all of them)."""
-
-    context: str
-    continuation: str = "{choice}"
-
-
-_QUESTION = Layout("Question: {question}\nAnswer:")
-_QUESTION_TWICE = Layout("Question: {question}\nRead the question again: {question}\nAnswer:")
-
-LAYOUTS: dict[Template, dict[str, Layout]] = {
-    "harness": {
-        "boolq": Layout("{passage}\nQuestion: {question}?\nAnswer:"),
-        "piqa": _QUESTION,
-        "hellaswag": Layout("{query}"),
-        "winogrande": Layout("{prefix}{choice}", "{suffix}"),
-        "arc_easy": _QUESTION,
-        "arc_challenge": _QUESTION,
-        "openbookqa": Layout("{question}"),
-    },
-    "task": {
-        "boolq": Layout("Passage: {passage}\nQuestion: {question}?\nAnswer:"),
-        "piqa": Layout("Goal: {question}\nSolution:"),
-        "hellaswag": Layout("Text: {query}"),
-        "winogrande": Layout(
-            "Sentence: {sentence}\nQuestion: Does the blank _ stand for {choices[0]} or for {choices[1]}?\nAnswer:"
-        ),
-        "arc_easy": _QUESTION,
-        "arc_challenge": _QUESTION,
-        "openbookqa": _QUESTION,
-    },
-    "reread": {
-        "boolq": Layout("Passage: {passage}\nQuestion: {question}?\nRead the question again: {question}?\nAnswer:"),
-        "piqa": Layout("Goal: {question}\nRead the goal again: {question}\nSolution:"),
-        "hellaswag": Layout("Text: {query}\nRead the text again: {query}"),
-        "winogrande": Layout(
-            "Sentence: {sentence}\nQuestion: Does the blank _ stand for {choices[0]} or for {choices[1]}?\n"
-            "Read the sentence again: {sentence}\nAnswer:"
-        ),
-        "arc_easy": _QUESTION_TWICE,
-        "arc_challenge": _QUESTION_TWICE,
-        "openbookqa": _QUESTION_TWICE,
-    },
-}
-OWN_LAYOUTS: dict[Template, Layout] = {
-    "harness": Layout("{context}"),
-    "task": Layout("{context}"),
-    "reread": Layout("{context}\nRead the question again: {context}"),
-}
-INSTRUCTIONS: dict[str, str] = {
-    "boolq": "Read the passage and answer the question with yes or no.",
-    "piqa": "Give the solution that reaches the goal in everyday life.",
-    "hellaswag": "Continue the text with what most plausibly happens next.",
-    "winogrande": "Decide which of the two options fills the blank so that the sentence makes sense.",
-    "arc_easy": "Answer this question from a grade-school science exam.",
-    "arc_challenge": "Answer this difficult question from a grade-school science exam.",
-    "openbookqa": "Answer the question with an elementary science fact and common sense.",
-}
 
 
 def render(
@@ -129,10 +68,11 @@ def render(
         ending: what follows every continuation.
 
     Raises:
-        InputError: the template needs an instruction, and the benchmark has none.
+        InputError: the template cannot word this benchmark, or has too few letters for the choices.
     """
-    layout, start = _layout(benchmark, template), header or _opening(benchmark, template)
-    parts = [_fill(layout, example, choice) for choice in example.choices]
+    layout = layout_of(template, benchmark)
+    start = header or _opening(layout)
+    parts = [_fill(template, layout, example, choice) for choice in range(len(example.choices))]
     return Prompt(
         example=example.index,
         contexts=tuple(start + context for context, _ in parts),
@@ -145,44 +85,33 @@ def render(
 def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Sequence[Example]) -> str:
     """Solved examples, each followed by a blank line, as lm-evaluation-harness joins them; "" for none.
 
-    With `task` and `reread` the instruction stands once, at the top.
+    An instruction stands once, at the top.
     """
     if not examples:
         return ""
-    layout = _layout(benchmark, template)
-    solved = ("".join(_fill(layout, example, example.choices[example.answer])) + "\n\n" for example in examples)
-    return _opening(benchmark, template) + "".join(solved)
+    layout = layout_of(template, benchmark)
+    solved = ("".join(_fill(template, layout, example, example.answer)) + "\n\n" for example in examples)
+    return _opening(layout) + "".join(solved)
 
 
-def check_template(benchmark: BenchmarkConfig, template: Template) -> None:
-    """Check that a benchmark can be rendered with a template.
-
-    Raises:
-        InputError: the template needs an instruction, and the benchmark has none.
-    """
-    _opening(benchmark, template)
+def _opening(layout: Layout) -> str:
+    """The instruction and a blank line."""
+    return f"{layout.instruction}\n\n" if layout.instruction else ""
 
 
-def _layout(benchmark: BenchmarkConfig, template: Template) -> Layout:
-    return LAYOUTS[template].get(benchmark.name, OWN_LAYOUTS[template])
-
-
-def _opening(benchmark: BenchmarkConfig, template: Template) -> str:
-    """The instruction and a blank line; a configured instruction also replaces one of the seven's."""
-    if template == "harness":
-        return ""
-    instruction = benchmark.instruction or INSTRUCTIONS.get(benchmark.name)
-    if not instruction:
-        raise InputError(
-            f"benchmarks.{benchmark.name}.instruction: not set; allowed: a sentence that states the task, "
-            f"which prompts.template = {template!r} puts before each question"
-        )
-    return instruction + "\n\n"
-
-
-def _fill(layout: Layout, example: Example, choice: str) -> tuple[str, str]:
-    values: dict[str, Any] = {**example.fields, "choice": choice, "choices": example.choices}
-    return layout.context.format(**values), " " + layout.continuation.format(**values)
+def _fill(template: Template, layout: Layout, example: Example, choice: int) -> tuple[str, str]:
+    """Context and continuation of one choice."""
+    values: dict[str, Any] = {**example.fields, "choice": example.choices[choice], "choices": example.choices}
+    if {"listed", "letter"} & (layout.in_context | layout.in_continuation):
+        if len(example.choices) > len(LETTERS):
+            raise InputError(
+                f"example {example.index}: got {len(example.choices)} choices; allowed: at most {len(LETTERS)}, which "
+                f"the template {template.name} letters"
+            )
+        lettered = zip(LETTERS, example.choices, strict=False)
+        values["listed"] = "\n".join(template.shown.format(letter=letter, choice=text) for letter, text in lettered)
+        values["letter"] = LETTERS[choice]
+    return layout.layout.format(**values), " " + layout.continuation.format(**values)
 
 
 def select_train(
@@ -243,7 +172,7 @@ def render_prompts(
     examples_folder: Path,
     benchmark: BenchmarkConfig,
     split: Split,
-    template: Template,
+    template: str,
     out: Path,
     *,
     shots: int = 0,
@@ -262,13 +191,15 @@ def render_prompts(
     Args:
         examples_folder: what `benchmarks.load_benchmark` wrote.
         split: train renders `shots` and `held_out`; evaluation renders `limit` evenly spaced examples.
+        template: a shipped template set's name, or the path of a file.
 
     Returns:
         The number of prompts of each split.
 
     Raises:
-        InputError: more train examples are asked for than there are, or an instruction is missing.
+        InputError: more train examples are asked for than there are, or the template cannot word this benchmark.
     """
+    wording = load_template(template)
     chosen: dict[PromptSplit, list[Example]] = {}
     train = read_examples(examples_folder, "train") if split == "train" or num_fewshot else []
     if num_fewshot > len(train):
@@ -283,11 +214,11 @@ def render_prompts(
         chosen["shots"], chosen["held_out"] = select_train(pool, shots, held_out, seed, benchmark=benchmark.name)
     else:
         chosen["evaluation"] = select_evaluation(read_examples(examples_folder, "evaluation"), limit)
-    header = few_shot_header(benchmark, template, solved)
+    header = few_shot_header(benchmark, wording, solved)
     # A model that writes its answer must learn where to stop.
     ending = stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else ""
     rows = [
-        (name, render(benchmark, template, example, header, ending))
+        (name, render(benchmark, wording, example, header, ending))
         for name, examples in chosen.items()
         for example in examples
     ]
@@ -298,12 +229,12 @@ def render_prompts(
         "continuations": [prompt.continuations for _, prompt in rows],
         "answer": [prompt.answer for _, prompt in rows],
         "choice_lengths": [prompt.choice_lengths for _, prompt in rows],
-        "template": [template] * len(rows),
+        "template": [wording.name] * len(rows),
     }
     write_table(out / "prompts.parquet", columns, PROMPTS_SCHEMA)
     written = is_written(benchmark)
     shown = "An accepted answer" if written else "A continuation, which is what is scored,"
-    title = f"{benchmark.name}, template {template}. {shown} stands in ⟦ ⟧.\n"
+    title = f"{benchmark.name}, template {wording.name}. {shown} stands in ⟦ ⟧.\n"
     samples = [_sample(name, prompt, written) for name, prompt in rows[:3]]
     (out / "samples.txt").write_text("\n".join([title, *samples]), encoding="utf-8")
     return {name: len(examples) for name, examples in chosen.items()}

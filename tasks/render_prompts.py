@@ -7,9 +7,10 @@ from tailored_llama import prompts
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.own import is_written, stop_strings
+from tailored_llama.templates import load_template, wording
 from tasks._stage import open_store, stage
 
-VERSION = 2
+VERSION = 3
 
 
 @task(task_run_name="render {benchmark} {split}")
@@ -29,9 +30,8 @@ def render_prompts(config: RunConfig, benchmark: str, split: str, examples: Arti
         VERSION,
         {
             "benchmark": benchmark,
-            "instruction": None if template == "harness" else own.instruction,
             "split": split,
-            "template": template,
+            "template": wording(load_template(template), own),
             **amounts,
             **ending,
             "num_fewshot": config.scoring.num_fewshot,

@@ -26,9 +26,11 @@ from tailored_llama.config import BenchmarkConfig
 from tailored_llama.models import load, load_tokenizer
 from tailored_llama.prompts import Prompt, few_shot_header, render
 from tailored_llama.scoring import encode_prompt, loglikelihoods, predict
+from tailored_llama.templates import load_template
 
 PART = 200
 TOLERANCE = 2e-3
+HARNESS = load_template("harness")
 
 
 def harness_scores(model: Any, tokenizer: Any, name: str, shots: int, limit: int | None, out: Path) -> pd.DataFrame:
@@ -55,9 +57,9 @@ def our_scores(
 ) -> tuple[list[Prompt], list[list[float]]]:
     """This library's prompts and scores of the same documents."""
     benchmark = BenchmarkConfig(name=name)
-    header = few_shot_header(benchmark, "harness", harness.draw_shots(name, shots)[0])
+    header = few_shot_header(benchmark, HARNESS, harness.draw_shots(name, shots)[0])
     examples = {example.index: example for example in load_examples(benchmark, "evaluation", harness.DOWNLOADS)}
-    prompts = [render(benchmark, "harness", examples[index], header) for index in wanted]
+    prompts = [render(benchmark, HARNESS, examples[index], header) for index in wanted]
     encoded = [encode_prompt(tokenizer, prompt, model.config.max_position_embeddings) for prompt in prompts]
     return prompts, loglikelihoods(model, encoded, 1024)
 

@@ -90,6 +90,20 @@ def no_instruction(run: Run, place: Path) -> None:
     run["prompts"] = {"template": "task"}
 
 
+def own_template(tables: str) -> Callable[[Run, Path], None]:
+    def change(run: Run, place: Path) -> None:
+        (place / "mine.toml").write_text(f'name = "mine"\nsource = "me"\n{tables}')
+        run["prompts"] = {"template": "{place}/mine.toml"}
+
+    return change
+
+
+def written_with_letters(run: Run, place: Path) -> None:
+    run["benchmarks"][0]["metric"] = "exact_match"
+    del run["benchmarks"][0]["choices"]
+    run["prompts"] = {"template": "lettered"}
+
+
 def below_a_file(key: str) -> Callable[[Run, Path], None]:
     def change(run: Run, place: Path) -> None:
         (place / "file").touch()
@@ -103,6 +117,7 @@ def cut_weights(run: Run, place: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:5000])
 
 
+TEMPLATES = "generic, harness, lettered, reread, task, task-2, task-3"
 SEVEN = "boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa"
 NEW_NAME = f"allowed: {SEVEN}, or a new name with train, evaluation, context, choices and answer"
 COLUMNS = "(not set: context, choices, answer, evaluation)"
@@ -119,7 +134,26 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     ),
     "unknown template": (
         put("prompts", "template", "harnes"),
-        "prompts.template: got 'harnes'; allowed: 'harness', 'task' or 'reread' (did you mean harness?)",
+        f"prompts.template: got 'harnes', no such template set; allowed: {TEMPLATES}, or a .toml file (did you mean "
+        "harness?)",
+    ),
+    "template file missing": (
+        put("prompts", "template", "{place}/mine.toml"),
+        f"prompts.template: got '{{place}}/mine.toml', no such file; allowed: {TEMPLATES}, or a .toml file",
+    ),
+    "template file with an unknown field of the benchmark": (
+        own_template('[own]\nlayout = "{qestion}"\n'),
+        "prompts.template {place}/mine.toml: own.layout: got {{qestion}}; allowed: context, choice, choices[0], "
+        "choices[1], listed, letter",
+    ),
+    "template for other benchmarks": (
+        own_template('[boolq]\nlayout = "{question}"\n'),
+        "template mine: no table [own]; present: boolq",
+    ),
+    "letters where the model writes the answer": (
+        written_with_letters,
+        "template lettered: shows the choices; allowed for colours, where the model writes the answer: a set that "
+        "does not",
     ),
     "unknown key": (put("tuning", "lora_rank", 4), "tuning.lora_rank: unknown key; did you mean tuning.rank?"),
     "unknown benchmark": (
@@ -133,7 +167,7 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     "template without instruction": (
         no_instruction,
         "benchmarks.colours.instruction: not set; allowed: a sentence that states the task, which "
-        "prompts.template = 'task' puts before each question",
+        "the template task puts before each question",
     ),
     "model missing": (
         put("model", "source", "/nowhere/llama"),

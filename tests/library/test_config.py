@@ -97,8 +97,7 @@ WRONG = {
     "pruning.criterion=taylor_frist": f"pruning.criterion: got 'taylor_frist'; allowed: {CRITERIA} "
     "(did you mean taylor_first?)",
     "pruning.criterion=l7": f"pruning.criterion: got 'l7'; allowed: {CRITERIA}",
-    "prompts.template=reraed": "prompts.template: got 'reraed'; allowed: 'harness', 'task' or 'reread' "
-    "(did you mean reread?)",
+    "prompts.template=": "prompts.template: got ''; allowed: at least 1 character",
     "pruning.kinds=['mpl']": "pruning.kinds.0: got 'mpl'; allowed: 'attention' or 'mlp' (did you mean mlp?)",
     "tuning.epoch=5": "tuning.epoch: unknown key; did you mean tuning.epochs?",
     "tunning.epochs=5": "tunning: unknown key; did you mean tuning?",

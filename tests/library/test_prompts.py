@@ -18,6 +18,7 @@ from tailored_llama.prompts import (
     select_evaluation,
     select_train,
 )
+from tailored_llama.templates import load_template, shipped
 
 BOOLQ = Example(3, {"passage": "Ice -- Ice is cold.", "question": "is ice cold"}, ("no", "yes"), 1)
 PIQA = Example(0, {"question": "Cool a drink"}, ("Add ice.", "Add fire."), 0)
@@ -72,6 +73,7 @@ CONTEXTS = {
     ("openbookqa", "reread"): "Answer the question with an elementary science fact and common sense.\n\n"
     "Question: What is hot?\nRead the question again: What is hot?\nAnswer:",
 }
+TEMPLATES = {name: load_template(name) for name in shipped()}
 MINE = BenchmarkConfig(name="mine", evaluation="e.csv", context="c", choices="o", answer="a")
 
 
@@ -84,16 +86,16 @@ def examples(answers: str) -> list[Example]:
 
 
 @pytest.mark.parametrize(("name", "template"), CONTEXTS)
-def test_contexts_and_continuations(name: str, template) -> None:
+def test_contexts_and_continuations(name: str, template: str) -> None:
     example = EXAMPLES[name]
-    prompt = render(config(name), template, example)
+    prompt = render(config(name), TEMPLATES[template], example)
     assert prompt.contexts == (CONTEXTS[name, template],) * 2
     assert prompt.continuations == tuple(f" {choice}" for choice in example.choices)
     assert (prompt.example, prompt.answer) == (example.index, example.answer)
 
 
 def test_winogrande_harness_puts_the_choice_into_the_context() -> None:
-    assert render(config("winogrande"), "harness", WINOGRANDE) == Prompt(
+    assert render(config("winogrande"), TEMPLATES["harness"], WINOGRANDE) == Prompt(
         example=0,
         contexts=("Ann beat Bea since Ann", "Ann beat Bea since Bea"),
         continuations=(" was fast.", " was fast."),
@@ -104,55 +106,101 @@ def test_winogrande_harness_puts_the_choice_into_the_context() -> None:
 
 def test_lengths_are_characters_without_the_delimiter() -> None:
     # A space that belongs to the choice counts, as in lm-evaluation-harness; bytes do not.
-    assert render(config("hellaswag"), "harness", HELLASWAG).choice_lengths == (11, 18)
+    assert render(config("hellaswag"), TEMPLATES["harness"], HELLASWAG).choice_lengths == (11, 18)
     accents = Example(0, {"question": "q"}, ("é", "日本"), 0)
-    assert render(config("piqa"), "harness", accents).choice_lengths == (1, 2)
+    assert render(config("piqa"), TEMPLATES["harness"], accents).choice_lengths == (1, 2)
 
 
 def test_braces_in_a_text_are_text() -> None:
     braces = Example(0, {"question": "What is {x}?"}, ("{}", "{0}"), 0)
-    prompt = render(config("arc_easy"), "harness", braces)
+    prompt = render(config("arc_easy"), TEMPLATES["harness"], braces)
     assert prompt.contexts[0] == "Question: What is {x}?\nAnswer:"
     assert prompt.continuations == (" {}", " {0}")
 
 
 def test_own_benchmark() -> None:
     example = Example(0, {"context": "The sky is"}, ("green", "blue"), 1)
-    assert render(MINE, "harness", example).contexts[0] == "The sky is"
+    assert render(MINE, TEMPLATES["harness"], example).contexts[0] == "The sky is"
     told = MINE.model_copy(update={"instruction": "Name the colour."})
-    assert render(told, "task", example).contexts[0] == "Name the colour.\n\nThe sky is"
-    assert render(told, "reread", example).contexts[0] == (
+    assert render(told, TEMPLATES["task"], example).contexts[0] == "Name the colour.\n\nThe sky is"
+    assert render(told, TEMPLATES["reread"], example).contexts[0] == (
         "Name the colour.\n\nThe sky is\nRead the question again: The sky is"
     )
     with pytest.raises(InputError) as caught:
-        render(MINE, "reread", example)
+        render(MINE, TEMPLATES["reread"], example)
     assert str(caught.value) == (
         "benchmarks.mine.instruction: not set; allowed: a sentence that states the task, "
-        "which prompts.template = 'reread' puts before each question"
+        "which the template reread puts before each question"
     )
 
 
 def test_configured_instruction_replaces_one_of_the_seven() -> None:
     benchmark = BenchmarkConfig(name="arc_easy", instruction="Think.")
-    assert render(benchmark, "task", QUESTION).contexts[0] == "Think.\n\nQuestion: What is hot?\nAnswer:"
+    assert render(benchmark, TEMPLATES["task"], QUESTION).contexts[0] == "Think.\n\nQuestion: What is hot?\nAnswer:"
+
+
+def test_listed_choices_and_the_letter_that_is_scored() -> None:
+    own = MINE.model_copy(update={"instruction": "Name the colour."})
+    example = Example(0, {"context": "The sky is"}, ("green", "blue", "{red}"), 1)
+    prompt = render(own, TEMPLATES["lettered"], example)
+    assert prompt.contexts == ("Name the colour.\n\nThe sky is\nA. green\nB. blue\nC. {red}\nAnswer:",) * 3
+    assert prompt.continuations == (" A", " B", " C")
+    assert prompt.choice_lengths == (1, 1, 1)  # acc_norm is acc
+    header = few_shot_header(own, TEMPLATES["lettered"], [example])
+    assert header == prompt.contexts[0] + " B\n\n"
+    with pytest.raises(InputError) as caught:
+        render(own, TEMPLATES["lettered"], Example(4, {"context": "c"}, tuple("0123456789" * 3), 0))
+    assert str(caught.value) == "example 4: got 30 choices; allowed: at most 26, which the template lettered letters"
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATES))
+@pytest.mark.parametrize("name", SEVEN)
+def test_every_shipped_set_words_every_benchmark(name: str, template: str) -> None:
+    benchmark, example = config(name), WINOGRANDE if name == "winogrande" else EXAMPLES[name]
+    prompt = render(benchmark, TEMPLATES[template], example)
+    pairs = set(zip(prompt.contexts, prompt.continuations, strict=True))
+    assert len(pairs) == len(example.choices)
+    for context, continuation in pairs:
+        assert "{" not in context + continuation
+        assert context == context.strip()
+        assert continuation == " " + continuation.strip() or name == "hellaswag"  # a choice there starts with a space
+    if template != "harness":
+        assert len(set(prompt.contexts)) == 1
+
+
+def test_the_generic_set_says_the_same_to_all() -> None:
+    asked = {
+        "boolq": "Ice -- Ice is cold.\nis ice cold?",
+        "piqa": "Cool a drink",
+        "hellaswag": "Skiing: A man",
+        "winogrande": "Ann beat Bea since _ was fast.",
+    }
+    for name in SEVEN:
+        # whatever the configuration says of the task: what is generic stays so
+        benchmark = BenchmarkConfig(name=name, instruction="Think.")
+        assert render(benchmark, TEMPLATES["generic"], EXAMPLES[name]).contexts[0] == (
+            "Below is an input. Write a response that completes it suitably.\n\n"
+            f"### Input:\n{asked.get(name, 'What is hot?')}\n\n### Response:"
+        )
 
 
 def test_few_shot_header_of_the_harness() -> None:
-    assert few_shot_header(config("arc_easy"), "harness", []) == ""
-    assert few_shot_header(config("arc_easy"), "harness", [QUESTION, QUESTION]) == (
+    assert few_shot_header(config("arc_easy"), TEMPLATES["harness"], []) == ""
+    assert few_shot_header(config("arc_easy"), TEMPLATES["harness"], [QUESTION, QUESTION]) == (
         "Question: What is hot?\nAnswer: fire\n\n" * 2
     )
-    assert few_shot_header(config("winogrande"), "harness", [WINOGRANDE]) == "Ann beat Bea since Bea was fast.\n\n"
+    shot = few_shot_header(config("winogrande"), TEMPLATES["harness"], [WINOGRANDE])
+    assert shot == "Ann beat Bea since Bea was fast.\n\n"
 
 
 @pytest.mark.parametrize("name", SEVEN)
 def test_instruction_stands_once_with_shots(name: str) -> None:
     benchmark, example = config(name), EXAMPLES[name]
-    alone = render(benchmark, "task", example)
-    header = few_shot_header(benchmark, "task", [example])
+    alone = render(benchmark, TEMPLATES["task"], example)
+    header = few_shot_header(benchmark, TEMPLATES["task"], [example])
     assert header == alone.contexts[example.answer] + alone.continuations[example.answer] + "\n\n"
     instruction, blank, question = alone.contexts[0].partition("\n\n")
-    with_shot = render(benchmark, "task", example, header).contexts[0]
+    with_shot = render(benchmark, TEMPLATES["task"], example, header).contexts[0]
     assert with_shot == header + question
     assert with_shot.count(instruction + blank) == 1
 

@@ -24,8 +24,11 @@ from tailored_llama.benchmarks import SEVEN, Example, benchmark_texts, load_benc
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.prompts import few_shot_header, render
 from tailored_llama.seven import BUILTIN
+from tailored_llama.templates import load_template
 
 pytestmark = pytest.mark.real
+
+HARNESS = load_template("harness")
 
 EVALUATION = {
     "boolq": 3270,
@@ -59,7 +62,7 @@ def test_harness_prompts_equal_lm_eval_on_the_whole_evaluation_split(name: str) 
     examples = load_examples(benchmark, "evaluation", DOWNLOADS)
     assert len(documents) == len(examples) == EVALUATION[name]
     for document, example in zip(documents, examples, strict=True):
-        prompt = render(benchmark, "harness", example)
+        prompt = render(benchmark, HARNESS, example)
         asked = requests(task, document)
         assert list(zip(prompt.contexts, prompt.continuations, strict=True)) == asked
         assert prompt.answer == harness_answer(task, document)
@@ -78,9 +81,9 @@ def test_two_shot_prompts_equal_lm_eval_with_first_n(name: str) -> None:
     evaluation = load_examples(benchmark, "evaluation", DOWNLOADS)
     shots = (evaluation if name == "hellaswag" else load_examples(benchmark, "train", DOWNLOADS))[:2]
     assert [shot.index for shot in shots] == [0, 1]
-    header = few_shot_header(benchmark, "harness", shots)
+    header = few_shot_header(benchmark, HARNESS, shots)
     for document, example in list(zip(task.eval_docs, evaluation, strict=True))[2:102]:
-        prompt = render(benchmark, "harness", example, header)
+        prompt = render(benchmark, HARNESS, example, header)
         assert prompt.contexts[0].startswith(header)
         assert list(zip(prompt.contexts, prompt.continuations, strict=True)) == requests(task, document, 2)
 
