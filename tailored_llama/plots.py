@@ -311,6 +311,32 @@ def _shade(part: float) -> dict[str, Any]:
     return {"facecolor": COLOURS["tailored" if part > 0 else "line-2"], "alpha": 0.55 * abs(part)}
 
 
+def differences(names: Sequence[str], panels: Mapping[str, Sequence[tuple[float, float, float] | None]]) -> str:
+    """Differences of accuracy with their 95 % intervals: a row for each name, a panel for each comparison.
+
+    Args:
+        names: of the rows, from the top.
+        panels: title → difference, low and high of every row; None draws nothing.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(90 + 30 * len(names))
+        for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+            axes.axvline(0, color=COLOURS["ink"], linewidth=1.2)
+            for row, value in enumerate(values):
+                if value is not None:
+                    axes.hlines(row, 100 * value[1], 100 * value[2], COLOURS["tailored"], linewidth=2.5)
+                    axes.plot(100 * value[0], row, "o", color=COLOURS["tailored"], markersize=7)
+            axes.set_yticks(range(len(names)), names)
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.tick_params(axis="y", length=0)
+            axes.margins(x=0.08)
+            axes.set_title(title)
+            axes.set_xlabel("points of accuracy")
+            axes.xaxis.set_major_locator(MaxNLocator(7))
+            axes.grid(axis="x")
+        return _svg(figure, "Differences of accuracy with 95 % intervals: " + ", ".join(panels))
+
+
 def _power_of_ten(value: float, _position: float) -> str:
     return "10" + str(round(math.log10(value))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 

@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailored_llama.artifacts import read_table, write_table
-from tailored_llama.benchmarks import Example, Split, read_examples
+from tailored_llama.benchmarks import Example, read_examples
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.errors import InputError
 from tailored_llama.own import is_written, stop_strings
 from tailored_llama.templates import LETTERS, Layout, Template, layout_of, load_template
 
-PromptSplit = Literal["shots", "held_out", "evaluation"]
+PromptSplit = Literal["shots", "held_out", "selection", "evaluation"]
 
 PROMPTS_SCHEMA = pa.schema(
     [
@@ -157,6 +157,25 @@ def _draw(remaining: dict[int, list[Example]], count: int, generator: random.Ran
     return drawn
 
 
+def _select_at_random(examples: Sequence[Example], count: int, seed: int, *, benchmark: str) -> list[Example]:
+    """Examples as the split has them, not balanced: what is chosen on them is reported on a split that is not either.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    if count > len(examples):
+        raise InputError(
+            f"examples: got {count}; allowed: at most {len(examples)} ({benchmark} has so many train examples that are "
+            "neither tuned on, nor held out, nor solved before each question)"
+        )
+    return random.Random(seed).sample(examples, count)
+
+
+def _without(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+    used = {example.index for example in others}
+    return [example for example in examples if example.index not in used]
+
+
 def select_evaluation(examples: Sequence[Example], limit: int | None) -> list[Example]:
     """`limit` examples evenly spaced over the split, the first among them, in order; all where it has no more.
 
@@ -171,12 +190,13 @@ def select_evaluation(examples: Sequence[Example], limit: int | None) -> list[Ex
 def render_prompts(
     examples_folder: Path,
     benchmark: BenchmarkConfig,
-    split: Split,
+    split: Literal["train", "selection", "evaluation"],
     template: str,
     out: Path,
     *,
     shots: int = 0,
     held_out: int = 0,
+    selection: int = 0,
     limit: int | None = None,
     num_fewshot: int = 0,
     seed: int = 0,
@@ -190,7 +210,8 @@ def render_prompts(
 
     Args:
         examples_folder: what `benchmarks.load_benchmark` wrote.
-        split: train renders `shots` and `held_out`; evaluation renders `limit` evenly spaced examples.
+        split: train renders `shots` and `held_out`; selection renders `selection` further train examples, drawn at
+            random, to choose a template on; evaluation renders `limit` evenly spaced examples.
         template: a shipped template set's name, or the path of a file.
 
     Returns:
@@ -201,19 +222,23 @@ def render_prompts(
     """
     wording = load_template(template)
     chosen: dict[PromptSplit, list[Example]] = {}
-    train = read_examples(examples_folder, "train") if split == "train" or num_fewshot else []
+    train = read_examples(examples_folder, "train") if split != "evaluation" or num_fewshot else []
     if num_fewshot > len(train):
         raise InputError(
             f"scoring.num_fewshot: got {num_fewshot}; allowed: at most {len(train)} "
             f"(examples in the train split of {benchmark.name})"
         )
     solved, _ = select_train(train, num_fewshot, 0, seed, benchmark=benchmark.name)
-    if split == "train":
-        used = {example.index for example in solved}
-        pool = [example for example in train if example.index not in used]
-        chosen["shots"], chosen["held_out"] = select_train(pool, shots, held_out, seed, benchmark=benchmark.name)
-    else:
+    if split == "evaluation":
         chosen["evaluation"] = select_evaluation(read_examples(examples_folder, "evaluation"), limit)
+    else:
+        pool = _without(train, solved)
+        tuned, kept = select_train(pool, shots, held_out, seed, benchmark=benchmark.name)
+        if split == "train":
+            chosen |= {"shots": tuned, "held_out": kept}
+        else:
+            rest = _without(pool, tuned + kept)
+            chosen["selection"] = _select_at_random(rest, selection, seed, benchmark=benchmark.name)
     header = few_shot_header(benchmark, wording, solved)
     # A model that writes its answer must learn where to stop.
     ending = stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else ""

@@ -255,7 +255,7 @@ def _page(inputs: ReportInputs, runs: Sequence[tuple[PrunedRun, list[Row]]]) -> 
         ],
         notes=floor_notes([row for _, rows in runs for row in rows]),
         importance=_importance(inputs.importance) if inputs.importance else None,
-        prompts={name: _first_sample(folder / "samples.txt") for name, folder in inputs.prompts.items()},
+        prompts={name: first_sample(folder / "samples.txt") for name, folder in inputs.prompts.items()},
         settings=settings_of(inputs.config) if inputs.config else {},
         colours=plots.COLOURS,
         resamples=RESAMPLES,
@@ -300,7 +300,7 @@ def _losses(folders: Mapping[str, Path]) -> Markup:
     )
 
 
-def _first_sample(file: Path) -> str:
+def first_sample(file: Path) -> str:
     """The first prompt of `samples.txt`: its lines between the first two rulers."""
     try:
         parts = re.split(r"^──── .* ────$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)

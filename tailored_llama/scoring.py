@@ -34,7 +34,7 @@ from tailored_llama.packing import (
     within_memory,
 )
 from tailored_llama.progress import Progress, silent
-from tailored_llama.prompts import Prompt, read_prompts
+from tailored_llama.prompts import Prompt, PromptSplit, read_prompts
 from tailored_llama.soft_prompts import context_length, learnt_header
 from tailored_llama.statistics import Answers
 from tailored_llama.tokens import encode_pair
@@ -170,6 +170,7 @@ def score_benchmark(
     out: Path,
     execution: ExecutionConfig,
     progress: Progress = silent,
+    split: PromptSplit = "evaluation",
 ) -> dict[str, Any]:
     """Stage: score one checkpoint on one rendered benchmark; write `metrics.json` and what it was taken from.
 
@@ -180,7 +181,7 @@ def score_benchmark(
         InputError: checkpoint or adapter are broken or do not belong together.
     """
     model, tokenizer = load(checkpoint, adapter, execution.device), load_tokenizer(checkpoint)
-    prompts, budget = read_prompts(prompts_folder, "evaluation"), token_budget(execution.batch_tokens, model)
+    prompts, budget = read_prompts(prompts_folder, split), token_budget(execution.batch_tokens, model)
     start = time.perf_counter()
     if is_written(benchmark):
         texts = generation.generate(

@@ -1,5 +1,7 @@
 """Stage: one split of a benchmark written out as prompts."""
 
+from typing import Any, Literal
+
 from prefect import task
 from prefect.states import State
 
@@ -13,14 +15,25 @@ from tasks._stage import open_store, stage
 VERSION = 3
 
 
-@task(task_run_name="render {benchmark} {split}")
-def render_prompts(config: RunConfig, benchmark: str, split: str, examples: ArtifactRef) -> State[ArtifactRef]:
+@task(task_run_name="render {benchmark} {split} {config.prompts.template}")
+def render_prompts(
+    config: RunConfig,
+    benchmark: str,
+    split: Literal["train", "selection", "evaluation"],
+    examples: ArtifactRef,
+    selection: int = 0,
+) -> State[ArtifactRef]:
+    """Render one split.
+
+    Args:
+        selection: train examples of the split `selection`, which a template is chosen on.
+    """
     own = next(b for b in config.benchmarks if b.name == benchmark)
-    amounts = (
-        {"shots": config.tuning.shots, "held_out": config.tuning.held_out}
-        if split == "train"
-        else {"limit": config.scoring.limit}
-    )
+    amounts: dict[str, Any] = {"shots": config.tuning.shots, "held_out": config.tuning.held_out}
+    if split == "selection":  # drawn from what the others leave
+        amounts["selection"] = selection
+    elif split == "evaluation":
+        amounts = {"limit": config.scoring.limit}
     options = {**amounts, "num_fewshot": config.scoring.num_fewshot, "seed": config.seed}
     template = config.prompts.template
     ending = {"stop": stop_strings(own)[0]} if split == "train" and is_written(own) else {}
@@ -35,7 +48,7 @@ def render_prompts(config: RunConfig, benchmark: str, split: str, examples: Arti
             **amounts,
             **ending,
             "num_fewshot": config.scoring.num_fewshot,
-            "seed": config.seed if split == "train" or config.scoring.num_fewshot else None,
+            "seed": config.seed if split != "evaluation" or config.scoring.num_fewshot else None,
         },
         {"examples": examples},
         lambda out: prompts.render_prompts(

@@ -9,6 +9,7 @@ from tailored_llama.benchmarks import headline_metric
 from tailored_llama.config import RunConfig
 from tailored_llama.console import progress_bar
 from tailored_llama.own import is_written, max_new_tokens, stop_strings
+from tailored_llama.prompts import PromptSplit
 from tasks._stage import open_store, stage
 
 VERSION = 2
@@ -22,17 +23,19 @@ def score(
     checkpoint: ArtifactRef,
     prompts: ArtifactRef,
     adapter: ArtifactRef | None = None,
+    split: PromptSplit = "evaluation",
 ) -> State[ArtifactRef]:
     store = open_store(config.store)
     own = next(b for b in config.benchmarks if b.name == benchmark)
     inputs = {"checkpoint": checkpoint, "prompts": prompts} | ({"adapter": adapter} if adapter else {})
     written = {"max_new_tokens": max_new_tokens(own), "stop": stop_strings(own)} if is_written(own) else {}
+    apart = {"split": split} if split != "evaluation" else {}
     with progress_bar(f"score {benchmark} {label}") as progress:
         return stage(
             config.store,
             "scores",
             VERSION,
-            {"benchmark": benchmark, "metric": headline_metric(own), **written},
+            {"benchmark": benchmark, "metric": headline_metric(own), **written, **apart},
             inputs,
             lambda out: scoring.score_benchmark(
                 store.open(checkpoint),
@@ -42,5 +45,6 @@ def score(
                 out,
                 config.execution,
                 progress,
+                split,
             ),
         )

@@ -13,9 +13,11 @@ from pydantic.fields import FieldInfo
 
 from tailored_llama.config import PROJECTIONS, BenchmarkConfig, RunConfig, Section, load_config
 from tailored_llama.errors import InputError
+from tailored_llama.prompt_study import PromptStudyConfig, load_study
 from tailored_llama.sweeps import SweepConfig, load_sweep
 
 SHIPPED = sorted((Path(__file__).parents[2] / "data").glob("*.toml"))
+LOADERS = {"sweep": load_sweep, "prompts-study": load_study}
 
 
 def exactly(message: str) -> str:
@@ -24,7 +26,7 @@ def exactly(message: str) -> str:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_shipped_configuration_validates(path: Path) -> None:
-    config = load_sweep(path) if path.stem == "sweep" else load_config(path)
+    config = LOADERS.get(path.stem, load_config)(path)
     assert type(config).model_validate(config.model_dump(mode="json")) == config  # what Prefect stores and hands back
 
 
@@ -47,7 +49,7 @@ def sections(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 FIELDS = [
     pytest.param(field, id=f"{section.__name__}.{name}")
-    for section in (*sections(SweepConfig), BenchmarkConfig)
+    for section in (*sections(SweepConfig), PromptStudyConfig, BenchmarkConfig)
     for name, field in section.model_fields.items()
     if not isinstance(field.default, Section)
 ]

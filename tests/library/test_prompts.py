@@ -314,6 +314,27 @@ def test_stage_renders_shots_and_held_out_apart_from_the_solved_ones(folder: Pat
     assert {p.contexts[0].rpartition("Question: ")[0] for p in read_prompts(folder, "evaluation")} == header
 
 
+def test_a_slice_to_choose_on_is_apart_from_all_that_is_tuned_on_or_solved(folder: Path) -> None:
+    benchmark, place, options = config("arc_easy"), folder / "examples", {"num_fewshot": 2, "seed": 5}
+    amounts = {"shots": 3, "held_out": 2}
+    render_prompts(place, benchmark, "train", "harness", folder, **amounts, **options)
+    tuned = {p.example for split in ("shots", "held_out") for p in read_prompts(folder, split)}
+    found = render_prompts(place, benchmark, "selection", "task", folder, selection=5, **amounts, **options)
+    assert found == {"selection": 5}
+    slice_ = read_prompts(folder, "selection")
+    asked = {p.example for p in slice_}
+    assert len(asked) == 5
+    assert not asked & tuned
+    assert len(tuned) == 5  # with the two that are solved, 12: all there are
+    header = slice_[0].contexts[0].rpartition("Question: ")[0]
+    assert not any(f"train {example}?" in header for example in asked | tuned)
+    render_prompts(place, benchmark, "selection", "harness", folder, selection=5, **amounts, **options)
+    again = read_prompts(folder, "selection")
+    assert [p.example for p in again] == [p.example for p in slice_]  # the same for all sets
+    with pytest.raises(InputError, match=r"^examples: got 6; allowed: at most 5 \(arc_easy has so many train examples"):
+        render_prompts(place, benchmark, "selection", "harness", folder, selection=6, **amounts, **options)
+
+
 def test_stage_refuses_more_solved_examples_than_there_are(folder: Path) -> None:
     with pytest.raises(InputError) as caught:
         render_prompts(folder / "examples", config("arc_easy"), "evaluation", "harness", folder, num_fewshot=13)
