@@ -54,11 +54,15 @@ def summary(rows: Sequence[Row], differences: Sequence[Difference]) -> str:
         last = [d for d in differences if d.other == other][-1]  # the mean, where there is one
         if last.benchmark != MEAN and len(names) > 1:
             continue
-        where = f"mean over {last.benchmarks} benchmarks" if last.benchmark == MEAN else last.benchmark
-        verdict = "" if last.low > 0 or last.high < 0 else "; these examples cannot tell them apart"
+        if last.template == other:
+            texts.append(f"The set chosen on the train split is {other} itself.")
+            continue
+        where = f"mean of {last.benchmarks} of {len(names)} benchmarks" if last.benchmark == MEAN else last.benchmark
+        told = "" if last.low > 0 or last.high < 0 else "; these examples cannot tell them apart"
         texts.append(
-            f"Against {other}, the set chosen on the train split scores {points(last.difference)} points "
-            f"(95 % interval {points(last.low)} to {points(last.high)}; {where}, {last.examples:,} examples{verdict})."
+            f"A set chosen on the train split scores {number(100 * abs(last.difference), 1)} points "
+            f"{'less' if last.difference < 0 else 'more'} than {other} (95 % interval {points(last.low)} to "
+            f"{points(last.high)}; {where}, {last.examples:,} examples{told})."
         )
     return " ".join(texts)
 
@@ -124,13 +128,23 @@ def _markdown(model: str, rows: Sequence[Row], differences: Sequence[Difference]
         first = next(iter(mine.values()))
         scored = [_scored(rows, name, t) for t in (first.template or "", *REFERENCES)]
         row = scored[0]
-        cells = [name, row.metric if row else "", f"{first.examples:,}", number(row.floor) if row else "–"]
+        cells = [name, row.metric, f"{row.examples:,}", number(row.floor)] if row else [name, "", "", "–"]
         cells += [first.template or ""]
         cells += [f"{number(s.accuracy)} ± {number(s.stderr)}" if s else "–" for s in scored]
         cells += [_cell(mine[other]) if other in mine else "–" for other in REFERENCES]
         lines.append(f"| {' | '.join(cells)} |")
     legend = "Accuracy ± standard error on the evaluation split; differences in points, with paired 95 % intervals."
     return "\n".join([*lines, "", legend, ""])
+
+
+def study_settings(config: PromptStudyConfig) -> dict[str, dict[str, str]]:
+    """The settings that a study reads, as `settings_of`."""
+    sections = settings_of(config)
+    pruning = () if config.pruned else ("calibration", "pruning", "reconstruction", "prompts")
+    for name in ("perplexity", "profile", *pruning):
+        del sections[name]
+    sections["tuning"] = {name: sections["tuning"][name] for name in ("shots", "held_out")}  # what the slice is not of
+    return sections
 
 
 def _page(
@@ -168,7 +182,7 @@ def _page(
             one.benchmark.name: {name: first_sample(folder / "samples.txt") for name, folder in one.prompts.items()}
             for one in studied
         },
-        settings=settings_of(config),
+        settings=study_settings(config),
         colours=plots.COLOURS,
         resamples=RESAMPLES,
     )

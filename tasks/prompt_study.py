@@ -47,8 +47,11 @@ def write_study(config: PromptStudyConfig, model: str, made: Sequence[Mapping[st
         for part in parts
         for template, ref in one[part].items()
     }
-    slice_ = config.model_dump(mode="json", exclude={"execution", "store"})
-    slice_ |= {"model": model, "chosen": [one["chosen"] for one in made]}
+    slice_ = {
+        "settings": prompt_pages.study_settings(config),
+        "model": model,
+        "chosen": [one["chosen"] for one in made],
+    }
     state = stage(
         config.store,
         "prompt-study",

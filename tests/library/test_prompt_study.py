@@ -141,9 +141,9 @@ def test_the_report_says_what_was_gained_and_what_says_little(
     rows, differences = read_study(out)
     said = summary(rows, differences)
     assert re.search(
-        r"Against generic, .* scores \+20\.0 points \(95 % interval \+1\d\.0 to \+2\d\.0; mean over 1 ", said
+        r"scores 20\.0 points more than generic \(95 % interval \+1\d\.0 to \+2\d\.0; mean of 1 of 2 ", said
     )
-    assert "Against harness" in said
+    assert "scores 1.0 points more than harness" in said
     assert "these examples cannot tell them apart" in said
     page = (out / "study.html").read_text()
     assert page.count("<svg") == 1
@@ -152,6 +152,9 @@ def test_the_report_says_what_was_gained_and_what_says_little(
     assert "On winogrande, harness scores the rest of the sentence" in page
     assert "On winogrande no set is significantly above the floor" in page
     assert "On piqa" not in page
+    assert "held_out = 50" in page  # what the slice is drawn apart from
+    assert not re.search("ratios|rank = |window", page)  # settings that nothing here reads
+    assert page.count(">same set<") == 1
     markdown = (out / "study.md").read_text()
     assert "| piqa | acc | 100 | 0.500 | task | 0.700 ± 0.040 | 0.500 ± 0.040 | 0.680 ± 0.040 | +20.0 (" in markdown
     Console(width=80).print(console_table(rows, differences))
