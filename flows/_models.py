@@ -9,6 +9,7 @@ from typing import Any
 from tailored_llama.config import RunConfig, reads_calibration
 from tailored_llama.healing import healing_text
 from tailored_llama.pruning.prune import step_ratios
+from tailored_llama.templates import GENERIC, worded
 from tasks.build_graph import build_graph
 from tasks.heal import heal
 from tasks.load_benchmark import load_benchmark
@@ -40,9 +41,10 @@ class Dense:
 
 
 def prompts_of(config: RunConfig) -> Prompts:
-    """Render the prompts of every benchmark."""
+    """Render the prompts of every benchmark; where all are tuned on at once, their shots by one generic template."""
     examples = {b.name: load_benchmark(config.store, b) for b in config.benchmarks}
-    train = {name: render_prompts(config, name, "train", found) for name, found in examples.items()}
+    shots = worded(config, GENERIC) if config.tuning.examples == "mixture" else config
+    train = {name: render_prompts(shots, name, "train", found) for name, found in examples.items()}
     evaluation = {name: render_prompts(config, name, "evaluation", found) for name, found in examples.items()}
     return Prompts(train, evaluation)
 

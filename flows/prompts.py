@@ -5,7 +5,6 @@ python -m flows.prompts data/prompts-study.toml [--set key=value …]
 
 from __future__ import annotations
 
-import argparse
 import sys
 from threading import Thread
 from typing import Any
@@ -16,14 +15,11 @@ if __name__ == "__main__":  # before the imports below, so that both go on at on
     server = reach_server()
 
 from prefect import flow
-from rich.console import Console
 
-from flows._pruned import Prompts, dense_of, prompts_of, pruned_of
+from flows._main import run_flow
+from flows._models import Prompts, dense_of, healed_of, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import BenchmarkConfig
-from tailored_llama.console import quiet_libraries
-from tailored_llama.errors import InputError
-from tailored_llama.preflight import preflight
 from tailored_llama.prompt_pages import console_table
 from tailored_llama.prompt_study import (
     REFERENCES,
@@ -32,10 +28,9 @@ from tailored_llama.prompt_study import (
     load_study,
     read_study,
     sources,
-    worded,
 )
+from tailored_llama.templates import worded
 from tailored_llama.texts import PROMPTS
-from tasks._stage import open_store
 from tasks.load_benchmark import load_benchmark
 from tasks.load_model import load_model
 from tasks.prompt_study import choose_template, write_study
@@ -65,7 +60,9 @@ def _checkpoint(config: PromptStudyConfig) -> tuple[Any, str]:
         return load_model(config.store, config.model), config.model.source
     (ratio,) = config.pruning.ratios
     read = prompts_of(config) if config.calibration.source == PROMPTS else Prompts({}, {})
-    return pruned_of(config, dense_of(config, read), ratio), f"{config.model.source}, pruned at ratio {ratio:g}"
+    dense = dense_of(config, read)
+    model = healed_of(config, dense, ratio, pruned_of(config, dense, ratio), read)
+    return model, f"{config.model.source}, pruned{' and healed' if config.healing.tokens else ''} at ratio {ratio:g}"
 
 
 def _studied(
@@ -90,24 +87,15 @@ def _studied(
 
 def main(arguments: list[str] | None = None, server: Thread | None = None) -> int:
     """Run the flow from a configuration file; print the table and where the report is."""
-    parser = argparse.ArgumentParser(prog="python -m flows.prompts", description=prompts.__doc__)
-    parser.add_argument("config", help="study configuration, a TOML file such as data/prompts-study.toml")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
-    options = parser.parse_args(arguments)
-    quiet_libraries()
-    try:
-        config = load_study(options.config, options.set)
-        preflight(config)
-        if server:
-            server.join()
-        ref = prompts(config)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    folder = open_store(config.store).open(ref)
-    Console().print(console_table(*read_study(folder)))
-    print(f"report: {folder / 'study.html'}")
-    return 0
+    return run_flow(
+        prompts,
+        load_study,
+        lambda folder: console_table(*read_study(folder)),
+        "study.html",
+        arguments,
+        server,
+        example="data/prompts-study.toml",
+    )
 
 
 if __name__ == "__main__":

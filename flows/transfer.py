@@ -17,11 +17,11 @@ if __name__ == "__main__":  # before the imports below, so that both go on at on
 from prefect import flow, get_run_logger
 
 from flows._main import run_flow
-from flows._models import adapter_of, dense_of, healed_of, lessons_of, prompts_of, pruned_of
+from flows._models import Dense, adapter_of, dense_of, healed_of, lessons_of, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.errors import one_line
-from tailored_llama.transfer import DENSE, PRUNED, check_transfer, load_transfer, read_transfer
+from tailored_llama.transfer import DENSE, GENERIC, PRUNED, check_transfer, load_transfer, read_transfer
 from tailored_llama.transfer_report import console_table
 from tasks.score import score
 from tasks.transfer import write_transfer
@@ -32,6 +32,7 @@ def transfer(config: RunConfig) -> ArtifactRef:
     """Tailor to each benchmark, score on all; a row or cell that fails is in the table, and stops no other."""
     ratio = check_transfer(config)
     names = [benchmark.name for benchmark in config.benchmarks]
+    config = _tuned_on(config, "benchmark")
     prompts = prompts_of(config)
     dense = dense_of(config, prompts)
     pruned = healed_of(config, dense, ratio, pruned_of(config, dense, ratio), prompts)
@@ -39,6 +40,7 @@ def transfer(config: RunConfig) -> ArtifactRef:
     models = [
         (DENSE, dense.checkpoint, None),
         (PRUNED, pruned, None),
+        (GENERIC, pruned, _tried(_generic, config, names, ratio, pruned, dense)),
         *((name, pruned, _tried(adapter_of, config, [name], ratio, pruned, prompts, lessons)) for name in names),
     ]
     made = []
@@ -50,6 +52,17 @@ def transfer(config: RunConfig) -> ArtifactRef:
                 found = _tried(score, config, name, label, checkpoint, prompts.evaluation[name], adapter)
             made.append({"model": model, "benchmark": name, "error" if isinstance(found, str) else "scores": found})
     return write_transfer(config, made).result()
+
+
+def _generic(config: RunConfig, names: list[str], ratio: float, base: Any, dense: Dense) -> Any:
+    """The adapter that is tuned on all benchmarks at once, by the generic template."""
+    mixed = _tuned_on(config, "mixture")
+    prompts = prompts_of(mixed)
+    return adapter_of(mixed, names, ratio, base, prompts, lessons_of(mixed, dense, prompts))
+
+
+def _tuned_on(config: RunConfig, examples: str) -> RunConfig:
+    return config.model_copy(update={"tuning": config.tuning.model_copy(update={"examples": examples})})
 
 
 def _tried(build: Any, config: RunConfig, benchmark: Any, *arguments: Any) -> Any:

@@ -140,7 +140,8 @@ def _markdown(model: str, rows: Sequence[Row], differences: Sequence[Difference]
 def study_settings(config: PromptStudyConfig) -> dict[str, dict[str, str]]:
     """The settings that a study reads, as `settings_of`."""
     sections = settings_of(config)
-    pruning = () if config.pruned else ("calibration", "pruning", "reconstruction", "prompts")
+    making = ("calibration", "pruning", "reconstruction", "distillation", "healing", "prompts")
+    pruning = () if config.pruned else making
     for name in ("perplexity", "profile", *pruning):
         del sections[name]
     sections["tuning"] = {name: sections["tuning"][name] for name in ("shots", "held_out")}  # what the slice is not of

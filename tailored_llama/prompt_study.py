@@ -14,15 +14,15 @@ import numpy as np
 from pydantic import Field
 
 from tailored_llama.artifacts import read_table, schema_of
-from tailored_llama.config import BenchmarkConfig, PromptConfig, RunConfig, read_config_data, validate_as
+from tailored_llama.config import BenchmarkConfig, RunConfig, read_config_data, validate_as
 from tailored_llama.errors import InputError
 from tailored_llama.own import is_written
 from tailored_llama.recovery import MEAN
 from tailored_llama.scoring import read_answers, read_metrics
 from tailored_llama.statistics import interval, mcnemar, paired_draws
-from tailored_llama.templates import layout_of, load_template, shipped, shows_choices
+from tailored_llama.templates import GENERIC, layout_of, load_template, shipped, shows_choices
 
-REFERENCES = ("generic", "harness")  # what the chosen set is reported beside
+REFERENCES = (GENERIC, "harness")  # what the chosen set is reported beside
 SELECTION, EVALUATION = "selection", "evaluation"
 
 
@@ -132,11 +132,6 @@ def sources(config: PromptStudyConfig, benchmark: BenchmarkConfig) -> dict[str, 
 
 def _lists(name: str, benchmark: BenchmarkConfig) -> bool:
     return shows_choices(load_template(name), benchmark)
-
-
-def worded(config: PromptStudyConfig, source: str) -> PromptStudyConfig:
-    """The run with a template set."""
-    return config.model_copy(update={"prompts": PromptConfig(template=source)})
 
 
 def choose(scores: Mapping[str, Path]) -> str:

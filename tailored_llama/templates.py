@@ -10,16 +10,19 @@ import difflib
 import string
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, model_validator
 
-from tailored_llama.config import BenchmarkConfig, Section, read_config_data, validate_as
+from tailored_llama.config import BenchmarkConfig, RunConfig, Section, read_config_data, validate_as
 from tailored_llama.errors import InputError
 from tailored_llama.own import is_written
 from tailored_llama.seven import BUILTIN
 
+Run = TypeVar("Run", bound=RunConfig)
+
 FOLDER = Path(__file__).parent / "template_sets"  # in a checkout a link to data/prompts, in a wheel a copy
+GENERIC = "generic"  # the set that says nothing of the task: what is tuned on several benchmarks at once reads it
 LETTERS = string.ascii_uppercase
 _CHOICES = ("choice", "choices[0]", "choices[1]", "listed", "letter")  # every example has two choices at least
 
@@ -82,6 +85,11 @@ class Template(Section):
 def shipped() -> list[str]:
     """The names of the sets that come with the library."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def worded(run: Run, template: str) -> Run:
+    """A run with another template set."""
+    return run.model_copy(update={"prompts": run.prompts.model_copy(update={"template": template})})
 
 
 def load_template(source: str, field: str = "prompts.template") -> Template:

@@ -15,7 +15,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.recovery import MEAN, check_comparable, read_score
 from tailored_llama.statistics import Answers, above_floor, interval, paired_draws
 
-DENSE, PRUNED = "dense", "pruned (untuned)"
+DENSE, PRUNED, GENERIC = "dense", "pruned (untuned)", "generic"
 UNREAD = ("perplexity", "profile")  # sections that change nothing here
 # In the place of a model or a benchmark; none can be called that, as a name has no parentheses.
 OWN, OTHERS, DIFFERENCE = "(own)", "(others)", "(own − others)"
@@ -88,8 +88,8 @@ def check_transfer(config: RunConfig) -> float:
         raise InputError(f"pruning.ratios: got {list(config.pruning.ratios)}; allowed: one ratio")
     if len(names) < 2:
         raise InputError(f"benchmarks: got {names[0]} alone; allowed: at least two, to tune on one and score on others")
-    if DENSE in names:
-        raise InputError(f"benchmarks: got {DENSE!r}; allowed: another name, as one of the models is called that")
+    if taken := next((name for name in names if name in (DENSE, GENERIC)), None):
+        raise InputError(f"benchmarks: got {taken!r}; allowed: another name, as one of the models is called that")
     return config.pruning.ratios[0]
 
 

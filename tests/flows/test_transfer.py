@@ -14,7 +14,7 @@ import tasks.tune
 from flows.transfer import main, transfer
 from helpers import COLOURS, THINGS, as_toml, write_jsonl
 from tailored_llama.config import RunConfig, validate_config
-from tailored_llama.transfer import PRUNED, Row, read_transfer
+from tailored_llama.transfer import GENERIC, PRUNED, Row, read_transfer
 from tasks._stage import open_store
 
 
@@ -78,6 +78,7 @@ def test_what_fails_is_in_the_table_and_alone_is_computed_again(
     monkeypatch.setattr(tasks.score.scoring, "score_benchmark", scoring_fails_on_spoken_with_adapter)
     rows = rows_of(config)
     assert {place: row.error for place, row in rows.items() if row.error} == {
+        (GENERIC, "spoken"): "no luck",
         ("colours", "spoken"): "no luck",
         ("spoken", "colours"): "CUDA out of memory",
         ("spoken", "spoken"): "CUDA out of memory",
@@ -92,7 +93,7 @@ def test_what_fails_is_in_the_table_and_alone_is_computed_again(
     after = built(config)
     assert {path: after[path] for path in before} == before
     new = [path.parent.parent.name for path in after.keys() - before.keys()]
-    assert sorted(new) == ["adapter", "scores", "scores", "scores", "transfer"]
+    assert sorted(new) == ["adapter", *["scores"] * 4, "transfer"]
 
     transfer(config)
     assert built(config) == after
