@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -27,6 +27,7 @@ def run_flow(
     server: Thread | None,
     example: str,
     check: Callable[[Any], None] = preflight,
+    more: Callable[[Any], Iterable[str]] = lambda config: (),
 ) -> int:
     """Run a flow from a configuration file; print its table and where its report is.
 
@@ -39,6 +40,7 @@ def run_flow(
         server: the thread that connects to Prefect, joined before the flow runs.
         example: a configuration file to name in the help.
         check: what a configuration must pass before any work.
+        more: the configuration → lines to print last.
 
     Returns:
         The exit status: 0, or 2 for bad input.
@@ -59,5 +61,5 @@ def run_flow(
         return 2
     folder = open_store(config.store).open(ref)
     Console().print(table(folder))
-    print(f"report: {folder / page}")
+    print(f"report: {folder / page}", *more(config), sep="\n")
     return 0

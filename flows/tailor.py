@@ -20,8 +20,10 @@ from flows._main import run_flow
 from flows._models import adapters_of, dense_of, healed_of, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig, load_config
+from tailored_llama.export import export_folders
 from tailored_llama.recovery import read_rows
 from tailored_llama.reports import console_table
+from tasks.export import export
 from tasks.perplexity import measure_perplexity
 from tasks.profile import profile
 from tasks.report import report
@@ -57,7 +59,10 @@ def tailor(config: RunConfig) -> ArtifactRef:
             "adapters": adapters if config.tuning.examples != "mixture" else {"mixture": adapters[names[0]]},
             "tailored": {n: score(config, n, tailored, healed, prompts.evaluation[n], adapters.get(n)) for n in names},
         }
-    return report(config, dense_made, runs, prompts.evaluation).result()
+    made = report(config, dense_made, runs, prompts.evaluation).result()
+    for ratio, name in export_folders(config):  # last: a full disk must not cost the report
+        export(config, name, ratio, dense_made, runs[ratio])
+    return made
 
 
 def _healed(config: RunConfig, ratio: float, healed: Any) -> dict[str, Any] | None:
@@ -88,6 +93,7 @@ def main(arguments: list[str] | None = None, server: Thread | None = None) -> in
         arguments,
         server,
         example="data/quickstart.toml",
+        more=lambda config: [f"model: {place}" for place in export_folders(config).values()],
     )
 
 

@@ -343,6 +343,12 @@ class StoreConfig(Section):
 
     root: str = Field("artifacts", min_length=1, description="Folder, or fsspec URL, of the artifact store.")
     downloads: str = Field("~/.cache/tailored-llama", min_length=1, description="Folder of the fetched wheels.")
+    export: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder that gets, for every benchmark and ratio, the finished model as one checkpoint with its "
+        "card, such as arc_easy-0.2 (a copy of an artifact: it takes its room twice). Absent: none is made.",
+    )
 
 
 def _as_benchmark(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tailored_llama import sources
+from tailored_llama.cards import CARD, merged_card
 from tailored_llama.checkpoints import (
     check_architecture,
     check_checkpoint,
@@ -249,10 +251,16 @@ def _load_tokenizer(folder: Path, shown: str, **options: Any) -> Any:
         raise InputError(f"{shown}: tokenizer cannot be loaded ({_one_line(error)})") from None
 
 
-def merge(folder: Path, adapter: Path, out: Path) -> None:
-    """Write checkpoint + adapter as one stand-alone checkpoint, layout and tokenizer kept.
+def merge(folder: Path, adapter: Path, out: Path, card: str | None = None) -> None:
+    """Write checkpoint + adapter as one stand-alone checkpoint, layout, tokenizer and plan kept.
 
     In bfloat16 or float16 the sum is rounded to the checkpoint's type: scores may differ from the attached adapter's.
+
+    Args:
+        folder: a checkpoint.
+        adapter: trained on it.
+        out: an existing folder.
+        card: the model card; absent: the checkpoint's own, with the merging said in it.
 
     Raises:
         InputError: as `load`; or the adapter is a soft prompt, which is no change of weights.
@@ -265,8 +273,7 @@ def merge(folder: Path, adapter: Path, out: Path) -> None:
     model = adapted.merge_and_unload()
     model.save_pretrained(out)
     copy_tokenizer(folder, out)
+    if (plan := folder / "plan.parquet").is_file():
+        shutil.copyfile(plan, out / plan.name)
     _drop_paths(out)
-    card = folder / "README.md"
-    text = card.read_text() if card.is_file() else "# A language model\n"
-    text = text.replace("The model has not been tuned since.", "A LoRA adapter has been merged into it since.")
-    (out / "README.md").write_text(text)
+    (out / CARD).write_text(card or merged_card(folder), encoding="utf-8")

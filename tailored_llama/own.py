@@ -39,10 +39,10 @@ def own_columns(benchmark: BenchmarkConfig) -> list[str]:
         ValueError: the context is not a format string.
     """
     choices = [benchmark.choices] if isinstance(benchmark.choices, str) else [*(benchmark.choices or ())]
-    return [*(_named(benchmark) or [str(benchmark.context)]), *choices, str(benchmark.answer)]
+    return [*(named_columns(benchmark) or [str(benchmark.context)]), *choices, str(benchmark.answer)]
 
 
-def _named(benchmark: BenchmarkConfig) -> list[str]:
+def named_columns(benchmark: BenchmarkConfig) -> list[str]:
     """The columns that stand in braces in the context; none where it is a column's name itself."""
     return [name for _, name, _, _ in string.Formatter().parse(str(benchmark.context)) if name is not None]
 
@@ -58,12 +58,12 @@ def own_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
     Raises:
         ValueError: a cell is not what its column should hold.
     """
-    names = _named(benchmark) or [str(benchmark.context)]
+    names = named_columns(benchmark) or [str(benchmark.context)]
     for name in names:
         if not isinstance(row[name], str) or not row[name].strip():
             raise ValueError(f"column {name}: got {row[name]!r}; allowed: a text")
     written = str(benchmark.context).format(**{name: row[name] for name in names})
-    fields = {"context": written if _named(benchmark) else row[names[0]]}
+    fields = {"context": written if named_columns(benchmark) else row[names[0]]}
     answer = row[str(benchmark.answer)]
     if is_written(benchmark):
         accepted = _accepted(answer)

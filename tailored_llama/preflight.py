@@ -10,6 +10,7 @@ from tailored_llama import benchmarks, sources
 from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.config import BenchmarkConfig, RunConfig, TextConfig, reads_calibration
 from tailored_llama.errors import InputError
+from tailored_llama.export import check_target, export_folders
 from tailored_llama.models import check_model, pick_device
 from tailored_llama.prompts import select_train
 from tailored_llama.templates import layout_of, load_template
@@ -35,6 +36,10 @@ def preflight(config: RunConfig) -> None:
     else:
         _check_writable("store.root", config.store.root)
     _check_writable("store.downloads", config.store.downloads)
+    if config.store.export:
+        _check_writable("store.export", config.store.export)
+        for target in export_folders(config).values():
+            check_target(target)
 
 
 def texts_of(config: RunConfig) -> dict[str, TextConfig]:

@@ -225,7 +225,7 @@ def page_template(name: str) -> Template:
     """A page's template, with the filters that pages share."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # data is text, never markup
+        autoescape=name.endswith(".html.j2"),  # data is text, never markup
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -113,14 +113,22 @@ def hub_commit(repository: str, revision: str | None, repo_type: str) -> str:
 
 
 def hub_model(repository: str, commit: str) -> Path:
-    """A local folder with the safetensors, configuration and tokenizer of a Hub model at one commit."""
+    """A local folder with the safetensors, configuration, tokenizer and card of a Hub model at one commit."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
+    patterns = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja", "README.md"]
     try:
         return Path(snapshot_download(repository, revision=commit, allow_patterns=patterns))
     except Exception as error:
         raise _unreachable(repository, commit, error) from None
+
+
+def hub_card(repository: str, commit: str) -> Path | None:
+    """The model card that was fetched with a Hub model, if it was; no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, "README.md", revision=commit)
+    return Path(found) if isinstance(found, str) else None
 
 
 def hub_split(repository: str, subset: str | None, commit: str, split: str) -> list[dict[str, Any]]:

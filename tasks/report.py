@@ -40,11 +40,11 @@ def report(
         inputs = recovery.ReportInputs(
             config=config,
             model=config.model.source,
-            dense=_model(store, dense),
+            dense=model_scores(store, dense),
             runs=tuple(
                 recovery.PrunedRun(
                     ratio=ratio,
-                    pruned=_model(store, run),
+                    pruned=model_scores(store, run),
                     tailored=recovery.ModelScores(scores=_folders(store, run["tailored"])),
                     healed_perplexity=read_metrics(store.open(run["healed"]["perplexity"])) if run["healed"] else None,
                     plan=store.open(run["checkpoint"]),
@@ -81,7 +81,8 @@ def _folders(store: Any, refs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
     return {name: store.open(ref) for name, ref in refs.items()}
 
 
-def _model(store: Any, made: dict[str, Any]) -> recovery.ModelScores:
+def model_scores(store: Any, made: dict[str, Any]) -> recovery.ModelScores:
+    """A model's size, perplexity and scores, from its artifacts."""
     return recovery.ModelScores(
         checkpoint_parameters=read_structure(store.open(made["checkpoint"])).parameters,
         perplexity=read_metrics(store.open(made["perplexity"])),

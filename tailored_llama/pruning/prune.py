@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 
 from tailored_llama.artifacts import write_table
 from tailored_llama.calibration import read_calibration
+from tailored_llama.cards import CARD, pruned_card
 from tailored_llama.checkpoints import (
     LAYERED_PREFIX,
     read_config,
     read_structure,
     tensor_shapes,
     weight_files,
-    weights_digest,
 )
 from tailored_llama.config import PruningConfig, Reconstruction, ReconstructionConfig
 from tailored_llama.errors import InputError
@@ -84,7 +84,7 @@ def prune(
             del model
         prune_checkpoint(dense, groups_folder, groups, kept, out, fitted)
     total, left = original or read_structure(dense).parameters, read_structure(out).parameters
-    (out / "README.md").write_text(_card(dense, out, total, left, pruning, reconstruction))
+    (out / CARD).write_text(pruned_card(dense, out, total, left, pruning, reconstruction), encoding="utf-8")
     return {"parameters": left, "ratio": round(1 - left / total, 6)}
 
 
@@ -123,38 +123,3 @@ def plan_kept(
 def step_ratios(ratio: float, steps: int) -> list[float]:
     """The fractions of the original parameters that are gone after each of some equal steps."""
     return [ratio * step / steps for step in range(1, steps + 1)]
-
-
-def _card(
-    dense: Path, out: Path, total: int, left: int, pruning: PruningConfig, reconstruction: ReconstructionConfig
-) -> str:
-    """The model card: what this is, from what, and how to load it."""
-    kind = read_config(out)["model_type"]
-    loading = (
-        "Layers have different widths (`per_layer_config`): load it with `import tailored_llama`, or with "
-        "`trust_remote_code=True` where that library is not installed."
-        if kind.startswith(LAYERED_PREFIX)
-        else f"All layers are alike: stock transformers loads it as `{kind}`."
-    )
-    fitted = {
-        "none": "The weights that stay are the dense model's.",
-        "bias": "Biases make up for the mean of what was removed.",
-        "static": "Output projections were fitted to the dense model's outputs, on its own activations.",
-        "sequential": "Output projections were fitted to the dense model's outputs, each layer on the pruned ones "
-        "before it.",
-    }
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
----
-# A structurally pruned language model
-
-{left:,} of {total:,} parameters are left ({1 - left / total:.2%} removed, embeddings counted). Whole attention groups
-and MLP channels were removed (importance {pruning.criterion}, allocation {pruning.allocation}, kinds
-{", ".join(pruning.kinds)}, steps {pruning.steps}; `plan.parquet` lists the last step's); the hidden width, embeddings
-and norms were not touched. {fitted[reconstruction.method]} The model has not been tuned since.
-
-Pruned from the checkpoint whose weights have SHA-256 `{weights_digest(dense)}`. Its licence applies to this one too.
-
-{loading}
-"""

@@ -1,0 +1,141 @@
+"""Finished models: what the flow leaves under a plain path, and that it stands alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import metadata_load
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.tailor import main, tailor
+from helpers import as_toml, save_tiny_llama
+from tailored_llama.checkpoints import read_config, read_structure
+from tailored_llama.config import validate_config
+from tailored_llama.models import load, load_tokenizer
+from tailored_llama.recovery import read_rows
+from tailored_llama.reports import percent, plus_minus, span
+from tasks._stage import open_store
+
+ALONE = """
+import json, sys
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert "tailored_llama" not in sys.modules
+print(json.dumps(model(input_ids=__import__("torch").tensor([[1, 2, 3, 4]])).logits[0, -1].tolist()))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def exporting(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A run that exports, on a model whose own card states a licence."""
+    model = save_tiny_llama(tmp_path / "secret-place" / "parent")
+    (model / "README.md").write_text("---\nlicense: llama3.2\nbase_model: owner/first\n---\n# Parent\n")
+    own_run["model"] = {"source": str(model)}
+    own_run["store"]["export"] = str(tmp_path / "secret-place" / "models")
+    return own_run
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
+    exporting: dict[str, Any], tmp_path: Path, allocation: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exporting["pruning"]["allocation"] = allocation
+    path = tmp_path / "run.toml"
+    path.write_text(as_toml(exporting))
+    assert main([str(path)]) == 0
+    printed = capsys.readouterr().out.strip().splitlines()
+    target = tmp_path / "secret-place" / "models" / "colours-0.2"
+    assert printed[-1] == f"model: {target}"
+
+    stage = Path(exporting["store"]["root"])
+    (pruned,), (adapter,) = (stage / "pruned").iterdir(), (stage / "adapter").iterdir()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    attached = load(pruned, adapter)(ids).logits[0, -1]
+    assert (attached - load(pruned)(ids).logits[0, -1]).abs().max() > 1e-3  # the adapter does something
+    torch.testing.assert_close(load(target)(ids).logits[0, -1], attached, rtol=0, atol=1e-4)
+    run = subprocess.run([sys.executable, "-c", ALONE, str(target)], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    torch.testing.assert_close(torch.tensor(json.loads(run.stdout)), attached, rtol=0, atol=1e-4)
+    assert load_tokenizer(target)("sky")["input_ids"] == load_tokenizer(pruned)("sky")["input_ids"]
+    layered = read_config(target)["model_type"] != "llama"
+    assert layered == (allocation == "global")
+
+    text = (target / "README.md").read_text()
+    stated = metadata_load(target / "README.md")
+    assert (stated["base_model"], stated["license"]) == ("owner/first", "llama3.2")
+    (row,) = read_rows(Path(printed[-2].removeprefix("report: ")).parent)
+    (result,) = stated["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == pytest.approx(row.tailored, abs=1e-4)
+    (dense,) = (stage / "dense").iterdir()
+    before, after = read_structure(dense).parameters, read_structure(target).parameters
+    for said in (
+        f"{after:,} of {before:,} parameters are left ({1 - after / before:.2%} removed",
+        f"| base | {before:,} | {plus_minus(row, 'dense')} |",
+        f"| pruned, not tuned | {after:,} | {plus_minus(row, 'pruned')} |",
+        plus_minus(row, "tailored"),
+        f"{percent(row.recovery)} ({span(row.recovery_low, row.recovery_high)})",
+        f"| no skill at all (floor) | | {row.floor:.3f} |",
+        "Licence of the base: llama3.2",
+        "importance taylor_gate, allocation " + allocation,
+        "4 sequences of 16 tokens of `text.txt`",
+        "`train.jsonl` to tune on, `evaluation.jsonl` to score",
+        "8 examples drawn by seed 0, and 4 more held out",
+        "```text\n{question}\n```",
+        "import tailored_llama" if layered else "stock transformers loads it as `llama`",
+        "Measured on `colours` alone",
+        'method = "static"',
+    ):
+        assert said in text
+    for file in target.iterdir():
+        if file.suffix in (".md", ".json", ".py", ".jinja"):
+            assert "secret-place" not in (content := file.read_text()), file
+            assert str(tmp_path) not in content, file
+
+
+def test_a_model_is_found_replaced_and_never_put_in_place_of_something_else(
+    exporting: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = Path(exporting["store"]["export"]) / "colours-0.2"
+    config = validate_config(exporting)
+    report = tailor(config)
+    manifest = (target / "manifest.json").read_bytes()
+    shutil.rmtree(target)
+    assert tailor(config) == report
+    assert (target / "manifest.json").read_bytes() == manifest  # merged once, copied again
+    tailor(validate_config(exporting | {"seed": 1}))
+    assert (target / "manifest.json").read_bytes() != manifest
+    assert [path.name for path in target.parent.iterdir()] == ["colours-0.2"]
+
+    shutil.rmtree(target)
+    target.mkdir()
+    (target / "thesis.txt").write_text("mine")
+    path = tmp_path / "run.toml"
+    path.write_text(as_toml(exporting | {"store": exporting["store"] | {"root": str(tmp_path / "new")}}))
+    assert main([str(path)]) == 2
+    message = f"error: store.export: {target} is not an exported model; allowed: a free place, or one to replace\n"
+    assert capsys.readouterr().err == message
+    assert [file.name for file in target.iterdir()] == ["thesis.txt"]
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_without_a_folder_nothing_is_merged_and_the_keys_are_the_same(exporting: dict[str, Any]) -> None:
+    report = tailor(validate_config(exporting))
+    plain = {**exporting["store"]}
+    del plain["export"]
+    store = validate_config(exporting | {"store": plain}).store
+    assert tailor(validate_config(exporting | {"store": plain})) == report
+    assert len(list((Path(open_store(store).root) / "tailored").iterdir())) == 1
