@@ -274,10 +274,10 @@ def _read_embedded(name: str, split: Split, downloads: str) -> list[Example]:
     if member == _HELLASWAG_RAW:
         rows = pa.ipc.open_stream(data).read_all().to_pylist()
         return [Example(index, *builtin.from_hub(row)) for index, row in enumerate(rows)]
-    return [Example(index, *builtin.from_wheel(document)) for index, document in _wheel_documents(data)]
+    return [Example(index, *builtin.from_wheel(document)) for index, document in wheel_documents(data)]
 
 
-def _wheel_documents(data: bytes) -> list[tuple[int, dict[str, Any]]]:
+def wheel_documents(data: bytes) -> list[tuple[int, dict[str, Any]]]:
     """The distinct documents of a requests file, which repeats each once per choice, with five shots before it."""
     documents: dict[int, dict[str, Any]] = {}
     previous = b""

@@ -33,6 +33,7 @@ from tailored_llama import (
     sources,
     texts,
     tuning,
+    worked_example,
 )
 from tailored_llama.artifacts import NO_ROOM, ArtifactStore
 from tailored_llama.checkpoints import read_structure
@@ -88,6 +89,16 @@ def fetch(config: Config = None, overrides: Overrides = None) -> None:
         print(f"model {run.model.source}: {sources.hub_model(run.model.source, identity['commit'])}")
     else:
         print(f"model {run.model.source}: here")
+
+
+@app.command(epilog="Example: `tailored-llama example my-task`")
+def example(out: Out, config: Config = None, overrides: Overrides = None) -> None:
+    """Write a real benchmark (CommonsenseQA) as CSV files: what data/own-task.toml runs on."""
+    run = load_config(config, overrides)
+    with _new_folder(out) as folder:
+        written = worked_example.write_example(run.store.downloads, folder)
+    for name, count in written.items():
+        print(f"{out / name}: {count:,} questions")
 
 
 @app.command(epilog="Example: `tailored-llama convert smollm2-135m-instruct dense`")

