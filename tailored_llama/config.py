@@ -22,6 +22,7 @@ Reconstruction = Literal["none", "bias", "static", "sequential"]
 Allocation = Literal["uniform", "global"]
 Kind = Literal["attention", "mlp"]
 Variant = Literal["lora", "rslora", "dora", "prompt", "prefix"]
+SOFT: tuple[Variant, ...] = ("prompt", "prefix")  # variants that change no weights
 Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROJECTIONS: tuple[Projection, ...] = (

@@ -15,12 +15,13 @@ from tailored_llama.artifacts import read_manifest
 from tailored_llama.benchmarks import Example
 from tailored_llama.cards import Base, is_layered, loading, what_was_removed, write_card
 from tailored_llama.checkpoints import read_config
-from tailored_llama.config import BenchmarkConfig, RunConfig, TextConfig
+from tailored_llama.config import SOFT, BenchmarkConfig, RunConfig, TextConfig
 from tailored_llama.errors import InputError
 from tailored_llama.own import is_written, named_columns
 from tailored_llama.prompts import render
 from tailored_llama.recovery import ReportInputs, recovery_rows
 from tailored_llama.seven import BUILTIN
+from tailored_llama.templates import load_template
 
 STAGE = "tailored"  # whose artifacts may be exported, and replaced
 
@@ -32,6 +33,21 @@ def export_folders(config: RunConfig) -> dict[tuple[float, str], Path]:
     folder = Path(config.store.export).expanduser()
     pairs = [(ratio, own.name) for ratio in config.pruning.ratios for own in config.benchmarks]
     return {(ratio, name): folder / f"{name}-{ratio:g}" for ratio, name in pairs}
+
+
+def check_mergeable(config: RunConfig) -> None:
+    """Check that a run makes adapters that can be merged, where finished models are asked for.
+
+    Raises:
+        InputError: it makes none, or soft prompts.
+    """
+    tuning = config.tuning
+    if config.store.export and (tuning.examples == "none" or tuning.variant in SOFT):
+        field = "examples" if tuning.examples == "none" else "variant"
+        raise InputError(
+            f"store.export: got {config.store.export!r} with tuning.{field} = {getattr(tuning, field)!r}; allowed: an "
+            "adapter that merges into weights (tuning.variant lora, rslora or dora), or no store.export"
+        )
 
 
 def check_target(target: Path) -> None:
@@ -148,7 +164,7 @@ def _prompt(config: RunConfig, own: BenchmarkConfig) -> str:
     else:
         fields = {"context": str(own.context) if named_columns(own) else f"{{{own.context}}}"}
     choices = ("{answer}",) if is_written(own) else ("{first choice}", "{second choice}")
-    return render(own, config.prompts.template, Example(0, fields, choices, 0)).contexts[0]
+    return render(own, load_template(config.prompts.template), Example(0, fields, choices, 0)).contexts[0]
 
 
 def _settings(config: RunConfig, own: BenchmarkConfig, ratio: float) -> dict[str, dict[str, str]]:

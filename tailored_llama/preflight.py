@@ -10,7 +10,7 @@ from tailored_llama import benchmarks, sources
 from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.config import BenchmarkConfig, RunConfig, TextConfig, reads_calibration
 from tailored_llama.errors import InputError
-from tailored_llama.export import check_target, export_folders
+from tailored_llama.export import check_mergeable, check_target, export_folders
 from tailored_llama.models import check_model, pick_device
 from tailored_llama.prompts import select_train
 from tailored_llama.templates import layout_of, load_template
@@ -37,6 +37,7 @@ def preflight(config: RunConfig) -> None:
         _check_writable("store.root", config.store.root)
     _check_writable("store.downloads", config.store.downloads)
     if config.store.export:
+        check_mergeable(config)
         _check_writable("store.export", config.store.export)
         for target in export_folders(config).values():
             check_target(target)
@@ -45,7 +46,8 @@ def preflight(config: RunConfig) -> None:
 def texts_of(config: RunConfig) -> dict[str, TextConfig]:
     """The texts a run reads, by section."""
     found: dict[str, TextConfig] = {"perplexity": config.perplexity}
-    if reads_calibration(config) and config.calibration.source != PROMPTS:
+    read = reads_calibration(config) or config.healing.tokens or config.distillation.weight
+    if read and config.calibration.source != PROMPTS:
         found["calibration"] = config.calibration
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tailored_llama.config import DistillationConfig, ExecutionConfig, Metric, TuningConfig
+from tailored_llama.config import SOFT, DistillationConfig, ExecutionConfig, Metric, TuningConfig
 from tailored_llama.models import load, load_tokenizer
 from tailored_llama.own import WRITTEN
 from tailored_llama.progress import Progress, silent
@@ -74,7 +74,7 @@ def tune(
     torch.manual_seed(seed)
     base, tokenizer = load(checkpoint, device=execution.device), load_tokenizer(checkpoint)
     limit = base.config.max_position_embeddings
-    limit -= tuning.virtual_tokens if tuning.variant in ("prompt", "prefix") else 0
+    limit -= tuning.virtual_tokens if tuning.variant in SOFT else 0
     shots: list[Sample] = []
     held_out: list[Sample] = []
     for i, source in enumerate(sources):

@@ -29,7 +29,8 @@ def export(
         benchmark: whose adapter is merged.
         ratio: of the run.
         dense: "checkpoint" and "perplexity" artifacts, and "scores" by benchmark.
-        run: the same of the pruned model; "adapters" and "tailored" (scores with the adapter) by benchmark.
+        run: the same of the pruned model; "healed", with its "checkpoint" (or None); "adapters" by what they were
+            trained on, and "tailored" (scores with them) by benchmark.
     """
     store = open_store(config.store)
     own = next(b for b in config.benchmarks if b.name == benchmark)
@@ -37,7 +38,8 @@ def export(
     def only(scores: Mapping[str, ArtifactRef]) -> dict[str, ArtifactRef]:
         return {benchmark: scores[benchmark]}
 
-    pruned, adapter = run["checkpoint"], run["adapters"][benchmark]
+    pruned = (run["healed"] or run)["checkpoint"]
+    adapter = run["adapters"].get(benchmark) or run["adapters"]["mixture"]
     inputs = recovery.ReportInputs(
         config=config,
         model=config.model.source,

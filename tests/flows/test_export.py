@@ -139,3 +139,28 @@ def test_without_a_folder_nothing_is_merged_and_the_keys_are_the_same(exporting:
     store = validate_config(exporting | {"store": plain}).store
     assert tailor(validate_config(exporting | {"store": plain})) == report
     assert len(list((Path(open_store(store).root) / "tailored").iterdir())) == 1
+
+
+def test_what_healing_and_a_mixture_made_is_in_the_model_and_on_its_card(exporting: dict[str, Any]) -> None:
+    exporting["healing"], exporting["distillation"] = {"tokens": 128}, {"weight": 0.5, "top": 8}
+    exporting["tuning"]["examples"] = "mixture"
+    tailor(validate_config(exporting))
+    target, stage = Path(exporting["store"]["export"]) / "colours-0.2", Path(exporting["store"]["root"])
+    (healed,), (adapter,) = (stage / "healed").iterdir(), (stage / "adapter").iterdir()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    torch.testing.assert_close(load(target)(ids).logits, load(healed, adapter)(ids).logits, rtol=0, atol=1e-4)
+    text = (target / "README.md").read_text()
+    assert "Healing: LoRA on 128 tokens of that text" in text
+    assert "drawn by seed 0 from colours, and 4 more" in text
+    assert "prompt template `generic`; with the base's own predictions as a second loss, of weight 0.5." in text
+
+
+@pytest.mark.parametrize(("field", "value"), [("variant", "prompt"), ("examples", "none")])
+def test_what_cannot_be_merged_is_refused_before_any_work(
+    exporting: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: str
+) -> None:
+    exporting["tuning"][field] = value
+    path = tmp_path / "run.toml"
+    path.write_text(as_toml(exporting))
+    assert main([str(path)]) == 2
+    assert f"with tuning.{field} = {value!r}; allowed: an adapter that merges" in capsys.readouterr().err
