@@ -33,15 +33,20 @@ TOLERANCE = 2e-3
 HARNESS = load_template("harness")
 
 
-def harness_scores(model: Any, tokenizer: Any, name: str, shots: int, limit: int | None, out: Path) -> pd.DataFrame:
-    """lm-eval's scores of `limit` evenly spaced documents (None: all), computed where they are not in `out` yet."""
+def harness_scores(
+    model: Any, tokenizer: Any, name: str, shots: int, limit: int | None, first: int | None, out: Path
+) -> pd.DataFrame:
+    """lm-eval's scores of `limit` evenly spaced documents (None: all), computed where they are not in `out` yet.
+
+    Of their parts only the `first` ones (None: all), which are evenly spaced too.
+    """
     task = harness.stock_task(name, harness.draw_shots(name, shots)[1] or harness.train_rows(name)[:1], shots)
     count = len(task.eval_docs) - (shots if name == "hellaswag" else 0)  # its shots are evaluation documents
     wanted = range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
     parts = -(-len(wanted) // PART)
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
     tables = []
-    for part in range(parts):
+    for part in range(min(first or parts, parts)):
         file = out / f"{name}-{shots}{f'-limit{limit}' if limit else ''}-{part}of{parts}.parquet"
         if not file.exists():
             start = time.perf_counter()
@@ -106,6 +111,7 @@ def main(
     benchmark: Annotated[list[str], typer.Option(help="Repeatable; absent: all seven.")] = list(SEVEN),  # noqa: B006
     num_fewshot: Annotated[int, typer.Option(help="Solved examples before each question, the same for all.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Documents of each benchmark, evenly spaced; absent: all.")] = None,
+    parts: Annotated[int | None, typer.Option(help="Only the first parts of each; absent: all.", min=1)] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Score in it here: reported, never held equal.")] = False,
     record: Annotated[Path | None, typer.Option(help="Parquet file to put lm-eval's scores into.")] = None,
@@ -113,7 +119,7 @@ def main(
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load(checkpoint), load_tokenizer(checkpoint)
-    theirs = {name: harness_scores(model, tokenizer, name, num_fewshot, limit, out) for name in benchmark}
+    theirs = {name: harness_scores(model, tokenizer, name, num_fewshot, limit, parts, out) for name in benchmark}
     if record:
         write_record(record, theirs, num_fewshot)
     if bfloat16:
