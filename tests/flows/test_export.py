@@ -6,14 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import metadata_load
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.tailor import main, tailor
 from helpers import as_toml, save_tiny_llama
@@ -31,12 +29,6 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True
 assert "tailored_llama" not in sys.modules
 print(json.dumps(model(input_ids=__import__("torch").tensor([[1, 2, 3, 4]])).logits[0, -1].tolist()))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.fixture

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.prompts import main, prompts
 from helpers import as_toml
 from tailored_llama.prompt_study import PromptStudyConfig, read_study
 from tailored_llama.prompts import read_prompts
 from tasks._stage import open_store
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 def built(config: PromptStudyConfig) -> dict[Path, float]:

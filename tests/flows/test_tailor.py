@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.tailor import main, tailor
 from helpers import as_toml
@@ -17,18 +18,17 @@ from tailored_llama.recovery import read_rows
 from tasks._stage import open_store
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
-def states_of_last_run() -> dict[str, str]:
-    """Task run name → state name, of the flow run that started last."""
+def states_of_last_run(runs: int) -> dict[str, str]:
+    """Task run name → state name, of the flow run that started last, once Prefect has recorded `runs` of them."""
+    deadline = time.monotonic() + 60
     with get_client(sync_client=True) as client:
-        flow_run = max(client.read_flow_runs(), key=lambda run: run.expected_start_time)
-        runs = [run for run in client.read_task_runs() if run.flow_run_id == flow_run.id]
-    return {run.name: run.state.name for run in runs}
+        (flow_run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
+        this = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
+        while True:
+            found = {run.name: run.state for run in client.read_task_runs(flow_run_filter=this)}
+            if (len(found) == runs and all(s.is_final() for s in found.values())) or time.monotonic() > deadline:
+                return {name: state.name for name, state in found.items()}
+            time.sleep(0.2)
 
 
 def stage_seconds(store: str) -> dict[Path, float]:
@@ -46,12 +46,12 @@ def test_a_second_run_does_no_work_and_a_changed_limit_scores_only(own_run: dict
         "dense", "examples", "prompts", "groups", "calibration", "importance", "pruned", "adapter", "scores",
         "perplexity", "report",
     }  # fmt: skip
-    assert set(states_of_last_run().values()) == {"Completed"}
+    assert set(states_of_last_run(20).values()) == {"Completed"}
 
     assert tailor(config) == first
     assert stage_seconds(config.store.root) == built
-    states = states_of_last_run()
-    assert len(states) == 20  # by name: calibration and reconstruction load the same text
+    states = states_of_last_run(20)
+    assert len(states) == 20
     assert set(states.values()) == {"Cached"}
 
     tailor(validate_config(own_run | {"scoring": {"limit": 6}}))
@@ -128,7 +128,8 @@ def test_a_profile_that_fails_costs_no_report(own_run: dict[str, Any], monkeypat
     config = validate_config(own_run | {"profile": {"batches": [1]}})
     folder = open_store(config.store).open(tailor(config))
     assert {row.prefill_speedup for row in read_rows(folder)} == {None}
-    states = states_of_last_run()
+    states = states_of_last_run(16)
+    assert len(states) == 16
     assert {name for name, state in states.items() if state == "Failed"} == {"profile pruned @ 0.2"}
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 import tasks.score
 import tasks.tune
@@ -16,12 +14,6 @@ from helpers import COLOURS, THINGS, as_toml, write_jsonl
 from tailored_llama.config import RunConfig, validate_config
 from tailored_llama.transfer import GENERIC, PRUNED, Row, read_transfer
 from tasks._stage import open_store
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.fixture

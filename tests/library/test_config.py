@@ -15,9 +15,11 @@ from tailored_llama.config import PROJECTIONS, BenchmarkConfig, RunConfig, Secti
 from tailored_llama.errors import InputError
 from tailored_llama.prompt_study import PromptStudyConfig, load_study
 from tailored_llama.sweeps import SweepConfig, load_sweep
+from tailored_llama.transfer import load_transfer
 
 SHIPPED = sorted((Path(__file__).parents[2] / "data").glob("*.toml"))
-LOADERS = {"sweep": load_sweep, "prompts-study": load_study}
+SWEEPS = ("sweep", "recovery", "shots", "soft-prompts")
+LOADERS = dict.fromkeys(SWEEPS, load_sweep) | {"prompts-study": load_study, "transfer": load_transfer}
 
 
 def exactly(message: str) -> str:
