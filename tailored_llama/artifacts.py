@@ -103,6 +103,12 @@ class ArtifactStore:
     def folder(self, stage: str, key: str) -> Path:
         return self._local / stage / key
 
+    def resume_folder(
+        self, stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, ArtifactRef]
+    ) -> Path:
+        """Where the stage of this key may keep its state while it runs; it goes when the artifact is published."""
+        return self._local / ".resume" / artifact_key(stage, version, _plain(config), inputs)
+
     def build(
         self,
         stage: str,
@@ -122,7 +128,7 @@ class ArtifactStore:
         Raises:
             InputError: the store's root cannot be written, or its disk is full.
         """
-        plain: dict[str, Any] = json.loads(json.dumps(dict(config)))  # the manifest shows what the key was made of
+        plain = _plain(config)
         key = artifact_key(stage, version, plain, inputs)
         try:
             if not (found := self.find(stage, key)):
@@ -185,6 +191,7 @@ class ArtifactStore:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        shutil.rmtree(self._local / ".resume" / key, ignore_errors=True)
         if self._remote:
             self._push(manifest)
         return manifest.ref
@@ -310,6 +317,12 @@ def read_manifest(folder: Path) -> Manifest:
     if not whole:
         raise InputError(f"{folder / MANIFEST}: names a file outside its folder")
     return manifest
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON has it: the manifest shows what the key was made of."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
+    return plain
 
 
 def schema_of(row: type[Any]) -> pa.Schema:

@@ -337,6 +337,12 @@ class ExecutionConfig(Section):
         description="Tuning keeps the hidden states between layers only, and computes what is within them again: about "
         "a third slower, in far less memory.",
     )
+    keep_state_every: int = Field(
+        100,
+        ge=0,
+        description="Steps of tuning or healing between two states that are kept, so that one that was killed goes on "
+        "from there and ends with the same weights; 0: none is kept.",
+    )
 
 
 class StoreConfig(Section):

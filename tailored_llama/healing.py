@@ -29,6 +29,7 @@ def heal(
     out: Path,
     execution: ExecutionConfig,
     progress: Progress = silent,
+    resume: Path | None = None,
 ) -> dict[str, Any]:
     """Stage: train an adapter towards the dense model's next-token distributions, and merge it; with `log.parquet`.
 
@@ -44,6 +45,7 @@ def heal(
         out: an existing folder.
         execution: the device.
         progress: told of every step.
+        resume: a folder of this very healing's state, from which it goes on where it was killed.
 
     Raises:
         FloatingPointError: the loss is not a finite number; the step is named.
@@ -51,7 +53,8 @@ def heal(
     torch.manual_seed(seed)
     model = adapted(load(checkpoint, device=execution.device), healing, execution)
     objective = Objective(distillation=1.0, temperature=distillation.temperature)
-    log, measured = train(model, text_samples(teacher), healing, objective, seed, progress)
+    every = execution.keep_state_every
+    log, measured = train(model, text_samples(teacher), healing, objective, seed, progress, resume=resume, every=every)
     with tempfile.TemporaryDirectory() as adapter:
         save_adapter(model, checkpoint, Path(adapter))
         del model  # merging loads the checkpoint again

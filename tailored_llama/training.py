@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -27,6 +28,7 @@ from tailored_llama.models import BASE_FILE, head_logits
 from tailored_llama.packing import Document, batches, halved, packed_attention, packed_states, within_memory
 from tailored_llama.progress import Progress
 from tailored_llama.pruning.groups import FUSED
+from tailored_llama.resume import State, load_state, save_state
 from tailored_llama.scoring import Encoded
 from tailored_llama.soft_prompts import learnt_header, soft_prompt_config
 
@@ -251,6 +253,8 @@ def train(
     patience: int = 1,
     texts: Sequence[Sample] = (),
     texts_per_step: int = 0,
+    resume: Path | None = None,
+    every: int = 0,
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """Train an adapter; leave the one with the lowest loss on the held-out samples, the untrained one included.
 
@@ -269,6 +273,8 @@ def train(
         patience: epochs without a lower held-out loss before training stops.
         texts: further samples.
         texts_per_step: how many of them stand beside the samples of a step.
+        resume: a folder of this very training's state, which is taken up where it is there.
+        every: steps between two states that are kept there; 0: none.
 
     Returns:
         The columns of `log.parquet`, and what was measured: tokens/s, epochs.
@@ -278,59 +284,65 @@ def train(
     """
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=training.learning_rate)
     per_epoch = math.ceil(len(samples) / training.batch_size)
-    steps = per_epoch * epochs
-    generator = torch.Generator().manual_seed(seed)
-    budget, tokens, begun = training.micro_batch_tokens, 0, time.perf_counter()
-    log: dict[str, list[Any]] = {name: [] for name in LOG_SCHEMA.names}
-    best, best_state, worse = math.inf, _copy(model), 0
-    text = _rounds(texts, generator) if texts_per_step else iter(())
+    steps, tokens, begun = per_epoch * epochs, 0, time.perf_counter()
+    state = State(training.micro_batch_tokens, math.inf, _copy(model), {name: [] for name in LOG_SCHEMA.names})
+    if resume:
+        load_state(resume, state, model, optimiser)
     with packed_attention(model.get_base_model()):
-        if held_out:
-            best = _held_out_loss(model, held_out, training, objective, budget)
+        if held_out and not state.step:
+            state.best = _held_out_loss(model, held_out, training, objective, state.budget)
             tokens += sum(map(len, held_out))
-            _append(log, step=0, epoch=0, held_out_loss=best)
-        for epoch in range(1, epochs + 1):
-            order = torch.randperm(len(samples), generator=generator).tolist()
-            for first in range(0, len(samples), training.batch_size):
-                step = (epoch - 1) * per_epoch + first // training.batch_size + 1
-                rate = learning_rate(step, steps, training)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                batch = [samples[i] for i in order[first : first + training.batch_size]]
-                shares = [1 / len(batch)] * len(batch)
-                if beside := list(itertools.islice(text, texts_per_step)):
-                    batch, shares = batch + beside, shares + [1 / len(beside)] * len(beside)
-                model.train()
-                loss, distance, budget = _backward(model, batch, shares, training, objective, budget)
-                if not math.isfinite(loss):
-                    raise FloatingPointError(f"training: loss is {loss} at step {step} of {steps}")
-                optimiser.step()
-                optimiser.zero_grad()
-                tokens += sum(map(len, batch))
-                asked = distance if objective.distillation else None
-                _append(log, step=step, epoch=epoch, loss=loss, divergence=asked, learning_rate=rate)
-                progress(step, steps)
-            if held_out:
-                held = log["held_out_loss"][-1] = _held_out_loss(model, held_out, training, objective, budget)
+            _append(state.log, step=0, epoch=0, held_out_loss=state.best)
+        while state.step < steps and state.worse < patience:
+            epoch, place = divmod(state.step, per_epoch)
+            state.step += 1
+            rate = learning_rate(state.step, steps, training)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            first = place * training.batch_size
+            batch = [samples[i] for i in _order(len(samples), seed, epoch)[first : first + training.batch_size]]
+            shares = [1 / len(batch)] * len(batch)
+            if beside := _beside(texts, texts_per_step, seed, state.step):
+                batch, shares = batch + beside, shares + [1 / len(beside)] * len(beside)
+            model.train()
+            loss, distance, state.budget = _backward(model, batch, shares, training, objective, state.budget)
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"training: loss is {loss} at step {state.step} of {steps}")
+            optimiser.step()
+            optimiser.zero_grad()
+            tokens += sum(map(len, batch))
+            asked = distance if objective.distillation else None
+            _append(state.log, step=state.step, epoch=epoch + 1, loss=loss, divergence=asked, learning_rate=rate)
+            progress(state.step, steps)
+            if held_out and place + 1 == per_epoch:
+                held = state.log["held_out_loss"][-1] = _held_out_loss(
+                    model, held_out, training, objective, state.budget
+                )
                 tokens += sum(map(len, held_out))
-                if held < best:
-                    best, best_state, worse = held, _copy(model), 0
+                if held < state.best:
+                    state.best, state.best_adapter, state.worse = held, _copy(model), 0
                 else:
-                    worse += 1
-                if worse >= patience:
-                    break
+                    state.worse += 1
+            if resume and every and state.step % every == 0:
+                save_state(resume, state, model, optimiser)
     if held_out:
-        set_peft_model_state_dict(model, best_state)
+        set_peft_model_state_dict(model, state.best_adapter)
     progress(steps, steps)
-    seconds = time.perf_counter() - begun
-    return log, {"tokens": tokens, "tokens_per_second": round(tokens / seconds, 1), "epochs": max(log["epoch"])}
+    rate_of_tokens = round(tokens / (time.perf_counter() - begun), 1)
+    return state.log, {"tokens": tokens, "tokens_per_second": rate_of_tokens, "epochs": max(state.log["epoch"])}
 
 
-def _rounds(samples: Sequence[Sample], generator: torch.Generator) -> Iterator[Sample]:
-    """All samples in random order, again and again."""
-    while True:
-        for i in torch.randperm(len(samples), generator=generator).tolist():
-            yield samples[i]
+def _order(count: int, *seed: int) -> list[int]:
+    """A random order that a training which goes on in the middle finds again."""
+    return [int(i) for i in np.random.default_rng(seed).permutation(count)]
+
+
+def _beside(texts: Sequence[Sample], count: int, seed: int, step: int) -> list[Sample]:
+    """The texts of a step: all of them in random order, round and round."""
+    if not texts:
+        return []
+    places = (divmod(place, len(texts)) for place in range((step - 1) * count, step * count))
+    return [texts[_order(len(texts), seed, turn, 1)[place]] for turn, place in places]
 
 
 def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:

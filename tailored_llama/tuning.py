@@ -47,6 +47,7 @@ def tune(
     progress: Progress = silent,
     distillation: DistillationConfig | None = None,
     text: Path | None = None,
+    resume: Path | None = None,
 ) -> dict[str, Any]:
     """Stage: train one adapter; write it in PEFT's layout, with `log.parquet` and the digest of its base.
 
@@ -66,6 +67,7 @@ def tune(
         progress: told of every step.
         distillation: weight and temperature, where sources have a teacher.
         text: what the dense model says along the calibration text (`distillation.teach`).
+        resume: a folder of this very tuning's state, from which it goes on where it was killed.
 
     Raises:
         InputError: a continuation is longer than the model's context, or a teacher read other tokens.
@@ -99,6 +101,8 @@ def tune(
         patience=tuning.patience,
         texts=text_samples(text) if text else (),
         texts_per_step=taught.sequences if text else 0,
+        resume=resume,
+        every=execution.keep_state_every,
     )
     write_log(log, out)
     save_adapter(model, checkpoint, out)

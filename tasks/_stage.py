@@ -64,3 +64,5 @@ class _NoTracebackForInput(logging.Filter):
 
 for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.task_engine", "prefect.flow_engine"):
     logging.getLogger(_name).addFilter(_NoTracebackForInput())
+
+logging.getLogger("tailored_llama").setLevel(logging.INFO)  # shown by Prefect's logging.extra_loggers

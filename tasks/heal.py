@@ -18,13 +18,15 @@ def heal(config: RunConfig, ratio: float, pruned: ArtifactRef, teacher: Artifact
     store = open_store(config.store)
     slice_ = config.healing.model_dump(mode="json", exclude={"tokens"})
     slice_ |= {"temperature": config.distillation.temperature, "seed": config.seed}
+    inputs = {"pruned": pruned, "teacher": teacher}
+    resume = store.resume_folder("healed", VERSION, slice_, inputs)
     with progress_bar(f"heal @ {ratio}") as progress:
         return stage(
             config.store,
             "healed",
             VERSION,
             slice_,
-            {"pruned": pruned, "teacher": teacher},
+            inputs,
             lambda out: healing.heal(
                 store.open(pruned),
                 store.open(teacher),
@@ -34,5 +36,6 @@ def heal(config: RunConfig, ratio: float, pruned: ArtifactRef, teacher: Artifact
                 out,
                 config.execution,
                 progress,
+                resume,
             ),
         )

@@ -45,6 +45,7 @@ def tune(
         teacher = store.open(teachers[name]) if name in teachers else None
         return tuning.Source(store.open(prompts[name]), metrics[name], teacher)
 
+    resume = store.resume_folder("adapter", VERSION, slice_, inputs)
     with progress_bar(f"tune {label} @ {ratio}") as progress:
         return stage(
             config.store,
@@ -62,5 +63,6 @@ def tune(
                 progress,
                 taught,
                 store.open(text) if text else None,
+                resume,
             ),
         )

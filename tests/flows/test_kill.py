@@ -55,6 +55,7 @@ def test_a_run_killed_in_mid_tuning_is_finished_by_the_next(
     own_run: dict[str, Any], tmp_path: Path, start: Start
 ) -> None:
     own_run["tuning"] |= {"epochs": 150, "held_out": 0}
+    own_run["execution"] = {"keep_state_every": 10}
     store = Path(own_run["store"]["root"])
     run = start(own_run)
     deadline = time.monotonic() + 120
@@ -65,7 +66,7 @@ def test_a_run_killed_in_mid_tuning_is_finished_by_the_next(
     while not (store / "scores").is_dir() or len(list(store.glob("scores/*"))) < 2:
         assert run.poll() is None
         time.sleep(0.01)
-    while not any(path.is_dir() for path in store.glob(".building/*")):  # tuning's, the only stage that is left
+    while not list(store.glob(".resume/*/state.safetensors")):  # tuning's, the only stage that is left
         assert run.poll() is None
         time.sleep(0.01)
     os.kill(run.pid, signal.SIGKILL)
@@ -75,9 +76,11 @@ def test_a_run_killed_in_mid_tuning_is_finished_by_the_next(
     assert list(store.glob(".building/*"))
 
     assert start(own_run).wait(timeout=120) == 0, (tmp_path / "run.log").read_text()
+    assert "going on after step" in (tmp_path / "run.log").read_text()
     after = manifests(store)
     assert {place: after[place] for place in before} == before
     assert not list(store.glob(".building/*"))
+    assert not list(store.glob(".resume/*"))
     assert {place.parts[0] for place in after.keys() - before.keys()} == {"adapter", "scores", "report"}
 
     own_run["store"]["root"] = str(tmp_path / "undisturbed")

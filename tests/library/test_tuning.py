@@ -96,6 +96,41 @@ def test_the_same_seed_gives_the_same_bytes(tiny: Path, prompts: Path, folder: C
     assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+class Killed(BaseException):
+    """What a kill looks like from within."""
+
+
+@pytest.mark.parametrize("step", [3, 4, 5, 6])  # two steps an epoch: within one, at its end, after it
+def test_a_killed_tuning_goes_on_and_ends_with_the_same_bytes(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], step: int
+) -> None:
+    keep = ExecutionConfig(device="cpu", keep_state_every=2)
+    whole, killed, state = folder("whole"), folder("killed"), folder("state")
+    sources = [Source(prompts, "acc_norm")]
+    tuning.tune(tiny, sources, QUICK, 0, whole, CPU)
+
+    def kill(done: int, total: int) -> None:
+        if done == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        tuning.tune(tiny, sources, QUICK, 0, killed, keep, kill, resume=state)
+    steps: list[int] = []
+    tuning.tune(tiny, sources, QUICK, 0, killed, keep, lambda done, total: steps.append(done), resume=state)
+    assert steps[0] == (step - 1) // 2 * 2 + 1  # progress is told before the state of the step is kept
+    for path in whole.iterdir():
+        assert path.read_bytes() == (killed / path.name).read_bytes(), path.name
+
+
+def test_a_broken_state_is_left_aside(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
+    whole, again, state = folder("whole"), folder("again"), folder("state")
+    (state / "state.safetensors").write_bytes(b"not a state")
+    sources = [Source(prompts, "acc_norm")]
+    tuning.tune(tiny, sources, QUICK, 0, whole, CPU)
+    tuning.tune(tiny, sources, QUICK, 0, again, CPU, resume=state)
+    assert log_of(again) == log_of(whole)
+
+
 def test_micro_batches_change_nothing_but_memory(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
     without_dropout = QUICK.model_copy(update={"dropout": 0.0})
     for name, budget in (("small", 64), ("large", 4096)):
@@ -154,7 +189,7 @@ def test_tuning_stops_when_the_held_out_loss_no_longer_falls(
     tiny: Path, prompts: Path, folder: Callable[[str], Path]
 ) -> None:
     out = folder("adapter")
-    wild = TuningConfig(epochs=20, learning_rate=1.0, patience=2, warmup=0)  # soon every step makes it worse
+    wild = TuningConfig(epochs=20, learning_rate=1.0, patience=2, warmup=0, batch_size=4, schedule="constant")
     tuning.tune(tiny, [Source(prompts, "acc_norm")], wild, 0, out, CPU)
     log = log_of(out)
     held = [loss for loss in log["held_out_loss"] if loss is not None]

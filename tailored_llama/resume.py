@@ -1,0 +1,92 @@
+"""The state of a training on disk, so that one that was killed goes on and ends with the same weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FILE = "state.safetensors"
+
+
+@dataclass
+class State:
+    """Where a training is, apart from the adapter itself and its optimiser.
+
+    `best` is the lowest held-out loss so far, `best_adapter` what had it, `worse` the epochs since; `budget` the tokens
+    of a micro-batch that did fit.
+    """
+
+    budget: int
+    best: float
+    best_adapter: dict[str, Tensor]
+    log: dict[str, list[Any]]
+    step: int = 0
+    worse: int = 0
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("budget", "best", "log", "step", "worse")}
+
+
+def save_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Optimizer) -> None:
+    """Write the state, whole or not at all; where that fails, say so and let the training go on."""
+    tensors = {f"best {name}": tensor for name, tensor in state.best_adapter.items()}
+    tensors |= {f"generator {name}": tensor for name, tensor in _generators(model).items()}
+    for name, parameter in _trained(model).items():
+        tensors[f"adapter {name}"] = parameter.detach()
+        tensors |= {f"optimiser {key} {name}": value for key, value in optimiser.state[parameter].items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = folder / f"{FILE}.new"
+        save_file(
+            {n: t.contiguous().clone() for n, t in tensors.items()}, scratch, {"state": json.dumps(state.numbers)}
+        )
+        os.replace(scratch, folder / FILE)
+    except (OSError, SafetensorError) as error:
+        logging.getLogger(__name__).warning("the state of the training could not be kept: %s", error)
+
+
+def load_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Optimizer) -> None:
+    """Take up what `save_state` wrote; where there is nothing whole, leave everything as it is."""
+    try:
+        with safe_open(folder / FILE, "pt", device=str(model.device)) as file:
+            numbers = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        return
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        logging.getLogger(__name__).warning("%s: not a whole state (%s); training from the start", folder / FILE, error)
+        return
+    for name, value in numbers.items():
+        setattr(state, name, value)
+    state.best_adapter = {name: tensors[f"best {name}"] for name in state.best_adapter}
+    with torch.no_grad():
+        for name, parameter in _trained(model).items():
+            parameter.copy_(tensors[f"adapter {name}"])
+            optimiser.state[parameter] = {
+                key: tensors[f"optimiser {key} {name}"].to("cpu" if key == "step" else parameter.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+    torch.set_rng_state(tensors["generator cpu"].cpu())
+    if "generator cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["generator cuda"].cpu(), model.device)
+    logging.getLogger(__name__).info("going on after step %d", state.step)
+
+
+def _trained(model: Any) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _generators(model: Any) -> dict[str, Tensor]:
+    """States of the generators that dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(model.device)} if model.device.type == "cuda" else {})
