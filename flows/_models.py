@@ -24,9 +24,14 @@ from tasks.tune import tune
 
 @dataclass(frozen=True)
 class Prompts:
-    """Rendered prompts by benchmark."""
+    """Rendered prompts by benchmark.
+
+    `train` are the run's own, which may be its calibration text; `shots` what is tuned on, worded otherwise where one
+    adapter is tuned on all benchmarks.
+    """
 
     train: dict[str, Any]
+    shots: dict[str, Any]
     evaluation: dict[str, Any]
 
 
@@ -43,10 +48,12 @@ class Dense:
 def prompts_of(config: RunConfig) -> Prompts:
     """Render the prompts of every benchmark; where all are tuned on at once, their shots by one generic template."""
     examples = {b.name: load_benchmark(config.store, b) for b in config.benchmarks}
-    shots = worded(config, GENERIC) if config.tuning.examples == "mixture" else config
-    train = {name: render_prompts(shots, name, "train", found) for name, found in examples.items()}
+    train = {name: render_prompts(config, name, "train", found) for name, found in examples.items()}
+    shots = train
+    if config.tuning.examples == "mixture":
+        shots = {name: render_prompts(worded(config, GENERIC), name, "train", e) for name, e in examples.items()}
     evaluation = {name: render_prompts(config, name, "evaluation", found) for name, found in examples.items()}
-    return Prompts(train, evaluation)
+    return Prompts(train, shots, evaluation)
 
 
 def dense_of(config: RunConfig, prompts: Prompts) -> Dense:
@@ -88,7 +95,7 @@ def lessons_of(config: RunConfig, dense: Dense, prompts: Prompts) -> Lessons:
     """What tuning learns of the dense model: nothing, where the configuration gives it no weight."""
     if not config.distillation.weight or config.tuning.examples == "none":
         return Lessons({}, None)
-    shots = {name: teach(config, name, dense.checkpoint, found) for name, found in prompts.train.items()}
+    shots = {name: teach(config, name, dense.checkpoint, found) for name, found in prompts.shots.items()}
     if not config.distillation.sequences:
         return Lessons(shots, None)
     calibration = dense.calibration or load_calibration(config, dense.checkpoint, prompts.train)
@@ -100,7 +107,7 @@ def adapter_of(
 ) -> Any:
     """One adapter for some benchmarks."""
     label = names[0] if len(names) == 1 else "mixture"
-    shots = {name: prompts.train[name] for name in names}
+    shots = {name: prompts.shots[name] for name in names}
     teachers = {name: lessons.shots[name] for name in names if lessons.shots}
     return tune(config, label, ratio, base, shots, teachers, lessons.text)
 

@@ -59,7 +59,7 @@ def _checkpoint(config: PromptStudyConfig) -> tuple[Any, str]:
     if not config.pruned:
         return load_model(config.store, config.model), config.model.source
     (ratio,) = config.pruning.ratios
-    read = prompts_of(config) if config.calibration.source == PROMPTS else Prompts({}, {})
+    read = prompts_of(config) if config.calibration.source == PROMPTS else Prompts({}, {}, {})
     dense = dense_of(config, read)
     model = healed_of(config, dense, ratio, pruned_of(config, dense, ratio), read)
     return model, f"{config.model.source}, pruned{' and healed' if config.healing.tokens else ''} at ratio {ratio:g}"

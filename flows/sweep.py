@@ -58,7 +58,7 @@ def sweep(config: SweepConfig) -> ArtifactRef:
 def _prompts(config: SweepConfig, run: RunConfig) -> Prompts:
     """The prompts of a cell, where anything reads them."""
     needed = config.scored or config.tailored or run.calibration.source == PROMPTS
-    return prompts_of(run) if needed else Prompts({}, {})
+    return prompts_of(run) if needed else Prompts({}, {}, {})
 
 
 def _measured(config: SweepConfig, run: RunConfig, label: str, model: Any, ratio: float) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from flows._models import adapters_of, dense_of, healed_of, prompts_of, pruned_o
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig, load_config
 from tailored_llama.export import export_folders
+from tailored_llama.preflight import preflight_tailor
 from tailored_llama.recovery import read_rows
 from tailored_llama.reports import console_table
 from tasks.export import export
@@ -93,6 +94,7 @@ def main(arguments: list[str] | None = None, server: Thread | None = None) -> in
         arguments,
         server,
         example="data/quickstart.toml",
+        check=preflight_tailor,
         more=lambda config: [f"model: {place}" for place in export_folders(config).values()],
     )
 

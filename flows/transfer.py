@@ -32,7 +32,6 @@ def transfer(config: RunConfig) -> ArtifactRef:
     """Tailor to each benchmark, score on all; a row or cell that fails is in the table, and stops no other."""
     ratio = check_transfer(config)
     names = [benchmark.name for benchmark in config.benchmarks]
-    config = _tuned_on(config, "benchmark")
     prompts = prompts_of(config)
     dense = dense_of(config, prompts)
     pruned = healed_of(config, dense, ratio, pruned_of(config, dense, ratio), prompts)
@@ -56,13 +55,9 @@ def transfer(config: RunConfig) -> ArtifactRef:
 
 def _generic(config: RunConfig, names: list[str], ratio: float, base: Any, dense: Dense) -> Any:
     """The adapter that is tuned on all benchmarks at once, by the generic template."""
-    mixed = _tuned_on(config, "mixture")
+    mixed = config.model_copy(update={"tuning": config.tuning.model_copy(update={"examples": "mixture"})})
     prompts = prompts_of(mixed)
     return adapter_of(mixed, names, ratio, base, prompts, lessons_of(mixed, dense, prompts))
-
-
-def _tuned_on(config: RunConfig, examples: str) -> RunConfig:
-    return config.model_copy(update={"tuning": config.tuning.model_copy(update={"examples": examples})})
 
 
 def _tried(build: Any, config: RunConfig, benchmark: Any, *arguments: Any) -> Any:

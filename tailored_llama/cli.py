@@ -42,6 +42,7 @@ from tailored_llama.config import (
     RunConfig,
     load_config,
     reads_calibration,
+    reserved_tokens,
     validate_config,
 )
 from tailored_llama.console import progress_bar, quiet_libraries
@@ -208,6 +209,10 @@ def tune(
     taught = run.distillation
     if taught.weight and not dense:
         raise InputError(f"--dense: not set; allowed: the dense checkpoint (distillation.weight is {taught.weight})")
+    if dense and not taught.weight:
+        raise InputError("--dense: given, but distillation.weight is 0; allowed: a weight above 0, or no --dense")
+    if run.tuning.examples != "benchmark":
+        raise InputError(f"tuning.examples: got {run.tuning.examples!r}; allowed: 'benchmark', as one is tuned on here")
     with _new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         own, new = _benchmark(run, benchmark), partial(_subfolder, Path(scratch))
         source = tuning.Source(_render(run, own, "train", new("train")), benchmarks.headline_metric(own))
@@ -234,7 +239,8 @@ def _calibration(run: RunConfig, dense: Path, new: Callable[[str], Path]) -> Pat
 def _teach(run: RunConfig, dense: Path, source: Path, out: Path) -> Path:
     """What a dense model says along calibration sequences or prompts, in a new folder."""
     with progress_bar("teach") as progress:
-        distillation.teach(dense, source, run.distillation, out, run.execution, progress)
+        reserved = reserved_tokens(run.tuning)
+        distillation.teach(dense, source, run.distillation, out, run.execution, progress, reserved)
     return out
 
 

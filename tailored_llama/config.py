@@ -165,12 +165,11 @@ class TrainingConfig(Section):
         "magnitudes of the weights apart (arXiv 2402.09353). In tuning also, with no change of weights: prompt, "
         "embeddings before the text (arXiv 2104.08691); prefix, keys and values of every layer (arXiv 2101.00190).",
     )
-    virtual_tokens: int = Field(20, ge=1, le=1024, description="Variants prompt and prefix: how many tokens they take.")
     targets: tuple[Projection, ...] = Field(PROJECTIONS, min_length=1, description="Projections that get an adapter.")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="Of matrix products. bfloat16 is about twice as fast where the machine has it; adapters, their "
-        "gradients and the optimiser stay in float32, weights in the checkpoint's own type.",
+        description="Of matrix products over float32 weights; bfloat16 is about twice as fast where the machine has "
+        "it. Adapters, their gradients and the optimiser stay in float32, weights in the checkpoint's own type.",
     )
     learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after warm-up.")
@@ -209,7 +208,11 @@ class HealingConfig(TrainingConfig):
     """General recovery before tailoring: LoRA by distillation on calibration text, merged into the pruned model."""
 
     tokens: int = Field(
-        0, ge=0, le=10**10, description="Tokens of calibration text trained on, each once; 0: no healing."
+        0,
+        ge=0,
+        le=20_000_000,
+        description="Tokens of text trained on, drawn as the calibration text is, in whole sequences of its length; 0: "
+        "no healing. What the dense model says along it takes about 400 bytes of memory a token.",
     )
     variant: Literal["lora", "rslora", "dora"] = Field("lora", description="As in tuning; it must merge.")
     rank: int = Field(64, ge=1, le=1024, description="LoRA rank r: the width of each update.")
@@ -224,8 +227,8 @@ class TuningConfig(TrainingConfig):
     examples: Literal["benchmark", "mixture", "none"] = Field(
         "benchmark",
         description="benchmark: an adapter for each, trained on its own examples; mixture: one adapter for all, on "
-        "as many examples in total, drawn from all benchmarks and written with the template `generic`: what tailoring "
-        "is compared with; none: no adapter.",
+        "as many examples in total, drawn from all benchmarks and written with the template `generic`, whatever is "
+        "scored with: what tailoring is compared with; none: no adapter.",
     )
     shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
     held_out: int = Field(50, ge=0, description="Further train examples, kept for early stopping; 0: no stopping.")
@@ -236,6 +239,7 @@ class TuningConfig(TrainingConfig):
         description="Weight of a ranking loss: cross-entropy over an example's choices, by their log-likelihoods as "
         "the benchmark's metric compares them. 0: only the right choice is trained on.",
     )
+    virtual_tokens: int = Field(20, ge=1, le=1024, description="Variants prompt and prefix: how many tokens they take.")
     epochs: int = Field(3, ge=1, le=1000, description="Passes over the training examples, at most.")
     patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
 
@@ -399,6 +403,20 @@ class RunConfig(Section):
 
 
 Model = TypeVar("Model", bound=Section)
+
+
+def reserved_tokens(tuning: TuningConfig) -> int:
+    """Tokens of the model's context that a soft prompt takes."""
+    return tuning.virtual_tokens if tuning.variant in SOFT else 0
+
+
+def read_fields(tuning: TuningConfig) -> dict[str, Any]:
+    """What an adapter's bytes depend on, but for how many examples there are: the part of a cache key."""
+    unread = {"shots", "held_out", "examples"}
+    unread |= {"rank", "alpha", "dropout", "targets"} if tuning.variant in SOFT else {"virtual_tokens"}
+    if not tuning.held_out:
+        unread.add("patience")
+    return tuning.model_dump(mode="json", exclude=unread)
 
 
 def reads_calibration(run: RunConfig) -> bool:

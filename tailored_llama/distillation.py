@@ -40,6 +40,8 @@ TEACHER_SCHEMA = pa.schema(
     }
 )
 
+_LARGEST = 2**31 - 1  # entries of a Parquet column of lists
+
 
 @dataclass(frozen=True)
 class SoftTargets:
@@ -57,6 +59,7 @@ def teach(
     out: Path,
     execution: ExecutionConfig,
     progress: Progress = silent,
+    reserved: int = 0,
 ) -> dict[str, Any]:
     """Stage: the dense model's next-token distributions along every sequence of a source, as `teacher.parquet`.
 
@@ -69,9 +72,10 @@ def teach(
         out: an existing folder.
         execution: device and tokens in a pass.
         progress: told of every sequence.
+        reserved: tokens of the model's context that a soft prompt will take before the shots.
 
     Raises:
-        InputError: `top` is the vocabulary or more, or the source holds neither.
+        InputError: `top` is the vocabulary or more, or too much for so long a text; or the source holds neither.
     """
     model, tokenizer = load(dense, device=execution.device), load_tokenizer(dense)
     if distillation.top >= (size := model.config.vocab_size):
@@ -79,10 +83,14 @@ def teach(
     if (source / "calibration.parquet").is_file():
         sequences: list[list[int]] = read_calibration(source).tolist()
     else:
-        limit = model.config.max_position_embeddings
+        limit = model.config.max_position_embeddings - reserved
         shots = read_prompts(source, "shots")
         sequences = [list(encode_answer(tokenizer, prompt, limit).document.prefix) for prompt in shots]
     lengths = [len(ids) for ids in sequences]
+    if (most := _LARGEST // max(1, sum(lengths))) < distillation.top:
+        raise InputError(
+            f"distillation.top: got {distillation.top}; allowed: at most {most} for {sum(lengths):,} tokens"
+        )
     tokens = np.empty((sum(lengths), distillation.top), np.int32)
     logprobs = np.empty((sum(lengths), distillation.top), np.float32)
     starts, done = np.cumsum([0, *lengths]), 0

@@ -17,11 +17,12 @@ from tailored_llama.cards import Base, is_layered, loading, what_was_removed, wr
 from tailored_llama.checkpoints import read_config
 from tailored_llama.config import SOFT, BenchmarkConfig, RunConfig, TextConfig
 from tailored_llama.errors import InputError
+from tailored_llama.healing import healing_text
 from tailored_llama.own import is_written, named_columns
 from tailored_llama.prompts import render
 from tailored_llama.recovery import ReportInputs, recovery_rows
 from tailored_llama.seven import BUILTIN
-from tailored_llama.templates import load_template
+from tailored_llama.templates import GENERIC, load_template
 
 STAGE = "tailored"  # whose artifacts may be exported, and replaced
 
@@ -106,6 +107,8 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         base=base,
         config=config,
         data=_data(own),
+        gained_by=reports.gained_by(config),
+        healed_tokens=healing_text(config).calibration.samples * config.calibration.tokens,
         dtype=read_config(checkpoint).get("dtype", "float32"),
         layered=is_layered(checkpoint),
         loading=loading(checkpoint),
@@ -164,7 +167,8 @@ def _prompt(config: RunConfig, own: BenchmarkConfig) -> str:
     else:
         fields = {"context": str(own.context) if named_columns(own) else f"{{{own.context}}}"}
     choices = ("{answer}",) if is_written(own) else ("{first choice}", "{second choice}")
-    return render(own, load_template(config.prompts.template), Example(0, fields, choices, 0)).contexts[0]
+    template = GENERIC if config.tuning.examples == "mixture" else config.prompts.template
+    return render(own, load_template(template), Example(0, fields, choices, 0)).contexts[0]
 
 
 def _settings(config: RunConfig, own: BenchmarkConfig, ratio: float) -> dict[str, dict[str, str]]:

@@ -17,6 +17,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.packing import token_budget, within_memory
 from tailored_llama.progress import Progress, silent
 from tailored_llama.prompts import Prompt
+from tailored_llama.soft_prompts import has_soft_prompt
 from tailored_llama.tokens import encode
 
 ANSWERS_SCHEMA = pa.schema(
@@ -46,8 +47,12 @@ def generate(
     for the model loses its start.
 
     Raises:
-        InputError: a context without a token, or more new tokens than the model's context holds.
+        InputError: a soft prompt, a context without a token, or more new tokens than the model's context holds.
     """
+    if has_soft_prompt(model):  # PEFT 0.21's own generate answers otherwise than its forward pass
+        raise InputError(
+            "adapter: is a soft prompt; allowed: one that changes weights (LoRA and its kin), to write answers"
+        )
     limit = model.config.max_position_embeddings
     if max_new_tokens >= limit:
         raise InputError(f"max_new_tokens: got {max_new_tokens}; allowed: less than {limit}, the model's context")

@@ -180,7 +180,7 @@ def embedded_header(model: Any, embeddings: Tensor) -> Header:
     length = embeddings.shape[1]
     header = Header(length)
     model.get_decoder()(
-        inputs_embeds=embeddings,
+        inputs_embeds=embeddings.to(model.dtype),  # PEFT keeps them in float32
         position_ids=torch.arange(length, device=embeddings.device)[None],
         use_cache=False,
         packed_row=_Row([_Block(0, length, None)], Header(), length, header),
@@ -303,8 +303,8 @@ def _packed_attention_forward(
         rows = slice(block.start, block.stop)
         keys, values = key[:, :, rows], value[:, :, rows]
         if header.length:
-            keys = torch.cat([header.keys[layer], keys], dim=2)
-            values = torch.cat([header.values[layer], values], dim=2)
+            keys = torch.cat([header.keys[layer].to(keys.dtype), keys], dim=2)
+            values = torch.cat([header.values[layer].to(values.dtype), values], dim=2)
         attended = scaled_dot_product_attention(
             query[:, :, rows], keys, values, block.mask, dropout, is_causal=block.mask is None, scale=scaling
         )

@@ -36,6 +36,15 @@ def preflight(config: RunConfig) -> None:
     else:
         _check_writable("store.root", config.store.root)
     _check_writable("store.downloads", config.store.downloads)
+
+
+def preflight_tailor(config: RunConfig) -> None:
+    """Check a run of the whole pipeline, which alone hands over finished models.
+
+    Raises:
+        InputError: as `preflight`; or finished models are asked for, and cannot be made or put where they should go.
+    """
+    preflight(config)
     if config.store.export:
         check_mergeable(config)
         _check_writable("store.export", config.store.export)

@@ -108,18 +108,37 @@ def _recovery_sentence(inputs: ReportInputs, run: Sequence[Row]) -> str:
     without = percent(float(np.mean(untuned))) if len(untuned) == len(counted) else ""
     if not tuned:
         return f"Without tuning, the pruned model reaches {without} of the dense model's accuracy ({where})."
-    how = f" tuned on {inputs.config.tuning.shots} examples," if inputs.config else ""
     measured = [where, f"95 % interval {span(row.recovery_low, row.recovery_high)}"]
-    measured += [f"{without} without tuning"] if without else []
-    text = (
-        f"With a LoRA adapter for each benchmark,{how} the pruned model reaches {percent(row.recovery)} of the dense "
-    )
-    text += f"model's accuracy ({'; '.join(measured)})"
+    measured += [f"{without} when only pruned"] if without else []
+    text = f"{_made(inputs.config)} the pruned model reaches {percent(row.recovery)} of the dense model's accuracy "
+    text += f"({'; '.join(measured)})"
     if row.chance_corrected is not None:
         which = f"over the {row.cc_benchmarks} of them where that is significant; " if len(counted) > 1 else ""
         text += f", and {percent(row.chance_corrected)} of what the dense model has above its floor "
         text += f"({which}{span(row.cc_low, row.cc_high)})"
     return text + "."
+
+
+VARIANTS = {"lora": "a LoRA adapter", "rslora": "an rsLoRA adapter", "dora": "a DoRA adapter"}
+VARIANTS |= {"prompt": "a tuned soft prompt", "prefix": "a tuned prefix"}
+
+
+def _made(config: RunConfig | None) -> str:
+    """What was done to a pruned model, as the start of a sentence."""
+    if config is None:
+        return "After tuning,"
+    steps = [f"healing on {config.healing.tokens:,} tokens"] if config.healing.tokens else []
+    tuning, what = config.tuning, VARIANTS[config.tuning.variant]
+    if tuning.examples == "mixture":
+        steps.append(f"tuning {what} for all benchmarks on {tuning.shots} examples")
+    elif tuning.examples == "benchmark":
+        steps.append(f"tuning {what} for each benchmark on {tuning.shots} examples")
+    return f"After {' and '.join(steps)}," if steps else "Without tuning,"
+
+
+def gained_by(config: RunConfig | None) -> str:
+    """What lies between the pruned and the tailored model."""
+    return "healing and tuning" if config and config.healing.tokens else "tuning"
 
 
 def floor_notes(rows: Sequence[Row]) -> list[str]:
@@ -197,8 +216,9 @@ def _markdown(inputs: ReportInputs, runs: Sequence[Sequence[Row]]) -> str:
     notes = [line for note in floor_notes([row for run in runs for row in run]) for line in (note, "")]
     if len("\n".join([*head, *texts, *notes, *tables]).encode()) > _MARKDOWN_BYTES - 1_000:
         texts, tables = [], _markdown_table("mean", [(run_name(run[0]), run[-1]) for run in runs])
+    how = gained_by(inputs.config)
     legend = (
-        "Accuracy ± standard error. With 95 % intervals: gained by tuning = tailored − pruned; recovery = tailored ÷ "
+        f"Accuracy ± standard error. With 95 % intervals: gained = tailored − pruned, by {how}; recovery = tailored ÷ "
         "dense; chance-corrected recovery = (tailored − floor) ÷ (dense − floor), where dense is significantly above "
         "its floor."
     )
@@ -206,7 +226,7 @@ def _markdown(inputs: ReportInputs, runs: Sequence[Sequence[Row]]) -> str:
 
 
 def _markdown_table(name: str, rows: Sequence[tuple[str, Row]]) -> list[str]:
-    names = [name, "metric", "examples", "floor", *MODELS, "gained by tuning", "recovery", "chance-corrected"]
+    names = [name, "metric", "examples", "floor", *MODELS, "gained", "recovery", "chance-corrected"]
     lines = [f"| {' | '.join(names)} |", "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|"]
     for label, row in rows:
         cells = [label, row.metric or "", f"{row.examples:,}", number(row.floor)]
@@ -237,6 +257,8 @@ def page_template(name: str) -> Template:
 def _page(inputs: ReportInputs, runs: Sequence[tuple[PrunedRun, list[Row]]]) -> str:
     return page_template("report.html.j2").render(
         title=title(inputs),
+        gained_by=gained_by(inputs.config),
+        variant=VARIANTS[inputs.config.tuning.variant] if inputs.config else "an adapter",
         inputs=inputs,
         config=inputs.config,
         runs=[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, PeftType, PrefixTuningConfig, PromptTuningConfig
 from transformers.integrations.sdpa_attention import repeat_kv
 
@@ -26,7 +27,7 @@ def soft_prompt_config(base: Any, variant: str, tokens: int) -> PeftConfig:
     if variant == "prompt":
         return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens)
     attention = [layer.self_attn for layer in base.get_decoder().layers]
-    shapes = {(module.k_proj.out_features // module.head_dim, module.head_dim) for module in attention}
+    shapes = {(_kv_heads(base, layer, module), module.head_dim) for layer, module in enumerate(attention)}
     if len(shapes) > 1:
         counts = ", ".join(str(heads) for heads, _ in sorted(shapes))
         raise InputError(
@@ -41,6 +42,12 @@ def soft_prompt_config(base: Any, variant: str, tokens: int) -> PeftConfig:
         num_attention_heads=heads,
         token_dim=heads * size,
     )
+
+
+def _kv_heads(base: Any, layer: int, attention: Any) -> int:
+    if hasattr(attention, "k_proj"):
+        return int(attention.k_proj.out_features // attention.head_dim)
+    return int(base.config.num_key_value_heads)  # fused projections (Phi-3), whose layers are all alike
 
 
 def context_length(model: Any) -> int:
@@ -60,7 +67,8 @@ def learnt_header(model: Any) -> Header:
     """
     if not has_soft_prompt(model):
         return Header()
-    learnt = model.get_prompt(batch_size=1)
+    with torch.autocast(model.device.type, enabled=False):  # PEFT joins tensors that autocast would give two types
+        learnt = model.get_prompt(batch_size=1)
     if model.active_peft_config.peft_type == PeftType.PROMPT_TUNING:
         return embedded_header(model, learnt)
     header = Header(model.active_peft_config.num_virtual_tokens)

@@ -27,6 +27,7 @@ from tailored_llama.scoring import read_metrics
 
 RATIOS = "pruning.ratios"
 SEED = "seed"
+UNTUNED = ("distillation.weight", "distillation.sequences")  # read in tuning alone
 MAY_VARY = (SEED, "calibration", "pruning", "reconstruction", "distillation", "healing", "prompts", "tuning")
 
 
@@ -116,6 +117,10 @@ def cells(config: SweepConfig) -> list[Cell]:
     for field in fields:
         if field.split(".")[0] not in MAY_VARY:
             raise InputError(f"grid: got {field!r}; allowed: seed, and the fields of {', '.join(MAY_VARY[1:])}")
+        if not config.tailored and (field.startswith("tuning.") or field in UNTUNED):
+            raise InputError(
+                f"grid: got {field!r}, which changes nothing without tuning; allowed: with tailored = true"
+            )
     if config.axis not in (RATIOS, *fields):
         raise InputError(f"axis: got {config.axis!r}; allowed: {RATIOS}, or a field of the grid")
     varying = [field for field in fields if field not in (RATIOS, SEED)]

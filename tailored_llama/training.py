@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from tailored_llama.artifacts import write_table
 from tailored_llama.checkpoints import weights_digest
-from tailored_llama.config import SOFT, ExecutionConfig, TrainingConfig
+from tailored_llama.config import SOFT, ExecutionConfig, TrainingConfig, TuningConfig
 from tailored_llama.distillation import SoftTargets, divergence, read_teacher
 from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
@@ -97,7 +97,7 @@ def text_samples(teacher: Path) -> list[Sample]:
 
 def adapted(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:
     """A PEFT model with a fresh adapter on a causal LM."""
-    if training.variant in SOFT:
+    if isinstance(training, TuningConfig) and training.variant in SOFT:
         settings = soft_prompt_config(base, training.variant, training.virtual_tokens)
     else:
         settings = LoraConfig(

@@ -86,6 +86,10 @@ def check_transfer(config: RunConfig) -> float:
     names = [benchmark.name for benchmark in config.benchmarks]
     if len(config.pruning.ratios) > 1:
         raise InputError(f"pruning.ratios: got {list(config.pruning.ratios)}; allowed: one ratio")
+    if config.tuning.examples != "benchmark":
+        raise InputError(
+            f"tuning.examples: got {config.tuning.examples!r}; allowed: 'benchmark'; a mixture is a row too"
+        )
     if len(names) < 2:
         raise InputError(f"benchmarks: got {names[0]} alone; allowed: at least two, to tune on one and score on others")
     if taken := next((name for name in names if name in (DENSE, GENERIC)), None):

@@ -132,7 +132,8 @@ def console_table(rows: Sequence[Row]) -> Group:
 
 
 def _title(config: RunConfig) -> str:
-    return f"Transfer on {config.model.source}, pruned at ratio {config.pruning.ratios[0]:g}"
+    healed = " and healed" if config.healing.tokens else ""
+    return f"Transfer on {config.model.source}, pruned{healed} at ratio {config.pruning.ratios[0]:g}"
 
 
 def _markdown(config: RunConfig, rows: Sequence[Row]) -> str:

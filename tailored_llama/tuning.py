@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from tailored_llama.config import SOFT, DistillationConfig, ExecutionConfig, Metric, TuningConfig
+from tailored_llama.config import SOFT, DistillationConfig, ExecutionConfig, Metric, TuningConfig, reserved_tokens
+from tailored_llama.errors import InputError
 from tailored_llama.models import load, load_tokenizer
 from tailored_llama.own import WRITTEN
 from tailored_llama.progress import Progress, silent
@@ -70,13 +71,19 @@ def tune(
         resume: a folder of this very tuning's state, from which it goes on where it was killed.
 
     Raises:
-        InputError: a continuation is longer than the model's context, or a teacher read other tokens.
+        InputError: a continuation is longer than the model's context, a teacher read other tokens, or a soft prompt is
+            asked for where the model writes its answers.
         FloatingPointError: the loss is not a finite number; the step is named.
     """
+    if tuning.variant in SOFT and (written := next((s.metric for s in sources if s.metric in WRITTEN), None)):
+        raise InputError(
+            f"tuning.variant: got {tuning.variant!r} for a benchmark of metric {written}; allowed: lora, rslora or "
+            "dora, where the model writes its answers"
+        )
     torch.manual_seed(seed)
     base, tokenizer = load(checkpoint, device=execution.device), load_tokenizer(checkpoint)
     limit = base.config.max_position_embeddings
-    limit -= tuning.virtual_tokens if tuning.variant in SOFT else 0
+    limit -= reserved_tokens(tuning)
     shots: list[Sample] = []
     held_out: list[Sample] = []
     for i, source in enumerate(sources):

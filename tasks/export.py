@@ -10,6 +10,7 @@ from tailored_llama import cards, models, recovery
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.export import STAGE, export_folders, place, tailored_card
+from tailored_llama.scoring import read_metrics
 from tasks._stage import open_store, stage
 from tasks.report import model_scores
 
@@ -48,6 +49,7 @@ def export(
             recovery.PrunedRun(
                 ratio=ratio,
                 pruned=model_scores(store, run | {"scores": only(run["scores"])}),
+                healed_perplexity=read_metrics(store.open(run["healed"]["perplexity"])) if run["healed"] else None,
                 tailored=recovery.ModelScores(scores={benchmark: store.open(run["tailored"][benchmark])}),
             ),
         ),

@@ -5,7 +5,7 @@ from prefect.states import State
 
 from tailored_llama import distillation
 from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.config import RunConfig
+from tailored_llama.config import RunConfig, reserved_tokens
 from tailored_llama.console import progress_bar
 from tasks._stage import open_store, stage
 
@@ -16,14 +16,16 @@ VERSION = 1
 def teach(config: RunConfig, label: str, dense: ArtifactRef, source: ArtifactRef) -> State[ArtifactRef]:
     """`source` is a calibration artifact, or train prompts."""
     store, asked = open_store(config.store), config.distillation
+    soft = source.stage == "prompts" and reserved_tokens(config.tuning)
+    reserved = {"reserved": soft} if soft else {}
     with progress_bar(f"teach {label}") as progress:
         return stage(
             config.store,
             "teacher",
             VERSION,
-            {"temperature": asked.temperature, "top": asked.top},
+            {"temperature": asked.temperature, "top": asked.top, **reserved},
             {"dense": dense, "source": source},
             lambda out: distillation.teach(
-                store.open(dense), store.open(source), asked, out, config.execution, progress
+                store.open(dense), store.open(source), asked, out, config.execution, progress, **reserved
             ),
         )

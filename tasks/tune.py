@@ -8,7 +8,7 @@ from prefect.states import State
 from tailored_llama import tuning
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.benchmarks import headline_metric
-from tailored_llama.config import RunConfig
+from tailored_llama.config import RunConfig, read_fields
 from tailored_llama.console import progress_bar
 from tasks._stage import open_store, stage
 
@@ -28,7 +28,7 @@ def tune(
     """`prompts` are the train prompts by benchmark; `teachers`, of the same, and `text` what distillation asks for."""
     store, taught = open_store(config.store), config.distillation
     metrics = {name: headline_metric(next(b for b in config.benchmarks if b.name == name)) for name in prompts}
-    slice_ = config.tuning.model_dump(mode="json", exclude={"shots", "held_out", "examples"}) | {"seed": config.seed}
+    slice_ = read_fields(config.tuning) | {"seed": config.seed}
     inputs = {"pruned": pruned} | {f"prompts {name}": ref for name, ref in prompts.items()}
     if config.tuning.ranking:
         slice_["metrics"] = metrics

@@ -144,7 +144,8 @@ def test_what_healing_and_a_mixture_made_is_in_the_model_and_on_its_card(exporti
     text = (target / "README.md").read_text()
     assert "Healing: LoRA on 128 tokens of that text" in text
     assert "drawn by seed 0 from colours, and 4 more" in text
-    assert "prompt template `generic`; with the base's own predictions as a second loss, of weight 0.5." in text
+    assert "prompt template `generic` (scored with `harness`); with the base's own predictions as a second" in text
+    assert "{question}\n\n### Response:\n```" in text  # the form it was tuned on
 
 
 @pytest.mark.parametrize(("field", "value"), [("variant", "prompt"), ("examples", "none")])

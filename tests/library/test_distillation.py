@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import kl_div
 
 from helpers import write_own_benchmark
@@ -172,12 +174,27 @@ def test_to_keep_the_whole_vocabulary_is_refused(tiny: Path, text: Path, folder:
         teach(tiny, text, DistillationConfig(top=260), folder("teacher"), CPU)
 
 
-def test_a_mixture_gives_every_benchmark_its_part(tiny: Path, prompts: Path, folder: Make) -> None:
+def test_a_mixture_gives_every_benchmark_its_part(
+    tiny: Path, prompts: Path, folder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples, other = prompts.parent / "examples", folder("other")
+    own = BenchmarkConfig(**write_own_benchmark(folder("more")))
+    render_prompts(examples, own, "train", "reread", other, shots=8, held_out=8)
     settings = TuningConfig(epochs=1, shots=5, held_out=3, batch_size=1)
-    sources = [Source(prompts, "acc_norm"), Source(prompts, "acc")]
-    tuning.tune(tiny, sources, settings, 0, folder("adapter"), CPU)
-    log = pq.read_table(prompts.parent / "adapter" / "log.parquet").to_pydict()
-    assert log["step"] == [0, 1, 2, 3, 4, 5]
+    seen: dict[str, list[int]] = {}
+
+    def spy(model: Any, samples: Any, *given: Any, held_out: Any, **more: Any) -> Any:
+        seen["shots"], seen["held_out"] = [len(s) for s in samples], [len(s) for s in held_out]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "train", spy)
+    both, out = [Source(prompts, "acc"), Source(other, "acc")], folder("adapter")
+    with pytest.raises(KeyboardInterrupt):
+        tuning.tune(tiny, both, settings, 0, out, CPU)
+    longest = max(seen["shots"][:3])
+    assert (len(seen["shots"]), len(seen["held_out"])) == (5, 3)
+    assert min(seen["shots"][3:]) > longest  # read twice: longer
+    assert seen["held_out"][2] > max(seen["held_out"][:2])
 
 
 def test_bfloat16_products_leave_adapters_in_float32(tiny: Path, prompts: Path, folder: Make) -> None:
@@ -189,4 +206,6 @@ def test_bfloat16_products_leave_adapters_in_float32(tiny: Path, prompts: Path, 
         pq.read_table(prompts.parent / name / "log.parquet").to_pydict()["loss"][1:] for name in ("float32", "bfloat16")
     )
     assert exact != rounded
+    saved = load_file(prompts.parent / "bfloat16" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     assert rounded == pytest.approx(exact, rel=0.05)

@@ -240,7 +240,7 @@ def test_the_page_says_it_in_words_and_numbers(tmp_path: Path) -> None:
     )
     assert "reaches 115.0 % of the dense model's accuracy (mean over 2 benchmarks, 200 examples; 95 % interval" in text
     assert (
-        "; 77.6 % without tuning), and 60.0 % of what the dense model has above its floor (over the 1 of them" in text
+        "; 77.6 % when only pruned), and 60.0 % of what the dense model has above its floor (over the 1 of them" in text
     )
     assert "Dense itself is at the floor on boolq (0.420 against 0.620): its recovery says nothing." in text
     assert "0.400 ± 0.049" in text

@@ -64,13 +64,17 @@ def test_cells_that_differ_in_their_seed_only_have_one_label(tmp_path: Path) -> 
 
 def test_curves_are_drawn_over_the_axis_one_for_each_other_setting(tmp_path: Path) -> None:
     grid = '[[grid]]\n"tuning.shots" = [10, 50]\n"tuning.rank" = [4, 8]\n'
-    found = cells(load_sweep(sweep_file(tmp_path, grid), ["axis=tuning.shots"]))
+    found = cells(load_sweep(sweep_file(tmp_path, grid), ["axis=tuning.shots", "tailored=true"]))
     assert [(cell.label, cell.curve, cell.place) for cell in found] == [
         ("shots=10, rank=4", "rank=4, @ 0.2", 10), ("shots=10, rank=8", "rank=8, @ 0.2", 10),
         ("shots=50, rank=4", "rank=4, @ 0.2", 50), ("shots=50, rank=8", "rank=8, @ 0.2", 50),
     ]  # fmt: skip
     with pytest.raises(InputError, match=r"axis: got 'tuning.alpha'; allowed: pruning.ratios, or a field of the grid"):
-        load_sweep(sweep_file(tmp_path, grid), ["axis=tuning.alpha"])
+        load_sweep(sweep_file(tmp_path, grid), ["axis=tuning.alpha", "tailored=true"])
+    with pytest.raises(
+        InputError, match=r"grid: got 'tuning.shots', which changes nothing without tuning; allowed: with"
+    ):
+        load_sweep(sweep_file(tmp_path, grid))
     with pytest.raises(
         InputError, match=r"axis: got 'pruning.criterion', of which a cell has 'flap'; allowed: a field"
     ):

@@ -21,8 +21,10 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from helpers import UNFITTED, save_tiny_llama, write_own_benchmark
 from tailored_llama import training, tuning
 from tailored_llama.benchmarks import load_benchmark
+from tailored_llama.checkpoints import copy_tokenizer
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PruningConfig, TuningConfig
 from tailored_llama.errors import InputError
+from tailored_llama.generation import generate
 from tailored_llama.models import load, load_tokenizer, merge
 from tailored_llama.packing import packed_attention
 from tailored_llama.prompts import Prompt, read_prompts, render_prompts
@@ -312,6 +314,38 @@ def test_a_soft_prompt_learns_and_is_scored_as_peft_itself_reads_it(
             assert score == pytest.approx(plain, abs=1e-4)
     with pytest.raises(InputError, match=r"adapter .*: is a soft prompt; allowed: one that merges into weights"):
         merge(tiny, out, folder("merged"))
+
+
+@pytest.mark.parametrize("variant", ["prompt", "prefix"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_soft_prompts_fit_half_precision(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], variant: Any, dtype: torch.dtype, precision: Any
+) -> None:
+    half, out = folder("half"), folder("adapter")
+    load(tiny).to(dtype).save_pretrained(half)
+    copy_tokenizer(tiny, half)
+    settings = QUICK.model_copy(update={"variant": variant, "epochs": 1, "precision": precision})
+    tuning.tune(half, [Source(prompts, "acc_norm")], settings, 0, out, CPU)
+    encoded = [encode_prompt(load_tokenizer(half), prompt, 200) for prompt in read_prompts(prompts, "held_out")[:2]]
+    assert all(math.isfinite(x) for row in loglikelihoods(load(half, out), encoded, 64) for x in row)
+
+
+def test_a_prefix_fits_fused_projections(prompts: Path, folder: Callable[[str], Path]) -> None:
+    sizes = {"pad_token_id": 0, "sliding_window": None}
+    dense, out = save_tiny_llama(folder("phi"), architecture="phi3", **sizes), folder("adapter")
+    settings = QUICK.model_copy(update={"variant": "prefix", "epochs": 1})
+    tuning.tune(dense, [Source(prompts, "acc_norm")], settings, 0, out, CPU)
+    assert load(dense, out).active_peft_config.num_virtual_tokens == 20
+
+
+def test_a_soft_prompt_does_not_write_answers(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
+    settings, out = QUICK.model_copy(update={"variant": "prefix", "epochs": 1}), folder("adapter")
+    with pytest.raises(InputError, match=r"tuning.variant: got 'prefix' for a benchmark of metric f1; allowed: lora"):
+        tuning.tune(tiny, [Source(prompts, "f1")], settings, 0, out, CPU)
+    tuning.tune(tiny, [Source(prompts, "acc")], settings, 0, out, CPU)
+    with pytest.raises(InputError, match=r"adapter: is a soft prompt; allowed: one that changes weights"):
+        generate(load(tiny, out), load_tokenizer(tiny), ["the sky is"], 4)
 
 
 def test_a_prefix_needs_as_many_kv_heads_in_every_layer(
