@@ -233,7 +233,7 @@ def curves(
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
         elif shares:
-            axes.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, None, " %"))
         axes.set_ylabel(ylabel)
         axes.set_xlabel(xlabel or "parameters removed")
         if xlabel is None:

@@ -40,6 +40,9 @@ class SweepConfig(RunConfig):
         "each table makes one cell of every combination. Of pruning.ratios, each value is one cell; cells that differ "
         "in their seed only are one row of the table.",
     )
+    labels: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="What each table of the grid is called; absent: its cells are called by what tells them apart."
+    )
     scored: bool = Field(True, description="Score the benchmarks too, not only the perplexity.")
     tailored: bool = Field(False, description="Tune, and score what was tuned, beside the dense model's scores.")
     axis: str = Field(RATIOS, description="Field of the grid that the curves are drawn over, such as tuning.shots.")
@@ -123,9 +126,14 @@ def cells(config: SweepConfig) -> list[Cell]:
             )
     if config.axis not in (RATIOS, *fields):
         raise InputError(f"axis: got {config.axis!r}; allowed: {RATIOS}, or a field of the grid")
+    if config.labels and len(config.labels) != len(config.grid):
+        raise InputError(
+            f"labels: got {len(config.labels)}; allowed: {len(config.grid)}, one for each table of the grid"
+        )
     varying = [field for field in fields if field not in (RATIOS, SEED)]
     found: dict[str, Cell] = {}
-    for table in config.grid:
+    for table, name in zip(config.grid, config.labels or [""] * len(config.grid), strict=True):
+        shown = [field for field in table if len(table[field]) > 1 and field in varying] if name else varying
         for values in itertools.product(*table.values()):
             settings = dict(zip(table, values, strict=True))
             data = json.loads(json.dumps(shared))
@@ -137,18 +145,19 @@ def cells(config: SweepConfig) -> list[Cell]:
                 raise InputError(f"grid, cell {settings}: {error}") from None
             for ratio in run.pruning.ratios:
                 one = run.model_copy(update={"pruning": run.pruning.model_copy(update={"ratios": (ratio,)})})
-                found.setdefault(one.model_dump_json(), _cell(config, varying, one))
+                found.setdefault(one.model_dump_json(), _cell(config, name, shown, one))
     return list(found.values())
 
 
-def _cell(config: SweepConfig, varying: Sequence[str], run: RunConfig) -> Cell:
-    label = ", ".join(_shown(run, field) for field in varying) or "pruned"
+def _cell(config: SweepConfig, name: str, varying: Sequence[str], run: RunConfig) -> Cell:
+    names = [name] if name else []
+    label = ", ".join([*names, *(_shown(run, field) for field in varying)]) or "pruned"
     if config.axis == RATIOS:
         return Cell(label, label, None, run)
     place = _value(run, config.axis)
     if isinstance(place, bool) or not isinstance(place, int | float):
         raise InputError(f"axis: got {config.axis!r}, of which a cell has {place!r}; allowed: a field of numbers")
-    others = [_shown(run, field) for field in varying if field != config.axis]
+    others = names + [_shown(run, field) for field in varying if field != config.axis]
     return Cell(label, ", ".join([*others, f"@ {run.pruning.ratios[0]:g}"]), place, run)
 
 

@@ -62,6 +62,14 @@ def test_cells_that_differ_in_their_seed_only_have_one_label(tmp_path: Path) -> 
     assert [(cell.label, cell.run.seed) for cell in found] == [("flap", 3), ("flap", 4)]
 
 
+def test_tables_may_have_names(tmp_path: Path) -> None:
+    grid = GRID + '[[grid]]\n"pruning.criterion" = ["magnitude_l1"]\n"pruning.steps" = [2]\n'
+    found = cells(load_sweep(sweep_file(tmp_path, grid), ['labels=["cheap", "norm"]']))
+    assert [cell.label for cell in found] == ["cheap, flap", "cheap, flap", "cheap, random", "cheap, random", "norm"]
+    with pytest.raises(InputError, match=r"labels: got 1; allowed: 2, one for each table of the grid"):
+        load_sweep(sweep_file(tmp_path, grid), ['labels=["cheap"]'])
+
+
 def test_curves_are_drawn_over_the_axis_one_for_each_other_setting(tmp_path: Path) -> None:
     grid = '[[grid]]\n"tuning.shots" = [10, 50]\n"tuning.rank" = [4, 8]\n'
     found = cells(load_sweep(sweep_file(tmp_path, grid), ["axis=tuning.shots", "tailored=true"]))
