@@ -19,7 +19,7 @@ from tailored_llama.models import load, load_tokenizer, merge
 from tailored_llama.perplexity import measure_perplexity
 from tailored_llama.prompts import render_prompts
 from tailored_llama.scoring import read_metrics
-from tailored_llama.tuning import tune
+from tailored_llama.tuning import Source, tune
 
 pytestmark = pytest.mark.real
 CPU = ExecutionConfig(device="cpu")
@@ -54,7 +54,7 @@ def test_tuning_lowers_the_held_out_loss_and_the_merged_model_stands_alone(
     load_benchmark(benchmark, quickstart.store.downloads, examples)
     render_prompts(examples, benchmark, "train", "harness", prompts, shots=16, held_out=8)
     tuning = quickstart.tuning.model_copy(update={"epochs": 2})
-    measured = tune(pruned_smollm2, prompts, tuning, "acc_norm", 0, adapter, CPU)
+    measured = tune(pruned_smollm2, [Source(prompts, "acc_norm")], tuning, 0, adapter, CPU)
     held = [v for v in pq.read_table(adapter / "log.parquet")["held_out_loss"].to_pylist() if v is not None]
     assert min(held) < held[0] - 0.1
     assert math.isfinite(measured["tokens_per_second"])

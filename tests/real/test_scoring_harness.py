@@ -36,7 +36,7 @@ from tailored_llama.pruning.importance import score_importance
 from tailored_llama.pruning.prune import prune
 from tailored_llama.scoring import read_metrics
 from tailored_llama.texts import load_texts
-from tailored_llama.tuning import tune
+from tailored_llama.tuning import Source, tune
 
 pytestmark = pytest.mark.real
 RECORDED = Path(__file__).parent / "harness_scores.parquet"
@@ -51,7 +51,7 @@ def adapter(pruned_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytes
     load_benchmark(benchmark, quickstart.store.downloads, examples)
     render_prompts(examples, benchmark, "train", "harness", prompts, shots=16, held_out=0)
     tuning = quickstart.tuning.model_copy(update={"epochs": 2, "learning_rate": 2e-3})
-    tune(pruned_smollm2, prompts, tuning, "acc_norm", 0, out, CPU)
+    tune(pruned_smollm2, [Source(prompts, "acc_norm")], tuning, 0, out, CPU)
     return out
 
 
