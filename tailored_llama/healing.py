@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from tailored_llama.adapters import adapted, save_adapter
 from tailored_llama.config import DistillationConfig, ExecutionConfig, HealingConfig, RunConfig
 from tailored_llama.models import load, merge
 from tailored_llama.progress import Progress, silent
-from tailored_llama.training import Objective, adapted, save_adapter, text_samples, train, write_log
+from tailored_llama.training import Objective, text_samples, train, write_log
 
 
 def healing_text(run: RunConfig) -> RunConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -14,23 +13,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tailored_llama.artifacts import write_table
-from tailored_llama.checkpoints import weights_digest
-from tailored_llama.config import SOFT, ExecutionConfig, TrainingConfig, TuningConfig
+from tailored_llama.config import TrainingConfig
 from tailored_llama.distillation import SoftTargets, divergence, read_teacher
 from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
-from tailored_llama.models import BASE_FILE, head_logits
+from tailored_llama.models import head_logits
 from tailored_llama.packing import Document, batches, halved, packed_attention, packed_states, within_memory
 from tailored_llama.progress import Progress
-from tailored_llama.pruning.groups import FUSED
 from tailored_llama.resume import State, load_state, save_state
 from tailored_llama.scoring import Encoded
-from tailored_llama.soft_prompts import learnt_header, soft_prompt_config
+from tailored_llama.soft_prompts import learnt_header
 
 LOG_SCHEMA = pa.schema(
     {
@@ -93,48 +90,6 @@ def with_teacher(samples: Sequence[Sample], teacher: Path) -> list[Sample]:
 def text_samples(teacher: Path) -> list[Sample]:
     """Every sequence of a text with what the dense model says along it (`distillation.teach`)."""
     return [Sample(Encoded(Document(t.input_ids), (), ()), teacher=t) for t in read_teacher(teacher)]
-
-
-def adapted(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:
-    """A PEFT model with a fresh adapter on a causal LM."""
-    if isinstance(training, TuningConfig) and training.variant in SOFT:
-        settings = soft_prompt_config(base, training.variant, training.virtual_tokens)
-    else:
-        settings = LoraConfig(
-            r=training.rank,
-            lora_alpha=training.alpha,
-            lora_dropout=training.dropout,
-            use_rslora=training.variant == "rslora",
-            use_dora=training.variant == "dora",
-            target_modules=_targets(base, training.targets),
-            task_type="CAUSAL_LM",
-        )
-    model = get_peft_model(base, settings)
-    if execution.recompute_activations:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
-
-
-def _targets(model: Any, wanted: Sequence[str]) -> list[str]:
-    """The model's own names of the wanted projections: where it holds several in one, that one."""
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    whole = {part: fused for fused, parts in FUSED.items() for part in parts}
-    return sorted({name if name in names else whole.get(name, name) for name in wanted})
-
-
-def save_adapter(model: Any, checkpoint: Path, out: Path) -> None:
-    """Write an adapter in PEFT's layout, with the digest of the weights it was trained on."""
-    model.save_pretrained(out)
-    config = json.loads((out / "adapter_config.json").read_text())
-    if "target_modules" in config:
-        config["target_modules"].sort()  # a set in PEFT: its order would differ from process to process
-    config["base_model_name_or_path"] = None  # never a path of this machine; base.json says which weights
-    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (out / BASE_FILE).write_text(json.dumps({"weights": weights_digest(checkpoint)}) + "\n")
-    (out / "README.md").write_text(
-        "An adapter in PEFT's layout. Load it onto its checkpoint with `PeftModel.from_pretrained`; `base.json` "
-        "holds the SHA-256 of that checkpoint's weights.\n"
-    )
 
 
 def sample_losses(model: Any, batch: Sequence[Sample], objective: Objective) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tailored_llama.adapters import adapted, save_adapter
 from tailored_llama.config import SOFT, DistillationConfig, ExecutionConfig, Metric, TuningConfig, reserved_tokens
 from tailored_llama.errors import InputError
 from tailored_llama.models import load, load_tokenizer
@@ -20,8 +21,6 @@ from tailored_llama.scoring import encode_answer, encode_prompt
 from tailored_llama.training import (
     Objective,
     Sample,
-    adapted,
-    save_adapter,
     text_samples,
     train,
     with_teacher,
