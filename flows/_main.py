@@ -1,4 +1,7 @@
-"""What the flows' command lines have in common: `python -m flows.NAME CONFIG.toml [--set key=value …]`."""
+"""What flows have in common beside their stages: names of runs, checks, and the command line.
+
+python -m flows.NAME CONFIG.toml [--set key=value …]
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from prefect.runtime import deployment, flow_run
 from rich.console import Console
 
 from tailored_llama.config import RunConfig
@@ -16,6 +20,21 @@ from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
 from tailored_llama.preflight import preflight
 from tasks._stage import open_store
+
+
+def run_name() -> str:
+    """Name of a run that is about to begin: flow, model, ratios and benchmarks."""
+    config: RunConfig = flow_run.parameters["config"]
+    model = Path(config.model.source).name or config.model.source
+    ratios = ", ".join(f"{ratio:.2f}" for ratio in config.pruning.ratios)
+    first, *more = [benchmark.name for benchmark in config.benchmarks]
+    return f"{flow_run.flow_name} {model} @ {ratios}: {first}{f' and {len(more)} more' if more else ''}"
+
+
+def check_deployed(check: Callable[[Any], None], config: RunConfig) -> None:
+    """Check the configuration of a deployment's run; the command line has done so before it started one."""
+    if deployment.id:
+        check(config)
 
 
 def run_flow(

@@ -21,6 +21,14 @@ from tasks.score_importance import score_importance
 from tasks.teach import teach
 from tasks.tune import tune
 
+MIXTURE = "mixture"  # what an adapter is called that was tuned on all benchmarks at once
+TEXT, HEALING_TEXT = "text", "text for healing"  # what the dense model is asked along, beside the shots
+
+
+def named(model: str, ratio: float) -> str:
+    """What a model of a run is called: pruned @ 0.20."""
+    return f"{model} @ {ratio:.2f}" if round(ratio, 2) == ratio else f"{model} @ {ratio}"
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -79,8 +87,7 @@ def healed_of(config: RunConfig, dense: Dense, ratio: float, pruned: Any, prompt
     """The pruned model after healing, or as it is where the configuration has none."""
     if not config.healing.tokens:
         return pruned
-    text = load_calibration(healing_text(config), dense.checkpoint, prompts.train)
-    return heal(config, ratio, pruned, teach(config, "text for healing", dense.checkpoint, text))
+    return heal(config, ratio, pruned, healing_lesson(config, dense, prompts))
 
 
 @dataclass(frozen=True)
@@ -91,22 +98,33 @@ class Lessons:
     text: Any
 
 
-def lessons_of(config: RunConfig, dense: Dense, prompts: Prompts) -> Lessons:
-    """What tuning learns of the dense model: nothing, where the configuration gives it no weight."""
+def lessons_of(config: RunConfig, dense: Dense, prompts: Prompts, names: Sequence[str]) -> Lessons:
+    """What tuning on some benchmarks learns of the dense model: nothing, where the configuration gives it no weight."""
     if not config.distillation.weight or config.tuning.examples == "none":
         return Lessons({}, None)
-    shots = {name: teach(config, name, dense.checkpoint, found) for name, found in prompts.shots.items()}
-    if not config.distillation.sequences:
-        return Lessons(shots, None)
+    shots = {name: shots_lesson(config, dense, prompts, name) for name in names}
+    return Lessons(shots, text_lesson(config, dense, prompts) if config.distillation.sequences else None)
+
+
+def shots_lesson(config: RunConfig, dense: Dense, prompts: Prompts, benchmark: str) -> Any:
+    return teach(config, benchmark, dense.checkpoint, prompts.shots[benchmark])
+
+
+def text_lesson(config: RunConfig, dense: Dense, prompts: Prompts) -> Any:
     calibration = dense.calibration or load_calibration(config, dense.checkpoint, prompts.train)
-    return Lessons(shots, teach(config, "text", dense.checkpoint, calibration))
+    return teach(config, TEXT, dense.checkpoint, calibration)
+
+
+def healing_lesson(config: RunConfig, dense: Dense, prompts: Prompts) -> Any:
+    text = load_calibration(healing_text(config), dense.checkpoint, prompts.train)
+    return teach(config, HEALING_TEXT, dense.checkpoint, text)
 
 
 def adapter_of(
     config: RunConfig, names: Sequence[str], ratio: float, base: Any, prompts: Prompts, lessons: Lessons
 ) -> Any:
     """One adapter for some benchmarks."""
-    label = names[0] if len(names) == 1 else "mixture"
+    label = names[0] if len(names) == 1 else MIXTURE
     shots = {name: prompts.shots[name] for name in names}
     teachers = {name: lessons.shots[name] for name in names if lessons.shots}
     return tune(config, label, ratio, base, shots, teachers, lessons.text)
@@ -114,7 +132,8 @@ def adapter_of(
 
 def adapters_of(config: RunConfig, dense: Dense, ratio: float, base: Any, prompts: Prompts) -> dict[str, Any]:
     """The adapter of every benchmark: its own, the same for all, or (an empty mapping) none."""
-    names, lessons = list(prompts.train), lessons_of(config, dense, prompts)
+    names = list(prompts.train)
+    lessons = lessons_of(config, dense, prompts, names)
     if config.tuning.examples == "none":
         return {}
     if config.tuning.examples == "mixture":

@@ -16,10 +16,11 @@ if __name__ == "__main__":  # before the imports below, so that both go on at on
 
 from prefect import flow
 
-from flows._main import run_flow
+from flows._main import check_deployed, run_flow, run_name
 from flows._models import Prompts, dense_of, healed_of, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import BenchmarkConfig
+from tailored_llama.preflight import preflight
 from tailored_llama.prompt_pages import console_table
 from tailored_llama.prompt_study import (
     REFERENCES,
@@ -38,9 +39,10 @@ from tasks.render_prompts import render_prompts
 from tasks.score import score
 
 
-@flow(name="prompts", flow_run_name="prompts {config.model.source}", persist_result=False)
+@flow(name="prompts", flow_run_name=run_name, persist_result=False)
 def prompts(config: PromptStudyConfig) -> ArtifactRef:
     """Score every template set on a train slice, choose, and score the chosen one beside the references."""
+    check_deployed(preflight, config)
     examples = {b.name: load_benchmark(config.store, b) for b in config.benchmarks}
     slices = {
         b.name: {

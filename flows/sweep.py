@@ -17,7 +17,7 @@ if __name__ == "__main__":  # before the imports below, so that both go on at on
 
 from prefect import flow, get_run_logger
 
-from flows._main import run_flow
+from flows._main import check_deployed, run_flow, run_name
 from flows._models import Prompts, adapters_of, dense_of, healed_of, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
@@ -31,9 +31,10 @@ from tasks.score import score
 from tasks.sweep import write_sweep
 
 
-@flow(name="sweep", flow_run_name="sweep {config.model.source}", persist_result=False)
+@flow(name="sweep", flow_run_name=run_name, persist_result=False)
 def sweep(config: SweepConfig) -> ArtifactRef:
     """Measure the dense model and every cell; one that fails is in the table, and does not stop the others."""
+    check_deployed(_preflight, config)
     log = get_run_logger()
     every = cells(config)  # a bad one is found before any work
     prompts = _prompts(config, config)

@@ -16,8 +16,8 @@ if __name__ == "__main__":  # before the imports below, so that both go on at on
 
 from prefect import flow, get_run_logger
 
-from flows._main import run_flow
-from flows._models import adapters_of, dense_of, healed_of, prompts_of, pruned_of
+from flows._main import check_deployed, run_flow, run_name
+from flows._models import adapters_of, dense_of, healed_of, named, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig, load_config
 from tailored_llama.export import export_folders
@@ -31,9 +31,10 @@ from tasks.report import report
 from tasks.score import score
 
 
-@flow(name="tailor", flow_run_name="tailor {config.model.source}", persist_result=False)
+@flow(name="tailor", flow_run_name=run_name, persist_result=False)
 def tailor(config: RunConfig) -> ArtifactRef:
     """Prune, tailor, score and report; every stage is found or built, cheap ones and checks first."""
+    check_deployed(preflight_tailor, config)
     names = [benchmark.name for benchmark in config.benchmarks]
     prompts = prompts_of(config)
     dense = dense_of(config, prompts)
@@ -46,7 +47,7 @@ def tailor(config: RunConfig) -> ArtifactRef:
     runs = {}
     for ratio in config.pruning.ratios:
         pruned = pruned_of(config, dense, ratio)
-        label, tailored = f"pruned @ {ratio}", f"tailored @ {ratio}"
+        label, tailored = named("pruned", ratio), named("tailored", ratio)
         pruned_perplexity = measure_perplexity(config, label, pruned)
         scores = {name: score(config, name, label, pruned, prompts.evaluation[name]) for name in names}
         healed = healed_of(config, dense, ratio, pruned, prompts)
@@ -70,7 +71,7 @@ def _healed(config: RunConfig, ratio: float, healed: Any) -> dict[str, Any] | No
     """The healed model and its perplexity, where there is one."""
     if not config.healing.tokens:
         return None
-    return {"checkpoint": healed, "perplexity": measure_perplexity(config, f"healed @ {ratio}", healed)}
+    return {"checkpoint": healed, "perplexity": measure_perplexity(config, named("healed", ratio), healed)}
 
 
 def _profile(config: RunConfig, label: str, pruned: Any, dense: Any) -> Any:

@@ -16,26 +16,28 @@ if __name__ == "__main__":  # before the imports below, so that both go on at on
 
 from prefect import flow, get_run_logger
 
-from flows._main import run_flow
+from flows._main import check_deployed, run_flow, run_name
 from flows._models import Dense, adapter_of, dense_of, healed_of, lessons_of, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.errors import one_line
+from tailored_llama.preflight import preflight
 from tailored_llama.transfer import DENSE, GENERIC, PRUNED, check_transfer, load_transfer, read_transfer
 from tailored_llama.transfer_report import console_table
 from tasks.score import score
 from tasks.transfer import write_transfer
 
 
-@flow(name="transfer", flow_run_name="transfer {config.model.source}", persist_result=False)
+@flow(name="transfer", flow_run_name=run_name, persist_result=False)
 def transfer(config: RunConfig) -> ArtifactRef:
     """Tailor to each benchmark, score on all; a row or cell that fails is in the table, and stops no other."""
+    check_deployed(preflight, config)
     ratio = check_transfer(config)
     names = [benchmark.name for benchmark in config.benchmarks]
     prompts = prompts_of(config)
     dense = dense_of(config, prompts)
     pruned = healed_of(config, dense, ratio, pruned_of(config, dense, ratio), prompts)
-    lessons = lessons_of(config, dense, prompts)
+    lessons = lessons_of(config, dense, prompts, names)
     models = [
         (DENSE, dense.checkpoint, None),
         (PRUNED, pruned, None),
@@ -57,7 +59,7 @@ def _generic(config: RunConfig, names: list[str], ratio: float, base: Any, dense
     """The adapter that is tuned on all benchmarks at once, by the generic template."""
     mixed = config.model_copy(update={"tuning": config.tuning.model_copy(update={"examples": "mixture"})})
     prompts = prompts_of(mixed)
-    return adapter_of(mixed, names, ratio, base, prompts, lessons_of(mixed, dense, prompts))
+    return adapter_of(mixed, names, ratio, base, prompts, lessons_of(mixed, dense, prompts, names))
 
 
 def _tried(build: Any, config: RunConfig, benchmark: Any, *arguments: Any) -> Any:

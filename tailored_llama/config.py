@@ -347,6 +347,17 @@ class ExecutionConfig(Section):
         description="Steps of tuning or healing between two states that are kept, so that one that was killed goes on "
         "from there and ends with the same weights; 0: none is kept.",
     )
+    exclusive: Literal["gpu", "always", "never"] = Field(
+        "gpu",
+        description="Which stages have their device to themselves, among all runs of this machine with the same "
+        "store.downloads: those on a GPU, also those on the CPU, or none.",
+    )
+    dispatch: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="Flow `tailor` only: stages that compute on the device run by deployments of this name (gpu: "
+        "importance/gpu, prune/gpu, tune/gpu, …), on whatever worker takes them; absent: in the flow's own process.",
+    )
 
 
 class StoreConfig(Section):

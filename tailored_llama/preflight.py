@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tailored_llama import benchmarks, sources
 from tailored_llama.artifacts import ArtifactStore
-from tailored_llama.config import BenchmarkConfig, RunConfig, TextConfig, reads_calibration
+from tailored_llama.config import BenchmarkConfig, ExecutionConfig, RunConfig, TextConfig, reads_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.export import check_mergeable, check_target, export_folders
 from tailored_llama.models import check_model, pick_device
@@ -23,6 +23,11 @@ def preflight(config: RunConfig) -> None:
     Raises:
         InputError: the first thing found that would make the run fail.
     """
+    if config.execution.dispatch:
+        raise InputError(
+            f"execution.dispatch: got {config.execution.dispatch!r}; allowed: in the flow tailor only; run this one by "
+            "a deployment on the pool that has the device"
+        )
     pick_device(config.execution.device)
     check_model(config.model)
     template = load_template(config.prompts.template)
@@ -42,14 +47,33 @@ def preflight_tailor(config: RunConfig) -> None:
     """Check a run of the whole pipeline, which alone hands over finished models.
 
     Raises:
-        InputError: as `preflight`; or finished models are asked for, and cannot be made or put where they should go.
+        InputError: as `preflight`; or finished models are asked for, and cannot be made or put where they should go; or
+            its stages are to run elsewhere, and the configuration leaves open what they are.
     """
-    preflight(config)
+    if execution := _check_dispatch(config):
+        preflight(config.model_copy(update={"execution": execution}))
+    else:
+        preflight(config)
     if config.store.export:
         check_mergeable(config)
         _check_writable("store.export", config.store.export)
         for target in export_folders(config).values():
             check_target(target)
+
+
+def _check_dispatch(config: RunConfig) -> ExecutionConfig | None:
+    """Where stages run elsewhere, settings to check the rest by: this machine need not have the device."""
+    execution = config.execution
+    if not execution.dispatch:
+        return None
+    if execution.device == "auto":
+        raise InputError(
+            "execution.device: got 'auto'; allowed with execution.dispatch: cpu, cuda or cuda:N, since another machine "
+            "would choose"
+        )
+    if config.pruning.steps > 1:
+        raise InputError(f"pruning.steps: got {config.pruning.steps}; allowed with execution.dispatch: 1")
+    return execution.model_copy(update={"dispatch": None, "device": "cpu"})
 
 
 def texts_of(config: RunConfig) -> dict[str, TextConfig]:

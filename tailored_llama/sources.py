@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.errors import InputError
+from tailored_llama.errors import InputError, UnreachableError, is_passing
 from tailored_llama.files import file_lock, sha256_file
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -78,6 +78,7 @@ def _pip_download(wheel: Wheel, target: Path) -> None:
             reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
             if "connection broken by" in done.stderr:
                 reason = "no connection to its index; allowed: a network, or a mirror in pip's own configuration"
+                raise UnreachableError(f"{wheel.name}=={wheel.version}: pip cannot download it ({reason})")
             raise InputError(f"{wheel.name}=={wheel.version}: pip cannot download it ({reason})")
         shutil.move(Path(scratch) / wheel.filename, target)
 
@@ -143,7 +144,8 @@ def hub_split(repository: str, subset: str | None, commit: str, split: str) -> l
 
 def _unreachable(what: str, revision: str | None, error: Exception) -> InputError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return InputError(f"{what} at revision {revision or 'main'}: cannot be read from the Hub ({reason})")
+    kind = UnreachableError if is_passing(error) else InputError
+    return kind(f"{what} at revision {revision or 'main'}: cannot be read from the Hub ({reason})")
 
 
 def hub_column(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger
 from prefect.states import State
 
 from tailored_llama import cards, models, recovery
@@ -11,13 +11,13 @@ from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.export import STAGE, export_folders, place, tailored_card
 from tailored_llama.scoring import read_metrics
-from tasks._stage import open_store, stage
+from tasks._stage import open_store, stage, task
 from tasks.report import model_scores
 
 VERSION = 1
 
 
-@task(task_run_name="export {benchmark} @ {ratio}")
+@task("export {benchmark} @ {ratio:.2f}")
 def export(
     config: RunConfig, benchmark: str, ratio: float, dense: dict[str, Any], run: dict[str, Any]
 ) -> State[ArtifactRef]:

@@ -1,18 +1,17 @@
 """Stage: a pruned checkpoint, healed by distillation on plain text."""
 
-from prefect import task
 from prefect.states import State
 
 from tailored_llama import healing
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.console import progress_bar
-from tasks._stage import open_store, stage
+from tasks._stage import OnDevice, execution_of, open_store, stage, task
 
 VERSION = 1
 
 
-@task(task_run_name="heal @ {ratio}")
+@task("heal @ {ratio:.2f}")
 def heal(config: RunConfig, ratio: float, pruned: ArtifactRef, teacher: ArtifactRef) -> State[ArtifactRef]:
     """How much text there is, `teacher` says."""
     store = open_store(config.store)
@@ -34,8 +33,9 @@ def heal(config: RunConfig, ratio: float, pruned: ArtifactRef, teacher: Artifact
                 config.distillation,
                 config.seed,
                 out,
-                config.execution,
+                execution_of(config),
                 progress,
                 resume,
             ),
+            OnDevice(config, "heal", {"ratio": ratio}),
         )

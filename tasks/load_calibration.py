@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping
 
-from prefect import task
 from prefect.states import State
 
 from tailored_llama import calibration, texts
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
-from tasks._stage import open_store, stage
+from tasks._stage import open_store, stage, task
 
 VERSION = 2
 
 
-@task(task_run_name="load calibration {config.calibration.source}")
+@task("load calibration {config.calibration.source}")
 def load_calibration(config: RunConfig, dense: ArtifactRef, prompts: Mapping[str, ArtifactRef]) -> State[ArtifactRef]:
     """`prompts` are the train prompts by benchmark; the source `prompts` alone reads them."""
     artifacts, text = open_store(config.store), config.calibration

@@ -1,17 +1,16 @@
 """Stage: the dense model as a safetensors checkpoint."""
 
-from prefect import task
 from prefect.states import State
 
 from tailored_llama import models
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import ModelConfig, StoreConfig
-from tasks._stage import stage
+from tasks._stage import stage, task
 
 VERSION = 1
 
 
-@task(task_run_name="load {model.source}")
+@task("load {model.source}")
 def load_model(store: StoreConfig, model: ModelConfig) -> State[ArtifactRef]:
     identity = models.model_identity(model)
     return stage(

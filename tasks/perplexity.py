@@ -1,18 +1,17 @@
 """Stage: a checkpoint's perplexity on a text."""
 
-from prefect import task
 from prefect.states import State
 
 from tailored_llama import perplexity, texts
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.console import progress_bar
-from tasks._stage import open_store, stage
+from tasks._stage import OnDevice, execution_of, open_store, stage, task
 
 VERSION = 2
 
 
-@task(task_run_name="perplexity {label}")
+@task("perplexity {label}")
 def measure_perplexity(config: RunConfig, label: str, checkpoint: ArtifactRef) -> State[ArtifactRef]:
     store, text = open_store(config.store), config.perplexity
     with progress_bar(f"perplexity {label}") as progress:
@@ -28,6 +27,7 @@ def measure_perplexity(config: RunConfig, label: str, checkpoint: ArtifactRef) -
             },
             {"checkpoint": checkpoint},
             lambda out: perplexity.measure_perplexity(
-                store.open(checkpoint), text, config.store.downloads, out, config.execution, progress
+                store.open(checkpoint), text, config.store.downloads, out, execution_of(config), progress
             ),
+            OnDevice(config, "perplexity", {"model": label}),
         )

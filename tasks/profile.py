@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from prefect import task
 from prefect.states import State
 
 from tailored_llama import profiling
@@ -11,15 +10,18 @@ from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.console import progress_bar
 from tailored_llama.models import pick_device
-from tasks._stage import open_store, stage
+from tasks._stage import OnDevice, open_store, stage, task
 
 VERSION = 1
 
 
-@task(task_run_name="profile {label}")
+@task("profile {label}")
 def profile(config: RunConfig, label: str, pruned: ArtifactRef, dense: ArtifactRef) -> State[ArtifactRef]:
     """The one artifact whose bytes depend on the machine and the moment; its key holds the device."""
-    store, work, device = open_store(config.store), config.profile, pick_device(config.execution.device)
+    store, work = open_store(config.store), config.profile
+    device = config.execution.device
+    if device == "auto":  # one that is named need not be on the machine that only asks for it
+        device = pick_device(device)
 
     def build(out: Path) -> None:
         names = {"checkpoint": "pruned", "against": "dense"}
@@ -28,5 +30,12 @@ def profile(config: RunConfig, label: str, pruned: ArtifactRef, dense: ArtifactR
         profiling.write_profile([replace(row, checkpoint=names[row.role]) for row in rows], out)
 
     with progress_bar(f"profile {label}") as progress:
-        slice_ = work.model_dump(mode="json") | {"device": device}
-        return stage(config.store, "profile", VERSION, slice_, {"checkpoint": pruned, "against": dense}, build)
+        return stage(
+            config.store,
+            "profile",
+            VERSION,
+            work.model_dump(mode="json") | {"device": device},
+            {"checkpoint": pruned, "against": dense},
+            build,
+            OnDevice(config, "profile", {"model": label}),
+        )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import State
 
@@ -11,12 +11,12 @@ from tailored_llama import prompt_pages, prompt_study
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import StoreConfig
 from tailored_llama.prompt_study import PromptStudyConfig, Studied
-from tasks._stage import open_store, stage
+from tasks._stage import open_store, stage, task
 
 VERSION = 1
 
 
-@task(task_run_name="choose {benchmark}")
+@task("choose {benchmark}")
 def choose_template(store: StoreConfig, benchmark: str, scores: Mapping[str, ArtifactRef]) -> str:
     """The name of the set with the highest score."""
     chosen = prompt_study.choose({name: open_store(store).open(ref) for name, ref in scores.items()})
@@ -24,7 +24,7 @@ def choose_template(store: StoreConfig, benchmark: str, scores: Mapping[str, Art
     return chosen
 
 
-@task(task_run_name="prompt study report")
+@task("prompt study report")
 def write_study(config: PromptStudyConfig, model: str, made: Sequence[Mapping[str, Any]]) -> State[ArtifactRef]:
     """Write the report.
 

@@ -1,6 +1,5 @@
 """Stage: the plan and the pruned checkpoint."""
 
-from prefect import task
 from prefect.states import State
 
 from tailored_llama.artifacts import ArtifactRef
@@ -8,12 +7,12 @@ from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import RunConfig
 from tailored_llama.console import progress_bar
 from tailored_llama.pruning import prune as pruning
-from tasks._stage import open_store, stage
+from tasks._stage import OnDevice, open_store, stage, task
 
 VERSION = 3
 
 
-@task(task_run_name="prune @ {ratio}")
+@task("prune @ {ratio:.2f}")
 def prune(
     config: RunConfig,
     ratio: float,
@@ -54,4 +53,5 @@ def prune(
                 config.execution.device,
                 progress,
             ),
+            OnDevice(config, "prune", {"ratio": ratio}),
         )

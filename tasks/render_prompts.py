@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-from prefect import task
 from prefect.states import State
 
 from tailored_llama import prompts
@@ -10,12 +9,12 @@ from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.own import is_written, stop_strings
 from tailored_llama.templates import load_template, wording
-from tasks._stage import open_store, stage
+from tasks._stage import open_store, stage, task
 
 VERSION = 3
 
 
-@task(task_run_name="render {benchmark} {split} {config.prompts.template}")
+@task("render {benchmark} {split} {config.prompts.template}")
 def render_prompts(
     config: RunConfig,
     benchmark: str,

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import State
 
@@ -12,12 +11,12 @@ from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import RunConfig
 from tailored_llama.scoring import read_metrics
-from tasks._stage import open_store, stage
+from tasks._stage import open_store, stage, task
 
 VERSION = 4
 
 
-@task(task_run_name="report")
+@task("report")
 def report(
     config: RunConfig, dense: dict[str, Any], runs: dict[float, dict[str, Any]], prompts: dict[str, ArtifactRef]
 ) -> State[ArtifactRef]:

@@ -1,6 +1,5 @@
 """Stage: a checkpoint scored on a benchmark."""
 
-from prefect import task
 from prefect.states import State
 
 from tailored_llama import scoring
@@ -10,12 +9,12 @@ from tailored_llama.config import RunConfig
 from tailored_llama.console import progress_bar
 from tailored_llama.own import is_written, max_new_tokens, stop_strings
 from tailored_llama.prompts import PromptSplit
-from tasks._stage import open_store, stage
+from tasks._stage import OnDevice, execution_of, open_store, stage, task
 
 VERSION = 2
 
 
-@task(task_run_name="score {benchmark} {label}")
+@task("score {benchmark} {label}")
 def score(
     config: RunConfig,
     benchmark: str,
@@ -43,8 +42,9 @@ def score(
                 store.open(prompts),
                 own,
                 out,
-                config.execution,
+                execution_of(config),
                 progress,
                 split,
             ),
+            OnDevice(config, "score", {"benchmark": benchmark, "model": label}),
         )

@@ -1,18 +1,17 @@
 """Stage: the importance of every coupled group."""
 
-from prefect import task
 from prefect.states import State
 
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import DATA_FREE, RunConfig
 from tailored_llama.console import progress_bar
 from tailored_llama.pruning import importance
-from tasks._stage import open_store, stage
+from tasks._stage import OnDevice, open_store, stage, task
 
 VERSION = 3
 
 
-@task(task_run_name="importance {config.pruning.criterion}")
+@task("importance {config.pruning.criterion}")
 def score_importance(
     config: RunConfig, dense: ArtifactRef, calibration: ArtifactRef | None, groups: ArtifactRef
 ) -> State[ArtifactRef]:
@@ -42,4 +41,5 @@ def score_importance(
                 config.execution.device,
                 progress,
             ),
+            OnDevice(config, "importance", {}),
         )

@@ -4,19 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.states import State
 
 from tailored_llama import sweeps
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.sweeps import Made, Row, SweepConfig
-from tasks._stage import open_store, stage
+from tasks._stage import open_store, stage, task
 
 VERSION = 2
 
 
-@task(task_run_name="sweep report")
+@task("sweep report")
 def write_sweep(config: SweepConfig, dense: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> State[ArtifactRef]:
     """Write the report.
 

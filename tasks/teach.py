@@ -1,18 +1,17 @@
 """Stage: what the dense model says next, all along a text or the shots of a benchmark."""
 
-from prefect import task
 from prefect.states import State
 
 from tailored_llama import distillation
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig, reserved_tokens
 from tailored_llama.console import progress_bar
-from tasks._stage import open_store, stage
+from tasks._stage import OnDevice, execution_of, open_store, stage, task
 
 VERSION = 1
 
 
-@task(task_run_name="teach {label}")
+@task("teach {label}")
 def teach(config: RunConfig, label: str, dense: ArtifactRef, source: ArtifactRef) -> State[ArtifactRef]:
     """`source` is a calibration artifact, or train prompts."""
     store, asked = open_store(config.store), config.distillation
@@ -26,6 +25,7 @@ def teach(config: RunConfig, label: str, dense: ArtifactRef, source: ArtifactRef
             {"temperature": asked.temperature, "top": asked.top, **reserved},
             {"dense": dense, "source": source},
             lambda out: distillation.teach(
-                store.open(dense), store.open(source), asked, out, config.execution, progress, **reserved
+                store.open(dense), store.open(source), asked, out, execution_of(config), progress, **reserved
             ),
+            OnDevice(config, "teach", {"source": label}),
         )

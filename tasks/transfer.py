@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import State
 
@@ -11,12 +10,12 @@ from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.transfer import UNREAD, Cell
 from tailored_llama.transfer_report import write_transfer as write
-from tasks._stage import open_store, stage
+from tasks._stage import open_store, stage, task
 
 VERSION = 1
 
 
-@task(task_run_name="transfer report")
+@task("transfer report")
 def write_transfer(config: RunConfig, made: Sequence[Mapping[str, Any]]) -> State[ArtifactRef]:
     """Write the report.
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from prefect import task
 from prefect.states import State
 
 from tailored_llama import tuning
@@ -10,12 +9,12 @@ from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.benchmarks import headline_metric
 from tailored_llama.config import RunConfig, read_fields
 from tailored_llama.console import progress_bar
-from tasks._stage import open_store, stage
+from tasks._stage import OnDevice, execution_of, open_store, stage, task
 
 VERSION = 4
 
 
-@task(task_run_name="tune {label} @ {ratio}")
+@task("tune {label} @ {ratio:.2f}")
 def tune(
     config: RunConfig,
     label: str,
@@ -59,10 +58,11 @@ def tune(
                 config.tuning,
                 config.seed,
                 out,
-                config.execution,
+                execution_of(config),
                 progress,
                 taught,
                 store.open(text) if text else None,
                 resume,
             ),
+            OnDevice(config, "tune", {"benchmark": label, "ratio": ratio}),
         )

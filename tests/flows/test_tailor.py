@@ -90,11 +90,11 @@ def test_a_failed_stage_is_retried_alone(own_run: dict[str, Any], monkeypatch: p
 
     real = tasks.tune.tuning.tune
 
-    def out_of_memory(*arguments: Any) -> None:
-        raise RuntimeError("CUDA out of memory")
+    def defect(*arguments: Any) -> None:
+        raise RuntimeError("a shape is wrong")
 
-    monkeypatch.setattr(tasks.tune.tuning, "tune", out_of_memory)
-    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+    monkeypatch.setattr(tasks.tune.tuning, "tune", defect)
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
         tailor(config)
     before = stage_seconds(config.store.root)
     monkeypatch.setattr(tasks.tune.tuning, "tune", real)
@@ -125,12 +125,13 @@ def test_a_profile_that_fails_costs_no_report(own_run: dict[str, Any], monkeypat
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(tasks.profile.profiling, "profile", out_of_memory)
+    monkeypatch.setattr(tasks.profile.profile, "retry_delay_seconds", [0] * 3)
     config = validate_config(own_run | {"profile": {"batches": [1]}})
     folder = open_store(config.store).open(tailor(config))
     assert {row.prefill_speedup for row in read_rows(folder)} == {None}
     states = states_of_last_run(16)
     assert len(states) == 16
-    assert {name for name, state in states.items() if state == "Failed"} == {"profile pruned @ 0.2"}
+    assert {name for name, state in states.items() if state == "Failed"} == {"profile pruned @ 0.20"}
 
 
 def test_the_command_prints_a_table_and_the_path_of_the_report(

@@ -1,0 +1,122 @@
+"""What is tried again by itself, and what is not; one stage at a time on a device."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import requests
+import torch
+
+import tasks.tune
+from flows.tailor import tailor
+from tailored_llama.config import ExecutionConfig, validate_config
+from tailored_llama.errors import InputError, UnreachableError, is_passing
+from tailored_llama.slots import device_slot
+
+
+def status(code: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("GET", "https://example.org")
+    return httpx.HTTPStatusError("said so", request=request, response=httpx.Response(code, request=request))
+
+
+PASSING = [
+    ConnectionResetError("reset by peer"),
+    httpx.ReadTimeout("no answer"),
+    requests.ConnectionError("no route"),
+    status(503),
+    status(429),
+    UnreachableError("the Hub does not answer"),
+]
+LASTING = [InputError("pruning.ratios: got 2"), FloatingPointError("loss is nan"), status(404), ValueError("no")]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=repr)
+def test_what_the_network_did_may_pass(error: Exception) -> None:
+    assert is_passing(error)
+    wrapped = OSError("cannot load the tokenizer")
+    wrapped.__cause__ = error
+    assert is_passing(wrapped)
+
+
+@pytest.mark.parametrize("error", LASTING, ids=repr)
+def test_what_is_wrong_stays_wrong(error: Exception) -> None:
+    assert not is_passing(error)
+
+
+class Tries:
+    """Fails as often as there are errors, then does the real work; keeps the execution settings it was given."""
+
+    def __init__(self, real: Any, errors: list[Exception]) -> None:
+        self.real, self.errors, self.seen = real, errors, list[ExecutionConfig]()
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.seen += [a for a in arguments if isinstance(a, ExecutionConfig)]
+        if self.errors:
+            raise self.errors.pop(0)
+        return self.real(*arguments)
+
+
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def install(*errors: Exception) -> Tries:
+        made = Tries(tasks.tune.tuning.tune, list(errors))
+        monkeypatch.setattr(tasks.tune.tuning, "tune", made)
+        monkeypatch.setattr(tasks.tune.tune, "retry_delay_seconds", [0] * 3)
+        return made
+
+    return install
+
+
+def test_out_of_memory_is_tried_again_with_less(own_run: dict[str, Any], tries: Any) -> None:
+    tuning = tries(torch.OutOfMemoryError("CUDA out of memory"), ConnectionResetError())
+    tailor(validate_config(own_run))
+    assert [seen.batch_tokens for seen in tuning.seen] == [None, 1024, 512]
+    assert [seen.recompute_activations for seen in tuning.seen] == [False, True, True]
+
+
+@pytest.mark.parametrize("error", [FloatingPointError("training: loss is nan at step 3 of 10"), InputError("no")])
+def test_what_will_not_pass_is_not_tried_again(own_run: dict[str, Any], tries: Any, error: Exception) -> None:
+    tuning = tries(error)
+    with pytest.raises(type(error), match=str(error)):
+        tailor(validate_config(own_run))
+    assert len(tuning.seen) == 1
+
+
+def hold(downloads: str, ready: Any) -> None:
+    with device_slot(ExecutionConfig(device="cpu", exclusive="always"), downloads):
+        ready.set()
+        time.sleep(600)
+
+
+def test_a_device_is_had_alone_until_its_holder_dies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Event()
+    holder = spawn.Process(target=hold, args=(str(tmp_path), ready))
+    holder.start()
+    assert ready.wait(60)
+    execution = ExecutionConfig(device="cpu", exclusive="always")
+    with device_slot(ExecutionConfig(device="cpu"), str(tmp_path)):
+        pass  # the CPU is shared, where nothing else is asked for
+
+    def wait() -> None:
+        with device_slot(execution, str(tmp_path)):
+            pass
+
+    from threading import Thread
+
+    waiting = Thread(target=wait)
+    with caplog.at_level("INFO", logger="tailored_llama.slots"):
+        waiting.start()
+        deadline = time.monotonic() + 30
+        while "waiting for cpu" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert waiting.is_alive()
+        assert "waiting for cpu: another stage is at work on it" in caplog.text
+        holder.kill()
+        waiting.join(30)
+    assert not waiting.is_alive()
