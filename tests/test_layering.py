@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
     "tailored_llama": {"prefect", "tasks", "flows", "deployments"},
     "tasks": {"flows", "deployments"},
+    "deployments": {"flows", "tasks", "tailored_llama", "torch", "transformers", "peft", "torch_pruning"},
     "flows": {"deployments", "torch", "transformers", "peft", "torch_pruning"},
 }
 

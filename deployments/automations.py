@@ -1,0 +1,81 @@
+"""What the server does by itself: python -m deployments.automations
+
+Run again, it updates what it made before. `TAILORED_LLAMA_WEBHOOK` is the URL that is told of failed GPU stages;
+without it there is no such automation.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+from prefect.automations import Automation
+from prefect.blocks.webhook import Webhook
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import CallWebhook, ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+
+HEARTBEAT = "prefect.flow-run.heartbeat"  # sent every 30 s: flows.heartbeat_frequency in pyproject.toml
+ENDS = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")}
+
+
+def crashed_without_heartbeat() -> Automation:
+    """A process that was killed cannot say so: without this its run would be `Running` for ever."""
+    return Automation(
+        name="a run without heartbeat has crashed",
+        trigger=EventTrigger(
+            after={HEARTBEAT},
+            expect={HEARTBEAT, *ENDS},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=90),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat for 90 seconds")],
+    )
+
+
+def told_of_failed_stages(webhook: Webhook) -> Automation:
+    """A stage of the gpu pool that has failed or crashed calls the webhook."""
+    return Automation(
+        name="a failed GPU stage calls the webhook",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related={"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.gpu-stage"},
+            posture=Posture.Reactive,
+            threshold=1,
+            for_each={"prefect.resource.id"},
+        ),
+        actions=[
+            CallWebhook(
+                block_document_id=webhook._block_document_id,
+                payload='{"text": "{{ flow_run.name }} ended {{ flow_run.state.name }}: {{ flow_run.state.message }}"}',
+            )
+        ],
+    )
+
+
+def publish(automation: Automation) -> None:
+    """Make an automation, or update the one of that name."""
+    try:
+        found = Automation.read(name=automation.name)
+    except ValueError:
+        automation.create()
+    else:
+        automation.id = found.id
+        automation.update()
+    print(f"automation: {automation.name}")
+
+
+def main() -> None:
+    publish(crashed_without_heartbeat())
+    if url := os.environ.get("TAILORED_LLAMA_WEBHOOK"):
+        webhook = Webhook(method="POST", url=url)
+        webhook.save("failed-gpu-stage", overwrite=True)
+        publish(told_of_failed_stages(webhook))
+
+
+if __name__ == "__main__":
+    main()

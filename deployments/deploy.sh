@@ -1,0 +1,14 @@
+#!/bin/sh
+# Work pools, deployments and automations on the server of PREFECT_API_URL; safe to run again.
+# TAILORED_LLAMA_STORE: folder or URL of the artifact store, the same for all workers (absent: artifacts/ here).
+# TAILORED_LLAMA_WEBHOOK: URL that is told of failed GPU stages (absent: none is).
+set -eu
+cd "$(dirname "$0")/.."
+export TAILORED_LLAMA_STORE="${TAILORED_LLAMA_STORE:-$PWD/artifacts}"
+for pool in cpu gpu; do
+    prefect --no-prompt work-pool create "$pool" --type process --overwrite
+done
+prefect --no-prompt work-pool set-concurrency-limit gpu 1 # one stage at a time; device_slot holds beyond this server
+prefect --no-prompt work-pool set-concurrency-limit cpu 4 # a composing flow mostly waits
+prefect --no-prompt deploy --prefect-file deployments/prefect.yaml --all
+python -m deployments.automations

@@ -1,0 +1,111 @@
+"""The deployments as an engineer meets them: schedules, refused values, stages on their own pool, a retry alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deployed.conftest import Site
+from services import until
+
+pytestmark = pytest.mark.deployed
+STAGES = {"importance", "prune", "teach", "heal", "tune", "perplexity", "profile", "score"}
+
+
+def on_gpu_pool(own_run: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as plain data, its stages left to the gpu pool."""
+    return own_run | {"execution": {"device": "cpu", "dispatch": "gpu"}}
+
+
+def manifests(run: dict[str, Any]) -> dict[Path, float]:
+    """When each artifact's manifest was written: unchanged means not built again."""
+    store = Path(run["store"]["root"])
+    return {path.relative_to(store): path.stat().st_mtime for path in store.glob("*/*/manifest.json")}
+
+
+def test_one_command_makes_every_deployment(site: Site) -> None:
+    found = {f"{d['entrypoint'].split('.')[-1]}/{d['name']}": d for d in site.server.call("deployments/filter", {})}
+    assert set(found) == {"tailor/nightly", "tailor/on-demand", "sweep/weekly", *(f"{s}/gpu" for s in STAGES)}
+    schedules = {name: [s["schedule"]["cron"] for s in d["schedules"]] for name, d in found.items() if d["schedules"]}
+    assert schedules == {"tailor/nightly": ["0 2 * * *"], "sweep/weekly": ["0 5 * * 0"]}
+    assert {d["work_pool_name"] for name, d in found.items() if name.startswith("tailor")} == {"cpu"}
+    assert {d["work_pool_name"] for name, d in found.items() if not name.startswith("tailor")} == {"gpu"}
+    assert found["tailor/nightly"]["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    pools = {pool["name"]: pool["concurrency_limit"] for pool in site.server.call("work_pools/filter", {})}
+    assert pools == {"cpu": 4, "gpu": 1}
+    automations = {automation["name"] for automation in site.server.call("automations/filter", {})}
+    assert automations == {"a run without heartbeat has crashed", "a failed GPU stage calls the webhook"}
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("pruning", {"ratios": [2.0]}),
+        ("pruning", {"ratio": [0.2]}),
+        ("tuning", {"shots": 0}),
+        ("scoring", {"limit": "all"}),
+    ],
+)
+def test_a_bad_value_is_refused_before_a_run_exists(
+    site: Site, own_run: dict[str, Any], section: str, value: Any
+) -> None:
+    before = site.server.call("flow_runs/count", {})
+    with pytest.raises(AssertionError, match="Validation failed"):
+        site.run("tailor/on-demand", {"config": own_run | {section: value}})
+    assert site.server.call("flow_runs/count", {}) == before
+
+
+def test_the_form_shows_every_field_with_its_description(site: Site) -> None:
+    schema = site.server.call("deployments/name/tailor/on-demand")["parameter_openapi_schema"]
+    sections = [name for name in schema["definitions"] if name.endswith("Config")]
+    assert "TuningConfig" in sections
+    for name in sections:
+        for field, said in schema["definitions"][name].get("properties", {}).items():
+            assert "description" in said or "$ref" in said or name == "RunConfig", f"{name}.{field}"
+    shots = schema["definitions"]["TuningConfig"]["properties"]["shots"]
+    assert (shots["minimum"], shots["default"]) == (1, 50)
+
+
+def test_a_failed_stage_is_retried_alone_and_the_whole_completes(site: Site, own_run: dict[str, Any]) -> None:
+    untuned = own_run | {"tuning": own_run["tuning"] | {"examples": "none"}}  # all but the adapter
+    assert site.ended(site.run("tailor/on-demand", {"config": untuned}))["state"]["type"] == "COMPLETED"
+    before = manifests(own_run)
+    in_the_way = Path(own_run["store"]["root"]) / "adapter"
+    in_the_way.touch()
+    site.told.clear()
+    whole = site.run("tailor/on-demand", {"config": on_gpu_pool(own_run)})
+    failed = site.ended(whole)
+    assert failed["name"] == "tailor dense @ 0.20: colours"
+    assert failed["state"]["type"] == "FAILED"
+    assert "tune/gpu: flow run tune colours @ 0.20 ended Failed" in failed["state"]["message"]
+    assert "File exists while publishing adapter" in failed["state"]["message"]
+    told = until(lambda: site.told, 60, "the webhook's call")
+    assert told[0]["text"].startswith("tune colours @ 0.20 ended Failed: ")
+
+    in_the_way.unlink()
+    stage = site.server.call("flow_runs/filter", {"flow_runs": {"name": {"any_": ["tune colours @ 0.20"]}}})[0]["id"]
+    site.retry(stage)
+    assert site.ended(stage)["state"]["type"] == "COMPLETED"
+    made = manifests(own_run)
+    assert {path.parts[0] for path in made.keys() - before.keys()} == {"adapter"}
+
+    site.retry(whole)
+    assert site.ended(whole)["state"]["type"] == "COMPLETED"
+    states = site.task_states(whole)
+    assert {name for name, state in states.items() if state == "Dispatched"} == {"score colours tailored @ 0.20"}
+    after = manifests(own_run)
+    assert {path: after[path] for path in made} == made
+    assert {path.parts[0] for path in after.keys() - made.keys()} == {"scores", "report"}
+
+
+def test_a_stage_runs_alone_from_its_own_deployment(site: Site, own_run: dict[str, Any]) -> None:
+    run = site.run("score/gpu", {"config": own_run, "benchmark": "colours", "model": "dense"})
+    assert site.ended(run)["state"]["type"] == "COMPLETED"
+    assert {path.parts[0] for path in manifests(own_run)} == {"dense", "examples", "prompts", "scores"}
+    run = site.run("score/gpu", {"config": own_run, "benchmark": "numbers", "model": "dense"})
+    said = site.ended(run)["state"]["message"]
+    assert "benchmark: got 'numbers'; allowed: colours, the configuration's benchmarks" in said
+    assert httpx.get(f"{site.server.url}/flow_runs/{run}").json()["name"] == "score numbers dense"
