@@ -7,6 +7,7 @@ bytes depend on. A folder without a whole manifest, or with a file that is missi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib.metadata
@@ -16,67 +17,29 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailored_llama.errors import InputError
-from tailored_llama.files import error_number, file_lock, is_safe_relative, sha256_file
+from tailored_llama import remote
+from tailored_llama.errors import InputError, one_line
+from tailored_llama.files import NO_ROOM, error_number, file_lock, is_safe_relative, sha256_file
+from tailored_llama.manifests import (
+    MANIFEST,
+    ArtifactRef,
+    Manifest,
+    artifact_key,
+    check_identity,
+    links_or_strangers,
+    read_manifest,
+)
 from tailored_llama.memory import peak_memory, reset_peak_memory
 
-MANIFEST = "manifest.json"
 _LIBRARIES = ("torch", "transformers", "peft", "torch-pruning", "datasets", "pyarrow", "tailored-llama")
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}  # the store's fault only for paths in the store
-
-
-@dataclass(frozen=True)
-class ArtifactRef:
-    """What passes between stages: where an artifact is (stage, key), and what is in it (digest)."""
-
-    stage: str
-    key: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an artifact says of itself: how it was made, its files, and what making it cost."""
-
-    stage: str
-    version: int
-    key: str
-    config: dict[str, Any]
-    inputs: dict[str, ArtifactRef]
-    files: dict[str, dict[str, Any]]  # relative name → {"sha256": hex, "size": bytes}
-    libraries: dict[str, str]
-    seconds: float
-    peak_memory_bytes: int
-    measured: dict[str, Any]  # facts that differ between runs (tokens/s …): never part of a file
-
-    @property
-    def digest(self) -> str:
-        return _digest({name: entry["sha256"] for name, entry in self.files.items()})
-
-    @property
-    def ref(self) -> ArtifactRef:
-        return ArtifactRef(self.stage, self.key, self.digest)
-
-
-def artifact_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, ArtifactRef]) -> str:
-    """SHA-256 over the stage, its version, the configuration it reads and the digests of its inputs."""
-    return _digest(
-        {
-            "stage": stage,
-            "version": version,
-            "config": dict(config),
-            "inputs": {name: ref.digest for name, ref in inputs.items()},
-        }
-    )
 
 
 class ArtifactStore:
@@ -89,25 +52,28 @@ class ArtifactStore:
 
     def __init__(self, root: str, working_copy: str = "~/.cache/tailored-llama/artifacts") -> None:
         self.root = root
-        self._remote: tuple[Any, str] | None = None
+        self.remote: remote.Remote | None = None
         if "://" in root:
-            try:
-                self._remote = fsspec.core.url_to_fs(root)
-            except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
-                raise InputError(f"store.root: got {root!r}, {error}; allowed: a folder or an fsspec URL") from None
-            self._local = Path(working_copy).expanduser() / hashlib.sha256(root.encode()).hexdigest()[:16]
+            self.remote = remote.open_remote(root)
+            self.local = Path(working_copy).expanduser() / hashlib.sha256(root.encode()).hexdigest()[:16]
         else:
-            self._local = Path(root).expanduser().absolute()
+            self.local = Path(root).expanduser().absolute()
         self._verified: dict[Path, tuple[int, int]] = {}
 
     def folder(self, stage: str, key: str) -> Path:
-        return self._local / stage / key
+        if not is_safe_relative(f"{stage}/{key}"):
+            raise InputError(f"artifact {stage}/{key}: not a name in a store; allowed: a stage and a key")
+        return self.local / stage / key
+
+    def lock(self, key: str) -> Path:
+        """What a process locks while it builds or removes the artifacts of a key."""
+        return self.local / ".locks" / key
 
     def resume_folder(
         self, stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, ArtifactRef]
     ) -> Path:
         """Where the stage of this key may keep its state while it runs; it goes when the artifact is published."""
-        return self._local / ".resume" / artifact_key(stage, version, _plain(config), inputs)
+        return self.local / ".resume" / artifact_key(stage, version, _plain(config), inputs)
 
     def build(
         self,
@@ -132,15 +98,15 @@ class ArtifactStore:
         key = artifact_key(stage, version, plain, inputs)
         try:
             if not (found := self.find(stage, key)):
-                with file_lock(self._local / ".locks" / key):
+                with file_lock(self.lock(key)):
                     if not (found := self.find(stage, key)):  # no other process published it while this one waited
                         return self._build(stage, version, key, plain, inputs, function), False
-            if self._remote and not self._is_remote(stage, key):  # pushing it failed before
+            if self.remote and not self._is_remote(stage, key):  # pushing it failed before
                 self._push(read_manifest(self.folder(stage, key)))
             return found, True
         except Exception as error:
             number = error_number(error)
-            inside = str(getattr(error, "filename", None)).startswith(str(self._local))
+            inside = str(getattr(error, "filename", None)).startswith(str(self.local))
             if number is None or not (number in NO_ROOM or (number in _NO_ACCESS and inside)):
                 raise
             raise InputError(
@@ -157,7 +123,7 @@ class ArtifactStore:
         inputs: Mapping[str, ArtifactRef],
         function: Callable[[Path], Mapping[str, Any] | None],
     ) -> ArtifactRef:
-        building = self._local / ".building"
+        building = self.local / ".building"
         for left in building.glob(f"{key}.*"):  # of a killed process: the lock says nobody is at work on it
             shutil.rmtree(left, ignore_errors=True)
         folder = building / f"{key}.{uuid.uuid4().hex[:8]}"
@@ -191,28 +157,41 @@ class ArtifactStore:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        shutil.rmtree(self._local / ".resume" / key, ignore_errors=True)
-        if self._remote:
+        shutil.rmtree(self.local / ".resume" / key, ignore_errors=True)
+        if self.remote:
             self._push(manifest)
         return manifest.ref
 
     def find(self, stage: str, key: str) -> ArtifactRef | None:
-        """The reference of a published artifact whose every file is whole; a broken one is removed."""
+        """The reference of a published artifact whose every file is whole; a broken one is removed.
+
+        The folder's modification time says when the artifact was last found: housekeeping counts its age from there.
+        """
         folder = self.folder(stage, key)
         if not folder.is_dir():
             return self._pull(stage, key)
-        if problem := self._problem(folder, stage, key):
-            trash = self._local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}"
+        if problem := self.problem(folder, stage, key):
             try:
-                trash.parent.mkdir(exist_ok=True)
-                os.rename(folder, trash)  # at once, so that nobody finds half of it
-                shutil.rmtree(trash, ignore_errors=True)
-            except FileNotFoundError:
-                pass  # another process was quicker
+                self.discard(stage, key)
             except OSError as error:
                 raise InputError(f"artifact {stage}/{key[:12]}: {problem}, and it cannot be removed") from error
             return self._pull(stage, key)
+        with contextlib.suppress(OSError):  # a read-only store is still read
+            os.utime(folder)
         return read_manifest(folder).ref
+
+    def discard(self, stage: str, key: str) -> None:
+        """Remove the local folder of an artifact, if it is still there: renamed first, so that nobody finds half."""
+        trash = self.local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}"
+        trash.parent.mkdir(exist_ok=True)
+        try:
+            os.rename(self.folder(stage, key), trash)
+        except FileNotFoundError:
+            return  # another process was quicker
+        if trash.is_symlink():
+            trash.unlink()
+        else:
+            shutil.rmtree(trash, ignore_errors=True)
 
     def open(self, ref: ArtifactRef) -> Path:
         """The folder of an artifact, every file verified against the manifest.
@@ -234,24 +213,22 @@ class ArtifactStore:
 
     def list(self) -> Iterator[tuple[Manifest | None, Path, str | None]]:
         """Every artifact of the local folder: its manifest, its folder, and what is wrong with it, if anything."""
-        for folder in sorted(self._local.glob("[!.]*/*")):
+        for folder in sorted(self.local.glob("[!.]*/*")):
             if folder.is_dir():
-                problem = self._problem(folder, folder.parent.name, folder.name)
+                problem = self.problem(folder, folder.parent.name, folder.name)
                 yield (None if problem else read_manifest(folder)), folder, problem
 
-    def _problem(self, folder: Path, stage: str, key: str) -> str | None:
+    def problem(self, folder: Path, stage: str, key: str) -> str | None:
         """What keeps a folder from being the artifact it should be; None where nothing does."""
         try:
             manifest = read_manifest(folder)
         except InputError as error:
             return str(error)
-        if (manifest.stage, manifest.key) != (stage, key):
-            return f"manifest of {manifest.stage}/{manifest.key[:12]}"
-        if artifact_key(stage, manifest.version, manifest.config, manifest.inputs) != key:
-            return "its key does not follow from its manifest"
+        if problem := check_identity(manifest, stage, key) or links_or_strangers(folder, manifest):
+            return problem
         for name, entry in manifest.files.items():
             path = folder / name
-            if path.is_symlink() or not path.is_file():
+            if not path.is_file():
                 return f"{name} is missing"
             status = path.stat()
             if status.st_size != entry["size"]:
@@ -264,59 +241,48 @@ class ArtifactStore:
         return None
 
     def _is_remote(self, stage: str, key: str) -> bool:
-        assert self._remote
-        filesystem, base = self._remote
-        return bool(filesystem.exists(f"{base}/{stage}/{key}/{MANIFEST}"))
+        assert self.remote
+        return remote.is_there(self.remote, f"{stage}/{key}/{MANIFEST}")
 
     def _push(self, manifest: Manifest) -> None:
-        assert self._remote
-        filesystem, base = self._remote
-        target, folder = f"{base}/{manifest.stage}/{manifest.key}", self.folder(manifest.stage, manifest.key)
-        for name in [*manifest.files, MANIFEST]:  # the manifest last: without it there is no artifact
-            filesystem.makedirs(f"{target}/{name}".rpartition("/")[0], exist_ok=True)
-            filesystem.put_file(str(folder / name), f"{target}/{name}")
+        assert self.remote
+        target, folder = f"{manifest.stage}/{manifest.key}", self.folder(manifest.stage, manifest.key)
+        remote.push(self.remote, folder, target, [*manifest.files, MANIFEST])  # without a manifest it is no artifact
 
     def _pull(self, stage: str, key: str) -> ArtifactRef | None:
-        if not self._remote or not self._is_remote(stage, key):
+        if not self.remote or not self._is_remote(stage, key):
             return None
-        filesystem, base = self._remote
-        source = f"{base}/{stage}/{key}"
-        folder = self._local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}"
+        folder = self.local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
         try:
-            filesystem.get_file(f"{source}/{MANIFEST}", str(folder / MANIFEST))
-            manifest = read_manifest(folder)
-            for name in manifest.files:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                filesystem.get_file(f"{source}/{name}", str(folder / name))
-            if self._problem(folder, stage, key):
+            if self.fetch(stage, key, folder):
                 return None
             self.folder(stage, key).parent.mkdir(parents=True, exist_ok=True)
             _rename_new(folder, self.folder(stage, key))
-            return manifest.ref
-        except (FileNotFoundError, InputError):
-            return None
+            return read_manifest(self.folder(stage, key)).ref
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def fetch(self, stage: str, key: str, folder: Path) -> str | None:
+        """Copy an artifact from behind the URL into an empty folder, and verify it; what is wrong with it, if anything.
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check `manifest.json`.
-
-    Raises:
-        InputError: it is missing or not a manifest, or names a file outside its folder.
-    """
-    try:
-        data = json.loads((folder / MANIFEST).read_text())
-        inputs = {name: ArtifactRef(**ref) for name, ref in data["inputs"].items()}
-        files = {name: {"sha256": entry["sha256"], "size": entry["size"]} for name, entry in data["files"].items()}
-        manifest = Manifest(**{**data, "config": {**data["config"]}, "inputs": inputs, "files": files})
-        whole = all(is_safe_relative(name) for name in files)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{folder / MANIFEST}: not a manifest ({type(error).__name__})") from None
-    if not whole:
-        raise InputError(f"{folder / MANIFEST}: names a file outside its folder")
-    return manifest
+        Raises:
+            InputError, ConnectionError: as `remote.pull`.
+        """
+        assert self.remote
+        source = f"{stage}/{key}"
+        try:
+            remote.pull(self.remote, source, [MANIFEST], folder)
+            try:
+                manifest = read_manifest(folder)
+            except InputError as error:
+                return str(error)
+            if problem := check_identity(manifest, stage, key):
+                return problem
+            remote.pull(self.remote, source, list(manifest.files), folder)
+        except FileNotFoundError as error:
+            return f"{one_line(error)} is missing"
+        return self.problem(folder, stage, key)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -364,7 +330,3 @@ def _rename_new(folder: Path, target: Path) -> bool:
             raise
         return False
     return True
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

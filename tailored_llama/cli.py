@@ -35,7 +35,7 @@ from tailored_llama import (
     tuning,
     worked_example,
 )
-from tailored_llama.artifacts import NO_ROOM, ArtifactStore
+from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import (
     BenchmarkConfig,
@@ -47,7 +47,7 @@ from tailored_llama.config import (
 )
 from tailored_llama.console import progress_bar, quiet_libraries
 from tailored_llama.errors import InputError
-from tailored_llama.files import error_number
+from tailored_llama.files import NO_ROOM, error_number
 from tailored_llama.preflight import check_text, texts_of
 from tailored_llama.pruning import groups, importance
 from tailored_llama.pruning import prune as pruning

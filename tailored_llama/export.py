@@ -11,13 +11,13 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from tailored_llama import reports, sources
-from tailored_llama.artifacts import read_manifest
 from tailored_llama.benchmarks import Example
 from tailored_llama.cards import Base, is_layered, loading, what_was_removed, write_card
 from tailored_llama.checkpoints import read_config
 from tailored_llama.config import SOFT, BenchmarkConfig, RunConfig, TextConfig
 from tailored_llama.errors import InputError
 from tailored_llama.healing import healing_text
+from tailored_llama.manifests import read_manifest
 from tailored_llama.own import is_written, named_columns
 from tailored_llama.prompts import render
 from tailored_llama.recovery import ReportInputs, recovery_rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -9,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def sha256_file(path: Path) -> str:
@@ -26,25 +29,47 @@ def error_number(error: BaseException) -> int | None:
 
 
 @contextmanager
-def file_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+def file_lock(path: Path, wait: bool = True, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
     """Hold an exclusive flock(2) on `path`; the kernel frees it when the process dies, kill -9 included.
 
-    `waiting` is called once where another holds it.
+    Yields whether it is held: always, unless `wait` is False and another process holds it. `waiting` is called where
+    that has to be waited for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+            held = _is_free(descriptor)
+            if wait and not held:
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                held = True
+            if held and not _is_at(path, descriptor):  # housekeeping swept it away between the two calls
+                continue
+            yield held
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _is_free(descriptor: int) -> bool:
+    """Whether nobody else holds the lock; then it is held from now on."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def is_safe_relative(name: str) -> bool:
-    """Whether `name` is a relative path that stays below its folder."""
+    """Whether `name` is a plain relative path that stays below its folder, and that a file system takes."""
     path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
+    plain = str(path) == name and not path.is_absolute() and not {"..", "."} & set(path.parts)
+    return plain and not {"\\", "\0"} & set(name) and all(len(part.encode()) <= 255 for part in path.parts)

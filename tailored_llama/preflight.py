@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from tailored_llama import benchmarks, sources
+from tailored_llama import benchmarks, remote, sources
 from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, RunConfig, TextConfig, reads_calibration
 from tailored_llama.errors import InputError
@@ -36,8 +36,9 @@ def preflight(config: RunConfig) -> None:
         _check_benchmark(benchmark, config)
     for field, text in texts_of(config).items():
         check_text(field, text)
-    if "://" in config.store.root:
-        ArtifactStore(config.store.root)
+    if (store := ArtifactStore(config.store.root)).remote:
+        remote.check_writable(store.remote)
+        _check_writable("working copy of store.root", str(store.local))
     else:
         _check_writable("store.root", config.store.root)
     _check_writable("store.downloads", config.store.downloads)

@@ -260,14 +260,14 @@ def test_two_processes_that_find_the_same_damage_both_go_on(root: Path, monkeypa
     ref = build(root, Work())
     store = ArtifactStore(str(root))
     (store.folder(ref.stage, ref.key) / "sub" / "text.txt").write_text("damaged")
-    whole = ArtifactStore._problem
+    whole = ArtifactStore.problem
 
     def slower(self: ArtifactStore, folder: Path, stage: str, key: str) -> str | None:
         problem = whole(self, folder, stage, key)
         shutil.rmtree(folder)  # the other process, between this one's look and its removal
         return problem
 
-    monkeypatch.setattr(ArtifactStore, "_problem", slower)
+    monkeypatch.setattr(ArtifactStore, "problem", slower)
     assert store.find(ref.stage, ref.key) is None
 
 

@@ -1,0 +1,185 @@
+"""A store's far side, behind an fsspec URL: there the manifest is the last file to come and the first to go."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from tailored_llama.errors import InputError, one_line
+from tailored_llama.files import NO_ROOM
+
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "az"}  # no folders there: making one would make a bucket
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")  # what filesystems call it
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A folder behind a URL."""
+
+    root: str  # as the user wrote it
+    filesystem: Any
+    base: str
+
+
+def open_remote(root: str) -> Remote:
+    """The folder of an fsspec URL; nothing is asked of it yet.
+
+    Raises:
+        InputError: no such protocol, or its package is not installed.
+    """
+    try:
+        return Remote(root, *fsspec.core.url_to_fs(root))
+    except (ImportError, ValueError) as error:
+        raise InputError(f"store.root: got {root!r}, {error}; allowed: a folder or an fsspec URL") from None
+
+
+def is_there(remote: Remote, name: str) -> bool:
+    """Whether there is a file of this name; a server that cannot be asked is an error, not a no."""
+    with _asking(remote, f"looking for {name}"):
+        try:
+            remote.filesystem.info(f"{remote.base}/{name}")
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def push(remote: Remote, folder: Path, target: str, names: Sequence[str]) -> None:
+    """Copy files of a local folder into `target`, in this order.
+
+    Raises:
+        InputError: the place may not be written, or there is no such bucket.
+        ConnectionError: the server failed; the same push may succeed later.
+    """
+    filesystem, base = remote.filesystem, f"{remote.base}/{target}"
+    with _asking(remote, f"pushing {target}"):
+        for name in names:
+            _make_parent(filesystem, f"{base}/{name}")
+            try:
+                filesystem.put_file(str(folder / name), f"{base}/{name}")
+            except FileNotFoundError as error:
+                if error.filename:
+                    raise
+                raise _refused(remote, f"pushing {target}", error) from error  # no such bucket
+
+
+def pull(remote: Remote, source: str, names: Sequence[str], folder: Path) -> None:
+    """Copy files from `source` into a local folder.
+
+    Raises:
+        FileNotFoundError: one is not there.
+        InputError, ConnectionError: as `push`.
+    """
+    with _asking(remote, f"pulling {source}"):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            remote.filesystem.get_file(f"{remote.base}/{source}/{name}", str(folder / name))
+
+
+def files(remote: Remote) -> dict[str, tuple[int, float]]:
+    """Every file below the root: its name → its size in bytes, and when it was written (seconds since 1970)."""
+    filesystem, base = remote.filesystem, remote.base
+    with _asking(remote, "listing it"):
+        filesystem.invalidate_cache()  # another machine may have written since
+        try:
+            found = filesystem.find(base, detail=True)
+        except FileNotFoundError:
+            found = {}
+        filesystem.invalidate_cache()
+        return {
+            path.removeprefix(base).lstrip("/"): (int(info["size"] or 0), _written(filesystem, path, info))
+            for path, info in found.items()
+        }
+
+
+def read(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
+    """The content of small files, those left out that have gone."""
+    paths = {f"{remote.base}/{name}": name for name in names}
+    with _asking(remote, "reading manifests"):
+        found = remote.filesystem.cat(list(paths), on_error="return") if paths else {}
+        for content in found.values():
+            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                raise content
+        return {paths[path]: content for path, content in found.items() if isinstance(content, bytes)}
+
+
+def remove(remote: Remote, folder: str, names: Sequence[str]) -> None:
+    """Remove files of a folder, in this order; those that have gone already are no error."""
+    with _asking(remote, f"removing {folder}"):
+        for name in names:
+            try:
+                remote.filesystem.rm_file(f"{remote.base}/{folder}/{name}")
+            except FileNotFoundError:
+                continue
+        if _has_folders(remote.filesystem) and remote.filesystem.isdir(f"{remote.base}/{folder}"):
+            remote.filesystem.rm(f"{remote.base}/{folder}", recursive=True)
+
+
+def check_writable(remote: Remote) -> None:
+    """Check that a tiny file can be written, read and removed.
+
+    Raises:
+        InputError: it cannot.
+    """
+    path, content = f"{remote.base}/.written-{uuid.uuid4().hex[:8]}", b"tailored"
+    try:
+        _make_parent(remote.filesystem, path)
+        remote.filesystem.pipe_file(path, content)
+        whole = remote.filesystem.cat_file(path) == content
+        remote.filesystem.rm_file(path)
+        if not whole:
+            raise OSError("it gives back other bytes than were written")
+    except Exception as error:  # each filesystem has its own, and so has the library below it
+        raise InputError(
+            f"store.root: got {remote.root!r}, {one_line(error)}; allowed: a URL that can be written and read"
+        ) from None
+
+
+def _make_parent(filesystem: Any, path: str) -> None:
+    if _has_folders(filesystem):
+        filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+
+
+def _has_folders(filesystem: Any) -> bool:
+    protocol = filesystem.protocol
+    return not _BUCKETS & set([protocol] if isinstance(protocol, str) else protocol)
+
+
+def _written(filesystem: Any, path: str, info: dict[str, Any]) -> float:
+    value: Any = next((info[name] for name in _TIMES if info.get(name) is not None), None)
+    if value is None:
+        value = filesystem.modified(path)
+    return value.timestamp() if isinstance(value, datetime) else float(value)
+
+
+@contextmanager
+def _asking(remote: Remote, doing: str) -> Iterator[None]:
+    """Name the store in what goes wrong, and tell what the user must mend from what may pass by itself."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except PermissionError as error:
+        if error.filename:  # a local file's
+            raise
+        raise _refused(remote, doing, error) from error
+    except InputError:
+        raise
+    except Exception as error:  # botocore's, aiohttp's, paramiko's …
+        if isinstance(error, OSError) and (error.filename or error.errno in NO_ROOM):
+            raise
+        raise ConnectionError(
+            f"store.root {remote.root}: {one_line(error)} while {doing}; nothing is lost, run it again"
+        ) from error
+
+
+def _refused(remote: Remote, doing: str, error: Exception) -> InputError:
+    return InputError(
+        f"store.root {remote.root}: {one_line(error)} while {doing}; allowed: a URL that can be written and read"
+    )
