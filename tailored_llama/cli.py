@@ -16,7 +16,6 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from tailored_llama import (
     benchmarks,
@@ -35,7 +34,6 @@ from tailored_llama import (
     tuning,
     worked_example,
 )
-from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import (
     BenchmarkConfig,
@@ -52,6 +50,7 @@ from tailored_llama.preflight import check_text, texts_of
 from tailored_llama.pruning import groups, importance
 from tailored_llama.pruning import prune as pruning
 from tailored_llama.pruning.prune import plan_kept, step_ratios
+from tailored_llama.store_cli import store_app
 
 app = typer.Typer(
     add_completion=False,
@@ -60,7 +59,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune a LLaMA-family model, tailor it to one benchmark, measure what is left.",
 )
-store_app = typer.Typer(no_args_is_help=True, help="Look into the artifact store.")
 app.add_typer(store_app, name="store")
 
 Config = Annotated[Path | None, typer.Option("--config", help="Run configuration (TOML); absent: the defaults.")]
@@ -338,38 +336,6 @@ def _scores(folders: list[Path]) -> recovery.ModelScores:
             raise InputError(f"{folder}: {name or 'no benchmark'}; allowed: scores of each benchmark once")
         scores[name] = folder
     return recovery.ModelScores(scores=scores)
-
-
-@store_app.command("ls", epilog="Example: `tailored-llama store ls --root artifacts`")
-def store_ls(root: Annotated[str, typer.Option(help="The store's folder.")] = "artifacts") -> None:
-    """List artifacts: stage, key, size, what making them took."""
-    table = Table("stage", "key", "MB", "seconds", "peak GB")
-    for manifest, folder, _ in _store(root).list():
-        if manifest is None:
-            table.add_row(folder.parent.name, folder.name[:12], "broken", "", "")
-            table.caption = "`tailored-llama store verify` says what is broken."
-            continue
-        size = sum(entry["size"] for entry in manifest.files.values())
-        peak = manifest.peak_memory_bytes / 1e9
-        table.add_row(manifest.stage, manifest.key[:12], f"{size / 1e6:.1f}", f"{manifest.seconds:.1f}", f"{peak:.2f}")
-    Console().print(table)
-
-
-@store_app.command("verify", epilog="Example: `tailored-llama store verify --root artifacts`")
-def store_verify(root: Annotated[str, typer.Option(help="The store's folder.")] = "artifacts") -> None:
-    """Hash every file of every artifact; exit 1 where one is broken."""
-    broken = [(folder, problem) for _, folder, problem in _store(root).list() if problem]
-    for folder, problem in broken:
-        print(f"{folder}: {problem}")
-    print("all whole" if not broken else f"{len(broken)} broken; a run rebuilds them")
-    if broken:
-        raise typer.Exit(1)
-
-
-def _store(root: str) -> ArtifactStore:
-    if "://" not in root and not Path(root).expanduser().is_dir():
-        raise InputError(f"--root {root}: no such folder; allowed: an artifact store")
-    return ArtifactStore(root)
 
 
 def _benchmark(run: RunConfig, name: str) -> BenchmarkConfig:

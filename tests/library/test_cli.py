@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -71,6 +72,7 @@ def test_the_commands_there_are() -> None:
         "merge",
         "report",
         "compare",
+        "store gc",
         "store ls",
         "store verify",
     } <= names
@@ -187,6 +189,11 @@ WRONG = {
     "generate {tiny} ''": "prompt 0: got ''; allowed: a text of at least one token",
     "generate {tiny} x --device cuda:99": "execution.device: got 'cuda:99'; allowed here: *",
     "store ls --root none": "--root none: no such folder; allowed: an artifact store",
+    "store gc --root none": "--root none: no such folder; allowed: an artifact store",
+    "store gc --older-than 3x": "--older-than: got '3x'; allowed: a number and m, h, d, w, such as 30d",
+    "store gc --keep-under 20": "--keep-under: got '20'; allowed: a number and B, KB, MB, GB, TB, such as 20GB",
+    "store ls --root ftps3://x": "store.root: got 'ftps3://x', Protocol not known: ftps3; allowed: a folder or an "
+    "fsspec URL",
     "store verify --root none": "--root none: no such folder; allowed: an artifact store",
 }
 
@@ -225,3 +232,57 @@ def test_store_ls_and_verify_tell_whole_from_broken(command: Command, tmp_path: 
         ["plan", bad.key[:12], "broken"],
     ]
     assert "`tailored-llama store verify` says what is broken." in out
+
+
+def test_store_gc_is_a_dry_run_unless_told_otherwise(command: Command, tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path / "store"))
+
+    def numbers(out: Path) -> None:
+        (out / "numbers.txt").write_text("1 2 3")
+
+    kept, _ = store.build("dense", 1, {}, {}, numbers)
+    report, _ = store.build("report", 1, {}, {"dense": kept}, numbers)
+    unused, _ = store.build("adapter", 1, {}, {"dense": kept}, numbers)
+    for ref in (kept, report, unused):
+        os.utime(store.folder(ref.stage, ref.key), (0, 0))
+    for lock in (tmp_path / "store" / ".locks").iterdir():
+        lock.unlink()
+    status, shown, _ = command("store", "ls", "--root", "store")
+    assert status == 0
+    rows = [[cell.strip() for cell in row.strip("│ ").split("│")] for row in shown.splitlines() if row.startswith("│")]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("adapter", "–"),
+        ("dense", report.key[:6]),
+        ("report", report.key[:6]),
+    ]
+    assert re.search(r"^3 artifacts, [\d.]+ KB; used by no report: 1 artifact, \d+ B$", shown, re.MULTILINE)
+    status, shown, _ = command("store", "gc", "--root", "store")
+    assert status == 0
+    assert unused.key[:12] in shown
+    assert kept.key[:12] not in shown
+    assert re.search(r"^would remove: 1 artifact, .+; 0 leftovers, 0 B. Left: 2 artifacts, .+\.$", shown, re.MULTILINE)
+    assert shown.endswith("Nothing was removed: --delete does it.\n")
+    assert store.folder("adapter", unused.key).is_dir()
+    assert "removed: 0 artifacts" in command("store", "gc", "--root", "store", "--keep-under", "1MB", "--delete")[1]
+    status, shown, _ = command("store", "gc", "--root", "store", "--delete")
+    assert status == 0
+    assert re.search(r"^removed: 1 artifact, .+ Left: 2 artifacts, .+\.$", shown, re.MULTILINE)
+    assert {path.name for path in (tmp_path / "store").glob("[!.]*/*")} == {kept.key, report.key}
+    assert command("store", "gc", "--root", "store", "--keep-reports", 0, "--delete")[0] == 0
+    assert not list((tmp_path / "store").glob("[!.]*/*"))
+
+
+def test_the_store_commands_take_a_url(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url = f"memory://{tmp_path.name}/cli"
+
+    def numbers(out: Path) -> None:
+        (out / "numbers.txt").write_text("1 2 3")
+
+    ref, _ = ArtifactStore(url).build("dense", 1, {}, {}, numbers)
+    assert command("store", "verify", "--root", url) == (0, "all whole\n", "")
+    assert ref.key[:12] in command("store", "ls", "--root", url)[1]
+    status, shown, _ = command("store", "gc", "--root", url, "--older-than", "0m", "--delete")
+    assert status == 0
+    assert "removed: 1 artifact" in shown
+    assert ArtifactStore(url).find("dense", ref.key) is None

@@ -14,6 +14,7 @@ from tailored_llama import preflight
 from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.config import validate_config
 from tailored_llama.errors import InputError
+from tailored_llama.housekeeping import remove, survey
 from tailored_llama.remote import open_remote
 
 
@@ -80,6 +81,22 @@ def test_a_pull_that_fails_leaves_nothing_and_is_made_good_by_the_next(
     s3.fault = lambda method, path: None
     assert not [path for path in store("there").local.rglob("*") if path.is_file()]
     assert store("there").open(ref).is_dir()
+
+
+def test_a_removal_that_breaks_off_leaves_no_artifact_and_the_next_ends_it(
+    s3: S3Server, store: Callable[[str], ArtifactStore]
+) -> None:
+    ref, _ = store("here").build("stage", 1, {}, {}, work)
+    (entry,) = survey(store("here"))
+    s3.fault = Once("500", "DELETE", 2)
+    with pytest.raises(ConnectionError, match="while removing stage/"):
+        remove(store("here"), entry)
+    s3.fault = lambda method, path: None
+    assert store("there").find("stage", ref.key) is None
+    (entry,) = survey(store("here"))
+    assert entry.problem == "manifest.json is missing"
+    assert remove(store("here"), entry)
+    assert survey(store("here")) == []
 
 
 def test_a_server_that_cannot_be_asked_is_not_taken_for_an_empty_store(
