@@ -39,6 +39,7 @@ from tailored_llama.manifests import (
 from tailored_llama.memory import peak_memory, reset_peak_memory
 
 _LIBRARIES = ("torch", "transformers", "peft", "torch-pruning", "datasets", "pyarrow", "tailored-llama")
+_VALUES_PER_BYTE = 100  # of a table that tells its rows apart; constant columns alone are packed tighter
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}  # the store's fault only for paths in the store
 
 
@@ -304,21 +305,36 @@ def write_table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> No
     pq.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema), path)
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a Parquet file and check that it has the declared schema.
+def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+    """Read a Parquet file and check that it has the declared schema, where one is given.
 
     Raises:
-        InputError: the file is missing, not Parquet, or of another schema.
+        InputError: the file is missing, not Parquet, of another schema, or claims more than it can hold.
     """
     try:
         with pq.ParquetFile(path) as file:
             found = file.schema_arrow
-            if not found.remove_metadata().equals(schema.remove_metadata()):
+            if schema and not found.remove_metadata().equals(schema.remove_metadata()):
                 wrong = [f.name for f in schema if f.name not in found.names or not found.field(f.name).equals(f)]
                 raise InputError(f"{path}: column {(wrong or found.names)[0]} is not as declared ({schema.names})")
-            return file.read()
+            _check_claims(file.metadata, path)
+            table, claimed = file.read(), file.metadata.num_rows
+        if table.num_rows != claimed:
+            raise OSError(f"{table.num_rows} rows, where it claims {claimed}")
+        return table
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
+
+
+def _check_claims(metadata: Any, path: Path) -> None:
+    """Believe no more values than a file of this size may hold: pyarrow makes room for all of them at once."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [[group.column(number).num_values for group in groups] for number in range(metadata.num_columns)]
+    claimed, size = max([metadata.num_rows, *map(sum, columns)]), path.stat().st_size
+    if not 0 <= claimed <= size * _VALUES_PER_BYTE:
+        raise InputError(
+            f"{path}: a column claims {claimed:,} values in {size:,} bytes; allowed: at most {_VALUES_PER_BYTE} a byte"
+        )
 
 
 def _rename_new(folder: Path, target: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 import struct
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tailored_llama.modeling_tailored_llama import LAYERED
 
 SUPPORTED = tuple(LAYERED)
 LAYERED_PREFIX = "tailored_"  # of the model types whose layers may differ
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes of a number
 _HEADS, _KV_HEADS, _CHANNELS = "num_attention_heads", "num_key_value_heads", "intermediate_size"
 
 
@@ -83,10 +85,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Name → shape of every tensor of a safetensors file, from its header; the file's length is checked too.
+    """Name → shape of every tensor of a safetensors file, from its header; types, sizes and offsets are checked too.
 
     Raises:
-        InputError: the file is not safetensors, or is cut short.
+        InputError: the file is not safetensors, is cut short, or holds other numbers than floating-point ones.
     """
     try:
         with path.open("rb") as file:
@@ -95,13 +97,28 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
                 raise ValueError("header too large")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        shapes = {name: list(entry["shape"]) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        spans = sorted((tuple(entry["data_offsets"]), name) for name, entry in header.items())
+        shapes = {name: [_whole(size) for size in entry["shape"]] for name, entry in header.items()}
+        types = {name: str(entry["dtype"]) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
         raise InputError(f"{path}: not a safetensors file") from None
+    for name, kind in types.items():
+        if kind not in _FLOATS:
+            raise InputError(f"{path}: tensor {name[:200]} is of type {kind[:20]}; allowed: {', '.join(_FLOATS)}")
+    end = 0
+    for span, name in spans:
+        if span != (end, end + math.prod(shapes[name]) * _FLOATS[types[name]]):
+            raise InputError(f"{path}: tensor {name[:200]} lies at {list(span)[:3]}, which is not where its shape says")
+        end = span[1]
     if (size := path.stat().st_size) != 8 + length + end:
         raise InputError(f"{path}: {size} bytes, expected {8 + length + end}; the file is cut short or damaged")
     return shapes
+
+
+def _whole(size: Any) -> int:
+    if type(size) is not int or size < 0:
+        raise ValueError("not a size")
+    return size
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -110,9 +127,9 @@ def check_checkpoint(folder: Path) -> None:
     Raises:
         InputError: what is missing, broken or not supported.
     """
-    check_architecture(read_config(folder), str(folder))
-    for file in weight_files(folder):
-        tensor_shapes(file)
+    config = read_config(folder)
+    check_architecture(config, str(folder))
+    _check_sizes(config, _all_shapes(folder), folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -128,9 +145,8 @@ def read_structure(folder: Path) -> Structure:
     """The widths and the true parameter count of a checkpoint; tied tensors are stored, and counted, once."""
     config = read_config(folder)
     check_architecture(config, str(folder))
-    shapes: dict[str, list[int]] = {}
-    for file in weight_files(folder):
-        shapes |= tensor_shapes(file)
+    shapes = _all_shapes(folder)
+    _check_sizes(config, shapes, folder, required=("hidden_size", "num_hidden_layers", _HEADS))
     head_dim = _head_dim(config)
     try:
         layers = tuple(_layer(shapes, f"model.layers.{i}.", head_dim) for i in range(config["num_hidden_layers"]))
@@ -138,6 +154,26 @@ def read_structure(folder: Path) -> Structure:
         raise InputError(f"{folder}: tensor {error} is missing from its safetensors") from None
     total = sum(math.prod(shape) for shape in shapes.values())
     return Structure(config["model_type"], config["hidden_size"], head_dim, layers, total)
+
+
+def _all_shapes(folder: Path) -> dict[str, list[int]]:
+    return {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
+
+
+def _check_sizes(
+    config: dict[str, Any], shapes: dict[str, list[int]], folder: Path, required: tuple[str, ...] = ()
+) -> None:
+    """Believe no larger sizes than the weights have: transformers would make room for a model of the stated ones."""
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    most = dict.fromkeys(("vocab_size", "hidden_size", _CHANNELS, _HEADS, _KV_HEADS, "head_dim"), largest)
+    layers = {found[1] for found in map(re.compile(r"model\.layers\.(\d+)\.").match, shapes) if found}
+    for name, limit in (most | {"num_hidden_layers": len(layers)}).items():
+        value = config.get(name)
+        if value is None and name not in required:
+            continue
+        if type(value) is not int or not 1 <= value <= limit:
+            allowed = f"a whole number from 1 to {limit}, since its weights are no larger"
+            raise InputError(f"{folder / 'config.json'}: {name}: got {value!r:.80}; allowed: {allowed}")
 
 
 def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int) -> Layer:

@@ -160,9 +160,19 @@ def _drop_paths(folder: Path) -> None:
         file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
+class _WholeReader(GGUFReader):
+    """A reader that fails where the file ends; gguf's reads on in nothing, as long as an array claims to be."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **named: Any) -> Any:
+        found = super()._get(offset, dtype, count, *rest, **named)
+        if len(found) < count:
+            raise ValueError("the file ends too early")
+        return found
+
+
 def _check_gguf(path: Path, shown: str) -> None:
     try:
-        reader = GGUFReader(path)
+        reader = _WholeReader(path)
         architecture = reader.fields["general.architecture"].contents()
         whole = all(t.data_offset + t.n_bytes <= path.stat().st_size for t in reader.tensors)
     except Exception as error:  # the reader fails in numpy wherever the file happens to end
@@ -222,7 +232,9 @@ def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
             raise InputError(f"adapter {adapter}: {name} is missing; allowed: a PEFT adapter in safetensors")
-    names = tensor_shapes(adapter / "adapter_model.safetensors").keys()
+    shapes = tensor_shapes(adapter / "adapter_model.safetensors")
+    _check_adapter_config(adapter / "adapter_config.json", shapes)
+    names = shapes.keys()
     try:
         base = json.loads((adapter / BASE_FILE).read_text())["weights"] if (adapter / BASE_FILE).is_file() else None
     except (ValueError, KeyError, TypeError):
@@ -237,6 +249,20 @@ def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
     if odd := sorted(name for name in wanted ^ names if "lora_" in name):  # PEFT only warns
         raise InputError(f"adapter {adapter}: does not fit {folder} (tensor {odd[0]} is in one of them only)")
     return adapted
+
+
+def _check_adapter_config(path: Path, shapes: dict[str, list[int]]) -> None:
+    """Check that a PEFT configuration is one, and states no larger sizes than its weights have."""
+    try:
+        config = {**json.loads(path.read_text())}
+        ranks = {f"rank_pattern.{name}": rank for name, rank in (config.get("rank_pattern") or {}).items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{path}: not a PEFT configuration; allowed: a JSON object") from None
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    for name, value in {**{name: config.get(name) for name in ("r", "num_virtual_tokens")}, **ranks}.items():
+        if value is not None and (type(value) is not int or not 1 <= value <= largest):
+            allowed = f"a whole number from 1 to {largest}, since its weights are no larger"
+            raise InputError(f"{path}: {name}: got {value!r:.80}; allowed: {allowed}")
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FILE = "state.safetensors"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 
 
 @dataclass
@@ -44,23 +46,27 @@ def save_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Op
     for name, parameter in _trained(model).items():
         tensors[f"adapter {name}"] = parameter.detach()
         tensors |= {f"optimiser {key} {name}": value for key, value in optimiser.state[parameter].items()}
+    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    numbers = json.dumps(state.numbers)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = folder / f"{FILE}.new"
-        save_file(
-            {n: t.contiguous().clone() for n, t in tensors.items()}, scratch, {"state": json.dumps(state.numbers)}
-        )
+        save_file(tensors, scratch, {"state": numbers, "sha256": _digest(numbers, tensors)})
         os.replace(scratch, folder / FILE)
     except (OSError, SafetensorError) as error:
         logging.getLogger(__name__).warning("the state of the training could not be kept: %s", error)
 
 
 def load_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Optimizer) -> None:
-    """Take up what `save_state` wrote; where there is nothing whole, leave everything as it is."""
+    """Take up what `save_state` wrote for this training; where there is nothing whole, leave everything as it is."""
     try:
         with safe_open(folder / FILE, "pt", device=str(model.device)) as file:
-            numbers = json.loads(file.metadata()["state"])
+            metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["sha256"] != _digest(metadata["state"], tensors):
+            raise ValueError("altered since it was written")
+        numbers = json.loads(metadata["state"])
+        _check_fits(numbers, tensors, state, model)
     except FileNotFoundError:
         return
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
@@ -74,12 +80,31 @@ def load_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Op
             parameter.copy_(tensors[f"adapter {name}"])
             optimiser.state[parameter] = {
                 key: tensors[f"optimiser {key} {name}"].to("cpu" if key == "step" else parameter.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
+                for key in _MOMENTS
             }
     torch.set_rng_state(tensors["generator cpu"].cpu())
     if "generator cuda" in tensors:
         torch.cuda.set_rng_state(tensors["generator cuda"].cpu(), model.device)
     logging.getLogger(__name__).info("going on after step %d", state.step)
+
+
+def _check_fits(numbers: Any, tensors: dict[str, Tensor], state: State, model: Any) -> None:
+    """Raise ValueError where a state is that of another training."""
+    wanted = {f"best {name}": tensor.shape for name, tensor in state.best_adapter.items()}
+    wanted |= {f"generator {name}": tensor.shape for name, tensor in _generators(model).items()}
+    for name, parameter in _trained(model).items():
+        wanted[f"adapter {name}"] = parameter.shape
+        wanted |= {f"optimiser {key} {name}": torch.Size() if key == "step" else parameter.shape for key in _MOMENTS}
+    if numbers.keys() != state.numbers.keys() or {name: t.shape for name, t in tensors.items()} != wanted:
+        raise ValueError("of another training")
+
+
+def _digest(numbers: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(numbers.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _trained(model: Any) -> dict[str, Tensor]:

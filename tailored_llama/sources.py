@@ -168,14 +168,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         InputError: the file is missing, of another type, broken or empty.
     """
     import pandas as pd
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from tailored_llama.artifacts import read_table
 
     if not path.is_file():
         raise InputError(f"{path}: no such file; allowed: a .parquet, .jsonl or .csv file")
     try:
         if path.suffix == ".parquet":
-            rows = pq.read_table(path).to_pylist()
+            rows = read_table(path).to_pylist()
         elif path.suffix in (".jsonl", ".json"):
             rows = _json_rows(path)
         elif path.suffix == ".csv":
@@ -184,7 +184,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}: type {path.suffix or 'none'}; allowed: .parquet, .jsonl or .csv")
     except InputError:
         raise
-    except (ValueError, OSError, pa.ArrowException) as error:  # pandas' parser errors are ValueErrors
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"{path}: cannot be read ({reason})") from None
     if not rows:

@@ -182,7 +182,7 @@ def test_parquet_that_is_none_or_cut_short(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for content in (b"", b"text", whole[: len(whole) // 2], whole[:-1]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=rf"^{re.escape(str(path))}: cannot be read \(.+\)$"):
+        with pytest.raises(InputError, match=rf"^{re.escape(str(path))}: not a readable Parquet file \(.+\)$"):
             read_rows(path)
     pd.DataFrame({"text": []}).to_parquet(path)
     with pytest.raises(InputError, match=exactly(f"{path}: holds no rows; allowed: at least one")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from helpers import UNFITTED, save_tiny_llama, write_own_benchmark
@@ -124,12 +125,42 @@ def test_a_killed_tuning_goes_on_and_ends_with_the_same_bytes(
         assert path.read_bytes() == (killed / path.name).read_bytes(), path.name
 
 
-def test_a_broken_state_is_left_aside(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
-    whole, again, state = folder("whole"), folder("again"), folder("state")
-    (state / "state.safetensors").write_bytes(b"not a state")
-    sources = [Source(prompts, "acc_norm")]
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 4
+    path.write_bytes(data)
+
+
+BROKEN_STATES: dict[str, Callable[[Path, Path], Any]] = {
+    "garbage": lambda path, other: path.write_bytes(b"not a state"),
+    "cut short": lambda path, other: path.write_bytes(path.read_bytes()[:-100]),
+    "bit flipped": lambda path, other: flip(path),
+    "a pickle": lambda path, other: torch.save({"adapter": torch.ones(3)}, path),
+    "of another training": lambda path, other: shutil.copy(other, path),
+    "safetensors of something else": lambda path, other: save_file({"weight": torch.ones(3)}, path, {"state": "{}"}),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN_STATES.values(), ids=BROKEN_STATES)
+def test_a_broken_state_is_left_aside(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], damage: Callable[[Path, Path], Any]
+) -> None:
+    whole, again, state, other = folder("whole"), folder("again"), folder("state"), folder("other")
+    keep, sources = ExecutionConfig(device="cpu", keep_state_every=2), [Source(prompts, "acc_norm")]
+
+    def kill(done: int, total: int) -> None:
+        if done == 3:
+            raise Killed
+
+    for where, rank in ((state, QUICK.rank), (other, QUICK.rank + 1)):
+        settings = QUICK.model_copy(update={"rank": rank})
+        with pytest.raises(Killed):
+            tuning.tune(tiny, sources, settings, 0, folder(f"killed-{rank}"), keep, kill, resume=where)
+    damage(state / "state.safetensors", other / "state.safetensors")
     tuning.tune(tiny, sources, QUICK, 0, whole, CPU)
-    tuning.tune(tiny, sources, QUICK, 0, again, CPU, resume=state)
+    steps: list[int] = []
+    tuning.tune(tiny, sources, QUICK, 0, again, CPU, lambda done, total: steps.append(done), resume=state)
+    assert steps[0] == 1
     assert log_of(again) == log_of(whole)
 
 
