@@ -39,5 +39,5 @@ def device_slot(execution: ExecutionConfig, downloads: str) -> Iterator[None]:
         index = torch.cuda.current_device() if device.index is None else device.index
         name = f"cuda-{torch.cuda.get_device_properties(index).uuid}"
     path = Path(downloads).expanduser() / ".slots" / name
-    with file_lock(path, lambda: log.info("waiting for %s: another stage is at work on it", device)):
+    with file_lock(path, waiting=lambda: log.info("waiting for %s: another stage is at work on it", device)):
         yield
