@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from markupsafe import Markup
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -178,7 +177,7 @@ def _page(
         row={(row.benchmark, row.template, row.split): row for row in rows},
         difference=of,
         points=points,
-        figure=Markup(plots.differences(["mean" if name == MEAN else name for name in listed], panels)),
+        figure=plots.differences(["mean" if name == MEAN else name for name in listed], panels),
         samples={
             one.benchmark.name: {name: first_sample(folder / "samples.txt") for name, folder in one.prompts.items()}
             for one in studied

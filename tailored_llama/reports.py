@@ -12,27 +12,26 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from tailored_llama import plots
-from tailored_llama.artifacts import read_table, write_table
+from tailored_llama.artifacts import write_table
 from tailored_llama.config import RunConfig
 from tailored_llama.errors import InputError
-from tailored_llama.pruning.importance import IMPORTANCE_SCHEMA
-from tailored_llama.pruning.plan import read_plan
 from tailored_llama.recovery import MEAN, MODELS, RECOVERY_SCHEMA, PrunedRun, ReportInputs, Row, by_run, scored_runs
+from tailored_llama.report_plots import markdown_picture, picture_name, plots_page, report_pictures
 from tailored_llama.statistics import RESAMPLES
-from tailored_llama.training import LOG_SCHEMA
 
 _MARKDOWN_BYTES = 20_000
 _PROMPT_CHARACTERS = 3_000  # a prompt with many solved examples is cut in the middle
 
 
 def write_report(inputs: ReportInputs, out: Path) -> None:
-    """Stage: write `recovery.parquet`, `report.html` and `report.md` into an existing folder.
+    """Stage: write `recovery.parquet`, `report.html`, and Markdown pages with PNG files into an existing folder.
+
+    `report.md` has the table and the accuracies, `plots.md` the other pictures.
 
     Raises:
         InputError: scores to be compared are of different examples or metrics, or a file is missing or broken.
@@ -41,8 +40,12 @@ def write_report(inputs: ReportInputs, out: Path) -> None:
     rows = [row for _, found in runs for row in found]
     columns = {name: [getattr(row, name) for row in rows] for name in RECOVERY_SCHEMA.names}
     write_table(out / "recovery.parquet", columns, RECOVERY_SCHEMA)
-    (out / "report.html").write_text(_page(inputs, runs), encoding="utf-8")
-    (out / "report.md").write_text(_markdown(inputs, [found for _, found in runs]), encoding="utf-8")
+    pictures = report_pictures(inputs, runs)
+    (out / "report.html").write_text(_page(inputs, runs, pictures), encoding="utf-8")
+    (out / "report.md").write_text(_markdown(inputs, [found for _, found in runs], pictures), encoding="utf-8")
+    (out / "plots.md").write_text(plots_page(inputs, pictures), encoding="utf-8")
+    for name, picture in pictures.items():
+        picture.save_png(out / f"{name}.png")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -205,8 +208,8 @@ def title(inputs: ReportInputs) -> str:
     return f"{inputs.model}, pruned at ratio{'s' if len(asked) > 1 else ''} {listed}" if asked else inputs.model
 
 
-def _markdown(inputs: ReportInputs, runs: Sequence[Sequence[Row]]) -> str:
-    """Summary and tables; where they would be too long for a Prefect artifact, one table of the means."""
+def _markdown(inputs: ReportInputs, runs: Sequence[Sequence[Row]], pictures: Mapping[str, plots.Picture]) -> str:
+    """Summary, tables, accuracies; where tables would be too long for a Prefect artifact, one table of the means."""
     model = inputs.model.replace("`", "'")  # in a code span nothing is markup, and the name cannot end it
     head = [f"# `{model}`{title(inputs).removeprefix(inputs.model)}", ""]
     texts, tables = [], []
@@ -222,7 +225,9 @@ def _markdown(inputs: ReportInputs, runs: Sequence[Sequence[Row]]) -> str:
         "dense; chance-corrected recovery = (tailored − floor) ÷ (dense − floor), where dense is significantly above "
         "its floor."
     )
-    return "\n".join([*head, *texts, *notes, *tables, legend, ""])
+    shown = [(picture_name("accuracy", run[0].ratio), f"Accuracy at {run_name(run[0])}:") for run in runs]
+    bars = [line for name, text in shown for line in (text, "", markdown_picture(name, pictures[name]), "")]
+    return "\n".join([*head, *texts, *notes, *tables, legend, "", *bars])
 
 
 def _markdown_table(name: str, rows: Sequence[tuple[str, Row]]) -> list[str]:
@@ -254,7 +259,9 @@ def page_template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def _page(inputs: ReportInputs, runs: Sequence[tuple[PrunedRun, list[Row]]]) -> str:
+def _page(
+    inputs: ReportInputs, runs: Sequence[tuple[PrunedRun, list[Row]]], pictures: Mapping[str, plots.Picture]
+) -> str:
     return page_template("report.html.j2").render(
         title=title(inputs),
         gained_by=gained_by(inputs.config),
@@ -269,14 +276,12 @@ def _page(inputs: ReportInputs, runs: Sequence[tuple[PrunedRun, list[Row]]]) -> 
                 "speed": run.speed(),
                 "dense_speed": run.speed("against"),
                 "summary": summary(inputs, rows),
-                "bars": _bars([row for row in rows if row.benchmark != MEAN]),
-                "widths": _widths(run.plan) if run.plan else None,
-                "losses": _losses(run.logs) if run.logs else None,
+                **{what: pictures.get(picture_name(what, run.ratio)) for what in ("accuracy", "widths", "losses")},
             }
             for run, rows in runs
         ],
         notes=floor_notes([row for _, rows in runs for row in rows]),
-        importance=_importance(inputs.importance) if inputs.importance else None,
+        importance=pictures.get("importance"),
         prompts={name: first_sample(folder / "samples.txt") for name, folder in inputs.prompts.items()},
         settings=settings_of(inputs.config) if inputs.config else {},
         colours=plots.COLOURS,
@@ -290,36 +295,6 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def _bars(rows: Sequence[Row]) -> Markup:
-    series: dict[str, list[tuple[float, float] | None]] = {
-        model: [
-            None if getattr(row, model) is None else (getattr(row, model), getattr(row, f"{model}_stderr"))
-            for row in rows
-        ]
-        for model in MODELS
-    }
-    scored = {model: values for model, values in series.items() if any(values)}
-    return Markup(plots.accuracy_bars([row.benchmark for row in rows], [row.floor for row in rows], scored))
-
-
-def _widths(folder: Path) -> Markup:
-    table = read_plan(folder)
-    return Markup(plots.layer_widths(*(table[name].to_numpy() for name in ("layer", "kind", "kept"))))
-
-
-def _importance(folder: Path) -> Markup:
-    table = read_table(folder / "importance.parquet", IMPORTANCE_SCHEMA)
-    return Markup(plots.importance_by_layer(*(table[name].to_numpy() for name in ("layer", "kind", "score"))))
-
-
-def _losses(folders: Mapping[str, Path]) -> Markup:
-    return Markup(
-        plots.loss_curves(
-            {name: read_table(folder / "log.parquet", LOG_SCHEMA).to_pydict() for name, folder in folders.items()}
-        )
-    )
 
 
 def first_sample(file: Path) -> str:

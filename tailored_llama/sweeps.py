@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from markupsafe import Markup
 from pydantic import Field
 from rich import box
 from rich.markup import escape
@@ -313,8 +312,8 @@ def _figures(config: SweepConfig, dense: Row, rows: Sequence[Row]) -> Iterator[d
                 series.setdefault(row.curve, []).append((place, shown))
         if series and figure.reference is not None:
             axis = None if config.axis == RATIOS else config.axis
-            svg = plots.curves(series, figure.axis, figure.reference, figure.log, axis, figure.shares)
-            yield {"title": figure.title, "svg": Markup(svg), "caption": figure.caption}
+            picture = plots.curves(series, figure.axis, figure.reference, figure.log, axis, figure.shares)
+            yield {"title": figure.title, "picture": picture, "caption": figure.caption}
 
 
 def _page(config: SweepConfig, dense: Row, rows: Sequence[Row]) -> str:

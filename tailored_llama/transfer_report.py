@@ -174,7 +174,7 @@ def _page(config: RunConfig, rows: Sequence[Row]) -> str:
         lead=lead,
         notes=rest,
         failures=failures(rows),
-        picture=Markup(picture),
+        picture=picture,
         names=names,
         grid=grid,
         means={model: field[model, OTHERS] for model in models},

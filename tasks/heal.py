@@ -5,7 +5,7 @@ from prefect.states import State
 from tailored_llama import healing
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
-from tailored_llama.console import progress_bar
+from tasks._progress import stage_progress
 from tasks._stage import OnDevice, execution_of, open_store, stage, task
 
 VERSION = 1
@@ -19,7 +19,7 @@ def heal(config: RunConfig, ratio: float, pruned: ArtifactRef, teacher: Artifact
     slice_ |= {"temperature": config.distillation.temperature, "seed": config.seed}
     inputs = {"pruned": pruned, "teacher": teacher}
     resume = store.resume_folder("healed", VERSION, slice_, inputs)
-    with progress_bar(f"heal @ {ratio}") as progress:
+    with stage_progress(f"heal @ {ratio}") as progress:
         return stage(
             config.store,
             "healed",

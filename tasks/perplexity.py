@@ -5,7 +5,7 @@ from prefect.states import State
 from tailored_llama import perplexity, texts
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
-from tailored_llama.console import progress_bar
+from tasks._progress import stage_progress
 from tasks._stage import OnDevice, execution_of, open_store, stage, task
 
 VERSION = 2
@@ -14,7 +14,7 @@ VERSION = 2
 @task("perplexity {label}")
 def measure_perplexity(config: RunConfig, label: str, checkpoint: ArtifactRef) -> State[ArtifactRef]:
     store, text = open_store(config.store), config.perplexity
-    with progress_bar(f"perplexity {label}") as progress:
+    with stage_progress(f"perplexity {label}") as progress:
         return stage(
             config.store,
             "perplexity",

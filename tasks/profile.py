@@ -8,8 +8,8 @@ from prefect.states import State
 from tailored_llama import profiling
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
-from tailored_llama.console import progress_bar
 from tailored_llama.models import pick_device
+from tasks._progress import stage_progress
 from tasks._stage import OnDevice, open_store, stage, task
 
 VERSION = 1
@@ -29,7 +29,7 @@ def profile(config: RunConfig, label: str, pruned: ArtifactRef, dense: ArtifactR
         rows = profiling.profile(*folders, *sizes, device, work.repeats, progress)
         profiling.write_profile([replace(row, checkpoint=names[row.role]) for row in rows], out)
 
-    with progress_bar(f"profile {label}") as progress:
+    with stage_progress(f"profile {label}") as progress:
         return stage(
             config.store,
             "profile",

@@ -5,8 +5,8 @@ from prefect.states import State
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import RunConfig
-from tailored_llama.console import progress_bar
 from tailored_llama.pruning import prune as pruning
+from tasks._progress import stage_progress
 from tasks._stage import OnDevice, open_store, stage, task
 
 VERSION = 3
@@ -33,7 +33,7 @@ def prune(
     if calibration is not None:
         slice_["ridge"] = fitted.ridge
         inputs["calibration"] = calibration
-    with progress_bar(f"prune @ {ratio:.3g}") as progress:
+    with stage_progress(f"prune @ {ratio:.3g}") as progress:
         return stage(
             config.store,
             "pruned",

@@ -13,7 +13,7 @@ from tailored_llama.config import RunConfig
 from tailored_llama.scoring import read_metrics
 from tasks._stage import open_store, stage, task
 
-VERSION = 4
+VERSION = 5
 
 
 @task("report")

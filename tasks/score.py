@@ -6,9 +6,9 @@ from tailored_llama import scoring
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.benchmarks import headline_metric
 from tailored_llama.config import RunConfig
-from tailored_llama.console import progress_bar
 from tailored_llama.own import is_written, max_new_tokens, stop_strings
 from tailored_llama.prompts import PromptSplit
+from tasks._progress import stage_progress
 from tasks._stage import OnDevice, execution_of, open_store, stage, task
 
 VERSION = 2
@@ -29,7 +29,7 @@ def score(
     inputs = {"checkpoint": checkpoint, "prompts": prompts} | ({"adapter": adapter} if adapter else {})
     written = {"max_new_tokens": max_new_tokens(own), "stop": stop_strings(own)} if is_written(own) else {}
     apart = {"split": split} if split != "evaluation" else {}
-    with progress_bar(f"score {benchmark} {label}") as progress:
+    with stage_progress(f"score {benchmark} {label}") as progress:
         return stage(
             config.store,
             "scores",

@@ -4,8 +4,8 @@ from prefect.states import State
 
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import DATA_FREE, RunConfig
-from tailored_llama.console import progress_bar
 from tailored_llama.pruning import importance
+from tasks._progress import stage_progress
 from tasks._stage import OnDevice, open_store, stage, task
 
 VERSION = 3
@@ -24,7 +24,7 @@ def score_importance(
         inputs["calibration"] = calibration
     if criterion == "random":
         slice_["seed"] = config.seed
-    with progress_bar(f"importance {criterion}") as progress:
+    with stage_progress(f"importance {criterion}") as progress:
         return stage(
             config.store,
             "importance",

@@ -5,7 +5,7 @@ from prefect.states import State
 from tailored_llama import distillation
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig, reserved_tokens
-from tailored_llama.console import progress_bar
+from tasks._progress import stage_progress
 from tasks._stage import OnDevice, execution_of, open_store, stage, task
 
 VERSION = 1
@@ -17,7 +17,7 @@ def teach(config: RunConfig, label: str, dense: ArtifactRef, source: ArtifactRef
     store, asked = open_store(config.store), config.distillation
     soft = source.stage == "prompts" and reserved_tokens(config.tuning)
     reserved = {"reserved": soft} if soft else {}
-    with progress_bar(f"teach {label}") as progress:
+    with stage_progress(f"teach {label}") as progress:
         return stage(
             config.store,
             "teacher",

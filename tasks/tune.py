@@ -8,7 +8,7 @@ from tailored_llama import tuning
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.benchmarks import headline_metric
 from tailored_llama.config import RunConfig, read_fields
-from tailored_llama.console import progress_bar
+from tasks._progress import stage_progress
 from tasks._stage import OnDevice, execution_of, open_store, stage, task
 
 VERSION = 4
@@ -45,7 +45,7 @@ def tune(
         return tuning.Source(store.open(prompts[name]), metrics[name], teacher)
 
     resume = store.resume_folder("adapter", VERSION, slice_, inputs)
-    with progress_bar(f"tune {label} @ {ratio}") as progress:
+    with stage_progress(f"tune {label} @ {ratio}") as progress:
         return stage(
             config.store,
             "adapter",

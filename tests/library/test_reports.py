@@ -273,7 +273,9 @@ def test_the_same_inputs_make_the_same_files(tmp_path: Path) -> None:
     given = everything(tmp_path)
     for name in ("one", "two"):
         written(given, tmp_path / name)
-    for file in ("recovery.parquet", "report.html", "report.md"):
+    pictures = {"accuracy-0.2.png", "importance.png", "losses-0.2.png", "widths-0.2.png"}
+    assert {path.name for path in (tmp_path / "one").glob("*.png")} == pictures
+    for file in ("recovery.parquet", "report.html", "report.md", "plots.md", *pictures):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
@@ -287,6 +289,20 @@ def test_markdown_is_short_and_has_the_table(tmp_path: Path) -> None:
     many = tuple(PrunedRun(i / 200, given.runs[0].pruned, given.runs[0].tailored) for i in range(1, 31))
     written(ReportInputs(None, "tiny", given.dense, many), tmp_path / "many")
     assert len((tmp_path / "many" / "report.md").read_bytes()) < 20_000
+
+
+def test_markdown_shows_every_picture_and_each_is_small(tmp_path: Path) -> None:
+    written(everything(tmp_path), tmp_path / "out")
+    shown = [
+        name
+        for page in ("report.md", "plots.md")
+        for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", (tmp_path / "out" / page).read_text())
+    ]
+    assert shown == ["accuracy-0.2.png", "widths-0.2.png", "importance.png", "losses-0.2.png"]
+    for name in shown:
+        content = (tmp_path / "out" / name).read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) < 40_000
 
 
 def test_without_tailored_plan_or_logs(tmp_path: Path) -> None:

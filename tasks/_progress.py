@@ -1,0 +1,76 @@
+"""How far a long stage is: a bar at the terminal, and a progress artifact in the Prefect UI."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import TaskRunContext
+
+from tailored_llama.console import progress_bar
+from tailored_llama.progress import Progress
+
+EVERY = 5.0  # seconds between two updates, and before the first: what is done sooner needs none
+
+
+@contextmanager
+def stage_progress(description: str) -> Iterator[Progress]:
+    """Say where a stage is, at the terminal and, within a task run, in the UI; what happens there cannot harm it."""
+    with progress_bar(description) as bar:
+        if TaskRunContext.get() is None:
+            yield bar
+            return
+        teller = _Teller(description)
+
+        def show(done: int, total: int) -> None:
+            bar(done, total)
+            teller.at = (done, total)
+            teller.begin()  # with the first unit of work: a stage whose artifact is found has no progress
+
+        try:
+            yield show
+        finally:
+            teller.ended.set()
+
+
+class _Teller:
+    """Tells the server from a thread of its own, so that one that is slow, hangs or is gone costs the stage nothing."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.at = (0, 0)
+        self.ended = Event()
+        self._artifact: UUID | None = None
+        self._thread: Thread | None = None
+
+    def begin(self) -> None:
+        if self._thread is None:
+            run = contextvars.copy_context().run  # the artifact belongs to this task run
+            self._thread = Thread(target=run, args=(self._tell,), daemon=True)
+            self._thread.start()
+
+    def _tell(self) -> None:
+        told, ended = (0, 0), False
+        while not ended:
+            ended = self.ended.wait(EVERY)
+            done, total = self.at
+            if (done, total) == told or not total or (ended and self._artifact is None):
+                continue
+            try:
+                self._post(100 * min(1.0, done / total), f"{self.description}: {done:,} of {total:,}")
+                told = (done, total)
+            except Exception as error:
+                logging.getLogger(__name__).debug("no progress shown: %s", error)
+
+    def _post(self, share: float, text: str) -> None:
+        if self._artifact is None:
+            key = re.sub(r"[^a-z0-9]+", "-", self.description.lower()).strip("-")
+            self._artifact = create_progress_artifact(share, key=key, description=text)
+        else:
+            update_progress_artifact(self._artifact, share, description=text)
