@@ -47,7 +47,7 @@ _LINES = ("tailored", "pruned", "line-1", "line-2", "line-3", "line-4")  # colou
 _DASHES: Any = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # after the last colour they begin again, dashed
 KIND_NAMES = {"attention": "attention groups", "mlp": "MLP channels"}
 _WIDTH = 980  # CSS pixels
-_PNG_DPI = 144  # 1.5 pixels for each of CSS
+_PNG_DPI = 110  # a page of Prefect is narrower than ours: what fills ours is shrunk there, what fills half of it is not
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tailored-llama",

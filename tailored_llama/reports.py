@@ -235,7 +235,7 @@ def _markdown_table(name: str, rows: Sequence[tuple[str, Row]]) -> list[str]:
     lines = [f"| {' | '.join(names)} |", "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|"]
     for label, row in rows:
         cells = [label, row.metric or "", f"{row.examples:,}", number(row.floor)]
-        cells += [plus_minus(row, model) for model in MODELS]
+        cells += [plus_minus(row, model).replace("± ", "±\N{NO-BREAK SPACE}") for model in MODELS]
         for value, bounds in (
             (row.gain, span(row.gain_low, row.gain_high)),
             (row.recovery, span(row.recovery_low, row.recovery_high)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ from tailored_llama.progress import Progress
 from tailored_llama.resume import State, load_state, save_state
 from tailored_llama.scoring import Encoded
 from tailored_llama.soft_prompts import learnt_header
+
+_log = logging.getLogger(__name__)
 
 LOG_SCHEMA = pa.schema(
     {
@@ -269,11 +272,14 @@ def train(
             asked = distance if objective.distillation else None
             _append(state.log, step=state.step, epoch=epoch + 1, loss=loss, divergence=asked, learning_rate=rate)
             progress(state.step, steps)
+            if not held_out and state.step % math.ceil(steps / 10) == 0:
+                _log.info("step %d of %d: loss %.4f", state.step, steps, loss)
             if held_out and place + 1 == per_epoch:
                 held = state.log["held_out_loss"][-1] = _held_out_loss(
                     model, held_out, training, objective, state.budget
                 )
                 tokens += sum(map(len, held_out))
+                _log.info("epoch %d of %d: loss %.4f, held out %.4f", epoch + 1, epochs, loss, held)
                 if held < state.best:
                     state.best, state.best_adapter, state.worse = held, _copy(model), 0
                 else:

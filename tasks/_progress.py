@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
@@ -17,6 +16,9 @@ from tailored_llama.console import progress_bar
 from tailored_llama.progress import Progress
 
 EVERY = 5.0  # seconds between two updates, and before the first: what is done sooner needs none
+KEY = (
+    "under-way"  # the same for all: a run lists them after its report, and the UI's page of artifacts shows the latest
+)
 
 
 @contextmanager
@@ -70,7 +72,6 @@ class _Teller:
 
     def _post(self, share: float, text: str) -> None:
         if self._artifact is None:
-            key = re.sub(r"[^a-z0-9]+", "-", self.description.lower()).strip("-")
-            self._artifact = create_progress_artifact(share, key=key, description=text)
+            self._artifact = create_progress_artifact(share, KEY, text)
         else:
-            update_progress_artifact(self._artifact, share, description=text)
+            update_progress_artifact(self._artifact, share, text)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact
 from prefect.states import State
 
 from tailored_llama import profiling, recovery, reports
@@ -11,6 +10,7 @@ from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import RunConfig
 from tailored_llama.scoring import read_metrics
+from tasks._pages import show_report
 from tasks._stage import open_store, stage, task
 
 VERSION = 5
@@ -63,7 +63,7 @@ def report(
         reports.write_report(inputs, out)
 
     state = stage(config.store, "report", VERSION, slice_, refs, build)
-    create_markdown_artifact(key="recovery", markdown=(store.open(state.data) / "report.md").read_text())
+    show_report(store, state.data, "report", "recovery", "What was kept and what was lost, by benchmark.")
     return state
 
 

@@ -68,7 +68,7 @@ def test_a_long_stage_has_one_artifact_that_ends_at_its_last_word(monkeypatch: p
     run = work(body)
     until(lambda: shown(run)[0].data == 100)
     (artifact,) = shown(run)
-    assert (artifact.type, artifact.key) == ("progress", "tune-colours-0-2")
+    assert (artifact.type, artifact.key) == ("progress", "under-way")
     assert artifact.description == "tune colours @ 0.2: 4 of 4"
     assert artifact.task_run_id is not None
 

@@ -1,0 +1,70 @@
+"""The artifacts that a run shows in the UI, against a real (temporary) Prefect server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
+
+from flows.tailor import tailor
+from tailored_llama.config import validate_config
+from tailored_llama.recovery import read_rows
+from tasks import _pages
+from tasks._pages import LIMIT, with_pictures
+from tasks._stage import open_store
+
+
+def shown() -> dict[str, str]:
+    """Key → Markdown of the flow run that started last."""
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
+        found = [a for a in client.read_artifacts(limit=200) if a.flow_run_id == run.id and a.type == "markdown"]
+    assert all(artifact.description for artifact in found)
+    return {artifact.key: artifact.data for artifact in found}
+
+
+def test_a_run_shows_its_table_its_plots_and_its_stages(own_run: dict[str, Any]) -> None:
+    config = validate_config(own_run)
+    folder = open_store(config.store).open(tailor(config))
+    pages = shown()
+    assert pages.keys() == {"recovery", "plots", "stages"}
+    (row, *_) = read_rows(folder)
+    assert f"| colours | acc_norm | 12 | {row.floor:.3f} |" in pages["recovery"]
+    assert f"{folder}/report.html" in pages["recovery"]
+    assert [pages[key].count("](data:image/png;base64,") for key in ("recovery", "plots")] == [1, 3]
+    assert all(len(text.encode()) <= LIMIT for text in pages.values())
+    listed = set(re.findall(r"`(\w+/[0-9a-f]{12})\*`", pages["stages"]))
+    assert listed == {
+        f"{path.parent.parent.name}/{path.parent.name[:12]}"
+        for path in Path(own_run["store"]["root"]).glob("*/*/manifest.json")
+    }
+    assert pages["stages"].count("in\N{NO-BREAK SPACE}this\N{NO-BREAK SPACE}run") == len(listed)
+
+    tailor(validate_config(own_run | {"scoring": {"limit": 6}}))
+    pages = shown()
+    assert pages["stages"].count("in\N{NO-BREAK SPACE}this\N{NO-BREAK SPACE}run") == 5  # prompts, three scores, report
+
+
+def test_a_server_that_takes_no_artifact_costs_no_run(own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **named: Any) -> None:
+        raise RuntimeError("database is full")
+
+    monkeypatch.setattr(_pages, "create_markdown_artifact", full)
+    config = validate_config(own_run)
+    assert open_store(config.store).open(tailor(config)).is_dir()
+
+
+def test_pictures_that_do_not_fit_are_named(folder: Callable[[str], Path]) -> None:
+    here = folder("report")
+    (here / "a.png").write_bytes(b"a" * 600)
+    (here / "b.png").write_bytes(b"b" * 600)
+    text = with_pictures("![one](a.png) and ![two](b.png), not ![three](https://example.org/c.png)", here, limit=1_000)
+    assert text.startswith("![one](data:image/png;base64,YWFh")
+    assert f"two: `{here / 'b.png'}`" in text
+    assert "![three](https://example.org/c.png)" in text
+    assert len(text) <= 1_000 + len(str(here)) + 10
