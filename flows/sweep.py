@@ -23,7 +23,8 @@ from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight
-from tailored_llama.sweeps import SweepConfig, cells, console_table, load_sweep, read_sweep
+from tailored_llama.sweep_report import console_table
+from tailored_llama.sweeps import SweepConfig, cells, load_sweep, read_sweep
 from tailored_llama.texts import PROMPTS
 from tasks.load_model import load_model
 from tasks.perplexity import measure_perplexity

@@ -24,12 +24,13 @@ from tailored_llama.prompt_study import (
     study_rows,
 )
 from tailored_llama.recovery import MEAN
+from tailored_llama.report_plots import markdown_picture
 from tailored_llama.reports import first_sample, number, page_template, settings_of
 from tailored_llama.statistics import RESAMPLES, above_floor
 
 
 def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied], out: Path) -> None:
-    """Stage: write `study.parquet`, `differences.parquet`, `study.html` and `study.md`.
+    """Stage: write `study.parquet`, `differences.parquet`, `study.html`, and `study.md` with `differences.png`.
 
     Args:
         config: the study's.
@@ -41,8 +42,10 @@ def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied
     for file, found, schema in (("study", rows, ROWS_SCHEMA), ("differences", differences, DIFFERENCES_SCHEMA)):
         columns = {name: [getattr(row, name) for row in found] for name in schema.names}
         write_table(out / f"{file}.parquet", columns, schema)
-    (out / "study.html").write_text(_page(config, model, studied, rows, differences), encoding="utf-8")
-    (out / "study.md").write_text(_markdown(model, rows, differences), encoding="utf-8")
+    picture = _picture(differences)
+    (out / "study.html").write_text(_page(config, model, studied, rows, differences, picture), encoding="utf-8")
+    (out / "study.md").write_text(_markdown(model, rows, differences, picture), encoding="utf-8")
+    picture.save_png(out / "differences.png")
 
 
 def summary(rows: Sequence[Row], differences: Sequence[Difference]) -> str:
@@ -115,7 +118,7 @@ def console_table(rows: Sequence[Row], differences: Sequence[Difference]) -> Tab
     return table
 
 
-def _markdown(model: str, rows: Sequence[Row], differences: Sequence[Difference]) -> str:
+def _markdown(model: str, rows: Sequence[Row], differences: Sequence[Difference], picture: plots.Picture) -> str:
     title = model.replace("`", "'")
     lines = [f"# Prompts for `{title}`", "", summary(rows, differences), ""]
     lines += [line for note in notes(rows) for line in (note, "")]
@@ -133,7 +136,7 @@ def _markdown(model: str, rows: Sequence[Row], differences: Sequence[Difference]
         cells += [_cell(mine[other]) if other in mine else "–" for other in REFERENCES]
         lines.append(f"| {' | '.join(cells)} |")
     legend = "Accuracy ± standard error on the evaluation split; differences in points, with paired 95 % intervals."
-    return "\n".join([*lines, "", legend, ""])
+    return "\n".join([*lines, "", legend, "", markdown_picture("differences", picture), ""])
 
 
 def study_settings(config: PromptStudyConfig) -> dict[str, dict[str, str]]:
@@ -147,37 +150,42 @@ def study_settings(config: PromptStudyConfig) -> dict[str, dict[str, str]]:
     return sections
 
 
-def _page(
-    config: PromptStudyConfig,
-    model: str,
-    studied: Sequence[Studied],
-    rows: Sequence[Row],
-    differences: Sequence[Difference],
-) -> str:
-    names = [one.benchmark.name for one in studied]
+def _picture(differences: Sequence[Difference]) -> plots.Picture:
     of = {(d.benchmark, d.other): d for d in differences}
-    listed = [*names, *([MEAN] if len(names) > 1 else [])]
+    listed = list(dict.fromkeys(d.benchmark for d in differences))
     panels = {
         f"chosen − {other}": [
             (d.difference, d.low, d.high) if (d := of.get((name, other))) else None for name in listed
         ]
         for other in REFERENCES
     }
+    return plots.differences(["mean" if name == MEAN else name for name in listed], panels)
+
+
+def _page(
+    config: PromptStudyConfig,
+    model: str,
+    studied: Sequence[Studied],
+    rows: Sequence[Row],
+    differences: Sequence[Difference],
+    picture: plots.Picture,
+) -> str:
+    names = [one.benchmark.name for one in studied]
     return page_template("prompt_study.html.j2").render(
         title=f"Prompts for {model}",
         config=config,
         summary=summary(rows, differences),
         notes=notes(rows),
         names=names,
-        listed=listed,
+        listed=[*names, *([MEAN] if len(names) > 1 else [])],
         mean=MEAN,
         chosen={one.benchmark.name: one.chosen for one in studied},
         templates=list(dict.fromkeys(name for one in studied for name in one.selection)),
         references=REFERENCES,
         row={(row.benchmark, row.template, row.split): row for row in rows},
-        difference=of,
+        difference={(d.benchmark, d.other): d for d in differences},
         points=points,
-        figure=plots.differences(["mean" if name == MEAN else name for name in listed], panels),
+        figure=picture,
         samples={
             one.benchmark.name: {name: first_sample(folder / "samples.txt") for name, folder in one.prompts.items()}
             for one in studied

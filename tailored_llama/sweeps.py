@@ -1,4 +1,4 @@
-"""Sweeps: one run for every cell of a grid of settings, as a table and curves."""
+"""Sweeps: one run for every cell of a grid of settings, and what was measured of each."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
-from tailored_llama import plots, recovery
-from tailored_llama.artifacts import read_table, schema_of, write_table
+from tailored_llama import recovery
+from tailored_llama.artifacts import read_table, schema_of
 from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import RunConfig, assign, read_config_data, validate_as, validate_config
 from tailored_llama.errors import InputError
-from tailored_llama.reports import number, page_template, percent, settings_of, span
 from tailored_llama.scoring import read_metrics
 
 RATIOS = "pruning.ratios"
@@ -220,123 +216,6 @@ def _recovery(made: Sequence[Made]) -> recovery.Row:
     return recovery.recovery_rows(recovery.ReportInputs(None, "", dense, (run,)))[-1]
 
 
-def write_sweep(config: SweepConfig, dense: Row, rows: Sequence[Row], out: Path) -> None:
-    """Stage: write `sweep.parquet` (the dense model first) and `sweep.html`."""
-    columns = {name: [getattr(row, name) for row in (dense, *rows)] for name in SWEEP_SCHEMA.names}
-    write_table(out / "sweep.parquet", columns, SWEEP_SCHEMA)
-    (out / "sweep.html").write_text(_page(config, dense, rows), encoding="utf-8")
-
-
 def read_sweep(folder: Path) -> list[Row]:
     """The rows of `sweep.parquet`, the dense model first."""
     return [Row(**row) for row in read_table(folder / "sweep.parquet", SWEEP_SCHEMA).to_pylist()]
-
-
-def console_table(rows: Sequence[Row]) -> Table:
-    """The table for a terminal: the dense model, then every cell."""
-    dense, table = rows[0], Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    recovered = any(row.recovery is not None for row in rows[1:])
-    table.add_column("setting", overflow="fold")
-    for name in ("removed", "perplexity", "÷ dense", "mean accuracy", *(("recovery",) if recovered else ())):
-        table.add_column(name, justify="right")
-    for row in rows:
-        if row.error:
-            table.add_row(escape(row.label), percent(row.ratio), escape(f"failed: {row.error}"))
-            continue
-        accuracy = "–" if row.accuracy is None else f"{number(row.accuracy)}±{number(row.accuracy_stderr).lstrip('0')}"
-        removed = percent(_removed(row, dense), 2)
-        figures = [removed, number(row.perplexity, 2), number(_times_dense(row, dense), 2), accuracy]
-        if recovered:
-            figures.append(f"{percent(row.recovery)} ({span(row.recovery_low, row.recovery_high)})")
-        table.add_row(escape(row.label), *figures)
-    return table
-
-
-def _removed(row: Row, dense: Row) -> float:
-    """Share of all parameters that is gone."""
-    return 1 - (row.parameters or 0) / (dense.parameters or 1)
-
-
-def _times_dense(row: Row, dense: Row) -> float:
-    return (row.perplexity or math.nan) / (dense.perplexity or math.nan)
-
-
-def _shared(config: SweepConfig) -> dict[str, dict[str, str]]:
-    """The settings that no cell changes, as `settings_of`; those that a sweep does not read are left out."""
-    unread = {"profile"} | (set() if config.tailored else {"tuning"})
-    sections = {name: fields for name, fields in settings_of(config).items() if name not in unread}
-    for field in (*OWN, RATIOS, *(field for table in config.grid for field in table)):
-        section, _, name = field.rpartition(".")
-        sections.get(section, {}).pop(name, None)
-    return sections
-
-
-@dataclass(frozen=True)
-class _Figure:
-    title: str
-    field: str
-    axis: str
-    reference: float | None  # the dense model's value
-    caption: str
-    log: bool = False
-    shares: bool = False
-
-
-def _figures(config: SweepConfig, dense: Row, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """Title, picture and caption of every quantity that was measured."""
-    for figure in (
-        _Figure(
-            "Perplexity",
-            "perplexity",
-            "perplexity ÷ dense",
-            1.0,
-            "Perplexity ÷ the dense model's, of the same text.",
-            True,
-        ),
-        _Figure("Accuracy", "accuracy", "mean accuracy", dense.accuracy, "Mean of the benchmarks' headline metrics."),
-        _Figure(
-            "Recovery",
-            "recovery",
-            "mean recovery",
-            1.0,
-            "Accuracy ÷ the dense model's, mean over all benchmarks, those that dense itself cannot do too.",
-            shares=True,
-        ),
-    ):
-        series: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
-            value = getattr(row, figure.field)
-            if value is not None and row.curve is not None:
-                shown = _times_dense(row, dense) if figure.field == "perplexity" else value
-                place = _removed(row, dense) if row.place is None else row.place
-                series.setdefault(row.curve, []).append((place, shown))
-        if series and figure.reference is not None:
-            axis = None if config.axis == RATIOS else config.axis
-            picture = plots.curves(series, figure.axis, figure.reference, figure.log, axis, figure.shares)
-            yield {"title": figure.title, "picture": picture, "caption": figure.caption}
-
-
-def _page(config: SweepConfig, dense: Row, rows: Sequence[Row]) -> str:
-    done = [row for row in rows if not row.error]
-    failed = len(rows) - len(done)
-    summary = f"{len(rows)} settings" + (f", of which {failed} failed" if failed else "")
-    if seeds := max((row.seeds for row in done if row.seeds > 1), default=0):
-        summary += f", each with {seeds} seeds"
-    if recovered := [row for row in done if row.recovery is not None]:
-        best = {row.ratio: row for row in sorted(recovered, key=lambda row: row.recovery or 0)}  # the last one stays
-        found = [f"{percent(best[r].recovery)} at {percent(r, 0)} ({best[r].label})" for r in sorted(best)]
-        summary += f". Highest mean recovery: {'; '.join(found)}"
-    best = {row.ratio: row for row in sorted(done, key=lambda row: -(row.perplexity or math.inf))}
-    lowest = [f"{number(best[r].perplexity, 2)} at {percent(r, 0)} ({best[r].label})" for r in sorted(best)]
-    summary += f". Lowest perplexity: {'; '.join(lowest)}" if lowest else ""
-    return page_template("sweep.html.j2").render(
-        title=f"Sweep of {config.model.source}",
-        summary=f"{summary}; dense: {number(dense.perplexity, 2)}.",
-        figures=list(_figures(config, dense, done)),
-        dense=dense,
-        rows=rows,
-        recovered=bool(recovered),
-        benchmarks=len(config.benchmarks),
-        settings=_shared(config),
-        colours=plots.COLOURS,
-    )

@@ -16,6 +16,7 @@ from tailored_llama import plots
 from tailored_llama.artifacts import write_table
 from tailored_llama.config import RunConfig
 from tailored_llama.recovery import MEAN
+from tailored_llama.report_plots import markdown_picture
 from tailored_llama.reports import number, page_template, settings_of
 from tailored_llama.statistics import RESAMPLES
 from tailored_llama.transfer import (
@@ -40,7 +41,7 @@ _LEGEND = (
 
 
 def write_transfer(config: RunConfig, cells: Sequence[Cell], out: Path) -> None:
-    """Stage: write `transfer.parquet`, `transfer.html` and `transfer.md`.
+    """Stage: write `transfer.parquet`, `transfer.html`, and `transfer.md` with the heat map, `gains.png`.
 
     Raises:
         InputError: as `transfer_rows`.
@@ -48,8 +49,10 @@ def write_transfer(config: RunConfig, cells: Sequence[Cell], out: Path) -> None:
     rows = transfer_rows(cells, config.seed)
     columns = {name: [getattr(row, name) for row in rows] for name in TRANSFER_SCHEMA.names}
     write_table(out / "transfer.parquet", columns, TRANSFER_SCHEMA)
-    (out / "transfer.html").write_text(_page(config, rows), encoding="utf-8")
-    (out / "transfer.md").write_text(_markdown(config, rows), encoding="utf-8")
+    picture = _picture(rows)
+    (out / "transfer.html").write_text(_page(config, rows, picture), encoding="utf-8")
+    (out / "transfer.md").write_text(_markdown(config, rows, picture), encoding="utf-8")
+    picture.save_png(out / "gains.png")
 
 
 def points(share: float | None) -> str:
@@ -136,8 +139,8 @@ def _title(config: RunConfig) -> str:
     return f"Transfer on {config.model.source}, pruned{healed} at ratio {config.pruning.ratios[0]:g}"
 
 
-def _markdown(config: RunConfig, rows: Sequence[Row]) -> str:
-    """What the rows say and the table, for the run's page in Prefect."""
+def _markdown(config: RunConfig, rows: Sequence[Row], picture: plots.Picture) -> str:
+    """What the rows say, the table and the heat map, for the run's page in Prefect."""
     models, names, field = field_of(rows)
     model = config.model.source.replace("`", "'")  # in a code span nothing is markup, and the name cannot end it
     lines = [f"# {_title(config).replace(config.model.source, f'`{model}`')}", ""]
@@ -147,18 +150,18 @@ def _markdown(config: RunConfig, rows: Sequence[Row]) -> str:
         cells = [f"{accuracy(field[model, name])} {_bold(field[model, name])}".strip() for name in names]
         cells.append(_bold(field[model, OTHERS]))
         lines.append(f"| {model} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _LEGEND.format(mark="bold"), ""])
+    return "\n".join([*lines, "", _LEGEND.format(mark="bold"), "", markdown_picture("gains", picture), ""])
 
 
 def _bold(row: Row) -> str:
     return f"**{points(row.gain)}**" if row.significant else marked(row)
 
 
-def _page(config: RunConfig, rows: Sequence[Row]) -> str:
+def _picture(rows: Sequence[Row]) -> plots.Picture:
     models, names, field = field_of(rows)
     grid = {model: [field[model, name] for name in names] for model in models}
     gains = [[np.nan if row.gain is None else 100 * row.gain for row in line] for line in grid.values()]
-    picture = plots.heat_map(
+    return plots.heat_map(
         models,
         names,
         np.array(gains),
@@ -168,6 +171,11 @@ def _page(config: RunConfig, rows: Sequence[Row]) -> str:
         ("tuned on", "scored on"),
         "points",
     )
+
+
+def _page(config: RunConfig, rows: Sequence[Row], picture: plots.Picture) -> str:
+    models, names, field = field_of(rows)
+    grid = {model: [field[model, name] for name in names] for model in models}
     lead, *rest = findings(rows) or ["No adapter could be compared."]
     return page_template("transfer.html.j2").render(
         title=_title(config),

@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect import get_run_logger
-from prefect.artifacts import create_markdown_artifact
 from prefect.states import State
 
 from tailored_llama import prompt_pages, prompt_study
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import StoreConfig
 from tailored_llama.prompt_study import PromptStudyConfig, Studied
+from tasks._pages import show_report
 from tasks._stage import open_store, stage, task
 
-VERSION = 1
+VERSION = 2
 
 
 @task("choose {benchmark}")
@@ -68,5 +68,5 @@ def write_study(config: PromptStudyConfig, model: str, made: Sequence[Mapping[st
             out,
         ),
     )
-    create_markdown_artifact(key="prompt-study", markdown=(store.open(state.data) / "study.md").read_text())
+    show_report(store, state.data, "study", "prompt-study", "The chosen prompts beside one wording for all.")
     return state

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_table_artifact
 from prefect.states import State
 
-from tailored_llama import sweeps
+from tailored_llama import sweep_report, sweeps
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.sweeps import Made, Row, SweepConfig
+from tasks._pages import show_report
 from tasks._stage import open_store, stage, task
 
-VERSION = 2
+VERSION = 3
 
 
 @task("sweep report")
@@ -58,10 +58,8 @@ def write_sweep(config: SweepConfig, dense: Mapping[str, Any], made: Sequence[Ma
 
     def build(out: Path) -> None:
         measured = sweeps.measure(Row("dense", 0.0), [folders({**dense, "dense": dense["scores"]})])
-        sweeps.write_sweep(config, measured, list(rows()), out)
+        sweep_report.write_sweep(config, measured, list(rows()), out)
 
     state = stage(config.store, "sweep", VERSION, slice_, inputs, build)
-    found = sweeps.read_sweep(store.open(state.data))
-    columns = ("label", "ratio", "perplexity", "accuracy", "recovery", "error")
-    create_table_artifact(key="sweep", table=[{name: getattr(row, name) for name in columns} for row in found])
+    show_report(store, state.data, "sweep", "sweep", "Every setting, measured, and the curves.")
     return state

@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact
 from prefect.states import State
 
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.transfer import UNREAD, Cell
 from tailored_llama.transfer_report import write_transfer as write
+from tasks._pages import show_report
 from tasks._stage import open_store, stage, task
 
-VERSION = 1
+VERSION = 2
 
 
 @task("transfer report")
@@ -40,5 +40,5 @@ def write_transfer(config: RunConfig, made: Sequence[Mapping[str, Any]]) -> Stat
         inputs,
         lambda out: write(config, [cell(found) for found in made], out),
     )
-    create_markdown_artifact(key="transfer", markdown=(store.open(state.data) / "transfer.md").read_text())
+    show_report(store, state.data, "transfer", "transfer", "What each adapter does to every benchmark.")
     return state

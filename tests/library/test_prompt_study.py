@@ -156,6 +156,8 @@ def test_the_report_says_what_was_gained_and_what_says_little(
     assert not re.search("ratios|rank = |window", page)  # settings that nothing here reads
     assert page.count(">same set<") == 1
     markdown = (out / "study.md").read_text()
+    assert "](differences.png)" in markdown
+    assert (out / "differences.png").is_file()
     assert "| piqa | acc | 100 | 0.500 | task | 0.700 ± 0.040 | 0.500 ± 0.040 | 0.680 ± 0.040 | +20.0 (" in markdown
     Console(width=80).print(console_table(rows, differences))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]

@@ -13,17 +13,8 @@ from rich.console import Console
 from tailored_llama.artifacts import write_table
 from tailored_llama.errors import InputError
 from tailored_llama.scoring import PREDICTIONS_SCHEMA, metrics
-from tailored_llama.sweeps import (
-    Made,
-    Row,
-    SweepConfig,
-    cells,
-    console_table,
-    load_sweep,
-    measure,
-    read_sweep,
-    write_sweep,
-)
+from tailored_llama.sweep_report import console_table, write_sweep
+from tailored_llama.sweeps import Made, Row, SweepConfig, cells, load_sweep, measure, read_sweep
 
 GRID = '[[grid]]\n"pruning.criterion" = ["flap", "random"]\n"pruning.ratios" = [0.1, 0.2]\n'
 
@@ -157,6 +148,13 @@ def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: Swe
     assert "<b>random" not in page
     text = re.sub(r"<[^>]*>|\s+", " ", page)
     assert re.search(r"flap 20\.00.% 800 50\.00 2\.50 0\.400", " ".join(text.split()))
+    markdown = (tmp_path / "out" / "sweep.md").read_text()
+    assert "| flap | 20.00\xa0% | 50.00 | 2.50 | 0.400 ±\xa00.010 |" in markdown
+    assert "failed: CUDA out of memory" in markdown
+    assert "<b>random" not in markdown
+    shown = re.findall(r"\]\((.+?\.png)\)", markdown)
+    assert shown == ["perplexity.png", "accuracy.png"]
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == set(shown)
     shared = page[page.index("What all cells share") :]
     assert "protect_last = 2" in shared
     assert "criterion" not in shared

@@ -156,6 +156,8 @@ def test_the_page_and_the_tables(config: RunConfig, tmp_path: Path, capsys: pyte
     assert picture.count(">failed<") == 3
     assert "perplexity" not in page
     markdown = (out / "transfer.md").read_text()
+    assert "](gains.png)" in markdown
+    assert (out / "gains.png").is_file()
     assert "<b>" not in markdown
     assert "| arc_easy | 0.600 **+20.0** | (0.550) +0.0 | (0.580) −2.0 | −1.0 |" in markdown
 
