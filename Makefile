@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-real test-deployed lint
+.PHONY: quickstart test test-real test-deployed test-browser lint
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,3 +27,7 @@ test-real: $(VENV)/installed
 # The deployments on a server with workers, as deployments/README.md sets them up.
 test-deployed: $(VENV)/installed
 	$(BIN)/python -m pytest -m deployed
+
+# A real Prefect server, looked at with Chromium (apt-get install chromium); skipped where there is none.
+test-browser: $(VENV)/installed
+	$(BIN)/python -m pytest -m browser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -32,13 +33,33 @@ class Server:
     def api(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/api/{path}", data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
+        for _ in range(20):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != 503:  # SQLite is busy
+                    raise
+                time.sleep(1)
+        raise TimeoutError(f"{path}: the server stays busy")
 
     def start_run(self, config: Mapping[str, Any]) -> str:
         """Ask for a run of the deployment; its id."""
         deployment = self.api("deployments/name/tailor/tailor")["id"]
         return self.api(f"deployments/{deployment}/create_flow_run", {"parameters": {"config": config}})["id"]
+
+    def task_runs(self, run: str) -> dict[str, dict[str, Any]]:
+        """The task runs of a flow run by their names; where some have the same, the one that started last."""
+        asked = {"flow_runs": {"id": {"any_": [run]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        return {task["name"]: task for task in self.api("task_runs/filter", asked)}
+
+    def leaves(self, run: str, state: str, seconds: float = 60) -> None:
+        """Wait until a run is no longer in a state."""
+        deadline = time.monotonic() + seconds
+        while self.api(f"flow_runs/{run}")["state"]["name"] == state:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"flow run {run} is still {state} after {seconds} s")
+            time.sleep(0.2)
 
     def end_state(self, run: str, seconds: float = 300) -> str:
         """Wait for a run to end; the name of its last state."""
@@ -49,6 +70,12 @@ class Server:
                 return str(state["name"])
             time.sleep(0.5)
         raise TimeoutError(f"flow run {run} has not ended in {seconds} s")
+
+
+def chromium() -> str | None:
+    """The browser: what CHROMIUM names, or the one that is installed."""
+    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
+    return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
 @contextlib.contextmanager
