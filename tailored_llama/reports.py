@@ -231,16 +231,18 @@ def _markdown(inputs: ReportInputs, runs: Sequence[Sequence[Row]], pictures: Map
 
 
 def _markdown_table(name: str, rows: Sequence[tuple[str, Row]]) -> list[str]:
-    names = [name, "metric", "examples", "floor", *MODELS, "gained", "recovery", "chance-corrected"]
-    lines = [f"| {' | '.join(names)} |", "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    """Narrow enough for Prefect's page: bounds in whole percent, and no line ends within ± or bounds."""
+    names = [name, "examples", "floor", *MODELS, "gained", "recovery", "chance-corrected"]
+    lines = [f"| {' | '.join(names)} |", "|:--|--:|--:|--:|--:|--:|--:|--:|--:|"]
     for label, row in rows:
-        cells = [label, row.metric or "", f"{row.examples:,}", number(row.floor)]
+        cells = [f"{label} ({row.metric})" if row.metric else label, f"{row.examples:,}", number(row.floor)]
         cells += [plus_minus(row, model).replace("± ", "±\N{NO-BREAK SPACE}") for model in MODELS]
         for value, bounds in (
-            (row.gain, span(row.gain_low, row.gain_high)),
-            (row.recovery, span(row.recovery_low, row.recovery_high)),
-            (row.chance_corrected, span(row.cc_low, row.cc_high)),
+            (row.gain, span(row.gain_low, row.gain_high, 0)),
+            (row.recovery, span(row.recovery_low, row.recovery_high, 0)),
+            (row.chance_corrected, span(row.cc_low, row.cc_high, 0)),
         ):
+            bounds = bounds.replace("–", " to ").replace(" ", "\N{NO-BREAK SPACE}")
             cells.append(f"{percent(value)} ({bounds})" if bounds else percent(value))
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -16,7 +17,9 @@ from tailored_llama.artifacts import MANIFEST, ArtifactRef, ArtifactStore, Manif
 from tailored_llama.errors import InputError
 
 LIMIT = 100_000  # bytes of an artifact: the server keeps them all in its database
+_ROWS = 400  # of stages: what surely fits
 _SHOWN_KEY = 12  # characters of a key that tell artifacts apart
+_UNBROKEN = str.maketrans({" ": "\N{NO-BREAK SPACE}", "-": "\N{NON-BREAKING HYPHEN}"})  # so that a cell is one line
 
 
 def show_report(store: ArtifactStore, ref: ArtifactRef, page: str, key: str, about: str) -> None:
@@ -27,18 +30,17 @@ def show_report(store: ArtifactStore, ref: ArtifactRef, page: str, key: str, abo
         ref: the report.
         page: its page for people, without the ending; the Markdown file of that name is shown with its place.
         key: of that artifact.
-        about: what is in it, in words.
+        about: what is in it: few words, as the UI cuts them.
     """
     folder = store.folder(ref.stage, ref.key)
 
-    def read(name: str) -> str:
+    def read(name: str, more: str = "") -> str:
         file = folder / f"{name}.md"
-        return with_pictures(file.read_text(encoding="utf-8"), folder) if file.is_file() else ""
+        return with_pictures(file.read_text(encoding="utf-8") + more, folder) if file.is_file() else ""
 
-    place = f"\nThe whole report:\n\n```\n{_place(store, ref)}/{page}.html\n```\n"
-    _show(key, about, read(page) + place)
-    _show("plots", "What pruning kept, what was important, how tuning went.", read("plots"))
-    _show("stages", "Every stage: computed or found, time, memory, and where its artifact is.", stages_page(store, ref))
+    _show(key, about, read(page, f"\nThe whole report:\n\n```\n{_place(store, ref)}/{page}.html\n```\n"))
+    _show("plots", "Widths, importance, loss curves", read("plots"))
+    _show("stages", "Time, memory and place of each", stages_page(store, ref))
 
 
 def _show(key: str, about: str, text: str) -> None:
@@ -56,6 +58,8 @@ def with_pictures(text: str, folder: Path, limit: int = LIMIT) -> str:
     def inside(found: re.Match[str]) -> str:
         nonlocal room
         path = folder / found[2]
+        if not path.is_file():
+            return found[0]
         data = base64.b64encode(path.read_bytes()).decode()
         if len(data) > room:
             return f"{found[1]}: `{path}`"
@@ -68,39 +72,41 @@ def with_pictures(text: str, folder: Path, limit: int = LIMIT) -> str:
 def stages_page(store: ArtifactStore, ref: ArtifactRef) -> str:
     """All artifacts that one was made of, itself included, in the order they were made, as a Markdown table."""
     context = FlowRunContext.get()
-    begun = context.start_time.timestamp() if context else None
-    made = []
-    for label, part in _parts(store, ref):
-        file = store.folder(part.stage, part.key) / MANIFEST
-        made.append((file.stat().st_mtime, label, part))
-    made.sort(key=lambda one: one[0])
-    new = [part for time, _, part in made if begun is not None and time >= begun]
-    old = [part for _, _, part in made if part not in new]
-    head = (
-        f"{len(new)} stages computed in this run ({_seconds(new)}), {len(old)} found ({_seconds(old)} when computed)."
-    )
-    lines = ["# Stages", "", head, ""]
-    lines += ["| stage | of | computed | time | peak memory | artifact |", "|:--|:--|:--|--:|--:|:--|"]
-    for time, label, part in made:
-        when = "in this run" if part in new else f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d}"
+    begun = context.start_time.timestamp() if context else math.inf
+    new, old, rows = [], [], []
+    for time, label, part in sorted(_parts(store, ref), key=lambda found: found[0]):
+        (new if time >= begun else old).append(part)
+        when = "in this run" if time >= begun else f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d}"
         costs = [f"{part.seconds:,.1f} s", f"{part.peak_memory_bytes / 1e9:.2f} GB"]
-        cells = [label, *(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in (when, *costs))]
-        lines.append(f"| {part.stage} | {' | '.join(cells)} | `{part.stage}/{part.key[:_SHOWN_KEY]}*` |")
-    return "\n".join([*lines, "", f"Artifacts are folders of `{store.root}`; the asterisk is the rest of the key.", ""])
+        cells = [label, *(cell.translate(_UNBROKEN) for cell in (when, *costs))]
+        rows.append(f"| {part.stage} | {' | '.join(cells)} | `{part.stage}/{part.key[:_SHOWN_KEY]}*` |")
+    head = f"{len(new)} computed in this run, in {_seconds(new)}"
+    head += f"; {len(old)} found, which had taken {_seconds(old)}." if old else "."
+    lines = ["# Stages", "", head, ""]
+    if left := max(0, len(rows) - _ROWS):
+        lines += [f"The {left:,} oldest are not shown.", ""]
+    lines += [
+        "| stage | of | computed | time | peak memory | artifact |",
+        "|:--|:--|:--|--:|--:|:--|",
+        *rows[left:],
+        "",
+    ]
+    return "\n".join([*lines, f"Artifacts are folders of `{store.root}`; the asterisk is the rest of the key.", ""])
 
 
-def _parts(store: ArtifactStore, ref: ArtifactRef) -> Iterator[tuple[str, Manifest]]:
-    """What an artifact was made of, itself first, and what each is of; an artifact that is not at hand is left out."""
+def _parts(store: ArtifactStore, ref: ArtifactRef) -> Iterator[tuple[float, str, Manifest]]:
+    """Of an artifact and all it was made of, as far as at hand: when it was published, what of, and its manifest."""
     seen, waiting = {ref.key}, [("", ref)]
     while waiting:
         label, part = waiting.pop(0)
+        folder = store.folder(part.stage, part.key)
         try:
-            manifest = read_manifest(store.folder(part.stage, part.key))
-        except InputError:
+            time, manifest = (folder / MANIFEST).stat().st_mtime, read_manifest(folder)
+        except (OSError, InputError):
             continue
         words = label.removeprefix(part.stage).split()
         named = [str(manifest.config[name]) for name in ("benchmark", "split") if name in manifest.config]
-        yield " ".join([*words, *(name for name in named if name not in words)]), manifest
+        yield time, " ".join([*words, *(name for name in named if name not in words)]), manifest
         for name, used in manifest.inputs.items():
             if used.key not in seen:
                 seen.add(used.key)

@@ -10,20 +10,23 @@ from threading import Event, Thread
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
 from prefect.context import TaskRunContext
 
 from tailored_llama.console import progress_bar
 from tailored_llama.progress import Progress
 
 EVERY = 5.0  # seconds between two updates, and before the first: what is done sooner needs none
-KEY = (
-    "under-way"  # the same for all: a run lists them after its report, and the UI's page of artifacts shows the latest
-)
+KEY = "under-way"  # the same for all: the UI's page of artifacts shows the latest
 
 
 @contextmanager
 def stage_progress(description: str) -> Iterator[Progress]:
-    """Say where a stage is, at the terminal and, within a task run, in the UI; what happens there cannot harm it."""
+    """Say where a stage is, at the terminal and, within a task run, in the UI; what happens there cannot harm it.
+
+    The artifact goes when the stage is done: a finished run shows what it found, not 30 bars at their end. That of a
+    stage that fails stays, and says how far it came.
+    """
     with progress_bar(description) as bar:
         if TaskRunContext.get() is None:
             yield bar
@@ -37,6 +40,7 @@ def stage_progress(description: str) -> Iterator[Progress]:
 
         try:
             yield show
+            teller.done = True
         finally:
             teller.ended.set()
 
@@ -47,6 +51,7 @@ class _Teller:
     def __init__(self, description: str) -> None:
         self.description = description
         self.at = (0, 0)
+        self.done = False
         self.ended = Event()
         self._artifact: UUID | None = None
         self._thread: Thread | None = None
@@ -61,16 +66,19 @@ class _Teller:
         told, ended = (0, 0), False
         while not ended:
             ended = self.ended.wait(EVERY)
-            done, total = self.at
-            if (done, total) == told or not total or (ended and self._artifact is None):
-                continue
             try:
-                self._post(100 * min(1.0, done / total), f"{self.description}: {done:,} of {total:,}")
-                told = (done, total)
+                if ended and self._artifact is None:
+                    return
+                if ended and self.done:
+                    get_client(sync_client=True).delete_artifact(self._artifact)
+                elif self.at != told:
+                    self._post(*self.at)
+                    told = self.at
             except Exception as error:
                 logging.getLogger(__name__).debug("no progress shown: %s", error)
 
-    def _post(self, share: float, text: str) -> None:
+    def _post(self, done: int, total: int) -> None:
+        share, text = 100 * min(1.0, done / max(1, total)), f"{self.description}: {done:,} of {total:,}"
         if self._artifact is None:
             self._artifact = create_progress_artifact(share, KEY, text)
         else:

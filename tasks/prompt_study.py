@@ -68,5 +68,5 @@ def write_study(config: PromptStudyConfig, model: str, made: Sequence[Mapping[st
             out,
         ),
     )
-    show_report(store, state.data, "study", "prompt-study", "The chosen prompts beside one wording for all.")
+    show_report(store, state.data, "study", "prompt-study", "Chosen prompts and references")
     return state

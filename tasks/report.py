@@ -63,7 +63,7 @@ def report(
         reports.write_report(inputs, out)
 
     state = stage(config.store, "report", VERSION, slice_, refs, build)
-    show_report(store, state.data, "report", "recovery", "What was kept and what was lost, by benchmark.")
+    show_report(store, state.data, "report", "recovery", "What was kept and what was lost")
     return state
 
 

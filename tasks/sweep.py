@@ -61,5 +61,5 @@ def write_sweep(config: SweepConfig, dense: Mapping[str, Any], made: Sequence[Ma
         sweep_report.write_sweep(config, measured, list(rows()), out)
 
     state = stage(config.store, "sweep", VERSION, slice_, inputs, build)
-    show_report(store, state.data, "sweep", "sweep", "Every setting, measured, and the curves.")
+    show_report(store, state.data, "sweep", "sweep", "Every setting, and the curves")
     return state

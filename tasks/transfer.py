@@ -40,5 +40,5 @@ def write_transfer(config: RunConfig, made: Sequence[Mapping[str, Any]]) -> Stat
         inputs,
         lambda out: write(config, [cell(found) for found in made], out),
     )
-    show_report(store, state.data, "transfer", "transfer", "What each adapter does to every benchmark.")
+    show_report(store, state.data, "transfer", "transfer", "Each adapter on every benchmark")
     return state

@@ -34,7 +34,7 @@ def test_a_run_shows_its_table_its_plots_and_its_stages(own_run: dict[str, Any])
     pages = shown()
     assert pages.keys() == {"recovery", "plots", "stages"}
     (row, *_) = read_rows(folder)
-    assert f"| colours | acc_norm | 12 | {row.floor:.3f} |" in pages["recovery"]
+    assert f"| colours (acc_norm) | 12 | {row.floor:.3f} |" in pages["recovery"]
     assert f"{folder}/report.html" in pages["recovery"]
     assert [pages[key].count("](data:image/png;base64,") for key in ("recovery", "plots")] == [1, 3]
     assert all(len(text.encode()) <= LIMIT for text in pages.values())

@@ -47,30 +47,39 @@ def until(fulfilled: Callable[[], bool]) -> None:
     assert fulfilled()
 
 
-def test_a_long_stage_has_one_artifact_that_ends_at_its_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_stage_has_one_artifact_until_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_progress, "EVERY", 0.01)
-    told = Event()
-    create = _progress.create_progress_artifact
-
-    def created(*arguments: Any, **named: Any) -> UUID:
-        made = create(*arguments, **named)
-        told.set()
-        return made
-
-    monkeypatch.setattr(_progress, "create_progress_artifact", created)
 
     def body(progress: Any) -> None:
+        this = UUID(runtime.flow_run.id)
         progress(1, 4)
-        assert told.wait(60)
+        until(lambda: len(shown(this)) == 1)
         progress(2, 4)
+        until(lambda: shown(this)[0].data == 50)
+        (artifact,) = shown(this)
+        assert (artifact.type, artifact.key) == ("progress", "under-way")
+        assert artifact.description == "tune colours @ 0.2: 2 of 4"
+        assert artifact.task_run_id is not None
         progress(4, 4)
 
     run = work(body)
-    until(lambda: shown(run)[0].data == 100)
-    (artifact,) = shown(run)
-    assert (artifact.type, artifact.key) == ("progress", "under-way")
-    assert artifact.description == "tune colours @ 0.2: 4 of 4"
-    assert artifact.task_run_id is not None
+    until(lambda: shown(run) == [])
+
+
+def test_a_stage_that_fails_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_progress, "EVERY", 0.01)
+    runs = []
+
+    def body(progress: Any) -> None:
+        runs.append(UUID(runtime.flow_run.id))
+        progress(1, 4)
+        until(lambda: len(shown(runs[0])) == 1)
+        progress(3, 4)
+        raise FloatingPointError("loss is nan")
+
+    with pytest.raises(FloatingPointError):
+        work(body)
+    until(lambda: shown(runs[0])[0].description == "tune colours @ 0.2: 3 of 4")
 
 
 def test_a_stage_that_is_found_or_soon_done_has_none() -> None:

@@ -50,7 +50,7 @@ def test_a_finished_run_shows_its_table_its_plots_and_the_librarys_logs(
     page.get_by_text("recovery", exact=True).click()
     table = page.get_by_role("table")
     expect(table.get_by_role("columnheader", name="recovery")).to_be_visible()
-    expect(table.get_by_role("row", name=re.compile("colours acc_norm 12"))).to_be_visible()
+    expect(table.get_by_role("row", name=re.compile(r"colours \(acc_norm\) 12"))).to_be_visible()
     expect(page.get_by_text("report.html")).to_be_visible()
     picture = page.get_by_role("img", name=re.compile("Accuracy by benchmark"))
     expect(picture).to_be_visible()

@@ -1,0 +1,98 @@
+"""Take the pictures of the Prefect UI that the README shows, on a real run: `python tests/ui/screenshots.py`.
+
+The run is the quickstart's on one benchmark: minutes on two CPU cores. What was computed once is found again in the
+store below --folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from serving import ROOT, Server, chromium, serve
+from tailored_llama.config import load_config
+
+SMALL = {
+    "benchmarks": '["arc_easy"]',
+    "scoring.limit": "100",
+    "perplexity.tokens": "2048",
+    "profile.batches": "[]",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/tailored-llama"), help="where server and store lie")
+    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
+    options = parser.parse_args()
+    folder: Path = options.folder
+    shutil.rmtree(folder / "server", ignore_errors=True)
+    options.images.mkdir(parents=True, exist_ok=True)
+    with serve(folder / "server") as server, browser_page() as page:
+        run = server.start_run(config(folder))
+        print("run:", server.end_state(run, 900), flush=True)
+        failed = server.start_run(config(folder, **{"perplexity.source": f'"{folder}/wikitext.txt"'}))  # not there
+        print("run that fails:", server.end_state(failed), flush=True)
+        for name, look in {
+            "run": lambda: look_at_run(server, page, run),
+            "recovery": lambda: look_at_table(server, page, run),
+            "retry": lambda: look_at_failed(server, page, failed),
+        }.items():
+            look()
+            take(page, options.images / f"{name}.png")
+
+
+def config(folder: Path, **more: str) -> dict[str, Any]:
+    changes = SMALL | {"store.root": f'"{folder}/store"'} | more
+    found = load_config(ROOT / "data" / "quickstart.toml", [f"{name}={value}" for name, value in changes.items()])
+    return found.model_dump(mode="json")
+
+
+@contextmanager
+def browser_page() -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        yield browser.new_page(viewport={"width": 1440, "height": 900})
+        browser.close()
+
+
+def look_at_run(server: Server, page: Page, run: str) -> None:
+    page.goto(f"{server.url}/v2/runs/flow-run/{run}")
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("recovery", exact=True).wait_for()
+
+
+def look_at_table(server: Server, page: Page, run: str) -> None:
+    """And the picture below it."""
+    look_at_run(server, page, run)
+    page.get_by_text("recovery", exact=True).click()
+    page.get_by_role("table").evaluate("table => table.scrollIntoView()")
+
+
+def look_at_failed(server: Server, page: Page, run: str) -> None:
+    page.goto(f"{server.url}/v2/runs/flow-run/{run}")
+    page.get_by_role("combobox", name="log sort order").click()
+    page.get_by_role("option", name="Newest to oldest").click()
+    page.get_by_role("button", name="Open menu").click()
+    page.get_by_role("menuitem", name="Retry").hover()
+
+
+def take(page: Page, path: Path) -> None:
+    """A picture of the window, in a palette."""
+    time.sleep(3)  # the graph of a run moves into its place
+    page.screenshot(path=path)
+    with Image.open(path) as image:
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(path, path.stat().st_size)
+
+
+if __name__ == "__main__":
+    main()
