@@ -12,6 +12,13 @@ from helpers import save_tiny_llama, write_own_benchmark
 from tailored_llama.console import quiet_libraries
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    faults = parser.getgroup("faults")
+    faults.addoption("--kills", type=int, default=30, help="moments at which the flow is killed")
+    faults.addoption("--tiny", action="store_true", help="break runs on the tiny model instead of SmolLM2")
+    faults.addoption("--faults-out", default="reports/faults", metavar="FOLDER", help="where the table is written")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _quiet() -> None:
     quiet_libraries()

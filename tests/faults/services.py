@@ -1,0 +1,129 @@
+"""A real Prefect server, its API, and processes that die with the test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+Spawn = Callable[..., subprocess.Popen[bytes]]
+
+
+@contextlib.contextmanager
+def children() -> Iterator[Spawn]:
+    """A function that starts a process in a session of its own; all of them, and theirs, are killed at the end."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def spawn(command: list[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        with log.open("ab") as file:
+            started.append(
+                subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env={**os.environ, "PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1", **environment},
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                )
+            )
+        return started[-1]
+
+    try:
+        yield spawn
+    finally:
+        for process in started:
+            kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """kill -9 of a process and of all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def until(condition: Callable[[], Any], seconds: float, what: str, pause: float = 0.05) -> Any:
+    """Wait for a condition to hold, and return what it returned."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        time.sleep(pause)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """`prefect server start` on a port and a database that outlast the process."""
+
+    def __init__(self, spawn: Spawn, home: Path) -> None:
+        self._spawn, self.home, self.port = spawn, home, free_port()
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        self._process = self._spawn(command, self.home.with_suffix(".log"), environment(self.home, self.url))
+        until(self._is_up, 120, "the server's start", pause=0.2)
+
+    def kill(self) -> None:
+        assert self._process
+        kill(self._process)
+
+    def _is_up(self) -> bool:
+        assert self._process
+        assert self._process.poll() is None, self.home.with_suffix(".log").read_text()
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.url}/health").status_code == 200
+        return False
+
+    def call(self, path: str, data: Mapping[str, Any] | None = None) -> Any:
+        """POST data to a route of the API, or GET it where there are none."""
+        url = f"{self.url}/{path}"
+        answer = httpx.get(url) if data is None else httpx.post(url, json=data)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def newest_run(self) -> dict[str, Any]:
+        """The flow run that began last."""
+        found: dict[str, Any] = self.call("flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "limit": 1})[0]
+        return found
+
+
+def environment(home: Path, url: str) -> dict[str, str]:
+    """What makes a process use one server, and nothing of the user's own Prefect."""
+    return {"PREFECT_HOME": str(home), "PREFECT_API_URL": url, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+
+def deploy(server: Server, pool: str) -> str:
+    """A work pool of processes with a deployment of the flow `tailor`; returns the deployment's id."""
+    server.call("work_pools/", {"name": pool, "type": "process"})
+    flow = server.call("flows/", {"name": "tailor"})
+    deployment = {
+        "name": "faults",
+        "flow_id": flow["id"],
+        "entrypoint": "flows.tailor.tailor",
+        "work_pool_name": pool,
+        "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
+        "enforce_parameter_schema": False,
+    }
+    return str(server.call("deployments/", deployment)["id"])
+
+
+def start_worker(spawn: Spawn, server: Server, pool: str, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    return spawn(command, log, environment(server.home, server.url) | {"PREFECT_WORKER_QUERY_SECONDS": "1"})
