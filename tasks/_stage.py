@@ -27,6 +27,7 @@ from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError, is_passing
 from tailored_llama.memory import out_of_memory
 from tailored_llama.slots import device_slot
+from tasks._sigterm import heed_sigterm
 
 RETRY_AFTER = (10, 60, 300)  # seconds
 
@@ -157,3 +158,5 @@ for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.task_engine", "
 
 quiet_libraries()
 logging.getLogger("tailored_llama").setLevel(logging.INFO)  # shown by Prefect's logging.extra_loggers
+
+heed_sigterm()

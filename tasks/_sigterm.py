@@ -1,0 +1,29 @@
+"""A SIGTERM that comes while Python clears up objects is not lost.
+
+Prefect turns the signal into an exception in the main thread. Where that is raised within a `__del__`, such as one that
+a pass of the garbage collector calls, Python prints it and goes on, and so would the run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from threading import Timer
+
+from prefect.exceptions import TerminationSignal
+
+
+def heed_sigterm() -> None:
+    """Send this process the signal again where Python dropped it."""
+    report = sys.unraisablehook
+
+    def send_again(dropped: sys.UnraisableHookArgs) -> None:
+        if dropped.exc_type is not TerminationSignal:
+            report(dropped)
+            return
+        timer = Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))  # when the main thread is out of the `__del__`
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = send_again
