@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-real test-deployed test-browser lint
+.PHONY: quickstart test test-real test-deployed test-browser test-faults test-faults-short lint
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,3 +31,11 @@ test-deployed: $(VENV)/installed
 # A real Prefect server, looked at with Chromium (apt-get install chromium); skipped where there is none.
 test-browser: $(VENV)/installed
 	$(BIN)/python -m pytest -m browser
+
+# Breaks whole runs on SmolLM2 in every way that a night may: FAULTS='--kills 6' for fewer.
+test-faults: $(VENV)/installed
+	$(BIN)/python -m pytest tests/faults -m faults $(FAULTS)
+
+# Some of it, on the tiny model.
+test-faults-short: $(VENV)/installed
+	$(BIN)/python -m pytest tests/faults -m short --tiny --kills 4

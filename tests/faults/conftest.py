@@ -18,6 +18,7 @@ from faults.runs import Runner, Undisturbed
 from faults.services import Server, Spawn, children
 from helpers import write_own_benchmark
 from tailored_llama.artifacts import ArtifactStore
+from tailored_llama.config import StoreConfig
 
 TRIALS = pytest.StashKey[list[Trial]]()
 
@@ -71,7 +72,7 @@ def configuration(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
             "tuning": {"shots": 16, "held_out": 8, "epochs": 2},
             "scoring": {"limit": 24},
             "perplexity": {"source": "boolq", "window": 256, "tokens": 1024},
-            "store": {},
+            "store": {"downloads": str(Path(StoreConfig().downloads).expanduser())},
         }
     data = tmp_path_factory.mktemp("data")
     text = data / "text.txt"

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,17 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).parents[2]
+SETTINGS = {"PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1", "COLUMNS": "1000"}  # wide enough for a log's lines
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
 
 @contextlib.contextmanager
 def children() -> Iterator[Spawn]:
-    """A function that starts a process in a session of its own; all of them, and theirs, are killed at the end."""
+    """A function that starts a process; all of them, and all that they started, are killed at the end.
+
+    A worker's runs are in sessions of their own and outlive it: a variable of the environment tells whose they are.
+    """
+    mark = f"FAULTS_CHILD={uuid.uuid4().hex}"
     started: list[subprocess.Popen[bytes]] = []
 
     def spawn(command: list[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -30,10 +36,10 @@ def children() -> Iterator[Spawn]:
                 subprocess.Popen(
                     command,
                     cwd=ROOT,
-                    env={**os.environ, "PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1", **environment},
+                    env={**os.environ, **SETTINGS, **environment, **dict([mark.split("=")])},
+                    stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=file,
-                    start_new_session=True,
                 )
             )
         return started[-1]
@@ -41,15 +47,42 @@ def children() -> Iterator[Spawn]:
     try:
         yield spawn
     finally:
+        while marked := _with_variable(mark):
+            for pid in marked:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         for process in started:
-            kill(process)
+            process.wait()
+
+
+def _with_variable(setting: str) -> list[int]:
+    """Processes that have a setting in their environment."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if setting.encode() in file.read_bytes().split(b"\0"):
+                found.append(int(file.parent.name))
+    return found
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """kill -9 of a process and of all that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    for pid in [process.pid, *_descendants(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
+
+
+def _descendants(process: int) -> list[int]:
+    children = children_of(process)
+    return children + [pid for child in children for pid in _descendants(child)]
+
+
+def children_of(process: int, word: str = "") -> list[int]:
+    """Processes that a process started; those alone that have a word in their command line, where one is given."""
+    lists = [file.read_text().split() for file in Path(f"/proc/{process}/task").glob("*/children")]
+    found = [int(child) for children in lists for child in children]
+    return [child for child in found if not word or word in Path(f"/proc/{child}/cmdline").read_text()]
 
 
 def until(condition: Callable[[], Any], seconds: float, what: str, pause: float = 0.05) -> Any:

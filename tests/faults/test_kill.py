@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from faults.runs import BOUND, EXACT, Runner, Undisturbed, artifacts, check_nothing_lost, draw_moments, work_lost
+from faults.services import until
+from tailored_llama.resume import FILE
 
 pytestmark = pytest.mark.faults
 
@@ -32,4 +34,23 @@ def test_a_killed_run_is_finished_by_the_next(
         before = artifacts(store)
         assert (moment.place in before) == (moment.phase == "published") or moment.phase == "works"
         runner.finish(store)
+        check_nothing_lost(store, before, undisturbed)
+
+
+def test_a_killed_tuning_goes_on_and_ends_with_the_same_weights(
+    runner: Runner, undisturbed: Undisturbed, store: Path, trial: Any
+) -> None:
+    place = undisturbed.first_of("adapter")
+    undisturbed.copy_before(place, store)
+    with trial("kill -9 of the flow in mid-tuning", "adapter, some steps done") as made:
+        run = runner.start(store)
+        begun = runner.wait_for(run, store, place, 0.0, 0.0)
+        state = store / ".resume" / place.split("/")[1] / FILE
+        until(state.exists, BOUND, "a first state of the training", pause=0.001)
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait(BOUND)
+        made.seconds_lost, before = work_lost(store, place, begun), artifacts(store)
+        assert place not in before
+        runner.finish(store)
+        assert "going on after step" in runner.log
         check_nothing_lost(store, before, undisturbed)

@@ -1,0 +1,52 @@
+"""SIGTERM stops a run within five seconds in every long stage; and a stage is computed once for two runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faults.runs import BOUND, Runner, Undisturbed, artifacts, check_nothing_lost, work_lost
+from faults.services import Server
+
+pytestmark = pytest.mark.faults
+LONG = ["dense", "importance", "pruned", "perplexity", "scores", pytest.param("adapter", marks=pytest.mark.short)]
+
+
+@pytest.mark.parametrize("stage", LONG)
+def test_sigterm(
+    stage: str, runner: Runner, undisturbed: Undisturbed, store: Path, shared_server: Server, trial: Any
+) -> None:
+    place = undisturbed.first_of(stage)
+    undisturbed.copy_before(place, store)
+    with trial("SIGTERM", stage) as made:
+        run = runner.start(store)
+        begun = runner.wait_for(run, store, place, 0.5, undisturbed.seconds(place))
+        os.kill(run.pid, signal.SIGTERM)
+        assert run.wait(5) != 0
+        made.seconds_lost, before = work_lost(store, place, begun), artifacts(store)
+        assert not list(store.glob(".building/*"))
+        assert shared_server.newest_run()["state_type"] in ("CRASHED", "CANCELLED")
+        runner.finish(store)
+        check_nothing_lost(store, before, undisturbed)
+
+
+@pytest.mark.short
+def test_two_runs_at_once_compute_each_stage_once(
+    runner: Runner, undisturbed: Undisturbed, store: Path, tmp_path: Path, trial: Any
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = replace(runner, folder=tmp_path / "other")
+    with trial("two runs at once", "all stages"):
+        runs = [runner.start(store), other.start(store)]
+        assert [run.wait(BOUND) for run in runs] == [0, 0], runner.log + other.log
+        check_nothing_lost(store, {}, undisturbed)
+        for place in artifacts(store):
+            stage, key = place.split("/")
+            made = rf"{stage} {key[:12]}: [\d.]+ s, peak memory"
+            assert len(re.findall(made, runner.log + other.log)) == 1, (place, runner.log, other.log)
