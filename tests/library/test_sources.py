@@ -88,6 +88,13 @@ def test_a_wheel_appears_only_when_whole(wheel: Wheel, tmp_path: Path, monkeypat
     assert [path.name for path in (tmp_path / "downloads").iterdir()] == [".lock"]
 
 
+def test_what_a_killed_download_left_goes_with_the_next(wheel: Wheel, tmp_path: Path) -> None:
+    (tmp_path / "partial-1").mkdir()
+    (tmp_path / "partial-1" / wheel.filename).write_bytes(b"half")
+    fetch_wheel(wheel, str(tmp_path))
+    assert not list(tmp_path.glob("partial-*"))
+
+
 def test_a_damaged_download_names_file_and_both_hashes(wheel: Wheel, tmp_path: Path) -> None:
     file = tmp_path / wheel.filename
     file.write_bytes(b"damaged")
