@@ -61,6 +61,7 @@ def configuration(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     """A whole run of a minute or so on SmolLM2-135M; or, with --tiny, of a second or so on the tiny model."""
     run = {
         "pruning": {"ratios": [0.2]},
+        "distillation": {"weight": 0.5},
         "profile": {"batches": []},  # what it measures is the machine's, and never the same twice
         "execution": {"device": "cpu", "keep_state_every": 1},
     }
@@ -69,6 +70,7 @@ def configuration(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
             "benchmarks": [{"name": "arc_easy"}],
             "model": {"source": "smollm2-135m-instruct"},
             "calibration": {"source": "boolq", "samples": 8, "tokens": 64},
+            "healing": {"tokens": 256},
             "tuning": {"shots": 16, "held_out": 8, "epochs": 2},
             "scoring": {"limit": 24},
             "perplexity": {"source": "boolq", "window": 256, "tokens": 1024},
@@ -82,6 +84,7 @@ def configuration(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
         "model": {"source": str(request.getfixturevalue("tiny"))},
         "calibration": {"source": str(text), "samples": 4, "tokens": 16},
         "pruning": {"ratios": [0.2], "min_channels": 4},
+        "healing": {"tokens": 64},
         "tuning": {"shots": 8, "held_out": 4, "epochs": 50, "patience": 50, "learning_rate": 1e-2},
         "perplexity": {"source": str(text), "window": 32, "tokens": 128},
         "store": {"downloads": str(data / "downloads")},

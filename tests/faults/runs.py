@@ -116,11 +116,8 @@ class Runner:
         home = environment(self.server.home, url or self.server.url)
         return self.spawn(command, self.folder / "run.log", home | (changed or {}))
 
-    def finish(self, store: Path | str, **options: Any) -> float:
-        """Run to the end; returns the seconds that took."""
-        begun = time.monotonic()
+    def finish(self, store: Path | str, **options: Any) -> None:
         assert self.start(store, **options).wait(BOUND) == 0, self.log
-        return time.monotonic() - begun
 
     def wait_for(self, run: subprocess.Popen[bytes], store: Path, place: str, share: float, seconds: float) -> float:
         """Wait until a run is so far into an artifact, or beyond; returns when it began that, in `time.time()`."""

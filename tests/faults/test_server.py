@@ -67,15 +67,15 @@ def test_a_killed_server_is_started_again(
     server.start()
     own, place = replace(runner, server=server), undisturbed.first_of(stage)
     undisturbed.copy_before(place, store)
-    with trial("kill -9 of the server, then a restart", stage):
+    with trial("kill -9 of the server, then a restart", stage) as made:
         run = own.start(store)
-        own.wait_for(run, store, place, 0.3, undisturbed.seconds(place))
+        begun = own.wait_for(run, store, place, 0.3, undisturbed.seconds(place))
         server.kill()
         before = artifacts(store)
         time.sleep(2)
         server.start()
         if run.wait(BOUND) != 0:
-            before = artifacts(store)
+            made.seconds_lost, before = work_lost(store, place, begun), artifacts(store)
             own.finish(store)
         assert server.newest_run()["state_type"] == "COMPLETED"
         check_nothing_lost(store, before, undisturbed)
