@@ -17,7 +17,12 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1", "COLUMNS": "1000"}  # wide enough for a log's lines
+SETTINGS = {
+    "PYTHONPATH": str(ROOT),
+    "DO_NOT_TRACK": "1",
+    "COLUMNS": "1000",  # wide enough for a log's lines
+    "OMP_NUM_THREADS": "1",  # bytes are compared, and threads add up in another order
+}
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
 

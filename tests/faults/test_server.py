@@ -93,12 +93,10 @@ def test_a_server_that_does_not_answer(
         run = runner.start(store, url=proxy.url, changed=impatient)
         begun = runner.wait_for(run, store, place, 0.3, undisturbed.seconds(place))
         proxy.mode = mode
-        code = run.wait(BOUND)
-        if code != 0:
+        if run.wait(BOUND) != 0:
             made.seconds_lost = work_lost(store, place, begun)
-            assert "api" in runner.log.lower(), runner.log
+            assert {"500": "500 Internal Server Error", "hang": "timed out"}[mode] in runner.log
         before = artifacts(store)
         proxy.mode = "pass"
-        print(mode, code, runner.log)
         runner.finish(store, url=proxy.url)
         check_nothing_lost(store, before, undisturbed)
