@@ -25,6 +25,7 @@ def test_the_papers_setting_runs_on_a_stand_in(tmp_path: Path) -> None:
         "model.source": stand_in,
         "store.root": tmp_path / "store",
         "scoring.limit": 2,
+        "tuning.shots": 8,
         "tuning.epochs": 1,
         "tuning.held_out": 2,
         "perplexity.tokens": 256,
