@@ -146,7 +146,8 @@ def read_structure(folder: Path) -> Structure:
     config = read_config(folder)
     check_architecture(config, str(folder))
     shapes = _all_shapes(folder)
-    _check_sizes(config, shapes, folder, required=("hidden_size", "num_hidden_layers", _HEADS))
+    heads = "head_dim" if _is_layered(config) or _HEADS not in config else _HEADS
+    _check_sizes(config, shapes, folder, required=("hidden_size", "num_hidden_layers", heads))
     head_dim = _head_dim(config)
     try:
         layers = tuple(_layer(shapes, f"model.layers.{i}.", head_dim) for i in range(config["num_hidden_layers"]))
@@ -165,15 +166,31 @@ def _check_sizes(
 ) -> None:
     """Believe no larger sizes than the weights have: transformers would make room for a model of the stated ones."""
     largest = max((size for shape in shapes.values() for size in shape), default=0)
-    most = dict.fromkeys(("vocab_size", "hidden_size", _CHANNELS, _HEADS, _KV_HEADS, "head_dim"), largest)
     layers = {found[1] for found in map(re.compile(r"model\.layers\.(\d+)\.").match, shapes) if found}
-    for name, limit in (most | {"num_hidden_layers": len(layers)}).items():
-        value = config.get(name)
-        if value is None and name not in required:
-            continue
-        if type(value) is not int or not 1 <= value <= limit:
-            allowed = f"a whole number from 1 to {limit}, since its weights are no larger"
-            raise InputError(f"{folder / 'config.json'}: {name}: got {value!r:.80}; allowed: {allowed}")
+    most = dict.fromkeys(("vocab_size", "hidden_size", "head_dim"), largest) | {"num_hidden_layers": len(layers)}
+    widths = dict.fromkeys((_CHANNELS, _HEADS, _KV_HEADS), largest)
+    stated = [(config, most | widths)]
+    if _is_layered(config):  # whose global widths are the dense model's
+        stated = [(config, most), *((layer, widths) for layer in _per_layer(config, folder))]
+    for section, limits in stated:
+        for name, limit in limits.items():
+            value = section.get(name)
+            if value is None and (name not in required or section is not config):
+                continue
+            if type(value) is not int or not 1 <= value <= limit:
+                allowed = f"a whole number from 1 to {limit}, since its weights are no larger"
+                raise InputError(f"{folder / 'config.json'}: {name}: got {value!r:.80}; allowed: {allowed}")
+
+
+def _is_layered(config: dict[str, Any]) -> bool:
+    return str(config.get("model_type")).startswith(LAYERED_PREFIX)
+
+
+def _per_layer(config: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    try:
+        return [{**layer} for layer in (config.get("per_layer_config") or {}).values()]
+    except (AttributeError, TypeError):
+        raise InputError(f"{folder / 'config.json'}: per_layer_config is not a table of layers") from None
 
 
 def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int) -> Layer:

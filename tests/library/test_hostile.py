@@ -6,7 +6,9 @@ trainings in test_tuning.py.
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailored_llama.artifacts import ArtifactRef, ArtifactStore, read_table, write_table
+from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.preflight import preflight_tailor
@@ -85,6 +88,36 @@ def test_an_honest_table_that_packs_well_is_read(tmp_path: Path) -> None:
     schema = pa.schema({"group": pa.int32(), "kept": pa.bool_(), "kind": pa.string()})
     write_table(path, {"group": range(200_000), "kept": [True] * 200_000, "kind": ["mlp"] * 200_000}, schema)
     assert read_table(path, schema).num_rows == 200_000
+
+
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "no hidden size": ({"hidden_size": None}, "hidden_size: got None; *"),
+    "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers: got 0; *"),
+    "a list for a width": ({"intermediate_size": [24]}, "intermediate_size: got [24]; *"),
+    "neither heads nor their size": (
+        {"head_dim": None, "num_attention_heads": None},
+        "num_attention_heads: got None; *",
+    ),
+    "a giant layer": (
+        {"model_type": "tailored_llama", "per_layer_config": {"0": {"intermediate_size": 10**9}}},
+        "intermediate_size: got 1000000000; *",
+    ),
+    "layers that are none": (
+        {"model_type": "tailored_llama", "per_layer_config": [24, 24]},
+        "per_layer_config is not a table of layers",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), CONFIGS.values(), ids=CONFIGS)
+def test_a_configuration_that_does_not_fit_its_weights_is_refused_before_anything_is_built(
+    tiny: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text()) | changes
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=exactly(f"{copy}/config.json: {message}").replace(r"\*", ".*")):
+        read_structure(copy)
 
 
 @pytest.mark.parametrize(
