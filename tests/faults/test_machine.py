@@ -43,7 +43,7 @@ def used(folder: Path) -> int:
     return sum(-(-path.stat().st_size // PAGE) * PAGE for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("stage", ["pruned", pytest.param("adapter", marks=pytest.mark.short)])
+@pytest.mark.parametrize("stage", ["pruned", "adapter"])
 def test_a_full_disk(stage: str, runner: Runner, undisturbed: Undisturbed, disk: Path, trial: Any) -> None:
     place, store = undisturbed.first_of(stage), disk / "store"
     before = artifacts(undisturbed.copy_before(place, store, link=False))
