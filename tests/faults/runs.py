@@ -122,8 +122,12 @@ class Runner:
     def wait_for(self, run: subprocess.Popen[bytes], store: Path, place: str, share: float, seconds: float) -> float:
         """Wait until a run is so far into an artifact, or beyond; returns when it began that, in `time.time()`."""
         key, deadline = place.split("/")[1], time.monotonic() + BOUND
-        while not list(store.glob(f".building/{key}.*")) and not (store / place).is_dir():
-            assert run.poll() is None, self.log
+
+        def has_begun() -> bool:
+            return bool(list(store.glob(f".building/{key}.*"))) or (store / place).is_dir()
+
+        while not has_begun():
+            assert run.poll() is None or has_begun(), self.log
             assert time.monotonic() < deadline, self.log
             time.sleep(0.002)
         begun = time.time()
