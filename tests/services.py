@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,22 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).parents[1]
+SETTINGS = {
+    "PYTHONPATH": str(ROOT),
+    "DO_NOT_TRACK": "1",
+    "COLUMNS": "1000",  # wide enough for a log's lines
+    "OMP_NUM_THREADS": "1",  # bytes are compared, and threads add up in another order
+}
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
 
 @contextlib.contextmanager
 def children() -> Iterator[Spawn]:
-    """A function that starts a process in a session of its own; all of them, and theirs, are killed at the end."""
+    """A function that starts a process; all of them, and all that they started, are killed at the end.
+
+    A worker's runs are in sessions of their own and outlive it: a variable of the environment tells whose they are.
+    """
+    mark = f"TESTS_CHILD={uuid.uuid4().hex}"
     started: list[subprocess.Popen[bytes]] = []
 
     def spawn(command: list[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -30,10 +41,10 @@ def children() -> Iterator[Spawn]:
                 subprocess.Popen(
                     command,
                     cwd=ROOT,
-                    env={**os.environ, "PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1", "COLUMNS": "1000", **environment},
+                    env={**os.environ, **SETTINGS, **environment, **dict([mark.split("=")])},
+                    stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=file,
-                    start_new_session=True,
                 )
             )
         return started[-1]
@@ -41,22 +52,42 @@ def children() -> Iterator[Spawn]:
     try:
         yield spawn
     finally:
+        while marked := _with_variable(mark):
+            for pid in marked:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         for process in started:
-            kill(process)
+            process.wait()
+
+
+def _with_variable(setting: str) -> list[int]:
+    """Processes that have a setting in their environment."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if setting.encode() in file.read_bytes().split(b"\0"):
+                found.append(int(file.parent.name))
+    return found
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """kill -9 of a process and of all that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    for pid in [process.pid, *_descendants(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
-def children_of(process: int, word: str) -> list[int]:
-    """Processes that a process started, and that have a word in their command line."""
+def _descendants(process: int) -> list[int]:
+    children = children_of(process)
+    return children + [pid for child in children for pid in _descendants(child)]
+
+
+def children_of(process: int, word: str = "") -> list[int]:
+    """Processes that a process started; those alone that have a word in their command line, where one is given."""
     lists = [file.read_text().split() for file in Path(f"/proc/{process}/task").glob("*/children")]
     found = [int(child) for children in lists for child in children]
-    return [child for child in found if word in Path(f"/proc/{child}/cmdline").read_text().split("\0")]
+    return [child for child in found if not word or word in Path(f"/proc/{child}/cmdline").read_text()]
 
 
 def until(condition: Callable[[], Any], seconds: float, what: str, pause: float = 0.05) -> Any:
@@ -102,7 +133,7 @@ class Server:
         """POST data to a route of the API, or GET it where there are none; again while SQLite is busy."""
         url = f"{self.url}/{path}"
         for _ in range(20):
-            answer = httpx.get(url) if data is None else httpx.post(url, json=data)
+            answer = httpx.get(url, timeout=60) if data is None else httpx.post(url, json=data, timeout=60)
             if answer.status_code != 503:
                 break
             time.sleep(0.5)
@@ -118,6 +149,21 @@ class Server:
 def environment(home: Path, url: str) -> dict[str, str]:
     """What makes a process use one server, and nothing of the user's own Prefect."""
     return {"PREFECT_HOME": str(home), "PREFECT_API_URL": url, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+
+def deploy(server: Server, pool: str) -> str:
+    """A work pool of processes with a deployment of the flow `tailor`; returns the deployment's id."""
+    server.call("work_pools/", {"name": pool, "type": "process"})
+    flow = server.call("flows/", {"name": "tailor"})
+    deployment = {
+        "name": "faults",
+        "flow_id": flow["id"],
+        "entrypoint": "flows.tailor.tailor",
+        "work_pool_name": pool,
+        "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
+        "enforce_parameter_schema": False,
+    }
+    return str(server.call("deployments/", deployment)["id"])
 
 
 def start_worker(spawn: Spawn, server: Server, pool: str, log: Path) -> subprocess.Popen[bytes]:

@@ -15,8 +15,8 @@ import pytest
 from faults import ledger
 from faults.ledger import Trial
 from faults.runs import Runner, Undisturbed
-from faults.services import Server, Spawn, children
 from helpers import write_own_benchmark
+from services import Server, Spawn, children
 from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.config import StoreConfig
 

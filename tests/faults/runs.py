@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from faults.services import Server, Spawn, environment
 from helpers import as_toml
+from services import Server, Spawn, environment
 from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.resume import FILE
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from faults.runs import BOUND, EXACT, Runner, Undisturbed, artifacts, check_nothing_lost, draw_moments, work_lost
-from faults.services import until
+from services import until
 from tailored_llama.resume import FILE
 
 pytestmark = pytest.mark.faults

@@ -13,7 +13,7 @@ import pytest
 
 from faults.proxy import proxy_to
 from faults.runs import BOUND, Runner, Undisturbed, artifacts, check_nothing_lost, work_lost
-from faults.services import Server, Spawn, deploy, kill, start_worker, until
+from services import Server, Spawn, deploy, kill, start_worker, until
 
 pytestmark = pytest.mark.faults
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")

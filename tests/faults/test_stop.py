@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from faults.runs import BOUND, Runner, Undisturbed, artifacts, check_nothing_lost, work_lost
-from faults.services import Server
+from services import Server
 
 pytestmark = pytest.mark.faults
 LONG = ["dense", "importance", "pruned", "perplexity", "scores", pytest.param("adapter", marks=pytest.mark.short)]

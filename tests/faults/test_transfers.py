@@ -12,7 +12,7 @@ import pytest
 
 from faults.index import index_of
 from faults.runs import BOUND, Moment, Runner, Undisturbed, artifacts, check_nothing_lost
-from faults.services import children_of, kill
+from services import children_of, kill
 
 pytestmark = pytest.mark.faults
 
