@@ -37,7 +37,8 @@ class Once:
 
 
 @pytest.fixture
-def url(s3: S3Server, tmp_path: Path) -> str:
+def url(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where working copies are
     return f"s3://{s3.new_bucket(tmp_path.name.replace('_', '-'))}/store"
 
 
