@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from uuid import UUID
 
@@ -64,18 +64,19 @@ class _Teller:
 
     def _tell(self) -> None:
         told, ended = (0, 0), False
-        while not ended:
-            ended = self.ended.wait(EVERY)
-            try:
-                if ended and self._artifact is None:
-                    return
-                if ended and self.done:
-                    get_client(sync_client=True).delete_artifact(self._artifact)
-                elif self.at != told:
-                    self._post(*self.at)
-                    told = self.at
-            except Exception as error:
-                logging.getLogger(__name__).debug("no progress shown: %s", error)
+        with suppress(Exception), get_client(sync_client=True) as client:  # held open: a run's end would close it
+            while not ended:
+                ended = self.ended.wait(EVERY)
+                try:
+                    if ended and self._artifact is None:
+                        return
+                    if ended and self.done:
+                        client.delete_artifact(self._artifact)
+                    elif (at := self.at) != told:
+                        self._post(*at)
+                        told = at
+                except Exception as error:
+                    logging.getLogger(__name__).debug("no progress shown: %s", error)
 
     def _post(self, done: int, total: int) -> None:
         share, text = 100 * min(1.0, done / max(1, total)), f"{self.description}: {done:,} of {total:,}"

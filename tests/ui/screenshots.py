@@ -74,7 +74,9 @@ def look_at_table(server: Server, page: Page, run: str) -> None:
     """And the picture below it."""
     look_at_run(server, page, run)
     page.get_by_text("recovery", exact=True).click()
-    page.get_by_role("table").evaluate("table => table.scrollIntoView()")
+    page.get_by_role("img", name="Accuracy by benchmark").wait_for()
+    time.sleep(3)
+    page.get_by_text("Pruning removed").first.evaluate("element => element.scrollIntoView()")
 
 
 def look_at_failed(server: Server, page: Page, run: str) -> None:
@@ -90,7 +92,7 @@ def take(page: Page, path: Path) -> None:
     time.sleep(3)  # the graph of a run moves into its place
     page.screenshot(path=path)
     with Image.open(path) as image:
-        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     print(path, path.stat().st_size)
 
 
