@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-real test-deployed test-browser test-faults test-faults-short lint
+.PHONY: quickstart test test-real test-deployed test-faults test-faults-short lint
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,13 +24,9 @@ lint: $(VENV)/installed
 test-real: $(VENV)/installed
 	$(BIN)/python -m pytest -m real
 
-# The deployments on a server with workers, as deployments/README.md sets them up.
+# The deployments on a server with workers, as deployments/README.md sets them up, and the UI, where there is Chromium.
 test-deployed: $(VENV)/installed
 	$(BIN)/python -m pytest -m deployed
-
-# A real Prefect server, looked at with Chromium (apt-get install chromium); skipped where there is none.
-test-browser: $(VENV)/installed
-	$(BIN)/python -m pytest -m browser
 
 # Breaks whole runs on SmolLM2 in every way that a night may: FAULTS='--kills 6' for fewer.
 test-faults: $(VENV)/installed

@@ -113,6 +113,11 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}/api"
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pages(self) -> str:
+        """Where the UI is."""
+        return self.url.removesuffix("/api")
+
     def start(self) -> None:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
         self._process = self._spawn(command, self.home.with_suffix(".log"), environment(self.home, self.url))

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from deployed.conftest import Site
 from services import until
+from sites import Site
 
 pytestmark = pytest.mark.deployed
 STAGES = {"importance", "prune", "teach", "heal", "tune", "perplexity", "profile", "score"}
@@ -94,7 +94,7 @@ def test_a_failed_stage_is_retried_alone_and_the_whole_completes(site: Site, own
 
     site.retry(whole)
     assert site.ended(whole)["state"]["type"] == "COMPLETED"
-    states = site.task_states(whole)
+    states = {name: found["state_name"] for name, found in site.task_runs(whole).items()}
     assert {name for name, state in states.items() if state == "Dispatched"} == {"score colours tailored @ 0.20"}
     after = manifests(own_run)
     assert {path: after[path] for path in made} == made

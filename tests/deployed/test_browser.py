@@ -13,38 +13,33 @@ from typing import Any
 
 import pytest
 
-from serving import Server, chromium, serve
+from services import until
+from sites import Site
 
 pytest.importorskip("playwright", reason="the package playwright is not installed")
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
+
+from deployed.screenshots import browser_page, chromium
 
 pytestmark = [
-    pytest.mark.browser,
+    pytest.mark.deployed,
     pytest.mark.skipif(chromium() is None, reason="no Chromium: apt-get install chromium, or set CHROMIUM"),
 ]
 expect.set_options(timeout=30_000)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(tmp_path_factory.mktemp("served")) as running:
-        yield running
-
-
 @pytest.fixture
 def page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": 1440, "height": 900})
-        browser.close()
+    with browser_page() as found:
+        yield found
 
 
 def test_a_finished_run_shows_its_table_its_plots_and_the_librarys_logs(
-    server: Server, page: Page, own_run: dict[str, Any]
+    site: Site, page: Page, own_run: dict[str, Any]
 ) -> None:
-    run = server.start_run(own_run)
-    assert server.end_state(run) == "Completed"
-    page.goto(f"{server.url}/v2/runs/flow-run/{run}")
+    run = site.run("tailor/on-demand", {"config": own_run})
+    assert site.ended(run)["state"]["name"] == "Completed"
+    page.goto(f"{site.server.pages}/v2/runs/flow-run/{run}")
     expect(page.get_by_text("Completed").first).to_be_visible()
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_text("recovery", exact=True).click()
@@ -55,33 +50,34 @@ def test_a_finished_run_shows_its_table_its_plots_and_the_librarys_logs(
     picture = page.get_by_role("img", name=re.compile("Accuracy by benchmark"))
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") > 200
-    tune = server.task_runs(run)["tune colours @ 0.2"]["id"]
-    page.goto(f"{server.url}/v2/runs/task-run/{tune}")
+    tune = site.task_runs(run)["tune colours @ 0.20"]["id"]
+    page.goto(f"{site.server.pages}/v2/runs/task-run/{tune}")
     expect(page.get_by_text(re.compile("epoch 1 of 2: loss"))).to_be_visible()
 
 
 def test_a_failed_run_has_retry_and_computes_only_what_is_missing(
-    server: Server, page: Page, own_run: dict[str, Any], tmp_path: Path
+    site: Site, page: Page, own_run: dict[str, Any]
 ) -> None:
-    text = tmp_path / "data" / "later.txt"
-    own_run["perplexity"]["source"] = str(text)  # not there yet
-    run = server.start_run(own_run)
-    assert server.end_state(run) == "Failed"
+    in_the_way = Path(own_run["store"]["root"]) / "perplexity"
+    in_the_way.parent.mkdir()
+    in_the_way.touch()
+    run = site.run("tailor/on-demand", {"config": own_run})
+    assert site.ended(run)["state"]["name"] == "Failed"
 
-    page.goto(f"{server.url}/runs/flow-run/{run}")  # the link that Prefect prints: the first form of its UI
+    page.goto(f"{site.server.pages}/runs/flow-run/{run}")  # the link that Prefect prints: the first form of its UI
     expect(page.get_by_role("button", name="Retry")).to_be_visible()
 
-    page.goto(f"{server.url}/v2/runs/flow-run/{run}")
+    page.goto(f"{site.server.pages}/v2/runs/flow-run/{run}")
     expect(page.get_by_text("Failed").first).to_be_visible()
     page.get_by_role("combobox", name="log sort order").click()
     page.get_by_role("option", name="Newest to oldest").click()
-    expect(page.get_by_text(re.compile(r"later\.txt .*no such file")).first).to_be_visible()
-    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    expect(page.get_by_text(re.compile("File exists while publishing perplexity")).first).to_be_visible()
+    in_the_way.unlink()
     page.get_by_role("button", name="Open menu").click()
     page.get_by_role("menuitem", name="Retry").click()
     page.get_by_role("button", name="Retry").click()
-    server.leaves(run, "Failed")
-    assert server.end_state(run) == "Completed"
-    states = {name: task["state_name"] for name, task in server.task_runs(run).items()}
+    until(lambda: site.server.call(f"flow_runs/{run}")["state"]["type"] != "FAILED", 60, "Retry")
+    assert site.ended(run)["state"]["name"] == "Completed"
+    states = {name: task["state_name"] for name, task in site.task_runs(run).items()}
     assert states["importance taylor_gate"] == "Cached"
     assert states["perplexity dense"] == "Completed"

@@ -1,4 +1,4 @@
-"""Take the pictures of the Prefect UI that the README shows, on a real run: `python tests/ui/screenshots.py`.
+"""Take the pictures of the Prefect UI that the README shows, on a real run: `python tests/deployed/screenshots.py`.
 
 The run is the quickstart's on one benchmark: minutes on two CPU cores. What was computed once is found again in the
 store below --folder.
@@ -7,7 +7,9 @@ store below --folder.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,11 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from serving import ROOT, Server, chromium, serve
+if __name__ == "__main__":
+    sys.path[:0] = [str(folder) for folder in (Path(__file__).parents[2], Path(__file__).parents[1])]
+
+from services import ROOT
+from sites import Site, deployed
 from tailored_llama.config import load_config
 
 SMALL = {
@@ -36,24 +42,34 @@ def main() -> None:
     folder: Path = options.folder
     shutil.rmtree(folder / "server", ignore_errors=True)
     options.images.mkdir(parents=True, exist_ok=True)
-    with serve(folder / "server") as server, browser_page() as page:
-        run = server.start_run(config(folder))
-        print("run:", server.end_state(run, 900), flush=True)
-        failed = server.start_run(config(folder, **{"perplexity.source": f'"{folder}/wikitext.txt"'}))  # not there
-        print("run that fails:", server.end_state(failed), flush=True)
+    (folder / "server").mkdir(parents=True)
+    with deployed(folder / "server") as site, browser_page() as page:
+        run = site.run("tailor/on-demand", {"config": config(folder, "store")})
+        print("run:", site.ended(run, 900)["state"]["name"], flush=True)
+        shutil.rmtree(folder / "failing", ignore_errors=True)
+        (folder / "failing").mkdir()
+        (folder / "failing" / "perplexity").touch()  # where a folder should be
+        failed = site.run("tailor/on-demand", {"config": config(folder, "failing")})
+        print("run that fails:", site.ended(failed, 900)["state"]["name"], flush=True)
         for name, look in {
-            "run": lambda: look_at_run(server, page, run),
-            "recovery": lambda: look_at_table(server, page, run),
-            "retry": lambda: look_at_failed(server, page, failed),
+            "run": lambda: look_at_run(site, page, run),
+            "recovery": lambda: look_at_table(site, page, run),
+            "retry": lambda: look_at_failed(site, page, failed),
         }.items():
             look()
             take(page, options.images / f"{name}.png")
 
 
-def config(folder: Path, **more: str) -> dict[str, Any]:
-    changes = SMALL | {"store.root": f'"{folder}/store"'} | more
+def config(folder: Path, store: str) -> dict[str, Any]:
+    changes = SMALL | {"store.root": f'"{folder / store}"'}
     found = load_config(ROOT / "data" / "quickstart.toml", [f"{name}={value}" for name, value in changes.items()])
     return found.model_dump(mode="json")
+
+
+def chromium() -> str | None:
+    """The browser: what CHROMIUM names, or the one that is installed."""
+    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
+    return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
 @contextmanager
@@ -64,23 +80,23 @@ def browser_page() -> Iterator[Page]:
         browser.close()
 
 
-def look_at_run(server: Server, page: Page, run: str) -> None:
-    page.goto(f"{server.url}/v2/runs/flow-run/{run}")
+def look_at_run(site: Site, page: Page, run: str) -> None:
+    page.goto(f"{site.server.pages}/v2/runs/flow-run/{run}")
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_text("recovery", exact=True).wait_for()
 
 
-def look_at_table(server: Server, page: Page, run: str) -> None:
+def look_at_table(site: Site, page: Page, run: str) -> None:
     """And the picture below it."""
-    look_at_run(server, page, run)
+    look_at_run(site, page, run)
     page.get_by_text("recovery", exact=True).click()
     page.get_by_role("img", name="Accuracy by benchmark").wait_for()
     time.sleep(3)
     page.get_by_text("Pruning removed").first.evaluate("element => element.scrollIntoView()")
 
 
-def look_at_failed(server: Server, page: Page, run: str) -> None:
-    page.goto(f"{server.url}/v2/runs/flow-run/{run}")
+def look_at_failed(site: Site, page: Page, run: str) -> None:
+    page.goto(f"{site.server.pages}/v2/runs/flow-run/{run}")
     page.get_by_role("combobox", name="log sort order").click()
     page.get_by_role("option", name="Newest to oldest").click()
     page.get_by_role("button", name="Open menu").click()

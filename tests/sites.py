@@ -1,0 +1,88 @@
+"""A Prefect server with everything of deployments/ on it, a worker for each pool, and who is told of failures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from services import ROOT, Server, children, environment, start_worker, until
+
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+@dataclass(frozen=True)
+class Site:
+    """What an engineer has who followed deployments/README.md."""
+
+    server: Server
+    folder: Path
+    told: list[Any]  # by the webhook
+
+    def run(self, deployment: str, parameters: dict[str, Any]) -> str:
+        """Ask for a run of a deployment; returns its id."""
+        found = self.server.call(f"deployments/name/{deployment}")
+        asked = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return str(self.server.call(f"deployments/{found['id']}/create_flow_run", asked)["id"])
+
+    def ended(self, run: str, seconds: float = 240) -> dict[str, Any]:
+        """A run, once it has ended."""
+
+        def look() -> dict[str, Any] | None:
+            found: dict[str, Any] = self.server.call(f"flow_runs/{run}")
+            return found if found["state"]["type"] in ENDED else None
+
+        found: dict[str, Any] = until(look, seconds, f"the end of run {run}", pause=0.5)
+        return found
+
+    def retry(self, run: str) -> None:
+        """What the UI's Retry does."""
+        asked = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "retried by hand"}, "force": False}
+        assert self.server.call(f"flow_runs/{run}/set_state", asked)["status"] == "ACCEPT"
+
+    def task_runs(self, run: str) -> dict[str, dict[str, Any]]:
+        """The task runs of a flow run by their names; where some have the same, the one that started last."""
+        asked = {"flow_runs": {"id": {"any_": [run]}}, "limit": 200, "sort": "EXPECTED_START_TIME_ASC"}
+        return {found["name"]: found for found in self.server.call("task_runs/filter", asked)}
+
+
+@contextlib.contextmanager
+def deployed(folder: Path) -> Iterator[Site]:
+    """Follow deployments/README.md: a server, deploy.sh, a worker for each pool; all of it ends with the block."""
+    told: list[Any] = []
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Webhook)
+    Thread(target=listener.serve_forever, daemon=True).start()
+    with children() as spawn:
+        server = Server(spawn, folder / "prefect")
+        server.start()
+        variables = {
+            **environment(server.home, server.url),
+            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+            "COLUMNS": "1000",
+            "TAILORED_LLAMA_STORE": str(folder / "store"),
+            "TAILORED_LLAMA_WEBHOOK": f"http://127.0.0.1:{listener.server_port}/failed",
+        }
+        command = ["sh", "deployments/deploy.sh"]
+        made = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+        assert made.returncode == 0, made.stdout + made.stderr
+        for pool in ("cpu", "gpu"):
+            start_worker(spawn, server, pool, folder / f"{pool}.log")
+        yield Site(server, folder, told)
+    listener.shutdown()
