@@ -142,7 +142,7 @@ class Server:
             if answer.status_code != 503:
                 break
             time.sleep(0.5)
-        assert answer.is_success, answer.text
+        assert answer.is_success, f"{answer.status_code} for {url}: {answer.text}"
         return answer.json()
 
     def newest_run(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def deploy(server: Server, pool: str) -> str:
     server.call("work_pools/", {"name": pool, "type": "process"})
     flow = server.call("flows/", {"name": "tailor"})
     deployment = {
-        "name": "faults",
+        "name": pool,
         "flow_id": flow["id"],
         "entrypoint": "flows.tailor.tailor",
         "work_pool_name": pool,
