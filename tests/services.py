@@ -52,6 +52,8 @@ def children() -> Iterator[Spawn]:
     try:
         yield spawn
     finally:
+        for process in started:
+            process.kill()  # some write their title where their environment was
         while marked := _with_variable(mark):
             for pid in marked:
                 with contextlib.suppress(ProcessLookupError):
