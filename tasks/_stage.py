@@ -56,7 +56,11 @@ class CrashedElsewhere(ConnectionError):
 def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
     """Whether what ended a try may not end the next: memory ran out, or the network failed."""
     error = state.data
-    return isinstance(error, Exception) and (out_of_memory(error) or is_passing(error))
+    if isinstance(error, Exception) and (out_of_memory(error) or is_passing(error)):
+        return True
+    if isinstance(error, Exception) and not isinstance(error, InputError):  # Prefect says no word of where it was
+        get_run_logger().error("another try would not help", exc_info=error)
+    return False
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +34,8 @@ def run(config: str, overrides: list[str], store: str) -> tuple[float, float]:
     subprocess.run(command + [f"--set={override}" for override in overrides], check=True, stdout=subprocess.DEVNULL)
     whole = time.perf_counter() - begun
     with get_client(sync_client=True) as client:
-        (last,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
+        ended = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.COMPLETED])))
+        (last,) = client.read_flow_runs(flow_run_filter=ended, limit=1, sort=FlowRunSort.END_TIME_DESC)
     return whole, last.total_run_time.total_seconds()
 
 

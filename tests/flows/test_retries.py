@@ -80,11 +80,15 @@ def test_out_of_memory_is_tried_again_with_less(own_run: dict[str, Any], tries: 
 
 
 @pytest.mark.parametrize("error", [FloatingPointError("training: loss is nan at step 3 of 10"), InputError("no")])
-def test_what_will_not_pass_is_not_tried_again(own_run: dict[str, Any], tries: Any, error: Exception) -> None:
+def test_what_will_not_pass_is_not_tried_again(
+    own_run: dict[str, Any], tries: Any, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     tuning = tries(error)
-    with pytest.raises(type(error), match=str(error)):
+    with pytest.raises(type(error), match=str(error)), caplog.at_level("ERROR", logger="prefect.task_runs"):
         tailor(validate_config(own_run))
     assert len(tuning.seen) == 1
+    traced = [record for record in caplog.records if record.getMessage() == "another try would not help"]
+    assert [record.exc_info and record.exc_info[1] for record in traced] == [error] * (type(error) is not InputError)
 
 
 def hold(downloads: str, ready: Any) -> None:
