@@ -33,7 +33,7 @@ def is_now(event: str, arguments: tuple[Any, ...]) -> bool:
 
 
 def hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if is_now(event, arguments):
+    if event != "os.kill" and is_now(event, arguments):  # of which Python tells as well
         os.kill(os.getpid(), signal.SIGKILL)
 
 
