@@ -102,6 +102,7 @@ class ArtifactStore:
                 with file_lock(self.lock(key)):
                     if not (found := self.find(stage, key)):  # no other process published it while this one waited
                         return self._build(stage, version, key, plain, inputs, function), False
+            self._forget_state(key)  # of a process that was killed just after publishing
             if self.remote and not self._is_remote(stage, key):  # pushing it failed before
                 self._push(read_manifest(self.folder(stage, key)))
             return found, True
@@ -158,10 +159,13 @@ class ArtifactStore:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        shutil.rmtree(self.local / ".resume" / key, ignore_errors=True)
+        self._forget_state(key)
         if self.remote:
             self._push(manifest)
         return manifest.ref
+
+    def _forget_state(self, key: str) -> None:
+        shutil.rmtree(self.local / ".resume" / key, ignore_errors=True)
 
     def find(self, stage: str, key: str) -> ArtifactRef | None:
         """The reference of a published artifact whose every file is whole; a broken one is removed.

@@ -260,6 +260,18 @@ def test_a_killed_build_is_cleared_away_by_the_next(root: Path, tmp_path: Path) 
     assert (ArtifactStore(str(root)).open(ref) / "sub" / "text.txt").is_file()
 
 
+def test_a_state_that_outlived_its_artifact_goes_when_that_is_found(root: Path) -> None:
+    def work(out: Path) -> None:
+        (out / "weights").write_text("whole")
+
+    ref = build(root, work)
+    state = root / ".resume" / ref.key / "state.safetensors"  # as a kill between publishing and tidying leaves it
+    state.parent.mkdir(parents=True)
+    state.touch()
+    assert build(root, work) == ref
+    assert not state.parent.exists()
+
+
 def build_slowly(root: str, working_copy: Path, count: Path, results: Any) -> None:
     def work(out: Path) -> None:
         with count.open("a") as file:
