@@ -63,10 +63,11 @@ class _Teller:
             self._thread.start()
 
     def _tell(self) -> None:
-        told, ended = (0, 0), False
+        told, last_words = (0, 0), 3  # a busy server may miss one, and after the last there is no other
         with suppress(Exception), get_client(sync_client=True) as client:  # held open: a run's end would close it
-            while not ended:
+            while last_words:
                 ended = self.ended.wait(EVERY)
+                last_words -= ended
                 try:
                     if ended and self._artifact is None:
                         return
@@ -75,6 +76,8 @@ class _Teller:
                     elif (at := self.at) != told:
                         self._post(*at)
                         told = at
+                    if ended:
+                        return
                 except Exception as error:
                     logging.getLogger(__name__).debug("no progress shown: %s", error)
 
