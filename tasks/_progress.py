@@ -17,14 +17,15 @@ from tailored_llama.console import progress_bar
 from tailored_llama.progress import Progress
 
 EVERY = 5.0  # seconds between two updates, and before the first: what is done sooner needs none
+LAST_WORD = 2.0  # seconds that a stage waits, at its end, for a server that is slow
 KEY = "under-way"  # the same for all: the UI's page of artifacts shows the latest
 
 
 @contextmanager
 def stage_progress(description: str) -> Iterator[Progress]:
-    """Say where a stage is, at the terminal and, within a task run, in the UI; what happens there cannot harm it.
+    """Say where a stage is, at the terminal and, within a task run, in the UI.
 
-    The artifact goes when the stage is done: a finished run shows what it found, not 30 bars at their end. That of a
+    What happens there cannot harm it; where the server hangs, it costs two seconds, once. The artifact goes when the stage is done: a finished run shows what it found, not 30 bars at their end. That of a
     stage that fails stays, and says how far it came.
     """
     with progress_bar(description) as bar:
@@ -42,18 +43,19 @@ def stage_progress(description: str) -> Iterator[Progress]:
             yield show
             teller.done = True
         finally:
-            teller.ended.set()
+            teller.end()
 
 
 class _Teller:
-    """Tells the server from a thread of its own, so that one that is slow, hangs or is gone costs the stage nothing."""
+    """Tells the server from a thread of its own, so that one that is slow, hangs or is gone does not hold up the stage."""
 
     def __init__(self, description: str) -> None:
         self.description = description
         self.at = (0, 0)
         self.done = False
-        self.ended = Event()
+        self._ended = Event()
         self._artifact: UUID | None = None
+        self._told = (0, 0)
         self._thread: Thread | None = None
 
     def begin(self) -> None:
@@ -62,26 +64,29 @@ class _Teller:
             self._thread = Thread(target=run, args=(self._tell,), daemon=True)
             self._thread.start()
 
+    def end(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(LAST_WORD)  # the end of the run would cut off what is being said
+
     def _tell(self) -> None:
-        told, last_words = (0, 0), 3  # a busy server may miss one, and after the last there is no other
-        with suppress(Exception), get_client(sync_client=True) as client:  # held open: a run's end would close it
-            while last_words:
-                ended = self.ended.wait(EVERY)
-                last_words -= ended
+        with suppress(Exception), get_client(sync_client=True) as client:
+            while not self._ended.wait(EVERY):
                 try:
-                    if ended and self._artifact is None:
-                        return
-                    if ended and self.done:
-                        client.delete_artifact(self._artifact)
-                    elif (at := self.at) != told:
-                        self._post(*at)
-                        told = at
-                    if ended:
-                        return
+                    self._post()
                 except Exception as error:
                     logging.getLogger(__name__).debug("no progress shown: %s", error)
+            if self._artifact is None:
+                return
+            if self.done:
+                client.delete_artifact(self._artifact)
+            else:
+                self._post()
 
-    def _post(self, done: int, total: int) -> None:
+    def _post(self) -> None:
+        if (at := self.at) == self._told:
+            return
+        (done, total), self._told = at, at
         share, text = 100 * min(1.0, done / max(1, total)), f"{self.description}: {done:,} of {total:,}"
         if self._artifact is None:
             self._artifact = create_progress_artifact(share, KEY, text)

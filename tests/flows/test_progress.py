@@ -37,7 +37,7 @@ def shown(run: UUID) -> list[Any]:
     """The progress artifacts of a run."""
     only = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
     with get_client(sync_client=True) as client:
-        return client.read_artifacts(artifact_filter=only)
+        return [found for found in client.read_artifacts(artifact_filter=only) if found.type == "progress"]
 
 
 def until(fulfilled: Callable[[], bool]) -> None:
@@ -57,13 +57,31 @@ def test_a_long_stage_has_one_artifact_until_it_is_done(monkeypatch: pytest.Monk
         progress(2, 4)
         until(lambda: shown(this)[0].data == 50)
         (artifact,) = shown(this)
-        assert (artifact.type, artifact.key) == ("progress", "under-way")
+        assert artifact.key == "under-way"
         assert artifact.description == "tune colours @ 0.2: 2 of 4"
         assert artifact.task_run_id is not None
         progress(4, 4)
 
-    run = work(body)
-    until(lambda: shown(run) == [])
+    monkeypatch.setattr(_progress, "LAST_WORD", 60)
+    assert shown(work(body)) == []
+
+
+def test_a_stage_that_fails_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_progress, "EVERY", 0.01)
+    monkeypatch.setattr(_progress, "LAST_WORD", 60)  # a busy machine may need more than two seconds
+    runs: list[UUID] = []
+
+    def body(progress: Any) -> None:
+        runs.append(UUID(runtime.flow_run.id))
+        progress(1, 4)
+        until(lambda: len(shown(runs[0])) == 1)
+        progress(3, 4)
+        raise FloatingPointError("loss is nan")
+
+    with pytest.raises(FloatingPointError):
+        work(body)
+    (artifact,) = shown(runs[0])
+    assert artifact.description == "tune colours @ 0.2: 3 of 4"
 
 
 def test_a_stage_that_is_found_or_soon_done_has_none() -> None:
@@ -73,6 +91,7 @@ def test_a_stage_that_is_found_or_soon_done_has_none() -> None:
 
 def test_a_server_that_is_gone_or_hangs_does_not_touch_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_progress, "EVERY", 0.01)
+    monkeypatch.setattr(_progress, "LAST_WORD", 0.1)
     asked, answered = Event(), Event()
 
     def gone(*arguments: Any, **named: Any) -> UUID:
