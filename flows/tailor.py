@@ -19,7 +19,8 @@ from prefect import flow, get_run_logger
 from flows._main import check_deployed, run_flow, run_name
 from flows._models import adapters_of, dense_of, healed_of, named, prompts_of, pruned_of
 from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.config import RunConfig, load_config
+from tailored_llama.config import RunConfig
+from tailored_llama.config_loading import load_config
 from tailored_llama.export import export_folders
 from tailored_llama.preflight import preflight_tailor
 from tailored_llama.recovery import read_rows

@@ -35,14 +35,8 @@ from tailored_llama import (
     worked_example,
 )
 from tailored_llama.checkpoints import read_structure
-from tailored_llama.config import (
-    BenchmarkConfig,
-    RunConfig,
-    load_config,
-    reads_calibration,
-    reserved_tokens,
-    validate_config,
-)
+from tailored_llama.config import BenchmarkConfig, RunConfig, reads_calibration, reserved_tokens
+from tailored_llama.config_loading import load_config, validate_config
 from tailored_llama.console import progress_bar, quiet_libraries
 from tailored_llama.errors import InputError
 from tailored_llama.files import NO_ROOM, error_number

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import Field
 
 from tailored_llama.artifacts import read_table, schema_of
-from tailored_llama.config import BenchmarkConfig, RunConfig, read_config_data, validate_as
+from tailored_llama.config import BenchmarkConfig, RunConfig
+from tailored_llama.config_loading import read_config_data, validate_as
 from tailored_llama.errors import InputError
 from tailored_llama.own import is_written
 from tailored_llama.recovery import MEAN

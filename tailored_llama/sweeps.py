@@ -16,7 +16,8 @@ from pydantic import Field
 from tailored_llama import recovery
 from tailored_llama.artifacts import read_table, schema_of
 from tailored_llama.checkpoints import read_structure
-from tailored_llama.config import RunConfig, assign, read_config_data, validate_as, validate_config
+from tailored_llama.config import RunConfig
+from tailored_llama.config_loading import assign, read_config_data, validate_as, validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.scoring import read_metrics
 

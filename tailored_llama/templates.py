@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from pydantic import Field, model_validator
 
-from tailored_llama.config import BenchmarkConfig, RunConfig, Section, read_config_data, validate_as
+from tailored_llama.config import BenchmarkConfig, RunConfig, Section
+from tailored_llama.config_loading import read_config_data, validate_as
 from tailored_llama.errors import InputError
 from tailored_llama.own import is_written
 from tailored_llama.seven import BUILTIN

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tailored_llama.artifacts import read_table, schema_of
-from tailored_llama.config import RunConfig, load_config
+from tailored_llama.config import RunConfig
+from tailored_llama.config_loading import load_config
 from tailored_llama.errors import InputError
 from tailored_llama.recovery import MEAN, check_comparable, read_score
 from tailored_llama.statistics import Answers, above_floor, interval, paired_draws

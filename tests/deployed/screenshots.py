@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 from services import ROOT
 from sites import Site, deployed
-from tailored_llama.config import load_config
+from tailored_llama.config_loading import load_config
 
 SMALL = {
     "benchmarks": '["arc_easy"]',

@@ -16,7 +16,7 @@ from huggingface_hub import metadata_load
 from flows.tailor import main, tailor
 from helpers import as_toml, save_tiny_llama
 from tailored_llama.checkpoints import read_config, read_structure
-from tailored_llama.config import validate_config
+from tailored_llama.config_loading import validate_config
 from tailored_llama.models import load, load_tokenizer
 from tailored_llama.recovery import read_rows
 from tailored_llama.reports import percent, plus_minus, span

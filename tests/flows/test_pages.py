@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.tailor import tailor
-from tailored_llama.config import validate_config
+from tailored_llama.config_loading import validate_config
 from tailored_llama.recovery import read_rows
 from tasks import _pages
 from tasks._pages import LIMIT, with_pictures

@@ -14,7 +14,8 @@ import torch
 
 import tasks.tune
 from flows.tailor import tailor
-from tailored_llama.config import ExecutionConfig, validate_config
+from tailored_llama.config import ExecutionConfig
+from tailored_llama.config_loading import validate_config
 from tailored_llama.errors import InputError, UnreachableError, is_passing
 from tailored_llama.slots import device_slot
 

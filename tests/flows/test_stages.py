@@ -10,7 +10,8 @@ import pytest
 
 from flows import stages
 from flows.tailor import tailor
-from tailored_llama.config import RunConfig, validate_config
+from tailored_llama.config import RunConfig
+from tailored_llama.config_loading import validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.preflight import preflight, preflight_tailor
 

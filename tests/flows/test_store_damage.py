@@ -14,7 +14,8 @@ import pytest
 from flows.tailor import tailor
 from helpers import save_tiny_llama, write_own_benchmark
 from tailored_llama.artifacts import ArtifactStore
-from tailored_llama.config import RunConfig, validate_config
+from tailored_llama.config import RunConfig
+from tailored_llama.config_loading import validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.manifests import MANIFEST, read_manifest
 

@@ -13,7 +13,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.tailor import main, tailor
 from helpers import as_toml
-from tailored_llama.config import validate_config
+from tailored_llama.config_loading import validate_config
 from tailored_llama.recovery import read_rows
 from tasks._stage import open_store
 

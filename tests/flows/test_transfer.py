@@ -11,7 +11,8 @@ import tasks.score
 import tasks.tune
 from flows.transfer import main, transfer
 from helpers import COLOURS, THINGS, as_toml, write_jsonl
-from tailored_llama.config import RunConfig, validate_config
+from tailored_llama.config import RunConfig
+from tailored_llama.config_loading import validate_config
 from tailored_llama.transfer import GENERIC, PRUNED, Row, read_transfer
 from tasks._stage import open_store
 

@@ -15,7 +15,7 @@ import torch
 from helpers import COLOURS
 from tailored_llama import artifacts
 from tailored_llama.checkpoints import SUPPORTED
-from tailored_llama.config import validate_config
+from tailored_llama.config_loading import validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.preflight import preflight
 

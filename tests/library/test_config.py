@@ -11,7 +11,8 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tailored_llama.config import PROJECTIONS, BenchmarkConfig, RunConfig, Section, load_config
+from tailored_llama.config import PROJECTIONS, BenchmarkConfig, RunConfig, Section
+from tailored_llama.config_loading import load_config
 from tailored_llama.errors import InputError
 from tailored_llama.prompt_study import PromptStudyConfig, load_study
 from tailored_llama.sweeps import SweepConfig, load_sweep

@@ -14,7 +14,8 @@ from tailored_llama import sources
 from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.benchmarks import SEVEN
 from tailored_llama.cards import Base, base_of, merged_card, write_card
-from tailored_llama.config import BenchmarkConfig, ModelConfig, validate_config
+from tailored_llama.config import BenchmarkConfig, ModelConfig
+from tailored_llama.config_loading import validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.export import STAGE, _prompt, _settings, export_folders, place
 from tailored_llama.models import model_identity

