@@ -9,8 +9,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from tailored_llama import plots
+from tailored_llama import comparison_plots
 from tailored_llama.artifacts import write_table
+from tailored_llama.pictures import COLOURS, Picture
 from tailored_llama.prompt_study import (
     DIFFERENCES_SCHEMA,
     EVALUATION,
@@ -118,7 +119,7 @@ def console_table(rows: Sequence[Row], differences: Sequence[Difference]) -> Tab
     return table
 
 
-def _markdown(model: str, rows: Sequence[Row], differences: Sequence[Difference], picture: plots.Picture) -> str:
+def _markdown(model: str, rows: Sequence[Row], differences: Sequence[Difference], picture: Picture) -> str:
     title = model.replace("`", "'")
     lines = [f"# Prompts for `{title}`", "", summary(rows, differences), ""]
     lines += [line for note in notes(rows) for line in (note, "")]
@@ -150,7 +151,7 @@ def study_settings(config: PromptStudyConfig) -> dict[str, dict[str, str]]:
     return sections
 
 
-def _picture(differences: Sequence[Difference]) -> plots.Picture:
+def _picture(differences: Sequence[Difference]) -> Picture:
     of = {(d.benchmark, d.other): d for d in differences}
     listed = list(dict.fromkeys(d.benchmark for d in differences))
     panels = {
@@ -159,7 +160,7 @@ def _picture(differences: Sequence[Difference]) -> plots.Picture:
         ]
         for other in REFERENCES
     }
-    return plots.differences(["mean" if name == MEAN else name for name in listed], panels)
+    return comparison_plots.differences(["mean" if name == MEAN else name for name in listed], panels)
 
 
 def _page(
@@ -168,7 +169,7 @@ def _page(
     studied: Sequence[Studied],
     rows: Sequence[Row],
     differences: Sequence[Difference],
-    picture: plots.Picture,
+    picture: Picture,
 ) -> str:
     names = [one.benchmark.name for one in studied]
     return page_template("prompt_study.html.j2").render(
@@ -191,6 +192,6 @@ def _page(
             for one in studied
         },
         settings=study_settings(config),
-        colours=plots.COLOURS,
+        colours=COLOURS,
         resamples=RESAMPLES,
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tailored_llama import plots
+from tailored_llama import run_plots
 from tailored_llama.artifacts import read_table
-from tailored_llama.plots import Picture
+from tailored_llama.pictures import Picture
 from tailored_llama.pruning.importance import IMPORTANCE_SCHEMA
 from tailored_llama.pruning.plan import read_plan
 from tailored_llama.recovery import MEAN, MODELS, PrunedRun, ReportInputs, Row
@@ -72,20 +72,20 @@ def _bars(rows: Sequence[Row]) -> Picture:
         for model in MODELS
     }
     scored = {model: values for model, values in series.items() if any(values)}
-    return plots.accuracy_bars([row.benchmark for row in rows], [row.floor for row in rows], scored)
+    return run_plots.accuracy_bars([row.benchmark for row in rows], [row.floor for row in rows], scored)
 
 
 def _widths(folder: Path) -> Picture:
     table = read_plan(folder)
-    return plots.layer_widths(*(table[name].to_numpy() for name in ("layer", "kind", "kept")))
+    return run_plots.layer_widths(*(table[name].to_numpy() for name in ("layer", "kind", "kept")))
 
 
 def _importance(folder: Path) -> Picture:
     table = read_table(folder / "importance.parquet", IMPORTANCE_SCHEMA)
-    return plots.importance_by_layer(*(table[name].to_numpy() for name in ("layer", "kind", "score")))
+    return run_plots.importance_by_layer(*(table[name].to_numpy() for name in ("layer", "kind", "score")))
 
 
 def _losses(folders: Mapping[str, Path]) -> Picture:
-    return plots.loss_curves(
+    return run_plots.loss_curves(
         {name: read_table(folder / "log.parquet", LOG_SCHEMA).to_pydict() for name, folder in folders.items()}
     )

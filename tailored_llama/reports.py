@@ -16,10 +16,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from tailored_llama import plots
 from tailored_llama.artifacts import write_table
 from tailored_llama.config import RunConfig
 from tailored_llama.errors import InputError
+from tailored_llama.pictures import COLOURS, Picture
 from tailored_llama.recovery import MEAN, MODELS, RECOVERY_SCHEMA, PrunedRun, ReportInputs, Row, by_run, scored_runs
 from tailored_llama.report_plots import markdown_picture, picture_name, plots_page, report_pictures
 from tailored_llama.statistics import RESAMPLES
@@ -208,7 +208,7 @@ def title(inputs: ReportInputs) -> str:
     return f"{inputs.model}, pruned at ratio{'s' if len(asked) > 1 else ''} {listed}" if asked else inputs.model
 
 
-def _markdown(inputs: ReportInputs, runs: Sequence[Sequence[Row]], pictures: Mapping[str, plots.Picture]) -> str:
+def _markdown(inputs: ReportInputs, runs: Sequence[Sequence[Row]], pictures: Mapping[str, Picture]) -> str:
     """Summary, tables, accuracies; where tables would be too long for a Prefect artifact, one table of the means."""
     model = inputs.model.replace("`", "'")  # in a code span nothing is markup, and the name cannot end it
     head = [f"# `{model}`{title(inputs).removeprefix(inputs.model)}", ""]
@@ -261,9 +261,7 @@ def page_template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def _page(
-    inputs: ReportInputs, runs: Sequence[tuple[PrunedRun, list[Row]]], pictures: Mapping[str, plots.Picture]
-) -> str:
+def _page(inputs: ReportInputs, runs: Sequence[tuple[PrunedRun, list[Row]]], pictures: Mapping[str, Picture]) -> str:
     return page_template("report.html.j2").render(
         title=title(inputs),
         gained_by=gained_by(inputs.config),
@@ -286,7 +284,7 @@ def _page(
         importance=pictures.get("importance"),
         prompts={name: first_sample(folder / "samples.txt") for name, folder in inputs.prompts.items()},
         settings=settings_of(inputs.config) if inputs.config else {},
-        colours=plots.COLOURS,
+        colours=COLOURS,
         resamples=RESAMPLES,
         mean=MEAN,
     )

@@ -13,8 +13,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from tailored_llama import plots
 from tailored_llama.artifacts import write_table
+from tailored_llama.comparison_plots import curves
+from tailored_llama.pictures import COLOURS
 from tailored_llama.report_plots import markdown_picture
 from tailored_llama.reports import number, page_template, percent, settings_of, span
 from tailored_llama.sweeps import OWN, RATIOS, SWEEP_SCHEMA, Row, SweepConfig
@@ -112,7 +113,7 @@ def _figures(config: SweepConfig, dense: Row, rows: Sequence[Row]) -> dict[str, 
                 series.setdefault(row.curve, []).append((place, shown))
         if series and figure.reference is not None:
             axis = None if config.axis == RATIOS else config.axis
-            picture = plots.curves(series, figure.axis, figure.reference, figure.log, axis, figure.shares)
+            picture = curves(series, figure.axis, figure.reference, figure.log, axis, figure.shares)
             found[figure.field] = {"title": figure.title, "picture": picture, "caption": figure.caption}
     return found
 
@@ -148,7 +149,7 @@ def _page(config: SweepConfig, dense: Row, rows: Sequence[Row], figures: Mapping
         recovered=any(row.recovery is not None for row in rows),
         benchmarks=len(config.benchmarks),
         settings=_shared(config),
-        colours=plots.COLOURS,
+        colours=COLOURS,
     )
 
 

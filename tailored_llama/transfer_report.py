@@ -12,9 +12,10 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from tailored_llama import plots
 from tailored_llama.artifacts import write_table
+from tailored_llama.comparison_plots import heat_map
 from tailored_llama.config import RunConfig
+from tailored_llama.pictures import COLOURS, Picture
 from tailored_llama.recovery import MEAN
 from tailored_llama.report_plots import markdown_picture
 from tailored_llama.reports import number, page_template, settings_of
@@ -139,7 +140,7 @@ def _title(config: RunConfig) -> str:
     return f"Transfer on {config.model.source}, pruned{healed} at ratio {config.pruning.ratios[0]:g}"
 
 
-def _markdown(config: RunConfig, rows: Sequence[Row], picture: plots.Picture) -> str:
+def _markdown(config: RunConfig, rows: Sequence[Row], picture: Picture) -> str:
     """What the rows say, the table and the heat map, for the run's page in Prefect."""
     models, names, field = field_of(rows)
     model = config.model.source.replace("`", "'")  # in a code span nothing is markup, and the name cannot end it
@@ -157,11 +158,11 @@ def _bold(row: Row) -> str:
     return f"**{points(row.gain)}**" if row.significant else marked(row)
 
 
-def _picture(rows: Sequence[Row]) -> plots.Picture:
+def _picture(rows: Sequence[Row]) -> Picture:
     models, names, field = field_of(rows)
     grid = {model: [field[model, name] for name in names] for model in models}
     gains = [[np.nan if row.gain is None else 100 * row.gain for row in line] for line in grid.values()]
-    return plots.heat_map(
+    return heat_map(
         models,
         names,
         np.array(gains),
@@ -173,7 +174,7 @@ def _picture(rows: Sequence[Row]) -> plots.Picture:
     )
 
 
-def _page(config: RunConfig, rows: Sequence[Row], picture: plots.Picture) -> str:
+def _page(config: RunConfig, rows: Sequence[Row], picture: Picture) -> str:
     models, names, field = field_of(rows)
     grid = {model: [field[model, name] for name in names] for model in models}
     lead, *rest = findings(rows) or ["No adapter could be compared."]
@@ -191,5 +192,5 @@ def _page(config: RunConfig, rows: Sequence[Row], picture: plots.Picture) -> str
         config=config,
         resamples=RESAMPLES,
         settings={name: fields for name, fields in settings_of(config).items() if name not in UNREAD},
-        colours=plots.COLOURS,
+        colours=COLOURS,
     )
