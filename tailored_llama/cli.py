@@ -24,6 +24,7 @@ from tailored_llama import (
     generation,
     healing,
     models,
+    profile_table,
     profiling,
     prompts,
     recovery,
@@ -285,7 +286,7 @@ def profile(
                 checkpoint, against, batch or profiling.BATCHES, prompt_tokens, new_tokens, device, progress=progress
             )
         profiling.write_profile(rows, folder)
-        Console().print(profiling.console_table(rows))
+        Console().print(profile_table.console_table(rows))
 
 
 @app.command(epilog="Example: `tailored-llama merge pruned adapter tailored`")

@@ -1,4 +1,4 @@
-"""What a checkpoint costs to run, and how much less than another: parameters, FLOPs, tokens per second, memory.
+"""Measuring what a checkpoint costs to run, and how much less than another: tokens per second, memory.
 
 Each checkpoint is measured in a process of its own, which has its weights alone in memory; two of them take turns, so
 that what else a machine does meanwhile slows both.
@@ -7,7 +7,6 @@ that what else a machine does meanwhile slows both.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,15 +20,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
-from transformers import AutoConfig
 
 from tailored_llama.artifacts import read_table, schema_of, write_table
-from tailored_llama.checkpoints import check_checkpoint, read_structure, tensor_shapes, weight_files
 from tailored_llama.console import quiet_libraries
+from tailored_llama.costs import Costs, Work, count_costs, model_config
 from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory, peak_memory, reset_peak_memory
 from tailored_llama.models import load, pick_device
@@ -37,26 +32,6 @@ from tailored_llama.progress import Progress, silent
 
 BATCHES = (1, 8)
 REPEATS = 5
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a pass does with each of its prompts; the first new token comes with the prompt, the others by decoding."""
-
-    prompt_tokens: int
-    new_tokens: int
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What a checkpoint costs by its shapes alone, as `count_costs` counts it."""
-
-    parameters: int
-    computed_parameters: int
-    weight_bytes: int
-    linear_flops: int
-    attention_flops: int
-    prompt_flops: int
 
 
 @dataclass(frozen=True)
@@ -110,58 +85,6 @@ class Row:
 
 
 PROFILE_SCHEMA = schema_of(Row)
-
-
-def count_costs(folder: Path, work: Work) -> Costs:
-    """Count what a checkpoint costs, from the headers of its files.
-
-    - `parameters`: all that are stored, tied ones once.
-    - `computed_parameters`: without an input embedding that is not the output head too, of which a token reads one row.
-    - `linear_flops`, of one decoded token: 2 × the entries of all matrices of the layers and of the head.
-    - `attention_flops`, of the last decoded token: Σ over layers of 4 × heads × head_dim × seen (2 for scores, 2 for
-      values), where seen is prompt_tokens + new_tokens − 1, itself counted, or the layer's sliding window if less.
-    - `prompt_flops`, of one prompt: the layers' matrices for each token, the head's for the last one, and attention to
-      what each token sees.
-
-    Norms, biases, softmax and activations are not counted: they are linear in what is.
-
-    Raises:
-        InputError: the checkpoint is broken or not supported.
-    """
-    structure = read_structure(folder)
-    files = weight_files(folder)
-    shapes = {name: shape for file in files for name, shape in tensor_shapes(file).items()}
-    if (embedding := shapes.get("model.embed_tokens.weight")) is None:
-        raise InputError(f"{folder}: tensor 'model.embed_tokens.weight' is missing from its safetensors")
-    head = math.prod(embedding)
-    inner = sum(math.prod(s) for name, s in shapes.items() if name.startswith("model.layers.") and len(s) == 2)
-    config = _config(folder)
-    window: int | None = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)  # absent, a window is that of all layers
-    context, last, prompt = work.prompt_tokens + work.new_tokens - 1, 0, 0
-    for index, layer in enumerate(structure.layers):
-        local = kinds is None or kinds[index] == "sliding_attention"
-        widest = window if local and window is not None else context
-        each = 4 * layer.heads * structure.head_dim
-        last += each * min(context, widest)
-        prompt += each * sum(min(seen, widest) for seen in range(1, work.prompt_tokens + 1))
-    return Costs(
-        parameters=structure.parameters,
-        computed_parameters=structure.parameters - (head if "lm_head.weight" in shapes else 0),
-        weight_bytes=sum(file.stat().st_size for file in files),
-        linear_flops=2 * (inner + head),
-        attention_flops=last,
-        prompt_flops=2 * (inner * work.prompt_tokens + head) + prompt,
-    )
-
-
-def _config(folder: Path) -> Any:
-    """The configuration with its defaults, as the model reads it."""
-    check_checkpoint(folder)
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except Exception as error:  # transformers raises many types for fields it does not like
-        raise InputError(f"{folder / 'config.json'}: cannot be read ({' '.join(str(error).split())[:200]})") from None
 
 
 def decode(model: Any, ids: Tensor, new_tokens: int) -> tuple[Tensor, float, float]:
@@ -222,7 +145,7 @@ def profile(
             raise InputError(f"{field}: got {wrong[0]}; allowed: at least {least}")
     place, work = pick_device(device), Work(prompt_tokens, new_tokens)
     folders = {"checkpoint": checkpoint} | ({"against": against} if against is not None else {})
-    configs = {role: _config(folder) for role, folder in folders.items()}
+    configs = {role: model_config(folder) for role, folder in folders.items()}
     for role, config in configs.items():
         if prompt_tokens + new_tokens > (limit := config.max_position_embeddings):
             raise InputError(
@@ -267,7 +190,7 @@ def _ratios(costs: dict[str, Costs], passes: dict[str, list[Pass]]) -> dict[str,
     mine, other = costs["checkpoint"], costs["against"]
     found: dict[str, Any] = {
         "expected_prefill": other.prompt_flops / mine.prompt_flops,
-        "expected_decode": _token_flops(other) / _token_flops(mine),
+        "expected_decode": token_flops(other) / token_flops(mine),
         "expected_parameters": other.computed_parameters / mine.computed_parameters,
     }
     pairs = list(zip(passes["checkpoint"], passes["against"], strict=True))[1:]
@@ -278,7 +201,8 @@ def _ratios(costs: dict[str, Costs], passes: dict[str, list[Pass]]) -> dict[str,
     return found
 
 
-def _token_flops(costs: Costs | Row) -> int:
+def token_flops(costs: Costs | Row) -> int:
+    """FLOPs of the last decoded token."""
     return costs.linear_flops + costs.attention_flops
 
 
@@ -345,64 +269,3 @@ def write_profile(rows: Sequence[Row], out: Path) -> None:
 def read_profile(folder: Path) -> list[Row]:
     """The rows of `profile.parquet`."""
     return [Row(**row) for row in read_table(folder / "profile.parquet", PROFILE_SCHEMA).to_pylist()]
-
-
-def console_table(rows: Sequence[Row]) -> Table:
-    """The table for a terminal of 80 characters: a column for each checkpoint, then what the one costs ÷ the other."""
-    mine, other = ([row for row in rows if row.role == role] for role in ("checkpoint", "against"))
-    first = [found[0] for found in (mine, other) if found]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left")
-    table.caption, table.caption_style = escape("\n".join(_notes(first))), "none"
-    table.add_column("", no_wrap=True)
-    for row in first:
-        table.add_column(escape(row.checkpoint), justify="right", overflow="fold")
-    for name in ("ratio", "expected") if other else ():
-        table.add_column(name, justify="right", no_wrap=True)
-    for label, scale, digits, values in (
-        ("parameters", 1, 0, [row.parameters for row in first]),
-        ("  a token needs", 1, 0, [row.computed_parameters for row in first]),
-        ("weights, MB", 1e6, 1, [row.weight_bytes for row in first]),
-        ("MFLOPs a token", 1e6, 1, [_token_flops(row) for row in first]),
-        ("  in attention", 1e6, 1, [row.attention_flops for row in first]),
-        ("MFLOPs a prompt", 1e6, 1, [row.prompt_flops for row in first]),
-    ):
-        table.add_row(label, *(f"{value / scale:,.{digits}f}" for value in values), *_ratio(values))
-    for index, row in enumerate(mine):
-        both = [found[index] for found in (mine, other) if found]
-        table.add_section()
-        table.add_row(f"[bold]batch {row.batch}[/]")
-        for phase in ("prefill", "decode"):
-            cells = [f"{getattr(one, f'{phase}_tokens_per_second'):,.1f}" for one in both]
-            if row.expected_parameters is not None:
-                middle, low, high = (getattr(row, f"{phase}_speedup{end}") for end in ("", "_low", "_high"))
-                expected = getattr(row, f"expected_{phase}")
-                cells += [f"{middle:.2f} ({low:.2f}–{high:.2f})", f"{expected:.2f} / {row.expected_parameters:.2f}"]
-            table.add_row(f"  {phase} tokens/s", *cells)
-        memory = [one.peak_memory_bytes for one in both]
-        table.add_row("  peak memory, MB", *(f"{value / 1e6:,.0f}" for value in memory), *_ratio(memory))
-    return table
-
-
-def _ratio(values: Sequence[int]) -> list[str]:
-    """The cell of other ÷ mine, where there is another."""
-    return [f"{values[1] / values[0]:.2f}"] if len(values) == 2 and values[0] else []
-
-
-def _notes(rows: Sequence[Row]) -> list[str]:
-    """What was measured, and how to read it."""
-    row = rows[0]
-    where = f"{row.threads} thread{'s' * (row.threads > 1)}" if row.device == "cpu" else ""
-    setting = ", ".join(filter(None, [row.device, where, " and ".join(dict.fromkeys(r.dtype for r in rows))]))
-    base = " and ".join(dict.fromkeys(f"{r.base_memory_bytes / 1e6:,.0f}" for r in rows))
-    notes = [
-        f"{row.prompt_tokens} tokens a prompt, {row.new_tokens} new ones; median of {row.repeats}; {setting}.",
-        f"Memory is the process's, {base} MB of it interpreter and libraries."
-        if row.device == "cpu"
-        else "Memory is what torch allocated.",
-    ]
-    if len(rows) > 1:
-        notes += [
-            "Ratio: the second's cost ÷ the first's; median and range of pairs.",
-            "Expected: the same of FLOPs / of the parameters that a token needs.",
-        ]
-    return notes

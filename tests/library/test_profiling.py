@@ -24,9 +24,11 @@ from tailored_llama import cli, profiling
 from tailored_llama.artifacts import read_table
 from tailored_llama.checkpoints import read_config, read_structure
 from tailored_llama.config import PruningConfig
+from tailored_llama.costs import Costs, Work, count_costs
 from tailored_llama.errors import InputError
 from tailored_llama.models import load
-from tailored_llama.profiling import PROFILE_SCHEMA, Row, Work, console_table, count_costs, decode, profile
+from tailored_llama.profile_table import console_table
+from tailored_llama.profiling import PROFILE_SCHEMA, Row, decode, profile
 from tailored_llama.pruning.groups import build_graph, read_groups
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.prune import prune
@@ -95,7 +97,7 @@ def test_counts_by_hand(tmp_path: Path, tied: bool) -> None:
     total = 4 * (layer + 64) + 32 + head * (1 if tied else 2)
     found = count_costs(dense, WORK)
     assert layer == 5376
-    assert found == profiling.Costs(
+    assert found == Costs(
         parameters=total,
         computed_parameters=4 * 5376 + 4 * 64 + 32 + 8320,
         weight_bytes=(dense / "model.safetensors").stat().st_size,
