@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from tailored_llama import reports, sources
+from tailored_llama import sources
 from tailored_llama.benchmarks import Example
 from tailored_llama.cards import Base, is_layered, loading, what_was_removed, write_card
 from tailored_llama.checkpoints import read_config
@@ -21,6 +21,8 @@ from tailored_llama.manifests import read_manifest
 from tailored_llama.own import is_written, named_columns
 from tailored_llama.prompts import render
 from tailored_llama.recovery import ReportInputs, recovery_rows
+from tailored_llama.report_parts import page_template, settings_of, span
+from tailored_llama.report_text import floor_notes, gained_by, plus_minus, summary
 from tailored_llama.seven import BUILTIN
 from tailored_llama.templates import GENERIC, load_template
 
@@ -103,24 +105,24 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
     config, ratio, total, left = inputs.config, row.ratio, row.dense_parameters, row.pruned_parameters
     if config is None or ratio is None or total is None or left is None or row.tailored is None:
         raise ValueError("a model card needs the run's configuration, its ratio, both sizes and the tailored score")
-    body = reports.page_template("card.md.j2").render(
+    body = page_template("card.md.j2").render(
         base=base,
         config=config,
         data=_data(own),
-        gained_by=reports.gained_by(config),
+        gained_by=gained_by(config),
         healed_tokens=healing_text(config).calibration.samples * config.calibration.tokens,
         dtype=read_config(checkpoint).get("dtype", "float32"),
         layered=is_layered(checkpoint),
         loading=loading(checkpoint),
-        notes=reports.floor_notes([row]),
+        notes=floor_notes([row]),
         own=own,
-        plus_minus=reports.plus_minus,
+        plus_minus=plus_minus,
         prompt=_prompt(config, own),
         removed=" ".join(what_was_removed(total, left, config.pruning, config.reconstruction).split()),
         row=row,
         settings=_settings(config, own, ratio),
-        span=reports.span,
-        summary=reports.summary(inputs, [row]),
+        span=span,
+        summary=summary(inputs, [row]),
         text=_text,
         version=importlib.metadata.version("tailored-llama"),
         written=is_written(own),
@@ -175,7 +177,7 @@ def _settings(config: RunConfig, own: BenchmarkConfig, ratio: float) -> dict[str
     """The settings of one model: its own ratio and benchmark, and no folder's name."""
     data = config.model_dump(mode="json")
     data["benchmarks"], data["pruning"]["ratios"] = [own.model_dump(mode="json")], [ratio]
-    settings = reports.settings_of(RunConfig.model_validate(_without_folders(data)))
+    settings = settings_of(RunConfig.model_validate(_without_folders(data)))
     del settings["profile"]  # times, not weights
     return settings
 

@@ -25,8 +25,8 @@ from tailored_llama.prompt_study import (
     study_rows,
 )
 from tailored_llama.recovery import MEAN
+from tailored_llama.report_parts import first_sample, number, page_template, settings_of
 from tailored_llama.report_plots import markdown_picture
-from tailored_llama.reports import first_sample, number, page_template, settings_of
 from tailored_llama.statistics import RESAMPLES, above_floor
 
 

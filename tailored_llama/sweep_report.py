@@ -16,8 +16,8 @@ from rich.table import Table
 from tailored_llama.artifacts import write_table
 from tailored_llama.comparison_plots import curves
 from tailored_llama.pictures import COLOURS
+from tailored_llama.report_parts import number, page_template, percent, settings_of, span
 from tailored_llama.report_plots import markdown_picture
-from tailored_llama.reports import number, page_template, percent, settings_of, span
 from tailored_llama.sweeps import OWN, RATIOS, SWEEP_SCHEMA, Row, SweepConfig
 
 

@@ -17,8 +17,8 @@ from tailored_llama.comparison_plots import heat_map
 from tailored_llama.config import RunConfig
 from tailored_llama.pictures import COLOURS, Picture
 from tailored_llama.recovery import MEAN
+from tailored_llama.report_parts import number, page_template, settings_of
 from tailored_llama.report_plots import markdown_picture
-from tailored_llama.reports import number, page_template, settings_of
 from tailored_llama.statistics import RESAMPLES
 from tailored_llama.transfer import (
     DENSE,

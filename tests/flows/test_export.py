@@ -19,7 +19,8 @@ from tailored_llama.checkpoints import read_config, read_structure
 from tailored_llama.config_loading import validate_config
 from tailored_llama.models import load, load_tokenizer
 from tailored_llama.recovery import read_rows
-from tailored_llama.reports import percent, plus_minus, span
+from tailored_llama.report_parts import percent, span
+from tailored_llama.report_text import plus_minus
 from tasks._stage import open_store
 
 ALONE = """
