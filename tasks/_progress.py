@@ -25,8 +25,9 @@ KEY = "under-way"  # the same for all: the UI's page of artifacts shows the late
 def stage_progress(description: str) -> Iterator[Progress]:
     """Say where a stage is, at the terminal and, within a task run, in the UI.
 
-    What happens there cannot harm it; where the server hangs, it costs two seconds, once. The artifact goes when the stage is done: a finished run shows what it found, not 30 bars at their end. That of a
-    stage that fails stays, and says how far it came.
+    What happens there cannot harm it; where the server hangs, it costs two seconds, once. The artifact goes when the
+    stage is done: a finished run shows what it found, not 30 bars at their end. That of a stage that fails stays, and
+    says how far it came.
     """
     with progress_bar(description) as bar:
         if TaskRunContext.get() is None:
@@ -47,7 +48,7 @@ def stage_progress(description: str) -> Iterator[Progress]:
 
 
 class _Teller:
-    """Tells the server from a thread of its own, so that one that is slow, hangs or is gone does not hold up the stage."""
+    """Tells the server from a thread of its own, so that one that is slow or hangs does not hold up the stage."""
 
     def __init__(self, description: str) -> None:
         self.description = description
