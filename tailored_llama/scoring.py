@@ -39,6 +39,8 @@ from tailored_llama.soft_prompts import context_length, learnt_header
 from tailored_llama.statistics import Answers
 from tailored_llama.tokens import encode_pair
 
+WORTH_A_PASS = 64  # tokens; with fewer to spare, a header's own pass costs more than it saves
+
 PREDICTIONS_SCHEMA = pa.schema(
     {
         "example": pa.int32(),
@@ -115,11 +117,15 @@ def common_prefix(sequences: Sequence[list[int]]) -> list[int]:
 
 
 def shared_header(encoded: Sequence[Encoded]) -> list[int]:
-    """The tokens that all prompts start with, such as the solved examples before them; none that is scored on."""
+    """The tokens that all prompts start with, such as the solved examples before them; none that is scored on.
+
+    Empty where encoding them once, in a pass of their own, would spare too little.
+    """
     if len(encoded) < 2:
         return []
     shared = common_prefix([list(item.document.prefix) for item in encoded])
-    return shared[: min(min(choice[0] for choice in item.positions) for item in encoded)]
+    shared = shared[: min(min(choice[0] for choice in item.positions) for item in encoded)]
+    return shared if len(shared) * (len(encoded) - 1) >= WORTH_A_PASS else []
 
 
 def loglikelihoods(

@@ -37,7 +37,6 @@ from tailored_llama.scoring import Encoded, encode_prompt, loglikelihoods, share
 
 PROTOCOLS = {"zero-shot": (0, True), "5-shot, one header": (5, True), "5-shot, lm-eval's default": (5, False)}
 FLOOR_TOKENS = (512, 1024)  # the fastest of 256 to 4,096 on a CPU
-MIN_HEADER = 16  # tokens; a shorter common beginning, such as "Question:", is not worth a cache
 FLOOR_HEAD = 256  # positions of the head at a time, the fastest of 32 to 1,024 on a CPU
 
 Requests = list[list[tuple[str, str]]]  # for each document: a context and a continuation per choice
@@ -87,7 +86,7 @@ def floor_seconds(model: Any, tokens: int, length: int, header: int, scored: int
     best, cache, header_seconds = math.inf, None, 0.0
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     with torch.inference_mode():
-        if header >= MIN_HEADER:
+        if header:
             start = time.perf_counter()
             cache = decoder(torch.randint(1000, (1, header)), use_cache=True).past_key_values
             header_seconds = time.perf_counter() - start

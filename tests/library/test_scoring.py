@@ -172,12 +172,22 @@ def test_what_all_prompts_start_with_is_encoded_once(tiny: Path) -> None:
         assert row == pytest.approx(plain, abs=1e-4)
 
 
+def test_a_short_start_in_common_gets_no_pass_of_its_own(tiny: Path) -> None:
+    model, tokenizer = load(tiny), load_tokenizer(tiny)
+    encoded = [encode_prompt(tokenizer, prompt(f"Q: {q}?", " left", " right"), 256) for q in ("hot", "black", "slow")]
+    seen: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))
+    loglikelihoods(model, encoded, 256)
+    assert seen == [sum(len(item.document) for item in encoded)]
+
+
 def test_a_prompt_that_lost_its_start_shares_no_header_and_costs_the_others_none(tiny: Path) -> None:
     model, tokenizer = load(tiny), load_tokenizer(tiny)
-    prompts = [prompt("Answer briefly. " + text, " a", " bc") for text in ("One?", "Two?", "x" * 60)]
-    encoded = [encode_prompt(tokenizer, p, 40) for p in prompts]
+    opening = "Answer briefly, in a single word or in two, and in lower case only: "
+    prompts = [prompt(opening + text, " a", " bc") for text in ("One?", "Two?", "x" * 60)]
+    encoded = [encode_prompt(tokenizer, p, 100) for p in prompts]
     assert [item.truncated for item in encoded] == [False, False, True]
-    assert tokenizer.decode(shared_header(encoded[:2])) == "Answer briefly. "
+    assert tokenizer.decode(shared_header(encoded[:2])) == opening
     scores = loglikelihoods(model, encoded, 256)
     for item, row in zip(encoded, scores, strict=True):
         assert loglikelihoods(model, [item], 256)[0] == pytest.approx(row, abs=1e-4)
@@ -186,9 +196,10 @@ def test_a_prompt_that_lost_its_start_shares_no_header_and_costs_the_others_none
 def test_a_scored_position_is_never_in_the_header(tiny: Path) -> None:
     """Prompts that differ in their choices only: the last token of the context predicts, so it stays."""
     model, tokenizer = load(tiny), load_tokenizer(tiny)
-    prompts = [prompt("The sky is", " blue", " red"), prompt("The sky is", " green", " black")]
+    context = "It is noon, the sun is out, there is no cloud to be seen, and the sky is"
+    prompts = [prompt(context, " blue", " red"), prompt(context, " green", " black")]
     encoded = [encode_prompt(tokenizer, p, 256) for p in prompts]
-    assert tokenizer.decode(shared_header(encoded)) == "The sky i"
+    assert tokenizer.decode(shared_header(encoded)) == context[:-1]
     for item, row in zip(prompts, loglikelihoods(model, encoded, 256), strict=True):
         assert row[0] == pytest.approx(
             plain_loglikelihood(model, tokenizer, item.contexts[0], item.continuations[0]), abs=1e-4
