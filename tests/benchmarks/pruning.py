@@ -80,7 +80,7 @@ def write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
 
 
 def write_tokens(out: Path, vocabulary: int) -> None:
-    out.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     ids = np.random.default_rng(0).integers(vocabulary, size=(SAMPLES, TOKENS))
     columns = {"input_ids": ids.tolist(), "source": ["random"] * SAMPLES, "row": range(SAMPLES)}
     write_table(out / "calibration.parquet", columns, CALIBRATION_SCHEMA)
@@ -151,7 +151,6 @@ def main(
     dense, root = folder / shape, folder / f"{shape}-stages"
     if not (dense / "config.json").is_file():
         write_checkpoint(dense, SHAPES[shape])
-    root.mkdir(exist_ok=True)
     write_tokens(root / "tokens", SHAPES[shape]["vocab_size"])
     weights = sum(file.stat().st_size for file in weight_files(dense))
     rows = []

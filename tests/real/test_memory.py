@@ -1,0 +1,29 @@
+"""Memory of importance scoring, on a model large enough for its weights to matter."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import pruning
+
+pytestmark = pytest.mark.real
+
+CONSTANT = 2**29  # bytes: activations of one sample, and logits of a few positions
+
+
+def test_importance_takes_little_more_memory_than_the_weights(tmp_path: Path) -> None:
+    shape = pruning.SHAPES["1b"] | {"num_hidden_layers": 10}
+    dense, root = tmp_path / "dense", tmp_path / "stages"
+    pruning.write_checkpoint(dense, shape)
+    pruning.write_tokens(root / "tokens", shape["vocab_size"])
+    weights = sum(file.stat().st_size for file in dense.glob("*.safetensors"))
+    peaks = {}
+    for stage in ("idle", "graph", "importance"):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+            peaks[stage] = worker.submit(pruning.measure, dense, root, 0.2, stage).result()[1]
+    assert weights > 2 * CONSTANT
+    assert peaks["importance"] - peaks["idle"] <= 1.15 * weights + CONSTANT
