@@ -147,6 +147,11 @@ class Server:
         assert answer.is_success, f"{answer.status_code} for {url}: {answer.text}"
         return answer.json()
 
+    def change(self, path: str, data: Mapping[str, Any]) -> None:
+        """PATCH what is at a route of the API."""
+        answer = httpx.patch(f"{self.url}/{path}", json=data, timeout=60)
+        assert answer.is_success, f"{answer.status_code} for {path}: {answer.text}"
+
     def newest_run(self) -> dict[str, Any]:
         """The flow run that began last."""
         found: dict[str, Any] = self.call("flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "limit": 1})[0]

@@ -89,7 +89,7 @@ def compare(name: str, theirs: pd.DataFrame, prompts: list[Prompt], ours: list[l
         hits = np.array(mine[column]) == np.array(mine["answer"])
         row[f"{metric}_ours"], row[f"{metric}_harness"] = float(hits.mean()), float(theirs[metric].mean())
         parted = np.array(mine[column]) != np.array(predict(prompts, other)[column])
-        row[f"{metric}_parted"] = int(parted.sum() + (hits != (theirs[metric] == 1)).sum())
+        row[f"{metric}_parted"] = int((parted | (hits != (theirs[metric] == 1).to_numpy())).sum())
         nearest = 2 * TOLERANCE / (1 if by is None else np.array([min(n) for n in by]))  # both sides may move
         row[f"{metric}_undecided"] = theirs["example"].to_numpy()[margins(other, by) < nearest].tolist()
     return row

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from services import until
-from sites import Site
+from sites import ENDED, Site
 
 pytestmark = pytest.mark.deployed
 STAGES = {"importance", "prune", "teach", "heal", "tune", "perplexity", "profile", "score"}
@@ -38,6 +38,24 @@ def test_one_command_makes_every_deployment(site: Site) -> None:
     assert pools == {"cpu": 4, "gpu": 1}
     automations = {automation["name"] for automation in site.server.call("automations/filter", {})}
     assert automations == {"a run without heartbeat has crashed", "a failed GPU stage calls the webhook"}
+
+
+def test_a_run_comes_at_its_time_and_a_worker_takes_it(site: Site, own_run: dict[str, Any]) -> None:
+    nightly = site.server.call("deployments/name/tailor/nightly")
+    every_minute = [{"schedule": {"cron": "* * * * *", "timezone": "UTC"}}]
+    own = {"parameters": {"config": on_gpu_pool(own_run)}, "schedules": every_minute}
+    site.server.change(f"deployments/{nightly['id']}", own)
+    asked = {
+        "deployments": {"id": {"any_": [nightly["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", *ENDED]}}},
+    }
+    (run, *_) = until(lambda: site.server.call("flow_runs/filter", asked), 120, "a run at its time")
+    schedules = [{"schedule": found["schedule"], "active": found["active"]} for found in nightly["schedules"]]
+    site.server.change(f"deployments/{nightly['id']}", {"parameters": nightly["parameters"], "schedules": schedules})
+    ended = site.ended(run["id"])
+    assert ended["auto_scheduled"]
+    assert ended["expected_start_time"].endswith(":00Z")
+    assert ended["state"]["type"] == "COMPLETED"
 
 
 @pytest.mark.parametrize(
