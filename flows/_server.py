@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import sys
 from threading import Thread
 
 from prefect.client.orchestration import get_client
@@ -13,6 +15,9 @@ def reach_server() -> Thread:
 
     Join the thread before a flow runs. A failure is not reported here: the flow meets it again, and says it.
     """
+    # Once Prefect has noted a SIGTERM, this handler has it: the signal's own way to end a process would end it without
+    # what Python does at exit, and leave the temporary server behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
     def connect() -> None:
         with contextlib.suppress(Exception), get_client(sync_client=True) as client:

@@ -51,6 +51,23 @@ def manifests(store: Path) -> dict[Path, tuple[float, str]]:
     }
 
 
+def test_a_terminated_run_takes_its_temporary_server_along(
+    own_run: dict[str, Any], tmp_path: Path, start: Start
+) -> None:
+    own_run["tuning"] |= {"epochs": 1000, "held_out": 0}
+    own_run["execution"] = {"keep_state_every": 1}
+    run = start(own_run)
+    deadline = time.monotonic() + 120
+    while not list(Path(own_run["store"]["root"]).glob(".resume/*/state.safetensors")):  # within the flow
+        assert run.poll() is None, (tmp_path / "run.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    run.terminate()
+    assert run.wait(30) == 128 + signal.SIGTERM, (tmp_path / "run.log").read_text()
+    with pytest.raises(ProcessLookupError):  # nobody of its group is left
+        os.killpg(run.pid, 0)
+
+
 def test_a_run_killed_in_mid_tuning_is_finished_by_the_next(
     own_run: dict[str, Any], tmp_path: Path, start: Start
 ) -> None:
