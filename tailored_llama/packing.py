@@ -61,11 +61,17 @@ class Header:
 
 @dataclass(frozen=True)
 class _Block:
-    """One document's place in the row; `mask`: [1, 1, length, header + length], None for plain causal."""
+    """One document's place in the row.
+
+    `places`: of its tokens in their own sequences, header included [length]; `mask`: what is added to attention scores
+    [1, 1, length, header + length], None for plain causal; `windowed`: the same within a sliding window, by its width.
+    """
 
     start: int
     stop: int
+    places: Tensor
     mask: Tensor | None
+    windowed: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,11 +185,12 @@ def embedded_header(model: Any, embeddings: Tensor) -> Header:
     """A header from embeddings in place of tokens, [1, length, hidden]; gradients reach them."""
     length = embeddings.shape[1]
     header = Header(length)
+    places = torch.arange(length, device=embeddings.device)
     model.get_decoder()(
         inputs_embeds=embeddings.to(model.dtype),  # PEFT keeps them in float32
-        position_ids=torch.arange(length, device=embeddings.device)[None],
+        position_ids=places[None],
         use_cache=False,
-        packed_row=_Row([_Block(0, length, None)], Header(), length, header),
+        packed_row=_Row([_Block(0, length, places, None)], Header(), length, header),
     )
     return header
 
@@ -245,21 +252,28 @@ def packed_states(
     header = header or Header()
     device = model.device
     ids: list[int] = []
-    places: list[int] = []
-    blocks: list[_Block] = []
+    starts: list[int] = []
+    at: list[int] = []
     for document in documents:
-        start, length = len(ids), header.length + len(document.prefix)
+        starts.append(len(ids))
+        length = header.length + len(document.prefix)
         ids += document.prefix
-        places += range(header.length, length)
+        at += range(header.length, length)
         for branch in document.branches:
             ids += branch
-            places += range(length, length + len(branch))
-        blocks.append(_Block(start, len(ids), _mask(document, header.length, model)))
+            at += range(length, length + len(branch))
+    places = torch.tensor(at, device=device)
+    blocks = [
+        _Block(
+            start, start + len(document), places[start : start + len(document)], _mask(document, header.length, model)
+        )
+        for start, document in zip(starts, documents, strict=True)
+    ]
     output = model.get_decoder()(
         input_ids=torch.tensor([ids], device=device),
-        position_ids=torch.tensor([places], device=device),
+        position_ids=places[None],
         use_cache=False,
-        packed_row=_Row(blocks, header, max(places) + 1, into),
+        packed_row=_Row(blocks, header, max(at) + 1, into),
     )
     states: Tensor = output.last_hidden_state[0, positions.to(device)]
     return states
@@ -277,6 +291,31 @@ def _mask(document: Document, header: int, model: Any) -> Tensor | None:
     return torch.zeros(seen.shape, dtype=model.dtype).masked_fill_(~seen, -torch.inf)[None, None].to(model.device)
 
 
+def _causal(length: int, like: Tensor) -> Tensor:
+    """The mask of plain causal attention, where one has to be written out."""
+    return torch.full((1, 1, length, length), -torch.inf, dtype=like.dtype, device=like.device).triu(1)
+
+
+def _within_window(block: _Block, header: int, window: int, like: Tensor) -> Tensor:
+    """A block's mask where a token sees those less than `window` before it; made in the first layer that asks."""
+    if window not in block.windowed:
+        seen = torch.cat([torch.arange(header, device=block.places.device), block.places])
+        mask = _causal(len(seen), like) if block.mask is None else block.mask
+        block.windowed[window] = mask.masked_fill(block.places[:, None] - seen[None] >= window, -torch.inf)
+    return block.windowed[window]
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float, softcap: float | None
+) -> Tensor:
+    """SDPA; or, as that has no soft-capping (arXiv 2408.00118), the same in single steps where scores are capped."""
+    if softcap is None:
+        return scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None, scale=scale)
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
+    scores = scores + (_causal(scores.shape[2], scores) if mask is None else mask)
+    return torch.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, dropout > 0) @ value
+
+
 def _packed_attention_forward(
     module: Any,
     query: Tensor,
@@ -286,28 +325,27 @@ def _packed_attention_forward(
     packed_row: _Row,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """SDPA, one document at a time: [1, heads, row, head_dim] → [1, row, heads, head_dim]."""
+    """One document at a time: [1, heads, row, head_dim] → [1, row, heads, head_dim]."""
+    if odd := sorted(name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None):
+        raise InputError(f"model: its attention has {odd[0]}; allowed: softmax attention, soft-capped or not")
     header, layer = packed_row.header, module.layer_idx
-    if (window := kwargs.get("sliding_window")) is not None and packed_row.longest > window:
-        raise InputError(
-            f"document: got {packed_row.longest} tokens; allowed: at most {window}, the model's sliding window"
-        )
-    if odd := sorted(name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None):
-        raise InputError(f"model: its attention has {odd[0]}; allowed: plain softmax attention")
     groups = query.shape[1] // key.shape[1]
     key, value = (repeat_kv(states, groups) for states in (key, value))
     output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
     for block in packed_row.blocks:
         rows = slice(block.start, block.stop)
-        keys, values = key[:, :, rows], value[:, :, rows]
+        keys, values, mask = key[:, :, rows], value[:, :, rows], block.mask
         if header.length:
             keys = torch.cat([header.keys[layer].to(keys.dtype), keys], dim=2)
             values = torch.cat([header.values[layer].to(values.dtype), values], dim=2)
-        attended = scaled_dot_product_attention(
-            query[:, :, rows], keys, values, block.mask, dropout, is_causal=block.mask is None, scale=scaling
-        )
+        if sliding_window is not None and packed_row.longest > sliding_window:
+            mask = _within_window(block, header.length, sliding_window, query)
+        attended = _attend(query[:, :, rows], keys, values, mask, dropout, scale, softcap)
         output[:, rows] = attended.transpose(1, 2)
     if packed_row.into is not None:  # a header's own pass: one block
         packed_row.into.keys[layer], packed_row.into.values[layer] = keys, values

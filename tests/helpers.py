@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from tailored_llama.artifacts import write_table
 from tailored_llama.config import ReconstructionConfig
 from tailored_llama.scoring import PREDICTIONS_SCHEMA
+from tailored_llama.tokens import encode_pair
 
 UNFITTED = ReconstructionConfig(method="none")
 
@@ -124,3 +125,12 @@ def scored(folder: Path, right: Sequence[int], floor: float, metric: str = "acc_
 
 def hits(right: int, of: int = 100) -> list[int]:
     return [1] * right + [0] * (of - right)
+
+
+def plain_loglikelihood(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
+    """One sequence, one forward pass, all logits: what nobody can misread."""
+    before, after = encode_pair(tokenizer, context, continuation)
+    ids = torch.tensor([before + after])
+    with torch.no_grad():
+        logprobs = model(ids).logits[0].log_softmax(-1)
+    return sum(float(logprobs[len(before) + i - 1, token]) for i, token in enumerate(after))

@@ -15,15 +15,17 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from helpers import UNFITTED, save_tiny_llama
+from helpers import UNFITTED, plain_loglikelihood, save_tiny_llama
 from tailored_llama.checkpoints import read_config, read_structure
 from tailored_llama.config import PruningConfig
 from tailored_llama.errors import InputError
-from tailored_llama.models import load
+from tailored_llama.models import load, load_tokenizer
+from tailored_llama.prompts import Prompt
 from tailored_llama.pruning.groups import build_graph, read_groups, read_slices, trace
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.plan import read_plan
 from tailored_llama.pruning.prune import prune
+from tailored_llama.scoring import encode_prompt, loglikelihoods, shared_header
 
 IDS = torch.tensor([[5, 9, 200, 31, 77, 14, 3, 8]])
 LLAMA3 = {
@@ -55,7 +57,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Qwen3 (norms on q and k)": ("qwen3", {}),
     "Gemma": ("gemma", {"head_dim": 16}),
-    "Gemma 2 (soft-capping)": ("gemma2", {"query_pre_attn_scalar": 8}),
+    "Gemma 2 (soft-capping)": (
+        "gemma2",
+        {"query_pre_attn_scalar": 8, "sliding_window": 64, "attn_logit_softcapping": 2.0},
+    ),
     "Gemma 3": ("gemma3_text", {"query_pre_attn_scalar": 8, "sliding_window": 64}),
     "Phi-3 (fused)": ("phi3", {"pad_token_id": 0, "sliding_window": None}),
     "Phi-3 (fused, MHA, partial RoPE)": (
@@ -95,6 +100,26 @@ def test_a_mapped_layer_couples_what_the_trace_of_all_layers_does(
     dense, _ = prepare(tmp_path, architecture, changes)
     config, layers = read_config(dense), read_structure(dense).layers
     assert trace(config, layers) == trace(config, layers[:1]) * len(layers)
+
+
+@every_model
+@pytest.mark.parametrize("header", ["", "Solved before: yes. " * 5], ids=["no header", "header"])
+def test_packed_rows_score_as_plain_passes_do_beyond_any_sliding_window(
+    tmp_path: Path, architecture: str, changes: dict[str, Any], header: str
+) -> None:
+    narrow = {name: 24 for name, value in changes.items() if name == "sliding_window" and value}
+    folder = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **(changes | narrow))
+    model, tokenizer = load(folder), load_tokenizer(folder)
+    model.set_attn_implementation("eager")  # all that an architecture asks of attention
+    questions = [("The sky over the whole of the land is", " blue", " a very long way up"), ("Is it?", " no", " yes")]
+    prompts = [
+        Prompt(i, (header + context,) * 2, choices, 0, (1, 1)) for i, (context, *choices) in enumerate(questions)
+    ]
+    encoded = [encode_prompt(tokenizer, prompt, 256) for prompt in prompts]
+    assert len(shared_header(encoded)) == len(header)
+    for prompt, row in zip(prompts, loglikelihoods(model, encoded, 256), strict=True):
+        pairs = zip(prompt.contexts, prompt.continuations, strict=True)
+        assert row == pytest.approx([plain_loglikelihood(model, tokenizer, *pair) for pair in pairs], abs=1e-4)
 
 
 @every_model

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AttentionInterface, MistralConfig, MistralForCausalLM
+from transformers import AttentionInterface
 
 from tailored_llama.errors import InputError
 from tailored_llama.models import load
@@ -117,27 +117,12 @@ def test_a_pass_has_the_tokens_asked_for_or_those_that_suit_the_device(
     assert token_budget(asked, SimpleNamespace(device=torch.device(device))) == budget
 
 
-def test_a_sliding_window_is_never_ignored() -> None:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    model = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=8)).eval()
-    ids = list(range(9))
-    with torch.inference_mode(), packed_attention(model):
-        short = packed_logprobs(model, [Document(ids[:8])], [7], [3])
-        with pytest.raises(InputError, match="document: got 9 tokens; allowed: at most 8, the model's sliding window"):
-            packed_logprobs(model, [Document(ids)], [8], [3])
-    with torch.inference_mode():
-        plain = model(torch.tensor([ids[:8]])).logits[0, 7].log_softmax(-1)[3]
-    assert float(short[0]) == pytest.approx(float(plain), abs=1e-5)
-
-
 def test_attention_that_is_more_than_softmax_is_refused(tiny: Path) -> None:
     row = SimpleNamespace(header=Header(), longest=1, blocks=[])
     states = torch.zeros(1, 1, 1, 8)
     attention = load(tiny).model.layers[0].self_attn
-    with pytest.raises(InputError, match="model: its attention has softcap; allowed: plain softmax attention"):
-        AttentionInterface()["tailored_packed"](attention, states, states, states, None, packed_row=row, softcap=50.0)
+    with pytest.raises(InputError, match="model: its attention has s_aux; allowed: softmax attention, soft-capped"):
+        AttentionInterface()["tailored_packed"](attention, states, states, states, None, packed_row=row, s_aux=states)
 
 
 SCORE_IN_LITTLE_MEMORY = """

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 
-from helpers import UNFITTED, byte_tokenizer, write_own_benchmark
+from helpers import UNFITTED, byte_tokenizer, plain_loglikelihood, write_own_benchmark
 from tailored_llama import scoring
 from tailored_llama.benchmarks import load_benchmark
 from tailored_llama.checkpoints import read_structure
@@ -48,15 +48,6 @@ PROMPTS = [
     prompt(("Ann saw Bob because Ann", "Ann saw Bob because Bob"), " was there.", " was there."),
     prompt("x", " y", " z"),
 ]
-
-
-def plain_loglikelihood(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
-    """One sequence, one forward pass, all logits: what nobody can misread."""
-    before, after = encode_pair(tokenizer, context, continuation)
-    ids = torch.tensor([before + after])
-    with torch.no_grad():
-        logprobs = model(ids).logits[0].log_softmax(-1)
-    return sum(float(logprobs[len(before) + i - 1, token]) for i, token in enumerate(after))
 
 
 @pytest.fixture
