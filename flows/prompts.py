@@ -10,7 +10,7 @@ from threading import Thread
 from typing import Any
 
 if __name__ == "__main__":  # before the imports below, so that both go on at once
-    from flows._server import reach_server
+    from flows._server import leaving, reach_server
 
     server = reach_server()
 
@@ -101,4 +101,5 @@ def main(arguments: list[str] | None = None, server: Thread | None = None) -> in
 
 
 if __name__ == "__main__":
-    sys.exit(main(server=server))
+    with leaving():
+        sys.exit(main(server=server))

@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any
 
 if __name__ == "__main__":  # before the imports below, so that both go on at once
-    from flows._server import reach_server
+    from flows._server import leaving, reach_server
 
     server = reach_server()
 
@@ -113,4 +113,5 @@ def _preflight(config: SweepConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(server=server))
+    with leaving():
+        sys.exit(main(server=server))
