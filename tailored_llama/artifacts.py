@@ -272,7 +272,7 @@ class ArtifactStore:
         """Copy an artifact from behind the URL into an empty folder, and verify it; what is wrong with it, if anything.
 
         Raises:
-            InputError, ConnectionError: as `remote.pull`.
+            InputError, UnreachableError: as `remote.pull`.
         """
         assert self.remote
         source = f"{stage}/{key}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import fsspec
 
-from tailored_llama.errors import InputError, one_line
+from tailored_llama.errors import InputError, UnreachableError, one_line
 from tailored_llama.files import NO_ROOM
 
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "az"}  # no folders there: making one would make a bucket
@@ -55,7 +55,7 @@ def push(remote: Remote, folder: Path, target: str, names: Sequence[str]) -> Non
 
     Raises:
         InputError: the place may not be written, or there is no such bucket.
-        ConnectionError: the server failed; the same push may succeed later.
+        UnreachableError: the server failed; the same push may succeed later.
     """
     filesystem, base = remote.filesystem, f"{remote.base}/{target}"
     with _asking(remote, f"pushing {target}"):
@@ -74,7 +74,7 @@ def pull(remote: Remote, source: str, names: Sequence[str], folder: Path) -> Non
 
     Raises:
         FileNotFoundError: one is not there.
-        InputError, ConnectionError: as `push`.
+        InputError, UnreachableError: as `push`.
     """
     with _asking(remote, f"pulling {source}"):
         for name in names:
@@ -174,7 +174,7 @@ def _asking(remote: Remote, doing: str) -> Iterator[None]:
     except Exception as error:  # botocore's, aiohttp's, paramiko's …
         if isinstance(error, OSError) and (error.filename or error.errno in NO_ROOM):
             raise
-        raise ConnectionError(
+        raise UnreachableError(
             f"store.root {remote.root}: {one_line(error)} while {doing}; nothing is lost, run it again"
         ) from error
 

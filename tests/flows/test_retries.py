@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import httpx
 import pytest
 import requests
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
+import tasks.load_benchmark
 import tasks.tune
-from flows.tailor import tailor
+from flows.tailor import main, tailor
+from helpers import as_toml
 from tailored_llama.config import ExecutionConfig
 from tailored_llama.config_loading import validate_config
 from tailored_llama.errors import InputError, UnreachableError, is_passing
@@ -90,6 +94,32 @@ def test_what_will_not_pass_is_not_tried_again(
     assert len(tuning.seen) == 1
     traced = [record for record in caplog.records if record.getMessage() == "another try would not help"]
     assert [record.exc_info and record.exc_info[1] for record in traced] == [error] * (type(error) is not InputError)
+
+
+def test_a_store_that_stops_answering_is_asked_again_and_then_one_line(
+    own_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, refused = MemoryFileSystem.put_file, list[str]()
+
+    def put(self: Any, near: str, far: str, *arguments: Any, **named: Any) -> Any:
+        if "/examples/" in far:
+            refused.append(far)
+            raise OSError("no route to host")
+        return real(self, near, far, *arguments, **named)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put)
+    monkeypatch.setattr(tasks.load_benchmark.load_benchmark, "retry_delay_seconds", [0] * 3)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where working copies are
+    own_run["store"]["root"] = "memory://fails"
+    (tmp_path / "run.toml").write_text(as_toml(own_run))
+    assert main([str(tmp_path / "run.toml")]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert re.fullmatch(
+        r"error: store.root memory://fails: no route to host while pushing examples/\w+; nothing is lost, run it again",
+        said[0],
+    )
+    assert len(refused) == 4
 
 
 def hold(downloads: str, ready: Any) -> None:

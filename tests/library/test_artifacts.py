@@ -30,7 +30,7 @@ from tailored_llama.artifacts import (
     read_table,
     write_table,
 )
-from tailored_llama.errors import InputError
+from tailored_llama.errors import InputError, UnreachableError
 from tailored_llama.files import sha256_file
 
 FORK = multiprocessing.get_context("fork")
@@ -452,7 +452,7 @@ def test_what_could_not_be_pushed_is_pushed_by_the_next_build(
     work = Work()
     with monkeypatch.context() as broken:
         broken.setattr(filesystem, "put_file", drop)
-        with pytest.raises(OSError, match="connection lost"):
+        with pytest.raises(UnreachableError, match="connection lost"):
             ArtifactStore(url, str(tmp_path / "here")).build("stage", 1, {}, {}, work)
     ref, was_there = ArtifactStore(url, str(tmp_path / "here")).build("stage", 1, {}, {}, work)
     assert (was_there, work.calls) == (True, 1)

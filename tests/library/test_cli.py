@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import typer
+from fsspec.implementations.memory import MemoryFileSystem
 from transformers import AutoModelForCausalLM
 
 from helpers import as_toml
@@ -286,3 +287,13 @@ def test_the_store_commands_take_a_url(command: Command, tmp_path: Path, monkeyp
     assert status == 0
     assert "removed: 1 artifact" in shown
     assert ArtifactStore(url).find("dense", ref.key) is None
+
+
+def test_a_store_that_does_not_answer_is_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*arguments: Any, **named: Any) -> Any:
+        raise OSError("no route to host\nmore about it")
+
+    monkeypatch.setattr(MemoryFileSystem, "find", silent)
+    told = "store.root memory://far: no route to host more about it while listing it; nothing is lost, run it again"
+    for name in ("ls", "verify", "gc"):
+        assert command("store", name, "--root", "memory://far") == (2, "", f"error: {told}\n")

@@ -13,7 +13,7 @@ from s3 import S3Server
 from tailored_llama import preflight
 from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.config_loading import validate_config
-from tailored_llama.errors import InputError
+from tailored_llama.errors import InputError, UnreachableError
 from tailored_llama.housekeeping import remove, survey
 from tailored_llama.remote import open_remote
 
@@ -53,7 +53,7 @@ def test_a_push_that_fails_is_said_and_made_good_by_the_next_run(
     s3: S3Server, url: str, store: Callable[[str], ArtifactStore], what: str, nth: int
 ) -> None:
     s3.fault = Once(what, "PUT", nth)
-    with pytest.raises(ConnectionError, match=rf"^store.root {url}: .+ while pushing stage/\w+; nothing is lost, run"):
+    with pytest.raises(UnreachableError, match=rf"^store.root {url}: .+ while pushing stage/\w+; nothing is lost, run"):
         store("here").build("stage", 1, {}, {}, work)
     s3.fault = lambda method, path: None
     key = next(store("here").local.glob("stage/*")).name
@@ -77,7 +77,7 @@ def test_a_pull_that_fails_leaves_nothing_and_is_made_good_by_the_next(
 ) -> None:
     ref, _ = store("here").build("stage", 1, {}, {}, work)
     s3.fault = Once(what, "GET", nth)
-    with pytest.raises(ConnectionError, match=rf"^store.root {url}: .+ while pulling stage/\w+; nothing is lost, run"):
+    with pytest.raises(UnreachableError, match=rf"^store.root {url}: .+ while pulling stage/\w+; nothing is lost, run"):
         store("there").open(ref)
     s3.fault = lambda method, path: None
     assert not [path for path in store("there").local.rglob("*") if path.is_file()]
@@ -90,7 +90,7 @@ def test_a_removal_that_breaks_off_leaves_no_artifact_and_the_next_ends_it(
     ref, _ = store("here").build("stage", 1, {}, {}, work)
     (entry,) = survey(store("here"))
     s3.fault = Once("500", "DELETE", 2)
-    with pytest.raises(ConnectionError, match="while removing stage/"):
+    with pytest.raises(UnreachableError, match="while removing stage/"):
         remove(store("here"), entry)
     s3.fault = lambda method, path: None
     assert store("there").find("stage", ref.key) is None
@@ -105,7 +105,7 @@ def test_a_server_that_cannot_be_asked_is_not_taken_for_an_empty_store(
 ) -> None:
     store("here").build("stage", 1, {}, {}, work)
     s3.fault = lambda method, path: "500"
-    with pytest.raises(ConnectionError, match="while looking for stage/"):
+    with pytest.raises(UnreachableError, match="while looking for stage/"):
         store("there").build("stage", 1, {}, {}, lambda out: pytest.fail("computed again"))
 
 
