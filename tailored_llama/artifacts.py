@@ -271,6 +271,8 @@ class ArtifactStore:
     def fetch(self, stage: str, key: str, folder: Path) -> str | None:
         """Copy an artifact from behind the URL into an empty folder, and verify it; what is wrong with it, if anything.
 
+        Its manifest bears the time at which the artifact was published, not that of the copy.
+
         Raises:
             InputError, UnreachableError: as `remote.pull`.
         """
@@ -285,6 +287,8 @@ class ArtifactStore:
             if problem := check_identity(manifest, stage, key):
                 return problem
             remote.pull(self.remote, source, list(manifest.files), folder)
+            published = remote.written(self.remote, f"{source}/{MANIFEST}")
+            os.utime(folder / MANIFEST, (published, published))
         except FileNotFoundError as error:
             return f"{one_line(error)} is missing"
         return self.problem(folder, stage, key)

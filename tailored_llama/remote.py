@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -82,6 +83,17 @@ def pull(remote: Remote, source: str, names: Sequence[str], folder: Path) -> Non
             remote.filesystem.get_file(f"{remote.base}/{source}/{name}", str(folder / name))
 
 
+def written(remote: Remote, name: str) -> float:
+    """When a file was written there, in seconds since 1970.
+
+    Raises:
+        FileNotFoundError, InputError, UnreachableError: as `pull`.
+    """
+    with _asking(remote, f"looking for {name}"):
+        path = f"{remote.base}/{name}"
+        return _written(remote.filesystem, path, remote.filesystem.info(path))
+
+
 def files(remote: Remote) -> dict[str, tuple[int, float]]:
     """Every file below the root: its name → its size in bytes, and when it was written (seconds since 1970)."""
     filesystem, base = remote.filesystem, remote.base
@@ -154,7 +166,12 @@ def _has_folders(filesystem: Any) -> bool:
 def _written(filesystem: Any, path: str, info: dict[str, Any]) -> float:
     value: Any = next((info[name] for name in _TIMES if info.get(name) is not None), None)
     if value is None:
-        value = filesystem.modified(path)
+        try:
+            value = filesystem.modified(path)
+        except NotImplementedError:  # it does not tell: young, so that housekeeping keeps its hands off
+            return time.time()
+    if isinstance(value, str):  # Google's
+        value = datetime.fromisoformat(value)
     return value.timestamp() if isinstance(value, datetime) else float(value)
 
 

@@ -50,6 +50,22 @@ def test_a_run_shows_its_table_its_plots_and_its_stages(own_run: dict[str, Any])
     assert pages["stages"].count("in\N{NO-BREAK SPACE}this\N{NO-BREAK SPACE}run") == 5  # prompts, three scores, report
 
 
+def test_what_was_pulled_from_a_url_is_not_called_computed(
+    own_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "one"))  # where working copies are
+    own_run["store"]["root"] = "memory://pulled"
+    tailor(validate_config(own_run))
+    monkeypatch.setenv("HOME", str(tmp_path / "other"))
+    open_store.cache_clear()
+    tailor(validate_config(own_run | {"scoring": {"limit": 6}}))
+    rows = [line.split(" | ") for line in shown()["stages"].splitlines() if line.startswith("| ")]
+    in_this_run = "in\N{NO-BREAK SPACE}this\N{NO-BREAK SPACE}run"
+    computed = [row[0].removeprefix("| ") for row in rows if row[2] == in_this_run]
+    assert computed == ["prompts", "scores", "scores", "scores", "report"]
+    assert len(rows) > len(computed) + 5
+
+
 def test_a_server_that_takes_no_artifact_costs_no_run(own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any, **named: Any) -> None:
         raise RuntimeError("database is full")
