@@ -25,10 +25,19 @@ _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @store_app.command("ls", epilog="Example: `tailored-llama store ls --root artifacts`")
-def store_ls(root: Root = "artifacts") -> None:
+def store_ls(
+    root: Root = "artifacts",
+    report: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Only what this report used: its key, or a start that no other has."),
+    ] = None,
+) -> None:
     """List artifacts: stage, key, size, when last used, what making them took, and which reports used them."""
     entries = housekeeping.survey(_store(root))
     used_by = housekeeping.used_by(entries)
+    if report is not None:
+        chosen = _report(report, entries)
+        entries = [entry for entry in entries if chosen in used_by[entry.name]]
     table = Table("stage", "key", "MB", "last used", "seconds", "peak GB", "reports")
     for entry in entries:
         reports, found = _reports(used_by[entry.name]), entry.manifest
@@ -40,6 +49,9 @@ def store_ls(root: Root = "artifacts") -> None:
             costs = f"{found.seconds:.1f}", f"{found.peak_memory_bytes / 1e9:.2f}"
             table.add_row(entry.stage, entry.key[:12], f"{entry.size / 1e6:.1f}", age, *costs, reports)
     Console().print(table)
+    if report is not None:
+        print(f"{_sum(entries)}, all that {chosen.stage} {chosen.key[:12]} used, and itself")
+        return
     unused = [entry for entry in entries if not used_by[entry.name]]
     print(f"{_sum(entries)}; used by no report: {_sum(unused)}")
 
@@ -107,6 +119,19 @@ def _store(root: str) -> ArtifactStore:
     if "://" not in root and not Path(root).expanduser().is_dir():
         raise InputError(f"--root {root}: no such folder; allowed: an artifact store")
     return ArtifactStore(root)
+
+
+def _report(start: str, entries: list[Entry]) -> Entry:
+    """The one report whose key starts so."""
+    reports = [entry for entry in entries if entry.stage in housekeeping.REPORTS]
+    found = [entry for entry in reports if entry.key.startswith(start)]
+    if len(found) != 1:
+        named = ", ".join(f"{entry.stage} {entry.key[:12]}" for entry in found or reports) or "none is in this store"
+        raise InputError(
+            f"--report: got {start!r}, which {len(found) or 'no'} reports start with; allowed: the key of one report, "
+            f"or a start that no other has ({named})"
+        )
+    return found[0]
 
 
 def _quantity(option: str, text: str, units: dict[str, int], such: str) -> float:

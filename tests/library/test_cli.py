@@ -297,3 +297,29 @@ def test_a_store_that_does_not_answer_is_one_line(command: Command, monkeypatch:
     told = "store.root memory://far: no route to host more about it while listing it; nothing is lost, run it again"
     for name in ("ls", "verify", "gc"):
         assert command("store", name, "--root", "memory://far") == (2, "", f"error: {told}\n")
+
+
+def test_store_ls_tells_what_one_report_used(command: Command, tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path / "store"))
+
+    def numbers(out: Path) -> None:
+        (out / "numbers.txt").write_text("1 2 3")
+
+    dense, _ = store.build("dense", 1, {}, {}, numbers)
+    pruned, _ = store.build("pruned", 1, {}, {"dense": dense}, numbers)
+    one, _ = store.build("report", 1, {}, {"pruned": pruned}, numbers)
+    other, _ = store.build("sweep", 1, {}, {"dense": dense}, numbers)
+    for report, expected in ((one, {dense, pruned, one}), (other, {dense, other})):
+        for key in (report.key, report.key[:8]):
+            status, shown, _ = command("store", "ls", "--root", "store", "--report", key)
+            rows = [row.strip("│ ").split("│") for row in shown.splitlines() if row.startswith("│")]
+            assert status == 0
+            assert {row[1].strip() for row in rows} == {ref.key[:12] for ref in expected}
+            assert f"{len(expected)} artifacts, " in shown
+    for key, count in ((dense.key, "no"), ("", 2)):
+        assert command("store", "ls", "--root", "store", "--report", key) == (
+            2,
+            "",
+            f"error: --report: got {key!r}, which {count} reports start with; allowed: the key of one report, or a "
+            f"start that no other has (report {one.key[:12]}, sweep {other.key[:12]})\n",
+        )
