@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import shutil
@@ -17,12 +18,16 @@ from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.config import RunConfig
 from tailored_llama.config_loading import validate_config
 from tailored_llama.errors import InputError
+from tailored_llama.housekeeping import FINISHED
 from tailored_llama.manifests import MANIFEST, read_manifest
 
-KINDS = (
+MADE = (  # by the run below
     "adapter", "calibration", "dense", "examples", "groups", "healed", "importance", "perplexity", "prompts", "pruned",
     "report", "scores", "tailored", "teacher",
 )  # fmt: skip
+STUDIES = ("profile", "prompt-study", "sweep", "transfer")  # by other runs: the store treats stand-ins alike
+KINDS = (*MADE, *STUDIES)
+TASKS = Path(__file__).parents[2] / "tasks"
 Damage = Callable[[Path, Path], Any]
 
 
@@ -105,14 +110,27 @@ def other_than(folder: Path, root: Path) -> Path:
     return sorted(same)[0] if same else next(path for path in sorted(root.glob("[!.]*/*")) if path != folder)
 
 
-def test_the_run_made_every_kind(made: RunConfig) -> None:
-    assert sorted(folders(made.store.root)) == sorted(KINDS)
+def test_every_kind_is_here(made: RunConfig) -> None:
+    assert sorted(folders(made.store.root)) == sorted(MADE)
+    calls = [node for path in TASKS.glob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    named = [node.args[1] for node in calls if isinstance(node, ast.Call) and ast.unparse(node.func) == "stage"]
+    assert {node.value for node in named if isinstance(node, ast.Constant)} | {FINISHED} == set(KINDS)
+
+
+def stand_in(root: Path, kind: str) -> None:
+    """Publish an artifact of a kind, made of the first report there."""
+    report = read_manifest(folders(root)["report"][0]).ref
+    ArtifactStore(str(root)).build(
+        kind, 1, {}, {"report": report}, lambda out: (out / "rows.txt").write_text(kind) and None
+    )
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_artifact_is_refused_on_open(made: RunConfig, tmp_path: Path, kind: str, damage: Damage) -> None:
     root = Path(shutil.copytree(made.store.root, tmp_path / "store"))
+    if kind in STUDIES:
+        stand_in(root, kind)
     folder = folders(root)[kind][0]
     ref = read_manifest(folder).ref
     assert ArtifactStore(str(root)).open(ref) == folder
@@ -123,10 +141,10 @@ def test_a_damaged_artifact_is_refused_on_open(made: RunConfig, tmp_path: Path, 
 
 
 def test_the_flow_builds_what_is_damaged_again_and_ends_with_the_same_bytes(made: RunConfig, tmp_path: Path) -> None:
-    """An artifact of every kind at once, each in another way: every stage meets damage in what it reads and wrote."""
+    """One of every kind it made at once, each in another way: every stage meets damage in what it reads and wrote."""
     root = Path(shutil.copytree(made.store.root, tmp_path / "store"))
     intact = Path(shutil.copytree(root, tmp_path / "intact"))
-    for kind, damage in zip(KINDS, itertools.cycle(DAMAGES.values()), strict=False):
+    for kind, damage in zip(MADE, itertools.cycle(DAMAGES.values()), strict=False):
         folder = folders(root)[kind][0]
         damage(folder, other_than(intact / folder.relative_to(root), intact))
     store = made.store.model_copy(update={"root": str(root), "export": str(tmp_path / "models")})
