@@ -21,6 +21,7 @@ from tailored_llama.texts import PROMPTS, load_texts, text_name
 
 CALIBRATION_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "source": pa.string(), "row": pa.int32()})
 
+_PASS_TOKENS = 4096  # of a pass over sequences
 _LONG = 64  # characters per token that surely hold enough tokens
 
 
@@ -106,3 +107,8 @@ def read_calibration(folder: Path) -> torch.Tensor:
     """Token ids of the calibration sequences, int64 [samples, tokens]."""
     table = read_table(folder / "calibration.parquet", CALIBRATION_SCHEMA)
     return torch.tensor(table["input_ids"].to_pylist(), dtype=torch.long)
+
+
+def sequences_at_once(input_ids: torch.Tensor, batch_tokens: int | None) -> int:
+    """How many sequences a pass takes: 4,096 tokens of them, or `batch_tokens` if that is less; one in any case."""
+    return max(1, min(_PASS_TOKENS, batch_tokens or _PASS_TOKENS) // input_ids.shape[1])

@@ -103,7 +103,7 @@ def prune_in_steps(run: RunConfig, dense: Path, ratio: float, new: Callable[[str
     """All stages of pruning, in steps; their artifacts go into new scratch folders."""
     total, criterion, reconstruction = read_structure(dense).parameters, run.pruning.criterion, run.reconstruction
     sequences = calibration_sequences(run, dense, new) if reads_calibration(run) else None
-    model, device = dense, run.execution.device
+    model, device, most = dense, run.execution.device, run.execution.batch_tokens
     for step, share in enumerate(step_ratios(ratio, run.pruning.steps), start=1):
         graph, scores = new(f"groups-{step}"), new(f"importance-{step}")
         groups.build_graph(model, graph)
@@ -111,7 +111,7 @@ def prune_in_steps(run: RunConfig, dense: Path, ratio: float, new: Callable[[str
             found = groups.read_groups(graph)
             plan_kept(dense, found, np.zeros(len(found)), ratio, run.pruning, reconstruction.method)
         with progress_bar(f"importance {criterion}") as progress:
-            importance.score_importance(model, sequences, graph, criterion, run.seed, scores, device, progress)
+            importance.score_importance(model, sequences, graph, criterion, run.seed, scores, device, progress, most)
         last = step == run.pruning.steps
         target = out if last else new(f"pruned-{step}")
         with progress_bar(f"prune @ {share:.3g}") as progress:
@@ -127,5 +127,6 @@ def prune_in_steps(run: RunConfig, dense: Path, ratio: float, new: Callable[[str
                 total,
                 device,
                 progress,
+                most,
             )
         model = target

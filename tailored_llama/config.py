@@ -328,7 +328,8 @@ class ExecutionConfig(Section):
     batch_tokens: int | None = Field(
         None,
         ge=64,
-        description="Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, 16,384 on a GPU.",
+        description="Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, 16,384 on a GPU. "
+        "Importance and reconstruction take at most so many of the calibration text at a time; absent: 4,096.",
     )
     recompute_activations: bool = Field(
         False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,17 @@ def open_store(store: StoreConfig) -> ArtifactStore:
     return ArtifactStore(store.root)
 
 
-def task(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """A stage's Prefect task: its runs bear `name`, and are tried again where that may help."""
+def task(name: str, frugal: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """A stage's Prefect task: its runs bear `name`, and are tried again where that may help.
+
+    After memory ran out that is where the stage is `frugal`: it heeds `execution_of`, and takes less the next time.
+    """
     return prefect.task(
         task_run_name=name,
         retries=len(RETRY_AFTER),
         retry_delay_seconds=list(RETRY_AFTER),
         retry_jitter_factor=0.2,
-        retry_condition_fn=_may_pass,
+        retry_condition_fn=partial(_may_pass, frugal),
     )
 
 
@@ -53,10 +56,10 @@ class CrashedElsewhere(ConnectionError):
     """The worker that ran a stage, or its process, died: another may do it."""
 
 
-def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """Whether what ended a try may not end the next: memory ran out, or the network failed."""
+def _may_pass(frugal: bool, task: Any, run: TaskRun, state: State[Any]) -> bool:
+    """Whether what ended a try may not end the next: memory ran out for what can take less, or the network failed."""
     error = state.data
-    if isinstance(error, Exception) and (out_of_memory(error) or is_passing(error)):
+    if isinstance(error, Exception) and ((frugal and out_of_memory(error)) or is_passing(error)):
         return True
     if isinstance(error, Exception) and not isinstance(error, InputError):  # Prefect says no word of where it was
         get_run_logger().error("another try would not help", exc_info=error)

@@ -11,7 +11,7 @@ from tasks._stage import OnDevice, execution_of, open_store, stage, task
 VERSION = 1
 
 
-@task("heal @ {ratio:.2f}")
+@task("heal @ {ratio:.2f}", frugal=True)
 def heal(config: RunConfig, ratio: float, pruned: ArtifactRef, teacher: ArtifactRef) -> State[ArtifactRef]:
     """How much text there is, `teacher` says."""
     store = open_store(config.store)

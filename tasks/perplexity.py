@@ -11,7 +11,7 @@ from tasks._stage import OnDevice, execution_of, open_store, stage, task
 VERSION = 2
 
 
-@task("perplexity {label}")
+@task("perplexity {label}", frugal=True)
 def measure_perplexity(config: RunConfig, label: str, checkpoint: ArtifactRef) -> State[ArtifactRef]:
     store, text = open_store(config.store), config.perplexity
     with stage_progress(f"perplexity {label}") as progress:

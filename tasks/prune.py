@@ -7,12 +7,12 @@ from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import RunConfig
 from tailored_llama.pruning import prune as pruning
 from tasks._progress import stage_progress
-from tasks._stage import OnDevice, open_store, stage, task
+from tasks._stage import OnDevice, execution_of, open_store, stage, task
 
 VERSION = 3
 
 
-@task("prune @ {ratio:.2f}")
+@task("prune @ {ratio:.2f}", frugal=True)
 def prune(
     config: RunConfig,
     ratio: float,
@@ -52,6 +52,7 @@ def prune(
                 original,
                 config.execution.device,
                 progress,
+                execution_of(config).batch_tokens,
             ),
             OnDevice(config, "prune", {"ratio": ratio}),
         )

@@ -14,7 +14,7 @@ from tasks._stage import OnDevice, execution_of, open_store, stage, task
 VERSION = 2
 
 
-@task("score {benchmark} {label}")
+@task("score {benchmark} {label}", frugal=True)
 def score(
     config: RunConfig,
     benchmark: str,

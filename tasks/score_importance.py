@@ -6,12 +6,12 @@ from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import DATA_FREE, RunConfig
 from tailored_llama.pruning import importance
 from tasks._progress import stage_progress
-from tasks._stage import OnDevice, open_store, stage, task
+from tasks._stage import OnDevice, execution_of, open_store, stage, task
 
 VERSION = 3
 
 
-@task("importance {config.pruning.criterion}")
+@task("importance {config.pruning.criterion}", frugal=True)
 def score_importance(
     config: RunConfig, dense: ArtifactRef, calibration: ArtifactRef | None, groups: ArtifactRef
 ) -> State[ArtifactRef]:
@@ -40,6 +40,7 @@ def score_importance(
                 out,
                 config.execution.device,
                 progress,
+                execution_of(config).batch_tokens,
             ),
             OnDevice(config, "importance", {}),
         )

@@ -11,7 +11,7 @@ from tasks._stage import OnDevice, execution_of, open_store, stage, task
 VERSION = 1
 
 
-@task("teach {label}")
+@task("teach {label}", frugal=True)
 def teach(config: RunConfig, label: str, dense: ArtifactRef, source: ArtifactRef) -> State[ArtifactRef]:
     """`source` is a calibration artifact, or train prompts."""
     store, asked = open_store(config.store), config.distillation

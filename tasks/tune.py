@@ -14,7 +14,7 @@ from tasks._stage import OnDevice, execution_of, open_store, stage, task
 VERSION = 4
 
 
-@task("tune {label} @ {ratio:.2f}")
+@task("tune {label} @ {ratio:.2f}", frugal=True)
 def tune(
     config: RunConfig,
     label: str,

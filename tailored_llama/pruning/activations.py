@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tailored_llama.calibration import sequences_at_once
 from tailored_llama.config import Criterion
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Groups, Slices, add_scores
-
-_TOKENS = 4096  # of a forward pass
 
 
 def activation_scores(
@@ -23,6 +22,7 @@ def activation_scores(
     groups: Groups,
     criterion: Criterion,
     progress: Progress = silent,
+    batch_tokens: int | None = None,
 ) -> np.ndarray[Any, Any]:
     """Importance from weights and calibration activations, of the columns of o_proj and down_proj that a group owns.
 
@@ -42,10 +42,11 @@ def activation_scores(
         groups: all coupled groups.
         criterion: one of the two.
         progress: told of every batch.
+        batch_tokens: in a forward pass at most; absent: 4,096.
     """
     owned = {part.parameter.removesuffix(".weight"): part for part in slices if part.dim == 1}
     modules = {name: module for name, module in model.named_modules() if name in owned}
-    sums, squares = _moments(model, modules, input_ids, progress)
+    sums, squares = _moments(model, modules, input_ids, progress, batch_tokens)
     count = input_ids.numel()
     scores = torch.zeros(len(groups), dtype=torch.float64)
     for name, module in modules.items():
@@ -61,7 +62,7 @@ def activation_scores(
 
 
 def _moments(
-    model: Any, modules: dict[str, Any], input_ids: Tensor, progress: Progress
+    model: Any, modules: dict[str, Any], input_ids: Tensor, progress: Progress, batch_tokens: int | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Sum and sum of squares of every input of each module over all tokens, float64 [in]."""
     shapes = {name: module.weight.shape[1] for name, module in modules.items()}
@@ -79,7 +80,7 @@ def _moments(
         return before
 
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
-    batches = input_ids.split(max(1, _TOKENS // input_ids.shape[1]))
+    batches = input_ids.split(sequences_at_once(input_ids, batch_tokens))
     try:
         with torch.inference_mode():
             for done, batch in enumerate(batches):

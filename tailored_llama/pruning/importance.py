@@ -40,6 +40,7 @@ def score_importance(
     out: Path,
     device: str = "cpu",
     progress: Progress = silent,
+    batch_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Stage: write `importance.parquet`, one score per coupled group.
 
@@ -52,6 +53,7 @@ def score_importance(
         out: an existing folder.
         device: where gradients and activations are computed.
         progress: told of every step of the pass over the calibration text.
+        batch_tokens: of that text at a time at most, where the criterion can take it apart; absent: 4,096.
     """
     groups = read_groups(groups_folder)
     shapes = {name: shape for file in weight_files(dense) for name, shape in tensor_shapes(file).items()}
@@ -64,9 +66,9 @@ def score_importance(
         assert calibration is not None
         model, input_ids = load(dense, device=device), read_calibration(calibration)
         if criterion in ("wanda_sp", "flap"):
-            scores = activation_scores(model, input_ids, slices, groups, criterion, progress)
+            scores = activation_scores(model, input_ids, slices, groups, criterion, progress, batch_tokens)
         else:
-            scores = taylor_scores(model, input_ids, slices, len(groups), criterion, progress)
+            scores = taylor_scores(model, input_ids, slices, len(groups), criterion, progress, batch_tokens)
     write_importance(out, groups, scores, criterion)
     return {}
 

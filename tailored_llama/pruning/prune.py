@@ -43,6 +43,7 @@ def prune(
     original: int | None = None,
     device: str = "cpu",
     progress: Progress = silent,
+    batch_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Stage: write `plan.parquet` and the pruned checkpoint, both into one folder.
 
@@ -58,6 +59,7 @@ def prune(
         original: parameters before the first step, where `dense` has been pruned already.
         device: where reconstruction is computed.
         progress: told of every layer reconstructed.
+        batch_tokens: of the calibration text in a pass of reconstruction at most; absent: 4,096.
 
     Raises:
         InputError: the ratio cannot be reached, and the largest or nearest one that can is named; or the architecture
@@ -78,7 +80,8 @@ def prune(
             shapes = {name: shape for file in weight_files(dense) for name, shape in tensor_shapes(file).items()}
             slices, model = read_slices(groups_folder, shapes), load(dense, device=device)
             sequences = read_calibration(calibration)
-            for tensors in reconstruct(model, sequences, slices, kept, method, reconstruction.ridge, progress):
+            ridge = reconstruction.ridge
+            for tensors in reconstruct(model, sequences, slices, kept, method, ridge, progress, batch_tokens):
                 fitted.append(Path(scratch) / f"{len(fitted)}.safetensors")
                 save_file(tensors, fitted[-1])
             del model

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tailored_llama.calibration import sequences_at_once
 from tailored_llama.config import Reconstruction
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Slices
 
-_TOKENS = 4096  # of a pass through one layer
 Forward = Callable[[Tensor], Tensor]  # a layer's hidden states before → after
 OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")  # the projections that read coupled groups
 
@@ -28,6 +28,7 @@ def reconstruct(
     method: Reconstruction,
     ridge: float,
     progress: Progress = silent,
+    batch_tokens: int | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """New tensors of the two output projections of every layer, one layer at a time.
 
@@ -52,13 +53,14 @@ def reconstruct(
         method: one of the three.
         ridge: see above.
         progress: told of every layer done.
+        batch_tokens: in a pass through one layer at most; absent: 4,096.
 
     Yields:
         By name: weights [out, kept inputs] and biases [out], in the model's type.
     """
     stays = {part.parameter: torch.from_numpy(kept[part.owner]).to(model.device) for part in slices if part.dim == 1}
     layers = model.model.layers
-    states, arguments = _first_layer_inputs(model, input_ids)
+    states, arguments = _first_layer_inputs(model, input_ids, batch_tokens)
     pruned = states
     for number, layer in enumerate(layers):
         names = [f"model.layers.{number}.{output}" for output in OUTPUTS]
@@ -153,13 +155,15 @@ class _Stop(Exception):
     """Ends a forward pass as soon as what is wanted of it is known."""
 
 
-def _first_layer_inputs(model: Any, input_ids: Tensor) -> tuple[list[Tensor], list[dict[str, Any]]]:
+def _first_layer_inputs(
+    model: Any, input_ids: Tensor, batch_tokens: int | None
+) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """Hidden states before the first layer, batch by batch, and what else each layer is called with.
 
     All batches have the same shape, so masks and positions of the first one serve for all.
     """
-    samples, tokens = input_ids.shape
-    size = max(d for d in range(1, max(2, _TOKENS // tokens + 1)) if samples % d == 0)
+    most = sequences_at_once(input_ids, batch_tokens)
+    size = max(d for d in range(1, most + 1) if len(input_ids) % d == 0)
     states: list[Tensor] = []
     arguments: list[dict[str, Any]] = []
 

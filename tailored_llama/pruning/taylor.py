@@ -13,13 +13,15 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tailored_llama.calibration import sequences_at_once
 from tailored_llama.config import Criterion
+from tailored_llama.errors import InputError
+from tailored_llama.memory import out_of_memory
 from tailored_llama.models import head_logits
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Slices, add_scores, by_parameter
 
 _BLOCK = 2**24  # elements of per-sample gradients in memory at once: 67 MB in float32
-_TOKENS = 4096  # of a backward pass, where samples may be taken apart
 
 
 def taylor_scores(
@@ -29,6 +31,7 @@ def taylor_scores(
     groups: int,
     criterion: Criterion,
     progress: Progress = silent,
+    batch_tokens: int | None = None,
 ) -> np.ndarray[Any, Any]:
     """Taylor importance by gradient of the language-modelling loss (LLM-Pruner, arXiv 2305.11627, section 3.2).
 
@@ -47,8 +50,9 @@ def taylor_scores(
 
     No weight has a gradient: the inputs and output gradients of a projection give those of every sample, a block of
     rows at a time. Activations are recomputed layer by layer. Beside the weights, memory holds the hidden states
-    between layers, one layer's activations, and 67 MB of gradients, of all samples at once; `taylor_second` and
-    `taylor_gate` take them 4,096 tokens at a time.
+    between layers, one layer's activations, and 67 MB of gradients. Most criteria take samples 4,096 tokens at a time;
+    `taylor_first` and `taylor_mixed` take all at once, since the absolute value of each element is that of its sum over
+    all samples: to take them apart, that sum would have to be kept, and it is as large as the weights.
 
     Args:
         model: a causal LM, its weights frozen.
@@ -57,13 +61,18 @@ def taylor_scores(
         groups: their number.
         criterion: one of the five.
         progress: told of every projection done.
+        batch_tokens: at most so many at a time, where samples may be taken apart; one sample in any case.
+
+    Raises:
+        InputError: memory ran out for samples that may not be taken apart.
     """
     scores = torch.zeros(groups, dtype=torch.float64)
     gates, samples = criterion == "taylor_gate", len(input_ids)
     parts = by_parameter([part for part in slices if part.dim == 1] if gates else slices)
-    apart = criterion in ("taylor_second", "taylor_gate")
-    chunks = input_ids.split(max(1, _TOKENS // input_ids.shape[1]) if apart else samples)
+    apart = criterion not in ("taylor_first", "taylor_mixed")
+    chunks = input_ids.split(sequences_at_once(input_ids, batch_tokens) if apart else samples)
     projections = {n: m for n, m in model.named_modules() if f"{n}.weight" in parts or f"{n}.bias" in parts}
+    sums: dict[int, tuple[Slices, Tensor]] = {}  # of rows or columns over samples, before absolute values are taken
     done = 0
 
     def reduce(name: str, module: Any, inputs: Tensor, gradient: Tensor) -> None:
@@ -74,7 +83,8 @@ def taylor_scores(
         else:
             for parameter, weight, states in (("weight", module.weight, inputs), ("bias", module.bias, None)):
                 for part, values in _reduce(weight, states, gradient, parts.get(f"{name}.{parameter}", []), element):
-                    add_scores(scores, part, values.abs())
+                    before = sums.get(id(part))
+                    sums[id(part)] = part, values.double() + (before[1] if before else 0)
         progress(done := done + 1, len(projections) * len(chunks))
 
     def element(weight: Tensor, gradients: Tensor) -> Tensor:
@@ -87,10 +97,20 @@ def taylor_scores(
         second = weight.square() * gradients.square().sum(0) / (2 * samples)
         return second if criterion == "taylor_second" else (first - second).abs()
 
-    with _recomputed(model), _watched(projections, reduce):
-        for batch in chunks:
-            # not divided by the samples before: float16 gradients would vanish
-            _summed_loss(model, batch.to(model.device)).backward()
+    try:
+        with _recomputed(model), _watched(projections, reduce):
+            for batch in chunks:
+                # not divided by the samples before: float16 gradients would vanish
+                _summed_loss(model, batch.to(model.device)).backward()
+    except Exception as error:
+        if apart or not out_of_memory(error):
+            raise
+        raise InputError(
+            f"pruning.criterion: got {criterion!r}, which takes all {samples} sequences at once, and memory ran out; "
+            "allowed: fewer calibration.samples, or taylor_gate, taylor_vector or taylor_second, which take few at once"
+        ) from error
+    for part, values in sums.values():
+        add_scores(scores, part, values.abs())
     return scores.numpy()
 
 

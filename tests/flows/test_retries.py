@@ -13,8 +13,12 @@ import pytest
 import requests
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from transformers import LlamaModel
 
 import tasks.load_benchmark
+import tasks.profile
+import tasks.prune
+import tasks.score_importance
 import tasks.tune
 from flows.tailor import main, tailor
 from helpers import as_toml
@@ -80,8 +84,42 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_out_of_memory_is_tried_again_with_less(own_run: dict[str, Any], tries: Any) -> None:
     tuning = tries(torch.OutOfMemoryError("CUDA out of memory"), ConnectionResetError())
     tailor(validate_config(own_run))
-    assert [seen.batch_tokens for seen in tuning.seen] == [None, 1024, 512]
     assert [seen.recompute_activations for seen in tuning.seen] == [False, True, True]
+
+
+def test_a_device_with_too_little_memory_is_given_smaller_passes(
+    own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Importance and reconstruction, whose 1,024 tokens fit into one pass, on a device that takes 512."""
+    real, refused = LlamaModel.forward, list[int]()
+
+    def forward(self: Any, input_ids: Any = None, *arguments: Any, **named: Any) -> Any:
+        if input_ids is not None and input_ids.numel() > 512:
+            refused.append(input_ids.numel())
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, input_ids, *arguments, **named)
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    for task in (tasks.score_importance.score_importance, tasks.prune.prune):
+        monkeypatch.setattr(task, "retry_delay_seconds", [0] * 3)
+    own_run["calibration"]["samples"] = 64
+    tailor(validate_config(own_run))
+    assert refused == [1024, 1024] * 2  # at once, and at 1,024 tokens a time; then 512
+
+
+def test_where_nothing_can_take_less_memory_that_ran_out_is_not_tried_again(
+    own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    def full(*arguments: Any) -> None:
+        nonlocal tries
+        tries += 1
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tasks.profile.profiling, "profile", full)
+    tailor(validate_config(own_run | {"profile": {"batches": [1]}}))  # goes without
+    assert tries == 1
 
 
 @pytest.mark.parametrize("error", [FloatingPointError("training: loss is nan at step 3 of 10"), InputError("no")])

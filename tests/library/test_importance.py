@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import save_tiny_llama
+from tailored_llama.errors import InputError
 from tailored_llama.models import load
-from tailored_llama.pruning import taylor
 from tailored_llama.pruning.activations import activation_scores
 from tailored_llama.pruning.groups import Groups, Slices, build_graph, read_groups, read_slices
 from tailored_llama.pruning.importance import magnitude_scores
 from tailored_llama.pruning.taylor import taylor_scores
 
 IDS = torch.randint(0, 256, (3, 16), generator=torch.Generator().manual_seed(3))
+TWO_PASSES = 32  # tokens at a time, where samples may be taken apart
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "biases": {"attention_bias": True, "mlp_bias": True},
@@ -53,12 +54,9 @@ def full_gradients(dense: Path) -> tuple[dict[str, torch.Tensor], dict[str, torc
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 @pytest.mark.parametrize("criterion", ["taylor_first", "taylor_vector", "taylor_second", "taylor_mixed"])
-def test_streamed_importance_equals_full_gradients(
-    tmp_path: Path, changes: dict[str, Any], criterion: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(taylor, "_TOKENS", 32)  # two passes, where samples may be taken apart
+def test_streamed_importance_equals_full_gradients(tmp_path: Path, changes: dict[str, Any], criterion: Any) -> None:
     dense, groups, slices = prepare(tmp_path, changes)
-    streamed = taylor_scores(load(dense), IDS, slices, len(groups), criterion)
+    streamed = taylor_scores(load(dense), IDS, slices, len(groups), criterion, batch_tokens=TWO_PASSES)
     weights, mean, fisher = full_gradients(dense)
     expected = np.zeros(len(groups))
     for part in slices:
@@ -78,12 +76,9 @@ def test_streamed_importance_equals_full_gradients(
 
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
-def test_gates_have_the_fisher_information_of_real_gates(
-    tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(taylor, "_TOKENS", 32)
+def test_gates_have_the_fisher_information_of_real_gates(tmp_path: Path, changes: dict[str, Any]) -> None:
     dense, groups, slices = prepare(tmp_path, changes)
-    streamed = taylor_scores(load(dense), IDS, slices, len(groups), "taylor_gate")
+    streamed = taylor_scores(load(dense), IDS, slices, len(groups), "taylor_gate", batch_tokens=TWO_PASSES)
     model, gate = load(dense), torch.ones(len(groups), requires_grad=True)
     for part in slices:
         if part.dim == 1:
@@ -92,6 +87,20 @@ def test_gates_have_the_fisher_information_of_real_gates(
     squares = [torch.autograd.grad(model(s, labels=s).loss, gate)[0].square() for s in IDS.split(1)]
     expected = torch.stack(squares).mean(0).numpy() / 2
     np.testing.assert_allclose(streamed, expected, rtol=1e-5, atol=1e-7 * expected.max())
+
+
+def test_memory_that_runs_out_where_all_samples_are_taken_at_once_is_explained(tmp_path: Path) -> None:
+    dense, groups, slices = prepare(tmp_path, {})
+    model = load(dense)
+
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    model.model.layers[1].register_forward_pre_hook(full)
+    with pytest.raises(InputError, match=r"^pruning.criterion: got 'taylor_first', which takes all 3 sequences"):
+        taylor_scores(model, IDS, slices, len(groups), "taylor_first")
+    with pytest.raises(torch.OutOfMemoryError):
+        taylor_scores(model, IDS, slices, len(groups), "taylor_gate")
 
 
 def test_a_model_is_left_as_it_was(tmp_path: Path) -> None:
@@ -112,7 +121,7 @@ def test_wanda_weighs_columns_by_the_norm_of_their_inputs(tmp_path: Path, change
     inputs = inputs_of(dense, "model.layers.2.mlp.down_proj")
     weight = load(dense).get_parameter("model.layers.2.mlp.down_proj.weight")
     expected = weight.abs().sum(0) * inputs.norm(dim=0)
-    scores = activation_scores(load(dense), IDS, slices, groups, "wanda_sp")
+    scores = activation_scores(load(dense), IDS, slices, groups, "wanda_sp", batch_tokens=TWO_PASSES)
     np.testing.assert_allclose(scores[(groups.layer == 2) & (groups.kind == "mlp")], expected.numpy(), rtol=1e-5)
 
 
@@ -122,7 +131,7 @@ def test_flap_standardises_fluctuation_within_layer_and_kind(tmp_path: Path) -> 
     weight = load(dense).get_parameter("model.layers.1.self_attn.o_proj.weight")
     fluctuation = (inputs.var(dim=0) * weight.square().sum(0)).view(4, -1).sum(1)
     expected = (fluctuation - fluctuation.mean()) / fluctuation.std(correction=0)
-    scores = activation_scores(load(dense), IDS, slices, groups, "flap") / groups.parameters
+    scores = activation_scores(load(dense), IDS, slices, groups, "flap", batch_tokens=TWO_PASSES) / groups.parameters
     np.testing.assert_allclose(scores[(groups.layer == 1) & (groups.kind == "attention")], expected.numpy(), rtol=1e-4)
 
 

@@ -99,6 +99,18 @@ def test_where_nothing_is_removed_nothing_changes(tmp_path: Path, changes: dict[
             torch.testing.assert_close(tensor, before[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["static", "sequential", "bias"])
+def test_fewer_tokens_at_a_time_fit_the_same(tmp_path: Path, method: Any) -> None:
+    dense, groups, _ = prepare(tmp_path)
+    shapes = {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
+    slices, kept = read_slices(groups, shapes), np.random.default_rng(1).random(len(read_groups(groups))) > 0.3
+    whole, parts = (
+        list(reconstruct(load(dense), IDS, slices, kept, method, 0.01, batch_tokens=most)) for most in (None, 64)
+    )
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 def test_a_fitted_model_is_closer_to_the_dense_one(tmp_path: Path, changes: dict[str, Any]) -> None:
     dense, groups, text = prepare(tmp_path, **changes)
