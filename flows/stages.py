@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from prefect import flow
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from flows._models import (
     HEALING_TEXT,
@@ -31,11 +31,14 @@ from flows._models import (
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.errors import InputError
+from tasks._stage import computed_here
 from tasks.load_model import load_model
 from tasks.perplexity import measure_perplexity
 from tasks.profile import profile as profile_model
 from tasks.score import score as score_model
 
+# A whole run's may say `dispatch`; but a stage that waits here for its own deployment holds the pool's only slot.
+Config = Annotated[RunConfig, AfterValidator(computed_here)]
 Ratio = Annotated[float, Field(gt=0, lt=1, description="One of pruning.ratios.")]
 Name = Annotated[str, Field(description="The name of one of the configuration's benchmarks.")]
 Trained = Annotated[str, Field(description="A benchmark's name; mixture, where one adapter is tuned on all of them.")]
@@ -53,27 +56,27 @@ Model = Annotated[
 
 
 @flow(flow_run_name="importance {config.pruning.criterion}", persist_result=False)
-def importance(config: RunConfig) -> ArtifactRef:
+def importance(config: Config) -> ArtifactRef:
     """Score the coupled groups of the model."""
     return dense_of(config, prompts_of(config)).importance
 
 
 @flow(flow_run_name="prune @ {ratio:.2f}", persist_result=False)
-def prune(config: RunConfig, ratio: Ratio) -> ArtifactRef:
+def prune(config: Config, ratio: Ratio) -> ArtifactRef:
     """Prune the model to a ratio of all parameters, and fit what stays."""
     _check_ratio(config, ratio)
     return pruned_of(config, dense_of(config, prompts_of(config)), ratio)
 
 
 @flow(flow_run_name="heal @ {ratio:.2f}", persist_result=False)
-def heal(config: RunConfig, ratio: Ratio) -> ArtifactRef:
+def heal(config: Config, ratio: Ratio) -> ArtifactRef:
     """Train a pruned model on plain text, by what the dense one says of it."""
     _check_ratio(config, ratio)
     return _made(config, ratio).healed
 
 
 @flow(flow_run_name="teach {source}", persist_result=False)
-def teach(config: RunConfig, source: Source) -> ArtifactRef:
+def teach(config: Config, source: Source) -> ArtifactRef:
     """Ask the dense model what it would say next, along a text or the shots of a benchmark."""
     prompts = prompts_of(config)
     dense = dense_of(config, prompts)
@@ -84,7 +87,7 @@ def teach(config: RunConfig, source: Source) -> ArtifactRef:
 
 
 @flow(flow_run_name="tune {benchmark} @ {ratio:.2f}", persist_result=False)
-def tune(config: RunConfig, benchmark: Trained, ratio: Ratio) -> ArtifactRef:
+def tune(config: Config, benchmark: Trained, ratio: Ratio) -> ArtifactRef:
     """Train the adapter of a benchmark at a ratio."""
     _check_ratio(config, ratio)
     if (benchmark == MIXTURE) != (config.tuning.examples == "mixture"):
@@ -95,7 +98,7 @@ def tune(config: RunConfig, benchmark: Trained, ratio: Ratio) -> ArtifactRef:
 
 
 @flow(flow_run_name="score {benchmark} {model}", persist_result=False)
-def score(config: RunConfig, benchmark: Name, model: Model = "dense") -> ArtifactRef:
+def score(config: Config, benchmark: Name, model: Model = "dense") -> ArtifactRef:
     """Score a model on a benchmark."""
     _check_benchmark(config, benchmark)
     checkpoint, adapter = _checkpoint(config, model, benchmark)
@@ -103,13 +106,13 @@ def score(config: RunConfig, benchmark: Name, model: Model = "dense") -> Artifac
 
 
 @flow(flow_run_name="perplexity {model}", persist_result=False)
-def perplexity(config: RunConfig, model: Model = "dense") -> ArtifactRef:
+def perplexity(config: Config, model: Model = "dense") -> ArtifactRef:
     """Measure a model's perplexity on the configuration's text; adapters have none."""
     return measure_perplexity(config, model, _checkpoint(config, model)[0])
 
 
 @flow(flow_run_name="profile {model}", persist_result=False)
-def profile(config: RunConfig, model: Model) -> ArtifactRef:
+def profile(config: Config, model: Model) -> ArtifactRef:
     """Time a pruned model beside the dense one."""
     return profile_model(config, model, _checkpoint(config, model)[0], load_model(config.store, config.model))
 

@@ -117,8 +117,7 @@ def _dispatched(on: OnDevice, artifacts: ArtifactStore, name: str, key: str) -> 
     execution = on.config.execution
     if not execution.dispatch or artifacts.find(name, key):
         return False
-    here = execution.model_copy(update={"dispatch": None})
-    config = on.config.model_copy(update={"execution": here}).model_dump(mode="json")
+    config = computed_here(on.config).model_dump(mode="json")
     deployment = f"{on.flow}/{execution.dispatch}"
     try:
         run = run_deployment(
@@ -140,6 +139,11 @@ def _dispatched(on: OnDevice, artifacts: ArtifactStore, name: str, key: str) -> 
             f"{key[:12]}; allowed: one store, and one version of the code, for both"
         )
     return True
+
+
+def computed_here(config: RunConfig) -> RunConfig:
+    """The configuration for a process that leaves no stage to a deployment."""
+    return config.model_copy(update={"execution": config.execution.model_copy(update={"dispatch": None})})
 
 
 def execution_of(config: RunConfig) -> ExecutionConfig:

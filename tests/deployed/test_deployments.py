@@ -87,7 +87,8 @@ def test_the_form_shows_every_field_with_its_description(site: Site) -> None:
     assert (shots["minimum"], shots["default"]) == (1, 50)
 
 
-def test_a_failed_stage_is_retried_alone_and_the_whole_completes(site: Site, own_run: dict[str, Any]) -> None:
+@pytest.mark.parametrize("by", ["Retry", "its own deployment"])
+def test_a_failed_stage_is_retried_alone_and_the_whole_completes(site: Site, own_run: dict[str, Any], by: str) -> None:
     untuned = own_run | {"tuning": own_run["tuning"] | {"examples": "none"}}  # all but the adapter
     assert site.ended(site.run("tailor/on-demand", {"config": untuned}))["state"]["type"] == "COMPLETED"
     before = manifests(own_run)
@@ -104,8 +105,13 @@ def test_a_failed_stage_is_retried_alone_and_the_whole_completes(site: Site, own
     assert told[0]["text"].startswith("tune colours @ 0.20 ended Failed: ")
 
     in_the_way.unlink()
-    stage = site.server.call("flow_runs/filter", {"flow_runs": {"name": {"any_": ["tune colours @ 0.20"]}}})[0]["id"]
-    site.retry(stage)
+    if by == "Retry":
+        named = {"flow_runs": {"name": {"any_": ["tune colours @ 0.20"]}}, "sort": "EXPECTED_START_TIME_DESC"}
+        stage = site.server.call("flow_runs/filter", named)[0]["id"]
+        site.retry(stage)
+    else:  # with the configuration of the whole, as it is
+        whole_config = site.server.call(f"flow_runs/{whole}")["parameters"]["config"]
+        stage = site.run("tune/gpu", {"config": whole_config, "benchmark": "colours", "ratio": 0.2})
     assert site.ended(stage)["state"]["type"] == "COMPLETED"
     made = manifests(own_run)
     assert {path.parts[0] for path in made.keys() - before.keys()} == {"adapter"}

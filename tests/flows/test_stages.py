@@ -18,7 +18,8 @@ from tailored_llama.preflight import preflight, preflight_tailor
 
 @pytest.fixture
 def config(own_run: dict[str, Any]) -> RunConfig:
-    """With every stage that computes on the device."""
+    """With every stage that computes on the device; it dispatches to no deployment that is there."""
+    own_run["execution"] = {"device": "cpu", "dispatch": "nowhere"}
     own_run["healing"], own_run["distillation"] = {"tokens": 128}, {"weight": 1.0, "top": 8}
     own_run["profile"] = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
     return validate_config(own_run)
@@ -28,7 +29,9 @@ def made(config: RunConfig) -> set[Path]:
     return {path.parent for path in Path(config.store.root).glob("*/*/manifest.json")}
 
 
-def test_tailor_finds_what_the_stages_made(config: RunConfig) -> None:
+def test_stages_compute_here_even_where_tailor_would_dispatch_and_tailor_finds_what_they_made(
+    config: RunConfig,
+) -> None:
     def new(run: Callable[..., Any], **parameters: Any) -> dict[str, int]:
         """How many artifacts of each kind a flow makes."""
         before = made(config)
