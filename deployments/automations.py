@@ -1,7 +1,7 @@
 """What the server does by itself: python -m deployments.automations
 
-Run again, it updates what it made before. `TAILORED_LLAMA_WEBHOOK` is the URL that is told of failed GPU stages;
-without it there is no such automation.
+Run again, it updates what it made before. `TAILORED_LLAMA_WEBHOOK` is the URL that is told of failed runs of the gpu
+pool; without it there is no such automation.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 
+WEBHOOK = "a failed GPU stage calls the webhook"
+TOLD = '{"text": {{ (flow_run.name ~ " ended " ~ flow_run.state.name ~ ": " ~ flow_run.state.message) | tojson }} }'
 HEARTBEAT = "prefect.flow-run.heartbeat"  # sent every 30 s: flows.heartbeat_frequency in pyproject.toml
 ENDS = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")}
 
@@ -37,9 +39,9 @@ def crashed_without_heartbeat() -> Automation:
 
 
 def told_of_failed_stages(webhook: Webhook) -> Automation:
-    """A stage of the gpu pool that has failed or crashed calls the webhook."""
+    """A stage or sweep on the gpu pool that has failed or crashed calls the webhook."""
     return Automation(
-        name="a failed GPU stage calls the webhook",
+        name=WEBHOOK,
         trigger=EventTrigger(
             expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
             match={"prefect.resource.id": "prefect.flow-run.*"},
@@ -48,12 +50,7 @@ def told_of_failed_stages(webhook: Webhook) -> Automation:
             threshold=1,
             for_each={"prefect.resource.id"},
         ),
-        actions=[
-            CallWebhook(
-                block_document_id=webhook._block_document_id,
-                payload='{"text": "{{ flow_run.name }} ended {{ flow_run.state.name }}: {{ flow_run.state.message }}"}',
-            )
-        ],
+        actions=[CallWebhook(block_document_id=webhook._block_document_id, payload=TOLD)],
     )
 
 
@@ -69,12 +66,24 @@ def publish(automation: Automation) -> None:
     print(f"automation: {automation.name}")
 
 
+def withdraw(name: str) -> None:
+    """Remove the automation of that name, if there is one."""
+    try:
+        found = Automation.read(name=name)
+    except ValueError:
+        return
+    found.delete()
+    print(f"automation removed: {name}")
+
+
 def main() -> None:
     publish(crashed_without_heartbeat())
     if url := os.environ.get("TAILORED_LLAMA_WEBHOOK"):
-        webhook = Webhook(method="POST", url=url)
+        webhook = Webhook(method="POST", url=url, headers={"Content-Type": "application/json"})
         webhook.save("failed-gpu-stage", overwrite=True)
         publish(told_of_failed_stages(webhook))
+    else:
+        withdraw(WEBHOOK)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Work pools, deployments and automations on the server of PREFECT_API_URL; safe to run again.
 # TAILORED_LLAMA_STORE: folder or URL of the artifact store, the same for all workers (absent: artifacts/ here).
-# TAILORED_LLAMA_WEBHOOK: URL that is told of failed GPU stages (absent: none is).
+# TAILORED_LLAMA_WEBHOOK: URL that is told of failed runs of the gpu pool (absent: none is).
 set -eu
 cd "$(dirname "$0")/.."
 export TAILORED_LLAMA_STORE="${TAILORED_LLAMA_STORE:-$PWD/artifacts}"

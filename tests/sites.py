@@ -15,6 +15,7 @@ from typing import Any
 
 from services import ROOT, Server, children, environment, start_worker, until
 
+DEPLOY = ("sh", "deployments/deploy.sh")
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -25,6 +26,13 @@ class Site:
     server: Server
     folder: Path
     told: list[Any]  # by the webhook
+    variables: dict[str, str]  # that deploy.sh had
+
+    def deploy(self, *command: str, **changes: str) -> None:
+        """Run deploy.sh, or another command, with its variables."""
+        own = {**self.variables, **changes}
+        made = subprocess.run(command or DEPLOY, cwd=ROOT, env=own, capture_output=True, text=True)
+        assert made.returncode == 0, made.stdout + made.stderr
 
     def run(self, deployment: str, parameters: dict[str, Any]) -> str:
         """Ask for a run of a deployment; returns its id."""
@@ -60,6 +68,7 @@ def deployed(folder: Path) -> Iterator[Site]:
 
     class Webhook(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            assert self.headers["Content-Type"] == "application/json"
             told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200)
             self.end_headers()
@@ -79,10 +88,9 @@ def deployed(folder: Path) -> Iterator[Site]:
             "TAILORED_LLAMA_STORE": str(folder / "store"),
             "TAILORED_LLAMA_WEBHOOK": f"http://127.0.0.1:{listener.server_port}/failed",
         }
-        command = ["sh", "deployments/deploy.sh"]
-        made = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
-        assert made.returncode == 0, made.stdout + made.stderr
+        site = Site(server, folder, told, variables)
+        site.deploy()
         for pool in ("cpu", "gpu"):
             start_worker(spawn, server, pool, folder / f"{pool}.log")
-        yield Site(server, folder, told)
+        yield site
     listener.shutdown()

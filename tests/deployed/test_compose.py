@@ -142,7 +142,7 @@ def test_services_wait_for_what_they_need() -> None:
 def test_a_stage_runs_on_it_across_a_restart_of_the_api(composed: Composed, own_run: dict[str, Any]) -> None:
     server = Server(composed.spawn, composed.folder / "prefect")
     server.url = f"http://127.0.0.1:{composed.ports['api:4200']}/api"
-    site = Site(server, composed.folder, [])
+    site = Site(server, composed.folder, [], {})
     store = site.server.call("deployments/name/tailor/nightly")["parameters"]["config"]["store"]["root"]
     assert store == str(composed.folder / "store")
     run = site.run("score/gpu", {"config": own_run, "benchmark": "colours", "model": "dense"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,28 @@ def test_a_failed_stage_is_retried_alone_and_the_whole_completes(site: Site, own
     after = manifests(own_run)
     assert {path: after[path] for path in made} == made
     assert {path.parts[0] for path in after.keys() - made.keys()} == {"scores", "report"}
+
+
+@pytest.mark.parametrize("deployment", ["score/gpu", "sweep/weekly"])
+def test_the_webhook_is_told_of_a_failure_in_any_words(site: Site, deployment: str) -> None:
+    found = site.server.call(f"deployments/name/{deployment}")
+    pending = {"parameters": found["parameters"], "state": {"type": "PENDING"}}  # which no worker takes
+    run = site.server.call(f"deployments/{found['id']}/create_flow_run", pending)
+    message = 'A "model"\\path\nand {{ braces }}'
+    failed = {"state": {"type": "FAILED", "name": "Failed", "message": message}, "force": True}
+    site.server.call(f"flow_runs/{run['id']}/set_state", failed)
+    until(lambda: {"text": f"{run['name']} ended Failed: {message}"} in site.told, 60, "the webhook's call")
+
+
+def test_without_a_url_no_webhook_is_called(site: Site) -> None:
+    def names() -> set[str]:
+        return {found["name"] for found in site.server.call("automations/filter", {})}
+
+    automations = (sys.executable, "-m", "deployments.automations")  # deploy.sh's last line
+    site.deploy(*automations, TAILORED_LLAMA_WEBHOOK="")
+    assert names() == {"a run without heartbeat has crashed"}
+    site.deploy(*automations)
+    assert names() == {"a run without heartbeat has crashed", "a failed GPU stage calls the webhook"}
 
 
 def test_a_stage_runs_alone_from_its_own_deployment(site: Site, own_run: dict[str, Any]) -> None:
