@@ -37,8 +37,21 @@ def test_one_command_makes_every_deployment(site: Site) -> None:
     assert found["tailor/nightly"]["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     pools = {pool["name"]: pool["concurrency_limit"] for pool in site.server.call("work_pools/filter", {})}
     assert pools == {"cpu": 4, "gpu": 1}
+    assert site.server.call("work_pools/gpu/queues/default")["concurrency_limit"] == 1
     automations = {automation["name"] for automation in site.server.call("automations/filter", {})}
     assert automations == {"a run without heartbeat has crashed", "a failed GPU stage calls the webhook"}
+
+
+def test_deployed_again_a_pool_stays_as_an_admin_has_set_it(site: Site) -> None:
+    template = site.server.call("work_pools/gpu")["base_job_template"]
+    template["variables"]["properties"]["env"]["default"] = {"TZ": "UTC"}
+    site.server.change("work_pools/gpu", {"base_job_template": template, "is_paused": True})
+    site.deploy()
+    found = site.server.call("work_pools/gpu")
+    site.server.change("work_pools/gpu", {"is_paused": False})
+    assert found["base_job_template"] == template
+    assert found["is_paused"]
+    assert found["concurrency_limit"] == 1
 
 
 def test_a_run_comes_at_its_time_and_a_worker_takes_it(site: Site, own_run: dict[str, Any]) -> None:
