@@ -24,7 +24,7 @@ from tasks._stage import open_store
 def run_name() -> str:
     """Name of a run that is about to begin: flow, model, ratios and benchmarks."""
     config: RunConfig = flow_run.parameters["config"]
-    model = Path(config.model.source).name or config.model.source
+    model = config.model.short_name
     ratios = ", ".join(f"{ratio:.2f}" for ratio in config.pruning.ratios)
     first, *more = [benchmark.name for benchmark in config.benchmarks]
     return f"{flow_run.flow_name} {model} @ {ratios}: {first}{f' and {len(more)} more' if more else ''}"

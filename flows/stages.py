@@ -55,27 +55,27 @@ Model = Annotated[
 ]
 
 
-@flow(flow_run_name="importance {config.pruning.criterion}", persist_result=False)
+@flow(flow_run_name="importance {config.pruning.criterion}, {config.model.short_name}", persist_result=False)
 def importance(config: Config) -> ArtifactRef:
     """Score the coupled groups of the model."""
     return dense_of(config, prompts_of(config)).importance
 
 
-@flow(flow_run_name="prune @ {ratio:.2f}", persist_result=False)
+@flow(flow_run_name="prune @ {ratio:.2f}, {config.model.short_name}", persist_result=False)
 def prune(config: Config, ratio: Ratio) -> ArtifactRef:
     """Prune the model to a ratio of all parameters, and fit what stays."""
     _check_ratio(config, ratio)
     return pruned_of(config, dense_of(config, prompts_of(config)), ratio)
 
 
-@flow(flow_run_name="heal @ {ratio:.2f}", persist_result=False)
+@flow(flow_run_name="heal @ {ratio:.2f}, {config.model.short_name}", persist_result=False)
 def heal(config: Config, ratio: Ratio) -> ArtifactRef:
     """Train a pruned model on plain text, by what the dense one says of it."""
     _check_ratio(config, ratio)
     return _made(config, ratio).healed
 
 
-@flow(flow_run_name="teach {source}", persist_result=False)
+@flow(flow_run_name="teach {source}, {config.model.short_name}", persist_result=False)
 def teach(config: Config, source: Source) -> ArtifactRef:
     """Ask the dense model what it would say next, along a text or the shots of a benchmark."""
     prompts = prompts_of(config)
@@ -86,7 +86,7 @@ def teach(config: Config, source: Source) -> ArtifactRef:
     return shots_lesson(config, dense, prompts, source)
 
 
-@flow(flow_run_name="tune {benchmark} @ {ratio:.2f}", persist_result=False)
+@flow(flow_run_name="tune {benchmark} @ {ratio:.2f}, {config.model.short_name}", persist_result=False)
 def tune(config: Config, benchmark: Trained, ratio: Ratio) -> ArtifactRef:
     """Train the adapter of a benchmark at a ratio."""
     _check_ratio(config, ratio)
@@ -97,7 +97,7 @@ def tune(config: Config, benchmark: Trained, ratio: Ratio) -> ArtifactRef:
     return _adapter(config, benchmark, ratio, _made(config, ratio))
 
 
-@flow(flow_run_name="score {benchmark} {model}", persist_result=False)
+@flow(flow_run_name="score {benchmark} {model}, {config.model.short_name}", persist_result=False)
 def score(config: Config, benchmark: Name, model: Model = "dense") -> ArtifactRef:
     """Score a model on a benchmark."""
     _check_benchmark(config, benchmark)
@@ -105,13 +105,13 @@ def score(config: Config, benchmark: Name, model: Model = "dense") -> ArtifactRe
     return score_model(config, benchmark, model, checkpoint, prompts_of(config).evaluation[benchmark], adapter)
 
 
-@flow(flow_run_name="perplexity {model}", persist_result=False)
+@flow(flow_run_name="perplexity {model}, {config.model.short_name}", persist_result=False)
 def perplexity(config: Config, model: Model = "dense") -> ArtifactRef:
     """Measure a model's perplexity on the configuration's text; adapters have none."""
     return measure_perplexity(config, model, _checkpoint(config, model)[0])
 
 
-@flow(flow_run_name="profile {model}", persist_result=False)
+@flow(flow_run_name="profile {model}, {config.model.short_name}", persist_result=False)
 def profile(config: Config, model: Model) -> ArtifactRef:
     """Time a pruned model beside the dense one."""
     return profile_model(config, model, _checkpoint(config, model)[0], load_model(config.store, config.model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -43,6 +44,11 @@ class ModelConfig(Section):
         None, description="Hub models only: commit, tag or branch. A tag or branch is resolved to its commit."
     )
     dtype: Dtype = Field("float32", description="Type the weights are kept in, from loading to merging.")
+
+    @property
+    def short_name(self) -> str:
+        """What runs are called by: the last part of the source."""
+        return Path(self.source).name or self.source
 
 
 class TextConfig(Section):

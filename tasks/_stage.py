@@ -119,9 +119,10 @@ def _dispatched(on: OnDevice, artifacts: ArtifactStore, name: str, key: str) -> 
         return False
     config = computed_here(on.config).model_dump(mode="json")
     deployment = f"{on.flow}/{execution.dispatch}"
+    name_there = f"{task_run.name}, {on.config.model.short_name}"  # as its flow will name it
     try:
         run = run_deployment(
-            deployment, parameters={"config": config, **on.parameters}, flow_run_name=task_run.name, poll_interval=2
+            deployment, parameters={"config": config, **on.parameters}, flow_run_name=name_there, poll_interval=2
         )
     except ObjectNotFound:
         raise InputError(

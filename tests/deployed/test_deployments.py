@@ -113,14 +113,14 @@ def test_a_failed_stage_is_retried_alone_and_the_whole_completes(site: Site, own
     failed = site.ended(whole)
     assert failed["name"] == "tailor dense @ 0.20: colours"
     assert failed["state"]["type"] == "FAILED"
-    assert "tune/gpu: flow run tune colours @ 0.20 ended Failed" in failed["state"]["message"]
+    assert "tune/gpu: flow run tune colours @ 0.20, dense ended Failed" in failed["state"]["message"]
     assert "File exists while publishing adapter" in failed["state"]["message"]
     told = until(lambda: site.told, 60, "the webhook's call")
-    assert told[0]["text"].startswith("tune colours @ 0.20 ended Failed: ")
+    assert told[0]["text"].startswith("tune colours @ 0.20, dense ended Failed: ")
 
     in_the_way.unlink()
     if by == "Retry":
-        named = {"flow_runs": {"name": {"any_": ["tune colours @ 0.20"]}}, "sort": "EXPECTED_START_TIME_DESC"}
+        named = {"flow_runs": {"name": {"any_": ["tune colours @ 0.20, dense"]}}, "sort": "EXPECTED_START_TIME_DESC"}
         stage = site.server.call("flow_runs/filter", named)[0]["id"]
         site.retry(stage)
     else:  # with the configuration of the whole, as it is
@@ -168,4 +168,4 @@ def test_a_stage_runs_alone_from_its_own_deployment(site: Site, own_run: dict[st
     run = site.run("score/gpu", {"config": own_run, "benchmark": "numbers", "model": "dense"})
     said = site.ended(run)["state"]["message"]
     assert "benchmark: got 'numbers'; allowed: colours, the configuration's benchmarks" in said
-    assert httpx.get(f"{site.server.url}/flow_runs/{run}").json()["name"] == "score numbers dense"
+    assert httpx.get(f"{site.server.url}/flow_runs/{run}").json()["name"] == "score numbers dense, dense"
