@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from services import until
+from helpers import as_toml
+from services import children, environment, kill, until
 from sites import ENDED, Site
 
 pytestmark = pytest.mark.deployed
@@ -137,6 +138,23 @@ def test_a_failed_stage_is_retried_alone_and_the_whole_completes(site: Site, own
     after = manifests(own_run)
     assert {path: after[path] for path in made} == made
     assert {path.parts[0] for path in after.keys() - made.keys()} == {"scores", "report"}
+
+
+def test_a_run_that_is_killed_is_crashed_by_its_silence(site: Site, own_run: dict[str, Any], tmp_path: Path) -> None:
+    """One from the command line: a worker would say so of its own."""
+    (tmp_path / "run.toml").write_text(as_toml(own_run))
+    command = [sys.executable, "-m", "flows.tailor", str(tmp_path / "run.toml")]
+    by_hand = {"flow_runs": {"deployment_id": {"is_null_": True}}}
+    with children() as spawn:
+        process = spawn(command, tmp_path / "run.log", environment(site.server.home, site.server.url))
+        (run,) = until(lambda: site.server.call("flow_runs/filter", by_hand), 120, "the run")
+        resource = {"id": [f"prefect.flow-run.{run['id']}"]}
+        heartbeat = {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": resource}}
+        until(lambda: site.server.call("events/filter", heartbeat)["events"], 60, "its first heartbeat")
+        kill(process)
+    assert site.server.call(f"flow_runs/{run['id']}")["state"]["type"] == "RUNNING"
+    state = site.ended(run["id"])["state"]
+    assert (state["type"], state["message"]) == ("CRASHED", "no heartbeat for 90 seconds")
 
 
 @pytest.mark.parametrize("deployment", ["score/gpu", "sweep/weekly"])
