@@ -42,10 +42,12 @@ class Composed:
         text = text.replace("5432/prefect", "5432/postgres")  # the image makes a database of POSTGRES_DB's name
         for service, port in self.ports.items():
             text = text.replace(service, f"127.0.0.1:{port}")
-        return text.replace("/store", str(self.folder / "store")).replace("${POSTGRES_PASSWORD:?a password}", PASSWORD)
+        text = text.replace("${TAILORED_LLAMA_STORE:-/store}", str(self.folder / "store"))
+        return text.replace("${POSTGRES_PASSWORD:?a password}", PASSWORD)
 
     def environment(self, name: str) -> dict[str, str]:
-        found = {key: self.here(value) for key, value in COMPOSE["services"][name].get("environment", {}).items()}
+        given = COMPOSE["services"][name].get("environment", {})
+        found = {key: self.here(value) for key, value in given.items() if value is not None}
         if "PREFECT_REDIS_MESSAGING_HOST" in found:
             found |= {"PREFECT_REDIS_MESSAGING_HOST": "127.0.0.1"}
             found |= {"PREFECT_REDIS_MESSAGING_PORT": str(self.ports["redis:6379"])}
