@@ -137,20 +137,22 @@ class Server:
         return False
 
     def call(self, path: str, data: Mapping[str, Any] | None = None) -> Any:
-        """POST data to a route of the API, or GET it where there are none; again while SQLite is busy."""
-        url = f"{self.url}/{path}"
-        for _ in range(20):
-            answer = httpx.get(url, timeout=60) if data is None else httpx.post(url, json=data, timeout=60)
-            if answer.status_code != 503:
-                break
-            time.sleep(0.5)
-        assert answer.is_success, f"{answer.status_code} for {url}: {answer.text}"
-        return answer.json()
+        """POST data to a route of the API, or GET it where there are none."""
+        return self._ask("GET" if data is None else "POST", path, data).json()
 
     def change(self, path: str, data: Mapping[str, Any]) -> None:
         """PATCH what is at a route of the API."""
-        answer = httpx.patch(f"{self.url}/{path}", json=data, timeout=60)
+        self._ask("PATCH", path, data)
+
+    def _ask(self, method: str, path: str, data: Mapping[str, Any] | None) -> httpx.Response:
+        """Ask again while SQLite is busy."""
+        for _ in range(20):
+            answer = httpx.request(method, f"{self.url}/{path}", json=data, timeout=60)
+            if answer.status_code != 503:
+                break
+            time.sleep(0.5)
         assert answer.is_success, f"{answer.status_code} for {path}: {answer.text}"
+        return answer
 
     def newest_run(self) -> dict[str, Any]:
         """The flow run that began last."""
