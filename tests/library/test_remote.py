@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from s3 import S3Server
 from tailored_llama import preflight
@@ -15,7 +17,7 @@ from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.config_loading import validate_config
 from tailored_llama.errors import InputError, UnreachableError
 from tailored_llama.housekeeping import remove, survey
-from tailored_llama.remote import open_remote
+from tailored_llama.remote import open_remote, written
 
 
 def work(out: Path) -> None:
@@ -139,3 +141,18 @@ def test_without_credentials_the_preflight_says_so(
     with pytest.raises(InputError, match=rf"^store.root: got '{url}', Unable to locate credentials; allowed: "):
         preflight.preflight(validate_config(own_run))
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("told", ["2026-01-02T03:04:05.678Z", None])
+def test_times_as_text_are_read_and_where_there_are_none_a_file_is_new(
+    told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(self: Any, path: str) -> Any:
+        raise NotImplementedError
+
+    MemoryFileSystem().pipe_file("/times/a/file", b"1")
+    monkeypatch.setattr(MemoryFileSystem, "info", lambda self, path: {"name": path, "size": 1, "updated": told})
+    monkeypatch.setattr(MemoryFileSystem, "modified", silent)
+    before = time.time()
+    found = written(open_remote("memory://times"), "a/file")
+    assert before <= found <= time.time() if told is None else found == 1767323045.678
