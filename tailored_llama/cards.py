@@ -112,8 +112,8 @@ def what_was_removed(total: int, left: int, pruning: PruningConfig, reconstructi
         "none": "The weights that stay are the dense model's.",
         "bias": "Biases make up for the mean of what was removed.",
         "static": "Output projections were fitted to the dense model's outputs, on its own activations.",
-        "sequential": "Output projections were fitted to the dense model's outputs, each layer on the pruned ones "
-        "before it.",
+        "sequential": "Output projections were fitted to the dense model's residual stream, each layer on what the "
+        "pruned ones before it left.",
     }
     removed = f"{left:,} of {total:,} parameters are left ({1 - left / total:.2%} removed, embeddings counted)."
     return f"""{removed} Whole attention groups

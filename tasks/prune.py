@@ -32,6 +32,8 @@ def prune(
         calibration = None
     if calibration is not None:
         slice_["ridge"] = fitted.ridge
+        if fitted.method == "sequential":
+            slice_["target"] = "residual stream"
         inputs["calibration"] = calibration
     with stage_progress(f"prune @ {ratio:.3g}") as progress:
         return stage(

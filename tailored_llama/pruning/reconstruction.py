@@ -38,7 +38,10 @@ def reconstruct(
         Ŵ = (Yᵀ X + λ W_K) (Xᵀ X + λ I)⁻¹,   λ = ridge · mean of the diagonal of Xᵀ X
 
     * `static`: X and Y are the dense model's. Nothing changes where nothing is removed.
-    * `sequential`: X comes from the layers before, already pruned and fitted; Y stays the dense model's.
+    * `sequential`: X comes from the layers before, already pruned and fitted, and Y corrects what they left: it is the
+      dense outputs plus the difference between the dense residual stream and the pruned one before the projection
+      (He et al., arXiv 1707.06168, section 3.3). Where a projection's outputs are normalised before they are added
+      (Gemma 2 and 3), Y is the dense outputs alone.
     * `bias`: the weight is W_K; the mean of what the removed inputs gave is added to the bias (FLAP, arXiv
       2312.11983).
 
@@ -67,7 +70,8 @@ def reconstruct(
         fits = [_Fit(model.get_submodule(name), stays[f"{name}.weight"]) for name in names]
         forward = _caller(layer, arguments[number])
         if method == "sequential":
-            states, pruned = _fit_in_sequence(forward, fits, states, pruned, ridge)
+            added = not hasattr(layer, "post_feedforward_layernorm")
+            states, pruned = _fit_in_sequence(forward, fits, states, pruned, ridge, added)
         elif method == "static":
             states = _observe(forward, fits, states, lambda fit, inputs, outputs: fit.add(inputs, outputs))
             for fit in fits:
@@ -81,16 +85,26 @@ def reconstruct(
 
 
 def _fit_in_sequence(
-    forward: Forward, fits: list[_Fit], states: list[Tensor], pruned: list[Tensor], ridge: float
+    forward: Forward, fits: list[_Fit], states: list[Tensor], pruned: list[Tensor], ridge: float, added: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Fit each projection on what the pruned model gives it; both models' states after the layer."""
-    wanted: dict[int, list[Tensor]] = {id(fit): [] for fit in fits}
-    states = _observe(forward, fits, states, lambda fit, inputs, outputs: wanted[id(fit)].append(outputs))
-    for fit in fits:  # the second one sees what the first one's solution gives
-        for batch, outputs in zip(pruned, wanted[id(fit)], strict=True):
-            fit.add(_inputs(forward, fit.module, batch), outputs)
+    """Fit each projection on what the pruned model gives it; both models' states after the layer.
+
+    `added` says whether what a projection gives is added to the residual stream as it is.
+    """
+    wanted: list[list[Tensor]] = [[] for _ in fits]
+    places = {id(fit): place for place, fit in enumerate(fits)}
+    after = _observe(forward, fits, states, lambda fit, inputs, outputs: wanted[places[id(fit)]].append(outputs))
+    for place, fit in enumerate(fits):  # the second one sees what the first one's solution gives
+        for number, batch in enumerate(pruned):
+            inputs, given = _inputs(forward, [one.module for one in fits[:place]], fit.module, batch)
+            target = wanted[place][number].float()
+            if added:
+                target = target + states[number].float() - batch.float()
+                for outputs, now in zip(wanted[:place], given, strict=True):
+                    target += outputs[number].float() - now.float()
+            fit.add(inputs, target)
         fit.solve(ridge)
-    return states, [forward(batch) for batch in pruned]
+    return after, [forward(batch) for batch in pruned]
 
 
 @dataclass
@@ -216,19 +230,22 @@ def _observe(
             handle.remove()
 
 
-def _inputs(forward: Forward, module: Any, states: Tensor) -> Tensor:
-    """What a module of a layer is given."""
+def _inputs(forward: Forward, before: list[Any], module: Any, states: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """What a module of a layer is given, and what modules `before` it give on the way."""
     found: list[Tensor] = []
+    given: list[Tensor] = []
 
-    def before(module: Any, given: tuple[Tensor]) -> None:
-        found.append(given[0])
+    def stop(module: Any, inputs: tuple[Tensor]) -> None:
+        found.append(inputs[0])
         raise _Stop
 
-    handle = module.register_forward_pre_hook(before)
+    handles = [one.register_forward_hook(lambda module, inputs, outputs: given.append(outputs)) for one in before]
+    handles.append(module.register_forward_pre_hook(stop))
     try:
         forward(states)
     except _Stop:
         pass
     finally:
-        handle.remove()
-    return found[0]
+        for handle in handles:
+            handle.remove()
+    return found[0], given

@@ -54,7 +54,7 @@ def prepare(tmp_path: Path, **changes: Any) -> tuple[Path, Path, Path]:
 def pruned(tmp_path: Path, dense: Path, groups: Path, text: Path, method: Any, ratio: float = 0.2) -> Path:
     out = tmp_path / f"{method}-{ratio}"
     out.mkdir()
-    prune(dense, groups, groups, ratio, PRUNING, ReconstructionConfig(method=method), text, out)
+    prune(dense, groups, groups, ratio, PRUNING, ReconstructionConfig(method=method, ridge=0.01), text, out)
     return out
 
 
@@ -85,6 +85,37 @@ def test_a_static_fit_is_the_ridge_solution_on_dense_activations(tmp_path: Path,
     expected = target @ torch.linalg.inv(gram + ridge)
     found = load_file(out / "model.safetensors")[f"{name}.weight"]
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
+def test_a_sequential_fit_corrects_what_the_layers_before_left(tmp_path: Path, changes: dict[str, Any]) -> None:
+    dense, groups, text = prepare(tmp_path, **changes)
+    out = pruned(tmp_path, dense, groups, text, "sequential")
+    plan = read_plan(out).to_pandas()
+    kept = torch.tensor(plan[(plan.layer == 1) & (plan.kind == "mlp")].kept.to_numpy())
+    (stream, inputs, _), (wanted, _, outputs) = states(out), states(dense)
+    weight = load(dense).get_parameter("model.layers.1.mlp.down_proj.weight").double()[:, kept]
+    bias = load(dense).get_submodule("model.layers.1.mlp.down_proj").bias
+    target = outputs - (0 if bias is None else bias.double())
+    if "gemma3_text" not in changes.values():  # which norms the outputs before it adds them
+        target = target + wanted - stream
+    ridge = 0.01 * (gram := inputs.T @ inputs).diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    expected = (target.T @ inputs + weight @ ridge) @ torch.linalg.inv(gram + ridge)
+    found = load_file(out / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def states(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The residual stream before layer 1's MLP, and the inputs and outputs of its down_proj, [tokens, width]."""
+    model, seen = load(checkpoint), []
+    layer = model.model.layers[1]
+    norm = layer.pre_feedforward_layernorm if "gemma" in model.config.model_type else layer.post_attention_layernorm
+    norm.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    layer.mlp.down_proj.register_forward_hook(lambda module, given, outputs: seen.extend([given[0], outputs]))
+    with torch.no_grad():
+        model(IDS)
+    stream, inputs, outputs = (tensor.flatten(0, 1).double() for tensor in seen)
+    return stream, inputs, outputs
 
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
