@@ -22,7 +22,7 @@ def score_importance(
     slice_ = {"criterion": criterion}
     if calibration is not None:
         inputs["calibration"] = calibration
-    if criterion == "random":
+    if criterion in ("random", "taylor_gate"):  # which draw
         slice_["seed"] = config.seed
     with stage_progress(f"importance {criterion}") as progress:
         return stage(

@@ -49,7 +49,7 @@ def score_importance(
         calibration: the calibration artifact; the criteria of `config.DATA_FREE` do not read it.
         groups_folder: the groups artifact.
         criterion: see `taylor_scores`, `activation_scores`, `magnitude_scores`; `random` draws uniformly by `seed`.
-        seed: of the random criterion.
+        seed: of the random criterion, and of the tokens that `taylor_gate` draws.
         out: an existing folder.
         device: where gradients and activations are computed.
         progress: told of every step of the pass over the calibration text.
@@ -68,7 +68,7 @@ def score_importance(
         if criterion in ("wanda_sp", "flap"):
             scores = activation_scores(model, input_ids, slices, groups, criterion, progress, batch_tokens)
         else:
-            scores = taylor_scores(model, input_ids, slices, len(groups), criterion, progress, batch_tokens)
+            scores = taylor_scores(model, input_ids, slices, len(groups), criterion, progress, batch_tokens, seed)
     write_importance(out, groups, scores, criterion)
     return {}
 

@@ -32,6 +32,7 @@ def taylor_scores(
     criterion: Criterion,
     progress: Progress = silent,
     batch_tokens: int | None = None,
+    seed: int = 0,
 ) -> np.ndarray[Any, Any]:
     """Taylor importance by gradient of the language-modelling loss (LLM-Pruner, arXiv 2305.11627, section 3.2).
 
@@ -43,10 +44,12 @@ def taylor_scores(
     * `taylor_second`: ½·w²·F of every element;
     * `taylor_mixed`: |w·g − ½·w²·F| of every element (equation 5).
 
-    `taylor_gate` imagines one gate on all that a group gives to its output projection, and is ½ of the Fisher
-    information of that gate: ½ the mean over samples of the squared sum of x·∂L/∂x over tokens and members, x being
-    inputs of the projection (Molchanov et al., arXiv 1906.10771, section 3, whose gates are single neurons). What
-    members of a group do together counts, where element-wise scores add up what each does alone.
+    `taylor_gate` imagines, at every token, one gate on all that a group gives to its output projection, and is ½ of the
+    Fisher information of those gates: ½ the mean over samples of the sum over tokens of (Σ x·∂L/∂x)², x being the
+    inputs of the projection that the group owns (Molchanov et al., arXiv 1906.10771, section 3, whose gates are single
+    neurons). What members of a group do together counts, where element-wise scores add up what each does alone. L is
+    the loss of tokens that the model itself draws after those of the text, as the Fisher information has it (Kunstner
+    et al., arXiv 1905.12558); the other criteria take the text's own tokens, as LLM-Pruner does.
 
     No weight has a gradient: the inputs and output gradients of a projection give those of every sample, a block of
     rows at a time. Activations are recomputed layer by layer. Beside the weights, memory holds the hidden states
@@ -62,6 +65,7 @@ def taylor_scores(
         criterion: one of the five.
         progress: told of every projection done.
         batch_tokens: at most so many at a time, where samples may be taken apart; one sample in any case.
+        seed: of the tokens drawn for `taylor_gate`; they do not depend on `batch_tokens`.
 
     Raises:
         InputError: memory ran out for samples that may not be taken apart.
@@ -73,6 +77,7 @@ def taylor_scores(
     chunks = input_ids.split(sequences_at_once(input_ids, batch_tokens) if apart else samples)
     projections = {n: m for n, m in model.named_modules() if f"{n}.weight" in parts or f"{n}.bias" in parts}
     sums: dict[int, tuple[Slices, Tensor]] = {}  # of rows or columns over samples, before absolute values are taken
+    drawn = torch.Generator().manual_seed(seed) if gates else None
     done = 0
 
     def reduce(name: str, module: Any, inputs: Tensor, gradient: Tensor) -> None:
@@ -101,7 +106,7 @@ def taylor_scores(
         with _recomputed(model), _watched(projections, reduce):
             for batch in chunks:
                 # not divided by the samples before: float16 gradients would vanish
-                _summed_loss(model, batch.to(model.device)).backward()
+                _summed_loss(model, batch.to(model.device), drawn).backward()
     except Exception as error:
         if apart or not out_of_memory(error):
             raise
@@ -115,7 +120,7 @@ def taylor_scores(
 
 
 def _add_gates(scores: Tensor, part: Slices, products: Tensor, samples: int) -> None:
-    """Add ½ of the Fisher information of the gate of each group.
+    """Add ½ of the Fisher information of the gates of each group.
 
     Args:
         scores: float64 [groups]; changed in place.
@@ -124,9 +129,9 @@ def _add_gates(scores: Tensor, part: Slices, products: Tensor, samples: int) -> 
         samples: the number of all.
     """
     groups, place = np.unique(part.owner, return_inverse=True)
-    gates = torch.zeros(len(products), len(groups), dtype=torch.float64, device=products.device)
-    gates.index_add_(1, torch.from_numpy(place).to(products.device), products.sum(1).double())
-    found = gates.square().sum(0).div(2 * samples).cpu()
+    gates = products.new_zeros(*products.shape[:2], len(groups))
+    gates.index_add_(2, torch.from_numpy(place).to(products.device), products)
+    found = gates.square().sum(1).double().sum(0).div(2 * samples).cpu()
     owned = torch.from_numpy(groups >= 0)
     scores.index_add_(0, torch.from_numpy(groups)[owned], found[owned])
 
@@ -203,12 +208,26 @@ def _recomputed(model: Any) -> Iterator[None]:
         model.activation_checkpointing_disable()
 
 
-def _summed_loss(model: Any, input_ids: Tensor) -> Tensor:
-    """Next-token cross-entropy, mean over each sample's tokens, summed over samples; logits of one sample at a time."""
-    hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+def _summed_loss(model: Any, input_ids: Tensor, drawn: torch.Generator | None) -> Tensor:
+    """Next-token cross-entropy, mean over each sample's tokens, summed over samples; logits of one sample at a time.
 
-    def sample_loss(states: Tensor, ids: Tensor) -> Tensor:
-        return cross_entropy(head_logits(model, states[:-1]).float(), ids[1:])
+    With a generator, the tokens to predict are the model's own draws.
+    """
+    hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
 
-    losses = [checkpoint(sample_loss, h, ids, use_reentrant=False) for h, ids in zip(hidden, input_ids, strict=True)]
+    def sample_loss(states: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(head_logits(model, states).float(), labels)
+
+    def draw(states: Tensor) -> Tensor:
+        with torch.no_grad():
+            return draw_tokens(head_logits(model, states).float(), drawn)
+
+    wanted = input_ids[:, 1:] if drawn is None else [draw(states) for states in hidden]
+    losses = [checkpoint(sample_loss, h, ids, use_reentrant=False) for h, ids in zip(hidden, wanted, strict=True)]
     return torch.stack(losses).sum()
+
+
+def draw_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token of each distribution, int64 [rows], from logits [rows, vocabulary]; the same draws on any device."""
+    chances = torch.rand(len(logits), 1, generator=generator).to(logits.device)
+    return (logits.softmax(-1).cumsum(-1) < chances).sum(-1).clamp_max(logits.shape[-1] - 1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 
 from helpers import save_tiny_llama
 from tailored_llama.errors import InputError
@@ -16,7 +17,7 @@ from tailored_llama.models import load
 from tailored_llama.pruning.activations import activation_scores
 from tailored_llama.pruning.groups import Groups, Slices, build_graph, read_groups, read_slices
 from tailored_llama.pruning.importance import magnitude_scores
-from tailored_llama.pruning.taylor import taylor_scores
+from tailored_llama.pruning.taylor import draw_tokens, taylor_scores
 
 IDS = torch.randint(0, 256, (3, 16), generator=torch.Generator().manual_seed(3))
 TWO_PASSES = 32  # tokens at a time, where samples may be taken apart
@@ -78,15 +79,25 @@ def test_streamed_importance_equals_full_gradients(tmp_path: Path, changes: dict
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 def test_gates_have_the_fisher_information_of_real_gates(tmp_path: Path, changes: dict[str, Any]) -> None:
     dense, groups, slices = prepare(tmp_path, changes)
-    streamed = taylor_scores(load(dense), IDS, slices, len(groups), "taylor_gate", batch_tokens=TWO_PASSES)
-    model, gate = load(dense), torch.ones(len(groups), requires_grad=True)
+    streamed = taylor_scores(load(dense), IDS, slices, len(groups), "taylor_gate", batch_tokens=TWO_PASSES, seed=7)
+    model, gates = load(dense), torch.ones(IDS.shape[1], len(groups), requires_grad=True)  # one at every token
     for part in slices:
         if part.dim == 1:
             module, owner = model.get_submodule(part.parameter.removesuffix(".weight")), torch.from_numpy(part.owner)
-            module.register_forward_pre_hook(lambda module, given, owner=owner: (given[0] * gate[owner],))
-    squares = [torch.autograd.grad(model(s, labels=s).loss, gate)[0].square() for s in IDS.split(1)]
-    expected = torch.stack(squares).mean(0).numpy() / 2
+            module.register_forward_pre_hook(lambda module, given, owner=owner: (given[0] * gates[:, owner],))
+    draws, expected = torch.Generator().manual_seed(7), np.zeros(len(groups))
+    for sample in IDS.split(1):
+        logits = model(sample).logits[0, :-1]
+        loss = cross_entropy(logits, draw_tokens(logits.detach(), draws))
+        expected += torch.autograd.grad(loss, gates)[0].square().sum(0).numpy() / (2 * len(IDS))
     np.testing.assert_allclose(streamed, expected, rtol=1e-5, atol=1e-7 * expected.max())
+
+
+def test_tokens_are_drawn_as_often_as_the_model_thinks() -> None:
+    chances = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    found = draw_tokens(chances.log().expand(20_000, 4), torch.Generator().manual_seed(0)).bincount(minlength=4)
+    assert found[1] == 0
+    torch.testing.assert_close(found / 20_000, chances, rtol=0, atol=0.015)
 
 
 def test_memory_that_runs_out_where_all_samples_are_taken_at_once_is_explained(tmp_path: Path) -> None:
