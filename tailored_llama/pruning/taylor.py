@@ -84,7 +84,8 @@ def taylor_scores(
         nonlocal done
         if gates:
             (part,) = parts[f"{name}.weight"]
-            _add_gates(scores, part, inputs.float() * (gradient @ module.weight).float(), samples)
+            for given, received in zip(inputs, gradient, strict=True):  # a sample at a time: they are wide
+                _add_gates(scores, part, given.float() * (received @ module.weight).float(), samples)
         else:
             for parameter, weight, states in (("weight", module.weight, inputs), ("bias", module.bias, None)):
                 for part, values in _reduce(weight, states, gradient, parts.get(f"{name}.{parameter}", []), element):
@@ -120,18 +121,18 @@ def taylor_scores(
 
 
 def _add_gates(scores: Tensor, part: Slices, products: Tensor, samples: int) -> None:
-    """Add ½ of the Fisher information of the gates of each group.
+    """Add ½ of the Fisher information that one sample gives of the gates of each group.
 
     Args:
         scores: float64 [groups]; changed in place.
         part: which group owns which input of the projection.
-        products: input · its gradient of each sample's loss, [samples here, tokens, in].
+        products: input · its gradient of the sample's loss, [tokens, in].
         samples: the number of all.
     """
     groups, place = np.unique(part.owner, return_inverse=True)
-    gates = products.new_zeros(*products.shape[:2], len(groups))
-    gates.index_add_(2, torch.from_numpy(place).to(products.device), products)
-    found = gates.square().sum(1).double().sum(0).div(2 * samples).cpu()
+    gates = products.new_zeros(len(products), len(groups))
+    gates.index_add_(1, torch.from_numpy(place).to(products.device), products)
+    found = gates.square().sum(0).double().div(2 * samples).cpu()
     owned = torch.from_numpy(groups >= 0)
     scores.index_add_(0, torch.from_numpy(groups)[owned], found[owned])
 
