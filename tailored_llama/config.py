@@ -76,8 +76,13 @@ class CalibrationConfig(TextConfig):
         "answers.",
     )
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
-    samples: int = Field(128, ge=1, le=65536, description="Sequences drawn from the text.")
-    tokens: int = Field(256, ge=8, le=32768, description="Tokens in each sequence.")
+    samples: int = Field(32, ge=1, le=65536, description="Sequences drawn from the text.")
+    tokens: int = Field(
+        1024,
+        ge=8,
+        le=32768,
+        description="Tokens in each sequence: in short ones, attention heads that look far back seem to do nothing.",
+    )
 
 
 class PruningConfig(Section):
@@ -90,7 +95,7 @@ class PruningConfig(Section):
     )
     criterion: Criterion = Field(
         "taylor_gate",
-        description="Importance of a coupled group: Taylor by gradient (of a gate on the whole group; or first order "
+        description="Importance of a coupled group: Taylor by gradient (of gates on the whole group; or first order "
         "by element or by vector, diagonal-Fisher second order, or both mixed), by activations (Wanda-sp, FLAP), "
         "weight magnitude (L1, L2), or random.",
     )
@@ -128,13 +133,14 @@ class ReconstructionConfig(Section):
     """How the weights that stay make up for those that go; they are fitted on the calibration text."""
 
     method: Reconstruction = Field(
-        "static",
-        description="What o_proj and down_proj of every layer are fitted to give: the dense layer's outputs, by ridge "
-        "least squares, on the dense model's own activations (static) or on those of the layers pruned before it "
-        "(sequential); their mean only, by a bias (bias: FLAP's compensation); or nothing (none).",
+        "sequential",
+        description="What o_proj and down_proj of every layer are fitted to, by ridge least squares: to the dense "
+        "model's residual stream, from what the layers pruned before left of it (sequential); to the dense layer's "
+        "outputs, on the dense model's own activations (static); to their mean only, by a bias (bias: FLAP's "
+        "compensation); or to nothing (none).",
     )
     ridge: float = Field(
-        0.01, gt=0, le=1, description="Pull towards the dense weights, as a share of the mean squared activation."
+        0.1, gt=0, le=1, description="Pull towards the dense weights, as a share of the mean squared activation."
     )
 
 

@@ -90,7 +90,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
         "```text\n{question}\n```",
         "import tailored_llama" if layered else "stock transformers loads it as `llama`",
         "Measured on `colours` alone",
-        'method = "static"',
+        'method = "sequential"',
     ):
         assert said in text
     for file in target.iterdir():
