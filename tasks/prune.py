@@ -33,7 +33,7 @@ def prune(
     if calibration is not None:
         slice_["ridge"] = fitted.ridge
         if fitted.method == "sequential":
-            slice_["target"] = "residual stream"
+            slice_["target"] = "residual stream"  # artifacts without it were fitted to the dense outputs
         inputs["calibration"] = calibration
     with stage_progress(f"prune @ {ratio:.3g}") as progress:
         return stage(
