@@ -78,10 +78,7 @@ class CalibrationConfig(TextConfig):
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
     samples: int = Field(32, ge=1, le=65536, description="Sequences drawn from the text.")
     tokens: int = Field(
-        1024,
-        ge=8,
-        le=32768,
-        description="Tokens in each sequence: in short ones, attention heads that look far back seem to do nothing.",
+        1024, ge=8, le=32768, description="Tokens in each sequence: few long ones serve better than many short ones."
     )
 
 

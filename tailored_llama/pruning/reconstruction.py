@@ -91,17 +91,16 @@ def _fit_in_sequence(
 
     `added` says whether what a projection gives is added to the residual stream as it is.
     """
-    wanted: list[list[Tensor]] = [[] for _ in fits]
-    places = {id(fit): place for place, fit in enumerate(fits)}
-    after = _observe(forward, fits, states, lambda fit, inputs, outputs: wanted[places[id(fit)]].append(outputs))
+    wanted: dict[int, list[Tensor]] = {id(fit): [] for fit in fits}
+    after = _observe(forward, fits, states, lambda fit, inputs, outputs: wanted[id(fit)].append(outputs))
     for place, fit in enumerate(fits):  # the second one sees what the first one's solution gives
         for number, batch in enumerate(pruned):
             inputs, given = _inputs(forward, [one.module for one in fits[:place]], fit.module, batch)
-            target = wanted[place][number].float()
+            target = wanted[id(fit)][number].float()
             if added:
                 target = target + states[number].float() - batch.float()
-                for outputs, now in zip(wanted[:place], given, strict=True):
-                    target += outputs[number].float() - now.float()
+                for one, now in zip(fits[:place], given, strict=True):
+                    target += wanted[id(one)][number].float() - now.float()
             fit.add(inputs, target)
         fit.solve(ridge)
     return after, [forward(batch) for batch in pruned]
