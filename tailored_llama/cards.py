@@ -112,14 +112,14 @@ def what_was_removed(total: int, left: int, pruning: PruningConfig, reconstructi
         "none": "The weights that stay are the dense model's.",
         "bias": "Biases make up for the mean of what was removed.",
         "static": "Output projections were fitted to the dense model's outputs, on its own activations.",
-        "sequential": "Output projections were fitted to the dense model's residual stream, each layer on what the "
-        "pruned ones before it left.",
+        "sequential": "All projections of every layer were fitted to the dense model's outputs and residual stream, "
+        "on what the layers pruned before left of it, and the last norm's weights to the dense one's outputs.",
     }
     removed = f"{left:,} of {total:,} parameters are left ({1 - left / total:.2%} removed, embeddings counted)."
     return f"""{removed} Whole attention groups
 and MLP channels were removed (importance {pruning.criterion}, allocation {pruning.allocation}, kinds
-{", ".join(pruning.kinds)}, steps {pruning.steps}; `plan.parquet` lists the last step's); the hidden width, embeddings
-and norms were not touched. {fitted[reconstruction.method]}"""
+{", ".join(pruning.kinds)}, steps {pruning.steps}; `plan.parquet` lists the last step's); the hidden width stays.
+{fitted[reconstruction.method]}"""
 
 
 def is_layered(folder: Path) -> bool:

@@ -101,6 +101,13 @@ class PruningConfig(Section):
         description="uniform: every unprotected layer loses the same share; global: groups of all layers and kinds "
         "ranked together by importance per parameter.",
     )
+    attention_weight: float = Field(
+        3.0,
+        gt=0,
+        description="In the global ranking, importance of attention groups is multiplied by this: above 1 keeps more "
+        "heads, which serve over distances that a calibration text of short documents does not have. FLAP's scores, "
+        "which are standardised and below 0 too, are taken as they are.",
+    )
     kinds: tuple[Kind, ...] = Field(
         ("attention", "mlp"), min_length=1, description="Kinds of coupled group that may be removed."
     )
@@ -131,10 +138,10 @@ class ReconstructionConfig(Section):
 
     method: Reconstruction = Field(
         "sequential",
-        description="What o_proj and down_proj of every layer are fitted to, by ridge least squares: to the dense "
-        "model's residual stream, from what the layers pruned before left of it (sequential); to the dense layer's "
-        "outputs, on the dense model's own activations (static); to their mean only, by a bias (bias: FLAP's "
-        "compensation); or to nothing (none).",
+        description="Which projections are fitted by ridge least squares, and to what: all, to the dense model's "
+        "outputs and residual stream, on what the layers pruned before left of it (sequential); o_proj and down_proj, "
+        "to the dense layer's outputs, on the dense model's own activations (static); a bias of both, to the mean of "
+        "what was removed (bias: FLAP's compensation); or nothing (none).",
     )
     ridge: float = Field(
         0.1, gt=0, le=1, description="Pull towards the dense weights, as a share of the mean squared activation."

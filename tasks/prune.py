@@ -33,7 +33,7 @@ def prune(
     if calibration is not None:
         slice_["ridge"] = fitted.ridge
         if fitted.method == "sequential":
-            slice_["target"] = "residual stream"  # artifacts without it were fitted to the dense outputs
+            slice_["fitted"] = "every projection"  # artifacts without it: o_proj and down_proj alone
         inputs["calibration"] = calibration
     with stage_progress(f"prune @ {ratio:.3g}") as progress:
         return stage(

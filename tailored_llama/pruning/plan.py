@@ -34,7 +34,7 @@ def plan(groups: Groups, scores: Mask, total: int, ratio: float, pruning: Prunin
         scores: their importance, float [groups].
         total: parameters of the dense model.
         ratio: fraction of `total` to remove.
-        pruning: allocation, kinds, protected layers, floors and multiple.
+        pruning: allocation, weight of attention, kinds, protected layers, floors and multiple.
         gone: parameters of `total` that an earlier step has removed.
 
     Raises:
@@ -111,9 +111,13 @@ def _spare(kind: str, count: int, pruning: PruningConfig) -> int:
 def _remove_globally(groups: Groups, scores: Mask, budget: int, pruning: PruningConfig) -> Mask:
     """Remove by least importance per parameter, over all layers and kinds, never more than the budget.
 
+    That of attention groups counts `attention_weight` times; FLAP's scores have both signs and are left as they are.
+
     With a channel multiple, channels go in blocks: a layer's least important ones first, and first of all as many as
     its width is above a multiple.
     """
+    if pruning.criterion != "flap":
+        scores = np.where(groups.kind == "attention", pruning.attention_weight, 1) * scores
     units: list[Mask] = []
     for (_, kind), here in _by_layer(groups, pruning).items():
         order = here[np.argsort(scores[here], kind="stable")][: _spare(kind, len(here), pruning)]

@@ -177,6 +177,16 @@ def test_global_plans_remove_the_least_important_group_first(tmp_path: Path) -> 
     assert set(groups.kind[~kept]) == {"mlp"}
 
 
+@pytest.mark.parametrize(("weight", "kind"), [(1.9, "attention"), (2.1, "mlp")])
+def test_a_global_plan_weighs_attention_against_channels(tmp_path: Path, weight: float, kind: str) -> None:
+    dense, folder = prepare(tmp_path)
+    groups, total = read_groups(folder), read_structure(dense).parameters
+    scores = np.where(groups.kind == "mlp", 2.0, 1.0) * groups.parameters
+    ratio = 2 * groups.parameters[groups.kind == "attention"].max() / total
+    kept = plan(groups, scores, total, ratio, PruningConfig(attention_weight=weight, min_channels=2))
+    assert set(groups.kind[~kept]) == {kind}
+
+
 def test_a_ratio_out_of_reach_names_the_largest_one(tmp_path: Path) -> None:
     dense, folder = prepare(tmp_path)
     groups, total = read_groups(folder), read_structure(dense).parameters

@@ -105,6 +105,46 @@ def test_a_sequential_fit_corrects_what_the_layers_before_left(tmp_path: Path, c
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
+def test_a_sequential_fit_gives_the_projections_before_what_they_gave(tmp_path: Path, changes: dict[str, Any]) -> None:
+    dense, groups, text = prepare(tmp_path, **changes)
+    out = pruned(tmp_path, dense, groups, text, "sequential")
+    plan = read_plan(out).to_pandas()
+    kept = torch.tensor(plan[(plan.layer == 1) & (plan.kind == "mlp")].kept.to_numpy())
+    assert 0 < kept.sum() < len(kept)
+    name = "gate_up_proj" if "phi3" in changes.values() else "up_proj"
+    rows = kept.repeat(2 if "phi3" in changes.values() else 1)
+    inputs, wanted = (given(one, f"model.layers.1.mlp.{name}") for one in (out, dense))
+    weight = load(dense).get_parameter(f"model.layers.1.mlp.{name}.weight").double()[rows]
+    ridge = 0.01 * (gram := inputs.T @ inputs).diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    expected = (weight @ wanted.T @ inputs + weight @ ridge) @ torch.linalg.inv(gram + ridge)
+    found = load_file(out / "model.safetensors")[f"model.layers.1.mlp.{name}.weight"]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
+def test_a_sequential_fit_scales_each_channel_of_the_last_norm(tmp_path: Path, changes: dict[str, Any]) -> None:
+    dense, groups, text = prepare(tmp_path, **changes)
+    out = pruned(tmp_path, dense, groups, text, "sequential")
+    stream, norms = given(out, "model.norm"), [load(one).model.norm for one in (dense, out)]
+    with torch.no_grad():
+        wanted = norms[0](given(dense, "model.norm").float()).double()
+        inputs, found = (norm(stream.float()).double() for norm in norms)
+    ridge = 0.01 * (squares := inputs.square().sum(0)).mean()
+    factors = ((inputs * wanted).sum(0) + ridge) / (squares + ridge)
+    assert factors.min() < 0.99
+    torch.testing.assert_close(found, inputs * factors, rtol=1e-3, atol=1e-4)
+
+
+def given(checkpoint: Path, name: str) -> torch.Tensor:
+    """What a module of a checkpoint is given on the calibration tokens, [tokens, width]."""
+    model, seen = load(checkpoint), []
+    model.get_submodule(name).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(IDS)
+    return seen[0].flatten(0, 1).double()
+
+
 def states(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The residual stream before layer 1's MLP, and the inputs and outputs of its down_proj, [tokens, width]."""
     model, seen = load(checkpoint), []
