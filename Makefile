@@ -12,8 +12,9 @@ $(VENV)/installed: pyproject.toml
 quickstart: $(VENV)/installed
 	$(BIN)/python -m flows.tailor data/quickstart.toml
 
+# One process for each core, four at most, each with one thread: the tiny models gain nothing from a second one.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
