@@ -105,8 +105,8 @@ class PruningConfig(Section):
         3.0,
         gt=0,
         description="In the global ranking, importance of attention groups is multiplied by this: above 1 keeps more "
-        "heads, which serve over distances that a calibration text of short documents does not have. FLAP's scores, "
-        "which are standardised and below 0 too, are taken as they are.",
+        "heads, which other texts need more than the calibration text shows. FLAP's scores, which are standardised "
+        "and below 0 too, are taken as they are.",
     )
     kinds: tuple[Kind, ...] = Field(
         ("attention", "mlp"), min_length=1, description="Kinds of coupled group that may be removed."

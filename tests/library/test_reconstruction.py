@@ -58,6 +58,12 @@ def pruned(tmp_path: Path, dense: Path, groups: Path, text: Path, method: Any, r
     return out
 
 
+def kept_channels(out: Path) -> torch.Tensor:
+    """Which MLP channels layer 1 keeps, bool [channels]."""
+    plan = read_plan(out).to_pandas()
+    return torch.tensor(plan[(plan.layer == 1) & (plan.kind == "mlp")].kept.to_numpy())
+
+
 def distance(one: Path, other: Path) -> float:
     """Mean squared difference of the last hidden states on the calibration tokens."""
     with torch.no_grad():
@@ -69,9 +75,7 @@ def test_a_static_fit_is_the_ridge_solution_on_dense_activations(tmp_path: Path,
     dense, groups, text = prepare(tmp_path, **changes)
     out = pruned(tmp_path, dense, groups, text, "static")
     name = "model.layers.1.mlp.down_proj"
-    plan = read_plan(out).to_pandas()
-    here = plan[(plan.layer == 1) & (plan.kind == "mlp")]
-    kept = torch.tensor(here.kept.to_numpy())
+    kept = kept_channels(out)
     assert 0 < kept.sum() < len(kept)
     model, seen = load(dense), []
     model.get_submodule(name).register_forward_pre_hook(lambda module, given: seen.append(given[0]))
@@ -91,8 +95,7 @@ def test_a_static_fit_is_the_ridge_solution_on_dense_activations(tmp_path: Path,
 def test_a_sequential_fit_corrects_what_the_layers_before_left(tmp_path: Path, changes: dict[str, Any]) -> None:
     dense, groups, text = prepare(tmp_path, **changes)
     out = pruned(tmp_path, dense, groups, text, "sequential")
-    plan = read_plan(out).to_pandas()
-    kept = torch.tensor(plan[(plan.layer == 1) & (plan.kind == "mlp")].kept.to_numpy())
+    kept = kept_channels(out)
     (stream, inputs, _), (wanted, _, outputs) = states(out), states(dense)
     weight = load(dense).get_parameter("model.layers.1.mlp.down_proj.weight").double()[:, kept]
     bias = load(dense).get_submodule("model.layers.1.mlp.down_proj").bias
@@ -109,8 +112,7 @@ def test_a_sequential_fit_corrects_what_the_layers_before_left(tmp_path: Path, c
 def test_a_sequential_fit_gives_the_projections_before_what_they_gave(tmp_path: Path, changes: dict[str, Any]) -> None:
     dense, groups, text = prepare(tmp_path, **changes)
     out = pruned(tmp_path, dense, groups, text, "sequential")
-    plan = read_plan(out).to_pandas()
-    kept = torch.tensor(plan[(plan.layer == 1) & (plan.kind == "mlp")].kept.to_numpy())
+    kept = kept_channels(out)
     assert 0 < kept.sum() < len(kept)
     name = "gate_up_proj" if "phi3" in changes.values() else "up_proj"
     rows = kept.repeat(2 if "phi3" in changes.values() else 1)
