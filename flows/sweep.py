@@ -24,7 +24,7 @@ from tailored_llama.config import RunConfig
 from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight
 from tailored_llama.sweep_report import console_table
-from tailored_llama.sweeps import SweepConfig, cells, load_sweep, read_sweep
+from tailored_llama.sweeps import SweepConfig, cells, dense_runs, load_sweep, read_sweep
 from tailored_llama.texts import PROMPTS
 from tasks.load_model import load_model
 from tasks.perplexity import measure_perplexity
@@ -34,27 +34,31 @@ from tasks.sweep import write_sweep
 
 @flow(name="sweep", flow_run_name=run_name, persist_result=False)
 def sweep(config: SweepConfig) -> ArtifactRef:
-    """Measure the dense model and every cell; one that fails is in the table, and does not stop the others."""
+    """Measure every dense model and every cell; what fails is in the table, and does not stop the others."""
     check_deployed(_preflight, config)
     log = get_run_logger()
     every = cells(config)  # a bad one is found before any work
-    prompts = _prompts(config, config)
-    model = load_model(config.store, config.model)
-    dense = {
-        "checkpoint": model,
-        "perplexity": measure_perplexity(config, "dense", model),
-        "scores": _scores(config, config, "dense", model, prompts),
-    }
-    made = []
+    made: list[dict[str, Any]] = []
+    models = dense_runs(config, every)
+    for label, run in models.items():
+        named = {"label": label, "ratio": 0.0, "curve": None, "place": None, "seed": run.seed}
+        try:
+            model = _dense(config, run, load_model(run.store, run.model), _prompts(config, run))
+            made.append(named | model | {"dense": model})
+        except Exception as error:
+            if len(models) == 1:  # then there is nothing to go on with
+                raise
+            log.error("%s failed: %s", label, error)
+            made.append(named | {"error": one_line(error)})
     for cell in every:
         (ratio,) = cell.run.pruning.ratios
         named = {"label": cell.label, "ratio": ratio, "curve": cell.curve, "place": cell.place, "seed": cell.run.seed}
         try:
-            made.append(named | _measured(config, cell.run, f"{cell.label} @ {ratio:g}", model, ratio))
+            made.append(named | _measured(config, cell.run, f"{cell.label} @ {ratio:g}", ratio))
         except Exception as error:
             log.error("cell %s @ %g, seed %d failed: %s", cell.label, ratio, cell.run.seed, error)
             made.append(named | {"error": one_line(error)})
-    return write_sweep(config, dense, made).result()
+    return write_sweep(config, made).result()
 
 
 def _prompts(config: SweepConfig, run: RunConfig) -> Prompts:
@@ -63,7 +67,13 @@ def _prompts(config: SweepConfig, run: RunConfig) -> Prompts:
     return prompts_of(run) if needed else Prompts({}, {}, {})
 
 
-def _measured(config: SweepConfig, run: RunConfig, label: str, model: Any, ratio: float) -> dict[str, Any]:
+def _dense(config: SweepConfig, run: RunConfig, model: Any, prompts: Prompts) -> dict[str, Any]:
+    """The dense model of a run, and what is measured of it."""
+    scores = _scores(config, run, "dense", model, prompts)
+    return {"checkpoint": model, "perplexity": measure_perplexity(run, "dense", model), "scores": scores}
+
+
+def _measured(config: SweepConfig, run: RunConfig, label: str, ratio: float) -> dict[str, Any]:
     """A cell pruned, healed and tuned as it says, and what is measured of it."""
     prompts = _prompts(config, run)
     dense = dense_of(run, prompts)
@@ -74,7 +84,7 @@ def _measured(config: SweepConfig, run: RunConfig, label: str, model: Any, ratio
         "checkpoint": healed,
         "perplexity": perplexity,
         "scores": _scores(config, run, label, healed, prompts, adapters),
-        "dense": _scores(config, run, "dense", model, prompts),
+        "dense": _dense(config, run, dense.checkpoint, prompts),
     }
 
 
@@ -108,7 +118,8 @@ def main(arguments: list[str] | None = None, server: Thread | None = None) -> in
 
 
 def _preflight(config: SweepConfig) -> None:
-    for run in [config, *(cell.run for cell in cells(config))]:
+    every = cells(config)
+    for run in [*dense_runs(config, every).values(), *(cell.run for cell in every)]:
         preflight(run)
 
 

@@ -21,7 +21,7 @@ _DASHES: Any = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # after the last colour they
 def curves(
     series: Mapping[str, Sequence[tuple[float, float]]],
     ylabel: str,
-    reference: float,
+    reference: float | None,
     log: bool = False,
     xlabel: str | None = None,
     shares: bool = False,
@@ -31,7 +31,7 @@ def curves(
     Args:
         series: setting → points (place, value).
         ylabel: what the values are.
-        reference: the dense model's value.
+        reference: the dense model's value; None draws none.
         log: whether values are drawn on a logarithmic scale.
         xlabel: what the places are; None: the share of parameters removed.
         shares: whether values are shares, to be written as percentages.
@@ -42,7 +42,8 @@ def curves(
         for number, (label, points) in enumerate(series.items()):
             colour, dash = COLOURS[_LINES[number % len(_LINES)]], _DASHES[number // len(_LINES) % len(_DASHES)]
             axes.plot(*xy(sorted(points)), color=colour, linestyle=dash, linewidth=2, marker="o", label=label)
-        axes.axhline(reference, color=COLOURS["dense"], linewidth=1.5, linestyle=(0, (4, 2)), label="dense")
+        if reference is not None:
+            axes.axhline(reference, color=COLOURS["dense"], linewidth=1.5, linestyle=(0, (4, 2)), label="dense")
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

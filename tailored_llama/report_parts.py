@@ -32,6 +32,12 @@ def span(low: float | None, high: float | None, digits: int = 1) -> str:
     return f"{number(100 * low, digits)}{between}{number(100 * high, digits)}\N{NO-BREAK SPACE}%"
 
 
+def share(value: float | None, low: float | None, high: float | None, digits: int = 1) -> str:
+    """A share with its interval in brackets, where it has one: "97.9 % (94–103)"."""
+    bounds = span(low, high, 0).removesuffix("\N{NO-BREAK SPACE}%").replace(" to ", ", ")
+    return f"{percent(value, digits)} ({bounds})" if bounds else percent(value, digits)
+
+
 def page_template(name: str) -> Template:
     """A page's template, with the filters that pages share."""
     environment = Environment(

@@ -15,7 +15,7 @@ from rich.table import Table
 from tailored_llama.artifacts import write_table
 from tailored_llama.pictures import COLOURS, Picture
 from tailored_llama.recovery import MEAN, MODELS, RECOVERY_SCHEMA, PrunedRun, ReportInputs, Row, by_run, scored_runs
-from tailored_llama.report_parts import first_sample, number, page_template, percent, settings_of, span
+from tailored_llama.report_parts import first_sample, number, page_template, percent, settings_of, share, span
 from tailored_llama.report_plots import markdown_picture, picture_name, plots_page, report_pictures
 from tailored_llama.report_text import VARIANTS, floor_notes, gained_by, plus_minus, run_name, summary, title
 from tailored_llama.statistics import RESAMPLES
@@ -57,12 +57,8 @@ def console_table(rows: Sequence[Row]) -> Table:
             table.add_row(f"[bold]{run_name(run[0])}[/]")
         for row in run:
             cells = [row.benchmark, *(plus_minus(row, model).replace(" ± 0", "±") for model in MODELS)]
-            for value, low, high in (
-                (row.recovery, row.recovery_low, row.recovery_high),
-                (row.chance_corrected, row.cc_low, row.cc_high),
-            ):
-                bounds = span(low, high, 0).removesuffix("\N{NO-BREAK SPACE}%").replace(" to ", ", ")
-                cells.append(f"{percent(value, 0)} ({bounds})" if bounds else percent(value, 0))
+            cells.append(share(row.recovery, row.recovery_low, row.recovery_high, 0))
+            cells.append(share(row.chance_corrected, row.cc_low, row.cc_high, 0))
             table.add_row(*map(escape, cells), style="bold" if row.benchmark == MEAN else None)
         table.add_section()
     return table

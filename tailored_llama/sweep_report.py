@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,49 +15,55 @@ from rich.table import Table
 from tailored_llama.artifacts import write_table
 from tailored_llama.comparison_plots import curves
 from tailored_llama.pictures import COLOURS
-from tailored_llama.report_parts import number, page_template, percent, settings_of, span
+from tailored_llama.report_parts import number, page_template, percent, settings_of, share
 from tailored_llama.report_plots import markdown_picture
-from tailored_llama.sweeps import OWN, RATIOS, SWEEP_SCHEMA, Row, SweepConfig
+from tailored_llama.sweeps import OWN, RATIOS, SWEEP_SCHEMA, Row, SweepConfig, cells
 
 
-def write_sweep(config: SweepConfig, dense: Row, rows: Sequence[Row], out: Path) -> None:
-    """Stage: write `sweep.parquet` (the dense model first), `sweep.html`, and `sweep.md` with PNG files."""
-    columns = {name: [getattr(row, name) for row in (dense, *rows)] for name in SWEEP_SCHEMA.names}
+def write_sweep(config: SweepConfig, rows: Sequence[Row], out: Path) -> None:
+    """Stage: write `sweep.parquet` (dense models first), `sweep.html`, and `sweep.md` with PNG files."""
+    columns = {name: [getattr(row, name) for row in rows] for name in SWEEP_SCHEMA.names}
     write_table(out / "sweep.parquet", columns, SWEEP_SCHEMA)
-    figures = _figures(config, dense, [row for row in rows if not row.error])
-    (out / "sweep.html").write_text(_page(config, dense, rows, figures), encoding="utf-8")
-    (out / "sweep.md").write_text(_markdown(config, dense, rows, figures), encoding="utf-8")
+    figures = _figures(config, [row for row in rows if not row.error])
+    (out / "sweep.html").write_text(_page(config, rows, figures), encoding="utf-8")
+    (out / "sweep.md").write_text(_markdown(config, rows, figures), encoding="utf-8")
     for name, figure in figures.items():
         figure["picture"].save_png(out / f"{name}.png")
 
 
 def console_table(rows: Sequence[Row]) -> Table:
-    """The table for a terminal: the dense model, then every cell."""
-    dense, table = rows[0], Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    recovered = any(row.recovery is not None for row in rows[1:])
+    """The table for a terminal: dense models, then every cell."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("setting", overflow="fold")
-    for name in ("removed", "perplexity", "÷ dense", "mean accuracy", *(("recovery",) if recovered else ())):
+    for name in _columns(rows):
         table.add_column(name, justify="right")
     for row in rows:
-        if row.error:
-            table.add_row(escape(row.label), percent(row.ratio), escape(f"failed: {row.error}"))
-            continue
-        accuracy = "–" if row.accuracy is None else f"{number(row.accuracy)}±{number(row.accuracy_stderr).lstrip('0')}"
-        removed = percent(_removed(row, dense), 2)
-        figures = [removed, number(row.perplexity, 2), number(_times_dense(row, dense), 2), accuracy]
-        if recovered:
-            figures.append(f"{percent(row.recovery)} ({span(row.recovery_low, row.recovery_high)})")
-        table.add_row(escape(row.label), *figures)
+        table.add_row(escape(row.label), *map(escape, _shown(row, rows)))
     return table
 
 
-def _removed(row: Row, dense: Row) -> float:
-    """Share of all parameters that is gone."""
-    return 1 - (row.parameters or 0) / (dense.parameters or 1)
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """What a table says of each setting, where there is no room for all."""
+    if _recovered(rows):
+        return ["removed", "perplexity ÷ dense", "mean accuracy", "recovery", "chance-corrected"]
+    return ["removed", "perplexity", "perplexity ÷ dense", "mean accuracy"]
 
 
-def _times_dense(row: Row, dense: Row) -> float:
-    return (row.perplexity or math.nan) / (dense.perplexity or math.nan)
+def _shown(row: Row, rows: Sequence[Row]) -> list[str]:
+    """The same of one row, or why it has no figures."""
+    if row.error:
+        return [percent(row.ratio), f"failed: {row.error}"]
+    accuracy = "–" if row.accuracy is None else f"{number(row.accuracy)}±{number(row.accuracy_stderr).lstrip('0')}"
+    if not _recovered(rows):
+        return [percent(row.removed, 2), number(row.perplexity, 2), number(row.times_dense, 2), accuracy]
+    recovered = share(row.recovery, row.recovery_low, row.recovery_high)
+    corrected = share(row.chance_corrected, row.cc_low, row.cc_high)
+    return [percent(row.removed, 2), number(row.times_dense, 2), accuracy, recovered, corrected]
+
+
+def _recovered(rows: Sequence[Row]) -> bool:
+    """Whether any cell was scored, and so has a recovery to be shown."""
+    return any(row.recovery is not None for row in rows if row.ratio)
 
 
 def _shared(config: SweepConfig) -> dict[str, dict[str, str]]:
@@ -76,15 +81,16 @@ class _Figure:
     title: str
     field: str
     axis: str
-    reference: float | None  # the dense model's value
+    reference: float | None  # the dense model's value; None: there are several
     caption: str
     log: bool = False
     shares: bool = False
 
 
-def _figures(config: SweepConfig, dense: Row, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+def _figures(config: SweepConfig, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """Title, picture and caption of every quantity that was measured, by its name."""
     found = {}
+    dense = [row.accuracy for row in rows if not row.ratio]
     for figure in (
         _Figure(
             "Perplexity",
@@ -94,7 +100,13 @@ def _figures(config: SweepConfig, dense: Row, rows: Sequence[Row]) -> dict[str, 
             "Perplexity ÷ the dense model's, of the same text.",
             True,
         ),
-        _Figure("Accuracy", "accuracy", "mean accuracy", dense.accuracy, "Mean of the benchmarks' headline metrics."),
+        _Figure(
+            "Accuracy",
+            "accuracy",
+            "mean accuracy",
+            dense[0] if len(dense) == 1 else None,
+            "Mean of the benchmarks' headline metrics.",
+        ),
         _Figure(
             "Recovery",
             "recovery",
@@ -108,68 +120,60 @@ def _figures(config: SweepConfig, dense: Row, rows: Sequence[Row]) -> dict[str, 
         for row in rows:
             value = getattr(row, figure.field)
             if value is not None and row.curve is not None:
-                shown = _times_dense(row, dense) if figure.field == "perplexity" else value
-                place = _removed(row, dense) if row.place is None else row.place
+                shown = row.times_dense if figure.field == "perplexity" else value
+                place = row.removed if row.place is None else row.place
                 series.setdefault(row.curve, []).append((place, shown))
-        if series and figure.reference is not None:
+        if series:
             axis = None if config.axis == RATIOS else config.axis
             picture = curves(series, figure.axis, figure.reference, figure.log, axis, figure.shares)
             found[figure.field] = {"title": figure.title, "picture": picture, "caption": figure.caption}
     return found
 
 
-def _summary(dense: Row, rows: Sequence[Row]) -> str:
+def _summary(rows: Sequence[Row]) -> str:
     """How many settings, and the best of each ratio."""
-    done = [row for row in rows if not row.error]
-    failed = len(rows) - len(done)
-    summary = f"{len(rows)} settings" + (f", of which {failed} failed" if failed else "")
+    cells = [row for row in rows if row.ratio]
+    done = [row for row in cells if not row.error]
+    failed = len(cells) - len(done)
+    summary = f"{len(cells)} settings" + (f", of which {failed} failed" if failed else "")
     if seeds := max((row.seeds for row in done if row.seeds > 1), default=0):
         summary += f", each with {seeds} seeds"
     if recovered := [row for row in done if row.recovery is not None]:
         best = {row.ratio: row for row in sorted(recovered, key=lambda row: row.recovery or 0)}  # the last one stays
         found = [f"{percent(best[r].recovery)} at {percent(r, 0)} ({best[r].label})" for r in sorted(best)]
         summary += f". Highest mean recovery: {'; '.join(found)}"
-    best = {row.ratio: row for row in sorted(done, key=lambda row: -(row.perplexity or math.inf))}
-    lowest = [f"{number(best[r].perplexity, 2)} at {percent(r, 0)} ({best[r].label})" for r in sorted(best)]
-    summary += f". Lowest perplexity: {'; '.join(lowest)}" if lowest else ""
-    return f"{summary}; dense: {number(dense.perplexity, 2)}."
+    best = {row.ratio: row for row in sorted(done, key=lambda row: -row.times_dense)}
+    lowest = [f"{number(best[r].times_dense, 2)} at {percent(r, 0)} ({best[r].label})" for r in sorted(best)]
+    return f"{summary}. Lowest perplexity ÷ dense: {'; '.join(lowest)}." if lowest else f"{summary}."
 
 
-def _title(config: SweepConfig) -> str:
-    return f"Sweep of {config.model.source}"
+def _models(config: SweepConfig) -> list[str]:
+    """The sources of the models that are pruned."""
+    return list(dict.fromkeys(cell.run.model.source for cell in cells(config)))
 
 
-def _page(config: SweepConfig, dense: Row, rows: Sequence[Row], figures: Mapping[str, Mapping[str, Any]]) -> str:
+def _page(config: SweepConfig, rows: Sequence[Row], figures: Mapping[str, Mapping[str, Any]]) -> str:
     return page_template("sweep.html.j2").render(
-        title=_title(config),
-        summary=_summary(dense, rows),
+        title=f"Sweep of {', '.join(_models(config))}",
+        summary=_summary(rows),
         figures=list(figures.values()),
-        dense=dense,
         rows=rows,
-        recovered=any(row.recovery is not None for row in rows),
+        recovered=_recovered(rows),
         benchmarks=len(config.benchmarks),
         settings=_shared(config),
         colours=COLOURS,
     )
 
 
-def _markdown(config: SweepConfig, dense: Row, rows: Sequence[Row], figures: Mapping[str, Mapping[str, Any]]) -> str:
+def _markdown(config: SweepConfig, rows: Sequence[Row], figures: Mapping[str, Mapping[str, Any]]) -> str:
     """Summary, table and curves, for the run's page in Prefect."""
-    model = config.model.source.replace("`", "'")  # in a code span nothing is markup, and the name cannot end it
-    lines = [f"# {_title(config).replace(config.model.source, f'`{model}`')}", "", _plain(_summary(dense, rows)), ""]
-    recovered = any(row.recovery is not None for row in rows)
-    names = ["setting", "removed", "perplexity", "÷ dense", "mean accuracy", *(["recovery"] if recovered else [])]
-    lines += [f"| {' | '.join(names)} |", f"|:--|{'--:|' * (len(names) - 1)}"]
-    for row in (dense, *rows):
-        if row.error:
-            cells = [percent(row.ratio), f"failed: {_plain(row.error)}"]
-        else:
-            accuracy = "–" if row.accuracy is None else f"{number(row.accuracy)} ± {number(row.accuracy_stderr)}"
-            cells = [percent(_removed(row, dense), 2), number(row.perplexity, 2), number(_times_dense(row, dense), 2)]
-            cells += [accuracy.replace("± ", "±\N{NO-BREAK SPACE}")]
-            cells += [f"{percent(row.recovery)} ({span(row.recovery_low, row.recovery_high)})".removesuffix(" ()")]
-        cells += [""] * len(names)
-        lines.append(f"| {' | '.join([_plain(row.label), *cells][: len(names)])} |")
+    models = [model.replace("`", "'") for model in _models(config)]  # so that no name can end its code span
+    lines = [f"# Sweep of {', '.join(f'`{model}`' for model in models)}", "", _plain(_summary(rows)), ""]
+    names = _columns(rows)
+    lines += [f"| setting | {' | '.join(names)} |", f"|:--|{'--:|' * len(names)}"]
+    for row in rows:
+        values = [*_shown(row, rows), *[""] * len(names)][: len(names)]
+        lines.append(f"| {' | '.join(map(_plain, [row.label, *values]))} |")
     for name, figure in figures.items():
         lines += ["", f"## {figure['title']}", "", figure["caption"], "", markdown_picture(name, figure["picture"])]
     return "\n".join([*lines, ""])

@@ -23,8 +23,10 @@ from tailored_llama.scoring import read_metrics
 
 RATIOS = "pruning.ratios"
 SEED = "seed"
+MODEL = "model"
+DENSE = "dense"
 UNTUNED = ("distillation.weight", "distillation.sequences")  # read in tuning alone
-MAY_VARY = (SEED, "calibration", "pruning", "reconstruction", "distillation", "healing", "prompts", "tuning")
+MAY_VARY = (SEED, MODEL, "calibration", "pruning", "reconstruction", "distillation", "healing", "prompts", "tuning")
 
 
 class SweepConfig(RunConfig):
@@ -48,12 +50,14 @@ class SweepConfig(RunConfig):
 class Cell:
     """One combination: the run it stands for, and what tells it apart, seed and ratio left out.
 
-    `curve` is the label of the curve it is a point of, and `place` where on the axis, None where that is the ratio.
+    `curve` is the label of the curve it is a point of, and `place` where on the axis, None where that is the ratio;
+    `dense` is what its dense model's row is called.
     """
 
     label: str
     curve: str
     place: float | None
+    dense: str
     run: RunConfig
 
 
@@ -61,6 +65,7 @@ class Cell:
 class Row:
     """What became of a cell, or of several that differ in their seed only: figures, or why there are none.
 
+    A dense model has the ratio 0. `dense_parameters` and `dense_perplexity` are those of the cell's dense model.
     Perplexity is the mean over seeds, with the lowest and the highest; accuracy the mean of the headline metrics;
     recovery and chance-corrected recovery are as in `recovery.Row`, of each example's mean over the seeds:
     `_low` and `_high` bound their 95 % interval over the examples, `_least` and `_most` are those of single seeds.
@@ -72,9 +77,11 @@ class Row:
     place: float | None = None
     seeds: int = 1
     parameters: int | None = None
+    dense_parameters: int | None = None
     perplexity: float | None = None
     perplexity_least: float | None = None
     perplexity_most: float | None = None
+    dense_perplexity: float | None = None
     accuracy: float | None = None
     accuracy_stderr: float | None = None
     examples: int | None = None
@@ -88,6 +95,16 @@ class Row:
     cc_high: float | None = None
     cc_benchmarks: int | None = None
     error: str | None = None
+
+    @property
+    def removed(self) -> float:
+        """Share of all parameters of the dense model that is gone."""
+        return 1 - (self.parameters or 0) / (self.dense_parameters or 1)
+
+    @property
+    def times_dense(self) -> float:
+        """Perplexity ÷ the dense model's."""
+        return (self.perplexity or math.nan) / (self.dense_perplexity or math.nan)
 
 
 OWN = set(SweepConfig.model_fields) - set(RunConfig.model_fields)
@@ -145,16 +162,23 @@ def cells(config: SweepConfig) -> list[Cell]:
     return list(found.values())
 
 
+def dense_runs(config: SweepConfig, every: Sequence[Cell]) -> dict[str, RunConfig]:
+    """The sweep's own settings for each dense model, by what its row is called."""
+    return {cell.dense: config.model_copy(update={MODEL: cell.run.model}) for cell in every}
+
+
 def _cell(config: SweepConfig, name: str, varying: Sequence[str], run: RunConfig) -> Cell:
+    models = dict.fromkeys(field for table in config.grid for field in table if field.split(".")[0] == MODEL)
+    dense = ", ".join([DENSE, *(_shown(run, field) for field in models)])
     names = [name] if name else []
     label = ", ".join([*names, *(_shown(run, field) for field in varying)]) or "pruned"
     if config.axis == RATIOS:
-        return Cell(label, label, None, run)
+        return Cell(label, label, None, dense, run)
     place = _value(run, config.axis)
     if isinstance(place, bool) or not isinstance(place, int | float):
         raise InputError(f"axis: got {config.axis!r}, of which a cell has {place!r}; allowed: a field of numbers")
     others = names + [_shown(run, field) for field in varying if field != config.axis]
-    return Cell(label, ", ".join([*others, f"@ {run.pruning.ratios[0]:g}"]), place, run)
+    return Cell(label, ", ".join([*others, f"@ {run.pruning.ratios[0]:g}"]), place, dense, run)
 
 
 def _value(run: RunConfig, field: str) -> Any:
@@ -169,28 +193,30 @@ def _shown(run: RunConfig, field: str) -> str:
 
 @dataclass(frozen=True)
 class Made:
-    """What was made of one cell: folders. `scores` and `dense`, the dense model's, are by benchmark."""
+    """A model, dense or of a cell, and what was measured of it: folders, those of `scores` by benchmark."""
 
     checkpoint: Path
     perplexity: Path
     scores: Mapping[str, Path]
-    dense: Mapping[str, Path]
 
 
-def measure(row: Row, made: Sequence[Made]) -> Row:
-    """A row with the figures of its cells, which differ in their seed only."""
+def measure(row: Row, made: Sequence[Made], dense: Sequence[Made]) -> Row:
+    """A row with the figures of its cells, which differ in their seed only, each beside its dense model."""
     perplexities = [read_metrics(cell.perplexity)["perplexity"] for cell in made]
     row = replace(
         row,
         seeds=len(made),
         parameters=read_structure(made[0].checkpoint).parameters,
+        dense_parameters=read_structure(dense[0].checkpoint).parameters,
         perplexity=math.fsum(perplexities) / len(made),
         perplexity_least=min(perplexities),
         perplexity_most=max(perplexities),
+        dense_perplexity=read_metrics(dense[0].perplexity)["perplexity"],
     )
     if not made[0].scores:
         return row
-    whole, singles = _recovery(made), [_recovery([cell]).recovery for cell in made]
+    whole = _recovery(made, dense)
+    singles = [_recovery([cell], [beside]).recovery for cell, beside in zip(made, dense, strict=True)]
     known = [value for value in singles if value is not None]
     return replace(
         row,
@@ -209,14 +235,16 @@ def measure(row: Row, made: Sequence[Made]) -> Row:
     )
 
 
-def _recovery(made: Sequence[Made]) -> recovery.Row:
+def _recovery(made: Sequence[Made], dense: Sequence[Made]) -> recovery.Row:
     """Of cells that differ in their seed only, over all benchmarks."""
-    dense = recovery.ModelScores(scores={name: [cell.dense[name] for cell in made] for name in made[0].dense})
-    cell = recovery.ModelScores(scores={name: [cell.scores[name] for cell in made] for name in made[0].scores})
-    run = recovery.PrunedRun(None, tailored=cell)
-    return recovery.recovery_rows(recovery.ReportInputs(None, "", dense, (run,)))[-1]
+    tailored, whole = (
+        recovery.ModelScores(scores={name: [one.scores[name] for one in models] for name in models[0].scores})
+        for models in (made, dense)
+    )
+    run = recovery.PrunedRun(None, tailored=tailored)
+    return recovery.recovery_rows(recovery.ReportInputs(None, "", whole, (run,)))[-1]
 
 
 def read_sweep(folder: Path) -> list[Row]:
-    """The rows of `sweep.parquet`, the dense model first."""
+    """The rows of `sweep.parquet`, dense models first."""
     return [Row(**row) for row in read_table(folder / "sweep.parquet", SWEEP_SCHEMA).to_pylist()]

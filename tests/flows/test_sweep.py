@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+import tasks.load_model
 import tasks.prune
 from flows.sweep import main, sweep
-from helpers import as_toml
+from helpers import as_toml, save_tiny_llama
 from tailored_llama.sweeps import Row, SweepConfig, read_sweep
 from tasks._stage import open_store
 
@@ -72,6 +73,30 @@ def test_cells_are_tuned_as_they_say_and_seeds_share_a_row(own_run: dict[str, An
     assert (dense.recovery, untuned.perplexity) == (1.0, tuned.perplexity)
     stages = [path.parent.parent.name for path in built(config)]
     assert (stages.count("adapter"), stages.count("healed"), stages.count("pruned")) == (3, 1, 2)
+
+
+def test_models_of_two_sizes_and_one_that_cannot_be_loaded(
+    own_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    larger, broken = tmp_path / "larger", tmp_path / "broken"
+    save_tiny_llama(larger, num_hidden_layers=6)
+    save_tiny_llama(broken, seed=1)
+    grid = [{"model.source": [own_run["model"]["source"], str(larger), str(broken)]}]
+    config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True})
+    real = tasks.load_model.models.load_model
+
+    def fails_on_the_last(model: Any, *arguments: Any) -> Any:
+        if model.source == str(broken):
+            raise RuntimeError("CUDA out of memory")
+        return real(model, *arguments)
+
+    monkeypatch.setattr(tasks.load_model.models, "load_model", fails_on_the_last)
+    small, large, failed, *cells = rows_of(config)
+    assert (large.parameters or 0) > (small.parameters or 0)
+    assert [cell.dense_parameters for cell in cells[:2]] == [small.parameters, large.parameters]
+    assert [cell.dense_perplexity for cell in cells[:2]] == [small.perplexity, large.perplexity]
+    assert all(cell.removed == pytest.approx(cell.ratio, abs=0.05) for cell in cells[:2])
+    assert all(row.error and "CUDA out of memory" in row.error for row in (failed, cells[2]))
 
 
 def test_the_command_prints_a_table_and_the_path_of_the_report(

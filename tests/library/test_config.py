@@ -19,7 +19,7 @@ from tailored_llama.sweeps import SweepConfig, load_sweep
 from tailored_llama.transfer import load_transfer
 
 SHIPPED = sorted((Path(__file__).parents[2] / "data").glob("*.toml"))
-SWEEPS = ("sweep", "recovery", "shots", "soft-prompts")
+SWEEPS = ("sweep", "recovery", "shots", "soft-prompts", "models")
 LOADERS = dict.fromkeys(SWEEPS, load_sweep) | {"prompts-study": load_study, "transfer": load_transfer}
 
 

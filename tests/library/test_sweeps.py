@@ -14,7 +14,7 @@ from tailored_llama.artifacts import write_table
 from tailored_llama.errors import InputError
 from tailored_llama.scoring import PREDICTIONS_SCHEMA, metrics
 from tailored_llama.sweep_report import console_table, write_sweep
-from tailored_llama.sweeps import Made, Row, SweepConfig, cells, load_sweep, measure, read_sweep
+from tailored_llama.sweeps import Made, Row, SweepConfig, cells, dense_runs, load_sweep, measure, read_sweep
 
 GRID = '[[grid]]\n"pruning.criterion" = ["flap", "random"]\n"pruning.ratios" = [0.1, 0.2]\n'
 
@@ -97,8 +97,8 @@ def test_curves_are_drawn_over_the_axis_one_for_each_other_setting(tmp_path: Pat
             "grid, cell {'pruning.criterion': 'flap', 'pruning.ratios': 0.1, 'seed.foo': 1}: seed",
         ),
         (
-            GRID + '"model.source" = ["other"]',
-            "grid: got 'model.source'; allowed: seed, and the fields of calibration, pruning, reconstruction, "
+            GRID + '"scoring.limit" = [1]',
+            "grid: got 'scoring.limit'; allowed: seed, and the fields of model, calibration, pruning, reconstruction, "
             "distillation, healing, prompts, tuning",
         ),
     ],
@@ -110,12 +110,36 @@ def test_a_bad_grid_is_named(tmp_path: Path, grid: str, message: str) -> None:
         load_sweep(tmp_path / "sweep.toml")
 
 
-DENSE = Row("dense", 0.0, parameters=1000, perplexity=20.0, accuracy=0.5, accuracy_stderr=0.01, examples=200)
+def test_a_model_is_a_setting_with_a_dense_row_of_its_own(tmp_path: Path) -> None:
+    grid = '[[grid]]\n"model.source" = ["a/small", "b/large"]\n"pruning.ratios" = [0.1, 0.2]\n'
+    config = load_sweep(sweep_file(tmp_path, grid), ["prompts.template=generic"])
+    found = cells(config)
+    assert [(cell.label, cell.dense) for cell in found[1:3]] == [
+        ("a/small", "dense, a/small"),
+        ("b/large", "dense, b/large"),
+    ]
+    runs = dense_runs(config, found)
+    assert {label: run.model.source for label, run in runs.items()} == {
+        "dense, a/small": "a/small", "dense, b/large": "b/large",
+    }  # fmt: skip
+    assert {run.prompts.template for run in runs.values()} == {"generic"}
+    one = load_sweep(sweep_file(tmp_path, GRID))
+    assert dense_runs(one, cells(one)) == {"dense": one}
 
 
-def cell_row(label: str, ratio: float, parameters: int, perplexity: float, **figures: Any) -> Row:
+def dense_row(label: str, parameters: int, perplexity: float, **figures: Any) -> Row:
+    """A dense model's row, as `measure` would fill it in."""
+    sizes: dict[str, Any] = {"parameters": parameters, "dense_parameters": parameters}
+    return Row(label, 0.0, **sizes, perplexity=perplexity, dense_perplexity=perplexity, **figures)
+
+
+DENSE = dense_row("dense", 1000, 20.0, accuracy=0.5, accuracy_stderr=0.01, examples=200)
+
+
+def cell_row(label: str, ratio: float, parameters: int, perplexity: float, dense: Row = DENSE, **figures: Any) -> Row:
     """One setting's row, as `measure` would fill it in."""
-    return Row(label, ratio, label, parameters=parameters, perplexity=perplexity, **figures)
+    beside = {"dense_parameters": dense.parameters, "dense_perplexity": dense.perplexity}
+    return Row(label, ratio, label, parameters=parameters, perplexity=perplexity, **beside, **figures)
 
 
 ROWS = (
@@ -128,7 +152,7 @@ ROWS = (
 
 def written(config: SweepConfig, out: Path, *rows: Row) -> str:
     out.mkdir()
-    write_sweep(config, rows[0], rows[1:], out)
+    write_sweep(config, rows, out)
     assert read_sweep(out) == list(rows)
     return (out / "sweep.html").read_text()
 
@@ -142,14 +166,14 @@ def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: Swe
     page = written(config, tmp_path / "out", *ROWS)
     assert page.count("<svg") == 2
     assert "3 settings, of which 1 failed" in page
-    assert "Lowest perplexity: 30.00 at 10\xa0% (flap); 50.00 at 20\xa0% (flap); dense: 20.00." in page
+    assert "Lowest perplexity ÷ dense: 1.50 at 10\xa0% (flap); 2.50 at 20\xa0% (flap)." in page
     assert "&lt;b&gt;random&lt;/b&gt;" in page
     assert "failed: CUDA out of memory" in page
     assert "<b>random" not in page
     text = re.sub(r"<[^>]*>|\s+", " ", page)
     assert re.search(r"flap 20\.00.% 800 50\.00 2\.50 0\.400", " ".join(text.split()))
     markdown = (tmp_path / "out" / "sweep.md").read_text()
-    assert "| flap | 20.00\xa0% | 50.00 | 2.50 | 0.400 ±\xa00.010 |" in markdown
+    assert "| flap | 20.00\xa0% | 50.00 | 2.50 | 0.400±.010 |" in markdown
     assert "failed: CUDA out of memory" in markdown
     assert "<b>random" not in markdown
     shown = re.findall(r"\]\((.+?\.png)\)", markdown)
@@ -162,45 +186,72 @@ def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: Swe
 
 
 def test_a_sweep_without_scores_or_without_success_is_still_a_page(config: SweepConfig, tmp_path: Path) -> None:
-    dense = Row("dense", 0.0, parameters=1000, perplexity=20.0)
+    dense = dense_row("dense", 1000, 20.0)
     assert written(config, tmp_path / "unscored", dense, cell_row("flap", 0.2, 800, 50.0)).count("<svg") == 1
     assert written(config, tmp_path / "failed", DENSE, ROWS[3]).count("<svg") == 0
 
 
+def test_several_models_are_each_beside_their_own_dense_one(tmp_path: Path) -> None:
+    grid = '[[grid]]\n"model.source" = ["small", "large"]\n'
+    config = load_sweep(sweep_file(tmp_path, grid))
+    figures: dict[str, Any] = {"accuracy": 0.4, "accuracy_stderr": 0.01, "examples": 200}
+    small, large = (
+        dense_row(f"dense, {name}", n, p, **figures) for name, n, p in (("small", 1000, 20.0), ("large", 5000, 8.0))
+    )
+    recovered: dict[str, Any] = {"recovery": 0.9, "recovery_low": 0.8, "recovery_high": 1.0, **figures}
+    rows = (
+        small,
+        large,
+        cell_row(
+            "small", 0.2, 800, 50.0, small, **recovered, chance_corrected=0.5, cc_low=-0.1, cc_high=0.7, cc_benchmarks=1
+        ),
+        cell_row("large", 0.2, 4000, 12.0, large, **recovered),
+    )
+    page = written(config, tmp_path / "out", *rows)
+    assert "<h1>Sweep of small, large</h1>" in page
+    assert "2 settings. Highest mean recovery" in page
+    assert "Lowest perplexity ÷ dense: 1.50 at 20\xa0% (large)." in page
+    text = " ".join(re.sub(r"<[^>]*>|\s+", " ", page).split())
+    assert "dense, large – 8.00 1.00 0.400 ± 0.010 100 % 100 % small 20.00 % 50.00 2.50 0.400" in text.replace(
+        "\xa0", " "
+    ).replace("&nbsp;", " ")
+    markdown = (tmp_path / "out" / "sweep.md").read_text()
+    assert "| small | 20.00\xa0% | 2.50 | 0.400±.010 | 90.0\xa0% (80–100) | 50.0\xa0% (−10, 70) |" in markdown
+    assert "| large | 20.00\xa0% | 1.50 | 0.400±.010 | 90.0\xa0% (80–100) | – |" in markdown
+
+
 def made(folder: Path, name: str, perplexity: float, right: list[int]) -> Made:
-    """A cell whose model is right where `right` says, beside a dense model that is right on the first six of eight."""
-    for kind, hits in (("scores", right), ("dense", [1] * 6 + [0] * 2)):
-        place = folder / name / kind
-        place.mkdir(parents=True)
-        columns = {
-            "example": range(8),
-            "loglikelihoods": [[0.0, 0.0]] * 8,
-            "prediction": hits,
-            "prediction_norm": hits,
-            "answer": [1] * 8,
-        }
-        write_table(place / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
-        found = {"metric": "acc", "floor": 0.25, "examples": 8, **metrics({"acc": [float(hit) for hit in hits]})}
-        (place / "metrics.json").write_text(json.dumps(found))
-    measured = folder / name / "perplexity"
+    """A model that is right where `right` says, of eight examples."""
+    place, measured = folder / name / "scores", folder / name / "perplexity"
+    place.mkdir(parents=True)
     measured.mkdir()
+    columns = {
+        "example": range(8),
+        "loglikelihoods": [[0.0, 0.0]] * 8,
+        "prediction": right,
+        "prediction_norm": right,
+        "answer": [1] * 8,
+    }
+    write_table(place / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
+    found = {"metric": "acc", "floor": 0.25, "examples": 8, **metrics({"acc": [float(hit) for hit in right]})}
+    (place / "metrics.json").write_text(json.dumps(found))
     (measured / "metrics.json").write_text(json.dumps({"perplexity": perplexity}))
-    scores, dense = ({"piqa": folder / name / kind} for kind in ("scores", "dense"))
-    return Made(folder / "model", measured, scores, dense)
+    return Made(folder / "model", measured, {"piqa": place})
 
 
 def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to(tiny)
     both = [made(tmp_path, "a", 40.0, [1, 1, 1, 0, 0, 0, 0, 0]), made(tmp_path, "b", 60.0, [0, 1, 1, 1, 1, 1, 0, 0])]
-    row = measure(Row("flap", 0.2), both)
+    dense = made(tmp_path, "dense", 20.0, [1] * 6 + [0] * 2)
+    row = measure(Row("flap", 0.2), both, [dense, dense])
     assert (row.seeds, row.perplexity, row.perplexity_least, row.perplexity_most) == (2, 50.0, 40.0, 60.0)
-    assert row.accuracy == 0.5
+    assert (row.removed, row.times_dense, row.accuracy) == (0.0, 2.5, 0.5)
     assert (row.recovery, row.recovery_least, row.recovery_most) == (pytest.approx(4 / 6), 0.5, pytest.approx(5 / 6))
     low, high = row.recovery_low, row.recovery_high
     assert low is not None
     assert high is not None
     assert low < 4 / 6 < high <= 1
-    alone = measure(Row("flap", 0.2), both[:1])
+    alone = measure(Row("flap", 0.2), both[:1], [dense])
     assert (alone.recovery_low or 0) < low  # two halves of an example vary less than a whole one
 
 
