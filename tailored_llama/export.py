@@ -22,7 +22,7 @@ from tailored_llama.own import is_written, named_columns
 from tailored_llama.prompts import render
 from tailored_llama.recovery import ReportInputs, recovery_rows
 from tailored_llama.report_parts import page_template, settings_of, span
-from tailored_llama.report_text import floor_notes, gained_by, plus_minus, summary
+from tailored_llama.report_text import benchmark_notes, gained_by, plus_minus, summary
 from tailored_llama.seven import BUILTIN
 from tailored_llama.templates import GENERIC, load_template
 
@@ -114,7 +114,7 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         dtype=read_config(checkpoint).get("dtype", "float32"),
         layered=is_layered(checkpoint),
         loading=loading(checkpoint),
-        notes=floor_notes([row]),
+        notes=benchmark_notes([row]),
         own=own,
         plus_minus=plus_minus,
         prompt=_prompt(config, own),

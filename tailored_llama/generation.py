@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
@@ -27,6 +28,8 @@ ANSWERS_SCHEMA = pa.schema(
         "accepted": pa.list_(pa.string()),
         "exact_match": pa.float64(),
         "f1": pa.float64(),
+        "loglikelihood": pa.float64(),  # of the first accepted text after the prompt
+        "tokens": pa.int32(),  # of that text
     }
 )
 
@@ -137,14 +140,19 @@ def _f1(words: list[str], wanted: list[str]) -> float:
 
 
 def judge(prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, list[Any]]:
-    """The columns of `answers.parquet`."""
-    columns: dict[str, list[Any]] = {name: [] for name in ANSWERS_SCHEMA.names}
+    """The columns of `answers.parquet` that compare what was written with what is accepted."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("example", "text", "accepted", "exact_match", "f1")}
     for prompt, text in zip(prompts, texts, strict=True):
         accepted = [continuation.strip() for continuation in prompt.continuations]
         row = (prompt.example, text.strip(), accepted, exact_match(text, accepted), f1(text, accepted))
         for name, value in zip(columns, row, strict=True):
             columns[name].append(value)
     return columns
+
+
+def answer_perplexity(loglikelihoods: Sequence[float], tokens: Sequence[int]) -> float:
+    """exp of the negative log-likelihood per token, over the tokens of all answers."""
+    return math.exp(-math.fsum(loglikelihoods) / sum(tokens))
 
 
 def floor(prompts: Sequence[Prompt], metric: str) -> float:

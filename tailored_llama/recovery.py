@@ -127,6 +127,9 @@ class Row:
     healed_perplexity: float | None = None
     prefill_speedup: float | None = None  # dense seconds ÷ pruned seconds, at the largest batch that was timed
     decode_speedup: float | None = None
+    dense_answer_perplexity: float | None = None  # of accepted answers, where the model writes them
+    pruned_answer_perplexity: float | None = None
+    tailored_answer_perplexity: float | None = None
     seed: int | None = None
     recovery_benchmarks: int = 0  # how many benchmarks the recovery rests on
     cc_benchmarks: int = 0  # and the chance-corrected one
@@ -137,13 +140,14 @@ RECOVERY_SCHEMA = schema_of(Row)
 
 @dataclass(frozen=True)
 class Score:
-    """One model on one benchmark, in the headline metric."""
+    """One model on one benchmark, in the headline metric; `perplexity` is that of accepted written answers."""
 
     metric: str
     floor: float
     accuracy: float
     stderr: float
     answers: Answers
+    perplexity: float | None = None
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -230,7 +234,9 @@ def read_score(folders: Path | Sequence[Path]) -> Score:
     values = np.mean([first.answers.values, *(other.answers.values for other in others)], axis=0)
     answers = replace(first.answers, values=values)
     found = metrics({"mean": values})
-    return replace(first, accuracy=found["mean"], stderr=found["mean_stderr"], answers=answers)
+    perplexities = [score.perplexity for score in (first, *others) if score.perplexity is not None]
+    mean = float(np.mean(perplexities)) if perplexities else None
+    return replace(first, accuracy=found["mean"], stderr=found["mean_stderr"], answers=answers, perplexity=mean)
 
 
 def _read_one(folder: Path) -> Score:
@@ -240,7 +246,8 @@ def _read_one(folder: Path) -> Score:
         floor, accuracy, stderr = (float(found[key]) for key in ("floor", str(metric), f"{metric}_stderr"))
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{folder / 'metrics.json'}: floor, metric or its value is missing") from None
-    return Score(str(metric), floor, accuracy, stderr, read_answers(folder, str(metric)))
+    answers = read_answers(folder, str(metric))
+    return Score(str(metric), floor, accuracy, stderr, answers, found.get("answer_perplexity"))
 
 
 def _benchmark_row(name: str, scores: Mapping[str, Score], blank: Row) -> Row:
@@ -248,6 +255,7 @@ def _benchmark_row(name: str, scores: Mapping[str, Score], blank: Row) -> Row:
     check_comparable(name, *scores.values())
     values: dict[str, Any] = {key: score.accuracy for key, score in scores.items()}
     values |= {f"{key}_stderr": score.stderr for key, score in scores.items()}
+    values |= {f"{key}_answer_perplexity": score.perplexity for key, score in scores.items()}
     if "tailored" in scores and "pruned" in scores:
         values["gain"] = scores["tailored"].accuracy - scores["pruned"].accuracy
     if dense := scores.get("dense"):

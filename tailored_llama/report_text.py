@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tailored_llama.config import RunConfig
-from tailored_llama.recovery import MEAN, ReportInputs, Row
+from tailored_llama.recovery import MEAN, MODELS, ReportInputs, Row
 from tailored_llama.report_parts import number, percent, span
 
 
@@ -94,6 +94,21 @@ def _made(config: RunConfig | None) -> str:
 def gained_by(config: RunConfig | None) -> str:
     """What lies between the pruned and the tailored model."""
     return "healing and tuning" if config and config.healing.tokens else "tuning"
+
+
+def benchmark_notes(rows: Sequence[Row]) -> list[str]:
+    """What is to be said of single benchmarks: where a recovery says little, and how likely accepted answers are."""
+    return floor_notes(rows) + answer_notes(rows)
+
+
+def answer_notes(rows: Sequence[Row]) -> list[str]:
+    """One sentence for each benchmark and run whose answers the model writes."""
+    found = []
+    for row in rows:
+        values = {model: getattr(row, f"{model}_answer_perplexity") for model in MODELS}
+        if known := [f"{model} {number(value, 2)}" for model, value in values.items() if value is not None]:
+            found.append(f"Perplexity of {row.benchmark}'s accepted answers, {run_name(row)}: {', '.join(known)}.")
+    return found
 
 
 def floor_notes(rows: Sequence[Row]) -> list[str]:

@@ -17,7 +17,7 @@ from tailored_llama.pictures import COLOURS, Picture
 from tailored_llama.recovery import MEAN, MODELS, RECOVERY_SCHEMA, PrunedRun, ReportInputs, Row, by_run, scored_runs
 from tailored_llama.report_parts import first_sample, number, page_template, percent, settings_of, share, span
 from tailored_llama.report_plots import markdown_picture, picture_name, plots_page, report_pictures
-from tailored_llama.report_text import VARIANTS, floor_notes, gained_by, plus_minus, run_name, summary, title
+from tailored_llama.report_text import VARIANTS, benchmark_notes, gained_by, plus_minus, run_name, summary, title
 from tailored_llama.statistics import RESAMPLES
 
 _MARKDOWN_BYTES = 20_000
@@ -46,7 +46,7 @@ def write_report(inputs: ReportInputs, out: Path) -> None:
 def console_table(rows: Sequence[Row]) -> Table:
     """The table for a terminal of 80 characters; parameters, perplexities and what to mind stand below it."""
     runs = by_run(rows)
-    notes = [text for run in runs if (text := _sizes(run[-1], named=len(runs) > 1))] + floor_notes(rows)
+    notes = [text for run in runs if (text := _sizes(run[-1], named=len(runs) > 1))] + benchmark_notes(rows)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left", caption_style="none")
     table.caption = escape("\n".join(["Accuracy ± standard error; recovery with its 95 % interval.", *notes]))
     table.add_column("benchmark", overflow="fold")
@@ -88,7 +88,7 @@ def _markdown(inputs: ReportInputs, runs: Sequence[Sequence[Row]], pictures: Map
     for run in runs:
         texts += [f"**{run_name(run[0]).capitalize()}.** " * (len(runs) > 1) + summary(inputs, run), ""]
         tables += _markdown_table(run_name(run[0]), [(row.benchmark, row) for row in run])
-    notes = [line for note in floor_notes([row for run in runs for row in run]) for line in (note, "")]
+    notes = [line for note in benchmark_notes([row for run in runs for row in run]) for line in (note, "")]
     if len("\n".join([*head, *texts, *notes, *tables]).encode()) > _MARKDOWN_BYTES - 1_000:
         texts, tables = [], _markdown_table("mean", [(run_name(run[0]), run[-1]) for run in runs])
     how = gained_by(inputs.config)
@@ -139,7 +139,7 @@ def _page(inputs: ReportInputs, runs: Sequence[tuple[PrunedRun, list[Row]]], pic
             }
             for run, rows in runs
         ],
-        notes=floor_notes([row for _, rows in runs for row in rows]),
+        notes=benchmark_notes([row for _, rows in runs for row in rows]),
         importance=pictures.get("importance"),
         prompts={name: first_sample(folder / "samples.txt") for name, folder in inputs.prompts.items()},
         settings=settings_of(inputs.config) if inputs.config else {},

@@ -181,14 +181,14 @@ def score_benchmark(
     """Stage: score one checkpoint on one rendered benchmark; write `metrics.json` and what it was taken from.
 
     That is `predictions.parquet` where the answer is one of several choices, `answers.parquet` where the model writes
-    it.
+    it; `metrics.json` then also has the perplexity of the accepted answers (each example's first), per token.
 
     Raises:
         InputError: checkpoint or adapter are broken or do not belong together.
     """
     model, tokenizer = load(checkpoint, adapter, execution.device), load_tokenizer(checkpoint)
     prompts, budget = read_prompts(prompts_folder, split), token_budget(execution.batch_tokens, model)
-    start = time.perf_counter()
+    start, limit = time.perf_counter(), context_length(model)
     if is_written(benchmark):
         texts = generation.generate(
             model,
@@ -199,19 +199,23 @@ def score_benchmark(
             budget,
             progress,
         )
+        encoded = [encode_answer(tokenizer, prompt, limit) for prompt in prompts]
         columns = generation.judge(prompts, texts)
+        columns["loglikelihood"] = [row[0] for row in loglikelihoods(model, encoded, budget)]
+        columns["tokens"] = [len(item.targets[0]) for item in encoded]
         write_table(out / "answers.parquet", columns, generation.ANSWERS_SCHEMA)
         values, least = {name: columns[name] for name in WRITTEN}, generation.floor(prompts, headline_metric(benchmark))
+        perplexity = {"answer_perplexity": generation.answer_perplexity(columns["loglikelihood"], columns["tokens"])}
         measured: dict[str, Any] = {"examples": len(prompts)}
     else:
-        limit = context_length(model)
         encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in prompts]
         columns = predict(prompts, loglikelihoods(model, encoded, budget, progress))
         write_table(out / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
-        values, least = hits(columns), floor(prompts)
+        values, least, perplexity = hits(columns), floor(prompts), {}
         measured = {"tokens": sum(len(item.document) for item in encoded) - _spared(encoded)}
     result = {"benchmark": benchmark.name, "metric": headline_metric(benchmark), "examples": len(prompts)}
-    (out / "metrics.json").write_text(json.dumps(result | {"floor": least} | metrics(values), indent=1) + "\n")
+    result |= {"floor": least} | metrics(values) | perplexity
+    (out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     rate = {f"{name}_per_second": round(n / (time.perf_counter() - start), 1) for name, n in measured.items()}
     return measured | rate
 

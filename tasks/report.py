@@ -13,7 +13,7 @@ from tailored_llama.scoring import read_metrics
 from tasks._pages import show_report
 from tasks._stage import open_store, stage, task
 
-VERSION = 5
+VERSION = 6
 
 
 @task("report")

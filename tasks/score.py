@@ -28,6 +28,7 @@ def score(
     own = next(b for b in config.benchmarks if b.name == benchmark)
     inputs = {"checkpoint": checkpoint, "prompts": prompts} | ({"adapter": adapter} if adapter else {})
     written = {"max_new_tokens": max_new_tokens(own), "stop": stop_strings(own)} if is_written(own) else {}
+    written |= {"answers": "with their perplexity"} if is_written(own) else {}
     apart = {"split": split} if split != "evaluation" else {}
     with stage_progress(f"score {benchmark} {label}") as progress:
         return stage(

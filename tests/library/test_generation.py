@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import write_jsonl
+from helpers import plain_loglikelihood, write_jsonl
 from tailored_llama.artifacts import read_table
 from tailored_llama.benchmarks import Example, check_benchmark, load_benchmark, load_examples
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig
@@ -18,6 +19,9 @@ from tailored_llama.errors import InputError
 from tailored_llama.generation import ANSWERS_SCHEMA, exact_match, f1, floor, generate, normalise
 from tailored_llama.models import load, load_tokenizer
 from tailored_llama.prompts import Prompt, read_prompts, render_prompts
+from tailored_llama.recovery import ModelScores, PrunedRun, ReportInputs, recovery_rows
+from tailored_llama.report_parts import number
+from tailored_llama.report_text import answer_notes
 from tailored_llama.scoring import read_answers, score_benchmark
 
 CONTEXTS = ["The sky is", "x", "Question: what is it that a very long question asks?\nAnswer:", "Two words"]
@@ -157,6 +161,24 @@ def test_the_stage_writes_answers_and_metrics(tiny: Path, folder: Callable[[str]
     assert (result["metric"], result["examples"], result["floor"]) == ("f1", 4, 0.25)
     assert result["f1"] == pytest.approx(read_answers(out, "f1").values.mean())
     assert {"exact_match", "exact_match_stderr", "f1_stderr"} <= result.keys()
+
+    model, tokenizer = load(tiny), load_tokenizer(tiny)
+    likely = [
+        plain_loglikelihood(model, tokenizer, c, " " + row["accepted"][0])
+        for c, row in zip(contexts, rows, strict=True)
+    ]
+    assert [row["loglikelihood"] for row in rows] == pytest.approx(likely, rel=1e-4)
+    tokens = [len(tokenizer.encode(" " + row["accepted"][0])) for row in rows]
+    assert [row["tokens"] for row in rows] == tokens
+    assert result["answer_perplexity"] == pytest.approx(math.exp(-sum(likely) / sum(tokens)), rel=1e-4)
+
+    scores = {"ages": out}
+    run = PrunedRun(0.2, pruned=ModelScores(scores=scores), tailored=ModelScores(scores={"ages": [out, out]}))
+    report = recovery_rows(ReportInputs(None, "", ModelScores(scores=scores), (run,)))
+    said = number(result["answer_perplexity"], 2)
+    assert answer_notes(report) == [
+        f"Perplexity of ages's accepted answers, ratio 0.2: dense {said}, pruned {said}, tailored {said}."
+    ]
 
 
 @pytest.mark.parametrize(

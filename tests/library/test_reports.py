@@ -191,6 +191,8 @@ def test_written_answers_are_reported_like_choices(tmp_path: Path) -> None:
             "accepted": [["x", "y"]] * 4,
             "exact_match": [float(v == 1) for v in values],
             "f1": values,
+            "loglikelihood": [-1.0] * 4,
+            "tokens": [1] * 4,
         }
         write_table(folder / "answers.parquet", columns, ANSWERS_SCHEMA)
         found = {"benchmark": "ages", "metric": "f1", "examples": 4, "floor": 0.0}
