@@ -8,6 +8,8 @@ from typing import Any
 
 from tailored_llama.config import RunConfig, reads_calibration
 from tailored_llama.healing import healing_text
+from tailored_llama.prompt_study import candidates
+from tailored_llama.prompts import PromptSplit
 from tailored_llama.pruning.prune import step_ratios
 from tailored_llama.templates import GENERIC, worded
 from tasks.build_graph import build_graph
@@ -15,8 +17,10 @@ from tasks.heal import heal
 from tasks.load_benchmark import load_benchmark
 from tasks.load_calibration import load_calibration
 from tasks.load_model import load_model
+from tasks.prompt_study import choose_template
 from tasks.prune import prune
 from tasks.render_prompts import render_prompts
+from tasks.score import score
 from tasks.score_importance import score_importance
 from tasks.teach import teach
 from tasks.tune import tune
@@ -62,6 +66,29 @@ def prompts_of(config: RunConfig) -> Prompts:
         shots = {name: render_prompts(worded(config, GENERIC), name, "train", e) for name, e in examples.items()}
     evaluation = {name: render_prompts(config, name, "evaluation", found) for name, found in examples.items()}
     return Prompts(train, shots, evaluation)
+
+
+def searched_prompts(config: RunConfig, model: Any) -> Prompts:
+    """The prompts of every benchmark by the shipped template set that a model does best with on the train examples.
+
+    That is the shots and the held-out ones, all that tuning may look at.
+    """
+    train, evaluation = {}, {}
+    splits: list[PromptSplit] = ["shots", "held_out"] if config.tuning.held_out else ["shots"]
+    for benchmark in config.benchmarks:
+        name, examples = benchmark.name, load_benchmark(config.store, benchmark)
+        rendered = {
+            template: render_prompts(worded(config, template), name, "train", examples)
+            for template in candidates((), benchmark)
+        }
+        scores = {
+            template: [score(config, name, f"{template}, {split}", model, asked, split=split) for split in splits]
+            for template, asked in rendered.items()
+        }
+        chosen = choose_template(config.store, name, scores)
+        train[name] = rendered[chosen]
+        evaluation[name] = render_prompts(worded(config, chosen), name, "evaluation", examples)
+    return Prompts(train, train, evaluation)
 
 
 def dense_of(config: RunConfig, prompts: Prompts) -> Dense:

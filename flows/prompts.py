@@ -47,7 +47,7 @@ def prompts(config: PromptStudyConfig) -> ArtifactRef:
     slices = {
         b.name: {
             name: render_prompts(worded(config, source), b.name, "selection", examples[b.name], config.examples)
-            for name, source in candidates(config, b).items()
+            for name, source in candidates(config.templates, b).items()
         }
         for b in config.benchmarks
     }
@@ -76,7 +76,7 @@ def _studied(
         template: score(config, name, f"{template}, selection", checkpoint, rendered, split="selection")
         for template, rendered in slices.items()
     }
-    chosen = choose_template(config.store, name, tried)
+    chosen = choose_template(config.store, name, {template: [made] for template, made in tried.items()})
     reported = dict.fromkeys([chosen, *REFERENCES])
     asked = {t: render_prompts(worded(config, source[t]), name, "evaluation", examples) for t in reported}
     return {

@@ -18,13 +18,13 @@ if __name__ == "__main__":  # before the imports below, so that both go on at on
 from prefect import flow, get_run_logger
 
 from flows._main import check_deployed, run_flow, run_name
-from flows._models import Prompts, adapters_of, dense_of, healed_of, prompts_of, pruned_of
+from flows._models import Prompts, adapters_of, dense_of, healed_of, prompts_of, pruned_of, searched_prompts
 from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
 from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight
 from tailored_llama.sweep_report import console_table
-from tailored_llama.sweeps import SweepConfig, cells, dense_runs, load_sweep, read_sweep
+from tailored_llama.sweeps import Cell, SweepConfig, cells, dense_runs, load_sweep, read_sweep
 from tailored_llama.texts import PROMPTS
 from tasks.load_model import load_model
 from tasks.perplexity import measure_perplexity
@@ -54,7 +54,7 @@ def sweep(config: SweepConfig) -> ArtifactRef:
         (ratio,) = cell.run.pruning.ratios
         named = {"label": cell.label, "ratio": ratio, "curve": cell.curve, "place": cell.place, "seed": cell.run.seed}
         try:
-            made.append(named | _measured(config, cell.run, f"{cell.label} @ {ratio:g}", ratio))
+            made.append(named | _measured(config, cell, f"{cell.label} @ {ratio:g}", ratio))
         except Exception as error:
             log.error("cell %s @ %g, seed %d failed: %s", cell.label, ratio, cell.run.seed, error)
             made.append(named | {"error": one_line(error)})
@@ -73,17 +73,19 @@ def _dense(config: SweepConfig, run: RunConfig, model: Any, prompts: Prompts) ->
     return {"checkpoint": model, "perplexity": measure_perplexity(run, "dense", model), "scores": scores}
 
 
-def _measured(config: SweepConfig, run: RunConfig, label: str, ratio: float) -> dict[str, Any]:
+def _measured(config: SweepConfig, cell: Cell, label: str, ratio: float) -> dict[str, Any]:
     """A cell pruned, healed and tuned as it says, and what is measured of it."""
+    run = cell.run
     prompts = _prompts(config, run)
     dense = dense_of(run, prompts)
     healed = healed_of(run, dense, ratio, pruned_of(run, dense, ratio), prompts)
     perplexity = measure_perplexity(run, label, healed)
-    adapters = adapters_of(run, dense, ratio, healed, prompts) if config.tailored else {}
+    asked = searched_prompts(run, healed) if cell.searched else prompts
+    adapters = adapters_of(run, dense, ratio, healed, asked) if config.tailored else {}
     return {
         "checkpoint": healed,
         "perplexity": perplexity,
-        "scores": _scores(config, run, label, healed, prompts, adapters),
+        "scores": _scores(config, run, label, healed, asked, adapters),
         "dense": _dense(config, run, dense.checkpoint, prompts),
     }
 

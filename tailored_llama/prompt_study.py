@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -109,16 +110,16 @@ def load_study(path: str | Path, overrides: list[str] | None = None) -> PromptSt
     return config
 
 
-def candidates(config: PromptStudyConfig, benchmark: BenchmarkConfig) -> dict[str, str]:
-    """The sets to choose among for a benchmark: name → shipped name or file.
+def candidates(templates: Sequence[str], benchmark: BenchmarkConfig) -> dict[str, str]:
+    """The sets to choose among for a benchmark: name → shipped name or file; where none is named, those that suit it.
 
     Raises:
         InputError: a set is unknown or broken, or two are called the same.
     """
-    if not config.templates:
+    if not templates:
         return {name: name for name in shipped() if not (is_written(benchmark) and _lists(name, benchmark))}
     found: dict[str, str] = {}
-    for source in config.templates:
+    for source in templates:
         name = load_template(source, "templates").name
         if name in found or (name in REFERENCES and source != name):
             raise InputError(f"templates: got {source!r}, named {name!r}; allowed: a name that no other set has")
@@ -128,17 +129,22 @@ def candidates(config: PromptStudyConfig, benchmark: BenchmarkConfig) -> dict[st
 
 def sources(config: PromptStudyConfig, benchmark: BenchmarkConfig) -> dict[str, str]:
     """`candidates` and the references."""
-    return candidates(config, benchmark) | {name: name for name in REFERENCES}
+    return candidates(config.templates, benchmark) | {name: name for name in REFERENCES}
 
 
 def _lists(name: str, benchmark: BenchmarkConfig) -> bool:
     return shows_choices(load_template(name), benchmark)
 
 
-def choose(scores: Mapping[str, Path]) -> str:
-    """The template set of the highest headline metric; of equals the first."""
-    metrics = {name: read_metrics(folder) for name, folder in scores.items()}
-    return max(metrics, key=lambda name: metrics[name][metrics[name]["metric"]])
+def choose(scores: Mapping[str, Sequence[Path]]) -> str:
+    """The template set of the highest headline metric, over all examples of its scores; of equals the first."""
+    return max(scores, key=lambda name: _over_all([read_metrics(folder) for folder in scores[name]]))
+
+
+def _over_all(found: Sequence[Mapping[str, Any]]) -> float:
+    """The headline metric over the examples of several splits."""
+    examples = [one["examples"] for one in found]
+    return float(np.average([one[one["metric"]] for one in found], weights=examples))
 
 
 def study_rows(config: PromptStudyConfig, studied: Sequence[Studied]) -> list[Row]:

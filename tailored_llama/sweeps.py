@@ -25,6 +25,7 @@ RATIOS = "pruning.ratios"
 SEED = "seed"
 MODEL = "model"
 DENSE = "dense"
+TEMPLATE, SEARCHED = "prompts.template", "searched"
 UNTUNED = ("distillation.weight", "distillation.sequences")  # read in tuning alone
 MAY_VARY = (SEED, MODEL, "calibration", "pruning", "reconstruction", "distillation", "healing", "prompts", "tuning")
 
@@ -36,7 +37,9 @@ class SweepConfig(RunConfig):
         min_length=1,
         description='Tables of dotted field → list of values, such as "pruning.criterion" = ["flap", "random"]; '
         "each table makes one cell of every combination. Of pruning.ratios, each value is one cell; cells that differ "
-        "in their seed only are one row of the table.",
+        "in their seed only are one row of the table. As prompts.template, searched is for each benchmark the shipped "
+        "set that the cell's untuned model does best with on the shots and held-out examples; the dense model keeps "
+        "the run's own.",
     )
     labels: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="What each table of the grid is called; absent: its cells are called by what tells them apart."
@@ -51,13 +54,14 @@ class Cell:
     """One combination: the run it stands for, and what tells it apart, seed and ratio left out.
 
     `curve` is the label of the curve it is a point of, and `place` where on the axis, None where that is the ratio;
-    `dense` is what its dense model's row is called.
+    `dense` is what its dense model's row is called, and `searched` whether its template is chosen on train examples.
     """
 
     label: str
     curve: str
     place: float | None
     dense: str
+    searched: bool
     run: RunConfig
 
 
@@ -152,13 +156,15 @@ def cells(config: SweepConfig) -> list[Cell]:
             data = json.loads(json.dumps(shared))
             try:
                 for field, value in settings.items():
-                    assign(data, field, [value] if field == RATIOS else value)
+                    if (field, value) != (TEMPLATE, SEARCHED):
+                        assign(data, field, [value] if field == RATIOS else value)
                 run = validate_config(data)
             except InputError as error:
                 raise InputError(f"grid, cell {settings}: {error}") from None
             for ratio in run.pruning.ratios:
                 one = run.model_copy(update={"pruning": run.pruning.model_copy(update={"ratios": (ratio,)})})
-                found.setdefault(one.model_dump_json(), _cell(config, name, shown, one))
+                searched = settings.get(TEMPLATE) == SEARCHED
+                found.setdefault(f"{one.model_dump_json()} {searched}", _cell(config, name, shown, one, searched))
     return list(found.values())
 
 
@@ -167,18 +173,22 @@ def dense_runs(config: SweepConfig, every: Sequence[Cell]) -> dict[str, RunConfi
     return {cell.dense: config.model_copy(update={MODEL: cell.run.model}) for cell in every}
 
 
-def _cell(config: SweepConfig, name: str, varying: Sequence[str], run: RunConfig) -> Cell:
+def _cell(config: SweepConfig, name: str, varying: Sequence[str], run: RunConfig, searched: bool) -> Cell:
     models = dict.fromkeys(field for table in config.grid for field in table if field.split(".")[0] == MODEL)
     dense = ", ".join([DENSE, *(_shown(run, field) for field in models)])
     names = [name] if name else []
-    label = ", ".join([*names, *(_shown(run, field) for field in varying)]) or "pruned"
+
+    def shown(field: str) -> str:
+        return SEARCHED if searched and field == TEMPLATE else _shown(run, field)
+
+    label = ", ".join([*names, *map(shown, varying)]) or "pruned"
     if config.axis == RATIOS:
-        return Cell(label, label, None, dense, run)
+        return Cell(label, label, None, dense, searched, run)
     place = _value(run, config.axis)
     if isinstance(place, bool) or not isinstance(place, int | float):
         raise InputError(f"axis: got {config.axis!r}, of which a cell has {place!r}; allowed: a field of numbers")
-    others = names + [_shown(run, field) for field in varying if field != config.axis]
-    return Cell(label, ", ".join([*others, f"@ {run.pruning.ratios[0]:g}"]), place, dense, run)
+    others = names + [shown(field) for field in varying if field != config.axis]
+    return Cell(label, ", ".join([*others, f"@ {run.pruning.ratios[0]:g}"]), place, dense, searched, run)
 
 
 def _value(run: RunConfig, field: str) -> Any:

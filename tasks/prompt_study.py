@@ -17,9 +17,9 @@ VERSION = 2
 
 
 @task("choose {benchmark}")
-def choose_template(store: StoreConfig, benchmark: str, scores: Mapping[str, ArtifactRef]) -> str:
+def choose_template(store: StoreConfig, benchmark: str, scores: Mapping[str, Sequence[ArtifactRef]]) -> str:
     """The name of the set with the highest score."""
-    chosen = prompt_study.choose({name: open_store(store).open(ref) for name, ref in scores.items()})
+    chosen = prompt_study.choose({name: [open_store(store).open(r) for r in refs] for name, refs in scores.items()})
     get_run_logger().info("%s: %s", benchmark, chosen)
     return chosen
 

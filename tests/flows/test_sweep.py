@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tasks.load_model
+import tasks.prompt_study
 import tasks.prune
 from flows.sweep import main, sweep
 from helpers import as_toml, save_tiny_llama
+from tailored_llama.scoring import read_metrics
 from tailored_llama.sweeps import Row, SweepConfig, read_sweep
 from tasks._stage import open_store
 
@@ -73,6 +76,28 @@ def test_cells_are_tuned_as_they_say_and_seeds_share_a_row(own_run: dict[str, An
     assert (dense.recovery, untuned.perplexity) == (1.0, tuned.perplexity)
     stages = [path.parent.parent.name for path in built(config)]
     assert (stages.count("adapter"), stages.count("healed"), stages.count("pruned")) == (3, 1, 2)
+
+
+def test_a_searched_template_is_the_best_on_train_and_tuned_on_as_well(
+    own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice is forced to another set than the run's own, and the cell is as if that one had been configured."""
+    seen: list[Mapping[str, Sequence[Path]]] = []
+
+    def choose(scores: Mapping[str, Sequence[Path]]) -> str:
+        seen.append(scores)
+        return "generic"
+
+    monkeypatch.setattr(tasks.prompt_study.prompt_study, "choose", choose)
+    grid = [{"prompts.template": ["generic", "searched"], "tuning.examples": ["none", "benchmark"]}]
+    config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True})
+    _, generic, generic_tuned, searched, searched_tuned = rows_of(config)
+    assert not searched.error
+    assert (searched.accuracy, searched_tuned.accuracy) == (generic.accuracy, generic_tuned.accuracy)
+    assert [path.parent.parent.name for path in built(config)].count("adapter") == 1
+    assert {"harness", "generic", "task"} <= seen[0].keys()
+    counted = [read_metrics(folder)["examples"] for folder in seen[0]["harness"]]
+    assert counted == [own_run["tuning"]["shots"], own_run["tuning"]["held_out"]]
 
 
 def test_models_of_two_sizes_and_one_that_cannot_be_loaded(

@@ -36,16 +36,16 @@ def study_file(folder: Path, text: str) -> Path:
 
 def test_all_shipped_sets_are_compared_where_none_is_named() -> None:
     config = PromptStudyConfig()
-    assert list(candidates(config, BenchmarkConfig(name="piqa"))) == shipped()
+    assert list(candidates(config.templates, BenchmarkConfig(name="piqa"))) == shipped()
     written = BenchmarkConfig(name="mine", evaluation="e.csv", context="c", answer="a", metric="f1")
-    assert list(candidates(config, written)) == [name for name in shipped() if name != "lettered"]
+    assert list(candidates(config.templates, written)) == [name for name in shipped() if name != "lettered"]
 
 
 def test_sets_of_one_s_own_go_by_their_names(tmp_path: Path) -> None:
     mine = tmp_path / "file.toml"
     mine.write_text('name = "mine"\nsource = "me"\n[piqa]\nlayout = "{question}"\n')
     config = load_study(study_file(tmp_path, f'benchmarks = ["piqa"]\ntemplates = ["task", "{mine}"]\n'))
-    assert candidates(config, config.benchmarks[0]) == {"task": "task", "mine": str(mine)}
+    assert candidates(config.templates, config.benchmarks[0]) == {"task": "task", "mine": str(mine)}
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,13 @@ def studied(tmp_path: Path) -> list[Studied]:
 
 
 def test_the_best_on_the_slice_is_chosen_and_of_equals_the_first(tmp_path: Path) -> None:
-    scores = {name: scored(tmp_path / name, hits(right)) for name, right in (("a", 40), ("b", 60), ("c", 60))}
+    scores = {name: [scored(tmp_path / name, hits(right))] for name, right in (("a", 40), ("b", 60), ("c", 60))}
     assert choose(scores) == "b"
+    few = scored(tmp_path / "few", [1] * 10)
+    scores["a"].append(few)  # 50 of 110
+    assert choose(scores) == "b"
+    scores["c"].append(few)  # 70 of 110
+    assert choose(scores) == "c"
 
 
 def test_differences_are_paired_and_other_measures_stay_out_of_the_mean(studied: list[Studied]) -> None:

@@ -61,6 +61,14 @@ def test_tables_may_have_names(tmp_path: Path) -> None:
         load_sweep(sweep_file(tmp_path, grid), ['labels=["cheap"]'])
 
 
+def test_a_searched_template_is_a_cell_of_its_own_beside_the_runs(tmp_path: Path) -> None:
+    grid = '[[grid]]\n"prompts.template" = ["generic", "searched", "harness"]\n'
+    found = cells(load_sweep(sweep_file(tmp_path, grid)))
+    assert [(cell.label, cell.searched, cell.run.prompts.template) for cell in found] == [
+        ("generic", False, "generic"), ("searched", True, "harness"), ("harness", False, "harness"),
+    ]  # fmt: skip
+
+
 def test_curves_are_drawn_over_the_axis_one_for_each_other_setting(tmp_path: Path) -> None:
     grid = '[[grid]]\n"tuning.shots" = [10, 50]\n"tuning.rank" = [4, 8]\n'
     found = cells(load_sweep(sweep_file(tmp_path, grid), ["axis=tuning.shots", "tailored=true"]))
