@@ -106,7 +106,7 @@ def answer_notes(rows: Sequence[Row]) -> list[str]:
     found = []
     for row in rows:
         values = {model: getattr(row, f"{model}_answer_perplexity") for model in MODELS}
-        if known := [f"{model} {number(value, 2)}" for model, value in values.items() if value is not None]:
+        if known := [f"{model} {number(value, 1)}" for model, value in values.items() if value is not None]:
             found.append(f"Perplexity of {row.benchmark}'s accepted answers, {run_name(row)}: {', '.join(known)}.")
     return found
 

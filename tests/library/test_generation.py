@@ -175,7 +175,7 @@ def test_the_stage_writes_answers_and_metrics(tiny: Path, folder: Callable[[str]
     scores = {"ages": out}
     run = PrunedRun(0.2, pruned=ModelScores(scores=scores), tailored=ModelScores(scores={"ages": [out, out]}))
     report = recovery_rows(ReportInputs(None, "", ModelScores(scores=scores), (run,)))
-    said = number(result["answer_perplexity"], 2)
+    said = number(result["answer_perplexity"], 1)
     assert answer_notes(report) == [
         f"Perplexity of ages's accepted answers, ratio 0.2: dense {said}, pruned {said}, tailored {said}."
     ]
