@@ -19,6 +19,8 @@ from tailored_llama.report_parts import number, page_template, percent, settings
 from tailored_llama.report_plots import markdown_picture
 from tailored_llama.sweeps import OWN, RATIOS, SWEEP_SCHEMA, Row, SweepConfig, cells
 
+INTERVALS = ("recovery", "chance-corrected")  # columns
+
 
 def write_sweep(config: SweepConfig, rows: Sequence[Row], out: Path) -> None:
     """Stage: write `sweep.parquet` (dense models first), `sweep.html`, and `sweep.md` with PNG files."""
@@ -36,7 +38,7 @@ def console_table(rows: Sequence[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("setting", overflow="fold")
     for name in _columns(rows):
-        table.add_column(name, justify="right")
+        table.add_column(name.replace("-", "-\n"), justify="right", no_wrap=name in INTERVALS)
     for row in rows:
         table.add_row(escape(row.label), *map(escape, _shown(row, rows)))
     return table
@@ -45,7 +47,7 @@ def console_table(rows: Sequence[Row]) -> Table:
 def _columns(rows: Sequence[Row]) -> list[str]:
     """What a table says of each setting, where there is no room for all."""
     if _recovered(rows):
-        return ["removed", "perplexity ÷ dense", "mean accuracy", "recovery", "chance-corrected"]
+        return ["removed", "perplexity ÷ dense", "mean accuracy", *INTERVALS]
     return ["removed", "perplexity", "perplexity ÷ dense", "mean accuracy"]
 
 
