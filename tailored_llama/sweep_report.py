@@ -17,17 +17,35 @@ from tailored_llama.comparison_plots import curves
 from tailored_llama.pictures import COLOURS
 from tailored_llama.report_parts import number, page_template, percent, settings_of, share
 from tailored_llama.report_plots import markdown_picture
-from tailored_llama.sweeps import OWN, RATIOS, SWEEP_SCHEMA, Row, SweepConfig, cells
+from tailored_llama.sweeps import (
+    BENCHMARKS_SCHEMA,
+    OWN,
+    RATIOS,
+    SWEEP_SCHEMA,
+    BenchmarkRow,
+    Row,
+    SweepConfig,
+    cells,
+)
 
 INTERVALS = ("recovery", "chance-corrected")  # columns
 
 
-def write_sweep(config: SweepConfig, rows: Sequence[Row], out: Path) -> None:
-    """Stage: write `sweep.parquet` (dense models first), `sweep.html`, and `sweep.md` with PNG files."""
-    columns = {name: [getattr(row, name) for row in rows] for name in SWEEP_SCHEMA.names}
-    write_table(out / "sweep.parquet", columns, SWEEP_SCHEMA)
+def write_sweep(config: SweepConfig, measured: Sequence[tuple[Row, Sequence[BenchmarkRow]]], out: Path) -> None:
+    """Stage: write `sweep.parquet` (dense models first), `benchmarks.parquet`, `sweep.html`, and `sweep.md` with PNGs.
+
+    Args:
+        config: the sweep's.
+        measured: every row, and the same on each benchmark.
+        out: an existing folder.
+    """
+    rows = [row for row, _ in measured]
+    single = [one for _, found in measured for one in found]
+    for name, schema, table in (("sweep", SWEEP_SCHEMA, rows), ("benchmarks", BENCHMARKS_SCHEMA, single)):
+        columns = {column: [getattr(row, column) for row in table] for column in schema.names}
+        write_table(out / f"{name}.parquet", columns, schema)
     figures = _figures(config, [row for row in rows if not row.error])
-    (out / "sweep.html").write_text(_page(config, rows, figures), encoding="utf-8")
+    (out / "sweep.html").write_text(_page(config, measured, figures), encoding="utf-8")
     (out / "sweep.md").write_text(_markdown(config, rows, figures), encoding="utf-8")
     for name, figure in figures.items():
         figure["picture"].save_png(out / f"{name}.png")
@@ -154,7 +172,12 @@ def _models(config: SweepConfig) -> list[str]:
     return list(dict.fromkeys(cell.run.model.source for cell in cells(config)))
 
 
-def _page(config: SweepConfig, rows: Sequence[Row], figures: Mapping[str, Mapping[str, Any]]) -> str:
+def _page(
+    config: SweepConfig,
+    measured: Sequence[tuple[Row, Sequence[BenchmarkRow]]],
+    figures: Mapping[str, Mapping[str, Any]],
+) -> str:
+    rows = [row for row, _ in measured]
     return page_template("sweep.html.j2").render(
         title=f"Sweep of {', '.join(_models(config))}",
         summary=_summary(rows),
@@ -162,6 +185,7 @@ def _page(config: SweepConfig, rows: Sequence[Row], figures: Mapping[str, Mappin
         rows=rows,
         recovered=_recovered(rows),
         benchmarks=len(config.benchmarks),
+        measured=[(row, found) for row, found in measured if found],
         settings=_shared(config),
         colours=COLOURS,
     )

@@ -111,8 +111,29 @@ class Row:
         return (self.perplexity or math.nan) / (self.dense_perplexity or math.nan)
 
 
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One row of the table on one benchmark: accuracy in the headline metric, and recovery, over the row's seeds.
+
+    `dense_above_floor`: whether the dense model is, significantly; elsewhere its recovery says little.
+    """
+
+    label: str
+    ratio: float
+    benchmark: str
+    metric: str
+    examples: int
+    floor: float
+    accuracy: float
+    stderr: float
+    recovery: float | None
+    recovery_low: float | None
+    recovery_high: float | None
+    dense_above_floor: bool
+
+
 OWN = set(SweepConfig.model_fields) - set(RunConfig.model_fields)
-SWEEP_SCHEMA = schema_of(Row)
+SWEEP_SCHEMA, BENCHMARKS_SCHEMA = schema_of(Row), schema_of(BenchmarkRow)
 
 
 def load_sweep(path: str | Path, overrides: list[str] | None = None) -> SweepConfig:
@@ -210,7 +231,7 @@ class Made:
     scores: Mapping[str, Path]
 
 
-def measure(row: Row, made: Sequence[Made], dense: Sequence[Made]) -> Row:
+def measure(row: Row, made: Sequence[Made], dense: Sequence[Made]) -> tuple[Row, list[BenchmarkRow]]:
     """A row with the figures of its cells, which differ in their seed only, each beside its dense model."""
     perplexities = [read_metrics(cell.perplexity)["perplexity"] for cell in made]
     row = replace(
@@ -224,11 +245,12 @@ def measure(row: Row, made: Sequence[Made], dense: Sequence[Made]) -> Row:
         dense_perplexity=read_metrics(dense[0].perplexity)["perplexity"],
     )
     if not made[0].scores:
-        return row
-    whole = _recovery(made, dense)
-    singles = [_recovery([cell], [beside]).recovery for cell, beside in zip(made, dense, strict=True)]
+        return row, []
+    found = _recovery(made, dense)
+    singles = [_recovery([cell], [beside])[-1].recovery for cell, beside in zip(made, dense, strict=True)]
     known = [value for value in singles if value is not None]
-    return replace(
+    whole = found[-1]
+    row = replace(
         row,
         accuracy=whole.tailored,
         accuracy_stderr=whole.tailored_stderr,
@@ -243,16 +265,34 @@ def measure(row: Row, made: Sequence[Made], dense: Sequence[Made]) -> Row:
         cc_high=whole.cc_high,
         cc_benchmarks=whole.cc_benchmarks,
     )
+    return row, [_on_benchmark(row, one) for one in found if one.benchmark != recovery.MEAN]
 
 
-def _recovery(made: Sequence[Made], dense: Sequence[Made]) -> recovery.Row:
-    """Of cells that differ in their seed only, over all benchmarks."""
+def _on_benchmark(row: Row, found: recovery.Row) -> BenchmarkRow:
+    return BenchmarkRow(
+        row.label,
+        row.ratio,
+        found.benchmark,
+        metric=str(found.metric),
+        examples=found.examples,
+        floor=found.floor,
+        accuracy=found.tailored or 0.0,
+        stderr=found.tailored_stderr or 0.0,
+        recovery=found.recovery,
+        recovery_low=found.recovery_low,
+        recovery_high=found.recovery_high,
+        dense_above_floor=bool(found.dense_above_floor),
+    )
+
+
+def _recovery(made: Sequence[Made], dense: Sequence[Made]) -> list[recovery.Row]:
+    """Of cells that differ in their seed only: on each benchmark, and where there are several their mean, last."""
     tailored, whole = (
         recovery.ModelScores(scores={name: [one.scores[name] for one in models] for name in models[0].scores})
         for models in (made, dense)
     )
     run = recovery.PrunedRun(None, tailored=tailored)
-    return recovery.recovery_rows(recovery.ReportInputs(None, "", whole, (run,)))[-1]
+    return recovery.recovery_rows(recovery.ReportInputs(None, "", whole, (run,)))
 
 
 def read_sweep(folder: Path) -> list[Row]:

@@ -7,7 +7,7 @@ from prefect.states import State
 
 from tailored_llama import sweep_report, sweeps
 from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.sweeps import Made, Row, SweepConfig
+from tailored_llama.sweeps import BenchmarkRow, Made, Row, SweepConfig
 from tasks._pages import show_report
 from tasks._stage import open_store, stage, task
 
@@ -31,7 +31,7 @@ def write_sweep(config: SweepConfig, made: Sequence[Mapping[str, Any]]) -> State
         scores = {name: store.open(ref) for name, ref in model["scores"].items()}
         return Made(store.open(model["checkpoint"]), store.open(model["perplexity"]), scores)
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[tuple[Row, list[BenchmarkRow]]]:
         """One for all seeds of a setting, and one for each cell that failed."""
         settings: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
         for cell in made:
@@ -43,7 +43,7 @@ def write_sweep(config: SweepConfig, made: Sequence[Mapping[str, Any]]) -> State
             for cell in cells:
                 if "error" in cell:
                     label = f"{row.label}, seed={cell['seed']}" if len(cells) > 1 else row.label
-                    yield Row(label, row.ratio, error=cell["error"])
+                    yield Row(label, row.ratio, error=cell["error"]), []
 
     inputs = {
         f"{number} {of}{name}": ref

@@ -10,11 +10,22 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tailored_llama.artifacts import write_table
+from tailored_llama.artifacts import read_table, write_table
 from tailored_llama.errors import InputError
 from tailored_llama.scoring import PREDICTIONS_SCHEMA, metrics
 from tailored_llama.sweep_report import console_table, write_sweep
-from tailored_llama.sweeps import Made, Row, SweepConfig, cells, dense_runs, load_sweep, measure, read_sweep
+from tailored_llama.sweeps import (
+    BENCHMARKS_SCHEMA,
+    BenchmarkRow,
+    Made,
+    Row,
+    SweepConfig,
+    cells,
+    dense_runs,
+    load_sweep,
+    measure,
+    read_sweep,
+)
 
 GRID = '[[grid]]\n"pruning.criterion" = ["flap", "random"]\n"pruning.ratios" = [0.1, 0.2]\n'
 
@@ -158,10 +169,19 @@ ROWS = (
 )
 
 
+def on_piqa(row: Row) -> list[BenchmarkRow]:
+    """A scored row's only benchmark."""
+    if row.accuracy is None:
+        return []
+    figures = (200, 0.5, row.accuracy, row.accuracy_stderr or 0.0, row.recovery, row.recovery_low, row.recovery_high)
+    return [BenchmarkRow(row.label, row.ratio, "piqa", "acc_norm", *figures, True)]
+
+
 def written(config: SweepConfig, out: Path, *rows: Row) -> str:
     out.mkdir()
-    write_sweep(config, rows, out)
+    write_sweep(config, [(row, on_piqa(row)) for row in rows], out)
     assert read_sweep(out) == list(rows)
+    assert read_table(out / "benchmarks.parquet", BENCHMARKS_SCHEMA).num_rows == sum(map(len, map(on_piqa, rows)))
     return (out / "sweep.html").read_text()
 
 
@@ -180,6 +200,9 @@ def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: Swe
     assert "<b>random" not in page
     text = re.sub(r"<[^>]*>|\s+", " ", page)
     assert re.search(r"flap 20\.00.% 800 50\.00 2\.50 0\.400", " ".join(text.split()))
+    assert re.search(
+        r"piqa acc_norm floor – 0\.500 dense – 0\.500 ± 0\.010 flap 20\.00.% 0\.400", " ".join(text.split())
+    )
     markdown = (tmp_path / "out" / "sweep.md").read_text()
     assert "| flap | 20.00\xa0% | 50.00 | 2.50 | 0.400±.010 |" in markdown
     assert "failed: CUDA out of memory" in markdown
@@ -251,7 +274,9 @@ def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> No
     (tmp_path / "model").symlink_to(tiny)
     both = [made(tmp_path, "a", 40.0, [1, 1, 1, 0, 0, 0, 0, 0]), made(tmp_path, "b", 60.0, [0, 1, 1, 1, 1, 1, 0, 0])]
     dense = made(tmp_path, "dense", 20.0, [1] * 6 + [0] * 2)
-    row = measure(Row("flap", 0.2), both, [dense, dense])
+    row, (piqa,) = measure(Row("flap", 0.2), both, [dense, dense])
+    assert (piqa.benchmark, piqa.accuracy, piqa.recovery) == ("piqa", row.accuracy, row.recovery)
+    assert (piqa.metric, piqa.floor, piqa.dense_above_floor) == ("acc", 0.25, True)
     assert (row.seeds, row.perplexity, row.perplexity_least, row.perplexity_most) == (2, 50.0, 40.0, 60.0)
     assert (row.removed, row.times_dense, row.accuracy) == (0.0, 2.5, 0.5)
     assert (row.recovery, row.recovery_least, row.recovery_most) == (pytest.approx(4 / 6), 0.5, pytest.approx(5 / 6))
@@ -259,7 +284,7 @@ def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> No
     assert low is not None
     assert high is not None
     assert low < 4 / 6 < high <= 1
-    alone = measure(Row("flap", 0.2), both[:1], [dense])
+    alone, _ = measure(Row("flap", 0.2), both[:1], [dense])
     assert (alone.recovery_low or 0) < low  # two halves of an example vary less than a whole one
 
 
