@@ -78,10 +78,10 @@ def test_cells_are_tuned_as_they_say_and_seeds_share_a_row(own_run: dict[str, An
     assert (stages.count("adapter"), stages.count("healed"), stages.count("pruned")) == (3, 1, 2)
 
 
-def test_a_searched_template_is_the_best_on_train_and_tuned_on_as_well(
+def test_a_searched_template_is_chosen_on_what_tuning_has_then_scored_and_tuned_with(
     own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The choice is forced to another set than the run's own, and the cell is as if that one had been configured."""
+    """The choice is forced to a set other than the run's own, and the cell is as if that one had been configured."""
     seen: list[Mapping[str, Sequence[Path]]] = []
 
     def choose(scores: Mapping[str, Sequence[Path]]) -> str:
