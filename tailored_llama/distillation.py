@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -117,10 +116,12 @@ def _likeliest(
     """The top tokens at every position of some sequences, and their log-probabilities: [positions, top] each."""
     documents = [Document(sequences[i]) for i in batch]
     states = packed_states(model, documents, torch.arange(sum(map(len, documents))))
-    found = [_logprobs(model, some, distillation.temperature).topk(distillation.top) for some in _split(states)]
-    return torch.cat([top.indices for top in found]).cpu().numpy(), torch.cat(
-        [top.values for top in found]
-    ).cpu().numpy()
+    temperature, top = distillation.temperature, distillation.top
+    found = [_logits(model, some, temperature).log_softmax(-1).topk(top) for some in _split(states)]
+    tokens, logprobs = (
+        torch.cat(parts) for parts in zip(*((likely.indices, likely.values) for likely in found), strict=True)
+    )
+    return tokens.cpu().numpy(), logprobs.cpu().numpy()
 
 
 def _split(rows: Tensor) -> tuple[Tensor, ...]:
@@ -128,8 +129,9 @@ def _split(rows: Tensor) -> tuple[Tensor, ...]:
     return parts
 
 
-def _logprobs(model: Any, states: Tensor, temperature: float) -> Tensor:
-    return (head_logits(model, states).float() / temperature).log_softmax(-1)
+def _logits(model: Any, states: Tensor, temperature: float) -> Tensor:
+    logits = head_logits(model, states).float()
+    return logits if temperature == 1 else logits / temperature  # a copy as wide as the vocabulary is saved
 
 
 def read_teacher(folder: Path) -> list[SoftTargets]:
@@ -168,8 +170,12 @@ def divergence(model: Any, states: Tensor, targets: SoftTargets, temperature: fl
 
 def _divergence(model: Any, temperature: float, states: Tensor, tokens: Tensor, logprobs: Tensor) -> Tensor:
     """Summed over positions: states [positions, hidden]; tokens, logprobs [positions, top]."""
-    mine = _logprobs(model, states, temperature)
-    kept = mine.gather(-1, tokens)
-    others = mine.scatter(-1, tokens, -math.inf).logsumexp(-1)
-    theirs = (-logprobs.exp().sum(-1)).clamp(min=-1 + 1e-7).log1p()  # log-probability of all that was not kept
-    return (logprobs.exp() * (logprobs - kept)).sum() + (theirs.exp() * (theirs - others)).sum()
+    logits = _logits(model, states, temperature)
+    mine = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
+    others, theirs = _rest(mine), _rest(logprobs)
+    return (logprobs.exp() * (logprobs - mine)).sum() + (theirs.exp() * (theirs - others)).sum()
+
+
+def _rest(logprobs: Tensor) -> Tensor:
+    """Log-probability of all tokens that were not kept: of what float32 can tell from none, at least."""
+    return (-logprobs.exp().sum(-1)).clamp(min=-1 + 1e-7).log1p()

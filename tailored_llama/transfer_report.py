@@ -37,7 +37,7 @@ from tailored_llama.transfer import (
 _LEGEND = (
     "Accuracy, in brackets where it is not significantly above the floor; below or beside it the gain over the pruned "
     "model in points, {mark} where the paired 95 % interval excludes zero. Under others: the mean gain on benchmarks "
-    "that the model was not tuned on."
+    "that the model was not tuned on. generic: tuned on as many examples of all benchmarks together."
 )
 
 
