@@ -184,7 +184,7 @@ class TrainingConfig(Section):
     learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after warm-up.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps spent warming up.")
-    batch_size: int = Field(8, ge=1, description="Examples, or text sequences, per optimiser step.")
+    batch_size: int = Field(8, ge=1, description="Examples per optimiser step.")
     micro_batch_tokens: int = Field(
         2048,
         ge=64,
@@ -229,6 +229,9 @@ class HealingConfig(TrainingConfig):
     alpha: int = Field(64, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of each adapter.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate of AdamW.")
+    batch_size: int = Field(
+        1, ge=1, description="Text sequences per optimiser step: the fewer, the more steps a budget of tokens buys."
+    )
 
 
 class TuningConfig(TrainingConfig):
