@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tailored_llama.config import RunConfig, reads_calibration
@@ -39,12 +39,13 @@ class Prompts:
     """Rendered prompts by benchmark.
 
     `train` are the run's own, which may be its calibration text; `shots` what is tuned on, worded otherwise where one
-    adapter is tuned on all benchmarks.
+    adapter is tuned on all benchmarks; `templates` the sets that were searched for.
     """
 
     train: dict[str, Any]
     shots: dict[str, Any]
     evaluation: dict[str, Any]
+    templates: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def searched_prompts(config: RunConfig, model: Any) -> Prompts:
 
     That is the shots and the held-out ones, all that tuning may look at.
     """
-    train, evaluation = {}, {}
+    train, evaluation, chosen = {}, {}, {}
     splits: list[PromptSplit] = ["shots", "held_out"] if config.tuning.held_out else ["shots"]
     for benchmark in config.benchmarks:
         name, examples = benchmark.name, load_benchmark(config.store, benchmark)
@@ -85,10 +86,10 @@ def searched_prompts(config: RunConfig, model: Any) -> Prompts:
             template: [score(config, name, f"{template}, {split}", model, asked, split=split) for split in splits]
             for template, asked in rendered.items()
         }
-        chosen = choose_template(config.store, name, scores)
-        train[name] = rendered[chosen]
-        evaluation[name] = render_prompts(worded(config, chosen), name, "evaluation", examples)
-    return Prompts(train, train, evaluation)
+        chosen[name] = choose_template(config.store, name, scores)
+        train[name] = rendered[chosen[name]]
+        evaluation[name] = render_prompts(worded(config, chosen[name]), name, "evaluation", examples)
+    return Prompts(train, train, evaluation, chosen)
 
 
 def dense_of(config: RunConfig, prompts: Prompts) -> Dense:

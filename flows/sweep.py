@@ -87,6 +87,7 @@ def _measured(config: SweepConfig, cell: Cell, label: str, ratio: float) -> dict
         "perplexity": perplexity,
         "scores": _scores(config, run, label, healed, asked, adapters),
         "dense": _dense(config, run, dense.checkpoint, prompts),
+        "templates": asked.templates,
     }
 
 

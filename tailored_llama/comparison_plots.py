@@ -1,4 +1,4 @@
-"""Plots that compare many runs or scores: curves, a heat map, and differences, each drawn from plain arrays."""
+"""Plots that compare many runs or scores: curves, a heat map, and intervals, each drawn from plain arrays."""
 
 from __future__ import annotations
 
@@ -128,27 +128,37 @@ def _shade(part: float) -> dict[str, Any]:
     return {"facecolor": COLOURS["tailored" if part > 0 else "line-2"], "alpha": 0.55 * abs(part)}
 
 
-def differences(names: Sequence[str], panels: Mapping[str, Sequence[tuple[float, float, float] | None]]) -> Picture:
-    """Differences of accuracy with their 95 % intervals: a row for each name, a panel for each comparison.
+def intervals(
+    names: Sequence[str],
+    panels: Mapping[str, Sequence[tuple[float, float, float] | None]],
+    reference: float,
+    unit: str,
+    what: str,
+) -> Picture:
+    """Values with their intervals: a row for each name, a panel for each kind of value.
 
     Args:
         names: of the rows, from the top.
-        panels: title → difference, low and high of every row; None draws nothing.
+        panels: title → value, low and high of every row; None draws nothing.
+        reference: where a line is drawn, such as no difference, or the dense model.
+        unit: of the values.
+        what: they are, for those who do not see the picture.
     """
     with matplotlib.rc_context(STYLE):
         figure = new_figure(90 + 30 * len(names))
-        for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
-            axes.axvline(0, color=COLOURS["ink"], linewidth=1.2)
+        found = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (title, values) in zip(found, panels.items(), strict=True):
+            axes.axvline(reference, color=COLOURS["ink"], linewidth=1.2)
             for row, value in enumerate(values):
                 if value is not None:
-                    axes.hlines(row, 100 * value[1], 100 * value[2], COLOURS["tailored"], linewidth=2.5)
-                    axes.plot(100 * value[0], row, "o", color=COLOURS["tailored"], markersize=7)
+                    axes.hlines(row, *value[1:], COLOURS["tailored"], linewidth=2.5)
+                    axes.plot(value[0], row, "o", color=COLOURS["tailored"], markersize=7)
             axes.set_yticks(range(len(names)), names)
             axes.set_ylim(len(names) - 0.5, -0.5)
             axes.tick_params(axis="y", length=0)
             axes.margins(x=0.08)
             axes.set_title(title)
-            axes.set_xlabel("points of accuracy")
+            axes.set_xlabel(unit)
             axes.xaxis.set_major_locator(MaxNLocator(7))
             axes.grid(axis="x")
-        return Picture(figure, "Differences of accuracy with 95 % intervals: " + ", ".join(panels))
+        return Picture(figure, f"{what}: {', '.join(panels)}")

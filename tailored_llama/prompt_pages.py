@@ -156,11 +156,13 @@ def _picture(differences: Sequence[Difference]) -> Picture:
     listed = list(dict.fromkeys(d.benchmark for d in differences))
     panels = {
         f"chosen − {other}": [
-            (d.difference, d.low, d.high) if (d := of.get((name, other))) else None for name in listed
+            (100 * d.difference, 100 * d.low, 100 * d.high) if (d := of.get((name, other))) else None for name in listed
         ]
         for other in REFERENCES
     }
-    return comparison_plots.differences(["mean" if name == MEAN else name for name in listed], panels)
+    names = ["mean" if name == MEAN else name for name in listed]
+    what = "Differences of accuracy with 95 % intervals"
+    return comparison_plots.intervals(names, panels, 0, "points of accuracy", what)
 
 
 def _page(

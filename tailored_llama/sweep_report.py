@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tailored_llama.artifacts import write_table
-from tailored_llama.comparison_plots import curves
+from tailored_llama.comparison_plots import curves, intervals
 from tailored_llama.pictures import COLOURS
 from tailored_llama.report_parts import number, page_template, percent, settings_of, share
 from tailored_llama.report_plots import markdown_picture
@@ -108,7 +109,13 @@ class _Figure:
 
 
 def _figures(config: SweepConfig, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Title, picture and caption of every quantity that was measured, by its name."""
+    """Title, picture and caption of every quantity that was measured, by its name.
+
+    Curves, or where all settings stand at one place of the axis, a picture of the settings below one another.
+    """
+    drawn = [row for row in rows if row.curve is not None]
+    if len({row.ratio if row.place is None else row.place for row in drawn}) == 1:
+        return _beside(drawn)
     found = {}
     dense = [row.accuracy for row in rows if not row.ratio]
     for figure in (
@@ -150,6 +157,37 @@ def _figures(config: SweepConfig, rows: Sequence[Row]) -> dict[str, dict[str, An
     return found
 
 
+def _beside(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """As `_figures`: recovery with its intervals; where nothing was scored, perplexity over the seeds."""
+    names = [row.label for row in rows]
+    if not _recovered(rows):
+        values = [
+            _scaled(1 / (row.dense_perplexity or math.nan), row.perplexity, row.perplexity_least, row.perplexity_most)
+            for row in rows
+        ]
+        picture = intervals(names, {"perplexity": values}, 1, "times the dense model's", "Perplexity ÷ dense")
+        caption = "Perplexity ÷ the dense model's, of the same text; a line is from the lowest to the highest seed."
+        return {"perplexity": {"title": "Perplexity", "picture": picture, "caption": caption}}
+    panels = {
+        "mean recovery": [_scaled(100, row.recovery, row.recovery_low, row.recovery_high) for row in rows],
+        "chance-corrected": [_scaled(100, row.chance_corrected, row.cc_low, row.cc_high) for row in rows],
+    }
+    known = {title: values for title, values in panels.items() if any(values)}
+    picture = intervals(names, known, 100, "% of dense", "Recovery with 95 % intervals")
+    caption = (
+        "Accuracy ÷ the dense model's, mean over all benchmarks, those that dense itself cannot do too; "
+        "chance-corrected: of what is above the floor, over the benchmarks that dense can do. The lines are "
+        "95\N{NO-BREAK SPACE}% intervals."
+    )
+    return {"recovery": {"title": "Recovery", "picture": picture, "caption": caption}}
+
+
+def _scaled(factor: float, *values: float | None) -> tuple[float, float, float] | None:
+    """A value and its ends in another unit; None where there is no value."""
+    value, low, high = (math.nan if one is None else factor * one for one in values)
+    return None if math.isnan(value) else (value, low, high)
+
+
 def _summary(rows: Sequence[Row]) -> str:
     """How many settings, and the best of each ratio."""
     cells = [row for row in rows if row.ratio]
@@ -158,13 +196,24 @@ def _summary(rows: Sequence[Row]) -> str:
     summary = f"{len(cells)} settings" + (f", of which {failed} failed" if failed else "")
     if seeds := max((row.seeds for row in done if row.seeds > 1), default=0):
         summary += f", each with {seeds} seeds"
-    if recovered := [row for row in done if row.recovery is not None]:
-        best = {row.ratio: row for row in sorted(recovered, key=lambda row: row.recovery or 0)}  # the last one stays
-        found = [f"{percent(best[r].recovery)} at {percent(r, 0)} ({best[r].label})" for r in sorted(best)]
-        summary += f". Highest mean recovery: {'; '.join(found)}"
-    best = {row.ratio: row for row in sorted(done, key=lambda row: -row.times_dense)}
-    lowest = [f"{number(best[r].times_dense, 2)} at {percent(r, 0)} ({best[r].label})" for r in sorted(best)]
-    return f"{summary}. Lowest perplexity ÷ dense: {'; '.join(lowest)}." if lowest else f"{summary}."
+    if recovered := [(row, -(row.recovery or 0), percent(row.recovery)) for row in done if row.recovery is not None]:
+        summary += f". Highest mean recovery: {_first(recovered)}"
+    if done:
+        lowest = [(row, row.times_dense, number(row.times_dense, 2)) for row in done]
+        summary += f". Lowest perplexity ÷ dense: {_first(lowest)}"
+    return f"{summary}."
+
+
+def _first(rows: Sequence[tuple[Row, float, str]]) -> str:
+    """Of each ratio the row with the least value, as what it is shown, and all that show the same."""
+    said = []
+    for ratio in sorted({row.ratio for row, _, _ in rows}):
+        here = [(value, shown, row.label) for row, value, shown in rows if row.ratio == ratio]
+        best = min(here)[1]
+        names = [label for _, shown, label in here if shown == best]
+        whose = "all settings" if 1 < len(names) == len(here) else ", ".join(names)
+        said.append(f"{best} at {percent(ratio, 0)} ({whose})")
+    return "; ".join(said)
 
 
 def _models(config: SweepConfig) -> list[str]:

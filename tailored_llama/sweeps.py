@@ -115,7 +115,8 @@ class Row:
 class BenchmarkRow:
     """One row of the table on one benchmark: accuracy in the headline metric, and recovery, over the row's seeds.
 
-    `dense_above_floor`: whether the dense model is, significantly; elsewhere its recovery says little.
+    `dense_above_floor`: whether the dense model is, significantly; elsewhere its recovery says little. `template`: what
+    a search chose, for each seed where they differ.
     """
 
     label: str
@@ -130,6 +131,7 @@ class BenchmarkRow:
     recovery_low: float | None
     recovery_high: float | None
     dense_above_floor: bool
+    template: str | None = None
 
 
 OWN = set(SweepConfig.model_fields) - set(RunConfig.model_fields)
@@ -224,11 +226,15 @@ def _shown(run: RunConfig, field: str) -> str:
 
 @dataclass(frozen=True)
 class Made:
-    """A model, dense or of a cell, and what was measured of it: folders, those of `scores` by benchmark."""
+    """A model, dense or of a cell, and what was measured of it: folders, those of `scores` by benchmark.
+
+    `templates` are the template sets that were searched for, by benchmark.
+    """
 
     checkpoint: Path
     perplexity: Path
     scores: Mapping[str, Path]
+    templates: Mapping[str, str] | None = None
 
 
 def measure(row: Row, made: Sequence[Made], dense: Sequence[Made]) -> tuple[Row, list[BenchmarkRow]]:
@@ -265,10 +271,11 @@ def measure(row: Row, made: Sequence[Made], dense: Sequence[Made]) -> tuple[Row,
         cc_high=whole.cc_high,
         cc_benchmarks=whole.cc_benchmarks,
     )
-    return row, [_on_benchmark(row, one) for one in found if one.benchmark != recovery.MEAN]
+    return row, [_on_benchmark(row, one, made) for one in found if one.benchmark != recovery.MEAN]
 
 
-def _on_benchmark(row: Row, found: recovery.Row) -> BenchmarkRow:
+def _on_benchmark(row: Row, found: recovery.Row, made: Sequence[Made]) -> BenchmarkRow:
+    chosen = dict.fromkeys(cell.templates[found.benchmark] for cell in made if cell.templates)
     return BenchmarkRow(
         row.label,
         row.ratio,
@@ -282,6 +289,7 @@ def _on_benchmark(row: Row, found: recovery.Row) -> BenchmarkRow:
         recovery_low=found.recovery_low,
         recovery_high=found.recovery_high,
         dense_above_floor=bool(found.dense_above_floor),
+        template=", ".join(chosen) or None,
     )
 
 

@@ -11,7 +11,7 @@ from tailored_llama.sweeps import BenchmarkRow, Made, Row, SweepConfig
 from tasks._pages import show_report
 from tasks._stage import open_store, stage, task
 
-VERSION = 4
+VERSION = 5
 
 
 @task("sweep report")
@@ -21,15 +21,16 @@ def write_sweep(config: SweepConfig, made: Sequence[Mapping[str, Any]]) -> State
     Args:
         config: the sweep's.
         made: every dense model (its ratio is 0), then every cell: "label", "ratio", "curve", "place", "seed", and
-            either "checkpoint", "perplexity", "scores" (by benchmark) and "dense" (these of its dense model, with the
-            cell's prompts), or "error".
+            either "checkpoint", "perplexity", "scores" (by benchmark), "dense" (these of its dense model, with the
+            cell's prompts) and "templates" (by benchmark, where they were searched for), or "error".
     """
     store = open_store(config.store)
     named = ("label", "ratio", "curve", "place")
 
     def folders(model: Mapping[str, Any]) -> Made:
         scores = {name: store.open(ref) for name, ref in model["scores"].items()}
-        return Made(store.open(model["checkpoint"]), store.open(model["perplexity"]), scores)
+        place, perplexity = store.open(model["checkpoint"]), store.open(model["perplexity"])
+        return Made(place, perplexity, scores, model.get("templates"))
 
     def rows() -> Iterator[tuple[Row, list[BenchmarkRow]]]:
         """One for all seeds of a setting, and one for each cell that failed."""
@@ -53,7 +54,7 @@ def write_sweep(config: SweepConfig, made: Sequence[Mapping[str, Any]]) -> State
         if isinstance(ref, ArtifactRef)
     }
     slice_ = config.model_dump(mode="json", exclude={"execution", "store"})
-    slice_["cells"] = [{name: cell.get(name) for name in (*named, "seed", "error")} for cell in made]
+    slice_["cells"] = [{name: cell.get(name) for name in (*named, "seed", "templates", "error")} for cell in made]
 
     state = stage(
         config.store, "sweep", VERSION, slice_, inputs, lambda out: sweep_report.write_sweep(config, list(rows()), out)

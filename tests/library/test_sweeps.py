@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,7 @@ def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: Swe
 def test_a_sweep_without_scores_or_without_success_is_still_a_page(config: SweepConfig, tmp_path: Path) -> None:
     dense = dense_row("dense", 1000, 20.0)
     assert written(config, tmp_path / "unscored", dense, cell_row("flap", 0.2, 800, 50.0)).count("<svg") == 1
+    assert "](perplexity.png)" in (tmp_path / "unscored" / "sweep.md").read_text()
     assert written(config, tmp_path / "failed", DENSE, ROWS[3]).count("<svg") == 0
 
 
@@ -238,7 +240,11 @@ def test_several_models_are_each_beside_their_own_dense_one(tmp_path: Path) -> N
         ),
         cell_row("large", 0.2, 4000, 12.0, large, **recovered),
     )
+    tied = replace(rows[2], label="small too", curve="small too")
+    page = written(config, tmp_path / "tied", small, rows[2], tied)
+    assert "mean recovery: 90.0\xa0% at 20\xa0% (all settings). Lowest" in page
     page = written(config, tmp_path / "out", *rows)
+    assert re.findall(r"<h2>(.+?)</h2>\s*<figure>", page) == ["Recovery"]  # no curve goes through a single ratio
     assert "<h1>Sweep of small, large</h1>" in page
     assert "2 settings. Highest mean recovery" in page
     assert "Lowest perplexity ÷ dense: 1.50 at 20\xa0% (large)." in page
