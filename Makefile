@@ -10,7 +10,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 quickstart: $(VENV)/installed
-	$(BIN)/python -m flows.tailor data/quickstart.toml
+	$(BIN)/python -m flows tailor data/quickstart.toml
 
 # One process for each core, four at most, each with one thread: the tiny models gain nothing from a second one.
 test: $(VENV)/installed

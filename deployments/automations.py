@@ -1,7 +1,7 @@
-"""What the server does by itself: python -m deployments.automations
+"""Create the automations of the Prefect server: python -m deployments.automations
 
-Run again, it updates what it made before. `TAILORED_LLAMA_WEBHOOK` is the URL that is told of failed runs of the gpu
-pool; without it there is no such automation.
+Running it again updates them. `TAILORED_LLAMA_WEBHOOK` is the URL that is called when a run of the gpu pool fails;
+without it there is no such automation.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from prefect.events.actions import CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 
 WEBHOOK = "a failed GPU stage calls the webhook"
-TOLD = '{"text": {{ (flow_run.name ~ " ended " ~ flow_run.state.name ~ ": " ~ flow_run.state.message) | tojson }} }'
+PAYLOAD = '{"text": {{ (flow_run.name ~ " ended " ~ flow_run.state.name ~ ": " ~ flow_run.state.message) | tojson }} }'
 HEARTBEAT = "prefect.flow-run.heartbeat"  # sent every 30 s: flows.heartbeat_frequency in pyproject.toml
 ENDS = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")}
 
 
 def crashed_without_heartbeat() -> Automation:
-    """A process that was killed cannot say so: without this its run would be `Running` for ever."""
+    """Mark a run without heartbeat as crashed: a killed process cannot report it, and its run would stay `Running`."""
     return Automation(
         name="a run without heartbeat has crashed",
         trigger=EventTrigger(
@@ -38,8 +38,8 @@ def crashed_without_heartbeat() -> Automation:
     )
 
 
-def told_of_failed_stages(webhook: Webhook) -> Automation:
-    """A stage or sweep on the gpu pool that has failed or crashed calls the webhook."""
+def webhook_on_failed_stages(webhook: Webhook) -> Automation:
+    """Call the webhook when a stage or sweep on the gpu pool fails or crashes."""
     return Automation(
         name=WEBHOOK,
         trigger=EventTrigger(
@@ -50,29 +50,29 @@ def told_of_failed_stages(webhook: Webhook) -> Automation:
             threshold=1,
             for_each={"prefect.resource.id"},
         ),
-        actions=[CallWebhook(block_document_id=webhook._block_document_id, payload=TOLD)],
+        actions=[CallWebhook(block_document_id=webhook._block_document_id, payload=PAYLOAD)],
     )
 
 
 def publish(automation: Automation) -> None:
-    """Make an automation, or update the one of that name."""
+    """Create an automation, or update the one with its name."""
     try:
-        found = Automation.read(name=automation.name)
+        existing = Automation.read(name=automation.name)
     except ValueError:
         automation.create()
     else:
-        automation.id = found.id
+        automation.id = existing.id
         automation.update()
     print(f"automation: {automation.name}")
 
 
 def withdraw(name: str) -> None:
-    """Remove the automation of that name, if there is one."""
+    """Delete the automation with this name, if there is one."""
     try:
-        found = Automation.read(name=name)
+        existing = Automation.read(name=name)
     except ValueError:
         return
-    found.delete()
+    existing.delete()
     print(f"automation removed: {name}")
 
 
@@ -81,7 +81,7 @@ def main() -> None:
     if url := os.environ.get("TAILORED_LLAMA_WEBHOOK"):
         webhook = Webhook(method="POST", url=url, headers={"Content-Type": "application/json"})
         webhook.save("failed-gpu-stage", overwrite=True)
-        publish(told_of_failed_stages(webhook))
+        publish(webhook_on_failed_stages(webhook))
     else:
         withdraw(WEBHOOK)
 

@@ -1,105 +1,71 @@
-"""Choose a template set for every benchmark on a slice of its train split; report it on the evaluation split.
-
-python -m flows.prompts data/prompts-study.toml [--set key=value …]
-"""
+"""Choose a template set for every benchmark on a slice of its train split; report it on the evaluation split."""
 
 from __future__ import annotations
 
-import sys
-from threading import Thread
-from typing import Any
-
-if __name__ == "__main__":  # before the imports below, so that both go on at once
-    from flows._server import leaving, reach_server
-
-    server = reach_server()
-
 from prefect import flow
 
-from flows._main import check_deployed, run_flow, run_name
-from flows._models import Prompts, dense_of, healed_of, prompts_of, pruned_of
-from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.config import BenchmarkConfig
-from tailored_llama.preflight import preflight
-from tailored_llama.prompt_pages import console_table
-from tailored_llama.prompt_study import (
-    REFERENCES,
-    PromptStudyConfig,
-    candidates,
-    load_study,
-    read_study,
-    sources,
-)
-from tailored_llama.templates import worded
-from tailored_llama.texts import PROMPTS
+from flows._steps import Command, Prompts, check_deployed, heal_if_asked, prepare_dense, prune_to, render_all, run_name
+from tailored_llama.config import PROMPTS, REFERENCES, BenchmarkConfig, PromptStudyConfig, load_study, with_template
+from tailored_llama.preflight import preflight_prompts
+from tailored_llama.reports import study_table
+from tailored_llama.store import ArtifactRef
+from tasks._results import StudiedBenchmark
 from tasks.load_benchmark import load_benchmark
 from tasks.load_model import load_model
-from tasks.prompt_study import choose_template, write_study
+from tasks.prompt_study import candidates, choose_template, study_templates, write_study
 from tasks.render_prompts import render_prompts
 from tasks.score import score
 
 
 @flow(name="prompts", flow_run_name=run_name, persist_result=False)
 def prompts(config: PromptStudyConfig) -> ArtifactRef:
-    """Score every template set on a train slice, choose, and score the chosen one beside the references."""
-    check_deployed(preflight, config)
+    """Score every template set on a train slice, choose one, and compare it with the references."""
+    check_deployed(preflight_prompts, config)
     examples = {b.name: load_benchmark(config.store, b) for b in config.benchmarks}
     slices = {
         b.name: {
-            name: render_prompts(worded(config, source), b.name, "selection", examples[b.name], config.examples)
+            name: render_prompts(with_template(config, source), b.name, "selection", examples[b.name], config.examples)
             for name, source in candidates(config.templates, b).items()
         }
         for b in config.benchmarks
     }
     checkpoint, model = _checkpoint(config)
-    made = [_studied(config, b, examples[b.name], slices[b.name], checkpoint) for b in config.benchmarks]
-    return write_study(config, model, made).result()
+    studied = {b.name: _studied(config, b, examples[b.name], slices[b.name], checkpoint) for b in config.benchmarks}
+    return write_study(config, model, studied)
 
 
-def _checkpoint(config: PromptStudyConfig) -> tuple[Any, str]:
-    """What is scored, and what it is called."""
+def _checkpoint(config: PromptStudyConfig) -> tuple[ArtifactRef, str]:
+    """The checkpoint to score, and its description."""
     if not config.pruned:
         return load_model(config.store, config.model), config.model.source
     (ratio,) = config.pruning.ratios
-    read = prompts_of(config) if config.calibration.source == PROMPTS else Prompts({}, {}, {})
-    dense = dense_of(config, read)
-    model = healed_of(config, dense, ratio, pruned_of(config, dense, ratio), read)
+    run_prompts = render_all(config) if config.calibration.source == PROMPTS else Prompts()
+    dense = prepare_dense(config, run_prompts)
+    model = heal_if_asked(config, dense, ratio, prune_to(config, dense, ratio), run_prompts)
     return model, f"{config.model.source}, pruned{' and healed' if config.healing.tokens else ''} at ratio {ratio:g}"
 
 
 def _studied(
-    config: PromptStudyConfig, benchmark: BenchmarkConfig, examples: Any, slices: dict[str, Any], checkpoint: Any
-) -> dict[str, Any]:
-    """One benchmark: the choice on the slice of train, and what is reported."""
-    name, source = benchmark.name, sources(config, benchmark)
-    tried = {
+    config: PromptStudyConfig,
+    benchmark: BenchmarkConfig,
+    examples: ArtifactRef,
+    slices: dict[str, ArtifactRef],
+    checkpoint: ArtifactRef,
+) -> StudiedBenchmark:
+    """Choose the template set of one benchmark on the train slice; score it and the references."""
+    name, source = benchmark.name, study_templates(config, benchmark)
+    selection = {
         template: score(config, name, f"{template}, selection", checkpoint, rendered, split="selection")
         for template, rendered in slices.items()
     }
-    chosen = choose_template(config.store, name, {template: [made] for template, made in tried.items()})
+    chosen = choose_template(config.store, name, {template: [ref] for template, ref in selection.items()})
     reported = dict.fromkeys([chosen, *REFERENCES])
-    asked = {t: render_prompts(worded(config, source[t]), name, "evaluation", examples) for t in reported}
-    return {
-        "chosen": chosen,
-        "selection": tried,
-        "evaluation": {t: score(config, name, t, checkpoint, asked[t]) for t in reported},
-        "prompts": asked,
-    }
+    asked = {t: render_prompts(with_template(config, source[t]), name, "evaluation", examples) for t in reported}
+    evaluation = {t: score(config, name, t, checkpoint, asked[t]) for t in reported}
+    return StudiedBenchmark(chosen, selection, evaluation, asked)
 
 
-def main(arguments: list[str] | None = None, server: Thread | None = None) -> int:
-    """Run the flow from a configuration file; print the table and where the report is."""
-    return run_flow(
-        prompts,
-        load_study,
-        lambda folder: console_table(*read_study(folder)),
-        "study.html",
-        arguments,
-        server,
-        example="data/prompts-study.toml",
-    )
-
+COMMAND = Command(prompts, load_study, preflight_prompts, study_table, "study.html")
 
 if __name__ == "__main__":
-    with leaving():
-        sys.exit(main(server=server))
+    raise SystemExit("error: got python -m flows.prompts; allowed: python -m flows prompts CONFIG.toml")

@@ -6,7 +6,7 @@ loads without `trust_remote_code`.
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from tailored_llama import modeling_tailored_llama as _modeling
+from tailored_llama.models import modeling_tailored_llama as _modeling
 
 for _config, _model, _causal_lm in _modeling.LAYERED.values():
     AutoConfig.register(_config.model_type, _config, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: progress bars, and nothing that libraries say to developers."""
+"""Terminal output: progress bars, without the messages that libraries address to developers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ console = Console(stderr=True)
 
 
 def quiet_libraries() -> None:
-    """Turn off transformers' own bars and messages, and warnings that are addressed to library authors."""
+    """Turn off transformers' own progress bars and messages, and warnings meant for library authors."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -28,7 +28,7 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Progress]:
-    """A progress bar on a terminal; elsewhere a line now and then, since a log keeps every frame of a bar."""
+    """A progress bar on a terminal; elsewhere occasional lines, because a log keeps every frame of a bar."""
     if not console.is_terminal:
         yield _lines(description)
         return
@@ -37,7 +37,7 @@ def progress_bar(description: str) -> Iterator[Progress]:
     task = bars.add_task(description, total=None)
 
     def show(done: int, total: int) -> None:
-        bars.start()  # with the first unit of work: a stage whose artifact is found shows no bar
+        bars.start()  # not before the first unit of work: a cached stage shows no bar
         bars.update(task, completed=done, total=total)
 
     try:

@@ -1,4 +1,4 @@
-"""Memory: how much a stage took at most, and whether an error means that it ran out."""
+"""Memory: a stage's peak usage, and whether an error means that memory ran out."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 
 def reset_peak_memory() -> None:
-    """Restart the kernel's high-water mark of this process."""
-    with contextlib.suppress(OSError):  # not Linux: the mark is then the whole process's
+    """Reset the kernel's high-water mark of this process."""
+    with contextlib.suppress(OSError):  # not Linux: the mark then covers the whole process
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:
-    """Bytes of the process's resident high-water mark since the last reset (0 where the kernel does not say)."""
+    """Peak resident memory of the process since the last reset, in bytes; 0 if the kernel does not report it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -26,9 +26,9 @@ def peak_memory() -> int:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that a GPU or the CPU ran out of memory."""
-    said = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
+    messages = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
     return (
         isinstance(error, torch.OutOfMemoryError | MemoryError)
         or should_reduce_batch_size(error)
-        or any(text in str(error) for text in said)
+        or any(text in str(error) for text in messages)
     )

@@ -1,4 +1,4 @@
-"""Everything about a run that can be checked in seconds, before any heavy work and without the network."""
+"""Checks of a run that take seconds, before any heavy work and without the network."""
 
 from __future__ import annotations
 
@@ -6,38 +6,47 @@ import os
 import tempfile
 from pathlib import Path
 
-from tailored_llama import benchmarks, remote, sources
-from tailored_llama.artifacts import ArtifactStore
-from tailored_llama.config import BenchmarkConfig, ExecutionConfig, RunConfig, TextConfig, reads_calibration
+from tailored_llama.config import (
+    PROMPTS,
+    SOFT,
+    BenchmarkConfig,
+    ExecutionConfig,
+    PromptStudyConfig,
+    RunConfig,
+    SweepConfig,
+    TextConfig,
+    dense_runs,
+    export_folders,
+    reads_calibration,
+    sweep_cells,
+)
+from tailored_llama.data import SEVEN, benchmarks, check_text, layout_of, load_template, select_train, study_templates
 from tailored_llama.errors import InputError
-from tailored_llama.export import check_mergeable, check_target, export_folders
-from tailored_llama.models import check_model, pick_device
-from tailored_llama.prompts import select_train
-from tailored_llama.templates import layout_of, load_template
-from tailored_llama.texts import PROMPTS, load_texts
+from tailored_llama.models import find_model, pick_device
+from tailored_llama.store import ArtifactStore, check_target, check_writable
 
 
 def preflight(config: RunConfig) -> None:
     """Check model, data, templates, device and store of a run.
 
     Raises:
-        InputError: the first thing found that would make the run fail.
+        InputError: the first problem that would make the run fail.
     """
     if config.execution.dispatch:
         raise InputError(
-            f"execution.dispatch: got {config.execution.dispatch!r}; allowed: in the flow tailor only; run this one by "
-            "a deployment on the pool that has the device"
+            f"execution.dispatch: got {config.execution.dispatch!r}; allowed: in the flow tailor only; run this flow "
+            "through a deployment on the pool with the device"
         )
     pick_device(config.execution.device)
-    check_model(config.model)
+    find_model(config.model)
     template = load_template(config.prompts.template)
     for benchmark in config.benchmarks:
         layout_of(template, benchmark)
         _check_benchmark(benchmark, config)
     for field, text in texts_of(config).items():
-        check_text(field, text)
+        check_text(text, field)
     if (store := ArtifactStore(config.store.root)).remote:
-        remote.check_writable(store.remote)
+        check_writable(store.remote)
         _check_writable("working copy of store.root", str(store.local))
     else:
         _check_writable("store.root", config.store.root)
@@ -45,11 +54,11 @@ def preflight(config: RunConfig) -> None:
 
 
 def preflight_tailor(config: RunConfig) -> None:
-    """Check a run of the whole pipeline, which alone hands over finished models.
+    """Check a run of the whole pipeline, the only flow that exports finished models.
 
     Raises:
-        InputError: as `preflight`; or finished models are asked for, and cannot be made or put where they should go; or
-            its stages are to run elsewhere, and the configuration leaves open what they are.
+        InputError: as `preflight`; or finished models are requested but cannot be made or exported; or stages are
+            dispatched and the configuration leaves their device or their number open.
     """
     if execution := _check_dispatch(config):
         preflight(config.model_copy(update={"execution": execution}))
@@ -62,15 +71,38 @@ def preflight_tailor(config: RunConfig) -> None:
             check_target(target)
 
 
+def preflight_sweep(config: SweepConfig) -> None:
+    """Check every cell of a sweep, and its dense models.
+
+    Raises:
+        InputError: as `preflight`; or a cell is not a valid run.
+    """
+    cells = sweep_cells(config)
+    for run in [*dense_runs(config, cells).values(), *(cell.run for cell in cells)]:
+        preflight(run)
+
+
+def preflight_prompts(config: PromptStudyConfig) -> None:
+    """Check a prompt study and every template set in it.
+
+    Raises:
+        InputError: as `preflight`; or a set is unknown, broken, named twice, or has no layout for a benchmark.
+    """
+    for benchmark in config.benchmarks:
+        for source in study_templates(config, benchmark).values():
+            layout_of(load_template(source, "templates"), benchmark)
+    preflight(config)
+
+
 def _check_dispatch(config: RunConfig) -> ExecutionConfig | None:
-    """Where stages run elsewhere, settings to check the rest by: this machine need not have the device."""
+    """Check dispatch, if set; return execution settings for the other checks, as the device may be elsewhere."""
     execution = config.execution
     if not execution.dispatch:
         return None
     if execution.device == "auto":
         raise InputError(
-            "execution.device: got 'auto'; allowed with execution.dispatch: cpu, cuda or cuda:N, since another machine "
-            "would choose"
+            "execution.device: got 'auto'; allowed with execution.dispatch: cpu, cuda or cuda:N, because another "
+            "machine would choose"
         )
     if config.pruning.steps > 1:
         raise InputError(f"pruning.steps: got {config.pruning.steps}; allowed with execution.dispatch: 1")
@@ -79,40 +111,22 @@ def _check_dispatch(config: RunConfig) -> ExecutionConfig | None:
 
 def texts_of(config: RunConfig) -> dict[str, TextConfig]:
     """The texts a run reads, by section."""
-    found: dict[str, TextConfig] = {"perplexity": config.perplexity}
-    read = reads_calibration(config) or config.healing.tokens or config.distillation.weight
-    if read and config.calibration.source != PROMPTS:
-        found["calibration"] = config.calibration
-    return found
+    texts: dict[str, TextConfig] = {"perplexity": config.perplexity}
+    calibrated = reads_calibration(config) or config.healing.tokens or config.distillation.weight
+    if calibrated and config.calibration.source != PROMPTS:
+        texts["calibration"] = config.calibration
+    return texts
 
 
 def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
     benchmarks.check_benchmark(benchmark)
     if benchmark.source or not benchmark.evaluation:
-        return  # from the Hub or a wheel: its stage reads and checks it, before anything heavy
+        return  # Hub or wheel: its stage reads and checks the data before any heavy work
     benchmarks.load_examples(benchmark, "evaluation", config.store.downloads)
-    if benchmark.train or benchmark.name not in benchmarks.SEVEN:
+    if benchmark.train or benchmark.name not in SEVEN:
         train = benchmarks.load_examples(benchmark, "train", config.store.downloads)
         tuning = config.tuning
         select_train(train, tuning.shots, tuning.held_out, config.seed, benchmark=benchmark.name)
-
-
-def check_text(field: str, text: TextConfig) -> None:
-    """Check that a text's source exists, and its column where that needs no network.
-
-    Raises:
-        InputError: it does not.
-    """
-    path = Path(text.source).expanduser()
-    if text.source in benchmarks.SEVEN:
-        benchmarks.check_text(BenchmarkConfig(name=text.source), text.split, text.column)
-    elif path.is_file():
-        load_texts(text, "")
-    elif path.suffix in (".txt", ".parquet", ".jsonl", ".json", ".csv") or not sources.is_hub_id(text.source):
-        raise InputError(
-            f"{field}.source: got {text.source!r}, no such file; allowed: {', '.join(benchmarks.SEVEN)}, a .txt, "
-            ".parquet, .jsonl or .csv file, or a Hub data set (owner/name)"
-        )
 
 
 def _check_writable(field: str, root: str) -> None:
@@ -123,3 +137,18 @@ def _check_writable(field: str, root: str) -> None:
             os.write(file.fileno(), b"tailored")
     except OSError as error:
         raise InputError(f"{field}: got {root!r}, {error.strerror}; allowed: a writable folder with room") from None
+
+
+def check_mergeable(config: RunConfig) -> None:
+    """Check that a run with `store.export` trains adapters that can be merged.
+
+    Raises:
+        InputError: it trains none, or soft prompts.
+    """
+    tuning = config.tuning
+    if config.store.export and (tuning.examples == "none" or tuning.variant in SOFT):
+        field = "examples" if tuning.examples == "none" else "variant"
+        raise InputError(
+            f"store.export: got {config.store.export!r} with tuning.{field} = {getattr(tuning, field)!r}; allowed: an "
+            "adapter that merges into weights (tuning.variant lora, rslora or dora), or no store.export"
+        )

@@ -1,4 +1,4 @@
-"""How long stages say where they are; the caller decides how it is shown."""
+"""The callback by which long stages report progress; the caller decides how to show it."""
 
 from typing import Protocol
 

@@ -1,4 +1,4 @@
-"""What a run shows in the Prefect UI beside its tasks: Markdown artifacts, with their pictures inside them."""
+"""The Markdown artifacts that a run shows in the Prefect UI, with their pictures embedded."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from tailored_llama.artifacts import MANIFEST, ArtifactRef, ArtifactStore, Manifest, read_manifest
 from tailored_llama.errors import InputError
+from tailored_llama.store import MANIFEST, ArtifactRef, ArtifactStore, Manifest, read_manifest
 
-LIMIT = 100_000  # bytes of an artifact: the server keeps them all in its database
-_ROWS = 400  # of stages: what surely fits
-_SHOWN_KEY = 12  # characters of a key that tell artifacts apart
-_UNBROKEN = str.maketrans({" ": "\N{NO-BREAK SPACE}", "-": "\N{NON-BREAKING HYPHEN}"})  # so that a cell is one line
+LIMIT = 100_000  # bytes per artifact, which the server keeps in its database
+_ROWS = 400  # stages shown at most; they always fit
+_SHOWN_KEY = 12  # characters of a key, enough to identify an artifact
+_UNBROKEN = str.maketrans({" ": "\N{NO-BREAK SPACE}", "-": "\N{NON-BREAKING HYPHEN}"})  # keeps a cell on one line
 
 
 def show_report(store: ArtifactStore, ref: ArtifactRef, page: str, key: str, about: str) -> None:
-    """Show the Markdown files of a report as artifacts of this run, and beside them what the report was made of.
+    """Show a report's Markdown files as artifacts of this run, with a table of the stages behind the report.
 
     Args:
         store: where the report is.
         ref: the report.
-        page: its page for people, without the ending; the Markdown file of that name is shown with its place.
-        key: of that artifact.
-        about: what is in it: few words, as the UI cuts them.
+        page: name of its main page, without extension; the Markdown file of that name is shown with the location.
+        key: key of that artifact.
+        about: its description, in few words, as the UI cuts it off.
     """
     folder = store.folder(ref.stage, ref.key)
 
@@ -38,7 +38,7 @@ def show_report(store: ArtifactStore, ref: ArtifactRef, page: str, key: str, abo
         file = folder / f"{name}.md"
         return with_pictures(file.read_text(encoding="utf-8") + more, folder) if file.is_file() else ""
 
-    _show(key, about, read(page, f"\nThe whole report:\n\n```\n{_place(store, ref)}/{page}.html\n```\n"))
+    _show(key, about, read(page, f"\nThe whole report:\n\n```\n{_location(store, ref)}/{page}.html\n```\n"))
     _show("plots", "Widths, importance, loss curves", read("plots"))
     _show("stages", "Time, memory and place of each", stages_page(store, ref))
 
@@ -47,41 +47,43 @@ def _show(key: str, about: str, text: str) -> None:
     try:
         if text:
             create_markdown_artifact(text, key, about)
-    except Exception as error:  # the report is there: a server that cannot take its copy must not cost the run
+    except Exception as error:  # a server that cannot take a copy of the report must not fail the run
         get_run_logger().warning("artifact %s is not shown: %s", key, error)
 
 
 def with_pictures(text: str, folder: Path, limit: int = LIMIT) -> str:
-    """A Markdown text whose PNG files stand in it; of those that would make it too long, the place."""
+    """A Markdown text with its PNG files embedded; those that would make it too long are given by path."""
     room = limit - len(text.encode())
 
-    def inside(found: re.Match[str]) -> str:
+    def embed(match: re.Match[str]) -> str:
         nonlocal room
-        path = folder / found[2]
+        path = folder / match[2]
         if not path.is_file():
-            return found[0]
+            return match[0]
         data = base64.b64encode(path.read_bytes()).decode()
         if len(data) > room:
-            return f"{found[1]}: `{path}`"
+            return f"{match[1]}: `{path}`"
         room -= len(data)
-        return f"![{found[1]}](data:image/png;base64,{data})"
+        return f"![{match[1]}](data:image/png;base64,{data})"
 
-    return re.sub(r"!\[([^]]*)\]\(([^):/]+\.png)\)", inside, text)
+    return re.sub(r"!\[([^]]*)\]\(([^):/]+\.png)\)", embed, text)
 
 
 def stages_page(store: ArtifactStore, ref: ArtifactRef) -> str:
-    """All artifacts that one was made of, itself included, in the order they were made, as a Markdown table."""
+    """A Markdown table of an artifact and all that it was made from, in the order they were made."""
     context = FlowRunContext.get()
     begun = context.start_time.timestamp() if context else math.inf
-    new, old, rows = [], [], []
-    for time, label, part in sorted(_parts(store, ref), key=lambda found: found[0]):
+    new: list[Manifest] = []
+    old: list[Manifest] = []
+    rows = []
+    for time, label, part in sorted(_parts(store, ref), key=lambda entry: entry[0]):
         (new if time >= begun else old).append(part)
         when = "in this run" if time >= begun else f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d}"
         costs = [f"{part.seconds:,.1f} s", f"{part.peak_memory_bytes / 1e9:.2f} GB"]
         cells = [label, *(cell.translate(_UNBROKEN) for cell in (when, *costs))]
         rows.append(f"| {part.stage} | {' | '.join(cells)} | `{part.stage}/{part.key[:_SHOWN_KEY]}*` |")
     head = f"{len(new)} computed in this run, in {_seconds(new)}"
-    head += f"; {len(old)} found, which had taken {_seconds(old)}." if old else "."
+    head += f"; {len(old)} found in the store, which took {_seconds(old)} to compute." if old else "."
     lines = ["# Stages", "", head, ""]
     if left := max(0, len(rows) - _ROWS):
         lines += [f"The {left:,} oldest are not shown.", ""]
@@ -91,11 +93,11 @@ def stages_page(store: ArtifactStore, ref: ArtifactRef) -> str:
         *rows[left:],
         "",
     ]
-    return "\n".join([*lines, f"Artifacts are folders of `{store.root}`; the asterisk is the rest of the key.", ""])
+    return "\n".join([*lines, f"Artifacts are folders of `{store.root}`; * stands for the rest of the key.", ""])
 
 
 def _parts(store: ArtifactStore, ref: ArtifactRef) -> Iterator[tuple[float, str, Manifest]]:
-    """Of an artifact and all it was made of, as far as at hand: when it was published, what of, and its manifest."""
+    """An artifact and all that it was made from, as far as stored here: publication time, label and manifest."""
     seen, waiting = {ref.key}, [("", ref)]
     while waiting:
         label, part = waiting.pop(0)
@@ -113,7 +115,7 @@ def _parts(store: ArtifactStore, ref: ArtifactRef) -> Iterator[tuple[float, str,
                 waiting.append((name, used))
 
 
-def _place(store: ArtifactStore, ref: ArtifactRef) -> str:
+def _location(store: ArtifactStore, ref: ArtifactRef) -> str:
     if "://" in store.root:
         return f"{store.root.rstrip('/')}/{ref.stage}/{ref.key}"
     return str(store.folder(ref.stage, ref.key))

@@ -1,4 +1,4 @@
-"""How far a long stage is: a bar at the terminal, and a progress artifact in the Prefect UI."""
+"""The progress of a long stage: a bar in the terminal, and a progress artifact in the Prefect UI."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
+from typing import cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -16,39 +17,39 @@ from prefect.context import TaskRunContext
 from tailored_llama.console import progress_bar
 from tailored_llama.progress import Progress
 
-EVERY = 5.0  # seconds between two updates, and before the first: what is done sooner needs none
-LAST_WORD = 2.0  # seconds that a stage waits, at its end, for a server that is slow
-KEY = "under-way"  # the same for all: the UI's page of artifacts shows the latest
+EVERY = 5.0  # seconds between updates and before the first; a shorter stage needs none
+LAST_WORD = 2.0  # seconds that a stage waits at its end for a slow server
+KEY = "under-way"  # the same for all stages: the UI's artifact page shows the latest
 
 
 @contextmanager
 def stage_progress(description: str) -> Iterator[Progress]:
-    """Say where a stage is, at the terminal and, within a task run, in the UI.
+    """Show a stage's progress in the terminal and, within a task run, in the UI.
 
-    What happens there cannot harm it; where the server hangs, it costs two seconds, once. The artifact goes when the
-    stage is done: a finished run shows what it found, not 30 bars at their end. That of a stage that fails stays, and
-    says how far it came.
+    Errors of the server do not affect the stage; a server that hangs delays it once, by two seconds. The artifact is
+    deleted when the stage succeeds: a finished run shows its results, not 30 full bars. The artifact of a failed stage
+    stays and shows how far it came.
     """
     with progress_bar(description) as bar:
         if TaskRunContext.get() is None:
             yield bar
             return
-        teller = _Teller(description)
+        reporter = _Reporter(description)
 
         def show(done: int, total: int) -> None:
             bar(done, total)
-            teller.at = (done, total)
-            teller.begin()  # with the first unit of work: a stage whose artifact is found has no progress
+            reporter.at = (done, total)
+            reporter.begin()  # at the first unit of work: a stage whose artifact is found has no progress
 
         try:
             yield show
-            teller.done = True
+            reporter.done = True
         finally:
-            teller.end()
+            reporter.end()
 
 
-class _Teller:
-    """Tells the server from a thread of its own, so that one that is slow or hangs does not hold up the stage."""
+class _Reporter:
+    """Report to the server from a separate thread, so that a slow or hanging server does not hold up the stage."""
 
     def __init__(self, description: str) -> None:
         self.description = description
@@ -56,21 +57,21 @@ class _Teller:
         self.done = False
         self._ended = Event()
         self._artifact: UUID | None = None
-        self._told = (0, 0)
+        self._reported = (0, 0)
         self._thread: Thread | None = None
 
     def begin(self) -> None:
         if self._thread is None:
             run = contextvars.copy_context().run  # the artifact belongs to this task run
-            self._thread = Thread(target=run, args=(self._tell,), daemon=True)
+            self._thread = Thread(target=run, args=(self._report_until_end,), daemon=True)
             self._thread.start()
 
     def end(self) -> None:
         self._ended.set()
         if self._thread is not None:
-            self._thread.join(LAST_WORD)  # the end of the run would cut off what is being said
+            self._thread.join(LAST_WORD)  # a run that ends would cut off the update
 
-    def _tell(self) -> None:
+    def _report_until_end(self) -> None:
         with suppress(Exception), get_client(sync_client=True) as client:
             while not self._ended.wait(EVERY):
                 try:
@@ -85,11 +86,11 @@ class _Teller:
                 self._post()
 
     def _post(self) -> None:
-        if (at := self.at) == self._told:
+        if (at := self.at) == self._reported:
             return
-        (done, total), self._told = at, at
+        (done, total), self._reported = at, at
         share, text = 100 * min(1.0, done / max(1, total)), f"{self.description}: {done:,} of {total:,}"
         if self._artifact is None:
-            self._artifact = create_progress_artifact(share, KEY, text)
+            self._artifact = cast(UUID, create_progress_artifact(share, KEY, text))
         else:
             update_progress_artifact(self._artifact, share, text)

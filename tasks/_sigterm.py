@@ -1,7 +1,7 @@
-"""A SIGTERM that comes while Python clears up objects is not lost.
+"""Keep a SIGTERM that arrives while Python finalises objects.
 
-Prefect turns the signal into an exception in the main thread. Where that is raised within a `__del__`, such as one that
-a pass of the garbage collector calls, Python prints it and goes on, and so would the run.
+Prefect turns the signal into an exception in the main thread. If it is raised within a `__del__`, for example during
+garbage collection, Python prints it and goes on, and so would the run.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from prefect.exceptions import TerminationSignal
 
 
 def heed_sigterm() -> None:
-    """Send this process the signal again where Python dropped it."""
+    """Send this process the signal again when Python dropped it."""
     report = sys.unraisablehook
 
     def send_again(dropped: sys.UnraisableHookArgs) -> None:
         if dropped.exc_type is not TerminationSignal:
             report(dropped)
             return
-        timer = Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))  # when the main thread is out of the `__del__`
+        timer = Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))  # after the main thread has left the `__del__`
         timer.daemon = True
         timer.start()
 

@@ -1,25 +1,23 @@
-"""Stage: the coupled groups of a model; and the check that the asked ratios can be reached."""
+"""Stage: find the coupled groups of a model, and check that the configured ratios can be reached."""
 
 import numpy as np
-from prefect.states import State
+from prefect import State
 
-from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
-from tailored_llama.pruning.groups import build_graph as build
-from tailored_llama.pruning.groups import read_groups
-from tailored_llama.pruning.prune import plan_kept
-from tasks._stage import open_store, stage, task
-
-VERSION = 2
+from tailored_llama.pruning import groups, plan_kept, read_groups
+from tailored_llama.store import ArtifactRef
+from tasks._stage import open_store, reference, stage, task
 
 
 @task("build graph")
-def build_graph(config: RunConfig, dense: ArtifactRef, ratios: tuple[float, ...] = ()) -> State[ArtifactRef]:
-    """Nothing heavy shall run for one of the `ratios` that cannot be reached."""
-    artifacts = open_store(config.store)
-    state = stage(config.store, "groups", VERSION, {}, {"dense": dense}, lambda out: build(artifacts.open(dense), out))
-    groups = read_groups(artifacts.open(state.data))
+def build_graph(config: RunConfig, model: ArtifactRef, ratios: tuple[float, ...] = ()) -> State[ArtifactRef]:
+    """Find the groups; a ratio that cannot be reached fails here, before any expensive stage."""
+    store = open_store(config.store)
+    state = stage(
+        groups, config.store, {}, {"dense": model}, lambda out, progress: groups.build_graph(store.open(model), out=out)
+    )
+    table = read_groups(store.open(reference(state)))
     for ratio in ratios:
-        scores = np.zeros(len(groups))
-        plan_kept(artifacts.open(dense), groups, scores, ratio, config.pruning, config.reconstruction.method)
+        scores = np.zeros(len(table))
+        plan_kept(store.open(model), table, scores, ratio, config.pruning, config.reconstruction.method)
     return state

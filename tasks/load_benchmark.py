@@ -1,23 +1,19 @@
-"""Stage: all examples of a benchmark as one table."""
+"""Stage: load all examples of a benchmark into one table."""
 
-from prefect.states import State
+from prefect import State
 
-from tailored_llama import benchmarks
-from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import BenchmarkConfig, StoreConfig
+from tailored_llama.data import benchmarks
+from tailored_llama.store import ArtifactRef
 from tasks._stage import stage, task
-
-VERSION = 1
 
 
 @task("load {benchmark.name}")
 def load_benchmark(store: StoreConfig, benchmark: BenchmarkConfig) -> State[ArtifactRef]:
-    identity = {split: benchmarks.identity(benchmark, split) for split in ("train", "evaluation")}
     return stage(
+        benchmarks,
         store,
-        "examples",
-        VERSION,
-        {"benchmark": benchmark.name, "identity": identity},
+        benchmarks.key_fields(benchmark),
         {},
-        lambda out: benchmarks.load_benchmark(benchmark, store.downloads, out),
+        lambda out, progress: benchmarks.load_benchmark(benchmark, downloads=store.downloads, out=out),
     )

@@ -1,34 +1,31 @@
-"""Stage: token sequences that importance is measured on and reconstruction fitted to."""
+"""Stage: load the token sequences for importance and reconstruction."""
 
 from collections.abc import Mapping
 
-from prefect.states import State
+from prefect import State
 
-from tailored_llama import calibration, texts
-from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.config import RunConfig
+from tailored_llama.config import PROMPTS, RunConfig
+from tailored_llama.data import calibration
+from tailored_llama.store import ArtifactRef
 from tasks._stage import open_store, stage, task
-
-VERSION = 2
 
 
 @task("load calibration {config.calibration.source}")
 def load_calibration(config: RunConfig, dense: ArtifactRef, prompts: Mapping[str, ArtifactRef]) -> State[ArtifactRef]:
-    """`prompts` are the train prompts by benchmark; the source `prompts` alone reads them."""
-    artifacts, text = open_store(config.store), config.calibration
-    used = dict(prompts) if text.source == texts.PROMPTS else {}
+    """`prompts` are the train prompts by benchmark, read only by the source `prompts`."""
+    store = open_store(config.store)
+    used = dict(prompts) if config.calibration.source == PROMPTS else {}
     return stage(
+        calibration,
         config.store,
-        "calibration",
-        VERSION,
-        {"text": texts.text_identity(text), "samples": text.samples, "tokens": text.tokens, "seed": config.seed},
+        calibration.key_fields(config),
         {"dense": dense} | used,
-        lambda out: calibration.load_calibration(
-            artifacts.open(dense),
-            text,
-            config.store.downloads,
-            config.seed,
-            out,
-            [artifacts.open(p) for p in used.values()],
+        lambda out, progress: calibration.load_calibration(
+            store.open(dense),
+            [store.open(ref) for ref in used.values()],
+            calibration=config.calibration,
+            downloads=config.store.downloads,
+            seed=config.seed,
+            out=out,
         ),
     )

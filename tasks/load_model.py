@@ -1,23 +1,19 @@
-"""Stage: the dense model as a safetensors checkpoint."""
+"""Stage: load the dense model as a safetensors checkpoint."""
 
-from prefect.states import State
+from prefect import State
 
-from tailored_llama import models
-from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import ModelConfig, StoreConfig
+from tailored_llama.models import convert
+from tailored_llama.store import ArtifactRef
 from tasks._stage import stage, task
-
-VERSION = 1
 
 
 @task("load {model.source}")
 def load_model(store: StoreConfig, model: ModelConfig) -> State[ArtifactRef]:
-    identity = models.model_identity(model)
     return stage(
+        convert,
         store,
-        "dense",
-        VERSION,
-        {"identity": identity, "dtype": model.dtype},
+        convert.key_fields(model),
         {},
-        lambda out: models.load_model(model, identity, store.downloads, out),
+        lambda out, progress: convert.prepare_dense(model, downloads=store.downloads, out=out),
     )

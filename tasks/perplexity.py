@@ -1,33 +1,27 @@
-"""Stage: a checkpoint's perplexity on a text."""
+"""Stage: measure a checkpoint's perplexity on a text."""
 
-from prefect.states import State
+from prefect import State
 
-from tailored_llama import perplexity, texts
-from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
-from tasks._progress import stage_progress
+from tailored_llama.evaluation import perplexity
+from tailored_llama.store import ArtifactRef
 from tasks._stage import OnDevice, execution_of, open_store, stage, task
-
-VERSION = 2
 
 
 @task("perplexity {label}", frugal=True)
 def measure_perplexity(config: RunConfig, label: str, checkpoint: ArtifactRef) -> State[ArtifactRef]:
-    store, text = open_store(config.store), config.perplexity
-    with stage_progress(f"perplexity {label}") as progress:
-        return stage(
-            config.store,
-            "perplexity",
-            VERSION,
-            {
-                "text": texts.text_identity(text),
-                "window": text.window,
-                "stride": text.stride or text.window,
-                "tokens": text.tokens,
-            },
-            {"checkpoint": checkpoint},
-            lambda out: perplexity.measure_perplexity(
-                store.open(checkpoint), text, config.store.downloads, out, execution_of(config), progress
-            ),
-            OnDevice(config, "perplexity", {"model": label}),
-        )
+    return stage(
+        perplexity,
+        config.store,
+        perplexity.key_fields(config.perplexity),
+        {"checkpoint": checkpoint},
+        lambda out, progress: perplexity.measure_perplexity(
+            open_store(config.store).open(checkpoint),
+            text=config.perplexity,
+            downloads=config.store.downloads,
+            out=out,
+            execution=execution_of(config),
+            progress=progress,
+        ),
+        OnDevice(config, "perplexity", {"model": label}),
+    )

@@ -1,41 +1,33 @@
-"""Stage: what a pruned checkpoint costs to run, beside the dense one."""
+"""Stage: measure what a pruned checkpoint costs to run, compared with the dense one."""
 
-from dataclasses import replace
-from pathlib import Path
+from prefect import State
 
-from prefect.states import State
-
-from tailored_llama import profiling
-from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig
+from tailored_llama.evaluation import profiling
 from tailored_llama.models import pick_device
-from tasks._progress import stage_progress
+from tailored_llama.store import ArtifactRef
 from tasks._stage import OnDevice, open_store, stage, task
-
-VERSION = 1
 
 
 @task("profile {label}")
 def profile(config: RunConfig, label: str, pruned: ArtifactRef, dense: ArtifactRef) -> State[ArtifactRef]:
-    """The one artifact whose bytes depend on the machine and the moment; its key holds the device."""
-    store, work = open_store(config.store), config.profile
-    device = config.execution.device
-    if device == "auto":  # one that is named need not be on the machine that only asks for it
+    """Only this artifact's bytes depend on the machine and the moment; its key includes the device."""
+    store, device = open_store(config.store), config.execution.device
+    if device == "auto":  # a named device need not exist on a machine that only dispatches
         device = pick_device(device)
-
-    def build(out: Path) -> None:
-        names = {"checkpoint": "pruned", "against": "dense"}
-        folders, sizes = (store.open(pruned), store.open(dense)), (work.batches, work.prompt_tokens, work.new_tokens)
-        rows = profiling.profile(*folders, *sizes, device, work.repeats, progress)
-        profiling.write_profile([replace(row, checkpoint=names[row.role]) for row in rows], out)
-
-    with stage_progress(f"profile {label}") as progress:
-        return stage(
-            config.store,
-            "profile",
-            VERSION,
-            work.model_dump(mode="json") | {"device": device},
-            {"checkpoint": pruned, "against": dense},
-            build,
-            OnDevice(config, "profile", {"model": label}),
-        )
+    return stage(
+        profiling,
+        config.store,
+        profiling.key_fields(config.profile, device),
+        {"checkpoint": pruned, "against": dense},
+        lambda out, progress: profiling.profile_checkpoint(
+            store.open(pruned),
+            store.open(dense),
+            profile=config.profile,
+            labels={"checkpoint": "pruned", "against": "dense"},
+            out=out,
+            execution=config.execution,
+            progress=progress,
+        ),
+        OnDevice(config, "profile", {"model": label}),
+    )

@@ -1,72 +1,54 @@
-"""Stages: the choice of a template set, and the report of a prompt study."""
+"""Stages: choose a template set, and write the report of a prompt study."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from prefect import get_run_logger
-from prefect.states import State
+from prefect import State, get_run_logger
+from prefect.states import Completed
 
-from tailored_llama import prompt_pages, prompt_study
-from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.config import StoreConfig
-from tailored_llama.prompt_study import PromptStudyConfig, Studied
+from tailored_llama.config import BenchmarkConfig, PromptStudyConfig, StoreConfig
+from tailored_llama.data import candidates, study_templates
+from tailored_llama.evaluation import Studied, choose
+from tailored_llama.reports import prompt_study, study_settings
+from tailored_llama.store import ArtifactRef
 from tasks._pages import show_report
-from tasks._stage import open_store, stage, task
+from tasks._results import StudiedBenchmark
+from tasks._stage import open_store, reference, stage, task
+from tasks.report import folders
 
-VERSION = 2
+__all__ = ["candidates", "choose_template", "study_templates", "write_study"]
 
 
 @task("choose {benchmark}")
-def choose_template(store: StoreConfig, benchmark: str, scores: Mapping[str, Sequence[ArtifactRef]]) -> str:
+def choose_template(store: StoreConfig, benchmark: str, scores: Mapping[str, Sequence[ArtifactRef]]) -> State[str]:
     """The name of the set with the highest score."""
-    chosen = prompt_study.choose({name: [open_store(store).open(r) for r in refs] for name, refs in scores.items()})
+    chosen = choose({name: [open_store(store).open(ref) for ref in refs] for name, refs in scores.items()})
     get_run_logger().info("%s: %s", benchmark, chosen)
-    return chosen
+    return Completed(data=chosen)
 
 
 @task("prompt study report")
-def write_study(config: PromptStudyConfig, model: str, made: Sequence[Mapping[str, Any]]) -> State[ArtifactRef]:
-    """Write the report.
-
-    Args:
-        config: the study's.
-        model: what was scored, in words.
-        made: of every benchmark "chosen", the name of a template set, and by such names "selection" and "evaluation"
-            (scores) and "prompts" (of the evaluation split).
-    """
+def write_study(config: PromptStudyConfig, model: str, studied: Mapping[str, StudiedBenchmark]) -> State[ArtifactRef]:
+    """Write the report; `model` describes the scored model, `studied` is by benchmark."""
     store = open_store(config.store)
 
-    def opened(refs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
-        return {name: store.open(ref) for name, ref in refs.items()}
+    def opened(benchmark: BenchmarkConfig) -> Studied:
+        one = studied[benchmark.name]
+        parts = (folders(store, refs) for refs in (one.selection, one.evaluation, one.prompts))
+        return Studied(benchmark, one.chosen, *parts)
 
-    parts = ("selection", "evaluation", "prompts")
-    names = [benchmark.name for benchmark in config.benchmarks]
     inputs = {
         f"{name} {part} {template}": ref
-        for name, one in zip(names, made, strict=True)
-        for part in parts
-        for template, ref in one[part].items()
+        for name, one in studied.items()
+        for part, refs in (("selection", one.selection), ("evaluation", one.evaluation), ("prompts", one.prompts))
+        for template, ref in refs.items()
     }
-    slice_ = {
-        "settings": prompt_pages.study_settings(config),
-        "model": model,
-        "chosen": [one["chosen"] for one in made],
-    }
+    fields = {"settings": study_settings(config), "model": model, "chosen": [one.chosen for one in studied.values()]}
     state = stage(
+        prompt_study,
         config.store,
-        "prompt-study",
-        VERSION,
-        slice_,
+        fields,
         inputs,
-        lambda out: prompt_pages.write_study(
-            config,
-            model,
-            [
-                Studied(benchmark, one["chosen"], *(opened(one[part]) for part in parts))
-                for benchmark, one in zip(config.benchmarks, made, strict=True)
-            ],
-            out,
-        ),
+        lambda out, progress: prompt_study.write_study(config, model, [opened(b) for b in config.benchmarks], out=out),
     )
-    show_report(store, state.data, "study", "prompt-study", "Chosen prompts and references")
+    show_report(store, reference(state), "study", "prompt-study", "Chosen prompts and references")
     return state

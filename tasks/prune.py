@@ -1,15 +1,12 @@
-"""Stage: the plan and the pruned checkpoint."""
+"""Stage: plan the pruning and write the pruned checkpoint."""
 
-from prefect.states import State
+from prefect import State
 
-from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import RunConfig
+from tailored_llama.models import read_structure
 from tailored_llama.pruning import prune as pruning
-from tasks._progress import stage_progress
+from tailored_llama.store import ArtifactRef
 from tasks._stage import OnDevice, execution_of, open_store, stage, task
-
-VERSION = 3
 
 
 @task("prune @ {ratio:.2f}", frugal=True)
@@ -22,39 +19,27 @@ def prune(
     calibration: ArtifactRef | None,
     dense: ArtifactRef,
 ) -> State[ArtifactRef]:
-    """`ratio` counts from the parameters of `dense`; without reconstruction, nothing depends on `calibration`."""
-    artifacts, fitted = open_store(config.store), config.reconstruction
-    original = read_structure(artifacts.open(dense)).parameters
-    slice_ = config.pruning.model_dump(mode="json", exclude={"ratios"})
-    slice_ |= {"ratio": ratio, "original": original, "reconstruction": fitted.method}
-    inputs = {"dense": model, "groups": groups, "importance": importance}
-    if fitted.method == "none":
-        calibration = None
-    if calibration is not None:
-        slice_["ridge"] = fitted.ridge
-        if fitted.method == "sequential":
-            slice_["fitted"] = "every projection"  # artifacts without it: o_proj and down_proj alone
-        inputs["calibration"] = calibration
-    with stage_progress(f"prune @ {ratio:.3g}") as progress:
-        return stage(
-            config.store,
-            "pruned",
-            VERSION,
-            slice_,
-            inputs,
-            lambda out: pruning.prune(
-                artifacts.open(model),
-                artifacts.open(groups),
-                artifacts.open(importance),
-                ratio,
-                config.pruning,
-                fitted,
-                artifacts.open(calibration) if calibration else None,
-                out,
-                original,
-                config.execution.device,
-                progress,
-                execution_of(config).batch_tokens,
-            ),
-            OnDevice(config, "prune", {"ratio": ratio}),
-        )
+    """`ratio` is of the parameters of `dense`; only reconstruction depends on `calibration`."""
+    store = open_store(config.store)
+    original_parameters = read_structure(store.open(dense)).parameters
+    text = None if config.reconstruction.method == "none" else calibration
+    return stage(
+        pruning,
+        config.store,
+        pruning.key_fields(config, ratio, original_parameters),
+        {"dense": model, "groups": groups, "importance": importance} | ({"calibration": text} if text else {}),
+        lambda out, progress: pruning.prune(
+            store.open(model),
+            store.open(groups),
+            store.open(importance),
+            store.open(text) if text else None,
+            ratio=ratio,
+            pruning=config.pruning,
+            reconstruction=config.reconstruction,
+            original_parameters=original_parameters,
+            out=out,
+            execution=execution_of(config),
+            progress=progress,
+        ),
+        OnDevice(config, "prune", {"ratio": ratio}),
+    )

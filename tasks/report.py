@@ -1,89 +1,104 @@
-"""Stage: the report, from everything that was made."""
+"""Stage: write the report of a run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from prefect.states import State
+from prefect import State
 
-from tailored_llama import profiling, recovery, reports
-from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.checkpoints import read_structure
 from tailored_llama.config import RunConfig
-from tailored_llama.scoring import read_metrics
+from tailored_llama.evaluation import read_metrics, read_profile
+from tailored_llama.models import read_structure
+from tailored_llama.progress import Progress
+from tailored_llama.reports import Cost, ModelResults, ReportInputs, RunResults, run
+from tailored_llama.store import ArtifactRef, ArtifactStore
 from tasks._pages import show_report
-from tasks._stage import open_store, stage, task
-
-VERSION = 6
+from tasks._results import MeasuredModel, TailoredRun
+from tasks._stage import open_store, reference, stage, task
 
 
 @task("report")
 def report(
-    config: RunConfig, dense: dict[str, Any], runs: dict[float, dict[str, Any]], prompts: dict[str, ArtifactRef]
+    config: RunConfig,
+    dense: MeasuredModel,
+    importance: ArtifactRef,
+    runs: Sequence[TailoredRun],
+    prompts: Mapping[str, ArtifactRef],
 ) -> State[ArtifactRef]:
-    """Write the report.
-
-    Args:
-        config: the run's.
-        dense: "checkpoint", "importance" and "perplexity" artifacts, and "scores" by benchmark.
-        runs: by ratio: "checkpoint", "perplexity" and "profile" (or None) artifacts; "healed", the same two of the
-            healed model (or None); "adapters" by what they were trained on; "scores" (of the pruned model) and
-            "tailored" (scores with the adapters) by benchmark.
-        prompts: the rendered evaluation prompts, by benchmark.
-    """
+    """Write the report; `prompts` are the rendered evaluation prompts, by benchmark."""
     store = open_store(config.store)
-    refs = dict(_flatten("", {"dense": dense, "pruned": runs, "prompts": prompts}))
-    slice_ = config.model_dump(mode="json", exclude={"execution", "store"})
+    refs = dict(_labelled(dense, importance, runs, prompts))
 
-    def build(out: Any) -> None:
+    def build(out: Path, progress: Progress) -> None:
         manifests = {label: store.manifest(ref) for label, ref in refs.items()}
-        inputs = recovery.ReportInputs(
-            config=config,
+        inputs = ReportInputs(
             model=config.model.source,
-            dense=model_scores(store, dense),
-            runs=tuple(
-                recovery.PrunedRun(
-                    ratio=ratio,
-                    pruned=model_scores(store, run),
-                    tailored=recovery.ModelScores(scores=_folders(store, run["tailored"])),
-                    healed_perplexity=read_metrics(store.open(run["healed"]["perplexity"])) if run["healed"] else None,
-                    plan=store.open(run["checkpoint"]),
-                    logs=_folders(store, run["adapters"]),
-                    profile=tuple(profiling.read_profile(store.open(run["profile"]))) if run["profile"] else (),
-                )
-                for ratio, run in runs.items()
-            ),
-            importance=store.open(dense["importance"]),
-            prompts=_folders(store, prompts),
+            dense=results(store, dense),
+            runs=tuple(run_results(store, one) for one in runs),
+            config=config,
+            importance=store.open(importance),
+            prompts=folders(store, prompts),
             costs=tuple(
-                recovery.Cost(m.stage, label, m.seconds, m.peak_memory_bytes, m.measured)
-                for label, m in manifests.items()
+                Cost(m.stage, label, m.seconds, m.peak_memory_bytes, m.measured) for label, m in manifests.items()
             ),
             libraries=manifests["dense checkpoint"].libraries,
         )
-        reports.write_report(inputs, out)
+        run.write_report(inputs, out=out)
 
-    state = stage(config.store, "report", VERSION, slice_, refs, build)
-    show_report(store, state.data, "report", "recovery", "What was kept and what was lost")
+    fields = config.model_dump(mode="json", exclude={"execution", "store"})
+    state = stage(run, config.store, fields, refs, build)
+    show_report(store, reference(state), "report", "recovery", "What was kept and what was lost")
     return state
 
 
-def _flatten(prefix: str, tree: Mapping[Any, Any]) -> Iterator[tuple[str, ArtifactRef]]:
-    for name, value in tree.items():
-        label = f"{prefix} {name}".strip()
-        if isinstance(value, ArtifactRef):
-            yield label, value
-        elif value is not None:
-            yield from _flatten(label, value)
+def _labelled(
+    dense: MeasuredModel, importance: ArtifactRef, runs: Sequence[TailoredRun], prompts: Mapping[str, ArtifactRef]
+) -> Iterator[tuple[str, ArtifactRef]]:
+    """All inputs of the report, with the labels that it shows."""
+    yield from labelled("dense", dense)
+    yield "dense importance", importance
+    for one in runs:
+        name = f"pruned {one.ratio}"
+        yield from labelled(name, one.pruned)
+        if one.profile:
+            yield f"{name} profile", one.profile
+        if one.healed:
+            yield from labelled(f"{name} healed", one.healed)
+        for kind, refs in (("adapters", one.adapters), ("tailored", one.tailored)):
+            yield from ((f"{name} {kind} {key}", ref) for key, ref in refs.items())
+    yield from ((f"prompts {name}", ref) for name, ref in prompts.items())
 
 
-def _folders(store: Any, refs: Mapping[str, ArtifactRef]) -> dict[str, Any]:
+def labelled(name: str, model: MeasuredModel) -> Iterator[tuple[str, ArtifactRef]]:
+    """The artifacts of a measured model, each with a label."""
+    yield f"{name} checkpoint".strip(), model.checkpoint
+    yield f"{name} perplexity".strip(), model.perplexity
+    yield from ((f"{name} scores {benchmark}".strip(), ref) for benchmark, ref in model.scores.items())
+
+
+def folders(store: ArtifactStore, refs: Mapping[str, ArtifactRef]) -> dict[str, Path]:
+    """The folder of each artifact, verified."""
     return {name: store.open(ref) for name, ref in refs.items()}
 
 
-def model_scores(store: Any, made: dict[str, Any]) -> recovery.ModelScores:
+def results(store: ArtifactStore, model: MeasuredModel) -> ModelResults:
     """A model's size, perplexity and scores, from its artifacts."""
-    return recovery.ModelScores(
-        checkpoint_parameters=read_structure(store.open(made["checkpoint"])).parameters,
-        perplexity=read_metrics(store.open(made["perplexity"])),
-        scores=_folders(store, made["scores"]),
+    return ModelResults(
+        parameters=read_structure(store.open(model.checkpoint)).parameters,
+        perplexity=read_metrics(store.open(model.perplexity)),
+        scores=folders(store, model.scores),
+    )
+
+
+def run_results(store: ArtifactStore, one: TailoredRun) -> RunResults:
+    """The results at one ratio, from its artifacts."""
+    healed: dict[str, Any] | None = read_metrics(store.open(one.healed.perplexity)) if one.healed else None
+    return RunResults(
+        ratio=one.ratio,
+        pruned=results(store, one.pruned),
+        tailored=folders(store, one.tailored),
+        plan=store.open(one.pruned.checkpoint),
+        logs=folders(store, one.adapters),
+        profile=read_profile(store.open(one.profile)) if one.profile else (),
+        healed_perplexity=healed,
     )

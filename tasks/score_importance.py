@@ -1,46 +1,34 @@
-"""Stage: the importance of every coupled group."""
+"""Stage: score the importance of every coupled group."""
 
-from prefect.states import State
+from prefect import State
 
-from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import DATA_FREE, RunConfig
 from tailored_llama.pruning import importance
-from tasks._progress import stage_progress
+from tailored_llama.store import ArtifactRef
 from tasks._stage import OnDevice, execution_of, open_store, stage, task
-
-VERSION = 3
 
 
 @task("importance {config.pruning.criterion}", frugal=True)
 def score_importance(
-    config: RunConfig, dense: ArtifactRef, calibration: ArtifactRef | None, groups: ArtifactRef
+    config: RunConfig, model: ArtifactRef, groups: ArtifactRef, calibration: ArtifactRef | None
 ) -> State[ArtifactRef]:
-    """Criteria that read no calibration text do not depend on it."""
+    """Only criteria that read calibration text depend on it."""
     store, criterion = open_store(config.store), config.pruning.criterion
-    calibration = None if criterion in DATA_FREE else calibration
-    inputs = {"dense": dense, "groups": groups}
-    slice_ = {"criterion": criterion}
-    if calibration is not None:
-        inputs["calibration"] = calibration
-    if criterion in ("random", "taylor_gate"):  # which draw
-        slice_["seed"] = config.seed
-    with stage_progress(f"importance {criterion}") as progress:
-        return stage(
-            config.store,
-            "importance",
-            VERSION,
-            slice_,
-            inputs,
-            lambda out: importance.score_importance(
-                store.open(dense),
-                store.open(calibration) if calibration else None,
-                store.open(groups),
-                criterion,
-                config.seed,
-                out,
-                config.execution.device,
-                progress,
-                execution_of(config).batch_tokens,
-            ),
-            OnDevice(config, "importance", {}),
-        )
+    text = None if criterion in DATA_FREE else calibration
+    return stage(
+        importance,
+        config.store,
+        importance.key_fields(config),
+        {"dense": model, "groups": groups} | ({"calibration": text} if text else {}),
+        lambda out, progress: importance.score_importance(
+            store.open(model),
+            store.open(groups),
+            store.open(text) if text else None,
+            criterion=criterion,
+            seed=config.seed,
+            out=out,
+            execution=execution_of(config),
+            progress=progress,
+        ),
+        OnDevice(config, "importance", {}),
+    )

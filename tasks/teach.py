@@ -1,31 +1,32 @@
-"""Stage: what the dense model says next, all along a text or the shots of a benchmark."""
+"""Stage: record teacher outputs of the dense model on a text or on the shots of a benchmark."""
 
-from prefect.states import State
+from prefect import State
 
-from tailored_llama import distillation
-from tailored_llama.artifacts import ArtifactRef
 from tailored_llama.config import RunConfig, reserved_tokens
-from tasks._progress import stage_progress
+from tailored_llama.data import prompts
+from tailored_llama.store import ArtifactRef
+from tailored_llama.training import distillation
 from tasks._stage import OnDevice, execution_of, open_store, stage, task
-
-VERSION = 1
 
 
 @task("teach {label}", frugal=True)
 def teach(config: RunConfig, label: str, dense: ArtifactRef, source: ArtifactRef) -> State[ArtifactRef]:
-    """`source` is a calibration artifact, or train prompts."""
-    store, asked = open_store(config.store), config.distillation
-    soft = source.stage == "prompts" and reserved_tokens(config.tuning)
-    reserved = {"reserved": soft} if soft else {}
-    with stage_progress(f"teach {label}") as progress:
-        return stage(
-            config.store,
-            "teacher",
-            VERSION,
-            {"temperature": asked.temperature, "top": asked.top, **reserved},
-            {"dense": dense, "source": source},
-            lambda out: distillation.teach(
-                store.open(dense), store.open(source), asked, out, execution_of(config), progress, **reserved
-            ),
-            OnDevice(config, "teach", {"source": label}),
-        )
+    """`source` is a calibration artifact or train prompts; the latter leave room for a soft prompt."""
+    store = open_store(config.store)
+    reserved = reserved_tokens(config.tuning) if source.stage == prompts.STAGE else 0
+    return stage(
+        distillation,
+        config.store,
+        distillation.key_fields(config, reserved),
+        {"dense": dense, "source": source},
+        lambda out, progress: distillation.teach(
+            store.open(dense),
+            store.open(source),
+            distillation=config.distillation,
+            reserved=reserved,
+            out=out,
+            execution=execution_of(config),
+            progress=progress,
+        ),
+        OnDevice(config, "teach", {"source": label}),
+    )

@@ -1,44 +1,36 @@
-"""Stage: the table and the heat map of a transfer."""
+"""Stage: write the report of a transfer, with its table and heat map."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from prefect.states import State
+from prefect import State
 
-from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.config import RunConfig
-from tailored_llama.transfer import UNREAD, Cell
-from tailored_llama.transfer_report import write_transfer as write
+from tailored_llama.config import UNREAD_BY_TRANSFER, RunConfig
+from tailored_llama.evaluation import TransferCell
+from tailored_llama.reports import transfer
+from tailored_llama.store import ArtifactRef
 from tasks._pages import show_report
-from tasks._stage import open_store, stage, task
-
-VERSION = 2
+from tasks._results import TransferScore
+from tasks._stage import open_store, reference, stage, task
 
 
 @task("transfer report")
-def write_transfer(config: RunConfig, made: Sequence[Mapping[str, Any]]) -> State[ArtifactRef]:
-    """Write the report.
-
-    Args:
-        config: the run's.
-        made: every cell: "model", "benchmark", and "scores" (an artifact) or "error".
-    """
+def write_transfer(config: RunConfig, scores: Sequence[TransferScore]) -> State[ArtifactRef]:
+    """Write the report of every model on every benchmark."""
     store = open_store(config.store)
 
-    def cell(found: Mapping[str, Any]) -> Cell:
-        folder = store.open(found["scores"]) if "scores" in found else None
-        return Cell(found["model"], found["benchmark"], folder, found.get("error"))
+    def cell(score: TransferScore) -> TransferCell:
+        return TransferCell(
+            score.model, score.benchmark, store.open(score.scores) if score.scores else None, score.error
+        )
 
-    inputs = {f"{found['model']} on {found['benchmark']}": found["scores"] for found in made if "scores" in found}
-    slice_ = config.model_dump(mode="json", exclude={"execution", "store", *UNREAD})
-    slice_["cells"] = [{name: found.get(name) for name in ("model", "benchmark", "error")} for found in made]
+    fields = config.model_dump(mode="json", exclude={"execution", "store", *UNREAD_BY_TRANSFER})
+    fields["cells"] = [{"model": s.model, "benchmark": s.benchmark, "error": s.error} for s in scores]
     state = stage(
+        transfer,
         config.store,
-        "transfer",
-        VERSION,
-        slice_,
-        inputs,
-        lambda out: write(config, [cell(found) for found in made], out),
+        fields,
+        {f"{score.model} on {score.benchmark}": score.scores for score in scores if score.scores},
+        lambda out, progress: transfer.write_transfer(config, [cell(score) for score in scores], out=out),
     )
-    show_report(store, state.data, "transfer", "transfer", "Each adapter on every benchmark")
+    show_report(store, reference(state), "transfer", "transfer", "Each adapter on every benchmark")
     return state

@@ -1,17 +1,14 @@
-"""Stage: one LoRA adapter, for one benchmark or for several."""
+"""Stage: tune one adapter, for one benchmark or for several."""
 
 from collections.abc import Mapping
 
-from prefect.states import State
+from prefect import State
 
-from tailored_llama import tuning
-from tailored_llama.artifacts import ArtifactRef
-from tailored_llama.benchmarks import headline_metric
-from tailored_llama.config import RunConfig, read_fields
-from tasks._progress import stage_progress
+from tailored_llama.config import RunConfig, named_benchmark
+from tailored_llama.data import headline_metric
+from tailored_llama.store import ArtifactRef
+from tailored_llama.training import tuning
 from tasks._stage import OnDevice, execution_of, open_store, stage, task
-
-VERSION = 4
 
 
 @task("tune {label} @ {ratio:.2f}", frugal=True)
@@ -24,45 +21,35 @@ def tune(
     teachers: Mapping[str, ArtifactRef],
     text: ArtifactRef | None = None,
 ) -> State[ArtifactRef]:
-    """`prompts` are the train prompts by benchmark; `teachers`, of the same, and `text` what distillation asks for."""
-    store, taught = open_store(config.store), config.distillation
-    metrics = {name: headline_metric(next(b for b in config.benchmarks if b.name == name)) for name in prompts}
-    slice_ = read_fields(config.tuning) | {"seed": config.seed}
+    """`prompts` are the train prompts by benchmark; `teachers` and `text` are teacher outputs, for distillation."""
+    store = open_store(config.store)
+    metrics = {name: headline_metric(named_benchmark(config, name)) for name in prompts}
+    fields = tuning.key_fields(config, metrics, taught=bool(teachers), text=text is not None)
     inputs = {"pruned": pruned} | {f"prompts {name}": ref for name, ref in prompts.items()}
-    if config.tuning.ranking:
-        slice_["metrics"] = metrics
-    if len(prompts) > 1:  # each gives a part, the first ones perhaps one more
-        slice_ |= {"shots": config.tuning.shots, "held_out": config.tuning.held_out, "order": list(prompts)}
-    if teachers:
-        slice_ |= {"weight": taught.weight, "temperature": taught.temperature}
-        inputs |= {f"teacher {name}": ref for name, ref in teachers.items()}
+    inputs |= {f"teacher {name}": ref for name, ref in teachers.items()}
     if text:
-        slice_["sequences"] = taught.sequences
         inputs["text"] = text
 
     def source(name: str) -> tuning.Source:
         teacher = store.open(teachers[name]) if name in teachers else None
         return tuning.Source(store.open(prompts[name]), metrics[name], teacher)
 
-    resume = store.resume_folder("adapter", VERSION, slice_, inputs)
-    with stage_progress(f"tune {label} @ {ratio}") as progress:
-        return stage(
-            config.store,
-            "adapter",
-            VERSION,
-            slice_,
-            inputs,
-            lambda out: tuning.tune(
-                store.open(pruned),
-                [source(name) for name in prompts],
-                config.tuning,
-                config.seed,
-                out,
-                execution_of(config),
-                progress,
-                taught,
-                store.open(text) if text else None,
-                resume,
-            ),
-            OnDevice(config, "tune", {"benchmark": label, "ratio": ratio}),
-        )
+    return stage(
+        tuning,
+        config.store,
+        fields,
+        inputs,
+        lambda out, progress: tuning.tune(
+            store.open(pruned),
+            [source(name) for name in prompts],
+            store.open(text) if text else None,
+            tuning=config.tuning,
+            distillation=config.distillation,
+            seed=config.seed,
+            out=out,
+            execution=execution_of(config),
+            resume=store.resume_folder(tuning.STAGE, tuning.VERSION, fields, inputs),
+            progress=progress,
+        ),
+        OnDevice(config, "tune", {"benchmark": label, "ratio": ratio}),
+    )

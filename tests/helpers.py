@@ -12,12 +12,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tailored_llama.artifacts import write_table
-from tailored_llama.config import ReconstructionConfig
-from tailored_llama.scoring import PREDICTIONS_SCHEMA
-from tailored_llama.tokens import encode_pair
+from tailored_llama.config import ExecutionConfig, ReconstructionConfig
+from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
+from tailored_llama.models import encode_pair
+from tailored_llama.store import write_table
 
 UNFITTED = ReconstructionConfig(method="none")
+CPU = ExecutionConfig(device="cpu")
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,38 +1,134 @@
-"""Imports go down only: deployments → flows → tasks → tailored_llama → libraries."""
+"""Imports go down only: from deployments through flows and tasks to the library, and in it from room to room."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FORBIDDEN = {
+LIBRARY = ROOT / "tailored_llama"
+GROUND = ("errors", "memory", "progress", "console")  # what every room may use
+ROOMS = {  # each with the rooms that it may import
+    "config": (),
+    "store": ("config",),
+    "models": ("config", "store"),
+    "data": ("config", "store", "models"),
+    "pruning": ("config", "store", "models", "data"),
+    "training": ("config", "store", "models", "data"),
+    "evaluation": ("config", "store", "models", "data"),
+    "reports": ("config", "store", "models", "data", "pruning", "training", "evaluation"),
+    "cli": ("config", "store", "models", "data", "pruning", "training", "evaluation", "reports", "preflight"),
+}
+MAY_IMPORT = ROOMS | {
+    "errors": (),
+    "progress": (),
+    "memory": (),
+    "console": (),
+    "preflight": ("config", "store", "models", "data"),
+    "__init__": ("models",),
+}
+FORBIDDEN = {  # packages that a package never imports
     "tailored_llama": {"prefect", "tasks", "flows", "deployments"},
     "tasks": {"flows", "deployments"},
-    "deployments": {"flows", "tasks", "tailored_llama", "torch", "transformers", "peft", "torch_pruning"},
     "flows": {"deployments", "torch", "transformers", "peft", "torch_pruning"},
+    "deployments": {"flows", "tasks", "tailored_llama", "torch", "transformers", "peft", "torch_pruning"},
+}
+FLOWS_MAY_IMPORT = {
+    "tailored_llama.config": None,  # anything
+    "tailored_llama.preflight": None,
+    "tailored_llama.errors": None,
+    "tailored_llama.store": {"ArtifactRef"},
+    "tailored_llama.reports": {"recovery_table", "sweep_table", "transfer_table", "study_table"},
+}
+
+FILES = {
+    package: sorted((ROOT / package).rglob("*.py")) for package in ("tailored_llama", "tasks", "flows", "deployments")
 }
 
 
-def imports(path: Path) -> set[str]:
-    found: set[str] = set()
+def imports(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Every import of a file, also those within functions: the module, and the name that is taken from it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
-    return found
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            yield from ((str(node.module), alias.name) for alias in node.names)
+
+
+def room_of(path: Path) -> str:
+    """The room of a file, or its own name where it lies in none."""
+    inside = path.relative_to(LIBRARY)
+    return inside.parts[0] if len(inside.parts) > 1 else inside.stem
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
-def test_imports_go_down_only(package: str) -> None:
-    files = list((ROOT / package).rglob("*.py"))
-    assert files
-    for path in files:
-        assert not imports(path) & FORBIDDEN[package], path
+def test_packages_import_downwards_only(package: str) -> None:
+    assert FILES[package]
+    for path in FILES[package]:
+        for module, _ in imports(path):
+            assert module.split(".")[0] not in FORBIDDEN[package], f"{path} imports {module}"
+
+
+def test_no_module_lies_outside_a_room_but_the_ground_and_preflight() -> None:
+    outside = {path.stem for path in LIBRARY.glob("*.py")}
+    assert outside == {"__init__", "preflight", *GROUND}
+    assert {path.name for path in LIBRARY.iterdir() if path.is_dir() and path.name != "__pycache__"} == ROOMS.keys()
+
+
+@pytest.mark.parametrize("path", FILES["tailored_llama"], ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_rooms_import_the_rooms_before_them_from_the_face_only(path: Path) -> None:
+    room = room_of(path)
+    for module, name in imports(path):
+        _, _, inside = module.partition("tailored_llama.")
+        if not module.startswith("tailored_llama") or inside.split(".")[0] == room:
+            continue
+        assert inside, f"{path} imports {name} from tailored_llama itself; allowed: from a room"
+        other, _, deeper = inside.partition(".")
+        if other in GROUND:
+            continue
+        assert other in MAY_IMPORT[room], f"{path} imports {module}; allowed in {room}: {MAY_IMPORT[room]}"
+        assert not deeper, f"{path} imports {module}; allowed: from {other} itself"
+        if other in ROOMS and room != "__init__":
+            assert_in_face(other, str(name), path)
+
+
+def assert_in_face(room: str, name: str, path: Path) -> None:
+    face = importlib.import_module(f"tailored_llama.{room}")
+    assert name in face.__all__, f"{path} imports {name}, which is not in the face of {room}"
+
+
+@pytest.mark.parametrize("package", ["tasks", "flows"])
+def test_tasks_and_flows_import_faces_only(package: str) -> None:
+    for path in FILES[package]:
+        for module, name in imports(path):
+            if not module.startswith("tailored_llama"):
+                continue
+            room, _, deeper = module.removeprefix("tailored_llama.").partition(".")
+            assert not deeper, f"{path} imports {module}; allowed: from the face of {room}"
+            if room in ROOMS:
+                assert_in_face(room, str(name), path)
+
+
+def test_flows_import_of_the_library_what_composition_needs() -> None:
+    for path in FILES["flows"]:
+        for module, name in imports(path):
+            if module.startswith("tailored_llama"):
+                assert module in FLOWS_MAY_IMPORT, f"{path} imports {module}; allowed: {', '.join(FLOWS_MAY_IMPORT)}"
+                allowed = FLOWS_MAY_IMPORT[module]
+                assert allowed is None or name in allowed, f"{path} imports {name} from {module}; allowed: {allowed}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_face_lists_what_it_has_in_order_and_nothing_private(room: str) -> None:
+    face = importlib.import_module(f"tailored_llama.{room}")
+    assert all(hasattr(face, name) for name in face.__all__)
+    assert not [name for name in face.__all__ if name.startswith("_")]
 
 
 def test_no_module_hides_a_dependency() -> None:

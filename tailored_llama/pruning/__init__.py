@@ -1,1 +1,9 @@
-"""Coupled groups, their importance, the plan, and the surgery."""
+"""Coupled groups, their importance, the plan, reconstruction and surgery."""
+
+from tailored_llama.pruning import groups, importance, prune
+from tailored_llama.pruning.groups import read_groups
+from tailored_llama.pruning.importance import IMPORTANCE_SCHEMA
+from tailored_llama.pruning.plan import read_plan
+from tailored_llama.pruning.prune import plan_kept
+
+__all__ = ["IMPORTANCE_SCHEMA", "groups", "importance", "plan_kept", "prune", "read_groups", "read_plan"]

@@ -1,4 +1,4 @@
-"""Importance by what flows into the two output projections of a layer: one forward pass, no gradient."""
+"""Importance from the inputs of a layer's two output projections: one forward pass, no gradient."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tailored_llama.calibration import sequences_at_once
 from tailored_llama.config import Criterion
+from tailored_llama.data import sequences_at_once
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Groups, Slices, add_scores
 
@@ -24,25 +24,25 @@ def activation_scores(
     progress: Progress = silent,
     batch_tokens: int | None = None,
 ) -> np.ndarray[Any, Any]:
-    """Importance from weights and calibration activations, of the columns of o_proj and down_proj that a group owns.
+    """Importance from weights and calibration activations of the o_proj and down_proj columns that each group owns.
 
-    With X_j the j-th input of the projection over all calibration tokens and W_j the column it meets,
+    With X_j the j-th input of the projection over all calibration tokens and W_j the matching column of the weight:
 
     * `wanda_sp`: Σ |W_j|·‖X_j‖₂ (Wanda, arXiv 2306.11695, equation 1, summed over the column);
     * `flap`: Var(X_j)·‖W_j‖² (FLAP, arXiv 2312.11983, its metric WIFV), standardised within each layer and kind, so
       that layers can be ranked against each other.
 
-    A known deviation: FLAP ranks heads and channels by score alone; here the global ranking is by score per parameter,
-    so its scores are multiplied by the group's parameters, which leaves FLAP's order.
+    Known deviation: FLAP ranks heads and channels by score alone. The global ranking here is by score per parameter,
+    so each score is multiplied by the group's parameter count, which keeps FLAP's order.
 
     Args:
         model: a causal LM.
         input_ids: int64 [samples, tokens].
         slices: which group owns which index of which parameter.
         groups: all coupled groups.
-        criterion: one of the two.
-        progress: told of every batch.
-        batch_tokens: in a forward pass at most; absent: 4,096.
+        criterion: `wanda_sp` or `flap`.
+        progress: called after every batch.
+        batch_tokens: most tokens per forward pass; None: 4,096.
     """
     owned = {part.parameter.removesuffix(".weight"): part for part in slices if part.dim == 1}
     modules = {name: module for name, module in model.named_modules() if name in owned}
@@ -57,8 +57,8 @@ def activation_scores(
             variance = (squares[name] - sums[name].square() / count).clamp_min(0) / max(1, count - 1)
             values = weight.square().sum(0).double() * variance
         add_scores(scores, owned[name], values)
-    found = scores.numpy()
-    return found if criterion == "wanda_sp" else _standardised(found, groups) * groups.parameters
+    totals = scores.numpy()
+    return totals if criterion == "wanda_sp" else _standardised(totals, groups) * groups.parameters
 
 
 def _moments(
@@ -93,12 +93,12 @@ def _moments(
 
 
 def _standardised(scores: np.ndarray[Any, Any], groups: Groups) -> np.ndarray[Any, Any]:
-    """Zero mean and unit deviation within every layer and kind; zero where all of them are alike."""
+    """Scale to zero mean and unit deviation within every layer and kind; equal scores become zero."""
     result = np.zeros_like(scores)
     for layer in np.unique(groups.layer):
         for kind in np.unique(groups.kind):
-            here = (groups.layer == layer) & (groups.kind == kind)
-            deviation = scores[here].std() if here.any() else 0.0
+            members = (groups.layer == layer) & (groups.kind == kind)
+            deviation = scores[members].std() if members.any() else 0.0
             if deviation > 0:
-                result[here] = (scores[here] - scores[here].mean()) / deviation
+                result[members] = (scores[members] - scores[members].mean()) / deviation
     return result

@@ -1,4 +1,4 @@
-"""Coupled groups of a decoder, found by torch-pruning's dependency graph."""
+"""Coupled groups of a decoder, found with torch-pruning's dependency graph."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ import torch_pruning as tp
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tailored_llama.artifacts import read_table, write_table
-from tailored_llama.checkpoints import (
+from tailored_llama.errors import InputError
+from tailored_llama.models import (
+    FUSED,
     LAYERED_PREFIX,
     Layer,
     Structure,
+    all_tensor_shapes,
     layered_config,
     read_config,
     read_structure,
-    tensor_shapes,
-    weight_files,
 )
-from tailored_llama.errors import InputError
+from tailored_llama.store import read_table, write_table
 
 KINDS = ("attention", "mlp")
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # Phi-3's
 GROUPS_SCHEMA = pa.schema(
     {"group": pa.int32(), "layer": pa.int16(), "kind": pa.string(), "index": pa.int32(), "parameters": pa.int64()}
 )
@@ -71,18 +70,21 @@ class Slices:
     owner: np.ndarray[Any, Any]
 
 
-def build_graph(dense: Path, out: Path) -> dict[str, Any]:
+STAGE, VERSION = "groups", 2
+
+
+def build_graph(checkpoint: Path, *, out: Path) -> dict[str, Any]:
     """Stage: write `groups.parquet` and `members.parquet` for a checkpoint; no weight is read.
 
-    One layer is traced; all layers of a decoder are wired alike, so what it couples is mapped to each one's widths.
+    One layer is traced. All layers of a decoder are wired alike, so its couplings are mapped to the widths of each.
 
     Raises:
-        InputError: the dependency graph couples other parameters than those of a LLaMA layer.
+        InputError: the dependency graph couples parameters other than those of a LLaMA layer.
     """
-    structure, config = read_structure(dense), read_config(dense)
-    shapes = {name: shape for file in weight_files(dense) for name, shape in tensor_shapes(file).items()}
+    structure, config = read_structure(checkpoint), read_config(checkpoint)
+    shapes = all_tensor_shapes(checkpoint)
     coupled = trace(config, structure.layers[:1])[0]
-    rows: list[np.ndarray[Any, Any]] = []  # layer, kind, index, parameters of the groups of one layer and kind
+    rows: list[np.ndarray[Any, Any]] = []  # per layer and kind: layer, kind, index, parameters of each group
     members: list[np.ndarray[Any, Any]] = []  # group, parameter, dim, start, stop
     names: list[str] = []
     first = 0
@@ -138,11 +140,11 @@ def read_slices(folder: Path, structure_shapes: dict[str, list[int]]) -> list[Sl
 
 
 def by_parameter(slices: list[Slices]) -> dict[str, list[Slices]]:
-    """The slices of each parameter."""
-    found: dict[str, list[Slices]] = defaultdict(list)
+    """Group slices by the name of their parameter."""
+    grouped: dict[str, list[Slices]] = defaultdict(list)
     for part in slices:
-        found[part.parameter].append(part)
-    return dict(found)
+        grouped[part.parameter].append(part)
+    return dict(grouped)
 
 
 def add_scores(scores: Tensor, part: Slices, values: Tensor) -> None:
@@ -150,7 +152,7 @@ def add_scores(scores: Tensor, part: Slices, values: Tensor) -> None:
 
     Args:
         scores: float64 [groups], on the CPU; changed in place.
-        part: who owns what.
+        part: which group owns which index.
         values: [size of the dimension], on any device.
     """
     owned = torch.from_numpy(np.flatnonzero(part.owner >= 0))
@@ -161,23 +163,23 @@ Coupled = dict[str, list[tuple[str, str]]]  # kind of group → projections, eac
 
 
 def trace(config: dict[str, Any], layers: tuple[Layer, ...]) -> list[Coupled]:
-    """What the dependency graph couples with each KV head and each MLP channel, layer by layer.
+    """Find the projections that are coupled with each KV head and each MLP channel, layer by layer.
 
-    Traced is a twin without weights in which every query head has its own KV head: torch-pruning does not follow the
-    head sharing of grouped-query attention (under sdpa it pairs KV head 0 with query head 0 alone, under eager it
-    stops at k_proj). Nor does it follow a projection that holds several in one, as Phi-3's do: its twin is a Mistral,
-    the same layer with separate projections.
+    The traced model is a twin without weights in which every query head has its own KV head: torch-pruning does not
+    follow the head sharing of grouped-query attention (under sdpa it pairs KV head 0 with query head 0 alone, under
+    eager it stops at k_proj). Nor does it follow fused projections such as Phi-3's, so the twin of a Phi-3 is a
+    Mistral, the same layer with separate projections.
 
     Args:
         config: `config.json` of the model.
-        layers: widths of the layers to trace; KV heads are taken as many as there are heads.
+        layers: widths of the layers to trace; the number of KV heads is taken to be the number of heads.
 
     Raises:
-        InputError: other parameters are coupled than allowed, or not index by index.
+        InputError: the coupled parameters are not those of a LLaMA layer, or are not coupled index by index.
     """
     twin, inputs = _meta_twin(config, layers)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it names the norms as unwrapped parameters; hidden width is never pruned
+        warnings.simplefilter("ignore")  # about norms as unwrapped parameters; the hidden width is never pruned
         graph = tp.DependencyGraph().build_dependency(
             twin, example_inputs=inputs, forward_fn=lambda model, kwargs: model(**kwargs)
         )
@@ -185,14 +187,14 @@ def trace(config: dict[str, Any], layers: tuple[Layer, ...]) -> list[Coupled]:
     prune_out, prune_in = tp.prune_linear_out_channels, tp.prune_linear_in_channels
 
     def members(root: Any, indices: list[int]) -> dict[tuple[str, str], list[int]]:
-        """(projection, "out" or "in") → the indices that go with `indices` of the root's outputs."""
-        found: dict[tuple[str, str], list[int]] = {}
-        for dependency, together in graph.get_pruning_group(root, prune_out, idxs=indices):
+        """(projection, "out" or "in") → its indices that are coupled with `indices` of the root's outputs."""
+        group: dict[tuple[str, str], list[int]] = {}
+        for dependency, positions in graph.get_pruning_group(root, prune_out, idxs=indices):
             module, handler = dependency.target.module, dependency.handler
             if module in names:  # the others are element-wise operations, which hold no parameters
                 side = "in" if handler.__name__ == prune_in.__name__ else "out"
-                found[names[module], side] = sorted(int(getattr(i, "idx", i)) for i in together)
-        return found
+                group[names[module], side] = sorted(int(getattr(i, "idx", i)) for i in positions)
+        return group
 
     coupled: list[Coupled] = []
     for number, (block, layer) in enumerate(zip(twin.model.layers, layers, strict=True)):
@@ -204,13 +206,13 @@ def trace(config: dict[str, Any], layers: tuple[Layer, ...]) -> list[Coupled]:
         coupled.append({})
         for kind, (root, blocks) in roots.items():
             for indices in blocks:
-                found = {(name.removeprefix(prefix), side): i for (name, side), i in members(root, indices).items()}
-                if found != dict.fromkeys(_COUPLED[kind], indices):
+                group = {(name.removeprefix(prefix), side): i for (name, side), i in members(root, indices).items()}
+                if group != dict.fromkeys(_COUPLED[kind], indices):
                     raise InputError(
-                        f"layer {number}, {kind}: the dependency graph couples {sorted(found)}; "
+                        f"layer {number}, {kind}: the dependency graph couples {sorted(group)}; "
                         f"allowed: {sorted(_COUPLED[kind])}, index by index"
                     )
-                coupled[-1][kind] = list(found)
+                coupled[-1][kind] = list(group)
     return coupled
 
 
@@ -223,9 +225,9 @@ _COUPLED: Coupled = {
 def _slices(
     shapes: dict[str, list[int]], structure: Structure, number: int, projection: str, side: str
 ) -> list[tuple[str, int, int, int]]:
-    """Where one projection of a layer keeps its groups: (parameter, dim, start of group 0, width of every group).
+    """Locate the groups in one projection of a layer: (parameter, dim, start of group 0, width of every group).
 
-    Columns where it reads the group, rows (and bias) where it makes it.
+    A projection that reads the group holds it in columns; one that produces it, in rows (and the bias).
     """
     layer = structure.layers[number]
     head, share = structure.head_dim, layer.heads // layer.kv_heads
@@ -235,17 +237,17 @@ def _slices(
     if f"{module}.weight" not in shapes:
         fused = next(whole for whole, parts in FUSED.items() if name in parts)
         module = f"model.layers.{number}.{parent}.{fused}"
-        before = FUSED[fused][: FUSED[fused].index(name)]
-        start = sum(widths[part] * layer.kv_heads if part in widths else layer.channels for part in before)
+        preceding = FUSED[fused][: FUSED[fused].index(name)]
+        start = sum(widths[part] * layer.kv_heads if part in widths else layer.channels for part in preceding)
     width = widths.get(name, 1)
-    found = [(f"{module}.weight", int(side == "in"), start, width)]
+    slices = [(f"{module}.weight", int(side == "in"), start, width)]
     if side == "out" and f"{module}.bias" in shapes:
-        found.append((f"{module}.bias", 0, start, width))
-    return found
+        slices.append((f"{module}.bias", 0, start, width))
+    return slices
 
 
 def _meta_twin(dense: dict[str, Any], layers: tuple[Layer, ...]) -> tuple[Any, dict[str, Any]]:
-    """The model without weights, each query head with a KV head of its own, and inputs to trace it with."""
+    """The model without weights and with one KV head per query head, and inputs to trace it with."""
     if dense["model_type"].removeprefix(LAYERED_PREFIX) == "phi3":
         names = ("hidden_size", "vocab_size", "num_attention_heads", "head_dim")
         dense = {name: dense[name] for name in names if name in dense} | {"model_type": "mistral"}
@@ -268,4 +270,4 @@ def _meta_twin(dense: dict[str, Any], layers: tuple[Layer, ...]) -> tuple[Any, d
     return twin, inputs
 
 
-_BY_LAYER = {"layer_types", "no_rope_layers"}  # fields of a configuration that hold one value for each layer
+_BY_LAYER = {"layer_types", "no_rope_layers"}  # configuration fields with one value per layer

@@ -1,4 +1,4 @@
-"""Importance: one float per coupled group; higher means keep."""
+"""Importance: one score per coupled group; a higher score means keep."""
 
 from __future__ import annotations
 
@@ -10,66 +10,67 @@ import pyarrow as pa
 import torch
 from safetensors import safe_open
 
-from tailored_llama.artifacts import read_table, write_table
-from tailored_llama.calibration import read_calibration
-from tailored_llama.checkpoints import tensor_shapes, weight_files
-from tailored_llama.config import Criterion
-from tailored_llama.models import load
+from tailored_llama.config import Criterion, ExecutionConfig, RunConfig
+from tailored_llama.data import read_calibration
+from tailored_llama.models import all_tensor_shapes, load_model, weight_files
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.activations import activation_scores
 from tailored_llama.pruning.groups import Groups, Slices, add_scores, by_parameter, read_groups, read_slices
 from tailored_llama.pruning.taylor import taylor_scores
+from tailored_llama.store import read_table, write_table
 
 IMPORTANCE_SCHEMA = pa.schema(
-    {
-        "group": pa.int32(),
-        "layer": pa.int16(),
-        "kind": pa.string(),
-        "criterion": pa.string(),
-        "score": pa.float64(),
-    }
+    {"group": pa.int32(), "layer": pa.int16(), "kind": pa.string(), "criterion": pa.string(), "score": pa.float64()}
 )
 
 
+STAGE, VERSION = "importance", 3
+
+
+def key_fields(config: RunConfig) -> dict[str, Any]:
+    """What the scores depend on, beside the checkpoint, its groups and the calibration text."""
+    criterion = config.pruning.criterion
+    return {"criterion": criterion} | ({"seed": config.seed} if criterion in ("random", "taylor_gate") else {})
+
+
 def score_importance(
-    dense: Path,
+    checkpoint: Path,
+    groups: Path,
     calibration: Path | None,
-    groups_folder: Path,
+    *,
     criterion: Criterion,
     seed: int,
     out: Path,
-    device: str = "cpu",
+    execution: ExecutionConfig,
     progress: Progress = silent,
-    batch_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Stage: write `importance.parquet`, one score per coupled group.
 
     Args:
-        dense: the dense checkpoint.
-        calibration: the calibration artifact; the criteria of `config.DATA_FREE` do not read it.
-        groups_folder: the groups artifact.
+        checkpoint: the model to prune.
+        groups: the output of `build_graph` for it.
+        calibration: the output of `load_calibration`; the criteria of `config.DATA_FREE` do not read it.
         criterion: see `taylor_scores`, `activation_scores`, `magnitude_scores`; `random` draws uniformly by `seed`.
         seed: of the random criterion, and of the tokens that `taylor_gate` draws.
         out: an existing folder.
-        device: where gradients and activations are computed.
-        progress: told of every step of the pass over the calibration text.
-        batch_tokens: of that text at a time at most, where the criterion can take it apart; absent: 4,096.
+        execution: the device, and the tokens per pass if the criterion can split the text.
+        progress: called after every step of the pass over the calibration text.
     """
-    groups = read_groups(groups_folder)
-    shapes = {name: shape for file in weight_files(dense) for name, shape in tensor_shapes(file).items()}
-    slices = read_slices(groups_folder, shapes)
+    table, slices = read_groups(groups), read_slices(groups, all_tensor_shapes(checkpoint))
     if criterion == "random":
-        scores = np.random.default_rng(seed).random(len(groups))
+        scores = np.random.default_rng(seed).random(len(table))
     elif criterion in ("magnitude_l1", "magnitude_l2"):
-        scores = magnitude_scores(dense, slices, len(groups), criterion)
+        scores = magnitude_scores(checkpoint, slices, len(table), criterion)
     else:
         assert calibration is not None
-        model, input_ids = load(dense, device=device), read_calibration(calibration)
+        model, input_ids = load_model(checkpoint, device=execution.device), read_calibration(calibration)
         if criterion in ("wanda_sp", "flap"):
-            scores = activation_scores(model, input_ids, slices, groups, criterion, progress, batch_tokens)
+            scores = activation_scores(model, input_ids, slices, table, criterion, progress, execution.batch_tokens)
         else:
-            scores = taylor_scores(model, input_ids, slices, len(groups), criterion, progress, batch_tokens, seed)
-    write_importance(out, groups, scores, criterion)
+            scores = taylor_scores(
+                model, input_ids, slices, len(table), criterion, progress, execution.batch_tokens, seed
+            )
+    write_importance(out, table, scores, criterion)
     return {}
 
 
@@ -94,7 +95,7 @@ def read_importance(folder: Path) -> np.ndarray[Any, Any]:
 
 
 def magnitude_scores(dense: Path, slices: list[Slices], groups: int, criterion: Criterion) -> np.ndarray[Any, Any]:
-    """Norm of all weights of each group: L1, or L2 (Euclidean); tensors are read one at a time."""
+    """L1 or L2 (Euclidean) norm of all weights of each group; tensors are read one at a time."""
     scores = torch.zeros(groups, dtype=torch.float64)
     parts = by_parameter(slices)
     for file in weight_files(dense):

@@ -1,4 +1,4 @@
-"""A model run layer by layer, so that the activations of one layer at a time are in memory."""
+"""Run a model layer by layer, so that memory holds the activations of one layer at a time."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from typing import Any
 
 from torch import Tensor
 
-from tailored_llama.calibration import sequences_at_once
+from tailored_llama.data import sequences_at_once
 
-Forward = Callable[[Tensor], Tensor]  # a layer's hidden states before → after
+Forward = Callable[[Tensor], Tensor]  # hidden states before a layer → after it
 
 
 class _Stop(Exception):
-    """Ends a forward pass as soon as what is wanted of it is known."""
+    """Ends a forward pass once the wanted tensors are captured."""
 
 
 def first_layer_inputs(
     model: Any, input_ids: Tensor, batch_tokens: int | None
 ) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Hidden states before the first layer, batch by batch, and what else each layer is called with.
+    """Hidden states before the first layer, by batch, and the other arguments of each layer, by layer.
 
-    All batches have the same shape, so masks and positions of the first one serve for all.
+    All batches have the same shape, so the masks and positions of the first serve for all.
     """
-    most = sequences_at_once(input_ids, batch_tokens)
-    size = max(d for d in range(1, most + 1) if len(input_ids) % d == 0)
+    largest = sequences_at_once(input_ids, batch_tokens)
+    size = max(d for d in range(1, largest + 1) if len(input_ids) % d == 0)
     states: list[Tensor] = []
     arguments: list[dict[str, Any]] = []
 
-    def first(module: Any, given: tuple[Tensor, ...], others: dict[str, Any]) -> None:
-        states.append(given[0])
+    def record_states(module: Any, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
+        states.append(inputs[0])
         if len(states) > 1:
             raise _Stop
 
-    def each(module: Any, given: tuple[Tensor, ...], others: dict[str, Any]) -> None:
+    def record_arguments(module: Any, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
         if len(states) == 1:
-            arguments.append(others)
+            arguments.append(keywords)
 
     layers = model.model.layers
-    handles = [layers[0].register_forward_pre_hook(first, with_kwargs=True)]
-    handles += [layer.register_forward_pre_hook(each, with_kwargs=True) for layer in layers]
+    handles = [layers[0].register_forward_pre_hook(record_states, with_kwargs=True)]
+    handles += [layer.register_forward_pre_hook(record_arguments, with_kwargs=True) for layer in layers]
     try:
         for batch in input_ids.split(size):
             try:
@@ -53,7 +53,7 @@ def first_layer_inputs(
 
 
 def caller(layer: Any, arguments: dict[str, Any]) -> Forward:
-    """A layer as a function of its hidden states alone."""
+    """Wrap a layer as a function of its hidden states alone."""
 
     def forward(states: Tensor) -> Tensor:
         result = layer(states, **arguments)
@@ -64,12 +64,12 @@ def caller(layer: Any, arguments: dict[str, Any]) -> Forward:
 
 
 def observe(
-    forward: Forward, modules: list[Any], states: list[Tensor], see: Callable[[Any, Tensor, Tensor], None]
+    forward: Forward, modules: list[Any], states: list[Tensor], record: Callable[[Any, Tensor, Tensor], None]
 ) -> list[Tensor]:
-    """Run a layer, batch by batch; `see` is given each of the modules, its inputs and its outputs. The states after."""
+    """Run a layer batch by batch and return its states; `record` gets each module, its inputs and its outputs."""
 
-    def hook(module: Any, given: tuple[Tensor], outputs: Tensor) -> None:
-        see(module, given[0], outputs)
+    def hook(module: Any, inputs: tuple[Tensor], outputs: Tensor) -> None:
+        record(module, inputs[0], outputs)
 
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
@@ -80,15 +80,15 @@ def observe(
 
 
 def inputs_of(forward: Forward, module: Any, states: Tensor, before: list[Any]) -> tuple[Tensor, list[Tensor]]:
-    """What a module of a layer is given, and what modules `before` it give on the way; no further than that."""
-    found: list[Tensor] = []
-    given: list[Tensor] = []
+    """Run a layer up to one module; return that module's inputs, and the outputs of the modules `before` it."""
+    captured: list[Tensor] = []
+    earlier: list[Tensor] = []
 
     def stop(module: Any, inputs: tuple[Tensor]) -> None:
-        found.append(inputs[0])
+        captured.append(inputs[0])
         raise _Stop
 
-    handles = [one.register_forward_hook(lambda module, inputs, outputs: given.append(outputs)) for one in before]
+    handles = [one.register_forward_hook(lambda module, inputs, outputs: earlier.append(outputs)) for one in before]
     handles.append(module.register_forward_pre_hook(stop))
     try:
         forward(states)
@@ -97,4 +97,4 @@ def inputs_of(forward: Forward, module: Any, states: Tensor, before: list[Any]) 
     finally:
         for handle in handles:
             handle.remove()
-    return found[0], given
+    return captured[0], earlier

@@ -1,4 +1,4 @@
-"""The plan: which groups each layer keeps, from their importance and a ratio of all parameters."""
+"""The plan: which groups each layer keeps, given their importance and a ratio of all parameters."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tailored_llama.artifacts import read_table
 from tailored_llama.config import PruningConfig
 from tailored_llama.errors import InputError
 from tailored_llama.pruning.groups import KINDS, Groups
+from tailored_llama.store import read_table
 
 PLAN_SCHEMA = pa.schema(
     {"group": pa.int32(), "layer": pa.int16(), "kind": pa.string(), "index": pa.int32(), "kept": pa.bool_()}
 )
-TOLERANCE = 0.001  # of all parameters: how far a plan may miss its ratio
+TOLERANCE = 0.001  # fraction of all parameters by which a plan may miss its ratio
 
 Mask = np.ndarray[Any, Any]
 
@@ -27,19 +27,19 @@ def read_plan(folder: Path) -> pa.Table:
 
 
 def plan(groups: Groups, scores: Mask, total: int, ratio: float, pruning: PruningConfig, gone: int = 0) -> Mask:
-    """Which groups stay, bool [groups].
+    """Choose the groups that stay, bool [groups].
 
     Args:
         groups: the coupled groups of the model.
         scores: their importance, float [groups].
         total: parameters of the dense model.
         ratio: fraction of `total` to remove.
-        pruning: allocation, weight of attention, kinds, protected layers, floors and multiple.
-        gone: parameters of `total` that an earlier step has removed.
+        pruning: allocation, attention weight, kinds, protected layers, floors and multiple.
+        gone: parameters of `total` that earlier steps have removed.
 
     Raises:
-        InputError: `ratio` cannot be reached within 0.1 % of all parameters (in tiny models: within one channel); the
-            nearest or the largest that can is named, and what stands in the way.
+        InputError: `ratio` cannot be reached within 0.1 % of all parameters (in tiny models: within one channel). The
+            message names the nearest or largest reachable ratio, and the settings that limit it.
     """
     budget = round(ratio * total) - gone
     _check_reach(groups, total, ratio, budget, pruning)
@@ -58,7 +58,7 @@ def plan(groups: Groups, scores: Mask, total: int, ratio: float, pruning: Prunin
 
 
 def _grain(groups: Groups, pruning: PruningConfig) -> int:
-    """Parameters of the finest step, one channel (or one of every layer): above the tolerance in tiny models only."""
+    """Parameters of the finest step: one channel, or one per layer. Above the tolerance only in tiny models."""
     channels = _candidates(groups, pruning) & (groups.kind == "mlp")
     if not channels.any():
         return 0
@@ -69,8 +69,8 @@ def _grain(groups: Groups, pruning: PruningConfig) -> int:
 def _check_reach(groups: Groups, total: int, ratio: float, budget: int, pruning: PruningConfig) -> None:
     """Check that protected layers, floors and multiples leave enough to remove."""
     removable = sum(
-        _spare(kind, len(here), pruning) * int(groups.parameters[here[0]])
-        for (_, kind), here in _by_layer(groups, pruning).items()
+        _spare(kind, len(members), pruning) * int(groups.parameters[members[0]])
+        for (_, kind), members in _by_layer(groups, pruning).items()
     )
     if budget > removable:
         largest = (round(ratio * total) - budget + removable) / total
@@ -83,16 +83,16 @@ def _check_reach(groups: Groups, total: int, ratio: float, budget: int, pruning:
 
 
 def _candidates(groups: Groups, pruning: PruningConfig) -> Mask:
-    """Groups of the kinds and layers that may lose some."""
+    """Mask of the groups whose kind and layer may be pruned."""
     last = int(groups.layer.max()) + 1 - pruning.protect_last
     inside = (groups.layer >= pruning.protect_first) & (groups.layer < last)
     return np.asarray(inside & np.isin(groups.kind, pruning.kinds))
 
 
 def _by_layer(groups: Groups, pruning: PruningConfig) -> dict[tuple[int, str], Mask]:
-    """The candidates of each layer and kind, by index; all groups of one layer and kind have the same size."""
+    """Indices of the candidates by layer and kind; all groups of one layer and kind have the same size."""
     candidates = _candidates(groups, pruning)
-    # a stable sort by layer and kind, so that each part is found by cutting, not by searching 353,000 groups 64 times
+    # One stable sort by layer and kind, then cuts: a search per part would read 353,000 groups 64 times.
     order = np.flatnonzero(candidates)
     keys = groups.layer[order].astype(np.int64) * len(KINDS) + (groups.kind[order] == KINDS[1])
     order = order[np.argsort(keys, kind="stable")]
@@ -101,7 +101,7 @@ def _by_layer(groups: Groups, pruning: PruningConfig) -> dict[tuple[int, str], M
 
 
 def _spare(kind: str, count: int, pruning: PruningConfig) -> int:
-    """How many of `count` groups a layer may lose: it keeps its floor, and a multiple of channels."""
+    """How many of its `count` groups a layer may lose; it keeps its floor, for channels rounded up to a multiple."""
     if kind == "attention":
         return max(0, count - pruning.min_kv_heads)
     multiple = pruning.channel_multiple
@@ -109,20 +109,20 @@ def _spare(kind: str, count: int, pruning: PruningConfig) -> int:
 
 
 def _remove_globally(groups: Groups, scores: Mask, budget: int, pruning: PruningConfig) -> Mask:
-    """Remove by least importance per parameter, over all layers and kinds, never more than the budget.
+    """Remove the groups of least importance per parameter over all layers and kinds, never more than the budget.
 
-    That of attention groups counts `attention_weight` times; FLAP's scores have both signs and are left as they are.
+    Scores of attention groups count `attention_weight` times, except FLAP's, which have both signs.
 
-    With a channel multiple, channels go in blocks: a layer's least important ones first, and first of all as many as
-    its width is above a multiple.
+    With a channel multiple, channels go in blocks, a layer's least important ones first. A layer's first block is the
+    excess of its width over a multiple.
     """
     if pruning.criterion != "flap":
         scores = np.where(groups.kind == "attention", pruning.attention_weight, 1) * scores
     units: list[Mask] = []
-    for (_, kind), here in _by_layer(groups, pruning).items():
-        order = here[np.argsort(scores[here], kind="stable")][: _spare(kind, len(here), pruning)]
+    for (_, kind), members in _by_layer(groups, pruning).items():
+        order = members[np.argsort(scores[members], kind="stable")][: _spare(kind, len(members), pruning)]
         multiple = pruning.channel_multiple if kind == "mlp" else 1
-        units += np.split(order, range(len(here) % multiple, len(order), multiple)) if len(order) else []
+        units += np.split(order, range(len(members) % multiple, len(order), multiple)) if len(order) else []
     units = [unit for unit in units if len(unit)]
     sizes = np.array([groups.parameters[unit].sum() for unit in units], dtype=np.int64)
     density = np.array([scores[unit].sum() for unit in units]) / sizes if units else np.zeros(0)
@@ -135,10 +135,10 @@ def _remove_globally(groups: Groups, scores: Mask, budget: int, pruning: Pruning
 
 
 def _remove_uniformly(groups: Groups, scores: Mask, budget: int, pruning: PruningConfig) -> Mask:
-    """Remove the same share of every layer: whole KV groups first, channels for the rest of the budget.
+    """Remove the same share of every layer: whole KV groups first, then channels for the rest of the budget.
 
-    Of all numbers of KV groups the one nearest to the common share is taken for which the channels can make up the
-    rest. Equal layers stay equal, so the budget is met to within one channel of every layer.
+    The number of KV groups is the one nearest to the common share for which the channels can make up the rest. Equal
+    layers stay equal, so the budget is met to within one channel of every layer.
     """
     members = _by_layer(groups, pruning)
     share = budget / max(1, sum(int(groups.parameters[m].sum()) for m in members.values()))
@@ -154,10 +154,10 @@ def _remove_uniformly(groups: Groups, scores: Mask, budget: int, pruning: Prunin
                 _remove_least(removed, heads, scores, count)
         rest = budget - int(groups.parameters[removed].sum())
         if rest > 0 and pool:
-            for here in channels:
-                kept = len(here) - int(rest / pool * len(here))
+            for layer in channels:
+                kept = len(layer) - int(rest / pool * len(layer))
                 kept = round(kept / pruning.channel_multiple) * pruning.channel_multiple
-                _remove_least(removed, here, scores, min(len(here) - kept, _spare("mlp", len(here), pruning)))
+                _remove_least(removed, layer, scores, min(len(layer) - kept, _spare("mlp", len(layer), pruning)))
         miss = abs(budget - int(groups.parameters[removed].sum()))
         if best is None or miss < best[0]:
             best = miss, removed
@@ -167,5 +167,5 @@ def _remove_uniformly(groups: Groups, scores: Mask, budget: int, pruning: Prunin
     return best[1]
 
 
-def _remove_least(removed: Mask, here: Mask, scores: Mask, count: int) -> None:
-    removed[here[np.argsort(scores[here], kind="stable")[: max(0, count)]]] = True
+def _remove_least(removed: Mask, members: Mask, scores: Mask, count: int) -> None:
+    removed[members[np.argsort(scores[members], kind="stable")[: max(0, count)]]] = True

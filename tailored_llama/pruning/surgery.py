@@ -1,4 +1,4 @@
-"""Surgery: a checkpoint without the groups a plan leaves out, written tensor by tensor."""
+"""Surgery: write a checkpoint without the groups that a plan removes, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tailored_llama import modeling_tailored_llama
-from tailored_llama.checkpoints import (
+from tailored_llama.models import (
+    LAYERED,
     LAYERED_PREFIX,
     Layer,
+    all_tensor_shapes,
     copy_tokenizer,
     layout_config,
+    modeling_tailored_llama,
     read_config,
     read_structure,
     tensor_shapes,
     weight_files,
 )
-from tailored_llama.modeling_tailored_llama import LAYERED
 from tailored_llama.pruning.groups import Groups, read_slices
 
 _MODELING_FILE = Path(modeling_tailored_llama.__file__)
@@ -39,49 +40,49 @@ def kept_layers(groups: Groups, kept: np.ndarray[Any, Any], share: list[int]) ->
     Args:
         groups: the coupled groups.
         kept: whether each group stays, bool [groups].
-        share: query heads per KV head, by layer (surgery takes whole groups, so it never changes).
+        share: query heads per KV head, by layer; surgery removes whole groups, so it never changes.
     """
     layers = []
     for number, ratio in enumerate(share):
-        here = kept & (groups.layer == number)
-        kv_heads = int(np.sum(here & (groups.kind == "attention")))
-        layers.append(Layer(kv_heads * ratio, kv_heads, int(np.sum(here & (groups.kind == "mlp")))))
+        members = kept & (groups.layer == number)
+        kv_heads = int(np.sum(members & (groups.kind == "attention")))
+        layers.append(Layer(kv_heads * ratio, kv_heads, int(np.sum(members & (groups.kind == "mlp")))))
     return tuple(layers)
 
 
 def prune_checkpoint(
     dense: Path, groups_folder: Path, groups: Groups, kept: np.ndarray[Any, Any], out: Path, fitted: Sequence[Path] = ()
 ) -> None:
-    """Write the checkpoint that is left when the groups not in `kept` are removed.
+    """Write the checkpoint without the groups that are not in `kept`.
 
     The model is never built: each tensor is read, sliced along the dimensions that its groups own, and written.
-    Memory: one shard of the pruned model: 2 GB, or one tensor where that is larger.
+    Memory: one shard of the pruned model, which is 2 GB, or one tensor if that is larger.
 
     Args:
         dense: the dense checkpoint.
         groups_folder: the groups artifact of that checkpoint.
-        groups: the same groups, read.
+        groups: the same groups, already read.
         kept: whether each group stays, bool [groups].
         out: an existing folder.
-        fitted: safetensors files whose tensors, of the pruned model's shapes, stand in for the dense ones.
+        fitted: safetensors files whose tensors, in the pruned model's shapes, replace the dense ones.
     """
     files = weight_files(dense)
-    shapes = {name: shape for file in files for name, shape in tensor_shapes(file).items()}
-    place, sizes = dict[str, Path](), dict[str, list[int]]()
+    shapes = all_tensor_shapes(dense)
+    files_by_name, sizes = dict[str, Path](), dict[str, list[int]]()
     for file in (*files, *fitted):
         for name, shape in tensor_shapes(file).items():
-            place[name], sizes[name] = file, shape
+            files_by_name[name], sizes[name] = file, shape
     share = [layer.heads // layer.kv_heads for layer in read_structure(dense).layers]
     keep: dict[str, list[tuple[int, np.ndarray[Any, Any]]]] = {}
     for slices in read_slices(groups_folder, shapes):
         stays = np.where(slices.owner < 0, True, kept[slices.owner])
-        if not stays.all() and place[slices.parameter] not in fitted:
+        if not stays.all() and files_by_name[slices.parameter] not in fitted:
             keep.setdefault(slices.parameter, []).append((slices.dim, np.flatnonzero(stays)))
     source = read_config(dense)
     for name, cuts in keep.items():
         for dim, indices in cuts:
             sizes[name][dim] = len(indices)
-    if any(name.endswith("_proj.bias") and name not in shapes for name in place):
+    if any(name.endswith("_proj.bias") and name not in shapes for name in files_by_name):
         source |= {"attention_bias": True, "mlp_bias": True}
         for name in [n for n in sizes if n.endswith("_proj.weight")]:
             sizes.setdefault(name.removesuffix("weight") + "bias", sizes[name][:1])
@@ -89,13 +90,13 @@ def prune_checkpoint(
     dtype = getattr(torch, config.dtype) if isinstance(config.dtype, str) else config.dtype or torch.float32
 
     def tensor(name: str) -> torch.Tensor:
-        if name not in place:
+        if name not in files_by_name:
             return torch.zeros(sizes[name], dtype=dtype)
-        with safe_open(place[name], framework="pt") as tensors:
-            found: torch.Tensor = tensors.get_tensor(name)
+        with safe_open(files_by_name[name], framework="pt") as tensors:
+            data: torch.Tensor = tensors.get_tensor(name)
         for dim, indices in keep.get(name, []):
-            found = found.index_select(dim, torch.from_numpy(indices))
-        return found.contiguous()
+            data = data.index_select(dim, torch.from_numpy(indices))
+        return data.contiguous()
 
     without_data = {name: torch.empty(size, dtype=dtype, device="meta") for name, size in sizes.items()}
     shards = split_torch_state_dict_into_shards(without_data, max_shard_size=_SHARD)

@@ -1,4 +1,4 @@
-"""Taylor importance: what removing a group would do to the loss, by its gradient, without ever holding gradients."""
+"""Taylor importance: the estimated effect on the loss of removing a group, without storing weight gradients."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tailored_llama.calibration import sequences_at_once
 from tailored_llama.config import Criterion
+from tailored_llama.data import sequences_at_once
 from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models import head_logits
@@ -34,67 +34,67 @@ def taylor_scores(
     batch_tokens: int | None = None,
     seed: int = 0,
 ) -> np.ndarray[Any, Any]:
-    """Taylor importance by gradient of the language-modelling loss (LLM-Pruner, arXiv 2305.11627, section 3.2).
+    """Taylor importance from gradients of the language-modelling loss (LLM-Pruner, arXiv 2305.11627, section 3.2).
 
     With w a weight, g its gradient of the mean loss over samples, and F the mean over samples of the squared gradient
-    of each one's loss (the diagonal of the empirical Fisher matrix), a group's score is the sum over its members of
+    of each sample's loss (the diagonal of the empirical Fisher matrix), a group's score is the sum over its members of
 
     * `taylor_first`: |w·g| of every element (equation 5, first term);
     * `taylor_vector`: |Σ w·g| over each row or column;
     * `taylor_second`: ½·w²·F of every element;
     * `taylor_mixed`: |w·g − ½·w²·F| of every element (equation 5).
 
-    `taylor_gate` imagines, at every token, one gate on all that a group gives to its output projection, and is ½ of the
-    Fisher information of those gates: ½ the mean over samples of the sum over tokens of (Σ x·∂L/∂x)², x being the
-    inputs of the projection that the group owns (Molchanov et al., arXiv 1906.10771, section 3, whose gates are single
-    neurons). What members of a group do together counts, where element-wise scores add up what each does alone. L is
-    the loss of tokens that the model itself draws after those of the text, as the Fisher information has it (Kunstner
-    et al., arXiv 1905.12558); the other criteria take the text's own tokens, as LLM-Pruner does.
+    `taylor_gate` is ½ of the Fisher information of gates. There is one gate per token, on everything that a group
+    passes to its output projection. The score is ½ the mean over samples of the sum over tokens of (Σ x·∂L/∂x)², where
+    x are the projection's inputs that the group owns (Molchanov et al., arXiv 1906.10771, section 3, whose gates are
+    single neurons). It measures the joint effect of a group's members; element-wise scores add up their separate
+    effects. L is the loss of tokens sampled from the model itself, given the text, as the Fisher information is defined
+    (Kunstner et al., arXiv 1905.12558). The other criteria use the text's own tokens, as LLM-Pruner does.
 
-    No weight has a gradient: the inputs and output gradients of a projection give those of every sample, a block of
-    rows at a time. Activations are recomputed layer by layer. Beside the weights, memory holds the hidden states
-    between layers, one layer's activations, and 67 MB of gradients. Most criteria take samples 4,096 tokens at a time;
-    `taylor_first` and `taylor_mixed` take all at once, since the absolute value of each element is that of its sum over
-    all samples: to take them apart, that sum would have to be kept, and it is as large as the weights.
+    No weight has a gradient: the gradients of every sample are computed from the inputs and output gradients of a
+    projection, a block of rows at a time. Activations are recomputed layer by layer. Besides the weights, memory holds
+    the hidden states between layers, one layer's activations, and 67 MB of gradients. Most criteria take samples 4,096
+    tokens at a time. `taylor_first` and `taylor_mixed` take all samples at once, because they need the absolute value
+    of each element's sum over samples. Splitting the samples would mean keeping that sum, as large as the weights.
 
     Args:
-        model: a causal LM, its weights frozen.
+        model: a causal LM with frozen weights.
         input_ids: int64 [samples, tokens].
         slices: which group owns which index of which parameter.
-        groups: their number.
+        groups: number of groups.
         criterion: one of the five.
-        progress: told of every projection done.
-        batch_tokens: at most so many at a time, where samples may be taken apart; one sample in any case.
+        progress: called after every projection.
+        batch_tokens: most tokens at a time if the criterion can split the samples; at least one sample is taken.
         seed: of the tokens drawn for `taylor_gate`; they do not depend on `batch_tokens`.
 
     Raises:
-        InputError: memory ran out for samples that may not be taken apart.
+        InputError: memory ran out, and the criterion cannot split the samples.
     """
     scores = torch.zeros(groups, dtype=torch.float64)
     gates, samples = criterion == "taylor_gate", len(input_ids)
     parts = by_parameter([part for part in slices if part.dim == 1] if gates else slices)
-    apart = criterion not in ("taylor_first", "taylor_mixed")
-    chunks = input_ids.split(sequences_at_once(input_ids, batch_tokens) if apart else samples)
+    splittable = criterion not in ("taylor_first", "taylor_mixed")
+    chunks = input_ids.split(sequences_at_once(input_ids, batch_tokens) if splittable else samples)
     projections = {n: m for n, m in model.named_modules() if f"{n}.weight" in parts or f"{n}.bias" in parts}
-    sums: dict[int, tuple[Slices, Tensor]] = {}  # of rows or columns over samples, before absolute values are taken
-    drawn = torch.Generator().manual_seed(seed) if gates else None
+    sums: dict[int, tuple[Slices, Tensor]] = {}  # of rows or columns over samples, before absolute values
+    generator = torch.Generator().manual_seed(seed) if gates else None
     done = 0
 
     def reduce(name: str, module: Any, inputs: Tensor, gradient: Tensor) -> None:
         nonlocal done
         if gates:
             (part,) = parts[f"{name}.weight"]
-            for given, received in zip(inputs, gradient, strict=True):  # a sample at a time: they are wide
-                _add_gates(scores, part, given.float() * (received @ module.weight).float(), samples)
+            for sample_inputs, sample_gradient in zip(inputs, gradient, strict=True):  # one by one: they are wide
+                _add_gates(scores, part, sample_inputs.float() * (sample_gradient @ module.weight).float(), samples)
         else:
             for parameter, weight, states in (("weight", module.weight, inputs), ("bias", module.bias, None)):
                 for part, values in _reduce(weight, states, gradient, parts.get(f"{name}.{parameter}", []), element):
-                    before = sums.get(id(part))
-                    sums[id(part)] = part, values.double() + (before[1] if before else 0)
+                    previous = sums.get(id(part))
+                    sums[id(part)] = part, values.double() + (previous[1] if previous else 0)
         progress(done := done + 1, len(projections) * len(chunks))
 
     def element(weight: Tensor, gradients: Tensor) -> Tensor:
-        """Score of every element [rows, columns] from its gradients of each sample's loss [samples, rows, columns]."""
+        """Score of every element [rows, columns] from its per-sample gradients [samples, rows, columns]."""
         first = weight * gradients.sum(0) / samples
         if criterion == "taylor_vector":
             return first
@@ -106,14 +106,14 @@ def taylor_scores(
     try:
         with _recomputed(model), _watched(projections, reduce):
             for batch in chunks:
-                # not divided by the samples before: float16 gradients would vanish
-                _summed_loss(model, batch.to(model.device), drawn).backward()
+                # a sum, not yet divided by the samples: float16 gradients would vanish
+                _summed_loss(model, batch.to(model.device), generator).backward()
     except Exception as error:
-        if apart or not out_of_memory(error):
+        if splittable or not out_of_memory(error):
             raise
         raise InputError(
             f"pruning.criterion: got {criterion!r}, which takes all {samples} sequences at once, and memory ran out; "
-            "allowed: fewer calibration.samples, or taylor_gate, taylor_vector or taylor_second, which take few at once"
+            "allowed: fewer calibration.samples, or taylor_gate, taylor_vector or taylor_second, which can split them"
         ) from error
     for part, values in sums.values():
         add_scores(scores, part, values.abs())
@@ -121,20 +121,20 @@ def taylor_scores(
 
 
 def _add_gates(scores: Tensor, part: Slices, products: Tensor, samples: int) -> None:
-    """Add ½ of the Fisher information that one sample gives of the gates of each group.
+    """Add one sample's part of ½ the Fisher information of each group's gates.
 
     Args:
         scores: float64 [groups]; changed in place.
         part: which group owns which input of the projection.
-        products: input · its gradient of the sample's loss, [tokens, in].
-        samples: the number of all.
+        products: each input times the gradient of the sample's loss by it, [tokens, in].
+        samples: number of all samples.
     """
-    groups, place = np.unique(part.owner, return_inverse=True)
+    groups, columns = np.unique(part.owner, return_inverse=True)
     gates = products.new_zeros(len(products), len(groups))
-    gates.index_add_(1, torch.from_numpy(place).to(products.device), products)
-    found = gates.square().sum(0).double().div(2 * samples).cpu()
+    gates.index_add_(1, torch.from_numpy(columns).to(products.device), products)
+    information = gates.square().sum(0).double().div(2 * samples).cpu()
     owned = torch.from_numpy(groups >= 0)
-    scores.index_add_(0, torch.from_numpy(groups)[owned], found[owned])
+    scores.index_add_(0, torch.from_numpy(groups)[owned], information[owned])
 
 
 def _reduce(
@@ -144,14 +144,14 @@ def _reduce(
     parts: list[Slices],
     element: Callable[[Tensor, Tensor], Tensor],
 ) -> Iterator[tuple[Slices, Tensor]]:
-    """Sum elements over the rows and columns that groups own.
+    """Sum element scores over the rows and columns that groups own.
 
     Args:
         weight: [out, in], or a bias [out].
         inputs: of the projection, [samples, tokens, in]; None for a bias.
-        gradient: of its output, [samples, tokens, out].
-        parts: who owns which rows (dim 0) or columns (dim 1).
-        element: the score of every element of a block.
+        gradient: of the projection's output, [samples, tokens, out].
+        parts: which group owns which rows (dim 0) or columns (dim 1).
+        element: scores every element of a block.
     """
     if weight is None or not parts:
         return
@@ -163,9 +163,9 @@ def _reduce(
     columns = torch.zeros(matrix.shape[1], device=matrix.device)
     block = max(1, _BLOCK // (len(gradient) * matrix.shape[1]))
     for start in range(0, len(matrix), block):
-        here = slice(start, start + block)
-        values = element(matrix[here].float(), gradient[..., here].float().transpose(1, 2) @ inputs)
-        rows[here] = values.sum(1)
+        span = slice(start, start + block)
+        values = element(matrix[span].float(), gradient[..., span].float().transpose(1, 2) @ inputs)
+        rows[span] = values.sum(1)
         columns += values.sum(0)
     for part in parts:
         yield part, columns if part.dim else rows
@@ -173,11 +173,11 @@ def _reduce(
 
 @contextmanager
 def _watched(projections: dict[str, Any], reduce: Callable[[str, Any, Tensor, Tensor], None]) -> Iterator[None]:
-    """Call `reduce` with a projection's inputs and the gradient of its output, as soon as both are known."""
+    """Call `reduce` with a projection's inputs and the gradient of its output as soon as both are known."""
 
     def hook(name: str) -> Callable[..., None]:
         def forward(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-            if output.requires_grad:  # the second time: the first forward pass of a layer keeps nothing
+            if output.requires_grad:  # only in the recomputation: the first pass builds no graph
                 states = inputs[0].detach()
                 output.register_hook(lambda gradient: reduce(name, module, states, gradient))
 
@@ -193,8 +193,8 @@ def _watched(projections: dict[str, Any], reduce: Callable[[str, Any, Tensor, Te
 
 @contextmanager
 def _recomputed(model: Any) -> Iterator[None]:
-    """Keep only hidden states between layers; dropout stays off."""
-    # Reentrant: the other kind would run hooks in its first pass too, and so keep every layer's activations alive.
+    """Keep only the hidden states between layers and recompute the rest; dropout stays off."""
+    # Reentrant, because the other kind also runs hooks in its first pass, which keeps every layer's activations alive.
     model.activation_checkpointing_enable({"use_reentrant": True})
     model.enable_input_require_grads()
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -209,10 +209,10 @@ def _recomputed(model: Any) -> Iterator[None]:
         model.activation_checkpointing_disable()
 
 
-def _summed_loss(model: Any, input_ids: Tensor, drawn: torch.Generator | None) -> Tensor:
+def _summed_loss(model: Any, input_ids: Tensor, generator: torch.Generator | None) -> Tensor:
     """Next-token cross-entropy, mean over each sample's tokens, summed over samples; logits of one sample at a time.
 
-    With a generator, the tokens to predict are the model's own draws.
+    With a generator, the target tokens are drawn from the model itself.
     """
     hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
 
@@ -221,14 +221,14 @@ def _summed_loss(model: Any, input_ids: Tensor, drawn: torch.Generator | None) -
 
     def draw(states: Tensor) -> Tensor:
         with torch.no_grad():
-            return draw_tokens(head_logits(model, states).float(), drawn)
+            return draw_tokens(head_logits(model, states).float(), generator)
 
-    wanted = input_ids[:, 1:] if drawn is None else [draw(states) for states in hidden]
-    losses = [checkpoint(sample_loss, h, ids, use_reentrant=False) for h, ids in zip(hidden, wanted, strict=True)]
+    targets = input_ids[:, 1:] if generator is None else [draw(states) for states in hidden]
+    losses = [checkpoint(sample_loss, h, ids, use_reentrant=False) for h, ids in zip(hidden, targets, strict=True)]
     return torch.stack(losses).sum()
 
 
 def draw_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One token of each distribution, int64 [rows], from logits [rows, vocabulary]; the same draws on any device."""
-    chances = torch.rand(len(logits), 1, generator=generator).to(logits.device)
-    return (logits.softmax(-1).cumsum(-1) < chances).sum(-1).clamp_max(logits.shape[-1] - 1)
+    """Draw one token per distribution, int64 [rows], from logits [rows, vocabulary]; the same draws on any device."""
+    uniform = torch.rand(len(logits), 1, generator=generator).to(logits.device)
+    return (logits.softmax(-1).cumsum(-1) < uniform).sum(-1).clamp_max(logits.shape[-1] - 1)

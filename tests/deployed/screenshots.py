@@ -1,4 +1,4 @@
-"""Take the pictures of the Prefect UI that the README shows, on a real run: `python tests/deployed/screenshots.py`.
+"""Take the pictures of the Prefect UI that the deployments/README.md shows, on a real run: `python tests/deployed/screenshots.py`.
 
 The run is the quickstart's on one benchmark: minutes on two CPU cores. What was computed once is found again in the
 store below --folder.
@@ -24,14 +24,9 @@ if __name__ == "__main__":
 
 from services import ROOT
 from sites import Site, deployed
-from tailored_llama.config_loading import load_config
+from tailored_llama.config import load_config
 
-SMALL = {
-    "benchmarks": '["arc_easy"]',
-    "scoring.limit": "100",
-    "perplexity.tokens": "2048",
-    "profile.batches": "[]",
-}
+SMALL = {"benchmarks": '["arc_easy"]', "scoring.limit": "100", "perplexity.tokens": "2048", "profile.batches": "[]"}
 
 
 def main() -> None:

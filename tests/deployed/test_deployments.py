@@ -143,7 +143,7 @@ def test_a_failed_stage_is_retried_alone_and_the_whole_completes(site: Site, own
 def test_a_run_that_is_killed_is_crashed_by_its_silence(site: Site, own_run: dict[str, Any], tmp_path: Path) -> None:
     """One from the command line: a worker would say so of its own."""
     (tmp_path / "run.toml").write_text(as_toml(own_run))
-    command = [sys.executable, "-m", "flows.tailor", str(tmp_path / "run.toml")]
+    command = [sys.executable, "-m", "flows", "tailor", str(tmp_path / "run.toml")]
     by_hand = {"flow_runs": {"deployment_id": {"is_null_": True}}}
     with children() as spawn:
         process = spawn(command, tmp_path / "run.log", environment(site.server.home, site.server.url))
@@ -185,5 +185,5 @@ def test_a_stage_runs_alone_from_its_own_deployment(site: Site, own_run: dict[st
     assert {path.parts[0] for path in manifests(own_run)} == {"dense", "examples", "prompts", "scores"}
     run = site.run("score/gpu", {"config": own_run, "benchmark": "numbers", "model": "dense"})
     said = site.ended(run)["state"]["message"]
-    assert "benchmark: got 'numbers'; allowed: colours, the configuration's benchmarks" in said
+    assert "benchmark: got 'numbers'; allowed: colours (the configured benchmarks)" in said
     assert httpx.get(f"{site.server.url}/flow_runs/{run}").json()["name"] == "score numbers dense, dense"

@@ -17,8 +17,8 @@ from faults.ledger import Trial
 from faults.runs import Runner, Undisturbed
 from helpers import write_own_benchmark
 from services import Server, Spawn, children
-from tailored_llama.artifacts import ArtifactStore
 from tailored_llama.config import StoreConfig
+from tailored_llama.store import ArtifactStore
 
 TRIALS = pytest.StashKey[list[Trial]]()
 

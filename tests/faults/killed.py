@@ -38,5 +38,5 @@ def hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(hook)
-sys.argv = ["flows.tailor", configuration]
-runpy.run_module("flows.tailor", run_name="__main__", alter_sys=True)
+sys.argv = ["flows", "tailor", configuration]
+runpy.run_module("flows", run_name="__main__", alter_sys=True)

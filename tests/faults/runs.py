@@ -15,8 +15,8 @@ from typing import Any
 
 from helpers import as_toml
 from services import Server, Spawn, environment
-from tailored_llama.artifacts import ArtifactStore
-from tailored_llama.resume import FILE
+from tailored_llama.store import ArtifactStore
+from tailored_llama.training.state import FILE
 
 EXACT = ("seals", "publishes", "published")  # moments of `killed.py`; the others are seen from outside
 PHASES = ("works", "begins", "works", *EXACT)
@@ -109,7 +109,7 @@ class Runner:
         file = self.folder / "run.toml"
         file.write_text(as_toml(configuration))
         (self.folder / "run.log").write_bytes(b"")
-        command = [sys.executable, "-m", "flows.tailor", str(file)]
+        command = [sys.executable, "-m", "flows", "tailor", str(file)]
         if kill_at:
             key = kill_at.place.split("/")[1]
             command = [sys.executable, "-m", "tests.faults.killed", kill_at.phase, key, str(file)]

@@ -11,7 +11,7 @@ import pytest
 
 from faults.runs import BOUND, EXACT, Runner, Undisturbed, artifacts, check_nothing_lost, draw_moments, work_lost
 from services import until
-from tailored_llama.resume import FILE
+from tailored_llama.training.state import FILE
 
 pytestmark = pytest.mark.faults
 

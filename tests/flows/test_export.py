@@ -13,14 +13,14 @@ import pytest
 import torch
 from huggingface_hub import metadata_load
 
-from flows.tailor import main, tailor
+from flows.__main__ import main
+from flows.tailor import tailor
 from helpers import as_toml, save_tiny_llama
-from tailored_llama.checkpoints import read_config, read_structure
-from tailored_llama.config_loading import validate_config
-from tailored_llama.models import load, load_tokenizer
-from tailored_llama.recovery import read_rows
-from tailored_llama.report_parts import percent, span
-from tailored_llama.report_text import plus_minus
+from tailored_llama.config import validate_config
+from tailored_llama.evaluation import read_recovery
+from tailored_llama.models import load_model, load_tokenizer, read_config, read_structure
+from tailored_llama.reports.parts import percent, span
+from tailored_llama.reports.text import plus_minus
 from tasks._stage import open_store
 
 ALONE = """
@@ -49,7 +49,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
     exporting["pruning"]["allocation"] = allocation
     path = tmp_path / "run.toml"
     path.write_text(as_toml(exporting))
-    assert main([str(path)]) == 0
+    assert main(["tailor", str(path)]) == 0
     printed = capsys.readouterr().out.strip().splitlines()
     target = tmp_path / "secret-place" / "models" / "colours-0.2"
     assert printed[-1] == f"model: {target}"
@@ -57,9 +57,9 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
     stage = Path(exporting["store"]["root"])
     (pruned,), (adapter,) = (stage / "pruned").iterdir(), (stage / "adapter").iterdir()
     ids = torch.tensor([[1, 2, 3, 4]])
-    attached = load(pruned, adapter)(ids).logits[0, -1]
-    assert (attached - load(pruned)(ids).logits[0, -1]).abs().max() > 1e-3  # the adapter does something
-    torch.testing.assert_close(load(target)(ids).logits[0, -1], attached, rtol=0, atol=1e-4)
+    attached = load_model(pruned, adapter)(ids).logits[0, -1]
+    assert (attached - load_model(pruned)(ids).logits[0, -1]).abs().max() > 1e-3  # the adapter does something
+    torch.testing.assert_close(load_model(target)(ids).logits[0, -1], attached, rtol=0, atol=1e-4)
     run = subprocess.run([sys.executable, "-c", ALONE, str(target)], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     torch.testing.assert_close(torch.tensor(json.loads(run.stdout)), attached, rtol=0, atol=1e-4)
@@ -70,16 +70,17 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
     text = (target / "README.md").read_text()
     stated = metadata_load(target / "README.md")
     assert (stated["base_model"], stated["license"]) == ("owner/first", "llama3.2")
-    (row,) = read_rows(Path(printed[-2].removeprefix("report: ")).parent)
+    rows, _ = read_recovery(Path(printed[-2].removeprefix("report: ")).parent)
+    row, scores = rows[-1], {row.model: plus_minus(row) for row in rows}
     (result,) = stated["model-index"][0]["results"]
-    assert result["metrics"][0]["value"] == pytest.approx(row.tailored, abs=1e-4)
+    assert result["metrics"][0]["value"] == pytest.approx(row.accuracy, abs=1e-4)
     (dense,) = (stage / "dense").iterdir()
     before, after = read_structure(dense).parameters, read_structure(target).parameters
     for said in (
         f"{after:,} of {before:,} parameters are left ({1 - after / before:.2%} removed",
-        f"| dense (the base) | {before:,} | {plus_minus(row, 'dense')} |",
-        f"| pruned, not tuned | {after:,} | {plus_minus(row, 'pruned')} |",
-        plus_minus(row, "tailored"),
+        f"| dense (the base) | {before:,} | {scores['dense']} |",
+        f"| pruned, not tuned | {after:,} | {scores['pruned']} |",
+        scores["tailored"],
         f"{percent(row.recovery)} ({span(row.recovery_low, row.recovery_high)})",
         f"| no skill at all (floor) | | {row.floor:.3f} |",
         "Licence of the base: llama3.2",
@@ -118,8 +119,8 @@ def test_a_model_is_found_replaced_and_never_put_in_place_of_something_else(
     (target / "thesis.txt").write_text("mine")
     path = tmp_path / "run.toml"
     path.write_text(as_toml(exporting | {"store": exporting["store"] | {"root": str(tmp_path / "new")}}))
-    assert main([str(path)]) == 2
-    message = f"error: store.export: {target} is not an exported model; allowed: a free place, or one to replace\n"
+    assert main(["tailor", str(path)]) == 2
+    message = f"error: store.export: {target} is not an exported model; allowed: a new folder, or one to replace\n"
     assert capsys.readouterr().err == message
     assert [file.name for file in target.iterdir()] == ["thesis.txt"]
     assert not list((tmp_path / "new").iterdir())
@@ -141,7 +142,9 @@ def test_what_healing_and_a_mixture_made_is_in_the_model_and_on_its_card(exporti
     target, stage = Path(exporting["store"]["export"]) / "colours-0.2", Path(exporting["store"]["root"])
     (healed,), (adapter,) = (stage / "healed").iterdir(), (stage / "adapter").iterdir()
     ids = torch.tensor([[1, 2, 3, 4]])
-    torch.testing.assert_close(load(target)(ids).logits, load(healed, adapter)(ids).logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        load_model(target)(ids).logits, load_model(healed, adapter)(ids).logits, rtol=0, atol=1e-4
+    )
     text = (target / "README.md").read_text()
     assert "Healing: LoRA on 128 tokens of that text" in text
     assert "drawn by seed 0 from colours, and 4 more" in text
@@ -156,5 +159,5 @@ def test_what_cannot_be_merged_is_refused_before_any_work(
     exporting["tuning"][field] = value
     path = tmp_path / "run.toml"
     path.write_text(as_toml(exporting))
-    assert main([str(path)]) == 2
+    assert main(["tailor", str(path)]) == 2
     assert f"with tuning.{field} = {value!r}; allowed: an adapter that merges" in capsys.readouterr().err

@@ -28,7 +28,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def run(configuration: dict[str, Any]) -> subprocess.Popen[bytes]:
         (tmp_path / "run.toml").write_text(as_toml(configuration))
-        command = [sys.executable, "-m", "flows.tailor", str(tmp_path / "run.toml")]
+        command = [sys.executable, "-m", "flows", "tailor", str(tmp_path / "run.toml")]
         environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "DO_NOT_TRACK": "1"}
         with (tmp_path / "run.log").open("w") as log:
             runs.append(

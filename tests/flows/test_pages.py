@@ -12,8 +12,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.tailor import tailor
-from tailored_llama.config_loading import validate_config
-from tailored_llama.recovery import read_rows
+from tailored_llama.config import validate_config
+from tailored_llama.evaluation import read_recovery
 from tasks import _pages
 from tasks._pages import LIMIT, with_pictures
 from tasks._stage import open_store
@@ -33,7 +33,7 @@ def test_a_run_shows_its_table_its_plots_and_its_stages(own_run: dict[str, Any])
     folder = open_store(config.store).open(tailor(config))
     pages = shown()
     assert pages.keys() == {"recovery", "plots", "stages"}
-    (row, *_) = read_rows(folder)
+    (row, *_), _ = read_recovery(folder)
     assert f"| colours (acc_norm) | 12 | {row.floor:.3f} |" in pages["recovery"]
     assert f"{folder}/report.html" in pages["recovery"]
     assert [pages[key].count("](data:image/png;base64,") for key in ("recovery", "plots")] == [1, 3]

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from flows.prompts import main, prompts
+from flows.__main__ import main
+from flows.prompts import prompts
 from helpers import as_toml
-from tailored_llama.prompt_study import PromptStudyConfig, read_study
-from tailored_llama.prompts import read_prompts
+from tailored_llama.config import PromptStudyConfig
+from tailored_llama.data import read_prompts
+from tailored_llama.evaluation import read_study
 from tasks._stage import open_store
 
 
@@ -61,10 +63,10 @@ def test_the_command_prints_a_table_and_the_path_of_the_report(
     path = tmp_path / "study.toml"
     study = {"templates": ["task", "generic"], "examples": 6}
     path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in study.items()) + as_toml(own_run))
-    assert main([str(path)]) == 0
+    assert main(["prompts", str(path)]) == 0
     output = capsys.readouterr().out
     assert re.search(r"colours +(task|generic) +0\.\d{3}±\.\d{3}", output)
     assert Path(output.strip().splitlines()[-1].removeprefix("report: ")).read_text().startswith("<!DOCTYPE html>")
-    assert main([str(path), "--set", "examples=13"]) == 2
+    assert main(["prompts", str(path), "--set", "examples=13"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: examples: got 13; allowed: at most 12 (colours has so many train examples")

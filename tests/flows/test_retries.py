@@ -20,12 +20,12 @@ import tasks.profile
 import tasks.prune
 import tasks.score_importance
 import tasks.tune
-from flows.tailor import main, tailor
+from flows.__main__ import main
+from flows.tailor import tailor
 from helpers import as_toml
-from tailored_llama.config import ExecutionConfig
-from tailored_llama.config_loading import validate_config
-from tailored_llama.errors import InputError, UnreachableError, is_passing
-from tailored_llama.slots import device_slot
+from tailored_llama.config import ExecutionConfig, validate_config
+from tailored_llama.errors import InputError, UnreachableError, is_transient
+from tailored_llama.models import device_slot
 
 
 def status(code: int) -> httpx.HTTPStatusError:
@@ -46,15 +46,15 @@ LASTING = [InputError("pruning.ratios: got 2"), FloatingPointError("loss is nan"
 
 @pytest.mark.parametrize("error", PASSING, ids=repr)
 def test_what_the_network_did_may_pass(error: Exception) -> None:
-    assert is_passing(error)
+    assert is_transient(error)
     wrapped = OSError("cannot load the tokenizer")
     wrapped.__cause__ = error
-    assert is_passing(wrapped)
+    assert is_transient(wrapped)
 
 
 @pytest.mark.parametrize("error", LASTING, ids=repr)
 def test_what_is_wrong_stays_wrong(error: Exception) -> None:
-    assert not is_passing(error)
+    assert not is_transient(error)
 
 
 class Tries:
@@ -63,11 +63,11 @@ class Tries:
     def __init__(self, real: Any, errors: list[Exception]) -> None:
         self.real, self.errors, self.seen = real, errors, list[ExecutionConfig]()
 
-    def __call__(self, *arguments: Any) -> Any:
-        self.seen += [a for a in arguments if isinstance(a, ExecutionConfig)]
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self.seen.append(named["execution"])
         if self.errors:
             raise self.errors.pop(0)
-        return self.real(*arguments)
+        return self.real(*arguments, **named)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> Any:
     def install(*errors: Exception) -> Tries:
         made = Tries(tasks.tune.tuning.tune, list(errors))
         monkeypatch.setattr(tasks.tune.tuning, "tune", made)
-        monkeypatch.setattr(tasks.tune.tune, "retry_delay_seconds", [0] * 3)
+        monkeypatch.setattr(tasks.tune.tune.task, "retry_delay_seconds", [0] * 3)
         return made
 
     return install
@@ -101,7 +101,7 @@ def test_a_device_with_too_little_memory_is_given_smaller_passes(
 
     monkeypatch.setattr(LlamaModel, "forward", forward)
     for task in (tasks.score_importance.score_importance, tasks.prune.prune):
-        monkeypatch.setattr(task, "retry_delay_seconds", [0] * 3)
+        monkeypatch.setattr(task.task, "retry_delay_seconds", [0] * 3)
     own_run["calibration"]["samples"] = 64
     tailor(validate_config(own_run))
     assert refused == [1024, 1024] * 2  # at once, and at 1,024 tokens a time; then 512
@@ -112,12 +112,12 @@ def test_where_nothing_can_take_less_memory_that_ran_out_is_not_tried_again(
 ) -> None:
     tries = 0
 
-    def full(*arguments: Any) -> None:
+    def full(*arguments: Any, **named: Any) -> None:
         nonlocal tries
         tries += 1
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(tasks.profile.profiling, "profile", full)
+    monkeypatch.setattr(tasks.profile.profiling, "profile_checkpoint", full)
     tailor(validate_config(own_run | {"profile": {"batches": [1]}}))  # goes without
     assert tries == 1
 
@@ -146,11 +146,11 @@ def test_a_store_that_stops_answering_is_asked_again_and_then_one_line(
         return real(self, near, far, *arguments, **named)
 
     monkeypatch.setattr(MemoryFileSystem, "put_file", put)
-    monkeypatch.setattr(tasks.load_benchmark.load_benchmark, "retry_delay_seconds", [0] * 3)
+    monkeypatch.setattr(tasks.load_benchmark.load_benchmark.task, "retry_delay_seconds", [0] * 3)
     monkeypatch.setenv("HOME", str(tmp_path))  # where working copies are
     own_run["store"]["root"] = "memory://fails"
     (tmp_path / "run.toml").write_text(as_toml(own_run))
-    assert main([str(tmp_path / "run.toml")]) == 2
+    assert main(["tailor", str(tmp_path / "run.toml")]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(said) == 1
     assert re.fullmatch(
@@ -183,7 +183,7 @@ def test_a_device_is_had_alone_until_its_holder_dies(tmp_path: Path, caplog: pyt
     from threading import Thread
 
     waiting = Thread(target=wait)
-    with caplog.at_level("INFO", logger="tailored_llama.slots"):
+    with caplog.at_level("INFO", logger="tailored_llama.models.devices"):
         waiting.start()
         deadline = time.monotonic() + 30
         while "waiting for cpu" not in caplog.text and time.monotonic() < deadline:

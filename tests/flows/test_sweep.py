@@ -12,10 +12,11 @@ import pytest
 import tasks.load_model
 import tasks.prompt_study
 import tasks.prune
-from flows.sweep import main, sweep
+from flows.__main__ import main
+from flows.sweep import sweep
 from helpers import as_toml, save_tiny_llama
-from tailored_llama.scoring import read_metrics
-from tailored_llama.sweeps import Row, SweepConfig, read_sweep
+from tailored_llama.config import SweepConfig
+from tailored_llama.evaluation import SweepRow, read_metrics, read_sweep
 from tasks._stage import open_store
 
 
@@ -25,7 +26,7 @@ def config(own_run: dict[str, Any]) -> SweepConfig:
     return SweepConfig.model_validate(own_run | {"grid": grid})
 
 
-def rows_of(config: SweepConfig) -> list[Row]:
+def rows_of(config: SweepConfig) -> list[SweepRow]:
     return read_sweep(open_store(config.store).open(sweep(config)))
 
 
@@ -38,10 +39,10 @@ def test_a_cell_that_fails_is_in_the_table_and_alone_is_computed_again(
 ) -> None:
     real = tasks.prune.pruning.prune
 
-    def fails_at_a_fifth(dense: Path, groups: Path, importance: Path, ratio: float, *arguments: Any) -> Any:
+    def fails_at_a_fifth(*arguments: Any, ratio: float, **named: Any) -> Any:
         if ratio == 0.2:
             raise RuntimeError("CUDA out of memory")
-        return real(dense, groups, importance, ratio, *arguments)
+        return real(*arguments, ratio=ratio, **named)
 
     monkeypatch.setattr(tasks.prune.pruning, "prune", fails_at_a_fifth)
     dense, *cells = rows_of(config)
@@ -88,7 +89,7 @@ def test_a_searched_template_is_chosen_on_what_tuning_has_then_scored_and_tuned_
         seen.append(scores)
         return "generic"
 
-    monkeypatch.setattr(tasks.prompt_study.prompt_study, "choose", choose)
+    monkeypatch.setattr(tasks.prompt_study, "choose", choose)
     grid = [{"prompts.template": ["generic", "searched"], "tuning.examples": ["none", "benchmark"]}]
     config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True})
     _, generic, generic_tuned, searched, searched_tuned = rows_of(config)
@@ -110,14 +111,14 @@ def test_models_of_two_sizes_and_one_that_cannot_be_loaded(
     save_tiny_llama(broken, seed=1)
     grid = [{"model.source": [own_run["model"]["source"], str(larger), str(broken)]}]
     config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True})
-    real = tasks.load_model.models.load_model
+    real = tasks.load_model.convert.prepare_dense
 
-    def fails_on_the_last(model: Any, *arguments: Any) -> Any:
+    def fails_on_the_last(model: Any, **named: Any) -> Any:
         if model.source == str(broken):
             raise RuntimeError("CUDA out of memory")
-        return real(model, *arguments)
+        return real(model, **named)
 
-    monkeypatch.setattr(tasks.load_model.models, "load_model", fails_on_the_last)
+    monkeypatch.setattr(tasks.load_model.convert, "prepare_dense", fails_on_the_last)
     small, large, failed, *cells = rows_of(config)
     assert (large.parameters or 0) > (small.parameters or 0)
     assert [cell.dense_parameters for cell in cells[:2]] == [small.parameters, large.parameters]
@@ -131,9 +132,9 @@ def test_the_command_prints_a_table_and_the_path_of_the_report(
 ) -> None:
     path = tmp_path / "sweep.toml"
     path.write_text(as_toml(own_run) + '[[grid]]\n"pruning.criterion" = ["magnitude_l2"]\n')
-    assert main([str(path), "--set", "scored=false"]) == 0
+    assert main(["sweep", str(path), "--set", "scored=false"]) == 0
     output = capsys.readouterr().out
     assert re.search(r"magnitude_l2 +\d+\.\d\d", output)
     assert Path(output.strip().splitlines()[-1].removeprefix("report: ")).read_text().startswith("<!DOCTYPE html>")
-    assert main([str(path), "--set", "seed=-1"]) == 2
+    assert main(["sweep", str(path), "--set", "seed=-1"]) == 2
     assert capsys.readouterr().err.startswith("error: seed: got -1; allowed: greater than or equal to 0")

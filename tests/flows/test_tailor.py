@@ -11,10 +11,11 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 
-from flows.tailor import main, tailor
+from flows.__main__ import main
+from flows.tailor import tailor
 from helpers import as_toml
-from tailored_llama.config_loading import validate_config
-from tailored_llama.recovery import read_rows
+from tailored_llama.config import validate_config
+from tailored_llama.evaluation import read_recovery
 from tasks._stage import open_store
 
 
@@ -62,8 +63,8 @@ def test_a_second_run_does_no_work_and_a_changed_limit_scores_only(own_run: dict
 def test_healing_distillation_and_a_mixture_are_stages_of_their_own(own_run: dict[str, Any]) -> None:
     own_run["healing"], own_run["distillation"] = {"tokens": 128}, {"weight": 1.0, "top": 8}
     folder = open_store(validate_config(own_run).store).open(tailor(validate_config(own_run)))
-    (row,) = read_rows(folder)
-    assert row.healed_perplexity not in (None, row.pruned_perplexity)
+    perplexities = {model.model: model.perplexity for model in read_recovery(folder)[1]}
+    assert perplexities["healed"] not in (None, perplexities["pruned"])
     built = stage_seconds(own_run["store"]["root"])
     taught = [path for path in built if path.parent.parent.name == "teacher"]
     assert len(taught) == 3  # the text for healing, that for tuning, and the shots
@@ -90,7 +91,7 @@ def test_a_failed_stage_is_retried_alone(own_run: dict[str, Any], monkeypatch: p
 
     real = tasks.tune.tuning.tune
 
-    def defect(*arguments: Any) -> None:
+    def defect(*arguments: Any, **named: Any) -> None:
         raise RuntimeError("a shape is wrong")
 
     monkeypatch.setattr(tasks.tune.tuning, "tune", defect)
@@ -121,14 +122,14 @@ def test_a_damaged_artifact_is_built_again_alone(own_run: dict[str, Any]) -> Non
 def test_a_profile_that_fails_costs_no_report(own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     import tasks.profile
 
-    def out_of_memory(*arguments: Any) -> None:
+    def out_of_memory(*arguments: Any, **named: Any) -> None:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(tasks.profile.profiling, "profile", out_of_memory)
-    monkeypatch.setattr(tasks.profile.profile, "retry_delay_seconds", [0] * 3)
+    monkeypatch.setattr(tasks.profile.profiling, "profile_checkpoint", out_of_memory)
+    monkeypatch.setattr(tasks.profile.profile.task, "retry_delay_seconds", [0] * 3)
     config = validate_config(own_run | {"profile": {"batches": [1]}})
     folder = open_store(config.store).open(tailor(config))
-    assert {row.prefill_speedup for row in read_rows(folder)} == {None}
+    assert {model.prefill_speedup for model in read_recovery(folder)[1]} == {None}
     states = states_of_last_run(16)
     assert len(states) == 16
     assert {name for name, state in states.items() if state == "Failed"} == {"profile pruned @ 0.20"}
@@ -140,7 +141,7 @@ def test_the_command_prints_a_table_and_the_path_of_the_report(
     path = tmp_path / "run.toml"
     work = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
     path.write_text(as_toml(own_run | {"profile": work}))
-    assert main([str(path), "--set", "tuning.epochs=1"]) == 0
+    assert main(["tailor", str(path), "--set", "tuning.epochs=1"]) == 0
     output = capsys.readouterr().out
     assert "colours" in output
     assert "speed ×" in output
@@ -162,7 +163,7 @@ def test_bad_input_ends_with_status_2_and_one_clear_line(
 ) -> None:
     path = tmp_path / "run.toml"
     path.write_text(as_toml(own_run))
-    assert main([str(path), "--set", override]) == 2
+    assert main(["tailor", str(path), "--set", override]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(message)
     heavy = ("importance", "pruned", "adapter", "scores")

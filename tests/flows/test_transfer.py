@@ -9,11 +9,11 @@ import pytest
 
 import tasks.score
 import tasks.tune
-from flows.transfer import main, transfer
+from flows.__main__ import main
+from flows.transfer import transfer
 from helpers import COLOURS, THINGS, as_toml, write_jsonl
-from tailored_llama.config import RunConfig
-from tailored_llama.config_loading import validate_config
-from tailored_llama.transfer import GENERIC, PRUNED, Row, read_transfer
+from tailored_llama.config import GENERIC, UNTUNED_MODEL, RunConfig, validate_config
+from tailored_llama.evaluation import TransferRow, read_transfer
 from tasks._stage import open_store
 
 
@@ -42,7 +42,7 @@ def two(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     return own_run | {"benchmarks": [*own_run["benchmarks"], spoken]}
 
 
-def rows_of(config: RunConfig) -> dict[tuple[str, str], Row]:
+def rows_of(config: RunConfig) -> dict[tuple[str, str], TransferRow]:
     rows = read_transfer(open_store(config.store).open(transfer(config)))
     return {(row.model, row.benchmark): row for row in rows}
 
@@ -57,15 +57,17 @@ def test_what_fails_is_in_the_table_and_alone_is_computed_again(
     config = validate_config(two)
     tune, score = tasks.tune.tuning.tune, tasks.score.scoring.score_benchmark
 
-    def tuning_fails_on_spoken(pruned: Path, sources: Any, *arguments: Any) -> Any:
+    def tuning_fails_on_spoken(pruned: Path, sources: Any, *arguments: Any, **named: Any) -> Any:
         if sources[0].metric == "f1":
             raise RuntimeError("CUDA out\nof memory")
-        return tune(pruned, sources, *arguments)
+        return tune(pruned, sources, *arguments, **named)
 
-    def scoring_fails_on_spoken_with_adapter(checkpoint: Path, adapter: Path | None, *arguments: Any) -> Any:
-        if adapter and arguments[1].name == "spoken":
+    def scoring_fails_on_spoken_with_adapter(
+        checkpoint: Path, adapter: Path | None, *arguments: Any, **named: Any
+    ) -> Any:
+        if adapter and named["benchmark"].name == "spoken":
             raise RuntimeError("no luck")
-        return score(checkpoint, adapter, *arguments)
+        return score(checkpoint, adapter, *arguments, **named)
 
     monkeypatch.setattr(tasks.tune.tuning, "tune", tuning_fails_on_spoken)
     monkeypatch.setattr(tasks.score.scoring, "score_benchmark", scoring_fails_on_spoken_with_adapter)
@@ -77,7 +79,7 @@ def test_what_fails_is_in_the_table_and_alone_is_computed_again(
         ("spoken", "spoken"): "CUDA out of memory",
     }
     assert rows["colours", "colours"].gain is not None
-    assert rows[PRUNED, "spoken"].metric == "f1"
+    assert rows[UNTUNED_MODEL, "spoken"].metric == "f1"
     before = built(config)
 
     monkeypatch.setattr(tasks.tune.tuning, "tune", tune)
@@ -97,9 +99,9 @@ def test_the_command_prints_a_table_and_the_path_of_the_report(
 ) -> None:
     path = tmp_path / "transfer.toml"
     path.write_text(as_toml(two))
-    assert main([str(path), "--set", "pruning.ratios=[0.1, 0.2]"]) == 2
+    assert main(["transfer", str(path), "--set", "pruning.ratios=[0.1, 0.2]"]) == 2
     assert capsys.readouterr().err == "error: pruning.ratios: got [0.1, 0.2]; allowed: one ratio\n"
-    assert main([str(path), "--set", "tuning.epochs=1"]) == 0
+    assert main(["transfer", str(path), "--set", "tuning.epochs=1"]) == 0
     output = capsys.readouterr().out
     assert "tuned on" in output
     assert Path(output.strip().splitlines()[-1].removeprefix("report: ")).read_text().startswith("<!DOCTYPE html>")

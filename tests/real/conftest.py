@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tailored_llama.calibration import load_calibration
-from tailored_llama.config import RunConfig
-from tailored_llama.config_loading import load_config
-from tailored_llama.models import load_model, model_identity
+from helpers import CPU
+from tailored_llama.config import RunConfig, load_config
+from tailored_llama.data.calibration import load_calibration
+from tailored_llama.models import prepare_dense
 from tailored_llama.pruning.groups import build_graph
 from tailored_llama.pruning.importance import score_importance
 from tailored_llama.pruning.prune import prune
@@ -25,15 +25,29 @@ def quickstart() -> RunConfig:
 @pytest.fixture(scope="session")
 def smollm2(quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("smollm2")
-    load_model(quickstart.model, model_identity(quickstart.model), quickstart.store.downloads, out)
+    prepare_dense(quickstart.model, downloads=quickstart.store.downloads, out=out)
     return out
 
 
 @pytest.fixture(scope="session")
 def pruned_smollm2(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     groups, calibration, importance, out = (tmp_path_factory.mktemp(n) for n in ("groups", "text", "score", "pruned"))
-    build_graph(smollm2, groups)
-    load_calibration(smollm2, quickstart.calibration, quickstart.store.downloads, 0, calibration)
-    score_importance(smollm2, calibration, groups, quickstart.pruning.criterion, 0, importance)
-    prune(smollm2, groups, importance, 0.2, quickstart.pruning, quickstart.reconstruction, calibration, out)
+    build_graph(smollm2, out=groups)
+    load_calibration(
+        smollm2, calibration=quickstart.calibration, downloads=quickstart.store.downloads, seed=0, out=calibration
+    )
+    score_importance(
+        smollm2, groups, calibration, criterion=quickstart.pruning.criterion, seed=0, out=importance, execution=CPU
+    )
+    prune(
+        smollm2,
+        groups,
+        importance,
+        calibration,
+        ratio=0.2,
+        pruning=quickstart.pruning,
+        reconstruction=quickstart.reconstruction,
+        out=out,
+        execution=CPU,
+    )
     return out

@@ -11,13 +11,15 @@ from lm_eval.models.huggingface import HFLM
 
 from harness import raw_validation
 from helpers import write_jsonl
-from tailored_llama.artifacts import read_table
-from tailored_llama.benchmarks import load_benchmark
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig
-from tailored_llama.generation import ANSWERS_SCHEMA
-from tailored_llama.models import load, load_tokenizer
-from tailored_llama.prompts import read_prompts, render_prompts
-from tailored_llama.scoring import read_metrics, score_benchmark
+from tailored_llama.data import read_prompts
+from tailored_llama.data.benchmarks import load_benchmark
+from tailored_llama.data.prompts import render_prompts
+from tailored_llama.evaluation import read_metrics
+from tailored_llama.evaluation.scores import ANSWERS_SCHEMA
+from tailored_llama.evaluation.scoring import score_benchmark
+from tailored_llama.models import load_model, load_tokenizer
+from tailored_llama.store import read_table
 
 pytestmark = pytest.mark.real
 STOP = ["\n", ".", ","]  # of lm-eval's task nq_open
@@ -36,10 +38,10 @@ def test_closed_book_answers_equal_the_harness(smollm2: Path, folder: Callable[[
         stop=STOP,
     )
     examples, prompts, out = folder("examples"), folder("prompts"), folder("scores")
-    load_benchmark(benchmark, "", examples)
-    render_prompts(examples, benchmark, "evaluation", "harness", prompts, num_fewshot=5)
-    score_benchmark(smollm2, None, prompts, benchmark, out, ExecutionConfig(device="cpu"))
-    lm = HFLM(pretrained=load(smollm2), tokenizer=load_tokenizer(smollm2), batch_size=4)
+    load_benchmark(benchmark, downloads="", out=examples)
+    render_prompts(examples, benchmark=benchmark, split="evaluation", template="harness", out=prompts, num_fewshot=5)
+    score_benchmark(smollm2, None, prompts, benchmark=benchmark, out=out, execution=ExecutionConfig(device="cpu"))
+    lm = HFLM(pretrained=load_model(smollm2), tokenizer=load_tokenizer(smollm2), batch_size=4)
     options = {"until": STOP, "max_gen_toks": 10, "do_sample": False}
     contexts = [prompt.contexts[0] for prompt in read_prompts(prompts, "evaluation")]
     asked = [Instance("generate_until", {}, (context, options), i) for i, context in enumerate(contexts)]

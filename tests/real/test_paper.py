@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.tailor import main
+from flows.__main__ import main
 from helpers import save_tiny_llama
-from tailored_llama.checkpoints import read_structure
-from tailored_llama.config_loading import load_config
+from tailored_llama.config import load_config
+from tailored_llama.evaluation import read_recovery
+from tailored_llama.models import read_structure
 
 pytestmark = pytest.mark.real
 PAPER = Path(__file__).parents[2] / "data" / "paper.toml"
@@ -31,16 +31,18 @@ def test_the_papers_setting_runs_on_a_stand_in(tmp_path: Path) -> None:
         "perplexity.tokens": 256,
     }
     with prefect_test_harness(server_startup_timeout=120):
-        assert main([str(PAPER), *(f"--set={name}={value}" for name, value in small.items())]) == 0
-    (recovery,) = (tmp_path / "store" / "report").glob("*/recovery.parquet")
-    rows = pq.read_table(recovery).to_pylist()
-    names = {benchmark.name for benchmark in config.benchmarks} | {"(mean)"}
-    assert [(row["ratio"], row["benchmark"]) for row in rows if row["benchmark"] in names] == [
-        (ratio, name) for ratio in (0.2, 0.5) for name in [*(b.name for b in config.benchmarks), "(mean)"]
-    ]
+        assert main(["tailor", str(PAPER), *(f"--set={name}={value}" for name, value in small.items())]) == 0
+    (report,) = (tmp_path / "store" / "report").iterdir()
+    rows, models = read_recovery(report)
+    names = [*(benchmark.name for benchmark in config.benchmarks), "(mean)"]
+    for model in ("dense", "pruned", "tailored"):
+        asked = [(row.ratio, row.benchmark) for row in rows if row.model == model]
+        assert asked == [(ratio, name) for ratio in (0.2, 0.5) for name in names]
     before = read_structure(stand_in).parameters
-    for row in rows:
-        assert 1 - row["pruned_parameters"] / before == pytest.approx(row["ratio"], abs=3e-3)
+    sizes_after = {model.ratio: model.parameters for model in models if model.model == "pruned"}
+    assert sizes_after.keys() == {0.2, 0.5}
+    for ratio, after in sizes_after.items():
+        assert 1 - (after or 0) / before == pytest.approx(ratio, abs=3e-3)
     for pruned in (tmp_path / "store" / "pruned").iterdir():
         layers = read_structure(pruned).layers
         assert {layer.channels for layer in (*layers[:4], *layers[30:])} == {512}

@@ -11,15 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tailored_llama.benchmarks import load_benchmark
-from tailored_llama.checkpoints import read_structure
-from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig, RunConfig
-from tailored_llama.generation import generate
-from tailored_llama.models import load, load_tokenizer, merge
-from tailored_llama.perplexity import measure_perplexity
-from tailored_llama.prompts import render_prompts
-from tailored_llama.scoring import read_metrics
-from tailored_llama.tuning import Source, tune
+from tailored_llama.config import BenchmarkConfig, DistillationConfig, ExecutionConfig, PerplexityConfig, RunConfig
+from tailored_llama.data.benchmarks import load_benchmark
+from tailored_llama.data.prompts import render_prompts
+from tailored_llama.evaluation import read_metrics
+from tailored_llama.evaluation.generation import generate
+from tailored_llama.evaluation.perplexity import measure_perplexity
+from tailored_llama.models import load_model, load_tokenizer, merge_adapter, read_structure
+from tailored_llama.training.tuning import Source, tune
 
 pytestmark = pytest.mark.real
 CPU = ExecutionConfig(device="cpu")
@@ -29,7 +28,7 @@ def test_the_dense_model_is_smollm2(smollm2: Path) -> None:
     structure = read_structure(smollm2)
     assert structure.parameters == 134_515_008
     assert {(layer.heads, layer.kv_heads, layer.channels) for layer in structure.layers} == {(9, 3, 1536)}
-    assert "Paris" in generate(load(smollm2), load_tokenizer(smollm2), ["The capital of France is"], 8)[0]
+    assert "Paris" in generate(load_model(smollm2), load_tokenizer(smollm2), ["The capital of France is"], 8)[0]
 
 
 def test_a_fifth_of_all_parameters_is_gone_and_the_model_still_predicts(
@@ -40,7 +39,9 @@ def test_a_fifth_of_all_parameters_is_gone_and_the_model_still_predicts(
     perplexities = []
     for name, checkpoint in (("dense", smollm2), ("pruned", pruned_smollm2)):
         out = folder(name)
-        measure_perplexity(checkpoint, PerplexityConfig(tokens=2048), quickstart.store.downloads, out, CPU)
+        measure_perplexity(
+            checkpoint, text=PerplexityConfig(tokens=2048), downloads=quickstart.store.downloads, out=out, execution=CPU
+        )
         perplexities.append(read_metrics(out)["perplexity"])
     assert 10 < perplexities[0] < 40  # a wrong rope_theta or tokenizer shows here first
     assert perplexities[1] < 2 * perplexities[0]
@@ -51,16 +52,24 @@ def test_tuning_lowers_the_held_out_loss_and_the_merged_model_stands_alone(
 ) -> None:
     benchmark = BenchmarkConfig(name="arc_easy")
     examples, prompts, adapter, merged = (folder(n) for n in ("examples", "prompts", "adapter", "merged"))
-    load_benchmark(benchmark, quickstart.store.downloads, examples)
-    render_prompts(examples, benchmark, "train", "harness", prompts, shots=16, held_out=8)
+    load_benchmark(benchmark, downloads=quickstart.store.downloads, out=examples)
+    render_prompts(examples, benchmark=benchmark, split="train", template="harness", out=prompts, shots=16, held_out=8)
     tuning = quickstart.tuning.model_copy(update={"epochs": 2})
-    measured = tune(pruned_smollm2, [Source(prompts, "acc_norm")], tuning, 0, adapter, CPU)
+    measured = tune(
+        pruned_smollm2,
+        [Source(prompts, "acc_norm")],
+        tuning=tuning,
+        seed=0,
+        out=adapter,
+        execution=CPU,
+        distillation=DistillationConfig(),
+    )
     held = [v for v in pq.read_table(adapter / "log.parquet")["held_out_loss"].to_pylist() if v is not None]
     assert min(held) < held[0] - 0.1
     assert math.isfinite(measured["tokens_per_second"])
-    merge(pruned_smollm2, adapter, merged)
+    merge_adapter(pruned_smollm2, adapter, out=merged)
     ids = load_tokenizer(merged)("The sky is", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         alone = AutoModelForCausalLM.from_pretrained(merged)(ids).logits
-        attached = load(pruned_smollm2, adapter)(ids).logits
+        attached = load_model(pruned_smollm2, adapter)(ids).logits
     torch.testing.assert_close(alone, attached, rtol=0, atol=1e-4)

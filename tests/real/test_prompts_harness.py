@@ -20,11 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness import DOWNLOADS, raw_validation, requests, stock_task, train_rows, wheel_documents
-from tailored_llama.benchmarks import SEVEN, Example, benchmark_texts, load_benchmark, load_examples, read_examples
 from tailored_llama.config import BenchmarkConfig
-from tailored_llama.prompts import few_shot_header, render
-from tailored_llama.seven import BUILTIN
-from tailored_llama.templates import load_template
+from tailored_llama.data import BUILTIN, Example, load_template, render
+from tailored_llama.data.benchmarks import SEVEN, benchmark_texts, load_benchmark, load_examples, read_examples
+from tailored_llama.data.prompts import few_shot_header
 
 pytestmark = pytest.mark.real
 
@@ -123,7 +122,7 @@ def test_hellaswag_train_text_parts_from_the_evaluation_text_by_stops_and_spaces
 def test_train_rows_and_what_stays(name: str, tmp_path: Path) -> None:
     benchmark = BenchmarkConfig(name=name)
     rows, kept = TRAIN[name]
-    counts = load_benchmark(benchmark, DOWNLOADS, tmp_path)
+    counts = load_benchmark(benchmark, downloads=DOWNLOADS, out=tmp_path)
     assert counts == {"train": kept, "evaluation": EVALUATION[name], "left_out": rows - kept}
     train, evaluation = read_examples(tmp_path, "train"), read_examples(tmp_path, "evaluation")
     assert (len(train), len(evaluation)) == (kept, EVALUATION[name])

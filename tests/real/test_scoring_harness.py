@@ -2,8 +2,8 @@
 
 Every log-likelihood within 2e-3, every prediction the same, on 200 evenly spaced documents of each benchmark:
 - dense, zero-shot and 5-shot: against lm-eval's scores (its stock tasks, its HFLM, batch 16) as recorded in
-  `harness_scores.parquet` by `tests/benchmarks/equality.py CHECKPOINT --out FOLDER --limit 200 --record …`, without and
-  with `--num-fewshot 5` (of HellaSwag's 5-shot documents every other one); a few are asked of lm-eval again;
+  `harness_scores.parquet` by `tests/performance/equality.py CHECKPOINT --out FOLDER --limit 200 --record …`, without
+  and with `--num-fewshot 5` (of HellaSwag's 5-shot documents every other one); a few are asked of lm-eval again;
 - pruned and tailored, zero-shot and (few documents) 5-shot: against what lm-eval says now of the merged checkpoint,
   which it loads by itself; this library scores the pruned one with its adapter attached.
 """
@@ -25,18 +25,17 @@ import pytest
 import harness
 from equality import TOLERANCE, compare, our_scores
 from helpers import UNFITTED
-from tailored_llama.benchmarks import SEVEN, load_benchmark
-from tailored_llama.checkpoints import read_structure
-from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig, RunConfig
-from tailored_llama.models import load, load_tokenizer, merge
-from tailored_llama.perplexity import measure_perplexity
-from tailored_llama.prompts import render_prompts
+from tailored_llama.config import BenchmarkConfig, DistillationConfig, ExecutionConfig, PerplexityConfig, RunConfig
+from tailored_llama.data import load_texts
+from tailored_llama.data.benchmarks import SEVEN, load_benchmark
+from tailored_llama.data.prompts import render_prompts
+from tailored_llama.evaluation import read_metrics
+from tailored_llama.evaluation.perplexity import measure_perplexity
+from tailored_llama.models import load_model, load_tokenizer, merge_adapter, read_structure
 from tailored_llama.pruning.groups import build_graph
 from tailored_llama.pruning.importance import score_importance
 from tailored_llama.pruning.prune import prune
-from tailored_llama.scoring import read_metrics
-from tailored_llama.texts import load_texts
-from tailored_llama.tuning import Source, tune
+from tailored_llama.training.tuning import Source, tune
 
 pytestmark = pytest.mark.real
 RECORDED = Path(__file__).parent / "harness_scores.parquet"
@@ -48,17 +47,25 @@ def adapter(pruned_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytes
     """An adapter for ARC-easy, so large that nobody could miss it."""
     benchmark = BenchmarkConfig(name="arc_easy")
     examples, prompts, out = (tmp_path_factory.mktemp(name) for name in ("examples", "prompts", "adapter"))
-    load_benchmark(benchmark, quickstart.store.downloads, examples)
-    render_prompts(examples, benchmark, "train", "harness", prompts, shots=16, held_out=0)
+    load_benchmark(benchmark, downloads=quickstart.store.downloads, out=examples)
+    render_prompts(examples, benchmark=benchmark, split="train", template="harness", out=prompts, shots=16, held_out=0)
     tuning = quickstart.tuning.model_copy(update={"epochs": 2, "learning_rate": 2e-3})
-    tune(pruned_smollm2, [Source(prompts, "acc_norm")], tuning, 0, out, CPU)
+    tune(
+        pruned_smollm2,
+        [Source(prompts, "acc_norm")],
+        tuning=tuning,
+        seed=0,
+        out=out,
+        execution=CPU,
+        distillation=DistillationConfig(),
+    )
     return out
 
 
 @pytest.fixture(scope="session")
 def tailored(pruned_smollm2: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tailored")
-    merge(pruned_smollm2, adapter, out)
+    merge_adapter(pruned_smollm2, adapter, out=out)
     return out
 
 
@@ -66,10 +73,12 @@ def tailored(pruned_smollm2: Path, adapter: Path, tmp_path_factory: pytest.TempP
 def uniform(smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pruned alike in every layer: a checkpoint of a stock architecture."""
     groups, importance, out = (tmp_path_factory.mktemp(name) for name in ("groups", "importance", "uniform"))
-    build_graph(smollm2, groups)
-    score_importance(smollm2, None, groups, "magnitude_l2", 0, importance)
+    build_graph(smollm2, out=groups)
+    score_importance(smollm2, groups, None, criterion="magnitude_l2", seed=0, out=importance, execution=CPU)
     pruning = quickstart.pruning.model_copy(update={"allocation": "uniform"})
-    prune(smollm2, groups, importance, 0.2, pruning, UNFITTED, None, out)
+    prune(
+        smollm2, groups, importance, None, ratio=0.2, pruning=pruning, reconstruction=UNFITTED, out=out, execution=CPU
+    )
     return out
 
 
@@ -102,7 +111,7 @@ def assert_equal(name: str, theirs: pd.DataFrame, model: Any, tokenizer: Any, sh
 def test_dense_scores_equal_what_the_harness_recorded(name: str, shots: int, smollm2: Path) -> None:
     table = pd.read_parquet(RECORDED).query("benchmark == @name and num_fewshot == @shots").dropna(axis=1)
     assert len(table) == (100 if (name, shots) == ("hellaswag", 5) else 200)
-    assert_equal(name, table.reset_index(drop=True), load(smollm2), load_tokenizer(smollm2), shots)
+    assert_equal(name, table.reset_index(drop=True), load_model(smollm2), load_tokenizer(smollm2), shots)
 
 
 @pytest.mark.parametrize(("name", "shots"), [("openbookqa", 0), ("winogrande", 5)])
@@ -117,7 +126,7 @@ def test_the_record_is_what_the_harness_says(name: str, shots: int, smollm2: Pat
 
 def test_the_adapter_changes_scores(pruned_smollm2: Path, adapter: Path) -> None:
     tokenizer = load_tokenizer(pruned_smollm2)
-    scores = [our_scores(load(pruned_smollm2, a), tokenizer, "arc_easy", 0, [0])[1][0] for a in (None, adapter)]
+    scores = [our_scores(load_model(pruned_smollm2, a), tokenizer, "arc_easy", 0, [0])[1][0] for a in (None, adapter)]
     assert min(abs(a - b) for a, b in zip(*scores, strict=True)) > 100 * TOLERANCE
 
 
@@ -132,7 +141,7 @@ def test_an_attached_adapter_scores_as_the_merged_checkpoint_does_in_the_harness
     name: str, shots: int, count: int, pruned_smollm2: Path, adapter: Path, harness_tailored: Any
 ) -> None:
     theirs = harness_says(harness_tailored, name, shots, count)
-    assert_equal(name, theirs, load(pruned_smollm2, adapter), load_tokenizer(pruned_smollm2), shots)
+    assert_equal(name, theirs, load_model(pruned_smollm2, adapter), load_tokenizer(pruned_smollm2), shots)
 
 
 LOADED_ALONE = """
@@ -154,7 +163,9 @@ def test_the_harness_loads_a_checkpoint_without_this_library(
 ) -> None:
     checkpoint: Path = request.getfixturevalue(layout)
     assert (len(set(read_structure(checkpoint).layers)) > 1) == (layout == "tailored")
-    prompts, ours = our_scores(load(checkpoint), load_tokenizer(checkpoint), "arc_easy", 0, list(range(0, 240, 10)))
+    prompts, ours = our_scores(
+        load_model(checkpoint), load_tokenizer(checkpoint), "arc_easy", 0, list(range(0, 240, 10))
+    )
     pairs = [pair for p in prompts for pair in zip(p.contexts, p.continuations, strict=True)]
     run = subprocess.run(
         [sys.executable, "-c", LOADED_ALONE, str(checkpoint)], input=json.dumps(pairs), capture_output=True, text=True
@@ -176,9 +187,17 @@ def test_word_and_byte_perplexity_equal_the_harness(
     page = "\n\n".join(load_texts(quickstart.perplexity, quickstart.store.downloads))[:8000]
     text, out = folder("text") / "page.txt", folder("perplexity")
     text.write_text(page, encoding="utf-8")
-    measure_perplexity(pruned_smollm2, PerplexityConfig(source=str(text), window=512, tokens=None), "", out, CPU)
+    measure_perplexity(
+        pruned_smollm2,
+        text=PerplexityConfig(source=str(text), window=512, tokens=None),
+        downloads="",
+        out=out,
+        execution=CPU,
+    )
     ours = read_metrics(out)
-    lm = HFLM(pretrained=load(pruned_smollm2), tokenizer=load_tokenizer(pruned_smollm2), batch_size=4, max_length=512)
+    lm = HFLM(
+        pretrained=load_model(pruned_smollm2), tokenizer=load_tokenizer(pruned_smollm2), batch_size=4, max_length=512
+    )
     (loss,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (page,), 0)], disable_tqdm=True)
     said = process_results({"page": page}, (loss,))
     assert ours["tokens"] > 3 * 512

@@ -1,0 +1,135 @@
+"""Run a flow from a configuration file: python -m flows NAME CONFIG.toml [--set KEY=VALUE …]."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from threading import Thread, Timer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flows._steps import Command
+
+ABOUT = {
+    "tailor": "Prune, tailor, score and report: the whole pipeline.",
+    "sweep": "Measure every cell of a grid of settings, and draw the curves.",
+    "transfer": "Score the adapter of each benchmark on all benchmarks.",
+    "prompts": "Choose a template set on train examples, and report it on the evaluation split.",
+}
+EXAMPLES = {
+    "tailor": "data/quickstart.toml",
+    "sweep": "data/sweep.toml",
+    "transfer": "data/transfer.toml",
+    "prompts": "data/prompts-study.toml",
+}
+LAST_WORDS = 60.0  # seconds that Prefect has, after a run, to send its events to the server
+
+
+def main(arguments: list[str] | None = None, connect: bool = False) -> int:
+    """Run a flow; print its table, the report's location, and the folders of finished models.
+
+    Args:
+        arguments: command-line arguments; None: the process's own.
+        connect: connect to Prefect's API while the libraries load; for a process that runs only this flow.
+
+    Returns:
+        The exit status: 0, or 2 for bad input.
+    """
+    options = _parse(arguments)
+    server = _reach_server() if connect else None
+    command = _command(options.name)
+
+    from rich.console import Console
+
+    from tailored_llama.errors import InputError
+    from tasks._stage import open_store
+
+    try:
+        config = command.load(options.config, options.set)
+        command.check(config)
+        if server:
+            server.join()
+        report = command.flow(config)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    folder = open_store(config.store).open(report)
+    Console().print(command.table(folder))
+    print(f"report: {folder / command.page}")
+    for model in command.finished(config):
+        print(f"model: {model}")
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the arguments; --help and a wrong name answer before any library is loaded."""
+    parser = argparse.ArgumentParser(prog="python -m flows", description="Run a flow from a configuration file.")
+    names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    for name, about in ABOUT.items():
+        flow = names.add_parser(name, help=about, description=about)
+        flow.add_argument("config", metavar="CONFIG", help=f"a TOML file such as {EXAMPLES[name]}")
+        flow.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
+    return parser.parse_args(arguments)
+
+
+def _command(name: str) -> Command:
+    from flows import prompts, sweep, tailor, transfer
+
+    return {"tailor": tailor.COMMAND, "sweep": sweep.COMMAND, "transfer": transfer.COMMAND, "prompts": prompts.COMMAND}[
+        name
+    ]
+
+
+def _reach_server() -> Thread:
+    """Connect to Prefect in the background; without PREFECT_API_URL, Prefect starts a temporary server.
+
+    Connecting takes seconds, as does loading the libraries. Join the thread before a flow runs. A failure is not
+    reported here: the flow fails in the same way and reports it.
+    """
+    from prefect.client.orchestration import get_client
+
+    # Prefect passes a SIGTERM on to this handler. The signal's default action would end the process without Python's
+    # exit handlers and leave the temporary server running.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+    def connect() -> None:
+        with contextlib.suppress(Exception), get_client(sync_client=True) as client:
+            client.hello()
+
+    thread = Thread(target=connect, daemon=True)
+    thread.start()
+    return thread
+
+
+@contextlib.contextmanager
+def _leaving() -> Iterator[None]:
+    """End the process at most a minute after the block, which ends in `sys.exit`.
+
+    Prefect keeps the process alive until every event of the run is sent, and tries each for two minutes. A server that
+    hangs would hold up a finished run for hours.
+    """
+    status: object = 1
+    try:
+        yield
+    except SystemExit as end:
+        status = end.code or 0
+        raise
+    finally:
+        timer = Timer(LAST_WORDS, _leave, (status if isinstance(status, int) else 1,))
+        timer.daemon = True
+        timer.start()
+
+
+def _leave(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    with _leaving():
+        sys.exit(main(connect=True))

@@ -1,0 +1,208 @@
+"""What flows share: the parts of a command, run names, and the steps from a configuration to its models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect.runtime import deployment, flow_run
+
+from tailored_llama.config import GENERIC, RunConfig, healing_text, reads_calibration, step_ratios, with_template
+from tailored_llama.store import ArtifactRef
+from tasks._results import MeasuredModel
+from tasks.build_graph import build_graph
+from tasks.heal import heal
+from tasks.load_benchmark import load_benchmark
+from tasks.load_calibration import load_calibration
+from tasks.load_model import load_model
+from tasks.perplexity import measure_perplexity
+from tasks.prompt_study import candidates, choose_template
+from tasks.prune import prune
+from tasks.render_prompts import render_prompts
+from tasks.score import score
+from tasks.score_importance import score_importance
+from tasks.teach import teach
+from tasks.tune import tune
+
+MIXTURE = "mixture"  # names the adapter that is tuned on all benchmarks at once
+TEXT, HEALING_TEXT = "text", "text for healing"  # sources of teacher outputs, besides the shots
+
+
+@dataclass(frozen=True)
+class Command:
+    """A flow on the command line: how to read and check its configuration, and what to print of its report."""
+
+    flow: Any  # takes the configuration, and returns the reference of the report
+    load: Callable[[str, list[str]], Any]  # a file and its overrides → the configuration
+    check: Callable[[Any], None]  # checks a configuration before any work
+    table: Callable[[Path], Any]  # the report's folder → its table
+    page: str  # the report's page in that folder
+    finished: Callable[[Any], Iterable[Path]] = lambda config: ()  # the configuration → folders of finished models
+
+
+def run_name() -> str:
+    """The name of a new run: flow, model, ratios and benchmarks."""
+    config: RunConfig = flow_run.parameters["config"]
+    model = config.model.short_name
+    ratios = ", ".join(f"{ratio:.2f}" for ratio in config.pruning.ratios)
+    first, *more = [benchmark.name for benchmark in config.benchmarks]
+    return f"{flow_run.flow_name} {model} @ {ratios}: {first}{f' and {len(more)} more' if more else ''}"
+
+
+def check_deployed(check: Callable[[Any], None], config: RunConfig) -> None:
+    """Check the configuration of a deployment's run; the command line does so before it starts a run."""
+    if deployment.id:
+        check(config)
+
+
+def model_label(model: str, ratio: float) -> str:
+    """The label of a run's model, such as pruned @ 0.20."""
+    return f"{model} @ {ratio:.2f}" if round(ratio, 2) == ratio else f"{model} @ {ratio}"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Rendered prompts by benchmark.
+
+    `train` are the run's own train prompts, which may serve as calibration text. `shots` are the prompts to tune on,
+    worded differently if one adapter is tuned on all benchmarks. `templates` are the sets that a search chose.
+    """
+
+    train: Mapping[str, ArtifactRef] = field(default_factory=dict)
+    shots: Mapping[str, ArtifactRef] = field(default_factory=dict)
+    evaluation: Mapping[str, ArtifactRef] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The dense model, and the artifacts for pruning it."""
+
+    checkpoint: ArtifactRef
+    groups: ArtifactRef
+    calibration: ArtifactRef | None
+    importance: ArtifactRef
+
+
+def render_all(config: RunConfig) -> Prompts:
+    """Render the prompts of every benchmark; the shots of a mixture use the generic template."""
+    examples = {b.name: load_benchmark(config.store, b) for b in config.benchmarks}
+    train = {name: render_prompts(config, name, "train", table) for name, table in examples.items()}
+    shots = train
+    if config.tuning.examples == "mixture":
+        shots = {name: render_prompts(with_template(config, GENERIC), name, "train", e) for name, e in examples.items()}
+    evaluation = {name: render_prompts(config, name, "evaluation", table) for name, table in examples.items()}
+    return Prompts(train, shots, evaluation)
+
+
+def search_templates(config: RunConfig, model: ArtifactRef) -> Prompts:
+    """Render every benchmark with the shipped template set that a model does best with on train examples.
+
+    These are the shots and the held-out examples, all that tuning may see.
+    """
+    train, evaluation, chosen = {}, {}, {}
+    splits: list[Literal["shots", "held_out"]] = ["shots", "held_out"] if config.tuning.held_out else ["shots"]
+    for benchmark in config.benchmarks:
+        name, examples = benchmark.name, load_benchmark(config.store, benchmark)
+        rendered = {
+            template: render_prompts(with_template(config, template), name, "train", examples)
+            for template in candidates((), benchmark)
+        }
+        scores = {
+            template: [score(config, name, f"{template}, {split}", model, prompts, split=split) for split in splits]
+            for template, prompts in rendered.items()
+        }
+        chosen[name] = choose_template(config.store, name, scores)
+        train[name] = rendered[chosen[name]]
+        evaluation[name] = render_prompts(with_template(config, chosen[name]), name, "evaluation", examples)
+    return Prompts(train, train, evaluation, chosen)
+
+
+def prepare_dense(config: RunConfig, prompts: Prompts) -> Dense:
+    """Load the model and score its groups; cheap stages and checks come first."""
+    dense = load_model(config.store, config.model)
+    groups = build_graph(config, dense, config.pruning.ratios)
+    calibration = load_calibration(config, dense, prompts.train) if reads_calibration(config) else None
+    return Dense(dense, groups, calibration, score_importance(config, dense, groups, calibration))
+
+
+def prune_to(config: RunConfig, dense: Dense, ratio: float) -> ArtifactRef:
+    """Prune to a ratio, in the configured number of steps."""
+    model, groups, importance = dense.checkpoint, dense.groups, dense.importance
+    for step, share in enumerate(step_ratios(ratio, config.pruning.steps)):
+        if step:
+            groups = build_graph(config, model)
+            importance = score_importance(config, model, groups, dense.calibration)
+        model = prune(config, share, model, groups, importance, dense.calibration, dense.checkpoint)
+    return model
+
+
+def heal_if_asked(config: RunConfig, dense: Dense, ratio: float, pruned: ArtifactRef, prompts: Prompts) -> ArtifactRef:
+    """The healed model, or the pruned one if healing is not configured."""
+    if not config.healing.tokens:
+        return pruned
+    return heal(config, ratio, pruned, teach_healing_text(config, dense, prompts))
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """Teacher outputs on the shots, by benchmark, and on the calibration text."""
+
+    shots: Mapping[str, ArtifactRef]
+    text: ArtifactRef | None
+
+
+def teacher_outputs(config: RunConfig, dense: Dense, prompts: Prompts, names: Sequence[str]) -> TeacherOutputs:
+    """The teacher outputs for tuning on benchmarks; none if distillation has no weight or nothing is tuned."""
+    if not config.distillation.weight or config.tuning.examples == "none":
+        return TeacherOutputs({}, None)
+    shots = {name: teach_shots(config, dense, prompts, name) for name in names}
+    return TeacherOutputs(shots, teach_text(config, dense, prompts) if config.distillation.sequences else None)
+
+
+def teach_shots(config: RunConfig, dense: Dense, prompts: Prompts, benchmark: str) -> ArtifactRef:
+    return teach(config, benchmark, dense.checkpoint, prompts.shots[benchmark])
+
+
+def teach_text(config: RunConfig, dense: Dense, prompts: Prompts) -> ArtifactRef:
+    calibration = dense.calibration or load_calibration(config, dense.checkpoint, prompts.train)
+    return teach(config, TEXT, dense.checkpoint, calibration)
+
+
+def teach_healing_text(config: RunConfig, dense: Dense, prompts: Prompts) -> ArtifactRef:
+    text = load_calibration(healing_text(config), dense.checkpoint, prompts.train)
+    return teach(config, HEALING_TEXT, dense.checkpoint, text)
+
+
+def tune_adapter(
+    config: RunConfig, names: Sequence[str], ratio: float, base: ArtifactRef, prompts: Prompts, teachers: TeacherOutputs
+) -> ArtifactRef:
+    """Tune one adapter for one or several benchmarks."""
+    label = names[0] if len(names) == 1 else MIXTURE
+    shots = {name: prompts.shots[name] for name in names}
+    taught = {name: teachers.shots[name] for name in names if teachers.shots}
+    return tune(config, label, ratio, base, shots, taught, teachers.text)
+
+
+def tune_adapters(
+    config: RunConfig, dense: Dense, ratio: float, base: ArtifactRef, prompts: Prompts
+) -> dict[str, ArtifactRef]:
+    """Tune the adapter of every benchmark: its own, the same for all, or (an empty mapping) none."""
+    names = list(prompts.train)
+    teachers = teacher_outputs(config, dense, prompts, names)
+    if config.tuning.examples == "none":
+        return {}
+    if config.tuning.examples == "mixture":
+        return dict.fromkeys(names, tune_adapter(config, names, ratio, base, prompts, teachers))
+    return {name: tune_adapter(config, [name], ratio, base, prompts, teachers) for name in names}
+
+
+def measure(
+    config: RunConfig, label: str, checkpoint: ArtifactRef, prompts: Prompts, names: Sequence[str] = ()
+) -> MeasuredModel:
+    """Measure a model without an adapter: its perplexity, and its scores on the named benchmarks."""
+    perplexity = measure_perplexity(config, label, checkpoint)
+    scores = {name: score(config, name, label, checkpoint, prompts.evaluation[name]) for name in names}
+    return MeasuredModel(checkpoint, perplexity, scores)

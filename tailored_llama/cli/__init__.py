@@ -1,0 +1,5 @@
+"""The command line `tailored-llama`."""
+
+from tailored_llama.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,305 @@
+"""The command line `tailored-llama`: the library's stages on plain folders, without the pipeline."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tailored_llama.cli.stages import (
+    calibration_sequences,
+    find_benchmark,
+    new_folder,
+    prune_in_steps,
+    render,
+    subfolder,
+    teach,
+)
+from tailored_llama.cli.store import store_app
+from tailored_llama.config import healing_text, load_config, validate_config
+from tailored_llama.console import progress_bar, quiet_libraries
+from tailored_llama.data import benchmarks, check_text, load_texts, worked_example
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import compare_scores, generation, profiling, read_metrics, scoring
+from tailored_llama.models import (
+    fetch_model,
+    find_model,
+    load_model,
+    load_tokenizer,
+    merge_adapter,
+    pick_device,
+    prepare_dense,
+    read_structure,
+)
+from tailored_llama.preflight import texts_of
+from tailored_llama.reports import ModelResults, ReportInputs, RunResults, profile_table, recovery_table, write_report
+from tailored_llama.training import healing, tuning
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Prune a LLaMA-family model, tailor it to one benchmark, and measure the result.",
+)
+app.add_typer(store_app, name="store")
+
+Config = Annotated[Path | None, typer.Option("--config", help="Run configuration (TOML); absent: the defaults.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one field.")]
+Out = Annotated[Path, typer.Argument(help="Folder to write; it must be new or empty.")]
+Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint folder.")]
+Adapter = Annotated[Path | None, typer.Option("--adapter", help="Folder of an adapter trained on this checkpoint.")]
+Dense = Annotated[Path, typer.Option("--dense", help="Dense checkpoint: the teacher.")]
+BenchmarkName = Annotated[str, typer.Option("--benchmark", "-b", help="Name of the benchmark.")]
+
+
+@app.command(epilog="Example: `tailored-llama fetch --config data/quickstart.toml`")
+def fetch(config: Config = None, overrides: Overrides = None) -> None:
+    """Download what a run needs, so that the run itself needs no network."""
+    run = load_config(config, overrides)
+    for benchmark in run.benchmarks:
+        for split in ("train", "evaluation"):
+            benchmarks.load_examples(benchmark, split, run.store.downloads)
+        print(f"benchmark {benchmark.name}: here")
+    for text in texts_of(run).values():
+        load_texts(text, run.store.downloads)
+        print(f"text {text.source}, split {text.split}: here")
+    source = find_model(run.model)
+    folder = fetch_model(source, run.store.downloads)
+    print(f"model {run.model.source}: {'here' if source.kind in ('gguf', 'folder') else folder}")
+
+
+@app.command(epilog="Example: `tailored-llama example my-task`")
+def example(out: Out, config: Config = None, overrides: Overrides = None) -> None:
+    """Write a real benchmark (CommonsenseQA) as the CSV files that data/own-task.toml reads."""
+    run = load_config(config, overrides)
+    with new_folder(out) as folder:
+        counts = worked_example.write_example(run.store.downloads, folder)
+    for name, count in counts.items():
+        print(f"{out / name}: {count:,} questions")
+
+
+@app.command(epilog="Example: `tailored-llama convert smollm2-135m-instruct dense`")
+def convert(
+    model: Annotated[str, typer.Argument(help="Model source: embedded name, folder, .gguf file or Hub id.")],
+    out: Out,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Convert a model to an unpruned safetensors checkpoint, ready to score."""
+    run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}"])
+    with new_folder(out) as folder:
+        facts = prepare_dense(run.model, downloads=run.store.downloads, out=folder)
+    print(f"{out}: {facts['parameters']:,} parameters")
+
+
+@app.command(epilog="Example: `tailored-llama prune smollm2-135m-instruct pruned --ratio 0.2`")
+def prune(
+    model: Annotated[str, typer.Argument(help="Model source: embedded name, folder, .gguf file or Hub id.")],
+    out: Out,
+    ratio: Annotated[float, typer.Option(help="Fraction of all parameters to remove.")],
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score importance, plan, and write a pruned checkpoint with its plan.parquet."""
+    run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}", f"pruning.ratios=[{ratio}]"])
+    pick_device(run.execution.device)
+    for section, text in texts_of(run).items():
+        if section != "perplexity":
+            check_text(text, section)
+    with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+        new = partial(subfolder, Path(scratch))
+        dense = new("dense")
+        prepare_dense(run.model, downloads=run.store.downloads, out=dense)
+        before = read_structure(dense).parameters
+        prune_in_steps(run, dense, ratio, new, folder)
+    after = read_structure(out).parameters
+    print(f"{out}: {after:,} of {before:,} parameters ({1 - after / before:.2%} removed)")
+
+
+@app.command(epilog="Example: `tailored-llama heal pruned healed --dense dense --set healing.tokens=131072`")
+def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, overrides: Overrides = None) -> None:
+    """Train a pruned checkpoint towards its dense model's predictions on plain text; write the healed checkpoint."""
+    run = load_config(config, overrides)
+    if not run.healing.tokens:
+        raise InputError("healing.tokens: got 0; allowed: at least 1")
+    pick_device(run.execution.device)
+    with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+        new = partial(subfolder, Path(scratch))
+        outputs = teach(run, dense, calibration_sequences(healing_text(run), dense, new), new("teacher"))
+        with progress_bar("heal") as progress:
+            facts = healing.heal(
+                checkpoint,
+                outputs,
+                healing=run.healing,
+                distillation=run.distillation,
+                seed=run.seed,
+                out=folder,
+                execution=run.execution,
+                progress=progress,
+            )
+    print(f"{out}: {facts['tokens']:,} tokens, {facts['tokens_per_second']} tokens/s")
+
+
+@app.command(epilog="Example: `tailored-llama tune pruned adapter --benchmark arc_easy --set tuning.epochs=5`")
+def tune(
+    checkpoint: Checkpoint,
+    out: Out,
+    benchmark: BenchmarkName,
+    dense: Annotated[Path | None, typer.Option(help="Dense checkpoint: the teacher for distillation.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train a LoRA adapter for one benchmark on a few of its train examples."""
+    run = load_config(config, overrides)
+    taught = run.distillation
+    if taught.weight and not dense:
+        raise InputError(f"--dense: not set; allowed: the dense checkpoint (distillation.weight is {taught.weight})")
+    if dense and not taught.weight:
+        raise InputError("--dense: given, but distillation.weight is 0; allowed: a weight above 0, or no --dense")
+    if run.tuning.examples != "benchmark":
+        raise InputError(f"tuning.examples: got {run.tuning.examples!r}; allowed: 'benchmark' in this command")
+    with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+        own, new = find_benchmark(run, benchmark), partial(subfolder, Path(scratch))
+        source = tuning.Source(render(run, own, "train", new("train")), benchmarks.headline_metric(own))
+        text = None
+        if dense and taught.weight:
+            source = replace(source, teacher=teach(run, dense, source.prompts, new("teacher")))
+            text = teach(run, dense, calibration_sequences(run, dense, new), new("text")) if taught.sequences else None
+        with progress_bar(f"tune {benchmark}") as progress:
+            facts = tuning.tune(
+                checkpoint,
+                [source],
+                text,
+                tuning=run.tuning,
+                distillation=run.distillation,
+                seed=run.seed,
+                out=folder,
+                execution=run.execution,
+                progress=progress,
+            )
+    print(f"{out}: {facts['epochs']} epochs, {facts['tokens_per_second']} tokens/s")
+
+
+@app.command(epilog="Example: `tailored-llama score pruned --adapter adapter --benchmark arc_easy --out scores`")
+def score(
+    checkpoint: Checkpoint,
+    benchmark: BenchmarkName,
+    adapter: Adapter = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for predictions.parquet and metrics.json.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score a checkpoint on one benchmark; print its metrics as JSON."""
+    run = load_config(config, overrides)
+    own = find_benchmark(run, benchmark)
+    with tempfile.TemporaryDirectory() as scratch, new_folder(out or Path(scratch) / "scores") as folder:
+        rendered = render(run, own, "evaluation", Path(scratch))
+        with progress_bar(f"score {benchmark}") as progress:
+            scoring.score_benchmark(
+                checkpoint, adapter, rendered, benchmark=own, out=folder, execution=run.execution, progress=progress
+            )
+        print(json.dumps(read_metrics(folder), indent=1))
+
+
+@app.command(epilog='Example: `tailored-llama generate pruned "The capital of France is"`')
+def generate(
+    checkpoint: Checkpoint,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    adapter: Adapter = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens to generate.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Continue a prompt greedily."""
+    model = load_model(checkpoint, adapter, device)
+    print(generation.generate(model, load_tokenizer(checkpoint), [prompt], max_new_tokens)[0])
+
+
+@app.command(epilog="Example: `tailored-llama profile pruned --against dense --batch 1 --batch 8`")
+def profile(
+    checkpoint: Checkpoint,
+    against: Annotated[Path | None, typer.Option(help="Checkpoint to alternate with: the dense one.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeatable (absent: 1 and 8).")] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens in each prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate after each prompt.")] = 32,
+    out: Annotated[Path | None, typer.Option(help="Folder for profile.parquet.")] = None,
+) -> None:
+    """Measure what a checkpoint costs to run: parameters, FLOPs, tokens per second, memory."""
+    settings = validate_config(
+        {
+            "profile": {"batches": batch or [1, 8], "prompt_tokens": prompt_tokens, "new_tokens": new_tokens},
+            "execution": {"device": device},
+        }
+    )
+    with tempfile.TemporaryDirectory() as scratch, new_folder(out or Path(scratch) / "profile") as folder:
+        with progress_bar("profile") as progress:
+            profiling.profile_checkpoint(
+                checkpoint,
+                against,
+                profile=settings.profile,
+                out=folder,
+                execution=settings.execution,
+                progress=progress,
+            )
+        Console().print(profile_table(profiling.read_profile(folder)))
+
+
+@app.command(epilog="Example: `tailored-llama merge pruned adapter tailored`")
+def merge(checkpoint: Checkpoint, adapter: Annotated[Path, typer.Argument(help="Adapter folder.")], out: Out) -> None:
+    """Merge an adapter into its checkpoint and write a stand-alone checkpoint."""
+    with new_folder(out) as folder:
+        merge_adapter(checkpoint, adapter, out=folder)
+    print(f"{out}: {read_structure(out).parameters:,} parameters")
+
+
+@app.command(epilog="Example: `tailored-llama report out --dense dense/piqa --pruned p/piqa --tailored t/piqa`")
+def report(
+    out: Out,
+    dense: Annotated[list[Path], typer.Option(help="Folder that `score --out` wrote for the dense model; repeatable.")],
+    pruned: Annotated[list[Path] | None, typer.Option(help="The same for the pruned model.")] = None,
+    tailored: Annotated[list[Path] | None, typer.Option(help="The same for the tailored model.")] = None,
+) -> None:
+    """Compare scores on the same examples in a table and a report with intervals."""
+    scores = [_scores(folders or []) for folders in (dense, pruned, tailored)]
+    run = RunResults(None, pruned=ModelResults(scores=scores[1]), tailored=scores[2])
+    with new_folder(out) as folder:
+        write_report(ReportInputs("scores", ModelResults(scores=scores[0]), (run,)), out=folder)
+        Console().print(recovery_table(folder))
+    print(f"report: {out / 'report.html'}")
+
+
+@app.command(epilog="Example: `tailored-llama compare scores/pruned/piqa scores/tailored/piqa`")
+def compare(
+    one: Annotated[Path, typer.Argument(help="Folder that `score --out` wrote.")],
+    other: Annotated[Path, typer.Argument(help="The same benchmark, scored with another model or adapter.")],
+) -> None:
+    """Test whether two models differ on the same examples: difference, 95 % interval, McNemar's p; as JSON."""
+    print(json.dumps(compare_scores(one, other), indent=1))
+
+
+def _scores(folders: list[Path]) -> dict[str, Path]:
+    scores: dict[str, Path] = {}
+    for folder in folders:
+        name = read_metrics(folder).get("benchmark")
+        if name is None or name in scores:
+            raise InputError(f"{folder}: {name or 'no benchmark'}; allowed: scores of each benchmark once")
+        scores[name] = folder
+    return scores
+
+
+def main() -> None:
+    """Entry point: an InputError becomes one line and exit status 2."""
+    quiet_libraries()
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

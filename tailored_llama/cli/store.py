@@ -1,0 +1,172 @@
+"""The commands `tailored-llama store …`: list, verify and clean up the artifact store."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tailored_llama.errors import InputError
+from tailored_llama.store import (
+    REPORTS,
+    ArtifactStore,
+    Entry,
+    leftovers,
+    removable,
+    remove_artifact,
+    remove_leftover,
+    reports_using,
+    survey,
+    verify,
+)
+
+store_app = typer.Typer(no_args_is_help=True, help="Inspect and clean up the artifact store.")
+
+Root = Annotated[str, typer.Option(help="The store: a folder, or an fsspec URL.")]
+
+_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
+_BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+@store_app.command("ls", epilog="Example: `tailored-llama store ls --root artifacts`")
+def store_ls(
+    root: Root = "artifacts",
+    report: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Only what this report used: its key, or a unique prefix of it.")
+    ] = None,
+) -> None:
+    """List artifacts: stage, key, size, last use, cost to make, and the reports that used them."""
+    entries = survey(_store(root))
+    used_by = reports_using(entries)
+    if report is not None:
+        chosen = _report(report, entries)
+        entries = [entry for entry in entries if chosen in used_by[entry.name]]
+    table = Table("stage", "key", "MB", "last used", "seconds", "peak GB", "reports")
+    for entry in entries:
+        reports, manifest = _reports(used_by[entry.name]), entry.manifest
+        age = _age(time.time() - entry.used)
+        if entry.problem or manifest is None:
+            table.add_row(entry.stage, entry.key[:12], "broken", age, "", "", reports)
+            table.caption = "`tailored-llama store verify` says what is broken."
+        else:
+            costs = f"{manifest.seconds:.1f}", f"{manifest.peak_memory_bytes / 1e9:.2f}"
+            table.add_row(entry.stage, entry.key[:12], f"{entry.size / 1e6:.1f}", age, *costs, reports)
+    Console().print(table)
+    if report is not None:
+        print(f"{_sum(entries)}: {chosen.stage} {chosen.key[:12]} and all it used")
+        return
+    unused = [entry for entry in entries if not used_by[entry.name]]
+    print(f"{_sum(entries)}; used by no report: {_sum(unused)}")
+
+
+@store_app.command("verify", epilog="Example: `tailored-llama store verify --root artifacts`")
+def store_verify(root: Root = "artifacts") -> None:
+    """Hash every file of every artifact; exit 1 if one is broken."""
+    broken = 0
+    for location, problem in verify(_store(root)):
+        if problem:
+            broken += 1
+            print(f"{location}: {problem}")
+    print("all whole" if not broken else f"{broken} broken; a run rebuilds them")
+    if broken:
+        raise typer.Exit(1)
+
+
+@store_app.command("gc", epilog="Example: `tailored-llama store gc --older-than 30d --keep-under 20GB --delete`")
+def store_gc(
+    root: Root = "artifacts",
+    older_than: Annotated[
+        str, typer.Option(help="Only what was last used this long ago, such as 30d (m, h, d, w). Active runs need 1d.")
+    ] = "1d",
+    keep_under: Annotated[
+        str | None, typer.Option(help="Remove the oldest until the store is this small, such as 20GB; absent: all.")
+    ] = None,
+    keep_reports: Annotated[
+        int | None, typer.Option(min=0, help="Keep this many of the newest reports; absent: every report.")
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove; otherwise only list what would go.")] = False,
+) -> None:
+    """Remove artifacts that no report used, and leftovers of killed runs; a dry run unless --delete is given.
+
+    Kept reports, artifacts in use and artifacts used recently stay, with all they were made of.
+    """
+    age = _quantity("--older-than", older_than, _SECONDS, "30d")
+    size = None if keep_under is None else int(_quantity("--keep-under", keep_under, _BYTES, "20GB"))
+    store = _store(root)
+    entries = survey(store)
+    gone = removable(entries, age, size, keep_reports)
+    left = leftovers(store)
+    try:
+        if delete:
+            kept = [entry for entry in gone if not remove_artifact(store, entry)]
+            gone = [entry for entry in gone if entry not in kept]
+            left = [(path, size) for path, size in left if remove_leftover(store, path)]
+            for entry in kept:
+                print(f"{entry.stage}/{entry.key[:12]}: in use, kept")
+    except OSError as error:
+        raise InputError(f"--root {root}: {error}; allowed: a store that can be written") from error
+    table = Table("stage", "key", "MB", "last used")
+    for entry in gone:
+        table.add_row(entry.stage, entry.key[:12], f"{entry.size / 1e6:.1f}", _age(time.time() - entry.used))
+    if gone:
+        Console().print(table)
+    swept = f"{_count(len(left), 'leftover')}, {_size(sum(size for _, size in left))}"
+    stay = [entry for entry in entries if entry not in gone]
+    print(f"{'removed' if delete else 'would remove'}: {_sum(gone)}; {swept}. Left: {_sum(stay)}.")
+    if not delete and (gone or left):
+        print("Nothing was removed: --delete does it.")
+
+
+def _store(root: str) -> ArtifactStore:
+    if "://" not in root and not Path(root).expanduser().is_dir():
+        raise InputError(f"--root {root}: no such folder; allowed: an artifact store")
+    return ArtifactStore(root)
+
+
+def _report(start: str, entries: list[Entry]) -> Entry:
+    """The only report whose key starts with `start`."""
+    reports = [entry for entry in entries if entry.stage in REPORTS]
+    matches = [entry for entry in reports if entry.key.startswith(start)]
+    if len(matches) != 1:
+        named = ", ".join(f"{entry.stage} {entry.key[:12]}" for entry in matches or reports) or "none is in this store"
+        raise InputError(
+            f"--report: got {start!r}, which matches {len(matches) or 'no'} reports; allowed: the key of one report, "
+            f"or a unique prefix of it ({named})"
+        )
+    return matches[0]
+
+
+def _quantity(option: str, text: str, units: dict[str, int], example: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text.strip())
+    if not match or match[2] not in units:
+        raise InputError(f"{option}: got {text!r}; allowed: a number and {', '.join(units)}, such as {example}")
+    return float(match[1]) * units[match[2]]
+
+
+def _reports(reports: list[Entry]) -> str:
+    """The key prefixes of the newest two reports, and how many more; – if there are none."""
+    names = ", ".join(report.key[:6] for report in reports[:2])
+    return (f"{names} +{len(reports) - 2}" if len(reports) > 2 else names) or "–"
+
+
+def _sum(entries: list[Entry]) -> str:
+    return f"{_count(len(entries), 'artifact')}, {_size(sum(entry.size for entry in entries))}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _size(size: int) -> str:
+    unit = next((name for name in ("TB", "GB", "MB", "KB") if size >= _BYTES[name]), "B")
+    return f"{size} B" if unit == "B" else f"{size / _BYTES[unit]:.1f} {unit}"
+
+
+def _age(seconds: float) -> str:
+    days, hours = int(seconds // 86400), int(seconds // 3600)
+    return f"{days} d" if days else f"{hours} h" if hours else f"{max(0, int(seconds // 60))} min"

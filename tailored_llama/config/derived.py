@@ -1,0 +1,71 @@
+"""Values derived from a configuration, without reading any data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from tailored_llama.config.schema import DATA_FREE, SOFT, BenchmarkConfig, RunConfig, TuningConfig
+
+Run = TypeVar("Run", bound=RunConfig)
+
+GENERIC = "generic"  # template set with one wording for all tasks; an adapter for several benchmarks is tuned with it
+WRITTEN = ("exact_match", "f1")  # metrics of written answers
+
+
+def reserved_tokens(tuning: TuningConfig) -> int:
+    """Tokens of the model's context taken by a soft prompt."""
+    return tuning.virtual_tokens if tuning.variant in SOFT else 0
+
+
+def reads_calibration(run: RunConfig) -> bool:
+    """Whether importance or reconstruction reads the calibration text."""
+    return run.pruning.criterion not in DATA_FREE or run.reconstruction.method != "none"
+
+
+def is_written(benchmark: BenchmarkConfig) -> bool:
+    """Whether the model writes the answer instead of ranking choices."""
+    return benchmark.metric in WRITTEN
+
+
+def max_new_tokens(benchmark: BenchmarkConfig) -> int:
+    """Maximum number of tokens in a written answer."""
+    return benchmark.max_new_tokens or 32
+
+
+def stop_strings(benchmark: BenchmarkConfig) -> tuple[str, ...]:
+    """Strings that end a written answer; they are not part of it."""
+    return benchmark.stop or ("\n",)
+
+
+def with_template(run: Run, template: str) -> Run:
+    """The same run with another template set."""
+    return run.model_copy(update={"prompts": run.prompts.model_copy(update={"template": template})})
+
+
+def healing_text(run: RunConfig) -> RunConfig:
+    """The same run with as many calibration samples as healing reads."""
+    samples = -(-run.healing.tokens // run.calibration.tokens)
+    return run.model_copy(update={"calibration": run.calibration.model_copy(update={"samples": samples})})
+
+
+def step_ratios(ratio: float, steps: int) -> list[float]:
+    """Fraction of the original parameters removed after each of several equal steps."""
+    return [ratio * step / steps for step in range(1, steps + 1)]
+
+
+def named_benchmark(run: RunConfig, name: str) -> BenchmarkConfig:
+    """The benchmark of this name, which the run must have."""
+    return next(benchmark for benchmark in run.benchmarks if benchmark.name == name)
+
+
+def export_folders(run: RunConfig) -> dict[tuple[float, str], Path]:
+    """The folder of each finished model, by ratio and benchmark; empty without `store.export`."""
+    if run.store.export is None:
+        return {}
+    folder = Path(run.store.export).expanduser()
+    return {
+        (ratio, benchmark.name): folder / f"{benchmark.name}-{ratio:g}"
+        for ratio in run.pruning.ratios
+        for benchmark in run.benchmarks
+    }

@@ -1,0 +1,134 @@
+"""Loading of configurations: a TOML file and overrides, validated, with all problems in one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from tailored_llama.config.schema import RunConfig, Section
+from tailored_llama.errors import InputError
+
+Model = TypeVar("Model", bound=Section)
+
+
+def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
+    """Read a TOML run configuration and apply `key=value` overrides to it.
+
+    Paths inside the file are relative to the working directory. The value of an override is parsed as TOML, or
+    taken as a plain string if that fails (`--set model.source=./my-model`).
+
+    Raises:
+        InputError: the file is missing or not TOML, or a field is unknown or out of bounds.
+    """
+    return validate_config(read_config_data(path, overrides))
+
+
+def read_config_data(path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
+    """A configuration file with overrides applied, as plain data.
+
+    Raises:
+        InputError: the file is missing or not TOML, or an override has no value or no section.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"configuration {path}: {error.strerror}; allowed: a readable TOML file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"configuration {path}: not TOML ({error})") from None
+    for override in overrides or []:
+        key, separator, value = override.partition("=")
+        if not separator or not key.strip():
+            raise InputError(f"--set {override!r}: allowed: key=value, such as tuning.epochs=5")
+        assign(data, key.strip(), _parse_value(value.strip()))
+    return data
+
+
+def validate_config(data: dict[str, Any]) -> RunConfig:
+    """Build a RunConfig from plain data; all problems go into one InputError."""
+    return validate_as(RunConfig, data)
+
+
+def validate_as(kind: type[Model], data: dict[str, Any]) -> Model:
+    """Build a configuration of class `kind` from plain data; all problems go into one InputError."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        problems = error.errors()
+        # If items of a list are invalid, pydantic also reports the list as too short. Report the items only.
+        inner = [p for p in problems if not any(_inside(q["loc"], p["loc"]) for q in problems)]
+        raise InputError("; ".join(_explain(p, kind) for p in inner)) from None
+
+
+def _inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
+
+
+def assign(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted field of plain configuration data.
+
+    Raises:
+        InputError: a name before a dot is not a section.
+    """
+    *sections, name = key.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise InputError(f"{key}: {section} is not a section")
+    data[name] = value
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: Any, kind: type[BaseModel]) -> str:
+    """One problem as `field: got the value; allowed: the valid values`."""
+    path = [str(part) for part in error["loc"] if part not in _UNION_BRANCHES]
+    field, context = ".".join(path), error.get("ctx", {})
+    if error["type"] == "extra_forbidden":
+        siblings = _siblings(path, kind)
+        near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"allowed: {', '.join(siblings)}"
+        return f"{field}: unknown key; {hint}"
+    if error["type"] == "literal_error":
+        near = difflib.get_close_matches(str(error["input"]), context["expected"].replace("'", "").split(), n=1)
+        hint = f" (did you mean {near[0].strip(',')}?)" if near else ""
+        return f"{field}: got {error['input']!r}; allowed: {context['expected']}{hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if not field:
+        return str(message)
+    if error["type"] == "missing":
+        return f"{field}: not set"
+    for pattern, wording in _WORDING:
+        message = re.sub(pattern, wording, message)
+    return f"{field}: got {error['input']!r}; {message}"
+
+
+_UNION_BRANCHES = ("str", "tuple[str, ...]")  # pydantic adds them to the location of a problem in `choices`
+_WORDING = (
+    (r"Input should be a valid (tuple|list)", "allowed: a list"),
+    (r"Input should be a valid dictionary or instance of \w+", "allowed: a table"),
+    (r"(Tuple|String) should have (.*?)( after validation, not \d+)?$", r"allowed: \2"),
+    (r"String should match pattern", "allowed: text that matches"),
+    (r"Input should be", "allowed:"),
+)
+
+
+def _siblings(path: list[str], section: type[BaseModel]) -> list[str]:
+    """All fields of the section that holds the field at `path`."""
+    for part in path[:-1]:
+        if part in section.model_fields:
+            kind = section.model_fields[part].annotation
+            inner = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel)]
+            section = inner[0] if inner else section
+    return list(section.model_fields)

@@ -1,0 +1,215 @@
+"""Configurations of the studies: sweeps over a grid of settings, prompt studies and transfer."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from tailored_llama.config.derived import GENERIC
+from tailored_llama.config.loading import assign, load_config, read_config_data, validate_as, validate_config
+from tailored_llama.config.schema import RunConfig
+from tailored_llama.errors import InputError
+
+RATIOS = "pruning.ratios"
+SEED = "seed"
+MODEL = "model"
+TEMPLATE, SEARCHED = "prompts.template", "searched"
+UNREAD_UNTUNED = ("distillation.weight", "distillation.sequences")  # only tuning reads them
+MAY_VARY = (SEED, MODEL, "calibration", "pruning", "reconstruction", "distillation", "healing", "prompts", "tuning")
+
+DENSE, UNTUNED_MODEL = "dense", "pruned (untuned)"  # rows without an adapter in a transfer; DENSE also in a sweep
+UNREAD_BY_TRANSFER = ("perplexity", "profile")  # sections
+
+REFERENCES = (GENERIC, "harness")  # template sets that the chosen one is compared with
+
+
+class SweepConfig(RunConfig):
+    """A run configuration, and the settings that differ between its cells."""
+
+    grid: tuple[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], ...] = Field(
+        min_length=1,
+        description='Tables of dotted field → list of values, such as "pruning.criterion" = ["flap", "random"]; '
+        "each table gives one cell for every combination of its values. Each of pruning.ratios is a cell of its own; "
+        "cells that differ only in seed share a row of the results. prompts.template = searched selects, for each "
+        "benchmark, the shipped set with the best score of the cell's untuned model on the shots and held-out "
+        "examples; the dense model keeps the run's own set.",
+    )
+    labels: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="Name of each table of the grid; absent: cells are named by the settings that differ."
+    )
+    scored: bool = Field(True, description="Score the benchmarks as well as the perplexity.")
+    tailored: bool = Field(False, description="Tune the cells' models and score them beside the dense model.")
+    axis: str = Field(RATIOS, description="Field of the grid on the x-axis of the curves, such as tuning.shots.")
+
+
+@dataclass(frozen=True)
+class SweepCell:
+    """One cell of a sweep: its run, and a label of the settings that differ, seed and ratio excluded.
+
+    `curve` labels the curve that the cell is a point of; `place` is its position on the axis, None if the axis is the
+    ratio. `dense` names the row of its dense model; `searched` says whether its template is chosen on train examples.
+    """
+
+    label: str
+    curve: str
+    place: float | None
+    dense: str
+    searched: bool
+    run: RunConfig
+
+
+SWEEP_FIELDS = set(SweepConfig.model_fields) - set(RunConfig.model_fields)
+
+
+def load_sweep(path: str | Path, overrides: list[str] | None = None) -> SweepConfig:
+    """Read a sweep's TOML file as `load_config` reads a run's, and check every cell.
+
+    Raises:
+        InputError: as `load_config`; or a cell is not a valid run.
+    """
+    config = validate_as(SweepConfig, read_config_data(path, overrides))
+    sweep_cells(config)
+    return config
+
+
+def sweep_cells(config: SweepConfig) -> list[SweepCell]:
+    """All distinct cells of the grid, in its order.
+
+    Raises:
+        InputError: a field is unknown or must not vary, or a value is out of bounds; the message names the cell.
+    """
+    shared = config.model_dump(mode="json", exclude=SWEEP_FIELDS)
+    fields = list(dict.fromkeys(field for table in config.grid for field in table))
+    for field in fields:
+        if field.split(".")[0] not in MAY_VARY:
+            raise InputError(f"grid: got {field!r}; allowed: seed, and the fields of {', '.join(MAY_VARY[1:])}")
+        if not config.tailored and (field.startswith("tuning.") or field in UNREAD_UNTUNED):
+            raise InputError(
+                f"grid: got {field!r}, which changes nothing without tuning; allowed: with tailored = true"
+            )
+    if config.axis not in (RATIOS, *fields):
+        raise InputError(f"axis: got {config.axis!r}; allowed: {RATIOS}, or a field of the grid")
+    if config.labels and len(config.labels) != len(config.grid):
+        raise InputError(
+            f"labels: got {len(config.labels)}; allowed: {len(config.grid)}, one for each table of the grid"
+        )
+    varying = [field for field in fields if field not in (RATIOS, SEED)]
+    cells: dict[str, SweepCell] = {}
+    for table, name in zip(config.grid, config.labels or [""] * len(config.grid), strict=True):
+        labelled = [field for field in table if len(table[field]) > 1 and field in varying] if name else varying
+        for values in itertools.product(*table.values()):
+            settings = dict(zip(table, values, strict=True))
+            data = json.loads(json.dumps(shared))
+            try:
+                for field, value in settings.items():
+                    if (field, value) != (TEMPLATE, SEARCHED):
+                        assign(data, field, [value] if field == RATIOS else value)
+                run = validate_config(data)
+            except InputError as error:
+                raise InputError(f"grid, cell {settings}: {error}") from None
+            for ratio in run.pruning.ratios:
+                single = run.model_copy(update={"pruning": run.pruning.model_copy(update={"ratios": (ratio,)})})
+                searched = settings.get(TEMPLATE) == SEARCHED
+                cell = _cell(config, name, labelled, single, searched)
+                cells.setdefault(f"{single.model_dump_json()} {searched}", cell)
+    return list(cells.values())
+
+
+def dense_runs(config: SweepConfig, cells: Sequence[SweepCell]) -> dict[str, RunConfig]:
+    """The sweep's own settings for each dense model, by the name of its row."""
+    return {cell.dense: config.model_copy(update={MODEL: cell.run.model}) for cell in cells}
+
+
+def _cell(config: SweepConfig, name: str, varying: Sequence[str], run: RunConfig, searched: bool) -> SweepCell:
+    models = dict.fromkeys(field for table in config.grid for field in table if field.split(".")[0] == MODEL)
+    dense = ", ".join([DENSE, *(_setting_text(run, field) for field in models)])
+    names = [name] if name else []
+
+    def text_of(field: str) -> str:
+        return SEARCHED if searched and field == TEMPLATE else _setting_text(run, field)
+
+    label = ", ".join([*names, *map(text_of, varying)]) or "pruned"
+    if config.axis == RATIOS:
+        return SweepCell(label, label, None, dense, searched, run)
+    place = _value(run, config.axis)
+    if isinstance(place, bool) or not isinstance(place, int | float):
+        raise InputError(f"axis: got {config.axis!r}, which is {place!r} in a cell; allowed: a numeric field")
+    others = names + [text_of(field) for field in varying if field != config.axis]
+    return SweepCell(label, ", ".join([*others, f"@ {run.pruning.ratios[0]:g}"]), place, dense, searched, run)
+
+
+def _value(run: RunConfig, field: str) -> Any:
+    return functools.reduce(getattr, field.split("."), run)
+
+
+def _setting_text(run: RunConfig, field: str) -> str:
+    """A field's value in a run, with the field's name unless the value explains itself."""
+    value = _value(run, field)
+    return value if isinstance(value, str) and value != "none" else f"{field.split('.')[-1]}={value}"
+
+
+class PromptStudyConfig(RunConfig):
+    """A run configuration, the template sets to choose from, and the examples to choose on."""
+
+    templates: tuple[str, ...] = Field(
+        (),
+        description="Template sets to choose from: shipped names or .toml files. The first wins a tie. Absent: all "
+        "shipped sets that suit the benchmark.",
+    )
+    examples: int = Field(
+        200,
+        ge=1,
+        description="Train examples of each benchmark to choose on, drawn by seed from those neither tuned on nor "
+        "held out.",
+    )
+    pruned: bool = Field(False, description="Study the model pruned at the run's only ratio, instead of the dense one.")
+
+
+def load_study(path: str | Path, overrides: list[str] | None = None) -> PromptStudyConfig:
+    """Read a prompt study's TOML file as `load_config` reads a run's.
+
+    Raises:
+        InputError: as `load_config`; or a pruned model is studied at several ratios.
+    """
+    config = validate_as(PromptStudyConfig, read_config_data(path, overrides))
+    if config.pruned and len(config.pruning.ratios) != 1:
+        raise InputError(f"pruning.ratios: got {list(config.pruning.ratios)}; allowed: one ratio with pruned = true")
+    return config
+
+
+def load_transfer(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a run configuration and check it with `check_transfer`.
+
+    Raises:
+        InputError: as `load_config` or `check_transfer`.
+    """
+    config = load_config(path, overrides)
+    check_transfer(config)
+    return config
+
+
+def check_transfer(config: RunConfig) -> float:
+    """Check that a run suits a transfer study; return its only ratio.
+
+    Raises:
+        InputError: the run has several ratios, only one benchmark or a mixture, or a benchmark has another row's name.
+    """
+    names = [benchmark.name for benchmark in config.benchmarks]
+    if len(config.pruning.ratios) > 1:
+        raise InputError(f"pruning.ratios: got {list(config.pruning.ratios)}; allowed: one ratio")
+    if config.tuning.examples != "benchmark":
+        raise InputError(
+            f"tuning.examples: got {config.tuning.examples!r}; allowed: 'benchmark'; the study adds a mixture itself"
+        )
+    if len(names) < 2:
+        raise InputError(f"benchmarks: got {names[0]} alone; allowed: at least two, to tune on one and score on others")
+    if taken := next((name for name in names if name in (DENSE, GENERIC)), None):
+        raise InputError(f"benchmarks: got {taken!r}; allowed: another name, as a model has this one")
+    return config.pruning.ratios[0]

@@ -1,0 +1,128 @@
+"""Calibration: the token sequences that importance is measured on and reconstruction is fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from tailored_llama.config import PROMPTS, CalibrationConfig, RunConfig
+from tailored_llama.data.prompts import read_prompts
+from tailored_llama.data.texts import load_texts, text_identity, text_name
+from tailored_llama.errors import InputError
+from tailored_llama.models import load_tokenizer, read_config
+from tailored_llama.store import read_table, write_table
+
+CALIBRATION_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "source": pa.string(), "row": pa.int32()})
+
+_PASS_TOKENS = 4096  # per pass over sequences
+_EXCERPT_CHARACTERS = 64  # per wanted token, which is surely enough
+
+
+STAGE, VERSION = "calibration", 2
+
+
+def key_fields(config: RunConfig) -> dict[str, Any]:
+    """What the calibration sequences depend on, beside the tokenizer and the prompts."""
+    text = config.calibration
+    return {"text": text_identity(text), "samples": text.samples, "tokens": text.tokens, "seed": config.seed}
+
+
+def load_calibration(
+    checkpoint: Path,
+    prompts: Sequence[Path] = (),
+    *,
+    calibration: CalibrationConfig,
+    downloads: str,
+    seed: int,
+    out: Path,
+) -> dict[str, Any]:
+    """Stage: draw equally long token sequences from a text and write `calibration.parquet`.
+
+    Documents come in random order, repeatedly if needed. A document that is long enough gives a random window, as in
+    LLM-Pruner (arXiv 2305.11627); shorter ones are joined by blank lines until they are long enough. With the source
+    `prompts`, the text is the run's own training examples with their answers, one after the other.
+
+    Args:
+        checkpoint: provides the tokenizer and the context length.
+        prompts: the train prompts of every benchmark, for the source `prompts`.
+        calibration: the text, and the number and length of the sequences.
+        downloads: folder of the fetched wheels.
+        seed: seed of the draw.
+        out: an existing folder.
+
+    Raises:
+        InputError: a sequence is longer than all documents together, or than the model's context.
+    """
+    if calibration.source == PROMPTS:
+        shots = [prompt for folder in prompts for prompt in read_prompts(folder, "shots")]
+        documents = ["\n\n".join(p.contexts[p.answer] + p.continuations[p.answer] for p in shots)]
+    else:
+        documents = load_texts(calibration, downloads)
+    tokenizer = load_tokenizer(checkpoint)
+    if calibration.tokens > (limit := read_config(checkpoint).get("max_position_embeddings", calibration.tokens)):
+        raise InputError(f"calibration.tokens: got {calibration.tokens}; allowed: at most {limit}, the model's context")
+    rng = np.random.default_rng(seed)
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    blank = encode("\n\n")
+
+    @cache  # documents may be drawn more than once
+    def tokens_of(row: int) -> list[int]:
+        return encode(documents[row])
+
+    def excerpt(row: int) -> list[int]:
+        if (spare := len(documents[row]) - _EXCERPT_CHARACTERS * calibration.tokens) <= 0:
+            return tokens_of(row)
+        start = int(rng.integers(spare + 1))  # tokenise only a part of a long document
+        return encode(documents[row][start : start + _EXCERPT_CHARACTERS * calibration.tokens])
+
+    sequences: list[list[int]] = []
+    rows: list[int] = []  # the document in which each sequence begins
+    joined: list[int] = []
+    first, wanted = 0, calibration.tokens
+    while len(sequences) < calibration.samples:
+        before = len(sequences)
+        for row in map(int, rng.permutation(len(documents))):
+            ids = excerpt(row)
+            if len(ids) >= wanted:
+                start = int(rng.integers(len(ids) - wanted + 1))
+                sequence, source_row = ids[start : start + wanted], row
+            else:
+                first = first if joined else row
+                joined += ids + blank
+                if len(joined) < wanted:
+                    continue
+                sequence, source_row, first, joined = joined[:wanted], first, row, joined[wanted:]
+            sequences.append(sequence)
+            rows.append(source_row)
+            if len(sequences) == calibration.samples:
+                break
+        if len(sequences) == before:
+            raise InputError(
+                f"calibration.tokens: got {wanted}; allowed: at most {len(joined)}, the tokens of {calibration.source}"
+            )
+    write_table(
+        out / "calibration.parquet",
+        {"input_ids": sequences, "source": [text_name(calibration)] * len(rows), "row": rows},
+        CALIBRATION_SCHEMA,
+    )
+    return {"tokens": len(sequences) * calibration.tokens}
+
+
+def read_calibration(folder: Path) -> torch.Tensor:
+    """Token ids of the calibration sequences, int64 [samples, tokens]."""
+    table = read_table(folder / "calibration.parquet", CALIBRATION_SCHEMA)
+    return torch.tensor(table["input_ids"].to_pylist(), dtype=torch.long)
+
+
+def sequences_at_once(input_ids: torch.Tensor, batch_tokens: int | None) -> int:
+    """Sequences per pass: as many as fit 4,096 tokens, or `batch_tokens` if that is less; at least one."""
+    return max(1, min(_PASS_TOKENS, batch_tokens or _PASS_TOKENS) // input_ids.shape[1])

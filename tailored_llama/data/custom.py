@@ -1,0 +1,100 @@
+"""Custom benchmarks: how a row becomes an example, by the columns that the configuration names.
+
+The answer is one of several choices, or a text that the model writes (metrics exact_match and f1).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tailored_llama.config import BenchmarkConfig, is_written
+from tailored_llama.data.builtin import Parts, integer
+
+
+def custom_columns(benchmark: BenchmarkConfig) -> list[str]:
+    """The columns that a row must have, the answer's last.
+
+    Raises:
+        ValueError: the context is not a format string.
+    """
+    choices = [benchmark.choices] if isinstance(benchmark.choices, str) else [*(benchmark.choices or ())]
+    return [*(named_columns(benchmark) or [str(benchmark.context)]), *choices, str(benchmark.answer)]
+
+
+def named_columns(benchmark: BenchmarkConfig) -> list[str]:
+    """The columns named in braces in the context; empty if the context is itself a column name."""
+    return [name for _, name, _, _ in string.Formatter().parse(str(benchmark.context)) if name is not None]
+
+
+def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
+    """Convert a row to an example's fields, choices and answer.
+
+    A choices column holds a list, or a JSON list as text. With one column per choice, missing choices at the end are
+    left out. A text answer is the exact text of a choice, else a single letter (A is the first choice), else digits
+    (0 is the first). For written answers, the choices are the accepted texts: a list, a JSON list of texts, one text,
+    or (as in SQuAD) a table with a list `text`.
+
+    Raises:
+        ValueError: a cell is not what its column should hold.
+    """
+    names = named_columns(benchmark) or [str(benchmark.context)]
+    for name in names:
+        if not isinstance(row[name], str) or not row[name].strip():
+            raise ValueError(f"column {name}: got {row[name]!r}; allowed: a text")
+    written = str(benchmark.context).format(**{name: row[name] for name in names})
+    fields = {"context": written if named_columns(benchmark) else row[names[0]]}
+    answer = row[str(benchmark.answer)]
+    if is_written(benchmark):
+        accepted = _accepted(answer)
+        if not accepted:
+            raise ValueError(f"column {benchmark.answer}: got {answer!r}; allowed: a text, or a list of texts")
+        return fields, accepted, 0
+    choices = _choices(benchmark, row)
+    return fields, tuple(choices), _answer_index(answer, choices)
+
+
+def _accepted(answer: Any) -> tuple[str, ...]:
+    if isinstance(answer, str):
+        listed = _json(answer) if answer.startswith("[") else None
+        answer = listed if isinstance(listed, list) and all(isinstance(text, str) for text in listed) else [answer]
+    if isinstance(answer, Mapping):
+        answer = answer.get("text")
+    texts = answer if isinstance(answer, list) else []
+    return tuple(dict.fromkeys(texts)) if all(isinstance(text, str) and text.strip() for text in texts) else ()
+
+
+def _choices(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> list[Any]:
+    named = benchmark.choices
+    if isinstance(named, str):
+        choices = row[named]
+        if isinstance(choices, str) and (choices := _json(choices)) is None:
+            raise ValueError(f"column {named}: got {row[named]!r}; allowed: a JSON list of texts")
+        if not isinstance(choices, list):
+            raise ValueError(f"column {named}: got {choices!r}; allowed: a list of texts")
+        return choices
+    choices = [row[column] for column in named or ()]
+    while choices and (choices[-1] is None or choices[-1] == "" or choices[-1] != choices[-1]):  # NaN: missing
+        choices.pop()
+    return choices
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
+
+
+def _answer_index(answer: Any, choices: Sequence[Any]) -> int:
+    if isinstance(answer, bool):  # True is not "the second choice"
+        return -1
+    if not isinstance(answer, str):
+        return integer(answer)
+    if answer in choices:
+        return choices.index(answer)
+    text = answer.strip()
+    return ord(text.upper()) - ord("A") if re.fullmatch("[A-Za-z]", text) else integer(text)

@@ -1,0 +1,323 @@
+"""Prompts: how an example is written out, for tuning and for scoring alike.
+
+A template set (`templates.py`) gives the wording, and one renderer fills it in. The space between context and
+continuation belongs to the continuation.
+
+With the set `harness`, WinoGrande is scored by partial evaluation: each choice fills the gap of its own context, and
+the rest of the sentence is the continuation of each. The other shipped sets score the choice itself or its letter: a
+sentence that is read twice, for example, would give the rest away. These accuracies are different measures.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tailored_llama.config import BenchmarkConfig, RunConfig, is_written, stop_strings
+from tailored_llama.data.benchmarks import Example, read_examples
+from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, wording
+from tailored_llama.errors import InputError
+from tailored_llama.store import read_table, write_table
+
+PromptSplit = Literal["shots", "held_out", "selection", "evaluation"]
+
+PROMPTS_SCHEMA = pa.schema(
+    [
+        ("example", pa.int32()),
+        ("split", pa.string()),
+        ("contexts", pa.list_(pa.string())),
+        ("continuations", pa.list_(pa.string())),
+        ("answer", pa.int32()),
+        ("choice_lengths", pa.list_(pa.int32())),
+        ("template", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One example written out: a context and a continuation per choice, the right choice, the lengths for acc_norm.
+
+    The contexts are equal unless the choice is part of the context (WinoGrande with the harness template). A length is
+    the number of characters of the continuation without its leading space, by which lm-evaluation-harness divides in
+    the five benchmarks it reports acc_norm for. When letters are scored, all lengths are 1 and acc_norm equals acc.
+    """
+
+    example: int
+    contexts: tuple[str, ...]
+    continuations: tuple[str, ...]
+    answer: int
+    choice_lengths: tuple[int, ...]
+
+
+def render(
+    benchmark: BenchmarkConfig, template: Template, example: Example, header: str = "", ending: str = ""
+) -> Prompt:
+    """Write one example out.
+
+    Args:
+        header: solved examples from `few_shot_header`, put before the question. They include the instruction, so it
+            is written only once.
+        ending: text after every continuation.
+
+    Raises:
+        InputError: the template cannot word this benchmark, or has too few letters for the choices.
+    """
+    layout = layout_of(template, benchmark)
+    start = header or _opening(layout)
+    parts = [_fill(template, layout, example, choice) for choice in range(len(example.choices))]
+    return Prompt(
+        example=example.index,
+        contexts=tuple(start + context for context, _ in parts),
+        continuations=tuple(continuation + ending for _, continuation in parts),
+        answer=example.answer,
+        choice_lengths=tuple(len(continuation) - 1 for _, continuation in parts),
+    )
+
+
+def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Sequence[Example]) -> str:
+    """Solved examples, each followed by a blank line, as lm-evaluation-harness joins them; "" for none.
+
+    An instruction comes once, at the top.
+    """
+    if not examples:
+        return ""
+    layout = layout_of(template, benchmark)
+    solved = ("".join(_fill(template, layout, example, example.answer)) + "\n\n" for example in examples)
+    return _opening(layout) + "".join(solved)
+
+
+def _opening(layout: Layout) -> str:
+    """The instruction and a blank line."""
+    return f"{layout.instruction}\n\n" if layout.instruction else ""
+
+
+def _fill(template: Template, layout: Layout, example: Example, choice: int) -> tuple[str, str]:
+    """Context and continuation of one choice."""
+    values: dict[str, Any] = {**example.fields, "choice": example.choices[choice], "choices": example.choices}
+    if {"listed", "letter"} & (layout.in_context | layout.in_continuation):
+        if len(example.choices) > len(LETTERS):
+            raise InputError(
+                f"example {example.index}: got {len(example.choices)} choices; allowed: at most {len(LETTERS)}, the "
+                f"letters of template {template.name}"
+            )
+        lettered = zip(LETTERS, example.choices, strict=False)
+        values["listed"] = "\n".join(template.shown.format(letter=letter, choice=text) for letter, text in lettered)
+        values["letter"] = LETTERS[choice]
+    return layout.layout.format(**values), " " + layout.continuation.format(**values)
+
+
+def select_train(
+    examples: Sequence[Example], shots: int, held_out: int, seed: int, *, benchmark: str
+) -> tuple[list[Example], list[Example]]:
+    """Draw the shots and the held-out examples from the train split, by seed, without overlap.
+
+    Each draw has as equal numbers of every answer index as the split allows, in shuffled order. The shots do not
+    depend on how many examples are held out.
+
+    Args:
+        benchmark: its name, for the error message.
+
+    Raises:
+        InputError: more examples are requested than the split holds.
+    """
+    size = len(examples)
+    if shots + held_out > size:
+        field, got, other, taken = "shots", shots, "held_out", held_out
+        if held_out >= size:
+            field, got, other, taken = "held_out", held_out, "shots", shots
+        raise InputError(
+            f"tuning.{field}: got {got}; allowed: at most {max(size - taken, 0)} ({benchmark} has {size} train "
+            f"examples to draw from, and tuning.{other} is {taken})"
+        )
+    generator = random.Random(seed)
+    remaining: dict[int, list[Example]] = {}
+    for example in examples:
+        remaining.setdefault(example.answer, []).append(example)
+    for label in sorted(remaining):
+        generator.shuffle(remaining[label])
+    return _draw(remaining, shots, generator), _draw(remaining, held_out, generator)
+
+
+def _draw(remaining: dict[int, list[Example]], count: int, generator: random.Random) -> list[Example]:
+    """Take `count` examples out of `remaining`, one of every label in turn while they last."""
+    drawn: list[Example] = []
+    while len(drawn) < count:
+        labels = sorted(label for label, examples in remaining.items() if examples)
+        generator.shuffle(labels)  # decides which labels get one more if the count does not divide evenly
+        drawn += [remaining[label].pop() for label in labels[: count - len(drawn)]]
+    generator.shuffle(drawn)
+    return drawn
+
+
+def _select_at_random(examples: Sequence[Example], count: int, seed: int, *, benchmark: str) -> list[Example]:
+    """Draw examples without balancing answers, because the split that results are reported on is not balanced either.
+
+    Raises:
+        InputError: there are fewer examples.
+    """
+    if count > len(examples):
+        raise InputError(
+            f"examples: got {count}; allowed: at most {len(examples)} ({benchmark} has so many train examples besides "
+            "the shots, the held-out examples and the few-shot examples)"
+        )
+    return random.Random(seed).sample(examples, count)
+
+
+def _without(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+    used = {example.index for example in others}
+    return [example for example in examples if example.index not in used]
+
+
+def select_evaluation(examples: Sequence[Example], limit: int | None) -> list[Example]:
+    """`limit` examples evenly spaced over the split, in order, starting with its first; all if it has no more.
+
+    The first rows of a split need not be like the rest: HellaSwag's first 3,243 all come from ActivityNet.
+    """
+    size = len(examples)
+    if limit is None or limit >= size:
+        return list(examples)
+    return [examples[i * size // limit] for i in range(limit)]
+
+
+STAGE, VERSION = "prompts", 3
+
+RenderedSplit = Literal["train", "selection", "evaluation"]
+
+
+def key_fields(
+    config: RunConfig, benchmark: BenchmarkConfig, split: RenderedSplit, selection: int = 0
+) -> dict[str, Any]:
+    """What the prompts of a split depend on, beside the examples."""
+    drawn = split != "evaluation" or config.scoring.num_fewshot
+    fields = {
+        "benchmark": benchmark.name,
+        "split": split,
+        "template": wording(load_template(config.prompts.template), benchmark),
+        **split_sizes(config, split, selection),
+        "num_fewshot": config.scoring.num_fewshot,
+        "seed": config.seed if drawn else None,
+    }
+    if split == "train" and is_written(benchmark):
+        fields["stop"] = stop_strings(benchmark)[0]
+    return fields
+
+
+def split_sizes(config: RunConfig, split: RenderedSplit, selection: int = 0) -> dict[str, Any]:
+    """The arguments of `render_prompts` that set how many prompts of a split are rendered."""
+    if split == "evaluation":
+        return {"limit": config.scoring.limit}
+    sizes = {"shots": config.tuning.shots, "held_out": config.tuning.held_out}
+    return sizes | ({"selection": selection} if split == "selection" else {})
+
+
+def render_prompts(
+    examples: Path,
+    *,
+    benchmark: BenchmarkConfig,
+    split: RenderedSplit,
+    template: str,
+    out: Path,
+    shots: int = 0,
+    held_out: int = 0,
+    selection: int = 0,
+    limit: int | None = None,
+    num_fewshot: int = 0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Stage: write `prompts.parquet`, and its first prompts as `samples.txt` for people to read.
+
+    The solved examples before each question are drawn first, from the train split by seed. They are the same for every
+    question, in tuning and in scoring (lm-evaluation-harness calls this the `first_n` sampler; its default draws
+    others for every document). They are never among the shots or the held-out examples, nor in the evaluation split,
+    because the train split leaves those out.
+
+    Args:
+        examples: the folder that `load_benchmark` wrote.
+        split: train renders `shots` and `held_out`; selection renders `selection` further train examples, drawn at
+            random, to choose a template on; evaluation renders `limit` evenly spaced examples.
+        template: the name of a shipped template set, or the path of a file.
+
+    Returns:
+        The number of prompts of each split.
+
+    Raises:
+        InputError: more train examples are requested than exist, or the template cannot word this benchmark.
+    """
+    template_set = load_template(template)
+    chosen: dict[PromptSplit, list[Example]] = {}
+    train = read_examples(examples, "train") if split != "evaluation" or num_fewshot else []
+    if num_fewshot > len(train):
+        raise InputError(
+            f"scoring.num_fewshot: got {num_fewshot}; allowed: at most {len(train)} "
+            f"(examples in the train split of {benchmark.name})"
+        )
+    solved, _ = select_train(train, num_fewshot, 0, seed, benchmark=benchmark.name)
+    if split == "evaluation":
+        chosen["evaluation"] = select_evaluation(read_examples(examples, "evaluation"), limit)
+    else:
+        pool = _without(train, solved)
+        tuned, held = select_train(pool, shots, held_out, seed, benchmark=benchmark.name)
+        if split == "train":
+            chosen |= {"shots": tuned, "held_out": held}
+        else:
+            rest = _without(pool, tuned + held)
+            chosen["selection"] = _select_at_random(rest, selection, seed, benchmark=benchmark.name)
+    header = few_shot_header(benchmark, template_set, solved)
+    # A model that writes its answer must learn where to stop.
+    ending = stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else ""
+    rows = [
+        (name, render(benchmark, template_set, example, header, ending))
+        for name, members in chosen.items()
+        for example in members
+    ]
+    columns = {
+        "example": [prompt.example for _, prompt in rows],
+        "split": [name for name, _ in rows],
+        "contexts": [prompt.contexts for _, prompt in rows],
+        "continuations": [prompt.continuations for _, prompt in rows],
+        "answer": [prompt.answer for _, prompt in rows],
+        "choice_lengths": [prompt.choice_lengths for _, prompt in rows],
+        "template": [template_set.name] * len(rows),
+    }
+    write_table(out / "prompts.parquet", columns, PROMPTS_SCHEMA)
+    written = is_written(benchmark)
+    shown = "An accepted answer" if written else "A continuation, which is what is scored,"
+    title = f"{benchmark.name}, template {template_set.name}. {shown} stands in ⟦ ⟧.\n"
+    samples = [_sample(name, prompt, written) for name, prompt in rows[:3]]
+    (out / "samples.txt").write_text("\n".join([title, *samples]), encoding="utf-8")
+    return {name: len(members) for name, members in chosen.items()}
+
+
+def _sample(split: str, prompt: Prompt, written: bool) -> str:
+    """One prompt as readable text; a context that choices share comes once."""
+    lines = [f"──── {split}, example {prompt.example} ────"]
+    previous = None
+    for i, (context, continuation) in enumerate(zip(prompt.contexts, prompt.continuations, strict=True)):
+        if context != previous:
+            lines.append(context)
+        previous = context
+        kind, right = ("accepted", "") if written else (f"choice {i}", "  ← right" if i == prompt.answer else "")
+        lines.append(f"    {kind}: ⟦{continuation}⟧{right}")
+    return "\n".join(lines) + "\n"
+
+
+def read_prompts(folder: Path, split: PromptSplit) -> list[Prompt]:
+    """The prompts of one split, as `render_prompts` wrote them; empty if it wrote none."""
+    table = read_table(folder / "prompts.parquet", PROMPTS_SCHEMA)
+    return [
+        Prompt(
+            example=row["example"],
+            contexts=tuple(row["contexts"]),
+            continuations=tuple(row["continuations"]),
+            answer=row["answer"],
+            choice_lengths=tuple(row["choice_lengths"]),
+        )
+        for row in table.filter(pc.equal(table["split"], split)).to_pylist()
+    ]

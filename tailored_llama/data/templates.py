@@ -1,0 +1,219 @@
+"""Template sets: how the examples of every benchmark are worded, as files that people can read and add to.
+
+A set is one TOML file; the shipped ones are in `data/prompts`. It has a name, the source of its wording, and a table
+for each benchmark it can word, with format strings over the example's fields. `prompts.py` fills them in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import string
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from tailored_llama.config import (
+    REFERENCES,
+    BenchmarkConfig,
+    PromptStudyConfig,
+    Section,
+    is_written,
+    read_config_data,
+    validate_as,
+)
+from tailored_llama.data.builtin import BUILTIN
+from tailored_llama.errors import InputError
+
+FOLDER = Path(__file__).parent / "template_sets"  # a link to data/prompts in a checkout, a copy in a wheel
+LETTERS = string.ascii_uppercase
+_CHOICES = ("choice", "choices[0]", "choices[1]", "listed", "letter")  # every example has at least two choices
+
+
+class Layout(Section):
+    """How a benchmark's examples are written out.
+
+    Both format strings may name the example's fields (`context` for custom benchmarks), `choice` (the choice being
+    written out), `choices[0]` and `choices[1]`, `listed` (all choices, one per line, each formatted by `shown`) and
+    `letter` (the choice's letter in that list). The space between the two is added and belongs to the continuation.
+    """
+
+    layout: str = Field(min_length=1, description="The context: what the model reads.")
+    continuation: str = Field("{choice}", min_length=1, description="What is scored after the context.")
+    instruction: str | None = Field(
+        None, min_length=1, description="A sentence put before the question, or before the solved examples."
+    )
+
+    @property
+    def in_context(self) -> set[str]:
+        """The names in the context."""
+        return set(_names(self.layout))
+
+    @property
+    def in_continuation(self) -> set[str]:
+        """The names in the continuation."""
+        return set(_names(self.continuation))
+
+
+class Template(Section):
+    """A template set: its layouts for the seven benchmarks, and one for custom benchmarks."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="The set's name in tables and reports.")
+    source: str = Field(min_length=1, description="Where the wording comes from.")
+    specific: bool = Field(
+        False,
+        description="Whether its instructions state each benchmark's own task. If so, a benchmark's configured "
+        "`instruction` replaces the set's, and one of the two is required.",
+    )
+    shown: str = Field("{letter}. {choice}", min_length=1, description="Format of each choice in `listed`.")
+    own: Layout | None = None
+    boolq: Layout | None = None
+    piqa: Layout | None = None
+    hellaswag: Layout | None = None
+    winogrande: Layout | None = None
+    arc_easy: Layout | None = None
+    arc_challenge: Layout | None = None
+    openbookqa: Layout | None = None
+
+    @model_validator(mode="after")
+    def _can_be_filled_in(self) -> Template:
+        _check_names("shown", self.shown, ("letter", "choice"))
+        fields = {"own": ("context",), **{name: builtin.fields for name, builtin in BUILTIN.items()}}
+        for table, allowed in fields.items():
+            if layout := getattr(self, table):
+                _check_layout(table, layout, (*allowed, *_CHOICES))
+        return self
+
+
+def shipped() -> list[str]:
+    """The names of the template sets that come with the library."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_template(source: str, field: str = "prompts.template") -> Template:
+    """Read a template set.
+
+    Args:
+        source: the name of a shipped set, or the path of a TOML file.
+        field: the configuration field that names it, for error messages.
+
+    Raises:
+        InputError: the set or file does not exist, is not TOML, or has an unknown key or an invalid layout.
+    """
+    names = shipped()
+    if source in names:
+        path = FOLDER / f"{source}.toml"
+    elif (path := Path(source).expanduser()).suffix != ".toml" or not path.is_file():
+        near = difflib.get_close_matches(path.stem, names, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        kind = "file" if path.suffix == ".toml" else "template set"
+        raise InputError(f"{field}: got {source!r}, no such {kind}; allowed: {', '.join(names)}, or a .toml file{hint}")
+    data = read_config_data(path)
+    try:
+        return validate_as(Template, data)
+    except InputError as error:
+        raise InputError(f"{field} {path}: {error}") from None
+
+
+def layout_of(template: Template, benchmark: BenchmarkConfig) -> Layout:
+    """A set's layout for a benchmark, with the instruction in effect.
+
+    Raises:
+        InputError: the set has no layout for it; a required instruction is not set; or the set shows the choices of a
+            benchmark whose answers the model writes.
+    """
+    table = benchmark.name if benchmark.name in BUILTIN else "own"
+    layout: Layout | None = getattr(template, table)
+    if layout is None:
+        tables = [name for name in ("own", *BUILTIN) if getattr(template, name)]
+        raise InputError(f"template {template.name}: no table [{table}]; present: {', '.join(tables) or 'none'}")
+    if is_written(benchmark) and shows_choices(template, benchmark):
+        raise InputError(
+            f"template {template.name}: shows the choices; allowed: a set without choices, since the model writes the "
+            f"answers of {benchmark.name}"
+        )
+    if not template.specific:
+        return layout
+    if not (instruction := benchmark.instruction or layout.instruction):
+        raise InputError(
+            f"benchmarks.{benchmark.name}.instruction: not set; allowed: a sentence that states the task, "
+            f"which the template {template.name} puts before each question"
+        )
+    return layout.model_copy(update={"instruction": instruction})
+
+
+def shows_choices(template: Template, benchmark: BenchmarkConfig) -> bool:
+    """Whether a set puts choices into the context, or scores anything other than a choice's text."""
+    layout: Layout | None = getattr(template, benchmark.name if benchmark.name in BUILTIN else "own")
+    return layout is not None and (bool(layout.in_context & set(_CHOICES)) or layout.continuation != "{choice}")
+
+
+def wording(template: Template, benchmark: BenchmarkConfig) -> dict[str, Any]:
+    """What prompts are made of besides the examples, for a cache key: the content, not the file or its path."""
+    layout = layout_of(template, benchmark)
+    return {
+        "name": template.name,
+        **layout.model_dump(),
+        "shown": template.shown if "listed" in layout.in_context else None,
+    }
+
+
+def _check_layout(table: str, layout: Layout, allowed: tuple[str, ...]) -> None:
+    _check_names(f"{table}.layout", layout.layout, allowed)
+    _check_names(f"{table}.continuation", layout.continuation, allowed)
+    if layout.layout[-1].isspace():
+        raise ValueError(
+            f"{table}.layout: ends with {layout.layout[-1]!r}; allowed: no space at its end (the one before the "
+            "continuation is added)"
+        )
+    if not {"choice", "letter"} & (layout.in_context | layout.in_continuation):
+        raise ValueError(
+            f"{table}: all choices are written alike; allowed: {{choice}} or {{letter}} in one of its strings"
+        )
+    if "letter" in layout.in_continuation and "listed" not in layout.in_context:
+        raise ValueError(f"{table}.continuation: got {{letter}}; allowed: only with {{listed}} in the layout")
+
+
+def _check_names(field: str, text: str, allowed: Iterable[str]) -> None:
+    """Check that a format string has only plain, known names."""
+    try:
+        parts = list(string.Formatter().parse(text))
+    except ValueError as error:
+        raise ValueError(f"{field}: got {text!r}, {error}; allowed: names in braces") from None
+    for _, name, spec, conversion in parts:
+        if name is not None and (name not in allowed or spec or conversion):
+            got = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            near = difflib.get_close_matches(name, list(allowed), n=1)
+            hint = f" (did you mean {near[0]}?)" if near and near[0] != name else ""
+            raise ValueError(f"{field}: got {{{got}}}; allowed: {', '.join(allowed)}{hint}")
+
+
+def _names(text: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+
+
+def candidates(templates: Sequence[str], benchmark: BenchmarkConfig) -> dict[str, str]:
+    """The sets to choose among for a benchmark: name → shipped name or file; by default all shipped ones that suit it.
+
+    Raises:
+        InputError: a set is unknown or broken, or two have the same name.
+    """
+    if not templates:
+        return {name: name for name in shipped() if not (is_written(benchmark) and _lists(name, benchmark))}
+    sources: dict[str, str] = {}
+    for source in templates:
+        name = load_template(source, "templates").name
+        if name in sources or (name in REFERENCES and source != name):
+            raise InputError(f"templates: got {source!r}, named {name!r}; allowed: a name that no other set has")
+        sources[name] = source
+    return sources
+
+
+def study_templates(config: PromptStudyConfig, benchmark: BenchmarkConfig) -> dict[str, str]:
+    """`candidates` plus the references."""
+    return candidates(config.templates, benchmark) | {name: name for name in REFERENCES}
+
+
+def _lists(name: str, benchmark: BenchmarkConfig) -> bool:
+    return shows_choices(load_template(name), benchmark)

@@ -1,0 +1,142 @@
+"""Plain text for calibration and perplexity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tailored_llama.config import PROMPTS, BenchmarkConfig, TextConfig
+from tailored_llama.data.benchmarks import benchmark_identity, benchmark_texts, check_text_of
+from tailored_llama.data.builtin import SEVEN
+from tailored_llama.data.rows import read_file
+from tailored_llama.data.splits import Split
+from tailored_llama.errors import InputError
+from tailored_llama.store import hub_column, hub_commit, is_hub_id, sha256_file
+
+_FILES = (".txt", ".parquet", ".jsonl", ".json", ".csv")
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Where a text comes from. Only this class distinguishes the kinds of source."""
+
+    kind: Literal["prompts", "benchmark", "file", "hub"]
+    text: TextConfig
+
+    @property
+    def path(self) -> Path:
+        """The local file."""
+        return Path(self.text.source).expanduser()
+
+    @property
+    def benchmark(self) -> BenchmarkConfig:
+        """The benchmark whose texts are read."""
+        return BenchmarkConfig(name=self.text.source)
+
+    @property
+    def split(self) -> Split:
+        """The split of the benchmark."""
+        return "train" if self.text.split == "train" else "evaluation"
+
+    @property
+    def commit(self) -> str:
+        """The commit of the Hub data set."""
+        return hub_commit(self.text.source, self.text.revision, "dataset")
+
+
+def find_text(text: TextConfig, field: str = "text") -> TextSource:
+    """Determine a text's kind of source, without reading it or using the network.
+
+    Raises:
+        InputError: it is not a benchmark, file or Hub data set.
+    """
+    path = Path(text.source).expanduser()
+    if text.source == PROMPTS:
+        return TextSource("prompts", text)
+    if text.source in SEVEN:
+        return TextSource("benchmark", text)
+    if path.is_file():
+        return TextSource("file", text)
+    if is_hub_id(text.source) and path.suffix not in _FILES:
+        return TextSource("hub", text)
+    raise InputError(
+        f"{field}.source: got {text.source!r}, no such file; allowed: {', '.join(SEVEN)}, a .txt, .parquet, .jsonl or "
+        ".csv file, or a Hub data set (owner/name)"
+    )
+
+
+def check_text(text: TextConfig, field: str) -> None:
+    """Check that a text's source exists and, if that needs no network, its column.
+
+    Raises:
+        InputError: one of them does not exist, or the file cannot be read.
+    """
+    source = find_text(text, field)
+    if source.kind == "benchmark":
+        check_text_of(source.benchmark, text.split, text.column)
+    elif source.kind == "file":
+        load_texts(text, "")
+
+
+def text_identity(text: TextConfig) -> dict[str, Any]:
+    """Identify the text without paths or times, as part of the cache key.
+
+    Raises:
+        InputError: as `find_text`; or the Hub cannot be reached to resolve a branch or tag.
+    """
+    source = find_text(text)
+    match source.kind:
+        case "prompts":
+            return {"source": PROMPTS}  # identified by the prompts' own artifacts
+        case "benchmark":
+            return benchmark_identity(source.benchmark, source.split) | {"column": text.column}
+        case "file":
+            column = None if source.path.suffix == ".txt" else text.column
+            return {"sha256": sha256_file(source.path), "column": column}
+        case "hub":
+            data_set = {"hub": text.source, "subset": text.subset, "commit": source.commit}
+            return data_set | {"split": text.split, "column": text.column, "documents": text.documents}
+
+
+def text_name(text: TextConfig) -> str:
+    """The name of a text in artifacts: never a path, since keys do not depend on paths."""
+    source = find_text(text)
+    return f"sha256:{sha256_file(source.path)}" if source.kind == "file" else text.source
+
+
+def load_texts(text: TextConfig, downloads: str) -> list[str]:
+    """The documents of a text, without empty ones; a .txt file is one document.
+
+    Raises:
+        InputError: the source cannot be read, the column is missing, or all documents are empty.
+    """
+    source = find_text(text)
+    if source.kind == "benchmark":
+        documents = benchmark_texts(source.benchmark, source.split, text.column, downloads)
+    elif source.kind == "file" and source.path.suffix == ".txt":
+        try:
+            documents = [source.path.read_text(encoding="utf-8")]
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source.path}: not UTF-8 text (byte {error.start})") from None
+    else:
+        documents = _column(_rows(source), text)
+    if not (documents := [document for document in documents if document.strip()]):
+        raise InputError(f"source {text.source} (a text): holds no text; allowed: at least one document")
+    return documents
+
+
+def _rows(source: TextSource) -> list[dict[str, Any]]:
+    if source.kind == "file":
+        return read_file(source.path)
+    text = source.text
+    rows = hub_column(text.source, text.subset, source.commit, text.split, text.column, text.documents)
+    if not rows:
+        raise InputError(f"{text.source}: split {text.split!r} holds no rows; allowed: at least one")
+    return rows
+
+
+def _column(rows: list[dict[str, Any]], text: TextConfig) -> list[str]:
+    if text.column not in rows[0]:
+        raise InputError(f"{text.source}: no column {text.column!r}; allowed: {', '.join(map(str, rows[0]))}")
+    return [value for row in rows if isinstance(value := row.get(text.column), str)]

@@ -1,0 +1,147 @@
+"""Written answers: greedy generation, and SQuAD's exact match and F1 (arXiv 1606.05250, section 6.1)."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from tailored_llama.data import Prompt
+from tailored_llama.errors import InputError
+from tailored_llama.models import encode, has_soft_prompt, token_budget, within_memory
+from tailored_llama.progress import Progress, silent
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    contexts: Sequence[str],
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    batch_tokens: int | None = None,
+    progress: Progress = silent,
+) -> list[str]:
+    """Continue every context greedily, up to a stop string (excluded) or the end-of-text token.
+
+    Contexts of similar length share a left-padded batch of at most `batch_tokens` tokens, padding and new tokens
+    included; None picks a budget for the device. When memory runs out, the budget is halved for the remaining batches.
+    A context that is too long for the model loses its start.
+
+    Raises:
+        InputError: the adapter is a soft prompt, a context has no token, or the model's context cannot hold the new
+            tokens.
+    """
+    if has_soft_prompt(model):  # PEFT 0.21's generate disagrees with its own forward pass
+        raise InputError(
+            "adapter: got a soft prompt, which cannot write answers; allowed: one that changes weights, such as LoRA"
+        )
+    limit = model.config.max_position_embeddings
+    if max_new_tokens >= limit:
+        raise InputError(f"max_new_tokens: got {max_new_tokens}; allowed: less than {limit}, the model's context")
+    encoded = [encode(tokenizer, context)[max_new_tokens - limit :] for context in contexts]
+    if (empty := next((i for i, ids in enumerate(encoded) if not ids), None)) is not None:
+        raise InputError(f"prompt {empty}: got {contexts[empty]!r}; allowed: a text of at least one token")
+    budget = token_budget(batch_tokens, model)
+    texts = [""] * len(contexts)
+    done = 0
+    run = partial(_generate_batch, model, tokenizer, encoded, max_new_tokens, list(stop))
+    for batch, continuations in within_memory([len(ids) + max_new_tokens for ids in encoded], budget, run, padded=True):
+        for index, text in zip(batch, continuations, strict=True):
+            texts[index] = text
+        done += len(batch)
+        progress(done, len(contexts))
+    return texts
+
+
+def _generate_batch(
+    model: Any, tokenizer: Any, encoded: Sequence[list[int]], max_new_tokens: int, stop: list[str], batch: Sequence[int]
+) -> list[str]:
+    longest = max(len(encoded[i]) for i in batch)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids = [[padding] * (longest - len(encoded[i])) + encoded[i] for i in batch]
+    seen = [[0] * (longest - len(encoded[i])) + [1] * len(encoded[i]) for i in batch]
+    with torch.inference_mode():
+        written = model.generate(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(seen, device=model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=padding,
+            stopping_criteria=StoppingCriteriaList([_StopInNewText(tokenizer, longest, stop)] if stop else []),
+        )
+    texts = tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
+    return [_until_stop(text, stop) for text in texts]
+
+
+class _StopInNewText(StoppingCriteria):
+    """End a sequence once its new text has a stop string; transformers' own criterion also reads the prompt."""
+
+    def __init__(self, tokenizer: Any, start: int, stop: Sequence[str]) -> None:
+        self.tokenizer, self.start, self.stop = tokenizer, start, stop
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        texts = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
+        done = [any(mark in text for mark in self.stop) for text in texts]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def _until_stop(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first stop string."""
+    return text[: min((at for mark in stop if (at := text.find(mark)) >= 0), default=len(text))]
+
+
+def normalise(text: str) -> str:
+    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
+    bare = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def exact_match(text: str, accepted: Sequence[str]) -> float:
+    """1 if the text equals an accepted one in normal form, else 0."""
+    return float(normalise(text) in map(normalise, accepted))
+
+
+def f1(text: str, accepted: Sequence[str]) -> float:
+    """Harmonic mean of word precision and recall in normal form, against the best-matching accepted text."""
+    return max(_f1(normalise(text).split(), normalise(one).split()) for one in accepted)
+
+
+def _f1(words: list[str], wanted: list[str]) -> float:
+    if not words or not wanted:
+        return float(words == wanted)
+    common = sum((Counter(words) & Counter(wanted)).values())
+    return 2 * common / (len(words) + len(wanted))
+
+
+def judge(prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns of `answers.parquet` that compare written with accepted texts."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("example", "text", "accepted", "exact_match", "f1")}
+    for prompt, text in zip(prompts, texts, strict=True):
+        accepted = [continuation.strip() for continuation in prompt.continuations]
+        row = (prompt.example, text.strip(), accepted, exact_match(text, accepted), f1(text, accepted))
+        for name, value in zip(columns, row, strict=True):
+            columns[name].append(value)
+    return columns
+
+
+def answer_perplexity(loglikelihoods: Sequence[float], tokens: Sequence[int]) -> float:
+    """exp of the negative log-likelihood per token, over the tokens of all answers."""
+    return math.exp(-math.fsum(loglikelihoods) / sum(tokens))
+
+
+def written_floor(prompts: Sequence[Prompt], metric: str) -> float:
+    """The score without skill: always writing the one accepted text that does best in the metric.
+
+    Only the 50 most common accepted texts, in normal form, are tried.
+    """
+    accepted = Counter(text for prompt in prompts for text in set(map(normalise, prompt.continuations)))
+    value = {"exact_match": exact_match, "f1": f1}[metric]
+    best = [sum(value(text, prompt.continuations) for prompt in prompts) for text, _ in accepted.most_common(50)]
+    return max(best) / len(prompts)

@@ -1,0 +1,142 @@
+"""Perplexity of a text over sliding windows, per token, word and byte, as in lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tailored_llama.config import ExecutionConfig, PerplexityConfig
+from tailored_llama.data import load_texts, text_identity
+from tailored_llama.errors import InputError
+from tailored_llama.models import (
+    Document,
+    first_token,
+    load_model,
+    load_tokenizer,
+    packed_attention,
+    packed_logprobs,
+    token_budget,
+    within_memory,
+)
+from tailored_llama.progress import Progress, silent
+
+
+def sliding_windows(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
+    """Cut a text into windows that predict each of its tokens once: (start, first, stop) for every window.
+
+    Input token i (the BOS token, then the text) predicts token i of the text. A window reads the inputs from `start`
+    to `stop` and scores the tokens from `first` to `stop`. The first window scores all its tokens, each later one the
+    last `stride` of a full window. A stride of `window` gives lm-evaluation-harness's rolling windows (context_len 1);
+    a smaller stride is its context_len of window − stride + 1.
+    """
+    windows = [(0, 0, min(window, length))]
+    while (first := windows[-1][2]) < length:
+        stop = min(first + stride, length)
+        windows.append((max(0, stop - window), first, stop))
+    return windows
+
+
+def token_losses(
+    model: Any, tokenizer: Any, ids: Sequence[int], window: int, stride: int, batch_tokens: int, progress: Progress
+) -> list[float]:
+    """Negative log-likelihood of every token of a text, in nats, over `sliding_windows`."""
+    inputs = [first_token(tokenizer), *ids[:-1]]
+    windows = sliding_windows(len(ids), window, stride)
+    losses = [math.nan] * len(ids)
+    done = 0
+    with torch.inference_mode(), packed_attention(model):
+        lengths = [stop - start for start, _, stop in windows]
+        run = partial(_score_windows, model, inputs, ids, windows)
+        for batch, batch_losses in within_memory(lengths, batch_tokens, run):
+            values = iter(batch_losses)
+            for _, first, stop in (windows[i] for i in batch):
+                losses[first:stop] = islice(values, stop - first)
+            done += len(batch)
+            progress(done, len(windows))
+    return losses
+
+
+def _score_windows(
+    model: Any, inputs: Sequence[int], ids: Sequence[int], windows: Sequence[tuple[int, int, int]], batch: Sequence[int]
+) -> list[float]:
+    documents: list[Document] = []
+    positions: list[int] = []
+    targets: list[int] = []
+    row = 0
+    for start, first, stop in (windows[i] for i in batch):
+        documents.append(Document(inputs[start:stop]))
+        positions += range(row + first - start, row + stop - start)
+        targets += ids[first:stop]
+        row += stop - start
+    losses: list[float] = (-packed_logprobs(model, documents, positions, targets)).tolist()
+    return losses
+
+
+STAGE, VERSION = "perplexity", 2
+
+
+def key_fields(text: PerplexityConfig) -> dict[str, Any]:
+    """What a perplexity depends on, beside the checkpoint."""
+    stride = text.stride or text.window
+    return {"text": text_identity(text), "window": text.window, "stride": stride, "tokens": text.tokens}
+
+
+def measure_perplexity(
+    checkpoint: Path,
+    *,
+    text: PerplexityConfig,
+    downloads: str,
+    out: Path,
+    execution: ExecutionConfig,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Stage: measure the perplexity of a text; write `metrics.json`.
+
+    Documents are joined by blank lines. `perplexity` is per token, `word_perplexity` per whitespace-separated word,
+    `byte_perplexity` per UTF-8 byte; the last two compare models with different tokenizers. Every token of the text is
+    scored; the first one follows the BOS token. Known deviation: if a tokenizer adds a BOS token itself (Llama's do),
+    lm-evaluation-harness scores that token too.
+
+    Raises:
+        InputError: the text has no token, or the window is longer than the model's context.
+    """
+    whole = "\n\n".join(load_texts(text, downloads))
+    if text.tokens:
+        whole = whole[: text.tokens * 32]  # ample for that many tokens: do not tokenize the rest
+    model, tokenizer = load_model(checkpoint, device=execution.device), load_tokenizer(checkpoint)
+    if text.window > (limit := model.config.max_position_embeddings):
+        raise InputError(f"perplexity.window: got {text.window}; allowed: at most {limit}, the model's context")
+    ids = tokenizer.encode(whole, add_special_tokens=False)
+    if text.tokens and len(ids) > text.tokens:
+        ids = ids[: text.tokens]
+        whole = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    if not ids:
+        raise InputError(f"perplexity.source {text.source}: got no token; allowed: a text of at least one token")
+    stride = text.stride or text.window
+    budget = token_budget(execution.batch_tokens, model)
+    losses = token_losses(model, tokenizer, ids, text.window, stride, budget, progress)
+    result = text_metrics(math.fsum(losses), len(ids), whole) | {"window": text.window, "stride": stride}
+    (out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
+    return {"tokens": len(ids)}
+
+
+def text_metrics(loss: float, tokens: int, text: str) -> dict[str, Any]:
+    """Perplexities of a text from its summed loss in nats; words and bytes count as in lm-evaluation-harness."""
+    words, size = len(re.split(r"\s+", text)), len(text.encode("utf-8"))
+    return {
+        "perplexity": math.exp(loss / tokens),
+        "word_perplexity": math.exp(loss / words),
+        "byte_perplexity": math.exp(loss / size),
+        "bits_per_byte": loss / size / math.log(2),
+        "tokens": tokens,
+        "words": words,
+        "bytes": size,
+    }

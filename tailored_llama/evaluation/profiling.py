@@ -1,0 +1,277 @@
+"""Measure what a checkpoint costs to run, alone or compared with another: tokens per second and memory.
+
+Each checkpoint is measured in its own process, which holds only its weights. Two checkpoints take turns, so that other
+load on the machine slows both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tailored_llama.config import ExecutionConfig, ProfileConfig
+from tailored_llama.console import quiet_libraries
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation.costs import Costs, Work, count_costs, model_config
+from tailored_llama.memory import out_of_memory, peak_memory, reset_peak_memory
+from tailored_llama.models import load_model, pick_device
+from tailored_llama.progress import Progress, silent
+from tailored_llama.store import read_rows, write_rows
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass: seconds of prefill and of decoding; peak bytes, and bytes before the checkpoint was loaded."""
+
+    prefill: float
+    decode: float
+    peak_memory: int
+    base_memory: int
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """One row of `profile.parquet`: a checkpoint at a batch size.
+
+    Every ratio is the other checkpoint's cost ÷ this one's: above 1, this one costs less. Rows of the other checkpoint
+    have none. A speed-up is the median over pairs of neighbouring passes; `_low` and `_high` are the extremes. The
+    `expected_` fields are the ratio of FLOPs, the limit where arithmetic is the bottleneck, and of the parameters that
+    a token needs, the limit where reading weights is.
+    """
+
+    role: str  # checkpoint or against
+    checkpoint: str
+    parameters: int
+    computed_parameters: int
+    weight_bytes: int
+    linear_flops: int
+    attention_flops: int
+    prompt_flops: int
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    device: str
+    threads: int  # of the CPU
+    dtype: str
+    prefill_tokens_per_second: float  # medians, for the whole batch
+    decode_tokens_per_second: float
+    peak_memory_bytes: int
+    base_memory_bytes: int  # its part from before loading: interpreter and libraries; CUDA: 0
+    prefill_speedup: float | None = None
+    prefill_speedup_low: float | None = None
+    prefill_speedup_high: float | None = None
+    decode_speedup: float | None = None
+    decode_speedup_low: float | None = None
+    decode_speedup_high: float | None = None
+    expected_prefill: float | None = None  # by FLOPs
+    expected_decode: float | None = None  # by FLOPs
+    expected_parameters: float | None = None  # by computed parameters
+
+
+def decode(model: Any, ids: Tensor, new_tokens: int) -> tuple[Tensor, float, float]:
+    """Continue prompts greedily with the model's own forward pass and cache, past any end-of-text token.
+
+    Args:
+        ids: prompts of one length, int64 [batch, prompt_tokens].
+
+    Returns:
+        The new tokens, int64 [batch, new_tokens]; seconds for the first one; seconds for all others.
+    """
+    with torch.inference_mode():
+        start = _clock(model)
+        output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        tokens = [output.logits[:, -1:].argmax(-1)]
+        first = _clock(model)
+        while len(tokens) < new_tokens:
+            cached = output.past_key_values
+            output = model(input_ids=tokens[-1], past_key_values=cached, use_cache=True, logits_to_keep=1)
+            tokens.append(output.logits[:, -1:].argmax(-1))
+        return torch.cat(tokens, dim=1), first - start, _clock(model) - first
+
+
+def _clock(model: Any) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+STAGE, VERSION = "profile", 1
+
+
+def key_fields(profile: ProfileConfig, device: str) -> dict[str, Any]:
+    """What a profile depends on, beside the checkpoints; its bytes also depend on the machine and the moment."""
+    return profile.model_dump(mode="json") | {"device": device}
+
+
+def profile_checkpoint(
+    checkpoint: Path,
+    against: Path | None = None,
+    *,
+    profile: ProfileConfig,
+    out: Path,
+    execution: ExecutionConfig,
+    labels: Mapping[str, str] | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Stage: measure a checkpoint, optionally in turns with another; write `profile.parquet`.
+
+    There is a row for each checkpoint and batch size. A pass prefills random prompts of one length and decodes
+    greedily. At each batch size one pass warms up, then `repeats` are timed. Peak memory covers these passes with the
+    weights, but not loading: on a CPU the process's resident high-water mark, on CUDA what torch allocated.
+
+    The processes are spawned: a script that calls this needs `if __name__ == "__main__":`.
+
+    Args:
+        checkpoint: the checkpoint to measure.
+        against: the checkpoint to compare it with, such as the dense model.
+        profile: batch sizes, tokens and repeats.
+        out: an existing folder.
+        execution: the device.
+        labels: the table's names for the roles `checkpoint` and `against`; None: their folders.
+        progress: called after every pass.
+
+    Raises:
+        InputError: a checkpoint is broken or its context too short, the device is not available, or memory runs out.
+    """
+    batches, prompt_tokens, new_tokens = profile.batches, profile.prompt_tokens, profile.new_tokens
+    repeats, device = profile.repeats, pick_device(execution.device)
+    work = Work(prompt_tokens, new_tokens)
+    folders = {"checkpoint": checkpoint} | ({"against": against} if against is not None else {})
+    configs = {role: model_config(folder) for role, folder in folders.items()}
+    for role, config in configs.items():
+        if prompt_tokens + new_tokens > (limit := config.max_position_embeddings):
+            raise InputError(
+                f"prompt_tokens + new_tokens: got {prompt_tokens + new_tokens}; allowed: at most {limit}, the context "
+                f"of {folders[role]}"
+            )
+    costs = {role: count_costs(folder, work) for role, folder in folders.items()}
+    rows: list[ProfileRow] = []
+    with ExitStack() as stack:
+        workers = {role: stack.enter_context(_process()) for role in folders}
+        done, total = 0, len(set(batches)) * (repeats + 1) * len(folders)
+        for batch in sorted(set(batches)):  # ascending: a larger batch leaves memory that would count for a smaller one
+            passes: dict[str, list[Pass]] = {role: [] for role in folders}
+            for turn in range(repeats + 1):
+                for role in list(folders)[:: -1 if turn % 2 else 1]:  # neither always goes first
+                    passes[role].append(_ask(workers[role], folders[role], device, batch, work))
+                    progress(done := done + 1, total)
+            rows += [
+                ProfileRow(
+                    role,
+                    (labels or {}).get(role, str(folder)),
+                    **dataclasses.asdict(costs[role]),
+                    batch=batch,
+                    **dataclasses.asdict(work),
+                    repeats=repeats,
+                    device=device,
+                    threads=torch.get_num_threads(),
+                    dtype=str(configs[role].dtype or torch.float32).removeprefix("torch."),
+                    prefill_tokens_per_second=batch * prompt_tokens / median(p.prefill for p in passes[role][1:]),
+                    decode_tokens_per_second=batch * (new_tokens - 1) / median(p.decode for p in passes[role][1:]),
+                    peak_memory_bytes=max(p.peak_memory for p in passes[role]),
+                    base_memory_bytes=passes[role][0].base_memory,
+                    **(_ratios(costs, passes) if role == "checkpoint" and against is not None else {}),
+                )
+                for role, folder in folders.items()
+            ]
+    rows.sort(key=lambda row: (row.role != "checkpoint", row.batch))
+    write_rows(out / "profile.parquet", rows, ProfileRow)
+    return {}
+
+
+def _ratios(costs: dict[str, Costs], passes: dict[str, list[Pass]]) -> dict[str, Any]:
+    """Measured and expected speed-ups, as fields of a row."""
+    this, other = costs["checkpoint"], costs["against"]
+    fields: dict[str, Any] = {
+        "expected_prefill": other.prompt_flops / this.prompt_flops,
+        "expected_decode": token_flops(other) / token_flops(this),
+        "expected_parameters": other.computed_parameters / this.computed_parameters,
+    }
+    pairs = list(zip(passes["checkpoint"], passes["against"], strict=True))[1:]
+    for phase in ("prefill", "decode"):
+        ratios = [getattr(slow, phase) / getattr(quick, phase) for quick, slow in pairs]
+        fields[f"{phase}_speedup"] = median(ratios)
+        fields |= {f"{phase}_speedup_low": min(ratios), f"{phase}_speedup_high": max(ratios)}
+    return fields
+
+
+def token_flops(costs: Costs | ProfileRow) -> int:
+    """FLOPs of the last decoded token."""
+    return costs.linear_flops + costs.attention_flops
+
+
+def _process() -> ProcessPoolExecutor:
+    """A fresh process that handles one call at a time; spawned, because CUDA does not survive a fork."""
+    return ProcessPoolExecutor(1, get_context("spawn"), _start, (torch.get_num_threads(),))
+
+
+def _start(threads: int) -> None:
+    quiet_libraries()
+    torch.set_num_threads(threads)
+
+
+def _ask(worker: ProcessPoolExecutor, folder: Path, device: str, batch: int, work: Work) -> Pass:
+    try:
+        return worker.submit(_measure, folder, device, batch, work).result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            f"batch: got {batch}; allowed: fewer prompts (the process of {folder} died, probably out of memory)"
+        ) from error
+
+
+def _measure(folder: Path, device: str, batch: int, work: Work) -> Pass:
+    """Run one pass, in the checkpoint's own process."""
+    try:
+        model, base = _loaded(folder, device)
+        seeded = torch.Generator().manual_seed(0)
+        ids = torch.randint(model.config.vocab_size, (batch, work.prompt_tokens), generator=seeded).to(model.device)
+        _restart_peak(model.device)
+        _, prefill, rest = decode(model, ids, work.new_tokens)
+        return Pass(prefill, rest, _peak(model.device), base)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(f"batch: got {batch}; allowed: fewer prompts ({folder} ran out of memory)") from None
+
+
+@cache
+def _loaded(folder: Path, device: str) -> tuple[Any, int]:
+    """The process's model, and the bytes that the process used before loading it."""
+    torch_device = torch.device(device)
+    _restart_peak(torch_device)
+    base = _peak(torch_device)
+    return load_model(folder, device=device), base
+
+
+def _restart_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        reset_peak_memory()
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+
+
+def read_profile(folder: Path) -> list[ProfileRow]:
+    """The rows of `profile.parquet`.
+
+    Raises:
+        InputError: the file is missing, broken or of another schema.
+    """
+    return read_rows(folder / "profile.parquet", ProfileRow)

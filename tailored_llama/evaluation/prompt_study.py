@@ -1,0 +1,152 @@
+"""Prompt studies: choose a template set on a slice of the train split, report it on the evaluation split.
+
+The paper asks how much a prompt written for the task gains over one prompt for all tasks. The choice never sees the
+split that it is reported on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tailored_llama.config import REFERENCES, BenchmarkConfig, PromptStudyConfig
+from tailored_llama.data import layout_of, load_template, study_templates
+from tailored_llama.evaluation.recovery import MEAN
+from tailored_llama.evaluation.scores import read_answers, read_metrics
+from tailored_llama.evaluation.statistics import interval, mcnemar, paired_draws
+from tailored_llama.store import read_rows
+
+SELECTION, EVALUATION = "selection", "evaluation"
+
+
+@dataclass(frozen=True)
+class TemplateRow:
+    """A template set on one split of a benchmark. With `partial`, the choice is in the context: another measure."""
+
+    benchmark: str
+    split: str  # selection (a slice of train) or evaluation
+    template: str
+    chosen: bool
+    partial: bool
+    metric: str
+    examples: int
+    floor: float
+    accuracy: float
+    stderr: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of the chosen set − another's on the same evaluation examples, with its paired 95 % interval.
+
+    The mean is over the benchmarks on which both sets use the same measure; `benchmarks` counts them. `p` is McNemar's;
+    it is None for the mean, and for F1, whose values are not just right or wrong.
+    """
+
+    benchmark: str  # or (mean)
+    template: str | None  # chosen; None for the mean
+    other: str
+    same_measure: bool
+    difference: float
+    low: float
+    high: float
+    p: float | None
+    examples: int
+    benchmarks: int = 1
+
+
+@dataclass(frozen=True)
+class Studied:
+    """What was scored on a benchmark: template set → folder, for the slice, the evaluation split and its prompts."""
+
+    benchmark: BenchmarkConfig
+    chosen: str
+    selection: Mapping[str, Path]
+    evaluation: Mapping[str, Path]
+    prompts: Mapping[str, Path] = field(default_factory=dict)
+
+
+def choose(scores: Mapping[str, Sequence[Path]]) -> str:
+    """The template set with the highest headline metric over all examples of its scores; on a tie, the first."""
+    return max(scores, key=lambda name: _over_all([read_metrics(folder) for folder in scores[name]]))
+
+
+def _over_all(splits: Sequence[Mapping[str, Any]]) -> float:
+    """The headline metric over the examples of several splits."""
+    examples = [split["examples"] for split in splits]
+    return float(np.average([split[split["metric"]] for split in splits], weights=examples))
+
+
+def study_rows(config: PromptStudyConfig, studied: Sequence[Studied]) -> list[TemplateRow]:
+    """One row for each score, benchmark by benchmark."""
+    rows = []
+    for one in studied:
+        named = study_templates(config, one.benchmark)
+        for split, scores in ((SELECTION, one.selection), (EVALUATION, one.evaluation)):
+            for name, folder in scores.items():
+                values = read_metrics(folder)
+                metric = values["metric"]
+                layout = layout_of(load_template(named[name]), one.benchmark)
+                rows.append(
+                    TemplateRow(
+                        one.benchmark.name,
+                        split,
+                        name,
+                        chosen=name == one.chosen,
+                        partial="choice" in layout.in_context,
+                        metric=metric,
+                        examples=values["examples"],
+                        floor=values["floor"],
+                        accuracy=values[metric],
+                        stderr=values[f"{metric}_stderr"],
+                    )
+                )
+    return rows
+
+
+def study_differences(
+    config: PromptStudyConfig, studied: Sequence[Studied], rows: Sequence[TemplateRow]
+) -> list[Difference]:
+    """The chosen set minus each reference on every benchmark, and the mean if there are several benchmarks."""
+    differences = []
+    reported = {(row.benchmark, row.template): row for row in rows if row.split == EVALUATION}
+    for other in REFERENCES:
+        draws, comparable = [], []
+        for one in studied:
+            name = one.benchmark.name
+            chosen, reference = reported[name, one.chosen], reported[name, other]
+            a, b = (read_answers(one.evaluation[template], chosen.metric) for template in (one.chosen, other))
+            drawn = np.subtract(*paired_draws(a, b, [config.seed, *name.encode()]))
+            difference = Difference(
+                name,
+                one.chosen,
+                other,
+                chosen.partial == reference.partial,
+                chosen.accuracy - reference.accuracy,
+                *interval(drawn),
+                p=mcnemar(a, b) if chosen.metric != "f1" else None,
+                examples=chosen.examples,
+            )
+            differences.append(difference)
+            if difference.same_measure:
+                draws.append(drawn)
+                comparable.append(difference)
+        if len(studied) > 1 and comparable:
+            mean, total = float(np.mean([d.difference for d in comparable])), sum(d.examples for d in comparable)
+            bounds = interval(np.mean(draws, axis=0))
+            differences.append(Difference(MEAN, None, other, True, mean, *bounds, None, total, len(comparable)))
+    return differences
+
+
+def read_study(folder: Path) -> tuple[list[TemplateRow], list[Difference]]:
+    """The rows that `write_study` wrote.
+
+    Raises:
+        InputError: a file is missing, broken or of another schema.
+    """
+    rows = read_rows(folder / "study.parquet", TemplateRow)
+    return rows, read_rows(folder / "differences.parquet", Difference)

@@ -1,0 +1,243 @@
+"""Recovery: what pruning cost and tuning brought back, as rows with 95 % intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tailored_llama.config import DENSE
+from tailored_llama.evaluation.scores import Score, check_comparable
+from tailored_llama.evaluation.statistics import (
+    Array,
+    above_floor,
+    chance_corrected,
+    interval,
+    paired_draws,
+    ratios,
+    recovery,
+)
+from tailored_llama.store import read_rows
+
+PRUNED, TAILORED = "pruned", "tailored"
+MODELS = (DENSE, PRUNED, TAILORED)
+MEAN = "(mean)"  # used as a benchmark's name; real names have no parentheses
+
+Scores = Mapping[str, Mapping[str, Score]]  # by model and benchmark
+
+
+@dataclass(frozen=True)
+class RecoveryRow:
+    """One row of `recovery.parquet`: a model on a benchmark, or its mean over all benchmarks.
+
+    Accuracies and their ratios are fractions, not percentages; `_low` and `_high` bound a 95 % interval. None means not
+    measured or not meaningful: there is no chance-corrected recovery if the dense model is not significantly above its
+    floor, and no mean accuracy for a model that was not scored on every benchmark.
+    """
+
+    ratio: float | None  # as configured
+    model: str  # dense, pruned or tailored
+    benchmark: str  # or (mean)
+    metric: str | None
+    examples: int
+    floor: float
+    accuracy: float | None = None
+    stderr: float | None = None
+    above_floor: bool | None = None  # significantly
+    gain: float | None = None  # tailored − pruned
+    gain_low: float | None = None
+    gain_high: float | None = None
+    recovery: float | None = None  # accuracy ÷ the dense model's
+    recovery_low: float | None = None
+    recovery_high: float | None = None
+    recovery_benchmarks: int = 0  # number of benchmarks in the recovery
+    chance_corrected: float | None = None
+    cc_low: float | None = None
+    cc_high: float | None = None
+    cc_benchmarks: int = 0
+    answer_perplexity: float | None = None  # of the accepted answers, if the model writes its answers
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One row of `models.parquet`: a model's size, its perplexity, and its speed relative to the dense model."""
+
+    ratio: float | None  # None: the dense model
+    model: str  # dense, pruned or healed
+    parameters: int | None = None
+    perplexity: float | None = None
+    prefill_speedup: float | None = None  # dense seconds ÷ its own, at the largest batch that was timed
+    decode_speedup: float | None = None
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Bootstrap draws on one benchmark, float [resamples] each; None if the figure is not defined."""
+
+    gain: Array | None = None
+    recovery: Array | None = None
+    chance_corrected: Array | None = None
+
+
+_BOUNDS = {"gain": "gain", "recovery": "recovery", "chance_corrected": "cc"}  # field → prefix of its bounds
+
+
+def recovery_rows(scores: Scores, ratio: float | None = None, seed: int = 0) -> list[RecoveryRow]:
+    """A row for each model and benchmark, and the mean of each model if there are several benchmarks.
+
+    The mean recovery is over all benchmarks that have one. The mean chance-corrected recovery is over those where the
+    dense model is significantly above its floor. Intervals come from a paired bootstrap; that of a mean resamples every
+    benchmark.
+
+    Args:
+        scores: of the models `dense`, `pruned` and `tailored`, or of some of them.
+        ratio: the configured ratio, copied into the rows.
+        seed: of the resamples. An interval does not depend on which other benchmarks are reported.
+
+    Raises:
+        InputError: scores of a benchmark have different examples or metrics.
+    """
+    benchmarks = list(dict.fromkeys(name for model in scores.values() for name in model))
+    rows: dict[str, list[RecoveryRow]] = {model: [] for model in scores}
+    draws: dict[str, list[_Draws]] = {model: [] for model in scores}
+    for name in benchmarks:
+        by_model = {model: by_name[name] for model, by_name in scores.items() if name in by_name}
+        check_comparable(name, *by_model.values())
+        for model in by_model:
+            row, drawn = _row(model, name, by_model, [seed, *name.encode()])
+            rows[model].append(replace(row, ratio=ratio, seed=seed))
+            draws[model].append(drawn)
+    if len(benchmarks) > 1:
+        means = {model: _mean(rows[model], draws[model], benchmarks) for model in scores if rows[model]}
+        for model, mean in means.items():
+            rows[model].append(replace(mean, ratio=ratio, seed=seed))
+    return [row for model_rows in rows.values() for row in model_rows]
+
+
+def _row(model: str, name: str, scores: Mapping[str, Score], seed: Sequence[int]) -> tuple[RecoveryRow, _Draws]:
+    """One model on one benchmark, compared with the others."""
+    score = scores[model]
+    row = RecoveryRow(
+        None,
+        model,
+        name,
+        score.metric,
+        len(score.answers.examples),
+        score.floor,
+        accuracy=score.accuracy,
+        stderr=score.stderr,
+        above_floor=above_floor(score.accuracy, score.stderr, score.floor),
+        answer_perplexity=score.perplexity,
+    )
+    draws: dict[str, Array] = {}
+    if model == TAILORED and (pruned := scores.get(PRUNED)):
+        row = replace(row, gain=score.accuracy - pruned.accuracy)
+        draws["gain"] = np.subtract(*paired_draws(score.answers, pruned.answers, seed))
+    dense = scores.get(DENSE)
+    if model != DENSE and dense and dense.accuracy > 0:
+        pair = paired_draws(score.answers, dense.answers, seed)
+        row = replace(row, recovery=recovery(score.accuracy, dense.accuracy), recovery_benchmarks=1)
+        draws["recovery"] = ratios(*pair)
+        if above_floor(dense.accuracy, dense.stderr, dense.floor):
+            corrected = chance_corrected(score.accuracy, dense.accuracy, dense.floor)
+            row = replace(row, chance_corrected=corrected, cc_benchmarks=1)
+            draws["chance_corrected"] = ratios(*pair, dense.floor)
+    return _bounded(row, draws), _Draws(**draws)
+
+
+def _bounded(row: RecoveryRow, draws: Mapping[str, Array]) -> RecoveryRow:
+    """The row with the 95 % intervals of its draws."""
+    bounds: dict[str, Any] = {}
+    for field, values in draws.items():
+        low, high = (None if math.isnan(end) else end for end in interval(values))
+        bounds |= {f"{_BOUNDS[field]}_low": low, f"{_BOUNDS[field]}_high": high}
+    return replace(row, **bounds)
+
+
+def _mean(rows: Sequence[RecoveryRow], draws: Sequence[_Draws], benchmarks: Sequence[str]) -> RecoveryRow:
+    """A model's mean over the benchmarks; every benchmark counts the same."""
+    values: dict[str, Any] = {}
+    if len(rows) == len(benchmarks):
+        values["accuracy"] = float(np.mean([row.accuracy for row in rows]))
+        values["stderr"] = math.hypot(*(row.stderr or 0.0 for row in rows)) / len(rows)
+    drawn: dict[str, Array] = {}
+    for field in _BOUNDS:
+        known = [value for row in rows if (value := getattr(row, field)) is not None]
+        if not known or (field == "gain" and len(known) < len(benchmarks)):
+            continue
+        values[field] = float(np.mean(known))
+        with np.errstate(invalid="ignore"):  # ∞ − ∞, if resamples of two benchmarks are unbounded
+            drawn[field] = np.mean([d for one in draws if (d := getattr(one, field)) is not None], axis=0)
+    mean = RecoveryRow(
+        None,
+        rows[0].model,
+        MEAN,
+        None,
+        sum(row.examples for row in rows),
+        float(np.mean([row.floor for row in rows])),
+        recovery_benchmarks=sum(row.recovery_benchmarks for row in rows),
+        cc_benchmarks=sum(row.cc_benchmarks for row in rows),
+        **values,
+    )
+    return _bounded(mean, drawn)
+
+
+@dataclass(frozen=True)
+class RecoveryTable:
+    """The results at one ratio: rows by model and benchmark, and the size and perplexity of each model."""
+
+    ratio: float | None
+    rows: tuple[RecoveryRow, ...]
+    models: Mapping[str, ModelRow]
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The scored benchmarks in order, without the mean."""
+        return [name for name in dict.fromkeys(row.benchmark for row in self.rows) if name != MEAN]
+
+    @property
+    def lines(self) -> list[str]:
+        """The benchmarks, followed by the mean if there are several."""
+        return self.benchmarks + [MEAN] * (len(self.benchmarks) > 1)
+
+    def row(self, model: str, benchmark: str) -> RecoveryRow | None:
+        """A model's row on a benchmark, if it was scored there."""
+        return next((row for row in self.rows if (row.model, row.benchmark) == (model, benchmark)), None)
+
+    def any_row(self, benchmark: str) -> RecoveryRow:
+        """A row on a benchmark, for the fields that all models share: metric, examples and floor."""
+        return next(row for row in self.rows if row.benchmark == benchmark)
+
+    def overall(self, model: str) -> RecoveryRow | None:
+        """A model's row on the only benchmark, or its mean."""
+        return self.row(model, self.lines[-1])
+
+    def size(self, model: str) -> ModelRow:
+        """A model's size, perplexity and speed, as far as they are known."""
+        return self.models.get(model, ModelRow(self.ratio, model))
+
+
+def recovery_tables(rows: Sequence[RecoveryRow], models: Sequence[ModelRow]) -> list[RecoveryTable]:
+    """One table for each ratio, in order; each includes the dense model."""
+    return [
+        RecoveryTable(
+            ratio,
+            tuple(row for row in rows if row.ratio == ratio),
+            {model.model: model for model in models if model.ratio == ratio or model.model == DENSE},
+        )
+        for ratio in dict.fromkeys(row.ratio for row in rows)
+    ]
+
+
+def read_recovery(folder: Path) -> tuple[list[RecoveryRow], list[ModelRow]]:
+    """The rows of `recovery.parquet` and of `models.parquet`.
+
+    Raises:
+        InputError: one of them is missing, broken or of another schema.
+    """
+    return read_rows(folder / "recovery.parquet", RecoveryRow), read_rows(folder / "models.parquet", ModelRow)

@@ -1,0 +1,171 @@
+"""Read scores: the metrics, the answers, and the score of one model on one benchmark."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tailored_llama.config import WRITTEN
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation.statistics import Answers, check_same_examples, interval, mcnemar, paired_draws
+from tailored_llama.store import read_table
+
+PREDICTIONS_SCHEMA = pa.schema(
+    {
+        "example": pa.int32(),
+        "loglikelihoods": pa.list_(pa.float64()),
+        "prediction": pa.int32(),
+        "prediction_norm": pa.int32(),
+        "answer": pa.int32(),
+    }
+)
+ANSWERS_SCHEMA = pa.schema(
+    {
+        "example": pa.int32(),
+        "text": pa.string(),  # what the model wrote
+        "accepted": pa.list_(pa.string()),
+        "exact_match": pa.float64(),
+        "f1": pa.float64(),
+        "loglikelihood": pa.float64(),  # of the first accepted text, given the prompt
+        "tokens": pa.int32(),  # length of that text
+    }
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on one benchmark, in the headline metric; `perplexity` is that of the accepted texts, if written."""
+
+    metric: str
+    floor: float
+    accuracy: float
+    stderr: float
+    answers: Answers
+    perplexity: float | None = None
+
+
+def metrics(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean of every metric over the examples, with its standard error (sample standard deviation ÷ √n)."""
+    result: dict[str, float] = {}
+    for name, samples in values.items():
+        result[name] = float(np.mean(samples))
+        deviation = float(np.std(samples, ddof=1)) if len(samples) > 1 else 0.0
+        result[f"{name}_stderr"] = deviation / math.sqrt(len(samples))
+    return result
+
+
+def hits(predictions: dict[str, list[Any]]) -> dict[str, list[float]]:
+    """acc and acc_norm of every example: 1 if the right choice is the likeliest (per character), else 0."""
+    pairs = (("acc", "prediction"), ("acc_norm", "prediction_norm"))
+    return {
+        name: [float(p == a) for p, a in zip(predictions[column], predictions["answer"], strict=True)]
+        for name, column in pairs
+    }
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """`metrics.json` of a scored benchmark or a perplexity.
+
+    Raises:
+        InputError: the file is missing or not JSON.
+    """
+    try:
+        return dict(json.loads((folder / "metrics.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{folder / 'metrics.json'}: missing or not JSON") from None
+
+
+def read_answers(folder: Path, metric: str) -> Answers:
+    """The answers of a scored model, with their values in a metric."""
+    if metric in WRITTEN:
+        table = read_table(folder / "answers.parquet", ANSWERS_SCHEMA)
+        wanted = np.array(["\n".join(accepted) for accepted in table["accepted"].to_pylist()])
+        return Answers(table["example"].to_numpy(), wanted, table[metric].to_numpy())
+    table = read_table(folder / "predictions.parquet", PREDICTIONS_SCHEMA)
+    values = hits({name: table[name].to_pylist() for name in ("prediction", "prediction_norm", "answer")})
+    return Answers(table["example"].to_numpy(), table["answer"].to_numpy(), np.array(values[metric]))
+
+
+def read_score(folders: Path | Sequence[Path]) -> Score:
+    """Read what `score_benchmark` wrote; several folders of the same examples are averaged example by example.
+
+    Raises:
+        InputError: a file is missing or broken, or the examples differ.
+    """
+    first, *others = [_read_one(folder) for folder in ([folders] if isinstance(folders, Path) else folders)]
+    if not others:
+        return first
+    check_comparable("several seeds", first, *others)
+    values = np.mean([first.answers.values, *(other.answers.values for other in others)], axis=0)
+    answers = replace(first.answers, values=values)
+    averages = metrics({"mean": values})
+    perplexities = [score.perplexity for score in (first, *others) if score.perplexity is not None]
+    mean = float(np.mean(perplexities)) if perplexities else None
+    return replace(first, accuracy=averages["mean"], stderr=averages["mean_stderr"], answers=answers, perplexity=mean)
+
+
+def _read_one(folder: Path) -> Score:
+    fields = read_metrics(folder)
+    metric = fields.get("metric")
+    try:
+        floor, accuracy, stderr = (float(fields[key]) for key in ("floor", str(metric), f"{metric}_stderr"))
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{folder / 'metrics.json'}: floor, metric or its value is missing") from None
+    answers = read_answers(folder, str(metric))
+    return Score(str(metric), floor, accuracy, stderr, answers, fields.get("answer_perplexity"))
+
+
+def check_comparable(name: str, first: Score, *others: Score) -> None:
+    """Check that scores on a benchmark have the same examples and the same metric.
+
+    Raises:
+        InputError: they differ.
+    """
+    for other in others:
+        if other.metric != first.metric:
+            raise InputError(f"scores of {name}: {first.metric} against {other.metric}; allowed: one metric")
+        try:
+            check_same_examples(first.answers, other.answers)
+        except ValueError as error:
+            raise InputError(f"scores of {name}: {error}; allowed: scores of the same examples") from None
+
+
+def compare_scores(one: Path, other: Path) -> dict[str, Any]:
+    """Compare two scores of the same examples: the difference other − one, its 95 % interval, and McNemar's p.
+
+    Args:
+        one: a folder that `score_benchmark` wrote.
+        other: the folder of another model, or of the same model after a change.
+
+    Returns:
+        `low` and `high` by paired bootstrap; `p` is None for F1, whose values are not just right or wrong.
+
+    Raises:
+        InputError: the benchmarks, metrics or examples differ, or a file is missing or broken.
+    """
+    benchmarks = [read_metrics(folder).get("benchmark") for folder in (one, other)]
+    if benchmarks[0] != benchmarks[1]:
+        raise InputError(f"scores: {benchmarks[0]} against {benchmarks[1]}; allowed: one benchmark")
+    scores = [read_score(folder) for folder in (one, other)]
+    check_comparable(str(benchmarks[0]), *scores)
+    before, after = scores
+    drawn_after, drawn_before = paired_draws(after.answers, before.answers, seed=0)
+    low, high = interval(drawn_after - drawn_before)
+    return {
+        "benchmark": benchmarks[0],
+        "metric": before.metric,
+        "examples": len(before.answers.examples),
+        "one": before.accuracy,
+        "other": after.accuracy,
+        "difference": after.accuracy - before.accuracy,
+        "low": low,
+        "high": high,
+        "p": mcnemar(before.answers, after.answers) if before.metric != "f1" else None,
+    }

@@ -1,0 +1,176 @@
+"""Scoring: the log-likelihood of every choice, and accuracies as lm-evaluation-harness defines them."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tailored_llama.config import WRITTEN, BenchmarkConfig, ExecutionConfig, is_written, max_new_tokens, stop_strings
+from tailored_llama.data import (
+    Encoded,
+    Prompt,
+    PromptSplit,
+    encode_answer,
+    encode_prompt,
+    headline_metric,
+    read_prompts,
+    shared_header,
+)
+from tailored_llama.evaluation import generation
+from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, PREDICTIONS_SCHEMA, hits, metrics
+from tailored_llama.models import (
+    Header,
+    context_length,
+    encode_header,
+    learnt_header,
+    load_model,
+    load_tokenizer,
+    packed_attention,
+    packed_logprobs,
+    token_budget,
+    within_memory,
+)
+from tailored_llama.progress import Progress, silent
+from tailored_llama.store import write_table
+
+
+def loglikelihoods(
+    model: Any, encoded: Sequence[Encoded], batch_tokens: int, progress: Progress = silent
+) -> list[list[float]]:
+    """Summed log-probability of every choice of every prompt, in the given order.
+
+    The common start of all prompts is encoded once. Prompts are packed by length, at most `batch_tokens` tokens per
+    forward pass. When memory runs out, that budget is halved for the remaining prompts.
+    """
+    results: list[list[float]] = [[] for _ in encoded]
+    whole = [i for i, item in enumerate(encoded) if not item.truncated]
+    cut = [i for i, item in enumerate(encoded) if item.truncated]  # they start at different points: no common header
+    done = 0
+    with torch.inference_mode(), packed_attention(model):
+        for members in filter(None, (whole, cut)):
+            shared = shared_header([encoded[i] for i in members])
+            header = encode_header(model, shared, batch_tokens, learnt_header(model))
+            group = [encoded[i].after(len(shared)) for i in members]
+            lengths = [len(item.document) for item in group]
+            for batch, rows in within_memory(lengths, batch_tokens, partial(_score_row, model, header, group)):
+                for i, row in zip(batch, rows, strict=True):
+                    results[members[i]] = row
+                done += len(batch)
+                progress(done, len(encoded))
+    return results
+
+
+def _score_row(model: Any, header: Header, encoded: Sequence[Encoded], batch: Sequence[int]) -> list[list[float]]:
+    """Run one forward pass: the summed log-probability of every choice of the batch's prompts."""
+    positions: list[int] = []
+    targets: list[int] = []
+    start = 0
+    for item in (items := [encoded[i] for i in batch]):
+        for at, wanted in zip(item.positions, item.targets, strict=True):
+            positions += [start + p for p in at]
+            targets += wanted
+        start += len(item.document)
+    logprobs = iter(packed_logprobs(model, [item.document for item in items], positions, targets, header).tolist())
+    return [[math.fsum(islice(logprobs, len(wanted))) for wanted in item.targets] for item in items]
+
+
+STAGE, VERSION = "scores", 2
+
+
+def key_fields(benchmark: BenchmarkConfig, split: PromptSplit = "evaluation") -> dict[str, Any]:
+    """What scores depend on, beside the checkpoint, the adapter and the prompts."""
+    fields: dict[str, Any] = {"benchmark": benchmark.name, "metric": headline_metric(benchmark)}
+    if is_written(benchmark):
+        fields |= {"max_new_tokens": max_new_tokens(benchmark), "stop": stop_strings(benchmark)}
+        fields["answers"] = "with their perplexity"
+    return fields | ({"split": split} if split != "evaluation" else {})
+
+
+def score_benchmark(
+    checkpoint: Path,
+    adapter: Path | None,
+    prompts: Path,
+    *,
+    benchmark: BenchmarkConfig,
+    out: Path,
+    execution: ExecutionConfig,
+    split: PromptSplit = "evaluation",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Stage: score one checkpoint on one rendered benchmark; write `metrics.json` and the answers behind it.
+
+    Multiple-choice answers go to `predictions.parquet`, written ones to `answers.parquet`. For written answers,
+    `metrics.json` also has the per-token perplexity of each example's first accepted answer.
+
+    Raises:
+        InputError: the checkpoint or the adapter is broken, or the two do not belong together.
+    """
+    model, tokenizer = load_model(checkpoint, adapter, execution.device), load_tokenizer(checkpoint)
+    rendered, budget = read_prompts(prompts, split), token_budget(execution.batch_tokens, model)
+    start, limit = time.perf_counter(), context_length(model)
+    if is_written(benchmark):
+        texts = generation.generate(
+            model,
+            tokenizer,
+            [prompt.contexts[0] for prompt in rendered],
+            max_new_tokens(benchmark),
+            stop_strings(benchmark),
+            budget,
+            progress,
+        )
+        encoded = [encode_answer(tokenizer, prompt, limit) for prompt in rendered]
+        columns = generation.judge(rendered, texts)
+        columns["loglikelihood"] = [row[0] for row in loglikelihoods(model, encoded, budget)]
+        columns["tokens"] = [len(item.targets[0]) for item in encoded]
+        write_table(out / "answers.parquet", columns, ANSWERS_SCHEMA)
+        values = {name: columns[name] for name in WRITTEN}
+        floor = generation.written_floor(rendered, headline_metric(benchmark))
+        perplexity = {"answer_perplexity": generation.answer_perplexity(columns["loglikelihood"], columns["tokens"])}
+        measured: dict[str, Any] = {"examples": len(rendered)}
+    else:
+        encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in rendered]
+        columns = predict(rendered, loglikelihoods(model, encoded, budget, progress))
+        write_table(out / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
+        values, floor, perplexity = hits(columns), choice_floor(rendered), {}
+        measured = {"tokens": sum(len(item.document) for item in encoded) - _shared_tokens(encoded)}
+    result = {"benchmark": benchmark.name, "metric": headline_metric(benchmark), "examples": len(rendered)}
+    result |= {"floor": floor} | metrics(values) | perplexity
+    (out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
+    rate = {f"{name}_per_second": round(n / (time.perf_counter() - start), 1) for name, n in measured.items()}
+    return measured | rate
+
+
+def _shared_tokens(encoded: Sequence[Encoded]) -> int:
+    """Prompt tokens that are not computed again, because the common start is encoded once."""
+    whole = [item for item in encoded if not item.truncated]
+    return len(shared_header(whole)) * max(0, len(whole) - 1)
+
+
+def predict(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> dict[str, list[Any]]:
+    """The columns of `predictions.parquet`: the likeliest choice, by log-likelihood in total and per character."""
+    columns: dict[str, list[Any]] = {name: [] for name in PREDICTIONS_SCHEMA.names}
+    for prompt, row in zip(prompts, scores, strict=True):
+        if not all(map(math.isfinite, row)):
+            raise FloatingPointError(f"example {prompt.example}: log-likelihoods {row} are not finite numbers")
+        columns["example"].append(prompt.example)
+        columns["loglikelihoods"].append(list(row))
+        columns["prediction"].append(int(np.argmax(row)))
+        columns["prediction_norm"].append(int(np.argmax(np.array(row) / np.array(prompt.choice_lengths))))
+        columns["answer"].append(prompt.answer)
+    return columns
+
+
+def choice_floor(prompts: Sequence[Prompt]) -> float:
+    """Accuracy without skill: the larger of 1 ÷ number of choices and the share of the most common answer."""
+    majority = max(Counter(prompt.answer for prompt in prompts).values()) / len(prompts)
+    return max(float(np.mean([1 / len(prompt.continuations) for prompt in prompts])), majority)

@@ -1,0 +1,113 @@
+"""Statistics of the reports: recovery, plain and chance-corrected, paired bootstrap intervals, McNemar's test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+RESAMPLES = 2000
+Z95 = 1.96  # standard errors on each side of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One model's results, one entry per example: its row in the split, the right answer, and the value.
+
+    A value is 1 for right and 0 for wrong; F1 may lie between.
+    """
+
+    examples: Array  # int [n]
+    answers: Array  # int (the right choice) or str (the accepted texts) [n]
+    values: Array  # float [n]
+
+
+def recovery(tailored: float, dense: float) -> float:
+    """Tailored accuracy ÷ dense accuracy; NaN if dense is 0."""
+    return chance_corrected(tailored, dense, 0.0)
+
+
+def chance_corrected(tailored: float, dense: float, floor: float) -> float:
+    """(tailored − floor) ÷ (dense − floor): how much of the dense model's skill is left; NaN if dense ≤ floor."""
+    return (tailored - floor) / (dense - floor) if dense > floor else math.nan
+
+
+def above_floor(accuracy: float, stderr: float, floor: float) -> bool:
+    """Whether an accuracy is significantly above its floor: the whole 95 % interval lies above it."""
+    return accuracy - Z95 * stderr > floor
+
+
+def check_same_examples(one: Answers, other: Answers) -> None:
+    """Check that two models answered the same examples in the same order.
+
+    Raises:
+        ValueError: the number, ids or right answers of the examples differ; the message names the first difference.
+    """
+    if len(one.examples) != len(other.examples):
+        raise ValueError(f"{len(one.examples)} examples against {len(other.examples)}")
+    for column, left, right in (("example", one.examples, other.examples), ("answer", one.answers, other.answers)):
+        if len(differ := np.flatnonzero(left != right)):
+            row = int(differ[0])
+            raise ValueError(f"row {row}: {column} {left[row]} against {right[row]}")
+
+
+def paired_draws(
+    one: Answers, other: Answers, seed: int | Sequence[int] = 0, resamples: int = RESAMPLES
+) -> tuple[Array, Array]:
+    """Mean values of both models on bootstrap resamples of their shared examples.
+
+    Examples with the same pair of values are interchangeable. Drawing n examples with replacement is therefore one
+    multinomial draw of the counts of each pair: exact, and for right and wrong (four pairs) at a cost independent of n.
+
+    Returns:
+        The mean values of `one` and of `other`, float64 [resamples] each.
+
+    Raises:
+        ValueError: the models did not answer the same examples, or there are none.
+    """
+    check_same_examples(one, other)
+    if not (total := len(one.examples)):
+        raise ValueError("0 examples")
+    pairs, counts = np.unique(np.stack([one.values, other.values]).astype(float), axis=1, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / total, size=resamples) / total
+    return drawn @ pairs[0], drawn @ pairs[1]
+
+
+def mcnemar(one: Answers, other: Answers) -> float:
+    """Two-sided exact p-value for two models being right equally often, from the examples where only one is right.
+
+    Raises:
+        ValueError: the models did not answer the same examples, or a value is neither 0 nor 1.
+    """
+    check_same_examples(one, other)
+    if not np.isin([one.values, other.values], (0, 1)).all():
+        raise ValueError("McNemar's test compares right and wrong answers; got values between 0 and 1")
+    only_one, only_other = int(np.sum(one.values > other.values)), int(np.sum(one.values < other.values))
+    discordant = only_one + only_other
+    tail: int = sum(math.comb(discordant, k) for k in range(min(only_one, only_other) + 1))
+    return float(min(1.0, 2 * tail / 2**discordant))
+
+
+def ratios(tailored: Array, dense: Array, floor: float = 0.0) -> Array:
+    """`chance_corrected` of resampled accuracies, float64 [resamples].
+
+    If a resample puts dense at or below the floor, the ratio is unbounded on the side of tailored: ±∞, or NaN if
+    tailored is at the floor too. Leaving these out would make an interval too narrow exactly where it is wide.
+    """
+    above = dense > floor
+    gained = tailored - floor
+    unbounded = np.where(gained == 0, np.nan, np.copysign(np.inf, gained))
+    return np.asarray(np.where(above, gained / np.where(above, dense - floor, 1.0), unbounded))
+
+
+def interval(values: Array) -> tuple[float, float]:
+    """The 2.5 % and 97.5 % order statistics of resampled values; NaN, NaN if none is defined."""
+    known = np.sort(values[~np.isnan(values)])  # order statistics: interpolating between infinities gives NaN
+    if not len(known):
+        return math.nan, math.nan
+    return float(known[math.floor(0.025 * len(known))]), float(known[math.ceil(0.975 * len(known)) - 1])

@@ -1,0 +1,173 @@
+"""Sweeps: one run for every cell of a grid of settings, and the figures measured for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tailored_llama.config import DENSE
+from tailored_llama.evaluation.recovery import MEAN, TAILORED, RecoveryRow, recovery_rows
+from tailored_llama.evaluation.scores import read_metrics, read_score
+from tailored_llama.models import read_structure
+from tailored_llama.store import read_rows
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """The figures of a cell, or of several that differ only in their seed; or the error that left none.
+
+    A dense model has ratio 0. `dense_parameters` and `dense_perplexity` belong to the cell's dense model. Perplexity is
+    the mean over seeds, with the lowest and the highest. Accuracy is the mean of the headline metrics. Recovery and
+    chance-corrected recovery are as in `RecoveryRow`, from each example's mean over the seeds: `_low` and `_high` bound
+    the 95 % interval over the examples, `_least` and `_most` are the extremes of single seeds.
+    """
+
+    label: str
+    ratio: float
+    curve: str | None = None
+    place: float | None = None
+    seeds: int = 1
+    parameters: int | None = None
+    dense_parameters: int | None = None
+    perplexity: float | None = None
+    perplexity_least: float | None = None
+    perplexity_most: float | None = None
+    dense_perplexity: float | None = None
+    accuracy: float | None = None
+    accuracy_stderr: float | None = None
+    examples: int | None = None
+    recovery: float | None = None
+    recovery_low: float | None = None
+    recovery_high: float | None = None
+    recovery_least: float | None = None
+    recovery_most: float | None = None
+    chance_corrected: float | None = None
+    cc_low: float | None = None
+    cc_high: float | None = None
+    cc_benchmarks: int | None = None
+    error: str | None = None
+
+    @property
+    def removed(self) -> float:
+        """Share of the dense model's parameters that was removed."""
+        return 1 - (self.parameters or 0) / (self.dense_parameters or 1)
+
+    @property
+    def times_dense(self) -> float:
+        """Perplexity ÷ the dense model's."""
+        return (self.perplexity or math.nan) / (self.dense_perplexity or math.nan)
+
+
+@dataclass(frozen=True)
+class SweepBenchmarkRow:
+    """A sweep row on one benchmark: accuracy in the headline metric, and recovery, over the row's seeds.
+
+    `dense_above_floor` is whether the dense model is significantly above the floor; if not, the recovery says little.
+    `template` is the template set that a search chose; if the seeds differ, every one.
+    """
+
+    label: str
+    ratio: float
+    benchmark: str
+    metric: str
+    examples: int
+    floor: float
+    accuracy: float
+    stderr: float
+    recovery: float | None
+    recovery_low: float | None
+    recovery_high: float | None
+    dense_above_floor: bool
+    template: str | None = None
+
+
+@dataclass(frozen=True)
+class SweptModel:
+    """A model, dense or of a cell, and the folders of its measurements; `scores` are by benchmark.
+
+    `templates` are the template sets that a search chose, by benchmark.
+    """
+
+    checkpoint: Path
+    perplexity: Path
+    scores: Mapping[str, Path]
+    templates: Mapping[str, str] | None = None
+
+
+def measure(
+    row: SweepRow, cells: Sequence[SweptModel], dense: Sequence[SweptModel]
+) -> tuple[SweepRow, list[SweepBenchmarkRow]]:
+    """Fill a row with the figures of its cells, which differ only in their seed, each compared with its dense model."""
+    perplexities = [read_metrics(cell.perplexity)["perplexity"] for cell in cells]
+    row = replace(
+        row,
+        seeds=len(cells),
+        parameters=read_structure(cells[0].checkpoint).parameters,
+        dense_parameters=read_structure(dense[0].checkpoint).parameters,
+        perplexity=math.fsum(perplexities) / len(cells),
+        perplexity_least=min(perplexities),
+        perplexity_most=max(perplexities),
+        dense_perplexity=read_metrics(dense[0].perplexity)["perplexity"],
+    )
+    if not cells[0].scores:
+        return row, []
+    recoveries, above_floor = _recovery(cells, dense)
+    seed_recoveries = [_recovery([cell], [base])[0][-1].recovery for cell, base in zip(cells, dense, strict=True)]
+    known = [value for value in seed_recoveries if value is not None]
+    overall = recoveries[-1]
+    row = replace(
+        row,
+        accuracy=overall.accuracy,
+        accuracy_stderr=overall.stderr,
+        examples=overall.examples,
+        recovery=overall.recovery,
+        recovery_low=overall.recovery_low,
+        recovery_high=overall.recovery_high,
+        recovery_least=min(known, default=None),
+        recovery_most=max(known, default=None),
+        chance_corrected=overall.chance_corrected,
+        cc_low=overall.cc_low,
+        cc_high=overall.cc_high,
+        cc_benchmarks=overall.cc_benchmarks,
+    )
+    by_benchmark = [recovery for recovery in recoveries if recovery.benchmark != MEAN]
+    return row, [_on_benchmark(row, recovery, above_floor[recovery.benchmark], cells) for recovery in by_benchmark]
+
+
+def _on_benchmark(
+    row: SweepRow, recovery: RecoveryRow, dense_above_floor: bool, cells: Sequence[SweptModel]
+) -> SweepBenchmarkRow:
+    chosen = dict.fromkeys(cell.templates[recovery.benchmark] for cell in cells if cell.templates)
+    return SweepBenchmarkRow(
+        row.label,
+        row.ratio,
+        recovery.benchmark,
+        metric=str(recovery.metric),
+        examples=recovery.examples,
+        floor=recovery.floor,
+        accuracy=recovery.accuracy or 0.0,
+        stderr=recovery.stderr or 0.0,
+        recovery=recovery.recovery,
+        recovery_low=recovery.recovery_low,
+        recovery_high=recovery.recovery_high,
+        dense_above_floor=dense_above_floor,
+        template=", ".join(chosen) or None,
+    )
+
+
+def _recovery(cells: Sequence[SweptModel], dense: Sequence[SweptModel]) -> tuple[list[RecoveryRow], dict[str, bool]]:
+    """The rows of cells that differ only in their seed, the mean last; and where dense is above its floor."""
+    scores = {
+        model: {name: read_score([one.scores[name] for one in models]) for name in models[0].scores}
+        for model, models in ((DENSE, dense), (TAILORED, cells))
+    }
+    rows = recovery_rows(scores)
+    above_floor = {row.benchmark: bool(row.above_floor) for row in rows if row.model == DENSE}
+    return [row for row in rows if row.model == TAILORED], above_floor
+
+
+def read_sweep(folder: Path) -> list[SweepRow]:
+    """The rows of `sweep.parquet`, dense models first."""
+    return read_rows(folder / "sweep.parquet", SweepRow)

@@ -1,0 +1,139 @@
+"""Transfer: what an adapter tuned on one benchmark gains on all others, as rows of `transfer.parquet`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tailored_llama.config import UNTUNED_MODEL
+from tailored_llama.evaluation.recovery import MEAN
+from tailored_llama.evaluation.scores import check_comparable, read_score
+from tailored_llama.evaluation.statistics import Answers, above_floor, interval, paired_draws
+from tailored_llama.store import read_rows
+
+# Used as names of a model or a benchmark; real names have no parentheses.
+OWN, OTHERS, DIFFERENCE = "(own)", "(others)", "(own − others)"
+
+
+@dataclass(frozen=True)
+class TransferCell:
+    """One model on one benchmark: the folder that `score_benchmark` wrote, or the error that left none.
+
+    `model` is the benchmark that the adapter was tuned on, or the name of another model.
+    """
+
+    model: str
+    benchmark: str
+    scores: Path | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class TransferRow:
+    """One row of `transfer.parquet`: a cell, or a mean gain over several.
+
+    Accuracies and gains are fractions, not points; `gain` is over the pruned model, `_low` and `_high` bound its 95 %
+    interval. Benchmark "(others)" is a model's mean gain on those that it was not tuned on. Benchmark "(mean)" is the
+    mean gain over all adapters: on their "(own)" benchmark, on "(others)", and the difference.
+    """
+
+    model: str
+    benchmark: str
+    metric: str | None = None
+    examples: int | None = None
+    floor: float | None = None
+    accuracy: float | None = None
+    stderr: float | None = None
+    above_floor: bool | None = None
+    benchmarks: int = 0  # number of benchmarks in the gain
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+    error: str | None = None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval of the gain excludes zero."""
+        return self.gain_low is not None and self.gain_high is not None and self.gain_low * self.gain_high > 0
+
+
+def transfer_rows(cells: Sequence[TransferCell], seed: int) -> list[TransferRow]:
+    """Every cell in order, each model's mean gain on other benchmarks, and the means on own and other benchmarks.
+
+    Intervals come from a paired bootstrap over the scored examples. A mean over benchmarks draws from each separately;
+    a mean over models on one benchmark draws the same examples for all of them.
+
+    Raises:
+        InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
+    """
+    scores = {(cell.model, cell.benchmark): read_score(cell.scores) for cell in cells if cell.scores}
+    names = list(dict.fromkeys(cell.benchmark for cell in cells))
+    models = dict.fromkeys(cell.model for cell in cells)
+    for name in names:
+        if column := [score for (_, benchmark), score in scores.items() if benchmark == name]:
+            check_comparable(name, *column)
+    answers = {cell_key: score.answers for cell_key, score in scores.items()}
+    untuned = {name: answers[UNTUNED_MODEL, name] for name in names if (UNTUNED_MODEL, name) in answers}
+    rows = []
+    for cell in cells:
+        row, score = TransferRow(cell.model, cell.benchmark, error=cell.error), scores.get((cell.model, cell.benchmark))
+        if score:
+            tuned = {cell.benchmark: score.answers} if cell.model != UNTUNED_MODEL else {}
+            row = TransferRow(
+                cell.model,
+                cell.benchmark,
+                score.metric,
+                len(score.answers.examples),
+                score.floor,
+                score.accuracy,
+                score.stderr,
+                above_floor(score.accuracy, score.stderr, score.floor),
+                **_gain(tuned, untuned, seed),
+            )
+        rows.append(row)
+    for model in models:
+        other_names = [name for name in names if model not in (name, UNTUNED_MODEL) and (model, name) in answers]
+        rows.append(
+            TransferRow(model, OTHERS, **_gain({name: answers[model, name] for name in other_names}, untuned, seed))
+        )
+    others_answers = {name: [answers[m, name] for m in names if m != name and (m, name) in answers] for name in names}
+    both = [name for name in untuned if (name, name) in answers and others_answers[name]]
+    own, others = {name: answers[name, name] for name in both}, {name: _mean(others_answers[name]) for name in both}
+    for label, compared, baseline in ((OWN, own, untuned), (OTHERS, others, untuned), (DIFFERENCE, own, others)):
+        rows.append(TransferRow(label, MEAN, **_gain(compared, baseline, seed)))
+    return rows
+
+
+def _mean(models: Sequence[Answers]) -> Answers:
+    """The mean of several models' values, example by example."""
+    first = models[0]
+    return Answers(first.examples, first.answers, np.mean([answers.values for answers in models], axis=0))
+
+
+def _gain(answers: Mapping[str, Answers], baseline: Mapping[str, Answers], seed: int) -> dict[str, Any]:
+    """The gain of answers over a baseline, as the mean over the benchmarks that both have."""
+    pairs = {name: (own, baseline[name]) for name, own in answers.items() if name in baseline}
+    if not pairs:
+        return {}
+    draws = [np.subtract(*paired_draws(*pair, [seed, *name.encode()])) for name, pair in pairs.items()]
+    drawn = np.asarray(np.round(np.mean(draws, axis=0), 12))  # a draw without a difference becomes exactly zero
+    gain = float(np.mean([own.values.mean() - base.values.mean() for own, base in pairs.values()]))
+    low, high = interval(drawn)
+    return {"benchmarks": len(pairs), "gain": gain, "gain_low": low, "gain_high": high}
+
+
+def read_transfer(folder: Path) -> list[TransferRow]:
+    """The rows of `transfer.parquet`."""
+    return read_rows(folder / "transfer.parquet", TransferRow)
+
+
+def field_of(rows: Sequence[TransferRow]) -> tuple[list[str], list[str], dict[tuple[str, str], TransferRow]]:
+    """Models (those not tuned on a single benchmark first), benchmarks, and the rows by both."""
+    field = {(row.model, row.benchmark): row for row in rows}
+    names = list(dict.fromkeys(name for _, name in field if name not in (OTHERS, MEAN)))
+    models = list(dict.fromkeys(model for model, name in field if name in names))
+    return sorted(models, key=lambda model: model in names), names, field

@@ -1,0 +1,59 @@
+"""Models: conversion to checkpoints, loading, adapters and packed forward passes."""
+
+from tailored_llama.models import adapters, convert, modeling_tailored_llama
+from tailored_llama.models.adapters import add_adapter, merge_adapter, save_adapter
+from tailored_llama.models.cards import (
+    CARD,
+    Base,
+    base_of,
+    is_layered,
+    loading,
+    pruned_card,
+    what_was_removed,
+    write_card,
+)
+from tailored_llama.models.checkpoints import (
+    FUSED,
+    LAYERED_PREFIX,
+    Layer,
+    Structure,
+    all_tensor_shapes,
+    check_checkpoint,
+    copy_tokenizer,
+    layered_config,
+    layout_config,
+    read_config,
+    read_structure,
+    tensor_shapes,
+    weight_files,
+)
+from tailored_llama.models.convert import fetch_model, find_model, prepare_dense
+from tailored_llama.models.devices import device_slot, pick_device
+from tailored_llama.models.load import head_logits, load_model, load_tokenizer
+from tailored_llama.models.modeling_tailored_llama import LAYERED
+from tailored_llama.models.packing import (
+    HEAD_POSITIONS,
+    Document,
+    Header,
+    batches,
+    encode_header,
+    halved,
+    packed_attention,
+    packed_logprobs,
+    packed_states,
+    token_budget,
+    within_memory,
+)
+from tailored_llama.models.soft_prompts import context_length, has_soft_prompt, learnt_header
+from tailored_llama.models.tokens import encode, encode_pair, first_token
+
+__all__ = [
+    "CARD", "FUSED", "HEAD_POSITIONS", "LAYERED", "LAYERED_PREFIX", "Base", "Document", "Header", "Layer", "Structure",
+    "adapters", "add_adapter", "all_tensor_shapes", "base_of", "batches", "check_checkpoint", "context_length",
+    "convert", "copy_tokenizer", "device_slot", "encode", "encode_header", "encode_pair", "fetch_model", "find_model",
+    "first_token", "halved", "has_soft_prompt", "head_logits", "is_layered", "layered_config", "layout_config",
+    "learnt_header", "load_model", "load_tokenizer", "loading", "merge_adapter", "modeling_tailored_llama",
+    "packed_attention", "packed_logprobs", "packed_states", "pick_device", "prepare_dense", "pruned_card",
+    "read_config", "read_structure", "save_adapter", "tensor_shapes", "token_budget", "weight_files",
+    "what_was_removed", "within_memory", "write_card",
+]  # fmt: skip

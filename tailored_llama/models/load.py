@@ -1,0 +1,121 @@
+"""Loading checkpoints, adapters and tokenizers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tailored_llama.errors import InputError
+from tailored_llama.models.checkpoints import check_checkpoint, read_config, tensor_shapes, weights_digest
+from tailored_llama.models.devices import pick_device
+
+BASE_FILE = "base.json"  # in an adapter's folder: the digest of the checkpoint it was trained on
+
+
+def _load_weights(folder: Path, dtype: str, shown: str, **options: Any) -> Any:
+    """Load a model and require all of its weights in the files; transformers would initialise missing ones."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # else transformers only logs their names, and raises
+            **options,
+        )
+    except Exception as error:  # transformers, safetensors and gguf raise many types for a broken file
+        raise InputError(f"{shown}: cannot be loaded ({_one_line(error)})") from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(f"{shown}: tensor {missing[0]} is missing; allowed: a checkpoint with all of its weights")
+    if extra := sorted(name for name in info["unexpected_keys"] if not name.endswith("inv_freq")):
+        raise InputError(f"{shown}: tensor {extra[0]} is not in the architecture of its config.json")
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, got, expected = mismatched[0]
+        raise InputError(f"{shown}: tensor {name} has shape {list(got)}; allowed: {list(expected)}, as its config says")
+    model.name_or_path = model.config._name_or_path = ""  # keeps local paths out of saved files
+    return model
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def load_model(folder: Path, adapter: Path | None = None, device: str = "cpu") -> Any:
+    """Load a checkpoint as a transformers model in evaluation mode, with an adapter attached if one is given.
+
+    The adapter is not merged: bfloat16 weights would round its small updates away.
+
+    Raises:
+        InputError: the checkpoint or the adapter is broken, or the adapter was trained on another checkpoint.
+    """
+    check_checkpoint(folder)
+    target = pick_device(device)
+    config = read_config(folder)
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"  # transformers 4 wrote torch_dtype
+    model = _load_weights(folder, dtype, str(folder))
+    if adapter is not None:
+        model = _with_adapter(model, folder, adapter)
+    model.requires_grad_(False)
+    return model.to(target).eval()
+
+
+def head_logits(model: Any, states: Tensor) -> Tensor:
+    """Logits from a causal LM's last hidden states, [..., hidden] → [..., vocabulary], soft-capped if configured."""
+    logits: Tensor = model.get_output_embeddings()(states)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (adapter / name).is_file():
+            raise InputError(f"adapter {adapter}: {name} is missing; allowed: a PEFT adapter in safetensors")
+    shapes = tensor_shapes(adapter / "adapter_model.safetensors")
+    _check_adapter_config(adapter / "adapter_config.json", shapes)
+    names = shapes.keys()
+    try:
+        base = json.loads((adapter / BASE_FILE).read_text())["weights"] if (adapter / BASE_FILE).is_file() else None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{adapter / BASE_FILE}: not JSON with a field 'weights'") from None
+    if base and base != (digest := weights_digest(folder)):
+        raise InputError(f"adapter {adapter}: trained on weights {base[:12]}, but {folder} has {digest[:12]}")
+    try:
+        adapted = PeftModel.from_pretrained(model, adapter)
+    except Exception as error:  # PEFT raises RuntimeError for shapes, ValueError and TypeError for its configuration
+        raise InputError(f"adapter {adapter}: does not fit {folder} ({_one_line(error)})") from None
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    if unmatched := sorted(name for name in expected ^ names if "lora_" in name):  # PEFT only warns
+        raise InputError(f"adapter {adapter}: does not fit {folder} (tensor {unmatched[0]} is in one of them only)")
+    return adapted
+
+
+def _check_adapter_config(path: Path, shapes: dict[str, list[int]]) -> None:
+    """Check that a file is a PEFT configuration and states no sizes larger than those of the weights."""
+    try:
+        config = {**json.loads(path.read_text())}
+        ranks = {f"rank_pattern.{name}": rank for name, rank in (config.get("rank_pattern") or {}).items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{path}: not a PEFT configuration; allowed: a JSON object") from None
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    for name, value in {**{name: config.get(name) for name in ("r", "num_virtual_tokens")}, **ranks}.items():
+        if value is not None and (type(value) is not int or not 1 <= value <= largest):
+            allowed = f"a whole number from 1 to {largest}, since its weights are no larger"
+            raise InputError(f"{path}: {name}: got {value!r:.80}; allowed: {allowed}")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer saved with a checkpoint."""
+    return _load_tokenizer(folder, str(folder))
+
+
+def _load_tokenizer(folder: Path, shown: str, **options: Any) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, **options)
+    except Exception as error:
+        raise InputError(f"{shown}: tokenizer cannot be loaded ({_one_line(error)})") from None

@@ -1,0 +1,358 @@
+"""Packed rows: many sequences in one row, where linear layers see all tokens and attention stays within a document.
+
+A document is a prefix and branches that continue it, such as a context and its choices; the prefix is encoded once.
+A header, such as the solved examples of a few-shot benchmark, is encoded once for all documents. There is no padding,
+so a forward pass costs only its distinct tokens. The model is an unchanged transformers model, with or without a PEFT
+adapter: an attention function registered with transformers reads the blocks of the row.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv
+
+from tailored_llama.errors import InputError
+from tailored_llama.memory import out_of_memory
+from tailored_llama.models.load import head_logits
+
+Result = TypeVar("Result")
+
+_ATTENTION = "tailored_packed"
+HEAD_POSITIONS = 256  # with logits in memory at once: 131 MB in float32 for 128,000 vocabulary entries
+
+
+@dataclass(frozen=True)
+class Document:
+    """The token ids that all branches share, and the further token ids of each branch (none, one or several)."""
+
+    prefix: Sequence[int]
+    branches: Sequence[Sequence[int]] = ()
+
+    def __len__(self) -> int:
+        return len(self.prefix) + sum(map(len, self.branches))
+
+    def offset(self, branch: int, position: int) -> int:
+        """Index, within the packed document, of token `position` of the sequence prefix + branch."""
+        if position < len(self.prefix):
+            return position
+        return position + sum(map(len, self.branches[:branch]))
+
+
+@dataclass(frozen=True)
+class Header:
+    """Tokens before every document of a row: their number, and each layer's keys and values.
+
+    `keys` and `values`: layer index → [1, query heads, length, head_dim].
+    """
+
+    length: int = 0
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One document's part of the row.
+
+    `position_ids`: of its tokens in their own sequences, header included [length]; `mask`: added to attention scores
+    [1, 1, length, header + length], None for plain causal; `windowed`: the mask of a sliding window, by window width.
+    """
+
+    start: int
+    stop: int
+    position_ids: Tensor
+    mask: Tensor | None
+    windowed: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What the attention function needs to know about a row. It stores keys and values in `into`, a longer header."""
+
+    blocks: Sequence[_Block]
+    header: Header
+    longest: int  # length of the longest sequence: header, prefix and one branch
+    into: Header | None = None
+
+
+def token_budget(batch_tokens: int | None, model: Any) -> int:
+    """Tokens per pass: as configured, else enough to make full use of the model's device."""
+    # On a CPU, larger passes free and re-fault the memory of every layer, which costs more time per token.
+    return batch_tokens or (16_384 if model.device.type == "cuda" else 1_024)
+
+
+def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Split documents, by index, into parts of at most `budget` tokens; a longer document is a part of its own."""
+    parts: list[list[int]] = []
+    start = 0
+    while start < len(lengths):
+        stop = _fill(lengths, start, budget, padded=False)
+        parts.append(list(range(start, stop)))
+        start = stop
+    return parts
+
+
+def _fill(lengths: Sequence[int], start: int, budget: int, padded: bool) -> int:
+    """The end of the longest part from `start` with at most `budget` tokens, but at least one document.
+
+    When `padded`, every document counts as long as the part's first.
+    """
+    stop, used = start + 1, lengths[start]
+    while stop < len(lengths) and (used := used + lengths[start if padded else stop]) <= budget:
+        stop += 1
+    return stop
+
+
+def within_memory(
+    lengths: Sequence[int], budget: int, run: Callable[[list[int]], Result], padded: bool = False
+) -> Iterator[tuple[list[int], Result]]:
+    """Run batches of documents, longest first, with at most `budget` tokens each (but at least one document).
+
+    When memory runs out, on CUDA or on the CPU, the budget is halved for the remaining batches.
+
+    Args:
+        run: processes a batch, given as indices of documents.
+        padded: whether `run` pads the documents of a batch to the longest, so that padding counts.
+
+    Yields:
+        The batch and the result of `run`.
+
+    Raises:
+        RuntimeError, MemoryError: memory runs out with a single document.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    ordered = [lengths[i] for i in order]
+    start = 0
+    while start < len(order):
+        stop = _fill(ordered, start, budget, padded)
+        batch = order[start:stop]
+        try:
+            result = run(batch)
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) == 1 or not out_of_memory(error):
+                raise
+            budget = halved(ordered[start] * len(batch) if padded else sum(ordered[start:stop]))
+            continue
+        yield batch, result
+        start = stop
+
+
+@contextmanager
+def packed_attention(model: Any) -> Iterator[None]:
+    """Let a transformers model (or the base of a PEFT model) read packed rows inside the `with` block."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(_ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def encode_header(model: Any, ids: Sequence[int], budget: int, before: Header | None = None) -> Header:
+    """Encode the tokens that precede every document, `budget` of them per pass, fewer when memory runs out.
+
+    Args:
+        model: a causal LM inside `packed_attention`.
+        ids: token ids.
+        budget: tokens per pass.
+        before: a header that precedes them in turn, such as a soft prompt.
+    """
+    header = before = before or Header()
+    while (done := header.length - before.length) < len(ids):
+        part = Document(ids[done : done + budget])
+        longer = Header(header.length + len(part))
+        try:
+            packed_states(model, [part], torch.tensor([], dtype=torch.int64), header, longer)
+        except (RuntimeError, MemoryError) as error:
+            if len(part) == 1 or not out_of_memory(error):
+                raise
+            budget = halved(len(part))
+            continue
+        header = longer
+    return header
+
+
+def embedded_header(model: Any, embeddings: Tensor) -> Header:
+    """A header from embeddings instead of tokens, [1, length, hidden]; gradients reach them."""
+    length = embeddings.shape[1]
+    header = Header(length)
+    position_ids = torch.arange(length, device=embeddings.device)
+    model.get_decoder()(
+        inputs_embeds=embeddings.to(model.dtype),  # PEFT keeps them in float32
+        position_ids=position_ids[None],
+        use_cache=False,
+        packed_row=_Row([_Block(0, length, position_ids, None)], Header(), length, header),
+    )
+    return header
+
+
+def halved(tokens: int) -> int:
+    """Halve a number of tokens, with a warning."""
+    logging.getLogger(__name__).warning("memory ran out: going on with %d tokens a pass", tokens // 2)
+    return tokens // 2
+
+
+def packed_logprobs(
+    model: Any,
+    documents: Sequence[Document],
+    positions: Sequence[int],
+    targets: Sequence[int],
+    header: Header | None = None,
+) -> Tensor:
+    """Log-probability of `targets[i]` after position `positions[i]` of a packed row, float32 [scored].
+
+    Logits exist for a bounded number of positions at a time, never for batch × length.
+
+    Args:
+        model: a causal LM inside `packed_attention`.
+        documents: the documents to pack, in order.
+        header: what precedes each of them.
+    """
+    # The first tokens of all choices are scored at one position, where the head runs once.
+    distinct, row = torch.tensor(positions).unique(return_inverse=True)
+    states = packed_states(model, documents, distinct, header)
+    row, target_ids = row.to(states.device), torch.tensor(targets, device=states.device)
+    result = torch.empty(len(target_ids), device=states.device)
+    for index, chunk in enumerate(states.split(HEAD_POSITIONS)):
+        in_chunk = row // HEAD_POSITIONS == index
+        rows = row[in_chunk] % HEAD_POSITIONS
+        # log_softmax in float32, as in lm-evaluation-harness: both are off by about 8e-6 per token
+        result[in_chunk] = head_logits(model, chunk).float().log_softmax(-1)[rows, target_ids[in_chunk]]
+    return result
+
+
+def packed_states(
+    model: Any,
+    documents: Sequence[Document],
+    positions: Tensor,
+    header: Header | None = None,
+    into: Header | None = None,
+) -> Tensor:
+    """The output head's input at the given positions of a packed row.
+
+    Args:
+        model: a causal LM inside `packed_attention`.
+        documents: the documents to pack, in order.
+        positions: indices into the row, int64 [scored].
+        header: what precedes each document.
+        into: a longer header that receives the row's keys and values.
+
+    Returns:
+        [scored, hidden], in the model's type.
+    """
+    header = header or Header()
+    device = model.device
+    ids: list[int] = []
+    starts: list[int] = []
+    in_sequence: list[int] = []  # the position of each token in its own sequence
+    for document in documents:
+        starts.append(len(ids))
+        length = header.length + len(document.prefix)
+        ids += document.prefix
+        in_sequence += range(header.length, length)
+        for branch in document.branches:
+            ids += branch
+            in_sequence += range(length, length + len(branch))
+    position_ids = torch.tensor(in_sequence, device=device)
+    blocks = [
+        _Block(
+            start,
+            start + len(document),
+            position_ids[start : start + len(document)],
+            _mask(document, header.length, model),
+        )
+        for start, document in zip(starts, documents, strict=True)
+    ]
+    output = model.get_decoder()(
+        input_ids=torch.tensor([ids], device=device),
+        position_ids=position_ids[None],
+        use_cache=False,
+        packed_row=_Row(blocks, header, max(in_sequence) + 1, into),
+    )
+    states: Tensor = output.last_hidden_state[0, positions.to(device)]
+    return states
+
+
+def _mask(document: Document, header: int, model: Any) -> Tensor | None:
+    """Additive mask: 0 for the header and the sequence up to a token, −∞ for later tokens and other branches."""
+    lengths = [len(document.prefix), *filter(None, map(len, document.branches))]
+    if header == 0 and len(lengths) < 3:  # one branch or none: plain causal attention, which is faster
+        return None
+    part = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    visible = torch.ones(len(part), header + len(part), dtype=torch.bool).tril(header)
+    visible[:, header:] &= (part[:, None] == part[None]) | (part[None] == 0)
+    return torch.zeros(visible.shape, dtype=model.dtype).masked_fill_(~visible, -torch.inf)[None, None].to(model.device)
+
+
+def _causal(length: int, like: Tensor) -> Tensor:
+    """The mask of plain causal attention, for when an explicit one is needed."""
+    return torch.full((1, 1, length, length), -torch.inf, dtype=like.dtype, device=like.device).triu(1)
+
+
+def _within_window(block: _Block, header: int, window: int, like: Tensor) -> Tensor:
+    """A block's mask that also hides tokens `window` or more back; built by the first layer that needs it."""
+    if window not in block.windowed:
+        queries = block.position_ids
+        keys = torch.cat([torch.arange(header, device=queries.device), queries])
+        mask = _causal(len(keys), like) if block.mask is None else block.mask
+        block.windowed[window] = mask.masked_fill(queries[:, None] - keys[None] >= window, -torch.inf)
+    return block.windowed[window]
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float, softcap: float | None
+) -> Tensor:
+    """SDPA, or explicit attention when scores are soft-capped (arXiv 2408.00118), which SDPA does not support."""
+    if softcap is None:
+        return scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None, scale=scale)
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
+    scores = scores + (_causal(scores.shape[2], scores) if mask is None else mask)
+    return torch.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, dropout > 0) @ value
+
+
+def _packed_attention_forward(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packed_row: _Row,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one document at a time: [1, heads, row, head_dim] → [1, row, heads, head_dim]."""
+    if unsupported := sorted(name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None):
+        raise InputError(f"model: its attention has {unsupported[0]}; allowed: softmax attention, soft-capped or not")
+    header, layer = packed_row.header, module.layer_idx
+    groups = query.shape[1] // key.shape[1]
+    key, value = (repeat_kv(states, groups) for states in (key, value))
+    output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    for block in packed_row.blocks:
+        rows = slice(block.start, block.stop)
+        keys, values, mask = key[:, :, rows], value[:, :, rows], block.mask
+        if header.length:
+            keys = torch.cat([header.keys[layer].to(keys.dtype), keys], dim=2)
+            values = torch.cat([header.values[layer].to(values.dtype), values], dim=2)
+        if sliding_window is not None and packed_row.longest > sliding_window:
+            mask = _within_window(block, header.length, sliding_window, query)
+        attended = _attend(query[:, :, rows], keys, values, mask, dropout, scale, softcap)
+        output[:, rows] = attended.transpose(1, 2)
+    if packed_row.into is not None:  # the pass that encodes a header has one block
+        packed_row.into.keys[layer], packed_row.into.values[layer] = keys, values
+    return output, None
+
+
+AttentionInterface.register(_ATTENTION, _packed_attention_forward)

@@ -1,0 +1,17 @@
+"""Reports: HTML and Markdown pages, model cards and terminal tables."""
+
+from tailored_llama.reports import prompt_study, run, sweep, transfer
+from tailored_llama.reports.inputs import Cost, ModelResults, ReportInputs, RunResults
+from tailored_llama.reports.model_card import tailored_card
+from tailored_llama.reports.profile import profile_table
+from tailored_llama.reports.prompt_study import study_settings, study_table
+from tailored_llama.reports.run import write_report
+from tailored_llama.reports.sweep import sweep_table
+from tailored_llama.reports.terminal import recovery_table
+from tailored_llama.reports.transfer import transfer_table
+
+__all__ = [
+    "Cost", "ModelResults", "ReportInputs", "RunResults", "profile_table", "prompt_study", "recovery_table", "run",
+    "study_settings", "study_table", "sweep", "sweep_table", "tailored_card", "transfer", "transfer_table",
+    "write_report",
+]  # fmt: skip

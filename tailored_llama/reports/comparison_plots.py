@@ -1,0 +1,164 @@
+"""Plots that compare runs or scores: curves, a heat map and intervals, each drawn from plain arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from tailored_llama.evaluation import Array
+from tailored_llama.reports.figures import COLOURS, STYLE, Picture, new_figure, wrap_name, xy
+
+_LINES = ("tailored", "pruned", "line-1", "line-2", "line-3", "line-4")  # colours of curves, in order
+_DASHES: Any = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # colours repeat with the next dash
+
+
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    ylabel: str,
+    reference: float | None,
+    log: bool = False,
+    xlabel: str | None = None,
+    shares: bool = False,
+) -> Picture:
+    """One line for each setting, and the dense model's value as a reference.
+
+    Args:
+        series: setting → points (x, value).
+        ylabel: what the values are.
+        reference: the dense model's value; None draws no line.
+        log: whether the values have a logarithmic scale.
+        xlabel: what x is; None: the share of parameters removed.
+        shares: whether values are fractions, to be shown as percentages.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(420 + 11 * len(series))
+        axes = figure.subplots()
+        for number, (label, points) in enumerate(series.items()):
+            colour, dash = COLOURS[_LINES[number % len(_LINES)]], _DASHES[number // len(_LINES) % len(_DASHES)]
+            axes.plot(*xy(sorted(points)), color=colour, linestyle=dash, linewidth=2, marker="o", label=label)
+        if reference is not None:
+            axes.axhline(reference, color=COLOURS["dense"], linewidth=1.5, linestyle=(0, (4, 2)), label="dense")
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        elif shares:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, None, " %"))
+        axes.set_ylabel(ylabel)
+        axes.set_xlabel(xlabel or "parameters removed")
+        if xlabel is None:
+            axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+        axes.grid(axis="y")
+        figure.legend(loc="outside upper left", ncols=2, borderpad=0)
+        over = xlabel or "the share of parameters removed"
+        return Picture(figure, f"{ylabel} over {over}: " + ", ".join(series))
+
+
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Array,
+    texts: Sequence[Sequence[str]],
+    bold: Array,
+    lead: int,
+    labels: tuple[str, str],
+    unit: str,
+) -> Picture:
+    """Coloured cells with text, blue above 0 and orange below; cells whose row and column share a name are framed.
+
+    Args:
+        rows: names of the rows.
+        columns: names of the columns.
+        values: the values shown as colour, float [rows, columns]; NaN stays blank.
+        texts: the text in each cell, [rows][columns].
+        bold: which texts are bold, bool [rows, columns].
+        lead: number of rows at the top that are set apart.
+        labels: axis labels of the rows below the lead and of the columns.
+        unit: of the values.
+    """
+    limit = max(1.0, math.ceil(np.max(np.abs(values), initial=0.0, where=~np.isnan(values))))
+    lines = max(text.count("\n") + 1 for row in texts for text in row)
+    cell = min(120, max(64, 820 // len(columns)))  # CSS pixels
+    height = 20 * lines + 14
+    at = [i + 0.25 * (i >= lead) for i in range(len(rows))]
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(110 + height * (len(rows) + 1), width=max(560, 160 + cell * len(columns)))
+        axes = figure.subplots()
+        for (i, j), value in np.ndenumerate(values):
+            box: Any = {"xy": (j - 0.5, at[i] - 0.5), "width": 1, "height": 1}
+            if not math.isnan(value):
+                axes.add_patch(Rectangle(**box, linewidth=0, **_shade(value / limit)))
+            axes.add_patch(Rectangle(**box, fill=False, edgecolor=COLOURS["grid"], linewidth=1))
+            weight = "bold" if bold[i, j] else "normal"
+            axes.text(j, at[i], texts[i][j], ha="center", va="center", weight=weight, linespacing=1.35)
+        for i, j in ((rows.index(name), j) for j, name in enumerate(columns) if name in rows):
+            frame = Rectangle((j - 0.5, at[i] - 0.5), 1, 1, fill=False, edgecolor=COLOURS["ink"], linewidth=2)
+            axes.add_patch(frame).set_zorder(3)
+        axes.set_xlim(-0.52, len(columns) - 0.48)
+        axes.set_ylim(at[-1] + 0.52, -0.52)
+        names = [wrap_name(name) for name in columns]
+        if any(8 * len(line) > cell for name in names for line in name.split("\n")):  # horizontal names would overlap
+            axes.set_xticks(range(len(columns)), columns, rotation=45, ha="left", rotation_mode="anchor")
+        else:
+            axes.set_xticks(range(len(columns)), names)
+        axes.set_yticks(at, rows)
+        axes.xaxis.tick_top()
+        axes.xaxis.set_label_position("top")
+        axes.set_xlabel(labels[1], labelpad=10)
+        axes.set_ylabel(labels[0], labelpad=10, y=1 - (lead + len(rows)) / 2 / len(rows))
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        scale = [(f"{limit * part:+g}".replace("-", "−"), _shade(part)) for part in (-1, -0.5, 0.5, 1)]
+        handles: list[Any] = [Patch(label=text, **shade) for text, shade in scale]
+        handles.insert(2, Patch(label="0", facecolor="none", edgecolor=COLOURS["grid"]))
+        handles[-1].set_label(f"{handles[-1].get_label()} {unit}")
+        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), borderpad=0)
+        return Picture(figure, f"Heat map of {unit}: {labels[0]} {', '.join(rows)}; {labels[1]} {', '.join(columns)}")
+
+
+def _shade(part: float) -> dict[str, Any]:
+    """Colour of a value from −1 to 1 on the scale, faint enough to read the text on it."""
+    return {"facecolor": COLOURS["tailored" if part > 0 else "line-2"], "alpha": 0.55 * abs(part)}
+
+
+def intervals(
+    names: Sequence[str],
+    panels: Mapping[str, Sequence[tuple[float, float, float] | None]],
+    reference: float,
+    unit: str,
+    label: str,
+) -> Picture:
+    """Values with their intervals: a row for each name, a panel for each kind of value.
+
+    Args:
+        names: names of the rows, from the top.
+        panels: title → value, low and high of every row; None draws nothing.
+        reference: where a line is drawn, such as no difference or the dense model.
+        unit: of the values.
+        label: describes the values in the picture's text alternative.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(90 + 30 * len(names))
+        panel_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (title, values) in zip(panel_axes, panels.items(), strict=True):
+            axes.axvline(reference, color=COLOURS["ink"], linewidth=1.2)
+            for row, value in enumerate(values):
+                if value is not None:
+                    axes.hlines(row, *value[1:], COLOURS["tailored"], linewidth=2.5)
+                    axes.plot(value[0], row, "o", color=COLOURS["tailored"], markersize=7)
+            axes.set_yticks(range(len(names)), names)
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.tick_params(axis="y", length=0)
+            axes.margins(x=0.08)
+            axes.set_title(title)
+            axes.set_xlabel(unit)
+            axes.xaxis.set_major_locator(MaxNLocator(7))
+            axes.grid(axis="x")
+        return Picture(figure, f"{label}: {', '.join(panels)}")

@@ -1,0 +1,134 @@
+"""The model card of a tailored checkpoint."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from tailored_llama.config import DENSE, GENERIC, BenchmarkConfig, RunConfig, TextConfig, healing_text, is_written
+from tailored_llama.data import BUILTIN, Example, load_template, named_columns, render
+from tailored_llama.evaluation import MODELS, PRUNED
+from tailored_llama.models import Base, is_layered, loading, read_config, what_was_removed, write_card
+from tailored_llama.reports.inputs import ReportInputs, scored_runs
+from tailored_llama.reports.parts import page_template, settings_of, span
+from tailored_llama.reports.text import benchmark_notes, gained_by, plus_minus, summary
+from tailored_llama.store import DATA_WHEEL
+
+
+def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkpoint: Path) -> str:
+    """The model card of a merged checkpoint, from the scores and settings of its run.
+
+    Args:
+        inputs: the configuration, the dense model and one run, with the scores of one benchmark.
+        own: that benchmark.
+        base: the dense model.
+        checkpoint: the pruned checkpoint; the merged one has the same layout and type.
+
+    Raises:
+        InputError: as `scored_runs`.
+    """
+    ((run, table),) = scored_runs(inputs)
+    dense, pruned, row = (table.row(model, own.name) for model in MODELS)
+    sizes = {model: table.size(model) for model in (DENSE, PRUNED, "healed")}
+    config, ratio, total, remaining = inputs.config, run.ratio, sizes[DENSE].parameters, sizes[PRUNED].parameters
+    if config is None or ratio is None or total is None or remaining is None or row is None or row.accuracy is None:
+        raise ValueError("a model card needs the run's configuration, its ratio, both sizes and the tailored score")
+    body = page_template("card.md.j2").render(
+        base=base,
+        config=config,
+        data=_data(own),
+        dense=dense,
+        dtype=read_config(checkpoint).get("dtype", "float32"),
+        gained_by=gained_by(config),
+        healed_tokens=healing_text(config).calibration.samples * config.calibration.tokens,
+        layered=is_layered(checkpoint),
+        loading=loading(checkpoint),
+        notes=benchmark_notes([table]),
+        own=own,
+        plus_minus=plus_minus,
+        prompt=_prompt(config, own),
+        pruned=pruned,
+        ratio=ratio,
+        removed=" ".join(what_was_removed(total, remaining, config.pruning, config.reconstruction).split()),
+        settings=_settings(config, own, ratio),
+        sizes=sizes,
+        span=span,
+        summary=summary(table, config),
+        tailored=row,
+        text=_text,
+        version=importlib.metadata.version("tailored-llama"),
+        written=is_written(own),
+    )
+    result = EvalResult(
+        task_type="text-generation",
+        dataset_type=own.name,
+        dataset_name=own.name,
+        metric_type=str(row.metric),
+        metric_value=round(row.accuracy, 4),
+        metric_name=f"{row.metric}, {row.examples} examples, standard error {row.stderr:.4f}",
+    )
+    name = f"{own.name}-{ratio:g}"
+    return write_card(
+        f"{name}, made from {base.name}",
+        [body.strip()],
+        base_model=base.hub,
+        **base.licence,
+        tags=["tailored-llama", "pruned", "arxiv:2410.19185"],
+        model_name=name,
+        eval_results=[result],
+    )
+
+
+def _data(own: BenchmarkConfig) -> str:
+    """Where the examples come from."""
+    if own.source:
+        subset, revision = own.subset or "default", own.revision or "main"
+        return f"the Hub data set `{own.source}` ({subset}, revision {revision})"
+    if own.train and own.evaluation:
+        return f"`{Path(own.train).name}` to tune on, `{Path(own.evaluation).name}` to score"
+    wheel = DATA_WHEEL
+    return f"train and evaluation split, as in the PyPI wheel {wheel.name}=={wheel.version}"
+
+
+def _text(text: TextConfig) -> str:
+    return f"`{_without_folder(text.source)}`"
+
+
+def _prompt(config: RunConfig, own: BenchmarkConfig) -> str:
+    """The prompt, with column names in braces in place of an example's texts."""
+    if own.name in BUILTIN:
+        fields = {name: f"{{{name}}}" for name in BUILTIN[own.name].fields}
+    else:
+        fields = {"context": str(own.context) if named_columns(own) else f"{{{own.context}}}"}
+    choices = ("{answer}",) if is_written(own) else ("{first choice}", "{second choice}")
+    template = GENERIC if config.tuning.examples == "mixture" else config.prompts.template
+    return render(own, load_template(template), Example(0, fields, choices, 0)).contexts[0]
+
+
+def _settings(config: RunConfig, own: BenchmarkConfig, ratio: float) -> dict[str, dict[str, str]]:
+    """The settings of one model: only its own ratio and benchmark, and no folder names."""
+    data = config.model_dump(mode="json")
+    data["benchmarks"], data["pruning"]["ratios"] = [own.model_dump(mode="json")], [ratio]
+    settings = settings_of(RunConfig.model_validate(_without_folders(data)))
+    del settings["profile"]  # changes times, not weights
+    return settings
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_folders(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return _without_folder(value) if isinstance(value, str) else value
+
+
+def _without_folder(text: str) -> str:
+    """The name of a file or folder without its parents; any other text as it is."""
+    try:
+        path = Path(text).expanduser()
+        return path.resolve().name if text and (path.is_absolute() or path.exists()) else text
+    except (OSError, RuntimeError):  # too long for a path, or an unknown ~user
+        return text

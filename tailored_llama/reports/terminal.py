@@ -1,0 +1,56 @@
+"""The terminal table of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from tailored_llama.config import DENSE
+from tailored_llama.evaluation import MEAN, MODELS, PRUNED, TAILORED, RecoveryTable, read_recovery, recovery_tables
+from tailored_llama.reports.parts import number, share
+from tailored_llama.reports.text import benchmark_notes, plus_minus, run_name
+
+
+def recovery_table(folder: Path) -> Table:
+    """The table of a report's folder, 80 characters wide, with sizes, perplexities and notes below it."""
+    tables = recovery_tables(*read_recovery(folder))
+    sizes = [text for table in tables if (text := _sizes(table, named=len(tables) > 1))]
+    printed = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left", caption_style="none")
+    legend = "Accuracy ± standard error; recovery with its 95 % interval."
+    printed.caption = escape("\n".join([legend, *sizes, *benchmark_notes(tables)]))
+    printed.add_column("benchmark", overflow="fold")
+    for name in (*MODELS, "recovery", "chance-corrected"):
+        printed.add_column(name, justify="right")
+    for table in tables:
+        if len(tables) > 1:
+            printed.add_row(f"[bold]{run_name(table.ratio)}[/]")
+        for name in table.lines:
+            cells = [name, *(plus_minus(table.row(model, name)).replace(" ± 0", "±") for model in MODELS)]
+            if row := table.row(TAILORED, name):
+                cells.append(share(row.recovery, row.recovery_low, row.recovery_high, 0))
+                cells.append(share(row.chance_corrected, row.cc_low, row.cc_high, 0))
+            else:
+                cells += ["–", "–"]
+            printed.add_row(*map(escape, cells), style="bold" if name == MEAN else None)
+        printed.add_section()
+    return printed
+
+
+def _sizes(table: RecoveryTable, named: bool) -> str:
+    """Parameters and perplexity, before → after, as far as they are known."""
+    dense, pruned, healed = (table.size(model) for model in (DENSE, PRUNED, "healed"))
+    parts = []
+    if dense.parameters:
+        after = f" → {pruned.parameters:,}" if pruned.parameters else ""
+        parts.append(f"parameters {dense.parameters:,}{after}")
+    if dense.perplexity is not None:
+        after = f" → {number(pruned.perplexity, 1)}" if pruned.perplexity is not None else ""
+        mended = f" → {number(healed.perplexity, 1)} (healed)" if healed.perplexity else ""
+        parts.append(f"perplexity {number(dense.perplexity, 1)}{after}{mended}")
+    if pruned.prefill_speedup and pruned.decode_speedup:
+        parts.append(f"speed ×{pruned.prefill_speedup:.2f} reading, ×{pruned.decode_speedup:.2f} writing")
+    text = "; ".join(parts)
+    return f"{run_name(table.ratio)}: {text}" if text and named else text[:1].upper() + text[1:]

@@ -1,0 +1,137 @@
+"""The sentences of a report: its title, the summary of a run, and notes on single benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tailored_llama.config import DENSE, RunConfig
+from tailored_llama.evaluation import MODELS, PRUNED, TAILORED, RecoveryRow, RecoveryTable
+from tailored_llama.reports.inputs import ReportInputs
+from tailored_llama.reports.parts import number, percent, span
+
+VARIANTS = {"lora": "a LoRA adapter", "rslora": "an rsLoRA adapter", "dora": "a DoRA adapter"}
+VARIANTS |= {"prompt": "a tuned soft prompt", "prefix": "a tuned prefix"}
+
+
+def title(inputs: ReportInputs) -> str:
+    """The title: the model and the ratios."""
+    asked = [f"{run.ratio:g}" for run in inputs.runs if run.ratio is not None]
+    listed = " and ".join(filter(None, [", ".join(asked[:-1]), *asked[-1:]]))
+    return f"{inputs.model}, pruned at ratio{'s' if len(asked) > 1 else ''} {listed}" if asked else inputs.model
+
+
+def plus_minus(row: RecoveryRow | None) -> str:
+    """An accuracy ± its standard error."""
+    return "–" if row is None or row.accuracy is None else f"{number(row.accuracy)} ± {number(row.stderr)}"
+
+
+def run_name(ratio: float | None) -> str:
+    """The name of a run in a report of several."""
+    return "pruned" if ratio is None else f"ratio {ratio:g}"
+
+
+def summary(table: RecoveryTable, config: RunConfig | None) -> str:
+    """Two sentences on one run: what pruning did to the model, and what tuning brought back."""
+    return " ".join(filter(None, (_size_sentence(table), _recovery_sentence(table, config))))
+
+
+def _size_sentence(table: RecoveryTable) -> str:
+    dense, pruned, healed = (table.size(model) for model in (DENSE, PRUNED, "healed"))
+    parts = []
+    if dense.parameters and pruned.parameters:
+        removed = percent(1 - pruned.parameters / dense.parameters)
+        parts.append(
+            f"Pruning removed {removed} of all parameters ({dense.parameters:,} before, {pruned.parameters:,} after)"
+        )
+    if dense.perplexity is not None and pruned.perplexity is not None:
+        before, after = number(dense.perplexity, 1), number(pruned.perplexity, 1)
+        mended = f", and by healing to {number(healed.perplexity, 1)}" if healed.perplexity else ""
+        parts.append(f"{'p' if parts else 'P'}erplexity went from {before} to {after}{mended}")
+    if pruned.prefill_speedup and pruned.decode_speedup:
+        speed = f"{number(pruned.prefill_speedup, 2)} and {number(pruned.decode_speedup, 2)} times the dense model's"
+        parts.append(f"{'i' if parts else 'I'}t reads and writes at {speed} speed")
+    return f"{', and '.join([', '.join(parts[:-1]), *parts[-1:]] if parts[1:] else parts)}." if parts else ""
+
+
+def _recovery_sentence(table: RecoveryTable, config: RunConfig | None) -> str:
+    tailored = table.overall(TAILORED)
+    tuned = tailored is not None and tailored.recovery is not None
+    rows = [table.row(TAILORED if tuned else PRUNED, name) for name in table.benchmarks]
+    counted = [row for row in rows if row is not None and row.recovery is not None]
+    if not counted:
+        return ""
+    where = f"mean over {len(counted)} benchmarks" if len(counted) > 1 else counted[0].benchmark
+    where += f", {sum(row.examples for row in counted):,} examples"
+    pruned = [table.row(PRUNED, row.benchmark) for row in counted]
+    untuned = [row.recovery for row in pruned if row is not None and row.recovery is not None]
+    without = percent(float(np.mean(untuned))) if len(untuned) == len(counted) else ""
+    if not tuned or tailored is None:
+        return f"Without tuning, the pruned model reaches {without} of the dense model's accuracy ({where})."
+    measured = [where, f"95 % interval {span(tailored.recovery_low, tailored.recovery_high)}"]
+    measured += [f"{without} when only pruned"] if without else []
+    text = f"{_after(config)} the pruned model reaches {percent(tailored.recovery)} of the dense model's accuracy "
+    text += f"({'; '.join(measured)})"
+    if tailored.chance_corrected is not None:
+        which = f"over the {tailored.cc_benchmarks} of them where that is significant; " if len(counted) > 1 else ""
+        text += f", and {percent(tailored.chance_corrected)} of what the dense model has above its floor "
+        text += f"({which}{span(tailored.cc_low, tailored.cc_high)})"
+    return text + "."
+
+
+def _after(config: RunConfig | None) -> str:
+    """The steps after pruning, as the start of a sentence."""
+    if config is None:
+        return "After tuning,"
+    steps = [f"healing on {config.healing.tokens:,} tokens"] if config.healing.tokens else []
+    tuning, adapter = config.tuning, VARIANTS[config.tuning.variant]
+    if tuning.examples == "mixture":
+        steps.append(f"tuning {adapter} for all benchmarks on {tuning.shots} examples")
+    elif tuning.examples == "benchmark":
+        steps.append(f"tuning {adapter} for each benchmark on {tuning.shots} examples")
+    return f"After {' and '.join(steps)}," if steps else "Without tuning,"
+
+
+def gained_by(config: RunConfig | None) -> str:
+    """The steps from the pruned to the tailored model."""
+    return "healing and tuning" if config and config.healing.tokens else "tuning"
+
+
+def benchmark_notes(tables: Sequence[RecoveryTable]) -> list[str]:
+    """Notes on single benchmarks: where a recovery says little, and the perplexity of accepted answers."""
+    return floor_notes(tables) + answer_notes(tables)
+
+
+def answer_notes(tables: Sequence[RecoveryTable]) -> list[str]:
+    """One sentence for each benchmark and run whose answers the model writes."""
+    notes = []
+    for table in tables:
+        for name in table.benchmarks:
+            rows = {model: row for model in MODELS if (row := table.row(model, name))}
+            known = [
+                f"{model} {number(row.answer_perplexity, 1)}"
+                for model, row in rows.items()
+                if row.answer_perplexity is not None
+            ]
+            if known:
+                notes.append(f"Perplexity of {name}'s accepted answers, {run_name(table.ratio)}: {', '.join(known)}.")
+    return notes
+
+
+def floor_notes(tables: Sequence[RecoveryTable]) -> list[str]:
+    """One sentence for each benchmark on which the dense model is not significantly above its floor."""
+    notes: dict[str, str] = {}
+    for table in tables:
+        for name in table.benchmarks:
+            row = table.row(DENSE, name)
+            if row is None or row.accuracy is None or row.above_floor is not False:
+                continue
+            if row.accuracy <= row.floor:
+                finding, value = f"Dense itself is at the floor on {name}", "nothing"
+                figures = f"{number(row.accuracy)} against {number(row.floor)}"
+            else:
+                finding, value = f"Dense is not significantly above the floor on {name}", "little"
+                figures = f"{plus_minus(row)} against {number(row.floor)}"
+            notes[name] = f"{finding} ({figures}): its recovery says {value}."
+    return list(notes.values())

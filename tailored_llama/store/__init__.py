@@ -1,0 +1,39 @@
+"""Storage: artifacts and their keys, tables, housekeeping, downloads and exports."""
+
+from tailored_llama.store.artifacts import ArtifactStore
+from tailored_llama.store.downloads import (
+    DATA_WHEEL,
+    EMBEDDED_MODELS,
+    fetch_wheel,
+    hub_card,
+    hub_column,
+    hub_commit,
+    hub_model,
+    hub_split,
+    is_hub_id,
+    read_member,
+)
+from tailored_llama.store.export import check_target, place
+from tailored_llama.store.files import NO_ROOM, error_number, file_lock, sha256_file
+from tailored_llama.store.housekeeping import (
+    REPORTS,
+    Entry,
+    leftovers,
+    removable,
+    remove_artifact,
+    remove_leftover,
+    reports_using,
+    survey,
+    verify,
+)
+from tailored_llama.store.manifests import FINISHED, MANIFEST, ArtifactRef, Manifest, artifact_key, read_manifest
+from tailored_llama.store.remote import check_writable
+from tailored_llama.store.tables import read_rows, read_table, write_rows, write_table
+
+__all__ = [
+    "DATA_WHEEL", "EMBEDDED_MODELS", "FINISHED", "MANIFEST", "NO_ROOM", "REPORTS", "ArtifactRef", "ArtifactStore",
+    "Entry", "Manifest", "artifact_key", "check_target", "check_writable", "error_number", "fetch_wheel", "file_lock",
+    "hub_card", "hub_column", "hub_commit", "hub_model", "hub_split", "is_hub_id", "leftovers", "place",
+    "read_manifest", "read_member", "read_rows", "read_table", "removable", "remove_artifact", "remove_leftover",
+    "reports_using", "sha256_file", "survey", "verify", "write_rows", "write_table",
+]  # fmt: skip

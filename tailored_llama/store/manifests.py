@@ -1,0 +1,142 @@
+"""Manifests, the records of artifacts, and the key over everything an artifact's bytes depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tailored_llama.errors import InputError
+from tailored_llama.store.files import is_safe_relative
+
+MANIFEST = "manifest.json"
+FINISHED = "tailored"  # stage of finished models, which may be exported and replaced
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """What stages pass to each other: where an artifact is (stage, key) and its content (digest)."""
+
+    stage: str
+    key: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of an artifact: how it was made, its files, and what it cost to make."""
+
+    stage: str
+    version: int
+    key: str
+    config: dict[str, Any]
+    inputs: dict[str, ArtifactRef]
+    files: dict[str, dict[str, Any]]  # relative name → {"sha256": hex, "size": bytes}
+    libraries: dict[str, str]
+    seconds: float
+    peak_memory_bytes: int
+    measured: dict[str, Any]  # values that differ between runs (tokens/s, …); never part of a file
+
+    @property
+    def digest(self) -> str:
+        return _digest({name: entry["sha256"] for name, entry in self.files.items()})
+
+    @property
+    def ref(self) -> ArtifactRef:
+        return ArtifactRef(self.stage, self.key, self.digest)
+
+
+def artifact_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, ArtifactRef]) -> str:
+    """SHA-256 over the stage, its version, the configuration it reads and the digests of its inputs."""
+    return _digest(
+        {
+            "stage": stage,
+            "version": version,
+            "config": dict(config),
+            "inputs": {name: ref.digest for name, ref in inputs.items()},
+        }
+    )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `manifest.json`.
+
+    Raises:
+        InputError: it is missing or not a manifest, or names a file outside its folder.
+    """
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse_manifest(content, str(path))
+
+
+def parse_manifest(content: bytes, location: str) -> Manifest:
+    """Parse a manifest from its bytes; `location` is its path in error messages.
+
+    Raises:
+        InputError: as `read_manifest`.
+    """
+    try:
+        data = json.loads(content.decode())
+        inputs = {name: ArtifactRef(**ref) for name, ref in data["inputs"].items()}
+        files = {name: {"sha256": entry["sha256"], "size": entry["size"]} for name, entry in data["files"].items()}
+        manifest = Manifest(
+            **{
+                **data,
+                "config": {**data["config"]},
+                "libraries": {**data["libraries"]},
+                "measured": {**data["measured"]},
+                "seconds": float(data["seconds"]),
+                "peak_memory_bytes": int(data["peak_memory_bytes"]),
+                "inputs": inputs,
+                "files": files,
+            }
+        )
+        outside = not all(is_safe_relative(name) for name in files)
+        nested = any(str(parent) in files for name in files for parent in PurePosixPath(name).parents)
+        texts = (
+            manifest.stage,
+            manifest.key,
+            *(t for ref in inputs.values() for t in (ref.stage, ref.key, ref.digest)),
+        )
+        if nested or MANIFEST in files or not all(isinstance(text, str) for text in texts):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(f"{location}: not a manifest ({type(error).__name__})") from None
+    if outside:
+        raise InputError(f"{location}: names a file outside its folder")
+    return manifest
+
+
+def check_identity(manifest: Manifest, stage: str, key: str) -> str | None:
+    """Why a manifest does not belong to the artifact in whose folder it is, or None if it does."""
+    if (manifest.stage, manifest.key) != (stage, key):
+        return f"manifest of {manifest.stage}/{manifest.key[:12]}"
+    if artifact_key(stage, manifest.version, manifest.config, manifest.inputs) != key:
+        return "its key does not follow from its manifest"
+    return None
+
+
+def links_or_strangers(folder: Path, manifest: Manifest) -> str | None:
+    """The first symbolic link or unlisted file, or None: a loader could follow the one and read the other."""
+    if folder.is_symlink():
+        return "is a symbolic link"
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(parent, name)
+            relative = str(path.relative_to(folder))
+            if path.is_symlink():
+                return f"{relative} is a symbolic link"
+            if name in names and relative not in manifest.files and relative != MANIFEST and not name.startswith("."):
+                return f"{relative} is not in its manifest"
+    return None
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,77 @@
+"""Parquet tables with declared schemas, checked on writing and on reading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailored_llama.errors import InputError
+
+Row = TypeVar("Row")
+
+_VALUES_PER_BYTE = 100  # upper bound for tables whose rows differ; only constant columns pack tighter
+
+
+def schema_of(row: type[Any]) -> pa.Schema:
+    """The table schema of a dataclass whose fields are str, int, float or bool, or optional ones."""
+    types = {"float": pa.float64(), "int": pa.int64(), "str": pa.string(), "bool": pa.bool_()}
+    return pa.schema([(field.name, types[str(field.type).split(" ")[0]]) for field in fields(row)])
+
+
+def write_rows(path: Path, rows: Sequence[Row], kind: type[Row]) -> None:
+    """Write dataclass rows as a Parquet file with the schema of their class."""
+    schema = schema_of(kind)
+    write_table(path, {name: [getattr(row, name) for row in rows] for name in schema.names}, schema)
+
+
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """The rows that `write_rows` wrote.
+
+    Raises:
+        InputError: as `read_table`.
+    """
+    return [kind(**row) for row in read_table(path, schema_of(kind)).to_pylist()]
+
+
+def write_table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> None:
+    """Write a Parquet file whose columns are exactly the declared schema's."""
+    if set(columns) != set(schema.names):
+        raise ValueError(f"{path.name}: columns {sorted(columns)}, declared {sorted(schema.names)}")
+    pq.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema), path)
+
+
+def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+    """Read a Parquet file, and check it against the declared schema if one is given.
+
+    Raises:
+        InputError: the file is missing, not Parquet, has another schema, or claims more values than it can hold.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            actual = file.schema_arrow
+            if schema and not actual.remove_metadata().equals(schema.remove_metadata()):
+                wrong = [f.name for f in schema if f.name not in actual.names or not actual.field(f.name).equals(f)]
+                raise InputError(f"{path}: column {(wrong or actual.names)[0]} is not as declared ({schema.names})")
+            _check_claims(file.metadata, path)
+            table, claimed = file.read(), file.metadata.num_rows
+        if table.num_rows != claimed:
+            raise OSError(f"{table.num_rows} rows, but it claims {claimed}")
+        return table
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
+
+
+def _check_claims(metadata: Any, path: Path) -> None:
+    """Refuse more values than a file of this size can hold: pyarrow allocates memory for all of them at once."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [[group.column(number).num_values for group in groups] for number in range(metadata.num_columns)]
+    claimed, size = max([metadata.num_rows, *map(sum, columns)]), path.stat().st_size
+    if not 0 <= claimed <= size * _VALUES_PER_BYTE:
+        raise InputError(
+            f"{path}: a column claims {claimed:,} values in {size:,} bytes; allowed: at most {_VALUES_PER_BYTE} a byte"
+        )

@@ -1,0 +1,6 @@
+"""Adapter training: tuning, healing and distillation."""
+
+from tailored_llama.training import distillation, healing, tuning
+from tailored_llama.training.loop import LOG_SCHEMA
+
+__all__ = ["LOG_SCHEMA", "distillation", "healing", "tuning"]

@@ -1,0 +1,192 @@
+"""Distillation: the dense model's next-token distributions along a text, for a pruned model to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from tailored_llama.config import DistillationConfig, ExecutionConfig, RunConfig
+from tailored_llama.data import encode_answer, read_calibration, read_prompts
+from tailored_llama.errors import InputError
+from tailored_llama.models import (
+    HEAD_POSITIONS,
+    Document,
+    head_logits,
+    load_model,
+    load_tokenizer,
+    packed_attention,
+    packed_states,
+    token_budget,
+    within_memory,
+)
+from tailored_llama.progress import Progress, silent
+from tailored_llama.store import read_table, write_table
+
+TEACHER_SCHEMA = pa.schema(
+    {
+        "input_ids": pa.list_(pa.int32()),
+        "tokens": pa.list_(pa.int32()),  # the likeliest next tokens of every position: length × top
+        "logprobs": pa.list_(pa.float32()),  # their log-probabilities at the temperature
+    }
+)
+
+_LARGEST = 2**31 - 1  # most entries of a Parquet column of lists
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """A teacher's next-token distributions along a sequence, each cut to its likeliest tokens."""
+
+    input_ids: tuple[int, ...]
+    tokens: Tensor  # int64 [length, top]
+    logprobs: Tensor  # float32 [length, top]
+
+
+STAGE, VERSION = "teacher", 1
+
+
+def key_fields(config: RunConfig, reserved: int = 0) -> dict[str, Any]:
+    """What the teacher outputs depend on, beside the dense model and the text."""
+    fields = {"temperature": config.distillation.temperature, "top": config.distillation.top}
+    return fields | ({"reserved": reserved} if reserved else {})
+
+
+def teach(
+    dense: Path,
+    source: Path,
+    *,
+    distillation: DistillationConfig,
+    out: Path,
+    execution: ExecutionConfig,
+    reserved: int = 0,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Stage: write the dense model's next-token distributions along every sequence of a source as `teacher.parquet`.
+
+    The `top` likeliest tokens of each distribution are kept, at the temperature (arXiv 1503.02531).
+
+    Args:
+        dense: the teacher.
+        source: a folder with `calibration.parquet`, or with `prompts.parquet`: its shots with their right answers.
+        distillation: temperature and top.
+        out: an existing folder.
+        execution: device and tokens per pass.
+        reserved: tokens of the model's context that a soft prompt will take before the shots.
+        progress: called after every batch of sequences.
+
+    Raises:
+        InputError: `top` is not below the vocabulary size, or too large for the length of the text; or the source has
+            neither file.
+    """
+    model, tokenizer = load_model(dense, device=execution.device), load_tokenizer(dense)
+    if distillation.top >= (size := model.config.vocab_size):
+        raise InputError(f"distillation.top: got {distillation.top}; allowed: less than {size}, the vocabulary size")
+    if (source / "calibration.parquet").is_file():
+        sequences: list[list[int]] = read_calibration(source).tolist()
+    else:
+        limit = model.config.max_position_embeddings - reserved
+        shots = read_prompts(source, "shots")
+        sequences = [list(encode_answer(tokenizer, prompt, limit).document.prefix) for prompt in shots]
+    lengths = [len(ids) for ids in sequences]
+    if (largest := _LARGEST // max(1, sum(lengths))) < distillation.top:
+        raise InputError(
+            f"distillation.top: got {distillation.top}; allowed: at most {largest} for {sum(lengths):,} tokens"
+        )
+    tokens = np.empty((sum(lengths), distillation.top), np.int32)
+    logprobs = np.empty((sum(lengths), distillation.top), np.float32)
+    starts, done = np.cumsum([0, *lengths]), 0
+    with torch.inference_mode(), packed_attention(model):
+        run = partial(_likeliest, model, sequences, distillation)
+        for batch, (likeliest, values) in within_memory(lengths, token_budget(execution.batch_tokens, model), run):
+            rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
+            tokens[rows], logprobs[rows] = likeliest, values
+            done += len(batch)
+            progress(done, len(sequences))
+    offsets = pa.array(starts * distillation.top, pa.int32())
+    columns = {
+        "input_ids": sequences,
+        "tokens": pa.ListArray.from_arrays(offsets, tokens.reshape(-1)),
+        "logprobs": pa.ListArray.from_arrays(offsets, logprobs.reshape(-1)),
+    }
+    write_table(out / "teacher.parquet", columns, TEACHER_SCHEMA)
+    return {"tokens": sum(lengths)}
+
+
+def _likeliest(
+    model: Any, sequences: Sequence[list[int]], distillation: DistillationConfig, batch: Sequence[int]
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Top tokens at every position of a batch of sequences, and their log-probabilities: [positions, top] each."""
+    documents = [Document(sequences[i]) for i in batch]
+    states = packed_states(model, documents, torch.arange(sum(map(len, documents))))
+    temperature, top = distillation.temperature, distillation.top
+    likeliest = [_logits(model, part, temperature).log_softmax(-1).topk(top) for part in _split(states)]
+    tokens, logprobs = (
+        torch.cat(parts) for parts in zip(*((part.indices, part.values) for part in likeliest), strict=True)
+    )
+    return tokens.cpu().numpy(), logprobs.cpu().numpy()
+
+
+def _split(rows: Tensor) -> tuple[Tensor, ...]:
+    parts: tuple[Tensor, ...] = rows.split(HEAD_POSITIONS)
+    return parts
+
+
+def _logits(model: Any, states: Tensor, temperature: float) -> Tensor:
+    logits = head_logits(model, states).float()
+    return logits if temperature == 1 else logits / temperature  # avoids a copy as wide as the vocabulary
+
+
+def read_teacher(folder: Path) -> list[SoftTargets]:
+    """Read what `teach` wrote, in the order of its source."""
+    table = read_table(folder / "teacher.parquet", TEACHER_SCHEMA)
+    targets = []
+    for row in range(len(table)):
+        ids = tuple(table["input_ids"][row].as_py())
+        tokens, logprobs = (
+            torch.from_numpy(table[name][row].values.to_numpy(zero_copy_only=False).copy()).reshape(len(ids), -1)
+            for name in ("tokens", "logprobs")
+        )
+        targets.append(SoftTargets(ids, tokens.long(), logprobs))
+    return targets
+
+
+def divergence(model: Any, states: Tensor, targets: SoftTargets, temperature: float) -> Tensor:
+    """Mean Kullback-Leibler divergence of a student from its teacher over a sequence, in nats, times temperature².
+
+    All tokens that were not kept count as one, so this is a lower bound on the divergence of the whole distributions.
+    Logits are recomputed in the backward pass, so they are held for at most a few hundred positions.
+
+    Args:
+        model: the student.
+        states: inputs of its head along the sequence, [length, hidden].
+        targets: the teacher's distributions.
+        temperature: of the teacher's distributions.
+    """
+    total = states.new_zeros((), dtype=torch.float32)
+    parts = zip(_split(states), _split(targets.tokens), _split(targets.logprobs), strict=True)
+    for part, tokens, logprobs in parts:
+        inputs = (part, tokens.to(states.device), logprobs.to(states.device))
+        total = total + checkpoint(partial(_divergence, model, temperature), *inputs, use_reentrant=False)
+    return total * temperature**2 / len(states)
+
+
+def _divergence(model: Any, temperature: float, states: Tensor, tokens: Tensor, logprobs: Tensor) -> Tensor:
+    """Divergence summed over positions: states [positions, hidden]; tokens, logprobs [positions, top]."""
+    logits = _logits(model, states, temperature)
+    student = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
+    student_rest, teacher_rest = _rest(student), _rest(logprobs)
+    return (logprobs.exp() * (logprobs - student)).sum() + (teacher_rest.exp() * (teacher_rest - student_rest)).sum()
+
+
+def _rest(logprobs: Tensor) -> Tensor:
+    """Log-probability of all tokens that were not kept; the resolution of float32 bounds it from below."""
+    return (-logprobs.exp().sum(-1)).clamp(min=-1 + 1e-7).log1p()

@@ -1,0 +1,117 @@
+"""Training state on disk, so that a killed training resumes and ends with the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FILE = "state.safetensors"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
+
+
+@dataclass
+class State:
+    """Progress of a training, without the adapter itself and its optimiser.
+
+    `best` is the lowest held-out loss so far, `best_adapter` the adapter that had it, and `worse` the number of epochs
+    since. `budget` is the tokens per micro-batch that did fit.
+    """
+
+    budget: int
+    best: float
+    best_adapter: dict[str, Tensor]
+    log: dict[str, list[Any]]
+    step: int = 0
+    worse: int = 0
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("budget", "best", "log", "step", "worse")}
+
+
+def save_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Optimizer) -> None:
+    """Write the state atomically; a failure is logged and does not stop the training."""
+    tensors = {f"best {name}": tensor for name, tensor in state.best_adapter.items()}
+    tensors |= {f"generator {name}": tensor for name, tensor in _generators(model).items()}
+    for name, parameter in _trained(model).items():
+        tensors[f"adapter {name}"] = parameter.detach()
+        tensors |= {f"optimiser {key} {name}": value for key, value in optimiser.state[parameter].items()}
+    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    numbers = json.dumps(state.numbers)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = folder / f"{FILE}.new"
+        save_file(tensors, scratch, {"state": numbers, "sha256": _digest(numbers, tensors)})
+        os.replace(scratch, folder / FILE)
+    except (OSError, SafetensorError) as error:
+        logging.getLogger(__name__).warning("the training state could not be saved: %s", error)
+
+
+def load_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Optimizer) -> None:
+    """Restore what `save_state` wrote for this training; without an intact state, change nothing."""
+    try:
+        with safe_open(folder / FILE, "pt", device=str(model.device)) as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["sha256"] != _digest(metadata["state"], tensors):
+            raise ValueError("changed since it was written")
+        numbers = json.loads(metadata["state"])
+        _check_fits(numbers, tensors, state, model)
+    except FileNotFoundError:
+        return
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        logging.getLogger(__name__).warning("%s: unusable state (%s); training from the start", folder / FILE, error)
+        return
+    for name, value in numbers.items():
+        setattr(state, name, value)
+    state.best_adapter = {name: tensors[f"best {name}"] for name in state.best_adapter}
+    with torch.no_grad():
+        for name, parameter in _trained(model).items():
+            parameter.copy_(tensors[f"adapter {name}"])
+            optimiser.state[parameter] = {
+                key: tensors[f"optimiser {key} {name}"].to("cpu" if key == "step" else parameter.device)
+                for key in _MOMENTS
+            }
+    torch.set_rng_state(tensors["generator cpu"].cpu())
+    if "generator cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["generator cuda"].cpu(), model.device)
+    logging.getLogger(__name__).info("going on after step %d", state.step)
+
+
+def _check_fits(numbers: Any, tensors: dict[str, Tensor], state: State, model: Any) -> None:
+    """Raise ValueError if the state belongs to another training."""
+    expected = {f"best {name}": tensor.shape for name, tensor in state.best_adapter.items()}
+    expected |= {f"generator {name}": tensor.shape for name, tensor in _generators(model).items()}
+    for name, parameter in _trained(model).items():
+        expected[f"adapter {name}"] = parameter.shape
+        expected |= {f"optimiser {key} {name}": torch.Size() if key == "step" else parameter.shape for key in _MOMENTS}
+    if numbers.keys() != state.numbers.keys() or {name: t.shape for name, t in tensors.items()} != expected:
+        raise ValueError("belongs to another training")
+
+
+def _digest(numbers: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(numbers.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _trained(model: Any) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _generators(model: Any) -> dict[str, Tensor]:
+    """States of the random generators that dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(model.device)} if model.device.type == "cuda" else {})

@@ -1,0 +1,158 @@
+"""Tuning: LoRA on a few examples of one benchmark or several (arXiv 2410.19185, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tailored_llama.config import (
+    SOFT,
+    WRITTEN,
+    DistillationConfig,
+    ExecutionConfig,
+    Metric,
+    RunConfig,
+    TuningConfig,
+    reserved_tokens,
+)
+from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
+from tailored_llama.errors import InputError
+from tailored_llama.models import add_adapter, load_model, load_tokenizer, save_adapter
+from tailored_llama.progress import Progress, silent
+from tailored_llama.training.loop import Objective, Sample, text_samples, train, with_teacher, write_log
+
+
+@dataclass(frozen=True)
+class Source:
+    """Train prompts of a benchmark, its headline metric, and the teacher outputs along the prompts, if any."""
+
+    prompts: Path
+    metric: Metric
+    teacher: Path | None = None
+
+
+STAGE, VERSION = "adapter", 4
+
+
+def key_fields(config: RunConfig, metrics: Mapping[str, Metric], taught: bool, text: bool) -> dict[str, Any]:
+    """What an adapter depends on, beside the checkpoint, the prompts and the teacher outputs.
+
+    Args:
+        config: the run's.
+        metrics: the headline metric of every benchmark that is tuned on.
+        taught: whether there are teacher outputs along the shots.
+        text: whether there are teacher outputs along the calibration text.
+    """
+    tuning, distillation = config.tuning, config.distillation
+    unread = {"shots", "held_out", "examples"}
+    unread |= {"rank", "alpha", "dropout", "targets"} if tuning.variant in SOFT else {"virtual_tokens"}
+    if not tuning.held_out:
+        unread.add("patience")
+    fields = tuning.model_dump(mode="json", exclude=unread) | {"seed": config.seed}
+    if tuning.ranking:
+        fields["metrics"] = dict(metrics)
+    if len(metrics) > 1:  # each gives a part of the examples, the first ones perhaps one more
+        fields |= {"shots": tuning.shots, "held_out": tuning.held_out, "order": list(metrics)}
+    if taught:
+        fields |= {"weight": distillation.weight, "temperature": distillation.temperature}
+    if text:
+        fields["sequences"] = distillation.sequences
+    return fields
+
+
+def tune(
+    checkpoint: Path,
+    sources: Sequence[Source],
+    text: Path | None = None,
+    *,
+    tuning: TuningConfig,
+    distillation: DistillationConfig,
+    seed: int,
+    out: Path,
+    execution: ExecutionConfig,
+    resume: Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Stage: train one adapter; write it in PEFT's layout, with `log.parquet` and the digest of its base.
+
+    The loss is the mean over examples of the mean negative log-likelihood of the right continuation's tokens. With
+    `tuning.ranking`, that weight times the cross-entropy over the choices is added. Its logits are the choices'
+    log-likelihoods, for acc_norm divided by the choices' lengths and multiplied by the mean length. With a teacher, the
+    divergence from it is added, times `distillation.weight`. The adapter kept is the one with the lowest loss, without
+    divergence, on the held-out slice of the train split, the untrained one included. Deterministic for a seed on a CPU.
+
+    Args:
+        checkpoint: the model to tune.
+        sources: the train prompts. Several sources each give an equal part of `tuning.shots` and `tuning.held_out`.
+        text: the teacher outputs along the calibration text.
+        tuning: shots, adapter, loss, optimiser.
+        distillation: weight and temperature, if there are teacher outputs.
+        seed: of the adapter, the order and dropout.
+        out: an existing folder.
+        execution: the device.
+        resume: a folder with the state of this tuning, to continue from after a kill.
+        progress: called after every step.
+
+    Raises:
+        InputError: a continuation is longer than the model's context, a teacher read other tokens, or a soft prompt is
+            set for a benchmark whose answers the model writes.
+        FloatingPointError: the loss is not finite; the message names the step.
+    """
+    if tuning.variant in SOFT and (written := next((s.metric for s in sources if s.metric in WRITTEN), None)):
+        raise InputError(
+            f"tuning.variant: got {tuning.variant!r} for a benchmark with metric {written}; allowed: lora, rslora or "
+            "dora if the model writes its answers"
+        )
+    torch.manual_seed(seed)
+    base, tokenizer = load_model(checkpoint, device=execution.device), load_tokenizer(checkpoint)
+    limit = base.config.max_position_embeddings
+    limit -= reserved_tokens(tuning)
+    shots: list[Sample] = []
+    held_out: list[Sample] = []
+    for i, source in enumerate(sources):
+        ranked = source.metric if tuning.ranking and source.metric not in WRITTEN else None
+        encode = partial(_sample, tokenizer, limit, ranked)
+        samples = [encode(prompt) for prompt in read_prompts(source.prompts, "shots")]
+        held = [encode(prompt) for prompt in read_prompts(source.prompts, "held_out")]
+        samples = with_teacher(samples, source.teacher) if source.teacher else samples
+        shots += samples[: _part(tuning.shots, i, len(sources))]
+        held_out += held[: _part(tuning.held_out, i, len(sources))]
+    model = add_adapter(base, tuning, execution)
+    log, measured = train(
+        model,
+        shots,
+        tuning,
+        Objective(tuning.ranking, distillation.weight, distillation.temperature),
+        seed,
+        progress,
+        epochs=tuning.epochs,
+        held_out=held_out,
+        patience=tuning.patience,
+        texts=text_samples(text) if text else (),
+        texts_per_step=distillation.sequences if text else 0,
+        resume=resume,
+        every=execution.keep_state_every,
+    )
+    write_log(log, out)
+    save_adapter(model, checkpoint, out)
+    return measured
+
+
+def _part(total: int, i: int, parts: int) -> int:
+    """Size of part i when `total` items are divided into `parts`."""
+    return total // parts + (i < total % parts)
+
+
+def _sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Prompt) -> Sample:
+    """Encode all choices if a metric ranks them, else the right one alone."""
+    right = prompt.answer
+    if ranked is None:
+        return Sample(encode_answer(tokenizer, prompt, limit), 0, (1.0,))
+    lengths = prompt.choice_lengths if ranked == "acc_norm" else (1,) * len(prompt.contexts)
+    mean = sum(lengths) / len(lengths)
+    return Sample(encode_prompt(tokenizer, prompt, limit), right, tuple(mean / length for length in lengths))

@@ -1,0 +1,72 @@
+"""What flows and tasks exchange: named references to artifacts, never a model, a tensor or a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tailored_llama.store import ArtifactRef
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A checkpoint and its measurements; `scores` are by benchmark."""
+
+    checkpoint: ArtifactRef
+    perplexity: ArtifactRef
+    scores: Mapping[str, ArtifactRef] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TailoredRun:
+    """A pruned model and what was made from it.
+
+    `adapters` are by what they were trained on: a benchmark, or `mixture`. `tailored` are the scores with the adapters,
+    by benchmark. `profile` is None if nothing was timed.
+    """
+
+    ratio: float
+    pruned: MeasuredModel
+    healed: MeasuredModel | None
+    adapters: Mapping[str, ArtifactRef]
+    tailored: Mapping[str, ArtifactRef]
+    profile: ArtifactRef | None = None
+
+
+@dataclass(frozen=True)
+class SweptCell:
+    """A dense model (ratio 0) or a cell of a sweep: its measurements, or the error that left none.
+
+    `dense` is the cell's dense model, scored on the cell's prompts. `templates` are the template sets that a search
+    chose, by benchmark.
+    """
+
+    label: str
+    ratio: float
+    seed: int
+    curve: str | None = None
+    place: float | None = None
+    model: MeasuredModel | None = None
+    dense: MeasuredModel | None = None
+    templates: Mapping[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class TransferScore:
+    """A model of a transfer on one benchmark: its scores, or the error that left none."""
+
+    model: str
+    benchmark: str
+    scores: ArtifactRef | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class StudiedBenchmark:
+    """A benchmark of a prompt study: the chosen template set, and the scores and prompts by template set."""
+
+    chosen: str
+    selection: Mapping[str, ArtifactRef]
+    evaluation: Mapping[str, ArtifactRef]
+    prompts: Mapping[str, ArtifactRef]

@@ -1,0 +1,324 @@
+"""The command line: the library's stages on folders, each with an example that works, errors as one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import typer
+from fsspec.implementations.memory import MemoryFileSystem
+from transformers import AutoModelForCausalLM
+
+from helpers import as_toml
+from tailored_llama.cli.main import app, main
+from tailored_llama.evaluation.generation import generate
+from tailored_llama.models import load_model, load_tokenizer, read_structure
+from tailored_llama.store import ArtifactStore
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Run the command line in a folder of its own; gives its exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tailored-llama", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        output = capsys.readouterr()
+        return int(ended.value.code or 0), output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def config(own_run: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(as_toml(own_run))
+    return path
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    found = []
+    for name, member in group.commands.items():
+        nested = hasattr(member, "commands")
+        found += commands(member, (*path, name)) if nested else [((*path, name), member)]
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))
+
+
+def test_the_commands_there_are() -> None:
+    names = {" ".join(path) for path, _ in COMMANDS}
+    assert {
+        "convert",
+        "fetch",
+        "prune",
+        "tune",
+        "score",
+        "generate",
+        "merge",
+        "report",
+        "compare",
+        "store gc",
+        "store ls",
+        "store verify",
+    } <= names
+
+
+@pytest.mark.parametrize(("path", "parser"), COMMANDS, ids=[" ".join(path) for path, _ in COMMANDS])
+def test_help_shows_an_example_that_is_right(command: Command, path: tuple[str, ...], parser: Any) -> None:
+    status, shown, _ = command(*path, "--help")
+    example = re.search(r"Example: (tailored-llama .*)", shown)
+    assert status == 0
+    assert example, shown
+    words = shlex.split(example[1])
+    assert tuple(words[1 : 1 + len(path)]) == path
+    parser.make_context(path[-1], words[1 + len(path) :])  # raises where an option or argument is wrong
+
+
+def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: Path, tmp_path: Path) -> None:
+    dense = read_structure(tiny).parameters
+    status, out, _ = command("prune", tiny, "pruned", "--ratio", 0.2, "--config", config)
+    left = read_structure(tmp_path / "pruned").parameters
+    assert (status, out) == (0, f"pruned: {left:,} of {dense:,} parameters ({1 - left / dense:.2%} removed)\n")
+    assert 1 - left / dense == pytest.approx(0.2, abs=0.01)
+    assert pq.read_table(tmp_path / "pruned" / "plan.parquet").num_rows > 0
+
+    status, out, _ = command("tune", "pruned", "adapter", "--benchmark", "colours", "--config", config)
+    assert status == 0
+    assert re.fullmatch(r"adapter: \d epochs, [\d.]+ tokens/s\n", out)
+
+    taught = ("--dense", tiny, "--config", config, "--set", "healing.tokens=64")
+    status, out, _ = command("heal", "pruned", "healed", *taught)
+    assert status == 0
+    assert re.fullmatch(r"healed: 64 tokens, [\d.]+ tokens/s\n", out)
+    assert read_structure(tmp_path / "healed").parameters == left
+    distilled = ("tune", "healed", "distilled", "-b", "colours", "--set", "distillation.weight=1")
+    assert command(*distilled, *taught)[0] == 0
+    log = pq.read_table(tmp_path / "distilled" / "log.parquet").to_pydict()
+    assert max(filter(None, log["divergence"])) > 0
+
+    score = ("score", "pruned", "-b", "colours", "--adapter", "adapter", "--config", config)
+    status, out, _ = command(*score, "--out", "scores", "--set", "scoring.limit=6")
+    metrics = json.loads(out)
+    assert (status, metrics["benchmark"], metrics["examples"]) == (0, "colours", 6)
+    assert metrics == json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    predictions = pq.read_table(tmp_path / "scores" / "predictions.parquet").to_pydict()
+    right = [p == a for p, a in zip(predictions["prediction"], predictions["answer"], strict=True)]
+    assert metrics["acc"] == pytest.approx(sum(right) / 6)
+
+    status, out, _ = command("convert", tiny, "dense", "--config", config)
+    assert (status, out) == (0, f"dense: {dense:,} parameters\n")
+    command("score", "dense", "-b", "colours", "--config", config, "--out", "before", "--set", "scoring.limit=6")
+    status, out, _ = command("compare", "before", "scores")
+    found = json.loads(out)
+    assert (status, found["benchmark"], found["examples"], found["metric"]) == (0, "colours", 6, metrics["metric"])
+    assert found["other"] == metrics[metrics["metric"]]
+    assert found["low"] <= found["difference"] == found["other"] - found["one"] <= found["high"]
+    assert 0 < found["p"] <= 1
+
+    status, out, _ = command("merge", "pruned", "adapter", "merged")
+    assert (status, out) == (0, f"merged: {left:,} parameters\n")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert sum(p.numel() for p in merged.parameters()) == left
+
+    status, out, _ = command("generate", "merged", "the sky is", "--max-new-tokens", 4, "--device", "cpu")
+    expected = generate(load_model(tmp_path / "merged"), load_tokenizer(tiny), ["the sky is"], 4)[0]
+    assert (status, out) == (0, expected + "\n")
+    assert command("generate", "pruned", "the sky is", "--adapter", "adapter", "--max-new-tokens", 4)[:2] == (0, out)
+    made = {"adapter", "before", "dense", "distilled", "healed", "merged", "pruned", "scores"}
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "run.toml", *made}
+
+
+def test_fetch_reads_all_that_a_run_needs(command: Command, config: Path, tiny: Path, tmp_path: Path) -> None:
+    status, out, _ = command("fetch", "--config", config)
+    text = tmp_path / "data" / "text.txt"
+    assert (status, out.splitlines()) == (
+        0,
+        [
+            "benchmark colours: here",
+            f"text {text}, split validation: here",
+            f"text {text}, split train: here",
+            f"model {tiny}: here",
+        ],
+    )
+
+
+SEVEN = "boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa"
+WRONG = {
+    "prune {tiny} out --ratio 1.5": "pruning.ratios.0: got 1.5; allowed: less than 1",
+    "prune {tiny} out --ratio 0.99 --config run.toml": "pruning.ratios: got 0.99; allowed: at most 0.4590 with "
+    "protect_first 0, protect_last 0, min_channels 4, min_kv_heads 1, channel_multiple 1 and kinds attention, mlp",
+    "prune nowhere out --ratio 0.2": "model.source nowhere: no such file or folder; allowed: smollm2-135m-instruct, a "
+    "folder, a .gguf file, or a Hub id (owner/name)",
+    "prune {tiny} out --ratio 0.2 --config none.toml": "configuration none.toml: No such file or directory; allowed: a "
+    "readable TOML file",
+    "prune {tiny} out --ratio 0.2 --set prunning.kinds=mlp": "prunning: unknown key; did you mean pruning?",
+    "prune {tiny} data --ratio 0.2": "data: exists already; allowed: a new or empty folder",
+    "prune {tiny} run.toml --ratio 0.2": "run.toml: exists already; allowed: a new or empty folder",
+    "prune {tiny} run.toml/a/out --ratio 0.2": "run.toml/a/out: Not a directory; allowed: a path in a writable folder",
+    "tune {tiny} out -b colour --config run.toml": f"benchmarks: got 'colour', unknown; allowed: {SEVEN}, or a new "
+    "name with train, evaluation, context, choices and answer (not set: context, choices, answer, evaluation)",
+    "tune {tiny} out -b colours --config run.toml --set tuning.shots=99": "tuning.shots: got 99; allowed: at most 20 "
+    "(colours has 24 train examples to draw from, and tuning.held_out is 4)",
+    "tune {tiny} out -b colours --config run.toml --set distillation.weight=1": "--dense: not set; allowed: the dense "
+    "checkpoint (distillation.weight is 1.0)",
+    "tune {tiny} out -b colours --config run.toml --dense {tiny}": "--dense: given, but distillation.weight is 0; "
+    "allowed: a weight above 0, or no --dense",
+    "tune {tiny} out -b colours --config run.toml --set tuning.examples=mixture": "tuning.examples: got 'mixture'; "
+    "allowed: 'benchmark' in this command",
+    "heal {tiny} out --dense {tiny} --config run.toml": "healing.tokens: got 0; allowed: at least 1",
+    "tune nowhere out -b colours --config run.toml": "nowhere/config.json: missing or not JSON; allowed: a checkpoint "
+    "folder",
+    "score {tiny} -b colours --config run.toml --adapter out --out out": "adapter out: adapter_config.json is missing; "
+    "allowed: a PEFT adapter in safetensors",
+    "merge {tiny} data out": "adapter data: adapter_config.json is missing; allowed: a PEFT adapter in safetensors",
+    "generate {tiny} ''": "prompt 0: got ''; allowed: a text of at least one token",
+    "generate {tiny} x --device cuda:99": "execution.device: got 'cuda:99'; allowed here: *",
+    "store ls --root none": "--root none: no such folder; allowed: an artifact store",
+    "store gc --root none": "--root none: no such folder; allowed: an artifact store",
+    "store gc --older-than 3x": "--older-than: got '3x'; allowed: a number and m, h, d, w, such as 30d",
+    "store gc --keep-under 20": "--keep-under: got '20'; allowed: a number and B, KB, MB, GB, TB, such as 20GB",
+    "store ls --root ftps3://x": "store.root: got 'ftps3://x', Protocol not known: ftps3; allowed: a folder or an "
+    "fsspec URL",
+    "store verify --root none": "--root none: no such folder; allowed: an artifact store",
+}
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG.items(), ids=WRONG)
+def test_an_error_is_one_line_and_status_2_and_leaves_nothing(
+    command: Command, config: Path, tiny: Path, tmp_path: Path, line: str, message: str
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = command(*shlex.split(line.format(tiny=tiny)))
+    assert (status, out) == (2, "")
+    assert re.fullmatch(re.escape(f"error: {message}\n").replace(r"\*", ".*"), err)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_store_ls_and_verify_tell_whole_from_broken(command: Command, tmp_path: Path) -> None:
+    def work(out: Path) -> None:
+        (out / "numbers.txt").write_text("1 2 3")
+
+    store = ArtifactStore(str(tmp_path / "store"))
+    good, _ = store.build("groups", 1, {}, {}, work)
+    bad, _ = store.build("plan", 1, {}, {}, work)
+    assert command("store", "verify", "--root", "store") == (0, "all whole\n", "")
+    (store.folder("plan", bad.key) / "numbers.txt").write_text("1 2")
+    status, out, _ = command("store", "verify", "--root", "store")
+    assert status == 1
+    assert out.splitlines() == [
+        f"{tmp_path}/store/plan/{bad.key}: numbers.txt has 3 bytes, expected 5",
+        "1 broken; a run rebuilds them",
+    ]
+    status, out, _ = command("store", "ls", "--root", "store")
+    rows = [row.strip("│ ").split("│") for row in out.splitlines() if "groups" in row or "plan" in row]
+    assert status == 0
+    assert [[cell.strip() for cell in row][:3] for row in rows] == [
+        ["groups", good.key[:12], "0.0"],
+        ["plan", bad.key[:12], "broken"],
+    ]
+    assert "`tailored-llama store verify` says what is broken." in out
+
+
+def test_store_gc_is_a_dry_run_unless_told_otherwise(command: Command, tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path / "store"))
+
+    def numbers(out: Path) -> None:
+        (out / "numbers.txt").write_text("1 2 3")
+
+    kept, _ = store.build("dense", 1, {}, {}, numbers)
+    report, _ = store.build("report", 1, {}, {"dense": kept}, numbers)
+    unused, _ = store.build("adapter", 1, {}, {"dense": kept}, numbers)
+    for ref in (kept, report, unused):
+        os.utime(store.folder(ref.stage, ref.key), (0, 0))
+    for lock in (tmp_path / "store" / ".locks").iterdir():
+        lock.unlink()
+    status, shown, _ = command("store", "ls", "--root", "store")
+    assert status == 0
+    rows = [[cell.strip() for cell in row.strip("│ ").split("│")] for row in shown.splitlines() if row.startswith("│")]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("adapter", "–"),
+        ("dense", report.key[:6]),
+        ("report", report.key[:6]),
+    ]
+    assert re.search(r"^3 artifacts, [\d.]+ KB; used by no report: 1 artifact, \d+ B$", shown, re.MULTILINE)
+    status, shown, _ = command("store", "gc", "--root", "store")
+    assert status == 0
+    assert unused.key[:12] in shown
+    assert kept.key[:12] not in shown
+    assert re.search(r"^would remove: 1 artifact, .+; 0 leftovers, 0 B. Left: 2 artifacts, .+\.$", shown, re.MULTILINE)
+    assert shown.endswith("Nothing was removed: --delete does it.\n")
+    assert store.folder("adapter", unused.key).is_dir()
+    assert "removed: 0 artifacts" in command("store", "gc", "--root", "store", "--keep-under", "1MB", "--delete")[1]
+    status, shown, _ = command("store", "gc", "--root", "store", "--delete")
+    assert status == 0
+    assert re.search(r"^removed: 1 artifact, .+ Left: 2 artifacts, .+\.$", shown, re.MULTILINE)
+    assert {path.name for path in (tmp_path / "store").glob("[!.]*/*")} == {kept.key, report.key}
+    assert command("store", "gc", "--root", "store", "--keep-reports", 0, "--delete")[0] == 0
+    assert not list((tmp_path / "store").glob("[!.]*/*"))
+
+
+def test_the_store_commands_take_a_url(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url = f"memory://{tmp_path.name}/cli"
+
+    def numbers(out: Path) -> None:
+        (out / "numbers.txt").write_text("1 2 3")
+
+    ref, _ = ArtifactStore(url).build("dense", 1, {}, {}, numbers)
+    assert command("store", "verify", "--root", url) == (0, "all whole\n", "")
+    assert ref.key[:12] in command("store", "ls", "--root", url)[1]
+    status, shown, _ = command("store", "gc", "--root", url, "--older-than", "0m", "--delete")
+    assert status == 0
+    assert "removed: 1 artifact" in shown
+    assert ArtifactStore(url).find("dense", ref.key) is None
+
+
+def test_a_store_that_does_not_answer_is_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*arguments: Any, **named: Any) -> Any:
+        raise OSError("no route to host\nmore about it")
+
+    monkeypatch.setattr(MemoryFileSystem, "find", silent)
+    told = "store.root memory://far: no route to host more about it while listing it; nothing is lost, run it again"
+    for name in ("ls", "verify", "gc"):
+        assert command("store", name, "--root", "memory://far") == (2, "", f"error: {told}\n")
+
+
+def test_store_ls_tells_what_one_report_used(command: Command, tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path / "store"))
+
+    def numbers(out: Path) -> None:
+        (out / "numbers.txt").write_text("1 2 3")
+
+    dense, _ = store.build("dense", 1, {}, {}, numbers)
+    pruned, _ = store.build("pruned", 1, {}, {"dense": dense}, numbers)
+    one, _ = store.build("report", 1, {}, {"pruned": pruned}, numbers)
+    other, _ = store.build("sweep", 1, {}, {"dense": dense}, numbers)
+    for report, expected in ((one, {dense, pruned, one}), (other, {dense, other})):
+        for key in (report.key, report.key[:8]):
+            status, shown, _ = command("store", "ls", "--root", "store", "--report", key)
+            rows = [row.strip("│ ").split("│") for row in shown.splitlines() if row.startswith("│")]
+            assert status == 0
+            assert {row[1].strip() for row in rows} == {ref.key[:12] for ref in expected}
+            assert f"{len(expected)} artifacts, " in shown
+    for key, count in ((dense.key, "no"), ("", 2)):
+        assert command("store", "ls", "--root", "store", "--report", key) == (
+            2,
+            "",
+            f"error: --report: got {key!r}, which matches {count} reports; allowed: the key of one report, or a "
+            f"unique prefix of it (report {one.key[:12]}, sweep {other.key[:12]})\n",
+        )

@@ -1,0 +1,335 @@
+"""Benchmarks without network: one of the user's own from files, the Hub's columns of the seven, every refusal."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from helpers import write_jsonl
+from tailored_llama.config import BenchmarkConfig
+from tailored_llama.data import Example, headline_metric, splits
+from tailored_llama.data.benchmarks import (
+    EXAMPLES_SCHEMA,
+    SEVEN,
+    benchmark_identity,
+    benchmark_texts,
+    check_benchmark,
+    load_benchmark,
+    load_examples,
+    read_examples,
+)
+from tailored_llama.errors import InputError
+from tailored_llama.store import read_table, sha256_file
+
+ROWS = [
+    {"text": "The sky is", "options": ["green", "blue"], "right": "B"},
+    {"text": "Two and two are", "options": ["four", "five", "six"], "right": 0},
+    {"text": "Snow is", "options": ["white", "black"], "right": "white"},
+]
+EXAMPLES = [
+    Example(0, {"context": "The sky is"}, ("green", "blue"), 1),
+    Example(1, {"context": "Two and two are"}, ("four", "five", "six"), 0),
+    Example(2, {"context": "Snow is"}, ("white", "black"), 0),
+]
+
+
+def own(train: str | None, evaluation: str | None, **changes) -> BenchmarkConfig:
+    columns = {"context": "text", "choices": "options", "answer": "right"} | changes
+    return BenchmarkConfig(name="mine", train=train, evaluation=evaluation, **columns)
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> str:
+    return write_jsonl(tmp_path / "eval.jsonl", ROWS)
+
+
+def refusal(rows: list[dict], tmp_path: Path, **changes) -> str:
+    path = write_jsonl(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(InputError) as caught:
+        load_examples(own(None, path, **changes), "evaluation", "unused")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_own_benchmark_from_jsonl(jsonl: str) -> None:
+    assert load_examples(own(None, jsonl), "evaluation", "unused") == EXAMPLES
+
+
+def test_own_benchmark_from_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "eval.parquet"
+    pd.DataFrame([{**row, "right": str(row["right"])} for row in ROWS]).to_parquet(path)
+    assert load_examples(own(None, str(path)), "evaluation", "unused") == EXAMPLES
+
+
+def test_own_benchmark_from_csv_with_a_json_list(tmp_path: Path) -> None:
+    path = tmp_path / "eval.csv"
+    pd.DataFrame([{**row, "options": json.dumps(row["options"])} for row in ROWS]).to_csv(path, index=False)
+    assert load_examples(own(None, str(path)), "evaluation", "unused") == EXAMPLES
+
+
+def test_one_column_per_choice_leaves_out_absent_ones_at_the_end(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        [{"text": r["text"], "right": r["right"], **dict(zip("abc", r["options"], strict=False))} for r in ROWS]
+    )
+    table.to_csv(tmp_path / "eval.csv", index=False)
+    table.astype({"right": str}).to_parquet(tmp_path / "eval.parquet")
+    for name in ("eval.csv", "eval.parquet"):
+        benchmark = own(None, str(tmp_path / name), choices=("a", "b", "c"))
+        assert load_examples(benchmark, "evaluation", "unused") == EXAMPLES
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "index"),
+    [
+        ("2", ["1", "2", "3"], 1),  # the text of a choice comes first
+        ("B", ["B", "A"], 0),
+        ("B", ["x", "y"], 1),  # then a letter
+        ("b", ["x", "y"], 1),
+        ("1", ["x", "y"], 1),  # then an index from 0
+        (1, ["x", "y"], 1),
+        (1.0, ["x", "y"], 1),
+    ],
+)
+def test_answer_is_text_before_letter_before_index(tmp_path: Path, answer, choices, index: int) -> None:
+    path = write_jsonl(tmp_path / "eval.jsonl", [{"text": "t", "options": choices, "right": answer}])
+    assert load_examples(own(None, path), "evaluation", "unused")[0].answer == index
+
+
+@pytest.mark.parametrize("answer", [2, -1, "C", "2", "blue", "", None, True, 0.5])
+def test_answer_outside_the_choices_is_refused(tmp_path: Path, answer) -> None:
+    rows = [ROWS[2], {"text": "t", "options": ["x", "y"], "right": answer}]
+    message = refusal(rows, tmp_path)
+    assert message.startswith("benchmarks.mine: bad.jsonl row 1: column right: got ")
+    assert message.endswith(
+        "which is none of the 2 choices; allowed: an index from 0 to 1, a letter from A to B, or a choice's text"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": 5}, "row 0: column text: got 5; allowed: a text"),
+        ({"text": "  "}, "row 0: column text: got '  '; allowed: a text"),
+        ({"options": ["x"]}, "row 0: choices: got 1; allowed: at least 2"),
+        ({"options": []}, "row 0: choices: got 0; allowed: at least 2"),
+        ({"options": ["x", ""]}, "row 0: choice 1: got ''; allowed: a text"),
+        ({"options": ["x", 3]}, "row 0: choice 1: got 3; allowed: a text"),
+        ({"options": "x or y"}, "row 0: column options: got 'x or y'; allowed: a JSON list of texts"),
+        ({"options": 7}, "row 0: column options: got 7; allowed: a list of texts"),
+    ],
+)
+def test_bad_rows_are_refused(tmp_path: Path, change: dict, message: str) -> None:
+    row = {"text": "t", "options": ["x", "y"], "right": 0} | change
+    assert refusal([row], tmp_path) == f"benchmarks.mine: bad.jsonl {message}"
+
+
+def test_missing_column_names_the_nearest(tmp_path: Path) -> None:
+    assert refusal(ROWS, tmp_path, context="texts") == (
+        "benchmarks.mine: bad.jsonl: no column 'texts'; did you mean 'text'? present: text, options, right"
+    )
+
+
+def test_unknown_benchmark_names_the_nearest() -> None:
+    with pytest.raises(InputError) as caught:
+        check_benchmark(BenchmarkConfig(name="hellaswg"))
+    assert str(caught.value) == (
+        "benchmarks: got 'hellaswg', unknown; did you mean hellaswag? allowed: boolq, piqa, hellaswag, winogrande, "
+        "arc_easy, arc_challenge, openbookqa, or a new name with train, evaluation, context, choices and answer "
+        "(not set: context, choices, answer, evaluation)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"name": "boolq", "context": "passage"},
+            "benchmarks.boolq.context: got 'passage'; allowed: only for a custom benchmark",
+        ),
+        (
+            {"name": "boolq", "revision": "main"},
+            "benchmarks.boolq.revision: set without source; allowed: only with a Hub data set",
+        ),
+    ],
+)
+def test_contradicting_settings_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_benchmark(BenchmarkConfig(**fields))
+    assert str(caught.value) == message
+
+
+def test_split_without_a_file_is_refused(jsonl: str) -> None:
+    with pytest.raises(InputError, match=r"^benchmarks\.mine\.train: not set; allowed: a \.parquet, \.jsonl or \.csv"):
+        load_examples(own(None, jsonl), "train", "unused")
+
+
+def test_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "eval.csv").write_text("text,options,right\n")
+    with pytest.raises(InputError, match="holds no rows"):
+        load_examples(own(None, str(tmp_path / "eval.csv")), "evaluation", "unused")
+
+
+def test_train_leaves_out_what_is_evaluated_or_repeated(tmp_path: Path, jsonl: str) -> None:
+    shuffled = {"text": "The sky is", "options": ["blue", "green"], "right": 0}
+    fresh = {"text": "Grass is", "options": ["green", "blue"], "right": 0}
+    train = write_jsonl(tmp_path / "train.jsonl", [ROWS[1], shuffled, fresh, fresh])
+    examples = load_examples(own(train, jsonl), "train", "unused")
+    assert examples == [Example(2, {"context": "Grass is"}, ("green", "blue"), 0)]
+    with pytest.raises(InputError) as caught:
+        load_examples(own(jsonl, jsonl), "train", "unused")
+    assert str(caught.value) == (
+        "benchmarks.mine.train: each of its 3 rows is also in the evaluation split; "
+        "allowed: a train split with rows of its own"
+    )
+
+
+def test_stage_writes_examples_that_read_back(tmp_path: Path, jsonl: str) -> None:
+    fresh = {"text": "Grass is", "options": ["green", "blue"], "right": 0}
+    train = write_jsonl(tmp_path / "train.jsonl", [fresh, ROWS[0]])
+    assert load_benchmark(own(train, jsonl), downloads="unused", out=tmp_path) == {
+        "train": 1,
+        "evaluation": 3,
+        "left_out": 1,
+    }
+    assert read_table(tmp_path / "examples.parquet", EXAMPLES_SCHEMA).num_rows == 4
+    assert read_examples(tmp_path, "evaluation") == EXAMPLES
+    assert read_examples(tmp_path, "train") == [Example(0, {"context": "Grass is"}, ("green", "blue"), 0)]
+
+
+def test_stage_accepts_a_benchmark_without_train(tmp_path: Path, jsonl: str) -> None:
+    assert load_benchmark(own(None, jsonl), downloads="unused", out=tmp_path) == {
+        "train": 0,
+        "evaluation": 3,
+        "left_out": 0,
+    }
+    assert read_examples(tmp_path, "train") == []
+
+
+HUB_ROWS = {
+    "boolq": (
+        {"passage": "Ice -- Ice is cold.", "question": "is ice cold", "idx": 0, "label": 1},
+        ({"passage": "Ice -- Ice is cold.", "question": "is ice cold"}, ("no", "yes"), 1),
+    ),
+    "piqa": (
+        {"goal": "Cool a drink", "sol1": "Add ice.", "sol2": "Add fire.", "label": 0},
+        ({"question": "Cool a drink"}, ("Add ice.", "Add fire."), 0),
+    ),
+    "hellaswag": (
+        {
+            "activity_label": "Cooking",
+            "ctx_a": "[header] How to boil [title] Take a pot. [step] Fill it.",
+            "ctx_b": "the Cook",
+            "endings": [" Stir it. [title] Wait", "[substeps] Sit  down", "c", "d"],
+            "label": "1",
+        },
+        (
+            {"query": "Cooking: How to boil. Take a pot. Fill it. The cook"},
+            ("Stir it.. Wait", " Sit down", "c", "d"),
+            1,
+        ),
+    ),
+    "winogrande": (
+        {"sentence": "Ann beat Bea because _ was fast.", "option1": "Ann", "option2": "Bea", "answer": "1"},
+        (
+            {"sentence": "Ann beat Bea because _ was fast.", "prefix": "Ann beat Bea because ", "suffix": "was fast."},
+            ("Ann", "Bea"),
+            0,
+        ),
+    ),
+    "arc_easy": (
+        {"question": "What is hot?", "choices": {"text": ["ice", "fire"], "label": ["1", "2"]}, "answerKey": "2"},
+        ({"question": "What is hot?"}, ("ice", "fire"), 1),
+    ),
+    "arc_challenge": (
+        {"question": "What is hot?", "choices": {"text": ["ice", "fire"], "label": ["A", "B"]}, "answerKey": "B"},
+        ({"question": "What is hot?"}, ("ice", "fire"), 1),
+    ),
+    "openbookqa": (
+        {"question_stem": "Fire is", "choices": {"text": ["hot", "cold"], "label": ["A", "B"]}, "answerKey": "A "},
+        ({"question": "Fire is"}, ("hot", "cold"), 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_seven_from_a_file_with_the_hub_columns(tmp_path: Path, name: str) -> None:
+    row, (fields, choices, answer) = HUB_ROWS[name]
+    benchmark = BenchmarkConfig(name=name, evaluation=write_jsonl(tmp_path / "eval.jsonl", [row]))
+    assert load_examples(benchmark, "evaluation", "unused") == [Example(0, fields, choices, answer)]
+
+
+def test_boolq_answer_column_without_titles(tmp_path: Path) -> None:
+    row = {"passage": "Ice is cold.", "question": "is ice cold", "answer": True}
+    benchmark = BenchmarkConfig(name="boolq", evaluation=write_jsonl(tmp_path / "eval.jsonl", [row]))
+    assert load_examples(benchmark, "evaluation", "unused")[0].answer == 1
+
+
+def test_unlabelled_or_misshapen_rows_of_the_seven_are_refused(tmp_path: Path) -> None:
+    row = HUB_ROWS["piqa"][0] | {"label": -1}
+    with pytest.raises(InputError, match=r"eval\.jsonl row 0: column label: got -1, which is none of the 2 choices"):
+        load_examples(
+            BenchmarkConfig(name="piqa", evaluation=write_jsonl(tmp_path / "eval.jsonl", [row])), "evaluation", "unused"
+        )
+    row = HUB_ROWS["arc_easy"][0] | {"choices": ["ice", "fire"]}
+    with pytest.raises(InputError, match=r"row 0: got .*; allowed: rows as arc_easy has them on the Hub"):
+        load_examples(
+            BenchmarkConfig(name="arc_easy", evaluation=write_jsonl(tmp_path / "eval.jsonl", [row])),
+            "evaluation",
+            "unused",
+        )
+
+
+def test_hub_splits_default_to_the_harness_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def rows(repository, subset, commit, split):
+        asked.append((repository, subset, commit, split))
+        return [HUB_ROWS["arc_easy"][0] | {"question": f"{split}?"}]
+
+    monkeypatch.setattr(splits, "hub_split", rows)
+    commit = "a" * 40
+    benchmark = BenchmarkConfig(name="arc_easy", source="allenai/ai2_arc", subset="ARC-Easy", revision=commit)
+    assert load_examples(benchmark, "train", "unused")[0].fields == {"question": "train?"}
+    assert asked == [("allenai/ai2_arc", "ARC-Easy", commit, split) for split in ("train", "test")]
+    where = {"hub": "allenai/ai2_arc", "subset": "ARC-Easy", "commit": commit}
+    assert benchmark_identity(benchmark, "train") == {**where, "split": "train", "without": {**where, "split": "test"}}
+
+
+def test_identity_is_of_content_not_of_place(tmp_path: Path, jsonl: str) -> None:
+    (tmp_path / "other").mkdir()
+    copy = write_jsonl(tmp_path / "other" / "named_otherwise.jsonl", ROWS)
+    found = benchmark_identity(own(None, jsonl), "evaluation")
+    assert found == benchmark_identity(own(None, copy), "evaluation")
+    assert found == {
+        "sha256": sha256_file(Path(jsonl)),
+        "type": ".jsonl",
+        "columns": {"context": "text", "choices": "options", "answer": "right"},
+    }
+    assert benchmark_identity(BenchmarkConfig(name="hellaswag"), "evaluation")["member"].endswith(".arrow")
+    with pytest.raises(InputError, match=r"^benchmarks\.mine\.evaluation: .*gone\.csv: no such file"):
+        benchmark_identity(own(None, str(tmp_path / "gone.csv")), "evaluation")
+
+
+def test_headline_metric() -> None:
+    own_metrics = {name: headline_metric(BenchmarkConfig(name=name)) for name in SEVEN}
+    assert {name for name, metric in own_metrics.items() if metric == "acc"} == {"boolq", "winogrande"}
+    assert headline_metric(own(None, "x.csv")) == "acc_norm"
+    assert headline_metric(BenchmarkConfig(name="boolq", metric="acc_norm")) == "acc_norm"
+
+
+def test_texts_are_distinct_and_train_ones_are_not_evaluated(tmp_path: Path) -> None:
+    def passages(name: str, texts: str) -> str:
+        rows = [{"passage": t, "question": f"{name} {i}", "label": 0} for i, t in enumerate(texts)]
+        return write_jsonl(tmp_path / f"{name}.jsonl", rows)
+
+    benchmark = BenchmarkConfig(name="boolq", train=passages("train", "abacd"), evaluation=passages("eval", "ece"))
+    assert benchmark_texts(benchmark, "train", "passage", "unused") == ["a", "b", "d"]
+    assert benchmark_texts(benchmark, "validation", "passage", "unused") == ["e", "c"]
+    with pytest.raises(InputError) as caught:
+        benchmark_texts(benchmark, "train", "pasage", "unused")
+    assert str(caught.value) == (
+        "column of boolq: no column 'pasage'; did you mean 'passage'? present: passage, question"
+    )
+    with pytest.raises(InputError, match=r"^split of boolq: got 'dev'; allowed: train, evaluation, validation, test$"):
+        benchmark_texts(benchmark, "dev", "passage", "unused")

@@ -1,0 +1,161 @@
+"""Texts, and the calibration sequences drawn from them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from helpers import write_own_benchmark
+from tailored_llama.config import BenchmarkConfig, CalibrationConfig, TextConfig
+from tailored_llama.data import load_texts, read_calibration, read_prompts
+from tailored_llama.data.benchmarks import load_benchmark
+from tailored_llama.data.calibration import CALIBRATION_SCHEMA, load_calibration
+from tailored_llama.data.prompts import render_prompts
+from tailored_llama.data.texts import text_identity
+from tailored_llama.errors import InputError
+from tailored_llama.models import load_tokenizer
+from tailored_llama.store import read_table
+
+DOCUMENTS = [f"{name}: " + f"the {name} flows to the sea. " * 8 for name in ("Rhine", "Nile", "Volga", "Po")]
+
+
+def exactly(message: str) -> str:
+    return f"^{re.escape(message)}$"
+
+
+def write(path: Path, documents: list[Any], column: str = "text") -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"id": i, column: d}) + "\n" for i, d in enumerate(documents)))
+    elif path.suffix == ".csv":
+        pd.DataFrame({"id": range(len(documents)), column: documents}).to_csv(path, index=False)
+    elif path.suffix == ".parquet":
+        pd.DataFrame({"id": range(len(documents)), column: documents}).to_parquet(path)
+    else:
+        path.write_text("\n".join(documents))
+    return path
+
+
+def calibrate(dense: Path, out: Path, source: Path, seed: int = 0, **changes: Any) -> list[list[int]]:
+    config = CalibrationConfig(source=str(source), **({"samples": 3, "tokens": 16, "column": "text"} | changes))
+    load_calibration(dense, calibration=config, downloads="no downloads", seed=seed, out=out)
+    return [list(map(int, row)) for row in read_calibration(out)]
+
+
+def test_a_long_document_gives_a_window_and_short_ones_are_joined(
+    tiny: Path, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out, source = folder("out"), write(tmp_path / "text.jsonl", [*DOCUMENTS, "A short one.", "And another."])
+    sequences = calibrate(tiny, out, source, samples=5, tokens=25)
+    rows = read_table(out / "calibration.parquet", CALIBRATION_SCHEMA)["row"].to_pylist()
+    assert [len(sequence) for sequence in sequences] == [25] * 5
+    assert sorted(rows)[:4] == [0, 1, 2, 3]  # each long document once
+    texts = dict(zip(rows, map(load_tokenizer(tiny).decode, sequences), strict=True))
+    assert all(texts[row] in DOCUMENTS[row] for row in range(4))
+    joined = ("A short one.\n\nAnd another.\n\n", "And another.\n\nA short one.\n\n")
+    assert texts[max(rows)] in {text[:25] for text in joined}
+
+
+def test_the_seed_decides_and_the_place_does_not(tiny: Path, folder: Callable[[str], Path]) -> None:
+    one, two, three = folder("one"), folder("two"), folder("three")
+    first, second = write(one / "text.jsonl", DOCUMENTS), write(two / "same.jsonl", DOCUMENTS)
+    calibrate(tiny, one, first)
+    calibrate(tiny, two, second)
+    assert (one / "calibration.parquet").read_bytes() == (two / "calibration.parquet").read_bytes()
+    assert calibrate(tiny, three, first, seed=1) != calibrate(tiny, one, first, seed=0)
+
+
+def test_further_windows_are_drawn_where_documents_run_out(
+    tiny: Path, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    sequences = calibrate(tiny, folder("out"), write(tmp_path / "text.txt", DOCUMENTS), samples=20)
+    assert len(sequences) == 20
+    assert len({tuple(sequence) for sequence in sequences}) > 10
+
+
+def test_a_document_of_just_the_length_is_enough(tiny: Path, folder: Callable[[str], Path], tmp_path: Path) -> None:
+    source = write(tmp_path / "text.jsonl", ["0123456789abcdef"])
+    assert calibrate(tiny, folder("out"), source, samples=1) == [load_tokenizer(tiny)("0123456789abcdef")["input_ids"]]
+    message = f"calibration.tokens: got 19; allowed: at most 18, the tokens of {source}"  # with the blank line
+    with pytest.raises(InputError, match=exactly(message)):
+        calibrate(tiny, folder("too-long"), source, tokens=19)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".parquet"])
+def test_every_type_of_file_is_a_text(tmp_path: Path, suffix: str) -> None:
+    documents = ['Ünïcode, "quoted"', "two\nlines", "  ", "NA"]
+    path = write(tmp_path / f"text{suffix}", documents)
+    expected = ["\n".join(documents)] if suffix == ".txt" else [documents[0], documents[1], "NA"]
+    assert load_texts(TextConfig(source=str(path)), "no downloads") == expected
+
+
+def test_the_identity_of_a_text_is_its_bytes_and_its_column(tmp_path: Path) -> None:
+    def identity(path: Path, column: str = "text") -> dict[str, Any]:
+        return text_identity(TextConfig(source=str(path), column=column))
+
+    one, same = write(tmp_path / "one.jsonl", DOCUMENTS), write(tmp_path / "same.jsonl", DOCUMENTS)
+    other = write(tmp_path / "other.jsonl", DOCUMENTS[1:])
+    assert identity(one) == identity(same)
+    assert identity(one) != identity(other)
+    assert identity(one) != identity(one, "id")
+    plain = write(tmp_path / "one.txt", DOCUMENTS)
+    assert identity(plain) == identity(plain, "id")  # a .txt file has no columns
+
+
+WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "text.jsonl": (lambda path: write(path, DOCUMENTS, "passage"), "{0}: no column 'text'; allowed: id, passage"),
+    "text.parquet": (lambda path: write(path, DOCUMENTS, "passage"), "{0}: no column 'text'; allowed: id, passage"),
+    "numbers.jsonl": (
+        lambda path: write(path, [1, 2]),
+        "source {0} (a text): holds no text; allowed: at least one document",
+    ),
+    "empty.txt": (
+        lambda path: path.write_text(" \n"),
+        "source {0} (a text): holds no text; allowed: at least one document",
+    ),
+    "latin.txt": (lambda path: path.write_bytes(b"caf\xe9"), "{0}: not UTF-8 text (byte 3)"),
+    "notes.md": (lambda path: path.write_text("x"), "{0}: type .md; allowed: .parquet, .jsonl or .csv"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_file_that_is_no_text_says_why(tmp_path: Path, name: str) -> None:
+    path, (make, message) = tmp_path / name, WRONG[name]
+    make(path)
+    with pytest.raises(InputError, match=exactly(message.format(path))):
+        load_texts(TextConfig(source=str(path)), "no downloads")
+
+
+@pytest.mark.parametrize("source", ["/nowhere/text.txt", "wikitext", "./nowhere/text.txt"])
+def test_a_text_that_is_nowhere(source: str) -> None:
+    message = (
+        f"text.source: got {source!r}, no such file; allowed: boolq, piqa, hellaswag, winogrande, arc_easy, "
+        "arc_challenge, openbookqa, a .txt, .parquet, .jsonl or .csv file, or a Hub data set (owner/name)"
+    )
+    with pytest.raises(InputError, match=exactly(message)):
+        text_identity(TextConfig(source=source))
+
+
+def test_the_training_prompts_of_the_run_are_a_text(tiny: Path, folder: Callable[[str], Path]) -> None:
+    benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")))
+    examples, prompts, out = folder("examples"), folder("prompts"), folder("out")
+    load_benchmark(benchmark, downloads="", out=examples)
+    render_prompts(examples, benchmark=benchmark, split="train", template="harness", out=prompts, shots=8, held_out=8)
+    load_calibration(
+        tiny,
+        calibration=CalibrationConfig(source="prompts", samples=5, tokens=48),
+        downloads="",
+        seed=0,
+        out=out,
+        prompts=[prompts],
+    )
+    tokenizer = load_tokenizer(tiny)
+    text = "\n\n".join(p.contexts[p.answer] + p.continuations[p.answer] for p in read_prompts(prompts, "shots"))
+    windows = [tokenizer.decode(ids) for ids in read_calibration(out)]
+    assert len(set(windows)) == 5
+    assert all(window in text for window in windows)

@@ -1,0 +1,234 @@
+"""Written answers: what is generated, where it stops, and how it is judged."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import plain_loglikelihood, write_jsonl
+from tailored_llama.config import BenchmarkConfig, ExecutionConfig
+from tailored_llama.data import Example, Prompt, read_prompts
+from tailored_llama.data.benchmarks import check_benchmark, load_benchmark, load_examples
+from tailored_llama.data.prompts import render_prompts
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import read_score, recovery_rows, recovery_tables
+from tailored_llama.evaluation.generation import exact_match, f1, generate, normalise, written_floor
+from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, read_answers
+from tailored_llama.evaluation.scoring import score_benchmark
+from tailored_llama.models import load_model, load_tokenizer
+from tailored_llama.reports.parts import number
+from tailored_llama.reports.text import answer_notes
+from tailored_llama.store import read_table
+
+CONTEXTS = ["The sky is", "x", "Question: what is it that a very long question asks?\nAnswer:", "Two words"]
+
+
+def plain(model: Any, tokenizer: Any, context: str, count: int) -> str:
+    """Greedy decoding by hand: one whole forward pass for every token."""
+    ids = tokenizer.encode(context)
+    start = len(ids)
+    with torch.no_grad():
+        while len(ids) < start + count and ids[-1] != tokenizer.eos_token_id:
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return str(tokenizer.decode(ids[start:], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 4096], ids=["many batches", "one batch"])
+def test_batches_write_what_each_context_gets_alone(tiny: Path, batch_tokens: int) -> None:
+    model, tokenizer = load_model(tiny), load_tokenizer(tiny)
+    expected = [plain(model, tokenizer, context, 12) for context in CONTEXTS]
+    assert generate(model, tokenizer, CONTEXTS, 12, batch_tokens=batch_tokens) == expected
+
+
+def test_an_answer_ends_before_the_first_stop_string(tiny: Path) -> None:
+    model, tokenizer = load_model(tiny), load_tokenizer(tiny)
+    whole = plain(model, tokenizer, "The sky is", 24)
+    first, second = [i for i in range(1, len(whole)) if whole[i].isascii() and whole[i] not in whole[:i]][:2]
+    stop = [whole[second], whole[first]]
+    assert generate(model, tokenizer, ["The sky is"], 24, stop) == [whole[:first]]
+    steps: list[int] = []
+    model.lm_head.register_forward_hook(lambda *_: steps.append(1))
+    generate(model, tokenizer, ["The sky is"], 24, stop)
+    assert len(steps) < 24  # and nothing is computed after it
+
+
+def test_a_stop_string_that_the_prompt_ends_with_stops_nothing(tiny: Path) -> None:
+    model, tokenizer = load_model(tiny), load_tokenizer(tiny)
+    whole = plain(model, tokenizer, "The sky is", 12)
+    assert generate(model, tokenizer, ["The sky is"], 12, ["is" + whole[0], "sky"]) == [whole]
+
+
+def test_padding_counts(tiny: Path) -> None:
+    model, tokenizer = load_model(tiny), load_tokenizer(tiny)
+    shapes: list[tuple[int, ...]] = []
+    model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
+    generate(model, tokenizer, ["x" * 100, *["y" * 4] * 30], 4, batch_tokens=208)
+    first = [shape for shape in shapes if shape[1] > 1]
+    assert first == [(2, 100), (26, 4), (3, 4)]  # 2 × 104, then 26 × 8
+
+
+def test_a_long_context_loses_its_start_and_leaves_room(tiny: Path) -> None:
+    model, tokenizer = load_model(tiny), load_tokenizer(tiny)
+    long = "abc" * 100
+    assert generate(model, tokenizer, [long], 6) == [plain(model, tokenizer, long[-250:], 6)]
+    with pytest.raises(InputError, match="max_new_tokens: got 256; allowed: less than 256, the model's context"):
+        generate(model, tokenizer, ["x"], 256)
+
+
+def test_normal_form_and_metrics_by_hand() -> None:
+    assert normalise("  The  U.S. of\nAn America! ") == "us of america"
+    assert exact_match(" the Eiffel tower.", ["Big Ben", "Eiffel Tower"]) == 1
+    assert exact_match("Eiffel", ["Eiffel Tower"]) == 0
+    assert f1("tower of Eiffel", ["Big Ben", "Eiffel Tower"]) == pytest.approx(2 * 2 / (3 + 2))
+    assert f1("ben ben", ["Big Ben"]) == pytest.approx(2 * 1 / (2 + 2))  # a word counts as often as it is wanted
+    assert (f1("the", ["a"]), f1("", ["x"]), f1("x", ["the"])) == (1, 0, 0)
+
+
+def test_the_floor_is_always_writing_the_commonest_accepted_text() -> None:
+    def prompt(*accepted: str) -> Prompt:
+        return Prompt(0, ("q",) * len(accepted), accepted, 0, (0,) * len(accepted))
+
+    asked = [prompt(" Yes", " yes."), prompt(" no"), prompt(" maybe", " YES"), prompt(" the no")]
+    assert written_floor(asked, "exact_match") == written_floor(asked, "f1") == 0.5
+    cars = [prompt(" red car"), prompt(" blue car"), prompt(" green car"), prompt(" car")]
+    assert written_floor(cars, "exact_match") == 0.25
+    assert written_floor(cars, "f1") == pytest.approx((3 * 2 / 3 + 1) / 4)  # always "car"
+
+
+ROWS = [
+    {
+        "passage": "Ann is six.",
+        "question": "How old is Ann?",
+        "answers": {"text": ["six", "6"], "answer_start": [7, 7]},
+    },
+    {"passage": "Bob is two.", "question": "How old is Bob?", "answers": ["two"]},
+    {"passage": "Eve is ten.", "question": "How old is Eve?", "answers": '["ten", "10"]'},
+    {"passage": "Tim is not.", "question": "How old is Tim?", "answers": "[unknown]"},
+]
+
+
+def written(folder: Path, **changes: Any) -> BenchmarkConfig:
+    settings = {
+        "name": "ages",
+        "train": write_jsonl(folder / "train.jsonl", [row | {"passage": row["passage"] + "!"} for row in ROWS]),
+        "evaluation": write_jsonl(folder / "evaluation.jsonl", ROWS),
+        "context": "{passage}\nQuestion: {question}\nAnswer:",
+        "answer": "answers",
+        "metric": "f1",
+        "max_new_tokens": 6,
+        "stop": ["\n", "."],
+    }
+    return BenchmarkConfig(**(settings | changes))
+
+
+def test_a_benchmark_of_ones_own_with_written_answers(tmp_path: Path) -> None:
+    examples = load_examples(written(tmp_path), "evaluation", "")
+    assert examples[0] == Example(0, {"context": "Ann is six.\nQuestion: How old is Ann?\nAnswer:"}, ("six", "6"), 0)
+    assert [example.choices for example in examples[1:]] == [("two",), ("ten", "10"), ("[unknown]",)]
+
+
+def test_the_model_learns_where_to_stop_and_is_judged_without(tmp_path: Path) -> None:
+    benchmark, examples = written(tmp_path), tmp_path / "examples"
+    for name in ("examples", "train", "evaluation"):
+        (tmp_path / name).mkdir()
+    load_benchmark(benchmark, downloads="", out=examples)
+    render_prompts(
+        examples,
+        benchmark=benchmark,
+        split="train",
+        template="harness",
+        out=tmp_path / "train",
+        shots=2,
+        held_out=1,
+        num_fewshot=1,
+    )
+    render_prompts(
+        examples,
+        benchmark=benchmark,
+        split="evaluation",
+        template="harness",
+        out=tmp_path / "evaluation",
+        num_fewshot=1,
+    )
+    (shot, _), (first, *_) = (
+        read_prompts(tmp_path / "train", "shots"),
+        read_prompts(tmp_path / "evaluation", "evaluation"),
+    )
+    assert all(continuation.endswith("\n") for continuation in shot.continuations)
+    assert first.continuations == (" six", " 6")
+    assert first.contexts[0].count("Question:") == 2
+
+
+def test_the_stage_writes_answers_and_metrics(tiny: Path, folder: Callable[[str], Path]) -> None:
+    benchmark, examples, prompts, out = written(folder("data")), folder("examples"), folder("prompts"), folder("out")
+    load_benchmark(benchmark, downloads="", out=examples)
+    render_prompts(examples, benchmark=benchmark, split="evaluation", template="harness", out=prompts)
+    score_benchmark(tiny, None, prompts, benchmark=benchmark, out=out, execution=ExecutionConfig(device="cpu"))
+    rows = read_table(out / "answers.parquet", ANSWERS_SCHEMA).to_pylist()
+    contexts = [prompt.contexts[0] for prompt in read_prompts(prompts, "evaluation")]
+    texts = generate(load_model(tiny), load_tokenizer(tiny), contexts, 6, ["\n", "."])
+    assert [row["text"] for row in rows] == [text.strip() for text in texts]
+    assert rows[0]["accepted"] == ["six", "6"]
+    result = json.loads((out / "metrics.json").read_text())
+    assert (result["metric"], result["examples"], result["floor"]) == ("f1", 4, 0.25)
+    assert result["f1"] == pytest.approx(read_answers(out, "f1").values.mean())
+    assert {"exact_match", "exact_match_stderr", "f1_stderr"} <= result.keys()
+
+    model, tokenizer = load_model(tiny), load_tokenizer(tiny)
+    likely = [
+        plain_loglikelihood(model, tokenizer, c, " " + row["accepted"][0])
+        for c, row in zip(contexts, rows, strict=True)
+    ]
+    assert [row["loglikelihood"] for row in rows] == pytest.approx(likely, rel=1e-4)
+    tokens = [len(tokenizer.encode(" " + row["accepted"][0])) for row in rows]
+    assert [row["tokens"] for row in rows] == tokens
+    assert result["answer_perplexity"] == pytest.approx(math.exp(-sum(likely) / sum(tokens)), rel=1e-4)
+
+    scores = {model: {"ages": read_score(out)} for model in ("dense", "pruned")} | {
+        "tailored": {"ages": read_score([out, out])}
+    }
+    report = recovery_tables(recovery_rows(scores, 0.2), [])
+    said = number(result["answer_perplexity"], 1)
+    assert answer_notes(report) == [
+        f"Perplexity of ages's accepted answers, ratio 0.2: dense {said}, pruned {said}, tailored {said}."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"choices": "options"}, ".choices: got 'options'; allowed: only with metric acc or acc_norm"),
+        (
+            {"metric": "acc", "choices": "options"},
+            ".max_new_tokens: got 6; allowed: only with metric exact_match or f1",
+        ),
+        ({"context": "{passage"}, ".context: got '{passage', expected '}' before end of string; allowed: {column}"),
+        ({"context": "{text} {question}"}, ": evaluation.jsonl: no column 'text'; present: passage, question, answers"),
+        (
+            {"answer": "answer"},
+            ": evaluation.jsonl: no column 'answer'; did you mean 'answers'? present: passage, question, answers",
+        ),
+        (
+            {"name": "boolq", "context": None, "answer": None},
+            ".metric: got 'f1'; allowed: acc or acc_norm, as it has choices",
+        ),
+    ],
+)
+def test_one_line_says_what_is_wrong(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_examples(written(tmp_path, **changes), "evaluation", "")
+    assert str(caught.value) == f"benchmarks.{changes.get('name', 'ages')}{message}"
+
+
+def test_an_answer_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    rows = [*ROWS[:1], ROWS[1] | {"answers": [7]}]
+    benchmark = written(tmp_path, evaluation=write_jsonl(tmp_path / "bad.jsonl", rows))
+    check_benchmark(benchmark)
+    with pytest.raises(InputError, match=r"bad\.jsonl row 1: column answers: got \[7\]; allowed: a text, or a list of"):
+        load_examples(benchmark, "evaluation", "")

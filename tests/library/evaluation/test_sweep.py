@@ -1,0 +1,297 @@
+"""Sweeps: which cells a grid makes, what is said of a bad one, and what the table and the page say of good ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tailored_llama.config import SweepConfig, dense_runs, load_sweep, sweep_cells
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow, SweptModel, read_sweep
+from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, metrics
+from tailored_llama.evaluation.sweep import measure
+from tailored_llama.reports import sweep_table
+from tailored_llama.reports.sweep import write_sweep
+from tailored_llama.store import read_rows, write_table
+
+GRID = '[[grid]]\n"pruning.criterion" = ["flap", "random"]\n"pruning.ratios" = [0.1, 0.2]\n'
+
+
+def sweep_file(folder: Path, grid: str) -> Path:
+    path = folder / "sweep.toml"
+    path.write_text('benchmarks = ["piqa"]\n[pruning]\nprotect_last = 2\n' + grid)
+    return path
+
+
+def test_a_table_makes_every_combination_and_tables_are_joined(tmp_path: Path) -> None:
+    again = '[[grid]]\n"reconstruction.method" = ["bias"]\n"pruning.ratios" = [0.2]\n' + GRID
+    found = sweep_cells(load_sweep(sweep_file(tmp_path, GRID + again), ["scoring.limit=5"]))
+    assert [(cell.label, *cell.run.pruning.ratios) for cell in found] == [
+        ("flap, sequential", 0.1), ("flap, sequential", 0.2), ("random, sequential", 0.1), ("random, sequential", 0.2),
+        ("taylor_gate, bias", 0.2),
+    ]  # fmt: skip
+    assert [cell.run.pruning.criterion for cell in found] == ["flap", "flap", "random", "random", "taylor_gate"]
+    assert {(cell.run.pruning.protect_last, cell.run.scoring.limit) for cell in found} == {(2, 5)}
+
+
+def test_cells_that_differ_have_labels_that_differ(tmp_path: Path) -> None:
+    first, last = ('[[grid]]\n"pruning.protect_' + end + '" = [1]\n' for end in ("first", "last"))
+    labels = [cell.label for cell in sweep_cells(load_sweep(sweep_file(tmp_path, first + last)))]
+    assert labels == ["protect_first=1, protect_last=2", "protect_first=0, protect_last=1"]
+
+
+def test_ratios_of_the_run_are_cells_where_the_grid_names_none(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path, '[[grid]]\n"pruning.criterion" = ["flap"]\n')
+    found = sweep_cells(load_sweep(path, ["pruning.ratios=[0.3, 0.4]"]))
+    assert [cell.run.pruning.ratios for cell in found] == [(0.3,), (0.4,)]
+
+
+def test_cells_that_differ_in_their_seed_only_have_one_label(tmp_path: Path) -> None:
+    found = sweep_cells(load_sweep(sweep_file(tmp_path, '[[grid]]\n"pruning.criterion" = ["flap"]\nseed = [3, 4]\n')))
+    assert [(cell.label, cell.run.seed) for cell in found] == [("flap", 3), ("flap", 4)]
+
+
+def test_tables_may_have_names(tmp_path: Path) -> None:
+    grid = GRID + '[[grid]]\n"pruning.criterion" = ["magnitude_l1"]\n"pruning.steps" = [2]\n'
+    found = sweep_cells(load_sweep(sweep_file(tmp_path, grid), ['labels=["cheap", "norm"]']))
+    assert [cell.label for cell in found] == ["cheap, flap", "cheap, flap", "cheap, random", "cheap, random", "norm"]
+    with pytest.raises(InputError, match=r"labels: got 1; allowed: 2, one for each table of the grid"):
+        load_sweep(sweep_file(tmp_path, grid), ['labels=["cheap"]'])
+
+
+def test_a_searched_template_is_a_cell_of_its_own_beside_the_runs(tmp_path: Path) -> None:
+    grid = '[[grid]]\n"prompts.template" = ["generic", "searched", "harness"]\n'
+    found = sweep_cells(load_sweep(sweep_file(tmp_path, grid)))
+    assert [(cell.label, cell.searched, cell.run.prompts.template) for cell in found] == [
+        ("generic", False, "generic"), ("searched", True, "harness"), ("harness", False, "harness"),
+    ]  # fmt: skip
+
+
+def test_curves_are_drawn_over_the_axis_one_for_each_other_setting(tmp_path: Path) -> None:
+    grid = '[[grid]]\n"tuning.shots" = [10, 50]\n"tuning.rank" = [4, 8]\n'
+    found = sweep_cells(load_sweep(sweep_file(tmp_path, grid), ["axis=tuning.shots", "tailored=true"]))
+    assert [(cell.label, cell.curve, cell.place) for cell in found] == [
+        ("shots=10, rank=4", "rank=4, @ 0.2", 10), ("shots=10, rank=8", "rank=8, @ 0.2", 10),
+        ("shots=50, rank=4", "rank=4, @ 0.2", 50), ("shots=50, rank=8", "rank=8, @ 0.2", 50),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"axis: got 'tuning.alpha'; allowed: pruning.ratios, or a field of the grid"):
+        load_sweep(sweep_file(tmp_path, grid), ["axis=tuning.alpha", "tailored=true"])
+    with pytest.raises(
+        InputError, match=r"grid: got 'tuning.shots', which changes nothing without tuning; allowed: with"
+    ):
+        load_sweep(sweep_file(tmp_path, grid))
+    with pytest.raises(
+        InputError, match=r"axis: got 'pruning.criterion', which is 'flap' in a cell; allowed: a numeric field"
+    ):
+        load_sweep(sweep_file(tmp_path, GRID), ["axis=pruning.criterion"])
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("", "grid: not set"),
+        ("grid = []", "grid: got []; allowed: at least 1 item"),
+        ('[[grid]]\n"pruning.criterion" = "flap"', "grid.0.pruning.criterion: got 'flap'; allowed: a list"),
+        (
+            GRID + '"pruning.steps" = [0]',
+            "grid, cell {'pruning.criterion': 'flap', 'pruning.ratios': 0.1, 'pruning.steps': 0}: pruning.steps: got 0",
+        ),
+        (GRID + '"pruning.step" = [2]', "pruning.step: unknown key; did you mean pruning.steps?"),
+        (GRID + '[[grid]]\n"pruning.criterion" = []', "grid.1.pruning.criterion: got []; allowed: at least 1 item"),
+        (
+            GRID + '"seed.foo" = [1]',
+            "grid, cell {'pruning.criterion': 'flap', 'pruning.ratios': 0.1, 'seed.foo': 1}: seed",
+        ),
+        (
+            GRID + '"scoring.limit" = [1]',
+            "grid: got 'scoring.limit'; allowed: seed, and the fields of model, calibration, pruning, reconstruction, "
+            "distillation, healing, prompts, tuning",
+        ),
+    ],
+)
+def test_a_bad_grid_is_named(tmp_path: Path, grid: str, message: str) -> None:
+    place = "benchmarks = ['piqa']\n" + grid
+    (tmp_path / "sweep.toml").write_text(place)
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_sweep(tmp_path / "sweep.toml")
+
+
+def test_a_model_is_a_setting_with_a_dense_row_of_its_own(tmp_path: Path) -> None:
+    grid = '[[grid]]\n"model.source" = ["a/small", "b/large"]\n"pruning.ratios" = [0.1, 0.2]\n'
+    config = load_sweep(sweep_file(tmp_path, grid), ["prompts.template=generic"])
+    found = sweep_cells(config)
+    assert [(cell.label, cell.dense) for cell in found[1:3]] == [
+        ("a/small", "dense, a/small"),
+        ("b/large", "dense, b/large"),
+    ]
+    runs = dense_runs(config, found)
+    assert {label: run.model.source for label, run in runs.items()} == {
+        "dense, a/small": "a/small", "dense, b/large": "b/large",
+    }  # fmt: skip
+    assert {run.prompts.template for run in runs.values()} == {"generic"}
+    one = load_sweep(sweep_file(tmp_path, GRID))
+    assert dense_runs(one, sweep_cells(one)) == {"dense": one}
+
+
+def dense_row(label: str, parameters: int, perplexity: float, **figures: Any) -> SweepRow:
+    """A dense model's row, as `measure` would fill it in."""
+    sizes: dict[str, Any] = {"parameters": parameters, "dense_parameters": parameters}
+    return SweepRow(label, 0.0, **sizes, perplexity=perplexity, dense_perplexity=perplexity, **figures)
+
+
+DENSE = dense_row("dense", 1000, 20.0, accuracy=0.5, accuracy_stderr=0.01, examples=200)
+
+
+def cell_row(
+    label: str, ratio: float, parameters: int, perplexity: float, dense: SweepRow = DENSE, **figures: Any
+) -> SweepRow:
+    """One setting's row, as `measure` would fill it in."""
+    beside = {"dense_parameters": dense.parameters, "dense_perplexity": dense.perplexity}
+    return SweepRow(label, ratio, label, parameters=parameters, perplexity=perplexity, **beside, **figures)
+
+
+ROWS = (
+    DENSE,
+    cell_row("flap", 0.2, 800, 50.0, accuracy=0.4, accuracy_stderr=0.01, examples=200),
+    cell_row("flap", 0.1, 900, 30.0, accuracy=0.45, accuracy_stderr=0.01, examples=200),
+    SweepRow("<b>random</b>", 0.2, error="CUDA out of memory"),
+)
+
+
+def on_piqa(row: SweepRow) -> list[SweepBenchmarkRow]:
+    """A scored row's only benchmark."""
+    if row.accuracy is None:
+        return []
+    figures = (200, 0.5, row.accuracy, row.accuracy_stderr or 0.0, row.recovery, row.recovery_low, row.recovery_high)
+    return [SweepBenchmarkRow(row.label, row.ratio, "piqa", "acc_norm", *figures, True)]
+
+
+def written(config: SweepConfig, out: Path, *rows: SweepRow) -> str:
+    out.mkdir()
+    write_sweep(config, [(row, on_piqa(row)) for row in rows], out=out)
+    assert read_sweep(out) == list(rows)
+    found = read_rows(out / "benchmarks.parquet", SweepBenchmarkRow)
+    assert found == [one for row in rows for one in on_piqa(row)]
+    return (out / "sweep.html").read_text()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> SweepConfig:
+    return load_sweep(sweep_file(tmp_path, GRID))
+
+
+def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: SweepConfig, tmp_path: Path) -> None:
+    page = written(config, tmp_path / "out", *ROWS)
+    assert page.count("<svg") == 2
+    assert "3 settings, of which 1 failed" in page
+    assert "Lowest perplexity ÷ dense: 1.50 at 10\xa0% (flap); 2.50 at 20\xa0% (flap)." in page
+    assert "&lt;b&gt;random&lt;/b&gt;" in page
+    assert "failed: CUDA out of memory" in page
+    assert "<b>random" not in page
+    text = re.sub(r"<[^>]*>|\s+", " ", page)
+    assert re.search(r"flap 20\.00.% 800 50\.00 2\.50 0\.400", " ".join(text.split()))
+    assert re.search(
+        r"piqa acc_norm floor – 0\.500 dense – 0\.500 ± 0\.010 flap 20\.00.% 0\.400", " ".join(text.split())
+    )
+    markdown = (tmp_path / "out" / "sweep.md").read_text()
+    assert "| flap | 20.00\xa0% | 50.00 | 2.50 | 0.400±.010 |" in markdown
+    assert "failed: CUDA out of memory" in markdown
+    assert "<b>random" not in markdown
+    shown = re.findall(r"\]\((.+?\.png)\)", markdown)
+    assert shown == ["perplexity.png", "accuracy.png"]
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == set(shown)
+    shared = page[page.index("What all cells share") :]
+    assert "protect_last = 2" in shared
+    assert "criterion" not in shared
+    assert "ratios" not in shared
+
+
+def test_a_sweep_without_scores_or_without_success_is_still_a_page(config: SweepConfig, tmp_path: Path) -> None:
+    dense = dense_row("dense", 1000, 20.0)
+    assert written(config, tmp_path / "unscored", dense, cell_row("flap", 0.2, 800, 50.0)).count("<svg") == 1
+    assert "](perplexity.png)" in (tmp_path / "unscored" / "sweep.md").read_text()
+    assert written(config, tmp_path / "failed", DENSE, ROWS[3]).count("<svg") == 0
+
+
+def test_several_models_are_each_beside_their_own_dense_one(tmp_path: Path) -> None:
+    grid = '[[grid]]\n"model.source" = ["small", "large"]\n'
+    config = load_sweep(sweep_file(tmp_path, grid))
+    figures: dict[str, Any] = {"accuracy": 0.4, "accuracy_stderr": 0.01, "examples": 200}
+    small, large = (
+        dense_row(f"dense, {name}", n, p, **figures) for name, n, p in (("small", 1000, 20.0), ("large", 5000, 8.0))
+    )
+    recovered: dict[str, Any] = {"recovery": 0.9, "recovery_low": 0.8, "recovery_high": 1.0, **figures}
+    rows = (
+        small,
+        large,
+        cell_row(
+            "small", 0.2, 800, 50.0, small, **recovered, chance_corrected=0.5, cc_low=-0.1, cc_high=0.7, cc_benchmarks=1
+        ),
+        cell_row("large", 0.2, 4000, 12.0, large, **recovered),
+    )
+    tied = replace(rows[2], label="small too", curve="small too")
+    page = written(config, tmp_path / "tied", small, rows[2], tied)
+    assert "mean recovery: 90.0\xa0% at 20\xa0% (all settings). Lowest" in page
+    page = written(config, tmp_path / "out", *rows)
+    assert re.findall(r"<h2>(.+?)</h2>\s*<figure>", page) == ["Recovery"]  # no curve goes through a single ratio
+    assert "<h1>Sweep of small, large</h1>" in page
+    assert "2 settings. Highest mean recovery" in page
+    assert "Lowest perplexity ÷ dense: 1.50 at 20\xa0% (large)." in page
+    text = " ".join(re.sub(r"<[^>]*>|\s+", " ", page).split())
+    assert "dense, large – 8.00 1.00 0.400 ± 0.010 100 % 100 % small 20.00 % 50.00 2.50 0.400" in text.replace(
+        "\xa0", " "
+    ).replace("&nbsp;", " ")
+    markdown = (tmp_path / "out" / "sweep.md").read_text()
+    assert "| small | 20.00\xa0% | 2.50 | 0.400±.010 | 90.0\xa0% (80–100) | 50.0\xa0% (−10, 70) |" in markdown
+    assert "| large | 20.00\xa0% | 1.50 | 0.400±.010 | 90.0\xa0% (80–100) | – |" in markdown
+
+
+def made(folder: Path, name: str, perplexity: float, right: list[int]) -> SweptModel:
+    """A model that is right where `right` says, of eight examples."""
+    place, measured = folder / name / "scores", folder / name / "perplexity"
+    place.mkdir(parents=True)
+    measured.mkdir()
+    columns = {
+        "example": range(8),
+        "loglikelihoods": [[0.0, 0.0]] * 8,
+        "prediction": right,
+        "prediction_norm": right,
+        "answer": [1] * 8,
+    }
+    write_table(place / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
+    found = {"metric": "acc", "floor": 0.25, "examples": 8, **metrics({"acc": [float(hit) for hit in right]})}
+    (place / "metrics.json").write_text(json.dumps(found))
+    (measured / "metrics.json").write_text(json.dumps({"perplexity": perplexity}))
+    return SweptModel(folder / "model", measured, {"piqa": place})
+
+
+def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(tiny)
+    both = [made(tmp_path, "a", 40.0, [1, 1, 1, 0, 0, 0, 0, 0]), made(tmp_path, "b", 60.0, [0, 1, 1, 1, 1, 1, 0, 0])]
+    dense = made(tmp_path, "dense", 20.0, [1] * 6 + [0] * 2)
+    row, (piqa,) = measure(SweepRow("flap", 0.2), both, [dense, dense])
+    assert (piqa.benchmark, piqa.accuracy, piqa.recovery) == ("piqa", row.accuracy, row.recovery)
+    assert (piqa.metric, piqa.floor, piqa.dense_above_floor) == ("acc", 0.25, True)
+    assert (row.seeds, row.perplexity, row.perplexity_least, row.perplexity_most) == (2, 50.0, 40.0, 60.0)
+    assert (row.removed, row.times_dense, row.accuracy) == (0.0, 2.5, 0.5)
+    assert (row.recovery, row.recovery_least, row.recovery_most) == (pytest.approx(4 / 6), 0.5, pytest.approx(5 / 6))
+    low, high = row.recovery_low, row.recovery_high
+    assert low is not None
+    assert high is not None
+    assert low < 4 / 6 < high <= 1
+    alone, _ = measure(SweepRow("flap", 0.2), both[:1], [dense])
+    assert (alone.recovery_low or 0) < low  # two halves of an example vary less than a whole one
+
+
+def test_the_console_table(config: SweepConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(config, tmp_path / "out", *ROWS)
+    Console(width=100).print(sweep_table(tmp_path / "out"))
+    lines: list[Any] = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["flap", "20.00", "%", "50.00", "2.50", "0.400±.010"] in lines
+    assert any(line[:1] == ["<b>random</b>"] and "failed:" in line for line in lines)

@@ -1,0 +1,188 @@
+"""Every LLaMA-family architecture: what is removed is what was zeroed, and the rest loads, generates and is tuned."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from helpers import CPU, UNFITTED, plain_loglikelihood, save_tiny_llama
+from tailored_llama.config import PruningConfig
+from tailored_llama.data import Prompt, encode_prompt, shared_header
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation.scoring import loglikelihoods
+from tailored_llama.models import load_model, load_tokenizer, read_config, read_structure
+from tailored_llama.pruning import read_groups, read_plan
+from tailored_llama.pruning.groups import build_graph, read_slices, trace
+from tailored_llama.pruning.importance import write_importance
+from tailored_llama.pruning.prune import prune
+
+IDS = torch.tensor([[5, 9, 200, 31, 77, 14, 3, 8]])
+LLAMA3 = {
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "LLaMA 1 and 2 (MHA, untied)": ("llama", {"num_key_value_heads": 4, "tie_word_embeddings": False}),
+    "LLaMA 3.2 (GQA, tied, scaled RoPE)": ("llama", LLAMA3),
+    "SmolLM (9 heads over 3)": (
+        "llama",
+        {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 36, "head_dim": 4},
+    ),
+    "LLaMA with all biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "MQA": ("llama", {"num_key_value_heads": 1}),
+    "head_dim 6": ("llama", {"head_dim": 6}),
+    "Mistral": ("mistral", {"sliding_window": None, "tie_word_embeddings": False}),
+    "Mistral (sliding window)": ("mistral", {"sliding_window": 64}),
+    "Qwen2 (biases on q, k, v)": ("qwen2", {}),
+    "Qwen2 (sliding in later layers)": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2},
+    ),
+    "Qwen3 (norms on q and k)": ("qwen3", {}),
+    "Gemma": ("gemma", {"head_dim": 16}),
+    "Gemma 2 (soft-capping)": (
+        "gemma2",
+        {"query_pre_attn_scalar": 8, "sliding_window": 64, "attn_logit_softcapping": 2.0},
+    ),
+    "Gemma 3": ("gemma3_text", {"query_pre_attn_scalar": 8, "sliding_window": 64}),
+    "Phi-3 (fused)": ("phi3", {"pad_token_id": 0, "sliding_window": None}),
+    "Phi-3 (fused, MHA, partial RoPE)": (
+        "phi3",
+        {"pad_token_id": 0, "num_key_value_heads": 4, "head_dim": 8, "partial_rotary_factor": 0.75},
+    ),
+    "SmolLM3 (layers without RoPE)": ("smollm3", {"no_rope_layer_interval": 2, "pad_token_id": 0}),
+}
+UNIFORM = PruningConfig(allocation="uniform", min_channels=2)
+LAYERED = PruningConfig(allocation="global", min_channels=2)
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"]
+
+every_model = pytest.mark.parametrize(("architecture", "changes"), MODELS.values(), ids=MODELS.keys())
+
+
+def prepare(tmp_path: Path, architecture: str, changes: dict[str, Any]) -> tuple[Path, Path]:
+    dense = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
+    groups = tmp_path / "groups"
+    groups.mkdir()
+    build_graph(dense, out=groups)
+    return dense, groups
+
+
+def pruned(tmp_path: Path, dense: Path, folder: Path, pruning: PruningConfig, ratio: float = 0.2) -> Path:
+    groups = read_groups(folder)
+    write_importance(folder, groups, np.random.default_rng(1).random(len(groups)), "random")
+    out = tmp_path / pruning.allocation
+    out.mkdir()
+    prune(dense, folder, folder, None, ratio=ratio, pruning=pruning, reconstruction=UNFITTED, out=out, execution=CPU)
+    return out
+
+
+@every_model
+def test_a_mapped_layer_couples_what_the_trace_of_all_layers_does(
+    tmp_path: Path, architecture: str, changes: dict[str, Any]
+) -> None:
+    dense, _ = prepare(tmp_path, architecture, changes)
+    config, layers = read_config(dense), read_structure(dense).layers
+    assert trace(config, layers) == trace(config, layers[:1]) * len(layers)
+
+
+@every_model
+@pytest.mark.parametrize("header", ["", "Solved before: yes. " * 5], ids=["no header", "header"])
+def test_packed_rows_score_as_plain_passes_do_beyond_any_sliding_window(
+    tmp_path: Path, architecture: str, changes: dict[str, Any], header: str
+) -> None:
+    narrow = {name: 24 for name, value in changes.items() if name == "sliding_window" and value}
+    folder = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **(changes | narrow))
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    model.set_attn_implementation("eager")  # all that an architecture asks of attention
+    questions = [("The sky over the whole of the land is", " blue", " a very long way up"), ("Is it?", " no", " yes")]
+    prompts = [
+        Prompt(i, (header + context,) * 2, choices, 0, (1, 1)) for i, (context, *choices) in enumerate(questions)
+    ]
+    encoded = [encode_prompt(tokenizer, prompt, 256) for prompt in prompts]
+    assert len(shared_header(encoded)) == len(header)
+    for prompt, row in zip(prompts, loglikelihoods(model, encoded, 256), strict=True):
+        pairs = zip(prompt.contexts, prompt.continuations, strict=True)
+        assert row == pytest.approx([plain_loglikelihood(model, tokenizer, *pair) for pair in pairs], abs=1e-4)
+
+
+@every_model
+@pytest.mark.parametrize("pruning", [UNIFORM, LAYERED], ids=["uniform", "per-layer"])
+def test_removing_equals_zeroing_and_the_rest_is_a_model(
+    tmp_path: Path, architecture: str, changes: dict[str, Any], pruning: PruningConfig
+) -> None:
+    dense, folder = prepare(tmp_path, architecture, changes)
+    out = pruned(tmp_path, dense, folder, pruning)
+    kept = np.array(read_plan(out)["kept"].to_pylist())
+    masked = load_model(dense)
+    parameters = dict(masked.named_parameters())
+    shapes = {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
+    for part in read_slices(folder, shapes):
+        gone = torch.from_numpy(np.flatnonzero((part.owner >= 0) & ~kept[part.owner]))
+        parameters[part.parameter].data.index_fill_(part.dim, gone, 0)
+    model = load_model(out)
+    with torch.no_grad():
+        logits = model(IDS).logits
+        torch.testing.assert_close(logits, masked(IDS).logits, rtol=0, atol=5e-5)
+    assert sum(p.numel() for p in model.parameters()) == read_structure(out).parameters
+
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, logits)
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 256}
+    cached, plain = (again.generate(IDS, use_cache=use, **options) for use in (True, False))
+    assert torch.equal(cached, plain)
+    again.set_attn_implementation("eager")
+    with torch.no_grad():
+        torch.testing.assert_close(again(IDS).logits, logits, rtol=0, atol=5e-5)
+
+    tuned = get_peft_model(again, LoraConfig(r=2, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    tuned(IDS, labels=IDS).loss.backward()
+    assert all(p.grad is not None for name, p in tuned.named_parameters() if "lora_" in name)
+
+
+@pytest.mark.parametrize("name", ["Qwen3 (norms on q and k)", "Gemma 3", "Phi-3 (fused)"])
+def test_per_layer_checkpoints_load_without_the_library(tmp_path: Path, name: str) -> None:
+    architecture, changes = MODELS[name]
+    dense, folder = prepare(tmp_path, architecture, changes)
+    out = pruned(tmp_path, dense, folder, LAYERED)
+    with torch.no_grad():
+        expected = load_model(out)(IDS).logits
+    torch.save(expected, tmp_path / "expected.pt")
+    code = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForCausalLM\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True).eval()\n"
+        "assert 'tailored_llama' not in sys.modules\n"
+        f"expected = torch.load({str(tmp_path / 'expected.pt')!r})\n"
+        f"assert torch.equal(model(torch.tensor({IDS.tolist()})).logits, expected)\n"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_architecture_that_is_not_supported_is_named(tmp_path: Path) -> None:
+    dense = save_tiny_llama(tmp_path / "dense")
+    config = json.loads((dense / "config.json").read_text()) | {"model_type": "mixtral"}
+    (dense / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"architecture mixtral; allowed: llama, mistral, qwen2"):
+        read_structure(dense)

@@ -1,0 +1,630 @@
+"""Models: every source becomes one whole checkpoint, and nothing broken is loaded or made up."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFWriter
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from helpers import save_tiny_llama, write_own_benchmark
+from tailored_llama.config import BenchmarkConfig, DistillationConfig, Dtype, ExecutionConfig, ModelConfig, TuningConfig
+from tailored_llama.data.benchmarks import load_benchmark
+from tailored_llama.data.prompts import render_prompts
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation.generation import generate
+from tailored_llama.models import find_model, load_model, load_tokenizer, merge_adapter, pick_device, prepare_dense
+from tailored_llama.models.checkpoints import SUPPORTED, weights_digest
+from tailored_llama.training import tuning
+
+IDS = torch.arange(1, 25)[None]
+
+
+def exactly(message: str) -> str:
+    return f"^{re.escape(message)}$"
+
+
+def convert(source: Path, out: Path, dtype: Dtype = "float32") -> dict[str, Any]:
+    model = ModelConfig(source=str(source), dtype=dtype)
+    return prepare_dense(model, downloads="no downloads", out=out)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.as_tensor(model(IDS).logits)
+
+
+def stock(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def edit_config(**changes: Any) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return edit
+
+
+def shard(folder: Path) -> None:
+    """Split the weights over two files with an index, as large checkpoints have it."""
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, members in parts.items():
+        save_file({name: weights[name] for name in members}, folder / file, {"format": "pt"})
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {name: file for file, members in parts.items() for name in members}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    """The dense checkpoint, to be damaged."""
+    return Path(shutil.copytree(tiny, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the dense checkpoint that changes its logits."""
+    work = tmp_path_factory.mktemp("tuning")
+    for name in ("data", "examples", "prompts", "adapter"):
+        (work / name).mkdir()
+    benchmark = BenchmarkConfig(**write_own_benchmark(work / "data"))
+    load_benchmark(benchmark, downloads="", out=work / "examples")
+    render_prompts(
+        work / "examples",
+        benchmark=benchmark,
+        split="train",
+        template="harness",
+        out=work / "prompts",
+        shots=8,
+        held_out=4,
+    )
+    settings = TuningConfig(epochs=2, learning_rate=2e-2)
+    tuning.tune(
+        tiny,
+        [tuning.Source(work / "prompts", "acc_norm")],
+        tuning=settings,
+        seed=0,
+        out=work / "adapter",
+        execution=ExecutionConfig(device="cpu"),
+        distillation=DistillationConfig(),
+    )
+    return work / "adapter"
+
+
+def test_a_folder_becomes_a_checkpoint_with_the_same_logits(tiny: Path, folder: Callable[[str], Path]) -> None:
+    out = folder("out")
+    facts = convert(tiny, out)
+    assert facts == {"parameters": sum(p.numel() for p in stock(tiny).parameters())}
+    assert torch.equal(logits(stock(out)), logits(stock(tiny)))
+    assert load_tokenizer(out)("blue sky")["input_ids"] == load_tokenizer(tiny)("blue sky")["input_ids"]
+
+
+def test_weights_are_kept_in_the_asked_type(tiny: Path, folder: Callable[[str], Path]) -> None:
+    out = folder("out")
+    convert(tiny, out, "bfloat16")
+    assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+    assert load_model(out).dtype == torch.bfloat16
+
+
+def test_shards_are_one_checkpoint(copy: Path, tiny: Path, folder: Callable[[str], Path]) -> None:
+    shard(copy)
+    out = folder("out")
+    convert(copy, out)
+    assert torch.equal(logits(load_model(out)), logits(load_model(tiny)))
+    assert torch.equal(logits(load_model(copy)), logits(load_model(tiny)))
+
+
+def test_identity_is_the_bytes_not_the_place(tiny: Path, copy: Path) -> None:
+    def identity(path: Path) -> dict[str, Any]:
+        return find_model(ModelConfig(source=str(path))).identity()
+
+    assert identity(copy) == identity(tiny)
+    (copy / "README.md").write_text("words about it")
+    assert identity(copy) == identity(tiny)
+    edit_weights(copy, lambda weights: weights["model.norm.weight"].mul_(2))
+    assert identity(copy) != identity(tiny)
+    commit = "8416d3fefb0cb3ff5775a7b13c1692d10ff1aa16"
+    hub = ModelConfig(source="huggyllama/llama-7b", revision=commit)
+    assert find_model(hub).identity() == {"hub": "huggyllama/llama-7b", "commit": commit}
+
+
+def test_no_file_names_a_place_on_this_machine(
+    tiny: Path, adapter: Path, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    dense, merged, from_gguf = folder("dense"), folder("merged"), folder("gguf")
+    convert(tiny, dense)
+    merge_adapter(tiny, adapter, out=merged)
+    write_gguf(tmp_path / "tiny.gguf", tiny)
+    convert(tmp_path / "tiny.gguf", from_gguf)
+    places = [str(place).encode() for place in (tmp_path, tiny.parent, adapter.parent, Path.home(), Path.cwd())]
+    for file in (f for out in (dense, merged, from_gguf, adapter) for f in out.rglob("*") if f.is_file()):
+        assert not [place for place in places if place in file.read_bytes()], file
+
+
+# Broken checkpoints
+
+
+def truncate(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def replace(folder: Path, old: bytes, new: bytes) -> None:
+    """Replace the first such bytes of the header by as many others."""
+    file = folder / "model.safetensors"
+    assert old in file.read_bytes()[:20_000]
+    file.write_bytes(file.read_bytes().replace(old, new, 1))
+
+
+def pickled(folder: Path) -> None:
+    torch.save({"model.embed_tokens.weight": torch.ones(260, 32)}, folder / "model.safetensors")
+
+
+def missing_shard(folder: Path) -> None:
+    shard(folder)
+    (folder / "model-2.safetensors").unlink()
+
+
+def index(text: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        shard(folder)
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return edit
+
+
+ALL_WEIGHTS = "allowed: a checkpoint with all of its weights"
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "weights cut": (
+        lambda folder: truncate(folder / "model.safetensors", 100_000),
+        "{0}/model.safetensors: 100000 bytes, expected {1}; the file is cut short or damaged",
+    ),
+    "header cut": (
+        lambda folder: truncate(folder / "model.safetensors", 100),
+        "{0}/model.safetensors: not a safetensors file",
+    ),
+    "weights empty": (
+        lambda folder: truncate(folder / "model.safetensors", 0),
+        "{0}/model.safetensors: not a safetensors file",
+    ),
+    "header garbage": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\x10" + b"\x00" * 7 + b"not json, though!"),
+        "{0}/model.safetensors: not a safetensors file",
+    ),
+    "pickle only": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        "{0}: model.safetensors is missing; allowed: a checkpoint in safetensors",
+    ),
+    "shard missing": (missing_shard, "{0}: model-2.safetensors is missing; allowed: a checkpoint in safetensors"),
+    "index garbage": (index("{"), "{0}/model.safetensors.index.json: not a safetensors index"),
+    "index a list": (index("[]"), "{0}/model.safetensors.index.json: not a safetensors index"),
+    "index empty": (index('{"weight_map": {}}'), "{0}/model.safetensors.index.json: not a safetensors index"),
+    "index of numbers": (
+        index('{"weight_map": {"a": 5}}'),
+        "{0}/model.safetensors.index.json: not a safetensors index",
+    ),
+    "index elsewhere": (
+        index('{"weight_map": {"a": "../x.safetensors"}}'),
+        "{0}/model.safetensors.index.json: not a safetensors index",
+    ),
+    "config missing": (
+        lambda folder: (folder / "config.json").unlink(),
+        "{0}/config.json: missing or not JSON; allowed: a checkpoint folder",
+    ),
+    "config a list": (
+        lambda folder: (folder / "config.json").write_text("[]"),
+        "{0}/config.json: missing or not JSON; allowed: a checkpoint folder",
+    ),
+    "unsupported": (
+        lambda folder: GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9)).save_pretrained(folder),
+        "model.source {0}: architecture gpt2; allowed: " + ", ".join(SUPPORTED),
+    ),
+    "header of no known type": (
+        lambda folder: replace(folder, b'"F32"', b'"F99"'),
+        "{0}/model.safetensors: tensor model.embed_tokens.weight is of type F99; allowed: F64, F32, F16, BF16",
+    ),
+    "weights of whole numbers": (
+        lambda folder: replace(folder, b'"F32"', b'"I32"'),
+        "{0}/model.safetensors: tensor model.embed_tokens.weight is of type I32; allowed: F64, F32, F16, BF16",
+    ),
+    "header with another shape": (
+        lambda folder: replace(folder, b"[260,32]", b"[261,32]"),
+        "{0}/model.safetensors: tensor model.embed_tokens.weight has offsets [0, 33280], which do not match its shape",
+    ),
+    "header with an offset beyond the file": (
+        lambda folder: replace(folder, b"[0,33280]", b"[0,99280]"),
+        "{0}/model.safetensors: tensor model.embed_tokens.weight has offsets [0, 99280], which do not match its shape",
+    ),
+    "header with a shape below nothing": (
+        lambda folder: replace(folder, b"[260,32]", b"[-60,32]"),
+        "{0}/model.safetensors: not a safetensors file",
+    ),
+    "header longer than the file": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 7 + b"\x7f{}"),
+        "{0}/model.safetensors: not a safetensors file",
+    ),
+    "header nested too deep": (
+        lambda folder: (folder / "model.safetensors").write_bytes((10**5).to_bytes(8, "little") + b"[" * 10**5),
+        "{0}/model.safetensors: not a safetensors file",
+    ),
+    "a pickle by another name": (pickled, "{0}/model.safetensors: not a safetensors file"),
+    "config with a number in words": (
+        edit_config(num_attention_heads="four"),
+        "{0}/config.json: num_attention_heads: got 'four'; allowed: a whole number from 1 to 260, since its weights "
+        "are no larger",
+    ),
+    "config of a giant": (
+        edit_config(intermediate_size=10**9),
+        "{0}/config.json: intermediate_size: got 1000000000; allowed: a whole number from 1 to 260, since its weights "
+        "are no larger",
+    ),
+    "config with more layers than weights": (
+        edit_config(num_hidden_layers=5),
+        "{0}/config.json: num_hidden_layers: got 5; allowed: a whole number from 1 to 4, since its weights are no "
+        "larger",
+    ),
+    "no architecture": (
+        edit_config(model_type=None),
+        "model.source {0}: architecture None; allowed: " + ", ".join(SUPPORTED),
+    ),
+    "quantized": (
+        edit_config(quantization_config={"quant_method": "gptq", "bits": 4}),
+        "model.source {0}: quantized weights; allowed: float32, bfloat16 or float16",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_a_broken_checkpoint_is_found_by_its_headers(copy: Path, damage: Callable[[Path], Any], message: str) -> None:
+    message = message.format(copy, (copy / "model.safetensors").stat().st_size)
+    damage(copy)
+    with pytest.raises(InputError, match=exactly(message)):
+        find_model(ModelConfig(source=str(copy)))
+    with pytest.raises(InputError, match=exactly(message)):
+        load_model(copy)
+
+
+UNFIT: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "tensor missing": (
+        lambda folder: edit_weights(folder, lambda w: w.pop("model.layers.3.mlp.up_proj.weight")),
+        f"tensor model.layers.3.mlp.up_proj.weight is missing; {ALL_WEIGHTS}",
+    ),
+    "tensor of another shape": (
+        lambda folder: edit_weights(folder, lambda w: w.update({"model.norm.weight": torch.ones(31)})),
+        "tensor model.norm.weight has shape [31]; allowed: [32], as its config says",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), UNFIT.values(), ids=UNFIT)
+def test_weights_are_never_made_up(
+    copy: Path, folder: Callable[[str], Path], damage: Callable[[Path], Any], message: str
+) -> None:
+    damage(copy)
+    out = folder("out")
+    for call, where in (
+        (lambda: load_model(copy), f"{copy}: "),
+        (lambda: convert(copy, out), f"model.source {copy}: "),
+    ):
+        with pytest.raises(InputError, match=exactly(where + message).replace(r"\*", ".*")) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert not list(out.iterdir())
+
+
+def test_a_model_without_tokenizer_is_found_early(copy: Path, folder: Callable[[str], Path]) -> None:
+    (copy / "tokenizer.json").write_text("{")
+    message = f"model.source {copy}: tokenizer cannot be loaded (*"
+    with pytest.raises(InputError, match=exactly(message).replace(r"\*", ".*")):
+        convert(copy, folder("out"))
+    (copy / "tokenizer.json").unlink()
+    message = f"model.source {copy}: no tokenizer; allowed: a folder with tokenizer.json, tokenizer.model or vocab.json"
+    with pytest.raises(InputError, match=exactly(message)):
+        find_model(ModelConfig(source=str(copy)))
+
+
+def test_a_single_file_is_preferred_to_an_index_as_transformers_does(copy: Path, tiny: Path) -> None:
+    (copy / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    assert weights_digest(copy) == weights_digest(tiny)
+    assert torch.equal(logits(load_model(copy)), logits(stock(copy)))
+
+
+NOWHERE = "allowed: smollm2-135m-instruct, a folder, a .gguf file, or a Hub id (owner/name)"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    {
+        "/nowhere/model": f"model.source /nowhere/model: no such file or folder; {NOWHERE}",
+        "smollm3": f"model.source smollm3: no such file or folder; {NOWHERE}",
+        "./models/llama": f"model.source ./models/llama: no such file or folder; {NOWHERE}",
+        "/nowhere/model.gguf": "model.source /nowhere/model.gguf: no such file; allowed: a GGUF file",
+    }.items(),
+)
+def test_a_source_that_is_nowhere(source: str, message: str) -> None:
+    with pytest.raises(InputError, match=exactly(message)):
+        find_model(ModelConfig(source=source))
+
+
+# GGUF
+
+GGUF_NAMES = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+
+
+def write_gguf(path: Path, folder: Path, architecture: str = "llama") -> Path:
+    """Write the tiny checkpoint as GGUF: query and key rows in that format's rotary order."""
+    writer = GGUFWriter(path, architecture)
+    writer.add_context_length(256)
+    writer.add_embedding_length(32)
+    writer.add_block_count(4)
+    writer.add_feed_forward_length(24)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(8)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-6)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokens = {index: token for token, index in tokenizer["model"]["vocab"].items()}
+    tokens |= {256: "<|end|>", 257: "hi"}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([tokens.get(index, f"<unused{index}>") for index in range(260)])
+    writer.add_token_types([3 if index == 256 else 1 for index in range(260)])
+    writer.add_token_merges(["h i"])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(256)
+    names = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        values = tensor.numpy()
+        if name not in names:
+            _, _, layer, part = name.removesuffix(".weight").split(".", 3)
+            names[name] = f"blk.{layer}.{GGUF_NAMES[part]}.weight"
+            if part in ("self_attn.q_proj", "self_attn.k_proj"):
+                values = values.reshape(-1, 2, 4, 32).swapaxes(1, 2).reshape(values.shape)
+        writer.add_tensor(names[name], np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file_becomes_a_checkpoint_with_the_same_logits(
+    tiny: Path, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = folder("out")
+    convert(write_gguf(tmp_path / "tiny.gguf", tiny), out)
+    assert torch.equal(logits(stock(out)), logits(stock(tiny)))
+    tokenizer = load_tokenizer(out)
+    assert tokenizer("hi é<|end|>")["input_ids"] == [257, *load_tokenizer(tiny)(" é")["input_ids"], 256]
+    assert not hasattr(stock(out).config, "quantization_config")
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.01, 0.05, 0.5, 0.999])
+def test_a_gguf_file_cut_short_is_refused(tiny: Path, tmp_path: Path, share: float) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", tiny)
+    truncate(path, int(share * path.stat().st_size))
+    with pytest.raises(InputError, match=rf"^model.source {path}: not a complete GGUF file \(.+\)$"):
+        find_model(ModelConfig(source=str(path)))
+
+
+def test_a_gguf_file_whose_array_claims_to_go_on_for_ever_is_refused(tmp_path: Path) -> None:
+    path, key = tmp_path / "endless.gguf", b"tokenizer.ggml.scores"
+    claims = struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, len(key)) + key + struct.pack("<IIQ", 9, 6, 10**12)  # float32
+    path.write_bytes(claims + bytes(400))
+    with pytest.raises(
+        InputError, match=rf"^model.source {path}: not a complete GGUF file \(the file ends too early\)$"
+    ):
+        find_model(ModelConfig(source=str(path)))
+
+
+def test_a_gguf_file_of_another_architecture_is_refused(tiny: Path, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", tiny, "mamba")
+    message = f"model.source {path}: architecture mamba; allowed: " + ", ".join(SUPPORTED)
+    with pytest.raises(InputError, match=exactly(message)):
+        find_model(ModelConfig(source=str(path)))
+
+
+# Adapters
+
+
+@pytest.fixture
+def broken_adapter(adapter: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(adapter, tmp_path / "adapter"))
+
+
+def test_merging_keeps_the_adapter_s_logits_in_a_stock_checkpoint(
+    tiny: Path, adapter: Path, folder: Callable[[str], Path]
+) -> None:
+    out = folder("merged")
+    merge_adapter(tiny, adapter, out=out)
+    tuned = logits(PeftModel.from_pretrained(stock(tiny), adapter))
+    torch.testing.assert_close(logits(stock(out)), tuned, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(load_model(tiny, adapter)), tuned, rtol=1e-4, atol=1e-4)
+    assert (tuned - logits(stock(tiny))).abs().max() > 0.1
+    assert load_tokenizer(out)("sky")["input_ids"] == load_tokenizer(tiny)("sky")["input_ids"]
+    assert not list(out.glob("adapter*"))
+
+
+def test_an_adapter_for_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
+    other = save_tiny_llama(tmp_path / "other", seed=1)
+    trained = json.loads((adapter / "base.json").read_text())["weights"]
+    message = f"adapter {adapter}: trained on weights {trained[:12]}, but {other} has {weights_digest(other)[:12]}"
+    with pytest.raises(InputError, match=exactly(message)):
+        load_model(other, adapter)
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hidden_size": 48}, "Error(s) in loading state_dict for PeftModelForCausalLM: *"),
+        ({"num_hidden_layers": 3}, "tensor base_model.model.model.layers.3.mlp.down_proj.lora_A.weight is in one of "
+                                   "them only"),
+        ({"num_hidden_layers": 5}, "tensor base_model.model.model.layers.4.mlp.down_proj.lora_A.weight is in one of "
+                                   "them only"),
+    ],
+    ids=["wider", "fewer layers", "more layers"],
+)  # fmt: skip
+def test_a_foreign_adapter_must_fit(broken_adapter: Path, tmp_path: Path, changes: dict[str, int], reason: str) -> None:
+    (broken_adapter / "base.json").unlink()  # as one that was trained elsewhere
+    other = save_tiny_llama(tmp_path / "other", **changes)
+    message = exactly(f"adapter {broken_adapter}: does not fit {other} ({reason})").replace(r"\*", ".*")
+    with pytest.raises(InputError, match=message) as caught:
+        load_model(other, broken_adapter)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_foreign_adapter_that_fits_is_taken(tiny: Path, broken_adapter: Path, adapter: Path) -> None:
+    (broken_adapter / "base.json").unlink()
+    assert torch.equal(logits(load_model(tiny, broken_adapter)), logits(load_model(tiny, adapter)))
+
+
+PEFT_ADAPTER = "allowed: a PEFT adapter in safetensors"
+BROKEN_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "folder missing": (shutil.rmtree, f"adapter {{0}}: adapter_config.json is missing; {PEFT_ADAPTER}"),
+    "weights missing": (
+        lambda folder: (folder / "adapter_model.safetensors").unlink(),
+        f"adapter {{0}}: adapter_model.safetensors is missing; {PEFT_ADAPTER}",
+    ),
+    "weights cut": (
+        lambda folder: truncate(folder / "adapter_model.safetensors", 20_000),
+        "{0}/adapter_model.safetensors: 20000 bytes, expected *; the file is cut short or damaged",
+    ),
+    "weights garbage": (
+        lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"garbage"),
+        "{0}/adapter_model.safetensors: not a safetensors file",
+    ),
+    "configuration garbage": (
+        lambda folder: (folder / "adapter_config.json").write_text("{"),
+        "{0}/adapter_config.json: not a PEFT configuration; allowed: a JSON object",
+    ),
+    "configuration a list": (
+        lambda folder: (folder / "adapter_config.json").write_text("[]"),
+        "{0}/adapter_config.json: not a PEFT configuration; allowed: a JSON object",
+    ),
+    "configuration of no known kind": (
+        lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "MAGIC"}'),
+        "adapter {0}: does not fit * (*)",
+    ),
+    "configuration of a giant": (
+        lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1000000000}'),
+        "{0}/adapter_config.json: r: got 1000000000; allowed: a whole number from 1 to *, since its weights are no "
+        "larger",
+    ),
+    "weights a pickle by another name": (
+        lambda folder: torch.save({"weight": torch.ones(3)}, folder / "adapter_model.safetensors"),
+        "{0}/adapter_model.safetensors: not a safetensors file",
+    ),
+    "base garbage": (
+        lambda folder: (folder / "base.json").write_text("[]"),
+        "{0}/base.json: not JSON with a field 'weights'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), BROKEN_ADAPTERS.values(), ids=BROKEN_ADAPTERS)
+def test_a_broken_adapter_is_refused(
+    tiny: Path, broken_adapter: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    damage(broken_adapter)
+    with pytest.raises(InputError, match=exactly(message.format(broken_adapter)).replace(r"\*", ".*")):
+        load_model(tiny, broken_adapter)
+
+
+# Use
+
+
+def test_generate_continues_the_prompt_greedily(tiny: Path, adapter: Path) -> None:
+    tokenizer = load_tokenizer(tiny)
+    for model in (load_model(tiny), load_model(tiny, adapter)):
+        ids = tokenizer("The sky is", return_tensors="pt")["input_ids"]
+        length = ids.shape[1]
+        for _ in range(6):  # without a cache
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+        expected = tokenizer.decode(ids[0, length:], skip_special_tokens=True)
+        assert generate(model, tokenizer, ["The sky is"], 6) == [expected]
+
+
+def test_an_empty_prompt_is_refused(tiny: Path) -> None:
+    with pytest.raises(InputError, match=exactly("prompt 0: got ''; allowed: a text of at least one token")):
+        generate(load_model(tiny), load_tokenizer(tiny), [""], 6)
+
+
+@pytest.mark.parametrize(
+    ("device", "present", "allowed"),
+    [
+        ("cuda", 0, "auto or cpu (no CUDA device)"),
+        ("cuda:1", 0, "auto or cpu (no CUDA device)"),
+        ("gpu", 0, "auto or cpu (no CUDA device)"),
+        ("cuda:2", 2, "auto, cpu, or cuda:0 to cuda:1"),
+    ],
+)
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, device: str, present: int, allowed: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: present > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: present)
+    with pytest.raises(InputError, match=exactly(f"execution.device: got {device!r}; allowed here: {allowed}")):
+        pick_device(device)
+    assert pick_device("auto") == ("cuda" if present else "cpu")
+    assert pick_device("cpu") == "cpu"
+    if present:
+        assert pick_device("cuda:1") == "cuda:1"
+
+
+def test_small_updates_survive_scoring_in_bfloat16(tmp_path: Path) -> None:
+    """Attached, an adapter counts in full; merged into bfloat16 weights, most of so small an update would be lost."""
+    dense = save_tiny_llama(tmp_path / "dense")
+    model = load_model(dense).to(torch.bfloat16)
+    model.save_pretrained(dense)
+    adapted = get_peft_model(load_model(dense), LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.mul_(1e-2)
+    adapter = tmp_path / "adapter"
+    adapted.save_pretrained(adapter)
+    loaded = load_model(dense, adapter)
+    assert loaded.dtype == torch.bfloat16
+    ids = torch.tensor([[5, 9, 200]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, adapted.eval()(ids).logits, rtol=0, atol=0)
+
+
+def test_a_type_written_by_transformers_4_is_kept(tmp_path: Path) -> None:
+    dense = save_tiny_llama(tmp_path / "dense")
+    load_model(dense).to(torch.bfloat16).save_pretrained(dense)
+    config = json.loads((dense / "config.json").read_text())
+    config["torch_dtype"] = config.pop("dtype")
+    (dense / "config.json").write_text(json.dumps(config))
+    assert load_model(dense).dtype == torch.bfloat16
+
+
+def test_a_tensor_the_config_does_not_know_is_refused(tmp_path: Path) -> None:
+    dense = save_tiny_llama(tmp_path / "dense")
+    tensors = load_file(dense / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(32)
+    save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"tensor model\.layers\.0\.self_attn\.q_proj\.bias is not in the archit"):
+        load_model(dense)

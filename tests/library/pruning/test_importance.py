@@ -1,0 +1,173 @@
+"""Importance of coupled groups: equal to the plain computation, criterion by criterion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+
+from helpers import save_tiny_llama
+from tailored_llama.errors import InputError
+from tailored_llama.models import load_model
+from tailored_llama.pruning import read_groups
+from tailored_llama.pruning.activations import activation_scores
+from tailored_llama.pruning.groups import Groups, Slices, build_graph, read_slices
+from tailored_llama.pruning.importance import magnitude_scores
+from tailored_llama.pruning.taylor import draw_tokens, taylor_scores
+
+IDS = torch.randint(0, 256, (3, 16), generator=torch.Generator().manual_seed(3))
+TWO_PASSES = 32  # tokens at a time, where samples may be taken apart
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "fused": {"architecture": "phi3", "pad_token_id": 0, "sliding_window": None, "resid_pdrop": 0.5},
+    "soft-capped": {"architecture": "gemma2", "query_pre_attn_scalar": 8},
+}
+
+
+def prepare(tmp_path: Path, changes: dict[str, Any]) -> tuple[Path, Groups, list[Slices]]:
+    dense, folder = save_tiny_llama(tmp_path / "dense", noise=0.1, **changes), tmp_path / "groups"
+    folder.mkdir()
+    build_graph(dense, out=folder)
+    shapes = {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
+    return dense, read_groups(folder), read_slices(folder, shapes)
+
+
+def full_gradients(dense: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Weights, gradients of the mean loss, and mean squared gradients of each sample's loss, by parameter."""
+    model = load_model(dense).requires_grad_(True)
+    parameters = dict(model.named_parameters())
+    mean = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    fisher = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for sample in IDS.split(1):
+        model.zero_grad()
+        model(sample, labels=sample).loss.backward()
+        for name, p in parameters.items():
+            assert p.grad is not None
+            mean[name] += p.grad / len(IDS)
+            fisher[name] += p.grad**2 / len(IDS)
+    return {name: p.detach() for name, p in parameters.items()}, mean, fisher
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize("criterion", ["taylor_first", "taylor_vector", "taylor_second", "taylor_mixed"])
+def test_streamed_importance_equals_full_gradients(tmp_path: Path, changes: dict[str, Any], criterion: Any) -> None:
+    dense, groups, slices = prepare(tmp_path, changes)
+    streamed = taylor_scores(load_model(dense), IDS, slices, len(groups), criterion, batch_tokens=TWO_PASSES)
+    weights, mean, fisher = full_gradients(dense)
+    expected = np.zeros(len(groups))
+    for part in slices:
+        weight = weights[part.parameter]
+        first, second = weight * mean[part.parameter], weight**2 * fisher[part.parameter] / 2
+        elements = {
+            "taylor_first": first.abs(),
+            "taylor_vector": first,
+            "taylor_second": second,
+            "taylor_mixed": (first - second).abs(),
+        }[criterion]
+        sums = elements.movedim(part.dim, 0).reshape(len(part.owner), -1).sum(1).abs().double().numpy()
+        np.add.at(expected, part.owner[part.owner >= 0], sums[part.owner >= 0])
+    # a row's sum may cancel to almost nothing, and float32 then leaves fewer digits of it
+    scale = 1e-6 * expected.max() if criterion == "taylor_vector" else 0
+    np.testing.assert_allclose(streamed, expected, rtol=1e-5, atol=scale)
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
+def test_gates_have_the_fisher_information_of_real_gates(tmp_path: Path, changes: dict[str, Any]) -> None:
+    dense, groups, slices = prepare(tmp_path, changes)
+    streamed = taylor_scores(
+        load_model(dense), IDS, slices, len(groups), "taylor_gate", batch_tokens=TWO_PASSES, seed=7
+    )
+    model, gates = load_model(dense), torch.ones(IDS.shape[1], len(groups), requires_grad=True)  # one at every token
+    for part in slices:
+        if part.dim == 1:
+            module, owner = model.get_submodule(part.parameter.removesuffix(".weight")), torch.from_numpy(part.owner)
+            module.register_forward_pre_hook(lambda module, given, owner=owner: (given[0] * gates[:, owner],))
+    draws, expected = torch.Generator().manual_seed(7), np.zeros(len(groups))
+    for sample in IDS.split(1):
+        logits = model(sample).logits[0, :-1]
+        loss = cross_entropy(logits, draw_tokens(logits.detach(), draws))
+        expected += torch.autograd.grad(loss, gates)[0].square().sum(0).numpy() / (2 * len(IDS))
+    np.testing.assert_allclose(streamed, expected, rtol=1e-5, atol=1e-7 * expected.max())
+
+
+def test_tokens_are_drawn_as_often_as_the_model_thinks() -> None:
+    chances = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    found = draw_tokens(chances.log().expand(20_000, 4), torch.Generator().manual_seed(0)).bincount(minlength=4)
+    assert found[1] == 0
+    torch.testing.assert_close(found / 20_000, chances, rtol=0, atol=0.015)
+
+
+def test_memory_that_runs_out_where_all_samples_are_taken_at_once_is_explained(tmp_path: Path) -> None:
+    dense, groups, slices = prepare(tmp_path, {})
+    model = load_model(dense)
+
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    model.model.layers[1].register_forward_pre_hook(full)
+    with pytest.raises(InputError, match=r"^pruning.criterion: got 'taylor_first', which takes all 3 sequences"):
+        taylor_scores(model, IDS, slices, len(groups), "taylor_first")
+    with pytest.raises(torch.OutOfMemoryError):
+        taylor_scores(model, IDS, slices, len(groups), "taylor_gate")
+
+
+def test_a_model_is_left_as_it_was(tmp_path: Path) -> None:
+    dense, groups, slices = prepare(tmp_path, {})
+    model = load_model(dense)
+    with torch.no_grad():
+        before = model(IDS).logits
+    taylor_scores(model, IDS, slices, len(groups), "taylor_first")
+    assert not any(module.training for module in model.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, before)
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
+def test_wanda_weighs_columns_by_the_norm_of_their_inputs(tmp_path: Path, changes: dict[str, Any]) -> None:
+    dense, groups, slices = prepare(tmp_path, changes)
+    inputs = inputs_of(dense, "model.layers.2.mlp.down_proj")
+    weight = load_model(dense).get_parameter("model.layers.2.mlp.down_proj.weight")
+    expected = weight.abs().sum(0) * inputs.norm(dim=0)
+    scores = activation_scores(load_model(dense), IDS, slices, groups, "wanda_sp", batch_tokens=TWO_PASSES)
+    np.testing.assert_allclose(scores[(groups.layer == 2) & (groups.kind == "mlp")], expected.numpy(), rtol=1e-5)
+
+
+def test_flap_standardises_fluctuation_within_layer_and_kind(tmp_path: Path) -> None:
+    dense, groups, slices = prepare(tmp_path, {"num_attention_heads": 8, "num_key_value_heads": 4})
+    inputs = inputs_of(dense, "model.layers.1.self_attn.o_proj")
+    weight = load_model(dense).get_parameter("model.layers.1.self_attn.o_proj.weight")
+    fluctuation = (inputs.var(dim=0) * weight.square().sum(0)).view(4, -1).sum(1)
+    expected = (fluctuation - fluctuation.mean()) / fluctuation.std(correction=0)
+    scores = (
+        activation_scores(load_model(dense), IDS, slices, groups, "flap", batch_tokens=TWO_PASSES) / groups.parameters
+    )
+    np.testing.assert_allclose(scores[(groups.layer == 1) & (groups.kind == "attention")], expected.numpy(), rtol=1e-4)
+
+
+def inputs_of(dense: Path, name: str) -> torch.Tensor:
+    """What a module is given, [tokens, in]."""
+    model, seen = load_model(dense), []
+    model.get_submodule(name).register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    with torch.no_grad():
+        model(IDS)
+    return seen[0].flatten(0, 1)
+
+
+def test_magnitude_is_the_norm_of_all_weights_of_a_group(tmp_path: Path) -> None:
+    dense, groups, slices = prepare(tmp_path, {})
+    channel = int(np.flatnonzero((groups.layer == 2) & (groups.kind == "mlp") & (groups.index == 7))[0])
+    weights = load_file(dense / "model.safetensors")
+    prefix = "model.layers.2.mlp"
+    members = [weights[f"{prefix}.{n}_proj.weight"][7] for n in ("gate", "up")]
+    members.append(weights[f"{prefix}.down_proj.weight"][:, 7])
+    values = torch.cat(members).double()
+    for criterion, norm in (("magnitude_l1", values.abs().sum()), ("magnitude_l2", values.norm())):
+        scores = magnitude_scores(dense, slices, len(groups), criterion)  # type: ignore[arg-type]
+        assert scores[channel] == pytest.approx(float(norm), rel=1e-6)

@@ -1,0 +1,297 @@
+"""Pruning: groups, importance, plans, and surgery that changes nothing it should not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from helpers import CPU, UNFITTED, save_tiny_llama
+from tailored_llama.config import PruningConfig
+from tailored_llama.errors import InputError
+from tailored_llama.models import Layer, layout_config, load_model, read_config, read_structure, weight_files
+from tailored_llama.pruning import read_groups, surgery
+from tailored_llama.pruning.groups import build_graph, read_slices
+from tailored_llama.pruning.importance import write_importance
+from tailored_llama.pruning.plan import plan
+from tailored_llama.pruning.prune import prune
+
+IDS = torch.tensor([[5, 9, 200, 31, 77, 14, 3, 8]])
+SHAPES = {
+    "grouped-query": {},
+    "multi-head, untied": {"num_key_value_heads": 4, "tie_word_embeddings": False},
+    "multi-query": {"num_key_value_heads": 1},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "odd head_dim": {"head_dim": 6},
+}
+
+
+def prepare(tmp_path: Path, **changes: Any) -> tuple[Path, Path]:
+    dense, groups = save_tiny_llama(tmp_path / "dense", **changes), tmp_path / "groups"
+    groups.mkdir()
+    build_graph(dense, out=groups)
+    return dense, groups
+
+
+def shapes_of(dense: Path) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
+def test_groups_cover_every_prunable_parameter_once(tmp_path: Path, changes: dict[str, Any]) -> None:
+    dense, folder = prepare(tmp_path, **changes)
+    groups, shapes = read_groups(folder), shapes_of(dense)
+    counted = np.zeros(len(groups), dtype=np.int64)
+    for part in read_slices(folder, shapes):
+        assert (part.owner >= 0).all(), part.parameter
+        others = int(np.prod(shapes[part.parameter])) // len(part.owner)
+        np.add.at(counted, part.owner, others)
+    assert (counted == groups.parameters).all()
+
+
+def test_a_group_of_grouped_query_attention_holds_its_own_query_heads(tmp_path: Path) -> None:
+    dense, folder = prepare(tmp_path)
+    groups = read_groups(folder)
+    second = int(np.flatnonzero((groups.layer == 1) & (groups.kind == "attention") & (groups.index == 1))[0])
+    owned = {
+        (p.parameter.split(".")[-2], p.dim): np.flatnonzero(p.owner == second).tolist()
+        for p in read_slices(folder, shapes_of(dense))
+        if (p.owner == second).any()
+    }
+    kv, queries = list(range(8, 16)), list(range(16, 32))
+    assert owned == {("q_proj", 0): queries, ("k_proj", 0): kv, ("v_proj", 0): kv, ("o_proj", 1): queries}
+
+
+def pruned_checkpoint(tmp_path: Path, ratio: float, pruning: PruningConfig, **changes: Any) -> tuple[Path, Path]:
+    dense, folder = prepare(tmp_path, **changes)
+    groups = read_groups(folder)
+    write_importance(folder, groups, np.random.default_rng(2).random(len(groups)), "random")
+    out = tmp_path / "pruned"
+    out.mkdir()
+    prune(dense, folder, folder, None, ratio=ratio, pruning=pruning, reconstruction=UNFITTED, out=out, execution=CPU)
+    return dense, out
+
+
+UNIFORM = PruningConfig(allocation="uniform", min_channels=2)
+LAYERED = PruningConfig(allocation="uniform", protect_first=1, min_channels=2)
+
+
+@pytest.mark.parametrize(
+    ("pruning", "changes", "kind"),
+    [
+        (UNIFORM, {}, "llama"),
+        (UNIFORM, {"num_attention_heads": 5, "num_key_value_heads": 5, "hidden_size": 30, "head_dim": 6}, "mistral"),
+        (LAYERED, {}, "tailored_llama"),
+    ],
+)
+def test_a_saved_checkpoint_reloads_with_equal_logits(
+    tmp_path: Path, pruning: PruningConfig, changes: dict[str, Any], kind: str
+) -> None:
+    _, out = pruned_checkpoint(tmp_path, 0.2, pruning, **changes)
+    assert read_config(out)["model_type"] == kind
+    first = AutoModelForCausalLM.from_pretrained(out)
+    again = tmp_path / "again"
+    first.save_pretrained(again)
+    second = AutoModelForCausalLM.from_pretrained(again)
+    with torch.no_grad():
+        assert torch.equal(first(IDS).logits, second(IDS).logits)
+    assert str(tmp_path) not in (again / "config.json").read_text() + (out / "config.json").read_text()
+
+
+@pytest.mark.parametrize("pruning", [UNIFORM, LAYERED], ids=["uniform", "per-layer"])
+def test_a_clean_process_loads_it_without_the_library(tmp_path: Path, pruning: PruningConfig) -> None:
+    """Uniform checkpoints load in stock transformers; per-layer ones with trust_remote_code."""
+    _, out = pruned_checkpoint(tmp_path, 0.2, pruning)
+    model = load_model(out)
+    with torch.no_grad():
+        expected = model(IDS).logits
+    torch.save(expected, tmp_path / "expected.pt")
+    code = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForCausalLM\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code={pruning is LAYERED}).eval()\n"
+        "assert 'tailored_llama' not in sys.modules\n"
+        f"expected = torch.load({str(tmp_path / 'expected.pt')!r})\n"
+        f"assert torch.equal(model(torch.tensor({IDS.tolist()})).logits, expected)\n"
+        "print(type(model).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == ("TailoredLlamaForCausalLM" if pruning is LAYERED else "LlamaForCausalLM")
+
+
+@pytest.mark.parametrize("pruning", [UNIFORM, LAYERED], ids=["uniform", "per-layer"])
+def test_generation_is_the_same_with_and_without_the_cache(tmp_path: Path, pruning: PruningConfig) -> None:
+    _, out = pruned_checkpoint(tmp_path, 0.2, pruning)
+    model = load_model(out)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 256}
+    cached, plain = (model.generate(IDS, use_cache=use, **options) for use in (True, False))
+    assert torch.equal(cached, plain)
+    assert cached.shape == (1, IDS.shape[1] + 12)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
+def test_the_saved_model_has_the_asked_ratio_of_all_parameters(tmp_path: Path, allocation: Any, ratio: float) -> None:
+    """Within one MLP channel of every layer: on this model a channel is 0.4 % of all parameters, on 7B 0.0002 %."""
+    pruning = PruningConfig(allocation=allocation, min_channels=2)
+    sizes = {"hidden_size": 64, "intermediate_size": 512, "head_dim": 16}
+    dense, out = pruned_checkpoint(tmp_path, ratio, pruning, **sizes)
+    before, after = read_structure(dense).parameters, read_structure(out).parameters
+    assert after == sum(p.numel() for p in load_model(out).parameters())
+    assert 1 - after / before == pytest.approx(ratio, abs=1e-3 if allocation == "global" else 2e-3)
+
+
+def test_uniform_plans_keep_equal_layers_equal_and_protected_layers_whole(tmp_path: Path) -> None:
+    pruning = PruningConfig(allocation="uniform", protect_first=1, protect_last=1, min_channels=2)
+    dense, out = pruned_checkpoint(tmp_path, 0.2, pruning)
+    layers, before = read_structure(out).layers, read_structure(dense).layers
+    assert layers[0] == before[0]
+    assert layers[3] == before[3]
+    assert layers[1] == layers[2] != before[1]
+
+
+def test_global_plans_remove_the_least_important_group_first(tmp_path: Path) -> None:
+    dense, folder = prepare(tmp_path)
+    groups = read_groups(folder)
+    scores = np.where(groups.kind == "mlp", 1.0, 100.0) * groups.parameters
+    scores[groups.layer == 2] *= 0.1
+    total = read_structure(dense).parameters
+    kept = plan(groups, scores, total, 0.05, PruningConfig(min_channels=2))
+    assert set(groups.layer[~kept]) == {2}
+    assert set(groups.kind[~kept]) == {"mlp"}
+
+
+@pytest.mark.parametrize(("weight", "kind"), [(1.9, "attention"), (2.1, "mlp")])
+def test_a_global_plan_weighs_attention_against_channels(tmp_path: Path, weight: float, kind: str) -> None:
+    dense, folder = prepare(tmp_path)
+    groups, total = read_groups(folder), read_structure(dense).parameters
+    scores = np.where(groups.kind == "mlp", 2.0, 1.0) * groups.parameters
+    ratio = 2 * groups.parameters[groups.kind == "attention"].max() / total
+    kept = plan(groups, scores, total, ratio, PruningConfig(attention_weight=weight, min_channels=2))
+    assert set(groups.kind[~kept]) == {kind}
+
+
+def test_a_ratio_out_of_reach_names_the_largest_one(tmp_path: Path) -> None:
+    dense, folder = prepare(tmp_path)
+    groups, total = read_groups(folder), read_structure(dense).parameters
+    with pytest.raises(
+        InputError, match=r"pruning\.ratios: got 0\.9; allowed: at most 0\.\d{4} with protect_first 0.*min_kv_heads 1"
+    ):
+        plan(groups, np.ones(len(groups)), total, 0.9, PruningConfig(min_channels=2))
+    largest = (int(groups.parameters.sum()) - 4 * int(groups.parameters[0]) - 8 * 96) / total
+    kept = plan(groups, np.ones(len(groups)), total, largest, PruningConfig(min_channels=2))
+    assert kept.sum() == 4 * (1 + 2)
+
+
+@pytest.mark.parametrize("width", [512, 500])
+def test_kept_channels_are_a_multiple(tmp_path: Path, width: int) -> None:
+    pruning = PruningConfig(channel_multiple=64, min_channels=65, kinds=("mlp",))
+    sizes = {"hidden_size": 64, "intermediate_size": width, "head_dim": 16}
+    total = read_structure(save_tiny_llama(tmp_path / "same", **sizes)).parameters
+    ratio = (4 * (width % 64) + 10 * 64) * 3 * 64 / total  # what is above a multiple goes first, in every layer
+    dense, out = pruned_checkpoint(tmp_path, ratio, pruning, **sizes)
+    assert 1 - read_structure(out).parameters / read_structure(dense).parameters == pytest.approx(ratio, abs=1e-6)
+    kept = {layer.channels for layer in read_structure(out).layers}
+    assert len(kept) > 1
+    assert all(channels == width or channels % 64 == 0 for channels in kept)
+    assert min(kept) >= 128
+
+
+def test_blocks_of_channels_go_by_their_sum(tmp_path: Path) -> None:
+    """With a multiple, one precious channel does not save a layer's worthless ones."""
+    dense, folder = prepare(tmp_path, hidden_size=64, intermediate_size=512)
+    groups, total = read_groups(folder), read_structure(dense).parameters
+    mlp = groups.kind == "mlp"
+    scores = np.where(mlp, 1.0, 1e6)
+    scores[mlp & (groups.layer == 1)] = 0.1
+    scores[np.flatnonzero(mlp & (groups.layer == 1))[::100]] = 50.0
+    ratio = 256 * 3 * 64 / total
+    kept = plan(groups, scores, total, ratio, PruningConfig(channel_multiple=64))
+    assert (~kept & (groups.layer == 1)).sum() == (~kept).sum() == 256
+    assert kept[scores == 50.0].all()
+
+
+def test_a_layer_keeps_its_floors(tmp_path: Path) -> None:
+    dense, folder = prepare(tmp_path, num_attention_heads=8, num_key_value_heads=8, head_dim=4)
+    groups, total = read_groups(folder), read_structure(dense).parameters
+    scores = np.where(groups.kind == "attention", 0.0, 1.0)
+    kept = plan(groups, scores, total, 0.3, PruningConfig(min_kv_heads=3, min_channels=2))
+    assert [int((kept & (groups.layer == n) & (groups.kind == "attention")).sum()) for n in range(4)] == [3] * 4
+
+
+def test_a_ratio_that_a_multiple_cannot_meet_names_the_nearest(tmp_path: Path) -> None:
+    dense, folder = prepare(tmp_path, hidden_size=64, intermediate_size=512)
+    groups, total = read_groups(folder), read_structure(dense).parameters
+    pruning = PruningConfig(allocation="uniform", channel_multiple=128, kinds=("mlp",))
+    with pytest.raises(
+        InputError, match=r"got 0\.3; allowed: (0\.\d{4}), the nearest .* channel_multiple 128"
+    ) as error:
+        plan(groups, np.arange(len(groups)), total, 0.3, pruning)
+    nearest = float(str(error.value).split("allowed: ")[1].split(",")[0])
+    kept = plan(groups, np.arange(len(groups)), total, nearest, pruning)
+    assert groups.parameters[~kept].sum() / total == pytest.approx(nearest, abs=1e-3)
+
+
+def test_a_layout_states_what_differs(tmp_path: Path) -> None:
+    dense = read_config(save_tiny_llama(tmp_path / "dense"))
+    config = layout_config(dense, (Layer(4, 2, 24), Layer(2, 1, 10), Layer(4, 2, 24), Layer(4, 2, 8)))
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["per_layer_config"]["1"] == {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 10,
+    }
+
+
+def test_pruning_a_pruned_model_again_works(tmp_path: Path) -> None:
+    _, once = pruned_checkpoint(tmp_path, 0.2, LAYERED)
+    folder, twice = tmp_path / "groups2", tmp_path / "twice"
+    folder.mkdir()
+    twice.mkdir()
+    build_graph(once, out=folder)
+    groups = read_groups(folder)
+    write_importance(folder, groups, np.random.default_rng(3).random(len(groups)), "random")
+    prune(
+        once,
+        folder,
+        folder,
+        None,
+        ratio=0.1,
+        pruning=PruningConfig(min_channels=2),
+        reconstruction=UNFITTED,
+        out=twice,
+        execution=CPU,
+    )
+    ratio = 1 - read_structure(twice).parameters / read_structure(once).parameters
+    assert ratio == pytest.approx(0.1, abs=4e-3)
+    with torch.no_grad():
+        assert torch.isfinite(load_model(twice)(IDS).logits).all()
+
+
+def test_a_checkpoint_in_shards_holds_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, whole = pruned_checkpoint(tmp_path / "whole", 0.2, LAYERED)
+    monkeypatch.setattr(surgery, "_SHARD", 10_000)
+    _, shards = pruned_checkpoint(tmp_path / "shards", 0.2, LAYERED)
+    assert len(list(whole.glob("*.safetensors"))) == 1
+    assert len(files := weight_files(shards)) > 3
+    assert max(file.stat().st_size for file in files) < 40_000  # one tensor, the embedding, is larger than a shard
+    with torch.no_grad():
+        assert torch.equal(load_model(shards)(IDS).logits, load_model(whole)(IDS).logits)
+        stock = AutoModelForCausalLM.from_pretrained(shards)
+        assert torch.equal(stock(IDS).logits, load_model(whole)(IDS).logits)

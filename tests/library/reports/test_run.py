@@ -1,0 +1,422 @@
+"""Reports from hand-made folders: the numbers, the words, what must never be in the page, what may be absent."""
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from helpers import hits, scored
+from tailored_llama.config import validate_config
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import (
+    MEAN,
+    ModelRow,
+    ProfileRow,
+    RecoveryRow,
+    RecoveryTable,
+    compare_scores,
+    read_recovery,
+)
+from tailored_llama.evaluation.scores import ANSWERS_SCHEMA
+from tailored_llama.pruning import IMPORTANCE_SCHEMA
+from tailored_llama.pruning.plan import PLAN_SCHEMA
+from tailored_llama.reports import Cost, ModelResults, ReportInputs, RunResults, recovery_table, write_report
+from tailored_llama.reports.inputs import scored_runs
+from tailored_llama.store import write_table
+from tailored_llama.store.tables import schema_of
+from tailored_llama.training import LOG_SCHEMA
+
+ATTACK = "<script>alert(1)</script><img src=https://example.com/x.png onerror=alert(2)>"
+NBSP = "\N{NO-BREAK SPACE}"
+
+
+def inputs(root: Path, **changes: Any) -> ReportInputs:
+    """Two benchmarks at one ratio: one that dense knows, one on which dense is at its floor. Only scores are given."""
+    models = {
+        name: {
+            "arc_easy": scored(root / name / "arc_easy", hits(easy), 0.25),
+            "boolq": scored(root / name / "boolq", hits(boolq), 0.62, "acc"),
+        }
+        for name, easy, boolq in (("dense", 50, 42), ("pruned", 30, 40), ("tailored", 40, 63))
+    }
+    run = RunResults(0.2, ModelResults(80_000, {"perplexity": 40.25}, models["pruned"]), models["tailored"])
+    dense = ModelResults(100_000, {"perplexity": 20.5, "tokens": 511, "window": 512}, models["dense"])
+    return ReportInputs(**{"model": "tiny", "dense": dense, "runs": (run,)} | changes)
+
+
+def table_of(given: ReportInputs) -> RecoveryTable:
+    """The table of the only run."""
+    ((_, table),) = scored_runs(given)
+    return table
+
+
+def row_of(table: RecoveryTable, model: str, benchmark: str) -> RecoveryRow:
+    row = table.row(model, benchmark)
+    assert row is not None
+    return row
+
+
+def everything(root: Path) -> ReportInputs:
+    """The same with all that is optional, and markup in every place that takes text from outside."""
+    base = inputs(root)
+    for name in ("plan", "importance", "log", "prompts"):
+        (root / name).mkdir()
+    layer, kind = [0, 0, 1, 1], ["attention", "mlp", "attention", "mlp"]
+    plan = {"group": range(4), "layer": layer, "kind": kind, "index": [0, 0, 0, 0], "kept": [True, True, True, False]}
+    write_table(root / "plan" / "plan.parquet", plan, PLAN_SCHEMA)
+    importance = {"group": range(4), "layer": layer, "kind": kind, "criterion": ["random"] * 4, "score": [0, 1, 2, 3]}
+    write_table(root / "importance" / "importance.parquet", importance, IMPORTANCE_SCHEMA)
+    log = {
+        "step": [0, 1],
+        "epoch": [0, 1],
+        "loss": [None, 2.0],
+        "divergence": [None, None],
+        "learning_rate": [None, 1.0],
+        "held_out_loss": [2, 1.5],
+    }
+    write_table(root / "log" / "log.parquet", log, LOG_SCHEMA)
+    first, second = f"──── evaluation, example 0 ────\nIs {ATTACK}?\n", "──── evaluation, example 9 ────\nsecond\n"
+    (root / "prompts" / "samples.txt").write_text(f"boolq, template harness.\n\n{first}\n{second}")
+    run = base.runs[0]
+    return ReportInputs(
+        config=validate_config({"seed": 7, "scoring": {"limit": 100}, "model": {"source": ATTACK}}),
+        model=f"tiny {ATTACK}",
+        dense=base.dense,
+        runs=(RunResults(run.ratio, run.pruned, run.tailored, root / "plan", {f"boolq$x$ {ATTACK}": root / "log"}),),
+        importance=root / "importance",
+        prompts={ATTACK: root / "prompts"},
+        costs=(Cost("tune", ATTACK, 83.0, 2**30, {"tokens_per_second": 1234.5}), Cost("prune", "", 1.5, 0)),
+        libraries={"torch": ATTACK},
+    )
+
+
+class Elements(HTMLParser):
+    """The elements of a page, their attributes, and whether every one that was opened is closed."""
+
+    void = ("meta", "br", "img", "link")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def written(given: ReportInputs, out: Path) -> str:
+    out.mkdir()
+    write_report(given, out=out)
+    return (out / "report.html").read_text()
+
+
+def test_rows_hold_the_numbers(tmp_path: Path) -> None:
+    table = table_of(inputs(tmp_path))
+    assert (table.ratio, table.benchmarks, table.lines) == (0.2, ["arc_easy", "boolq"], ["arc_easy", "boolq", MEAN])
+    dense, pruned, easy = (row_of(table, model, "arc_easy") for model in ("dense", "pruned", "tailored"))
+    assert (easy.metric, easy.examples, easy.floor, easy.ratio) == ("acc_norm", 100, 0.25, 0.2)
+    assert (dense.accuracy, pruned.accuracy, easy.accuracy) == (0.5, 0.3, 0.4)
+    assert (dense.recovery, dense.gain) == (None, None)
+    assert (pruned.recovery, pruned.gain) == (pytest.approx(0.6), None)
+    assert easy.recovery == pytest.approx(0.8)
+    assert easy.chance_corrected == pytest.approx(0.6)
+    assert dense.above_floor is True
+    assert easy.recovery_low is not None
+    assert easy.recovery_high is not None
+    assert 0.6 < easy.recovery_low < 0.8 < easy.recovery_high < 1
+    assert table.size("dense") == ModelRow(None, "dense", 100_000, 20.5)
+    assert table.size("pruned") == ModelRow(0.2, "pruned", 80_000, 40.25)
+    assert table.size("healed") == ModelRow(0.2, "healed")
+    assert easy.gain == pytest.approx(0.1)
+    assert easy.gain_low is not None
+    assert easy.gain_high is not None
+    assert 0 < easy.gain_low < 0.1 < easy.gain_high < 0.2  # ten of a hundred, and no example the other way
+    boolq = row_of(table, "tailored", "boolq")
+    assert boolq.recovery == pytest.approx(1.5)
+    assert row_of(table, "dense", "boolq").above_floor is False
+    assert (boolq.chance_corrected, boolq.cc_low, boolq.cc_high) == (None, None, None)
+    mean = row_of(table, "tailored", MEAN)
+    assert mean == table.overall("tailored")
+    assert mean.recovery == pytest.approx((0.8 + 1.5) / 2)
+    assert mean.recovery_benchmarks == 2
+    assert mean.chance_corrected == pytest.approx(0.6)  # boolq's would have no meaning
+    assert mean.cc_benchmarks == 1
+    whole = row_of(table, "dense", MEAN)
+    assert whole.accuracy == pytest.approx(0.46)
+    errors = [row_of(table, "dense", name).stderr for name in table.benchmarks]
+    assert whole.stderr == pytest.approx(np.hypot(*errors) / 2)
+
+
+def test_an_interval_does_not_depend_on_the_other_benchmarks(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    run = given.runs[0]
+    alone = ReportInputs(
+        "tiny",
+        ModelResults(100_000, given.dense.perplexity, {"arc_easy": given.dense.scores["arc_easy"]}),
+        (
+            RunResults(
+                0.2,
+                ModelResults(80_000, run.pruned.perplexity, {"arc_easy": run.pruned.scores["arc_easy"]}),
+                {"arc_easy": run.tailored["arc_easy"]},
+            ),
+        ),
+    )
+    both = [row for row in table_of(given).rows if row.benchmark == "arc_easy"]
+    assert list(table_of(alone).rows) == both  # and one benchmark needs no mean
+
+
+def test_the_mean_gain_has_an_interval_of_all_benchmarks(tmp_path: Path) -> None:
+    table = table_of(inputs(tmp_path))
+    easy, boolq, mean = (row_of(table, "tailored", name) for name in table.lines)
+    assert (easy.gain, boolq.gain) == (pytest.approx(0.1), pytest.approx(0.23))
+    assert mean.gain == pytest.approx(0.165)
+    assert mean.gain_low is not None
+    assert mean.gain_high is not None
+    assert mean.gain_low < 0.165 < mean.gain_high
+    assert mean.gain_high - mean.gain_low < boolq.gain_high - boolq.gain_low  # type: ignore[operator]
+
+
+def test_written_answers_are_reported_like_choices(tmp_path: Path) -> None:
+    models = {}
+    for name, values in (("dense", [1.0, 0.5, 0.5, 0.0]), ("tailored", [1.0, 0.5, 0.0, 0.0])):
+        folder = tmp_path / name
+        folder.mkdir()
+        columns = {
+            "example": range(4),
+            "text": ["x"] * 4,
+            "accepted": [["x", "y"]] * 4,
+            "exact_match": [float(v == 1) for v in values],
+            "f1": values,
+            "loglikelihood": [-1.0] * 4,
+            "tokens": [1] * 4,
+        }
+        write_table(folder / "answers.parquet", columns, ANSWERS_SCHEMA)
+        found = {"benchmark": "ages", "metric": "f1", "examples": 4, "floor": 0.0}
+        (folder / "metrics.json").write_text(json.dumps(found | {"f1": float(np.mean(values)), "f1_stderr": 0.2}))
+        models[name] = {"ages": folder}
+    given = ReportInputs("tiny", ModelResults(scores=models["dense"]), (RunResults(None, tailored=models["tailored"]),))
+    table = table_of(given)
+    dense, row = row_of(table, "dense", "ages"), row_of(table, "tailored", "ages")
+    assert (row.metric, dense.accuracy, row.accuracy, row.recovery) == ("f1", 0.5, 0.375, 0.75)
+    assert row.recovery_low is not None
+    assert row.recovery_low < 0.75
+    found = compare_scores(tmp_path / "dense", tmp_path / "tailored")
+    assert (found["difference"], found["p"]) == (-0.125, None)
+
+
+def test_two_scores_compared(tmp_path: Path) -> None:
+    one = scored(tmp_path / "a" / "piqa", hits(50), 0.5)
+    other = scored(tmp_path / "b" / "piqa", hits(60), 0.5)
+    found = compare_scores(one, other)
+    assert (found["benchmark"], found["metric"], found["examples"]) == ("piqa", "acc_norm", 100)
+    assert (found["one"], found["other"], found["difference"]) == (0.5, 0.6, pytest.approx(0.1))
+    assert 0 < found["low"] < 0.1 < found["high"] < 0.2
+    assert found["p"] == pytest.approx(2 / 2**10)
+    assert compare_scores(one, one)["p"] == 1
+    with pytest.raises(InputError, match="scores: piqa against boolq; allowed: one benchmark"):
+        compare_scores(one, scored(tmp_path / "boolq", hits(50), 0.5))
+    with pytest.raises(InputError, match=r"scores of piqa: .*; allowed: scores of the same examples"):
+        compare_scores(one, scored(tmp_path / "c" / "piqa", hits(50), 0.5, first=7))
+
+
+def test_parquet_has_the_declared_schema_and_reads_back(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    written(given, tmp_path / "out")
+    found = pq.read_table(tmp_path / "out" / "recovery.parquet")
+    assert found.schema.equals(schema_of(RecoveryRow))
+    assert str(found.schema.field("above_floor").type) == "bool"
+    assert str(found.schema.field("examples").type) == "int64"
+    assert str(found.schema.field("recovery").type) == "double"
+    table = table_of(given)
+    assert read_recovery(tmp_path / "out") == (list(table.rows), list(table.models.values()))
+
+
+def test_the_page_says_it_in_words_and_numbers(tmp_path: Path) -> None:
+    page = written(inputs(tmp_path), tmp_path / "out")
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page)).replace("&#39;", "'")
+    assert "tiny, pruned at ratio 0.2" in text
+    assert (
+        "Pruning removed 20.0 % of all parameters (100,000 before, 80,000 after), and perplexity went from 20.5" in text
+    )
+    assert "reaches 115.0 % of the dense model's accuracy (mean over 2 benchmarks, 200 examples; 95 % interval" in text
+    assert (
+        "; 77.6 % when only pruned), and 60.0 % of what the dense model has above its floor (over the 1 of them" in text
+    )
+    assert "Dense itself is at the floor on boolq (0.420 against 0.620): its recovery says nothing." in text
+    assert "0.400 ± 0.049" in text
+    assert "over 1 of 2" in text
+    assert page.count("<svg") == 1  # bars; no plan, importance or losses were given
+
+
+def test_nothing_from_outside_is_markup_and_nothing_is_loaded(tmp_path: Path) -> None:
+    page = written(everything(tmp_path), tmp_path / "out")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert f"Is {ATTACK}?" not in page
+    (prompt,) = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
+    assert prompt.startswith("Is &lt;script")
+    assert "second" not in prompt
+    elements = Elements(page)
+    assert not elements.open
+    assert {"script", "img", "link", "iframe", "object", "foreignobject"}.isdisjoint(tag for tag, _ in elements.found)
+    for tag, attributes in elements.found:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "xlink:href", "action", "data", "style"):
+            assert "//" not in (attributes.get(name) or ""), (tag, name)
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+    assert page.count("<svg") == 4
+    used = {a["href"][1:] for tag, a in elements.found if tag == "use" and a.get("href")}
+    assert used <= {a["id"] for _, a in elements.found if "id" in a}
+
+
+def test_the_same_inputs_make_the_same_files(tmp_path: Path) -> None:
+    given = everything(tmp_path)
+    for name in ("one", "two"):
+        written(given, tmp_path / name)
+    pictures = {"accuracy-0.2.png", "importance.png", "losses-0.2.png", "widths-0.2.png"}
+    assert {path.name for path in (tmp_path / "one").glob("*.png")} == pictures
+    for file in ("recovery.parquet", "report.html", "report.md", "plots.md", *pictures):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_markdown_is_short_and_has_the_table(tmp_path: Path) -> None:
+    given = everything(tmp_path)
+    written(given, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text().replace("±\N{NO-BREAK SPACE}", "± ")
+    assert text.startswith(f"# `tiny {ATTACK}`, pruned at ratio 0.2\n")  # in a code span: not markup
+    assert "| arc_easy (acc_norm) | 100 | 0.250 | 0.500 ± 0.050 | 0.300 ± 0.046 | 0.400 ± 0.049 |" in text
+    assert "Dense itself is at the floor on boolq" in text
+    many = tuple(RunResults(i / 200, given.runs[0].pruned, given.runs[0].tailored) for i in range(1, 31))
+    written(ReportInputs("tiny", given.dense, many), tmp_path / "many")
+    assert len((tmp_path / "many" / "report.md").read_bytes()) < 20_000
+
+
+def test_markdown_shows_every_picture_and_each_is_small(tmp_path: Path) -> None:
+    written(everything(tmp_path), tmp_path / "out")
+    shown = [
+        name
+        for page in ("report.md", "plots.md")
+        for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", (tmp_path / "out" / page).read_text())
+    ]
+    assert shown == ["accuracy-0.2.png", "widths-0.2.png", "importance.png", "losses-0.2.png"]
+    for name in shown:
+        content = (tmp_path / "out" / name).read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) < 40_000
+
+
+def test_without_tailored_plan_or_logs(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    pruned = RunResults(0.2, ModelResults(scores=given.runs[0].pruned.scores))
+    page = written(ReportInputs("tiny", ModelResults(scores=given.dense.scores), (pruned,)), tmp_path / "out")
+    assert f"Without tuning, the pruned model reaches 77.6{NBSP}%" in page
+    rows, _ = read_recovery(tmp_path / "out")
+    assert {row.model for row in rows} == {"dense", "pruned"}
+    assert rows[-1].benchmark == MEAN
+    assert rows[-1].accuracy == pytest.approx(0.35)
+
+
+def timed(role: str, batch: int, **changes: Any) -> ProfileRow:
+    names = {field.name: 1 for field in dataclasses.fields(ProfileRow)}
+    texts = {"role": role, "checkpoint": role, "device": "cpu", "dtype": "float32", "batch": batch}
+    return ProfileRow(**(names | texts | changes))
+
+
+def test_the_speed_at_the_largest_batch_stands_beside_the_accuracy(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    faster = {"prefill_speedup": 1.25, "prefill_speedup_low": 1.2, "prefill_speedup_high": 1.3, "decode_speedup": 1.5}
+    rows = (timed("checkpoint", 1), timed("checkpoint", 8, **faster), timed("against", 1), timed("against", 8))
+    run = dataclasses.replace(given.runs[0], profile=rows)
+    other = dataclasses.replace(given.runs[0], ratio=0.5)
+    page = written(dataclasses.replace(given, runs=(run, other)), tmp_path / "out")
+    text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    assert "and it reads and writes at 1.25 and 1.50 times the dense model's speed" in text.replace("&#39;", "'")
+    assert "1.25 1.20–1.30" in text
+    assert "8 prompts of 1 tokens at a time" in text
+    _, models = read_recovery(tmp_path / "out")
+    (pruned,) = [model for model in models if model.model == "pruned" and model.ratio == 0.2]
+    assert (pruned.prefill_speedup, pruned.decode_speedup) == (1.25, 1.5)
+    table = Console(width=80, record=True)
+    table.print(recovery_table(tmp_path / "out"))
+    assert "speed ×1.25 reading, ×1.50 writing" in " ".join(table.export_text().split())
+
+
+def test_dense_alone_and_a_ratio_that_nobody_named(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    page = written(ReportInputs("tiny", given.dense), tmp_path / "alone")
+    assert "<h1>tiny</h1>" in page
+    assert {row.ratio for row in read_recovery(tmp_path / "alone")[0]} == {None}
+    run = RunResults(None, tailored=given.runs[0].tailored)
+    assert "tailored" in written(ReportInputs("tiny", given.dense, (run,)), tmp_path / "unnamed")
+
+
+def test_a_benchmark_that_only_some_models_have(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    only = {"arc_easy": given.runs[0].tailored["arc_easy"]}
+    run = RunResults(0.2, given.runs[0].pruned, only)
+    partial = ReportInputs("tiny", given.dense, (run,))
+    assert "(arc_easy, 100 examples; 95 % interval" in written(partial, tmp_path / "out")
+    table = table_of(partial)
+    assert table.row("tailored", "boolq") is None
+    mean = row_of(table, "tailored", MEAN)
+    assert mean.accuracy is None  # a mean over one benchmark is not to be set beside a mean over two
+    assert mean.recovery == pytest.approx(0.8)
+    assert mean.recovery_benchmarks == 1
+
+
+def test_scores_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    other = {"arc_easy": scored(tmp_path / "other" / "arc_easy", hits(40), 0.25, first=1)}
+    with pytest.raises(InputError, match="scores of arc_easy: row 0: example 0 against 1"):
+        table_of(ReportInputs("tiny", given.dense, (RunResults(0.2, tailored=other),)))
+    metric = {"arc_easy": scored(tmp_path / "metric" / "arc_easy", hits(40), 0.25, "acc")}
+    with pytest.raises(InputError, match="scores of arc_easy: acc_norm against acc"):
+        table_of(ReportInputs("tiny", given.dense, (RunResults(0.2, tailored=metric),)))
+    (other["arc_easy"] / "metrics.json").write_text('{"metric": "acc", "floor": 0.5}')
+    with pytest.raises(InputError, match=r"metrics\.json: floor, metric or its value is missing"):
+        table_of(ReportInputs("tiny", ModelResults(scores=other)))
+    with pytest.raises(InputError, match="no model has scores"):
+        write_report(ReportInputs("tiny", ModelResults()), out=tmp_path)
+
+
+def test_dense_without_a_right_answer(tmp_path: Path) -> None:
+    scores = {
+        name: {"own": scored(tmp_path / name / "own", hits(n), 0.5)} for name, n in (("dense", 0), ("tailored", 9))
+    }
+    run = RunResults(0.5, tailored=scores["tailored"])
+    given = ReportInputs("tiny", ModelResults(scores=scores["dense"]), (run,))
+    row = row_of(table_of(given), "tailored", "own")
+    assert (row.recovery, row.recovery_low, row.chance_corrected) == (None, None, None)
+    assert "Dense itself is at the floor on own" in written(given, tmp_path / "out")
+
+
+def test_console_table_fits_a_terminal(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    run = given.runs[0]
+    for runs in ((run,), (run, RunResults(0.5, run.pruned, run.tailored))):
+        out = tmp_path / f"out-{len(runs)}"
+        written(ReportInputs("tiny", given.dense, runs), out)
+        console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console.print(recovery_table(out))
+        text = console.export_text().replace(NBSP, " ")
+        line = next(line for line in text.splitlines() if line.startswith("arc_easy"))
+        assert re.match(r"arc_easy +0\.500±\.050 +0\.300±\.046 +0\.400±\.049 +80 % \(\d+–\d+\) +60 % \(\d+–\d+\)", line)
+        assert "100,000 → 80,000; perplexity 20.5 → 40.2" in text
+        assert "Dense itself is at the floor on boolq" in text
+        assert ("ratio 0.5" in text) == (len(runs) == 2)

@@ -1,0 +1,250 @@
+"""Distillation and healing: what the teacher says is what the student is drawn to, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import kl_div
+
+from helpers import write_own_benchmark
+from tailored_llama.config import BenchmarkConfig, DistillationConfig, ExecutionConfig, HealingConfig, TuningConfig
+from tailored_llama.data.benchmarks import load_benchmark
+from tailored_llama.data.calibration import CALIBRATION_SCHEMA
+from tailored_llama.data.prompts import render_prompts
+from tailored_llama.errors import InputError
+from tailored_llama.models import Document, copy_tokenizer, head_logits, load_model, packed_attention, packed_states
+from tailored_llama.store import write_table
+from tailored_llama.training import tuning
+from tailored_llama.training.distillation import divergence, read_teacher, teach
+from tailored_llama.training.healing import heal
+from tailored_llama.training.tuning import Source
+
+CPU = ExecutionConfig(device="cpu")
+WHOLE = DistillationConfig(weight=1.0, top=259)  # of the tiny model's 260 tokens
+Make = Callable[[str], Path]
+
+
+@pytest.fixture
+def text(folder: Make) -> Path:
+    """Sixteen calibration sequences of a text with a pattern."""
+    out = folder("text")
+    ids = [[(3 * row + 7 * place) % 200 for place in range(24)] for row in range(16)]
+    columns = {"input_ids": ids, "source": ["made"] * 16, "row": list(range(16))}
+    write_table(out / "calibration.parquet", columns, CALIBRATION_SCHEMA)
+    return out
+
+
+@pytest.fixture
+def student(tiny: Path, folder: Make) -> Path:
+    """The teacher with its projections shaken."""
+    torch.manual_seed(5)
+    model, out = load_model(tiny), folder("student")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "proj" in name:
+                weight.add_(torch.randn_like(weight), alpha=0.1)
+    model.save_pretrained(out)
+    copy_tokenizer(tiny, out)
+    return out
+
+
+def along(model_folder: Path, ids: tuple[int, ...], temperature: float) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = load_model(model_folder)(torch.tensor([ids])).logits[0]
+    return (logits / temperature).log_softmax(-1)
+
+
+def states_of(model_folder: Path, ids: tuple[int, ...]) -> tuple[object, torch.Tensor]:
+    model = load_model(model_folder)
+    with torch.no_grad(), packed_attention(model):
+        return model, packed_states(model, [Document(ids)], torch.arange(len(ids)))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_with_almost_all_tokens_kept_it_is_the_divergence_of_the_whole_distributions(
+    tiny: Path, student: Path, text: Path, folder: Make, temperature: float
+) -> None:
+    settings = DistillationConfig(top=259, temperature=temperature)
+    teach(
+        tiny,
+        text,
+        distillation=settings,
+        out=folder("teacher"),
+        execution=ExecutionConfig(device="cpu", batch_tokens=64),
+    )
+    for targets in read_teacher(text.parent / "teacher"):
+        model, states = states_of(student, targets.input_ids)
+        found = float(divergence(model, states, targets, temperature))
+        theirs, mine = (along(m, targets.input_ids, temperature) for m in (tiny, student))
+        whole = float(kl_div(mine, theirs, reduction="sum", log_target=True)) / len(mine) * temperature**2
+        assert found == pytest.approx(whole, rel=1e-4)
+
+
+def test_with_few_tokens_kept_the_others_count_as_one(tiny: Path, student: Path, text: Path, folder: Make) -> None:
+    teach(tiny, text, distillation=DistillationConfig(top=4), out=folder("teacher"), execution=CPU)
+    targets = read_teacher(text.parent / "teacher")[3]
+    model, states = states_of(student, targets.input_ids)
+    expected = 0.0
+    for theirs, mine in zip(along(tiny, targets.input_ids, 1.0), along(student, targets.input_ids, 1.0), strict=True):
+        best = sorted(range(260), key=lambda token: -float(theirs[token]))[:4]
+        pairs = [(math.exp(theirs[token]), math.exp(mine[token])) for token in best]
+        pairs.append((1 - sum(p for p, _ in pairs), 1 - sum(q for _, q in pairs)))
+        expected += sum(p * math.log(p / q) for p, q in pairs) / len(targets.input_ids)
+    assert float(divergence(model, states, targets, 1.0)) == pytest.approx(expected, rel=1e-3)
+    _, own = states_of(tiny, targets.input_ids)
+    assert float(divergence(load_model(tiny), own, targets, 1.0)) == pytest.approx(0, abs=1e-5)
+
+
+def test_logits_are_held_for_a_bounded_number_of_positions(tiny: Path, folder: Make) -> None:
+    out, ids = folder("text"), [[place % 200 for place in range(256)] for _ in range(4)]
+    write_table(
+        out / "calibration.parquet", {"input_ids": ids, "source": ["made"] * 4, "row": [0] * 4}, CALIBRATION_SCHEMA
+    )
+    rows: list[int] = []
+    real = head_logits
+
+    def counted(model: object, states: torch.Tensor) -> torch.Tensor:
+        rows.append(len(states))
+        return real(model, states)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tailored_llama.training.distillation.head_logits", counted)
+        teach(tiny, out, distillation=DistillationConfig(top=4), out=folder("teacher"), execution=CPU)
+    assert (max(rows), sum(rows)) == (256, 1024)
+
+
+def test_healing_draws_the_student_to_the_teacher(tiny: Path, student: Path, text: Path, folder: Make) -> None:
+    teach(tiny, text, distillation=WHOLE, out=folder("teacher"), execution=CPU)
+    healing = HealingConfig(tokens=384, rank=16, alpha=16, learning_rate=2e-2, batch_size=1)
+    measured = heal(
+        student,
+        text.parent / "teacher",
+        healing=healing,
+        distillation=WHOLE,
+        seed=0,
+        out=folder("healed"),
+        execution=CPU,
+    )
+    assert measured["tokens"] == 384
+    healed = text.parent / "healed"
+    losses = pq.read_table(healed / "log.parquet").to_pydict()
+    assert losses["loss"] == losses["divergence"]
+    targets = read_teacher(text.parent / "teacher")
+
+    def distance(folder: Path) -> float:
+        pairs = (states_of(folder, t.input_ids) for t in targets)
+        return sum(float(divergence(model, states, t, 1.0)) for (model, states), t in zip(pairs, targets, strict=True))
+
+    assert distance(healed) < 0.8 * distance(student)
+    heal(
+        student,
+        text.parent / "teacher",
+        healing=healing,
+        distillation=WHOLE,
+        seed=0,
+        out=folder("again"),
+        execution=CPU,
+    )
+    for path in healed.iterdir():
+        assert path.read_bytes() == (text.parent / "again" / path.name).read_bytes(), path.name
+
+
+@pytest.fixture
+def prompts(folder: Make) -> Path:
+    benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")))
+    examples, out = folder("examples"), folder("prompts")
+    load_benchmark(benchmark, downloads="", out=examples)
+    render_prompts(examples, benchmark=benchmark, split="train", template="harness", out=out, shots=8, held_out=8)
+    return out
+
+
+@pytest.mark.parametrize("ranking", [0.0, 1.0])
+def test_tuning_with_a_teacher_learns_of_it_along_the_right_choices(
+    tiny: Path, student: Path, prompts: Path, text: Path, folder: Make, ranking: float
+) -> None:
+    teach(tiny, prompts, distillation=WHOLE, out=folder("teacher"), execution=CPU)
+    teach(tiny, text, distillation=WHOLE, out=folder("text-teacher"), execution=CPU)
+    settings = TuningConfig(epochs=4, learning_rate=1e-2, batch_size=4, dropout=0.0, ranking=ranking)
+    source = Source(prompts, "acc_norm", text.parent / "teacher")
+    lessons = text.parent / "text-teacher"
+    tuning.tune(
+        student,
+        [source],
+        tuning=settings,
+        seed=0,
+        out=folder("adapter"),
+        execution=CPU,
+        distillation=WHOLE,
+        text=lessons,
+    )
+    log = pq.read_table(text.parent / "adapter" / "log.parquet").to_pydict()
+    drawn = [value for value in log["divergence"] if value is not None]
+    assert len(drawn) == 8
+    assert sum(drawn[-2:]) < 0.9 * sum(drawn[:2])
+    assert all(loss > part for loss, part in zip(log["loss"], log["divergence"], strict=True) if loss is not None)
+
+
+def test_a_teacher_of_other_tokens_is_refused(tiny: Path, prompts: Path, text: Path, folder: Make) -> None:
+    teach(tiny, text, distillation=WHOLE, out=folder("teacher"), execution=CPU)
+    source = Source(prompts, "acc_norm", text.parent / "teacher")
+    with pytest.raises(InputError, match=r"teacher .*: got outputs along other tokens; allowed: "):
+        tuning.tune(
+            tiny, [source], tuning=TuningConfig(), seed=0, out=folder("adapter"), execution=CPU, distillation=WHOLE
+        )
+
+
+def test_to_keep_the_whole_vocabulary_is_refused(tiny: Path, text: Path, folder: Make) -> None:
+    with pytest.raises(InputError, match=r"distillation.top: got 260; allowed: less than 260, the vocabulary"):
+        teach(tiny, text, distillation=DistillationConfig(top=260), out=folder("teacher"), execution=CPU)
+
+
+def test_a_mixture_gives_every_benchmark_its_part(
+    tiny: Path, prompts: Path, folder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples, other = prompts.parent / "examples", folder("other")
+    own = BenchmarkConfig(**write_own_benchmark(folder("more")))
+    render_prompts(examples, benchmark=own, split="train", template="reread", out=other, shots=8, held_out=8)
+    settings = TuningConfig(epochs=1, shots=5, held_out=3, batch_size=1)
+    seen: dict[str, list[int]] = {}
+
+    def spy(model: Any, samples: Any, *given: Any, held_out: Any, **more: Any) -> Any:
+        seen["shots"], seen["held_out"] = [len(s) for s in samples], [len(s) for s in held_out]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "train", spy)
+    both, out = [Source(prompts, "acc"), Source(other, "acc")], folder("adapter")
+    with pytest.raises(KeyboardInterrupt):
+        tuning.tune(tiny, both, tuning=settings, seed=0, out=out, execution=CPU, distillation=DistillationConfig())
+    longest = max(seen["shots"][:3])
+    assert (len(seen["shots"]), len(seen["held_out"])) == (5, 3)
+    assert min(seen["shots"][3:]) > longest  # read twice: longer
+    assert seen["held_out"][2] > max(seen["held_out"][:2])
+
+
+def test_bfloat16_products_leave_adapters_in_float32(tiny: Path, prompts: Path, folder: Make) -> None:
+    settings = TuningConfig(epochs=2, learning_rate=2e-2, batch_size=4, dropout=0.0)
+    for precision in ("float32", "bfloat16"):
+        chosen = settings.model_copy(update={"precision": precision})
+        tuning.tune(
+            tiny,
+            [Source(prompts, "acc_norm")],
+            tuning=chosen,
+            seed=0,
+            out=folder(precision),
+            execution=CPU,
+            distillation=DistillationConfig(),
+        )
+    exact, rounded = (
+        pq.read_table(prompts.parent / name / "log.parquet").to_pydict()["loss"][1:] for name in ("float32", "bfloat16")
+    )
+    assert exact != rounded
+    saved = load_file(prompts.parent / "bfloat16" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert rounded == pytest.approx(exact, rel=0.05)

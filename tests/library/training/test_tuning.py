@@ -1,0 +1,584 @@
+"""Tuning: learns, repeats, stops, and writes adapters that PEFT loads."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from helpers import UNFITTED, save_tiny_llama, write_own_benchmark
+from tailored_llama.config import BenchmarkConfig, DistillationConfig, ExecutionConfig, PruningConfig, TuningConfig
+from tailored_llama.data import Prompt, encode_prompt, read_prompts
+from tailored_llama.data.benchmarks import load_benchmark
+from tailored_llama.data.prompts import render_prompts
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation.generation import generate
+from tailored_llama.evaluation.scoring import loglikelihoods
+from tailored_llama.models import (
+    copy_tokenizer,
+    encode_pair,
+    load_model,
+    load_tokenizer,
+    merge_adapter,
+    packed_attention,
+)
+from tailored_llama.pruning import read_groups
+from tailored_llama.pruning.groups import build_graph
+from tailored_llama.pruning.importance import write_importance
+from tailored_llama.pruning.prune import prune
+from tailored_llama.training import loop as training
+from tailored_llama.training import tuning
+from tailored_llama.training.loop import Objective, learning_rate, sample_losses
+from tailored_llama.training.tuning import Source
+
+CPU = ExecutionConfig(device="cpu")
+QUICK = TuningConfig(epochs=3, learning_rate=2e-2, batch_size=4, dropout=0.1)
+
+
+@pytest.fixture
+def prompts(folder: Callable[[str], Path]) -> Path:
+    benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")))
+    examples, out = folder("examples"), folder("prompts")
+    load_benchmark(benchmark, downloads="", out=examples)
+    render_prompts(examples, benchmark=benchmark, split="train", template="harness", out=out, shots=8, held_out=8)
+    return out
+
+
+def log_of(adapter: Path) -> dict[str, list[Any]]:
+    return dict(pq.read_table(adapter / "log.parquet").to_pydict())
+
+
+def test_tuning_lowers_the_loss_and_peft_loads_the_adapter(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path]
+) -> None:
+    out = folder("adapter")
+    tuning.tune(
+        tiny,
+        [Source(prompts, "acc_norm")],
+        tuning=QUICK,
+        seed=0,
+        out=out,
+        execution=CPU,
+        distillation=DistillationConfig(),
+    )
+    held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
+    assert min(held[1:]) < 0.8 * held[0]
+    assert held_out_loss(tiny, out, prompts) == pytest.approx(min(held), abs=1e-4)
+
+
+def test_fused_projections_get_the_adapters_of_their_parts(prompts: Path, folder: Callable[[str], Path]) -> None:
+    sizes = {"pad_token_id": 0, "sliding_window": None}
+    dense, out = save_tiny_llama(folder("phi"), architecture="phi3", **sizes), folder("adapter")
+    tuning.tune(
+        dense,
+        [Source(prompts, "acc_norm")],
+        tuning=QUICK,
+        seed=0,
+        out=out,
+        execution=CPU,
+        distillation=DistillationConfig(),
+    )
+    held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
+    assert min(held[1:]) < held[0]
+    tuned = {name.split(".")[-3] for name in load_file(out / "adapter_model.safetensors")}
+    assert tuned == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+
+
+def held_out_loss(checkpoint: Path, adapter: Path, prompts: Path, skip: int = 0) -> float:
+    """The held-out loss of a saved adapter, by plain forward passes over PEFT's own loader.
+
+    `skip`: logits that stand before those of the text.
+    """
+    tuned = PeftModel.from_pretrained(load_model(checkpoint), adapter).eval()
+    tokenizer, losses = load_tokenizer(checkpoint), []
+    for prompt in read_prompts(prompts, "held_out"):
+        before, after = encode_pair(tokenizer, prompt.contexts[prompt.answer], prompt.continuations[prompt.answer])
+        with torch.no_grad():
+            logprobs = tuned(torch.tensor([before + after])).logits[0, skip:].log_softmax(-1)
+        losses.append(-sum(float(logprobs[len(before) + i - 1, t]) for i, t in enumerate(after)) / len(after))
+    return sum(losses) / len(losses)
+
+
+def test_the_same_seed_gives_the_same_bytes(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
+    first, second, other = folder("first"), folder("second"), folder("other")
+    for out, seed in ((first, 0), (second, 0), (other, 1)):
+        tuning.tune(
+            tiny,
+            [Source(prompts, "acc_norm")],
+            tuning=QUICK,
+            seed=seed,
+            out=out,
+            execution=CPU,
+            distillation=DistillationConfig(),
+        )
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+    weights = [load_file(out / "adapter_model.safetensors") for out in (first, other)]
+    assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+class Killed(BaseException):
+    """What a kill looks like from within."""
+
+
+@pytest.mark.parametrize("step", [3, 4, 5, 6])  # two steps an epoch: within one, at its end, after it
+def test_a_killed_tuning_goes_on_and_ends_with_the_same_bytes(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], step: int
+) -> None:
+    keep = ExecutionConfig(device="cpu", keep_state_every=2)
+    whole, killed, state = folder("whole"), folder("killed"), folder("state")
+    sources = [Source(prompts, "acc_norm")]
+    tuning.tune(tiny, sources, tuning=QUICK, seed=0, out=whole, execution=CPU, distillation=DistillationConfig())
+
+    def kill(done: int, total: int) -> None:
+        if done == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        tuning.tune(
+            tiny,
+            sources,
+            tuning=QUICK,
+            seed=0,
+            out=killed,
+            execution=keep,
+            progress=kill,
+            resume=state,
+            distillation=DistillationConfig(),
+        )
+    steps: list[int] = []
+    tuning.tune(
+        tiny,
+        sources,
+        tuning=QUICK,
+        seed=0,
+        out=killed,
+        execution=keep,
+        progress=lambda done, total: steps.append(done),
+        resume=state,
+        distillation=DistillationConfig(),
+    )
+    assert steps[0] == (step - 1) // 2 * 2 + 1  # progress is told before the state of the step is kept
+    for path in whole.iterdir():
+        assert path.read_bytes() == (killed / path.name).read_bytes(), path.name
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 4
+    path.write_bytes(data)
+
+
+BROKEN_STATES: dict[str, Callable[[Path, Path], Any]] = {
+    "garbage": lambda path, other: path.write_bytes(b"not a state"),
+    "cut short": lambda path, other: path.write_bytes(path.read_bytes()[:-100]),
+    "bit flipped": lambda path, other: flip(path),
+    "a pickle": lambda path, other: torch.save({"adapter": torch.ones(3)}, path),
+    "of another training": lambda path, other: shutil.copy(other, path),
+    "safetensors of something else": lambda path, other: save_file({"weight": torch.ones(3)}, path, {"state": "{}"}),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN_STATES.values(), ids=BROKEN_STATES)
+def test_a_broken_state_is_left_aside(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], damage: Callable[[Path, Path], Any]
+) -> None:
+    whole, again, state, other = folder("whole"), folder("again"), folder("state"), folder("other")
+    keep, sources = ExecutionConfig(device="cpu", keep_state_every=2), [Source(prompts, "acc_norm")]
+
+    def kill(done: int, total: int) -> None:
+        if done == 3:
+            raise Killed
+
+    for where, rank in ((state, QUICK.rank), (other, QUICK.rank + 1)):
+        settings = QUICK.model_copy(update={"rank": rank})
+        with pytest.raises(Killed):
+            tuning.tune(
+                tiny,
+                sources,
+                tuning=settings,
+                seed=0,
+                out=folder(f"killed-{rank}"),
+                execution=keep,
+                progress=kill,
+                resume=where,
+                distillation=DistillationConfig(),
+            )
+    damage(state / "state.safetensors", other / "state.safetensors")
+    tuning.tune(tiny, sources, tuning=QUICK, seed=0, out=whole, execution=CPU, distillation=DistillationConfig())
+    steps: list[int] = []
+    tuning.tune(
+        tiny,
+        sources,
+        tuning=QUICK,
+        seed=0,
+        out=again,
+        execution=CPU,
+        progress=lambda done, total: steps.append(done),
+        resume=state,
+        distillation=DistillationConfig(),
+    )
+    assert steps[0] == 1
+    assert log_of(again) == log_of(whole)
+
+
+def test_micro_batches_change_nothing_but_memory(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
+    without_dropout = QUICK.model_copy(update={"dropout": 0.0})
+    for name, budget in (("small", 64), ("large", 4096)):
+        split = without_dropout.model_copy(update={"micro_batch_tokens": budget})
+        tuning.tune(
+            tiny,
+            [Source(prompts, "acc_norm")],
+            tuning=split,
+            seed=0,
+            out=folder(name),
+            execution=CPU,
+            distillation=DistillationConfig(),
+        )
+    small, large = (log_of(prompts.parent / name)["loss"] for name in ("small", "large"))
+    assert small[1:] == pytest.approx(large[1:], rel=1e-3)
+
+
+def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = QUICK.model_copy(update={"dropout": 0.0})
+    tuning.tune(
+        tiny,
+        [Source(prompts, "acc_norm")],
+        tuning=quiet,
+        seed=0,
+        out=folder("whole"),
+        execution=CPU,
+        distillation=DistillationConfig(),
+    )
+    real, refused = training.sample_losses, []
+
+    def small_only(model: Any, batch: Any, objective: Any) -> Any:
+        if sum(map(len, batch)) > 80 and model.training:
+            refused.append(len(batch))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, batch, objective)
+
+    monkeypatch.setattr(training, "sample_losses", small_only)
+    tuning.tune(
+        tiny,
+        [Source(prompts, "acc_norm")],
+        tuning=quiet,
+        seed=0,
+        out=folder("parts"),
+        execution=CPU,
+        distillation=DistillationConfig(),
+    )
+    assert len(refused) == 1  # later steps begin with what did fit
+    whole, parts = (log_of(prompts.parent / name)["loss"] for name in ("whole", "parts"))
+    assert parts[1:] == pytest.approx(whole[1:], rel=1e-3)
+
+    def never(*given: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(training, "sample_losses", never)
+    with pytest.raises(MemoryError):
+        tuning.tune(
+            tiny,
+            [Source(prompts, "acc_norm")],
+            tuning=quiet,
+            seed=0,
+            out=folder("none"),
+            execution=CPU,
+            distillation=DistillationConfig(),
+        )
+
+
+def test_recomputed_activations_change_nothing_but_memory(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, computed = LlamaMLP.forward, {False: 0, True: 0}
+    for name, recompute in (("kept", False), ("recomputed", True)):
+
+        def counted(self: Any, states: Any, recompute: bool = recompute) -> Any:
+            computed[recompute] += 1
+            return real(self, states)
+
+        monkeypatch.setattr(LlamaMLP, "forward", counted)
+        execution = ExecutionConfig(device="cpu", recompute_activations=recompute)
+        tuning.tune(
+            tiny,
+            [Source(prompts, "acc_norm")],
+            tuning=QUICK,
+            seed=0,
+            out=folder(name),
+            execution=execution,
+            distillation=DistillationConfig(),
+        )
+    kept, recomputed = (log_of(prompts.parent / name)["loss"] for name in ("kept", "recomputed"))
+    assert recomputed[1:] == pytest.approx(kept[1:], rel=1e-4)
+    assert computed[True] > 1.3 * computed[False]
+
+
+def test_tuning_stops_when_the_held_out_loss_no_longer_falls(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path]
+) -> None:
+    out = folder("adapter")
+    wild = TuningConfig(epochs=20, learning_rate=1.0, patience=2, warmup=0, batch_size=4, schedule="constant")
+    tuning.tune(
+        tiny,
+        [Source(prompts, "acc_norm")],
+        tuning=wild,
+        seed=0,
+        out=out,
+        execution=CPU,
+        distillation=DistillationConfig(),
+    )
+    log = log_of(out)
+    held = [loss for loss in log["held_out_loss"] if loss is not None]
+    assert log["epoch"][-1] == held.index(min(held)) + 2
+    assert held[-1] > min(held)
+    assert held_out_loss(tiny, out, prompts) == pytest.approx(min(held), abs=1e-3)  # the best one is kept
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_step(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = training.sample_losses
+    calls = iter(range(1000))
+
+    def broken(*given: Any) -> Any:
+        factor = float("nan") if next(calls) >= 6 else 1
+        return ((loss * factor, part) for loss, part in real(*given))
+
+    monkeypatch.setattr(training, "sample_losses", broken)
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step \d+ of 6"):
+        tuning.tune(
+            tiny,
+            [Source(prompts, "acc_norm")],
+            tuning=QUICK,
+            seed=0,
+            out=folder("adapter"),
+            execution=CPU,
+            distillation=DistillationConfig(),
+        )
+
+
+def test_the_learning_rate_warms_up_then_falls() -> None:
+    config = TuningConfig(learning_rate=1.0, warmup=0.2)
+    rates = [learning_rate(step, 10, config) for step in range(1, 11)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[6] == pytest.approx(0.5)
+    assert all(later < earlier for earlier, later in zip(rates[2:], rates[3:], strict=False))  # noqa: RUF007
+    assert math.isclose(learning_rate(10, 10, config.model_copy(update={"schedule": "constant"})), 1.0)
+
+
+def test_a_continuation_longer_than_the_context_is_named(tiny: Path) -> None:
+    prompt = Prompt(3, ("short",), (" " + "x" * 300,), 0, (300,))
+    with pytest.raises(InputError, match="example 3: got a continuation of 301 tokens; allowed: at most 256"):
+        tuning._sample(load_tokenizer(tiny), 256, None, prompt)
+
+
+@pytest.mark.parametrize("metric", ["acc", "acc_norm"])
+def test_the_ranking_loss_is_that_of_the_choices_as_the_metric_compares_them(
+    tiny: Path, prompts: Path, metric: Any
+) -> None:
+    model, tokenizer = load_model(tiny), load_tokenizer(tiny)
+    batch, expected = read_prompts(prompts, "shots")[:3], 0.0
+    for prompt in batch:
+        scores = []
+        for context, continuation in zip(prompt.contexts, prompt.continuations, strict=True):
+            before, after = encode_pair(tokenizer, context, continuation)
+            with torch.no_grad():
+                logprobs = model(torch.tensor([before + after])).logits[0].log_softmax(-1)
+            scores.append([float(logprobs[len(before) + i - 1, t]) for i, t in enumerate(after)])
+        lengths = [1] * len(scores) if metric == "acc" else list(prompt.choice_lengths)
+        mean = sum(lengths) / len(lengths)
+        logits = torch.tensor([sum(s) / length * mean for s, length in zip(scores, lengths, strict=True)])
+        right = scores[prompt.answer]
+        expected += -sum(right) / len(right) - 0.5 * float(logits.log_softmax(0)[prompt.answer])
+    samples = [tuning._sample(tokenizer, 256, metric, prompt) for prompt in batch]
+    with packed_attention(model), torch.no_grad():
+        found = [float(loss) for loss, _ in sample_losses(model, samples, Objective(ranking=0.5))]
+    assert sum(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_ranking_teaches_to_choose(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
+    """Each question has one of four colours as its answer; the ranking loss makes the right one the likeliest."""
+    out = folder("ranked")
+    many = QUICK.model_copy(update={"ranking": 1.0, "epochs": 12, "dropout": 0.0})
+    tuning.tune(
+        tiny,
+        [Source(prompts, "acc_norm")],
+        tuning=many,
+        seed=0,
+        out=out,
+        execution=CPU,
+        distillation=DistillationConfig(),
+    )
+    model = PeftModel.from_pretrained(load_model(tiny), out).eval()
+    right = {False: 0, True: 0}
+    shots, tokenizer = read_prompts(prompts, "shots"), load_tokenizer(tiny)
+    for tuned in right:
+        with nullcontext() if tuned else model.disable_adapter(), packed_attention(model), torch.no_grad():
+            for prompt in shots:
+                alone = [
+                    tuning._sample(tokenizer, 256, None, replace(prompt, answer=c)) for c in range(len(prompt.contexts))
+                ]
+                losses = [
+                    float(loss) * len(sample.encoded.targets[0]) / length
+                    for sample, length in zip(alone, prompt.choice_lengths, strict=True)
+                    for loss, _ in sample_losses(model, [sample], Objective())
+                ]
+                right[tuned] += losses.index(min(losses)) == prompt.answer
+    assert right[True] > right[False]
+    assert right[True] >= 0.8 * len(shots)
+
+
+@pytest.mark.parametrize("variant", ["rslora", "dora"])
+def test_variants_are_what_peft_reads(tiny: Path, prompts: Path, folder: Callable[[str], Path], variant: Any) -> None:
+    out, merged = folder("adapter"), folder("merged")
+    tuning.tune(
+        tiny,
+        [Source(prompts, "acc_norm")],
+        tuning=QUICK.model_copy(update={"variant": variant}),
+        seed=0,
+        out=out,
+        execution=CPU,
+        distillation=DistillationConfig(),
+    )
+    settings = json.loads((out / "adapter_config.json").read_text())
+    assert (settings["use_rslora"], settings["use_dora"]) == (variant == "rslora", variant == "dora")
+    merge_adapter(tiny, out, out=merged)
+    ids = torch.tensor([[5, 9, 77, 14]])
+    with torch.no_grad():
+        attached = PeftModel.from_pretrained(load_model(tiny), out).eval()(ids).logits
+        assert (attached - load_model(tiny)(ids).logits).abs().max() > 1e-3
+        torch.testing.assert_close(load_model(merged)(ids).logits, attached, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["prompt", "prefix"])
+def test_a_soft_prompt_learns_and_is_scored_as_peft_itself_reads_it(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], variant: Any
+) -> None:
+    out = folder("adapter")
+    settings = QUICK.model_copy(update={"variant": variant, "virtual_tokens": 6, "learning_rate": 0.1, "epochs": 8})
+    tuning.tune(
+        tiny,
+        [Source(prompts, "acc_norm")],
+        tuning=settings,
+        seed=0,
+        out=out,
+        execution=CPU,
+        distillation=DistillationConfig(),
+    )
+    held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
+    assert min(held) < 0.95 * held[0]
+    assert held_out_loss(tiny, out, prompts, skip=6 if variant == "prompt" else 0) == pytest.approx(min(held), abs=1e-4)
+    tuned, tokenizer = load_model(tiny, out), load_tokenizer(tiny)
+    some = read_prompts(prompts, "held_out")[:3]
+    found = loglikelihoods(tuned, [encode_prompt(tokenizer, prompt, 250) for prompt in some], 64)
+    for prompt, scores in zip(some, found, strict=True):
+        for context, continuation, score in zip(prompt.contexts, prompt.continuations, scores, strict=True):
+            before, after = encode_pair(tokenizer, context, continuation)
+            with torch.no_grad():
+                logprobs = tuned(torch.tensor([before + after])).logits[0].log_softmax(-1)[-len(before + after) :]
+            plain = sum(float(logprobs[len(before) + i - 1, t]) for i, t in enumerate(after))
+            assert score == pytest.approx(plain, abs=1e-4)
+    with pytest.raises(InputError, match=r"adapter .*: is a soft prompt; allowed: one that merges into weights"):
+        merge_adapter(tiny, out, out=folder("merged"))
+
+
+@pytest.mark.parametrize("variant", ["prompt", "prefix"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_soft_prompts_fit_half_precision(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], variant: Any, dtype: torch.dtype, precision: Any
+) -> None:
+    half, out = folder("half"), folder("adapter")
+    load_model(tiny).to(dtype).save_pretrained(half)
+    copy_tokenizer(tiny, half)
+    settings = QUICK.model_copy(update={"variant": variant, "epochs": 1, "precision": precision})
+    tuning.tune(
+        half,
+        [Source(prompts, "acc_norm")],
+        tuning=settings,
+        seed=0,
+        out=out,
+        execution=CPU,
+        distillation=DistillationConfig(),
+    )
+    encoded = [encode_prompt(load_tokenizer(half), prompt, 200) for prompt in read_prompts(prompts, "held_out")[:2]]
+    assert all(math.isfinite(x) for row in loglikelihoods(load_model(half, out), encoded, 64) for x in row)
+
+
+def test_a_prefix_fits_fused_projections(prompts: Path, folder: Callable[[str], Path]) -> None:
+    sizes = {"pad_token_id": 0, "sliding_window": None}
+    dense, out = save_tiny_llama(folder("phi"), architecture="phi3", **sizes), folder("adapter")
+    settings = QUICK.model_copy(update={"variant": "prefix", "epochs": 1})
+    tuning.tune(
+        dense,
+        [Source(prompts, "acc_norm")],
+        tuning=settings,
+        seed=0,
+        out=out,
+        execution=CPU,
+        distillation=DistillationConfig(),
+    )
+    assert load_model(dense, out).active_peft_config.num_virtual_tokens == 20
+
+
+def test_a_soft_prompt_does_not_write_answers(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
+    settings, out = QUICK.model_copy(update={"variant": "prefix", "epochs": 1}), folder("adapter")
+    with pytest.raises(InputError, match=r"tuning.variant: got 'prefix' for a benchmark with metric f1; allowed: lora"):
+        tuning.tune(
+            tiny,
+            [Source(prompts, "f1")],
+            tuning=settings,
+            seed=0,
+            out=out,
+            execution=CPU,
+            distillation=DistillationConfig(),
+        )
+    tuning.tune(
+        tiny,
+        [Source(prompts, "acc")],
+        tuning=settings,
+        seed=0,
+        out=out,
+        execution=CPU,
+        distillation=DistillationConfig(),
+    )
+    with pytest.raises(InputError, match=r"adapter: got a soft prompt, which cannot write answers; allowed: "):
+        generate(load_model(tiny, out), load_tokenizer(tiny), ["the sky is"], 4)
+
+
+def test_a_prefix_needs_as_many_kv_heads_in_every_layer(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path]
+) -> None:
+    graph, pruned = folder("graph"), folder("pruned")
+    build_graph(tiny, out=graph)
+    groups = read_groups(graph)
+    write_importance(graph, groups, np.arange(len(groups), dtype=float), "random")
+    one_whole = PruningConfig(kinds=("attention",), allocation="uniform", protect_first=1)
+    prune(tiny, graph, graph, None, ratio=0.153, pruning=one_whole, reconstruction=UNFITTED, out=pruned, execution=CPU)
+    prefix = QUICK.model_copy(update={"variant": "prefix"})
+    with pytest.raises(InputError, match=r"tuning.variant: got 'prefix' for a model whose layers have 1, 2 KV heads"):
+        tuning.tune(
+            pruned,
+            [Source(prompts, "acc")],
+            tuning=prefix,
+            seed=0,
+            out=folder("adapter"),
+            execution=CPU,
+            distillation=DistillationConfig(),
+        )

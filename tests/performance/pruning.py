@@ -1,0 +1,187 @@
+"""Seconds and peak memory of every pruning stage on a model of some size, beside gradients held the usual way.
+
+    python tests/performance/pruning.py FOLDER --shape 1b
+    python tests/performance/pruning.py FOLDER --shape 7b --skip usual --skip "prune, sequential"
+
+A checkpoint of random weights is written into FOLDER/SHAPE (kept, and found again), in bfloat16, layer by layer. Then
+each stage runs in a process of its own: the dependency graph, second-order importance on 10 × 64 tokens as in
+LLM-Pruner, pruning to the ratio without reconstruction, and with it (sequential, the same tokens). `usual` computes the
+same scores as LLM-Pruner's code does: every weight with a gradient and a sum of squared gradients beside it, one
+backward pass for each sample. Prints a table and writes FOLDER/pruning.parquet. Peak memory is the process's resident
+high-water mark, libraries and mapped files included; `idle` is that of a process that has only loaded the libraries.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from helpers import CPU
+from tailored_llama.config import PruningConfig, ReconstructionConfig
+from tailored_llama.data import read_calibration
+from tailored_llama.data.calibration import CALIBRATION_SCHEMA
+from tailored_llama.memory import peak_memory, reset_peak_memory
+from tailored_llama.models import load_model, weight_files
+from tailored_llama.pruning import read_groups
+from tailored_llama.pruning.groups import add_scores, build_graph, by_parameter, read_slices
+from tailored_llama.pruning.importance import read_importance, score_importance
+from tailored_llama.pruning.prune import prune
+from tailored_llama.store import write_table
+
+SHAPES: dict[str, dict[str, Any]] = {
+    # TinyLlama-1.1B: grouped-query attention, untied
+    "1b": {
+        "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "vocab_size": 32000,
+    },
+    # LLaMA-7B
+    "7b": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "vocab_size": 32000,
+    },
+}  # fmt: skip
+SAMPLES, TOKENS = 10, 64
+SECOND = "taylor_second"
+
+
+def write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
+    """Random bfloat16 weights, one shard for each layer and one for the rest."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    config = LlamaConfig(**shape, tie_word_embeddings=False, dtype="bfloat16", architectures=["LlamaForCausalLM"])
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
+    torch.manual_seed(0)
+    where: dict[str, str] = {}
+    for name in shapes:
+        layer = name.split(".")[2] if ".layers." in name else "rest"
+        where[name] = f"model-{layer}.safetensors"
+    for file in dict.fromkeys(where.values()):
+        tensors = {}
+        for name in (n for n in shapes if where[n] == file):
+            tensor = torch.empty(shapes[name], dtype=torch.bfloat16)
+            tensors[name] = tensor.fill_(1) if "norm" in name else tensor.normal_(0, 0.02)
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    index = {"metadata": {"total_size": size}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config.save_pretrained(folder)
+
+
+def write_tokens(out: Path, vocabulary: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    ids = np.random.default_rng(0).integers(vocabulary, size=(SAMPLES, TOKENS))
+    columns = {"input_ids": ids.tolist(), "source": ["random"] * SAMPLES, "row": range(SAMPLES)}
+    write_table(out / "calibration.parquet", columns, CALIBRATION_SCHEMA)
+
+
+def usual(dense: Path, root: Path) -> None:
+    """Second-order scores with every gradient in memory, and a sum of squares beside it."""
+    model, ids = load_model(dense), read_calibration(root / "tokens")
+    weights = dict(model.named_parameters())
+    groups = read_groups(root / "graph")
+    slices = by_parameter(read_slices(root / "graph", {name: list(p.shape) for name, p in weights.items()}))
+    model.requires_grad_(True)
+    squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for sample in ids:
+        model(input_ids=sample[None], labels=sample[None], use_cache=False).loss.backward()
+        for name, weight in weights.items():
+            assert weight.grad is not None
+            squares[name] += weight.grad.square() / len(ids)
+            weight.grad = None
+    scores = torch.zeros(len(groups), dtype=torch.float64)
+    for name, parts in slices.items():
+        values = weights[name].detach().float().square() * squares[name].float() / 2
+        for part in parts:
+            add_scores(scores, part, values.view(len(values), -1).sum(1 - part.dim))
+    np.save(root / "usual.npy", scores.numpy())
+
+
+def stages(dense: Path, root: Path, ratio: float) -> dict[str, Callable[[], Any]]:
+    """What is timed, in order; each finds what the ones before it wrote."""
+
+    def new(name: str) -> Path:
+        shutil.rmtree(root / name, ignore_errors=True)
+        (root / name).mkdir()
+        return root / name
+
+    def pruned(method: Any) -> Callable[[], Any]:
+        fitted, tokens = ReconstructionConfig(method=method), root / "tokens" if method != "none" else None
+        folders = dense, root / "graph", root / "importance"
+        return lambda: prune(
+            *folders,
+            tokens,
+            ratio=ratio,
+            pruning=PruningConfig(ratios=(ratio,)),
+            reconstruction=fitted,
+            out=new(f"pruned-{method}"),
+            execution=CPU,
+        )
+
+    return {
+        "idle": lambda: None,
+        "graph": lambda: build_graph(dense, out=new("graph")),
+        "importance": lambda: score_importance(
+            dense,
+            root / "graph",
+            root / "tokens",
+            criterion=SECOND,
+            seed=0,
+            out=new("importance"),
+            execution=CPU,
+        ),
+        "usual": lambda: usual(dense, root),
+        "prune": pruned("none"),
+        "prune, sequential": pruned("sequential"),
+    }  # fmt: skip
+
+
+def measure(dense: Path, root: Path, ratio: float, name: str) -> tuple[float, int]:
+    """Seconds and peak memory of one stage, in this process."""
+    reset_peak_memory()
+    start = time.perf_counter()
+    stages(dense, root, ratio)[name]()
+    return time.perf_counter() - start, peak_memory()
+
+
+def main(
+    folder: Path,
+    shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = "1b",
+    ratio: float = 0.2,
+    skip: Annotated[list[str] | None, typer.Option(help="A stage to leave out; repeatable.")] = None,
+) -> None:
+    """Measure every stage; see the top of this file."""
+    dense, root = folder / shape, folder / f"{shape}-stages"
+    if not (dense / "config.json").is_file():
+        write_checkpoint(dense, SHAPES[shape])
+    write_tokens(root / "tokens", SHAPES[shape]["vocab_size"])
+    weights = sum(file.stat().st_size for file in weight_files(dense))
+    rows = []
+    for name in (name for name in stages(dense, root, ratio) if name not in (skip or [])):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+            seconds, peak = worker.submit(measure, dense, root, ratio, name).result()
+        rows.append({"shape": shape, "stage": name, "seconds": seconds, "peak_bytes": peak})
+        idle = rows[0]["peak_bytes"]
+        rows[-1] |= {"above_idle_over_weights": (peak - idle) / weights, "weight_bytes": weights}
+        print(f"{name:14} {seconds:8.1f} s {peak / 2**30:7.2f} GiB, {(peak - idle) / weights:.3f} × weights + idle")
+    if "usual" not in (skip or []):
+        ours, theirs = read_importance(root / "importance"), np.load(root / "usual.npy")
+        print(f"scores: rank correlation {pd.Series(ours).corr(pd.Series(theirs), method='spearman'):.5f}")
+    pd.DataFrame(rows).to_parquet(folder / "pruning.parquet")
+
+
+if __name__ == "__main__":
+    typer.run(main)

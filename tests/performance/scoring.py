@@ -1,0 +1,167 @@
+"""Seconds to score real documents: this library, lm-evaluation-harness, and one plain forward pass.
+
+    python tests/performance/scoring.py CHECKPOINT --out FOLDER
+
+Evenly spaced documents of each of the seven benchmarks are scored, by each protocol, with lm-eval's HFLM (batch 16,
+from its own stock task's requests to log-likelihoods), then with this library (from the same texts). Then the floor is
+timed: one forward pass of the unchanged model over as many tokens as are distinct (those of a shared header in a pass
+of their own, then from the model's own cache), without padding, in batches of equal rows of the documents' mean length,
+at the faster of two batch sizes, the head applied to as many positions as are scored, no probabilities taken. All in
+one process.
+
+Protocols: zero-shot; 5-shot with one header for the whole benchmark (lm-eval's sampler `first_n`); 5-shot with other
+examples for each document (its default sampler). Prints a table and writes FOLDER/scoring.parquet.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import typer
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+import harness
+from tailored_llama.data import Encoded, Prompt, encode_prompt, shared_header
+from tailored_llama.data.benchmarks import SEVEN
+from tailored_llama.evaluation.scoring import loglikelihoods
+from tailored_llama.memory import peak_memory, reset_peak_memory
+from tailored_llama.models import load_model, load_tokenizer
+
+PROTOCOLS = {"zero-shot": (0, True), "5-shot, one header": (5, True), "5-shot, lm-eval's default": (5, False)}
+FLOOR_TOKENS = (512, 1024)  # the fastest of 256 to 4,096 on a CPU
+FLOOR_HEAD = 256  # positions of the head at a time, the fastest of 32 to 1,024 on a CPU
+
+Requests = list[list[tuple[str, str]]]  # for each document: a context and a continuation per choice
+
+
+def documents(name: str, shots: int, first_n: bool, count: int) -> Requests:
+    """What lm-eval asks for `count` evenly spaced documents of a benchmark."""
+    rows = harness.draw_shots(name, shots)[1] if first_n else harness.train_rows(name)
+    task = harness.stock_task(name, rows or harness.train_rows(name)[:1], shots, first_n)
+    found = list(task.eval_docs)
+    kept = len(found) - (shots if name == "hellaswag" else 0)  # its shots are evaluation documents
+    return [harness.requests(task, found[i * kept // count], shots) for i in range(count)]
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float, int]:
+    """What a function returns, its seconds, and the process's peak memory while it ran."""
+    reset_peak_memory()
+    start = time.perf_counter()
+    result = function()
+    return result, time.perf_counter() - start, peak_memory()
+
+
+def harness_scores(lm: HFLM, asked: Requests) -> list[list[float]]:
+    instances = [
+        Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pair for pairs in asked for pair in pairs)
+    ]
+    values = iter(value for value, _ in lm.loglikelihood(instances, disable_tqdm=True))
+    return [[next(values) for _ in pairs] for pairs in asked]
+
+
+def our_scores(model: Any, tokenizer: Any, asked: Requests, budget: int) -> tuple[list[Encoded], list[list[float]]]:
+    limit = model.config.max_position_embeddings
+    encoded = []
+    for i, pairs in enumerate(asked):
+        contexts, continuations = zip(*pairs, strict=True)
+        encoded.append(encode_prompt(tokenizer, Prompt(i, contexts, continuations, 0, (1,) * len(pairs)), limit))
+    return encoded, loglikelihoods(model, encoded, budget)
+
+
+def floor_seconds(model: Any, tokens: int, length: int, header: int, scored: int) -> float:
+    """Seconds of one forward pass over `tokens` tokens in rows of `length`, at the best batch size of several.
+
+    Where there is a header, its pass is counted, and the rows follow its keys and values in a cache.
+    """
+    rows = math.ceil(tokens / length)
+    ids = torch.randint(1000, (rows, length))
+    best, cache, header_seconds = math.inf, None, 0.0
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    with torch.inference_mode():
+        if header:
+            start = time.perf_counter()
+            cache = decoder(torch.randint(1000, (1, header)), use_cache=True).past_key_values
+            header_seconds = time.perf_counter() - start
+        for batch in sorted({min(rows, max(1, n // length)) for n in FLOOR_TOKENS}):
+            seconds = 0.0
+            states = []
+            for part in ids.split(batch):
+                seen = copy.deepcopy(cache)
+                if seen is not None:
+                    seen.batch_repeat_interleave(len(part))
+                start = time.perf_counter()
+                states.append(decoder(part, past_key_values=seen, use_cache=seen is not None).last_hidden_state)
+                seconds += time.perf_counter() - start
+            flat = torch.cat([part.flatten(0, 1) for part in states])[:scored]
+            start = time.perf_counter()
+            for part in flat.split(FLOOR_HEAD):
+                head(part)
+            best = min(best, seconds + time.perf_counter() - start)
+    return header_seconds + best * tokens / (rows * length)
+
+
+def measure(model: Any, tokenizer: Any, lm: HFLM, asked: Requests, budget: int) -> dict[str, Any]:
+    """The same documents by lm-eval, by this library, and the floor of their distinct tokens."""
+    theirs, their_seconds, their_peak = timed(lambda: harness_scores(lm, asked))
+    (encoded, ours), our_seconds, our_peak = timed(lambda: our_scores(model, tokenizer, asked, budget))
+    header = len(shared_header(encoded))
+    own = sum(len(item.document) - header for item in encoded)
+    scored = sum(len({p for choice in item.positions for p in choice}) for item in encoded)
+    return {
+        "documents": len(asked),
+        "tokens": sum(len(item.document.prefix) + len(b) for item in encoded for b in item.document.branches),
+        "unique_tokens": header + own,
+        "scored_positions": scored,
+        "harness_seconds": their_seconds,
+        "our_seconds": our_seconds,
+        "floor_seconds": floor_seconds(model, own, round(own / len(encoded)), header, scored),
+        "harness_peak": their_peak,
+        "our_peak": our_peak,
+        "difference": max(
+            abs(a - b) for row, other in zip(ours, theirs, strict=True) for a, b in zip(row, other, strict=True)
+        ),
+    }
+
+
+def main(
+    checkpoint: Path,
+    out: Annotated[Path, typer.Option(help="Folder for scoring.parquet.")],
+    benchmark: Annotated[list[str], typer.Option(help="Repeatable; absent: all seven.")] = list(SEVEN),  # noqa: B006
+    protocol: Annotated[list[str], typer.Option(help="Repeatable; absent: all.")] = list(PROTOCOLS),  # noqa: B006
+    count: Annotated[int, typer.Option("--documents", help="Documents of each benchmark.")] = 12,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens in a pass of this library.")] = 1024,
+    threads: Annotated[int, typer.Option(help="Threads of torch, for all three.")] = 1,
+) -> None:
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
+    rows = []
+    for kind in protocol:
+        for name in benchmark:
+            asked = documents(name, *PROTOCOLS[kind], count)
+            measure(model, tokenizer, lm, asked[:2], batch_tokens)  # warm up
+            found = measure(model, tokenizer, lm, asked, batch_tokens)
+            found["ratio"] = found["harness_seconds"] / found["our_seconds"]
+            found["floor_ratio"] = found["floor_seconds"] / found["our_seconds"]
+            rows.append({"protocol": kind, "benchmark": name} | found)
+            shown = {key: round(v, 5) if isinstance(v, float) else v for key, v in rows[-1].items()}
+            print(" ".join(f"{key}={value}" for key, value in shown.items()), flush=True)
+    table = pd.DataFrame(rows)
+    table.to_parquet(out / "scoring.parquet")
+    for kind, part in table.groupby("protocol", sort=False):
+        print(f"\n{kind}, {threads} thread(s), float32\n{part.drop(columns='protocol').to_string(index=False)}")
+        means = {name: math.exp(part[name].map(math.log).mean()) for name in ("ratio", "floor_ratio")}
+        print(f"geometric mean: {means['ratio']:.2f} times lm-eval, {means['floor_ratio']:.3f} of the floor")
+
+
+if __name__ == "__main__":
+    typer.run(main)
