@@ -1,18 +1,31 @@
 """Tailored-LLaMA: prune a LLaMA-family model structurally, tailor it to one benchmark, measure what is left.
 
 Importing the package registers the per-layer models with transformers' Auto classes, so that every checkpoint made here
-loads without `trust_remote_code`.
+loads without `trust_remote_code`. That happens as soon as transformers is imported: it takes seconds, and much of the
+package does not need it.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+import os
+from types import ModuleType
 
-from tailored_llama.models import modeling_tailored_llama as _modeling
+import wrapt
 
-for _config, _model, _causal_lm in _modeling.LAYERED.values():
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModel.register(_config, _model, exist_ok=True)
-    AutoModelForCausalLM.register(_config, _causal_lm, exist_ok=True)
-    # save_pretrained then writes auto_map and copies the modelling file beside the weights.
-    _config.register_for_auto_class()
-    _model.register_for_auto_class("AutoModel")
-    _causal_lm.register_for_auto_class("AutoModelForCausalLM")
+# OpenMP's threads spin while they wait. Beside another process that makes torch several times slower; waiting passively
+# costs a tenth. This has an effect before torch is loaded, and a value of the user's own stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@wrapt.when_imported("transformers")
+def _register(module: ModuleType) -> None:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    from tailored_llama.models import modeling_tailored_llama
+
+    for config, model, causal_lm in modeling_tailored_llama.LAYERED.values():
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)
+        # save_pretrained then writes auto_map and copies the modelling file beside the weights.
+        config.register_for_auto_class()
+        model.register_for_auto_class("AutoModel")
+        causal_lm.register_for_auto_class("AutoModelForCausalLM")

@@ -6,7 +6,9 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
+import wrapt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -17,13 +19,17 @@ console = Console(stderr=True)
 
 
 def quiet_libraries() -> None:
-    """Turn off transformers' own progress bars and messages, and warnings meant for library authors."""
+    """Turn off transformers' own bars and messages, and warnings that are addressed to library authors."""
+    wrapt.when_imported("transformers")(_quiet_transformers)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="(peft|torch_pruning|torch).*")
+
+
+def _quiet_transformers(module: ModuleType) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="(peft|torch_pruning|torch).*")
 
 
 @contextmanager

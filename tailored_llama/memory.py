@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-import torch
-from accelerate.utils.memory import should_reduce_batch_size
-
 
 def reset_peak_memory() -> None:
     """Reset the kernel's high-water mark of this process."""
@@ -26,6 +23,9 @@ def peak_memory() -> int:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that a GPU or the CPU ran out of memory."""
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
     messages = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
     return (
         isinstance(error, torch.OutOfMemoryError | MemoryError)

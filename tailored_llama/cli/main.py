@@ -13,34 +13,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tailored_llama.cli.stages import (
-    calibration_sequences,
-    find_benchmark,
-    new_folder,
-    prune_in_steps,
-    render,
-    subfolder,
-    teach,
-)
+from tailored_llama.cli.folders import new_folder, subfolder
 from tailored_llama.cli.store import store_app
 from tailored_llama.config import healing_text, load_config, validate_config
 from tailored_llama.console import progress_bar, quiet_libraries
-from tailored_llama.data import benchmarks, check_text, load_texts, worked_example
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import compare_scores, generation, profiling, read_metrics, scoring
-from tailored_llama.models import (
-    fetch_model,
-    find_model,
-    load_model,
-    load_tokenizer,
-    merge_adapter,
-    pick_device,
-    prepare_dense,
-    read_structure,
-)
-from tailored_llama.preflight import texts_of
-from tailored_llama.reports import ModelResults, ReportInputs, RunResults, profile_table, recovery_table, write_report
-from tailored_llama.training import healing, tuning
+
+# torch and transformers take seconds to load. What needs them is imported in the commands, after their arguments were
+# checked, so that --help and a bad value answer at once.
 
 app = typer.Typer(
     add_completion=False,
@@ -64,6 +44,10 @@ BenchmarkName = Annotated[str, typer.Option("--benchmark", "-b", help="Name of t
 def fetch(config: Config = None, overrides: Overrides = None) -> None:
     """Download what a run needs, so that the run itself needs no network."""
     run = load_config(config, overrides)
+    from tailored_llama.data import benchmarks, load_texts
+    from tailored_llama.models import fetch_model, find_model
+    from tailored_llama.preflight import texts_of
+
     for benchmark in run.benchmarks:
         for split in ("train", "evaluation"):
             benchmarks.load_examples(benchmark, split, run.store.downloads)
@@ -80,6 +64,8 @@ def fetch(config: Config = None, overrides: Overrides = None) -> None:
 def example(out: Out, config: Config = None, overrides: Overrides = None) -> None:
     """Write a real benchmark (CommonsenseQA) as the CSV files that data/own-task.toml reads."""
     run = load_config(config, overrides)
+    from tailored_llama.data import worked_example
+
     with new_folder(out) as folder:
         counts = worked_example.write_example(run.store.downloads, folder)
     for name, count in counts.items():
@@ -95,6 +81,8 @@ def convert(
 ) -> None:
     """Convert a model to an unpruned safetensors checkpoint, ready to score."""
     run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}"])
+    from tailored_llama.models import prepare_dense
+
     with new_folder(out) as folder:
         facts = prepare_dense(run.model, downloads=run.store.downloads, out=folder)
     print(f"{out}: {facts['parameters']:,} parameters")
@@ -110,6 +98,11 @@ def prune(
 ) -> None:
     """Score importance, plan, and write a pruned checkpoint with its plan.parquet."""
     run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}", f"pruning.ratios=[{ratio}]"])
+    from tailored_llama.cli.stages import prune_in_steps
+    from tailored_llama.data import check_text
+    from tailored_llama.models import pick_device, prepare_dense, read_structure
+    from tailored_llama.preflight import texts_of
+
     pick_device(run.execution.device)
     for section, text in texts_of(run).items():
         if section != "perplexity":
@@ -130,6 +123,10 @@ def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, 
     run = load_config(config, overrides)
     if not run.healing.tokens:
         raise InputError("healing.tokens: got 0; allowed: at least 1")
+    from tailored_llama.cli.stages import calibration_sequences, teach
+    from tailored_llama.models import pick_device
+    from tailored_llama.training import healing
+
     pick_device(run.execution.device)
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         new = partial(subfolder, Path(scratch))
@@ -166,6 +163,10 @@ def tune(
         raise InputError("--dense: given, but distillation.weight is 0; allowed: a weight above 0, or no --dense")
     if run.tuning.examples != "benchmark":
         raise InputError(f"tuning.examples: got {run.tuning.examples!r}; allowed: 'benchmark' in this command")
+    from tailored_llama.cli.stages import calibration_sequences, find_benchmark, render, teach
+    from tailored_llama.data import benchmarks
+    from tailored_llama.training import tuning
+
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         own, new = find_benchmark(run, benchmark), partial(subfolder, Path(scratch))
         source = tuning.Source(render(run, own, "train", new("train")), benchmarks.headline_metric(own))
@@ -199,6 +200,9 @@ def score(
 ) -> None:
     """Score a checkpoint on one benchmark; print its metrics as JSON."""
     run = load_config(config, overrides)
+    from tailored_llama.cli.stages import find_benchmark, render
+    from tailored_llama.evaluation import read_metrics, scoring
+
     own = find_benchmark(run, benchmark)
     with tempfile.TemporaryDirectory() as scratch, new_folder(out or Path(scratch) / "scores") as folder:
         rendered = render(run, own, "evaluation", Path(scratch))
@@ -218,6 +222,9 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Continue a prompt greedily."""
+    from tailored_llama.evaluation import generation
+    from tailored_llama.models import load_model, load_tokenizer
+
     model = load_model(checkpoint, adapter, device)
     print(generation.generate(model, load_tokenizer(checkpoint), [prompt], max_new_tokens)[0])
 
@@ -239,6 +246,9 @@ def profile(
             "execution": {"device": device},
         }
     )
+    from tailored_llama.evaluation import profiling
+    from tailored_llama.reports import profile_table
+
     with tempfile.TemporaryDirectory() as scratch, new_folder(out or Path(scratch) / "profile") as folder:
         with progress_bar("profile") as progress:
             profiling.profile_checkpoint(
@@ -255,6 +265,8 @@ def profile(
 @app.command(epilog="Example: `tailored-llama merge pruned adapter tailored`")
 def merge(checkpoint: Checkpoint, adapter: Annotated[Path, typer.Argument(help="Adapter folder.")], out: Out) -> None:
     """Merge an adapter into its checkpoint and write a stand-alone checkpoint."""
+    from tailored_llama.models import merge_adapter, read_structure
+
     with new_folder(out) as folder:
         merge_adapter(checkpoint, adapter, out=folder)
     print(f"{out}: {read_structure(out).parameters:,} parameters")
@@ -268,6 +280,8 @@ def report(
     tailored: Annotated[list[Path] | None, typer.Option(help="The same for the tailored model.")] = None,
 ) -> None:
     """Compare scores on the same examples in a table and a report with intervals."""
+    from tailored_llama.reports import ModelResults, ReportInputs, RunResults, recovery_table, write_report
+
     scores = [_scores(folders or []) for folders in (dense, pruned, tailored)]
     run = RunResults(None, pruned=ModelResults(scores=scores[1]), tailored=scores[2])
     with new_folder(out) as folder:
@@ -282,10 +296,14 @@ def compare(
     other: Annotated[Path, typer.Argument(help="The same benchmark, scored with another model or adapter.")],
 ) -> None:
     """Test whether two models differ on the same examples: difference, 95 % interval, McNemar's p; as JSON."""
+    from tailored_llama.evaluation import compare_scores
+
     print(json.dumps(compare_scores(one, other), indent=1))
 
 
 def _scores(folders: list[Path]) -> dict[str, Path]:
+    from tailored_llama.evaluation import read_metrics
+
     scores: dict[str, Path] = {}
     for folder in folders:
         name = read_metrics(folder).get("benchmark")

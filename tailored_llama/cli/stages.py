@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from tailored_llama.cli.folders import subfolder
 from tailored_llama.config import (
     PROMPTS,
     BenchmarkConfig,
@@ -21,43 +19,10 @@ from tailored_llama.config import (
 )
 from tailored_llama.console import progress_bar
 from tailored_llama.data import Split, benchmarks, calibration, prompts
-from tailored_llama.errors import InputError
 from tailored_llama.models import read_structure
 from tailored_llama.pruning import groups, importance, plan_kept, read_groups
 from tailored_llama.pruning import prune as pruning
-from tailored_llama.store import NO_ROOM, error_number
 from tailored_llama.training import distillation
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder that appears under its name only after everything in it is written."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists already; allowed: a new or empty folder")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.")
-    except OSError as error:
-        raise InputError(f"{out}: {error.strerror}; allowed: a path in a writable folder") from None
-    try:
-        with scratch:
-            folder = Path(scratch.name) / "new"
-            folder.mkdir()
-            yield folder
-            if out.exists():
-                out.rmdir()
-            folder.rename(out)
-    except Exception as error:
-        if (number := error_number(error)) not in NO_ROOM:
-            raise
-        raise InputError(f"{out}: {os.strerror(number)}; allowed: a writable folder with room") from error
-
-
-def subfolder(parent: Path, name: str) -> Path:
-    """Create a folder below `parent`."""
-    folder = parent / name
-    folder.mkdir()
-    return folder
 
 
 def find_benchmark(run: RunConfig, name: str) -> BenchmarkConfig:

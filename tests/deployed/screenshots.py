@@ -1,5 +1,6 @@
-"""Take the pictures of the Prefect UI that the deployments/README.md shows, on a real run: `python tests/deployed/screenshots.py`.
+"""Take the pictures of the Prefect UI in deployments/README.md, on a real run.
 
+python tests/deployed/screenshots.py
 The run is the quickstart's on one benchmark: minutes on two CPU cores. What was computed once is found again in the
 store below --folder.
 """

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -322,3 +323,16 @@ def test_store_ls_tells_what_one_report_used(command: Command, tmp_path: Path) -
             f"error: --report: got {key!r}, which matches {count} reports; allowed: the key of one report, or a "
             f"unique prefix of it (report {one.key[:12]}, sweep {other.key[:12]})\n",
         )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [(["--help"], 0), (["prune", "x", "out", "--ratio", "0.2", "--set", "pruning.criterion=bad"], 2)],
+    ids=["help", "bad value"],
+)
+def test_help_and_a_bad_value_load_neither_torch_nor_transformers(arguments: list[str], status: int) -> None:
+    code = "import sys; from tailored_llama.cli import main\ntry:\n    main()\nfinally:\n    print(sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert run.returncode == status, run.stderr
+    assert "'tailored_llama.cli.main'" in run.stdout
+    assert not {"'torch'", "'transformers'", "'prefect'"} & set(run.stdout.strip("[]\n").split(", "))
