@@ -13,6 +13,7 @@ from tailored_llama.console import quiet_libraries
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="compare with lm-evaluation-harness on many documents")
     faults = parser.getgroup("faults")
     faults.addoption("--kills", type=int, default=30, help="moments at which the flow is killed")
     faults.addoption("--tiny", action="store_true", help="break runs on the tiny model instead of SmolLM2")
@@ -56,5 +57,9 @@ def own_run(tmp_path: Path, tiny: Path) -> dict[str, Any]:
         "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2},
         "perplexity": {"source": str(text), "window": 32, "tokens": 128},
         "profile": {"batches": []},
-        "store": {"root": str(tmp_path / "store"), "downloads": str(tmp_path / "downloads")},
+        "store": {
+            "root": str(tmp_path / "store"),
+            "downloads": str(tmp_path / "downloads"),
+            "reports": str(tmp_path / "reports"),
+        },
     }

@@ -19,7 +19,8 @@ QUICKSTART = Path(__file__).parents[2] / "data" / "quickstart.toml"
 
 @pytest.fixture(scope="session")
 def quickstart() -> RunConfig:
-    return load_config(QUICKSTART)
+    """In float32, where scores can be compared to the last digits, with twice the calibration text."""
+    return load_config(QUICKSTART, ["model.dtype=float32", "calibration.samples=8"])
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +52,9 @@ def pruned_smollm2(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytes
         execution=CPU,
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether scores are compared on many documents."""
+    return bool(request.config.getoption("--full"))

@@ -22,7 +22,8 @@ import pytest
 from harness import DOWNLOADS, raw_validation, requests, stock_task, train_rows, wheel_documents
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data import BUILTIN, Example, load_template, render
-from tailored_llama.data.benchmarks import SEVEN, benchmark_texts, load_benchmark, load_examples, read_examples
+from tailored_llama.data.benchmarks import benchmark_texts, load_benchmark, load_examples, read_examples
+from tailored_llama.data.builtin import SEVEN
 from tailored_llama.data.prompts import few_shot_header
 
 pytestmark = pytest.mark.real
