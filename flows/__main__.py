@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from threading import Thread, Timer
 from typing import TYPE_CHECKING
 
@@ -46,18 +47,17 @@ def main(arguments: list[str] | None = None, connect: bool = False) -> int:
     from rich.console import Console
 
     from tailored_llama.errors import InputError
-    from tasks._stage import open_store
+    from tasks._pages import place_report
 
     try:
         config = command.load(options.config, options.set)
         command.check(config)
         if server:
             server.join()
-        report = command.flow(config)
+        folder = place_report(config.store, command.flow(config), Path(options.config).stem)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    folder = open_store(config.store).open(report)
     Console().print(command.table(folder))
     print(f"report: {folder / command.page}")
     for model in command.finished(config):

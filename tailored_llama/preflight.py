@@ -20,10 +20,10 @@ from tailored_llama.config import (
     reads_calibration,
     sweep_cells,
 )
-from tailored_llama.data import SEVEN, benchmarks, check_text, layout_of, load_template, select_train, study_templates
+from tailored_llama.data import BUILTIN, benchmarks, check_text, layout_of, load_template, select_train, study_templates
 from tailored_llama.errors import InputError
 from tailored_llama.models import find_model, pick_device
-from tailored_llama.store import ArtifactStore, check_target, check_writable
+from tailored_llama.store import FINISHED, ArtifactStore, check_target, check_writable
 
 
 def preflight(config: RunConfig) -> None:
@@ -68,7 +68,7 @@ def preflight_tailor(config: RunConfig) -> None:
         check_mergeable(config)
         _check_writable("store.export", config.store.export)
         for target in export_folders(config).values():
-            check_target(target)
+            check_target(target, "store.export", "an exported model", [FINISHED])
 
 
 def preflight_sweep(config: SweepConfig) -> None:
@@ -104,6 +104,11 @@ def _check_dispatch(config: RunConfig) -> ExecutionConfig | None:
             "execution.device: got 'auto'; allowed with execution.dispatch: cpu, cuda or cuda:N, because another "
             "machine would choose"
         )
+    if config.model.dtype == "auto":
+        raise InputError(
+            "model.dtype: got 'auto'; allowed with execution.dispatch: float32, bfloat16 or float16, because another "
+            "machine would choose"
+        )
     if config.pruning.steps > 1:
         raise InputError(f"pruning.steps: got {config.pruning.steps}; allowed with execution.dispatch: 1")
     return execution.model_copy(update={"dispatch": None, "device": "cpu"})
@@ -123,7 +128,7 @@ def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
     if benchmark.source or not benchmark.evaluation:
         return  # Hub or wheel: its stage reads and checks the data before any heavy work
     benchmarks.load_examples(benchmark, "evaluation", config.store.downloads)
-    if benchmark.train or benchmark.name not in SEVEN:
+    if benchmark.train or benchmark.name not in BUILTIN:
         train = benchmarks.load_examples(benchmark, "train", config.store.downloads)
         tuning = config.tuning
         select_train(train, tuning.shots, tuning.held_out, config.seed, benchmark=benchmark.name)

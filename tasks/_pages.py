@@ -13,8 +13,10 @@ from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
+from tailored_llama.config import StoreConfig
 from tailored_llama.errors import InputError
-from tailored_llama.store import MANIFEST, ArtifactRef, ArtifactStore, Manifest, read_manifest
+from tailored_llama.store import MANIFEST, REPORTS, ArtifactRef, ArtifactStore, Manifest, place, read_manifest
+from tasks._stage import open_store
 
 LIMIT = 100_000  # bytes per artifact, which the server keeps in its database
 _ROWS = 400  # stages shown at most; they always fit
@@ -41,6 +43,20 @@ def show_report(store: ArtifactStore, ref: ArtifactRef, page: str, key: str, abo
     _show(key, about, read(page, f"\nThe whole report:\n\n```\n{_location(store, ref)}/{page}.html\n```\n"))
     _show("plots", "Widths, importance, loss curves", read("plots"))
     _show("stages", "Time, memory and place of each", stages_page(store, ref))
+
+
+def place_report(store: StoreConfig, ref: ArtifactRef, name: str) -> Path:
+    """Copy a report to where people look for it, the folder `name` in `store.reports`; the folder to open.
+
+    Raises:
+        InputError: something else stands there, or it cannot be written.
+    """
+    folder = open_store(store).open(ref)
+    if store.reports is None:
+        return folder
+    target = Path(store.reports).expanduser() / name
+    place(folder, target, "store.reports", "a report", REPORTS)
+    return target
 
 
 def _show(key: str, about: str, text: str) -> None:

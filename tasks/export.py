@@ -41,6 +41,6 @@ def export(config: RunConfig, benchmark: str, dense: MeasuredModel, run: Tailore
         lambda out, progress: adapters.merge_adapter(store.open(base), store.open(adapter), out=out, card=card),
     )
     target = export_folders(config)[run.ratio, benchmark]
-    place(store.open(reference(state)), target)
+    place(store.open(reference(state)), target, "store.export", "an exported model", [adapters.STAGE])
     get_run_logger().info("finished model: %s", target)
     return state

@@ -1,4 +1,4 @@
-"""Configuration of runs and studies: its fields, how it is loaded, and the values derived from it."""
+"""What is asked: the configuration of a run or a study, how it is read, and what follows from it."""
 
 from tailored_llama.config.derived import (
     GENERIC,

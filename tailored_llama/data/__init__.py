@@ -1,4 +1,4 @@
-"""Data, from rows to tokens: benchmarks, template sets, prompts, texts and calibration sequences."""
+"""From rows to tokens: benchmarks, template sets, prompts, texts and calibration sequences."""
 
 from tailored_llama.data import benchmarks, calibration, prompts, worked_example
 from tailored_llama.data.benchmarks import Example, headline_metric

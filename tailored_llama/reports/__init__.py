@@ -1,4 +1,4 @@
-"""Reports: HTML and Markdown pages, model cards and terminal tables."""
+"""From numbers to pages: reports, model cards and the tables of a terminal."""
 
 from tailored_llama.reports import prompt_study, run, sweep, transfer
 from tailored_llama.reports.inputs import Cost, ModelResults, ReportInputs, RunResults

@@ -100,6 +100,9 @@ def scored_runs(inputs: ReportInputs) -> list[tuple[RunResults, RecoveryTable]]:
     return scored
 
 
+_SPEEDS = [f"{phase}_speedup{end}" for phase in ("prefill", "decode") for end in ("", "_low", "_high")]
+
+
 def _model_rows(inputs: ReportInputs, run: RunResults) -> list[ModelRow]:
     """Rows of the dense, the pruned and the healed model of a ratio, as far as they are known."""
     dense, pruned, speed = inputs.dense, run.pruned, run.speed()
@@ -110,8 +113,7 @@ def _model_rows(inputs: ReportInputs, run: RunResults) -> list[ModelRow]:
             PRUNED,
             pruned.parameters,
             (pruned.perplexity or {}).get("perplexity"),
-            speed.prefill_speedup if speed else None,
-            speed.decode_speedup if speed else None,
+            **{field: getattr(speed, field) for field in _SPEEDS if speed},
         ),
     ]
     if run.healed_perplexity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
@@ -12,6 +13,7 @@ from tailored_llama.config import RunConfig
 from tailored_llama.errors import InputError
 from tailored_llama.reports.figures import COLOURS, Picture
 
+NO_DIFFERENCE = "no difference measured"
 _PROMPT_CHARACTERS = 3_000  # a longer prompt is cut in the middle
 
 
@@ -48,7 +50,14 @@ def page_template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "span": span, "duration": _duration, "points": points}
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "span": span,
+        "duration": _duration,
+        "points": points,
+        "speedup": speedup,
+    }
     environment.globals |= {"colours": COLOURS}
     return environment.get_template(name)
 
@@ -98,3 +107,14 @@ def markdown_picture(name: str, picture: Picture) -> str:
 def points(share: float | None) -> str:
     """A difference of accuracies in points (hundredths of accuracy), with its sign; a dash for None."""
     return "–" if share is None else f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", "−")
+
+
+def speedup(row: Any, phase: str) -> str:
+    """How many times the dense model's speed a row has in a phase, prefill or decode; empty where nothing was timed.
+
+    The figure is the median of pairs of passes. Where some pairs say faster and others slower, there is no figure.
+    """
+    value, low, high = (getattr(row, f"{phase}_speedup{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return ""
+    return NO_DIFFERENCE if low <= 1 <= high else f"×{number(value, 2)}"

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tailored_llama.config import DENSE
 from tailored_llama.evaluation import MEAN, MODELS, PRUNED, TAILORED, RecoveryTable, read_recovery, recovery_tables
-from tailored_llama.reports.parts import number, share
+from tailored_llama.reports.parts import NO_DIFFERENCE, number, share, speedup
 from tailored_llama.reports.text import benchmark_notes, plus_minus, run_name
 
 
@@ -50,7 +50,8 @@ def _sizes(table: RecoveryTable, named: bool) -> str:
         after = f" → {number(pruned.perplexity, 1)}" if pruned.perplexity is not None else ""
         mended = f" → {number(healed.perplexity, 1)} (healed)" if healed.perplexity else ""
         parts.append(f"perplexity {number(dense.perplexity, 1)}{after}{mended}")
-    if pruned.prefill_speedup and pruned.decode_speedup:
-        parts.append(f"speed ×{pruned.prefill_speedup:.2f} reading, ×{pruned.decode_speedup:.2f} writing")
+    if (reading := speedup(pruned, "prefill")) and (writing := speedup(pruned, "decode")):
+        same = reading == writing == NO_DIFFERENCE
+        parts.append(f"speed: {reading}" if same else f"speed {reading} reading, {writing} writing")
     text = "; ".join(parts)
     return f"{run_name(table.ratio)}: {text}" if text and named else text[:1].upper() + text[1:]

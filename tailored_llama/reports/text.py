@@ -9,7 +9,7 @@ import numpy as np
 from tailored_llama.config import DENSE, RunConfig
 from tailored_llama.evaluation import MODELS, PRUNED, TAILORED, RecoveryRow, RecoveryTable
 from tailored_llama.reports.inputs import ReportInputs
-from tailored_llama.reports.parts import number, percent, span
+from tailored_llama.reports.parts import NO_DIFFERENCE, number, percent, span, speedup
 
 VARIANTS = {"lora": "a LoRA adapter", "rslora": "an rsLoRA adapter", "dora": "a DoRA adapter"}
 VARIANTS |= {"prompt": "a tuned soft prompt", "prefix": "a tuned prefix"}
@@ -49,9 +49,11 @@ def _size_sentence(table: RecoveryTable) -> str:
         before, after = number(dense.perplexity, 1), number(pruned.perplexity, 1)
         mended = f", and by healing to {number(healed.perplexity, 1)}" if healed.perplexity else ""
         parts.append(f"{'p' if parts else 'P'}erplexity went from {before} to {after}{mended}")
-    if pruned.prefill_speedup and pruned.decode_speedup:
-        speed = f"{number(pruned.prefill_speedup, 2)} and {number(pruned.decode_speedup, 2)} times the dense model's"
-        parts.append(f"{'i' if parts else 'I'}t reads and writes at {speed} speed")
+    if (reading := speedup(pruned, "prefill")) and (writing := speedup(pruned, "decode")):
+        speeds = f"its speed ÷ the dense model's is {reading} reading and {writing} writing"
+        if reading == writing == NO_DIFFERENCE:
+            speeds = "no difference in speed was measured"
+        parts.append(speeds if parts else speeds.capitalize())
     return f"{', and '.join([', '.join(parts[:-1]), *parts[-1:]] if parts[1:] else parts)}." if parts else ""
 
 

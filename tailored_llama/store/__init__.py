@@ -1,4 +1,4 @@
-"""Storage: artifacts and their keys, tables, housekeeping, downloads and exports."""
+"""Bytes, kept and fetched: artifacts and their keys, tables, housekeeping, downloads, exports."""
 
 from tailored_llama.store.artifacts import ArtifactStore
 from tailored_llama.store.downloads import (

@@ -1,20 +1,27 @@
-"""Export of finished models: copies of artifacts under readable folder names."""
+"""Artifacts copied to folders with names for people: finished models, and the newest reports."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tailored_llama.errors import InputError
-from tailored_llama.store.manifests import FINISHED, read_manifest
+from tailored_llama.store.manifests import read_manifest
 
 
-def check_target(target: Path) -> None:
-    """Check that an export folder does not exist, or holds a finished model, which may be replaced.
+def check_target(target: Path, field: str, what: str, stages: Sequence[str]) -> None:
+    """Check that a folder is new, or holds an artifact of some stages, which may be replaced.
+
+    Args:
+        target: the folder.
+        field: of the configuration that names it, for the error message.
+        what: is looked for there, for the error message, such as "a report".
+        stages: what may be replaced.
 
     Raises:
-        InputError: it holds something else.
+        InputError: something else stands there.
     """
     if not target.exists():
         return
@@ -22,17 +29,17 @@ def check_target(target: Path) -> None:
         stage = read_manifest(target).stage
     except InputError:
         stage = ""
-    if stage != FINISHED:
-        raise InputError(f"store.export: {target} is not an exported model; allowed: a new folder, or one to replace")
+    if stage not in stages:
+        raise InputError(f"{field}: {target} is not {what}; allowed: a new folder, or one to replace")
 
 
-def place(artifact: Path, target: Path) -> None:
-    """Copy a finished model to its export folder, whole or not at all; an earlier export is replaced.
+def place(artifact: Path, target: Path, field: str, what: str, stages: Sequence[str]) -> None:
+    """Copy an artifact to a folder with a name for people, whole or not at all; an earlier copy is replaced.
 
     Raises:
-        InputError: the folder holds something else, cannot be written, or the disk is full.
+        InputError: as `check_target`; or there is no room.
     """
-    check_target(target)
+    check_target(target, field, what, stages)
     if target.exists() and read_manifest(target).digest == read_manifest(artifact).digest:
         return
     try:
@@ -43,4 +50,4 @@ def place(artifact: Path, target: Path) -> None:
                 target.rename(Path(scratch) / "old")
             new.rename(target)
     except OSError as error:
-        raise InputError(f"store.export: {target}: {error}; allowed: a writable folder with room") from None
+        raise InputError(f"{field}: {target}: {error}; allowed: a writable folder with room") from None

@@ -1,4 +1,4 @@
-"""Adapter training: tuning, healing and distillation."""
+"""Training an adapter: tuning, healing and distillation."""
 
 from tailored_llama.training import distillation, healing, tuning
 from tailored_llama.training.loop import LOG_SCHEMA

@@ -1,8 +1,9 @@
 """A store that an earlier version filled is found whole: the keys of every stage are those recorded then.
 
 `recorded_keys.json` has, for each run and stage, how many artifacts there are, and a digest of their keys, as commit
-1dcd201 computed them. The pages (report, sweep, transfer, prompt-study) may change and are left out. Where a stage's
-version is raised on purpose, record its keys anew: `python tests/flows/test_recorded_keys.py`.
+1dcd201 computed them; `quickstart-1dcd201.toml` is its quickstart. The pages (report, sweep, transfer, prompt-study)
+may change and are left out. Where a stage's version is raised on purpose, record its keys anew:
+`PYTHONPATH=. python tests/flows/test_recorded_keys.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 RECORDED = Path(__file__).with_name("recorded_keys.json")
 COMMANDS = {"tailor": tailor, "sweep": sweep, "transfer": transfer, "prompts": prompts}
 COMMIT = "1" * 40
+OLD_QUICKSTART = "../tests/flows/quickstart-1dcd201.toml"
 VARIANTS = {
     "data-free": ["pruning.criterion=random", "reconstruction.method=none"],
     "magnitude, bias": ["pruning.criterion=magnitude_l2", "reconstruction.method=bias"],
@@ -71,7 +73,7 @@ VARIANTS = {
     ],
 }
 RUNS: dict[str, tuple[str, str, list[str]]] = {
-    **{file: ("tailor", file, []) for file in ("quickstart.toml", "own-task.toml", "paper.toml")},
+    **{file: ("tailor", file, []) for file in ("own-task.toml", "paper.toml")},
     **{
         file: ("sweep", file, [])
         for file in ("sweep.toml", "recovery.toml", "shots.toml", "models.toml", "soft-prompts.toml")
@@ -79,7 +81,9 @@ RUNS: dict[str, tuple[str, str, list[str]]] = {
     "transfer.toml": ("transfer", "transfer.toml", []),
     "prompts-study.toml": ("prompts", "prompts-study.toml", []),
     "prompts-study.toml pruned": ("prompts", "prompts-study.toml", ["pruned=true"]),
-    **{f"quickstart.toml, {name}": ("tailor", "quickstart.toml", changes) for name, changes in VARIANTS.items()},
+    "quickstart.toml": ("tailor", OLD_QUICKSTART, []),
+    "quickstart.toml, as shipped now": ("tailor", "quickstart.toml", ["model.dtype=float32"]),
+    **{f"quickstart.toml, {name}": ("tailor", OLD_QUICKSTART, changes) for name, changes in VARIANTS.items()},
 }
 
 Keys = dict[str, list[Any]]  # stage → number of artifacts, digest of their keys

@@ -168,3 +168,24 @@ def test_bad_input_ends_with_status_2_and_one_clear_line(
     assert error.startswith(message)
     heavy = ("importance", "pruned", "adapter", "scores")
     assert not any((Path(own_run["store"]["root"]) / stage).exists() for stage in heavy)
+
+
+def test_the_newest_report_lies_under_the_configuration_s_name_and_replaces_no_other_thing(
+    own_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "nightly.toml"
+    path.write_text(as_toml(own_run))
+    target = tmp_path / "reports" / "nightly"
+    assert main(["tailor", str(path)]) == 0
+    assert f"report: {target / 'report.html'}" in capsys.readouterr().out.splitlines()
+    first = (target / "manifest.json").read_bytes()
+    assert main(["tailor", str(path), "--set", "scoring.limit=6"]) == 0
+    assert (target / "manifest.json").read_bytes() != first
+    for file in target.iterdir():
+        file.unlink()
+    (target / "mine.txt").write_text("kept")
+    assert main(["tailor", str(path)]) == 2
+    assert (
+        f"store.reports: {target} is not a report; allowed: a new folder, or one to replace" in capsys.readouterr().err
+    )
+    assert (target / "mine.txt").read_text() == "kept"

@@ -23,7 +23,8 @@ from lm_eval.models.huggingface import HFLM
 import harness
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data import Prompt, encode_prompt, load_template, render
-from tailored_llama.data.benchmarks import SEVEN, load_examples
+from tailored_llama.data.benchmarks import load_examples
+from tailored_llama.data.builtin import SEVEN
 from tailored_llama.data.prompts import few_shot_header
 from tailored_llama.evaluation.scoring import loglikelihoods, predict
 from tailored_llama.models import load_model, load_tokenizer

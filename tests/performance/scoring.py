@@ -30,7 +30,7 @@ from lm_eval.models.huggingface import HFLM
 
 import harness
 from tailored_llama.data import Encoded, Prompt, encode_prompt, shared_header
-from tailored_llama.data.benchmarks import SEVEN
+from tailored_llama.data.builtin import SEVEN
 from tailored_llama.evaluation.scoring import loglikelihoods
 from tailored_llama.memory import peak_memory, reset_peak_memory
 from tailored_llama.models import load_model, load_tokenizer

@@ -27,6 +27,10 @@ def work():
         model(ids, use_cache=False)
         for _ in range(16):
             model(ids[:, :1], use_cache=False)
+    for _ in range(2):  # as tuning does: what is trained is small, and lies in every layer
+        model(ids[:, :96], use_cache=False).logits.logsumexp(-1).sum().backward()
+for name, parameter in model.named_parameters():
+    parameter.requires_grad_("layernorm" in name)
 work()
 print("ready", flush=True)
 while sys.stdin.readline():
@@ -69,11 +73,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
+    threads = {"OMP_NUM_THREADS": str(cores)}
     settings = {
-        f"{cores} threads, default": {"OMP_NUM_THREADS": str(cores)},
-        f"{cores} threads, passive": {"OMP_NUM_THREADS": str(cores), "OMP_WAIT_POLICY": "passive"},
-        f"{cores} threads, GOMP_SPINCOUNT=10000": {"OMP_NUM_THREADS": str(cores), "GOMP_SPINCOUNT": "10000"},
-        f"{cores} threads, GOMP_SPINCOUNT=50000": {"OMP_NUM_THREADS": str(cores), "GOMP_SPINCOUNT": "50000"},
+        f"{cores} threads, default": threads,
+        f"{cores} threads, OMP_WAIT_POLICY=passive": threads | {"OMP_WAIT_POLICY": "passive"},
+        **{
+            f"{cores} threads, GOMP_SPINCOUNT={n}": threads | {"GOMP_SPINCOUNT": str(n)}
+            for n in (5_000, 20_000, 50_000)
+        },
         "1 thread": {"OMP_NUM_THREADS": "1"},
     }
     times: dict[tuple[str, str], list[float]] = {}

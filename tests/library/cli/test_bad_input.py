@@ -119,7 +119,7 @@ def cut_weights(run: Run, place: Path) -> None:
 
 TEMPLATES = "generic, harness, lettered, reread, task, task-2, task-3"
 SEVEN = "boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa"
-NEW_NAME = f"allowed: {SEVEN}, or a new name with train, evaluation, context, choices and answer"
+NEW_NAME = f"allowed: {SEVEN}, csqa, or a new name with train, evaluation, context, choices and answer"
 COLUMNS = "(not set: context, choices, answer, evaluation)"
 NO_ANSWER = "which is none of the 4 choices; allowed: an index from 0 to 3, a letter from A to D, or a choice's text"
 CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {

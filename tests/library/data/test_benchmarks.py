@@ -11,7 +11,6 @@ from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data import Example, headline_metric, splits
 from tailored_llama.data.benchmarks import (
     EXAMPLES_SCHEMA,
-    SEVEN,
     benchmark_identity,
     benchmark_texts,
     check_benchmark,
@@ -19,6 +18,7 @@ from tailored_llama.data.benchmarks import (
     load_examples,
     read_examples,
 )
+from tailored_llama.data.builtin import SEVEN
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, sha256_file
 
@@ -135,7 +135,7 @@ def test_unknown_benchmark_names_the_nearest() -> None:
         check_benchmark(BenchmarkConfig(name="hellaswg"))
     assert str(caught.value) == (
         "benchmarks: got 'hellaswg', unknown; did you mean hellaswag? allowed: boolq, piqa, hellaswag, winogrande, "
-        "arc_easy, arc_challenge, openbookqa, or a new name with train, evaluation, context, choices and answer "
+        "arc_easy, arc_challenge, openbookqa, csqa, or a new name with train, evaluation, context, choices and answer "
         "(not set: context, choices, answer, evaluation)"
     )
 

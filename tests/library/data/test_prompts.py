@@ -7,7 +7,8 @@ import pytest
 
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data import Example, Prompt, load_template, read_prompts, render, select_train
-from tailored_llama.data.benchmarks import EXAMPLES_SCHEMA, SEVEN
+from tailored_llama.data.benchmarks import EXAMPLES_SCHEMA
+from tailored_llama.data.builtin import SEVEN
 from tailored_llama.data.prompts import few_shot_header, render_prompts, select_evaluation
 from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError

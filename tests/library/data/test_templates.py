@@ -13,7 +13,7 @@ import pytest
 
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data import load_template
-from tailored_llama.data.benchmarks import SEVEN
+from tailored_llama.data.builtin import SEVEN
 from tailored_llama.data.templates import FOLDER, shipped, wording
 from tailored_llama.errors import InputError
 

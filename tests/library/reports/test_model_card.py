@@ -11,7 +11,7 @@ import pytest
 from gguf import GGUFWriter
 
 from tailored_llama.config import BenchmarkConfig, ModelConfig, export_folders, validate_config
-from tailored_llama.data.benchmarks import SEVEN
+from tailored_llama.data.builtin import SEVEN
 from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
 from tailored_llama.models import Base, base_of, cards, find_model, write_card
@@ -143,4 +143,4 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     ref, _ = store.build(FINISHED, 1, {}, {}, lambda out: (out / "weights").write_text("1") and None)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"^store\.export: .*/file/x: .*; allowed: a writable folder with room$"):
-        place(store.open(ref), tmp_path / "file" / "x")
+        place(store.open(ref), tmp_path / "file" / "x", "store.export", "an exported model", [FINISHED])
