@@ -189,3 +189,23 @@ def test_the_newest_report_lies_under_the_configuration_s_name_and_replaces_no_o
         f"store.reports: {target} is not a report; allowed: a new folder, or one to replace" in capsys.readouterr().err
     )
     assert (target / "mine.txt").read_text() == "kept"
+
+
+def test_the_run_graph_shows_which_stage_reads_which(own_run: dict[str, Any]) -> None:
+    tailor(validate_config(own_run))
+    states_of_last_run(14)
+    with get_client(sync_client=True) as client:
+        (flow_run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
+        this = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
+        runs = {run.id: run for run in client.read_task_runs(flow_run_filter=this)}
+    reads = {
+        run.name: {runs[one.id].name for ones in run.task_inputs.values() for one in ones if hasattr(one, "id")}
+        for run in runs.values()
+    }
+    assert reads["prune @ 0.20"] >= {
+        "build graph",
+        "importance taylor_gate",
+        "load calibration " + str(own_run["calibration"]["source"]),
+    }
+    assert "tune colours @ 0.20" in reads["score colours tailored @ 0.20"]
+    assert len(reads["report"]) > 5
