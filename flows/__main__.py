@@ -47,17 +47,19 @@ def main(arguments: list[str] | None = None, connect: bool = False) -> int:
     from rich.console import Console
 
     from tailored_llama.errors import InputError
-    from tasks._pages import place_report
+    from tasks._pages import place_report, report_target
 
     try:
         config = command.load(options.config, options.set)
         command.check(config)
+        target = report_target(config.store, Path(options.config).stem)
         if server:
             server.join()
-        folder = place_report(config.store, command.flow(config), Path(options.config).stem)
+        report = command.flow(config)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    folder = place_report(config.store, report, target)
     Console().print(command.table(folder))
     print(f"report: {folder / command.page}")
     for model in command.finished(config):

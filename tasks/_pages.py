@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,16 @@ from prefect.context import FlowRunContext
 
 from tailored_llama.config import StoreConfig
 from tailored_llama.errors import InputError
-from tailored_llama.store import MANIFEST, REPORTS, ArtifactRef, ArtifactStore, Manifest, place, read_manifest
+from tailored_llama.store import (
+    MANIFEST,
+    REPORTS,
+    ArtifactRef,
+    ArtifactStore,
+    Manifest,
+    check_target,
+    place,
+    read_manifest,
+)
 from tasks._stage import open_store
 
 LIMIT = 100_000  # bytes per artifact, which the server keeps in its database
@@ -45,17 +55,32 @@ def show_report(store: ArtifactStore, ref: ArtifactRef, page: str, key: str, abo
     _show("stages", "Time, memory and place of each", stages_page(store, ref))
 
 
-def place_report(store: StoreConfig, ref: ArtifactRef, name: str) -> Path:
-    """Copy a report to where people look for it, the folder `name` in `store.reports`; the folder to open.
+def report_target(store: StoreConfig, name: str) -> Path | None:
+    """The folder that gets a copy of the report; None without `store.reports`.
 
     Raises:
-        InputError: something else stands there, or it cannot be written.
+        InputError: something else than a report stands there.
+    """
+    if store.reports is None:
+        return None
+    target = Path(store.reports).expanduser() / name
+    check_target(target, "store.reports", "a report", REPORTS)
+    return target
+
+
+def place_report(store: StoreConfig, ref: ArtifactRef, target: Path | None) -> Path:
+    """Copy a report to its target, and return the folder to open: that of the artifact if there is no copy.
+
+    A copy that fails is a warning: the run has succeeded, and its report is in the store.
     """
     folder = open_store(store).open(ref)
-    if store.reports is None:
+    if target is None:
         return folder
-    target = Path(store.reports).expanduser() / name
-    place(folder, target, "store.reports", "a report", REPORTS)
+    try:
+        place(folder, target, "store.reports", "a report", REPORTS)
+    except InputError as error:
+        print(f"warning: the report was not copied: {error}", file=sys.stderr)
+        return folder
     return target
 
 

@@ -125,7 +125,7 @@ def test_flows_import_of_the_library_what_composition_needs() -> None:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_face_lists_what_it_has_in_order_and_nothing_private(room: str) -> None:
+def test_a_face_lists_what_it_has_and_nothing_private(room: str) -> None:
     face = importlib.import_module(f"tailored_llama.{room}")
     assert all(hasattr(face, name) for name in face.__all__)
     assert not [name for name in face.__all__ if name.startswith("_")]

@@ -10,7 +10,6 @@ sentence that is read twice, for example, would give the rest away. These accura
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow.compute as pc
 
 from tailored_llama.config import BenchmarkConfig, RunConfig, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
+from tailored_llama.data.selection import select_at_random, select_evaluation, select_train, without
 from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, wording
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
@@ -113,79 +113,6 @@ def _fill(template: Template, layout: Layout, example: Example, choice: int) -> 
     return layout.layout.format(**values), " " + layout.continuation.format(**values)
 
 
-def select_train(
-    examples: Sequence[Example], shots: int, held_out: int, seed: int, *, benchmark: str
-) -> tuple[list[Example], list[Example]]:
-    """Draw the shots and the held-out examples from the train split, by seed, without overlap.
-
-    Each draw has as equal numbers of every answer index as the split allows, in shuffled order. The shots do not
-    depend on how many examples are held out.
-
-    Args:
-        benchmark: its name, for the error message.
-
-    Raises:
-        InputError: more examples are requested than the split holds.
-    """
-    size = len(examples)
-    if shots + held_out > size:
-        field, got, other, taken = "shots", shots, "held_out", held_out
-        if held_out >= size:
-            field, got, other, taken = "held_out", held_out, "shots", shots
-        raise InputError(
-            f"tuning.{field}: got {got}; allowed: at most {max(size - taken, 0)} ({benchmark} has {size} train "
-            f"examples to draw from, and tuning.{other} is {taken})"
-        )
-    generator = random.Random(seed)
-    remaining: dict[int, list[Example]] = {}
-    for example in examples:
-        remaining.setdefault(example.answer, []).append(example)
-    for label in sorted(remaining):
-        generator.shuffle(remaining[label])
-    return _draw(remaining, shots, generator), _draw(remaining, held_out, generator)
-
-
-def _draw(remaining: dict[int, list[Example]], count: int, generator: random.Random) -> list[Example]:
-    """Take `count` examples out of `remaining`, one of every label in turn while they last."""
-    drawn: list[Example] = []
-    while len(drawn) < count:
-        labels = sorted(label for label, examples in remaining.items() if examples)
-        generator.shuffle(labels)  # decides which labels get one more if the count does not divide evenly
-        drawn += [remaining[label].pop() for label in labels[: count - len(drawn)]]
-    generator.shuffle(drawn)
-    return drawn
-
-
-def _select_at_random(examples: Sequence[Example], count: int, seed: int, *, benchmark: str) -> list[Example]:
-    """Draw examples without balancing answers, because the split that results are reported on is not balanced either.
-
-    Raises:
-        InputError: there are fewer examples.
-    """
-    if count > len(examples):
-        raise InputError(
-            f"examples: got {count}; allowed: at most {len(examples)} ({benchmark} has so many train examples besides "
-            "the shots, the held-out examples and the few-shot examples)"
-        )
-    return random.Random(seed).sample(examples, count)
-
-
-def _without(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
-    used = {example.index for example in others}
-    return [example for example in examples if example.index not in used]
-
-
-def select_evaluation(examples: Sequence[Example], limit: int | None) -> list[Example]:
-    """`limit` examples evenly spaced over the split, in order, starting with its first; all if it has no more.
-
-    The first rows of a split need not be like the rest: HellaSwag's first 3,243 all come from ActivityNet.
-    """
-    size = len(examples)
-    if limit is None or limit >= size:
-        return list(examples)
-    return [examples[i * size // limit] for i in range(limit)]
-
-
 STAGE, VERSION = "prompts", 3
 
 RenderedSplit = Literal["train", "selection", "evaluation"]
@@ -262,13 +189,13 @@ def render_prompts(
     if split == "evaluation":
         chosen["evaluation"] = select_evaluation(read_examples(examples, "evaluation"), limit)
     else:
-        pool = _without(train, solved)
+        pool = without(train, solved)
         tuned, held = select_train(pool, shots, held_out, seed, benchmark=benchmark.name)
         if split == "train":
             chosen |= {"shots": tuned, "held_out": held}
         else:
-            rest = _without(pool, tuned + held)
-            chosen["selection"] = _select_at_random(rest, selection, seed, benchmark=benchmark.name)
+            rest = without(pool, tuned + held)
+            chosen["selection"] = select_at_random(rest, selection, seed, benchmark=benchmark.name)
     header = few_shot_header(benchmark, template_set, solved)
     # A model that writes its answer must learn where to stop.
     ending = stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else ""

@@ -79,15 +79,6 @@ class ModelRow:
     decode_speedup_high: float | None = None
 
 
-@dataclass(frozen=True)
-class _Draws:
-    """Bootstrap draws on one benchmark, float [resamples] each; None if the figure is not defined."""
-
-    gain: Array | None = None
-    recovery: Array | None = None
-    chance_corrected: Array | None = None
-
-
 _BOUNDS = {"gain": "gain", "recovery": "recovery", "chance_corrected": "cc"}  # field → prefix of its bounds
 
 
@@ -108,7 +99,7 @@ def recovery_rows(scores: Scores, ratio: float | None = None, seed: int = 0) -> 
     """
     benchmarks = list(dict.fromkeys(name for model in scores.values() for name in model))
     rows: dict[str, list[RecoveryRow]] = {model: [] for model in scores}
-    draws: dict[str, list[_Draws]] = {model: [] for model in scores}
+    draws: dict[str, list[dict[str, Array]]] = {model: [] for model in scores}
     for name in benchmarks:
         by_model = {model: by_name[name] for model, by_name in scores.items() if name in by_name}
         check_comparable(name, *by_model.values())
@@ -123,7 +114,9 @@ def recovery_rows(scores: Scores, ratio: float | None = None, seed: int = 0) -> 
     return [row for model_rows in rows.values() for row in model_rows]
 
 
-def _row(model: str, name: str, scores: Mapping[str, Score], seed: Sequence[int]) -> tuple[RecoveryRow, _Draws]:
+def _row(
+    model: str, name: str, scores: Mapping[str, Score], seed: Sequence[int]
+) -> tuple[RecoveryRow, dict[str, Array]]:
     """One model on one benchmark, compared with the others."""
     score = scores[model]
     row = RecoveryRow(
@@ -151,7 +144,7 @@ def _row(model: str, name: str, scores: Mapping[str, Score], seed: Sequence[int]
             corrected = chance_corrected(score.accuracy, dense.accuracy, dense.floor)
             row = replace(row, chance_corrected=corrected, cc_benchmarks=1)
             draws["chance_corrected"] = ratios(*pair, dense.floor)
-    return _bounded(row, draws), _Draws(**draws)
+    return _bounded(row, draws), draws
 
 
 def _bounded(row: RecoveryRow, draws: Mapping[str, Array]) -> RecoveryRow:
@@ -163,7 +156,7 @@ def _bounded(row: RecoveryRow, draws: Mapping[str, Array]) -> RecoveryRow:
     return replace(row, **bounds)
 
 
-def _mean(rows: Sequence[RecoveryRow], draws: Sequence[_Draws], benchmarks: Sequence[str]) -> RecoveryRow:
+def _mean(rows: Sequence[RecoveryRow], draws: Sequence[Mapping[str, Array]], benchmarks: Sequence[str]) -> RecoveryRow:
     """A model's mean over the benchmarks; every benchmark counts the same."""
     values: dict[str, Any] = {}
     if len(rows) == len(benchmarks):
@@ -176,7 +169,7 @@ def _mean(rows: Sequence[RecoveryRow], draws: Sequence[_Draws], benchmarks: Sequ
             continue
         values[field] = float(np.mean(known))
         with np.errstate(invalid="ignore"):  # ∞ − ∞, if resamples of two benchmarks are unbounded
-            drawn[field] = np.mean([d for one in draws if (d := getattr(one, field)) is not None], axis=0)
+            drawn[field] = np.mean([one[field] for one in draws if field in one], axis=0)
     mean = RecoveryRow(
         None,
         rows[0].model,

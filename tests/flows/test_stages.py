@@ -78,6 +78,10 @@ def test_what_the_configuration_does_not_have_is_refused(
     [
         ({"execution": {"dispatch": "gpu"}}, "execution.device: got 'auto'; allowed with execution.dispatch: cpu"),
         (
+            {"execution": {"dispatch": "gpu", "device": "cuda"}, "model": {"source": "x", "dtype": "auto"}},
+            "model.dtype: got 'auto'; allowed with execution.dispatch: float32",
+        ),
+        (
             {"execution": {"dispatch": "gpu", "device": "cpu"}, "pruning": {"ratios": [0.2], "steps": 2}},
             "pruning.steps: got 2; allowed with execution.dispatch: 1",
         ),

@@ -184,11 +184,23 @@ def test_the_newest_report_lies_under_the_configuration_s_name_and_replaces_no_o
     for file in target.iterdir():
         file.unlink()
     (target / "mine.txt").write_text("kept")
-    assert main(["tailor", str(path)]) == 2
+    assert main(["tailor", str(path), "--set", "scoring.limit=5"]) == 2  # before any work
     assert (
         f"store.reports: {target} is not a report; allowed: a new folder, or one to replace" in capsys.readouterr().err
     )
     assert (target / "mine.txt").read_text() == "kept"
+
+
+def test_a_report_that_cannot_be_copied_costs_a_warning_only(
+    own_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "reports").touch()
+    path = tmp_path / "run.toml"
+    path.write_text(as_toml(own_run))
+    assert main(["tailor", str(path)]) == 0
+    printed = capsys.readouterr()
+    assert "warning: the report was not copied: store.reports: " in printed.err
+    assert f"report: {tmp_path / 'store' / 'report'}" in printed.out
 
 
 def test_the_run_graph_shows_which_stage_reads_which(own_run: dict[str, Any]) -> None:

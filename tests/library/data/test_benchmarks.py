@@ -8,7 +8,7 @@ import pytest
 
 from helpers import write_jsonl
 from tailored_llama.config import BenchmarkConfig
-from tailored_llama.data import Example, headline_metric, splits
+from tailored_llama.data import BUILTIN, Example, headline_metric, load_template, splits
 from tailored_llama.data.benchmarks import (
     EXAMPLES_SCHEMA,
     benchmark_identity,
@@ -19,6 +19,7 @@ from tailored_llama.data.benchmarks import (
     read_examples,
 )
 from tailored_llama.data.builtin import SEVEN
+from tailored_llama.data.prompts import render
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, sha256_file
 
@@ -333,3 +334,16 @@ def test_texts_are_distinct_and_train_ones_are_not_evaluated(tmp_path: Path) -> 
     )
     with pytest.raises(InputError, match=r"^split of boolq: got 'dev'; allowed: train, evaluation, validation, test$"):
         benchmark_texts(benchmark, "dev", "passage", "unused")
+
+
+def test_commonsense_qa_is_embedded_and_worded_as_a_custom_benchmark() -> None:
+    document = {"query": "Question: Where is ink?\nAnswer:", "choices": ["pen", "sea"], "gold": 0}
+    row = {"question": "Where is ink?", "choices": {"label": ["A", "B"], "text": ["pen", "sea"]}, "answerKey": "A"}
+    csqa = BUILTIN["csqa"]
+    assert csqa.from_wheel(document) == csqa.from_hub(row)
+    benchmark = BenchmarkConfig(name="csqa")
+    prompt = render(benchmark, load_template("harness"), Example(0, *csqa.from_wheel(document)))
+    assert prompt.contexts[0] == "Question: Where is ink?\nAnswer:"
+    assert prompt.continuations == (" pen", " sea")
+    with pytest.raises(InputError, match=r"benchmarks\.csqa\.choices: got 'c'; allowed: only for a custom benchmark"):
+        check_benchmark(BenchmarkConfig(name="csqa", choices="c"))

@@ -26,6 +26,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation.generation import generate
 from tailored_llama.models import find_model, load_model, load_tokenizer, merge_adapter, pick_device, prepare_dense
 from tailored_llama.models.checkpoints import SUPPORTED, weights_digest
+from tailored_llama.models.convert import key_fields
 from tailored_llama.training import tuning
 
 IDS = torch.arange(1, 25)[None]
@@ -628,3 +629,14 @@ def test_a_tensor_the_config_does_not_know_is_refused(tmp_path: Path) -> None:
     save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"tensor model\.layers\.0\.self_attn\.q_proj\.bias is not in the archit"):
         load_model(dense)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_the_type_auto_is_what_the_machine_computes_in_and_the_key_says_which(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, native: bool, expected: Dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    auto = key_fields(ModelConfig(source=str(tiny), dtype="auto"))
+    assert auto == key_fields(ModelConfig(source=str(tiny), dtype=expected))
+    assert key_fields(ModelConfig(source=str(tiny), dtype="float16"))["dtype"] == "float16"

@@ -358,6 +358,20 @@ def test_the_speed_at_the_largest_batch_stands_beside_the_accuracy(tmp_path: Pat
     assert "speed ×1.25 reading, ×1.50 writing" in " ".join(table.export_text().split())
 
 
+def test_a_speed_that_its_own_pairs_contradict_is_no_figure(tmp_path: Path) -> None:
+    given = inputs(tmp_path)
+    faster = {"prefill_speedup": 1.25, "prefill_speedup_low": 1.2, "prefill_speedup_high": 1.3}
+    unclear = {"decode_speedup": 0.54, "decode_speedup_low": 0.09, "decode_speedup_high": 1.12}
+    rows = (timed("checkpoint", 8, **faster, **unclear), timed("against", 8))
+    page = written(
+        dataclasses.replace(given, runs=(dataclasses.replace(given.runs[0], profile=rows),)), tmp_path / "out"
+    )
+    assert "0.54" not in page
+    table = Console(width=80, record=True)
+    table.print(recovery_table(tmp_path / "out"))
+    assert "speed ×1.25 reading, no difference measured writing" in " ".join(table.export_text().split())
+
+
 def test_dense_alone_and_a_ratio_that_nobody_named(tmp_path: Path) -> None:
     given = inputs(tmp_path)
     page = written(ReportInputs("tiny", given.dense), tmp_path / "alone")

@@ -57,6 +57,12 @@ def prompts(folder: Callable[[str], Path]) -> Path:
     return out
 
 
+def tune(checkpoint: Path, sources: list[Source], settings: TuningConfig, out: Path, **options: Any) -> None:
+    """Tune on the CPU by seed 0, without a teacher, unless the options say otherwise."""
+    usual = {"seed": 0, "execution": CPU, "distillation": DistillationConfig()}
+    tuning.tune(checkpoint, sources, tuning=settings, out=out, **(usual | options))
+
+
 def log_of(adapter: Path) -> dict[str, list[Any]]:
     return dict(pq.read_table(adapter / "log.parquet").to_pydict())
 
@@ -65,15 +71,7 @@ def test_tuning_lowers_the_loss_and_peft_loads_the_adapter(
     tiny: Path, prompts: Path, folder: Callable[[str], Path]
 ) -> None:
     out = folder("adapter")
-    tuning.tune(
-        tiny,
-        [Source(prompts, "acc_norm")],
-        tuning=QUICK,
-        seed=0,
-        out=out,
-        execution=CPU,
-        distillation=DistillationConfig(),
-    )
+    tune(tiny, [Source(prompts, "acc_norm")], QUICK, out)
     held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
     assert min(held[1:]) < 0.8 * held[0]
     assert held_out_loss(tiny, out, prompts) == pytest.approx(min(held), abs=1e-4)
@@ -82,15 +80,7 @@ def test_tuning_lowers_the_loss_and_peft_loads_the_adapter(
 def test_fused_projections_get_the_adapters_of_their_parts(prompts: Path, folder: Callable[[str], Path]) -> None:
     sizes = {"pad_token_id": 0, "sliding_window": None}
     dense, out = save_tiny_llama(folder("phi"), architecture="phi3", **sizes), folder("adapter")
-    tuning.tune(
-        dense,
-        [Source(prompts, "acc_norm")],
-        tuning=QUICK,
-        seed=0,
-        out=out,
-        execution=CPU,
-        distillation=DistillationConfig(),
-    )
+    tune(dense, [Source(prompts, "acc_norm")], QUICK, out)
     held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
     assert min(held[1:]) < held[0]
     tuned = {name.split(".")[-3] for name in load_file(out / "adapter_model.safetensors")}
@@ -115,15 +105,7 @@ def held_out_loss(checkpoint: Path, adapter: Path, prompts: Path, skip: int = 0)
 def test_the_same_seed_gives_the_same_bytes(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
     first, second, other = folder("first"), folder("second"), folder("other")
     for out, seed in ((first, 0), (second, 0), (other, 1)):
-        tuning.tune(
-            tiny,
-            [Source(prompts, "acc_norm")],
-            tuning=QUICK,
-            seed=seed,
-            out=out,
-            execution=CPU,
-            distillation=DistillationConfig(),
-        )
+        tune(tiny, [Source(prompts, "acc_norm")], QUICK, out, seed=seed)
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
     weights = [load_file(out / "adapter_model.safetensors") for out in (first, other)]
@@ -141,36 +123,16 @@ def test_a_killed_tuning_goes_on_and_ends_with_the_same_bytes(
     keep = ExecutionConfig(device="cpu", keep_state_every=2)
     whole, killed, state = folder("whole"), folder("killed"), folder("state")
     sources = [Source(prompts, "acc_norm")]
-    tuning.tune(tiny, sources, tuning=QUICK, seed=0, out=whole, execution=CPU, distillation=DistillationConfig())
+    tune(tiny, sources, QUICK, whole)
 
     def kill(done: int, total: int) -> None:
         if done == step:
             raise Killed
 
     with pytest.raises(Killed):
-        tuning.tune(
-            tiny,
-            sources,
-            tuning=QUICK,
-            seed=0,
-            out=killed,
-            execution=keep,
-            progress=kill,
-            resume=state,
-            distillation=DistillationConfig(),
-        )
+        tune(tiny, sources, QUICK, killed, execution=keep, progress=kill, resume=state)
     steps: list[int] = []
-    tuning.tune(
-        tiny,
-        sources,
-        tuning=QUICK,
-        seed=0,
-        out=killed,
-        execution=keep,
-        progress=lambda done, total: steps.append(done),
-        resume=state,
-        distillation=DistillationConfig(),
-    )
+    tune(tiny, sources, QUICK, killed, execution=keep, progress=lambda done, total: steps.append(done), resume=state)
     assert steps[0] == (step - 1) // 2 * 2 + 1  # progress is told before the state of the step is kept
     for path in whole.iterdir():
         assert path.read_bytes() == (killed / path.name).read_bytes(), path.name
@@ -206,31 +168,11 @@ def test_a_broken_state_is_left_aside(
     for where, rank in ((state, QUICK.rank), (other, QUICK.rank + 1)):
         settings = QUICK.model_copy(update={"rank": rank})
         with pytest.raises(Killed):
-            tuning.tune(
-                tiny,
-                sources,
-                tuning=settings,
-                seed=0,
-                out=folder(f"killed-{rank}"),
-                execution=keep,
-                progress=kill,
-                resume=where,
-                distillation=DistillationConfig(),
-            )
+            tune(tiny, sources, settings, folder(f"killed-{rank}"), execution=keep, progress=kill, resume=where)
     damage(state / "state.safetensors", other / "state.safetensors")
-    tuning.tune(tiny, sources, tuning=QUICK, seed=0, out=whole, execution=CPU, distillation=DistillationConfig())
+    tune(tiny, sources, QUICK, whole)
     steps: list[int] = []
-    tuning.tune(
-        tiny,
-        sources,
-        tuning=QUICK,
-        seed=0,
-        out=again,
-        execution=CPU,
-        progress=lambda done, total: steps.append(done),
-        resume=state,
-        distillation=DistillationConfig(),
-    )
+    tune(tiny, sources, QUICK, again, progress=lambda done, total: steps.append(done), resume=state)
     assert steps[0] == 1
     assert log_of(again) == log_of(whole)
 
@@ -239,15 +181,7 @@ def test_micro_batches_change_nothing_but_memory(tiny: Path, prompts: Path, fold
     without_dropout = QUICK.model_copy(update={"dropout": 0.0})
     for name, budget in (("small", 64), ("large", 4096)):
         split = without_dropout.model_copy(update={"micro_batch_tokens": budget})
-        tuning.tune(
-            tiny,
-            [Source(prompts, "acc_norm")],
-            tuning=split,
-            seed=0,
-            out=folder(name),
-            execution=CPU,
-            distillation=DistillationConfig(),
-        )
+        tune(tiny, [Source(prompts, "acc_norm")], split, folder(name))
     small, large = (log_of(prompts.parent / name)["loss"] for name in ("small", "large"))
     assert small[1:] == pytest.approx(large[1:], rel=1e-3)
 
@@ -256,15 +190,7 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
     tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet = QUICK.model_copy(update={"dropout": 0.0})
-    tuning.tune(
-        tiny,
-        [Source(prompts, "acc_norm")],
-        tuning=quiet,
-        seed=0,
-        out=folder("whole"),
-        execution=CPU,
-        distillation=DistillationConfig(),
-    )
+    tune(tiny, [Source(prompts, "acc_norm")], quiet, folder("whole"))
     real, refused = training.sample_losses, []
 
     def small_only(model: Any, batch: Any, objective: Any) -> Any:
@@ -274,15 +200,7 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
         return real(model, batch, objective)
 
     monkeypatch.setattr(training, "sample_losses", small_only)
-    tuning.tune(
-        tiny,
-        [Source(prompts, "acc_norm")],
-        tuning=quiet,
-        seed=0,
-        out=folder("parts"),
-        execution=CPU,
-        distillation=DistillationConfig(),
-    )
+    tune(tiny, [Source(prompts, "acc_norm")], quiet, folder("parts"))
     assert len(refused) == 1  # later steps begin with what did fit
     whole, parts = (log_of(prompts.parent / name)["loss"] for name in ("whole", "parts"))
     assert parts[1:] == pytest.approx(whole[1:], rel=1e-3)
@@ -292,15 +210,7 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
 
     monkeypatch.setattr(training, "sample_losses", never)
     with pytest.raises(MemoryError):
-        tuning.tune(
-            tiny,
-            [Source(prompts, "acc_norm")],
-            tuning=quiet,
-            seed=0,
-            out=folder("none"),
-            execution=CPU,
-            distillation=DistillationConfig(),
-        )
+        tune(tiny, [Source(prompts, "acc_norm")], quiet, folder("none"))
 
 
 def test_recomputed_activations_change_nothing_but_memory(
@@ -315,15 +225,7 @@ def test_recomputed_activations_change_nothing_but_memory(
 
         monkeypatch.setattr(LlamaMLP, "forward", counted)
         execution = ExecutionConfig(device="cpu", recompute_activations=recompute)
-        tuning.tune(
-            tiny,
-            [Source(prompts, "acc_norm")],
-            tuning=QUICK,
-            seed=0,
-            out=folder(name),
-            execution=execution,
-            distillation=DistillationConfig(),
-        )
+        tune(tiny, [Source(prompts, "acc_norm")], QUICK, folder(name), execution=execution)
     kept, recomputed = (log_of(prompts.parent / name)["loss"] for name in ("kept", "recomputed"))
     assert recomputed[1:] == pytest.approx(kept[1:], rel=1e-4)
     assert computed[True] > 1.3 * computed[False]
@@ -334,15 +236,7 @@ def test_tuning_stops_when_the_held_out_loss_no_longer_falls(
 ) -> None:
     out = folder("adapter")
     wild = TuningConfig(epochs=20, learning_rate=1.0, patience=2, warmup=0, batch_size=4, schedule="constant")
-    tuning.tune(
-        tiny,
-        [Source(prompts, "acc_norm")],
-        tuning=wild,
-        seed=0,
-        out=out,
-        execution=CPU,
-        distillation=DistillationConfig(),
-    )
+    tune(tiny, [Source(prompts, "acc_norm")], wild, out)
     log = log_of(out)
     held = [loss for loss in log["held_out_loss"] if loss is not None]
     assert log["epoch"][-1] == held.index(min(held)) + 2
@@ -362,15 +256,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step(
 
     monkeypatch.setattr(training, "sample_losses", broken)
     with pytest.raises(FloatingPointError, match=r"loss is nan at step \d+ of 6"):
-        tuning.tune(
-            tiny,
-            [Source(prompts, "acc_norm")],
-            tuning=QUICK,
-            seed=0,
-            out=folder("adapter"),
-            execution=CPU,
-            distillation=DistillationConfig(),
-        )
+        tune(tiny, [Source(prompts, "acc_norm")], QUICK, folder("adapter"))
 
 
 def test_the_learning_rate_warms_up_then_falls() -> None:
@@ -416,15 +302,7 @@ def test_ranking_teaches_to_choose(tiny: Path, prompts: Path, folder: Callable[[
     """Each question has one of four colours as its answer; the ranking loss makes the right one the likeliest."""
     out = folder("ranked")
     many = QUICK.model_copy(update={"ranking": 1.0, "epochs": 12, "dropout": 0.0})
-    tuning.tune(
-        tiny,
-        [Source(prompts, "acc_norm")],
-        tuning=many,
-        seed=0,
-        out=out,
-        execution=CPU,
-        distillation=DistillationConfig(),
-    )
+    tune(tiny, [Source(prompts, "acc_norm")], many, out)
     model = PeftModel.from_pretrained(load_model(tiny), out).eval()
     right = {False: 0, True: 0}
     shots, tokenizer = read_prompts(prompts, "shots"), load_tokenizer(tiny)
@@ -447,15 +325,7 @@ def test_ranking_teaches_to_choose(tiny: Path, prompts: Path, folder: Callable[[
 @pytest.mark.parametrize("variant", ["rslora", "dora"])
 def test_variants_are_what_peft_reads(tiny: Path, prompts: Path, folder: Callable[[str], Path], variant: Any) -> None:
     out, merged = folder("adapter"), folder("merged")
-    tuning.tune(
-        tiny,
-        [Source(prompts, "acc_norm")],
-        tuning=QUICK.model_copy(update={"variant": variant}),
-        seed=0,
-        out=out,
-        execution=CPU,
-        distillation=DistillationConfig(),
-    )
+    tune(tiny, [Source(prompts, "acc_norm")], QUICK.model_copy(update={"variant": variant}), out)
     settings = json.loads((out / "adapter_config.json").read_text())
     assert (settings["use_rslora"], settings["use_dora"]) == (variant == "rslora", variant == "dora")
     merge_adapter(tiny, out, out=merged)
@@ -472,15 +342,7 @@ def test_a_soft_prompt_learns_and_is_scored_as_peft_itself_reads_it(
 ) -> None:
     out = folder("adapter")
     settings = QUICK.model_copy(update={"variant": variant, "virtual_tokens": 6, "learning_rate": 0.1, "epochs": 8})
-    tuning.tune(
-        tiny,
-        [Source(prompts, "acc_norm")],
-        tuning=settings,
-        seed=0,
-        out=out,
-        execution=CPU,
-        distillation=DistillationConfig(),
-    )
+    tune(tiny, [Source(prompts, "acc_norm")], settings, out)
     held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
     assert min(held) < 0.95 * held[0]
     assert held_out_loss(tiny, out, prompts, skip=6 if variant == "prompt" else 0) == pytest.approx(min(held), abs=1e-4)
@@ -508,15 +370,7 @@ def test_soft_prompts_fit_half_precision(
     load_model(tiny).to(dtype).save_pretrained(half)
     copy_tokenizer(tiny, half)
     settings = QUICK.model_copy(update={"variant": variant, "epochs": 1, "precision": precision})
-    tuning.tune(
-        half,
-        [Source(prompts, "acc_norm")],
-        tuning=settings,
-        seed=0,
-        out=out,
-        execution=CPU,
-        distillation=DistillationConfig(),
-    )
+    tune(half, [Source(prompts, "acc_norm")], settings, out)
     encoded = [encode_prompt(load_tokenizer(half), prompt, 200) for prompt in read_prompts(prompts, "held_out")[:2]]
     assert all(math.isfinite(x) for row in loglikelihoods(load_model(half, out), encoded, 64) for x in row)
 
@@ -525,39 +379,15 @@ def test_a_prefix_fits_fused_projections(prompts: Path, folder: Callable[[str], 
     sizes = {"pad_token_id": 0, "sliding_window": None}
     dense, out = save_tiny_llama(folder("phi"), architecture="phi3", **sizes), folder("adapter")
     settings = QUICK.model_copy(update={"variant": "prefix", "epochs": 1})
-    tuning.tune(
-        dense,
-        [Source(prompts, "acc_norm")],
-        tuning=settings,
-        seed=0,
-        out=out,
-        execution=CPU,
-        distillation=DistillationConfig(),
-    )
+    tune(dense, [Source(prompts, "acc_norm")], settings, out)
     assert load_model(dense, out).active_peft_config.num_virtual_tokens == 20
 
 
 def test_a_soft_prompt_does_not_write_answers(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
     settings, out = QUICK.model_copy(update={"variant": "prefix", "epochs": 1}), folder("adapter")
     with pytest.raises(InputError, match=r"tuning.variant: got 'prefix' for a benchmark with metric f1; allowed: lora"):
-        tuning.tune(
-            tiny,
-            [Source(prompts, "f1")],
-            tuning=settings,
-            seed=0,
-            out=out,
-            execution=CPU,
-            distillation=DistillationConfig(),
-        )
-    tuning.tune(
-        tiny,
-        [Source(prompts, "acc")],
-        tuning=settings,
-        seed=0,
-        out=out,
-        execution=CPU,
-        distillation=DistillationConfig(),
-    )
+        tune(tiny, [Source(prompts, "f1")], settings, out)
+    tune(tiny, [Source(prompts, "acc")], settings, out)
     with pytest.raises(InputError, match=r"adapter: got a soft prompt, which cannot write answers; allowed: "):
         generate(load_model(tiny, out), load_tokenizer(tiny), ["the sky is"], 4)
 
@@ -573,12 +403,4 @@ def test_a_prefix_needs_as_many_kv_heads_in_every_layer(
     prune(tiny, graph, graph, None, ratio=0.153, pruning=one_whole, reconstruction=UNFITTED, out=pruned, execution=CPU)
     prefix = QUICK.model_copy(update={"variant": "prefix"})
     with pytest.raises(InputError, match=r"tuning.variant: got 'prefix' for a model whose layers have 1, 2 KV heads"):
-        tuning.tune(
-            pruned,
-            [Source(prompts, "acc")],
-            tuning=prefix,
-            seed=0,
-            out=folder("adapter"),
-            execution=CPU,
-            distillation=DistillationConfig(),
-        )
+        tune(pruned, [Source(prompts, "acc")], prefix, folder("adapter"))
