@@ -2,7 +2,7 @@
 
 from prefect import State
 
-from tailored_llama.config import RunConfig, named_benchmark
+from tailored_llama.config import SOFT, RunConfig, named_benchmark
 from tailored_llama.data import PromptSplit
 from tailored_llama.evaluation import scoring
 from tailored_llama.store import ArtifactRef
@@ -23,7 +23,7 @@ def score(
     return stage(
         scoring,
         config.store,
-        scoring.key_fields(own, split),
+        scoring.key_fields(own, split, merged=adapter is not None and config.tuning.variant not in SOFT),
         {"checkpoint": checkpoint, "prompts": prompts} | ({"adapter": adapter} if adapter else {}),
         lambda out, progress: scoring.score_benchmark(
             store.open(checkpoint),

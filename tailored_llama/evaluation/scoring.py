@@ -87,9 +87,17 @@ def _score_row(model: Any, header: Header, encoded: Sequence[Encoded], batch: Se
 STAGE, VERSION = "scores", 2
 
 
-def key_fields(benchmark: BenchmarkConfig, split: PromptSplit = "evaluation") -> dict[str, Any]:
-    """What scores depend on, beside the checkpoint, the adapter and the prompts."""
+def key_fields(benchmark: BenchmarkConfig, split: PromptSplit = "evaluation", merged: bool = False) -> dict[str, Any]:
+    """What scores depend on, beside the checkpoint, the adapter and the prompts.
+
+    Args:
+        benchmark: the benchmark.
+        split: the scored split.
+        merged: whether there is an adapter that merges into the weights. Earlier versions scored it attached.
+    """
     fields: dict[str, Any] = {"benchmark": benchmark.name, "metric": headline_metric(benchmark)}
+    if merged:
+        fields["adapter"] = "merged"
     if is_written(benchmark):
         fields |= {"max_new_tokens": max_new_tokens(benchmark), "stop": stop_strings(benchmark)}
         fields["answers"] = "with their perplexity"

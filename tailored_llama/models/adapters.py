@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from tailored_llama.config import SOFT, ExecutionConfig, TrainingConfig, TuningConfig
 from tailored_llama.errors import InputError
@@ -84,12 +84,11 @@ def merge_adapter(checkpoint: Path, adapter: Path, *, out: Path, card: str | Non
     Raises:
         InputError: as `load_model`; or the adapter is a soft prompt, which does not change weights.
     """
-    adapted = load_model(checkpoint, adapter)
-    if adapted.active_peft_config.is_prompt_learning:
+    model = load_model(checkpoint, adapter)
+    if isinstance(model, PeftModel):
         raise InputError(
             f"adapter {adapter}: is a soft prompt; allowed: one that merges into weights (LoRA or a variant of it)"
         )
-    model = adapted.merge_and_unload()
     model.save_pretrained(out)
     copy_tokenizer(checkpoint, out)
     if (plan := checkpoint / "plan.parquet").is_file():

@@ -47,9 +47,9 @@ def _one_line(error: Exception) -> str:
 
 
 def load_model(folder: Path, adapter: Path | None = None, device: str = "cpu") -> Any:
-    """Load a checkpoint as a transformers model in evaluation mode, with an adapter attached if one is given.
+    """Load a checkpoint as a transformers model in evaluation mode; an adapter is merged into its weights.
 
-    The adapter is not merged: bfloat16 weights would round its small updates away.
+    So a model is measured as it ships: merging rounds to the checkpoint's type. A soft prompt stays attached.
 
     Raises:
         InputError: the checkpoint or the adapter is broken, or the adapter was trained on another checkpoint.
@@ -61,6 +61,8 @@ def load_model(folder: Path, adapter: Path | None = None, device: str = "cpu") -
     model = _load_weights(folder, dtype, str(folder))
     if adapter is not None:
         model = _with_adapter(model, folder, adapter)
+        if not model.active_peft_config.is_prompt_learning:
+            model = model.merge_and_unload()
     model.requires_grad_(False)
     return model.to(target).eval()
 

@@ -1,9 +1,9 @@
 """Packed rows: many sequences in one row, where linear layers see all tokens and attention stays within a document.
 
 A document is a prefix and branches that continue it, such as a context and its choices; the prefix is encoded once.
-A header, such as the solved examples of a few-shot benchmark, is encoded once for all documents. There is no padding,
-so a forward pass costs only its distinct tokens. The model is an unchanged transformers model, with or without a PEFT
-adapter: an attention function registered with transformers reads the blocks of the row.
+A header, such as the solved examples of a few-shot benchmark, is encoded once for all documents. Documents are not
+padded, so a forward pass costs only its distinct tokens. The model is an unchanged transformers model, with or without
+a PEFT adapter: an attention function registered with transformers reads the blocks of the row.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from tailored_llama.models.load import head_logits
 Result = TypeVar("Result")
 
 _ATTENTION = "tailored_packed"
+# For bfloat16 on a CPU, oneDNN compiles a kernel for every pair of row length and matrix shape. A per-layer model has
+# many shapes; rows of few lengths find their kernels compiled.
+_ROW_MULTIPLE = 128
 HEAD_POSITIONS = 256  # with logits in memory at once: 131 MB in float32 for 128,000 vocabulary entries
 
 
@@ -76,7 +79,10 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Row:
-    """What the attention function needs to know about a row. It stores keys and values in `into`, a longer header."""
+    """What the attention function needs to know about a row. It stores keys and values in `into`, a longer header.
+
+    Tokens after the last block are padding.
+    """
 
     blocks: Sequence[_Block]
     header: Header
@@ -262,7 +268,8 @@ def packed_states(
         for branch in document.branches:
             ids += branch
             in_sequence += range(length, length + len(branch))
-    position_ids = torch.tensor(in_sequence, device=device)
+    padding = [0] * _padding(len(ids), model)
+    position_ids = torch.tensor(in_sequence + padding, device=device)
     blocks = [
         _Block(
             start,
@@ -273,13 +280,18 @@ def packed_states(
         for start, document in zip(starts, documents, strict=True)
     ]
     output = model.get_decoder()(
-        input_ids=torch.tensor([ids], device=device),
+        input_ids=torch.tensor([ids + padding], device=device),
         position_ids=position_ids[None],
         use_cache=False,
         packed_row=_Row(blocks, header, max(in_sequence) + 1, into),
     )
     states: Tensor = output.last_hidden_state[0, positions.to(device)]
     return states
+
+
+def _padding(length: int, model: Any) -> int:
+    """Tokens to add to a packed row; see `_ROW_MULTIPLE`."""
+    return -length % _ROW_MULTIPLE if model.device.type == "cpu" and model.dtype == torch.bfloat16 else 0
 
 
 def _mask(document: Document, header: int, model: Any) -> Tensor | None:
@@ -338,7 +350,7 @@ def _packed_attention_forward(
     header, layer = packed_row.header, module.layer_idx
     groups = query.shape[1] // key.shape[1]
     key, value = (repeat_kv(states, groups) for states in (key, value))
-    output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+    output = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     for block in packed_row.blocks:
         rows = slice(block.start, block.stop)

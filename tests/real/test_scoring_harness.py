@@ -140,7 +140,7 @@ def harness_tailored(tailored: Path) -> Any:
 
 @pytest.mark.parametrize("shots", [0, 5])
 @pytest.mark.parametrize("name", SEVEN)
-def test_an_attached_adapter_scores_as_the_merged_checkpoint_does_in_the_harness(
+def test_a_tailored_model_scores_as_its_merged_checkpoint_does_in_the_harness(
     name: str, shots: int, pruned_smollm2: Path, adapter: Path, harness_tailored: Any, full: bool
 ) -> None:
     count = {(0, True): 200, (0, False): 12, (5, True): 8, (5, False): 2}[shots, full]

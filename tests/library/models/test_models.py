@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -594,23 +594,18 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, device: str
         assert pick_device("cuda:1") == "cuda:1"
 
 
-def test_small_updates_survive_scoring_in_bfloat16(tmp_path: Path) -> None:
-    """Attached, an adapter counts in full; merged into bfloat16 weights, most of so small an update would be lost."""
-    dense = save_tiny_llama(tmp_path / "dense")
-    model = load_model(dense).to(torch.bfloat16)
-    model.save_pretrained(dense)
-    adapted = get_peft_model(load_model(dense), LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False))
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                parameter.mul_(1e-2)
-    adapter = tmp_path / "adapter"
-    adapted.save_pretrained(adapter)
-    loaded = load_model(dense, adapter)
+def test_a_model_is_measured_as_it_ships(tiny: Path, adapter: Path, folder: Callable[[str], Path]) -> None:
+    """In bfloat16 merging rounds, so the merged checkpoint and the attached adapter are not the same model."""
+    dense, merged = folder("dense"), folder("merged")
+    shutil.copytree(tiny, dense, dirs_exist_ok=True)
+    load_model(tiny).to(torch.bfloat16).save_pretrained(dense)
+    shutil.copytree(adapter, unbound := folder("adapter"), dirs_exist_ok=True)
+    (unbound / "base.json").unlink()
+    merge_adapter(dense, unbound, out=merged)
+    loaded = load_model(dense, unbound)
     assert loaded.dtype == torch.bfloat16
-    ids = torch.tensor([[5, 9, 200]])
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(ids).logits, adapted.eval()(ids).logits, rtol=0, atol=0)
+    assert torch.equal(logits(loaded), logits(load_model(merged)))
+    assert not torch.equal(logits(loaded), logits(PeftModel.from_pretrained(load_model(dense), unbound)))
 
 
 def test_a_type_written_by_transformers_4_is_kept(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tailored_llama.models import (
     load_model,
     packed_attention,
     packed_logprobs,
+    packed_states,
     token_budget,
     within_memory,
 )
@@ -44,6 +45,34 @@ def test_logits_exist_for_a_bounded_number_of_positions(tiny: Path) -> None:
         some = packed_logprobs(model, documents, positions[300:310], [7] * 10)
     assert max(rows) <= 256
     torch.testing.assert_close(logprobs[300:310], some, rtol=0, atol=1e-5)
+
+
+def test_rows_in_bfloat16_on_a_cpu_have_few_lengths(tiny: Path) -> None:
+    """oneDNN compiles a kernel for each: tuning a per-layer model spent most of its time there, and gigabytes."""
+    model, lengths = load_model(tiny).bfloat16(), set()
+    model.model.embed_tokens.register_forward_pre_hook(lambda _, inputs: lengths.add(inputs[0].shape[1]))
+    prefix, choices = list(range(5, 60)), [[7, 8, 9], [10, 11]]
+    scored, targets = [54, 55, 56, 54, 58], [7, 8, 9, 10, 11]  # the packed positions before every token of the choices
+    with torch.inference_mode():
+        alone = torch.cat([model(torch.tensor([prefix + c])).logits[0, 54:-1].log_softmax(-1) for c in choices])
+        expected = alone[range(5), targets].float()
+        with packed_attention(model):
+            for others in range(0, 90, 7):
+                documents = [Document(prefix, choices), Document([3] * (others + 1))]
+                found = packed_logprobs(model, documents, scored, targets)
+                torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+    assert len(lengths) == 2 + 2  # packed: 128 and 256; alone: 57 and 58
+
+
+def test_padding_of_a_row_leaves_gradients_alone(tiny: Path) -> None:
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load_model(tiny).to(dtype)
+        weight = model.model.layers[0].self_attn.q_proj.weight.requires_grad_()
+        with packed_attention(model):
+            packed_states(model, [Document(range(5, 40))], torch.arange(35))[:, :8].float().sum().backward()
+        gradients.append(weight.grad.float())
+    assert (gradients[0] - gradients[1]).norm() < 0.05 * gradients[0].norm()
 
 
 def test_out_of_memory_halves_the_budget_for_all_that_remains() -> None:
