@@ -27,7 +27,7 @@ from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.costs import Costs, Work, count_costs, model_config
 from tailored_llama.memory import out_of_memory, peak_memory, reset_peak_memory
-from tailored_llama.models import load_model, pick_device
+from tailored_llama.models import head_logits, load_model, pick_device
 from tailored_llama.progress import Progress, silent
 from tailored_llama.store import read_rows, write_rows
 
@@ -83,7 +83,10 @@ class ProfileRow:
 
 
 def decode(model: Any, ids: Tensor, new_tokens: int) -> tuple[Tensor, float, float]:
-    """Continue prompts greedily with the model's own forward pass and cache, past any end-of-text token.
+    """Continue prompts greedily with the model's own layers and cache, past any end-of-text token.
+
+    The head reads the last states as one matrix. With `logits_to_keep` and several prompts, torch on a CPU copies the
+    head's weights for every prompt, which takes longer than all layers.
 
     Args:
         ids: prompts of one length, int64 [batch, prompt_tokens].
@@ -91,16 +94,20 @@ def decode(model: Any, ids: Tensor, new_tokens: int) -> tuple[Tensor, float, flo
     Returns:
         The new tokens, int64 [batch, new_tokens]; seconds for the first one; seconds for all others.
     """
+    decoder = model.get_decoder()
     with torch.inference_mode():
         start = _clock(model)
-        output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-        tokens = [output.logits[:, -1:].argmax(-1)]
+        output = decoder(input_ids=ids, use_cache=True)
+        tokens = [_next_tokens(model, output)]
         first = _clock(model)
         while len(tokens) < new_tokens:
-            cached = output.past_key_values
-            output = model(input_ids=tokens[-1], past_key_values=cached, use_cache=True, logits_to_keep=1)
-            tokens.append(output.logits[:, -1:].argmax(-1))
+            output = decoder(input_ids=tokens[-1], past_key_values=output.past_key_values, use_cache=True)
+            tokens.append(_next_tokens(model, output))
         return torch.cat(tokens, dim=1), first - start, _clock(model) - first
+
+
+def _next_tokens(model: Any, output: Any) -> Tensor:
+    return head_logits(model, output.last_hidden_state[:, -1]).argmax(-1, keepdim=True)
 
 
 def _clock(model: Any) -> float:
@@ -109,7 +116,7 @@ def _clock(model: Any) -> float:
     return time.perf_counter()
 
 
-STAGE, VERSION = "profile", 1
+STAGE, VERSION = "profile", 2
 
 
 def key_fields(profile: ProfileConfig, device: str) -> dict[str, Any]:
@@ -162,6 +169,8 @@ def profile_checkpoint(
     rows: list[ProfileRow] = []
     with ExitStack() as stack:
         workers = {role: stack.enter_context(_process()) for role in folders}
+        for role, worker in workers.items():  # at the same time: most of it are imports on one core
+            worker.submit(_load, folders[role], device)
         done, total = 0, len(set(batches)) * (repeats + 1) * len(folders)
         for batch in sorted(set(batches)):  # ascending: a larger batch leaves memory that would count for a smaller one
             passes: dict[str, list[Pass]] = {role: [] for role in folders}
@@ -246,6 +255,11 @@ def _measure(folder: Path, device: str, batch: int, work: Work) -> Pass:
         if not out_of_memory(error):
             raise
         raise InputError(f"batch: got {batch}; allowed: fewer prompts ({folder} ran out of memory)") from None
+
+
+def _load(folder: Path, device: str) -> None:
+    """Load the process's model before it is measured; an error comes again with the first pass."""
+    _loaded(folder, device)
 
 
 @cache

