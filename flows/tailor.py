@@ -19,12 +19,13 @@ from flows._steps import (
     run_name,
     tune_adapters,
 )
-from tailored_llama.config import RunConfig, export_folders, load_config
+from tailored_llama.config import RunConfig, exported, gguf_folders, load_config
 from tailored_llama.preflight import preflight_tailor
 from tailored_llama.reports import recovery_table
 from tailored_llama.store import ArtifactRef
 from tasks._results import TailoredRun
 from tasks.export import export
+from tasks.export_gguf import export_gguf
 from tasks.profile import profile
 from tasks.report import report
 from tasks.score import score
@@ -42,7 +43,10 @@ def tailor(config: RunConfig) -> ArtifactRef:
     reference = report(config, measured, dense.importance, runs, prompts.evaluation)
     for run in runs if config.store.export else ():  # last: a full disk must not cost the report
         for name in names:
-            export(config, name, measured, run)
+            finished = export(config, name, measured, run)
+            for ratio, benchmark, gguf_type in gguf_folders(config):
+                if (ratio, benchmark) == (run.ratio, name):
+                    export_gguf(config, benchmark, ratio, gguf_type, finished)
     return reference
 
 
@@ -76,9 +80,7 @@ def _profile(config: RunConfig, label: str, pruned: ArtifactRef, dense: Artifact
         return None
 
 
-COMMAND = Command(
-    tailor, load_config, preflight_tailor, recovery_table, "report.html", lambda config: export_folders(config).values()
-)
+COMMAND = Command(tailor, load_config, preflight_tailor, recovery_table, "report.html", exported)
 
 if __name__ == "__main__":
     raise SystemExit("error: got python -m flows.tailor; allowed: python -m flows tailor CONFIG.toml")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from tailored_llama.config import (
+    K_QUANTS,
     PROMPTS,
     SOFT,
     BenchmarkConfig,
@@ -17,13 +19,14 @@ from tailored_llama.config import (
     TextConfig,
     dense_runs,
     export_folders,
+    gguf_folders,
     reads_calibration,
     sweep_cells,
 )
 from tailored_llama.data import BUILTIN, benchmarks, check_text, layout_of, load_template, select_train, study_templates
 from tailored_llama.errors import InputError
-from tailored_llama.models import find_model, pick_device
-from tailored_llama.store import FINISHED, ArtifactStore, check_target, check_writable
+from tailored_llama.models import GGUF_KINDS, find_model, pick_device, source_architecture
+from tailored_llama.store import FINISHED, GGUF, ArtifactStore, check_target, check_writable
 
 
 def preflight(config: RunConfig) -> None:
@@ -69,6 +72,30 @@ def preflight_tailor(config: RunConfig) -> None:
         _check_writable("store.export", config.store.export)
         for target in export_folders(config).values():
             check_target(target, "store.export", "an exported model", [FINISHED])
+        for target in gguf_folders(config).values():
+            check_target(target, "store.export", "an exported model", [GGUF])
+    _check_formats(config)
+
+
+def _check_formats(config: RunConfig) -> None:
+    """Check that exported models can be written in the formats that are asked for."""
+    formats = config.store.export_formats
+    if formats != ("safetensors",) and not config.store.export:
+        raise InputError(
+            f"store.export_formats: got {list(formats)} without store.export; allowed: with a folder there"
+        )
+    types = {own for _, _, own in gguf_folders(config)}
+    architecture = source_architecture(find_model(config.model)) if types else None
+    if architecture and architecture not in GGUF_KINDS:
+        raise InputError(
+            f"store.export_formats: got {list(formats)} for architecture {architecture}; allowed: safetensors, or "
+            f"architecture {', '.join(GGUF_KINDS)}"
+        )
+    if (k_quants := sorted(types & {*K_QUANTS})) and not find_spec("llama_cpp_py_sync"):
+        raise InputError(
+            f"store.export_formats: got gguf:{k_quants[0]}, which needs llama-cpp-py-sync; allowed: other types, or "
+            "after pip install 'tailored-llama[gguf]'"
+        )
 
 
 def preflight_sweep(config: SweepConfig) -> None:

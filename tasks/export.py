@@ -40,7 +40,8 @@ def export(config: RunConfig, benchmark: str, dense: MeasuredModel, run: Tailore
         {"pruned": base, "adapter": adapter},
         lambda out, progress: adapters.merge_adapter(store.open(base), store.open(adapter), out=out, card=card),
     )
-    target = export_folders(config)[run.ratio, benchmark]
-    place(store.open(reference(state)), target, "store.export", "an exported model", [adapters.STAGE])
-    get_run_logger().info("finished model: %s", target)
+    if "safetensors" in config.store.export_formats:
+        target = export_folders(config)[run.ratio, benchmark]
+        place(store.open(reference(state)), target, "store.export", "an exported model", [adapters.STAGE])
+        get_run_logger().info("finished model: %s", target)
     return state

@@ -62,6 +62,15 @@ def save_tiny_llama(
     return folder
 
 
+def add_merge(folder: Path) -> Path:
+    """Give the tiny model's tokenizer a merge: llama.cpp takes none without."""
+    file = folder / "tokenizer.json"
+    state = json.loads(file.read_text())
+    state["model"] |= {"vocab": state["model"]["vocab"] | {"hi": 257}, "merges": [["h", "i"]]}
+    file.write_text(json.dumps(state))
+    return folder
+
+
 COLOURS = ("red", "blue", "green", "black")
 THINGS = ("sky", "coal", "blood", "grass", "ink", "rust", "leaf", "sea")
 

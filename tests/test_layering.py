@@ -21,8 +21,20 @@ ROOMS = {  # each with the rooms that it may import
     "pruning": ("config", "store", "models", "data"),
     "training": ("config", "store", "models", "data"),
     "evaluation": ("config", "store", "models", "data"),
-    "reports": ("config", "store", "models", "data", "pruning", "training", "evaluation"),
-    "cli": ("config", "store", "models", "data", "pruning", "training", "evaluation", "reports", "preflight"),
+    "serving": ("config", "store", "models", "data", "pruning", "training", "evaluation"),
+    "reports": ("config", "store", "models", "data", "pruning", "training", "evaluation", "serving"),
+    "cli": (
+        "config",
+        "store",
+        "models",
+        "data",
+        "pruning",
+        "training",
+        "evaluation",
+        "serving",
+        "reports",
+        "preflight",
+    ),
 }
 MAY_IMPORT = ROOMS | {
     "errors": (),

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tailored_llama.cli.folders import new_folder, subfolder
 from tailored_llama.cli.store import store_app
-from tailored_llama.config import healing_text, load_config, validate_config
+from tailored_llama.config import GGUF_TYPES, as_gguf_type, healing_text, load_config, validate_config
 from tailored_llama.console import progress_bar, quiet_libraries
 from tailored_llama.errors import InputError
 
@@ -270,6 +270,40 @@ def merge(checkpoint: Checkpoint, adapter: Annotated[Path, typer.Argument(help="
     with new_folder(out) as folder:
         merge_adapter(checkpoint, adapter, out=folder)
     print(f"{out}: {read_structure(out).parameters:,} parameters")
+
+
+@app.command(epilog="Example: `tailored-llama gguf my-model/commonsense_qa-0.2 model.gguf --type q8_0`")
+def gguf(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Argument(help="File to write; it must be new.")],
+    gguf_type: Annotated[
+        str,
+        typer.Option("--type", help=f"Type of the matrices: {', '.join(GGUF_TYPES)}; the types with k need llama.cpp."),
+    ] = "f16",
+    adapter: Annotated[
+        Path | None, typer.Option(help="Also write this LoRA adapter, beside OUT: model.gguf gets model.adapter.gguf.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name in the file; by default the folder's.")] = None,
+) -> None:
+    """Write a checkpoint as a GGUF file, for llama.cpp and Ollama."""
+    beside = out.with_name(f"{out.stem}.adapter.gguf")
+    kind = as_gguf_type(gguf_type)
+    for file in (out, *((beside,) if adapter else ())):
+        if file.exists() or not file.parent.is_dir():
+            raise InputError(f"{file}: {'exists' if file.exists() else 'its folder is missing'}; allowed: a new file")
+    from tailored_llama.serving import write_gguf, write_gguf_adapter
+
+    if adapter:  # first: it is refused in a moment
+        write_gguf_adapter(checkpoint, adapter, gguf_type=kind, out=beside)
+    with progress_bar(f"gguf {gguf_type}") as progress:
+        written = write_gguf(checkpoint, gguf_type=kind, out=out, name=name, progress=progress)
+    print(f"{out}: architecture {written.architecture}, {written.size:,} bytes")
+    if written.padded_channels:
+        print(f"{written.padded_channels:,} MLP channels of zeros fill its blocks; they change no result")
+    if written.kept_wider:
+        print(f"{written.kept_wider} matrices stay in f16: their rows are no whole blocks")
+    if adapter:
+        print(f"{beside}: llama-cli -m {out} --lora {beside}")
 
 
 @app.command(epilog="Example: `tailored-llama report out --dense dense/piqa --pruned p/piqa --tailored t/piqa`")

@@ -4,6 +4,8 @@ from tailored_llama.config.derived import (
     GENERIC,
     WRITTEN,
     export_folders,
+    exported,
+    gguf_folders,
     healing_text,
     is_written,
     max_new_tokens,
@@ -17,6 +19,8 @@ from tailored_llama.config.derived import (
 from tailored_llama.config.loading import load_config, read_config_data, validate_as, validate_config
 from tailored_llama.config.schema import (
     DATA_FREE,
+    GGUF_TYPES,
+    K_QUANTS,
     PROMPTS,
     SOFT,
     BenchmarkConfig,
@@ -25,6 +29,7 @@ from tailored_llama.config.schema import (
     DistillationConfig,
     Dtype,
     ExecutionConfig,
+    GgufType,
     HealingConfig,
     Metric,
     ModelConfig,
@@ -39,6 +44,7 @@ from tailored_llama.config.schema import (
     TextConfig,
     TrainingConfig,
     TuningConfig,
+    as_gguf_type,
 )
 from tailored_llama.config.studies import (
     DENSE,
@@ -59,12 +65,13 @@ from tailored_llama.config.studies import (
 )
 
 __all__ = [
-    "DATA_FREE", "DENSE", "GENERIC", "PROMPTS", "RATIOS", "REFERENCES", "SOFT", "SWEEP_FIELDS", "UNREAD_BY_TRANSFER",
-    "UNTUNED_MODEL", "WRITTEN", "BenchmarkConfig", "CalibrationConfig", "Criterion", "DistillationConfig", "Dtype",
-    "ExecutionConfig", "HealingConfig", "Metric", "ModelConfig", "PerplexityConfig", "ProfileConfig",
-    "PromptStudyConfig", "PruningConfig", "Reconstruction", "ReconstructionConfig", "RunConfig", "Section",
-    "StoreConfig", "SweepCell", "SweepConfig", "TextConfig", "TrainingConfig", "TuningConfig", "check_transfer",
-    "dense_runs", "export_folders", "healing_text", "is_written", "load_config", "load_study", "load_sweep",
-    "load_transfer", "max_new_tokens", "named_benchmark", "read_config_data", "reads_calibration", "reserved_tokens",
-    "step_ratios", "stop_strings", "sweep_cells", "validate_as", "validate_config", "with_template",
+    "DATA_FREE", "DENSE", "GENERIC", "GGUF_TYPES", "K_QUANTS", "PROMPTS", "RATIOS", "REFERENCES", "SOFT",
+    "SWEEP_FIELDS", "UNREAD_BY_TRANSFER", "UNTUNED_MODEL", "WRITTEN", "BenchmarkConfig", "CalibrationConfig",
+    "Criterion", "DistillationConfig", "Dtype", "ExecutionConfig", "GgufType", "HealingConfig", "Metric", "ModelConfig",
+    "PerplexityConfig", "ProfileConfig", "PromptStudyConfig", "PruningConfig", "Reconstruction", "ReconstructionConfig",
+    "RunConfig", "Section", "StoreConfig", "SweepCell", "SweepConfig", "TextConfig", "TrainingConfig", "TuningConfig",
+    "as_gguf_type", "check_transfer", "dense_runs", "export_folders", "exported", "gguf_folders", "healing_text",
+    "is_written", "load_config", "load_study", "load_sweep", "load_transfer", "max_new_tokens", "named_benchmark",
+    "read_config_data", "reads_calibration", "reserved_tokens", "step_ratios", "stop_strings", "sweep_cells",
+    "validate_as", "validate_config", "with_template",
 ]  # fmt: skip

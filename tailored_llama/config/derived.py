@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from tailored_llama.config.schema import DATA_FREE, SOFT, BenchmarkConfig, RunConfig, TuningConfig
+from tailored_llama.config.schema import (
+    DATA_FREE,
+    SOFT,
+    BenchmarkConfig,
+    GgufType,
+    RunConfig,
+    TuningConfig,
+    as_gguf_type,
+)
 
 Run = TypeVar("Run", bound=RunConfig)
 
@@ -57,6 +65,22 @@ def step_ratios(ratio: float, steps: int) -> list[float]:
 def named_benchmark(run: RunConfig, name: str) -> BenchmarkConfig:
     """The benchmark of this name, which the run must have."""
     return next(benchmark for benchmark in run.benchmarks if benchmark.name == name)
+
+
+def exported(run: RunConfig) -> list[Path]:
+    """Every folder that a run exports a finished model to."""
+    checkpoints = export_folders(run).values() if "safetensors" in run.store.export_formats else ()
+    return [*checkpoints, *gguf_folders(run).values()]
+
+
+def gguf_folders(run: RunConfig) -> dict[tuple[float, str, GgufType], Path]:
+    """The folder of each finished model in each GGUF type, by ratio, benchmark and type."""
+    types = [as_gguf_type(name.removeprefix("gguf:")) for name in run.store.export_formats if name != "safetensors"]
+    return {
+        (ratio, benchmark, own): folder.with_name(f"{folder.name}-{own}-gguf")
+        for (ratio, benchmark), folder in export_folders(run).items()
+        for own in types
+    }
 
 
 def export_folders(run: RunConfig) -> dict[tuple[float, str], Path]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from tailored_llama.errors import InputError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Criterion = Literal[
@@ -17,6 +19,12 @@ DATA_FREE: tuple[Criterion, ...] = ("magnitude_l1", "magnitude_l2", "random")  #
 Reconstruction = Literal["none", "bias", "static", "sequential"]
 Allocation = Literal["uniform", "global"]
 Kind = Literal["attention", "mlp"]
+GgufType = Literal[
+    "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
+    "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
+]  # fmt: skip
+GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
+K_QUANTS = GGUF_TYPES[GGUF_TYPES.index("q2_k") :]  # made by llama.cpp itself
 Variant = Literal["lora", "rslora", "dora", "prompt", "prefix"]
 SOFT: tuple[Variant, ...] = ("prompt", "prefix")  # variants that change no weights
 Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
@@ -394,6 +402,34 @@ class StoreConfig(Section):
         description="Folder that receives, for every benchmark and ratio, the finished model as one checkpoint with "
         "its card, such as arc_easy-0.2. It is a copy of an artifact and takes its space again. Absent: no export.",
     )
+    export_formats: tuple[str, ...] = Field(
+        ("safetensors",),
+        min_length=1,
+        description="What the export folder receives of every finished model: safetensors, the checkpoint; gguf:q8_0 "
+        "(or another type, see `tailored-llama gguf --help`), a folder such as arc_easy-0.2-q8_0-gguf for llama.cpp.",
+    )
+
+    @field_validator("export_formats")
+    @classmethod
+    def _known_formats(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        allowed = ["safetensors", *(f"gguf:{name}" for name in GGUF_TYPES)]
+        if unknown := [name for name in formats if name not in allowed]:
+            raise ValueError(f"got {unknown[0]!r}; allowed: {', '.join(allowed)}")
+        if len(set(formats)) != len(formats):
+            raise ValueError("names a format twice; allowed: each format once")
+        return formats
+
+
+def as_gguf_type(name: str) -> GgufType:
+    """The GGUF type of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for known in GGUF_TYPES:
+        if known == name:
+            return known
+    raise InputError(f"type: got {name!r}; allowed: {', '.join(GGUF_TYPES)}")
 
 
 def _as_benchmark(value: Any) -> Any:

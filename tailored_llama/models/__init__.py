@@ -6,6 +6,7 @@ from tailored_llama.models.cards import (
     CARD,
     Base,
     base_of,
+    front_matter,
     is_layered,
     loading,
     pruned_card,
@@ -14,6 +15,7 @@ from tailored_llama.models.cards import (
 )
 from tailored_llama.models.checkpoints import (
     FUSED,
+    GGUF_KINDS,
     LAYERED_PREFIX,
     Layer,
     Structure,
@@ -27,9 +29,9 @@ from tailored_llama.models.checkpoints import (
     tensor_shapes,
     weight_files,
 )
-from tailored_llama.models.convert import fetch_model, find_model, prepare_dense
+from tailored_llama.models.convert import fetch_model, find_model, prepare_dense, source_architecture
 from tailored_llama.models.devices import device_slot, pick_device
-from tailored_llama.models.load import head_logits, load_model, load_tokenizer
+from tailored_llama.models.load import check_adapter, head_logits, load_model, load_tokenizer
 from tailored_llama.models.modeling_tailored_llama import LAYERED
 from tailored_llama.models.packing import (
     HEAD_POSITIONS,
@@ -45,15 +47,16 @@ from tailored_llama.models.packing import (
     within_memory,
 )
 from tailored_llama.models.soft_prompts import context_length, has_soft_prompt, learnt_header
-from tailored_llama.models.tokens import encode, encode_pair, first_token
+from tailored_llama.models.tokens import encode, encode_pair, first_token, pre_tokenizer_name
 
 __all__ = [
-    "CARD", "FUSED", "HEAD_POSITIONS", "LAYERED", "LAYERED_PREFIX", "Base", "Document", "Header", "Layer", "Structure",
-    "adapters", "add_adapter", "all_tensor_shapes", "base_of", "batches", "check_checkpoint", "context_length",
-    "convert", "copy_tokenizer", "device_slot", "encode", "encode_header", "encode_pair", "fetch_model", "find_model",
-    "first_token", "halved", "has_soft_prompt", "head_logits", "is_layered", "layered_config", "layout_config",
-    "learnt_header", "load_model", "load_tokenizer", "loading", "merge_adapter", "modeling_tailored_llama",
-    "packed_attention", "packed_logprobs", "packed_states", "pick_device", "prepare_dense", "pruned_card",
-    "read_config", "read_structure", "save_adapter", "tensor_shapes", "token_budget", "weight_files",
-    "what_was_removed", "within_memory", "write_card",
+    "CARD", "FUSED", "GGUF_KINDS", "HEAD_POSITIONS", "LAYERED", "LAYERED_PREFIX", "Base", "Document", "Header", "Layer",
+    "Structure", "adapters", "add_adapter", "all_tensor_shapes", "base_of", "batches", "check_adapter",
+    "check_checkpoint", "context_length", "convert", "copy_tokenizer", "device_slot", "encode", "encode_header",
+    "encode_pair", "fetch_model", "find_model", "first_token", "front_matter", "halved", "has_soft_prompt",
+    "head_logits", "is_layered", "layered_config", "layout_config", "learnt_header", "load_model", "load_tokenizer",
+    "loading", "merge_adapter", "modeling_tailored_llama", "packed_attention", "packed_logprobs", "packed_states",
+    "pick_device", "pre_tokenizer_name", "prepare_dense", "pruned_card", "read_config", "read_structure",
+    "save_adapter", "source_architecture", "tensor_shapes", "token_budget", "weight_files", "what_was_removed",
+    "within_memory", "write_card",
 ]  # fmt: skip

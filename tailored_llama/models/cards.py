@@ -50,7 +50,7 @@ def base_of(source: ModelSource) -> Base:
         case "gguf":
             return Base(path.name, f"a GGUF file, SHA-256 {source.identity()['gguf']}", licence=_gguf_licence(path))
         case "folder":
-            stated = _front_matter(path / CARD)
+            stated = front_matter(path)
             parent = stated.get("base_model")
             hub = parent if isinstance(parent, str) and is_hub_id(parent) else None
             return Base(path.resolve().name, "a local checkpoint", hub, _licence(stated))
@@ -59,6 +59,11 @@ def base_of(source: ModelSource) -> Base:
             card = hub_card(name, commit)
             stated = _front_matter(card) if card else {}
             return Base(name, f"the Hugging Face Hub, commit {commit}", name, _licence(stated))
+
+
+def front_matter(folder: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint's card; empty if there is none or it cannot be read."""
+    return _front_matter(folder / CARD)
 
 
 def _front_matter(file: Path) -> dict[str, Any]:

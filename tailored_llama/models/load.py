@@ -74,19 +74,28 @@ def head_logits(model: Any, states: Tensor) -> Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
+def check_adapter(folder: Path, adapter: Path) -> dict[str, list[int]]:
+    """Check that an adapter is whole and was trained on a checkpoint, as far as its files say; returns its shapes.
+
+    Raises:
+        InputError: a file is missing or broken, or `base.json` names other weights.
+    """
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
             raise InputError(f"adapter {adapter}: {name} is missing; allowed: a PEFT adapter in safetensors")
     shapes = tensor_shapes(adapter / "adapter_model.safetensors")
     _check_adapter_config(adapter / "adapter_config.json", shapes)
-    names = shapes.keys()
     try:
         base = json.loads((adapter / BASE_FILE).read_text())["weights"] if (adapter / BASE_FILE).is_file() else None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{adapter / BASE_FILE}: not JSON with a field 'weights'") from None
     if base and base != (digest := weights_digest(folder)):
         raise InputError(f"adapter {adapter}: trained on weights {base[:12]}, but {folder} has {digest[:12]}")
+    return shapes
+
+
+def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
+    names = check_adapter(folder, adapter).keys()
     try:
         adapted = PeftModel.from_pretrained(model, adapter)
     except Exception as error:  # PEFT raises RuntimeError for shapes, ValueError and TypeError for its configuration

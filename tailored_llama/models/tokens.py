@@ -1,8 +1,12 @@
-"""Texts as token ids, as lm-evaluation-harness encodes them."""
+"""Texts as token ids, as lm-evaluation-harness encodes them, and the pre-tokenizers of GGUF files."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+from tokenizers import Regex, pre_tokenizers
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from tailored_llama.errors import InputError
 
@@ -41,3 +45,42 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[i
     whole = encode(tokenizer, context + continuation)
     cut = len(encode(tokenizer, context))
     return whole[:cut], whole[cut:]
+
+
+# Values of `tokenizer.ggml.pre` for which llama.cpp cuts every digit off, then applies GPT-2's rule.
+_DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+
+
+def pre_tokenizer(name: str) -> Any:
+    """The pre-tokenizer that llama.cpp applies for a value of `tokenizer.ggml.pre`; None if it is not known here."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if name in _DIGITS_APART:
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    if name in ("gpt-2", "gpt2"):
+        return byte_level
+    if (split := GGUF_PRE_TOKENIZER_SPLITS.get(name)) is None:
+        return None
+    isolated = pre_tokenizers.Split(Regex(split), behavior="isolated")
+    return pre_tokenizers.Sequence([isolated, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def pre_tokenizer_name(tokenizer: Any, shown: Any) -> str:
+    """The value of `tokenizer.ggml.pre` for a byte-level tokenizer.
+
+    Raises:
+        InputError: llama.cpp has no such pre-tokenizer.
+    """
+    state = _cutting(tokenizer.backend_tokenizer.pre_tokenizer)
+    names = ("smollm", "gpt-2", "llama-bpe", "qwen2", "tekken", "gpt-4o", "qwen35")
+    for name in names:
+        if _cutting(pre_tokenizer(name)) == state:
+            return name
+    raise InputError(f"{shown}: pre-tokenizer: got {json.dumps(state)[:200]}; allowed: that of {', '.join(names)}")
+
+
+def _cutting(pre: Any) -> Any:
+    """What a pre-tokenizer's state says of where it cuts."""
+    state = json.loads(pre.__getstate__())
+    for step in state.get("pretokenizers", [state]):
+        step.pop("trim_offsets", None)
+    return state

@@ -22,7 +22,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.store import remote
 from tailored_llama.store.artifacts import ArtifactStore
 from tailored_llama.store.files import file_lock
-from tailored_llama.store.manifests import FINISHED, MANIFEST, Manifest, check_identity, parse_manifest
+from tailored_llama.store.manifests import FINISHED, GGUF, MANIFEST, Manifest, check_identity, parse_manifest
 
 REPORTS = ("report", "sweep", "transfer", "prompt-study")  # final results: no stage reads them
 HALF_DONE = 6 * 3600.0  # seconds after which unfinished work that nobody holds is a leftover
@@ -90,7 +90,8 @@ def removable(
     now = time.time() if now is None else now
     young = [entry.name for entry in entries if now - entry.used < older_than and not _is_unreadable(entry)]
     kept = _reach(by_name, [entry.name for entry in _reports(entries)[:keep_reports]] + young)
-    kept |= {e.name for e in entries if e.stage == FINISHED and e.inputs and e.inputs <= kept}
+    for stage in (FINISHED, GGUF):  # the second is made from the first
+        kept |= {e.name for e in entries if e.stage == stage and e.inputs and e.inputs <= kept}
     if unreadable := [by_name[name] for name in sorted(kept) if _is_unreadable(by_name[name])]:
         first = unreadable[0]
         raise InputError(

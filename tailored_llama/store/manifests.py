@@ -14,7 +14,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.store.files import is_safe_relative
 
 MANIFEST = "manifest.json"
-FINISHED = "tailored"  # stage of finished models, which may be exported and replaced
+FINISHED, GGUF = "tailored", "gguf"  # stages of finished models, which may be exported and replaced
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
 from huggingface_hub import metadata_load
 
 from flows.__main__ import main
 from flows.tailor import tailor
-from helpers import as_toml, save_tiny_llama
+from helpers import add_merge, as_toml, save_tiny_llama
+from llama_cpp import llama_cpp
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_recovery
 from tailored_llama.models import load_model, load_tokenizer, read_config, read_structure
@@ -64,8 +66,13 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
     assert run.returncode == 0, run.stderr
     torch.testing.assert_close(torch.tensor(json.loads(run.stdout)), attached, rtol=0, atol=1e-4)
     assert load_tokenizer(target)("sky")["input_ids"] == load_tokenizer(pruned)("sky")["input_ids"]
-    layered = read_config(target)["model_type"] != "llama"
+    config = read_config(target)
+    layered = config["model_type"] != "llama"
     assert layered == (allocation == "global")
+    if layered:  # what vLLM's transformers backend needs
+        assert {"AutoConfig", "AutoModel", "AutoModelForCausalLM"} <= config["auto_map"].keys()
+        assert config["per_layer_config"].keys() == {str(i) for i in range(config["num_hidden_layers"])}
+        assert type(load_model(target).model).is_backend_compatible()
 
     text = (target / "README.md").read_text()
     stated = metadata_load(target / "README.md")
@@ -150,6 +157,63 @@ def test_what_healing_and_a_mixture_made_is_in_the_model_and_on_its_card(exporti
     assert "drawn by seed 0 from colours, and 4 more" in text
     assert "prompt template `generic` (scored with `harness`); with the base's own predictions as a second" in text
     assert "{question}\n\n### Response:\n```" in text  # the form it was tuned on
+
+
+def test_a_gguf_file_is_exported_beside_the_checkpoint(
+    exporting: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_merge(Path(exporting["model"]["source"]))
+    exporting["store"]["export_formats"] = ["safetensors", "gguf:f32"]
+    (path := tmp_path / "run.toml").write_text(as_toml(exporting))
+    assert main(["tailor", str(path)]) == 0
+    models = tmp_path / "secret-place" / "models"
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert printed[-2:] == [f"model: {models / name}" for name in ("colours-0.2", "colours-0.2-f32-gguf")]
+    folder = models / "colours-0.2-f32-gguf"
+    file = folder / "colours-0.2-f32.gguf"
+    with llama_cpp(file) as runtime, torch.no_grad():
+        expected = load_model(models / "colours-0.2")(torch.tensor([[1, 2, 3, 4]])).logits[0]
+        torch.testing.assert_close(runtime.logits([1, 2, 3, 4]), expected, rtol=0, atol=1e-4)
+    fields = {name: field.contents() for name, field in GGUFReader(file).fields.items()}
+    assert (fields["general.name"], fields["general.license"]) == ("colours-0.2", "llama3.2")
+    assert "FROM ./colours-0.2-f32.gguf" in (folder / "Modelfile").read_text()
+    assert "ollama create colours-0.2 -f Modelfile" in (folder / "README.md").read_text()
+
+    written = file.stat().st_mtime
+    exporting["store"]["export_formats"] = ["gguf:f32", "gguf:q8_0"]
+    path.write_text(as_toml(exporting))
+    assert main(["tailor", str(path)]) == 0
+    assert file.stat().st_mtime == written  # found, not built again
+    assert (models / "colours-0.2-q8_0-gguf" / "colours-0.2-q8_0.gguf").is_file()
+
+
+@pytest.mark.parametrize(
+    ("formats", "architecture", "said"),
+    [
+        (["gguf:q9"], "llama", "got 'gguf:q9'; allowed: safetensors, gguf:f32"),
+        (["gguf:q8_0", "gguf:q8_0"], "llama", "names a format twice; allowed: each format once"),
+        (["gguf:q8_0"], "qwen3", "for architecture qwen3; allowed: safetensors, or architecture llama"),
+        (["gguf:q8_0"], None, "got ['gguf:q8_0'] without store.export; allowed: with a folder there"),
+    ],
+)
+def test_a_format_that_cannot_be_written_is_refused_before_any_work(
+    exporting: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    formats: list[str],
+    architecture: str | None,
+    said: str,
+) -> None:
+    exporting["store"]["export_formats"] = formats
+    if architecture:
+        save_tiny_llama(tmp_path / "other", architecture=architecture)
+        exporting["model"]["source"] = str(tmp_path / "other")
+    else:
+        del exporting["store"]["export"]
+    (path := tmp_path / "run.toml").write_text(as_toml(exporting))
+    assert main(["tailor", str(path)]) == 2
+    assert said in capsys.readouterr().err
+    assert not (Path(exporting["store"]["root"]) / "dense").exists()
 
 
 @pytest.mark.parametrize(("field", "value"), [("variant", "prompt"), ("examples", "none")])

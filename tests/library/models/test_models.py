@@ -375,7 +375,7 @@ GGUF_NAMES = {
 }  # fmt: skip
 
 
-def write_gguf(path: Path, folder: Path, architecture: str = "llama") -> Path:
+def write_gguf(path: Path, folder: Path, architecture: str = "llama", pre: str | None = None) -> Path:
     """Write the tiny checkpoint as GGUF: query and key rows in that format's rotary order."""
     writer = GGUFWriter(path, architecture)
     writer.add_context_length(256)
@@ -391,6 +391,8 @@ def write_gguf(path: Path, folder: Path, architecture: str = "llama") -> Path:
     tokens = {index: token for token, index in tokenizer["model"]["vocab"].items()}
     tokens |= {256: "<|end|>", 257: "hi"}
     writer.add_tokenizer_model("gpt2")
+    if pre:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list([tokens.get(index, f"<unused{index}>") for index in range(260)])
     writer.add_token_types([3 if index == 256 else 1 for index in range(260)])
     writer.add_token_merges(["h i"])
@@ -410,6 +412,26 @@ def write_gguf(path: Path, folder: Path, architecture: str = "llama") -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("smollm", ["in", " ", "1", "2", "3", "4"]),
+        ("gpt-2", ["in", " 1234"]),
+        ("llama-bpe", ["in", " ", "123", "4"]),
+        ("qwen2", ["in", " ", "1", "2", "3", "4"]),
+        ("not yet known", ["in", " 1234"]),
+    ],
+)
+def test_a_gguf_file_s_tokenizer_cuts_numbers_as_in_training(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, pre: str, pieces: list[str]
+) -> None:
+    (out := tmp_path / "out").mkdir()
+    convert(write_gguf(tmp_path / "tiny.gguf", tiny, pre=pre), out)
+    cut = load_tokenizer(out).backend_tokenizer.pre_tokenizer.pre_tokenize_str("in 1234")
+    assert [piece.replace("Ġ", " ") for piece, _ in cut] == pieces
+    assert ("tokenizer.ggml.pre: got 'not yet known'" in caplog.text) == (pre == "not yet known")
 
 
 def test_a_gguf_file_becomes_a_checkpoint_with_the_same_logits(

@@ -1,0 +1,65 @@
+"""A finished model as a folder for llama.cpp: the GGUF file, a Modelfile for Ollama, and how to run both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tailored_llama.config import GgufType
+from tailored_llama.models import CARD
+from tailored_llama.progress import Progress, silent
+from tailored_llama.serving.gguf import Written, write_gguf
+from tailored_llama.store import GGUF
+
+STAGE, VERSION = GGUF, 1
+
+
+def key_fields(gguf_type: GgufType, name: str) -> dict[str, Any]:
+    """What the folder depends on, beside the checkpoint."""
+    return {"type": gguf_type, "name": name}
+
+
+def export_gguf(
+    checkpoint: Path, *, gguf_type: GgufType, name: str, out: Path, progress: Progress = silent
+) -> dict[str, Any]:
+    """Stage: write a finished checkpoint as `NAME-TYPE.gguf`, with `Modelfile` and `README.md`.
+
+    Args:
+        checkpoint: a merged checkpoint.
+        gguf_type: the type of its matrices.
+        name: of the model.
+        out: an existing folder.
+        progress: called after every tensor.
+
+    Returns:
+        The file's bytes and the MLP channels that pad it.
+
+    Raises:
+        InputError: as `write_gguf`.
+    """
+    file = f"{name}-{gguf_type}.gguf"
+    written = write_gguf(checkpoint, gguf_type=gguf_type, out=out / file, name=name, progress=progress)
+    (out / "Modelfile").write_text(f"FROM ./{file}\nPARAMETER temperature 0\n")
+    (out / CARD).write_text(_card(name, file, written), encoding="utf-8")
+    return {"bytes": written.size, "padded_channels": written.padded_channels}
+
+
+def _card(name: str, file: str, written: Written) -> str:
+    padded = f", {written.padded_channels:,} MLP channels of zeros included" if written.padded_channels else ""
+    different = written.architecture == "deci"
+    layers = "Its layers have different widths, so its architecture in llama.cpp is `deci`." if different else ""
+    return f"""# {name} for llama.cpp
+
+`{file}` has {written.size:,} bytes{padded}. {layers}
+The checkpoint that it was made from has the full card: scores, settings, licence.
+
+With [llama.cpp](https://github.com/ggml-org/llama.cpp):
+
+    llama-completion -m {file} -p "Question: …\\nAnswer:" -n 32 --temp 0
+    llama-server -m {file} --port 8080
+
+With [Ollama](https://ollama.com), from this folder:
+
+    ollama create {name} -f Modelfile
+    ollama run {name}
+"""

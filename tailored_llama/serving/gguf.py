@@ -1,0 +1,299 @@
+"""A checkpoint as a GGUF file, for llama.cpp and what is built on it (Ollama, LM Studio).
+
+Every number is written and quantised by the package `gguf`. Layers that are all alike become the architecture `llama`
+or `qwen2`. Layers of different widths become `deci`, whose graph reads heads, key/value heads and widths of each layer.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gguf import GGML_QUANT_SIZES, MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, TensorNameMap, get_tensor_name_map
+from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, LlamaFileType, RopeScalingType
+from gguf.quants import quant_shape_to_byte_shape, quantize
+from safetensors import safe_open
+from transformers import AutoConfig
+
+from tailored_llama.config import K_QUANTS, GgufType
+from tailored_llama.errors import InputError
+from tailored_llama.models import (
+    GGUF_KINDS,
+    LAYERED_PREFIX,
+    Structure,
+    check_checkpoint,
+    front_matter,
+    read_config,
+    read_structure,
+    tensor_shapes,
+    weight_files,
+)
+from tailored_llama.progress import Progress, silent
+from tailored_llama.serving.gguf_tokenizer import write_tokenizer
+from tailored_llama.serving.llama_cpp import check_llama_cpp, requantise
+
+_STOCK = {"llama": MODEL_ARCH.LLAMA, "mistral": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2}
+_WIDE = GGMLQuantizationType.F16  # of a matrix that is no whole blocks
+_HEAD_NAMES = ("token_embd.weight", "output.weight")
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint's layers are written.
+
+    `permuted`: whether rotary embeddings turn neighbouring channels, as llama.cpp's `llama` and `deci` do, so that the
+    rows of q and k change places. `channels`: the written MLP width of every layer.
+    """
+
+    arch: MODEL_ARCH
+    structure: Structure
+    permuted: bool
+    channels: tuple[int, ...]
+    names: TensorNameMap
+
+    def tensor_name(self, name: str) -> str:
+        """GGUF's name of a tensor.
+
+        Raises:
+            InputError: it has none.
+        """
+        found = self.names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if found is None:
+            raise InputError(f"tensor {name}: llama.cpp's architecture {MODEL_ARCH_NAMES[self.arch]} does not have it")
+        return found
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a GGUF file holds: its architecture, bytes, MLP channels added as padding, and tensors of a wider type."""
+
+    architecture: str
+    size: int
+    padded_channels: int
+    kept_wider: int
+
+
+def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
+    """How a checkpoint is written in a type.
+
+    Raises:
+        InputError: the checkpoint is broken, or llama.cpp cannot express it.
+    """
+    check_checkpoint(checkpoint)
+    structure = read_structure(checkpoint)
+    kind = structure.model_type.removeprefix(LAYERED_PREFIX)
+    layered = structure.model_type != kind
+    if kind not in GGUF_KINDS:
+        hint = (
+            "llama.cpp's architecture for layers of different widths has no part for it"
+            if layered
+            else "llama.cpp's own convert_hf_to_gguf.py may know it"
+        )
+        raise InputError(f"checkpoint {checkpoint}: architecture {kind}; allowed: {', '.join(GGUF_KINDS)} ({hint})")
+    arch = MODEL_ARCH.DECI if layered else _STOCK[kind]
+    block = 32 if gguf_type in K_QUANTS else GGML_QUANT_SIZES[GGMLQuantizationType[gguf_type.upper()]][0]
+    channels = tuple(math.ceil(layer.channels / block) * block for layer in structure.layers)
+    names = get_tensor_name_map(arch, len(structure.layers))
+    return Layout(arch, structure, arch != MODEL_ARCH.QWEN2, channels, names)
+
+
+def write_gguf(
+    checkpoint: Path, *, gguf_type: GgufType, out: Path, name: str | None = None, progress: Progress = silent
+) -> Written:
+    """Write a checkpoint as one GGUF file, tensor by tensor.
+
+    In a type of blocks, MLP channels are padded with zeros to whole blocks, which is exact: silu(0) · 0 = 0. Matrices
+    whose rows are no whole blocks stay in F16. Vectors are F32. In files of 4 or 5 bits the embedding and the head are
+    Q8_0. K-quants are made by llama.cpp itself from an F16 file.
+
+    Args:
+        checkpoint: a checkpoint folder of type llama, mistral or qwen2, uniform or per layer.
+        gguf_type: the type of the matrices.
+        out: the file; it appears when it is complete.
+        name: the model's name in the metadata; by default the folder's.
+        progress: called after every tensor.
+
+    Raises:
+        InputError: as `layout_of` and `write_tokenizer`, or the rotary embedding is scaled in a way not known here.
+    """
+    layout = layout_of(checkpoint, gguf_type)
+    if gguf_type in K_QUANTS:
+        check_llama_cpp(gguf_type)
+    part, f16 = (out.with_name(f"{out.name}.{suffix}") for suffix in ("part", "f16.part"))
+    try:
+        if gguf_type in K_QUANTS:
+            kept_wider = _write(checkpoint, layout, "f16", f16, name, progress)
+            requantise(f16, gguf_type, part)
+        else:
+            kept_wider = _write(checkpoint, layout, gguf_type, part, name, progress)
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+        f16.unlink(missing_ok=True)
+    padded = sum(layout.channels) - sum(layer.channels for layer in layout.structure.layers)
+    return Written(MODEL_ARCH_NAMES[layout.arch], out.stat().st_size, padded, kept_wider)
+
+
+def _write(
+    checkpoint: Path, layout: Layout, gguf_type: GgufType, out: Path, name: str | None, progress: Progress
+) -> int:
+    """Write the file; returns the number of matrices of a wider type."""
+    writer = GGUFWriter(out, MODEL_ARCH_NAMES[layout.arch])
+    config: Any = AutoConfig.from_pretrained(checkpoint)
+    _write_metadata(writer, layout, config, checkpoint, name or checkpoint.resolve().name, gguf_type)
+    write_tokenizer(writer, checkpoint, config.vocab_size)
+    tensors = [*_rope_factors(config, layout), *_tensors(checkpoint, layout)]
+    types = [_tensor_type(tensor_name, shape, gguf_type) for tensor_name, shape, _ in tensors]
+    for (tensor_name, shape, _), own in zip(tensors, types, strict=True):
+        byte_shape = quant_shape_to_byte_shape(shape, own)
+        writer.add_tensor_info(tensor_name, byte_shape, np.dtype(np.uint8), math.prod(byte_shape), raw_dtype=own)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for done, ((_, _, read), own) in enumerate(zip(tensors, types, strict=True), 1):
+        writer.write_tensor_data(quantize(read(), own).view(np.uint8))
+        progress(done, len(tensors))
+    writer.close()
+    blocks = gguf_type not in ("f32", "f16", "bf16")
+    return sum(blocks and len(shape) > 1 and own == _WIDE for (_, shape, _), own in zip(tensors, types, strict=True))
+
+
+def _write_metadata(
+    writer: GGUFWriter, layout: Layout, config: Any, checkpoint: Path, name: str, gguf_type: GgufType
+) -> None:
+    structure, layered = layout.structure, layout.arch == MODEL_ARCH.DECI
+    writer.add_type("model")
+    writer.add_name(name)
+    stated = front_matter(checkpoint)
+    for key, add in (
+        ("license", writer.add_license),
+        ("license_name", writer.add_license_name),
+        ("license_link", writer.add_license_link),
+    ):
+        if isinstance(stated.get(key), str):
+            add(stated[key])
+    if isinstance(base := stated.get("base_model"), str):
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, base.rpartition("/")[2])
+        writer.add_base_model_repo_url(0, f"https://huggingface.co/{base}")
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_file_type(LlamaFileType[f"{'ALL' if gguf_type == 'f32' else 'MOSTLY'}_{gguf_type.upper()}"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(_context_length(config))
+    writer.add_embedding_length(structure.hidden_size)
+    writer.add_block_count(len(structure.layers))
+    widths = [list(layout.channels), [la.heads for la in structure.layers], [la.kv_heads for la in structure.layers]]
+    for add_width, values in zip(
+        (writer.add_feed_forward_length, writer.add_head_count, writer.add_head_count_kv), widths, strict=True
+    ):
+        add_width(values if layered else values[0])
+    writer.add_key_length(structure.head_dim)
+    writer.add_value_length(structure.head_dim)
+    writer.add_rope_dimension_count(structure.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(_rope(config)["rope_theta"])
+    _write_rope_scaling(writer, _rope(config), checkpoint)
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    return dict(config.rope_parameters)
+
+
+def _write_rope_scaling(writer: GGUFWriter, rope: dict[str, Any], checkpoint: Path) -> None:
+    kind = rope.get("rope_type", "default")
+    if kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(RopeScalingType[kind.upper()])
+        writer.add_rope_scaling_factor(rope["factor"])
+        if original := rope.get("original_max_position_embeddings"):
+            writer.add_rope_scaling_orig_ctx_len(original)
+    elif kind not in ("default", "llama3"):  # llama3 is a tensor: see _rope_factors
+        raise InputError(
+            f"{checkpoint / 'config.json'}: rope_type: got {kind!r}; allowed: default, linear, yarn, llama3"
+        )
+
+
+def _context_length(config: Any) -> int:
+    """llama.cpp's graphs have no sliding window, so the context ends where a window would begin to matter."""
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    longest = int(config.max_position_embeddings)
+    return min(longest, window) if window else longest
+
+
+def _rope_factors(config: Any, layout: Layout) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Array]]]:
+    """Llama 3's scaling of the rotary frequencies, as the factors that llama.cpp divides them by (a tensor)."""
+    rope = _rope(config)
+    if rope.get("rope_type") != "llama3":
+        return
+    dim = layout.structure.head_dim
+    frequencies = 1.0 / rope["rope_theta"] ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+    wavelengths = 2 * math.pi / frequencies
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    original = rope["original_max_position_embeddings"]
+    smooth = (original / wavelengths - low) / (high - low)
+    between = 1 / ((1 - smooth) / factor + smooth)
+    factors = np.where(wavelengths > original / low, factor, np.where(wavelengths < original / high, 1.0, between))
+    yield "rope_freqs.weight", factors.shape, lambda: factors.astype(np.float32)
+
+
+def _tensors(checkpoint: Path, layout: Layout) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Array]]]:
+    """GGUF name, shape and float32 values (read when called) of every tensor of a checkpoint."""
+    tied = read_config(checkpoint).get("tie_word_embeddings", False)
+    for file in weight_files(checkpoint):
+        for name, shape in tensor_shapes(file).items():
+            if name.endswith("inv_freq") or (name == "lm_head.weight" and tied):
+                continue
+            yield layout.tensor_name(name), padded_shape(name, tuple(shape), layout), partial(_read, file, name, layout)
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor belongs to."""
+    parts = name.split(".")
+    return int(parts[parts.index("layers") + 1]) if "layers" in parts else None
+
+
+def padded_shape(name: str, shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    """The shape of a tensor once its MLP channels are padded."""
+    if (layer := layer_of(name)) is None:
+        return shape
+    if "gate_proj" in name or "up_proj" in name:
+        return (layout.channels[layer], *shape[1:])
+    return (shape[0], layout.channels[layer]) if "down_proj.weight" in name else shape
+
+
+def _read(file: Path, name: str, layout: Layout) -> Array:
+    with safe_open(file, framework="pt") as opened:
+        values = opened.get_tensor(name).to(torch.float32).numpy()
+    return arranged(name, values, layout)
+
+
+def arranged(name: str, values: Array, layout: Layout) -> Array:
+    """A tensor's values with the rows of q and k in llama.cpp's rotary order, and MLP channels padded with zeros."""
+    if layout.permuted and ("q_proj" in name or "k_proj" in name):
+        values = rotary_order(values, layout.structure.head_dim)
+    shape = padded_shape(name, values.shape, layout)
+    return np.pad(values, [(0, wide - have) for wide, have in zip(shape, values.shape, strict=True)])
+
+
+def rotary_order(values: Array, head_dim: int) -> Array:
+    """Rows of every head reordered from halves, [0 … d/2) and [d/2 … d), to pairs, (0, d/2), (1, d/2 + 1), …"""
+    heads = values.reshape(-1, 2, head_dim // 2, *values.shape[1:])
+    return np.ascontiguousarray(heads.swapaxes(1, 2).reshape(values.shape))
+
+
+def _tensor_type(name: str, shape: tuple[int, ...], gguf_type: GgufType) -> GGMLQuantizationType:
+    if len(shape) == 1:
+        return GGMLQuantizationType.F32
+    wanted = GGMLQuantizationType[gguf_type.upper()]
+    if name in _HEAD_NAMES and gguf_type[:2] in ("q4", "q5"):
+        wanted = GGMLQuantizationType.Q8_0
+    return wanted if shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else _WIDE

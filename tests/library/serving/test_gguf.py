@@ -1,0 +1,313 @@
+"""GGUF files against llama.cpp itself: the same logits, the same tokens, and plain words for what cannot be written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf import GGUFReader, dequantize
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+import helpers
+from llama_cpp import llama_cpp
+from tailored_llama.config.schema import PROJECTIONS
+from tailored_llama.errors import InputError
+from tailored_llama.models import Layer, layered_config, load_model, load_tokenizer, read_config
+from tailored_llama.serving import write_gguf, write_gguf_adapter
+from tailored_llama.serving.gguf import layout_of
+
+IDS = [5, 9, 200, 31, 77, 14, 3, 8]
+MIXED = (Layer(4, 2, 24), Layer(2, 1, 40), Layer(4, 2, 7), Layer(2, 1, 33))
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama, tied": ("llama", {}),
+    "llama, untied": ("llama", {"tie_word_embeddings": False}),
+    "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama, llama3 RoPE": ("llama", {"rope_parameters": LLAMA3}),
+    "llama, linear RoPE": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
+    "mistral": ("mistral", {"sliding_window": None, "tie_word_embeddings": False}),
+    "qwen2": ("qwen2", {}),
+    "qwen2, untied": ("qwen2", {"tie_word_embeddings": False}),
+}
+
+
+def save_tiny_llama(folder: Path, **changes: Any) -> Path:
+    return helpers.add_merge(helpers.save_tiny_llama(folder, **changes))
+
+
+def save_mixed(folder: Path, dense: Path, layers: tuple[Layer, ...] = MIXED) -> Path:
+    """A checkpoint whose layers have different widths, with random weights, biases and norms."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(layered_config(read_config(dense), layers))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    load_tokenizer(dense).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("layered", [False, True], ids=["uniform", "per layer"])
+@pytest.mark.parametrize(("architecture", "changes"), MODELS.values(), ids=MODELS.keys())
+def test_llama_cpp_computes_the_same_logits(
+    tmp_path: Path, architecture: str, changes: dict[str, Any], layered: bool
+) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
+    if layered:
+        checkpoint = save_mixed(tmp_path / "mixed", checkpoint)
+    written = write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
+    assert written.architecture == ("deci" if layered else {"mistral": "llama"}.get(architecture, architecture))
+    assert written.padded_channels == 0
+    with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
+        expected = load_model(checkpoint)(torch.tensor([IDS])).logits[0]
+        torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=1e-4)
+
+
+def unpadded(checkpoint: Path, file: Path, gguf_type: Any) -> dict[str, torch.Tensor]:
+    """The weights of a GGUF file, dequantised, in the checkpoint's own shapes and order of rows."""
+    layout = layout_of(checkpoint, gguf_type)
+    stored = {t.name: dequantize(t.data, t.tensor_type) for t in GGUFReader(file).tensors}
+    weights = {}
+    for name, original in load_file(checkpoint / "model.safetensors").items():
+        values = torch.from_numpy(stored[layout.tensor_name(name)].copy())
+        if layout.permuted and ("q_proj" in name or "k_proj" in name):
+            values = values.reshape(-1, layout.structure.head_dim // 2, 2, *values.shape[1:]).transpose(1, 2)
+            values = values.reshape(original.shape)
+        kept = values[tuple(slice(size) for size in original.shape)]
+        if (
+            "gate_proj" in name or "up_proj" in name
+        ):  # so that the columns of down_proj there meet zeros, whatever they are
+            assert not values[original.shape[0] :].any()
+        weights[name] = kept.contiguous()
+    return weights
+
+
+@pytest.mark.parametrize("gguf_type", ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
+def test_padding_channels_to_blocks_changes_nothing(tmp_path: Path, gguf_type: Any) -> None:
+    """llama.cpp computes of a file of blocks what it computes of the same weights without blocks and padding."""
+    dense = save_tiny_llama(tmp_path / "dense", hidden_size=64, num_attention_heads=8, num_key_value_heads=4)
+    mixed = save_mixed(tmp_path / "mixed", dense, (Layer(8, 4, 24), Layer(4, 2, 40), Layer(8, 4, 32), Layer(4, 2, 33)))
+    written = write_gguf(mixed, gguf_type=gguf_type, out=tmp_path / "blocks.gguf")
+    assert written.padded_channels == (0 if gguf_type in ("f16", "bf16") else 8 + 24 + 0 + 31)
+    assert written.kept_wider == 0
+    weights = unpadded(mixed, tmp_path / "blocks.gguf", gguf_type)
+    for name, original in load_file(mixed / "model.safetensors").items():
+        error = (weights[name] - original).norm() / original.norm()
+        assert error < {"f16": 1e-3, "bf16": 1e-2, "q8_0": 1e-2}.get(gguf_type, 0.15), name
+    save_file(weights, mixed / "model.safetensors", {"format": "pt"})
+    exact = write_gguf(mixed, gguf_type="f32", out=tmp_path / "exact.gguf")
+    assert written.size < exact.size
+    with llama_cpp(tmp_path / "blocks.gguf") as blocks, llama_cpp(tmp_path / "exact.gguf") as plain:
+        found, expected = blocks.logits(IDS), plain.logits(IDS)
+    assert (found - expected).norm() < 0.05 * expected.norm()  # llama.cpp rounds states to the blocks' type, too
+
+
+@pytest.mark.parametrize("gguf_type", ["q4_k_m", "q6_k"])
+def test_k_quants_are_made_by_llama_cpp(tmp_path: Path, gguf_type: Any) -> None:
+    dense = save_tiny_llama(tmp_path / "dense", hidden_size=256, num_attention_heads=32, num_key_value_heads=16)
+    mixed = save_mixed(tmp_path / "mixed", dense, (Layer(32, 16, 250), *MIXED[1:]))
+    written = write_gguf(mixed, gguf_type=gguf_type, out=tmp_path / "model.gguf")
+    exact = write_gguf(mixed, gguf_type="f32", out=tmp_path / "exact.gguf")
+    assert written.size < exact.size / 3
+    assert {t.tensor_type.name for t in GGUFReader(tmp_path / "model.gguf").tensors} & {"Q4_K", "Q6_K"}
+    assert sorted(path.name for path in tmp_path.glob("*.gguf*")) == ["exact.gguf", "model.gguf"]
+    with llama_cpp(tmp_path / "model.gguf") as runtime, llama_cpp(tmp_path / "exact.gguf") as plain:
+        found, expected = runtime.logits(IDS), plain.logits(IDS)
+    assert (found - expected).norm() < 0.5 * expected.norm()
+
+
+def test_matrices_that_are_no_whole_blocks_stay_in_f16(tmp_path: Path) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense", hidden_size=36, num_attention_heads=9, num_key_value_heads=3)
+    written = write_gguf(checkpoint, gguf_type="q8_0", out=tmp_path / "model.gguf")
+    assert written.kept_wider == 4 * 6 + 1  # all but the down projections, and the embedding
+    with llama_cpp(tmp_path / "model.gguf") as runtime:
+        assert runtime.logits(IDS).isfinite().all()
+
+
+def test_a_window_ends_the_context(tmp_path: Path) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense", architecture="mistral", sliding_window=64)
+    write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
+    assert GGUFReader(tmp_path / "model.gguf").fields["llama.context_length"].contents() == 64
+
+
+# Adapters
+
+
+def save_adapter(folder: Path, checkpoint: Path, **settings: Any) -> Path:
+    """An adapter for all projections, with random weights."""
+    torch.manual_seed(3)
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=list(PROJECTIONS), init_lora_weights=False, task_type="CAUSAL_LM", **settings
+    )
+    get_peft_model(load_model(checkpoint), config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}], ids=["LoRA", "rsLoRA"])
+@pytest.mark.parametrize("layered", [False, True], ids=["uniform", "per layer"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_llama_cpp_adds_an_adapter_as_peft_does(
+    tmp_path: Path, architecture: str, layered: bool, settings: dict[str, Any]
+) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1)
+    if layered:
+        checkpoint = save_mixed(tmp_path / "mixed", checkpoint)
+    adapter = save_adapter(tmp_path / "adapter", checkpoint, **settings)
+    write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
+    write_gguf_adapter(checkpoint, adapter, gguf_type="f32", out=tmp_path / "adapter.gguf")
+    with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
+        plain = runtime.logits(IDS)
+        runtime.with_adapter(tmp_path / "adapter.gguf")
+        expected = load_model(checkpoint, adapter)(torch.tensor([IDS])).logits[0]
+        assert (expected - plain).abs().max() > 0.1
+        torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=2e-4)
+
+
+def test_an_adapter_is_padded_as_its_base_is(tmp_path: Path) -> None:
+    dense = save_tiny_llama(tmp_path / "dense", hidden_size=64, num_attention_heads=8, num_key_value_heads=4)
+    mixed = save_mixed(tmp_path / "mixed", dense, (Layer(8, 4, 24), Layer(4, 2, 40), Layer(8, 4, 32), Layer(4, 2, 33)))
+    adapter = save_adapter(tmp_path / "adapter", mixed)
+    write_gguf(mixed, gguf_type="q8_0", out=tmp_path / "model.gguf")
+    write_gguf_adapter(mixed, adapter, gguf_type="q8_0", out=tmp_path / "adapter.gguf")
+    with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
+        runtime.with_adapter(tmp_path / "adapter.gguf")
+        expected = load_model(mixed, adapter)(torch.tensor([IDS])).logits[0]
+        assert (runtime.logits(IDS) - expected).norm() < 0.05 * expected.norm()
+
+
+def test_an_adapter_that_llama_cpp_cannot_add_is_refused_by_name(tmp_path: Path) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense")
+    out = tmp_path / "adapter.gguf"
+    dora = save_adapter(tmp_path / "dora", checkpoint, use_dora=True)
+    hint = "it merges into its checkpoint: `tailored-llama merge`"
+    said = f"adapter {dora}: is DoRA; allowed in GGUF: LoRA or rsLoRA ({hint})"
+    with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
+        write_gguf_adapter(checkpoint, dora, gguf_type="f16", out=out)
+    soft = tmp_path / "soft"
+    config = PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
+    get_peft_model(load_model(checkpoint), config).save_pretrained(soft)
+    with pytest.raises(InputError, match="is a soft prompt; allowed in GGUF: LoRA or rsLoRA"):
+        write_gguf_adapter(checkpoint, soft, gguf_type="f16", out=out)
+    plain = save_adapter(tmp_path / "plain", checkpoint)
+    other = save_mixed(tmp_path / "other", checkpoint)
+    with pytest.raises(InputError, match=r"tensor base_model\..* does not fit"):
+        write_gguf_adapter(other, plain, gguf_type="f16", out=out)
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
+# Tokenizers
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "  two spaces, 1234 and 5.6e-7,  99  numbers",
+    "line\n\nbreaks\tand tabs \n x",
+    "Ünïcödé — 日本語 😀 … naïve café",
+    "don't you'll WE'VE it's",
+    "",
+    " ",
+]
+
+
+def spm_tokenizer(folder: Path) -> Any:
+    """BPE with byte fallback and a space in front, as converted from SentencePiece."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    corpus = [text for text in TEXTS if text.isascii()] * 20
+    tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=400, special_tokens=special))
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = state["added_tokens"][:3]  # bytes are plain tokens
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", add_bos_token=True
+    )
+    wrapped.save_pretrained(folder)
+    return wrapped
+
+
+def test_tokens_of_a_sentencepiece_vocabulary_are_llama_cpp_s(tmp_path: Path) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense", vocab_size=416)
+    spm_tokenizer(checkpoint)
+    write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
+    tokenizer = load_tokenizer(checkpoint)
+    with llama_cpp(tmp_path / "model.gguf") as runtime:
+        for text in TEXTS[:-2]:
+            assert runtime.tokens(text) == tokenizer(text)["input_ids"], text
+
+
+def test_special_tokens_and_the_chat_template_travel(tmp_path: Path) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense")
+    tokenizer = load_tokenizer(checkpoint)
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(checkpoint)
+    (checkpoint / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: owner/name\n---\n# A model\n")
+    write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf", name="My model")
+    fields = GGUFReader(tmp_path / "model.gguf").fields
+    read = {name: field.contents() for name, field in fields.items()}
+    assert read["tokenizer.chat_template"] == "{{ messages }}"
+    assert (read["tokenizer.ggml.bos_token_id"], read["tokenizer.ggml.eos_token_id"]) == (tokenizer.bos_token_id,) * 2
+    assert read["tokenizer.ggml.add_bos_token"] is False
+    assert (read["general.name"], read["general.license"]) == ("My model", "apache-2.0")
+    assert read["general.base_model.0.repo_url"] == "https://huggingface.co/owner/name"
+
+
+# Refusals
+
+REFUSED = {
+    "qwen3": "(llama.cpp's own convert_hf_to_gguf.py may know it)",
+    "gemma2": "(llama.cpp's own convert_hf_to_gguf.py may know it)",
+}
+
+
+@pytest.mark.parametrize("architecture", REFUSED)
+def test_what_cannot_be_written_is_one_line(tmp_path: Path, architecture: str) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture)
+    said = (
+        f"checkpoint {checkpoint}: architecture {architecture}; allowed: llama, mistral, qwen2 {REFUSED[architecture]}"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
+        write_gguf(checkpoint, gguf_type="f16", out=tmp_path / "model.gguf")
+    mixed = save_mixed(tmp_path / "mixed", checkpoint)
+    with pytest.raises(InputError, match=r"architecture for layers of different widths has no part for it"):
+        write_gguf(mixed, gguf_type="f16", out=tmp_path / "model.gguf")
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
+def test_a_broken_checkpoint_or_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense")
+    out = tmp_path / "model.gguf"
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gguf.GGUFWriter.write_tensor_data", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_gguf(checkpoint, gguf_type="f16", out=out)
+    shutil.copytree(checkpoint, unmerged := tmp_path / "unmerged")
+    helpers.byte_tokenizer().save_pretrained(unmerged)
+    with pytest.raises(InputError, match="tokenizer: got no merges; allowed: at least one"):
+        write_gguf(unmerged, gguf_type="f16", out=out)
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(InputError, match="the file is cut short or damaged"):
+        write_gguf(checkpoint, gguf_type="f16", out=out)
+    assert not list(tmp_path.glob("*.gguf*"))

@@ -1,0 +1,57 @@
+"""llama.cpp itself, through its C interface: token ids, logits and greedy continuations of a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from llama_cpp_py_sync import Llama
+from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
+
+
+class LlamaCpp:
+    def __init__(self, model: Llama) -> None:
+        self.model = model
+        self.ffi, self.lib = get_ffi(), get_lib()
+
+    def tokens(self, text: str) -> list[int]:
+        return list(self.model.tokenize(text, add_special=True, parse_special=False))
+
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """Logits at every position, float32 [tokens, vocabulary]."""
+        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.model._ctx), True)
+        batch = self.lib.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
+            batch.seq_id[i][0] = 0
+        assert self.lib.llama_decode(self.model._ctx, batch) == 0
+        size = len(ids) * self.model.n_vocab * 4
+        values = self.ffi.buffer(self.lib.llama_get_logits(self.model._ctx), size)
+        found = torch.frombuffer(bytearray(values), dtype=torch.float32).reshape(len(ids), -1)
+        self.lib.llama_batch_free(batch)
+        return found
+
+    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
+        """The likeliest next tokens, computed without a cache."""
+        so_far = list(ids)
+        for _ in range(count):
+            so_far.append(int(self.logits(so_far)[-1].argmax()))
+        return so_far[len(ids) :]
+
+    def with_adapter(self, path: Path) -> None:
+        adapter = self.lib.llama_adapter_lora_init(self.model._model, str(path).encode())
+        assert adapter != self.ffi.NULL, path
+        self.lib.llama_set_adapters_lora(self.model._ctx, [adapter], 1, [1.0])
+
+
+@contextmanager
+def llama_cpp(path: Path, context: int = 256) -> Iterator[LlamaCpp]:
+    model: Any = Llama(str(path), n_ctx=context, n_batch=context, n_ubatch=context, type_k="f32", type_v="f32")
+    try:
+        yield LlamaCpp(model)
+    finally:
+        model.close()
