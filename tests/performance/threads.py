@@ -79,7 +79,7 @@ def main() -> None:
         f"{cores} threads, OMP_WAIT_POLICY=passive": threads | {"OMP_WAIT_POLICY": "passive"},
         **{
             f"{cores} threads, GOMP_SPINCOUNT={n}": threads | {"GOMP_SPINCOUNT": str(n)}
-            for n in (5_000, 20_000, 50_000)
+            for n in (500, 1_000, 2_000, 5_000, 20_000, 50_000)
         },
         "1 thread": {"OMP_NUM_THREADS": "1"},
     }
