@@ -306,6 +306,18 @@ def gguf(
         print(f"{beside}: llama-cli -m {out} --lora {beside}")
 
 
+@app.command(
+    "lm-eval",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def lm_eval(context: typer.Context) -> None:
+    """Run lm-evaluation-harness's own command line, with one more model: --model tailored."""
+    from tailored_llama.cli.lm_eval import run_lm_eval
+
+    run_lm_eval(context.args)
+
+
 @app.command(epilog="Example: `tailored-llama report out --dense dense/piqa --pruned p/piqa --tailored t/piqa`")
 def report(
     out: Out,

@@ -213,6 +213,7 @@ def packed_logprobs(
     positions: Sequence[int],
     targets: Sequence[int],
     header: Header | None = None,
+    greedy: Tensor | None = None,
 ) -> Tensor:
     """Log-probability of `targets[i]` after position `positions[i]` of a packed row, float32 [scored].
 
@@ -222,6 +223,7 @@ def packed_logprobs(
         model: a causal LM inside `packed_attention`.
         documents: the documents to pack, in order.
         header: what precedes each of them.
+        greedy: receives whether each target is the likeliest token, bool [scored].
     """
     # The first tokens of all choices are scored at one position, where the head runs once.
     distinct, row = torch.tensor(positions).unique(return_inverse=True)
@@ -232,7 +234,11 @@ def packed_logprobs(
         in_chunk = row // HEAD_POSITIONS == index
         rows = row[in_chunk] % HEAD_POSITIONS
         # log_softmax in float32, as in lm-evaluation-harness: both are off by about 8e-6 per token
-        result[in_chunk] = head_logits(model, chunk).float().log_softmax(-1)[rows, target_ids[in_chunk]]
+        logprobs = head_logits(model, chunk).float().log_softmax(-1)
+        result[in_chunk] = logprobs[rows, target_ids[in_chunk]]
+        if greedy is not None:
+            greedy[in_chunk] = logprobs.argmax(-1)[rows] == target_ids[in_chunk]
+        del logprobs  # before those of the next positions exist
     return result
 
 

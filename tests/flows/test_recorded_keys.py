@@ -1,8 +1,8 @@
 """A store that an earlier version filled is found whole: the keys of every stage are those recorded then.
 
 `recorded_keys.json` has, for each run and stage, how many artifacts there are, and a digest of their keys, as they were
-when a version was last raised on purpose; `quickstart-1dcd201.toml` is an earlier quickstart. The pages (report, sweep, transfer, prompt-study)
-may change and are left out. Where a stage's version is raised on purpose, record its keys anew:
+when a version was last raised on purpose; `quickstart-1dcd201.toml` is an earlier quickstart. The pages (report, sweep,
+transfer, prompt-study) may change and are left out. Where a stage's version is raised on purpose, record its keys anew:
 `PYTHONPATH=. python tests/flows/test_recorded_keys.py`.
 """
 
