@@ -1,4 +1,4 @@
-"""Output folders of the commands: they appear whole or not at all."""
+"""Outputs of the commands: they appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,14 +22,20 @@ def new_folder(out: Path) -> Iterator[Path]:
         scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.")
     except OSError as error:
         raise InputError(f"{out}: {error.strerror}; allowed: a path in a writable folder") from None
+    with room_for(out), scratch:
+        folder = Path(scratch.name) / "new"
+        folder.mkdir()
+        yield folder
+        if out.exists():
+            out.rmdir()
+        folder.rename(out)
+
+
+@contextmanager
+def room_for(out: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into an InputError."""
     try:
-        with scratch:
-            folder = Path(scratch.name) / "new"
-            folder.mkdir()
-            yield folder
-            if out.exists():
-                out.rmdir()
-            folder.rename(out)
+        yield
     except Exception as error:
         if (number := error_number(error)) not in NO_ROOM:
             raise

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tailored_llama.cli.folders import new_folder, subfolder
+from tailored_llama.cli.folders import new_folder, room_for, subfolder
 from tailored_llama.cli.store import store_app
 from tailored_llama.config import GGUF_TYPES, as_gguf_type, healing_text, load_config, validate_config
 from tailored_llama.console import progress_bar, quiet_libraries
@@ -293,10 +293,15 @@ def gguf(
             raise InputError(f"{file}: {'exists' if file.exists() else 'its folder is missing'}; allowed: a new file")
     from tailored_llama.serving import write_gguf, write_gguf_adapter
 
-    if adapter:  # first: it is refused in a moment
-        write_gguf_adapter(checkpoint, adapter, gguf_type=kind, out=beside)
-    with progress_bar(f"gguf {gguf_type}") as progress:
-        written = write_gguf(checkpoint, gguf_type=kind, out=out, name=name, progress=progress)
+    with room_for(out), progress_bar(f"gguf {gguf_type}") as progress:
+        if adapter:  # first: it is refused in a moment
+            write_gguf_adapter(checkpoint, adapter, gguf_type=kind, out=beside)
+        try:
+            written = write_gguf(checkpoint, gguf_type=kind, out=out, name=name, progress=progress)
+        except BaseException:
+            if adapter:
+                beside.unlink()
+            raise
     print(f"{out}: architecture {written.architecture}, {written.size:,} bytes")
     if written.padded_channels:
         print(f"{written.padded_channels:,} MLP channels of zeros fill its blocks; they change no result")

@@ -6,19 +6,22 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
 import typer
 from fsspec.implementations.memory import MemoryFileSystem
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from helpers import as_toml
+from helpers import add_merge, as_toml
 from tailored_llama.cli.main import app, main
 from tailored_llama.evaluation.generation import generate
 from tailored_llama.models import load_model, load_tokenizer, read_structure
@@ -341,3 +344,28 @@ def test_help_and_a_bad_value_load_neither_torch_nor_transformers(arguments: lis
     assert run.returncode == status, run.stderr
     assert "'tailored_llama.cli.main'" in run.stdout
     assert not {"'torch'", "'transformers'", "'prefect'"} & set(run.stdout.strip("[]\n").split(", "))
+
+
+def test_gguf_is_written_whole_or_not_at_all(
+    command: Command, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, adapter = add_merge(shutil.copytree(tiny, tmp_path / "model")), tmp_path / "adapter"
+    get_peft_model(load_model(model), LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
+    status, out, _ = command("gguf", model, "a.gguf", "--adapter", adapter, "--type", "q8_0")
+    assert status == 0
+    assert re.match(r"a\.gguf: architecture llama, [\d,]+ bytes\n32 MLP channels of zeros fill its blocks", out)
+    assert out.endswith("a.adapter.gguf: llama-cli -m a.gguf --lora a.adapter.gguf\n")
+    for arguments, said in (
+        (("a.gguf",), "a.gguf: exists; allowed: a new file"),
+        (("no/b.gguf",), "no/b.gguf: its folder is missing; allowed: a new file"),
+        (("b.gguf", "--type", "q9"), "type: got 'q9'; allowed: f32, f16, bf16"),
+    ):
+        status, _, err = command("gguf", model, *arguments)
+        assert status == 2
+        assert err.startswith(f"error: {said}")
+    with monkeypatch.context() as patched:
+        patched.setattr("gguf.GGUFWriter.write_tensor_data", Mock(side_effect=OSError(28, "No space left on device")))
+        status, _, err = command("gguf", model, "b.gguf", "--adapter", adapter)
+    assert status == 2
+    assert err == "error: b.gguf: No space left on device; allowed: a writable folder with room\n"
+    assert sorted(path.name for path in tmp_path.glob("*.gguf*")) == ["a.adapter.gguf", "a.gguf"]
