@@ -23,15 +23,19 @@ class LlamaCpp:
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
         """Logits at every position, float32 [tokens, vocabulary]."""
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.model._ctx), True)
+        return self.extend(ids, 0)
+
+    def extend(self, ids: Sequence[int], first: int, wanted: Sequence[bool] = ()) -> torch.Tensor:
+        """Logits after further tokens, with the `first` tokens before them in the cache; of all, or of the wanted."""
+        wanted = wanted or [True] * len(ids)
         batch = self.lib.llama_batch_init(len(ids), 0, 1)
         batch.n_tokens = len(ids)
         for i, token in enumerate(ids):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, first + i, 1, wanted[i]
             batch.seq_id[i][0] = 0
         assert self.lib.llama_decode(self.model._ctx, batch) == 0
-        size = len(ids) * self.model.n_vocab * 4
-        values = self.ffi.buffer(self.lib.llama_get_logits(self.model._ctx), size)
-        found = torch.frombuffer(bytearray(values), dtype=torch.float32).reshape(len(ids), -1)
+        values = self.ffi.buffer(self.lib.llama_get_logits(self.model._ctx), sum(wanted) * self.model.n_vocab * 4)
+        found = torch.frombuffer(bytearray(values), dtype=torch.float32).reshape(sum(wanted), -1)
         self.lib.llama_batch_free(batch)
         return found
 
