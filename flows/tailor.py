@@ -19,7 +19,7 @@ from flows._steps import (
     run_name,
     tune_adapters,
 )
-from tailored_llama.config import RunConfig, exported, gguf_folders, load_config
+from tailored_llama.config import RunConfig, exported, gguf_types, load_config
 from tailored_llama.preflight import preflight_tailor
 from tailored_llama.reports import recovery_table
 from tailored_llama.store import ArtifactRef
@@ -44,9 +44,8 @@ def tailor(config: RunConfig) -> ArtifactRef:
     for run in runs if config.store.export else ():  # last: a full disk must not cost the report
         for name in names:
             finished = export(config, name, measured, run)
-            for ratio, benchmark, gguf_type in gguf_folders(config):
-                if (ratio, benchmark) == (run.ratio, name):
-                    export_gguf(config, benchmark, ratio, gguf_type, finished)
+            for gguf_type in gguf_types(config):
+                export_gguf(config, name, run.ratio, gguf_type, finished)
     return reference
 
 

@@ -20,6 +20,7 @@ from tailored_llama.config import (
     dense_runs,
     export_folders,
     gguf_folders,
+    gguf_types,
     reads_calibration,
     sweep_cells,
 )
@@ -84,14 +85,14 @@ def _check_formats(config: RunConfig) -> None:
         raise InputError(
             f"store.export_formats: got {list(formats)} without store.export; allowed: with a folder there"
         )
-    types = {own for _, _, own in gguf_folders(config)}
+    types = gguf_types(config)
     architecture = source_architecture(find_model(config.model)) if types else None
     if architecture and architecture not in GGUF_KINDS:
         raise InputError(
             f"store.export_formats: got {list(formats)} for architecture {architecture}; allowed: safetensors, or "
             f"architecture {', '.join(GGUF_KINDS)}"
         )
-    if (k_quants := sorted(types & {*K_QUANTS})) and not find_spec("llama_cpp_py_sync"):
+    if (k_quants := [own for own in types if own in K_QUANTS]) and not find_spec("llama_cpp_py_sync"):
         raise InputError(
             f"store.export_formats: got gguf:{k_quants[0]}, which needs llama-cpp-py-sync; allowed: other types, or "
             "after pip install 'tailored-llama[gguf]'"

@@ -21,6 +21,16 @@ UNFITTED = ReconstructionConfig(method="none")
 CPU = ExecutionConfig(device="cpu")
 
 
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Every byte is a token; 256 is the end (and beginning) of text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -73,13 +73,17 @@ def exported(run: RunConfig) -> list[Path]:
     return [*checkpoints, *gguf_folders(run).values()]
 
 
+def gguf_types(run: RunConfig) -> list[GgufType]:
+    """The GGUF types that finished models are exported in."""
+    return [as_gguf_type(name.removeprefix("gguf:")) for name in run.store.export_formats if name != "safetensors"]
+
+
 def gguf_folders(run: RunConfig) -> dict[tuple[float, str, GgufType], Path]:
     """The folder of each finished model in each GGUF type, by ratio, benchmark and type."""
-    types = [as_gguf_type(name.removeprefix("gguf:")) for name in run.store.export_formats if name != "safetensors"]
     return {
         (ratio, benchmark, own): folder.with_name(f"{folder.name}-{own}-gguf")
         for (ratio, benchmark), folder in export_folders(run).items()
-        for own in types
+        for own in gguf_types(run)
     }
 
 

@@ -82,7 +82,7 @@ def _adds_space(state: dict[str, Any]) -> bool:
 def _token_type(text: str | None, added: dict[str, Any] | None, unknown: str | None) -> TokenType:
     if text is None:
         return TokenType.UNUSED
-    if text == unknown and (added is None or not text.startswith("<|")):
+    if text == unknown and not text.startswith("<|"):  # a byte-level vocabulary names its end of text instead
         return TokenType.UNKNOWN
     if added is not None:
         return TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED

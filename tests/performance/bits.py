@@ -25,6 +25,7 @@ from llama_cpp import LlamaCpp, llama_cpp
 from tailored_llama.config import as_gguf_type, validate_config
 from tailored_llama.data import Prompt, load_template, render
 from tailored_llama.data.benchmarks import load_examples
+from tailored_llama.data.selection import select_evaluation
 from tailored_llama.evaluation.scoring import choice_floor
 from tailored_llama.models import encode_pair, load_tokenizer
 from tailored_llama.serving import write_gguf
@@ -43,8 +44,7 @@ def main(
     run = validate_config({"benchmarks": [benchmark]})
     examples = load_examples(run.benchmarks[0], "evaluation", run.store.downloads)
     template = load_template("harness")
-    some = [examples[i * len(examples) // limit] for i in range(limit)]
-    prompts = [render(run.benchmarks[0], template, example) for example in some]
+    prompts = [render(run.benchmarks[0], template, example) for example in select_evaluation(examples, limit)]
     floor = choice_floor(prompts)
     with tempfile.TemporaryDirectory() as scratch:
         files = {}

@@ -6,7 +6,7 @@ Every log-likelihood within 2e-3, every prediction the same, on evenly spaced do
   `harness_scores.parquet` by `tests/performance/equality.py CHECKPOINT --out FOLDER --limit 200 --record …`, without
   and with `--num-fewshot 5` (of HellaSwag's 5-shot documents every other one); a few are asked of lm-eval again;
 - pruned and tailored, zero-shot and (few documents) 5-shot: against what lm-eval says now of the merged checkpoint,
-  which it loads by itself; this library scores the pruned one with its adapter attached.
+  which it loads by itself; this library merges the adapter when it loads the pruned one.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from helpers import CPU, UNFITTED, plain_loglikelihood, save_tiny_llama
+from helpers import CPU, LLAMA3_ROPE, UNFITTED, plain_loglikelihood, save_tiny_llama
 from tailored_llama.config import PruningConfig
 from tailored_llama.data import Prompt, encode_prompt, shared_header
 from tailored_llama.errors import InputError
@@ -27,19 +27,9 @@ from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.prune import prune
 
 IDS = torch.tensor([[5, 9, 200, 31, 77, 14, 3, 8]])
-LLAMA3 = {
-    "rope_parameters": {
-        "rope_type": "llama3",
-        "rope_theta": 500000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    }
-}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "LLaMA 1 and 2 (MHA, untied)": ("llama", {"num_key_value_heads": 4, "tie_word_embeddings": False}),
-    "LLaMA 3.2 (GQA, tied, scaled RoPE)": ("llama", LLAMA3),
+    "LLaMA 3.2 (GQA, tied, scaled RoPE)": ("llama", {"rope_parameters": LLAMA3_ROPE}),
     "SmolLM (9 heads over 3)": (
         "llama",
         {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 36, "head_dim": 4},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,11 @@ from tailored_llama.serving.gguf import layout_of
 
 IDS = [5, 9, 200, 31, 77, 14, 3, 8]
 MIXED = (Layer(4, 2, 24), Layer(2, 1, 40), Layer(4, 2, 7), Layer(2, 1, 33))
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, tied": ("llama", {}),
     "llama, untied": ("llama", {"tie_word_embeddings": False}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama, llama3 RoPE": ("llama", {"rope_parameters": LLAMA3}),
+    "llama, llama3 RoPE": ("llama", {"rope_parameters": helpers.LLAMA3_ROPE}),
     "llama, linear RoPE": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
     "mistral": ("mistral", {"sliding_window": None, "tie_word_embeddings": False}),
     "qwen2": ("qwen2", {}),
@@ -76,6 +69,17 @@ def test_llama_cpp_computes_the_same_logits(
     with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
         expected = load_model(checkpoint)(torch.tensor([IDS])).logits[0]
         torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=1e-4)
+
+
+def test_yarn_is_scaled_alike(tmp_path: Path) -> None:
+    """Uniform only: transformers itself does not build yarn where layers differ."""
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+    checkpoint = save_tiny_llama(tmp_path / "dense", noise=0.1, rope_parameters=rope)
+    write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
+    ids = IDS * 12  # past the original context
+    with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
+        expected = load_model(checkpoint)(torch.tensor([ids])).logits[0]
+        torch.testing.assert_close(runtime.logits(ids), expected, rtol=0, atol=2e-4)
 
 
 def unpadded(checkpoint: Path, file: Path, gguf_type: Any) -> dict[str, torch.Tensor]:
@@ -311,3 +315,33 @@ def test_a_broken_checkpoint_or_a_full_disk_leaves_no_file(tmp_path: Path, monke
     with pytest.raises(InputError, match="the file is cut short or damaged"):
         write_gguf(checkpoint, gguf_type="f16", out=out)
     assert not list(tmp_path.glob("*.gguf*"))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("pre_tokenizer", {"type": "Whitespace"}, "pre-tokenizer: got {'type': 'Whitespace'}; allowed: that of smollm"),
+        ("pre_tokenizer", None, "pre-tokenizer: got null; allowed: that of smollm"),
+        ("model", {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "tokenizer: got WordLevel; allowed: BPE"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_does_not_have_is_one_line(tmp_path: Path, part: str, value: Any, said: str) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense")
+    file = checkpoint / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {part: value}))
+    with pytest.raises(InputError, match=re.escape(said.replace("'", '"') if "pre-" in said else said)):
+        write_gguf(checkpoint, gguf_type="f16", out=tmp_path / "model.gguf")
+
+
+def test_a_rotary_embedding_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    checkpoint = save_tiny_llama(tmp_path / "dense", rope_parameters=rope)
+    with pytest.raises(InputError, match="rope_type: got 'dynamic'; allowed: default, linear, yarn, llama3"):
+        write_gguf(checkpoint, gguf_type="f16", out=tmp_path / "model.gguf")
+
+
+def test_k_quants_without_llama_cpp_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense")
+    monkeypatch.setitem(sys.modules, "llama_cpp_py_sync._cffi_bindings", None)
+    with pytest.raises(InputError, match="type q4_k_m: needs llama-cpp-py-sync"):
+        write_gguf(checkpoint, gguf_type="q4_k_m", out=tmp_path / "model.gguf")
