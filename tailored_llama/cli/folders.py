@@ -47,3 +47,10 @@ def subfolder(parent: Path, name: str) -> Path:
     folder = parent / name
     folder.mkdir()
     return folder
+
+
+def checkpoint_folder(path: Path | None) -> Path | None:
+    """Refuse a folder that is no checkpoint, before torch is imported: that takes seconds."""
+    if path is not None and not (path / "config.json").is_file():
+        raise InputError(f"{path / 'config.json'}: missing; allowed: a checkpoint folder")
+    return path

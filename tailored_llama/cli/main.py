@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tailored_llama.cli.folders import new_folder, room_for, subfolder
+from tailored_llama.cli.folders import checkpoint_folder, new_folder, room_for, subfolder
 from tailored_llama.cli.store import store_app
 from tailored_llama.config import GGUF_TYPES, as_gguf_type, healing_text, load_config, validate_config
 from tailored_llama.console import progress_bar, quiet_libraries
@@ -34,9 +34,9 @@ app.add_typer(store_app, name="store")
 Config = Annotated[Path | None, typer.Option("--config", help="Run configuration (TOML); absent: the defaults.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one field.")]
 Out = Annotated[Path, typer.Argument(help="Folder to write; it must be new or empty.")]
-Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint folder.")]
+Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint folder.", callback=checkpoint_folder)]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="Folder of an adapter trained on this checkpoint.")]
-Dense = Annotated[Path, typer.Option("--dense", help="Dense checkpoint: the teacher.")]
+Dense = Annotated[Path, typer.Option("--dense", help="Dense checkpoint: the teacher.", callback=checkpoint_folder)]
 BenchmarkName = Annotated[str, typer.Option("--benchmark", "-b", help="Name of the benchmark.")]
 
 
@@ -150,7 +150,9 @@ def tune(
     checkpoint: Checkpoint,
     out: Out,
     benchmark: BenchmarkName,
-    dense: Annotated[Path | None, typer.Option(help="Dense checkpoint: the teacher for distillation.")] = None,
+    dense: Annotated[
+        Path | None, typer.Option(help="Dense checkpoint: the teacher for distillation.", callback=checkpoint_folder)
+    ] = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -232,7 +234,9 @@ def generate(
 @app.command(epilog="Example: `tailored-llama profile pruned --against dense --batch 1 --batch 8`")
 def profile(
     checkpoint: Checkpoint,
-    against: Annotated[Path | None, typer.Option(help="Checkpoint to alternate with: the dense one.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Checkpoint to alternate with: the dense one.", callback=checkpoint_folder)
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeatable (absent: 1 and 8).")] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens in each prompt.")] = 128,

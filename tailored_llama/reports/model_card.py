@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult
 from tailored_llama.config import DENSE, GENERIC, BenchmarkConfig, RunConfig, TextConfig, healing_text, is_written
 from tailored_llama.data import BUILTIN, Example, load_template, named_columns, render
 from tailored_llama.evaluation import MODELS, PRUNED
-from tailored_llama.models import Base, is_layered, loading, read_config, what_was_removed, write_card
+from tailored_llama.models import Base, is_layered, loading, what_was_removed, write_card
 from tailored_llama.reports.inputs import ReportInputs, scored_runs
 from tailored_llama.reports.parts import page_template, settings_of, span
 from tailored_llama.reports.text import benchmark_notes, gained_by, plus_minus, summary
@@ -41,7 +41,6 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         config=config,
         data=_data(own),
         dense=dense,
-        dtype=read_config(checkpoint).get("dtype", "float32"),
         gained_by=gained_by(config),
         healed_tokens=healing_text(config).calibration.samples * config.calibration.tokens,
         layered=is_layered(checkpoint),

@@ -37,6 +37,7 @@ def test_a_killed_run_is_finished_by_the_next(
         check_nothing_lost(store, before, undisturbed)
 
 
+@pytest.mark.short
 def test_a_killed_tuning_goes_on_and_ends_with_the_same_weights(
     runner: Runner, undisturbed: Undisturbed, store: Path, trial: Any
 ) -> None:

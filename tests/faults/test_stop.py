@@ -1,10 +1,13 @@
-"""SIGTERM stops a run within five seconds in every long stage; and a stage is computed once for two runs."""
+"""SIGTERM stops a run within five seconds in every long stage; a stage is computed once for two runs."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,9 @@ from typing import Any
 import pytest
 
 from faults.runs import BOUND, Runner, Undisturbed, artifacts, check_nothing_lost, work_lost
-from services import Server
+from helpers import as_toml
+from services import ROOT, SETTINGS, Server, until
+from tailored_llama.training.state import FILE
 
 pytestmark = pytest.mark.faults
 LONG = ["dense", "importance", "pruned", "perplexity", "scores", pytest.param("adapter", marks=pytest.mark.short)]
@@ -50,3 +55,30 @@ def test_two_runs_at_once_compute_each_stage_once(
             stage, key = place.split("/")
             made = rf"{stage} {key[:12]}: [\d.]+ s, peak memory"
             assert len(re.findall(made, runner.log + other.log)) == 1, (place, runner.log, other.log)
+
+
+@pytest.mark.short
+def test_a_terminated_run_takes_its_temporary_server_along(
+    configuration: dict[str, Any], store: Path, tmp_path: Path, trial: Any
+) -> None:
+    """Without a server, a run starts one of its own."""
+    endless = configuration | {"tuning": configuration["tuning"] | {"epochs": 1000, "patience": 1000}}
+    endless["store"] = configuration["store"] | {"root": str(store), "reports": str(tmp_path / "reports")}
+    (tmp_path / "run.toml").write_text(as_toml(endless))
+    environment = {**os.environ, **SETTINGS, "PREFECT_HOME": str(tmp_path / "prefect")}
+    command = [sys.executable, "-m", "flows", "tailor", str(tmp_path / "run.toml")]
+    with trial("SIGTERM", "its own server"), (tmp_path / "run.log").open("w") as log:
+        run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            until(
+                lambda: run.poll() is not None or list(store.glob(f".resume/*/{FILE}")), BOUND, "tuning's first state"
+            )
+            assert run.poll() is None, (tmp_path / "run.log").read_text()
+            run.terminate()
+            assert run.wait(30) == 128 + signal.SIGTERM, (tmp_path / "run.log").read_text()
+            with pytest.raises(ProcessLookupError):  # nobody of its group is left
+                os.killpg(run.pid, 0)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)  # a killed run's server outlives it
+            run.wait()

@@ -97,6 +97,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
         "8 examples drawn by seed 0, and 4 more held out",
         "```text\n{question}\n```",
         "import tailored_llama" if layered else "stock transformers loads it as `llama`",
+        "vllm serve path/to/this/folder" + (" --trust-remote-code\n" if layered else "\n"),
         "Measured on `colours` alone",
         'method = "sequential"',
     ):

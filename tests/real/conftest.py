@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, dense and with a fifth of its parameters pruned; built once per test session."""
+"""SmolLM2-135M-Instruct, dense and with a fifth of its parameters pruned; built once per process."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import CPU
+from helpers import CPU, UNFITTED
 from tailored_llama.config import RunConfig, load_config
+from tailored_llama.config.schema import Allocation
 from tailored_llama.data.calibration import load_calibration
 from tailored_llama.models import prepare_dense
 from tailored_llama.pruning.groups import build_graph
@@ -52,6 +53,38 @@ def pruned_smollm2(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytes
         execution=CPU,
     )
     return out
+
+
+def prune_by_size(
+    dense: Path, run: RunConfig, allocation: Allocation, factory: pytest.TempPathFactory, ratio: float = 0.2
+) -> Path:
+    """Prune by the size of the weights alone, which takes seconds; the model is worth little."""
+    groups, importance, out = (factory.mktemp(name) for name in ("groups", "importance", allocation))
+    build_graph(dense, out=groups)
+    score_importance(dense, groups, None, criterion="magnitude_l2", seed=0, out=importance, execution=CPU)
+    pruning = run.pruning.model_copy(update={"allocation": allocation})
+    prune(
+        dense, groups, importance, None, ratio=ratio, pruning=pruning, reconstruction=UNFITTED, out=out, execution=CPU
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def layered_smollm2(smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pruned by size, layers of different widths: for what must hold for any weights."""
+    return prune_by_size(smollm2, quickstart, "global", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def halved_smollm2(smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with half of all parameters gone."""
+    return prune_by_size(smollm2, quickstart, "global", tmp_path_factory, ratio=0.5)
+
+
+@pytest.fixture(scope="session")
+def uniform_smollm2(smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pruned by size alike in every layer: a checkpoint of a stock architecture."""
+    return prune_by_size(smollm2, quickstart, "uniform", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -36,12 +36,14 @@ def perplexity(logits: list[torch.Tensor], ids: list[list[int]]) -> float:
     return math.exp(torch.stack(losses).mean())
 
 
+@pytest.mark.parametrize("name", ["layered_smollm2", "halved_smollm2"])
 def test_a_pruned_model_writes_and_predicts_the_same_in_f16(
-    pruned_smollm2: Path, quickstart: RunConfig, tmp_path: Path
+    name: str, quickstart: RunConfig, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    write_gguf(pruned_smollm2, gguf_type="f16", out=tmp_path / "model.gguf")
-    model, ids = load_model(pruned_smollm2), windows(pruned_smollm2, quickstart)
-    prompt = load_tokenizer(pruned_smollm2)("The capital of France is")["input_ids"]
+    pruned: Path = request.getfixturevalue(name)
+    write_gguf(pruned, gguf_type="f16", out=tmp_path / "model.gguf")
+    model, ids = load_model(pruned), windows(pruned, quickstart)
+    prompt = load_tokenizer(pruned)("The capital of France is")["input_ids"]
     with torch.no_grad(), llama_cpp(tmp_path / "model.gguf", WINDOW) as runtime:
         expected = model.generate(torch.tensor([prompt]), max_new_tokens=48, do_sample=False)[0, len(prompt) :].tolist()
         assert runtime.greedy(prompt, 48)[: len(expected)] == expected

@@ -25,7 +25,6 @@ import pytest
 
 import harness
 from equality import TOLERANCE, compare, our_scores
-from helpers import UNFITTED
 from tailored_llama.config import BenchmarkConfig, DistillationConfig, ExecutionConfig, PerplexityConfig, RunConfig
 from tailored_llama.data import load_texts
 from tailored_llama.data.benchmarks import load_benchmark
@@ -34,9 +33,6 @@ from tailored_llama.data.prompts import render_prompts
 from tailored_llama.evaluation import read_metrics
 from tailored_llama.evaluation.perplexity import measure_perplexity
 from tailored_llama.models import load_model, load_tokenizer, merge_adapter, read_structure
-from tailored_llama.pruning.groups import build_graph
-from tailored_llama.pruning.importance import score_importance
-from tailored_llama.pruning.prune import prune
 from tailored_llama.training.tuning import Source, tune
 
 pytestmark = pytest.mark.real
@@ -45,7 +41,7 @@ CPU = ExecutionConfig(device="cpu")
 
 
 @pytest.fixture(scope="session")
-def adapter(pruned_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def adapter(layered_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter for ARC-easy, so large that nobody could miss it."""
     benchmark = BenchmarkConfig(name="arc_easy")
     examples, prompts, out = (tmp_path_factory.mktemp(name) for name in ("examples", "prompts", "adapter"))
@@ -53,7 +49,7 @@ def adapter(pruned_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytes
     render_prompts(examples, benchmark=benchmark, split="train", template="harness", out=prompts, shots=16, held_out=0)
     tuning = quickstart.tuning.model_copy(update={"epochs": 2, "learning_rate": 2e-3})
     tune(
-        pruned_smollm2,
+        layered_smollm2,
         [Source(prompts, "acc_norm")],
         tuning=tuning,
         seed=0,
@@ -65,22 +61,9 @@ def adapter(pruned_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytes
 
 
 @pytest.fixture(scope="session")
-def tailored(pruned_smollm2: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tailored(layered_smollm2: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tailored")
-    merge_adapter(pruned_smollm2, adapter, out=out)
-    return out
-
-
-@pytest.fixture(scope="session")
-def uniform(smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pruned alike in every layer: a checkpoint of a stock architecture."""
-    groups, importance, out = (tmp_path_factory.mktemp(name) for name in ("groups", "importance", "uniform"))
-    build_graph(smollm2, out=groups)
-    score_importance(smollm2, groups, None, criterion="magnitude_l2", seed=0, out=importance, execution=CPU)
-    pruning = quickstart.pruning.model_copy(update={"allocation": "uniform"})
-    prune(
-        smollm2, groups, importance, None, ratio=0.2, pruning=pruning, reconstruction=UNFITTED, out=out, execution=CPU
-    )
+    merge_adapter(layered_smollm2, adapter, out=out)
     return out
 
 
@@ -127,9 +110,9 @@ def test_the_record_is_what_the_harness_says(name: str, shots: int, smollm2: Pat
         assert np.allclose(recorded.loc[example, "loglikelihoods"], said.loc[example, "loglikelihoods"], atol=TOLERANCE)
 
 
-def test_the_adapter_changes_scores(pruned_smollm2: Path, adapter: Path) -> None:
-    tokenizer = load_tokenizer(pruned_smollm2)
-    scores = [our_scores(load_model(pruned_smollm2, a), tokenizer, "arc_easy", 0, [0])[1][0] for a in (None, adapter)]
+def test_the_adapter_changes_scores(layered_smollm2: Path, adapter: Path) -> None:
+    tokenizer = load_tokenizer(layered_smollm2)
+    scores = [our_scores(load_model(layered_smollm2, a), tokenizer, "arc_easy", 0, [0])[1][0] for a in (None, adapter)]
     assert min(abs(a - b) for a, b in zip(*scores, strict=True)) > 100 * TOLERANCE
 
 
@@ -141,11 +124,11 @@ def harness_tailored(tailored: Path) -> Any:
 @pytest.mark.parametrize("shots", [0, 5])
 @pytest.mark.parametrize("name", SEVEN)
 def test_a_tailored_model_scores_as_its_merged_checkpoint_does_in_the_harness(
-    name: str, shots: int, pruned_smollm2: Path, adapter: Path, harness_tailored: Any, full: bool
+    name: str, shots: int, layered_smollm2: Path, adapter: Path, harness_tailored: Any, full: bool
 ) -> None:
     count = {(0, True): 200, (0, False): 12, (5, True): 8, (5, False): 2}[shots, full]
     theirs = harness_says(harness_tailored, name, shots, count)
-    assert_equal(name, theirs, load_model(pruned_smollm2, adapter), load_tokenizer(pruned_smollm2), shots)
+    assert_equal(name, theirs, load_model(layered_smollm2, adapter), load_tokenizer(layered_smollm2), shots)
 
 
 LOADED_ALONE = """
@@ -161,7 +144,7 @@ print(json.dumps({"type": model.model.config.model_type, "loglikelihoods": found
 """
 
 
-@pytest.mark.parametrize(("layout", "model_type"), [("tailored", "tailored_llama"), ("uniform", "llama")])
+@pytest.mark.parametrize(("layout", "model_type"), [("tailored", "tailored_llama"), ("uniform_smollm2", "llama")])
 def test_the_harness_loads_a_checkpoint_without_this_library(
     layout: str, model_type: str, request: pytest.FixtureRequest
 ) -> None:
@@ -181,7 +164,7 @@ def test_the_harness_loads_a_checkpoint_without_this_library(
 
 
 def test_word_and_byte_perplexity_equal_the_harness(
-    pruned_smollm2: Path, quickstart: RunConfig, folder: Callable[[str], Path]
+    layered_smollm2: Path, quickstart: RunConfig, folder: Callable[[str], Path]
 ) -> None:
     """As its task wikitext takes them of a page, by its rolling windows."""
     from lm_eval.api.instance import Instance
@@ -192,7 +175,7 @@ def test_word_and_byte_perplexity_equal_the_harness(
     text, out = folder("text") / "page.txt", folder("perplexity")
     text.write_text(page, encoding="utf-8")
     measure_perplexity(
-        pruned_smollm2,
+        layered_smollm2,
         text=PerplexityConfig(source=str(text), window=512, tokens=None),
         downloads="",
         out=out,
@@ -200,7 +183,7 @@ def test_word_and_byte_perplexity_equal_the_harness(
     )
     ours = read_metrics(out)
     lm = HFLM(
-        pretrained=load_model(pruned_smollm2), tokenizer=load_tokenizer(pruned_smollm2), batch_size=4, max_length=512
+        pretrained=load_model(layered_smollm2), tokenizer=load_tokenizer(layered_smollm2), batch_size=4, max_length=512
     )
     (loss,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (page,), 0)], disable_tqdm=True)
     said = process_results({"page": page}, (loss,))

@@ -95,6 +95,9 @@ def test_help_shows_an_example_that_is_right(command: Command, path: tuple[str, 
     assert example, shown
     words = shlex.split(example[1])
     assert tuple(words[1 : 1 + len(path)]) == path
+    for name in ("dense", "pruned", "my-model/commonsense_qa-0.2"):
+        Path(name).mkdir(parents=True)
+        Path(name, "config.json").touch()
     parser.make_context(path[-1], words[1 + len(path) :])  # raises where an option or argument is wrong
 
 
@@ -190,8 +193,7 @@ WRONG = {
     "tune {tiny} out -b colours --config run.toml --set tuning.examples=mixture": "tuning.examples: got 'mixture'; "
     "allowed: 'benchmark' in this command",
     "heal {tiny} out --dense {tiny} --config run.toml": "healing.tokens: got 0; allowed: at least 1",
-    "tune nowhere out -b colours --config run.toml": "nowhere/config.json: missing or not JSON; allowed: a checkpoint "
-    "folder",
+    "tune nowhere out -b colours --config run.toml": "nowhere/config.json: missing; allowed: a checkpoint folder",
     "score {tiny} -b colours --config run.toml --adapter out --out out": "adapter out: adapter_config.json is missing; "
     "allowed: a PEFT adapter in safetensors",
     "merge {tiny} data out": "adapter data: adapter_config.json is missing; allowed: a PEFT adapter in safetensors",
@@ -335,8 +337,12 @@ def test_store_ls_tells_what_one_report_used(command: Command, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("arguments", "status"),
-    [(["--help"], 0), (["prune", "x", "out", "--ratio", "0.2", "--set", "pruning.criterion=bad"], 2)],
-    ids=["help", "bad value"],
+    [
+        (["--help"], 0),
+        (["prune", "x", "out", "--ratio", "0.2", "--set", "pruning.criterion=bad"], 2),
+        (["merge", "nowhere", "adapter", "out"], 2),
+    ],
+    ids=["help", "bad value", "no checkpoint"],
 )
 def test_help_and_a_bad_value_load_neither_torch_nor_transformers(arguments: list[str], status: int) -> None:
     code = "import sys; from tailored_llama.cli import main\ntry:\n    main()\nfinally:\n    print(sorted(sys.modules))"

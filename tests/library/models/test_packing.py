@@ -165,11 +165,11 @@ from tailored_llama.models import Document, load_model, packed_attention
 
 torch.set_num_threads(1)
 logging.basicConfig(level="WARNING")
-model = load_model(save_tiny_llama(Path(sys.argv[1]), intermediate_size=8192))
+model = load_model(save_tiny_llama(Path(sys.argv[1]), intermediate_size=2048))
 prompts = [Encoded(Document([i + 1] * 250), ((249,),), ((7,),)) for i in range(64)]
 expected = loglikelihoods(model, prompts, 1000)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, -1))  # a pass of 16,000 tokens asks for three times 524 MB
+resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, -1))  # a pass of 16,000 tokens asks for three times 131 MB
 found = loglikelihoods(model, prompts, 16_000)
 assert all(abs(a[0] - b[0]) < 1e-4 for a, b in zip(found, expected, strict=True))
 """

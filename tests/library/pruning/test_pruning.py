@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from helpers import CPU, UNFITTED, save_tiny_llama
@@ -106,32 +106,39 @@ def test_a_saved_checkpoint_reloads_with_equal_logits(
     assert str(tmp_path) not in (again / "config.json").read_text() + (out / "config.json").read_text()
 
 
-@pytest.mark.parametrize("pruning", [UNIFORM, LAYERED], ids=["uniform", "per-layer"])
-def test_a_clean_process_loads_it_without_the_library(tmp_path: Path, pruning: PruningConfig) -> None:
+LOADED_ALONE = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+for trust, folder in enumerate(map(Path, sys.argv[1:])):
+    expected = load_file(folder / "expected.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(folder / "pruned", trust_remote_code=bool(trust)).eval()
+    assert torch.equal(model(expected["ids"]).logits, expected["logits"]), folder.name
+    print(type(model).__name__)
+assert "tailored_llama" not in sys.modules
+"""
+
+
+def test_a_clean_process_loads_it_without_the_library(tmp_path: Path) -> None:
     """Uniform checkpoints load in stock transformers; per-layer ones with trust_remote_code."""
-    _, out = pruned_checkpoint(tmp_path, 0.2, pruning)
-    model = load_model(out)
-    with torch.no_grad():
-        expected = model(IDS).logits
-    torch.save(expected, tmp_path / "expected.pt")
-    code = (
-        "import sys, torch\n"
-        "from transformers import AutoModelForCausalLM\n"
-        f"model = AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code={pruning is LAYERED}).eval()\n"
-        "assert 'tailored_llama' not in sys.modules\n"
-        f"expected = torch.load({str(tmp_path / 'expected.pt')!r})\n"
-        f"assert torch.equal(model(torch.tensor({IDS.tolist()})).logits, expected)\n"
-        "print(type(model).__name__)"
-    )
+    folders = [tmp_path / "uniform", tmp_path / "per-layer"]
+    for folder, pruning in zip(folders, (UNIFORM, LAYERED), strict=True):
+        folder.mkdir()
+        _, out = pruned_checkpoint(folder, 0.2, pruning)
+        with torch.no_grad():
+            logits = load_model(out)(IDS).logits
+        save_file({"ids": IDS, "logits": logits}, folder / "expected.safetensors")
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", LOADED_ALONE, *map(str, folders)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == ("TailoredLlamaForCausalLM" if pruning is LAYERED else "LlamaForCausalLM")
+    assert done.stdout.split() == ["LlamaForCausalLM", "TailoredLlamaForCausalLM"]
 
 
 @pytest.mark.parametrize("pruning", [UNIFORM, LAYERED], ids=["uniform", "per-layer"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
 
 from helpers import CPU, save_tiny_llama, write_jsonl, write_own_benchmark
+from tailored_llama.cli import main
 from tailored_llama.cli.lm_eval import run_lm_eval
 from tailored_llama.config import TuningConfig
 from tailored_llama.errors import InputError
@@ -353,35 +355,35 @@ def test_tasks_end_as_they_do_with_hf(checkpoint: str, shots: int, tasks: Path, 
 # The command line
 
 
-# Without the harness's own tasks: reading thousands of files takes ten seconds.
-COMMAND = """
-import functools, lm_eval.tasks
-lm_eval.tasks.TaskManager = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
-from tailored_llama.cli import main
-main()
-"""
+@pytest.fixture
+def lm_eval(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command `tailored-llama lm-eval`, without a network; returns its exit status."""
+    # Without the harness's own tasks: reading thousands of files takes ten seconds.
+    without = functools.partial(TaskManager, include_defaults=False)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", without)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["tailored-llama", "lm-eval", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    return run
 
 
-def lm_eval(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run `tailored-llama lm-eval` in a process of its own, without a network."""
-    return subprocess.run(
-        [sys.executable, "-c", COMMAND, "lm-eval", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
-
-
-def test_the_command_line_is_the_harness_s_own_with_one_more_model(per_layer: Path, tasks: Path) -> None:
+def test_the_command_line_is_the_harness_s_own_with_one_more_model(
+    per_layer: Path, tasks: Path, lm_eval: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     found = {}
     for model in ("hf", "tailored"):
-        run = lm_eval(
+        status = lm_eval(
             *("--model", model, "--model_args", f"pretrained={per_layer},dtype=float32", "--device", "cpu"),
             *("--tasks", "colours,letters,written", "--include_path", tasks, "--limit", 6, "--log_samples"),
             *("--output_path", tasks / model),
         )
-        assert run.returncode == 0, run.stderr
-        assert f"{model} (" in run.stdout
+        assert status == 0
+        assert f"{model} (" in capsys.readouterr().out
         (results,) = (tasks / model).rglob("results_*.json")
         found[model] = {name: numbers(own) for name, own in json.loads(results.read_text())["results"].items()}
         assert len(list((tasks / model).rglob("samples_*.jsonl"))) == 3
@@ -390,16 +392,23 @@ def test_the_command_line_is_the_harness_s_own_with_one_more_model(per_layer: Pa
         assert found["tailored"][name] == pytest.approx(values, rel=1e-3)
 
 
+def in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command as a user runs it."""
+    command = [sys.executable, "-c", "from tailored_llama.cli import main; main()", "lm-eval", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+
+
 def test_what_the_model_refuses_is_one_line(tiny: Path, tasks: Path) -> None:
-    run = lm_eval("--model", "tailored", "--model_args", f"pretrained={tiny},parallelize=True", "--tasks", tasks)
+    file = next(tasks.glob("*.yaml"))
+    run = in_a_process("--model", "tailored", "--model_args", f"pretrained={tiny},parallelize=True", "--tasks", file)
     assert run.returncode == 2
     assert run.stderr.splitlines()[-1] == "error: model_args: parallelize: got True; allowed: one device"
     assert "Traceback" not in run.stderr
 
 
 def test_help_is_the_harness_s() -> None:
-    run = lm_eval("run", "--help")
-    assert run.returncode == 0
+    run = in_a_process("run", "--help")
+    assert run.returncode == 0, run.stderr
     assert "lm-eval run --model" in run.stdout
     assert "--apply_chat_template" in run.stdout
 
