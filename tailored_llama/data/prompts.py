@@ -1,7 +1,7 @@
 """Prompts: how an example is written out, for tuning and for scoring alike.
 
 A template set (`templates.py`) gives the wording, and one renderer fills it in. The space between context and
-continuation belongs to the continuation.
+continuation belongs to the continuation. A task of lm-evaluation-harness may have another delimiter in its place.
 
 With the set `harness`, WinoGrande is scored by partial evaluation: each choice fills the gap of its own context, and
 the rest of the sentence is the continuation of each. The other shipped sets score the choice itself or its letter: a
@@ -45,8 +45,8 @@ class Prompt:
     """One example written out: a context and a continuation per choice, the right choice, the lengths for acc_norm.
 
     The contexts are equal unless the choice is part of the context (WinoGrande with the harness template). A length is
-    the number of characters of the continuation without its leading space, by which lm-evaluation-harness divides in
-    the five benchmarks it reports acc_norm for. When letters are scored, all lengths are 1 and acc_norm equals acc.
+    the number of characters of the continuation without its delimiter (a leading space), by which
+    lm-evaluation-harness divides for acc_norm. When letters are scored, all lengths are 1 and acc_norm equals acc.
     """
 
     example: int
@@ -70,32 +70,43 @@ def render(
         InputError: the template cannot word this benchmark, or has too few letters for the choices.
     """
     layout = layout_of(template, benchmark)
-    start = header or _opening(layout)
+    start = header or _opening(layout, example)
     parts = [_fill(template, layout, example, choice) for choice in range(len(example.choices))]
     return Prompt(
         example=example.index,
         contexts=tuple(start + context for context, _ in parts),
         continuations=tuple(continuation + ending for _, continuation in parts),
         answer=example.answer,
-        choice_lengths=tuple(len(continuation) - 1 for _, continuation in parts),
+        choice_lengths=tuple(len(continuation) - len(_delimiter(layout, example)) for _, continuation in parts),
     )
 
 
 def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Sequence[Example]) -> str:
     """Solved examples, each followed by a blank line, as lm-evaluation-harness joins them; "" for none.
 
-    An instruction comes once, at the top.
+    An instruction comes once, at the top. Examples of the harness's tasks say themselves how they look when solved.
     """
     if not examples:
         return ""
     layout = layout_of(template, benchmark)
-    solved = ("".join(_fill(template, layout, example, example.answer)) + "\n\n" for example in examples)
-    return _opening(layout) + "".join(solved)
+    plain = (layout.layout, layout.continuation) == ("{context}", "{choice}")
+    solved = (
+        example.fields["solved"]
+        if plain and "solved" in example.fields
+        else "".join(_fill(template, layout, example, example.answer)) + "\n\n"
+        for example in examples
+    )
+    return _opening(layout, examples[0]) + "".join(solved)
 
 
-def _opening(layout: Layout) -> str:
-    """The instruction and a blank line."""
-    return f"{layout.instruction}\n\n" if layout.instruction else ""
+def _opening(layout: Layout, example: Example) -> str:
+    """The instruction and a blank line; without one, the description of a task of the harness."""
+    return f"{layout.instruction}\n\n" if layout.instruction else example.fields.get("description", "")
+
+
+def _delimiter(layout: Layout, example: Example) -> str:
+    """What stands between context and continuation: a space, or what a task of the harness puts before its choices."""
+    return example.fields.get("delimiter", " ") if layout.continuation == "{choice}" else " "
 
 
 def _fill(template: Template, layout: Layout, example: Example, choice: int) -> tuple[str, str]:
@@ -110,7 +121,7 @@ def _fill(template: Template, layout: Layout, example: Example, choice: int) -> 
         lettered = zip(LETTERS, example.choices, strict=False)
         values["listed"] = "\n".join(template.shown.format(letter=letter, choice=text) for letter, text in lettered)
         values["letter"] = LETTERS[choice]
-    return layout.layout.format(**values), " " + layout.continuation.format(**values)
+    return layout.layout.format(**values), _delimiter(layout, example) + layout.continuation.format(**values)
 
 
 STAGE, VERSION = "prompts", 3

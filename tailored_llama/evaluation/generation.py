@@ -1,4 +1,7 @@
-"""Written answers: greedy generation, and SQuAD's exact match and F1 (arXiv 1606.05250, section 6.1)."""
+"""Written answers: greedy generation, and SQuAD's exact match and F1 (arXiv 1606.05250, section 6.1).
+
+With `ignore`, exact match is lm-evaluation-harness's: equal texts, but for what the benchmark says to ignore.
+"""
 
 from __future__ import annotations
 
@@ -103,9 +106,19 @@ def normalise(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
-def exact_match(text: str, accepted: Sequence[str]) -> float:
-    """1 if the text equals an accepted one in normal form, else 0."""
-    return float(normalise(text) in map(normalise, accepted))
+def exact_match(text: str, accepted: Sequence[str], ignore: Sequence[str] | None = None) -> float:
+    """1 if the text equals an accepted one but for what is ignored, else 0; with None, in SQuAD's normal form."""
+    form = normalise if ignore is None else partial(_without, ignore)
+    return float(form(text) in map(form, accepted))
+
+
+def _without(ignore: Sequence[str], text: str) -> str:
+    """A text without what is ignored, in the order of lm-evaluation-harness."""
+    text = text.strip() if "spaces" in ignore else text
+    text = text.lower() if "case" in ignore else text
+    for name, characters in (("punctuation", string.punctuation), ("numbers", string.digits)):
+        text = text.translate(str.maketrans("", "", characters)) if name in ignore else text
+    return text
 
 
 def f1(text: str, accepted: Sequence[str]) -> float:
@@ -120,15 +133,23 @@ def _f1(words: list[str], wanted: list[str]) -> float:
     return 2 * common / (len(words) + len(wanted))
 
 
-def judge(prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, list[Any]]:
-    """The columns of `answers.parquet` that compare written with accepted texts."""
+def judge(prompts: Sequence[Prompt], texts: Sequence[str], ignore: Sequence[str] | None = None) -> dict[str, list[Any]]:
+    """The columns of `answers.parquet` that compare written with accepted texts; `ignore` as in `exact_match`."""
     columns: dict[str, list[Any]] = {name: [] for name in ("example", "text", "accepted", "exact_match", "f1")}
     for prompt, text in zip(prompts, texts, strict=True):
-        accepted = [continuation.strip() for continuation in prompt.continuations]
-        row = (prompt.example, text.strip(), accepted, exact_match(text, accepted), f1(text, accepted))
+        accepted = accepted_texts(prompt, ignore)
+        row = (prompt.example, text.strip(), accepted, exact_match(text, accepted, ignore), f1(text, accepted))
         for name, value in zip(columns, row, strict=True):
             columns[name].append(value)
     return columns
+
+
+def accepted_texts(prompt: Prompt, ignore: Sequence[str] | None) -> list[str]:
+    """The accepted texts of a prompt, without their delimiter; without outer spaces unless those count."""
+    if ignore is None:
+        return [continuation.strip() for continuation in prompt.continuations]
+    pairs = zip(prompt.continuations, prompt.choice_lengths, strict=True)
+    return [continuation[len(continuation) - length :] for continuation, length in pairs]
 
 
 def answer_perplexity(loglikelihoods: Sequence[float], tokens: Sequence[int]) -> float:
@@ -136,12 +157,13 @@ def answer_perplexity(loglikelihoods: Sequence[float], tokens: Sequence[int]) ->
     return math.exp(-math.fsum(loglikelihoods) / sum(tokens))
 
 
-def written_floor(prompts: Sequence[Prompt], metric: str) -> float:
+def written_floor(prompts: Sequence[Prompt], metric: str, ignore: Sequence[str] | None = None) -> float:
     """The score without skill: always writing the one accepted text that does best in the metric.
 
-    Only the 50 most common accepted texts, in normal form, are tried.
+    Only the 50 most common accepted texts, in normal form, are tried. `ignore` is as in `exact_match`.
     """
-    accepted = Counter(text for prompt in prompts for text in set(map(normalise, prompt.continuations)))
-    value = {"exact_match": exact_match, "f1": f1}[metric]
-    best = [sum(value(text, prompt.continuations) for prompt in prompts) for text, _ in accepted.most_common(50)]
-    return max(best) / len(prompts)
+    form = normalise if ignore is None else partial(_without, ignore)
+    accepted = [accepted_texts(prompt, ignore) for prompt in prompts]
+    common = Counter(text for texts in accepted for text in set(map(form, texts))).most_common(50)
+    value = f1 if metric == "f1" else partial(exact_match, ignore=ignore)
+    return max(sum(value(text, texts) for texts in accepted) for text, _ in common) / len(prompts)

@@ -101,6 +101,8 @@ def key_fields(benchmark: BenchmarkConfig, split: PromptSplit = "evaluation", me
     if is_written(benchmark):
         fields |= {"max_new_tokens": max_new_tokens(benchmark), "stop": stop_strings(benchmark)}
         fields["answers"] = "with their perplexity"
+        if benchmark.ignore is not None:
+            fields["ignore"] = benchmark.ignore
     return fields | ({"split": split} if split != "evaluation" else {})
 
 
@@ -137,12 +139,12 @@ def score_benchmark(
             progress,
         )
         encoded = [encode_answer(tokenizer, prompt, limit) for prompt in rendered]
-        columns = generation.judge(rendered, texts)
+        columns = generation.judge(rendered, texts, benchmark.ignore)
         columns["loglikelihood"] = [row[0] for row in loglikelihoods(model, encoded, budget)]
         columns["tokens"] = [len(item.targets[0]) for item in encoded]
         write_table(out / "answers.parquet", columns, ANSWERS_SCHEMA)
         values = {name: columns[name] for name in WRITTEN}
-        floor = generation.written_floor(rendered, headline_metric(benchmark))
+        floor = generation.written_floor(rendered, headline_metric(benchmark), benchmark.ignore)
         perplexity = {"answer_perplexity": generation.answer_perplexity(columns["loglikelihood"], columns["tokens"])}
         measured: dict[str, Any] = {"examples": len(rendered)}
     else:

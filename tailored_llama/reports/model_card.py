@@ -8,7 +8,16 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from tailored_llama.config import DENSE, GENERIC, BenchmarkConfig, RunConfig, TextConfig, healing_text, is_written
+from tailored_llama.config import (
+    DENSE,
+    GENERIC,
+    BenchmarkConfig,
+    RunConfig,
+    TextConfig,
+    healing_text,
+    is_harness_task,
+    is_written,
+)
 from tailored_llama.data import BUILTIN, Example, load_template, named_columns, render
 from tailored_llama.evaluation import MODELS, PRUNED
 from tailored_llama.models import Base, is_layered, loading, what_was_removed, write_card
@@ -83,6 +92,8 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
 
 def _data(own: BenchmarkConfig) -> str:
     """Where the examples come from."""
+    if is_harness_task(own.name):
+        return "train and evaluation split of the task, in the wording of lm-evaluation-harness"
     if own.source:
         subset, revision = own.subset or "default", own.revision or "main"
         return f"the Hub data set `{own.source}` ({subset}, revision {revision})"
@@ -98,7 +109,9 @@ def _text(text: TextConfig) -> str:
 
 def _prompt(config: RunConfig, own: BenchmarkConfig) -> str:
     """The prompt, with column names in braces in place of an example's texts."""
-    if own.name in BUILTIN:
+    if is_harness_task(own.name):
+        fields = {"context": "{context}"}
+    elif own.name in BUILTIN:
         fields = {name: f"{{{name}}}" for name in BUILTIN[own.name].fields}
     else:
         fields = {"context": str(own.context) if named_columns(own) else f"{{{own.context}}}"}

@@ -1,0 +1,215 @@
+"""Tasks of lm-evaluation-harness 0.4.13 as benchmarks: what their files say, read without importing the harness.
+
+A benchmark named `lm_eval:sciq` is the harness's task `sciq`. Its file says whether there are choices or the model
+writes the answer, and by which metric it counts. `tailored_llama/data/harness.py` loads the documents.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tailored_llama.errors import InputError
+
+PREFIX = "lm_eval:"
+FUNCTION = "!function "  # what a setting begins with that names a Python function
+_TASK = re.compile(r"""^["']?task["']?\s*:[ \t]*["']?([^\s"'#\[{]+)""", re.MULTILINE)
+_GROUP = re.compile(r"""^["']?group["']?\s*:[ \t]*["']?([^\s"'#\[{]+)""", re.MULTILINE)
+_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # aliases, the first one counts
+_IGNORES = {"ignore_case": "case", "ignore_punctuation": "punctuation", "ignore_numbers": "numbers"}
+
+
+@dataclass(frozen=True)
+class HarnessTask:
+    """One task: its name, its file, and the file's settings with those of the files it includes.
+
+    A setting that names a Python function is the text `!function FOLDER/MODULE.FUNCTION`.
+    """
+
+    name: str
+    file: Path
+    settings: Mapping[str, Any]
+
+    def refuse(self, got: str, allowed: str) -> InputError:
+        """The error for a task that cannot be a benchmark."""
+        return InputError(f"benchmarks.{PREFIX}{self.name}: {got}; allowed: {allowed}")
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether the task ranks choices; otherwise the model writes the answer."""
+        return self.settings.get("output_type") == "multiple_choice"
+
+    @property
+    def has_train(self) -> bool:
+        """Whether the task has a train split."""
+        return self.settings.get("training_split") is not None
+
+
+def is_harness_task(name: object) -> bool:
+    """Whether a benchmark's name means a task of lm-evaluation-harness."""
+    return isinstance(name, str) and name.startswith(PREFIX)
+
+
+def find_task(benchmark: str, folder: str | None) -> HarnessTask:
+    """Find the file of a task and read it.
+
+    Args:
+        benchmark: such as lm_eval:sciq.
+        folder: a folder with task files of the user's own, which come first; None: only the harness's.
+
+    Raises:
+        InputError: the harness is not installed, there is no such folder or task, or its file cannot be read.
+    """
+    name = benchmark.removeprefix(PREFIX)
+    harness = find_spec("lm_eval")
+    if harness is None or not harness.submodule_search_locations:
+        raise InputError(
+            f"benchmarks: got {benchmark!r}, which needs lm-evaluation-harness; allowed: after pip install "
+            "'tailored-llama[lm-eval]'"
+        )
+    own = Path(folder).expanduser() if folder is not None else None
+    if own is not None and not own.is_dir():
+        raise InputError(
+            f"benchmarks.{benchmark}.source: got {folder!r}, no such folder; allowed: a folder with task files (.yaml)"
+        )
+    shipped = _shipped(Path(harness.submodule_search_locations[0]) / "tasks")
+    tasks, groups = shipped if own is None else (one | more for one, more in zip(shipped, _named(own), strict=True))
+    if name in groups and name not in tasks:
+        members = sorted(task for task in tasks if task.startswith(f"{name}_"))[:3]
+        such = f", such as {', '.join(members)}" if members else ""
+        raise InputError(f"benchmarks: got {benchmark!r}, a group of tasks; allowed: one task{such}")
+    if name not in tasks:
+        near = difflib.get_close_matches(name, tasks, n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise InputError(
+            f"benchmarks: got {benchmark!r}, unknown; {hint}allowed: a task that `lm-eval ls tasks` lists, or a task "
+            "file in the folder `source`"
+        )
+    try:
+        return HarnessTask(name, tasks[name], _read(tasks[name], frozenset()))
+    except (OSError, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"benchmarks.{benchmark}: {tasks[name].name}: {said}; allowed: a readable task file") from None
+
+
+def task_fields(task: HarnessTask, metric: str | None = None) -> dict[str, Any]:
+    """The fields of a benchmark that a task decides: its metric, and how the model writes an answer.
+
+    Args:
+        task: the task.
+        metric: the configured metric; None: the task's own, acc_norm where it counts both acc and acc_norm.
+
+    Raises:
+        InputError: the task cannot be a benchmark, or has another metric.
+    """
+    settings, kind = task.settings, task.settings.get("output_type", "generate_until")
+    if kind not in ("multiple_choice", "generate_until"):
+        raise task.refuse(f"output_type {kind}", "multiple_choice or generate_until")
+    for key in ("class", "custom_dataset", "process_results", "doc_to_image", "doc_to_audio"):
+        if settings.get(key):
+            raise task.refuse(f"has {key}", "tasks of text, with a data set and the harness's own metrics")
+    filters = [step.get("function") for one in settings.get("filter_list") or () for step in one.get("filter") or ()]
+    known = {"take_first"} if task.has_choices else {"take_first", "remove_whitespace"}
+    if unknown := [name for name in filters if name not in known]:
+        raise task.refuse(f"has the filter {unknown[0]}", f"no filter but {' and '.join(sorted(known))}")
+    metrics = _metrics(settings, ("acc", "acc_norm") if task.has_choices else ("exact_match",))
+    if not metrics:
+        wanted = "acc or acc_norm" if task.has_choices else "exact_match"
+        raise task.refuse("has metrics of its own only", f"tasks with the metric {wanted}, averaged")
+    choosable = ("acc", "acc_norm") if task.has_choices else ("exact_match",)  # the harness may list only one of two
+    if metric is not None and metric not in choosable:
+        raise InputError(f"benchmarks.{PREFIX}{task.name}.metric: got {metric!r}; allowed: {' or '.join(choosable)}")
+    if task.has_choices:
+        return {"metric": metric or ("acc_norm" if "acc_norm" in metrics else "acc")}
+    ignored = tuple(name for option, name in _IGNORES.items() if metrics["exact_match"].get(option))
+    if metrics["exact_match"].get("regexes_to_ignore"):
+        raise task.refuse("exact_match has regexes_to_ignore", f"exact_match with {', '.join(_IGNORES)} or nothing")
+    spaces = ("spaces",) if "remove_whitespace" in filters else ()
+    return {"metric": "exact_match", "ignore": (*ignored, *spaces), **_generation(task)}
+
+
+def _metrics(settings: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
+    """The task's metrics that are known here; a task without a list has all of them."""
+    listed = settings.get("metric_list")
+    if listed is None:
+        return {name: {} for name in known}
+    named = {one["metric"]: one for one in listed if isinstance(one, Mapping) and one.get("metric") in known}
+    return {name: one for name, one in named.items() if one.get("aggregation", "mean") == "mean"}
+
+
+def _generation(task: HarnessTask) -> dict[str, Any]:
+    """Stop strings and maximum tokens of greedy generation, as the harness's model `hf` reads them."""
+    options = dict(task.settings.get("generation_kwargs") or {})
+    until = options.pop("until", task.settings.get("fewshot_delimiter", "\n\n"))
+    stop = tuple(str(mark) for mark in ([until] if isinstance(until, str) else until or ()) if mark)
+    counts = [count for name in _TOKENS if (count := options.pop(name, None)) is not None]
+    temperature = float(options.pop("temperature", 0.0) or 0.0)
+    if options.pop("do_sample", temperature > 0):
+        raise task.refuse("draws its answers at random (do_sample)", "greedy generation")
+    for name in ("top_p", "top_k"):  # nothing without sampling
+        options.pop(name, None)
+    if options or not stop:
+        got = f"generation_kwargs has {next(iter(options))}" if options else "generation_kwargs.until is empty"
+        raise task.refuse(got, f"until, do_sample, temperature, top_p, top_k and {_TOKENS[0]}")
+    return {"stop": stop, "max_new_tokens": int(counts[0]) if counts else 256}
+
+
+@cache
+def _shipped(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The files of the harness's own tasks and groups, by name."""
+    return _named(folder)
+
+
+def _named(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The files of tasks and groups below a folder, by name; of two with one name the first counts, as in the harness.
+
+    The harness parses all of its 14,000 files for this, which takes ten seconds.
+    """
+    tasks: dict[str, Path] = {}
+    groups: dict[str, Path] = {}
+    for file in sorted(folder.glob("**/*.yaml"), key=Path.as_posix):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if match := _GROUP.search(text):
+            groups.setdefault(match[1], file)
+        elif match := _TASK.search(text):
+            tasks.setdefault(match[1], file)
+    return tasks, groups
+
+
+def _read(file: Path, inside: frozenset[Path]) -> dict[str, Any]:
+    """The settings of a task file; those of included files stand below its own.
+
+    Raises:
+        OSError: a file is missing.
+        ValueError: a file is not a YAML table, or includes itself.
+    """
+    import yaml  # comes with the harness
+
+    file = file.resolve()
+    if file in inside:
+        raise ValueError(f"{file.name} includes itself")
+
+    class Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
+        """A safe loader that keeps a function's name instead of importing it."""
+
+    def keep_name(loader: Any, node: Any) -> str:
+        return f"{FUNCTION}{file.parent / loader.construct_scalar(node)}"
+
+    Loader.add_constructor("!function", keep_name)
+    try:
+        settings = yaml.load(file.read_bytes(), Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML ({error})") from None
+    if not isinstance(settings, dict):
+        raise ValueError("not a table")
+    includes = settings.pop("include", [])
+    merged: dict[str, Any] = {}
+    for name in includes if isinstance(includes, list) else [includes]:
+        merged |= _read(file.parent / name, inside | {file})
+    return merged | settings

@@ -1,0 +1,221 @@
+"""Documents of lm-evaluation-harness's tasks as Examples: its data, its wording, its answers, loaded by itself.
+
+The fields of an example are `context` (what the model reads), `delimiter` (what the harness puts between context and
+choice), `description` (what it puts once before everything) and `solved` (the document with its answer, as it stands
+among solved examples). The choices are the harness's; for written answers they are the accepted texts.
+
+Known deviation: a train example that also stands in the evaluation split is left out, as of every benchmark here.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import importlib.metadata
+import json
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tailored_llama.config import FUNCTION, BenchmarkConfig, HarnessTask, find_task
+from tailored_llama.data.builtin import Parts
+from tailored_llama.data.splits import Split
+from tailored_llama.errors import InputError, UnreachableError, is_transient, one_line
+from tailored_llama.store import hub_commit, sha256_file
+
+_NOT_IN_EXAMPLES = (
+    "dataset_kwargs", "dataset_path", "doc_to_decontamination_query", "filter_list", "generation_kwargs", "metadata",
+    "metric_list", "num_fewshot", "repeats", "should_decontaminate", "tag", "task_alias",
+)  # fmt: skip
+_FILE_FORMATS = ("arrow", "csv", "json", "parquet", "text")  # values of dataset_path that read files
+
+
+def harness_task(benchmark: BenchmarkConfig) -> HarnessTask:
+    """The task that a benchmark names.
+
+    Raises:
+        InputError: as `find_task`.
+    """
+    return find_task(benchmark.name, benchmark.source)
+
+
+def local_files(task: HarnessTask) -> dict[str, list[str]] | None:
+    """The data files of a task by split, if all its data are local files; None if they are on the Hub.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    kwargs = task.settings.get("dataset_kwargs") or {}
+    path = str(task.settings.get("dataset_path"))
+    named = kwargs.get("data_files")
+    if named is None and (folder := Path(path).expanduser()).is_dir():
+        named = [str(file) for file in sorted(folder.rglob("*")) if file.is_file()]
+    elif path not in _FILE_FORMATS:
+        return None
+    elif named is None:
+        raise task.refuse(f"dataset_path {path} without dataset_kwargs.data_files", "data_files beside it")
+    by_split = named if isinstance(named, Mapping) else {"train": named}
+    files: dict[str, list[str]] = {}
+    for split, patterns in by_split.items():
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            matching = sorted(glob.glob(pattern, recursive=True))
+            if not matching:
+                raise task.refuse(f"dataset_kwargs.data_files: got {pattern!r}, no such file", "local files")
+            files.setdefault(str(split), []).extend(matching)
+    return files
+
+
+def task_identity(benchmark: BenchmarkConfig) -> dict[str, Any]:
+    """Identify the documents and the wording of a task, without paths or times.
+
+    Raises:
+        InputError: there is no such task, a data file is missing, or a Hub revision cannot be resolved.
+    """
+    task = harness_task(benchmark)
+    settings = {key: value for key, value in task.settings.items() if key not in _NOT_IN_EXAMPLES}
+    modules = sorted({module for text in _texts(settings) if (module := _module(text))})
+    plain = json.dumps(_without_folders(settings), sort_keys=True, default=str)
+    identity: dict[str, Any] = {
+        "lm_eval": importlib.metadata.version("lm_eval"),
+        "settings": hashlib.sha256(plain.encode()).hexdigest(),
+    }
+    if modules:  # with those beside them, which they may import
+        python = sorted({file for module in modules for file in module.parent.glob("*.py")})
+        identity["python"] = {file.name: sha256_file(file) for file in python}
+    files = local_files(task)
+    if files is not None:
+        identity["files"] = {split: [sha256_file(Path(name)) for name in names] for split, names in files.items()}
+        return identity
+    kwargs = dict(task.settings.get("dataset_kwargs") or {})
+    kwargs.pop("revision", None)
+    return identity | {
+        "hub": str(task.settings.get("dataset_path")),
+        "commit": _commit(benchmark, task),
+        "options": hashlib.sha256(json.dumps(kwargs, sort_keys=True, default=str).encode()).hexdigest(),
+    }
+
+
+def _commit(benchmark: BenchmarkConfig, task: HarnessTask) -> str:
+    revision = benchmark.revision or (task.settings.get("dataset_kwargs") or {}).get("revision")
+    return hub_commit(str(task.settings.get("dataset_path")), revision, "dataset")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+    elif isinstance(value, str):
+        yield value
+
+
+def _module(text: str) -> Path | None:
+    """The file of a function that stands beside its task file; None for other texts, or an installed module."""
+    if not text.startswith(FUNCTION):
+        return None
+    folder, _, name = text.removeprefix(FUNCTION).rpartition("/")
+    file = Path(folder) / f"{name.rpartition('.')[0].replace('.', '/')}.py"
+    return file if file.is_file() else None
+
+
+def _without_folders(value: Any) -> Any:
+    """Settings in which functions are named without the folder of their file."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    is_function = isinstance(value, str) and value.startswith(FUNCTION)
+    return FUNCTION + value.rpartition("/")[2] if is_function else value
+
+
+@contextmanager
+def _loaded(benchmark: BenchmarkConfig) -> Iterator[Any]:
+    """The harness's own task object, with its data: local files, or the Hub data set at its commit."""
+    import datasets
+    import yaml
+    from lm_eval.tasks import TaskManager
+
+    datasets.disable_progress_bars()
+    task = harness_task(benchmark)
+    kwargs = dict(task.settings.get("dataset_kwargs") or {})
+    state = random.getstate()
+    with tempfile.TemporaryDirectory() as scratch:
+        if local_files(task) is None:
+            kwargs["revision"] = _commit(benchmark, task)
+        else:
+            kwargs.setdefault("cache_dir", scratch)  # Arrow copies of the files
+        file = Path(scratch) / "task.yaml"
+        file.write_text(yaml.safe_dump({"include": str(task.file), "dataset_kwargs": kwargs}))
+        random.seed(0)  # the harness's default: some tasks shuffle choices
+        try:
+            yield TaskManager(include_defaults=False).load(str(file))["tasks"][task.name]
+        except InputError:
+            raise
+        except Exception as error:  # of datasets, the harness, Jinja, or the task's own functions
+            kind = UnreachableError if is_transient(error) else InputError
+            said = f"{type(error).__name__}: {one_line(error)}"
+            raise kind(f"benchmarks.{benchmark.name}: lm-evaluation-harness cannot load it ({said})") from error
+        finally:
+            random.setstate(state)
+
+
+def harness_parts(benchmark: BenchmarkConfig, split: Split) -> list[Parts | ValueError]:
+    """Fields, choices and answer of every document of a split, or what is wrong with the document.
+
+    The evaluation split is the one that the harness scores: test if the task has one, else validation.
+
+    Raises:
+        InputError: the task has no such split, or the harness cannot load it.
+    """
+    if split == "train" and not (named := harness_task(benchmark)).has_train:
+        raise named.refuse("no train split", "a task with a training_split")
+    with _loaded(benchmark) as task:
+        documents = task.training_docs() if split == "train" else task.eval_docs
+        return [_parts(task, document) for document in documents]
+
+
+def _parts(task: Any, document: dict[str, Any]) -> Parts | ValueError:
+    description = task.resolve_field(document, task.config.description) or ""
+    context = task.fewshot_context(document, num_fewshot=0, gen_prefix=task.doc_to_prefix(document))
+    if not isinstance(context, str):
+        return ValueError("several contexts with one continuation; allowed: one context (winogrande is built in)")
+    context = context.removeprefix(description)
+    target = task.doc_to_target(document)
+    if task.OUTPUT_TYPE == "multiple_choice":
+        choices = list(task.doc_to_choice(document))
+        if isinstance(target, list):
+            return ValueError(f"doc_to_target: got {target!r:.80}; allowed: one right choice")
+        answer = target if isinstance(target, int) else choices.index(target) if target in choices else -1
+        requests = task.construct_requests(document, context, metadata=(None, 0, 1))
+        delimiter = str(requests[0].arguments[1]).removesuffix(str(choices[0]))
+    else:
+        choices = _accepted(task, document, target)
+        answer, delimiter = 0, task.config.target_delimiter
+    fields = {"context": context, "delimiter": delimiter, "description": description}
+    return fields | {"solved": _solved(task, document)}, tuple(choices), answer
+
+
+def _accepted(task: Any, document: dict[str, Any], target: Any) -> list[Any]:
+    """The texts that count as right."""
+    if task.config.doc_to_choice is not None:
+        return [task.doc_to_choice(document)[target]]
+    texts: Sequence[Any] = target if isinstance(target, list) else [str(target)]
+    return list(dict.fromkeys(text for text in texts if text)) or list(texts)
+
+
+def _solved(task: Any, document: dict[str, Any]) -> str:
+    """A document with its answer, as `ConfigurableTask.fewshot_context` writes solved examples."""
+    shown = task.fewshot_cfg
+    turn = task.build_qa_turn(
+        q=task.doc_to_text(document, shown.doc_to_text),
+        c=task.doc_to_choice(document, shown.doc_to_choice) if shown.doc_to_choice else None,
+        a=task.doc_to_target(document, shown.doc_to_target),
+        gen_prefix=task.resolve_field(document, shown.gen_prefix),
+        tgt_delim=shown.target_delimiter,
+        few_delim=shown.fewshot_delimiter,
+    )
+    return "".join(message.to_text() for message in turn)
