@@ -18,7 +18,7 @@ from tailored_llama.config.derived import (
     stop_strings,
     with_template,
 )
-from tailored_llama.config.harness import FUNCTION, HarnessTask, find_task, is_harness_task, task_fields
+from tailored_llama.config.harness import FUNCTION, PREFIX, HarnessTask, find_task, is_harness_task, task_fields
 from tailored_llama.config.loading import load_config, read_config_data, validate_as, validate_config
 from tailored_llama.config.schema import (
     DATA_FREE,
@@ -68,8 +68,8 @@ from tailored_llama.config.studies import (
 )
 
 __all__ = [
-    "DATA_FREE", "DENSE", "FUNCTION", "GENERIC", "GGUF_TYPES", "K_QUANTS", "PROMPTS", "RATIOS", "REFERENCES", "SOFT",
-    "SWEEP_FIELDS", "UNREAD_BY_TRANSFER", "UNTUNED_MODEL", "WRITTEN", "BenchmarkConfig", "CalibrationConfig",
+    "DATA_FREE", "DENSE", "FUNCTION", "GENERIC", "GGUF_TYPES", "K_QUANTS", "PREFIX", "PROMPTS", "RATIOS", "REFERENCES",
+    "SOFT", "SWEEP_FIELDS", "UNREAD_BY_TRANSFER", "UNTUNED_MODEL", "WRITTEN", "BenchmarkConfig", "CalibrationConfig",
     "Criterion", "DistillationConfig", "Dtype", "ExecutionConfig", "GgufType", "HarnessTask", "HealingConfig", "Metric",
     "ModelConfig", "PerplexityConfig", "ProfileConfig", "PromptStudyConfig", "PruningConfig", "Reconstruction",
     "ReconstructionConfig", "RunConfig", "Section", "StoreConfig", "SweepCell", "SweepConfig", "TextConfig",

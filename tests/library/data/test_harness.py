@@ -241,11 +241,15 @@ def test_a_hub_data_set_is_loaded_at_the_commit_in_the_key(
 # What cannot be a benchmark
 
 
+def read(name: str, folder: Path | None, **fields: Any) -> None:
+    own = benchmark(name, folder, **fields)
+    benchmarks.check_benchmark(own)
+    benchmarks.load_examples(own, "evaluation", "unused")
+
+
 def refusal(name: str, folder: Path | None, **fields: Any) -> str:
     with pytest.raises(InputError) as caught:
-        own = benchmark(name, folder, **fields)
-        benchmarks.check_benchmark(own)
-        benchmarks.load_examples(own, "evaluation", "unused")
+        read(name, folder, **fields)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
