@@ -48,14 +48,13 @@ def local_files(task: HarnessTask) -> dict[str, list[str]] | None:
     Raises:
         InputError: a file is missing.
     """
-    kwargs = task.settings.get("dataset_kwargs") or {}
     path = str(task.settings.get("dataset_path"))
-    named = kwargs.get("data_files")
-    if named is None and (folder := Path(path).expanduser()).is_dir():
-        named = [str(file) for file in sorted(folder.rglob("*")) if file.is_file()]
-    elif path not in _FILE_FORMATS:
+    named = _options(task).get("data_files")
+    if (folder := Path(path)).is_dir():
+        return {"all": [str(file) for file in sorted(folder.rglob("*")) if file.is_file()]}
+    if path not in _FILE_FORMATS:
         return None
-    elif named is None:
+    if named is None:
         raise task.refuse(f"dataset_path {path} without dataset_kwargs.data_files", "data_files beside it")
     by_split = named if isinstance(named, Mapping) else {"train": named}
     files: dict[str, list[str]] = {}
@@ -85,21 +84,24 @@ def task_identity(benchmark: BenchmarkConfig) -> dict[str, Any]:
     if modules:  # with those beside them, which they may import
         python = sorted({file for module in modules for file in module.parent.glob("*.py")})
         identity["python"] = {file.name: sha256_file(file) for file in python}
-    files = local_files(task)
+    options, path, files = _options(task), str(task.settings.get("dataset_path")), local_files(task)
     if files is not None:
         identity["files"] = {split: [sha256_file(Path(name)) for name in names] for split, names in files.items()}
-        return identity
-    kwargs = dict(task.settings.get("dataset_kwargs") or {})
-    kwargs.pop("revision", None)
-    return identity | {
-        "hub": str(task.settings.get("dataset_path")),
-        "commit": _commit(benchmark, task),
-        "options": hashlib.sha256(json.dumps(kwargs, sort_keys=True, default=str).encode()).hexdigest(),
-    }
+        identity["type"] = path if path in _FILE_FORMATS else "folder"
+        options.pop("data_files", None)
+    else:
+        identity |= {"hub": path, "commit": _commit(benchmark, task)}
+    options = {key: value for key, value in options.items() if key not in ("cache_dir", "revision")}
+    return identity | ({"options": options} if options else {})
+
+
+def _options(task: HarnessTask) -> dict[str, Any]:
+    """The arguments of `datasets.load_dataset`."""
+    return dict(task.settings.get("dataset_kwargs") or {})
 
 
 def _commit(benchmark: BenchmarkConfig, task: HarnessTask) -> str:
-    revision = benchmark.revision or (task.settings.get("dataset_kwargs") or {}).get("revision")
+    revision = benchmark.revision or _options(task).get("revision")
     return hub_commit(str(task.settings.get("dataset_path")), revision, "dataset")
 
 
@@ -141,7 +143,7 @@ def _loaded(benchmark: BenchmarkConfig) -> Iterator[Any]:
 
     datasets.disable_progress_bars()
     task = harness_task(benchmark)
-    kwargs = dict(task.settings.get("dataset_kwargs") or {})
+    kwargs = _options(task)
     state = random.getstate()
     with tempfile.TemporaryDirectory() as scratch:
         if local_files(task) is None:

@@ -9,7 +9,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -108,8 +108,12 @@ def normalise(text: str) -> str:
 
 def exact_match(text: str, accepted: Sequence[str], ignore: Sequence[str] | None = None) -> float:
     """1 if the text equals an accepted one but for what is ignored, else 0; with None, in SQuAD's normal form."""
-    form = normalise if ignore is None else partial(_without, ignore)
+    form = _form(ignore)
     return float(form(text) in map(form, accepted))
+
+
+def _form(ignore: Sequence[str] | None) -> Callable[[str], str]:
+    return normalise if ignore is None else partial(_without, ignore)
 
 
 def _without(ignore: Sequence[str], text: str) -> str:
@@ -162,8 +166,8 @@ def written_floor(prompts: Sequence[Prompt], metric: str, ignore: Sequence[str] 
 
     Only the 50 most common accepted texts, in normal form, are tried. `ignore` is as in `exact_match`.
     """
-    form = normalise if ignore is None else partial(_without, ignore)
+    form = _form(ignore)
     accepted = [accepted_texts(prompt, ignore) for prompt in prompts]
     common = Counter(text for texts in accepted for text in set(map(form, texts))).most_common(50)
-    value = f1 if metric == "f1" else partial(exact_match, ignore=ignore)
+    value: Callable[[str, Sequence[str]], float] = f1 if metric == "f1" else partial(exact_match, ignore=ignore)
     return max(sum(value(text, texts) for texts in accepted) for text, _ in common) / len(prompts)

@@ -130,7 +130,7 @@ WRONG = {
     'benchmarks=[{name="x", choices=3}]': "benchmarks.0.choices: got 3; allowed: a valid string; "
     "benchmarks.0.choices: got 3; allowed: a list",
     "benchmarks=['../x']": "benchmarks.0.name: got '../x'; allowed: text that matches "
-    "'^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$'",
+    "'^(lm_eval:)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$'",
     "epochs": "--set 'epochs': allowed: key=value, such as tuning.epochs=5",
     "=5": "--set '=5': allowed: key=value, such as tuning.epochs=5",
 }
