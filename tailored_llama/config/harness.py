@@ -117,7 +117,9 @@ def task_fields(task: HarnessTask, metric: str | None = None) -> dict[str, Any]:
     filters = [step.get("function") for one in settings.get("filter_list") or () for step in one.get("filter") or ()]
     known = {"take_first"} if task.has_choices else {"take_first", "remove_whitespace"}
     if unknown := [name for name in filters if name not in known]:
-        raise task.refuse(f"has the filter {unknown[0]}", f"no filter but {' and '.join(sorted(known))}")
+        raise task.refuse(
+            f"has the filter {str(unknown[0]).rpartition('/')[2]}", f"no filter but {' and '.join(sorted(known))}"
+        )
     metrics = _metrics(settings, ("acc", "acc_norm") if task.has_choices else ("exact_match",))
     if not metrics:
         wanted = "acc or acc_norm" if task.has_choices else "exact_match"

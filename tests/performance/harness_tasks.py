@@ -28,7 +28,7 @@ def main() -> None:
             kinds[f"yes: {fields['metric']}, {'with' if task.has_train else 'without'} a train split"] += 1
         except InputError as error:
             reason = str(error).removeprefix(f"benchmarks.{PREFIX}{name}: ").partition("; allowed")[0]
-            kinds[f"no: {re.sub(r'(do not read|[^ ]+[.]yaml).*', 'file cannot be read', reason)}"] += 1
+            kinds[f"no: {re.sub(r'utils[.].*', 'of its own', reason)}"] += 1
     for kind, count in kinds.most_common():
         print(f"{count:6,}  {kind}")
     print(f"{len(tasks):6,}  tasks, of which {sum(n for k, n in kinds.items() if k.startswith('yes')):,} can be")
