@@ -78,8 +78,10 @@ def find_task(benchmark: str, folder: str | None) -> HarnessTask:
         raise InputError(
             f"benchmarks.{benchmark}.source: got {folder!r}, no such folder; allowed: a folder with task files (.yaml)"
         )
-    shipped = _shipped(Path(harness.submodule_search_locations[0]) / "tasks")
-    tasks, groups = shipped if own is None else (one | more for one, more in zip(shipped, _named(own), strict=True))
+    tasks, groups = _shipped(Path(harness.submodule_search_locations[0]) / "tasks")
+    if own is not None:
+        own_tasks, own_groups = _named(own)
+        tasks, groups = tasks | own_tasks, groups | own_groups
     if name in groups and name not in tasks:
         members = sorted(task for task in tasks if task.startswith(f"{name}_"))[:3]
         such = f", such as {', '.join(members)}" if members else ""
@@ -92,7 +94,7 @@ def find_task(benchmark: str, folder: str | None) -> HarnessTask:
             "file in the folder `source`"
         )
     try:
-        return HarnessTask(name, tasks[name], _read(tasks[name], frozenset()))
+        return HarnessTask(name, tasks[name].resolve(), _read(tasks[name], frozenset()))
     except (OSError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise InputError(f"benchmarks.{benchmark}: {tasks[name].name}: {said}; allowed: a readable task file") from None
@@ -197,15 +199,13 @@ def _read(file: Path, inside: frozenset[Path]) -> dict[str, Any]:
     if file in inside:
         raise ValueError(f"{file.name} includes itself")
 
-    class Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
-        """A safe loader that keeps a function's name instead of importing it."""
-
     def keep_name(loader: Any, node: Any) -> str:
         return f"{FUNCTION}{file.parent / loader.construct_scalar(node)}"
 
-    Loader.add_constructor("!function", keep_name)
+    loader: Any = type("Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
+    loader.add_constructor("!function", keep_name)  # keeps a function's name instead of importing it
     try:
-        settings = yaml.load(file.read_bytes(), Loader)
+        settings = yaml.load(file.read_bytes(), loader)
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML ({error})") from None
     if not isinstance(settings, dict):

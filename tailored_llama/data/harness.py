@@ -82,8 +82,8 @@ def task_identity(benchmark: BenchmarkConfig) -> dict[str, Any]:
         "settings": hashlib.sha256(plain.encode()).hexdigest(),
     }
     if modules:  # with those beside them, which they may import
-        python = sorted({file for module in modules for file in module.parent.glob("*.py")})
-        identity["python"] = {file.name: sha256_file(file) for file in python}
+        python = {file for module in modules for file in module.parent.glob("*.py")}
+        identity["python"] = sorted((file.name, sha256_file(file)) for file in python)
     options, path, files = _options(task), str(task.settings.get("dataset_path")), local_files(task)
     if files is not None:
         identity["files"] = {split: [sha256_file(Path(name)) for name in names] for split, names in files.items()}

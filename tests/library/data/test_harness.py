@@ -216,6 +216,15 @@ def test_the_key_is_made_of_documents_and_wording_not_of_paths(folder: Path, tmp
     assert key(benchmark("colours", folder)) != before["colours"]
 
 
+def test_a_folder_may_be_relative(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    absolute = benchmark("spaced", folder)
+    examples = benchmarks.load_examples(absolute, "evaluation", "unused")
+    monkeypatch.chdir(tmp_path)
+    relative = benchmark("spaced", Path("tasks"))
+    assert key(relative) == key(absolute)
+    assert benchmarks.load_examples(relative, "evaluation", "unused") == examples
+
+
 def test_a_hub_data_set_is_loaded_at_the_commit_in_the_key(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
