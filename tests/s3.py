@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,7 @@ class S3Server:
 
     def __init__(self) -> None:
         self.fault: Fault = lambda method, path: None
+        self._writing = threading.Lock()  # moto looks and writes in two steps; S3 does in one
         self._real = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -49,7 +51,8 @@ class S3Server:
         if fault == "drop":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionError
-        answer: Iterable[bytes] = self._real(environ, start)
+        with self._writing if environ["REQUEST_METHOD"] == "PUT" else contextlib.nullcontext():
+            answer: Iterable[bytes] = self._real(environ, start)
         return _half(b"".join(answer), environ) if fault == "half" else answer
 
 

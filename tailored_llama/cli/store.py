@@ -16,9 +16,11 @@ from tailored_llama.store import (
     REPORTS,
     ArtifactStore,
     Entry,
+    abandoned_claims,
     leftovers,
     removable,
     remove_artifact,
+    remove_claims,
     remove_leftover,
     reports_using,
     survey,
@@ -100,9 +102,10 @@ def store_gc(
     store = _store(root)
     entries = survey(store)
     gone = removable(entries, age, size, keep_reports)
-    left = leftovers(store)
+    left, claims = leftovers(store), abandoned_claims(store)
     try:
         if delete:
+            remove_claims(store, claims)
             kept = [entry for entry in gone if not remove_artifact(store, entry)]
             gone = [entry for entry in gone if entry not in kept]
             left = [(path, size) for path, size in left if remove_leftover(store, path)]
@@ -115,10 +118,10 @@ def store_gc(
         table.add_row(entry.stage, entry.key[:12], f"{entry.size / 1e6:.1f}", _age(time.time() - entry.used))
     if gone:
         Console().print(table)
-    swept = f"{_count(len(left), 'leftover')}, {_size(sum(size for _, size in left))}"
+    swept = f"{_count(len(left) + len(claims), 'leftover')}, {_size(sum(size for _, size in left))}"
     stay = [entry for entry in entries if entry not in gone]
     print(f"{'removed' if delete else 'would remove'}: {_sum(gone)}; {swept}. Left: {_sum(stay)}.")
-    if not delete and (gone or left):
+    if not delete and (gone or left or claims):
         print("Nothing was removed: --delete does it.")
 
 

@@ -18,9 +18,11 @@ from tailored_llama.store.files import NO_ROOM, error_number, file_lock, sha256_
 from tailored_llama.store.housekeeping import (
     REPORTS,
     Entry,
+    abandoned_claims,
     leftovers,
     removable,
     remove_artifact,
+    remove_claims,
     remove_leftover,
     reports_using,
     survey,
@@ -32,8 +34,9 @@ from tailored_llama.store.tables import read_rows, read_table, write_rows, write
 
 __all__ = [
     "DATA_WHEEL", "EMBEDDED_MODELS", "FINISHED", "GGUF", "MANIFEST", "NO_ROOM", "REPORTS", "ArtifactRef",
-    "ArtifactStore", "Entry", "Manifest", "artifact_key", "check_target", "check_writable", "error_number",
-    "fetch_wheel", "file_lock", "hub_card", "hub_column", "hub_commit", "hub_model", "hub_split", "is_hub_id",
-    "leftovers", "place", "read_manifest", "read_member", "read_rows", "read_table", "removable", "remove_artifact",
-    "remove_leftover", "reports_using", "sha256_file", "survey", "verify", "write_rows", "write_table",
+    "ArtifactStore", "Entry", "Manifest", "abandoned_claims", "artifact_key", "check_target", "check_writable",
+    "error_number", "fetch_wheel", "file_lock", "hub_card", "hub_column", "hub_commit", "hub_model", "hub_split",
+    "is_hub_id", "leftovers", "place", "read_manifest", "read_member", "read_rows", "read_table", "removable",
+    "remove_artifact", "remove_claims", "remove_leftover", "reports_using", "sha256_file", "survey", "verify",
+    "write_rows", "write_table",
 ]  # fmt: skip

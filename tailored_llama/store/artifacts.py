@@ -17,23 +17,18 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.errors import InputError, one_line
+from tailored_llama.errors import InputError
 from tailored_llama.memory import peak_memory, reset_peak_memory
-from tailored_llama.store import remote
-from tailored_llama.store.files import NO_ROOM, error_number, file_lock, is_safe_relative, sha256_file
-from tailored_llama.store.manifests import (
-    MANIFEST,
-    ArtifactRef,
-    Manifest,
-    artifact_key,
-    check_identity,
-    links_or_strangers,
-    read_manifest,
-)
+from tailored_llama.store import remote, sharing
+from tailored_llama.store.claims import Claim, claimed
+from tailored_llama.store.files import NO_ROOM, error_number, file_lock, is_safe_relative
+from tailored_llama.store.manifests import MANIFEST, ArtifactRef, Manifest, artifact_key, read_manifest
+from tailored_llama.store.verifying import Stamps, Verified, check, hash_files
 
 _LIBRARIES = ("torch", "transformers", "peft", "torch-pruning", "datasets", "pyarrow", "tailored-llama")
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}  # the store's fault only inside it
@@ -55,7 +50,7 @@ class ArtifactStore:
             self.local = Path(working_copy).expanduser() / hashlib.sha256(root.encode()).hexdigest()[:16]
         else:
             self.local = Path(root).expanduser().absolute()
-        self._verified: dict[Path, tuple[int, int]] = {}
+        self._verified = Verified(self.local / ".verified")
 
     def folder(self, stage: str, key: str) -> Path:
         if not is_safe_relative(f"{stage}/{key}"):
@@ -82,8 +77,8 @@ class ArtifactStore:
     ) -> tuple[ArtifactRef, bool]:
         """Return the artifact of this key; if there is none, run `function(folder)` to write its files.
 
-        Two callers with the same key compute it once: the second waits for the first. The return value of `function`
-        goes into the manifest's `measured`.
+        Two callers with the same key compute it once, on one machine or on two that share a URL: the second waits for
+        the first. The return value of `function` goes into the manifest's `measured`.
 
         Returns:
             The reference, and whether the artifact already existed.
@@ -94,14 +89,18 @@ class ArtifactStore:
         plain = _plain(config)
         key = artifact_key(stage, version, plain, inputs)
         try:
-            if not (ref := self.find(stage, key)):
-                with file_lock(self.lock(key)):
-                    if not (ref := self.find(stage, key)):  # another process may have published it meanwhile
-                        return self._build(stage, version, key, plain, inputs, function), False
-            self._forget_state(key)  # left by a process killed just after publishing
-            if self.remote and not self._is_remote(stage, key):  # an earlier push failed
-                self._push(read_manifest(self.folder(stage, key)))
-            return ref, True
+            if (ref := self.find(stage, key)) and (ref := self._agreed(stage, key)):
+                self._forget_state(key)  # left by a process killed just after publishing
+                return ref, True
+            with file_lock(self.lock(key)), self._claimed(stage, key) as claim:
+                ref = self.find(stage, key)  # another process or machine may have published it meanwhile
+                if was_there := ref is not None:
+                    self._forget_state(key)
+                else:
+                    if self.remote:  # whatever is there is broken, or `find` had pulled it
+                        sharing.withdraw(self.remote, stage, key)
+                    ref = self._build(stage, version, key, plain, inputs, function)
+                return self._publish(ref, claim), was_there
         except Exception as error:
             number = error_number(error)
             inside = str(getattr(error, "filename", None)).startswith(str(self.local))
@@ -130,17 +129,14 @@ class ArtifactStore:
             start = time.perf_counter()
             reset_peak_memory()
             measured = dict(function(folder) or {})
+            files, stamps = hash_files(folder)
             manifest = Manifest(
                 stage=stage,
                 version=version,
                 key=key,
                 config=config,
                 inputs=dict(inputs),
-                files={
-                    str(path.relative_to(folder)): {"sha256": sha256_file(path), "size": path.stat().st_size}
-                    for path in sorted(folder.rglob("*"))
-                    if path.is_file()
-                },
+                files=files,
                 libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
                 seconds=round(time.perf_counter() - start, 3),
                 peak_memory_bytes=peak_memory(),
@@ -152,12 +148,11 @@ class ArtifactStore:
             if not _rename_new(folder, target):  # pulled meanwhile; pulls take no lock
                 shutil.rmtree(folder)
                 return read_manifest(target).ref
+            self._verified.remember(key, Stamps(manifest.digest, stamps))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         self._forget_state(key)
-        if self.remote:
-            self._push(manifest)
         return manifest.ref
 
     def _forget_state(self, key: str) -> None:
@@ -185,6 +180,7 @@ class ArtifactStore:
         """Remove an artifact's local folder if it exists. It is renamed first, so that nobody finds half of it."""
         trash = self.local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}"
         trash.parent.mkdir(exist_ok=True)
+        self._verified.remember(key, None)
         try:
             os.rename(self.folder(stage, key), trash)
         except FileNotFoundError:
@@ -201,6 +197,8 @@ class ArtifactStore:
             InputError: the artifact is missing or broken, or its digest differs from the reference.
         """
         stored = self.find(ref.stage, ref.key)
+        if stored and stored.digest != ref.digest:  # made here, before another machine's was published
+            stored = self._agreed(ref.stage, ref.key) or stored
         if stored is None:
             raise InputError(f"artifact {ref.stage}/{ref.key[:12]}: missing from {self.root}; run its stage again")
         if stored.digest != ref.digest:
@@ -213,81 +211,75 @@ class ArtifactStore:
         return read_manifest(self.open(ref))
 
     def list(self) -> Iterator[tuple[Manifest | None, Path, str | None]]:
-        """Every artifact in the local folder: its manifest, its folder, and its problem or None."""
+        """Every artifact in the local folder: its manifest, its folder, and its problem or None; all is hashed."""
         for folder in sorted(self.local.glob("[!.]*/*")):
             if folder.is_dir():
-                problem = self.problem(folder, folder.parent.name, folder.name)
+                problem = self.problem(folder, folder.parent.name, folder.name, trust=False)
                 yield (None if problem else read_manifest(folder)), folder, problem
 
-    def problem(self, folder: Path, stage: str, key: str) -> str | None:
-        """Why a folder is not the artifact it should be, or None if it is."""
+    def problem(self, folder: Path, stage: str, key: str, trust: bool = True) -> str | None:
+        """Why a folder is not the artifact it should be, or None if it is.
+
+        With `trust`, files are not hashed that this machine has hashed before and that have not changed since.
+        """
+        problem, stamps = check(folder, stage, key, self._verified.known(key) if trust else None)
+        self._verified.remember(key, stamps)
+        return problem
+
+    def _claimed(self, stage: str, key: str) -> AbstractContextManager[Claim | None]:
+        """What keeps other machines from the same work; nothing for a folder, where the lock suffices."""
+        if not self.remote:
+            return nullcontext()
+        return claimed(self.remote, stage, key, self.lock(key), lambda: self._agreed(stage, key))
+
+    def _publish(self, ref: ArtifactRef, claim: Claim | None) -> ArtifactRef:
+        """Push a local artifact, unless another machine published one under its key first; return the one published."""
+        if not self.remote or not claim:
+            return ref
+        while not (agreed := self._agreed(ref.stage, ref.key)):
+            if not claim.hold():
+                continue
+            if agreed := self._agreed(ref.stage, ref.key):  # published before the claim was taken again
+                break
+            sharing.withdraw(self.remote, ref.stage, ref.key)
+            if sharing.publish(self.remote, self.folder(ref.stage, ref.key), ref, claim.is_lost):
+                return ref
+        return agreed
+
+    def _agreed(self, stage: str, key: str) -> ArtifactRef | None:
+        """The artifact that all machines use, now in the working copy; None if none is whole at the URL.
+
+        A local one that differs from it goes. Without a URL it is the local one.
+        """
         try:
-            manifest = read_manifest(folder)
-        except InputError as error:
-            return str(error)
-        if problem := check_identity(manifest, stage, key) or links_or_strangers(folder, manifest):
-            return problem
-        for name, entry in manifest.files.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            status = path.stat()
-            if status.st_size != entry["size"]:
-                return f"{name} has {status.st_size} bytes, expected {entry['size']}"
-            stamp = (status.st_size, status.st_mtime_ns)
-            if self._verified.get(path) != stamp:  # hash each file once per process
-                if (got := sha256_file(path)) != entry["sha256"]:
-                    return f"{name} has SHA-256 {got}, expected {entry['sha256']}"
-                self._verified[path] = stamp
-        return None
-
-    def _is_remote(self, stage: str, key: str) -> bool:
-        assert self.remote
-        return remote.is_there(self.remote, f"{stage}/{key}/{MANIFEST}")
-
-    def _push(self, manifest: Manifest) -> None:
-        assert self.remote
-        target, folder = f"{manifest.stage}/{manifest.key}", self.folder(manifest.stage, manifest.key)
-        remote.push(self.remote, folder, target, [*manifest.files, MANIFEST])  # manifest last: it makes the artifact
+            local = read_manifest(self.folder(stage, key))
+        except InputError:
+            local = None
+        manifest = sharing.published(self.remote, stage, key) if self.remote else local
+        if manifest and local and manifest.digest == local.digest:
+            return local.ref
+        return self._pull(stage, key) if manifest else None
 
     def _pull(self, stage: str, key: str) -> ArtifactRef | None:
-        if not self.remote or not self._is_remote(stage, key):
+        if not self.remote or not remote.is_there(self.remote, f"{stage}/{key}/{MANIFEST}"):
             return None
-        folder = self.local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}"
+        folder, target = self.local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}", self.folder(stage, key)
         folder.mkdir(parents=True)
         try:
-            if self.fetch(stage, key, folder):
+            problem, stamps = sharing.fetch(self.remote, stage, key, folder)
+            if problem:
                 return None
-            self.folder(stage, key).parent.mkdir(parents=True, exist_ok=True)
-            _rename_new(folder, self.folder(stage, key))
-            return read_manifest(self.folder(stage, key)).ref
+            ref = read_manifest(folder).ref
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not _rename_new(folder, target):
+                if read_manifest(target).digest == ref.digest:  # pulled by another process
+                    return ref
+                self.discard(stage, key)  # made here, but another machine's was published first
+                _rename_new(folder, target)
+            self._verified.remember(key, stamps)
+            return read_manifest(target).ref
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-    def fetch(self, stage: str, key: str, folder: Path) -> str | None:
-        """Copy an artifact from the URL into an empty folder and verify it; return its problem or None.
-
-        The copied manifest keeps the time at which the artifact was published.
-
-        Raises:
-            InputError, UnreachableError: as `remote.pull`.
-        """
-        assert self.remote
-        source = f"{stage}/{key}"
-        try:
-            remote.pull(self.remote, source, [MANIFEST], folder)
-            try:
-                manifest = read_manifest(folder)
-            except InputError as error:
-                return str(error)
-            if problem := check_identity(manifest, stage, key):
-                return problem
-            remote.pull(self.remote, source, list(manifest.files), folder)
-            published = remote.written(self.remote, f"{source}/{MANIFEST}")
-            os.utime(folder / MANIFEST, (published, published))
-        except FileNotFoundError as error:
-            return f"{one_line(error)} is missing"
-        return self.problem(folder, stage, key)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

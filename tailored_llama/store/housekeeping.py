@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tailored_llama.errors import InputError
-from tailored_llama.store import remote
+from tailored_llama.store import remote, sharing
 from tailored_llama.store.artifacts import ArtifactStore
+from tailored_llama.store.claims import abandoned
 from tailored_llama.store.files import file_lock
 from tailored_llama.store.manifests import FINISHED, GGUF, MANIFEST, Manifest, check_identity, parse_manifest
 
@@ -129,14 +130,28 @@ def remove_artifact(store: ArtifactStore, entry: Entry) -> bool:
 
 
 def leftovers(store: ArtifactStore, now: float | None = None) -> list[tuple[Path, int]]:
-    """What dead processes left in a store's local folder, with sizes in bytes: partial work, states, lock files."""
+    """What is of no use in a store's local folder, with sizes in bytes.
+
+    Dead processes left partial work, training states and lock files; stamps outlive artifacts that were removed by hand.
+    """
     now, paths = time.time() if now is None else now, []
     for folder, age in ((".building", HALF_DONE), (".resume", STATES), (".locks", HALF_DONE)):
         for path in sorted((store.local / folder).glob("*")):
             size, changed = _extent(path)
             if now - changed >= age:
                 paths.append((path, size))
-    return paths
+    stamps = sorted((store.local / ".verified").glob("*"))
+    return paths + [(path, _extent(path)[0]) for path in stamps if not any(store.local.glob(f"[!.]*/{path.name}"))]
+
+
+def abandoned_claims(store: ArtifactStore) -> list[str]:
+    """Claims that dead processes left at the URL of a store."""
+    return abandoned(store.remote, HALF_DONE) if store.remote else []
+
+
+def remove_claims(store: ArtifactStore, names: Sequence[str]) -> None:
+    if store.remote:
+        remote.remove_files(store.remote, names)
 
 
 def remove_leftover(store: ArtifactStore, path: Path) -> bool:
@@ -166,7 +181,7 @@ def verify(store: ArtifactStore) -> Iterator[tuple[str, str | None]]:
         problem = entry.problem
         if not problem:
             with tempfile.TemporaryDirectory() as scratch:
-                problem = store.fetch(entry.stage, entry.key, Path(scratch))
+                problem, _ = sharing.fetch(store.remote, entry.stage, entry.key, Path(scratch))
         yield f"{store.root.rstrip('/')}/{entry.stage}/{entry.key}", problem
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +17,8 @@ import fsspec
 
 from tailored_llama.errors import InputError, UnreachableError, one_line
 from tailored_llama.store.files import NO_ROOM
+
+log = logging.getLogger(__name__)
 
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "az"}  # no folders: creating one would create a bucket
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")  # field names in different filesystems
@@ -70,6 +74,31 @@ def push(remote: Remote, folder: Path, target: str, names: Sequence[str]) -> Non
                 raise _refused(remote, f"pushing {target}", error) from error  # no such bucket
 
 
+def create(remote: Remote, name: str, content: bytes, action: str) -> bool:
+    """Write a small file where none is; return False if there is one with other content. Errors name the action.
+
+    Raises:
+        InputError, UnreachableError: as `push`.
+    """
+    with _request(remote, action):
+        try:
+            return _create(remote.filesystem, f"{remote.base}/{name}", content)
+        except FileNotFoundError as error:
+            if error.filename:
+                raise
+            raise _refused(remote, action, error) from error  # no such bucket
+
+
+def overwrite(remote: Remote, name: str, content: bytes) -> None:
+    """Write a small file, whatever is there.
+
+    Raises:
+        InputError, UnreachableError: as `push`.
+    """
+    with _request(remote, f"writing {name}"):
+        remote.filesystem.pipe_file(f"{remote.base}/{name}", content)
+
+
 def pull(remote: Remote, source: str, names: Sequence[str], folder: Path) -> None:
     """Copy files from `source` into a local folder.
 
@@ -110,6 +139,18 @@ def files(remote: Remote) -> dict[str, tuple[int, float]]:
         }
 
 
+def names(remote: Remote, folder: str) -> list[str]:
+    """The names in a folder; none if it does not exist."""
+    with _request(remote, f"listing {folder}"):
+        remote.filesystem.invalidate_cache()  # another machine may have written since
+        try:
+            listing = remote.filesystem.ls(f"{remote.base}/{folder}", detail=False)
+        except FileNotFoundError:
+            listing = []
+        remote.filesystem.invalidate_cache()
+        return [path.rpartition("/")[2] for path in listing]
+
+
 def read(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
     """The contents of small files; files that no longer exist are left out."""
     paths = {f"{remote.base}/{name}": name for name in names}
@@ -124,13 +165,16 @@ def read(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
 def remove(remote: Remote, folder: str, names: Sequence[str]) -> None:
     """Remove files of a folder, in this order; files that no longer exist are skipped."""
     with _request(remote, f"removing {folder}"):
-        for name in names:
-            try:
-                remote.filesystem.rm_file(f"{remote.base}/{folder}/{name}")
-            except FileNotFoundError:
-                continue
+        remove_files(remote, [f"{folder}/{name}" for name in names])
         if _has_folders(remote.filesystem) and remote.filesystem.isdir(f"{remote.base}/{folder}"):
             remote.filesystem.rm(f"{remote.base}/{folder}", recursive=True)
+
+
+def remove_files(remote: Remote, names: Sequence[str]) -> None:
+    """Remove files, in this order; files that no longer exist are skipped."""
+    for name in names:
+        with _request(remote, f"removing {name}"), suppress(FileNotFoundError):
+            remote.filesystem.rm_file(f"{remote.base}/{name}")
 
 
 def check_writable(remote: Remote) -> None:
@@ -139,11 +183,12 @@ def check_writable(remote: Remote) -> None:
     Raises:
         InputError: one of these fails.
     """
-    path, content = f"{remote.base}/.written-{uuid.uuid4().hex[:8]}", b"tailored"
+    name, content = f".written-{uuid.uuid4().hex[:8]}", b"tailored"
+    path = f"{remote.base}/{name}"
     try:
-        _make_parent(remote.filesystem, path)
-        remote.filesystem.pipe_file(path, content)
+        _create(remote.filesystem, path, content)
         whole = remote.filesystem.cat_file(path) == content
+        keeps = not _create(remote.filesystem, path, b"other")
         remote.filesystem.rm_file(path)
         if not whole:
             raise OSError("it returns other bytes than were written")
@@ -151,6 +196,49 @@ def check_writable(remote: Remote) -> None:
         raise InputError(
             f"store.root: got {remote.root!r}, {one_line(error)}; allowed: a URL that can be written and read"
         ) from None
+    if not keeps:
+        log.warning(
+            "store.root %s: it overwrites files although it is asked not to; use it on one machine", remote.root
+        )
+
+
+def _create(filesystem: Any, path: str, content: bytes) -> bool:
+    """Write a file where none is; return False if there is one with other content.
+
+    Whether there is one is read from the store, not from the error: each library has its own errors for it, and a
+    request whose answer was lost is sent again and then meets the file that it wrote.
+    """
+    _make_parent(filesystem, path)
+    for _ in range(3):
+        try:
+            if getattr(filesystem, "local_file", False):
+                _link(filesystem, path, content)
+            else:
+                filesystem.pipe_file(path, content, mode="create")  # S3: If-None-Match
+            return True
+        except Exception as error:
+            try:
+                return bool(filesystem.cat_file(path) == content)
+            except FileNotFoundError:
+                if not _is_conflict(error):
+                    raise error from None
+    raise TimeoutError("other machines write it at the same time")
+
+
+def _link(filesystem: Any, path: str, content: bytes) -> None:
+    """Write a file under another name and link it, so that nobody finds half of it."""
+    new = f"{path}.{uuid.uuid4().hex[:8]}"
+    filesystem.pipe_file(new, content)
+    try:
+        os.link(new, path)
+    finally:
+        filesystem.rm_file(new)
+
+
+def _is_conflict(error: BaseException) -> bool:
+    """Whether S3 refused a write because another to the same name was in progress: to be sent again."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return response.get("Error", {}).get("Code") == "ConditionalRequestConflict"
 
 
 def _make_parent(filesystem: Any, path: str) -> None:

@@ -1,0 +1,192 @@
+"""Claims: they keep a machine from computing what another one with the same URL has in hand.
+
+A claim is a small file `.claims/KEY.NUMBER` at the URL, created only where none is and rewritten by its holder alone.
+The highest number counts. A claim that has not changed for `LEASE` seconds has expired: its holder is dead or cut off,
+and whoever creates the next number takes over. The one that waits measures these seconds with its own monotonic clock,
+so clocks of machines are never compared.
+
+A claim saves work, no more. That an artifact is published once is up to its manifest, which is created only where none
+is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Lock, Thread
+
+from tailored_llama.errors import UnreachableError
+from tailored_llama.store import remote
+from tailored_llama.store.remote import Remote
+
+CLAIMS = ".claims"
+RENEW = 30.0  # seconds between renewals: three small requests for each stage under way
+LEASE = 120.0  # seconds; three renewals may fail, as while a server restarts, before another machine takes over
+LOOK = 5.0  # seconds between the looks of one that waits: less than a stage costs, even on a small model
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The claim with the highest number, as it was at one look; without token and holder if it is unreadable."""
+
+    number: int
+    content: bytes
+    token: str | None
+    holder: str
+
+
+class Claim:
+    """This process's claim to one artifact; use it by `claimed`."""
+
+    def __init__(self, at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], object]) -> None:
+        self._at, self._key, self._mark, self._adopt = at, key, mark, adopt
+        self._name = f"{stage} {key[:12]}"
+        self._token = uuid.uuid4().hex
+        self._number: int | None = None  # of the claim that this process holds
+        self._renewed = 0.0
+        self._lock = Lock()  # the thread that renews, and the one that takes
+
+    def is_lost(self) -> bool:
+        """Whether it is not held, or was not renewed in time; no request is sent."""
+        return self._number is None or time.monotonic() - self._renewed > LEASE
+
+    def hold(self) -> bool:
+        """Renew the claim, or wait for it; return False if another machine published the artifact meanwhile.
+
+        Raises:
+            InputError, UnreachableError: the store cannot be read or written.
+        """
+        with self._lock:
+            return self._renew() or self._take()
+
+    def keep(self, until: Event) -> None:
+        """Renew the claim from time to time; a renewal that fails is tried again."""
+        while not until.wait(RENEW):
+            with self._lock:
+                was_held = self._number is not None
+                with suppress(Exception):  # the store does not answer: `is_lost` tells, and so does the next push
+                    if was_held and not self._renew():
+                        log.warning("%s: another machine took over, because this one could not renew", self._name)
+
+    def release(self) -> None:
+        """Remove the claim and the expired ones before it, if it is still held; nobody waits for it then."""
+        with self._lock:
+            if self._renew():
+                numbers = [number for number in _numbers(self._at, self._key) if number <= (self._number or 0)]
+                remote.remove_files(self._at, [_path(self._key, number) for number in numbers])  # its own last
+                self._number = None
+
+    def _renew(self) -> bool:
+        if self._number is None:
+            return False
+        seen, now = _look(self._at, self._key), time.monotonic()
+        if seen is None or (seen.number, seen.token) != (self._number, self._token):
+            self._number = None
+            return False
+        remote.overwrite(self._at, _path(self._key, self._number), self._content())
+        self._renewed = now
+        return True
+
+    def _take(self) -> bool:
+        dead = self._mark.read_text()
+        self._mark.write_text(self._token)
+        last, since = None, time.monotonic()
+        while True:
+            seen, now = _look(self._at, self._key), time.monotonic()
+            is_dead = seen is not None and seen.token is not None and seen.token == dead
+            if seen and not is_dead and (last is None or last.token != seen.token):
+                log.info("%s: %s has it in hand, waiting", self._name, seen.holder)
+            if seen != last:
+                last, since = seen, now
+            if seen is None or is_dead or now - since > LEASE:
+                number = seen.number + 1 if seen else 1
+                if remote.create(self._at, _path(self._key, number), self._content(), f"claiming {self._name}"):
+                    if seen:
+                        log.info("%s: taken over, as %s has stopped renewing its claim", self._name, seen.holder)
+                    self._number, self._renewed = number, now
+                    return True
+            elif self._adopt():
+                return False
+            else:
+                time.sleep(LOOK)
+
+    def _content(self) -> bytes:
+        """Different at each renewal."""
+        holder = f"{socket.gethostname()}, process {os.getpid()}"
+        return json.dumps({"holder": holder, "token": self._token, "renewal": uuid.uuid4().hex}).encode()
+
+
+@contextmanager
+def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], object]) -> Iterator[Claim]:
+    """Hold the claim to an artifact, waiting while another machine holds it, and renew it until the block ends.
+
+    Args:
+        at: the store behind a URL.
+        stage, key: the artifact's.
+        mark: a file that this process has locked, and every other of this working copy locks as well. It names the
+            last claim of this working copy, whose process is therefore dead: nobody waits for that one to expire.
+        adopt: takes the artifact over if another machine published it, which ends the wait; returns something true
+            if so. The claim is then not held.
+    """
+    claim, ended = Claim(at, stage, key, mark, adopt), Event()
+    claim.hold()
+    thread = Thread(target=claim.keep, args=(ended,), name=f"claim {key[:12]}", daemon=True)
+    thread.start()
+    unreachable = False
+    try:
+        yield claim
+    except UnreachableError:
+        unreachable = True  # the claim is left to expire, so that this machine's next try comes before the others
+        raise
+    finally:
+        ended.set()
+        if not unreachable:
+            with suppress(Exception):  # it expires by itself
+                claim.release()
+
+
+def abandoned(at: Remote, age: float) -> list[str]:
+    """Claims that nobody renewed for so many seconds, by the store's clock and this machine's."""
+    old = []
+    for name in remote.names(at, CLAIMS):
+        with suppress(FileNotFoundError):
+            if time.time() - remote.written(at, f"{CLAIMS}/{name}") > age:
+                old.append(f"{CLAIMS}/{name}")
+    return old
+
+
+def _look(at: Remote, key: str) -> _Seen | None:
+    while numbers := _numbers(at, key):
+        path = _path(key, numbers[-1])
+        content = remote.read(at, [path]).get(path)
+        if content is not None:  # else it was removed since it was listed
+            return _seen(numbers[-1], content)
+    return None
+
+
+def _numbers(at: Remote, key: str) -> list[int]:
+    matches = (re.fullmatch(rf"{key}\.([1-9][0-9]*)", name) for name in remote.names(at, CLAIMS))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _path(key: str, number: int) -> str:
+    return f"{CLAIMS}/{key}.{number}"
+
+
+def _seen(number: int, content: bytes) -> _Seen:
+    try:
+        data = json.loads(content)
+        return _Seen(number, content, str(data["token"]), " ".join(str(data["holder"]).split())[:100])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return _Seen(number, content, None, "somebody whose claim is unreadable")

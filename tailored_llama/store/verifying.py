@@ -1,0 +1,129 @@
+"""Whether a folder is the artifact it should be, and the stamps that spare hashing a file twice on one machine.
+
+A stamp is a file's size, modification time and inode number when it was hashed. It stands in for the hash while all
+three stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tailored_llama.errors import InputError
+from tailored_llama.store.files import sha256_file
+from tailored_llama.store.manifests import check_identity, links_or_strangers, read_manifest
+
+SETTLED = 2.0  # seconds; a file may change once more within one tick of its file system's clock, and keep its time
+
+Stamp = tuple[int, int, int]  # size in bytes, modification time in nanoseconds, inode
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """The stamps of the files that were hashed, under the digest of the manifest that states their hashes."""
+
+    digest: str
+    files: Mapping[str, Stamp]
+
+
+def check(folder: Path, stage: str, key: str, known: Stamps | None) -> tuple[str | None, Stamps | None]:
+    """Why a folder is not the artifact it should be, or None if it is; then also the stamps of its files.
+
+    Files whose stamps are known are not hashed. Files that changed within the last `SETTLED` seconds get no stamp.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except InputError as error:
+        return str(error), None
+    if problem := check_identity(manifest, stage, key) or links_or_strangers(folder, manifest):
+        return problem, None
+    stamps: dict[str, Stamp] = {}
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing", None
+        size, *_ = stamp = _stamp(path)
+        if size != entry["size"]:
+            return f"{name} has {size} bytes, expected {entry['size']}", None
+        if not (known and known.digest == manifest.digest and known.files.get(name) == stamp):
+            settled = is_settled(stamp)
+            if (got := sha256_file(path)) != entry["sha256"]:
+                return f"{name} has SHA-256 {got}, expected {entry['sha256']}", None
+            if not settled:
+                continue
+        stamps[name] = stamp
+    return None, Stamps(manifest.digest, stamps)
+
+
+def hash_files(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Stamp]]:
+    """The files of a new artifact as its manifest lists them, and the stamps of those that have settled."""
+    files, stamps = {}, {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            name, stamp = str(path.relative_to(folder)), _stamp(path)
+            if is_settled(stamp):
+                stamps[name] = stamp
+            files[name] = {"sha256": sha256_file(path), "size": stamp[0]}
+    return files, stamps
+
+
+def is_settled(stamp: Stamp) -> bool:
+    """Whether any later change of the file will show in its modification time; ask before hashing it."""
+    return abs(time.time() - stamp[1] / 1e9) > SETTLED
+
+
+class Verified:
+    """The stamps of a store's artifacts by key, in memory and in a folder for the other processes of the machine.
+
+    They are kept in memory only where the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stamps: dict[str, Stamps] = {}
+
+    def known(self, key: str) -> Stamps | None:
+        return self._stamps.get(key) or _read(self.folder / key)
+
+    def remember(self, key: str, stamps: Stamps | None) -> None:
+        """Keep the stamps of an artifact's files instead of those known; None or no files: forget them."""
+        path = self.folder / key
+        if stamps and stamps.files:
+            if stamps != self.known(key):
+                _write(path, stamps)
+            self._stamps[key] = stamps
+        else:
+            self._stamps.pop(key, None)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Stamps | None:
+    """Stamps as `_write` wrote them; None if the file is missing or anything else."""
+    try:
+        data = json.loads(path.read_bytes())
+        files = {name: (int(size), int(changed), int(inode)) for name, (size, changed, inode) in data["files"].items()}
+        return Stamps(str(data["digest"]), files)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def _write(path: Path, stamps: Stamps) -> None:
+    """Write stamps whole or not at all."""
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        new.write_text(json.dumps(asdict(stamps)))
+        os.replace(new, path)
+
+
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
