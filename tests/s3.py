@@ -24,7 +24,8 @@ class S3Server:
     """An S3 server on a free port of this machine.
 
     `fault(method, path)` says what a request gets instead of its answer: "500", "drop" (the connection is closed at
-    once), "half" (the answer's body breaks off in its middle), or None.
+    once), "lost" (it is done, but the connection is closed without an answer), "half" (the answer's body breaks off in
+    its middle), or None.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,9 @@ class S3Server:
             raise ConnectionError
         with self._writing if environ["REQUEST_METHOD"] == "PUT" else contextlib.nullcontext():
             answer: Iterable[bytes] = self._real(environ, start)
+        if fault == "lost":
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise ConnectionError
         return _half(b"".join(answer), environ) if fault == "half" else answer
 
 

@@ -132,7 +132,7 @@ def remove_artifact(store: ArtifactStore, entry: Entry) -> bool:
 def leftovers(store: ArtifactStore, now: float | None = None) -> list[tuple[Path, int]]:
     """What is of no use in a store's local folder, with sizes in bytes.
 
-    Dead processes left partial work, training states and lock files; stamps outlive artifacts that were removed by hand.
+    Dead processes left partial work, training states and lock files. Stamps outlive artifacts removed by hand.
     """
     now, paths = time.time() if now is None else now, []
     for folder, age in ((".building", HALF_DONE), (".resume", STATES), (".locks", HALF_DONE)):

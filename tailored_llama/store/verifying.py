@@ -117,7 +117,7 @@ def _read(path: Path) -> Stamps | None:
 
 def _write(path: Path, stamps: Stamps) -> None:
     """Write stamps whole or not at all."""
-    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(exist_ok=True)
         new.write_text(json.dumps(asdict(stamps)))

@@ -1,0 +1,399 @@
+"""Machines that share a URL: one computes, the others adopt, and a dead one holds nobody up for long."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from s3 import S3Server
+from tailored_llama.errors import UnreachableError
+from tailored_llama.store import ArtifactRef, ArtifactStore, abandoned_claims, artifact_key, claims, remove_claims
+from tailored_llama.store.remote import check_writable, create, names, open_remote
+
+FORK = multiprocessing.get_context("fork")
+KEY = artifact_key("stage", 1, {}, {})
+DAY = 86400.0
+
+Machine = Callable[[str], ArtifactStore]
+
+
+@pytest.fixture(params=["file", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(claims, "LOOK", 0.05)
+    if request.param == "file":
+        return f"file://{tmp_path}/shared"
+    name = tmp_path.name.replace("_", "-").replace("[", "-").replace("]", "")
+    return f"s3://{request.getfixturevalue('s3').new_bucket(name)}/store"
+
+
+@pytest.fixture
+def machine(url: str, tmp_path: Path) -> Machine:
+    """The store as a machine of this name sees it."""
+    return lambda name: ArtifactStore(url, str(tmp_path / name))
+
+
+@pytest.fixture
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "RENEW", 0.2)
+    monkeypatch.setattr(claims, "LEASE", 2.0)
+
+
+def write(text: str) -> Callable[[Path], None]:
+    return lambda out: (out / "text.txt").write_text(text) and None
+
+
+def build(store: ArtifactStore, text: str = "text") -> ArtifactRef:
+    return store.build("stage", 1, {}, {}, write(text))[0]
+
+
+def fail(out: Path) -> None:
+    pytest.fail("computed again")
+
+
+def there_are(store: ArtifactStore) -> list[str]:
+    """The claims at the URL."""
+    assert store.remote
+    return names(store.remote, claims.CLAIMS)
+
+
+def plant(store: ArtifactStore, name: str, content: bytes) -> None:
+    assert store.remote
+    assert create(store.remote, f"{claims.CLAIMS}/{name}", content, "planting")
+
+
+def compute(machine: Machine, name: str, log: Path, seconds: float, results: Any, skew: float) -> None:
+    """Build in a process whose clock is wrong, and write down that it was computed."""
+    right = time.time
+    time.time = lambda: right() + skew
+
+    def work(out: Path) -> None:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(seconds)
+        (out / "text.txt").write_text(f"computed by {os.getpid()}")  # no two have the same bytes
+
+    results.put(machine(name).build("stage", 1, {}, {}, work))
+
+
+class Trial:
+    """Processes on machines of their own, which all build the same artifact."""
+
+    def __init__(self, machine: Machine, log: Path) -> None:
+        self.machine, self.log, self.results = machine, log, FORK.Queue()
+
+    def start(self, name: str, seconds: float = 0.3, skew: float = 0.0) -> Any:
+        process = FORK.Process(target=compute, args=(self.machine, name, self.log, seconds, self.results, skew))
+        process.start()
+        return process
+
+    def wait_until_it_computes(self) -> None:
+        deadline = time.monotonic() + 30
+        while not self.log.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    @property
+    def computed(self) -> int:
+        return len(self.log.read_text().split())
+
+
+@pytest.fixture
+def trial(machine: Machine, tmp_path: Path) -> Trial:
+    return Trial(machine, tmp_path / "computed")
+
+
+def test_of_machines_that_start_at_once_one_computes_and_later_stages_agree(trial: Trial, machine: Machine) -> None:
+    processes = [trial.start(name) for name in ("one", "two", "three")]
+    for process in processes:
+        process.join(30)
+    results = [trial.results.get(timeout=10) for _ in processes]
+    assert trial.computed == 1
+    assert len({ref for ref, _ in results}) == 1
+    assert sorted(was_there for _, was_there in results) == [False, True, True]
+    ref = results[0][0]
+    texts = {(machine(name).open(ref) / "text.txt").read_bytes() for name in ("one", "two", "three", "four")}
+    assert len(texts) == 1
+    later, _ = machine("one").build("later", 1, {}, {"source": ref}, write("later"))
+    assert machine("two").build("later", 1, {}, {"source": ref}, fail) == (later, True)
+    assert there_are(machine("one")) == []
+
+
+@pytest.mark.usefixtures("short_lease")
+@pytest.mark.parametrize("skew", [0.0, DAY])
+def test_a_stage_longer_than_the_lease_is_not_taken_over(trial: Trial, skew: float) -> None:
+    first = trial.start("one", seconds=4.0)
+    trial.wait_until_it_computes()
+    second = trial.start("two", skew=skew)
+    first.join(30)
+    second.join(30)
+    assert trial.computed == 1
+    assert trial.results.get(timeout=10)[0] == trial.results.get(timeout=10)[0]
+
+
+@pytest.mark.usefixtures("short_lease")
+@pytest.mark.parametrize("skew", [0.0, -DAY])
+def test_a_killed_holder_is_taken_over_when_its_lease_has_expired(trial: Trial, machine: Machine, skew: float) -> None:
+    first = trial.start("one", seconds=60)
+    trial.wait_until_it_computes()
+    second = trial.start("two", skew=skew)
+    time.sleep(0.5)
+    assert trial.computed == 1
+    os.kill(first.pid, signal.SIGKILL)
+    second.join(30)
+    assert trial.computed == 2
+    assert trial.results.get(timeout=10)[1] is False
+    assert there_are(machine("two")) == []
+
+
+def test_a_killed_holder_keeps_its_own_machine_waiting_for_nothing(trial: Trial, machine: Machine) -> None:
+    first = trial.start("one", seconds=60)
+    trial.wait_until_it_computes()
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    assert there_are(machine("one")) == [f"{KEY}.1"]
+    begun = time.monotonic()
+    build(machine("one"))
+    assert time.monotonic() - begun < claims.LEASE / 4
+    assert there_are(machine("one")) == []
+
+
+def test_who_holds_it_is_said_once(trial: Trial, machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tailored_llama")
+    first = trial.start("one", seconds=1.0)
+    trial.wait_until_it_computes()
+    assert machine("two").build("stage", 1, {}, {}, fail)[1]
+    first.join()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == f"stage {KEY[:12]}: {os.uname().nodename}, process {first.pid} has it in hand, waiting"
+
+
+def test_a_machine_that_waits_ends_at_once_when_it_is_told_to(
+    trial: Trial, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "LOOK", 60.0)
+    first = trial.start("one", seconds=60)
+    trial.wait_until_it_computes()
+
+    def wait() -> None:
+        signal.signal(signal.SIGTERM, lambda *_: exec("raise SystemExit(7)"))  # as Prefect raises its own
+        build(machine("two"))
+
+    second = FORK.Process(target=wait)
+    second.start()
+    time.sleep(1.0)
+    os.kill(second.pid or 0, signal.SIGTERM)
+    second.join(5)
+    os.kill(first.pid, signal.SIGKILL)
+    assert second.exitcode == 7
+    assert there_are(machine("two")) == [f"{KEY}.1"]
+
+
+def test_a_stage_that_fails_or_is_stopped_gives_its_claim_back(machine: Machine) -> None:
+    for error in (ValueError, KeyboardInterrupt):
+
+        def raise_it(out: Path, error: type[BaseException] = error) -> None:
+            assert there_are(machine("one")) == [f"{KEY}.1"]
+            raise error
+
+        with pytest.raises(error):
+            machine("one").build("stage", 1, {}, {}, raise_it)
+        assert there_are(machine("one")) == []
+    build(machine("two"))
+
+
+def test_the_one_that_publishes_later_adopts_what_is_published(machine: Machine) -> None:
+    """Two compute although there are claims: the first was cut off for longer than its lease."""
+    published: list[ArtifactRef] = []
+
+    def be_overtaken(out: Path) -> None:
+        plant(machine("two"), f"{KEY}.2", json.dumps({"token": "of two", "holder": "two"}).encode())
+        mark = machine("two").lock(KEY)
+        mark.parent.mkdir(parents=True)
+        mark.write_text("of two")
+        published.append(build(machine("two"), "of two"))
+        (out / "text.txt").write_text("of one")
+
+    ref, was_there = machine("one").build("stage", 1, {}, {}, be_overtaken)
+    assert ([ref], was_there) == (published, False)
+    for name in ("one", "two", "three"):
+        assert (machine(name).open(ref) / "text.txt").read_text() == "of two"
+    later, _ = machine("two").build("later", 1, {}, {"source": ref}, write("later"))
+    assert machine("one").build("later", 1, {}, {"source": ref}, fail) == (later, True)
+
+
+def test_what_was_made_but_not_pushed_gives_way_to_what_is_published(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drop(*arguments: Any, **named: Any) -> None:
+        raise OSError("connection lost")
+
+    store = machine("one")
+    assert store.remote
+    with monkeypatch.context() as broken:
+        broken.setattr(store.remote.filesystem, "put_file", drop)
+        with pytest.raises(UnreachableError):
+            build(store, "of one")
+    monkeypatch.setattr(claims, "LEASE", 0.2)  # one is not heard of again
+    ref = build(machine("two"), "of two")
+    assert (machine("one").open(ref) / "text.txt").read_text() == "of two"
+    assert machine("one").build("stage", 1, {}, {}, fail) == (ref, True)
+
+
+@pytest.mark.parametrize("url", ["s3"], indirect=True)
+@pytest.mark.parametrize(("path", "computed"), [("/.claims/", 0), ("manifest.json", 1)])
+def test_a_server_that_fails_at_the_claim_or_the_manifest(
+    machine: Machine, s3: S3Server, path: str, computed: int
+) -> None:
+    calls: list[Path] = []
+
+    def work(out: Path) -> None:
+        calls.append(out)
+        (out / "text.txt").write_text("text")
+
+    s3.fault = lambda method, at: "500" if method == "PUT" and path in at else None
+    with pytest.raises(UnreachableError, match="nothing is lost, run it again"):
+        machine("one").build("stage", 1, {}, {}, work)
+    assert len(calls) == computed
+    s3.fault = lambda method, at: None
+    ref, _ = machine("one").build("stage", 1, {}, {}, work)
+    assert len(calls) == 1
+    assert machine("two").build("stage", 1, {}, {}, fail) == (ref, True)
+    assert there_are(machine("one")) == []
+
+
+@pytest.mark.parametrize("url", ["s3"], indirect=True)
+@pytest.mark.parametrize("path", ["/.claims/", "manifest.json"])
+def test_a_write_whose_answer_was_lost_is_known_as_one_s_own(machine: Machine, s3: S3Server, path: str) -> None:
+    lost: list[str] = []
+
+    def lose_the_first(method: str, at: str) -> str | None:
+        if method == "PUT" and path in at and not lost:
+            lost.append(at)
+            return "lost"
+        return None
+
+    s3.fault = lose_the_first
+    ref = build(machine("one"))
+    assert len(lost) == 1
+    assert machine("two").find("stage", KEY) == ref
+    assert there_are(machine("one")) == []
+
+
+@pytest.mark.usefixtures("short_lease")
+@pytest.mark.parametrize("url", ["s3"], indirect=True)
+def test_a_server_that_is_away_for_longer_than_the_lease(machine: Machine, s3: S3Server) -> None:
+    def work(out: Path) -> None:
+        s3.fault = lambda method, path: "500"
+        time.sleep(3.0)
+        s3.fault = lambda method, path: None
+        (out / "text.txt").write_text("text")
+
+    ref, _ = machine("one").build("stage", 1, {}, {}, work)
+    assert machine("two").find("stage", KEY) == ref
+    assert there_are(machine("one")) == []
+
+
+GARBAGE = {
+    "empty": b"",
+    "not UTF-8": b'{"token": "\xff"}',
+    "a list": b"[]",
+    "no token": b'{"holder": "x"}',
+    "nested too deep": b"[" * 100_000,
+    "empty token": b'{"token": "", "holder": "x"}',
+}
+
+
+@pytest.mark.parametrize("url", ["file"], indirect=True)
+@pytest.mark.parametrize("content", GARBAGE.values(), ids=GARBAGE)
+def test_a_claim_that_is_garbage_expires_like_any(
+    machine: Machine, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "LEASE", 0.5)
+    plant(machine("one"), f"{KEY}.999999999999999999", content)
+    begun = time.monotonic()
+    build(machine("one"))
+    assert time.monotonic() - begun > 0.5
+
+
+@pytest.mark.parametrize("url", ["file"], indirect=True)
+def test_names_that_are_no_claims_are_no_claims(machine: Machine) -> None:
+    others = [f"{KEY}.x", f"{KEY}.007", f"{KEY}.-1", KEY, f"{'f' * 64}.1", f"{KEY}.1.tmp"]
+    for name in others:
+        plant(machine("one"), name, b"{}")
+    build(machine("one"))
+    assert sorted(there_are(machine("one"))) == sorted(others)
+
+
+def test_a_holder_that_ended_without_removing_its_claim_keeps_nobody_waiting(
+    trial: Trial, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed_there:
+        killed_there.setattr(claims.Claim, "release", lambda self: None)
+        first = trial.start("one", seconds=1.0)
+        trial.wait_until_it_computes()
+        assert machine("two").build("stage", 1, {}, {}, fail)[1]  # began to wait before it was published
+    first.join()
+    assert there_are(machine("three")) == [f"{KEY}.1"]
+    assert machine("three").build("stage", 1, {}, {}, fail)[1]  # comes afterwards
+
+
+def test_housekeeping_removes_claims_that_nobody_renewed_for_hours(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(machine("one"), f"{KEY}.1", b"{}")
+    assert abandoned_claims(machine("one")) == []
+    monkeypatch.setattr("tailored_llama.store.housekeeping.HALF_DONE", -60.0)
+    assert abandoned_claims(machine("one")) == [f".claims/{KEY}.1"]
+    remove_claims(machine("one"), abandoned_claims(machine("one")))
+    assert there_are(machine("one")) == []
+
+
+def test_a_file_is_created_only_where_there_is_none(machine: Machine) -> None:
+    store = machine("one").remote
+    assert store
+    assert create(store, "a/file", b"first", "testing")
+    assert not create(store, "a/file", b"second", "testing")
+    assert create(store, "a/file", b"first", "testing")  # as sent again
+    assert names(store, "a") == ["file"]
+    assert store.filesystem.cat_file(f"{store.base}/a/file") == b"first"
+
+
+def test_s3_s_request_to_send_a_write_again_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    conflict = OSError("conflict")
+    conflict.response = {"Error": {"Code": "ConditionalRequestConflict"}}  # type: ignore[attr-defined]
+    tries: list[str] = []
+    pipe = MemoryFileSystem.pipe_file
+
+    def conflict_once(self: Any, path: str, *rest: Any, **named: Any) -> None:
+        tries.append(path)
+        if len(tries) == 1:
+            raise OSError("try again") from conflict
+        pipe(self, path, *rest, **named)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", conflict_once)
+    assert create(open_remote("memory://conflict"), "file", b"content", "testing")
+    assert len(tries) == 2
+
+
+def test_a_server_that_overwrites_although_asked_not_to_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_writable(open_remote("memory://obeys"))
+    assert not caplog.records
+    pipe = MemoryFileSystem.pipe_file
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda self, path, value, **_: pipe(self, path, value))
+    check_writable(open_remote("memory://disobeys"))
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning == (
+        "store.root memory://disobeys: it overwrites files although it is asked not to; use it on one machine"
+    )

@@ -1,0 +1,208 @@
+"""Stamps: a file is hashed once on a machine, and again when anything about it has changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tailored_llama.store import (
+    MANIFEST,
+    ArtifactRef,
+    ArtifactStore,
+    leftovers,
+    remove_leftover,
+    sha256_file,
+    verify,
+    verifying,
+)
+
+HOUR = 3600 * 10**9  # nanoseconds
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are hashed."""
+    names: list[str] = []
+
+    def note(path: Path) -> str:
+        names.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr(verifying, "sha256_file", note)
+    return names
+
+
+def age(folder: Path) -> None:
+    """Let all files have been written an hour ago."""
+    for path in folder.iterdir():
+        time_then = path.stat().st_mtime_ns - HOUR
+        os.utime(path, ns=(time_then, time_then))
+
+
+def write(out: Path) -> None:
+    for name in ("a.bin", "b.bin"):
+        (out / name).write_bytes(name.encode() * 1000)
+
+
+@pytest.fixture
+def ref(root: Path) -> ArtifactRef:
+    """An artifact an hour old."""
+    ref, _ = ArtifactStore(str(root)).build("stage", 1, {}, {}, write)
+    age(root / "stage" / ref.key)
+    return ref
+
+
+def open_anew(root: Path, ref: ArtifactRef) -> Path:
+    """As another process would."""
+    return ArtifactStore(str(root)).open(ref)
+
+
+def test_what_one_process_hashed_no_other_hashes_again(root: Path, ref: ArtifactRef, hashed: list[str]) -> None:
+    open_anew(root, ref)
+    assert hashed == ["a.bin", "b.bin"]
+    for _ in range(2):
+        open_anew(root, ref)
+    assert hashed == ["a.bin", "b.bin"]
+
+
+def test_what_a_stage_wrote_some_time_ago_is_not_hashed_again(root: Path, hashed: list[str]) -> None:
+    def work(out: Path) -> None:
+        write(out)
+        age(out)
+
+    store = ArtifactStore(str(root))
+    ref, _ = store.build("stage", 1, {}, {}, work)
+    assert hashed == ["a.bin", "b.bin"]
+    store.open(ref)
+    open_anew(root, ref)
+    assert hashed == ["a.bin", "b.bin"]
+
+
+def touch(folder: Path) -> None:
+    os.utime(folder / "a.bin", ns=(0, 0))
+
+
+def replace(folder: Path) -> None:
+    shutil.copy2(folder / "a.bin", folder / ".new")  # the same bytes and time
+    (folder / ".new").rename(folder / "a.bin")
+
+
+@pytest.mark.parametrize("change", [touch, replace])
+def test_a_file_with_another_time_or_inode_is_hashed_again(
+    root: Path, ref: ArtifactRef, hashed: list[str], change: Callable[[Path], None]
+) -> None:
+    change(open_anew(root, ref))
+    hashed.clear()
+    open_anew(root, ref)
+    assert hashed == ["a.bin"]
+
+
+def alter(path: Path) -> None:
+    """Change one byte in place, and leave size, time and inode."""
+    status, data = path.stat(), bytearray(path.read_bytes())
+    data[7] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_file_altered_right_after_it_was_written_is_noticed(root: Path) -> None:
+    store, calls = ArtifactStore(str(root)), []
+
+    def work(out: Path) -> None:
+        calls.append(out)
+        write(out)
+
+    ref, _ = store.build("stage", 1, {}, {}, work)
+    open_anew(root, ref)
+    alter(root / "stage" / ref.key / "a.bin")  # within one tick of the clock: the time did not change
+    assert ArtifactStore(str(root)).build("stage", 1, {}, {}, work) == (ref, False)
+    assert len(calls) == 2
+
+
+def test_verify_hashes_everything_and_a_run_then_finds_what_it_found(root: Path, ref: ArtifactRef) -> None:
+    open_anew(root, ref)
+    alter(root / "stage" / ref.key / "a.bin")  # as a disk does
+    open_anew(root, ref)  # what docs/store.md says is trusted
+    ((_, problem),) = verify(ArtifactStore(str(root)))
+    assert problem
+    assert problem.startswith("a.bin has SHA-256 ")
+    assert ArtifactStore(str(root)).find("stage", ref.key) is None
+
+
+def test_verify_leaves_stamps_for_the_next_run(root: Path, ref: ArtifactRef, hashed: list[str]) -> None:
+    assert [problem for _, problem in verify(ArtifactStore(str(root)))] == [None]
+    hashed.clear()
+    open_anew(root, ref)
+    assert hashed == []
+
+
+STAMPS = {
+    "empty": "",
+    "a list": "[]",
+    "of another artifact": '{"digest": "0", "files": {}}',
+    "files a number": '{"digest": "0", "files": 5}',
+    "stamp too short": '{"digest": "DIGEST", "files": {"a.bin": [5000]}}',
+    "stamp of words": '{"digest": "DIGEST", "files": {"a.bin": ["a", "b", "c"]}}',
+    "nested too deep": "[" * 100_000,
+    "infinite": '{"digest": "DIGEST", "files": {"a.bin": [1e999, 1, 1]}}',
+}
+
+
+@pytest.mark.parametrize("content", STAMPS.values(), ids=STAMPS)
+def test_a_stamp_that_is_garbage_counts_as_none(root: Path, ref: ArtifactRef, hashed: list[str], content: str) -> None:
+    open_anew(root, ref)
+    stamp = root / ".verified" / ref.key
+    stamp.write_text(content.replace("DIGEST", ref.digest))
+    hashed.clear()
+    open_anew(root, ref)
+    assert hashed == ["a.bin", "b.bin"]
+
+
+def test_a_stamp_does_not_outlive_a_change_of_what_the_manifest_states(root: Path, ref: ArtifactRef) -> None:
+    folder = open_anew(root, ref)
+    manifest = folder / MANIFEST
+    stated = sha256_file(folder / "a.bin")
+    manifest.write_text(manifest.read_text().replace(stated, "0" * 64))
+    assert ArtifactStore(str(root)).find("stage", ref.key) is None
+
+
+def test_stamps_go_with_their_artifact(root: Path, ref: ArtifactRef) -> None:
+    open_anew(root, ref)
+    stamp = root / ".verified" / ref.key
+    assert stamp.is_file()
+    ArtifactStore(str(root)).discard("stage", ref.key)
+    assert not stamp.exists()
+
+
+def test_housekeeping_removes_stamps_of_artifacts_that_were_removed_by_hand(root: Path, ref: ArtifactRef) -> None:
+    open_anew(root, ref)
+    store, stamp = ArtifactStore(str(root)), root / ".verified" / ref.key
+    assert leftovers(store, now=time.time()) == []
+    shutil.rmtree(root / "stage" / ref.key)
+    assert leftovers(store, now=time.time()) == [(stamp, stamp.stat().st_size)]
+    assert remove_leftover(store, stamp)
+    assert not stamp.exists()
+
+
+def test_a_working_copy_keeps_stamps_too(tmp_path: Path, hashed: list[str]) -> None:
+    url = f"memory://{tmp_path.name}/store"
+
+    def copy(name: str) -> ArtifactStore:
+        return ArtifactStore(url, str(tmp_path / name))
+
+    ref, _ = copy("here").build("stage", 1, {}, {}, write)
+    age(copy("there").open(ref))
+    copy("there").open(ref)
+    hashed.clear()
+    copy("there").open(ref)
+    assert hashed == []
