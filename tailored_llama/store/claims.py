@@ -99,7 +99,7 @@ class Claim:
         return True
 
     def _take(self) -> bool:
-        dead = self._mark.read_text()
+        dead = self._mark.read_text(errors="replace")
         self._mark.write_text(self._token)
         last, since = None, time.monotonic()
         while True:
@@ -187,6 +187,6 @@ def _path(key: str, number: int) -> str:
 def _seen(number: int, content: bytes) -> _Seen:
     try:
         data = json.loads(content)
-        return _Seen(number, content, str(data["token"]), " ".join(str(data["holder"]).split())[:100])
+        return _Seen(number, content, str(data["token"]) or None, " ".join(str(data["holder"]).split())[:100])
     except (ValueError, TypeError, KeyError, RecursionError):
         return _Seen(number, content, None, "somebody whose claim is unreadable")

@@ -27,7 +27,7 @@ def is_now(event: str, arguments: tuple[Any, ...]) -> bool:
     if event == "os.rename" and building in str(arguments[0]):
         renamed.append(Path(str(arguments[1])))
         return phase == "publishes"
-    if event == "shutil.copyfile" and phase == "pushes":
+    if event == "os.link" and phase == "pushes":
         return str(arguments[1]).endswith(f"{key}/manifest.json")
     return phase == "published" and any(target.is_dir() for target in renamed)
 

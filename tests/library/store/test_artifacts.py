@@ -467,13 +467,6 @@ def test_two_processes_behind_a_url_compute_once_on_one_machine(url: str, tmp_pa
     assert {first_found, second_found} == {False, True}
 
 
-@pytest.mark.parametrize("url", ["s3"], indirect=True)
-def test_two_machines_with_the_same_key_end_with_one_whole_artifact(url: str, tmp_path: Path) -> None:
-    (first, _), (second, _) = in_two_processes(url, [tmp_path / "here", tmp_path / "there"], tmp_path / "count")
-    assert first == second
-    assert ArtifactStore(url, str(tmp_path / "third")).find("stage", first.key) == first
-
-
 def test_a_url_of_an_unknown_kind() -> None:
     message = "store.root: got 'ftps3://x', Protocol not known: ftps3; allowed: a folder or an fsspec URL"
     with pytest.raises(InputError, match=exactly(message)):
