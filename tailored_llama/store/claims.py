@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -141,7 +142,8 @@ def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], ob
     """
     claim, ended = Claim(at, stage, key, mark, adopt), Event()
     claim.hold()
-    thread = Thread(target=claim.keep, args=(ended,), name=f"claim {key[:12]}", daemon=True)
+    context = copy_context()  # by which Prefect knows whose log it is
+    thread = Thread(target=context.run, args=(claim.keep, ended), name=f"claim {key[:12]}", daemon=True)
     thread.start()
     unreachable = False
     try:
