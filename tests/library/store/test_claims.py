@@ -130,7 +130,7 @@ def test_of_machines_that_start_at_once_one_computes_and_later_stages_agree(tria
 
 @pytest.mark.usefixtures("short_lease")
 def test_a_stage_longer_than_the_lease_is_not_taken_over(trial: Trial) -> None:
-    first = trial.start("one", seconds=4.0)
+    first = trial.start("one", seconds=3.0)
     trial.wait_until_it_computes()
     second = trial.start("two", skew=DAY)
     first.join(30)
@@ -165,6 +165,7 @@ def test_a_killed_holder_keeps_its_own_machine_waiting_for_nothing(trial: Trial,
     assert there_are(machine("one")) == []
 
 
+@pytest.mark.parametrize("url", ["file"], indirect=True)
 def test_who_holds_it_is_said_once(trial: Trial, machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tailored_llama")
     first = trial.start("one", seconds=1.0)
@@ -175,6 +176,7 @@ def test_who_holds_it_is_said_once(trial: Trial, machine: Machine, caplog: pytes
     assert line == f"stage {KEY[:12]}: {os.uname().nodename}, process {first.pid} has it in hand, waiting"
 
 
+@pytest.mark.parametrize("url", ["file"], indirect=True)
 def test_a_machine_that_waits_ends_at_once_when_it_is_told_to(
     trial: Trial, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +334,7 @@ def test_names_that_are_no_claims_are_no_claims(machine: Machine) -> None:
     assert sorted(there_are(machine("one"))) == sorted(others)
 
 
+@pytest.mark.parametrize("url", ["file"], indirect=True)
 def test_a_holder_that_ended_without_removing_its_claim_keeps_nobody_waiting(
     trial: Trial, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
