@@ -100,12 +100,13 @@ class Claim:
         return True
 
     def _take(self) -> bool:
-        dead = self._mark.read_text(errors="replace")
-        self._mark.write_text(self._token)
+        dead = self._mark.read_text(errors="replace").split()
+        with self._mark.open("a") as mark:
+            mark.write(f"{self._token}\n")
         last, since = None, time.monotonic()
         while True:
             seen, now = _look(self._at, self._key), time.monotonic()
-            is_dead = seen is not None and seen.token is not None and seen.token == dead
+            is_dead = seen is not None and seen.token in dead
             if seen and not is_dead and (last is None or last.token != seen.token):
                 log.info("%s: %s has it in hand, waiting", self._name, seen.holder)
             if seen != last:
@@ -135,8 +136,8 @@ def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], ob
     Args:
         at: the store behind a URL.
         stage, key: the artifact's.
-        mark: a file that this process has locked, and every other of this working copy locks as well. It names the
-            last claim of this working copy, whose process is therefore dead: nobody waits for that one to expire.
+        mark: a file that this process has locked, and every other of this working copy locks as well. It lists the
+            earlier claims of this working copy, whose processes are therefore done or dead: nobody waits for those.
         adopt: takes the artifact over if another machine published it, which ends the wait; returns something true
             if so. The claim is then not held.
     """

@@ -216,10 +216,10 @@ def test_the_one_that_publishes_later_adopts_what_is_published(machine: Machine)
     published: list[ArtifactRef] = []
 
     def be_overtaken(out: Path) -> None:
-        plant(machine("two"), f"{KEY}.2", json.dumps({"token": "of two", "holder": "two"}).encode())
+        plant(machine("two"), f"{KEY}.2", json.dumps({"token": "by-two", "holder": "two"}).encode())
         mark = machine("two").lock(KEY)
         mark.parent.mkdir(parents=True)
-        mark.write_text("of two")
+        mark.write_text("by-two")
         published.append(build(machine("two"), "of two"))
         (out / "text.txt").write_text("of one")
 
@@ -264,8 +264,16 @@ def test_a_server_that_fails_at_the_claim_or_the_manifest(
     with pytest.raises(UnreachableError, match="nothing is lost, run it again"):
         machine("one").build("stage", 1, {}, {}, work)
     assert len(calls) == computed
+    s3.fault = lambda method, at: "500"
+    with pytest.raises(UnreachableError):
+        machine("one").build("stage", 1, {}, {}, work)
+    s3.fault = lambda method, at: "500" if method == "PUT" else None
+    with pytest.raises(UnreachableError):
+        machine("one").build("stage", 1, {}, {}, work)
     s3.fault = lambda method, at: None
+    begun = time.monotonic()
     ref, _ = machine("one").build("stage", 1, {}, {}, work)
+    assert time.monotonic() - begun < claims.LEASE / 4
     assert len(calls) == 1
     assert machine("two").build("stage", 1, {}, {}, fail) == (ref, True)
     assert there_are(machine("one")) == []
