@@ -154,7 +154,7 @@ def names(remote: Remote, folder: str) -> list[str]:
 def read(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
     """The contents of small files; files that no longer exist are left out."""
     paths = {f"{remote.base}/{name}": name for name in names}
-    with _request(remote, "reading manifests"):
+    with _request(remote, "reading small files"):
         contents = remote.filesystem.cat(list(paths), on_error="return") if paths else {}
         for content in contents.values():
             if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
