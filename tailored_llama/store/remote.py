@@ -238,7 +238,7 @@ def _link(filesystem: Any, path: str, content: bytes) -> None:
 def _is_conflict(error: BaseException) -> bool:
     """Whether S3 refused a write because another to the same name was in progress: to be sent again."""
     response = getattr(error.__cause__, "response", None) or {}
-    return response.get("Error", {}).get("Code") == "ConditionalRequestConflict"
+    return bool(response.get("Error", {}).get("Code") == "ConditionalRequestConflict")
 
 
 def _make_parent(filesystem: Any, path: str) -> None:
