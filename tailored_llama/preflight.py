@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tailored_llama.config import (
     K_QUANTS,
+    NF4_MULTIPLE,
     PROMPTS,
     SOFT,
     BenchmarkConfig,
-    ExecutionConfig,
     PromptStudyConfig,
     RunConfig,
     SweepConfig,
@@ -28,7 +28,14 @@ from tailored_llama.config import (
 )
 from tailored_llama.data import BUILTIN, benchmarks, check_text, layout_of, load_template, select_train, study_templates
 from tailored_llama.errors import InputError
-from tailored_llama.models import GGUF_KINDS, find_model, pick_device, source_architecture
+from tailored_llama.models import (
+    GGUF_KINDS,
+    check_installed,
+    check_quantizable,
+    find_model,
+    pick_device,
+    source_architecture,
+)
 from tailored_llama.store import FINISHED, GGUF, ArtifactStore, check_target, check_writable
 
 
@@ -44,6 +51,12 @@ def preflight(config: RunConfig) -> None:
             "through a deployment on the pool with the device"
         )
     pick_device(config.execution.device)
+    _check_run(config)
+
+
+def _check_run(config: RunConfig) -> None:
+    """Check all but the device."""
+    _check_quantization(config)
     find_model(config.model)
     template = load_template(config.prompts.template)
     for benchmark in config.benchmarks:
@@ -66,8 +79,9 @@ def preflight_tailor(config: RunConfig) -> None:
         InputError: as `preflight`; or finished models are requested but cannot be made or exported; or stages are
             dispatched and the configuration leaves their device or their number open.
     """
-    if execution := _check_dispatch(config):
-        preflight(config.model_copy(update={"execution": execution}))
+    if config.execution.dispatch:
+        _check_dispatch(config)
+        _check_run(config)
     else:
         preflight(config)
     if config.store.export:
@@ -124,12 +138,9 @@ def preflight_prompts(config: PromptStudyConfig) -> None:
     preflight(config)
 
 
-def _check_dispatch(config: RunConfig) -> ExecutionConfig | None:
-    """Check dispatch, if set; return execution settings for the other checks, as the device may be elsewhere."""
-    execution = config.execution
-    if not execution.dispatch:
-        return None
-    if execution.device == "auto":
+def _check_dispatch(config: RunConfig) -> None:
+    """Check that stages which run elsewhere find there what they find here."""
+    if config.execution.device == "auto":
         raise InputError(
             "execution.device: got 'auto'; allowed with execution.dispatch: cpu, cuda or cuda:N, because another "
             "machine would choose"
@@ -141,7 +152,24 @@ def _check_dispatch(config: RunConfig) -> ExecutionConfig | None:
         )
     if config.pruning.steps > 1:
         raise InputError(f"pruning.steps: got {config.pruning.steps}; allowed with execution.dispatch: 1")
-    return execution.model_copy(update={"dispatch": None, "device": "cpu"})
+
+
+def _check_quantization(config: RunConfig) -> None:
+    """Check that the pruned models can be tuned in 4 bits, as far as that is known before they are made."""
+    kind, pruning, execution = config.model.quantization, config.pruning, config.execution
+    if kind == "none":
+        return
+    if not execution.dispatch:
+        check_installed(kind)
+    device = execution.device if execution.dispatch else pick_device(execution.device)
+    if device == "cpu" and "mlp" in pruning.kinds and pruning.channel_multiple % NF4_MULTIPLE:
+        raise InputError(
+            f"pruning.channel_multiple: got {pruning.channel_multiple}; allowed with model.quantization = {kind!r} on "
+            f"a CPU: a multiple of {NF4_MULTIPLE}"
+        )
+    source = find_model(config.model)
+    if source.kind == "folder" and not execution.dispatch:
+        check_quantizable(source.path, kind, execution.device)
 
 
 def texts_of(config: RunConfig) -> dict[str, TextConfig]:

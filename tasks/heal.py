@@ -26,6 +26,7 @@ def heal(config: RunConfig, ratio: float, pruned: ArtifactRef, teacher: Artifact
             seed=config.seed,
             out=out,
             execution=execution_of(config),
+            quantization=config.model.quantization,
             resume=store.resume_folder(healing.STAGE, healing.VERSION, fields, inputs),
             progress=progress,
         ),

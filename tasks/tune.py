@@ -48,6 +48,7 @@ def tune(
             seed=config.seed,
             out=out,
             execution=execution_of(config),
+            quantization=config.model.quantization,
             resume=store.resume_folder(tuning.STAGE, tuning.VERSION, fields, inputs),
             progress=progress,
         ),

@@ -39,6 +39,10 @@ class LlamaCpp:
         self.lib.llama_batch_free(batch)
         return found
 
+    def forget(self, first: int) -> None:
+        """Drop from the cache all tokens from position `first` on."""
+        assert self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.model._ctx), 0, first, -1)
+
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         """The likeliest next tokens, each computed after those before it in the cache."""
         logits, new = self.logits(ids), []

@@ -124,10 +124,11 @@ def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, 
     if not run.healing.tokens:
         raise InputError("healing.tokens: got 0; allowed: at least 1")
     from tailored_llama.cli.stages import calibration_sequences, teach
-    from tailored_llama.models import pick_device
+    from tailored_llama.models import check_quantizable, pick_device
     from tailored_llama.training import healing
 
     pick_device(run.execution.device)
+    check_quantizable(checkpoint, run.model.quantization, run.execution.device)
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         new = partial(subfolder, Path(scratch))
         outputs = teach(run, dense, calibration_sequences(healing_text(run), dense, new), new("teacher"))
@@ -140,6 +141,7 @@ def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, 
                 seed=run.seed,
                 out=folder,
                 execution=run.execution,
+                quantization=run.model.quantization,
                 progress=progress,
             )
     print(f"{out}: {facts['tokens']:,} tokens, {facts['tokens_per_second']} tokens/s")
@@ -167,8 +169,10 @@ def tune(
         raise InputError(f"tuning.examples: got {run.tuning.examples!r}; allowed: 'benchmark' in this command")
     from tailored_llama.cli.stages import calibration_sequences, find_benchmark, render, teach
     from tailored_llama.data import benchmarks
+    from tailored_llama.models import check_quantizable
     from tailored_llama.training import tuning
 
+    check_quantizable(checkpoint, run.model.quantization, run.execution.device)
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         own, new = find_benchmark(run, benchmark), partial(subfolder, Path(scratch))
         source = tuning.Source(render(run, own, "train", new("train")), benchmarks.headline_metric(own))
@@ -186,6 +190,7 @@ def tune(
                 seed=run.seed,
                 out=folder,
                 execution=run.execution,
+                quantization=run.model.quantization,
                 progress=progress,
             )
     print(f"{out}: {facts['epochs']} epochs, {facts['tokens_per_second']} tokens/s")

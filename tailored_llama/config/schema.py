@@ -28,6 +28,8 @@ GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 K_QUANTS = GGUF_TYPES[GGUF_TYPES.index("q2_k") :]  # made by llama.cpp itself
 Variant = Literal["lora", "rslora", "dora", "prompt", "prefix"]
 SOFT: tuple[Variant, ...] = ("prompt", "prefix")  # variants that change no weights
+Quantization = Literal["none", "nf4"]
+NF4_MULTIPLE = 64  # weights in a block; on a CPU, rows of nf4 matrices must be whole blocks
 Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
 Ignored = Literal["case", "punctuation", "numbers", "spaces"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -58,6 +60,14 @@ class ModelConfig(Section):
         "float32",
         description="Data type of the weights, from loading to merging. auto: bfloat16 where this machine computes in "
         "it natively, which is about twice as fast; otherwise float32.",
+    )
+    quantization: Quantization = Field(
+        "none",
+        description="Type of the frozen weights while tuning and healing train an adapter on them. nf4: 4 bits by "
+        "bitsandbytes (QLoRA, arXiv 2305.14314; extra nf4). The adapter is merged into the weights of type `dtype`, "
+        "and all else is computed with those. On a CPU widths must be multiples of 64: see "
+        "pruning.channel_multiple.",
+        exclude_if=lambda value: value == "none",  # so that keys and cards of earlier configurations stay the same
     )
 
     @property

@@ -46,17 +46,18 @@ from tailored_llama.models.packing import (
     token_budget,
     within_memory,
 )
+from tailored_llama.models.quantization import check_installed, check_quantizable, load_base
 from tailored_llama.models.soft_prompts import context_length, has_soft_prompt, learnt_header
 from tailored_llama.models.tokens import encode, encode_pair, first_token, pre_tokenizer_name
 
 __all__ = [
     "CARD", "FUSED", "GGUF_KINDS", "HEAD_POSITIONS", "LAYERED", "LAYERED_PREFIX", "Base", "Document", "Header", "Layer",
     "Structure", "adapters", "add_adapter", "all_tensor_shapes", "base_of", "batches", "check_adapter",
-    "check_checkpoint", "context_length", "convert", "copy_tokenizer", "device_slot", "encode", "encode_header",
-    "encode_pair", "fetch_model", "find_model", "first_token", "front_matter", "halved", "has_soft_prompt",
-    "head_logits", "is_layered", "layered_config", "layout_config", "learnt_header", "load_model", "load_tokenizer",
-    "loading", "merge_adapter", "modeling_tailored_llama", "packed_attention", "packed_logprobs", "packed_states",
-    "pick_device", "pre_tokenizer_name", "prepare_dense", "pruned_card", "read_config", "read_structure",
-    "save_adapter", "source_architecture", "tensor_shapes", "token_budget", "weight_files", "what_was_removed",
-    "within_memory", "write_card",
+    "check_checkpoint", "check_installed", "check_quantizable", "context_length", "convert", "copy_tokenizer",
+    "device_slot", "encode", "encode_header", "encode_pair", "fetch_model", "find_model", "first_token", "front_matter",
+    "halved", "has_soft_prompt", "head_logits", "is_layered", "layered_config", "layout_config", "learnt_header",
+    "load_base", "load_model", "load_tokenizer", "loading", "merge_adapter", "modeling_tailored_llama",
+    "packed_attention", "packed_logprobs", "packed_states", "pick_device", "pre_tokenizer_name", "prepare_dense",
+    "pruned_card", "read_config", "read_structure", "save_adapter", "source_architecture", "tensor_shapes",
+    "token_budget", "weight_files", "what_was_removed", "within_memory", "write_card",
 ]  # fmt: skip

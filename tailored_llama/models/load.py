@@ -56,15 +56,20 @@ def load_model(folder: Path, adapter: Path | None = None, device: str = "cpu") -
     """
     check_checkpoint(folder)
     target = pick_device(device)
-    config = read_config(folder)
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"  # transformers 4 wrote torch_dtype
-    model = _load_weights(folder, dtype, str(folder))
+    model = _load_weights(folder, _stated_dtype(folder), str(folder))
     if adapter is not None:
         model = _with_adapter(model, folder, adapter)
         if not model.active_peft_config.is_prompt_learning:
             model = model.merge_and_unload()
     model.requires_grad_(False)
     return model.to(target).eval()
+
+
+def _stated_dtype(folder: Path) -> str:
+    """The type of a checkpoint's weights, as its config says."""
+    config = read_config(folder)
+    dtype: str = config.get("dtype") or config.get("torch_dtype") or "float32"  # transformers 4 wrote torch_dtype
+    return dtype
 
 
 def head_logits(model: Any, states: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from tailored_llama.config import DistillationConfig, ExecutionConfig, HealingConfig, RunConfig
-from tailored_llama.models import add_adapter, load_model, merge_adapter, save_adapter
+from tailored_llama.config import DistillationConfig, ExecutionConfig, HealingConfig, Quantization, RunConfig
+from tailored_llama.models import add_adapter, load_base, merge_adapter, save_adapter
 from tailored_llama.progress import Progress, silent
 from tailored_llama.training.loop import Objective, text_samples, train, write_log
 
@@ -19,7 +19,9 @@ STAGE, VERSION = "healed", 1
 def key_fields(config: RunConfig) -> dict[str, Any]:
     """What a healed checkpoint depends on, beside the pruned one and the teacher outputs, which say how much text."""
     fields = config.healing.model_dump(mode="json", exclude={"tokens"})
-    return fields | {"temperature": config.distillation.temperature, "seed": config.seed}
+    fields |= {"temperature": config.distillation.temperature, "seed": config.seed}
+    quantization = config.model.quantization
+    return fields | ({"quantization": quantization} if quantization != "none" else {})
 
 
 def heal(
@@ -31,6 +33,7 @@ def heal(
     seed: int,
     out: Path,
     execution: ExecutionConfig,
+    quantization: Quantization = "none",
     resume: Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -47,20 +50,23 @@ def heal(
         seed: of the adapter, the order and dropout.
         out: an existing folder.
         execution: the device.
+        quantization: of the model while the adapter is trained on it; it is merged into the weights as they are.
         resume: a folder with the state of this healing, to continue from after a kill.
         progress: called after every step.
 
     Raises:
+        InputError: the model cannot be quantised here.
         FloatingPointError: the loss is not finite; the message names the step.
     """
     torch.manual_seed(seed)
-    model = add_adapter(load_model(checkpoint, device=execution.device), healing, execution)
+    base = load_base(checkpoint, quantization, healing, execution.device)
+    model = add_adapter(base, healing, execution)
     objective = Objective(distillation=1.0, temperature=distillation.temperature)
     every = execution.keep_state_every
     log, measured = train(model, text_samples(teacher), healing, objective, seed, progress, resume=resume, every=every)
     with tempfile.TemporaryDirectory() as adapter:
         save_adapter(model, checkpoint, Path(adapter))
-        del model  # merging loads the checkpoint again
+        del base, model  # merging loads the checkpoint again
         merge_adapter(checkpoint, Path(adapter), out=out)
     write_log(log, out)
     return measured

@@ -16,13 +16,14 @@ from tailored_llama.config import (
     DistillationConfig,
     ExecutionConfig,
     Metric,
+    Quantization,
     RunConfig,
     TuningConfig,
     reserved_tokens,
 )
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.models import add_adapter, load_model, load_tokenizer, save_adapter
+from tailored_llama.models import add_adapter, load_base, load_tokenizer, save_adapter
 from tailored_llama.progress import Progress, silent
 from tailored_llama.training.loop import Objective, Sample, text_samples, train, with_teacher, write_log
 
@@ -62,6 +63,8 @@ def key_fields(config: RunConfig, metrics: Mapping[str, Metric], taught: bool, t
         fields |= {"weight": distillation.weight, "temperature": distillation.temperature}
     if text:
         fields["sequences"] = distillation.sequences
+    if config.model.quantization != "none":
+        fields["quantization"] = config.model.quantization
     return fields
 
 
@@ -75,6 +78,7 @@ def tune(
     seed: int,
     out: Path,
     execution: ExecutionConfig,
+    quantization: Quantization = "none",
     resume: Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -95,12 +99,13 @@ def tune(
         seed: of the adapter, the order and dropout.
         out: an existing folder.
         execution: the device.
+        quantization: of the model while the adapter is trained on it.
         resume: a folder with the state of this tuning, to continue from after a kill.
         progress: called after every step.
 
     Raises:
-        InputError: a continuation is longer than the model's context, a teacher read other tokens, or a soft prompt is
-            set for a benchmark whose answers the model writes.
+        InputError: a continuation is longer than the model's context, a teacher read other tokens, a soft prompt is set
+            for a benchmark whose answers the model writes, or the model cannot be quantised here.
         FloatingPointError: the loss is not finite; the message names the step.
     """
     if tuning.variant in SOFT and (written := next((s.metric for s in sources if s.metric in WRITTEN), None)):
@@ -109,7 +114,7 @@ def tune(
             "dora if the model writes its answers"
         )
     torch.manual_seed(seed)
-    base, tokenizer = load_model(checkpoint, device=execution.device), load_tokenizer(checkpoint)
+    base, tokenizer = load_base(checkpoint, quantization, tuning, execution.device), load_tokenizer(checkpoint)
     limit = base.config.max_position_embeddings
     limit -= reserved_tokens(tuning)
     shots: list[Sample] = []

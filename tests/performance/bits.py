@@ -1,41 +1,91 @@
-"""Is pruning worth it beside quantisation? Checkpoints in several GGUF types: bytes, accuracy and speed in llama.cpp.
+"""Is pruning worth it beside quantisation? Checkpoints in several types: bytes, accuracy and speed.
 
     python tests/performance/bits.py dense=FOLDER pruned=FOLDER [--type f16 --type q8_0 --type q4_k_m] \
-        [--benchmark arc_easy] [--limit 200] [--out table.md]
+        [--torch bfloat16 --torch int8] [--benchmark arc_easy] [--limit 200] [--out FOLDER]
 
-Accuracy is acc_norm on evenly spaced documents, from log-likelihoods that llama.cpp computes. It is printed with its
-standard error, and chance-corrected: (accuracy − floor) ÷ (accuracy of the first file − floor). Speeds are medians of
-`--repetitions`, in turns over all files: tokens per second of a prompt of 256 tokens, and of 32 tokens generated after
-it one by one.
+A `--type` is a GGUF type and runs in llama.cpp. A `--torch` runs in transformers: bfloat16, float32, or int8 (weights
+only, by torchao: pip install torchao). `--out` gets `bits.parquet`, `bits.md` and `bits.png`.
+
+Accuracy is acc_norm on evenly spaced documents, with its standard error. Chance-corrected it is (accuracy − floor) ÷
+(accuracy of the first row − floor), with a 95 % interval from a bootstrap over the documents that both answered. Speeds
+are medians of `--repetitions`, in turns over all rows: tokens per second of a prompt of 256 tokens, and of 32 tokens
+generated after it one by one.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import math
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import matplotlib
 import numpy as np
 import torch
 import typer
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from llama_cpp import LlamaCpp, llama_cpp
 from tailored_llama.config import as_gguf_type, validate_config
-from tailored_llama.data import Prompt, load_template, render
+from tailored_llama.data import Prompt, encode_prompt, load_template, render
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.data.selection import select_evaluation
-from tailored_llama.evaluation.scoring import choice_floor
-from tailored_llama.models import encode_pair, load_tokenizer
+from tailored_llama.evaluation.scoring import choice_floor, loglikelihoods
+from tailored_llama.evaluation.statistics import Answers, chance_corrected, interval, paired_draws, ratios
+from tailored_llama.models import context_length, encode_pair, load_tokenizer, weight_files
+from tailored_llama.reports.figures import COLOURS, STYLE, Picture, new_figure
+from tailored_llama.reports.parts import number, percent, share
 from tailored_llama.serving import write_gguf
+from tailored_llama.store import write_rows
 
-CONTEXT = 1024
+CONTEXT, PROMPT, GENERATED = 1024, 256, 32
+MARKERS = "osD^vPX*"
+SERIES = [COLOURS[name] for name in ("dense", "pruned", "tailored", "line-1", "line-2", "line-3")]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of `bits.parquet`: a model in a type. Accuracies and their ratios are fractions."""
+
+    model: str
+    runtime: str  # with its version
+    type: str
+    bytes: int  # of its weights on disk
+    benchmark: str
+    documents: int
+    floor: float
+    accuracy: float
+    stderr: float
+    chance_corrected: float
+    cc_low: float
+    cc_high: float
+    prompt_tokens_per_second: float
+    generated_tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model in a type, ready to be measured. `score` gives the summed log-likelihood of every choice."""
+
+    model: str
+    runtime: str
+    type: str
+    bytes: int
+    score: Callable[[Sequence[Prompt]], list[list[float]]]
+    speed: Callable[[], tuple[float, float]]
 
 
 def main(
     checkpoints: list[str],
     types: Annotated[list[str], typer.Option("--type")] = ["f16", "q8_0", "q4_k_m"],  # noqa: B006  typer's form
+    torch_types: Annotated[list[str], typer.Option("--torch")] = [],  # noqa: B006
     benchmark: str = "arc_easy",
     limit: int = 200,
     repetitions: int = 5,
@@ -45,71 +95,211 @@ def main(
     examples = load_examples(run.benchmarks[0], "evaluation", run.store.downloads)
     template = load_template("harness")
     prompts = [render(run.benchmarks[0], template, example) for example in select_evaluation(examples, limit)]
-    floor = choice_floor(prompts)
     with tempfile.TemporaryDirectory() as scratch:
-        files = {}
+        candidates = []
         for given in checkpoints:
             label, _, folder = given.partition("=")
-            for name in types:
-                path = Path(scratch) / f"{label}-{name}.gguf"
-                write_gguf(Path(folder), gguf_type=as_gguf_type(name), out=path)
-                files[label, name] = (Path(folder), path)
-        right = {key: hits(folder, path, prompts) for key, (folder, path) in files.items()}
-        speeds: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in files}
+            candidates += [in_llama_cpp(label, Path(folder), name, Path(scratch)) for name in types]
+            candidates += [in_transformers(label, Path(folder), name, Path(scratch)) for name in torch_types]
+        answers = [answers_of(prompts, candidate.score(prompts)) for candidate in candidates]
+        speeds: list[list[tuple[float, float]]] = [[] for _ in candidates]
         for _ in range(repetitions):
-            for key, (_, path) in files.items():
-                with llama_cpp(path, CONTEXT) as runtime:
-                    speeds[key].append(speed(runtime))
-        whole = float(np.mean(next(iter(right.values())))) - floor
-        lines = [
-            f"| model | type | MB | {benchmark} | chance-corrected | prompt tokens/s | generated tokens/s |",
-            "|---|---|--:|--:|--:|--:|--:|",
-        ]
-        for (label, name), (_, path) in files.items():
-            found = right[label, name]
-            mean, error = float(np.mean(found)), float(np.std(found, ddof=1) / len(found) ** 0.5)
-            prompt, generated = (statistics.median(values) for values in zip(*speeds[label, name], strict=True))
-            lines.append(
-                f"| {label} | {name} | {path.stat().st_size / 1e6:.0f} | {mean:.3f} ± {error:.3f} "
-                f"| {(mean - floor) / whole:.0%} | {prompt:.0f} | {generated:.0f} |"
-            )
-    lines.append(f"\nFloor {floor:.3f}, {limit} documents.")
-    print("\n".join(lines))
+            for values, candidate in zip(speeds, candidates, strict=True):
+                values.append(candidate.speed())
+    measured = zip(candidates, answers, speeds, strict=True)
+    rows = [row(one, benchmark, choice_floor(prompts), found, answers[0], times) for one, found, times in measured]
+    text = table(rows)
+    print(text)
     if out:
-        out.write_text("\n".join(lines) + "\n")
+        out.mkdir(parents=True, exist_ok=True)
+        write_rows(out / "bits.parquet", rows, Row)
+        (out / "bits.md").write_text(text + "\n")
+        picture(rows).save_png(out / "bits.png")
 
 
-def hits(checkpoint: Path, file: Path, prompts: list[Prompt]) -> list[float]:
-    """Whether the choice with the highest log-likelihood per character is the right one, for every prompt."""
+def in_llama_cpp(label: str, checkpoint: Path, name: str, scratch: Path) -> Candidate:
+    """A checkpoint as a GGUF file in llama.cpp. A context that several choices share is computed once."""
+    path, tokenizer = scratch / f"{label}-{name}.gguf", load_tokenizer(checkpoint)
+    write_gguf(checkpoint, gguf_type=as_gguf_type(name), out=path)
+
+    def score(prompts: Sequence[Prompt]) -> list[list[float]]:
+        with llama_cpp(path, CONTEXT) as runtime:
+            return [choice_scores(runtime, tokenizer, prompt) for prompt in prompts]
+
+    def speed() -> tuple[float, float]:
+        with llama_cpp(path, CONTEXT) as runtime:
+            last = [False] * (PROMPT - 1) + [True]
+            return timed(
+                lambda ids: runtime.logits(ids[:1]),  # clears the cache
+                lambda ids: runtime.extend(ids, 1, last),
+                lambda position: runtime.extend([7], position),
+            )
+
+    version = importlib.metadata.version("llama-cpp-py-sync")
+    return Candidate(label, f"llama-cpp-py-sync {version}", name, path.stat().st_size, score, speed)
+
+
+def choice_scores(runtime: LlamaCpp, tokenizer: Any, prompt: Prompt) -> list[float]:
+    """Summed log-likelihood of every choice."""
+    scores, before = [], None
+    for text, continuation in zip(prompt.contexts, prompt.continuations, strict=True):
+        context, ids = encode_pair(tokenizer, text, continuation)
+        context = context[-(CONTEXT - len(ids)) :]
+        if context != before:
+            before, first = context, runtime.logits(context)[-1:]
+        runtime.forget(len(context))
+        rows = torch.cat([first, runtime.extend(ids[:-1], len(context))]) if ids[1:] else first
+        scores.append(float(rows.log_softmax(-1)[range(len(ids)), torch.tensor(ids)].sum()))
+    return scores
+
+
+def in_transformers(label: str, checkpoint: Path, name: str, scratch: Path) -> Candidate:
+    """A checkpoint in transformers, scored in packed rows."""
+    runtime = f"transformers {importlib.metadata.version('transformers')}"
+    folder = scratch / f"{label}-{name}"
+    if name == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        runtime += f", torchao {importlib.metadata.version('torchao')}"
+        settings = TorchAoConfig(Int8WeightOnlyConfig())
+        options = {"dtype": torch.bfloat16, "quantization_config": settings, "device_map": "cpu"}
+    else:
+        options = {"dtype": getattr(torch, name)}
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, **options).eval()
+    model.save_pretrained(folder)
+    size = sum(file.stat().st_size for file in weight_files(folder))
     tokenizer = load_tokenizer(checkpoint)
-    found = []
-    with llama_cpp(file, CONTEXT) as runtime:
-        for prompt in prompts:
-            scores = [
-                loglikelihood(runtime, *encode_pair(tokenizer, context, continuation)) / length
-                for context, continuation, length in zip(
-                    prompt.contexts, prompt.continuations, prompt.choice_lengths, strict=True
-                )
-            ]
-            found.append(float(int(np.argmax(scores)) == prompt.answer))
-    return found
+
+    def score(prompts: Sequence[Prompt]) -> list[list[float]]:
+        return loglikelihoods(model, [encode_prompt(tokenizer, p, context_length(model)) for p in prompts], CONTEXT)
+
+    def speed() -> tuple[float, float]:
+        cache: Any = None
+
+        def step(ids: list[int]) -> None:
+            nonlocal cache
+            output = model(torch.tensor([ids]), past_key_values=cache, logits_to_keep=1)
+            cache = output.past_key_values
+
+        with torch.inference_mode():
+            return timed(lambda ids: None, step, lambda position: step([7]))
+
+    return Candidate(label, runtime, name, size, score, speed)
 
 
-def loglikelihood(runtime: LlamaCpp, context: list[int], continuation: list[int]) -> float:
-    rows = runtime.logits([*context, *continuation][-CONTEXT:])[-len(continuation) - 1 : -1]
-    return float(rows.log_softmax(-1)[range(len(continuation)), torch.tensor(continuation)].sum())
-
-
-def speed(runtime: LlamaCpp) -> tuple[float, float]:
+def timed(
+    prepare: Callable[[list[int]], Any], read: Callable[[list[int]], Any], write: Callable[[int], Any]
+) -> tuple[float, float]:
     """Tokens per second of a prompt, and of tokens generated after it."""
-    ids = np.random.default_rng(0).integers(5, 1000, 256).tolist()
-    runtime.logits(ids[:1])  # clears the cache
+    ids = np.random.default_rng(0).integers(5, 1000, PROMPT).tolist()
+    prepare(ids)
     start = time.perf_counter()
-    runtime.extend(ids, 1, [False] * 255 + [True])
+    read(ids)
     middle = time.perf_counter()
-    for position in range(257, 289):
-        runtime.extend([7], position)
-    return 256 / (middle - start), 32 / (time.perf_counter() - middle)
+    for position in range(PROMPT + 1, PROMPT + 1 + GENERATED):
+        write(position)
+    return PROMPT / (middle - start), GENERATED / (time.perf_counter() - middle)
+
+
+def answers_of(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> Answers:
+    """Whether the choice with the highest log-likelihood per character is the right one, for every prompt."""
+    right = [
+        float(int(np.argmax(np.array(own) / np.array(prompt.choice_lengths))) == prompt.answer)
+        for prompt, own in zip(prompts, scores, strict=True)
+    ]
+    return Answers(
+        np.array([prompt.example for prompt in prompts]),
+        np.array([prompt.answer for prompt in prompts]),
+        np.array(right),
+    )
+
+
+def row(
+    one: Candidate,
+    benchmark: str,
+    floor: float,
+    found: Answers,
+    reference: Answers,
+    speeds: Sequence[tuple[float, float]],
+) -> Row:
+    accuracy = float(found.values.mean())
+    low, high = interval(ratios(*paired_draws(found, reference), floor))
+    return Row(
+        one.model,
+        one.runtime,
+        one.type,
+        one.bytes,
+        benchmark,
+        len(found.values),
+        floor,
+        accuracy,
+        float(found.values.std(ddof=1)) / len(found.values) ** 0.5,
+        chance_corrected(accuracy, float(reference.values.mean()), floor),
+        low,
+        high,
+        *(statistics.median(values) for values in zip(*speeds, strict=True)),
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    lines = [
+        f"| model | runtime | type | MB | {rows[0].benchmark} | chance-corrected (95 %) | prompt tokens/s "
+        "| generated tokens/s |",
+        "|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for one in rows:
+        corrected = share(one.chance_corrected, one.cc_low, one.cc_high, 0) if one != rows[0] else percent(1, 0)
+        lines.append(
+            f"| {one.model} | {one.runtime.split()[0]} | {one.type} | {one.bytes / 1e6:.0f} "
+            f"| {number(one.accuracy)} ± {number(one.stderr)} | {corrected} "
+            f"| {one.prompt_tokens_per_second:.0f} | {one.generated_tokens_per_second:.0f} |"
+        )
+    runtimes = "; ".join(dict.fromkeys(one.runtime for one in rows))
+    return "\n".join([*lines, "", f"Floor {rows[0].floor:.3f}, {rows[0].documents} documents; {runtimes}."])
+
+
+def picture(rows: Sequence[Row]) -> Picture:
+    """Chance-corrected accuracy with 95 % intervals against bytes and against both speeds."""
+    models, types = (list(dict.fromkeys(getattr(one, name) for one in rows)) for name in ("model", "type"))
+    panels = {
+        "megabytes of weights": lambda one: one.bytes / 1e6,
+        "prompt tokens/s": lambda one: one.prompt_tokens_per_second,
+        "generated tokens/s": lambda one: one.generated_tokens_per_second,
+    }
+    low, high = limits(rows)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(360)
+        for axes, (name, x) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+            for one in rows:
+                colour, marker = SERIES[models.index(one.model)], MARKERS[types.index(one.type)]
+                bounds = [max(one.cc_low, low), min(one.cc_high, high)]  # an unbounded one ends at the frame
+                axes.vlines(x(one), *bounds, colors=colour, linewidth=1.2)
+                filled = colour if one.runtime.startswith("llama") else "white"
+                axes.plot(x(one), one.chance_corrected, marker, color=colour, markerfacecolor=filled, markersize=8)
+            axes.set_xlabel(name)
+            axes.set_xlim(0, 1.08 * max(map(x, rows)))
+            axes.set_ylim(low, high)
+            axes.axhline(0, color=COLOURS["ink"], linestyle=(0, (4, 2)), linewidth=1.2)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+            axes.grid(axis="y")
+        figure.axes[0].set_ylabel("accuracy above the floor")
+        handles = [Line2D([], [], color=SERIES[i], linewidth=4, label=model) for i, model in enumerate(models)]
+        for i, kind in enumerate(types):
+            runtime = next(one.runtime for one in rows if one.type == kind)
+            handles.append(
+                Line2D(
+                    [], [], color=COLOURS["ink"], linestyle="none", marker=MARKERS[i], markersize=8, label=kind,
+                    markerfacecolor=COLOURS["ink"] if runtime.startswith("llama") else "white",
+                )
+            )  # fmt: skip
+        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), borderpad=0)
+        return Picture(figure, "Accuracy above the floor against bytes and against tokens per second")
+
+
+def limits(rows: Sequence[Row]) -> tuple[float, float]:
+    """The range of the vertical axis: all points, and their intervals as far as they are of use."""
+    known = [value for one in rows for value in (one.chance_corrected, one.cc_low, one.cc_high) if math.isfinite(value)]
+    return max(-1.0, min([*known, 0.0]) - 0.05), min(2.0, max(known) + 0.05)
 
 
 if __name__ == "__main__":

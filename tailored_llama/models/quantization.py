@@ -1,0 +1,97 @@
+"""A checkpoint in 4 bits, for an adapter to be trained on (QLoRA: arXiv 2305.14314)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from tailored_llama.config import NF4_MULTIPLE, Quantization, TrainingConfig
+from tailored_llama.errors import InputError
+from tailored_llama.models.checkpoints import Structure, check_checkpoint, read_structure
+from tailored_llama.models.devices import pick_device
+from tailored_llama.models.load import _load_weights, _stated_dtype, load_model
+
+
+def load_base(folder: Path, quantization: Quantization, training: TrainingConfig, device: str = "cpu") -> Any:
+    """Load the checkpoint that an adapter is trained on: as it is, or with its projections in 4 bits.
+
+    In nf4, each block of 64 weights has a scale of its own, in float32. Embeddings, head and norms keep their type.
+    PEFT's `prepare_model_for_kbit_training`, which would cast these to float32, is not called: norms are computed in
+    float32 anyway, and the embeddings of a large vocabulary would take back the memory that 4 bits save.
+
+    Args:
+        folder: a checkpoint in full precision.
+        quantization: of its projections.
+        training: `precision` is the type that they are multiplied in.
+        device: as in `execution.device`.
+
+    Raises:
+        InputError: as `load_model` and `check_quantizable`.
+    """
+    if quantization == "none":
+        return load_model(folder, device=device)
+    check_quantizable(folder, quantization, device)
+    check_checkpoint(folder)
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, training.precision)
+    )
+    model = _load_weights(
+        folder,
+        _stated_dtype(folder),
+        str(folder),
+        quantization_config=settings,
+        device_map={"": pick_device(device)},  # each weight is quantised as it arrives there
+    )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Else a pass without gradients rounds the scales to bfloat16, for good, and packs the weights in a layout
+            # that later passes of the training cannot differentiate.
+            module.support_avx512bf16_for_cpu = False
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def check_quantizable(folder: Path, quantization: Quantization, device: str) -> None:
+    """Check, from headers alone, that a checkpoint can be loaded in 4 bits here.
+
+    On a CPU with AVX-512, bitsandbytes 0.50 silently reads the wrong scales where a row has half a block too many.
+
+    Raises:
+        InputError: bitsandbytes is not installed, or a width does not suit it.
+    """
+    if quantization == "none":
+        return
+    check_installed(quantization)
+    if pick_device(device) == "cpu":
+        for name, width in _widths(read_structure(folder)):
+            if width % NF4_MULTIPLE:
+                raise InputError(
+                    f"model.quantization: got {quantization!r} for {folder}, whose {name} is {width}; allowed on a "
+                    f"CPU: multiples of {NF4_MULTIPLE}, as from pruning.channel_multiple = {NF4_MULTIPLE}"
+                )
+
+
+def check_installed(quantization: Quantization) -> None:
+    """Check that the library of a quantization is installed.
+
+    Raises:
+        InputError: it is not.
+    """
+    if quantization != "none" and not find_spec("bitsandbytes"):
+        raise InputError(
+            f"model.quantization: got {quantization!r}, which needs bitsandbytes; allowed: 'none', or after "
+            "pip install 'tailored-llama[nf4]'"
+        )
+
+
+def _widths(structure: Structure) -> Iterator[tuple[str, int]]:
+    """The lengths of the rows of a checkpoint's projections."""
+    yield "hidden size", structure.hidden_size
+    for index, layer in enumerate(structure.layers):
+        yield f"layer {index}'s attention width", layer.heads * structure.head_dim
+        yield f"layer {index}'s MLP width", layer.channels
