@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tailored_llama.config import ExecutionConfig, ReconstructionConfig
@@ -38,6 +38,63 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", bos_token="<|end|>")
+
+
+def words(count: int, seed: int = 0) -> str:
+    """A text of made-up words, a few of them frequent, with numbers, capitals, accents and line ends."""
+    rng = np.random.default_rng(seed)
+    syllables = [c + v for c in "bdfgklmnprst" for v in "aeiou"] + ["ção", "ñu", "ün", "żó"]
+    lexicon = ["".join(rng.choice(syllables, rng.integers(1, 5))) for _ in range(400)]
+    drawn = [lexicon[min(int(rng.zipf(1.3)), 400) - 1] for _ in range(count)]
+    ends = [".\n" if i % 11 == 10 else f" {rng.integers(10_000)}," if i % 17 == 16 else "" for i in range(count)]
+    return " ".join(
+        (w.capitalize() if i % 11 == 0 else w) + end for i, (w, end) in enumerate(zip(drawn, ends, strict=True))
+    )
+
+
+def bpe_tokenizer(vocab_size: int = 704) -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on `words`, with a special token, an added one and a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|end|>", "<|user|>"]
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(words(20_000).splitlines(), trainer)
+    tokenizer.add_tokens(["<name>"])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", bos_token="<|end|>")
+    wrapped.chat_template = "{% for m in messages %}<|user|>{{ m['role'] }} said: {{ m['content'] }}<|end|>{% endfor %}"
+    return wrapped
+
+
+def spm_tokenizer(vocab_size: int = 704) -> PreTrainedTokenizerFast:
+    """BPE with byte fallback, as converted from SentencePiece: every pair that makes a token is a merge."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, max_token_length=12)
+    tokenizer.train_from_iterator(words(20_000).split("\n"), trainer)
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = state["added_tokens"][:3]  # bytes are plain tokens
+    vocab = state["model"]["vocab"]
+    splits = ((t[:i], t[i:]) for t in vocab if not t.startswith("<") for i in range(1, len(t)))
+    pairs = [pair for pair in splits if vocab.keys() >= set(pair)]
+    state["model"]["merges"] = sorted(map(list, pairs), key=lambda pair: vocab["".join(pair)])
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def save_worded_llama(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, **changes: Any) -> Path:
+    """A tiny Llama with a tokenizer of words."""
+    tokenizer = tokenizer or bpe_tokenizer()
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    save_tiny_llama(folder, **({"vocab_size": len(tokenizer)} | ids | changes))
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def save_tiny_llama(

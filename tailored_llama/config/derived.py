@@ -33,13 +33,23 @@ def reads_calibration(run: RunConfig) -> bool:
     return run.pruning.criterion not in DATA_FREE or run.reconstruction.method != "none"
 
 
+def trims_vocabulary(run: RunConfig) -> bool:
+    """Whether pruning removes tokens."""
+    return "vocabulary" in run.pruning.kinds
+
+
+def pruned_by_prompts(run: RunConfig) -> bool:
+    """Whether pruning reads the run's train prompts."""
+    return run.calibration.source == PROMPTS or trims_vocabulary(run)
+
+
 def reads_train(run: RunConfig, benchmark: str) -> bool:
     """Whether a run renders the train prompts of a benchmark.
 
     Tasks of lm-evaluation-harness may lack a train split, and need none where nothing is tuned. The train prompts of
     other benchmarks are always rendered.
     """
-    return run.tuning.examples != "none" or run.calibration.source == PROMPTS or not is_harness_task(benchmark)
+    return run.tuning.examples != "none" or pruned_by_prompts(run) or not is_harness_task(benchmark)
 
 
 def is_written(benchmark: BenchmarkConfig) -> bool:

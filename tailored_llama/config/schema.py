@@ -19,7 +19,8 @@ PROMPTS = "prompts"  # calibration source: the training prompts of the run's own
 DATA_FREE: tuple[Criterion, ...] = ("magnitude_l1", "magnitude_l2", "random")  # criteria that read no calibration text
 Reconstruction = Literal["none", "bias", "static", "sequential"]
 Allocation = Literal["uniform", "global"]
-Kind = Literal["attention", "mlp"]
+Kind = Literal["attention", "mlp", "vocabulary"]
+ROWS = 64  # the tokens of a trimmed vocabulary are a multiple of this
 GgufType = Literal[
     "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
     "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
@@ -134,7 +135,23 @@ class PruningConfig(Section):
         "are standardised and can be negative.",
     )
     kinds: tuple[Kind, ...] = Field(
-        ("attention", "mlp"), min_length=1, description="Kinds of coupled group that may be removed."
+        ("attention", "mlp"),
+        min_length=1,
+        description="Kinds of coupled group that may be removed: attention (a KV head with its query heads), mlp (a "
+        "channel), vocabulary (a token's row of the embedding and of an untied head). Tokens leave first, and the "
+        "other kinds supply the rest of the ratio.",
+    )
+    vocabulary: int | Literal["auto"] = Field(
+        "auto",
+        description="Kind vocabulary only: tokens kept, a multiple of 64; more if the ratio is reached without. auto: "
+        "as many as vocabulary_share needs. What counts is how often the calibration text and the run's train prompts "
+        "use a token.",
+    )
+    vocabulary_share: float = Field(
+        0.995,
+        gt=0,
+        le=1,
+        description="With vocabulary = auto: the share of the tokens of that text and those prompts that stay whole.",
     )
     protect_first: int = Field(0, ge=0, description="Leading layers that are not pruned.")
     protect_last: int = Field(0, ge=0, description="Trailing layers that are not pruned.")
@@ -149,6 +166,21 @@ class PruningConfig(Section):
     steps: int = Field(
         1, ge=1, le=64, description="Number of equal pruning steps; importance is scored again before each."
     )
+
+    @field_validator("vocabulary", mode="before")
+    @classmethod
+    def _whole_rows(cls, value: Any) -> Any:
+        if value != "auto" and (type(value) is not int or value < ROWS or value % ROWS):
+            raise ValueError(f"allowed: a multiple of {ROWS}, or 'auto'")
+        return value
+
+    @model_validator(mode="after")
+    def _vocabulary_beside_others(self) -> PruningConfig:
+        if "vocabulary" in self.kinds and len(set(self.kinds)) == 1:
+            raise ValueError("kinds: got vocabulary alone; allowed: with attention or mlp, for the rest of the ratio")
+        if "vocabulary" in self.kinds and self.steps > 1:
+            raise ValueError(f"steps: got {self.steps}; allowed: 1 with kind vocabulary")
+        return self
 
     @field_validator("ratios")
     @classmethod

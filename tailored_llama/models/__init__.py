@@ -17,7 +17,9 @@ from tailored_llama.models.checkpoints import (
     FUSED,
     GGUF_KINDS,
     LAYERED_PREFIX,
+    VOCABULARY,
     Layer,
+    Size,
     Structure,
     all_tensor_shapes,
     check_checkpoint,
@@ -49,15 +51,27 @@ from tailored_llama.models.packing import (
 from tailored_llama.models.quantization import check_installed, check_quantizable, load_base
 from tailored_llama.models.soft_prompts import context_length, has_soft_prompt, learnt_header
 from tailored_llama.models.tokens import encode, encode_pair, first_token, pre_tokenizer_name
+from tailored_llama.models.vocabulary import (
+    IdTable,
+    Tokens,
+    check_teacher,
+    read_id_table,
+    read_tokens,
+    renumber_generation,
+    renumbered,
+    trim_tokenizer,
+)
 
 __all__ = [
-    "CARD", "FUSED", "GGUF_KINDS", "HEAD_POSITIONS", "LAYERED", "LAYERED_PREFIX", "Base", "Document", "Header", "Layer",
-    "Structure", "adapters", "add_adapter", "all_tensor_shapes", "base_of", "batches", "check_adapter",
-    "check_checkpoint", "check_installed", "check_quantizable", "context_length", "convert", "copy_tokenizer",
-    "device_slot", "encode", "encode_header", "encode_pair", "fetch_model", "find_model", "first_token", "front_matter",
-    "halved", "has_soft_prompt", "head_logits", "is_layered", "layered_config", "layout_config", "learnt_header",
-    "load_base", "load_model", "load_tokenizer", "loading", "merge_adapter", "modeling_tailored_llama",
-    "packed_attention", "packed_logprobs", "packed_states", "pick_device", "pre_tokenizer_name", "prepare_dense",
-    "pruned_card", "read_config", "read_structure", "save_adapter", "source_architecture", "tensor_shapes",
-    "token_budget", "weight_files", "what_was_removed", "within_memory", "write_card",
+    "CARD", "FUSED", "GGUF_KINDS", "HEAD_POSITIONS", "LAYERED", "LAYERED_PREFIX", "VOCABULARY", "Base", "Document",
+    "Header", "IdTable", "Layer", "Size", "Structure", "Tokens", "adapters", "add_adapter", "all_tensor_shapes",
+    "base_of", "batches", "check_adapter", "check_checkpoint", "check_installed", "check_quantizable", "check_teacher",
+    "context_length", "convert", "copy_tokenizer", "device_slot", "encode", "encode_header", "encode_pair",
+    "fetch_model", "find_model", "first_token", "front_matter", "halved", "has_soft_prompt", "head_logits",
+    "is_layered", "layered_config", "layout_config", "learnt_header", "load_base", "load_model", "load_tokenizer",
+    "loading", "merge_adapter", "modeling_tailored_llama", "packed_attention", "packed_logprobs", "packed_states",
+    "pick_device", "pre_tokenizer_name", "prepare_dense", "pruned_card", "read_config", "read_id_table",
+    "read_structure", "read_tokens", "renumber_generation", "renumbered", "save_adapter", "source_architecture",
+    "tensor_shapes", "token_budget", "trim_tokenizer", "weight_files", "what_was_removed", "within_memory",
+    "write_card",
 ]  # fmt: skip

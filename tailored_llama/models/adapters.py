@@ -17,6 +17,7 @@ from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, weights_dig
 from tailored_llama.models.convert import _drop_paths
 from tailored_llama.models.load import BASE_FILE, load_model
 from tailored_llama.models.soft_prompts import soft_prompt_config
+from tailored_llama.models.vocabulary import copy_id_table
 from tailored_llama.store import FINISHED
 
 
@@ -91,6 +92,7 @@ def merge_adapter(checkpoint: Path, adapter: Path, *, out: Path, card: str | Non
         )
     model.save_pretrained(out)
     copy_tokenizer(checkpoint, out)
+    copy_id_table(checkpoint, out)
     if (plan := checkpoint / "plan.parquet").is_file():
         shutil.copyfile(plan, out / plan.name)
     _drop_paths(out)

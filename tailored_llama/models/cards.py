@@ -11,7 +11,7 @@ from gguf import GGUFReader
 from huggingface_hub import ModelCardData, metadata_load
 
 from tailored_llama.config import PruningConfig, ReconstructionConfig
-from tailored_llama.models.checkpoints import LAYERED_PREFIX, read_config, weights_digest
+from tailored_llama.models.checkpoints import LAYERED_PREFIX, Size, read_config, weights_digest
 from tailored_llama.models.convert import ModelSource
 from tailored_llama.store import EMBEDDED_MODELS, hub_card, is_hub_id
 
@@ -94,12 +94,12 @@ def write_card(title: str, sections: Sequence[str], **metadata: Any) -> str:
 
 
 def pruned_card(
-    dense: Path, out: Path, total: int, left: int, pruning: PruningConfig, reconstruction: ReconstructionConfig
+    dense: Path, out: Path, before: Size, left: Size, pruning: PruningConfig, reconstruction: ReconstructionConfig
 ) -> str:
     """The card of a checkpoint that has been pruned but not tuned."""
     digest = weights_digest(dense)
     origin = f"Pruned from the checkpoint whose weights have SHA-256 `{digest}`. Its licence applies to this one too."
-    sections = [f"{what_was_removed(total, left, pruning, reconstruction)} {_UNTUNED}", origin, loading(out)]
+    sections = [f"{what_was_removed(before, left, pruning, reconstruction)} {_UNTUNED}", origin, loading(out)]
     return write_card("A structurally pruned language model", sections)
 
 
@@ -110,7 +110,7 @@ def merged_card(folder: Path) -> str:
     return text.replace(_UNTUNED, _MERGED)
 
 
-def what_was_removed(total: int, left: int, pruning: PruningConfig, reconstruction: ReconstructionConfig) -> str:
+def what_was_removed(before: Size, left: Size, pruning: PruningConfig, reconstruction: ReconstructionConfig) -> str:
     """True parameter counts, what was removed by which rule, and how the remaining weights were changed."""
     fitted = {
         "none": "The weights that stay are the dense model's.",
@@ -119,7 +119,13 @@ def what_was_removed(total: int, left: int, pruning: PruningConfig, reconstructi
         "sequential": "All projections of every layer were fitted to the dense model's outputs and residual stream, "
         "on what the layers pruned before left of it, and the last norm's weights to the dense one's outputs.",
     }
-    removed = f"{left:,} of {total:,} parameters are left ({1 - left / total:.2%} removed, embeddings counted)."
+    removed = f"""{left.parameters:,} of {before.parameters:,} parameters are left
+({1 - left.parameters / before.parameters:.2%} removed, embeddings counted; {1 - left.body / before.body:.2%} of the
+body without embeddings)."""
+    if "vocabulary" in pruning.kinds:
+        removed += f"""
+Of {before.vocab_size:,} tokens, {left.vocab_size:,} are left, chosen by how often the calibration text and the train
+prompts use them; `vocabulary.parquet` lists them. Other words are written in smaller pieces."""
     return f"""{removed} Whole attention groups
 and MLP channels were removed (importance {pruning.criterion}, allocation {pruning.allocation}, kinds
 {", ".join(pruning.kinds)}, steps {pruning.steps}; `plan.parquet` lists the last step's); the hidden width stays.

@@ -23,6 +23,7 @@ from tailored_llama.store import sha256_file
 SUPPORTED = tuple(LAYERED)
 LAYERED_PREFIX = "tailored_"  # of the model types whose layers may have different widths
 GGUF_KINDS = ("llama", "mistral", "qwen2")  # that llama.cpp can express with layers of different widths, too
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes per number
 _HEADS, _KV_HEADS, _CHANNELS = "num_attention_heads", "num_key_value_heads", "intermediate_size"
 
@@ -37,6 +38,20 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Size:
+    """A checkpoint's size: all parameters, the body (without embedding and untied head), and the embedding's rows."""
+
+    parameters: int
+    body: int
+    vocab_size: int
+
+    @property
+    def row(self) -> int:
+        """Parameters of one token."""
+        return (self.parameters - self.body) // self.vocab_size
+
+
+@dataclass(frozen=True)
 class Structure:
     """What pruning needs to know about a checkpoint, read from its files without loading weights."""
 
@@ -44,7 +59,12 @@ class Structure:
     hidden_size: int
     head_dim: int
     layers: tuple[Layer, ...]
-    parameters: int
+    size: Size
+
+    @property
+    def parameters(self) -> int:
+        """All stored parameters."""
+        return self.size.parameters
 
 
 def check_architecture(config: dict[str, Any], shown: str) -> None:
@@ -155,7 +175,9 @@ def read_structure(folder: Path) -> Structure:
     except KeyError as error:
         raise InputError(f"{folder}: tensor {error} is missing from its safetensors") from None
     total = sum(math.prod(shape) for shape in shapes.values())
-    return Structure(config["model_type"], config["hidden_size"], head_dim, layers, total)
+    tables = [shapes[name] for name in VOCABULARY if name in shapes]
+    size = Size(total, total - sum(map(math.prod, tables)), tables[0][0] if tables else 0)
+    return Structure(config["model_type"], config["hidden_size"], head_dim, layers, size)
 
 
 def all_tensor_shapes(folder: Path) -> dict[str, list[int]]:
@@ -260,7 +282,7 @@ def weights_digest(folder: Path) -> str:
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy tokenizer and generation files from one checkpoint folder to another."""
     for path in source.iterdir():
-        if path.name.startswith(
+        if path.suffix != ".parquet" and path.name.startswith(
             ("tokenizer", "special_tokens", "added_tokens", "chat_template", "generation_config", "vocab", "merges")
         ):
             shutil.copyfile(path, target / path.name)

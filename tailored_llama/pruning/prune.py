@@ -10,12 +10,20 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
-from tailored_llama.config import ExecutionConfig, PruningConfig, Reconstruction, ReconstructionConfig, RunConfig
+from tailored_llama.config import (
+    ExecutionConfig,
+    PruningConfig,
+    Reconstruction,
+    ReconstructionConfig,
+    RunConfig,
+    trims_vocabulary,
+)
 from tailored_llama.data import read_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
     CARD,
     LAYERED_PREFIX,
+    Size,
     all_tensor_shapes,
     load_model,
     pruned_card,
@@ -28,15 +36,18 @@ from tailored_llama.pruning.importance import read_importance
 from tailored_llama.pruning.plan import PLAN_SCHEMA, Mask, plan
 from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.pruning.surgery import prune_checkpoint
+from tailored_llama.pruning.vocabulary import VocabularyPlan, plan_vocabulary
 from tailored_llama.store import write_table
 
 STAGE, VERSION = "pruned", 3
 
 
 def key_fields(config: RunConfig, ratio: float, original_parameters: int) -> dict[str, Any]:
-    """What a pruned checkpoint depends on, beside the checkpoint, its groups, their importance and the text."""
+    """What a pruned checkpoint depends on, beside the checkpoint, its groups, their importance, text and counts."""
     method = config.reconstruction.method
-    fields = config.pruning.model_dump(mode="json", exclude={"ratios"})
+    unread = {"ratios"} if trims_vocabulary(config) else {"ratios", "vocabulary", "vocabulary_share"}
+    unread |= {"vocabulary_share"} if config.pruning.vocabulary != "auto" else set()
+    fields = config.pruning.model_dump(mode="json", exclude=unread)
     fields |= {"ratio": ratio, "original": original_parameters, "reconstruction": method}
     if method != "none":
         fields["ridge"] = config.reconstruction.ridge
@@ -56,10 +67,14 @@ def prune(
     reconstruction: ReconstructionConfig,
     out: Path,
     execution: ExecutionConfig,
-    original_parameters: int | None = None,
+    counts: Path | None = None,
+    original: Size | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Stage: write `plan.parquet` and the pruned checkpoint, both into one folder.
+
+    Of the kind vocabulary, `vocabulary.parquet` says which tokens stay. They count towards the ratio first, and leave
+    last: reconstruction reads the dense model's tokens.
 
     Args:
         checkpoint: the model to prune.
@@ -71,7 +86,8 @@ def prune(
         reconstruction: method and ridge.
         out: an existing folder.
         execution: the device of reconstruction, and the tokens per pass.
-        original_parameters: of the model before the first step, if `checkpoint` has been pruned already.
+        counts: the output of `count_tokens` for it, if `pruning` has the kind vocabulary.
+        original: the size of the model before the first step, if `checkpoint` has been pruned already.
         progress: called after every reconstructed layer.
 
     Raises:
@@ -79,8 +95,10 @@ def prune(
             architecture has no biases for the method `bias`.
     """
     method = reconstruction.method
-    table = read_groups(groups)
-    kept = plan_kept(checkpoint, table, read_importance(importance), ratio, pruning, method, original_parameters)
+    table, before = read_groups(groups), original or read_structure(checkpoint).size
+    scores, total = read_importance(importance), before.parameters
+    tokens = plan_vocabulary(checkpoint, counts, ratio, pruning, total) if counts else None
+    kept = plan_kept(checkpoint, table, scores, ratio, pruning, method, total, tokens)
     write_table(
         out / "plan.parquet",
         {"group": range(len(table)), "layer": table.layer, "kind": table.kind, "index": table.index, "kept": kept},
@@ -98,11 +116,12 @@ def prune(
                 fitted.append(Path(scratch) / f"{len(fitted)}.safetensors")
                 save_file(tensors, fitted[-1])
             del model
-        prune_checkpoint(checkpoint, groups, table, kept, out, fitted)
-    total = original_parameters or read_structure(checkpoint).parameters
-    left = read_structure(out).parameters
-    (out / CARD).write_text(pruned_card(checkpoint, out, total, left, pruning, reconstruction), encoding="utf-8")
-    return {"parameters": left, "ratio": round(1 - left / total, 6)}
+        prune_checkpoint(checkpoint, groups, table, kept, out, fitted, tokens)
+    left = read_structure(out).size
+    (out / CARD).write_text(pruned_card(checkpoint, out, before, left, pruning, reconstruction), encoding="utf-8")
+    facts = {"parameters": left.parameters, "ratio": round(1 - left.parameters / total, 6)}
+    facts |= {"body_ratio": round(1 - left.body / before.body, 6)}
+    return facts | ({"tokens": left.vocab_size, "tokens_whole": round(tokens.whole, 6)} if tokens else {})
 
 
 def plan_kept(
@@ -113,8 +132,9 @@ def plan_kept(
     pruning: PruningConfig,
     method: Reconstruction,
     original_parameters: int | None = None,
+    tokens: VocabularyPlan | None = None,
 ) -> Mask:
-    """Plan a checkpoint as `plan` does, counting the biases that the method `bias` will add.
+    """Plan a checkpoint as `plan` does, counting the tokens that leave and the biases that the method `bias` will add.
 
     Raises:
         InputError: as in `plan`, or the architecture has no biases to add.
@@ -122,6 +142,8 @@ def plan_kept(
     structure = read_structure(checkpoint)
     total = original_parameters or structure.parameters
     gone = total - structure.parameters
+    if tokens:
+        gone += (structure.size.vocab_size - len(tokens.kept)) * structure.size.row
     if method == "bias":
         config = read_config(checkpoint)
         if config["model_type"].removeprefix(LAYERED_PREFIX) != "llama":

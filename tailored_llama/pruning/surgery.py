@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from tailored_llama.models import (
     LAYERED,
     LAYERED_PREFIX,
+    VOCABULARY,
     Layer,
     all_tensor_shapes,
     copy_tokenizer,
@@ -25,10 +26,14 @@ from tailored_llama.models import (
     modeling_tailored_llama,
     read_config,
     read_structure,
+    renumber_generation,
+    renumbered,
     tensor_shapes,
+    trim_tokenizer,
     weight_files,
 )
 from tailored_llama.pruning.groups import Groups, read_slices
+from tailored_llama.pruning.vocabulary import VocabularyPlan
 
 _MODELING_FILE = Path(modeling_tailored_llama.__file__)
 _SHARD = 2 * 10**9  # bytes
@@ -51,9 +56,15 @@ def kept_layers(groups: Groups, kept: np.ndarray[Any, Any], share: list[int]) ->
 
 
 def prune_checkpoint(
-    dense: Path, groups_folder: Path, groups: Groups, kept: np.ndarray[Any, Any], out: Path, fitted: Sequence[Path] = ()
+    dense: Path,
+    groups_folder: Path,
+    groups: Groups,
+    kept: np.ndarray[Any, Any],
+    out: Path,
+    fitted: Sequence[Path] = (),
+    tokens: VocabularyPlan | None = None,
 ) -> None:
-    """Write the checkpoint without the groups that are not in `kept`.
+    """Write the checkpoint without the groups that are not in `kept`, and its tokenizer.
 
     The model is never built: each tensor is read, sliced along the dimensions that its groups own, and written.
     Memory: one shard of the pruned model, which is 2 GB, or one tensor if that is larger.
@@ -65,6 +76,7 @@ def prune_checkpoint(
         kept: whether each group stays, bool [groups].
         out: an existing folder.
         fitted: safetensors files whose tensors, in the pruned model's shapes, replace the dense ones.
+        tokens: which tokens stay; None: all.
     """
     files = weight_files(dense)
     shapes = all_tensor_shapes(dense)
@@ -79,6 +91,10 @@ def prune_checkpoint(
         if not stays.all() and files_by_name[slices.parameter] not in fitted:
             keep.setdefault(slices.parameter, []).append((slices.dim, np.flatnonzero(stays)))
     source = read_config(dense)
+    if tokens:
+        source = renumbered(source, tokens.kept)
+        for name in set(VOCABULARY) & shapes.keys():
+            keep[name] = [(0, np.array(tokens.kept))]
     for name, cuts in keep.items():
         for dim, indices in cuts:
             sizes[name][dim] = len(indices)
@@ -114,4 +130,8 @@ def prune_checkpoint(
         config.auto_map = {auto: f"{_MODELING_FILE.stem}.{part.__name__}" for auto, part in classes}
         shutil.copyfile(_MODELING_FILE, out / _MODELING_FILE.name)
     config.save_pretrained(out)
-    copy_tokenizer(dense, out)
+    if tokens:
+        trim_tokenizer(dense, tokens.kept, tokens.shares.tolist(), out)
+        renumber_generation(dense, tokens.kept, out)
+    else:
+        copy_tokenizer(dense, out)

@@ -1,0 +1,316 @@
+"""Vocabularies: which tokens of a tokenizer must stay, the tokenizer without the others, and the table of both ids.
+
+Two kinds can be trimmed: byte-level BPE, and BPE with byte fallback (SentencePiece). Where no token fits, both write
+single bytes, so any text is still encoded and decoded exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tokenizers import Tokenizer, pre_tokenizers
+
+from tailored_llama.errors import InputError
+from tailored_llama.models.checkpoints import read_config
+from tailored_llama.models.load import load_tokenizer
+from tailored_llama.store import read_table, write_table
+
+TABLE = "vocabulary.parquet"
+TABLE_SCHEMA = pa.schema(
+    {
+        "token": pa.int32(),  # of the dense model
+        "text": pa.string(),  # as its tokenizer.json writes it
+        "share": pa.float64(),  # of the counted tokens
+        "kept": pa.bool_(),
+        "pieces": pa.list_(pa.int32()),  # the tokens of the trimmed model that write it: one if it is kept
+    }
+)
+_SPACE = "\u2581"  # SentencePiece's
+_CHATS = (("user",), ("user", "assistant"), ("system", "user", "assistant", "user"))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a checkpoint whose tokenizer can be trimmed.
+
+    `rows` is the number of rows of the embedding; `texts` maps ids to tokens as `tokenizer.json` writes them. `parts`
+    has, for every token that a merge makes, the two tokens of its last merge. `always` are those that must stay: bytes,
+    special and added tokens, those of the chat template, and all that they are made of.
+    """
+
+    rows: int
+    texts: Mapping[int, str]
+    parts: Mapping[int, tuple[int, int]]
+    always: frozenset[int]
+
+    def made_of(self, tokens: Iterable[int]) -> set[int]:
+        """Tokens, and everything that they are made of."""
+        waiting, found = list(tokens), set[int]()
+        while waiting:
+            token = waiting.pop()
+            if token not in found:
+                found.add(token)
+                waiting += self.parts.get(token, ())
+        return found
+
+
+def read_tokens(checkpoint: Path) -> Tokens:
+    """The tokens of a checkpoint, and what each is made of.
+
+    Raises:
+        InputError: the tokenizer is of a kind that cannot be trimmed, or has a token without a row.
+    """
+    tokenizer, config = load_tokenizer(checkpoint), read_config(checkpoint)
+    state = _state(tokenizer, checkpoint)
+    model, rows = state["model"], int(config["vocab_size"])
+    ids: dict[str, int] = model["vocab"]
+    added = {token["id"]: token["content"] for token in state["added_tokens"]}
+    texts = {index: text for text, index in ids.items()} | added
+    if (largest := max(texts)) >= rows:
+        raise InputError(
+            f"{checkpoint}: token {texts[largest]!r} has id {largest}; allowed: below {rows}, the rows of the embedding"
+        )
+    always = {*added, *_special_ids(config, rows), *_processor_ids(state)}
+    always |= {ids[text] for text in (*_bytes(model), model.get("unk_token")) if text in ids}
+    always |= _chat_ids(tokenizer)
+    parts = {ids[text]: (ids[left], ids[right]) for text, (left, right) in _last_merges(model).items()}
+    tokens = Tokens(rows, texts, parts, frozenset())
+    return Tokens(rows, texts, parts, frozenset(tokens.made_of(always)))
+
+
+def _state(tokenizer: Any, checkpoint: Path) -> dict[str, Any]:
+    """The JSON of a fast tokenizer of a kind that can be trimmed."""
+    allowed = "allowed with kind vocabulary: byte-level BPE, or BPE with byte fallback"
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise InputError(f"{checkpoint}: tokenizer: got {type(tokenizer).__name__}, which has no fast form; {allowed}")
+    state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = state["model"]
+    if model["type"] != "BPE":
+        raise InputError(f"{checkpoint}: tokenizer: got {model['type']}; {allowed}")
+    steps = [state.get("pre_tokenizer") or {}]
+    steps += steps[0].get("pretokenizers", [])
+    if not model.get("byte_fallback") and not any(step.get("type") == "ByteLevel" for step in steps):
+        raise InputError(f"{checkpoint}: tokenizer: got BPE over characters; {allowed}")
+    for field in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(field):
+            raise InputError(f"{checkpoint}: tokenizer: got BPE with {field} {model[field]!r}; {allowed}")
+    return state
+
+
+def _bytes(model: dict[str, Any]) -> list[str]:
+    """The tokens that write single bytes."""
+    if model.get("byte_fallback"):
+        return [_SPACE, *(f"<0x{byte:02X}>" for byte in range(256))]
+    return pre_tokenizers.ByteLevel.alphabet()
+
+
+def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    return [(left, right) for left, right in pairs]
+
+
+def _last_merges(model: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """The last merge of every token, as BPE makes it of its characters.
+
+    SentencePiece vocabularies list all merges that give a token. Which of them BPE takes depends on their ranks.
+    """
+    merges = _merges(model)
+    making: dict[str, list[tuple[str, str]]] = {}
+    for pair in merges:
+        making.setdefault("".join(pair), []).append(pair)
+    ranks = {pair: rank for rank, pair in enumerate(merges)} if len(making) < len(merges) else {}
+    last = {text: pairs[0] if len(pairs) == 1 else _last_merge(text, ranks) for text, pairs in making.items()}
+    return {text: pair for text, pair in last.items() if pair}
+
+
+def _last_merge(text: str, ranks: Mapping[tuple[str, str], int]) -> tuple[str, str] | None:
+    """The last of BPE's merges of a text; None if they do not make it one token."""
+    pieces = list(text)
+    while len(pieces) > 2:
+        rank, first = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(itertools.pairwise(pieces)))
+        if rank == len(ranks):
+            return None
+        pieces[first : first + 2] = ["".join(pieces[first : first + 2])]
+    return (pieces[0], pieces[1]) if tuple(pieces) in ranks else None
+
+
+def _special_ids(config: Mapping[str, Any], rows: int) -> set[int]:
+    """The token ids in a configuration, such as `eos_token_id`; a value outside the vocabulary stands for none."""
+    values = [value for name, value in config.items() if name.endswith("_token_id")]
+    flat = [index for value in values for index in (value if isinstance(value, list) else [value])]
+    return {index for index in flat if isinstance(index, int) and 0 <= index < rows}
+
+
+def _processor_ids(state: dict[str, Any]) -> set[int]:
+    """The tokens that the post-processor puts around a text."""
+    found: set[int] = set()
+    _renumber_processor(state.get("post_processor"), lambda index: (found.add(index), index)[1])
+    return found
+
+
+def _renumber_processor(processor: Any, new: Any) -> None:
+    """Replace the ids in a post-processor's JSON: a template's special tokens, or BERT's `sep` and `cls`."""
+    for step in [processor or {}, *(processor or {}).get("processors", [])]:
+        for token in (step.get("special_tokens") or {}).values():
+            token["ids"] = [new(index) for index in token["ids"]]
+        for name in ("sep", "cls"):
+            if name in step:
+                step[name][1] = new(step[name][1])
+
+
+def _chat_ids(tokenizer: Any) -> set[int]:
+    """The tokens of the chat template's own words."""
+    if not tokenizer.chat_template:
+        return set()
+    found: set[int] = set()
+    for roles in _CHATS:
+        messages = [{"role": role, "content": "a"} for role in roles]
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=roles[-1] == "user")
+        except Exception:  # a template may refuse a role
+            continue
+        found.update(tokenizer.encode(text, add_special_tokens=False))
+    return found
+
+
+def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float], out: Path) -> None:
+    """Write a checkpoint's tokenizer without the tokens that are not kept, and the table of both ids.
+
+    The kept tokens keep their order; their new ids are 0, 1, 2, … A text that the dense tokenizer writes in kept tokens
+    alone is written in the same ones: BPE takes the same merges in the same order.
+
+    Args:
+        checkpoint: the dense checkpoint.
+        kept: ids that stay, ascending, with all that they are made of.
+        shares: of the counted tokens, by id.
+        out: the folder of the trimmed checkpoint; its `config.json` and `generation_config.json` are left to
+            `renumbered`.
+
+    Raises:
+        InputError: as `read_tokens`; or transformers does not load the trimmed tokenizer as it was written.
+    """
+    tokenizer = load_tokenizer(checkpoint)
+    state = _state(tokenizer, checkpoint)
+    new = {old: index for index, old in enumerate(kept)}
+    texts = {index: text for text, index in state["model"]["vocab"].items()}
+    texts |= {token["id"]: token["content"] for token in state["added_tokens"]}
+    trimmed = _trimmed(state, new)
+    tokenizer.save_pretrained(out)
+    (out / "tokenizer.json").write_text(json.dumps(trimmed, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    file = out / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    if decoder := settings.get("added_tokens_decoder"):
+        settings["added_tokens_decoder"] = {str(new[int(index)]): token for index, token in decoder.items()}
+    for path in ("_model_name_or_path", "_name_or_path", "name_or_path"):
+        settings.pop(path, None)
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    backend = Tokenizer.from_str(json.dumps(trimmed))
+    loaded = json.loads(load_tokenizer(out).backend_tokenizer.to_str())
+    if any(loaded[part] != json.loads(backend.to_str())[part] for part in ("model", "added_tokens")):
+        raise InputError(f"{checkpoint}: tokenizer: transformers does not load it trimmed; allowed: without vocabulary")
+    _write_table(out, texts, new, backend, shares)
+
+
+def _trimmed(state: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
+    """The JSON of a tokenizer with only the tokens that have a new id."""
+    model = state["model"]
+    vocab = {text: new[index] for text, index in model["vocab"].items() if index in new}
+    merges = [[left, right] for left, right in _merges(model) if {left, right, left + right} <= vocab.keys()]
+    added = [token | {"id": new[token["id"]]} for token in state["added_tokens"]]
+    state = json.loads(json.dumps(state | {"model": model | {"vocab": vocab, "merges": merges}, "added_tokens": added}))
+    _renumber_processor(state.get("post_processor"), new.__getitem__)
+    if state.get("padding"):
+        state["padding"]["pad_id"] = new[state["padding"]["pad_id"]]
+    return state
+
+
+def _write_table(
+    out: Path, texts: Mapping[int, str], new: Mapping[int, int], backend: Tokenizer, shares: Sequence[float]
+) -> None:
+    ids = sorted(texts)
+    pieces = [[new[i]] if i in new else [token.id for token in backend.model.tokenize(texts[i])] for i in ids]
+    columns = {
+        "token": ids,
+        "text": [texts[i] for i in ids],
+        "share": [shares[i] for i in ids],
+        "kept": [i in new for i in ids],
+        "pieces": pieces,
+    }
+    write_table(out / TABLE, columns, TABLE_SCHEMA)
+
+
+def renumbered(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """A configuration with the new ids of its special tokens, and the new size if it states one."""
+    new = {old: index for index, old in enumerate(kept)}
+
+    def renumber(value: Any) -> Any:
+        return [renumber(item) for item in value] if isinstance(value, list) else new.get(value, value)
+
+    changed = {name: renumber(value) for name, value in config.items() if name.endswith("_token_id")}
+    return {**config, **changed} | ({"vocab_size": len(kept)} if "vocab_size" in config else {})
+
+
+def renumber_generation(checkpoint: Path, kept: Sequence[int], out: Path) -> None:
+    """Write `generation_config.json` with new ids, if the checkpoint has one; lists of forbidden tokens are dropped."""
+    file = checkpoint / "generation_config.json"
+    if file.is_file():
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        for name in ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids"):
+            fields.pop(name, None)
+        text = json.dumps(renumbered(fields, kept), indent=2, ensure_ascii=False)
+        (out / file.name).write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class IdTable:
+    """From the dense model's tokens to those of a trimmed model.
+
+    `dense` has the texts of the dense model's tokens by id, `texts` those of the trimmed model's. `pieces` maps a dense
+    token to the new ones that write it; `kept` are the tokens that stay whole.
+    """
+
+    dense: Mapping[int, str]
+    texts: Mapping[int, str]
+    pieces: Mapping[int, tuple[int, ...]]
+    kept: frozenset[int]
+
+
+def read_id_table(checkpoint: Path) -> IdTable | None:
+    """The table of a checkpoint whose vocabulary was trimmed, else None."""
+    if not (checkpoint / TABLE).is_file():
+        return None
+    rows = read_table(checkpoint / TABLE, TABLE_SCHEMA).select(["token", "text", "kept", "pieces"]).to_pylist()
+    return IdTable(
+        dense={row["token"]: row["text"] for row in rows},
+        texts={row["pieces"][0]: row["text"] for row in rows if row["kept"]},
+        pieces={row["token"]: tuple(row["pieces"]) for row in rows},
+        kept=frozenset(row["token"] for row in rows if row["kept"]),
+    )
+
+
+def check_teacher(dense: Path, checkpoint: Path) -> None:
+    """Check that a model can teach another: they have one vocabulary, or the other's was trimmed from its.
+
+    Raises:
+        InputError: they differ.
+    """
+    table, vocabulary = read_id_table(checkpoint), load_tokenizer(dense).get_vocab()
+    expected = {text: index for index, text in table.dense.items()} if table else load_tokenizer(checkpoint).get_vocab()
+    if vocabulary != expected:
+        raise InputError(
+            f"{dense}: its vocabulary has {len(vocabulary)} tokens; allowed: the {len(expected)} that {checkpoint} was "
+            f"{'trimmed from' if table else 'made with'}"
+        )
+
+
+def copy_id_table(source: Path, target: Path) -> None:
+    """Copy the table of a trimmed checkpoint to one made from it with the same vocabulary."""
+    if (source / TABLE).is_file():
+        shutil.copyfile(source / TABLE, target / TABLE)

@@ -1,0 +1,161 @@
+"""A trimmed tokenizer writes every text, and texts of kept tokens as before; what cannot be trimmed is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from helpers import bpe_tokenizer, save_worded_llama, spm_tokenizer, words
+from tailored_llama.errors import InputError
+from tailored_llama.models import load_tokenizer, read_id_table, read_tokens, trim_tokenizer
+from tailored_llama.models.vocabulary import _last_merge
+from tailored_llama.pruning.vocabulary import choose_tokens
+
+TEXTS = [
+    words(300, seed=1),
+    "Hello,  world!\n\n\tTabs and   spaces ",
+    "Größe 3,14 — naïve café, 日本語, 🤗🏽 and \u200b",
+    "<|user|> and <name> and <|end|>",
+    " leading",
+    "",
+]
+KINDS: dict[str, Callable[[], Any]] = {"byte-level": bpe_tokenizer, "byte fallback": spm_tokenizer}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def dense(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_worded_llama(tmp_path_factory.mktemp("worded"), KINDS[request.param]())
+
+
+def shares_of(checkpoint: Path, text: str) -> Any:
+    tokenizer, rows = load_tokenizer(checkpoint), read_tokens(checkpoint).rows
+    counts = np.bincount(tokenizer(text, add_special_tokens=False)["input_ids"], minlength=rows)
+    return counts / counts.sum()
+
+
+def trim(checkpoint: Path, out: Path, size: int) -> list[int]:
+    out.mkdir()
+    shares = shares_of(checkpoint, words(2000, seed=2))
+    kept = choose_tokens(read_tokens(checkpoint), shares, size, 1.0)
+    trim_tokenizer(checkpoint, kept, shares.tolist(), out)
+    return kept
+
+
+@pytest.mark.parametrize("size", [384, 512, 640])
+def test_any_text_is_encoded_and_decoded_exactly(dense: Path, tmp_path: Path, size: int) -> None:
+    trim(dense, tmp_path / "trimmed", size)
+    before, after = load_tokenizer(dense), load_tokenizer(tmp_path / "trimmed")
+    assert len(after) == size
+    for text in TEXTS:
+        ids = after(text, add_special_tokens=False)["input_ids"]
+        assert max(ids, default=0) < size
+        assert after.decode(ids) == before.decode(before(text, add_special_tokens=False)["input_ids"]), text
+
+
+@pytest.mark.parametrize("size", [384, 512, 640])
+def test_texts_of_kept_tokens_are_encoded_as_before(dense: Path, tmp_path: Path, size: int) -> None:
+    kept = trim(dense, tmp_path / "trimmed", size)
+    before, after = load_tokenizer(dense), load_tokenizer(tmp_path / "trimmed")
+    new = {old: index for index, old in enumerate(kept)}
+    same = other = 0
+    for text in [*TEXTS, *words(3000, seed=3).replace("\n", " ").split(" ")]:
+        ids = before(text)["input_ids"]
+        if new.keys() >= set(ids):
+            assert after(text)["input_ids"] == [new[index] for index in ids], text
+            same += 1
+        else:
+            other += 1
+    assert min(same, other) > 0
+
+
+def test_special_tokens_and_template_words_stay_and_have_their_new_ids(tmp_path: Path) -> None:
+    dense = save_worded_llama(tmp_path / "dense")
+    trim(dense, tmp_path / "trimmed", 384)
+    before, after = load_tokenizer(dense), load_tokenizer(tmp_path / "trimmed")
+    assert after.chat_template == before.chat_template
+    for name in ("<|end|>", "<|user|>", "<name>"):
+        assert after.encode(name, add_special_tokens=False) == [after.convert_tokens_to_ids(name)]
+    assert after.eos_token_id == after.convert_tokens_to_ids("<|end|>")
+    assert after.tokenize("<|user|>user said") == before.tokenize("<|user|>user said")
+
+
+def test_a_template_around_every_text_has_its_new_ids(tmp_path: Path) -> None:
+    dense = save_worded_llama(tmp_path / "dense", spm_tokenizer())
+    kept = trim(dense, tmp_path / "trimmed", 384)
+    tokenizer = load_tokenizer(tmp_path / "trimmed")
+    assert tokenizer("a")["input_ids"][0] == kept.index(1) == tokenizer.bos_token_id
+
+
+def test_the_table_writes_every_token_in_the_pieces_of_the_trimmed_tokenizer(dense: Path, tmp_path: Path) -> None:
+    kept = trim(dense, tmp_path / "trimmed", 448)
+    table, texts = read_id_table(tmp_path / "trimmed"), read_tokens(dense).texts
+    assert table
+    assert table.kept == set(kept)
+    new = {index: text for text, index in load_tokenizer(tmp_path / "trimmed").get_vocab().items()}
+    for token, pieces in table.pieces.items():
+        written = "".join(new[piece] for piece in pieces)
+        assert written == texts[token] or all(new[piece].startswith("<0x") for piece in pieces)
+        assert (len(pieces) == 1) or token not in table.kept
+
+
+def test_bpe_makes_a_token_of_other_parts_than_its_first_merge() -> None:
+    ranks = {("b", "c"): 0, ("a", "b"): 1, ("ab", "c"): 2, ("a", "bc"): 3}
+    assert _last_merge("abc", ranks) == ("a", "bc")
+    assert _last_merge("abd", ranks) is None
+
+
+def test_choosing_follows_shares_and_fills_whole_rows(dense: Path) -> None:
+    tokens, shares = read_tokens(dense), shares_of(dense, words(2000, seed=2))
+    chosen = {size: set(choose_tokens(tokens, shares, size, 1.0)) for size in (384, 512, 640)}
+    assert {size: len(kept) for size, kept in chosen.items()} == {384: 384, 512: 512, 640: 640}
+    for kept in chosen.values():
+        assert tokens.always <= kept
+        assert tokens.made_of(kept) == kept
+    whole = [shares[sorted(kept)].sum() for kept in chosen.values()]
+    assert whole == sorted(whole)
+    few = choose_tokens(tokens, shares, None, whole[1] - 1e-9)
+    assert len(few) in (384, 448, 512)
+    assert shares[few].sum() >= whole[1] - 1e-6
+    assert len(choose_tokens(tokens, shares, 384, 1.0, least=640)) == 640
+
+
+def test_too_few_tokens_are_refused(dense: Path) -> None:
+    tokens = read_tokens(dense)
+    with pytest.raises(InputError, match=r"pruning.vocabulary: got 64; allowed: at least 320, for bytes"):
+        choose_tokens(tokens, np.zeros(tokens.rows), 64, 1.0)
+
+
+def other_tokenizer(model: Any, **fields: Any) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = fields.get("pre_tokenizer")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[UNK]", bos_token="[UNK]")
+
+
+REFUSED = {
+    "Unigram": lambda: other_tokenizer(models.Unigram([("[UNK]", 0.0), ("a", -1.0)], unk_id=0)),
+    "WordPiece": lambda: other_tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]")),
+    "BPE over characters": lambda: other_tokenizer(
+        models.BPE({"[UNK]": 0, "a": 1}, [], unk_token="[UNK]"), pre_tokenizer=pre_tokenizers.Whitespace()
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_trimmed_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    dense = save_worded_llama(tmp_path / "dense", REFUSED[kind](), vocab_size=260)
+    with pytest.raises(InputError, match=rf"tokenizer: got {kind}; allowed with kind vocabulary: byte-level BPE"):
+        read_tokens(dense)
+
+
+def test_a_token_without_a_row_is_refused(tmp_path: Path) -> None:
+    dense = save_worded_llama(tmp_path / "dense", vocab_size=640)
+    with pytest.raises(InputError, match="has id 703; allowed: below 640"):
+        read_tokens(dense)
+    assert json.loads((dense / "config.json").read_text())["vocab_size"] == 640
