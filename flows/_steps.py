@@ -16,11 +16,13 @@ from tailored_llama.config import (
     reads_calibration,
     reads_train,
     step_ratios,
+    trims_vocabulary,
     with_template,
 )
 from tailored_llama.store import ArtifactRef
 from tasks._results import MeasuredModel
 from tasks.build_graph import build_graph
+from tasks.count_tokens import count_tokens
 from tasks.heal import heal
 from tasks.load_benchmark import load_benchmark
 from tasks.load_calibration import load_calibration
@@ -86,12 +88,13 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Dense:
-    """The dense model, and the artifacts for pruning it."""
+    """The dense model, and the artifacts for pruning it; `counts` of tokens only for the kind vocabulary."""
 
     checkpoint: ArtifactRef
     groups: ArtifactRef
     calibration: ArtifactRef | None
     importance: ArtifactRef
+    counts: ArtifactRef | None = None
 
 
 def render_all(config: RunConfig) -> Prompts:
@@ -132,9 +135,16 @@ def search_templates(config: RunConfig, model: ArtifactRef) -> Prompts:
 def prepare_dense(config: RunConfig, prompts: Prompts) -> Dense:
     """Load the model and score its groups; cheap stages and checks come first."""
     dense = load_model(config.store, config.model)
-    groups = build_graph(config, dense, config.pruning.ratios)
+    counts = count_tokens(config, dense, _train_prompts(prompts)) if trims_vocabulary(config) else None
+    groups = build_graph(config, dense, config.pruning.ratios, counts)
     calibration = load_calibration(config, dense, prompts.train) if reads_calibration(config) else None
-    return Dense(dense, groups, calibration, score_importance(config, dense, groups, calibration))
+    return Dense(dense, groups, calibration, score_importance(config, dense, groups, calibration), counts)
+
+
+def _train_prompts(prompts: Prompts) -> dict[str, ArtifactRef]:
+    """All train prompts of a run, those of a mixture in both wordings."""
+    mixed = {f"{name}, shots": ref for name, ref in prompts.shots.items() if ref != prompts.train[name]}
+    return {**prompts.train, **mixed}
 
 
 def prune_to(config: RunConfig, dense: Dense, ratio: float) -> ArtifactRef:
@@ -144,8 +154,13 @@ def prune_to(config: RunConfig, dense: Dense, ratio: float) -> ArtifactRef:
         if step:
             groups = build_graph(config, model)
             importance = score_importance(config, model, groups, dense.calibration)
-        model = prune(config, share, model, groups, importance, dense.calibration, dense.checkpoint)
+        model = prune(config, share, model, groups, importance, dense.calibration, dense.checkpoint, dense.counts)
     return model
+
+
+def text_of(config: RunConfig, dense: ArtifactRef) -> ArtifactRef | None:
+    """The model whose tokens cut the text of a pruned model's perplexity; None: its own do."""
+    return dense if trims_vocabulary(config) else None
 
 
 def heal_if_asked(config: RunConfig, dense: Dense, ratio: float, pruned: ArtifactRef, prompts: Prompts) -> ArtifactRef:
@@ -209,9 +224,17 @@ def tune_adapters(
 
 
 def measure(
-    config: RunConfig, label: str, checkpoint: ArtifactRef, prompts: Prompts, names: Sequence[str] = ()
+    config: RunConfig,
+    label: str,
+    checkpoint: ArtifactRef,
+    prompts: Prompts,
+    names: Sequence[str] = (),
+    text_of: ArtifactRef | None = None,
 ) -> MeasuredModel:
-    """Measure a model without an adapter: its perplexity, and its scores on the named benchmarks."""
-    perplexity = measure_perplexity(config, label, checkpoint)
+    """Measure a model without an adapter: its perplexity, and its scores on the named benchmarks.
+
+    `text_of` is the dense model if the vocabulary was trimmed: perplexity is then of the text that its tokens cut.
+    """
+    perplexity = measure_perplexity(config, label, checkpoint, text_of)
     scores = {name: score(config, name, label, checkpoint, prompts.evaluation[name]) for name in names}
     return MeasuredModel(checkpoint, perplexity, scores)

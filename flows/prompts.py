@@ -5,7 +5,14 @@ from __future__ import annotations
 from prefect import flow
 
 from flows._steps import Command, Prompts, check_deployed, heal_if_asked, prepare_dense, prune_to, render_all, run_name
-from tailored_llama.config import PROMPTS, REFERENCES, BenchmarkConfig, PromptStudyConfig, load_study, with_template
+from tailored_llama.config import (
+    REFERENCES,
+    BenchmarkConfig,
+    PromptStudyConfig,
+    load_study,
+    pruned_by_prompts,
+    with_template,
+)
 from tailored_llama.preflight import preflight_prompts
 from tailored_llama.reports import study_table
 from tailored_llama.store import ArtifactRef
@@ -39,7 +46,7 @@ def _checkpoint(config: PromptStudyConfig) -> tuple[ArtifactRef, str]:
     if not config.pruned:
         return load_model(config.store, config.model), config.model.source
     (ratio,) = config.pruning.ratios
-    run_prompts = render_all(config) if config.calibration.source == PROMPTS else Prompts()
+    run_prompts = render_all(config) if pruned_by_prompts(config) else Prompts()
     dense = prepare_dense(config, run_prompts)
     model = heal_if_asked(config, dense, ratio, prune_to(config, dense, ratio), run_prompts)
     return model, f"{config.model.source}, pruned{' and healed' if config.healing.tokens else ''} at ratio {ratio:g}"

@@ -27,6 +27,7 @@ from flows._steps import (
     teach_shots,
     teach_text,
     teacher_outputs,
+    text_of,
     tune_adapter,
 )
 from tailored_llama.config import RunConfig
@@ -112,7 +113,8 @@ def score(config: Config, benchmark: Name, model: Model = "dense") -> ArtifactRe
 @flow(flow_run_name="perplexity {model}, {config.model.short_name}", persist_result=False)
 def perplexity(config: Config, model: Model = "dense") -> ArtifactRef:
     """Measure a model's perplexity on the configured text, without an adapter."""
-    return measure_perplexity(config, model, _checkpoint(config, model)[0])
+    cut = None if model == "dense" else text_of(config, load_model(config.store, config.model))
+    return measure_perplexity(config, model, _checkpoint(config, model)[0], cut)
 
 
 @flow(flow_run_name="profile {model}, {config.model.short_name}", persist_result=False)

@@ -15,9 +15,18 @@ from flows._steps import (
     render_all,
     run_name,
     search_templates,
+    text_of,
     tune_adapters,
 )
-from tailored_llama.config import PROMPTS, RunConfig, SweepCell, SweepConfig, dense_runs, load_sweep, sweep_cells
+from tailored_llama.config import (
+    RunConfig,
+    SweepCell,
+    SweepConfig,
+    dense_runs,
+    load_sweep,
+    pruned_by_prompts,
+    sweep_cells,
+)
 from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight_sweep
 from tailored_llama.reports import sweep_table
@@ -58,7 +67,7 @@ def sweep(config: SweepConfig) -> ArtifactRef:
 
 def _prompts(config: SweepConfig, run: RunConfig) -> Prompts:
     """The prompts of a cell, if anything reads them."""
-    needed = config.scored or config.tailored or run.calibration.source == PROMPTS
+    needed = config.scored or config.tailored or pruned_by_prompts(run)
     return render_all(run) if needed else Prompts()
 
 
@@ -73,7 +82,7 @@ def _measured(config: SweepConfig, cell: SweepCell, ratio: float) -> SweptCell:
     prompts = _prompts(config, run)
     dense = prepare_dense(run, prompts)
     healed = heal_if_asked(run, dense, ratio, prune_to(run, dense, ratio), prompts)
-    perplexity = measure_perplexity(run, label, healed)
+    perplexity = measure_perplexity(run, label, healed, text_of(run, dense.checkpoint))
     scored_prompts = search_templates(run, healed) if cell.searched else prompts
     adapters = tune_adapters(run, dense, ratio, healed, scored_prompts) if config.tailored else {}
     scores = {

@@ -17,15 +17,17 @@ from flows._steps import (
     prune_to,
     render_all,
     run_name,
+    text_of,
     tune_adapters,
 )
-from tailored_llama.config import RunConfig, exported, gguf_types, load_config
+from tailored_llama.config import RunConfig, exported, gguf_types, load_config, trims_vocabulary
 from tailored_llama.preflight import preflight_tailor
 from tailored_llama.reports import recovery_table
 from tailored_llama.store import ArtifactRef
 from tasks._results import TailoredRun
 from tasks.export import export
 from tasks.export_gguf import export_gguf
+from tasks.measure_pieces import measure_pieces
 from tasks.profile import profile
 from tasks.report import report
 from tasks.score import score
@@ -52,11 +54,16 @@ def tailor(config: RunConfig) -> ArtifactRef:
 def _tailored(config: RunConfig, dense: Dense, ratio: float, prompts: Prompts, names: list[str]) -> TailoredRun:
     """Prune the model to a ratio and tailor it to every benchmark."""
     label = model_label("tailored", ratio)
-    pruned = measure(config, model_label("pruned", ratio), prune_to(config, dense, ratio), prompts, names)
+    cut = text_of(config, dense.checkpoint)
+    pruned = measure(config, model_label("pruned", ratio), prune_to(config, dense, ratio), prompts, names, cut)
     base = heal_if_asked(config, dense, ratio, pruned.checkpoint, prompts)
     adapters = tune_adapters(config, dense, ratio, base, prompts)
     timed = _profile(config, model_label("pruned", ratio), pruned.checkpoint, dense.checkpoint)
-    healed = measure(config, model_label("healed", ratio), base, prompts) if config.healing.tokens else None
+    healed = None
+    if config.healing.tokens:
+        healed = measure(config, model_label("healed", ratio), base, prompts, text_of=cut)
+    checkpoints = (pruned.checkpoint, dense.checkpoint)
+    pieces = measure_pieces(config, *checkpoints, prompts.evaluation) if trims_vocabulary(config) else None
     mixed = config.tuning.examples == "mixture"
     return TailoredRun(
         ratio=ratio,
@@ -65,6 +72,7 @@ def _tailored(config: RunConfig, dense: Dense, ratio: float, prompts: Prompts, n
         adapters={MIXTURE: adapters[names[0]]} if mixed else adapters,
         tailored={n: score(config, n, label, base, prompts.evaluation[n], adapters.get(n)) for n in names},
         profile=timed,
+        pieces=pieces,
     )
 
 

@@ -25,6 +25,7 @@ from tailored_llama.config import (
     reads_calibration,
     reads_train,
     sweep_cells,
+    trims_vocabulary,
 )
 from tailored_llama.data import BUILTIN, benchmarks, check_text, layout_of, load_template, select_train, study_templates
 from tailored_llama.errors import InputError
@@ -175,7 +176,8 @@ def _check_quantization(config: RunConfig) -> None:
 def texts_of(config: RunConfig) -> dict[str, TextConfig]:
     """The texts a run reads, by section."""
     texts: dict[str, TextConfig] = {"perplexity": config.perplexity}
-    calibrated = reads_calibration(config) or config.healing.tokens or config.distillation.weight
+    calibrated = reads_calibration(config) or trims_vocabulary(config)
+    calibrated = calibrated or bool(config.healing.tokens or config.distillation.weight)
     if calibrated and config.calibration.source != PROMPTS:
         texts["calibration"] = config.calibration
     return texts

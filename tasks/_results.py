@@ -22,7 +22,7 @@ class TailoredRun:
     """A pruned model and what was made from it.
 
     `adapters` are by what they were trained on: a benchmark, or `mixture`. `tailored` are the scores with the adapters,
-    by benchmark. `profile` is None if nothing was timed.
+    by benchmark. `profile` is None if nothing was timed, `pieces` if the vocabulary was not trimmed.
     """
 
     ratio: float
@@ -31,6 +31,7 @@ class TailoredRun:
     adapters: Mapping[str, ArtifactRef]
     tailored: Mapping[str, ArtifactRef]
     profile: ArtifactRef | None = None
+    pieces: ArtifactRef | None = None
 
 
 @dataclass(frozen=True)

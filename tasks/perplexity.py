@@ -9,14 +9,19 @@ from tasks._stage import OnDevice, execution_of, open_store, stage, task
 
 
 @task("perplexity {label}", frugal=True)
-def measure_perplexity(config: RunConfig, label: str, checkpoint: ArtifactRef) -> State[ArtifactRef]:
+def measure_perplexity(
+    config: RunConfig, label: str, checkpoint: ArtifactRef, text_of: ArtifactRef | None = None
+) -> State[ArtifactRef]:
+    """`text_of` is the dense model of one whose vocabulary was trimmed: its tokens say where the text ends."""
+    store = open_store(config.store)
     return stage(
         perplexity,
         config.store,
         perplexity.key_fields(config.perplexity),
-        {"checkpoint": checkpoint},
+        {"checkpoint": checkpoint} | ({"text of": text_of} if text_of else {}),
         lambda out, progress: perplexity.measure_perplexity(
-            open_store(config.store).open(checkpoint),
+            store.open(checkpoint),
+            store.open(text_of) if text_of else None,
             text=config.perplexity,
             downloads=config.store.downloads,
             out=out,

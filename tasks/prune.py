@@ -18,16 +18,22 @@ def prune(
     importance: ArtifactRef,
     calibration: ArtifactRef | None,
     dense: ArtifactRef,
+    counts: ArtifactRef | None = None,
 ) -> State[ArtifactRef]:
-    """`ratio` is of the parameters of `dense`; only reconstruction depends on `calibration`."""
+    """`ratio` is of the parameters of `dense`; only reconstruction depends on `calibration`.
+
+    `counts` of tokens are read by the kind vocabulary.
+    """
     store = open_store(config.store)
-    original_parameters = read_structure(store.open(dense)).parameters
+    original = read_structure(store.open(dense))
     text = None if config.reconstruction.method == "none" else calibration
     return stage(
         pruning,
         config.store,
-        pruning.key_fields(config, ratio, original_parameters),
-        {"dense": model, "groups": groups, "importance": importance} | ({"calibration": text} if text else {}),
+        pruning.key_fields(config, ratio, original.parameters),
+        {"dense": model, "groups": groups, "importance": importance}
+        | ({"calibration": text} if text else {})
+        | ({"counts": counts} if counts else {}),
         lambda out, progress: pruning.prune(
             store.open(model),
             store.open(groups),
@@ -36,7 +42,8 @@ def prune(
             ratio=ratio,
             pruning=config.pruning,
             reconstruction=config.reconstruction,
-            original_parameters=original_parameters,
+            counts=store.open(counts) if counts else None,
+            original=original.size,
             out=out,
             execution=execution_of(config),
             progress=progress,

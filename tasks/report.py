@@ -7,7 +7,7 @@ from typing import Any
 from prefect import State
 
 from tailored_llama.config import RunConfig
-from tailored_llama.evaluation import read_metrics, read_profile
+from tailored_llama.evaluation import read_metrics, read_pieces, read_profile
 from tailored_llama.models import read_structure
 from tailored_llama.progress import Progress
 from tailored_llama.reports import Cost, ModelResults, ReportInputs, RunResults, run
@@ -62,6 +62,8 @@ def _labelled(
         yield from labelled(name, one.pruned)
         if one.profile:
             yield f"{name} profile", one.profile
+        if one.pieces:
+            yield f"{name} pieces", one.pieces
         if one.healed:
             yield from labelled(f"{name} healed", one.healed)
         for kind, refs in (("adapters", one.adapters), ("tailored", one.tailored)):
@@ -83,10 +85,13 @@ def folders(store: ArtifactStore, refs: Mapping[str, ArtifactRef]) -> dict[str, 
 
 def results(store: ArtifactStore, model: MeasuredModel) -> ModelResults:
     """A model's size, perplexity and scores, from its artifacts."""
+    size = read_structure(store.open(model.checkpoint)).size
     return ModelResults(
-        parameters=read_structure(store.open(model.checkpoint)).parameters,
+        parameters=size.parameters,
         perplexity=read_metrics(store.open(model.perplexity)),
         scores=folders(store, model.scores),
+        body=size.body,
+        vocab_size=size.vocab_size,
     )
 
 
@@ -101,4 +106,5 @@ def run_results(store: ArtifactStore, one: TailoredRun) -> RunResults:
         logs=folders(store, one.adapters),
         profile=read_profile(store.open(one.profile)) if one.profile else (),
         healed_perplexity=healed,
+        pieces=read_pieces(store.open(one.pieces)) if one.pieces else (),
     )

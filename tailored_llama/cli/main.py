@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tailored_llama.cli.folders import checkpoint_folder, new_folder, room_for, subfolder
 from tailored_llama.cli.store import store_app
-from tailored_llama.config import GGUF_TYPES, as_gguf_type, healing_text, load_config, validate_config
+from tailored_llama.config import GGUF_TYPES, PROMPTS, as_gguf_type, healing_text, load_config, validate_config
 from tailored_llama.console import progress_bar, quiet_libraries
 from tailored_llama.errors import InputError
 
@@ -93,6 +93,10 @@ def prune(
     model: Annotated[str, typer.Argument(help="Model source: embedded name, folder, .gguf file or Hub id.")],
     out: Out,
     ratio: Annotated[float, typer.Option(help="Fraction of all parameters to remove.")],
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option("--benchmark", "-b", help="Kind vocabulary: count this benchmark's train prompts; repeatable."),
+    ] = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -111,10 +115,20 @@ def prune(
         new = partial(subfolder, Path(scratch))
         dense = new("dense")
         prepare_dense(run.model, downloads=run.store.downloads, out=dense)
-        before = read_structure(dense).parameters
-        prune_in_steps(run, dense, ratio, new, folder)
-    after = read_structure(out).parameters
-    print(f"{out}: {after:,} of {before:,} parameters ({1 - after / before:.2%} removed)")
+        before = read_structure(dense).size
+        facts = prune_in_steps(run, dense, ratio, new, folder, benchmark or ())
+    after, body = facts["parameters"], facts["body_ratio"]
+    removed = f"{1 - after / before.parameters:.2%} removed, {body:.2%} of the body without embeddings"
+    print(f"{out}: {after:,} of {before.parameters:,} parameters ({removed})")
+    if tokens := facts.get("tokens"):
+        by = (
+            "the calibration text and the train prompts of " + ", ".join(benchmark)
+            if benchmark
+            else "the train prompts"
+        )
+        if not benchmark and run.calibration.source != PROMPTS:
+            by = "the calibration text alone, as there is no --benchmark"
+        print(f"{tokens:,} of {before.vocab_size:,} tokens kept, by {by}: {facts['tokens_whole']:.2%} of those whole")
 
 
 @app.command(epilog="Example: `tailored-llama heal pruned healed --dense dense --set healing.tokens=131072`")
@@ -131,7 +145,8 @@ def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, 
     check_quantizable(checkpoint, run.model.quantization, run.execution.device)
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         new = partial(subfolder, Path(scratch))
-        outputs = teach(run, dense, calibration_sequences(healing_text(run), dense, new), new("teacher"))
+        text = calibration_sequences(healing_text(run), dense, new)
+        outputs = teach(run, dense, text, new("teacher"), checkpoint)
         with progress_bar("heal") as progress:
             facts = healing.heal(
                 checkpoint,
@@ -178,8 +193,9 @@ def tune(
         source = tuning.Source(render(run, own, "train", new("train")), benchmarks.headline_metric(own))
         text = None
         if dense and taught.weight:
-            source = replace(source, teacher=teach(run, dense, source.prompts, new("teacher")))
-            text = teach(run, dense, calibration_sequences(run, dense, new), new("text")) if taught.sequences else None
+            source = replace(source, teacher=teach(run, dense, source.prompts, new("teacher"), checkpoint))
+            if taught.sequences:
+                text = teach(run, dense, calibration_sequences(run, dense, new), new("text"), checkpoint)
         with progress_bar(f"tune {benchmark}") as progress:
             facts = tuning.tune(
                 checkpoint,

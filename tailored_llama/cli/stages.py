@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +16,13 @@ from tailored_llama.config import (
     reads_calibration,
     reserved_tokens,
     step_ratios,
+    trims_vocabulary,
     validate_config,
 )
 from tailored_llama.console import progress_bar
 from tailored_llama.data import Split, benchmarks, calibration, prompts
-from tailored_llama.models import read_structure
-from tailored_llama.pruning import groups, importance, plan_kept, read_groups
+from tailored_llama.models import check_teacher, read_structure
+from tailored_llama.pruning import groups, importance, plan_kept, plan_vocabulary, read_groups, vocabulary
 from tailored_llama.pruning import prune as pruning
 from tailored_llama.training import distillation
 
@@ -61,8 +63,9 @@ def calibration_sequences(run: RunConfig, dense: Path, new: Callable[[str], Path
     return sequences
 
 
-def teach(run: RunConfig, dense: Path, source: Path, out: Path) -> Path:
-    """Write the teacher outputs of a dense model on calibration sequences or prompts into `out`."""
+def teach(run: RunConfig, dense: Path, source: Path, out: Path, checkpoint: Path) -> Path:
+    """Write the teacher outputs of a dense model on calibration sequences or prompts into `out`, for a checkpoint."""
+    check_teacher(dense, checkpoint)
     with progress_bar("teach") as progress:
         distillation.teach(
             dense,
@@ -76,9 +79,32 @@ def teach(run: RunConfig, dense: Path, source: Path, out: Path) -> Path:
     return out
 
 
-def prune_in_steps(run: RunConfig, dense: Path, ratio: float, new: Callable[[str], Path], out: Path) -> None:
-    """Run all stages of pruning, step by step; intermediate results go into new scratch folders."""
-    total = read_structure(dense).parameters
+def token_counts(run: RunConfig, dense: Path, names: Sequence[str], new: Callable[[str], Path]) -> Path | None:
+    """Count the tokens of the calibration text and of the named benchmarks' train prompts, if tokens are to leave."""
+    if not trims_vocabulary(run):
+        return None
+    benchmarks = [find_benchmark(run, name) for name in names]
+    if not names and run.calibration.source == PROMPTS:
+        benchmarks = list(run.benchmarks)
+    rendered = [render(run, benchmark, "train", new(f"counted-{benchmark.name}")) for benchmark in benchmarks]
+    out, downloads = new("counts"), run.store.downloads
+    vocabulary.count_tokens(dense, rendered, calibration=run.calibration, downloads=downloads, out=out)
+    return out
+
+
+def prune_in_steps(
+    run: RunConfig, dense: Path, ratio: float, new: Callable[[str], Path], out: Path, names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run all stages of pruning, step by step; intermediate results go into new scratch folders.
+
+    Args:
+        names: benchmarks whose train prompts count for the kind vocabulary.
+
+    Returns:
+        The figures of the last step.
+    """
+    original, facts = read_structure(dense).size, dict[str, Any]()
+    counts = token_counts(run, dense, names, new)
     text = calibration_sequences(run, dense, new) if reads_calibration(run) else None
     model = dense
     for step, share in enumerate(step_ratios(ratio, run.pruning.steps), start=1):
@@ -86,7 +112,9 @@ def prune_in_steps(run: RunConfig, dense: Path, ratio: float, new: Callable[[str
         groups.build_graph(model, out=graph)
         if step == 1:  # fail before any heavy work if the ratio is out of reach
             table = read_groups(graph)
-            plan_kept(model, table, np.zeros(len(table)), ratio, run.pruning, run.reconstruction.method)
+            tokens = plan_vocabulary(model, counts, ratio, run.pruning) if counts else None
+            method = run.reconstruction.method
+            plan_kept(model, table, np.zeros(len(table)), ratio, run.pruning, method, None, tokens)
         with progress_bar(f"importance {run.pruning.criterion}") as progress:
             importance.score_importance(
                 model,
@@ -100,7 +128,7 @@ def prune_in_steps(run: RunConfig, dense: Path, ratio: float, new: Callable[[str
             )
         target = out if step == run.pruning.steps else new(f"pruned-{step}")
         with progress_bar(f"prune @ {share:.3g}") as progress:
-            pruning.prune(
+            facts = pruning.prune(
                 model,
                 graph,
                 scores,
@@ -108,9 +136,11 @@ def prune_in_steps(run: RunConfig, dense: Path, ratio: float, new: Callable[[str
                 ratio=share,
                 pruning=run.pruning,
                 reconstruction=run.reconstruction,
-                original_parameters=total,
+                counts=counts,
+                original=original,
                 out=target,
                 execution=run.execution,
                 progress=progress,
             )
         model = target
+    return facts

@@ -91,6 +91,7 @@ def key_fields(text: PerplexityConfig) -> dict[str, Any]:
 
 def measure_perplexity(
     checkpoint: Path,
+    text_of: Path | None = None,
     *,
     text: PerplexityConfig,
     downloads: str,
@@ -105,6 +106,16 @@ def measure_perplexity(
     scored; the first one follows the BOS token. Known deviation: if a tokenizer adds a BOS token itself (Llama's do),
     lm-evaluation-harness scores that token too.
 
+    Args:
+        checkpoint: the model.
+        text_of: the model whose tokens are counted to find the end of the text; by default the same. So a model with
+            fewer tokens is measured on the text of its dense model; only perplexities per byte compare the two.
+        text: the text, its tokens, window and stride.
+        downloads: folder of the fetched wheels.
+        out: an existing folder.
+        execution: the device, and the tokens per pass.
+        progress: called after every pass.
+
     Raises:
         InputError: the text has no token, or the window is longer than the model's context.
     """
@@ -114,10 +125,13 @@ def measure_perplexity(
     model, tokenizer = load_model(checkpoint, device=execution.device), load_tokenizer(checkpoint)
     if text.window > (limit := model.config.max_position_embeddings):
         raise InputError(f"perplexity.window: got {text.window}; allowed: at most {limit}, the model's context")
-    ids = tokenizer.encode(whole, add_special_tokens=False)
+    cutting = load_tokenizer(text_of) if text_of else tokenizer
+    ids = cutting.encode(whole, add_special_tokens=False)
     if text.tokens and len(ids) > text.tokens:
         ids = ids[: text.tokens]
-        whole = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        whole = cutting.decode(ids, clean_up_tokenization_spaces=False)
+    if text_of:
+        ids = tokenizer.encode(whole, add_special_tokens=False)
     if not ids:
         raise InputError(f"perplexity.source {text.source}: got no token; allowed: a text of at least one token")
     stride = text.stride or text.window

@@ -77,6 +77,9 @@ class ModelRow:
     decode_speedup: float | None = None
     decode_speedup_low: float | None = None
     decode_speedup_high: float | None = None
+    body: int | None = None  # parameters without the embedding and an untied head
+    vocab_size: int | None = None
+    byte_perplexity: float | None = None
 
 
 _BOUNDS = {"gain": "gain", "recovery": "recovery", "chance_corrected": "cc"}  # field → prefix of its bounds

@@ -19,7 +19,8 @@ class SweepRow:
     """The figures of a cell, or of several that differ only in their seed; or the error that left none.
 
     A dense model has ratio 0. `dense_parameters` and `dense_perplexity` belong to the cell's dense model. Perplexity is
-    the mean over seeds, with the lowest and the highest. Accuracy is the mean of the headline metrics. Recovery and
+    the mean over seeds, with the lowest and the highest; it is per token of the dense model, also where a cell's own
+    vocabulary has fewer. Accuracy is the mean of the headline metrics. Recovery and
     chance-corrected recovery are as in `RecoveryRow`, from each example's mean over the seeds: `_low` and `_high` bound
     the 95 % interval over the examples, `_least` and `_most` are the extremes of single seeds.
     """
@@ -100,7 +101,7 @@ def measure(
     row: SweepRow, cells: Sequence[SweptModel], dense: Sequence[SweptModel]
 ) -> tuple[SweepRow, list[SweepBenchmarkRow]]:
     """Fill a row with the figures of its cells, which differ only in their seed, each compared with its dense model."""
-    perplexities = [read_metrics(cell.perplexity)["perplexity"] for cell in cells]
+    perplexities = [_perplexity(cell, base) for cell, base in zip(cells, dense, strict=True)]
     row = replace(
         row,
         seeds=len(cells),
@@ -134,6 +135,14 @@ def measure(
     )
     by_benchmark = [recovery for recovery in recoveries if recovery.benchmark != MEAN]
     return row, [_on_benchmark(row, recovery, above_floor[recovery.benchmark], cells) for recovery in by_benchmark]
+
+
+def _perplexity(cell: SweptModel, dense: SweptModel) -> float:
+    """Perplexity per token of the dense model; both measured one text."""
+    own, theirs = read_metrics(cell.perplexity), read_metrics(dense.perplexity)
+    if own["tokens"] == theirs["tokens"]:
+        return float(own["perplexity"])
+    return math.exp(math.log(own["perplexity"]) * own["tokens"] / theirs["tokens"])
 
 
 def _on_benchmark(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tailored_llama.evaluation import (
     PRUNED,
     TAILORED,
     ModelRow,
+    PiecesRow,
     ProfileRow,
     RecoveryTable,
     read_score,
@@ -25,12 +26,15 @@ from tailored_llama.evaluation import (
 class ModelResults:
     """The results of one model: its size, its perplexity (the metrics of `measure_perplexity`), and its scores.
 
-    `scores` maps a benchmark's name to the folder that `score_benchmark` wrote.
+    `scores` maps a benchmark's name to the folder that `score_benchmark` wrote. `body` are the parameters without
+    embedding and untied head, `vocab_size` the tokens.
     """
 
     parameters: int | None = None
     perplexity: Mapping[str, Any] | None = None
     scores: Mapping[str, Path] = field(default_factory=dict)
+    body: int | None = None
+    vocab_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class RunResults:
 
     `ratio` is the configured one. `tailored` has the scores with the adapters. `plan` is the folder with
     `plan.parquet`. `logs` maps a benchmark to the adapter's folder with `log.parquet`. `profile` is the cost of the
-    pruned model compared with the dense one. `healed_perplexity` is set if healing followed pruning.
+    pruned model compared with the dense one. `healed_perplexity` is set if healing followed pruning,
+    `pieces` if the vocabulary was trimmed.
     """
 
     ratio: float | None
@@ -49,6 +54,7 @@ class RunResults:
     logs: Mapping[str, Path] = field(default_factory=dict)
     profile: Sequence[ProfileRow] = ()
     healed_perplexity: Mapping[str, Any] | None = None
+    pieces: Sequence[PiecesRow] = ()
 
     def speed(self, role: str = "checkpoint") -> ProfileRow | None:
         """The timing at the largest batch, of the pruned model or of the dense one ("against")."""
@@ -105,17 +111,23 @@ _SPEEDS = [f"{phase}_speedup{end}" for phase in ("prefill", "decode") for end in
 
 def _model_rows(inputs: ReportInputs, run: RunResults) -> list[ModelRow]:
     """Rows of the dense, the pruned and the healed model of a ratio, as far as they are known."""
-    dense, pruned, speed = inputs.dense, run.pruned, run.speed()
-    rows = [
-        ModelRow(None, DENSE, dense.parameters, (dense.perplexity or {}).get("perplexity")),
-        ModelRow(
-            run.ratio,
-            PRUNED,
-            pruned.parameters,
-            (pruned.perplexity or {}).get("perplexity"),
-            **{field: getattr(speed, field) for field in _SPEEDS if speed},
-        ),
-    ]
+    speed = run.speed()
+    speeds = {name: getattr(speed, name) for name in _SPEEDS if speed}
+    rows = [_model_row(None, DENSE, inputs.dense), _model_row(run.ratio, PRUNED, run.pruned, **speeds)]
     if run.healed_perplexity:
-        rows.append(ModelRow(run.ratio, "healed", pruned.parameters, run.healed_perplexity["perplexity"]))
+        rows.append(_model_row(run.ratio, "healed", replace(run.pruned, perplexity=run.healed_perplexity)))
     return rows
+
+
+def _model_row(ratio: float | None, name: str, model: ModelResults, **speeds: float) -> ModelRow:
+    measured = model.perplexity or {}
+    return ModelRow(
+        ratio,
+        name,
+        model.parameters,
+        measured.get("perplexity"),
+        **speeds,
+        body=model.body,
+        vocab_size=model.vocab_size,
+        byte_perplexity=measured.get("byte_perplexity"),
+    )

@@ -19,11 +19,11 @@ from tailored_llama.config import (
     is_written,
 )
 from tailored_llama.data import BUILTIN, Example, load_template, named_columns, render
-from tailored_llama.evaluation import MODELS, PRUNED
-from tailored_llama.models import Base, is_layered, loading, what_was_removed, write_card
+from tailored_llama.evaluation import MODELS, PRUNED, ModelRow
+from tailored_llama.models import Base, Size, is_layered, loading, what_was_removed, write_card
 from tailored_llama.reports.inputs import ReportInputs, scored_runs
 from tailored_llama.reports.parts import page_template, settings_of, span
-from tailored_llama.reports.text import benchmark_notes, gained_by, plus_minus, summary
+from tailored_llama.reports.text import benchmark_notes, gained_by, perplexities, plus_minus, summary
 from tailored_llama.store import DATA_WHEEL
 
 
@@ -42,8 +42,8 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
     ((run, table),) = scored_runs(inputs)
     dense, pruned, row = (table.row(model, own.name) for model in MODELS)
     sizes = {model: table.size(model) for model in (DENSE, PRUNED, "healed")}
-    config, ratio, total, remaining = inputs.config, run.ratio, sizes[DENSE].parameters, sizes[PRUNED].parameters
-    if config is None or ratio is None or total is None or remaining is None or row is None or row.accuracy is None:
+    config, ratio, before, left = inputs.config, run.ratio, _size(sizes[DENSE]), _size(sizes[PRUNED])
+    if config is None or ratio is None or before is None or left is None or row is None or row.accuracy is None:
         raise ValueError("a model card needs the run's configuration, its ratio, both sizes and the tailored score")
     body = page_template("card.md.j2").render(
         base=base,
@@ -60,13 +60,16 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         prompt=_prompt(config, own),
         pruned=pruned,
         ratio=ratio,
-        removed=" ".join(what_was_removed(total, remaining, config.pruning, config.reconstruction).split()),
+        removed=" ".join(what_was_removed(before, left, config.pruning, config.reconstruction).split()),
         settings=_settings(config, own, ratio),
         sizes=sizes,
         span=span,
+        perplexities=perplexities(table),
+        pieces=run.pieces,
         summary=summary(table, config),
         tailored=row,
         text=_text,
+        weaker=_is_weaker(sizes[DENSE], sizes["healed"] if run.healed_perplexity else sizes[PRUNED]),
         version=importlib.metadata.version("tailored-llama"),
         written=is_written(own),
     )
@@ -88,6 +91,21 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         model_name=name,
         eval_results=[result],
     )
+
+
+def _size(row: ModelRow) -> Size | None:
+    """The size in a row, if it is known."""
+    if row.parameters is None or row.body is None or row.vocab_size is None:
+        return None
+    return Size(row.parameters, row.body, row.vocab_size)
+
+
+def _is_weaker(dense: ModelRow, made: ModelRow) -> bool:
+    """Whether the made model's perplexity is higher, per byte if that is known."""
+    for one, other in ((dense.byte_perplexity, made.byte_perplexity), (dense.perplexity, made.perplexity)):
+        if one is not None and other is not None:
+            return other > one
+    return False
 
 
 def _data(own: BenchmarkConfig) -> str:

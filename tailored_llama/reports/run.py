@@ -25,7 +25,7 @@ from tailored_llama.reports.run_plots import picture_name, plots_page, report_pi
 from tailored_llama.reports.text import VARIANTS, benchmark_notes, gained_by, plus_minus, run_name, summary, title
 from tailored_llama.store import write_rows
 
-STAGE, VERSION = "report", 7
+STAGE, VERSION = "report", 8
 
 _MARKDOWN_BYTES = 20_000
 
@@ -105,6 +105,7 @@ def _page(inputs: ReportInputs, runs: Runs, pictures: Mapping[str, Picture]) -> 
                 "table": table,
                 "speed": run.speed(),
                 "dense_speed": run.speed("against"),
+                "pieces": run.pieces,
                 "summary": summary(table, inputs.config),
                 **{kind: pictures.get(picture_name(kind, run.ratio)) for kind in ("accuracy", "widths", "losses")},
             }

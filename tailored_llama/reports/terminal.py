@@ -10,8 +10,8 @@ from rich.table import Table
 
 from tailored_llama.config import DENSE
 from tailored_llama.evaluation import MEAN, MODELS, PRUNED, TAILORED, RecoveryTable, read_recovery, recovery_tables
-from tailored_llama.reports.parts import NO_DIFFERENCE, number, share, speedup
-from tailored_llama.reports.text import benchmark_notes, plus_minus, run_name
+from tailored_llama.reports.parts import NO_DIFFERENCE, percent, share, speedup
+from tailored_llama.reports.text import benchmark_notes, kept_tokens, perplexities, plus_minus, run_name
 
 
 def recovery_table(folder: Path) -> Table:
@@ -41,15 +41,20 @@ def recovery_table(folder: Path) -> Table:
 
 def _sizes(table: RecoveryTable, named: bool) -> str:
     """Parameters and perplexity, before → after, as far as they are known."""
-    dense, pruned, healed = (table.size(model) for model in (DENSE, PRUNED, "healed"))
+    dense, pruned = table.size(DENSE), table.size(PRUNED)
     parts = []
     if dense.parameters:
         after = f" → {pruned.parameters:,}" if pruned.parameters else ""
+        if after and dense.body and pruned.body:
+            shares = 1 - pruned.parameters / dense.parameters, 1 - pruned.body / dense.body
+            after += f" (−{percent(shares[0])}; −{percent(shares[1])} outside the embeddings)"
         parts.append(f"parameters {dense.parameters:,}{after}")
-    if dense.perplexity is not None:
-        after = f" → {number(pruned.perplexity, 1)}" if pruned.perplexity is not None else ""
-        mended = f" → {number(healed.perplexity, 1)} (healed)" if healed.perplexity else ""
-        parts.append(f"perplexity {number(dense.perplexity, 1)}{after}{mended}")
+    if tokens := kept_tokens(table):
+        parts.append(tokens)
+    measure, (before, after, mended) = perplexities(table)
+    if before:
+        steps = [before, *filter(None, [after]), *([f"{mended} (healed)"] if mended else [])]
+        parts.append(f"{measure} {' → '.join(steps)}")
     if (reading := speedup(pruned, "prefill")) and (writing := speedup(pruned, "decode")):
         same = reading == writing == NO_DIFFERENCE
         parts.append(f"speed: {reading}" if same else f"speed {reading} reading, {writing} writing")

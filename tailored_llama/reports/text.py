@@ -38,23 +38,46 @@ def summary(table: RecoveryTable, config: RunConfig | None) -> str:
 
 
 def _size_sentence(table: RecoveryTable) -> str:
-    dense, pruned, healed = (table.size(model) for model in (DENSE, PRUNED, "healed"))
+    dense, pruned = (table.size(model) for model in (DENSE, PRUNED))
     parts = []
     if dense.parameters and pruned.parameters:
-        removed = percent(1 - pruned.parameters / dense.parameters)
-        parts.append(
-            f"Pruning removed {removed} of all parameters ({dense.parameters:,} before, {pruned.parameters:,} after)"
-        )
-    if dense.perplexity is not None and pruned.perplexity is not None:
-        before, after = number(dense.perplexity, 1), number(pruned.perplexity, 1)
-        mended = f", and by healing to {number(healed.perplexity, 1)}" if healed.perplexity else ""
-        parts.append(f"{'p' if parts else 'P'}erplexity went from {before} to {after}{mended}")
+        removed = f"{percent(1 - pruned.parameters / dense.parameters)} of all parameters"
+        if dense.body and pruned.body:
+            removed += f" and {percent(1 - pruned.body / dense.body)} of those outside the embeddings"
+        parts.append(f"Pruning removed {removed} ({dense.parameters:,} before, {pruned.parameters:,} after)")
+    if tokens := kept_tokens(table):
+        parts.append(tokens)
+    measure, (before, after, mended) = perplexities(table)
+    if before and after:
+        mended = f", and by healing to {mended}" if mended else ""
+        parts.append(f"{measure if parts else measure.capitalize()} went from {before} to {after}{mended}")
     if (reading := speedup(pruned, "prefill")) and (writing := speedup(pruned, "decode")):
         speeds = f"its speed ÷ the dense model's is {reading} reading and {writing} writing"
         if reading == writing == NO_DIFFERENCE:
             speeds = "no difference in speed was measured"
         parts.append(speeds if parts else speeds.capitalize())
     return f"{', and '.join([', '.join(parts[:-1]), *parts[-1:]] if parts[1:] else parts)}." if parts else ""
+
+
+def kept_tokens(table: RecoveryTable) -> str:
+    """How many tokens are left; empty if none was removed."""
+    dense, pruned = table.size(DENSE), table.size(PRUNED)
+    if not dense.vocab_size or not pruned.vocab_size or dense.vocab_size == pruned.vocab_size:
+        return ""
+    return f"{pruned.vocab_size:,} of {dense.vocab_size:,} tokens are left"
+
+
+def perplexities(table: RecoveryTable) -> tuple[str, tuple[str, str, str]]:
+    """Perplexity of the dense, the pruned and the healed model, and what it is per; empty if not measured.
+
+    Per token where the vocabularies are alike, else per byte, as only that compares.
+    """
+    rows = [table.size(model) for model in (DENSE, PRUNED, "healed")]
+    if kept_tokens(table):
+        shown = [number(row.byte_perplexity, 3) if row.byte_perplexity is not None else "" for row in rows]
+        return "perplexity per byte", (shown[0], shown[1], shown[2])
+    shown = [number(row.perplexity, 1) if row.perplexity is not None else "" for row in rows]
+    return "perplexity", (shown[0], shown[1], shown[2])
 
 
 def _recovery_sentence(table: RecoveryTable, config: RunConfig | None) -> str:

@@ -39,12 +39,16 @@ TEACHER_SCHEMA = pa.schema(
     }
 )
 
+ABSENT = -100.0  # log-probability of what is no target: e⁻¹⁰⁰ counts as nothing in float32
 _LARGEST = 2**31 - 1  # most entries of a Parquet column of lists
 
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """A teacher's next-token distributions along a sequence, each cut to its likeliest tokens."""
+    """A teacher's next-token distributions along a sequence, each cut to its likeliest tokens.
+
+    A token of −1 with the log-probability `ABSENT` is no target.
+    """
 
     input_ids: tuple[int, ...]
     tokens: Tensor  # int64 [length, top]
@@ -181,8 +185,9 @@ def divergence(model: Any, states: Tensor, targets: SoftTargets, temperature: fl
 
 def _divergence(model: Any, temperature: float, states: Tensor, tokens: Tensor, logprobs: Tensor) -> Tensor:
     """Divergence summed over positions: states [positions, hidden]; tokens, logprobs [positions, top]."""
-    logits = _logits(model, states, temperature)
-    student = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
+    logits, absent = _logits(model, states, temperature), tokens < 0
+    student = logits.gather(-1, tokens.clamp(min=0)) - logits.logsumexp(-1, keepdim=True)
+    student = student.masked_fill(absent, ABSENT)
     student_rest, teacher_rest = _rest(student), _rest(logprobs)
     return (logprobs.exp() * (logprobs - student)).sum() + (teacher_rest.exp() * (teacher_rest - student_rest)).sum()
 

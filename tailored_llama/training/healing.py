@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tailored_llama.config import DistillationConfig, ExecutionConfig, HealingConfig, Quantization, RunConfig
-from tailored_llama.models import add_adapter, load_base, merge_adapter, save_adapter
+from tailored_llama.models import add_adapter, load_base, merge_adapter, read_id_table, save_adapter
 from tailored_llama.progress import Progress, silent
 from tailored_llama.training.loop import Objective, text_samples, train, write_log
 
@@ -63,7 +63,8 @@ def heal(
     model = add_adapter(base, healing, execution)
     objective = Objective(distillation=1.0, temperature=distillation.temperature)
     every = execution.keep_state_every
-    log, measured = train(model, text_samples(teacher), healing, objective, seed, progress, resume=resume, every=every)
+    texts = text_samples(teacher, read_id_table(checkpoint))
+    log, measured = train(model, texts, healing, objective, seed, progress, resume=resume, every=every)
     with tempfile.TemporaryDirectory() as adapter:
         save_adapter(model, checkpoint, Path(adapter))
         del base, model  # merging loads the checkpoint again

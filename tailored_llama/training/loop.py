@@ -24,6 +24,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models import (
     Document,
+    IdTable,
     batches,
     halved,
     head_logits,
@@ -34,6 +35,7 @@ from tailored_llama.models import (
 )
 from tailored_llama.progress import Progress
 from tailored_llama.store import write_table
+from tailored_llama.training.alignment import in_pieces
 from tailored_llama.training.distillation import SoftTargets, divergence, read_teacher
 from tailored_llama.training.state import State, load_state, save_state
 
@@ -82,13 +84,17 @@ class Objective:
     temperature: float = 1.0
 
 
-def with_teacher(samples: Sequence[Sample], teacher: Path) -> list[Sample]:
+def with_teacher(samples: Sequence[Sample], teacher: Path, table: IdTable | None = None) -> list[Sample]:
     """Add to each sample the teacher outputs that `distillation.teach` wrote for it, in the same order.
 
+    `table` leads from the teacher's tokens to the samples', if the vocabulary was trimmed.
+
     Raises:
-        InputError: the teacher read other tokens.
+        InputError: the teacher read other tokens, or another text.
     """
     outputs = read_teacher(teacher)
+    if table and len(outputs) == len(samples):
+        outputs = [in_pieces(out, table, own.sequence()) for out, own in zip(outputs, samples, strict=True)]
     if [sample.sequence() for sample in samples] != [list(targets.input_ids) for targets in outputs]:
         raise InputError(
             f"teacher {teacher}: got outputs along other tokens; allowed: those of `teach` for the same prompts and "
@@ -97,9 +103,11 @@ def with_teacher(samples: Sequence[Sample], teacher: Path) -> list[Sample]:
     return [replace(sample, teacher=targets) for sample, targets in zip(samples, outputs, strict=True)]
 
 
-def text_samples(teacher: Path) -> list[Sample]:
-    """Every sequence of a text as a sample with its teacher outputs (`distillation.teach`)."""
-    return [Sample(Encoded(Document(t.input_ids), (), ()), teacher=t) for t in read_teacher(teacher)]
+def text_samples(teacher: Path, table: IdTable | None = None) -> list[Sample]:
+    """Every sequence of a text as a sample with its teacher outputs (`distillation.teach`); `table` as above."""
+    outputs = read_teacher(teacher)
+    outputs = [in_pieces(targets, table) for targets in outputs] if table else outputs
+    return [Sample(Encoded(Document(t.input_ids), (), ()), teacher=t) for t in outputs]
 
 
 def sample_losses(model: Any, batch: Sequence[Sample], objective: Objective) -> Iterator[tuple[Tensor, Tensor]]:

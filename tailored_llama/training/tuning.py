@@ -23,7 +23,7 @@ from tailored_llama.config import (
 )
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.models import add_adapter, load_base, load_tokenizer, save_adapter
+from tailored_llama.models import add_adapter, load_base, load_tokenizer, read_id_table, save_adapter
 from tailored_llama.progress import Progress, silent
 from tailored_llama.training.loop import Objective, Sample, text_samples, train, with_teacher, write_log
 
@@ -117,6 +117,7 @@ def tune(
     base, tokenizer = load_base(checkpoint, quantization, tuning, execution.device), load_tokenizer(checkpoint)
     limit = base.config.max_position_embeddings
     limit -= reserved_tokens(tuning)
+    table = read_id_table(checkpoint)
     shots: list[Sample] = []
     held_out: list[Sample] = []
     for i, source in enumerate(sources):
@@ -124,7 +125,7 @@ def tune(
         encode = partial(_sample, tokenizer, limit, ranked)
         samples = [encode(prompt) for prompt in read_prompts(source.prompts, "shots")]
         held = [encode(prompt) for prompt in read_prompts(source.prompts, "held_out")]
-        samples = with_teacher(samples, source.teacher) if source.teacher else samples
+        samples = with_teacher(samples, source.teacher, table) if source.teacher else samples
         shots += samples[: _part(tuning.shots, i, len(sources))]
         held_out += held[: _part(tuning.held_out, i, len(sources))]
     model = add_adapter(base, tuning, execution)
@@ -138,7 +139,7 @@ def tune(
         epochs=tuning.epochs,
         held_out=held_out,
         patience=tuning.patience,
-        texts=text_samples(text) if text else (),
+        texts=text_samples(text, table) if text else (),
         texts_per_step=distillation.sequences if text else 0,
         resume=resume,
         every=execution.keep_state_every,

@@ -1,0 +1,89 @@
+"""What a trimmed vocabulary does to texts: tokens before and after, and the share of tokens that stay whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tailored_llama.config import PerplexityConfig
+from tailored_llama.data import load_texts, read_prompts, text_identity
+from tailored_llama.errors import InputError
+from tailored_llama.models import load_tokenizer, read_id_table
+from tailored_llama.store import read_rows, write_rows
+
+_CHARACTERS = 32  # per token of the perplexity text, which is surely enough
+
+
+@dataclass(frozen=True)
+class PiecesRow:
+    """One row of `pieces.parquet`: a benchmark's evaluation prompts, or the perplexity text.
+
+    `whole` is the share of the dense model's tokens of that text that the trimmed vocabulary has.
+    """
+
+    text: str
+    characters: int
+    dense_tokens: int
+    tokens: int
+    whole: float
+
+
+STAGE, VERSION = "pieces", 1
+
+
+def key_fields(text: PerplexityConfig) -> dict[str, Any]:
+    """What the figures depend on, beside both checkpoints and the prompts."""
+    return {"text": text_identity(text), "tokens": text.tokens}
+
+
+def measure_pieces(
+    checkpoint: Path, dense: Path, prompts: Mapping[str, Path], *, text: PerplexityConfig, downloads: str, out: Path
+) -> dict[str, Any]:
+    """Stage: count the tokens of texts under a trimmed vocabulary and under the dense one; write `pieces.parquet`.
+
+    Args:
+        checkpoint: the model with the trimmed vocabulary.
+        dense: the model that it was trimmed from.
+        prompts: evaluation prompts, by benchmark; every choice counts with its context.
+        text: the perplexity text, which says what other words become.
+        downloads: folder of the fetched wheels.
+        out: an existing folder.
+
+    Raises:
+        InputError: the checkpoint's vocabulary was not trimmed.
+    """
+    if (table := read_id_table(checkpoint)) is None:
+        raise InputError(
+            f"{checkpoint}: vocabulary.parquet is missing; allowed: a checkpoint with a trimmed vocabulary"
+        )
+    texts = {name: _prompt_texts(folder) for name, folder in prompts.items()}
+    whole = "\n\n".join(load_texts(text, downloads))
+    texts[f"perplexity text ({text.source})"] = [whole[: text.tokens * _CHARACTERS] if text.tokens else whole]
+    before, after = load_tokenizer(dense), load_tokenizer(checkpoint)
+    rows = []
+    for name, listed in texts.items():
+        ids = _ids(before, listed)
+        stay = sum(token in table.kept for token in ids)
+        rows.append(PiecesRow(name, sum(map(len, listed)), len(ids), len(_ids(after, listed)), stay / max(1, len(ids))))
+    write_rows(out / "pieces.parquet", rows, PiecesRow)
+    return {}
+
+
+def _prompt_texts(folder: Path) -> list[str]:
+    return [
+        context + continuation
+        for prompt in read_prompts(folder, "evaluation")
+        for context, continuation in zip(prompt.contexts, prompt.continuations, strict=True)
+    ]
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    return list(chain.from_iterable(tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
+
+
+def read_pieces(folder: Path) -> list[PiecesRow]:
+    """The rows of `pieces.parquet`."""
+    return read_rows(folder / "pieces.parquet", PiecesRow)
