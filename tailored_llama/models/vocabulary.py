@@ -11,11 +11,14 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 from tokenizers import Tokenizer, pre_tokenizers
+from torch import Tensor
 
 from tailored_llama.errors import InputError
 from tailored_llama.models.checkpoints import read_config
@@ -280,6 +283,13 @@ class IdTable:
     texts: Mapping[int, str]
     pieces: Mapping[int, tuple[int, ...]]
     kept: frozenset[int]
+
+    @cached_property
+    def first(self) -> Tensor:
+        """The first piece of every dense token, int64 by id; −1 where there is no token."""
+        first = torch.full((max(self.pieces) + 1,), -1)
+        first[list(self.pieces)] = torch.tensor([pieces[0] for pieces in self.pieces.values()])
+        return first
 
 
 def read_id_table(checkpoint: Path) -> IdTable | None:

@@ -111,8 +111,8 @@ def prune(
             slices = read_slices(groups, all_tensor_shapes(checkpoint))
             model = load_model(checkpoint, device=execution.device)
             sequences = read_calibration(calibration)
-            ridge, tokens = reconstruction.ridge, execution.batch_tokens
-            for tensors in reconstruct(model, sequences, slices, kept, method, ridge, progress, tokens):
+            ridge, batch = reconstruction.ridge, execution.batch_tokens
+            for tensors in reconstruct(model, sequences, slices, kept, method, ridge, progress, batch):
                 fitted.append(Path(scratch) / f"{len(fitted)}.safetensors")
                 save_file(tensors, fitted[-1])
             del model

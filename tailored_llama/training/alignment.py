@@ -33,10 +33,11 @@ def in_pieces(targets: SoftTargets, table: IdTable, ids: Sequence[int] | None = 
     Raises:
         InputError: the teacher read tokens that are not in the table, or another text than `ids`.
     """
-    read = {*targets.input_ids, *targets.tokens[targets.tokens >= 0].unique().tolist()}
-    if unknown := read - table.pieces.keys():
+    read = torch.cat([torch.tensor(targets.input_ids), targets.tokens.reshape(-1)])
+    known = table.first[read.clamp(max=len(table.first) - 1)] >= 0
+    if (unknown := read[(read >= len(table.first)) | ~known]).numel():
         raise InputError(
-            f"teacher: got token {min(unknown)}; allowed: outputs of the model that the vocabulary was trimmed from"
+            f"teacher: got token {int(unknown[0])}; allowed: outputs of the model that the vocabulary was trimmed from"
         )
     pieces = [table.pieces[token] for token in targets.input_ids]
     written = list(itertools.chain.from_iterable(pieces))
@@ -51,20 +52,18 @@ def in_pieces(targets: SoftTargets, table: IdTable, ids: Sequence[int] | None = 
     logprobs = torch.full(tokens.shape, ABSENT)
     if rows:
         source, target = torch.tensor(rows).T
-        first = {token: table.pieces[token][0] for token in read}
-        tokens[target], logprobs[target] = _first_pieces(targets.tokens[source], targets.logprobs[source], first)
+        tokens[target], logprobs[target] = _merged(table.first[targets.tokens[source]], targets.logprobs[source])
     return SoftTargets(tuple(ids), tokens, logprobs)
 
 
-def _first_pieces(tokens: Tensor, logprobs: Tensor, first: dict[int, int]) -> tuple[Tensor, Tensor]:
-    """Tokens by their first pieces, each once in a row: [positions, top] both; −1 and `ABSENT` fill what is left."""
-    mapped = torch.tensor([first[token] for token in tokens.reshape(-1).tolist()]).reshape(tokens.shape)
-    mapped, order = mapped.sort(-1, stable=True)
+def _merged(tokens: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+    """Each token once in a row, with the sum of its probabilities: [positions, top] both; −1 and `ABSENT` fill up."""
+    tokens, order = tokens.sort(dim=-1, stable=True)
     logprobs = logprobs.gather(-1, order)
-    for column in range(1, mapped.shape[1]):
-        same = mapped[:, column] == mapped[:, column - 1]
+    for column in range(1, tokens.shape[1]):
+        same = tokens[:, column] == tokens[:, column - 1]
         both = torch.logaddexp(logprobs[:, column], logprobs[:, column - 1])
         logprobs[:, column] = torch.where(same, both, logprobs[:, column])
         logprobs[same, column - 1] = ABSENT
-        mapped[same, column - 1] = -1
-    return mapped, logprobs
+        tokens[same, column - 1] = -1
+    return tokens, logprobs

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from helpers import add_merge, as_toml
+from helpers import add_merge, as_toml, save_worded_llama, words
 from tailored_llama.cli.main import app, main
 from tailored_llama.evaluation.generation import generate
 from tailored_llama.models import load_model, load_tokenizer, read_structure
@@ -153,6 +154,23 @@ def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: P
     assert command("generate", "pruned", "the sky is", "--adapter", "adapter", "--max-new-tokens", 4)[:2] == (0, out)
     made = {"adapter", "before", "dense", "distilled", "healed", "merged", "pruned", "scores"}
     assert {path.name for path in tmp_path.iterdir()} == {"data", "run.toml", *made}
+
+
+def test_prune_removes_tokens_and_says_by_what_they_were_chosen(command: Command, config: Path, tmp_path: Path) -> None:
+    dense = save_worded_llama(tmp_path / "worded")
+    Path(tomllib.loads(config.read_text())["calibration"]["source"]).write_text(words(2000, seed=2))
+    kinds = ("--set", 'pruning.kinds=["attention","mlp","vocabulary"]', "--set", "pruning.vocabulary=448")
+    start = ("prune", dense)
+    status, text, error = command(*start, "alone", "--ratio", 0.4, "--config", config, *kinds)
+    assert status == 0, error
+    assert "% of the body without embeddings)" in text
+    assert "448 of 704 tokens kept, by the calibration text alone, as there is no --benchmark: " in text
+    status, text, error = command(*start, "asked", "--ratio", 0.4, "-b", "colours", "--config", config, *kinds)
+    assert status == 0, error
+    assert "448 of 704 tokens kept, by the calibration text and the train prompts of colours: " in text
+    status, _, error = command("heal", "alone", "no", "--dense", "alone", "--set", "healing.tokens=64")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "its vocabulary has 448 tokens; allowed: the 704 that alone was trimmed from" in error
 
 
 def test_fetch_reads_all_that_a_run_needs(command: Command, config: Path, tiny: Path, tmp_path: Path) -> None:

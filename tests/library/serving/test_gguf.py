@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader, dequantize
@@ -21,7 +22,16 @@ import helpers
 from llama_cpp import llama_cpp
 from tailored_llama.config.schema import PROJECTIONS
 from tailored_llama.errors import InputError
-from tailored_llama.models import Layer, layered_config, load_model, load_tokenizer, read_config
+from tailored_llama.models import (
+    Layer,
+    layered_config,
+    load_model,
+    load_tokenizer,
+    read_config,
+    read_tokens,
+    trim_tokenizer,
+)
+from tailored_llama.pruning.vocabulary import choose_tokens
 from tailored_llama.serving import write_gguf, write_gguf_adapter
 from tailored_llama.serving.gguf import layout_of
 
@@ -245,6 +255,24 @@ def spm_tokenizer(folder: Path) -> Any:
     )
     wrapped.save_pretrained(folder)
     return wrapped
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "byte fallback"])
+def test_a_trimmed_vocabulary_is_cut_alike_in_llama_cpp(tmp_path: Path, kind: str) -> None:
+    tokenizer = helpers.bpe_tokenizer() if kind == "byte-level" else helpers.spm_tokenizer()
+    dense, trimmed = helpers.save_worded_llama(tmp_path / "dense", tokenizer), tmp_path / "trimmed"
+    helpers.save_tiny_llama(trimmed, vocab_size=448, bos_token_id=0, eos_token_id=0)
+    tokens = read_tokens(dense)
+    kept = choose_tokens(tokens, np.zeros(tokens.rows), 448, 1.0)
+    trim_tokenizer(dense, kept, [0.0] * tokens.rows, trimmed)
+    write_gguf(trimmed, gguf_type="f32", out=tmp_path / "model.gguf")
+    cutting = load_tokenizer(trimmed)
+    with llama_cpp(tmp_path / "model.gguf", 2048) as runtime, torch.no_grad():
+        for text in (helpers.words(200, seed=7), *TEXTS[:-2]):
+            assert runtime.tokens(text) == cutting(text)["input_ids"], text
+        ids = cutting("bada bigo kulu")["input_ids"]
+        expected = load_model(trimmed)(torch.tensor([ids])).logits[0]
+        torch.testing.assert_close(runtime.logits(ids), expected, rtol=0, atol=1e-4)
 
 
 def test_tokens_of_a_sentencepiece_vocabulary_are_llama_cpp_s(tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""The flow with tokens as a kind of group: what counts, what is measured, and what is found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows.sweep import sweep
+from flows.tailor import tailor
+from helpers import save_worded_llama, words
+from tailored_llama.config import SweepConfig, validate_as, validate_config
+from tailored_llama.evaluation import read_metrics, read_pieces, read_recovery, read_sweep
+from tailored_llama.models import read_id_table
+from tasks._stage import open_store
+
+
+@pytest.fixture
+def trimmed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The run on a model with a tokenizer of words, of which it loses tokens; everything that reads ids is on."""
+    Path(own_run["calibration"]["source"]).write_text(words(2000, seed=2))
+    own_run["model"] = {"source": str(save_worded_llama(tmp_path / "worded"))}
+    own_run["pruning"] = {
+        "ratios": [0.4],
+        "min_channels": 4,
+        "kinds": ["attention", "mlp", "vocabulary"],
+        "vocabulary": 448,
+    }
+    own_run["healing"], own_run["distillation"] = {"tokens": 64}, {"weight": 1.0, "top": 8}
+    return own_run
+
+
+def folders(run: dict[str, Any], stage: str) -> list[Path]:
+    return sorted(Path(run["store"]["root"]).glob(f"{stage}/*"))
+
+
+def test_a_run_that_removes_tokens(trimmed_run: dict[str, Any], tmp_path: Path) -> None:
+    trimmed_run["store"]["export"] = str(tmp_path / "finished")
+    config = validate_config(trimmed_run)
+    report = open_store(config.store).open(tailor(config))
+    _, sizes = read_recovery(report)
+    dense, pruned, healed = sizes
+    assert (dense.vocab_size, pruned.vocab_size, healed.vocab_size) == (704, 448, 448)
+    assert dense.body
+    assert pruned.body
+    assert pruned.body / dense.body > (pruned.parameters or 0) / (dense.parameters or 1)
+    assert dense.byte_perplexity
+    assert pruned.byte_perplexity
+    page = " ".join((report / "report.html").read_text().split())
+    assert "448 of 704 tokens are left" in page
+    assert "of those outside the embeddings" in page
+    assert "only perplexity a byte may be compared" in page
+    bytes_read = {read_metrics(folder)["bytes"] for folder in folders(trimmed_run, "perplexity")}
+    assert len(bytes_read) == 1  # of one text, though the vocabularies differ
+    (pieces,) = folders(trimmed_run, "pieces")
+    rows = {row.text: row for row in read_pieces(pieces)}
+    assert rows["colours"].tokens >= rows["colours"].dense_tokens
+    assert 0 < rows["colours"].whole <= 1
+    finished = tmp_path / "finished" / "colours-0.4"
+    assert read_id_table(finished)
+    assert "Of 704 tokens, 448 are left" in (finished / "README.md").read_text()
+
+    built = set(Path(trimmed_run["store"]["root"]).glob("*/*"))
+    tailor(config)
+    assert set(Path(trimmed_run["store"]["root"]).glob("*/*")) == built
+
+
+def test_only_the_train_prompts_count(trimmed_run: dict[str, Any]) -> None:
+    trimmed_run["pruning"] |= {"vocabulary": "auto", "vocabulary_share": 0.9}
+    trimmed_run["healing"], trimmed_run["distillation"] = {}, {}
+    tailor(validate_config(trimmed_run))
+    trimmed_run["scoring"] = {"limit": 5}
+    tailor(validate_config(trimmed_run))
+    assert len(folders(trimmed_run, "tokens")) == len(folders(trimmed_run, "pruned")) == 1
+    (counts,) = folders(trimmed_run, "tokens")
+    assert sum(pq.read_table(counts / "tokens.parquet")["prompts"].to_pylist()) > 0
+
+
+def test_a_sweep_compares_vocabularies_on_one_text(trimmed_run: dict[str, Any]) -> None:
+    trimmed_run["healing"], trimmed_run["distillation"] = {}, {}
+    grid = [{"pruning.kinds": [["attention", "mlp"], ["attention", "mlp", "vocabulary"]]}]
+    config = validate_as(SweepConfig, trimmed_run | {"grid": grid, "scored": False})
+    rows, _ = read_sweep(open_store(config.store).open(sweep(config)))
+    dense, plain, trimmed = rows
+    assert trimmed.error is None
+    measured = {m["tokens"]: m for m in map(read_metrics, folders(trimmed_run, "perplexity"))}
+    own = measured[max(measured)]
+    assert own["tokens"] > measured[min(measured)]["tokens"] == 128
+    assert trimmed.perplexity == pytest.approx(own["perplexity"] ** (own["tokens"] / 128))
+    assert dense.perplexity != plain.perplexity

@@ -1,0 +1,225 @@
+"""The kind vocabulary: what counts, which rows leave, how the ratio is made up, and that a model keeps its words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers import CPU, UNFITTED, bpe_tokenizer, save_worded_llama, spm_tokenizer, words, write_own_benchmark
+from tailored_llama.config import (
+    BenchmarkConfig,
+    CalibrationConfig,
+    PruningConfig,
+    ReconstructionConfig,
+    validate_config,
+)
+from tailored_llama.data.benchmarks import load_benchmark
+from tailored_llama.data.calibration import load_calibration
+from tailored_llama.data.prompts import render_prompts
+from tailored_llama.errors import InputError
+from tailored_llama.models import load_model, load_tokenizer, merge_adapter, read_config, read_id_table, read_structure
+from tailored_llama.pruning.groups import build_graph
+from tailored_llama.pruning.importance import score_importance
+from tailored_llama.pruning.prune import key_fields, prune
+from tailored_llama.pruning.vocabulary import count_tokens, plan_vocabulary, read_shares
+
+Make = Callable[[str], Path]
+KINDS = ("attention", "mlp", "vocabulary")
+TOKENIZERS: dict[str, Callable[[], Any]] = {"byte-level": bpe_tokenizer, "byte fallback": spm_tokenizer}
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> CalibrationConfig:
+    file = tmp_path / "text.txt"
+    file.write_text(words(2000, seed=2))
+    return CalibrationConfig(source=str(file), samples=4, tokens=32)
+
+
+@pytest.fixture
+def dense(folder: Make) -> Path:
+    return save_worded_llama(folder("dense"), noise=0.1)
+
+
+def cut(
+    dense: Path, text: CalibrationConfig, folder: Make, ratio: float = 0.4, method: str = "none", **pruning: Any
+) -> tuple[Path, dict[str, Any]]:
+    """Prune a checkpoint with the kind vocabulary, by random importance."""
+    config = PruningConfig(**({"kinds": KINDS, "vocabulary": 448, "min_channels": 4, "criterion": "random"} | pruning))
+    graph, scores, counts, sequences, out = map(folder, ("graph", "scores", "counts", "sequences", "pruned"))
+    build_graph(dense, out=graph)
+    score_importance(dense, graph, None, criterion="random", seed=0, out=scores, execution=CPU)
+    load_calibration(dense, calibration=text, downloads="", seed=0, out=sequences)
+    count_tokens(dense, calibration=text, downloads="", out=counts)
+    fitted = UNFITTED if method == "none" else ReconstructionConfig(method=method)  # type: ignore[arg-type]
+    facts = prune(
+        dense,
+        graph,
+        scores,
+        sequences,
+        ratio=ratio,
+        pruning=config,
+        reconstruction=fitted,
+        counts=counts,
+        out=out,
+        execution=CPU,
+    )
+    return out, facts
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_rows_leave_and_the_ratio_is_of_all_parameters(text: Any, folder: Make, tokenizer: str, tied: bool) -> None:
+    dense = save_worded_llama(folder("dense"), TOKENIZERS[tokenizer](), noise=0.1, tie_word_embeddings=tied)
+    pruned, facts = cut(dense, text, folder)
+    before, after = read_structure(dense).size, read_structure(pruned).size
+    assert facts["ratio"] == pytest.approx(0.4, abs=0.005)
+    assert facts["body_ratio"] == pytest.approx(1 - after.body / before.body, abs=1e-6)
+    assert (facts["tokens"], after.vocab_size, read_config(pruned)["vocab_size"]) == (448, 448, 448)
+    table, weights = read_id_table(pruned), load_file(pruned / "model.safetensors")
+    assert table
+    kept = sorted(table.kept)
+    for name in ("model.embed_tokens.weight", *(() if tied else ("lm_head.weight",))):
+        assert torch.equal(weights[name], load_file(dense / "model.safetensors")[name][kept])
+    assert ("lm_head.weight" in weights) != tied
+
+
+def test_a_model_that_loses_only_tokens_computes_the_same_logits(dense: Path, text: Any, folder: Make) -> None:
+    size = read_structure(dense).size
+    ratio = (size.vocab_size - 448) * size.row / size.parameters
+    pruned, facts = cut(dense, text, folder, ratio)
+    assert facts["body_ratio"] == 0
+    table = read_id_table(pruned)
+    assert table
+    kept = sorted(table.kept)
+    old = torch.tensor([kept[50:80]])
+    new = torch.tensor([[table.pieces[int(token)][0] for token in old[0]]])
+    with torch.no_grad():
+        expected, found = load_model(dense)(old).logits[..., kept], load_model(pruned)(new).logits
+    torch.testing.assert_close(found, expected)
+
+
+def test_reconstruction_reads_the_dense_tokens(dense: Path, text: Any, folder: Make) -> None:
+    pruned, facts = cut(dense, text, folder, method="sequential")
+    assert facts["tokens"] == 448
+    ids = load_tokenizer(pruned)(words(50, seed=5), return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert bool(load_model(pruned)(ids).logits.isfinite().all())
+
+
+def test_a_small_ratio_keeps_more_tokens_than_configured(dense: Path, text: Any, folder: Make) -> None:
+    _, facts = cut(dense, text, folder, ratio=0.15)
+    size = read_structure(dense).size
+    assert 448 < facts["tokens"] < size.vocab_size
+    assert facts["tokens"] % 64 == 0
+    assert facts["ratio"] == pytest.approx(0.15, abs=0.005)
+    assert (size.vocab_size - facts["tokens"] + 64) * size.row > 0.15 * size.parameters
+
+
+def test_auto_keeps_the_share_that_is_asked_for(dense: Path, text: Any, folder: Make) -> None:
+    pruned, facts = cut(dense, text, folder, vocabulary="auto", vocabulary_share=0.9)
+    assert facts["tokens_whole"] >= 0.9
+    assert facts["tokens"] < read_structure(dense).size.vocab_size
+    table = pq.read_table(pruned / "vocabulary.parquet")
+    assert sum(table["share"].to_pylist()) == pytest.approx(1)
+
+
+def test_special_tokens_have_their_new_ids_everywhere(dense: Path, text: Any, folder: Make) -> None:
+    pruned, _ = cut(dense, text, folder)
+    end = load_tokenizer(pruned).convert_tokens_to_ids("<|end|>")
+    assert read_config(pruned)["eos_token_id"] == end
+    assert json.loads((pruned / "generation_config.json").read_text())["eos_token_id"] == end
+    assert load_tokenizer(pruned).eos_token_id == end
+
+
+def test_prompts_count_as_much_as_a_long_text_and_evaluation_never(
+    dense: Path, text: Any, folder: Make, tmp_path: Path
+) -> None:
+    benchmark = BenchmarkConfig(**write_own_benchmark(tmp_path))
+    examples, prompts = folder("examples"), {}
+    load_benchmark(benchmark, downloads="", out=examples)
+    for split in ("train", "evaluation"):
+        prompts[split] = folder(split)
+        render_prompts(
+            examples,
+            benchmark=benchmark,
+            split=split,  # type: ignore[arg-type]
+            template="harness",
+            shots=8 if split == "train" else 0,
+            limit=None,
+            out=prompts[split],
+        )
+    shares = {}
+    for name, given in (("text", []), ("train", [prompts["train"]]), ("evaluation", [prompts["evaluation"]])):
+        count_tokens(dense, given, calibration=text, downloads="", out=folder(f"counts {name}"))
+        shares[name] = read_shares(tmp_path / f"counts {name}")
+    assert np.array_equal(shares["evaluation"], shares["text"])
+    colon = load_tokenizer(dense).convert_tokens_to_ids(":")
+    assert shares["text"][colon] == 0
+    assert shares["train"][colon] > 0.001
+    assert shares["train"].sum() == pytest.approx(1)
+    assert np.abs(shares["train"] - shares["text"] / 2).sum() == pytest.approx(0.5)
+
+
+def test_impossible_numbers_are_refused(dense: Path, text: Any, folder: Make) -> None:
+    with pytest.raises(InputError, match=r"pruning.vocabulary: got 64; allowed: at least 320, for bytes"):
+        cut(dense, text, folder, vocabulary=64)
+    counts = dense.parent / "counts"
+    with pytest.raises(InputError, match=r"pruning.vocabulary: got 704; allowed: below 704, the model's tokens"):
+        plan_vocabulary(dense, counts, 0.4, PruningConfig(kinds=KINDS, vocabulary=704))
+
+
+@pytest.mark.parametrize(
+    ("pruning", "message"),
+    [
+        ({"vocabulary": 100}, "pruning.vocabulary: got 100; allowed: a multiple of 64, or 'auto'"),
+        ({"vocabulary": "most"}, "pruning.vocabulary: got 'most'; allowed: a multiple of 64, or 'auto'"),
+        ({"kinds": ["vocabulary"]}, "got vocabulary alone; allowed: with attention or mlp"),
+        ({"kinds": KINDS, "steps": 2}, "steps: got 2; allowed: 1 with kind vocabulary"),
+    ],
+)
+def test_impossible_settings_are_refused_before_any_work(pruning: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        validate_config({"pruning": pruning})
+
+
+def test_a_key_has_the_vocabulary_only_where_tokens_leave() -> None:
+    plain, trimmed = (
+        key_fields(validate_config({"pruning": {"kinds": kinds}}), 0.2, 1) for kinds in (KINDS[:2], KINDS)
+    )
+    assert trimmed.keys() - plain.keys() == {"vocabulary", "vocabulary_share"}
+
+
+def test_the_table_stays_with_what_is_made_from_the_checkpoint_but_not_with_what_is_pruned_from_it(
+    dense: Path, text: Any, folder: Make
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    pruned, _ = cut(dense, text, folder)
+    adapter, merged = folder("adapter"), folder("merged")
+    get_peft_model(load_model(pruned), LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
+    merge_adapter(pruned, adapter, out=merged)
+    assert read_id_table(merged) == read_id_table(pruned)
+    graph, scores, again = folder("graph 2"), folder("scores 2"), folder("again")
+    build_graph(pruned, out=graph)
+    score_importance(pruned, graph, None, criterion="random", seed=0, out=scores, execution=CPU)
+    plain = PruningConfig(min_channels=4)
+    prune(pruned, graph, scores, None, ratio=0.1, pruning=plain, reconstruction=UNFITTED, out=again, execution=CPU)
+    assert read_id_table(again) is None
+    assert load_tokenizer(again).get_vocab() == load_tokenizer(pruned).get_vocab()
+
+
+def test_the_card_has_both_shares_and_the_tokens(dense: Path, text: Any, folder: Make) -> None:
+    pruned, facts = cut(dense, text, folder)
+    card = " ".join((pruned / "README.md").read_text().split())
+    assert f"{facts['body_ratio']:.2%} of the body without embeddings" in card
+    assert "Of 704 tokens, 448 are left" in card
+    assert not math.isclose(facts["body_ratio"], facts["ratio"], abs_tol=0.01)
