@@ -128,7 +128,7 @@ def prune(
         )
         if not benchmark and run.calibration.source != PROMPTS:
             by = "the calibration text alone, as there is no --benchmark"
-        print(f"{tokens:,} of {before.vocab_size:,} tokens kept, by {by}: {facts['tokens_whole']:.2%} of those whole")
+        print(f"{tokens:,} of {before.vocab_size:,} tokens kept, by {by}; {facts['tokens_whole']:.2%} stay whole there")
 
 
 @app.command(epilog="Example: `tailored-llama heal pruned healed --dense dense --set healing.tokens=131072`")

@@ -174,14 +174,6 @@ class PruningConfig(Section):
             raise ValueError(f"allowed: a multiple of {ROWS}, or 'auto'")
         return value
 
-    @model_validator(mode="after")
-    def _vocabulary_beside_others(self) -> PruningConfig:
-        if "vocabulary" in self.kinds and len(set(self.kinds)) == 1:
-            raise ValueError("kinds: got vocabulary alone; allowed: with attention or mlp, for the rest of the ratio")
-        if "vocabulary" in self.kinds and self.steps > 1:
-            raise ValueError(f"steps: got {self.steps}; allowed: 1 with kind vocabulary")
-        return self
-
     @field_validator("ratios")
     @classmethod
     def _distinct(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
@@ -530,6 +522,15 @@ class RunConfig(Section):
     @classmethod
     def _names_are_benchmarks(cls, value: Any) -> Any:
         return [_as_benchmark(v) for v in value] if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _tokens_leave_beside_others(self) -> RunConfig:
+        kinds, steps = self.pruning.kinds, self.pruning.steps
+        if "vocabulary" in kinds and len(set(kinds)) == 1:
+            raise ValueError("pruning.kinds: got vocabulary alone; allowed: with attention or mlp, for the rest of it")
+        if "vocabulary" in kinds and steps > 1:
+            raise ValueError(f"pruning.steps: got {steps}; allowed: 1 with kind vocabulary")
+        return self
 
     @model_validator(mode="after")
     def _benchmarks_once(self) -> RunConfig:

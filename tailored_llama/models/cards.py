@@ -119,9 +119,9 @@ def what_was_removed(before: Size, left: Size, pruning: PruningConfig, reconstru
         "sequential": "All projections of every layer were fitted to the dense model's outputs and residual stream, "
         "on what the layers pruned before left of it, and the last norm's weights to the dense one's outputs.",
     }
-    removed = f"""{left.parameters:,} of {before.parameters:,} parameters are left
-({1 - left.parameters / before.parameters:.2%} removed, embeddings counted; {1 - left.body / before.body:.2%} of the
-body without embeddings)."""
+    share, of_body = 1 - left.parameters / before.parameters, 1 - left.body / before.body
+    removed = f"""{left.parameters:,} of {before.parameters:,} parameters are left ({share:.2%} removed, embeddings
+counted; {of_body:.2%} of the body without embeddings)."""
     if "vocabulary" in pruning.kinds:
         removed += f"""
 Of {before.vocab_size:,} tokens, {left.vocab_size:,} are left, chosen by how often the calibration text and the train

@@ -23,7 +23,7 @@ def trimmed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     Path(own_run["calibration"]["source"]).write_text(words(2000, seed=2))
     own_run["model"] = {"source": str(save_worded_llama(tmp_path / "worded"))}
     own_run["pruning"] = {
-        "ratios": [0.4],
+        "ratios": [0.35],
         "min_channels": 4,
         "kinds": ["attention", "mlp", "vocabulary"],
         "vocabulary": 448,
@@ -58,7 +58,7 @@ def test_a_run_that_removes_tokens(trimmed_run: dict[str, Any], tmp_path: Path) 
     rows = {row.text: row for row in read_pieces(pieces)}
     assert rows["colours"].tokens >= rows["colours"].dense_tokens
     assert 0 < rows["colours"].whole <= 1
-    finished = tmp_path / "finished" / "colours-0.4"
+    finished = tmp_path / "finished" / "colours-0.35"
     assert read_id_table(finished)
     assert "Of 704 tokens, 448 are left" in (finished / "README.md").read_text()
 

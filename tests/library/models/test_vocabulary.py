@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from helpers import bpe_tokenizer, save_worded_llama, spm_tokenizer, words
@@ -26,7 +26,24 @@ TEXTS = [
     " leading",
     "",
 ]
-KINDS: dict[str, Callable[[], Any]] = {"byte-level": bpe_tokenizer, "byte fallback": spm_tokenizer}
+
+
+def llama3_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE that takes whole words without merges, with a template in a sequence of post-processors."""
+    tokenizer = bpe_tokenizer()
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["ignore_merges"] = True
+    backend = Tokenizer.from_str(json.dumps(state))
+    around = processors.TemplateProcessing(single="<|user|> $A", special_tokens=[("<|user|>", 1)])
+    backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), around])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", bos_token="<|user|>")
+
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "byte-level": bpe_tokenizer,
+    "byte fallback": spm_tokenizer,
+    "as Llama 3's": llama3_tokenizer,
+}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -86,8 +103,9 @@ def test_special_tokens_and_template_words_stay_and_have_their_new_ids(tmp_path:
     assert after.tokenize("<|user|>user said") == before.tokenize("<|user|>user said")
 
 
-def test_a_template_around_every_text_has_its_new_ids(tmp_path: Path) -> None:
-    dense = save_worded_llama(tmp_path / "dense", spm_tokenizer())
+@pytest.mark.parametrize("tokenizer_of", [spm_tokenizer, llama3_tokenizer])
+def test_a_template_around_every_text_has_its_new_ids(tmp_path: Path, tokenizer_of: Callable[[], Any]) -> None:
+    dense = save_worded_llama(tmp_path / "dense", tokenizer_of())
     kept = trim(dense, tmp_path / "trimmed", 384)
     tokenizer = load_tokenizer(tmp_path / "trimmed")
     assert tokenizer("a")["input_ids"][0] == kept.index(1) == tokenizer.bos_token_id

@@ -232,7 +232,7 @@ def test_a_second_step_counts_from_the_original(tmp_path: Path) -> None:
     build_graph(first, out=graph)
     found = read_groups(graph)
     write_importance(graph, found, np.random.default_rng(2).random(len(found)), "random")
-    total = read_structure(dense).parameters
+    original = read_structure(dense).size
     prune(
         first,
         graph,
@@ -242,8 +242,8 @@ def test_a_second_step_counts_from_the_original(tmp_path: Path) -> None:
         pruning=PRUNING,
         reconstruction=UNFITTED,
         out=out,
-        original_parameters=total,
+        original=original,
         execution=CPU,
     )
-    assert 1 - read_structure(out).parameters / total == pytest.approx(0.3, abs=1e-3)
-    assert f"of {total:,} parameters are left (30." in (out / "README.md").read_text()
+    assert 1 - read_structure(out).parameters / original.parameters == pytest.approx(0.3, abs=1e-3)
+    assert f"of {original.parameters:,} parameters are left (30." in (out / "README.md").read_text()

@@ -182,13 +182,17 @@ def test_impossible_numbers_are_refused(dense: Path, text: Any, folder: Make) ->
     [
         ({"vocabulary": 100}, "pruning.vocabulary: got 100; allowed: a multiple of 64, or 'auto'"),
         ({"vocabulary": "most"}, "pruning.vocabulary: got 'most'; allowed: a multiple of 64, or 'auto'"),
-        ({"kinds": ["vocabulary"]}, "got vocabulary alone; allowed: with attention or mlp"),
-        ({"kinds": KINDS, "steps": 2}, "steps: got 2; allowed: 1 with kind vocabulary"),
+        (
+            {"kinds": ["vocabulary"]},
+            "pruning.kinds: got vocabulary alone; allowed: with attention or mlp, for the rest",
+        ),
+        ({"kinds": KINDS, "steps": 2}, "pruning.steps: got 2; allowed: 1 with kind vocabulary"),
     ],
 )
 def test_impossible_settings_are_refused_before_any_work(pruning: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as refused:
         validate_config({"pruning": pruning})
+    assert str(refused.value).startswith(message)
 
 
 def test_a_key_has_the_vocabulary_only_where_tokens_leave() -> None:

@@ -1,0 +1,107 @@
+"""SmolLM2 with a third of its tokens: the same words, the same predictions of them, and the same ids in llama.cpp."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import CPU, UNFITTED
+from llama_cpp import llama_cpp
+from tailored_llama.config import BenchmarkConfig, PerplexityConfig, PruningConfig, RunConfig
+from tailored_llama.data import load_template, load_texts, render
+from tailored_llama.data.benchmarks import load_examples
+from tailored_llama.models import load_model, load_tokenizer, read_id_table, read_structure
+from tailored_llama.pruning.groups import build_graph
+from tailored_llama.pruning.importance import score_importance
+from tailored_llama.pruning.prune import prune
+from tailored_llama.pruning.vocabulary import count_tokens
+from tailored_llama.serving import write_gguf
+
+pytestmark = pytest.mark.real
+TOKENS = 16_384
+
+
+@pytest.fixture(scope="module")
+def trimmed(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Only tokens are removed, by the calibration text alone."""
+    graph, scores, counts, out = (tmp_path_factory.mktemp(name) for name in ("graph", "scores", "counts", "trimmed"))
+    build_graph(smollm2, out=graph)
+    score_importance(smollm2, graph, None, criterion="random", seed=0, out=scores, execution=CPU)
+    count_tokens(smollm2, calibration=quickstart.calibration, downloads=quickstart.store.downloads, out=counts)
+    size = read_structure(smollm2).size
+    facts = prune(
+        smollm2,
+        graph,
+        scores,
+        None,
+        ratio=(size.vocab_size - TOKENS) * size.row / size.parameters,
+        pruning=PruningConfig(kinds=("attention", "mlp", "vocabulary"), vocabulary=TOKENS),
+        reconstruction=UNFITTED,
+        counts=counts,
+        out=out,
+        execution=CPU,
+    )
+    assert facts["body_ratio"] == 0
+    assert facts["tokens_whole"] > 0.99
+    return out
+
+
+def texts(run: RunConfig) -> list[str]:
+    """Prompts of three benchmarks, passages, and what no benchmark has."""
+    found = ["Größe 3,14 — naïve café, 日本語, 🤗🏽 and \u200b\n\n\tx  y ", "def f(x):\n    return {x: [1, 22, 333]}"]
+    for name in ("arc_easy", "hellaswag", "piqa"):
+        benchmark = BenchmarkConfig(name=name)
+        examples = load_examples(benchmark, "evaluation", run.store.downloads)
+        for example in islice(examples, 0, None, max(1, len(examples) // 100)):
+            prompt = render(benchmark, load_template("harness"), example)
+            found += [c + a for c, a in zip(prompt.contexts, prompt.continuations, strict=True)]
+    return found + load_texts(PerplexityConfig(), run.store.downloads)[:100]
+
+
+def test_every_text_is_written_and_those_of_kept_tokens_alike(
+    quickstart: RunConfig, smollm2: Path, trimmed: Path
+) -> None:
+    before, after, table = load_tokenizer(smollm2), load_tokenizer(trimmed), read_id_table(trimmed)
+    assert table
+    alike = other = 0
+    for text in texts(quickstart):
+        ids, own = before(text)["input_ids"], after(text)["input_ids"]
+        assert after.decode(own) == before.decode(ids)
+        if table.kept.issuperset(ids):
+            assert own == [table.pieces[index][0] for index in ids], text
+            alike += 1
+        else:
+            assert len(own) > len(ids)
+            other += 1
+    assert alike > 3 * other > 0
+    chat = [{"role": "user", "content": "What is water made of?"}]
+    assert after.apply_chat_template(chat, tokenize=False) == before.apply_chat_template(chat, tokenize=False)
+    assert after.eos_token == before.eos_token
+
+
+def test_kept_tokens_have_the_dense_model_s_logits(smollm2: Path, trimmed: Path) -> None:
+    table = read_id_table(trimmed)
+    assert table
+    ids = load_tokenizer(smollm2)("The capital of France is the city of")["input_ids"]
+    own = load_tokenizer(trimmed)("The capital of France is the city of")["input_ids"]
+    with torch.no_grad():
+        dense = load_model(smollm2)(torch.tensor([ids])).logits[..., sorted(table.kept)]
+        found = load_model(trimmed)(torch.tensor([own])).logits
+    torch.testing.assert_close(found, dense, rtol=0, atol=1e-3)
+
+
+def test_llama_cpp_cuts_text_alike(quickstart: RunConfig, trimmed: Path, tmp_path: Path) -> None:
+    write_gguf(trimmed, gguf_type="f16", out=tmp_path / "model.gguf")
+    tokenizer = load_tokenizer(trimmed)
+    with llama_cpp(tmp_path / "model.gguf") as runtime:
+        assert runtime.model.n_vocab == TOKENS
+        for text in texts(quickstart):
+            assert runtime.tokens(text) == tokenizer(text)["input_ids"], text
+        ids = tokenizer("The capital of France is")["input_ids"]
+        written = runtime.greedy(ids, 3)
+    assert tokenizer.decode(written).startswith(" Paris")
+    assert np.all(np.array(written) < TOKENS)
