@@ -62,8 +62,9 @@ def _tailored(config: RunConfig, dense: Dense, ratio: float, prompts: Prompts, n
     healed = None
     if config.healing.tokens:
         healed = measure(config, model_label("healed", ratio), base, prompts, text_of=cut)
-    checkpoints = (pruned.checkpoint, dense.checkpoint)
-    pieces = measure_pieces(config, *checkpoints, prompts.evaluation) if trims_vocabulary(config) else None
+    pieces = None
+    if trims_vocabulary(config):
+        pieces = measure_pieces(config, pruned.checkpoint, dense.checkpoint, prompts.evaluation)
     mixed = config.tuning.examples == "mixture"
     return TailoredRun(
         ratio=ratio,

@@ -122,7 +122,7 @@ def plan_vocabulary(
     total = original_parameters or size.parameters
     budget = max(0, round(ratio * total) - (total - size.parameters))
     least = _up(size.vocab_size - budget // size.row)
-    wanted = None if pruning.vocabulary == "auto" else pruning.vocabulary
+    wanted = pruning.vocabulary if isinstance(pruning.vocabulary, int) else None
     if wanted is not None and wanted >= size.vocab_size:
         raise InputError(f"pruning.vocabulary: got {wanted}; allowed: below {size.vocab_size}, the model's tokens")
     return VocabularyPlan(tuple(choose_tokens(tokens, shares, wanted, pruning.vocabulary_share, least)), shares)
