@@ -33,6 +33,7 @@ from tailored_llama.models.checkpoints import (
 )
 from tailored_llama.models.convert import fetch_model, find_model, prepare_dense, source_architecture
 from tailored_llama.models.devices import device_slot, pick_device
+from tailored_llama.models.id_table import IdTable, check_teacher, read_id_table
 from tailored_llama.models.load import check_adapter, head_logits, load_model, load_tokenizer
 from tailored_llama.models.modeling_tailored_llama import LAYERED
 from tailored_llama.models.packing import (
@@ -51,16 +52,7 @@ from tailored_llama.models.packing import (
 from tailored_llama.models.quantization import check_installed, check_quantizable, load_base
 from tailored_llama.models.soft_prompts import context_length, has_soft_prompt, learnt_header
 from tailored_llama.models.tokens import encode, encode_pair, first_token, pre_tokenizer_name
-from tailored_llama.models.vocabulary import (
-    IdTable,
-    Tokens,
-    check_teacher,
-    read_id_table,
-    read_tokens,
-    renumber_generation,
-    renumbered,
-    trim_tokenizer,
-)
+from tailored_llama.models.vocabulary import Tokens, read_tokens, renumber_generation, renumbered, trim_tokenizer
 
 __all__ = [
     "CARD", "FUSED", "GGUF_KINDS", "HEAD_POSITIONS", "LAYERED", "LAYERED_PREFIX", "VOCABULARY", "Base", "Document",

@@ -15,9 +15,9 @@ from tailored_llama.errors import InputError
 from tailored_llama.models.cards import CARD, merged_card
 from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, weights_digest
 from tailored_llama.models.convert import _drop_paths
+from tailored_llama.models.id_table import copy_id_table
 from tailored_llama.models.load import BASE_FILE, load_model
 from tailored_llama.models.soft_prompts import soft_prompt_config
-from tailored_llama.models.vocabulary import copy_id_table
 from tailored_llama.store import FINISHED
 
 

@@ -8,33 +8,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import torch
 from tokenizers import Tokenizer, pre_tokenizers
-from torch import Tensor
 
 from tailored_llama.errors import InputError
 from tailored_llama.models.checkpoints import read_config
+from tailored_llama.models.id_table import write_id_table
 from tailored_llama.models.load import load_tokenizer
-from tailored_llama.store import read_table, write_table
 
-TABLE = "vocabulary.parquet"
-TABLE_SCHEMA = pa.schema(
-    {
-        "token": pa.int32(),  # of the dense model
-        "text": pa.string(),  # as its tokenizer.json writes it
-        "share": pa.float64(),  # of the counted tokens
-        "kept": pa.bool_(),
-        "pieces": pa.list_(pa.int32()),  # the tokens of the trimmed model that write it: one if it is kept
-    }
-)
 _SPACE = "\u2581"  # SentencePiece's
 _CHATS = (("user",), ("user", "assistant"), ("system", "user", "assistant", "user"))
 
@@ -67,14 +52,16 @@ class Tokens:
 def read_tokens(checkpoint: Path) -> Tokens:
     """The tokens of a checkpoint, and what each is made of.
 
+    Added tokens without a row, such as those for images, are none: the model cannot read them.
+
     Raises:
-        InputError: the tokenizer is of a kind that cannot be trimmed, or has a token without a row.
+        InputError: the tokenizer is of a kind that cannot be trimmed, or merges make a token without a row.
     """
     tokenizer, config = load_tokenizer(checkpoint), read_config(checkpoint)
     state = _state(tokenizer, checkpoint)
     model, rows = state["model"], int(config["vocab_size"])
     ids: dict[str, int] = model["vocab"]
-    added = {token["id"]: token["content"] for token in state["added_tokens"]}
+    added = {token["id"]: token["content"] for token in state["added_tokens"] if token["id"] < rows}
     texts = {index: text for text, index in ids.items()} | added
     if (largest := max(texts)) >= rows:
         raise InputError(
@@ -202,15 +189,15 @@ def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float
     tokenizer = load_tokenizer(checkpoint)
     state = _state(tokenizer, checkpoint)
     new = {old: index for index, old in enumerate(kept)}
-    texts = {index: text for text, index in state["model"]["vocab"].items()}
-    texts |= {token["id"]: token["content"] for token in state["added_tokens"]}
-    trimmed = _trimmed(state, new)
+    trimmed, texts = _trimmed(state, new), read_tokens(checkpoint).texts
     tokenizer.save_pretrained(out)
     (out / "tokenizer.json").write_text(json.dumps(trimmed, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     file = out / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
     if decoder := settings.get("added_tokens_decoder"):
-        settings["added_tokens_decoder"] = {str(new[int(index)]): token for index, token in decoder.items()}
+        settings["added_tokens_decoder"] = {
+            str(new[int(index)]): token for index, token in decoder.items() if int(index) in new
+        }
     for path in ("_model_name_or_path", "_name_or_path", "name_or_path"):
         settings.pop(path, None)
     file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -218,7 +205,7 @@ def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float
     loaded = json.loads(load_tokenizer(out).backend_tokenizer.to_str())
     if any(loaded[part] != json.loads(backend.to_str())[part] for part in ("model", "added_tokens")):
         raise InputError(f"{checkpoint}: tokenizer: transformers does not load it trimmed; allowed: without vocabulary")
-    _write_table(out, texts, new, backend, shares)
+    write_id_table(out, texts, new, backend, shares)
 
 
 def _trimmed(state: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
@@ -226,27 +213,12 @@ def _trimmed(state: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
     model = state["model"]
     vocab = {text: new[index] for text, index in model["vocab"].items() if index in new}
     merges = [[left, right] for left, right in _merges(model) if {left, right, left + right} <= vocab.keys()]
-    added = [token | {"id": new[token["id"]]} for token in state["added_tokens"]]
+    added = [token | {"id": new[token["id"]]} for token in state["added_tokens"] if token["id"] in new]
     state = json.loads(json.dumps(state | {"model": model | {"vocab": vocab, "merges": merges}, "added_tokens": added}))
     _renumber_processor(state.get("post_processor"), new.__getitem__)
     if state.get("padding"):
         state["padding"]["pad_id"] = new[state["padding"]["pad_id"]]
     return state
-
-
-def _write_table(
-    out: Path, texts: Mapping[int, str], new: Mapping[int, int], backend: Tokenizer, shares: Sequence[float]
-) -> None:
-    ids = sorted(texts)
-    pieces = [[new[i]] if i in new else [token.id for token in backend.model.tokenize(texts[i])] for i in ids]
-    columns = {
-        "token": ids,
-        "text": [texts[i] for i in ids],
-        "share": [shares[i] for i in ids],
-        "kept": [i in new for i in ids],
-        "pieces": pieces,
-    }
-    write_table(out / TABLE, columns, TABLE_SCHEMA)
 
 
 def renumbered(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
@@ -269,58 +241,3 @@ def renumber_generation(checkpoint: Path, kept: Sequence[int], out: Path) -> Non
             fields.pop(name, None)
         text = json.dumps(renumbered(fields, kept), indent=2, ensure_ascii=False)
         (out / file.name).write_text(text + "\n", encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class IdTable:
-    """From the dense model's tokens to those of a trimmed model.
-
-    `dense` has the texts of the dense model's tokens by id, `texts` those of the trimmed model's. `pieces` maps a dense
-    token to the new ones that write it; `kept` are the tokens that stay whole.
-    """
-
-    dense: Mapping[int, str]
-    texts: Mapping[int, str]
-    pieces: Mapping[int, tuple[int, ...]]
-    kept: frozenset[int]
-
-    @cached_property
-    def first(self) -> Tensor:
-        """The first piece of every dense token, int64 by id; −1 where there is no token."""
-        first = torch.full((max(self.pieces) + 1,), -1)
-        first[list(self.pieces)] = torch.tensor([pieces[0] for pieces in self.pieces.values()])
-        return first
-
-
-def read_id_table(checkpoint: Path) -> IdTable | None:
-    """The table of a checkpoint whose vocabulary was trimmed, else None."""
-    if not (checkpoint / TABLE).is_file():
-        return None
-    rows = read_table(checkpoint / TABLE, TABLE_SCHEMA).select(["token", "text", "kept", "pieces"]).to_pylist()
-    return IdTable(
-        dense={row["token"]: row["text"] for row in rows},
-        texts={row["pieces"][0]: row["text"] for row in rows if row["kept"]},
-        pieces={row["token"]: tuple(row["pieces"]) for row in rows},
-        kept=frozenset(row["token"] for row in rows if row["kept"]),
-    )
-
-
-def check_teacher(dense: Path, checkpoint: Path) -> None:
-    """Check that a model can teach another: they have one vocabulary, or the other's was trimmed from its.
-
-    Raises:
-        InputError: they differ.
-    """
-    table, vocabulary = read_id_table(checkpoint), load_tokenizer(dense).get_vocab()
-    expected = {text: index for index, text in table.dense.items()} if table else load_tokenizer(checkpoint).get_vocab()
-    if vocabulary != expected:
-        raise InputError(
-            f"{dense}: its vocabulary has {len(vocabulary)} tokens; allowed: the {len(expected)} that {checkpoint} was "
-            f"{'trimmed from' if table else 'made with'}"
-        )
-
-
-def copy_id_table(source: Path, target: Path) -> None:
-    """Copy the table of a trimmed checkpoint to one made from it with the same vocabulary."""
-    if (source / TABLE).is_file():
-        shutil.copyfile(source / TABLE, target / TABLE)

@@ -167,6 +167,7 @@ def divergence(model: Any, states: Tensor, targets: SoftTargets, temperature: fl
     """Mean Kullback-Leibler divergence of a student from its teacher over a sequence, in nats, times temperature².
 
     All tokens that were not kept count as one, so this is a lower bound on the divergence of the whole distributions.
+    A position without targets adds nothing.
     Logits are recomputed in the backward pass, so they are held for at most a few hundred positions.
 
     Args:

@@ -174,6 +174,12 @@ def test_what_cannot_be_trimmed_is_refused_by_name(tmp_path: Path, kind: str) ->
 
 def test_a_token_without_a_row_is_refused(tmp_path: Path) -> None:
     dense = save_worded_llama(tmp_path / "dense", vocab_size=640)
-    with pytest.raises(InputError, match="has id 703; allowed: below 640"):
+    with pytest.raises(InputError, match="has id 702; allowed: below 640"):
         read_tokens(dense)
-    assert json.loads((dense / "config.json").read_text())["vocab_size"] == 640
+
+
+def test_an_added_token_without_a_row_is_dropped(tmp_path: Path) -> None:
+    dense = save_worded_llama(tmp_path / "dense", vocab_size=703)
+    kept = trim(dense, tmp_path / "trimmed", 384)
+    assert max(kept) < 703
+    assert "<name>" not in load_tokenizer(tmp_path / "trimmed").get_vocab()

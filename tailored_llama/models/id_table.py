@@ -1,0 +1,115 @@
+"""The table of a checkpoint whose vocabulary was trimmed: from the dense model's tokens to its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from tailored_llama.errors import InputError
+from tailored_llama.models.checkpoints import read_config
+from tailored_llama.models.load import load_tokenizer
+from tailored_llama.store import read_table, write_table
+
+TABLE = "vocabulary.parquet"
+TABLE_SCHEMA = pa.schema(
+    {
+        "token": pa.int32(),  # of the dense model
+        "text": pa.string(),  # as its tokenizer.json writes it
+        "share": pa.float64(),  # of the counted tokens
+        "kept": pa.bool_(),
+        "pieces": pa.list_(pa.int32()),  # the tokens of the trimmed model that write it: one if it is kept
+    }
+)
+
+
+def write_id_table(
+    out: Path, texts: Mapping[int, str], new: Mapping[int, int], backend: Tokenizer, shares: Sequence[float]
+) -> None:
+    """Write the table of a trimmed checkpoint.
+
+    Args:
+        out: its folder.
+        texts: the dense model's tokens, by id.
+        new: from the ids that stay to the new ones.
+        backend: the trimmed tokenizer, which says in what pieces the others are written.
+        shares: of the counted tokens, by dense id.
+    """
+    ids = sorted(texts)
+    pieces = [[new[i]] if i in new else [token.id for token in backend.model.tokenize(texts[i])] for i in ids]
+    columns = {
+        "token": ids,
+        "text": [texts[i] for i in ids],
+        "share": [shares[i] for i in ids],
+        "kept": [i in new for i in ids],
+        "pieces": pieces,
+    }
+    write_table(out / TABLE, columns, TABLE_SCHEMA)
+
+
+@dataclass(frozen=True)
+class IdTable:
+    """From the dense model's tokens to those of a trimmed model.
+
+    `dense` has the texts of the dense model's tokens by id, `texts` those of the trimmed model's. `pieces` maps a dense
+    token to the new ones that write it; `kept` are the tokens that stay whole.
+    """
+
+    dense: Mapping[int, str]
+    texts: Mapping[int, str]
+    pieces: Mapping[int, tuple[int, ...]]
+    kept: frozenset[int]
+
+    @cached_property
+    def first(self) -> Tensor:
+        """The first piece of every dense token, int64 by id; −1 where there is no token."""
+        first = torch.full((max(self.pieces) + 1,), -1)
+        first[list(self.pieces)] = torch.tensor([pieces[0] for pieces in self.pieces.values()])
+        return first
+
+
+def read_id_table(checkpoint: Path) -> IdTable | None:
+    """The table of a checkpoint whose vocabulary was trimmed, else None."""
+    if not (checkpoint / TABLE).is_file():
+        return None
+    rows = read_table(checkpoint / TABLE, TABLE_SCHEMA).select(["token", "text", "kept", "pieces"]).to_pylist()
+    return IdTable(
+        dense={row["token"]: row["text"] for row in rows},
+        texts={row["pieces"][0]: row["text"] for row in rows if row["kept"]},
+        pieces={row["token"]: tuple(row["pieces"]) for row in rows},
+        kept=frozenset(row["token"] for row in rows if row["kept"]),
+    )
+
+
+def check_teacher(dense: Path, checkpoint: Path) -> None:
+    """Check that a model can teach another: they have one vocabulary, or the other's was trimmed from its.
+
+    Raises:
+        InputError: they differ.
+    """
+    table, vocabulary = read_id_table(checkpoint), _vocabulary(dense)
+    expected = {text: index for index, text in table.dense.items()} if table else _vocabulary(checkpoint)
+    if vocabulary != expected:
+        raise InputError(
+            f"{dense}: its vocabulary has {len(vocabulary)} tokens; allowed: the {len(expected)} that {checkpoint} was "
+            f"{'trimmed from' if table else 'made with'}"
+        )
+
+
+def _vocabulary(checkpoint: Path) -> dict[str, int]:
+    """The tokens that have a row."""
+    rows = int(read_config(checkpoint)["vocab_size"])
+    return {text: index for text, index in load_tokenizer(checkpoint).get_vocab().items() if index < rows}
+
+
+def copy_id_table(source: Path, target: Path) -> None:
+    """Copy the table of a trimmed checkpoint to one made from it with the same vocabulary."""
+    if (source / TABLE).is_file():
+        shutil.copyfile(source / TABLE, target / TABLE)
