@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,11 +141,16 @@ def _special_ids(config: Mapping[str, Any], rows: int) -> set[int]:
 def _processor_ids(state: dict[str, Any]) -> set[int]:
     """The tokens that the post-processor puts around a text."""
     found: set[int] = set()
-    _renumber_processor(state.get("post_processor"), lambda index: (found.add(index), index)[1])
+
+    def note(index: int) -> int:
+        found.add(index)
+        return index
+
+    _renumber_processor(state.get("post_processor"), note)
     return found
 
 
-def _renumber_processor(processor: Any, new: Any) -> None:
+def _renumber_processor(processor: Any, new: Callable[[int], int]) -> None:
     """Replace the ids in a post-processor's JSON: a template's special tokens, or BERT's `sep` and `cls`."""
     for step in [processor or {}, *(processor or {}).get("processors", [])]:
         for token in (step.get("special_tokens") or {}).values():

@@ -45,7 +45,7 @@ def _sizes(table: RecoveryTable, named: bool) -> str:
     parts = []
     if dense.parameters:
         after = f" → {pruned.parameters:,}" if pruned.parameters else ""
-        if after and dense.body and pruned.body:
+        if pruned.parameters and dense.body and pruned.body:
             shares = 1 - pruned.parameters / dense.parameters, 1 - pruned.body / dense.body
             after += f" (−{percent(shares[0])}; −{percent(shares[1])} outside the embeddings)"
         parts.append(f"parameters {dense.parameters:,}{after}")

@@ -21,6 +21,9 @@ from tasks._stage import open_store
 def trimmed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """The run on a model with a tokenizer of words, of which it loses tokens; everything that reads ids is on."""
     Path(own_run["calibration"]["source"]).write_text(words(2000, seed=2))
+    other = tmp_path / "data" / "other.txt"
+    other.write_text(words(400, seed=9))  # other words than those that count
+    own_run["perplexity"]["source"] = str(other)
     own_run["model"] = {"source": str(save_worded_llama(tmp_path / "worded"))}
     own_run["pruning"] = {
         "ratios": [0.35],
@@ -79,7 +82,7 @@ def test_only_the_train_prompts_count(trimmed_run: dict[str, Any]) -> None:
 
 
 def test_a_sweep_compares_vocabularies_on_one_text(trimmed_run: dict[str, Any]) -> None:
-    trimmed_run["healing"], trimmed_run["distillation"] = {}, {}
+    trimmed_run["healing"], trimmed_run["distillation"], trimmed_run["pruning"]["ratios"] = {}, {}, [0.3]
     grid = [{"pruning.kinds": [["attention", "mlp"], ["attention", "mlp", "vocabulary"]]}]
     config = validate_as(SweepConfig, trimmed_run | {"grid": grid, "scored": False})
     rows, _ = read_sweep(open_store(config.store).open(sweep(config)))

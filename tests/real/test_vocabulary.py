@@ -46,7 +46,7 @@ def trimmed(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempP
         execution=CPU,
     )
     assert facts["body_ratio"] == 0
-    assert facts["tokens_whole"] > 0.99
+    assert 0.95 < facts["tokens_whole"] < 0.96
     return out
 
 
@@ -77,7 +77,7 @@ def test_every_text_is_written_and_those_of_kept_tokens_alike(
         else:
             assert len(own) > len(ids)
             other += 1
-    assert alike > 3 * other > 0
+    assert min(alike, other) > 100
     chat = [{"role": "user", "content": "What is water made of?"}]
     assert after.apply_chat_template(chat, tokenize=False) == before.apply_chat_template(chat, tokenize=False)
     assert after.eos_token == before.eos_token
