@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from helpers import bpe_tokenizer, save_worded_llama, spm_tokenizer, words
 from tailored_llama.errors import InputError
@@ -39,10 +39,19 @@ def llama3_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", bos_token="<|user|>")
 
 
+def of_class(kind: Any, trained: PreTrainedTokenizerFast, **special: str) -> Any:
+    """A tokenizer of one of transformers' own classes, which build their parts themselves."""
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    return kind(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], **special)
+
+
+END = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<|end|>")
 KINDS: dict[str, Callable[[], Any]] = {
     "byte-level": bpe_tokenizer,
     "byte fallback": spm_tokenizer,
     "as Llama 3's": llama3_tokenizer,
+    "LlamaTokenizer": lambda: of_class(LlamaTokenizer, spm_tokenizer()),
+    "Qwen2Tokenizer": lambda: of_class(Qwen2Tokenizer, bpe_tokenizer(), **END),
 }
 
 
