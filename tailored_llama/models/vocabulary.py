@@ -1,4 +1,4 @@
-"""Vocabularies: which tokens of a tokenizer must stay, the tokenizer without the others, and the table of both ids.
+"""Vocabularies: which tokens of a tokenizer must stay, and the tokenizer without the others.
 
 Two kinds can be trimmed: byte-level BPE, and BPE with byte fallback (SentencePiece). Where no token fits, both write
 single bytes, so any text is still encoded and decoded exactly.
@@ -20,6 +20,7 @@ from tailored_llama.models.checkpoints import read_config
 from tailored_llama.models.id_table import write_id_table
 from tailored_llama.models.load import load_tokenizer
 
+_GENERATION = "generation_config.json"
 _SPACE = "\u2581"  # SentencePiece's
 _CHATS = (("user",), ("user", "assistant"), ("system", "user", "assistant", "user"))
 
@@ -67,9 +68,8 @@ def read_tokens(checkpoint: Path) -> Tokens:
         raise InputError(
             f"{checkpoint}: token {texts[largest]!r} has id {largest}; allowed: below {rows}, the rows of the embedding"
         )
-    always = {*added, *_special_ids(config, rows), *_processor_ids(state)}
-    always |= {ids[text] for text in (*_bytes(model), model.get("unk_token")) if text in ids}
-    always |= _chat_ids(tokenizer)
+    always = {*added, *_special_ids(config, rows), *_special_ids(_generation(checkpoint), rows)}
+    always |= {*_processor_ids(state), *_written_alone(model), *_chat_ids(tokenizer)}
     parts = {ids[text]: (ids[left], ids[right]) for text, (left, right) in _last_merges(model).items()}
     tokens = Tokens(rows, texts, parts, frozenset())
     return Tokens(rows, texts, parts, frozenset(tokens.made_of(always)))
@@ -94,11 +94,15 @@ def _state(tokenizer: Any, checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def _bytes(model: dict[str, Any]) -> list[str]:
-    """The tokens that write single bytes."""
+def _written_alone(model: dict[str, Any]) -> set[int]:
+    """Tokens that no others can write: bytes, SentencePiece's space, the unknown token, and what is not bytes."""
+    ids: dict[str, int] = model["vocab"]
     if model.get("byte_fallback"):
-        return [_SPACE, *(f"<0x{byte:02X}>" for byte in range(256))]
-    return pre_tokenizers.ByteLevel.alphabet()
+        alone = [_SPACE, *(f"<0x{byte:02X}>" for byte in range(256))]
+    else:
+        alphabet = set(pre_tokenizers.ByteLevel.alphabet()) & ids.keys()
+        alone = [*alphabet, *(text for text in ids if not alphabet.issuperset(text))]
+    return {ids[text] for text in (*alone, model.get("unk_token")) if text in ids}
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
@@ -196,6 +200,8 @@ def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float
     new = {old: index for index, old in enumerate(kept)}
     trimmed, texts = _trimmed(state, new), read_tokens(checkpoint).texts
     tokenizer.save_pretrained(out)
+    for stale in ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json"):
+        (out / stale).unlink(missing_ok=True)
     (out / "tokenizer.json").write_text(json.dumps(trimmed, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     file = out / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
@@ -239,10 +245,14 @@ def renumbered(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]
 
 def renumber_generation(checkpoint: Path, kept: Sequence[int], out: Path) -> None:
     """Write `generation_config.json` with new ids, if the checkpoint has one; lists of forbidden tokens are dropped."""
-    file = checkpoint / "generation_config.json"
-    if file.is_file():
-        fields = json.loads(file.read_text(encoding="utf-8"))
+    if fields := _generation(checkpoint):
         for name in ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids"):
             fields.pop(name, None)
         text = json.dumps(renumbered(fields, kept), indent=2, ensure_ascii=False)
-        (out / file.name).write_text(text + "\n", encoding="utf-8")
+        (out / _GENERATION).write_text(text + "\n", encoding="utf-8")
+
+
+def _generation(checkpoint: Path) -> dict[str, Any]:
+    """The generation configuration of a checkpoint; empty if it has none."""
+    file = checkpoint / _GENERATION
+    return {**json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else {}

@@ -14,7 +14,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from helpers import bpe_tokenizer, save_worded_llama, spm_tokenizer, words
 from tailored_llama.errors import InputError
-from tailored_llama.models import load_tokenizer, read_id_table, read_tokens, trim_tokenizer
+from tailored_llama.models import load_tokenizer, read_id_table, read_tokens, renumber_generation, trim_tokenizer
 from tailored_llama.models.vocabulary import _last_merge
 from tailored_llama.pruning.vocabulary import choose_tokens
 
@@ -110,6 +110,21 @@ def test_special_tokens_and_template_words_stay_and_have_their_new_ids(tmp_path:
         assert after.encode(name, add_special_tokens=False) == [after.convert_tokens_to_ids(name)]
     assert after.eos_token_id == after.convert_tokens_to_ids("<|end|>")
     assert after.tokenize("<|user|>user said") == before.tokenize("<|user|>user said")
+
+
+def test_what_only_generation_names_and_what_bytes_cannot_write_stays(tmp_path: Path) -> None:
+    dense = save_worded_llama(tmp_path / "dense", vocab_size=768)
+    longest = max(read_tokens(dense).texts)
+    (dense / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, longest - 1]}))
+    file = dense / "tokenizer.json"
+    state = json.loads(file.read_text())
+    state["model"]["vocab"]["no byte"] = longest + 1
+    file.write_text(json.dumps(state))
+    kept = trim(dense, tmp_path / "trimmed", 384)
+    assert {longest - 1, longest + 1} <= set(kept)
+    renumber_generation(dense, kept, tmp_path / "trimmed")
+    stated = json.loads((tmp_path / "trimmed" / "generation_config.json").read_text())
+    assert stated == {"eos_token_id": [kept.index(0), kept.index(longest - 1)]}
 
 
 @pytest.mark.parametrize("tokenizer_of", [spm_tokenizer, llama3_tokenizer])
