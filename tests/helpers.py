@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", bos_token="<|end|>")
 
 
+@cache
 def words(count: int, seed: int = 0) -> str:
     """A text of made-up words, a few of them frequent, with numbers, capitals, accents and line ends."""
     rng = np.random.default_rng(seed)

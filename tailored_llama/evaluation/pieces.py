@@ -14,6 +14,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import load_tokenizer, read_id_table
 from tailored_llama.store import read_rows, write_rows
 
+PERPLEXITY_TEXT = "perplexity text"  # a row's name; benchmarks have no spaces in theirs
 _CHARACTERS = 32  # per token of the perplexity text, which is surely enough
 
 
@@ -61,7 +62,7 @@ def measure_pieces(
         )
     texts = {name: _prompt_texts(folder) for name, folder in prompts.items()}
     whole = "\n\n".join(load_texts(text, downloads))
-    texts[f"perplexity text ({text.source})"] = [whole[: text.tokens * _CHARACTERS] if text.tokens else whole]
+    texts[PERPLEXITY_TEXT] = [whole[: text.tokens * _CHARACTERS] if text.tokens else whole]
     before, after = load_tokenizer(dense), load_tokenizer(checkpoint)
     rows = []
     for name, listed in texts.items():

@@ -63,7 +63,11 @@ def test_a_run_that_removes_tokens(trimmed_run: dict[str, Any], tmp_path: Path) 
     assert 0 < rows["colours"].whole <= 1
     finished = tmp_path / "finished" / "colours-0.35"
     assert read_id_table(finished)
-    assert "Of 704 tokens, 448 are left" in (finished / "README.md").read_text()
+    card = (finished / "README.md").read_text()
+    assert "Of 704 tokens, 448 are left" in card
+    assert "of the body without embeddings" in " ".join(card.split())
+    assert "stay whole: colours 100.0" in card
+    assert str(tmp_path) not in card
 
     built = set(Path(trimmed_run["store"]["root"]).glob("*/*"))
     tailor(config)
