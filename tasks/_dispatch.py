@@ -100,7 +100,7 @@ def dispatch(config: RunConfig) -> None:
             while not (run.state and run.state.is_final()):
                 runner.pause(client, flow.flow_run.id)
                 run = client.read_flow_run(run.id)
-        except BaseException:
+        except Cancelled:
             client.set_flow_run_state(run.id, Cancelling(message="The run that dispatched this stage has ended."))
             raise
     if run.state.is_completed():
