@@ -218,11 +218,12 @@ class Attempt(Generic[T]):
 
     def __init__(self, name: str, build: Callable[[], T]) -> None:
         self.name = name
+        self.error: Exception | None = None
         try:
-            self._value, self.error = build(), None
+            self._value = build()
         except Exception as error:
             get_run_logger().error("%s failed: %s", name, error)
-            self._value, self.error = None, error
+            self.error = error
 
     @property
     def value(self) -> T:
@@ -233,7 +234,7 @@ class Attempt(Generic[T]):
         """
         if self.error:
             raise self.error
-        return self._value  # type: ignore[return-value]
+        return self._value
 
     def wait(self) -> T | Exception:
         """What was built, with all stages that it is made of; or the first error.

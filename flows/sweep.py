@@ -27,7 +27,7 @@ from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight_sweep
 from tailored_llama.reports import sweep_table
 from tailored_llama.store import ArtifactRef
-from tasks._dispatch import Waiting
+from tasks._dispatch import THREADED
 from tasks._results import MeasuredModel, SweptCell
 from tasks.load_model import load_model
 from tasks.perplexity import measure_perplexity
@@ -35,7 +35,7 @@ from tasks.score import score
 from tasks.sweep import write_sweep
 
 
-@flow(name="sweep", flow_run_name=run_name, persist_result=False, task_runner=Waiting())
+@flow(name="sweep", flow_run_name=run_name, persist_result=False, task_runner=THREADED)
 def sweep(config: SweepConfig) -> ArtifactRef:
     """Measure every dense model and every cell; a failure appears in the table and does not stop the others.
 

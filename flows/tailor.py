@@ -32,7 +32,7 @@ from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight_tailor
 from tailored_llama.reports import recovery_table
 from tailored_llama.store import ArtifactRef
-from tasks._dispatch import Waiting
+from tasks._dispatch import THREADED
 from tasks._results import MeasuredModel, TailoredRun
 from tasks._task import failures, succeeded
 from tasks.export import export
@@ -42,7 +42,7 @@ from tasks.report import report
 from tasks.score import score
 
 
-@flow(name="tailor", flow_run_name=run_name, persist_result=False, task_runner=Waiting())
+@flow(name="tailor", flow_run_name=run_name, persist_result=False, task_runner=THREADED)
 def tailor(config: RunConfig) -> ArtifactRef:
     """Prune, tailor, score and report. Every artifact is found or built; cheap stages and checks come first.
 

@@ -25,13 +25,13 @@ from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight
 from tailored_llama.reports import transfer_table
 from tailored_llama.store import ArtifactRef
-from tasks._dispatch import Waiting
+from tasks._dispatch import THREADED
 from tasks._results import TransferScore
 from tasks.score import score
 from tasks.transfer import write_transfer
 
 
-@flow(name="transfer", flow_run_name=run_name, persist_result=False, task_runner=Waiting())
+@flow(name="transfer", flow_run_name=run_name, persist_result=False, task_runner=THREADED)
 def transfer(config: RunConfig) -> ArtifactRef:
     """Tailor to each benchmark, score on all; a failed row or cell appears in the table and stops no other.
 
@@ -53,7 +53,7 @@ def transfer(config: RunConfig) -> ArtifactRef:
     def score_on(name: str, model: str) -> ArtifactRef:
         checkpoint, adapter = dense.checkpoint if model == DENSE else pruned, tuned.get(model)
         label = f"tuned on {model}" if adapter else model
-        return score(config, name, label, checkpoint, prompts.evaluation[name], adapter and adapter.value)
+        return score(config, name, label, checkpoint, prompts.evaluation[name], adapter.value if adapter else None)
 
     attempts = {
         (model, name): Attempt(f"{model} on {name}", partial(score_on, name, model))

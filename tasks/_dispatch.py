@@ -77,6 +77,9 @@ class Waiting(ThreadPoolTaskRunner[Any]):
             raise Cancelled("the run was cancelled")
 
 
+THREADED: Any = Waiting()  # the runner of flows that dispatch; each run has a copy
+
+
 def dispatch(config: RunConfig) -> None:
     """Have a worker do what the current task is to do, and wait until it has.
 

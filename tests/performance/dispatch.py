@@ -86,14 +86,14 @@ def scoring_flow(store: Path, limits: range) -> Callable[..., None]:
     from prefect import flow
 
     from tailored_llama.config import RunConfig, validate_config
-    from tasks._dispatch import Waiting
+    from tasks._dispatch import THREADED
     from tasks._task import result
     from tasks.load_benchmark import load_benchmark
     from tasks.load_model import load_model
     from tasks.render_prompts import render_prompts
     from tasks.score import score
 
-    @flow(task_runner=Waiting(), persist_result=False)
+    @flow(task_runner=THREADED, persist_result=False)
     def stages(config: RunConfig, prepare: bool) -> None:
         model = load_model(config.store, config.model)
         examples = load_benchmark(config.store, config.benchmarks[0])
