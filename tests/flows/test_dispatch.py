@@ -6,6 +6,8 @@ The workers are threads here: each runs the flow `stage` with the arguments that
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from threading import Barrier
@@ -20,6 +22,7 @@ from flows.stage import stage
 from flows.sweep import sweep
 from flows.tailor import tailor
 from flows.transfer import transfer
+from services import ROOT
 from tailored_llama.config import DENSE, GENERIC, UNTUNED_MODEL, RunConfig, SweepConfig, validate_config
 from tailored_llama.evaluation import read_recovery, read_sweep, read_transfer
 from tasks._stage import open_store
@@ -155,7 +158,9 @@ def test_a_sweep_s_cells_wait_only_for_what_they_read(own_run: dict[str, Any], w
     names = workers(wait)
     with pytest.raises(IncompleteRun, match=r"cell b, random @ 0\.2, seed 0: stage/pool: flow run") as ended:
         sweep(config.model_copy(update={"execution": validate_config(own_run | DISPATCH).execution}))
-    rows = read_sweep(open_store(config.store).open(ended.value.report))
+    folder = open_store(config.store).open(ended.value.report)
+    assert "(incomplete)" in (folder / "sweep.md").read_text().splitlines()[0]
+    rows = read_sweep(folder)
     assert [(row.label, bool(row.error)) for row in rows] == [
         ("dense", False),
         ("a", False),
@@ -180,9 +185,22 @@ def test_a_transfer_s_cells_fail_alone(two: dict[str, Any], workers: Workers) ->
     with pytest.raises(IncompleteRun) as ended:
         transfer(config)
     assert set(ended.value.failed) == {"shades on colours", "shades on shades"}
-    rows = read_transfer(open_store(config.store).open(ended.value.report))
+    folder = open_store(config.store).open(ended.value.report)
+    assert "(incomplete)" in (folder / "transfer.md").read_text().splitlines()[0]
+    rows = read_transfer(folder)
     failed = {(row.model, row.benchmark) for row in rows if "a shape is wrong" in (row.error or "")}
     assert failed == {("shades", "colours"), ("shades", "shades")}
     assert {(row.model, row.benchmark) for row in rows if row.accuracy is not None} >= {
         (model, name) for model in (DENSE, UNTUNED_MODEL, GENERIC, "colours") for name in ("colours", "shades")
     }
+
+
+def test_a_process_for_one_stage_loads_nothing_that_only_others_need() -> None:
+    script = """
+import sys
+from flows.stage import _task
+_task("score"), _task("prune")
+print(*sorted({"bitsandbytes", "datasets", "matplotlib", "pandas", "peft", "torch_pruning"} & sys.modules.keys()))
+"""
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert printed.stdout.split() == []
