@@ -29,11 +29,12 @@ def test_a_killed_worker_s_stage_goes_elsewhere_and_cancelling_ends_all_of_it(
 ) -> None:
     others = [{**own_run["benchmarks"][0], "name": name} for name in ("shades", "tints")]
     own_run |= {"benchmarks": [*own_run["benchmarks"], *others], "execution": {"device": "cpu"}}
+    own_run["tuning"] |= {"shots": 20}
     untuned = own_run | {"tuning": own_run["tuning"] | {"examples": "none"}}  # all but the adapters
     assert site.ended(site.run("tailor/on-demand", {"config": untuned}))["state"]["type"] == "COMPLETED"
 
-    endless = own_run["tuning"] | {"epochs": 100_000, "patience": 100_000}
-    own_run |= {"tuning": endless, "execution": {"device": "cpu", "dispatch": "gpu"}}
+    long = own_run["tuning"] | {"epochs": 1000, "patience": 1000, "batch_size": 1}  # minutes
+    own_run |= {"tuning": long, "execution": {"device": "cpu", "dispatch": "gpu"}}
     begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     run = site.run("tailor/on-demand", {"config": own_run})
 
