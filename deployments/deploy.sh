@@ -2,6 +2,7 @@
 # Work pools, deployments and automations on the server of PREFECT_API_URL; safe to run again: a pool's limits are set
 # anew, and the rest of it is left as it is.
 # TAILORED_LLAMA_STORE: folder or URL of the artifact store, the same for all workers (absent: artifacts/ here).
+# TAILORED_LLAMA_GPUS: how many stages the gpu pool runs at once, on all of its machines together (absent: 1).
 # TAILORED_LLAMA_WEBHOOK: URL that is told of failed runs of the gpu pool (absent: none is).
 set -eu
 cd "$(dirname "$0")/.."
@@ -10,8 +11,9 @@ for pool in cpu gpu; do
     prefect --no-prompt work-pool inspect "$pool" > /dev/null 2>&1 || # as it is: an admin may have set its variables
         prefect --no-prompt work-pool create "$pool" --type process
 done
-prefect --no-prompt work-pool set-concurrency-limit gpu 1 # one stage at a time; device_slot holds beyond this server
-prefect --no-prompt work-queue set-concurrency-limit default 1 --pool gpu
+gpus="${TAILORED_LLAMA_GPUS:-1}" # one stage a GPU; device_slot holds beyond this server
+prefect --no-prompt work-pool set-concurrency-limit gpu "$gpus"
+prefect --no-prompt work-queue set-concurrency-limit default "$gpus" --pool gpu
 prefect --no-prompt work-pool set-concurrency-limit cpu 4 # a composing flow mostly waits
 prefect --no-prompt deploy --prefect-file deployments/prefect.yaml --all
 python -m deployments.automations

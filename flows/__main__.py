@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None, connect: bool = False) -> int:
         connect: connect to Prefect's API while the libraries load; for a process that runs only this flow.
 
     Returns:
-        The exit status: 0, or 2 for bad input.
+        The exit status: 0; 1 if stages failed; or 2 for bad input.
     """
     options = _parse(arguments)
     server = _reach_server() if connect else None
@@ -46,9 +46,11 @@ def main(arguments: list[str] | None = None, connect: bool = False) -> int:
 
     from rich.console import Console
 
-    from tailored_llama.errors import InputError
+    from tailored_llama.errors import InputError, one_line
     from tasks._pages import place_report, report_target
+    from tasks._task import IncompleteRun
 
+    failed: dict[str, Exception] = {}
     try:
         config = command.load(options.config, options.set)
         command.check(config)
@@ -59,12 +61,18 @@ def main(arguments: list[str] | None = None, connect: bool = False) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except IncompleteRun as error:
+        report, failed = error.report, dict(error.failed)
+        for name, cause in failed.items():
+            print(f"error: {name}: {one_line(cause)}", file=sys.stderr)
+        if report is None:
+            return 1
     folder = place_report(config.store, report, target)
     Console().print(command.table(folder))
     print(f"report: {folder / command.page}")
-    for model in command.finished(config):
+    for model in command.finished(config) if not failed else ():
         print(f"model: {model}")
-    return 0
+    return 1 if failed else 0
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -33,7 +33,7 @@ from flows._steps import (
 from tailored_llama.config import RunConfig
 from tailored_llama.errors import InputError
 from tailored_llama.store import ArtifactRef
-from tasks._stage import computed_here
+from tasks._dispatch import computed_here
 from tasks.load_model import load_model
 from tasks.perplexity import measure_perplexity
 from tasks.profile import profile as profile_model

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger
+from dataclasses import replace
+from functools import partial
+
+from prefect import flow
 
 from flows._steps import (
+    Attempt,
     Command,
     Prompts,
     check_deployed,
+    conclude,
     heal_if_asked,
     measure,
     prepare_dense,
@@ -31,6 +36,7 @@ from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight_sweep
 from tailored_llama.reports import sweep_table
 from tailored_llama.store import ArtifactRef
+from tasks._dispatch import THREADED
 from tasks._results import MeasuredModel, SweptCell
 from tasks.load_model import load_model
 from tasks.perplexity import measure_perplexity
@@ -38,31 +44,33 @@ from tasks.score import score
 from tasks.sweep import write_sweep
 
 
-@flow(name="sweep", flow_run_name=run_name, persist_result=False)
+@flow(name="sweep", flow_run_name=run_name, persist_result=False, task_runner=THREADED)
 def sweep(config: SweepConfig) -> ArtifactRef:
-    """Measure every dense model and every cell; a failure appears in the table and does not stop the others."""
+    """Measure every dense model and every cell; a failure appears in the table and does not stop the others.
+
+    Raises:
+        IncompleteRun: at the end, if a cell failed.
+    """
     check_deployed(preflight_sweep, config)
-    log = get_run_logger()
     cells = sweep_cells(config)  # finds an invalid cell before any work
-    results: list[SweptCell] = []
     models = dense_runs(config, cells)
+    attempts: list[tuple[SweptCell, Attempt[SweptCell]]] = []
     for label, run in models.items():
-        try:
-            model = _dense(config, run, load_model(run.store, run.model), _prompts(config, run))
-            results.append(SweptCell(label, 0.0, run.seed, model=model, dense=model))
-        except Exception as error:
-            if len(models) == 1:  # then no cell can be measured
-                raise
-            log.error("%s failed: %s", label, error)
-            results.append(SweptCell(label, 0.0, run.seed, error=one_line(error)))
+        row = SweptCell(label, 0.0, run.seed)
+        attempts.append((row, Attempt(label, partial(_dense_row, config, run, row))))
+        if (error := attempts[-1][1].error) and len(models) == 1:  # then no cell can be measured
+            raise error
     for cell in cells:
-        (ratio,) = cell.run.pruning.ratios
-        try:
-            results.append(_measured(config, cell, ratio))
-        except Exception as error:
-            log.error("cell %s @ %g, seed %d failed: %s", cell.label, ratio, cell.run.seed, error)
-            results.append(SweptCell(cell.label, ratio, cell.run.seed, cell.curve, cell.place, error=one_line(error)))
-    return write_sweep(config, results)
+        row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed, cell.curve, cell.place)
+        name = f"cell {row.label} @ {row.ratio:g}, seed {row.seed}"
+        attempts.append((row, Attempt(name, partial(_measured, config, cell, row))))
+    results, failed = [], {}
+    for row, attempt in attempts:
+        found = attempt.wait()
+        results.append(replace(row, error=one_line(found)) if isinstance(found, Exception) else found)
+        if isinstance(found, Exception):
+            failed[attempt.name] = found
+    return conclude(write_sweep(config, results), failed)
 
 
 def _prompts(config: SweepConfig, run: RunConfig) -> Prompts:
@@ -76,9 +84,15 @@ def _dense(config: SweepConfig, run: RunConfig, model: ArtifactRef, prompts: Pro
     return measure(run, "dense", model, prompts, _scored_names(config, run))
 
 
-def _measured(config: SweepConfig, cell: SweepCell, ratio: float) -> SweptCell:
+def _dense_row(config: SweepConfig, run: RunConfig, row: SweptCell) -> SweptCell:
+    """Load and measure a dense model."""
+    model = _dense(config, run, load_model(run.store, run.model), _prompts(config, run))
+    return replace(row, model=model, dense=model)
+
+
+def _measured(config: SweepConfig, cell: SweepCell, row: SweptCell) -> SweptCell:
     """Prune, heal and tune the model of a cell as configured, and measure it."""
-    run, label = cell.run, f"{cell.label} @ {ratio:g}"
+    run, ratio, label = cell.run, row.ratio, f"{row.label} @ {row.ratio:g}"
     prompts = _prompts(config, run)
     dense = prepare_dense(run, prompts)
     healed = heal_if_asked(run, dense, ratio, prune_to(run, dense, ratio), prompts)
@@ -89,12 +103,8 @@ def _measured(config: SweepConfig, cell: SweepCell, ratio: float) -> SweptCell:
         name: score(run, name, label, healed, scored_prompts.evaluation[name], adapters.get(name))
         for name in _scored_names(config, run)
     }
-    return SweptCell(
-        cell.label,
-        ratio,
-        run.seed,
-        cell.curve,
-        cell.place,
+    return replace(
+        row,
         model=MeasuredModel(healed, perplexity, scores),
         dense=_dense(config, run, dense.checkpoint, prompts),
         templates=scored_prompts.templates,

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+from prefect import flow
 
 from flows._steps import (
     MIXTURE,
+    Attempt,
     Command,
     Dense,
     Prompts,
     check_deployed,
+    conclude,
     heal_if_asked,
     measure,
     model_label,
+    parts_of,
     prepare_dense,
     prune_to,
     render_all,
     run_name,
+    succeeding,
     text_of,
     tune_adapters,
 )
 from tailored_llama.config import RunConfig, exported, gguf_types, load_config, trims_vocabulary
+from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight_tailor
 from tailored_llama.reports import recovery_table
 from tailored_llama.store import ArtifactRef
-from tasks._results import TailoredRun
+from tasks._dispatch import THREADED
+from tasks._results import MeasuredModel, TailoredRun
+from tasks._task import failures, succeeded
 from tasks.export import export
 from tasks.export_gguf import export_gguf
 from tasks.measure_pieces import measure_pieces
@@ -33,22 +44,31 @@ from tasks.report import report
 from tasks.score import score
 
 
-@flow(name="tailor", flow_run_name=run_name, persist_result=False)
+@flow(name="tailor", flow_run_name=run_name, persist_result=False, task_runner=THREADED)
 def tailor(config: RunConfig) -> ArtifactRef:
-    """Prune, tailor, score and report. Every artifact is found or built; cheap stages and checks come first."""
+    """Prune, tailor, score and report. Every artifact is found or built; cheap stages and checks come first.
+
+    With `execution.dispatch`, a stage that fails stops only what reads it, and the report is of what there is.
+
+    Raises:
+        IncompleteRun: a dispatched stage failed.
+    """
     check_deployed(preflight_tailor, config)
     names = [benchmark.name for benchmark in config.benchmarks]
     prompts = render_all(config)
     dense = prepare_dense(config, prompts)
-    measured = measure(config, "dense", dense.checkpoint, prompts, names)
+    asked = measure(config, "dense", dense.checkpoint, prompts, names)
     runs = [_tailored(config, dense, ratio, prompts, names) for ratio in config.pruning.ratios]
-    reference = report(config, measured, dense.importance, runs, prompts.evaluation)
-    for run in runs if config.store.export else ():  # last: a full disk must not cost the report
-        for name in names:
-            finished = export(config, name, measured, run)
-            for gguf_type in gguf_types(config):
-                export_gguf(config, name, run.ratio, gguf_type, finished)
-    return reference
+
+    failed = failures((asked, dense.importance, [replace(run, profile=None) for run in runs]))
+    measured, whole = parts_of(asked), [part for run in runs if (part := _parts(run))]
+    if not measured or not (measured.scores or any(run.pruned.scores or run.tailored for run in whole)):
+        return conclude(None, failed)
+    importance = dense.importance if succeeded(dense.importance) else None
+    missing = {name: one_line(error) for name, error in failed.items()}
+    reference = report(config, measured, importance, whole, succeeding(prompts.evaluation), missing)
+    exports = [made for run in whole for made in _exported(config, measured, run)]
+    return conclude(reference, failed | failures((reference, exports)))
 
 
 def _tailored(config: RunConfig, dense: Dense, ratio: float, prompts: Prompts, names: list[str]) -> TailoredRun:
@@ -81,11 +101,34 @@ def _profile(config: RunConfig, label: str, pruned: ArtifactRef, dense: Artifact
     """Profile a model; None if that fails: two models may not fit where one does, which must not cost the scores."""
     if not config.profile.batches:
         return None
-    try:
-        return profile(config, label, pruned, dense)
-    except Exception as error:
-        get_run_logger().warning("profile %s failed, the report will have no speeds: %s", label, error)
+    made = Attempt(f"profile {label}", partial(profile, config, label, pruned, dense))
+    return None if made.error else made.value
+
+
+def _parts(run: TailoredRun) -> TailoredRun | None:
+    """What there is of a run, or None without a pruned model; waits for its stages."""
+    if not (pruned := parts_of(run.pruned)):
         return None
+    return replace(
+        run,
+        pruned=pruned,
+        healed=parts_of(run.healed) if run.healed else None,
+        adapters=succeeding(run.adapters),
+        tailored=succeeding(run.tailored),
+        profile=run.profile if succeeded(run.profile) else None,
+        pieces=run.pieces if succeeded(run.pieces) else None,
+    )
+
+
+def _exported(config: RunConfig, dense: MeasuredModel, run: TailoredRun) -> Iterator[ArtifactRef]:
+    """Export the models of a run that have all their scores. This comes last: a full disk must not cost the report."""
+    if not config.store.export:
+        return
+    for name in [own for own in dense.scores if own in run.pruned.scores and own in run.tailored]:
+        finished = export(config, name, dense, run)
+        yield finished
+        for gguf_type in gguf_types(config):
+            yield export_gguf(config, name, run.ratio, gguf_type, finished)
 
 
 COMMAND = Command(tailor, load_config, preflight_tailor, recovery_table, "report.html", exported)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
-from prefect import flow, get_run_logger
+from prefect import flow
 
 from flows._steps import (
+    Attempt,
     Command,
     Dense,
     check_deployed,
+    conclude,
     heal_if_asked,
     prepare_dense,
     prune_to,
@@ -24,14 +25,19 @@ from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight
 from tailored_llama.reports import transfer_table
 from tailored_llama.store import ArtifactRef
+from tasks._dispatch import THREADED
 from tasks._results import TransferScore
 from tasks.score import score
 from tasks.transfer import write_transfer
 
 
-@flow(name="transfer", flow_run_name=run_name, persist_result=False)
+@flow(name="transfer", flow_run_name=run_name, persist_result=False, task_runner=THREADED)
 def transfer(config: RunConfig) -> ArtifactRef:
-    """Tailor to each benchmark, score on all; a failed row or cell appears in the table and stops no other."""
+    """Tailor to each benchmark, score on all; a failed row or cell appears in the table and stops no other.
+
+    Raises:
+        IncompleteRun: at the end, if a cell failed.
+    """
     check_deployed(preflight, config)
     ratio = check_transfer(config)
     names = [benchmark.name for benchmark in config.benchmarks]
@@ -40,24 +46,29 @@ def transfer(config: RunConfig) -> ArtifactRef:
     pruned = heal_if_asked(config, dense, ratio, prune_to(config, dense, ratio), prompts)
     teachers = teacher_outputs(config, dense, prompts, names)
 
-    models: list[tuple[str, ArtifactRef, ArtifactRef | str | None]] = [
-        (DENSE, dense.checkpoint, None),
-        (UNTUNED_MODEL, pruned, None),
-        (GENERIC, pruned, _tried(GENERIC, partial(_generic_adapter, config, names, ratio, pruned, dense))),
-        *((n, pruned, _tried(n, partial(tune_adapter, config, [n], ratio, pruned, prompts, teachers))) for n in names),
-    ]
-    scores = []
-    for model, checkpoint, adapter in models:
+    tuned = {GENERIC: Attempt(GENERIC, partial(_generic_adapter, config, names, ratio, pruned, dense))}
+    for own in names:
+        tuned[own] = Attempt(own, partial(tune_adapter, config, [own], ratio, pruned, prompts, teachers))
+
+    def score_on(name: str, model: str) -> ArtifactRef:
+        checkpoint, adapter = dense.checkpoint if model == DENSE else pruned, tuned.get(model)
         label = f"tuned on {model}" if adapter else model
-        for name in names:
-            if isinstance(adapter, str):  # the error that left no adapter
-                scores.append(TransferScore(model, name, error=adapter))
-                continue
-            asked = prompts.evaluation[name]
-            result = _tried(name, partial(score, config, name, label, checkpoint, asked, adapter))
-            error = result if isinstance(result, str) else None
-            scores.append(TransferScore(model, name, None if isinstance(result, str) else result, error))
-    return write_transfer(config, scores)
+        return score(config, name, label, checkpoint, prompts.evaluation[name], adapter.value if adapter else None)
+
+    attempts = {
+        (model, name): Attempt(f"{model} on {name}", partial(score_on, name, model))
+        for model in (DENSE, UNTUNED_MODEL, *tuned)
+        for name in names
+    }
+    scores, failed = [], {}
+    for (model, name), attempt in attempts.items():
+        found = attempt.wait()
+        if isinstance(found, Exception):
+            failed[attempt.name] = found
+            scores.append(TransferScore(model, name, error=one_line(found)))
+        else:
+            scores.append(TransferScore(model, name, found))
+    return conclude(write_transfer(config, scores), failed)
 
 
 def _generic_adapter(config: RunConfig, names: list[str], ratio: float, base: ArtifactRef, dense: Dense) -> ArtifactRef:
@@ -65,15 +76,6 @@ def _generic_adapter(config: RunConfig, names: list[str], ratio: float, base: Ar
     mixed = config.model_copy(update={"tuning": config.tuning.model_copy(update={"examples": "mixture"})})
     prompts = render_all(mixed)
     return tune_adapter(mixed, names, ratio, base, prompts, teacher_outputs(mixed, dense, prompts, names))
-
-
-def _tried(name: str, build: Callable[[], ArtifactRef]) -> ArtifactRef | str:
-    """The built artifact, or the message of the error that stopped it."""
-    try:
-        return build()
-    except Exception as error:
-        get_run_logger().error("%s failed: %s", name, error)
-        return one_line(error)
 
 
 COMMAND = Command(transfer, load_transfer, preflight, transfer_table, "transfer.html")

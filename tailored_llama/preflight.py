@@ -13,6 +13,7 @@ from tailored_llama.config import (
     PROMPTS,
     SOFT,
     BenchmarkConfig,
+    ExecutionConfig,
     PromptStudyConfig,
     RunConfig,
     SweepConfig,
@@ -46,17 +47,7 @@ def preflight(config: RunConfig) -> None:
     Raises:
         InputError: the first problem that would make the run fail.
     """
-    if config.execution.dispatch:
-        raise InputError(
-            f"execution.dispatch: got {config.execution.dispatch!r}; allowed: in the flow tailor only; run this flow "
-            "through a deployment on the pool with the device"
-        )
-    pick_device(config.execution.device)
-    _check_run(config)
-
-
-def _check_run(config: RunConfig) -> None:
-    """Check all but the device."""
+    _check_device(config.execution)
     _check_quantization(config)
     find_model(config.model)
     template = load_template(config.prompts.template)
@@ -77,14 +68,9 @@ def preflight_tailor(config: RunConfig) -> None:
     """Check a run of the whole pipeline, the only flow that exports finished models.
 
     Raises:
-        InputError: as `preflight`; or finished models are requested but cannot be made or exported; or stages are
-            dispatched and the configuration leaves their device or their number open.
+        InputError: as `preflight`; or finished models are requested but cannot be made or exported.
     """
-    if config.execution.dispatch:
-        _check_dispatch(config)
-        _check_run(config)
-    else:
-        preflight(config)
+    preflight(config)
     if config.store.export:
         check_mergeable(config)
         _check_writable("store.export", config.store.export)
@@ -131,28 +117,28 @@ def preflight_prompts(config: PromptStudyConfig) -> None:
     """Check a prompt study and every template set in it.
 
     Raises:
-        InputError: as `preflight`; or a set is unknown, broken, named twice, or has no layout for a benchmark.
+        InputError: as `preflight`; or a set is unknown, broken, named twice, or has no layout for a benchmark; or
+            stages are dispatched.
     """
+    if config.execution.dispatch:
+        raise InputError(
+            f"execution.dispatch: got {config.execution.dispatch!r}; allowed: in the flows tailor, sweep and transfer"
+        )
     for benchmark in config.benchmarks:
         for source in study_templates(config, benchmark).values():
             layout_of(load_template(source, "templates"), benchmark)
     preflight(config)
 
 
-def _check_dispatch(config: RunConfig) -> None:
-    """Check that stages which run elsewhere find there what they find here."""
-    if config.execution.device == "auto":
+def _check_device(execution: ExecutionConfig) -> None:
+    """Check that the device exists; that of a worker may be on another machine."""
+    if not execution.dispatch:
+        pick_device(execution.device)
+    elif execution.device == "auto":
         raise InputError(
             "execution.device: got 'auto'; allowed with execution.dispatch: cpu, cuda or cuda:N, because another "
             "machine would choose"
         )
-    if config.model.dtype == "auto":
-        raise InputError(
-            "model.dtype: got 'auto'; allowed with execution.dispatch: float32, bfloat16 or float16, because another "
-            "machine would choose"
-        )
-    if config.pruning.steps > 1:
-        raise InputError(f"pruning.steps: got {config.pruning.steps}; allowed with execution.dispatch: 1")
 
 
 def _check_quantization(config: RunConfig) -> None:

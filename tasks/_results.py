@@ -10,10 +10,10 @@ from tailored_llama.store import ArtifactRef
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A checkpoint and its measurements; `scores` are by benchmark."""
+    """A checkpoint and its measurements; `scores` are by benchmark. In an incomplete run some may be missing."""
 
     checkpoint: ArtifactRef
-    perplexity: ArtifactRef
+    perplexity: ArtifactRef | None
     scores: Mapping[str, ArtifactRef] = field(default_factory=dict)
 
 

@@ -5,10 +5,10 @@ from prefect import State
 from tailored_llama.config import RunConfig
 from tailored_llama.store import ArtifactRef
 from tailored_llama.training import healing
-from tasks._stage import OnDevice, execution_of, open_store, stage, task
+from tasks._stage import execution_of, open_store, stage, task
 
 
-@task("heal @ {ratio:.2f}", frugal=True)
+@task("heal @ {ratio:.2f}", on_device=True, frugal=True)
 def heal(config: RunConfig, ratio: float, pruned: ArtifactRef, teacher: ArtifactRef) -> State[ArtifactRef]:
     """Heal on all of the text that `teacher` covers."""
     store, fields = open_store(config.store), healing.key_fields(config)
@@ -30,5 +30,5 @@ def heal(config: RunConfig, ratio: float, pruned: ArtifactRef, teacher: Artifact
             resume=store.resume_folder(healing.STAGE, healing.VERSION, fields, inputs),
             progress=progress,
         ),
-        OnDevice(config, "heal", {"ratio": ratio}),
+        on=config,
     )

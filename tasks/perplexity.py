@@ -5,10 +5,10 @@ from prefect import State
 from tailored_llama.config import RunConfig
 from tailored_llama.evaluation import perplexity
 from tailored_llama.store import ArtifactRef
-from tasks._stage import OnDevice, execution_of, open_store, stage, task
+from tasks._stage import execution_of, open_store, stage, task
 
 
-@task("perplexity {label}", frugal=True)
+@task("perplexity {label}", on_device=True, frugal=True)
 def measure_perplexity(
     config: RunConfig, label: str, checkpoint: ArtifactRef, text_of: ArtifactRef | None = None
 ) -> State[ArtifactRef]:
@@ -28,5 +28,5 @@ def measure_perplexity(
             execution=execution_of(config),
             progress=progress,
         ),
-        OnDevice(config, "perplexity", {"model": label}),
+        on=config,
     )

@@ -6,10 +6,10 @@ from tailored_llama.config import RunConfig
 from tailored_llama.evaluation import profiling
 from tailored_llama.models import pick_device
 from tailored_llama.store import ArtifactRef
-from tasks._stage import OnDevice, open_store, stage, task
+from tasks._stage import open_store, stage, task
 
 
-@task("profile {label}")
+@task("profile {label}", on_device=True)
 def profile(config: RunConfig, label: str, pruned: ArtifactRef, dense: ArtifactRef) -> State[ArtifactRef]:
     """Only this artifact's bytes depend on the machine and the moment; its key includes the device."""
     store, device = open_store(config.store), config.execution.device
@@ -29,5 +29,5 @@ def profile(config: RunConfig, label: str, pruned: ArtifactRef, dense: ArtifactR
             execution=config.execution,
             progress=progress,
         ),
-        OnDevice(config, "profile", {"model": label}),
+        on=config,
     )

@@ -6,10 +6,10 @@ from tailored_llama.config import RunConfig
 from tailored_llama.models import read_structure
 from tailored_llama.pruning import prune as pruning
 from tailored_llama.store import ArtifactRef
-from tasks._stage import OnDevice, execution_of, open_store, stage, task
+from tasks._stage import execution_of, open_store, stage, task
 
 
-@task("prune @ {ratio:.2f}", frugal=True)
+@task("prune @ {ratio:.2f}", on_device=True, frugal=True)
 def prune(
     config: RunConfig,
     ratio: float,
@@ -48,5 +48,5 @@ def prune(
             execution=execution_of(config),
             progress=progress,
         ),
-        OnDevice(config, "prune", {"ratio": ratio}),
+        on=config,
     )

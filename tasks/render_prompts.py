@@ -2,7 +2,7 @@
 
 from prefect import State
 
-from tailored_llama.config import RunConfig, named_benchmark
+from tailored_llama.config import RunConfig, named_benchmark, with_template
 from tailored_llama.data import RenderedSplit, prompts
 from tailored_llama.store import ArtifactRef
 from tasks._stage import open_store, stage, task
@@ -13,6 +13,20 @@ def render_prompts(
     config: RunConfig, benchmark: str, split: RenderedSplit, examples: ArtifactRef, selection: int = 0
 ) -> State[ArtifactRef]:
     """`selection` is the number of train examples in the split `selection`, on which a template is chosen."""
+    return _render(config, benchmark, split, examples, selection)
+
+
+@task("render {benchmark} {split} {chosen}")
+def render_chosen(
+    config: RunConfig, benchmark: str, split: RenderedSplit, examples: ArtifactRef, chosen: str
+) -> State[ArtifactRef]:
+    """Render with a template set that the run itself chooses."""
+    return _render(with_template(config, chosen), benchmark, split, examples)
+
+
+def _render(
+    config: RunConfig, benchmark: str, split: RenderedSplit, examples: ArtifactRef, selection: int = 0
+) -> State[ArtifactRef]:
     own = named_benchmark(config, benchmark)
     return stage(
         prompts,

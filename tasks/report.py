@@ -21,11 +21,16 @@ from tasks._stage import open_store, reference, stage, task
 def report(
     config: RunConfig,
     dense: MeasuredModel,
-    importance: ArtifactRef,
+    importance: ArtifactRef | None,
     runs: Sequence[TailoredRun],
     prompts: Mapping[str, ArtifactRef],
+    failed: Mapping[str, str],
 ) -> State[ArtifactRef]:
-    """Write the report; `prompts` are the rendered evaluation prompts, by benchmark."""
+    """Write the report.
+
+    `prompts` are the rendered evaluation prompts, by benchmark; `failed` are the errors of stages that have left no
+    artifact, by name.
+    """
     store = open_store(config.store)
     refs = dict(_labelled(dense, importance, runs, prompts))
 
@@ -36,27 +41,32 @@ def report(
             dense=results(store, dense),
             runs=tuple(run_results(store, one) for one in runs),
             config=config,
-            importance=store.open(importance),
+            importance=store.open(importance) if importance else None,
             prompts=folders(store, prompts),
             costs=tuple(
                 Cost(m.stage, label, m.seconds, m.peak_memory_bytes, m.measured) for label, m in manifests.items()
             ),
             libraries=manifests["dense checkpoint"].libraries,
+            failed=failed,
         )
         run.write_report(inputs, out=out)
 
-    fields = config.model_dump(mode="json", exclude={"execution", "store"})
+    fields = config.model_dump(mode="json", exclude={"execution", "store"}) | ({"failed": failed} if failed else {})
     state = stage(run, config.store, fields, refs, build)
     show_report(store, reference(state), "report", "recovery", "What was kept and what was lost")
     return state
 
 
 def _labelled(
-    dense: MeasuredModel, importance: ArtifactRef, runs: Sequence[TailoredRun], prompts: Mapping[str, ArtifactRef]
+    dense: MeasuredModel,
+    importance: ArtifactRef | None,
+    runs: Sequence[TailoredRun],
+    prompts: Mapping[str, ArtifactRef],
 ) -> Iterator[tuple[str, ArtifactRef]]:
     """All inputs of the report, with the labels that it shows."""
     yield from labelled("dense", dense)
-    yield "dense importance", importance
+    if importance:
+        yield "dense importance", importance
     for one in runs:
         name = f"pruned {one.ratio}"
         yield from labelled(name, one.pruned)
@@ -74,7 +84,8 @@ def _labelled(
 def labelled(name: str, model: MeasuredModel) -> Iterator[tuple[str, ArtifactRef]]:
     """The artifacts of a measured model, each with a label."""
     yield f"{name} checkpoint".strip(), model.checkpoint
-    yield f"{name} perplexity".strip(), model.perplexity
+    if model.perplexity:
+        yield f"{name} perplexity".strip(), model.perplexity
     yield from ((f"{name} scores {benchmark}".strip(), ref) for benchmark, ref in model.scores.items())
 
 
@@ -88,7 +99,7 @@ def results(store: ArtifactStore, model: MeasuredModel) -> ModelResults:
     size = read_structure(store.open(model.checkpoint)).size
     return ModelResults(
         parameters=size.parameters,
-        perplexity=read_metrics(store.open(model.perplexity)),
+        perplexity=read_metrics(store.open(model.perplexity)) if model.perplexity else None,
         scores=folders(store, model.scores),
         body=size.body,
         vocab_size=size.vocab_size,
@@ -97,7 +108,9 @@ def results(store: ArtifactStore, model: MeasuredModel) -> ModelResults:
 
 def run_results(store: ArtifactStore, one: TailoredRun) -> RunResults:
     """The results at one ratio, from its artifacts."""
-    healed: dict[str, Any] | None = read_metrics(store.open(one.healed.perplexity)) if one.healed else None
+    healed: dict[str, Any] | None = None
+    if one.healed and one.healed.perplexity:
+        healed = read_metrics(store.open(one.healed.perplexity))
     return RunResults(
         ratio=one.ratio,
         pruned=results(store, one.pruned),

@@ -6,10 +6,10 @@ from tailored_llama.config import SOFT, RunConfig, named_benchmark
 from tailored_llama.data import PromptSplit
 from tailored_llama.evaluation import scoring
 from tailored_llama.store import ArtifactRef
-from tasks._stage import OnDevice, execution_of, open_store, stage, task
+from tasks._stage import execution_of, open_store, stage, task
 
 
-@task("score {benchmark} {label}", frugal=True)
+@task("score {benchmark} {label}", on_device=True, frugal=True)
 def score(
     config: RunConfig,
     benchmark: str,
@@ -35,5 +35,5 @@ def score(
             execution=execution_of(config),
             progress=progress,
         ),
-        OnDevice(config, "score", {"benchmark": benchmark, "model": label}),
+        on=config,
     )

@@ -5,10 +5,10 @@ from prefect import State
 from tailored_llama.config import DATA_FREE, RunConfig
 from tailored_llama.pruning import importance
 from tailored_llama.store import ArtifactRef
-from tasks._stage import OnDevice, execution_of, open_store, stage, task
+from tasks._stage import execution_of, open_store, stage, task
 
 
-@task("importance {config.pruning.criterion}", frugal=True)
+@task("importance {config.pruning.criterion}", on_device=True, frugal=True)
 def score_importance(
     config: RunConfig, model: ArtifactRef, groups: ArtifactRef, calibration: ArtifactRef | None
 ) -> State[ArtifactRef]:
@@ -30,5 +30,5 @@ def score_importance(
             execution=execution_of(config),
             progress=progress,
         ),
-        OnDevice(config, "importance", {}),
+        on=config,
     )

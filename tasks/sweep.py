@@ -60,6 +60,7 @@ def _rows(store: ArtifactStore, cells: Sequence[SweptCell]) -> Iterator[tuple[Sw
 
 def _opened(store: ArtifactStore, model: MeasuredModel, cell: SweptCell | None = None) -> SweptModel:
     templates = cell.templates if cell else {}
+    assert model.perplexity  # a cell has all of its measurements, or an error
     return SweptModel(
         store.open(model.checkpoint), store.open(model.perplexity), folders(store, model.scores), templates
     )

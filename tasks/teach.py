@@ -6,10 +6,10 @@ from tailored_llama.config import RunConfig, reserved_tokens
 from tailored_llama.data import prompts
 from tailored_llama.store import ArtifactRef
 from tailored_llama.training import distillation
-from tasks._stage import OnDevice, execution_of, open_store, stage, task
+from tasks._stage import execution_of, open_store, stage, task
 
 
-@task("teach {label}", frugal=True)
+@task("teach {label}", on_device=True, frugal=True)
 def teach(config: RunConfig, label: str, dense: ArtifactRef, source: ArtifactRef) -> State[ArtifactRef]:
     """`source` is a calibration artifact or train prompts; the latter leave room for a soft prompt."""
     store = open_store(config.store)
@@ -28,5 +28,5 @@ def teach(config: RunConfig, label: str, dense: ArtifactRef, source: ArtifactRef
             execution=execution_of(config),
             progress=progress,
         ),
-        OnDevice(config, "teach", {"source": label}),
+        on=config,
     )

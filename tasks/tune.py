@@ -8,10 +8,10 @@ from tailored_llama.config import RunConfig, named_benchmark
 from tailored_llama.data import headline_metric
 from tailored_llama.store import ArtifactRef
 from tailored_llama.training import tuning
-from tasks._stage import OnDevice, execution_of, open_store, stage, task
+from tasks._stage import execution_of, open_store, stage, task
 
 
-@task("tune {label} @ {ratio:.2f}", frugal=True)
+@task("tune {label} @ {ratio:.2f}", on_device=True, frugal=True)
 def tune(
     config: RunConfig,
     label: str,
@@ -52,5 +52,5 @@ def tune(
             resume=store.resume_folder(tuning.STAGE, tuning.VERSION, fields, inputs),
             progress=progress,
         ),
-        OnDevice(config, "tune", {"benchmark": label, "ratio": ratio}),
+        on=config,
     )

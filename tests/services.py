@@ -180,6 +180,6 @@ def deploy(server: Server, pool: str) -> str:
     return str(server.call("deployments/", deployment)["id"])
 
 
-def start_worker(spawn: Spawn, server: Server, pool: str, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+def start_worker(spawn: Spawn, server: Server, pool: str, log: Path, *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", *options]
     return spawn(command, log, environment(server.home, server.url) | {"PREFECT_WORKER_QUERY_SECONDS": "1"})

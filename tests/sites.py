@@ -7,13 +7,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from services import ROOT, Server, children, environment, start_worker, until
+from services import ROOT, Server, Spawn, children, environment, start_worker, until
 
 DEPLOY = ("sh", "deployments/deploy.sh")
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -27,6 +27,13 @@ class Site:
     folder: Path
     told: list[Any]  # by the webhook
     variables: dict[str, str]  # that deploy.sh had
+    spawn: Spawn | None = None
+    gpu_workers: list[subprocess.Popen[bytes]] = field(default_factory=list)  # each takes one stage at a time
+
+    def start_gpu_worker(self) -> None:
+        assert self.spawn
+        log = self.folder / f"gpu-{len(self.gpu_workers)}.log"
+        self.gpu_workers.append(start_worker(self.spawn, self.server, "gpu", log, "--limit", "1"))
 
     def deploy(self, *command: str, **changes: str) -> None:
         """Run deploy.sh, or another command, with its variables."""
@@ -86,11 +93,13 @@ def deployed(folder: Path) -> Iterator[Site]:
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
             "COLUMNS": "1000",
             "TAILORED_LLAMA_STORE": str(folder / "store"),
+            "TAILORED_LLAMA_GPUS": "2",
             "TAILORED_LLAMA_WEBHOOK": f"http://127.0.0.1:{listener.server_port}/failed",
         }
-        site = Site(server, folder, told, variables)
+        site = Site(server, folder, told, variables, spawn)
         site.deploy()
-        for pool in ("cpu", "gpu"):
-            start_worker(spawn, server, pool, folder / f"{pool}.log")
+        start_worker(spawn, server, "cpu", folder / "cpu.log")
+        for _ in range(int(variables["TAILORED_LLAMA_GPUS"])):
+            site.start_gpu_worker()
         yield site
     listener.shutdown()

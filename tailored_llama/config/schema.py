@@ -415,7 +415,11 @@ class BenchmarkConfig(Section):
 class ExecutionConfig(Section):
     """How the work is executed. Nothing here changes what is computed, so nothing here enters a cache key."""
 
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(
+        "auto",
+        description="auto, cpu, cuda (each stage takes the first GPU of its machine that is free) or cuda:N.",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+    )
     batch_tokens: int | None = Field(
         None,
         ge=64,
@@ -441,8 +445,9 @@ class ExecutionConfig(Section):
     dispatch: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
-        description="Flow `tailor` only: stages that use the device run through deployments of this name (gpu: "
-        "importance/gpu, prune/gpu, tune/gpu, …), on any worker that takes them; absent: in the flow's own process.",
+        description="Flows `tailor`, `sweep` and `transfer`: stages that use the device run through the deployment "
+        "`stage` of this name, such as gpu, side by side on all workers of its pool; absent: one after another in the "
+        "flow's own process.",
     )
 
 

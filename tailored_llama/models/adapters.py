@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
-
 from tailored_llama.config import SOFT, ExecutionConfig, TrainingConfig, TuningConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models.cards import CARD, merged_card
@@ -17,14 +15,16 @@ from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, weights_dig
 from tailored_llama.models.convert import _drop_paths
 from tailored_llama.models.id_table import copy_id_table
 from tailored_llama.models.load import BASE_FILE, load_model
-from tailored_llama.models.soft_prompts import soft_prompt_config
+from tailored_llama.models.soft_prompts import has_soft_prompt, soft_prompt_config
 from tailored_llama.store import FINISHED
 
 
 def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:
     """Add a new adapter to a causal LM; returns the PEFT model."""
+    from peft import LoraConfig, get_peft_model  # late: most stages need none of it
+
     if isinstance(training, TuningConfig) and training.variant in SOFT:
-        settings = soft_prompt_config(base, training.variant, training.virtual_tokens)
+        settings: Any = soft_prompt_config(base, training.variant, training.virtual_tokens)
     else:
         settings = LoraConfig(
             r=training.rank,
@@ -86,7 +86,7 @@ def merge_adapter(checkpoint: Path, adapter: Path, *, out: Path, card: str | Non
         InputError: as `load_model`; or the adapter is a soft prompt, which does not change weights.
     """
     model = load_model(checkpoint, adapter)
-    if isinstance(model, PeftModel):
+    if has_soft_prompt(model):
         raise InputError(
             f"adapter {adapter}: is a soft prompt; allowed: one that merges into weights (LoRA or a variant of it)"
         )

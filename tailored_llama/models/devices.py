@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -17,10 +18,14 @@ from tailored_llama.store import file_lock
 log = logging.getLogger(__name__)
 
 
+EVERY = 0.5  # seconds between two looks for a free device
+
+
 @contextmanager
 def device_slot(execution: ExecutionConfig, downloads: str) -> Iterator[None]:
-    """Hold the run's device exclusively, if the configuration asks for it.
+    """Hold a device exclusively, if the configuration asks for it.
 
+    `cuda` without a number is the first GPU of the machine that is free; within the block it is torch's current device.
     The slot is a file lock: the kernel frees it when its process dies, and no server is needed. A GPU is identified by
     its UUID, so processes that see different GPUs under the same number do not wait for each other.
 
@@ -35,13 +40,35 @@ def device_slot(execution: ExecutionConfig, downloads: str) -> Iterator[None]:
     if execution.exclusive == "never" or (execution.exclusive == "gpu" and device.type == "cpu"):
         yield
         return
-    name = "cpu"
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        name = f"cuda-{torch.cuda.get_device_properties(index).uuid}"
-    path = Path(downloads).expanduser() / ".slots" / name
-    with file_lock(path, waiting=lambda: log.info("waiting for %s: another stage is at work on it", device)):
+    folder = Path(downloads).expanduser() / ".slots"
+    with (
+        _first_free(_slots(device), folder, device) as gpu,
+        torch.cuda.device(gpu) if gpu is not None else nullcontext(),
+    ):
         yield
+
+
+def _slots(device: torch.device) -> dict[str, int | None]:
+    """The names of the locks of all devices that will do, each with the number of its GPU."""
+    if device.type == "cpu":
+        return {"cpu": None}
+    numbers = range(torch.cuda.device_count()) if device.index is None else [device.index]
+    return {f"cuda-{torch.cuda.get_device_properties(number).uuid}": number for number in numbers}
+
+
+@contextmanager
+def _first_free(slots: dict[str, int | None], folder: Path, device: torch.device) -> Iterator[int | None]:
+    waiting = False
+    while True:
+        for name, gpu in slots.items():
+            with file_lock(folder / name, wait=False) as held:
+                if held:
+                    yield gpu
+                    return
+        if not waiting:
+            waiting = True
+            log.info("waiting for %s: another stage is at work on it", device)
+        time.sleep(EVERY)
 
 
 def pick_device(device: str) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -100,6 +99,8 @@ def check_adapter(folder: Path, adapter: Path) -> dict[str, list[int]]:
 
 
 def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
+    from peft import PeftModel, get_peft_model_state_dict  # late: most stages need none of it
+
     names = check_adapter(folder, adapter).keys()
     try:
         adapted = PeftModel.from_pretrained(model, adapter)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType, PrefixTuningConfig, PromptTuningConfig
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from tailored_llama.errors import InputError
 from tailored_llama.models.packing import Header, embedded_header
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
 def soft_prompt_config(base: Any, variant: str, tokens: int) -> PeftConfig:
@@ -24,6 +26,8 @@ def soft_prompt_config(base: Any, variant: str, tokens: int) -> PeftConfig:
         InputError: a prefix for a model whose layers have different numbers of KV heads, which PEFT's format cannot
             hold.
     """
+    from peft import PrefixTuningConfig, PromptTuningConfig  # late: most stages need none of it
+
     if variant == "prompt":
         return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens)
     attention = [layer.self_attn for layer in base.get_decoder().layers]
@@ -57,7 +61,8 @@ def context_length(model: Any) -> int:
 
 
 def has_soft_prompt(model: Any) -> bool:
-    return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)
+    adapter = getattr(model, "active_peft_config", None)
+    return bool(adapter and adapter.is_prompt_learning)
 
 
 def learnt_header(model: Any) -> Header:
@@ -69,7 +74,7 @@ def learnt_header(model: Any) -> Header:
         return Header()
     with torch.autocast(model.device.type, enabled=False):  # under autocast PEFT would join tensors of different types
         learnt = model.get_prompt(batch_size=1)
-    if model.active_peft_config.peft_type == PeftType.PROMPT_TUNING:
+    if model.active_peft_config.peft_type == "PROMPT_TUNING":
         return embedded_header(model, learnt)
     header = Header(model.active_peft_config.num_virtual_tokens)
     for index, layer in enumerate(model.get_decoder().layers):

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch_pruning as tp
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -177,6 +176,8 @@ def trace(config: dict[str, Any], layers: tuple[Layer, ...]) -> list[Coupled]:
     Raises:
         InputError: the coupled parameters are not those of a LLaMA layer, or are not coupled index by index.
     """
+    import torch_pruning as tp  # late: only this stage needs it
+
     twin, inputs = _meta_twin(config, layers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about norms as unwrapped parameters; the hidden width is never pruned

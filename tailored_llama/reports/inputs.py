@@ -74,7 +74,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """All inputs of a report; `importance` has `importance.parquet`, each of `prompts` has `samples.txt`."""
+    """All inputs of a report; `importance` has `importance.parquet`, each of `prompts` has `samples.txt`.
+
+    `failed` are the errors of the stages that an incomplete report lacks, by name.
+    """
 
     model: str
     dense: ModelResults
@@ -84,6 +87,7 @@ class ReportInputs:
     prompts: Mapping[str, Path] = field(default_factory=dict)
     costs: tuple[Cost, ...] = ()
     libraries: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 def scored_runs(inputs: ReportInputs) -> list[tuple[RunResults, RecoveryTable]]:

@@ -22,7 +22,16 @@ from tailored_llama.reports.parts import (
     span,
 )
 from tailored_llama.reports.run_plots import picture_name, plots_page, report_pictures
-from tailored_llama.reports.text import VARIANTS, benchmark_notes, gained_by, plus_minus, run_name, summary, title
+from tailored_llama.reports.text import (
+    VARIANTS,
+    benchmark_notes,
+    gained_by,
+    missing_notes,
+    plus_minus,
+    run_name,
+    summary,
+    title,
+)
 from tailored_llama.store import write_rows
 
 STAGE, VERSION = "report", 8
@@ -57,6 +66,7 @@ def _markdown(inputs: ReportInputs, tables: Sequence[RecoveryTable], pictures: M
     """Summary, tables and accuracies; if too long for a Prefect artifact, one table of the means instead."""
     model = inputs.model.replace("`", "'")  # keep the name in its code span, where nothing is markup
     head = [f"# `{model}`{title(inputs).removeprefix(inputs.model)}", ""]
+    head += [line for note in missing_notes(inputs) for line in (note, "")]
     texts, cells = [], []
     for table in tables:
         name = run_name(table.ratio)
@@ -98,6 +108,7 @@ def _page(inputs: ReportInputs, runs: Runs, pictures: Mapping[str, Picture]) -> 
         gained_by=gained_by(inputs.config),
         variant=VARIANTS[inputs.config.tuning.variant] if inputs.config else "an adapter",
         inputs=inputs,
+        missing=missing_notes(inputs),
         config=inputs.config,
         runs=[
             {

@@ -223,7 +223,7 @@ def _page(
 ) -> str:
     rows = [row for row, _ in measured]
     return page_template("sweep.html.j2").render(
-        title=f"Sweep of {', '.join(_models(config))}",
+        title=f"Sweep of {', '.join(_models(config))}{_incomplete(rows)}",
         summary=_summary(rows),
         figures=list(figures.values()),
         rows=rows,
@@ -237,7 +237,8 @@ def _page(
 def _markdown(config: SweepConfig, rows: Sequence[SweepRow], figures: Mapping[str, Mapping[str, Any]]) -> str:
     """Summary, table and curves, for the run's page in Prefect."""
     models = [model.replace("`", "'") for model in _models(config)]  # a name must not end its code span
-    lines = [f"# Sweep of {', '.join(f'`{model}`' for model in models)}", "", _plain(_summary(rows)), ""]
+    title = f"# Sweep of {', '.join(f'`{model}`' for model in models)}{_incomplete(rows)}"
+    lines = [title, "", _plain(_summary(rows)), ""]
     names = _columns(rows)
     lines += [f"| setting | {' | '.join(names)} |", f"|:--|{'--:|' * len(names)}"]
     for row in rows:
@@ -246,6 +247,10 @@ def _markdown(config: SweepConfig, rows: Sequence[SweepRow], figures: Mapping[st
     for name, figure in figures.items():
         lines += ["", f"## {figure['title']}", "", figure["caption"], "", markdown_picture(name, figure["picture"])]
     return "\n".join([*lines, ""])
+
+
+def _incomplete(rows: Sequence[SweepRow]) -> str:
+    return " (incomplete)" if any(row.error for row in rows) else ""
 
 
 def _plain(text: str) -> str:

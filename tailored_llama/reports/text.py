@@ -16,10 +16,16 @@ VARIANTS |= {"prompt": "a tuned soft prompt", "prefix": "a tuned prefix"}
 
 
 def title(inputs: ReportInputs) -> str:
-    """The title: the model and the ratios."""
+    """The title: the model and the ratios, and whether stages are missing."""
     asked = [f"{run.ratio:g}" for run in inputs.runs if run.ratio is not None]
     listed = " and ".join(filter(None, [", ".join(asked[:-1]), *asked[-1:]]))
-    return f"{inputs.model}, pruned at ratio{'s' if len(asked) > 1 else ''} {listed}" if asked else inputs.model
+    text = f"{inputs.model}, pruned at ratio{'s' if len(asked) > 1 else ''} {listed}" if asked else inputs.model
+    return f"{text} (incomplete)" if inputs.failed else text
+
+
+def missing_notes(inputs: ReportInputs) -> list[str]:
+    """A sentence for each stage that an incomplete report lacks."""
+    return [f"Incomplete: {name} failed: {error}" for name, error in inputs.failed.items()]
 
 
 def plus_minus(row: RecoveryRow | None) -> str:

@@ -129,16 +129,17 @@ def transfer_table(folder: Path) -> Group:
     return Group(table, *map(escape, [_LEGEND.format(mark="*"), *findings(rows), *failures(rows)]))
 
 
-def _title(config: RunConfig) -> str:
+def _title(config: RunConfig, rows: Sequence[TransferRow]) -> str:
+    incomplete = " (incomplete)" if any(row.error for row in rows) else ""
     healed = " and healed" if config.healing.tokens else ""
-    return f"Transfer on {config.model.source}, pruned{healed} at ratio {config.pruning.ratios[0]:g}"
+    return f"Transfer on {config.model.source}, pruned{healed} at ratio {config.pruning.ratios[0]:g}{incomplete}"
 
 
 def _markdown(config: RunConfig, rows: Sequence[TransferRow], picture: Picture) -> str:
     """Findings, table and heat map, for the run's page in Prefect."""
     models, names, field = field_of(rows)
     model = config.model.source.replace("`", "'")  # keep the name in its code span, where nothing is markup
-    lines = [f"# {_title(config).replace(config.model.source, f'`{model}`')}", ""]
+    lines = [f"# {_title(config, rows).replace(config.model.source, f'`{model}`')}", ""]
     lines += [line for text in (*findings(rows), *map(Markup.escape, failures(rows))) for line in (text, "")]
     lines += [f"| tuned on | {' | '.join(names)} | others |", "|:--|" + "--:|" * (len(names) + 1)]
     for model in models:
@@ -173,7 +174,7 @@ def _page(config: RunConfig, rows: Sequence[TransferRow], picture: Picture) -> s
     grid = {model: [field[model, name] for name in names] for model in models}
     lead, *rest = findings(rows) or ["No adapter could be compared."]
     return page_template("transfer.html.j2").render(
-        title=_title(config),
+        title=_title(config, rows),
         lead=lead,
         notes=rest,
         failures=failures(rows),

@@ -43,6 +43,7 @@ class Composed:
         for service, port in self.ports.items():
             text = text.replace(service, f"127.0.0.1:{port}")
         text = text.replace("${TAILORED_LLAMA_STORE:-/store}", str(self.folder / "store"))
+        text = text.replace("${TAILORED_LLAMA_GPUS:-1}", "1")
         return text.replace("${POSTGRES_PASSWORD:?a password}", PASSWORD)
 
     def environment(self, name: str) -> dict[str, str]:
@@ -139,6 +140,13 @@ def test_services_wait_for_what_they_need() -> None:
             assert once or "healthcheck" in COMPOSE["services"][name]
         for volume in service.get("volumes", []):
             assert volume.split(":")[0] in COMPOSE["volumes"]
+
+
+def test_there_is_a_worker_for_each_gpu_that_the_pool_counts() -> None:
+    counted = COMPOSE["services"]["deploy"]["environment"]["TAILORED_LLAMA_GPUS"]
+    worker = COMPOSE["services"]["gpu-worker"]
+    assert worker["deploy"]["replicas"] == counted == "${TAILORED_LLAMA_GPUS:-1}"
+    assert worker["command"].endswith("--pool gpu --limit 1")
 
 
 def test_a_stage_runs_on_it_across_a_restart_of_the_api(composed: Composed, own_run: dict[str, Any]) -> None:

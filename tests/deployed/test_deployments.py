@@ -30,15 +30,20 @@ def manifests(run: dict[str, Any]) -> dict[Path, float]:
 
 def test_one_command_makes_every_deployment(site: Site) -> None:
     found = {f"{d['entrypoint'].split('.')[-1]}/{d['name']}": d for d in site.server.call("deployments/filter", {})}
-    assert set(found) == {"tailor/nightly", "tailor/on-demand", "sweep/weekly", *(f"{s}/gpu" for s in STAGES)}
+    composed = {"tailor/nightly", "tailor/on-demand", "sweep/weekly", "housekeeping/weekly"}
+    assert set(found) == composed | {f"{s}/gpu" for s in (*STAGES, "stage")}
     schedules = {name: [s["schedule"]["cron"] for s in d["schedules"]] for name, d in found.items() if d["schedules"]}
-    assert schedules == {"tailor/nightly": ["0 2 * * *"], "sweep/weekly": ["0 5 * * 0"]}
-    assert {d["work_pool_name"] for name, d in found.items() if name.startswith("tailor")} == {"cpu"}
-    assert {d["work_pool_name"] for name, d in found.items() if not name.startswith("tailor")} == {"gpu"}
+    assert schedules == {
+        "tailor/nightly": ["0 2 * * *"],
+        "sweep/weekly": ["0 5 * * 0"],
+        "housekeeping/weekly": ["0 12 * * 6"],
+    }
+    assert {name for name, d in found.items() if d["work_pool_name"] == "cpu"} == composed
+    assert {d["work_pool_name"] for d in found.values()} == {"cpu", "gpu"}
     assert found["tailor/nightly"]["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     pools = {pool["name"]: pool["concurrency_limit"] for pool in site.server.call("work_pools/filter", {})}
-    assert pools == {"cpu": 4, "gpu": 1}
-    assert site.server.call("work_pools/gpu/queues/default")["concurrency_limit"] == 1
+    assert pools == {"cpu": 4, "gpu": 2}  # as TAILORED_LLAMA_GPUS says
+    assert site.server.call("work_pools/gpu/queues/default")["concurrency_limit"] == 2
     automations = {automation["name"] for automation in site.server.call("automations/filter", {})}
     assert automations == {"a run without heartbeat has crashed", "a failed GPU stage calls the webhook"}
 
@@ -52,7 +57,7 @@ def test_deployed_again_a_pool_stays_as_an_admin_has_set_it(site: Site) -> None:
     site.server.change("work_pools/gpu", {"is_paused": False})
     assert found["base_job_template"] == template
     assert found["is_paused"]
-    assert found["concurrency_limit"] == 1
+    assert found["concurrency_limit"] == 2
 
 
 def test_a_run_comes_at_its_time_and_a_worker_takes_it(site: Site, own_run: dict[str, Any]) -> None:
@@ -114,7 +119,9 @@ def test_a_failed_stage_is_retried_alone_and_the_whole_completes(site: Site, own
     failed = site.ended(whole)
     assert failed["name"] == "tailor dense @ 0.20: colours"
     assert failed["state"]["type"] == "FAILED"
-    assert "tune/gpu: flow run tune colours @ 0.20, dense ended Failed" in failed["state"]["message"]
+    assert (
+        "tune colours @ 0.20: stage/gpu: flow run tune colours @ 0.20, dense ended Failed" in failed["state"]["message"]
+    )
     assert "File exists while publishing adapter" in failed["state"]["message"]
     told = until(lambda: site.told, 60, "the webhook's call")
     assert told[0]["text"].startswith("tune colours @ 0.20, dense ended Failed: ")
@@ -129,7 +136,7 @@ def test_a_failed_stage_is_retried_alone_and_the_whole_completes(site: Site, own
         stage = site.run("tune/gpu", {"config": whole_config, "benchmark": "colours", "ratio": 0.2})
     assert site.ended(stage)["state"]["type"] == "COMPLETED"
     made = manifests(own_run)
-    assert {path.parts[0] for path in made.keys() - before.keys()} == {"adapter"}
+    assert {path.parts[0] for path in made.keys() - before.keys()} == {"adapter", "report"}  # the incomplete one
 
     site.retry(whole)
     assert site.ended(whole)["state"]["type"] == "COMPLETED"

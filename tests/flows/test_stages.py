@@ -10,9 +10,10 @@ import pytest
 
 from flows import stages
 from flows.tailor import tailor
-from tailored_llama.config import RunConfig, validate_config
+from tailored_llama.config import PromptStudyConfig, RunConfig, validate_config
 from tailored_llama.errors import InputError
-from tailored_llama.preflight import preflight, preflight_tailor
+from tailored_llama.preflight import preflight_prompts, preflight_tailor
+from tasks._task import IncompleteRun
 
 
 @pytest.fixture
@@ -73,33 +74,21 @@ def test_what_the_configuration_does_not_have_is_refused(
         flow(config, **parameters)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"execution": {"dispatch": "gpu"}}, "execution.device: got 'auto'; allowed with execution.dispatch: cpu"),
-        (
-            {"execution": {"dispatch": "gpu", "device": "cuda"}, "model": {"source": "x", "dtype": "auto"}},
-            "model.dtype: got 'auto'; allowed with execution.dispatch: float32",
-        ),
-        (
-            {"execution": {"dispatch": "gpu", "device": "cpu"}, "pruning": {"ratios": [0.2], "steps": 2}},
-            "pruning.steps: got 2; allowed with execution.dispatch: 1",
-        ),
-    ],
-)
-def test_what_cannot_be_dispatched_is_found_before_any_work(
-    own_run: dict[str, Any], change: dict[str, Any], message: str
-) -> None:
+def test_a_device_that_each_machine_would_choose_is_refused_before_any_work(own_run: dict[str, Any]) -> None:
+    message = "execution.device: got 'auto'; allowed with execution.dispatch: cpu"
     with pytest.raises(InputError, match=message):
-        preflight_tailor(validate_config(own_run | change))
+        preflight_tailor(validate_config(own_run | {"execution": {"dispatch": "gpu"}}))
 
 
-def test_only_tailor_dispatches(own_run: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"execution.dispatch: got 'gpu'; allowed: in the flow tailor only"):
-        preflight(validate_config(own_run | {"execution": {"dispatch": "gpu", "device": "cpu"}}))
+def test_a_prompt_study_does_not_dispatch(own_run: dict[str, Any]) -> None:
+    study = PromptStudyConfig.model_validate(own_run | {"execution": {"dispatch": "gpu", "device": "cpu"}})
+    with pytest.raises(InputError, match=r"execution.dispatch: got 'gpu'; allowed: in the flows tailor, sweep and tr"):
+        preflight_prompts(study)
 
 
 def test_a_deployment_that_is_not_there_is_named(own_run: dict[str, Any]) -> None:
     config = validate_config(own_run | {"execution": {"dispatch": "nowhere", "device": "cpu"}})
-    with pytest.raises(InputError, match="there is no deployment importance/nowhere"):
+    with pytest.raises(IncompleteRun, match="there is no deployment stage/nowhere") as ended:
         tailor(config)
+    assert set(ended.value.failed) == {"importance taylor_gate", "score colours dense", "perplexity dense"}
+    assert ended.value.report is None

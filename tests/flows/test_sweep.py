@@ -18,6 +18,7 @@ from helpers import as_toml, save_tiny_llama
 from tailored_llama.config import SweepConfig
 from tailored_llama.evaluation import SweepRow, read_metrics, read_sweep
 from tasks._stage import open_store
+from tasks._task import IncompleteRun
 
 
 @pytest.fixture
@@ -28,6 +29,12 @@ def config(own_run: dict[str, Any]) -> SweepConfig:
 
 def rows_of(config: SweepConfig) -> list[SweepRow]:
     return read_sweep(open_store(config.store).open(sweep(config)))
+
+
+def rows_of_incomplete(config: SweepConfig) -> list[SweepRow]:
+    with pytest.raises(IncompleteRun) as ended:
+        sweep(config)
+    return read_sweep(open_store(config.store).open(ended.value.report))
 
 
 def built(config: SweepConfig) -> dict[Path, float]:
@@ -45,7 +52,7 @@ def test_a_cell_that_fails_is_in_the_table_and_alone_is_computed_again(
         return real(*arguments, ratio=ratio, **named)
 
     monkeypatch.setattr(tasks.prune.pruning, "prune", fails_at_a_fifth)
-    dense, *cells = rows_of(config)
+    dense, *cells = rows_of_incomplete(config)
     assert (dense.label, dense.parameters is not None) == ("dense", True)
     assert [(row.label, row.ratio, row.error) for row in cells] == [
         ("flap", 0.1, None), ("flap", 0.2, "CUDA out of memory"),
@@ -119,7 +126,7 @@ def test_models_of_two_sizes_and_one_that_cannot_be_loaded(
         return real(model, **named)
 
     monkeypatch.setattr(tasks.load_model.convert, "prepare_dense", fails_on_the_last)
-    small, large, failed, *cells = rows_of(config)
+    small, large, failed, *cells = rows_of_incomplete(config)
     assert (large.parameters or 0) > (small.parameters or 0)
     assert [cell.dense_parameters for cell in cells[:2]] == [small.parameters, large.parameters]
     assert [cell.dense_perplexity for cell in cells[:2]] == [small.perplexity, large.perplexity]

@@ -15,6 +15,7 @@ from helpers import COLOURS, THINGS, as_toml, write_jsonl
 from tailored_llama.config import GENERIC, UNTUNED_MODEL, RunConfig, validate_config
 from tailored_llama.evaluation import TransferRow, read_transfer
 from tasks._stage import open_store
+from tasks._task import IncompleteRun
 
 
 @pytest.fixture
@@ -71,7 +72,10 @@ def test_what_fails_is_in_the_table_and_alone_is_computed_again(
 
     monkeypatch.setattr(tasks.tune.tuning, "tune", tuning_fails_on_spoken)
     monkeypatch.setattr(tasks.score.scoring, "score_benchmark", scoring_fails_on_spoken_with_adapter)
-    rows = rows_of(config)
+    with pytest.raises(IncompleteRun, match="generic on spoken: no luck") as ended:
+        transfer(config)
+    found = read_transfer(open_store(config.store).open(ended.value.report))
+    rows = {(row.model, row.benchmark): row for row in found}
     assert {place: row.error for place, row in rows.items() if row.error} == {
         (GENERIC, "spoken"): "no luck",
         ("colours", "spoken"): "no luck",

@@ -1,0 +1,57 @@
+"""One stage of a run that dispatches its stages (`execution.dispatch`), as a flow on the work pool with the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from prefect import flow
+from pydantic import validate_call
+
+from tailored_llama.store import ArtifactRef
+
+Name = Literal["score_importance", "prune", "heal", "teach", "tune", "measure_perplexity", "profile", "score"]
+
+
+@flow(persist_result=False)
+def stage(task: Name, arguments: dict[str, Any]) -> ArtifactRef:
+    """Run one task of a run's flow, with the arguments that the flow has for it."""
+    built: ArtifactRef = validate_call(_task(task))(**arguments)
+    return built
+
+
+def _task(name: Name) -> Callable[..., ArtifactRef]:
+    """Load a task, and no library that only another stage needs."""
+    match name:
+        case "score_importance":
+            from tasks.score_importance import score_importance
+
+            return score_importance
+        case "prune":
+            from tasks.prune import prune
+
+            return prune
+        case "heal":
+            from tasks.heal import heal
+
+            return heal
+        case "teach":
+            from tasks.teach import teach
+
+            return teach
+        case "tune":
+            from tasks.tune import tune
+
+            return tune
+        case "measure_perplexity":
+            from tasks.perplexity import measure_perplexity
+
+            return measure_perplexity
+        case "profile":
+            from tasks.profile import profile
+
+            return profile
+        case "score":
+            from tasks.score import score
+
+            return score

@@ -1,0 +1,26 @@
+"""Housekeeping of the artifact store."""
+
+from prefect import State, get_run_logger
+from prefect.states import Completed
+
+from tailored_llama.store import ArtifactStore, leftovers, removable, remove_artifact, remove_leftover, survey
+from tasks._task import task
+
+
+@task("collect garbage")
+def collect_garbage(
+    root: str, older_than_days: float, keep_under_gb: float | None, keep_reports: int | None
+) -> State[int]:
+    """Remove what no kept report used, and leftovers of killed runs; return the number of bytes that were freed."""
+    store, log = ArtifactStore(root), get_run_logger()
+    entries, keep_under = survey(store), None if keep_under_gb is None else int(keep_under_gb * 1e9)
+    freed = 0
+    for entry in removable(entries, older_than_days * 86400, keep_under, keep_reports):
+        if remove_artifact(store, entry):
+            freed += entry.size
+            log.info("removed %s/%s, %.1f MB", entry.stage, entry.key[:12], entry.size / 1e6)
+        else:
+            log.info("%s/%s: in use, kept", entry.stage, entry.key[:12])
+    freed += sum(size for path, size in leftovers(store) if remove_leftover(store, path))
+    left = sum(entry.size for entry in survey(store))
+    return Completed(message=f"freed {freed / 1e9:.2f} GB; {left / 1e9:.2f} GB are left", data=freed)

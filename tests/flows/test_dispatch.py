@@ -1,0 +1,206 @@
+"""Stages that do not read one another run side by side on workers; a failure stops what reads it and nothing else.
+
+The workers are threads here: each runs the flow `stage` with the arguments that a deployment would get, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from threading import Barrier
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+import tasks._dispatch
+from flows.stage import stage
+from flows.sweep import sweep
+from flows.tailor import tailor
+from flows.transfer import transfer
+from services import ROOT
+from tailored_llama.config import DENSE, GENERIC, UNTUNED_MODEL, RunConfig, SweepConfig, validate_config
+from tailored_llama.evaluation import read_recovery, read_sweep, read_transfer
+from tasks._stage import open_store
+from tasks._task import IncompleteRun
+
+DISPATCH = {"execution": {"device": "cpu", "dispatch": "pool"}}
+Workers = Callable[..., list[str]]
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
+    """Start workers that call a function before each stage; returns the names of the stages that they have run."""
+
+    def start(before: Callable[[str], None] = lambda name: None) -> list[str]:
+        names: list[str] = []
+
+        def run(deployment: str, parameters: dict[str, Any], flow_run_name: str, timeout: int) -> Any:
+            assert (deployment, timeout) == ("stage/pool", 0)
+            name = flow_run_name.rpartition(", ")[0]
+            names.append(name)
+
+            def work() -> Any:
+                before(name)
+                return stage(**json.loads(json.dumps(parameters)), return_state=True)
+
+            try:
+                state = work()
+            except RuntimeError as error:
+                from prefect.states import Failed
+
+                state = Failed(message=str(error))
+            return SimpleNamespace(id=uuid4(), name=flow_run_name, state=state)
+
+        monkeypatch.setattr(tasks._dispatch, "run_deployment", run)
+        return names
+
+    return start
+
+
+@pytest.fixture
+def two(own_run: dict[str, Any]) -> dict[str, Any]:
+    """A run on two benchmarks."""
+    return own_run | {"benchmarks": [*own_run["benchmarks"], {**own_run["benchmarks"][0], "name": "shades"}]}
+
+
+def built(run: dict[str, Any]) -> dict[Path, float]:
+    return {path.parent: path.stat().st_mtime for path in Path(run["store"]["root"]).glob("*/*/manifest.json")}
+
+
+def test_workers_make_what_the_flow_itself_makes(two: dict[str, Any], workers: Workers) -> None:
+    two["healing"], two["distillation"] = {"tokens": 128}, {"weight": 1.0, "top": 8}
+    two["profile"] = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
+    two["pruning"] |= {"steps": 2}
+    names = workers()
+    report = tailor(validate_config(two | DISPATCH))
+    assert len(names) == len(set(names)) + 1  # importance is scored before each of the two steps, so is nothing else
+    on_device = {"importance", "pruned", "teacher", "healed", "adapter", "perplexity", "profile", "scores"}
+    before = built(two)
+    assert len(names) == sum(path.parent.name in on_device for path in before)
+    assert tailor(validate_config(two)) == report
+    assert built(two) == before
+
+
+def test_all_that_can_begin_is_under_way_at_once(two: dict[str, Any], workers: Workers) -> None:
+    first = {"importance taylor_gate", "perplexity dense", "score colours dense", "score shades dense"}
+    then = {f"{what} @ 0.20" for what in ("score colours pruned", "score shades pruned", "perplexity pruned")}
+    then |= {"tune colours @ 0.20", "tune shades @ 0.20"}
+    together = {name: barrier for group in (first, then) for barrier in [Barrier(len(group))] for name in group}
+
+    def meet(name: str) -> None:
+        if name in together:
+            together[name].wait(60)
+
+    names = workers(meet)
+    tailor(validate_config(two | DISPATCH))
+    assert set(names) == first | then | {"prune @ 0.20"} | {f"score {n} tailored @ 0.20" for n in ("colours", "shades")}
+
+
+def test_a_failed_stage_stops_what_reads_it_and_the_rest_is_reported(two: dict[str, Any], workers: Workers) -> None:
+    def fail(name: str) -> None:
+        if name in ("tune shades @ 0.20", "perplexity dense"):
+            raise RuntimeError("a shape is wrong")
+
+    config = validate_config(two | DISPATCH)
+    workers(fail)
+    with pytest.raises(IncompleteRun) as ended:
+        tailor(config)
+    assert set(ended.value.failed) == {"tune shades @ 0.20", "perplexity dense"}
+    folder = open_store(config.store).open(ended.value.report)
+    scored = {(row.model, row.benchmark) for row in read_recovery(folder)[0]}
+    assert {("tailored", "colours"), ("pruned", "shades")} <= scored
+    assert ("tailored", "shades") not in scored
+    for page in ("report.md", "report.html"):
+        text = (folder / page).read_text()
+        assert "(incomplete)" in text
+        assert "Incomplete: tune shades @ 0.20 failed: stage/pool: flow run tune shades @ 0.20, dense ended" in text
+    before = built(two)
+
+    names = workers()
+    whole = open_store(config.store).open(tailor(config))
+    assert set(names) == {"tune shades @ 0.20", "score shades tailored @ 0.20", "perplexity dense"}
+    assert "incomplete" not in (whole / "report.md").read_text()
+    after = built(two)
+    assert {path: after[path] for path in before} == before
+
+
+def test_a_profile_that_fails_on_a_worker_costs_no_report(own_run: dict[str, Any], workers: Workers) -> None:
+    def fail(name: str) -> None:
+        if name.startswith("profile"):
+            raise RuntimeError("no room")
+
+    workers(fail)
+    config = validate_config(own_run | DISPATCH | {"profile": {"batches": [1]}})
+    folder = open_store(config.store).open(tailor(config))
+    assert {model.prefill_speedup for model in read_recovery(folder)[1]} == {None}
+
+
+def test_a_sweep_s_cells_wait_only_for_what_they_read(own_run: dict[str, Any], workers: Workers) -> None:
+    """The cell whose template is chosen by scores does not hold up the cells after it."""
+    grid = [
+        {"prompts.template": ["searched"], "tuning.examples": ["benchmark"]},
+        {"pruning.criterion": ["flap", "random"], "tuning.examples": ["none"]},
+    ]
+    config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True, "labels": ["a", "b"]})
+    meet = Barrier(3)
+
+    def wait(name: str) -> None:
+        if name.startswith("importance"):
+            meet.wait(60)
+        if "b, random" in name:
+            raise RuntimeError("CUDA out of memory")
+
+    names = workers(wait)
+    with pytest.raises(IncompleteRun, match=r"cell b, random @ 0\.2, seed 0: stage/pool: flow run") as ended:
+        sweep(config.model_copy(update={"execution": validate_config(own_run | DISPATCH).execution}))
+    folder = open_store(config.store).open(ended.value.report)
+    assert "(incomplete)" in (folder / "sweep.md").read_text().splitlines()[0]
+    rows = read_sweep(folder)
+    assert [(row.label, bool(row.error)) for row in rows] == [
+        ("dense", False),
+        ("a", False),
+        ("b, flap", False),
+        ("b, random", True),
+    ]
+    assert any(name.startswith("score colours task, shots") for name in names)
+    before = built(own_run)
+    again = read_sweep(open_store(config.store).open(sweep(config)))
+    assert [row.accuracy for row in again[:3]] == [row.accuracy for row in rows[:3]]
+    new = sorted(path.parent.name for path in built(own_run).keys() - before.keys())
+    assert new == ["perplexity", "scores", "sweep"]
+
+
+def test_a_transfer_s_cells_fail_alone(two: dict[str, Any], workers: Workers) -> None:
+    def fail(name: str) -> None:
+        if name == "tune shades @ 0.20":
+            raise RuntimeError("a shape is wrong")
+
+    config: RunConfig = validate_config(two | DISPATCH)
+    workers(fail)
+    with pytest.raises(IncompleteRun) as ended:
+        transfer(config)
+    assert set(ended.value.failed) == {"shades on colours", "shades on shades"}
+    folder = open_store(config.store).open(ended.value.report)
+    assert "(incomplete)" in (folder / "transfer.md").read_text().splitlines()[0]
+    rows = read_transfer(folder)
+    failed = {(row.model, row.benchmark) for row in rows if "a shape is wrong" in (row.error or "")}
+    assert failed == {("shades", "colours"), ("shades", "shades")}
+    assert {(row.model, row.benchmark) for row in rows if row.accuracy is not None} >= {
+        (model, name) for model in (DENSE, UNTUNED_MODEL, GENERIC, "colours") for name in ("colours", "shades")
+    }
+
+
+def test_a_process_for_one_stage_loads_nothing_that_only_others_need() -> None:
+    script = """
+import sys
+from flows.stage import _task
+_task("score"), _task("prune")
+print(*sorted({"bitsandbytes", "datasets", "matplotlib", "pandas", "peft", "torch_pruning"} & sys.modules.keys()))
+"""
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert printed.stdout.split() == []
