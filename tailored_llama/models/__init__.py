@@ -27,10 +27,11 @@ from tailored_llama.models.checkpoints import (
     read_config,
     read_structure,
     tensor_shapes,
+    weight_bytes,
     weight_files,
 )
 from tailored_llama.models.convert import fetch_model, find_model, prepare_dense, source_architecture
-from tailored_llama.models.devices import device_slot, pick_device
+from tailored_llama.models.devices import check_solver, device_slot, pick_device, solver_bytes
 from tailored_llama.models.load import check_adapter, head_logits, load_model, load_tokenizer
 from tailored_llama.models.modeling_tailored_llama import LAYERED
 from tailored_llama.models.packing import (
@@ -43,20 +44,25 @@ from tailored_llama.models.packing import (
     packed_attention,
     packed_logprobs,
     packed_states,
+    target_logprobs,
     token_budget,
     within_memory,
 )
+from tailored_llama.models.passes import PackedRow, run_packed
+from tailored_llama.models.shards import read_tensor, write_shards
 from tailored_llama.models.soft_prompts import context_length, has_soft_prompt, learnt_header
+from tailored_llama.models.streaming import Forward, Layers, Shelf, caller, enter, layers_of, open_model, streams
 from tailored_llama.models.tokens import encode, encode_pair, first_token, pre_tokenizer_name
 
 __all__ = [
-    "CARD", "FUSED", "GGUF_KINDS", "HEAD_POSITIONS", "LAYERED", "LAYERED_PREFIX", "Base", "Document", "Header", "Layer",
-    "Structure", "adapters", "add_adapter", "all_tensor_shapes", "base_of", "batches", "check_adapter",
-    "check_checkpoint", "context_length", "convert", "copy_tokenizer", "device_slot", "encode", "encode_header",
-    "encode_pair", "fetch_model", "find_model", "first_token", "front_matter", "halved", "has_soft_prompt",
-    "head_logits", "is_layered", "layered_config", "layout_config", "learnt_header", "load_model", "load_tokenizer",
-    "loading", "merge_adapter", "modeling_tailored_llama", "packed_attention", "packed_logprobs", "packed_states",
-    "pick_device", "pre_tokenizer_name", "prepare_dense", "pruned_card", "read_config", "read_structure",
-    "save_adapter", "source_architecture", "tensor_shapes", "token_budget", "weight_files", "what_was_removed",
-    "within_memory", "write_card",
+    "CARD", "FUSED", "GGUF_KINDS", "HEAD_POSITIONS", "LAYERED", "LAYERED_PREFIX", "Base", "Document", "Forward",
+    "Header", "Layer", "Layers", "PackedRow", "Shelf", "Structure", "adapters", "add_adapter", "all_tensor_shapes",
+    "base_of", "batches", "caller", "check_adapter", "check_checkpoint", "check_solver", "context_length", "convert",
+    "copy_tokenizer", "device_slot", "encode", "encode_header", "encode_pair", "enter", "fetch_model", "find_model",
+    "first_token", "front_matter", "halved", "has_soft_prompt", "head_logits", "is_layered", "layered_config",
+    "layers_of", "layout_config", "learnt_header", "load_model", "load_tokenizer", "loading", "merge_adapter",
+    "modeling_tailored_llama", "open_model", "packed_attention", "packed_logprobs", "packed_states", "pick_device",
+    "pre_tokenizer_name", "prepare_dense", "pruned_card", "read_config", "read_structure", "read_tensor", "run_packed",
+    "save_adapter", "solver_bytes", "source_architecture", "streams", "target_logprobs", "tensor_shapes",
+    "token_budget", "weight_bytes", "weight_files", "what_was_removed", "within_memory", "write_card", "write_shards",
 ]  # fmt: skip

@@ -17,7 +17,8 @@ from tailored_llama.models import (
     CARD,
     LAYERED_PREFIX,
     all_tensor_shapes,
-    load_model,
+    check_solver,
+    open_model,
     pruned_card,
     read_config,
     read_structure,
@@ -70,15 +71,16 @@ def prune(
         pruning: allocation, kinds, protected layers, floors, multiple.
         reconstruction: method and ridge.
         out: an existing folder.
-        execution: the device of reconstruction, and the tokens per pass.
+        execution: the device of reconstruction, which models are streamed, and the tokens per pass.
         original_parameters: of the model before the first step, if `checkpoint` has been pruned already.
         progress: called after every reconstructed layer.
 
     Raises:
         InputError: the ratio cannot be reached (the message names the largest or nearest that can), or the
-            architecture has no biases for the method `bias`.
+            architecture has no biases for the method `bias`; or the fits need more memory than the device has free.
     """
     method = reconstruction.method
+    check_solver(read_structure(checkpoint), method, execution.device)
     table = read_groups(groups)
     kept = plan_kept(checkpoint, table, read_importance(importance), ratio, pruning, method, original_parameters)
     write_table(
@@ -91,7 +93,7 @@ def prune(
         if method != "none":
             assert calibration is not None
             slices = read_slices(groups, all_tensor_shapes(checkpoint))
-            model = load_model(checkpoint, device=execution.device)
+            model = open_model(checkpoint, execution, Path(scratch))
             sequences = read_calibration(calibration)
             ridge, tokens = reconstruction.ridge, execution.batch_tokens
             for tensors in reconstruct(model, sequences, slices, kept, method, ridge, progress, tokens):

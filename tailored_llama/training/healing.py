@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tailored_llama.config import DistillationConfig, ExecutionConfig, HealingConfig, RunConfig
-from tailored_llama.models import add_adapter, load_model, merge_adapter, save_adapter
+from tailored_llama.models import add_adapter, merge_adapter, open_model, save_adapter
 from tailored_llama.progress import Progress, silent
 from tailored_llama.training.loop import Objective, text_samples, train, write_log
 
@@ -51,10 +51,11 @@ def heal(
         progress: called after every step.
 
     Raises:
+        InputError: streaming is demanded.
         FloatingPointError: the loss is not finite; the message names the step.
     """
     torch.manual_seed(seed)
-    model = add_adapter(load_model(checkpoint, device=execution.device), healing, execution)
+    model = add_adapter(open_model(checkpoint, execution, out, whole="healing"), healing, execution)
     objective = Objective(distillation=1.0, temperature=distillation.temperature)
     every = execution.keep_state_every
     log, measured = train(model, text_samples(teacher), healing, objective, seed, progress, resume=resume, every=every)

@@ -22,7 +22,7 @@ from tailored_llama.config import (
 )
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.models import add_adapter, load_model, load_tokenizer, save_adapter
+from tailored_llama.models import add_adapter, load_tokenizer, open_model, save_adapter
 from tailored_llama.progress import Progress, silent
 from tailored_llama.training.loop import Objective, Sample, text_samples, train, with_teacher, write_log
 
@@ -99,8 +99,8 @@ def tune(
         progress: called after every step.
 
     Raises:
-        InputError: a continuation is longer than the model's context, a teacher read other tokens, or a soft prompt is
-            set for a benchmark whose answers the model writes.
+        InputError: a continuation is longer than the model's context, a teacher read other tokens, a soft prompt is
+            set for a benchmark whose answers the model writes, or streaming is demanded.
         FloatingPointError: the loss is not finite; the message names the step.
     """
     if tuning.variant in SOFT and (written := next((s.metric for s in sources if s.metric in WRITTEN), None)):
@@ -109,7 +109,7 @@ def tune(
             "dora if the model writes its answers"
         )
     torch.manual_seed(seed)
-    base, tokenizer = load_model(checkpoint, device=execution.device), load_tokenizer(checkpoint)
+    base, tokenizer = open_model(checkpoint, execution, out, whole="tuning"), load_tokenizer(checkpoint)
     limit = base.config.max_position_embeddings
     limit -= reserved_tokens(tuning)
     shots: list[Sample] = []
