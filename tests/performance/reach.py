@@ -1,14 +1,14 @@
 """How large a model this machine can prune and score: seconds and memory of every stage on a streamed model.
 
-    python tests/performance/reach.py FOLDER --shape 7b
-    python tests/performance/reach.py FOLDER --shape 7b --streaming never
-    python tests/performance/reach.py FOLDER --shape 70b-4 --skip perplexity --skip scores
+    python tests/performance/reach.py FOLDER --shape 7b --method none
+    python tests/performance/reach.py FOLDER --shape 7b --layers 4
+    python tests/performance/reach.py FOLDER --shape 70b --layers 4 --streaming never
 
-A checkpoint of random bfloat16 weights is written into FOLDER/SHAPE (kept, and found again), layer by layer. Then each
-stage runs in a process of its own: importance (10 × 64 tokens), pruning to the ratio with sequential reconstruction on
-the same tokens, and perplexity (1,024 tokens) and 20 questions of the pruned model. `anonymous` is the largest RssAnon
-seen, sampled every 10 ms: memory that only the process can free. Pages of mapped files, which the kernel drops when
-memory is short, are in `resident`, the high-water mark. `--limit` sets RLIMIT_DATA so many MiB above an idle process.
+A checkpoint of random bfloat16 weights is written into FOLDER (kept, and found again), layer by layer. Then each stage
+runs in a process of its own: importance (10 × 64 tokens), pruning to the ratio with reconstruction on the same tokens,
+and perplexity (1,024 tokens) and 20 questions of the pruned model. `anonymous` is the largest RssAnon seen, sampled
+every 10 ms: memory that only the process can free. Pages of mapped files, which the kernel drops when memory is short,
+are in `resident`, the high-water mark. `--limit` sets RLIMIT_DATA so many MiB above an idle process.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from tailored_llama.pruning.importance import score_importance
 from tailored_llama.pruning.prune import prune
 
 SHAPES: dict[str, dict[str, Any]] = shapes.SHAPES | {
-    # four of the 80 layers of Llama 2 70B
-    "70b-4": {
-        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 4, "num_attention_heads": 64,
+    # Llama 2 70B
+    "70b": {
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
         "num_key_value_heads": 8, "vocab_size": 32000,
     },
 }  # fmt: skip
@@ -75,9 +75,11 @@ def _benchmark(root: Path) -> BenchmarkConfig:
     return BenchmarkConfig(**write_own_benchmark(root / "data", evaluation=20))
 
 
-def _stages(dense: Path, root: Path, ratio: float, execution: ExecutionConfig) -> dict[str, Callable[[Path], Any]]:
+def _stages(
+    dense: Path, root: Path, ratio: float, method: Any, execution: ExecutionConfig
+) -> dict[str, Callable[[Path], Any]]:
     text = PerplexityConfig(source=str(root / "data" / "text.txt"), window=512, tokens=1024)
-    settings = {"pruning": PruningConfig(ratios=(ratio,)), "reconstruction": ReconstructionConfig()}
+    settings = {"pruning": PruningConfig(ratios=(ratio,)), "reconstruction": ReconstructionConfig(method=method)}
     pruned = root / "pruned"
     return {
         "idle": lambda out: None,
@@ -96,7 +98,14 @@ def _stages(dense: Path, root: Path, ratio: float, execution: ExecutionConfig) -
 
 
 def measure(
-    dense: Path, root: Path, stage: str, ratio: float, execution: ExecutionConfig, limit: int | None, shard: int | None
+    dense: Path,
+    root: Path,
+    stage: str,
+    ratio: float,
+    method: str,
+    execution: ExecutionConfig,
+    limit: int | None = None,
+    shard: int | None = None,
 ) -> dict[str, Any]:
     """Seconds, the largest anonymous and the largest resident memory of one stage in this process, in bytes."""
     if limit is not None:
@@ -117,7 +126,7 @@ def measure(
     start = time.perf_counter()
     out = root / stage
     out.mkdir()
-    _stages(dense, root, ratio, execution)[stage](out)
+    _stages(dense, root, ratio, method, execution)[stage](out)
     seconds = time.perf_counter() - start
     ended.set()
     watcher.join()
@@ -133,26 +142,31 @@ def alone(*arguments: Any) -> dict[str, Any]:
 def main(
     folder: Path,
     shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = "7b",
+    layers: Annotated[int | None, typer.Option(help="How many of its layers; all by default.")] = None,
     ratio: float = 0.2,
+    method: Annotated[str, typer.Option(help="Of reconstruction.")] = "sequential",
     streaming: Annotated[str, typer.Option(help="always, auto or never.")] = "always",
     limit: Annotated[int | None, typer.Option(help="RLIMIT_DATA, in MiB above an idle process.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="A stage to leave out; repeatable.")] = None,
 ) -> None:
     """Measure every stage; see the top of this file."""
-    dense, root = folder / shape, folder / f"{shape}-{streaming}"
-    prepare(dense, root, SHAPES[shape])
+    sizes = SHAPES[shape] | ({"num_hidden_layers": layers} if layers else {})
+    name = f"{shape}-{sizes['num_hidden_layers']}"
+    dense, root = folder / name, folder / f"{name}-{streaming}-{method}"
+    prepare(dense, root, sizes)
     print(f"weights {weight_bytes(dense) / 2**30:.2f} GiB, streaming {streaming}")
     execution = ExecutionConfig.model_validate({"device": "cpu", "streaming": streaming})
+    bound = None if limit is None else limit * 2**20
     rows = []
     for stage in (stage for stage in STAGES if stage not in (skip or [])):
-        bound = None if limit is None else limit * 2**20
-        rows.append({"shape": shape, "streaming": streaming} | alone(dense, root, stage, ratio, execution, bound, None))
-        sizes = [rows[-1][name] / 2**30 for name in ("anonymous", "resident")]
+        rows.append({"model": name, "streaming": streaming, "method": method})
+        rows[-1] |= alone(dense, root, stage, ratio, method, execution, bound)
+        peaks = [rows[-1][peak] / 2**30 for peak in ("anonymous", "resident")]
         print(
-            f"{stage:12} {rows[-1]['seconds']:8.1f} s {sizes[0]:6.2f} GiB anonymous, {sizes[1]:6.2f} resident",
+            f"{stage:12} {rows[-1]['seconds']:8.1f} s {peaks[0]:6.2f} GiB anonymous, {peaks[1]:6.2f} resident",
             flush=True,
         )
-        pd.DataFrame(rows).to_parquet(folder / f"reach-{shape}-{streaming}.parquet")
+        pd.DataFrame(rows).to_parquet(folder / f"reach-{root.name}.parquet")
 
 
 if __name__ == "__main__":

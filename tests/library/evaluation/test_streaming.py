@@ -30,10 +30,10 @@ Folder = Callable[[str], Path]
 @pytest.fixture
 def benchmark_and_prompts(folder: Folder) -> tuple[BenchmarkConfig, Path]:
     """A benchmark and its prompts, which begin with two solved examples."""
-    benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")), num_fewshot=2)
+    benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")))
     examples, prompts = folder("examples"), folder("prompts")
     load_benchmark(benchmark, downloads="", out=examples)
-    render_prompts(examples, benchmark=benchmark, split="evaluation", template="harness", out=prompts)
+    render_prompts(examples, benchmark=benchmark, split="evaluation", template="harness", num_fewshot=2, out=prompts)
     return benchmark, prompts
 
 
