@@ -8,7 +8,7 @@ A checkpoint of random bfloat16 weights is written into FOLDER (kept, and found 
 runs in a process of its own: importance (10 × 64 tokens), pruning to the ratio with reconstruction on the same tokens,
 and perplexity (1,024 tokens) and 20 questions of the pruned model. `anonymous` is the largest RssAnon seen, sampled
 every 10 ms: memory that only the process can free. Pages of mapped files, which the kernel drops when memory is short,
-are in `resident`, the high-water mark. `--limit` sets RLIMIT_DATA so many MiB above an idle process.
+are in `resident`, the high-water mark. What a stage wrote is kept for a later call that skips it. `--limit` sets RLIMIT_DATA so many MiB above an idle process.
 """
 
 from __future__ import annotations
@@ -56,11 +56,12 @@ STAGES = ("idle", "importance", "pruned", "perplexity", "scores")
 
 
 def prepare(dense: Path, root: Path, shape: dict[str, Any]) -> None:
-    """Write a checkpoint of random weights unless it is there, and the texts that the stages read."""
+    """Write a checkpoint of random weights and the texts that the stages read, unless they are there."""
     if not (dense / "config.json").is_file():
         shapes.write_checkpoint(dense, shape)
         byte_tokenizer().save_pretrained(dense)
-    shutil.rmtree(root, ignore_errors=True)
+    if root.is_dir():
+        return
     for name in ("groups", "data", "examples", "prompts"):
         (root / name).mkdir(parents=True)
     shapes.write_tokens(root / "tokens", shape["vocab_size"])
@@ -125,6 +126,7 @@ def measure(
     reset_peak_memory()
     start = time.perf_counter()
     out = root / stage
+    shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     _stages(dense, root, ratio, method, execution)[stage](out)
     seconds = time.perf_counter() - start
