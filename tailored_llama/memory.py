@@ -41,7 +41,7 @@ def free_memory(device: str = "cpu") -> int:
     if device != "cpu":
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        return int(torch.cuda.mem_get_info(device)[0])
     free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     free += [size for size in (_field("/proc/meminfo", "MemAvailable:"), _left_in_cgroup()) if size is not None]
     limit, taken = resource.getrlimit(resource.RLIMIT_DATA)[0], _field("/proc/self/status", "VmData:")

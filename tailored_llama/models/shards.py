@@ -49,7 +49,7 @@ def is_unchanged(file: Path, dtype: torch.dtype) -> bool:
     with safe_open(file, framework="pt") as reader:
         types = {reader.get_slice(name).get_dtype() for name in reader.keys()}  # noqa: SIM118 (not a dict)
         written = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
-        return types == {written} and (reader.metadata() or {}).get("format") == "pt"
+        return bool(types == {written} and (reader.metadata() or {}).get("format") == "pt")
 
 
 def link(file: Path, target: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +144,7 @@ def _fit_in_sequence(
     shelf, batches, tensors = states.shelf, range(states.batches), dict[str, Tensor]()
     output_modules = [block.output for block in blocks]
     for index in batches:
-        observers = {}
+        observers: dict[Any, Callable[[Tensor, Tensor], None]] = {}
         for block in blocks:
             observers[block.reader] = lambda x, y, key=(block.reader, index): shelf.__setitem__(key, x)
             observers[block.output] = lambda x, y, key=(block.output, index): shelf.__setitem__(key, y)

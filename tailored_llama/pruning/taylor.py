@@ -208,13 +208,18 @@ def _backpropagate(model: Any, layers: Layers, batches: Sequence[Tensor], genera
             states = shelf[len(layers), index].detach().requires_grad_()
             # a sum, not yet divided by the samples: float16 gradients would vanish
             _summed_loss(model, states, input_ids.to(model.device), generator).backward()
-            shelf[len(layers), index] = states.grad
+            shelf[len(layers), index] = _gradient(states)
         for number, layer in layers.backward():
             for index, further in enumerate(arguments):
                 states = shelf[number, index].detach().requires_grad_()
                 caller(layer, further[number])(states).backward(shelf[number + 1, index])
-                shelf[number, index] = states.grad
+                shelf[number, index] = _gradient(states)
                 shelf.drop((number + 1, index))
+
+
+def _gradient(states: Tensor) -> Tensor:
+    assert states.grad is not None
+    return states.grad
 
 
 def _summed_loss(model: Any, states: Tensor, input_ids: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -8,7 +8,8 @@ A checkpoint of random bfloat16 weights is written into FOLDER (kept, and found 
 runs in a process of its own: importance (10 × 64 tokens), pruning to the ratio with reconstruction on the same tokens,
 and perplexity (1,024 tokens) and 20 questions of the pruned model. `anonymous` is the largest RssAnon seen, sampled
 every 10 ms: memory that only the process can free. Pages of mapped files, which the kernel drops when memory is short,
-are in `resident`, the high-water mark. What a stage wrote is kept for a later call that skips it. `--limit` sets RLIMIT_DATA so many MiB above an idle process.
+are in `resident`, the high-water mark. A later call finds what a stage wrote, if it skips the stage. `--limit` sets
+RLIMIT_DATA so many MiB above an idle process.
 """
 
 from __future__ import annotations
