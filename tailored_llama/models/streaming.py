@@ -31,7 +31,8 @@ from tailored_llama.models.load import check_tensors, empty_model, load_model, s
 
 _log = logging.getLogger(__name__)
 
-STATES_IN_MEMORY = 2**31  # bytes of hidden states between the layers of a streamed model; more of them go to disk
+# Bytes of hidden states between the layers of a streamed model, at most a quarter of what is free; more go to disk.
+STATES_IN_MEMORY = 2**31
 _FILES = "_files_of_layers"  # attribute of a streamed model
 _LAYERS = "model.layers."
 
@@ -191,7 +192,7 @@ class Layers:
             yield Shelf()
             return
         with tempfile.TemporaryDirectory(dir=self.files.scratch, prefix="states-") as folder:
-            yield Shelf(Path(folder), self.files.device, STATES_IN_MEMORY)
+            yield Shelf(Path(folder), self.files.device, min(STATES_IN_MEMORY, free_memory("cpu") // 4))
 
 
 class Shelf:

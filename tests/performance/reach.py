@@ -42,6 +42,7 @@ from tailored_llama.evaluation.perplexity import measure_perplexity
 from tailored_llama.evaluation.scoring import score_benchmark
 from tailored_llama.memory import _field, peak_memory, reset_peak_memory
 from tailored_llama.models import shards, weight_bytes
+from tailored_llama.pruning import read_groups
 from tailored_llama.pruning.groups import build_graph
 from tailored_llama.pruning.importance import score_importance
 from tailored_llama.pruning.prune import prune
@@ -111,6 +112,7 @@ def measure(
 ) -> dict[str, Any]:
     """Seconds, the largest anonymous and the largest resident memory of one stage in this process, in bytes."""
     if limit is not None:
+        read_groups(root / "groups")  # starts pyarrow's threads, whose stacks count
         idle = _field("/proc/self/status", "VmData:") or 0
         resource.setrlimit(resource.RLIMIT_DATA, (idle + limit, idle + limit))
     if shard is not None:
