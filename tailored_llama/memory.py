@@ -1,8 +1,10 @@
-"""Memory: a stage's peak usage, and whether an error means that memory ran out."""
+"""Memory: a stage's peak usage, what is free, and whether an error means that memory ran out."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import resource
 from pathlib import Path
 
 
@@ -14,11 +16,7 @@ def reset_peak_memory() -> None:
 
 def peak_memory() -> int:
     """Peak resident memory of the process since the last reset, in bytes; 0 if the kernel does not report it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
+    return _field("/proc/self/status", "VmHWM:") or 0
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -32,3 +30,38 @@ def out_of_memory(error: Exception) -> bool:
         or should_reduce_batch_size(error)
         or any(text in str(error) for text in messages)
     )
+
+
+def free_memory(device: str = "cpu") -> int:
+    """Bytes that this process can still take on a device.
+
+    On the CPU that is the memory the kernel calls available, or what the container or RLIMIT_DATA leaves, if that is
+    less. Pages of mapped files do not count: the kernel drops them when memory is short.
+    """
+    if device != "cpu":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    free += [size for size in (_field("/proc/meminfo", "MemAvailable:"), _left_in_cgroup()) if size is not None]
+    limit, taken = resource.getrlimit(resource.RLIMIT_DATA)[0], _field("/proc/self/status", "VmData:")
+    if limit != resource.RLIM_INFINITY and taken is not None:
+        free.append(limit - taken)
+    return max(0, min(free))
+
+
+def _left_in_cgroup() -> int | None:
+    """What the limit of a container leaves, beside memory of programs; None without such a limit."""
+    with contextlib.suppress(OSError, ValueError):
+        taken = _field("/sys/fs/cgroup/memory.stat", "anon", unit=1)
+        return int(Path("/sys/fs/cgroup/memory.max").read_text()) - (taken or 0)
+    return None
+
+
+def _field(file: str, name: str, unit: int = 1024) -> int | None:
+    """A number from a file of the kernel's with one name and number a line, in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path(file).read_text().splitlines():
+            if line.split()[:1] == [name]:
+                return int(line.split()[1]) * unit
+    return None

@@ -23,6 +23,7 @@ from tailored_llama.config import (
     gguf_folders,
     gguf_types,
     is_harness_task,
+    is_written,
     reads_calibration,
     reads_train,
     sweep_cells,
@@ -34,8 +35,10 @@ from tailored_llama.models import (
     GGUF_KINDS,
     check_installed,
     check_quantizable,
+    check_solver,
     find_model,
     pick_device,
+    read_structure,
     source_architecture,
 )
 from tailored_llama.store import FINISHED, GGUF, ArtifactStore, check_target, check_writable
@@ -68,9 +71,13 @@ def preflight_tailor(config: RunConfig) -> None:
     """Check a run of the whole pipeline, the only flow that exports finished models.
 
     Raises:
-        InputError: as `preflight`; or finished models are requested but cannot be made or exported.
+        InputError: as `preflight`; or finished models are requested but cannot be made or exported; or reconstruction
+            needs more memory than the device has free; or models must be streamed and the run needs a whole one.
     """
     preflight(config)
+    if not config.execution.dispatch:
+        _check_solver(config)
+    _check_streaming(config)
     if config.store.export:
         check_mergeable(config)
         _check_writable("store.export", config.store.export)
@@ -111,6 +118,28 @@ def preflight_sweep(config: SweepConfig) -> None:
     cells = sweep_cells(config)
     for run in [*dense_runs(config, cells).values(), *(cell.run for cell in cells)]:
         preflight(run)
+        _check_solver(run)
+
+
+def _check_solver(config: RunConfig) -> None:
+    """Check that the fits of reconstruction have room, if the model's shape is known without a download."""
+    source = find_model(config.model)
+    if source.kind == "folder" and any(config.pruning.ratios):
+        check_solver(read_structure(source.path), config.reconstruction.method, config.execution.device)
+
+
+def _check_streaming(config: RunConfig) -> None:
+    """Check that a run in which every model must be streamed does nothing that needs a whole model."""
+    if config.execution.streaming != "always":
+        return
+    whole = [f"the written answers of {benchmark.name}" for benchmark in config.benchmarks if is_written(benchmark)]
+    if config.model.quantization == "none":  # in 4 bits an adapter is trained on the whole model
+        whole += [f"healing.tokens = {config.healing.tokens}"] if config.healing.tokens else []
+        whole += [f"tuning.examples = {config.tuning.examples!r}"] if config.tuning.examples != "none" else []
+    if whole:
+        raise InputError(
+            f"execution.streaming: got 'always' with {whole[0]}, which needs the whole model; allowed: auto or never"
+        )
 
 
 def preflight_prompts(config: PromptStudyConfig) -> None:

@@ -426,6 +426,12 @@ class ExecutionConfig(Section):
         description="Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, 16,384 on a GPU. "
         "Importance and reconstruction read at most this many calibration tokens at a time; absent: 4,096.",
     )
+    streaming: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Which models are read from their checkpoint one layer at a time, instead of loaded whole: "
+        "importance, reconstruction, perplexity, teacher outputs and scoring of choices can do that, with the same "
+        "results. auto: those whose weights do not fit into the free memory of the device; always; never.",
+    )
     recompute_activations: bool = Field(
         False,
         description="Tuning keeps only the hidden states between layers and recomputes the activations within them: "

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tailored_llama.config import ExecutionConfig, PerplexityConfig
 from tailored_llama.data import load_texts, text_identity
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
     Document,
+    PackedRow,
     first_token,
-    load_model,
     load_tokenizer,
+    open_model,
     packed_attention,
-    packed_logprobs,
+    run_packed,
+    target_logprobs,
     token_budget,
-    within_memory,
 )
 from tailored_llama.progress import Progress, silent
 
@@ -54,8 +56,8 @@ def token_losses(
     done = 0
     with torch.inference_mode(), packed_attention(model):
         lengths = [stop - start for start, _, stop in windows]
-        run = partial(_score_windows, model, inputs, ids, windows)
-        for batch, batch_losses in within_memory(lengths, batch_tokens, run):
+        row_of, finish = partial(_row, inputs, ids, windows), partial(_losses, model)
+        for batch, batch_losses in run_packed(model, lengths, batch_tokens, row_of, finish):
             values = iter(batch_losses)
             for _, first, stop in (windows[i] for i in batch):
                 losses[first:stop] = islice(values, stop - first)
@@ -64,9 +66,9 @@ def token_losses(
     return losses
 
 
-def _score_windows(
-    model: Any, inputs: Sequence[int], ids: Sequence[int], windows: Sequence[tuple[int, int, int]], batch: Sequence[int]
-) -> list[float]:
+def _row(
+    inputs: Sequence[int], ids: Sequence[int], windows: Sequence[tuple[int, int, int]], batch: Sequence[int]
+) -> PackedRow:
     documents: list[Document] = []
     positions: list[int] = []
     targets: list[int] = []
@@ -76,7 +78,11 @@ def _score_windows(
         positions += range(row + first - start, row + stop - start)
         targets += ids[first:stop]
         row += stop - start
-    losses: list[float] = (-packed_logprobs(model, documents, positions, targets)).tolist()
+    return PackedRow(documents, positions, targets)
+
+
+def _losses(model: Any, row: PackedRow, states: Tensor) -> list[float]:
+    losses: list[float] = (-target_logprobs(model, states, row.positions, row.targets)).tolist()
     return losses
 
 
@@ -122,7 +128,7 @@ def measure_perplexity(
     whole = "\n\n".join(load_texts(text, downloads))
     if text.tokens:
         whole = whole[: text.tokens * 32]  # ample for that many tokens: do not tokenize the rest
-    model, tokenizer = load_model(checkpoint, device=execution.device), load_tokenizer(checkpoint)
+    model, tokenizer = open_model(checkpoint, execution, out), load_tokenizer(checkpoint)
     if text.window > (limit := model.config.max_position_embeddings):
         raise InputError(f"perplexity.window: got {text.window}; allowed: at most {limit}, the model's context")
     cutting = load_tokenizer(text_of) if text_of else tokenizer

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tailored_llama.config import WRITTEN, BenchmarkConfig, ExecutionConfig, is_written, max_new_tokens, stop_strings
 from tailored_llama.data import (
@@ -29,16 +30,14 @@ from tailored_llama.data import (
 from tailored_llama.evaluation import generation
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, PREDICTIONS_SCHEMA, hits, metrics
 from tailored_llama.models import (
-    Header,
+    PackedRow,
     context_length,
-    encode_header,
-    learnt_header,
-    load_model,
     load_tokenizer,
+    open_model,
     packed_attention,
-    packed_logprobs,
+    run_packed,
+    target_logprobs,
     token_budget,
-    within_memory,
 )
 from tailored_llama.progress import Progress, silent
 from tailored_llama.store import write_table
@@ -59,19 +58,20 @@ def loglikelihoods(
     with torch.inference_mode(), packed_attention(model):
         for members in filter(None, (whole, cut)):
             shared = shared_header([encoded[i] for i in members])
-            header = encode_header(model, shared, batch_tokens, learnt_header(model))
             group = [encoded[i].after(len(shared)) for i in members]
             lengths = [len(item.document) for item in group]
-            for batch, rows in within_memory(lengths, batch_tokens, partial(_score_row, model, header, group)):
-                for i, row in zip(batch, rows, strict=True):
-                    results[members[i]] = row
+            row_of, finish = partial(_row, group), partial(_logprobs, model)
+            for batch, logprobs in run_packed(model, lengths, batch_tokens, row_of, finish, shared):
+                values = iter(logprobs)
+                for i in batch:
+                    results[members[i]] = [math.fsum(islice(values, len(wanted))) for wanted in group[i].targets]
                 done += len(batch)
                 progress(done, len(encoded))
     return results
 
 
-def _score_row(model: Any, header: Header, encoded: Sequence[Encoded], batch: Sequence[int]) -> list[list[float]]:
-    """Run one forward pass: the summed log-probability of every choice of the batch's prompts."""
+def _row(encoded: Sequence[Encoded], batch: Sequence[int]) -> PackedRow:
+    """Pack prompts, with the positions and targets of all their choices."""
     positions: list[int] = []
     targets: list[int] = []
     start = 0
@@ -80,8 +80,12 @@ def _score_row(model: Any, header: Header, encoded: Sequence[Encoded], batch: Se
             positions += [start + p for p in at]
             targets += wanted
         start += len(item.document)
-    logprobs = iter(packed_logprobs(model, [item.document for item in items], positions, targets, header).tolist())
-    return [[math.fsum(islice(logprobs, len(wanted))) for wanted in item.targets] for item in items]
+    return PackedRow([item.document for item in items], positions, targets)
+
+
+def _logprobs(model: Any, row: PackedRow, states: Tensor) -> list[float]:
+    logprobs: list[float] = target_logprobs(model, states, row.positions, row.targets).tolist()
+    return logprobs
 
 
 STAGE, VERSION = "scores", 2
@@ -123,9 +127,11 @@ def score_benchmark(
     `metrics.json` also has the per-token perplexity of each example's first accepted answer.
 
     Raises:
-        InputError: the checkpoint or the adapter is broken, or the two do not belong together.
+        InputError: the checkpoint or the adapter is broken, or the two do not belong together; or streaming is demanded
+            for written answers or an adapter, which need the whole model.
     """
-    model, tokenizer = load_model(checkpoint, adapter, execution.device), load_tokenizer(checkpoint)
+    whole = "written answers" if is_written(benchmark) else None
+    model, tokenizer = open_model(checkpoint, execution, out, adapter, whole), load_tokenizer(checkpoint)
     rendered, budget = read_prompts(prompts, split), token_budget(execution.batch_tokens, model)
     start, limit = time.perf_counter(), context_length(model)
     if is_written(benchmark):

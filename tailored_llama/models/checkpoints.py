@@ -112,12 +112,7 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         InputError: the file is not safetensors, is cut short, or holds a type that is not floating-point.
     """
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > 100_000_000:
-                raise ValueError("header too large")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
+        length, header = _header(path)
         spans = sorted((tuple(entry["data_offsets"]), name) for name, entry in header.items())
         shapes = {name: [_checked_size(size) for size in entry["shape"]] for name, entry in header.items()}
         types = {name: str(entry["dtype"]) for name, entry in header.items()}
@@ -134,6 +129,31 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
     if (size := path.stat().st_size) != 8 + length + end:
         raise InputError(f"{path}: {size} bytes, expected {8 + length + end}; the file is cut short or damaged")
     return shapes
+
+
+def tensor_spans(path: Path) -> dict[str, tuple[int, int]]:
+    """Name → first and last byte (excluded) of every tensor of a safetensors file that `tensor_shapes` has checked."""
+    length, header = _header(path)
+    start = 8 + length
+    return {
+        name: (start + entry["data_offsets"][0], start + entry["data_offsets"][1]) for name, entry in header.items()
+    }
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Length and content of a safetensors file's header, without its metadata."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > 100_000_000:
+            raise ValueError("header too large")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return length, header
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of a checkpoint's weight files."""
+    return sum(file.stat().st_size for file in weight_files(folder))
 
 
 def _checked_size(size: Any) -> int:

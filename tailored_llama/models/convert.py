@@ -16,18 +16,23 @@ from unittest.mock import patch
 import gguf
 import torch
 from gguf import GGUFReader
+from transformers import GenerationConfig
 
 from tailored_llama.config import Dtype, ModelConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models.checkpoints import (
     LAYERED_PREFIX,
+    all_tensor_shapes,
     check_architecture,
     check_checkpoint,
     is_checkpoint_file,
     read_config,
     read_structure,
+    tensor_shapes,
+    weight_files,
 )
-from tailored_llama.models.load import _load_tokenizer, _load_weights, _one_line
+from tailored_llama.models.load import _load_tokenizer, _load_weights, _one_line, empty_model
+from tailored_llama.models.shards import is_unchanged, link, read_tensor, write_shards
 from tailored_llama.models.tokens import pre_tokenizer
 from tailored_llama.store import (
     EMBEDDED_MODELS,
@@ -170,15 +175,49 @@ def prepare_dense(model: ModelConfig, *, downloads: str, out: Path) -> dict[str,
         _convert(path.parent, dtype, out, gguf_file=path.name, shown=source.name)
     else:
         check_checkpoint(path)
-        _convert(path, dtype, out, gguf_file=None, shown=source.name)
+        if not _copy(path, getattr(torch, dtype), out, source.name):
+            _convert(path, dtype, out, gguf_file=None, shown=source.name)
     return {"parameters": read_structure(out).parameters}
+
+
+def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
+    """Write a checkpoint in a type, tensor by tensor; files that would not change are hard-linked.
+
+    Returns:
+        False, and nothing written, if its tensors are not just those of its architecture: transformers may know more.
+    """
+    files = {name: file for file in weight_files(folder) for name in tensor_shapes(file)}
+    try:
+        model = empty_model(folder, dtype)
+    except Exception:  # of many types, for a wrong config.json, which `_convert` explains
+        return False
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in model.all_tied_weights_keys:
+        expected.pop(name, None)
+    if expected != all_tensor_shapes(folder):
+        return False
+    tokenizer = _load_tokenizer(folder, f"model.source {shown}")
+    if all(is_unchanged(file, dtype) for file in set(files.values())):
+        for file in [*set(files.values()), folder / "model.safetensors.index.json"]:
+            if file.is_file():
+                link(file, out / file.name)
+    else:
+        write_shards(out, expected, dtype, lambda name: read_tensor(files[name], name).to(dtype))
+    model.config.dtype, model.config.architectures = str(dtype).removeprefix("torch."), [type(model).__name__]
+    model.config.save_pretrained(out)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.generation_config.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    _drop_paths(out)
+    return True
 
 
 def _convert(folder: Path, dtype: Dtype, out: Path, gguf_file: str | None, shown: str) -> None:
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
     reader = _check_gguf(folder / gguf_file, shown) if gguf_file else None
     with _parsed_once(reader) if reader else nullcontext():
-        model = _load_weights(folder, dtype, f"model.source {shown}", **options)
+        model = _load_weights(folder, getattr(torch, dtype), f"model.source {shown}", **options)
         tokenizer = _load_tokenizer(folder, f"model.source {shown}", **options)
     if reader:
         _restore_pre_tokenizer(tokenizer, reader, shown)

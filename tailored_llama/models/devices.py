@@ -1,4 +1,4 @@
-"""Choosing a device, and locking it for one stage at a time across all processes of a machine."""
+"""Choosing a device, checking its memory, and locking it for one stage at a time across all processes of a machine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 
-from tailored_llama.config import ExecutionConfig
+from tailored_llama.config import ExecutionConfig, Reconstruction
 from tailored_llama.errors import InputError
+from tailored_llama.memory import free_memory
+from tailored_llama.models.checkpoints import Structure
 from tailored_llama.store import file_lock
 
 log = logging.getLogger(__name__)
@@ -85,3 +87,35 @@ def pick_device(device: str) -> str:
         return device
     allowed = f"auto, cpu, or cuda:0 to cuda:{count - 1}" if count else "auto or cpu (no CUDA device)"
     raise InputError(f"execution.device: got {device!r}; allowed here: {allowed}")
+
+
+def solver_bytes(structure: Structure, method: Reconstruction) -> int:
+    """Most memory that the least-squares fits of a reconstruction take at once, beside the model and its activations.
+
+    With n the inputs of a projection, its equations take 4·n² bytes in float32, and 8·n² more while they are solved in
+    float64. Their right sides take 4·n·hidden.
+    """
+    hidden = structure.hidden_size
+    attention = max(layer.heads for layer in structure.layers) * structure.head_dim
+    channels = max(layer.channels for layer in structure.layers)
+    if method == "sequential":  # one fit at a time; those of q, k, v, gate and up also hold identity and solution
+        widest = max(attention, channels)
+        return max(12 * widest**2 + 4 * widest * hidden, 24 * hidden**2)
+    if method == "static":  # the equations of both output projections, one of them being solved
+        sums = 4 * (attention**2 + channels**2) + 4 * hidden * (attention + channels)
+        return sums + 8 * max(attention, channels) ** 2
+    return 0
+
+
+def check_solver(structure: Structure, method: Reconstruction, device: str) -> None:
+    """Check that the fits of a reconstruction have room on a device.
+
+    Raises:
+        InputError: they need more than is free.
+    """
+    needs, free = solver_bytes(structure, method), free_memory(pick_device(device))
+    if needs > free:
+        raise InputError(
+            f"reconstruction.method: got {method!r}, whose fits need about {needs / 1e9:.0f} GB, {free / 1e9:.0f} are "
+            "free; allowed: none or bias, or a device with more memory"
+        )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tailored_llama.errors import InputError
 from tailored_llama.models.checkpoints import check_checkpoint, read_config, tensor_shapes, weights_digest
@@ -17,12 +19,12 @@ from tailored_llama.models.devices import pick_device
 BASE_FILE = "base.json"  # in an adapter's folder: the digest of the checkpoint it was trained on
 
 
-def _load_weights(folder: Path, dtype: str, shown: str, **options: Any) -> Any:
+def _load_weights(folder: Path, dtype: torch.dtype, shown: str, **options: Any) -> Any:
     """Load a model and require all of its weights in the files; transformers would initialise missing ones."""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=getattr(torch, dtype),
+            dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # else transformers only logs their names, and raises
             **options,
@@ -30,19 +32,51 @@ def _load_weights(folder: Path, dtype: str, shown: str, **options: Any) -> Any:
     except Exception as error:  # transformers, safetensors and gguf raise many types for a broken file
         raise InputError(f"{shown}: cannot be loaded ({_one_line(error)})") from error
     model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise InputError(f"{shown}: tensor {missing[0]} is missing; allowed: a checkpoint with all of its weights")
-    if extra := sorted(name for name in info["unexpected_keys"] if not name.endswith("inv_freq")):
-        raise InputError(f"{shown}: tensor {extra[0]} is not in the architecture of its config.json")
-    if mismatched := sorted(info["mismatched_keys"]):
-        name, got, expected = mismatched[0]
-        raise InputError(f"{shown}: tensor {name} has shape {list(got)}; allowed: {list(expected)}, as its config says")
+    check_tensors(shown, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     model.name_or_path = model.config._name_or_path = ""  # keeps local paths out of saved files
     return model
 
 
+def check_tensors(
+    shown: str, missing: Iterable[str], extra: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]
+) -> None:
+    """Check that a checkpoint has the tensors of its architecture; `mismatched` are names, sizes and right sizes.
+
+    Raises:
+        InputError: one is missing, unknown or of another shape.
+    """
+    for name in sorted(missing):
+        raise InputError(f"{shown}: tensor {name} is missing; allowed: a checkpoint with all of its weights")
+    for name in sorted(name for name in extra if not name.endswith("inv_freq")):
+        raise InputError(f"{shown}: tensor {name} is not in the architecture of its config.json")
+    for name, got, expected in sorted(mismatched):
+        raise InputError(f"{shown}: tensor {name} has shape {list(got)}; allowed: {list(expected)}, as its config says")
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type of a checkpoint's weights, by its `config.json`.
+
+    Raises:
+        InputError: it names none.
+    """
+    config = read_config(folder)
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"  # transformers 4 wrote torch_dtype
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(f"{folder / 'config.json'}: dtype: got {name!r:.80}; allowed: float32, bfloat16 or float16")
+    return dtype
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def empty_model(folder: Path, dtype: torch.dtype) -> Any:
+    """The model that a checkpoint's `config.json` describes, with its buffers but without weights."""
+    with init_empty_weights(include_buffers=False):  # buffers are not saved: rotary frequencies, scales of embeddings
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    model.name_or_path = model.config._name_or_path = ""
+    return model
 
 
 def load_model(folder: Path, adapter: Path | None = None, device: str = "cpu") -> Any:
@@ -55,20 +89,13 @@ def load_model(folder: Path, adapter: Path | None = None, device: str = "cpu") -
     """
     check_checkpoint(folder)
     target = pick_device(device)
-    model = _load_weights(folder, _stated_dtype(folder), str(folder))
+    model = _load_weights(folder, stored_dtype(folder), str(folder))
     if adapter is not None:
         model = _with_adapter(model, folder, adapter)
         if not model.active_peft_config.is_prompt_learning:
             model = model.merge_and_unload()
     model.requires_grad_(False)
     return model.to(target).eval()
-
-
-def _stated_dtype(folder: Path) -> str:
-    """The type of a checkpoint's weights, as its config says."""
-    config = read_config(folder)
-    dtype: str = config.get("dtype") or config.get("torch_dtype") or "float32"  # transformers 4 wrote torch_dtype
-    return dtype
 
 
 def head_logits(model: Any, states: Tensor) -> Tensor:

@@ -225,10 +225,22 @@ def packed_logprobs(
         header: what precedes each of them.
         greedy: receives whether each target is the likeliest token, bool [scored].
     """
-    # The first tokens of all choices are scored at one position, where the head runs once.
-    distinct, row = torch.tensor(positions).unique(return_inverse=True)
-    states = packed_states(model, documents, distinct, header)
-    row, target_ids = row.to(states.device), torch.tensor(targets, device=states.device)
+    states = packed_states(model, documents, distinct(positions), header)
+    return target_logprobs(model, states, positions, targets, greedy)
+
+
+def distinct(positions: Sequence[int]) -> Tensor:
+    """The positions at which the head runs, int64: the first tokens of all choices are scored at one position."""
+    found: Tensor = torch.tensor(positions, dtype=torch.int64).unique()
+    return found
+
+
+def target_logprobs(
+    model: Any, states: Tensor, positions: Sequence[int], targets: Sequence[int], greedy: Tensor | None = None
+) -> Tensor:
+    """The same as `packed_logprobs`, from the states at `distinct(positions)`."""
+    row, target_ids = torch.tensor(positions).unique(return_inverse=True)[1], torch.tensor(targets)
+    row, target_ids = row.to(states.device), target_ids.to(states.device)
     result = torch.empty(len(target_ids), device=states.device)
     for index, chunk in enumerate(states.split(HEAD_POSITIONS)):
         in_chunk = row // HEAD_POSITIONS == index
@@ -261,6 +273,15 @@ def packed_states(
     Returns:
         [scored, hidden], in the model's type.
     """
+    output = model.get_decoder()(**packed_inputs(model, documents, header, into), use_cache=False)
+    states: Tensor = output.last_hidden_state[0, positions.to(model.device)]
+    return states
+
+
+def packed_inputs(
+    model: Any, documents: Sequence[Document], header: Header | None = None, into: Header | None = None
+) -> dict[str, Any]:
+    """What the decoder of a model inside `packed_attention` is called with; see `packed_states`."""
     header = header or Header()
     device = model.device
     ids: list[int] = []
@@ -285,14 +306,11 @@ def packed_states(
         )
         for start, document in zip(starts, documents, strict=True)
     ]
-    output = model.get_decoder()(
-        input_ids=torch.tensor([ids + padding], device=device),
-        position_ids=position_ids[None],
-        use_cache=False,
-        packed_row=_Row(blocks, header, max(in_sequence) + 1, into),
-    )
-    states: Tensor = output.last_hidden_state[0, positions.to(device)]
-    return states
+    return {
+        "input_ids": torch.tensor([ids + padding], device=device),
+        "position_ids": position_ids[None],
+        "packed_row": _Row(blocks, header, max(in_sequence) + 1, into),
+    }
 
 
 def _padding(length: int, model: Any) -> int:

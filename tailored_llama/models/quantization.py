@@ -10,14 +10,22 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
-from tailored_llama.config import NF4_MULTIPLE, Quantization, TrainingConfig
+from tailored_llama.config import NF4_MULTIPLE, ExecutionConfig, Quantization, TrainingConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models.checkpoints import Structure, check_checkpoint, read_structure
 from tailored_llama.models.devices import pick_device
-from tailored_llama.models.load import _load_weights, _stated_dtype, load_model
+from tailored_llama.models.load import _load_weights, stored_dtype
+from tailored_llama.models.streaming import open_model
 
 
-def load_base(folder: Path, quantization: Quantization, training: TrainingConfig, device: str = "cpu") -> Any:
+def load_base(
+    folder: Path,
+    quantization: Quantization,
+    training: TrainingConfig,
+    execution: ExecutionConfig,
+    scratch: Path,
+    work: str,
+) -> Any:
     """Load the checkpoint that an adapter is trained on: as it is, or with its projections in 4 bits.
 
     In nf4, each block of 64 weights has a scale of its own, in float32. Embeddings, head and norms keep their type.
@@ -28,24 +36,26 @@ def load_base(folder: Path, quantization: Quantization, training: TrainingConfig
         folder: a checkpoint in full precision.
         quantization: of its projections.
         training: `precision` is the type that they are multiplied in.
-        device: as in `execution.device`.
+        execution: the device, and whether models that do not fit must be streamed.
+        scratch: as of `open_model`.
+        work: that needs the whole model, in words.
 
     Raises:
-        InputError: as `load_model` and `check_quantizable`.
+        InputError: as `open_model` and `check_quantizable`.
     """
     if quantization == "none":
-        return load_model(folder, device=device)
-    check_quantizable(folder, quantization, device)
+        return open_model(folder, execution, scratch, whole=work)
+    check_quantizable(folder, quantization, execution.device)
     check_checkpoint(folder)
     settings = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, training.precision)
     )
     model = _load_weights(
         folder,
-        _stated_dtype(folder),
+        stored_dtype(folder),
         str(folder),
         quantization_config=settings,
-        device_map={"": pick_device(device)},  # each weight is quantised as it arrives there
+        device_map={"": pick_device(execution.device)},  # each weight is quantised as it arrives there
     )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,10 @@ from torch import Tensor
 
 from tailored_llama.config import Criterion
 from tailored_llama.data import sequences_at_once
+from tailored_llama.models import caller, layers_of
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Groups, Slices, add_scores
+from tailored_llama.pruning.layerwise import enter_all, observe
 
 
 def activation_scores(
@@ -36,60 +37,55 @@ def activation_scores(
     so each score is multiplied by the group's parameter count, which keeps FLAP's order.
 
     Args:
-        model: a causal LM.
+        model: a causal LM, streamed or not.
         input_ids: int64 [samples, tokens].
         slices: which group owns which index of which parameter.
         groups: all coupled groups.
         criterion: `wanda_sp` or `flap`.
-        progress: called after every batch.
+        progress: called after every layer and batch.
         batch_tokens: most tokens per forward pass; None: 4,096.
     """
     owned = {part.parameter.removesuffix(".weight"): part for part in slices if part.dim == 1}
-    modules = {name: module for name, module in model.named_modules() if name in owned}
-    sums, squares = _moments(model, modules, input_ids, progress, batch_tokens)
-    count = input_ids.numel()
+    names = {module: name for name, module in model.named_modules() if name in owned}
+    layers, count = layers_of(model), input_ids.numel()
     scores = torch.zeros(len(groups), dtype=torch.float64)
-    for name, module in modules.items():
-        weight = module.weight.detach().float()
-        if criterion == "wanda_sp":
-            values = weight.abs().sum(0).double() * squares[name].sqrt()
-        else:
-            variance = (squares[name] - sums[name].square() / count).clamp_min(0) / max(1, count - 1)
-            values = weight.square().sum(0).double() * variance
-        add_scores(scores, owned[name], values)
+    batches = input_ids.split(sequences_at_once(input_ids, batch_tokens))
+    with torch.inference_mode(), layers.shelf() as shelf:
+        arguments = enter_all(model, batches, shelf)
+        for number, layer in layers.forward():
+            moments = {module: _Moments(module.weight) for module in layer.modules() if module in names}
+            observers = {module: moment.add for module, moment in moments.items()}
+            for index, further in enumerate(arguments):
+                forward = caller(layer, further[number])
+                shelf[number + 1, index] = observe(forward, observers, shelf[number, index])
+                shelf.drop((number, index))
+                progress(number * len(batches) + index + 1, len(layers) * len(batches))
+            for module, moment in moments.items():
+                add_scores(scores, owned[names[module]], moment.scores(module.weight, criterion, count))
     totals = scores.numpy()
     return totals if criterion == "wanda_sp" else _standardised(totals, groups) * groups.parameters
 
 
-def _moments(
-    model: Any, modules: dict[str, Any], input_ids: Tensor, progress: Progress, batch_tokens: int | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Sum and sum of squares of every input of each module over all tokens, float64 [in]."""
-    shapes = {name: module.weight.shape[1] for name, module in modules.items()}
-    sums, squares = (
-        {name: torch.zeros(size, dtype=torch.float64, device=model.device) for name, size in shapes.items()}
-        for _ in range(2)
-    )
+class _Moments:
+    """Sum and sum of squares of every input of a projection over all tokens, float64 [in]."""
 
-    def hook(name: str) -> Callable[..., None]:
-        def before(module: Any, inputs: tuple[Tensor]) -> None:
-            states = inputs[0].flatten(0, -2).double()
-            sums[name] += states.sum(0)
-            squares[name] += states.square().sum(0)
+    def __init__(self, weight: Tensor) -> None:
+        self.sums = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
+        self.squares = torch.zeros_like(self.sums)
 
-        return before
+    def add(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Add inputs [..., in]; the outputs do not matter."""
+        states = inputs.flatten(0, -2).double()
+        self.sums += states.sum(0)
+        self.squares += states.square().sum(0)
 
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
-    batches = input_ids.split(sequences_at_once(input_ids, batch_tokens))
-    try:
-        with torch.inference_mode():
-            for done, batch in enumerate(batches):
-                model.model(input_ids=batch.to(model.device), use_cache=False)
-                progress(done + 1, len(batches))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return sums, squares
+    def scores(self, weight: Tensor, criterion: Criterion, count: int) -> Tensor:
+        """The criterion's score of every column of the weight [out, in], after `count` tokens."""
+        weight = weight.detach().float()
+        if criterion == "wanda_sp":
+            return weight.abs().sum(0).double() * self.squares.sqrt()
+        variance = (self.squares - self.sums.square() / count).clamp_min(0) / max(1, count - 1)
+        return weight.square().sum(0).double() * variance
 
 
 def _standardised(scores: np.ndarray[Any, Any], groups: Groups) -> np.ndarray[Any, Any]:

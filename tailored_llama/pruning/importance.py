@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from tailored_llama.config import Criterion, ExecutionConfig, RunConfig
 from tailored_llama.data import read_calibration
-from tailored_llama.models import all_tensor_shapes, load_model, weight_files
+from tailored_llama.models import all_tensor_shapes, open_model, weight_files
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.activations import activation_scores
 from tailored_llama.pruning.groups import Groups, Slices, add_scores, by_parameter, read_groups, read_slices
@@ -53,7 +53,7 @@ def score_importance(
         criterion: see `taylor_scores`, `activation_scores`, `magnitude_scores`; `random` draws uniformly by `seed`.
         seed: of the random criterion, and of the tokens that `taylor_gate` draws.
         out: an existing folder.
-        execution: the device, and the tokens per pass if the criterion can split the text.
+        execution: the device, which models are streamed, and the tokens per pass if the criterion can split the text.
         progress: called after every step of the pass over the calibration text.
     """
     table, slices = read_groups(groups), read_slices(groups, all_tensor_shapes(checkpoint))
@@ -63,7 +63,7 @@ def score_importance(
         scores = magnitude_scores(checkpoint, slices, len(table), criterion)
     else:
         assert calibration is not None
-        model, input_ids = load_model(checkpoint, device=execution.device), read_calibration(calibration)
+        model, input_ids = open_model(checkpoint, execution, out), read_calibration(calibration)
         if criterion in ("wanda_sp", "flap"):
             scores = activation_scores(model, input_ids, slices, table, criterion, progress, execution.batch_tokens)
         else:

@@ -2,78 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from tailored_llama.data import sequences_at_once
-
-Forward = Callable[[Tensor], Tensor]  # hidden states before a layer → after it
+from tailored_llama.models import Forward, Shelf, enter
 
 
 class _Stop(Exception):
     """Ends a forward pass once the wanted tensors are captured."""
 
 
-def first_layer_inputs(
-    model: Any, input_ids: Tensor, batch_tokens: int | None
-) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Hidden states before the first layer, by batch, and the other arguments of each layer, by layer.
+def enter_all(model: Any, batches: Sequence[Tensor], shelf: Shelf) -> list[list[dict[str, Any]]]:
+    """Put the hidden states before the first layer on a shelf, with the keys (0, batch).
 
-    All batches have the same shape, so the masks and positions of the first serve for all.
+    Args:
+        model: a causal LM, streamed or not.
+        batches: token ids, int64 [samples, tokens] each.
+        shelf: of the model's layers.
+
+    Returns:
+        Every batch's other arguments of each layer: masks and positions.
     """
+    arguments = []
+    for index, input_ids in enumerate(batches):
+        shelf[0, index], further = enter(model, input_ids=input_ids.to(model.device))
+        arguments.append(further)
+    return arguments
+
+
+def even_batches(input_ids: Tensor, batch_tokens: int | None) -> tuple[Tensor, ...]:
+    """Cut sequences [samples, tokens] into batches of the same shape, so that all have the same masks and positions."""
     largest = sequences_at_once(input_ids, batch_tokens)
     size = max(d for d in range(1, largest + 1) if len(input_ids) % d == 0)
-    states: list[Tensor] = []
-    arguments: list[dict[str, Any]] = []
-
-    def record_states(module: Any, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
-        states.append(inputs[0])
-        if len(states) > 1:
-            raise _Stop
-
-    def record_arguments(module: Any, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
-        if len(states) == 1:
-            arguments.append(keywords)
-
-    layers = model.model.layers
-    handles = [layers[0].register_forward_pre_hook(record_states, with_kwargs=True)]
-    handles += [layer.register_forward_pre_hook(record_arguments, with_kwargs=True) for layer in layers]
-    try:
-        for batch in input_ids.split(size):
-            try:
-                model.model(input_ids=batch.to(model.device), use_cache=False)
-            except _Stop:
-                continue
-    finally:
-        for handle in handles:
-            handle.remove()
-    return states, arguments
+    batches: tuple[Tensor, ...] = input_ids.split(size)
+    return batches
 
 
-def caller(layer: Any, arguments: dict[str, Any]) -> Forward:
-    """Wrap a layer as a function of its hidden states alone."""
-
-    def forward(states: Tensor) -> Tensor:
-        result = layer(states, **arguments)
-        after: Tensor = result[0] if isinstance(result, tuple) else result
-        return after
-
-    return forward
-
-
-def observe(
-    forward: Forward, modules: list[Any], states: list[Tensor], record: Callable[[Any, Tensor, Tensor], None]
-) -> list[Tensor]:
-    """Run a layer batch by batch and return its states; `record` gets each module, its inputs and its outputs."""
+def observe(forward: Forward, observers: Mapping[Any, Callable[[Tensor, Tensor], None]], states: Tensor) -> Tensor:
+    """Run a layer and return its states; the observer of a module is called with the module's inputs and outputs."""
 
     def hook(module: Any, inputs: tuple[Tensor], outputs: Tensor) -> None:
-        record(module, inputs[0], outputs)
+        observers[module](inputs[0], outputs)
 
-    handles = [module.register_forward_hook(hook) for module in modules]
+    handles = [module.register_forward_hook(hook) for module in observers]
     try:
-        return [forward(batch) for batch in states]
+        return forward(states)
     finally:
         for handle in handles:
             handle.remove()

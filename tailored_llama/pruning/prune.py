@@ -25,7 +25,8 @@ from tailored_llama.models import (
     LAYERED_PREFIX,
     Size,
     all_tensor_shapes,
-    load_model,
+    check_solver,
+    open_model,
     pruned_card,
     read_config,
     read_structure,
@@ -85,17 +86,19 @@ def prune(
         pruning: allocation, kinds, protected layers, floors, multiple.
         reconstruction: method and ridge.
         out: an existing folder.
-        execution: the device of reconstruction, and the tokens per pass.
+        execution: the device of reconstruction, which models are streamed, and the tokens per pass.
         counts: the output of `count_tokens` for it, if `pruning` has the kind vocabulary.
         original: the size of the model before the first step, if `checkpoint` has been pruned already.
         progress: called after every reconstructed layer.
 
     Raises:
         InputError: the ratio cannot be reached (the message names the largest or nearest that can), or the
-            architecture has no biases for the method `bias`.
+            architecture has no biases for the method `bias`; or the fits need more memory than the device has free.
     """
     method = reconstruction.method
-    table, before = read_groups(groups), original or read_structure(checkpoint).size
+    structure = read_structure(checkpoint)
+    check_solver(structure, method, execution.device)
+    table, before = read_groups(groups), original or structure.size
     scores, total = read_importance(importance), before.parameters
     tokens = plan_vocabulary(checkpoint, counts, ratio, pruning, total) if counts else None
     kept = plan_kept(checkpoint, table, scores, ratio, pruning, method, total, tokens)
@@ -109,7 +112,7 @@ def prune(
         if method != "none":
             assert calibration is not None
             slices = read_slices(groups, all_tensor_shapes(checkpoint))
-            model = load_model(checkpoint, device=execution.device)
+            model = open_model(checkpoint, execution, Path(scratch))
             sequences = read_calibration(calibration)
             ridge, batch = reconstruction.ridge, execution.batch_tokens
             for tensors in reconstruct(model, sequences, slices, kept, method, ridge, progress, batch):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor
 
 from tailored_llama.config import Reconstruction
+from tailored_llama.models import Forward, Shelf, caller, layers_of
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Slices
-from tailored_llama.pruning.layerwise import Forward, caller, first_layer_inputs, inputs_of, observe
+from tailored_llama.pruning.layerwise import enter_all, even_batches, inputs_of, observe
 
+_BLOCK = 2**23  # elements of right sides solved for at once: 67 MB in float64
+_PRUNED = "pruned"
 _BLOCKS = (("self_attn", "o_proj"), ("mlp", "down_proj"))  # of a layer, with the projection that adds to the stream
 
 
@@ -47,11 +51,12 @@ def reconstruct(
       any scale, would leave a damaged model as confident as the dense one.
     * `bias`: the weight is W_K; the mean output of the removed inputs is added to the bias (FLAP, arXiv 2312.11983).
 
-    Memory: the model, the hidden states of the calibration tokens (twice for `sequential`), and one layer's outputs
-    (for `sequential`, inputs too) and normal equations.
+    Memory: the model, or one layer if it is streamed; the hidden states of the calibration tokens (twice for
+    `sequential`) and one layer's outputs (for `sequential`, inputs too), which a streamed model also keeps on disk; and
+    the normal equations, see `solver_memory`.
 
     Args:
-        model: the dense causal LM; fitted weights are overwritten.
+        model: the dense causal LM, streamed or not; fitted weights are overwritten.
         input_ids: calibration tokens, int64 [samples, tokens].
         slices: which group owns which index of which parameter.
         kept: whether each group stays, bool [groups].
@@ -64,88 +69,138 @@ def reconstruct(
         Tensors by name: weights [kept outputs, kept inputs] and biases [out], in the model's dtype.
     """
     stays = {(part.parameter, part.dim): torch.from_numpy(kept[part.owner]).to(model.device) for part in slices}
-    layers = model.model.layers
-    states, arguments = first_layer_inputs(model, input_ids, batch_tokens)
-    pruned = states
-    for number, layer in enumerate(layers):
-        blocks = [_block(f"model.layers.{number}.{name}", layer.get_submodule(name), out) for name, out in _BLOCKS]
-        fits = [_Fit(block.output, stays[f"{block.name}.weight", 1]) for block in blocks]
-        forward = caller(layer, arguments[number])
-        tensors: dict[str, Tensor] = {}
+    layers, batches = layers_of(model), even_batches(input_ids, batch_tokens)
+    with layers.shelf() as shelf:  # dense states by layer and batch, and what `_fit_in_sequence` keeps
+        arguments = enter_all(model, batches, shelf)[0]
         if method == "sequential":
-            adds_directly = not hasattr(layer, "post_feedforward_layernorm")
-            states, pruned = _fit_in_sequence(forward, blocks, fits, states, pruned, ridge, adds_directly)
-            readers = {f"{name}.weight": module for block in blocks for name, module in block.readers.items()}
-            tensors = {name: module.weight[stays[name, 0]] for name, module in readers.items()}
-        else:
-            states = _fit_apart(forward, fits, states, method, ridge)
-        for block, fit in zip(blocks, fits, strict=True):
-            tensors |= fit.tensors(block.name)
-        yield tensors
-        progress(number + 1, len(layers))
-    if method == "sequential":
-        yield {"model.norm.weight": _rescaled(model.model.norm, states, pruned, ridge)}
+            for index in range(len(batches)):
+                shelf[_PRUNED, index] = shelf[0, index]
+        for number, layer in layers.forward():
+            prefix = f"model.layers.{number}"
+            blocks = [_block(f"{prefix}.{name}", layer.get_submodule(name), out, stays) for name, out in _BLOCKS]
+            states = _States(shelf, number, len(batches))
+            forward = caller(layer, arguments[number])
+            if method == "sequential":
+                adds_directly = not hasattr(layer, "post_feedforward_layernorm")
+                tensors = _fit_in_sequence(forward, blocks, states, ridge, adds_directly)
+                for name, module in (reader for block in blocks for reader in block.readers.items()):
+                    tensors[f"{name}.weight"] = module.weight[stays[f"{name}.weight", 0]]
+            else:
+                tensors = _fit_apart(forward, blocks, states, method, ridge)
+            yield tensors
+            states.drop()
+            progress(number + 1, len(layers))
+        if method == "sequential":
+            yield {"model.norm.weight": _rescaled(model.model.norm, _States(shelf, len(layers), len(batches)), ridge)}
+
+
+@dataclass(frozen=True)
+class _States:
+    """Hidden states before a layer, on a shelf: the dense model's and, for a sequential fit, the pruned model's."""
+
+    shelf: Shelf
+    number: int  # of the layer
+    batches: int
+
+    def dense(self, index: int) -> Tensor:
+        return self.shelf[self.number, index]
+
+    def pruned(self, index: int) -> Tensor:
+        return self.shelf[_PRUNED, index]
+
+    def drop(self) -> None:
+        """Forget the dense states before the layer."""
+        for index in range(self.batches):
+            self.shelf.drop((self.number, index))
 
 
 def _fit_apart(
-    forward: Forward, fits: list[_Fit], states: list[Tensor], method: Reconstruction, ridge: float
-) -> list[Tensor]:
-    """Fit each output projection on the dense model's activations; return the states after the layer."""
-    by_module = {fit.module: fit for fit in fits}
-    if method == "static":
-        after = observe(forward, list(by_module), states, lambda module, x, y: by_module[module].add(x, y))
-        for fit in fits:
+    forward: Forward, blocks: list[_Block], states: _States, method: Reconstruction, ridge: float
+) -> dict[str, Tensor]:
+    """Fit each output projection on the dense model's activations."""
+    fits = {block.name: _Fit(block.output, block.stays) for block in blocks}
+    observers = {fit.module: fit.add if method == "static" else fit.add_mean for fit in fits.values()}
+    for index in range(states.batches):
+        states.shelf[states.number + 1, index] = observe(forward, observers, states.dense(index))
+    tensors: dict[str, Tensor] = {}
+    for name, fit in fits.items():
+        if method == "static":
             fit.solve(ridge)
-    else:
-        after = observe(forward, list(by_module), states, lambda module, x, y: by_module[module].add_mean(x))
-        for fit in fits:
+        else:
             fit.compensate()
-    return after
+        tensors |= fit.tensors(name)
+    return tensors
 
 
 def _fit_in_sequence(
-    forward: Forward,
-    blocks: list[_Block],
-    fits: list[_Fit],
-    states: list[Tensor],
-    pruned: list[Tensor],
-    ridge: float,
-    adds_directly: bool,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Fit all projections of a layer on the pruned model's activations; return both models' states after the layer.
+    forward: Forward, blocks: list[_Block], states: _States, ridge: float, adds_directly: bool
+) -> dict[str, Tensor]:
+    """Fit all projections of a layer on the pruned model's activations, and run both models through the layer.
 
     `adds_directly` says whether the output projections add to the residual stream without a norm in between.
+
+    Returns:
+        The tensors of the output projections, by name; those of the others are in their modules.
     """
+    shelf, batches, tensors = states.shelf, range(states.batches), dict[str, Tensor]()
     output_modules = [block.output for block in blocks]
-    dense: dict[Any, list[Tensor]] = {module: [] for block in blocks for module in (block.reader, block.output)}
-    after = observe(
-        forward, list(dense), states, lambda module, x, y: dense[module].append(y if module in output_modules else x)
-    )
-    for position, (block, fit) in enumerate(zip(blocks, fits, strict=True)):  # in order: a block reads the fitted ones
-        equations = _Equations(block.reader.in_features, block.reader.in_features, fit.stays.device)
-        for number, batch in enumerate(pruned):
-            equations.add(inputs_of(forward, block.reader, batch, [])[0], dense[block.reader][number])
-        transfer = equations.solve(torch.eye(block.reader.in_features, device=fit.stays.device), ridge).float()
-        for module in block.readers.values():
-            module.weight.copy_(module.weight.float() @ transfer)
-        for number, batch in enumerate(pruned):
-            inputs, outputs = inputs_of(forward, fit.module, batch, output_modules[:position])
-            target = dense[fit.module][number].float()
+    for index in batches:
+        observers: dict[Any, Callable[[Tensor, Tensor], None]] = {}
+        for block in blocks:
+            observers[block.reader] = partial(_keep_inputs, shelf, (block.reader, index))
+            observers[block.output] = partial(_keep_outputs, shelf, (block.output, index))
+        shelf[states.number + 1, index] = observe(forward, observers, states.dense(index))
+    for position, block in enumerate(blocks):  # in order: a block reads the fitted ones
+        _fit_readers(forward, block, states, ridge)
+        fit, before = _Fit(block.output, block.stays), output_modules[:position]
+        for index in batches:
+            batch = states.pruned(index)
+            inputs, outputs = inputs_of(forward, fit.module, batch, before)
+            target = shelf[fit.module, index].float()
             if adds_directly:
-                target = target + states[number].float() - batch.float()
-                for module, output in zip(output_modules[:position], outputs, strict=True):
-                    target += dense[module][number].float() - output.float()
+                target = target + states.dense(index).float() - batch.float()
+                for module, output in zip(before, outputs, strict=True):
+                    target += shelf[module, index].float() - output.float()
             fit.add(inputs, target)
         fit.solve(ridge)
-    return after, [forward(batch) for batch in pruned]
+        tensors |= fit.tensors(block.name)
+    for index in batches:
+        shelf[_PRUNED, index] = forward(states.pruned(index))
+        for block in blocks:
+            shelf.drop((block.reader, index))
+            shelf.drop((block.output, index))
+    return tensors
 
 
-def _rescaled(norm: Any, states: list[Tensor], pruned: list[Tensor], ridge: float) -> Tensor:
+def _keep_inputs(shelf: Shelf, key: Hashable, inputs: Tensor, outputs: Tensor) -> None:
+    shelf[key] = inputs
+
+
+def _keep_outputs(shelf: Shelf, key: Hashable, inputs: Tensor, outputs: Tensor) -> None:
+    shelf[key] = outputs
+
+
+def _fit_readers(forward: Forward, block: _Block, states: _States, ridge: float) -> None:
+    """Fit the projections that read the residual stream, in place; they share their inputs, and so the equations."""
+    width, device = block.reader.in_features, block.reader.weight.device
+    equations = _Equations(width, width, device)
+    for index in range(states.batches):
+        inputs, _ = inputs_of(forward, block.reader, states.pruned(index), [])
+        equations.add(inputs, states.shelf[block.reader, index])
+    transfer = torch.empty(width, width, device=device)
+    equations.solve(torch.eye(width, device=device), ridge, transfer)
+    for module in block.readers.values():
+        module.weight.copy_(module.weight.float() @ transfer)
+
+
+def _rescaled(norm: Any, states: _States, ridge: float) -> Tensor:
     """Weights [hidden] that fit a norm's outputs for the pruned states to its outputs for the dense ones."""
     squares = torch.zeros(norm.weight.shape, dtype=torch.float64, device=norm.weight.device)
     products = torch.zeros_like(squares)
-    for dense, batch in zip(states, pruned, strict=True):
-        target, output = (norm(hidden).flatten(0, -2).double() for hidden in (dense, batch))
+    for index in range(states.batches):
+        target, output = (
+            norm(hidden).flatten(0, -2).double() for hidden in (states.dense(index), states.pruned(index))
+        )
         squares += output.square().sum(0)
         products += (output * target).sum(0)
     strength = ridge * squares.mean()
@@ -160,6 +215,7 @@ class _Block:
 
     name: str  # of the output projection
     output: Any
+    stays: Tensor  # which of its inputs, bool [in]
     readers: dict[str, Any]  # all have the same inputs
 
     @property
@@ -167,9 +223,9 @@ class _Block:
         return next(iter(self.readers.values()))
 
 
-def _block(name: str, block: Any, output: str) -> _Block:
+def _block(name: str, block: Any, output: str, stays: dict[tuple[str, int], Tensor]) -> _Block:
     linear = {f"{name}.{child}": part for child, part in block.named_children() if isinstance(part, torch.nn.Linear)}
-    return _Block(f"{name}.{output}", linear.pop(f"{name}.{output}"), linear)
+    return _Block(f"{name}.{output}", linear.pop(f"{name}.{output}"), stays[f"{name}.{output}.weight", 1], linear)
 
 
 class _Equations:
@@ -185,14 +241,23 @@ class _Equations:
         self.gram.addmm_(inputs.T, inputs)
         self.cross.addmm_(outputs.T, inputs)
 
-    def solve(self, weight: Tensor, ridge: float) -> Tensor:
-        """The ridge solution pulled towards `weight` [out, in], float64."""
-        gram, cross = self.gram.double(), self.cross.double()
+    def solve(self, weight: Tensor, ridge: float, into: Tensor) -> None:
+        """Write the ridge solution pulled towards `weight` [out, in], computed in float64; uses the equations up.
+
+        The matrix exists in float32 and float64 for a moment, then once: its factor overwrites it.
+        """
+        gram, cross = self.gram.double(), self.cross
+        del self.gram, self.cross
         # Positive, so that inputs that are zero on the whole text (after a ReLU, say) do not leave a singular matrix.
         strength = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
         gram.diagonal().add_(strength)
-        solution: Tensor = torch.cholesky_solve((cross + strength * weight).T, torch.linalg.cholesky(gram)).T
-        return solution
+        factor = gram.mT  # column by column, as LAPACK has it
+        torch.linalg.cholesky(factor, out=factor)
+        step = max(1, _BLOCK // len(gram))
+        for rows in (slice(start, start + step) for start in range(0, len(cross), step)):
+            right = cross[rows].double() + strength * weight[rows].double()
+            halfway = torch.linalg.solve_triangular(factor, right.T, upper=False)
+            into[rows] = torch.linalg.solve_triangular(factor.mT, halfway, upper=True).T.to(into.dtype)
 
 
 class _Fit:
@@ -210,16 +275,17 @@ class _Fit:
             outputs = outputs.float() - self.module.bias.float()
         self.equations.add(inputs[..., self.stays], outputs)
 
-    def add_mean(self, inputs: Tensor) -> None:
+    def add_mean(self, inputs: Tensor, outputs: Tensor) -> None:
         """Add inputs [samples, tokens, in] to the mean alone."""
         self.total += inputs.flatten(0, -2).double().sum(0)
         self.tokens += inputs[..., 0].numel()
 
     def solve(self, ridge: float) -> None:
         """Write the ridge solution into the module, with zeros for removed inputs."""
-        solution = self.equations.solve(self.module.weight[:, self.stays].double(), ridge)
+        weight = self.module.weight[:, self.stays]
+        self.equations.solve(weight, ridge, weight)
         self.module.weight.zero_()
-        self.module.weight[:, self.stays] = solution.to(self.module.weight.dtype)
+        self.module.weight[:, self.stays] = weight
 
     def compensate(self) -> None:
         """Add the mean output of the removed inputs to the module's bias."""

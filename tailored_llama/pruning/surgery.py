@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tailored_llama.models import (
@@ -26,17 +22,18 @@ from tailored_llama.models import (
     modeling_tailored_llama,
     read_config,
     read_structure,
+    read_tensor,
     renumber_generation,
     renumbered,
     tensor_shapes,
     trim_tokenizer,
     weight_files,
+    write_shards,
 )
 from tailored_llama.pruning.groups import Groups, read_slices
 from tailored_llama.pruning.vocabulary import VocabularyPlan
 
 _MODELING_FILE = Path(modeling_tailored_llama.__file__)
-_SHARD = 2 * 10**9  # bytes
 
 
 def kept_layers(groups: Groups, kept: np.ndarray[Any, Any], share: list[int]) -> tuple[Layer, ...]:
@@ -108,19 +105,12 @@ def prune_checkpoint(
     def tensor(name: str) -> torch.Tensor:
         if name not in files_by_name:
             return torch.zeros(sizes[name], dtype=dtype)
-        with safe_open(files_by_name[name], framework="pt") as tensors:
-            data: torch.Tensor = tensors.get_tensor(name)
+        data = read_tensor(files_by_name[name], name)
         for dim, indices in keep.get(name, []):
             data = data.index_select(dim, torch.from_numpy(indices))
         return data.contiguous()
 
-    without_data = {name: torch.empty(size, dtype=dtype, device="meta") for name, size in sizes.items()}
-    shards = split_torch_state_dict_into_shards(without_data, max_shard_size=_SHARD)
-    for shard, names in shards.filename_to_tensors.items():
-        save_file({name: tensor(name) for name in names}, out / shard, metadata={"format": "pt"})
-    if shards.is_sharded:
-        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    write_shards(out, sizes, dtype, tensor)
     if config.model_type in LAYERED:
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     else:

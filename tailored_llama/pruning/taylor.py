@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tailored_llama.config import Criterion
 from tailored_llama.data import sequences_at_once
 from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
-from tailored_llama.models import head_logits
+from tailored_llama.models import Layers, caller, head_logits, layers_of
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Slices, add_scores, by_parameter
+from tailored_llama.pruning.layerwise import enter_all
 
 _BLOCK = 2**24  # elements of per-sample gradients in memory at once: 67 MB in float32
 
@@ -57,8 +57,11 @@ def taylor_scores(
     tokens at a time. `taylor_first` and `taylor_mixed` take all samples at once, because they need the absolute value
     of each element's sum over samples. Splitting the samples would mean keeping that sum, as large as the weights.
 
+    Of a streamed model, every layer sees all samples before the next one is read: once forward, once backward. Sums are
+    taken in the same order, so the scores are equal to the bit. The hidden states of all samples are kept.
+
     Args:
-        model: a causal LM with frozen weights.
+        model: a causal LM with frozen weights, streamed or not.
         input_ids: int64 [samples, tokens].
         slices: which group owns which index of which parameter.
         groups: number of groups.
@@ -70,7 +73,7 @@ def taylor_scores(
     Raises:
         InputError: memory ran out, and the criterion cannot split the samples.
     """
-    scores = torch.zeros(groups, dtype=torch.float64)
+    layers, scores = layers_of(model), torch.zeros(groups, dtype=torch.float64)
     gates, samples = criterion == "taylor_gate", len(input_ids)
     parts = by_parameter([part for part in slices if part.dim == 1] if gates else slices)
     splittable = criterion not in ("taylor_first", "taylor_mixed")
@@ -104,10 +107,9 @@ def taylor_scores(
         return second if criterion == "taylor_second" else (first - second).abs()
 
     try:
-        with _recomputed(model), _watched(projections, reduce):
-            for batch in chunks:
-                # a sum, not yet divided by the samples: float16 gradients would vanish
-                _summed_loss(model, batch.to(model.device), generator).backward()
+        with _watched(projections, reduce):
+            for batches in [chunks] if layers.streamed else [[chunk] for chunk in chunks]:
+                _backpropagate(model, layers, batches, generator)
     except Exception as error:
         if splittable or not out_of_memory(error):
             raise
@@ -177,7 +179,7 @@ def _watched(projections: dict[str, Any], reduce: Callable[[str, Any, Tensor, Te
 
     def hook(name: str) -> Callable[..., None]:
         def forward(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-            if output.requires_grad:  # only in the recomputation: the first pass builds no graph
+            if output.requires_grad:  # only on the way back: the first pass builds no graph
                 states = inputs[0].detach()
                 output.register_hook(lambda gradient: reduce(name, module, states, gradient))
 
@@ -191,30 +193,47 @@ def _watched(projections: dict[str, Any], reduce: Callable[[str, Any, Tensor, Te
             handle.remove()
 
 
-@contextmanager
-def _recomputed(model: Any) -> Iterator[None]:
-    """Keep only the hidden states between layers and recompute the rest; dropout stays off."""
-    # Reentrant, because the other kind also runs hooks in its first pass, which keeps every layer's activations alive.
-    model.activation_checkpointing_enable({"use_reentrant": True})
-    model.enable_input_require_grads()
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for layer in layers:
-        layer.training = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.training = False
-        model.disable_input_require_grads()
-        model.activation_checkpointing_disable()
+def _backpropagate(model: Any, layers: Layers, batches: Sequence[Tensor], generator: torch.Generator | None) -> None:
+    """Run batches through the model and back, layer by layer, which calls the hooks of `_watched`.
+
+    Only the hidden states between layers are kept; each layer is run again on the way back.
+    """
+    with layers.shelf() as shelf:
+        with torch.no_grad():
+            arguments = enter_all(model, batches, shelf)
+            for number, layer in layers.forward():
+                for index, further in enumerate(arguments):
+                    shelf[number + 1, index] = caller(layer, further[number])(shelf[number, index])
+        for index, input_ids in enumerate(batches):
+            states = shelf[len(layers), index].detach().requires_grad_()
+            # a sum, not yet divided by the samples: float16 gradients would vanish
+            _summed_loss(model, states, input_ids.to(model.device), generator).backward()
+            shelf[len(layers), index] = _gradient(states)
+        for number, layer in layers.backward():
+            for index, further in enumerate(arguments):
+                states = shelf[number, index].detach().requires_grad_()
+                caller(layer, further[number])(states).backward(shelf[number + 1, index])
+                shelf[number, index] = _gradient(states)
+                shelf.drop((number + 1, index))
 
 
-def _summed_loss(model: Any, input_ids: Tensor, generator: torch.Generator | None) -> Tensor:
+def _gradient(states: Tensor) -> Tensor:
+    assert states.grad is not None
+    return states.grad
+
+
+def _summed_loss(model: Any, states: Tensor, input_ids: Tensor, generator: torch.Generator | None) -> Tensor:
     """Next-token cross-entropy, mean over each sample's tokens, summed over samples; logits of one sample at a time.
 
     With a generator, the target tokens are drawn from the model itself.
+
+    Args:
+        model: a causal LM.
+        states: after its last layer, [samples, tokens, hidden].
+        input_ids: int64 [samples, tokens].
+        generator: of the target tokens.
     """
-    hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
+    hidden = model.model.norm(states)[:, :-1]
 
     def sample_loss(states: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(head_logits(model, states).float(), labels)

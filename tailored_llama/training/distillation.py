@@ -20,13 +20,13 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import (
     HEAD_POSITIONS,
     Document,
+    PackedRow,
     head_logits,
-    load_model,
     load_tokenizer,
+    open_model,
     packed_attention,
-    packed_states,
+    run_packed,
     token_budget,
-    within_memory,
 )
 from tailored_llama.progress import Progress, silent
 from tailored_llama.store import read_table, write_table
@@ -83,7 +83,7 @@ def teach(
         source: a folder with `calibration.parquet`, or with `prompts.parquet`: its shots with their right answers.
         distillation: temperature and top.
         out: an existing folder.
-        execution: device and tokens per pass.
+        execution: device, which models are streamed, and tokens per pass.
         reserved: tokens of the model's context that a soft prompt will take before the shots.
         progress: called after every batch of sequences.
 
@@ -91,7 +91,7 @@ def teach(
         InputError: `top` is not below the vocabulary size, or too large for the length of the text; or the source has
             neither file.
     """
-    model, tokenizer = load_model(dense, device=execution.device), load_tokenizer(dense)
+    model, tokenizer = open_model(dense, execution, out), load_tokenizer(dense)
     if distillation.top >= (size := model.config.vocab_size):
         raise InputError(f"distillation.top: got {distillation.top}; allowed: less than {size}, the vocabulary size")
     if (source / "calibration.parquet").is_file():
@@ -109,8 +109,9 @@ def teach(
     logprobs = np.empty((sum(lengths), distillation.top), np.float32)
     starts, done = np.cumsum([0, *lengths]), 0
     with torch.inference_mode(), packed_attention(model):
-        run = partial(_likeliest, model, sequences, distillation)
-        for batch, (likeliest, values) in within_memory(lengths, token_budget(execution.batch_tokens, model), run):
+        row_of, finish = partial(_row, sequences), partial(_likeliest, model, distillation)
+        budget = token_budget(execution.batch_tokens, model)
+        for batch, (likeliest, values) in run_packed(model, lengths, budget, row_of, finish):
             rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
             tokens[rows], logprobs[rows] = likeliest, values
             done += len(batch)
@@ -125,12 +126,15 @@ def teach(
     return {"tokens": sum(lengths)}
 
 
-def _likeliest(
-    model: Any, sequences: Sequence[list[int]], distillation: DistillationConfig, batch: Sequence[int]
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Top tokens at every position of a batch of sequences, and their log-probabilities: [positions, top] each."""
+def _row(sequences: Sequence[list[int]], batch: Sequence[int]) -> PackedRow:
     documents = [Document(sequences[i]) for i in batch]
-    states = packed_states(model, documents, torch.arange(sum(map(len, documents))))
+    return PackedRow(documents, range(sum(map(len, documents))))
+
+
+def _likeliest(
+    model: Any, distillation: DistillationConfig, row: PackedRow, states: Tensor
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Top tokens at every position of a row, and their log-probabilities: [positions, top] each."""
     temperature, top = distillation.temperature, distillation.top
     likeliest = [_logits(model, part, temperature).log_softmax(-1).topk(top) for part in _split(states)]
     tokens, logprobs = (

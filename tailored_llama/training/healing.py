@@ -55,11 +55,11 @@ def heal(
         progress: called after every step.
 
     Raises:
-        InputError: the model cannot be quantised here.
+        InputError: the model cannot be quantised here, or streaming is demanded.
         FloatingPointError: the loss is not finite; the message names the step.
     """
     torch.manual_seed(seed)
-    base = load_base(checkpoint, quantization, healing, execution.device)
+    base = load_base(checkpoint, quantization, healing, execution, out, "healing")
     model = add_adapter(base, healing, execution)
     objective = Objective(distillation=1.0, temperature=distillation.temperature)
     every = execution.keep_state_every

@@ -105,7 +105,8 @@ def tune(
 
     Raises:
         InputError: a continuation is longer than the model's context, a teacher read other tokens, a soft prompt is set
-            for a benchmark whose answers the model writes, or the model cannot be quantised here.
+            for a benchmark whose answers the model writes, the model cannot be quantised here, or streaming is
+            demanded.
         FloatingPointError: the loss is not finite; the message names the step.
     """
     if tuning.variant in SOFT and (written := next((s.metric for s in sources if s.metric in WRITTEN), None)):
@@ -114,7 +115,8 @@ def tune(
             "dora if the model writes its answers"
         )
     torch.manual_seed(seed)
-    base, tokenizer = load_base(checkpoint, quantization, tuning, execution.device), load_tokenizer(checkpoint)
+    base = load_base(checkpoint, quantization, tuning, execution, out, "tuning")
+    tokenizer = load_tokenizer(checkpoint)
     limit = base.config.max_position_embeddings
     limit -= reserved_tokens(tuning)
     table = read_id_table(checkpoint)

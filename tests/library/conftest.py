@@ -1,12 +1,48 @@
-"""Fixtures: a local S3 server."""
+"""Fixtures: a local S3 server, and tiny checkpoints of several architectures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from helpers import CPU, UNFITTED, save_tiny_llama
 from s3 import S3Server
+from tailored_llama.config import PruningConfig
+from tailored_llama.pruning.groups import build_graph
+from tailored_llama.pruning.importance import score_importance
+from tailored_llama.pruning.prune import prune
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "untied": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
+    "bfloat16": {"dtype": "bfloat16"},
+    "qwen3, untied": {"architecture": "qwen3", "tie_word_embeddings": False},
+    "gemma2": {"architecture": "gemma2", "query_pre_attn_scalar": 8, "sliding_window": 8},
+    "gemma3": {"architecture": "gemma3_text", "query_pre_attn_scalar": 8, "sliding_window": 8},
+    "phi3": {"architecture": "phi3", "pad_token_id": 0, "sliding_window": None},
+    "per-layer": {},
+}
+
+
+@pytest.fixture(params=MODELS, ids=MODELS.keys())
+def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A tiny checkpoint of each kind that the code must tell apart."""
+    dense = save_tiny_llama(tmp_path / "dense", noise=0.1, **MODELS[request.param])
+    return _pruned(dense, tmp_path) if request.param == "per-layer" else dense
+
+
+def _pruned(dense: Path, root: Path) -> Path:
+    groups, out = root / "dense-groups", root / "per-layer"
+    groups.mkdir()
+    out.mkdir()
+    build_graph(dense, out=groups)
+    score_importance(dense, groups, None, criterion="random", seed=1, out=groups, execution=CPU)
+    settings = PruningConfig(allocation="global", min_channels=2)
+    prune(dense, groups, groups, None, ratio=0.1, pruning=settings, reconstruction=UNFITTED, out=out, execution=CPU)
+    return out
 
 
 @pytest.fixture(scope="session")

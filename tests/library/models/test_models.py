@@ -26,7 +26,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation.generation import generate
 from tailored_llama.models import find_model, load_model, load_tokenizer, merge_adapter, pick_device, prepare_dense
 from tailored_llama.models.checkpoints import SUPPORTED, weights_digest
-from tailored_llama.models.convert import key_fields
+from tailored_llama.models.convert import _convert, key_fields
 from tailored_llama.training import tuning
 
 IDS = torch.arange(1, 25)[None]
@@ -125,6 +125,35 @@ def test_weights_are_kept_in_the_asked_type(tiny: Path, folder: Callable[[str], 
     convert(tiny, out, "bfloat16")
     assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
     assert load_model(out).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_copying_tensor_by_tensor_writes_what_loading_and_saving_does(
+    copy: Path, folder: Callable[[str], Path], dtype: Dtype
+) -> None:
+    copied, saved = folder("copied"), folder("saved")
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, 7], "temperature": 0.5}))
+    convert(copy, copied, dtype)
+    _convert(copy, dtype, saved, None, "the model")
+    assert sorted(file.name for file in copied.iterdir()) == sorted(file.name for file in saved.iterdir())
+    for file in saved.iterdir():
+        if file.suffix == ".safetensors":
+            ours, theirs = load_file(copied / file.name), load_file(file)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+        else:
+            assert (copied / file.name).read_bytes() == file.read_bytes()
+
+
+def test_weights_of_the_asked_type_are_linked_not_copied(copy: Path, folder: Callable[[str], Path]) -> None:
+    shard(copy)
+    linked, cast = folder("linked"), folder("cast")
+    convert(copy, linked)
+    for file in copy.glob("model*"):
+        assert (linked / file.name).samefile(file)
+    convert(copy, cast, "float16")
+    assert not any((cast / file.name).exists() for file in copy.glob("model-*"))
+    assert torch.equal(logits(load_model(linked)), logits(load_model(copy)))
 
 
 def test_shards_are_one_checkpoint(copy: Path, tiny: Path, folder: Callable[[str], Path]) -> None:

@@ -18,7 +18,7 @@ from helpers import CPU, UNFITTED, save_tiny_llama
 from tailored_llama.config import PruningConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import Layer, layout_config, load_model, read_config, read_structure, weight_files
-from tailored_llama.pruning import read_groups, surgery
+from tailored_llama.pruning import read_groups
 from tailored_llama.pruning.groups import build_graph, read_slices
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.plan import plan
@@ -293,7 +293,7 @@ def test_pruning_a_pruned_model_again_works(tmp_path: Path) -> None:
 
 def test_a_checkpoint_in_shards_holds_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole = pruned_checkpoint(tmp_path / "whole", 0.2, LAYERED)
-    monkeypatch.setattr(surgery, "_SHARD", 10_000)
+    monkeypatch.setattr("tailored_llama.models.shards._SHARD", 10_000)
     _, shards = pruned_checkpoint(tmp_path / "shards", 0.2, LAYERED)
     assert len(list(whole.glob("*.safetensors"))) == 1
     assert len(files := weight_files(shards)) > 3

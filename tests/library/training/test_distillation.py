@@ -248,3 +248,17 @@ def test_bfloat16_products_leave_adapters_in_float32(tiny: Path, prompts: Path, 
     saved = load_file(prompts.parent / "bfloat16" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     assert rounded == pytest.approx(exact, rel=0.05)
+
+
+def test_a_streamed_teacher_says_the_same(checkpoint: Path, text: Path, folder: Make) -> None:
+    for streaming in ("never", "always"):
+        execution = ExecutionConfig(device="cpu", batch_tokens=64, streaming=streaming)
+        teach(
+            checkpoint,
+            text,
+            distillation=DistillationConfig(weight=1.0, top=8),
+            out=folder(streaming),
+            execution=execution,
+        )
+    root = folder("x").parent
+    assert (root / "never" / "teacher.parquet").read_bytes() == (root / "always" / "teacher.parquet").read_bytes()

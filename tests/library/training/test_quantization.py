@@ -103,8 +103,8 @@ def nf4(weight: torch.Tensor) -> torch.Tensor:
 
 
 @BOTH
-def test_projections_are_in_nf4_and_all_else_is_as_in_the_checkpoint(checkpoint: Path) -> None:
-    base, whole = load_base(checkpoint, "nf4", QUICK), load_model(checkpoint)
+def test_projections_are_in_nf4_and_all_else_is_as_in_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    base, whole = load_base(checkpoint, "nf4", QUICK, CPU, tmp_path, "tuning"), load_model(checkpoint)
     expected = {name: module for name, module in whole.named_modules() if isinstance(module, torch.nn.Linear)}
     seen = 0
     for name, module in base.named_modules():

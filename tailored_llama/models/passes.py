@@ -1,0 +1,130 @@
+"""Many documents through a model, streamed or not: pass after pass, or layer after layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from tailored_llama.memory import out_of_memory
+from tailored_llama.models.packing import (
+    Document,
+    Header,
+    batches,
+    distinct,
+    encode_header,
+    halved,
+    packed_inputs,
+    packed_states,
+    within_memory,
+)
+from tailored_llama.models.soft_prompts import learnt_header
+from tailored_llama.models.streaming import caller, enter, layers_of
+
+Result = TypeVar("Result")
+
+# Each pass over a streamed model's layers reads all of its weights. Reading LLaMA-7B's takes seconds, and a quarter of
+# a million tokens take minutes or hours; their hidden states take 2 GB.
+_SWEEP_TOKENS = 2**18
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """Documents that share a row, the positions in it whose states are wanted, and the token to score after each."""
+
+    documents: Sequence[Document]
+    positions: Sequence[int]
+    targets: Sequence[int] = ()
+
+
+def run_packed(
+    model: Any,
+    lengths: Sequence[int],
+    budget: int,
+    row_of: Callable[[list[int]], PackedRow],
+    finish: Callable[[PackedRow, Tensor], Result],
+    shared: Sequence[int] = (),
+) -> Iterator[tuple[list[int], Result]]:
+    """Run documents in packed rows of at most `budget` tokens, longest first; fewer when memory runs out.
+
+    A streamed model gives the same results. Each of its layers is read once for many rows.
+
+    Args:
+        model: a causal LM inside `packed_attention`.
+        lengths: of the documents.
+        budget: most tokens per pass, but at least one document.
+        row_of: packs a batch of documents, given by index.
+        finish: makes a result of a row and its states at `distinct(row.positions)`, [distinct, hidden].
+        shared: token ids that precede every document.
+
+    Yields:
+        Every batch, and its result.
+
+    Raises:
+        RuntimeError, MemoryError: memory runs out with a single document.
+    """
+    if layers_of(model).streamed:
+        yield from _sweeps(model, lengths, budget, row_of, finish, shared)
+        return
+    header = encode_header(model, shared, budget, learnt_header(model))
+
+    def run(batch: list[int]) -> Result:
+        row = row_of(batch)
+        return finish(row, packed_states(model, row.documents, distinct(row.positions), header))
+
+    yield from within_memory(lengths, budget, run)
+
+
+def _sweeps(
+    model: Any,
+    lengths: Sequence[int],
+    budget: int,
+    row_of: Callable[[list[int]], PackedRow],
+    finish: Callable[[PackedRow, Tensor], Result],
+    shared: Sequence[int],
+) -> Iterator[tuple[list[int], Result]]:
+    """`run_packed` of a streamed model: as many rows at once as `_SWEEP_TOKENS` allow, one layer after the other."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while order:
+        parts = [[order[i] for i in part] for part in batches([lengths[i] for i in order], budget)]
+        tokens = [sum(lengths[i] for i in part) for part in parts]
+        parts = parts[: len(batches(tokens, _SWEEP_TOKENS)[0])]
+        rows = [row_of(part) for part in parts]
+        try:
+            states = _states(model, rows, budget, shared)
+            results = [finish(row, own) for row, own in zip(rows, states, strict=True)]
+        except (RuntimeError, MemoryError) as error:
+            if max(map(len, parts)) == 1 or not out_of_memory(error):
+                raise
+            budget = halved(max(tokens))
+            continue
+        yield from zip(parts, results, strict=True)
+        order = order[sum(map(len, parts)) :]
+
+
+def _states(model: Any, rows: Sequence[PackedRow], budget: int, shared: Sequence[int]) -> Iterator[Tensor]:
+    """The states of every row at its distinct positions; each layer is read once and encodes the shared start first."""
+    layers, header = layers_of(model), Header()
+    passes: list[dict[str, Any]] = []
+    headers: list[Header] = []
+    for start in range(0, len(shared), budget):
+        part = Document(shared[start : start + budget])
+        headers.append(Header(header.length + len(part)))
+        passes.append(packed_inputs(model, [part], header, headers[-1]))
+        header = headers[-1]
+    passes += [packed_inputs(model, row.documents, header) for row in rows]
+    with layers.shelf() as shelf:
+        arguments = []
+        for index, inputs in enumerate(passes):
+            shelf[index], further = enter(model, **inputs)
+            arguments.append(further)
+        for number, layer in layers.forward():
+            for index, further in enumerate(arguments):
+                shelf[index] = caller(layer, further[number])(shelf[index])
+            for encoded in headers:
+                del encoded.keys[number], encoded.values[number]  # of this layer, which has seen all rows
+        for index, row in enumerate(rows, start=len(headers)):
+            states = model.get_decoder().norm(shelf[index])
+            yield states[0, distinct(row.positions).to(states.device)]

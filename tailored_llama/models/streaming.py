@@ -1,0 +1,265 @@
+"""Models larger than memory: decoder layers are read from the checkpoint one at a time, when it is their turn.
+
+A streamed model is a transformers model whose embeddings, last norm and head are loaded, and whose decoder layers are
+empty. Code that runs a model layer by layer takes the layers from `layers_of`, whether they are in memory or not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import ModuleList
+
+from tailored_llama.config import ExecutionConfig
+from tailored_llama.errors import InputError
+from tailored_llama.memory import free_memory
+from tailored_llama.models.checkpoints import check_checkpoint, tensor_shapes, tensor_spans, weight_bytes, weight_files
+from tailored_llama.models.devices import pick_device
+from tailored_llama.models.load import check_tensors, empty_model, load_model, stored_dtype
+
+_log = logging.getLogger(__name__)
+
+# Bytes of hidden states between the layers of a streamed model, at most a quarter of what is free; more go to disk.
+STATES_IN_MEMORY = 2**31
+_FILES = "_files_of_layers"  # attribute of a streamed model
+_LAYERS = "model.layers."
+
+Forward = Callable[[Tensor], Tensor]  # hidden states before a layer → after it
+
+
+def open_model(
+    folder: Path, execution: ExecutionConfig, scratch: Path, adapter: Path | None = None, whole: str | None = None
+) -> Any:
+    """Load a checkpoint for work that goes layer by layer: streamed or whole, as `execution.streaming` says.
+
+    Args:
+        folder: the checkpoint.
+        execution: the device, and which models are streamed.
+        scratch: a folder on disk, for hidden states that do not fit into memory.
+        adapter: merged into the weights; this needs the whole model.
+        whole: any other work that needs the whole model, in words.
+
+    Raises:
+        InputError: as `load_model`; or streaming is demanded for work that needs the whole model.
+    """
+    device = pick_device(execution.device)
+    if not streams(folder, execution):
+        return load_model(folder, adapter, device)
+    if whole := "an adapter" if adapter else whole:
+        if execution.streaming == "always":
+            raise InputError(f"execution.streaming: got 'always' with {whole}; allowed: auto or never")
+        _log.warning("%s: its weights do not fit into memory, but %s cannot be streamed", folder, whole)
+        return load_model(folder, adapter, device)
+    return stream_model(folder, device, scratch)
+
+
+def streams(folder: Path, execution: ExecutionConfig) -> bool:
+    """Whether a checkpoint is to be streamed: on demand, or because its weights are larger than the free memory."""
+    if execution.streaming == "auto":
+        return weight_bytes(folder) > free_memory(pick_device(execution.device))
+    return execution.streaming == "always"
+
+
+def stream_model(folder: Path, device: str, scratch: Path) -> Any:
+    """Load a checkpoint without its decoder layers, which `layers_of` then reads one at a time.
+
+    Raises:
+        InputError: the checkpoint is broken.
+    """
+    check_checkpoint(folder)
+    dtype = stored_dtype(folder)
+    model = empty_model(folder, dtype)
+    files = {name: file for file in weight_files(folder) for name in tensor_shapes(file)}
+    _check_names(model, files, str(folder))
+    outside = [name for name in model.state_dict() if name in files and not name.startswith(_LAYERS)]
+    model.load_state_dict(_read(outside, files, dtype, device), assign=True, strict=False)
+    model.tie_weights()
+    model.requires_grad_(False).eval()
+    decoder, layers = model.get_decoder(), model.get_decoder().layers
+    decoder.layers = ModuleList()  # empty layers cannot be moved
+    model.to(device)
+    decoder.layers = layers
+    setattr(model, _FILES, _Files(files, dtype, device, scratch))
+    return model
+
+
+def _check_names(model: Any, files: dict[str, Path], shown: str) -> None:
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: shape for file in set(files.values()) for name, shape in tensor_shapes(file).items()}
+    check_tensors(
+        shown,
+        missing=expected.keys() - found.keys() - model.all_tied_weights_keys.keys(),
+        extra=found.keys() - expected.keys(),
+        mismatched=[(name, found[name], size) for name, size in expected.items() if found.get(name, size) != size],
+    )
+
+
+def _read(names: Iterable[str], files: dict[str, Path], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+    by_file: dict[Path, list[str]] = defaultdict(list)
+    for name in names:
+        by_file[files[name]].append(name)
+    tensors: dict[str, Tensor] = {}
+    for file, own in by_file.items():
+        with safe_open(file, framework="pt") as reader:  # the tensors are mapped, and read when they are used
+            tensors |= {name: reader.get_tensor(name).to(device, dtype) for name in own}
+    return tensors
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where a streamed model's layers are, their type and device, and where hidden states go that do not fit."""
+
+    by_tensor: dict[str, Path]
+    dtype: torch.dtype
+    device: str
+    scratch: Path
+
+    def tensors(self, number: int) -> dict[str, Tensor]:
+        """The tensors of a layer, by their names in it."""
+        prefix = f"{_LAYERS}{number}."
+        names = [name for name in self.by_tensor if name.startswith(prefix)]
+        tensors = _read(names, self.by_tensor, self.dtype, self.device)
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+    def read_ahead(self, number: int) -> None:
+        """Ask the kernel to read a layer from disk while another one is at work."""
+        if not hasattr(os, "posix_fadvise"):  # macOS
+            return
+        prefix = f"{_LAYERS}{number}."
+        for file in {file for name, file in self.by_tensor.items() if name.startswith(prefix)}:
+            spans = [span for name, span in tensor_spans(file).items() if name.startswith(prefix)]
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                for start, stop in spans:
+                    os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The decoder layers of a model, in memory or read when it is their turn."""
+
+    modules: Any
+    files: _Files | None
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether every pass through the layers reads all of their weights, so that it should take all the text."""
+        return self.files is not None
+
+    def forward(self) -> Iterator[tuple[int, Any]]:
+        """Number and module of every layer, first to last; its weights are there until the next one is asked for."""
+        return self._each(list(range(len(self))))
+
+    def backward(self) -> Iterator[tuple[int, Any]]:
+        """The same, last to first."""
+        return self._each(list(reversed(range(len(self)))))
+
+    def _each(self, order: list[int]) -> Iterator[tuple[int, Any]]:
+        for number, following in zip(order, [*order[1:], None], strict=True):
+            layer = self.modules[number]
+            if self.files is None:
+                yield number, layer
+                continue
+            layer.load_state_dict(self.files.tensors(number), assign=True)
+            if following is not None:
+                self.files.read_ahead(following)
+            try:
+                yield number, layer
+            finally:
+                layer.to("meta")
+
+    @contextmanager
+    def shelf(self) -> Iterator[Shelf]:
+        """A place for hidden states between layers: on the device, or for a streamed model in memory and on disk."""
+        if self.files is None:
+            yield Shelf()
+            return
+        with tempfile.TemporaryDirectory(dir=self.files.scratch, prefix="states-") as folder:
+            yield Shelf(Path(folder), self.files.device, min(STATES_IN_MEMORY, free_memory("cpu") // 4))
+
+
+class Shelf:
+    """Tensors by key: as they are, or (with a folder) off the device and, past a bound, in files."""
+
+    def __init__(self, folder: Path | None = None, device: str = "cpu", bound: int = 0) -> None:
+        self._folder, self._device, self._room = folder, device, bound
+        self._tensors: dict[Hashable, Tensor] = {}
+        self._spilled: dict[Hashable, Path] = {}
+        self._written = 0
+
+    def __setitem__(self, key: Hashable, tensor: Tensor) -> None:
+        self.drop(key)
+        if self._folder is None or self._room >= tensor.nbytes:
+            self._tensors[key] = tensor if self._folder is None else tensor.cpu()
+            self._room -= tensor.nbytes
+            return
+        self._spilled[key] = self._folder / f"{self._written}.safetensors"
+        self._written += 1
+        save_file({"states": tensor.contiguous()}, self._spilled[key])
+
+    def __getitem__(self, key: Hashable) -> Tensor:
+        if key in self._spilled:
+            return load_file(self._spilled[key], self._device)["states"]
+        tensor = self._tensors[key]
+        return tensor if self._folder is None else tensor.to(self._device)
+
+    def drop(self, key: Hashable) -> None:
+        """Forget a tensor, if there is one."""
+        if key in self._spilled:
+            self._spilled.pop(key).unlink()
+        elif key in self._tensors:
+            self._room += self._tensors.pop(key).nbytes
+
+
+def layers_of(model: Any) -> Layers:
+    """The decoder layers of a causal LM, streamed or not."""
+    return Layers(model.get_decoder().layers, getattr(model, _FILES, None))
+
+
+def enter(model: Any, **inputs: Any) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Hidden states before the first layer, and each layer's further arguments (masks, positions); no layer is run."""
+    states: list[Tensor] = []
+    arguments: list[dict[str, Any]] = []
+
+    def skip(hidden_states: Tensor, **further: Any) -> Tensor:
+        states.append(hidden_states)
+        arguments.append(further)
+        return hidden_states
+
+    decoder = model.get_decoder()
+    for layer in decoder.layers:
+        layer.forward = skip
+    try:
+        decoder(**inputs, use_cache=False)
+    finally:
+        for layer in decoder.layers:
+            del layer.forward
+    return states[0], arguments
+
+
+def caller(layer: Any, arguments: dict[str, Any]) -> Forward:
+    """Wrap a layer as a function of its hidden states alone."""
+
+    def forward(states: Tensor) -> Tensor:
+        result = layer(states, **arguments)
+        after: Tensor = result[0] if isinstance(result, tuple) else result
+        return after
+
+    return forward
