@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-real test-full test-vllm test-deployed test-faults test-faults-short lint constraints
+.PHONY: quickstart test test-flows test-real test-full test-vllm test-deployed test-faults test-faults-short lint constraints
 
 # The versions that CI tests: a release of a dependency changes nothing here until `make constraints` raises them.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -24,7 +24,11 @@ quickstart: $(VENV)/installed
 
 # One process for each core, four at most, each with one thread: the tiny models gain nothing from a second one.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/flows --numprocesses logical --maxprocesses 4
+
+# Whole flows on the tiny model. Each process has a Prefect server, so that there is work for more cores than processes.
+test-flows: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/flows --numprocesses 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

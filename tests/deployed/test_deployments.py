@@ -63,7 +63,7 @@ def test_deployed_again_a_pool_stays_as_an_admin_has_set_it(site: Site) -> None:
 def test_a_run_comes_at_its_time_and_a_worker_takes_it(site: Site, own_run: dict[str, Any]) -> None:
     nightly = site.server.call("deployments/name/tailor/nightly")
     every_minute = [{"schedule": {"cron": "* * * * *", "timezone": "UTC"}}]
-    own = {"parameters": {"config": on_gpu_pool(own_run)}, "schedules": every_minute}
+    own = {"parameters": {"config": own_run}, "schedules": every_minute}
     site.server.change(f"deployments/{nightly['id']}", own)
     asked = {
         "deployments": {"id": {"any_": [nightly["id"]]}},

@@ -108,12 +108,13 @@ def scored(checkpoint: Path, own: BenchmarkConfig, out: Path, shots: int = 0) ->
 
 def by_the_harness(checkpoint: Path, name: str, folder: Path, solved: list[dict[str, Any]] | None = None) -> Any:
     """The harness's own evaluation by its model `hf`; solved examples are the same for all questions."""
-    task = TaskManager(include_path=folder, include_defaults=False).load(name)["tasks"][name]
+    manager = TaskManager(include_path=folder, include_defaults=False)  # the harness's own tasks take ten seconds
+    task = manager.load(name)["tasks"][name]
     if solved:
         task.sampler = FirstNSampler(solved)
     lm = HFLM(pretrained=str(checkpoint), **HF)
     shots = len(solved) if solved else 0
-    found = simple_evaluate(lm, tasks=[task], num_fewshot=shots, bootstrap_iters=0, log_samples=True)
+    found = simple_evaluate(lm, tasks=[task], num_fewshot=shots, task_manager=manager, bootstrap_iters=0)
     return found["results"][name], found["samples"][name]
 
 

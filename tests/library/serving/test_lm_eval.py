@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import random
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -362,6 +360,7 @@ def lm_eval(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     without = functools.partial(TaskManager, include_defaults=False)
     monkeypatch.setattr("lm_eval.tasks.TaskManager", without)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("logging.raiseExceptions", False)  # the harness logs to the stderr of the first run, now closed
 
     def run(*arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", ["tailored-llama", "lm-eval", *map(str, arguments)])
@@ -392,25 +391,22 @@ def test_the_command_line_is_the_harness_s_own_with_one_more_model(
         assert found["tailored"][name] == pytest.approx(values, rel=1e-3)
 
 
-def in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command as a user runs it."""
-    command = [sys.executable, "-c", "from tailored_llama.cli import main; main()", "lm-eval", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-
-
-def test_what_the_model_refuses_is_one_line(tiny: Path, tasks: Path) -> None:
+def test_what_the_model_refuses_is_one_line(
+    tiny: Path, tasks: Path, lm_eval: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     file = next(tasks.glob("*.yaml"))
-    run = in_a_process("--model", "tailored", "--model_args", f"pretrained={tiny},parallelize=True", "--tasks", file)
-    assert run.returncode == 2
-    assert run.stderr.splitlines()[-1] == "error: model_args: parallelize: got True; allowed: one device"
-    assert "Traceback" not in run.stderr
+    status = lm_eval("--model", "tailored", "--model_args", f"pretrained={tiny},parallelize=True", "--tasks", file)
+    assert status == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == "error: model_args: parallelize: got True; allowed: one device"
+    assert "Traceback" not in said
 
 
-def test_help_is_the_harness_s() -> None:
-    run = in_a_process("run", "--help")
-    assert run.returncode == 0, run.stderr
-    assert "lm-eval run --model" in run.stdout
-    assert "--apply_chat_template" in run.stdout
+def test_help_is_the_harness_s(lm_eval: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert lm_eval("run", "--help") == 0
+    said = capsys.readouterr().out
+    assert "lm-eval run --model" in said
+    assert "--apply_chat_template" in said
 
 
 def test_without_the_harness_the_command_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
