@@ -1,6 +1,6 @@
-"""Create the automations of the Prefect server: python -m deployments.automations
+"""The automations of the Prefect server.
 
-Running it again updates them. `TAILORED_LLAMA_WEBHOOK` is the URL that is called when a run of the gpu pool fails;
+Making them again updates them. `TAILORED_LLAMA_WEBHOOK` is the URL that is called when a run of the gpu pool fails;
 without it there is no such automation.
 """
 
@@ -84,7 +84,3 @@ def main() -> None:
         publish(webhook_on_failed_stages(webhook))
     else:
         withdraw(WEBHOOK)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,13 +7,5 @@
 set -eu
 cd "$(dirname "$0")/.."
 export TAILORED_LLAMA_STORE="${TAILORED_LLAMA_STORE:-$PWD/artifacts}"
-for pool in cpu gpu; do
-    prefect --no-prompt work-pool inspect "$pool" > /dev/null 2>&1 || # as it is: an admin may have set its variables
-        prefect --no-prompt work-pool create "$pool" --type process
-done
-gpus="${TAILORED_LLAMA_GPUS:-1}" # one stage a GPU; device_slot holds beyond this server
-prefect --no-prompt work-pool set-concurrency-limit gpu "$gpus"
-prefect --no-prompt work-queue set-concurrency-limit default "$gpus" --pool gpu
-prefect --no-prompt work-pool set-concurrency-limit cpu 4 # a composing flow mostly waits
+python -m deployments
 prefect --no-prompt deploy --prefect-file deployments/prefect.yaml --all
-python -m deployments.automations

@@ -179,7 +179,7 @@ def test_without_a_url_no_webhook_is_called(site: Site) -> None:
     def names() -> set[str]:
         return {found["name"] for found in site.server.call("automations/filter", {})}
 
-    automations = (sys.executable, "-m", "deployments.automations")  # deploy.sh's last line
+    automations = (sys.executable, "-m", "deployments")  # of which deploy.sh makes them
     site.deploy(*automations, TAILORED_LLAMA_WEBHOOK="")
     assert names() == {"a run without heartbeat has crashed"}
     site.deploy(*automations)

@@ -41,8 +41,8 @@ def test_a_killed_worker_s_stage_goes_elsewhere_and_cancelling_ends_all_of_it(
     def stages(*states: str) -> list[dict[str, Any]]:
         return [one for one in stage_runs(site, begun) if one["state"]["type"] in states]
 
-    until(lambda: len(stages("RUNNING")) == 2, 60, "two stages at once", 0.5)
-    (waiting,) = stages("SCHEDULED")
+    until(lambda: len(stages("RUNNING")) == 2, 180, "two stages at once", 0.5)
+    (waiting,) = until(lambda: stages("SCHEDULED", "PENDING"), 60, "the third stage", 0.5)
     victim = site.gpu_workers.pop()
     (process,) = until(lambda: children_of(victim.pid), 10, "its run's process")
     lost = next(one for one in stages("RUNNING") if one["infrastructure_pid"] == str(process))
@@ -54,14 +54,13 @@ def test_a_killed_worker_s_stage_goes_elsewhere_and_cancelling_ends_all_of_it(
     def again() -> list[dict[str, Any]]:
         return [one for one in stages("SCHEDULED", "PENDING", "RUNNING") if one["name"] == lost["name"]]
 
-    (second,) = until(again, 30, "the killed worker's stage, asked for again", 0.5)
-    until(lambda: waiting["id"] in [one["id"] for one in stages("RUNNING")], 40, "the new worker's stage", 0.5)
+    (second,) = until(again, 120, "the killed worker's stage, asked for again", 0.5)
+    until(lambda: waiting["id"] in [one["id"] for one in stages("RUNNING")], 120, "the new worker's stage", 0.5)
     assert second["id"] != lost["id"]
 
     site.server.call(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
-    asked = time.monotonic()
-    assert site.ended(run, 40)["state"]["type"] == "CANCELLED"
-    until(lambda: len(stages(*ENDED)) == 4, 40 - (time.monotonic() - asked), "the end of all stages", 0.5)
+    assert site.ended(run)["state"]["type"] == "CANCELLED"
+    until(lambda: len(stages(*ENDED)) == 4, 120, "the end of all stages", 0.5)
     time.sleep(5)
     ended = stage_runs(site, begun)
     assert sorted(one["state"]["type"] for one in ended) == ["CANCELLED"] * 3 + ["CRASHED"]
