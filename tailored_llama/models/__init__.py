@@ -2,6 +2,7 @@
 
 from tailored_llama.models import adapters, convert, modeling_tailored_llama
 from tailored_llama.models.adapters import add_adapter, merge_adapter, save_adapter
+from tailored_llama.models.attention import Header
 from tailored_llama.models.cards import (
     CARD,
     Base,
@@ -40,7 +41,6 @@ from tailored_llama.models.modeling_tailored_llama import LAYERED
 from tailored_llama.models.packing import (
     HEAD_POSITIONS,
     Document,
-    Header,
     batches,
     encode_header,
     halved,
