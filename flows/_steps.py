@@ -301,7 +301,7 @@ def conclude(report: ArtifactRef | None, failed: Mapping[str, Exception]) -> Art
     Raises:
         IncompleteRun: stages failed.
     """
-    made = report if succeeded(report) else None
-    if failed or made is None:
-        raise IncompleteRun(failed, made and result(made))
-    return result(made)
+    written = report if succeeded(report) else None
+    if failed or written is None:
+        raise IncompleteRun(failed, written and result(written))
+    return result(written)

@@ -66,10 +66,10 @@ def sweep(config: SweepConfig) -> ArtifactRef:
         attempts.append((row, Attempt(name, partial(_measured, config, cell, row))))
     results, failed = [], {}
     for row, attempt in attempts:
-        found = attempt.wait()
-        results.append(replace(row, error=one_line(found)) if isinstance(found, Exception) else found)
-        if isinstance(found, Exception):
-            failed[attempt.name] = found
+        outcome = attempt.wait()
+        results.append(replace(row, error=one_line(outcome)) if isinstance(outcome, Exception) else outcome)
+        if isinstance(outcome, Exception):
+            failed[attempt.name] = outcome
     return conclude(write_sweep(config, results), failed)
 
 

@@ -67,7 +67,7 @@ def tailor(config: RunConfig) -> ArtifactRef:
     importance = dense.importance if succeeded(dense.importance) else None
     missing = {name: one_line(error) for name, error in failed.items()}
     reference = report(config, measured, importance, whole, succeeding(prompts.evaluation), missing)
-    exports = [made for run in whole for made in _exported(config, measured, run)]
+    exports = [finished for run in whole for finished in _exported(config, measured, run)]
     return conclude(reference, failed | failures((reference, exports)))
 
 
@@ -101,8 +101,8 @@ def _profile(config: RunConfig, label: str, pruned: ArtifactRef, dense: Artifact
     """Profile a model; None if that fails: two models may not fit where one does, which must not cost the scores."""
     if not config.profile.batches:
         return None
-    made = Attempt(f"profile {label}", partial(profile, config, label, pruned, dense))
-    return None if made.error else made.value
+    attempt = Attempt(f"profile {label}", partial(profile, config, label, pruned, dense))
+    return None if attempt.error else attempt.value
 
 
 def _parts(run: TailoredRun) -> TailoredRun | None:

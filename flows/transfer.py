@@ -62,12 +62,12 @@ def transfer(config: RunConfig) -> ArtifactRef:
     }
     scores, failed = [], {}
     for (model, name), attempt in attempts.items():
-        found = attempt.wait()
-        if isinstance(found, Exception):
-            failed[attempt.name] = found
-            scores.append(TransferScore(model, name, error=one_line(found)))
+        outcome = attempt.wait()
+        if isinstance(outcome, Exception):
+            failed[attempt.name] = outcome
+            scores.append(TransferScore(model, name, error=one_line(outcome)))
         else:
-            scores.append(TransferScore(model, name, found))
+            scores.append(TransferScore(model, name, outcome))
     return conclude(write_transfer(config, scores), failed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,16 +21,18 @@ console = Console(stderr=True)
 
 def quiet_libraries() -> None:
     """Turn off transformers' own bars and messages, and warnings that are addressed to library authors."""
+    # PEFT imports bitsandbytes, which warns that a faster kernel for 4 bits is not installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     wrapt.when_imported("transformers")(_quiet_transformers)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="(peft|torch_pruning|torch).*")
 
 
 def _quiet_transformers(module: ModuleType) -> None:
-    from transformers.utils import logging
+    from transformers.utils import logging as own
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    own.disable_progress_bar()
+    own.set_verbosity_error()
 
 
 @contextmanager

@@ -123,8 +123,8 @@ def _create(deployment: str, name: str, task: str, parameters: dict[str, Any]) -
             f"execution.dispatch: got {deployment.removeprefix(f'{FLOW}/')!r}, but there is no deployment "
             f"{deployment}; allowed: a name that `prefect deployment ls` shows"
         ) from None
-    found: FlowRun = run
-    return found
+    created: FlowRun = run
+    return created
 
 
 def _plain(value: Any) -> Any:

@@ -97,8 +97,8 @@ class Promise(Generic[R]):
         if not self.state.is_final():
             for need in self.needs:
                 need.result()
-        found: R = self.state.result()
-        return found
+        value: R = self.state.result()
+        return value
 
     def failures(self) -> Iterator[tuple[str, Exception]]:
         """The stages that failed, by name, of this one and those before it."""

@@ -59,8 +59,8 @@ def load_base(
     )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # Else a pass without gradients rounds the scales to bfloat16, for good, and packs the weights in a layout
-            # that later passes of the training cannot differentiate.
+            # Else the first pass without gradients, such as a held-out loss, packs the weights for inference for good
+            # and rounds their scales to bfloat16.
             module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     return model.eval()

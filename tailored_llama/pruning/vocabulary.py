@@ -73,8 +73,8 @@ def count_tokens(
 def _counts(tokenizer: Any, texts: Iterable[str], rows: int) -> Counts:
     """How often each token occurs in texts, int64 [rows]."""
     counts, texts = np.zeros(rows, dtype=np.int64), iter(texts)
-    while some := list(islice(texts, 1000)):
-        ids = chain.from_iterable(tokenizer(some, add_special_tokens=False)["input_ids"])
+    while batch := list(islice(texts, 1000)):
+        ids = chain.from_iterable(tokenizer(batch, add_special_tokens=False)["input_ids"])
         counts += np.bincount(np.fromiter(ids, dtype=np.int64), minlength=rows)
     return counts
 

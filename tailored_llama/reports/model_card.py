@@ -100,9 +100,9 @@ def _size(row: ModelRow) -> Size | None:
     return Size(row.parameters, row.body, row.vocab_size)
 
 
-def _is_weaker(dense: ModelRow, made: ModelRow) -> bool:
-    """Whether the made model's perplexity is higher, per byte if that is known."""
-    for one, other in ((dense.byte_perplexity, made.byte_perplexity), (dense.perplexity, made.perplexity)):
+def _is_weaker(dense: ModelRow, smaller: ModelRow) -> bool:
+    """Whether the perplexity of the smaller model is higher, per byte if that is known."""
+    for one, other in ((dense.byte_perplexity, smaller.byte_perplexity), (dense.perplexity, smaller.perplexity)):
         if one is not None and other is not None:
             return other > one
     return False

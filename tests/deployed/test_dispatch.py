@@ -45,7 +45,7 @@ def test_a_killed_worker_s_stage_goes_elsewhere_and_cancelling_ends_all_of_it(
     (waiting,) = stages("SCHEDULED")
     victim = site.gpu_workers.pop()
     (process,) = until(lambda: children_of(victim.pid), 10, "its run's process")
-    lost = next(one for one in stages("RUNNING") if str(one["infrastructure_pid"]).endswith(f":{process}"))
+    lost = next(one for one in stages("RUNNING") if one["infrastructure_pid"] == str(process))
     kill(victim)
     site.start_gpu_worker()
     crashed = {"type": "CRASHED", "message": "no heartbeat"}  # what an automation says after 90 seconds

@@ -28,6 +28,7 @@ from tailored_llama.evaluation import read_recovery, read_sweep, read_transfer
 from tasks._stage import open_store
 from tasks._task import IncompleteRun
 
+pytestmark = pytest.mark.deployed  # minutes, most of them spent waiting for Prefect
 DISPATCH = {"execution": {"device": "cpu", "dispatch": "pool"}}
 Workers = Callable[..., list[str]]
 

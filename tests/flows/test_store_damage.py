@@ -22,7 +22,14 @@ MADE = (  # by the run below
     "adapter", "calibration", "dense", "examples", "groups", "healed", "importance", "perplexity", "prompts", "pruned",
     "report", "scores", "tailored", "teacher",
 )  # fmt: skip
-STUDIES = ("profile", "prompt-study", "sweep", "transfer")  # by other runs: the store treats stand-ins alike
+STUDIES = (
+    "pieces",
+    "profile",
+    "prompt-study",
+    "sweep",
+    "tokens",
+    "transfer",
+)  # by other runs: the store treats stand-ins alike
 KINDS = (*MADE, *STUDIES)
 LIBRARY = Path(__file__).parents[2] / "tailored_llama"
 Damage = Callable[[Path, Path], Any]

@@ -249,6 +249,8 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for one in rows:
         corrected = share(one.chance_corrected, one.cc_low, one.cc_high, 0) if one != rows[0] else percent(1, 0)
+        if rows[0].accuracy <= rows[0].floor:
+            corrected = "–"  # the reference itself has nothing above the floor
         lines.append(
             f"| {one.model} | {one.runtime.split()[0]} | {one.type} | {one.bytes / 1e6:.0f} "
             f"| {number(one.accuracy)} ± {number(one.stderr)} | {corrected} "

