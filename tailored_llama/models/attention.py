@@ -77,8 +77,8 @@ class Row:
         """What `build` returns; it is called by the first layer that asks for this key."""
         if key not in self.built:
             self.built[key] = build()
-        found: Built = self.built[key]
-        return found
+        value: Built = self.built[key]
+        return value
 
 
 def looped_attention(
@@ -157,7 +157,8 @@ def _batches(row: Row, head_dim: int, device: torch.device) -> list[_Batch]:
 def _gather(states: Tensor, tokens: Tensor) -> Tensor:
     """[1, heads, row, head_dim] → [documents, heads, longest, head_dim]."""
     # index_select, since the gradient of states[:, :, tokens] sorts the indices in every layer
-    return states[0].index_select(1, tokens.flatten()).unflatten(1, tokens.shape).transpose(0, 1)
+    selected = states[0].index_select(1, tokens.flatten())
+    return selected.view(len(selected), *tokens.shape, -1).transpose(0, 1)
 
 
 def _join(before: KeysValues | None, keys: Tensor, values: Tensor) -> KeysValues:
