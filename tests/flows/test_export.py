@@ -193,8 +193,8 @@ def test_a_gguf_file_is_exported_beside_the_checkpoint(
     report = Path(capsys.readouterr().out.split("report: ")[-1].splitlines()[0]).parent
     rows = {(row.model, row.type): row for row in read_rows(report / "bits.parquet", BitsRow)}
     assert rows.keys() == {(model, kind) for model in ("dense", "tailored") for kind in ("bfloat16", "f32", "q8_0")}
-    assert rows["tailored", "f32"].bytes == pytest.approx(file.stat().st_size, abs=200)  # its metadata has a name
-    assert rows["tailored", "q8_0"].bytes < rows["dense", "q8_0"].bytes
+    assert rows["tailored", "f32"].bytes == pytest.approx(file.stat().st_size, abs=500)  # its metadata has more
+    assert rows["tailored", "f32"].bytes < rows["dense", "f32"].bytes
     for model in ("dense", "tailored"):
         assert rows[model, "f32"].accuracy == rows[model, "bfloat16"].accuracy
     assert "<h2>Fewer bits</h2>" in (report / "report.html").read_text()
