@@ -56,12 +56,12 @@ def bits_sentences(rows: Sequence[BitsRow]) -> list[str]:
             f"{kind} alone {percent(quantised.of_dense, 0)}, and both together {percent(both.of_dense, 0)}."
         )
         if quantised.bytes <= pruned.bytes:
+            wins = quantised.accuracy >= pruned.accuracy
             text += (
-                f" The dense model in {kind} is the smaller one of the first two and scores "
-                f"{number(quantised.accuracy)}; the tailored model in {WHOLE} scores {number(pruned.accuracy)}."
+                f" The dense model in {kind} is smaller than the tailored one in {WHOLE}, {'and' if wins else 'but'} "
             )
-            if quantised.accuracy >= pruned.accuracy:
-                text += " For size alone, quantise first."
+            text += f"scores {number(quantised.accuracy)} against {number(pruned.accuracy)}."
+            text += " For size alone, quantise first." if wins else ""
         sentences.append(text)
     return [*sentences, WHEN_TO_PRUNE] if sentences else []
 

@@ -147,6 +147,11 @@ def test_k_quants_are_made_by_llama_cpp(tmp_path: Path, gguf_type: Any) -> None:
     with llama_cpp(tmp_path / "model.gguf") as runtime, llama_cpp(tmp_path / "exact.gguf") as plain:
         found, expected = runtime.logits(IDS), plain.logits(IDS)
     assert (found - expected).norm() < 0.5 * expected.norm()
+    (back := tmp_path / "back").mkdir()
+    dequantise(mixed, tmp_path / "model.gguf", gguf_type, back)
+    weights = load_file(back / "model.safetensors")
+    for name, original in load_file(mixed / "model.safetensors").items():
+        assert (weights[name] - original).norm() < 0.15 * original.norm(), name
 
 
 def test_matrices_that_are_no_whole_blocks_stay_in_f16(tmp_path: Path) -> None:
