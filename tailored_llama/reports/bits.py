@@ -12,7 +12,8 @@ from tailored_llama.config import DENSE
 from tailored_llama.evaluation import TAILORED, WHOLE, Z95, BitsRow, bits_rows
 from tailored_llama.reports.figures import COLOURS, STYLE, WIDTH, Picture, new_figure
 from tailored_llama.reports.inputs import ReportInputs
-from tailored_llama.reports.parts import number, percent
+from tailored_llama.reports.parts import percent
+from tailored_llama.reports.text import plus_minus
 
 WHEN_TO_PRUNE = (
     "When to prune all the same, for speed and for the memory of computing, is said in docs/serving.md, “Pruning "
@@ -60,7 +61,7 @@ def bits_sentences(rows: Sequence[BitsRow]) -> list[str]:
             text += (
                 f" The dense model in {kind} is smaller than the tailored one in {WHOLE}, {'and' if wins else 'but'} "
             )
-            text += f"scores {number(quantised.accuracy)} against {number(pruned.accuracy)}."
+            text += f"scores {plus_minus(quantised)} against {plus_minus(pruned)}."
             text += " For size alone, quantise first." if wins else ""
         sentences.append(text)
     return [*sentences, WHEN_TO_PRUNE] if sentences else []
