@@ -411,8 +411,8 @@ def test_pruning_stands_beside_quantisation(tmp_path: Path) -> None:
     saved = "ratio 0.2 alone leaves 80 %, q8_0 alone 53 %, and both together 42 %."
     assert saved in text
     assert (
-        "The dense model in q8_0 is smaller than the tailored one in bfloat16, and scores 0.550 ± 0.035 against 0.515 ± "
-        "0.035. For size alone, quantise first."
+        "The dense model in q8_0 is smaller than the tailored one in bfloat16, and scores 0.550 ± 0.035 against "
+        "0.515 ± 0.035. For size alone, quantise first."
     ) in text
     assert "docs/serving.md" in text
     assert page.count("<svg") == 2
