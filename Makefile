@@ -2,7 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-flows test-real test-full test-vllm test-deployed test-faults test-faults-short lint constraints
+.PHONY: quickstart test test-flows test-real test-full test-cuda test-vllm test-deployed test-faults test-faults-short
+.PHONY: lint constraints
 
 # The versions that CI tests: a release of a dependency changes nothing here until `make constraints` raises them.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -42,6 +43,10 @@ test-real: $(VENV)/installed
 # The same, with scores compared on 200 documents of each benchmark: half an hour.
 test-full: $(VENV)/installed
 	$(BIN)/python -m pytest -m real --full
+
+# Tiny models on a CUDA device, in one process, since it limits the device's memory; skipped where there is none.
+test-cuda: $(VENV)/installed
+	$(BIN)/python -m pytest tests/cuda -m cuda -r s
 
 # SmolLM2 in a vLLM server. vLLM wants other versions of torch and transformers, so it gets an environment of its own.
 test-vllm: $(VENV)/installed $(VENV)-vllm/installed

@@ -1,4 +1,4 @@
-"""Keep the artifact store small: remove what no kept report used, and leftovers of killed runs."""
+"""Keep the artifact store small: remove what no kept report used, and leftovers and claims of dead runs."""
 
 from __future__ import annotations
 

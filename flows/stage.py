@@ -10,7 +10,9 @@ from pydantic import validate_call
 
 from tailored_llama.store import ArtifactRef
 
-Name = Literal["score_importance", "prune", "heal", "teach", "tune", "measure_perplexity", "profile", "score"]
+Name = Literal[
+    "score_importance", "prune", "heal", "teach", "tune", "measure_perplexity", "profile", "score", "score_quantised"
+]
 
 
 @flow(persist_result=False)
@@ -55,3 +57,7 @@ def _task(name: Name) -> Callable[..., ArtifactRef]:
             from tasks.score import score
 
             return score
+        case "score_quantised":
+            from tasks.score_quantised import score_quantised
+
+            return score_quantised

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 from prefect import flow
 
@@ -34,7 +35,7 @@ from tailored_llama.preflight import preflight_tailor
 from tailored_llama.reports import recovery_table
 from tailored_llama.store import ArtifactRef
 from tasks._dispatch import THREADED
-from tasks._results import MeasuredModel, TailoredRun
+from tasks._results import MeasuredModel, QuantisedScore, TailoredRun
 from tasks._task import failures, succeeded
 from tasks.export import export
 from tasks.export_gguf import export_gguf
@@ -42,6 +43,7 @@ from tasks.measure_pieces import measure_pieces
 from tasks.profile import profile
 from tasks.report import report
 from tasks.score import score
+from tasks.score_quantised import score_quantised
 
 
 @flow(name="tailor", flow_run_name=run_name, persist_result=False, task_runner=THREADED)
@@ -66,7 +68,8 @@ def tailor(config: RunConfig) -> ArtifactRef:
         return conclude(None, failed)
     importance = dense.importance if succeeded(dense.importance) else None
     missing = {name: one_line(error) for name, error in failed.items()}
-    reference = report(config, measured, importance, whole, succeeding(prompts.evaluation), missing)
+    quantised = [one for one in _quantised(config, measured, whole, prompts) if succeeded(one)]
+    reference = report(config, measured, importance, whole, succeeding(prompts.evaluation), missing, quantised)
     exports = [finished for run in whole for finished in _exported(config, measured, run)]
     return conclude(reference, failed | failures((reference, exports)))
 
@@ -118,6 +121,27 @@ def _parts(run: TailoredRun) -> TailoredRun | None:
         profile=run.profile if succeeded(run.profile) else None,
         pieces=run.pieces if succeeded(run.pieces) else None,
     )
+
+
+def _quantised(
+    config: RunConfig, dense: MeasuredModel, runs: list[TailoredRun], prompts: Prompts
+) -> list[QuantisedScore]:
+    """Score the dense and the tailored models in the GGUF types of the export; what fails must not cost the report."""
+    scores = []
+    for kind, name in product(gguf_types(config), dense.scores):
+        score_in = partial(score_quantised, config, name, gguf_type=kind, prompts=prompts.evaluation[name])
+        models = {None: partial(score_in, label="dense", checkpoint=dense.checkpoint)} | {
+            run.ratio: partial(
+                score_in, label=model_label("tailored", run.ratio), checkpoint=run.base, adapter=run.adapter(name)
+            )
+            for run in runs
+            if name in run.tailored
+        }
+        for ratio, build in models.items():
+            attempt = Attempt(f"score {name} in {kind}", build)
+            if not attempt.error:
+                scores.append(QuantisedScore(ratio, kind, name, attempt.value))
+    return scores
 
 
 def _exported(config: RunConfig, dense: MeasuredModel, run: TailoredRun) -> Iterator[ArtifactRef]:

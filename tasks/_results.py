@@ -33,6 +33,25 @@ class TailoredRun:
     profile: ArtifactRef | None = None
     pieces: ArtifactRef | None = None
 
+    @property
+    def base(self) -> ArtifactRef:
+        """What the adapters were trained on."""
+        return (self.healed or self.pruned).checkpoint
+
+    def adapter(self, benchmark: str) -> ArtifactRef:
+        """The adapter for a benchmark."""
+        return self.adapters.get(benchmark) or self.adapters["mixture"]
+
+
+@dataclass(frozen=True)
+class QuantisedScore:
+    """A model with the weights of a GGUF type on a benchmark; `ratio` is None for the dense model."""
+
+    ratio: float | None
+    type: str
+    benchmark: str
+    scores: ArtifactRef
+
 
 @dataclass(frozen=True)
 class SweptCell:

@@ -24,8 +24,7 @@ def export(config: RunConfig, benchmark: str, dense: MeasuredModel, run: Tailore
     def only(model: MeasuredModel) -> MeasuredModel:
         return replace(model, scores={benchmark: model.scores[benchmark]})
 
-    base = (run.healed or run.pruned).checkpoint
-    adapter = run.adapters.get(benchmark) or run.adapters["mixture"]
+    base, adapter = run.base, run.adapter(benchmark)
     alone = replace(
         run, pruned=only(run.pruned), tailored={benchmark: run.tailored[benchmark]}, adapters={}, profile=None
     )

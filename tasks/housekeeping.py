@@ -3,7 +3,16 @@
 from prefect import State, get_run_logger
 from prefect.states import Completed
 
-from tailored_llama.store import ArtifactStore, leftovers, removable, remove_artifact, remove_leftover, survey
+from tailored_llama.store import (
+    ArtifactStore,
+    abandoned_claims,
+    leftovers,
+    removable,
+    remove_artifact,
+    remove_claims,
+    remove_leftover,
+    survey,
+)
 from tasks._task import task
 
 
@@ -11,9 +20,12 @@ from tasks._task import task
 def collect_garbage(
     root: str, older_than_days: float, keep_under_gb: float | None, keep_reports: int | None
 ) -> State[int]:
-    """Remove what no kept report used, and leftovers of killed runs; return the number of bytes that were freed."""
+    """Remove what no kept report used, and leftovers and claims of dead runs; return the bytes that were freed."""
     store, log = ArtifactStore(root), get_run_logger()
     entries, keep_under = survey(store), None if keep_under_gb is None else int(keep_under_gb * 1e9)
+    remove_claims(store, claims := abandoned_claims(store))
+    if claims:
+        log.info("removed %d claims that nobody had renewed for hours", len(claims))
     freed = 0
     for entry in removable(entries, older_than_days * 86400, keep_under, keep_reports):
         if remove_artifact(store, entry):

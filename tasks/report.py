@@ -10,10 +10,10 @@ from tailored_llama.config import RunConfig
 from tailored_llama.evaluation import read_metrics, read_pieces, read_profile
 from tailored_llama.models import read_structure
 from tailored_llama.progress import Progress
-from tailored_llama.reports import Cost, ModelResults, ReportInputs, RunResults, run
+from tailored_llama.reports import Cost, ModelResults, QuantisedScores, ReportInputs, RunResults, run
 from tailored_llama.store import ArtifactRef, ArtifactStore
 from tasks._pages import show_report
-from tasks._results import MeasuredModel, TailoredRun
+from tasks._results import MeasuredModel, QuantisedScore, TailoredRun
 from tasks._stage import open_store, reference, stage, task
 
 
@@ -25,6 +25,7 @@ def report(
     runs: Sequence[TailoredRun],
     prompts: Mapping[str, ArtifactRef],
     failed: Mapping[str, str],
+    quantised: Sequence[QuantisedScore] = (),
 ) -> State[ArtifactRef]:
     """Write the report.
 
@@ -33,6 +34,9 @@ def report(
     """
     store = open_store(config.store)
     refs = dict(_labelled(dense, importance, runs, prompts))
+    for one in quantised:
+        model = "dense" if one.ratio is None else f"tailored {one.ratio}"
+        refs[f"{model} {one.type} scores {one.benchmark}"] = one.scores
 
     def build(out: Path, progress: Progress) -> None:
         manifests = {label: store.manifest(ref) for label, ref in refs.items()}
@@ -48,6 +52,9 @@ def report(
             ),
             libraries=manifests["dense checkpoint"].libraries,
             failed=failed,
+            quantised=tuple(
+                QuantisedScores(one.ratio, one.type, one.benchmark, store.open(one.scores)) for one in quantised
+            ),
         )
         run.write_report(inputs, out=out)
 

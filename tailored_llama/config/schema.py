@@ -478,7 +478,8 @@ class StoreConfig(Section):
         ("safetensors",),
         min_length=1,
         description="What the export folder receives of every finished model: safetensors, the checkpoint; gguf:q8_0 "
-        "(or another type, see `tailored-llama gguf --help`), a folder such as arc_easy-0.2-q8_0-gguf for llama.cpp.",
+        "(or another type, see `tailored-llama gguf --help`), a folder such as arc_easy-0.2-q8_0-gguf for llama.cpp. "
+        "The dense and the tailored models are scored in these types, too.",
     )
 
     @field_validator("export_formats")

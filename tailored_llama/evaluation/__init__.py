@@ -1,6 +1,7 @@
 """From a model to numbers with intervals: scores, perplexity, costs, recovery and the studies' rows."""
 
 from tailored_llama.evaluation import generation, perplexity, pieces, profiling, scoring
+from tailored_llama.evaluation.bits import WHOLE, BitsRow, bits_rows
 from tailored_llama.evaluation.pieces import PiecesRow, read_pieces
 from tailored_llama.evaluation.profiling import ProfileRow, read_profile, token_flops
 from tailored_llama.evaluation.prompt_study import (
@@ -40,10 +41,11 @@ from tailored_llama.evaluation.transfer import (
 )
 
 __all__ = [
-    "DIFFERENCE", "EVALUATION", "MEAN", "MODELS", "OTHERS", "OWN", "PRUNED", "RESAMPLES", "TAILORED", "Z95", "Array",
-    "Difference", "ModelRow", "PiecesRow", "ProfileRow", "RecoveryRow", "RecoveryTable", "Studied", "SweepBenchmarkRow",
-    "SweepRow", "SweptModel", "TemplateRow", "TransferCell", "TransferRow", "above_floor", "choose", "compare_scores",
-    "field_of", "generation", "measure", "perplexity", "pieces", "profiling", "read_metrics", "read_pieces",
-    "read_profile", "read_recovery", "read_score", "read_study", "read_sweep", "read_transfer", "recovery_rows",
-    "recovery_tables", "scoring", "study_differences", "study_rows", "token_flops", "transfer_rows",
+    "DIFFERENCE", "EVALUATION", "MEAN", "MODELS", "OTHERS", "OWN", "PRUNED", "RESAMPLES", "TAILORED", "WHOLE", "Z95",
+    "Array", "BitsRow", "Difference", "ModelRow", "PiecesRow", "ProfileRow", "RecoveryRow", "RecoveryTable", "Studied",
+    "SweepBenchmarkRow", "SweepRow", "SweptModel", "TemplateRow", "TransferCell", "TransferRow", "above_floor",
+    "bits_rows", "choose", "compare_scores", "field_of", "generation", "measure", "perplexity", "pieces", "profiling",
+    "read_metrics", "read_pieces", "read_profile", "read_recovery", "read_score", "read_study", "read_sweep",
+    "read_transfer", "recovery_rows", "recovery_tables", "scoring", "study_differences", "study_rows", "token_flops",
+    "transfer_rows",
 ]  # fmt: skip

@@ -93,14 +93,17 @@ def mcnemar(one: Answers, other: Answers) -> float:
     return float(min(1.0, 2 * tail / 2**discordant))
 
 
+_ROUNDING = 1e-9  # far below one example's share of an accuracy
+
+
 def ratios(tailored: Array, dense: Array, floor: float = 0.0) -> Array:
     """`chance_corrected` of resampled accuracies, float64 [resamples].
 
     If a resample puts dense at or below the floor, the ratio is unbounded on the side of tailored: ±∞, or NaN if
     tailored is at the floor too. Leaving these out would make an interval too narrow exactly where it is wide.
     """
-    above = dense > floor
-    gained = tailored - floor
+    above = dense - floor > _ROUNDING
+    gained = np.where(np.abs(tailored - floor) > _ROUNDING, tailored - floor, 0.0)
     unbounded = np.where(gained == 0, np.nan, np.copysign(np.inf, gained))
     return np.asarray(np.where(above, gained / np.where(above, dense - floor, 1.0), unbounded))
 

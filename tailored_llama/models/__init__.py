@@ -2,6 +2,7 @@
 
 from tailored_llama.models import adapters, convert, modeling_tailored_llama
 from tailored_llama.models.adapters import add_adapter, merge_adapter, save_adapter
+from tailored_llama.models.attention import Header
 from tailored_llama.models.cards import (
     CARD,
     Base,
@@ -35,12 +36,11 @@ from tailored_llama.models.checkpoints import (
 from tailored_llama.models.convert import fetch_model, find_model, prepare_dense, source_architecture
 from tailored_llama.models.devices import check_solver, device_slot, pick_device, solver_bytes
 from tailored_llama.models.id_table import IdTable, check_teacher, read_id_table
-from tailored_llama.models.load import check_adapter, head_logits, load_model, load_tokenizer
+from tailored_llama.models.load import check_adapter, head_logits, load_model, load_tokenizer, stored_dtype
 from tailored_llama.models.modeling_tailored_llama import LAYERED
 from tailored_llama.models.packing import (
     HEAD_POSITIONS,
     Document,
-    Header,
     batches,
     encode_header,
     halved,
@@ -70,6 +70,7 @@ __all__ = [
     "merge_adapter", "modeling_tailored_llama", "open_model", "packed_attention", "packed_logprobs", "packed_states",
     "pick_device", "pre_tokenizer_name", "prepare_dense", "pruned_card", "read_config", "read_id_table",
     "read_structure", "read_tensor", "read_tokens", "renumber_generation", "renumbered", "run_packed", "save_adapter",
-    "solver_bytes", "source_architecture", "streams", "target_logprobs", "tensor_shapes", "token_budget",
-    "trim_tokenizer", "weight_bytes", "weight_files", "what_was_removed", "within_memory", "write_card", "write_shards",
+    "solver_bytes", "source_architecture", "stored_dtype", "streams", "target_logprobs", "tensor_shapes",
+    "token_budget", "trim_tokenizer", "weight_bytes", "weight_files", "what_was_removed", "within_memory", "write_card",
+    "write_shards",
 ]  # fmt: skip

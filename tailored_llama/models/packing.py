@@ -3,7 +3,7 @@
 A document is a prefix and branches that continue it, such as a context and its choices; the prefix is encoded once.
 A header, such as the solved examples of a few-shot benchmark, is encoded once for all documents. Documents are not
 padded, so a forward pass costs only its distinct tokens. The model is an unchanged transformers model, with or without
-a PEFT adapter: an attention function registered with transformers reads the blocks of the row.
+a PEFT adapter: an attention function registered with transformers (`attention.py`) reads the blocks of the row.
 """
 
 from __future__ import annotations
@@ -11,22 +11,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import repeat_kv
 
-from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
+from tailored_llama.models.attention import ATTENTION, Block, Header, Row
 from tailored_llama.models.load import head_logits
 
 Result = TypeVar("Result")
 
-_ATTENTION = "tailored_packed"
 # For bfloat16 on a CPU, oneDNN compiles a kernel for every pair of row length and matrix shape. A per-layer model has
 # many shapes; rows of few lengths find their kernels compiled.
 _ROW_MULTIPLE = 128
@@ -48,46 +44,6 @@ class Document:
         if position < len(self.prefix):
             return position
         return position + sum(map(len, self.branches[:branch]))
-
-
-@dataclass(frozen=True)
-class Header:
-    """Tokens before every document of a row: their number, and each layer's keys and values.
-
-    `keys` and `values`: layer index → [1, query heads, length, head_dim].
-    """
-
-    length: int = 0
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Block:
-    """One document's part of the row.
-
-    `position_ids`: of its tokens in their own sequences, header included [length]; `mask`: added to attention scores
-    [1, 1, length, header + length], None for plain causal; `windowed`: the mask of a sliding window, by window width.
-    """
-
-    start: int
-    stop: int
-    position_ids: Tensor
-    mask: Tensor | None
-    windowed: dict[int, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """What the attention function needs to know about a row. It stores keys and values in `into`, a longer header.
-
-    Tokens after the last block are padding.
-    """
-
-    blocks: Sequence[_Block]
-    header: Header
-    longest: int  # length of the longest sequence: header, prefix and one branch
-    into: Header | None = None
 
 
 def token_budget(batch_tokens: int | None, model: Any) -> int:
@@ -156,7 +112,7 @@ def within_memory(
 def packed_attention(model: Any) -> Iterator[None]:
     """Let a transformers model (or the base of a PEFT model) read packed rows inside the `with` block."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(_ATTENTION)
+    model.set_attn_implementation(ATTENTION)
     try:
         yield
     finally:
@@ -196,7 +152,7 @@ def embedded_header(model: Any, embeddings: Tensor) -> Header:
         inputs_embeds=embeddings.to(model.dtype),  # PEFT keeps them in float32
         position_ids=position_ids[None],
         use_cache=False,
-        packed_row=_Row([_Block(0, length, position_ids, None)], Header(), length, header),
+        packed_row=Row([Block(0, length)], Header(), position_ids, torch.zeros_like(position_ids), length, header),
     )
     return header
 
@@ -283,112 +239,32 @@ def packed_inputs(
 ) -> dict[str, Any]:
     """What the decoder of a model inside `packed_attention` is called with; see `packed_states`."""
     header = header or Header()
-    device = model.device
     ids: list[int] = []
-    starts: list[int] = []
+    blocks: list[Block] = []
     in_sequence: list[int] = []  # the position of each token in its own sequence
+    parts: list[int] = []
     for document in documents:
-        starts.append(len(ids))
         length = header.length + len(document.prefix)
+        branches = [branch for branch in document.branches if branch]
+        blocks.append(Block(len(ids), len(ids) + len(document), causal=len(branches) < 2))
         ids += document.prefix
         in_sequence += range(header.length, length)
-        for branch in document.branches:
+        parts += [0] * len(document.prefix)
+        for number, branch in enumerate(branches, start=1):
             ids += branch
             in_sequence += range(length, length + len(branch))
+            parts += [number] * len(branch)
     padding = [0] * _padding(len(ids), model)
-    position_ids = torch.tensor(in_sequence + padding, device=device)
-    blocks = [
-        _Block(
-            start,
-            start + len(document),
-            position_ids[start : start + len(document)],
-            _mask(document, header.length, model),
-        )
-        for start, document in zip(starts, documents, strict=True)
-    ]
+    input_ids, positions, numbers = (
+        torch.tensor(values + padding, device=model.device) for values in (ids, in_sequence, parts)
+    )
     return {
-        "input_ids": torch.tensor([ids + padding], device=device),
-        "position_ids": position_ids[None],
-        "packed_row": _Row(blocks, header, max(in_sequence) + 1, into),
+        "input_ids": input_ids[None],
+        "position_ids": positions[None],
+        "packed_row": Row(blocks, header, positions, numbers, max(in_sequence) + 1, into),
     }
 
 
 def _padding(length: int, model: Any) -> int:
     """Tokens to add to a packed row; see `_ROW_MULTIPLE`."""
     return -length % _ROW_MULTIPLE if model.device.type == "cpu" and model.dtype == torch.bfloat16 else 0
-
-
-def _mask(document: Document, header: int, model: Any) -> Tensor | None:
-    """Additive mask: 0 for the header and the sequence up to a token, −∞ for later tokens and other branches."""
-    lengths = [len(document.prefix), *filter(None, map(len, document.branches))]
-    if header == 0 and len(lengths) < 3:  # one branch or none: plain causal attention, which is faster
-        return None
-    part = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    visible = torch.ones(len(part), header + len(part), dtype=torch.bool).tril(header)
-    visible[:, header:] &= (part[:, None] == part[None]) | (part[None] == 0)
-    return torch.zeros(visible.shape, dtype=model.dtype).masked_fill_(~visible, -torch.inf)[None, None].to(model.device)
-
-
-def _causal(length: int, like: Tensor) -> Tensor:
-    """The mask of plain causal attention, for when an explicit one is needed."""
-    return torch.full((1, 1, length, length), -torch.inf, dtype=like.dtype, device=like.device).triu(1)
-
-
-def _within_window(block: _Block, header: int, window: int, like: Tensor) -> Tensor:
-    """A block's mask that also hides tokens `window` or more back; built by the first layer that needs it."""
-    if window not in block.windowed:
-        queries = block.position_ids
-        keys = torch.cat([torch.arange(header, device=queries.device), queries])
-        mask = _causal(len(keys), like) if block.mask is None else block.mask
-        block.windowed[window] = mask.masked_fill(queries[:, None] - keys[None] >= window, -torch.inf)
-    return block.windowed[window]
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float, softcap: float | None
-) -> Tensor:
-    """SDPA, or explicit attention when scores are soft-capped (arXiv 2408.00118), which SDPA does not support."""
-    if softcap is None:
-        return scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None, scale=scale)
-    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
-    scores = scores + (_causal(scores.shape[2], scores) if mask is None else mask)
-    return torch.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, dropout > 0) @ value
-
-
-def _packed_attention_forward(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    packed_row: _Row,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention of one document at a time: [1, heads, row, head_dim] → [1, row, heads, head_dim]."""
-    if unsupported := sorted(name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None):
-        raise InputError(f"model: its attention has {unsupported[0]}; allowed: softmax attention, soft-capped or not")
-    header, layer = packed_row.header, module.layer_idx
-    groups = query.shape[1] // key.shape[1]
-    key, value = (repeat_kv(states, groups) for states in (key, value))
-    output = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
-    scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    for block in packed_row.blocks:
-        rows = slice(block.start, block.stop)
-        keys, values, mask = key[:, :, rows], value[:, :, rows], block.mask
-        if header.length:
-            keys = torch.cat([header.keys[layer].to(keys.dtype), keys], dim=2)
-            values = torch.cat([header.values[layer].to(values.dtype), values], dim=2)
-        if sliding_window is not None and packed_row.longest > sliding_window:
-            mask = _within_window(block, header.length, sliding_window, query)
-        attended = _attend(query[:, :, rows], keys, values, mask, dropout, scale, softcap)
-        output[:, rows] = attended.transpose(1, 2)
-    if packed_row.into is not None:  # the pass that encodes a header has one block
-        packed_row.into.keys[layer], packed_row.into.values[layer] = keys, values
-    return output, None
-
-
-AttentionInterface.register(_ATTENTION, _packed_attention_forward)

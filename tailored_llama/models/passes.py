@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from tailored_llama.memory import out_of_memory
+from tailored_llama.models.attention import Header
 from tailored_llama.models.packing import (
     Document,
-    Header,
     batches,
     distinct,
     encode_header,

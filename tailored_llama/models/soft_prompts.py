@@ -8,7 +8,8 @@ import torch
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from tailored_llama.errors import InputError
-from tailored_llama.models.packing import Header, embedded_header
+from tailored_llama.models.attention import Header
+from tailored_llama.models.packing import embedded_header
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -1,7 +1,7 @@
 """From numbers to pages: reports, model cards and the tables of a terminal."""
 
 from tailored_llama.reports import prompt_study, run, sweep, transfer
-from tailored_llama.reports.inputs import Cost, ModelResults, ReportInputs, RunResults
+from tailored_llama.reports.inputs import Cost, ModelResults, QuantisedScores, ReportInputs, RunResults
 from tailored_llama.reports.model_card import tailored_card
 from tailored_llama.reports.profile import profile_table
 from tailored_llama.reports.prompt_study import study_settings, study_table
@@ -11,7 +11,7 @@ from tailored_llama.reports.terminal import recovery_table
 from tailored_llama.reports.transfer import transfer_table
 
 __all__ = [
-    "Cost", "ModelResults", "ReportInputs", "RunResults", "profile_table", "prompt_study", "recovery_table", "run",
-    "study_settings", "study_table", "sweep", "sweep_table", "tailored_card", "transfer", "transfer_table",
-    "write_report",
+    "Cost", "ModelResults", "QuantisedScores", "ReportInputs", "RunResults", "profile_table", "prompt_study",
+    "recovery_table", "run", "study_settings", "study_table", "sweep", "sweep_table", "tailored_card", "transfer",
+    "transfer_table", "write_report",
 ]  # fmt: skip

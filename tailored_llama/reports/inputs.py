@@ -73,10 +73,21 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class QuantisedScores:
+    """Scores on a benchmark with the weights of a GGUF type: the folder that `score_quantised` wrote."""
+
+    ratio: float | None  # None: of the dense model
+    type: str
+    benchmark: str
+    scores: Path
+
+
+@dataclass(frozen=True)
 class ReportInputs:
     """All inputs of a report; `importance` has `importance.parquet`, each of `prompts` has `samples.txt`.
 
-    `failed` are the errors of the stages that an incomplete report lacks, by name.
+    `quantised` is there if finished models are exported as GGUF files. `failed` are the errors of the stages that an
+    incomplete report lacks, by name.
     """
 
     model: str
@@ -88,6 +99,7 @@ class ReportInputs:
     costs: tuple[Cost, ...] = ()
     libraries: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+    quantised: tuple[QuantisedScores, ...] = ()
 
 
 def scored_runs(inputs: ReportInputs) -> list[tuple[RunResults, RecoveryTable]]:

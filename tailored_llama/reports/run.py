@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tailored_llama.config import DENSE
-from tailored_llama.evaluation import MEAN, MODELS, RESAMPLES, TAILORED, ModelRow, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import MEAN, MODELS, RESAMPLES, TAILORED, BitsRow, ModelRow, RecoveryRow, RecoveryTable
+from tailored_llama.reports.bits import bits_picture, bits_sentences, fewer_bits
 from tailored_llama.reports.figures import Picture
 from tailored_llama.reports.inputs import ReportInputs, RunResults, scored_runs
 from tailored_llama.reports.parts import (
@@ -44,8 +45,9 @@ Runs = Sequence[tuple[RunResults, RecoveryTable]]
 def write_report(inputs: ReportInputs, *, out: Path) -> None:
     """Stage: write the tables, `report.html`, and Markdown pages with PNG files into an existing folder.
 
-    The tables are `recovery.parquet` (`RecoveryRow`; every ratio repeats the dense model's rows) and
-    `models.parquet` (`ModelRow`). `report.md` has the table and the accuracies, `plots.md` the other pictures.
+    The tables are `recovery.parquet` (`RecoveryRow`; every ratio repeats the dense model's rows), `models.parquet`
+    (`ModelRow`) and, if types of fewer bits were scored, `bits.parquet` (`BitsRow`). `report.md` has the table and the
+    accuracies, `plots.md` the other pictures.
 
     Raises:
         InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
@@ -54,10 +56,13 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
     sizes = {(row.ratio, row.model): row for _, table in runs for row in table.models.values()}
     write_rows(out / "recovery.parquet", [row for _, table in runs for row in table.rows], RecoveryRow)
     write_rows(out / "models.parquet", list(sizes.values()), ModelRow)
-    pictures = report_pictures(inputs, runs)
-    (out / "report.html").write_text(_page(inputs, runs, pictures), encoding="utf-8")
+    pictures, bits = report_pictures(inputs, runs), fewer_bits(inputs)
+    if bits:
+        write_rows(out / "bits.parquet", bits, BitsRow)
+        pictures["bits"] = bits_picture(bits)
+    (out / "report.html").write_text(_page(inputs, runs, pictures, bits), encoding="utf-8")
     (out / "report.md").write_text(_markdown(inputs, [table for _, table in runs], pictures), encoding="utf-8")
-    (out / "plots.md").write_text(plots_page(inputs, pictures), encoding="utf-8")
+    (out / "plots.md").write_text(plots_page(inputs, pictures, " ".join(bits_sentences(bits))), encoding="utf-8")
     for name, picture in pictures.items():
         picture.save_png(out / f"{name}.png")
 
@@ -102,7 +107,7 @@ def _markdown_table(name: str, lines: Sequence[tuple[str, RecoveryTable, str]]) 
     return [*text, ""]
 
 
-def _page(inputs: ReportInputs, runs: Runs, pictures: Mapping[str, Picture]) -> str:
+def _page(inputs: ReportInputs, runs: Runs, pictures: Mapping[str, Picture], bits: Sequence[BitsRow]) -> str:
     return page_template("run.html.j2").render(
         title=title(inputs),
         gained_by=gained_by(inputs.config),
@@ -125,6 +130,9 @@ def _page(inputs: ReportInputs, runs: Runs, pictures: Mapping[str, Picture]) -> 
         dense=runs[0][1].size(DENSE),
         notes=benchmark_notes([table for _, table in runs]),
         importance=pictures.get("importance"),
+        bits=bits,
+        bits_picture=pictures.get("bits"),
+        bits_sentences=bits_sentences(bits),
         prompts={name: first_sample(folder / "samples.txt") for name, folder in inputs.prompts.items()},
         settings=settings_of(inputs.config) if inputs.config else {},
         resamples=RESAMPLES,

@@ -198,10 +198,14 @@ def report_pictures(inputs: ReportInputs, runs: Sequence[tuple[RunResults, Recov
     return pictures
 
 
-def plots_page(inputs: ReportInputs, pictures: Mapping[str, Picture]) -> str:
-    """Markdown with all pictures except the accuracies, which stand beside their table; empty if there are none."""
+def plots_page(inputs: ReportInputs, pictures: Mapping[str, Picture], bits: str = "") -> str:
+    """Markdown with all pictures except the accuracies, which stand beside their table; empty if there are none.
+
+    `bits` is the caption of the picture of fewer bits.
+    """
     criterion = f", criterion `{inputs.config.pruning.criterion}`" if inputs.config else ""
     sections = {
+        "bits": ("Fewer bits", bits),
         "widths": ("What pruning kept", "The share of each layer's groups that pruning kept."),
         "importance": (
             "What was important",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tailored_llama.config import DENSE, RunConfig
-from tailored_llama.evaluation import MODELS, PRUNED, TAILORED, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import MODELS, PRUNED, TAILORED, BitsRow, RecoveryRow, RecoveryTable
 from tailored_llama.reports.inputs import ReportInputs
 from tailored_llama.reports.parts import NO_DIFFERENCE, number, percent, span, speedup
 
@@ -28,7 +28,7 @@ def missing_notes(inputs: ReportInputs) -> list[str]:
     return [f"Incomplete: {name} failed: {error}" for name, error in inputs.failed.items()]
 
 
-def plus_minus(row: RecoveryRow | None) -> str:
+def plus_minus(row: RecoveryRow | BitsRow | None) -> str:
     """An accuracy ± its standard error."""
     return "–" if row is None or row.accuracy is None else f"{number(row.accuracy)} ± {number(row.stderr)}"
 

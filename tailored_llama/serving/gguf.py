@@ -247,12 +247,17 @@ def _rope_factors(config: Any, layout: Layout) -> Iterator[tuple[str, tuple[int,
 
 def _tensors(checkpoint: Path, layout: Layout) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Array]]]:
     """GGUF name, shape and float32 values (read when called) of every tensor of a checkpoint."""
+    for file, name, shape in written_tensors(checkpoint):
+        yield layout.tensor_name(name), padded_shape(name, shape, layout), partial(_read, file, name, layout)
+
+
+def written_tensors(checkpoint: Path) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
+    """File, name and shape of every tensor of a checkpoint that a GGUF file gets: all but a tied head."""
     tied = read_config(checkpoint).get("tie_word_embeddings", False)
     for file in weight_files(checkpoint):
         for name, shape in tensor_shapes(file).items():
-            if name.endswith("inv_freq") or (name == "lm_head.weight" and tied):
-                continue
-            yield layout.tensor_name(name), padded_shape(name, tuple(shape), layout), partial(_read, file, name, layout)
+            if not name.endswith("inv_freq") and not (name == "lm_head.weight" and tied):
+                yield file, name, tuple(shape)
 
 
 def layer_of(name: str) -> int | None:

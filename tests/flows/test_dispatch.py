@@ -24,6 +24,7 @@ from flows.stage import stage
 from flows.sweep import sweep
 from flows.tailor import tailor
 from flows.transfer import transfer
+from helpers import add_merge, save_tiny_llama
 from services import ROOT
 from tailored_llama.config import DENSE, GENERIC, UNTUNED_MODEL, RunConfig, SweepConfig, validate_config
 from tailored_llama.evaluation import read_recovery, read_sweep, read_transfer
@@ -72,7 +73,9 @@ def built(run: dict[str, Any]) -> dict[Path, float]:
     return {path.parent: path.stat().st_mtime for path in Path(run["store"]["root"]).glob("*/*/manifest.json")}
 
 
-def test_workers_make_what_the_flow_itself_makes(two: dict[str, Any], workers: Workers) -> None:
+def test_workers_make_what_the_flow_itself_makes(two: dict[str, Any], workers: Workers, tmp_path: Path) -> None:
+    two["model"] = {"source": str(add_merge(save_tiny_llama(tmp_path / "model")))}
+    two["store"] |= {"export": str(tmp_path / "exported"), "export_formats": ["gguf:f32"]}
     two["healing"], two["distillation"] = {"tokens": 128}, {"weight": 1.0, "top": 8}
     two["profile"] = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
     two["pruning"] |= {"steps": 2}
@@ -80,6 +83,7 @@ def test_workers_make_what_the_flow_itself_makes(two: dict[str, Any], workers: W
     report = tailor(validate_config(two | DISPATCH))
     assert len(names) == len(set(names)) + 1  # importance is scored before each of the two steps, so is nothing else
     on_device = {"importance", "pruned", "teacher", "healed", "adapter", "perplexity", "profile", "scores"}
+    on_device |= {"quantised-scores"}
     before = built(two)
     assert len(names) == sum(path.parent.name in on_device for path in before)
     assert tailor(validate_config(two)) == report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -19,10 +20,12 @@ from flows.tailor import tailor
 from helpers import add_merge, as_toml, save_tiny_llama
 from llama_cpp import llama_cpp
 from tailored_llama.config import validate_config
-from tailored_llama.evaluation import read_recovery
+from tailored_llama.evaluation import BitsRow, read_recovery
 from tailored_llama.models import load_model, load_tokenizer, read_config, read_structure
 from tailored_llama.reports.parts import percent, span
 from tailored_llama.reports.text import plus_minus
+from tailored_llama.serving import quantised
+from tailored_llama.store import read_rows
 from tasks._stage import open_store
 
 ALONE = """
@@ -186,6 +189,34 @@ def test_a_gguf_file_is_exported_beside_the_checkpoint(
     assert main(["tailor", str(path)]) == 0
     assert file.stat().st_mtime == written  # found, not built again
     assert (models / "colours-0.2-q8_0-gguf" / "colours-0.2-q8_0.gguf").is_file()
+
+    report = Path(capsys.readouterr().out.split("report: ")[-1].splitlines()[0]).parent
+    rows = {(row.model, row.type): row for row in read_rows(report / "bits.parquet", BitsRow)}
+    assert rows.keys() == {(model, kind) for model in ("dense", "tailored") for kind in ("bfloat16", "f32", "q8_0")}
+    assert rows["tailored", "f32"].bytes == pytest.approx(file.stat().st_size, abs=500)  # its metadata has more
+    assert rows["tailored", "f32"].bytes < rows["dense", "f32"].bytes
+    for model in ("dense", "tailored"):
+        assert rows[model, "f32"].accuracy == rows[model, "bfloat16"].accuracy
+    assert "<h2>Fewer bits</h2>" in (report / "report.html").read_text()
+
+
+def test_a_type_that_cannot_be_scored_does_not_cost_the_report(
+    exporting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_merge(Path(exporting["model"]["source"]))
+    exporting["store"]["export_formats"] = ["gguf:f32", "gguf:q8_0"]
+    whole = quantised.score_quantised
+
+    def fail(*folders: Any, gguf_type: str, **named: Any) -> Any:
+        if gguf_type == "q8_0":
+            raise OSError(errno.EINVAL, "no room for the file")
+        return whole(*folders, gguf_type=gguf_type, **named)
+
+    monkeypatch.setattr(quantised, "score_quantised", fail)
+    config = validate_config(exporting)
+    report = open_store(config.store).open(tailor(config))
+    assert {row.type for row in read_rows(report / "bits.parquet", BitsRow)} == {"bfloat16", "f32"}
+    assert len(list(Path(exporting["store"]["export"]).glob("*-gguf"))) == 2
 
 
 @pytest.mark.parametrize(

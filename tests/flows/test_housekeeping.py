@@ -33,3 +33,14 @@ def test_what_no_kept_report_used_goes_and_the_rest_stays(tmp_path: Path) -> Non
     housekeeping(str(tmp_path), older_than_days=30, keep_reports=1)
     gone = {name for name, ref in refs.items() if not store.folder(ref.stage, ref.key).exists()}
     assert gone == {"old report", "unused"}
+
+
+def test_claims_of_dead_runs_go_and_those_of_live_ones_stay(tmp_path: Path) -> None:
+    claims = tmp_path / "shared" / ".claims"
+    claims.mkdir(parents=True)
+    names = {"dead": f"{'a' * 64}.1", "alive": f"{'b' * 64}.2"}
+    for name in names.values():
+        (claims / name).write_text("{}")
+    os.utime(claims / names["dead"], (time.time() - DAY,) * 2)
+    housekeeping(f"file://{tmp_path / 'shared'}")
+    assert [path.name for path in claims.iterdir()] == [names["alive"]]

@@ -1,13 +1,14 @@
-"""Seconds to score real documents: this library, lm-evaluation-harness, and one plain forward pass.
+"""Seconds and tokens/s to score real documents: this library, lm-evaluation-harness, and one plain forward pass.
 
-    python tests/performance/scoring.py CHECKPOINT --out FOLDER
+    python tests/performance/scoring.py CHECKPOINT --out FOLDER [--device cuda]
 
 Evenly spaced documents of each of the seven benchmarks are scored, by each protocol, with lm-eval's HFLM (batch 16,
 from its own stock task's requests to log-likelihoods), then with this library (from the same texts). Then the floor is
 timed: one forward pass of the unchanged model over as many tokens as are distinct (those of a shared header in a pass
 of their own, then from the model's own cache), without padding, in batches of equal rows of the documents' mean length,
 at the faster of two batch sizes, the head applied to as many positions as are scored, no probabilities taken. All in
-one process.
+one process. Tokens/s count every choice with its whole context, for both. Peaks are the process's memory, or what torch
+allocated on the GPU.
 
 Protocols: zero-shot; 5-shot with one header for the whole benchmark (lm-eval's sampler `first_n`); 5-shot with other
 examples for each document (its default sampler). Prints a table and writes FOLDER/scoring.parquet.
@@ -33,10 +34,10 @@ from tailored_llama.data import Encoded, Prompt, encode_prompt, shared_header
 from tailored_llama.data.builtin import SEVEN
 from tailored_llama.evaluation.scoring import loglikelihoods
 from tailored_llama.memory import peak_memory, reset_peak_memory
-from tailored_llama.models import load_model, load_tokenizer
+from tailored_llama.models import load_model, load_tokenizer, pick_device, token_budget
 
 PROTOCOLS = {"zero-shot": (0, True), "5-shot, one header": (5, True), "5-shot, lm-eval's default": (5, False)}
-FLOOR_TOKENS = (512, 1024)  # the fastest of 256 to 4,096 on a CPU
+FLOOR_TOKENS = {"cpu": (512, 1024), "cuda": (4096, 16_384)}  # on a CPU the fastest of 256 to 4,096
 FLOOR_HEAD = 256  # positions of the head at a time, the fastest of 32 to 1,024 on a CPU
 
 Requests = list[list[tuple[str, str]]]  # for each document: a context and a continuation per choice
@@ -51,12 +52,24 @@ def documents(name: str, shots: int, first_n: bool, count: int) -> Requests:
     return [harness.requests(task, found[i * kept // count], shots) for i in range(count)]
 
 
-def timed(function: Callable[[], Any]) -> tuple[Any, float, int]:
-    """What a function returns, its seconds, and the process's peak memory while it ran."""
-    reset_peak_memory()
-    start = time.perf_counter()
+def finished(device: torch.device) -> float:
+    """The time at which a device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def timed(function: Callable[[], Any], device: torch.device) -> tuple[Any, float, int]:
+    """What a function returns, its seconds, and the peak memory of the process (or the GPU) while it ran."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        reset_peak_memory()
+    start = finished(device)
     result = function()
-    return result, time.perf_counter() - start, peak_memory()
+    seconds = finished(device) - start
+    return result, seconds, torch.cuda.max_memory_allocated(device) if on_gpu else peak_memory()
 
 
 def harness_scores(lm: HFLM, asked: Requests) -> list[list[float]]:
@@ -81,48 +94,51 @@ def floor_seconds(model: Any, tokens: int, length: int, header: int, scored: int
 
     Where there is a header, its pass is counted, and the rows follow its keys and values in a cache.
     """
-    rows = math.ceil(tokens / length)
-    ids = torch.randint(1000, (rows, length))
+    device, rows = model.device, math.ceil(tokens / length)
+    ids = torch.randint(1000, (rows, length), device=device)
     best, cache, header_seconds = math.inf, None, 0.0
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     with torch.inference_mode():
         if header:
-            start = time.perf_counter()
-            cache = decoder(torch.randint(1000, (1, header)), use_cache=True).past_key_values
-            header_seconds = time.perf_counter() - start
-        for batch in sorted({min(rows, max(1, n // length)) for n in FLOOR_TOKENS}):
+            start = finished(device)
+            cache = decoder(torch.randint(1000, (1, header), device=device), use_cache=True).past_key_values
+            header_seconds = finished(device) - start
+        for batch in sorted({min(rows, max(1, n // length)) for n in FLOOR_TOKENS[device.type]}):
             seconds = 0.0
             states = []
             for part in ids.split(batch):
                 seen = copy.deepcopy(cache)
                 if seen is not None:
                     seen.batch_repeat_interleave(len(part))
-                start = time.perf_counter()
+                start = finished(device)
                 states.append(decoder(part, past_key_values=seen, use_cache=seen is not None).last_hidden_state)
-                seconds += time.perf_counter() - start
+                seconds += finished(device) - start
             flat = torch.cat([part.flatten(0, 1) for part in states])[:scored]
-            start = time.perf_counter()
+            start = finished(device)
             for part in flat.split(FLOOR_HEAD):
                 head(part)
-            best = min(best, seconds + time.perf_counter() - start)
+            best = min(best, seconds + finished(device) - start)
     return header_seconds + best * tokens / (rows * length)
 
 
 def measure(model: Any, tokenizer: Any, lm: HFLM, asked: Requests, budget: int) -> dict[str, Any]:
     """The same documents by lm-eval, by this library, and the floor of their distinct tokens."""
-    theirs, their_seconds, their_peak = timed(lambda: harness_scores(lm, asked))
-    (encoded, ours), our_seconds, our_peak = timed(lambda: our_scores(model, tokenizer, asked, budget))
+    theirs, their_seconds, their_peak = timed(lambda: harness_scores(lm, asked), model.device)
+    (encoded, ours), our_seconds, our_peak = timed(lambda: our_scores(model, tokenizer, asked, budget), model.device)
     header = len(shared_header(encoded))
     own = sum(len(item.document) - header for item in encoded)
     scored = sum(len({p for choice in item.positions for p in choice}) for item in encoded)
+    tokens = sum(len(item.document.prefix) + len(b) for item in encoded for b in item.document.branches)
     return {
         "documents": len(asked),
-        "tokens": sum(len(item.document.prefix) + len(b) for item in encoded for b in item.document.branches),
+        "tokens": tokens,
         "unique_tokens": header + own,
         "scored_positions": scored,
         "harness_seconds": their_seconds,
         "our_seconds": our_seconds,
         "floor_seconds": floor_seconds(model, own, round(own / len(encoded)), header, scored),
+        "harness_tokens_per_second": tokens / their_seconds,
+        "our_tokens_per_second": tokens / our_seconds,
         "harness_peak": their_peak,
         "our_peak": our_peak,
         "difference": max(
@@ -137,19 +153,24 @@ def main(
     benchmark: Annotated[list[str], typer.Option(help="Repeatable; absent: all seven.")] = list(SEVEN),  # noqa: B006
     protocol: Annotated[list[str], typer.Option(help="Repeatable; absent: all.")] = list(PROTOCOLS),  # noqa: B006
     count: Annotated[int, typer.Option("--documents", help="Documents of each benchmark.")] = 12,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens in a pass of this library.")] = 1024,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the model has its checkpoint's type.")] = "cpu",
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens in a pass of this library; absent: as execution.batch_tokens.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows in a pass of lm-eval.")] = 16,
     threads: Annotated[int, typer.Option(help="Threads of torch, for all three.")] = 1,
 ) -> None:
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
+    model, tokenizer = load_model(checkpoint, device=pick_device(device)), load_tokenizer(checkpoint)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    budget = token_budget(batch_tokens, model)
     rows = []
     for kind in protocol:
         for name in benchmark:
             asked = documents(name, *PROTOCOLS[kind], count)
-            measure(model, tokenizer, lm, asked[:2], batch_tokens)  # warm up
-            found = measure(model, tokenizer, lm, asked, batch_tokens)
+            measure(model, tokenizer, lm, asked[:2], budget)  # warm up
+            found = measure(model, tokenizer, lm, asked, budget)
             found["ratio"] = found["harness_seconds"] / found["our_seconds"]
             found["floor_ratio"] = found["floor_seconds"] / found["our_seconds"]
             rows.append({"protocol": kind, "benchmark": name} | found)
@@ -157,8 +178,10 @@ def main(
             print(" ".join(f"{key}={value}" for key, value in shown.items()), flush=True)
     table = pd.DataFrame(rows)
     table.to_parquet(out / "scoring.parquet")
+    where = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else f"{threads} thread(s)"
+    dtype = str(model.dtype).removeprefix("torch.")
     for kind, part in table.groupby("protocol", sort=False):
-        print(f"\n{kind}, {threads} thread(s), float32\n{part.drop(columns='protocol').to_string(index=False)}")
+        print(f"\n{kind}, {where}, {dtype}\n{part.drop(columns='protocol').to_string(index=False)}")
         means = {name: math.exp(part[name].map(math.log).mean()) for name in ("ratio", "floor_ratio")}
         print(f"geometric mean: {means['ratio']:.2f} times lm-eval, {means['floor_ratio']:.3f} of the floor")
 

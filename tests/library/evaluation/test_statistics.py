@@ -117,6 +117,9 @@ def test_a_resample_at_the_floor_leaves_the_interval_open() -> None:
     assert found[1] == -math.inf
     assert math.isnan(found[2])
     assert found[3] == math.inf
+    rounded = ratios(np.array([0.4, 0.1 + 0.2]), np.array([0.1 + 0.2, 0.1 + 0.2]), floor=0.3)  # 0.1 + 0.2 > 0.3
+    assert rounded[0] == math.inf
+    assert math.isnan(rounded[1])
 
 
 def test_other_examples_are_refused() -> None:

@@ -17,6 +17,7 @@ from tailored_llama.config import validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import (
     MEAN,
+    BitsRow,
     ModelRow,
     ProfileRow,
     RecoveryRow,
@@ -27,9 +28,17 @@ from tailored_llama.evaluation import (
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA
 from tailored_llama.pruning import IMPORTANCE_SCHEMA
 from tailored_llama.pruning.plan import PLAN_SCHEMA
-from tailored_llama.reports import Cost, ModelResults, ReportInputs, RunResults, recovery_table, write_report
+from tailored_llama.reports import (
+    Cost,
+    ModelResults,
+    QuantisedScores,
+    ReportInputs,
+    RunResults,
+    recovery_table,
+    write_report,
+)
 from tailored_llama.reports.inputs import scored_runs
-from tailored_llama.store import write_table
+from tailored_llama.store import read_rows, write_table
 from tailored_llama.store.tables import schema_of
 from tailored_llama.training import LOG_SCHEMA
 
@@ -370,6 +379,64 @@ def test_a_speed_that_its_own_pairs_contradict_is_no_figure(tmp_path: Path) -> N
     table = Console(width=80, record=True)
     table.print(recovery_table(tmp_path / "out"))
     assert "speed ×1.25 reading, no difference measured writing" in " ".join(table.export_text().split())
+
+
+def in_q8_0(root: Path, ratio: float | None, easy: int, boolq: int, size: int) -> tuple[QuantisedScores, ...]:
+    """Scores with the weights of a file of so many bytes."""
+    scores = []
+    for name, right, floor, metric in (("arc_easy", easy, 0.25, "acc_norm"), ("boolq", boolq, 0.62, "acc")):
+        folder = scored(root / f"q8_0 {ratio}" / name, hits(right), floor, metric)
+        found = json.loads((folder / "metrics.json").read_text()) | {"type": "q8_0", "bytes": size}
+        (folder / "metrics.json").write_text(json.dumps(found))
+        scores.append(QuantisedScores(ratio, "q8_0", name, folder))
+    return tuple(scores)
+
+
+def test_pruning_stands_beside_quantisation(tmp_path: Path) -> None:
+    quantised = in_q8_0(tmp_path, None, 48, 62, 106_000) + in_q8_0(tmp_path, 0.2, 35, 62, 85_000)
+    page = written(dataclasses.replace(inputs(tmp_path), quantised=quantised), tmp_path / "out")
+    rows = {(row.model, row.type): row for row in read_rows(tmp_path / "out" / "bits.parquet", BitsRow)}
+    whole = {"dense": (None, 200_000, 1.0, 0.46), "tailored": (0.2, 160_000, 0.8, 0.515)}
+    files = {"dense": (None, 106_000, 0.53, 0.55), "tailored": (0.2, 85_000, 0.425, 0.485)}
+    for kind, expected in (("bfloat16", whole), ("q8_0", files)):
+        for model, values in expected.items():
+            row = rows[model, kind]
+            assert (row.ratio, row.bytes, row.of_dense, row.accuracy) == pytest.approx(values), (model, kind)
+    dense, tailored = rows["dense", "q8_0"], rows["tailored", "q8_0"]
+    assert (dense.chance_corrected, tailored.chance_corrected) == (pytest.approx(0.92), pytest.approx(0.4))
+    assert tailored.cc_low is not None
+    assert tailored.cc_high is not None
+    assert tailored.cc_low < 0.4 < tailored.cc_high
+    text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    saved = "ratio 0.2 alone leaves 80 %, q8_0 alone 53 %, and both together 42 %."
+    assert saved in text
+    assert (
+        "The dense model in q8_0 is smaller than the tailored one in bfloat16, and scores 0.550 ± 0.035 against "
+        "0.515 ± 0.035. For size alone, quantise first."
+    ) in text
+    assert "docs/serving.md" in text
+    assert page.count("<svg") == 2
+    plots = (tmp_path / "out" / "plots.md").read_text()
+    assert saved in plots.replace(NBSP, " ")
+    assert "(bits.png)" in plots
+    assert len((tmp_path / "out" / "bits.png").read_bytes()) < 40_000
+
+    worse = in_q8_0(tmp_path / "worse", None, 20, 40, 106_000) + quantised[2:]
+    page = written(dataclasses.replace(inputs(tmp_path / "again"), quantised=worse), tmp_path / "cautious")
+    assert "bfloat16, but scores 0.300 ± 0.032 against 0.515 ± 0.035." in page
+    assert "quantise first" not in page
+
+
+def test_types_that_some_benchmarks_lack_have_no_row(tmp_path: Path) -> None:
+    quantised = in_q8_0(tmp_path, None, 48, 62, 106_000)[:1] + in_q8_0(tmp_path, 0.2, 35, 62, 85_000)
+    page = written(dataclasses.replace(inputs(tmp_path), quantised=quantised), tmp_path / "out")
+    rows = read_rows(tmp_path / "out" / "bits.parquet", BitsRow)
+    assert [(row.model, row.type) for row in rows] == [
+        ("dense", "bfloat16"), ("tailored", "bfloat16"), ("tailored", "q8_0")
+    ]  # fmt: skip
+    assert "alone leaves" not in page
+    assert "Fewer bits" not in written(inputs(tmp_path / "none"), tmp_path / "plain")
+    assert not (tmp_path / "plain" / "bits.parquet").exists()
 
 
 def test_dense_alone_and_a_ratio_that_nobody_named(tmp_path: Path) -> None:

@@ -1,0 +1,245 @@
+"""Attention within the documents of a packed row: one document at a time, or many in padded batches.
+
+A loop over the documents computes nothing twice, and is the faster way on a CPU. On a GPU every document costs a few
+kernel launches in every layer, which in models below about 3B parameters take longer than the linear layers. There
+attention alone, and nothing else of the model, pads its documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv
+
+from tailored_llama.errors import InputError
+
+ATTENTION = "tailored_packed"  # among the attention functions of transformers
+
+# Elements of each head's scores, keys and values in a padded batch, padding included: 0.3 GB in float32 for nine heads,
+# 0.5 GB in bfloat16 for 32. Like a pass's other activations, they grow with the width of the model.
+_BATCH_ELEMENTS = 2**23
+_MASK_MULTIPLE = 8  # SDPA's fused kernels copy a mask in every layer unless its rows are this far apart
+
+Built = TypeVar("Built")
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # query, keys, values, mask → attended
+KeysValues = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Header:
+    """Tokens before every document of a row: their number, and each layer's keys and values.
+
+    `keys` and `values`: layer index → [1, query heads, length, head_dim].
+    """
+
+    length: int = 0
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One document's part of a row; `causal` if each of its tokens sees all tokens before it."""
+
+    start: int
+    stop: int
+    causal: bool = True
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Row:
+    """What attention needs to know about a packed row. Tokens after the last block are padding.
+
+    `positions`: of every token in its own sequence, header included [row]; `parts`: 0 for a document's prefix, and the
+    number, from 1, of a branch [row]; `longest`: length of the longest sequence (header, prefix and one branch);
+    `into`: a longer header that receives the row's keys and values.
+    """
+
+    blocks: Sequence[Block]
+    header: Header
+    positions: Tensor
+    parts: Tensor
+    longest: int
+    into: Header | None = None
+    built: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, build: Callable[[], Built]) -> Built:
+        """What `build` returns; it is called by the first layer that asks for this key."""
+        if key not in self.built:
+            self.built[key] = build()
+        value: Built = self.built[key]
+        return value
+
+
+def looped_attention(
+    query: Tensor, key: Tensor, value: Tensor, row: Row, before: KeysValues | None, window: int | None, attend: Attend
+) -> Tensor:
+    """Attention of one document at a time.
+
+    Args:
+        query: [1, heads, row, head_dim]; `key` and `value` have as many heads.
+        row: where the documents are.
+        before: the header's keys and values in this layer, [1, heads, header, head_dim], if there is a header.
+        window: how many tokens back a token sees, itself included; None: all.
+        attend: attention of a batch of equally long documents.
+
+    Returns:
+        [1, row, heads, head_dim], 0 where the row is padded.
+    """
+    output = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+    for block in row.blocks:
+        rows = slice(block.start, block.stop)
+        build = partial(_mask, row, rows, block.causal, window, query)
+        mask = row.once(("mask", block.start, window, query.device), build)
+        attended = attend(query[:, :, rows], *_join(before, key[:, :, rows], value[:, :, rows]), mask)
+        output[:, rows] = attended.transpose(1, 2)
+    return output
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Documents padded to the longest of them. Padding repeats a document's last token, and no other token sees it.
+
+    `tokens`: indices into the row [documents, longest]; `real`: the places in it, flattened, that are no padding.
+    """
+
+    tokens: Tensor
+    real: Tensor
+    causal: bool
+
+
+def padded_attention(
+    query: Tensor, key: Tensor, value: Tensor, row: Row, before: KeysValues | None, window: int | None, attend: Attend
+) -> Tensor:
+    """The same as `looped_attention`, with one call of `attend` for many documents, longest first."""
+    device = query.device
+    batches = row.once(("batches", device), partial(_batches, row, query.shape[3], device))
+    parts = []
+    for number, batch in enumerate(batches):
+        build = partial(_mask, row, batch.tokens, batch.causal, window, query)
+        mask = row.once(("mask", number, window, device), build)
+        queries, keys, values = (_gather(states, batch.tokens) for states in (query, key, value))
+        attended = attend(queries, *_join(before, keys, values), mask)
+        parts.append(attended.transpose(1, 2).flatten(0, 1).index_select(0, batch.real))
+    tokens = row.once(("tokens", device), lambda: torch.cat([b.tokens.flatten()[b.real] for b in batches]))
+    output = query.new_zeros(query.shape[2], query.shape[1], value.shape[3])
+    return output.index_copy(0, tokens, torch.cat(parts).to(output.dtype))[None]
+
+
+def _batches(row: Row, head_dim: int, device: torch.device) -> list[_Batch]:
+    """Documents of similar length together, at most `_BATCH_ELEMENTS` a head (but at least one document)."""
+    blocks = sorted(filter(len, row.blocks), key=len, reverse=True)
+    batches: list[_Batch] = []
+    start = 0
+    while start < len(blocks):
+        longest = len(blocks[start])
+        elements = (row.header.length + longest) * (longest + 2 * head_dim)
+        members = blocks[start : start + max(1, _BATCH_ELEMENTS // elements)]
+        first = torch.tensor([[block.start] for block in members])
+        last = torch.tensor([[len(block) - 1] for block in members])
+        tokens = first + torch.minimum(torch.arange(longest), last)
+        real = torch.cat([torch.arange(len(block)) + longest * number for number, block in enumerate(members)])
+        batches.append(_Batch(tokens.to(device), real.to(device), all(block.causal for block in members)))
+        start += len(members)
+    return batches
+
+
+def _gather(states: Tensor, tokens: Tensor) -> Tensor:
+    """[1, heads, row, head_dim] → [documents, heads, longest, head_dim]."""
+    # index_select, since the gradient of states[:, :, tokens] sorts the indices in every layer
+    selected = states[0].index_select(1, tokens.flatten())
+    return selected.view(len(selected), *tokens.shape, -1).transpose(0, 1)
+
+
+def _join(before: KeysValues | None, keys: Tensor, values: Tensor) -> KeysValues:
+    """Put the header's keys and values before those of every document of a batch."""
+    if before is None:
+        return keys, values
+    own = (keys, values)
+    joined = [torch.cat([b.expand(len(o), -1, -1, -1), o], dim=2) for b, o in zip(before, own, strict=True)]
+    return joined[0], joined[1]
+
+
+def _mask(row: Row, tokens: Tensor | slice, causal: bool, window: int | None, like: Tensor) -> Tensor | None:
+    """Additive mask: 0 for the header and the sequence up to a token, −∞ for later tokens and other branches.
+
+    Args:
+        row: the row.
+        tokens: which of its tokens are documents: indices [documents, length], or one document.
+        causal: whether no document branches.
+        window: hides tokens so far back or farther.
+        like: has the device and the type of the mask.
+
+    Returns:
+        [documents, 1, length, header + length]; None for plain causal attention, which is faster without a mask.
+    """
+    header, device = row.header.length, like.device
+    if causal and not header and window is None:
+        return None
+    positions, parts = (torch.atleast_2d(each.to(device)[tokens]) for each in (row.positions, row.parts))
+    count, length = positions.shape
+    visible = torch.ones(count, length, header + length, dtype=torch.bool, device=device).tril(header)
+    visible[:, :, header:] &= (parts[:, :, None] == parts[:, None]) | (parts[:, None] == 0)
+    if window is not None:
+        keys = torch.cat([torch.arange(header, device=device).expand(count, -1), positions], dim=1)
+        visible &= positions[:, :, None] < keys[:, None] + window
+    width = header + length
+    mask = like.new_zeros(count, 1, length, width + -width % _MASK_MULTIPLE)[..., :width]
+    return mask.masked_fill_(~visible[:, None], -torch.inf)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float, softcap: float | None
+) -> Tensor:
+    """SDPA, or explicit attention when scores are soft-capped (arXiv 2408.00118), which SDPA does not support."""
+    if softcap is None:
+        return scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None, scale=scale)
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
+    if mask is None:
+        mask = scores.new_full(scores.shape[2:], -torch.inf).triu(1)
+    weights = (scores + mask).softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32))
+    return torch.dropout(weights.to(query.dtype), dropout, dropout > 0) @ value
+
+
+def _forward(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packed_row: Row,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention of a layer of transformers: [1, heads, row, head_dim] → [1, row, heads, head_dim]."""
+    if unsupported := sorted(name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None):
+        raise InputError(f"model: its attention has {unsupported[0]}; allowed: softmax attention, soft-capped or not")
+    row, header, layer = packed_row, packed_row.header, module.layer_idx
+    groups = query.shape[1] // key.shape[1]
+    key, value = (repeat_kv(states, groups) for states in (key, value))
+    before = (header.keys[layer].to(key.dtype), header.values[layer].to(value.dtype)) if header.length else None
+    window = sliding_window if sliding_window is not None and row.longest > sliding_window else None
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    attend = partial(_attend, dropout=dropout, scale=scale, softcap=softcap)
+    attention = padded_attention if query.device.type == "cuda" and len(row.blocks) > 1 else looped_attention
+    output = attention(query, key, value, row, before, window, attend)
+    if row.into is not None:  # the pass that encodes a header has one block
+        rows = slice(row.blocks[0].start, row.blocks[0].stop)
+        row.into.keys[layer], row.into.values[layer] = _join(before, key[:, :, rows], value[:, :, rows])
+    return output, None
+
+
+AttentionInterface.register(ATTENTION, _forward)

@@ -1,0 +1,111 @@
+"""What a type of fewer bits costs: a model scored with the weights that its GGUF file holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
+
+from tailored_llama.config import BenchmarkConfig, ExecutionConfig, GgufType
+from tailored_llama.evaluation import read_metrics, scoring
+from tailored_llama.models import merge_adapter, stored_dtype, weight_files, write_shards
+from tailored_llama.progress import Progress, silent
+from tailored_llama.serving.gguf import Array, layout_of, write_gguf, written_tensors
+
+STAGE, VERSION = "quantised-scores", 1
+_NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
+
+
+def key_fields(benchmark: BenchmarkConfig, gguf_type: GgufType, merged: bool) -> dict[str, Any]:
+    """What the scores depend on, beside the checkpoint, the adapter and the prompts; `merged`: is there an adapter?"""
+    return scoring.key_fields(benchmark, merged=merged) | {"scores": scoring.VERSION, "type": gguf_type}
+
+
+def score_quantised(
+    checkpoint: Path,
+    adapter: Path | None,
+    prompts: Path,
+    *,
+    gguf_type: GgufType,
+    benchmark: BenchmarkConfig,
+    out: Path,
+    execution: ExecutionConfig,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Stage: write a model as a GGUF file, take its dequantised weights back, and score them as any checkpoint's.
+
+    Only the scores are kept, as `score_benchmark` writes them; `metrics.json` also has the file's bytes. The forward
+    passes are those of transformers, in the checkpoint's type. llama.cpp also rounds states to the type of the weights,
+    which is not measured here.
+
+    Args:
+        checkpoint: a checkpoint of an architecture that `write_gguf` knows.
+        adapter: is merged into it first; None: there is none.
+        prompts: rendered prompts of the evaluation split.
+        gguf_type: the type of the file's matrices.
+        benchmark: what is scored.
+        out: an existing folder, which for a while also holds the model up to three times.
+        execution: as for any score.
+        progress: called after every batch.
+
+    Raises:
+        InputError: as `merge_adapter`, `write_gguf` and `score_benchmark`.
+    """
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        folders = [Path(scratch) / name for name in ("merged", "dequantised")]
+        for folder in folders:
+            folder.mkdir()
+        merged, dequantised = folders
+        if adapter:
+            merge_adapter(checkpoint, adapter, out=merged)
+            checkpoint = merged
+        file = Path(scratch) / "model.gguf"
+        size = write_gguf(checkpoint, gguf_type=gguf_type, out=file).size
+        dequantise(checkpoint, file, gguf_type, dequantised)
+        file.unlink()
+        measured = scoring.score_benchmark(
+            dequantised, None, prompts, benchmark=benchmark, out=out, execution=execution, progress=progress
+        )
+    result = read_metrics(out) | {"type": gguf_type, "bytes": size}
+    (out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
+    return measured
+
+
+def dequantise(checkpoint: Path, file: Path, gguf_type: GgufType, out: Path) -> None:
+    """Write a checkpoint with the weights of its GGUF file, in its own type and layout.
+
+    Args:
+        checkpoint: what `file` was made from.
+        file: what `write_gguf` wrote.
+        gguf_type: the type it was written in.
+        out: an existing empty folder.
+    """
+    layout = layout_of(checkpoint, gguf_type)
+    stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    shapes, dtype = {name: shape for _, name, shape in written_tensors(checkpoint)}, stored_dtype(checkpoint)
+
+    def read(name: str) -> torch.Tensor:
+        tensor = stored[layout.tensor_name(name)]
+        values = dequantize(tensor.data, tensor.tensor_type)
+        if layout.permuted and ("q_proj" in name or "k_proj" in name):
+            values = _halves(values, layout.structure.head_dim)
+        own = values[tuple(slice(size) for size in shapes[name])]  # without padding
+        return torch.from_numpy(own.copy()).to(dtype)
+
+    write_shards(out, shapes, dtype, read)
+    weights = {path.name for path in weight_files(checkpoint)}
+    for path in checkpoint.iterdir():
+        if path.is_file() and path.name not in (*weights, *_NOT_COPIED):
+            shutil.copyfile(path, out / path.name)
+
+
+def _halves(values: Array, head_dim: int) -> Array:
+    """Undo `rotary_order`: rows of every head from pairs to halves."""
+    heads = values.reshape(-1, head_dim // 2, 2, *values.shape[1:])
+    return heads.swapaxes(1, 2).reshape(values.shape)
