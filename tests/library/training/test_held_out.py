@@ -17,7 +17,7 @@ from tailored_llama.data import Prompt, read_prompts
 from tailored_llama.data.benchmarks import load_benchmark
 from tailored_llama.data.prompts import render_prompts
 from tailored_llama.models import load_model, load_tokenizer
-from tailored_llama.training import Comparison, is_better, read_comparison, tuning
+from tailored_llama.training import Comparison, is_better, read_comparison, ships_adapter, tuning
 from tailored_llama.training.held_out import Outcome, write_comparison
 from tailored_llama.training.tuning import Source
 
@@ -169,6 +169,15 @@ def test_one_example_more_is_within_its_error_however_it_rounds(tmp_path: Path, 
     assert comparison.accuracy_gain == pytest.approx(comparison.accuracy_error)
     assert is_better(comparison) is False
     assert is_better(replace(comparison, accuracy_error=0.9 / examples)) is True
+
+
+def test_an_adapter_is_left_out_only_by_a_verdict_and_by_default(tmp_path: Path) -> None:
+    better, nothing = ([(2.0, 1.0)] * 4, [(1.0, 2.0)] * 4)
+    for losses, shipped in ((better, True), (nothing, False)):
+        comparison = compared(tmp_path, [BOTH] * 4, losses)
+        assert ships_adapter(QUICK, comparison) is shipped
+        assert ships_adapter(QUICK.model_copy(update={"keep": "always"}), comparison)
+    assert ships_adapter(QUICK, None)
 
 
 def test_errors_are_paired(tmp_path: Path) -> None:
