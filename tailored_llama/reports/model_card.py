@@ -24,14 +24,13 @@ from tailored_llama.models import Base, Size, is_layered, loading, what_was_remo
 from tailored_llama.reports.inputs import ReportInputs, scored_runs
 from tailored_llama.reports.parts import page_template, percent, settings_of, span
 from tailored_llama.reports.text import (
-    NOTHING,
     benchmark_notes,
     gained_by,
-    held_out_evidence,
     perplexities,
     plus_minus,
     size_sentence,
     summary,
+    verdict_line,
 )
 from tailored_llama.store import DATA_WHEEL
 from tailored_llama.training import Comparison, is_better
@@ -123,11 +122,10 @@ def _verdict(comparison: Comparison | None, tuned: bool) -> str:
     """What the adapter did on held-out examples, and what follows; empty if nothing was held out."""
     if comparison is None:
         return ""
-    evidence = f"{held_out_evidence(comparison)} (differences ± paired standard error)"
     if is_better(comparison) is not False:
-        return f"Of the adapter: {evidence}."
-    consequence = "The adapter is merged all the same, as `tuning.keep` says" if tuned else "It was left out"
-    return f"{NOTHING}: {evidence}. {consequence}."
+        return verdict_line(comparison)
+    consequence = "The adapter is merged all the same, as `tuning.keep` says." if tuned else "It was left out."
+    return f"{verdict_line(comparison)} {consequence}"
 
 
 def _size(row: ModelRow) -> Size | None:

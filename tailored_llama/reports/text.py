@@ -10,7 +10,7 @@ from tailored_llama.config import DENSE, RunConfig
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, RecoveryRow, RecoveryTable
 from tailored_llama.reports.inputs import ReportInputs
 from tailored_llama.reports.parts import NO_DIFFERENCE, number, percent, points, span, speedup
-from tailored_llama.training import Comparison
+from tailored_llama.training import Comparison, is_better
 
 NOTHING = "Tuning brought nothing here"
 
@@ -145,6 +145,12 @@ def held_out_evidence(compared: Comparison) -> str:
     change = f"{-compared.loss_gain + 0.0:+.3f}".replace("-", "−")
     parts.append(f"{went} ({change}{_error(compared.loss_error, 1, 3)})")
     return f"on {compared.examples:,} held-out train examples {' and '.join(parts)}"
+
+
+def verdict_line(compared: Comparison) -> str:
+    """Whether an adapter is better than none on held-out examples, with the evidence."""
+    verdicts = {True: "Better than no adapter", False: NOTHING, None: "No verdict from a single example"}
+    return f"{verdicts[is_better(compared)]}: {held_out_evidence(compared)} (differences ± paired standard error)."
 
 
 def _error(error: float | None, scale: int, digits: int) -> str:
