@@ -65,7 +65,7 @@ def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunCon
         scored = f"on the {tailored.examples:,} scored examples {points(tailored.gain)} points over the pruned model"
         low, high = points(tailored.gain_low), points(tailored.gain_high)
         evidence.append(scored + (f" (95 % interval {low} to {high})" if tailored.gain_low is not None else ""))
-    levers = ["a prompt that fits the task (prompts.template; the flow `prompts` compares them)"]
+    levers = ["a prompt that fits the task (prompts.template; the flow prompts compares them)"]
     if tailored.metric not in WRITTEN:
         levers.append("an objective closer to the metric (tuning.ranking)")
     levers += ["more examples (tuning.shots)", "a lower ratio, if the capacity is gone"]
