@@ -84,7 +84,8 @@ def _tailored(config: RunConfig, dense: Dense, ratio: float, prompts: Prompts, n
     timed = _profile(config, model_label("pruned", ratio), pruned.checkpoint, dense.checkpoint)
     healed = None
     if config.healing.tokens:
-        healed = measure(config, model_label("healed", ratio), base, prompts, text_of=cut)
+        may_finish = names if config.store.export and config.tuning.keep == "better" else []  # without an adapter
+        healed = measure(config, model_label("healed", ratio), base, prompts, may_finish, cut)
     pieces = None
     if trims_vocabulary(config):
         pieces = measure_pieces(config, pruned.checkpoint, dense.checkpoint, prompts.evaluation)
@@ -148,7 +149,10 @@ def _exported(config: RunConfig, dense: MeasuredModel, run: TailoredRun) -> Iter
     """Export the models of a run that have all their scores. This comes last: a full disk must not cost the report."""
     if not config.store.export:
         return
-    for name in [own for own in dense.scores if own in run.pruned.scores and own in run.tailored]:
+    scored = [run.pruned.scores, run.tailored]
+    if run.healed and config.tuning.keep == "better":
+        scored.append(run.healed.scores)
+    for name in [own for own in dense.scores if all(own in scores for scores in scored)]:
         finished = export(config, name, dense, run)
         yield finished
         for gguf_type in gguf_types(config):

@@ -126,5 +126,6 @@ def run_results(store: ArtifactStore, one: TailoredRun) -> RunResults:
         logs=folders(store, one.adapters),
         profile=read_profile(store.open(one.profile)) if one.profile else (),
         healed_perplexity=healed,
+        healed=folders(store, one.healed.scores) if one.healed else {},
         pieces=read_pieces(store.open(one.pieces)) if one.pieces else (),
     )

@@ -185,7 +185,8 @@ def tune(
     from tailored_llama.cli.stages import calibration_sequences, find_benchmark, render, teach
     from tailored_llama.data import benchmarks
     from tailored_llama.models import check_quantizable
-    from tailored_llama.training import tuning
+    from tailored_llama.reports import verdict_line
+    from tailored_llama.training import read_comparison, tuning
 
     check_quantizable(checkpoint, run.model.quantization, run.execution.device)
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
@@ -210,6 +211,8 @@ def tune(
                 progress=progress,
             )
     print(f"{out}: {facts['epochs']} epochs, {facts['tokens_per_second']} tokens/s")
+    if comparison := read_comparison(out):
+        print(verdict_line(comparison))
 
 
 @app.command(epilog="Example: `tailored-llama score pruned --adapter adapter --benchmark arc_easy --out scores`")

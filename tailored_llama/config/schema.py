@@ -293,7 +293,11 @@ class TuningConfig(TrainingConfig):
         "with the template `generic`; none: no adapter.",
     )
     shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
-    held_out: int = Field(50, ge=0, description="Further train examples for early stopping; 0: no early stopping.")
+    held_out: int = Field(
+        50,
+        ge=0,
+        description="Further train examples, for early stopping and to compare the adapter with none; 0: neither.",
+    )
     ranking: float = Field(
         0.0,
         ge=0,
@@ -304,6 +308,13 @@ class TuningConfig(TrainingConfig):
     virtual_tokens: int = Field(20, ge=1, le=1024, description="Variants prompt and prefix: number of virtual tokens.")
     epochs: int = Field(3, ge=1, le=1000, description="Maximum passes over the training examples.")
     patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
+    keep: Literal["better", "always"] = Field(
+        "better",
+        description="Whether a finished model (store.export) gets its adapter. better: if the adapter is better than "
+        "none on the held-out examples, within their error; otherwise the untuned model is exported. always: in any "
+        "case. Scores of the tailored model are reported either way.",
+        exclude_if=lambda value: value == "better",  # so that reports and cards of earlier configurations stay the same
+    )
 
 
 class ScoringConfig(Section):

@@ -15,6 +15,7 @@ from tailored_llama.evaluation.prompt_study import (
     study_rows,
 )
 from tailored_llama.evaluation.recovery import (
+    HEALED,
     MEAN,
     MODELS,
     PRUNED,
@@ -41,10 +42,11 @@ from tailored_llama.evaluation.transfer import (
 )
 
 __all__ = [
-    "DIFFERENCE", "EVALUATION", "MEAN", "MODELS", "OTHERS", "OWN", "PRUNED", "RESAMPLES", "TAILORED", "WHOLE", "Z95",
-    "Array", "BitsRow", "Difference", "ModelRow", "PiecesRow", "ProfileRow", "RecoveryRow", "RecoveryTable", "Studied",
-    "SweepBenchmarkRow", "SweepRow", "SweptModel", "TemplateRow", "TransferCell", "TransferRow", "above_floor",
-    "bits_rows", "choose", "compare_scores", "field_of", "generation", "measure", "perplexity", "pieces", "profiling",
+    "DIFFERENCE", "EVALUATION", "HEALED", "MEAN", "MODELS", "OTHERS", "OWN", "PRUNED", "RESAMPLES", "TAILORED", "WHOLE",
+    "Z95", "Array", "BitsRow", "Difference", "ModelRow", "PiecesRow", "ProfileRow", "RecoveryRow", "RecoveryTable",
+    "Studied", "SweepBenchmarkRow", "SweepRow", "SweptModel", "TemplateRow", "TransferCell", "TransferRow",
+    "above_floor", "bits_rows", "choose", "compare_scores", "field_of", "generation", "measure", "perplexity", "pieces",
+    "profiling",
     "read_metrics", "read_pieces", "read_profile", "read_recovery", "read_score", "read_study", "read_sweep",
     "read_transfer", "recovery_rows", "recovery_tables", "scoring", "study_differences", "study_rows", "token_flops",
     "transfer_rows",

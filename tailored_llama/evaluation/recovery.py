@@ -23,7 +23,7 @@ from tailored_llama.evaluation.statistics import (
 )
 from tailored_llama.store import read_rows
 
-PRUNED, TAILORED = "pruned", "tailored"
+PRUNED, HEALED, TAILORED = "pruned", "healed", "tailored"
 MODELS = (DENSE, PRUNED, TAILORED)
 MEAN = "(mean)"  # used as a benchmark's name; real names have no parentheses
 
@@ -40,7 +40,7 @@ class RecoveryRow:
     """
 
     ratio: float | None  # as configured
-    model: str  # dense, pruned or tailored
+    model: str  # dense, pruned, tailored, or healed if that was scored
     benchmark: str  # or (mean)
     metric: str | None
     examples: int
@@ -93,7 +93,7 @@ def recovery_rows(scores: Scores, ratio: float | None = None, seed: int = 0) -> 
     benchmark.
 
     Args:
-        scores: of the models `dense`, `pruned` and `tailored`, or of some of them.
+        scores: of the models `dense`, `pruned`, `healed` and `tailored`, or of some of them.
         ratio: the configured ratio, copied into the rows.
         seed: of the resamples. An interval does not depend on which other benchmarks are reported.
 

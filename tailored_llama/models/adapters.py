@@ -71,14 +71,14 @@ def key_fields(card: str) -> dict[str, Any]:
     return {"card": card}
 
 
-def merge_adapter(checkpoint: Path, adapter: Path, *, out: Path, card: str | None = None) -> None:
+def merge_adapter(checkpoint: Path, adapter: Path | None, *, out: Path, card: str | None = None) -> None:
     """Write a checkpoint and its adapter as one stand-alone checkpoint with the same layout, tokenizer and plan.
 
     The sum is rounded to the checkpoint's type: in bfloat16 or float16, scores may differ from the attached adapter's.
 
     Args:
         checkpoint: the checkpoint that the adapter was trained on.
-        adapter: a LoRA adapter or a variant of it.
+        adapter: a LoRA adapter or a variant of it; None: the checkpoint stays as it is, and only gets the card.
         out: an existing folder.
         card: the model card; by default the checkpoint's own, updated to mention the merge.
 

@@ -10,6 +10,7 @@ from typing import Any
 from tailored_llama.config import DENSE, RunConfig
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import (
+    HEALED,
     PRUNED,
     TAILORED,
     ModelRow,
@@ -20,6 +21,7 @@ from tailored_llama.evaluation import (
     recovery_rows,
     recovery_tables,
 )
+from tailored_llama.training import Comparison, read_comparison
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class RunResults:
 
     `ratio` is the configured one. `tailored` has the scores with the adapters. `plan` is the folder with
     `plan.parquet`. `logs` maps a benchmark to the adapter's folder with `log.parquet`. `profile` is the cost of the
-    pruned model compared with the dense one. `healed_perplexity` is set if healing followed pruning,
-    `pieces` if the vocabulary was trimmed.
+    pruned model compared with the dense one. `healed_perplexity` is set if healing followed pruning, `healed` has the
+    scores of the healed model if it was scored without an adapter. `pieces` is set if the vocabulary was trimmed.
     """
 
     ratio: float | None
@@ -54,7 +56,13 @@ class RunResults:
     logs: Mapping[str, Path] = field(default_factory=dict)
     profile: Sequence[ProfileRow] = ()
     healed_perplexity: Mapping[str, Any] | None = None
+    healed: Mapping[str, Path] = field(default_factory=dict)
     pieces: Sequence[PiecesRow] = ()
+
+    def comparison(self, benchmark: str) -> Comparison | None:
+        """The adapter of a benchmark against none, on held-out examples; that of a mixture is the same for all."""
+        adapter = self.logs.get(benchmark) or self.logs.get("mixture")
+        return read_comparison(adapter) if adapter else None
 
     def speed(self, role: str = "checkpoint") -> ProfileRow | None:
         """The timing at the largest batch, of the pruned model or of the dense one ("against")."""
@@ -111,7 +119,7 @@ def scored_runs(inputs: ReportInputs) -> list[tuple[RunResults, RecoveryTable]]:
     """
     scored = []
     for run in inputs.runs or (RunResults(None),):
-        folders = {DENSE: inputs.dense.scores, PRUNED: run.pruned.scores, TAILORED: run.tailored}
+        folders = {DENSE: inputs.dense.scores, PRUNED: run.pruned.scores, HEALED: run.healed, TAILORED: run.tailored}
         scores = {model: {name: read_score(path) for name, path in paths.items()} for model, paths in folders.items()}
         rows = recovery_rows(scores, run.ratio, inputs.config.seed if inputs.config else 0)
         if rows:
@@ -131,7 +139,7 @@ def _model_rows(inputs: ReportInputs, run: RunResults) -> list[ModelRow]:
     speeds = {name: getattr(speed, name) for name in _SPEEDS if speed}
     rows = [_model_row(None, DENSE, inputs.dense), _model_row(run.ratio, PRUNED, run.pruned, **speeds)]
     if run.healed_perplexity:
-        rows.append(_model_row(run.ratio, "healed", replace(run.pruned, perplexity=run.healed_perplexity)))
+        rows.append(_model_row(run.ratio, HEALED, replace(run.pruned, perplexity=run.healed_perplexity)))
     return rows
 
 

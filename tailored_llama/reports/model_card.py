@@ -19,32 +19,44 @@ from tailored_llama.config import (
     is_written,
 )
 from tailored_llama.data import BUILTIN, Example, load_template, named_columns, render
-from tailored_llama.evaluation import MODELS, PRUNED, ModelRow
+from tailored_llama.evaluation import HEALED, MODELS, PRUNED, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.models import Base, Size, is_layered, loading, what_was_removed, write_card
 from tailored_llama.reports.inputs import ReportInputs, scored_runs
-from tailored_llama.reports.parts import page_template, settings_of, span
-from tailored_llama.reports.text import benchmark_notes, gained_by, perplexities, plus_minus, summary
+from tailored_llama.reports.parts import page_template, percent, settings_of, span
+from tailored_llama.reports.text import (
+    benchmark_notes,
+    gained_by,
+    perplexities,
+    plus_minus,
+    size_sentence,
+    summary,
+    verdict_line,
+)
 from tailored_llama.store import DATA_WHEEL
+from tailored_llama.training import Comparison, is_better
 
 
-def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkpoint: Path) -> str:
-    """The model card of a merged checkpoint, from the scores and settings of its run.
+def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkpoint: Path, tuned: bool = True) -> str:
+    """The model card of a finished checkpoint, from the scores and settings of its run.
 
     Args:
         inputs: the configuration, the dense model and one run, with the scores of one benchmark.
         own: that benchmark.
         base: the dense model.
         checkpoint: the pruned checkpoint; the merged one has the same layout and type.
+        tuned: whether the adapter is merged. If not, the card is that of the healed or pruned model, and says why.
 
     Raises:
         InputError: as `scored_runs`.
     """
     ((run, table),) = scored_runs(inputs)
-    dense, pruned, row = (table.row(model, own.name) for model in MODELS)
-    sizes = {model: table.size(model) for model in (DENSE, PRUNED, "healed")}
+    dense, pruned, tailored = (table.row(model, own.name) for model in MODELS)
+    untuned = HEALED if run.healed_perplexity else PRUNED
+    row = tailored if tuned else table.row(untuned, own.name)
+    sizes = {model: table.size(model) for model in (DENSE, PRUNED, HEALED)}
     config, ratio, before, left = inputs.config, run.ratio, _size(sizes[DENSE]), _size(sizes[PRUNED])
     if config is None or ratio is None or before is None or left is None or row is None or row.accuracy is None:
-        raise ValueError("a model card needs the run's configuration, its ratio, both sizes and the tailored score")
+        raise ValueError("a model card needs the run's configuration, its ratio, both sizes and the model's own score")
     body = page_template("card.md.j2").render(
         base=base,
         config=config,
@@ -57,7 +69,7 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         notes=benchmark_notes([table]),
         own=own,
         plus_minus=plus_minus,
-        prompt=_prompt(config, own),
+        prompt=_prompt(config, own, tuned),
         pruned=pruned,
         ratio=ratio,
         removed=" ".join(what_was_removed(before, left, config.pruning, config.reconstruction).split()),
@@ -66,10 +78,14 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         span=span,
         perplexities=perplexities(table),
         pieces=run.pieces,
-        summary=summary(table, config),
-        tailored=row,
+        row=row,
+        summary=summary(table, config) if tuned else _untuned_summary(table, untuned, row),
+        tailored=tailored,
         text=_text,
-        weaker=_is_weaker(sizes[DENSE], sizes["healed"] if run.healed_perplexity else sizes[PRUNED]),
+        tuned=tuned,
+        untuned=untuned,
+        verdict=_verdict(run.comparison(own.name), tuned),
+        weaker=_is_weaker(sizes[DENSE], sizes[untuned]),
         version=importlib.metadata.version("tailored-llama"),
         written=is_written(own),
     )
@@ -91,6 +107,25 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         model_name=name,
         eval_results=[result],
     )
+
+
+def _untuned_summary(table: RecoveryTable, model: str, row: RecoveryRow) -> str:
+    """The summary of a model that was exported without its adapter."""
+    reached = f"Without tuning, the {model} model reaches {percent(row.recovery)} of the dense model's accuracy"
+    measured = f"{row.examples:,} examples; 95 % interval {span(row.recovery_low, row.recovery_high)}"
+    return " ".join(
+        filter(None, (size_sentence(table), f"{reached} ({measured})." if row.recovery is not None else ""))
+    )
+
+
+def _verdict(comparison: Comparison | None, tuned: bool) -> str:
+    """What the adapter did on held-out examples, and what follows; empty if nothing was held out."""
+    if comparison is None:
+        return ""
+    if is_better(comparison) is not False:
+        return verdict_line(comparison)
+    consequence = "The adapter is merged all the same, as `tuning.keep` says." if tuned else "It was left out."
+    return f"{verdict_line(comparison)} {consequence}"
 
 
 def _size(row: ModelRow) -> Size | None:
@@ -125,8 +160,8 @@ def _text(text: TextConfig) -> str:
     return f"`{_without_folder(text.source)}`"
 
 
-def _prompt(config: RunConfig, own: BenchmarkConfig) -> str:
-    """The prompt, with column names in braces in place of an example's texts."""
+def _prompt(config: RunConfig, own: BenchmarkConfig, tuned: bool = True) -> str:
+    """The prompt that it was tuned on, or else scored on, with column names in braces for an example's texts."""
     if is_harness_task(own.name):
         fields = {"context": "{context}"}
     elif own.name in BUILTIN:
@@ -134,7 +169,7 @@ def _prompt(config: RunConfig, own: BenchmarkConfig) -> str:
     else:
         fields = {"context": str(own.context) if named_columns(own) else f"{{{own.context}}}"}
     choices = ("{answer}",) if is_written(own) else ("{first choice}", "{second choice}")
-    template = GENERIC if config.tuning.examples == "mixture" else config.prompts.template
+    template = GENERIC if tuned and config.tuning.examples == "mixture" else config.prompts.template
     return render(own, load_template(template), Example(0, fields, choices, 0)).contexts[0]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tailored_llama.config import DENSE
 from tailored_llama.evaluation import MEAN, MODELS, RESAMPLES, TAILORED, BitsRow, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.reports.bits import bits_picture, bits_sentences, fewer_bits
+from tailored_llama.reports.diagnosis import FILE, Diagnosis, by_signature, diagnose, diagnosis_lines
 from tailored_llama.reports.figures import Picture
 from tailored_llama.reports.inputs import ReportInputs, RunResults, scored_runs
 from tailored_llama.reports.parts import (
@@ -34,8 +35,9 @@ from tailored_llama.reports.text import (
     title,
 )
 from tailored_llama.store import write_rows
+from tailored_llama.training import is_better
 
-STAGE, VERSION = "report", 8
+STAGE, VERSION = "report", 9
 
 _MARKDOWN_BYTES = 20_000
 
@@ -46,8 +48,8 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
     """Stage: write the tables, `report.html`, and Markdown pages with PNG files into an existing folder.
 
     The tables are `recovery.parquet` (`RecoveryRow`; every ratio repeats the dense model's rows), `models.parquet`
-    (`ModelRow`) and, if types of fewer bits were scored, `bits.parquet` (`BitsRow`). `report.md` has the table and the
-    accuracies, `plots.md` the other pictures.
+    (`ModelRow`), `diagnoses.parquet` (`Diagnosis`: what went wrong) and, if types of fewer bits were scored,
+    `bits.parquet` (`BitsRow`). `report.md` has the table and the accuracies, `plots.md` the other pictures.
 
     Raises:
         InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
@@ -56,19 +58,26 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
     sizes = {(row.ratio, row.model): row for _, table in runs for row in table.models.values()}
     write_rows(out / "recovery.parquet", [row for _, table in runs for row in table.rows], RecoveryRow)
     write_rows(out / "models.parquet", list(sizes.values()), ModelRow)
-    pictures, bits = report_pictures(inputs, runs), fewer_bits(inputs)
+    diagnoses = [one for run, table in runs for one in diagnose(run, table, inputs.config)]
+    write_rows(out / FILE, diagnoses, Diagnosis)
+    pictures, tables, bits = report_pictures(inputs, runs), [table for _, table in runs], fewer_bits(inputs)
     if bits:
         write_rows(out / "bits.parquet", bits, BitsRow)
         pictures["bits"] = bits_picture(bits)
-    (out / "report.html").write_text(_page(inputs, runs, pictures, bits), encoding="utf-8")
-    (out / "report.md").write_text(_markdown(inputs, [table for _, table in runs], pictures), encoding="utf-8")
+    (out / "report.html").write_text(_page(inputs, runs, diagnoses, pictures, bits), encoding="utf-8")
+    (out / "report.md").write_text(_markdown(inputs, tables, diagnoses, pictures), encoding="utf-8")
     (out / "plots.md").write_text(plots_page(inputs, pictures, " ".join(bits_sentences(bits))), encoding="utf-8")
     for name, picture in pictures.items():
         picture.save_png(out / f"{name}.png")
 
 
-def _markdown(inputs: ReportInputs, tables: Sequence[RecoveryTable], pictures: Mapping[str, Picture]) -> str:
-    """Summary, tables and accuracies; if too long for a Prefect artifact, one table of the means instead."""
+def _markdown(
+    inputs: ReportInputs,
+    tables: Sequence[RecoveryTable],
+    diagnoses: Sequence[Diagnosis],
+    pictures: Mapping[str, Picture],
+) -> str:
+    """Summary, tables, diagnoses and accuracies; if too long for a Prefect artifact, means and names instead."""
     model = inputs.model.replace("`", "'")  # keep the name in its code span, where nothing is markup
     head = [f"# `{model}`{title(inputs).removeprefix(inputs.model)}", ""]
     head += [line for note in missing_notes(inputs) for line in (note, "")]
@@ -78,8 +87,10 @@ def _markdown(inputs: ReportInputs, tables: Sequence[RecoveryTable], pictures: M
         texts += [f"**{name.capitalize()}.** " * (len(tables) > 1) + summary(table, inputs.config), ""]
         cells += _markdown_table(name, [(line, table, line) for line in table.lines])
     notes = [line for note in benchmark_notes(tables) for line in (note, "")]
-    if len("\n".join([*head, *texts, *notes, *cells]).encode()) > _MARKDOWN_BYTES - 1_000:
+    wrong = _markdown_list(diagnosis_lines(diagnoses))
+    if len("\n".join([*head, *texts, *notes, *cells, *wrong]).encode()) > _MARKDOWN_BYTES - 1_000:
         texts, cells = [], _markdown_table("mean", [(run_name(t.ratio), t, t.lines[-1]) for t in tables])
+        wrong = _markdown_list(diagnosis_lines(diagnoses, brief=True))
     how = gained_by(inputs.config)
     legend = (
         f"Accuracy ± standard error. With 95 % intervals: gained = tailored − pruned, by {how}; recovery = tailored ÷ "
@@ -88,7 +99,7 @@ def _markdown(inputs: ReportInputs, tables: Sequence[RecoveryTable], pictures: M
     )
     shown = [(picture_name("accuracy", t.ratio), f"Accuracy at {run_name(t.ratio)}:") for t in tables]
     bars = [line for name, text in shown for line in (text, "", markdown_picture(name, pictures[name]), "")]
-    return "\n".join([*head, *texts, *notes, *cells, legend, "", *bars])
+    return "\n".join([*head, *texts, *notes, *cells, legend, "", *wrong, *bars])
 
 
 def _markdown_table(name: str, lines: Sequence[tuple[str, RecoveryTable, str]]) -> list[str]:
@@ -107,13 +118,26 @@ def _markdown_table(name: str, lines: Sequence[tuple[str, RecoveryTable, str]]) 
     return [*text, ""]
 
 
-def _page(inputs: ReportInputs, runs: Runs, pictures: Mapping[str, Picture], bits: Sequence[BitsRow]) -> str:
+def _markdown_list(lines: Sequence[str]) -> list[str]:
+    """The diagnoses as a list under a heading; nothing without any."""
+    return ["## What went wrong, and what to try", "", *(f"- {line}" for line in lines), ""] if lines else []
+
+
+def _page(
+    inputs: ReportInputs,
+    runs: Runs,
+    diagnoses: Sequence[Diagnosis],
+    pictures: Mapping[str, Picture],
+    bits: Sequence[BitsRow],
+) -> str:
     return page_template("run.html.j2").render(
         title=title(inputs),
         gained_by=gained_by(inputs.config),
         variant=VARIANTS[inputs.config.tuning.variant] if inputs.config else "an adapter",
         inputs=inputs,
         missing=missing_notes(inputs),
+        diagnoses=by_signature(diagnoses),
+        is_better=is_better,
         config=inputs.config,
         runs=[
             {
@@ -122,6 +146,7 @@ def _page(inputs: ReportInputs, runs: Runs, pictures: Mapping[str, Picture], bit
                 "speed": run.speed(),
                 "dense_speed": run.speed("against"),
                 "pieces": run.pieces,
+                "compared": {name: found for name in run.logs if (found := run.comparison(name))},
                 "summary": summary(table, inputs.config),
                 **{kind: pictures.get(picture_name(kind, run.ratio)) for kind in ("accuracy", "widths", "losses")},
             }

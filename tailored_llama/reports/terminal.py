@@ -10,17 +10,20 @@ from rich.table import Table
 
 from tailored_llama.config import DENSE
 from tailored_llama.evaluation import MEAN, MODELS, PRUNED, TAILORED, RecoveryTable, read_recovery, recovery_tables
+from tailored_llama.reports.diagnosis import diagnosis_lines, read_diagnoses
 from tailored_llama.reports.parts import NO_DIFFERENCE, percent, share, speedup
 from tailored_llama.reports.text import benchmark_notes, kept_tokens, perplexities, plus_minus, run_name
 
 
 def recovery_table(folder: Path) -> Table:
-    """The table of a report's folder, 80 characters wide, with sizes, perplexities and notes below it."""
+    """The table of a report's folder, 80 characters wide, with sizes, perplexities, notes and diagnoses below it."""
     tables = recovery_tables(*read_recovery(folder))
     sizes = [text for table in tables if (text := _sizes(table, named=len(tables) > 1))]
     printed = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left", caption_style="none")
     legend = "Accuracy ± standard error; recovery with its 95 % interval."
-    printed.caption = escape("\n".join([legend, *sizes, *benchmark_notes(tables)]))
+    printed.caption = escape(
+        "\n".join([legend, *sizes, *benchmark_notes(tables), *diagnosis_lines(read_diagnoses(folder))])
+    )
     printed.add_column("benchmark", overflow="fold")
     for name in (*MODELS, "recovery", "chance-corrected"):
         printed.add_column(name, justify="right")

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from tailored_llama.config import DENSE, RunConfig
-from tailored_llama.evaluation import MODELS, PRUNED, TAILORED, BitsRow, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, BitsRow, RecoveryRow, RecoveryTable
 from tailored_llama.reports.inputs import ReportInputs
-from tailored_llama.reports.parts import NO_DIFFERENCE, number, percent, span, speedup
+from tailored_llama.reports.parts import NO_DIFFERENCE, number, percent, points, span, speedup
+from tailored_llama.training import Comparison, is_better
+
+NOTHING = "Tuning brought nothing here"
 
 VARIANTS = {"lora": "a LoRA adapter", "rslora": "an rsLoRA adapter", "dora": "a DoRA adapter"}
 VARIANTS |= {"prompt": "a tuned soft prompt", "prefix": "a tuned prefix"}
@@ -40,10 +43,11 @@ def run_name(ratio: float | None) -> str:
 
 def summary(table: RecoveryTable, config: RunConfig | None) -> str:
     """Two sentences on one run: what pruning did to the model, and what tuning brought back."""
-    return " ".join(filter(None, (_size_sentence(table), _recovery_sentence(table, config))))
+    return " ".join(filter(None, (size_sentence(table), _recovery_sentence(table, config))))
 
 
-def _size_sentence(table: RecoveryTable) -> str:
+def size_sentence(table: RecoveryTable) -> str:
+    """What pruning removed, and what became of perplexity and speed; empty if nothing of it is known."""
     dense, pruned = (table.size(model) for model in (DENSE, PRUNED))
     parts = []
     if dense.parameters and pruned.parameters:
@@ -78,7 +82,7 @@ def perplexities(table: RecoveryTable) -> tuple[str, tuple[str, str, str]]:
 
     Per token where the vocabularies are alike, else per byte, as only that compares.
     """
-    rows = [table.size(model) for model in (DENSE, PRUNED, "healed")]
+    rows = [table.size(model) for model in (DENSE, PRUNED, HEALED)]
     if kept_tokens(table):
         shown = [number(row.byte_perplexity, 3) if row.byte_perplexity is not None else "" for row in rows]
         return "perplexity per byte", (shown[0], shown[1], shown[2])
@@ -127,6 +131,30 @@ def _after(config: RunConfig | None) -> str:
 def gained_by(config: RunConfig | None) -> str:
     """The steps from the pruned to the tailored model."""
     return "healing and tuning" if config and config.healing.tokens else "tuning"
+
+
+def held_out_evidence(compared: Comparison) -> str:
+    """What an adapter did on held-out examples, as part of a sentence; differences ± their paired standard error."""
+    parts = []
+    gain, error = compared.accuracy_gain, compared.accuracy_error
+    if gain is not None:
+        went = f"accuracy went from {number(compared.untuned_accuracy)} to {number(compared.tuned_accuracy)}"
+        parts.append(f"{went} ({points(gain)}{_error(error, 100, 1)} points)")
+    loss = "the loss over the choices" if gain is not None else "the loss of the answer"
+    went = f"{loss} from {number(compared.untuned_loss)} to {number(compared.tuned_loss)}"
+    change = f"{-compared.loss_gain + 0.0:+.3f}".replace("-", "−")
+    parts.append(f"{went} ({change}{_error(compared.loss_error, 1, 3)})")
+    return f"on {compared.examples:,} held-out train examples {' and '.join(parts)}"
+
+
+def verdict_line(compared: Comparison) -> str:
+    """Whether an adapter is better than none on held-out examples, with the evidence."""
+    verdicts = {True: "Better than no adapter", False: NOTHING, None: "No verdict from a single example"}
+    return f"{verdicts[is_better(compared)]}: {held_out_evidence(compared)} (differences ± paired standard error)."
+
+
+def _error(error: float | None, scale: int, digits: int) -> str:
+    return "" if error is None else f" ± {number(scale * error, digits)}"
 
 
 def benchmark_notes(tables: Sequence[RecoveryTable]) -> list[str]:

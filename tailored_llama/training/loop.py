@@ -117,27 +117,38 @@ def sample_losses(model: Any, batch: Sequence[Sample], objective: Objective) -> 
     the cross-entropy over them times `ranking` is added. If it has a teacher, the divergence from it times
     `distillation` is added. Plain text has only the divergence.
     """
+    states, starts, choices = choice_losses(model, batch)
+    for start, sample, own in zip(starts, batch, choices, strict=True):
+        loss = _choice_loss(own, sample, objective.ranking)
+        distance = states.new_zeros((), dtype=torch.float32)
+        if sample.teacher is not None and objective.distillation:
+            sequence_states = states[[start + position for position in sample.positions()]]
+            distance = divergence(model, sequence_states, sample.teacher, objective.temperature)
+        yield loss + objective.distillation * distance, distance
+
+
+def choice_losses(model: Any, batch: Sequence[Sample]) -> tuple[Tensor, list[int], list[list[Tensor]]]:
+    """One forward pass over a packed row.
+
+    Returns:
+        The head's inputs along the row, [tokens, hidden]; where each sample starts; and for each sample the negative
+        log-likelihoods of every choice's tokens, in nats.
+    """
     documents = [sample.encoded.document for sample in batch]
     states = packed_states(model, documents, torch.arange(sum(map(len, documents))), learnt_header(model))
-    starts = list(itertools.accumulate(map(len, documents), initial=0))
+    starts = list(itertools.accumulate(map(len, documents), initial=0))[:-1]
     positions: list[int] = []
     targets: list[int] = []
     sizes: list[int] = []  # tokens per choice
-    for start, sample in zip(starts, batch, strict=False):
+    for start, sample in zip(starts, batch, strict=True):
         for offsets, tokens in zip(sample.encoded.positions, sample.encoded.targets, strict=True):
             positions += [start + offset for offset in offsets]
             targets += tokens
             sizes.append(len(tokens))
     logits = head_logits(model, states[positions]).float()  # all choices at once, so that the head is read only once
     losses = cross_entropy(logits, torch.tensor(targets, dtype=torch.int64, device=logits.device), reduction="none")
-    choices = iter(losses.split(sizes))
-    for start, sample in zip(starts, batch, strict=False):
-        loss = _choice_loss([next(choices) for _ in sample.scales], sample, objective.ranking)
-        distance = losses.new_zeros(())
-        if sample.teacher is not None and objective.distillation:
-            sequence_states = states[[start + position for position in sample.positions()]]
-            distance = divergence(model, sequence_states, sample.teacher, objective.temperature)
-        yield loss + objective.distillation * distance, distance
+    parts = iter(losses.split(sizes))
+    return states, starts, [[next(parts) for _ in sample.scales] for sample in batch]
 
 
 def _choice_loss(choices: Sequence[Tensor], sample: Sample, ranking: float) -> Tensor:
@@ -146,23 +157,29 @@ def _choice_loss(choices: Sequence[Tensor], sample: Sample, ranking: float) -> T
         return torch.zeros(())
     loss = choices[sample.answer].mean()
     if ranking and len(choices) > 1:
-        scores = torch.stack([-c.sum() * scale for c, scale in zip(choices, sample.scales, strict=True)])
+        scores = choice_scores(choices, sample)
         loss = loss + ranking * cross_entropy(scores, torch.tensor(sample.answer, device=scores.device))
     return loss
+
+
+def choice_scores(choices: Sequence[Tensor], sample: Sample) -> Tensor:
+    """Log-likelihoods of an example's choices, scaled as its metric compares them: [choices]."""
+    return torch.stack([-c.sum() * scale for c, scale in zip(choices, sample.scales, strict=True)])
 
 
 def _add_gradients(
     model: Any, batch: Sequence[Sample], shares: Sequence[float], training: TrainingConfig, objective: Objective
 ) -> tuple[float, float]:
     """Backward pass of a micro-batch, in its own function so that the graph of a pass that did not fit is freed."""
-    with _autocast(model, training):
+    with autocast(model, training):
         pairs = list(sample_losses(model, batch, objective))
         total = torch.stack([share * loss for share, (loss, _) in zip(shares, pairs, strict=True)]).sum()
     total.backward()
     return total.item(), sum(share * distance.item() for share, (_, distance) in zip(shares, pairs, strict=True))
 
 
-def _autocast(model: Any, training: TrainingConfig) -> torch.autocast:
+def autocast(model: Any, training: TrainingConfig) -> torch.autocast:
+    """Matrix products in the configured precision."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
 
 
@@ -205,7 +222,7 @@ def _held_out_loss(
     model.eval()
 
     def part_loss(part: list[int]) -> float:
-        with _autocast(model, training):
+        with autocast(model, training):
             return sum(float(loss) for loss, _ in sample_losses(model, [samples[i] for i in part], objective))
 
     with torch.inference_mode():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_promp
 from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, load_base, load_tokenizer, read_id_table, save_adapter
 from tailored_llama.progress import Progress, silent
+from tailored_llama.training.held_out import Comparison, is_better, outcomes, write_comparison
 from tailored_llama.training.loop import Objective, Sample, text_samples, train, with_teacher, write_log
 
 
@@ -37,7 +38,7 @@ class Source:
     teacher: Path | None = None
 
 
-STAGE, VERSION = "adapter", 4
+STAGE, VERSION = "adapter", 5
 
 
 def key_fields(config: RunConfig, metrics: Mapping[str, Metric], taught: bool, text: bool) -> dict[str, Any]:
@@ -50,12 +51,12 @@ def key_fields(config: RunConfig, metrics: Mapping[str, Metric], taught: bool, t
         text: whether there are teacher outputs along the calibration text.
     """
     tuning, distillation = config.tuning, config.distillation
-    unread = {"shots", "held_out", "examples"}
+    unread = {"shots", "held_out", "examples", "keep"}
     unread |= {"rank", "alpha", "dropout", "targets"} if tuning.variant in SOFT else {"virtual_tokens"}
     if not tuning.held_out:
         unread.add("patience")
     fields = tuning.model_dump(mode="json", exclude=unread) | {"seed": config.seed}
-    if tuning.ranking:
+    if tuning.ranking or tuning.held_out:
         fields["metrics"] = dict(metrics)
     if len(metrics) > 1:  # each gives a part of the examples, the first ones perhaps one more
         fields |= {"shots": tuning.shots, "held_out": tuning.held_out, "order": list(metrics)}
@@ -90,6 +91,9 @@ def tune(
     divergence from it is added, times `distillation.weight`. The adapter kept is the one with the lowest loss, without
     divergence, on the held-out slice of the train split, the untrained one included. Deterministic for a seed on a CPU.
 
+    What it does there to the metric goes to `held_out.parquet`, beside the model without it (`read_comparison`). Both
+    are measured as they are trained: the adapter is attached, and the model may be quantised.
+
     Args:
         checkpoint: the model to tune.
         sources: the train prompts. Several sources each give an equal part of `tuning.shots` and `tuning.held_out`.
@@ -122,14 +126,19 @@ def tune(
     table = read_id_table(checkpoint)
     shots: list[Sample] = []
     held_out: list[Sample] = []
+    compared: list[Sample] = []  # the held-out examples with all their choices
+    examples: list[int] = []
     for i, source in enumerate(sources):
-        ranked = source.metric if tuning.ranking and source.metric not in WRITTEN else None
-        encode = partial(_sample, tokenizer, limit, ranked)
+        choices = source.metric if source.metric not in WRITTEN else None
+        encode = partial(_sample, tokenizer, limit, choices if tuning.ranking else None)
         samples = [encode(prompt) for prompt in read_prompts(source.prompts, "shots")]
-        held = [encode(prompt) for prompt in read_prompts(source.prompts, "held_out")]
         samples = with_teacher(samples, source.teacher, table) if source.teacher else samples
         shots += samples[: _part(tuning.shots, i, len(sources))]
-        held_out += held[: _part(tuning.held_out, i, len(sources))]
+        held = read_prompts(source.prompts, "held_out")[: _part(tuning.held_out, i, len(sources))]
+        held_out += [encode(prompt) for prompt in held]
+        compared += [_sample(tokenizer, limit, choices, prompt) for prompt in held]
+        examples += [prompt.example for prompt in held]
+    untuned = outcomes(base, compared, tuning)
     model = add_adapter(base, tuning, execution)
     log, measured = train(
         model,
@@ -146,9 +155,18 @@ def tune(
         resume=resume,
         every=execution.keep_state_every,
     )
+    comparison = write_comparison(out, examples, untuned, outcomes(model, compared, tuning))
     write_log(log, out)
     save_adapter(model, checkpoint, out)
-    return measured
+    return measured | (_figures(comparison) if comparison else {})
+
+
+def _figures(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as measurements of the stage, rounded, without what was not measured."""
+    figures = {name: value for name, value in asdict(comparison).items() if name != "examples"}
+    figures |= {"accuracy_gain": comparison.accuracy_gain, "loss_gain": comparison.loss_gain}
+    named = {f"held_out_{name}": round(value, 4) for name, value in figures.items() if value is not None}
+    return named | ({} if (better := is_better(comparison)) is None else {"better_than_untuned": better})
 
 
 def _part(total: int, i: int, parts: int) -> int:

@@ -39,10 +39,11 @@ print(json.dumps(model(input_ids=__import__("torch").tensor([[1, 2, 3, 4]])).log
 
 @pytest.fixture
 def exporting(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """A run that exports, on a model whose own card states a licence."""
+    """A run that exports whatever tuning brought, on a model whose own card states a licence."""
     model = save_tiny_llama(tmp_path / "secret-place" / "parent")
     (model / "README.md").write_text("---\nlicense: llama3.2\nbase_model: owner/first\n---\n# Parent\n")
     own_run["model"] = {"source": str(model)}
+    own_run["tuning"]["keep"] = "always"
     own_run["store"]["export"] = str(tmp_path / "secret-place" / "models")
     return own_run
 
@@ -109,6 +110,86 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
         if file.suffix in (".md", ".json", ".py", ".jinja"):
             assert "secret-place" not in (content := file.read_text()), file
             assert str(tmp_path) not in content, file
+
+
+def nothing(run: dict[str, Any]) -> dict[str, Any]:
+    """The run with a tuning that changes no bit, and the default of what is kept."""
+    tuning = {name: value for name, value in run["tuning"].items() if name != "keep"}
+    return run | {"tuning": tuning | {"learning_rate": 1e-30}}
+
+
+def test_an_adapter_that_brought_nothing_is_left_out_unless_the_user_insists(
+    exporting: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = nothing(exporting)
+    path = tmp_path / "run.toml"
+    path.write_text(as_toml(run))
+    assert main(["tailor", str(path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    evidence = "on 4 held-out train examples accuracy went from"
+    for said in ("Tuning brought nothing here: an exported model is the untuned one. colours: " + evidence, "Try: "):
+        assert said in printed
+    stage, target = Path(run["store"]["root"]), Path(run["store"]["export"]) / "colours-0.2"
+    (pruned,) = (stage / "pruned").iterdir()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    assert torch.equal(load_model(target)(ids).logits, load_model(pruned)(ids).logits)
+    assert load_tokenizer(target)("sky")["input_ids"] == load_tokenizer(pruned)("sky")["input_ids"]
+    report = tmp_path / "reports" / "run"
+    for page in ("report.html", "report.md"):
+        assert evidence in (report / page).read_text()
+    rows = {row.model: row for row in read_recovery(report)[0]}
+    assert rows["tailored"].accuracy is not None  # still reported
+    text = (target / "README.md").read_text()
+    (result,) = metadata_load(target / "README.md")["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == pytest.approx(rows["pruned"].accuracy, abs=1e-4)
+    for said in (
+        "Tuning: none of this model. An adapter (lora) was tuned and left out; 8 examples",
+        "Tuning brought nothing here: " + evidence,
+        "(+0.0 ± 0.0 points)",
+        "It was left out.",
+        "Without tuning, the pruned model reaches",
+        f"| **this model**: pruned, not tuned | {read_structure(pruned).parameters:,} |",
+        "| with the adapter that was left out |",
+        "It was scored on prompts of exactly this form",
+    ):
+        assert said in text, said
+    assert "merged into the weights" not in text
+
+    built = set(stage.glob("[!.]*/*"))
+    assert main(["tailor", str(path), "--set", 'tuning.keep="always"']) == 0
+    assert {folder.parent.name for folder in set(stage.glob("[!.]*/*")) - built} == {"tailored", "report"}
+    text = (target / "README.md").read_text()
+    assert "Tuning: lora, merged into the weights" in text
+    assert "The adapter is merged all the same, as `tuning.keep` says." in text
+    assert "has the adapter all the same" in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_a_verdict_the_adapter_is_merged(exporting: dict[str, Any]) -> None:
+    run = nothing(exporting)
+    run["tuning"]["held_out"] = 0
+    tailor(validate_config(run))
+    text = (Path(run["store"]["export"]) / "colours-0.2" / "README.md").read_text()
+    assert "Tuning: lora, merged into the weights" in text
+    assert "brought nothing" not in text
+
+
+def test_a_healed_model_that_tuning_brought_nothing_is_exported_as_it_was_scored(exporting: dict[str, Any]) -> None:
+    run = nothing(exporting) | {"healing": {"tokens": 128}}
+    tailor(validate_config(run))
+    stage, target = Path(run["store"]["root"]), Path(run["store"]["export"]) / "colours-0.2"
+    (healed,) = (stage / "healed").iterdir()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    assert torch.equal(load_model(target)(ids).logits, load_model(healed)(ids).logits)
+    text = (target / "README.md").read_text()
+    assert "Without tuning, the healed model reaches" in text
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert {
+        "pruned, not tuned",
+        "**this model**: healed, not tuned",
+        "with the adapter that was left out",
+    } <= rows.keys()
+    shipped = rows["**this model**: healed, not tuned"].split("|")[3].strip(" *")
+    assert shipped == rows["with the adapter that was left out"].split("|")[3].strip()  # which changes no bit
 
 
 def test_a_model_is_found_replaced_and_never_put_in_place_of_something_else(

@@ -134,7 +134,7 @@ def _noting(build: Any) -> Iterator[Any]:
     yield patch("tasks.prompt_study.choose", lambda scores: next(iter(scores)))
     yield patch("tasks.export.tailored_card", lambda *arguments: "card")
     yield patch("tasks.export.place", lambda *arguments: None)
-    for name in ("results", "run_results", "base_of"):
+    for name in ("results", "run_results", "base_of", "read_comparison"):
         yield patch(f"tasks.export.{name}", lambda *arguments: None)
     for name in ("store.downloads", "models.convert", "data.texts", "data.splits"):
         yield patch(f"tailored_llama.{name}.hub_commit", lambda source, revision, kind: revision or "0" * 40)

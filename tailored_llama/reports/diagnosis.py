@@ -1,0 +1,175 @@
+"""Diagnosis: the failures that the method names, each with its evidence and the lever to try (arXiv 2410.19185).
+
+Three signatures: accuracy far below the baseline, no gain after LoRA, unstable training. The method gives the threshold
+of the first; those of the third are ours. At the rates of `data/quickstart.toml`, no step had more than 1.2 times the
+median loss of the steps before it, and the held-out loss fell everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tailored_llama.config import SOFT, WRITTEN, RunConfig
+from tailored_llama.evaluation import TAILORED, RecoveryRow, RecoveryTable
+from tailored_llama.reports.inputs import RunResults
+from tailored_llama.reports.parts import number, percent, points, span
+from tailored_llama.reports.text import NOTHING, held_out_evidence, plus_minus, run_name
+from tailored_llama.store import read_rows, read_table
+from tailored_llama.training import LOG_SCHEMA, Comparison, is_better
+
+LOW = 0.65  # tailored ÷ dense accuracy below this: too much removed
+SPIKE = 2.0  # a step's loss above this many times the median of the steps before it is a spike
+STEPS = 3  # steps before one may be called a spike
+RISE = 1.1  # a held-out loss above this many times the one before tuning
+
+FILE = "diagnoses.parquet"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One row of `diagnoses.parquet`: what went wrong, how one sees it, and what to try."""
+
+    ratio: float | None  # as configured
+    benchmark: str  # or mixture, for the training of an adapter for all
+    signature: str
+    evidence: str
+    lever: str
+
+
+Finding = tuple[str, str, str]  # signature, evidence, lever
+
+
+def too_much_removed(tailored: RecoveryRow) -> Finding | None:
+    """Tailored accuracy below 65 % of the dense model's: too much was removed, or the wrong kind of group."""
+    if tailored.recovery is None or tailored.recovery >= LOW:
+        return None
+    between = span(tailored.recovery_low, tailored.recovery_high)
+    evidence = f"accuracy is {plus_minus(tailored)}, {percent(tailored.recovery)} of the dense model's"
+    evidence += f" (95 % interval {between})" if between else ""
+    lever = "remove less (pruning.ratios), or another kind of group (pruning.kinds: tokens leave before heads do)"
+    return f"Below {percent(LOW, 0)} of the dense model: too much removed, or the wrong kind", evidence, lever
+
+
+def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunConfig | None = None) -> Finding | None:
+    """No gain after tuning: by the held-out verdict, or else because tailored scores no more than pruned."""
+    nothing = is_better(comparison) is False
+    lost = tailored.gain is not None and tailored.gain <= 0
+    if not nothing and not lost:
+        return None
+    evidence = [held_out_evidence(comparison)] if comparison else []
+    if tailored.gain is not None:
+        scored = f"on the {tailored.examples:,} scored examples {points(tailored.gain)} points over the pruned model"
+        low, high = points(tailored.gain_low), points(tailored.gain_high)
+        evidence.append(scored + (f" (95 % interval {low} to {high})" if tailored.gain_low is not None else ""))
+    levers = ["a prompt that fits the task (prompts.template; the flow prompts compares them)"]
+    if tailored.metric not in WRITTEN:
+        levers.append("an objective closer to the metric (tuning.ranking)")
+    levers += ["more examples (tuning.shots)", "a lower ratio, if the capacity is gone"]
+    signature = NOTHING + _consequence(config) if nothing else "No gain from tuning where it is scored"
+    return signature, ", and ".join(evidence), "; ".join(levers)
+
+
+def _consequence(config: RunConfig | None) -> str:
+    """What becomes of an adapter that brought nothing."""
+    if config is None or config.tuning.variant in SOFT:  # a soft prompt is not exported anyway
+        return ""
+    if config.tuning.keep == "always":
+        return " (an exported model has the adapter all the same, as tuning.keep says)"
+    return ": an exported model is the untuned one"
+
+
+def unstable(log: Mapping[str, Sequence[Any]]) -> Finding | None:
+    """Unstable training: a spike of the loss, or a held-out loss that rose.
+
+    Args:
+        log: the columns step, loss, epoch and held_out_loss of `log.parquet`; None where not measured.
+    """
+    evidence = [*_spikes(log), *_rises(log)]
+    if not evidence:
+        return None
+    lever = "a lower tuning.learning_rate or tuning.rank, or a longer tuning.warmup"
+    return "Unstable training: rank or learning rate too high", ", and ".join(evidence), lever
+
+
+def _spikes(log: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The highest spike of the training loss, if there is one."""
+    known = [(step, loss) for step, loss in zip(log["step"], log["loss"], strict=True) if loss is not None]
+    losses = [loss for _, loss in known]
+    times = [(losses[i] / median(losses[:i]), i) for i in range(STEPS, len(known)) if median(losses[:i]) > 0]
+    spikes = [found for found in times if found[0] > SPIKE]
+    if not spikes:
+        return []
+    factor, highest = max(spikes)
+    step, loss = known[highest]
+    text = f"at step {step} the loss was {number(loss, 2)}, {number(factor, 1)} times the median of the steps before"
+    return [text + (f" ({len(spikes)} such steps)" if len(spikes) > 1 else "")]
+
+
+def _rises(log: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The highest held-out loss, if it is well above the one before tuning."""
+    held = [(e, loss) for e, loss in zip(log["epoch"], log["held_out_loss"], strict=True) if loss is not None]
+    if len(held) < 2 or held[0][1] <= 0:
+        return []
+    before, (epoch, worst) = held[0][1], max(held[1:], key=lambda point: point[1])
+    if worst <= RISE * before:
+        return []
+    return [f"after epoch {epoch} the held-out loss was {number(worst, 2)}, before tuning {number(before, 2)}"]
+
+
+def diagnose(run: RunResults, table: RecoveryTable, config: RunConfig | None = None) -> list[Diagnosis]:
+    """All that is found at one ratio, by signature and benchmark.
+
+    Raises:
+        InputError: the log or the comparison of an adapter is broken.
+    """
+    found: list[tuple[str, Finding | None]] = []
+    tailored = [row for name in table.benchmarks if (row := table.row(TAILORED, name))]
+    found += [(row.benchmark, too_much_removed(row)) for row in tailored]
+    found += [(row.benchmark, no_gain(row, run.comparison(row.benchmark), config)) for row in tailored if run.logs]
+    found += [(name, unstable(_read_log(adapter))) for name, adapter in run.logs.items()]
+    return [Diagnosis(run.ratio, name, *finding) for name, finding in found if finding]
+
+
+def _read_log(adapter: Path) -> dict[str, list[Any]]:
+    return dict(read_table(adapter / "log.parquet", LOG_SCHEMA).to_pydict())
+
+
+@dataclass(frozen=True)
+class Signature:
+    """All that is found of one kind: its words, its lever, and name and evidence of every benchmark."""
+
+    words: str
+    lever: str
+    found: tuple[tuple[str, str], ...]
+
+
+def by_signature(diagnoses: Sequence[Diagnosis]) -> list[Signature]:
+    """The diagnoses of a report, those of one signature and lever together; ratios are named if there are several."""
+    several = len({one.ratio for one in diagnoses}) > 1
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for one in diagnoses:
+        name = f"{one.benchmark} ({run_name(one.ratio)})" if several else one.benchmark
+        found.setdefault((one.signature, one.lever), []).append((name, one.evidence))
+    return [Signature(words, lever, tuple(pairs)) for (words, lever), pairs in found.items()]
+
+
+def diagnosis_lines(diagnoses: Sequence[Diagnosis], brief: bool = False) -> list[str]:
+    """One paragraph for each signature; `brief`: with the names of the benchmarks alone."""
+    lines = []
+    for one in by_signature(diagnoses):
+        shown = ", ".join(name for name, _ in one.found) if brief else "; ".join(map(": ".join, one.found))
+        lines.append(f"{one.words}. {shown}. Try: {one.lever}.")
+    return lines
+
+
+def read_diagnoses(report: Path) -> list[Diagnosis]:
+    """The rows of a report's `diagnoses.parquet`.
+
+    Raises:
+        InputError: it is missing, broken or of another schema.
+    """
+    return read_rows(report / FILE, Diagnosis)
