@@ -55,12 +55,13 @@ LOG_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sample: an example's right choice, all its choices if they are ranked, or plain text."""
+    """One training sample: an example's right choice, all its choices if they are ranked or unlabelled, or text."""
 
     encoded: Encoded
     answer: int = 0
     scales: tuple[float, ...] = ()  # by choice: makes their log-likelihoods comparable; empty: plain text
     teacher: SoftTargets | None = None  # along the prefix and the right choice
+    soft_label: tuple[float, ...] = ()  # the dense model's log-likelihood of every choice, of an unlabelled example
 
     def __len__(self) -> int:
         return len(self.encoded.document)
@@ -115,7 +116,8 @@ def sample_losses(model: Any, batch: Sequence[Sample], objective: Objective) -> 
 
     An example's loss is the mean negative log-likelihood of its right continuation's tokens. If its choices are ranked,
     the cross-entropy over them times `ranking` is added. If it has a teacher, the divergence from it times
-    `distillation` is added. Plain text has only the divergence.
+    `distillation` is added. Plain text has only the divergence. An unlabelled example's loss is the divergence from the
+    dense model's distribution over its choices, which has no weight.
     """
     documents = [sample.encoded.document for sample in batch]
     states = packed_states(model, documents, torch.arange(sum(map(len, documents))), learnt_header(model))
@@ -132,8 +134,12 @@ def sample_losses(model: Any, batch: Sequence[Sample], objective: Objective) -> 
     losses = cross_entropy(logits, torch.tensor(targets, dtype=torch.int64, device=logits.device), reduction="none")
     choices = iter(losses.split(sizes))
     for start, sample in zip(starts, batch, strict=False):
-        loss = _choice_loss([next(choices) for _ in sample.scales], sample, objective.ranking)
-        distance = losses.new_zeros(())
+        own = [next(choices) for _ in sample.scales]
+        if sample.soft_label:
+            distance = _choice_divergence(own, sample, objective.temperature)
+            yield distance, distance
+            continue
+        loss, distance = _choice_loss(own, sample, objective.ranking), losses.new_zeros(())
         if sample.teacher is not None and objective.distillation:
             sequence_states = states[[start + position for position in sample.positions()]]
             distance = divergence(model, sequence_states, sample.teacher, objective.temperature)
@@ -146,9 +152,22 @@ def _choice_loss(choices: Sequence[Tensor], sample: Sample, ranking: float) -> T
         return torch.zeros(())
     loss = choices[sample.answer].mean()
     if ranking and len(choices) > 1:
-        scores = torch.stack([-c.sum() * scale for c, scale in zip(choices, sample.scales, strict=True)])
+        scores = _scores(choices, sample)
         loss = loss + ranking * cross_entropy(scores, torch.tensor(sample.answer, device=scores.device))
     return loss
+
+
+def _scores(choices: Sequence[Tensor], sample: Sample) -> Tensor:
+    """Logits over an example's choices, from the losses of their tokens: [choices]."""
+    return torch.stack([-c.sum() * scale for c, scale in zip(choices, sample.scales, strict=True)])
+
+
+def _choice_divergence(choices: Sequence[Tensor], sample: Sample, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence from the dense model's distribution over the choices, in nats, times temperature²."""
+    student = (_scores(choices, sample) / temperature).log_softmax(0)
+    logits = torch.tensor(sample.soft_label) * torch.tensor(sample.scales)
+    teacher = (logits / temperature).log_softmax(0).to(student.device)
+    return (teacher.exp() * (teacher - student)).sum() * temperature**2
 
 
 def _add_gradients(
@@ -258,6 +277,7 @@ def train(
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=training.learning_rate)
     per_epoch = math.ceil(len(samples) / training.batch_size)
     steps, tokens, started = per_epoch * epochs, 0, time.perf_counter()
+    soft = any(sample.soft_label for sample in samples)
     state = State(training.micro_batch_tokens, math.inf, _copy(model), {name: [] for name in LOG_SCHEMA.names})
     if resume:
         load_state(resume, state, model, optimiser)
@@ -284,7 +304,7 @@ def train(
             optimiser.step()
             optimiser.zero_grad()
             tokens += sum(map(len, batch))
-            logged = distance if objective.distillation else None
+            logged = distance if objective.distillation or soft else None
             _append(state.log, step=state.step, epoch=epoch + 1, loss=loss, divergence=logged, learning_rate=rate)
             progress(state.step, steps)
             if not held_out and state.step % math.ceil(steps / 10) == 0:
