@@ -95,7 +95,7 @@ def test_unlabelled_prompts_are_labelled_by_the_dense_model_in_a_stage_of_its_ow
     new()
     assert new(distillation={"unlabelled": 8}) == ["adapter", "prompts", "report", "scores", "soft-labels"]
     assert new(distillation={"unlabelled": 8, "temperature": 2.0}) == ["adapter", "report", "scores"]
-    assert new(distillation={"unlabelled": 8}, tuning=own_run["tuning"] | {"examples": "none"}) == ["report", "scores"]
+    assert new(distillation={"unlabelled": 8}, tuning=own_run["tuning"] | {"examples": "none"}) == ["report"]
     two = [*own_run["benchmarks"], {**own_run["benchmarks"][0], "name": "shades"}]
     mixed = new(benchmarks=two, tuning=own_run["tuning"] | {"examples": "mixture"}, distillation={"unlabelled": 8})
     assert (mixed.count("soft-labels"), mixed.count("adapter")) == (2, 1)
