@@ -89,7 +89,7 @@ def teach(config: Config, source: Source) -> ArtifactRef:
     return teach_shots(config, dense, prompts, source)
 
 
-@flow(name="soft-label", flow_run_name="soft-label {benchmark}, {config.model.short_name}", persist_result=False)
+@flow(flow_run_name="soft-label {benchmark}, {config.model.short_name}", persist_result=False)
 def soft_label(config: Config, benchmark: Name) -> ArtifactRef:
     """Record what the dense model thinks of the choices of a benchmark's unlabelled prompts."""
     _check_benchmark(config, benchmark)
