@@ -18,6 +18,7 @@ from tailored_llama.config import (
     reads_train,
     step_ratios,
     trims_vocabulary,
+    unlabelled_of,
     with_template,
 )
 from tailored_llama.store import ArtifactRef
@@ -36,6 +37,7 @@ from tasks.prune import prune
 from tasks.render_prompts import render_chosen, render_prompts
 from tasks.score import score
 from tasks.score_importance import score_importance
+from tasks.soft_label import soft_label
 from tasks.teach import teach
 from tasks.tune import tune
 
@@ -82,13 +84,15 @@ class Prompts:
     """Rendered prompts by benchmark.
 
     `train` are the run's own train prompts, which may serve as calibration text. `shots` are the prompts to tune on,
-    worded differently if one adapter is tuned on all benchmarks. `templates` are the sets that a search chose.
+    worded differently if one adapter is tuned on all benchmarks. `unlabelled` are further ones, worded like the shots,
+    for distillation. `templates` are the sets that a search chose.
     """
 
     train: Mapping[str, ArtifactRef] = field(default_factory=dict)
     shots: Mapping[str, ArtifactRef] = field(default_factory=dict)
     evaluation: Mapping[str, ArtifactRef] = field(default_factory=dict)
     templates: Mapping[str, str] = field(default_factory=dict)
+    unlabelled: Mapping[str, ArtifactRef] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,14 @@ def render_all(config: RunConfig) -> Prompts:
     examples = {b.name: load_benchmark(config.store, b) for b in config.benchmarks}
     read = {name: table for name, table in examples.items() if reads_train(config, name)}
     train = {name: render_prompts(config, name, "train", table) for name, table in read.items()}
-    shots = train
+    shots, worded = train, config
     if config.tuning.examples == "mixture":
-        shots = {name: render_prompts(with_template(config, GENERIC), name, "train", e) for name, e in examples.items()}
+        worded = with_template(config, GENERIC)
+        shots = {name: render_prompts(worded, name, "train", table) for name, table in examples.items()}
+    counts = {name: count for name in examples if (count := unlabelled_of(config, name))}
+    unlabelled = {name: render_prompts(worded, name, "unlabelled", examples[name], n) for name, n in counts.items()}
     evaluation = {name: render_prompts(config, name, "evaluation", table) for name, table in examples.items()}
-    return Prompts(train, shots, evaluation)
+    return Prompts(train, shots, evaluation, unlabelled=unlabelled)
 
 
 def search_templates(config: RunConfig, model: ArtifactRef) -> Prompts:
@@ -119,7 +126,7 @@ def search_templates(config: RunConfig, model: ArtifactRef) -> Prompts:
 
     These are the shots and the held-out examples, all that tuning may see.
     """
-    train, evaluation, chosen = {}, {}, {}
+    train, evaluation, unlabelled, chosen = {}, {}, {}, {}
     splits: list[Literal["shots", "held_out"]] = ["shots", "held_out"] if config.tuning.held_out else ["shots"]
     for benchmark in config.benchmarks:
         name, examples = benchmark.name, load_benchmark(config.store, benchmark)
@@ -134,7 +141,9 @@ def search_templates(config: RunConfig, model: ArtifactRef) -> Prompts:
         chosen[name] = choose_template(config.store, name, scores)
         train[name] = render_chosen(config, name, "train", examples, chosen[name])
         evaluation[name] = render_chosen(config, name, "evaluation", examples, chosen[name])
-    return Prompts(train, train, evaluation, chosen)
+        if count := unlabelled_of(config, name):
+            unlabelled[name] = render_chosen(config, name, "unlabelled", examples, chosen[name], count)
+    return Prompts(train, train, evaluation, chosen, unlabelled)
 
 
 def prepare_dense(config: RunConfig, prompts: Prompts) -> Dense:
@@ -177,18 +186,27 @@ def heal_if_asked(config: RunConfig, dense: Dense, ratio: float, pruned: Artifac
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """Teacher outputs on the shots, by benchmark, and on the calibration text."""
+    """Teacher outputs on the shots, by benchmark, and on the calibration text; soft labels, by benchmark."""
 
     shots: Mapping[str, ArtifactRef]
     text: ArtifactRef | None
+    soft_labels: Mapping[str, ArtifactRef]
 
 
 def teacher_outputs(config: RunConfig, dense: Dense, prompts: Prompts, names: Sequence[str]) -> TeacherOutputs:
-    """The teacher outputs for tuning on benchmarks; none if distillation has no weight or nothing is tuned."""
+    """What the dense model says for tuning on benchmarks; nothing if it is not asked or nothing is tuned."""
+    soft_labels = {
+        name: soft_label_prompts(config, dense, prompts, name) for name in names if name in prompts.unlabelled
+    }
     if not config.distillation.weight or config.tuning.examples == "none":
-        return TeacherOutputs({}, None)
+        return TeacherOutputs({}, None, soft_labels)
     shots = {name: teach_shots(config, dense, prompts, name) for name in names}
-    return TeacherOutputs(shots, teach_text(config, dense, prompts) if config.distillation.sequences else None)
+    text = teach_text(config, dense, prompts) if config.distillation.sequences else None
+    return TeacherOutputs(shots, text, soft_labels)
+
+
+def soft_label_prompts(config: RunConfig, dense: Dense, prompts: Prompts, benchmark: str) -> ArtifactRef:
+    return soft_label(config, benchmark, dense.checkpoint, prompts.unlabelled[benchmark])
 
 
 def teach_shots(config: RunConfig, dense: Dense, prompts: Prompts, benchmark: str) -> ArtifactRef:
@@ -212,7 +230,8 @@ def tune_adapter(
     label = names[0] if len(names) == 1 else MIXTURE
     shots = {name: prompts.shots[name] for name in names}
     taught = {name: teachers.shots[name] for name in names if teachers.shots}
-    return tune(config, label, ratio, base, shots, taught, teachers.text)
+    soft_labels = {name: ref for name, ref in teachers.soft_labels.items() if name in names}
+    return tune(config, label, ratio, base, shots, taught, teachers.text, soft_labels)
 
 
 def tune_adapters(

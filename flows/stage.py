@@ -11,7 +11,16 @@ from pydantic import validate_call
 from tailored_llama.store import ArtifactRef
 
 Name = Literal[
-    "score_importance", "prune", "heal", "teach", "tune", "measure_perplexity", "profile", "score", "score_quantised"
+    "score_importance",
+    "prune",
+    "heal",
+    "teach",
+    "soft_label",
+    "tune",
+    "measure_perplexity",
+    "profile",
+    "score",
+    "score_quantised",
 ]
 
 
@@ -41,6 +50,10 @@ def _task(name: Name) -> Callable[..., ArtifactRef]:
             from tasks.teach import teach
 
             return teach
+        case "soft_label":
+            from tasks.soft_label import soft_label
+
+            return soft_label
         case "tune":
             from tasks.tune import tune
 

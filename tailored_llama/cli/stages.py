@@ -17,14 +17,15 @@ from tailored_llama.config import (
     reserved_tokens,
     step_ratios,
     trims_vocabulary,
+    unlabelled_of,
     validate_config,
 )
 from tailored_llama.console import progress_bar
-from tailored_llama.data import Split, benchmarks, calibration, prompts
+from tailored_llama.data import RenderedSplit, benchmarks, calibration, prompts
 from tailored_llama.models import check_teacher, read_structure
 from tailored_llama.pruning import groups, importance, plan_kept, plan_vocabulary, read_groups, vocabulary
 from tailored_llama.pruning import prune as pruning
-from tailored_llama.training import distillation
+from tailored_llama.training import distillation, soft_labels
 
 
 def find_benchmark(run: RunConfig, name: str) -> BenchmarkConfig:
@@ -35,7 +36,7 @@ def find_benchmark(run: RunConfig, name: str) -> BenchmarkConfig:
     return benchmark
 
 
-def render(run: RunConfig, benchmark: BenchmarkConfig, split: Split, work: Path) -> Path:
+def render(run: RunConfig, benchmark: BenchmarkConfig, split: RenderedSplit, work: Path, further: int = 0) -> Path:
     """Render the prompts of a benchmark's split into a folder below `work`."""
     examples, rendered = subfolder(work, "examples"), subfolder(work, "prompts")
     benchmarks.load_benchmark(benchmark, downloads=run.store.downloads, out=examples)
@@ -47,7 +48,7 @@ def render(run: RunConfig, benchmark: BenchmarkConfig, split: Split, work: Path)
         num_fewshot=run.scoring.num_fewshot,
         seed=run.seed,
         out=rendered,
-        **prompts.split_sizes(run, split),
+        **prompts.split_sizes(run, split, further),
     )
     return rendered
 
@@ -76,6 +77,15 @@ def teach(run: RunConfig, dense: Path, source: Path, out: Path, checkpoint: Path
             execution=run.execution,
             progress=progress,
         )
+    return out
+
+
+def soft_label(run: RunConfig, benchmark: BenchmarkConfig, dense: Path, new: Callable[[str], Path]) -> Path:
+    """Write a dense model's soft labels of a benchmark's unlabelled prompts into a new scratch folder."""
+    rendered = render(run, benchmark, "unlabelled", new("unlabelled"), unlabelled_of(run, benchmark.name))
+    out = new("soft-labels")
+    with progress_bar("soft-label") as progress:
+        soft_labels.soft_label(dense, rendered, out=out, execution=run.execution, progress=progress)
     return out
 
 

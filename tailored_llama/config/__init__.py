@@ -11,6 +11,7 @@ from tailored_llama.config.derived import (
     is_written,
     max_new_tokens,
     named_benchmark,
+    part_of,
     pruned_by_prompts,
     reads_calibration,
     reads_train,
@@ -18,6 +19,7 @@ from tailored_llama.config.derived import (
     step_ratios,
     stop_strings,
     trims_vocabulary,
+    unlabelled_of,
     with_template,
 )
 from tailored_llama.config.harness import FUNCTION, PREFIX, HarnessTask, find_task, is_harness_task, task_fields
@@ -81,7 +83,7 @@ __all__ = [
     "SweepCell", "SweepConfig", "TextConfig", "TrainingConfig", "TuningConfig", "as_gguf_type", "check_transfer",
     "dense_runs", "export_folders", "exported", "find_task", "gguf_folders", "gguf_types", "healing_text",
     "is_harness_task", "is_written", "load_config", "load_study", "load_sweep", "load_transfer", "max_new_tokens",
-    "named_benchmark", "pruned_by_prompts", "read_config_data", "reads_calibration", "reads_train", "reserved_tokens",
-    "step_ratios", "stop_strings", "sweep_cells", "task_fields", "trims_vocabulary", "validate_as", "validate_config",
-    "with_template",
+    "named_benchmark", "part_of", "pruned_by_prompts", "read_config_data", "reads_calibration", "reads_train",
+    "reserved_tokens", "step_ratios", "stop_strings", "sweep_cells", "task_fields", "trims_vocabulary", "unlabelled_of",
+    "validate_as", "validate_config", "with_template",
 ]  # fmt: skip

@@ -52,6 +52,21 @@ def reads_train(run: RunConfig, benchmark: str) -> bool:
     return run.tuning.examples != "none" or pruned_by_prompts(run) or not is_harness_task(benchmark)
 
 
+def part_of(total: int, i: int, parts: int) -> int:
+    """Size of part i when `total` items are divided into `parts`."""
+    return total // parts + (i < total % parts)
+
+
+def unlabelled_of(run: RunConfig, benchmark: str) -> int:
+    """Number of unlabelled prompts that tuning reads of a benchmark: all, or its part in a mixture."""
+    if run.tuning.examples == "none":
+        return 0
+    if run.tuning.examples == "benchmark":
+        return run.distillation.unlabelled
+    names = [own.name for own in run.benchmarks]
+    return part_of(run.distillation.unlabelled, names.index(benchmark), len(names))
+
+
 def is_written(benchmark: BenchmarkConfig) -> bool:
     """Whether the model writes the answer instead of ranking choices."""
     return benchmark.metric in WRITTEN

@@ -21,7 +21,7 @@ RATIOS = "pruning.ratios"
 SEED = "seed"
 MODEL = "model"
 TEMPLATE, SEARCHED = "prompts.template", "searched"
-UNREAD_UNTUNED = ("distillation.weight", "distillation.sequences")  # only tuning reads them
+UNREAD_UNTUNED = ("distillation.weight", "distillation.sequences", "distillation.unlabelled")  # only tuning reads them
 MAY_VARY = (SEED, MODEL, "calibration", "pruning", "reconstruction", "distillation", "healing", "prompts", "tuning")
 
 DENSE, UNTUNED_MODEL = "dense", "pruned (untuned)"  # rows without an adapter in a transfer; DENSE also in a sweep

@@ -19,6 +19,7 @@ from tailored_llama.config import (
     Quantization,
     RunConfig,
     TuningConfig,
+    part_of,
     reserved_tokens,
 )
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
@@ -27,28 +28,36 @@ from tailored_llama.models import add_adapter, load_base, load_tokenizer, read_i
 from tailored_llama.progress import Progress, silent
 from tailored_llama.training.held_out import Comparison, is_better, outcomes, write_comparison
 from tailored_llama.training.loop import Objective, Sample, text_samples, train, with_teacher, write_log
+from tailored_llama.training.soft_labels import SoftLabel, read_soft_labels
 
 
 @dataclass(frozen=True)
 class Source:
-    """Train prompts of a benchmark, its headline metric, and the teacher outputs along the prompts, if any."""
+    """Train prompts of a benchmark, its headline metric, and what the dense model says, if it is asked.
+
+    `teacher` has its outputs along the shots; `soft_labels` has further prompts and its log-likelihoods of the choices.
+    """
 
     prompts: Path
     metric: Metric
     teacher: Path | None = None
+    soft_labels: Path | None = None
 
 
 STAGE, VERSION = "adapter", 5
 
 
-def key_fields(config: RunConfig, metrics: Mapping[str, Metric], taught: bool, text: bool) -> dict[str, Any]:
-    """What an adapter depends on, beside the checkpoint, the prompts and the teacher outputs.
+def key_fields(
+    config: RunConfig, metrics: Mapping[str, Metric], taught: bool, text: bool, unlabelled: bool = False
+) -> dict[str, Any]:
+    """What an adapter depends on, beside the checkpoint, the prompts, the teacher outputs and the soft labels.
 
     Args:
         config: the run's.
         metrics: the headline metric of every benchmark that is tuned on.
         taught: whether there are teacher outputs along the shots.
         text: whether there are teacher outputs along the calibration text.
+        unlabelled: whether there are soft labels.
     """
     tuning, distillation = config.tuning, config.distillation
     unread = {"shots", "held_out", "examples", "keep"}
@@ -56,12 +65,14 @@ def key_fields(config: RunConfig, metrics: Mapping[str, Metric], taught: bool, t
     if not tuning.held_out:
         unread.add("patience")
     fields = tuning.model_dump(mode="json", exclude=unread) | {"seed": config.seed}
-    if tuning.ranking or tuning.held_out:
+    if tuning.ranking or tuning.held_out or unlabelled:
         fields["metrics"] = dict(metrics)
     if len(metrics) > 1:  # each gives a part of the examples, the first ones perhaps one more
         fields |= {"shots": tuning.shots, "held_out": tuning.held_out, "order": list(metrics)}
     if taught:
         fields |= {"weight": distillation.weight, "temperature": distillation.temperature}
+    if unlabelled:
+        fields["temperature"] = distillation.temperature
     if text:
         fields["sequences"] = distillation.sequences
     if config.model.quantization != "none":
@@ -88,24 +99,30 @@ def tune(
     The loss is the mean over examples of the mean negative log-likelihood of the right continuation's tokens. With
     `tuning.ranking`, that weight times the cross-entropy over the choices is added. Its logits are the choices'
     log-likelihoods, for acc_norm divided by the choices' lengths and multiplied by the mean length. With a teacher, the
-    divergence from it is added, times `distillation.weight`. The adapter kept is the one with the lowest loss, without
-    divergence, on the held-out slice of the train split, the untrained one included. Deterministic for a seed on a CPU.
+    divergence from it is added, times `distillation.weight`. Prompts with soft labels are mixed into the shots; the
+    loss of each is the divergence from the dense model's distribution over the choices, whose logits are as in ranking.
+    The adapter kept is the one with the lowest loss, without divergence, on the held-out slice of the train split, the
+    untrained one included. Deterministic for a seed on a CPU.
 
     What it does there to the metric goes to `held_out.parquet`, beside the model without it (`read_comparison`). Both
     are measured as they are trained: the adapter is attached, and the model may be quantised.
 
     Args:
         checkpoint: the model to tune.
-        sources: the train prompts. Several sources each give an equal part of `tuning.shots` and `tuning.held_out`.
+        sources: the train prompts. Several sources each give an equal part of `tuning.shots` and `tuning.held_out`, and
+            all their prompts with soft labels.
         text: the teacher outputs along the calibration text.
         tuning: shots, adapter, loss, optimiser.
-        distillation: weight and temperature, if there are teacher outputs.
+        distillation: weight and temperature, if there are teacher outputs or soft labels.
         seed: of the adapter, the order and dropout.
         out: an existing folder.
         execution: the device.
         quantization: of the model while the adapter is trained on it.
         resume: a folder with the state of this tuning, to continue from after a kill.
         progress: called after every step.
+
+    Returns:
+        Measurements; with soft labels also the number of these prompts, and of their tokens with all choices.
 
     Raises:
         InputError: a continuation is longer than the model's context, a teacher read other tokens, a soft prompt is set
@@ -125,6 +142,7 @@ def tune(
     limit -= reserved_tokens(tuning)
     table = read_id_table(checkpoint)
     shots: list[Sample] = []
+    unlabelled: list[Sample] = []
     held_out: list[Sample] = []
     compared: list[Sample] = []  # the held-out examples with all their choices
     examples: list[int] = []
@@ -133,16 +151,18 @@ def tune(
         encode = partial(_sample, tokenizer, limit, choices if tuning.ranking else None)
         samples = [encode(prompt) for prompt in read_prompts(source.prompts, "shots")]
         samples = with_teacher(samples, source.teacher, table) if source.teacher else samples
-        shots += samples[: _part(tuning.shots, i, len(sources))]
-        held = read_prompts(source.prompts, "held_out")[: _part(tuning.held_out, i, len(sources))]
+        shots += samples[: part_of(tuning.shots, i, len(sources))]
+        held = read_prompts(source.prompts, "held_out")[: part_of(tuning.held_out, i, len(sources))]
         held_out += [encode(prompt) for prompt in held]
         compared += [_sample(tokenizer, limit, choices, prompt) for prompt in held]
         examples += [prompt.example for prompt in held]
+        soft = read_soft_labels(source.soft_labels) if source.soft_labels else ()
+        unlabelled += [_soft_sample(tokenizer, limit, source.metric, own) for own in soft]
     untuned = outcomes(base, compared, tuning)
     model = add_adapter(base, tuning, execution)
     log, measured = train(
         model,
-        shots,
+        shots + unlabelled,
         tuning,
         Objective(tuning.ranking, distillation.weight, distillation.temperature),
         seed,
@@ -158,7 +178,9 @@ def tune(
     comparison = write_comparison(out, examples, untuned, outcomes(model, compared, tuning))
     write_log(log, out)
     save_adapter(model, checkpoint, out)
-    return measured | (_figures(comparison) if comparison else {})
+    measured |= _figures(comparison) if comparison else {}
+    budget = {"unlabelled": len(unlabelled), "unlabelled_tokens": sum(map(len, unlabelled))}
+    return measured | (budget if unlabelled else {})
 
 
 def _figures(comparison: Comparison) -> dict[str, Any]:
@@ -169,16 +191,22 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
     return named | ({} if (better := is_better(comparison)) is None else {"better_than_untuned": better})
 
 
-def _part(total: int, i: int, parts: int) -> int:
-    """Size of part i when `total` items are divided into `parts`."""
-    return total // parts + (i < total % parts)
-
-
 def _sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Prompt) -> Sample:
     """Encode all choices if a metric ranks them, else the right one alone."""
     right = prompt.answer
     if ranked is None:
         return Sample(encode_answer(tokenizer, prompt, limit), 0, (1.0,))
-    lengths = prompt.choice_lengths if ranked == "acc_norm" else (1,) * len(prompt.contexts)
+    return Sample(encode_prompt(tokenizer, prompt, limit), right, _scales(prompt, ranked))
+
+
+def _soft_sample(tokenizer: Any, limit: int, metric: Metric, own: SoftLabel) -> Sample:
+    """Encode all choices of an unlabelled prompt."""
+    encoded = encode_prompt(tokenizer, own.prompt, limit)
+    return Sample(encoded, scales=_scales(own.prompt, metric), soft_label=own.loglikelihoods)
+
+
+def _scales(prompt: Prompt, metric: Metric) -> tuple[float, ...]:
+    """What the log-likelihoods of the choices are multiplied by before they are compared."""
+    lengths = prompt.choice_lengths if metric == "acc_norm" else (1,) * len(prompt.contexts)
     mean = sum(lengths) / len(lengths)
-    return Sample(encode_prompt(tokenizer, prompt, limit), right, tuple(mean / length for length in lengths))
+    return tuple(mean / length for length in lengths)

@@ -1,0 +1,55 @@
+"""Accuracy on train examples that tuning does not read, to compare its settings without touching the scored split.
+
+    python tests/performance/train_slice.py CHECKPOINT [ADAPTER] --benchmark arc_easy --config data/quickstart.toml
+
+They are neither shots nor held out, and come after the first SKIP of the order in which unlabelled prompts are drawn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from tailored_llama.config import load_config
+from tailored_llama.data import (
+    encode_prompt,
+    headline_metric,
+    load_template,
+    loglikelihoods,
+    render,
+    select_train,
+    select_unlabelled,
+    without,
+)
+from tailored_llama.data.benchmarks import load_examples
+from tailored_llama.evaluation.scoring import predict
+from tailored_llama.models import context_length, load_model, load_tokenizer
+
+
+def main(
+    checkpoint: Path,
+    adapter: Annotated[Path | None, typer.Argument()] = None,
+    benchmark: str = "arc_easy",
+    config: Path | None = None,
+    skip: int = 1000,
+    count: int = 300,
+) -> None:
+    run = load_config(config, [])
+    own = next(b for b in run.benchmarks if b.name == benchmark)
+    train = load_examples(own, "train", run.store.downloads)
+    tuned, held = select_train(train, run.tuning.shots, run.tuning.held_out, run.seed, benchmark=benchmark)
+    examples = select_unlabelled(without(train, tuned + held), skip + count, run.seed, benchmark=own)[skip:]
+    model, tokenizer = load_model(checkpoint, adapter, run.execution.device), load_tokenizer(checkpoint)
+    prompts = [render(own, load_template(run.prompts.template), example) for example in examples]
+    encoded = [encode_prompt(tokenizer, prompt, context_length(model)) for prompt in prompts]
+    columns = predict(prompts, loglikelihoods(model, encoded, 1024))
+    chosen = columns["prediction_norm" if headline_metric(own) == "acc_norm" else "prediction"]
+    right = np.array(chosen) == np.array(columns["answer"])
+    print(f"{right.mean():.3f} ± {right.std(ddof=1) / len(right) ** 0.5:.3f} on {len(right)} train examples")
+
+
+if __name__ == "__main__":
+    typer.run(main)
