@@ -27,8 +27,8 @@ def states_of_last_run(runs: int) -> dict[str, str]:
         this = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
         while True:
             found = {run.name: run.state for run in client.read_task_runs(flow_run_filter=this)}
-            if len(found) >= runs and all(s.is_final() for s in found.values()):
-                return {name: state.name for name, state in found.items()}
+            if len(found) >= runs and all(state and state.is_final() for state in found.values()):
+                return {name: state.name for name, state in found.items() if state}
             assert time.monotonic() < deadline, f"{runs} task runs expected, got {sorted(found)}"
             time.sleep(0.2)
 
