@@ -26,6 +26,7 @@ STUDIES = (
     "pieces",
     "profile",
     "prompt-study",
+    "quantised-scores",
     "sweep",
     "tokens",
     "transfer",
