@@ -18,10 +18,10 @@ def gpus() -> int:
     Raises:
         SystemExit: `TAILORED_LLAMA_GPUS` is no number of GPUs.
     """
-    said = os.environ.get("TAILORED_LLAMA_GPUS", "1")
-    if not said.isdecimal() or not int(said):
-        raise SystemExit(f"error: TAILORED_LLAMA_GPUS: got {said!r}; allowed: a whole number from 1")
-    return int(said)
+    value = os.environ.get("TAILORED_LLAMA_GPUS", "1")
+    if not value.isdecimal() or not int(value):
+        raise SystemExit(f"error: TAILORED_LLAMA_GPUS: got {value!r}; allowed: a whole number from 1")
+    return int(value)
 
 
 def set_limit(client: SyncPrefectClient, name: str, limit: int) -> None:
@@ -40,6 +40,6 @@ def main() -> None:
     with get_client(sync_client=True) as client:
         set_limit(client, "cpu", COMPOSING)
         set_limit(client, "gpu", limit)
-        # `device_slot` keeps stages apart on one GPU; the queue's limit also tells the UI why a stage waits.
+        # One stage a GPU; `device_slot` also keeps apart what another server sends.
         queue = client.read_work_queue_by_name("default", work_pool_name="gpu")
         client.update_work_queue(queue.id, concurrency_limit=limit)

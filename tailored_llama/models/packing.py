@@ -187,8 +187,8 @@ def packed_logprobs(
 
 def distinct(positions: Sequence[int]) -> Tensor:
     """The positions at which the head runs, int64: the first tokens of all choices are scored at one position."""
-    sorted_once: Tensor = torch.tensor(positions, dtype=torch.int64).unique()
-    return sorted_once
+    unique: Tensor = torch.tensor(positions, dtype=torch.int64).unique()
+    return unique
 
 
 def target_logprobs(

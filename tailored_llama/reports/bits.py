@@ -46,10 +46,10 @@ def _by_type(inputs: ReportInputs, ratio: float | None, whole: Mapping[str, Path
 
 def bits_sentences(rows: Sequence[BitsRow]) -> list[str]:
     """What pruning and fewer bits save, each alone and both, and which of the two costs less accuracy."""
-    found = {(row.ratio, row.type): row for row in rows}
+    by_type = {(row.ratio, row.type): row for row in rows}
     sentences = []
-    for (ratio, kind), both in found.items():
-        pruned, quantised = found.get((ratio, WHOLE)), found.get((None, kind))
+    for (ratio, kind), both in by_type.items():
+        pruned, quantised = by_type.get((ratio, WHOLE)), by_type.get((None, kind))
         if ratio is None or kind == WHOLE or pruned is None or quantised is None:
             continue
         text = (

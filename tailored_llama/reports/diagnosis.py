@@ -1,8 +1,7 @@
 """Diagnosis: the failures that the method names, each with its evidence and the lever to try (arXiv 2410.19185).
 
 Three signatures: accuracy far below the baseline, no gain after LoRA, unstable training. The method gives the threshold
-of the first; those of the third are ours. At the rates of `data/quickstart.toml`, no step had more than 1.2 times the
-median loss of the steps before it, and the held-out loss fell everywhere.
+of the first; those of the third are ours.
 """
 
 from __future__ import annotations
