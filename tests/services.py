@@ -114,6 +114,7 @@ class Server:
         self._spawn, self.home, self.port = spawn, home, free_port()
         self.url = f"http://127.0.0.1:{self.port}/api"
         self._process: subprocess.Popen[bytes] | None = None
+        self._client = httpx.Client(timeout=60)  # one for all calls: a new one reads the machine's certificates anew
 
     @property
     def pages(self) -> str:
@@ -133,7 +134,7 @@ class Server:
         assert self._process
         assert self._process.poll() is None, self.home.with_suffix(".log").read_text()
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{self.url}/health").status_code == 200
+            return self._client.get(f"{self.url}/health").status_code == 200
         return False
 
     def call(self, path: str, data: Mapping[str, Any] | None = None) -> Any:
@@ -147,7 +148,7 @@ class Server:
     def _ask(self, method: str, path: str, data: Mapping[str, Any] | None) -> httpx.Response:
         """Ask again while SQLite is busy."""
         for _ in range(20):
-            answer = httpx.request(method, f"{self.url}/{path}", json=data, timeout=60)
+            answer = self._client.request(method, f"{self.url}/{path}", json=data)
             if answer.status_code != 503:
                 break
             time.sleep(0.5)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -334,6 +333,8 @@ def train(
             if resume and every and state.step % every == 0:
                 save_state(resume, state, model, optimiser)
     if held_out:
+        from peft import set_peft_model_state_dict  # late: it brings bitsandbytes, where that is installed
+
         set_peft_model_state_dict(model, state.best_adapter)
     progress(steps, steps)
     tokens_per_second = round(tokens / (time.perf_counter() - started), 1)
@@ -364,6 +365,8 @@ def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:
 
 
 def _copy(model: Any) -> dict[str, Tensor]:
+    from peft import get_peft_model_state_dict  # late, as above
+
     return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(model).items()}
 
 

@@ -1,7 +1,7 @@
 """Scores against lm-evaluation-harness 0.4.13 on SmolLM2 and real documents, float32.
 
 Every log-likelihood within 2e-3, every prediction the same, on evenly spaced documents of each benchmark: with --full
-(`make test-full`) 200 of them, otherwise 20 (dense) or 12 (tailored) zero-shot and fewer at 5-shot:
+(`make test-full`) 200 of them, otherwise 10 (dense) or 4 (tailored) zero-shot and fewer at 5-shot:
 - dense, zero-shot and 5-shot: against lm-eval's scores (its stock tasks, its HFLM, batch 16) as recorded in
   `harness_scores.parquet` by `tests/performance/equality.py CHECKPOINT --out FOLDER --limit 200 --record …`, without
   and with `--num-fewshot 5` (of HellaSwag's 5-shot documents every other one); a few are asked of lm-eval again;
@@ -103,9 +103,9 @@ def test_dense_scores_equal_what_the_harness_recorded(name: str, shots: int, smo
 @pytest.mark.parametrize(("name", "shots"), [("openbookqa", 0), ("winogrande", 5)])
 def test_the_record_is_what_the_harness_says(name: str, shots: int, smollm2: Path) -> None:
     recorded = pd.read_parquet(RECORDED).query("benchmark == @name and num_fewshot == @shots").set_index("example")
-    said = harness_says(harness_model(smollm2), name, shots, 8).set_index("example")
+    said = harness_says(harness_model(smollm2), name, shots, 4).set_index("example")
     both = recorded.index.intersection(said.index)
-    assert len(both) >= 8
+    assert len(both) >= 4
     for example in both:
         assert np.allclose(recorded.loc[example, "loglikelihoods"], said.loc[example, "loglikelihoods"], atol=TOLERANCE)
 
@@ -126,7 +126,7 @@ def harness_tailored(tailored: Path) -> Any:
 def test_a_tailored_model_scores_as_its_merged_checkpoint_does_in_the_harness(
     name: str, shots: int, layered_smollm2: Path, adapter: Path, harness_tailored: Any, full: bool
 ) -> None:
-    count = {(0, True): 200, (0, False): 6, (5, True): 8, (5, False): 2}[shots, full]
+    count = {(0, True): 200, (0, False): 4, (5, True): 8, (5, False): 1}[shots, full]
     theirs = harness_says(harness_tailored, name, shots, count)
     assert_equal(name, theirs, load_model(layered_smollm2, adapter), load_tokenizer(layered_smollm2), shots)
 
