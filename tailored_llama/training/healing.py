@@ -11,7 +11,8 @@ import torch
 from tailored_llama.config import DistillationConfig, ExecutionConfig, HealingConfig, Quantization, RunConfig
 from tailored_llama.models import add_adapter, load_base, merge_adapter, read_id_table, save_adapter
 from tailored_llama.progress import Progress, silent
-from tailored_llama.training.loop import Objective, text_samples, train, write_log
+from tailored_llama.training.loop import train, write_log
+from tailored_llama.training.losses import Objective, text_samples
 
 STAGE, VERSION = "healed", 1
 

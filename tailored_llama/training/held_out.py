@@ -21,7 +21,8 @@ from torch.nn.functional import cross_entropy
 from tailored_llama.config import TrainingConfig, TuningConfig
 from tailored_llama.models import packed_attention, within_memory
 from tailored_llama.store import read_table, write_table
-from tailored_llama.training.loop import Sample, autocast, choice_losses, choice_scores
+from tailored_llama.training.loop import autocast
+from tailored_llama.training.losses import Sample, choice_losses, choice_scores
 
 FILE = "held_out.parquet"
 HELD_OUT_SCHEMA = pa.schema(

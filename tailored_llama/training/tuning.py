@@ -27,7 +27,8 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, load_base, load_tokenizer, read_id_table, save_adapter
 from tailored_llama.progress import Progress, silent
 from tailored_llama.training.held_out import Comparison, is_better, outcomes, write_comparison
-from tailored_llama.training.loop import Objective, Sample, text_samples, train, with_teacher, write_log
+from tailored_llama.training.loop import train, write_log
+from tailored_llama.training.losses import Objective, Sample, text_samples, with_teacher
 from tailored_llama.training.soft_labels import SoftLabel, read_soft_labels
 
 

@@ -20,7 +20,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import load_model, load_tokenizer, packed_attention
 from tailored_llama.preflight import preflight
 from tailored_llama.training import tuning
-from tailored_llama.training.loop import Objective, sample_losses
+from tailored_llama.training.losses import Objective, sample_losses
 from tailored_llama.training.soft_labels import SoftLabel, read_soft_labels, soft_label
 from tailored_llama.training.tuning import Source
 

@@ -41,7 +41,8 @@ from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.prune import prune
 from tailored_llama.training import loop as training
 from tailored_llama.training import tuning
-from tailored_llama.training.loop import Objective, learning_rate, sample_losses
+from tailored_llama.training.loop import learning_rate
+from tailored_llama.training.losses import Objective, sample_losses
 from tailored_llama.training.tuning import Source
 
 CPU = ExecutionConfig(device="cpu")

@@ -1,0 +1,147 @@
+"""What is trained on, and its loss: an example's right choice, its choices ranked, or a teacher's distribution."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from tailored_llama.data import Encoded
+from tailored_llama.errors import InputError
+from tailored_llama.models import Document, IdTable, head_logits, learnt_header, packed_states
+from tailored_llama.training.alignment import in_pieces
+from tailored_llama.training.distillation import SoftTargets, divergence, read_teacher
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sample: an example's right choice, all its choices if they are ranked or unlabelled, or text."""
+
+    encoded: Encoded
+    answer: int = 0
+    scales: tuple[float, ...] = ()  # by choice: makes their log-likelihoods comparable; empty: plain text
+    teacher: SoftTargets | None = None  # along the prefix and the right choice
+    soft_label: tuple[float, ...] = ()  # the dense model's log-likelihood of every choice, of an unlabelled example
+
+    def __len__(self) -> int:
+        return len(self.encoded.document)
+
+    def sequence(self) -> list[int]:
+        """Token ids of the prefix and the right choice."""
+        document = self.encoded.document
+        return [*document.prefix, *(document.branches[self.answer] if document.branches else ())]
+
+    def positions(self) -> list[int]:
+        """Positions of `sequence` in the packed document."""
+        return [self.encoded.document.offset(self.answer, i) for i in range(len(self.sequence()))]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of the loss terms, and the temperature of the divergence; see `sample_losses`."""
+
+    ranking: float = 0.0
+    distillation: float = 0.0
+    temperature: float = 1.0
+
+
+def with_teacher(samples: Sequence[Sample], teacher: Path, table: IdTable | None = None) -> list[Sample]:
+    """Add to each sample the teacher outputs that `distillation.teach` wrote for it, in the same order.
+
+    `table` leads from the teacher's tokens to the samples', if the vocabulary was trimmed.
+
+    Raises:
+        InputError: the teacher read other tokens, or another text.
+    """
+    outputs = read_teacher(teacher)
+    if table and len(outputs) == len(samples):
+        outputs = [in_pieces(out, table, own.sequence()) for out, own in zip(outputs, samples, strict=True)]
+    if [sample.sequence() for sample in samples] != [list(targets.input_ids) for targets in outputs]:
+        raise InputError(
+            f"teacher {teacher}: got outputs along other tokens; allowed: those of `teach` for the same prompts and "
+            "the same tokenizer"
+        )
+    return [replace(sample, teacher=targets) for sample, targets in zip(samples, outputs, strict=True)]
+
+
+def text_samples(teacher: Path, table: IdTable | None = None) -> list[Sample]:
+    """Every sequence of a text as a sample with its teacher outputs (`distillation.teach`); `table` as above."""
+    outputs = read_teacher(teacher)
+    outputs = [in_pieces(targets, table) for targets in outputs] if table else outputs
+    return [Sample(Encoded(Document(t.input_ids), (), ()), teacher=t) for t in outputs]
+
+
+def sample_losses(model: Any, batch: Sequence[Sample], objective: Objective) -> Iterator[tuple[Tensor, Tensor]]:
+    """Loss of every sample of a packed row, and the unweighted divergence in it.
+
+    An example's loss is the mean negative log-likelihood of its right continuation's tokens. If its choices are ranked,
+    the cross-entropy over them times `ranking` is added. If it has a teacher, the divergence from it times
+    `distillation` is added. Plain text has only the divergence. An unlabelled example's loss is the divergence from the
+    dense model's distribution over its choices, which has no weight.
+    """
+    states, starts, choices = choice_losses(model, batch)
+    for start, sample, own in zip(starts, batch, choices, strict=True):
+        if sample.soft_label:
+            distance = _choice_divergence(own, sample, objective.temperature)
+            yield distance, distance
+            continue
+        loss = _choice_loss(own, sample, objective.ranking)
+        distance = states.new_zeros((), dtype=torch.float32)
+        if sample.teacher is not None and objective.distillation:
+            sequence_states = states[[start + position for position in sample.positions()]]
+            distance = divergence(model, sequence_states, sample.teacher, objective.temperature)
+        yield loss + objective.distillation * distance, distance
+
+
+def choice_losses(model: Any, batch: Sequence[Sample]) -> tuple[Tensor, list[int], list[list[Tensor]]]:
+    """One forward pass over a packed row.
+
+    Returns:
+        The head's inputs along the row, [tokens, hidden]; where each sample starts; and for each sample the negative
+        log-likelihoods of every choice's tokens, in nats.
+    """
+    documents = [sample.encoded.document for sample in batch]
+    states = packed_states(model, documents, torch.arange(sum(map(len, documents))), learnt_header(model))
+    starts = list(itertools.accumulate(map(len, documents), initial=0))[:-1]
+    positions: list[int] = []
+    targets: list[int] = []
+    sizes: list[int] = []  # tokens per choice
+    for start, sample in zip(starts, batch, strict=True):
+        for offsets, tokens in zip(sample.encoded.positions, sample.encoded.targets, strict=True):
+            positions += [start + offset for offset in offsets]
+            targets += tokens
+            sizes.append(len(tokens))
+    logits = head_logits(model, states[positions]).float()  # all choices at once, so that the head is read only once
+    losses = cross_entropy(logits, torch.tensor(targets, dtype=torch.int64, device=logits.device), reduction="none")
+    parts = iter(losses.split(sizes))
+    return states, starts, [[next(parts) for _ in sample.scales] for sample in batch]
+
+
+def _choice_loss(choices: Sequence[Tensor], sample: Sample, ranking: float) -> Tensor:
+    """Loss of an example, from the losses of its choices' tokens."""
+    if not choices:
+        return torch.zeros(())
+    loss = choices[sample.answer].mean()
+    if ranking and len(choices) > 1:
+        scores = choice_scores(choices, sample)
+        loss = loss + ranking * cross_entropy(scores, torch.tensor(sample.answer, device=scores.device))
+    return loss
+
+
+def choice_scores(choices: Sequence[Tensor], sample: Sample) -> Tensor:
+    """Log-likelihoods of an example's choices, scaled as its metric compares them: [choices]."""
+    return torch.stack([-c.sum() * scale for c, scale in zip(choices, sample.scales, strict=True)])
+
+
+def _choice_divergence(choices: Sequence[Tensor], sample: Sample, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence from the dense model's distribution over the choices, in nats, times temperature²."""
+    student = (choice_scores(choices, sample) / temperature).log_softmax(0)
+    logits = torch.tensor(sample.soft_label) * torch.tensor(sample.scales)
+    teacher = (logits / temperature).log_softmax(0).to(student.device)
+    return (teacher.exp() * (teacher - student)).sum() * temperature**2
