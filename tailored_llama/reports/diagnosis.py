@@ -98,8 +98,8 @@ def _spikes(log: Mapping[str, Sequence[Any]]) -> list[str]:
     """The highest spike of the training loss, if there is one."""
     known = [(step, loss) for step, loss in zip(log["step"], log["loss"], strict=True) if loss is not None]
     losses = [loss for _, loss in known]
-    times = [(losses[i] / median(losses[:i]), i) for i in range(STEPS, len(known)) if median(losses[:i]) > 0]
-    spikes = [found for found in times if found[0] > SPIKE]
+    factors = [(losses[i] / median(losses[:i]), i) for i in range(STEPS, len(known)) if median(losses[:i]) > 0]
+    spikes = [factor for factor in factors if factor[0] > SPIKE]
     if not spikes:
         return []
     factor, highest = max(spikes)
@@ -143,7 +143,7 @@ class Signature:
 
     words: str
     lever: str
-    found: tuple[tuple[str, str], ...]
+    cases: tuple[tuple[str, str], ...]
 
 
 def by_signature(diagnoses: Sequence[Diagnosis]) -> list[Signature]:
@@ -160,7 +160,7 @@ def diagnosis_lines(diagnoses: Sequence[Diagnosis], brief: bool = False) -> list
     """One paragraph for each signature; `brief`: with the names of the benchmarks alone."""
     lines = []
     for one in by_signature(diagnoses):
-        shown = ", ".join(name for name, _ in one.found) if brief else "; ".join(map(": ".join, one.found))
+        shown = ", ".join(name for name, _ in one.cases) if brief else "; ".join(map(": ".join, one.cases))
         lines.append(f"{one.words}. {shown}. Try: {one.lever}.")
     return lines
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.pools import gpus
 from helpers import as_toml
 from services import children, environment, kill, until
 from sites import ENDED, Site
@@ -46,6 +47,14 @@ def test_one_command_makes_every_deployment(site: Site) -> None:
     assert site.server.call("work_pools/gpu/queues/default")["concurrency_limit"] == 2
     automations = {automation["name"] for automation in site.server.call("automations/filter", {})}
     assert automations == {"a run without heartbeat has crashed", "a failed GPU stage calls the webhook"}
+
+
+@pytest.mark.parametrize("value", ["0", "two", "-1", "1.5", ""])
+def test_no_number_of_gpus_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAILORED_LLAMA_GPUS", value)
+    with pytest.raises(SystemExit) as refused:
+        gpus()
+    assert str(refused.value) == f"error: TAILORED_LLAMA_GPUS: got {value!r}; allowed: a whole number from 1"
 
 
 def test_deployed_again_a_pool_stays_as_an_admin_has_set_it(site: Site) -> None:
