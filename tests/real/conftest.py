@@ -1,7 +1,8 @@
-"""SmolLM2-135M-Instruct, dense and with a fifth of its parameters pruned; built once per process."""
+"""SmolLM2-135M-Instruct, dense and with a fifth or half of its parameters pruned; built once per process."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ QUICKSTART = Path(__file__).parents[2] / "data" / "quickstart.toml"
 
 @pytest.fixture(scope="session")
 def quickstart() -> RunConfig:
-    """In float32, where scores can be compared to the last digits, and on half of the calibration text."""
-    return load_config(QUICKSTART, ["model.dtype=float32", "calibration.tokens=512"])
+    """In float32, where scores can be compared to the last digits, and on a quarter of the calibration text."""
+    return load_config(QUICKSTART, ["model.dtype=float32", "calibration.tokens=256"])
 
 
 @pytest.fixture(scope="session")
@@ -31,28 +32,66 @@ def smollm2(quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The folders that a pruning by gradients reads."""
+
+    groups: Path
+    calibration: Path
+    importance: Path
+
+
 @pytest.fixture(scope="session")
-def pruned_smollm2(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    groups, calibration, importance, out = (tmp_path_factory.mktemp(n) for n in ("groups", "text", "score", "pruned"))
-    build_graph(smollm2, out=groups)
+def scored_smollm2(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    scored = Scored(*(tmp_path_factory.mktemp(name) for name in ("groups", "text", "score")))
+    build_graph(smollm2, out=scored.groups)
     load_calibration(
-        smollm2, calibration=quickstart.calibration, downloads=quickstart.store.downloads, seed=0, out=calibration
+        smollm2,
+        calibration=quickstart.calibration,
+        downloads=quickstart.store.downloads,
+        seed=0,
+        out=scored.calibration,
     )
     score_importance(
-        smollm2, groups, calibration, criterion=quickstart.pruning.criterion, seed=0, out=importance, execution=CPU
-    )
-    prune(
         smollm2,
-        groups,
-        importance,
-        calibration,
-        ratio=0.2,
-        pruning=quickstart.pruning,
-        reconstruction=quickstart.reconstruction,
+        scored.groups,
+        scored.calibration,
+        criterion=quickstart.pruning.criterion,
+        seed=0,
+        out=scored.importance,
+        execution=CPU,
+    )
+    return scored
+
+
+def prune_by_gradients(dense: Path, scored: Scored, run: RunConfig, ratio: float, out: Path) -> Path:
+    prune(
+        dense,
+        scored.groups,
+        scored.importance,
+        scored.calibration,
+        ratio=ratio,
+        pruning=run.pruning,
+        reconstruction=run.reconstruction,
         out=out,
         execution=CPU,
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def pruned_smollm2(
+    smollm2: Path, scored_smollm2: Scored, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return prune_by_gradients(smollm2, scored_smollm2, quickstart, 0.2, tmp_path_factory.mktemp("pruned"))
+
+
+@pytest.fixture(scope="session")
+def halved_smollm2(
+    smollm2: Path, scored_smollm2: Scored, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Half of all parameters gone: layers of 1, 2 and 3 key/value heads, and a model worth little before tuning."""
+    return prune_by_gradients(smollm2, scored_smollm2, quickstart, 0.5, tmp_path_factory.mktemp("halved"))
 
 
 def prune_by_size(dense: Path, run: RunConfig, allocation: Allocation, factory: pytest.TempPathFactory) -> Path:
