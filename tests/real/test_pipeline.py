@@ -49,7 +49,7 @@ def test_a_fifth_of_all_parameters_is_gone_and_the_model_still_predicts(
         )
         perplexities.append(read_metrics(out)["perplexity"])
     assert 10 < perplexities[0] < 40  # a wrong rope_theta or tokenizer shows here first
-    assert perplexities[1] < 3 * perplexities[0]
+    assert perplexities[1] < 4 * perplexities[0]
 
 
 def test_tuning_lowers_the_held_out_loss_and_the_merged_model_stands_alone(
