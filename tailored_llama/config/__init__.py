@@ -22,40 +22,31 @@ from tailored_llama.config.derived import (
     unlabelled_of,
     with_template,
 )
+from tailored_llama.config.evaluation import PerplexityConfig, ProfileConfig
+from tailored_llama.config.execution import GGUF_TYPES, K_QUANTS, ExecutionConfig, GgufType, StoreConfig, as_gguf_type
 from tailored_llama.config.harness import FUNCTION, PREFIX, HarnessTask, find_task, is_harness_task, task_fields
+from tailored_llama.config.inputs import (
+    NF4_MULTIPLE,
+    PROMPTS,
+    BenchmarkConfig,
+    CalibrationConfig,
+    Dtype,
+    Metric,
+    ModelConfig,
+    Quantization,
+    TextConfig,
+)
 from tailored_llama.config.loading import load_config, read_config_data, validate_as, validate_config
 from tailored_llama.config.schema import (
     DATA_FREE,
-    GGUF_TYPES,
-    K_QUANTS,
-    NF4_MULTIPLE,
-    PROMPTS,
     ROWS,
-    SOFT,
-    BenchmarkConfig,
-    CalibrationConfig,
     Criterion,
-    DistillationConfig,
-    Dtype,
-    ExecutionConfig,
-    GgufType,
-    HealingConfig,
-    Metric,
-    ModelConfig,
-    PerplexityConfig,
-    ProfileConfig,
     PruningConfig,
-    Quantization,
     Reconstruction,
     ReconstructionConfig,
     RunConfig,
-    Section,
-    StoreConfig,
-    TextConfig,
-    TrainingConfig,
-    TuningConfig,
-    as_gguf_type,
 )
+from tailored_llama.config.section import Section
 from tailored_llama.config.studies import (
     DENSE,
     RATIOS,
@@ -73,6 +64,7 @@ from tailored_llama.config.studies import (
     load_transfer,
     sweep_cells,
 )
+from tailored_llama.config.training import SOFT, DistillationConfig, HealingConfig, TrainingConfig, TuningConfig
 
 __all__ = [
     "DATA_FREE", "DENSE", "FUNCTION", "GENERIC", "GGUF_TYPES", "K_QUANTS", "NF4_MULTIPLE", "PREFIX", "PROMPTS",

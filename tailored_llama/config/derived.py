@@ -5,17 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
+from tailored_llama.config.execution import GgufType, as_gguf_type
 from tailored_llama.config.harness import is_harness_task
-from tailored_llama.config.schema import (
-    DATA_FREE,
-    PROMPTS,
-    SOFT,
-    BenchmarkConfig,
-    GgufType,
-    RunConfig,
-    TuningConfig,
-    as_gguf_type,
-)
+from tailored_llama.config.inputs import PROMPTS, BenchmarkConfig
+from tailored_llama.config.schema import DATA_FREE, RunConfig
+from tailored_llama.config.training import SOFT, TuningConfig
 
 Run = TypeVar("Run", bound=RunConfig)
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from tailored_llama.config.schema import RunConfig, Section
+from tailored_llama.config.schema import RunConfig
+from tailored_llama.config.section import Section
 from tailored_llama.errors import InputError
 
 Model = TypeVar("Model", bound=Section)

@@ -22,7 +22,7 @@ from tailored_llama.config import (
     load_sweep,
     load_transfer,
 )
-from tailored_llama.config.schema import PROJECTIONS
+from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.errors import InputError
 
 SHIPPED = sorted((Path(__file__).parents[3] / "data").glob("*.toml"))

@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 from helpers import CPU, UNFITTED, byte_tokenizer, plain_loglikelihood, write_own_benchmark
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PruningConfig
-from tailored_llama.config.schema import PROJECTIONS
+from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.data import Prompt, encode_prompt, shared_header
 from tailored_llama.data.benchmarks import load_benchmark
 from tailored_llama.data.prompts import render_prompts

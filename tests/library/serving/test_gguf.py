@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import helpers
 from llama_cpp import llama_cpp
-from tailored_llama.config.schema import PROJECTIONS
+from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
     Layer,

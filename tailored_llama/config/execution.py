@@ -1,0 +1,110 @@
+"""Sections on where work is done and where its results are kept."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import Field, field_validator
+
+from tailored_llama.config.section import Section
+from tailored_llama.errors import InputError
+
+GgufType = Literal[
+    "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
+    "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
+]  # fmt: skip
+GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
+K_QUANTS = GGUF_TYPES[GGUF_TYPES.index("q2_k") :]  # made by llama.cpp itself
+
+
+class ExecutionConfig(Section):
+    """How the work is executed. Nothing here changes what is computed, so nothing here enters a cache key."""
+
+    device: str = Field(
+        "auto",
+        description="auto, cpu, cuda (each stage takes the first GPU of its machine that is free) or cuda:N.",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+    )
+    batch_tokens: int | None = Field(
+        None,
+        ge=64,
+        description="Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, 16,384 on a GPU. "
+        "Importance and reconstruction read at most this many calibration tokens at a time; absent: 4,096.",
+    )
+    streaming: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Which models are read from their checkpoint one layer at a time, instead of loaded whole: "
+        "importance, reconstruction, perplexity, teacher outputs and scoring of choices can do that, with the same "
+        "results. auto: those whose weights do not fit into the free memory of the device; always; never.",
+    )
+    recompute_activations: bool = Field(
+        False,
+        description="Tuning keeps only the hidden states between layers and recomputes the activations within them: "
+        "about a third slower, with far less memory.",
+    )
+    keep_state_every: int = Field(
+        100,
+        ge=0,
+        description="Steps of tuning or healing between saved states. A killed stage resumes from the last one and "
+        "ends with the same weights. 0: no states are saved.",
+    )
+    exclusive: Literal["gpu", "always", "never"] = Field(
+        "gpu",
+        description="Which stages have exclusive use of their device, among all runs on this machine with the same "
+        "store.downloads. gpu: stages on a GPU; always: also stages on the CPU; never: none.",
+    )
+    dispatch: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="Flows `tailor`, `sweep` and `transfer`: stages that use the device run through the deployment "
+        "`stage` of this name, such as gpu, side by side on all workers of its pool; absent: one after another in the "
+        "flow's own process.",
+    )
+
+
+class StoreConfig(Section):
+    """Where artifacts and downloads are kept."""
+
+    root: str = Field("artifacts", min_length=1, description="Folder, or fsspec URL, of the artifact store.")
+    downloads: str = Field("~/.cache/tailored-llama", min_length=1, description="Folder for downloaded wheels.")
+    reports: str | None = Field(
+        "reports",
+        min_length=1,
+        description="Folder that gets a copy of the newest report of each configuration file, such as "
+        "reports/quickstart, when a flow runs on the command line; absent: none.",
+    )
+    export: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder that receives, for every benchmark and ratio, the finished model as one checkpoint with "
+        "its card, such as arc_easy-0.2. It is a copy of an artifact and takes its space again. Absent: no export.",
+    )
+    export_formats: tuple[str, ...] = Field(
+        ("safetensors",),
+        min_length=1,
+        description="What the export folder receives of every finished model: safetensors, the checkpoint; gguf:q8_0 "
+        "(or another type, see `tailored-llama gguf --help`), a folder such as arc_easy-0.2-q8_0-gguf for llama.cpp. "
+        "The dense and the tailored models are scored in these types, too.",
+    )
+
+    @field_validator("export_formats")
+    @classmethod
+    def _known_formats(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        allowed = ["safetensors", *(f"gguf:{name}" for name in GGUF_TYPES)]
+        if unknown := [name for name in formats if name not in allowed]:
+            raise ValueError(f"got {unknown[0]!r}; allowed: {', '.join(allowed)}")
+        if len(set(formats)) != len(formats):
+            raise ValueError("names a format twice; allowed: each format once")
+        return formats
+
+
+def as_gguf_type(name: str) -> GgufType:
+    """The GGUF type of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for known in GGUF_TYPES:
+        if known == name:
+            return known
+    raise InputError(f"type: got {name!r}; allowed: {', '.join(GGUF_TYPES)}")

@@ -1,0 +1,157 @@
+"""Sections on what goes in: the model, texts, benchmarks and prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tailored_llama.config.harness import find_task, is_harness_task, task_fields
+from tailored_llama.config.section import Section
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["none", "nf4"]
+NF4_MULTIPLE = 64  # weights in a block; on a CPU, rows of nf4 matrices must be whole blocks
+PROMPTS = "prompts"  # calibration source: the training prompts of the run's own benchmarks
+Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
+Ignored = Literal["case", "punctuation", "numbers", "spaces"]
+
+
+class ModelConfig(Section):
+    """The dense model that everything starts from."""
+
+    source: str = Field(
+        "smollm2-135m-instruct",
+        min_length=1,
+        description="An embedded model (smollm2-135m-instruct, from a pinned PyPI wheel), a local folder, a .gguf "
+        "file, or a Hub id such as meta-llama/Llama-2-7b-hf.",
+    )
+    revision: str | None = Field(
+        None, description="Hub models only: commit, tag or branch. A tag or branch is resolved to its commit."
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "float32",
+        description="Data type of the weights, from loading to merging. auto: bfloat16 where this machine computes in "
+        "it natively, which is about twice as fast; otherwise float32.",
+    )
+    quantization: Quantization = Field(
+        "none",
+        description="Type of the frozen weights while tuning and healing train an adapter on them. nf4: 4 bits by "
+        "bitsandbytes (QLoRA, arXiv 2305.14314; extra nf4). The adapter is merged into the weights of type `dtype`, "
+        "and all else is computed with those. On a CPU widths must be multiples of 64: see "
+        "pruning.channel_multiple.",
+        exclude_if=lambda value: value == "none",  # so that keys and cards of earlier configurations stay the same
+    )
+
+    @property
+    def short_name(self) -> str:
+        """The model's name in run names: the last part of the source."""
+        return Path(self.source).name or self.source
+
+
+class TextConfig(Section):
+    """A text to read, for calibration or perplexity."""
+
+    source: str = Field(
+        "boolq",
+        description="A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub "
+        "data set such as Salesforce/wikitext.",
+    )
+    subset: str | None = Field(None, description="Hub data sets only: the configuration, e.g. wikitext-2-raw-v1.")
+    revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
+    split: str = Field("train", description="Benchmarks and Hub data sets: the split to read.")
+    column: str = Field("text", description="The column (or benchmark field) that holds the text.")
+    documents: int = Field(10_000, ge=1, description="Hub data sets only: rows read, from the start of the split.")
+
+
+class CalibrationConfig(TextConfig):
+    """The calibration text of importance and reconstruction (LLM-Pruner: 10 samples of 64 tokens)."""
+
+    source: str = Field(
+        "boolq",
+        description="A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, a Hub data "
+        "set such as Salesforce/wikitext, or `prompts`: the training prompts of the run's own benchmarks, with their "
+        "answers.",
+    )
+    column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
+    samples: int = Field(32, ge=1, le=65536, description="Sequences drawn from the text.")
+    tokens: int = Field(
+        1024, ge=8, le=32768, description="Tokens in each sequence. A few long ones work better than many short ones."
+    )
+
+
+class BenchmarkConfig(Section):
+    """A benchmark: one of the seven, a task of lm-evaluation-harness, or one of the user's own."""
+
+    name: str = Field(
+        description="boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa or csqa; or a new name, "
+        "with `train` and `evaluation` (or `source`) and the columns set; or lm_eval:sciq, a task of "
+        "lm-evaluation-harness.",
+        pattern=r"^(lm_eval:)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$",
+    )
+    source: str | None = Field(
+        None,
+        description="A Hub data set to read instead of the embedded data. Tasks of lm-evaluation-harness: a folder "
+        "with task files of your own.",
+    )
+    subset: str | None = Field(None, description="Hub data sets only: the configuration, e.g. ARC-Easy.")
+    revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
+    train: str | None = Field(None, description="Train split: a .parquet, .jsonl or .csv file, or a Hub split's name.")
+    evaluation: str | None = Field(None, description="Evaluation split: a file, or a Hub split's name.")
+    context: str | None = Field(
+        None,
+        description="Own benchmarks: the column with the text before the answer, or a format string of columns, such "
+        'as "{passage}\\nQuestion: {question}\\nAnswer:".',
+    )
+    choices: str | tuple[str, ...] | None = Field(
+        None, description="Own benchmarks: the column with the list of choices, or one column per choice."
+    )
+    answer: str | None = Field(
+        None,
+        description="Own benchmarks: the column with the answer: its index from 0, a letter (A, B, …), or its text. "
+        "Written answers: an accepted text, or a list of them.",
+    )
+    instruction: str | None = Field(None, description="Own benchmarks: the sentence that states the task.")
+    metric: Metric | None = Field(
+        None,
+        description="Headline metric; absent: the benchmark's own, acc_norm for new ones. exact_match and f1 (SQuAD's) "
+        "are for benchmarks without choices, where the model writes the answer.",
+    )
+    max_new_tokens: int | None = Field(None, ge=1, le=4096, description="Written answers: maximum tokens; absent: 32.")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
+        None, min_length=1, description="Strings that end a written answer; absent: the end of the line."
+    )
+    ignore: tuple[Ignored, ...] | None = Field(
+        None,
+        description="Written answers: what exact_match ignores, of case, punctuation, numbers and spaces around the "
+        "answer; absent: case, punctuation, articles and repeated spaces (SQuAD's).",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_its_task_says(cls, data: Any) -> Any:
+        """Fill in what a task of lm-evaluation-harness decides, so that nobody else needs to look into its file."""
+        if not isinstance(data, dict) or not is_harness_task(data.get("name")):
+            return data
+        given = {key: value for key, value in data.items() if value is not None}
+        written = given.get("metric") not in ("acc", "acc_norm")
+        decided = ("stop", "max_new_tokens", "ignore") if written else ()
+        if all(key in given for key in ("metric", *decided)):
+            return data
+        source = given.get("source")
+        task = find_task(given["name"], source if isinstance(source, str) else None)
+        return task_fields(task, given.get("metric")) | given
+
+
+class PromptConfig(Section):
+    """How examples are written as prompts, for both tuning and scoring."""
+
+    template: str = Field(
+        "harness",
+        min_length=1,
+        description="A template set: harness (lm-evaluation-harness's own formatting), generic (one wording for every "
+        "benchmark), task, task-2, task-3 (an instruction for each benchmark, in three wordings), reread (task with "
+        "the question read twice: RE2, arXiv 2309.06275), lettered (choices listed, their letters scored), or your own "
+        ".toml file, like those in data/prompts.",
+    )

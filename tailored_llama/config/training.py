@@ -1,0 +1,132 @@
+"""Sections on training: adapters, tuning, healing and distillation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tailored_llama.config.section import Section
+
+Variant = Literal["lora", "rslora", "dora", "prompt", "prefix"]
+SOFT: tuple[Variant, ...] = ("prompt", "prefix")  # variants that change no weights
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PROJECTIONS: tuple[Projection, ...] = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+)  # fmt: skip
+
+
+class TrainingConfig(Section):
+    """An adapter and how it is trained (LoRA: arXiv 2106.09685)."""
+
+    rank: int = Field(8, ge=1, le=1024, description="LoRA rank r: the width of each update.")
+    alpha: int = Field(
+        16, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r (variant rslora: α / √r)."
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the input of each adapter.")
+    variant: Variant = Field(
+        "lora",
+        description="lora: updates scaled by α / r; rslora: by α / √r (arXiv 2312.03732); dora: weights split into "
+        "direction and magnitude (arXiv 2402.09353). In tuning also soft prompts, which change no weights: prompt, "
+        "embeddings before the text (arXiv 2104.08691); prefix, keys and values of every layer (arXiv 2101.00190).",
+    )
+    targets: tuple[Projection, ...] = Field(PROJECTIONS, min_length=1, description="Projections that get an adapter.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Precision of matrix products over float32 weights; bfloat16 is about twice as fast where the "
+        "hardware has it. Adapters, gradients and the optimiser stay in float32, weights in the checkpoint's type.",
+    )
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning-rate schedule after warm-up.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Fraction of the steps used for warm-up.")
+    batch_size: int = Field(8, ge=1, description="Examples per optimiser step.")
+    micro_batch_tokens: int = Field(
+        2048,
+        ge=64,
+        description="Tokens in one forward pass of a step, halved when memory runs out. Each pass draws its own "
+        "dropout.",
+    )
+
+
+class DistillationConfig(Section):
+    """Distillation from the dense model's next-token distributions, cached once (arXiv 1503.02531)."""
+
+    weight: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="In tuning, weight of the divergence from the dense model on the examples and on text, added to "
+        "the loss on the right choices; 0: no distillation. In healing, the divergence is the only loss.",
+    )
+    temperature: float = Field(
+        1.0, gt=0, le=20, description="Logits are divided by this; above 1, unlikely tokens weigh more."
+    )
+    top: int = Field(
+        32, ge=1, le=1024, description="Most likely tokens kept of each distribution; the rest count as one."
+    )
+    sequences: int = Field(
+        2, ge=0, le=1024, description="In tuning, sequences of calibration text added to the examples of each step."
+    )
+    unlabelled: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Further train prompts of each benchmark (in a mixture: of all together) that tuning reads in the "
+        "same epochs, without their labels: the loss of each is the divergence from the dense model's distribution "
+        "over the choices, at the temperature. It needs no weight. They take about 80 bytes of memory per token.",
+        exclude_if=lambda value: value == 0,  # so that keys and cards of earlier configurations stay the same
+    )
+
+
+class HealingConfig(TrainingConfig):
+    """General recovery before tailoring: LoRA distilled on calibration text and merged into the pruned model."""
+
+    tokens: int = Field(
+        0,
+        ge=0,
+        le=20_000_000,
+        description="Tokens to train on, drawn like the calibration text in whole sequences of its length; 0: no "
+        "healing. The teacher outputs take about 400 bytes of memory per token.",
+    )
+    variant: Literal["lora", "rslora", "dora"] = Field("lora", description="As in tuning; it must merge into weights.")
+    rank: int = Field(64, ge=1, le=1024, description="LoRA rank r: the width of each update.")
+    alpha: int = Field(64, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of each adapter.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate of AdamW.")
+    batch_size: int = Field(
+        1, ge=1, description="Text sequences per optimiser step; fewer give more steps for the same tokens."
+    )
+
+
+class TuningConfig(TrainingConfig):
+    """LoRA on a few examples of one benchmark (arXiv 2410.19185, section 4)."""
+
+    examples: Literal["benchmark", "mixture", "none"] = Field(
+        "benchmark",
+        description="benchmark: one adapter per benchmark, trained on its own examples; mixture: the baseline for "
+        "tailoring, one adapter trained on as many examples in total, drawn from all benchmarks and always written "
+        "with the template `generic`; none: no adapter.",
+    )
+    shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
+    held_out: int = Field(
+        50,
+        ge=0,
+        description="Further train examples, for early stopping and to compare the adapter with none; 0: neither.",
+    )
+    ranking: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="Weight of a ranking loss: cross-entropy over the log-likelihoods of an example's choices, "
+        "normalised as the benchmark's metric does. 0: only the right choice is trained on.",
+    )
+    virtual_tokens: int = Field(20, ge=1, le=1024, description="Variants prompt and prefix: number of virtual tokens.")
+    epochs: int = Field(3, ge=1, le=1000, description="Maximum passes over the training examples.")
+    patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
+    keep: Literal["better", "always"] = Field(
+        "better",
+        description="Whether a finished model (store.export) gets its adapter. better: if the adapter is better than "
+        "none on the held-out examples, within their error; otherwise the untuned model is exported. always: in any "
+        "case. Scores of the tailored model are reported either way.",
+        exclude_if=lambda value: value == "better",  # so that reports and cards of earlier configurations stay the same
+    )
