@@ -108,6 +108,8 @@ def test_a_pruned_model_writes_and_predicts_the_same_in_llama_cpp(
     pruned: str, request: pytest.FixtureRequest, quickstart: RunConfig, tmp_path: Path, full: bool
 ) -> None:
     """In f16. The reference is rounded alike: in a halved model that alone can move perplexity by more than 0.1 %."""
+    if pruned == "halved_smollm2" and not full:
+        pytest.skip("only with --full")
     checkpoint: Path = request.getfixturevalue(pruned)
     heads = {layer.kv_heads for layer in read_structure(checkpoint).layers}
     assert len(heads) == (3 if pruned == "halved_smollm2" else 1)
