@@ -3,12 +3,13 @@
     python tests/performance/depth.py OUT --layers 0 --layers 3 --layers 6 --set model.dtype=bfloat16
 
 Folders of OUT that exist are not made again, so the command can be stopped, and continued with more layers. Each model
-takes turns with the dense one. The first text of perplexity resembles the default calibration text, the second does not.
+takes turns with the dense one. The first text of perplexity resembles the calibration text, the second does not.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -49,10 +50,8 @@ def main(
         changes = [f"pruning.kinds={json.dumps(kinds)}", f"pruning.layers={max(0, number)}"]
         own = load_config(None, [*(overrides or []), *changes, f"pruning.ratios=[{ratio}]"])
         if not (pruned := out / f"pruned-{number}").exists():
-            with new_folder(pruned) as folder:
-                scratch = out / f"scratch-{number}"
-                scratch.mkdir()
-                prune_in_steps(own, dense, ratio, partial(subfolder, scratch), folder)
+            with new_folder(pruned) as folder, tempfile.TemporaryDirectory() as scratch:
+                prune_in_steps(own, dense, ratio, partial(subfolder, Path(scratch)), folder)
         print(_row(name, pruned, dense, own, profile))
 
 
