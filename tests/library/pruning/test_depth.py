@@ -42,7 +42,7 @@ from tailored_llama.pruning.importance import score_importance, write_importance
 from tailored_llama.pruning.prune import prune
 from tailored_llama.store import write_table
 
-IDS = torch.randint(0, 256, (4, 16), generator=torch.Generator().manual_seed(5))
+IDS = torch.randint(0, 256, (5, 16), generator=torch.Generator().manual_seed(5))
 LAYERS = 5
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -273,7 +273,7 @@ def test_a_ratio_of_whole_blocks_is_met_with_their_norms(tmp_path: Path) -> None
 @pytest.mark.parametrize("streaming", ["never", "always"])
 def test_influence_is_one_minus_the_mean_cosine_of_input_and_output(tmp_path: Path, streaming: Any) -> None:
     dense, folder = prepare(tmp_path)
-    execution = ExecutionConfig(device="cpu", batch_tokens=32, streaming=streaming)
+    execution = ExecutionConfig(device="cpu", batch_tokens=64, streaming=streaming)
     score_importance(dense, folder, folder, criterion="random", seed=0, out=folder, execution=execution, influence=True)
     states: list[torch.Tensor] = []
     model = load_model(dense)
