@@ -69,8 +69,11 @@ class LayerConfig:
         return getattr(self.model_config, name)
 
 
-class NoAttention(nn.Module):
-    """In the place of an attention that a layer does not have: adds nothing to the residual stream."""
+class NoSelfAttn(nn.Module):
+    """In the place of an attention that a layer does not have: adds nothing to the residual stream.
+
+    transformers takes a class whose name has the whole word for one that it cannot give another attention function.
+    """
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
         return hidden_states.new_zeros(()), None
@@ -148,7 +151,7 @@ class LayeredModel:
         layer = self.layer_class(own, index)
         for kind, (block, *norms) in blocks(hasattr(layer, "pre_feedforward_layernorm")).items():
             if not widths[kind]:
-                setattr(layer, block, NoAttention() if kind == "attention" else NoMLP())
+                setattr(layer, block, NoSelfAttn() if kind == "attention" else NoMLP())
                 for norm in norms:
                     setattr(layer, norm, nn.Identity())
         return layer

@@ -9,7 +9,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from tailored_llama.errors import InputError
 from tailored_llama.models.attention import Header
-from tailored_llama.models.modeling_tailored_llama import NoAttention
+from tailored_llama.models.modeling_tailored_llama import NoSelfAttn
 from tailored_llama.models.packing import embedded_header
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def soft_prompt_config(base: Any, variant: str, tokens: int) -> PeftConfig:
 
 
 def _kv_heads(base: Any, layer: int, attention: Any) -> int:
-    if isinstance(attention, NoAttention):
+    if isinstance(attention, NoSelfAttn):
         return 0
     if hasattr(attention, "k_proj"):
         return int(attention.k_proj.out_features // attention.head_dim)

@@ -116,6 +116,9 @@ for trust, folder in enumerate(map(Path, sys.argv[1:])):
     expected = load_file(folder / "expected.safetensors")
     model = AutoModelForCausalLM.from_pretrained(folder / "pruned", trust_remote_code=bool(trust)).eval()
     assert torch.equal(model(expected["ids"]).logits, expected["logits"]), folder.name
+    if trust:
+        model.set_attn_implementation("eager")
+        assert model.model.layers[1].self_attn.config._attn_implementation == "eager"  # else packed rows would not work
     print(type(model).__name__)
 assert "tailored_llama" not in sys.modules
 """
