@@ -104,8 +104,8 @@ def prune_checkpoint(
         for name in [n for n in sizes if n.endswith("_proj.weight")]:
             sizes.setdefault(name.removesuffix("weight") + "bias", sizes[name][:1])
     gone = [number for number, layer in enumerate(layers) if not (layer.heads or layer.channels)]
-    stays = tuple(layer for number, layer in enumerate(layers) if number not in gone)
-    config = layout_config(without_layers(source, gone), stays)
+    left = tuple(layer for number, layer in enumerate(layers) if number not in gone)
+    config = layout_config(without_layers(source, gone), left)
     old_names = {new: name for name in sizes if (new := _new_name(name, layers, gone, source["model_type"]))}
     dtype = getattr(torch, config.dtype) if isinstance(config.dtype, str) else config.dtype or torch.float32
 
