@@ -2,7 +2,7 @@
 
 from prefect import State
 
-from tailored_llama.config import DATA_FREE, RunConfig
+from tailored_llama.config import RunConfig, drops_layers, scores_by_text
 from tailored_llama.pruning import importance
 from tailored_llama.store import ArtifactRef
 from tasks._stage import execution_of, open_store, stage, task
@@ -12,9 +12,9 @@ from tasks._stage import execution_of, open_store, stage, task
 def score_importance(
     config: RunConfig, model: ArtifactRef, groups: ArtifactRef, calibration: ArtifactRef | None
 ) -> State[ArtifactRef]:
-    """Only criteria that read calibration text depend on it."""
-    store, criterion = open_store(config.store), config.pruning.criterion
-    text = None if criterion in DATA_FREE else calibration
+    """Only what reads calibration text depends on it: most criteria, and the influence of layers."""
+    store = open_store(config.store)
+    text = calibration if scores_by_text(config) else None
     return stage(
         importance,
         config.store,
@@ -24,10 +24,11 @@ def score_importance(
             store.open(model),
             store.open(groups),
             store.open(text) if text else None,
-            criterion=criterion,
+            criterion=config.pruning.criterion,
             seed=config.seed,
             out=out,
             execution=execution_of(config),
+            influence=drops_layers(config),
             progress=progress,
         ),
         on=config,

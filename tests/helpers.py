@@ -13,9 +13,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tailored_llama.config import ExecutionConfig, ReconstructionConfig
+from tailored_llama.config import ExecutionConfig, PruningConfig, ReconstructionConfig
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
-from tailored_llama.models import encode_pair
+from tailored_llama.models import encode_pair, read_structure
+from tailored_llama.pruning import groups, importance, prune, read_groups
+from tailored_llama.pruning.depth import fixed_parameters
 from tailored_llama.store import write_table
 
 UNFITTED = ReconstructionConfig(method="none")
@@ -129,6 +131,42 @@ def save_tiny_llama(
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+WHOLE_BLOCKS = PruningConfig(min_kv_heads=0, min_channels=0, attention_weight=1)
+
+
+def remove_blocks(
+    dense: Path,
+    out: Path,
+    blocks: Sequence[tuple[int, str]],
+    reconstruction: ReconstructionConfig = UNFITTED,
+    text: Path | None = None,
+) -> Path:
+    """Prune exactly these blocks of a checkpoint, (layer, "attention" or "mlp"), by importances of zero."""
+    folder = out.with_name(f"{out.name}-groups")
+    folder.mkdir(parents=True)
+    out.mkdir()
+    groups.build_graph(dense, out=folder)
+    table = read_groups(folder)
+    listed = [(int(layer), str(kind)) in blocks for layer, kind in zip(table.layer, table.kind, strict=True)]
+    importance.write_importance(
+        folder, table, np.where(listed, 0, 1 + np.random.default_rng(2).random(len(table))), "random"
+    )
+    fixed = fixed_parameters(dense, table)
+    removed = int(table.parameters[np.array(listed)].sum()) + sum(fixed[block] for block in blocks)
+    prune.prune(
+        dense,
+        folder,
+        folder,
+        text,
+        ratio=removed / read_structure(dense).parameters,
+        pruning=WHOLE_BLOCKS,
+        reconstruction=reconstruction,
+        out=out,
+        execution=CPU,
+    )
+    return out
 
 
 def add_merge(folder: Path) -> Path:

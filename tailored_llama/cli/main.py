@@ -115,11 +115,14 @@ def prune(
         new = partial(subfolder, Path(scratch))
         dense = new("dense")
         prepare_dense(run.model, downloads=run.store.downloads, out=dense)
-        before = read_structure(dense).size
+        structure = read_structure(dense)
+        before = structure.size
         facts = prune_in_steps(run, dense, ratio, new, folder, benchmark or ())
     after, body = facts["parameters"], facts["body_ratio"]
     removed = f"{1 - after / before.parameters:.2%} removed, {body:.2%} of the body without embeddings"
     print(f"{out}: {after:,} of {before.parameters:,} parameters ({removed})")
+    if layers := facts.get("layers"):
+        print(f"{layers} of {len(structure.layers)} layers kept")
     if tokens := facts.get("tokens"):
         by = (
             "the calibration text and the train prompts of " + ", ".join(benchmark)

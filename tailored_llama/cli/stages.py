@@ -13,6 +13,7 @@ from tailored_llama.config import (
     PROMPTS,
     BenchmarkConfig,
     RunConfig,
+    drops_layers,
     reads_calibration,
     reserved_tokens,
     step_ratios,
@@ -134,6 +135,7 @@ def prune_in_steps(
                 seed=run.seed,
                 out=scores,
                 execution=run.execution,
+                influence=drops_layers(run),
                 progress=progress,
             )
         target = out if step == run.pruning.steps else new(f"pruned-{step}")

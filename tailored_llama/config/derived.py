@@ -24,7 +24,17 @@ def reserved_tokens(tuning: TuningConfig) -> int:
 
 def reads_calibration(run: RunConfig) -> bool:
     """Whether importance or reconstruction reads the calibration text."""
-    return run.pruning.criterion not in DATA_FREE or run.reconstruction.method != "none"
+    return scores_by_text(run) or run.reconstruction.method != "none"
+
+
+def scores_by_text(run: RunConfig) -> bool:
+    """Whether importance reads the calibration text."""
+    return run.pruning.criterion not in DATA_FREE or drops_layers(run)
+
+
+def drops_layers(run: RunConfig) -> bool:
+    """Whether pruning removes whole layers by their influence."""
+    return "layer" in run.pruning.kinds
 
 
 def trims_vocabulary(run: RunConfig) -> bool:

@@ -104,8 +104,9 @@ def _explain(error: Any, kind: type[BaseModel]) -> str:
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"allowed: {', '.join(siblings)}"
         return f"{field}: unknown key; {hint}"
     if error["type"] == "literal_error":
-        near = difflib.get_close_matches(str(error["input"]), context["expected"].replace("'", "").split(), n=1)
-        hint = f" (did you mean {near[0].strip(',')}?)" if near else ""
+        expected = re.sub("[',]", "", context["expected"]).split()
+        near = difflib.get_close_matches(str(error["input"]), expected, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
         return f"{field}: got {error['input']!r}; allowed: {context['expected']}{hint}"
     message = error["msg"].removeprefix("Value error, ")
     if not field:

@@ -19,7 +19,7 @@ Criterion = Literal[
 DATA_FREE: tuple[Criterion, ...] = ("magnitude_l1", "magnitude_l2", "random")  # criteria that read no calibration text
 Reconstruction = Literal["none", "bias", "static", "sequential"]
 Allocation = Literal["uniform", "global"]
-Kind = Literal["attention", "mlp", "vocabulary"]
+Kind = Literal["attention", "mlp", "vocabulary", "layer"]
 ROWS = 64  # the tokens of a trimmed vocabulary are a multiple of this
 
 
@@ -53,8 +53,16 @@ class PruningConfig(Section):
         ("attention", "mlp"),
         min_length=1,
         description="Kinds of coupled group that may be removed: attention (a KV head with its query heads), mlp (a "
-        "channel), vocabulary (a token's row of the embedding and of an untied head). Tokens leave first, and the "
-        "other kinds supply the rest of the ratio.",
+        "channel), vocabulary (a token's row of the embedding and of an untied head), layer (a whole decoder layer). "
+        "Tokens leave first, then layers, and the other kinds supply the rest of the ratio.",
+    )
+    layers: int = Field(
+        0,
+        ge=0,
+        description="Kind layer only: how many whole layers leave, those of the least influence (1 − the mean cosine "
+        "between a layer's input and output states on the calibration text). 0, without the kinds attention and mlp: "
+        "as many as come nearest to the ratio.",
+        exclude_if=lambda value: value == 0,  # so that keys and cards of earlier configurations stay the same
     )
     vocabulary: int | Literal["auto"] = Field(
         "auto",
@@ -70,8 +78,15 @@ class PruningConfig(Section):
     )
     protect_first: int = Field(0, ge=0, description="Leading layers that are not pruned.")
     protect_last: int = Field(0, ge=0, description="Trailing layers that are not pruned.")
-    min_channels: int = Field(64, ge=1, description="Minimum MLP channels kept in every layer.")
-    min_kv_heads: int = Field(1, ge=1, description="Minimum KV heads kept in every layer, with their query heads.")
+    min_channels: int = Field(
+        64, ge=0, description="Minimum MLP channels kept in every layer; 0: a layer may lose its whole MLP."
+    )
+    min_kv_heads: int = Field(
+        1,
+        ge=0,
+        description="Minimum KV heads kept in every layer, with their query heads; 0: a layer may lose its whole "
+        "attention.",
+    )
     channel_multiple: int = Field(
         1,
         ge=1,
@@ -147,8 +162,22 @@ class RunConfig(Section):
         kinds, steps = self.pruning.kinds, self.pruning.steps
         if "vocabulary" in kinds and len(set(kinds)) == 1:
             raise ValueError("pruning.kinds: got vocabulary alone; allowed: with attention or mlp, for the rest of it")
-        if "vocabulary" in kinds and steps > 1:
-            raise ValueError(f"pruning.steps: got {steps}; allowed: 1 with kind vocabulary")
+        for kind in ("vocabulary", "layer"):
+            if kind in kinds and steps > 1:
+                raise ValueError(f"pruning.steps: got {steps}; allowed: 1 with kind {kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_of_their_kind(self) -> RunConfig:
+        kinds, layers = self.pruning.kinds, self.pruning.layers
+        if "layer" not in kinds:
+            allowed = None if not layers else "0, or with kind layer in pruning.kinds"
+        elif {"attention", "mlp"} & set(kinds):
+            allowed = None if layers else "at least 1 with kind layer beside attention or mlp"
+        else:
+            allowed = None if not layers else "0 without attention or mlp, as the ratio decides how many leave"
+        if allowed:
+            raise ValueError(f"pruning.layers: got {layers}; allowed: {allowed}")
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from tailored_llama.models.cards import (
     write_card,
 )
 from tailored_llama.models.checkpoints import (
+    BY_LAYER,
     FUSED,
     GGUF_KINDS,
     LAYERED_PREFIX,
@@ -23,6 +24,7 @@ from tailored_llama.models.checkpoints import (
     Size,
     Structure,
     all_tensor_shapes,
+    block_of,
     check_checkpoint,
     copy_tokenizer,
     layered_config,
@@ -32,6 +34,7 @@ from tailored_llama.models.checkpoints import (
     tensor_shapes,
     weight_bytes,
     weight_files,
+    without_layers,
 )
 from tailored_llama.models.convert import fetch_model, find_model, prepare_dense, source_architecture
 from tailored_llama.models.devices import check_solver, device_slot, pick_device, solver_bytes
@@ -60,17 +63,17 @@ from tailored_llama.models.tokens import encode, encode_pair, first_token, pre_t
 from tailored_llama.models.vocabulary import Tokens, read_tokens, renumber_generation, renumbered, trim_tokenizer
 
 __all__ = [
-    "CARD", "FUSED", "GGUF_KINDS", "HEAD_POSITIONS", "LAYERED", "LAYERED_PREFIX", "VOCABULARY", "Base", "Document",
-    "Forward", "Header", "IdTable", "Layer", "Layers", "PackedRow", "Shelf", "Size", "Structure", "Tokens", "adapters",
-    "add_adapter", "all_tensor_shapes", "base_of", "batches", "caller", "check_adapter", "check_checkpoint",
-    "check_installed", "check_quantizable", "check_solver", "check_teacher", "context_length", "convert",
-    "copy_tokenizer", "device_slot", "encode", "encode_header", "encode_pair", "enter", "fetch_model", "find_model",
-    "first_token", "front_matter", "halved", "has_soft_prompt", "head_logits", "is_layered", "layered_config",
-    "layers_of", "layout_config", "learnt_header", "load_base", "load_model", "load_tokenizer", "loading",
-    "merge_adapter", "modeling_tailored_llama", "open_model", "packed_attention", "packed_logprobs", "packed_states",
-    "pick_device", "pre_tokenizer_name", "prepare_dense", "pruned_card", "read_config", "read_id_table",
-    "read_structure", "read_tensor", "read_tokens", "renumber_generation", "renumbered", "run_packed", "save_adapter",
-    "solver_bytes", "source_architecture", "stored_dtype", "streams", "target_logprobs", "tensor_shapes",
-    "token_budget", "trim_tokenizer", "weight_bytes", "weight_files", "what_was_removed", "within_memory", "write_card",
-    "write_shards",
+    "BY_LAYER", "CARD", "FUSED", "GGUF_KINDS", "HEAD_POSITIONS", "LAYERED", "LAYERED_PREFIX", "VOCABULARY", "Base",
+    "Document", "Forward", "Header", "IdTable", "Layer", "Layers", "PackedRow", "Shelf", "Size", "Structure", "Tokens",
+    "adapters", "add_adapter", "all_tensor_shapes", "base_of", "batches", "block_of", "caller", "check_adapter",
+    "check_checkpoint", "check_installed", "check_quantizable", "check_solver", "check_teacher", "context_length",
+    "convert", "copy_tokenizer", "device_slot", "encode", "encode_header", "encode_pair", "enter", "fetch_model",
+    "find_model", "first_token", "front_matter", "halved", "has_soft_prompt", "head_logits", "is_layered",
+    "layered_config", "layers_of", "layout_config", "learnt_header", "load_base", "load_model", "load_tokenizer",
+    "loading", "merge_adapter", "modeling_tailored_llama", "open_model", "packed_attention", "packed_logprobs",
+    "packed_states", "pick_device", "pre_tokenizer_name", "prepare_dense", "pruned_card", "read_config",
+    "read_id_table", "read_structure", "read_tensor", "read_tokens", "renumber_generation", "renumbered", "run_packed",
+    "save_adapter", "solver_bytes", "source_architecture", "stored_dtype", "streams", "target_logprobs",
+    "tensor_shapes", "token_budget", "trim_tokenizer", "weight_bytes", "weight_files", "what_was_removed",
+    "within_memory", "without_layers", "write_card", "write_shards",
 ]  # fmt: skip

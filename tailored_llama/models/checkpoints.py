@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import MistralConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tailored_llama.errors import InputError
-from tailored_llama.models.modeling_tailored_llama import LAYERED
+from tailored_llama.models.modeling_tailored_llama import LAYERED, blocks
 from tailored_llama.store import sha256_file
 
 SUPPORTED = tuple(LAYERED)
@@ -25,16 +26,28 @@ LAYERED_PREFIX = "tailored_"  # of the model types whose layers may have differe
 GGUF_KINDS = ("llama", "mistral", "qwen2")  # that llama.cpp can express with layers of different widths, too
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes per number
+BY_LAYER = ("layer_types", "no_rope_layers")  # fields of a configuration with one value per layer
+_SANDWICHED = ("gemma2", "gemma3_text")  # whose blocks have a norm of their outputs, too
 _HEADS, _KV_HEADS, _CHANNELS = "num_attention_heads", "num_key_value_heads", "intermediate_size"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Widths of one decoder layer."""
+    """Widths of one decoder layer; one of no heads has no attention, and one of no channels no MLP."""
 
     heads: int
     kv_heads: int
     channels: int
+
+    @property
+    def share(self) -> int:
+        """Query heads per KV head."""
+        return self.heads // max(1, self.kv_heads)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the layer has both attention and MLP."""
+        return bool(self.heads and self.channels)
 
 
 @dataclass(frozen=True)
@@ -190,8 +203,12 @@ def read_structure(folder: Path) -> Structure:
     head_field = "head_dim" if _is_layered(config) or _HEADS not in config else _HEADS
     _check_sizes(config, shapes, folder, required=("hidden_size", "num_hidden_layers", head_field))
     head_dim = _head_dim(config)
+    own = (config.get("per_layer_config") or {}) if _is_layered(config) else {}
     try:
-        layers = tuple(_layer(shapes, f"model.layers.{i}.", head_dim) for i in range(config["num_hidden_layers"]))
+        layers = tuple(
+            _layer(shapes, f"model.layers.{i}.", head_dim, own.get(str(i), {}))
+            for i in range(config["num_hidden_layers"])
+        )
     except KeyError as error:
         raise InputError(f"{folder}: tensor {error} is missing from its safetensors") from None
     total = sum(math.prod(shape) for shape in shapes.values())
@@ -217,16 +234,16 @@ def _check_sizes(
     layers = {match[1] for match in map(re.compile(r"model\.layers\.(\d+)\.").match, shapes) if match}
     common = dict.fromkeys(("vocab_size", "hidden_size", "head_dim"), largest) | {"num_hidden_layers": len(layers)}
     widths = dict.fromkeys((_CHANNELS, _HEADS, _KV_HEADS), largest)
-    checks = [(config, common | widths)]
+    checks = [(config, common | widths, 1)]
     if _is_layered(config):  # its global widths are the dense model's
-        checks = [(config, common), *((layer, widths) for layer in _per_layer(config, folder))]
-    for section, limits in checks:
+        checks = [(config, common, 1), *((layer, widths, 0) for layer in _per_layer(config, folder))]
+    for section, limits, least in checks:
         for name, limit in limits.items():
             value = section.get(name)
             if value is None and (name not in required or section is not config):
                 continue
-            if type(value) is not int or not 1 <= value <= limit:
-                allowed = f"a whole number from 1 to {limit}, since its weights are no larger"
+            if type(value) is not int or not least <= value <= limit:
+                allowed = f"a whole number from {least} to {limit}, since its weights are no larger"
                 raise InputError(f"{folder / 'config.json'}: {name}: got {value!r:.80}; allowed: {allowed}")
 
 
@@ -241,15 +258,43 @@ def _per_layer(config: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
         raise InputError(f"{folder / 'config.json'}: per_layer_config is not a table of layers") from None
 
 
-def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int) -> Layer:
-    """Widths of one layer from the shapes of its weights; q, k and v may be fused."""
-    heads = shapes[f"{prefix}self_attn.o_proj.weight"][1] // head_dim
-    fused = shapes.get(f"{prefix}self_attn.qkv_proj.weight")
-    if fused is not None:
-        kv_heads = (fused[0] // head_dim - heads) // 2
-    else:
-        kv_heads = shapes[f"{prefix}self_attn.k_proj.weight"][0] // head_dim
-    return Layer(heads, kv_heads, channels=shapes[f"{prefix}mlp.down_proj.weight"][1])
+def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int, own: dict[str, Any]) -> Layer:
+    """Widths of one layer from the shapes of its weights; q, k and v may be fused.
+
+    Only a block whose width is 0 in the layer's own configuration may be missing.
+    """
+    heads, kv_heads, channels = 0, 0, 0
+    if own.get(_HEADS) != 0:
+        heads = shapes[f"{prefix}self_attn.o_proj.weight"][1] // head_dim
+        fused = shapes.get(f"{prefix}self_attn.qkv_proj.weight")
+        if fused is not None:
+            kv_heads = (fused[0] // head_dim - heads) // 2
+        else:
+            kv_heads = shapes[f"{prefix}self_attn.k_proj.weight"][0] // head_dim
+    if own.get(_CHANNELS) != 0:
+        channels = shapes[f"{prefix}mlp.down_proj.weight"][1]
+    return Layer(heads, kv_heads, channels)
+
+
+def block_of(name: str, model_type: str) -> tuple[int, str] | None:
+    """The layer and the block, `attention` or `mlp`, that a tensor belongs to; None: no layer."""
+    match = re.match(r"model\.layers\.(\d+)\.(\w+)\.", name)
+    if not match:
+        return None
+    attention = blocks(model_type.removeprefix(LAYERED_PREFIX) in _SANDWICHED)["attention"]
+    return int(match[1]), "attention" if match[2] in attention else "mlp"
+
+
+def without_layers(config: dict[str, Any], gone: Collection[int]) -> dict[str, Any]:
+    """A configuration without some of its layers; lists with one value per layer lose the same entries."""
+    if not gone:
+        return config
+    stays = [index for index in range(config["num_hidden_layers"]) if index not in gone]
+    # A configuration that leaves out such a list means the one that its class derives from the number of layers.
+    derived = CONFIG_MAPPING[config["model_type"].removeprefix(LAYERED_PREFIX)](**_common(config))
+    lists = {name: config.get(name) or getattr(derived, name, None) for name in BY_LAYER}
+    kept = {name: [values[index] for index in stays] for name, values in lists.items() if values}
+    return config | kept | {"num_hidden_layers": len(stays)}
 
 
 def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
@@ -258,7 +303,7 @@ def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
     The stock configurations of Llama and some Gemmas require the head count to divide the hidden size. If it does not,
     a Llama without biases becomes a MistralConfig without a sliding window, which is the same architecture.
     """
-    if len(set(layers)) > 1:
+    if len(set(layers)) > 1 or not layers[0].whole:
         return layered_config(dense, layers)
     stock = CONFIG_MAPPING[dense["model_type"].removeprefix(LAYERED_PREFIX)]
     widths = {_HEADS: layers[0].heads, _KV_HEADS: layers[0].kv_heads, _CHANNELS: layers[0].channels}

@@ -124,7 +124,8 @@ def _states(model: Any, rows: Sequence[PackedRow], budget: int, shared: Sequence
             for index, further in enumerate(arguments):
                 shelf[index] = caller(layer, further[number])(shelf[index])
             for encoded in headers:
-                del encoded.keys[number], encoded.values[number]  # of this layer, which has seen all rows
+                for states in (encoded.keys, encoded.values):  # of this layer, which has seen all rows
+                    states.pop(number, None)  # none without attention
         for index, row in enumerate(rows, start=len(headers)):
             states = model.get_decoder().norm(shelf[index])
             yield states[0, distinct(row.positions).to(states.device)]

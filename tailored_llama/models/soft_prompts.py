@@ -9,6 +9,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from tailored_llama.errors import InputError
 from tailored_llama.models.attention import Header
+from tailored_llama.models.modeling_tailored_llama import NoSelfAttn
 from tailored_llama.models.packing import embedded_header
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def soft_prompt_config(base: Any, variant: str, tokens: int) -> PeftConfig:
     if variant == "prompt":
         return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens)
     attention = [layer.self_attn for layer in base.get_decoder().layers]
-    shapes = {(_kv_heads(base, layer, module), module.head_dim) for layer, module in enumerate(attention)}
+    shapes = {
+        (_kv_heads(base, layer, module), getattr(module, "head_dim", 0)) for layer, module in enumerate(attention)
+    }
     if len(shapes) > 1:
         counts = ", ".join(str(heads) for heads, _ in sorted(shapes))
         raise InputError(
@@ -50,6 +53,8 @@ def soft_prompt_config(base: Any, variant: str, tokens: int) -> PeftConfig:
 
 
 def _kv_heads(base: Any, layer: int, attention: Any) -> int:
+    if isinstance(attention, NoSelfAttn):
+        return 0
     if hasattr(attention, "k_proj"):
         return int(attention.k_proj.out_features // attention.head_dim)
     return int(base.config.num_key_value_heads)  # fused projections (Phi-3): all layers are alike

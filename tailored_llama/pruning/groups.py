@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
+    BY_LAYER,
     FUSED,
     LAYERED_PREFIX,
     Layer,
@@ -59,6 +60,10 @@ class Groups:
     def __len__(self) -> int:
         return len(self.layer)
 
+    def where(self, mask: np.ndarray[Any, Any]) -> Groups:
+        """The groups that a mask, bool [groups], selects."""
+        return Groups(self.layer[mask], self.kind[mask], self.index[mask], self.parameters[mask])
+
 
 @dataclass(frozen=True)
 class Slices:
@@ -82,13 +87,15 @@ def build_graph(checkpoint: Path, *, out: Path) -> dict[str, Any]:
     """
     structure, config = read_structure(checkpoint), read_config(checkpoint)
     shapes = all_tensor_shapes(checkpoint)
-    coupled = trace(config, structure.layers[:1])[0]
+    coupled = trace(config, (_whole_layer(structure.layers),))[0]
     rows: list[np.ndarray[Any, Any]] = []  # per layer and kind: layer, kind, index, parameters of each group
     members: list[np.ndarray[Any, Any]] = []  # group, parameter, dim, start, stop
     names: list[str] = []
     first = 0
     for number, layer in enumerate(structure.layers):
         for kind, count in (("attention", layer.kv_heads), ("mlp", layer.channels)):
+            if not count:
+                continue
             group, parameters = np.arange(count), np.zeros(count, dtype=np.int64)
             for projection, side in coupled[kind]:
                 for name, dim, start, width in _slices(shapes, structure, number, projection, side):
@@ -108,6 +115,12 @@ def build_graph(checkpoint: Path, *, out: Path) -> dict[str, Any]:
     typed = parameter.cast(MEMBERS_SCHEMA.field("parameter").type)
     write_table(out / "members.parquet", columns | {"parameter": typed}, MEMBERS_SCHEMA)
     return {"groups": first}
+
+
+def _whole_layer(layers: tuple[Layer, ...]) -> Layer:
+    """A layer with attention and MLP, of the first such widths; without any in the model, of width 1."""
+    attention = next((layer for layer in layers if layer.heads), Layer(1, 1, 1))
+    return Layer(attention.heads, attention.kv_heads, next((la.channels for la in layers if la.channels), 1))
 
 
 def read_groups(folder: Path) -> Groups:
@@ -231,7 +244,7 @@ def _slices(
     A projection that reads the group holds it in columns; one that produces it, in rows (and the bias).
     """
     layer = structure.layers[number]
-    head, share = structure.head_dim, layer.heads // layer.kv_heads
+    head, share = structure.head_dim, layer.share
     widths = {"q_proj": share * head, "k_proj": head, "v_proj": head, "o_proj": share * head}
     parent, name = projection.split(".")
     module, start = f"model.layers.{number}.{projection}", 0
@@ -255,7 +268,7 @@ def _meta_twin(dense: dict[str, Any], layers: tuple[Layer, ...]) -> tuple[Any, d
     config = layered_config(
         dense
         | {"num_hidden_layers": len(layers)}
-        | {name: dense[name][: len(layers)] for name in _BY_LAYER & dense.keys()},
+        | {name: dense[name][: len(layers)] for name in BY_LAYER if name in dense},
         tuple(Layer(layer.heads, layer.heads, layer.channels) for layer in layers),
     )
     with torch.device("meta"):
@@ -269,6 +282,3 @@ def _meta_twin(dense: dict[str, Any], layers: tuple[Layer, ...]) -> tuple[Any, d
         }
     twin.requires_grad_(True)  # torch-pruning traces autograd's graph
     return twin, inputs
-
-
-_BY_LAYER = {"layer_types", "no_rope_layers"}  # configuration fields with one value per layer

@@ -10,11 +10,12 @@ import pyarrow as pa
 import torch
 from safetensors import safe_open
 
-from tailored_llama.config import Criterion, ExecutionConfig, RunConfig
+from tailored_llama.config import Criterion, ExecutionConfig, RunConfig, drops_layers
 from tailored_llama.data import read_calibration
 from tailored_llama.models import all_tensor_shapes, open_model, weight_files
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.activations import activation_scores
+from tailored_llama.pruning.depth import block_influence, write_influence
 from tailored_llama.pruning.groups import Groups, Slices, add_scores, by_parameter, read_groups, read_slices
 from tailored_llama.pruning.taylor import taylor_scores
 from tailored_llama.store import read_table, write_table
@@ -30,7 +31,8 @@ STAGE, VERSION = "importance", 3
 def key_fields(config: RunConfig) -> dict[str, Any]:
     """What the scores depend on, beside the checkpoint, its groups and the calibration text."""
     criterion = config.pruning.criterion
-    return {"criterion": criterion} | ({"seed": config.seed} if criterion in ("random", "taylor_gate") else {})
+    fields = {"criterion": criterion} | ({"seed": config.seed} if criterion in ("random", "taylor_gate") else {})
+    return fields | ({"influence": "of layers"} if drops_layers(config) else {})
 
 
 def score_importance(
@@ -42,18 +44,23 @@ def score_importance(
     seed: int,
     out: Path,
     execution: ExecutionConfig,
+    influence: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Stage: write `importance.parquet`, one score per coupled group.
 
+    With `influence`, `influence.parquet` has that of each layer, which the kind layer ranks by.
+
     Args:
         checkpoint: the model to prune.
         groups: the output of `build_graph` for it.
-        calibration: the output of `load_calibration`; the criteria of `config.DATA_FREE` do not read it.
+        calibration: the output of `load_calibration`; `influence` and all criteria but those of
+            `config.DATA_FREE` read it.
         criterion: see `taylor_scores`, `activation_scores`, `magnitude_scores`; `random` draws uniformly by `seed`.
         seed: of the random criterion, and of the tokens that `taylor_gate` draws.
         out: an existing folder.
         execution: the device, which models are streamed, and the tokens per pass if the criterion can split the text.
+        influence: see above.
         progress: called after every step of the pass over the calibration text.
     """
     table, slices = read_groups(groups), read_slices(groups, all_tensor_shapes(checkpoint))
@@ -71,6 +78,10 @@ def score_importance(
                 model, input_ids, slices, len(table), criterion, progress, execution.batch_tokens, seed
             )
     write_importance(out, table, scores, criterion)
+    if influence:
+        assert calibration is not None
+        model, input_ids = open_model(checkpoint, execution, out), read_calibration(calibration)
+        write_influence(out, block_influence(model, input_ids, progress, execution.batch_tokens))
     return {}
 
 

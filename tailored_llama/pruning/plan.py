@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pyarrow as pa
 
 from tailored_llama.config import PruningConfig
 from tailored_llama.errors import InputError
+from tailored_llama.pruning.depth import Fixed
 from tailored_llama.pruning.groups import KINDS, Groups
 from tailored_llama.store import read_table
 
@@ -26,7 +29,15 @@ def read_plan(folder: Path) -> pa.Table:
     return read_table(folder / "plan.parquet", PLAN_SCHEMA)
 
 
-def plan(groups: Groups, scores: Mask, total: int, ratio: float, pruning: PruningConfig, gone: int = 0) -> Mask:
+def plan(
+    groups: Groups,
+    scores: Mask,
+    total: int,
+    ratio: float,
+    pruning: PruningConfig,
+    gone: int = 0,
+    fixed: Fixed = MappingProxyType({}),
+) -> Mask:
     """Choose the groups that stay, bool [groups].
 
     Args:
@@ -36,18 +47,23 @@ def plan(groups: Groups, scores: Mask, total: int, ratio: float, pruning: Prunin
         ratio: fraction of `total` to remove.
         pruning: allocation, attention weight, kinds, protected layers, floors and multiple.
         gone: parameters of `total` that earlier steps have removed.
+        fixed: parameters of each block that leave with its last group.
 
     Raises:
         InputError: `ratio` cannot be reached within 0.1 % of all parameters (in tiny models: within one channel). The
-            message names the nearest or largest reachable ratio, and the settings that limit it.
+            message names the nearest or largest reachable ratio, and the settings that limit it. Or nothing would be
+            left of any layer.
     """
     budget = round(ratio * total) - gone
-    _check_reach(groups, total, ratio, budget, pruning)
+    _check_reach(groups, total, ratio, budget, pruning, fixed)
     if pruning.allocation == "global":
-        removed = _remove_globally(groups, scores, budget, pruning)
+        removed = _remove_globally(groups, scores, budget, pruning, fixed)
     else:
         removed = _remove_uniformly(groups, scores, budget, pruning)
-    reached = int(groups.parameters[removed].sum())
+    if removed.all():
+        raise InputError(f"pruning.ratios: got {ratio}; allowed: less, since it leaves no layer")
+    blocks = _by_layer(groups, pruning).items()
+    reached = int(groups.parameters[removed].sum()) + sum(fixed.get(b, 0) for b, m in blocks if removed[m].all())
     if abs(reached - budget) > max(TOLERANCE * total, _grain(groups, pruning)):
         raise InputError(
             f"pruning.ratios: got {ratio}; allowed: {(reached + gone) / total:.4f}, the nearest that whole groups "
@@ -66,12 +82,12 @@ def _grain(groups: Groups, pruning: PruningConfig) -> int:
     return layers * int(groups.parameters[channels].max())
 
 
-def _check_reach(groups: Groups, total: int, ratio: float, budget: int, pruning: PruningConfig) -> None:
+def _check_reach(groups: Groups, total: int, ratio: float, budget: int, pruning: PruningConfig, fixed: Fixed) -> None:
     """Check that protected layers, floors and multiples leave enough to remove."""
-    removable = sum(
-        _spare(kind, len(members), pruning) * int(groups.parameters[members[0]])
-        for (_, kind), members in _by_layer(groups, pruning).items()
-    )
+    removable = 0
+    for block, members in _by_layer(groups, pruning).items():
+        spare = _spare(block[1], len(members), pruning)
+        removable += spare * int(groups.parameters[members[0]]) + (fixed.get(block, 0) if spare == len(members) else 0)
     if budget > removable:
         largest = (round(ratio * total) - budget + removable) / total
         raise InputError(
@@ -108,7 +124,7 @@ def _spare(kind: str, count: int, pruning: PruningConfig) -> int:
     return max(0, count - -(-pruning.min_channels // multiple) * multiple)
 
 
-def _remove_globally(groups: Groups, scores: Mask, budget: int, pruning: PruningConfig) -> Mask:
+def _remove_globally(groups: Groups, scores: Mask, budget: int, pruning: PruningConfig, fixed: Fixed) -> Mask:
     """Remove the groups of least importance per parameter over all layers and kinds, never more than the budget.
 
     Scores of attention groups count `attention_weight` times, except FLAP's, which have both signs.
@@ -119,18 +135,25 @@ def _remove_globally(groups: Groups, scores: Mask, budget: int, pruning: Pruning
     if pruning.criterion != "flap":
         scores = np.where(groups.kind == "attention", pruning.attention_weight, 1) * scores
     units: list[Mask] = []
-    for (_, kind), members in _by_layer(groups, pruning).items():
+    blocks: list[tuple[int, str]] = []  # of every unit
+    left = Counter[tuple[int, str]]()  # groups of every block
+    for (layer, kind), members in _by_layer(groups, pruning).items():
         order = members[np.argsort(scores[members], kind="stable")][: _spare(kind, len(members), pruning)]
         multiple = pruning.channel_multiple if kind == "mlp" else 1
-        units += np.split(order, range(len(members) % multiple, len(order), multiple)) if len(order) else []
-    units = [unit for unit in units if len(unit)]
+        parts = np.split(order, range(len(members) % multiple, len(order), multiple)) if len(order) else []
+        units += [part for part in parts if len(part)]
+        blocks += [(layer, kind)] * (len(units) - len(blocks))
+        left[layer, kind] = len(members)
     sizes = np.array([groups.parameters[unit].sum() for unit in units], dtype=np.int64)
     density = np.array([scores[unit].sum() for unit in units]) / sizes if units else np.zeros(0)
     removed = np.zeros(len(groups), dtype=bool)
     for unit in np.argsort(density, kind="stable"):
-        if sizes[unit] <= budget:
+        size, block, count = int(sizes[unit]), blocks[unit], len(units[unit])
+        size += fixed.get(block, 0) if left[block] == count else 0
+        if size <= budget:
             removed[units[unit]] = True
-            budget -= int(sizes[unit])
+            budget -= size
+            left[block] -= count
     return removed
 
 

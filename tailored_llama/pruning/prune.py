@@ -32,7 +32,8 @@ from tailored_llama.models import (
     read_structure,
 )
 from tailored_llama.progress import Progress, silent
-from tailored_llama.pruning.groups import Groups, read_groups, read_slices
+from tailored_llama.pruning.depth import Array, choose_layers, fixed_parameters, read_influence
+from tailored_llama.pruning.groups import KINDS, Groups, read_groups, read_slices
 from tailored_llama.pruning.importance import read_importance
 from tailored_llama.pruning.plan import PLAN_SCHEMA, Mask, plan
 from tailored_llama.pruning.reconstruction import reconstruct
@@ -101,7 +102,8 @@ def prune(
     table, before = read_groups(groups), original or structure.size
     scores, total = read_importance(importance), before.parameters
     tokens = plan_vocabulary(checkpoint, counts, ratio, pruning, total) if counts else None
-    kept = plan_kept(checkpoint, table, scores, ratio, pruning, method, total, tokens)
+    influence = read_influence(importance) if "layer" in pruning.kinds else None
+    kept = plan_kept(checkpoint, table, scores, ratio, pruning, method, total, tokens, influence)
     write_table(
         out / "plan.parquet",
         {"group": range(len(table)), "layer": table.layer, "kind": table.kind, "index": table.index, "kept": kept},
@@ -116,14 +118,16 @@ def prune(
             sequences = read_calibration(calibration)
             ridge, batch = reconstruction.ridge, execution.batch_tokens
             for tensors in reconstruct(model, sequences, slices, kept, method, ridge, progress, batch):
-                fitted.append(Path(scratch) / f"{len(fitted)}.safetensors")
-                save_file(tensors, fitted[-1])
+                if tensors:  # none of a layer that leaves
+                    fitted.append(Path(scratch) / f"{len(fitted)}.safetensors")
+                    save_file(tensors, fitted[-1])
             del model
         prune_checkpoint(checkpoint, groups, table, kept, out, fitted, tokens)
-    left = read_structure(out).size
+    left, layers = read_structure(out).size, len(read_structure(out).layers)
     (out / CARD).write_text(pruned_card(checkpoint, out, before, left, pruning, reconstruction), encoding="utf-8")
     facts = {"parameters": left.parameters, "ratio": round(1 - left.parameters / total, 6)}
     facts |= {"body_ratio": round(1 - left.body / before.body, 6)}
+    facts |= {"layers": layers} if layers < len(structure.layers) else {}
     return facts | ({"tokens": left.vocab_size, "tokens_whole": round(tokens.whole, 6)} if tokens else {})
 
 
@@ -136,15 +140,19 @@ def plan_kept(
     method: Reconstruction,
     original_parameters: int | None = None,
     tokens: VocabularyPlan | None = None,
+    influence: Array | None = None,
 ) -> Mask:
     """Plan a checkpoint as `plan` does, counting the tokens that leave and the biases that the method `bias` will add.
 
+    Of the kind layer, whole layers leave first; none of their groups are kept.
+
     Raises:
-        InputError: as in `plan`, or the architecture has no biases to add.
+        InputError: as in `plan` and `choose_layers`, or the architecture has no biases to add.
     """
     structure = read_structure(checkpoint)
     total = original_parameters or structure.parameters
     gone = total - structure.parameters
+    fixed = fixed_parameters(checkpoint, groups)
     if tokens:
         gone += (structure.size.vocab_size - len(tokens.kept)) * structure.size.row
     if method == "bias":
@@ -155,8 +163,17 @@ def plan_kept(
                 "(of the supported architectures, only llama can have biases on both output projections)"
             )
         missing = np.array([not config.get(name) for name in ("attention_bias", "mlp_bias")])
-        share = np.array([layer.heads // layer.kv_heads for layer in structure.layers])[groups.layer]
+        share = np.array([layer.share for layer in structure.layers])[groups.layer]
         added = np.where(groups.kind == "attention", missing[0] * (share + 2) * structure.head_dim, missing[1] * 2)
-        gone -= int(added.sum()) + len(structure.layers) * int(missing.sum()) * structure.hidden_size
+        of_outputs = {block: int(missing[KINDS.index(block[1])]) * structure.hidden_size for block in fixed}
+        gone -= int(added.sum()) + sum(of_outputs.values())
+        fixed = {block: parameters + of_outputs[block] for block, parameters in fixed.items()}
         groups = replace(groups, parameters=groups.parameters + added)
-    return plan(groups, scores, total, ratio, pruning, gone)
+    if "layer" not in pruning.kinds:
+        return plan(groups, scores, total, ratio, pruning, gone, fixed)
+    leave, parameters = choose_layers(groups, fixed, influence, total, ratio, pruning, gone)
+    kept = ~np.isin(groups.layer, leave)
+    if set(pruning.kinds) & set(KINDS):
+        rest = groups.where(kept)
+        kept[kept] = plan(rest, scores[kept], total, ratio, pruning, gone + parameters, fixed)
+    return kept

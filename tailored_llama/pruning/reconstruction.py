@@ -51,6 +51,9 @@ def reconstruct(
       any scale, would leave a damaged model as confident as the dense one.
     * `bias`: the weight is W_K; the mean output of the removed inputs is added to the bias (FLAP, arXiv 2312.11983).
 
+    Of a block that leaves, no tensor is fitted. The pruned stream passes it unchanged, and the later fits of method
+    `sequential` correct its absence; the other methods do not.
+
     Memory: the model, or one layer if it is streamed; the hidden states of the calibration tokens (twice for
     `sequential`) and one layer's outputs (for `sequential`, inputs too), which a streamed model also keeps on disk; and
     the normal equations, see `solver_memory`.
@@ -77,13 +80,16 @@ def reconstruct(
                 shelf[_PRUNED, index] = shelf[0, index]
         for number, layer in layers.forward():
             prefix = f"model.layers.{number}"
-            blocks = [_block(f"{prefix}.{name}", layer.get_submodule(name), out, stays) for name, out in _BLOCKS]
+            modules = [(name, layer.get_submodule(name), out) for name, out in _BLOCKS]
+            blocks = [
+                _block(f"{prefix}.{name}", module, out, stays) for name, module, out in modules if hasattr(module, out)
+            ]
             states = _States(shelf, number, len(batches))
             forward = caller(layer, arguments[number])
             if method == "sequential":
                 adds_directly = not hasattr(layer, "post_feedforward_layernorm")
                 tensors = _fit_in_sequence(forward, blocks, states, ridge, adds_directly)
-                for name, module in (reader for block in blocks for reader in block.readers.items()):
+                for name, module in (part for block in blocks if block.left for part in block.readers.items()):
                     tensors[f"{name}.weight"] = module.weight[stays[f"{name}.weight", 0]]
             else:
                 tensors = _fit_apart(forward, blocks, states, method, ridge)
@@ -118,7 +124,7 @@ def _fit_apart(
     forward: Forward, blocks: list[_Block], states: _States, method: Reconstruction, ridge: float
 ) -> dict[str, Tensor]:
     """Fit each output projection on the dense model's activations."""
-    fits = {block.name: _Fit(block.output, block.stays) for block in blocks}
+    fits = {block.name: _Fit(block.output, block.stays) for block in blocks if block.left}
     observers = {fit.module: fit.add if method == "static" else fit.add_mean for fit in fits.values()}
     for index in range(states.batches):
         states.shelf[states.number + 1, index] = observe(forward, observers, states.dense(index))
@@ -151,6 +157,10 @@ def _fit_in_sequence(
             observers[block.output] = partial(_keep_outputs, shelf, (block.output, index))
         shelf[states.number + 1, index] = observe(forward, observers, states.dense(index))
     for position, block in enumerate(blocks):  # in order: a block reads the fitted ones
+        if not block.left:
+            for parameter in block.output.parameters():
+                parameter.zero_()  # so that it adds nothing to the pruned stream
+            continue
         _fit_readers(forward, block, states, ridge)
         fit, before = _Fit(block.output, block.stays), output_modules[:position]
         for index in batches:
@@ -217,6 +227,11 @@ class _Block:
     output: Any
     stays: Tensor  # which of its inputs, bool [in]
     readers: dict[str, Any]  # all have the same inputs
+
+    @property
+    def left(self) -> bool:
+        """Whether any of it stays."""
+        return bool(self.stays.any())
 
     @property
     def reader(self) -> Any:

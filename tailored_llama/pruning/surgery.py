@@ -17,6 +17,7 @@ from tailored_llama.models import (
     VOCABULARY,
     Layer,
     all_tensor_shapes,
+    block_of,
     copy_tokenizer,
     layout_config,
     modeling_tailored_llama,
@@ -28,6 +29,7 @@ from tailored_llama.models import (
     tensor_shapes,
     trim_tokenizer,
     weight_files,
+    without_layers,
     write_shards,
 )
 from tailored_llama.pruning.groups import Groups, read_slices
@@ -37,7 +39,7 @@ _MODELING_FILE = Path(modeling_tailored_llama.__file__)
 
 
 def kept_layers(groups: Groups, kept: np.ndarray[Any, Any], share: list[int]) -> tuple[Layer, ...]:
-    """Widths of every layer after a plan.
+    """Widths of every layer after a plan; 0 of a block that loses all its groups.
 
     Args:
         groups: the coupled groups.
@@ -63,6 +65,8 @@ def prune_checkpoint(
 ) -> None:
     """Write the checkpoint without the groups that are not in `kept`, and its tokenizer.
 
+    A block without groups leaves with its norms, and a layer without blocks leaves; the others are numbered anew.
+
     The model is never built: each tensor is read, sliced along the dimensions that its groups own, and written.
     Memory: one shard of the pruned model, which is 2 GB, or one tensor if that is larger.
 
@@ -81,7 +85,7 @@ def prune_checkpoint(
     for file in (*files, *fitted):
         for name, shape in tensor_shapes(file).items():
             files_by_name[name], sizes[name] = file, shape
-    share = [layer.heads // layer.kv_heads for layer in read_structure(dense).layers]
+    layers = kept_layers(groups, kept, [layer.share for layer in read_structure(dense).layers])
     keep: dict[str, list[tuple[int, np.ndarray[Any, Any]]]] = {}
     for slices in read_slices(groups_folder, shapes):
         stays = np.where(slices.owner < 0, True, kept[slices.owner])
@@ -99,10 +103,14 @@ def prune_checkpoint(
         source |= {"attention_bias": True, "mlp_bias": True}
         for name in [n for n in sizes if n.endswith("_proj.weight")]:
             sizes.setdefault(name.removesuffix("weight") + "bias", sizes[name][:1])
-    config = layout_config(source, kept_layers(groups, kept, share))
+    gone = [number for number, layer in enumerate(layers) if not (layer.heads or layer.channels)]
+    left = tuple(layer for number, layer in enumerate(layers) if number not in gone)
+    config = layout_config(without_layers(source, gone), left)
+    old_names = {new: name for name in sizes if (new := _new_name(name, layers, gone, source["model_type"]))}
     dtype = getattr(torch, config.dtype) if isinstance(config.dtype, str) else config.dtype or torch.float32
 
-    def tensor(name: str) -> torch.Tensor:
+    def tensor(new: str) -> torch.Tensor:
+        name = old_names[new]
         if name not in files_by_name:
             return torch.zeros(sizes[name], dtype=dtype)
         data = read_tensor(files_by_name[name], name)
@@ -110,7 +118,7 @@ def prune_checkpoint(
             data = data.index_select(dim, torch.from_numpy(indices))
         return data.contiguous()
 
-    write_shards(out, sizes, dtype, tensor)
+    write_shards(out, {new: sizes[name] for new, name in old_names.items()}, dtype, tensor)
     if config.model_type in LAYERED:
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     else:
@@ -125,3 +133,16 @@ def prune_checkpoint(
         renumber_generation(dense, tokens.kept, out)
     else:
         copy_tokenizer(dense, out)
+
+
+def _new_name(name: str, layers: Sequence[Layer], gone: Sequence[int], model_type: str) -> str | None:
+    """A tensor's name once layers are gone; None if its own block is."""
+    block = block_of(name, model_type)
+    if block is None:
+        return name
+    number, kind = block
+    if not (layers[number].heads if kind == "attention" else layers[number].channels):
+        return None
+    prefix = "model.layers."
+    rest = name.removeprefix(f"{prefix}{number}.")
+    return f"{prefix}{number - sum(other < number for other in gone)}.{rest}"

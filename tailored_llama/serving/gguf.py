@@ -28,6 +28,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import (
     GGUF_KINDS,
     LAYERED_PREFIX,
+    Layer,
     Structure,
     check_checkpoint,
     front_matter,
@@ -52,13 +53,14 @@ class Layout:
     """How a checkpoint's layers are written.
 
     `permuted`: whether rotary embeddings turn neighbouring channels, as llama.cpp's `llama` and `deci` do, so that the
-    rows of q and k change places. `channels`: the written MLP width of every layer.
+    rows of q and k change places. `written`: the widths of every layer in the file, which has zeros where the
+    checkpoint has nothing.
     """
 
     arch: MODEL_ARCH
     structure: Structure
     permuted: bool
-    channels: tuple[int, ...]
+    written: tuple[Layer, ...]
     names: TensorNameMap
 
     def tensor_name(self, name: str) -> str:
@@ -102,9 +104,19 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
         raise InputError(f"checkpoint {checkpoint}: architecture {kind}; allowed: {', '.join(GGUF_KINDS)} ({hint})")
     arch = MODEL_ARCH.DECI if layered else _STOCK[kind]
     block = 32 if gguf_type in K_QUANTS else GGML_QUANT_SIZES[GGMLQuantizationType[gguf_type.upper()]][0]
-    channels = tuple(math.ceil(layer.channels / block) * block for layer in structure.layers)
+    written = tuple(_written(layer, number, block) for number, layer in enumerate(structure.layers))
     names = get_tensor_name_map(arch, len(structure.layers))
-    return Layout(arch, structure, arch != MODEL_ARCH.QWEN2, channels, names)
+    return Layout(arch, structure, arch != MODEL_ARCH.QWEN2, written, names)
+
+
+def _written(layer: Layer, number: int, block: int) -> Layer:
+    """The widths of a layer in the file.
+
+    llama.cpp's `deci` skips the attention of a layer without MLP, too, and takes the size of all heads to be 0 if the
+    first layer has none. So a missing MLP is written as one block of zeros, and that attention as one head of zeros.
+    """
+    heads, kv_heads = (layer.heads, layer.kv_heads) if layer.heads or number else (1, 1)
+    return Layer(heads, kv_heads, math.ceil(max(1, layer.channels) / block) * block)
 
 
 def write_gguf(
@@ -140,7 +152,7 @@ def write_gguf(
     finally:
         part.unlink(missing_ok=True)
         f16.unlink(missing_ok=True)
-    padded = sum(layout.channels) - sum(layer.channels for layer in layout.structure.layers)
+    padded = sum(layer.channels for layer in layout.written) - sum(layer.channels for layer in layout.structure.layers)
     return Written(MODEL_ARCH_NAMES[layout.arch], out.stat().st_size, padded, kept_wider)
 
 
@@ -192,7 +204,8 @@ def _write_metadata(
     writer.add_context_length(_context_length(config))
     writer.add_embedding_length(structure.hidden_size)
     writer.add_block_count(len(structure.layers))
-    widths = [list(layout.channels), [la.heads for la in structure.layers], [la.kv_heads for la in structure.layers]]
+    written = layout.written
+    widths = [[la.channels for la in written], [la.heads for la in written], [la.kv_heads for la in written]]
     for add_width, values in zip(
         (writer.add_feed_forward_length, writer.add_head_count, writer.add_head_count_kv), widths, strict=True
     ):
@@ -249,6 +262,23 @@ def _tensors(checkpoint: Path, layout: Layout) -> Iterator[tuple[str, tuple[int,
     """GGUF name, shape and float32 values (read when called) of every tensor of a checkpoint."""
     for file, name, shape in written_tensors(checkpoint):
         yield layout.tensor_name(name), padded_shape(name, shape, layout), partial(_read, file, name, layout)
+    for name, shape in _stand_ins(layout):
+        yield layout.tensor_name(name), shape, partial(np.zeros, shape, np.float32)
+
+
+def _stand_ins(layout: Layout) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors of zeros in the place of blocks that the checkpoint does not have."""
+    hidden, head = layout.structure.hidden_size, layout.structure.head_dim
+    for number, (own, written) in enumerate(zip(layout.structure.layers, layout.written, strict=True)):
+        prefix = f"model.layers.{number}"
+        if written.heads and not own.heads:
+            yield f"{prefix}.input_layernorm.weight", (hidden,)
+            yield from ((f"{prefix}.self_attn.{name}_proj.weight", (head, hidden)) for name in "qkv")
+            yield f"{prefix}.self_attn.o_proj.weight", (hidden, head)
+        if not own.channels:
+            yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
+            yield from ((f"{prefix}.mlp.{name}_proj.weight", (written.channels, hidden)) for name in ("gate", "up"))
+            yield f"{prefix}.mlp.down_proj.weight", (hidden, written.channels)
 
 
 def written_tensors(checkpoint: Path) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
@@ -271,8 +301,8 @@ def padded_shape(name: str, shape: tuple[int, ...], layout: Layout) -> tuple[int
     if (layer := layer_of(name)) is None:
         return shape
     if "gate_proj" in name or "up_proj" in name:
-        return (layout.channels[layer], *shape[1:])
-    return (shape[0], layout.channels[layer]) if "down_proj.weight" in name else shape
+        return (layout.written[layer].channels, *shape[1:])
+    return (shape[0], layout.written[layer].channels) if "down_proj.weight" in name else shape
 
 
 def _read(file: Path, name: str, layout: Layout) -> Array:

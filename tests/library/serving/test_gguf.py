@@ -38,6 +38,13 @@ from tailored_llama.serving.quantised import dequantise
 
 IDS = [5, 9, 200, 31, 77, 14, 3, 8]
 MIXED = (Layer(4, 2, 24), Layer(2, 1, 40), Layer(4, 2, 7), Layer(2, 1, 33))
+LAYERS = {  # of a checkpoint; the last two lack attention or MLP in places that llama.cpp treats differently
+    "uniform": (),
+    "per layer": MIXED,
+    "first without attention": (Layer(0, 0, 24), Layer(2, 1, 0), Layer(4, 2, 7), Layer(0, 0, 33)),
+    "last without MLP": (Layer(4, 2, 24), Layer(0, 0, 40), Layer(4, 2, 7), Layer(2, 1, 0)),
+}
+every_layout = pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS.keys())
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, tied": ("llama", {}),
     "llama, untied": ("llama", {"tie_word_embeddings": False}),
@@ -66,17 +73,17 @@ def save_mixed(folder: Path, dense: Path, layers: tuple[Layer, ...] = MIXED) -> 
     return folder
 
 
-@pytest.mark.parametrize("layered", [False, True], ids=["uniform", "per layer"])
+@every_layout
 @pytest.mark.parametrize(("architecture", "changes"), MODELS.values(), ids=MODELS.keys())
 def test_llama_cpp_computes_the_same_logits(
-    tmp_path: Path, architecture: str, changes: dict[str, Any], layered: bool
+    tmp_path: Path, architecture: str, changes: dict[str, Any], layers: tuple[Layer, ...]
 ) -> None:
     checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
-    if layered:
-        checkpoint = save_mixed(tmp_path / "mixed", checkpoint)
+    if layers:
+        checkpoint = save_mixed(tmp_path / "mixed", checkpoint, layers)
     written = write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
-    assert written.architecture == ("deci" if layered else {"mistral": "llama"}.get(architecture, architecture))
-    assert written.padded_channels == 0
+    assert written.architecture == ("deci" if layers else {"mistral": "llama"}.get(architecture, architecture))
+    assert written.padded_channels == sum(not layer.channels for layer in layers)
     with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
         expected = load_model(checkpoint)(torch.tensor([IDS])).logits[0]
         torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=1e-4)
@@ -93,14 +100,14 @@ def test_yarn_is_scaled_alike(tmp_path: Path) -> None:
         torch.testing.assert_close(runtime.logits(ids), expected, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("layered", [False, True], ids=["uniform", "per layer"])
+@every_layout
 @pytest.mark.parametrize(("architecture", "changes"), MODELS.values(), ids=MODELS.keys())
 def test_the_weights_of_a_file_are_taken_back_into_the_checkpoint_s_own_layout(
-    tmp_path: Path, architecture: str, changes: dict[str, Any], layered: bool
+    tmp_path: Path, architecture: str, changes: dict[str, Any], layers: tuple[Layer, ...]
 ) -> None:
     checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
-    if layered:
-        checkpoint = save_mixed(tmp_path / "mixed", checkpoint)
+    if layers:
+        checkpoint = save_mixed(tmp_path / "mixed", checkpoint, layers)
     write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
     (back := tmp_path / "back").mkdir()
     dequantise(checkpoint, tmp_path / "model.gguf", "f32", back)
@@ -154,6 +161,25 @@ def test_k_quants_are_made_by_llama_cpp(tmp_path: Path, gguf_type: Any) -> None:
         assert (weights[name] - original).norm() < 0.15 * original.norm(), name
 
 
+@pytest.mark.parametrize("gguf_type", ["q8_0", "q4_k_m"])
+def test_missing_blocks_are_written_in_blocks_too(tmp_path: Path, gguf_type: Any) -> None:
+    dense = save_tiny_llama(tmp_path / "dense", hidden_size=256, num_attention_heads=32, num_key_value_heads=16)
+    lacking = save_mixed(tmp_path / "lacking", dense, LAYERS["first without attention"])
+    for own in (gguf_type, "f32"):
+        write_gguf(lacking, gguf_type=own, out=tmp_path / f"{own}.gguf")
+    with llama_cpp(tmp_path / f"{gguf_type}.gguf") as runtime, llama_cpp(tmp_path / "f32.gguf") as plain:
+        found, expected = runtime.logits(IDS), plain.logits(IDS)
+        assert plain.greedy(IDS, 12) == _greedy(lacking, 12)
+    assert (found - expected).norm() < (0.05 if gguf_type == "q8_0" else 0.5) * expected.norm()
+
+
+def _greedy(checkpoint: Path, count: int) -> list[int]:
+    """What transformers writes after the ids."""
+    options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 256}
+    written = load_model(checkpoint).generate(torch.tensor([IDS]), max_new_tokens=count, **options)
+    return list(written[0, len(IDS) :].tolist())
+
+
 def test_matrices_that_are_no_whole_blocks_stay_in_f16(tmp_path: Path) -> None:
     checkpoint = save_tiny_llama(tmp_path / "dense", hidden_size=36, num_attention_heads=9, num_key_value_heads=3)
     written = write_gguf(checkpoint, gguf_type="q8_0", out=tmp_path / "model.gguf")
@@ -182,14 +208,14 @@ def save_adapter(folder: Path, checkpoint: Path, **settings: Any) -> Path:
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}], ids=["LoRA", "rsLoRA"])
-@pytest.mark.parametrize("layered", [False, True], ids=["uniform", "per layer"])
+@every_layout
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_llama_cpp_adds_an_adapter_as_peft_does(
-    tmp_path: Path, architecture: str, layered: bool, settings: dict[str, Any]
+    tmp_path: Path, architecture: str, layers: tuple[Layer, ...], settings: dict[str, Any]
 ) -> None:
     checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1)
-    if layered:
-        checkpoint = save_mixed(tmp_path / "mixed", checkpoint)
+    if layers:
+        checkpoint = save_mixed(tmp_path / "mixed", checkpoint, layers)
     adapter = save_adapter(tmp_path / "adapter", checkpoint, **settings)
     write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
     write_gguf_adapter(checkpoint, adapter, gguf_type="f32", out=tmp_path / "adapter.gguf")

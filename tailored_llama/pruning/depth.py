@@ -1,0 +1,145 @@
+"""Depth: whole decoder layers that leave, and the parameters that leave with a block's last group."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from tailored_llama.config import PruningConfig
+from tailored_llama.data import sequences_at_once
+from tailored_llama.errors import InputError
+from tailored_llama.models import all_tensor_shapes, block_of, caller, layers_of, read_config
+from tailored_llama.progress import Progress, silent
+from tailored_llama.pruning.groups import Groups
+from tailored_llama.pruning.layerwise import enter_all
+from tailored_llama.store import read_table, write_table
+
+INFLUENCE_SCHEMA = pa.schema({"layer": pa.int16(), "influence": pa.float64()})
+
+Array = np.ndarray[Any, Any]
+Fixed = Mapping[tuple[int, str], int]  # layer and kind of a block → its parameters that are in no group
+
+
+def block_influence(
+    model: Any, input_ids: Tensor, progress: Progress = silent, batch_tokens: int | None = None
+) -> Array:
+    """1 − the mean cosine between each layer's input and output hidden states (ShortGPT, arXiv 2403.03853, equation 1).
+
+    Args:
+        model: a causal LM, streamed or not.
+        input_ids: int64 [samples, tokens].
+        progress: called after every layer.
+        batch_tokens: most tokens per forward pass; None: 4,096.
+
+    Returns:
+        float64 [layers]; a layer of low influence changes the states least.
+    """
+    layers, influence = layers_of(model), np.zeros(len(layers_of(model)))
+    batches = input_ids.split(sequences_at_once(input_ids, batch_tokens))
+    with torch.inference_mode(), layers.shelf() as shelf:
+        arguments = enter_all(model, batches, shelf)
+        for number, layer in layers.forward():
+            alike = 0.0
+            for index, further in enumerate(arguments):
+                before = shelf[number, index]
+                shelf[number + 1, index] = after = caller(layer, further[number])(before)
+                alike += float(cosine_similarity(before.double(), after.double(), dim=-1).sum())
+                shelf.drop((number, index))
+            influence[number] = 1 - alike / input_ids.numel()
+            progress(number + 1, len(layers))
+    return influence
+
+
+def write_influence(out: Path, influence: Array) -> None:
+    """Write `influence.parquet`."""
+    columns = {"layer": range(len(influence)), "influence": influence}
+    write_table(out / "influence.parquet", columns, INFLUENCE_SCHEMA)
+
+
+def read_influence(folder: Path) -> Array:
+    """The influence of every layer, float64 [layers]."""
+    return np.asarray(read_table(folder / "influence.parquet", INFLUENCE_SCHEMA)["influence"].to_numpy())
+
+
+def fixed_parameters(checkpoint: Path, groups: Groups) -> dict[tuple[int, str], int]:
+    """How many parameters of each block are in none of its groups: norms, and biases of output projections.
+
+    They stay as long as one group of the block does.
+    """
+    model_type, fixed = str(read_config(checkpoint)["model_type"]), defaultdict[tuple[int, str], int](int)
+    for name, shape in all_tensor_shapes(checkpoint).items():
+        if block := block_of(name, model_type):
+            fixed[block] += math.prod(shape)
+    for kind in np.unique(groups.kind):
+        of_kind = groups.where(groups.kind == kind)
+        grouped = np.bincount(of_kind.layer, of_kind.parameters)
+        for layer in np.unique(of_kind.layer):
+            fixed[int(layer), str(kind)] -= int(grouped[layer])
+    return dict(fixed)
+
+
+def choose_layers(
+    groups: Groups,
+    fixed: Fixed,
+    influence: Array | None,
+    total: int,
+    ratio: float,
+    pruning: PruningConfig,
+    gone: int = 0,
+) -> tuple[list[int], int]:
+    """Choose the layers that leave, those of the least influence: as many as configured or, if no other kind supplies
+    the rest of the ratio, as many as come nearest to it.
+
+    Args:
+        groups: the coupled groups.
+        fixed: the parameters outside them.
+        influence: of every layer, float [layers]; None: not known yet, the smallest layers stand for those chosen.
+        total: parameters of the dense model.
+        ratio: fraction of `total` to remove.
+        pruning: layers, kinds, protected layers.
+        gone: parameters of `total` that have been removed already.
+
+    Returns:
+        The layers, ascending, and their parameters.
+
+    Raises:
+        InputError: there are too few layers, or they are larger than the ratio. Where only layers leave: the ratio is
+            missed by more than half a layer.
+    """
+    count = int(groups.layer.max()) + 1
+    sizes = np.bincount(groups.layer, groups.parameters, minlength=count).astype(np.int64)
+    for (layer, _), parameters in fixed.items():
+        sizes[layer] += parameters
+    inside = range(pruning.protect_first, count - pruning.protect_last)
+    ranks = sizes if influence is None else influence
+    order = sorted(inside, key=lambda layer: (ranks[layer], layer))[: count - 1]  # one layer stays
+    sums = np.cumsum([sizes[layer] for layer in order])
+    budget = round(ratio * total) - gone
+    if pruning.layers:
+        most = len(order)
+        if pruning.layers <= most and sums[pruning.layers - 1] > budget:
+            most = int(np.sum(sums <= budget))
+        if pruning.layers > most:
+            raise InputError(
+                f"pruning.layers: got {pruning.layers}; allowed: at most {most} with pruning.ratios {ratio}, "
+                f"protect_first {pruning.protect_first} and protect_last {pruning.protect_last}"
+            )
+        number = pruning.layers
+    else:
+        number = int(np.argmin(np.abs(sums - budget))) + 1 if order else 0
+        reached = int(sums[number - 1]) if order else 0
+        if abs(reached - budget) > sizes.max() / 2:
+            raise InputError(
+                f"pruning.ratios: got {ratio}; allowed: {(reached + gone) / total:.4f}, the nearest that whole layers "
+                f"reach with protect_first {pruning.protect_first} and protect_last {pruning.protect_last}"
+            )
+    return sorted(order[:number]), int(sums[number - 1]) if number else 0
