@@ -29,8 +29,13 @@ def reserved_tokens(tuning: TuningConfig) -> int:
 
 
 def reads_calibration(run: RunConfig) -> bool:
-    """Whether importance or reconstruction reads the calibration text."""
-    return run.pruning.criterion not in DATA_FREE or run.reconstruction.method != "none"
+    """Whether importance, the search for widths or reconstruction reads the calibration text."""
+    return run.pruning.criterion not in DATA_FREE or run.reconstruction.method != "none" or searches_widths(run)
+
+
+def searches_widths(run: RunConfig) -> bool:
+    """Whether the widths of layers are searched for."""
+    return run.pruning.allocation == "search"
 
 
 def trims_vocabulary(run: RunConfig) -> bool:
@@ -40,7 +45,7 @@ def trims_vocabulary(run: RunConfig) -> bool:
 
 def pruned_by_prompts(run: RunConfig) -> bool:
     """Whether pruning reads the run's train prompts."""
-    return run.calibration.source == PROMPTS or trims_vocabulary(run)
+    return run.calibration.source == PROMPTS or trims_vocabulary(run) or searches_widths(run)
 
 
 def reads_train(run: RunConfig, benchmark: str) -> bool:

@@ -34,7 +34,7 @@ from tailored_llama.models import (
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Groups, read_groups, read_slices
 from tailored_llama.pruning.importance import read_importance
-from tailored_llama.pruning.plan import PLAN_SCHEMA, Mask, plan
+from tailored_llama.pruning.plan import PLAN_SCHEMA, Mask, Widths, plan, read_widths
 from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.pruning.surgery import prune_checkpoint
 from tailored_llama.pruning.vocabulary import VocabularyPlan, plan_vocabulary
@@ -48,7 +48,7 @@ def key_fields(config: RunConfig, ratio: float, original_parameters: int) -> dic
     method = config.reconstruction.method
     unread = {"ratios"} if trims_vocabulary(config) else {"ratios", "vocabulary", "vocabulary_share"}
     unread |= {"vocabulary_share"} if config.pruning.vocabulary != "auto" else set()
-    fields = config.pruning.model_dump(mode="json", exclude=unread)
+    fields = config.pruning.model_dump(mode="json", exclude=unread | {"search_evaluations"})
     fields |= {"ratio": ratio, "original": original_parameters, "reconstruction": method}
     if method != "none":
         fields["ridge"] = config.reconstruction.ridge
@@ -69,6 +69,7 @@ def prune(
     out: Path,
     execution: ExecutionConfig,
     counts: Path | None = None,
+    allocation: Path | None = None,
     original: Size | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -88,6 +89,7 @@ def prune(
         out: an existing folder.
         execution: the device of reconstruction, which models are streamed, and the tokens per pass.
         counts: the output of `count_tokens` for it, if `pruning` has the kind vocabulary.
+        allocation: the output of `search_widths` for it and this ratio, if `pruning` has the allocation search.
         original: the size of the model before the first step, if `checkpoint` has been pruned already.
         progress: called after every reconstructed layer.
 
@@ -101,7 +103,8 @@ def prune(
     table, before = read_groups(groups), original or structure.size
     scores, total = read_importance(importance), before.parameters
     tokens = plan_vocabulary(checkpoint, counts, ratio, pruning, total) if counts else None
-    kept = plan_kept(checkpoint, table, scores, ratio, pruning, method, total, tokens)
+    widths = read_widths(allocation) if allocation else None
+    kept = plan_kept(checkpoint, table, scores, ratio, pruning, method, total, tokens, widths)
     write_table(
         out / "plan.parquet",
         {"group": range(len(table)), "layer": table.layer, "kind": table.kind, "index": table.index, "kept": kept},
@@ -136,11 +139,28 @@ def plan_kept(
     method: Reconstruction,
     original_parameters: int | None = None,
     tokens: VocabularyPlan | None = None,
+    widths: Widths | None = None,
 ) -> Mask:
     """Plan a checkpoint as `plan` does, counting the tokens that leave and the biases that the method `bias` will add.
 
     Raises:
         InputError: as in `plan`, or the architecture has no biases to add.
+    """
+    groups, total, gone = count_parameters(checkpoint, groups, method, original_parameters, tokens)
+    return plan(groups, scores, total, ratio, pruning, gone, widths)
+
+
+def count_parameters(
+    checkpoint: Path,
+    groups: Groups,
+    method: Reconstruction,
+    original_parameters: int | None = None,
+    tokens: VocabularyPlan | None = None,
+) -> tuple[Groups, int, int]:
+    """What a plan counts: groups with their added biases, all parameters at first, and those that are gone already.
+
+    Raises:
+        InputError: the architecture has no biases to add.
     """
     structure = read_structure(checkpoint)
     total = original_parameters or structure.parameters
@@ -159,4 +179,4 @@ def plan_kept(
         added = np.where(groups.kind == "attention", missing[0] * (share + 2) * structure.head_dim, missing[1] * 2)
         gone -= int(added.sum()) + len(structure.layers) * int(missing.sum()) * structure.hidden_size
         groups = replace(groups, parameters=groups.parameters + added)
-    return plan(groups, scores, total, ratio, pruning, gone)
+    return groups, total, gone
