@@ -18,7 +18,7 @@ from tailored_llama.pruning import prune
 from tailored_llama.pruning.groups import read_groups, read_slices
 from tailored_llama.pruning.importance import read_importance
 from tailored_llama.pruning.plan import ALLOCATION_SCHEMA, blocks_of, weighted
-from tailored_llama.pruning.search import search
+from tailored_llama.pruning.search import most_evaluations, removed, search
 from tailored_llama.pruning.supernet import Supernet, fit_levels
 from tailored_llama.pruning.vocabulary import plan_vocabulary
 from tailored_llama.store import write_table
@@ -106,21 +106,28 @@ def search_widths(
     fitted, evaluated = _split(read_calibration(calibration))
     texts = [evaluated, list(_documents(tokenizer, prompts, limit))]
     slices = read_slices(groups, all_tensor_shapes(checkpoint))
-    fits = fit_levels(model, fitted, slices, blocks, reconstruction.ridge, progress, execution.batch_tokens)
+    layers, evaluations = model.config.num_hidden_layers, pruning.search_evaluations
+
+    def after(steps: int) -> Progress:
+        def show(done: int, total: int) -> None:
+            progress(steps + done, layers + most_evaluations(blocks, evaluations))
+
+        return show
+
+    fits = fit_levels(model, fitted, slices, blocks, reconstruction.ridge, after(0), execution.batch_tokens)
     with packed_attention(model):
         net = Supernet(model, blocks, fits, [text for text in texts if text])
-        steps = search(net, ranked, round(ratio * total) - gone, pruning.search_evaluations, seed, progress)
+        steps = search(net, ranked, round(ratio * total) - gone, evaluations, seed, after(layers))
     chosen = steps[-1].levels
     widths = {(b.layer, b.kind): b.widths[level] for b, level in zip(blocks, chosen, strict=True)}
     kept = prune.plan_kept(checkpoint, table, scores, ratio, pruning, method, original_parameters, tokens, widths)
     final = [int(kept[block.groups].sum()) for block in blocks]
     columns = {"layer": [b.layer for b in blocks], "kind": [b.kind for b in blocks], "kept": final}
     write_table(out / "allocation.parquet", columns | {"groups": [len(b.groups) for b in blocks]}, ALLOCATION_SCHEMA)
-    removed = [sum(b.removed(n) for b, n in zip(blocks, step.levels, strict=True)) for step in steps]
     columns = {
         "step": [step.name for step in steps],
         "evaluations": [step.evaluations for step in steps],
-        "removed": removed,
+        "removed": [removed(blocks, step.levels) for step in steps],
         "divergence": [step.divergence for step in steps],
     }
     write_table(out / "search.parquet", columns, SEARCH_SCHEMA)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from tailored_llama.pruning.supernet import Levels, Supernet
 _TRIALS = 4  # evaluations that a round keeps for its exchanges
 
 Costs = Sequence[Sequence[float]]  # of every block at every level
+Changes = Mapping[int, Mapping[int, float]]  # of the divergence, by block and by step
+Divergence = Callable[[Levels], float]
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,16 @@ def search(
         Both starts, the better one last, and every accepted exchange.
     """
     blocks, rng = net.blocks, np.random.default_rng(seed)
-    total = sum(len(_measured(block)) for block in blocks) + evaluations
+    total = most_evaluations(blocks, evaluations)
 
     def divergence(levels: Levels) -> float:
         value = net.divergence(levels)
-        progress(min(net.evaluations, total), total)
+        progress(net.evaluations, total)
         return value
 
     ranked = [[float(scores[block.leaving(level)].sum()) for level in range(len(block.widths))] for block in blocks]
-    alone = []
-    for index, block in enumerate(blocks):
-        levels = _measured(block)
-        found = [divergence(_set({index: level}, (0,) * len(blocks))) for level in levels]
-        alone.append(np.interp(range(len(block.widths)), [0, *levels], [0.0, *found]).tolist())
-    starts = [("ranking", cheapest(blocks, ranked, budget)), ("blocks alone", cheapest(blocks, alone, budget))]
+    costs = {"ranking": ranked, "blocks alone": _alone(blocks, divergence)}
+    starts = [(name, cheapest(blocks, own, budget)) for name, own in costs.items()]
     steps = [Step(name, levels, divergence(levels), net.evaluations) for name, levels in starts]
     steps.sort(key=lambda step: -step.divergence)
     last = net.evaluations + evaluations
@@ -72,19 +70,12 @@ def search(
         levels, before = steps[-1].levels, steps[-1].divergence
         net.hold(levels)
         looked = rng.permutation(len(blocks))[: (room - _TRIALS + 1) // 2].tolist()
-        changes = {
-            index: {
-                by: divergence(_set({index: levels[index] + by}, levels)) - before for by in _possible(block, level)
-            }
-            for index in looked
-            for block, level in [(blocks[index], levels[index])]
-        }
-        pairs = _pairs(blocks, levels, changes, budget)
+        pairs = _pairs(blocks, levels, _changes(blocks, levels, looked, before, divergence), budget)
         while pairs and net.evaluations < last:
-            chosen = {index: levels[index] + by for pair in pairs for index, by in zip(pair, (1, -1), strict=True)}
-            after = divergence(_set(chosen, levels))
+            exchanged = {index: levels[index] + by for pair in pairs for index, by in zip(pair, (1, -1), strict=True)}
+            after = divergence(_with(exchanged, levels))
             if after < before:
-                steps.append(Step("exchange", _set(chosen, levels), after, net.evaluations))
+                steps.append(Step("exchange", _with(exchanged, levels), after, net.evaluations))
                 break
             pairs = pairs[: len(pairs) // 2]
         if not pairs and len(looked) == len(blocks):
@@ -93,23 +84,48 @@ def search(
     return steps
 
 
+def most_evaluations(blocks: Sequence[Block], evaluations: int) -> int:
+    """How many models a search evaluates at most: of blocks alone, of both starts, and in its rounds."""
+    return sum(len(_measured(block)) for block in blocks) + 2 + evaluations
+
+
+def removed(blocks: Sequence[Block], levels: Levels) -> int:
+    """Parameters that leave at a choice of levels."""
+    return sum(block.removed(level) for block, level in zip(blocks, levels, strict=True))
+
+
+def _alone(blocks: Sequence[Block], divergence: Divergence) -> Costs:
+    """The divergence of every block at every level, with all others dense; between measured levels on a line."""
+    dense, costs = (0,) * len(blocks), []
+    for index, block in enumerate(blocks):
+        levels = _measured(block)
+        found = [divergence(_with({index: level}, dense)) for level in levels]
+        costs.append(np.interp(range(len(block.widths)), [0, *levels], [0.0, *found]).tolist())
+    return costs
+
+
+def _changes(
+    blocks: Sequence[Block], levels: Levels, looked: Sequence[int], before: float, divergence: Divergence
+) -> Changes:
+    """What it does to the divergence to make some blocks, each alone, a step narrower (1) and a step wider (−1)."""
+    return {
+        index: {
+            by: divergence(_with({index: levels[index] + by}, levels)) - before
+            for by in (1, -1)
+            if 0 <= levels[index] + by < len(blocks[index].widths)
+        }
+        for index in looked
+    }
+
+
 def _measured(block: Block) -> list[int]:
     """The levels at which a block is measured alone; those between are interpolated."""
     last = len(block.widths) - 1
     return sorted({level for level in (1, 2, 4) if level < last} | {last})
 
 
-def _possible(block: Block, level: int) -> list[int]:
-    """A step narrower and a step wider, if there are such levels."""
-    return [by for by in (1, -1) if 0 <= level + by < len(block.widths)]
-
-
-def _set(changed: dict[int, int], levels: Levels) -> Levels:
+def _with(changed: Mapping[int, int], levels: Levels) -> Levels:
     return tuple(changed.get(index, level) for index, level in enumerate(levels))
-
-
-def _removed(blocks: Sequence[Block], levels: Levels) -> int:
-    return sum(block.removed(level) for block, level in zip(blocks, levels, strict=True))
 
 
 def cheapest(blocks: Sequence[Block], costs: Costs, budget: int) -> Levels:
@@ -134,9 +150,7 @@ def cheapest(blocks: Sequence[Block], costs: Costs, budget: int) -> Levels:
         left -= size
 
 
-def _pairs(
-    blocks: Sequence[Block], levels: Levels, changes: dict[int, dict[int, float]], budget: int
-) -> list[tuple[int, int]]:
+def _pairs(blocks: Sequence[Block], levels: Levels, changes: Changes, budget: int) -> list[tuple[int, int]]:
     """Pairs of a block to narrow and one to widen by a step, the most promising first; each block comes once.
 
     They leave the parameters removed between the budget and one step less.
@@ -144,7 +158,7 @@ def _pairs(
     largest = max(b.removed(n + 1) - b.removed(n) for b in blocks for n in range(len(b.widths) - 1))
     narrow = sorted((change[1], index) for index, change in changes.items() if 1 in change)
     widen = sorted((change[-1], index) for index, change in changes.items() if -1 in change)
-    removed, pairs, used = _removed(blocks, levels), list[tuple[int, int]](), set[int]()
+    gone, pairs, used = removed(blocks, levels), list[tuple[int, int]](), set[int]()
     for loss, one in narrow:
         for gain, other in widen:
             if loss + gain >= 0:
@@ -153,8 +167,8 @@ def _pairs(
                 continue
             by = blocks[one].removed(levels[one] + 1) - blocks[one].removed(levels[one])
             by -= blocks[other].removed(levels[other]) - blocks[other].removed(levels[other] - 1)
-            if budget - largest < removed + by <= budget:
-                removed += by
+            if budget - largest < gone + by <= budget:
+                gone += by
                 used |= {one, other}
                 pairs.append((one, other))
                 break
