@@ -55,4 +55,3 @@ def test_a_sweep_compares_allocations(own_run: dict[str, Any], tmp_path: Path) -
     _, ranked, searched = read_sweep(open_store(config.store).open(sweep(config)))
     assert (ranked.error, searched.error) == (None, None)
     assert len(folders(own_run, "allocation")) == 1
-    assert len(folders(own_run, "prompts")) == 1  # train prompts, though nothing is scored or tuned

@@ -41,7 +41,7 @@ from tailored_llama.models import (
 from tailored_llama.pruning import allocation, groups, importance
 from tailored_llama.pruning import prune as pruning
 
-DIVERGED = 20  # prompts of each benchmark, and 4,096 tokens of the text, whose divergence is measured
+DIVERGED, TEXT = 20, 4096  # prompts of each benchmark, and tokens of the text, whose divergence is measured
 
 
 def once(folder: Path, build: Callable[[Path], Any]) -> Path:
@@ -75,27 +75,43 @@ def divergence(dense: Any, model: Any, documents: Sequence[Document]) -> float:
     return total / sum(map(len, documents))
 
 
-def measure(run: RunConfig, dense: Path, checkpoint: Path, slices: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Divergence, perplexity and accuracies of a checkpoint; writes `results.json`."""
-    tokenizer, limit = load_tokenizer(dense), 2048
-    text = tokenizer("\n\n".join(load_texts(run.perplexity, run.store.downloads))[:40_000])["input_ids"][:4096]
+def diverge(run: RunConfig, dense: Path, checkpoint: Path, slices: Sequence[Path], out: Path) -> None:
+    """Write the divergence of a checkpoint from the dense model as `metrics.json`, in nats."""
+    tokenizer = load_tokenizer(dense)
+    text = tokenizer("\n\n".join(load_texts(run.perplexity, run.store.downloads))[:40_000])["input_ids"][:TEXT]
     prompts = [p for folder in slices for p in read_prompts(folder, "selection")[:DIVERGED]]
     documents = {
         "text": [Document(text[start : start + 512]) for start in range(0, len(text), 512)],
-        "prompts": [encode_answer(tokenizer, prompt, limit).document for prompt in prompts],
+        "prompts": [encode_answer(tokenizer, prompt, 2048).document for prompt in prompts],
     }
     models = load_model(dense), load_model(checkpoint)
-    results: dict[str, Any] = {f"divergence, {name}": divergence(*models, own) for name, own in documents.items()}
-    del models
-    arguments: dict[str, Any] = {"out": out, "execution": run.execution}
-    measure_perplexity(checkpoint, text=run.perplexity, downloads=run.store.downloads, **arguments)
-    results["perplexity"] = json.loads((out / "metrics.json").read_text())["perplexity"]
-    for benchmark, folder in zip(run.benchmarks, slices, strict=True):
-        score_benchmark(checkpoint, None, folder, benchmark=benchmark, split="selection", **arguments)
-        found = json.loads((out / "metrics.json").read_text())
-        results[benchmark.name] = [found[found["metric"]], found[f"{found['metric']}_stderr"]]
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    return results
+    found = {name: divergence(*models, own) for name, own in documents.items()}
+    (out / "metrics.json").write_text(json.dumps(found))
+
+
+def measure(run: RunConfig, dense: Path, checkpoint: Path, slices: Sequence[Path], folder: Path) -> dict[str, str]:
+    """Divergences, perplexity and accuracies of a checkpoint, each kept in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+
+    def read(out: Path) -> None:
+        downloads, execution = run.store.downloads, run.execution
+        measure_perplexity(checkpoint, text=run.perplexity, downloads=downloads, out=out, execution=execution)
+
+    def score(own: BenchmarkConfig, prompts: Path, out: Path) -> None:
+        score_benchmark(checkpoint, None, prompts, benchmark=own, split="selection", out=out, execution=run.execution)
+
+    def found(name: str, build: Callable[[Path], Any]) -> dict[str, Any]:
+        metrics: dict[str, Any] = json.loads((once(folder / name, build) / "metrics.json").read_text())
+        return metrics
+
+    diverged = found("divergence", partial(diverge, run, dense, checkpoint, slices))
+    row = {f"divergence, {name}": f"{value:.3f}" for name, value in diverged.items()}
+    row["perplexity"] = f"{found('perplexity', read)['perplexity']:.1f}"
+    for own, prompts in zip(run.benchmarks, slices, strict=True):
+        metrics = found(own.name, partial(score, own, prompts))
+        value, error = (metrics[f"{metrics['metric']}{end}"] for end in ("", "_stderr"))
+        row[own.name] = f"{value:.3f} ± {error:.3f}"
+    return row
 
 
 @dataclass(frozen=True)
@@ -174,8 +190,8 @@ def main(
     models = {"dense": inputs.dense}
     models |= {f"{kind} {r:g}": pruned(run, kind, r, inputs, folder) for r in ratio for kind in ("global", "search")}
     for name, model in models.items():
-        results = once(folder / f"{name} results", partial(measure, run, inputs.dense, model, inputs.slices))
-        print(name, (results / "results.json").read_text())
+        row = measure(run, inputs.dense, model, inputs.slices, folder / f"{name} results")
+        print(name, *(f"{column} {value}" for column, value in row.items()), sep=" | ", flush=True)
 
 
 if __name__ == "__main__":
