@@ -56,7 +56,6 @@ def search_widths(
     out: Path,
     execution: ExecutionConfig,
     counts: Path | None = None,
-    original_parameters: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Stage: write `allocation.parquet`, the width of every block, and `search.parquet`, how the search got there.
@@ -87,7 +86,6 @@ def search_widths(
         out: an existing folder.
         execution: the device, and the tokens per pass of the fits.
         counts: as in `prune`.
-        original_parameters: of the model before the first step, if `checkpoint` has been pruned already.
         progress: called after every fitted layer and every evaluated model.
 
     Returns:
@@ -97,9 +95,9 @@ def search_widths(
         InputError: the ratio cannot be reached, or models are streamed.
     """
     table, scores = read_groups(groups), read_importance(importance)
-    tokens = plan_vocabulary(checkpoint, counts, ratio, pruning, original_parameters) if counts else None
+    tokens = plan_vocabulary(checkpoint, counts, ratio, pruning) if counts else None
     method = reconstruction.method
-    counted, total, gone = prune.count_parameters(checkpoint, table, method, original_parameters, tokens)
+    counted, total, gone = prune.count_parameters(checkpoint, table, method, None, tokens)
     blocks, ranked = blocks_of(counted, scores, pruning), weighted(counted, scores, pruning)
     model = open_model(checkpoint, execution, out, whole="pruning.allocation = 'search'")
     tokenizer, limit = load_tokenizer(checkpoint), model.config.max_position_embeddings
@@ -120,7 +118,7 @@ def search_widths(
         steps = search(net, ranked, round(ratio * total) - gone, evaluations, seed, after(layers))
     chosen = steps[-1].levels
     widths = {(b.layer, b.kind): b.widths[level] for b, level in zip(blocks, chosen, strict=True)}
-    kept = prune.plan_kept(checkpoint, table, scores, ratio, pruning, method, original_parameters, tokens, widths)
+    kept = prune.plan_kept(checkpoint, table, scores, ratio, pruning, method, None, tokens, widths)
     final = [int(kept[block.groups].sum()) for block in blocks]
     columns = {"layer": [b.layer for b in blocks], "kind": [b.kind for b in blocks], "kept": final}
     write_table(out / "allocation.parquet", columns | {"groups": [len(b.groups) for b in blocks]}, ALLOCATION_SCHEMA)
