@@ -16,6 +16,7 @@ from tailored_llama.config import (
     healing_text,
     reads_calibration,
     reads_train,
+    searches_widths,
     step_ratios,
     trims_vocabulary,
     unlabelled_of,
@@ -37,6 +38,7 @@ from tasks.prune import prune
 from tasks.render_prompts import render_chosen, render_prompts
 from tasks.score import score
 from tasks.score_importance import score_importance
+from tasks.search_widths import search_widths
 from tasks.soft_label import soft_label
 from tasks.teach import teach
 from tasks.tune import tune
@@ -97,13 +99,17 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Dense:
-    """The dense model, and the artifacts for pruning it; `counts` of tokens only for the kind vocabulary."""
+    """The dense model, and the artifacts for pruning it.
+
+    `counts` of tokens are only there for the kind vocabulary, `prompts` (train prompts by benchmark) only for a search.
+    """
 
     checkpoint: ArtifactRef
     groups: ArtifactRef
     calibration: ArtifactRef | None
     importance: ArtifactRef
     counts: ArtifactRef | None = None
+    prompts: Mapping[str, ArtifactRef] = field(default_factory=dict)
 
 
 def render_all(config: RunConfig) -> Prompts:
@@ -152,7 +158,8 @@ def prepare_dense(config: RunConfig, prompts: Prompts) -> Dense:
     counts = count_tokens(config, dense, _train_prompts(prompts)) if trims_vocabulary(config) else None
     groups = build_graph(config, dense, config.pruning.ratios, counts)
     calibration = load_calibration(config, dense, prompts.train) if reads_calibration(config) else None
-    return Dense(dense, groups, calibration, score_importance(config, dense, groups, calibration), counts)
+    importance = score_importance(config, dense, groups, calibration)
+    return Dense(dense, groups, calibration, importance, counts, prompts.train if searches_widths(config) else {})
 
 
 def _train_prompts(prompts: Prompts) -> dict[str, ArtifactRef]:
@@ -168,8 +175,20 @@ def prune_to(config: RunConfig, dense: Dense, ratio: float) -> ArtifactRef:
         if step:
             groups = build_graph(config, model)
             importance = score_importance(config, model, groups, dense.calibration)
-        model = prune(config, share, model, groups, importance, dense.calibration, dense.checkpoint, dense.counts)
+        widths = _search_for(config, dense, share)
+        model = prune(
+            config, share, model, groups, importance, dense.calibration, dense.checkpoint, dense.counts, widths
+        )
     return model
+
+
+def _search_for(config: RunConfig, dense: Dense, ratio: float) -> ArtifactRef | None:
+    """The widths that a search finds for a ratio; None if another allocation is configured."""
+    if not searches_widths(config):
+        return None
+    assert dense.calibration
+    model, groups, importance = dense.checkpoint, dense.groups, dense.importance
+    return search_widths(config, ratio, model, groups, importance, dense.calibration, dense.prompts, dense.counts)
 
 
 def text_of(config: RunConfig, dense: ArtifactRef) -> ArtifactRef | None:

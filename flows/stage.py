@@ -12,6 +12,7 @@ from tailored_llama.store import ArtifactRef
 
 Name = Literal[
     "score_importance",
+    "search_widths",
     "prune",
     "heal",
     "teach",
@@ -38,6 +39,10 @@ def _task(name: Name) -> Callable[..., ArtifactRef]:
             from tasks.score_importance import score_importance
 
             return score_importance
+        case "search_widths":
+            from tasks.search_widths import search_widths
+
+            return search_widths
         case "prune":
             from tasks.prune import prune
 

@@ -26,6 +26,7 @@ from tailored_llama.config import (
     is_written,
     reads_calibration,
     reads_train,
+    searches_widths,
     sweep_cells,
     trims_vocabulary,
     unlabelled_of,
@@ -144,6 +145,7 @@ def _check_streaming(config: RunConfig) -> None:
     if config.execution.streaming != "always":
         return
     whole = [f"the written answers of {benchmark.name}" for benchmark in config.benchmarks if is_written(benchmark)]
+    whole += ["pruning.allocation = 'search'"] if searches_widths(config) else []
     if config.model.quantization == "none":  # in 4 bits an adapter is trained on the whole model
         whole += [f"healing.tokens = {config.healing.tokens}"] if config.healing.tokens else []
         whole += [f"tuning.examples = {config.tuning.examples!r}"] if config.tuning.examples != "none" else []

@@ -19,10 +19,11 @@ def prune(
     calibration: ArtifactRef | None,
     dense: ArtifactRef,
     counts: ArtifactRef | None = None,
+    allocation: ArtifactRef | None = None,
 ) -> State[ArtifactRef]:
     """`ratio` is of the parameters of `dense`; only reconstruction depends on `calibration`.
 
-    `counts` of tokens are read by the kind vocabulary.
+    `counts` of tokens are read by the kind vocabulary, `allocation` is what a search found for this ratio.
     """
     store = open_store(config.store)
     original = read_structure(store.open(dense))
@@ -33,7 +34,8 @@ def prune(
         pruning.key_fields(config, ratio, original.parameters),
         {"dense": model, "groups": groups, "importance": importance}
         | ({"calibration": text} if text else {})
-        | ({"counts": counts} if counts else {}),
+        | ({"counts": counts} if counts else {})
+        | ({"allocation": allocation} if allocation else {}),
         lambda out, progress: pruning.prune(
             store.open(model),
             store.open(groups),
@@ -43,6 +45,7 @@ def prune(
             pruning=config.pruning,
             reconstruction=config.reconstruction,
             counts=store.open(counts) if counts else None,
+            allocation=store.open(allocation) if allocation else None,
             original=original.size,
             out=out,
             execution=execution_of(config),

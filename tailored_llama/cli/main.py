@@ -95,7 +95,11 @@ def prune(
     ratio: Annotated[float, typer.Option(help="Fraction of all parameters to remove.")],
     benchmark: Annotated[
         list[str] | None,
-        typer.Option("--benchmark", "-b", help="Kind vocabulary: count this benchmark's train prompts; repeatable."),
+        typer.Option(
+            "--benchmark",
+            "-b",
+            help="Kind vocabulary and allocation search: read this benchmark's train prompts; repeatable.",
+        ),
     ] = None,
     config: Config = None,
     overrides: Overrides = None,

@@ -16,6 +16,7 @@ from tailored_llama.config import (
     drops_layers,
     reads_calibration,
     reserved_tokens,
+    searches_widths,
     step_ratios,
     trims_vocabulary,
     unlabelled_of,
@@ -24,7 +25,7 @@ from tailored_llama.config import (
 from tailored_llama.console import progress_bar
 from tailored_llama.data import RenderedSplit, benchmarks, calibration, prompts
 from tailored_llama.models import check_teacher, read_structure
-from tailored_llama.pruning import groups, importance, plan_kept, plan_vocabulary, read_groups, vocabulary
+from tailored_llama.pruning import allocation, groups, importance, plan_kept, plan_vocabulary, read_groups, vocabulary
 from tailored_llama.pruning import prune as pruning
 from tailored_llama.training import distillation, soft_labels
 
@@ -90,16 +91,22 @@ def soft_label(run: RunConfig, benchmark: BenchmarkConfig, dense: Path, new: Cal
     return out
 
 
+def train_prompts(run: RunConfig, names: Sequence[str], new: Callable[[str], Path]) -> list[Path]:
+    """Render the train prompts of the named benchmarks; without names, of the run's if they are its text, else none."""
+    benchmarks = [find_benchmark(run, name) for name in names]
+    if not names and run.calibration.source == PROMPTS:
+        benchmarks = list(run.benchmarks)
+    return [render(run, benchmark, "train", new(f"train-{benchmark.name}")) for benchmark in benchmarks]
+
+
 def token_counts(run: RunConfig, dense: Path, names: Sequence[str], new: Callable[[str], Path]) -> Path | None:
     """Count the tokens of the calibration text and of the named benchmarks' train prompts, if tokens are to leave."""
     if not trims_vocabulary(run):
         return None
-    benchmarks = [find_benchmark(run, name) for name in names]
-    if not names and run.calibration.source == PROMPTS:
-        benchmarks = list(run.benchmarks)
-    rendered = [render(run, benchmark, "train", new(f"counted-{benchmark.name}")) for benchmark in benchmarks]
     out, downloads = new("counts"), run.store.downloads
-    vocabulary.count_tokens(dense, rendered, calibration=run.calibration, downloads=downloads, out=out)
+    vocabulary.count_tokens(
+        dense, train_prompts(run, names, new), calibration=run.calibration, downloads=downloads, out=out
+    )
     return out
 
 
@@ -109,7 +116,7 @@ def prune_in_steps(
     """Run all stages of pruning, step by step; intermediate results go into new scratch folders.
 
     Args:
-        names: benchmarks whose train prompts count for the kind vocabulary.
+        names: benchmarks whose train prompts count for the kind vocabulary, and are read by a search.
 
     Returns:
         The figures of the last step.
@@ -138,6 +145,26 @@ def prune_in_steps(
                 influence=drops_layers(run),
                 progress=progress,
             )
+        widths = None
+        if searches_widths(run):
+            assert text
+            widths = new("allocation")
+            with progress_bar(f"search @ {share:.3g}") as progress:
+                allocation.search_widths(
+                    model,
+                    graph,
+                    scores,
+                    text,
+                    train_prompts(run, names, new),
+                    ratio=share,
+                    pruning=run.pruning,
+                    reconstruction=run.reconstruction,
+                    seed=run.seed,
+                    counts=counts,
+                    out=widths,
+                    execution=run.execution,
+                    progress=progress,
+                )
         target = out if step == run.pruning.steps else new(f"pruned-{step}")
         with progress_bar(f"prune @ {share:.3g}") as progress:
             facts = pruning.prune(
@@ -149,6 +176,7 @@ def prune_in_steps(
                 pruning=run.pruning,
                 reconstruction=run.reconstruction,
                 counts=counts,
+                allocation=widths,
                 original=original,
                 out=target,
                 execution=run.execution,

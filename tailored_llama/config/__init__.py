@@ -18,6 +18,7 @@ from tailored_llama.config.derived import (
     reads_train,
     reserved_tokens,
     scores_by_text,
+    searches_widths,
     step_ratios,
     stop_strings,
     trims_vocabulary,
@@ -78,6 +79,6 @@ __all__ = [
     "dense_runs", "drops_layers", "export_folders", "exported", "find_task", "gguf_folders", "gguf_types",
     "healing_text", "is_harness_task", "is_written", "load_config", "load_study", "load_sweep", "load_transfer",
     "max_new_tokens", "named_benchmark", "part_of", "pruned_by_prompts", "read_config_data", "reads_calibration",
-    "reads_train", "reserved_tokens", "scores_by_text", "step_ratios", "stop_strings", "sweep_cells", "task_fields",
-    "trims_vocabulary", "unlabelled_of", "validate_as", "validate_config", "with_template",
+    "reads_train", "reserved_tokens", "scores_by_text", "searches_widths", "step_ratios", "stop_strings", "sweep_cells",
+    "task_fields", "trims_vocabulary", "unlabelled_of", "validate_as", "validate_config", "with_template",
 ]  # fmt: skip

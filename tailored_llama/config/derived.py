@@ -23,8 +23,8 @@ def reserved_tokens(tuning: TuningConfig) -> int:
 
 
 def reads_calibration(run: RunConfig) -> bool:
-    """Whether importance or reconstruction reads the calibration text."""
-    return scores_by_text(run) or run.reconstruction.method != "none"
+    """Whether importance, the search for widths or reconstruction reads the calibration text."""
+    return scores_by_text(run) or run.reconstruction.method != "none" or searches_widths(run)
 
 
 def scores_by_text(run: RunConfig) -> bool:
@@ -37,6 +37,11 @@ def drops_layers(run: RunConfig) -> bool:
     return "layer" in run.pruning.kinds
 
 
+def searches_widths(run: RunConfig) -> bool:
+    """Whether the widths of layers are searched for."""
+    return run.pruning.allocation == "search"
+
+
 def trims_vocabulary(run: RunConfig) -> bool:
     """Whether pruning removes tokens."""
     return "vocabulary" in run.pruning.kinds
@@ -44,7 +49,7 @@ def trims_vocabulary(run: RunConfig) -> bool:
 
 def pruned_by_prompts(run: RunConfig) -> bool:
     """Whether pruning reads the run's train prompts."""
-    return run.calibration.source == PROMPTS or trims_vocabulary(run)
+    return run.calibration.source == PROMPTS or trims_vocabulary(run) or searches_widths(run)
 
 
 def reads_train(run: RunConfig, benchmark: str) -> bool:

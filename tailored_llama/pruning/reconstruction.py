@@ -257,22 +257,35 @@ class _Equations:
         self.cross.addmm_(outputs.T, inputs)
 
     def solve(self, weight: Tensor, ridge: float, into: Tensor) -> None:
-        """Write the ridge solution pulled towards `weight` [out, in], computed in float64; uses the equations up.
+        """Write the ridge solution pulled towards `weight` [out, in]; uses the equations up.
 
-        The matrix exists in float32 and float64 for a moment, then once: its factor overwrites it.
+        The matrix exists in float32 and float64 for a moment, then once.
         """
         gram, cross = self.gram.double(), self.cross
         del self.gram, self.cross
-        # Positive, so that inputs that are zero on the whole text (after a ReLU, say) do not leave a singular matrix.
-        strength = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-        gram.diagonal().add_(strength)
-        factor = gram.mT  # column by column, as LAPACK has it
-        torch.linalg.cholesky(factor, out=factor)
-        step = max(1, _BLOCK // len(gram))
-        for rows in (slice(start, start + step) for start in range(0, len(cross), step)):
-            right = cross[rows].double() + strength * weight[rows].double()
-            halfway = torch.linalg.solve_triangular(factor, right.T, upper=False)
-            into[rows] = torch.linalg.solve_triangular(factor.mT, halfway, upper=True).T.to(into.dtype)
+        solve_ridge(gram, cross, weight, ridge, into)
+
+
+def solve_ridge(gram: Tensor, cross: Tensor, weight: Tensor, ridge: float, into: Tensor) -> None:
+    """Write the ridge solution pulled towards a weight, computed in float64; the factor of the matrix overwrites it.
+
+    Args:
+        gram: Xᵀ X of the inputs, float64 [in, in].
+        cross: Yᵀ X, float32 [out, in].
+        weight: what the solution is pulled towards, [out, in].
+        ridge: strength of the pull, as a fraction of the mean of the diagonal of `gram`.
+        into: receives the solution, [out, in].
+    """
+    # Positive, so that inputs that are zero on the whole text (after a ReLU, say) do not leave a singular matrix.
+    strength = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    gram.diagonal().add_(strength)
+    factor = gram.mT  # column by column, as LAPACK has it
+    torch.linalg.cholesky(factor, out=factor)
+    step = max(1, _BLOCK // len(gram))
+    for rows in (slice(start, start + step) for start in range(0, len(cross), step)):
+        right = cross[rows].double() + strength * weight[rows].double()
+        halfway = torch.linalg.solve_triangular(factor, right.T, upper=False)
+        into[rows] = torch.linalg.solve_triangular(factor.mT, halfway, upper=True).T.to(into.dtype)
 
 
 class _Fit:

@@ -102,6 +102,13 @@ def test_help_shows_an_example_that_is_right(command: Command, path: tuple[str, 
     parser.make_context(path[-1], words[1 + len(path) :])  # raises where an option or argument is wrong
 
 
+def test_prune_by_a_search_reads_the_prompts_of_the_benchmark(command: Command, config: Path, tiny: Path) -> None:
+    searched = ("--config", config, "--set", "pruning.allocation=search", "--set", "pruning.search_evaluations=10")
+    status, out, _ = command("prune", tiny, "pruned", "--ratio", 0.2, "-b", "colours", *searched)
+    assert (status, out.startswith("pruned: ")) == (0, True)
+    assert "allocation search" in " ".join(Path("pruned/README.md").read_text().split())
+
+
 def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: Path, tmp_path: Path) -> None:
     dense = read_structure(tiny).parameters
     status, out, _ = command("prune", tiny, "pruned", "--ratio", 0.2, "--config", config)

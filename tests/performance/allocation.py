@@ -1,0 +1,198 @@
+"""Allocation by ranking beside allocation by search: what models pruned to the same ratio keep, before any tuning.
+
+    python tests/performance/allocation.py FOLDER data/quickstart.toml --ratio 0.2 --ratio 0.5
+
+Everything but `pruning.allocation` is equal. On text and prompts that neither the search nor the fits have read, the
+divergence from the dense model and the perplexity are measured; and the accuracy on train examples that are neither
+shots nor held out. The text is the run's perplexity text. The prompts are the first of those examples, with their right
+answers. Results are kept in FOLDER, and found again. The split that benchmarks are scored on is not read.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from tailored_llama.cli.stages import calibration_sequences, render
+from tailored_llama.config import BenchmarkConfig, PruningConfig, RunConfig, load_config
+from tailored_llama.console import progress_bar
+from tailored_llama.data import RenderedSplit, encode_answer, load_texts, read_prompts
+from tailored_llama.evaluation.perplexity import measure_perplexity
+from tailored_llama.evaluation.scoring import score_benchmark
+from tailored_llama.models import (
+    Document,
+    batches,
+    convert,
+    head_logits,
+    load_model,
+    load_tokenizer,
+    packed_attention,
+    packed_states,
+)
+from tailored_llama.pruning import allocation, groups, importance
+from tailored_llama.pruning import prune as pruning
+
+DIVERGED, TEXT = 20, 4096  # prompts of each benchmark, and tokens of the text, whose divergence is measured
+
+
+def once(folder: Path, build: Callable[[Path], Any]) -> Path:
+    """A folder that a stage has filled, now or in an earlier run."""
+    if not folder.exists():
+        scratch = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        facts = build(scratch)
+        scratch.rename(folder)
+        print(folder.name, facts, flush=True)
+    return folder
+
+
+def with_allocation(run: RunConfig, name: str) -> PruningConfig:
+    return run.pruning.model_copy(update={"allocation": name})
+
+
+def divergence(dense: Any, model: Any, documents: Sequence[Document]) -> float:
+    """Mean over all positions of the divergence of a model's next token from the dense model's, in nats."""
+    total = 0.0
+    with torch.inference_mode(), packed_attention(dense), packed_attention(model):
+        for batch in batches([len(document) for document in documents], 1024):
+            row = [documents[i] for i in batch]
+            positions = torch.arange(sum(map(len, row)))
+            states = (packed_states(own, row, positions).split(64) for own in (dense, model))
+            for ours, theirs in zip(*states, strict=True):
+                first, second = head_logits(dense, ours).float(), head_logits(model, theirs).float()
+                first, second = first.log_softmax(-1), second.log_softmax(-1)
+                total += float((first.exp() * (first - second)).sum())
+    return total / sum(map(len, documents))
+
+
+def diverge(run: RunConfig, dense: Path, checkpoint: Path, slices: Sequence[Path], out: Path) -> None:
+    """Write the divergence of a checkpoint from the dense model as `metrics.json`, in nats."""
+    tokenizer = load_tokenizer(dense)
+    text = tokenizer("\n\n".join(load_texts(run.perplexity, run.store.downloads))[:40_000])["input_ids"][:TEXT]
+    prompts = [p for folder in slices for p in read_prompts(folder, "selection")[:DIVERGED]]
+    documents = {
+        "text": [Document(text[start : start + 512]) for start in range(0, len(text), 512)],
+        "prompts": [encode_answer(tokenizer, prompt, 2048).document for prompt in prompts],
+    }
+    models = load_model(dense), load_model(checkpoint)
+    found = {name: divergence(*models, own) for name, own in documents.items()}
+    (out / "metrics.json").write_text(json.dumps(found))
+
+
+def measure(run: RunConfig, dense: Path, checkpoint: Path, slices: Sequence[Path], folder: Path) -> dict[str, str]:
+    """Divergences, perplexity and accuracies of a checkpoint, each kept in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+
+    def read(out: Path) -> None:
+        downloads, execution = run.store.downloads, run.execution
+        measure_perplexity(checkpoint, text=run.perplexity, downloads=downloads, out=out, execution=execution)
+
+    def score(own: BenchmarkConfig, prompts: Path, out: Path) -> None:
+        score_benchmark(checkpoint, None, prompts, benchmark=own, split="selection", out=out, execution=run.execution)
+
+    def found(name: str, build: Callable[[Path], Any]) -> dict[str, Any]:
+        metrics: dict[str, Any] = json.loads((once(folder / name, build) / "metrics.json").read_text())
+        return metrics
+
+    diverged = found("divergence", partial(diverge, run, dense, checkpoint, slices))
+    row = {f"divergence, {name}": f"{value:.3f}" for name, value in diverged.items()}
+    row["perplexity"] = f"{found('perplexity', read)['perplexity']:.1f}"
+    for own, prompts in zip(run.benchmarks, slices, strict=True):
+        metrics = found(own.name, partial(score, own, prompts))
+        value, error = (metrics[f"{metrics['metric']}{end}"] for end in ("", "_stderr"))
+        row[own.name] = f"{value:.3f} ± {error:.3f}"
+    return row
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every row of the table is made from."""
+
+    dense: Path
+    graph: Path
+    text: Path
+    scores: Path
+    train: Sequence[Path]
+    slices: Sequence[Path]
+
+
+def pruned(run: RunConfig, kind: str, ratio: float, inputs: Inputs, folder: Path) -> Path:
+    """The model pruned to a ratio with an allocation."""
+    name, own = f"{kind} {ratio:g}", run.model_copy(update={"pruning": with_allocation(run, kind)})
+    read = inputs.dense, inputs.graph, inputs.scores, inputs.text
+    settings: dict[str, Any] = {
+        "ratio": ratio,
+        "pruning": own.pruning,
+        "reconstruction": own.reconstruction,
+        "execution": own.execution,
+    }
+
+    def find(out: Path) -> Any:
+        with progress_bar(f"search {ratio:g}") as bar:
+            return allocation.search_widths(*read, inputs.train, seed=own.seed, out=out, progress=bar, **settings)
+
+    widths = once(folder / f"widths {ratio:g}", find) if kind == "search" else None
+
+    def cut(out: Path) -> Any:
+        with progress_bar(name) as bar:
+            return pruning.prune(*read, allocation=widths, out=out, progress=bar, **settings)
+
+    return once(folder / name, cut)
+
+
+def prepare(run: RunConfig, examples: int, folder: Path) -> Inputs:
+    """The stages before allocation."""
+    dense = once(folder / "dense", lambda out: convert.prepare_dense(run.model, downloads=run.store.downloads, out=out))
+    graph = once(folder / "groups", lambda out: groups.build_graph(dense, out=out))
+
+    def scratch(out: Path) -> Callable[[str], Path]:
+        return lambda name: Path(tempfile.mkdtemp(dir=out, prefix=name))
+
+    def text_into(out: Path) -> None:
+        shutil.copytree(calibration_sequences(run, dense, scratch(out)), out, dirs_exist_ok=True)
+
+    def prompts_into(own: BenchmarkConfig, split: RenderedSplit, out: Path) -> None:
+        shutil.copytree(render(run, own, split, scratch(out)("work"), examples), out, dirs_exist_ok=True)
+
+    def prompts(split: RenderedSplit) -> list[Path]:
+        return [once(folder / f"{split} {own.name}", partial(prompts_into, own, split)) for own in run.benchmarks]
+
+    text = once(folder / "calibration", text_into)
+
+    def score(out: Path) -> None:
+        settings: dict[str, Any] = {"criterion": run.pruning.criterion, "seed": run.seed, "execution": run.execution}
+        with progress_bar("importance") as bar:
+            importance.score_importance(dense, graph, text, out=out, progress=bar, **settings)
+
+    return Inputs(dense, graph, text, once(folder / "importance", score), prompts("train"), prompts("selection"))
+
+
+def main(
+    folder: Path,
+    config: Path,
+    ratio: Annotated[list[float], typer.Option()],
+    examples: int = 250,
+    override: Annotated[list[str] | None, typer.Option("--set")] = None,
+) -> None:
+    run = load_config(str(config), override or [])
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = prepare(run, examples, folder)
+    models = {"dense": inputs.dense}
+    models |= {f"{kind} {r:g}": pruned(run, kind, r, inputs, folder) for r in ratio for kind in ("global", "search")}
+    for name, model in models.items():
+        row = measure(run, inputs.dense, model, inputs.slices, folder / f"{name} results")
+        print(name, *(f"{column} {value}" for column, value in row.items()), sep=" | ", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
