@@ -1,0 +1,263 @@
+"""Commands that fetch, make and export models."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tailored_llama.cli.arguments import BenchmarkName, Checkpoint, Config, Dense, Out, Overrides
+from tailored_llama.cli.folders import checkpoint_folder, new_folder, room_for, subfolder
+from tailored_llama.config import GGUF_TYPES, PROMPTS, as_gguf_type, healing_text, load_config
+from tailored_llama.console import progress_bar
+from tailored_llama.errors import InputError
+
+# torch and transformers take seconds to load. What needs them is imported in the commands, after their arguments were
+# checked, so that --help and a bad value answer at once.
+
+making = typer.Typer()
+
+
+@making.command(epilog="Example: `tailored-llama fetch --config data/quickstart.toml`")
+def fetch(config: Config = None, overrides: Overrides = None) -> None:
+    """Download what a run needs, so that the run itself needs no network."""
+    run = load_config(config, overrides)
+    from tailored_llama.data import benchmarks, load_texts
+    from tailored_llama.models import fetch_model, find_model
+    from tailored_llama.preflight import texts_of
+
+    for benchmark in run.benchmarks:
+        for split in ("train", "evaluation") if benchmarks.has_train(benchmark) else ("evaluation",):
+            benchmarks.load_examples(benchmark, split, run.store.downloads)
+        print(f"benchmark {benchmark.name}: here")
+    for text in texts_of(run).values():
+        load_texts(text, run.store.downloads)
+        print(f"text {text.source}, split {text.split}: here")
+    source = find_model(run.model)
+    folder = fetch_model(source, run.store.downloads)
+    print(f"model {run.model.source}: {'here' if source.kind in ('gguf', 'folder') else folder}")
+
+
+@making.command(epilog="Example: `tailored-llama example my-task`")
+def example(out: Out, config: Config = None, overrides: Overrides = None) -> None:
+    """Write a real benchmark (CommonsenseQA) as the CSV files that data/own-task.toml reads."""
+    run = load_config(config, overrides)
+    from tailored_llama.data import worked_example
+
+    with new_folder(out) as folder:
+        counts = worked_example.write_example(run.store.downloads, folder)
+    for name, count in counts.items():
+        print(f"{out / name}: {count:,} questions")
+
+
+@making.command(epilog="Example: `tailored-llama convert smollm2-135m-instruct dense`")
+def convert(
+    model: Annotated[str, typer.Argument(help="Model source: embedded name, folder, .gguf file or Hub id.")],
+    out: Out,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Convert a model to an unpruned safetensors checkpoint, ready to score."""
+    run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}"])
+    from tailored_llama.models import prepare_dense
+
+    with new_folder(out) as folder:
+        facts = prepare_dense(run.model, downloads=run.store.downloads, out=folder)
+    print(f"{out}: {facts['parameters']:,} parameters")
+
+
+@making.command(epilog="Example: `tailored-llama prune smollm2-135m-instruct pruned --ratio 0.2`")
+def prune(
+    model: Annotated[str, typer.Argument(help="Model source: embedded name, folder, .gguf file or Hub id.")],
+    out: Out,
+    ratio: Annotated[float, typer.Option(help="Fraction of all parameters to remove.")],
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--benchmark",
+            "-b",
+            help="Kind vocabulary and allocation search: read this benchmark's train prompts; repeatable.",
+        ),
+    ] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score importance, plan, and write a pruned checkpoint with its plan.parquet."""
+    run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}", f"pruning.ratios=[{ratio}]"])
+    from tailored_llama.cli.stages import prune_in_steps
+    from tailored_llama.data import check_text
+    from tailored_llama.models import pick_device, prepare_dense, read_structure
+    from tailored_llama.preflight import texts_of
+
+    pick_device(run.execution.device)
+    for section, text in texts_of(run).items():
+        if section != "perplexity":
+            check_text(text, section)
+    with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+        new = partial(subfolder, Path(scratch))
+        dense = new("dense")
+        prepare_dense(run.model, downloads=run.store.downloads, out=dense)
+        structure = read_structure(dense)
+        before = structure.size
+        facts = prune_in_steps(run, dense, ratio, new, folder, benchmark or ())
+    after, body = facts["parameters"], facts["body_ratio"]
+    removed = f"{1 - after / before.parameters:.2%} removed, {body:.2%} of the body without embeddings"
+    print(f"{out}: {after:,} of {before.parameters:,} parameters ({removed})")
+    if layers := facts.get("layers"):
+        print(f"{layers} of {len(structure.layers)} layers kept")
+    if tokens := facts.get("tokens"):
+        by = (
+            "the calibration text and the train prompts of " + ", ".join(benchmark)
+            if benchmark
+            else "the train prompts"
+        )
+        if not benchmark and run.calibration.source != PROMPTS:
+            by = "the calibration text alone, as there is no --benchmark"
+        print(f"{tokens:,} of {before.vocab_size:,} tokens kept, by {by}; {facts['tokens_whole']:.2%} stay whole there")
+
+
+@making.command(epilog="Example: `tailored-llama heal pruned healed --dense dense --set healing.tokens=131072`")
+def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, overrides: Overrides = None) -> None:
+    """Train a pruned checkpoint towards its dense model's predictions on plain text; write the healed checkpoint."""
+    run = load_config(config, overrides)
+    if not run.healing.tokens:
+        raise InputError("healing.tokens: got 0; allowed: at least 1")
+    from tailored_llama.cli.stages import calibration_sequences, teach
+    from tailored_llama.models import check_quantizable, pick_device
+    from tailored_llama.training import healing
+
+    pick_device(run.execution.device)
+    check_quantizable(checkpoint, run.model.quantization, run.execution.device)
+    with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+        new = partial(subfolder, Path(scratch))
+        text = calibration_sequences(healing_text(run), dense, new)
+        outputs = teach(run, dense, text, new("teacher"), checkpoint)
+        with progress_bar("heal") as progress:
+            facts = healing.heal(
+                checkpoint,
+                outputs,
+                healing=run.healing,
+                distillation=run.distillation,
+                seed=run.seed,
+                out=folder,
+                execution=run.execution,
+                quantization=run.model.quantization,
+                progress=progress,
+            )
+    print(f"{out}: {facts['tokens']:,} tokens, {facts['tokens_per_second']} tokens/s")
+
+
+@making.command(epilog="Example: `tailored-llama tune pruned adapter --benchmark arc_easy --set tuning.epochs=5`")
+def tune(
+    checkpoint: Checkpoint,
+    out: Out,
+    benchmark: BenchmarkName,
+    dense: Annotated[
+        Path | None, typer.Option(help="Dense checkpoint: the teacher for distillation.", callback=checkpoint_folder)
+    ] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train a LoRA adapter for one benchmark on a few of its train examples."""
+    run = load_config(config, overrides)
+    taught = run.distillation
+    needed = f"weight is {taught.weight}" if taught.weight else f"unlabelled is {taught.unlabelled}"
+    if (taught.weight or taught.unlabelled) and not dense:
+        raise InputError(f"--dense: not set; allowed: the dense checkpoint (distillation.{needed})")
+    if dense and not (taught.weight or taught.unlabelled):
+        raise InputError(
+            "--dense: given, but distillation.weight and unlabelled are 0; allowed: one above 0, or no --dense"
+        )
+    if run.tuning.examples != "benchmark":
+        raise InputError(f"tuning.examples: got {run.tuning.examples!r}; allowed: 'benchmark' in this command")
+    from tailored_llama.cli.stages import calibration_sequences, find_benchmark, render, soft_label, teach
+    from tailored_llama.data import benchmarks
+    from tailored_llama.models import check_quantizable
+    from tailored_llama.reports import verdict_line
+    from tailored_llama.training import read_comparison, tuning
+
+    check_quantizable(checkpoint, run.model.quantization, run.execution.device)
+    with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+        own, new = find_benchmark(run, benchmark), partial(subfolder, Path(scratch))
+        source = tuning.Source(render(run, own, "train", new("train")), benchmarks.headline_metric(own))
+        text = None
+        if dense and taught.unlabelled:
+            source = replace(source, soft_labels=soft_label(run, own, dense, new))
+        if dense and taught.weight:
+            source = replace(source, teacher=teach(run, dense, source.prompts, new("teacher"), checkpoint))
+            if taught.sequences:
+                text = teach(run, dense, calibration_sequences(run, dense, new), new("text"), checkpoint)
+        with progress_bar(f"tune {benchmark}") as progress:
+            facts = tuning.tune(
+                checkpoint,
+                [source],
+                text,
+                tuning=run.tuning,
+                distillation=run.distillation,
+                seed=run.seed,
+                out=folder,
+                execution=run.execution,
+                quantization=run.model.quantization,
+                progress=progress,
+            )
+    budget = ""
+    if taught.unlabelled:
+        budget = f" of {run.tuning.shots:,} shots and {facts['unlabelled']:,} unlabelled prompts"
+        budget += f" ({facts['unlabelled_tokens']:,} tokens)"
+    print(f"{out}: {facts['epochs']} epochs{budget}, {facts['tokens_per_second']} tokens/s")
+    if comparison := read_comparison(out):
+        print(verdict_line(comparison))
+
+
+@making.command(epilog="Example: `tailored-llama merge pruned adapter tailored`")
+def merge(checkpoint: Checkpoint, adapter: Annotated[Path, typer.Argument(help="Adapter folder.")], out: Out) -> None:
+    """Merge an adapter into its checkpoint and write a stand-alone checkpoint."""
+    from tailored_llama.models import merge_adapter, read_structure
+
+    with new_folder(out) as folder:
+        merge_adapter(checkpoint, adapter, out=folder)
+    print(f"{out}: {read_structure(out).parameters:,} parameters")
+
+
+@making.command(epilog="Example: `tailored-llama gguf my-model/commonsense_qa-0.2 model.gguf --type q8_0`")
+def gguf(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Argument(help="File to write; it must be new.")],
+    gguf_type: Annotated[
+        str,
+        typer.Option("--type", help=f"Type of the matrices: {', '.join(GGUF_TYPES)}; the types with k need llama.cpp."),
+    ] = "f16",
+    adapter: Annotated[
+        Path | None, typer.Option(help="Also write this LoRA adapter, beside OUT: model.gguf gets model.adapter.gguf.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name in the file; by default the folder's.")] = None,
+) -> None:
+    """Write a checkpoint as a GGUF file, for llama.cpp and Ollama."""
+    beside = out.with_name(f"{out.stem}.adapter.gguf")
+    kind = as_gguf_type(gguf_type)
+    for file in (out, *((beside,) if adapter else ())):
+        if file.exists() or not file.parent.is_dir():
+            raise InputError(f"{file}: {'exists' if file.exists() else 'its folder is missing'}; allowed: a new file")
+    from tailored_llama.serving import write_gguf, write_gguf_adapter
+
+    with room_for(out), progress_bar(f"gguf {gguf_type}") as progress:
+        if adapter:  # first: it is refused in a moment
+            write_gguf_adapter(checkpoint, adapter, gguf_type=kind, out=beside)
+        try:
+            written = write_gguf(checkpoint, gguf_type=kind, out=out, name=name, progress=progress)
+        except BaseException:
+            if adapter:
+                beside.unlink()
+            raise
+    print(f"{out}: architecture {written.architecture}, {written.size:,} bytes")
+    if written.padded_channels:
+        print(f"{written.padded_channels:,} MLP channels of zeros fill its blocks; they change no result")
+    if written.kept_wider:
+        print(f"{written.kept_wider} matrices stay in f16: their rows are no whole blocks")
+    if adapter:
+        print(f"{beside}: llama-cli -m {out} --lora {beside}")

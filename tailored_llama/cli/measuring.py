@@ -1,0 +1,150 @@
+"""Commands that score, time and compare models."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tailored_llama.cli.arguments import Adapter, BenchmarkName, Checkpoint, Config, Out, Overrides
+from tailored_llama.cli.folders import checkpoint_folder, new_folder
+from tailored_llama.config import load_config, validate_config
+from tailored_llama.console import progress_bar
+from tailored_llama.errors import InputError
+
+# torch and transformers take seconds to load. What needs them is imported in the commands, after their arguments were
+# checked, so that --help and a bad value answer at once.
+
+measuring = typer.Typer()
+
+
+@measuring.command(epilog="Example: `tailored-llama score pruned --adapter adapter --benchmark arc_easy --out scores`")
+def score(
+    checkpoint: Checkpoint,
+    benchmark: BenchmarkName,
+    adapter: Adapter = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for predictions.parquet and metrics.json.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score a checkpoint on one benchmark; print its metrics as JSON."""
+    run = load_config(config, overrides)
+    from tailored_llama.cli.stages import find_benchmark, render
+    from tailored_llama.evaluation import read_metrics, scoring
+
+    own = find_benchmark(run, benchmark)
+    with tempfile.TemporaryDirectory() as scratch, new_folder(out or Path(scratch) / "scores") as folder:
+        rendered = render(run, own, "evaluation", Path(scratch))
+        with progress_bar(f"score {benchmark}") as progress:
+            scoring.score_benchmark(
+                checkpoint, adapter, rendered, benchmark=own, out=folder, execution=run.execution, progress=progress
+            )
+        print(json.dumps(read_metrics(folder), indent=1))
+
+
+@measuring.command(epilog='Example: `tailored-llama generate pruned "The capital of France is"`')
+def generate(
+    checkpoint: Checkpoint,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    adapter: Adapter = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens to generate.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Continue a prompt greedily."""
+    from tailored_llama.evaluation import generation
+    from tailored_llama.models import load_model, load_tokenizer
+
+    model = load_model(checkpoint, adapter, device)
+    print(generation.generate(model, load_tokenizer(checkpoint), [prompt], max_new_tokens)[0])
+
+
+@measuring.command(epilog="Example: `tailored-llama profile pruned --against dense --batch 1 --batch 8`")
+def profile(
+    checkpoint: Checkpoint,
+    against: Annotated[
+        Path | None, typer.Option(help="Checkpoint to alternate with: the dense one.", callback=checkpoint_folder)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeatable (absent: 1 and 8).")] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens in each prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate after each prompt.")] = 32,
+    out: Annotated[Path | None, typer.Option(help="Folder for profile.parquet.")] = None,
+) -> None:
+    """Measure what a checkpoint costs to run: parameters, FLOPs, tokens per second, memory."""
+    settings = validate_config(
+        {
+            "profile": {"batches": batch or [1, 8], "prompt_tokens": prompt_tokens, "new_tokens": new_tokens},
+            "execution": {"device": device},
+        }
+    )
+    from tailored_llama.evaluation import profiling
+    from tailored_llama.reports import profile_table
+
+    with tempfile.TemporaryDirectory() as scratch, new_folder(out or Path(scratch) / "profile") as folder:
+        with progress_bar("profile") as progress:
+            profiling.profile_checkpoint(
+                checkpoint,
+                against,
+                profile=settings.profile,
+                out=folder,
+                execution=settings.execution,
+                progress=progress,
+            )
+        Console().print(profile_table(profiling.read_profile(folder)))
+
+
+@measuring.command(
+    "lm-eval",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def lm_eval(context: typer.Context) -> None:
+    """Run lm-evaluation-harness's own command line, with one more model: --model tailored."""
+    from tailored_llama.cli.lm_eval import run_lm_eval
+
+    run_lm_eval(context.args)
+
+
+@measuring.command(epilog="Example: `tailored-llama report out --dense dense/piqa --pruned p/piqa --tailored t/piqa`")
+def report(
+    out: Out,
+    dense: Annotated[list[Path], typer.Option(help="Folder that `score --out` wrote for the dense model; repeatable.")],
+    pruned: Annotated[list[Path] | None, typer.Option(help="The same for the pruned model.")] = None,
+    tailored: Annotated[list[Path] | None, typer.Option(help="The same for the tailored model.")] = None,
+) -> None:
+    """Compare scores on the same examples in a table and a report with intervals."""
+    from tailored_llama.reports import ModelResults, ReportInputs, RunResults, recovery_table, write_report
+
+    scores = [_scores(folders or []) for folders in (dense, pruned, tailored)]
+    run = RunResults(None, pruned=ModelResults(scores=scores[1]), tailored=scores[2])
+    with new_folder(out) as folder:
+        write_report(ReportInputs("scores", ModelResults(scores=scores[0]), (run,)), out=folder)
+        Console().print(recovery_table(folder))
+    print(f"report: {out / 'report.html'}")
+
+
+@measuring.command(epilog="Example: `tailored-llama compare scores/pruned/piqa scores/tailored/piqa`")
+def compare(
+    one: Annotated[Path, typer.Argument(help="Folder that `score --out` wrote.")],
+    other: Annotated[Path, typer.Argument(help="The same benchmark, scored with another model or adapter.")],
+) -> None:
+    """Test whether two models differ on the same examples: difference, 95 % interval, McNemar's p; as JSON."""
+    from tailored_llama.evaluation import compare_scores
+
+    print(json.dumps(compare_scores(one, other), indent=1))
+
+
+def _scores(folders: list[Path]) -> dict[str, Path]:
+    from tailored_llama.evaluation import read_metrics
+
+    scores: dict[str, Path] = {}
+    for folder in folders:
+        name = read_metrics(folder).get("benchmark")
+        if name is None or name in scores:
+            raise InputError(f"{folder}: {name or 'no benchmark'}; allowed: scores of each benchmark once")
+        scores[name] = folder
+    return scores
