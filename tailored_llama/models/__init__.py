@@ -15,7 +15,6 @@ from tailored_llama.models.cards import (
     write_card,
 )
 from tailored_llama.models.checkpoints import (
-    BY_LAYER,
     FUSED,
     GGUF_KINDS,
     LAYERED_PREFIX,
@@ -24,21 +23,18 @@ from tailored_llama.models.checkpoints import (
     Size,
     Structure,
     all_tensor_shapes,
-    block_of,
     check_checkpoint,
     copy_tokenizer,
-    layered_config,
-    layout_config,
     read_config,
     read_structure,
     tensor_shapes,
     weight_bytes,
     weight_files,
-    without_layers,
 )
 from tailored_llama.models.convert import fetch_model, find_model, prepare_dense, source_architecture
 from tailored_llama.models.devices import check_solver, device_slot, pick_device, solver_bytes
 from tailored_llama.models.id_table import IdTable, check_teacher, read_id_table
+from tailored_llama.models.layouts import BY_LAYER, block_of, layered_config, layout_config, without_layers
 from tailored_llama.models.load import check_adapter, head_logits, load_model, load_tokenizer, stored_dtype
 from tailored_llama.models.modeling_tailored_llama import LAYERED
 from tailored_llama.models.packing import (

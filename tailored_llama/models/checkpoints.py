@@ -1,4 +1,4 @@
-"""Checkpoint files: validation, layer widths and layouts. No model is built here."""
+"""Checkpoint files: validation and layer widths. No model is built here."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ import math
 import re
 import shutil
 import struct
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import MistralConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
 from tailored_llama.errors import InputError
-from tailored_llama.models.modeling_tailored_llama import LAYERED, blocks
+from tailored_llama.models.modeling_tailored_llama import LAYERED
 from tailored_llama.store import sha256_file
 
 SUPPORTED = tuple(LAYERED)
@@ -26,9 +21,11 @@ LAYERED_PREFIX = "tailored_"  # of the model types whose layers may have differe
 GGUF_KINDS = ("llama", "mistral", "qwen2")  # that llama.cpp can express with layers of different widths, too
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes per number
-BY_LAYER = ("layer_types", "no_rope_layers")  # fields of a configuration with one value per layer
-_SANDWICHED = ("gemma2", "gemma3_text")  # whose blocks have a norm of their outputs, too
-_HEADS, _KV_HEADS, _CHANNELS = "num_attention_heads", "num_key_value_heads", "intermediate_size"
+HEADS, KV_HEADS, CHANNELS = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+)  # fields of a configuration
 
 
 @dataclass(frozen=True)
@@ -200,9 +197,9 @@ def read_structure(folder: Path) -> Structure:
     config = read_config(folder)
     check_architecture(config, str(folder))
     shapes = all_tensor_shapes(folder)
-    head_field = "head_dim" if _is_layered(config) or _HEADS not in config else _HEADS
+    head_field = "head_dim" if _is_layered(config) or HEADS not in config else HEADS
     _check_sizes(config, shapes, folder, required=("hidden_size", "num_hidden_layers", head_field))
-    head_dim = _head_dim(config)
+    head_dim = head_dim_of(config)
     own = (config.get("per_layer_config") or {}) if _is_layered(config) else {}
     try:
         layers = tuple(
@@ -233,7 +230,7 @@ def _check_sizes(
     largest = max((size for shape in shapes.values() for size in shape), default=0)
     layers = {match[1] for match in map(re.compile(r"model\.layers\.(\d+)\.").match, shapes) if match}
     common = dict.fromkeys(("vocab_size", "hidden_size", "head_dim"), largest) | {"num_hidden_layers": len(layers)}
-    widths = dict.fromkeys((_CHANNELS, _HEADS, _KV_HEADS), largest)
+    widths = dict.fromkeys((CHANNELS, HEADS, KV_HEADS), largest)
     checks = [(config, common | widths, 1)]
     if _is_layered(config):  # its global widths are the dense model's
         checks = [(config, common, 1), *((layer, widths, 0) for layer in _per_layer(config, folder))]
@@ -264,75 +261,20 @@ def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int, own: dict[s
     Only a block whose width is 0 in the layer's own configuration may be missing.
     """
     heads, kv_heads, channels = 0, 0, 0
-    if own.get(_HEADS) != 0:
+    if own.get(HEADS) != 0:
         heads = shapes[f"{prefix}self_attn.o_proj.weight"][1] // head_dim
         fused = shapes.get(f"{prefix}self_attn.qkv_proj.weight")
         if fused is not None:
             kv_heads = (fused[0] // head_dim - heads) // 2
         else:
             kv_heads = shapes[f"{prefix}self_attn.k_proj.weight"][0] // head_dim
-    if own.get(_CHANNELS) != 0:
+    if own.get(CHANNELS) != 0:
         channels = shapes[f"{prefix}mlp.down_proj.weight"][1]
     return Layer(heads, kv_heads, channels)
 
 
-def block_of(name: str, model_type: str) -> tuple[int, str] | None:
-    """The layer and the block, `attention` or `mlp`, that a tensor belongs to; None: no layer."""
-    match = re.match(r"model\.layers\.(\d+)\.(\w+)\.", name)
-    if not match:
-        return None
-    attention = blocks(model_type.removeprefix(LAYERED_PREFIX) in _SANDWICHED)["attention"]
-    return int(match[1]), "attention" if match[2] in attention else "mlp"
-
-
-def without_layers(config: dict[str, Any], gone: Collection[int]) -> dict[str, Any]:
-    """A configuration without some of its layers; lists with one value per layer lose the same entries."""
-    if not gone:
-        return config
-    stays = [index for index in range(config["num_hidden_layers"]) if index not in gone]
-    # A configuration that leaves out such a list means the one that its class derives from the number of layers.
-    derived = CONFIG_MAPPING[config["model_type"].removeprefix(LAYERED_PREFIX)](**_common(config))
-    lists = {name: config.get(name) or getattr(derived, name, None) for name in BY_LAYER}
-    kept = {name: [values[index] for index in stays] for name, values in lists.items() if values}
-    return config | kept | {"num_hidden_layers": len(stays)}
-
-
-def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
-    """The configuration of a pruned checkpoint: a stock one if all layers are alike, else a per-layer one.
-
-    The stock configurations of Llama and some Gemmas require the head count to divide the hidden size. If it does not,
-    a Llama without biases becomes a MistralConfig without a sliding window, which is the same architecture.
-    """
-    if len(set(layers)) > 1 or not layers[0].whole:
-        return layered_config(dense, layers)
-    stock = CONFIG_MAPPING[dense["model_type"].removeprefix(LAYERED_PREFIX)]
-    widths = {_HEADS: layers[0].heads, _KV_HEADS: layers[0].kv_heads, _CHANNELS: layers[0].channels}
-    common = _common(dense) | widths
-    try:
-        return stock(**common)
-    except StrictDataclassClassValidationError:
-        if stock.model_type == "llama" and not common.get("attention_bias") and not common.get("mlp_bias"):
-            return MistralConfig(**(common | {"sliding_window": None}))
-        return layered_config(dense, layers)
-
-
-def layered_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
-    """The per-layer configuration: global widths stay the dense model's, and each layer states its own."""
-    config, _, _ = LAYERED[dense["model_type"].removeprefix(LAYERED_PREFIX)]
-    per_layer = {
-        index: {_HEADS: layer.heads, _KV_HEADS: layer.kv_heads, _CHANNELS: layer.channels}
-        for index, layer in enumerate(layers)
-    }
-    return config(**(_common(dense) | {"per_layer_config": per_layer}))
-
-
-def _common(dense: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a dense configuration that every layout keeps, with an explicit head_dim."""
-    dropped = {"model_type", "architectures", "auto_map", "per_layer_config", "transformers_version"}
-    return {name: value for name, value in dense.items() if name not in dropped} | {"head_dim": _head_dim(dense)}
-
-
-def _head_dim(config: dict[str, Any]) -> int:
+def head_dim_of(config: dict[str, Any]) -> int:
+    """Width of a head, stated or the hidden size's share."""
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 

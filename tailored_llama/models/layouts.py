@@ -1,0 +1,73 @@
+"""Configurations of pruned models: stock where all layers are alike, else with each layer's own widths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers import MistralConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from tailored_llama.models.checkpoints import CHANNELS, HEADS, KV_HEADS, LAYERED_PREFIX, Layer, head_dim_of
+from tailored_llama.models.modeling_tailored_llama import LAYERED, blocks
+
+BY_LAYER = ("layer_types", "no_rope_layers")  # fields of a configuration with one value per layer
+_SANDWICHED = ("gemma2", "gemma3_text")  # whose blocks have a norm of their outputs, too
+
+
+def block_of(name: str, model_type: str) -> tuple[int, str] | None:
+    """The layer and the block, `attention` or `mlp`, that a tensor belongs to; None: no layer."""
+    match = re.match(r"model\.layers\.(\d+)\.(\w+)\.", name)
+    if not match:
+        return None
+    attention = blocks(model_type.removeprefix(LAYERED_PREFIX) in _SANDWICHED)["attention"]
+    return int(match[1]), "attention" if match[2] in attention else "mlp"
+
+
+def without_layers(config: dict[str, Any], gone: Collection[int]) -> dict[str, Any]:
+    """A configuration without some of its layers; lists with one value per layer lose the same entries."""
+    if not gone:
+        return config
+    stays = [index for index in range(config["num_hidden_layers"]) if index not in gone]
+    # A configuration that leaves out such a list means the one that its class derives from the number of layers.
+    derived = CONFIG_MAPPING[config["model_type"].removeprefix(LAYERED_PREFIX)](**_common(config))
+    lists = {name: config.get(name) or getattr(derived, name, None) for name in BY_LAYER}
+    kept = {name: [values[index] for index in stays] for name, values in lists.items() if values}
+    return config | kept | {"num_hidden_layers": len(stays)}
+
+
+def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
+    """The configuration of a pruned checkpoint: a stock one if all layers are alike, else a per-layer one.
+
+    The stock configurations of Llama and some Gemmas require the head count to divide the hidden size. If it does not,
+    a Llama without biases becomes a MistralConfig without a sliding window, which is the same architecture.
+    """
+    if len(set(layers)) > 1 or not layers[0].whole:
+        return layered_config(dense, layers)
+    stock = CONFIG_MAPPING[dense["model_type"].removeprefix(LAYERED_PREFIX)]
+    widths = {HEADS: layers[0].heads, KV_HEADS: layers[0].kv_heads, CHANNELS: layers[0].channels}
+    common = _common(dense) | widths
+    try:
+        return stock(**common)
+    except StrictDataclassClassValidationError:
+        if stock.model_type == "llama" and not common.get("attention_bias") and not common.get("mlp_bias"):
+            return MistralConfig(**(common | {"sliding_window": None}))
+        return layered_config(dense, layers)
+
+
+def layered_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
+    """The per-layer configuration: global widths stay the dense model's, and each layer states its own."""
+    config, _, _ = LAYERED[dense["model_type"].removeprefix(LAYERED_PREFIX)]
+    per_layer = {
+        index: {HEADS: layer.heads, KV_HEADS: layer.kv_heads, CHANNELS: layer.channels}
+        for index, layer in enumerate(layers)
+    }
+    return config(**(_common(dense) | {"per_layer_config": per_layer}))
+
+
+def _common(dense: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a dense configuration that every layout keeps, with an explicit head_dim."""
+    dropped = {"model_type", "architectures", "auto_map", "per_layer_config", "transformers_version"}
+    return {name: value for name, value in dense.items() if name not in dropped} | {"head_dim": head_dim_of(dense)}
