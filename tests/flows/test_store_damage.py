@@ -22,15 +22,9 @@ MADE = (  # by the run below
     "adapter", "calibration", "dense", "examples", "groups", "healed", "importance", "perplexity", "prompts", "pruned",
     "report", "scores", "soft-labels", "tailored", "teacher",
 )  # fmt: skip
-STUDIES = (
-    "pieces",
-    "profile",
-    "prompt-study",
-    "quantised-scores",
-    "sweep",
-    "tokens",
-    "transfer",
-)  # by other runs: the store treats stand-ins alike
+STUDIES = (  # by other runs: the store treats stand-ins alike
+    "allocation", "pieces", "profile", "prompt-study", "quantised-scores", "sweep", "tokens", "transfer",
+)  # fmt: skip
 KINDS = (*MADE, *STUDIES)
 LIBRARY = Path(__file__).parents[2] / "tailored_llama"
 Damage = Callable[[Path, Path], Any]
