@@ -1,5 +1,7 @@
 """Checkpoints, weights and forward passes: converting, loading, adapters, packed rows."""
 
+import transformers  # noqa: F401 - first: its import registers the modelling file's classes, so that file must come later
+
 from tailored_llama.models import adapters, convert, modeling_tailored_llama
 from tailored_llama.models.adapters import add_adapter, merge_adapter, save_adapter
 from tailored_llama.models.attention import Header
