@@ -25,7 +25,8 @@ quickstart: $(VENV)/installed
 
 # One process for each core, four at most, each with one thread: the tiny models gain nothing from a second one.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/flows --numprocesses logical --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/library tests/test_layering.py tests/faults/test_suite.py \
+		--numprocesses logical --maxprocesses 4
 
 # Whole flows on the tiny model. Each process has a Prefect server, so that there is work for more cores than processes.
 test-flows: $(VENV)/installed
