@@ -396,6 +396,14 @@ def test_help_and_a_bad_value_load_neither_torch_nor_transformers(arguments: lis
     assert not {"'torch'", "'transformers'", "'prefect'"} & set(run.stdout.strip("[]\n").split(", "))
 
 
+def test_a_search_on_a_streamed_model_is_refused_before_any_work(command: Command, tmp_path: Path) -> None:
+    settings = ("--set", "pruning.allocation=search", "--set", "execution.streaming=always")
+    status, _, error = command("prune", tmp_path / "not there", tmp_path / "out", "--ratio", "0.2", *settings)
+    assert status == 2
+    assert "execution.streaming: got 'always' with pruning.allocation 'search'; allowed: auto or never" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_gguf_is_written_whole_or_not_at_all(
     command: Command, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
