@@ -15,7 +15,7 @@ from tailored_llama.progress import Progress
 from tailored_llama.pruning.groups import Slices
 from tailored_llama.pruning.layerwise import enter_all, even_batches, observe
 from tailored_llama.pruning.plan import Block
-from tailored_llama.pruning.reconstruction import solve_ridge
+from tailored_llama.pruning.ridge import solve_ridge
 
 _OUTPUTS = {"attention": "self_attn.o_proj", "mlp": "mlp.down_proj"}  # of each kind of block
 _POSITIONS = 64  # with logits in memory at once; a few hundred would be slower on a CPU: their pages are new each time

@@ -85,8 +85,8 @@ def diverge(run: RunConfig, dense: Path, checkpoint: Path, slices: Sequence[Path
         "prompts": [encode_answer(tokenizer, prompt, 2048).document for prompt in prompts],
     }
     models = load_model(dense), load_model(checkpoint)
-    found = {name: divergence(*models, own) for name, own in documents.items()}
-    (out / "metrics.json").write_text(json.dumps(found))
+    divergences = {name: divergence(*models, own) for name, own in documents.items()}
+    (out / "metrics.json").write_text(json.dumps(divergences))
 
 
 def measure(run: RunConfig, dense: Path, checkpoint: Path, slices: Sequence[Path], folder: Path) -> dict[str, str]:
@@ -100,15 +100,15 @@ def measure(run: RunConfig, dense: Path, checkpoint: Path, slices: Sequence[Path
     def score(own: BenchmarkConfig, prompts: Path, out: Path) -> None:
         score_benchmark(checkpoint, None, prompts, benchmark=own, split="selection", out=out, execution=run.execution)
 
-    def found(name: str, build: Callable[[Path], Any]) -> dict[str, Any]:
+    def metrics_of(name: str, build: Callable[[Path], Any]) -> dict[str, Any]:
         metrics: dict[str, Any] = json.loads((once(folder / name, build) / "metrics.json").read_text())
         return metrics
 
-    diverged = found("divergence", partial(diverge, run, dense, checkpoint, slices))
+    diverged = metrics_of("divergence", partial(diverge, run, dense, checkpoint, slices))
     row = {f"divergence, {name}": f"{value:.3f}" for name, value in diverged.items()}
-    row["perplexity"] = f"{found('perplexity', read)['perplexity']:.1f}"
+    row["perplexity"] = f"{metrics_of('perplexity', read)['perplexity']:.1f}"
     for own, prompts in zip(run.benchmarks, slices, strict=True):
-        metrics = found(own.name, partial(score, own, prompts))
+        metrics = metrics_of(own.name, partial(score, own, prompts))
         value, error = (metrics[f"{metrics['metric']}{end}"] for end in ("", "_stderr"))
         row[own.name] = f"{value:.3f} ± {error:.3f}"
     return row

@@ -55,14 +55,14 @@ def main(
     windows = [ids[i * WINDOW : (i + 1) * WINDOW] for i in range(count)]
     model = load_model(checkpoint).float()
     whole = by_transformers(model, windows)
-    found = {f"llama.cpp, {kind}": by_llama_cpp(checkpoint, kind, windows) for kind in FILES}
+    variants = {f"llama.cpp, {kind}": by_llama_cpp(checkpoint, kind, windows) for kind in FILES}
     for weights in model.parameters():
         if weights.dim() > 1:
             weights.data.copy_(weights.data.half())
-    found["transformers, matrices rounded to float16"] = by_transformers(model, windows)
+    variants["transformers, matrices rounded to float16"] = by_transformers(model, windows)
     reference = losses(whole, windows)
     print(f"transformers, float32: perplexity {reference.mean().exp():.3f} on {len(reference):,} tokens")
-    for name, logits in found.items():
+    for name, logits in variants.items():
         off = losses(logits, windows) - reference
         largest = max(float((one - other).abs().max()) for one, other in zip(logits, whole, strict=True))
         print(
