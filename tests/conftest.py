@@ -1,6 +1,11 @@
 """Fixtures: the tiny model and a whole run configuration on it."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+import gc
+
+gc.disable()  # until all tests are collected: there is no garbage yet, and looking for it takes a third of the time
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +24,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     faults.addoption("--kills", type=int, default=30, help="moments at which the flow is killed")
     faults.addoption("--tiny", action="store_true", help="break runs on the tiny model instead of SmolLM2")
     faults.addoption("--faults-out", default="reports/faults", metavar="FOLDER", help="where the table is written")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

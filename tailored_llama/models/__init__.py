@@ -1,6 +1,6 @@
 """Checkpoints, weights and forward passes: converting, loading, adapters, packed rows."""
 
-import transformers  # noqa: F401 - first: its import registers the modelling file's classes, so that file must come later
+from tailored_llama.models import libraries  # noqa: F401, I001 - before all others
 
 from tailored_llama.models import adapters, convert, modeling_tailored_llama
 from tailored_llama.models.adapters import add_adapter, merge_adapter, save_adapter
