@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 # The versions that CI tests: a release of a dependency changes nothing here until `make constraints` raises them.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip  # Python's own takes twice as long
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -15,8 +16,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 constraints:
 	rm -rf $(VENV)-constraints
 	$(PYTHON) -m venv $(VENV)-constraints
+	$(VENV)-constraints/bin/pip install --quiet --upgrade pip
 	$(VENV)-constraints/bin/pip install --quiet --editable '.[dev]'
-	$(VENV)-constraints/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' \
+	$(VENV)-constraints/bin/pip freeze --all --exclude-editable | sed 's/+[a-z0-9.]*$$//' \
 		| grep -v -i -E '^(nvidia|triton|cuda)' > constraints.txt
 	rm -rf $(VENV)-constraints
 
