@@ -63,6 +63,12 @@ class Picture:
     figure: Figure
     label: str
 
+    def __post_init__(self) -> None:
+        """Lay the figure out once: its SVG and its PNG would each do so again, which takes longer than drawing."""
+        with matplotlib.rc_context(STYLE):
+            self.figure.draw_without_rendering()
+        self.figure.set_layout_engine(None)
+
     def __html__(self) -> str:
         """An <svg> element for an HTML page, without prolog, metadata, namespaces and unused ids."""
         buffer = io.StringIO()
