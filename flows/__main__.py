@@ -122,7 +122,7 @@ def _leaving() -> Iterator[None]:
 
     Prefect keeps the process alive until every event of the run is sent, and tries each for two minutes. A server that
     hangs would hold up a finished run for hours: a minute must do. Exit handlers run in reverse order, so that ours
-    comes after Prefect's. What it skips is Python's taking the libraries apart: seconds, for memory that is freed anyway.
+    comes after Prefect's. It skips Python's taking the libraries apart, which is seconds.
     """
     status = 1
     atexit.register(lambda: _leave(status))

@@ -1,4 +1,4 @@
-"""One stage of a run that dispatches its stages (`execution.dispatch`), as a flow on the work pool with the device."""
+"""Stages of a run that dispatches them (`execution.dispatch`), as a flow on the work pool with the device."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from prefect import flow
 from pydantic import validate_call
 
 from tailored_llama.store import ArtifactRef
+from tasks._task import IncompleteRun
 
 Name = Literal[
     "score_importance",
@@ -26,10 +27,21 @@ Name = Literal[
 
 
 @flow(persist_result=False)
-def stage(task: Name, arguments: dict[str, Any]) -> ArtifactRef:
-    """Run one task of a run's flow, with the arguments that the flow has for it."""
-    built: ArtifactRef = validate_call(_task(task))(**arguments)
-    return built
+def stage(task: Name, arguments: list[dict[str, Any]]) -> None:
+    """Run one task of a run's flow, once for each set of arguments that the flow has for it.
+
+    Raises:
+        IncompleteRun: some failed; none stops those after it.
+    """
+    call = _task(task)
+    validated, failed = validate_call(call), {}
+    for own in arguments:
+        try:
+            validated(**own)
+        except Exception as error:
+            failed[call.task.task_run_name.format(**own)] = error  # type: ignore[attr-defined]
+    if failed:
+        raise IncompleteRun(failed)
 
 
 def _task(name: Name) -> Callable[..., ArtifactRef]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from threading import Event
+from dataclasses import dataclass, field
+from threading import Event, Lock
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +27,7 @@ from tailored_llama.errors import InputError
 FLOW = "stage"  # in flows/stage.py
 THREADS = 64  # stages that one flow has under way at once
 EVERY = 1.0  # seconds between two looks at a dispatched run, and one more for each ten stages under way
+GATHER = 2.0  # seconds for which a stage waits for others to share its runs
 
 
 class CrashedElsewhere(ConnectionError):
@@ -35,6 +38,18 @@ class Cancelled(RuntimeError):
     """The flow was cancelled while one of its stages was under way."""
 
 
+Stage = tuple[str, dict[str, Any]]  # the name of its task run, and the arguments of its task as JSON
+
+
+@dataclass
+class Gathered:
+    """Stages that were ready at about the same time, and the runs that share them out."""
+
+    stages: list[Stage]
+    waiting: int = 1  # stages that wait for the runs
+    runs: Future[Sequence[FlowRun]] = field(default_factory=Future)  # none if there is a worker for each stage
+
+
 class Waiting(ThreadPoolTaskRunner[Any]):
     """Prefect's threads, which wait for dispatched stages; all stop waiting when their flow ends or is cancelled."""
 
@@ -43,6 +58,31 @@ class Waiting(ThreadPoolTaskRunner[Any]):
         self.stopped = Event()
         self.under_way = 0
         self._looked = 0.0
+        self._gathering: dict[str, Gathered] = {}
+        self._lock = Lock()
+
+    def gather(self, task: str, stage: Stage, share_out: Callable[[list[Stage]], Sequence[FlowRun]]) -> Gathered:
+        """Share runs with all other stages of a task that become ready within a moment; the first one makes them."""
+        with self._lock:
+            if group := self._gathering.get(task):
+                group.stages.append(stage)
+                group.waiting += 1
+                return group
+            group = self._gathering[task] = Gathered([stage])
+        self.stopped.wait(GATHER)
+        with self._lock:
+            del self._gathering[task]
+        try:
+            group.runs.set_result(share_out(group.stages))
+        except Exception as error:
+            group.runs.set_exception(error)
+        return group
+
+    def leave(self, group: Gathered) -> bool:
+        """Stop waiting for the runs of a group; returns whether nobody waits any more."""
+        with self._lock:
+            group.waiting -= 1
+            return not group.waiting
 
     def cancel_all(self) -> None:
         self.stopped.set()
@@ -80,8 +120,15 @@ class Waiting(ThreadPoolTaskRunner[Any]):
 THREADED: Any = Waiting()  # the runner of flows that dispatch; each run has a copy
 
 
-def dispatch(config: RunConfig) -> None:
+def dispatch(config: RunConfig, is_built: Callable[[], bool], shared: bool) -> None:
     """Have a worker do what the current task is to do, and wait until it has.
+
+    Args:
+        config: the run's configuration.
+        is_built: whether the artifact is there.
+        shared: if more stages of the task are ready than the pool runs at once, share them out among as many runs as
+            it does. Each of these finds or builds all of them, beginning with different ones, so that a worker that is
+            late finds what others made. It saves starting a process for each stage.
 
     Raises:
         InputError: there is no such deployment.
@@ -95,36 +142,75 @@ def dispatch(config: RunConfig) -> None:
     assert task
     runner = flow.task_runner
     assert isinstance(runner, Waiting)
-    deployment = f"{FLOW}/{config.execution.dispatch}"
     with get_client(sync_client=True) as client, runner.waiting():
         runner.check()
-        run = _create(deployment, f"{task.task_run.name}, {config.model.short_name}", task.task.name, task.parameters)
+        stage = task.task_run.name, {key: _plain(value) for key, value in task.parameters.items()}
+
+        def share_out(stages: list[Stage]) -> Sequence[FlowRun]:
+            return _share_out(client, config, task.task.name, stages)
+
         try:
-            while not (run.state and run.state.is_final()):
+            group = runner.gather(task.task.name, stage, share_out) if shared else None
+            runs = (group and group.runs.result()) or [_create(config, task.task.name, [stage])]
+        except ObjectNotFound:
+            raise InputError(
+                f"execution.dispatch: got {config.execution.dispatch!r}, but there is no deployment "
+                f"{_deployment(config)}; allowed: a name that `prefect deployment ls` shows"
+            ) from None
+        try:
+            while not is_built() and not all(run.state and run.state.is_final() for run in runs):
                 runner.pause(client, flow.flow_run.id)
-                run = client.read_flow_run(run.id)
+                runs = [client.read_flow_run(run.id) for run in runs]
         except Cancelled:
-            client.set_flow_run_state(run.id, Cancelling(message="The run that dispatched this stage has ended."))
+            _cancel(client, runs, "The run that dispatched this stage has ended.")
             raise
-    if run.state.is_completed():
+        if not group or runner.leave(group):
+            late = [run for run in runs if not run.start_time]
+            _cancel(client, late, "Other runs have built all that this one was for.")
+    ended = [run for run in runs if run.state and not run.state.is_completed()]
+    if is_built() or not ended:
         return
-    message = f"{deployment}: flow run {run.name} ended {run.state.name}: {run.state.message}"
-    raise CrashedElsewhere(message) if run.state.is_crashed() else RuntimeError(message)
+    failed = next((run for run in ended if run.state and not run.state.is_crashed()), ended[0])
+    assert failed.state
+    message = f"{_deployment(config)}: flow run {failed.name} ended {failed.state.name}: {failed.state.message}"
+    raise CrashedElsewhere(message) if failed.state.is_crashed() else RuntimeError(message)
 
 
-def _create(deployment: str, name: str, task: str, parameters: dict[str, Any]) -> FlowRun:
-    arguments = {key: _plain(value) for key, value in parameters.items()}
-    try:
-        run: Any = run_deployment(
-            deployment, parameters={"task": task, "arguments": arguments}, flow_run_name=name, timeout=0
-        )
-    except ObjectNotFound:
-        raise InputError(
-            f"execution.dispatch: got {deployment.removeprefix(f'{FLOW}/')!r}, but there is no deployment "
-            f"{deployment}; allowed: a name that `prefect deployment ls` shows"
-        ) from None
+def _cancel(client: SyncPrefectClient, runs: Iterable[FlowRun], message: str) -> None:
+    for run in runs:
+        if not (run.state and run.state.is_final()):
+            client.set_flow_run_state(run.id, Cancelling(message=message))
+
+
+def _deployment(config: RunConfig) -> str:
+    return f"{FLOW}/{config.execution.dispatch}"
+
+
+def _share_out(client: SyncPrefectClient, config: RunConfig, task: str, stages: list[Stage]) -> Sequence[FlowRun]:
+    """As many runs as the pool has at once, each with all stages; none if it has as many as there are stages."""
+    at_once = _at_once(client, config) if len(stages) > 1 else None
+    if at_once is None or at_once >= len(stages):
+        return []
+    starts = [len(stages) * i // at_once for i in range(at_once)]
+    return [_create(config, task, stages[start:] + stages[:start]) for start in starts]
+
+
+def _create(config: RunConfig, task: str, stages: list[Stage]) -> FlowRun:
+    more = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
+    run: Any = run_deployment(
+        _deployment(config),
+        parameters={"task": task, "arguments": [arguments for _, arguments in stages]},
+        flow_run_name=f"{stages[0][0]}{more}, {config.model.short_name}",
+        timeout=0,
+    )
     created: FlowRun = run
     return created
+
+
+def _at_once(client: SyncPrefectClient, config: RunConfig) -> int | None:
+    """How many runs the deployment's pool has at once; None: any number."""
+    pool = client.read_deployment_by_name(_deployment(config)).work_pool_name
+    return client.read_work_pool(pool).concurrency_limit if pool else None
 
 
 def _plain(value: Any) -> Any:

@@ -56,6 +56,7 @@ def stage(
     inputs: Mapping[str, ArtifactRef],
     function: Callable[[Path, Progress], Mapping[str, Any] | None],
     on: RunConfig | None = None,
+    short: bool = False,
 ) -> State[ArtifactRef]:
     """Find or build one artifact, here or on a worker; the state carries its reference.
 
@@ -67,9 +68,11 @@ def stage(
         function: writes the files into a folder and reports its progress.
         on: the run's configuration, only for a stage that computes on the run's device: it waits for its turn there,
             or is left to a worker.
+        short: workers share out the stages of this kind that are ready at once, instead of starting a process for each.
     """
     artifacts, name, version = open_store(store), module.STAGE, module.VERSION
-    dispatched = on is not None and _dispatched(on, artifacts, name, artifact_key(name, version, fields, inputs))
+    key = artifact_key(name, version, fields, inputs)
+    dispatched = on is not None and _dispatched(on, artifacts, name, key, short)
     with stage_progress(str(task_run.name or name)) as progress:
 
         def build(out: Path) -> Mapping[str, Any] | None:
@@ -96,11 +99,11 @@ def stage(
     return Completed(name=state_name, message=message, data=ref)
 
 
-def _dispatched(config: RunConfig, artifacts: ArtifactStore, name: str, key: str) -> bool:
+def _dispatched(config: RunConfig, artifacts: ArtifactStore, name: str, key: str, short: bool) -> bool:
     """Have a worker build the artifact if the configuration says so and it is not there; return whether one did."""
     if not config.execution.dispatch or artifacts.find(name, key):
         return False
-    dispatch(config)
+    dispatch(config, lambda: artifacts.find(name, key) is not None, shared=short)
     if not artifacts.find(name, key):
         raise InputError(
             f"execution.dispatch: {config.execution.dispatch} completed, but store.root {artifacts.root} has no {name} "

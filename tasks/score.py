@@ -36,4 +36,5 @@ def score(
             progress=progress,
         ),
         on=config,
+        short=True,
     )

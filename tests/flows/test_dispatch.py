@@ -26,8 +26,16 @@ from flows.tailor import tailor
 from flows.transfer import transfer
 from helpers import add_merge, save_tiny_llama
 from services import ROOT
-from tailored_llama.config import DENSE, GENERIC, UNTUNED_MODEL, RunConfig, SweepConfig, validate_config
-from tailored_llama.evaluation import read_recovery, read_sweep, read_transfer
+from tailored_llama.config import (
+    DENSE,
+    GENERIC,
+    UNTUNED_MODEL,
+    BenchmarkConfig,
+    RunConfig,
+    SweepConfig,
+    validate_config,
+)
+from tailored_llama.evaluation import read_recovery, read_sweep, read_transfer, scoring
 from tasks._stage import open_store
 from tasks._task import IncompleteRun
 
@@ -39,7 +47,7 @@ Workers = Callable[..., list[str]]
 def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     """Start workers that call a function before each stage; returns the names of the stages that they have run."""
 
-    def start(before: Callable[[str], None] = lambda name: None) -> list[str]:
+    def start(before: Callable[[str], None] = lambda name: None, at_once: int | None = None) -> list[str]:
         names: list[str] = []
         alone = Lock()
 
@@ -55,8 +63,9 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
                     Context().run(stage.fn, **json.loads(json.dumps(parameters)))
             except RuntimeError as error:
                 state = Failed(message=str(error))
-            return SimpleNamespace(id=uuid4(), name=flow_run_name, state=state)
+            return SimpleNamespace(id=uuid4(), name=flow_run_name, state=state, start_time=state.timestamp)
 
+        monkeypatch.setattr(tasks._dispatch, "_at_once", lambda client, config: at_once)
         monkeypatch.setattr(tasks._dispatch, "run_deployment", run)
         return names
 
@@ -103,6 +112,40 @@ def test_all_that_can_begin_is_under_way_at_once(two: dict[str, Any], workers: W
     names = workers(meet)
     tailor(validate_config(two | DISPATCH))
     assert set(names) == first | then | {"prune @ 0.20"} | {f"score {n} tailored @ 0.20" for n in ("colours", "shades")}
+
+
+def test_more_scores_than_workers_are_shared_out_among_as_many_runs(
+    two: dict[str, Any], workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run goes through all of them, from another one on; one that fails stops no other."""
+    two["benchmarks"] = [*two["benchmarks"], {**two["benchmarks"][0], "name": "tints"}]
+    two["tuning"] |= {"examples": "none"}
+    score = scoring.score_benchmark
+
+    def fail(*models: Any, benchmark: BenchmarkConfig, **others: Any) -> Any:
+        if benchmark.name == "shades":
+            raise RuntimeError("a shape is wrong")
+        return score(*models, benchmark=benchmark, **others)
+
+    names = workers(at_once=2)
+    with monkeypatch.context() as broken:
+        broken.setattr(scoring, "score_benchmark", fail)
+        with pytest.raises(IncompleteRun, match="score shades dense: a shape is wrong") as ended:
+            tailor(validate_config(two | DISPATCH))
+    assert set(ended.value.failed) == {
+        f"score shades {label}" for label in ("dense", "pruned @ 0.20", "tailored @ 0.20")
+    }
+    shared = [name for name in names if name.startswith("score")]
+    assert len(shared) < 9  # two for all that are ready at about the same time
+    assert all(name.endswith(" more") for name in shared)
+    assert len(set(shared)) == len(shared)  # they begin with different stages
+    before = built(two)
+
+    workers(at_once=1)
+    report = tailor(validate_config(two | DISPATCH))
+    after = built(two)
+    assert {path: after[path] for path in before} == before
+    assert tailor(validate_config(two)) == report
 
 
 def test_a_failed_stage_stops_what_reads_it_and_the_rest_is_reported(two: dict[str, Any], workers: Workers) -> None:
