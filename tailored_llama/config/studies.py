@@ -145,7 +145,7 @@ def tuned_dense_cells(config: SweepConfig, cells: Sequence[SweepCell]) -> list[S
     """
     if not config.tuning.dense:
         return []
-    runs: dict[str, tuple[str, RunConfig]] = {}
+    runs: dict[str, tuple[str, SweepConfig]] = {}
     for cell in cells:
         if config.tailored and cell.run.tuning.examples != "none":
             own = {section: getattr(cell.run, section) for section in READ_BY_DENSE}
