@@ -40,7 +40,8 @@ def accuracy_bars(
         series: dense, pruned, tailored, perhaps the tuned dense model → one value per benchmark; None draws no bar.
     """
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(340, width=min(WIDTH, max(WIDTH // 2, 80 + 180 * len(names))))
+        least = WIDTH // 2 + 110 * max(0, len(series) - len(MODELS))  # room for the legend
+        figure = new_figure(340, width=min(WIDTH, max(least, 80 + 180 * len(names))))
         axes = figure.subplots()
         width = 0.78 / max(1, len(series))
         for number, (model, values) in enumerate(series.items()):
