@@ -12,6 +12,7 @@ from prefect.runtime import deployment, flow_run
 
 from tailored_llama.config import (
     GENERIC,
+    TUNED_DENSE,
     RunConfig,
     healing_text,
     reads_calibration,
@@ -24,7 +25,7 @@ from tailored_llama.config import (
 )
 from tailored_llama.store import ArtifactRef
 from tasks._dispatch import Cancelled
-from tasks._results import MeasuredModel
+from tasks._results import MeasuredModel, TunedDense
 from tasks._task import IncompleteRun, result, succeeded
 from tasks.build_graph import build_graph
 from tasks.count_tokens import count_tokens
@@ -257,13 +258,37 @@ def tune_adapters(
     config: RunConfig, dense: Dense, ratio: float, base: ArtifactRef, prompts: Prompts
 ) -> dict[str, ArtifactRef]:
     """Tune the adapter of every benchmark: its own, the same for all, or (an empty mapping) none."""
+    teachers = teacher_outputs(config, dense, prompts, list(prompts.train))
+    return _adapters(config, ratio, base, prompts, teachers)
+
+
+def _adapters(
+    config: RunConfig, ratio: float, base: ArtifactRef, prompts: Prompts, teachers: TeacherOutputs
+) -> dict[str, ArtifactRef]:
     names = list(prompts.train)
-    teachers = teacher_outputs(config, dense, prompts, names)
     if config.tuning.examples == "none":
         return {}
     if config.tuning.examples == "mixture":
         return dict.fromkeys(names, tune_adapter(config, names, ratio, base, prompts, teachers))
     return {name: tune_adapter(config, [name], ratio, base, prompts, teachers) for name in names}
+
+
+def tune_dense(config: RunConfig, dense: ArtifactRef, prompts: Prompts) -> TunedDense:
+    """Tune the dense model on the same shots as the pruned ones, and score it.
+
+    It is neither healed nor distilled: nothing was removed, and it would be its own teacher.
+    """
+    adapters = _adapters(config, 0.0, dense, prompts, TeacherOutputs({}, None, {}))
+    scores = {
+        name: score(config, name, TUNED_DENSE, dense, prompts.evaluation[name], adapter)
+        for name, adapter in adapters.items()
+    }
+    return TunedDense(by_training(config, adapters), scores)
+
+
+def by_training(config: RunConfig, adapters: Mapping[str, ArtifactRef]) -> dict[str, ArtifactRef]:
+    """The adapters of the benchmarks, by what they were trained on: a mixture has only one."""
+    return {MIXTURE: next(iter(adapters.values()))} if config.tuning.examples == "mixture" else dict(adapters)
 
 
 def measure(

@@ -22,6 +22,7 @@ from flows._steps import (
     search_templates,
     text_of,
     tune_adapters,
+    tune_dense,
 )
 from tailored_llama.config import (
     RunConfig,
@@ -31,6 +32,7 @@ from tailored_llama.config import (
     load_sweep,
     pruned_by_prompts,
     sweep_cells,
+    tuned_dense_cells,
 )
 from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight_sweep
@@ -48,18 +50,23 @@ from tasks.sweep import write_sweep
 def sweep(config: SweepConfig) -> ArtifactRef:
     """Measure every dense model and every cell; a failure appears in the table and does not stop the others.
 
+    With `tuning.dense`, dense models are also tuned on the shots of the cells.
+
     Raises:
         IncompleteRun: at the end, if a cell failed.
     """
     check_deployed(preflight_sweep, config)
     cells = sweep_cells(config)  # finds an invalid cell before any work
-    models = dense_runs(config, cells)
+    models, tuned = dense_runs(config, cells), tuned_dense_cells(config, cells)
     attempts: list[tuple[SweptCell, Attempt[SweptCell]]] = []
     for label, run in models.items():
         row = SweptCell(label, 0.0, run.seed)
         attempts.append((row, Attempt(label, partial(_dense_row, config, run, row))))
         if (error := attempts[-1][1].error) and len(models) == 1:  # then no cell can be measured
             raise error
+    for cell in tuned:
+        row = SweptCell(cell.label, 0.0, cell.run.seed, cell.curve, cell.place)
+        attempts.append((row, Attempt(f"{row.label}, seed {row.seed}", partial(_tuned_row, config, cell.run, row))))
     for cell in cells:
         row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed, cell.curve, cell.place)
         name = f"cell {row.label} @ {row.ratio:g}, seed {row.seed}"
@@ -88,6 +95,13 @@ def _dense_row(config: SweepConfig, run: RunConfig, row: SweptCell) -> SweptCell
     """Load and measure a dense model."""
     model = _dense(config, run, load_model(run.store, run.model), _prompts(config, run))
     return replace(row, model=model, dense=model)
+
+
+def _tuned_row(config: SweepConfig, run: RunConfig, row: SweptCell) -> SweptCell:
+    """Tune a dense model on the shots of a cell, and measure it."""
+    prompts = _prompts(config, run)
+    dense = _dense(config, run, load_model(run.store, run.model), prompts)
+    return replace(row, model=replace(dense, scores=tune_dense(run, dense.checkpoint, prompts).scores), dense=dense)
 
 
 def _measured(config: SweepConfig, cell: SweepCell, row: SweptCell) -> SweptCell:

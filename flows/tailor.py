@@ -10,11 +10,11 @@ from itertools import product
 from prefect import flow
 
 from flows._steps import (
-    MIXTURE,
     Attempt,
     Command,
     Dense,
     Prompts,
+    by_training,
     check_deployed,
     conclude,
     heal_if_asked,
@@ -28,14 +28,15 @@ from flows._steps import (
     succeeding,
     text_of,
     tune_adapters,
+    tune_dense,
 )
-from tailored_llama.config import RunConfig, exported, gguf_types, load_config, trims_vocabulary
+from tailored_llama.config import TUNED_DENSE, RunConfig, exported, gguf_types, load_config, trims_vocabulary
 from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight_tailor
 from tailored_llama.reports import recovery_table
 from tailored_llama.store import ArtifactRef
 from tasks._dispatch import THREADED
-from tasks._results import MeasuredModel, QuantisedScore, TailoredRun
+from tasks._results import MeasuredModel, QuantisedScore, TailoredRun, TunedDense
 from tasks._task import failures, succeeded
 from tasks.export import export
 from tasks.export_gguf import export_gguf
@@ -61,15 +62,17 @@ def tailor(config: RunConfig) -> ArtifactRef:
     dense = prepare_dense(config, prompts)
     asked = measure(config, "dense", dense.checkpoint, prompts, names)
     runs = [_tailored(config, dense, ratio, prompts, names) for ratio in config.pruning.ratios]
+    tuned, lost = _tuned_dense(config, dense, prompts)
 
-    failed = failures((asked, dense.importance, [replace(run, profile=None) for run in runs]))
+    failed = failures((asked, dense.importance, [replace(run, profile=None) for run in runs], tuned)) | lost
     measured, whole = parts_of(asked), [part for run in runs if (part := _parts(run))]
     if not measured or not (measured.scores or any(run.pruned.scores or run.tailored for run in whole)):
         return conclude(None, failed)
     importance = dense.importance if succeeded(dense.importance) else None
     missing = {name: one_line(error) for name, error in failed.items()}
     quantised = [one for one in _quantised(config, measured, whole, prompts) if succeeded(one)]
-    reference = report(config, measured, importance, whole, succeeding(prompts.evaluation), missing, quantised)
+    beside = TunedDense(succeeding(tuned.adapters), succeeding(tuned.scores))
+    reference = report(config, measured, importance, whole, succeeding(prompts.evaluation), missing, quantised, beside)
     exports = [finished for run in whole for finished in _exported(config, measured, run)]
     return conclude(reference, failed | failures((reference, exports)))
 
@@ -89,16 +92,23 @@ def _tailored(config: RunConfig, dense: Dense, ratio: float, prompts: Prompts, n
     pieces = None
     if trims_vocabulary(config):
         pieces = measure_pieces(config, pruned.checkpoint, dense.checkpoint, prompts.evaluation)
-    mixed = config.tuning.examples == "mixture"
     return TailoredRun(
         ratio=ratio,
         pruned=pruned,
         healed=healed,
-        adapters={MIXTURE: adapters[names[0]]} if mixed else adapters,
+        adapters=by_training(config, adapters),
         tailored={n: score(config, n, label, base, prompts.evaluation[n], adapters.get(n)) for n in names},
         profile=timed,
         pieces=pieces,
     )
+
+
+def _tuned_dense(config: RunConfig, dense: Dense, prompts: Prompts) -> tuple[TunedDense, dict[str, Exception]]:
+    """Tune the dense model if that is asked; what ends it in this process must not cost the report of the others."""
+    if not config.tuning.dense:
+        return TunedDense(), {}
+    attempt = Attempt(TUNED_DENSE, partial(tune_dense, config, dense.checkpoint, prompts))
+    return (TunedDense(), {attempt.name: attempt.error}) if attempt.error else (attempt.value, {})
 
 
 def _profile(config: RunConfig, label: str, pruned: ArtifactRef, dense: ArtifactRef) -> ArtifactRef | None:

@@ -44,6 +44,14 @@ class TailoredRun:
 
 
 @dataclass(frozen=True)
+class TunedDense:
+    """The dense model tuned on the same shots: its adapters, by what they were trained on, and scores, by benchmark."""
+
+    adapters: Mapping[str, ArtifactRef] = field(default_factory=dict)
+    scores: Mapping[str, ArtifactRef] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class QuantisedScore:
     """A model with the weights of a GGUF type on a benchmark; `ratio` is None for the dense model."""
 

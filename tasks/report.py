@@ -6,14 +6,14 @@ from typing import Any
 
 from prefect import State
 
-from tailored_llama.config import RunConfig
+from tailored_llama.config import TUNED_DENSE, RunConfig
 from tailored_llama.evaluation import read_metrics, read_pieces, read_profile
 from tailored_llama.models import read_structure
 from tailored_llama.progress import Progress
 from tailored_llama.reports import Cost, ModelResults, QuantisedScores, ReportInputs, RunResults, run
 from tailored_llama.store import ArtifactRef, ArtifactStore
 from tasks._pages import show_report
-from tasks._results import MeasuredModel, QuantisedScore, TailoredRun
+from tasks._results import MeasuredModel, QuantisedScore, TailoredRun, TunedDense
 from tasks._stage import open_store, reference, stage, task
 
 
@@ -25,7 +25,8 @@ def report(
     runs: Sequence[TailoredRun],
     prompts: Mapping[str, ArtifactRef],
     failed: Mapping[str, str],
-    quantised: Sequence[QuantisedScore] = (),
+    quantised: Sequence[QuantisedScore],
+    tuned_dense: TunedDense,
 ) -> State[ArtifactRef]:
     """Write the report.
 
@@ -34,6 +35,8 @@ def report(
     """
     store = open_store(config.store)
     refs = dict(_labelled(dense, importance, runs, prompts))
+    refs |= {f"{TUNED_DENSE} adapters {name}": ref for name, ref in tuned_dense.adapters.items()}
+    refs |= {f"{TUNED_DENSE} scores {name}": ref for name, ref in tuned_dense.scores.items()}
     for one in quantised:
         model = "dense" if one.ratio is None else f"tailored {one.ratio}"
         refs[f"{model} {one.type} scores {one.benchmark}"] = one.scores
@@ -52,6 +55,7 @@ def report(
             ),
             libraries=manifests["dense checkpoint"].libraries,
             failed=failed,
+            tuned_dense=folders(store, tuned_dense.scores),
             quantised=tuple(
                 QuantisedScores(one.ratio, one.type, one.benchmark, store.open(one.scores)) for one in quantised
             ),

@@ -15,6 +15,7 @@ from pydantic import Field
 from tailored_llama.config.derived import GENERIC
 from tailored_llama.config.loading import assign, load_config, read_config_data, validate_as, validate_config
 from tailored_llama.config.schema import RunConfig
+from tailored_llama.config.training import DistillationConfig
 from tailored_llama.errors import InputError
 
 RATIOS = "pruning.ratios"
@@ -24,7 +25,10 @@ TEMPLATE, SEARCHED = "prompts.template", "searched"
 UNREAD_UNTUNED = ("distillation.weight", "distillation.sequences", "distillation.unlabelled")  # only tuning reads them
 MAY_VARY = (SEED, MODEL, "calibration", "pruning", "reconstruction", "distillation", "healing", "prompts", "tuning")
 
+READ_BY_DENSE = (SEED, MODEL, "prompts", "tuning")  # of what may vary, what a tuned dense model depends on
+
 DENSE, UNTUNED_MODEL = "dense", "pruned (untuned)"  # rows without an adapter in a transfer; DENSE also in a sweep
+TUNED_DENSE = f"{DENSE}, tuned"  # row of the dense model with adapters
 UNREAD_BY_TRANSFER = ("perplexity", "profile")  # sections
 
 REFERENCES = (GENERIC, "harness")  # template sets that the chosen one is compared with
@@ -75,7 +79,7 @@ def load_sweep(path: str | Path, overrides: list[str] | None = None) -> SweepCon
         InputError: as `load_config`; or a cell is not a valid run.
     """
     config = validate_as(SweepConfig, read_config_data(path, overrides))
-    sweep_cells(config)
+    tuned_dense_cells(config, sweep_cells(config))
     return config
 
 
@@ -90,6 +94,8 @@ def sweep_cells(config: SweepConfig) -> list[SweepCell]:
     for field in fields:
         if field.split(".")[0] not in MAY_VARY:
             raise InputError(f"grid: got {field!r}; allowed: seed, and the fields of {', '.join(MAY_VARY[1:])}")
+        if field == "tuning.dense":
+            raise InputError(f"grid: got {field!r}; allowed: in the table [tuning], for the whole sweep")
         if not config.tailored and (field.startswith("tuning.") or field in UNREAD_UNTUNED):
             raise InputError(
                 f"grid: got {field!r}, which changes nothing without tuning; allowed: with tailored = true"
@@ -125,6 +131,39 @@ def sweep_cells(config: SweepConfig) -> list[SweepCell]:
 def dense_runs(config: SweepConfig, cells: Sequence[SweepCell]) -> dict[str, RunConfig]:
     """The sweep's own settings for each dense model, by the name of its row."""
     return {cell.dense: config.model_copy(update={MODEL: cell.run.model}) for cell in cells}
+
+
+def tuned_dense_cells(config: SweepConfig, cells: Sequence[SweepCell]) -> list[SweepCell]:
+    """The dense models, tuned on the same shots as the models of the cells; none without `tuning.dense`.
+
+    There is one for each combination of model, prompts, tuning and seed among the tuned cells. Its ratio is 0. On an
+    axis that it does not read, such as healing.tokens, its place is 0. Where a cell searches for a template, it keeps
+    the run's own set, as the untuned dense model does.
+
+    Raises:
+        InputError: no cell is tuned.
+    """
+    if not config.tuning.dense:
+        return []
+    runs: dict[str, tuple[str, SweepConfig]] = {}
+    for cell in cells:
+        if config.tailored and cell.run.tuning.examples != "none":
+            own = {section: getattr(cell.run, section) for section in READ_BY_DENSE}
+            run = config.model_copy(update=own | {"distillation": DistillationConfig()})
+            runs.setdefault(run.model_dump_json(include=set(READ_BY_DENSE)), (cell.dense, run))
+    if not runs:
+        raise InputError("tuning.dense: got true, but no cell is tuned; allowed: with tailored = true and tuned cells")
+    fields = dict.fromkeys(field for table in config.grid for field in table)
+    read = [field for field in fields if field.split(".")[0] in ("prompts", "tuning")]
+    varying = [field for field in read if len({str(_value(run, field)) for _, run in runs.values()}) > 1]
+    found = []
+    for dense, run in runs.values():
+        name = dense.replace(DENSE, TUNED_DENSE, 1)
+        texts = {field: _setting_text(run, field) for field in varying}
+        curve = ", ".join([name, *(text for field, text in texts.items() if field != config.axis)])
+        place = None if config.axis == RATIOS else _value(run, config.axis) if config.axis in read else 0.0
+        found.append(SweepCell(", ".join([name, *texts.values()]), curve, place, dense, False, run))
+    return found
 
 
 def _cell(config: SweepConfig, name: str, varying: Sequence[str], run: RunConfig, searched: bool) -> SweepCell:

@@ -130,3 +130,9 @@ class TuningConfig(TrainingConfig):
         "case. Scores of the tailored model are reported either way.",
         exclude_if=lambda value: value == "better",  # so that reports and cards of earlier configurations stay the same
     )
+    dense: bool = Field(
+        False,
+        description="Flows tailor and sweep: also tune the dense model on the same shots, without teacher or healing, "
+        "and score it: what pruning really costs after tailoring.",
+        exclude_if=lambda value: not value,  # so that reports of earlier configurations stay the same
+    )

@@ -18,11 +18,11 @@ from tailored_llama.store import read_rows
 class SweepRow:
     """The figures of a cell, or of several that differ only in their seed; or the error that left none.
 
-    A dense model has ratio 0. `dense_parameters` and `dense_perplexity` belong to the cell's dense model. Perplexity is
-    the mean over seeds, with the lowest and the highest; it is per token of the dense model, also where a cell's own
-    vocabulary has fewer. Accuracy is the mean of the headline metrics. Recovery and
-    chance-corrected recovery are as in `RecoveryRow`, from each example's mean over the seeds: `_low` and `_high` bound
-    the 95 % interval over the examples, `_least` and `_most` are the extremes of single seeds.
+    A dense model has ratio 0, and a curve only if it is tuned. `dense_parameters` and `dense_perplexity` belong to the
+    cell's untuned dense model. Perplexity is the mean over seeds, with the lowest and the highest; it is per token of
+    the dense model, also where a cell's own vocabulary has fewer. Accuracy is the mean of the headline metrics.
+    Recovery and chance-corrected recovery are as in `RecoveryRow`, from each example's mean over the seeds: `_low` and
+    `_high` bound the 95 % interval over the examples, `_least` and `_most` are the extremes of single seeds.
     """
 
     label: str

@@ -94,8 +94,9 @@ class QuantisedScores:
 class ReportInputs:
     """All inputs of a report; `importance` has `importance.parquet`, each of `prompts` has `samples.txt`.
 
-    `quantised` is there if finished models are exported as GGUF files. `failed` are the errors of the stages that an
-    incomplete report lacks, by name.
+    `quantised` is there if finished models are exported as GGUF files. `tuned_dense` has the scores of the dense model
+    tuned on the same shots, if that was asked. `failed` are the errors of the stages that an incomplete report lacks,
+    by name.
     """
 
     model: str
@@ -108,6 +109,7 @@ class ReportInputs:
     libraries: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
     quantised: tuple[QuantisedScores, ...] = ()
+    tuned_dense: Mapping[str, Path] = field(default_factory=dict)
 
 
 def scored_runs(inputs: ReportInputs) -> list[tuple[RunResults, RecoveryTable]]:

@@ -177,6 +177,7 @@ def _settings(config: RunConfig, own: BenchmarkConfig, ratio: float) -> dict[str
     """The settings of one model: only its own ratio and benchmark, and no folder names."""
     data = config.model_dump(mode="json")
     data["benchmarks"], data["pruning"]["ratios"] = [own.model_dump(mode="json")], [ratio]
+    data["tuning"].pop("dense", None)  # another model
     settings = settings_of(RunConfig.model_validate(_without_folders(data)))
     del settings["profile"]  # changes times, not weights
     return settings

@@ -34,6 +34,8 @@ from tailored_llama.reports.text import (
     summary,
     title,
 )
+from tailored_llama.reports.tuned_dense import FILE as TUNED_DENSE_FILE
+from tailored_llama.reports.tuned_dense import against_tuned_dense, tuned_dense_notes
 from tailored_llama.store import write_rows
 from tailored_llama.training import is_better
 
@@ -49,7 +51,9 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
 
     The tables are `recovery.parquet` (`RecoveryRow`; every ratio repeats the dense model's rows), `models.parquet`
     (`ModelRow`), `diagnoses.parquet` (`Diagnosis`: what went wrong) and, if types of fewer bits were scored,
-    `bits.parquet` (`BitsRow`). `report.md` has the table and the accuracies, `plots.md` the other pictures.
+    `bits.parquet` (`BitsRow`). If the dense model was tuned, `tuned_dense.parquet` (`RecoveryRow`) has it and the
+    tailored models, whose recovery is relative to it there. `report.md` has the table and the accuracies, `plots.md`
+    the other pictures.
 
     Raises:
         InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
@@ -60,12 +64,14 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
     write_rows(out / "models.parquet", list(sizes.values()), ModelRow)
     diagnoses = [one for run, table in runs for one in diagnose(run, table, inputs.config)]
     write_rows(out / FILE, diagnoses, Diagnosis)
-    pictures, tables, bits = report_pictures(inputs, runs), [table for _, table in runs], fewer_bits(inputs)
+    if against := against_tuned_dense(inputs):
+        write_rows(out / TUNED_DENSE_FILE, [row for table in against for row in table.rows], RecoveryRow)
+    pictures, tables, bits = report_pictures(inputs, runs, against), [table for _, table in runs], fewer_bits(inputs)
     if bits:
         write_rows(out / "bits.parquet", bits, BitsRow)
         pictures["bits"] = bits_picture(bits)
-    (out / "report.html").write_text(_page(inputs, runs, diagnoses, pictures, bits), encoding="utf-8")
-    (out / "report.md").write_text(_markdown(inputs, tables, diagnoses, pictures), encoding="utf-8")
+    (out / "report.html").write_text(_page(inputs, runs, against, diagnoses, pictures, bits), encoding="utf-8")
+    (out / "report.md").write_text(_markdown(inputs, tables, against, diagnoses, pictures), encoding="utf-8")
     (out / "plots.md").write_text(plots_page(inputs, pictures, " ".join(bits_sentences(bits))), encoding="utf-8")
     for name, picture in pictures.items():
         picture.save_png(out / f"{name}.png")
@@ -74,6 +80,7 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
 def _markdown(
     inputs: ReportInputs,
     tables: Sequence[RecoveryTable],
+    against: Sequence[RecoveryTable],
     diagnoses: Sequence[Diagnosis],
     pictures: Mapping[str, Picture],
 ) -> str:
@@ -86,7 +93,7 @@ def _markdown(
         name = run_name(table.ratio)
         texts += [f"**{name.capitalize()}.** " * (len(tables) > 1) + summary(table, inputs.config), ""]
         cells += _markdown_table(name, [(line, table, line) for line in table.lines])
-    notes = [line for note in benchmark_notes(tables) for line in (note, "")]
+    notes = [line for note in tuned_dense_notes(against) + benchmark_notes(tables) for line in (note, "")]
     wrong = _markdown_list(diagnosis_lines(diagnoses))
     if len("\n".join([*head, *texts, *notes, *cells, *wrong]).encode()) > _MARKDOWN_BYTES - 1_000:
         texts, cells = [], _markdown_table("mean", [(run_name(t.ratio), t, t.lines[-1]) for t in tables])
@@ -126,6 +133,7 @@ def _markdown_list(lines: Sequence[str]) -> list[str]:
 def _page(
     inputs: ReportInputs,
     runs: Runs,
+    against: Sequence[RecoveryTable],
     diagnoses: Sequence[Diagnosis],
     pictures: Mapping[str, Picture],
     bits: Sequence[BitsRow],
@@ -154,6 +162,8 @@ def _page(
         ],
         dense=runs[0][1].size(DENSE),
         notes=benchmark_notes([table for _, table in runs]),
+        against=[(run_name(table.ratio), table) for table in against],
+        against_notes=tuned_dense_notes(against),
         importance=pictures.get("importance"),
         bits=bits,
         bits_picture=pictures.get("bits"),

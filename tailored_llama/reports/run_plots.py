@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
+from tailored_llama.config import DENSE, TUNED_DENSE
 from tailored_llama.evaluation import MODELS, Z95, Array, RecoveryTable
 from tailored_llama.pruning import IMPORTANCE_SCHEMA, read_plan
 from tailored_llama.reports.figures import COLOURS, STYLE, WIDTH, Picture, new_figure, wrap_name, xy
@@ -36,16 +37,17 @@ def accuracy_bars(
     Args:
         names: names of the benchmarks.
         floors: one per benchmark.
-        series: dense, pruned, tailored → one value per benchmark; None draws no bar.
+        series: dense, pruned, tailored, perhaps the tuned dense model → one value per benchmark; None draws no bar.
     """
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(340, width=min(WIDTH, max(WIDTH // 2, 80 + 180 * len(names))))
+        least = WIDTH // 2 + 110 * max(0, len(series) - len(MODELS))  # room for the legend
+        figure = new_figure(340, width=min(WIDTH, max(least, 80 + 180 * len(names))))
         axes = figure.subplots()
         width = 0.78 / max(1, len(series))
         for number, (model, values) in enumerate(series.items()):
             at = [i + (number - (len(series) - 1) / 2) * width for i, v in enumerate(values) if v is not None]
             known = [v for v in values if v is not None]
-            axes.bar(at, [v for v, _ in known], 0.92 * width, color=COLOURS[model])
+            axes.bar(at, [v for v, _ in known], 0.92 * width, color=_colour(model))
             axes.errorbar(
                 at,
                 [v for v, _ in known],
@@ -65,10 +67,14 @@ def accuracy_bars(
         axes.set_ylim(0, min(1.0, max([*tops, *(f for f in floors if f), 0.1]) + 0.05))
         axes.set_ylabel("accuracy")
         axes.grid(axis="y")
-        handles: list[Any] = [Patch(color=COLOURS[model], label=model) for model in series]
+        handles: list[Any] = [Patch(color=_colour(model), label=model) for model in series]
         handles.append(Line2D([], [], color=COLOURS["ink"], dashes=(4, 2), linewidth=1.5, label="floor"))
-        figure.legend(handles=handles, loc="outside upper left", ncols=4, borderpad=0)
+        figure.legend(handles=handles, loc="outside upper left", ncols=5, borderpad=0)
         return Picture(figure, "Accuracy by benchmark: " + ", ".join(series) + " and the floor")
+
+
+def _colour(model: str) -> str:
+    return COLOURS["line-1" if model == TUNED_DENSE else model]
 
 
 def layer_widths(layer: Array, kind: Array, kept: Array) -> Picture:
@@ -186,11 +192,17 @@ def picture_name(kind: str, ratio: float | None) -> str:
     return kind if ratio is None else f"{kind}-{ratio}"
 
 
-def report_pictures(inputs: ReportInputs, runs: Sequence[tuple[RunResults, RecoveryTable]]) -> dict[str, Picture]:
-    """The pictures of a report by name: importance, and the accuracy, widths and losses of every run."""
+def report_pictures(
+    inputs: ReportInputs, runs: Sequence[tuple[RunResults, RecoveryTable]], against: Sequence[RecoveryTable] = ()
+) -> dict[str, Picture]:
+    """The pictures of a report by name: importance, and the accuracy, widths and losses of every run.
+
+    `against` are the tables of the tuned dense model, if there is one; its accuracies are drawn beside the others.
+    """
+    tuned = {table.ratio: table for table in against}
     pictures = {"importance": _importance(inputs.importance)} if inputs.importance else {}
     for run, table in runs:
-        pictures[picture_name("accuracy", run.ratio)] = _bars(table)
+        pictures[picture_name("accuracy", run.ratio)] = _bars(table, tuned.get(run.ratio))
         if run.plan:
             pictures[picture_name("widths", run.ratio)] = _widths(run.plan)
         if run.logs:
@@ -229,10 +241,11 @@ def plots_page(inputs: ReportInputs, pictures: Mapping[str, Picture], bits: str 
     return "\n".join(lines)
 
 
-def _bars(table: RecoveryTable) -> Picture:
+def _bars(table: RecoveryTable, against: RecoveryTable | None = None) -> Picture:
     series: dict[str, list[tuple[float, float] | None]] = {}
-    for model in MODELS:
-        rows = [table.row(model, name) for name in table.benchmarks]
+    sources = {DENSE: table} | ({TUNED_DENSE: against} if against else {}) | dict.fromkeys(MODELS[1:], table)
+    for model, source in sources.items():
+        rows = [source.row(model, name) for name in table.benchmarks]
         values = [None if row is None else (row.accuracy or 0.0, row.stderr or 0.0) for row in rows]
         if any(values):
             series[model] = values

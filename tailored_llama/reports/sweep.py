@@ -109,10 +109,10 @@ def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> dict[str, dict[st
     The pictures are curves; if all settings share one value of the axis, they list the settings instead.
     """
     on_curves = [row for row in rows if row.curve is not None]
-    if len({row.ratio if row.place is None else row.place for row in on_curves}) == 1:
+    if len({row.ratio if row.place is None else row.place for row in on_curves if row.ratio}) == 1:
         return _beside(on_curves)
     figures = {}
-    dense = [row.accuracy for row in rows if not row.ratio]
+    dense = [row.accuracy for row in rows if not row.ratio and row.curve is None]
     for figure in (
         _Figure(
             "Perplexity",

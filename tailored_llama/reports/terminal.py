@@ -13,6 +13,7 @@ from tailored_llama.evaluation import MEAN, MODELS, PRUNED, TAILORED, RecoveryTa
 from tailored_llama.reports.diagnosis import diagnosis_lines, read_diagnoses
 from tailored_llama.reports.parts import NO_DIFFERENCE, percent, share, speedup
 from tailored_llama.reports.text import benchmark_notes, kept_tokens, perplexities, plus_minus, run_name
+from tailored_llama.reports.tuned_dense import read_tuned_dense, tuned_dense_notes
 
 
 def recovery_table(folder: Path) -> Table:
@@ -20,10 +21,9 @@ def recovery_table(folder: Path) -> Table:
     tables = recovery_tables(*read_recovery(folder))
     sizes = [text for table in tables if (text := _sizes(table, named=len(tables) > 1))]
     printed = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left", caption_style="none")
+    notes = tuned_dense_notes(read_tuned_dense(folder)) + benchmark_notes(tables)
     legend = "Accuracy ± standard error; recovery with its 95 % interval."
-    printed.caption = escape(
-        "\n".join([legend, *sizes, *benchmark_notes(tables), *diagnosis_lines(read_diagnoses(folder))])
-    )
+    printed.caption = escape("\n".join([legend, *sizes, *notes, *diagnosis_lines(read_diagnoses(folder))]))
     printed.add_column("benchmark", overflow="fold")
     for name in (*MODELS, "recovery", "chance-corrected"):
         printed.add_column(name, justify="right")

@@ -61,7 +61,7 @@ def key_fields(
         unlabelled: whether there are soft labels.
     """
     tuning, distillation = config.tuning, config.distillation
-    unread = {"shots", "held_out", "examples", "keep"}
+    unread = {"shots", "held_out", "examples", "keep", "dense"}
     unread |= {"rank", "alpha", "dropout", "targets"} if tuning.variant in SOFT else {"virtual_tokens"}
     if not tuning.held_out:
         unread.add("patience")

@@ -35,7 +35,8 @@ from tailored_llama.config import (
     SweepConfig,
     validate_config,
 )
-from tailored_llama.evaluation import read_recovery, read_sweep, read_transfer, scoring
+from tailored_llama.evaluation import RecoveryRow, read_recovery, read_sweep, read_transfer, scoring
+from tailored_llama.store import read_rows
 from tasks._stage import open_store
 from tasks._task import IncompleteRun
 
@@ -172,6 +173,36 @@ def test_a_failed_stage_stops_what_reads_it_and_the_rest_is_reported(two: dict[s
     whole = open_store(config.store).open(tailor(config))
     assert set(names) == {"tune shades @ 0.20", "score shades tailored @ 0.20", "perplexity dense"}
     assert "incomplete" not in (whole / "report.md").read_text()
+    after = built(two)
+    assert {path: after[path] for path in before} == before
+
+
+def test_a_dense_model_is_tuned_beside_the_others_and_fails_alone(two: dict[str, Any], workers: Workers) -> None:
+    two["tuning"] |= {"dense": True}
+    barrier = Barrier(3)
+    together = dict.fromkeys(("tune colours @ 0.00", "tune shades @ 0.00", "importance taylor_gate"), barrier)
+
+    def meet_or_fail(name: str) -> None:
+        if name in together:
+            together[name].wait(60)
+        if name == "tune shades @ 0.00":
+            raise RuntimeError("a shape is wrong")
+
+    config = validate_config(two | DISPATCH)
+    workers(meet_or_fail)
+    with pytest.raises(IncompleteRun) as ended:
+        tailor(config)
+    assert set(ended.value.failed) == {"tune shades @ 0.00"}
+    folder = open_store(config.store).open(ended.value.report)
+    assert ("tailored", "shades") in {(row.model, row.benchmark) for row in read_recovery(folder)[0]}
+    beside = {(row.model, row.benchmark) for row in read_rows(folder / "tuned_dense.parquet", RecoveryRow)}
+    assert ("dense, tuned", "colours") in beside
+    assert ("dense, tuned", "shades") not in beside
+    before = built(two)
+
+    names = workers()
+    tailor(config)
+    assert set(names) == {"tune shades @ 0.00", "score shades dense, tuned"}
     after = built(two)
     assert {path: after[path] for path in before} == before
 

@@ -1,8 +1,9 @@
 """A store that an earlier version filled is found whole: the keys of every stage are those recorded then.
 
 `recorded_keys.json` has, for each run and stage, how many artifacts there are, and a digest of their keys, as they were
-when a version was last raised on purpose; `quickstart-1dcd201.toml` is an earlier quickstart. The pages (report, sweep,
-transfer, prompt-study) may change and are left out. Where a stage's version is raised on purpose, record its keys anew:
+when a version was last raised on purpose; `quickstart-1dcd201.toml` and `recovery-0e51455.toml` are configurations of
+earlier commits. The pages (report, sweep, transfer, prompt-study) may change and are left out. Where a stage's version
+is raised on purpose, record its keys anew:
 `PYTHONPATH=. python tests/flows/test_recorded_keys.py`.
 """
 
@@ -29,6 +30,7 @@ RECORDED = Path(__file__).with_name("recorded_keys.json")
 COMMANDS = {"tailor": tailor, "sweep": sweep, "transfer": transfer, "prompts": prompts}
 COMMIT = "1" * 40
 OLD_QUICKSTART = "../tests/flows/quickstart-1dcd201.toml"
+OLD_RECOVERY = "../tests/flows/recovery-0e51455.toml"
 VARIANTS = {
     "data-free": ["pruning.criterion=random", "reconstruction.method=none"],
     "magnitude, bias": ["pruning.criterion=magnitude_l2", "reconstruction.method=bias"],
@@ -76,8 +78,10 @@ RUNS: dict[str, tuple[str, str, list[str]]] = {
     **{file: ("tailor", file, []) for file in ("own-task.toml", "paper.toml")},
     **{
         file: ("sweep", file, [])
-        for file in ("sweep.toml", "recovery.toml", "shots.toml", "models.toml", "soft-prompts.toml")
+        for file in ("sweep.toml", "recovery-small.toml", "shots.toml", "models.toml", "soft-prompts.toml")
     },
+    "recovery.toml": ("sweep", OLD_RECOVERY, []),
+    "recovery.toml, as shipped now": ("sweep", "recovery.toml", []),
     "transfer.toml": ("transfer", "transfer.toml", []),
     "prompts-study.toml": ("prompts", "prompts-study.toml", []),
     "prompts-study.toml pruned": ("prompts", "prompts-study.toml", ["pruned=true"]),
@@ -130,7 +134,8 @@ def _noting(build: Any) -> Iterator[Any]:
     yield patch.object(ArtifactStore, "manifest", lambda store, ref: manifest)
     yield patch("tasks.prune.read_structure", lambda folder: SimpleNamespace(parameters=134_515_008))
     yield patch("tasks.build_graph.read_groups", lambda folder: [])
-    yield patch("tasks.build_graph.plan_kept", lambda *arguments: None)
+    for name in ("plan_kept", "plan_vocabulary"):
+        yield patch(f"tasks.build_graph.{name}", lambda *arguments: None)
     yield patch("tasks.prompt_study.choose", lambda scores: next(iter(scores)))
     yield patch("tasks.export.tailored_card", lambda *arguments: "card")
     yield patch("tasks.export.place", lambda *arguments: None)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tailored_llama.config import SweepConfig, dense_runs, load_sweep, sweep_cells
+from tailored_llama.config import SweepConfig, dense_runs, load_sweep, sweep_cells, tuned_dense_cells
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow, SweptModel, read_sweep
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, metrics
@@ -139,6 +139,43 @@ def test_a_model_is_a_setting_with_a_dense_row_of_its_own(tmp_path: Path) -> Non
     assert dense_runs(one, sweep_cells(one)) == {"dense": one}
 
 
+def test_the_dense_model_is_tuned_as_the_cells_are_and_once_for_each_tuning(tmp_path: Path) -> None:
+    grid = (
+        '[[grid]]\n"tuning.rank" = [4, 8]\n"pruning.criterion" = ["flap", "random"]\nseed = [0, 1]\n'
+        '[[grid]]\n"tuning.examples" = ["none"]\nseed = [2]\n'
+        '[[grid]]\n"healing.tokens" = [64]\n"distillation.unlabelled" = [9]\n"tuning.rank" = [8]\n'
+    )
+    asked = ["tailored=true", "tuning.dense=true"]
+
+    def found(*changes: str) -> list[tuple[str, str, float | None, int]]:
+        config = load_sweep(sweep_file(tmp_path, grid), [*asked, *changes])
+        tuned = tuned_dense_cells(config, sweep_cells(config))
+        assert all(cell.run.distillation.unlabelled == 0 for cell in tuned)
+        return [(cell.label, cell.curve, cell.place, cell.run.seed) for cell in tuned]
+
+    labels = [(f"dense, tuned, rank={rank}", seed) for rank in (4, 8) for seed in (0, 1)]
+    assert found() == [(label, label, None, seed) for label, seed in labels]
+    places = [(label, "dense, tuned", float(label[-1]), seed) for label, seed in labels]
+    assert found("axis=tuning.rank") == places
+    assert found("axis=healing.tokens") == [(label, label, 0, seed) for label, seed in labels]  # it is not healed
+    assert found("tuning.dense=false") == []
+    with pytest.raises(
+        InputError, match=r"tuning.dense: got true, but no cell is tuned; allowed: with tailored = true"
+    ):
+        load_sweep(sweep_file(tmp_path, GRID), ["tuning.dense=true"])
+    with pytest.raises(InputError, match=r"grid: got 'tuning.dense'; allowed: in the table \[tuning\]"):
+        load_sweep(sweep_file(tmp_path, '[[grid]]\n"tuning.dense" = [true]\n'), ["tailored=true"])
+
+
+def test_each_model_has_a_tuned_dense_row_of_its_own(tmp_path: Path) -> None:
+    grid = '[[grid]]\n"model.source" = ["a/small", "b/large"]\n"prompts.template" = ["searched", "harness"]\n'
+    config = load_sweep(sweep_file(tmp_path, grid), ["tailored=true", "tuning.dense=true"])
+    tuned = tuned_dense_cells(config, sweep_cells(config))
+    assert [(cell.label, cell.run.model.source) for cell in tuned] == [
+        ("dense, tuned, a/small", "a/small"), ("dense, tuned, b/large", "b/large"),
+    ]  # fmt: skip
+
+
 def dense_row(label: str, parameters: int, perplexity: float, **figures: Any) -> SweepRow:
     """A dense model's row, as `measure` would fill it in."""
     sizes: dict[str, Any] = {"parameters": parameters, "dense_parameters": parameters}
@@ -250,6 +287,23 @@ def test_several_models_are_each_beside_their_own_dense_one(tmp_path: Path) -> N
     markdown = (tmp_path / "out" / "sweep.md").read_text()
     assert "| small | 20.00\xa0% | 2.50 | 0.400±.010 | 90.0\xa0% (80–100) | 50.0\xa0% (−10, 70) |" in markdown
     assert "| large | 20.00\xa0% | 1.50 | 0.400±.010 | 90.0\xa0% (80–100) | – |" in markdown
+
+
+def test_the_tuned_dense_model_has_a_recovery_and_a_point_but_is_no_setting(tmp_path: Path) -> None:
+    config = load_sweep(sweep_file(tmp_path, GRID), ["tailored=true", "tuning.dense=true"])
+    figures: dict[str, Any] = {"accuracy": 0.6, "accuracy_stderr": 0.01, "examples": 200}
+    tuned = replace(dense_row("dense, tuned", 1000, 20.0, **figures), curve="dense, tuned")
+    tuned = replace(tuned, recovery=1.2, recovery_low=1.1, recovery_high=1.3)
+    flap = [replace(row, recovery=0.8, recovery_low=0.7, recovery_high=0.9) for row in ROWS[1:3]]
+    page = written(config, tmp_path / "curves", DENSE, tuned, *flap)
+    assert "2 settings. Highest mean recovery: 80.0\xa0%" in page
+    assert 'aria-label="mean recovery over the share of parameters removed: dense, tuned, flap"' in page
+    text = " ".join(re.sub(r"<[^>]*>|\s+", " ", page).split()).replace("\xa0", " ").replace("&nbsp;", " ")
+    assert "dense – 20.00 1.00 0.500 ± 0.010 100 % 100 % dense, tuned – 20.00 1.00 0.600 ± 0.010 120.0 %" in text
+    markdown = (tmp_path / "curves" / "sweep.md").read_text()
+    assert "| dense, tuned | 0.00\xa0% | 1.00 | 0.600±.010 | 120.0\xa0% (110–130) | – |" in markdown
+    page = written(config, tmp_path / "beside", DENSE, tuned, flap[0])  # one ratio: no curve goes through it
+    assert re.findall(r"<h2>(.+?)</h2>\s*<figure>", page) == ["Recovery"]
 
 
 def made(folder: Path, name: str, perplexity: float, right: list[int]) -> SweptModel:
