@@ -121,7 +121,10 @@ WRONG = {
     "seed=-1": "seed: got -1; allowed: greater than or equal to 0",
     "calibration.tokens=4": "calibration.tokens: got 4; allowed: greater than or equal to 8",
     "scoring.limit=0": "scoring.limit: got 0; allowed: greater than or equal to 1",
-    "execution.device=gpu": r"execution.device: got 'gpu'; allowed: text that matches '^(auto|cpu|cuda(:\d+)?)$'",
+    "execution.device=gpu": "execution.device: got 'gpu'; allowed: text that matches "
+    r"'^(auto|cpu|balanced|cuda(:\d+)?)$'",
+    "execution={device = 'balanced', streaming = 'always'}": "execution.device: got 'balanced' with "
+    "execution.streaming = 'always'; allowed: cuda",
     "store.root=": "store.root: got ''; allowed: at least 1 character",
     "benchmarks=boolq": "benchmarks: got 'boolq'; allowed: a list",
     "benchmarks=[]": "benchmarks: got []; allowed: at least 1 item",
