@@ -69,6 +69,9 @@ class _Placed(Tensor):
     def tolist(self) -> Any:
         return self.inner.tolist()
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.inner.untyped_storage()
+
     def __repr__(self, **_: Any) -> str:
         return f"{self.inner!r} on {self.device}"
 
@@ -78,15 +81,18 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     placed = [each for each in tree_leaves((args, kwargs)) if isinstance(each, _Placed)]
     device = _device(func, args, kwargs)
     args, kwargs = tree_map(lambda each: each.inner if isinstance(each, _Placed) else each, (args, kwargs))
-    result = func(*args, **(kwargs | {"device": "cpu"} if kwargs.get("device") is not None else kwargs))
+    if device.type != "lazy":
+        return func(*args, **kwargs)
+    result = func(*args, **(kwargs | {"device": "cpu"} if "device" in kwargs else kwargs))
     changed = {id(each.inner): each for each in placed} if func._schema.is_mutable else {}
 
     def place(each: Any) -> Any:
-        if not isinstance(each, Tensor) or device.type == "cpu":
+        if not isinstance(each, Tensor):
             return each
         return changed[id(each)] if id(each) in changed else _Placed(each, device)
 
-    return tree_map(place, result)
+    with torch.inference_mode(False):  # where autograd takes a view of a weight, it asks for no inference tensor
+        return tree_map(place, result)
 
 
 def _device(func: Any, args: Any, kwargs: Any) -> torch.device:

@@ -60,7 +60,7 @@ def save_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Op
 def load_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Optimizer) -> None:
     """Restore what `save_state` wrote for this training; without an intact state, change nothing."""
     try:
-        with safe_open(folder / FILE, "pt", device=str(model.device)) as file:
+        with safe_open(folder / FILE, "pt") as file:  # on the CPU: the model may be on several devices
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata["sha256"] != _digest(metadata["state"], tensors):
@@ -82,9 +82,9 @@ def load_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Op
                 key: tensors[f"optimiser {key} {name}"].to("cpu" if key == "step" else parameter.device)
                 for key in _MOMENTS
             }
-    torch.set_rng_state(tensors["generator cpu"].cpu())
+    torch.set_rng_state(tensors["generator cpu"])
     for number, device in enumerate(_gpus(model)):
-        torch.cuda.set_rng_state(tensors[f"generator cuda {number}"].cpu(), device)
+        torch.cuda.set_rng_state(tensors[f"generator cuda {number}"], device)
     logging.getLogger(__name__).info("going on after step %d", state.step)
 
 

@@ -153,6 +153,12 @@ def test_all_mistakes_are_named_at_once() -> None:
                                                   "tuning.dropout: got 1.0"]  # fmt: skip
 
 
+def test_a_quantised_model_is_on_one_device() -> None:
+    message = "execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda"
+    with pytest.raises(InputError, match=exactly(message)):
+        load_config(None, ["execution.device=balanced", "model.quantization=nf4"])
+
+
 def test_a_key_below_a_value_is_refused() -> None:
     with pytest.raises(InputError, match=exactly("seed.x: seed is not a section")):
         load_config(None, ["seed=1", "seed.x=5"])
