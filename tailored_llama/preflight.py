@@ -180,8 +180,8 @@ def _check_device(execution: ExecutionConfig) -> None:
         pick_device(execution.device)
     elif execution.device == "auto":
         raise InputError(
-            "execution.device: got 'auto'; allowed with execution.dispatch: cpu, cuda or cuda:N, because another "
-            "machine would choose"
+            "execution.device: got 'auto'; allowed with execution.dispatch: cpu, cuda, cuda:N or balanced, because "
+            "another machine would choose"
         )
 
 

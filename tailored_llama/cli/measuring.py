@@ -52,7 +52,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     adapter: Adapter = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens to generate.")] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or balanced.")] = "auto",
 ) -> None:
     """Continue a prompt greedily."""
     from tailored_llama.evaluation import generation
@@ -68,7 +68,7 @@ def profile(
     against: Annotated[
         Path | None, typer.Option(help="Checkpoint to alternate with: the dense one.", callback=checkpoint_folder)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or balanced.")] = "auto",
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeatable (absent: 1 and 8).")] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens in each prompt.")] = 128,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate after each prompt.")] = 32,

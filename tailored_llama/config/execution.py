@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tailored_llama.config.section import Section
 from tailored_llama.errors import InputError
@@ -22,8 +22,11 @@ class ExecutionConfig(Section):
 
     device: str = Field(
         "auto",
-        description="auto, cpu, cuda (each stage takes the first GPU of its machine that is free) or cuda:N.",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto, cpu, cuda (each stage takes the first GPU of its machine that is free), cuda:N, or "
+        "balanced: each stage takes all GPUs of its machine, at least two, and puts about the same share of a model on "
+        "each. Layers stay whole and work one after another: for models that one GPU cannot hold, and no faster. Not "
+        "with streaming = always or model.quantization.",
+        pattern=r"^(auto|cpu|balanced|cuda(:\d+)?)$",
     )
     batch_tokens: int | None = Field(
         None,
@@ -60,6 +63,12 @@ class ExecutionConfig(Section):
         "`stage` of this name, such as gpu, side by side on all workers of its pool; absent: one after another in the "
         "flow's own process.",
     )
+
+    @model_validator(mode="after")
+    def _spread_or_streamed(self) -> ExecutionConfig:
+        if self.device == "balanced" and self.streaming == "always":
+            raise InputError("execution.device: got 'balanced' with execution.streaming = 'always'; allowed: cuda")
+        return self
 
 
 class StoreConfig(Section):

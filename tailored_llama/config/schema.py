@@ -204,6 +204,13 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _quantized_on_one_device(self) -> RunConfig:
+        if self.execution.device == "balanced" and self.model.quantization != "none":
+            kind = self.model.quantization
+            raise ValueError(f"execution.device: got 'balanced' with model.quantization = {kind!r}; allowed: cuda")
+        return self
+
+    @model_validator(mode="after")
     def _benchmarks_once(self) -> RunConfig:
         names = [b.name for b in self.benchmarks]
         if twice := sorted({n for n in names if names.count(n) > 1}):

@@ -27,7 +27,7 @@ from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.costs import Costs, Work, count_costs, model_config
 from tailored_llama.memory import out_of_memory, peak_memory, reset_peak_memory
-from tailored_llama.models import head_logits, load_model, pick_device
+from tailored_llama.models import devices_of, head_logits, load_model, pick_device
 from tailored_llama.progress import Progress, silent
 from tailored_llama.store import read_rows, write_rows
 
@@ -248,9 +248,9 @@ def _measure(folder: Path, device: str, batch: int, work: Work) -> Pass:
         model, base = _loaded(folder, device)
         seeded = torch.Generator().manual_seed(0)
         ids = torch.randint(model.config.vocab_size, (batch, work.prompt_tokens), generator=seeded).to(model.device)
-        _restart_peak(model.device)
+        _restart_peak(device)
         _, prefill, rest = decode(model, ids, work.new_tokens)
-        return Pass(prefill, rest, _peak(model.device), base)
+        return Pass(prefill, rest, _peak(device), base)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -265,21 +265,21 @@ def _load(folder: Path, device: str) -> None:
 @cache
 def _loaded(folder: Path, device: str) -> tuple[Any, int]:
     """The process's model, and the bytes that the process used before loading it."""
-    torch_device = torch.device(device)
-    _restart_peak(torch_device)
-    base = _peak(torch_device)
+    _restart_peak(device)
+    base = _peak(device)
     return load_model(folder, device=device), base
 
 
-def _restart_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        reset_peak_memory()
+def _restart_peak(device: str) -> None:
+    for each in devices_of(device):
+        if each == "cpu":
+            reset_peak_memory()
+        else:
+            torch.cuda.reset_peak_memory_stats(each)
 
 
-def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+def _peak(device: str) -> int:
+    return sum(peak_memory() if each == "cpu" else torch.cuda.max_memory_allocated(each) for each in devices_of(device))
 
 
 def read_profile(folder: Path) -> list[ProfileRow]:

@@ -34,7 +34,7 @@ from tailored_llama.models.checkpoints import (
     weight_files,
 )
 from tailored_llama.models.convert import fetch_model, find_model, prepare_dense, source_architecture
-from tailored_llama.models.devices import check_solver, device_slot, pick_device, solver_bytes
+from tailored_llama.models.devices import check_solver, device_slot, devices_of, pick_device, solver_bytes
 from tailored_llama.models.id_table import IdTable, check_teacher, read_id_table
 from tailored_llama.models.layouts import BY_LAYER, block_of, layered_config, layout_config, without_layers
 from tailored_llama.models.load import check_adapter, head_logits, load_model, load_tokenizer, stored_dtype
@@ -66,13 +66,13 @@ __all__ = [
     "Document", "Forward", "Header", "IdTable", "Layer", "Layers", "PackedRow", "Shelf", "Size", "Structure", "Tokens",
     "adapters", "add_adapter", "all_tensor_shapes", "base_of", "batches", "block_of", "caller", "check_adapter",
     "check_checkpoint", "check_installed", "check_quantizable", "check_solver", "check_teacher", "context_length",
-    "convert", "copy_tokenizer", "device_slot", "encode", "encode_header", "encode_pair", "enter", "fetch_model",
-    "find_model", "first_token", "front_matter", "halved", "has_soft_prompt", "head_logits", "is_layered",
-    "layered_config", "layers_of", "layout_config", "learnt_header", "load_base", "load_model", "load_tokenizer",
-    "loading", "merge_adapter", "modeling_tailored_llama", "open_model", "packed_attention", "packed_inputs",
-    "packed_logprobs", "packed_states", "pick_device", "pre_tokenizer_name", "prepare_dense", "pruned_card",
-    "read_config", "read_id_table", "read_structure", "read_tensor", "read_tokens", "renumber_generation", "renumbered",
-    "run_packed", "save_adapter", "solver_bytes", "source_architecture", "stored_dtype", "streams", "target_logprobs",
-    "tensor_shapes", "token_budget", "trim_tokenizer", "weight_bytes", "weight_files", "what_was_removed",
-    "within_memory", "without_layers", "write_card", "write_shards",
+    "convert", "copy_tokenizer", "device_slot", "devices_of", "encode", "encode_header", "encode_pair", "enter",
+    "fetch_model", "find_model", "first_token", "front_matter", "halved", "has_soft_prompt", "head_logits",
+    "is_layered", "layered_config", "layers_of", "layout_config", "learnt_header", "load_base", "load_model",
+    "load_tokenizer", "loading", "merge_adapter", "modeling_tailored_llama", "open_model", "packed_attention",
+    "packed_inputs", "packed_logprobs", "packed_states", "pick_device", "pre_tokenizer_name", "prepare_dense",
+    "pruned_card", "read_config", "read_id_table", "read_structure", "read_tensor", "read_tokens",
+    "renumber_generation", "renumbered", "run_packed", "save_adapter", "solver_bytes", "source_architecture",
+    "stored_dtype", "streams", "target_logprobs", "tensor_shapes", "token_budget", "trim_tokenizer", "weight_bytes",
+    "weight_files", "what_was_removed", "within_memory", "without_layers", "write_card", "write_shards",
 ]  # fmt: skip

@@ -230,7 +230,7 @@ def _forward(
     row, header, layer = packed_row, packed_row.header, module.layer_idx
     groups = query.shape[1] // key.shape[1]
     key, value = (repeat_kv(states, groups) for states in (key, value))
-    before = (header.keys[layer].to(key.dtype), header.values[layer].to(value.dtype)) if header.length else None
+    before = (header.keys[layer].to(key), header.values[layer].to(value)) if header.length else None
     window = sliding_window if sliding_window is not None and row.longest > sliding_window else None
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     attend = partial(_attend, dropout=dropout, scale=scale, softcap=softcap)

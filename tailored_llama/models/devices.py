@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from tailored_llama.store import file_lock
 log = logging.getLogger(__name__)
 
 
+BALANCED = "balanced"  # all GPUs of the machine
 EVERY = 0.5  # seconds between two looks for a free device
 
 
@@ -28,6 +29,7 @@ def device_slot(execution: ExecutionConfig, downloads: str) -> Iterator[None]:
     """Hold a device exclusively, if the configuration asks for it.
 
     `cuda` without a number is the first GPU of the machine that is free; within the block it is torch's current device.
+    `balanced` is all GPUs; they are taken in the order of their names, so that no two stages wait for each other.
     The slot is a file lock: the kernel frees it when its process dies, and no server is needed. A GPU is identified by
     its UUID, so processes that see different GPUs under the same number do not wait for each other.
 
@@ -38,28 +40,30 @@ def device_slot(execution: ExecutionConfig, downloads: str) -> Iterator[None]:
     Raises:
         InputError: the device does not exist.
     """
-    device = torch.device(pick_device(execution.device))
-    if execution.exclusive == "never" or (execution.exclusive == "gpu" and device.type == "cpu"):
+    device = pick_device(execution.device)
+    if execution.exclusive == "never" or (execution.exclusive == "gpu" and device == "cpu"):
         yield
         return
-    folder = Path(downloads).expanduser() / ".slots"
-    with (
-        _first_free(_slots(device), folder, device) as gpu,
-        torch.cuda.device(gpu) if gpu is not None else nullcontext(),
-    ):
+    folder, slots = Path(downloads).expanduser() / ".slots", _slots(device)
+    choices = [{name: slots[name]} for name in sorted(slots)] if device == BALANCED else [slots]
+    with ExitStack() as stack:
+        held = [stack.enter_context(_first_free(choice, folder, device)) for choice in choices]
+        if gpus := [gpu for gpu in held if gpu is not None]:
+            stack.enter_context(torch.cuda.device(min(gpus)))
         yield
 
 
-def _slots(device: torch.device) -> dict[str, int | None]:
+def _slots(device: str) -> dict[str, int | None]:
     """The names of the locks of all devices that will do, each with the number of its GPU."""
-    if device.type == "cpu":
+    if device == "cpu":
         return {"cpu": None}
-    numbers = range(torch.cuda.device_count()) if device.index is None else [device.index]
+    index = None if device == BALANCED else torch.device(device).index
+    numbers = range(torch.cuda.device_count()) if index is None else [index]
     return {f"cuda-{torch.cuda.get_device_properties(number).uuid}": number for number in numbers}
 
 
 @contextmanager
-def _first_free(slots: dict[str, int | None], folder: Path, device: torch.device) -> Iterator[int | None]:
+def _first_free(slots: dict[str, int | None], folder: Path, device: str) -> Iterator[int | None]:
     waiting = False
     while True:
         for name, gpu in slots.items():
@@ -77,16 +81,27 @@ def pick_device(device: str) -> str:
     """Check a device name; `auto` becomes the first GPU if there is one, else the CPU.
 
     Raises:
-        InputError: the device does not exist.
+        InputError: the device does not exist, or there are fewer than two GPUs for `balanced`.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         return "cuda" if count else "cpu"
     cuda = re.fullmatch(r"cuda(?::(\d+))?", device)
-    if device == "cpu" or (cuda and int(cuda[1] or 0) < count):
+    if device == "cpu" or (cuda and int(cuda[1] or 0) < count) or (device == BALANCED and count > 1):
         return device
     allowed = f"auto, cpu, or cuda:0 to cuda:{count - 1}" if count else "auto or cpu (no CUDA device)"
+    allowed += ", or balanced" if count > 1 else ""
     raise InputError(f"execution.device: got {device!r}; allowed here: {allowed}")
+
+
+def devices_of(device: str) -> list[str]:
+    """The devices that a model is loaded onto: all GPUs for `balanced`, else one.
+
+    Raises:
+        InputError: as `pick_device`.
+    """
+    picked = pick_device(device)
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] if picked == BALANCED else [picked]
 
 
 def solver_bytes(structure: Structure, method: Reconstruction) -> int:
@@ -113,7 +128,7 @@ def check_solver(structure: Structure, method: Reconstruction, device: str) -> N
     Raises:
         InputError: they need more than is free.
     """
-    needs, free = solver_bytes(structure, method), free_memory(pick_device(device))
+    needs, free = solver_bytes(structure, method), min(map(free_memory, devices_of(device)))
     if needs > free:
         raise InputError(
             f"reconstruction.method: got {method!r}, whose fits need about {needs / 1e9:.0f} GB, {free / 1e9:.0f} are "

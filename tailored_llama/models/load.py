@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tailored_llama.errors import InputError
 from tailored_llama.models.checkpoints import check_checkpoint, read_config, tensor_shapes, weights_digest
-from tailored_llama.models.devices import pick_device
+from tailored_llama.models.devices import devices_of
+from tailored_llama.models.spreading import spread
 
 BASE_FILE = "base.json"  # in an adapter's folder: the digest of the checkpoint it was trained on
 
@@ -84,18 +85,28 @@ def load_model(folder: Path, adapter: Path | None = None, device: str = "cpu") -
 
     So a model is measured as it ships: merging rounds to the checkpoint's type. A soft prompt stays attached.
 
+    Args:
+        folder: the checkpoint.
+        adapter: trained on it; None: none.
+        device: as `execution.device`; on `balanced` the model is spread over all GPUs (`spread`).
+
     Raises:
-        InputError: the checkpoint or the adapter is broken, or the adapter was trained on another checkpoint.
+        InputError: the checkpoint or the adapter is broken, or the adapter was trained on another checkpoint; or the
+            device does not exist.
     """
     check_checkpoint(folder)
-    target = pick_device(device)
+    devices = devices_of(device)
     model = _load_weights(folder, stored_dtype(folder), str(folder))
     if adapter is not None:
         model = _with_adapter(model, folder, adapter)
         if not model.active_peft_config.is_prompt_learning:
             model = model.merge_and_unload()
     model.requires_grad_(False)
-    return model.to(target).eval()
+    if len(devices) > 1:
+        spread(model, devices)
+    else:
+        model.to(devices[0])
+    return model.eval()
 
 
 def head_logits(model: Any, states: Tensor) -> Tensor:

@@ -230,8 +230,8 @@ def packed_states(
         [scored, hidden], in the model's type.
     """
     output = model.get_decoder()(**packed_inputs(model, documents, header, into), use_cache=False)
-    states: Tensor = output.last_hidden_state[0, positions.to(model.device)]
-    return states
+    states: Tensor = output.last_hidden_state[0]
+    return states[positions.to(states.device)]
 
 
 def packed_inputs(

@@ -26,7 +26,7 @@ from tailored_llama.config import ExecutionConfig
 from tailored_llama.errors import InputError
 from tailored_llama.memory import free_memory
 from tailored_llama.models.checkpoints import check_checkpoint, tensor_shapes, tensor_spans, weight_bytes, weight_files
-from tailored_llama.models.devices import pick_device
+from tailored_llama.models.devices import devices_of
 from tailored_llama.models.load import check_tensors, empty_model, load_model, stored_dtype
 
 _log = logging.getLogger(__name__)
@@ -54,21 +54,25 @@ def open_model(
     Raises:
         InputError: as `load_model`; or streaming is demanded for work that needs the whole model.
     """
-    device = pick_device(execution.device)
+    devices = devices_of(execution.device)
     if not streams(folder, execution):
-        return load_model(folder, adapter, device)
+        return load_model(folder, adapter, execution.device)
     if whole := "an adapter" if adapter else whole:
         if execution.streaming == "always":
             raise InputError(f"execution.streaming: got 'always' with {whole}; allowed: auto or never")
         _log.warning("%s: its weights do not fit into memory, but %s cannot be streamed", folder, whole)
-        return load_model(folder, adapter, device)
-    return stream_model(folder, device, scratch)
+        return load_model(folder, adapter, execution.device)
+    return stream_model(folder, devices[0], scratch)
 
 
 def streams(folder: Path, execution: ExecutionConfig) -> bool:
-    """Whether a checkpoint is to be streamed: on demand, or because its weights are larger than the free memory."""
+    """Whether a checkpoint is to be streamed: on demand, or because its weights are larger than the free memory.
+
+    Of several devices each gets the same share.
+    """
     if execution.streaming == "auto":
-        return weight_bytes(folder) > free_memory(pick_device(execution.device))
+        devices = devices_of(execution.device)
+        return weight_bytes(folder) > len(devices) * min(map(free_memory, devices))
     return execution.streaming == "always"
 
 
@@ -244,13 +248,16 @@ def enter(model: Any, **inputs: Any) -> tuple[Tensor, list[dict[str, Any]]]:
         return hidden_states
 
     decoder = model.get_decoder()
+    hooked = [vars(layer).get("forward") for layer in decoder.layers]  # by accelerate, if on several devices
     for layer in decoder.layers:
         layer.forward = skip
     try:
         decoder(**inputs, use_cache=False)
     finally:
-        for layer in decoder.layers:
+        for layer, forward in zip(decoder.layers, hooked, strict=True):
             del layer.forward
+            if forward is not None:
+                layer.forward = forward
     return states[0], arguments
 
 

@@ -52,7 +52,7 @@ def block_influence(
             for index, further in enumerate(arguments):
                 before = shelf[number, index]
                 shelf[number + 1, index] = after = caller(layer, further[number])(before)
-                alike += float(cosine_similarity(before.double(), after.double(), dim=-1).sum())
+                alike += float(cosine_similarity(before.to(after.device).double(), after.double(), dim=-1).sum())
                 shelf.drop((number, index))
             influence[number] = 1 - alike / input_ids.numel()
             progress(number + 1, len(layers))

@@ -71,7 +71,7 @@ def reconstruct(
     Yields:
         Tensors by name: weights [kept outputs, kept inputs] and biases [out], in the model's dtype.
     """
-    stays = {(part.parameter, part.dim): torch.from_numpy(kept[part.owner]).to(model.device) for part in slices}
+    stays = {(part.parameter, part.dim): torch.from_numpy(kept[part.owner]) for part in slices}
     layers, batches = layers_of(model), even_batches(input_ids, batch_tokens)
     with layers.shelf() as shelf:  # dense states by layer and batch, and what `_fit_in_sequence` keeps
         arguments = enter_all(model, batches, shelf)[0]
@@ -90,7 +90,8 @@ def reconstruct(
                 adds_directly = not hasattr(layer, "post_feedforward_layernorm")
                 tensors = _fit_in_sequence(forward, blocks, states, ridge, adds_directly)
                 for name, module in (part for block in blocks if block.left for part in block.readers.items()):
-                    tensors[f"{name}.weight"] = module.weight[stays[f"{name}.weight", 0]]
+                    rows = stays[f"{name}.weight", 0].to(module.weight.device)
+                    tensors[f"{name}.weight"] = module.weight[rows]
             else:
                 tensors = _fit_apart(forward, blocks, states, method, ridge)
             yield tensors
@@ -168,7 +169,8 @@ def _fit_in_sequence(
             inputs, outputs = inputs_of(forward, fit.module, batch, before)
             target = shelf[fit.module, index].float()
             if adds_directly:
-                target = target + states.dense(index).float() - batch.float()
+                dense, pruned = (each.to(target.device).float() for each in (states.dense(index), batch))
+                target = target + dense - pruned
                 for module, output in zip(before, outputs, strict=True):
                     target += shelf[module, index].float() - output.float()
             fit.add(inputs, target)
@@ -240,7 +242,8 @@ class _Block:
 
 def _block(name: str, block: Any, output: str, stays: dict[tuple[str, int], Tensor]) -> _Block:
     linear = {f"{name}.{child}": part for child, part in block.named_children() if isinstance(part, torch.nn.Linear)}
-    return _Block(f"{name}.{output}", linear.pop(f"{name}.{output}"), stays[f"{name}.{output}.weight", 1], linear)
+    module = linear.pop(f"{name}.{output}")
+    return _Block(f"{name}.{output}", module, stays[f"{name}.{output}.weight", 1].to(module.weight.device), linear)
 
 
 class _Fit:

@@ -60,7 +60,7 @@ def save_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Op
 def load_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Optimizer) -> None:
     """Restore what `save_state` wrote for this training; without an intact state, change nothing."""
     try:
-        with safe_open(folder / FILE, "pt", device=str(model.device)) as file:
+        with safe_open(folder / FILE, "pt") as file:  # on the CPU: the model may be on several devices
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata["sha256"] != _digest(metadata["state"], tensors):
@@ -82,9 +82,9 @@ def load_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Op
                 key: tensors[f"optimiser {key} {name}"].to("cpu" if key == "step" else parameter.device)
                 for key in _MOMENTS
             }
-    torch.set_rng_state(tensors["generator cpu"].cpu())
-    if "generator cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["generator cuda"].cpu(), model.device)
+    torch.set_rng_state(tensors["generator cpu"])
+    for number, device in enumerate(_gpus(model)):
+        torch.cuda.set_rng_state(tensors[f"generator cuda {number}"], device)
     logging.getLogger(__name__).info("going on after step %d", state.step)
 
 
@@ -112,6 +112,11 @@ def _trained(model: Any) -> dict[str, Tensor]:
 
 
 def _generators(model: Any) -> dict[str, Tensor]:
-    """States of the random generators that dropout draws from."""
+    """States of the random generators that dropout draws from: the CPU's, and one of each GPU of the model."""
     states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state(model.device)} if model.device.type == "cuda" else {})
+    return states | {f"cuda {n}": torch.cuda.get_rng_state(device) for n, device in enumerate(_gpus(model))}
+
+
+def _gpus(model: Any) -> list[torch.device]:
+    """The GPUs that a model's parameters are on, in the order of its layers."""
+    return [device for device in dict.fromkeys(p.device for p in model.parameters()) if device.type == "cuda"]

@@ -121,7 +121,10 @@ WRONG = {
     "seed=-1": "seed: got -1; allowed: greater than or equal to 0",
     "calibration.tokens=4": "calibration.tokens: got 4; allowed: greater than or equal to 8",
     "scoring.limit=0": "scoring.limit: got 0; allowed: greater than or equal to 1",
-    "execution.device=gpu": r"execution.device: got 'gpu'; allowed: text that matches '^(auto|cpu|cuda(:\d+)?)$'",
+    "execution.device=gpu": "execution.device: got 'gpu'; allowed: text that matches "
+    r"'^(auto|cpu|balanced|cuda(:\d+)?)$'",
+    "execution={device = 'balanced', streaming = 'always'}": "execution.device: got 'balanced' with "
+    "execution.streaming = 'always'; allowed: cuda",
     "store.root=": "store.root: got ''; allowed: at least 1 character",
     "benchmarks=boolq": "benchmarks: got 'boolq'; allowed: a list",
     "benchmarks=[]": "benchmarks: got []; allowed: at least 1 item",
@@ -148,6 +151,12 @@ def test_all_mistakes_are_named_at_once() -> None:
         load_config(None, ["tuning.rank=0", "tuning.dropout=1.0", "model.dtype=float8"])
     assert str(caught.value).split("; ")[::2] == ["model.dtype: got 'float8'", "tuning.rank: got 0",
                                                   "tuning.dropout: got 1.0"]  # fmt: skip
+
+
+def test_a_quantised_model_is_on_one_device() -> None:
+    message = "execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda"
+    with pytest.raises(InputError, match=exactly(message)):
+        load_config(None, ["execution.device=balanced", "model.quantization=nf4"])
 
 
 def test_a_key_below_a_value_is_refused() -> None:

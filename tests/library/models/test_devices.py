@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tailored_llama.config import ExecutionConfig
-from tailored_llama.models import device_slot
+from tailored_llama.errors import InputError
+from tailored_llama.models import device_slot, devices_of
 
 
 @pytest.fixture
@@ -57,6 +58,32 @@ def test_a_gpu_with_a_number_is_that_one(current: list[int], tmp_path: Path) -> 
         with device_slot(ExecutionConfig(device=device), str(tmp_path)):
             pass
     assert current == [1, 0]
+
+
+def test_balanced_waits_for_all_gpus(current: list[int], tmp_path: Path) -> None:
+    one, every = (ExecutionConfig(device=device) for device in ("cuda", "balanced"))
+    begun = threading.Event()
+
+    def spread() -> None:
+        with device_slot(every, str(tmp_path)):
+            begun.set()
+
+    with device_slot(one, str(tmp_path)):
+        waiting = threading.Thread(target=spread)
+        waiting.start()
+        assert not begun.wait(0.2)
+    assert begun.wait(30)
+    waiting.join()
+    assert current == [0, 0]
+
+
+def test_balanced_needs_two_gpus(current: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices_of("balanced") == ["cuda:0", "cuda:1"]
+    assert devices_of("cuda") == ["cuda"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    message = "execution.device: got 'balanced'; allowed here: auto, cpu, or cuda:0 to cuda:0"
+    with pytest.raises(InputError, match=f"^{message}$"):
+        devices_of("balanced")
 
 
 def test_a_gpu_that_is_shared_is_not_looked_for(current: list[int], tmp_path: Path) -> None:

@@ -631,7 +631,7 @@ def test_an_empty_prompt_is_refused(tiny: Path) -> None:
         ("cuda", 0, "auto or cpu (no CUDA device)"),
         ("cuda:1", 0, "auto or cpu (no CUDA device)"),
         ("gpu", 0, "auto or cpu (no CUDA device)"),
-        ("cuda:2", 2, "auto, cpu, or cuda:0 to cuda:1"),
+        ("cuda:2", 2, "auto, cpu, or cuda:0 to cuda:1, or balanced"),
     ],
 )
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, device: str, present: int, allowed: str) -> None:

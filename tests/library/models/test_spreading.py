@@ -1,0 +1,235 @@
+"""A model spread over two devices computes what it does on one, in every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers import CPU, write_own_benchmark
+from tailored_llama.config import (
+    BenchmarkConfig,
+    DistillationConfig,
+    ExecutionConfig,
+    HealingConfig,
+    PruningConfig,
+    ReconstructionConfig,
+    TuningConfig,
+)
+from tailored_llama.data.benchmarks import load_benchmark
+from tailored_llama.data.calibration import CALIBRATION_SCHEMA
+from tailored_llama.data.prompts import render_prompts
+from tailored_llama.evaluation.generation import generate
+from tailored_llama.evaluation.profiling import decode
+from tailored_llama.evaluation.scoring import score_benchmark
+from tailored_llama.models import devices, load, load_model, load_tokenizer, streaming
+from tailored_llama.models.spreading import shares
+from tailored_llama.pruning.allocation import search_widths
+from tailored_llama.pruning.depth import read_influence
+from tailored_llama.pruning.groups import build_graph
+from tailored_llama.pruning.importance import read_importance, score_importance
+from tailored_llama.pruning.prune import prune
+from tailored_llama.store import write_table
+from tailored_llama.training.distillation import teach
+from tailored_llama.training.healing import heal
+from tailored_llama.training.tuning import Source, tune
+from two_devices import DEVICES, TwoDevices
+
+BALANCED = ExecutionConfig(device="balanced", streaming="never", batch_tokens=64)
+RESIDENT = ExecutionConfig(device="cpu", streaming="never", batch_tokens=64)
+Stage = Callable[[ExecutionConfig, Path], Any]
+IDS = torch.randint(0, 256, (5, 32), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(autouse=True)
+def _balanced_is_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (devices, load, streaming):
+        monkeypatch.setattr(module, "devices_of", lambda device: DEVICES if device == "balanced" else ["cpu"])
+    monkeypatch.setattr(devices, "free_memory", lambda device: 2**40)
+    of_any_device = torch.autocast  # refuses devices it does not know, even where it is to do nothing
+
+    def autocast(device_type: str, *args: Any, **options: Any) -> Any:
+        return of_any_device("cpu" if device_type == "lazy" else device_type, *args, **options)
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    monkeypatch.setattr(torch, "lazy", torch.cpu, raising=False)  # checkpoint() asks for its random state
+
+
+@pytest.fixture
+def both(folder: Callable[[str], Path]) -> Callable[[Stage], tuple[Path, Path]]:
+    """Run a stage on the CPU and on both devices; returns the folders it wrote to."""
+
+    def run(stage: Stage) -> tuple[Path, Path]:
+        one, two = folder("one"), folder("two")
+        stage(RESIDENT, one)
+        with TwoDevices():
+            stage(BALANCED, two)
+        return one, two
+
+    return run
+
+
+@pytest.fixture
+def text(folder: Callable[[str], Path]) -> Path:
+    """Calibration sequences."""
+    out = folder("text")
+    columns = {"input_ids": IDS.tolist(), "source": ["here"] * len(IDS), "row": range(len(IDS))}
+    write_table(out / "calibration.parquet", columns, CALIBRATION_SCHEMA)
+    return out
+
+
+@pytest.fixture
+def groups(tiny: Path, folder: Callable[[str], Path]) -> Path:
+    """The groups of the tiny checkpoint, with random importances."""
+    out = folder("groups")
+    build_graph(tiny, out=out)
+    score_importance(tiny, out, None, criterion="random", seed=1, out=out, execution=CPU)
+    return out
+
+
+@pytest.fixture
+def benchmark(folder: Callable[[str], Path]) -> tuple[BenchmarkConfig, Path]:
+    """A benchmark and its prompts: some to train on, others that begin with two solved examples."""
+    config, examples = BenchmarkConfig(**write_own_benchmark(folder("data"))), folder("examples")
+    load_benchmark(config, downloads="", out=examples)
+    prompts = folder("prompts")
+    render_prompts(examples, benchmark=config, split="evaluation", template="harness", num_fewshot=2, out=prompts)
+    return config, prompts
+
+
+def column(folder: Path, file: str, name: str) -> Any:
+    return pq.read_table(folder / file)[name].to_pylist()
+
+
+def test_operations_on_two_devices_fail() -> None:  # else none of the others could
+    with TwoDevices():
+        one, other = (torch.ones(3, device=device) for device in DEVICES)
+        with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+            one + other
+        assert (one + other.to(one.device)).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("layers", "rest", "count", "expected"),
+    [
+        ([1, 1, 1, 1], 0, 2, [0, 0, 1, 1]),
+        ([1, 1, 1, 1], 2, 2, [0, 1, 1, 1]),
+        ([1, 1, 1, 1], 9, 3, [1, 1, 2, 2]),
+        ([1, 1], 0, 3, [0, 2]),
+        ([5, 1, 1, 1], 0, 2, [0, 1, 1, 1]),
+    ],
+)
+def test_every_device_gets_about_the_same(layers: list[int], rest: int, count: int, expected: list[int]) -> None:
+    assert shares(layers, rest, count) == expected
+
+
+def test_layers_are_whole_and_all_else_is_on_the_first_device(checkpoint: Path) -> None:
+    with TwoDevices():
+        model = load_model(checkpoint, device="balanced")
+    layers = [{str(p.device) for p in layer.parameters()} for layer in model.model.layers]
+    assert all(len(places) == 1 for places in layers)
+    assert {"lazy:1"} in layers
+    outside = {str(p.device) for name, p in model.named_parameters() if ".layers." not in name}
+    assert outside == {"lazy:0"}
+
+
+@pytest.mark.parametrize("checkpoint", ["untied", "gemma2", "missing blocks"], indirect=True)
+def test_scores(checkpoint: Path, benchmark: tuple[BenchmarkConfig, Path], both: Any) -> None:
+    config, prompts = benchmark
+
+    def stage(execution: ExecutionConfig, out: Path) -> None:
+        score_benchmark(checkpoint, None, prompts, benchmark=config, out=out, execution=execution)
+
+    expected, found = (column(out, "predictions.parquet", "loglikelihoods") for out in both(stage))
+    assert found == [pytest.approx(row, abs=1e-4) for row in expected]
+
+
+def test_written_answers(tiny: Path, folder: Any) -> None:
+    tokenizer, contexts = load_tokenizer(tiny), ["the sky is", "one"]
+    expected = generate(load_model(tiny), tokenizer, contexts, 6, ["\n"])
+    with TwoDevices():
+        assert generate(load_model(tiny, device="balanced"), tokenizer, contexts, 6, ["\n"]) == expected
+
+
+def test_a_profiled_pass(tiny: Path) -> None:
+    expected, *_ = decode(load_model(tiny), IDS[:2, :8], 4)
+    with TwoDevices():
+        model = load_model(tiny, device="balanced")
+        found, *_ = decode(model, IDS[:2, :8].to(model.device), 4)
+        assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("criterion", ["taylor_gate", "taylor_mixed", "flap"])
+def test_importance(tiny: Path, groups: Path, text: Path, both: Any, criterion: Any) -> None:
+    def stage(execution: ExecutionConfig, out: Path) -> None:
+        settings: dict[str, Any] = {"criterion": criterion, "seed": 3, "influence": True}
+        score_importance(tiny, groups, text, **settings, out=out, execution=execution)
+
+    one, two = both(stage)
+    np.testing.assert_allclose(read_importance(two), read_importance(one), rtol=1e-3)
+    np.testing.assert_allclose(read_influence(two), read_influence(one), rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["static", "sequential"])
+def test_reconstruction(tiny: Path, groups: Path, text: Path, both: Any, method: Any) -> None:
+    settings = PruningConfig(allocation="global", min_channels=2), ReconstructionConfig(method=method)
+
+    def stage(execution: ExecutionConfig, out: Path) -> None:
+        given: dict[str, Any] = {"ratio": 0.2, "pruning": settings[0], "reconstruction": settings[1]}
+        prune(tiny, groups, groups, text, **given, out=out, execution=execution)
+
+    expected, found = (load_file(out / "model.safetensors") for out in both(stage))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_search(tiny: Path, groups: Path, text: Path, both: Any) -> None:
+    def stage(execution: ExecutionConfig, out: Path) -> None:
+        pruning = PruningConfig(allocation="search", min_channels=2, search_evaluations=16)
+        given: dict[str, Any] = {"ratio": 0.2, "pruning": pruning, "reconstruction": ReconstructionConfig(), "seed": 0}
+        search_widths(tiny, groups, groups, text, **given, out=out, execution=execution)
+
+    expected, found = (column(out, "search.parquet", "divergence") for out in both(stage))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("variant", ["lora", "prefix"])
+def test_tuning(tiny: Path, benchmark: tuple[BenchmarkConfig, Path], folder: Any, both: Any, variant: Any) -> None:
+    config, prompts = benchmark[0], folder("train")
+    examples = prompts.parent / "examples"
+    render_prompts(examples, benchmark=config, split="train", template="harness", out=prompts, shots=4, held_out=2)
+    tuning = TuningConfig(variant=variant, shots=4, held_out=2, epochs=1, batch_size=2, dropout=0.0, learning_rate=1e-2)
+
+    def stage(execution: ExecutionConfig, out: Path) -> None:
+        execution = execution.model_copy(update={"recompute_activations": variant == "lora", "keep_state_every": 1})
+        given: dict[str, Any] = {"tuning": tuning, "distillation": DistillationConfig(), "seed": 0}
+        for _ in range(2 if variant == "lora" else 1):  # the second one resumes the finished first
+            tune(tiny, [Source(prompts, "acc_norm")], **given, out=out, execution=execution, resume=out / "state")
+        score_benchmark(tiny, out, benchmark[1], benchmark=config, out=out, execution=execution)
+
+    one, two = both(stage)
+    for name in ("loss", "held_out_loss"):
+        assert column(two, "log.parquet", name) == [
+            pytest.approx(loss, abs=1e-3) for loss in column(one, "log.parquet", name)
+        ]
+    expected, found = (column(out, "predictions.parquet", "loglikelihoods") for out in (one, two))
+    assert found == [pytest.approx(row, abs=1e-2) for row in expected]
+
+
+def test_distillation(tiny: Path, text: Path, both: Any) -> None:
+    distillation = DistillationConfig(weight=1.0, top=8)
+
+    def stage(execution: ExecutionConfig, out: Path) -> None:
+        teach(tiny, text, distillation=distillation, out=out, execution=execution)
+        healing = HealingConfig(tokens=160, batch_size=2)
+        given: dict[str, Any] = {"healing": healing, "distillation": distillation, "seed": 0}
+        heal(tiny, out, **given, out=out, execution=execution)
+
+    one, two = both(stage)
+    assert column(two, "teacher.parquet", "tokens") == column(one, "teacher.parquet", "tokens")
+    assert column(two, "log.parquet", "loss") == pytest.approx(column(one, "log.parquet", "loss"), abs=1e-4)
