@@ -11,6 +11,7 @@ from pydantic import validate_call
 from tailored_llama.store import ArtifactRef
 
 Name = Literal[
+    "write_text",
     "score_importance",
     "search_widths",
     "prune",
@@ -35,6 +36,10 @@ def stage(task: Name, arguments: dict[str, Any]) -> ArtifactRef:
 def _task(name: Name) -> Callable[..., ArtifactRef]:
     """Load a task, and no library that only another stage needs."""
     match name:
+        case "write_text":
+            from tasks.write_text import write_text
+
+            return write_text
         case "score_importance":
             from tasks.score_importance import score_importance
 

@@ -204,6 +204,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _healing_reads_every_text(self) -> RunConfig:
+        tokens, text = self.healing.tokens, self.calibration
+        if tokens and not all(part.samples for part in text.with_tokens(tokens).parts):
+            raise ValueError(
+                f"healing.tokens: got {tokens}; allowed: a sequence of {text.tokens} tokens for each text of "
+                f"calibration.source ({text.named}), by its weight"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _benchmarks_once(self) -> RunConfig:
         names = [b.name for b in self.benchmarks]
         if twice := sorted({n for n in names if names.count(n) > 1}):
