@@ -117,16 +117,6 @@ class CalibrationConfig(SourcesConfig):
             raise ValueError("allowed: a text, or a list of texts")
         return value if isinstance(value, str) else [{"source": v} if isinstance(v, str) else v for v in value]
 
-    @model_validator(mode="after")
-    def _a_sequence_of_each(self) -> CalibrationConfig:
-        for part in self.parts:
-            if not part.samples:
-                raise ValueError(
-                    f"calibration.samples: got {self.samples}, of which {part.text.source} gets none by its weight "
-                    f"{part.weight:g}; allowed: at least one sequence of each source"
-                )
-        return self
-
     @property
     def parts(self) -> tuple[CalibrationPart, ...]:
         """The texts, which share the sequences by weight (largest remainder)."""

@@ -136,6 +136,7 @@ def _siblings(path: list[str], section: type[BaseModel]) -> list[str]:
     for part in path[:-1]:
         if part in section.model_fields:
             kind = section.model_fields[part].annotation
-            inner = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel)]
+            kinds = (kind, *get_args(kind), *(k for one in get_args(kind) for k in get_args(one)))
+            inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
             section = inner[0] if inner else section
     return list(section.model_fields)

@@ -204,13 +204,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _healing_reads_every_text(self) -> RunConfig:
-        tokens, text = self.healing.tokens, self.calibration
-        if tokens and not all(part.samples for part in text.with_tokens(tokens).parts):
-            raise ValueError(
-                f"healing.tokens: got {tokens}; allowed: a sequence of {text.tokens} tokens for each text of "
-                f"calibration.source ({text.named}), by its weight"
-            )
+    def _a_sequence_of_each_text(self) -> RunConfig:
+        text, tokens = self.calibration, self.healing.tokens
+        fields = [("calibration.samples", text.samples, text)]
+        fields += [("healing.tokens", tokens, text.with_tokens(tokens))] if tokens else []
+        for field, got, drawn in fields:
+            if none := [part.text.source for part in drawn.parts if not part.samples]:
+                raise ValueError(
+                    f"{field}: got {got}, of which {none[0]} gets no sequence by its weight; allowed: one for each "
+                    f"text of calibration.source ({text.named})"
+                )
         return self
 
     @model_validator(mode="after")
