@@ -38,8 +38,9 @@ def write_text(
     """Stage: sample documents from the dense model and write `self_text.parquet`.
 
     Each document starts from the BOS token (EOS where there is none), as in self-calibration (arXiv 2410.17170), and
-    ends with EOS or after `length` tokens. Tokens are drawn at temperature 1 from the likeliest ones that hold 95 % of
-    the probability (arXiv 1904.09751). Deterministic for a seed on one machine. The text has no special tokens.
+    ends with EOS or after `length` tokens. Tokens are drawn from the likeliest ones that hold 95 % of the probability
+    (arXiv 1904.09751), at temperature 1; the first paper changes it along the first tokens. Deterministic for a seed on
+    one machine. The text has no special tokens.
 
     Args:
         dense: the model that writes.
