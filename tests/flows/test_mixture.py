@@ -34,7 +34,7 @@ def mixed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 def test_a_run_on_several_texts(mixed_run: dict[str, Any], tmp_path: Path) -> None:
     mixed_run["store"]["export"] = str(tmp_path / "finished")
-    mixed_run["pruning"] |= {"kinds": ["attention", "mlp", "vocabulary"], "ratios": [0.35]}
+    mixed_run["pruning"] |= {"kinds": ["attention", "mlp", "vocabulary"], "vocabulary": 448, "ratios": [0.35]}
     tailor(validate_config(mixed_run))
     (calibration,) = folders(mixed_run, "calibration")
     assert sorted(sources(calibration))[:2] == ["prompts", "self"]

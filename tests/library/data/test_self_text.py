@@ -37,7 +37,8 @@ def documents(folder: Path) -> list[str]:
 def test_as_much_as_is_asked_for_in_short_documents_without_special_tokens(dense: Path, folder: Make) -> None:
     tokenizer, texts = load_tokenizer(dense), documents(write(dense, folder("out")))
     assert sum(len(tokenizer(text)["input_ids"]) for text in texts) >= 200
-    assert 7 <= len(texts) < 40
+    assert len(texts) >= 7
+    assert all(len(tokenizer(text)["input_ids"]) < 200 for text in texts)
     assert not any(special in text for special in tokenizer.all_special_tokens for text in texts)
 
 
