@@ -18,6 +18,7 @@ from tailored_llama.config import (
     reads_calibration,
     reads_train,
     searches_widths,
+    self_tokens,
     step_ratios,
     trims_vocabulary,
     unlabelled_of,
@@ -43,6 +44,7 @@ from tasks.search_widths import search_widths
 from tasks.soft_label import soft_label
 from tasks.teach import teach
 from tasks.tune import tune
+from tasks.write_text import write_text
 
 T = TypeVar("T")
 
@@ -156,11 +158,17 @@ def search_templates(config: RunConfig, model: ArtifactRef) -> Prompts:
 def prepare_dense(config: RunConfig, prompts: Prompts) -> Dense:
     """Load the model and score its groups; cheap stages and checks come first."""
     dense = load_model(config.store, config.model)
-    counts = count_tokens(config, dense, _train_prompts(prompts)) if trims_vocabulary(config) else None
+    own = self_text(config, dense) if reads_calibration(config) or trims_vocabulary(config) else None
+    counts = count_tokens(config, dense, _train_prompts(prompts), own) if trims_vocabulary(config) else None
     groups = build_graph(config, dense, config.pruning.ratios, counts)
-    calibration = load_calibration(config, dense, prompts.train) if reads_calibration(config) else None
+    calibration = load_calibration(config, dense, prompts.train, own) if reads_calibration(config) else None
     importance = score_importance(config, dense, groups, calibration)
     return Dense(dense, groups, calibration, importance, counts, prompts.train if searches_widths(config) else {})
+
+
+def self_text(config: RunConfig, dense: ArtifactRef) -> ArtifactRef | None:
+    """The calibration text that the dense model writes; None if it writes none."""
+    return write_text(config, dense) if self_tokens(config) else None
 
 
 def _train_prompts(prompts: Prompts) -> dict[str, ArtifactRef]:
@@ -234,13 +242,17 @@ def teach_shots(config: RunConfig, dense: Dense, prompts: Prompts, benchmark: st
 
 
 def teach_text(config: RunConfig, dense: Dense, prompts: Prompts) -> ArtifactRef:
-    calibration = dense.calibration or load_calibration(config, dense.checkpoint, prompts.train)
-    return teach(config, TEXT, dense.checkpoint, calibration)
+    text = dense.calibration or _calibration_text(config, dense, prompts)
+    return teach(config, TEXT, dense.checkpoint, text)
 
 
 def teach_healing_text(config: RunConfig, dense: Dense, prompts: Prompts) -> ArtifactRef:
-    text = load_calibration(healing_text(config), dense.checkpoint, prompts.train)
+    text = _calibration_text(healing_text(config), dense, prompts)
     return teach(config, HEALING_TEXT, dense.checkpoint, text)
+
+
+def _calibration_text(config: RunConfig, dense: Dense, prompts: Prompts) -> ArtifactRef:
+    return load_calibration(config, dense.checkpoint, prompts.train, self_text(config, dense.checkpoint))
 
 
 def tune_adapter(

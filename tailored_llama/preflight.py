@@ -11,6 +11,7 @@ from tailored_llama.config import (
     K_QUANTS,
     NF4_MULTIPLE,
     PROMPTS,
+    SELF,
     SOFT,
     BenchmarkConfig,
     ExecutionConfig,
@@ -69,7 +70,7 @@ def preflight(config: RunConfig) -> None:
     for benchmark in config.benchmarks:
         layout_of(template, benchmark)
         _check_benchmark(benchmark, config)
-    for field, text in texts_of(config).items():
+    for field, text in texts_of(config):
         check_text(text, field)
     if (store := ArtifactStore(config.store.root)).remote:
         check_writable(store.remote)
@@ -148,6 +149,7 @@ def _check_streaming(config: RunConfig) -> None:
         return
     whole = [f"the written answers of {benchmark.name}" for benchmark in config.benchmarks if is_written(benchmark)]
     whole += ["pruning.allocation = 'search'"] if searches_widths(config) else []
+    whole += ["calibration.source = 'self'"] if config.calibration.reads(SELF) and _is_calibrated(config) else []
     if config.model.quantization == "none":  # in 4 bits an adapter is trained on the whole model
         whole += [f"healing.tokens = {config.healing.tokens}"] if config.healing.tokens else []
         whole += [f"tuning.examples = {config.tuning.examples!r}"] if config.tuning.examples != "none" else []
@@ -203,14 +205,17 @@ def _check_quantization(config: RunConfig) -> None:
         check_quantizable(source.path, kind, execution.device)
 
 
-def texts_of(config: RunConfig) -> dict[str, TextConfig]:
-    """The texts a run reads, by section."""
-    texts: dict[str, TextConfig] = {"perplexity": config.perplexity}
-    calibrated = reads_calibration(config) or trims_vocabulary(config)
-    calibrated = calibrated or bool(config.healing.tokens or config.distillation.weight)
-    if calibrated and config.calibration.source != PROMPTS:
-        texts["calibration"] = config.calibration
-    return texts
+def texts_of(config: RunConfig) -> list[tuple[str, TextConfig]]:
+    """The texts that a run reads from elsewhere, each after its section."""
+    parts = config.calibration.parts if _is_calibrated(config) else ()
+    calibration = [("calibration", part.text) for part in parts if part.text.source not in (PROMPTS, SELF)]
+    return [("perplexity", config.perplexity), *calibration]
+
+
+def _is_calibrated(config: RunConfig) -> bool:
+    """Whether any stage of a run reads calibration text."""
+    read = reads_calibration(config) or trims_vocabulary(config)
+    return read or bool(config.healing.tokens or config.distillation.weight)
 
 
 def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:

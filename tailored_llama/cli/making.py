@@ -35,7 +35,7 @@ def fetch(config: Config = None, overrides: Overrides = None) -> None:
         for split in ("train", "evaluation") if benchmarks.has_train(benchmark) else ("evaluation",):
             benchmarks.load_examples(benchmark, split, run.store.downloads)
         print(f"benchmark {benchmark.name}: here")
-    for text in texts_of(run).values():
+    for _, text in texts_of(run):
         load_texts(text, run.store.downloads)
         print(f"text {text.source}, split {text.split}: here")
     source = find_model(run.model)
@@ -97,7 +97,7 @@ def prune(
     from tailored_llama.preflight import texts_of
 
     pick_device(run.execution.device)
-    for section, text in texts_of(run).items():
+    for section, text in texts_of(run):
         if section != "perplexity":
             check_text(text, section)
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
@@ -113,13 +113,13 @@ def prune(
     if layers := facts.get("layers"):
         print(f"{layers} of {len(structure.layers)} layers kept")
     if tokens := facts.get("tokens"):
-        by = (
-            "the calibration text and the train prompts of " + ", ".join(benchmark)
-            if benchmark
-            else "the train prompts"
-        )
-        if not benchmark and run.calibration.source != PROMPTS:
+        by = "the calibration text and the train prompts"
+        if benchmark:
+            by += " of " + ", ".join(benchmark)
+        elif not run.calibration.reads(PROMPTS):
             by = "the calibration text alone, as there is no --benchmark"
+        elif run.calibration.named == PROMPTS:
+            by = "the train prompts"
         print(f"{tokens:,} of {before.vocab_size:,} tokens kept, by {by}; {facts['tokens_whole']:.2%} stay whole there")
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tailored_llama.config.execution import GgufType, as_gguf_type
 from tailored_llama.config.harness import is_harness_task
-from tailored_llama.config.inputs import PROMPTS, BenchmarkConfig
+from tailored_llama.config.inputs import PROMPTS, SELF, BenchmarkConfig
 from tailored_llama.config.schema import DATA_FREE, RunConfig
 from tailored_llama.config.training import SOFT, TuningConfig
 
@@ -49,7 +49,7 @@ def trims_vocabulary(run: RunConfig) -> bool:
 
 def pruned_by_prompts(run: RunConfig) -> bool:
     """Whether pruning reads the run's train prompts."""
-    return run.calibration.source == PROMPTS or trims_vocabulary(run) or searches_widths(run)
+    return run.calibration.reads(PROMPTS) or trims_vocabulary(run) or searches_widths(run)
 
 
 def reads_train(run: RunConfig, benchmark: str) -> bool:
@@ -98,8 +98,12 @@ def with_template(run: Run, template: str) -> Run:
 
 def healing_text(run: RunConfig) -> RunConfig:
     """The same run with as many calibration samples as healing reads."""
-    samples = -(-run.healing.tokens // run.calibration.tokens)
-    return run.model_copy(update={"calibration": run.calibration.model_copy(update={"samples": samples})})
+    return run.model_copy(update={"calibration": run.calibration.with_tokens(run.healing.tokens)})
+
+
+def self_tokens(run: RunConfig) -> int:
+    """Tokens of calibration text that the dense model writes itself."""
+    return sum(part.samples for part in run.calibration.parts if part.text.source == SELF) * run.calibration.tokens
 
 
 def step_ratios(ratio: float, steps: int) -> list[float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tailored_llama.config.harness import find_task, is_harness_task, task_fields
 from tailored_llama.config.section import Section
@@ -14,6 +15,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["none", "nf4"]
 NF4_MULTIPLE = 64  # weights in a block; on a CPU, rows of nf4 matrices must be whole blocks
 PROMPTS = "prompts"  # calibration source: the training prompts of the run's own benchmarks
+SELF = "self"  # calibration source: text that the dense model writes itself
 Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
 Ignored = Literal["case", "punctuation", "numbers", "spaces"]
 
@@ -50,14 +52,22 @@ class ModelConfig(Section):
         return Path(self.source).name or self.source
 
 
-class TextConfig(Section):
-    """A text to read, for calibration or perplexity."""
+class SourceConfig(Section):
+    """One text of a mixture; a field that is absent is as in the section."""
 
-    source: str = Field(
-        "boolq",
-        description="A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub "
-        "data set such as Salesforce/wikitext.",
-    )
+    source: str = Field(description="As calibration.source.")
+    weight: float = Field(1.0, gt=0, le=1e6, description="Its share of the sequences, relative to the others' weights.")
+    subset: str | None = Field(None, description="As calibration.subset.")
+    revision: str | None = Field(None, description="As calibration.revision.")
+    split: str | None = Field(None, description="As calibration.split.")
+    column: str | None = Field(None, description="As calibration.column.")
+    documents: int | None = Field(None, ge=1, description="As calibration.documents.")
+
+
+class SourcesConfig(Section):
+    """Where text is read."""
+
+    source: str | tuple[SourceConfig, ...]
     subset: str | None = Field(None, description="Hub data sets only: the configuration, e.g. wikitext-2-raw-v1.")
     revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
     split: str = Field("train", description="Benchmarks and Hub data sets: the split to read.")
@@ -65,20 +75,78 @@ class TextConfig(Section):
     documents: int = Field(10_000, ge=1, description="Hub data sets only: rows read, from the start of the split.")
 
 
-class CalibrationConfig(TextConfig):
-    """The calibration text of importance and reconstruction (LLM-Pruner: 10 samples of 64 tokens)."""
+class TextConfig(SourcesConfig):
+    """A text to read, for calibration or perplexity."""
 
     source: str = Field(
         "boolq",
+        description="A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub "
+        "data set such as Salesforce/wikitext.",
+    )
+
+
+@dataclass(frozen=True)
+class CalibrationPart:
+    """A text of the calibration, its weight, and the number of sequences drawn from it."""
+
+    text: TextConfig
+    weight: float
+    samples: int
+
+
+class CalibrationConfig(SourcesConfig):
+    """The calibration text of importance and reconstruction (LLM-Pruner: 10 samples of 64 tokens)."""
+
+    source: str | tuple[SourceConfig, ...] = Field(
+        "boolq",
         description="A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, a Hub data "
-        "set such as Salesforce/wikitext, or `prompts`: the training prompts of the run's own benchmarks, with their "
-        "answers.",
+        "set such as Salesforce/wikitext; or `prompts`: the training prompts of the run's own benchmarks, with their "
+        "answers; or `self`: text that the dense model writes itself (arXiv 2410.17170). A mixture is a list of them, "
+        'or of tables with weights, such as [{source = "boolq", weight = 2.0}, "prompts"].',
     )
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
     samples: int = Field(32, ge=1, le=65536, description="Sequences drawn from the text.")
     tokens: int = Field(
         1024, ge=8, le=32768, description="Tokens in each sequence. A few long ones work better than many short ones."
     )
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _names_are_sources(cls, value: Any) -> Any:
+        if not isinstance(value, str | list | tuple) or not value:
+            raise ValueError("allowed: a text, or a list of texts")
+        return value if isinstance(value, str) else [{"source": v} if isinstance(v, str) else v for v in value]
+
+    @property
+    def parts(self) -> tuple[CalibrationPart, ...]:
+        """The texts, which share the sequences by weight (largest remainder)."""
+        if isinstance(self.source, str):
+            return (CalibrationPart(self._text(SourceConfig(source=self.source)), 1.0, self.samples),)
+        wanted = [self.samples * part.weight / sum(part.weight for part in self.source) for part in self.source]
+        shares = [int(share) for share in wanted]
+        remainders = sorted(range(len(wanted)), key=lambda i: shares[i] - wanted[i])
+        for i in remainders[: self.samples - sum(shares)]:
+            shares[i] += 1
+        parts = zip(self.source, shares, strict=True)
+        return tuple(CalibrationPart(self._text(part), part.weight, share) for part, share in parts)
+
+    def _text(self, part: SourceConfig) -> TextConfig:
+        own = part.model_dump(exclude={"weight"}, exclude_none=True)
+        return TextConfig(**self.model_dump(include=set(TextConfig.model_fields) - {"source"}) | own)
+
+    @property
+    def named(self) -> str:
+        """The sources, with their weights if those differ."""
+        alike = len({part.weight for part in self.parts}) == 1
+        return " + ".join(p.text.source if alike else f"{p.weight:g} × {p.text.source}" for p in self.parts)
+
+    def reads(self, source: str) -> bool:
+        """Whether a source is among the texts."""
+        return any(part.text.source == source for part in self.parts)
+
+    def with_tokens(self, total: int) -> CalibrationConfig:
+        """The same texts, with as many whole sequences as hold this many tokens."""
+        return self.model_copy(update={"samples": -(-total // self.tokens)})
 
 
 class BenchmarkConfig(Section):

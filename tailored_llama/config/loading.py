@@ -61,7 +61,9 @@ def validate_as(kind: type[Model], data: dict[str, Any]) -> Model:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        problems = error.errors()
+        problems: list[dict[str, Any]] = [
+            {**p, "loc": tuple(part for part in p["loc"] if part not in _UNION_BRANCHES)} for p in error.errors()
+        ]
         # If items of a list are invalid, pydantic also reports the list as too short. Report the items only.
         inner = [p for p in problems if not any(_inside(q["loc"], p["loc"]) for q in problems)]
         raise InputError("; ".join(_explain(p, kind) for p in inner)) from None
@@ -94,7 +96,7 @@ def _parse_value(text: str) -> Any:
 
 def _explain(error: Any, kind: type[BaseModel]) -> str:
     """One problem as `field: got the value; allowed: the valid values`."""
-    path = [str(part) for part in error["loc"] if part not in _UNION_BRANCHES]
+    path = [str(part) for part in error["loc"]]
     field, context = ".".join(path), error.get("ctx", {})
     if isinstance(context.get("error"), InputError):
         return str(context["error"])  # names its field itself
@@ -118,7 +120,8 @@ def _explain(error: Any, kind: type[BaseModel]) -> str:
     return f"{field}: got {error['input']!r}; {message}"
 
 
-_UNION_BRANCHES = ("str", "tuple[str, ...]")  # pydantic adds them to the location of a problem in `choices`
+# Pydantic adds them to the location of a problem in `choices` or `source`.
+_UNION_BRANCHES = ("str", "tuple[str, ...]", "tuple[SourceConfig, ...]")
 _WORDING = (
     (r"Input should be a valid (tuple|list)", "allowed: a list"),
     (r"Input should be a valid dictionary or instance of \w+", "allowed: a table"),
@@ -133,6 +136,7 @@ def _siblings(path: list[str], section: type[BaseModel]) -> list[str]:
     for part in path[:-1]:
         if part in section.model_fields:
             kind = section.model_fields[part].annotation
-            inner = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel)]
+            kinds = (kind, *get_args(kind), *(k for one in get_args(kind) for k in get_args(one)))
+            inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
             section = inner[0] if inner else section
     return list(section.model_fields)

@@ -211,6 +211,19 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_sequence_of_each_text(self) -> RunConfig:
+        text, tokens = self.calibration, self.healing.tokens
+        fields = [("calibration.samples", text.samples, text)]
+        fields += [("healing.tokens", tokens, text.with_tokens(tokens))] if tokens else []
+        for field, got, drawn in fields:
+            if none := [part.text.source for part in drawn.parts if not part.samples]:
+                raise ValueError(
+                    f"{field}: got {got}, of which {none[0]} gets no sequence by its weight; allowed: one for each "
+                    f"text of calibration.source ({text.named})"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _benchmarks_once(self) -> RunConfig:
         names = [b.name for b in self.benchmarks]
         if twice := sorted({n for n in names if names.count(n) > 1}):

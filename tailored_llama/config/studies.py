@@ -190,7 +190,7 @@ def _value(run: RunConfig, field: str) -> Any:
 
 def _setting_text(run: RunConfig, field: str) -> str:
     """A field's value in a run, with the field's name unless the value explains itself."""
-    value = _value(run, field)
+    value = run.calibration.named if field == "calibration.source" else _value(run, field)
     return value if isinstance(value, str) and value != "none" else f"{field.split('.')[-1]}={value}"
 
 

@@ -13,9 +13,10 @@ import torch
 
 from tailored_llama.config import PROMPTS, CalibrationConfig, RunConfig
 from tailored_llama.data.prompts import read_prompts
+from tailored_llama.data.self_text import check_length
 from tailored_llama.data.texts import load_texts, text_identity, text_name
 from tailored_llama.errors import InputError
-from tailored_llama.models import load_tokenizer, read_config
+from tailored_llama.models import load_tokenizer
 from tailored_llama.store import read_table, write_table
 
 CALIBRATION_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "source": pa.string(), "row": pa.int32()})
@@ -28,14 +29,22 @@ STAGE, VERSION = "calibration", 2
 
 
 def key_fields(config: RunConfig) -> dict[str, Any]:
-    """What the calibration sequences depend on, beside the tokenizer and the prompts."""
+    """What the calibration sequences depend on, beside the tokenizer, the prompts and the text of the dense model."""
     text = config.calibration
-    return {"text": text_identity(text), "samples": text.samples, "tokens": text.tokens, "seed": config.seed}
+    parts = [(text_identity(part.text), part.samples) for part in text.parts]
+    mixed = [identity | {"samples": samples} for identity, samples in parts]
+    return {
+        "text": mixed if len(parts) > 1 else parts[0][0],
+        "samples": text.samples,
+        "tokens": text.tokens,
+        "seed": config.seed,
+    }
 
 
 def load_calibration(
     checkpoint: Path,
     prompts: Sequence[Path] = (),
+    self_text: Path | None = None,
     *,
     calibration: CalibrationConfig,
     downloads: str,
@@ -46,11 +55,13 @@ def load_calibration(
 
     Documents come in random order, repeatedly if needed. A document that is long enough gives a random window, as in
     LLM-Pruner (arXiv 2305.11627); shorter ones are joined by blank lines until they are long enough. With the source
-    `prompts`, the text is the run's own training examples with their answers, one after the other.
+    `prompts`, the text is the run's own training examples with their answers, one after the other. The texts of a
+    mixture share the sequences by weight, in random order.
 
     Args:
         checkpoint: provides the tokenizer and the context length.
         prompts: the train prompts of every benchmark, for the source `prompts`.
+        self_text: the output of `write_text`, for the source `self`.
         calibration: the text, and the number and length of the sequences.
         downloads: folder of the fetched wheels.
         seed: seed of the draw.
@@ -59,15 +70,29 @@ def load_calibration(
     Raises:
         InputError: a sequence is longer than all documents together, or than the model's context.
     """
-    if calibration.source == PROMPTS:
-        shots = [prompt for folder in prompts for prompt in read_prompts(folder, "shots")]
-        documents = ["\n\n".join(p.contexts[p.answer] + p.continuations[p.answer] for p in shots)]
-    else:
-        documents = load_texts(calibration, downloads)
-    tokenizer = load_tokenizer(checkpoint)
-    if calibration.tokens > (limit := read_config(checkpoint).get("max_position_embeddings", calibration.tokens)):
-        raise InputError(f"calibration.tokens: got {calibration.tokens}; allowed: at most {limit}, the model's context")
-    rng = np.random.default_rng(seed)
+    check_length(checkpoint, calibration.tokens)
+    tokenizer, parts = load_tokenizer(checkpoint), calibration.parts
+    drawn: list[tuple[list[int], str, int]] = []  # sequence, source, and the document in which it begins
+    for i, part in enumerate(parts):
+        if part.text.source == PROMPTS:
+            shots = [prompt for folder in prompts for prompt in read_prompts(folder, "shots")]
+            documents = ["\n\n".join(p.contexts[p.answer] + p.continuations[p.answer] for p in shots)]
+        else:
+            documents = load_texts(part.text, downloads, self_text)
+        rng = np.random.default_rng([seed, i] if i else seed)
+        sequences = _draw(tokenizer, documents, part.samples, calibration.tokens, rng, part.text.source)
+        drawn += [(sequence, text_name(part.text), row) for sequence, row in sequences]
+    if len(parts) > 1:  # so that any part of the sequences is a mixture
+        drawn = [drawn[i] for i in np.random.default_rng([seed, len(parts)]).permutation(len(drawn))]
+    columns = dict(zip(CALIBRATION_SCHEMA.names, zip(*drawn, strict=True), strict=True))
+    write_table(out / "calibration.parquet", columns, CALIBRATION_SCHEMA)
+    return {"tokens": len(drawn) * calibration.tokens}
+
+
+def _draw(
+    tokenizer: Any, documents: Sequence[str], samples: int, wanted: int, rng: np.random.Generator, source: str
+) -> list[tuple[list[int], int]]:
+    """Draw sequences of the wanted number of tokens, each with the document in which it begins."""
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -79,16 +104,15 @@ def load_calibration(
         return encode(documents[row])
 
     def excerpt(row: int) -> list[int]:
-        if (spare := len(documents[row]) - _EXCERPT_CHARACTERS * calibration.tokens) <= 0:
+        if (spare := len(documents[row]) - _EXCERPT_CHARACTERS * wanted) <= 0:
             return tokens_of(row)
         start = int(rng.integers(spare + 1))  # tokenise only a part of a long document
-        return encode(documents[row][start : start + _EXCERPT_CHARACTERS * calibration.tokens])
+        return encode(documents[row][start : start + _EXCERPT_CHARACTERS * wanted])
 
-    sequences: list[list[int]] = []
-    rows: list[int] = []  # the document in which each sequence begins
+    sequences: list[tuple[list[int], int]] = []
     joined: list[int] = []
-    first, wanted = 0, calibration.tokens
-    while len(sequences) < calibration.samples:
+    first = 0
+    while len(sequences) < samples:
         before = len(sequences)
         for row in map(int, rng.permutation(len(documents))):
             ids = excerpt(row)
@@ -101,20 +125,14 @@ def load_calibration(
                 if len(joined) < wanted:
                     continue
                 sequence, source_row, first, joined = joined[:wanted], first, row, joined[wanted:]
-            sequences.append(sequence)
-            rows.append(source_row)
-            if len(sequences) == calibration.samples:
+            sequences.append((sequence, source_row))
+            if len(sequences) == samples:
                 break
         if len(sequences) == before:
             raise InputError(
-                f"calibration.tokens: got {wanted}; allowed: at most {len(joined)}, the tokens of {calibration.source}"
+                f"calibration.tokens: got {wanted}; allowed: at most {len(joined)}, the tokens of {source}"
             )
-    write_table(
-        out / "calibration.parquet",
-        {"input_ids": sequences, "source": [text_name(calibration)] * len(rows), "row": rows},
-        CALIBRATION_SCHEMA,
-    )
-    return {"tokens": len(sequences) * calibration.tokens}
+    return sequences
 
 
 def read_calibration(folder: Path) -> torch.Tensor:

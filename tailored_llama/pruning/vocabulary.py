@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tailored_llama.config import PROMPTS, ROWS, CalibrationConfig, PruningConfig, RunConfig
+from tailored_llama.config import PROMPTS, ROWS, CalibrationConfig, CalibrationPart, PruningConfig, RunConfig
 from tailored_llama.data import load_texts, read_prompts, text_identity
 from tailored_llama.errors import InputError
 from tailored_llama.models import Tokens, load_tokenizer, read_structure, read_tokens
@@ -31,22 +31,32 @@ STAGE, VERSION = "tokens", 1
 
 
 def key_fields(config: RunConfig) -> dict[str, Any]:
-    """What the counts depend on, beside the tokenizer and the prompts."""
-    text = config.calibration
-    return {"text": None if text.source == PROMPTS else text_identity(text)}
+    """What the counts depend on, beside the tokenizer, the prompts and the text of the dense model."""
+    parts = _counted(config.calibration)
+    if len(parts) > 1:
+        return {"text": [text_identity(part.text) | {"weight": part.weight} for part in parts]}
+    return {"text": text_identity(parts[0].text) if parts else None}
 
 
 def count_tokens(
-    checkpoint: Path, prompts: Sequence[Path] = (), *, calibration: CalibrationConfig, downloads: str, out: Path
+    checkpoint: Path,
+    prompts: Sequence[Path] = (),
+    self_text: Path | None = None,
+    *,
+    calibration: CalibrationConfig,
+    downloads: str,
+    out: Path,
 ) -> dict[str, Any]:
     """Stage: count how often the calibration text and train prompts use each token; write `tokens.parquet`.
 
-    The text is the whole source that calibration draws its sequences from, at most 20 million characters of it. Of the
+    The text is the whole source that calibration draws its sequences from, at most 20 million characters of it. The
+    texts of a mixture count by their weights, whatever their lengths. Of the
     prompts, shots and held-out examples count with all their choices; evaluation prompts are never read.
 
     Args:
         checkpoint: provides the tokenizer.
         prompts: the train prompts of every benchmark.
+        self_text: the output of `write_text`, for the source `self`.
         calibration: the text; the source `prompts` stands for the prompts alone.
         downloads: folder of the fetched wheels.
         out: an existing folder.
@@ -55,9 +65,8 @@ def count_tokens(
         InputError: the tokenizer cannot be trimmed.
     """
     rows, tokenizer = read_tokens(checkpoint).rows, load_tokenizer(checkpoint)
-    documents = [] if calibration.source == PROMPTS else load_texts(calibration, downloads)
-    step = max(1, math.ceil(sum(map(len, documents)) / _CHARACTERS))
-    counted = (text[:_CHARACTERS] for text in documents[::step])
+    parts = _counted(calibration)
+    counts = [_counts(tokenizer, _excerpts(load_texts(part.text, downloads, self_text)), rows) for part in parts]
     asked = (
         context + continuation
         for folder in prompts
@@ -65,9 +74,28 @@ def count_tokens(
         for prompt in read_prompts(folder, split)
         for context, continuation in zip(prompt.contexts, prompt.continuations, strict=True)
     )
-    columns = {"text": _counts(tokenizer, counted, rows), "prompts": _counts(tokenizer, asked, rows)}
+    text = counts[0] if len(parts) == 1 else _weighted(counts, [part.weight for part in parts], rows)
+    columns = {"text": text, "prompts": _counts(tokenizer, asked, rows)}
     write_table(out / "tokens.parquet", {"token": range(rows)} | columns, COUNTS_SCHEMA)
     return {f"{name}_tokens": int(counts.sum()) for name, counts in columns.items()}
+
+
+def _counted(calibration: CalibrationConfig) -> list[CalibrationPart]:
+    """The texts that are counted: prompts have a column of their own."""
+    return [part for part in calibration.parts if part.text.source != PROMPTS]
+
+
+def _excerpts(documents: list[str]) -> Iterable[str]:
+    step = max(1, math.ceil(sum(map(len, documents)) / _CHARACTERS))
+    return (text[:_CHARACTERS] for text in documents[::step])
+
+
+def _weighted(counts: Sequence[Counts], weights: Sequence[float], rows: int) -> Counts:
+    """The counts of a mixture, int64 [rows]: those of each text are scaled to its share, and what is used stays so."""
+    total, mixed = sum(own.sum() for own in counts), np.zeros(rows)
+    for own, weight in zip(counts, weights, strict=True):
+        mixed += own * (total * weight / sum(weights) / own.sum())
+    return np.ceil(mixed).astype(np.int64)
 
 
 def _counts(tokenizer: Any, texts: Iterable[str], rows: int) -> Counts:

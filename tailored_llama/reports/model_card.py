@@ -11,7 +11,9 @@ from huggingface_hub import EvalResult
 from tailored_llama.config import (
     DENSE,
     GENERIC,
+    SELF,
     BenchmarkConfig,
+    CalibrationConfig,
     RunConfig,
     TextConfig,
     healing_text,
@@ -81,6 +83,7 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         row=row,
         summary=summary(table, config) if tuned else _untuned_summary(table, untuned, row),
         tailored=tailored,
+        calibration_text=_calibration_text(config.calibration),
         text=_text,
         tuned=tuned,
         untuned=untuned,
@@ -158,6 +161,13 @@ def _data(own: BenchmarkConfig) -> str:
 
 def _text(text: TextConfig) -> str:
     return f"`{_without_folder(text.source)}`"
+
+
+def _calibration_text(calibration: CalibrationConfig) -> str:
+    """The texts of the calibration, with the sequences of each if there are several."""
+    shares = [f" ({part.samples})" for part in calibration.parts] if len(calibration.parts) > 1 else [""]
+    names = ["text that the base wrote" if p.text.source == SELF else _text(p.text) for p in calibration.parts]
+    return ", ".join(map("".join, zip(names, shares, strict=True)))
 
 
 def _prompt(config: RunConfig, own: BenchmarkConfig, tuned: bool = True) -> str:

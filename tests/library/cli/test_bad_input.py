@@ -251,6 +251,15 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
         "tuning.held_out: got 24; allowed: at most 16 (colours has 24 train examples to draw from, and tuning.shots "
         "is 8)",
     ),
+    "one calibration text missing": (
+        put("calibration", "source", ["prompts", "self", "/nowhere/text.txt"]),
+        f"calibration.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, a .txt, .parquet, .jsonl or "
+        ".csv file, or a Hub data set (owner/name)",
+    ),
+    "perplexity of the model's own text": (
+        put("perplexity", "source", "self"),
+        "perplexity.source: got 'self'; allowed: a text of its own; self is for calibration",
+    ),
     "calibration text missing": (
         put("calibration", "source", "/nowhere/text.txt"),
         f"calibration.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, a .txt, .parquet, .jsonl or "

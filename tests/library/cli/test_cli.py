@@ -185,6 +185,25 @@ def test_prune_removes_tokens_and_says_by_what_they_were_chosen(command: Command
     assert "its vocabulary has 448 tokens; allowed: the 704 that alone was trimmed from" in error
 
 
+def test_prune_and_heal_on_a_mixture_and_on_text_of_the_dense_model(
+    command: Command, config: Path, tmp_path: Path
+) -> None:
+    dense = save_worded_llama(tmp_path / "worded")
+    kinds = ("--set", 'pruning.kinds=["attention","mlp","vocabulary"]', "--set", "pruning.vocabulary=448")
+    own = ("--config", config, "--set", "calibration.source=self")
+    status, text, error = command("prune", dense, "own", "--ratio", 0.35, *own, *kinds)
+    assert status == 0, error
+    assert "448 of 704 tokens kept, by the calibration text alone" in text
+    status, text, error = command("heal", "own", "healed", "--dense", dense, *own, "--set", "healing.tokens=64")
+    assert status == 0, error
+    mixed = ("--config", config, "--set", 'calibration.source=["prompts",{source="self",weight=2}]')
+    status, text, error = command("prune", dense, "mixed", "--ratio", 0.35, *mixed, *kinds)
+    assert status == 0, error
+    assert "448 of 704 tokens kept, by the calibration text and the train prompts; " in text
+    status, text, error = command("prune", dense, "no", "--ratio", 0.2, *mixed, "--set", "calibration.samples=1")
+    assert (status, error.count("\n"), "calibration.samples: got 1, of which prompts" in error) == (2, 1, True)
+
+
 def test_prune_removes_layers_and_says_how_many_are_left(command: Command, config: Path, tiny: Path) -> None:
     """The calibration text ranks layers, though the criterion reads none."""
     layers = ("--set", 'pruning.kinds=["layer","mlp"]', "--set", "pruning.layers=1")

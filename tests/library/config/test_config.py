@@ -17,10 +17,13 @@ from tailored_llama.config import (
     RunConfig,
     Section,
     SweepConfig,
+    healing_text,
     load_config,
     load_study,
     load_sweep,
     load_transfer,
+    self_tokens,
+    validate_config,
 )
 from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.errors import InputError
@@ -120,6 +123,17 @@ WRONG = {
     "seed.x=5": "seed: got {'x': 5}; allowed: a valid integer",
     "seed=-1": "seed: got -1; allowed: greater than or equal to 0",
     "calibration.tokens=4": "calibration.tokens: got 4; allowed: greater than or equal to 8",
+    "calibration.source=3": "calibration.source: got 3; allowed: a text, or a list of texts",
+    "calibration.source=[]": "calibration.source: got []; allowed: a text, or a list of texts",
+    "calibration.source=[3]": "calibration.source.0: got 3; allowed: a table",
+    'calibration.source=["boolq", {weight=2}]': "calibration.source.1.source: not set",
+    'calibration.source=[{source="boolq", weight=0}]': "calibration.source.0.weight: got 0; allowed: greater than 0",
+    'calibration.source=[{source="boolq", wieght=2}]': "calibration.source.0.wieght: unknown key; did you mean "
+    "calibration.source.0.weight?",
+    'calibration={samples=1, source=["boolq", "prompts"]}': "calibration.samples: got 1, of which prompts gets no "
+    "sequence by its weight; allowed: one for each text of calibration.source (boolq + prompts)",
+    'calibration={source=["boolq", {source="self", weight=0.01}]}': "calibration.samples: got 32, of which self gets "
+    "no sequence by its weight; allowed: one for each text of calibration.source (1 × boolq + 0.01 × self)",
     "scoring.limit=0": "scoring.limit: got 0; allowed: greater than or equal to 1",
     "execution.device=gpu": "execution.device: got 'gpu'; allowed: text that matches "
     r"'^(auto|cpu|balanced|cuda(:\d+)?)$'",
@@ -144,6 +158,31 @@ WRONG = {
 def test_a_wrong_value_is_one_line_with_field_value_and_what_is_allowed(override: str, message: str) -> None:
     with pytest.raises(InputError, match=exactly(message)):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("weights", "samples", "shares"),
+    [((1, 1), 4, [2, 2]), ((1, 1, 1), 4, [2, 1, 1]), ((2, 1, 1), 7, [3, 2, 2]), ((3, 1), 32, [24, 8]), ((5,), 3, [3])],
+)
+def test_texts_share_the_sequences_by_weight(weights: tuple[float, ...], samples: int, shares: list[int]) -> None:
+    texts = [{"source": f"text-{i}", "weight": weight} for i, weight in enumerate(weights)]
+    run = validate_config({"calibration": {"source": texts, "samples": samples}})
+    assert [part.samples for part in run.calibration.parts] == shares
+
+
+def test_a_text_of_a_mixture_is_read_as_the_section_says_unless_it_says_otherwise() -> None:
+    texts = ["boolq", {"source": "hellaswag", "column": "context", "split": "evaluation"}]
+    first, second = validate_config({"calibration": {"source": texts, "column": "question"}}).calibration.parts
+    assert (first.text.source, first.text.column, first.text.split) == ("boolq", "question", "train")
+    assert (second.text.source, second.text.column, second.text.split) == ("hellaswag", "context", "evaluation")
+
+
+def test_healing_reads_every_text_of_a_mixture() -> None:
+    text = {"source": ["boolq", "self"], "tokens": 64}
+    assert self_tokens(healing_text(validate_config({"calibration": text, "healing": {"tokens": 256}}))) == 128
+    message = "healing.tokens: got 64, of which self gets no sequence by its weight; allowed: one for each text of "
+    with pytest.raises(InputError, match=exactly(message + "calibration.source (boolq + self)")):
+        validate_config({"calibration": text, "healing": {"tokens": 64}})
 
 
 def test_all_mistakes_are_named_at_once() -> None:

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from helpers import write_own_benchmark
-from tailored_llama.config import BenchmarkConfig, CalibrationConfig, TextConfig
+from tailored_llama.config import BenchmarkConfig, CalibrationConfig, TextConfig, validate_config
 from tailored_llama.data import load_texts, read_calibration, read_prompts
 from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.calibration import CALIBRATION_SCHEMA, load_calibration
+from tailored_llama.data.calibration import CALIBRATION_SCHEMA, key_fields, load_calibration
 from tailored_llama.data.prompts import render_prompts
 from tailored_llama.data.texts import text_identity
 from tailored_llama.errors import InputError
@@ -41,8 +41,9 @@ def write(path: Path, documents: list[Any], column: str = "text") -> Path:
     return path
 
 
-def calibrate(dense: Path, out: Path, source: Path, seed: int = 0, **changes: Any) -> list[list[int]]:
-    config = CalibrationConfig(source=str(source), **({"samples": 3, "tokens": 16, "column": "text"} | changes))
+def calibrate(dense: Path, out: Path, source: Any, seed: int = 0, **changes: Any) -> list[list[int]]:
+    source = source if isinstance(source, list) else str(source)
+    config = CalibrationConfig(source=source, **({"samples": 3, "tokens": 16, "column": "text"} | changes))
     load_calibration(dense, calibration=config, downloads="no downloads", seed=seed, out=out)
     return [list(map(int, row)) for row in read_calibration(out)]
 
@@ -159,3 +160,42 @@ def test_the_training_prompts_of_the_run_are_a_text(tiny: Path, folder: Callable
     windows = [tokenizer.decode(ids) for ids in read_calibration(out)]
     assert len(set(windows)) == 5
     assert all(window in text for window in windows)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[dict[str, Any]]:
+    """Two texts that share no letter, the second of three times the weight."""
+    one, other = write(tmp_path / "one.txt", ["abcd" * 50]), write(tmp_path / "other.txt", ["xyz" * 50])
+    return [{"source": str(one)}, {"source": str(other), "weight": 3.0}]
+
+
+def test_the_texts_of_a_mixture_share_the_sequences(
+    tiny: Path, folder: Callable[[str], Path], two: list[dict[str, Any]]
+) -> None:
+    out, tokenizer = folder("out"), load_tokenizer(tiny)
+    texts = [set(tokenizer.decode(ids)) for ids in calibrate(tiny, out, two, samples=8)]
+    from_other = [letters <= set("xyz") for letters in texts]
+    assert from_other.count(True) == 6
+    assert all(other or letters <= set("abcd") for letters, other in zip(texts, from_other, strict=True))
+    assert from_other not in ([False] * 2 + [True] * 6, [True] * 6 + [False] * 2)  # no text comes first
+    sources = read_table(out / "calibration.parquet", CALIBRATION_SCHEMA)["source"].to_pylist()
+    assert [source == sources[from_other.index(True)] for source in sources] == from_other
+    assert calibrate(tiny, folder("again"), two, samples=8) == calibrate(tiny, folder("once more"), two, samples=8)
+    assert calibrate(tiny, folder("other seed"), two, samples=8, seed=1) != calibrate(tiny, out, two, samples=8)
+
+
+def test_a_list_of_one_is_that_text(tiny: Path, folder: Callable[[str], Path], two: list[dict[str, Any]]) -> None:
+    one, same = folder("string"), folder("list")
+    calibrate(tiny, one, two[0]["source"])
+    calibrate(tiny, same, two[:1])
+    assert (one / "calibration.parquet").read_bytes() == (same / "calibration.parquet").read_bytes()
+
+
+def test_a_mixture_is_identified_by_its_texts_and_their_shares(two: list[dict[str, Any]]) -> None:
+    def key(source: Any) -> Any:
+        return key_fields(validate_config({"calibration": {"source": source}}))
+
+    path, other = two[0]["source"], two[1]["source"]
+    assert key([path]) == key(path)
+    assert key([path, other]) == key([{"source": path, "weight": 2}, {"source": other, "weight": 2}])
+    assert len({json.dumps(key(source)) for source in (path, [path, other], two, [path, "self"], "self")}) == 5

@@ -1,0 +1,66 @@
+"""The flow on calibration text of several sources, and on text that the dense model writes itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows.tailor import tailor
+from helpers import save_worded_llama
+from tailored_llama.config import validate_config
+from tailored_llama.evaluation import read_recovery
+from tasks._stage import open_store
+
+
+def folders(run: dict[str, Any], stage: str) -> list[Path]:
+    return sorted(Path(run["store"]["root"]).glob(f"{stage}/*"))
+
+
+def sources(calibration: Path) -> list[str]:
+    return pq.read_table(calibration / "calibration.parquet")["source"].to_pylist()
+
+
+@pytest.fixture
+def mixed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The run on three sources: a file, the run's prompts, and text of the dense model."""
+    file = own_run["calibration"]["source"]
+    own_run["calibration"]["source"] = [{"source": file, "weight": 2.0}, "prompts", "self"]
+    own_run["model"] = {"source": str(save_worded_llama(tmp_path / "worded"))}
+    return own_run
+
+
+def test_a_run_on_several_texts(mixed_run: dict[str, Any], tmp_path: Path) -> None:
+    mixed_run["store"]["export"] = str(tmp_path / "finished")
+    mixed_run["pruning"] |= {"kinds": ["attention", "mlp", "vocabulary"], "vocabulary": 448, "ratios": [0.35]}
+    tailor(validate_config(mixed_run))
+    (calibration,) = folders(mixed_run, "calibration")
+    assert sorted(sources(calibration))[:2] == ["prompts", "self"]
+    assert len(sources(calibration)) == 4
+    assert len(folders(mixed_run, "self-text")) == len(folders(mixed_run, "tokens")) == 1
+    card = (tmp_path / "finished" / "colours-0.35" / "README.md").read_text()
+    assert "4 sequences of 16 tokens of `text.txt` (2), `prompts` (1), text that the base wrote (1)." in card
+    assert str(tmp_path) not in card
+
+    built = set(Path(mixed_run["store"]["root"]).glob("[!.]*/*"))
+    tailor(validate_config(mixed_run))
+    assert set(Path(mixed_run["store"]["root"]).glob("[!.]*/*")) == built
+    mixed_run["calibration"]["source"][0]["weight"] = 1.0  # the same shares of four sequences
+    mixed_run["tuning"]["examples"] = "none"
+    del mixed_run["store"]["export"]
+    tailor(validate_config(mixed_run))
+    assert folders(mixed_run, "calibration") == [calibration]
+
+
+def test_healing_on_text_of_the_dense_model(mixed_run: dict[str, Any]) -> None:
+    mixed_run["calibration"]["source"] = "self"
+    mixed_run["healing"], mixed_run["distillation"] = {"tokens": 128}, {"top": 8}
+    config = validate_config(mixed_run)
+    _, sizes = read_recovery(open_store(config.store).open(tailor(config)))
+    perplexities = {model.model: model.perplexity for model in sizes}
+    assert perplexities["healed"] not in (None, perplexities["pruned"])
+    assert sorted(len(sources(folder)) for folder in folders(mixed_run, "calibration")) == [4, 8]
+    assert {name for folder in folders(mixed_run, "calibration") for name in sources(folder)} == {"self"}
+    assert len(folders(mixed_run, "self-text")) == 2  # more of it for healing
