@@ -7,12 +7,11 @@ from functools import partial
 
 from prefect import flow
 
+from flows._outcome import Attempt, conclude
 from flows._steps import (
-    Attempt,
     Command,
     Prompts,
     check_deployed,
-    conclude,
     heal_if_asked,
     measure,
     prepare_dense,

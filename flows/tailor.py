@@ -9,23 +9,20 @@ from itertools import product
 
 from prefect import flow
 
+from flows._outcome import Attempt, conclude, parts_of, succeeding
 from flows._steps import (
-    Attempt,
     Command,
     Dense,
     Prompts,
     by_training,
     check_deployed,
-    conclude,
     heal_if_asked,
     measure,
     model_label,
-    parts_of,
     prepare_dense,
     prune_to,
     render_all,
     run_name,
-    succeeding,
     text_of,
     tune_adapters,
     tune_dense,

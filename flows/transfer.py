@@ -6,12 +6,11 @@ from functools import partial
 
 from prefect import flow
 
+from flows._outcome import Attempt, conclude
 from flows._steps import (
-    Attempt,
     Command,
     Dense,
     check_deployed,
-    conclude,
     heal_if_asked,
     prepare_dense,
     prune_to,

@@ -28,6 +28,7 @@ def shown() -> dict[str, str]:
     return {artifact.key: artifact.data for artifact in found}
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_shows_its_table_its_plots_and_its_stages(own_run: dict[str, Any]) -> None:
     config = validate_config(own_run)
     folder = open_store(config.store).open(tailor(config))

@@ -147,7 +147,7 @@ def _noting(build: Any) -> Iterator[Any]:
         yield patch(f"tasks.{name}.show_report", lambda *arguments: None)
     for name in ("_stage", "prompt_study", "export"):
         yield patch(f"tasks.{name}.get_run_logger", MagicMock())
-    yield patch("flows._steps.get_run_logger", MagicMock())
+    yield patch("flows._outcome.get_run_logger", MagicMock())
 
 
 @pytest.mark.parametrize("name", RUNS)
