@@ -129,7 +129,10 @@ def _leaving() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        status = int(end.code or 0)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
         raise
     finally:
         timer = Timer(LAST_WORDS, _leave, (status,))

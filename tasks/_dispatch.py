@@ -167,10 +167,10 @@ def dispatch(config: RunConfig, is_built: Callable[[], bool], shared: bool) -> N
         if not group or runner.leave(group):
             late = [run for run in runs if not run.start_time]
             _cancel(client, late, "Other runs have built all that this one was for.")
-    ended = [run for run in runs if run.state and not run.state.is_completed()]
-    if is_built() or not ended:
+    lost = [run for run in runs if run.state and not run.state.is_completed()]
+    if is_built() or not lost:
         return
-    failed = next((run for run in ended if run.state and not run.state.is_crashed()), ended[0])
+    failed = next((run for run in lost if run.state and not run.state.is_crashed()), lost[0])  # rather than a crash
     assert failed.state
     message = f"{_deployment(config)}: flow run {failed.name} ended {failed.state.name}: {failed.state.message}"
     raise CrashedElsewhere(message) if failed.state.is_crashed() else RuntimeError(message)

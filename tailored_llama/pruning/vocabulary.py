@@ -50,8 +50,8 @@ def count_tokens(
     """Stage: count how often the calibration text and train prompts use each token; write `tokens.parquet`.
 
     The text is the whole source that calibration draws its sequences from, at most 20 million characters of it. The
-    texts of a mixture count by their weights, whatever their lengths. Of the
-    prompts, shots and held-out examples count with all their choices; evaluation prompts are never read.
+    texts of a mixture count by their weights, whatever their lengths. Of the prompts, shots and held-out examples count
+    with all their choices; evaluation prompts are never read.
 
     Args:
         checkpoint: provides the tokenizer.
@@ -91,7 +91,7 @@ def _excerpts(documents: list[str]) -> Iterable[str]:
 
 
 def _weighted(counts: Sequence[Counts], weights: Sequence[float], rows: int) -> Counts:
-    """The counts of a mixture, int64 [rows]: those of each text are scaled to its share, and what is used stays so."""
+    """The counts of a mixture, int64 [rows]: each text is scaled to its share, and no used token to 0."""
     total, mixed = sum(own.sum() for own in counts), np.zeros(rows)
     for own, weight in zip(counts, weights, strict=True):
         mixed += own * (total * weight / sum(weights) / own.sum())

@@ -28,7 +28,7 @@ def drawn() -> None:
 
 @pytest.fixture(autouse=True)
 def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without drawing, a report takes a third of the time; what pictures show is tested in tests/library/reports."""
+    """Drawing is most of a report's time, and what pictures show is tested in tests/library/reports."""
     if "drawn" not in request.fixturenames:
         monkeypatch.setattr(Picture, "__post_init__", lambda self: None)
         monkeypatch.setattr(Picture, "__html__", lambda self: "<svg></svg>")
