@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.__main__ import main
 from flows.tailor import tailor
@@ -17,20 +13,6 @@ from helpers import as_toml
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_recovery
 from tasks._stage import open_store
-
-
-def states_of_last_run(runs: int) -> dict[str, str]:
-    """Task run name → state name, of the flow run that started last, once Prefect has recorded `runs` of them."""
-    deadline = time.monotonic() + 60
-    with get_client(sync_client=True) as client:
-        (flow_run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
-        this = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
-        while True:
-            found = {run.name: run.state for run in client.read_task_runs(flow_run_filter=this)}
-            if len(found) >= runs and all(state and state.is_final() for state in found.values()):
-                return {name: state.name for name, state in found.items() if state}
-            assert time.monotonic() < deadline, f"{runs} task runs expected, got {sorted(found)}"
-            time.sleep(0.2)
 
 
 def stage_seconds(store: str) -> dict[Path, float]:
@@ -48,13 +30,9 @@ def test_a_second_run_does_no_work_and_a_changed_limit_scores_only(own_run: dict
         "dense", "examples", "prompts", "groups", "calibration", "importance", "pruned", "adapter", "scores",
         "perplexity", "report",
     }  # fmt: skip
-    assert set(states_of_last_run(20).values()) == {"Completed"}
 
     assert tailor(config) == first
     assert stage_seconds(config.store.root) == built
-    states = states_of_last_run(20)
-    assert len(states) == 20
-    assert set(states.values()) == {"Cached"}
 
     tailor(validate_config(own_run | {"scoring": {"limit": 6}}))
     new = {path.parent.parent.name for path in stage_seconds(config.store.root).keys() - built.keys()}
@@ -147,9 +125,6 @@ def test_a_profile_that_fails_costs_no_report(own_run: dict[str, Any], monkeypat
     config = validate_config(own_run | {"profile": {"batches": [1]}})
     folder = open_store(config.store).open(tailor(config))
     assert {model.prefill_speedup for model in read_recovery(folder)[1]} == {None}
-    states = states_of_last_run(16)
-    assert len(states) == 16
-    assert {name for name, state in states.items() if state == "Failed"} == {"profile pruned @ 0.20"}
 
 
 def test_the_command_prints_a_table_and_the_path_of_the_report(
@@ -218,23 +193,3 @@ def test_a_report_that_cannot_be_copied_costs_a_warning_only(
     printed = capsys.readouterr()
     assert "warning: the report was not copied: store.reports: " in printed.err
     assert f"report: {tmp_path / 'store' / 'report'}" in printed.out
-
-
-def test_the_run_graph_shows_which_stage_reads_which(own_run: dict[str, Any]) -> None:
-    tailor(validate_config(own_run))
-    states_of_last_run(15)
-    with get_client(sync_client=True) as client:
-        (flow_run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
-        this = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
-        runs = {run.id: run for run in client.read_task_runs(flow_run_filter=this)}
-    reads = {
-        run.name: {runs[one.id].name for ones in run.task_inputs.values() for one in ones if hasattr(one, "id")}
-        for run in runs.values()
-    }
-    assert reads["prune @ 0.20"] >= {
-        "build graph",
-        "importance taylor_gate",
-        "load calibration " + str(own_run["calibration"]["source"]),
-    }
-    assert "tune colours @ 0.20" in reads["score colours tailored @ 0.20"]
-    assert len(reads["report"]) > 5
