@@ -26,7 +26,7 @@ STOP = ["\n", ".", ","]  # of lm-eval's task nq_open
 
 
 def test_closed_book_answers_equal_the_harness(smollm2: Path, folder: Callable[[str], Path], full: bool) -> None:
-    questions = 24 if full else 12
+    questions = 24 if full else 8
     rows, data = raw_validation("nq_open", "none"), folder("data")
     benchmark = BenchmarkConfig(
         name="nq",
