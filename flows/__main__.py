@@ -14,7 +14,7 @@ from threading import Thread, Timer
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flows._steps import Command
+    from flows._command import Command
 
 ABOUT = {
     "tailor": "Prune, tailor, score and report: the whole pipeline.",

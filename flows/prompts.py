@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows._steps import Command, Prompts, check_deployed, heal_if_asked, prepare_dense, prune_to, render_all, run_name
+from flows._command import Command, check_deployed, run_name
+from flows._steps import Prompts, heal_if_asked, prepare_dense, prune_to, render_all
 from tailored_llama.config import (
     REFERENCES,
     BenchmarkConfig,

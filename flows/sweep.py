@@ -7,17 +7,15 @@ from functools import partial
 
 from prefect import flow
 
+from flows._command import Command, check_deployed, run_name
 from flows._outcome import Attempt, conclude
 from flows._steps import (
-    Command,
     Prompts,
-    check_deployed,
     heal_if_asked,
     measure,
     prepare_dense,
     prune_to,
     render_all,
-    run_name,
     search_templates,
     text_of,
     tune_adapters,

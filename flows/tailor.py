@@ -9,20 +9,18 @@ from itertools import product
 
 from prefect import flow
 
+from flows._command import Command, check_deployed, run_name
 from flows._outcome import Attempt, conclude, parts_of, succeeding
 from flows._steps import (
-    Command,
     Dense,
     Prompts,
     by_training,
-    check_deployed,
     heal_if_asked,
     measure,
     model_label,
     prepare_dense,
     prune_to,
     render_all,
-    run_name,
     text_of,
     tune_adapters,
     tune_dense,

@@ -6,19 +6,9 @@ from functools import partial
 
 from prefect import flow
 
+from flows._command import Command, check_deployed, run_name
 from flows._outcome import Attempt, conclude
-from flows._steps import (
-    Command,
-    Dense,
-    check_deployed,
-    heal_if_asked,
-    prepare_dense,
-    prune_to,
-    render_all,
-    run_name,
-    teacher_outputs,
-    tune_adapter,
-)
+from flows._steps import Dense, heal_if_asked, prepare_dense, prune_to, render_all, teacher_outputs, tune_adapter
 from tailored_llama.config import DENSE, GENERIC, UNTUNED_MODEL, RunConfig, check_transfer, load_transfer
 from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight

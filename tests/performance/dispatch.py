@@ -1,12 +1,14 @@
 """What two workers gain: independent stages side by side against one after another, and what dispatching a stage costs.
 
 python tests/performance/dispatch.py [--stages 8] [--limit 60] [--kill]
+python tests/performance/dispatch.py --whole data/quickstart.toml
 
 The stages score SmolLM2-135M-Instruct on ARC-easy, each on a different number of examples from --limit on, so that none
 is found. A server, deployments and two workers of the gpu pool are started as deployments/README.md does, all on this
 machine. Ratios are to one after another in one process with one thread. The overhead of a dispatched stage is what the
 workers' time holds beside the stages' own seconds: workers × elapsed − the seconds in the manifests, by the number of
 stages. With --kill, one worker and its stage get kill -9 while both are at work, and nobody starts another worker.
+With --whole, a configuration is run from its first stage to its report: in one process, and dispatched to the workers.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -37,12 +40,31 @@ def main() -> None:
     parser.add_argument("--stages", type=int, default=8)
     parser.add_argument("--limit", type=int, default=60, help="examples of the smallest stage")
     parser.add_argument("--kill", action="store_true")
+    parser.add_argument("--whole", metavar="FILE", help="a configuration to run instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "site").mkdir()
         with deployed(Path(folder) / "site") as site:
             os.environ |= environment(site.server.home, site.server.url)  # before Prefect is loaded here
-            measure(site, Path(folder) / "store", options)
+            if options.whole:
+                measure_whole(Path(folder), options.whole)
+            else:
+                measure(site, Path(folder) / "store", options)
+
+
+def measure_whole(folder: Path, configuration: str) -> None:
+    """Time whole runs, each in a store of its own."""
+    seconds = []
+    for dispatched in (False, True):
+        own = folder / f"whole-{dispatched}"
+        changed = [f"store.root={own / 'store'}", f"store.reports={own / 'reports'}"]
+        changed += ["execution.dispatch=gpu"] * dispatched
+        command = [sys.executable, "-m", "flows", "tailor", configuration, *(f"--set={change}" for change in changed)]
+        begun = time.perf_counter()
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+        seconds.append(time.perf_counter() - begun)
+    print(f"one process: {seconds[0]:.0f} s; {WORKERS} workers, 1 thread each: {seconds[1]:.0f} s")
+    print(f"ratio {seconds[1] / seconds[0]:.2f}")
 
 
 def measure(site: Site, store: Path, options: argparse.Namespace) -> None:
