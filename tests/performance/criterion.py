@@ -1,0 +1,149 @@
+"""What foretells the accuracy of a pruned model after tailoring? Plans of one ratio, compared on train examples alone.
+
+    python tests/performance/criterion.py FOLDER data/quickstart.toml --allocation global --allocation uniform
+
+The plans differ in their calibration text and allocation. Each is measured untuned, then tailored to each benchmark.
+Examples are from the train splits, and are neither shots nor held out. The last table has the rank correlation of each
+untuned figure with the mean tailored accuracy, over the plans. The untuned figures are of one half of the examples, and
+the tailored accuracies of the other, so that the two share no luck. Each plan's gain over the first plan is of all
+examples, with its paired standard error. Everything is kept in FOLDER, and found again.
+
+torch's threads should not spin: set OMP_WAIT_POLICY=passive.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import typer
+
+from allocation import diverge, once
+from tailored_llama.cli.stages import prune_in_steps, render
+from tailored_llama.config import BenchmarkConfig, DistillationConfig, RunConfig, load_config
+from tailored_llama.data import headline_metric
+from tailored_llama.evaluation.perplexity import measure_perplexity
+from tailored_llama.evaluation.scores import read_score
+from tailored_llama.evaluation.scoring import score_benchmark
+from tailored_llama.models import convert
+from tailored_llama.training.tuning import Source, tune
+
+EVERYDAY = '{source = "hellaswag", column = "query"}'  # what people do, in videos and instructions
+TEXTS = {
+    "passages": '"boolq"',
+    "everyday": f"[{EVERYDAY}]",
+    "prompts": '"prompts"',
+    "self": '"self"',
+    "passages + prompts": '["boolq", "prompts"]',
+    "all four": f'["boolq", {EVERYDAY}, "prompts", "self"]',
+}
+
+
+def render_into(run: RunConfig, benchmark: BenchmarkConfig, examples: int, out: Path) -> None:
+    for split in ("train", "selection"):
+        (out / split).mkdir()
+        render(run, benchmark, split, out / split, examples)
+
+
+def untuned_figures(prompts: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Accuracy, and the mean of −log p(right choice) among the choices, of the predictions on some examples."""
+    chosen = prompts["prediction_norm" if metric == "acc_norm" else "prediction"]
+    logits = prompts["loglikelihoods"].map(lambda values: values - np.logaddexp.reduce(values))
+    right = [row[answer] for row, answer in zip(logits, prompts["answer"], strict=True)]
+    return {"accuracy": float((chosen == prompts["answer"]).mean()), "choice loss": -float(np.mean(right))}
+
+
+def measure(run: RunConfig, dense: Path, rendered: dict[str, Path], ratio: float, folder: Path) -> dict[str, float]:
+    """The figures of one plan: untuned, and of each benchmark once tailored to it."""
+    folder.mkdir(exist_ok=True)
+
+    def cut(out: Path) -> Any:
+        with tempfile.TemporaryDirectory() as work:
+            return prune_in_steps(run, dense, ratio, lambda name: Path(tempfile.mkdtemp(dir=work, prefix=name)), out)
+
+    def read(out: Path) -> None:
+        text, downloads = run.perplexity, run.store.downloads
+        measure_perplexity(checkpoint, text=text, downloads=downloads, out=out, execution=run.execution)
+
+    def score(own: BenchmarkConfig, adapter: Path | None, out: Path) -> None:
+        prompts = rendered[own.name] / "selection" / "prompts"
+        options: dict[str, Any] = {"benchmark": own, "split": "selection", "execution": run.execution}
+        score_benchmark(checkpoint, adapter, prompts, out=out, **options)
+
+    def train(own: BenchmarkConfig, out: Path) -> Any:
+        source = Source(rendered[own.name] / "train" / "prompts", headline_metric(own))
+        options: dict[str, Any] = {"tuning": run.tuning, "seed": run.seed, "execution": run.execution}
+        return tune(checkpoint, [source], distillation=DistillationConfig(), out=out, **options)
+
+    checkpoint = once(folder / "pruned", cut)
+    slices = [rendered[own.name] / "selection" / "prompts" for own in run.benchmarks]
+    diverged = once(folder / "divergence", partial(diverge, run, dense, checkpoint, slices))
+    row = {f"divergence, {k}": v for k, v in json.loads((diverged / "metrics.json").read_text()).items()}
+    row["perplexity"] = json.loads((once(folder / "perplexity", read) / "metrics.json").read_text())["perplexity"]
+    for own in run.benchmarks:
+        adapter = once(folder / f"adapter {own.name}", partial(train, own))
+        found = {}
+        for model, attached, half in (("untuned", None, 0), ("tailored", adapter, 1)):
+            out = once(folder / f"{model} {own.name}", partial(score, own, attached))
+            table = pq.read_table(out / "predictions.parquet").to_pandas().iloc[half::2]
+            found[model] = untuned_figures(table, headline_metric(own))
+        row |= {f"{name}, {own.name}": value for name, value in found["untuned"].items()}
+        row[f"tailored, {own.name}"] = found["tailored"]["accuracy"]
+    for name in ("accuracy", "choice loss", "tailored"):
+        row[f"{name}, mean"] = float(np.mean([row[f"{name}, {own.name}"] for own in run.benchmarks]))
+    return row
+
+
+def against(run: RunConfig, folder: Path, first: Path) -> dict[str, float]:
+    """Difference in accuracy from the first plan over all benchmarks and examples, and its paired standard error."""
+    found = {}
+    for model in ("untuned", "tailored"):
+        answers = [
+            np.concatenate([read_score(plan / f"{model} {own.name}").answers.values for own in run.benchmarks])
+            for plan in (folder, first)
+        ]
+        gains = answers[0] - answers[1]
+        found[f"gain, {model}"] = float(gains.mean())
+        found[f"its error, {model}"] = float(gains.std(ddof=1) / len(gains) ** 0.5)
+    return found
+
+
+def main(
+    folder: Path,
+    config: Path,
+    ratio: float = 0.2,
+    allocation: Annotated[list[str] | None, typer.Option(help="Repeatable; global by default.")] = None,
+    examples: Annotated[int, typer.Option(help="Train examples of each benchmark, half for each model.")] = 240,
+    override: Annotated[list[str] | None, typer.Option("--set")] = None,
+) -> None:
+    """Measure every plan; see the top of this file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run, rows = load_config(str(config), override or []), {}
+    dense = once(folder / "dense", lambda out: convert.prepare_dense(run.model, downloads=run.store.downloads, out=out))
+    rendered = {
+        own.name: once(folder / f"prompts {own.name}", partial(render_into, run, own, examples))
+        for own in run.benchmarks
+    }
+    folders = []
+    for kind, text in product(allocation or ["global"], TEXTS):
+        changed = [f"calibration.source={TEXTS[text]}", f"pruning.allocation={kind}"]
+        plan = load_config(str(config), [*(override or []), *changed])
+        folders.append(folder / f"{text} {kind}")
+        row = measure(plan, dense, rendered, ratio, folders[-1])
+        rows[f"{text}, {kind}"] = row | against(run, folders[-1], folders[0])
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        table.to_parquet(folder / "plans.parquet")
+        print(table.iloc[-1].round(3).to_dict(), flush=True)
+    print(table.round(3).to_string())
+    print(table.corr("spearman")["tailored, mean"].round(2).to_string())
+
+
+if __name__ == "__main__":
+    typer.run(main)
