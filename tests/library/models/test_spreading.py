@@ -176,7 +176,7 @@ def test_importance(tiny: Path, groups: Path, text: Path, both: Any, criterion: 
     np.testing.assert_allclose(read_influence(two), read_influence(one), rtol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["static", "sequential"])
+@pytest.mark.parametrize("method", ["static", "sequential", "bias"])
 def test_reconstruction(tiny: Path, groups: Path, text: Path, both: Any, method: Any) -> None:
     settings = PruningConfig(allocation="global", min_channels=2), ReconstructionConfig(method=method)
 
