@@ -58,7 +58,7 @@ def measure_whole(folder: Path, configuration: str) -> None:
     for dispatched in (False, True):
         own = folder / f"whole-{dispatched}"
         changed = [f"store.root={own / 'store'}", f"store.reports={own / 'reports'}"]
-        changed += ["execution.dispatch=gpu"] * dispatched
+        changed += ["execution.device=cpu", *["execution.dispatch=gpu"] * dispatched]
         command = [sys.executable, "-m", "flows", "tailor", configuration, *(f"--set={change}" for change in changed)]
         begun = time.perf_counter()
         subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
