@@ -52,12 +52,12 @@ def render_into(run: RunConfig, benchmark: BenchmarkConfig, examples: int, out: 
         render(run, benchmark, split, out / split, examples)
 
 
-def untuned_figures(prompts: pd.DataFrame, metric: str) -> dict[str, float]:
-    """Accuracy, and the mean of −log p(right choice) among the choices, of the predictions on some examples."""
-    chosen = prompts["prediction_norm" if metric == "acc_norm" else "prediction"]
-    logits = prompts["loglikelihoods"].map(lambda values: values - np.logaddexp.reduce(values))
-    right = [row[answer] for row, answer in zip(logits, prompts["answer"], strict=True)]
-    return {"accuracy": float((chosen == prompts["answer"]).mean()), "choice loss": -float(np.mean(right))}
+def accuracy_and_loss(predictions: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Accuracy, and the mean of −log p(right choice) among the choices."""
+    chosen = predictions["prediction_norm" if metric == "acc_norm" else "prediction"]
+    logits = predictions["loglikelihoods"].map(lambda values: values - np.logaddexp.reduce(values))
+    right = [row[answer] for row, answer in zip(logits, predictions["answer"], strict=True)]
+    return {"accuracy": float((chosen == predictions["answer"]).mean()), "choice loss": -float(np.mean(right))}
 
 
 def measure(run: RunConfig, dense: Path, rendered: dict[str, Path], ratio: float, folder: Path) -> dict[str, float]:
@@ -93,7 +93,7 @@ def measure(run: RunConfig, dense: Path, rendered: dict[str, Path], ratio: float
         for model, attached, half in (("untuned", None, 0), ("tailored", adapter, 1)):
             out = once(folder / f"{model} {own.name}", partial(score, own, attached))
             table = pq.read_table(out / "predictions.parquet").to_pandas().iloc[half::2]
-            found[model] = untuned_figures(table, headline_metric(own))
+            found[model] = accuracy_and_loss(table, headline_metric(own))
         row |= {f"{name}, {own.name}": value for name, value in found["untuned"].items()}
         row[f"tailored, {own.name}"] = found["tailored"]["accuracy"]
     for name in ("accuracy", "choice loss", "tailored"):
