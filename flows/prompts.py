@@ -11,7 +11,7 @@ from tailored_llama.config import (
     BenchmarkConfig,
     PromptStudyConfig,
     load_study,
-    pruned_by_prompts,
+    reads_prompts,
     with_template,
 )
 from tailored_llama.preflight import preflight_prompts
@@ -47,7 +47,7 @@ def _checkpoint(config: PromptStudyConfig) -> tuple[ArtifactRef, str]:
     if not config.pruned:
         return load_model(config.store, config.model), config.model.source
     (ratio,) = config.pruning.ratios
-    run_prompts = render_all(config) if pruned_by_prompts(config) else Prompts()
+    run_prompts = render_all(config) if reads_prompts(config) else Prompts()
     dense = prepare_dense(config, run_prompts)
     model = heal_if_asked(config, dense, ratio, prune_to(config, dense, ratio), run_prompts)
     return model, f"{config.model.source}, pruned{' and healed' if config.healing.tokens else ''} at ratio {ratio:g}"

@@ -27,7 +27,7 @@ from tailored_llama.config import (
     SweepConfig,
     dense_runs,
     load_sweep,
-    pruned_by_prompts,
+    reads_prompts,
     sweep_cells,
     tuned_dense_cells,
 )
@@ -79,7 +79,7 @@ def sweep(config: SweepConfig) -> ArtifactRef:
 
 def _prompts(config: SweepConfig, run: RunConfig) -> Prompts:
     """The prompts of a cell, if anything reads them."""
-    needed = config.scored or config.tailored or pruned_by_prompts(run)
+    needed = config.scored or config.tailored or reads_prompts(run)
     return render_all(run) if needed else Prompts()
 
 

@@ -23,6 +23,8 @@ from tailored_llama.config import (
     export_folders,
     gguf_folders,
     gguf_types,
+    healing_text,
+    heals_on,
     is_harness_task,
     is_written,
     reads_calibration,
@@ -150,6 +152,7 @@ def _check_streaming(config: RunConfig) -> None:
     whole = [f"the written answers of {benchmark.name}" for benchmark in config.benchmarks if is_written(benchmark)]
     whole += ["pruning.allocation = 'search'"] if searches_widths(config) else []
     whole += ["calibration.source = 'self'"] if config.calibration.reads(SELF) and _is_calibrated(config) else []
+    whole += ["healing.source = 'self'"] if config.healing.source and heals_on(config, SELF) else []
     if config.model.quantization == "none":  # in 4 bits an adapter is trained on the whole model
         whole += [f"healing.tokens = {config.healing.tokens}"] if config.healing.tokens else []
         whole += [f"tuning.examples = {config.tuning.examples!r}"] if config.tuning.examples != "none" else []
@@ -207,15 +210,18 @@ def _check_quantization(config: RunConfig) -> None:
 
 def texts_of(config: RunConfig) -> list[tuple[str, TextConfig]]:
     """The texts that a run reads from elsewhere, each after its section."""
-    parts = config.calibration.parts if _is_calibrated(config) else ()
-    calibration = [("calibration", part.text) for part in parts if part.text.source not in (PROMPTS, SELF)]
-    return [("perplexity", config.perplexity), *calibration]
+    sections = {"calibration": config.calibration} if _is_calibrated(config) else {}
+    if config.healing.tokens and config.healing.source:
+        sections["healing"] = healing_text(config).calibration
+    texts = [(section, part.text) for section, calibration in sections.items() for part in calibration.parts]
+    return [("perplexity", config.perplexity), *(own for own in texts if own[1].source not in (PROMPTS, SELF))]
 
 
 def _is_calibrated(config: RunConfig) -> bool:
     """Whether any stage of a run reads calibration text."""
     read = reads_calibration(config) or trims_vocabulary(config)
-    return read or bool(config.healing.tokens or config.distillation.weight)
+    healed = config.healing.tokens and not config.healing.source
+    return read or bool(healed or config.distillation.weight)
 
 
 def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:

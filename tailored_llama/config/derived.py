@@ -47,9 +47,14 @@ def trims_vocabulary(run: RunConfig) -> bool:
     return "vocabulary" in run.pruning.kinds
 
 
-def pruned_by_prompts(run: RunConfig) -> bool:
-    """Whether pruning reads the run's train prompts."""
-    return run.calibration.reads(PROMPTS) or trims_vocabulary(run) or searches_widths(run)
+def reads_prompts(run: RunConfig) -> bool:
+    """Whether pruning or healing reads the run's train prompts."""
+    return run.calibration.reads(PROMPTS) or trims_vocabulary(run) or searches_widths(run) or heals_on(run, PROMPTS)
+
+
+def heals_on(run: RunConfig, source: str) -> bool:
+    """Whether a source is among the texts of healing."""
+    return bool(run.healing.tokens) and healing_text(run).calibration.reads(source)
 
 
 def reads_train(run: RunConfig, benchmark: str) -> bool:
@@ -58,7 +63,7 @@ def reads_train(run: RunConfig, benchmark: str) -> bool:
     Tasks of lm-evaluation-harness may lack a train split, and need none where nothing is tuned. The train prompts of
     other benchmarks are always rendered.
     """
-    return run.tuning.examples != "none" or pruned_by_prompts(run) or not is_harness_task(benchmark)
+    return run.tuning.examples != "none" or reads_prompts(run) or not is_harness_task(benchmark)
 
 
 def part_of(total: int, i: int, parts: int) -> int:
@@ -97,8 +102,9 @@ def with_template(run: Run, template: str) -> Run:
 
 
 def healing_text(run: RunConfig) -> RunConfig:
-    """The same run with as many calibration samples as healing reads."""
-    return run.model_copy(update={"calibration": run.calibration.with_tokens(run.healing.tokens)})
+    """The same run with the text of healing as its calibration text."""
+    healing = run.healing
+    return run.model_copy(update={"calibration": run.calibration.with_tokens(healing.tokens, healing.source)})
 
 
 def self_tokens(run: RunConfig) -> int:

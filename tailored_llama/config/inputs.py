@@ -64,6 +64,13 @@ class SourceConfig(Section):
     documents: int | None = Field(None, ge=1, description="As calibration.documents.")
 
 
+def as_sources(value: Any) -> Any:
+    """A text's name, or a list of texts in which names are tables."""
+    if not isinstance(value, str | list | tuple) or not value:
+        raise ValueError("allowed: a text, or a list of texts")
+    return value if isinstance(value, str) else [{"source": v} if isinstance(v, str) else v for v in value]
+
+
 class SourcesConfig(Section):
     """Where text is read."""
 
@@ -113,9 +120,7 @@ class CalibrationConfig(SourcesConfig):
     @field_validator("source", mode="before")
     @classmethod
     def _names_are_sources(cls, value: Any) -> Any:
-        if not isinstance(value, str | list | tuple) or not value:
-            raise ValueError("allowed: a text, or a list of texts")
-        return value if isinstance(value, str) else [{"source": v} if isinstance(v, str) else v for v in value]
+        return as_sources(value)
 
     @property
     def parts(self) -> tuple[CalibrationPart, ...]:
@@ -144,9 +149,9 @@ class CalibrationConfig(SourcesConfig):
         """Whether a source is among the texts."""
         return any(part.text.source == source for part in self.parts)
 
-    def with_tokens(self, total: int) -> CalibrationConfig:
-        """The same texts, with as many whole sequences as hold this many tokens."""
-        return self.model_copy(update={"samples": -(-total // self.tokens)})
+    def with_tokens(self, total: int, source: str | tuple[SourceConfig, ...] | None = None) -> CalibrationConfig:
+        """As many whole sequences as hold this many tokens, of the same texts or of others."""
+        return self.model_copy(update={"samples": -(-total // self.tokens), "source": source or self.source})
 
 
 class BenchmarkConfig(Section):

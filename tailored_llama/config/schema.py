@@ -212,14 +212,15 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _a_sequence_of_each_text(self) -> RunConfig:
-        text, tokens = self.calibration, self.healing.tokens
+        text, tokens, source = self.calibration, self.healing.tokens, self.healing.source
         fields = [("calibration.samples", text.samples, text)]
-        fields += [("healing.tokens", tokens, text.with_tokens(tokens))] if tokens else []
+        fields += [("healing.tokens", tokens, text.with_tokens(tokens, source))] if tokens else []
         for field, got, drawn in fields:
+            section = "healing" if drawn is not text and source else "calibration"
             if none := [part.text.source for part in drawn.parts if not part.samples]:
                 raise ValueError(
                     f"{field}: got {got}, of which {none[0]} gets no sequence by its weight; allowed: one for each "
-                    f"text of calibration.source ({text.named})"
+                    f"text of {section}.source ({drawn.named})"
                 )
         return self
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tailored_llama.config.derived import GENERIC
+from tailored_llama.config.derived import GENERIC, healing_text
 from tailored_llama.config.loading import assign, load_config, read_config_data, validate_as, validate_config
 from tailored_llama.config.schema import RunConfig
 from tailored_llama.config.training import DistillationConfig
@@ -190,6 +190,8 @@ def _value(run: RunConfig, field: str) -> Any:
 
 def _setting_text(run: RunConfig, field: str) -> str:
     """A field's value in a run, with the field's name unless the value explains itself."""
+    if field == "healing.source":
+        return f"healed on {healing_text(run).calibration.named}" if run.healing.tokens else "not healed"
     value = run.calibration.named if field == "calibration.source" else _value(run, field)
     return value if isinstance(value, str) and value != "none" else f"{field.split('.')[-1]}={value}"
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from tailored_llama.config.inputs import SourceConfig, as_sources
 from tailored_llama.config.section import Section
 
 Variant = Literal["lora", "rslora", "dora", "prompt", "prefix"]
@@ -79,14 +80,20 @@ class DistillationConfig(Section):
 
 
 class HealingConfig(TrainingConfig):
-    """General recovery before tailoring: LoRA distilled on calibration text and merged into the pruned model."""
+    """General recovery before tailoring: LoRA distilled on plain text and merged into the pruned model."""
 
     tokens: int = Field(
         0,
         ge=0,
         le=20_000_000,
         description="Tokens to train on, drawn like the calibration text in whole sequences of its length; 0: no "
-        "healing. The teacher outputs take about 400 bytes of memory per token.",
+        "healing. The teacher outputs take about 200 bytes of disk per token.",
+    )
+    source: str | tuple[SourceConfig, ...] | None = Field(
+        None,
+        description="The text to train on, as calibration.source; fields such as column are as in [calibration]. "
+        "Absent: the calibration text.",
+        exclude_if=lambda value: value is None,  # so that keys and cards of earlier configurations stay the same
     )
     variant: Literal["lora", "rslora", "dora"] = Field("lora", description="As in tuning; it must merge into weights.")
     rank: int = Field(64, ge=1, le=1024, description="LoRA rank r: the width of each update.")
@@ -96,6 +103,11 @@ class HealingConfig(TrainingConfig):
     batch_size: int = Field(
         1, ge=1, description="Text sequences per optimiser step; fewer give more steps for the same tokens."
     )
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _names_are_sources(cls, value: Any) -> Any:
+        return None if value is None else as_sources(value)
 
 
 class TuningConfig(TrainingConfig):

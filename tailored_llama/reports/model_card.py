@@ -65,6 +65,7 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         data=_data(own),
         dense=dense,
         gained_by=gained_by(config),
+        healed_text=_calibration_text(healing_text(config).calibration) if config.healing.source else "that text",
         healed_tokens=healing_text(config).calibration.samples * config.calibration.tokens,
         layered=is_layered(checkpoint),
         loading=loading(checkpoint),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,9 +41,24 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
 
 def write_table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> None:
     """Write a Parquet file whose columns are exactly the declared schema's."""
+    pq.write_table(_table(path, columns, schema), path)
+
+
+@contextmanager
+def table_parts(path: Path, schema: pa.Schema) -> Iterator[Callable[[Mapping[str, Any], int], None]]:
+    """Write a Parquet file part by part, for tables larger than memory.
+
+    Yields:
+        A function that appends columns, as `write_table` takes them, in row groups of at most so many rows.
+    """
+    with pq.ParquetWriter(path, schema) as writer:
+        yield lambda columns, rows: writer.write_table(_table(path, columns, schema), row_group_size=rows)
+
+
+def _table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     if set(columns) != set(schema.names):
         raise ValueError(f"{path.name}: columns {sorted(columns)}, declared {sorted(schema.names)}")
-    pq.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema), path)
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
 def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
@@ -51,19 +67,40 @@ def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     Raises:
         InputError: the file is missing, not Parquet, has another schema, or claims more values than it can hold.
     """
-    try:
-        with pq.ParquetFile(path) as file:
-            actual = file.schema_arrow
-            if schema and not actual.remove_metadata().equals(schema.remove_metadata()):
-                wrong = [f.name for f in schema if f.name not in actual.names or not actual.field(f.name).equals(f)]
-                raise InputError(f"{path}: column {(wrong or actual.names)[0]} is not as declared ({schema.names})")
-            _check_claims(file.metadata, path)
-            table, claimed = file.read(), file.metadata.num_rows
+    with _readable(path), pq.ParquetFile(path) as file:
+        _check(file, path, schema)
+        table, claimed = file.read(), file.metadata.num_rows
         if table.num_rows != claimed:
             raise OSError(f"{table.num_rows} rows, but it claims {claimed}")
         return table
+
+
+def open_table(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+    """Open a Parquet file, to read one row group after another.
+
+    Raises:
+        InputError: as `read_table`.
+    """
+    with _readable(path):
+        file = pq.ParquetFile(path)
+        _check(file, path, schema)
+        return file
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
+
+
+def _check(file: pq.ParquetFile, path: Path, schema: pa.Schema | None) -> None:
+    actual = file.schema_arrow
+    if schema and not actual.remove_metadata().equals(schema.remove_metadata()):
+        wrong = [f.name for f in schema if f.name not in actual.names or not actual.field(f.name).equals(f)]
+        raise InputError(f"{path}: column {(wrong or actual.names)[0]} is not as declared ({schema.names})")
+    _check_claims(file.metadata, path)
 
 
 def _check_claims(metadata: Any, path: Path) -> None:

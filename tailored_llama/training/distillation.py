@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +23,7 @@ from tailored_llama.models import (
     HEAD_POSITIONS,
     Document,
     PackedRow,
+    batches,
     head_logits,
     load_tokenizer,
     open_model,
@@ -29,7 +32,7 @@ from tailored_llama.models import (
     token_budget,
 )
 from tailored_llama.progress import Progress, silent
-from tailored_llama.store import read_table, write_table
+from tailored_llama.store import open_table, table_parts
 
 TEACHER_SCHEMA = pa.schema(
     {
@@ -40,7 +43,8 @@ TEACHER_SCHEMA = pa.schema(
 )
 
 ABSENT = -100.0  # log-probability of what is no target: e⁻¹⁰⁰ counts as nothing in float32
-_LARGEST = 2**31 - 1  # most entries of a Parquet column of lists
+_AT_ONCE = 2**18  # tokens whose outputs are in memory while they are written: 64 MB at 32 a token
+_ROW_GROUP = 2**13  # tokens whose outputs are read and decoded for the sake of one sequence: 2 MB
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ def teach(
 ) -> dict[str, Any]:
     """Stage: write the dense model's next-token distributions along every sequence of a source as `teacher.parquet`.
 
-    The `top` likeliest tokens of each distribution are kept, at the temperature (arXiv 1503.02531).
+    The `top` likeliest tokens of each distribution are kept, at the temperature (arXiv 1503.02531). Memory holds the
+    outputs of at most 2¹⁸ tokens at a time.
 
     Args:
         dense: the teacher.
@@ -88,42 +93,50 @@ def teach(
         progress: called after every batch of sequences.
 
     Raises:
-        InputError: `top` is not below the vocabulary size, or too large for the length of the text; or the source has
-            neither file.
+        InputError: `top` is not below the vocabulary size, or the source has neither file.
     """
     model, tokenizer = open_model(dense, execution, out), load_tokenizer(dense)
     if distillation.top >= (size := model.config.vocab_size):
         raise InputError(f"distillation.top: got {distillation.top}; allowed: less than {size}, the vocabulary size")
     if (source / "calibration.parquet").is_file():
-        sequences: list[list[int]] = read_calibration(source).tolist()
+        sequences = list(read_calibration(source))
     else:
         limit = model.config.max_position_embeddings - reserved
         shots = read_prompts(source, "shots")
-        sequences = [list(encode_answer(tokenizer, prompt, limit).document.prefix) for prompt in shots]
-    lengths = [len(ids) for ids in sequences]
-    if (largest := _LARGEST // max(1, sum(lengths))) < distillation.top:
-        raise InputError(
-            f"distillation.top: got {distillation.top}; allowed: at most {largest} for {sum(lengths):,} tokens"
-        )
-    tokens = np.empty((sum(lengths), distillation.top), np.int32)
-    logprobs = np.empty((sum(lengths), distillation.top), np.float32)
-    starts, done = np.cumsum([0, *lengths]), 0
-    with torch.inference_mode(), packed_attention(model):
-        row_of, finish = partial(_row, sequences), partial(_likeliest, model, distillation)
-        budget = token_budget(execution.batch_tokens, model)
-        for batch, (likeliest, values) in run_packed(model, lengths, budget, row_of, finish):
-            rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
-            tokens[rows], logprobs[rows] = likeliest, values
-            done += len(batch)
-            progress(done, len(sequences))
+        sequences = [torch.tensor(encode_answer(tokenizer, prompt, limit).document.prefix) for prompt in shots]
+    lengths, budget = [len(ids) for ids in sequences], token_budget(execution.batch_tokens, model)
+    rows = max(1, _ROW_GROUP // max(lengths, default=1))
+    with torch.inference_mode(), packed_attention(model), table_parts(out / "teacher.parquet", TEACHER_SCHEMA) as write:
+        for part in batches(lengths, _AT_ONCE):
+            write(_outputs(model, sequences, part, distillation, budget, progress), rows)
+    return {"tokens": sum(lengths)}
+
+
+def _outputs(
+    model: Any,
+    sequences: Sequence[Tensor],
+    part: Sequence[int],
+    distillation: DistillationConfig,
+    budget: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The columns of consecutive sequences."""
+    own = [sequences[i].tolist() for i in part]
+    lengths, done = [len(ids) for ids in own], part[0]
+    starts = np.cumsum([0, *lengths])
+    tokens = np.empty((starts[-1], distillation.top), np.int32)
+    logprobs = np.empty(tokens.shape, np.float32)
+    row_of, finish = partial(_row, own), partial(_likeliest, model, distillation)
+    for batch, (likeliest, values) in run_packed(model, lengths, budget, row_of, finish):
+        rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
+        tokens[rows], logprobs[rows] = likeliest, values
+        progress(done := done + len(batch), len(sequences))
     offsets = pa.array(starts * distillation.top, pa.int32())
-    columns = {
-        "input_ids": sequences,
+    return {
+        "input_ids": own,
         "tokens": pa.ListArray.from_arrays(offsets, tokens.reshape(-1)),
         "logprobs": pa.ListArray.from_arrays(offsets, logprobs.reshape(-1)),
     }
-    write_table(out / "teacher.parquet", columns, TEACHER_SCHEMA)
-    return {"tokens": sum(lengths)}
 
 
 def _row(sequences: Sequence[list[int]], batch: Sequence[int]) -> PackedRow:
@@ -153,18 +166,33 @@ def _logits(model: Any, states: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1 else logits / temperature  # avoids a copy as wide as the vocabulary
 
 
-def read_teacher(folder: Path) -> list[SoftTargets]:
-    """Read what `teach` wrote, in the order of its source."""
-    table = read_table(folder / "teacher.parquet", TEACHER_SCHEMA)
-    targets = []
-    for row in range(len(table)):
-        ids = tuple(table["input_ids"][row].as_py())
-        tokens, logprobs = (
-            torch.from_numpy(table[name][row].values.to_numpy(zero_copy_only=False).copy()).reshape(len(ids), -1)
-            for name in ("tokens", "logprobs")
+class Teacher(Sequence[SoftTargets]):
+    """What `teach` wrote, in the order of its source. Each sequence is read from disk when it is asked for.
+
+    Raises:
+        InputError: `teacher.parquet` is missing, unreadable, or has another schema.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = open_table(folder / "teacher.parquet", TEACHER_SCHEMA)
+        groups = map(self._file.metadata.row_group, range(self._file.num_row_groups))
+        self._starts: list[int] = list(itertools.accumulate((group.num_rows for group in groups), initial=0))
+        self._read: tuple[int, Any] = (-1, None)  # the row group read last; files of earlier versions have only one
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: Any) -> Any:
+        position = range(len(self))[index]
+        group = bisect_right(self._starts, position) - 1
+        if self._read[0] != group:
+            self._read = group, self._file.read_row_group(group)
+        row = self._read[1].slice(position - self._starts[group], 1)
+        ids, tokens, logprobs = (row[name].combine_chunks().flatten() for name in TEACHER_SCHEMA.names)
+        likeliest = torch.from_numpy(tokens.to_numpy().astype(np.int64)).reshape(len(ids), -1)
+        return SoftTargets(
+            tuple(ids.to_pylist()), likeliest, torch.from_numpy(logprobs.to_numpy().copy()).view_as(likeliest)
         )
-        targets.append(SoftTargets(ids, tokens.long(), logprobs))
-    return targets
 
 
 def divergence(model: Any, states: Tensor, targets: SoftTargets, temperature: float) -> Tensor:

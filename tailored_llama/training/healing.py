@@ -12,14 +12,14 @@ from tailored_llama.config import DistillationConfig, ExecutionConfig, HealingCo
 from tailored_llama.models import add_adapter, load_base, merge_adapter, read_id_table, save_adapter
 from tailored_llama.progress import Progress, silent
 from tailored_llama.training.loop import train, write_log
-from tailored_llama.training.losses import Objective, text_samples
+from tailored_llama.training.losses import Objective, TextSamples
 
 STAGE, VERSION = "healed", 1
 
 
 def key_fields(config: RunConfig) -> dict[str, Any]:
-    """What a healed checkpoint depends on, beside the pruned one and the teacher outputs, which say how much text."""
-    fields = config.healing.model_dump(mode="json", exclude={"tokens"})
+    """What a healed checkpoint depends on, beside the pruned one and the teacher outputs, which say what text."""
+    fields = config.healing.model_dump(mode="json", exclude={"tokens", "source"})
     fields |= {"temperature": config.distillation.temperature, "seed": config.seed}
     quantization = config.model.quantization
     return fields | ({"quantization": quantization} if quantization != "none" else {})
@@ -64,7 +64,7 @@ def heal(
     model = add_adapter(base, healing, execution)
     objective = Objective(distillation=1.0, temperature=distillation.temperature)
     every = execution.keep_state_every
-    texts = text_samples(teacher, read_id_table(checkpoint))
+    texts = TextSamples(teacher, read_id_table(checkpoint))
     log, measured = train(model, texts, healing, objective, seed, progress, resume=resume, every=every)
     with tempfile.TemporaryDirectory() as adapter:
         save_adapter(model, checkpoint, Path(adapter))

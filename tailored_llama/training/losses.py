@@ -16,7 +16,7 @@ from tailored_llama.data import Encoded
 from tailored_llama.errors import InputError
 from tailored_llama.models import Document, IdTable, head_logits, learnt_header, packed_states
 from tailored_llama.training.alignment import in_pieces
-from tailored_llama.training.distillation import SoftTargets, divergence, read_teacher
+from tailored_llama.training.distillation import SoftTargets, Teacher, divergence
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def with_teacher(samples: Sequence[Sample], teacher: Path, table: IdTable | None
     Raises:
         InputError: the teacher read other tokens, or another text.
     """
-    outputs = read_teacher(teacher)
+    outputs = list(Teacher(teacher))
     if table and len(outputs) == len(samples):
         outputs = [in_pieces(out, table, own.sequence()) for out, own in zip(outputs, samples, strict=True)]
     if [sample.sequence() for sample in samples] != [list(targets.input_ids) for targets in outputs]:
@@ -70,11 +70,22 @@ def with_teacher(samples: Sequence[Sample], teacher: Path, table: IdTable | None
     return [replace(sample, teacher=targets) for sample, targets in zip(samples, outputs, strict=True)]
 
 
-def text_samples(teacher: Path, table: IdTable | None = None) -> list[Sample]:
-    """Every sequence of a text as a sample with its teacher outputs (`distillation.teach`); `table` as above."""
-    outputs = read_teacher(teacher)
-    outputs = [in_pieces(targets, table) for targets in outputs] if table else outputs
-    return [Sample(Encoded(Document(t.input_ids), (), ()), teacher=t) for t in outputs]
+class TextSamples(Sequence[Sample]):
+    """Every sequence of a text as a sample with its teacher outputs, which are read from disk when it is asked for.
+
+    `teacher` has what `distillation.teach` wrote; `table` is as in `with_teacher`.
+    """
+
+    def __init__(self, teacher: Path, table: IdTable | None = None) -> None:
+        self._outputs, self._table = Teacher(teacher), table
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def __getitem__(self, index: Any) -> Any:
+        targets = self._outputs[index]
+        targets = in_pieces(targets, self._table) if self._table else targets
+        return Sample(Encoded(Document(targets.input_ids), (), ()), teacher=targets)
 
 
 def sample_losses(model: Any, batch: Sequence[Sample], objective: Objective) -> Iterator[tuple[Tensor, Tensor]]:

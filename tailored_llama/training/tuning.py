@@ -28,7 +28,7 @@ from tailored_llama.models import add_adapter, load_base, load_tokenizer, read_i
 from tailored_llama.progress import Progress, silent
 from tailored_llama.training.held_out import Comparison, is_better, outcomes, write_comparison
 from tailored_llama.training.loop import train, write_log
-from tailored_llama.training.losses import Objective, Sample, text_samples, with_teacher
+from tailored_llama.training.losses import Objective, Sample, TextSamples, with_teacher
 from tailored_llama.training.soft_labels import SoftLabel, read_soft_labels
 
 
@@ -171,7 +171,7 @@ def tune(
         epochs=tuning.epochs,
         held_out=held_out,
         patience=tuning.patience,
-        texts=text_samples(text, table) if text else (),
+        texts=TextSamples(text, table) if text else (),
         texts_per_step=distillation.sequences if text else 0,
         resume=resume,
         every=execution.keep_state_every,

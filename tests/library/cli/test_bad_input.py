@@ -256,6 +256,11 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
         f"calibration.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, a .txt, .parquet, .jsonl or "
         ".csv file, or a Hub data set (owner/name)",
     ),
+    "text for healing missing": (
+        lambda run, place: run.update(healing={"tokens": 64, "source": ["prompts", "/nowhere/text.txt"]}),
+        f"healing.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, a .txt, .parquet, .jsonl or "
+        ".csv file, or a Hub data set (owner/name)",
+    ),
     "perplexity of the model's own text": (
         put("perplexity", "source", "self"),
         "perplexity.source: got 'self'; allowed: a text of its own; self is for calibration",

@@ -22,6 +22,7 @@ from tailored_llama.config import (
     load_study,
     load_sweep,
     load_transfer,
+    reads_prompts,
     self_tokens,
     validate_config,
 )
@@ -183,6 +184,24 @@ def test_healing_reads_every_text_of_a_mixture() -> None:
     message = "healing.tokens: got 64, of which self gets no sequence by its weight; allowed: one for each text of "
     with pytest.raises(InputError, match=exactly(message + "calibration.source (boolq + self)")):
         validate_config({"calibration": text, "healing": {"tokens": 64}})
+
+
+def test_healing_reads_a_text_of_its_own() -> None:
+    text = {"source": "wiki.txt", "tokens": 64, "column": "body"}
+    own = ["self", {"source": "prompts", "weight": 3.0}]
+    healed = healing_text(validate_config({"calibration": text, "healing": {"tokens": 256, "source": own}}))
+    assert [(part.text.source, part.samples) for part in healed.calibration.parts] == [("self", 1), ("prompts", 3)]
+    assert {part.text.column for part in healed.calibration.parts} == {"body"}
+    message = "healing.tokens: got 64, of which self gets no sequence by its weight; allowed: one for each text of "
+    with pytest.raises(InputError, match=exactly(message + "healing.source (1 × self + 3 × prompts)")):
+        validate_config({"calibration": text, "healing": {"tokens": 64, "source": own}})
+    with pytest.raises(InputError, match=exactly("healing.source: got []; allowed: a text, or a list of texts")):
+        validate_config({"healing": {"source": []}})
+
+
+@pytest.mark.parametrize(("tokens", "reads"), [(0, False), (64, True)])
+def test_train_prompts_are_rendered_for_a_healing_that_reads_them(tokens: int, reads: bool) -> None:
+    assert reads_prompts(validate_config({"healing": {"tokens": tokens, "source": "prompts"}})) == reads
 
 
 def test_all_mistakes_are_named_at_once() -> None:

@@ -29,7 +29,7 @@ from tailored_llama.models import (
 from tailored_llama.pruning.vocabulary import choose_tokens
 from tailored_llama.training import tuning
 from tailored_llama.training.alignment import in_pieces
-from tailored_llama.training.distillation import ABSENT, SoftTargets, divergence, read_teacher, teach
+from tailored_llama.training.distillation import ABSENT, SoftTargets, Teacher, divergence, teach
 from tailored_llama.training.healing import heal
 from tailored_llama.training.tuning import Source
 
@@ -76,7 +76,7 @@ def test_targets_stand_where_the_teacher_s_tokens_end(dense: Path, student: Path
     teach(dense, text, distillation=DistillationConfig(top=16), out=folder("teacher"), execution=CPU)
     table, split = read_id_table(student), 0
     assert table
-    for targets in read_teacher(text.parent / "teacher"):
+    for targets in Teacher(text.parent / "teacher"):
         found = in_pieces(targets, table)
         pieces = [table.pieces[token] for token in targets.input_ids]
         assert list(found.input_ids) == [piece for part in pieces for piece in part]
@@ -121,7 +121,7 @@ def test_a_student_that_only_lost_unlikely_tokens_is_its_teacher(dense: Path, fo
     assert table
     assert table.kept >= set(ids)
     teach(dense, text, distillation=DistillationConfig(top=4), out=folder("teacher"), execution=CPU)
-    for targets in read_teacher(text.parent / "teacher"):
+    for targets in Teacher(text.parent / "teacher"):
         found = in_pieces(targets, table)
         assert found.input_ids == tuple(kept.index(token) for token in targets.input_ids)
 

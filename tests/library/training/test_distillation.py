@@ -22,7 +22,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import Document, copy_tokenizer, head_logits, load_model, packed_attention, packed_states
 from tailored_llama.store import write_table
 from tailored_llama.training import tuning
-from tailored_llama.training.distillation import divergence, read_teacher, teach
+from tailored_llama.training.distillation import Teacher, divergence, teach
 from tailored_llama.training.healing import heal
 from tailored_llama.training.tuning import Source
 
@@ -79,7 +79,7 @@ def test_with_almost_all_tokens_kept_it_is_the_divergence_of_the_whole_distribut
         out=folder("teacher"),
         execution=ExecutionConfig(device="cpu", batch_tokens=64),
     )
-    for targets in read_teacher(text.parent / "teacher"):
+    for targets in Teacher(text.parent / "teacher"):
         model, states = states_of(student, targets.input_ids)
         found = float(divergence(model, states, targets, temperature))
         theirs, mine = (along(m, targets.input_ids, temperature) for m in (tiny, student))
@@ -89,7 +89,7 @@ def test_with_almost_all_tokens_kept_it_is_the_divergence_of_the_whole_distribut
 
 def test_with_few_tokens_kept_the_others_count_as_one(tiny: Path, student: Path, text: Path, folder: Make) -> None:
     teach(tiny, text, distillation=DistillationConfig(top=4), out=folder("teacher"), execution=CPU)
-    targets = read_teacher(text.parent / "teacher")[3]
+    targets = Teacher(text.parent / "teacher")[3]
     model, states = states_of(student, targets.input_ids)
     expected = 0.0
     for theirs, mine in zip(along(tiny, targets.input_ids, 1.0), along(student, targets.input_ids, 1.0), strict=True):
@@ -120,6 +120,36 @@ def test_logits_are_held_for_a_bounded_number_of_positions(tiny: Path, folder: M
     assert (max(rows), sum(rows)) == (256, 1024)
 
 
+def test_a_long_text_is_taught_and_read_in_parts(
+    tiny: Path, text: Path, folder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DistillationConfig(top=8)
+    teach(tiny, text, distillation=settings, out=folder("whole"), execution=CPU)
+    monkeypatch.setattr("tailored_llama.training.distillation._AT_ONCE", 5 * 24)
+    monkeypatch.setattr("tailored_llama.training.distillation._ROW_GROUP", 2 * 24)
+    seen: list[tuple[int, int]] = []
+    teach(
+        tiny,
+        text,
+        distillation=settings,
+        out=folder("parts"),
+        execution=CPU,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    metadata = pq.read_metadata(text.parent / "parts" / "teacher.parquet")
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [2, 2, 1] * 3 + [1]
+    assert seen == sorted(seen)
+    assert seen[-1] == (16, 16)
+    whole, parts = Teacher(text.parent / "whole"), Teacher(text.parent / "parts")
+    assert len(whole) == len(parts) == 16
+    for row in reversed(range(16)):
+        assert parts[row].input_ids == whole[row].input_ids
+        torch.testing.assert_close(parts[row].tokens, whole[row].tokens)
+        torch.testing.assert_close(parts[row].logprobs, whole[row].logprobs)
+    with pytest.raises(IndexError):
+        parts[16]
+
+
 def test_healing_draws_the_student_to_the_teacher(tiny: Path, student: Path, text: Path, folder: Make) -> None:
     teach(tiny, text, distillation=WHOLE, out=folder("teacher"), execution=CPU)
     healing = HealingConfig(tokens=384, rank=16, alpha=16, learning_rate=2e-2, batch_size=1)
@@ -136,7 +166,7 @@ def test_healing_draws_the_student_to_the_teacher(tiny: Path, student: Path, tex
     healed = text.parent / "healed"
     losses = pq.read_table(healed / "log.parquet").to_pydict()
     assert losses["loss"] == losses["divergence"]
-    targets = read_teacher(text.parent / "teacher")
+    targets = Teacher(text.parent / "teacher")
 
     def distance(folder: Path) -> float:
         pairs = (states_of(folder, t.input_ids) for t in targets)
