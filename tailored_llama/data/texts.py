@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tailored_llama.config import PROMPTS, SELF, BenchmarkConfig, TextConfig
 from tailored_llama.data.benchmarks import benchmark_identity, benchmark_texts, check_text_of
-from tailored_llama.data.builtin import SEVEN
+from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.rows import read_file
 from tailored_llama.data.splits import Split
 from tailored_llama.errors import InputError
@@ -60,15 +60,15 @@ def find_text(text: TextConfig, field: str = "text") -> TextSource:
         return TextSource("prompts", text)
     if text.source == SELF:
         return TextSource("self", text)
-    if text.source in SEVEN:
+    if text.source in BUILTIN:
         return TextSource("benchmark", text)
     if path.is_file():
         return TextSource("file", text)
     if is_hub_id(text.source) and path.suffix not in _FILES:
         return TextSource("hub", text)
     raise InputError(
-        f"{field}.source: got {text.source!r}, no such file; allowed: {', '.join(SEVEN)}, a .txt, .parquet, .jsonl or "
-        ".csv file, or a Hub data set (owner/name)"
+        f"{field}.source: got {text.source!r}, no such file; allowed: {', '.join(BUILTIN)}, a .txt, .parquet, .jsonl "
+        "or .csv file, or a Hub data set (owner/name)"
     )
 
 

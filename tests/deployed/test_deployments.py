@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,12 @@ def test_the_form_shows_every_field_with_its_description(site: Site) -> None:
     assert (shots["minimum"], shots["default"]) == (1, 50)
 
 
-def test_failed_stages_are_retried_alone_and_the_whole_completes(site: Site, own_run: dict[str, Any]) -> None:
+def test_failed_stages_are_retried_alone_and_the_whole_completes(
+    site: Site, own_run: dict[str, Any], tailor_here: Callable[[dict[str, Any]], None]
+) -> None:
     """One by the UI's Retry, one by a run of its own deployment."""
     own_run["benchmarks"] = [own_run["benchmarks"][0] | {"name": name} for name in ("colours", "shades")]
-    untuned = own_run | {"tuning": own_run["tuning"] | {"examples": "none"}}  # all but the adapters
-    assert site.ended(site.run("tailor/on-demand", {"config": untuned}))["state"]["type"] == "COMPLETED"
+    tailor_here(own_run | {"tuning": own_run["tuning"] | {"examples": "none"}})  # all but the adapters
     before = manifests(own_run)
     in_the_way = Path(own_run["store"]["root"]) / "adapter"
     in_the_way.touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,13 +26,12 @@ def stage_runs(site: Site, since: str) -> list[dict[str, Any]]:
 
 
 def test_a_killed_worker_s_stage_goes_elsewhere_and_cancelling_ends_all_of_it(
-    site: Site, own_run: dict[str, Any]
+    site: Site, own_run: dict[str, Any], tailor_here: Callable[[dict[str, Any]], None]
 ) -> None:
     others = [{**own_run["benchmarks"][0], "name": name} for name in ("shades", "tints")]
     own_run |= {"benchmarks": [*own_run["benchmarks"], *others], "execution": {"device": "cpu"}}
     own_run["tuning"] |= {"shots": 20}
-    untuned = own_run | {"tuning": own_run["tuning"] | {"examples": "none"}}  # all but the adapters
-    assert site.ended(site.run("tailor/on-demand", {"config": untuned}))["state"]["type"] == "COMPLETED"
+    tailor_here(own_run | {"tuning": own_run["tuning"] | {"examples": "none"}})  # all but the adapters
 
     long = own_run["tuning"] | {"epochs": 1000, "patience": 1000, "batch_size": 1}  # minutes
     own_run |= {"tuning": long, "execution": {"device": "cpu", "dispatch": "gpu"}}

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import tasks.profile
-from flows.tailor import tailor
 from services import until
 from sites import Site
-from tailored_llama.config import validate_config
 
 pytestmark = pytest.mark.deployed
-
-
-@pytest.fixture(autouse=True)
-def _recorded(site: Site) -> Iterator[None]:
-    """Flows of this process run on the site's server."""
-    with temporary_settings({PREFECT_API_URL: site.server.url}):
-        yield
 
 
 def recorded(site: Site, count: int) -> dict[str, dict[str, Any]]:
@@ -40,10 +30,9 @@ def recorded(site: Site, count: int) -> dict[str, dict[str, Any]]:
 
 
 def test_a_stage_is_a_task_run_that_shows_what_it_reads_and_the_second_time_is_cached(
-    site: Site, own_run: dict[str, Any]
+    site: Site, own_run: dict[str, Any], tailor_here: Callable[[dict[str, Any]], None]
 ) -> None:
-    config = validate_config(own_run)
-    tailor(config)
+    tailor_here(own_run)
     runs = recorded(site, 15)
     assert {run["state_name"] for run in runs.values()} == {"Completed"}
     names = {run["id"]: name for name, run in runs.items()}
@@ -56,18 +45,18 @@ def test_a_stage_is_a_task_run_that_shows_what_it_reads_and_the_second_time_is_c
     assert "tune colours @ 0.20" in reads["score colours tailored @ 0.20"]
     assert len(reads["report"]) > 5
 
-    tailor(config)
+    tailor_here(own_run)
     assert {run["state_name"] for run in recorded(site, 15).values()} == {"Cached"}
 
 
 def test_a_stage_that_fails_is_a_failed_task_run(
-    site: Site, own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    site: Site, own_run: dict[str, Any], tailor_here: Callable[[dict[str, Any]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def out_of_memory(*arguments: Any, **named: Any) -> None:
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(tasks.profile.profiling, "profile_checkpoint", out_of_memory)
     monkeypatch.setattr(tasks.profile.profile.task, "retry_delay_seconds", [0] * 3)
-    tailor(validate_config(own_run | {"profile": {"batches": [1]}}))
+    tailor_here(own_run | {"profile": {"batches": [1]}})
     failed = [name for name, run in recorded(site, 16).items() if run["state_name"] == "Failed"]
     assert failed == ["profile pruned @ 0.20"]

@@ -5,34 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from prefect.settings import (
-    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-    PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED,
-    PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED,
-    PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED,
-    PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED,
-    PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED,
-    temporary_settings,
-)
-from prefect.testing.utilities import prefect_test_harness
 
+from lean import lean_server
 from tailored_llama.reports.figures import Picture
-
-# What a server does with a flow's task runs and events takes half of its time. tests/deployed looks at what it records.
-UNUSED = (
-    PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED,
-    PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED,
-    PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED,
-    PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED,
-    PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED,
-)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _server() -> Iterator[None]:
-    # Every flow run waits a third of a second for the thread that sends its heartbeats.
-    lean = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, **dict.fromkeys(UNUSED, False)}
-    with temporary_settings(lean), prefect_test_harness(server_startup_timeout=120):
+    with lean_server():
         yield
 
 

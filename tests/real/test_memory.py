@@ -13,6 +13,7 @@ import pruning
 pytestmark = pytest.mark.real
 
 CONSTANT = 2**29  # bytes: activations of one sample, and logits of a few positions
+STAGES = ("idle", "importance")
 
 
 def test_importance_takes_little_more_memory_than_the_weights(tmp_path: Path) -> None:
@@ -22,9 +23,7 @@ def test_importance_takes_little_more_memory_than_the_weights(tmp_path: Path) ->
     pruning.write_tokens(root / "tokens", shape["vocab_size"])
     weights = sum(file.stat().st_size for file in dense.glob("*.safetensors"))
     pruning.measure(dense, root, 0.2, "graph")
-    peaks = {}
-    for stage in ("idle", "importance"):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
-            peaks[stage] = worker.submit(pruning.measure, dense, root, 0.2, stage).result()[1]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+        idle, peak = (worker.submit(pruning.measure, dense, root, 0.2, stage).result()[1] for stage in STAGES)
     assert weights > 2 * CONSTANT
-    assert peaks["importance"] - peaks["idle"] <= 1.15 * weights + CONSTANT
+    assert peak - idle <= 1.15 * weights + CONSTANT

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.__main__ import main
 from helpers import save_tiny_llama
+from lean import lean_server
 from tailored_llama.config import load_config
 from tailored_llama.evaluation import read_recovery
 from tailored_llama.models import read_structure
@@ -35,7 +35,7 @@ def test_the_papers_setting_runs_on_a_stand_in(tmp_path: Path, full: bool) -> No
         "perplexity.tokens": 256,
         "profile.batches": "[]",
     }
-    with prefect_test_harness(server_startup_timeout=120):
+    with lean_server():
         assert main(["tailor", str(PAPER), *(f"--set={name}={value}" for name, value in small.items())]) == 0
     (report,) = (tmp_path / "store" / "report").iterdir()
     rows, models = read_recovery(report)

@@ -135,32 +135,39 @@ LOADED_ALONE = """
 import json, sys
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
-arguments = f"pretrained={sys.argv[1]},trust_remote_code=True,dtype=float32"
-model = get_model("hf").create_from_arg_string(arguments, {"batch_size": 8, "device": "cpu"})
-pairs = [Instance("loglikelihood", {}, tuple(pair), i) for i, pair in enumerate(json.load(sys.stdin))]
-found = [value for value, _ in model.loglikelihood(pairs, disable_tqdm=True)]
-assert "tailored_llama" not in sys.modules
-print(json.dumps({"type": model.model.config.model_type, "loglikelihoods": found}))
+asked = json.load(sys.stdin)
+for checkpoint in sys.argv[1:]:
+    arguments = f"pretrained={checkpoint},trust_remote_code=True,dtype=float32"
+    model = get_model("hf").create_from_arg_string(arguments, {"batch_size": 8, "device": "cpu"})
+    pairs = [Instance("loglikelihood", {}, tuple(pair), i) for i, pair in enumerate(asked)]
+    found = [value for value, _ in model.loglikelihood(pairs, disable_tqdm=True)]
+    assert "tailored_llama" not in sys.modules
+    print(json.dumps({"type": model.model.config.model_type, "loglikelihoods": found}))
 """
 
 
-@pytest.mark.parametrize(("layout", "model_type"), [("tailored", "tailored_llama"), ("uniform_smollm2", "llama")])
-def test_the_harness_loads_a_checkpoint_without_this_library(
-    layout: str, model_type: str, request: pytest.FixtureRequest
-) -> None:
-    checkpoint: Path = request.getfixturevalue(layout)
-    assert (len(set(read_structure(checkpoint).layers)) > 1) == (layout == "tailored")
-    prompts, ours = our_scores(
-        load_model(checkpoint), load_tokenizer(checkpoint), "arc_easy", 0, list(range(0, 240, 20))
-    )
-    pairs = [pair for p in prompts for pair in zip(p.contexts, p.continuations, strict=True)]
+def test_the_harness_loads_checkpoints_without_this_library(tailored: Path, uniform_smollm2: Path) -> None:
+    """One with layers of different widths, and one of a stock architecture."""
+    checkpoints = [tailored, uniform_smollm2]
+    assert [len(set(read_structure(checkpoint).layers)) > 1 for checkpoint in checkpoints] == [True, False]
+    pairs, expected = [], []
+    for checkpoint in checkpoints:
+        prompts, ours = our_scores(
+            load_model(checkpoint), load_tokenizer(checkpoint), "arc_easy", 0, list(range(0, 240, 20))
+        )
+        pairs = [pair for p in prompts for pair in zip(p.contexts, p.continuations, strict=True)]
+        expected.append([value for row in ours for value in row])
     run = subprocess.run(
-        [sys.executable, "-c", LOADED_ALONE, str(checkpoint)], input=json.dumps(pairs), capture_output=True, text=True
+        [sys.executable, "-c", LOADED_ALONE, *map(str, checkpoints)],
+        input=json.dumps(pairs),
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stderr
-    said = json.loads(run.stdout.splitlines()[-1])
-    assert said["type"] == model_type
-    assert said["loglikelihoods"] == pytest.approx([value for row in ours for value in row], abs=TOLERANCE)
+    said = [json.loads(line) for line in run.stdout.splitlines()[-2:]]
+    assert [own["type"] for own in said] == ["tailored_llama", "llama"]
+    for own, ours in zip(said, expected, strict=True):
+        assert own["loglikelihoods"] == pytest.approx(ours, abs=TOLERANCE)
 
 
 def test_word_and_byte_perplexity_equal_the_harness(

@@ -253,13 +253,13 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     ),
     "one calibration text missing": (
         put("calibration", "source", ["prompts", "self", "/nowhere/text.txt"]),
-        f"calibration.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, a .txt, .parquet, .jsonl or "
-        ".csv file, or a Hub data set (owner/name)",
+        f"calibration.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, csqa, a .txt, .parquet, .jsonl "
+        "or .csv file, or a Hub data set (owner/name)",
     ),
     "text for healing missing": (
         lambda run, place: run.update(healing={"tokens": 64, "source": ["prompts", "/nowhere/text.txt"]}),
-        f"healing.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, a .txt, .parquet, .jsonl or "
-        ".csv file, or a Hub data set (owner/name)",
+        f"healing.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, csqa, a .txt, .parquet, .jsonl "
+        "or .csv file, or a Hub data set (owner/name)",
     ),
     "perplexity of the model's own text": (
         put("perplexity", "source", "self"),
@@ -267,8 +267,8 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     ),
     "calibration text missing": (
         put("calibration", "source", "/nowhere/text.txt"),
-        f"calibration.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, a .txt, .parquet, .jsonl or "
-        ".csv file, or a Hub data set (owner/name)",
+        f"calibration.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, csqa, a .txt, .parquet, .jsonl "
+        "or .csv file, or a Hub data set (owner/name)",
     ),
     "perplexity text without its column": (
         put("perplexity", "source", "{place}/data/train.jsonl"),

@@ -136,7 +136,7 @@ def test_a_file_that_is_no_text_says_why(tmp_path: Path, name: str) -> None:
 def test_a_text_that_is_nowhere(source: str) -> None:
     message = (
         f"text.source: got {source!r}, no such file; allowed: boolq, piqa, hellaswag, winogrande, arc_easy, "
-        "arc_challenge, openbookqa, a .txt, .parquet, .jsonl or .csv file, or a Hub data set (owner/name)"
+        "arc_challenge, openbookqa, csqa, a .txt, .parquet, .jsonl or .csv file, or a Hub data set (owner/name)"
     )
     with pytest.raises(InputError, match=exactly(message)):
         text_identity(TextConfig(source=source))
