@@ -1,8 +1,10 @@
 """What foretells the accuracy of a pruned model after tailoring? Plans of one ratio, compared on train examples alone.
 
-    python tests/performance/criterion.py FOLDER data/quickstart.toml --allocation global --allocation uniform
+    python tests/performance/criterion.py FOLDER data/quickstart.toml
+    python tests/performance/criterion.py FOLDER data/quickstart.toml --text passages --text questions \\
+        --vary pruning.allocation=global --vary pruning.allocation=uniform
 
-The plans differ in their calibration text and allocation. Each is measured untuned, then tailored to each benchmark.
+The plans differ in their calibration text, and in one setting. Each is measured untuned, then tailored to a benchmark.
 Examples are from the train splits, and are neither shots nor held out. Accuracies and choice losses are of one half of
 them, and tailored accuracies of the other, so that the two share no luck. The gains over the first plan are of all
 examples, with paired standard errors. The last table has rank correlations over the plans: of each untuned figure with
@@ -27,7 +29,14 @@ import typer
 
 from allocation import diverge, once
 from tailored_llama.cli.stages import prune_in_steps, render
-from tailored_llama.config import BenchmarkConfig, DistillationConfig, RunConfig, load_config
+from tailored_llama.config import (
+    BenchmarkConfig,
+    DistillationConfig,
+    RunConfig,
+    load_config,
+    searches_widths,
+    trims_vocabulary,
+)
 from tailored_llama.data import headline_metric
 from tailored_llama.evaluation.perplexity import measure_perplexity
 from tailored_llama.evaluation.scores import read_score
@@ -36,6 +45,7 @@ from tailored_llama.models import convert
 from tailored_llama.training.tuning import Source, tune
 
 EVERYDAY = '{source = "hellaswag", column = "query"}'  # what people do, in videos and instructions
+QUESTIONS = (EVERYDAY, '{source = "arc_easy", column = "question"}', '{source = "piqa", column = "question"}')
 TEXTS = {
     "passages": '"boolq"',
     "everyday": f"[{EVERYDAY}]",
@@ -43,6 +53,8 @@ TEXTS = {
     "self": '"self"',
     "passages + prompts": '["boolq", "prompts"]',
     "all four": f'["boolq", {EVERYDAY}, "prompts", "self"]',
+    "questions": f"[{', '.join(QUESTIONS)}]",
+    "everyday + passages": f'["boolq", {EVERYDAY}]',
 }
 
 
@@ -66,7 +78,10 @@ def measure(run: RunConfig, dense: Path, rendered: dict[str, Path], ratio: float
 
     def cut(out: Path) -> Any:
         with tempfile.TemporaryDirectory() as work:
-            return prune_in_steps(run, dense, ratio, lambda name: Path(tempfile.mkdtemp(dir=work, prefix=name)), out)
+            names = [own.name for own in run.benchmarks] if trims_vocabulary(run) or searches_widths(run) else []
+            return prune_in_steps(
+                run, dense, ratio, lambda name: Path(tempfile.mkdtemp(dir=work, prefix=name)), out, names
+            )
 
     def read(out: Path) -> None:
         text, downloads = run.perplexity, run.store.downloads
@@ -84,9 +99,13 @@ def measure(run: RunConfig, dense: Path, rendered: dict[str, Path], ratio: float
 
     checkpoint = once(folder / "pruned", cut)
     slices = [rendered[own.name] / "selection" / "prompts" for own in run.benchmarks]
-    diverged = once(folder / "divergence", partial(diverge, run, dense, checkpoint, slices))
-    row = {f"divergence, {k}": v for k, v in json.loads((diverged / "metrics.json").read_text()).items()}
-    row["perplexity"] = json.loads((once(folder / "perplexity", read) / "metrics.json").read_text())["perplexity"]
+    row: dict[str, float] = {}
+    trimmed = trims_vocabulary(run)  # then neither tokens nor distributions are those of the dense model
+    if not trimmed:
+        diverged = once(folder / "divergence", partial(diverge, run, dense, checkpoint, slices))
+        row = {f"divergence, {k}": v for k, v in json.loads((diverged / "metrics.json").read_text()).items()}
+    figure = "byte_perplexity" if trimmed else "perplexity"
+    row[figure] = json.loads((once(folder / "perplexity", read) / "metrics.json").read_text())[figure]
     for own in run.benchmarks:
         adapter = once(folder / f"adapter {own.name}", partial(train, own))
         found = {}
@@ -119,8 +138,9 @@ def main(
     folder: Path,
     config: Path,
     ratio: float = 0.2,
-    allocation: Annotated[list[str] | None, typer.Option(help="Repeatable; global by default.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help=f"Repeatable; of {', '.join(TEXTS)}; all by default.")] = None,
     examples: Annotated[int, typer.Option(help="Train examples of each benchmark, half for each model.")] = 240,
+    vary: Annotated[list[str] | None, typer.Option(help="KEY=VALUE to try every text with; repeatable.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
     """Measure every plan; see the top of this file."""
@@ -132,12 +152,12 @@ def main(
         for own in run.benchmarks
     }
     folders = []
-    for kind, text in product(allocation or ["global"], TEXTS):
-        changed = [f"calibration.source={TEXTS[text]}", f"pruning.allocation={kind}"]
+    for setting, name in product(vary or [""], text or TEXTS):
+        changed = [f"calibration.source={TEXTS[name]}", *([setting] if setting else [])]
         plan = load_config(str(config), [*(override or []), *changed])
-        folders.append(folder / f"{text} {kind}")
+        folders.append(folder / f"{name} {setting}".strip())
         row = measure(plan, dense, rendered, ratio, folders[-1])
-        rows[f"{text}, {kind}"] = row | against(run, folders[-1], folders[0])
+        rows[folders[-1].name] = row | against(run, folders[-1], folders[0])
         table = pd.DataFrame.from_dict(rows, orient="index")
         table.to_parquet(folder / "plans.parquet")
         print(table.iloc[-1].round(3).to_dict(), flush=True)

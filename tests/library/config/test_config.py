@@ -30,7 +30,7 @@ from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.errors import InputError
 
 SHIPPED = sorted((Path(__file__).parents[3] / "data").glob("*.toml"))
-SWEEPS = ("sweep", "recovery", "recovery-small", "shots", "soft-prompts", "models")
+SWEEPS = ("sweep", "recovery", "recovery-small", "reach", "shots", "soft-prompts", "models")
 LOADERS = dict.fromkeys(SWEEPS, load_sweep) | {"prompts-study": load_study, "transfer": load_transfer}
 
 
