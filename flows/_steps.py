@@ -8,9 +8,11 @@ from typing import Literal
 
 from tailored_llama.config import (
     GENERIC,
+    SELF,
     TUNED_DENSE,
     RunConfig,
     healing_text,
+    heals_on,
     reads_calibration,
     reads_train,
     searches_widths,
@@ -127,6 +129,8 @@ def prepare_dense(config: RunConfig, prompts: Prompts) -> Dense:
     counts = count_tokens(config, dense, _train_prompts(prompts), own) if trims_vocabulary(config) else None
     groups = build_graph(config, dense, config.pruning.ratios, counts)
     calibration = load_calibration(config, dense, prompts.train, own) if reads_calibration(config) else None
+    if config.healing.tokens and config.healing.source and not heals_on(config, SELF):
+        _calibration_text(healing_text(config), dense, prompts)  # a text that cannot be read ends the run here
     importance = score_importance(config, dense, groups, calibration)
     return Dense(dense, groups, calibration, importance, counts, prompts.train if searches_widths(config) else {})
 
@@ -207,17 +211,17 @@ def teach_shots(config: RunConfig, dense: Dense, prompts: Prompts, benchmark: st
 
 
 def teach_text(config: RunConfig, dense: Dense, prompts: Prompts) -> ArtifactRef:
-    text = dense.calibration or _calibration_text(config, dense, prompts)
+    text = dense.calibration or _calibration_text(config, dense.checkpoint, prompts)
     return teach(config, TEXT, dense.checkpoint, text)
 
 
 def teach_healing_text(config: RunConfig, dense: Dense, prompts: Prompts) -> ArtifactRef:
-    text = _calibration_text(healing_text(config), dense, prompts)
+    text = _calibration_text(healing_text(config), dense.checkpoint, prompts)
     return teach(config, HEALING_TEXT, dense.checkpoint, text)
 
 
-def _calibration_text(config: RunConfig, dense: Dense, prompts: Prompts) -> ArtifactRef:
-    return load_calibration(config, dense.checkpoint, prompts.train, self_text(config, dense.checkpoint))
+def _calibration_text(config: RunConfig, dense: ArtifactRef, prompts: Prompts) -> ArtifactRef:
+    return load_calibration(config, dense, prompts.train, self_text(config, dense))
 
 
 def tune_adapter(

@@ -235,7 +235,7 @@ def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
         )
         raise InputError(
             f'{got}, but the task {benchmark.name} has no train split; allowed: tuning.examples = "none" without '
-            "solved examples and calibration on prompts, or a task with a training_split"
+            "solved examples, and calibration and healing without prompts; or a task with a training_split"
         )
     if not benchmarks.is_local(benchmark):
         return  # Hub or wheel: its stage reads and checks the data before any heavy work

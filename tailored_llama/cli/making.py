@@ -98,7 +98,7 @@ def prune(
 
     pick_device(run.execution.device)
     for section, text in texts_of(run):
-        if section != "perplexity":
+        if section == "calibration":
             check_text(text, section)
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         new = partial(subfolder, Path(scratch))
@@ -130,10 +130,16 @@ def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, 
     if not run.healing.tokens:
         raise InputError("healing.tokens: got 0; allowed: at least 1")
     from tailored_llama.cli.stages import calibration_sequences, teach
+    from tailored_llama.data import check_text
     from tailored_llama.models import check_quantizable, pick_device
+    from tailored_llama.preflight import texts_of
     from tailored_llama.training import healing
 
     pick_device(run.execution.device)
+    read = "healing" if run.healing.source else "calibration"
+    for section, source in texts_of(run):
+        if section == read:
+            check_text(source, section)
     check_quantizable(checkpoint, run.model.quantization, run.execution.device)
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         new = partial(subfolder, Path(scratch))

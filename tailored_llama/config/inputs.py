@@ -141,17 +141,24 @@ class CalibrationConfig(SourcesConfig):
 
     @property
     def named(self) -> str:
-        """The sources, with their weights if those differ."""
-        alike = len({part.weight for part in self.parts}) == 1
-        return " + ".join(p.text.source if alike else f"{p.weight:g} × {p.text.source}" for p in self.parts)
+        """The sources, with their weights if those differ, and the columns that they name."""
+        if isinstance(self.source, str):
+            return self.source
+        alike = len({part.weight for part in self.source}) == 1
+        names = [own.source + (f" ({own.column})" if own.column else "") for own in self.source]
+        return " + ".join(n if alike else f"{own.weight:g} × {n}" for n, own in zip(names, self.source, strict=True))
 
     def reads(self, source: str) -> bool:
         """Whether a source is among the texts."""
         return any(part.text.source == source for part in self.parts)
 
     def with_tokens(self, total: int, source: str | tuple[SourceConfig, ...] | None = None) -> CalibrationConfig:
-        """As many whole sequences as hold this many tokens, of the same texts or of others."""
-        return self.model_copy(update={"samples": -(-total // self.tokens), "source": source or self.source})
+        """As many whole sequences as hold this many tokens, of the same texts or of others.
+
+        Others have a subset and revision of their own, if any.
+        """
+        others = {"source": source, "subset": None, "revision": None} if source else {}
+        return self.model_copy(update={"samples": -(-total // self.tokens), **others})
 
 
 class BenchmarkConfig(Section):

@@ -122,6 +122,8 @@ def sweep_cells(config: SweepConfig) -> list[SweepCell]:
                 raise InputError(f"grid, cell {settings}: {error}") from None
             for ratio in run.pruning.ratios:
                 single = run.model_copy(update={"pruning": run.pruning.model_copy(update={"ratios": (ratio,)})})
+                if not run.healing.tokens:  # a text that nothing reads makes no further cell
+                    single = single.model_copy(update={"healing": run.healing.model_copy(update={"source": None})})
                 searched = settings.get(TEMPLATE) == SEARCHED
                 cell = _cell(config, name, labelled, single, searched)
                 cells.setdefault(f"{single.model_dump_json()} {searched}", cell)

@@ -86,13 +86,13 @@ class HealingConfig(TrainingConfig):
         0,
         ge=0,
         le=20_000_000,
-        description="Tokens to train on, drawn like the calibration text in whole sequences of its length; 0: no "
-        "healing. The teacher outputs take about 200 bytes of disk per token.",
+        description="Tokens to train on, in whole sequences of calibration.tokens; 0: no healing. The teacher outputs "
+        "take about 200 bytes of disk per token, at the default distillation.top.",
     )
     source: str | tuple[SourceConfig, ...] | None = Field(
         None,
-        description="The text to train on, as calibration.source; fields such as column are as in [calibration]. "
-        "Absent: the calibration text.",
+        description="The text to train on, with the same values as calibration.source; absent: the calibration text. "
+        'A column of its own stands in a table, such as [{source = "hellaswag", column = "query"}].',
         exclude_if=lambda value: value is None,  # so that keys and cards of earlier configurations stay the same
     )
     variant: Literal["lora", "rslora", "dora"] = Field("lora", description="As in tuning; it must merge into weights.")

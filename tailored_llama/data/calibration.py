@@ -138,8 +138,8 @@ def _draw(
 def read_calibration(folder: Path) -> torch.Tensor:
     """Token ids of the calibration sequences, int64 [samples, tokens]."""
     table = read_table(folder / "calibration.parquet", CALIBRATION_SCHEMA)
-    ids = table["input_ids"].combine_chunks().flatten().to_numpy()
-    return torch.from_numpy(ids.reshape(len(table), -1).astype("int64"))
+    sequences = table["input_ids"].combine_chunks().to_numpy(zero_copy_only=False)
+    return torch.from_numpy(np.stack(sequences).astype(np.int64))
 
 
 def sequences_at_once(input_ids: torch.Tensor, batch_tokens: int | None) -> int:

@@ -189,8 +189,9 @@ def _summary(rows: Sequence[SweepRow]) -> str:
     done = [row for row in cells if not row.error]
     failed = len(cells) - len(done)
     summary = f"{len(cells)} settings" + (f", of which {failed} failed" if failed else "")
-    if seeds := max((row.seeds for row in done if row.seeds > 1), default=0):
-        summary += f", each with {seeds} seeds"
+    seeds = {row.seeds for row in done}
+    if max(seeds, default=1) > 1:
+        summary += f", each with {seeds.pop()} seeds" if len(seeds) == 1 else f", with up to {max(seeds)} seeds"
     if recovered := [(row, -(row.recovery or 0), percent(row.recovery)) for row in done if row.recovery is not None]:
         summary += f". Highest mean recovery: {_first(recovered)}"
     if done:

@@ -30,13 +30,21 @@ from tailored_llama.store.housekeeping import (
 )
 from tailored_llama.store.manifests import FINISHED, GGUF, MANIFEST, ArtifactRef, Manifest, artifact_key, read_manifest
 from tailored_llama.store.remote import check_writable
-from tailored_llama.store.tables import open_table, read_rows, read_table, table_parts, write_rows, write_table
+from tailored_llama.store.tables import (
+    open_table,
+    read_row_group,
+    read_rows,
+    read_table,
+    table_parts,
+    write_rows,
+    write_table,
+)
 
 __all__ = [
     "DATA_WHEEL", "EMBEDDED_MODELS", "FINISHED", "GGUF", "MANIFEST", "NO_ROOM", "REPORTS", "ArtifactRef",
     "ArtifactStore", "Entry", "Manifest", "abandoned_claims", "artifact_key", "check_target", "check_writable",
     "error_number", "fetch_wheel", "file_lock", "hub_card", "hub_column", "hub_commit", "hub_model", "hub_split",
-    "is_hub_id", "leftovers", "open_table", "place", "read_manifest", "read_member", "read_rows", "read_table",
-    "removable", "remove_artifact", "remove_claims", "remove_leftover", "reports_using", "sha256_file", "survey",
-    "table_parts", "verify", "write_rows", "write_table",
+    "is_hub_id", "leftovers", "open_table", "place", "read_manifest", "read_member", "read_row_group", "read_rows",
+    "read_table", "removable", "remove_artifact", "remove_claims", "remove_leftover", "reports_using", "sha256_file",
+    "survey", "table_parts", "verify", "write_rows", "write_table",
 ]  # fmt: skip

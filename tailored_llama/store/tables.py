@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,7 +49,8 @@ def table_parts(path: Path, schema: pa.Schema) -> Iterator[Callable[[Mapping[str
     """Write a Parquet file part by part, for tables larger than memory.
 
     Yields:
-        A function that appends columns, as `write_table` takes them, in row groups of at most so many rows.
+        A function that appends columns, as `write_table` takes them. Its second argument is the most rows in a row
+        group.
     """
     with pq.ParquetWriter(path, schema) as writer:
         yield lambda columns, rows: writer.write_table(_table(path, columns, schema), row_group_size=rows)
@@ -81,10 +82,24 @@ def open_table(path: Path, schema: pa.Schema) -> pq.ParquetFile:
     Raises:
         InputError: as `read_table`.
     """
-    with _readable(path):
-        file = pq.ParquetFile(path)
+    with _readable(path), ExitStack() as opened:
+        file = opened.enter_context(pq.ParquetFile(path))
         _check(file, path, schema)
+        opened.pop_all()
         return file
+
+
+def read_row_group(file: pq.ParquetFile, number: int, path: Path) -> pa.Table:
+    """Read a row group of an open Parquet file.
+
+    Raises:
+        InputError: as `read_table`.
+    """
+    with _readable(path):
+        table, claimed = file.read_row_group(number), file.metadata.row_group(number).num_rows
+        if table.num_rows != claimed:
+            raise OSError(f"{table.num_rows} rows, but it claims {claimed}")
+        return table
 
 
 @contextmanager

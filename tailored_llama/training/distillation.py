@@ -32,7 +32,7 @@ from tailored_llama.models import (
     token_budget,
 )
 from tailored_llama.progress import Progress, silent
-from tailored_llama.store import open_table, table_parts
+from tailored_llama.store import open_table, read_row_group, table_parts
 
 TEACHER_SCHEMA = pa.schema(
     {
@@ -44,7 +44,7 @@ TEACHER_SCHEMA = pa.schema(
 
 ABSENT = -100.0  # log-probability of what is no target: e⁻¹⁰⁰ counts as nothing in float32
 _AT_ONCE = 2**18  # tokens whose outputs are in memory while they are written: 64 MB at 32 a token
-_ROW_GROUP = 2**13  # tokens whose outputs are read and decoded for the sake of one sequence: 2 MB
+_ROW_GROUP = 2**13  # tokens in a row group, the least that is read at once: 2 MB of outputs
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ class Teacher(Sequence[SoftTargets]):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = open_table(folder / "teacher.parquet", TEACHER_SCHEMA)
+        self._path = folder / "teacher.parquet"
+        self._file = open_table(self._path, TEACHER_SCHEMA)
         groups = map(self._file.metadata.row_group, range(self._file.num_row_groups))
         self._starts: list[int] = list(itertools.accumulate((group.num_rows for group in groups), initial=0))
         self._read: tuple[int, Any] = (-1, None)  # the row group read last; files of earlier versions have only one
@@ -186,7 +187,7 @@ class Teacher(Sequence[SoftTargets]):
         position = range(len(self))[index]
         group = bisect_right(self._starts, position) - 1
         if self._read[0] != group:
-            self._read = group, self._file.read_row_group(group)
+            self._read = group, read_row_group(self._file, group, self._path)
         row = self._read[1].slice(position - self._starts[group], 1)
         ids, tokens, logprobs = (row[name].combine_chunks().flatten() for name in TEACHER_SCHEMA.names)
         likeliest = torch.from_numpy(tokens.to_numpy().astype(np.int64)).reshape(len(ids), -1)

@@ -71,7 +71,7 @@ def with_teacher(samples: Sequence[Sample], teacher: Path, table: IdTable | None
 
 
 class TextSamples(Sequence[Sample]):
-    """Every sequence of a text as a sample with its teacher outputs, which are read from disk when it is asked for.
+    """One sample for each sequence of a text. Its teacher outputs are read from disk on access.
 
     `teacher` has what `distillation.teach` wrote; `table` is as in `with_teacher`.
     """

@@ -239,7 +239,7 @@ def test_what_healing_and_a_mixture_made_is_in_the_model_and_on_its_card(exporti
         load_model(target)(ids).logits, load_model(healed, adapter)(ids).logits, rtol=0, atol=1e-4
     )
     text = (target / "README.md").read_text()
-    assert "Healing: LoRA on 128 tokens of `prompts`, towards" in text
+    assert "Healing: LoRA on 8 sequences of 16 tokens of `prompts`, towards" in text
     assert "drawn by seed 0 from colours, and 4 more" in text
     assert "prompt template `generic` (scored with `harness`); with the base's own predictions as a second" in text
     assert "{question}\n\n### Response:\n```" in text  # the form it was tuned on

@@ -4,7 +4,8 @@
     python tests/performance/criterion.py FOLDER data/quickstart.toml --text passages --text questions \\
         --vary pruning.allocation=global --vary pruning.allocation=uniform
 
-The plans differ in their calibration text, and in one setting. Each is measured untuned, then tailored to a benchmark.
+The plans differ in their calibration text, and in one setting. Each is measured untuned, then tailored to every one of
+the benchmarks.
 Examples are from the train splits, and are neither shots nor held out. Accuracies and choice losses are of one half of
 them, and tailored accuracies of the other, so that the two share no luck. The gains over the first plan are of all
 examples, with paired standard errors. The last table has rank correlations over the plans: of each untuned figure with
@@ -38,6 +39,7 @@ from tailored_llama.config import (
     trims_vocabulary,
 )
 from tailored_llama.data import headline_metric
+from tailored_llama.errors import InputError
 from tailored_llama.evaluation.perplexity import measure_perplexity
 from tailored_llama.evaluation.scores import read_score
 from tailored_llama.evaluation.scoring import score_benchmark
@@ -72,8 +74,14 @@ def accuracy_and_loss(predictions: pd.DataFrame, metric: str) -> dict[str, float
     return {"accuracy": float((chosen == predictions["answer"]).mean()), "choice loss": -float(np.mean(right))}
 
 
-def measure(run: RunConfig, dense: Path, rendered: dict[str, Path], ratio: float, folder: Path) -> dict[str, float]:
-    """The figures of one plan: untuned, and of each benchmark once tailored to it."""
+def measure(
+    run: RunConfig, dense: Path, rendered: dict[str, Path], ratio: float, folder: Path, trimmed: bool
+) -> dict[str, float]:
+    """The figures of one plan: untuned, and of each benchmark once tailored to it.
+
+    Where a plan is trimmed, tokens and distributions are no longer those of the dense model: then there is no
+    divergence, and perplexity is per byte.
+    """
     folder.mkdir(exist_ok=True)
 
     def cut(out: Path) -> Any:
@@ -100,7 +108,6 @@ def measure(run: RunConfig, dense: Path, rendered: dict[str, Path], ratio: float
     checkpoint = once(folder / "pruned", cut)
     slices = [rendered[own.name] / "selection" / "prompts" for own in run.benchmarks]
     row: dict[str, float] = {}
-    trimmed = trims_vocabulary(run)  # then neither tokens nor distributions are those of the dense model
     if not trimmed:
         diverged = once(folder / "divergence", partial(diverge, run, dense, checkpoint, slices))
         row = {f"divergence, {k}": v for k, v in json.loads((diverged / "metrics.json").read_text()).items()}
@@ -140,10 +147,22 @@ def main(
     ratio: float = 0.2,
     text: Annotated[list[str] | None, typer.Option(help=f"Repeatable; of {', '.join(TEXTS)}; all by default.")] = None,
     examples: Annotated[int, typer.Option(help="Train examples of each benchmark, half for each model.")] = 240,
-    vary: Annotated[list[str] | None, typer.Option(help="KEY=VALUE to try every text with; repeatable.")] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE of pruning, calibration or reconstruction to try every text with; repeatable."),
+    ] = None,
     override: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
     """Measure every plan; see the top of this file."""
+    for setting in vary or []:  # prompts are rendered once, for all plans
+        if setting.split(".")[0] not in ("pruning", "calibration", "reconstruction"):
+            raise InputError(f"--vary: got {setting!r}; allowed: fields of pruning, calibration and reconstruction")
+    if unknown := set(text or []) - TEXTS.keys():
+        raise InputError(f"--text: got {', '.join(unknown)}; allowed: {', '.join(TEXTS)}")
+    plans = {}
+    for setting, name in product(vary or [""], text or TEXTS):
+        changed = [f"calibration.source={TEXTS[name]}", *([setting] if setting else [])]
+        plans[f"{name} {setting}".strip().replace("/", "_")] = load_config(str(config), [*(override or []), *changed])
     folder.mkdir(parents=True, exist_ok=True)
     run, rows = load_config(str(config), override or []), {}
     dense = once(folder / "dense", lambda out: convert.prepare_dense(run.model, downloads=run.store.downloads, out=out))
@@ -151,13 +170,11 @@ def main(
         own.name: once(folder / f"prompts {own.name}", partial(render_into, run, own, examples))
         for own in run.benchmarks
     }
-    folders = []
-    for setting, name in product(vary or [""], text or TEXTS):
-        changed = [f"calibration.source={TEXTS[name]}", *([setting] if setting else [])]
-        plan = load_config(str(config), [*(override or []), *changed])
-        folders.append(folder / f"{name} {setting}".strip())
-        row = measure(plan, dense, rendered, ratio, folders[-1])
-        rows[folders[-1].name] = row | against(run, folders[-1], folders[0])
+    trimmed = any(map(trims_vocabulary, plans.values()))
+    folders = [folder / name for name in plans]
+    for own, plan in zip(folders, plans.values(), strict=True):
+        row = measure(plan, dense, rendered, ratio, own, trimmed)
+        rows[own.name] = row | against(run, own, folders[0])
         table = pd.DataFrame.from_dict(rows, orient="index")
         table.to_parquet(folder / "plans.parquet")
         print(table.iloc[-1].round(3).to_dict(), flush=True)

@@ -199,6 +199,21 @@ def test_healing_reads_a_text_of_its_own() -> None:
         validate_config({"healing": {"source": []}})
 
 
+def test_the_hub_s_fields_are_of_the_text_that_they_were_given_for() -> None:
+    wiki = {"source": "Salesforce/wikitext", "subset": "wikitext-2-raw-v1", "revision": "main"}
+    (same,) = healing_text(validate_config({"calibration": wiki, "healing": {"tokens": 64}})).calibration.parts
+    assert (same.text.subset, same.text.revision) == ("wikitext-2-raw-v1", "main")
+    other = {"calibration": wiki, "healing": {"tokens": 64, "source": "own/text"}}
+    (own,) = healing_text(validate_config(other)).calibration.parts
+    assert (own.text.source, own.text.subset, own.text.revision) == ("own/text", None, None)
+
+
+def test_texts_of_one_source_are_told_apart_by_their_columns() -> None:
+    texts = [{"source": "hellaswag", "column": column} for column in ("query", "activity")]
+    named = validate_config({"calibration": {"source": texts}}).calibration.named
+    assert named == "hellaswag (query) + hellaswag (activity)"
+
+
 @pytest.mark.parametrize(("tokens", "reads"), [(0, False), (64, True)])
 def test_train_prompts_are_rendered_for_a_healing_that_reads_them(tokens: int, reads: bool) -> None:
     assert reads_prompts(validate_config({"healing": {"tokens": tokens, "source": "prompts"}})) == reads

@@ -383,7 +383,7 @@ def test_a_run_that_tunes_needs_a_train_split_that_is_large_enough(tiny: Path, f
         preflight(run_of(tiny, tmp_path, "words", folder))
     assert str(caught.value) == (
         "tuning.examples: got 'benchmark', but the task lm_eval:words has no train split; allowed: tuning.examples = "
-        '"none" without solved examples and calibration on prompts, or a task with a training_split'
+        '"none" without solved examples, and calibration and healing without prompts; or a task with a training_split'
     )
     preflight(run_of(tiny, tmp_path, "words", folder, tuning={"examples": "none"}))
     with pytest.raises(InputError, match=r"^scoring.num_fewshot: got 2, but the task lm_eval:words has no train split"):

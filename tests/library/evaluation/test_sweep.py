@@ -122,6 +122,13 @@ def test_a_bad_grid_is_named(tmp_path: Path, grid: str, message: str) -> None:
         load_sweep(tmp_path / "sweep.toml")
 
 
+def test_texts_for_healing_are_cells_only_where_it_heals(tmp_path: Path) -> None:
+    grid = '[[grid]]\n"healing.tokens" = [0, 64]\n"healing.source" = ["boolq", "prompts"]\n'
+    found = sweep_cells(load_sweep(sweep_file(tmp_path, grid)))
+    healed = ["tokens=64, healed on boolq", "tokens=64, healed on prompts"]
+    assert [cell.label for cell in found] == ["tokens=0, not healed", *healed]
+
+
 def test_a_model_is_a_setting_with_a_dense_row_of_its_own(tmp_path: Path) -> None:
     grid = '[[grid]]\n"model.source" = ["a/small", "b/large"]\n"pruning.ratios" = [0.1, 0.2]\n'
     config = load_sweep(sweep_file(tmp_path, grid), ["prompts.template=generic"])

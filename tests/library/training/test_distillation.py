@@ -149,6 +149,14 @@ def test_a_long_text_is_taught_and_read_in_parts(
     with pytest.raises(IndexError):
         parts[16]
 
+    path = text.parent / "parts" / "teacher.parquet"
+    start = metadata.row_group(3).column(1).data_page_offset
+    damaged = bytearray(path.read_bytes())
+    damaged[start : start + 64] = b"\xff" * 64
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"teacher.parquet: not a readable Parquet file"):
+        list(Teacher(text.parent / "parts"))
+
 
 def test_healing_draws_the_student_to_the_teacher(tiny: Path, student: Path, text: Path, folder: Make) -> None:
     teach(tiny, text, distillation=WHOLE, out=folder("teacher"), execution=CPU)
