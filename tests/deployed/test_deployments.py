@@ -165,7 +165,7 @@ def test_a_run_that_is_killed_is_crashed_by_its_silence(site: Site, own_run: dic
     """One from the command line: a worker would say so of its own."""
     (tmp_path / "run.toml").write_text(as_toml(own_run))
     command = [sys.executable, "-m", "flows", "tailor", str(tmp_path / "run.toml")]
-    by_hand = {"flow_runs": {"deployment_id": {"is_null_": True}}}
+    by_hand = {"flow_runs": {"deployment_id": {"is_null_": True}, "state": {"type": {"any_": ["RUNNING"]}}}}
     with children() as spawn:
         process = spawn(command, tmp_path / "run.log", environment(site.server.home, site.server.url))
         (run,) = until(lambda: site.server.call("flow_runs/filter", by_hand), 120, "the run")
