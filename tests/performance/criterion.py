@@ -56,7 +56,6 @@ TEXTS = {
     "passages + prompts": '["boolq", "prompts"]',
     "all four": f'["boolq", {EVERYDAY}, "prompts", "self"]',
     "questions": f"[{', '.join(QUESTIONS)}]",
-    "everyday + passages": f'["boolq", {EVERYDAY}]',
 }
 
 
