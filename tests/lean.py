@@ -1,9 +1,10 @@
-"""A temporary Prefect server for flows whose task runs and events nothing looks at."""
+"""What tests of flows go without: a record of task runs and events, which nothing looks at, and pictures."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from unittest import mock
 
 from prefect.settings import (
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -15,6 +16,8 @@ from prefect.settings import (
     temporary_settings,
 )
 from prefect.testing.utilities import prefect_test_harness
+
+from tailored_llama.reports.figures import Picture
 
 # What a server does with a flow's task runs and events takes half of its time. tests/deployed looks at what it records.
 UNUSED = (
@@ -28,7 +31,20 @@ UNUSED = (
 
 @contextlib.contextmanager
 def lean_server() -> Iterator[None]:
+    """A temporary Prefect server."""
     # Every flow run waits a third of a second for the thread that sends its heartbeats.
     lean = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, **dict.fromkeys(UNUSED, False)}
     with temporary_settings(lean), prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@contextlib.contextmanager
+def blank_pictures() -> Iterator[None]:
+    """Drawing is most of a report's time, and what pictures show is tested in tests/library/reports."""
+    blank = {
+        "__post_init__": lambda self: None,
+        "__html__": lambda self: "<svg></svg>",
+        "save_png": lambda self, path: path.write_bytes(b""),
+    }
+    with mock.patch.multiple(Picture, **blank):
         yield

@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from lean import blank_pictures
+from tailored_llama.config import validate_config
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
@@ -164,6 +168,14 @@ class Server:
 def environment(home: Path, url: str) -> dict[str, str]:
     """What makes a process use one server, and nothing of the user's own Prefect."""
     return {"PREFECT_HOME": str(home), "PREFECT_API_URL": url, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+
+def tailor_here(configuration: dict[str, Any], url: str) -> None:
+    """Flow `tailor` in this process, on the server at a URL: no Python has to start, and nothing is drawn."""
+    from flows.tailor import tailor
+
+    with temporary_settings({PREFECT_API_URL: url}), blank_pictures():
+        tailor(validate_config(configuration))
 
 
 def deploy(server: Server, pool: str) -> str:

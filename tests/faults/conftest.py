@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from faults import ledger
 from faults.ledger import Trial
@@ -39,6 +40,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.section("faults")
         terminalreporter.write_line(ledger.table(trials))
         terminalreporter.write_line(f"every trial: {folder / 'faults.parquet'}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Bytes are compared, and threads add up in another order."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers import as_toml
-from services import Server, Spawn, environment
+from services import Server, Spawn, environment, tailor_here
 from tailored_llama.store import ArtifactStore
 from tailored_llama.training.state import FILE
 
@@ -85,7 +85,7 @@ def draw_moments(places: list[str], count: int, seed: int = 0) -> list[Moment]:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs one configuration as a process of its own: on any store, through any URL of a Prefect API."""
+    """Runs one configuration on any store and through any URL of a Prefect API, here or as a process of its own."""
 
     configuration: dict[str, Any]
     folder: Path
@@ -105,9 +105,8 @@ class Runner:
         **stores: str,
     ) -> subprocess.Popen[bytes]:
         """Start it, and empty its log; it kills itself at an exact moment, where one is given."""
-        configuration = self.configuration | {"store": self.configuration["store"] | {"root": str(store)} | stores}
         file = self.folder / "run.toml"
-        file.write_text(as_toml(configuration))
+        file.write_text(as_toml(self._on(store, **stores)))
         (self.folder / "run.log").write_bytes(b"")
         command = [sys.executable, "-m", "flows", "tailor", str(file)]
         if "://" in str(store):  # the lease of a claim is minutes
@@ -118,8 +117,17 @@ class Runner:
         home = environment(self.server.home, url or self.server.url)
         return self.spawn(command, self.folder / "run.log", home | (changed or {}))
 
-    def finish(self, store: Path | str, **options: Any) -> None:
+    def finish(self, store: Path | str, url: str | None = None) -> None:
+        """Run it to its end in this process, which spares the seconds in which another one starts."""
+        tailor_here(self._on(store), url or self.server.url)
+
+    def finish_elsewhere(self, store: Path | str, **options: Any) -> None:
+        """Run it to its end in a process of its own, which has another environment."""
         assert self.start(store, **options).wait(BOUND) == 0, self.log
+
+    def _on(self, store: Path | str, **stores: str) -> dict[str, Any]:
+        """The configuration on a store."""
+        return self.configuration | {"store": self.configuration["store"] | {"root": str(store)} | stores}
 
     def wait_for(self, run: subprocess.Popen[bytes], store: Path, place: str, share: float, seconds: float) -> float:
         """Wait until a run is so far into an artifact, or beyond; returns when it began that, in `time.time()`."""

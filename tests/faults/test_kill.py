@@ -39,7 +39,7 @@ def test_a_killed_run_is_finished_by_the_next(
 
 @pytest.mark.short
 def test_a_killed_tuning_goes_on_and_ends_with_the_same_weights(
-    runner: Runner, undisturbed: Undisturbed, store: Path, trial: Any
+    runner: Runner, undisturbed: Undisturbed, store: Path, trial: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = undisturbed.first_of("adapter")
     undisturbed.copy_before(place, store)
@@ -53,5 +53,5 @@ def test_a_killed_tuning_goes_on_and_ends_with_the_same_weights(
         made.seconds_lost, before = work_lost(store, place, begun), artifacts(store)
         assert place not in before
         runner.finish(store)
-        assert "going on after step" in runner.log
+        assert "going on after step" in caplog.text
         check_nothing_lost(store, before, undisturbed)

@@ -49,7 +49,7 @@ def test_a_killed_download(
             kill(run)
         run.wait(BOUND)
         assert artifacts(store).items() >= before.items()
-        runner.finish(store, **options)
+        runner.finish_elsewhere(store, **options)
         check_nothing_lost(store, before, undisturbed)
         assert not [path for path in downloads.iterdir() if path.suffix != ".whl" and path.name != ".lock"]
     shutil.rmtree(downloads)
@@ -75,7 +75,7 @@ def test_a_killed_push(
         assert (store / place).is_dir()
         if next_on == "another machine":
             made.seconds_lost = undisturbed.seconds(place)
-        runner.finish(url, **at("first" if next_on == "the same machine" else "second"))
+        runner.finish_elsewhere(url, **at("first" if next_on == "the same machine" else "second"))
         check_nothing_lost(store, before, undisturbed)
     for home in ("first", "second"):
         shutil.rmtree(tmp_path / home, ignore_errors=True)

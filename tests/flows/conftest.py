@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 
-from lean import lean_server
-from tailored_llama.reports.figures import Picture
+from lean import blank_pictures, lean_server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,9 +22,6 @@ def drawn() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing is most of a report's time, and what pictures show is tested in tests/library/reports."""
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(Picture, "__post_init__", lambda self: None)
-        monkeypatch.setattr(Picture, "__html__", lambda self: "<svg></svg>")
-        monkeypatch.setattr(Picture, "save_png", lambda self, path: path.write_bytes(b""))
+def _blank_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    with contextlib.nullcontext() if "drawn" in request.fixturenames else blank_pictures():
+        yield
