@@ -37,6 +37,7 @@ from tailored_llama.config import (
 from tailored_llama.data import (
     BUILTIN,
     benchmarks,
+    check_benchmark,
     check_text,
     layout_of,
     load_template,
@@ -225,7 +226,7 @@ def _is_calibrated(config: RunConfig) -> bool:
 
 
 def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
-    benchmarks.check_benchmark(benchmark)
+    check_benchmark(benchmark)
     read = reads_train(config, benchmark.name)
     if (read or config.scoring.num_fewshot) and is_harness_task(benchmark.name) and not benchmarks.has_train(benchmark):
         got = (

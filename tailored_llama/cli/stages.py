@@ -24,7 +24,7 @@ from tailored_llama.config import (
     validate_config,
 )
 from tailored_llama.console import progress_bar
-from tailored_llama.data import RenderedSplit, benchmarks, calibration, prompts, self_text
+from tailored_llama.data import RenderedSplit, benchmarks, calibration, check_benchmark, prompts, self_text
 from tailored_llama.models import check_teacher, read_structure
 from tailored_llama.pruning import allocation, groups, importance, plan_kept, plan_vocabulary, read_groups, vocabulary
 from tailored_llama.pruning import prune as pruning
@@ -35,7 +35,7 @@ def find_benchmark(run: RunConfig, name: str) -> BenchmarkConfig:
     """A benchmark as the run configures it, or one of the seven."""
     configured = [benchmark for benchmark in run.benchmarks if benchmark.name == name]
     (benchmark,) = configured or validate_config({"benchmarks": [name]}).benchmarks
-    benchmarks.check_benchmark(benchmark)
+    check_benchmark(benchmark)
     return benchmark
 
 

