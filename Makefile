@@ -67,8 +67,8 @@ test-deployed: $(VENV)/installed
 
 # Breaks whole runs on SmolLM2 in every way that a night may: FAULTS='--kills 6' for fewer.
 test-faults: $(VENV)/installed
-	$(BIN)/python -m pytest tests/faults -m faults $(FAULTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults $(FAULTS)
 
 # Some of it, on the tiny model.
 test-faults-short: $(VENV)/installed
-	$(BIN)/python -m pytest tests/faults -m short --tiny --kills 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m short --tiny --kills 4
