@@ -40,7 +40,7 @@ def lean_server() -> Iterator[None]:
 
 @contextlib.contextmanager
 def blank_pictures() -> Iterator[None]:
-    """Drawing is most of a report's time, and what pictures show is tested in tests/library/reports."""
+    """Reports without pictures: drawing is most of their time, and tests/library/reports tests what pictures show."""
     blank = {
         "__post_init__": lambda self: None,
         "__html__": lambda self: "<svg></svg>",

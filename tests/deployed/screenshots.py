@@ -27,7 +27,13 @@ from services import ROOT
 from sites import Site, deployed
 from tailored_llama.config import load_config
 
-SMALL = {"benchmarks": '["arc_easy"]', "scoring.limit": "100", "perplexity.tokens": "2048", "profile.batches": "[]"}
+SMALL = {
+    "benchmarks": '["arc_easy"]',
+    "calibration.source": "boolq",
+    "pruning.kinds": '["attention", "mlp"]',
+    "scoring.limit": "100",
+    "profile.batches": "[]",
+}
 
 
 def main() -> None:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from faults import ledger
 from faults.ledger import Trial
 from faults.runs import Runner, Undisturbed
 from helpers import write_own_benchmark
-from services import Server, Spawn, children
+from services import Server, Spawn, children, tailor_here
 from tailored_llama.config import StoreConfig
 from tailored_llama.store import ArtifactStore
 
@@ -40,12 +39,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.section("faults")
         terminalreporter.write_line(ledger.table(trials))
         terminalreporter.write_line(f"every trial: {folder / 'faults.parquet'}")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Bytes are compared, and threads add up in another order."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -112,8 +105,7 @@ def undisturbed(
     configuration: dict[str, Any], shared_server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Undisturbed]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    with children() as spawn:
-        Runner(configuration, folder, spawn, shared_server).finish(folder / "store")
+    tailor_here(configuration | {"store": configuration["store"] | {"root": str(folder / "store")}}, shared_server.url)
     yield Undisturbed(folder / "store")
     found = list(ArtifactStore(str(folder / "store")).list())
     shutil.rmtree(folder / "store")

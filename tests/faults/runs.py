@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from helpers import as_toml
 from services import Server, Spawn, environment, tailor_here
@@ -83,6 +88,22 @@ def draw_moments(places: list[str], count: int, seed: int = 0) -> list[Moment]:
     ]
 
 
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Fail a test whose block has not ended by then."""
+
+    def fail(*_: object) -> None:
+        pytest.fail(f"not at its end within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @dataclass(frozen=True)
 class Runner:
     """Runs one configuration on any store and through any URL of a Prefect API, here or as a process of its own."""
@@ -119,7 +140,8 @@ class Runner:
 
     def finish(self, store: Path | str, url: str | None = None) -> None:
         """Run it to its end in this process, which spares the seconds in which another one starts."""
-        tailor_here(self._on(store), url or self.server.url)
+        with time_limit(BOUND):
+            tailor_here(self._on(store), url or self.server.url)
 
     def finish_elsewhere(self, store: Path | str, **options: Any) -> None:
         """Run it to its end in a process of its own, which has another environment."""

@@ -21,7 +21,7 @@ QUICKSTART = Path(__file__).parents[2] / "data" / "quickstart.toml"
 
 @pytest.fixture(scope="session")
 def quickstart() -> RunConfig:
-    """In float32, where scores can be compared to the last digits; heads and channels by a little of one text alone."""
+    """In float32, where scores can be compared to the last digits; heads and channels alone, by 4 × 256 tokens."""
     changed = ["calibration.source=boolq", "calibration.tokens=256", 'pruning.kinds=["attention","mlp"]']
     return load_config(QUICKSTART, ["model.dtype=float32", *changed])
 
