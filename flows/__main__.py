@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread, Timer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flows._command import Command
@@ -42,18 +42,24 @@ def main(arguments: list[str] | None = None, connect: bool = False) -> int:
         The exit status: 0; 1 if stages failed; or 2 for bad input.
     """
     options = _parse(arguments)
+
+    from tailored_llama.errors import InputError, one_line
+
+    try:
+        config = load(options.name, options.config, options.set)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     server = _reach_server() if connect else None
     command = _command(options.name)
 
     from rich.console import Console
 
-    from tailored_llama.errors import InputError, one_line
     from tasks._pages import place_report, report_target
     from tasks._task import IncompleteRun
 
     failed: dict[str, Exception] = {}
     try:
-        config = command.load(options.config, options.set)
         command.check(config)
         target = report_target(config.store, Path(options.config).stem)
         if server:
@@ -85,6 +91,23 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         flow.add_argument("config", metavar="CONFIG", help=f"a TOML file such as {EXAMPLES[name]}")
         flow.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
     return parser.parse_args(arguments)
+
+
+def load(name: str, file: str, overrides: list[str]) -> Any:
+    """Read the configuration of a flow, without loading Prefect or torch: a wrong value is refused in half a second.
+
+    Raises:
+        InputError: the file cannot be read, or a value is wrong.
+    """
+    from tailored_llama import config
+
+    loaders = {
+        "tailor": config.load_config,
+        "sweep": config.load_sweep,
+        "transfer": config.load_transfer,
+        "prompts": config.load_study,
+    }
+    return loaders[name](file, overrides)
 
 
 def _command(name: str) -> Command:

@@ -14,10 +14,9 @@ from tailored_llama.config import RunConfig
 
 @dataclass(frozen=True)
 class Command:
-    """A flow on the command line: how to read and check its configuration, and what to print of its report."""
+    """A flow on the command line: how to check its configuration, and what to print of its report."""
 
     flow: Any  # takes the configuration, and returns the reference of the report
-    load: Callable[[str, list[str]], Any]  # a file and its overrides → the configuration
     check: Callable[[Any], None]  # checks a configuration before any work
     table: Callable[[Path], Any]  # the report's folder → its table
     page: str  # the report's page in that folder

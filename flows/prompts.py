@@ -6,14 +6,7 @@ from prefect import flow
 
 from flows._command import Command, check_deployed, run_name
 from flows._steps import Prompts, heal_if_asked, prepare_dense, prune_to, render_all
-from tailored_llama.config import (
-    REFERENCES,
-    BenchmarkConfig,
-    PromptStudyConfig,
-    load_study,
-    reads_prompts,
-    with_template,
-)
+from tailored_llama.config import REFERENCES, BenchmarkConfig, PromptStudyConfig, reads_prompts, with_template
 from tailored_llama.preflight import preflight_prompts
 from tailored_llama.reports import study_table
 from tailored_llama.store import ArtifactRef
@@ -73,7 +66,7 @@ def _studied(
     return StudiedBenchmark(chosen, selection, evaluation, asked)
 
 
-COMMAND = Command(prompts, load_study, preflight_prompts, study_table, "study.html")
+COMMAND = Command(prompts, preflight_prompts, study_table, "study.html")
 
 if __name__ == "__main__":
     raise SystemExit("error: got python -m flows.prompts; allowed: python -m flows prompts CONFIG.toml")

@@ -26,7 +26,6 @@ from tailored_llama.config import (
     SweepCell,
     SweepConfig,
     dense_runs,
-    load_sweep,
     reads_prompts,
     sweep_cells,
     tuned_dense_cells,
@@ -127,7 +126,7 @@ def _scored_names(config: SweepConfig, run: RunConfig) -> list[str]:
     return [benchmark.name for benchmark in run.benchmarks] if config.scored or config.tailored else []
 
 
-COMMAND = Command(sweep, load_sweep, preflight_sweep, sweep_table, "sweep.html")
+COMMAND = Command(sweep, preflight_sweep, sweep_table, "sweep.html")
 
 if __name__ == "__main__":
     raise SystemExit("error: got python -m flows.sweep; allowed: python -m flows sweep CONFIG.toml")

@@ -25,7 +25,7 @@ from flows._steps import (
     tune_adapters,
     tune_dense,
 )
-from tailored_llama.config import TUNED_DENSE, RunConfig, exported, gguf_types, load_config, trims_vocabulary
+from tailored_llama.config import TUNED_DENSE, RunConfig, exported, gguf_types, trims_vocabulary
 from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight_tailor
 from tailored_llama.reports import recovery_table
@@ -164,7 +164,7 @@ def _exported(config: RunConfig, dense: MeasuredModel, run: TailoredRun) -> Iter
             yield export_gguf(config, name, run.ratio, gguf_type, finished)
 
 
-COMMAND = Command(tailor, load_config, preflight_tailor, recovery_table, "report.html", exported)
+COMMAND = Command(tailor, preflight_tailor, recovery_table, "report.html", exported)
 
 if __name__ == "__main__":
     raise SystemExit("error: got python -m flows.tailor; allowed: python -m flows tailor CONFIG.toml")

@@ -9,7 +9,7 @@ from prefect import flow
 from flows._command import Command, check_deployed, run_name
 from flows._outcome import Attempt, conclude
 from flows._steps import Dense, heal_if_asked, prepare_dense, prune_to, render_all, teacher_outputs, tune_adapter
-from tailored_llama.config import DENSE, GENERIC, UNTUNED_MODEL, RunConfig, check_transfer, load_transfer
+from tailored_llama.config import DENSE, GENERIC, UNTUNED_MODEL, RunConfig, check_transfer
 from tailored_llama.errors import one_line
 from tailored_llama.preflight import preflight
 from tailored_llama.reports import transfer_table
@@ -67,7 +67,7 @@ def _generic_adapter(config: RunConfig, names: list[str], ratio: float, base: Ar
     return tune_adapter(mixed, names, ratio, base, prompts, teacher_outputs(mixed, dense, prompts, names))
 
 
-COMMAND = Command(transfer, load_transfer, preflight, transfer_table, "transfer.html")
+COMMAND = Command(transfer, preflight, transfer_table, "transfer.html")
 
 if __name__ == "__main__":
     raise SystemExit("error: got python -m flows.transfer; allowed: python -m flows transfer CONFIG.toml")

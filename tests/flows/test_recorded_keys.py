@@ -22,6 +22,7 @@ import pytest
 from prefect import State, Task
 
 from flows import prompts, sweep, tailor, transfer
+from flows.__main__ import load
 from tailored_llama.store import ArtifactRef, ArtifactStore, artifact_key
 from tailored_llama.store.housekeeping import REPORTS
 
@@ -112,7 +113,7 @@ def keys_of(name: str, folder: Path) -> Keys:
     with ExitStack() as stack:
         for change in _noting(build):
             stack.enter_context(change)
-        command.flow.fn(command.load(str(ROOT / "data" / file), [*changes, "execution.device=cpu"]))
+        command.flow.fn(load(flow, str(ROOT / "data" / file), [*changes, "execution.device=cpu"]))
     return {
         stage: [len(keys), hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]]
         for stage, keys in sorted(made.items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from flows.__main__ import main
 from flows.tailor import tailor
 from helpers import as_toml
+from services import ROOT
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_recovery
 from tasks._stage import open_store
@@ -160,6 +163,17 @@ def test_bad_input_ends_with_status_2_and_one_clear_line(
     assert error.startswith(message)
     heavy = ("importance", "pruned", "adapter", "scores")
     assert not any((Path(own_run["store"]["root"]) / stage).exists() for stage in heavy)
+
+
+def test_a_wrong_value_is_refused_before_prefect_and_torch_are_loaded() -> None:
+    code = "import sys; from flows.__main__ import main; print(main(sys.argv[1:]), *sorted(sys.modules))"
+    command = [sys.executable, "-c", code, "tailor", "data/quickstart.toml", "--set", "pruning.ratios=2"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stderr == "error: pruning.ratios: got 2; allowed: a list\n"
+    status, *loaded = run.stdout.split()
+    assert status == "2"
+    assert "tailored_llama.config" in loaded
+    assert not {"prefect", "torch", "transformers"} & set(loaded)
 
 
 def test_the_newest_report_lies_under_the_configuration_s_name_and_replaces_no_other_thing(
