@@ -242,7 +242,8 @@ def check_transfer(config: RunConfig) -> float:
     """Check that a run suits a transfer study; return its only ratio.
 
     Raises:
-        InputError: the run has several ratios, only one benchmark or a mixture, or a benchmark has another row's name.
+        InputError: the run has several ratios, only one benchmark, a mixture or a tuned dense model, or a benchmark has
+            another row's name.
     """
     names = [benchmark.name for benchmark in config.benchmarks]
     if len(config.pruning.ratios) > 1:
@@ -251,6 +252,8 @@ def check_transfer(config: RunConfig) -> float:
         raise InputError(
             f"tuning.examples: got {config.tuning.examples!r}; allowed: 'benchmark'; the study adds a mixture itself"
         )
+    if config.tuning.dense:
+        raise InputError("tuning.dense: got true; allowed: false, as a transfer study has no row for it")
     if len(names) < 2:
         raise InputError(f"benchmarks: got {names[0]} alone; allowed: at least two, to tune on one and score on others")
     if taken := next((name for name in names if name in (DENSE, GENERIC)), None):
