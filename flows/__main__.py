@@ -99,14 +99,9 @@ def load(name: str, file: str, overrides: list[str]) -> Any:
     Raises:
         InputError: the file cannot be read, or a value is wrong.
     """
-    from tailored_llama import config
+    from tailored_llama.config import load_config, load_study, load_sweep, load_transfer
 
-    loaders = {
-        "tailor": config.load_config,
-        "sweep": config.load_sweep,
-        "transfer": config.load_transfer,
-        "prompts": config.load_study,
-    }
+    loaders = {"tailor": load_config, "sweep": load_sweep, "transfer": load_transfer, "prompts": load_study}
     return loaders[name](file, overrides)
 
 

@@ -41,7 +41,8 @@ BRANCHED = [
     Document(range(90, 110), [[7] * 12]),
 ]
 BLOCKS = [attention.Block(start, stop) for start, stop in pairwise((0, 3, 20, 21, 40))]
-ERRORS = {torch.float32: 1e-6, torch.float64: 1e-14}
+# Processors round differently: AMD's exceed 8 roundings of a float32.
+ERRORS = {dtype: 50 * torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
 
 every_model = pytest.mark.parametrize(("architecture", "changes"), MODELS.values(), ids=MODELS.keys())
 every_type = pytest.mark.parametrize("dtype", ERRORS, ids=["float32", "float64"])
