@@ -94,7 +94,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def load(name: str, file: str, overrides: list[str]) -> Any:
-    """Read the configuration of a flow, without loading Prefect or torch: a wrong value is refused in half a second.
+    """Read the configuration of a flow, without loading Prefect or torch, so that a wrong value is refused at once.
 
     Raises:
         InputError: the file cannot be read, or a value is wrong.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from gguf import GGML_QUANT_SIZES, MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, TensorNameMap, get_tensor_name_map
 from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, LlamaFileType
@@ -37,13 +38,15 @@ from tailored_llama.models import (
     weight_files,
 )
 from tailored_llama.progress import Progress, silent
-from tailored_llama.serving.gguf_rope import Array, context_length, rope_factors, write_rope
+from tailored_llama.serving.gguf_rope import context_length, rope_factors, write_rope
 from tailored_llama.serving.gguf_tokenizer import write_tokenizer
 from tailored_llama.serving.llama_cpp import check_llama_cpp, requantise
 
 _STOCK = {"llama": MODEL_ARCH.LLAMA, "mistral": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2}
 _WIDE = GGMLQuantizationType.F16  # of a matrix that is no whole blocks
 _HEAD_NAMES = ("token_embd.weight", "output.weight")
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

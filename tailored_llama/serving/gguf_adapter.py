@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from tailored_llama.config import GgufType
 from tailored_llama.errors import InputError
 from tailored_llama.models import all_tensor_shapes, check_adapter
-from tailored_llama.serving.gguf import Layout, arranged, layout_of
-from tailored_llama.serving.gguf_rope import Array
+from tailored_llama.serving.gguf import Array, Layout, arranged, layout_of
 
 _KINDS = {"LORA": "a LoRA", "PROMPT_TUNING": "a soft prompt", "PREFIX_TUNING": "a soft prompt"}
 

@@ -14,8 +14,6 @@ from gguf.constants import RopeScalingType
 
 from tailored_llama.errors import InputError
 
-Array = npt.NDArray[Any]
-
 
 def write_rope(writer: GGUFWriter, config: Any, checkpoint: Path) -> None:
     """Write the base of the rotary frequencies, and their scaling where that is no tensor.
@@ -37,7 +35,7 @@ def write_rope(writer: GGUFWriter, config: Any, checkpoint: Path) -> None:
         )
 
 
-def rope_factors(config: Any, head_dim: int) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Array]]]:
+def rope_factors(config: Any, head_dim: int) -> Iterator[tuple[str, tuple[int, ...], Callable[[], npt.NDArray[Any]]]]:
     """Llama 3's scaling of the rotary frequencies, as the factors that llama.cpp divides them by (a tensor)."""
     rope = dict(config.rope_parameters)
     if rope.get("rope_type") != "llama3":

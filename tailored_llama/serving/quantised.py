@@ -16,8 +16,7 @@ from tailored_llama.config import BenchmarkConfig, ExecutionConfig, GgufType
 from tailored_llama.evaluation import read_metrics, scoring
 from tailored_llama.models import merge_adapter, stored_dtype, weight_files, write_shards
 from tailored_llama.progress import Progress, silent
-from tailored_llama.serving.gguf import layout_of, write_gguf, written_tensors
-from tailored_llama.serving.gguf_rope import Array
+from tailored_llama.serving.gguf import Array, layout_of, write_gguf, written_tensors
 
 STAGE, VERSION = "quantised-scores", 1
 _NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
