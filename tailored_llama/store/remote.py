@@ -90,13 +90,20 @@ def create(remote: Remote, name: str, content: bytes, action: str) -> bool:
 
 
 def overwrite(remote: Remote, name: str, content: bytes) -> None:
-    """Write a small file, whatever is there.
+    """Write a small file, whatever is there. Who reads it meanwhile finds the old content or the new, in full.
+
+    Over protocols without such a write (SFTP), a reader may find less.
 
     Raises:
         InputError, UnreachableError: as `push`.
     """
+    path = f"{remote.base}/{name}"
     with _request(remote, f"writing {name}"):
-        remote.filesystem.pipe_file(f"{remote.base}/{name}", content)
+        if getattr(remote.filesystem, "local_file", False):
+            with _under_another_name(remote.filesystem, path, content) as new:
+                os.replace(new, path)
+        else:
+            remote.filesystem.pipe_file(path, content)
 
 
 def pull(remote: Remote, source: str, names: Sequence[str], folder: Path) -> None:
@@ -212,7 +219,8 @@ def _create(filesystem: Any, path: str, content: bytes) -> bool:
     for _ in range(3):
         try:
             if getattr(filesystem, "local_file", False):
-                _link(filesystem, path, content)
+                with _under_another_name(filesystem, path, content) as new:
+                    os.link(new, path)
             else:
                 filesystem.pipe_file(path, content, mode="create")  # S3: If-None-Match
             return True
@@ -225,14 +233,16 @@ def _create(filesystem: Any, path: str, content: bytes) -> bool:
     raise TimeoutError("other machines write it at the same time")
 
 
-def _link(filesystem: Any, path: str, content: bytes) -> None:
-    """Write a file under another name and link it, so that nobody finds half of it."""
+@contextmanager
+def _under_another_name(filesystem: Any, path: str, content: bytes) -> Iterator[str]:
+    """Write a local file beside its final path, which takes it over in one step, so that nobody finds half of it."""
     new = f"{path}.{uuid.uuid4().hex[:8]}"
-    filesystem.pipe_file(new, content)
     try:
-        os.link(new, path)
+        filesystem.pipe_file(new, content)
+        yield new
     finally:
-        filesystem.rm_file(new)
+        with suppress(FileNotFoundError):
+            filesystem.rm_file(new)
 
 
 def _is_conflict(error: BaseException) -> bool:

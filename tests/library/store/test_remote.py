@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from tailored_llama import preflight
 from tailored_llama.config import validate_config
 from tailored_llama.errors import InputError, UnreachableError
 from tailored_llama.store import ArtifactStore, remove_artifact, survey
-from tailored_llama.store.remote import open_remote, written
+from tailored_llama.store.remote import names, open_remote, overwrite, read, written
 
 
 def work(out: Path) -> None:
@@ -155,3 +157,23 @@ def test_times_as_text_are_read_and_where_there_are_none_a_file_is_new(
     before = time.time()
     found = written(open_remote("memory://times"), "a/file")
     assert before <= found <= time.time() if told is None else found == 1767323045.678
+
+
+def test_a_local_file_that_is_overwritten_is_never_found_in_part(tmp_path: Path) -> None:
+    at = open_remote(f"file://{tmp_path}")
+    old, new = b"a" * 10_000, b"b" * 20_000
+    overwrite(at, "small", old)
+    found, ended = [], Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            found.append(read(at, ["small"]).get("small"))
+
+    with ThreadPoolExecutor() as pool:
+        reader = pool.submit(look)
+        for content in (new, old) * 200:
+            overwrite(at, "small", content)
+        ended.set()
+        reader.result()
+    assert set(found) <= {old, new}
+    assert names(at, "") == ["small"]
