@@ -65,7 +65,7 @@ def heal(
     objective = Objective(distillation=1.0, temperature=distillation.temperature)
     every = execution.keep_state_every
     texts = TextSamples(teacher, read_id_table(checkpoint))
-    log, measured = train(model, texts, healing, objective, seed, progress, resume=resume, every=every)
+    log, measured, _ = train(model, texts, healing, objective, seed, progress, resume=resume, every=every)
     with tempfile.TemporaryDirectory() as adapter:
         save_adapter(model, checkpoint, Path(adapter))
         del base, model  # merging loads the checkpoint again

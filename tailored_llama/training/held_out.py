@@ -21,8 +21,7 @@ from torch.nn.functional import cross_entropy
 from tailored_llama.config import TrainingConfig, TuningConfig
 from tailored_llama.models import packed_attention, within_memory
 from tailored_llama.store import read_table, write_table
-from tailored_llama.training.loop import autocast
-from tailored_llama.training.losses import Sample, choice_losses, choice_scores
+from tailored_llama.training.losses import Objective, Sample, autocast, choice_losses, choice_scores
 
 FILE = "held_out.parquet"
 HELD_OUT_SCHEMA = pa.schema(
@@ -42,11 +41,12 @@ class Outcome:
 
     `loss`, in nats: the cross-entropy over the choices' log-likelihoods, compared as the metric compares them; or the
     mean negative log-likelihood of a written answer's tokens. `right`: whether the metric counts the likeliest choice
-    as right; None for a written answer.
+    as right; None for a written answer. `answer_loss`: the mean negative log-likelihood of the right choice's tokens.
     """
 
     loss: float
     right: bool | None
+    answer_loss: float
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,14 @@ def _exceeds(gain: float, error: float) -> bool:
     return gain > error and not math.isclose(gain, error)
 
 
-def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig) -> list[Outcome]:
+def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int) -> list[Outcome]:
     """What a model, with or without an adapter, does on held-out examples, in their order.
 
     Args:
         model: a causal LM, or a PEFT model.
         samples: with all choices encoded; one choice alone is a written answer.
-        training: tokens per pass, and precision.
+        training: the precision.
+        budget: tokens per pass.
     """
     model.eval()
     found: dict[int, Outcome] = {}
@@ -125,17 +126,24 @@ def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig) ->
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with torch.inference_mode(), packed_attention(base):
-        for part, results in within_memory([len(sample) for sample in samples], training.micro_batch_tokens, run):
+        for part, results in within_memory([len(sample) for sample in samples], budget, run):
             found |= dict(zip(part, results, strict=True))
     return [found[i] for i in range(len(samples))]
 
 
 def _outcome(choices: Sequence[Tensor], sample: Sample) -> Outcome:
+    answer_loss = float(choices[sample.answer].mean())
     if len(choices) == 1:
-        return Outcome(float(choices[0].mean()), None)
+        return Outcome(answer_loss, None, answer_loss)
     scores = choice_scores(choices, sample)
     loss = cross_entropy(scores, torch.tensor(sample.answer, device=scores.device))
-    return Outcome(float(loss), int(scores.argmax()) == sample.answer)
+    return Outcome(float(loss), int(scores.argmax()) == sample.answer, answer_loss)
+
+
+def training_loss(found: Sequence[Outcome], objective: Objective) -> float:
+    """What training lowers, without divergence: the mean over held-out examples, as `sample_losses` has it."""
+    ranked = [0.0 if one.right is None else objective.ranking * one.loss for one in found]
+    return sum(one.answer_loss + ranking for one, ranking in zip(found, ranked, strict=True)) / len(found)
 
 
 def write_comparison(

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from tailored_llama.config import TrainingConfig
 from tailored_llama.memory import out_of_memory
-from tailored_llama.models import batches, halved, packed_attention, within_memory
+from tailored_llama.models import batches, halved, packed_attention
 from tailored_llama.progress import Progress
 from tailored_llama.store import write_table
-from tailored_llama.training.losses import Objective, Sample, sample_losses
+from tailored_llama.training.held_out import Outcome, outcomes, training_loss
+from tailored_llama.training.losses import Objective, Sample, autocast, sample_losses
 from tailored_llama.training.state import State, load_state, save_state
 
 _log = logging.getLogger(__name__)
@@ -64,11 +65,6 @@ def _busy_threads(model: Any, tokens: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def autocast(model: Any, training: TrainingConfig) -> torch.autocast:
-    """Matrix products in the configured precision."""
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
-
-
 def _backward(
     model: Any,
     batch: Sequence[Sample],
@@ -103,20 +99,6 @@ def _backward(
         budget = halved(min(budget, max(sum(len(batch[i]) for i in part) for part in parts)))
 
 
-def _held_out_loss(
-    model: Any, samples: Sequence[Sample], training: TrainingConfig, objective: Objective, budget: int
-) -> float:
-    model.eval()
-
-    def part_loss(part: list[int]) -> float:
-        with autocast(model, training):
-            return sum(float(loss) for loss, _ in sample_losses(model, [samples[i] for i in part], objective))
-
-    with torch.inference_mode():
-        total = sum(loss for _, loss in within_memory([len(sample) for sample in samples], budget, part_loss))
-    return total / len(samples)
-
-
 def train(
     model: Any,
     samples: Sequence[Sample],
@@ -132,7 +114,7 @@ def train(
     texts_per_step: int = 0,
     resume: Path | None = None,
     every: int = 0,
-) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+) -> tuple[dict[str, list[Any]], dict[str, Any], tuple[list[Outcome], list[Outcome]]]:
     """Train an adapter and keep the one with the lowest held-out loss, the untrained one included.
 
     Samples come in random order, `batch_size` per step. The loss of a step is the mean over them, plus the mean over
@@ -146,7 +128,7 @@ def train(
         seed: of the order.
         progress: called after every step.
         epochs: most passes over the samples.
-        held_out: samples for early stopping, evaluated without a teacher; empty: no stopping.
+        held_out: samples for early stopping, with all their choices, evaluated without a teacher; empty: no stopping.
         patience: epochs without a lower held-out loss before training stops.
         texts: further samples.
         texts_per_step: number of texts added to the samples of a step.
@@ -154,7 +136,8 @@ def train(
         every: steps between two saved states; 0: none.
 
     Returns:
-        The columns of `log.parquet`, and the measurements: tokens, tokens/s, epochs.
+        The columns of `log.parquet`; the measurements: tokens, tokens/s, epochs; and what the untrained adapter and the
+        one that is kept do on the held-out samples.
 
     Raises:
         FloatingPointError: the loss is not finite; the message names the step.
@@ -168,7 +151,8 @@ def train(
         load_state(resume, state, model, optimiser)
     with packed_attention(model.get_base_model()):
         if held_out and not state.step:
-            state.best = _held_out_loss(model, held_out, training, objective, state.budget)
+            state.untrained = state.kept = outcomes(model, held_out, training, state.budget)
+            state.best = training_loss(state.kept, objective)
             tokens += sum(map(len, held_out))
             _append(state.log, step=0, epoch=0, held_out_loss=state.best)
         while state.step < steps and state.worse < patience:
@@ -195,13 +179,12 @@ def train(
             if not held_out and state.step % math.ceil(steps / 10) == 0:
                 _log.info("step %d of %d: loss %.4f", state.step, steps, loss)
             if held_out and position + 1 == per_epoch:
-                held = state.log["held_out_loss"][-1] = _held_out_loss(
-                    model, held_out, training, objective, state.budget
-                )
+                found = outcomes(model, held_out, training, state.budget)
+                held = state.log["held_out_loss"][-1] = training_loss(found, objective)
                 tokens += sum(map(len, held_out))
                 _log.info("epoch %d of %d: loss %.4f, held out %.4f", epoch + 1, epochs, loss, held)
                 if held < state.best:
-                    state.best, state.best_adapter, state.worse = held, _copy(model), 0
+                    state.best, state.best_adapter, state.kept, state.worse = held, _copy(model), found, 0
                 else:
                     state.worse += 1
             if resume and every and state.step % every == 0:
@@ -212,7 +195,8 @@ def train(
         set_peft_model_state_dict(model, state.best_adapter)
     progress(steps, steps)
     tokens_per_second = round(tokens / (time.perf_counter() - started), 1)
-    return state.log, {"tokens": tokens, "tokens_per_second": tokens_per_second, "epochs": max(state.log["epoch"])}
+    measured = {"tokens": tokens, "tokens_per_second": tokens_per_second, "epochs": max(state.log["epoch"])}
+    return state.log, measured, (state.untrained, state.kept)
 
 
 def _order(count: int, *seed: int) -> list[int]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from tailored_llama.config import TrainingConfig
 from tailored_llama.data import Encoded
 from tailored_llama.errors import InputError
 from tailored_llama.models import Document, IdTable, head_logits, learnt_header, packed_states
@@ -86,6 +87,11 @@ class TextSamples(Sequence[Sample]):
         targets = self._outputs[index]
         targets = in_pieces(targets, self._table) if self._table else targets
         return Sample(Encoded(Document(targets.input_ids), (), ()), teacher=targets)
+
+
+def autocast(model: Any, training: TrainingConfig) -> torch.autocast:
+    """Matrix products in the configured precision."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
 
 
 def sample_losses(model: Any, batch: Sequence[Sample], objective: Objective) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tailored_llama.training.held_out import Outcome
+
 FILE = "state.safetensors"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
+_OUTCOMES = ("untrained", "kept")
 
 
 @dataclass
@@ -24,7 +27,8 @@ class State:
     """Progress of a training, without the adapter itself and its optimiser.
 
     `best` is the lowest held-out loss so far, `best_adapter` the adapter that had it, and `worse` the number of epochs
-    since. `budget` is the tokens per micro-batch that did fit.
+    since. `untrained` and `kept` are what the first adapter and the best one do on the held-out samples. `budget` is
+    the tokens per micro-batch that did fit.
     """
 
     budget: int
@@ -33,10 +37,13 @@ class State:
     log: dict[str, list[Any]]
     step: int = 0
     worse: int = 0
+    untrained: list[Outcome] = field(default_factory=list)
+    kept: list[Outcome] = field(default_factory=list)
 
     @property
     def numbers(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("budget", "best", "log", "step", "worse")}
+        found = {name: [astuple(one) for one in getattr(self, name)] for name in _OUTCOMES}
+        return {name: getattr(self, name) for name in ("budget", "best", "log", "step", "worse")} | found
 
 
 def save_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Optimizer) -> None:
@@ -73,7 +80,7 @@ def load_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Op
         logging.getLogger(__name__).warning("%s: unusable state (%s); training from the start", folder / FILE, error)
         return
     for name, value in numbers.items():
-        setattr(state, name, value)
+        setattr(state, name, [Outcome(*one) for one in value] if name in _OUTCOMES else value)
     state.best_adapter = {name: tensors[f"best {name}"] for name in state.best_adapter}
     with torch.no_grad():
         for name, parameter in _trained(model).items():

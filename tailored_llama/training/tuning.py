@@ -45,7 +45,7 @@ class Source:
     soft_labels: Path | None = None
 
 
-STAGE, VERSION = "adapter", 5
+STAGE, VERSION = "adapter", 6
 
 
 def key_fields(
@@ -144,8 +144,7 @@ def tune(
     table = read_id_table(checkpoint)
     shots: list[Sample] = []
     unlabelled: list[Sample] = []
-    held_out: list[Sample] = []
-    compared: list[Sample] = []  # the held-out examples with all their choices
+    held_out: list[Sample] = []  # with all their choices
     examples: list[int] = []
     for i, source in enumerate(sources):
         choices = source.metric if source.metric not in WRITTEN else None
@@ -154,14 +153,14 @@ def tune(
         samples = with_teacher(samples, source.teacher, table) if source.teacher else samples
         shots += samples[: part_of(tuning.shots, i, len(sources))]
         held = read_prompts(source.prompts, "held_out")[: part_of(tuning.held_out, i, len(sources))]
-        held_out += [encode(prompt) for prompt in held]
-        compared += [encode_sample(tokenizer, limit, choices, prompt) for prompt in held]
+        held_out += [encode_sample(tokenizer, limit, choices, prompt) for prompt in held]
         examples += [prompt.example for prompt in held]
         soft = read_soft_labels(source.soft_labels) if source.soft_labels else ()
         unlabelled += [_soft_sample(tokenizer, limit, source.metric, own) for own in soft]
-    untuned = outcomes(base, compared, tuning)
+    # A soft prompt changes the model before it is trained; other adapters start as no change.
+    untuned = outcomes(base, held_out, tuning, tuning.micro_batch_tokens) if tuning.variant in SOFT else None
     model = add_adapter(base, tuning, execution)
-    log, measured = train(
+    log, measured, (untrained, kept) = train(
         model,
         shots + unlabelled,
         tuning,
@@ -176,7 +175,7 @@ def tune(
         resume=resume,
         every=execution.keep_state_every,
     )
-    comparison = write_comparison(out, examples, untuned, outcomes(model, compared, tuning))
+    comparison = write_comparison(out, examples, untrained if untuned is None else untuned, kept)
     write_log(log, out)
     save_adapter(model, checkpoint, out)
     measured |= _figures(comparison) if comparison else {}

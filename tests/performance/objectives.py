@@ -103,13 +103,13 @@ def follow(run: RunConfig, checkpoint: Path, own: BenchmarkConfig, prompts: Path
         if step % per_epoch or len(parts) > 2 * (step // per_epoch):  # the last step is announced twice
             return
         for split, samples in compared.items():
-            table = pd.DataFrame(map(asdict, outcomes(model, samples, tuning)))
+            table = pd.DataFrame(map(asdict, outcomes(model, samples, tuning, tuning.micro_batch_tokens)))
             parts.append(table.assign(epoch=step // per_epoch, split=split, example=range(len(samples))))
 
     model = base
     answer(0, 0)
     model = add_adapter(base, tuning, run.execution)
-    log, measured = train(
+    log, measured, _ = train(
         model,
         [encode(trained, prompt) for prompt in shots],
         tuning,
@@ -117,7 +117,7 @@ def follow(run: RunConfig, checkpoint: Path, own: BenchmarkConfig, prompts: Path
         run.seed,
         answer,
         epochs=tuning.epochs,
-        held_out=[encode(trained, prompt) for prompt in held_out],
+        held_out=compared["held out"],
         patience=tuning.epochs,  # never stops early
     )
     pd.concat(parts, ignore_index=True).to_parquet(out / "answers.parquet")
@@ -129,7 +129,10 @@ def follow(run: RunConfig, checkpoint: Path, own: BenchmarkConfig, prompts: Path
 def verdict(held: pd.DataFrame, epoch: int, than: int) -> bool:
     """Whether an epoch is better than another on the held-out examples, as `is_better` decides."""
     one, other = (
-        [Outcome(row.loss, row.right) for row in held[held["epoch"] == e].sort_values("example").itertuples()]
+        [
+            Outcome(row.loss, row.right, row.answer_loss)
+            for row in held[held["epoch"] == e].sort_values("example").itertuples()
+        ]
         for e in (than, epoch)
     )
     with tempfile.TemporaryDirectory() as scratch:

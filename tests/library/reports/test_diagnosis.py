@@ -152,7 +152,7 @@ def failed(tmp_path: Path) -> ReportInputs:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     write_table(adapter / "log.parquet", log([2.0, 2.0, 2.0, 9.0], [3.0, 3.0]), LOG_SCHEMA)
-    same = [Outcome(1.0, True), Outcome(2.0, False)] * 4
+    same = [Outcome(1.0, True, 1.0), Outcome(2.0, False, 2.0)] * 4
     write_comparison(adapter, range(8), same, same)
     run = RunResults(0.2, ModelResults(scores=models["pruned"]), models["tailored"], logs={"own": adapter})
     return ReportInputs("tiny", ModelResults(scores=models["dense"]), (run,), validate_config({}))

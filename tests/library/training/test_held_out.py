@@ -52,7 +52,7 @@ def plain(model: Any, tokenizer: Any, prompt: Prompt, metric: str) -> Outcome:
         for context, continuation, length in zip(prompt.contexts, prompt.continuations, lengths, strict=True)
     ]
     loss = math.log(sum(math.exp(score) for score in scores)) - scores[prompt.answer]
-    return Outcome(loss, scores.index(max(scores)) == prompt.answer)
+    return Outcome(loss, scores.index(max(scores)) == prompt.answer, math.nan)  # the last one is not written
 
 
 @pytest.mark.parametrize("metric", ["acc", "acc_norm"])
@@ -73,6 +73,18 @@ def test_both_models_are_measured_as_the_metric_compares_choices(
     assert comparison.tuned_accuracy == pytest.approx(sum(table["tuned_right"]) / 8)
     assert facts["held_out_untuned_accuracy"] == pytest.approx(sum(table["untuned_right"]) / 8)
     assert facts["better_than_untuned"] == is_better(comparison)
+
+
+@pytest.mark.parametrize("variant", ["dora", "prompt"])
+def test_the_untuned_model_is_the_one_without_an_adapter(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], variant: Any
+) -> None:
+    """A soft prompt changes the model even before it is trained."""
+    out = folder("adapter")
+    tune(tiny, [Source(prompts, "acc")], QUICK.model_copy(update={"variant": variant}), out)
+    model, tokenizer = load_model(tiny), load_tokenizer(tiny)
+    expected = [plain(model, tokenizer, prompt, "acc").loss for prompt in read_prompts(prompts, "held_out")]
+    assert pq.read_table(out / "held_out.parquet")["untuned_loss"].to_pylist() == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_tuning_that_changes_nothing_brings_nothing(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
@@ -128,7 +140,10 @@ def compared(
     folder: Path, right: Sequence[tuple[bool | None, bool | None]], losses: Sequence[tuple[float, float]]
 ) -> Comparison:
     """A comparison of made-up outcomes: (untuned, tuned) of every example."""
-    models = [[Outcome(loss[model], hit[model]) for hit, loss in zip(right, losses, strict=True)] for model in (0, 1)]
+    models = [
+        [Outcome(loss[model], hit[model], math.nan) for hit, loss in zip(right, losses, strict=True)]
+        for model in (0, 1)
+    ]
     found = write_comparison(folder, range(len(right)), *models)
     assert found is not None
     return found

@@ -273,7 +273,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step(
     calls = iter(range(1000))
 
     def broken(*given: Any) -> Any:
-        factor = float("nan") if next(calls) >= 6 else 1
+        factor = float("nan") if next(calls) >= 4 else 1
         return ((loss * factor, part) for loss, part in real(*given))
 
     monkeypatch.setattr(training, "sample_losses", broken)
