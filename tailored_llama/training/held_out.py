@@ -140,10 +140,10 @@ def _outcome(choices: Sequence[Tensor], sample: Sample) -> Outcome:
     return Outcome(float(loss), int(scores.argmax()) == sample.answer, answer_loss)
 
 
-def training_loss(found: Sequence[Outcome], objective: Objective) -> float:
-    """What training lowers, without divergence: the mean over held-out examples, as `sample_losses` has it."""
-    ranked = [0.0 if one.right is None else objective.ranking * one.loss for one in found]
-    return sum(one.answer_loss + ranking for one, ranking in zip(found, ranked, strict=True)) / len(found)
+def training_loss(held_out: Sequence[Outcome], objective: Objective) -> float:
+    """Mean over held-out examples of the loss that training lowers, without divergence (`sample_losses`)."""
+    ranking = sum(outcome.loss for outcome in held_out if outcome.right is not None)
+    return (sum(outcome.answer_loss for outcome in held_out) + objective.ranking * ranking) / len(held_out)
 
 
 def write_comparison(

@@ -179,12 +179,12 @@ def train(
             if not held_out and state.step % math.ceil(steps / 10) == 0:
                 _log.info("step %d of %d: loss %.4f", state.step, steps, loss)
             if held_out and position + 1 == per_epoch:
-                found = outcomes(model, held_out, training, state.budget)
-                held = state.log["held_out_loss"][-1] = training_loss(found, objective)
+                epoch_outcomes = outcomes(model, held_out, training, state.budget)
+                held = state.log["held_out_loss"][-1] = training_loss(epoch_outcomes, objective)
                 tokens += sum(map(len, held_out))
                 _log.info("epoch %d of %d: loss %.4f, held out %.4f", epoch + 1, epochs, loss, held)
                 if held < state.best:
-                    state.best, state.best_adapter, state.kept, state.worse = held, _copy(model), found, 0
+                    state.best, state.best_adapter, state.kept, state.worse = held, _copy(model), epoch_outcomes, 0
                 else:
                     state.worse += 1
             if resume and every and state.step % every == 0:

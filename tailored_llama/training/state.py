@@ -42,8 +42,8 @@ class State:
 
     @property
     def numbers(self) -> dict[str, Any]:
-        found = {name: [astuple(one) for one in getattr(self, name)] for name in _OUTCOMES}
-        return {name: getattr(self, name) for name in ("budget", "best", "log", "step", "worse")} | found
+        outcomes = {name: [astuple(outcome) for outcome in getattr(self, name)] for name in _OUTCOMES}
+        return {name: getattr(self, name) for name in ("budget", "best", "log", "step", "worse")} | outcomes
 
 
 def save_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Optimizer) -> None:
@@ -80,7 +80,7 @@ def load_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Op
         logging.getLogger(__name__).warning("%s: unusable state (%s); training from the start", folder / FILE, error)
         return
     for name, value in numbers.items():
-        setattr(state, name, [Outcome(*one) for one in value] if name in _OUTCOMES else value)
+        setattr(state, name, [Outcome(*row) for row in value] if name in _OUTCOMES else value)
     state.best_adapter = {name: tensors[f"best {name}"] for name in state.best_adapter}
     with torch.no_grad():
         for name, parameter in _trained(model).items():

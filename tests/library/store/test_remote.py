@@ -163,11 +163,11 @@ def test_a_local_file_that_is_overwritten_is_never_found_in_part(tmp_path: Path)
     at = open_remote(f"file://{tmp_path}")
     old, new = b"a" * 10_000, b"b" * 20_000
     overwrite(at, "small", old)
-    found, ended = [], Event()
+    contents, ended = [], Event()
 
     def look() -> None:
         while not ended.is_set():
-            found.append(read(at, ["small"]).get("small"))
+            contents.append(read(at, ["small"]).get("small"))
 
     with ThreadPoolExecutor() as pool:
         reader = pool.submit(look)
@@ -175,5 +175,5 @@ def test_a_local_file_that_is_overwritten_is_never_found_in_part(tmp_path: Path)
             overwrite(at, "small", content)
         ended.set()
         reader.result()
-    assert set(found) <= {old, new}
+    assert set(contents) <= {old, new}
     assert names(at, "") == ["small"]
