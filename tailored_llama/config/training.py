@@ -24,7 +24,7 @@ class TrainingConfig(Section):
     alpha: int = Field(
         16, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r (variant rslora: α / √r)."
     )
-    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the input of each adapter.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of each adapter.")
     variant: Variant = Field(
         "lora",
         description="lora: updates scaled by α / r; rslora: by α / √r (arXiv 2312.03732); dora: weights split into "
@@ -37,10 +37,10 @@ class TrainingConfig(Section):
         description="Precision of matrix products over float32 weights; bfloat16 is about twice as fast where the "
         "hardware has it. Adapters, gradients and the optimiser stay in float32, weights in the checkpoint's type.",
     )
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning-rate schedule after warm-up.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Fraction of the steps used for warm-up.")
-    batch_size: int = Field(8, ge=1, description="Examples per optimiser step.")
+    batch_size: int = Field(4, ge=1, description="Examples per optimiser step.")
     micro_batch_tokens: int = Field(
         2048,
         ge=64,
@@ -98,7 +98,6 @@ class HealingConfig(TrainingConfig):
     variant: Literal["lora", "rslora", "dora"] = Field("lora", description="As in tuning; it must merge into weights.")
     rank: int = Field(64, ge=1, le=1024, description="LoRA rank r: the width of each update.")
     alpha: int = Field(64, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of each adapter.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate of AdamW.")
     batch_size: int = Field(
         1, ge=1, description="Text sequences per optimiser step; fewer give more steps for the same tokens."

@@ -1,6 +1,7 @@
-"""What should tuning minimise, and when should it stop? Compared by the metric, on train examples alone.
+"""What should tuning minimise, with which settings, and when should it stop? Compared by the metric, on train examples.
 
-    python tests/performance/objectives.py FOLDER CHECKPOINT data/quickstart.toml --set tuning.epochs=3
+    python tests/performance/objectives.py FOLDER CHECKPOINT data/quickstart.toml --set tuning.epochs=3 \\
+        --vary tuning.ranking=0 --vary tuning.ranking=1 --vary 'tuning.ranking=100 tuning.dropout=0.1'
 
 A pruned checkpoint is tuned to the benchmarks of the configuration, and to two more, which this script writes to files
 from train examples:
@@ -10,7 +11,8 @@ from train examples:
 
 After every epoch the model answers the held-out examples and a further slice of the train split. Stopping rules see the
 held-out examples alone, so one training serves all of them. A gain is the accuracy on the slice minus the untuned
-model's, with a paired standard error over examples. Everything is kept in FOLDER, and found again.
+model's, with a paired standard error over examples. The difference is from the first variant's gain, with the epoch of
+the lowest held-out loss. Everything is kept in FOLDER, and found again.
 
 torch's threads should not spin: set OMP_WAIT_POLICY=passive.
 """
@@ -36,13 +38,15 @@ from allocation import once
 from criterion import render_into
 from tailored_llama.config import BenchmarkConfig, RunConfig, load_config
 from tailored_llama.data import Example, benchmarks, headline_metric, read_prompts
+from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, context_length, load_base, load_tokenizer
 from tailored_llama.training.held_out import Outcome, is_better, outcomes, write_comparison
 from tailored_llama.training.loop import train
 from tailored_llama.training.losses import Objective
 from tailored_llama.training.tuning import encode_sample
 
-OBJECTIVES = {"right answer": 0.0, "both": 1.0, "ranking": 100.0}  # tuning.ranking; AdamW does not see the scale
+BY_LOSS = "objective's loss"
+PROMPTS = ("tuning.shots", "tuning.held_out", "tuning.examples")  # rendered once, for all variants
 WRITTEN_EXAMPLES, CHOICES = 3000, ("a", "b", "c")
 
 
@@ -150,7 +154,7 @@ def kept_epochs(answers: pd.DataFrame, objective: pd.Series) -> dict[str, int]:
     return {
         "first epoch": 1,
         "last epoch": last,
-        "objective's loss": int(objective.idxmin()),
+        BY_LOSS: int(objective.idxmin()),
         "loss over the choices": int(by_epoch["loss"].idxmin()),
         "accuracy": int(by_epoch["right"].idxmax()),  # the first of equals
         "accuracy beyond its error, else loss over the choices": best,
@@ -165,40 +169,46 @@ def gains(folder: Path) -> dict[str, np.ndarray]:
     return {rule: (right[kept] - right[0]).to_numpy() for rule, kept in kept_epochs(answers, objective).items()}
 
 
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+
+
 def main(
     folder: Path,
     checkpoint: Path,
     config: Path,
+    vary: Annotated[list[str], typer.Option(help="Fields of tuning, KEY=VALUE, spaces between them; repeatable.")],
     seeds: Annotated[int, typer.Option(help="0 to this one, exclusive.")] = 3,
     examples: Annotated[int, typer.Option(help="Train examples of the slice, of each task and seed.")] = 160,
     override: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
-    """Tune every task with every objective and seed; see the top of this file."""
+    """Tune every task with every variant and seed; see the top of this file."""
+    for setting in " ".join(vary).split():
+        if not setting.startswith("tuning.") or setting.startswith(PROMPTS):
+            raise InputError(f"--vary: got {setting!r}; allowed: fields of tuning, but not {', '.join(PROMPTS)}")
     run = load_config(str(config), override or [])
+    variants = {name: load_config(str(config), [*(override or []), *name.split()]).tuning for name in vary}
     folder.mkdir(parents=True, exist_ok=True)
-    measured: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}  # (objective, rule) → task → gains by seed
+    measured: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}  # (variant, rule) → task → gains by seed
     for seed, own in product(range(seeds), [*run.benchmarks, *written_tasks(run, folder)]):
         seeded = run.model_copy(update={"seed": seed})
         prompts = once(folder / f"{own.name} {seed} prompts", partial(render_into, seeded, own, examples))
-        for objective, ranking in OBJECTIVES.items():
-            tuned = seeded.model_copy(update={"tuning": run.tuning.model_copy(update={"ranking": ranking})})
-            out = once(folder / f"{own.name} {seed} {objective}", partial(follow, tuned, checkpoint, own, prompts))
+        for name, tuning in variants.items():
+            tuned = seeded.model_copy(update={"tuning": tuning})
+            out = once(folder / f"{own.name} {seed} {name}", partial(follow, tuned, checkpoint, own, prompts))
             for rule, values in gains(out).items():
-                measured.setdefault((objective, rule), {}).setdefault(own.name, []).append(values)
+                measured.setdefault((name, rule), {}).setdefault(own.name, []).append(values)
+    first = np.concatenate([values for task in measured[vary[0], BY_LOSS].values() for values in task])
     rows = []
-    for (objective, rule), tasks in measured.items():
-        by_task = {name: np.concatenate(values) for name, values in tasks.items()}
+    for (name, rule), tasks in measured.items():
+        by_task = {task: np.concatenate(values) for task, values in tasks.items()}
         every = np.concatenate([*by_task.values()])
-        row = {
-            "objective": objective,
-            "rule": rule,
-            "gain": every.mean(),
-            "error": every.std(ddof=1) / len(every) ** 0.5,
-        }
-        rows.append(row | {name: values.mean() for name, values in by_task.items()})
+        row = dict(zip(("gain", "error"), mean_and_error(every), strict=True))
+        row |= dict(zip(("difference", "its error"), mean_and_error(every - first), strict=True))
+        rows.append({"variant": name, "rule": rule} | row | {task: values.mean() for task, values in by_task.items()})
     table = pd.DataFrame(rows)
     table.to_parquet(folder / "objectives.parquet")
-    print((table.set_index(["objective", "rule"]) * 100).round(1).to_string())
+    print((table.set_index(["variant", "rule"]) * 100).round(1).to_string())
 
 
 if __name__ == "__main__":

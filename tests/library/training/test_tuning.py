@@ -256,7 +256,7 @@ def test_tuning_stops_when_the_held_out_loss_no_longer_falls(
     tiny: Path, prompts: Path, folder: Callable[[str], Path]
 ) -> None:
     out = folder("adapter")
-    wild = TuningConfig(epochs=20, learning_rate=1.0, patience=2, warmup=0, batch_size=4, schedule="constant")
+    wild = TuningConfig(epochs=20, learning_rate=1.0, dropout=0.1, warmup=0, schedule="constant")
     tune(tiny, [Source(prompts, "acc_norm")], wild, out)
     log = log_of(out)
     held = [loss for loss in log["held_out_loss"] if loss is not None]
