@@ -203,9 +203,10 @@ def main(
     for (name, rule), tasks in measured.items():
         by_task = {task: np.concatenate(values) for task, values in tasks.items()}
         every = np.concatenate([*by_task.values()])
-        row = dict(zip(("gain", "error"), mean_and_error(every), strict=True))
-        row |= dict(zip(("difference", "its error"), mean_and_error(every - first), strict=True))
-        rows.append({"variant": name, "rule": rule} | row | {task: values.mean() for task, values in by_task.items()})
+        (gain, error), (difference, its_error) = mean_and_error(every), mean_and_error(every - first)
+        row = {"variant": name, "rule": rule, "gain": gain, "error": error}
+        row |= {"difference": difference, "its error": its_error}
+        rows.append(row | {task: values.mean() for task, values in by_task.items()})
     table = pd.DataFrame(rows)
     table.to_parquet(folder / "objectives.parquet")
     print((table.set_index(["variant", "rule"]) * 100).round(1).to_string())
