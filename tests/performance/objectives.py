@@ -178,7 +178,7 @@ def main(
     checkpoint: Path,
     config: Path,
     vary: Annotated[list[str], typer.Option(help="Fields of tuning, KEY=VALUE, spaces between them; repeatable.")],
-    seeds: Annotated[int, typer.Option(help="0 to this one, exclusive.")] = 3,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeatable; 0, 1 and 2 by default.")] = None,
     examples: Annotated[int, typer.Option(help="Train examples of the slice, of each task and seed.")] = 160,
     override: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
@@ -190,7 +190,7 @@ def main(
     variants = {name: load_config(str(config), [*(override or []), *name.split()]).tuning for name in vary}
     folder.mkdir(parents=True, exist_ok=True)
     measured: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}  # (variant, rule) → task → gains by seed
-    for seed, own in product(range(seeds), [*run.benchmarks, *written_tasks(run, folder)]):
+    for seed, own in product(seeds or range(3), [*run.benchmarks, *written_tasks(run, folder)]):
         seeded = run.model_copy(update={"seed": seed})
         prompts = once(folder / f"{own.name} {seed} prompts", partial(render_into, seeded, own, examples))
         for name, tuning in variants.items():
