@@ -200,11 +200,10 @@ def read_structure(folder: Path) -> Structure:
     head_field = "head_dim" if _is_layered(config) or HEADS not in config else HEADS
     _check_sizes(config, shapes, folder, required=("hidden_size", "num_hidden_layers", head_field))
     head_dim = head_dim_of(config)
-    own = (config.get("per_layer_config") or {}) if _is_layered(config) else {}
+    own = _per_layer(config, folder) if _is_layered(config) else {}
     try:
         layers = tuple(
-            _layer(shapes, f"model.layers.{i}.", head_dim, own.get(str(i), {}))
-            for i in range(config["num_hidden_layers"])
+            _layer(shapes, f"model.layers.{i}.", head_dim, own.get(i, {})) for i in range(config["num_hidden_layers"])
         )
     except KeyError as error:
         raise InputError(f"{folder}: tensor {error} is missing from its safetensors") from None
@@ -233,7 +232,7 @@ def _check_sizes(
     widths = dict.fromkeys((CHANNELS, HEADS, KV_HEADS), largest)
     checks = [(config, common | widths, 1)]
     if _is_layered(config):  # its global widths are the dense model's
-        checks = [(config, common, 1), *((layer, widths, 0) for layer in _per_layer(config, folder))]
+        checks = [(config, common, 1), *((layer, widths, 0) for layer in _per_layer(config, folder).values())]
     for section, limits, least in checks:
         for name, limit in limits.items():
             value = section.get(name)
@@ -248,10 +247,11 @@ def _is_layered(config: dict[str, Any]) -> bool:
     return str(config.get("model_type")).startswith(LAYERED_PREFIX)
 
 
-def _per_layer(config: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+def _per_layer(config: dict[str, Any], folder: Path) -> dict[int, dict[str, Any]]:
+    """Each layer's own configuration; in a file, layer 2 of more than ten is called "02"."""
     try:
-        return [{**layer} for layer in (config.get("per_layer_config") or {}).values()]
-    except (AttributeError, TypeError):
+        return {int(layer): {**own} for layer, own in (config.get("per_layer_config") or {}).items()}
+    except (AttributeError, TypeError, ValueError):
         raise InputError(f"{folder / 'config.json'}: per_layer_config is not a table of layers") from None
 
 

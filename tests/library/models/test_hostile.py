@@ -104,6 +104,10 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "tailored_llama", "per_layer_config": [24, 24]},
         "per_layer_config is not a table of layers",
     ),
+    "layers without numbers": (
+        {"model_type": "tailored_llama", "per_layer_config": {"first": {"intermediate_size": 24}}},
+        "per_layer_config is not a table of layers",
+    ),
 }
 
 

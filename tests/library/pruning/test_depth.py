@@ -168,6 +168,17 @@ def test_a_model_without_blocks_computes_as_if_they_were_zero(tmp_path: Path, ch
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(again)), logits(model))
 
 
+def test_blocks_leave_a_model_of_more_than_ten_layers(tmp_path: Path) -> None:
+    """transformers then writes layer 2 as "02" into the configuration."""
+    dense = save_tiny_llama(tmp_path / "dense", noise=0.1, num_hidden_layers=11)
+    blocks = [(2, "attention"), (10, "mlp")]
+    out = remove_blocks(dense, tmp_path / "out", blocks)
+    layers = read_structure(out).layers
+    assert [i for i, layer in enumerate(layers) if not layer.heads] == [2]
+    assert [i for i, layer in enumerate(layers) if not layer.channels] == [10]
+    torch.testing.assert_close(logits(load_model(out)), logits(silenced(dense, blocks)), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["llama", "local and global layers", "norms on q and k"])
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"cache_implementation": "static"}], ids=str)
 def test_generation_with_a_cache_when_the_first_layer_has_no_attention(
