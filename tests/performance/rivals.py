@@ -1,0 +1,185 @@
+"""Two rivals of the allocation by ranking, pruned to the same share of all parameters, before any tuning.
+
+    python tests/performance/rivals.py FOLDER data/quickstart.toml --ratio 0.2 --ratio 0.5
+
+- `two stages`: the split of 2SSP (arXiv 2501.17771) between MLPs and attention. Of L layers, L·s^(m ÷ 1.5a) lose
+  their whole attention, where s is the share of the layers' parameters that leaves, and m and a are the parameters of
+  an MLP and an attention. They leave one by one, each time the one that raises the perplexity of the calibration text
+  least. The MLPs lose the rest, each the same. Known deviations: attention leaves before channels do; channels are
+  chosen by `pruning.criterion`, and what stays is fitted as `reconstruction.method` says. So the split alone is
+  compared.
+- `rotated`: the residual stream, rotated onto its principal components and cut (SliceGPT, arXiv 2401.15024). One
+  rotation serves all layers, so the checkpoint is a plain LLaMA of a smaller hidden size, which loads everywhere. A
+  rotation cannot pass through the weights of the last norm if the head is tied, so the head gets weights of its own.
+  Known deviation: SliceGPT rotates every block differently, which takes a matrix on each skip connection.
+
+The figures are those of `allocation.py`. Results are kept in FOLDER, and found again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from allocation import Inputs, measure, once, prepare, pruned
+from tailored_llama.config import RunConfig, load_config
+from tailored_llama.data import read_calibration
+from tailored_llama.models import load_model, load_tokenizer
+from tailored_llama.pruning import prune as pruning
+from tailored_llama.pruning.groups import read_groups
+from tailored_llama.pruning.plan import ALLOCATION_SCHEMA
+from tailored_llama.store import write_table
+
+ALPHA = 1.5  # 2SSP's
+SEARCHED, ROTATED = 512, 4096  # tokens of the calibration text
+
+
+@contextmanager
+def silenced(model: Any, layers: list[int]) -> Iterator[None]:
+    """A model whose attention adds nothing in some layers."""
+    hooks = [
+        model.model.layers[layer].self_attn.o_proj.register_forward_hook(lambda _, __, output: torch.zeros_like(output))
+        for layer in layers
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.inference_mode()
+def least_attention(model: Any, text: Tensor, count: int) -> list[int]:
+    """Layers whose attention leaves, one by one by the loss of a text [1, tokens]."""
+    gone: list[int] = []
+    for _ in range(count):
+        losses = {}
+        for layer in set(range(model.config.num_hidden_layers)) - set(gone):
+            with silenced(model, [*gone, layer]):
+                losses[layer] = float(model(text, labels=text).loss)
+        gone.append(min(losses, key=lambda layer: losses[layer]))
+        print("without attention:", gone, f"loss {losses[gone[-1]]:.3f}", flush=True)
+    return gone
+
+
+def split_in_two(ratio: float, inputs: Inputs, out: Path) -> None:
+    """Write the widths of 2SSP's split as `allocation.parquet`."""
+    model, groups = load_model(inputs.dense), read_groups(inputs.graph)
+    sizes = {kind: int(groups.parameters[groups.kind == kind].sum()) for kind in ("attention", "mlp")}
+    layers, budget = model.config.num_hidden_layers, ratio * sum(p.numel() for p in model.parameters())
+    count = round(layers * (budget / sum(sizes.values())) ** (sizes["mlp"] / sizes["attention"] / ALPHA))
+    gone = least_attention(model, read_calibration(inputs.text)[:1, :SEARCHED], count)
+    rest = (budget - count * sizes["attention"] / layers) / sizes["mlp"]
+    rows = []
+    for layer in range(layers):
+        for kind in sizes:
+            width = int(((groups.layer == layer) & (groups.kind == kind)).sum())
+            kept = -int(-width * (1 - rest) // 1) if kind == "mlp" else width * (layer not in gone)
+            rows.append({"layer": layer, "kind": kind, "groups": width, "kept": kept})
+    write_table(out / "allocation.parquet", {name: [row[name] for row in rows] for name in rows[0]}, ALLOCATION_SCHEMA)
+
+
+def in_two_stages(run: RunConfig, ratio: float, inputs: Inputs, folder: Path) -> Path:
+    def cut(out: Path) -> Any:
+        own = run.pruning.model_copy(update={"allocation": "search", "min_kv_heads": 0})
+        return pruning.prune(
+            *(inputs.dense, inputs.graph, inputs.scores, inputs.text),
+            ratio=ratio,
+            pruning=own,
+            reconstruction=run.reconstruction,
+            execution=run.execution,
+            allocation=widths,
+            out=out,
+        )
+
+    widths = once(folder / f"split {ratio:g}", partial(split_in_two, ratio, inputs))
+    return once(folder / f"two stages {ratio:g}", cut)
+
+
+def readers(model: Any) -> Iterator[tuple[Any, list[nn.Linear]]]:
+    """Every norm of the residual stream, and the projections that read it."""
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        yield layer.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj]
+        yield layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj]
+    yield model.model.norm, [model.lm_head]
+
+
+@torch.inference_mode()
+def principal_components(model: Any, text: Tensor) -> Tensor:
+    """Of what all norms read, each position scaled to length 1; float64 [hidden, hidden], the largest first."""
+    hidden = model.config.hidden_size
+    total = torch.zeros(hidden, hidden, dtype=torch.float64)
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        states = nn.functional.normalize(inputs[0].flatten(0, -2).double(), dim=-1)
+        total.addmm_(states.T, states)
+
+    hooks = [norm.register_forward_pre_hook(add) for norm, _ in readers(model)]
+    for sequence in text:
+        model(sequence[None])
+    for hook in hooks:
+        hook.remove()
+    components: Tensor = torch.linalg.eigh(total).eigenvectors
+    return components.flip(-1)
+
+
+@torch.inference_mode()
+def rotate(ratio: float, inputs: Inputs, out: Path) -> dict[str, float]:
+    """Write the dense model with a residual stream so narrow that the ratio of all parameters is gone."""
+    model = load_model(inputs.dense)
+    dense, hidden = sum(p.numel() for p in model.parameters()), model.config.hidden_size
+    text = read_calibration(inputs.text)
+    basis = principal_components(model, text[: max(1, ROTATED // text.shape[1])])
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())
+        model.config.tie_word_embeddings = False
+    kept = int(hidden * (1 - ratio) * dense / sum(p.numel() for p in model.parameters()))  # all shrink with the width
+    kept -= kept % model.config.num_attention_heads  # Transformers loads nothing else
+    basis = basis[:, :kept]
+    for norm, projections in readers(model):
+        for projection in projections:
+            projection.weight = nn.Parameter(((projection.weight * norm.weight).double() @ basis).to(model.dtype))
+        # The mean square is now over fewer components, which hold almost all of the length.
+        norm.weight = nn.Parameter(torch.full((kept,), (hidden / kept) ** 0.5, dtype=model.dtype))
+    for layer in model.model.layers:
+        for writer in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            writer.weight = nn.Parameter((basis.T @ writer.weight.double()).to(model.dtype))
+    embedding = model.model.embed_tokens
+    embedding.weight = nn.Parameter((embedding.weight.double() @ basis).to(model.dtype))
+    model.config.head_dim = model.config.head_dim or hidden // model.config.num_attention_heads
+    model.config.hidden_size = kept
+    model.save_pretrained(out)
+    load_tokenizer(inputs.dense).save_pretrained(out)
+    return {"hidden size": kept, "ratio": 1 - sum(p.numel() for p in model.parameters()) / dense}
+
+
+def main(
+    folder: Path,
+    config: Path,
+    ratio: Annotated[list[float], typer.Option()],
+    examples: int = 250,
+    override: Annotated[list[str] | None, typer.Option("--set")] = None,
+) -> None:
+    run = load_config(str(config), override or [])
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = prepare(run, examples, folder)
+    models: dict[str, Callable[[], Path]] = {"dense": lambda: inputs.dense}
+    for r in ratio:
+        models[f"global {r:g}"] = partial(pruned, run, "global", r, inputs, folder)
+        models[f"two stages {r:g}"] = partial(in_two_stages, run, r, inputs, folder)
+        models[f"rotated {r:g}"] = partial(once, folder / f"rotated {r:g}", partial(rotate, r, inputs))
+    for name, build in models.items():
+        row = measure(run, inputs.dense, build(), inputs.slices, folder / f"{name} results")
+        print(name, *(f"{column} {value}" for column, value in row.items()), sep=" | ", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
