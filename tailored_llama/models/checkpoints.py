@@ -248,7 +248,7 @@ def _is_layered(config: dict[str, Any]) -> bool:
 
 
 def _per_layer(config: dict[str, Any], folder: Path) -> dict[int, dict[str, Any]]:
-    """Each layer's own configuration; in a file, layer 2 of more than ten is called "02"."""
+    """Each layer's own configuration. The file pads its numbers with zeros: "02" in a model of 11 to 100 layers."""
     try:
         return {int(layer): {**own} for layer, own in (config.get("per_layer_config") or {}).items()}
     except (AttributeError, TypeError, ValueError):
