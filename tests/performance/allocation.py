@@ -177,6 +177,13 @@ def prepare(run: RunConfig, examples: int, folder: Path) -> Inputs:
     return Inputs(dense, graph, text, once(folder / "importance", score), prompts("train"), prompts("selection"))
 
 
+def compare(run: RunConfig, inputs: Inputs, models: dict[str, Path], folder: Path) -> None:
+    """Print a row for the dense model, and one for every pruned model."""
+    for name, model in {"dense": inputs.dense, **models}.items():
+        row = measure(run, inputs.dense, model, inputs.slices, folder / f"{name} results")
+        print(name, *(f"{column} {value}" for column, value in row.items()), sep=" | ", flush=True)
+
+
 def main(
     folder: Path,
     config: Path,
@@ -187,11 +194,8 @@ def main(
     run = load_config(str(config), override or [])
     folder.mkdir(parents=True, exist_ok=True)
     inputs = prepare(run, examples, folder)
-    models = {"dense": inputs.dense}
-    models |= {f"{kind} {r:g}": pruned(run, kind, r, inputs, folder) for r in ratio for kind in ("global", "search")}
-    for name, model in models.items():
-        row = measure(run, inputs.dense, model, inputs.slices, folder / f"{name} results")
-        print(name, *(f"{column} {value}" for column, value in row.items()), sep=" | ", flush=True)
+    models = {f"{kind} {r:g}": pruned(run, kind, r, inputs, folder) for r in ratio for kind in ("global", "search")}
+    compare(run, inputs, models, folder)
 
 
 if __name__ == "__main__":

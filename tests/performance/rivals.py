@@ -5,8 +5,8 @@
 - `two stages`: the split of 2SSP (arXiv 2501.17771) between MLPs and attention. Of L layers, L·s^(m ÷ 1.5a) lose
   their whole attention, where s is the share of the layers' parameters that leaves, and m and a are the parameters of
   an MLP and an attention. They leave one by one, each time the one that raises the loss of the calibration text least.
-  The MLPs lose the rest, each about the same. Known deviations: attention leaves before channels do, by 512 tokens;
-  channels are chosen by `pruning.criterion`, and what stays is fitted as `reconstruction.method` says. So the split
+  The MLPs lose the rest, each about the same. Known deviations: attention leaves before channels do, by the loss
+  of 512 tokens; channels are chosen by `pruning.criterion`, and what stays is fitted as `reconstruction.method` says. So the split
   alone is compared.
 - `rotated`: the residual stream, rotated onto its principal components and cut (SliceGPT, arXiv 2401.15024). One
   rotation serves all layers, so the checkpoint is a plain LLaMA of a smaller hidden size, which loads everywhere. The
@@ -20,7 +20,7 @@ The figures are those of `allocation.py`. Results are kept in FOLDER, and found 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from allocation import Inputs, measure, once, prepare, pruned
+from allocation import Inputs, compare, once, prepare, pruned
 from tailored_llama.config import RunConfig, load_config
 from tailored_llama.data import read_calibration
 from tailored_llama.errors import InputError
@@ -80,7 +80,7 @@ def split_in_two(ratio: float, inputs: Inputs, out: Path) -> None:
     count = round(layers * (budget / sum(sizes.values())) ** (sizes["mlp"] / sizes["attention"] / ALPHA))
     rest = (budget - count * sizes["attention"] / layers) / sizes["mlp"]
     if not 0 <= rest < 1:
-        raise InputError(f"--ratio: got {ratio}; allowed: a ratio of which the MLPs can lose what attention does not")
+        raise InputError(f"--ratio: got {ratio}; allowed: a ratio that removes a part of every MLP, but not all")
     gone = least_attention(model, read_calibration(inputs.text)[:1, :SEARCHED], count)
     rows = []
     for layer in range(layers):
@@ -179,14 +179,12 @@ def main(
     run = load_config(str(config), override or [])
     folder.mkdir(parents=True, exist_ok=True)
     inputs = prepare(run, examples, folder)
-    models: dict[str, Callable[[], Path]] = {"dense": lambda: inputs.dense}
+    models = {}
     for r in ratio:
-        models[f"global {r:g}"] = partial(pruned, run, "global", r, inputs, folder)
-        models[f"two stages {r:g}"] = partial(in_two_stages, run, r, inputs, folder)
-        models[f"rotated {r:g}"] = partial(once, folder / f"rotated {r:g}", partial(rotate, r, inputs))
-    for name, build in models.items():
-        row = measure(run, inputs.dense, build(), inputs.slices, folder / f"{name} results")
-        print(name, *(f"{column} {value}" for column, value in row.items()), sep=" | ", flush=True)
+        models[f"global {r:g}"] = pruned(run, "global", r, inputs, folder)
+        models[f"two stages {r:g}"] = in_two_stages(run, r, inputs, folder)
+        models[f"rotated {r:g}"] = once(folder / f"rotated {r:g}", partial(rotate, r, inputs))
+    compare(run, inputs, models, folder)
 
 
 if __name__ == "__main__":
