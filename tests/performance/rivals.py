@@ -6,8 +6,8 @@
   their whole attention, where s is the share of the layers' parameters that leaves, and m and a are the parameters of
   an MLP and an attention. They leave one by one, each time the one that raises the loss of the calibration text least.
   The MLPs lose the rest, each about the same. Known deviations: attention leaves before channels do, by the loss
-  of 512 tokens; channels are chosen by `pruning.criterion`, and what stays is fitted as `reconstruction.method` says. So the split
-  alone is compared.
+  of 512 tokens; channels are chosen by `pruning.criterion`, and what stays is fitted as `reconstruction.method` says.
+  So the split alone is compared.
 - `rotated`: the residual stream, rotated onto its principal components and cut (SliceGPT, arXiv 2401.15024). One
   rotation serves all layers, so the checkpoint is a plain LLaMA of a smaller hidden size, which loads everywhere. The
   head absorbs the weights of the last norm and the embedding does not, so they can no longer be tied. For plain LLaMA
