@@ -58,10 +58,11 @@ SECOND = "taylor_second"
 
 
 def write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
-    """Random bfloat16 weights, one shard for each layer and one for the rest."""
+    """Random weights, one shard for each layer and one for the rest; in bfloat16, unless the shape has a dtype."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    config = LlamaConfig(**shape, tie_word_embeddings=False, dtype="bfloat16", architectures=["LlamaForCausalLM"])
+    shape = {"dtype": "bfloat16"} | shape
+    config = LlamaConfig(**shape, tie_word_embeddings=False, architectures=["LlamaForCausalLM"])
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
     torch.manual_seed(0)
@@ -72,7 +73,7 @@ def write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
     for file in dict.fromkeys(where.values()):
         tensors = {}
         for name in (n for n in shapes if where[n] == file):
-            tensor = torch.empty(shapes[name], dtype=torch.bfloat16)
+            tensor = torch.empty(shapes[name], dtype=getattr(torch, shape["dtype"]))
             tensors[name] = tensor.fill_(1) if "norm" in name else tensor.normal_(0, 0.02)
         save_file(tensors, folder / file, metadata={"format": "pt"})
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
