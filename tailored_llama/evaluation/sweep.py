@@ -18,11 +18,12 @@ from tailored_llama.store import read_rows
 class SweepRow:
     """The figures of a cell, or of several that differ only in their seed; or the error that left none.
 
-    A dense model has ratio 0, and a curve only if it is tuned. `dense_parameters` and `dense_perplexity` belong to the
-    cell's untuned dense model. Perplexity is the mean over seeds, with the lowest and the highest; it is per token of
-    the dense model, also where a cell's own vocabulary has fewer. Accuracy is the mean of the headline metrics.
-    Recovery and chance-corrected recovery are as in `RecoveryRow`, from each example's mean over the seeds: `_low` and
-    `_high` bound the 95 % interval over the examples, `_least` and `_most` are the extremes of single seeds.
+    A dense model has ratio 0, and a curve only if it is tuned. `dense_parameters`, `dense_body` and `dense_perplexity`
+    belong to the cell's untuned dense model. The body is all parameters but the embedding and an untied head.
+    Perplexity is the mean over seeds, with the lowest and the highest; it is per token of the dense model, also where a
+    cell's own vocabulary has fewer. Accuracy is the mean of the headline metrics. Recovery and chance-corrected
+    recovery are as in `RecoveryRow`, from each example's mean over the seeds: `_low` and `_high` bound the 95 %
+    interval over the examples, `_least` and `_most` are the extremes of single seeds.
     """
 
     label: str
@@ -31,7 +32,9 @@ class SweepRow:
     place: float | None = None
     seeds: int = 1
     parameters: int | None = None
+    body: int | None = None
     dense_parameters: int | None = None
+    dense_body: int | None = None
     perplexity: float | None = None
     perplexity_least: float | None = None
     perplexity_most: float | None = None
@@ -54,6 +57,11 @@ class SweepRow:
     def removed(self) -> float:
         """Share of the dense model's parameters that was removed."""
         return 1 - (self.parameters or 0) / (self.dense_parameters or 1)
+
+    @property
+    def removed_of_body(self) -> float:
+        """Share of the dense model's body that was removed."""
+        return 1 - (self.body or 0) / (self.dense_body or 1)
 
     @property
     def times_dense(self) -> float:
@@ -102,11 +110,14 @@ def measure(
 ) -> tuple[SweepRow, list[SweepBenchmarkRow]]:
     """Fill a row with the figures of its cells, which differ only in their seed, each compared with its dense model."""
     perplexities = [_perplexity(cell, base) for cell, base in zip(cells, dense, strict=True)]
+    size, dense_size = (read_structure(models[0].checkpoint).size for models in (cells, dense))
     row = replace(
         row,
         seeds=len(cells),
-        parameters=read_structure(cells[0].checkpoint).parameters,
-        dense_parameters=read_structure(dense[0].checkpoint).parameters,
+        parameters=size.parameters,
+        body=size.body,
+        dense_parameters=dense_size.parameters,
+        dense_body=dense_size.body,
         perplexity=math.fsum(perplexities) / len(cells),
         perplexity_least=min(perplexities),
         perplexity_most=max(perplexities),

@@ -65,9 +65,9 @@ def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunCon
         low, high = points(tailored.gain_low), points(tailored.gain_high)
         evidence.append(scored + (f" (95 % interval {low} to {high})" if tailored.gain_low is not None else ""))
     levers = ["a prompt that fits the task (prompts.template; the flow prompts compares them)"]
+    levers += ["more examples or epochs (tuning.shots, tuning.epochs)", "a lower ratio, if the capacity is gone"]
     if tailored.metric not in WRITTEN:
         levers.append("an objective closer to the metric (tuning.ranking)")
-    levers += ["more examples (tuning.shots)", "a lower ratio, if the capacity is gone"]
     signature = NOTHING + _consequence(config) if nothing else "No gain from tuning where it is scored"
     return signature, ", and ".join(evidence), "; ".join(levers)
 

@@ -19,10 +19,10 @@ from tailored_llama.reports.comparison_plots import curves, intervals
 from tailored_llama.reports.parts import markdown_picture, number, page_template, percent, settings_of, share
 from tailored_llama.store import write_rows
 
-INTERVALS = ("recovery", "chance-corrected")  # columns
+REMOVED, INTERVALS = "removed / of the body", ("recovery", "chance-corrected")  # columns
 
 
-STAGE, VERSION = "sweep", 6
+STAGE, VERSION = "sweep", 7
 
 
 def write_sweep(
@@ -52,7 +52,9 @@ def sweep_table(folder: Path) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("setting", overflow="fold")
     for name in _columns(rows):
-        table.add_column(name.replace("-", "-\n"), justify="right", no_wrap=name in INTERVALS)
+        table.add_column(
+            name.replace("-", "-\n").replace(" / ", " /\n"), justify="right", no_wrap=name in (REMOVED, *INTERVALS)
+        )
     for row in rows:
         table.add_row(escape(row.label), *map(escape, _shown(row, rows)))
     return table
@@ -61,8 +63,8 @@ def sweep_table(folder: Path) -> Table:
 def _columns(rows: Sequence[SweepRow]) -> list[str]:
     """The columns of a table that has no room for all figures."""
     if _recovered(rows):
-        return ["removed", "perplexity ÷ dense", "mean accuracy", *INTERVALS]
-    return ["removed", "perplexity", "perplexity ÷ dense", "mean accuracy"]
+        return [REMOVED, "perplexity ÷ dense", "mean accuracy", *INTERVALS]
+    return [REMOVED, "perplexity", "perplexity ÷ dense", "mean accuracy"]
 
 
 def _shown(row: SweepRow, rows: Sequence[SweepRow]) -> list[str]:
@@ -70,11 +72,12 @@ def _shown(row: SweepRow, rows: Sequence[SweepRow]) -> list[str]:
     if row.error:
         return [percent(row.ratio), f"failed: {row.error}"]
     accuracy = "–" if row.accuracy is None else f"{number(row.accuracy)}±{number(row.accuracy_stderr).lstrip('0')}"
+    removed = f"{number(100 * row.removed, 1)} / {percent(row.removed_of_body)}"
     if not _recovered(rows):
-        return [percent(row.removed, 2), number(row.perplexity, 2), number(row.times_dense, 2), accuracy]
+        return [removed, number(row.perplexity, 2), number(row.times_dense, 2), accuracy]
     recovered = share(row.recovery, row.recovery_low, row.recovery_high)
     corrected = share(row.chance_corrected, row.cc_low, row.cc_high)
-    return [percent(row.removed, 2), number(row.times_dense, 2), accuracy, recovered, corrected]
+    return [removed, number(row.times_dense, 2), accuracy, recovered, corrected]
 
 
 def _recovered(rows: Sequence[SweepRow]) -> bool:

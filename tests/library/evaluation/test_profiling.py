@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -19,7 +20,7 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import CPU, UNFITTED, save_tiny_llama
+from helpers import CPU, UNFITTED, remove_blocks, save_tiny_llama
 from tailored_llama.cli import main
 from tailored_llama.config import PruningConfig, validate_config
 from tailored_llama.errors import InputError
@@ -73,6 +74,11 @@ def layered(dense: Path, out: Path) -> Path:
     return out
 
 
+def without_blocks(dense: Path, out: Path) -> Path:
+    """A pruned checkpoint whose first layer has no attention, and whose second has no MLP."""
+    return remove_blocks(dense, out, [(0, "attention"), (1, "mlp")])
+
+
 @pytest.fixture(scope="module")
 def pruned(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return layered(tiny, tmp_path_factory.mktemp("layered") / "pruned")
@@ -117,6 +123,12 @@ def test_counts_by_hand(tmp_path: Path, tied: bool) -> None:
     )
 
 
+def test_a_block_that_is_gone_costs_nothing(tiny: Path, tmp_path: Path) -> None:
+    dense, found = count_costs(tiny, WORK), count_costs(without_blocks(tiny, tmp_path / "pruned"), WORK)
+    assert dense.linear_flops - found.linear_flops == 2 * (2 * 1024 + 2 * 512 + 3 * 768)  # one attention and one MLP
+    assert found.attention_flops == 3 / 4 * dense.attention_flops
+
+
 def test_counts_of_layers_of_different_widths(pruned: Path) -> None:
     structure, found = read_structure(pruned), count_costs(pruned, WORK)
     assert len(set(structure.layers)) > 1
@@ -129,12 +141,14 @@ def test_counts_of_layers_of_different_widths(pruned: Path) -> None:
     assert found.prompt_flops == 2 * (5 * matrices + 8320) + 4 * heads * 8 * 15
 
 
-@pytest.mark.parametrize("prune_it", [False, True], ids=["dense", "layered"])
+@pytest.mark.parametrize("prune_it", [None, layered, without_blocks], ids=["dense", "layered", "without blocks"])
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
-def test_torch_counts_the_same_for_a_decoded_token(tmp_path: Path, changes: dict[str, Any], prune_it: bool) -> None:
+def test_torch_counts_the_same_for_a_decoded_token(
+    tmp_path: Path, changes: dict[str, Any], prune_it: Callable[[Path, Path], Path] | None
+) -> None:
     folder = save_tiny_llama(tmp_path / "dense", **changes)
     if prune_it:
-        folder = layered(folder, tmp_path / "pruned")
+        folder = prune_it(folder, tmp_path / "pruned")
     model = load_model(folder)
     model.set_attn_implementation("eager")  # plain products, which the counter knows
     with torch.inference_mode():

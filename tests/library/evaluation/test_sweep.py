@@ -16,6 +16,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow, SweptModel, read_sweep
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, metrics
 from tailored_llama.evaluation.sweep import measure
+from tailored_llama.models import read_structure
 from tailored_llama.reports import sweep_table
 from tailored_llama.reports.sweep import write_sweep
 from tailored_llama.store import read_rows, write_table
@@ -183,9 +184,13 @@ def test_each_model_has_a_tuned_dense_row_of_its_own(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+EMBEDDING = 200
+
+
 def dense_row(label: str, parameters: int, perplexity: float, **figures: Any) -> SweepRow:
     """A dense model's row, as `measure` would fill it in."""
-    sizes: dict[str, Any] = {"parameters": parameters, "dense_parameters": parameters}
+    body = parameters - EMBEDDING
+    sizes = {"parameters": parameters, "body": body, "dense_parameters": parameters, "dense_body": body}
     return SweepRow(label, 0.0, **sizes, perplexity=perplexity, dense_perplexity=perplexity, **figures)
 
 
@@ -195,9 +200,10 @@ DENSE = dense_row("dense", 1000, 20.0, accuracy=0.5, accuracy_stderr=0.01, examp
 def cell_row(
     label: str, ratio: float, parameters: int, perplexity: float, dense: SweepRow = DENSE, **figures: Any
 ) -> SweepRow:
-    """One setting's row, as `measure` would fill it in."""
-    beside = {"dense_parameters": dense.parameters, "dense_perplexity": dense.perplexity}
-    return SweepRow(label, ratio, label, parameters=parameters, perplexity=perplexity, **beside, **figures)
+    """One setting's row, as `measure` would fill it in; all tokens stay."""
+    beside = {"dense_parameters": dense.parameters, "dense_body": dense.body, "dense_perplexity": dense.perplexity}
+    sizes = {"parameters": parameters, "body": parameters - EMBEDDING}
+    return SweepRow(label, ratio, label, **sizes, perplexity=perplexity, **beside, **figures)
 
 
 ROWS = (
@@ -239,12 +245,12 @@ def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: Swe
     assert "failed: CUDA out of memory" in page
     assert "<b>random" not in page
     text = re.sub(r"<[^>]*>|\s+", " ", page)
-    assert re.search(r"flap 20\.00.% 800 50\.00 2\.50 0\.400", " ".join(text.split()))
+    assert re.search(r"flap 20\.00.% 25\.00.% 800 50\.00 2\.50 0\.400", " ".join(text.split()))
     assert re.search(
-        r"piqa acc_norm floor – 0\.500 dense – 0\.500 ± 0\.010 flap 20\.00.% 0\.400", " ".join(text.split())
+        r"piqa acc_norm floor – 0\.500 dense – 0\.500 ± 0\.010 flap 20\.00.% 25\.00.% 0\.400", " ".join(text.split())
     )
     markdown = (tmp_path / "out" / "sweep.md").read_text()
-    assert "| flap | 20.00\xa0% | 50.00 | 2.50 | 0.400±.010 |" in markdown
+    assert "| flap | 20.0 / 25.0\xa0% | 50.00 | 2.50 | 0.400±.010 |" in markdown
     assert "failed: CUDA out of memory" in markdown
     assert "<b>random" not in markdown
     shown = re.findall(r"\]\((.+?\.png)\)", markdown)
@@ -288,12 +294,12 @@ def test_several_models_are_each_beside_their_own_dense_one(tmp_path: Path) -> N
     assert "2 settings. Highest mean recovery" in page
     assert "Lowest perplexity ÷ dense: 1.50 at 20\xa0% (large)." in page
     text = " ".join(re.sub(r"<[^>]*>|\s+", " ", page).split())
-    assert "dense, large – 8.00 1.00 0.400 ± 0.010 100 % 100 % small 20.00 % 50.00 2.50 0.400" in text.replace(
+    assert "dense, large – 8.00 1.00 0.400 ± 0.010 100 % 100 % small 20.00 % 25.00 % 50.00 2.50 0.400" in text.replace(
         "\xa0", " "
     ).replace("&nbsp;", " ")
     markdown = (tmp_path / "out" / "sweep.md").read_text()
-    assert "| small | 20.00\xa0% | 2.50 | 0.400±.010 | 90.0\xa0% (80–100) | 50.0\xa0% (−10, 70) |" in markdown
-    assert "| large | 20.00\xa0% | 1.50 | 0.400±.010 | 90.0\xa0% (80–100) | – |" in markdown
+    assert "| small | 20.0 / 25.0\xa0% | 2.50 | 0.400±.010 | 90.0\xa0% (80–100) | 50.0\xa0% (−10, 70) |" in markdown
+    assert "| large | 20.0 / 20.8\xa0% | 1.50 | 0.400±.010 | 90.0\xa0% (80–100) | – |" in markdown
 
 
 def test_the_tuned_dense_model_has_a_recovery_and_a_point_but_is_no_setting(tmp_path: Path) -> None:
@@ -308,7 +314,7 @@ def test_the_tuned_dense_model_has_a_recovery_and_a_point_but_is_no_setting(tmp_
     text = " ".join(re.sub(r"<[^>]*>|\s+", " ", page).split()).replace("\xa0", " ").replace("&nbsp;", " ")
     assert "dense – 20.00 1.00 0.500 ± 0.010 100 % 100 % dense, tuned – 20.00 1.00 0.600 ± 0.010 120.0 %" in text
     markdown = (tmp_path / "curves" / "sweep.md").read_text()
-    assert "| dense, tuned | 0.00\xa0% | 1.00 | 0.600±.010 | 120.0\xa0% (110–130) | – |" in markdown
+    assert "| dense, tuned | 0.0 / 0.0\xa0% | 1.00 | 0.600±.010 | 120.0\xa0% (110–130) | – |" in markdown
     page = written(config, tmp_path / "beside", DENSE, tuned, flap[0])  # one ratio: no curve goes through it
     assert re.findall(r"<h2>(.+?)</h2>\s*<figure>", page) == ["Recovery"]
 
@@ -340,7 +346,8 @@ def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> No
     assert (piqa.benchmark, piqa.accuracy, piqa.recovery) == ("piqa", row.accuracy, row.recovery)
     assert (piqa.metric, piqa.floor, piqa.dense_above_floor) == ("acc", 0.25, True)
     assert (row.seeds, row.perplexity, row.perplexity_least, row.perplexity_most) == (2, 50.0, 40.0, 60.0)
-    assert (row.removed, row.times_dense, row.accuracy) == (0.0, 2.5, 0.5)
+    assert (row.removed, row.removed_of_body, row.times_dense, row.accuracy) == (0.0, 0.0, 2.5, 0.5)
+    assert row.body == read_structure(tiny).size.body
     assert (row.recovery, row.recovery_least, row.recovery_most) == (pytest.approx(4 / 6), 0.5, pytest.approx(5 / 6))
     low, high = row.recovery_low, row.recovery_high
     assert low is not None
@@ -354,5 +361,5 @@ def test_the_console_table(config: SweepConfig, tmp_path: Path, capsys: pytest.C
     written(config, tmp_path / "out", *ROWS)
     Console(width=100).print(sweep_table(tmp_path / "out"))
     lines: list[Any] = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["flap", "20.00", "%", "50.00", "2.50", "0.400±.010"] in lines
+    assert ["flap", "20.0", "/", "25.0", "%", "50.00", "2.50", "0.400±.010"] in lines
     assert any(line[:1] == ["<b>random</b>"] and "failed:" in line for line in lines)
