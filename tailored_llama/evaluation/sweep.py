@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from tailored_llama.config import DENSE
 from tailored_llama.evaluation.recovery import MEAN, TAILORED, RecoveryRow, recovery_rows
@@ -19,11 +20,11 @@ class SweepRow:
     """The figures of a cell, or of several that differ only in their seed; or the error that left none.
 
     A dense model has ratio 0, and a curve only if it is tuned. `dense_parameters`, `dense_body` and `dense_perplexity`
-    belong to the cell's untuned dense model. The body is all parameters but the embedding and an untied head.
-    Perplexity is the mean over seeds, with the lowest and the highest; it is per token of the dense model, also where a
-    cell's own vocabulary has fewer. Accuracy is the mean of the headline metrics. Recovery and chance-corrected
-    recovery are as in `RecoveryRow`, from each example's mean over the seeds: `_low` and `_high` bound the 95 %
-    interval over the examples, `_least` and `_most` are the extremes of single seeds.
+    belong to the cell's untuned dense model. The body is all parameters but the embedding and an untied head. Sizes and
+    perplexity are means over the seeds, perplexity with the lowest and the highest; it is per token of the dense model,
+    also where a cell's own vocabulary has fewer. Accuracy is the mean of the headline metrics. Recovery and
+    chance-corrected recovery are as in `RecoveryRow`, from each example's mean over the seeds: `_low` and `_high` bound
+    the 95 % interval over the examples, `_least` and `_most` are the extremes of single seeds.
     """
 
     label: str
@@ -110,12 +111,13 @@ def measure(
 ) -> tuple[SweepRow, list[SweepBenchmarkRow]]:
     """Fill a row with the figures of its cells, which differ only in their seed, each compared with its dense model."""
     perplexities = [_perplexity(cell, base) for cell, base in zip(cells, dense, strict=True)]
-    size, dense_size = (read_structure(models[0].checkpoint).size for models in (cells, dense))
+    sizes = [read_structure(cell.checkpoint).size for cell in cells]
+    dense_size = read_structure(dense[0].checkpoint).size
     row = replace(
         row,
         seeds=len(cells),
-        parameters=size.parameters,
-        body=size.body,
+        parameters=round(fmean(size.parameters for size in sizes)),
+        body=round(fmean(size.body for size in sizes)),
         dense_parameters=dense_size.parameters,
         dense_body=dense_size.body,
         perplexity=math.fsum(perplexities) / len(cells),

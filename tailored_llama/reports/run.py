@@ -39,7 +39,7 @@ from tailored_llama.reports.tuned_dense import against_tuned_dense, tuned_dense_
 from tailored_llama.store import write_rows
 from tailored_llama.training import is_better
 
-STAGE, VERSION = "report", 9
+STAGE, VERSION = "report", 10
 
 _MARKDOWN_BYTES = 20_000
 

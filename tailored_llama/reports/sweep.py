@@ -19,7 +19,7 @@ from tailored_llama.reports.comparison_plots import curves, intervals
 from tailored_llama.reports.parts import markdown_picture, number, page_template, percent, settings_of, share
 from tailored_llama.store import write_rows
 
-REMOVED, INTERVALS = "removed / of the body", ("recovery", "chance-corrected")  # columns
+REMOVED, ACCURACY, INTERVALS = "removed / of the body", "mean accuracy", ("recovery", "chance-corrected")  # columns
 
 
 STAGE, VERSION = "sweep", 7
@@ -52,9 +52,8 @@ def sweep_table(folder: Path) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("setting", overflow="fold")
     for name in _columns(rows):
-        table.add_column(
-            name.replace("-", "-\n").replace(" / ", " /\n"), justify="right", no_wrap=name in (REMOVED, *INTERVALS)
-        )
+        heading = name.replace("-", "-\n").replace(" / ", " /\n").replace("mean ", "mean\n")
+        table.add_column(heading, justify="right", no_wrap=name in (REMOVED, ACCURACY, *INTERVALS))
     for row in rows:
         table.add_row(escape(row.label), *map(escape, _shown(row, rows)))
     return table
@@ -63,8 +62,8 @@ def sweep_table(folder: Path) -> Table:
 def _columns(rows: Sequence[SweepRow]) -> list[str]:
     """The columns of a table that has no room for all figures."""
     if _recovered(rows):
-        return [REMOVED, "perplexity ÷ dense", "mean accuracy", *INTERVALS]
-    return [REMOVED, "perplexity", "perplexity ÷ dense", "mean accuracy"]
+        return [REMOVED, "perplexity ÷ dense", ACCURACY, *INTERVALS]
+    return [REMOVED, "perplexity", "perplexity ÷ dense", ACCURACY]
 
 
 def _shown(row: SweepRow, rows: Sequence[SweepRow]) -> list[str]:

@@ -31,7 +31,7 @@ def test_sigterm(
     undisturbed.copy_before(place, store)
     with trial("SIGTERM", stage) as made:
         run = runner.start(store)
-        # Early, since the undisturbed run may have been slower: at the end of its stages a run ends with 0.
+        # Early: this run may be faster than the undisturbed one, and a run that has finished exits with 0.
         begun = runner.wait_for(run, store, place, 0.2, undisturbed.seconds(place))
         os.kill(run.pid, signal.SIGTERM)
         assert run.wait(30) != 0, runner.log  # a second or so; more beside other work

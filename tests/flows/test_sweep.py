@@ -157,7 +157,7 @@ def test_the_command_prints_a_table_and_the_path_of_the_report(
     path.write_text(as_toml(own_run) + '[[grid]]\n"pruning.criterion" = ["magnitude_l2"]\n')
     assert main(["sweep", str(path), "--set", "scored=false"]) == 0
     output = capsys.readouterr().out
-    assert re.search(r"magnitude_l2 +\d+\.\d\d", output)
+    assert re.search(r"magnitude_l2 +\d+\.\d / \d+\.\d", output)
     assert Path(output.strip().splitlines()[-1].removeprefix("report: ")).read_text().startswith("<!DOCTYPE html>")
     assert main(["sweep", str(path), "--set", "seed=-1"]) == 2
     assert capsys.readouterr().err.startswith("error: seed: got -1; allowed: greater than or equal to 0")

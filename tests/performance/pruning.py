@@ -82,10 +82,10 @@ def write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
     config.save_pretrained(folder)
 
 
-def write_tokens(out: Path, vocabulary: int) -> None:
+def write_tokens(out: Path, vocabulary: int, samples: int = SAMPLES, tokens: int = TOKENS) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    ids = np.random.default_rng(0).integers(vocabulary, size=(SAMPLES, TOKENS))
-    columns = {"input_ids": ids.tolist(), "source": ["random"] * SAMPLES, "row": range(SAMPLES)}
+    ids = np.random.default_rng(0).integers(vocabulary, size=(samples, tokens))
+    columns = {"input_ids": ids.tolist(), "source": ["random"] * samples, "row": range(samples)}
     write_table(out / "calibration.parquet", columns, CALIBRATION_SCHEMA)
 
 

@@ -5,7 +5,7 @@
 Both models read the same stretches of a text, each in its own tokens. A word is rare if the dense model writes it with
 a token that the checkpoint lacks. For rare and other words the table gives the loss in nats per byte, and how many
 words a model writes right: the share whose tokens all are the likeliest, given what comes before. The first word of a
-stretch is left out, as nothing comes before it.
+stretch is left out, as nothing comes before it, and so is the last, which may be cut.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 import typer
 
-from tailored_llama.models import load_model, load_tokenizer, read_id_table
+from tailored_llama.models import check_teacher, load_model, load_tokenizer, read_id_table
 
 STRETCH = 2000  # characters
 
@@ -54,14 +54,17 @@ def main(
     checkpoint: Path,
     dense: Path,
     text: Path,
-    stretches: Annotated[int, typer.Option(help="How many, evenly spaced.")] = 20,
+    stretches: Annotated[int, typer.Option(min=1, help="How many, evenly spaced.")] = 20,
 ) -> None:
     """Compare two models word by word; see the top of this file."""
     table = read_id_table(checkpoint)
     if table is None:
-        raise typer.BadParameter(f"{checkpoint} has the dense model's vocabulary; allowed: a trimmed one")
+        raise typer.BadParameter(f"CHECKPOINT: {checkpoint} has no vocabulary.parquet; allowed: a trimmed vocabulary")
+    check_teacher(dense, checkpoint)
     models = {name: (load_model(one), load_tokenizer(one)) for name, one in (("dense", dense), ("pruned", checkpoint))}
     whole = re.sub(r"\s+", " ", text.read_text(encoding="utf-8"))
+    if len(whole) < STRETCH:
+        raise typer.BadParameter(f"TEXT: {text} has {len(whole)} characters; allowed: {STRETCH} or more")
     starts = [round(i * (len(whole) - STRETCH) / max(1, stretches - 1)) for i in range(stretches)]
     parts = []
     for start in starts:
@@ -71,7 +74,7 @@ def main(
         part = pd.DataFrame({"rare": [number in rare for number in range(len(words))]})
         for name, (model, tokenizer) in models.items():
             part["bytes"], part[f"{name} loss"], part[f"{name} right"] = read(model, tokenizer, stretch)
-        parts.append(part.iloc[1:])
+        parts.append(part.iloc[1:-1])
     found = pd.concat(parts)
     for name, words in (("rare", found[found.rare]), ("other", found[~found.rare]), ("all", found)):
         print(f"{name:6}{len(words):7,} words, {words.bytes.sum() / found.bytes.sum():6.1%} of the bytes", end="")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from helpers import save_tiny_llama
 from tailored_llama.config import SweepConfig, dense_runs, load_sweep, sweep_cells, tuned_dense_cells
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow, SweptModel, read_sweep
@@ -347,7 +348,11 @@ def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> No
     assert (piqa.metric, piqa.floor, piqa.dense_above_floor) == ("acc", 0.25, True)
     assert (row.seeds, row.perplexity, row.perplexity_least, row.perplexity_most) == (2, 50.0, 40.0, 60.0)
     assert (row.removed, row.removed_of_body, row.times_dense, row.accuracy) == (0.0, 0.0, 2.5, 0.5)
-    assert row.body == read_structure(tiny).size.body
+    smaller = save_tiny_llama(tmp_path / "smaller", num_hidden_layers=2)
+    pruned, _ = measure(SweepRow("flap", 0.2), [both[0], replace(both[1], checkpoint=smaller)], [dense, dense])
+    sizes = [read_structure(folder).size for folder in (tiny, smaller)]
+    assert (pruned.parameters, pruned.dense_parameters) == (sum(s.parameters for s in sizes) / 2, sizes[0].parameters)
+    assert (pruned.body, pruned.dense_body) == (sum(s.body for s in sizes) / 2, sizes[0].body)
     assert (row.recovery, row.recovery_least, row.recovery_most) == (pytest.approx(4 / 6), 0.5, pytest.approx(5 / 6))
     low, high = row.recovery_low, row.recovery_high
     assert low is not None
