@@ -35,7 +35,7 @@ def words_of(tokenizer: Any, text: str) -> tuple[list[re.Match[str]], list[int],
     return words, encoded["input_ids"], belongs
 
 
-def read(model: Any, tokenizer: Any, text: str) -> tuple[list[int], list[float], list[bool]]:
+def measure_words(model: Any, tokenizer: Any, text: str) -> tuple[list[int], list[float], list[bool]]:
     """The bytes of each word with the space before it, its loss in nats, and whether it is written right."""
     words, ids, belongs = words_of(tokenizer, text)
     with torch.no_grad():
@@ -61,7 +61,9 @@ def main(
     if table is None:
         raise typer.BadParameter(f"CHECKPOINT: {checkpoint} has no vocabulary.parquet; allowed: a trimmed vocabulary")
     check_teacher(dense, checkpoint)
-    models = {name: (load_model(one), load_tokenizer(one)) for name, one in (("dense", dense), ("pruned", checkpoint))}
+    models = {
+        name: (load_model(path), load_tokenizer(path)) for name, path in (("dense", dense), ("pruned", checkpoint))
+    }
     whole = re.sub(r"\s+", " ", text.read_text(encoding="utf-8"))
     if len(whole) < STRETCH:
         raise typer.BadParameter(f"TEXT: {text} has {len(whole)} characters; allowed: {STRETCH} or more")
@@ -73,11 +75,11 @@ def main(
         rare = {word for word, token in zip(belongs, ids, strict=True) if token not in table.kept}
         part = pd.DataFrame({"rare": [number in rare for number in range(len(words))]})
         for name, (model, tokenizer) in models.items():
-            part["bytes"], part[f"{name} loss"], part[f"{name} right"] = read(model, tokenizer, stretch)
+            part["bytes"], part[f"{name} loss"], part[f"{name} right"] = measure_words(model, tokenizer, stretch)
         parts.append(part.iloc[1:-1])
-    found = pd.concat(parts)
-    for name, words in (("rare", found[found.rare]), ("other", found[~found.rare]), ("all", found)):
-        print(f"{name:6}{len(words):7,} words, {words.bytes.sum() / found.bytes.sum():6.1%} of the bytes", end="")
+    measured = pd.concat(parts)
+    for name, words in (("rare", measured[measured.rare]), ("other", measured[~measured.rare]), ("all", measured)):
+        print(f"{name:6}{len(words):7,} words, {words.bytes.sum() / measured.bytes.sum():6.1%} of the bytes", end="")
         for model in models:
             loss, right = words[f"{model} loss"].sum() / words.bytes.sum(), words[f"{model} right"].mean()
             print(f" | {model}: {loss:.3f} nats a byte, {right:6.1%} written right", end="")
