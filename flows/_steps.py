@@ -15,7 +15,6 @@ from tailored_llama.config import (
     heals_on,
     reads_calibration,
     reads_train,
-    searches_widths,
     self_tokens,
     step_ratios,
     trims_vocabulary,
@@ -36,7 +35,6 @@ from tasks.prune import prune
 from tasks.render_prompts import render_chosen, render_prompts
 from tasks.score import score
 from tasks.score_importance import score_importance
-from tasks.search_widths import search_widths
 from tasks.soft_label import soft_label
 from tasks.teach import teach
 from tasks.tune import tune
@@ -71,7 +69,7 @@ class Prompts:
 class Dense:
     """The dense model, and the artifacts for pruning it.
 
-    `counts` of tokens are only there for the kind vocabulary, `prompts` (train prompts by benchmark) only for a search.
+    `counts` of tokens are only there for the kind vocabulary.
     """
 
     checkpoint: ArtifactRef
@@ -79,7 +77,6 @@ class Dense:
     calibration: ArtifactRef | None
     importance: ArtifactRef
     counts: ArtifactRef | None = None
-    prompts: Mapping[str, ArtifactRef] = field(default_factory=dict)
 
 
 def render_all(config: RunConfig) -> Prompts:
@@ -132,7 +129,7 @@ def prepare_dense(config: RunConfig, prompts: Prompts) -> Dense:
     if config.healing.tokens and config.healing.source and not heals_on(config, SELF):
         _calibration_text(healing_text(config), dense, prompts)  # a text that cannot be read ends the run here
     importance = score_importance(config, dense, groups, calibration)
-    return Dense(dense, groups, calibration, importance, counts, prompts.train if searches_widths(config) else {})
+    return Dense(dense, groups, calibration, importance, counts)
 
 
 def self_text(config: RunConfig, dense: ArtifactRef) -> ArtifactRef | None:
@@ -153,20 +150,8 @@ def prune_to(config: RunConfig, dense: Dense, ratio: float) -> ArtifactRef:
         if step:
             groups = build_graph(config, model)
             importance = score_importance(config, model, groups, dense.calibration)
-        widths = _search_for(config, dense, share)
-        model = prune(
-            config, share, model, groups, importance, dense.calibration, dense.checkpoint, dense.counts, widths
-        )
+        model = prune(config, share, model, groups, importance, dense.calibration, dense.checkpoint, dense.counts)
     return model
-
-
-def _search_for(config: RunConfig, dense: Dense, ratio: float) -> ArtifactRef | None:
-    """The widths that a search finds for a ratio; None if another allocation is configured."""
-    if not searches_widths(config):
-        return None
-    assert dense.calibration
-    model, groups, importance = dense.checkpoint, dense.groups, dense.importance
-    return search_widths(config, ratio, model, groups, importance, dense.calibration, dense.prompts, dense.counts)
 
 
 def text_of(config: RunConfig, dense: ArtifactRef) -> ArtifactRef | None:

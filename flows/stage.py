@@ -14,7 +14,6 @@ from tasks._task import IncompleteRun
 Name = Literal[
     "write_text",
     "score_importance",
-    "search_widths",
     "prune",
     "heal",
     "teach",
@@ -56,10 +55,6 @@ def _task(name: Name) -> Callable[..., ArtifactRef]:
             from tasks.score_importance import score_importance
 
             return score_importance
-        case "search_widths":
-            from tasks.search_widths import search_widths
-
-            return search_widths
         case "prune":
             from tasks.prune import prune
 

@@ -29,7 +29,6 @@ from tailored_llama.config import (
     is_written,
     reads_calibration,
     reads_train,
-    searches_widths,
     sweep_cells,
     trims_vocabulary,
     unlabelled_of,
@@ -151,7 +150,6 @@ def _check_streaming(config: RunConfig) -> None:
     if config.execution.streaming != "always":
         return
     whole = [f"the written answers of {benchmark.name}" for benchmark in config.benchmarks if is_written(benchmark)]
-    whole += ["pruning.allocation = 'search'"] if searches_widths(config) else []
     whole += ["calibration.source = 'self'"] if config.calibration.reads(SELF) and _is_calibrated(config) else []
     whole += ["healing.source = 'self'"] if config.healing.source and heals_on(config, SELF) else []
     if config.model.quantization == "none":  # in 4 bits an adapter is trained on the whole model

@@ -13,7 +13,7 @@ import typer
 
 from tailored_llama.cli.arguments import BenchmarkName, Checkpoint, Config, Dense, Out, Overrides
 from tailored_llama.cli.folders import checkpoint_folder, new_folder, room_for, subfolder
-from tailored_llama.config import GGUF_TYPES, PROMPTS, as_gguf_type, healing_text, load_config, searches_widths
+from tailored_llama.config import GGUF_TYPES, PROMPTS, as_gguf_type, healing_text, load_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
 
@@ -78,19 +78,13 @@ def prune(
     ratio: Annotated[float, typer.Option(help="Fraction of all parameters to remove.")],
     benchmark: Annotated[
         list[str] | None,
-        typer.Option(
-            "--benchmark",
-            "-b",
-            help="Kind vocabulary and allocation search: read this benchmark's train prompts; repeatable.",
-        ),
+        typer.Option("--benchmark", "-b", help="Kind vocabulary: count this benchmark's train prompts; repeatable."),
     ] = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
     """Score importance, plan, and write a pruned checkpoint with its plan.parquet."""
     run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}", f"pruning.ratios=[{ratio}]"])
-    if searches_widths(run) and run.execution.streaming == "always":  # it would be refused after minutes of importance
-        raise InputError("execution.streaming: got 'always' with pruning.allocation 'search'; allowed: auto or never")
     from tailored_llama.cli.stages import prune_in_steps
     from tailored_llama.data import check_text
     from tailored_llama.models import pick_device, prepare_dense, read_structure

@@ -16,7 +16,6 @@ from tailored_llama.config import (
     drops_layers,
     reads_calibration,
     reserved_tokens,
-    searches_widths,
     self_tokens,
     step_ratios,
     trims_vocabulary,
@@ -26,7 +25,7 @@ from tailored_llama.config import (
 from tailored_llama.console import progress_bar
 from tailored_llama.data import RenderedSplit, benchmarks, calibration, check_benchmark, prompts, self_text
 from tailored_llama.models import check_teacher, read_structure
-from tailored_llama.pruning import allocation, groups, importance, plan_kept, plan_vocabulary, read_groups, vocabulary
+from tailored_llama.pruning import groups, importance, plan_kept, plan_vocabulary, read_groups, vocabulary
 from tailored_llama.pruning import prune as pruning
 from tailored_llama.training import distillation, soft_labels
 
@@ -137,7 +136,7 @@ def prune_in_steps(
     """Run all stages of pruning, step by step; intermediate results go into new scratch folders.
 
     Args:
-        names: benchmarks whose train prompts count for the kind vocabulary, and are read by a search.
+        names: benchmarks whose train prompts count for the kind vocabulary.
 
     Returns:
         The figures of the last step.
@@ -167,26 +166,6 @@ def prune_in_steps(
                 influence=drops_layers(run),
                 progress=progress,
             )
-        widths = None
-        if searches_widths(run):
-            assert text
-            widths = new("allocation")
-            with progress_bar(f"search @ {share:.3g}") as progress:
-                allocation.search_widths(
-                    model,
-                    graph,
-                    scores,
-                    text,
-                    train_prompts(run, names, new),
-                    ratio=share,
-                    pruning=run.pruning,
-                    reconstruction=run.reconstruction,
-                    seed=run.seed,
-                    counts=counts,
-                    out=widths,
-                    execution=run.execution,
-                    progress=progress,
-                )
         target = out if step == run.pruning.steps else new(f"pruned-{step}")
         with progress_bar(f"prune @ {share:.3g}") as progress:
             facts = pruning.prune(
@@ -198,7 +177,6 @@ def prune_in_steps(
                 pruning=run.pruning,
                 reconstruction=run.reconstruction,
                 counts=counts,
-                allocation=widths,
                 original=original,
                 out=target,
                 execution=run.execution,

@@ -19,7 +19,6 @@ from tailored_llama.config.derived import (
     reads_train,
     reserved_tokens,
     scores_by_text,
-    searches_widths,
     self_tokens,
     step_ratios,
     stop_strings,
@@ -86,7 +85,7 @@ __all__ = [
     "export_folders", "exported", "find_task", "gguf_folders", "gguf_types", "healing_text", "heals_on",
     "is_harness_task", "is_written", "load_config", "load_study", "load_sweep", "load_transfer", "max_new_tokens",
     "named_benchmark", "part_of", "read_config_data", "reads_calibration", "reads_prompts", "reads_train",
-    "reserved_tokens", "scores_by_text", "searches_widths", "self_tokens", "step_ratios", "stop_strings",
+    "reserved_tokens", "scores_by_text", "self_tokens", "step_ratios", "stop_strings",
     "sweep_cells", "task_fields", "trims_vocabulary", "tuned_dense_cells", "unlabelled_of", "validate_as",
     "validate_config", "with_template",
 ]  # fmt: skip

@@ -23,8 +23,8 @@ def reserved_tokens(tuning: TuningConfig) -> int:
 
 
 def reads_calibration(run: RunConfig) -> bool:
-    """Whether importance, the search for widths or reconstruction reads the calibration text."""
-    return scores_by_text(run) or run.reconstruction.method != "none" or searches_widths(run)
+    """Whether importance or reconstruction reads the calibration text."""
+    return scores_by_text(run) or run.reconstruction.method != "none"
 
 
 def scores_by_text(run: RunConfig) -> bool:
@@ -37,11 +37,6 @@ def drops_layers(run: RunConfig) -> bool:
     return "layer" in run.pruning.kinds
 
 
-def searches_widths(run: RunConfig) -> bool:
-    """Whether the widths of layers are searched for."""
-    return run.pruning.allocation == "search"
-
-
 def trims_vocabulary(run: RunConfig) -> bool:
     """Whether pruning removes tokens."""
     return "vocabulary" in run.pruning.kinds
@@ -49,7 +44,7 @@ def trims_vocabulary(run: RunConfig) -> bool:
 
 def reads_prompts(run: RunConfig) -> bool:
     """Whether pruning or healing reads the run's train prompts."""
-    return run.calibration.reads(PROMPTS) or trims_vocabulary(run) or searches_widths(run) or heals_on(run, PROMPTS)
+    return run.calibration.reads(PROMPTS) or trims_vocabulary(run) or heals_on(run, PROMPTS)
 
 
 def heals_on(run: RunConfig, source: str) -> bool:

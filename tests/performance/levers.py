@@ -22,7 +22,7 @@ import typer
 
 from allocation import once
 from criterion import render_into
-from tailored_llama.cli.stages import prune_in_steps, render, soft_label
+from tailored_llama.cli.stages import prune_in_steps, soft_label
 from tailored_llama.config import BenchmarkConfig, RunConfig, load_config
 from tailored_llama.data import headline_metric, read_prompts
 from tailored_llama.evaluation.scores import read_score

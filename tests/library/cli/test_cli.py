@@ -102,13 +102,6 @@ def test_help_shows_an_example_that_is_right(command: Command, path: tuple[str, 
     parser.make_context(path[-1], words[1 + len(path) :])  # raises where an option or argument is wrong
 
 
-def test_prune_by_a_search_reads_the_prompts_of_the_benchmark(command: Command, config: Path, tiny: Path) -> None:
-    searched = ("--config", config, "--set", "pruning.allocation=search", "--set", "pruning.search_evaluations=10")
-    status, out, _ = command("prune", tiny, "pruned", "--ratio", 0.2, "-b", "colours", *searched)
-    assert (status, out.startswith("pruned: ")) == (0, True)
-    assert "allocation search" in " ".join(Path("pruned/README.md").read_text().split())
-
-
 def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: Path, tmp_path: Path) -> None:
     dense = read_structure(tiny).parameters
     status, out, _ = command("prune", tiny, "pruned", "--ratio", 0.2, "--config", config)
@@ -413,14 +406,6 @@ def test_help_and_a_bad_value_load_neither_torch_nor_transformers(arguments: lis
     assert run.returncode == status, run.stderr
     assert "'tailored_llama.cli.main'" in run.stdout
     assert not {"'torch'", "'transformers'", "'prefect'"} & set(run.stdout.strip("[]\n").split(", "))
-
-
-def test_a_search_on_a_streamed_model_is_refused_before_any_work(command: Command, tmp_path: Path) -> None:
-    settings = ("--set", "pruning.allocation=search", "--set", "execution.streaming=always")
-    status, _, error = command("prune", tmp_path / "not there", tmp_path / "out", "--ratio", "0.2", *settings)
-    assert status == 2
-    assert "execution.streaming: got 'always' with pruning.allocation 'search'; allowed: auto or never" in error
-    assert not (tmp_path / "out").exists()
 
 
 def test_gguf_is_written_whole_or_not_at_all(
