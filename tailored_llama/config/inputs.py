@@ -43,7 +43,6 @@ class ModelConfig(Section):
         "bitsandbytes (QLoRA, arXiv 2305.14314; extra nf4). The adapter is merged into the weights of type `dtype`, "
         "and all else is computed with those. On a CPU widths must be multiples of 64: see "
         "pruning.channel_multiple.",
-        exclude_if=lambda value: value == "none",  # so that keys and cards of earlier configurations stay the same
     )
 
     @property

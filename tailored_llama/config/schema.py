@@ -62,7 +62,6 @@ class PruningConfig(Section):
         description="Kind layer only: how many whole layers leave, those of the least influence (1 − the mean cosine "
         "between a layer's input and output states on the calibration text). 0, without the kinds attention and mlp: "
         "as many as come nearest to the ratio.",
-        exclude_if=lambda value: value == 0,  # so that keys and cards of earlier configurations stay the same
     )
     vocabulary: int | Literal["auto"] = Field(
         "auto",
