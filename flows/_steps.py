@@ -18,7 +18,6 @@ from tailored_llama.config import (
     self_tokens,
     step_ratios,
     trims_vocabulary,
-    unlabelled_of,
     with_template,
 )
 from tailored_llama.store import ArtifactRef
@@ -35,7 +34,6 @@ from tasks.prune import prune
 from tasks.render_prompts import render_chosen, render_prompts
 from tasks.score import score
 from tasks.score_importance import score_importance
-from tasks.soft_label import soft_label
 from tasks.teach import teach
 from tasks.tune import tune
 from tasks.write_text import write_text
@@ -54,15 +52,13 @@ class Prompts:
     """Rendered prompts by benchmark.
 
     `train` are the run's own train prompts, which may serve as calibration text. `shots` are the prompts to tune on,
-    worded differently if one adapter is tuned on all benchmarks. `unlabelled` are further ones, worded like the shots,
-    for distillation. `templates` are the sets that a search chose.
+    worded differently if one adapter is tuned on all benchmarks. `templates` are the sets that a search chose.
     """
 
     train: Mapping[str, ArtifactRef] = field(default_factory=dict)
     shots: Mapping[str, ArtifactRef] = field(default_factory=dict)
     evaluation: Mapping[str, ArtifactRef] = field(default_factory=dict)
     templates: Mapping[str, str] = field(default_factory=dict)
-    unlabelled: Mapping[str, ArtifactRef] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,14 +80,12 @@ def render_all(config: RunConfig) -> Prompts:
     examples = {b.name: load_benchmark(config.store, b) for b in config.benchmarks}
     read = {name: table for name, table in examples.items() if reads_train(config, name)}
     train = {name: render_prompts(config, name, "train", table) for name, table in read.items()}
-    shots, worded = train, config
+    shots = train
     if config.tuning.examples == "mixture":
-        worded = with_template(config, GENERIC)
-        shots = {name: render_prompts(worded, name, "train", table) for name, table in examples.items()}
-    counts = {name: count for name in examples if (count := unlabelled_of(config, name))}
-    unlabelled = {name: render_prompts(worded, name, "unlabelled", examples[name], n) for name, n in counts.items()}
+        generic = with_template(config, GENERIC)
+        shots = {name: render_prompts(generic, name, "train", table) for name, table in examples.items()}
     evaluation = {name: render_prompts(config, name, "evaluation", table) for name, table in examples.items()}
-    return Prompts(train, shots, evaluation, unlabelled=unlabelled)
+    return Prompts(train, shots, evaluation)
 
 
 def search_templates(config: RunConfig, model: ArtifactRef) -> Prompts:
@@ -99,7 +93,7 @@ def search_templates(config: RunConfig, model: ArtifactRef) -> Prompts:
 
     These are the shots and the held-out examples, all that tuning may see.
     """
-    train, evaluation, unlabelled, chosen = {}, {}, {}, {}
+    train, evaluation, chosen = {}, {}, {}
     splits: list[Literal["shots", "held_out"]] = ["shots", "held_out"] if config.tuning.held_out else ["shots"]
     for benchmark in config.benchmarks:
         name, examples = benchmark.name, load_benchmark(config.store, benchmark)
@@ -114,9 +108,7 @@ def search_templates(config: RunConfig, model: ArtifactRef) -> Prompts:
         chosen[name] = choose_template(config.store, name, scores)
         train[name] = render_chosen(config, name, "train", examples, chosen[name])
         evaluation[name] = render_chosen(config, name, "evaluation", examples, chosen[name])
-        if count := unlabelled_of(config, name):
-            unlabelled[name] = render_chosen(config, name, "unlabelled", examples, chosen[name], count)
-    return Prompts(train, train, evaluation, chosen, unlabelled)
+    return Prompts(train, train, evaluation, chosen)
 
 
 def prepare_dense(config: RunConfig, prompts: Prompts) -> Dense:
@@ -168,27 +160,19 @@ def heal_if_asked(config: RunConfig, dense: Dense, ratio: float, pruned: Artifac
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """Teacher outputs on the shots, by benchmark, and on the calibration text; soft labels, by benchmark."""
+    """Teacher outputs on the shots, by benchmark, and on the calibration text."""
 
     shots: Mapping[str, ArtifactRef]
     text: ArtifactRef | None
-    soft_labels: Mapping[str, ArtifactRef]
 
 
 def teacher_outputs(config: RunConfig, dense: Dense, prompts: Prompts, names: Sequence[str]) -> TeacherOutputs:
     """What the dense model says for tuning on benchmarks; nothing if it is not asked or nothing is tuned."""
-    soft_labels = {
-        name: soft_label_prompts(config, dense, prompts, name) for name in names if name in prompts.unlabelled
-    }
     if not config.distillation.weight or config.tuning.examples == "none":
-        return TeacherOutputs({}, None, soft_labels)
+        return TeacherOutputs({}, None)
     shots = {name: teach_shots(config, dense, prompts, name) for name in names}
     text = teach_text(config, dense, prompts) if config.distillation.sequences else None
-    return TeacherOutputs(shots, text, soft_labels)
-
-
-def soft_label_prompts(config: RunConfig, dense: Dense, prompts: Prompts, benchmark: str) -> ArtifactRef:
-    return soft_label(config, benchmark, dense.checkpoint, prompts.unlabelled[benchmark])
+    return TeacherOutputs(shots, text)
 
 
 def teach_shots(config: RunConfig, dense: Dense, prompts: Prompts, benchmark: str) -> ArtifactRef:
@@ -216,8 +200,7 @@ def tune_adapter(
     label = names[0] if len(names) == 1 else MIXTURE
     shots = {name: prompts.shots[name] for name in names}
     taught = {name: teachers.shots[name] for name in names if teachers.shots}
-    soft_labels = {name: ref for name, ref in teachers.soft_labels.items() if name in names}
-    return tune(config, label, ratio, base, shots, taught, teachers.text, soft_labels)
+    return tune(config, label, ratio, base, shots, taught, teachers.text)
 
 
 def tune_adapters(
@@ -244,7 +227,7 @@ def tune_dense(config: RunConfig, dense: ArtifactRef, prompts: Prompts) -> Tuned
 
     It is neither healed nor distilled: nothing was removed, and it would be its own teacher.
     """
-    adapters = _adapters(config, 0.0, dense, prompts, TeacherOutputs({}, None, {}))
+    adapters = _adapters(config, 0.0, dense, prompts, TeacherOutputs({}, None))
     scores = {
         name: score(config, name, TUNED_DENSE, dense, prompts.evaluation[name], adapter)
         for name, adapter in adapters.items()

@@ -17,7 +17,6 @@ Name = Literal[
     "prune",
     "heal",
     "teach",
-    "soft_label",
     "tune",
     "measure_perplexity",
     "profile",
@@ -67,10 +66,6 @@ def _task(name: Name) -> Callable[..., ArtifactRef]:
             from tasks.teach import teach
 
             return teach
-        case "soft_label":
-            from tasks.soft_label import soft_label
-
-            return soft_label
         case "tune":
             from tasks.tune import tune
 

@@ -31,7 +31,6 @@ from tailored_llama.config import (
     reads_train,
     sweep_cells,
     trims_vocabulary,
-    unlabelled_of,
 )
 from tailored_llama.data import (
     BUILTIN,
@@ -41,9 +40,7 @@ from tailored_llama.data import (
     layout_of,
     load_template,
     select_train,
-    select_unlabelled,
     study_templates,
-    without,
 )
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
@@ -241,10 +238,8 @@ def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
     benchmarks.load_examples(benchmark, "evaluation", config.store.downloads)
     if read and (benchmark.train or benchmark.name not in BUILTIN):
         train = benchmarks.load_examples(benchmark, "train", config.store.downloads)
-        tuning, seed, unlabelled = config.tuning, config.seed, unlabelled_of(config, benchmark.name)
-        shots, held_out = select_train(train, tuning.shots, tuning.held_out, seed, benchmark=benchmark.name)
-        rest = without(train, shots + held_out)[config.scoring.num_fewshot :]
-        select_unlabelled(rest, unlabelled, seed, benchmark=benchmark)
+        tuning = config.tuning
+        select_train(train, tuning.shots, tuning.held_out, config.seed, benchmark=benchmark.name)
 
 
 def _check_writable(field: str, root: str) -> None:

@@ -19,7 +19,6 @@ from tailored_llama.config import (
     self_tokens,
     step_ratios,
     trims_vocabulary,
-    unlabelled_of,
     validate_config,
 )
 from tailored_llama.console import progress_bar
@@ -27,7 +26,7 @@ from tailored_llama.data import RenderedSplit, benchmarks, calibration, check_be
 from tailored_llama.models import check_teacher, read_structure
 from tailored_llama.pruning import groups, importance, plan_kept, plan_vocabulary, read_groups, vocabulary
 from tailored_llama.pruning import prune as pruning
-from tailored_llama.training import distillation, soft_labels
+from tailored_llama.training import distillation
 
 
 def find_benchmark(run: RunConfig, name: str) -> BenchmarkConfig:
@@ -97,15 +96,6 @@ def teach(run: RunConfig, dense: Path, source: Path, out: Path, checkpoint: Path
             execution=run.execution,
             progress=progress,
         )
-    return out
-
-
-def soft_label(run: RunConfig, benchmark: BenchmarkConfig, dense: Path, new: Callable[[str], Path]) -> Path:
-    """Write a dense model's soft labels of a benchmark's unlabelled prompts into a new scratch folder."""
-    rendered = render(run, benchmark, "unlabelled", new("unlabelled"), unlabelled_of(run, benchmark.name))
-    out = new("soft-labels")
-    with progress_bar("soft-label") as progress:
-        soft_labels.soft_label(dense, rendered, out=out, execution=run.execution, progress=progress)
     return out
 
 

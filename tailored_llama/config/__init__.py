@@ -23,7 +23,6 @@ from tailored_llama.config.derived import (
     step_ratios,
     stop_strings,
     trims_vocabulary,
-    unlabelled_of,
     with_template,
 )
 from tailored_llama.config.evaluation import PerplexityConfig, ProfileConfig
@@ -86,6 +85,6 @@ __all__ = [
     "is_harness_task", "is_written", "load_config", "load_study", "load_sweep", "load_transfer", "max_new_tokens",
     "named_benchmark", "part_of", "read_config_data", "reads_calibration", "reads_prompts", "reads_train",
     "reserved_tokens", "scores_by_text", "self_tokens", "step_ratios", "stop_strings",
-    "sweep_cells", "task_fields", "trims_vocabulary", "tuned_dense_cells", "unlabelled_of", "validate_as",
+    "sweep_cells", "task_fields", "trims_vocabulary", "tuned_dense_cells", "validate_as",
     "validate_config", "with_template",
 ]  # fmt: skip

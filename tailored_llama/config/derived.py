@@ -66,16 +66,6 @@ def part_of(total: int, i: int, parts: int) -> int:
     return total // parts + (i < total % parts)
 
 
-def unlabelled_of(run: RunConfig, benchmark: str) -> int:
-    """Number of unlabelled prompts that tuning reads of a benchmark: all, or its part in a mixture."""
-    if run.tuning.examples == "none":
-        return 0
-    if run.tuning.examples == "benchmark":
-        return run.distillation.unlabelled
-    names = [own.name for own in run.benchmarks]
-    return part_of(run.distillation.unlabelled, names.index(benchmark), len(names))
-
-
 def is_written(benchmark: BenchmarkConfig) -> bool:
     """Whether the model writes the answer instead of ranking choices."""
     return benchmark.metric in WRITTEN

@@ -68,14 +68,6 @@ class DistillationConfig(Section):
     sequences: int = Field(
         2, ge=0, le=1024, description="In tuning, sequences of calibration text added to the examples of each step."
     )
-    unlabelled: int = Field(
-        0,
-        ge=0,
-        le=1_000_000,
-        description="Further train prompts of each benchmark (in a mixture: of all together) that tuning reads in the "
-        "same epochs, without their labels: the loss of each is the divergence from the dense model's distribution "
-        "over the choices, at the temperature. It needs no weight. They take about 80 bytes of memory per token.",
-    )
 
 
 class HealingConfig(TrainingConfig):

@@ -92,7 +92,7 @@ def test_workers_make_what_the_flow_itself_makes(two: dict[str, Any], workers: W
     names = workers()
     report = tailor(validate_config(two | DISPATCH))
     assert len(names) == len(set(names)) + 1  # importance is scored before each of the two steps, so is nothing else
-    on_device = {"importance", "pruned", "teacher", "soft-labels", "healed", "adapter", "perplexity", "profile"}
+    on_device = {"importance", "pruned", "teacher", "healed", "adapter", "perplexity", "profile"}
     on_device |= {"scores", "quantised-scores"}
     before = built(two)
     assert len(names) == sum(path.parent.name in on_device for path in before)

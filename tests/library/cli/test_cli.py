@@ -242,10 +242,8 @@ WRONG = {
     "(colours has 24 train examples to draw from, and tuning.held_out is 4)",
     "tune {tiny} out -b colours --config run.toml --set distillation.weight=1": "--dense: not set; allowed: the dense "
     "checkpoint (distillation.weight is 1.0)",
-    "tune {tiny} out -b colours --config run.toml --dense {tiny}": "--dense: given, but distillation.weight and "
-    "unlabelled are 0; allowed: one above 0, or no --dense",
-    "tune {tiny} out -b colours --config run.toml --set distillation.unlabelled=4": "--dense: not set; allowed: the "
-    "dense checkpoint (distillation.unlabelled is 4)",
+    "tune {tiny} out -b colours --config run.toml --dense {tiny}": "--dense: given, but distillation.weight is "
+    "0; allowed: above 0, or no --dense",
     "tune {tiny} out -b colours --config run.toml --set tuning.examples=mixture": "tuning.examples: got 'mixture'; "
     "allowed: 'benchmark' in this command",
     "heal {tiny} out --dense {tiny} --config run.toml": "healing.tokens: got 0; allowed: at least 1",
