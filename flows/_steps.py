@@ -8,14 +8,11 @@ from typing import Literal
 
 from tailored_llama.config import (
     GENERIC,
-    SELF,
     TUNED_DENSE,
     RunConfig,
     healing_text,
-    heals_on,
     reads_calibration,
     reads_train,
-    self_tokens,
     step_ratios,
     trims_vocabulary,
     with_template,
@@ -36,7 +33,6 @@ from tasks.score import score
 from tasks.score_importance import score_importance
 from tasks.teach import teach
 from tasks.tune import tune
-from tasks.write_text import write_text
 
 MIXTURE = "mixture"  # names the adapter that is tuned on all benchmarks at once
 TEXT, HEALING_TEXT = "text", "text for healing"  # sources of teacher outputs, besides the shots
@@ -114,19 +110,13 @@ def search_templates(config: RunConfig, model: ArtifactRef) -> Prompts:
 def prepare_dense(config: RunConfig, prompts: Prompts) -> Dense:
     """Load the model and score its groups; cheap stages and checks come first."""
     dense = load_model(config.store, config.model)
-    own = self_text(config, dense) if reads_calibration(config) or trims_vocabulary(config) else None
-    counts = count_tokens(config, dense, _train_prompts(prompts), own) if trims_vocabulary(config) else None
+    counts = count_tokens(config, dense, _train_prompts(prompts)) if trims_vocabulary(config) else None
     groups = build_graph(config, dense, config.pruning.ratios, counts)
-    calibration = load_calibration(config, dense, prompts.train, own) if reads_calibration(config) else None
-    if config.healing.tokens and config.healing.source and not heals_on(config, SELF):
+    calibration = load_calibration(config, dense, prompts.train) if reads_calibration(config) else None
+    if config.healing.tokens and config.healing.source:
         _calibration_text(healing_text(config), dense, prompts)  # a text that cannot be read ends the run here
     importance = score_importance(config, dense, groups, calibration)
     return Dense(dense, groups, calibration, importance, counts)
-
-
-def self_text(config: RunConfig, dense: ArtifactRef) -> ArtifactRef | None:
-    """The calibration text that the dense model writes; None if it writes none."""
-    return write_text(config, dense) if self_tokens(config) else None
 
 
 def _train_prompts(prompts: Prompts) -> dict[str, ArtifactRef]:
@@ -190,7 +180,7 @@ def teach_healing_text(config: RunConfig, dense: Dense, prompts: Prompts) -> Art
 
 
 def _calibration_text(config: RunConfig, dense: ArtifactRef, prompts: Prompts) -> ArtifactRef:
-    return load_calibration(config, dense, prompts.train, self_text(config, dense))
+    return load_calibration(config, dense, prompts.train)
 
 
 def tune_adapter(

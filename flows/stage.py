@@ -12,16 +12,7 @@ from tailored_llama.store import ArtifactRef
 from tasks._task import IncompleteRun
 
 Name = Literal[
-    "write_text",
-    "score_importance",
-    "prune",
-    "heal",
-    "teach",
-    "tune",
-    "measure_perplexity",
-    "profile",
-    "score",
-    "score_quantised",
+    "score_importance", "prune", "heal", "teach", "tune", "measure_perplexity", "profile", "score", "score_quantised"
 ]
 
 
@@ -46,10 +37,6 @@ def stage(task: Name, arguments: list[dict[str, Any]]) -> None:
 def _task(name: Name) -> Callable[..., ArtifactRef]:
     """Load a task, and no library that only another stage needs."""
     match name:
-        case "write_text":
-            from tasks.write_text import write_text
-
-            return write_text
         case "score_importance":
             from tasks.score_importance import score_importance
 

@@ -11,7 +11,6 @@ from tailored_llama.config import (
     K_QUANTS,
     NF4_MULTIPLE,
     PROMPTS,
-    SELF,
     SOFT,
     BenchmarkConfig,
     ExecutionConfig,
@@ -24,7 +23,6 @@ from tailored_llama.config import (
     gguf_folders,
     gguf_types,
     healing_text,
-    heals_on,
     is_harness_task,
     is_written,
     reads_calibration,
@@ -147,8 +145,6 @@ def _check_streaming(config: RunConfig) -> None:
     if config.execution.streaming != "always":
         return
     whole = [f"the written answers of {benchmark.name}" for benchmark in config.benchmarks if is_written(benchmark)]
-    whole += ["calibration.source = 'self'"] if config.calibration.reads(SELF) and _is_calibrated(config) else []
-    whole += ["healing.source = 'self'"] if config.healing.source and heals_on(config, SELF) else []
     if config.model.quantization == "none":  # in 4 bits an adapter is trained on the whole model
         whole += [f"healing.tokens = {config.healing.tokens}"] if config.healing.tokens else []
         whole += [f"tuning.examples = {config.tuning.examples!r}"] if config.tuning.examples != "none" else []
@@ -210,7 +206,7 @@ def texts_of(config: RunConfig) -> list[tuple[str, TextConfig]]:
     if config.healing.tokens and config.healing.source:
         sections["healing"] = healing_text(config).calibration
     texts = [(section, part.text) for section, calibration in sections.items() for part in calibration.parts]
-    return [("perplexity", config.perplexity), *(own for own in texts if own[1].source not in (PROMPTS, SELF))]
+    return [("perplexity", config.perplexity), *(own for own in texts if own[1].source != PROMPTS)]
 
 
 def _is_calibrated(config: RunConfig) -> bool:

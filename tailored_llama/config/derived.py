@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tailored_llama.config.execution import GgufType, as_gguf_type
 from tailored_llama.config.harness import is_harness_task
-from tailored_llama.config.inputs import PROMPTS, SELF, BenchmarkConfig
+from tailored_llama.config.inputs import PROMPTS, BenchmarkConfig
 from tailored_llama.config.schema import DATA_FREE, RunConfig
 from tailored_llama.config.training import SOFT, TuningConfig
 
@@ -44,12 +44,8 @@ def trims_vocabulary(run: RunConfig) -> bool:
 
 def reads_prompts(run: RunConfig) -> bool:
     """Whether pruning or healing reads the run's train prompts."""
-    return run.calibration.reads(PROMPTS) or trims_vocabulary(run) or heals_on(run, PROMPTS)
-
-
-def heals_on(run: RunConfig, source: str) -> bool:
-    """Whether a source is among the texts of healing."""
-    return bool(run.healing.tokens) and healing_text(run).calibration.reads(source)
+    heals_on_prompts = bool(run.healing.tokens) and healing_text(run).calibration.reads(PROMPTS)
+    return run.calibration.reads(PROMPTS) or trims_vocabulary(run) or heals_on_prompts
 
 
 def reads_train(run: RunConfig, benchmark: str) -> bool:
@@ -90,11 +86,6 @@ def healing_text(run: RunConfig) -> RunConfig:
     """The same run with the text of healing as its calibration text."""
     healing = run.healing
     return run.model_copy(update={"calibration": run.calibration.with_tokens(healing.tokens, healing.source)})
-
-
-def self_tokens(run: RunConfig) -> int:
-    """Tokens of calibration text that the dense model writes itself."""
-    return sum(part.samples for part in run.calibration.parts if part.text.source == SELF) * run.calibration.tokens
 
 
 def step_ratios(ratio: float, steps: int) -> list[float]:

@@ -1,6 +1,6 @@
 """From rows to tokens: benchmarks, template sets, prompts, texts and calibration sequences."""
 
-from tailored_llama.data import benchmarks, calibration, prompts, self_text, worked_example
+from tailored_llama.data import benchmarks, calibration, prompts, worked_example
 from tailored_llama.data.benchmarks import Example, headline_metric
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.calibration import read_calibration, sequences_at_once
@@ -18,6 +18,6 @@ __all__ = [
     "BUILTIN", "Encoded", "Example", "Prompt", "PromptSplit", "RenderedSplit", "Split", "benchmarks",
     "calibration", "candidates", "check_benchmark", "check_text", "encode_answer", "encode_prompt", "headline_metric",
     "layout_of", "load_template", "load_texts", "loglikelihoods", "named_columns", "prompts", "read_calibration",
-    "read_prompts", "render", "select_train", "self_text", "sequences_at_once", "shared_header",
+    "read_prompts", "render", "select_train", "sequences_at_once", "shared_header",
     "study_templates", "text_identity", "without", "worked_example",
 ]  # fmt: skip

@@ -100,16 +100,6 @@ def test_workers_make_what_the_flow_itself_makes(two: dict[str, Any], workers: W
     assert built(two) == before
 
 
-def test_a_worker_writes_the_text_of_the_dense_model(own_run: dict[str, Any], workers: Workers) -> None:
-    own_run["calibration"]["source"], own_run["tuning"]["examples"] = "self", "none"
-    names = workers()
-    report = tailor(validate_config(own_run | DISPATCH))
-    assert names.index("write text") < names.index("importance taylor_gate")
-    before = built(own_run)
-    assert tailor(validate_config(own_run)) == report
-    assert built(own_run) == before
-
-
 def test_all_that_can_begin_is_under_way_at_once(two: dict[str, Any], workers: Workers) -> None:
     first = {"importance taylor_gate", "perplexity dense", "score colours dense", "score shades dense"}
     then = {f"{what} @ 0.20" for what in ("score colours pruned", "score shades pruned", "perplexity pruned")}

@@ -23,7 +23,7 @@ MADE = (  # by the run below
     "report", "scores", "tailored", "teacher",
 )  # fmt: skip
 STUDIES = (  # by other runs: the store treats stand-ins alike
-    "pieces", "profile", "prompt-study", "quantised-scores", "self-text", "sweep", "tokens", "transfer",
+    "pieces", "profile", "prompt-study", "quantised-scores", "sweep", "tokens", "transfer",
 )  # fmt: skip
 KINDS = (*MADE, *STUDIES)
 LIBRARY = Path(__file__).parents[2] / "tailored_llama"

@@ -45,9 +45,7 @@ TEXTS = {
     "passages": '"boolq"',
     "everyday": f"[{EVERYDAY}]",
     "prompts": '"prompts"',
-    "self": '"self"',
     "passages + prompts": '["boolq", "prompts"]',
-    "all four": f'["boolq", {EVERYDAY}, "prompts", "self"]',
     "questions": f"[{', '.join(QUESTIONS)}]",
 }
 

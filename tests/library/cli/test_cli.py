@@ -178,18 +178,14 @@ def test_prune_removes_tokens_and_says_by_what_they_were_chosen(command: Command
     assert "its vocabulary has 448 tokens; allowed: the 704 that alone was trimmed from" in error
 
 
-def test_prune_and_heal_on_a_mixture_and_on_text_of_the_dense_model(
-    command: Command, config: Path, tmp_path: Path
-) -> None:
+def test_prune_on_a_text_alone_and_on_a_mixture(command: Command, config: Path, tmp_path: Path) -> None:
     dense = save_worded_llama(tmp_path / "worded")
     kinds = ("--set", 'pruning.kinds=["attention","mlp","vocabulary"]', "--set", "pruning.vocabulary=448")
-    own = ("--config", config, "--set", "calibration.source=self")
-    status, text, error = command("prune", dense, "own", "--ratio", 0.35, *own, *kinds)
+    status, text, error = command("prune", dense, "own", "--ratio", 0.35, "--config", config, *kinds)
     assert status == 0, error
     assert "448 of 704 tokens kept, by the calibration text alone" in text
-    status, text, error = command("heal", "own", "healed", "--dense", dense, *own, "--set", "healing.tokens=64")
-    assert status == 0, error
-    mixed = ("--config", config, "--set", 'calibration.source=["prompts",{source="self",weight=2}]')
+    file = tmp_path / "data" / "text.txt"
+    mixed = ("--config", config, "--set", f'calibration.source=["prompts",{{source="{file}",weight=2}}]')
     status, text, error = command("prune", dense, "mixed", "--ratio", 0.35, *mixed, *kinds)
     assert status == 0, error
     assert "448 of 704 tokens kept, by the calibration text and the train prompts; " in text
