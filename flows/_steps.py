@@ -8,18 +8,13 @@ from typing import Literal
 
 from tailored_llama.config import (
     GENERIC,
-    SELF,
     TUNED_DENSE,
     RunConfig,
     healing_text,
-    heals_on,
     reads_calibration,
     reads_train,
-    searches_widths,
-    self_tokens,
     step_ratios,
     trims_vocabulary,
-    unlabelled_of,
     with_template,
 )
 from tailored_llama.store import ArtifactRef
@@ -36,11 +31,8 @@ from tasks.prune import prune
 from tasks.render_prompts import render_chosen, render_prompts
 from tasks.score import score
 from tasks.score_importance import score_importance
-from tasks.search_widths import search_widths
-from tasks.soft_label import soft_label
 from tasks.teach import teach
 from tasks.tune import tune
-from tasks.write_text import write_text
 
 MIXTURE = "mixture"  # names the adapter that is tuned on all benchmarks at once
 TEXT, HEALING_TEXT = "text", "text for healing"  # sources of teacher outputs, besides the shots
@@ -56,22 +48,20 @@ class Prompts:
     """Rendered prompts by benchmark.
 
     `train` are the run's own train prompts, which may serve as calibration text. `shots` are the prompts to tune on,
-    worded differently if one adapter is tuned on all benchmarks. `unlabelled` are further ones, worded like the shots,
-    for distillation. `templates` are the sets that a search chose.
+    worded differently if one adapter is tuned on all benchmarks. `templates` are the sets that a search chose.
     """
 
     train: Mapping[str, ArtifactRef] = field(default_factory=dict)
     shots: Mapping[str, ArtifactRef] = field(default_factory=dict)
     evaluation: Mapping[str, ArtifactRef] = field(default_factory=dict)
     templates: Mapping[str, str] = field(default_factory=dict)
-    unlabelled: Mapping[str, ArtifactRef] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Dense:
     """The dense model, and the artifacts for pruning it.
 
-    `counts` of tokens are only there for the kind vocabulary, `prompts` (train prompts by benchmark) only for a search.
+    `counts` of tokens are only there for the kind vocabulary.
     """
 
     checkpoint: ArtifactRef
@@ -79,7 +69,6 @@ class Dense:
     calibration: ArtifactRef | None
     importance: ArtifactRef
     counts: ArtifactRef | None = None
-    prompts: Mapping[str, ArtifactRef] = field(default_factory=dict)
 
 
 def render_all(config: RunConfig) -> Prompts:
@@ -87,14 +76,12 @@ def render_all(config: RunConfig) -> Prompts:
     examples = {b.name: load_benchmark(config.store, b) for b in config.benchmarks}
     read = {name: table for name, table in examples.items() if reads_train(config, name)}
     train = {name: render_prompts(config, name, "train", table) for name, table in read.items()}
-    shots, worded = train, config
+    shots = train
     if config.tuning.examples == "mixture":
-        worded = with_template(config, GENERIC)
-        shots = {name: render_prompts(worded, name, "train", table) for name, table in examples.items()}
-    counts = {name: count for name in examples if (count := unlabelled_of(config, name))}
-    unlabelled = {name: render_prompts(worded, name, "unlabelled", examples[name], n) for name, n in counts.items()}
+        generic = with_template(config, GENERIC)
+        shots = {name: render_prompts(generic, name, "train", table) for name, table in examples.items()}
     evaluation = {name: render_prompts(config, name, "evaluation", table) for name, table in examples.items()}
-    return Prompts(train, shots, evaluation, unlabelled=unlabelled)
+    return Prompts(train, shots, evaluation)
 
 
 def search_templates(config: RunConfig, model: ArtifactRef) -> Prompts:
@@ -102,7 +89,7 @@ def search_templates(config: RunConfig, model: ArtifactRef) -> Prompts:
 
     These are the shots and the held-out examples, all that tuning may see.
     """
-    train, evaluation, unlabelled, chosen = {}, {}, {}, {}
+    train, evaluation, chosen = {}, {}, {}
     splits: list[Literal["shots", "held_out"]] = ["shots", "held_out"] if config.tuning.held_out else ["shots"]
     for benchmark in config.benchmarks:
         name, examples = benchmark.name, load_benchmark(config.store, benchmark)
@@ -117,27 +104,19 @@ def search_templates(config: RunConfig, model: ArtifactRef) -> Prompts:
         chosen[name] = choose_template(config.store, name, scores)
         train[name] = render_chosen(config, name, "train", examples, chosen[name])
         evaluation[name] = render_chosen(config, name, "evaluation", examples, chosen[name])
-        if count := unlabelled_of(config, name):
-            unlabelled[name] = render_chosen(config, name, "unlabelled", examples, chosen[name], count)
-    return Prompts(train, train, evaluation, chosen, unlabelled)
+    return Prompts(train, train, evaluation, chosen)
 
 
 def prepare_dense(config: RunConfig, prompts: Prompts) -> Dense:
     """Load the model and score its groups; cheap stages and checks come first."""
     dense = load_model(config.store, config.model)
-    own = self_text(config, dense) if reads_calibration(config) or trims_vocabulary(config) else None
-    counts = count_tokens(config, dense, _train_prompts(prompts), own) if trims_vocabulary(config) else None
+    counts = count_tokens(config, dense, _train_prompts(prompts)) if trims_vocabulary(config) else None
     groups = build_graph(config, dense, config.pruning.ratios, counts)
-    calibration = load_calibration(config, dense, prompts.train, own) if reads_calibration(config) else None
-    if config.healing.tokens and config.healing.source and not heals_on(config, SELF):
+    calibration = load_calibration(config, dense, prompts.train) if reads_calibration(config) else None
+    if config.healing.tokens and config.healing.source:
         _calibration_text(healing_text(config), dense, prompts)  # a text that cannot be read ends the run here
     importance = score_importance(config, dense, groups, calibration)
-    return Dense(dense, groups, calibration, importance, counts, prompts.train if searches_widths(config) else {})
-
-
-def self_text(config: RunConfig, dense: ArtifactRef) -> ArtifactRef | None:
-    """The calibration text that the dense model writes; None if it writes none."""
-    return write_text(config, dense) if self_tokens(config) else None
+    return Dense(dense, groups, calibration, importance, counts)
 
 
 def _train_prompts(prompts: Prompts) -> dict[str, ArtifactRef]:
@@ -153,20 +132,8 @@ def prune_to(config: RunConfig, dense: Dense, ratio: float) -> ArtifactRef:
         if step:
             groups = build_graph(config, model)
             importance = score_importance(config, model, groups, dense.calibration)
-        widths = _search_for(config, dense, share)
-        model = prune(
-            config, share, model, groups, importance, dense.calibration, dense.checkpoint, dense.counts, widths
-        )
+        model = prune(config, share, model, groups, importance, dense.calibration, dense.checkpoint, dense.counts)
     return model
-
-
-def _search_for(config: RunConfig, dense: Dense, ratio: float) -> ArtifactRef | None:
-    """The widths that a search finds for a ratio; None if another allocation is configured."""
-    if not searches_widths(config):
-        return None
-    assert dense.calibration
-    model, groups, importance = dense.checkpoint, dense.groups, dense.importance
-    return search_widths(config, ratio, model, groups, importance, dense.calibration, dense.prompts, dense.counts)
 
 
 def text_of(config: RunConfig, dense: ArtifactRef) -> ArtifactRef | None:
@@ -183,27 +150,19 @@ def heal_if_asked(config: RunConfig, dense: Dense, ratio: float, pruned: Artifac
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """Teacher outputs on the shots, by benchmark, and on the calibration text; soft labels, by benchmark."""
+    """Teacher outputs on the shots, by benchmark, and on the calibration text."""
 
     shots: Mapping[str, ArtifactRef]
     text: ArtifactRef | None
-    soft_labels: Mapping[str, ArtifactRef]
 
 
 def teacher_outputs(config: RunConfig, dense: Dense, prompts: Prompts, names: Sequence[str]) -> TeacherOutputs:
     """What the dense model says for tuning on benchmarks; nothing if it is not asked or nothing is tuned."""
-    soft_labels = {
-        name: soft_label_prompts(config, dense, prompts, name) for name in names if name in prompts.unlabelled
-    }
     if not config.distillation.weight or config.tuning.examples == "none":
-        return TeacherOutputs({}, None, soft_labels)
+        return TeacherOutputs({}, None)
     shots = {name: teach_shots(config, dense, prompts, name) for name in names}
     text = teach_text(config, dense, prompts) if config.distillation.sequences else None
-    return TeacherOutputs(shots, text, soft_labels)
-
-
-def soft_label_prompts(config: RunConfig, dense: Dense, prompts: Prompts, benchmark: str) -> ArtifactRef:
-    return soft_label(config, benchmark, dense.checkpoint, prompts.unlabelled[benchmark])
+    return TeacherOutputs(shots, text)
 
 
 def teach_shots(config: RunConfig, dense: Dense, prompts: Prompts, benchmark: str) -> ArtifactRef:
@@ -221,7 +180,7 @@ def teach_healing_text(config: RunConfig, dense: Dense, prompts: Prompts) -> Art
 
 
 def _calibration_text(config: RunConfig, dense: ArtifactRef, prompts: Prompts) -> ArtifactRef:
-    return load_calibration(config, dense, prompts.train, self_text(config, dense))
+    return load_calibration(config, dense, prompts.train)
 
 
 def tune_adapter(
@@ -231,8 +190,7 @@ def tune_adapter(
     label = names[0] if len(names) == 1 else MIXTURE
     shots = {name: prompts.shots[name] for name in names}
     taught = {name: teachers.shots[name] for name in names if teachers.shots}
-    soft_labels = {name: ref for name, ref in teachers.soft_labels.items() if name in names}
-    return tune(config, label, ratio, base, shots, taught, teachers.text, soft_labels)
+    return tune(config, label, ratio, base, shots, taught, teachers.text)
 
 
 def tune_adapters(
@@ -259,7 +217,7 @@ def tune_dense(config: RunConfig, dense: ArtifactRef, prompts: Prompts) -> Tuned
 
     It is neither healed nor distilled: nothing was removed, and it would be its own teacher.
     """
-    adapters = _adapters(config, 0.0, dense, prompts, TeacherOutputs({}, None, {}))
+    adapters = _adapters(config, 0.0, dense, prompts, TeacherOutputs({}, None))
     scores = {
         name: score(config, name, TUNED_DENSE, dense, prompts.evaluation[name], adapter)
         for name, adapter in adapters.items()

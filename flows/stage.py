@@ -12,18 +12,7 @@ from tailored_llama.store import ArtifactRef
 from tasks._task import IncompleteRun
 
 Name = Literal[
-    "write_text",
-    "score_importance",
-    "search_widths",
-    "prune",
-    "heal",
-    "teach",
-    "soft_label",
-    "tune",
-    "measure_perplexity",
-    "profile",
-    "score",
-    "score_quantised",
+    "score_importance", "prune", "heal", "teach", "tune", "measure_perplexity", "profile", "score", "score_quantised"
 ]
 
 
@@ -48,18 +37,10 @@ def stage(task: Name, arguments: list[dict[str, Any]]) -> None:
 def _task(name: Name) -> Callable[..., ArtifactRef]:
     """Load a task, and no library that only another stage needs."""
     match name:
-        case "write_text":
-            from tasks.write_text import write_text
-
-            return write_text
         case "score_importance":
             from tasks.score_importance import score_importance
 
             return score_importance
-        case "search_widths":
-            from tasks.search_widths import search_widths
-
-            return search_widths
         case "prune":
             from tasks.prune import prune
 
@@ -72,10 +53,6 @@ def _task(name: Name) -> Callable[..., ArtifactRef]:
             from tasks.teach import teach
 
             return teach
-        case "soft_label":
-            from tasks.soft_label import soft_label
-
-            return soft_label
         case "tune":
             from tasks.tune import tune
 

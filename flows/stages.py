@@ -23,7 +23,6 @@ from flows._steps import (
     prepare_dense,
     prune_to,
     render_all,
-    soft_label_prompts,
     teach_healing_text,
     teach_shots,
     teach_text,
@@ -31,7 +30,7 @@ from flows._steps import (
     text_of,
     tune_adapter,
 )
-from tailored_llama.config import RunConfig, unlabelled_of
+from tailored_llama.config import RunConfig
 from tailored_llama.errors import InputError
 from tailored_llama.store import ArtifactRef
 from tasks._dispatch import computed_here
@@ -87,19 +86,6 @@ def teach(config: Config, source: Source) -> ArtifactRef:
         return (teach_text if source == TEXT else teach_healing_text)(config, dense, prompts)
     _check_benchmark(config, source)
     return teach_shots(config, dense, prompts, source)
-
-
-@flow(flow_run_name="soft-label {benchmark}, {config.model.short_name}", persist_result=False)
-def soft_label(config: Config, benchmark: Name) -> ArtifactRef:
-    """Record what the dense model thinks of the choices of a benchmark's unlabelled prompts."""
-    _check_benchmark(config, benchmark)
-    if not unlabelled_of(config, benchmark):
-        raise InputError(
-            f"distillation.unlabelled: got {config.distillation.unlabelled}, which leaves {benchmark} none; allowed: "
-            "at least 1 for each benchmark, with tuning"
-        )
-    prompts = render_all(config)
-    return soft_label_prompts(config, prepare_dense(config, prompts), prompts, benchmark)
 
 
 @flow(flow_run_name="tune {benchmark} @ {ratio:.2f}, {config.model.short_name}", persist_result=False)

@@ -11,7 +11,6 @@ from tailored_llama.config import (
     K_QUANTS,
     NF4_MULTIPLE,
     PROMPTS,
-    SELF,
     SOFT,
     BenchmarkConfig,
     ExecutionConfig,
@@ -24,15 +23,12 @@ from tailored_llama.config import (
     gguf_folders,
     gguf_types,
     healing_text,
-    heals_on,
     is_harness_task,
     is_written,
     reads_calibration,
     reads_train,
-    searches_widths,
     sweep_cells,
     trims_vocabulary,
-    unlabelled_of,
 )
 from tailored_llama.data import (
     BUILTIN,
@@ -42,9 +38,7 @@ from tailored_llama.data import (
     layout_of,
     load_template,
     select_train,
-    select_unlabelled,
     study_templates,
-    without,
 )
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
@@ -151,9 +145,6 @@ def _check_streaming(config: RunConfig) -> None:
     if config.execution.streaming != "always":
         return
     whole = [f"the written answers of {benchmark.name}" for benchmark in config.benchmarks if is_written(benchmark)]
-    whole += ["pruning.allocation = 'search'"] if searches_widths(config) else []
-    whole += ["calibration.source = 'self'"] if config.calibration.reads(SELF) and _is_calibrated(config) else []
-    whole += ["healing.source = 'self'"] if config.healing.source and heals_on(config, SELF) else []
     if config.model.quantization == "none":  # in 4 bits an adapter is trained on the whole model
         whole += [f"healing.tokens = {config.healing.tokens}"] if config.healing.tokens else []
         whole += [f"tuning.examples = {config.tuning.examples!r}"] if config.tuning.examples != "none" else []
@@ -215,7 +206,7 @@ def texts_of(config: RunConfig) -> list[tuple[str, TextConfig]]:
     if config.healing.tokens and config.healing.source:
         sections["healing"] = healing_text(config).calibration
     texts = [(section, part.text) for section, calibration in sections.items() for part in calibration.parts]
-    return [("perplexity", config.perplexity), *(own for own in texts if own[1].source not in (PROMPTS, SELF))]
+    return [("perplexity", config.perplexity), *(own for own in texts if own[1].source != PROMPTS)]
 
 
 def _is_calibrated(config: RunConfig) -> bool:
@@ -243,10 +234,8 @@ def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
     benchmarks.load_examples(benchmark, "evaluation", config.store.downloads)
     if read and (benchmark.train or benchmark.name not in BUILTIN):
         train = benchmarks.load_examples(benchmark, "train", config.store.downloads)
-        tuning, seed, unlabelled = config.tuning, config.seed, unlabelled_of(config, benchmark.name)
-        shots, held_out = select_train(train, tuning.shots, tuning.held_out, seed, benchmark=benchmark.name)
-        rest = without(train, shots + held_out)[config.scoring.num_fewshot :]
-        select_unlabelled(rest, unlabelled, seed, benchmark=benchmark)
+        tuning = config.tuning
+        select_train(train, tuning.shots, tuning.held_out, config.seed, benchmark=benchmark.name)
 
 
 def _check_writable(field: str, root: str) -> None:

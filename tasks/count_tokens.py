@@ -11,20 +11,17 @@ from tasks._stage import open_store, stage, task
 
 
 @task("count tokens")
-def count_tokens(
-    config: RunConfig, dense: ArtifactRef, prompts: Mapping[str, ArtifactRef], self_text: ArtifactRef | None = None
-) -> State[ArtifactRef]:
-    """`prompts` are train prompts, by name; evaluation prompts must not be among them. `self_text` is for `self`."""
+def count_tokens(config: RunConfig, dense: ArtifactRef, prompts: Mapping[str, ArtifactRef]) -> State[ArtifactRef]:
+    """`prompts` are train prompts, by name; evaluation prompts must not be among them."""
     store = open_store(config.store)
     return stage(
         vocabulary,
         config.store,
         vocabulary.key_fields(config),
-        {"dense": dense, **prompts} | ({"self text": self_text} if self_text else {}),
+        {"dense": dense, **prompts},
         lambda out, progress: vocabulary.count_tokens(
             store.open(dense),
             [store.open(ref) for ref in prompts.values()],
-            store.open(self_text) if self_text else None,
             calibration=config.calibration,
             downloads=config.store.downloads,
             out=out,

@@ -11,21 +11,18 @@ from tasks._stage import open_store, stage, task
 
 
 @task("load calibration {config.calibration.named}")
-def load_calibration(
-    config: RunConfig, dense: ArtifactRef, prompts: Mapping[str, ArtifactRef], self_text: ArtifactRef | None = None
-) -> State[ArtifactRef]:
-    """`prompts` are the train prompts by benchmark, read only by the source `prompts`; `self_text` is for `self`."""
+def load_calibration(config: RunConfig, dense: ArtifactRef, prompts: Mapping[str, ArtifactRef]) -> State[ArtifactRef]:
+    """`prompts` are the train prompts by benchmark, read only by the source `prompts`."""
     store = open_store(config.store)
     used = dict(prompts) if config.calibration.reads(PROMPTS) else {}
     return stage(
         calibration,
         config.store,
         calibration.key_fields(config),
-        {"dense": dense} | used | ({"self text": self_text} if self_text else {}),
+        {"dense": dense} | used,
         lambda out, progress: calibration.load_calibration(
             store.open(dense),
             [store.open(ref) for ref in used.values()],
-            store.open(self_text) if self_text else None,
             calibration=config.calibration,
             downloads=config.store.downloads,
             seed=config.seed,

@@ -19,11 +19,10 @@ def prune(
     calibration: ArtifactRef | None,
     dense: ArtifactRef,
     counts: ArtifactRef | None = None,
-    allocation: ArtifactRef | None = None,
 ) -> State[ArtifactRef]:
     """`ratio` is of the parameters of `dense`; only reconstruction depends on `calibration`.
 
-    `counts` of tokens are read by the kind vocabulary, `allocation` is what a search found for this ratio.
+    `counts` of tokens are read by the kind vocabulary.
     """
     store = open_store(config.store)
     original = read_structure(store.open(dense))
@@ -34,8 +33,7 @@ def prune(
         pruning.key_fields(config, ratio, original.parameters),
         {"dense": model, "groups": groups, "importance": importance}
         | ({"calibration": text} if text else {})
-        | ({"counts": counts} if counts else {})
-        | ({"allocation": allocation} if allocation else {}),
+        | ({"counts": counts} if counts else {}),
         lambda out, progress: pruning.prune(
             store.open(model),
             store.open(groups),
@@ -45,7 +43,6 @@ def prune(
             pruning=config.pruning,
             reconstruction=config.reconstruction,
             counts=store.open(counts) if counts else None,
-            allocation=store.open(allocation) if allocation else None,
             original=original.size,
             out=out,
             execution=execution_of(config),

@@ -12,7 +12,7 @@ from tasks._stage import open_store, stage, task
 def render_prompts(
     config: RunConfig, benchmark: str, split: RenderedSplit, examples: ArtifactRef, further: int = 0
 ) -> State[ArtifactRef]:
-    """`further` is the number of train examples in the splits selection and unlabelled."""
+    """`further` is the number of train examples in the split selection."""
     return _render(config, benchmark, split, examples, further)
 
 

@@ -20,22 +20,19 @@ def tune(
     prompts: Mapping[str, ArtifactRef],
     teachers: Mapping[str, ArtifactRef],
     text: ArtifactRef | None,
-    soft_labels: Mapping[str, ArtifactRef],
 ) -> State[ArtifactRef]:
-    """`prompts` are the train prompts by benchmark; `teachers`, `text` and `soft_labels` come from the dense model."""
+    """`prompts` are the train prompts by benchmark; `teachers` and `text` come from the dense model."""
     store = open_store(config.store)
     metrics = {name: headline_metric(named_benchmark(config, name)) for name in prompts}
-    fields = tuning.key_fields(config, metrics, bool(teachers), text is not None, bool(soft_labels))
+    fields = tuning.key_fields(config, metrics, bool(teachers), text is not None)
     inputs = {"pruned": pruned} | {f"prompts {name}": ref for name, ref in prompts.items()}
     inputs |= {f"teacher {name}": ref for name, ref in teachers.items()}
-    inputs |= {f"soft labels {name}": ref for name, ref in soft_labels.items()}
     if text:
         inputs["text"] = text
 
     def source(name: str) -> tuning.Source:
         teacher = store.open(teachers[name]) if name in teachers else None
-        soft = store.open(soft_labels[name]) if name in soft_labels else None
-        return tuning.Source(store.open(prompts[name]), metrics[name], teacher, soft)
+        return tuning.Source(store.open(prompts[name]), metrics[name], teacher)
 
     return stage(
         tuning,

@@ -13,7 +13,7 @@ import typer
 
 from tailored_llama.cli.arguments import BenchmarkName, Checkpoint, Config, Dense, Out, Overrides
 from tailored_llama.cli.folders import checkpoint_folder, new_folder, room_for, subfolder
-from tailored_llama.config import GGUF_TYPES, PROMPTS, as_gguf_type, healing_text, load_config, searches_widths
+from tailored_llama.config import GGUF_TYPES, PROMPTS, as_gguf_type, healing_text, load_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
 
@@ -78,19 +78,13 @@ def prune(
     ratio: Annotated[float, typer.Option(help="Fraction of all parameters to remove.")],
     benchmark: Annotated[
         list[str] | None,
-        typer.Option(
-            "--benchmark",
-            "-b",
-            help="Kind vocabulary and allocation search: read this benchmark's train prompts; repeatable.",
-        ),
+        typer.Option("--benchmark", "-b", help="Kind vocabulary: count this benchmark's train prompts; repeatable."),
     ] = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
     """Score importance, plan, and write a pruned checkpoint with its plan.parquet."""
     run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}", f"pruning.ratios=[{ratio}]"])
-    if searches_widths(run) and run.execution.streaming == "always":  # it would be refused after minutes of importance
-        raise InputError("execution.streaming: got 'always' with pruning.allocation 'search'; allowed: auto or never")
     from tailored_llama.cli.stages import prune_in_steps
     from tailored_llama.data import check_text
     from tailored_llama.models import pick_device, prepare_dense, read_structure
@@ -174,16 +168,13 @@ def tune(
     """Train a LoRA adapter for one benchmark on a few of its train examples."""
     run = load_config(config, overrides)
     taught = run.distillation
-    needed = f"weight is {taught.weight}" if taught.weight else f"unlabelled is {taught.unlabelled}"
-    if (taught.weight or taught.unlabelled) and not dense:
-        raise InputError(f"--dense: not set; allowed: the dense checkpoint (distillation.{needed})")
-    if dense and not (taught.weight or taught.unlabelled):
-        raise InputError(
-            "--dense: given, but distillation.weight and unlabelled are 0; allowed: one above 0, or no --dense"
-        )
+    if taught.weight and not dense:
+        raise InputError(f"--dense: not set; allowed: the dense checkpoint (distillation.weight is {taught.weight})")
+    if dense and not taught.weight:
+        raise InputError("--dense: given, but distillation.weight is 0; allowed: above 0, or no --dense")
     if run.tuning.examples != "benchmark":
         raise InputError(f"tuning.examples: got {run.tuning.examples!r}; allowed: 'benchmark' in this command")
-    from tailored_llama.cli.stages import calibration_sequences, find_benchmark, render, soft_label, teach
+    from tailored_llama.cli.stages import calibration_sequences, find_benchmark, render, teach
     from tailored_llama.data import benchmarks
     from tailored_llama.models import check_quantizable
     from tailored_llama.reports import verdict_line
@@ -194,9 +185,7 @@ def tune(
         own, new = find_benchmark(run, benchmark), partial(subfolder, Path(scratch))
         source = tuning.Source(render(run, own, "train", new("train")), benchmarks.headline_metric(own))
         text = None
-        if dense and taught.unlabelled:
-            source = replace(source, soft_labels=soft_label(run, own, dense, new))
-        if dense and taught.weight:
+        if dense:
             source = replace(source, teacher=teach(run, dense, source.prompts, new("teacher"), checkpoint))
             if taught.sequences:
                 text = teach(run, dense, calibration_sequences(run, dense, new), new("text"), checkpoint)
@@ -213,11 +202,7 @@ def tune(
                 quantization=run.model.quantization,
                 progress=progress,
             )
-    budget = ""
-    if taught.unlabelled:
-        budget = f" of {run.tuning.shots:,} shots and {facts['unlabelled']:,} unlabelled prompts"
-        budget += f" ({facts['unlabelled_tokens']:,} tokens)"
-    print(f"{out}: {facts['epochs']} epochs{budget}, {facts['tokens_per_second']} tokens/s")
+    print(f"{out}: {facts['epochs']} epochs, {facts['tokens_per_second']} tokens/s")
     if comparison := read_comparison(out):
         print(verdict_line(comparison))
 

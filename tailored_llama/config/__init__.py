@@ -9,7 +9,6 @@ from tailored_llama.config.derived import (
     gguf_folders,
     gguf_types,
     healing_text,
-    heals_on,
     is_written,
     max_new_tokens,
     named_benchmark,
@@ -19,12 +18,9 @@ from tailored_llama.config.derived import (
     reads_train,
     reserved_tokens,
     scores_by_text,
-    searches_widths,
-    self_tokens,
     step_ratios,
     stop_strings,
     trims_vocabulary,
-    unlabelled_of,
     with_template,
 )
 from tailored_llama.config.evaluation import PerplexityConfig, ProfileConfig
@@ -33,7 +29,6 @@ from tailored_llama.config.harness import FUNCTION, PREFIX, HarnessTask, find_ta
 from tailored_llama.config.inputs import (
     NF4_MULTIPLE,
     PROMPTS,
-    SELF,
     BenchmarkConfig,
     CalibrationConfig,
     CalibrationPart,
@@ -77,16 +72,16 @@ from tailored_llama.config.training import SOFT, DistillationConfig, HealingConf
 
 __all__ = [
     "DATA_FREE", "DENSE", "FUNCTION", "GENERIC", "GGUF_TYPES", "K_QUANTS", "NF4_MULTIPLE", "PREFIX", "PROMPTS",
-    "RATIOS", "REFERENCES", "ROWS", "SELF", "SOFT", "SWEEP_FIELDS", "TUNED_DENSE", "UNREAD_BY_TRANSFER",
+    "RATIOS", "REFERENCES", "ROWS", "SOFT", "SWEEP_FIELDS", "TUNED_DENSE", "UNREAD_BY_TRANSFER",
     "UNTUNED_MODEL", "WRITTEN", "BenchmarkConfig", "CalibrationConfig", "CalibrationPart", "Criterion",
     "DistillationConfig", "Dtype", "ExecutionConfig", "GgufType", "HarnessTask", "HealingConfig", "Metric",
     "ModelConfig", "PerplexityConfig", "ProfileConfig", "PromptStudyConfig", "PruningConfig", "Quantization",
     "Reconstruction", "ReconstructionConfig", "RunConfig", "Section", "StoreConfig", "SweepCell", "SweepConfig",
     "TextConfig", "TrainingConfig", "TuningConfig", "as_gguf_type", "check_transfer", "dense_runs", "drops_layers",
-    "export_folders", "exported", "find_task", "gguf_folders", "gguf_types", "healing_text", "heals_on",
+    "export_folders", "exported", "find_task", "gguf_folders", "gguf_types", "healing_text",
     "is_harness_task", "is_written", "load_config", "load_study", "load_sweep", "load_transfer", "max_new_tokens",
     "named_benchmark", "part_of", "read_config_data", "reads_calibration", "reads_prompts", "reads_train",
-    "reserved_tokens", "scores_by_text", "searches_widths", "self_tokens", "step_ratios", "stop_strings",
-    "sweep_cells", "task_fields", "trims_vocabulary", "tuned_dense_cells", "unlabelled_of", "validate_as",
+    "reserved_tokens", "scores_by_text", "step_ratios", "stop_strings",
+    "sweep_cells", "task_fields", "trims_vocabulary", "tuned_dense_cells", "validate_as",
     "validate_config", "with_template",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tailored_llama.config.execution import GgufType, as_gguf_type
 from tailored_llama.config.harness import is_harness_task
-from tailored_llama.config.inputs import PROMPTS, SELF, BenchmarkConfig
+from tailored_llama.config.inputs import PROMPTS, BenchmarkConfig
 from tailored_llama.config.schema import DATA_FREE, RunConfig
 from tailored_llama.config.training import SOFT, TuningConfig
 
@@ -23,8 +23,8 @@ def reserved_tokens(tuning: TuningConfig) -> int:
 
 
 def reads_calibration(run: RunConfig) -> bool:
-    """Whether importance, the search for widths or reconstruction reads the calibration text."""
-    return scores_by_text(run) or run.reconstruction.method != "none" or searches_widths(run)
+    """Whether importance or reconstruction reads the calibration text."""
+    return scores_by_text(run) or run.reconstruction.method != "none"
 
 
 def scores_by_text(run: RunConfig) -> bool:
@@ -37,11 +37,6 @@ def drops_layers(run: RunConfig) -> bool:
     return "layer" in run.pruning.kinds
 
 
-def searches_widths(run: RunConfig) -> bool:
-    """Whether the widths of layers are searched for."""
-    return run.pruning.allocation == "search"
-
-
 def trims_vocabulary(run: RunConfig) -> bool:
     """Whether pruning removes tokens."""
     return "vocabulary" in run.pruning.kinds
@@ -49,12 +44,8 @@ def trims_vocabulary(run: RunConfig) -> bool:
 
 def reads_prompts(run: RunConfig) -> bool:
     """Whether pruning or healing reads the run's train prompts."""
-    return run.calibration.reads(PROMPTS) or trims_vocabulary(run) or searches_widths(run) or heals_on(run, PROMPTS)
-
-
-def heals_on(run: RunConfig, source: str) -> bool:
-    """Whether a source is among the texts of healing."""
-    return bool(run.healing.tokens) and healing_text(run).calibration.reads(source)
+    heals_on_prompts = bool(run.healing.tokens) and healing_text(run).calibration.reads(PROMPTS)
+    return run.calibration.reads(PROMPTS) or trims_vocabulary(run) or heals_on_prompts
 
 
 def reads_train(run: RunConfig, benchmark: str) -> bool:
@@ -69,16 +60,6 @@ def reads_train(run: RunConfig, benchmark: str) -> bool:
 def part_of(total: int, i: int, parts: int) -> int:
     """Size of part i when `total` items are divided into `parts`."""
     return total // parts + (i < total % parts)
-
-
-def unlabelled_of(run: RunConfig, benchmark: str) -> int:
-    """Number of unlabelled prompts that tuning reads of a benchmark: all, or its part in a mixture."""
-    if run.tuning.examples == "none":
-        return 0
-    if run.tuning.examples == "benchmark":
-        return run.distillation.unlabelled
-    names = [own.name for own in run.benchmarks]
-    return part_of(run.distillation.unlabelled, names.index(benchmark), len(names))
 
 
 def is_written(benchmark: BenchmarkConfig) -> bool:
@@ -105,11 +86,6 @@ def healing_text(run: RunConfig) -> RunConfig:
     """The same run with the text of healing as its calibration text."""
     healing = run.healing
     return run.model_copy(update={"calibration": run.calibration.with_tokens(healing.tokens, healing.source)})
-
-
-def self_tokens(run: RunConfig) -> int:
-    """Tokens of calibration text that the dense model writes itself."""
-    return sum(part.samples for part in run.calibration.parts if part.text.source == SELF) * run.calibration.tokens
 
 
 def step_ratios(ratio: float, steps: int) -> list[float]:

@@ -15,7 +15,6 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["none", "nf4"]
 NF4_MULTIPLE = 64  # weights in a block; on a CPU, rows of nf4 matrices must be whole blocks
 PROMPTS = "prompts"  # calibration source: the training prompts of the run's own benchmarks
-SELF = "self"  # calibration source: text that the dense model writes itself
 Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
 Ignored = Literal["case", "punctuation", "numbers", "spaces"]
 
@@ -43,7 +42,6 @@ class ModelConfig(Section):
         "bitsandbytes (QLoRA, arXiv 2305.14314; extra nf4). The adapter is merged into the weights of type `dtype`, "
         "and all else is computed with those. On a CPU widths must be multiples of 64: see "
         "pruning.channel_multiple.",
-        exclude_if=lambda value: value == "none",  # so that keys and cards of earlier configurations stay the same
     )
 
     @property
@@ -108,8 +106,8 @@ class CalibrationConfig(SourcesConfig):
         "boolq",
         description="A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, a Hub data "
         "set such as Salesforce/wikitext; or `prompts`: the training prompts of the run's own benchmarks, with their "
-        "answers; or `self`: text that the dense model writes itself (arXiv 2410.17170). A mixture is a list of them, "
-        'or of tables with weights, such as [{source = "boolq", weight = 2.0}, "prompts"].',
+        "answers. A mixture is a list of them, or of tables with weights, such as "
+        '[{source = "boolq", weight = 2.0}, "prompts"].',
     )
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
     samples: int = Field(32, ge=1, le=65536, description="Sequences drawn from the text.")

@@ -18,7 +18,7 @@ Criterion = Literal[
 ]  # fmt: skip
 DATA_FREE: tuple[Criterion, ...] = ("magnitude_l1", "magnitude_l2", "random")  # criteria that read no calibration text
 Reconstruction = Literal["none", "bias", "static", "sequential"]
-Allocation = Literal["uniform", "global", "search"]
+Allocation = Literal["uniform", "global"]
 Kind = Literal["attention", "mlp", "vocabulary", "layer"]
 ROWS = 64  # the tokens of a trimmed vocabulary are a multiple of this
 
@@ -40,16 +40,7 @@ class PruningConfig(Section):
     allocation: Allocation = Field(
         "global",
         description="uniform: every unprotected layer loses the same share; global: groups of all layers and kinds "
-        "are ranked together by importance per parameter; search: widths are chosen by the divergence from the dense "
-        "model that they cause, on calibration text and on the run's train prompts.",
-    )
-    search_evaluations: int = Field(
-        300,
-        ge=0,
-        le=100_000,
-        description="Allocation search only: models evaluated after each layer's attention and MLP have been measured "
-        "alone; 0: their sum decides.",
-        exclude_if=lambda value: value == 300,  # so that keys and cards of earlier configurations stay the same
+        "are ranked together by importance per parameter.",
     )
     attention_weight: float = Field(
         3.0,
@@ -71,7 +62,6 @@ class PruningConfig(Section):
         description="Kind layer only: how many whole layers leave, those of the least influence (1 − the mean cosine "
         "between a layer's input and output states on the calibration text). 0, without the kinds attention and mlp: "
         "as many as come nearest to the ratio.",
-        exclude_if=lambda value: value == 0,  # so that keys and cards of earlier configurations stay the same
     )
     vocabulary: int | Literal["auto"] = Field(
         "auto",
@@ -174,20 +164,6 @@ class RunConfig(Section):
         for kind in ("vocabulary", "layer"):
             if kind in kinds and steps > 1:
                 raise ValueError(f"pruning.steps: got {steps}; allowed: 1 with kind {kind}")
-        if self.pruning.allocation == "search" and steps > 1:
-            raise ValueError(f"pruning.steps: got {steps}; allowed: 1 with allocation search")
-        return self
-
-    @model_validator(mode="after")
-    def _search_keeps_blocks(self) -> RunConfig:
-        pruning = self.pruning
-        if pruning.allocation != "search":
-            return self
-        if "layer" in pruning.kinds:
-            raise ValueError("pruning.kinds: got layer; allowed with allocation search: attention, mlp and vocabulary")
-        for name in ("min_channels", "min_kv_heads"):
-            if not getattr(pruning, name):
-                raise ValueError(f"pruning.{name}: got 0; allowed with allocation search: at least 1")
         return self
 
     @model_validator(mode="after")

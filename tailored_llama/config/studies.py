@@ -22,7 +22,7 @@ RATIOS = "pruning.ratios"
 SEED = "seed"
 MODEL = "model"
 TEMPLATE, SEARCHED = "prompts.template", "searched"
-UNREAD_UNTUNED = ("distillation.weight", "distillation.sequences", "distillation.unlabelled")  # only tuning reads them
+UNREAD_UNTUNED = ("distillation.weight", "distillation.sequences")  # only tuning reads them
 MAY_VARY = (SEED, MODEL, "calibration", "pruning", "reconstruction", "distillation", "healing", "prompts", "tuning")
 
 READ_BY_DENSE = (SEED, MODEL, "prompts", "tuning")  # of what may vary, what a tuned dense model depends on

@@ -68,15 +68,6 @@ class DistillationConfig(Section):
     sequences: int = Field(
         2, ge=0, le=1024, description="In tuning, sequences of calibration text added to the examples of each step."
     )
-    unlabelled: int = Field(
-        0,
-        ge=0,
-        le=1_000_000,
-        description="Further train prompts of each benchmark (in a mixture: of all together) that tuning reads in the "
-        "same epochs, without their labels: the loss of each is the divergence from the dense model's distribution "
-        "over the choices, at the temperature. It needs no weight. They take about 80 bytes of memory per token.",
-        exclude_if=lambda value: value == 0,  # so that keys and cards of earlier configurations stay the same
-    )
 
 
 class HealingConfig(TrainingConfig):
@@ -93,7 +84,6 @@ class HealingConfig(TrainingConfig):
         None,
         description="The text to train on, with the same values as calibration.source; absent: the calibration text. "
         'A column of its own stands in a table, such as [{source = "hellaswag", column = "query"}].',
-        exclude_if=lambda value: value is None,  # so that keys and cards of earlier configurations stay the same
     )
     variant: Literal["lora", "rslora", "dora"] = Field("lora", description="As in tuning; it must merge into weights.")
     rank: int = Field(64, ge=1, le=1024, description="LoRA rank r: the width of each update.")
@@ -139,11 +129,9 @@ class TuningConfig(TrainingConfig):
         description="Whether a finished model (store.export) gets its adapter. better: if the adapter is better than "
         "none on the held-out examples, within their error; otherwise the untuned model is exported. always: in any "
         "case. Scores of the tailored model are reported either way.",
-        exclude_if=lambda value: value == "better",  # so that reports and cards of earlier configurations stay the same
     )
     dense: bool = Field(
         False,
         description="Flows tailor and sweep: also tune the dense model on the same shots, without teacher or healing, "
         "and score it: what pruning really costs after tailoring.",
-        exclude_if=lambda value: not value,  # so that reports of earlier configurations stay the same
     )

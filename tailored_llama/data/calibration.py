@@ -13,10 +13,9 @@ import torch
 
 from tailored_llama.config import PROMPTS, CalibrationConfig, RunConfig
 from tailored_llama.data.prompts import read_prompts
-from tailored_llama.data.self_text import check_length
 from tailored_llama.data.texts import load_texts, text_identity, text_name
 from tailored_llama.errors import InputError
-from tailored_llama.models import load_tokenizer
+from tailored_llama.models import load_tokenizer, read_config
 from tailored_llama.store import read_table, write_table
 
 CALIBRATION_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "source": pa.string(), "row": pa.int32()})
@@ -29,7 +28,7 @@ STAGE, VERSION = "calibration", 2
 
 
 def key_fields(config: RunConfig) -> dict[str, Any]:
-    """What the calibration sequences depend on, beside the tokenizer, the prompts and the text of the dense model."""
+    """What the calibration sequences depend on, beside the tokenizer and the prompts."""
     text = config.calibration
     parts = [(text_identity(part.text), part.samples) for part in text.parts]
     mixed = [identity | {"samples": samples} for identity, samples in parts]
@@ -44,7 +43,6 @@ def key_fields(config: RunConfig) -> dict[str, Any]:
 def load_calibration(
     checkpoint: Path,
     prompts: Sequence[Path] = (),
-    self_text: Path | None = None,
     *,
     calibration: CalibrationConfig,
     downloads: str,
@@ -61,7 +59,6 @@ def load_calibration(
     Args:
         checkpoint: provides the tokenizer and the context length.
         prompts: the train prompts of every benchmark, for the source `prompts`.
-        self_text: the output of `write_text`, for the source `self`.
         calibration: the text, and the number and length of the sequences.
         downloads: folder of the fetched wheels.
         seed: seed of the draw.
@@ -70,7 +67,9 @@ def load_calibration(
     Raises:
         InputError: a sequence is longer than all documents together, or than the model's context.
     """
-    check_length(checkpoint, calibration.tokens)
+    limit = int(read_config(checkpoint).get("max_position_embeddings", calibration.tokens))
+    if calibration.tokens > limit:
+        raise InputError(f"calibration.tokens: got {calibration.tokens}; allowed: at most {limit}, the model's context")
     tokenizer, parts = load_tokenizer(checkpoint), calibration.parts
     drawn: list[tuple[list[int], str, int]] = []  # sequence, source, and the document in which it begins
     for i, part in enumerate(parts):
@@ -78,7 +77,7 @@ def load_calibration(
             shots = [prompt for folder in prompts for prompt in read_prompts(folder, "shots")]
             documents = ["\n\n".join(p.contexts[p.answer] + p.continuations[p.answer] for p in shots)]
         else:
-            documents = load_texts(part.text, downloads, self_text)
+            documents = load_texts(part.text, downloads)
         rng = np.random.default_rng([seed, i] if i else seed)
         sequences = _draw(tokenizer, documents, part.samples, calibration.tokens, rng, part.text.source)
         drawn += [(sequence, text_name(part.text), row) for sequence, row in sequences]

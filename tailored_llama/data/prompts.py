@@ -11,7 +11,7 @@ sentence that is read twice, for example, would give the rest away. These accura
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +20,12 @@ import pyarrow.compute as pc
 
 from tailored_llama.config import BenchmarkConfig, RunConfig, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
-from tailored_llama.data.selection import select_at_random, select_evaluation, select_train, select_unlabelled, without
+from tailored_llama.data.selection import select_at_random, select_evaluation, select_train, without
 from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, wording
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
 
-PromptSplit = Literal["shots", "held_out", "selection", "unlabelled", "evaluation"]
-NO_LABEL = -1  # the answer of an unlabelled prompt
+PromptSplit = Literal["shots", "held_out", "selection", "evaluation"]
 
 PROMPTS_SCHEMA = pa.schema(
     [
@@ -48,7 +47,6 @@ class Prompt:
     The contexts are equal unless the choice is part of the context (WinoGrande with the harness template). A length is
     the number of characters of the continuation without its delimiter (a leading space), by which
     lm-evaluation-harness divides for acc_norm. When letters are scored, all lengths are 1 and acc_norm equals acc.
-    The answer of an unlabelled prompt is `NO_LABEL`.
     """
 
     example: int
@@ -128,7 +126,7 @@ def _fill(template: Template, layout: Layout, example: Example, choice: int) -> 
 
 STAGE, VERSION = "prompts", 3
 
-RenderedSplit = Literal["train", "selection", "unlabelled", "evaluation"]
+RenderedSplit = Literal["train", "selection", "evaluation"]
 
 
 def key_fields(config: RunConfig, benchmark: BenchmarkConfig, split: RenderedSplit, further: int = 0) -> dict[str, Any]:
@@ -150,12 +148,12 @@ def key_fields(config: RunConfig, benchmark: BenchmarkConfig, split: RenderedSpl
 def split_sizes(config: RunConfig, split: RenderedSplit, further: int = 0) -> dict[str, Any]:
     """The arguments of `render_prompts` that set how many prompts of a split are rendered.
 
-    `further` is the size of the splits selection and unlabelled, which are drawn besides shots and held-out examples.
+    `further` is the size of the split selection, which is drawn besides shots and held-out examples.
     """
     if split == "evaluation":
         return {"limit": config.scoring.limit}
     sizes = {"shots": config.tuning.shots, "held_out": config.tuning.held_out}
-    return sizes if split == "train" else sizes | {split: further}
+    return sizes if split == "train" else sizes | {"selection": further}
 
 
 def render_prompts(
@@ -168,7 +166,6 @@ def render_prompts(
     shots: int = 0,
     held_out: int = 0,
     selection: int = 0,
-    unlabelled: int = 0,
     limit: int | None = None,
     num_fewshot: int = 0,
     seed: int = 0,
@@ -183,16 +180,14 @@ def render_prompts(
     Args:
         examples: the folder that `load_benchmark` wrote.
         split: train renders `shots` and `held_out`; selection renders `selection` further train examples, drawn at
-            random, to choose a template on; unlabelled renders `unlabelled` further train examples without their
-            labels; evaluation renders `limit` evenly spaced examples.
+            random, to choose a template on; evaluation renders `limit` evenly spaced examples.
         template: the name of a shipped template set, or the path of a file.
 
     Returns:
         The number of prompts of each split.
 
     Raises:
-        InputError: more train examples are requested than exist, or the template cannot word this benchmark; or
-            unlabelled examples are requested of a benchmark without choices.
+        InputError: more train examples are requested than exist, or the template cannot word this benchmark.
     """
     template_set = load_template(template)
     chosen: dict[PromptSplit, list[Example]] = {}
@@ -210,12 +205,9 @@ def render_prompts(
         tuned, held = select_train(pool, shots, held_out, seed, benchmark=benchmark.name)
         if split == "train":
             chosen |= {"shots": tuned, "held_out": held}
-        elif split == "selection":
+        else:
             rest = without(pool, tuned + held)
             chosen["selection"] = select_at_random(rest, selection, seed, benchmark=benchmark.name)
-        else:
-            drawn = select_unlabelled(without(pool, tuned + held), unlabelled, seed, benchmark=benchmark)
-            chosen["unlabelled"] = [replace(example, answer=NO_LABEL) for example in drawn]
     header = few_shot_header(benchmark, template_set, solved)
     # A model that writes its answer must learn where to stop.
     ending = stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else ""

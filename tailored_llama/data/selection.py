@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from tailored_llama.config import BenchmarkConfig, is_written
 from tailored_llama.data.benchmarks import Example
 from tailored_llama.errors import InputError
 
@@ -65,29 +64,6 @@ def select_at_random(examples: Sequence[Example], count: int, seed: int, *, benc
             "the shots, the held-out examples and the few-shot examples)"
         )
     return random.Random(seed).sample(examples, count)
-
-
-def select_unlabelled(
-    examples: Sequence[Example], count: int, seed: int, *, benchmark: BenchmarkConfig
-) -> list[Example]:
-    """Draw `count` examples in a random order that depends on no label; a larger draw begins with a smaller one.
-
-    Raises:
-        InputError: there are fewer examples, or they have no choices.
-    """
-    if count and is_written(benchmark):
-        raise InputError(
-            f"distillation.unlabelled: got {count}; allowed: 0 for {benchmark.name}, because its answers are "
-            "written, and soft labels need choices"
-        )
-    if count > len(examples):
-        raise InputError(
-            f"distillation.unlabelled: got {count}; allowed: at most {len(examples)} ({benchmark.name} has so many "
-            "train examples besides the shots, the held-out examples and the few-shot examples)"
-        )
-    shuffled = list(examples)
-    random.Random(seed).shuffle(shuffled)
-    return shuffled[:count]
 
 
 def without(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:

@@ -6,17 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-
-from tailored_llama.config import PROMPTS, SELF, BenchmarkConfig, TextConfig
+from tailored_llama.config import PROMPTS, BenchmarkConfig, TextConfig
 from tailored_llama.data.benchmarks import benchmark_identity, benchmark_texts, check_text_of
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.rows import read_file
 from tailored_llama.data.splits import Split
 from tailored_llama.errors import InputError
-from tailored_llama.store import hub_column, hub_commit, is_hub_id, read_table, sha256_file
-
-SELF_TEXT_SCHEMA = pa.schema({"text": pa.string()})
+from tailored_llama.store import hub_column, hub_commit, is_hub_id, sha256_file
 
 _FILES = (".txt", ".parquet", ".jsonl", ".json", ".csv")
 
@@ -25,7 +21,7 @@ _FILES = (".txt", ".parquet", ".jsonl", ".json", ".csv")
 class TextSource:
     """Where a text comes from. Only this class distinguishes the kinds of source."""
 
-    kind: Literal["prompts", "self", "benchmark", "file", "hub"]
+    kind: Literal["prompts", "benchmark", "file", "hub"]
     text: TextConfig
 
     @property
@@ -58,8 +54,6 @@ def find_text(text: TextConfig, field: str = "text") -> TextSource:
     path = Path(text.source).expanduser()
     if text.source == PROMPTS:
         return TextSource("prompts", text)
-    if text.source == SELF:
-        return TextSource("self", text)
     if text.source in BUILTIN:
         return TextSource("benchmark", text)
     if path.is_file():
@@ -79,10 +73,8 @@ def check_text(text: TextConfig, field: str) -> None:
         InputError: one of them does not exist, or the file cannot be read.
     """
     source = find_text(text, field)
-    if source.kind in ("prompts", "self"):
-        raise InputError(
-            f"{field}.source: got {text.source!r}; allowed: a text of its own; {source.kind} is for calibration"
-        )
+    if source.kind == "prompts":
+        raise InputError(f"{field}.source: got 'prompts'; allowed: a text of its own; prompts is for calibration")
     if source.kind == "benchmark":
         check_text_of(source.benchmark, text.split, text.column)
     elif source.kind == "file":
@@ -97,8 +89,8 @@ def text_identity(text: TextConfig) -> dict[str, Any]:
     """
     source = find_text(text)
     match source.kind:
-        case "prompts" | "self":
-            return {"source": source.kind}  # identified by the artifacts of the prompts or the written text
+        case "prompts":
+            return {"source": source.kind}  # identified by the artifacts of the prompts
         case "benchmark":
             return benchmark_identity(source.benchmark, source.split) | {"column": text.column}
         case "file":
@@ -115,13 +107,12 @@ def text_name(text: TextConfig) -> str:
     return f"sha256:{sha256_file(source.path)}" if source.kind == "file" else text.source
 
 
-def load_texts(text: TextConfig, downloads: str, self_text: Path | None = None) -> list[str]:
+def load_texts(text: TextConfig, downloads: str) -> list[str]:
     """The documents of a text, without empty ones; a .txt file is one document.
 
     Args:
         text: any but the source `prompts`.
         downloads: folder of the fetched wheels.
-        self_text: the output of `write_text`, for the source `self`.
 
     Raises:
         InputError: the source cannot be read, the column is missing, or all documents are empty.
@@ -129,9 +120,6 @@ def load_texts(text: TextConfig, downloads: str, self_text: Path | None = None) 
     source = find_text(text)
     if source.kind == "benchmark":
         documents = benchmark_texts(source.benchmark, source.split, text.column, downloads)
-    elif source.kind == "self":
-        assert self_text is not None
-        documents = read_table(self_text / "self_text.parquet", SELF_TEXT_SCHEMA)["text"].to_pylist()
     elif source.kind == "file" and source.path.suffix == ".txt":
         try:
             documents = [source.path.read_text(encoding="utf-8")]

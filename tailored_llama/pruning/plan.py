@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,23 +19,14 @@ from tailored_llama.store import read_table
 PLAN_SCHEMA = pa.schema(
     {"group": pa.int32(), "layer": pa.int16(), "kind": pa.string(), "index": pa.int32(), "kept": pa.bool_()}
 )
-ALLOCATION_SCHEMA = pa.schema({"layer": pa.int16(), "kind": pa.string(), "groups": pa.int32(), "kept": pa.int32()})
 TOLERANCE = 0.001  # fraction of all parameters by which a plan may miss its ratio
-_LEVELS = 8  # widths of a block besides the dense one, from which a search chooses
 
 Mask = np.ndarray[Any, Any]
-Widths = Mapping[tuple[int, str], int]  # groups that stay, by layer and kind
 
 
 def read_plan(folder: Path) -> pa.Table:
     """`plan.parquet` as a table."""
     return read_table(folder / "plan.parquet", PLAN_SCHEMA)
-
-
-def read_widths(folder: Path) -> Widths:
-    """`allocation.parquet`, which a search wrote: how many groups of every layer and kind stay."""
-    rows = read_table(folder / "allocation.parquet", ALLOCATION_SCHEMA).to_pylist()
-    return {(row["layer"], row["kind"]): row["kept"] for row in rows}
 
 
 def plan(
@@ -48,7 +37,6 @@ def plan(
     pruning: PruningConfig,
     gone: int = 0,
     fixed: Fixed = MappingProxyType({}),
-    widths: Widths | None = None,
 ) -> Mask:
     """Choose the groups that stay, bool [groups].
 
@@ -60,8 +48,6 @@ def plan(
         pruning: allocation, attention weight, kinds, protected layers, floors and multiple.
         gone: parameters of `total` that earlier steps have removed.
         fixed: parameters of each block that leave with its last group.
-        widths: what a search chose, which removes no more than the ratio. The rest of the ratio leaves by importance,
-            as with allocation global.
 
     Raises:
         InputError: `ratio` cannot be reached within 0.1 % of all parameters (in tiny models: within one channel). The
@@ -73,7 +59,7 @@ def plan(
     if pruning.allocation == "uniform":
         removed = _remove_uniformly(groups, scores, budget, pruning)
     else:
-        removed = _remove_globally(groups, scores, budget, pruning, fixed, widths or {})
+        removed = _remove_globally(groups, scores, budget, pruning, fixed)
     if removed.all():
         raise InputError(f"pruning.ratios: got {ratio}; allowed: less, since it leaves no layer")
     blocks = _by_layer(groups, pruning).items()
@@ -138,32 +124,26 @@ def _spare(kind: str, count: int, pruning: PruningConfig) -> int:
     return max(0, count - -(-pruning.min_channels // multiple) * multiple)
 
 
-def _remove_globally(
-    groups: Groups, scores: Mask, budget: int, pruning: PruningConfig, fixed: Fixed, widths: Widths
-) -> Mask:
+def _remove_globally(groups: Groups, scores: Mask, budget: int, pruning: PruningConfig, fixed: Fixed) -> Mask:
     """Remove the groups of least importance per parameter over all layers and kinds, never more than the budget.
-
-    Where `widths` are given, what they remove leaves first.
 
     Scores of attention groups count `attention_weight` times, except FLAP's, which have both signs.
 
     With a channel multiple, channels go in blocks, a layer's least important ones first. A layer's first block is the
     excess of its width over a multiple.
     """
-    scores = weighted(groups, scores, pruning)
+    scores = _weighted(groups, scores, pruning)
     units: list[Mask] = []
     blocks: list[tuple[int, str]] = []  # of every unit
     left = Counter[tuple[int, str]]()  # groups of every block
     removed = np.zeros(len(groups), dtype=bool)
     for (layer, kind), members in _by_layer(groups, pruning).items():
-        _remove_least(removed, members, scores, len(members) - widths.get((layer, kind), len(members)))
         order = members[np.argsort(scores[members], kind="stable")][: _spare(kind, len(members), pruning)]
         multiple = pruning.channel_multiple if kind == "mlp" else 1
         parts = np.split(order, range(len(members) % multiple, len(order), multiple)) if len(order) else []
-        units += [part for part in parts if len(part) and not removed[part].any()]
+        units += [part for part in parts if len(part)]
         blocks += [(layer, kind)] * (len(units) - len(blocks))
-        left[layer, kind] = len(members) - int(removed[members].sum())
-    budget -= int(groups.parameters[removed].sum())
+        left[layer, kind] = len(members)
     sizes = np.array([groups.parameters[unit].sum() for unit in units], dtype=np.int64)
     density = np.array([scores[unit].sum() for unit in units]) / sizes if units else np.zeros(0)
     for unit in np.argsort(density, kind="stable"):
@@ -176,49 +156,11 @@ def _remove_globally(
     return removed
 
 
-def weighted(groups: Groups, scores: Mask, pruning: PruningConfig) -> Mask:
+def _weighted(groups: Groups, scores: Mask, pruning: PruningConfig) -> Mask:
     """Scores by which attention groups and channels are ranked together."""
     if pruning.criterion == "flap":
         return scores
     return np.asarray(np.where(groups.kind == "attention", pruning.attention_weight, 1) * scores)
-
-
-@dataclass(frozen=True)
-class Block:
-    """Attention or MLP of one layer, and the widths from which a search chooses.
-
-    `groups` are its coupled groups, the least important one first; all have `size` parameters. `widths` are the numbers
-    of groups that stay at each level; level 0 is dense.
-    """
-
-    layer: int
-    kind: str
-    groups: Mask
-    widths: tuple[int, ...]
-    size: int
-
-    def leaving(self, level: int) -> Mask:
-        """The groups that leave at a level."""
-        return self.groups[: len(self.groups) - self.widths[level]]
-
-    def removed(self, level: int) -> int:
-        """The parameters that leave at a level."""
-        return (self.widths[0] - self.widths[level]) * self.size
-
-
-def blocks_of(groups: Groups, scores: Mask, pruning: PruningConfig) -> list[Block]:
-    """The blocks that may lose groups, each with up to eight even steps from its dense width to its floor."""
-    blocks = []
-    for (layer, kind), members in _by_layer(groups, pruning).items():
-        width, spare = len(members), _spare(kind, len(members), pruning)
-        multiple = pruning.channel_multiple if kind == "mlp" else 1
-        count = min(_LEVELS, -(-spare // multiple))
-        even = [width - spare + spare * (count - level) / count for level in range(1, count + 1)]
-        narrower = {kept for level in even if (kept := round(level / multiple) * multiple) < width}
-        if narrower:
-            order, widths = members[np.argsort(scores[members], kind="stable")], sorted(narrower, reverse=True)
-            blocks.append(Block(layer, kind, order, (width, *widths), int(groups.parameters[members[0]])))
-    return blocks
 
 
 def _remove_uniformly(groups: Groups, scores: Mask, budget: int, pruning: PruningConfig) -> Mask:

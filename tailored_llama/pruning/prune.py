@@ -35,7 +35,7 @@ from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.depth import Array, Fixed, choose_layers, fixed_parameters, read_influence
 from tailored_llama.pruning.groups import KINDS, Groups, read_groups, read_slices
 from tailored_llama.pruning.importance import read_importance
-from tailored_llama.pruning.plan import PLAN_SCHEMA, Mask, Widths, plan, read_widths
+from tailored_llama.pruning.plan import PLAN_SCHEMA, Mask, plan
 from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.pruning.surgery import prune_checkpoint
 from tailored_llama.pruning.vocabulary import VocabularyPlan, plan_vocabulary
@@ -49,7 +49,7 @@ def key_fields(config: RunConfig, ratio: float, original_parameters: int) -> dic
     method = config.reconstruction.method
     unread = {"ratios"} if trims_vocabulary(config) else {"ratios", "vocabulary", "vocabulary_share"}
     unread |= {"vocabulary_share"} if config.pruning.vocabulary != "auto" else set()
-    fields = config.pruning.model_dump(mode="json", exclude=unread | {"search_evaluations"})
+    fields = config.pruning.model_dump(mode="json", exclude=unread)
     fields |= {"ratio": ratio, "original": original_parameters, "reconstruction": method}
     if method != "none":
         fields["ridge"] = config.reconstruction.ridge
@@ -70,7 +70,6 @@ def prune(
     out: Path,
     execution: ExecutionConfig,
     counts: Path | None = None,
-    allocation: Path | None = None,
     original: Size | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -90,7 +89,6 @@ def prune(
         out: an existing folder.
         execution: the device of reconstruction, which models are streamed, and the tokens per pass.
         counts: the output of `count_tokens` for it, if `pruning` has the kind vocabulary.
-        allocation: the output of `search_widths` for it and this ratio, if `pruning` has the allocation search.
         original: the size of the model before the first step, if `checkpoint` has been pruned already.
         progress: called after every reconstructed layer.
 
@@ -105,8 +103,7 @@ def prune(
     scores, total = read_importance(importance), before.parameters
     tokens = plan_vocabulary(checkpoint, counts, ratio, pruning, total) if counts else None
     influence = read_influence(importance) if "layer" in pruning.kinds else None
-    widths = read_widths(allocation) if allocation else None
-    kept = plan_kept(checkpoint, table, scores, ratio, pruning, method, total, tokens, influence, widths)
+    kept = plan_kept(checkpoint, table, scores, ratio, pruning, method, total, tokens, influence)
     write_table(
         out / "plan.parquet",
         {"group": range(len(table)), "layer": table.layer, "kind": table.kind, "index": table.index, "kept": kept},
@@ -144,7 +141,6 @@ def plan_kept(
     original_parameters: int | None = None,
     tokens: VocabularyPlan | None = None,
     influence: Array | None = None,
-    widths: Widths | None = None,
 ) -> Mask:
     """Plan a checkpoint as `plan` does, counting the tokens that leave and the biases that the method `bias` will add.
 
@@ -153,9 +149,9 @@ def plan_kept(
     Raises:
         InputError: as in `plan` and `choose_layers`, or the architecture has no biases to add.
     """
-    groups, fixed, total, gone = count_parameters(checkpoint, groups, method, original_parameters, tokens)
+    groups, fixed, total, gone = _count_parameters(checkpoint, groups, method, original_parameters, tokens)
     if "layer" not in pruning.kinds:
-        return plan(groups, scores, total, ratio, pruning, gone, fixed, widths)
+        return plan(groups, scores, total, ratio, pruning, gone, fixed)
     leave, parameters = choose_layers(groups, fixed, influence, total, ratio, pruning, gone)
     kept = ~np.isin(groups.layer, leave)
     if set(pruning.kinds) & set(KINDS):
@@ -164,7 +160,7 @@ def plan_kept(
     return kept
 
 
-def count_parameters(
+def _count_parameters(
     checkpoint: Path,
     groups: Groups,
     method: Reconstruction,

@@ -39,13 +39,7 @@ def key_fields(config: RunConfig) -> dict[str, Any]:
 
 
 def count_tokens(
-    checkpoint: Path,
-    prompts: Sequence[Path] = (),
-    self_text: Path | None = None,
-    *,
-    calibration: CalibrationConfig,
-    downloads: str,
-    out: Path,
+    checkpoint: Path, prompts: Sequence[Path] = (), *, calibration: CalibrationConfig, downloads: str, out: Path
 ) -> dict[str, Any]:
     """Stage: count how often the calibration text and train prompts use each token; write `tokens.parquet`.
 
@@ -56,7 +50,6 @@ def count_tokens(
     Args:
         checkpoint: provides the tokenizer.
         prompts: the train prompts of every benchmark.
-        self_text: the output of `write_text`, for the source `self`.
         calibration: the text; the source `prompts` stands for the prompts alone.
         downloads: folder of the fetched wheels.
         out: an existing folder.
@@ -66,7 +59,7 @@ def count_tokens(
     """
     rows, tokenizer = read_tokens(checkpoint).rows, load_tokenizer(checkpoint)
     parts = _counted(calibration)
-    counts = [_counts(tokenizer, _excerpts(load_texts(part.text, downloads, self_text)), rows) for part in parts]
+    counts = [_counts(tokenizer, _excerpts(load_texts(part.text, downloads)), rows) for part in parts]
     asked = (
         context + continuation
         for folder in prompts

@@ -11,7 +11,6 @@ from huggingface_hub import EvalResult
 from tailored_llama.config import (
     DENSE,
     GENERIC,
-    SELF,
     BenchmarkConfig,
     CalibrationConfig,
     RunConfig,
@@ -167,7 +166,7 @@ def _text(text: TextConfig) -> str:
 def _calibration_text(calibration: CalibrationConfig) -> str:
     """The texts of the calibration, with the sequences of each if there are several."""
     shares = [f" ({part.samples})" for part in calibration.parts] if len(calibration.parts) > 1 else [""]
-    names = ["text that the base wrote" if p.text.source == SELF else _text(p.text) for p in calibration.parts]
+    names = [_text(part.text) for part in calibration.parts]
     return ", ".join(map("".join, zip(names, shares, strict=True)))
 
 

@@ -145,7 +145,6 @@ def train(
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=training.learning_rate)
     per_epoch = math.ceil(len(samples) / training.batch_size)
     steps, tokens, started = per_epoch * epochs, 0, time.perf_counter()
-    logs_divergence = bool(objective.distillation) or any(sample.soft_label for sample in samples)
     state = State(training.micro_batch_tokens, math.inf, _copy(model), {name: [] for name in LOG_SCHEMA.names})
     if resume:
         load_state(resume, state, model, optimiser)
@@ -173,7 +172,7 @@ def train(
             optimiser.step()
             optimiser.zero_grad()
             tokens += sum(map(len, batch))
-            logged = distance if logs_divergence else None
+            logged = distance if objective.distillation else None
             _append(state.log, step=state.step, epoch=epoch + 1, loss=loss, divergence=logged, learning_rate=rate)
             progress(state.step, steps)
             if not held_out and state.step % math.ceil(steps / 10) == 0:

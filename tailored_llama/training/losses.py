@@ -22,13 +22,12 @@ from tailored_llama.training.distillation import SoftTargets, Teacher, divergenc
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sample: an example's right choice, all its choices if they are ranked or unlabelled, or text."""
+    """One training sample: an example's right choice, all its choices if they are ranked, or text."""
 
     encoded: Encoded
     answer: int = 0
     scales: tuple[float, ...] = ()  # by choice: makes their log-likelihoods comparable; empty: plain text
     teacher: SoftTargets | None = None  # along the prefix and the right choice
-    soft_label: tuple[float, ...] = ()  # the dense model's log-likelihood of every choice, of an unlabelled example
 
     def __len__(self) -> int:
         return len(self.encoded.document)
@@ -99,15 +98,10 @@ def sample_losses(model: Any, batch: Sequence[Sample], objective: Objective) -> 
 
     An example's loss is the mean negative log-likelihood of its right continuation's tokens. If its choices are ranked,
     the cross-entropy over them times `ranking` is added. If it has a teacher, the divergence from it times
-    `distillation` is added. Plain text has only the divergence. An unlabelled example's loss is the divergence from the
-    dense model's distribution over its choices, which has no weight.
+    `distillation` is added. Plain text has only the divergence.
     """
     states, starts, choices = choice_losses(model, batch)
     for start, sample, own in zip(starts, batch, choices, strict=True):
-        if sample.soft_label:
-            distance = _choice_divergence(own, sample, objective.temperature)
-            yield distance, distance
-            continue
         loss = _choice_loss(own, sample, objective.ranking)
         distance = states.new_zeros((), dtype=torch.float32)
         if sample.teacher is not None and objective.distillation:
@@ -154,11 +148,3 @@ def _choice_loss(choices: Sequence[Tensor], sample: Sample, ranking: float) -> T
 def choice_scores(choices: Sequence[Tensor], sample: Sample) -> Tensor:
     """Log-likelihoods of an example's choices, scaled as its metric compares them: [choices]."""
     return torch.stack([-c.sum() * scale for c, scale in zip(choices, sample.scales, strict=True)])
-
-
-def _choice_divergence(choices: Sequence[Tensor], sample: Sample, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence from the dense model's distribution over the choices, in nats, times temperature²."""
-    student = (choice_scores(choices, sample) / temperature).log_softmax(0)
-    logits = torch.tensor(sample.soft_label) * torch.tensor(sample.scales)
-    teacher = (logits / temperature).log_softmax(0).to(student.device)
-    return (teacher.exp() * (teacher - student)).sum() * temperature**2

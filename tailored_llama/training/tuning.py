@@ -29,36 +29,28 @@ from tailored_llama.progress import Progress, silent
 from tailored_llama.training.held_out import Comparison, is_better, outcomes, write_comparison
 from tailored_llama.training.loop import train, write_log
 from tailored_llama.training.losses import Objective, Sample, TextSamples, with_teacher
-from tailored_llama.training.soft_labels import SoftLabel, read_soft_labels
 
 
 @dataclass(frozen=True)
 class Source:
-    """Train prompts of a benchmark, its headline metric, and what the dense model says, if it is asked.
-
-    `teacher` has its outputs along the shots; `soft_labels` has further prompts and its log-likelihoods of the choices.
-    """
+    """Train prompts of a benchmark, its headline metric, and the dense model's outputs along the shots, if any."""
 
     prompts: Path
     metric: Metric
     teacher: Path | None = None
-    soft_labels: Path | None = None
 
 
 STAGE, VERSION = "adapter", 6
 
 
-def key_fields(
-    config: RunConfig, metrics: Mapping[str, Metric], taught: bool, text: bool, unlabelled: bool = False
-) -> dict[str, Any]:
-    """What an adapter depends on, beside the checkpoint, the prompts, the teacher outputs and the soft labels.
+def key_fields(config: RunConfig, metrics: Mapping[str, Metric], taught: bool, text: bool) -> dict[str, Any]:
+    """What an adapter depends on, beside the checkpoint, the prompts and the teacher outputs.
 
     Args:
         config: the run's.
         metrics: the headline metric of every benchmark that is tuned on.
         taught: whether there are teacher outputs along the shots.
         text: whether there are teacher outputs along the calibration text.
-        unlabelled: whether there are soft labels.
     """
     tuning, distillation = config.tuning, config.distillation
     unread = {"shots", "held_out", "examples", "keep", "dense"}
@@ -66,14 +58,12 @@ def key_fields(
     if not tuning.held_out:
         unread.add("patience")
     fields = tuning.model_dump(mode="json", exclude=unread) | {"seed": config.seed}
-    if tuning.ranking or tuning.held_out or unlabelled:
+    if tuning.ranking or tuning.held_out:
         fields["metrics"] = dict(metrics)
     if len(metrics) > 1:  # each gives a part of the examples, the first ones perhaps one more
         fields |= {"shots": tuning.shots, "held_out": tuning.held_out, "order": list(metrics)}
     if taught:
         fields |= {"weight": distillation.weight, "temperature": distillation.temperature}
-    if unlabelled:
-        fields["temperature"] = distillation.temperature
     if text:
         fields["sequences"] = distillation.sequences
     if config.model.quantization != "none":
@@ -100,30 +90,24 @@ def tune(
     The loss is the mean over examples of the mean negative log-likelihood of the right continuation's tokens. With
     `tuning.ranking`, that weight times the cross-entropy over the choices is added. Its logits are the choices'
     log-likelihoods, for acc_norm divided by the choices' lengths and multiplied by the mean length. With a teacher, the
-    divergence from it is added, times `distillation.weight`. Prompts with soft labels are mixed into the shots; the
-    loss of each is the divergence from the dense model's distribution over the choices, whose logits are as in ranking.
-    The adapter kept is the one with the lowest loss, without divergence, on the held-out slice of the train split, the
-    untrained one included. Deterministic for a seed on a CPU.
+    divergence from it is added, times `distillation.weight`. The adapter kept is the one with the lowest loss, without
+    divergence, on the held-out slice of the train split, the untrained one included. Deterministic for a seed on a CPU.
 
     What it does there to the metric goes to `held_out.parquet`, beside the model without it (`read_comparison`). Both
     are measured as they are trained: the adapter is attached, and the model may be quantised.
 
     Args:
         checkpoint: the model to tune.
-        sources: the train prompts. Several sources each give an equal part of `tuning.shots` and `tuning.held_out`, and
-            all their prompts with soft labels.
+        sources: the train prompts. Several sources each give an equal part of `tuning.shots` and `tuning.held_out`.
         text: the teacher outputs along the calibration text.
         tuning: shots, adapter, loss, optimiser.
-        distillation: weight and temperature, if there are teacher outputs or soft labels.
+        distillation: weight and temperature, if there are teacher outputs.
         seed: of the adapter, the order and dropout.
         out: an existing folder.
         execution: the device.
         quantization: of the model while the adapter is trained on it.
         resume: a folder with the state of this tuning, to continue from after a kill.
         progress: called after every step.
-
-    Returns:
-        Measurements; with soft labels also the number of these prompts, and of their tokens with all choices.
 
     Raises:
         InputError: a continuation is longer than the model's context, a teacher read other tokens, a soft prompt is set
@@ -143,7 +127,6 @@ def tune(
     limit -= reserved_tokens(tuning)
     table = read_id_table(checkpoint)
     shots: list[Sample] = []
-    unlabelled: list[Sample] = []
     held_out: list[Sample] = []  # with all their choices
     examples: list[int] = []
     for i, source in enumerate(sources):
@@ -155,14 +138,12 @@ def tune(
         held = read_prompts(source.prompts, "held_out")[: part_of(tuning.held_out, i, len(sources))]
         held_out += [encode_sample(tokenizer, limit, choices, prompt) for prompt in held]
         examples += [prompt.example for prompt in held]
-        soft = read_soft_labels(source.soft_labels) if source.soft_labels else ()
-        unlabelled += [_soft_sample(tokenizer, limit, source.metric, own) for own in soft]
     # A soft prompt changes the model before it is trained; other adapters start as no change.
     untuned = outcomes(base, held_out, tuning, tuning.micro_batch_tokens) if tuning.variant in SOFT else None
     model = add_adapter(base, tuning, execution)
     log, measured, (untrained, kept) = train(
         model,
-        shots + unlabelled,
+        shots,
         tuning,
         Objective(tuning.ranking, distillation.weight, distillation.temperature),
         seed,
@@ -178,9 +159,7 @@ def tune(
     comparison = write_comparison(out, examples, untrained if untuned is None else untuned, kept)
     write_log(log, out)
     save_adapter(model, checkpoint, out)
-    measured |= _figures(comparison) if comparison else {}
-    budget = {"unlabelled": len(unlabelled), "unlabelled_tokens": sum(map(len, unlabelled))}
-    return measured | (budget if unlabelled else {})
+    return measured | (_figures(comparison) if comparison else {})
 
 
 def _figures(comparison: Comparison) -> dict[str, Any]:
@@ -197,12 +176,6 @@ def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Pro
     if ranked is None:
         return Sample(encode_answer(tokenizer, prompt, limit), 0, (1.0,))
     return Sample(encode_prompt(tokenizer, prompt, limit), right, _scales(prompt, ranked))
-
-
-def _soft_sample(tokenizer: Any, limit: int, metric: Metric, own: SoftLabel) -> Sample:
-    """Encode all choices of an unlabelled prompt."""
-    encoded = encode_prompt(tokenizer, own.prompt, limit)
-    return Sample(encoded, scales=_scales(own.prompt, metric), soft_label=own.loglikelihoods)
 
 
 def _scales(prompt: Prompt, metric: Metric) -> tuple[float, ...]:

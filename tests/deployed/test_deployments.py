@@ -16,7 +16,7 @@ from services import children, environment, kill, until
 from sites import ENDED, Site
 
 pytestmark = pytest.mark.deployed
-STAGES = {"importance", "prune", "teach", "soft_label", "heal", "tune", "perplexity", "profile", "score"}
+STAGES = {"importance", "prune", "teach", "heal", "tune", "perplexity", "profile", "score"}
 
 
 def on_gpu_pool(own_run: dict[str, Any]) -> dict[str, Any]:

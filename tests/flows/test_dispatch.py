@@ -92,22 +92,12 @@ def test_workers_make_what_the_flow_itself_makes(two: dict[str, Any], workers: W
     names = workers()
     report = tailor(validate_config(two | DISPATCH))
     assert len(names) == len(set(names)) + 1  # importance is scored before each of the two steps, so is nothing else
-    on_device = {"importance", "pruned", "teacher", "soft-labels", "healed", "adapter", "perplexity", "profile"}
+    on_device = {"importance", "pruned", "teacher", "healed", "adapter", "perplexity", "profile"}
     on_device |= {"scores", "quantised-scores"}
     before = built(two)
     assert len(names) == sum(path.parent.name in on_device for path in before)
     assert tailor(validate_config(two)) == report
     assert built(two) == before
-
-
-def test_a_worker_writes_the_text_of_the_dense_model(own_run: dict[str, Any], workers: Workers) -> None:
-    own_run["calibration"]["source"], own_run["tuning"]["examples"] = "self", "none"
-    names = workers()
-    report = tailor(validate_config(own_run | DISPATCH))
-    assert names.index("write text") < names.index("importance taylor_gate")
-    before = built(own_run)
-    assert tailor(validate_config(own_run)) == report
-    assert built(own_run) == before
 
 
 def test_all_that_can_begin_is_under_way_at_once(two: dict[str, Any], workers: Workers) -> None:

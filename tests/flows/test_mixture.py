@@ -1,7 +1,8 @@
-"""The flow on calibration text of several sources, and on text that the dense model writes itself."""
+"""The flow on calibration text of several sources, and on a text of its own for healing."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ def sources(calibration: Path) -> list[str]:
 
 @pytest.fixture
 def mixed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """The run on three sources: a file, the run's prompts, and text of the dense model."""
+    """The run on three sources: a file, the run's prompts, and another file."""
     file = own_run["calibration"]["source"]
-    own_run["calibration"]["source"] = [{"source": file, "weight": 2.0}, "prompts", "self"]
+    other = tmp_path / "data" / "other.txt"
+    other.write_text("Pack my box with five dozen liquor jugs. " * 40)
+    own_run["calibration"]["source"] = [{"source": file, "weight": 2.0}, "prompts", str(other)]
     own_run["model"] = {"source": str(save_worded_llama(tmp_path / "worded"))}
     return own_run
 
@@ -37,11 +40,11 @@ def test_a_run_on_several_texts(mixed_run: dict[str, Any], tmp_path: Path) -> No
     mixed_run["pruning"] |= {"kinds": ["attention", "mlp", "vocabulary"], "vocabulary": 448, "ratios": [0.35]}
     tailor(validate_config(mixed_run))
     (calibration,) = folders(mixed_run, "calibration")
-    assert sorted(sources(calibration))[:2] == ["prompts", "self"]
-    assert len(sources(calibration)) == 4
-    assert len(folders(mixed_run, "self-text")) == len(folders(mixed_run, "tokens")) == 1
+    assert sorted(Counter(sources(calibration)).values()) == [1, 1, 2]
+    assert "prompts" in sources(calibration)
+    assert len(folders(mixed_run, "tokens")) == 1
     card = (tmp_path / "finished" / "colours-0.35" / "README.md").read_text()
-    assert "4 sequences of 16 tokens of `text.txt` (2), `prompts` (1), text that the base wrote (1)." in card
+    assert "4 sequences of 16 tokens of `text.txt` (2), `prompts` (1), `other.txt` (1)." in card
     assert str(tmp_path) not in card
 
     built = set(Path(mixed_run["store"]["root"]).glob("[!.]*/*"))
@@ -54,15 +57,15 @@ def test_a_run_on_several_texts(mixed_run: dict[str, Any], tmp_path: Path) -> No
     assert folders(mixed_run, "calibration") == [calibration]
 
 
-def test_healing_on_text_of_the_dense_model(mixed_run: dict[str, Any]) -> None:
-    mixed_run["calibration"]["source"] = mixed_run["calibration"]["source"][0]["source"]
-    mixed_run["healing"], mixed_run["distillation"] = {"tokens": 128, "source": "self"}, {"top": 8}
+def test_healing_on_a_text_of_its_own(mixed_run: dict[str, Any]) -> None:
+    text, _, other = mixed_run["calibration"]["source"]
+    mixed_run["calibration"]["source"] = text["source"]
+    mixed_run["healing"], mixed_run["distillation"] = {"tokens": 128, "source": other}, {"top": 8}
     config = validate_config(mixed_run)
     _, sizes = read_recovery(open_store(config.store).open(tailor(config)))
     perplexities = {model.model: model.perplexity for model in sizes}
     assert perplexities["healed"] not in (None, perplexities["pruned"])
     pruned_by, healed_on = sorted(map(sources, folders(mixed_run, "calibration")), key=len)
     assert (len(pruned_by), len(healed_on)) == (4, 8)
-    assert "self" not in pruned_by
-    assert set(healed_on) == {"self"}
-    assert len(folders(mixed_run, "self-text")) == 1
+    assert len(set(healed_on)) == 1
+    assert not set(pruned_by) & set(healed_on)

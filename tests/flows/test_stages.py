@@ -20,7 +20,7 @@ from tasks._task import IncompleteRun
 def config(own_run: dict[str, Any]) -> RunConfig:
     """With every stage that computes on the device; it dispatches to no deployment that is there."""
     own_run["execution"] = {"device": "cpu", "dispatch": "nowhere"}
-    own_run["healing"], own_run["distillation"] = {"tokens": 128}, {"weight": 1.0, "top": 8, "unlabelled": 6}
+    own_run["healing"], own_run["distillation"] = {"tokens": 128}, {"weight": 1.0, "top": 8}
     own_run["profile"] = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
     return validate_config(own_run)
 
@@ -39,7 +39,7 @@ def test_stages_compute_here_even_where_tailor_would_dispatch_and_tailor_finds_w
         kinds = [path.parent.name for path in made(config) - before]
         return {kind: kinds.count(kind) for kind in sorted(kinds)}
 
-    before = {"dense": 1, "examples": 1, "prompts": 3, "scores": 1}
+    before = {"dense": 1, "examples": 1, "prompts": 2, "scores": 1}
     assert new(stages.score, benchmark="colours", model="dense") == before
     assert new(stages.importance) == {"calibration": 1, "groups": 1, "importance": 1}
     assert new(stages.perplexity, model="dense") == {"perplexity": 1}
@@ -51,7 +51,6 @@ def test_stages_compute_here_even_where_tailor_would_dispatch_and_tailor_finds_w
     assert new(stages.perplexity, model="healed @ 0.20") == {"perplexity": 1}
     assert new(stages.teach, source="colours") == {"teacher": 1}
     assert new(stages.teach, source="text") == {"teacher": 1}
-    assert new(stages.soft_label, benchmark="colours") == {"soft-labels": 1}
     assert new(stages.tune, benchmark="colours", ratio=0.2) == {"adapter": 1}
     assert new(stages.score, benchmark="colours", model="pruned @ 0.20") == {"scores": 1}
     assert new(stages.score, benchmark="colours", model="tailored @ 0.20") == {"scores": 1}
@@ -73,13 +72,6 @@ def test_what_the_configuration_does_not_have_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         flow(config, **parameters)
-
-
-def test_without_unlabelled_prompts_there_is_nothing_to_label(own_run: dict[str, Any]) -> None:
-    with pytest.raises(
-        InputError, match=r"distillation.unlabelled: got 0, which leaves colours none; allowed: at least"
-    ):
-        stages.soft_label(validate_config(own_run), benchmark="colours")
 
 
 def test_a_device_that_each_machine_would_choose_is_refused_before_any_work(own_run: dict[str, Any]) -> None:

@@ -20,10 +20,10 @@ from tailored_llama.store.housekeeping import FINISHED
 
 MADE = (  # by the run below
     "adapter", "calibration", "dense", "examples", "groups", "healed", "importance", "perplexity", "prompts", "pruned",
-    "report", "scores", "soft-labels", "tailored", "teacher",
+    "report", "scores", "tailored", "teacher",
 )  # fmt: skip
 STUDIES = (  # by other runs: the store treats stand-ins alike
-    "allocation", "pieces", "profile", "prompt-study", "quantised-scores", "self-text", "sweep", "tokens", "transfer",
+    "pieces", "profile", "prompt-study", "quantised-scores", "sweep", "tokens", "transfer",
 )  # fmt: skip
 KINDS = (*MADE, *STUDIES)
 LIBRARY = Path(__file__).parents[2] / "tailored_llama"
@@ -80,7 +80,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
             "calibration": {"source": text, "samples": 4, "tokens": 16},
             "pruning": {"ratios": [0.2], "min_channels": 4},
             "healing": {"tokens": 128},
-            "distillation": {"weight": 1.0, "top": 8, "unlabelled": 4},
+            "distillation": {"weight": 1.0, "top": 8},
             "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2},
             "perplexity": {"source": text, "window": 32, "tokens": 128},
             "profile": {"batches": []},

@@ -15,8 +15,7 @@ import tasks.prune
 from flows.__main__ import main
 from flows.sweep import sweep
 from helpers import as_toml, save_tiny_llama
-from tailored_llama.config import SweepConfig, sweep_cells
-from tailored_llama.errors import InputError
+from tailored_llama.config import SweepConfig
 from tailored_llama.evaluation import SweepRow, read_metrics, read_sweep
 from tasks._stage import open_store
 from tasks._task import IncompleteRun
@@ -85,21 +84,6 @@ def test_cells_are_tuned_as_they_say_and_seeds_share_a_row(own_run: dict[str, An
     assert (dense.recovery, untuned.perplexity) == (1.0, tuned.perplexity)
     stages = [path.parent.parent.name for path in built(config)]
     assert (stages.count("adapter"), stages.count("healed"), stages.count("pruned")) == (3, 1, 2)
-
-
-def test_a_grid_over_unlabelled_prompts(own_run: dict[str, Any]) -> None:
-    """Beside the dense model's row there is one row for each number; a searched template words these prompts too."""
-    grid = [{"distillation.unlabelled": [0, 6]}, {"distillation.unlabelled": [6], "prompts.template": ["searched"]}]
-    config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True, "axis": "distillation.unlabelled"})
-    rows = rows_of(config)
-    assert [(row.label, row.error) for row in rows[1:]] == [
-        ("unlabelled=0, harness", None),
-        ("unlabelled=6, harness", None),
-        ("unlabelled=6, searched", None),
-    ]
-    assert [path.parent.parent.name for path in built(config)].count("adapter") in (2, 3)
-    with pytest.raises(InputError, match=r"'distillation.unlabelled', which changes nothing without tuning"):
-        sweep_cells(config.model_copy(update={"tailored": False}))
 
 
 def test_a_searched_template_is_chosen_on_what_tuning_has_then_scored_and_tuned_with(

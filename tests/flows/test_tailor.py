@@ -67,22 +67,6 @@ def test_healing_distillation_and_a_mixture_are_stages_of_their_own(own_run: dic
     assert mixed.count("scores") == 4  # the new benchmark's dense and pruned, and both with the adapter
 
 
-def test_unlabelled_prompts_are_labelled_by_the_dense_model_in_a_stage_of_its_own(own_run: dict[str, Any]) -> None:
-    def new(**changes: Any) -> list[str]:
-        before = stage_seconds(own_run["store"]["root"])
-        tailor(validate_config(own_run | changes))
-        after = stage_seconds(own_run["store"]["root"])
-        return sorted(path.parent.parent.name for path in after.keys() - before.keys())
-
-    new()
-    assert new(distillation={"unlabelled": 8}) == ["adapter", "prompts", "report", "scores", "soft-labels"]
-    assert new(distillation={"unlabelled": 8, "temperature": 2.0}) == ["adapter", "report", "scores"]
-    assert new(distillation={"unlabelled": 8}, tuning=own_run["tuning"] | {"examples": "none"}) == ["report"]
-    two = [*own_run["benchmarks"], {**own_run["benchmarks"][0], "name": "shades"}]
-    mixed = new(benchmarks=two, tuning=own_run["tuning"] | {"examples": "mixture"}, distillation={"unlabelled": 8})
-    assert (mixed.count("soft-labels"), mixed.count("adapter")) == (2, 1)
-
-
 def test_a_failed_stage_is_retried_alone(own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = validate_config(own_run)
     import tasks.tune

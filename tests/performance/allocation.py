@@ -1,11 +1,11 @@
-"""Allocation by ranking beside allocation by search: what models pruned to the same ratio keep, before any tuning.
+"""Allocation by ranking beside the same share of every layer: what models pruned to one ratio keep, before any tuning.
 
     python tests/performance/allocation.py FOLDER data/quickstart.toml --ratio 0.2 --ratio 0.5
 
-Everything but `pruning.allocation` is equal. On text and prompts that neither the search nor the fits have read, the
-divergence from the dense model and the perplexity are measured; and the accuracy on train examples that are neither
-shots nor held out. The text is the run's perplexity text. The prompts are the first of those examples, with their right
-answers. Results are kept in FOLDER, and found again. The split that benchmarks are scored on is not read.
+Everything but `pruning.allocation` is equal. The divergence from the dense model and the perplexity are measured on
+text and prompts that the fits have not read, and the accuracy on train examples that are neither shots nor held out.
+The text is the run's perplexity text. The prompts are the first of those examples, with their right answers. Results
+are kept in FOLDER, and found again. The split that benchmarks are scored on is not read.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import torch
 import typer
 
 from tailored_llama.cli.stages import calibration_sequences, render
-from tailored_llama.config import BenchmarkConfig, PruningConfig, RunConfig, load_config
+from tailored_llama.config import BenchmarkConfig, RunConfig, load_config
 from tailored_llama.console import progress_bar
-from tailored_llama.data import RenderedSplit, encode_answer, load_texts, read_prompts
+from tailored_llama.data import encode_answer, load_texts, read_prompts
 from tailored_llama.evaluation.perplexity import measure_perplexity
 from tailored_llama.evaluation.scoring import score_benchmark
 from tailored_llama.models import (
@@ -38,7 +38,7 @@ from tailored_llama.models import (
     packed_attention,
     packed_states,
 )
-from tailored_llama.pruning import allocation, groups, importance
+from tailored_llama.pruning import groups, importance
 from tailored_llama.pruning import prune as pruning
 
 DIVERGED, TEXT = 20, 4096  # prompts of each benchmark, and tokens of the text, whose divergence is measured
@@ -54,10 +54,6 @@ def once(folder: Path, build: Callable[[Path], Any]) -> Path:
         scratch.rename(folder)
         print(folder.name, facts, flush=True)
     return folder
-
-
-def with_allocation(run: RunConfig, name: str) -> PruningConfig:
-    return run.pruning.model_copy(update={"allocation": name})
 
 
 def divergence(dense: Any, model: Any, documents: Sequence[Document]) -> float:
@@ -122,32 +118,23 @@ class Inputs:
     graph: Path
     text: Path
     scores: Path
-    train: Sequence[Path]
     slices: Sequence[Path]
 
 
-def pruned(run: RunConfig, kind: str, ratio: float, inputs: Inputs, folder: Path) -> Path:
-    """The model pruned to a ratio with an allocation."""
-    name, own = f"{kind} {ratio:g}", run.model_copy(update={"pruning": with_allocation(run, kind)})
+def with_pruning(run: RunConfig, **settings: Any) -> RunConfig:
+    return run.model_copy(update={"pruning": run.pruning.model_copy(update=settings)})
+
+
+def pruned(run: RunConfig, name: str, ratio: float, inputs: Inputs, folder: Path) -> Path:
+    """The model that is pruned to a ratio as the run says."""
     read = inputs.dense, inputs.graph, inputs.scores, inputs.text
-    settings: dict[str, Any] = {
-        "ratio": ratio,
-        "pruning": own.pruning,
-        "reconstruction": own.reconstruction,
-        "execution": own.execution,
-    }
-
-    def find(out: Path) -> Any:
-        with progress_bar(f"search {ratio:g}") as bar:
-            return allocation.search_widths(*read, inputs.train, seed=own.seed, out=out, progress=bar, **settings)
-
-    widths = once(folder / f"widths {ratio:g}", find) if kind == "search" else None
+    settings = {"pruning": run.pruning, "reconstruction": run.reconstruction, "execution": run.execution}
 
     def cut(out: Path) -> Any:
-        with progress_bar(name) as bar:
-            return pruning.prune(*read, allocation=widths, out=out, progress=bar, **settings)
+        with progress_bar(f"{name} {ratio:g}") as bar:
+            return pruning.prune(*read, ratio=ratio, out=out, progress=bar, **settings)
 
-    return once(folder / name, cut)
+    return once(folder / f"{name} {ratio:g}", cut)
 
 
 def prepare(run: RunConfig, examples: int, folder: Path) -> Inputs:
@@ -161,11 +148,8 @@ def prepare(run: RunConfig, examples: int, folder: Path) -> Inputs:
     def text_into(out: Path) -> None:
         shutil.copytree(calibration_sequences(run, dense, scratch(out)), out, dirs_exist_ok=True)
 
-    def prompts_into(own: BenchmarkConfig, split: RenderedSplit, out: Path) -> None:
-        shutil.copytree(render(run, own, split, scratch(out)("work"), examples), out, dirs_exist_ok=True)
-
-    def prompts(split: RenderedSplit) -> list[Path]:
-        return [once(folder / f"{split} {own.name}", partial(prompts_into, own, split)) for own in run.benchmarks]
+    def prompts_into(own: BenchmarkConfig, out: Path) -> None:
+        shutil.copytree(render(run, own, "selection", scratch(out)("work"), examples), out, dirs_exist_ok=True)
 
     text = once(folder / "calibration", text_into)
 
@@ -174,7 +158,8 @@ def prepare(run: RunConfig, examples: int, folder: Path) -> Inputs:
         with progress_bar("importance") as bar:
             importance.score_importance(dense, graph, text, out=out, progress=bar, **settings)
 
-    return Inputs(dense, graph, text, once(folder / "importance", score), prompts("train"), prompts("selection"))
+    slices = [once(folder / f"slice {own.name}", partial(prompts_into, own)) for own in run.benchmarks]
+    return Inputs(dense, graph, text, once(folder / "importance", score), slices)
 
 
 def compare(run: RunConfig, inputs: Inputs, models: dict[str, Path], folder: Path) -> None:
@@ -194,7 +179,11 @@ def main(
     run = load_config(str(config), override or [])
     folder.mkdir(parents=True, exist_ok=True)
     inputs = prepare(run, examples, folder)
-    models = {f"{kind} {r:g}": pruned(run, kind, r, inputs, folder) for r in ratio for kind in ("global", "search")}
+    models = {
+        f"{kind} {r:g}": pruned(with_pruning(run, allocation=kind), kind, r, inputs, folder)
+        for r in ratio
+        for kind in ("global", "uniform")
+    }
     compare(run, inputs, models, folder)
 
 

@@ -30,14 +30,7 @@ import typer
 
 from allocation import diverge, once
 from tailored_llama.cli.stages import prune_in_steps, render
-from tailored_llama.config import (
-    BenchmarkConfig,
-    DistillationConfig,
-    RunConfig,
-    load_config,
-    searches_widths,
-    trims_vocabulary,
-)
+from tailored_llama.config import BenchmarkConfig, DistillationConfig, RunConfig, load_config, trims_vocabulary
 from tailored_llama.data import headline_metric
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.perplexity import measure_perplexity
@@ -52,9 +45,7 @@ TEXTS = {
     "passages": '"boolq"',
     "everyday": f"[{EVERYDAY}]",
     "prompts": '"prompts"',
-    "self": '"self"',
     "passages + prompts": '["boolq", "prompts"]',
-    "all four": f'["boolq", {EVERYDAY}, "prompts", "self"]',
     "questions": f"[{', '.join(QUESTIONS)}]",
 }
 
@@ -85,7 +76,7 @@ def measure(
 
     def cut(out: Path) -> Any:
         with tempfile.TemporaryDirectory() as work:
-            names = [own.name for own in run.benchmarks] if trims_vocabulary(run) or searches_widths(run) else []
+            names = [own.name for own in run.benchmarks] if trims_vocabulary(run) else []
             return prune_in_steps(
                 run, dense, ratio, lambda name: Path(tempfile.mkdtemp(dir=work, prefix=name)), out, names
             )

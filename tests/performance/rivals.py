@@ -22,23 +22,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from torch import Tensor, nn
 
-from allocation import Inputs, compare, once, prepare, pruned
+from allocation import Inputs, compare, once, prepare, pruned, with_pruning
 from tailored_llama.config import RunConfig, load_config
 from tailored_llama.data import read_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model, load_tokenizer
-from tailored_llama.pruning import prune as pruning
 from tailored_llama.pruning.groups import read_groups
-from tailored_llama.pruning.plan import ALLOCATION_SCHEMA
-from tailored_llama.store import write_table
+from tailored_llama.pruning.importance import read_importance, write_importance
 
 ALPHA = 1.5  # 2SSP's
 SEARCHED, ROTATED = 512, 4096  # tokens of the calibration text
@@ -73,7 +73,7 @@ def least_attention(model: Any, text: Tensor, count: int) -> list[int]:
 
 
 def split_in_two(ratio: float, inputs: Inputs, out: Path) -> None:
-    """Write the widths of 2SSP's split as `allocation.parquet`."""
+    """Write importance whose ranking gives 2SSP's split: what that removes scores below all that it keeps."""
     model, groups = load_model(inputs.dense), read_groups(inputs.graph)
     layers, budget = model.config.num_hidden_layers, ratio * model.num_parameters()
     sizes = {kind: int(groups.parameters[groups.kind == kind].sum()) for kind in ("attention", "mlp")}
@@ -82,33 +82,20 @@ def split_in_two(ratio: float, inputs: Inputs, out: Path) -> None:
     if not 0 <= rest < 1:
         raise InputError(f"--ratio: got {ratio}; allowed: a ratio that removes a part of every MLP, but not all")
     gone = least_attention(model, read_calibration(inputs.text)[:1, :SEARCHED], count)
-    rows = []
+    scores = read_importance(inputs.scores)
+    below = 1000 * (scores.max() - scores.min() + 1)  # more than the sizes of groups make up for
     for layer in range(layers):
         for kind in sizes:
-            width = int(((groups.layer == layer) & (groups.kind == kind)).sum())
-            kept = math.ceil(width * (1 - rest)) if kind == "mlp" else width * (layer not in gone)
-            rows.append({"layer": layer, "kind": kind, "groups": width, "kept": kept})
-    write_table(out / "allocation.parquet", {name: [row[name] for row in rows] for name in rows[0]}, ALLOCATION_SCHEMA)
+            members = np.flatnonzero((groups.layer == layer) & (groups.kind == kind))
+            kept = math.ceil(len(members) * (1 - rest)) if kind == "mlp" else len(members) * (layer not in gone)
+            scores[members[np.argsort(scores[members])[: len(members) - kept]]] -= below
+    write_importance(out, groups, scores, "two stages")
 
 
 def in_two_stages(run: RunConfig, ratio: float, inputs: Inputs, folder: Path) -> Path:
-    widths = once(folder / f"split {ratio:g}", partial(split_in_two, ratio, inputs))
-
-    def cut(out: Path) -> Any:
-        return pruning.prune(
-            inputs.dense,
-            inputs.graph,
-            inputs.scores,
-            inputs.text,
-            ratio=ratio,
-            pruning=run.pruning.model_copy(update={"allocation": "search", "min_kv_heads": 0}),
-            reconstruction=run.reconstruction,
-            execution=run.execution,
-            allocation=widths,
-            out=out,
-        )
-
-    return once(folder / f"two stages {ratio:g}", cut)
+    split = once(folder / f"split {ratio:g}", partial(split_in_two, ratio, inputs))
+    run = with_pruning(run, allocation="global", min_kv_heads=0)
+    return pruned(run, "two stages", ratio, replace(inputs, scores=split), folder)
 
 
 def readers(model: Any) -> Iterator[tuple[Any, list[nn.Linear]]]:
@@ -181,7 +168,7 @@ def main(
     inputs = prepare(run, examples, folder)
     models = {}
     for r in ratio:
-        models[f"global {r:g}"] = pruned(run, "global", r, inputs, folder)
+        models[f"global {r:g}"] = pruned(with_pruning(run, allocation="global"), "global", r, inputs, folder)
         models[f"two stages {r:g}"] = in_two_stages(run, r, inputs, folder)
         models[f"rotated {r:g}"] = once(folder / f"rotated {r:g}", partial(rotate, r, inputs))
     compare(run, inputs, models, folder)

@@ -2,11 +2,12 @@
 
     python tests/performance/train_slice.py CHECKPOINT [ADAPTER] --benchmark arc_easy --config data/quickstart.toml
 
-They are neither shots nor held out, and come after the first SKIP of the order in which unlabelled prompts are drawn.
+They are neither shots nor held out, and come after the first SKIP of a random order by the seed.
 """
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,6 @@ from tailored_llama.data import (
     loglikelihoods,
     render,
     select_train,
-    select_unlabelled,
     without,
 )
 from tailored_llama.data.benchmarks import load_examples
@@ -41,7 +41,9 @@ def main(
     own = next(b for b in run.benchmarks if b.name == benchmark)
     train = load_examples(own, "train", run.store.downloads)
     tuned, held = select_train(train, run.tuning.shots, run.tuning.held_out, run.seed, benchmark=benchmark)
-    examples = select_unlabelled(without(train, tuned + held), skip + count, run.seed, benchmark=own)[skip:]
+    rest = without(train, tuned + held)
+    random.Random(run.seed).shuffle(rest)
+    examples = rest[skip : skip + count]
     model, tokenizer = load_model(checkpoint, adapter, run.execution.device), load_tokenizer(checkpoint)
     prompts = [render(own, load_template(run.prompts.template), example) for example in examples]
     encoded = [encode_prompt(tokenizer, prompt, context_length(model)) for prompt in prompts]

@@ -252,7 +252,7 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
         "is 8)",
     ),
     "one calibration text missing": (
-        put("calibration", "source", ["prompts", "self", "/nowhere/text.txt"]),
+        put("calibration", "source", ["prompts", "/nowhere/text.txt"]),
         f"calibration.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, csqa, a .txt, .parquet, .jsonl "
         "or .csv file, or a Hub data set (owner/name)",
     ),
@@ -261,9 +261,9 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
         f"healing.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, csqa, a .txt, .parquet, .jsonl "
         "or .csv file, or a Hub data set (owner/name)",
     ),
-    "perplexity of the model's own text": (
-        put("perplexity", "source", "self"),
-        "perplexity.source: got 'self'; allowed: a text of its own; self is for calibration",
+    "perplexity of the run's prompts": (
+        put("perplexity", "source", "prompts"),
+        "perplexity.source: got 'prompts'; allowed: a text of its own; prompts is for calibration",
     ),
     "calibration text missing": (
         put("calibration", "source", "/nowhere/text.txt"),

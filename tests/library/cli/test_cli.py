@@ -102,13 +102,6 @@ def test_help_shows_an_example_that_is_right(command: Command, path: tuple[str, 
     parser.make_context(path[-1], words[1 + len(path) :])  # raises where an option or argument is wrong
 
 
-def test_prune_by_a_search_reads_the_prompts_of_the_benchmark(command: Command, config: Path, tiny: Path) -> None:
-    searched = ("--config", config, "--set", "pruning.allocation=search", "--set", "pruning.search_evaluations=10")
-    status, out, _ = command("prune", tiny, "pruned", "--ratio", 0.2, "-b", "colours", *searched)
-    assert (status, out.startswith("pruned: ")) == (0, True)
-    assert "allocation search" in " ".join(Path("pruned/README.md").read_text().split())
-
-
 def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: Path, tmp_path: Path) -> None:
     dense = read_structure(tiny).parameters
     status, out, _ = command("prune", tiny, "pruned", "--ratio", 0.2, "--config", config)
@@ -185,18 +178,14 @@ def test_prune_removes_tokens_and_says_by_what_they_were_chosen(command: Command
     assert "its vocabulary has 448 tokens; allowed: the 704 that alone was trimmed from" in error
 
 
-def test_prune_and_heal_on_a_mixture_and_on_text_of_the_dense_model(
-    command: Command, config: Path, tmp_path: Path
-) -> None:
+def test_prune_on_a_text_alone_and_on_a_mixture(command: Command, config: Path, tmp_path: Path) -> None:
     dense = save_worded_llama(tmp_path / "worded")
     kinds = ("--set", 'pruning.kinds=["attention","mlp","vocabulary"]', "--set", "pruning.vocabulary=448")
-    own = ("--config", config, "--set", "calibration.source=self")
-    status, text, error = command("prune", dense, "own", "--ratio", 0.35, *own, *kinds)
+    status, text, error = command("prune", dense, "own", "--ratio", 0.35, "--config", config, *kinds)
     assert status == 0, error
     assert "448 of 704 tokens kept, by the calibration text alone" in text
-    status, text, error = command("heal", "own", "healed", "--dense", dense, *own, "--set", "healing.tokens=64")
-    assert status == 0, error
-    mixed = ("--config", config, "--set", 'calibration.source=["prompts",{source="self",weight=2}]')
+    file = tmp_path / "data" / "text.txt"
+    mixed = ("--config", config, "--set", f'calibration.source=["prompts",{{source="{file}",weight=2}}]')
     status, text, error = command("prune", dense, "mixed", "--ratio", 0.35, *mixed, *kinds)
     assert status == 0, error
     assert "448 of 704 tokens kept, by the calibration text and the train prompts; " in text
@@ -249,10 +238,8 @@ WRONG = {
     "(colours has 24 train examples to draw from, and tuning.held_out is 4)",
     "tune {tiny} out -b colours --config run.toml --set distillation.weight=1": "--dense: not set; allowed: the dense "
     "checkpoint (distillation.weight is 1.0)",
-    "tune {tiny} out -b colours --config run.toml --dense {tiny}": "--dense: given, but distillation.weight and "
-    "unlabelled are 0; allowed: one above 0, or no --dense",
-    "tune {tiny} out -b colours --config run.toml --set distillation.unlabelled=4": "--dense: not set; allowed: the "
-    "dense checkpoint (distillation.unlabelled is 4)",
+    "tune {tiny} out -b colours --config run.toml --dense {tiny}": "--dense: given, but distillation.weight is "
+    "0; allowed: above 0, or no --dense",
     "tune {tiny} out -b colours --config run.toml --set tuning.examples=mixture": "tuning.examples: got 'mixture'; "
     "allowed: 'benchmark' in this command",
     "heal {tiny} out --dense {tiny} --config run.toml": "healing.tokens: got 0; allowed: at least 1",
@@ -413,14 +400,6 @@ def test_help_and_a_bad_value_load_neither_torch_nor_transformers(arguments: lis
     assert run.returncode == status, run.stderr
     assert "'tailored_llama.cli.main'" in run.stdout
     assert not {"'torch'", "'transformers'", "'prefect'"} & set(run.stdout.strip("[]\n").split(", "))
-
-
-def test_a_search_on_a_streamed_model_is_refused_before_any_work(command: Command, tmp_path: Path) -> None:
-    settings = ("--set", "pruning.allocation=search", "--set", "execution.streaming=always")
-    status, _, error = command("prune", tmp_path / "not there", tmp_path / "out", "--ratio", "0.2", *settings)
-    assert status == 2
-    assert "execution.streaming: got 'always' with pruning.allocation 'search'; allowed: auto or never" in error
-    assert not (tmp_path / "out").exists()
 
 
 def test_gguf_is_written_whole_or_not_at_all(

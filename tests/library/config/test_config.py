@@ -23,7 +23,6 @@ from tailored_llama.config import (
     load_sweep,
     load_transfer,
     reads_prompts,
-    self_tokens,
     validate_config,
 )
 from tailored_llama.config.training import PROJECTIONS
@@ -133,8 +132,8 @@ WRONG = {
     "calibration.source.0.weight?",
     'calibration={samples=1, source=["boolq", "prompts"]}': "calibration.samples: got 1, of which prompts gets no "
     "sequence by its weight; allowed: one for each text of calibration.source (boolq + prompts)",
-    'calibration={source=["boolq", {source="self", weight=0.01}]}': "calibration.samples: got 32, of which self gets "
-    "no sequence by its weight; allowed: one for each text of calibration.source (1 × boolq + 0.01 × self)",
+    'calibration={source=["boolq", {source="prompts", weight=0.01}]}': "calibration.samples: got 32, of which prompts "
+    "gets no sequence by its weight; allowed: one for each text of calibration.source (1 × boolq + 0.01 × prompts)",
     "scoring.limit=0": "scoring.limit: got 0; allowed: greater than or equal to 1",
     "execution.device=gpu": "execution.device: got 'gpu'; allowed: text that matches "
     r"'^(auto|cpu|balanced|cuda(:\d+)?)$'",
@@ -179,21 +178,22 @@ def test_a_text_of_a_mixture_is_read_as_the_section_says_unless_it_says_otherwis
 
 
 def test_healing_reads_every_text_of_a_mixture() -> None:
-    text = {"source": ["boolq", "self"], "tokens": 64}
-    assert self_tokens(healing_text(validate_config({"calibration": text, "healing": {"tokens": 256}}))) == 128
-    message = "healing.tokens: got 64, of which self gets no sequence by its weight; allowed: one for each text of "
-    with pytest.raises(InputError, match=exactly(message + "calibration.source (boolq + self)")):
+    text = {"source": ["boolq", "prompts"], "tokens": 64}
+    healed = healing_text(validate_config({"calibration": text, "healing": {"tokens": 256}}))
+    assert [(part.text.source, part.samples) for part in healed.calibration.parts] == [("boolq", 2), ("prompts", 2)]
+    message = "healing.tokens: got 64, of which prompts gets no sequence by its weight; allowed: one for each text of "
+    with pytest.raises(InputError, match=exactly(message + "calibration.source (boolq + prompts)")):
         validate_config({"calibration": text, "healing": {"tokens": 64}})
 
 
 def test_healing_reads_a_text_of_its_own() -> None:
     text = {"source": "wiki.txt", "tokens": 64, "column": "body"}
-    own = ["self", {"source": "prompts", "weight": 3.0}]
+    own = ["boolq", {"source": "prompts", "weight": 3.0}]
     healed = healing_text(validate_config({"calibration": text, "healing": {"tokens": 256, "source": own}}))
-    assert [(part.text.source, part.samples) for part in healed.calibration.parts] == [("self", 1), ("prompts", 3)]
+    assert [(part.text.source, part.samples) for part in healed.calibration.parts] == [("boolq", 1), ("prompts", 3)]
     assert {part.text.column for part in healed.calibration.parts} == {"body"}
-    message = "healing.tokens: got 64, of which self gets no sequence by its weight; allowed: one for each text of "
-    with pytest.raises(InputError, match=exactly(message + "healing.source (1 × self + 3 × prompts)")):
+    message = "healing.tokens: got 64, of which boolq gets no sequence by its weight; allowed: one for each text of "
+    with pytest.raises(InputError, match=exactly(message + "healing.source (1 × boolq + 3 × prompts)")):
         validate_config({"calibration": text, "healing": {"tokens": 64, "source": own}})
     with pytest.raises(InputError, match=exactly("healing.source: got []; allowed: a text, or a list of texts")):
         validate_config({"healing": {"source": []}})

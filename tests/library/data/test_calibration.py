@@ -198,4 +198,4 @@ def test_a_mixture_is_identified_by_its_texts_and_their_shares(two: list[dict[st
     path, other = two[0]["source"], two[1]["source"]
     assert key([path]) == key(path)
     assert key([path, other]) == key([{"source": path, "weight": 2}, {"source": other, "weight": 2}])
-    assert len({json.dumps(key(source)) for source in (path, [path, other], two, [path, "self"], "self")}) == 5
+    assert len({json.dumps(key(source)) for source in (path, [path, other], two, [path, "prompts"], "prompts")}) == 5

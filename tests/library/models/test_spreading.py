@@ -30,7 +30,6 @@ from tailored_llama.evaluation.profiling import decode
 from tailored_llama.evaluation.scoring import score_benchmark
 from tailored_llama.models import devices, load, load_model, load_tokenizer, streaming
 from tailored_llama.models.spreading import shares
-from tailored_llama.pruning.allocation import search_widths
 from tailored_llama.pruning.depth import read_influence
 from tailored_llama.pruning.groups import build_graph
 from tailored_llama.pruning.importance import read_importance, score_importance
@@ -186,16 +185,6 @@ def test_reconstruction(tiny: Path, groups: Path, text: Path, both: Any, method:
 
     expected, found = (load_file(out / "model.safetensors") for out in both(stage))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_search(tiny: Path, groups: Path, text: Path, both: Any) -> None:
-    def stage(execution: ExecutionConfig, out: Path) -> None:
-        pruning = PruningConfig(allocation="search", min_channels=2, search_evaluations=16)
-        given: dict[str, Any] = {"ratio": 0.2, "pruning": pruning, "reconstruction": ReconstructionConfig(), "seed": 0}
-        search_widths(tiny, groups, groups, text, **given, out=out, execution=execution)
-
-    expected, found = (column(out, "search.parquet", "divergence") for out in both(stage))
-    assert found == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("variant", ["lora", "prefix"])
