@@ -114,13 +114,6 @@ class TuningConfig(TrainingConfig):
         ge=0,
         description="Further train examples, for early stopping and to compare the adapter with none; 0: neither.",
     )
-    ranking: float = Field(
-        0.0,
-        ge=0,
-        le=100,
-        description="Weight of a ranking loss: cross-entropy over the log-likelihoods of an example's choices, "
-        "normalised as the benchmark's metric does. 0: only the right choice is trained on.",
-    )
     virtual_tokens: int = Field(20, ge=1, le=1024, description="Variants prompt and prefix: number of virtual tokens.")
     epochs: int = Field(3, ge=1, le=1000, description="Maximum passes over the training examples.")
     patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")

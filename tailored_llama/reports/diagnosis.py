@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tailored_llama.config import SOFT, WRITTEN, RunConfig
+from tailored_llama.config import SOFT, RunConfig
 from tailored_llama.evaluation import TAILORED, RecoveryRow, RecoveryTable
 from tailored_llama.reports.inputs import RunResults
 from tailored_llama.reports.parts import number, percent, points, span
@@ -66,8 +66,6 @@ def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunCon
         evidence.append(scored + (f" (95 % interval {low} to {high})" if tailored.gain_low is not None else ""))
     levers = ["a prompt that fits the task (prompts.template; the flow prompts compares them)"]
     levers += ["more examples or epochs (tuning.shots, tuning.epochs)", "a lower ratio, if the capacity is gone"]
-    if tailored.metric not in WRITTEN:
-        levers.append("an objective closer to the metric (tuning.ranking)")
     signature = NOTHING + _consequence(config) if nothing else "No gain from tuning where it is scored"
     return signature, ", and ".join(evidence), "; ".join(levers)
 

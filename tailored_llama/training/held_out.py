@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from tailored_llama.config import TrainingConfig, TuningConfig
 from tailored_llama.models import packed_attention, within_memory
 from tailored_llama.store import read_table, write_table
-from tailored_llama.training.losses import Objective, Sample, autocast, choice_losses, choice_scores
+from tailored_llama.training.losses import Sample, autocast, choice_losses, choice_scores
 
 FILE = "held_out.parquet"
 HELD_OUT_SCHEMA = pa.schema(
@@ -140,10 +140,9 @@ def _outcome(choices: Sequence[Tensor], sample: Sample) -> Outcome:
     return Outcome(float(loss), int(scores.argmax()) == sample.answer, answer_loss)
 
 
-def training_loss(held_out: Sequence[Outcome], objective: Objective) -> float:
+def training_loss(held_out: Sequence[Outcome]) -> float:
     """Mean over held-out examples of the loss that training lowers, without divergence (`sample_losses`)."""
-    ranking = sum(outcome.loss for outcome in held_out if outcome.right is not None)
-    return (sum(outcome.answer_loss for outcome in held_out) + objective.ranking * ranking) / len(held_out)
+    return sum(outcome.answer_loss for outcome in held_out) / len(held_out)
 
 
 def write_comparison(

@@ -151,7 +151,7 @@ def train(
     with packed_attention(model.get_base_model()):
         if held_out and not state.step:
             state.untrained = state.kept = outcomes(model, held_out, training, state.budget)
-            state.best = training_loss(state.kept, objective)
+            state.best = training_loss(state.kept)
             tokens += sum(map(len, held_out))
             _append(state.log, step=0, epoch=0, held_out_loss=state.best)
         while state.step < steps and state.worse < patience:
@@ -179,7 +179,7 @@ def train(
                 _log.info("step %d of %d: loss %.4f", state.step, steps, loss)
             if held_out and position + 1 == per_epoch:
                 epoch_outcomes = outcomes(model, held_out, training, state.budget)
-                held = state.log["held_out_loss"][-1] = training_loss(epoch_outcomes, objective)
+                held = state.log["held_out_loss"][-1] = training_loss(epoch_outcomes)
                 tokens += sum(map(len, held_out))
                 _log.info("epoch %d of %d: loss %.4f, held out %.4f", epoch + 1, epochs, loss, held)
                 if held < state.best:

@@ -1,4 +1,4 @@
-"""What is trained on, and its loss: an example's right choice, its choices ranked, or a teacher's distribution."""
+"""What is trained on, and its loss: an example's right choice, or a teacher's distribution."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tailored_llama.training.distillation import SoftTargets, Teacher, divergenc
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sample: an example's right choice, all its choices if they are ranked, or text."""
+    """One sample: an example's right choice to train on, all its choices to compare, or text."""
 
     encoded: Encoded
     answer: int = 0
@@ -44,9 +44,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the loss terms, and the temperature of the divergence; see `sample_losses`."""
+    """Weight and temperature of the divergence from a teacher; see `sample_losses`."""
 
-    ranking: float = 0.0
     distillation: float = 0.0
     temperature: float = 1.0
 
@@ -96,13 +95,12 @@ def autocast(model: Any, training: TrainingConfig) -> torch.autocast:
 def sample_losses(model: Any, batch: Sequence[Sample], objective: Objective) -> Iterator[tuple[Tensor, Tensor]]:
     """Loss of every sample of a packed row, and the unweighted divergence in it.
 
-    An example's loss is the mean negative log-likelihood of its right continuation's tokens. If its choices are ranked,
-    the cross-entropy over them times `ranking` is added. If it has a teacher, the divergence from it times
-    `distillation` is added. Plain text has only the divergence.
+    An example's loss is the mean negative log-likelihood of its right continuation's tokens. If it has a teacher, the
+    divergence from it times `distillation` is added. Plain text has only the divergence.
     """
     states, starts, choices = choice_losses(model, batch)
     for start, sample, own in zip(starts, batch, choices, strict=True):
-        loss = _choice_loss(own, sample, objective.ranking)
+        loss = own[sample.answer].mean() if own else torch.zeros(())
         distance = states.new_zeros((), dtype=torch.float32)
         if sample.teacher is not None and objective.distillation:
             sequence_states = states[[start + position for position in sample.positions()]]
@@ -132,17 +130,6 @@ def choice_losses(model: Any, batch: Sequence[Sample]) -> tuple[Tensor, list[int
     losses = cross_entropy(logits, torch.tensor(targets, dtype=torch.int64, device=logits.device), reduction="none")
     parts = iter(losses.split(sizes))
     return states, starts, [[next(parts) for _ in sample.scales] for sample in batch]
-
-
-def _choice_loss(choices: Sequence[Tensor], sample: Sample, ranking: float) -> Tensor:
-    """Loss of an example, from the losses of its choices' tokens."""
-    if not choices:
-        return torch.zeros(())
-    loss = choices[sample.answer].mean()
-    if ranking and len(choices) > 1:
-        scores = choice_scores(choices, sample)
-        loss = loss + ranking * cross_entropy(scores, torch.tensor(sample.answer, device=scores.device))
-    return loss
 
 
 def choice_scores(choices: Sequence[Tensor], sample: Sample) -> Tensor:

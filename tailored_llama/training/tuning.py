@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def key_fields(config: RunConfig, metrics: Mapping[str, Metric], taught: bool, t
     if not tuning.held_out:
         unread.add("patience")
     fields = tuning.model_dump(mode="json", exclude=unread) | {"seed": config.seed}
-    if tuning.ranking or tuning.held_out:
+    if tuning.held_out:
         fields["metrics"] = dict(metrics)
     if len(metrics) > 1:  # each gives a part of the examples, the first ones perhaps one more
         fields |= {"shots": tuning.shots, "held_out": tuning.held_out, "order": list(metrics)}
@@ -87,11 +86,10 @@ def tune(
 ) -> dict[str, Any]:
     """Stage: train one adapter; write it in PEFT's layout, with `log.parquet` and the digest of its base.
 
-    The loss is the mean over examples of the mean negative log-likelihood of the right continuation's tokens. With
-    `tuning.ranking`, that weight times the cross-entropy over the choices is added. Its logits are the choices'
-    log-likelihoods, for acc_norm divided by the choices' lengths and multiplied by the mean length. With a teacher, the
-    divergence from it is added, times `distillation.weight`. The adapter kept is the one with the lowest loss, without
-    divergence, on the held-out slice of the train split, the untrained one included. Deterministic for a seed on a CPU.
+    The loss is the mean over examples of the mean negative log-likelihood of the right continuation's tokens. With a
+    teacher, the divergence from it is added, times `distillation.weight`. The adapter kept is the one with the lowest
+    loss, without divergence, on the held-out slice of the train split, the untrained one included. Deterministic for a
+    seed on a CPU.
 
     What it does there to the metric goes to `held_out.parquet`, beside the model without it (`read_comparison`). Both
     are measured as they are trained: the adapter is attached, and the model may be quantised.
@@ -131,8 +129,7 @@ def tune(
     examples: list[int] = []
     for i, source in enumerate(sources):
         choices = source.metric if source.metric not in WRITTEN else None
-        encode = partial(encode_sample, tokenizer, limit, choices if tuning.ranking else None)
-        samples = [encode(prompt) for prompt in read_prompts(source.prompts, "shots")]
+        samples = [encode_sample(tokenizer, limit, None, prompt) for prompt in read_prompts(source.prompts, "shots")]
         samples = with_teacher(samples, source.teacher, table) if source.teacher else samples
         shots += samples[: part_of(tuning.shots, i, len(sources))]
         held = read_prompts(source.prompts, "held_out")[: part_of(tuning.held_out, i, len(sources))]
@@ -145,7 +142,7 @@ def tune(
         model,
         shots,
         tuning,
-        Objective(tuning.ranking, distillation.weight, distillation.temperature),
+        Objective(distillation.weight, distillation.temperature),
         seed,
         progress,
         epochs=tuning.epochs,

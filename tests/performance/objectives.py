@@ -1,7 +1,7 @@
-"""What should tuning minimise, with which settings, and when should it stop? Compared by the metric, on train examples.
+"""With which settings should tuning run, and when should it stop? Compared by the metric, on train examples.
 
     python tests/performance/objectives.py FOLDER CHECKPOINT data/quickstart.toml --set tuning.epochs=3 \\
-        --vary tuning.ranking=0 --vary tuning.ranking=1 --vary 'tuning.ranking=100 tuning.dropout=0.1'
+        --vary tuning.learning_rate=5e-4 --vary 'tuning.learning_rate=1e-4 tuning.dropout=0.1'
 
 A pruned checkpoint is tuned to the benchmarks of the configuration, and to two more, which this script writes to files
 from train examples:
@@ -45,7 +45,7 @@ from tailored_llama.training.loop import train
 from tailored_llama.training.losses import Objective
 from tailored_llama.training.tuning import encode_sample
 
-BY_LOSS = "objective's loss"
+BY_LOSS = "held-out loss"
 PROMPTS = ("tuning.shots", "tuning.held_out", "tuning.examples")  # rendered once, for all variants
 WRITTEN_EXAMPLES, CHOICES = 3000, ("a", "b", "c")
 
@@ -99,7 +99,6 @@ def follow(run: RunConfig, checkpoint: Path, own: BenchmarkConfig, prompts: Path
         for folder, name in ((train_prompts, "shots"), (train_prompts, "held_out"), (further, "selection"))
     )
     compared = {"held out": [encode(metric, p) for p in held_out], "slice": [encode(metric, p) for p in selection]}
-    trained = metric if tuning.ranking else None
     per_epoch = -(-len(shots) // tuning.batch_size)
     parts = []
 
@@ -115,9 +114,9 @@ def follow(run: RunConfig, checkpoint: Path, own: BenchmarkConfig, prompts: Path
     model = add_adapter(base, tuning, run.execution)
     log, measured, _ = train(
         model,
-        [encode(trained, prompt) for prompt in shots],
+        [encode(None, prompt) for prompt in shots],
         tuning,
-        Objective(tuning.ranking),
+        Objective(),
         run.seed,
         answer,
         epochs=tuning.epochs,

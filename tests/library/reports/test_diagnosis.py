@@ -93,13 +93,6 @@ def test_what_becomes_of_an_adapter_that_brought_nothing(tuning: dict[str, Any],
     assert finding[0] == "Tuning brought nothing here" + said
 
 
-def test_a_ranking_loss_is_no_lever_for_written_answers() -> None:
-    for metric, offered in (("acc_norm", True), ("f1", False)):
-        finding = no_gain(row(metric=metric), NOTHING)
-        assert finding is not None
-        assert ("tuning.ranking" in finding[2]) == offered
-
-
 def log(losses: list[float], held_out: list[float] | None = None) -> dict[str, list[Any]]:
     """A log of one step an epoch, with the held-out loss before the first and after each."""
     steps = len(losses) + 1

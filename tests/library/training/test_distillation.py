@@ -203,13 +203,12 @@ def prompts(folder: Make) -> Path:
     return out
 
 
-@pytest.mark.parametrize("ranking", [0.0, 1.0])
 def test_tuning_with_a_teacher_learns_of_it_along_the_right_choices(
-    tiny: Path, student: Path, prompts: Path, text: Path, folder: Make, ranking: float
+    tiny: Path, student: Path, prompts: Path, text: Path, folder: Make
 ) -> None:
     teach(tiny, prompts, distillation=WHOLE, out=folder("teacher"), execution=CPU)
     teach(tiny, text, distillation=WHOLE, out=folder("text-teacher"), execution=CPU)
-    settings = TuningConfig(epochs=4, learning_rate=1e-2, batch_size=4, dropout=0.0, ranking=ranking)
+    settings = TuningConfig(epochs=4, learning_rate=1e-2, batch_size=4, dropout=0.0)
     source = Source(prompts, "acc_norm", text.parent / "teacher")
     lessons = text.parent / "text-teacher"
     tuning.tune(

@@ -6,8 +6,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,14 +26,7 @@ from tailored_llama.data.prompts import render_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.generation import generate
 from tailored_llama.evaluation.scoring import loglikelihoods
-from tailored_llama.models import (
-    copy_tokenizer,
-    encode_pair,
-    load_model,
-    load_tokenizer,
-    merge_adapter,
-    packed_attention,
-)
+from tailored_llama.models import copy_tokenizer, encode_pair, load_model, load_tokenizer, merge_adapter
 from tailored_llama.pruning import read_groups
 from tailored_llama.pruning.groups import build_graph
 from tailored_llama.pruning.importance import write_importance
@@ -43,7 +34,7 @@ from tailored_llama.pruning.prune import prune
 from tailored_llama.training import loop as training
 from tailored_llama.training import tuning
 from tailored_llama.training.loop import learning_rate
-from tailored_llama.training.losses import Objective, sample_losses
+from tailored_llama.training.losses import sample_losses
 from tailored_llama.training.tuning import Source
 
 CPU = ExecutionConfig(device="cpu")
@@ -299,55 +290,6 @@ def test_a_continuation_longer_than_the_context_is_named(tiny: Path) -> None:
     prompt = Prompt(3, ("short",), (" " + "x" * 300,), 0, (300,))
     with pytest.raises(InputError, match="example 3: got a continuation of 301 tokens; allowed: at most 256"):
         tuning.encode_sample(load_tokenizer(tiny), 256, None, prompt)
-
-
-@pytest.mark.parametrize("metric", ["acc", "acc_norm"])
-def test_the_ranking_loss_is_that_of_the_choices_as_the_metric_compares_them(
-    tiny: Path, prompts: Path, metric: Any
-) -> None:
-    model, tokenizer = load_model(tiny), load_tokenizer(tiny)
-    batch, expected = read_prompts(prompts, "shots")[:3], 0.0
-    for prompt in batch:
-        scores = []
-        for context, continuation in zip(prompt.contexts, prompt.continuations, strict=True):
-            before, after = encode_pair(tokenizer, context, continuation)
-            with torch.no_grad():
-                logprobs = model(torch.tensor([before + after])).logits[0].log_softmax(-1)
-            scores.append([float(logprobs[len(before) + i - 1, t]) for i, t in enumerate(after)])
-        lengths = [1] * len(scores) if metric == "acc" else list(prompt.choice_lengths)
-        mean = sum(lengths) / len(lengths)
-        logits = torch.tensor([sum(s) / length * mean for s, length in zip(scores, lengths, strict=True)])
-        right = scores[prompt.answer]
-        expected += -sum(right) / len(right) - 0.5 * float(logits.log_softmax(0)[prompt.answer])
-    samples = [tuning.encode_sample(tokenizer, 256, metric, prompt) for prompt in batch]
-    with packed_attention(model), torch.no_grad():
-        found = [float(loss) for loss, _ in sample_losses(model, samples, Objective(ranking=0.5))]
-    assert sum(found) == pytest.approx(expected, rel=1e-4)
-
-
-def test_ranking_teaches_to_choose(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
-    """Each question has one of four colours as its answer; the ranking loss makes the right one the likeliest."""
-    out = folder("ranked")
-    many = QUICK.model_copy(update={"ranking": 1.0, "epochs": 12, "dropout": 0.0})
-    tune(tiny, [Source(prompts, "acc_norm")], many, out)
-    model = PeftModel.from_pretrained(load_model(tiny), out).eval()
-    right = {False: 0, True: 0}
-    shots, tokenizer = read_prompts(prompts, "shots"), load_tokenizer(tiny)
-    for tuned in right:
-        with nullcontext() if tuned else model.disable_adapter(), packed_attention(model), torch.no_grad():
-            for prompt in shots:
-                alone = [
-                    tuning.encode_sample(tokenizer, 256, None, replace(prompt, answer=c))
-                    for c in range(len(prompt.contexts))
-                ]
-                losses = [
-                    float(loss) * len(sample.encoded.targets[0]) / length
-                    for sample, length in zip(alone, prompt.choice_lengths, strict=True)
-                    for loss, _ in sample_losses(model, [sample], Objective())
-                ]
-                right[tuned] += losses.index(min(losses)) == prompt.answer
-    assert right[True] > right[False]
-    assert right[True] >= 0.8 * len(shots)
 
 
 @pytest.mark.parametrize("variant", ["rslora", "dora"])
