@@ -125,7 +125,7 @@ def prune(
                     fitted.append(Path(scratch) / f"{len(fitted)}.safetensors")
                     save_file(tensors, fitted[-1])
             del model
-        prune_checkpoint(checkpoint, groups, table, kept, out, fitted, tokens)
+        prune_checkpoint(checkpoint, groups, kept, out, fitted, tokens)
     left, layers = read_structure(out).size, len(read_structure(out).layers)
     (out / CARD).write_text(pruned_card(checkpoint, out, before, left, pruning, reconstruction), encoding="utf-8")
     facts = {"parameters": left.parameters, "ratio": round(1 - left.parameters / total, 6)}
