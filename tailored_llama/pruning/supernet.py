@@ -13,9 +13,9 @@ from torch import Tensor
 from tailored_llama.models import Document, caller, enter, head_logits, layers_of, packed_inputs
 from tailored_llama.progress import Progress
 from tailored_llama.pruning.groups import Slices
-from tailored_llama.pruning.layerwise import enter_all, even_batches, observe
+from tailored_llama.pruning.layerwise import enter_all, even_batches, watch
 from tailored_llama.pruning.plan import Block
-from tailored_llama.pruning.ridge import solve_ridge
+from tailored_llama.pruning.ridge import Equations
 
 _OUTPUTS = {"attention": "self_attn.o_proj", "mlp": "mlp.down_proj"}  # of each kind of block
 _POSITIONS = 64  # with logits in memory at once; a few hundred would be slower on a CPU: their pages are new each time
@@ -68,10 +68,12 @@ def fit_levels(
         arguments = enter_all(model, batches, shelf)[0]
         for number, layer in layers.forward():
             grams = {index: _Gram(model, block) for index, block in enumerate(blocks) if block.layer == number}
-            observers = {gram.module: gram.add for gram in grams.values()}
             forward = caller(layer, arguments[number])
             for index in range(len(batches)):
-                shelf[number + 1, index] = observe(forward, observers, shelf[number, index])
+                modules = [gram.module for gram in grams.values()]
+                shelf[number + 1, index], seen = watch(forward, shelf[number, index], modules)
+                for gram in grams.values():
+                    gram.add(seen[gram.module].inputs)
                 shelf.drop((number, index))
             for index, gram in grams.items():
                 fits[index] = list(gram.fits(blocks[index], owners[f"{gram.name}.weight", 1], ridge))
@@ -88,8 +90,8 @@ class _Gram:
         width = self.module.in_features
         self.total = torch.zeros(width, width, device=self.module.weight.device)
 
-    def add(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Add inputs [..., in]; the outputs do not matter."""
+    def add(self, inputs: Tensor) -> None:
+        """Add inputs [..., in]."""
         states = inputs.flatten(0, -2).float()
         self.total.addmm_(states.T, states)
 
@@ -102,7 +104,9 @@ class _Gram:
             stays = torch.from_numpy(np.flatnonzero(~np.isin(owner, block.leaving(level)))).to(weight.device)
             fitted = weight[:, stays]
             if len(stays):
-                solve_ridge(self.total[stays][:, stays].double(), cross[:, stays], fitted, ridge, fitted)
+                equations = Equations(0, 0, weight.device)
+                equations.gram, equations.cross = self.total[stays][:, stays], cross[:, stays]
+                equations.solve(fitted, ridge)
             yield _Fitted(stays, fitted)
 
 

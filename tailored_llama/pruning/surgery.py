@@ -24,7 +24,6 @@ from tailored_llama.models import (
     modeling_tailored_llama,
     open_tensors,
     read_config,
-    read_structure,
     renumber_generation,
     renumbered,
     tensor_shapes,
@@ -33,20 +32,25 @@ from tailored_llama.models import (
     without_layers,
     write_shards,
 )
-from tailored_llama.pruning.groups import Groups, read_groups, read_slices
+from tailored_llama.pruning.groups import Groups, Stays
 from tailored_llama.pruning.vocabulary import VocabularyPlan
 
 _MODELING_FILE = Path(modeling_tailored_llama.__file__)
 
 Array = np.ndarray[Any, Any]
+Indices = Mapping[tuple[str, int], Array]  # tensor and dimension → indices that stay; without an entry, all
 Shapes = Mapping[str, list[int]]  # by tensor
-Stays = dict[tuple[str, int], Array]  # tensor and dimension → indices that stay; without an entry, all
 
 
 def prune_checkpoint(
-    dense: Path, groups: Path, kept: Array, out: Path, fitted: Sequence[Path] = (), tokens: VocabularyPlan | None = None
+    dense: Path,
+    layers: Sequence[Layer],
+    stays: Stays,
+    out: Path,
+    fitted: Sequence[Path] = (),
+    tokens: VocabularyPlan | None = None,
 ) -> None:
-    """Write the checkpoint without the groups that are not in `kept`, and its tokenizer.
+    """Write a checkpoint without the groups that a plan removes, and its tokenizer.
 
     A block without groups leaves with its norms, and a layer without blocks leaves; the others are numbered anew.
 
@@ -55,25 +59,20 @@ def prune_checkpoint(
 
     Args:
         dense: the dense checkpoint.
-        groups: the groups artifact of that checkpoint.
-        kept: whether each group stays, bool [groups].
+        layers: the output of `kept_layers`.
+        stays: the output of `staying`.
         out: an existing folder.
         fitted: safetensors files whose tensors, in the pruned model's shapes, replace the dense ones.
         tokens: which tokens stay; None: all.
     """
     config, dense_shapes = read_config(dense), all_tensor_shapes(dense)
-    layers = kept_layers(read_groups(groups), kept, read_structure(dense).layers)
     fitted_shapes = {name: shape for file in fitted for name, shape in tensor_shapes(file).items()}
-    stays: Stays = {
-        (part.parameter, part.dim): np.flatnonzero((part.owner < 0) | kept[part.owner])
-        for part in read_slices(groups, dense_shapes)
-        if part.parameter not in fitted_shapes
-    }
+    indices = {key: np.flatnonzero(mask) for key, mask in stays.items() if key[0] not in fitted_shapes}
     if tokens:
         config = renumbered(config, tokens.kept)
-        stays |= {(name, 0): np.array(tokens.kept) for name in VOCABULARY if name in dense_shapes}
+        indices |= {(name, 0): np.array(tokens.kept) for name in VOCABULARY if name in dense_shapes}
     stored = dense_shapes | fitted_shapes
-    shapes = _cut_shapes(stored, stays)
+    shapes = _cut_shapes(stored, indices)
     if any(name.endswith("_proj.bias") for name in fitted_shapes.keys() - dense_shapes.keys()):
         config |= {"attention_bias": True, "mlp_bias": True}
         shapes |= _missing_biases(shapes)
@@ -85,7 +84,7 @@ def prune_checkpoint(
 
         def make(name: str) -> Tensor:
             old = old_names[name]
-            return _cut(read(old), old, stays) if old in stored else torch.zeros(shapes[old], dtype=dtype)
+            return _cut(read(old), old, indices) if old in stored else torch.zeros(shapes[old], dtype=dtype)
 
         write_shards(out, {name: shapes[old] for name, old in old_names.items()}, dtype, make)
     _save_config(pruned_config, out)
@@ -114,17 +113,17 @@ def kept_layers(groups: Groups, kept: Array, dense: Sequence[Layer]) -> tuple[La
     return tuple(layers)
 
 
-def _cut_shapes(shapes: Shapes, stays: Stays) -> dict[str, list[int]]:
+def _cut_shapes(shapes: Shapes, indices: Indices) -> dict[str, list[int]]:
     return {
-        name: [len(stays.get((name, dim), range(size))) for dim, size in enumerate(shape)]
+        name: [len(indices.get((name, dim), range(size))) for dim, size in enumerate(shape)]
         for name, shape in shapes.items()
     }
 
 
-def _cut(tensor: Tensor, name: str, stays: Stays) -> Tensor:
+def _cut(tensor: Tensor, name: str, indices: Indices) -> Tensor:
     for dim, size in enumerate(tensor.shape):
-        if (indices := stays.get((name, dim))) is not None and len(indices) < size:
-            tensor = tensor.index_select(dim, torch.from_numpy(indices))
+        if (own := indices.get((name, dim))) is not None and len(own) < size:
+            tensor = tensor.index_select(dim, torch.from_numpy(own))
     return tensor.contiguous()
 
 
