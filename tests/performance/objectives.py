@@ -41,7 +41,7 @@ from tailored_llama.data import Example, benchmarks, headline_metric, read_promp
 from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, context_length, load_base, load_tokenizer
 from tailored_llama.training.held_out import Outcome, is_better, outcomes, write_comparison
-from tailored_llama.training.loop import train
+from tailored_llama.training.loop import Course, Material, train
 from tailored_llama.training.losses import Objective
 from tailored_llama.training.tuning import encode_sample
 
@@ -115,14 +115,11 @@ def follow(run: RunConfig, checkpoint: Path, own: BenchmarkConfig, prompts: Path
     model = add_adapter(base, tuning, run.execution)
     log, measured, _ = train(
         model,
-        [encode(trained, prompt) for prompt in shots],
+        Material([encode(trained, prompt) for prompt in shots], compared["held out"]),
         tuning,
         Objective(tuning.ranking),
-        run.seed,
+        Course(run.seed, tuning.epochs, patience=tuning.epochs),  # never stops early
         answer,
-        epochs=tuning.epochs,
-        held_out=compared["held out"],
-        patience=tuning.epochs,  # never stops early
     )
     pd.concat(parts, ignore_index=True).to_parquet(out / "answers.parquet")
     losses = [loss for loss in log["held_out_loss"] if loss is not None]
