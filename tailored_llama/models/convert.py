@@ -28,11 +28,10 @@ from tailored_llama.models.checkpoints import (
     is_checkpoint_file,
     read_config,
     read_structure,
-    tensor_shapes,
     weight_files,
 )
 from tailored_llama.models.load import _load_tokenizer, _load_weights, _one_line, empty_model
-from tailored_llama.models.shards import is_unchanged, link, read_tensor, write_shards
+from tailored_llama.models.shards import is_unchanged, link, open_tensors, write_shards
 from tailored_llama.models.tokens import pre_tokenizer
 from tailored_llama.store import (
     EMBEDDED_MODELS,
@@ -186,7 +185,7 @@ def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
     Returns:
         False, and nothing written, if its tensors are not just those of its architecture: transformers may know more.
     """
-    files = {name: file for file in weight_files(folder) for name in tensor_shapes(file)}
+    files = weight_files(folder)
     try:
         model = empty_model(folder, dtype)
     except Exception:  # of many types, for a wrong config.json, which `_convert` explains
@@ -197,12 +196,13 @@ def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
     if expected != all_tensor_shapes(folder):
         return False
     tokenizer = _load_tokenizer(folder, f"model.source {shown}")
-    if all(is_unchanged(file, dtype) for file in set(files.values())):
-        for file in [*set(files.values()), folder / "model.safetensors.index.json"]:
+    if all(is_unchanged(file, dtype) for file in files):
+        for file in [*files, folder / "model.safetensors.index.json"]:
             if file.is_file():
                 link(file, out / file.name)
     else:
-        write_shards(out, expected, dtype, lambda name: read_tensor(files[name], name).to(dtype))
+        with open_tensors(files) as read:
+            write_shards(out, expected, dtype, lambda name: read(name).to(dtype))
     model.config.dtype, model.config.architectures = str(dtype).removeprefix("torch."), [type(model).__name__]
     model.config.save_pretrained(out)
     if (folder / "generation_config.json").is_file():

@@ -113,9 +113,9 @@ def solver_bytes(structure: Structure, method: Reconstruction) -> int:
     hidden = structure.hidden_size
     attention = max(layer.heads for layer in structure.layers) * structure.head_dim
     channels = max(layer.channels for layer in structure.layers)
-    if method == "sequential":  # one fit at a time; those of q, k, v, gate and up also hold identity and solution
+    if method == "sequential":  # one fit at a time; those of q, k, v, gate and up also hold their solution
         widest = max(attention, channels)
-        return max(12 * widest**2 + 4 * widest * hidden, 24 * hidden**2)
+        return max(12 * widest**2 + 4 * widest * hidden, 20 * hidden**2)
     if method == "static":  # the equations of both output projections, one of them being solved
         sums = 4 * (attention**2 + channels**2) + 4 * hidden * (attention + channels)
         return sums + 8 * max(attention, channels) ** 2

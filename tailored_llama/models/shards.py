@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -37,11 +39,19 @@ def write_shards(
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-def read_tensor(file: Path, name: str) -> Tensor:
-    """Read one tensor of a safetensors file."""
-    with safe_open(file, framework="pt") as tensors:
-        data: Tensor = tensors.get_tensor(name)
-    return data
+@contextmanager
+def open_tensors(files: Iterable[Path]) -> Iterator[Callable[[str], Tensor]]:
+    """Read the tensors of safetensors files by name; where files share one, the last has it.
+
+    Each file is mapped once. A tensor keeps its mapping alive: one for each tensor would add up to many times the
+    model's size in addresses, which a system with strict overcommit refuses.
+    """
+    with ExitStack() as stack:
+        readers: dict[str, Any] = {}
+        for file in files:
+            reader = stack.enter_context(safe_open(file, framework="pt"))
+            readers |= dict.fromkeys(reader.keys(), reader)
+        yield lambda name: readers[name].get_tensor(name)
 
 
 def is_unchanged(file: Path, dtype: torch.dtype) -> bool:

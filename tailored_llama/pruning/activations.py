@@ -13,7 +13,7 @@ from tailored_llama.data import sequences_at_once
 from tailored_llama.models import caller, layers_of
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Groups, Slices, add_scores
-from tailored_llama.pruning.layerwise import enter_all, observe
+from tailored_llama.pruning.layerwise import enter_all, watch
 
 
 def activation_scores(
@@ -54,10 +54,11 @@ def activation_scores(
         arguments = enter_all(model, batches, shelf)
         for number, layer in layers.forward():
             moments = {module: _Moments(module.weight) for module in layer.modules() if module in names}
-            observers = {module: moment.add for module, moment in moments.items()}
             for index, further in enumerate(arguments):
                 forward = caller(layer, further[number])
-                shelf[number + 1, index] = observe(forward, observers, shelf[number, index])
+                shelf[number + 1, index], seen = watch(forward, shelf[number, index], moments)
+                for module, moment in moments.items():
+                    moment.add(seen[module].inputs)
                 shelf.drop((number, index))
                 progress(number * len(batches) + index + 1, len(layers) * len(batches))
             for module, moment in moments.items():
@@ -73,8 +74,8 @@ class _Moments:
         self.sums = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
         self.squares = torch.zeros_like(self.sums)
 
-    def add(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Add inputs [..., in]; the outputs do not matter."""
+    def add(self, inputs: Tensor) -> None:
+        """Add inputs [..., in]."""
         states = inputs.flatten(0, -2).double()
         self.sums += states.sum(0)
         self.squares += states.square().sum(0)

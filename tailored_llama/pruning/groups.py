@@ -74,6 +74,8 @@ class Slices:
     owner: np.ndarray[Any, Any]
 
 
+Stays = dict[tuple[str, int], np.ndarray[Any, Any]]  # parameter and dimension → whether each index stays, bool
+
 STAGE, VERSION = "groups", 2
 
 
@@ -149,6 +151,11 @@ def read_slices(folder: Path, structure_shapes: dict[str, list[int]]) -> list[Sl
             owners[key] = np.full(structure_shapes[key[0]][dim], -1, dtype=np.int64)
         owners[key][start:stop] = group
     return [Slices(name, dim, owner) for (name, dim), owner in owners.items()]
+
+
+def staying(slices: list[Slices], kept: np.ndarray[Any, Any]) -> Stays:
+    """The indices that stay in each parameter, if the groups of a mask, bool [groups], do."""
+    return {(part.parameter, part.dim): (part.owner < 0) | kept[part.owner] for part in slices}
 
 
 def by_parameter(slices: list[Slices]) -> dict[str, list[Slices]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -41,15 +41,23 @@ def even_batches(input_ids: Tensor, batch_tokens: int | None) -> tuple[Tensor, .
     return batches
 
 
-def observe(forward: Forward, observers: Mapping[Any, Callable[[Tensor, Tensor], None]], states: Tensor) -> Tensor:
-    """Run a layer and return its states; the observer of a module is called with the module's inputs and outputs."""
+class Seen(NamedTuple):
+    """What a module read and wrote in a pass."""
+
+    inputs: Tensor
+    outputs: Tensor
+
+
+def watch(forward: Forward, states: Tensor, modules: Iterable[Any]) -> tuple[Tensor, dict[Any, Seen]]:
+    """Run a layer; return its states, and what some of its modules read and wrote."""
+    seen: dict[Any, Seen] = {}
 
     def hook(module: Any, inputs: tuple[Tensor], outputs: Tensor) -> None:
-        observers[module](inputs[0], outputs)
+        seen[module] = Seen(inputs[0], outputs)
 
-    handles = [module.register_forward_hook(hook) for module in observers]
+    handles = [module.register_forward_hook(hook) for module in modules]
     try:
-        return forward(states)
+        return forward(states), seen
     finally:
         for handle in handles:
             handle.remove()

@@ -33,11 +33,11 @@ from tailored_llama.models import (
 )
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.depth import Array, Fixed, choose_layers, fixed_parameters, read_influence
-from tailored_llama.pruning.groups import KINDS, Groups, read_groups, read_slices
+from tailored_llama.pruning.groups import KINDS, Groups, read_groups, read_slices, staying
 from tailored_llama.pruning.importance import read_importance
 from tailored_llama.pruning.plan import PLAN_SCHEMA, Mask, plan
 from tailored_llama.pruning.reconstruction import reconstruct
-from tailored_llama.pruning.surgery import prune_checkpoint
+from tailored_llama.pruning.surgery import kept_layers, prune_checkpoint
 from tailored_llama.pruning.vocabulary import VocabularyPlan, plan_vocabulary
 from tailored_llama.store import write_table
 
@@ -109,20 +109,18 @@ def prune(
         {"group": range(len(table)), "layer": table.layer, "kind": table.kind, "index": table.index, "kept": kept},
         PLAN_SCHEMA,
     )
+    stays = staying(read_slices(groups, all_tensor_shapes(checkpoint)), kept)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         fitted: list[Path] = []
         if method != "none":
             assert calibration is not None
-            slices = read_slices(groups, all_tensor_shapes(checkpoint))
-            model = open_model(checkpoint, execution, Path(scratch))
-            sequences = read_calibration(calibration)
-            ridge, batch = reconstruction.ridge, execution.batch_tokens
-            for tensors in reconstruct(model, sequences, slices, kept, method, ridge, progress, batch):
+            model, text = open_model(checkpoint, execution, Path(scratch)), read_calibration(calibration)
+            for tensors in reconstruct(model, text, stays, reconstruction, progress, execution.batch_tokens):
                 if tensors:  # none of a layer that leaves
                     fitted.append(Path(scratch) / f"{len(fitted)}.safetensors")
                     save_file(tensors, fitted[-1])
             del model
-        prune_checkpoint(checkpoint, groups, table, kept, out, fitted, tokens)
+        prune_checkpoint(checkpoint, kept_layers(table, kept, structure.layers), stays, out, fitted, tokens)
     left, layers = read_structure(out).size, len(read_structure(out).layers)
     (out / CARD).write_text(pruned_card(checkpoint, out, before, left, pruning, reconstruction), encoding="utf-8")
     facts = {"parameters": left.parameters, "ratio": round(1 - left.parameters / total, 6)}

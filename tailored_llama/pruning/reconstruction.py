@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Linear
 
-from tailored_llama.config import Reconstruction
+from tailored_llama.config import ReconstructionConfig
 from tailored_llama.models import Forward, Shelf, caller, layers_of
 from tailored_llama.progress import Progress, silent
-from tailored_llama.pruning.groups import Slices
-from tailored_llama.pruning.layerwise import enter_all, even_batches, inputs_of, observe
+from tailored_llama.pruning.groups import Stays
+from tailored_llama.pruning.layerwise import Seen, enter_all, even_batches, inputs_of, watch
 from tailored_llama.pruning.ridge import Equations
 
 _PRUNED = "pruned"
@@ -26,10 +25,8 @@ _BLOCKS = (("self_attn", "o_proj"), ("mlp", "down_proj"))  # of a layer, with th
 def reconstruct(
     model: Any,
     input_ids: Tensor,
-    slices: list[Slices],
-    kept: np.ndarray[Any, Any],
-    method: Reconstruction,
-    ridge: float,
+    stays: Stays,
+    reconstruction: ReconstructionConfig,
     progress: Progress = silent,
     batch_tokens: int | None = None,
 ) -> Iterator[dict[str, Tensor]]:
@@ -56,58 +53,85 @@ def reconstruct(
 
     Memory: the model, or one layer if it is streamed; the hidden states of the calibration tokens (twice for
     `sequential`) and one layer's outputs (for `sequential`, inputs too), which a streamed model also keeps on disk; and
-    the normal equations, see `solver_memory`.
+    the normal equations, see `solver_bytes`.
 
     Args:
         model: the dense causal LM, streamed or not; fitted weights are overwritten.
         input_ids: calibration tokens, int64 [samples, tokens].
-        slices: which group owns which index of which parameter.
-        kept: whether each group stays, bool [groups].
-        method: `static`, `sequential` or `bias`.
-        ridge: see above.
+        stays: the output of `staying`.
+        reconstruction: the method, and the ridge.
         progress: called after every layer.
         batch_tokens: most tokens per pass through one layer; None: 4,096.
 
     Yields:
         Tensors by name: weights [kept outputs, kept inputs] and biases [out], in the model's dtype.
     """
-    stays = {(part.parameter, part.dim): torch.from_numpy(kept[part.owner]) for part in slices}
+    method, ridge = reconstruction.method, reconstruction.ridge
     layers, batches = layers_of(model), even_batches(input_ids, batch_tokens)
-    with layers.shelf() as shelf:  # dense states by layer and batch, and what `_fit_in_sequence` keeps
+    with layers.shelf() as shelf:  # dense states by layer and batch, pruned ones by batch
         arguments = enter_all(model, batches, shelf)[0]
         if method == "sequential":
             for index in range(len(batches)):
                 shelf[_PRUNED, index] = shelf[0, index]
-        for number, layer in layers.forward():
-            prefix = f"model.layers.{number}"
-            modules = [(name, layer.get_submodule(name), out) for name, out in _BLOCKS]
-            blocks = [
-                _block(f"{prefix}.{name}", module, out, stays) for name, module, out in modules if hasattr(module, out)
-            ]
-            states = _States(shelf, number, len(batches))
-            forward = caller(layer, arguments[number])
+        for number, module in layers.forward():
+            blocks = _blocks(module, f"model.layers.{number}", stays)
+            adds_directly = not hasattr(module, "post_feedforward_layernorm")
+            forward = caller(module, arguments[number])
+            layer = _Layer(number, blocks, adds_directly, forward, shelf, range(len(batches)))
             if method == "sequential":
-                adds_directly = not hasattr(layer, "post_feedforward_layernorm")
-                tensors = _fit_in_sequence(forward, blocks, states, ridge, adds_directly)
-                for name, module in (part for block in blocks if block.left for part in block.readers.items()):
-                    rows = stays[f"{name}.weight", 0].to(module.weight.device)
-                    tensors[f"{name}.weight"] = module.weight[rows]
+                yield _fit_sequentially(layer, ridge)
             else:
-                tensors = _fit_apart(forward, blocks, states, method, ridge)
-            yield tensors
-            states.drop()
+                yield _fit_static(layer, ridge) if method == "static" else _fit_bias(layer, input_ids.numel())
+            for index in range(len(batches)):
+                shelf.drop((number, index))
             progress(number + 1, len(layers))
         if method == "sequential":
-            yield {"model.norm.weight": _rescaled(model.model.norm, _States(shelf, len(layers), len(batches)), ridge)}
+            pairs = ((shelf[len(layers), index], shelf[_PRUNED, index]) for index in range(len(batches)))
+            yield {"model.norm.weight": _fit_norm(model.model.norm, pairs, ridge)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Attention or MLP of a layer: the projections that read the residual stream, and the one that adds to it."""
+
+    name: str  # of the output projection
+    output: Any
+    stays: Tensor  # which of its inputs, bool [in]
+    readers: dict[str, Any]  # by name; all have the same inputs
+    rows: dict[str, Tensor]  # which outputs of each reader stay, bool [out]
+
+    @property
+    def reader(self) -> Any:
+        return next(iter(self.readers.values()))
+
+    def equations(self) -> Equations:
+        """The equations of the output projection, without any tokens."""
+        return Equations(len(self.output.weight), int(self.stays.sum()), self.stays.device)
+
+    def add(self, equations: Equations, inputs: Tensor, outputs: Tensor) -> None:
+        """Add inputs [samples, tokens, in] of the output projection and target outputs [samples, tokens, out]."""
+        if self.output.bias is not None:
+            outputs = outputs.float() - self.output.bias.float()
+        equations.add(inputs[..., self.stays], outputs)
+
+    def solve(self, equations: Equations, ridge: float) -> None:
+        """Write the ridge solution into the output projection, with zeros for removed inputs."""
+        weight = self.output.weight[:, self.stays]
+        equations.solve(weight, ridge)
+        self.output.weight.zero_()
+        self.output.weight[:, self.stays] = weight
 
 
 @dataclass(frozen=True)
-class _States:
-    """Hidden states before a layer, on a shelf: the dense model's and, for a sequential fit, the pruned model's."""
+class _Layer:
+    """A layer at work: its blocks, and the hidden states before it, of the dense model and of the pruned one."""
 
+    number: int
+    blocks: list[_Block]
+    adds_directly: bool  # whether output projections add to the residual stream without a norm in between
+    forward: Forward
     shelf: Shelf
-    number: int  # of the layer
-    batches: int
+    batches: range
 
     def dense(self, index: int) -> Tensor:
         return self.shelf[self.number, index]
@@ -115,175 +139,138 @@ class _States:
     def pruned(self, index: int) -> Tensor:
         return self.shelf[_PRUNED, index]
 
-    def drop(self) -> None:
-        """Forget the dense states before the layer."""
-        for index in range(self.batches):
-            self.shelf.drop((self.number, index))
+    @property
+    def left(self) -> list[_Block]:
+        """The blocks of which any part stays."""
+        return [block for block in self.blocks if block.stays.any()]
+
+    def run_dense(self) -> Iterator[tuple[int, dict[Any, Seen]]]:
+        """Run the dense model's states through the layer; yield what its projections read and wrote, by batch."""
+        modules = [module for block in self.blocks for module in (block.reader, block.output)]
+        for index in self.batches:
+            self.shelf[self.number + 1, index], seen = watch(self.forward, self.dense(index), modules)
+            yield index, seen
+
+    def output_tensors(self) -> dict[str, Tensor]:
+        """Weights and biases of the output projections in the pruned checkpoint, by name."""
+        tensors: dict[str, Tensor] = {}
+        for block in self.left:
+            tensors[f"{block.name}.weight"] = block.output.weight[:, block.stays].contiguous()
+            if block.output.bias is not None:
+                tensors[f"{block.name}.bias"] = block.output.bias.data
+        return tensors
 
 
-def _fit_apart(
-    forward: Forward, blocks: list[_Block], states: _States, method: Reconstruction, ridge: float
-) -> dict[str, Tensor]:
+def _blocks(layer: Any, prefix: str, stays: Stays) -> list[_Block]:
+    """The blocks that a layer has, attention first."""
+
+    def mask(name: str, dim: int, like: Any) -> Tensor:
+        return torch.from_numpy(stays[f"{name}.weight", dim]).to(like.weight.device)
+
+    blocks = []
+    for parent, output in _BLOCKS:
+        module = layer.get_submodule(parent)
+        linear = {f"{prefix}.{parent}.{name}": m for name, m in module.named_children() if isinstance(m, Linear)}
+        if projection := linear.pop(name := f"{prefix}.{parent}.{output}", None):
+            rows = {reader: mask(reader, 0, m) for reader, m in linear.items()}
+            blocks.append(_Block(name, projection, mask(name, 1, projection), linear, rows))
+    return blocks
+
+
+def _fit_static(layer: _Layer, ridge: float) -> dict[str, Tensor]:
     """Fit each output projection on the dense model's activations."""
-    fits = {block.name: _Fit(block.output, block.stays) for block in blocks if block.left}
-    observers = {fit.module: fit.add if method == "static" else fit.add_mean for fit in fits.values()}
-    for index in range(states.batches):
-        states.shelf[states.number + 1, index] = observe(forward, observers, states.dense(index))
-    tensors: dict[str, Tensor] = {}
-    for name, fit in fits.items():
-        if method == "static":
-            fit.solve(ridge)
+    equations = {block: block.equations() for block in layer.left}
+    for _, seen in layer.run_dense():
+        for block, own in equations.items():
+            block.add(own, *seen[block.output])
+    for block, own in equations.items():
+        block.solve(own, ridge)
+    return layer.output_tensors()
+
+
+def _fit_bias(layer: _Layer, tokens: int) -> dict[str, Tensor]:
+    """Add the mean output of the removed inputs, over all tokens, to each output projection's bias."""
+    sums = {
+        block: torch.zeros(len(block.stays), dtype=torch.float64, device=block.stays.device) for block in layer.left
+    }
+    for _, seen in layer.run_dense():
+        for block, total in sums.items():
+            total += seen[block.output].inputs.flatten(0, -2).double().sum(0)
+    for block, total in sums.items():
+        module, gone = block.output, ~block.stays
+        lost = module.weight[:, gone].double() @ (total / tokens)[gone]
+        before = 0 if module.bias is None else module.bias.double()
+        module.bias = torch.nn.Parameter((before + lost).to(module.weight.dtype), requires_grad=False)
+        module.weight[:, gone] = 0
+    return layer.output_tensors()
+
+
+def _fit_sequentially(layer: _Layer, ridge: float) -> dict[str, Tensor]:
+    """Fit all projections on the pruned model's activations, and run both models through the layer."""
+    shelf = layer.shelf
+    for index, seen in layer.run_dense():
+        for block in layer.blocks:
+            shelf[block.reader, index] = seen[block.reader].inputs
+            shelf[block.output, index] = seen[block.output].outputs
+    for position, block in enumerate(layer.blocks):  # in order: a block reads what the fitted ones before it add
+        if block.stays.any():
+            _fit_readers(layer, block, ridge)
+            _fit_output(layer, block, layer.blocks[:position], ridge)
         else:
-            fit.compensate()
-        tensors |= fit.tensors(name)
-    return tensors
-
-
-def _fit_in_sequence(
-    forward: Forward, blocks: list[_Block], states: _States, ridge: float, adds_directly: bool
-) -> dict[str, Tensor]:
-    """Fit all projections of a layer on the pruned model's activations, and run both models through the layer.
-
-    `adds_directly` says whether the output projections add to the residual stream without a norm in between.
-
-    Returns:
-        The tensors of the output projections, by name; those of the others are in their modules.
-    """
-    shelf, batches, tensors = states.shelf, range(states.batches), dict[str, Tensor]()
-    output_modules = [block.output for block in blocks]
-    for index in batches:
-        observers: dict[Any, Callable[[Tensor, Tensor], None]] = {}
-        for block in blocks:
-            observers[block.reader] = partial(_keep_inputs, shelf, (block.reader, index))
-            observers[block.output] = partial(_keep_outputs, shelf, (block.output, index))
-        shelf[states.number + 1, index] = observe(forward, observers, states.dense(index))
-    for position, block in enumerate(blocks):  # in order: a block reads the fitted ones
-        if not block.left:
             for parameter in block.output.parameters():
                 parameter.zero_()  # so that it adds nothing to the pruned stream
-            continue
-        _fit_readers(forward, block, states, ridge)
-        fit, before = _Fit(block.output, block.stays), output_modules[:position]
-        for index in batches:
-            batch = states.pruned(index)
-            inputs, outputs = inputs_of(forward, fit.module, batch, before)
-            target = shelf[fit.module, index].float()
-            if adds_directly:
-                dense, pruned = (each.to(target.device).float() for each in (states.dense(index), batch))
-                target = target + dense - pruned
-                for module, output in zip(before, outputs, strict=True):
-                    target += shelf[module, index].float() - output.float()
-            fit.add(inputs, target)
-        fit.solve(ridge)
-        tensors |= fit.tensors(block.name)
-    for index in batches:
-        shelf[_PRUNED, index] = forward(states.pruned(index))
-        for block in blocks:
+    for index in layer.batches:
+        shelf[_PRUNED, index] = layer.forward(layer.pruned(index))
+        for block in layer.blocks:
             shelf.drop((block.reader, index))
             shelf.drop((block.output, index))
-    return tensors
+    readers = [(block, name, module) for block in layer.left for name, module in block.readers.items()]
+    return layer.output_tensors() | {
+        f"{name}.weight": module.weight[block.rows[name]] for block, name, module in readers
+    }
 
 
-def _keep_inputs(shelf: Shelf, key: Hashable, inputs: Tensor, outputs: Tensor) -> None:
-    shelf[key] = inputs
-
-
-def _keep_outputs(shelf: Shelf, key: Hashable, inputs: Tensor, outputs: Tensor) -> None:
-    shelf[key] = outputs
-
-
-def _fit_readers(forward: Forward, block: _Block, states: _States, ridge: float) -> None:
-    """Fit the projections that read the residual stream, in place; they share their inputs, and so the equations."""
+def _fit_readers(layer: _Layer, block: _Block, ridge: float) -> None:
+    """Fit the projections that read the residual stream; they share their inputs, and so the equations."""
     width, device = block.reader.in_features, block.reader.weight.device
     equations = Equations(width, width, device)
-    for index in range(states.batches):
-        inputs, _ = inputs_of(forward, block.reader, states.pruned(index), [])
-        equations.add(inputs, states.shelf[block.reader, index])
-    transfer = torch.empty(width, width, device=device)
-    equations.solve(torch.eye(width, device=device), ridge, transfer)
+    for index in layer.batches:
+        inputs, _ = inputs_of(layer.forward, block.reader, layer.pruned(index), [])
+        equations.add(inputs, layer.shelf[block.reader, index])
+    transfer = torch.eye(width, device=device)
+    equations.solve(transfer, ridge)
     for module in block.readers.values():
         module.weight.copy_(module.weight.float() @ transfer)
 
 
-def _rescaled(norm: Any, states: _States, ridge: float) -> Tensor:
-    """Weights [hidden] that fit a norm's outputs for the pruned states to its outputs for the dense ones."""
+def _fit_output(layer: _Layer, block: _Block, before: list[_Block], ridge: float) -> None:
+    """Fit the projection that adds to the residual stream, with the stream's error as part of its target."""
+    equations, shelf = block.equations(), layer.shelf
+    for index in layer.batches:
+        states, earlier = layer.pruned(index), [each.output for each in before]
+        inputs, outputs = inputs_of(layer.forward, block.output, states, earlier)
+        target = shelf[block.output, index].float()
+        if layer.adds_directly:
+            dense, pruned = (each.to(target.device).float() for each in (layer.dense(index), states))
+            target = target + dense - pruned
+            for module, output in zip(earlier, outputs, strict=True):
+                target += shelf[module, index].float() - output.float()
+        block.add(equations, inputs, target)
+    block.solve(equations, ridge)
+
+
+def _fit_norm(norm: Any, states: Iterable[tuple[Tensor, Tensor]], ridge: float) -> Tensor:
+    """Weights [hidden] that fit a norm's outputs for the pruned states to its outputs for the dense ones.
+
+    `states`: of every batch, dense and pruned.
+    """
     squares = torch.zeros(norm.weight.shape, dtype=torch.float64, device=norm.weight.device)
     products = torch.zeros_like(squares)
-    for index in range(states.batches):
-        target, output = (
-            norm(hidden).flatten(0, -2).double() for hidden in (states.dense(index), states.pruned(index))
-        )
+    for pair in states:
+        target, output = (norm(hidden).flatten(0, -2).double() for hidden in pair)
         squares += output.square().sum(0)
         products += (output * target).sum(0)
     strength = ridge * squares.mean()
     base = 1 if type(norm).__name__.startswith("Gemma") else 0  # Gemma's norms multiply by 1 + weight
     weight: Tensor = (norm.weight.double() + base) * (products + strength) / (squares + strength) - base
     return weight.to(norm.weight.dtype)
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Attention or MLP of a layer: the projections that read the residual stream, and the one that adds to it."""
-
-    name: str  # of the output projection
-    output: Any
-    stays: Tensor  # which of its inputs, bool [in]
-    readers: dict[str, Any]  # all have the same inputs
-
-    @property
-    def left(self) -> bool:
-        """Whether any of it stays."""
-        return bool(self.stays.any())
-
-    @property
-    def reader(self) -> Any:
-        return next(iter(self.readers.values()))
-
-
-def _block(name: str, block: Any, output: str, stays: dict[tuple[str, int], Tensor]) -> _Block:
-    linear = {f"{name}.{child}": part for child, part in block.named_children() if isinstance(part, torch.nn.Linear)}
-    module = linear.pop(f"{name}.{output}")
-    return _Block(f"{name}.{output}", module, stays[f"{name}.{output}.weight", 1].to(module.weight.device), linear)
-
-
-class _Fit:
-    """An output projection and the fit of its remaining weights."""
-
-    def __init__(self, module: Any, stays: Tensor) -> None:
-        self.module, self.stays = module, stays  # bool [in]
-        self.equations = Equations(len(module.weight), int(stays.sum()), stays.device)
-        self.total = torch.zeros(len(stays), dtype=torch.float64, device=stays.device)  # sum of inputs
-        self.tokens = 0
-
-    def add(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Add inputs [samples, tokens, in] and their target outputs [samples, tokens, out]."""
-        if self.module.bias is not None:
-            outputs = outputs.float() - self.module.bias.float()
-        self.equations.add(inputs[..., self.stays], outputs)
-
-    def add_mean(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Add inputs [samples, tokens, in] to the mean alone."""
-        self.total += inputs.flatten(0, -2).double().sum(0)
-        self.tokens += inputs[..., 0].numel()
-
-    def solve(self, ridge: float) -> None:
-        """Write the ridge solution into the module, with zeros for removed inputs."""
-        weight = self.module.weight[:, self.stays]
-        self.equations.solve(weight, ridge, weight)
-        self.module.weight.zero_()
-        self.module.weight[:, self.stays] = weight
-
-    def compensate(self) -> None:
-        """Add the mean output of the removed inputs to the module's bias."""
-        mean = self.total / self.tokens
-        lost = self.module.weight[:, ~self.stays].double() @ mean[~self.stays]
-        before = 0 if self.module.bias is None else self.module.bias.double()
-        self.module.bias = torch.nn.Parameter((before + lost).to(self.module.weight.dtype), requires_grad=False)
-        self.module.weight[:, ~self.stays] = 0
-
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """Tensors of this projection in the pruned checkpoint, by name."""
-        tensors = {f"{name}.weight": self.module.weight[:, self.stays].contiguous()}
-        if self.module.bias is not None:
-            tensors[f"{name}.bias"] = self.module.bias.data
-        return tensors

@@ -11,7 +11,7 @@ _BLOCK = 2**23  # elements of right sides solved for at once: 67 MB in float64
 
 
 class Equations:
-    """Normal equations that map inputs to target outputs."""
+    """The normal equations that map inputs to target outputs, summed over tokens."""
 
     def __init__(self, outputs: int, inputs: int, device: Any) -> None:
         self.gram = torch.zeros(inputs, inputs, device=device)  # Xᵀ X, float32
@@ -23,33 +23,21 @@ class Equations:
         self.gram.addmm_(inputs.T, inputs)
         self.cross.addmm_(outputs.T, inputs)
 
-    def solve(self, weight: Tensor, ridge: float, into: Tensor) -> None:
-        """Write the ridge solution pulled towards `weight` [out, in]; uses the equations up.
+    def solve(self, weight: Tensor, ridge: float) -> None:
+        """Replace a weight [out, in] by the ridge solution pulled towards it, (Yᵀ X + λ W) (Xᵀ X + λ I)⁻¹.
 
-        The matrix exists in float32 and float64 for a moment, then once.
+        λ is `ridge` times the mean of the diagonal of Xᵀ X. It is computed in float64, and uses the equations up: Xᵀ X
+        exists in float32 and float64 for a moment, then once, and its factor overwrites it.
         """
         gram, cross = self.gram.double(), self.cross
         del self.gram, self.cross
-        solve_ridge(gram, cross, weight, ridge, into)
-
-
-def solve_ridge(gram: Tensor, cross: Tensor, weight: Tensor, ridge: float, into: Tensor) -> None:
-    """Write the ridge solution pulled towards a weight, computed in float64; the factor of the matrix overwrites it.
-
-    Args:
-        gram: Xᵀ X of the inputs, float64 [in, in].
-        cross: Yᵀ X, float32 [out, in].
-        weight: what the solution is pulled towards, [out, in].
-        ridge: strength of the pull, as a fraction of the mean of the diagonal of `gram`.
-        into: receives the solution, [out, in].
-    """
-    # Positive, so that inputs that are zero on the whole text (after a ReLU, say) do not leave a singular matrix.
-    strength = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    gram.diagonal().add_(strength)
-    factor = gram.mT  # column by column, as LAPACK has it
-    torch.linalg.cholesky(factor, out=factor)
-    step = max(1, _BLOCK // len(gram))
-    for rows in (slice(start, start + step) for start in range(0, len(cross), step)):
-        right = cross[rows].double() + strength * weight[rows].double()
-        halfway = torch.linalg.solve_triangular(factor, right.T, upper=False)
-        into[rows] = torch.linalg.solve_triangular(factor.mT, halfway, upper=True).T.to(into.dtype)
+        # Positive, so that inputs that are zero on the whole text (after a ReLU, say) do not leave a singular matrix.
+        strength = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+        gram.diagonal().add_(strength)
+        factor = gram.mT  # column by column, as LAPACK has it
+        torch.linalg.cholesky(factor, out=factor)
+        step = max(1, _BLOCK // len(gram))
+        for rows in (slice(start, start + step) for start in range(0, len(cross), step)):
+            right = cross[rows].double() + strength * weight[rows].double()
+            halfway = torch.linalg.solve_triangular(factor, right.T, upper=False)
+            weight[rows] = torch.linalg.solve_triangular(factor.mT, halfway, upper=True).T.to(weight.dtype)

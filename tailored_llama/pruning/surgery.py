@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tailored_llama.models import (
@@ -21,9 +22,8 @@ from tailored_llama.models import (
     copy_tokenizer,
     layout_config,
     modeling_tailored_llama,
+    open_tensors,
     read_config,
-    read_structure,
-    read_tensor,
     renumber_generation,
     renumbered,
     tensor_shapes,
@@ -32,38 +32,25 @@ from tailored_llama.models import (
     without_layers,
     write_shards,
 )
-from tailored_llama.pruning.groups import Groups, read_slices
+from tailored_llama.pruning.groups import Groups, Stays
 from tailored_llama.pruning.vocabulary import VocabularyPlan
 
 _MODELING_FILE = Path(modeling_tailored_llama.__file__)
 
-
-def kept_layers(groups: Groups, kept: np.ndarray[Any, Any], share: list[int]) -> tuple[Layer, ...]:
-    """Widths of every layer after a plan; 0 of a block that loses all its groups.
-
-    Args:
-        groups: the coupled groups.
-        kept: whether each group stays, bool [groups].
-        share: query heads per KV head, by layer; surgery removes whole groups, so it never changes.
-    """
-    layers = []
-    for number, ratio in enumerate(share):
-        members = kept & (groups.layer == number)
-        kv_heads = int(np.sum(members & (groups.kind == "attention")))
-        layers.append(Layer(kv_heads * ratio, kv_heads, int(np.sum(members & (groups.kind == "mlp")))))
-    return tuple(layers)
+Array = np.ndarray[Any, Any]
+Indices = Mapping[tuple[str, int], Array]  # tensor and dimension → indices that stay; without an entry, all
+Shapes = Mapping[str, list[int]]  # by tensor
 
 
 def prune_checkpoint(
     dense: Path,
-    groups_folder: Path,
-    groups: Groups,
-    kept: np.ndarray[Any, Any],
+    layers: Sequence[Layer],
+    stays: Stays,
     out: Path,
     fitted: Sequence[Path] = (),
     tokens: VocabularyPlan | None = None,
 ) -> None:
-    """Write the checkpoint without the groups that are not in `kept`, and its tokenizer.
+    """Write a checkpoint without the groups that a plan removes, and its tokenizer.
 
     A block without groups leaves with its norms, and a layer without blocks leaves; the others are numbered anew.
 
@@ -72,53 +59,114 @@ def prune_checkpoint(
 
     Args:
         dense: the dense checkpoint.
-        groups_folder: the groups artifact of that checkpoint.
-        groups: the same groups, already read.
-        kept: whether each group stays, bool [groups].
+        layers: the output of `kept_layers`.
+        stays: the output of `staying`.
         out: an existing folder.
         fitted: safetensors files whose tensors, in the pruned model's shapes, replace the dense ones.
         tokens: which tokens stay; None: all.
     """
-    files = weight_files(dense)
-    shapes = all_tensor_shapes(dense)
-    files_by_name, sizes = dict[str, Path](), dict[str, list[int]]()
-    for file in (*files, *fitted):
-        for name, shape in tensor_shapes(file).items():
-            files_by_name[name], sizes[name] = file, shape
-    layers = kept_layers(groups, kept, [layer.share for layer in read_structure(dense).layers])
-    keep: dict[str, list[tuple[int, np.ndarray[Any, Any]]]] = {}
-    for slices in read_slices(groups_folder, shapes):
-        stays = np.where(slices.owner < 0, True, kept[slices.owner])
-        if not stays.all() and files_by_name[slices.parameter] not in fitted:
-            keep.setdefault(slices.parameter, []).append((slices.dim, np.flatnonzero(stays)))
-    source = read_config(dense)
+    config, dense_shapes = read_config(dense), all_tensor_shapes(dense)
+    fitted_shapes = {name: shape for file in fitted for name, shape in tensor_shapes(file).items()}
+    indices = {key: np.flatnonzero(mask) for key, mask in stays.items() if key[0] not in fitted_shapes}
     if tokens:
-        source = renumbered(source, tokens.kept)
-        for name in set(VOCABULARY) & shapes.keys():
-            keep[name] = [(0, np.array(tokens.kept))]
-    for name, cuts in keep.items():
-        for dim, indices in cuts:
-            sizes[name][dim] = len(indices)
-    if any(name.endswith("_proj.bias") and name not in shapes for name in files_by_name):
-        source |= {"attention_bias": True, "mlp_bias": True}
-        for name in [n for n in sizes if n.endswith("_proj.weight")]:
-            sizes.setdefault(name.removesuffix("weight") + "bias", sizes[name][:1])
-    gone = [number for number, layer in enumerate(layers) if not (layer.heads or layer.channels)]
+        config = renumbered(config, tokens.kept)
+        indices |= {(name, 0): np.array(tokens.kept) for name in VOCABULARY if name in dense_shapes}
+    stored = dense_shapes | fitted_shapes
+    shapes = _cut_shapes(stored, indices)
+    if any(name.endswith("_proj.bias") for name in fitted_shapes.keys() - dense_shapes.keys()):
+        config |= {"attention_bias": True, "mlp_bias": True}
+        shapes |= _missing_biases(shapes)
+    old_names = _old_names(shapes, layers, config["model_type"])
+    pruned_config = _without_blocks(config, layers)
+    dtype = getattr(torch, str(pruned_config.dtype or "float32").removeprefix("torch."))
+
+    with open_tensors((*weight_files(dense), *fitted)) as read:
+
+        def make(name: str) -> Tensor:
+            old = old_names[name]
+            return _cut(read(old), old, indices) if old in stored else torch.zeros(shapes[old], dtype=dtype)
+
+        write_shards(out, {name: shapes[old] for name, old in old_names.items()}, dtype, make)
+    _save_config(pruned_config, out)
+    if tokens:
+        trim_tokenizer(dense, tokens.kept, tokens.shares.tolist(), out)
+        renumber_generation(dense, tokens.kept, out)
+    else:
+        copy_tokenizer(dense, out)
+
+
+def kept_layers(groups: Groups, kept: Array, dense: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Widths of every layer after a plan; 0 of a block that loses all its groups.
+
+    A KV head leaves with all the query heads that share it, so their ratio never changes.
+
+    Args:
+        groups: the coupled groups.
+        kept: whether each group stays, bool [groups].
+        dense: widths of every layer before.
+    """
+    layers = []
+    for number, layer in enumerate(dense):
+        members = kept & (groups.layer == number)
+        kv_heads = int(np.sum(members & (groups.kind == "attention")))
+        layers.append(Layer(kv_heads * layer.share, kv_heads, int(np.sum(members & (groups.kind == "mlp")))))
+    return tuple(layers)
+
+
+def _cut_shapes(shapes: Shapes, indices: Indices) -> dict[str, list[int]]:
+    return {
+        name: [len(indices.get((name, dim), range(size))) for dim, size in enumerate(shape)]
+        for name, shape in shapes.items()
+    }
+
+
+def _cut(tensor: Tensor, name: str, indices: Indices) -> Tensor:
+    for dim, size in enumerate(tensor.shape):
+        if (own := indices.get((name, dim))) is not None and len(own) < size:
+            tensor = tensor.index_select(dim, torch.from_numpy(own))
+    return tensor.contiguous()
+
+
+def _missing_biases(shapes: Shapes) -> dict[str, list[int]]:
+    """The biases, all zeros, of projections without one: a configuration gives them to all or none."""
+    biases = {
+        name.removesuffix("weight") + "bias": shape[:1]
+        for name, shape in shapes.items()
+        if name.endswith("_proj.weight")
+    }
+    return {name: shape for name, shape in biases.items() if name not in shapes}
+
+
+def _gone(layers: Sequence[Layer]) -> list[int]:
+    """The layers that have lost both blocks."""
+    return [number for number, layer in enumerate(layers) if not (layer.heads or layer.channels)]
+
+
+def _old_names(names: Iterable[str], layers: Sequence[Layer], model_type: str) -> dict[str, str]:
+    """The tensors that stay: each name once layers are gone, and the name before."""
+    gone, prefix = _gone(layers), "model.layers."
+    old_names = {}
+    for name in names:
+        new, block = name, block_of(name, model_type)
+        if block:
+            number, kind = block
+            if not (layers[number].heads if kind == "attention" else layers[number].channels):
+                continue
+            rest = name.removeprefix(f"{prefix}{number}.")
+            new = f"{prefix}{number - sum(other < number for other in gone)}.{rest}"
+        old_names[new] = name
+    return old_names
+
+
+def _without_blocks(config: dict[str, Any], layers: Sequence[Layer]) -> Any:
+    """The configuration of the pruned model, from the dense one."""
+    gone = _gone(layers)
     left = tuple(layer for number, layer in enumerate(layers) if number not in gone)
-    config = layout_config(without_layers(source, gone), left)
-    old_names = {new: name for name in sizes if (new := _new_name(name, layers, gone, source["model_type"]))}
-    dtype = getattr(torch, config.dtype) if isinstance(config.dtype, str) else config.dtype or torch.float32
+    return layout_config(without_layers(config, gone), left)
 
-    def tensor(new: str) -> torch.Tensor:
-        name = old_names[new]
-        if name not in files_by_name:
-            return torch.zeros(sizes[name], dtype=dtype)
-        data = read_tensor(files_by_name[name], name)
-        for dim, indices in keep.get(name, []):
-            data = data.index_select(dim, torch.from_numpy(indices))
-        return data.contiguous()
 
-    write_shards(out, {new: sizes[name] for new, name in old_names.items()}, dtype, tensor)
+def _save_config(config: Any, out: Path) -> None:
+    """Write `config.json`; where layers have their own widths, with the modeling code that it needs."""
     if config.model_type in LAYERED:
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     else:
@@ -128,21 +176,3 @@ def prune_checkpoint(
         config.auto_map = {auto: f"{_MODELING_FILE.stem}.{part.__name__}" for auto, part in classes}
         shutil.copyfile(_MODELING_FILE, out / _MODELING_FILE.name)
     config.save_pretrained(out)
-    if tokens:
-        trim_tokenizer(dense, tokens.kept, tokens.shares.tolist(), out)
-        renumber_generation(dense, tokens.kept, out)
-    else:
-        copy_tokenizer(dense, out)
-
-
-def _new_name(name: str, layers: Sequence[Layer], gone: Sequence[int], model_type: str) -> str | None:
-    """A tensor's name once layers are gone; None if its own block is."""
-    block = block_of(name, model_type)
-    if block is None:
-        return name
-    number, kind = block
-    if not (layers[number].heads if kind == "attention" else layers[number].channels):
-        return None
-    prefix = "model.layers."
-    rest = name.removeprefix(f"{prefix}{number}.")
-    return f"{prefix}{number - sum(other < number for other in gone)}.{rest}"

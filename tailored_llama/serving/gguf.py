@@ -20,7 +20,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, TensorNameMap, get_tensor_name_map
 from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, LlamaFileType
 from gguf.quants import quant_shape_to_byte_shape, quantize
-from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoConfig
 
 from tailored_llama.config import K_QUANTS, GgufType
@@ -30,11 +30,12 @@ from tailored_llama.models import (
     LAYERED_PREFIX,
     Layer,
     Structure,
+    all_tensor_shapes,
     check_checkpoint,
     front_matter,
+    open_tensors,
     read_config,
     read_structure,
-    tensor_shapes,
     weight_files,
 )
 from tailored_llama.progress import Progress, silent
@@ -165,17 +166,18 @@ def _write(
     config: Any = AutoConfig.from_pretrained(checkpoint)
     _write_metadata(writer, layout, config, checkpoint, name or checkpoint.resolve().name, gguf_type)
     write_tokenizer(writer, checkpoint, config.vocab_size)
-    tensors = [*rope_factors(config, layout.structure.head_dim), *_tensors(checkpoint, layout)]
-    types = [_tensor_type(tensor_name, shape, gguf_type) for tensor_name, shape, _ in tensors]
-    for (tensor_name, shape, _), own in zip(tensors, types, strict=True):
-        byte_shape = quant_shape_to_byte_shape(shape, own)
-        writer.add_tensor_info(tensor_name, byte_shape, np.dtype(np.uint8), math.prod(byte_shape), raw_dtype=own)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for done, ((_, _, read), own) in enumerate(zip(tensors, types, strict=True), 1):
-        writer.write_tensor_data(quantize(read(), own).view(np.uint8))
-        progress(done, len(tensors))
+    with open_tensors(weight_files(checkpoint)) as read:
+        tensors = [*rope_factors(config, layout.structure.head_dim), *_tensors(checkpoint, layout, read)]
+        types = [_tensor_type(tensor_name, shape, gguf_type) for tensor_name, shape, _ in tensors]
+        for (tensor_name, shape, _), own in zip(tensors, types, strict=True):
+            byte_shape = quant_shape_to_byte_shape(shape, own)
+            writer.add_tensor_info(tensor_name, byte_shape, np.dtype(np.uint8), math.prod(byte_shape), raw_dtype=own)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for done, ((_, _, values), own) in enumerate(zip(tensors, types, strict=True), 1):
+            writer.write_tensor_data(quantize(values(), own).view(np.uint8))
+            progress(done, len(tensors))
     writer.close()
     blocks = gguf_type not in ("f32", "f16", "bf16")
     return sum(blocks and len(shape) > 1 and own == _WIDE for (_, shape, _), own in zip(tensors, types, strict=True))
@@ -218,10 +220,16 @@ def _write_metadata(
     write_rope(writer, config, checkpoint)
 
 
-def _tensors(checkpoint: Path, layout: Layout) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Array]]]:
+def _tensors(
+    checkpoint: Path, layout: Layout, read: Callable[[str], Tensor]
+) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Array]]]:
     """GGUF name, shape and float32 values (read when called) of every tensor of a checkpoint."""
-    for file, name, shape in written_tensors(checkpoint):
-        yield layout.tensor_name(name), padded_shape(name, shape, layout), partial(_read, file, name, layout)
+
+    def values(name: str) -> Array:
+        return arranged(name, read(name).to(torch.float32).numpy(), layout)
+
+    for name, shape in written_shapes(checkpoint).items():
+        yield layout.tensor_name(name), padded_shape(name, shape, layout), partial(values, name)
     for name, shape in _stand_ins(layout):
         yield layout.tensor_name(name), shape, partial(np.zeros, shape, np.float32)
 
@@ -241,13 +249,14 @@ def _stand_ins(layout: Layout) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"{prefix}.mlp.down_proj.weight", (hidden, written.channels)
 
 
-def written_tensors(checkpoint: Path) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
-    """File, name and shape of every tensor of a checkpoint that a GGUF file gets: all but a tied head."""
+def written_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor of a checkpoint that a GGUF file gets: all but a tied head."""
     tied = read_config(checkpoint).get("tie_word_embeddings", False)
-    for file in weight_files(checkpoint):
-        for name, shape in tensor_shapes(file).items():
-            if not name.endswith("inv_freq") and not (name == "lm_head.weight" and tied):
-                yield file, name, tuple(shape)
+    return {
+        name: tuple(shape)
+        for name, shape in all_tensor_shapes(checkpoint).items()
+        if not name.endswith("inv_freq") and not (name == "lm_head.weight" and tied)
+    }
 
 
 def layer_of(name: str) -> int | None:
@@ -263,12 +272,6 @@ def padded_shape(name: str, shape: tuple[int, ...], layout: Layout) -> tuple[int
     if "gate_proj" in name or "up_proj" in name:
         return (layout.written[layer].channels, *shape[1:])
     return (shape[0], layout.written[layer].channels) if "down_proj.weight" in name else shape
-
-
-def _read(file: Path, name: str, layout: Layout) -> Array:
-    with safe_open(file, framework="pt") as opened:
-        values = opened.get_tensor(name).to(torch.float32).numpy()
-    return arranged(name, values, layout)
 
 
 def arranged(name: str, values: Array, layout: Layout) -> Array:

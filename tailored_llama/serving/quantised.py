@@ -16,7 +16,7 @@ from tailored_llama.config import BenchmarkConfig, ExecutionConfig, GgufType
 from tailored_llama.evaluation import read_metrics, scoring
 from tailored_llama.models import merge_adapter, stored_dtype, weight_files, write_shards
 from tailored_llama.progress import Progress, silent
-from tailored_llama.serving.gguf import Array, layout_of, write_gguf, written_tensors
+from tailored_llama.serving.gguf import Array, layout_of, write_gguf, written_shapes
 
 STAGE, VERSION = "quantised-scores", 1
 _NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
@@ -88,7 +88,7 @@ def dequantise(checkpoint: Path, file: Path, gguf_type: GgufType, out: Path) -> 
     """
     layout = layout_of(checkpoint, gguf_type)
     stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
-    shapes, dtype = {name: shape for _, name, shape in written_tensors(checkpoint)}, stored_dtype(checkpoint)
+    shapes, dtype = written_shapes(checkpoint), stored_dtype(checkpoint)
 
     def read(name: str) -> torch.Tensor:
         tensor = stored[layout.tensor_name(name)]

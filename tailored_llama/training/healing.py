@@ -11,7 +11,7 @@ import torch
 from tailored_llama.config import DistillationConfig, ExecutionConfig, HealingConfig, Quantization, RunConfig
 from tailored_llama.models import add_adapter, load_base, merge_adapter, read_id_table, save_adapter
 from tailored_llama.progress import Progress, silent
-from tailored_llama.training.loop import train, write_log
+from tailored_llama.training.loop import Course, Material, train, write_log
 from tailored_llama.training.losses import Objective, TextSamples
 
 STAGE, VERSION = "healed", 1
@@ -63,9 +63,9 @@ def heal(
     base = load_base(checkpoint, quantization, healing, execution, out, "healing")
     model = add_adapter(base, healing, execution)
     objective = Objective(distillation=1.0, temperature=distillation.temperature)
-    every = execution.keep_state_every
-    texts = TextSamples(teacher, read_id_table(checkpoint))
-    log, measured, _ = train(model, texts, healing, objective, seed, progress, resume=resume, every=every)
+    course = Course(seed, resume=resume, every=execution.keep_state_every)
+    material = Material(TextSamples(teacher, read_id_table(checkpoint)))
+    log, measured, _ = train(model, material, healing, objective, course, progress)
     with tempfile.TemporaryDirectory() as adapter:
         save_adapter(model, checkpoint, Path(adapter))
         del base, model  # merging loads the checkpoint again

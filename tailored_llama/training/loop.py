@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,56 @@ LOG_SCHEMA = pa.schema(
         "held_out_loss": pa.float64(),  # at the last step of an epoch, and before the first
     }
 )
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is trained on.
+
+    `samples` come in random order. `texts_per_step` of the texts, which are cycled through, are added to every step.
+    `held_out` samples, with all their choices, are for early stopping, without a teacher; empty: no stopping.
+    """
+
+    samples: Sequence[Sample]
+    held_out: Sequence[Sample] = ()
+    texts: Sequence[Sample] = ()
+    texts_per_step: int = 0
+
+    def batch(self, step: int, size: int, seed: int) -> tuple[list[Sample], list[float]]:
+        """The samples of a step, counted from 1, and the weights of their losses: the mean of each kind is 1."""
+        epoch, position = divmod(step - 1, math.ceil(len(self.samples) / size))
+        order = _order(len(self.samples), seed, epoch)[position * size : (position + 1) * size]
+        batch, texts = [self.samples[i] for i in order], self._texts(step, seed)
+        return batch + texts, [1 / len(batch)] * len(batch) + [1 / max(1, len(texts))] * len(texts)
+
+    def _texts(self, step: int, seed: int) -> list[Sample]:
+        """The texts of a step; each cycle goes through all texts in a new random order."""
+        if not self.texts:
+            return []
+        count = self.texts_per_step
+        positions = (divmod(i, len(self.texts)) for i in range((step - 1) * count, step * count))
+        return [self.texts[_order(len(self.texts), seed, cycle, 1)[position]] for cycle, position in positions]
+
+
+def _order(count: int, *seed: int) -> list[int]:
+    """A random order that depends on the seed alone, so that a resumed training finds it again."""
+    return [int(i) for i in np.random.default_rng(seed).permutation(count)]
+
+
+@dataclass(frozen=True)
+class Course:
+    """The course of a training.
+
+    It has at most `epochs` passes over the samples, in an order by `seed`, and stops after `patience` epochs without a
+    lower held-out loss. `resume` is a folder for its state: one that is there already is resumed. `every` is the number
+    of steps between two saved states; 0: none.
+    """
+
+    seed: int
+    epochs: int = 1
+    patience: int = 1
+    resume: Path | None = None
+    every: int = 0
 
 
 def _add_gradients(
@@ -100,40 +151,19 @@ def _backward(
 
 
 def train(
-    model: Any,
-    samples: Sequence[Sample],
-    training: TrainingConfig,
-    objective: Objective,
-    seed: int,
-    progress: Progress,
-    *,
-    epochs: int = 1,
-    held_out: Sequence[Sample] = (),
-    patience: int = 1,
-    texts: Sequence[Sample] = (),
-    texts_per_step: int = 0,
-    resume: Path | None = None,
-    every: int = 0,
+    model: Any, material: Material, training: TrainingConfig, objective: Objective, course: Course, progress: Progress
 ) -> tuple[dict[str, list[Any]], dict[str, Any], tuple[list[Outcome], list[Outcome]]]:
     """Train an adapter and keep the one with the lowest held-out loss, the untrained one included.
 
-    Samples come in random order, `batch_size` per step. The loss of a step is the mean over them, plus the mean over
-    `texts_per_step` of the texts, which are cycled through. Deterministic for a seed on a CPU.
+    The loss of a step is the mean over its samples, plus the mean over its texts. Deterministic for a seed on a CPU.
 
     Args:
         model: the output of `add_adapter`, its random weights already seeded.
-        samples: the training samples.
+        material: samples, texts, and what is held out.
         training: adapter and optimiser.
         objective: weights and temperature of the loss.
-        seed: of the order.
+        course: epochs, patience, seed, and where the state is kept.
         progress: called after every step.
-        epochs: most passes over the samples.
-        held_out: samples for early stopping, with all their choices, evaluated without a teacher; empty: no stopping.
-        patience: epochs without a lower held-out loss before training stops.
-        texts: further samples.
-        texts_per_step: number of texts added to the samples of a step.
-        resume: a folder for the state of this training; a state that it already has is resumed.
-        every: steps between two saved states; 0: none.
 
     Returns:
         The columns of `log.parquet`; the measurements: tokens, tokens/s, epochs; and what the untrained adapter and the
@@ -142,52 +172,39 @@ def train(
     Raises:
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=training.learning_rate)
+    samples, held_out = material.samples, material.held_out
     per_epoch = math.ceil(len(samples) / training.batch_size)
-    steps, tokens, started = per_epoch * epochs, 0, time.perf_counter()
+    steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=training.learning_rate)
     state = State(training.micro_batch_tokens, math.inf, _copy(model), {name: [] for name in LOG_SCHEMA.names})
-    if resume:
-        load_state(resume, state, model, optimiser)
+    if course.resume:
+        load_state(course.resume, state, model, optimiser)
     with packed_attention(model.get_base_model()):
         if held_out and not state.step:
-            state.untrained = state.kept = outcomes(model, held_out, training, state.budget)
-            state.best = training_loss(state.kept)
+            loss = _evaluate(model, held_out, training, state)
+            _append(state.log, step=0, epoch=0, held_out_loss=loss)
             tokens += sum(map(len, held_out))
-            _append(state.log, step=0, epoch=0, held_out_loss=state.best)
-        while state.step < steps and state.worse < patience:
-            epoch, position = divmod(state.step, per_epoch)
+        while state.step < steps and state.worse < course.patience:
             state.step += 1
-            rate = learning_rate(state.step, steps, training)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            first = position * training.batch_size
-            batch = [samples[i] for i in _order(len(samples), seed, epoch)[first : first + training.batch_size]]
-            shares = [1 / len(batch)] * len(batch)
-            if step_texts := _texts_of_step(texts, texts_per_step, seed, state.step):
-                batch, shares = batch + step_texts, shares + [1 / len(step_texts)] * len(step_texts)
+            epoch, rate = math.ceil(state.step / per_epoch), learning_rate(state.step, steps, training)
+            batch, shares = material.batch(state.step, training.batch_size, course.seed)
             model.train()
             loss, distance, state.budget = _backward(model, batch, shares, training, objective, state.budget)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"training: loss is {loss} at step {state.step} of {steps}")
-            optimiser.step()
-            optimiser.zero_grad()
+            _update(optimiser, rate)
             tokens += sum(map(len, batch))
             logged = distance if objective.distillation else None
-            _append(state.log, step=state.step, epoch=epoch + 1, loss=loss, divergence=logged, learning_rate=rate)
+            _append(state.log, step=state.step, epoch=epoch, loss=loss, divergence=logged, learning_rate=rate)
             progress(state.step, steps)
             if not held_out and state.step % math.ceil(steps / 10) == 0:
                 _log.info("step %d of %d: loss %.4f", state.step, steps, loss)
-            if held_out and position + 1 == per_epoch:
-                epoch_outcomes = outcomes(model, held_out, training, state.budget)
-                held = state.log["held_out_loss"][-1] = training_loss(epoch_outcomes)
+            if held_out and state.step % per_epoch == 0:
+                held = state.log["held_out_loss"][-1] = _evaluate(model, held_out, training, state)
                 tokens += sum(map(len, held_out))
-                _log.info("epoch %d of %d: loss %.4f, held out %.4f", epoch + 1, epochs, loss, held)
-                if held < state.best:
-                    state.best, state.best_adapter, state.kept, state.worse = held, _copy(model), epoch_outcomes, 0
-                else:
-                    state.worse += 1
-            if resume and every and state.step % every == 0:
-                save_state(resume, state, model, optimiser)
+                _log.info("epoch %d of %d: loss %.4f, held out %.4f", epoch, course.epochs, loss, held)
+            if course.resume and course.every and state.step % course.every == 0:
+                save_state(course.resume, state, model, optimiser)
     if held_out:
         from peft import set_peft_model_state_dict  # late: it brings bitsandbytes, where that is installed
 
@@ -198,17 +215,24 @@ def train(
     return state.log, measured, (state.untrained, state.kept)
 
 
-def _order(count: int, *seed: int) -> list[int]:
-    """A random order that depends on the seed alone, so that a resumed training finds it again."""
-    return [int(i) for i in np.random.default_rng(seed).permutation(count)]
+def _evaluate(model: Any, held_out: Sequence[Sample], training: TrainingConfig, state: State) -> float:
+    """The held-out loss; the state keeps the adapter if it is the first, or better than all before."""
+    found = outcomes(model, held_out, training, state.budget)
+    loss = training_loss(found)
+    if not state.step:
+        state.untrained = found
+    if not state.step or loss < state.best:
+        state.best, state.best_adapter, state.kept, state.worse = loss, _copy(model), found, 0
+    else:
+        state.worse += 1
+    return loss
 
 
-def _texts_of_step(texts: Sequence[Sample], count: int, seed: int, step: int) -> list[Sample]:
-    """The texts of one step; each cycle goes through all texts in a new random order."""
-    if not texts:
-        return []
-    positions = (divmod(i, len(texts)) for i in range((step - 1) * count, step * count))
-    return [texts[_order(len(texts), seed, cycle, 1)[position]] for cycle, position in positions]
+def _update(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.step()
+    optimiser.zero_grad()
 
 
 def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:

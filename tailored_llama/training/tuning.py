@@ -26,7 +26,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, load_base, load_tokenizer, read_id_table, save_adapter
 from tailored_llama.progress import Progress, silent
 from tailored_llama.training.held_out import Comparison, is_better, outcomes, write_comparison
-from tailored_llama.training.loop import train, write_log
+from tailored_llama.training.loop import Course, Material, train, write_log
 from tailored_llama.training.losses import Objective, Sample, TextSamples, with_teacher
 
 
@@ -138,21 +138,11 @@ def tune(
     # A soft prompt changes the model before it is trained; other adapters start as no change.
     untuned = outcomes(base, held_out, tuning, tuning.micro_batch_tokens) if tuning.variant in SOFT else None
     model = add_adapter(base, tuning, execution)
-    log, measured, (untrained, kept) = train(
-        model,
-        shots,
-        tuning,
-        Objective(distillation.weight, distillation.temperature),
-        seed,
-        progress,
-        epochs=tuning.epochs,
-        held_out=held_out,
-        patience=tuning.patience,
-        texts=TextSamples(text, table) if text else (),
-        texts_per_step=distillation.sequences if text else 0,
-        resume=resume,
-        every=execution.keep_state_every,
-    )
+    texts = TextSamples(text, table) if text else ()
+    material = Material(shots, held_out, texts, distillation.sequences)
+    objective = Objective(distillation.weight, distillation.temperature)
+    course = Course(seed, tuning.epochs, tuning.patience, resume, execution.keep_state_every)
+    log, measured, (untrained, kept) = train(model, material, tuning, objective, course, progress)
     comparison = write_comparison(out, examples, untrained if untuned is None else untuned, kept)
     write_log(log, out)
     save_adapter(model, checkpoint, out)

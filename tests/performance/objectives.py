@@ -1,7 +1,7 @@
-"""With which settings should tuning run, and when should it stop? Compared by the metric, on train examples.
+"""What should tuning minimise, with which settings, and when should it stop? Compared by the metric, on train examples.
 
     python tests/performance/objectives.py FOLDER CHECKPOINT data/quickstart.toml --set tuning.epochs=3 \\
-        --vary tuning.learning_rate=5e-4 --vary 'tuning.learning_rate=1e-4 tuning.dropout=0.1'
+        --vary tuning.ranking=0 --vary tuning.ranking=1 --vary 'tuning.ranking=100 tuning.dropout=0.1'
 
 A pruned checkpoint is tuned to the benchmarks of the configuration, and to two more, which this script writes to files
 from train examples:
@@ -41,11 +41,11 @@ from tailored_llama.data import Example, benchmarks, headline_metric, read_promp
 from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, context_length, load_base, load_tokenizer
 from tailored_llama.training.held_out import Outcome, is_better, outcomes, write_comparison
-from tailored_llama.training.loop import train
+from tailored_llama.training.loop import Course, Material, train
 from tailored_llama.training.losses import Objective
 from tailored_llama.training.tuning import encode_sample
 
-BY_LOSS = "held-out loss"
+BY_LOSS = "objective's loss"
 PROMPTS = ("tuning.shots", "tuning.held_out", "tuning.examples")  # rendered once, for all variants
 WRITTEN_EXAMPLES, CHOICES = 3000, ("a", "b", "c")
 
@@ -114,14 +114,11 @@ def follow(run: RunConfig, checkpoint: Path, own: BenchmarkConfig, prompts: Path
     model = add_adapter(base, tuning, run.execution)
     log, measured, _ = train(
         model,
-        [encode(None, prompt) for prompt in shots],
+        Material([encode(None, prompt) for prompt in shots], compared["held out"]),
         tuning,
         Objective(),
-        run.seed,
+        Course(run.seed, tuning.epochs, patience=tuning.epochs),  # never stops early
         answer,
-        epochs=tuning.epochs,
-        held_out=compared["held out"],
-        patience=tuning.epochs,  # never stops early
     )
     pd.concat(parts, ignore_index=True).to_parquet(out / "answers.parquet")
     losses = [loss for loss in log["held_out_loss"] if loss is not None]

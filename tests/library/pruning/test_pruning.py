@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from helpers import CPU, UNFITTED, remove_blocks, save_tiny_llama
 from tailored_llama.config import PruningConfig
 from tailored_llama.errors import InputError
-from tailored_llama.models import Layer, layout_config, load_model, read_config, read_structure, weight_files
+from tailored_llama.models import Layer, layout_config, load_model, read_config, read_structure, shards, weight_files
 from tailored_llama.pruning import read_groups
 from tailored_llama.pruning.groups import build_graph, read_slices
 from tailored_llama.pruning.importance import write_importance
@@ -309,3 +309,29 @@ def test_a_checkpoint_in_shards_holds_the_same_model(tmp_path: Path, monkeypatch
         assert torch.equal(load_model(shards)(IDS).logits, load_model(whole)(IDS).logits)
         stock = AutoModelForCausalLM.from_pretrained(shards)
         assert torch.equal(stock(IDS).logits, load_model(whole)(IDS).logits)
+
+
+def mapped_bytes(file: Path) -> int:
+    """Addresses of this process that are mappings of a file."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(file))]
+    spans = [[int(address, 16) for address in line[0].split("-")] for line in lines]
+    return sum(stop - start for start, stop in spans)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists a process's mappings")
+def test_surgery_needs_few_addresses_however_many_tensors_it_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, folder = prepare(tmp_path, num_hidden_layers=12)
+    write_importance(folder, groups := read_groups(folder), np.arange(len(groups)), "random")
+    out, mapped, save = tmp_path / "pruned", list[int](), shards.save_file
+
+    def measure(*args: Any, **options: Any) -> None:
+        mapped.append(mapped_bytes(dense / "model.safetensors"))
+        save(*args, **options)
+
+    monkeypatch.setattr(shards, "save_file", measure)
+    out.mkdir()
+    prune(dense, folder, folder, None, ratio=0.2, pruning=UNIFORM, reconstruction=UNFITTED, out=out, execution=CPU)
+    size = (dense / "model.safetensors").stat().st_size
+    assert 0 < max(mapped) < 2.5 * size  # safetensors maps an opened file twice

@@ -24,6 +24,7 @@ from tailored_llama.store import write_table
 from tailored_llama.training import tuning
 from tailored_llama.training.distillation import Teacher, divergence, teach
 from tailored_llama.training.healing import heal
+from tailored_llama.training.loop import Material
 from tailored_llama.training.tuning import Source
 
 CPU = ExecutionConfig(device="cpu")
@@ -251,8 +252,8 @@ def test_a_mixture_gives_every_benchmark_its_part(
     settings = TuningConfig(epochs=1, shots=5, held_out=3, batch_size=1)
     seen: dict[str, list[int]] = {}
 
-    def spy(model: Any, samples: Any, *given: Any, held_out: Any, **more: Any) -> Any:
-        seen["shots"], seen["held_out"] = [len(s) for s in samples], [len(s) for s in held_out]
+    def spy(model: Any, material: Material, *given: Any) -> Any:
+        seen["shots"], seen["held_out"] = ([len(s) for s in part] for part in (material.samples, material.held_out))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tuning, "train", spy)
