@@ -9,25 +9,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from threading import Thread, Timer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from flows._command import Command
+from tailored_llama.pipeline import COMPOSITIONS, Composition, run_composition
+from tailored_llama.store import ArtifactRef
 
-ABOUT = {
-    "tailor": "Prune, tailor, score and report: the whole pipeline.",
-    "sweep": "Measure every cell of a grid of settings, and draw the curves.",
-    "transfer": "Score the adapter of each benchmark on all benchmarks.",
-    "prompts": "Choose a template set on train examples, and report it on the evaluation split.",
-}
-EXAMPLES = {
-    "tailor": "data/quickstart.toml",
-    "sweep": "data/sweep.toml",
-    "transfer": "data/transfer.toml",
-    "prompts": "data/prompts-study.toml",
-}
 LAST_WORDS = 60.0  # seconds that Prefect has, after a run, to send its events to the server
 
 
@@ -43,74 +30,30 @@ def main(arguments: list[str] | None = None, connect: bool = False) -> int:
     """
     options = _parse(arguments)
 
-    from tailored_llama.errors import InputError, one_line
+    def execute(composition: Composition, config: Any) -> ArtifactRef:
+        server = _reach_server() if connect else None
+        from flows.compositions import FLOWS  # with Prefect, which takes a second that a wrong value need not wait for
 
-    try:
-        config = load(options.name, options.config, options.set)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    server = _reach_server() if connect else None
-    command = _command(options.name)
-
-    from rich.console import Console
-
-    from tasks._pages import place_report, report_target
-    from tasks._task import IncompleteRun
-
-    failed: dict[str, Exception] = {}
-    try:
-        command.check(config)
-        target = report_target(config.store, Path(options.config).stem)
+        only = {"only": options.only} if getattr(options, "only", None) else {}
         if server:
             server.join()
-        report = command.flow(config)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except IncompleteRun as error:
-        report, failed = error.report, dict(error.failed)
-        for name, cause in failed.items():
-            print(f"error: {name}: {one_line(cause)}", file=sys.stderr)
-        if report is None:
-            return 1
-    folder = place_report(config.store, report, target)
-    Console().print(command.table(folder))
-    print(f"report: {folder / command.page}")
-    for model in command.finished(config) if not failed else ():
-        print(f"model: {model}")
-    return 1 if failed else 0
+        report: ArtifactRef = FLOWS[options.name](config, **only)  # type: ignore[operator]
+        return report
+
+    return run_composition(options.name, options.config, options.set, execute)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse the arguments; --help and a wrong name answer before any library is loaded."""
+    """Parse the arguments; --help and a wrong name answer before any heavy library is loaded."""
     parser = argparse.ArgumentParser(prog="python -m flows", description="Run a flow from a configuration file.")
     names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
-    for name, about in ABOUT.items():
-        flow = names.add_parser(name, help=about, description=about)
-        flow.add_argument("config", metavar="CONFIG", help=f"a TOML file such as {EXAMPLES[name]}")
+    for name, composition in COMPOSITIONS.items():
+        flow = names.add_parser(name, help=composition.about, description=composition.about)
+        flow.add_argument("config", metavar="CONFIG", help=f"a TOML file such as {composition.example}")
         flow.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
+        if name == "tailor":
+            flow.add_argument("--only", metavar="STAGE", help="run one stage alone, such as 'tune arc_easy @ 0.20'")
     return parser.parse_args(arguments)
-
-
-def load(name: str, file: str, overrides: list[str]) -> Any:
-    """Read the configuration of a flow, without loading Prefect or torch, so that a wrong value is refused at once.
-
-    Raises:
-        InputError: the file cannot be read, or a value is wrong.
-    """
-    from tailored_llama.config import load_config, load_study, load_sweep, load_transfer
-
-    loaders = {"tailor": load_config, "sweep": load_sweep, "transfer": load_transfer, "prompts": load_study}
-    return loaders[name](file, overrides)
-
-
-def _command(name: str) -> Command:
-    from flows import prompts, sweep, tailor, transfer
-
-    return {"tailor": tailor.COMMAND, "sweep": sweep.COMMAND, "transfer": transfer.COMMAND, "prompts": prompts.COMMAND}[
-        name
-    ]
 
 
 def _reach_server() -> Thread:

@@ -5,6 +5,7 @@ loads without `trust_remote_code`. That happens as soon as transformers is impor
 package does not need it.
 """
 
+import importlib
 import os
 from types import ModuleType
 
@@ -15,13 +16,19 @@ import wrapt
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+MODELLING = "tailored_llama.models.modeling_tailored_llama"
+
+
 @wrapt.when_imported("transformers")
-def _register(module: ModuleType) -> None:
+def _load(module: ModuleType) -> None:
+    importlib.import_module(MODELLING)
+
+
+@wrapt.when_imported(MODELLING)
+def _register(modelling: ModuleType) -> None:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    from tailored_llama.models import modeling_tailored_llama
-
-    for config, model, causal_lm in modeling_tailored_llama.LAYERED.values():
+    for config, model, causal_lm in modelling.LAYERED.values():
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)

@@ -7,6 +7,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from tailored_llama import models
 from tailored_llama.config import (
     K_QUANTS,
     NF4_MULTIPLE,
@@ -41,16 +42,6 @@ from tailored_llama.data import (
     study_templates,
 )
 from tailored_llama.errors import InputError
-from tailored_llama.models import (
-    GGUF_KINDS,
-    check_installed,
-    check_quantizable,
-    check_solver,
-    find_model,
-    pick_device,
-    read_structure,
-    source_architecture,
-)
 from tailored_llama.store import FINISHED, GGUF, ArtifactStore, check_target, check_writable
 
 
@@ -60,15 +51,17 @@ def preflight(config: RunConfig) -> None:
     Raises:
         InputError: the first problem that would make the run fail.
     """
-    _check_device(config.execution)
-    _check_quantization(config)
-    find_model(config.model)
+    models.find_model(config.model)
     template = load_template(config.prompts.template)
     for benchmark in config.benchmarks:
+        check_benchmark(benchmark)
         layout_of(template, benchmark)
+    for benchmark in config.benchmarks:
         _check_benchmark(benchmark, config)
     for field, text in texts_of(config):
         check_text(text, field)
+    _check_device(config.execution)  # with torch, which takes seconds to load
+    _check_quantization(config)
     if (store := ArtifactStore(config.store.root)).remote:
         check_writable(store.remote)
         _check_writable("working copy of store.root", str(store.local))
@@ -108,11 +101,11 @@ def _check_formats(config: RunConfig) -> None:
             f"store.export_formats: got {list(formats)} without store.export; allowed: with a folder there"
         )
     types = gguf_types(config)
-    architecture = source_architecture(find_model(config.model)) if types else None
-    if architecture and architecture not in GGUF_KINDS:
+    architecture = models.source_architecture(models.find_model(config.model)) if types else None
+    if architecture and architecture not in models.GGUF_KINDS:
         raise InputError(
             f"store.export_formats: got {list(formats)} for architecture {architecture}; allowed: safetensors, or "
-            f"architecture {', '.join(GGUF_KINDS)}"
+            f"architecture {', '.join(models.GGUF_KINDS)}"
         )
     if (k_quants := [own for own in types if own in K_QUANTS]) and not find_spec("llama_cpp_py_sync"):
         raise InputError(
@@ -135,9 +128,9 @@ def preflight_sweep(config: SweepConfig) -> None:
 
 def _check_solver(config: RunConfig) -> None:
     """Check that the fits of reconstruction have room, if the model's shape is known without a download."""
-    source = find_model(config.model)
+    source = models.find_model(config.model)
     if source.kind == "folder" and any(config.pruning.ratios):
-        check_solver(read_structure(source.path), config.reconstruction.method, config.execution.device)
+        models.check_solver(models.read_structure(source.path), config.reconstruction.method, config.execution.device)
 
 
 def _check_streaming(config: RunConfig) -> None:
@@ -174,7 +167,7 @@ def preflight_prompts(config: PromptStudyConfig) -> None:
 def _check_device(execution: ExecutionConfig) -> None:
     """Check that the device exists; that of a worker may be on another machine."""
     if not execution.dispatch:
-        pick_device(execution.device)
+        models.pick_device(execution.device)
     elif execution.device == "auto":
         raise InputError(
             "execution.device: got 'auto'; allowed with execution.dispatch: cpu, cuda, cuda:N or balanced, because "
@@ -188,16 +181,16 @@ def _check_quantization(config: RunConfig) -> None:
     if kind == "none":
         return
     if not execution.dispatch:
-        check_installed(kind)
-    device = execution.device if execution.dispatch else pick_device(execution.device)
+        models.check_installed(kind)
+    device = execution.device if execution.dispatch else models.pick_device(execution.device)
     if device == "cpu" and "mlp" in pruning.kinds and pruning.channel_multiple % NF4_MULTIPLE:
         raise InputError(
             f"pruning.channel_multiple: got {pruning.channel_multiple}; allowed with model.quantization = {kind!r} on "
             f"a CPU: a multiple of {NF4_MULTIPLE}"
         )
-    source = find_model(config.model)
+    source = models.find_model(config.model)
     if source.kind == "folder" and not execution.dispatch:
-        check_quantizable(source.path, kind, execution.device)
+        models.check_quantizable(source.path, kind, execution.device)
 
 
 def texts_of(config: RunConfig) -> list[tuple[str, TextConfig]]:
@@ -217,7 +210,6 @@ def _is_calibrated(config: RunConfig) -> bool:
 
 
 def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
-    check_benchmark(benchmark)
     read = reads_train(config, benchmark.name)
     if (read or config.scoring.num_fewshot) and is_harness_task(benchmark.name) and not benchmarks.has_train(benchmark):
         got = (

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event, Lock
 from typing import Any
 from uuid import UUID
@@ -14,38 +15,64 @@ from uuid import UUID
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic_core import to_jsonable_python
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from tailored_llama.config import RunConfig
+from tailored_llama.config import ExecutionConfig, StoreConfig
 from tailored_llama.errors import InputError
+from tailored_llama.pipeline import STAGES, Call, Cancelled
+from tailored_llama.store import ArtifactRef
 
 FLOW = "stage"  # in flows/stage.py
 THREADS = 64  # stages that one flow has under way at once
 EVERY = 1.0  # seconds between two looks at a dispatched run, and one more for each ten stages under way
 GATHER = 2.0  # seconds for which a stage waits for others to share its runs
+NOT_NEEDED = Completed(name="NotNeeded", message="Other runs have made all that this one was for.")
 
 
 class CrashedElsewhere(ConnectionError):
     """The worker or the process that ran a stage died; another worker may run it."""
 
 
-class Cancelled(RuntimeError):
-    """The flow was cancelled while one of its stages was under way."""
+class Ordered(BaseModel):
+    """A call of a stage as JSON, for a worker."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    stage: str
+    settings: dict[str, Any]
+    inputs: dict[str, ArtifactRef | dict[str, ArtifactRef] | None]
+
+    @classmethod
+    def of(cls, call: Call[Any]) -> Ordered:
+        settings = TypeAdapter(call.stage.settings).dump_python(call.settings, mode="json")
+        return cls(name=call.name, stage=call.stage.name, settings=settings, inputs=dict(call.inputs))
+
+    def call(self) -> Call[Any]:
+        stage = STAGES[self.stage]
+        return Call(stage, TypeAdapter(stage.settings).validate_python(self.settings), self.inputs, self.name)
 
 
-Stage = tuple[str, dict[str, Any]]  # the name of its task run, and the arguments of its task as JSON
+@dataclass(frozen=True)
+class Order:
+    """Where a worker finds the inputs of a stage and how it works; `model` is what its run is named after."""
+
+    deployment: str
+    store: StoreConfig
+    execution: ExecutionConfig
+    model: str
 
 
 @dataclass
 class Gathered:
-    """Stages that were ready at about the same time, and the runs that share them out."""
+    """Calls that were ready at about the same time, and the runs that share them out."""
 
-    stages: list[Stage]
+    calls: list[Ordered]
     waiting: int = 1  # stages that wait for the runs
     runs: Future[Sequence[FlowRun]] = field(default_factory=Future)  # none if there is a worker for each stage
 
@@ -61,19 +88,19 @@ class Waiting(ThreadPoolTaskRunner[Any]):
         self._gathering: dict[str, Gathered] = {}
         self._lock = Lock()
 
-    def gather(self, task: str, stage: Stage, share_out: Callable[[list[Stage]], Sequence[FlowRun]]) -> Gathered:
-        """Share runs with all other stages of a task that become ready within a moment; the first one makes them."""
+    def gather(self, call: Ordered, share_out: Callable[[list[Ordered]], Sequence[FlowRun]]) -> Gathered:
+        """Share runs with all other calls of a stage that become ready within a moment; the first one makes them."""
         with self._lock:
-            if group := self._gathering.get(task):
-                group.stages.append(stage)
+            if group := self._gathering.get(call.stage):
+                group.calls.append(call)
                 group.waiting += 1
                 return group
-            group = self._gathering[task] = Gathered([stage])
+            group = self._gathering[call.stage] = Gathered([call])
         self.stopped.wait(GATHER)
         with self._lock:
-            del self._gathering[task]
+            del self._gathering[call.stage]
         try:
-            group.runs.set_result(share_out(group.stages))
+            group.runs.set_result(share_out(group.calls))
         except Exception as error:
             group.runs.set_exception(error)
         return group
@@ -120,15 +147,16 @@ class Waiting(ThreadPoolTaskRunner[Any]):
 THREADED: Any = Waiting()  # the runner of flows that dispatch; each run has a copy
 
 
-def dispatch(config: RunConfig, is_built: Callable[[], bool], shared: bool) -> None:
-    """Have a worker do what the current task is to do, and wait until it has.
+def dispatch(order: Order, call: Call[Any], is_built: Callable[[], bool], shared: bool) -> None:
+    """Have a worker run a call, and wait until it has.
 
     Args:
-        config: the run's configuration.
+        order: the deployment, and what its run has in common with this one.
+        call: the stage with its settings and inputs.
         is_built: whether the artifact is there.
-        shared: if more stages of the task are ready than the pool runs at once, share them out among as many runs as
+        shared: if more calls of the stage are ready than the pool runs at once, share them out among as many runs as
             it does. Each of these finds or builds all of them, beginning with different ones, so that a worker that is
-            late finds what others made. It saves starting a process for each stage.
+            late finds what others made. It saves starting a process for each call.
 
     Raises:
         InputError: there is no such deployment.
@@ -136,90 +164,73 @@ def dispatch(config: RunConfig, is_built: Callable[[], bool], shared: bool) -> N
         Cancelled: the flow was cancelled; so is the worker's run.
         RuntimeError: the worker's run failed.
     """
-    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    flow = FlowRunContext.get()
     assert flow
     assert flow.flow_run
-    assert task
     runner = flow.task_runner
     assert isinstance(runner, Waiting)
     with get_client(sync_client=True) as client, runner.waiting():
         runner.check()
-        stage = task.task_run.name, {key: _plain(value) for key, value in task.parameters.items()}
-
-        def share_out(stages: list[Stage]) -> Sequence[FlowRun]:
-            return _share_out(client, config, task.task.name, stages)
-
+        ordered = Ordered.of(call)
         try:
-            group = runner.gather(task.task.name, stage, share_out) if shared else None
-            runs = (group and group.runs.result()) or [_create(config, task.task.name, [stage])]
+            group = runner.gather(ordered, partial(_share_out, client, order)) if shared else None
+            runs = (group and group.runs.result()) or [_create(order, [ordered])]
         except ObjectNotFound:
             raise InputError(
-                f"execution.dispatch: got {config.execution.dispatch!r}, but there is no deployment "
-                f"{_deployment(config)}; allowed: a name that `prefect deployment ls` shows"
+                f"execution.dispatch: got {order.deployment!r}, but there is no deployment {FLOW}/{order.deployment}; "
+                "allowed: a name that `prefect deployment ls` shows"
             ) from None
         try:
             while not is_built() and not all(run.state and run.state.is_final() for run in runs):
                 runner.pause(client, flow.flow_run.id)
                 runs = [client.read_flow_run(run.id) for run in runs]
         except Cancelled:
-            _cancel(client, runs, "The run that dispatched this stage has ended.")
+            for run in _unfinished(runs):
+                client.set_flow_run_state(run.id, Cancelling(message="The run that dispatched this stage has ended."))
             raise
         if not group or runner.leave(group):
-            late = [run for run in runs if not run.start_time]
-            _cancel(client, late, "Other runs have built all that this one was for.")
+            for run in _unfinished(runs):
+                if not run.start_time:
+                    client.set_flow_run_state(run.id, NOT_NEEDED)
     lost = [run for run in runs if run.state and not run.state.is_completed()]
     if is_built() or not lost:
         return
     failed = next((run for run in lost if run.state and not run.state.is_crashed()), lost[0])  # rather than a crash
     assert failed.state
-    message = f"{_deployment(config)}: flow run {failed.name} ended {failed.state.name}: {failed.state.message}"
+    message = f"{FLOW}/{order.deployment}: flow run {failed.name} ended {failed.state.name}: {failed.state.message}"
     raise CrashedElsewhere(message) if failed.state.is_crashed() else RuntimeError(message)
 
 
-def _cancel(client: SyncPrefectClient, runs: Iterable[FlowRun], message: str) -> None:
-    for run in runs:
-        if not (run.state and run.state.is_final()):
-            client.set_flow_run_state(run.id, Cancelling(message=message))
+def _unfinished(runs: Iterable[FlowRun]) -> list[FlowRun]:
+    return [run for run in runs if not (run.state and run.state.is_final())]
 
 
-def _deployment(config: RunConfig) -> str:
-    return f"{FLOW}/{config.execution.dispatch}"
-
-
-def _share_out(client: SyncPrefectClient, config: RunConfig, task: str, stages: list[Stage]) -> Sequence[FlowRun]:
-    """As many runs as the pool has at once, each with all stages; none if it has as many as there are stages."""
-    at_once = _at_once(client, config) if len(stages) > 1 else None
-    if at_once is None or at_once >= len(stages):
+def _share_out(client: SyncPrefectClient, order: Order, calls: list[Ordered]) -> Sequence[FlowRun]:
+    """As many runs as the pool has at once, each with all calls; none if it has as many as there are calls."""
+    at_once = _at_once(client, order.deployment) if len(calls) > 1 else None
+    if at_once is None or at_once >= len(calls):
         return []
-    starts = [len(stages) * i // at_once for i in range(at_once)]
-    return [_create(config, task, stages[start:] + stages[:start]) for start in starts]
+    starts = [len(calls) * i // at_once for i in range(at_once)]
+    return [_create(order, calls[start:] + calls[:start]) for start in starts]
 
 
-def _create(config: RunConfig, task: str, stages: list[Stage]) -> FlowRun:
-    more = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
+def _create(order: Order, calls: list[Ordered]) -> FlowRun:
+    more = f" and {len(calls) - 1} more" if len(calls) > 1 else ""
     run: Any = run_deployment(
-        _deployment(config),
-        parameters={"task": task, "arguments": [arguments for _, arguments in stages]},
-        flow_run_name=f"{stages[0][0]}{more}, {config.model.short_name}",
+        f"{FLOW}/{order.deployment}",
+        parameters={
+            "calls": [call.model_dump(mode="json") for call in calls],
+            "store": order.store.model_dump(mode="json"),
+            "execution": order.execution.model_dump(mode="json"),
+        },
+        flow_run_name=f"{calls[0].name}{more}, {order.model}",
         timeout=0,
     )
     created: FlowRun = run
     return created
 
 
-def _at_once(client: SyncPrefectClient, config: RunConfig) -> int | None:
+def _at_once(client: SyncPrefectClient, deployment: str) -> int | None:
     """How many runs the deployment's pool has at once; None: any number."""
-    pool = client.read_deployment_by_name(_deployment(config)).work_pool_name
+    pool = client.read_deployment_by_name(f"{FLOW}/{deployment}").work_pool_name
     return client.read_work_pool(pool).concurrency_limit if pool else None
-
-
-def _plain(value: Any) -> Any:
-    """An argument as JSON; of the configuration of a study, the part that is a run's."""
-    if isinstance(value, RunConfig):
-        return computed_here(value).model_dump(mode="json", include=set(RunConfig.model_fields))
-    return to_jsonable_python(value)
-
-
-def computed_here(config: RunConfig) -> RunConfig:
-    """The configuration for a process that computes every stage itself, not in a deployment."""
-    return config.model_copy(update={"execution": config.execution.model_copy(update={"dispatch": None})})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import math
 import re
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,19 +13,9 @@ from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from tailored_llama.config import StoreConfig
 from tailored_llama.errors import InputError
-from tailored_llama.store import (
-    MANIFEST,
-    REPORTS,
-    ArtifactRef,
-    ArtifactStore,
-    Manifest,
-    check_target,
-    place,
-    read_manifest,
-)
-from tasks._stage import open_store
+from tailored_llama.store import MANIFEST, ArtifactRef, ArtifactStore, Manifest, read_manifest
+from tasks.stages import Page
 
 LIMIT = 100_000  # bytes per artifact, which the server keeps in its database
 _ROWS = 400  # stages shown at most; they always fit
@@ -34,54 +23,17 @@ _SHOWN_KEY = 12  # characters of a key, enough to identify an artifact
 _UNBROKEN = str.maketrans({" ": "\N{NO-BREAK SPACE}", "-": "\N{NON-BREAKING HYPHEN}"})  # keeps a cell on one line
 
 
-def show_report(store: ArtifactStore, ref: ArtifactRef, page: str, key: str, about: str) -> None:
-    """Show a report's Markdown files as artifacts of this run, with a table of the stages behind the report.
-
-    Args:
-        store: where the report is.
-        ref: the report.
-        page: name of its main page, without extension; the Markdown file of that name is shown with the location.
-        key: key of that artifact.
-        about: its description, in few words, as the UI cuts it off.
-    """
+def show_report(store: ArtifactStore, ref: ArtifactRef, page: Page) -> None:
+    """Show a report's Markdown files as artifacts of this run, with a table of the stages behind the report."""
     folder = store.folder(ref.stage, ref.key)
 
     def read(name: str, more: str = "") -> str:
         file = folder / f"{name}.md"
         return with_pictures(file.read_text(encoding="utf-8") + more, folder) if file.is_file() else ""
 
-    _show(key, about, read(page, f"\nThe whole report:\n\n```\n{_location(store, ref)}/{page}.html\n```\n"))
+    _show(page.key, page.about, read(page.name, f"\nThe whole report:\n\n```\n{_location(store, ref)}/{page.name}.html\n```\n"))
     _show("plots", "Widths, importance, loss curves", read("plots"))
     _show("stages", "Time, memory and place of each", stages_page(store, ref))
-
-
-def report_target(store: StoreConfig, name: str) -> Path | None:
-    """The folder that gets a copy of the report; None without `store.reports`.
-
-    Raises:
-        InputError: something else than a report stands there.
-    """
-    if store.reports is None:
-        return None
-    target = Path(store.reports).expanduser() / name
-    check_target(target, "store.reports", "a report", REPORTS)
-    return target
-
-
-def place_report(store: StoreConfig, ref: ArtifactRef, target: Path | None) -> Path:
-    """Copy a report to its target, and return the folder to open: that of the artifact if there is no copy.
-
-    A copy that fails is a warning: the run has succeeded, and its report is in the store.
-    """
-    folder = open_store(store).open(ref)
-    if target is None:
-        return folder
-    try:
-        place(folder, target, "store.reports", "a report", REPORTS)
-    except InputError as error:
-        print(f"warning: the report was not copied: {error}", file=sys.stderr)
-        return folder
-    return target
 
 
 def _show(key: str, about: str, text: str) -> None:

@@ -1,6 +1,6 @@
 """Housekeeping of the artifact store."""
 
-from prefect import State, get_run_logger
+from prefect import State, get_run_logger, task
 from prefect.states import Completed
 
 from tailored_llama.store import (
@@ -13,10 +13,9 @@ from tailored_llama.store import (
     remove_leftover,
     survey,
 )
-from tasks._task import task
 
 
-@task("collect garbage")
+@task(name="collect garbage", retries=3, retry_delay_seconds=[10, 60, 300])
 def collect_garbage(
     root: str, older_than_days: float, keep_under_gb: float | None, keep_reports: int | None
 ) -> State[int]:

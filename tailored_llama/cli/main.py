@@ -8,6 +8,7 @@ import typer
 
 from tailored_llama.cli.making import making
 from tailored_llama.cli.measuring import measuring
+from tailored_llama.cli.running import running
 from tailored_llama.cli.store import store_app
 from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune a LLaMA-family model, tailor it to one benchmark, and measure the result.",
 )
+app.add_typer(running)
 app.add_typer(making)
 app.add_typer(measuring)
 app.add_typer(store_app, name="store")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tailored_llama.cli.arguments import BenchmarkName, Checkpoint, Config, Dense, Out, Overrides
-from tailored_llama.cli.folders import checkpoint_folder, new_folder, room_for, subfolder
+from tailored_llama.cli.folders import checkpoint_folder, new_folder, room_for
+from tailored_llama.cli.running import scratch_runner, with_benchmarks
 from tailored_llama.config import GGUF_TYPES, PROMPTS, as_gguf_type, healing_text, load_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
+from tailored_llama.pipeline import Done, steps
+from tailored_llama.preflight import texts_of
 
 # torch and transformers take seconds to load. What needs them is imported in the commands, after their arguments were
 # checked, so that --help and a bad value answer at once.
@@ -29,7 +29,6 @@ def fetch(config: Config = None, overrides: Overrides = None) -> None:
     run = load_config(config, overrides)
     from tailored_llama.data import benchmarks, load_texts
     from tailored_llama.models import fetch_model, find_model
-    from tailored_llama.preflight import texts_of
 
     for benchmark in run.benchmarks:
         for split in ("train", "evaluation") if benchmarks.has_train(benchmark) else ("evaluation",):
@@ -64,11 +63,9 @@ def convert(
 ) -> None:
     """Convert a model to an unpruned safetensors checkpoint, ready to score."""
     run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}"])
-    from tailored_llama.models import prepare_dense
-
-    with new_folder(out) as folder:
-        facts = prepare_dense(run.model, downloads=run.store.downloads, out=folder)
-    print(f"{out}: {facts['parameters']:,} parameters")
+    with new_folder(out) as folder, scratch_runner(run) as runner:
+        dense = runner.move(steps.load_dense(runner, run), folder)
+    print(f"{out}: {dense['parameters']:,} parameters")
 
 
 @making.command(epilog="Example: `tailored-llama prune smollm2-135m-instruct pruned --ratio 0.2`")
@@ -85,22 +82,21 @@ def prune(
 ) -> None:
     """Score importance, plan, and write a pruned checkpoint with its plan.parquet."""
     run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}", f"pruning.ratios=[{ratio}]"])
-    from tailored_llama.cli.stages import prune_in_steps
     from tailored_llama.data import check_text
-    from tailored_llama.models import pick_device, prepare_dense, read_structure
-    from tailored_llama.preflight import texts_of
+    from tailored_llama.models import pick_device, read_structure
 
     pick_device(run.execution.device)
     for section, text in texts_of(run):
         if section == "calibration":
             check_text(text, section)
-    with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
-        new = partial(subfolder, Path(scratch))
-        dense = new("dense")
-        prepare_dense(run.model, downloads=run.store.downloads, out=dense)
-        structure = read_structure(dense)
+    names = benchmark or ([own.name for own in run.benchmarks] if run.calibration.reads(PROMPTS) else [])
+    run = with_benchmarks(run, names)
+    with new_folder(out) as folder, scratch_runner(run) as runner:
+        prompts = steps.render_train(runner, run)
+        prepared = steps.prepare_dense(runner, run, prompts)
+        structure = read_structure(runner.open(prepared.checkpoint))
         before = structure.size
-        facts = prune_in_steps(run, dense, ratio, new, folder, benchmark or ())
+        facts = runner.move(steps.prune_to(runner, run, prepared, ratio), folder)
     after, body = facts["parameters"], facts["body_ratio"]
     removed = f"{1 - after / before.parameters:.2%} removed, {body:.2%} of the body without embeddings"
     print(f"{out}: {after:,} of {before.parameters:,} parameters ({removed})")
@@ -123,11 +119,8 @@ def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, 
     run = load_config(config, overrides)
     if not run.healing.tokens:
         raise InputError("healing.tokens: got 0; allowed: at least 1")
-    from tailored_llama.cli.stages import calibration_sequences, teach
     from tailored_llama.data import check_text
-    from tailored_llama.models import check_quantizable, pick_device
-    from tailored_llama.preflight import texts_of
-    from tailored_llama.training import healing
+    from tailored_llama.models import check_quantizable, check_teacher, pick_device
 
     pick_device(run.execution.device)
     read = "healing" if run.healing.source else "calibration"
@@ -135,22 +128,13 @@ def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, 
         if section == read:
             check_text(source, section)
     check_quantizable(checkpoint, run.model.quantization, run.execution.device)
-    with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
-        new = partial(subfolder, Path(scratch))
-        text = calibration_sequences(healing_text(run), dense, new)
-        outputs = teach(run, dense, text, new("teacher"), checkpoint)
-        with progress_bar("heal") as progress:
-            facts = healing.heal(
-                checkpoint,
-                outputs,
-                healing=run.healing,
-                distillation=run.distillation,
-                seed=run.seed,
-                out=folder,
-                execution=run.execution,
-                quantization=run.model.quantization,
-                progress=progress,
-            )
+    check_teacher(dense, checkpoint)
+    names = [own.name for own in run.benchmarks] if healing_text(run).calibration.reads(PROMPTS) else []
+    run = with_benchmarks(run, names)
+    with new_folder(out) as folder, scratch_runner(run) as runner:
+        text = steps.draw_calibration(runner, healing_text(run), Done(dense), steps.render_train(runner, run))
+        outputs = steps.teach(runner, run, "text for healing", Done(dense), text)
+        facts = runner.move(steps.heal(runner, run, 0.0, Done(checkpoint), outputs), folder)
     print(f"{out}: {facts['tokens']:,} tokens, {facts['tokens_per_second']} tokens/s")
 
 
@@ -174,34 +158,22 @@ def tune(
         raise InputError("--dense: given, but distillation.weight is 0; allowed: above 0, or no --dense")
     if run.tuning.examples != "benchmark":
         raise InputError(f"tuning.examples: got {run.tuning.examples!r}; allowed: 'benchmark' in this command")
-    from tailored_llama.cli.stages import calibration_sequences, find_benchmark, render, teach
-    from tailored_llama.data import benchmarks
-    from tailored_llama.models import check_quantizable
+    from tailored_llama.models import check_quantizable, check_teacher
     from tailored_llama.reports import verdict_line
-    from tailored_llama.training import read_comparison, tuning
+    from tailored_llama.training import read_comparison
 
     check_quantizable(checkpoint, run.model.quantization, run.execution.device)
-    with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
-        own, new = find_benchmark(run, benchmark), partial(subfolder, Path(scratch))
-        source = tuning.Source(render(run, own, "train", new("train")), benchmarks.headline_metric(own))
-        text = None
+    if dense:
+        check_teacher(dense, checkpoint)
+    whole, run = run, with_benchmarks(run, [benchmark])
+    with new_folder(out) as folder, scratch_runner(run) as runner:
+        prompts = steps.render_train(runner, run)
+        teachers = steps.TeacherOutputs()
         if dense:
-            source = replace(source, teacher=teach(run, dense, source.prompts, new("teacher"), checkpoint))
-            if taught.sequences:
-                text = teach(run, dense, calibration_sequences(run, dense, new), new("text"), checkpoint)
-        with progress_bar(f"tune {benchmark}") as progress:
-            facts = tuning.tune(
-                checkpoint,
-                [source],
-                text,
-                tuning=run.tuning,
-                distillation=run.distillation,
-                seed=run.seed,
-                out=folder,
-                execution=run.execution,
-                quantization=run.model.quantization,
-                progress=progress,
-            )
+            read = steps.render_train(runner, whole) if whole.calibration.reads(PROMPTS) else prompts
+            teachers = steps.teacher_outputs(runner, run, Done(dense), prompts, read)
+        adapter = steps.tune(runner, run, [benchmark], 0.0, Done(checkpoint), steps.Lesson(prompts, teachers))
+        facts = runner.move(adapter, folder)
     print(f"{out}: {facts['epochs']} epochs, {facts['tokens_per_second']} tokens/s")
     if comparison := read_comparison(out):
         print(verdict_line(comparison))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,11 @@ from rich.console import Console
 
 from tailored_llama.cli.arguments import Adapter, BenchmarkName, Checkpoint, Config, Out, Overrides
 from tailored_llama.cli.folders import checkpoint_folder, new_folder
-from tailored_llama.config import load_config, validate_config
+from tailored_llama.cli.running import scratch_runner, with_benchmarks
+from tailored_llama.config import Work, load_config, validate_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
+from tailored_llama.pipeline import Done, steps
 
 # torch and transformers take seconds to load. What needs them is imported in the commands, after their arguments were
 # checked, so that --help and a bad value answer at once.
@@ -33,17 +36,17 @@ def score(
 ) -> None:
     """Score a checkpoint on one benchmark; print its metrics as JSON."""
     run = load_config(config, overrides)
-    from tailored_llama.cli.stages import find_benchmark, render
-    from tailored_llama.evaluation import read_metrics, scoring
+    from tailored_llama.evaluation import read_metrics
 
-    own = find_benchmark(run, benchmark)
-    with tempfile.TemporaryDirectory() as scratch, new_folder(out or Path(scratch) / "scores") as folder:
-        rendered = render(run, own, "evaluation", Path(scratch))
-        with progress_bar(f"score {benchmark}") as progress:
-            scoring.score_benchmark(
-                checkpoint, adapter, rendered, benchmark=own, out=folder, execution=run.execution, progress=progress
-            )
-        print(json.dumps(read_metrics(folder), indent=1))
+    run = with_benchmarks(run, [benchmark])
+    with new_folder(out) if out else nullcontext() as folder, scratch_runner(run) as runner:
+        examples = steps.load_examples(runner, run.benchmarks[0])
+        rendered = steps.render(runner, run, benchmark, "evaluation", examples)
+        attached = Done(adapter) if adapter else None
+        scores = steps.score(runner, run, benchmark, "", Done(checkpoint), rendered, attached)
+        print(json.dumps(read_metrics(runner.open(scores)), indent=1))
+        if folder:
+            runner.move(scores, folder)
 
 
 @measuring.command(epilog='Example: `tailored-llama generate pruned "The capital of France is"`')
@@ -55,11 +58,11 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or balanced.")] = "auto",
 ) -> None:
     """Continue a prompt greedily."""
-    from tailored_llama.evaluation import generation
+    from tailored_llama.evaluation import generate as write
     from tailored_llama.models import load_model, load_tokenizer
 
     model = load_model(checkpoint, adapter, device)
-    print(generation.generate(model, load_tokenizer(checkpoint), [prompt], max_new_tokens)[0])
+    print(write(model, load_tokenizer(checkpoint), [prompt], max_new_tokens)[0])
 
 
 @measuring.command(epilog="Example: `tailored-llama profile pruned --against dense --batch 1 --batch 8`")
@@ -81,20 +84,18 @@ def profile(
             "execution": {"device": device},
         }
     )
-    from tailored_llama.evaluation import profiling
+    from tailored_llama.evaluation import ProfileSettings, profile_checkpoint, read_profile
     from tailored_llama.reports import profile_table
 
     with tempfile.TemporaryDirectory() as scratch, new_folder(out or Path(scratch) / "profile") as folder:
         with progress_bar("profile") as progress:
-            profiling.profile_checkpoint(
+            profile_checkpoint(
                 checkpoint,
                 against,
-                profile=settings.profile,
-                out=folder,
-                execution=settings.execution,
-                progress=progress,
+                settings=ProfileSettings(settings.profile, device, labels=None),
+                work=Work(folder, settings.execution, progress=progress),
             )
-        Console().print(profile_table(profiling.read_profile(folder)))
+        Console().print(profile_table(read_profile(folder)))
 
 
 @measuring.command(

@@ -3,6 +3,7 @@
 from tailored_llama.config.derived import (
     GENERIC,
     WRITTEN,
+    as_shown,
     drops_layers,
     export_folders,
     exported,
@@ -33,6 +34,7 @@ from tailored_llama.config.inputs import (
     CalibrationConfig,
     CalibrationPart,
     Dtype,
+    Ignored,
     Metric,
     ModelConfig,
     Quantization,
@@ -43,12 +45,13 @@ from tailored_llama.config.schema import (
     DATA_FREE,
     ROWS,
     Criterion,
+    PlanConfig,
     PruningConfig,
     Reconstruction,
     ReconstructionConfig,
     RunConfig,
 )
-from tailored_llama.config.section import Section
+from tailored_llama.config.section import Section, narrow, with_defaults
 from tailored_llama.config.studies import (
     DENSE,
     RATIOS,
@@ -68,9 +71,11 @@ from tailored_llama.config.studies import (
     sweep_cells,
     tuned_dense_cells,
 )
-from tailored_llama.config.training import SOFT, DistillationConfig, HealingConfig, TrainingConfig, TuningConfig
+from tailored_llama.config.training import SOFT, AdapterConfig, DistillationConfig, HealingConfig, TrainingConfig, TuningConfig
+from tailored_llama.config.work import Work
 
 __all__ = [
+    "AdapterConfig", "Ignored", "PlanConfig", "Work", "as_shown", "narrow", "with_defaults",
     "DATA_FREE", "DENSE", "FUNCTION", "GENERIC", "GGUF_TYPES", "K_QUANTS", "NF4_MULTIPLE", "PREFIX", "PROMPTS",
     "RATIOS", "REFERENCES", "ROWS", "SOFT", "SWEEP_FIELDS", "TUNED_DENSE", "UNREAD_BY_TRANSFER",
     "UNTUNED_MODEL", "WRITTEN", "BenchmarkConfig", "CalibrationConfig", "CalibrationPart", "Criterion",

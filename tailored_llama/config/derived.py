@@ -9,7 +9,7 @@ from tailored_llama.config.execution import GgufType, as_gguf_type
 from tailored_llama.config.harness import is_harness_task
 from tailored_llama.config.inputs import PROMPTS, BenchmarkConfig
 from tailored_llama.config.schema import DATA_FREE, RunConfig
-from tailored_llama.config.training import SOFT, TuningConfig
+from tailored_llama.config.training import SOFT, AdapterConfig
 
 Run = TypeVar("Run", bound=RunConfig)
 
@@ -17,7 +17,7 @@ GENERIC = "generic"  # template set with one wording for all tasks; an adapter f
 WRITTEN = ("exact_match", "f1")  # metrics of written answers
 
 
-def reserved_tokens(tuning: TuningConfig) -> int:
+def reserved_tokens(tuning: AdapterConfig) -> int:
     """Tokens of the model's context taken by a soft prompt."""
     return tuning.virtual_tokens if tuning.variant in SOFT else 0
 
@@ -80,6 +80,12 @@ def stop_strings(benchmark: BenchmarkConfig) -> tuple[str, ...]:
 def with_template(run: Run, template: str) -> Run:
     """The same run with another template set."""
     return run.model_copy(update={"prompts": run.prompts.model_copy(update={"template": template})})
+
+
+def as_shown(run: Run, unread: tuple[str, ...] = ()) -> Run:
+    """The same run for a report: what says only how and where it works has its defaults, as has what is unread."""
+    sections = {name: type(getattr(run, name))() for name in ("execution", "store", *unread)}
+    return run.model_copy(update=sections)
 
 
 def healing_text(run: RunConfig) -> RunConfig:

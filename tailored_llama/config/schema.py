@@ -23,14 +23,9 @@ Kind = Literal["attention", "mlp", "vocabulary", "layer"]
 ROWS = 64  # the tokens of a trimmed vocabulary are a multiple of this
 
 
-class PruningConfig(Section):
-    """What is removed, and by which rule."""
+class PlanConfig(Section):
+    """Which coupled groups leave."""
 
-    ratios: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.2,),
-        min_length=1,
-        description="Fractions of all parameters to remove, embeddings included; each gives one model.",
-    )
     criterion: Criterion = Field(
         "taylor_gate",
         description="How the importance of a coupled group is scored: by gradients (Taylor with gates on whole groups; "
@@ -102,6 +97,16 @@ class PruningConfig(Section):
         if value != "auto" and (type(value) is not int or value < ROWS or value % ROWS):
             raise ValueError(f"allowed: a multiple of {ROWS}, or 'auto'")
         return value
+
+
+class PruningConfig(PlanConfig):
+    """What is removed, and by which rule."""
+
+    ratios: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.2,),
+        min_length=1,
+        description="Fractions of all parameters to remove, embeddings included; each gives one model.",
+    )
 
     @field_validator("ratios")
     @classmethod

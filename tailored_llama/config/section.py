@@ -1,5 +1,7 @@
 """What all sections of a configuration have in common."""
 
+from typing import TypeVar
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -7,3 +9,17 @@ class Section(BaseModel):
     """Base of every section: immutable, and unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+S = TypeVar("S", bound=Section)
+
+
+def narrow(section: Section, kind: type[S]) -> S:
+    """The fields of a section that its base class `kind` has, so that a reader of it cannot read the others."""
+    return kind.model_validate({name: getattr(section, name) for name in kind.model_fields})
+
+
+def with_defaults(section: S, *names: str) -> S:
+    """The same section with the named fields, which nothing reads, at their defaults."""
+    fields = type(section).model_fields
+    return section.model_copy(update={name: fields[name].get_default() for name in names})

@@ -99,7 +99,15 @@ class HealingConfig(TrainingConfig):
         return None if value is None else as_sources(value)
 
 
-class TuningConfig(TrainingConfig):
+class AdapterConfig(TrainingConfig):
+    """An adapter for a task, and when its training ends."""
+
+    virtual_tokens: int = Field(20, ge=1, le=1024, description="Variants prompt and prefix: number of virtual tokens.")
+    epochs: int = Field(3, ge=1, le=1000, description="Maximum passes over the training examples.")
+    patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
+
+
+class TuningConfig(AdapterConfig):
     """LoRA on a few examples of one benchmark (arXiv 2410.19185, section 4)."""
 
     examples: Literal["benchmark", "mixture", "none"] = Field(
@@ -114,9 +122,6 @@ class TuningConfig(TrainingConfig):
         ge=0,
         description="Further train examples, for early stopping and to compare the adapter with none; 0: neither.",
     )
-    virtual_tokens: int = Field(20, ge=1, le=1024, description="Variants prompt and prefix: number of virtual tokens.")
-    epochs: int = Field(3, ge=1, le=1000, description="Maximum passes over the training examples.")
-    patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
     keep: Literal["better", "always"] = Field(
         "better",
         description="Whether a finished model (store.export) gets its adapter. better: if the adapter is better than "

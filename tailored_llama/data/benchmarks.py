@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import BenchmarkConfig, Metric, is_harness_task, is_written
+from tailored_llama.config import BenchmarkConfig, Metric, Work, is_harness_task, is_written
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.data.checks import check_benchmark
 from tailored_llama.data.custom import custom_columns, custom_parts
@@ -202,39 +202,44 @@ def _checked(index: int, parts: Parts, answer_column: str, answer: Any, minimum:
     return Example(index, fields, choices, right)
 
 
-STAGE, VERSION = "examples", 1
+@dataclass(frozen=True)
+class BenchmarkSource:
+    """Where a benchmark's examples come from; they are identified by hashes, commits and columns, not by paths."""
 
+    benchmark: BenchmarkConfig
 
-def benchmark_identity(benchmark: BenchmarkConfig, split: Split) -> dict[str, Any]:
-    """Identify the examples of a split by hashes, commits and columns, without paths or times.
+    def identity(self) -> dict[str, Any]:
+        """Identify the examples of both splits.
 
-    Raises:
-        InputError: a missing file, or a Hub revision that cannot be resolved.
-    """
-    check_benchmark(benchmark)
-    identity = find_split(benchmark, split).identity()
-    if benchmark.name not in BUILTIN:
-        identity["columns"] = {"context": benchmark.context, "choices": benchmark.choices, "answer": benchmark.answer}
-    if split == "train":  # train leaves out what the evaluation split holds
-        identity["without"] = find_split(benchmark, "evaluation").identity()
-    return identity
+        Raises:
+            InputError: a missing file, or a Hub revision that cannot be resolved.
+        """
+        name = self.benchmark.name
+        if is_harness_task(name):
+            check_benchmark(self.benchmark)
+            return {"benchmark": name, "identity": task_identity(self.benchmark)}
+        return {"benchmark": name, "identity": {split: self.split_identity(split) for split in SPLITS}}
 
-
-def key_fields(benchmark: BenchmarkConfig) -> dict[str, Any]:
-    """What the examples of a benchmark depend on."""
-    if is_harness_task(benchmark.name):
+    def split_identity(self, split: Split) -> dict[str, Any]:
+        """Identify the examples of one split."""
+        benchmark = self.benchmark
         check_benchmark(benchmark)
-        return {"benchmark": benchmark.name, "identity": task_identity(benchmark)}
-    identity = {split: benchmark_identity(benchmark, split) for split in SPLITS}
-    return {"benchmark": benchmark.name, "identity": identity}
+        identity = find_split(benchmark, split).identity()
+        if benchmark.name not in BUILTIN:
+            names = ("context", "choices", "answer")
+            identity["columns"] = {name: getattr(benchmark, name) for name in names}
+        if split == "train":  # train leaves out what the evaluation split holds
+            identity["without"] = find_split(benchmark, "evaluation").identity()
+        return identity
 
 
-def load_benchmark(benchmark: BenchmarkConfig, *, downloads: str, out: Path) -> dict[str, Any]:
+def load_benchmark(*, settings: BenchmarkSource, work: Work) -> dict[str, Any]:
     """Stage: write both splits as `examples.parquet`; a custom benchmark or a task may lack a train split.
 
     Returns:
         The number of examples per split, and of train rows left out as in `load_examples`.
     """
+    benchmark, downloads = settings.benchmark, work.downloads
     evaluation = _read(benchmark, "evaluation", downloads)
     rows = _read(benchmark, "train", downloads) if has_train(benchmark) else []
     train = _unseen(benchmark, rows, evaluation) if rows else []
@@ -246,7 +251,7 @@ def load_benchmark(benchmark: BenchmarkConfig, *, downloads: str, out: Path) -> 
         "choices": [e.choices for e in both],
         "answer": [e.answer for e in both],
     }
-    write_table(out / "examples.parquet", columns, EXAMPLES_SCHEMA)
+    write_table(work.out / "examples.parquet", columns, EXAMPLES_SCHEMA)
     return {"train": len(train), "evaluation": len(evaluation), "left_out": len(rows) - len(train)}
 
 

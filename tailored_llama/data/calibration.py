@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from tailored_llama.config import PROMPTS, CalibrationConfig, RunConfig
+from tailored_llama.config import Work
 from tailored_llama.data.prompts import read_prompts
-from tailored_llama.data.texts import load_texts, text_identity, text_name
+from tailored_llama.data.settings import CalibrationSettings
+from tailored_llama.data.texts import load_texts
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_tokenizer, read_config
 from tailored_llama.store import read_table, write_table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CALIBRATION_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "source": pa.string(), "row": pa.int32()})
 
@@ -24,30 +27,8 @@ _PASS_TOKENS = 4096  # per pass over sequences
 _EXCERPT_CHARACTERS = 64  # per wanted token, which is surely enough
 
 
-STAGE, VERSION = "calibration", 2
-
-
-def key_fields(config: RunConfig) -> dict[str, Any]:
-    """What the calibration sequences depend on, beside the tokenizer and the prompts."""
-    text = config.calibration
-    parts = [(text_identity(part.text), part.samples) for part in text.parts]
-    mixed = [identity | {"samples": samples} for identity, samples in parts]
-    return {
-        "text": mixed if len(parts) > 1 else parts[0][0],
-        "samples": text.samples,
-        "tokens": text.tokens,
-        "seed": config.seed,
-    }
-
-
 def load_calibration(
-    checkpoint: Path,
-    prompts: Sequence[Path] = (),
-    *,
-    calibration: CalibrationConfig,
-    downloads: str,
-    seed: int,
-    out: Path,
+    dense: Path, prompts: Mapping[str, Path], *, settings: CalibrationSettings, work: Work
 ) -> dict[str, Any]:
     """Stage: draw equally long token sequences from a text and write `calibration.parquet`.
 
@@ -57,35 +38,35 @@ def load_calibration(
     mixture share the sequences by weight, in random order.
 
     Args:
-        checkpoint: provides the tokenizer and the context length.
-        prompts: the train prompts of every benchmark, for the source `prompts`.
-        calibration: the text, and the number and length of the sequences.
-        downloads: folder of the fetched wheels.
-        seed: seed of the draw.
-        out: an existing folder.
+        dense: provides the tokenizer and the context length.
+        prompts: the train prompts by benchmark, for the source `prompts`.
+        settings: the texts, and the number and length of the sequences.
+        work: where to write.
 
     Raises:
         InputError: a sequence is longer than all documents together, or than the model's context.
     """
-    limit = int(read_config(checkpoint).get("max_position_embeddings", calibration.tokens))
-    if calibration.tokens > limit:
-        raise InputError(f"calibration.tokens: got {calibration.tokens}; allowed: at most {limit}, the model's context")
-    tokenizer, parts = load_tokenizer(checkpoint), calibration.parts
+    tokens, seed, texts = settings.tokens, settings.seed, settings.texts
+    limit = int(read_config(dense).get("max_position_embeddings", tokens))
+    if tokens > limit:
+        raise InputError(f"calibration.tokens: got {tokens}; allowed: at most {limit}, the model's context")
+    tokenizer = load_tokenizer(dense)
     drawn: list[tuple[list[int], str, int]] = []  # sequence, source, and the document in which it begins
-    for i, part in enumerate(parts):
-        if part.text.source == PROMPTS:
-            shots = [prompt for folder in prompts for prompt in read_prompts(folder, "shots")]
+    for i, part in enumerate(texts):
+        source = part.source
+        if source.kind == "prompts":
+            shots = [prompt for folder in prompts.values() for prompt in read_prompts(folder, "shots")]
             documents = ["\n\n".join(p.contexts[p.answer] + p.continuations[p.answer] for p in shots)]
         else:
-            documents = load_texts(part.text, downloads)
+            documents = load_texts(source.text, work.downloads)
         rng = np.random.default_rng([seed, i] if i else seed)
-        sequences = _draw(tokenizer, documents, part.samples, calibration.tokens, rng, part.text.source)
-        drawn += [(sequence, text_name(part.text), row) for sequence, row in sequences]
-    if len(parts) > 1:  # so that any part of the sequences is a mixture
-        drawn = [drawn[i] for i in np.random.default_rng([seed, len(parts)]).permutation(len(drawn))]
+        sequences = _draw(tokenizer, documents, part.samples, tokens, rng, source.text.source)
+        drawn += [(sequence, source.name, row) for sequence, row in sequences]
+    if len(texts) > 1:  # so that any part of the sequences is a mixture
+        drawn = [drawn[i] for i in np.random.default_rng([seed, len(texts)]).permutation(len(drawn))]
     columns = dict(zip(CALIBRATION_SCHEMA.names, zip(*drawn, strict=True), strict=True))
-    write_table(out / "calibration.parquet", columns, CALIBRATION_SCHEMA)
-    return {"tokens": len(drawn) * calibration.tokens}
+    write_table(work.out / "calibration.parquet", columns, CALIBRATION_SCHEMA)
+    return {"tokens": len(drawn) * tokens}
 
 
 def _draw(
@@ -134,13 +115,15 @@ def _draw(
     return sequences
 
 
-def read_calibration(folder: Path) -> torch.Tensor:
+def read_calibration(folder: Path) -> Tensor:
     """Token ids of the calibration sequences, int64 [samples, tokens]."""
+    import torch
+
     table = read_table(folder / "calibration.parquet", CALIBRATION_SCHEMA)
     sequences = table["input_ids"].combine_chunks().to_numpy(zero_copy_only=False)
     return torch.from_numpy(np.stack(sequences).astype(np.int64))
 
 
-def sequences_at_once(input_ids: torch.Tensor, batch_tokens: int | None) -> int:
+def sequences_at_once(input_ids: Tensor, batch_tokens: int | None) -> int:
     """Sequences per pass: as many as fit 4,096 tokens, or `batch_tokens` if that is less; at least one."""
     return max(1, min(_PASS_TOKENS, batch_tokens or _PASS_TOKENS) // input_ids.shape[1])

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import BenchmarkConfig, RunConfig, is_written, stop_strings
+from tailored_llama.config import BenchmarkConfig, RunConfig, Work, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
 from tailored_llama.data.selection import select_at_random, select_evaluation, select_train, without
 from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, wording
@@ -124,52 +124,69 @@ def _fill(template: Template, layout: Layout, example: Example, choice: int) -> 
     return layout.layout.format(**values), _delimiter(layout, example) + layout.continuation.format(**values)
 
 
-STAGE, VERSION = "prompts", 3
-
 RenderedSplit = Literal["train", "selection", "evaluation"]
 
 
-def key_fields(config: RunConfig, benchmark: BenchmarkConfig, split: RenderedSplit, further: int = 0) -> dict[str, Any]:
-    """What the prompts of a split depend on, beside the examples; `further` as in `split_sizes`."""
-    drawn = split != "evaluation" or config.scoring.num_fewshot
-    fields = {
-        "benchmark": benchmark.name,
-        "split": split,
-        "template": wording(load_template(config.prompts.template), benchmark),
-        **split_sizes(config, split, further),
-        "num_fewshot": config.scoring.num_fewshot,
-        "seed": config.seed if drawn else None,
-    }
-    if split == "train" and is_written(benchmark):
-        fields["stop"] = stop_strings(benchmark)[0]
-    return fields
+@dataclass(frozen=True)
+class Wording:
+    """How a template set words a benchmark; it is identified by its text, not by its file."""
+
+    template: str  # the name of a shipped set, or the path of a file
+    benchmark: BenchmarkConfig
+
+    def identity(self) -> dict[str, Any]:
+        return wording(load_template(self.template), self.benchmark)
 
 
-def split_sizes(config: RunConfig, split: RenderedSplit, further: int = 0) -> dict[str, Any]:
-    """The arguments of `render_prompts` that set how many prompts of a split are rendered.
+@dataclass(frozen=True)
+class PromptSettings:
+    """Which examples are rendered, and how.
 
-    `further` is the size of the split selection, which is drawn besides shots and held-out examples.
+    Args:
+        benchmark: its name.
+        wording: the template set for it.
+        split: train renders `shots` and `held_out`; selection renders `selection` further train examples, drawn at
+            random, to choose a template on; evaluation renders `limit` evenly spaced examples (None: all).
+        shots, held_out, selection, limit: the number of examples of each kind.
+        num_fewshot: solved examples before each question.
+        seed: of what is drawn; None: nothing is.
+        stop: what ends an answer that the model is to learn to write; "" elsewhere.
     """
-    if split == "evaluation":
-        return {"limit": config.scoring.limit}
-    sizes = {"shots": config.tuning.shots, "held_out": config.tuning.held_out}
-    return sizes if split == "train" else sizes | {"selection": further}
+
+    benchmark: str
+    wording: Wording
+    split: RenderedSplit
+    shots: int = 0
+    held_out: int = 0
+    selection: int = 0
+    limit: int | None = None
+    num_fewshot: int = 0
+    seed: int | None = 0
+    stop: str = ""
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, benchmark: BenchmarkConfig, split: RenderedSplit, selection: int = 0
+    ) -> PromptSettings:
+        tuning, scoring = config.tuning, config.scoring
+        sizes: dict[str, Any] = {"limit": scoring.limit}
+        if split != "evaluation":
+            sizes = {"shots": tuning.shots, "held_out": tuning.held_out}
+        if split == "selection":
+            sizes["selection"] = selection
+        drawn = split != "evaluation" or scoring.num_fewshot
+        return cls(
+            benchmark.name,
+            Wording(config.prompts.template, benchmark),
+            split,
+            num_fewshot=scoring.num_fewshot,
+            seed=config.seed if drawn else None,
+            stop=stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else "",
+            **sizes,
+        )
 
 
-def render_prompts(
-    examples: Path,
-    *,
-    benchmark: BenchmarkConfig,
-    split: RenderedSplit,
-    template: str,
-    out: Path,
-    shots: int = 0,
-    held_out: int = 0,
-    selection: int = 0,
-    limit: int | None = None,
-    num_fewshot: int = 0,
-    seed: int = 0,
-) -> dict[str, Any]:
+def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> dict[str, Any]:
     """Stage: write `prompts.parquet`, and its first prompts as `samples.txt` for people to read.
 
     The solved examples before each question are drawn first, from the train split by seed. They are the same for every
@@ -179,9 +196,8 @@ def render_prompts(
 
     Args:
         examples: the folder that `load_benchmark` wrote.
-        split: train renders `shots` and `held_out`; selection renders `selection` further train examples, drawn at
-            random, to choose a template on; evaluation renders `limit` evenly spaced examples.
-        template: the name of a shipped template set, or the path of a file.
+        settings: which examples, and how they are worded.
+        work: where to write.
 
     Returns:
         The number of prompts of each split.
@@ -189,33 +205,44 @@ def render_prompts(
     Raises:
         InputError: more train examples are requested than exist, or the template cannot word this benchmark.
     """
-    template_set = load_template(template)
-    chosen: dict[PromptSplit, list[Example]] = {}
-    train = read_examples(examples, "train") if split != "evaluation" or num_fewshot else []
-    if num_fewshot > len(train):
-        raise InputError(
-            f"scoring.num_fewshot: got {num_fewshot}; allowed: at most {len(train)} "
-            f"(examples in the train split of {benchmark.name})"
-        )
-    solved, _ = select_train(train, num_fewshot, 0, seed, benchmark=benchmark.name)
-    if split == "evaluation":
-        chosen["evaluation"] = select_evaluation(read_examples(examples, "evaluation"), limit)
-    else:
-        pool = without(train, solved)
-        tuned, held = select_train(pool, shots, held_out, seed, benchmark=benchmark.name)
-        if split == "train":
-            chosen |= {"shots": tuned, "held_out": held}
-        else:
-            rest = without(pool, tuned + held)
-            chosen["selection"] = select_at_random(rest, selection, seed, benchmark=benchmark.name)
-    header = few_shot_header(benchmark, template_set, solved)
-    # A model that writes its answer must learn where to stop.
-    ending = stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else ""
+    benchmark, template = settings.wording.benchmark, load_template(settings.wording.template)
+    solved, chosen = _choose(examples, settings)
+    header = few_shot_header(benchmark, template, solved)
     rows = [
-        (name, render(benchmark, template_set, example, header, ending))
+        (name, render(benchmark, template, example, header, settings.stop))
         for name, members in chosen.items()
         for example in members
     ]
+    _write_prompts(work.out, rows, template.name)
+    written = is_written(benchmark)
+    shown = "An accepted answer" if written else "A continuation, which is what is scored,"
+    title = f"{benchmark.name}, template {template.name}. {shown} stands in ⟦ ⟧.\n"
+    samples = [_sample(name, prompt, written) for name, prompt in rows[:3]]
+    (work.out / "samples.txt").write_text("\n".join([title, *samples]), encoding="utf-8")
+    return {name: len(members) for name, members in chosen.items()}
+
+
+def _choose(examples: Path, settings: PromptSettings) -> tuple[list[Example], dict[PromptSplit, list[Example]]]:
+    """The solved examples before each question, and the examples to render by split."""
+    name, seed, num_fewshot = settings.benchmark, settings.seed or 0, settings.num_fewshot
+    train = read_examples(examples, "train") if settings.split != "evaluation" or num_fewshot else []
+    if num_fewshot > len(train):
+        raise InputError(
+            f"scoring.num_fewshot: got {num_fewshot}; allowed: at most {len(train)} "
+            f"(examples in the train split of {name})"
+        )
+    solved, _ = select_train(train, num_fewshot, 0, seed, benchmark=name)
+    if settings.split == "evaluation":
+        return solved, {"evaluation": select_evaluation(read_examples(examples, "evaluation"), settings.limit)}
+    pool = without(train, solved)
+    tuned, held = select_train(pool, settings.shots, settings.held_out, seed, benchmark=name)
+    if settings.split == "train":
+        return solved, {"shots": tuned, "held_out": held}
+    rest = without(pool, tuned + held)
+    return solved, {"selection": select_at_random(rest, settings.selection, seed, benchmark=name)}
+
+
+def _write_prompts(out: Path, rows: Sequence[tuple[str, Prompt]], template: str) -> None:
     columns = {
         "example": [prompt.example for _, prompt in rows],
         "split": [name for name, _ in rows],
@@ -223,15 +250,9 @@ def render_prompts(
         "continuations": [prompt.continuations for _, prompt in rows],
         "answer": [prompt.answer for _, prompt in rows],
         "choice_lengths": [prompt.choice_lengths for _, prompt in rows],
-        "template": [template_set.name] * len(rows),
+        "template": [template] * len(rows),
     }
     write_table(out / "prompts.parquet", columns, PROMPTS_SCHEMA)
-    written = is_written(benchmark)
-    shown = "An accepted answer" if written else "A continuation, which is what is scored,"
-    title = f"{benchmark.name}, template {template_set.name}. {shown} stands in ⟦ ⟧.\n"
-    samples = [_sample(name, prompt, written) for name, prompt in rows[:3]]
-    (out / "samples.txt").write_text("\n".join([title, *samples]), encoding="utf-8")
-    return {name: len(members) for name, members in chosen.items()}
 
 
 def _sample(split: str, prompt: Prompt, written: bool) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tailored_llama.config import PROMPTS, BenchmarkConfig, TextConfig
-from tailored_llama.data.benchmarks import benchmark_identity, benchmark_texts, check_text_of
+from tailored_llama.data.benchmarks import BenchmarkSource, benchmark_texts, check_text_of
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.rows import read_file
 from tailored_llama.data.splits import Split
@@ -44,6 +44,30 @@ class TextSource:
         """The commit of the Hub data set."""
         return hub_commit(self.text.source, self.text.revision, "dataset")
 
+    @property
+    def name(self) -> str:
+        """The name of the text in artifacts: never a path, since keys do not depend on paths."""
+        return f"sha256:{sha256_file(self.path)}" if self.kind == "file" else self.text.source
+
+    def identity(self) -> dict[str, Any]:
+        """Identify the text without paths or times, as part of the cache key.
+
+        Raises:
+            InputError: the Hub cannot be reached to resolve a branch or tag.
+        """
+        text = self.text
+        match self.kind:
+            case "prompts":
+                return {"source": self.kind}  # identified by the artifacts of the prompts
+            case "benchmark":
+                return BenchmarkSource(self.benchmark).split_identity(self.split) | {"column": text.column}
+            case "file":
+                column = None if self.path.suffix == ".txt" else text.column
+                return {"sha256": sha256_file(self.path), "column": column}
+            case "hub":
+                data_set = {"hub": text.source, "subset": text.subset, "commit": self.commit}
+                return data_set | {"split": text.split, "column": text.column, "documents": text.documents}
+
 
 def find_text(text: TextConfig, field: str = "text") -> TextSource:
     """Determine a text's kind of source, without reading it or using the network.
@@ -79,32 +103,6 @@ def check_text(text: TextConfig, field: str) -> None:
         check_text_of(source.benchmark, text.split, text.column)
     elif source.kind == "file":
         load_texts(text, "")
-
-
-def text_identity(text: TextConfig) -> dict[str, Any]:
-    """Identify the text without paths or times, as part of the cache key.
-
-    Raises:
-        InputError: as `find_text`; or the Hub cannot be reached to resolve a branch or tag.
-    """
-    source = find_text(text)
-    match source.kind:
-        case "prompts":
-            return {"source": source.kind}  # identified by the artifacts of the prompts
-        case "benchmark":
-            return benchmark_identity(source.benchmark, source.split) | {"column": text.column}
-        case "file":
-            column = None if source.path.suffix == ".txt" else text.column
-            return {"sha256": sha256_file(source.path), "column": column}
-        case "hub":
-            data_set = {"hub": text.source, "subset": text.subset, "commit": source.commit}
-            return data_set | {"split": text.split, "column": text.column, "documents": text.documents}
-
-
-def text_name(text: TextConfig) -> str:
-    """The name of a text in artifacts: never a path, since keys do not depend on paths."""
-    source = find_text(text)
-    return f"sha256:{sha256_file(source.path)}" if source.kind == "file" else text.source
 
 
 def load_texts(text: TextConfig, downloads: str) -> list[str]:

@@ -14,7 +14,7 @@ from tailored_llama.models import all_tensor_shapes, check_checkpoint, read_stru
 
 
 @dataclass(frozen=True)
-class Work:
+class Load:
     """The tokens of each prompt in a pass; prefill gives the first new token, decoding the others."""
 
     prompt_tokens: int
@@ -33,7 +33,7 @@ class Costs:
     prompt_flops: int
 
 
-def count_costs(folder: Path, work: Work) -> Costs:
+def count_costs(folder: Path, load: Load) -> Costs:
     """Count what a checkpoint costs, from the headers of its files.
 
     - `parameters`: all stored parameters; tied ones count once.
@@ -59,20 +59,20 @@ def count_costs(folder: Path, work: Work) -> Costs:
     config = model_config(folder)
     window: int | None = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)  # without it, a window applies to all layers
-    context, last, prompt = work.prompt_tokens + work.new_tokens - 1, 0, 0
+    context, last, prompt = load.prompt_tokens + load.new_tokens - 1, 0, 0
     for index, layer in enumerate(structure.layers):
         local = kinds is None or kinds[index] == "sliding_attention"
         widest = window if local and window is not None else context
         flops_per_seen = 4 * layer.heads * structure.head_dim
         last += flops_per_seen * min(context, widest)
-        prompt += flops_per_seen * sum(min(seen, widest) for seen in range(1, work.prompt_tokens + 1))
+        prompt += flops_per_seen * sum(min(seen, widest) for seen in range(1, load.prompt_tokens + 1))
     return Costs(
         parameters=structure.parameters,
         computed_parameters=structure.parameters - (head if "lm_head.weight" in shapes else 0),
         weight_bytes=sum(file.stat().st_size for file in files),
         linear_flops=2 * (inner + head),
         attention_flops=last,
-        prompt_flops=2 * (inner * work.prompt_tokens + head) + prompt,
+        prompt_flops=2 * (inner * load.prompt_tokens + head) + prompt,
     )
 
 

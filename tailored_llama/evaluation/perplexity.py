@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailored_llama.config import ExecutionConfig, PerplexityConfig
-from tailored_llama.data import load_texts, text_identity
+from tailored_llama.config import Work
+from tailored_llama.data import load_texts
 from tailored_llama.errors import InputError
+from tailored_llama.evaluation.settings import PerplexitySettings
 from tailored_llama.models import (
     Document,
     PackedRow,
@@ -28,7 +29,7 @@ from tailored_llama.models import (
     target_logprobs,
     token_budget,
 )
-from tailored_llama.progress import Progress, silent
+from tailored_llama.progress import Progress
 
 
 def sliding_windows(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
@@ -86,24 +87,9 @@ def _losses(model: Any, row: PackedRow, states: Tensor) -> list[float]:
     return losses
 
 
-STAGE, VERSION = "perplexity", 2
-
-
-def key_fields(text: PerplexityConfig) -> dict[str, Any]:
-    """What a perplexity depends on, beside the checkpoint."""
-    stride = text.stride or text.window
-    return {"text": text_identity(text), "window": text.window, "stride": stride, "tokens": text.tokens}
-
 
 def measure_perplexity(
-    checkpoint: Path,
-    text_of: Path | None = None,
-    *,
-    text: PerplexityConfig,
-    downloads: str,
-    out: Path,
-    execution: ExecutionConfig,
-    progress: Progress = silent,
+    checkpoint: Path, text_of: Path | None = None, *, settings: PerplexitySettings, work: Work
 ) -> dict[str, Any]:
     """Stage: measure the perplexity of a text; write `metrics.json`.
 
@@ -116,35 +102,32 @@ def measure_perplexity(
         checkpoint: the model.
         text_of: the model whose tokens are counted to find the end of the text; by default the same. So a model with
             fewer tokens is measured on the text of its dense model; only perplexities per byte compare the two.
-        text: the text, its tokens, window and stride.
-        downloads: folder of the fetched wheels.
-        out: an existing folder.
-        execution: the device, and the tokens per pass.
-        progress: called after every pass.
+        settings: the text, its tokens, window and stride.
+        work: where to write; the device, and the tokens per pass.
 
     Raises:
         InputError: the text has no token, or the window is longer than the model's context.
     """
-    whole = "\n\n".join(load_texts(text, downloads))
-    if text.tokens:
-        whole = whole[: text.tokens * 32]  # ample for that many tokens: do not tokenize the rest
-    model, tokenizer = open_model(checkpoint, execution, out), load_tokenizer(checkpoint)
-    if text.window > (limit := model.config.max_position_embeddings):
-        raise InputError(f"perplexity.window: got {text.window}; allowed: at most {limit}, the model's context")
+    text, window, stride = settings.text, settings.window, settings.stride
+    whole = "\n\n".join(load_texts(text, work.downloads))
+    if settings.tokens:
+        whole = whole[: settings.tokens * 32]  # ample for that many tokens: do not tokenize the rest
+    model, tokenizer = open_model(checkpoint, work.execution, work.out), load_tokenizer(checkpoint)
+    if window > (limit := model.config.max_position_embeddings):
+        raise InputError(f"perplexity.window: got {window}; allowed: at most {limit}, the model's context")
     cutting = load_tokenizer(text_of) if text_of else tokenizer
     ids = cutting.encode(whole, add_special_tokens=False)
-    if text.tokens and len(ids) > text.tokens:
-        ids = ids[: text.tokens]
+    if settings.tokens and len(ids) > settings.tokens:
+        ids = ids[: settings.tokens]
         whole = cutting.decode(ids, clean_up_tokenization_spaces=False)
     if text_of:
         ids = tokenizer.encode(whole, add_special_tokens=False)
     if not ids:
-        raise InputError(f"perplexity.source {text.source}: got no token; allowed: a text of at least one token")
-    stride = text.stride or text.window
-    budget = token_budget(execution.batch_tokens, model)
-    losses = token_losses(model, tokenizer, ids, text.window, stride, budget, progress)
-    result = text_metrics(math.fsum(losses), len(ids), whole) | {"window": text.window, "stride": stride}
-    (out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
+        raise InputError(f"perplexity.source {text.name}: got no token; allowed: a text of at least one token")
+    budget = token_budget(work.execution.batch_tokens, model)
+    losses = token_losses(model, tokenizer, ids, sliding_windows(len(ids), window, stride), budget, work.progress)
+    result = text_metrics(math.fsum(losses), len(ids), whole) | {"window": window, "stride": stride}
+    (work.out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     return {"tokens": len(ids)}
 
 

@@ -8,9 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import PerplexityConfig
-from tailored_llama.data import load_texts, read_prompts, text_identity
+from tailored_llama.config import Work
+from tailored_llama.data import load_texts, read_prompts
 from tailored_llama.errors import InputError
+from tailored_llama.evaluation.settings import PiecesSettings
 from tailored_llama.models import load_tokenizer, read_id_table
 from tailored_llama.store import read_rows, write_rows
 
@@ -32,45 +33,36 @@ class PiecesRow:
     whole: float
 
 
-STAGE, VERSION = "pieces", 1
-
-
-def key_fields(text: PerplexityConfig) -> dict[str, Any]:
-    """What the figures depend on, beside both checkpoints and the prompts."""
-    return {"text": text_identity(text), "tokens": text.tokens}
-
 
 def measure_pieces(
-    checkpoint: Path, dense: Path, prompts: Mapping[str, Path], *, text: PerplexityConfig, downloads: str, out: Path
-) -> dict[str, Any]:
+    pruned: Path, dense: Path, prompts: Mapping[str, Path], *, settings: PiecesSettings, work: Work
+) -> None:
     """Stage: count the tokens of texts under a trimmed vocabulary and under the dense one; write `pieces.parquet`.
 
     Args:
-        checkpoint: the model with the trimmed vocabulary.
+        pruned: the model with the trimmed vocabulary.
         dense: the model that it was trimmed from.
         prompts: evaluation prompts, by benchmark; every choice counts with its context.
-        text: the perplexity text, which says what other words become.
-        downloads: folder of the fetched wheels.
-        out: an existing folder.
+        settings: the perplexity text, which says what other words become.
+        work: where to write.
 
     Raises:
         InputError: the checkpoint's vocabulary was not trimmed.
     """
-    if (table := read_id_table(checkpoint)) is None:
+    if (table := read_id_table(pruned)) is None:
         raise InputError(
-            f"{checkpoint}: vocabulary.parquet is missing; allowed: a checkpoint with a trimmed vocabulary"
+            f"{pruned}: vocabulary.parquet is missing; allowed: a checkpoint with a trimmed vocabulary"
         )
     texts = {name: _prompt_texts(folder) for name, folder in prompts.items()}
-    whole = "\n\n".join(load_texts(text, downloads))
-    texts[PERPLEXITY_TEXT] = [whole[: text.tokens * _CHARACTERS] if text.tokens else whole]
-    before, after = load_tokenizer(dense), load_tokenizer(checkpoint)
+    whole = "\n\n".join(load_texts(settings.text, work.downloads))
+    texts[PERPLEXITY_TEXT] = [whole[: settings.tokens * _CHARACTERS] if settings.tokens else whole]
+    before, after = load_tokenizer(dense), load_tokenizer(pruned)
     rows = []
     for name, listed in texts.items():
         ids = _ids(before, listed)
         stay = sum(token in table.kept for token in ids)
         rows.append(PiecesRow(name, sum(map(len, listed)), len(ids), len(_ids(after, listed)), stay / max(1, len(ids))))
-    write_rows(out / "pieces.parquet", rows, PiecesRow)
-    return {}
+    write_rows(work.out / "pieces.parquet", rows, PiecesRow)
 
 
 def _prompt_texts(folder: Path) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -22,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailored_llama.config import ExecutionConfig, ProfileConfig
+from tailored_llama.config import Work
 from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.costs import Costs, Work, count_costs, model_config
+from tailored_llama.evaluation.costs import Costs, Load, count_costs, model_config
+from tailored_llama.evaluation.settings import ProfileSettings
 from tailored_llama.memory import out_of_memory, peak_memory, reset_peak_memory
 from tailored_llama.models import devices_of, head_logits, load_model, pick_device
-from tailored_llama.progress import Progress, silent
 from tailored_llama.store import read_rows, write_rows
 
 
@@ -116,24 +115,10 @@ def _clock(model: Any) -> float:
     return time.perf_counter()
 
 
-STAGE, VERSION = "profile", 2
-
-
-def key_fields(profile: ProfileConfig, device: str) -> dict[str, Any]:
-    """What a profile depends on, beside the checkpoints; its bytes also depend on the machine and the moment."""
-    return profile.model_dump(mode="json") | {"device": device}
-
 
 def profile_checkpoint(
-    checkpoint: Path,
-    against: Path | None = None,
-    *,
-    profile: ProfileConfig,
-    out: Path,
-    execution: ExecutionConfig,
-    labels: Mapping[str, str] | None = None,
-    progress: Progress = silent,
-) -> dict[str, Any]:
+    checkpoint: Path, against: Path | None = None, *, settings: ProfileSettings, work: Work
+) -> None:
     """Stage: measure a checkpoint, optionally in turns with another; write `profile.parquet`.
 
     There is a row for each checkpoint and batch size. A pass prefills random prompts of one length and decodes
@@ -145,18 +130,17 @@ def profile_checkpoint(
     Args:
         checkpoint: the checkpoint to measure.
         against: the checkpoint to compare it with, such as the dense model.
-        profile: batch sizes, tokens and repeats.
-        out: an existing folder.
-        execution: the device.
-        labels: the table's names for the roles `checkpoint` and `against`; None: their folders.
-        progress: called after every pass.
+        settings: batch sizes, tokens, repeats and device.
+        work: where to write.
 
     Raises:
         InputError: a checkpoint is broken or its context too short, the device is not available, or memory runs out.
     """
+    profile, device = settings.profile, pick_device(settings.device)
     batches, prompt_tokens, new_tokens = profile.batches, profile.prompt_tokens, profile.new_tokens
-    repeats, device = profile.repeats, pick_device(execution.device)
-    work = Work(prompt_tokens, new_tokens)
+    repeats = profile.repeats
+    names = dict(zip(("checkpoint", "against"), settings.labels or (), strict=False))
+    load = Load(prompt_tokens, new_tokens)
     folders = {"checkpoint": checkpoint} | ({"against": against} if against is not None else {})
     configs = {role: model_config(folder) for role, folder in folders.items()}
     for role, config in configs.items():
@@ -165,7 +149,7 @@ def profile_checkpoint(
                 f"prompt_tokens + new_tokens: got {prompt_tokens + new_tokens}; allowed: at most {limit}, the context "
                 f"of {folders[role]}"
             )
-    costs = {role: count_costs(folder, work) for role, folder in folders.items()}
+    costs = {role: count_costs(folder, load) for role, folder in folders.items()}
     rows: list[ProfileRow] = []
     with ExitStack() as stack:
         workers = {role: stack.enter_context(_process()) for role in folders}
@@ -176,15 +160,15 @@ def profile_checkpoint(
             passes: dict[str, list[Pass]] = {role: [] for role in folders}
             for turn in range(repeats + 1):
                 for role in list(folders)[:: -1 if turn % 2 else 1]:  # neither always goes first
-                    passes[role].append(_ask(workers[role], folders[role], device, batch, work))
-                    progress(done := done + 1, total)
+                    passes[role].append(_ask(workers[role], folders[role], device, batch, load))
+                    work.progress(done := done + 1, total)
             rows += [
                 ProfileRow(
                     role,
-                    (labels or {}).get(role, str(folder)),
+                    names.get(role, str(folder)),
                     **dataclasses.asdict(costs[role]),
                     batch=batch,
-                    **dataclasses.asdict(work),
+                    **dataclasses.asdict(load),
                     repeats=repeats,
                     device=device,
                     threads=torch.get_num_threads(),
@@ -198,8 +182,7 @@ def profile_checkpoint(
                 for role, folder in folders.items()
             ]
     rows.sort(key=lambda row: (row.role != "checkpoint", row.batch))
-    write_rows(out / "profile.parquet", rows, ProfileRow)
-    return {}
+    write_rows(work.out / "profile.parquet", rows, ProfileRow)
 
 
 def _ratios(costs: dict[str, Costs], passes: dict[str, list[Pass]]) -> dict[str, Any]:
@@ -233,23 +216,23 @@ def _start(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _ask(worker: ProcessPoolExecutor, folder: Path, device: str, batch: int, work: Work) -> Pass:
+def _ask(worker: ProcessPoolExecutor, folder: Path, device: str, batch: int, load: Load) -> Pass:
     try:
-        return worker.submit(_measure, folder, device, batch, work).result()
+        return worker.submit(_measure, folder, device, batch, load).result()
     except BrokenProcessPool as error:
         raise InputError(
             f"batch: got {batch}; allowed: fewer prompts (the process of {folder} died, probably out of memory)"
         ) from error
 
 
-def _measure(folder: Path, device: str, batch: int, work: Work) -> Pass:
+def _measure(folder: Path, device: str, batch: int, load: Load) -> Pass:
     """Run one pass, in the checkpoint's own process."""
     try:
         model, base = _loaded(folder, device)
         seeded = torch.Generator().manual_seed(0)
-        ids = torch.randint(model.config.vocab_size, (batch, work.prompt_tokens), generator=seeded).to(model.device)
+        ids = torch.randint(model.config.vocab_size, (batch, load.prompt_tokens), generator=seeded).to(model.device)
         _restart_peak(device)
-        _, prefill, rest = decode(model, ids, work.new_tokens)
+        _, prefill, rest = decode(model, ids, load.new_tokens)
         return Pass(prefill, rest, _peak(device), base)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

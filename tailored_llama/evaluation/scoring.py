@@ -12,100 +12,78 @@ from typing import Any
 
 import numpy as np
 
-from tailored_llama.config import WRITTEN, BenchmarkConfig, ExecutionConfig, is_written, max_new_tokens, stop_strings
+from tailored_llama.config import WRITTEN, Work
 from tailored_llama.data import (
     Encoded,
     Prompt,
-    PromptSplit,
     encode_answer,
     encode_prompt,
-    headline_metric,
     loglikelihoods,
     read_prompts,
     shared_header,
 )
 from tailored_llama.evaluation import generation
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, PREDICTIONS_SCHEMA, hits, metrics
+from tailored_llama.evaluation.settings import ScoreSettings
 from tailored_llama.models import context_length, load_tokenizer, open_model, token_budget
-from tailored_llama.progress import Progress, silent
 from tailored_llama.store import write_table
-
-STAGE, VERSION = "scores", 2
-
-
-def key_fields(benchmark: BenchmarkConfig, split: PromptSplit = "evaluation", merged: bool = False) -> dict[str, Any]:
-    """What scores depend on, beside the checkpoint, the adapter and the prompts.
-
-    Args:
-        benchmark: the benchmark.
-        split: the scored split.
-        merged: whether there is an adapter that merges into the weights. Earlier versions scored it attached.
-    """
-    fields: dict[str, Any] = {"benchmark": benchmark.name, "metric": headline_metric(benchmark)}
-    if merged:
-        fields["adapter"] = "merged"
-    if is_written(benchmark):
-        fields |= {"max_new_tokens": max_new_tokens(benchmark), "stop": stop_strings(benchmark)}
-        fields["answers"] = "with their perplexity"
-        if benchmark.ignore is not None:
-            fields["ignore"] = benchmark.ignore
-    return fields | ({"split": split} if split != "evaluation" else {})
 
 
 def score_benchmark(
-    checkpoint: Path,
-    adapter: Path | None,
-    prompts: Path,
-    *,
-    benchmark: BenchmarkConfig,
-    out: Path,
-    execution: ExecutionConfig,
-    split: PromptSplit = "evaluation",
-    progress: Progress = silent,
+    checkpoint: Path, adapter: Path | None, prompts: Path, *, settings: ScoreSettings, work: Work
 ) -> dict[str, Any]:
     """Stage: score one checkpoint on one rendered benchmark; write `metrics.json` and the answers behind it.
 
     Multiple-choice answers go to `predictions.parquet`, written ones to `answers.parquet`. For written answers,
-    `metrics.json` also has the per-token perplexity of each example's first accepted answer.
+    `metrics.json` also has the per-token perplexity of each example's first accepted answer. An adapter is merged into
+    the weights; a soft prompt is put before the text.
 
     Raises:
         InputError: the checkpoint or the adapter is broken, or the two do not belong together; or streaming is demanded
             for written answers or an adapter, which need the whole model.
     """
-    whole = "written answers" if is_written(benchmark) else None
-    model, tokenizer = open_model(checkpoint, execution, out, adapter, whole), load_tokenizer(checkpoint)
-    rendered, budget = read_prompts(prompts, split), token_budget(execution.batch_tokens, model)
-    start, limit = time.perf_counter(), context_length(model)
-    if is_written(benchmark):
-        texts = generation.generate(
-            model,
-            tokenizer,
-            [prompt.contexts[0] for prompt in rendered],
-            max_new_tokens(benchmark),
-            stop_strings(benchmark),
-            budget,
-            progress,
-        )
-        encoded = [encode_answer(tokenizer, prompt, limit) for prompt in rendered]
-        columns = generation.judge(rendered, texts, benchmark.ignore)
-        columns["loglikelihood"] = [row[0] for row in loglikelihoods(model, encoded, budget)]
-        columns["tokens"] = [len(item.targets[0]) for item in encoded]
-        write_table(out / "answers.parquet", columns, ANSWERS_SCHEMA)
-        values = {name: columns[name] for name in WRITTEN}
-        floor = generation.written_floor(rendered, headline_metric(benchmark), benchmark.ignore)
-        perplexity = {"answer_perplexity": generation.answer_perplexity(columns["loglikelihood"], columns["tokens"])}
-        measured: dict[str, Any] = {"examples": len(rendered)}
-    else:
-        encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in rendered]
-        columns = predict(rendered, loglikelihoods(model, encoded, budget, progress))
-        write_table(out / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
-        values, floor, perplexity = hits(columns), choice_floor(rendered), {}
-        measured = {"tokens": sum(len(item.document) for item in encoded) - _shared_tokens(encoded)}
-    result = {"benchmark": benchmark.name, "metric": headline_metric(benchmark), "examples": len(rendered)}
-    result |= {"floor": floor} | metrics(values) | perplexity
-    (out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
+    whole = "written answers" if settings.written else None
+    model = open_model(checkpoint, work.execution, work.out, adapter, whole)
+    tokenizer, rendered = load_tokenizer(checkpoint), read_prompts(prompts, settings.split)
+    start = time.perf_counter()
+    answer = _write_answers if settings.written else _rank_choices
+    result, measured = answer(model, tokenizer, rendered, settings, work)
+    common = {"benchmark": settings.benchmark, "metric": settings.metric, "examples": len(rendered)}
+    (work.out / "metrics.json").write_text(json.dumps(common | result, indent=1) + "\n")
     rate = {f"{name}_per_second": round(n / (time.perf_counter() - start), 1) for name, n in measured.items()}
     return measured | rate
+
+
+def _rank_choices(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], settings: ScoreSettings, work: Work
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Predict by the likeliest choice; returns the metrics, and the tokens that were read."""
+    budget, limit = token_budget(work.execution.batch_tokens, model), context_length(model)
+    encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in prompts]
+    columns = predict(prompts, loglikelihoods(model, encoded, budget, work.progress))
+    write_table(work.out / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
+    tokens = sum(len(item.document) for item in encoded) - _shared_tokens(encoded)
+    return {"floor": choice_floor(prompts)} | metrics(hits(columns)), {"tokens": tokens}
+
+
+def _write_answers(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], settings: ScoreSettings, work: Work
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Let the model write, and judge what it wrote; returns the metrics, and the number of examples."""
+    assert settings.written
+    written, budget = settings.written, token_budget(work.execution.batch_tokens, model)
+    contexts = [prompt.contexts[0] for prompt in prompts]
+    length, stop = written.max_new_tokens, written.stop
+    texts = generation.generate(model, tokenizer, contexts, length, stop, budget, work.progress)
+    columns = generation.judge(prompts, texts, written.ignore)
+    encoded = [encode_answer(tokenizer, prompt, context_length(model)) for prompt in prompts]
+    columns["loglikelihood"] = [row[0] for row in loglikelihoods(model, encoded, budget)]
+    columns["tokens"] = [len(item.targets[0]) for item in encoded]
+    write_table(work.out / "answers.parquet", columns, ANSWERS_SCHEMA)
+    perplexity = generation.answer_perplexity(columns["loglikelihood"], columns["tokens"])
+    floor = generation.written_floor(prompts, settings.metric, written.ignore)
+    found = {"floor": floor} | metrics({name: columns[name] for name in WRITTEN})
+    return found | {"answer_perplexity": perplexity}, {"examples": len(prompts)}
 
 
 def _shared_tokens(encoded: Sequence[Encoded]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import SOFT, ExecutionConfig, TrainingConfig, TuningConfig
+from tailored_llama.config import SOFT, AdapterConfig, ExecutionConfig, TrainingConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models.cards import CARD, merged_card
 from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, weights_digest
@@ -16,14 +16,13 @@ from tailored_llama.models.convert import _drop_paths
 from tailored_llama.models.id_table import copy_id_table
 from tailored_llama.models.load import BASE_FILE, load_model
 from tailored_llama.models.soft_prompts import has_soft_prompt, soft_prompt_config
-from tailored_llama.store import FINISHED
 
 
 def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:
     """Add a new adapter to a causal LM; returns the PEFT model."""
     from peft import LoraConfig, get_peft_model  # late: most stages need none of it
 
-    if isinstance(training, TuningConfig) and training.variant in SOFT:
+    if isinstance(training, AdapterConfig) and training.variant in SOFT:
         settings: Any = soft_prompt_config(base, training.variant, training.virtual_tokens)
     else:
         settings = LoraConfig(
@@ -61,14 +60,6 @@ def save_adapter(model: Any, checkpoint: Path, out: Path) -> None:
         "An adapter in PEFT's layout. Load it onto its checkpoint with `PeftModel.from_pretrained`; `base.json` "
         "holds the SHA-256 of that checkpoint's weights.\n"
     )
-
-
-STAGE, VERSION = FINISHED, 1
-
-
-def key_fields(card: str) -> dict[str, Any]:
-    """What a finished model depends on, beside checkpoint and adapter: its card has the scores and the settings."""
-    return {"card": card}
 
 
 def merge_adapter(checkpoint: Path, adapter: Path | None, *, out: Path, card: str | None = None) -> None:

@@ -7,6 +7,8 @@ attention alone, and nothing else of the model, pads its documents.
 
 from __future__ import annotations
 
+from tailored_llama.models import libraries  # noqa: F401, I001 - before torch
+
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial

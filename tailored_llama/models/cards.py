@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData, metadata_load
 
 from tailored_llama.config import PruningConfig, ReconstructionConfig
 from tailored_llama.models.checkpoints import LAYERED_PREFIX, Size, read_config, weights_digest
-from tailored_llama.models.convert import ModelSource
+from tailored_llama.models.sources import ModelSource
 from tailored_llama.store import EMBEDDED_MODELS, hub_card, is_hub_id
 
 CARD = "README.md"

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tailored_llama.errors import InputError
-from tailored_llama.models.modeling_tailored_llama import LAYERED
 from tailored_llama.store import sha256_file
 
-SUPPORTED = tuple(LAYERED)
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "phi3")
 LAYERED_PREFIX = "tailored_"  # of the model types whose layers may have different widths
 GGUF_KINDS = ("llama", "mistral", "qwen2")  # that llama.cpp can express with layers of different widths, too
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token

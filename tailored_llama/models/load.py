@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tailored_llama.models import libraries  # noqa: F401, I001 - before torch
+
 import json
 from collections.abc import Iterable
 from pathlib import Path

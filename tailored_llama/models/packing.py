@@ -8,6 +8,8 @@ a PEFT adapter: an attention function registered with transformers (`attention.p
 
 from __future__ import annotations
 
+from tailored_llama.models import libraries  # noqa: F401, I001 - before torch
+
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

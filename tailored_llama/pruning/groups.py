@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tailored_llama.config import Work
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
     BY_LAYER,
@@ -76,10 +77,7 @@ class Slices:
 
 Stays = dict[tuple[str, int], np.ndarray[Any, Any]]  # parameter and dimension → whether each index stays, bool
 
-STAGE, VERSION = "groups", 2
-
-
-def build_graph(checkpoint: Path, *, out: Path) -> dict[str, Any]:
+def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     """Stage: write `groups.parquet` and `members.parquet` for a checkpoint; no weight is read.
 
     One layer is traced. All layers of a decoder are wired alike, so its couplings are mapped to the widths of each.
@@ -87,8 +85,8 @@ def build_graph(checkpoint: Path, *, out: Path) -> dict[str, Any]:
     Raises:
         InputError: the dependency graph couples parameters other than those of a LLaMA layer.
     """
-    structure, config = read_structure(checkpoint), read_config(checkpoint)
-    shapes = all_tensor_shapes(checkpoint)
+    structure, config, out = read_structure(dense), read_config(dense), work.out
+    shapes = all_tensor_shapes(dense)
     coupled = trace(config, (_whole_layer(structure.layers),))[0]
     rows: list[np.ndarray[Any, Any]] = []  # per layer and kind: layer, kind, index, parameters of each group
     members: list[np.ndarray[Any, Any]] = []  # group, parameter, dim, start, stop

@@ -10,13 +10,13 @@ import pyarrow as pa
 import torch
 from safetensors import safe_open
 
-from tailored_llama.config import Criterion, ExecutionConfig, RunConfig, drops_layers
+from tailored_llama.config import Criterion, Work
 from tailored_llama.data import read_calibration
 from tailored_llama.models import all_tensor_shapes, open_model, weight_files
-from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.activations import activation_scores
 from tailored_llama.pruning.depth import block_influence, write_influence
 from tailored_llama.pruning.groups import Groups, Slices, add_scores, by_parameter, read_groups, read_slices
+from tailored_llama.pruning.settings import ImportanceSettings
 from tailored_llama.pruning.taylor import taylor_scores
 from tailored_llama.store import read_table, write_table
 
@@ -25,64 +25,42 @@ IMPORTANCE_SCHEMA = pa.schema(
 )
 
 
-STAGE, VERSION = "importance", 3
-
-
-def key_fields(config: RunConfig) -> dict[str, Any]:
-    """What the scores depend on, beside the checkpoint, its groups and the calibration text."""
-    criterion = config.pruning.criterion
-    fields = {"criterion": criterion} | ({"seed": config.seed} if criterion in ("random", "taylor_gate") else {})
-    return fields | ({"influence": "of layers"} if drops_layers(config) else {})
-
 
 def score_importance(
-    checkpoint: Path,
-    groups: Path,
-    calibration: Path | None,
-    *,
-    criterion: Criterion,
-    seed: int,
-    out: Path,
-    execution: ExecutionConfig,
-    influence: bool = False,
-    progress: Progress = silent,
-) -> dict[str, Any]:
+    dense: Path, groups: Path, calibration: Path | None, *, settings: ImportanceSettings, work: Work
+) -> None:
     """Stage: write `importance.parquet`, one score per coupled group.
 
-    With `influence`, `influence.parquet` has that of each layer, which the kind layer ranks by.
+    Where the settings ask for it, `influence.parquet` has that of each layer, which the kind layer ranks by.
 
     Args:
-        checkpoint: the model to prune.
+        dense: the model to prune.
         groups: the output of `build_graph` for it.
-        calibration: the output of `load_calibration`; `influence` and all criteria but those of
-            `config.DATA_FREE` read it.
-        criterion: see `taylor_scores`, `activation_scores`, `magnitude_scores`; `random` draws uniformly by `seed`.
-        seed: of the random criterion, and of the tokens that `taylor_gate` draws.
-        out: an existing folder.
-        execution: the device, which models are streamed, and the tokens per pass if the criterion can split the text.
-        influence: see above.
-        progress: called after every step of the pass over the calibration text.
+        calibration: the output of `load_calibration`; the influence and all criteria but those of `config.DATA_FREE`
+            read it.
+        settings: the criterion (see `taylor_scores`, `activation_scores`, `magnitude_scores`; `random` draws uniformly)
+            and its seed.
+        work: where to write; the device, which models are streamed, and the tokens per pass.
     """
-    table, slices = read_groups(groups), read_slices(groups, all_tensor_shapes(checkpoint))
+    table, slices = read_groups(groups), read_slices(groups, all_tensor_shapes(dense))
+    criterion, batch, out = settings.criterion, work.execution.batch_tokens, work.out
     if criterion == "random":
-        scores = np.random.default_rng(seed).random(len(table))
+        scores = np.random.default_rng(settings.seed).random(len(table))
     elif criterion in ("magnitude_l1", "magnitude_l2"):
-        scores = magnitude_scores(checkpoint, slices, len(table), criterion)
+        scores = magnitude_scores(dense, slices, len(table), criterion)
     else:
         assert calibration is not None
-        model, input_ids = open_model(checkpoint, execution, out), read_calibration(calibration)
+        model, input_ids = open_model(dense, work.execution, out), read_calibration(calibration)
         if criterion in ("wanda_sp", "flap"):
-            scores = activation_scores(model, input_ids, slices, table, criterion, progress, execution.batch_tokens)
+            scores = activation_scores(model, input_ids, slices, table, criterion, work.progress, batch)
         else:
-            scores = taylor_scores(
-                model, input_ids, slices, len(table), criterion, progress, execution.batch_tokens, seed
-            )
+            seed = settings.seed or 0
+            scores = taylor_scores(model, input_ids, slices, len(table), criterion, work.progress, batch, seed)
     write_importance(out, table, scores, criterion)
-    if influence:
+    if settings.influence:
         assert calibration is not None
-        model, input_ids = open_model(checkpoint, execution, out), read_calibration(calibration)
-        write_influence(out, block_influence(model, input_ids, progress, execution.batch_tokens))
-    return {}
+        model, input_ids = open_model(dense, work.execution, out), read_calibration(calibration)
+        write_influence(out, block_influence(model, input_ids, work.progress, batch))
 
 
 def write_importance(out: Path, groups: Groups, scores: np.ndarray[Any, Any], criterion: str) -> None:

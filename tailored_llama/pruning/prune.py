@@ -10,20 +10,12 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
-from tailored_llama.config import (
-    ExecutionConfig,
-    PruningConfig,
-    Reconstruction,
-    ReconstructionConfig,
-    RunConfig,
-    trims_vocabulary,
-)
+from tailored_llama.config import PlanConfig, Reconstruction, RunConfig, Work
 from tailored_llama.data import read_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
     CARD,
     LAYERED_PREFIX,
-    Size,
     all_tensor_shapes,
     check_solver,
     open_model,
@@ -31,47 +23,27 @@ from tailored_llama.models import (
     read_config,
     read_structure,
 )
-from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.depth import Array, Fixed, choose_layers, fixed_parameters, read_influence
-from tailored_llama.pruning.groups import KINDS, Groups, read_groups, read_slices, staying
+from tailored_llama.pruning.groups import KINDS, Groups, Stays, read_groups, read_slices, staying
 from tailored_llama.pruning.importance import read_importance
 from tailored_llama.pruning.plan import PLAN_SCHEMA, Mask, plan
 from tailored_llama.pruning.reconstruction import reconstruct
+from tailored_llama.pruning.settings import PruneSettings
 from tailored_llama.pruning.surgery import kept_layers, prune_checkpoint
 from tailored_llama.pruning.vocabulary import VocabularyPlan, plan_vocabulary
 from tailored_llama.store import write_table
 
-STAGE, VERSION = "pruned", 3
 
-
-def key_fields(config: RunConfig, ratio: float, original_parameters: int) -> dict[str, Any]:
-    """What a pruned checkpoint depends on, beside the checkpoint, its groups, their importance, text and counts."""
-    method = config.reconstruction.method
-    unread = {"ratios"} if trims_vocabulary(config) else {"ratios", "vocabulary", "vocabulary_share"}
-    unread |= {"vocabulary_share"} if config.pruning.vocabulary != "auto" else set()
-    fields = config.pruning.model_dump(mode="json", exclude=unread)
-    fields |= {"ratio": ratio, "original": original_parameters, "reconstruction": method}
-    if method != "none":
-        fields["ridge"] = config.reconstruction.ridge
-    if method == "sequential":
-        fields["fitted"] = "every projection"  # artifacts without it: o_proj and down_proj alone
-    return fields
-
-
-def prune(
-    checkpoint: Path,
+def prune_model(
+    model: Path,
+    original: Path,
     groups: Path,
     importance: Path,
     calibration: Path | None,
+    counts: Path | None,
     *,
-    ratio: float,
-    pruning: PruningConfig,
-    reconstruction: ReconstructionConfig,
-    out: Path,
-    execution: ExecutionConfig,
-    counts: Path | None = None,
-    original: Size | None = None,
-    progress: Progress = silent,
+    settings: PruneSettings,
+    work: Work,
 ) -> dict[str, Any]:
     """Stage: write `plan.parquet` and the pruned checkpoint, both into one folder.
 
@@ -79,54 +51,89 @@ def prune(
     last: reconstruction reads the dense model's tokens.
 
     Args:
-        checkpoint: the model to prune.
-        groups: the output of `build_graph` for it.
+        model: the model to prune.
+        original: the model before the first step, whose parameters the ratio is of.
+        groups: the output of `build_graph` for `model`.
         importance: the output of `score_importance` for it.
         calibration: the text that reconstruction is fitted to; the method `none` does not read it.
-        ratio: fraction of the original parameters that are gone after this step.
-        pruning: allocation, kinds, protected layers, floors, multiple.
-        reconstruction: method and ridge.
-        out: an existing folder.
-        execution: the device of reconstruction, which models are streamed, and the tokens per pass.
-        counts: the output of `count_tokens` for it, if `pruning` has the kind vocabulary.
-        original: the size of the model before the first step, if `checkpoint` has been pruned already.
-        progress: called after every reconstructed layer.
+        counts: the output of `count_tokens` for it, for the kind vocabulary.
+        settings: the ratio, which groups leave, and how the rest is fitted.
+        work: where to write; the device of reconstruction, which models are streamed, and the tokens per pass.
 
     Raises:
         InputError: the ratio cannot be reached (the message names the largest or nearest that can), or the
             architecture has no biases for the method `bias`; or the fits need more memory than the device has free.
     """
-    method = reconstruction.method
-    structure = read_structure(checkpoint)
-    check_solver(structure, method, execution.device)
-    table, before = read_groups(groups), original or structure.size
-    scores, total = read_importance(importance), before.parameters
-    tokens = plan_vocabulary(checkpoint, counts, ratio, pruning, total) if counts else None
-    influence = read_influence(importance) if "layer" in pruning.kinds else None
-    kept = plan_kept(checkpoint, table, scores, ratio, pruning, method, total, tokens, influence)
-    write_table(
-        out / "plan.parquet",
-        {"group": range(len(table)), "layer": table.layer, "kind": table.kind, "index": table.index, "kept": kept},
-        PLAN_SCHEMA,
+    structure, before, table = read_structure(model), read_structure(original).size, read_groups(groups)
+    check_solver(structure, settings.reconstruction.method, work.execution.device)
+    tokens = plan_vocabulary(model, counts, settings.ratio, settings.plan, before.parameters) if counts else None
+    influence = read_influence(importance) if "layer" in settings.plan.kinds else None
+    kept = plan_kept(
+        model,
+        table,
+        read_importance(importance),
+        settings.ratio,
+        settings.plan,
+        settings.reconstruction.method,
+        before.parameters,
+        tokens,
+        influence,
     )
-    stays = staying(read_slices(groups, all_tensor_shapes(checkpoint)), kept)
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
-        fitted: list[Path] = []
-        if method != "none":
-            assert calibration is not None
-            model, text = open_model(checkpoint, execution, Path(scratch)), read_calibration(calibration)
-            for tensors in reconstruct(model, text, stays, reconstruction, progress, execution.batch_tokens):
-                if tensors:  # none of a layer that leaves
-                    fitted.append(Path(scratch) / f"{len(fitted)}.safetensors")
-                    save_file(tensors, fitted[-1])
-            del model
-        prune_checkpoint(checkpoint, kept_layers(table, kept, structure.layers), stays, out, fitted, tokens)
-    left, layers = read_structure(out).size, len(read_structure(out).layers)
-    (out / CARD).write_text(pruned_card(checkpoint, out, before, left, pruning, reconstruction), encoding="utf-8")
-    facts = {"parameters": left.parameters, "ratio": round(1 - left.parameters / total, 6)}
-    facts |= {"body_ratio": round(1 - left.body / before.body, 6)}
-    facts |= {"layers": layers} if layers < len(structure.layers) else {}
-    return facts | ({"tokens": left.vocab_size, "tokens_whole": round(tokens.whole, 6)} if tokens else {})
+    _write_plan(work.out, table, kept)
+    stays = staying(read_slices(groups, all_tensor_shapes(model)), kept)
+    with tempfile.TemporaryDirectory(dir=work.out) as scratch:
+        fitted = _fit(model, calibration, stays, Path(scratch), settings, work)
+        prune_checkpoint(model, kept_layers(table, kept, structure.layers), stays, work.out, fitted, tokens)
+    after = read_structure(work.out)
+    card = pruned_card(model, work.out, before, after.size, settings.plan, settings.reconstruction)
+    (work.out / CARD).write_text(card, encoding="utf-8")
+    facts: dict[str, Any] = {"parameters": after.size.parameters}
+    facts["ratio"] = round(1 - after.size.parameters / before.parameters, 6)
+    facts["body_ratio"] = round(1 - after.size.body / before.body, 6)
+    facts |= {"layers": len(after.layers)} if len(after.layers) < len(structure.layers) else {}
+    return facts | ({"tokens": after.size.vocab_size, "tokens_whole": round(tokens.whole, 6)} if tokens else {})
+
+
+def _write_plan(out: Path, groups: Groups, kept: Mask) -> None:
+    columns = {"layer": groups.layer, "kind": groups.kind, "index": groups.index, "kept": kept}
+    write_table(out / "plan.parquet", {"group": range(len(groups))} | columns, PLAN_SCHEMA)
+
+
+def _fit(
+    checkpoint: Path, calibration: Path | None, stays: Stays, scratch: Path, settings: PruneSettings, work: Work
+) -> list[Path]:
+    """Reconstruct what stays; returns the files of the fitted tensors."""
+    if settings.reconstruction.method == "none":
+        return []
+    assert calibration is not None
+    model, text = open_model(checkpoint, work.execution, scratch), read_calibration(calibration)
+    fitted: list[Path] = []
+    for tensors in reconstruct(
+        model, text, stays, settings.reconstruction, work.progress, work.execution.batch_tokens
+    ):
+        if tensors:  # none of a layer that leaves
+            fitted.append(scratch / f"{len(fitted)}.safetensors")
+            save_file(tensors, fitted[-1])
+    return fitted
+
+
+def check_ratio(dense: Path, groups: Path, counts: Path | None, ratio: float, config: RunConfig) -> None:
+    """Check that a ratio can be reached, before anything expensive.
+
+    Args:
+        dense: the model to prune.
+        groups: the output of `build_graph` for it.
+        counts: the output of `count_tokens` for it, for the kind vocabulary.
+        ratio: fraction of its parameters to remove.
+        config: the run's.
+
+    Raises:
+        InputError: it cannot; the message names the largest or nearest that can.
+    """
+    table = read_groups(groups)
+    tokens = plan_vocabulary(dense, counts, ratio, config.pruning) if counts else None
+    method = config.reconstruction.method
+    plan_kept(dense, table, np.zeros(len(table)), ratio, config.pruning, method, None, tokens)
 
 
 def plan_kept(
@@ -134,7 +141,7 @@ def plan_kept(
     groups: Groups,
     scores: Mask,
     ratio: float,
-    pruning: PruningConfig,
+    pruning: PlanConfig,
     method: Reconstruction,
     original_parameters: int | None = None,
     tokens: VocabularyPlan | None = None,

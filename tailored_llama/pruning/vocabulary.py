@@ -7,7 +7,7 @@ needed; but a token can only stay with the tokens that its merges make it of.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tailored_llama.config import PROMPTS, ROWS, CalibrationConfig, CalibrationPart, PruningConfig, RunConfig
-from tailored_llama.data import load_texts, read_prompts, text_identity
+from tailored_llama.config import ROWS, PlanConfig, Work
+from tailored_llama.data import load_texts, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import Tokens, load_tokenizer, read_structure, read_tokens
+from tailored_llama.pruning.settings import CountSettings
 from tailored_llama.store import read_table, write_table
 
 COUNTS_SCHEMA = pa.schema({"token": pa.int32(), "text": pa.int64(), "prompts": pa.int64()})
@@ -27,19 +28,9 @@ _CHARACTERS = 20_000_000  # counted at most of a text: evenly spaced documents o
 
 Counts = np.ndarray[Any, Any]
 
-STAGE, VERSION = "tokens", 1
-
-
-def key_fields(config: RunConfig) -> dict[str, Any]:
-    """What the counts depend on, beside the tokenizer, the prompts and the text of the dense model."""
-    parts = _counted(config.calibration)
-    if len(parts) > 1:
-        return {"text": [text_identity(part.text) | {"weight": part.weight} for part in parts]}
-    return {"text": text_identity(parts[0].text) if parts else None}
-
 
 def count_tokens(
-    checkpoint: Path, prompts: Sequence[Path] = (), *, calibration: CalibrationConfig, downloads: str, out: Path
+    dense: Path, prompts: Mapping[str, Path], *, settings: CountSettings, work: Work
 ) -> dict[str, Any]:
     """Stage: count how often the calibration text and train prompts use each token; write `tokens.parquet`.
 
@@ -48,34 +39,27 @@ def count_tokens(
     with all their choices; evaluation prompts are never read.
 
     Args:
-        checkpoint: provides the tokenizer.
-        prompts: the train prompts of every benchmark.
-        calibration: the text; the source `prompts` stands for the prompts alone.
-        downloads: folder of the fetched wheels.
-        out: an existing folder.
+        dense: provides the tokenizer.
+        prompts: train prompts by name.
+        settings: the texts, and their weights.
+        work: where to write.
 
     Raises:
         InputError: the tokenizer cannot be trimmed.
     """
-    rows, tokenizer = read_tokens(checkpoint).rows, load_tokenizer(checkpoint)
-    parts = _counted(calibration)
-    counts = [_counts(tokenizer, _excerpts(load_texts(part.text, downloads)), rows) for part in parts]
+    rows, tokenizer, texts = read_tokens(dense).rows, load_tokenizer(dense), settings.texts
+    counts = [_counts(tokenizer, _excerpts(load_texts(own.source.text, work.downloads)), rows) for own in texts]
     asked = (
         context + continuation
-        for folder in prompts
+        for folder in prompts.values()
         for split in ("shots", "held_out")
         for prompt in read_prompts(folder, split)
         for context, continuation in zip(prompt.contexts, prompt.continuations, strict=True)
     )
-    text = counts[0] if len(parts) == 1 else _weighted(counts, [part.weight for part in parts], rows)
+    text = counts[0] if len(texts) == 1 else _weighted(counts, [own.weight for own in texts], rows)
     columns = {"text": text, "prompts": _counts(tokenizer, asked, rows)}
-    write_table(out / "tokens.parquet", {"token": range(rows)} | columns, COUNTS_SCHEMA)
+    write_table(work.out / "tokens.parquet", {"token": range(rows)} | columns, COUNTS_SCHEMA)
     return {f"{name}_tokens": int(counts.sum()) for name, counts in columns.items()}
-
-
-def _counted(calibration: CalibrationConfig) -> list[CalibrationPart]:
-    """The texts that are counted: prompts have a column of their own."""
-    return [part for part in calibration.parts if part.text.source != PROMPTS]
 
 
 def _excerpts(documents: list[str]) -> Iterable[str]:
@@ -125,7 +109,7 @@ class VocabularyPlan:
 
 
 def plan_vocabulary(
-    checkpoint: Path, counts: Path, ratio: float, pruning: PruningConfig, original_parameters: int | None = None
+    checkpoint: Path, counts: Path, ratio: float, pruning: PlanConfig, original_parameters: int | None = None
 ) -> VocabularyPlan:
     """Choose the tokens that stay; more than configured where fewer would remove more than the ratio.
 

@@ -1,7 +1,5 @@
 """The way out: checkpoints and adapters for the runtimes that people serve with."""
 
-from tailored_llama.serving import export, quantised
-from tailored_llama.serving.gguf import write_gguf
-from tailored_llama.serving.gguf_adapter import write_gguf_adapter
+from lazy_loader import attach_stub
 
-__all__ = ["export", "quantised", "write_gguf", "write_gguf_adapter"]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -5,31 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import GgufType
+from tailored_llama.config import Work
 from tailored_llama.models import CARD
-from tailored_llama.progress import Progress, silent
 from tailored_llama.serving.gguf import Written, write_gguf
-from tailored_llama.store import GGUF
+from tailored_llama.serving.settings import GgufSettings
 
-STAGE, VERSION = GGUF, 1
-
-
-def key_fields(gguf_type: GgufType, name: str) -> dict[str, Any]:
-    """What the folder depends on, beside the checkpoint."""
-    return {"type": gguf_type, "name": name}
-
-
-def export_gguf(
-    checkpoint: Path, *, gguf_type: GgufType, name: str, out: Path, progress: Progress = silent
-) -> dict[str, Any]:
+def export_gguf(finished: Path, *, settings: GgufSettings, work: Work) -> dict[str, Any]:
     """Stage: write a finished checkpoint as `NAME-TYPE.gguf`, with `Modelfile` and `README.md`.
-
-    Args:
-        checkpoint: a merged checkpoint.
-        gguf_type: the type of its matrices.
-        name: of the model.
-        out: an existing folder.
-        progress: called after every tensor.
 
     Returns:
         The file's bytes and the MLP channels that pad it.
@@ -37,8 +19,8 @@ def export_gguf(
     Raises:
         InputError: as `write_gguf`.
     """
-    file = f"{name}-{gguf_type}.gguf"
-    written = write_gguf(checkpoint, gguf_type=gguf_type, out=out / file, name=name, progress=progress)
+    name, file, out = settings.name, f"{settings.name}-{settings.type}.gguf", work.out
+    written = write_gguf(finished, gguf_type=settings.type, out=out / file, name=name, progress=work.progress)
     (out / "Modelfile").write_text(f"FROM ./{file}\nPARAMETER temperature 0\n")
     (out / CARD).write_text(_card(name, file, written), encoding="utf-8")
     return {"bytes": written.size, "padded_channels": written.padded_channels}

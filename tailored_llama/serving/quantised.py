@@ -12,31 +12,17 @@ import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
 
-from tailored_llama.config import BenchmarkConfig, ExecutionConfig, GgufType
-from tailored_llama.evaluation import read_metrics, scoring
+from tailored_llama.config import GgufType, Work
+from tailored_llama.evaluation import read_metrics, score_benchmark
 from tailored_llama.models import merge_adapter, stored_dtype, weight_files, write_shards
-from tailored_llama.progress import Progress, silent
 from tailored_llama.serving.gguf import Array, layout_of, write_gguf, written_shapes
+from tailored_llama.serving.settings import QuantisedSettings
 
-STAGE, VERSION = "quantised-scores", 1
 _NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
 
 
-def key_fields(benchmark: BenchmarkConfig, gguf_type: GgufType, merged: bool) -> dict[str, Any]:
-    """What the scores depend on, beside the checkpoint, the adapter and the prompts; `merged`: is there an adapter?"""
-    return scoring.key_fields(benchmark, merged=merged) | {"scores": scoring.VERSION, "type": gguf_type}
-
-
 def score_quantised(
-    checkpoint: Path,
-    adapter: Path | None,
-    prompts: Path,
-    *,
-    gguf_type: GgufType,
-    benchmark: BenchmarkConfig,
-    out: Path,
-    execution: ExecutionConfig,
-    progress: Progress = silent,
+    checkpoint: Path, adapter: Path | None, prompts: Path, *, settings: QuantisedSettings, work: Work
 ) -> dict[str, Any]:
     """Stage: write a model as a GGUF file, take its dequantised weights back, and score them as any checkpoint's.
 
@@ -48,16 +34,13 @@ def score_quantised(
         checkpoint: a checkpoint of an architecture that `write_gguf` knows.
         adapter: is merged into it first; None: there is none.
         prompts: rendered prompts of the evaluation split.
-        gguf_type: the type of the file's matrices.
-        benchmark: what is scored.
-        out: an existing folder, which for a while also holds the model up to three times.
-        execution: as for any score.
-        progress: called after every batch.
+        settings: the type of the file's matrices, and how they are scored.
+        work: as for any score; the folder for a while also holds the model up to three times.
 
     Raises:
         InputError: as `merge_adapter`, `write_gguf` and `score_benchmark`.
     """
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
+    with tempfile.TemporaryDirectory(dir=work.out) as scratch:
         folders = [Path(scratch) / name for name in ("merged", "dequantised")]
         for folder in folders:
             folder.mkdir()
@@ -66,14 +49,12 @@ def score_quantised(
             merge_adapter(checkpoint, adapter, out=merged)
             checkpoint = merged
         file = Path(scratch) / "model.gguf"
-        size = write_gguf(checkpoint, gguf_type=gguf_type, out=file).size
-        dequantise(checkpoint, file, gguf_type, dequantised)
+        size = write_gguf(checkpoint, gguf_type=settings.type, out=file).size
+        dequantise(checkpoint, file, settings.type, dequantised)
         file.unlink()
-        measured = scoring.score_benchmark(
-            dequantised, None, prompts, benchmark=benchmark, out=out, execution=execution, progress=progress
-        )
-    result = read_metrics(out) | {"type": gguf_type, "bytes": size}
-    (out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
+        measured = score_benchmark(dequantised, None, prompts, settings=settings.score, work=work)
+    result = read_metrics(work.out) | {"type": settings.type, "bytes": size}
+    (work.out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     return measured
 
 

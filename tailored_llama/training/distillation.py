@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tailored_llama.config import DistillationConfig, ExecutionConfig, RunConfig
+from tailored_llama.config import Work
 from tailored_llama.data import encode_answer, read_calibration, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
@@ -31,8 +31,9 @@ from tailored_llama.models import (
     run_packed,
     token_budget,
 )
-from tailored_llama.progress import Progress, silent
+from tailored_llama.progress import Progress
 from tailored_llama.store import open_table, read_row_group, table_parts
+from tailored_llama.training.settings import TeachSettings
 
 TEACHER_SCHEMA = pa.schema(
     {
@@ -59,25 +60,7 @@ class SoftTargets:
     logprobs: Tensor  # float32 [length, top]
 
 
-STAGE, VERSION = "teacher", 1
-
-
-def key_fields(config: RunConfig, reserved: int = 0) -> dict[str, Any]:
-    """What the teacher outputs depend on, beside the dense model and the text."""
-    fields = {"temperature": config.distillation.temperature, "top": config.distillation.top}
-    return fields | ({"reserved": reserved} if reserved else {})
-
-
-def teach(
-    dense: Path,
-    source: Path,
-    *,
-    distillation: DistillationConfig,
-    out: Path,
-    execution: ExecutionConfig,
-    reserved: int = 0,
-    progress: Progress = silent,
-) -> dict[str, Any]:
+def teach(dense: Path, source: Path, *, settings: TeachSettings, work: Work) -> dict[str, Any]:
     """Stage: write the dense model's next-token distributions along every sequence of a source as `teacher.parquet`.
 
     The `top` likeliest tokens of each distribution are kept, at the temperature (arXiv 1503.02531). Memory holds the
@@ -86,29 +69,26 @@ def teach(
     Args:
         dense: the teacher.
         source: a folder with `calibration.parquet`, or with `prompts.parquet`: its shots with their right answers.
-        distillation: temperature and top.
-        out: an existing folder.
-        execution: device, which models are streamed, and tokens per pass.
-        reserved: tokens of the model's context that a soft prompt will take before the shots.
-        progress: called after every batch of sequences.
+        settings: temperature and top, and the tokens of the context that a soft prompt will take before the shots.
+        work: where to write; device, which models are streamed, and tokens per pass.
 
     Raises:
         InputError: `top` is not below the vocabulary size, or the source has neither file.
     """
-    model, tokenizer = open_model(dense, execution, out), load_tokenizer(dense)
-    if distillation.top >= (size := model.config.vocab_size):
-        raise InputError(f"distillation.top: got {distillation.top}; allowed: less than {size}, the vocabulary size")
+    model, tokenizer = open_model(dense, work.execution, work.out), load_tokenizer(dense)
+    if settings.top >= (size := model.config.vocab_size):
+        raise InputError(f"distillation.top: got {settings.top}; allowed: less than {size}, the vocabulary size")
     if (source / "calibration.parquet").is_file():
         sequences = list(read_calibration(source))
     else:
-        limit = model.config.max_position_embeddings - reserved
+        limit = model.config.max_position_embeddings - settings.reserved
         shots = read_prompts(source, "shots")
         sequences = [torch.tensor(encode_answer(tokenizer, prompt, limit).document.prefix) for prompt in shots]
-    lengths, budget = [len(ids) for ids in sequences], token_budget(execution.batch_tokens, model)
-    rows = max(1, _ROW_GROUP // max(lengths, default=1))
-    with torch.inference_mode(), packed_attention(model), table_parts(out / "teacher.parquet", TEACHER_SCHEMA) as write:
+    lengths, budget = [len(ids) for ids in sequences], token_budget(work.execution.batch_tokens, model)
+    rows, file = max(1, _ROW_GROUP // max(lengths, default=1)), work.out / "teacher.parquet"
+    with torch.inference_mode(), packed_attention(model), table_parts(file, TEACHER_SCHEMA) as write:
         for part in batches(lengths, _AT_ONCE):
-            write(_outputs(model, sequences, part, distillation, budget, progress), rows)
+            write(_outputs(model, sequences, part, settings, budget, work.progress), rows)
     return {"tokens": sum(lengths)}
 
 
@@ -116,7 +96,7 @@ def _outputs(
     model: Any,
     sequences: Sequence[Tensor],
     part: Sequence[int],
-    distillation: DistillationConfig,
+    settings: TeachSettings,
     budget: int,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -124,14 +104,14 @@ def _outputs(
     own = [sequences[i].tolist() for i in part]
     lengths, done = [len(ids) for ids in own], part[0]
     starts = np.cumsum([0, *lengths])
-    tokens = np.empty((starts[-1], distillation.top), np.int32)
+    tokens = np.empty((starts[-1], settings.top), np.int32)
     logprobs = np.empty(tokens.shape, np.float32)
-    row_of, finish = partial(_row, own), partial(_likeliest, model, distillation)
+    row_of, finish = partial(_row, own), partial(_likeliest, model, settings)
     for batch, (likeliest, values) in run_packed(model, lengths, budget, row_of, finish):
         rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
         tokens[rows], logprobs[rows] = likeliest, values
         progress(done := done + len(batch), len(sequences))
-    offsets = pa.array(starts * distillation.top, pa.int32())
+    offsets = pa.array(starts * settings.top, pa.int32())
     return {
         "input_ids": own,
         "tokens": pa.ListArray.from_arrays(offsets, tokens.reshape(-1)),
@@ -145,10 +125,10 @@ def _row(sequences: Sequence[list[int]], batch: Sequence[int]) -> PackedRow:
 
 
 def _likeliest(
-    model: Any, distillation: DistillationConfig, row: PackedRow, states: Tensor
+    model: Any, settings: TeachSettings, row: PackedRow, states: Tensor
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Top tokens at every position of a row, and their log-probabilities: [positions, top] each."""
-    temperature, top = distillation.temperature, distillation.top
+    temperature, top = settings.temperature, settings.top
     likeliest = [_logits(model, part, temperature).log_softmax(-1).topk(top) for part in _split(states)]
     tokens, logprobs = (
         torch.cat(parts) for parts in zip(*((part.indices, part.values) for part in likeliest), strict=True)

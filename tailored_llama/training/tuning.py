@@ -2,92 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tailored_llama.config import (
-    SOFT,
-    WRITTEN,
-    DistillationConfig,
-    ExecutionConfig,
-    Metric,
-    Quantization,
-    RunConfig,
-    TuningConfig,
-    part_of,
-    reserved_tokens,
-)
+from tailored_llama.config import SOFT, WRITTEN, Metric, Work, part_of, reserved_tokens
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, load_base, load_tokenizer, read_id_table, save_adapter
-from tailored_llama.progress import Progress, silent
 from tailored_llama.training.held_out import Comparison, is_better, outcomes, write_comparison
 from tailored_llama.training.loop import Course, Material, train, write_log
 from tailored_llama.training.losses import Objective, Sample, TextSamples, with_teacher
-
-
-@dataclass(frozen=True)
-class Source:
-    """Train prompts of a benchmark, its headline metric, and the dense model's outputs along the shots, if any."""
-
-    prompts: Path
-    metric: Metric
-    teacher: Path | None = None
-
-
-STAGE, VERSION = "adapter", 6
-
-
-def key_fields(config: RunConfig, metrics: Mapping[str, Metric], taught: bool, text: bool) -> dict[str, Any]:
-    """What an adapter depends on, beside the checkpoint, the prompts and the teacher outputs.
-
-    Args:
-        config: the run's.
-        metrics: the headline metric of every benchmark that is tuned on.
-        taught: whether there are teacher outputs along the shots.
-        text: whether there are teacher outputs along the calibration text.
-    """
-    tuning, distillation = config.tuning, config.distillation
-    unread = {"shots", "held_out", "examples", "keep", "dense"}
-    unread |= {"rank", "alpha", "dropout", "targets"} if tuning.variant in SOFT else {"virtual_tokens"}
-    if not tuning.held_out:
-        unread.add("patience")
-    fields = tuning.model_dump(mode="json", exclude=unread) | {"seed": config.seed}
-    if tuning.held_out:
-        fields["metrics"] = dict(metrics)
-    if len(metrics) > 1:  # each gives a part of the examples, the first ones perhaps one more
-        fields |= {"shots": tuning.shots, "held_out": tuning.held_out, "order": list(metrics)}
-    if taught:
-        fields |= {"weight": distillation.weight, "temperature": distillation.temperature}
-    if text:
-        fields["sequences"] = distillation.sequences
-    if config.model.quantization != "none":
-        fields["quantization"] = config.model.quantization
-    return fields
+from tailored_llama.training.settings import TuneSettings
 
 
 def tune(
-    checkpoint: Path,
-    sources: Sequence[Source],
-    text: Path | None = None,
+    pruned: Path,
+    prompts: Mapping[str, Path],
+    teachers: Mapping[str, Path],
+    text: Path | None,
     *,
-    tuning: TuningConfig,
-    distillation: DistillationConfig,
-    seed: int,
-    out: Path,
-    execution: ExecutionConfig,
-    quantization: Quantization = "none",
-    resume: Path | None = None,
-    progress: Progress = silent,
+    settings: TuneSettings,
+    work: Work,
 ) -> dict[str, Any]:
     """Stage: train one adapter; write it in PEFT's layout, with `log.parquet` and the digest of its base.
 
     The loss is the mean over examples of the mean negative log-likelihood of the right continuation's tokens. With a
-    teacher, the divergence from it is added, times `distillation.weight`. The adapter kept is the one with the lowest
+    teacher, the divergence from it is added, times `settings.weight`. The adapter kept is the one with the lowest
     loss, without divergence, on the held-out slice of the train split, the untrained one included. Deterministic for a
     seed on a CPU.
 
@@ -95,17 +39,12 @@ def tune(
     are measured as they are trained: the adapter is attached, and the model may be quantised.
 
     Args:
-        checkpoint: the model to tune.
-        sources: the train prompts. Several sources each give an equal part of `tuning.shots` and `tuning.held_out`.
+        pruned: the model to tune.
+        prompts: the train prompts by benchmark; several benchmarks each give an equal part of the examples.
+        teachers: the teacher outputs along the shots, by benchmark, if there is a teacher.
         text: the teacher outputs along the calibration text.
-        tuning: shots, adapter, loss, optimiser.
-        distillation: weight and temperature, if there are teacher outputs.
-        seed: of the adapter, the order and dropout.
-        out: an existing folder.
-        execution: the device.
-        quantization: of the model while the adapter is trained on it.
-        resume: a folder with the state of this tuning, to continue from after a kill.
-        progress: called after every step.
+        settings: adapter, optimiser, loss and seed.
+        work: where to write; the device, and the state to continue from after a kill.
 
     Raises:
         InputError: a continuation is longer than the model's context, a teacher read other tokens, a soft prompt is set
@@ -113,40 +52,52 @@ def tune(
             demanded.
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    if tuning.variant in SOFT and (written := next((s.metric for s in sources if s.metric in WRITTEN), None)):
+    adapter, execution = settings.adapter, work.execution
+    _check_soft_prompt(settings)
+    torch.manual_seed(settings.seed)
+    base = load_base(pruned, settings.quantization, adapter, execution, work.out, "tuning")
+    limit = base.config.max_position_embeddings - reserved_tokens(adapter)
+    shots, held_out, examples = _samples(pruned, prompts, teachers, settings, limit)
+    # A soft prompt changes the model before it is trained; other adapters start as no change.
+    untuned = outcomes(base, held_out, adapter, adapter.micro_batch_tokens) if adapter.variant in SOFT else None
+    model = add_adapter(base, adapter, execution)
+    texts = TextSamples(text, read_id_table(pruned)) if text else ()
+    material = Material(shots, held_out, texts, settings.sequences)
+    objective = Objective(settings.weight, settings.temperature)
+    course = Course(settings.seed, adapter.epochs, adapter.patience, work.resume, execution.keep_state_every)
+    log, measured, (untrained, kept) = train(model, material, adapter, objective, course, work.progress)
+    comparison = write_comparison(work.out, examples, untrained if untuned is None else untuned, kept)
+    write_log(log, work.out)
+    save_adapter(model, pruned, work.out)
+    return measured | (_figures(comparison) if comparison else {})
+
+
+def _check_soft_prompt(settings: TuneSettings) -> None:
+    variant, written = settings.adapter.variant, next((m for _, m in settings.metrics if m in WRITTEN), None)
+    if variant in SOFT and written:
         raise InputError(
-            f"tuning.variant: got {tuning.variant!r} for a benchmark with metric {written}; allowed: lora, rslora or "
-            "dora if the model writes its answers"
+            f"tuning.variant: got {variant!r} for a benchmark with metric {written}; allowed: lora, rslora or dora if "
+            "the model writes its answers"
         )
-    torch.manual_seed(seed)
-    base = load_base(checkpoint, quantization, tuning, execution, out, "tuning")
-    tokenizer = load_tokenizer(checkpoint)
-    limit = base.config.max_position_embeddings
-    limit -= reserved_tokens(tuning)
-    table = read_id_table(checkpoint)
+
+
+def _samples(
+    pruned: Path, prompts: Mapping[str, Path], teachers: Mapping[str, Path], settings: TuneSettings, limit: int
+) -> tuple[list[Sample], list[Sample], list[int]]:
+    """The shots, and the held-out samples with all their choices and the numbers of their examples."""
+    tokenizer, table, parts = load_tokenizer(pruned), read_id_table(pruned), len(settings.metrics)
     shots: list[Sample] = []
-    held_out: list[Sample] = []  # with all their choices
+    held_out: list[Sample] = []
     examples: list[int] = []
-    for i, source in enumerate(sources):
-        choices = source.metric if source.metric not in WRITTEN else None
-        samples = [encode_sample(tokenizer, limit, None, prompt) for prompt in read_prompts(source.prompts, "shots")]
-        samples = with_teacher(samples, source.teacher, table) if source.teacher else samples
-        shots += samples[: part_of(tuning.shots, i, len(sources))]
-        held = read_prompts(source.prompts, "held_out")[: part_of(tuning.held_out, i, len(sources))]
+    for i, (name, metric) in enumerate(settings.metrics):
+        samples = [encode_sample(tokenizer, limit, None, prompt) for prompt in read_prompts(prompts[name], "shots")]
+        samples = with_teacher(samples, teachers[name], table) if name in teachers else samples
+        shots += samples[: part_of(settings.shots, i, parts)]
+        held = read_prompts(prompts[name], "held_out")[: part_of(settings.held_out, i, parts)]
+        choices = metric if metric not in WRITTEN else None
         held_out += [encode_sample(tokenizer, limit, choices, prompt) for prompt in held]
         examples += [prompt.example for prompt in held]
-    # A soft prompt changes the model before it is trained; other adapters start as no change.
-    untuned = outcomes(base, held_out, tuning, tuning.micro_batch_tokens) if tuning.variant in SOFT else None
-    model = add_adapter(base, tuning, execution)
-    texts = TextSamples(text, table) if text else ()
-    material = Material(shots, held_out, texts, distillation.sequences)
-    objective = Objective(distillation.weight, distillation.temperature)
-    course = Course(seed, tuning.epochs, tuning.patience, resume, execution.keep_state_every)
-    log, measured, (untrained, kept) = train(model, material, tuning, objective, course, progress)
-    comparison = write_comparison(out, examples, untrained if untuned is None else untuned, kept)
-    write_log(log, out)
-    save_adapter(model, checkpoint, out)
-    return measured | (_figures(comparison) if comparison else {})
+    return shots, held_out, examples
 
 
 def _figures(comparison: Comparison) -> dict[str, Any]:

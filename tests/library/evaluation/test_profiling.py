@@ -25,7 +25,7 @@ from tailored_llama.cli import main
 from tailored_llama.config import PruningConfig, validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import ProfileRow, profiling
-from tailored_llama.evaluation.costs import Costs, Work, count_costs
+from tailored_llama.evaluation.costs import Costs, Load, count_costs
 from tailored_llama.evaluation.profiling import decode, profile_checkpoint, read_profile
 from tailored_llama.models import load_model, read_config, read_structure
 from tailored_llama.pruning import read_groups
@@ -34,7 +34,7 @@ from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.prune import prune
 from tailored_llama.reports import profile_table
 
-WORK = Work(prompt_tokens=5, new_tokens=3)
+LOAD = Load(prompt_tokens=5, new_tokens=3)
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "untied": {"tie_word_embeddings": False},
@@ -111,7 +111,7 @@ def test_counts_by_hand(tmp_path: Path, tied: bool) -> None:
     # a layer: q and o 32 × 32 each, k and v 32 × 16 each, three MLP matrices of 32 × 24; two norms of 32
     layer, head = 2 * 1024 + 2 * 512 + 3 * 768, 260 * 32
     total = 4 * (layer + 64) + 32 + head * (1 if tied else 2)
-    found = count_costs(dense, WORK)
+    found = count_costs(dense, LOAD)
     assert layer == 5376
     assert found == Costs(
         parameters=total,
@@ -124,13 +124,13 @@ def test_counts_by_hand(tmp_path: Path, tied: bool) -> None:
 
 
 def test_a_block_that_is_gone_costs_nothing(tiny: Path, tmp_path: Path) -> None:
-    dense, found = count_costs(tiny, WORK), count_costs(without_blocks(tiny, tmp_path / "pruned"), WORK)
+    dense, found = count_costs(tiny, LOAD), count_costs(without_blocks(tiny, tmp_path / "pruned"), LOAD)
     assert dense.linear_flops - found.linear_flops == 2 * (2 * 1024 + 2 * 512 + 3 * 768)  # one attention and one MLP
     assert found.attention_flops == 3 / 4 * dense.attention_flops
 
 
 def test_counts_of_layers_of_different_widths(pruned: Path) -> None:
-    structure, found = read_structure(pruned), count_costs(pruned, WORK)
+    structure, found = read_structure(pruned), count_costs(pruned, LOAD)
     assert len(set(structure.layers)) > 1
     matrices = sum(32 * 8 * (2 * one.heads + 2 * one.kv_heads) + 3 * 32 * one.channels for one in structure.layers)
     heads = sum(one.heads for one in structure.layers)
@@ -157,7 +157,7 @@ def test_torch_counts_the_same_for_a_decoded_token(
             model(torch.tensor([[6]]), past_key_values=cached, use_cache=True)
     counts = counter.get_flop_counts()
     rotary = sum(sum(ops.values()) for name, ops in counts.items() if name.endswith("rotary_emb"))
-    found = count_costs(folder, WORK)
+    found = count_costs(folder, LOAD)
     assert found.linear_flops + found.attention_flops == counter.get_total_flops() - rotary
 
 
@@ -183,7 +183,7 @@ def test_a_row_for_each_checkpoint_and_batch(rows: list[ProfileRow], tiny: Path,
         ("against", str(tiny), 1),
         ("against", str(tiny), 2),
     ]
-    one, other = count_costs(pruned, WORK), count_costs(tiny, WORK)
+    one, other = count_costs(pruned, LOAD), count_costs(tiny, LOAD)
     for row in rows:
         assert (row.prompt_tokens, row.new_tokens, row.repeats, row.device, row.dtype) == (5, 3, 5, "cpu", "float32")
         assert row.parameters == (one if row.role == "checkpoint" else other).parameters
@@ -271,9 +271,9 @@ def test_running_out_of_memory_is_said(tiny: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(profiling, "decode", exhausted)
     with pytest.raises(InputError, match=r"batch: got 64; allowed: fewer prompts \(.* ran out of memory\)"):
-        profiling._measure(tiny, "cpu", 64, WORK)
+        profiling._measure(tiny, "cpu", 64, LOAD)
     with (
         ProcessPoolExecutor(1, get_context("spawn"), os._exit, (9,)) as killed,
         pytest.raises(InputError, match=r"batch: got 64; allowed: fewer prompts \(the process of here died"),
     ):
-        profiling._ask(killed, Path("here"), "cpu", 64, WORK)
+        profiling._ask(killed, Path("here"), "cpu", 64, LOAD)

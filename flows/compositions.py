@@ -1,0 +1,89 @@
+"""The compositions as Prefect flows, and the flow that runs single stages of them on a worker."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from prefect.runtime import deployment, flow_run
+from pydantic import Field
+
+from tailored_llama.config import ExecutionConfig, PromptStudyConfig, RunConfig, StoreConfig, SweepConfig
+from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, run_only
+from tailored_llama.store import ArtifactRef
+from tasks._dispatch import THREADED, Ordered
+from tasks.runner import PrefectRunner
+
+
+def run_name() -> str:
+    """The name of a new run: flow, model, ratios and benchmarks."""
+    config: RunConfig = flow_run.parameters["config"]
+    model = config.model.short_name
+    ratios = ", ".join(f"{ratio:.2f}" for ratio in config.pruning.ratios)
+    first, *more = [benchmark.name for benchmark in config.benchmarks]
+    return f"{flow_run.flow_name} {model} @ {ratios}: {first}{f' and {len(more)} more' if more else ''}"
+
+
+Only = Annotated[
+    str | None,
+    Field(description="Run this stage alone, with what it reads, such as: tune arc_easy @ 0.20. Absent: all stages."),
+]
+
+
+@flow(flow_run_name=run_name, persist_result=False, task_runner=THREADED)
+def tailor(config: RunConfig, only: Only = None) -> ArtifactRef:
+    """Prune, tailor, score and report. Every artifact is found or built; cheap stages and checks come first."""
+    return compose("tailor", config, only)
+
+
+@flow(flow_run_name=run_name, persist_result=False, task_runner=THREADED)
+def sweep(config: SweepConfig) -> ArtifactRef:
+    """Measure every cell of a grid of settings; a failure appears in the table and does not stop the others."""
+    return compose("sweep", config)
+
+
+@flow(flow_run_name=run_name, persist_result=False, task_runner=THREADED)
+def transfer(config: RunConfig) -> ArtifactRef:
+    """Tailor to each benchmark, score on all; a failed row or cell appears in the table and stops no other."""
+    return compose("transfer", config)
+
+
+@flow(flow_run_name=run_name, persist_result=False)
+def prompts(config: PromptStudyConfig) -> ArtifactRef:
+    """Score every template set on a train slice, choose one, and compare it with the references."""
+    return compose("prompts", config)
+
+
+FLOWS = {"tailor": tailor, "sweep": sweep, "transfer": transfer, "prompts": prompts}
+
+
+def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRef:
+    """Run a composition with its stages as Prefect tasks of the flow that is under way.
+
+    Raises:
+        IncompleteRun: at the end, if stages failed.
+    """
+    composition = COMPOSITIONS[name]
+    if deployment.id:  # the command line checks before it starts a run
+        composition.check(config)
+    run = PrefectRunner(config.store, config.execution, config.model.short_name)
+    if only:
+        return run_only(lambda runner: composition.compose(runner, config), run, only)
+    return composition.compose(run, config)
+
+
+@flow(persist_result=False)
+def stage(calls: list[Ordered], store: StoreConfig, execution: ExecutionConfig) -> None:
+    """Run stages that a run leaves to workers (`execution.dispatch`), on the work pool with the device.
+
+    Raises:
+        IncompleteRun: some failed; none stops those after it.
+    """
+    run, failed = PrefectRunner(store, execution), {}
+    for call in (ordered.call() for ordered in calls):
+        try:
+            run(call.stage, call.settings, call.name, **call.inputs)
+        except Exception as error:
+            failed[call.name] = error
+    if failed:
+        raise IncompleteRun(failed)

@@ -1,0 +1,74 @@
+"""Commands that run whole compositions in this process, and what single steps on folders have in common."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.logging import RichHandler
+
+from tailored_llama.cli.arguments import Overrides
+from tailored_llama.config import BenchmarkConfig, RunConfig, validate_config
+from tailored_llama.console import console
+from tailored_llama.data import check_benchmark
+from tailored_llama.errors import InputError
+from tailored_llama.pipeline import COMPOSITIONS, Composition, FolderRunner, StoreRunner, run_composition, run_only
+from tailored_llama.store import ArtifactRef
+
+running = typer.Typer()
+
+
+@running.command(epilog="Example: `tailored-llama run data/quickstart.toml --set tuning.epochs=3`")
+def run(
+    config: Annotated[Path, typer.Argument(help="Configuration (TOML).")],
+    study: Annotated[str, typer.Option(help=f"What to run: {', '.join(COMPOSITIONS)}.")] = "tailor",
+    only: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Run one stage alone, such as 'tune arc_easy @ 0.20'.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run the whole pipeline, or a study, in this process, without Prefect; what is in the store is not computed again."""
+    if study not in COMPOSITIONS:
+        raise InputError(f"--study: got {study!r}; allowed: {', '.join(COMPOSITIONS)}")
+
+    def execute(composition: Composition, loaded: Any) -> ArtifactRef:
+        if loaded.execution.dispatch:
+            raise InputError(
+                f"execution.dispatch: got {loaded.execution.dispatch!r}; allowed: a flow (python -m flows), as this "
+                "command works in its own process"
+            )
+        runner = StoreRunner(loaded.store, loaded.execution)
+        if only:
+            return run_only(lambda own: composition.compose(own, loaded), runner, only)
+        return composition.compose(runner, loaded)
+
+    logging.basicConfig(
+        format="%(message)s", handlers=[RichHandler(console=console, show_path=False, show_level=False, markup=False)]
+    )
+    logging.getLogger("tailored_llama").setLevel(logging.INFO)
+    raise typer.Exit(run_composition(study, str(config), overrides or [], execute))
+
+
+@contextmanager
+def scratch_runner(config: RunConfig) -> Iterator[FolderRunner]:
+    """A runner whose folders are gone at the end of the block."""
+    with tempfile.TemporaryDirectory() as scratch:
+        yield FolderRunner(Path(scratch), config.store.downloads, config.execution)
+
+
+def with_benchmarks(config: RunConfig, names: Sequence[str]) -> RunConfig:
+    """The same run with the named benchmarks alone, as it configures them, or of the built-in ones."""
+    return config.model_copy(update={"benchmarks": tuple(find_benchmark(config, name) for name in names)})
+
+
+def find_benchmark(config: RunConfig, name: str) -> BenchmarkConfig:
+    """A benchmark as a run configures it, or a built-in one."""
+    configured = [benchmark for benchmark in config.benchmarks if benchmark.name == name]
+    (benchmark,) = configured or validate_config({"benchmarks": [name]}).benchmarks
+    check_benchmark(benchmark)
+    return benchmark

@@ -1,0 +1,28 @@
+"""How a stage does its work: all that cannot change the bytes it writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tailored_llama.config.execution import ExecutionConfig, StoreConfig
+from tailored_llama.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where a stage writes, and with what means.
+
+    Args:
+        out: an existing empty folder for its files.
+        execution: device, batch size, and what is streamed.
+        downloads: folder of fetched wheels.
+        progress: called after every unit of work.
+        resume: folder for the state of a long training, to continue from after a kill; None: nothing is kept.
+    """
+
+    out: Path
+    execution: ExecutionConfig = ExecutionConfig()
+    downloads: str = StoreConfig().downloads
+    progress: Progress = silent
+    resume: Path | None = None

@@ -1,0 +1,84 @@
+"""What scores, perplexities and costs depend on, beside the artifacts that they are measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tailored_llama import models
+from tailored_llama.config import (
+    BenchmarkConfig,
+    Ignored,
+    Metric,
+    PerplexityConfig,
+    ProfileConfig,
+    is_written,
+    max_new_tokens,
+    stop_strings,
+)
+from tailored_llama.data import PromptSplit, TextSource, find_text, headline_metric
+
+
+@dataclass(frozen=True)
+class WrittenAnswer:
+    """How a model writes an answer, and what `exact_match` ignores of it."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...]
+    ignore: tuple[Ignored, ...] | None
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """What scores depend on: the benchmark, its headline metric, the scored split, and how answers are written."""
+
+    benchmark: str
+    metric: Metric
+    split: PromptSplit = "evaluation"
+    written: WrittenAnswer | None = None  # None: choices are ranked
+
+    @classmethod
+    def of(cls, benchmark: BenchmarkConfig, split: PromptSplit = "evaluation") -> ScoreSettings:
+        written = None
+        if is_written(benchmark):
+            written = WrittenAnswer(max_new_tokens(benchmark), stop_strings(benchmark), benchmark.ignore)
+        return cls(benchmark.name, headline_metric(benchmark), split, written)
+
+
+@dataclass(frozen=True)
+class PerplexitySettings:
+    """The text of a perplexity, the tokens read of it (None: all), and the windows over it."""
+
+    text: TextSource
+    tokens: int | None
+    window: int
+    stride: int
+
+    @classmethod
+    def of(cls, text: PerplexityConfig) -> PerplexitySettings:
+        return cls(find_text(text, "perplexity"), text.tokens, text.window, text.stride or text.window)
+
+
+@dataclass(frozen=True)
+class PiecesSettings:
+    """The text that shows what a trimmed vocabulary does to other words, and the tokens read of it (None: all)."""
+
+    text: TextSource
+    tokens: int | None
+
+    @classmethod
+    def of(cls, text: PerplexityConfig) -> PiecesSettings:
+        return cls(find_text(text, "perplexity"), text.tokens)
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """What is timed, on which device; the labels are the table's names for both checkpoints (None: their folders)."""
+
+    profile: ProfileConfig
+    device: str
+    labels: tuple[str, str] | None = ("pruned", "dense")
+
+    @classmethod
+    def of(cls, profile: ProfileConfig, device: str) -> ProfileSettings:
+        """A named device need not exist on a machine that only dispatches."""
+        return cls(profile, models.pick_device(device) if device == "auto" else device)

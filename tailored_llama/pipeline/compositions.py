@@ -1,0 +1,158 @@
+"""What can be run from a configuration file: the compositions, how each is checked, and what it shows at its end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tailored_llama import preflight, reports
+from tailored_llama.config import StoreConfig, exported, load_config, load_study, load_sweep, load_transfer
+from tailored_llama.errors import InputError, one_line
+from tailored_llama.pipeline.prompts import prompts
+from tailored_llama.pipeline.runner import IncompleteRun, Runner
+from tailored_llama.pipeline.sweep import sweep
+from tailored_llama.pipeline.tailor import tailor
+from tailored_llama.pipeline.transfer import transfer
+from tailored_llama.store import REPORTS, ArtifactRef, ArtifactStore, check_target, place
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A composition of stages that runs from a configuration file.
+
+    Args:
+        about: what it does, in one sentence.
+        example: a configuration file.
+        load: reads a file with overrides.
+        check: checks a configuration before any work.
+        compose: calls the stages; returns the reference of the report.
+        table: the report's folder → its table for the terminal.
+        page: the report's page in that folder.
+        finished: the configuration → the folders of finished models.
+    """
+
+    about: str
+    example: str
+    load: Callable[[str | Path, list[str] | None], Any]
+    check: Callable[[Any], None]
+    compose: Callable[[Runner, Any], ArtifactRef]
+    table: Callable[[Path], Any]
+    page: str
+    finished: Callable[[Any], Iterable[Path]] = lambda config: ()
+
+
+COMPOSITIONS = {
+    "tailor": Composition(
+        "Prune, tailor, score and report: the whole pipeline.",
+        "data/quickstart.toml",
+        load_config,
+        preflight.preflight_tailor,
+        tailor,
+        lambda folder: reports.recovery_table(folder),
+        "report.html",
+        exported,
+    ),
+    "sweep": Composition(
+        "Measure every cell of a grid of settings, and draw the curves.",
+        "data/sweep.toml",
+        load_sweep,
+        preflight.preflight_sweep,
+        sweep,
+        lambda folder: reports.sweep_table(folder),
+        "sweep.html",
+    ),
+    "transfer": Composition(
+        "Score the adapter of each benchmark on all benchmarks.",
+        "data/transfer.toml",
+        load_transfer,
+        preflight.preflight,
+        transfer,
+        lambda folder: reports.transfer_table(folder),
+        "transfer.html",
+    ),
+    "prompts": Composition(
+        "Choose a template set on train examples, and report it on the evaluation split.",
+        "data/prompts-study.toml",
+        load_study,
+        preflight.preflight_prompts,
+        prompts,
+        lambda folder: reports.study_table(folder),
+        "study.html",
+    ),
+}
+
+
+def run_composition(
+    name: str, file: str, overrides: list[str], execute: Callable[[Composition, Any], ArtifactRef]
+) -> int:
+    """Run a composition from a configuration file; print its table, and where its report and its models are.
+
+    Args:
+        name: of the composition.
+        file: the configuration.
+        overrides: its fields to override, KEY=VALUE.
+        execute: runs the composition on the configuration, once both are checked.
+
+    Returns:
+        The exit status: 0; 1 if stages failed; or 2 for bad input.
+    """
+    composition = COMPOSITIONS[name]
+    failed: dict[str, Exception] = {}
+    try:
+        config = composition.load(file, overrides)
+        composition.check(config)
+        target = report_target(config.store, Path(file).stem)
+        report = execute(composition, config)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except IncompleteRun as error:
+        failed = dict(error.failed)
+        for part, cause in failed.items():
+            print(f"error: {part}: {one_line(cause)}", file=sys.stderr)
+        if error.report is None:
+            return 1
+        report = error.report
+    folder = ArtifactStore(config.store.root).open(report)
+    if report.stage not in REPORTS:  # one stage alone was wanted
+        print(f"{report.stage}: {folder}")
+        return 0
+    folder = place_report(folder, target)
+    Console().print(composition.table(folder))
+    print(f"report: {folder / composition.page}")
+    for model in composition.finished(config) if not failed else ():
+        print(f"model: {model}")
+    return 1 if failed else 0
+
+
+def report_target(store: StoreConfig, name: str) -> Path | None:
+    """The folder that gets a copy of the report; None without `store.reports`.
+
+    Raises:
+        InputError: something else than a report stands there.
+    """
+    if store.reports is None:
+        return None
+    target = Path(store.reports).expanduser() / name
+    check_target(target, "store.reports", "a report", REPORTS)
+    return target
+
+
+def place_report(folder: Path, target: Path | None) -> Path:
+    """Copy a report to its target, and return the folder to open: that of the artifact if there is no copy.
+
+    A copy that fails is a warning: the run has succeeded, and its report is in the store.
+    """
+    if target is None:
+        return folder
+    try:
+        place(folder, target, "store.reports", "a report", REPORTS)
+    except InputError as error:
+        print(f"warning: the report was not copied: {error}", file=sys.stderr)
+        return folder
+    return target

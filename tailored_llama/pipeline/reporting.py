@@ -1,0 +1,192 @@
+"""The last stages: finished models with their cards, and the reports of runs and studies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tailored_llama import evaluation, models, reports, training
+from tailored_llama.config import PromptStudyConfig, RunConfig, SweepConfig, Work, named_benchmark
+from tailored_llama.pipeline.results import (
+    MeasuredModel,
+    QuantisedScore,
+    StudiedBenchmark,
+    SweptCell,
+    TailoredRun,
+    TransferScore,
+    TunedDense,
+)
+from tailored_llama.pipeline.stage import leaves
+from tailored_llama.store import read_manifest
+
+if TYPE_CHECKING:
+    from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow, SweptModel
+    from tailored_llama.reports import ModelResults, RunResults
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """The configuration that a report shows, and the errors of stages that have left no artifact, by name."""
+
+    config: RunConfig
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_run_report(
+    *,
+    dense: MeasuredModel[Path],
+    importance: Path | None,
+    runs: Sequence[TailoredRun[Path]],
+    prompts: Mapping[str, Path],
+    quantised: Sequence[QuantisedScore[Path]],
+    tuned_dense: TunedDense[Path],
+    settings: ReportSettings,
+    work: Work,
+) -> None:
+    """Stage: write the report of a run from what there is of it; `prompts` are the rendered evaluation prompts."""
+    read = {"dense": dense, "dense importance": importance, "": runs, "prompts": prompts}
+    read |= {"dense, tuned": tuned_dense, "quantised": quantised}
+    costs, libraries = [], {}
+    for label, folder in leaves(read):
+        if isinstance(folder, Path):
+            made = read_manifest(folder)
+            costs.append(reports.Cost(made.stage, label, made.seconds, made.peak_memory_bytes, made.measured))
+            libraries = libraries or made.libraries  # the dense checkpoint's
+    inputs = reports.ReportInputs(
+        model=settings.config.model.source,
+        dense=model_results(dense),
+        runs=tuple(map(run_results, runs)),
+        config=settings.config,
+        importance=importance,
+        prompts=prompts,
+        costs=tuple(costs),
+        libraries=libraries,
+        failed=settings.failed,
+        tuned_dense=tuned_dense.scores,
+        quantised=tuple(reports.QuantisedScores(one.ratio, one.type, one.benchmark, one.scores) for one in quantised),
+    )
+    reports.write_report(inputs, out=work.out)
+
+
+def model_results(model: MeasuredModel[Path]) -> ModelResults:
+    """A model's size, perplexity and scores."""
+    size = models.read_structure(model.checkpoint).size
+    return reports.ModelResults(
+        parameters=size.parameters,
+        perplexity=evaluation.read_metrics(model.perplexity) if model.perplexity else None,
+        scores=model.scores,
+        body=size.body,
+        vocab_size=size.vocab_size,
+    )
+
+
+def run_results(one: TailoredRun[Path]) -> RunResults:
+    """The results at one ratio."""
+    healed = one.healed
+    return reports.RunResults(
+        ratio=one.ratio,
+        pruned=model_results(one.pruned),
+        tailored=one.tailored,
+        plan=one.pruned.checkpoint,
+        logs=one.adapters,
+        profile=evaluation.read_profile(one.profile) if one.profile else (),
+        healed_perplexity=evaluation.read_metrics(healed.perplexity) if healed and healed.perplexity else None,
+        healed=healed.scores if healed else {},
+        pieces=evaluation.read_pieces(one.pieces) if one.pieces else (),
+    )
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What the finished model of a benchmark depends on, beside the artifacts: the settings that its card shows."""
+
+    config: RunConfig
+    benchmark: str
+
+
+def export_model(
+    *, dense: MeasuredModel[Path], run: TailoredRun[Path], settings: ExportSettings, work: Work
+) -> dict[str, Any]:
+    """Stage: write the finished model of a benchmark, with its card: the base with its adapter merged.
+
+    With `tuning.keep = "better"`, an adapter that is not better than none on held-out examples is left out.
+
+    Args:
+        dense: the dense model, with its scores on the benchmark alone.
+        run: the pruned model, with its adapter and scores of the benchmark alone.
+        settings: the configuration and the benchmark.
+        work: where to write.
+
+    Returns:
+        Whether the adapter is merged in.
+    """
+    config, benchmark = settings.config, settings.benchmark
+    adapter = run.adapters[benchmark]
+    tuned = training.ships_adapter(config.tuning, training.read_comparison(adapter))
+    inputs = reports.ReportInputs(
+        model=config.model.source, dense=model_results(dense), runs=(run_results(run),), config=config
+    )
+    base = models.base_of(models.find_model(config.model))
+    card = reports.tailored_card(inputs, named_benchmark(config, benchmark), base, run.base, tuned)
+    models.merge_adapter(run.base, adapter if tuned else None, out=work.out, card=card)
+    return {"adapter": "merged" if tuned else "left out: tuning brought nothing on the held-out examples"}
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """The configuration of a sweep."""
+
+    config: SweepConfig
+
+
+def write_sweep_report(*, cells: Sequence[SweptCell[Path]], settings: SweepSettings, work: Work) -> None:
+    """Stage: write the report of a sweep; dense models come first, then every cell."""
+    reports.write_sweep(settings.config, list(_sweep_rows(cells)), out=work.out)
+
+
+def _sweep_rows(cells: Sequence[SweptCell[Path]]) -> Iterator[tuple[SweepRow, list[SweepBenchmarkRow]]]:
+    """One row for all seeds of a setting, and one for each cell that failed."""
+    settings: dict[SweepRow, list[SweptCell[Path]]] = {}
+    for cell in cells:
+        settings.setdefault(evaluation.SweepRow(cell.name, cell.ratio, cell.curve, cell.place), []).append(cell)
+    for row, members in settings.items():
+        complete = [(cell, cell.model, cell.dense) for cell in members if cell.model and cell.dense]
+        if complete:
+            measured = [_swept(model, cell.templates) for cell, model, _ in complete]
+            yield evaluation.measure(row, measured, [_swept(dense, {}) for _, _, dense in complete])
+        for cell in members:
+            if cell.error is not None:
+                label = f"{row.label}, seed={cell.seed}" if len(members) > 1 else row.label
+                yield evaluation.SweepRow(label, row.ratio, error=cell.error), []
+
+
+def _swept(model: MeasuredModel[Path], templates: Mapping[str, str]) -> SweptModel:
+    assert model.perplexity  # a cell has all of its measurements, or an error
+    return evaluation.SweptModel(model.checkpoint, model.perplexity, dict(model.scores), templates)
+
+
+def write_transfer_report(*, scores: Sequence[TransferScore[Path]], settings: ReportSettings, work: Work) -> None:
+    """Stage: write the report of a transfer: every model on every benchmark."""
+    cells = [evaluation.TransferCell(one.model, one.benchmark, one.scores, one.error) for one in scores]
+    reports.write_transfer(settings.config, cells, out=work.out)
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What the report of a prompt study shows beside the scores: its settings, and the scored model in words."""
+
+    config: PromptStudyConfig
+    model: str
+
+
+def write_study_report(*, studied: Mapping[str, StudiedBenchmark[Path]], settings: StudySettings, work: Work) -> None:
+    """Stage: write the report of a prompt study; `studied` is by benchmark."""
+    config = settings.config
+    found = [
+        evaluation.Studied(own, one.chosen, dict(one.selection), dict(one.evaluation), dict(one.prompts))
+        for own in config.benchmarks
+        for one in [studied[own.name]]
+    ]
+    reports.write_study(config, settings.model, found, out=work.out)

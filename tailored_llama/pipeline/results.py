@@ -1,0 +1,114 @@
+"""What compositions are made of: named artifacts. They are futures in a composition, and folders in a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+A = TypeVar("A")  # an artifact: a future of it, its reference, or its folder
+
+
+@dataclass(frozen=True)
+class MeasuredModel(Generic[A]):
+    """A checkpoint and its measurements; `scores` are by benchmark. In an incomplete run some may be missing."""
+
+    checkpoint: A
+    perplexity: A | None
+    scores: Mapping[str, A] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TailoredRun(Generic[A]):
+    """A pruned model and what was made from it.
+
+    `adapters` are by what they were trained on: a benchmark, or `mixture`. `tailored` are the scores with the adapters,
+    by benchmark. `profile` is None if nothing was timed, `pieces` if the vocabulary was not trimmed.
+    """
+
+    ratio: float
+    pruned: MeasuredModel[A]
+    healed: MeasuredModel[A] | None
+    adapters: Mapping[str, A]
+    tailored: Mapping[str, A]
+    profile: A | None = None
+    pieces: A | None = None
+
+    @property
+    def label(self) -> str:
+        return f"pruned {self.ratio}"
+
+    @property
+    def base(self) -> A:
+        """What the adapters were trained on."""
+        return (self.healed or self.pruned).checkpoint
+
+    def adapter(self, benchmark: str) -> A:
+        """The adapter for a benchmark."""
+        return self.adapters.get(benchmark) or self.adapters["mixture"]
+
+
+@dataclass(frozen=True)
+class TunedDense(Generic[A]):
+    """The dense model tuned on the same shots: its adapters, by what they were trained on, and scores, by benchmark."""
+
+    adapters: Mapping[str, A] = field(default_factory=dict)
+    scores: Mapping[str, A] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QuantisedScore(Generic[A]):
+    """A model with the weights of a GGUF type on a benchmark; `ratio` is None for the dense model."""
+
+    ratio: float | None
+    type: str
+    benchmark: str
+    scores: A
+
+    @property
+    def label(self) -> str:
+        model = "dense" if self.ratio is None else f"tailored {self.ratio}"
+        return f"{model} {self.type} {self.benchmark}"
+
+
+@dataclass(frozen=True)
+class SweptCell(Generic[A]):
+    """A dense model (ratio 0) or a cell of a sweep: its measurements, or the error that left none.
+
+    `dense` is the cell's dense model, scored on the cell's prompts. `templates` are the template sets that a search
+    chose, by benchmark.
+    """
+
+    name: str
+    ratio: float
+    seed: int
+    curve: str | None = None
+    place: float | None = None
+    model: MeasuredModel[A] | None = None
+    dense: MeasuredModel[A] | None = None
+    templates: Mapping[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class TransferScore(Generic[A]):
+    """A model of a transfer on one benchmark: its scores, or the error that left none."""
+
+    model: str
+    benchmark: str
+    scores: A | None = None
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.model} on {self.benchmark}"
+
+
+@dataclass(frozen=True)
+class StudiedBenchmark(Generic[A]):
+    """A benchmark of a prompt study: the chosen template set, and the scores and prompts by template set."""
+
+    chosen: str
+    selection: Mapping[str, A]
+    evaluation: Mapping[str, A]
+    prompts: Mapping[str, A]

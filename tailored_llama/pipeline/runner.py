@@ -1,0 +1,313 @@
+"""Runners: what executes the stages that a composition calls.
+
+A composition calls `run(STAGE, settings, name, **inputs)` and gets a future, which it passes on to further stages. The
+runners here work in this process: `StoreRunner` on an artifact store, `FolderRunner` on plain folders. Flows have one
+that makes every stage a Prefect task.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from tailored_llama.config import ExecutionConfig, StoreConfig, Work
+from tailored_llama.console import progress_bar
+from tailored_llama.errors import InputError
+from tailored_llama.pipeline.stage import Call, Facts, Stage, leaves, map_leaves
+from tailored_llama.progress import Progress
+from tailored_llama.store import ArtifactRef, ArtifactStore, Manifest
+
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+S = TypeVar("S")
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Future(Protocol[R_co]):
+    """What a stage returns, now or later."""
+
+    def result(self) -> R_co:
+        """Wait for the result; a failure is raised, also that of a stage before this one."""
+
+    def failures(self) -> Iterator[tuple[str, Exception]]:
+        """Wait; the stages that failed, by name, of this one and those before it."""
+
+
+class Done(Generic[R]):
+    """The future of a stage that has succeeded."""
+
+    def __init__(self, value: R) -> None:
+        self._value = value
+
+    def result(self) -> R:
+        return self._value
+
+    def failures(self) -> Iterator[tuple[str, Exception]]:
+        return iter(())
+
+
+Artifact = Future[Any]  # of a reference into the store, or of a folder: compositions only pass it on, or open it
+
+
+class Runner(Protocol):
+    """Executes stages."""
+
+    def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
+        """Find or build the artifact of a stage.
+
+        Args:
+            stage: what to run.
+            settings: its settings.
+            name: how to show the call to people, such as `tune arc_easy @ 0.20`.
+            inputs: the artifacts that it reads, by parameter of its function.
+        """
+
+    def open(self, artifact: Artifact) -> Path:
+        """Wait for an artifact, and return its folder, verified."""
+
+
+class Cancelled(RuntimeError):
+    """The run was cancelled while one of its stages was under way."""
+
+
+class IncompleteRun(RuntimeError):
+    """Raised at the end of a run of which some stages failed.
+
+    Args:
+        failed: each failure, by the name of its stage or of the cell that lacks it.
+        report: the reference of the report of what there is, if there is one.
+    """
+
+    def __init__(self, failed: Mapping[str, Exception], report: ArtifactRef | None = None) -> None:
+        self.failed, self.report = failed, report
+        super().__init__("; ".join(f"{name}: {error}" for name, error in failed.items()))
+
+
+class StoreRunner:
+    """Runs every stage at once, in this process; what is in the store is not computed again."""
+
+    def __init__(self, store: StoreConfig, execution: ExecutionConfig) -> None:
+        self.artifacts, self.downloads, self.execution = ArtifactStore(store.root), store.downloads, execution
+
+    def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
+        call = Call(stage, settings, result(inputs), name)
+        with progress_bar(name) as progress:
+            ref, found = build(call, self.artifacts, self.downloads, self.execution, progress)
+        log.info("%s", describe(call, self.artifacts.manifest(ref), found))
+        return Done(ref)
+
+    def open(self, artifact: Artifact) -> Path:
+        return self.artifacts.open(artifact.result())
+
+
+class FolderRunner:
+    """Runs every stage at once, in a new folder below a scratch folder; nothing is kept, and nothing found again."""
+
+    def __init__(self, scratch: Path, downloads: str, execution: ExecutionConfig) -> None:
+        self.scratch, self.downloads, self.execution = scratch, downloads, execution
+        self.facts: dict[Path, Facts] = {}
+
+    def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
+        out = self.scratch / f"{len(self.facts)}-{stage.name}"
+        out.mkdir()
+        call = Call(stage, settings, result(inputs), name)
+        with progress_bar(name) as progress:
+            self.facts[out] = call.run(Path, Work(out, self.execution, self.downloads, progress))
+        return Done(out)
+
+    def open(self, artifact: Artifact) -> Path:
+        folder: Path = artifact.result()
+        return folder
+
+    def move(self, artifact: Artifact, out: Path) -> Mapping[str, Any]:
+        """Move an artifact's files to an existing empty folder; returns what its stage measured."""
+        folder = self.open(artifact)
+        for file in folder.iterdir():
+            shutil.move(file, out / file.name)
+        return self.facts[folder] or {}
+
+
+def build(
+    call: Call[Any], artifacts: ArtifactStore, downloads: str, execution: ExecutionConfig, progress: Progress
+) -> tuple[ArtifactRef, bool]:
+    """Find or build the artifact of a call; returns its reference, and whether it was there.
+
+    A stage on the device waits for its turn there.
+    """
+    stage, fields, inputs = call.stage, call.fields, call.references
+
+    def compute(out: Path) -> Facts:
+        resume = artifacts.resume_folder(stage.name, stage.version, fields, inputs)
+        with _slot(stage, execution, downloads):
+            return call.run(artifacts.open, Work(out, execution, downloads, progress, resume))
+
+    return artifacts.build(stage.name, stage.version, fields, inputs, compute)
+
+
+def _slot(stage: Stage[Any], execution: ExecutionConfig, downloads: str) -> Any:
+    if not stage.on_device:
+        return nullcontext()
+    from tailored_llama.models import device_slot  # with torch, which a cached stage does not need
+
+    return device_slot(execution, downloads)
+
+
+def describe(call: Call[Any], manifest: Manifest, found: bool) -> str:
+    """What became of a call, as one line of a log."""
+    line = f"{call.name}: {call.stage.name} {manifest.key[:12]}"
+    if found:
+        return f"{line}, found, nothing to do"
+    facts = "".join(f", {name} {value}" for name, value in manifest.measured.items())
+    return f"{line}, {manifest.seconds:.1f} s, peak memory {manifest.peak_memory_bytes / 1e9:.2f} GB{facts}"
+
+
+def result(value: T) -> T:
+    """A value with every future in it replaced by its result; within dataclasses, mappings and sequences, too.
+
+    Raises:
+        Exception: the first failure.
+    """
+    found: T = map_leaves(lambda leaf: leaf.result() if hasattr(leaf, "failures") else leaf, value)
+    return found
+
+
+def failures(value: Any) -> dict[str, Exception]:
+    """The stages that failed of all that a value is made of, by name; waits for all of them.
+
+    Raises:
+        Cancelled: the run was cancelled meanwhile.
+    """
+    futures = [leaf for _, leaf in leaves(value) if hasattr(leaf, "failures")]
+    found = {name: error for future in futures for name, error in future.failures()}
+    if cancelled := next((error for error in found.values() if isinstance(error, Cancelled)), None):
+        raise cancelled
+    return found
+
+
+def succeeded(value: Any) -> bool:
+    """Whether a value has all its parts; waits for all of them."""
+    return value is not None and not failures(value)
+
+
+class Attempt(Generic[T]):
+    """A part of a study that may fail alone: what it is made of, or the error that ended it in this process."""
+
+    def __init__(self, name: str, build: Callable[[], T]) -> None:
+        self.name = name
+        self.error: Exception | None = None
+        try:
+            self._value = build()
+        except Exception as error:
+            log.error("%s failed: %s", name, error)
+            self.error = error
+
+    @property
+    def value(self) -> T:
+        """What was built, waited for by nobody.
+
+        Raises:
+            Exception: the error that ended it.
+        """
+        if self.error:
+            raise self.error
+        return self._value
+
+    def wait(self) -> T | Exception:
+        """What was built, with all stages that it is made of; or the first error.
+
+        Raises:
+            Cancelled: the run was cancelled meanwhile.
+        """
+        try:
+            return result(self.value)
+        except Cancelled:
+            raise
+        except Exception as error:
+            return error
+
+
+def conclude(report: Artifact | None, failed: Mapping[str, Exception]) -> ArtifactRef:
+    """The reference of a run's report.
+
+    Raises:
+        IncompleteRun: stages failed.
+    """
+    written = report.result() if report is not None and succeeded(report) else None
+    if failed or written is None:
+        raise IncompleteRun(failed, written)
+    reference: ArtifactRef = written
+    return reference
+
+
+class Reached(BaseException):
+    """Ends a composition of which one stage alone is wanted.
+
+    Args:
+        reference: its artifact; None if the composition asks for all others and has not called it.
+    """
+
+    def __init__(self, reference: ArtifactRef | None) -> None:
+        self.reference = reference
+        super().__init__()
+
+
+class _Later:
+    """The future of a stage that runs when its result is asked for."""
+
+    def __init__(self, start: Callable[[], Artifact]) -> None:
+        self._start = start
+        self._begun: Artifact | None = None
+
+    def begun(self) -> Artifact:
+        self._begun = self._begun or self._start()
+        return self._begun
+
+    def result(self) -> Any:
+        return self.begun().result()
+
+    def failures(self) -> Iterator[tuple[str, Exception]]:
+        raise Reached(None)  # the composition is at its end, where it asks for everything
+
+
+class OnlyRunner:
+    """Runs one stage of a composition, and of the others those that it reads; another runner executes them."""
+
+    def __init__(self, run: Runner, only: str) -> None:
+        self.run, self.only = run, only
+        self.names: list[str] = []
+
+    def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
+        def start() -> Artifact:
+            begun = map_leaves(lambda leaf: leaf.begun() if isinstance(leaf, _Later) else leaf, inputs)
+            return self.run(stage, settings, name, **begun)
+
+        later = _Later(start)
+        self.names.append(name)
+        if name == self.only:
+            raise Reached(later.result())
+        return later
+
+    def open(self, artifact: Artifact) -> Path:
+        return self.run.open(artifact)
+
+
+def run_only(compose: Callable[[Runner], ArtifactRef], run: Runner, only: str) -> ArtifactRef:
+    """Run one stage of a composition, by its name, with what it reads.
+
+    Raises:
+        InputError: the composition has no stage of this name; the message lists those that it has.
+    """
+    runner = OnlyRunner(run, only)
+    try:
+        compose(runner)
+    except Reached as reached:
+        if reached.reference:
+            return reached.reference
+    names = "; ".join(dict.fromkeys(runner.names))
+    raise InputError(f"only: got {only!r}; allowed: {names}")

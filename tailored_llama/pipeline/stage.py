@@ -1,0 +1,141 @@
+"""What a stage is: a name, a version, and a function from input artifacts and settings to one artifact.
+
+The function receives nothing else that could change its bytes, and all that it receives enters the key. So it cannot
+read a setting that its key lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from tailored_llama.config import Work
+from tailored_llama.store import ArtifactRef, artifact_key
+
+S = TypeVar("S")
+Facts = Mapping[str, Any] | None  # what a stage measured; it goes into the manifest and into no file
+
+
+@dataclass(frozen=True)
+class Stage(Generic[S]):
+    """A step of the path of the data.
+
+    Args:
+        name: of the stage, and of its artifacts' folder in the store.
+        version: raised when the stage's output changes.
+        load: returns the function. Its keyword arguments are the input artifacts' folders (or mappings and dataclasses
+            of them), `settings` and `work`. Loading is late, so that a stage whose artifact is found loads no library.
+        settings: the class of its settings, which is frozen; NoneType: it depends on its inputs alone.
+        on_device: whether it computes on the run's device, and waits for its turn there.
+    """
+
+    name: str
+    version: int
+    load: Callable[[], Callable[..., Facts]]
+    settings: type[S]
+    on_device: bool = False
+
+
+@dataclass(frozen=True)
+class Call(Generic[S]):
+    """A stage with its settings and inputs: all that one artifact is made from.
+
+    Args:
+        stage: what is run.
+        settings: its settings.
+        inputs: artifacts by parameter of the stage's function: a reference, None, or a mapping, sequence or dataclass
+            of them.
+        name: how the call is shown to people, such as `tune arc_easy @ 0.20`.
+    """
+
+    stage: Stage[S]
+    settings: S
+    inputs: Mapping[str, Any]
+    name: str
+
+    @property
+    def references(self) -> dict[str, ArtifactRef]:
+        """Every input artifact by its label, such as `prompts arc_easy`."""
+        return {label: leaf for label, leaf in leaves(self.inputs) if isinstance(leaf, ArtifactRef)}
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The settings, and whatever values stand among the inputs, as JSON."""
+        values = {label: plain(leaf) for label, leaf in leaves(self.inputs) if not isinstance(leaf, ArtifactRef)}
+        return (plain(self.settings) or {}) | ({"inputs": values} if values else {})
+
+    @property
+    def key(self) -> str:
+        """The key of the artifact: stage, version, settings and inputs, and nothing else."""
+        return artifact_key(self.stage.name, self.stage.version, self.fields, self.references)
+
+    def run(self, folders: Callable[[ArtifactRef], Path], work: Work) -> Facts:
+        """Run the stage's function on the folders of its inputs."""
+        opened = {name: map_leaves(_opened(folders), value) for name, value in self.inputs.items()}
+        return self.stage.load()(**opened, settings=self.settings, work=work)
+
+
+def _opened(folders: Callable[[ArtifactRef], Path]) -> Callable[[Any], Any]:
+    return lambda leaf: folders(leaf) if isinstance(leaf, ArtifactRef) else leaf
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON for a key. What has an `identity`, such as a file, counts by it, and not by its place.
+
+    Raises:
+        TypeError: the value is of another kind.
+    """
+    if hasattr(value, "identity"):
+        return plain(value.identity())
+    if isinstance(value, BaseModel):
+        return {name: plain(getattr(value, name)) for name in type(value).model_fields}
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(part) for part in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"settings: got {value!r}; allowed: plain values, sections, dataclasses, and what has an identity")
+
+
+def leaves(value: Any, label: str = "") -> list[tuple[str, Any]]:
+    """Every part of nested mappings, sequences and dataclasses that is none of these, with a label; None is left out.
+
+    A part of a sequence is labelled by its attribute `label`, if it has one, else by its position.
+    """
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        parts = [(str(name), part) for name, part in value.items()]
+    elif is_container(value):
+        parts = [(field.name, getattr(value, field.name)) for field in fields(value)]
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        parts = [(str(getattr(part, "label", i)), part) for i, part in enumerate(value)]
+    else:
+        return [(label, value)]
+    return [leaf for name, part in parts for leaf in leaves(part, f"{label} {name}".strip())]
+
+
+def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """The same nested value with every leaf replaced by a function's value of it; None stays."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {name: map_leaves(function, part) for name, part in value.items()}
+    if is_container(value):
+        parts = {field.name: map_leaves(function, getattr(value, field.name)) for field in fields(value)}
+        return replace(value, **parts)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(map_leaves(function, part) for part in value)
+    return function(value)
+
+
+def is_container(value: Any) -> bool:
+    """Whether a value is a dataclass that holds artifacts, not one itself."""
+    return is_dataclass(value) and not isinstance(value, ArtifactRef | type)

@@ -1,0 +1,46 @@
+"""Every stage of the path, declared once: its name, its version, its function and its settings."""
+
+from types import NoneType
+
+from tailored_llama import data, evaluation, models, pruning, serving, training
+from tailored_llama.data import BenchmarkSource, CalibrationSettings, PromptSettings
+from tailored_llama.evaluation import PerplexitySettings, PiecesSettings, ProfileSettings, ScoreSettings
+from tailored_llama.models import DenseSettings
+from tailored_llama.pipeline import reporting
+from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings, StudySettings, SweepSettings
+from tailored_llama.pipeline.stage import Stage
+from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings
+from tailored_llama.serving import GgufSettings, QuantisedSettings
+from tailored_llama.store import FINISHED, GGUF
+from tailored_llama.training import HealSettings, TeachSettings, TuneSettings
+
+DENSE = Stage("dense", 3, lambda: models.prepare_dense, DenseSettings)
+EXAMPLES = Stage("examples", 2, lambda: data.load_benchmark, BenchmarkSource)
+PROMPTS = Stage("prompts", 4, lambda: data.render_prompts, PromptSettings)
+TOKENS = Stage("tokens", 2, lambda: pruning.count_tokens, CountSettings)
+CALIBRATION = Stage("calibration", 3, lambda: data.load_calibration, CalibrationSettings)
+GROUPS = Stage("groups", 2, lambda: pruning.build_graph, NoneType)
+IMPORTANCE = Stage("importance", 4, lambda: pruning.score_importance, ImportanceSettings, on_device=True)
+PRUNED = Stage("pruned", 4, lambda: pruning.prune_model, PruneSettings, on_device=True)
+TEACHER = Stage("teacher", 2, lambda: training.teach, TeachSettings, on_device=True)
+HEALED = Stage("healed", 2, lambda: training.heal, HealSettings, on_device=True)
+ADAPTER = Stage("adapter", 7, lambda: training.tune, TuneSettings, on_device=True)
+SCORES = Stage("scores", 3, lambda: evaluation.score_benchmark, ScoreSettings, on_device=True)
+QUANTISED = Stage("quantised-scores", 2, lambda: serving.score_quantised, QuantisedSettings, on_device=True)
+PERPLEXITY = Stage("perplexity", 3, lambda: evaluation.measure_perplexity, PerplexitySettings, on_device=True)
+PROFILE = Stage("profile", 3, lambda: evaluation.profile_checkpoint, ProfileSettings, on_device=True)
+PIECES = Stage("pieces", 2, lambda: evaluation.measure_pieces, PiecesSettings)
+FINISHED_MODEL = Stage(FINISHED, 2, lambda: reporting.export_model, ExportSettings)
+GGUF_FILE = Stage(GGUF, 2, lambda: serving.export_gguf, GgufSettings)
+REPORT = Stage("report", 2, lambda: reporting.write_run_report, ReportSettings)
+SWEEP = Stage("sweep", 2, lambda: reporting.write_sweep_report, SweepSettings)
+TRANSFER = Stage("transfer", 2, lambda: reporting.write_transfer_report, ReportSettings)
+STUDY = Stage("prompt-study", 2, lambda: reporting.write_study_report, StudySettings)
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        DENSE, EXAMPLES, PROMPTS, TOKENS, CALIBRATION, GROUPS, IMPORTANCE, PRUNED, TEACHER, HEALED, ADAPTER, SCORES,
+        QUANTISED, PERPLEXITY, PROFILE, PIECES, FINISHED_MODEL, GGUF_FILE, REPORT, SWEEP, TRANSFER, STUDY,
+    )
+}  # fmt: skip

@@ -1,0 +1,329 @@
+"""The steps from a configuration to its models, as plain calls of stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tailored_llama import evaluation, pruning
+from tailored_llama.config import (
+    GENERIC,
+    PROMPTS,
+    TUNED_DENSE,
+    BenchmarkConfig,
+    RunConfig,
+    healing_text,
+    named_benchmark,
+    reads_calibration,
+    reads_train,
+    scores_by_text,
+    step_ratios,
+    trims_vocabulary,
+    with_template,
+)
+from tailored_llama.data import (
+    BenchmarkSource,
+    CalibrationSettings,
+    PromptSettings,
+    PromptSplit,
+    RenderedSplit,
+    candidates,
+)
+from tailored_llama.evaluation import PerplexitySettings, ScoreSettings
+from tailored_llama.models import DenseSettings
+from tailored_llama.pipeline import stages
+from tailored_llama.pipeline.results import MeasuredModel, TunedDense
+from tailored_llama.pipeline.runner import Artifact, Runner
+from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings
+from tailored_llama.training import HealSettings, TeachSettings, TuneSettings
+
+MIXTURE = "mixture"  # names the adapter that is tuned on all benchmarks at once
+
+
+def model_label(model: str, ratio: float) -> str:
+    """The label of a run's model, such as pruned @ 0.20."""
+    return f"{model} @ {ratio:.2f}" if round(ratio, 2) == ratio else f"{model} @ {ratio}"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Rendered prompts by benchmark.
+
+    `train` are the run's own train prompts, which may serve as calibration text. `shots` are the prompts to tune on,
+    worded differently if one adapter is tuned on all benchmarks. `templates` are the sets that a search chose.
+    """
+
+    train: Mapping[str, Artifact] = field(default_factory=dict)
+    shots: Mapping[str, Artifact] = field(default_factory=dict)
+    evaluation: Mapping[str, Artifact] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The dense model, and the artifacts for pruning it; `counts` of tokens are only there for the kind vocabulary."""
+
+    checkpoint: Artifact
+    groups: Artifact
+    calibration: Artifact | None
+    importance: Artifact
+    counts: Artifact | None = None
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """Teacher outputs on the shots, by benchmark, and on the calibration text."""
+
+    shots: Mapping[str, Artifact] = field(default_factory=dict)
+    text: Artifact | None = None
+
+
+def load_examples(run: Runner, benchmark: BenchmarkConfig) -> Artifact:
+    """Load all examples of a benchmark."""
+    return run(stages.EXAMPLES, BenchmarkSource(benchmark), f"load {benchmark.name}")
+
+
+def render(
+    run: Runner, config: RunConfig, benchmark: str, split: RenderedSplit, examples: Artifact, further: int = 0
+) -> Artifact:
+    """Render one split of a benchmark; `further` is the number of train examples in the split selection."""
+    settings = PromptSettings.of(config, named_benchmark(config, benchmark), split, further)
+    return run(stages.PROMPTS, settings, f"render {benchmark} {split} {config.prompts.template}", examples=examples)
+
+
+def render_train(run: Runner, config: RunConfig) -> Prompts:
+    """Render the train prompts of every benchmark, and nothing else."""
+    train = {own.name: render(run, config, own.name, "train", load_examples(run, own)) for own in config.benchmarks}
+    return Prompts(train, train)
+
+
+def render_all(run: Runner, config: RunConfig) -> Prompts:
+    """Render the prompts of every benchmark; the shots of a mixture use the generic template."""
+    examples = {b.name: load_examples(run, b) for b in config.benchmarks}
+    read = {name: table for name, table in examples.items() if reads_train(config, name)}
+    train = {name: render(run, config, name, "train", table) for name, table in read.items()}
+    shots = train
+    if config.tuning.examples == "mixture":
+        worded = with_template(config, GENERIC)
+        shots = {name: render(run, worded, name, "train", table) for name, table in examples.items()}
+    evaluation = {name: render(run, config, name, "evaluation", table) for name, table in examples.items()}
+    return Prompts(train, shots, evaluation)
+
+
+def search_templates(run: Runner, config: RunConfig, model: Artifact) -> Prompts:
+    """Render every benchmark with the shipped template set that a model does best with on train examples.
+
+    These are the shots and the held-out examples, all that tuning may see.
+    """
+    train, evaluation, chosen = {}, {}, {}
+    splits: list[Literal["shots", "held_out"]] = ["shots", "held_out"] if config.tuning.held_out else ["shots"]
+    for benchmark in config.benchmarks:
+        name, examples = benchmark.name, load_examples(run, benchmark)
+        scores: dict[str, list[Artifact]] = {}
+        for template in candidates((), benchmark):
+            prompts = render(run, with_template(config, template), name, "train", examples)
+            scores[template] = [
+                score(run, config, name, f"{template}, {split}", model, prompts, split=split) for split in splits
+            ]
+        chosen[name] = evaluation.choose({template: list(map(run.open, parts)) for template, parts in scores.items()})
+        worded = with_template(config, chosen[name])
+        train[name] = render(run, worded, name, "train", examples)
+        evaluation[name] = render(run, worded, name, "evaluation", examples)
+    return Prompts(train, train, evaluation, chosen)
+
+
+def load_dense(run: Runner, config: RunConfig) -> Artifact:
+    """Load the dense model as a safetensors checkpoint."""
+    return run(stages.DENSE, DenseSettings.of(config.model), f"load {config.model.source}")
+
+
+def prepare_dense(run: Runner, config: RunConfig, prompts: Prompts) -> Dense:
+    """Load the model and score its groups; cheap stages and checks come first."""
+    dense = load_dense(run, config)
+    counts = count_tokens(run, config, dense, prompts) if trims_vocabulary(config) else None
+    groups = run(stages.GROUPS, None, "build graph", dense=dense)
+    for ratio in config.pruning.ratios:  # one that cannot be reached ends the run here
+        pruning.check_ratio(run.open(dense), run.open(groups), run.open(counts) if counts else None, ratio, config)
+    calibration = draw_calibration(run, config, dense, prompts) if reads_calibration(config) else None
+    if config.healing.tokens and config.healing.source:
+        draw_calibration(run, healing_text(config), dense, prompts)  # a text that cannot be read ends the run here
+    importance = score_importance(run, config, dense, groups, calibration)
+    return Dense(dense, groups, calibration, importance, counts)
+
+
+def count_tokens(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> Artifact:
+    """Count the tokens of the calibration text and of all train prompts, those of a mixture in both wordings."""
+    mixed = {f"{name}, shots": ref for name, ref in prompts.shots.items() if ref is not prompts.train.get(name)}
+    settings = CountSettings.of(config.calibration)
+    return run(stages.TOKENS, settings, "count tokens", dense=dense, prompts={**prompts.train, **mixed})
+
+
+def draw_calibration(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> Artifact:
+    """Draw the sequences of the calibration text, which may be the train prompts."""
+    settings = CalibrationSettings.of(config.calibration, config.seed)
+    read = prompts.train if config.calibration.reads(PROMPTS) else {}
+    return run(
+        stages.CALIBRATION, settings, f"load calibration {config.calibration.named}", dense=dense, prompts=read
+    )
+
+
+def score_importance(
+    run: Runner, config: RunConfig, dense: Artifact, groups: Artifact, calibration: Artifact | None
+) -> Artifact:
+    """Score every coupled group; only what reads calibration text depends on it."""
+    text = calibration if scores_by_text(config) else None
+    name = f"importance {config.pruning.criterion}"
+    settings = ImportanceSettings.of(config)
+    return run(stages.IMPORTANCE, settings, name, dense=dense, groups=groups, calibration=text)
+
+
+def prune_to(run: Runner, config: RunConfig, dense: Dense, ratio: float) -> Artifact:
+    """Prune to a ratio of the dense model's parameters, in the configured number of steps."""
+    model, groups, importance = dense.checkpoint, dense.groups, dense.importance
+    text = None if config.reconstruction.method == "none" else dense.calibration
+    for step, share in enumerate(step_ratios(ratio, config.pruning.steps)):
+        if step:
+            groups = run(stages.GROUPS, None, "build graph", dense=model)
+            importance = score_importance(run, config, model, groups, dense.calibration)
+        model = run(
+            stages.PRUNED,
+            PruneSettings.of(config, share),
+            f"prune @ {share:.2f}",
+            model=model,
+            original=dense.checkpoint,
+            groups=groups,
+            importance=importance,
+            calibration=text,
+            counts=dense.counts,
+        )
+    return model
+
+
+def text_of(config: RunConfig, dense: Artifact) -> Artifact | None:
+    """The model whose tokens cut the text of a pruned model's perplexity; None: its own do."""
+    return dense if trims_vocabulary(config) else None
+
+
+def heal_if_asked(
+    run: Runner, config: RunConfig, dense: Dense, ratio: float, pruned: Artifact, prompts: Prompts
+) -> Artifact:
+    """The healed model, or the pruned one if healing is not configured."""
+    if not config.healing.tokens:
+        return pruned
+    text = draw_calibration(run, healing_text(config), dense.checkpoint, prompts)
+    return heal(run, config, ratio, pruned, teach(run, config, "text for healing", dense.checkpoint, text))
+
+
+def heal(run: Runner, config: RunConfig, ratio: float, pruned: Artifact, teacher: Artifact) -> Artifact:
+    """Heal a pruned model on all of the text that the teacher outputs cover."""
+    return run(stages.HEALED, HealSettings.of(config), f"heal @ {ratio:.2f}", pruned=pruned, teacher=teacher)
+
+
+def teach(run: Runner, config: RunConfig, label: str, dense: Artifact, source: Artifact, shots: bool = False) -> Artifact:
+    """Record the dense model's outputs on a calibration text, or on shots, which leave room for a soft prompt."""
+    settings = TeachSettings.of(config, shots)
+    return run(stages.TEACHER, settings, f"teach {label}", dense=dense, source=source)
+
+
+def teacher_outputs(
+    run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts, read: Prompts | None = None
+) -> TeacherOutputs:
+    """What the dense model says along the shots and the calibration text; nothing if it is not asked.
+
+    `read` are the prompts of all benchmarks that the calibration text may be made of, if `prompts` are not.
+    """
+    if not config.distillation.weight or config.tuning.examples == "none":
+        return TeacherOutputs()
+    shots = {name: teach(run, config, name, dense, asked, shots=True) for name, asked in prompts.shots.items()}
+    if not config.distillation.sequences:
+        return TeacherOutputs(shots)
+    text = draw_calibration(run, config, dense, read or prompts)
+    return TeacherOutputs(shots, teach(run, config, "text", dense, text))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What adapters learn from: the shots of every benchmark, and what the dense model says."""
+
+    prompts: Prompts
+    teachers: TeacherOutputs = field(default_factory=TeacherOutputs)
+
+
+def tune(
+    run: Runner, config: RunConfig, names: Sequence[str], ratio: float, base: Artifact, lesson: Lesson
+) -> Artifact:
+    """Tune one adapter for one benchmark or several."""
+    label = names[0] if len(names) == 1 else MIXTURE
+    teachers = lesson.teachers
+    taught = {name: teachers.shots[name] for name in names if teachers.shots}
+    return run(
+        stages.ADAPTER,
+        TuneSettings.of(config, names, bool(taught), teachers.text is not None),
+        f"tune {label} @ {ratio:.2f}",
+        pruned=base,
+        prompts={name: lesson.prompts.shots[name] for name in names},
+        teachers=taught,
+        text=teachers.text,
+    )
+
+
+def tune_adapters(run: Runner, config: RunConfig, ratio: float, base: Artifact, lesson: Lesson) -> dict[str, Artifact]:
+    """Tune the adapter of every benchmark: its own, the same for all, or (an empty mapping) none."""
+    names = list(lesson.prompts.train)
+    if config.tuning.examples == "none":
+        return {}
+    if config.tuning.examples == "mixture":
+        return dict.fromkeys(names, tune(run, config, names, ratio, base, lesson))
+    return {name: tune(run, config, [name], ratio, base, lesson) for name in names}
+
+
+def tune_dense(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> TunedDense[Artifact]:
+    """Tune the dense model on the same shots as the pruned ones, and score it.
+
+    It is neither healed nor distilled: nothing was removed, and it would be its own teacher.
+    """
+    adapters = tune_adapters(run, config, 0.0, dense, Lesson(prompts))
+    scores = {
+        name: score(run, config, name, TUNED_DENSE, dense, prompts.evaluation[name], adapter)
+        for name, adapter in adapters.items()
+    }
+    return TunedDense(by_training(config, adapters), scores)
+
+
+def by_training(config: RunConfig, adapters: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """The adapters of the benchmarks, by what they were trained on: a mixture has only one."""
+    return {MIXTURE: next(iter(adapters.values()))} if config.tuning.examples == "mixture" else dict(adapters)
+
+
+def score(
+    run: Runner,
+    config: RunConfig,
+    benchmark: str,
+    label: str,
+    checkpoint: Artifact,
+    prompts: Artifact,
+    adapter: Artifact | None = None,
+    split: PromptSplit = "evaluation",
+) -> Artifact:
+    """Score a checkpoint, with or without an adapter, on a benchmark's prompts."""
+    settings = ScoreSettings.of(named_benchmark(config, benchmark), split)
+    name = f"score {benchmark} {label}"
+    return run(stages.SCORES, settings, name, checkpoint=checkpoint, adapter=adapter, prompts=prompts)
+
+
+def measure_perplexity(
+    run: Runner, config: RunConfig, label: str, checkpoint: Artifact, cut_by: Artifact | None = None
+) -> Artifact:
+    """Measure a checkpoint's perplexity; `cut_by` is the model whose tokens say where the text ends, if not its own."""
+    settings = PerplexitySettings.of(config.perplexity)
+    return run(stages.PERPLEXITY, settings, f"perplexity {label}", checkpoint=checkpoint, text_of=cut_by)
+
+
+def measure(
+    run: Runner, config: RunConfig, label: str, checkpoint: Artifact, prompts: Prompts, cut_by: Artifact | None = None
+) -> MeasuredModel[Artifact]:
+    """Measure a model without an adapter: its perplexity, and its scores on all benchmarks that have prompts."""
+    perplexity = measure_perplexity(run, config, label, checkpoint, cut_by)
+    scores = {name: score(run, config, name, label, checkpoint, asked) for name, asked in prompts.evaluation.items()}
+    return MeasuredModel(checkpoint, perplexity, scores)

@@ -1,0 +1,130 @@
+"""Prune a model by every combination of a grid of settings, measure each, and draw the curves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from tailored_llama.config import (
+    RunConfig,
+    SweepCell,
+    SweepConfig,
+    as_shown,
+    dense_runs,
+    reads_prompts,
+    sweep_cells,
+    tuned_dense_cells,
+)
+from tailored_llama.errors import one_line
+from tailored_llama.pipeline import stages
+from tailored_llama.pipeline.reporting import SweepSettings
+from tailored_llama.pipeline.results import MeasuredModel, SweptCell
+from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude
+from tailored_llama.pipeline.steps import (
+    Lesson,
+    Prompts,
+    heal_if_asked,
+    load_dense,
+    measure,
+    measure_perplexity,
+    prepare_dense,
+    prune_to,
+    render_all,
+    score,
+    search_templates,
+    teacher_outputs,
+    text_of,
+    tune_adapters,
+    tune_dense,
+)
+from tailored_llama.store import ArtifactRef
+
+Row = SweptCell[Artifact]
+
+
+def sweep(run: Runner, config: SweepConfig) -> ArtifactRef:
+    """Measure every dense model and every cell; a failure appears in the table and does not stop the others.
+
+    With `tuning.dense`, dense models are also tuned on the shots of the cells.
+
+    Raises:
+        IncompleteRun: at the end, if a cell failed.
+    """
+    cells = sweep_cells(config)  # finds an invalid cell before any work
+    models, tuned = dense_runs(config, cells), tuned_dense_cells(config, cells)
+    attempts: list[tuple[Row, Attempt[Row]]] = []
+    for label, own in models.items():
+        row: Row = SweptCell(label, 0.0, own.seed)
+        attempts.append((row, Attempt(label, partial(_dense_row, run, config, own, row))))
+        if (error := attempts[-1][1].error) and len(models) == 1:  # then no cell can be measured
+            raise error
+    for cell in tuned:
+        row = SweptCell(cell.label, 0.0, cell.run.seed, cell.curve, cell.place)
+        attempts.append((row, Attempt(f"{row.name}, seed {row.seed}", partial(_tuned_row, run, config, cell.run, row))))
+    for cell in cells:
+        row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed, cell.curve, cell.place)
+        name = f"cell {row.name} @ {row.ratio:g}, seed {row.seed}"
+        attempts.append((row, Attempt(name, partial(_measured, run, config, cell, row))))
+    rows, failed = [], {}
+    for row, attempt in attempts:
+        outcome = attempt.wait()
+        if isinstance(outcome, Exception):
+            failed[attempt.name] = outcome
+            rows.append(replace(row, error=one_line(outcome)))
+        else:
+            rows.append(attempt.value)
+    return conclude(run(stages.SWEEP, SweepSettings(as_shown(config)), "sweep report", cells=rows), failed)
+
+
+def _prompts(run: Runner, config: SweepConfig, own: RunConfig) -> Prompts:
+    """The prompts of a cell, if anything reads them."""
+    needed = config.scored or config.tailored or reads_prompts(own)
+    return render_all(run, own) if needed else Prompts()
+
+
+def _dense(
+    run: Runner, config: SweepConfig, own: RunConfig, model: Artifact, prompts: Prompts
+) -> MeasuredModel[Artifact]:
+    """Measure the dense model of a cell."""
+    return measure(run, own, "dense", model, _scored(config, prompts))
+
+
+def _dense_row(run: Runner, config: SweepConfig, own: RunConfig, row: Row) -> Row:
+    """Load and measure a dense model."""
+    model = _dense(run, config, own, load_dense(run, own), _prompts(run, config, own))
+    return replace(row, model=model, dense=model)
+
+
+def _tuned_row(run: Runner, config: SweepConfig, own: RunConfig, row: Row) -> Row:
+    """Tune a dense model on the shots of a cell, and measure it."""
+    prompts = _prompts(run, config, own)
+    dense = _dense(run, config, own, load_dense(run, own), prompts)
+    scores = tune_dense(run, own, dense.checkpoint, prompts).scores
+    return replace(row, model=replace(dense, scores=scores), dense=dense)
+
+
+def _measured(run: Runner, config: SweepConfig, cell: SweepCell, row: Row) -> Row:
+    """Prune, heal and tune the model of a cell as configured, and measure it."""
+    own, ratio, label = cell.run, row.ratio, f"{row.name} @ {row.ratio:g}"
+    prompts = _prompts(run, config, own)
+    dense = prepare_dense(run, own, prompts)
+    healed = heal_if_asked(run, own, dense, ratio, prune_to(run, own, dense, ratio), prompts)
+    perplexity = measure_perplexity(run, own, label, healed, text_of(own, dense.checkpoint))
+    asked = search_templates(run, own, healed) if cell.searched else prompts
+    adapters = {}
+    if config.tailored:
+        teachers = teacher_outputs(run, own, dense.checkpoint, asked, prompts)
+        adapters = tune_adapters(run, own, ratio, healed, Lesson(asked, teachers))
+    scores = {
+        name: score(run, own, name, label, healed, rendered, adapters.get(name))
+        for name, rendered in _scored(config, asked).evaluation.items()
+    }
+    model = MeasuredModel(healed, perplexity, scores)
+    return replace(
+        row, model=model, dense=_dense(run, config, own, dense.checkpoint, prompts), templates=asked.templates
+    )
+
+
+def _scored(config: SweepConfig, prompts: Prompts) -> Prompts:
+    """The prompts, with those to score only if the sweep scores any."""
+    return prompts if config.scored or config.tailored else replace(prompts, evaluation={})

@@ -1,0 +1,234 @@
+"""The whole pipeline: prune a model at one or several ratios, tailor each to every benchmark, score, report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import product
+
+from tailored_llama.config import (
+    TUNED_DENSE,
+    RunConfig,
+    as_shown,
+    export_folders,
+    gguf_folders,
+    gguf_types,
+    named_benchmark,
+    trims_vocabulary,
+)
+from tailored_llama.errors import one_line
+from tailored_llama.evaluation import PiecesSettings, ProfileSettings
+from tailored_llama.pipeline import stages
+from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings
+from tailored_llama.pipeline.results import MeasuredModel, QuantisedScore, TailoredRun, TunedDense
+from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude, failures, succeeded
+from tailored_llama.pipeline.steps import (
+    Dense,
+    Lesson,
+    Prompts,
+    by_training,
+    heal_if_asked,
+    measure,
+    model_label,
+    prepare_dense,
+    prune_to,
+    render_all,
+    score,
+    teacher_outputs,
+    text_of,
+    tune_adapters,
+    tune_dense,
+)
+from tailored_llama.serving import GgufSettings, QuantisedSettings
+from tailored_llama.store import FINISHED, GGUF, ArtifactRef, place
+
+log = logging.getLogger(__name__)
+
+
+def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
+    """Prune, tailor, score and report. Every artifact is found or built; cheap stages and checks come first.
+
+    Where stages run side by side, one that fails stops only what reads it, and the report is of what there is.
+
+    Raises:
+        IncompleteRun: a stage failed, and others did not depend on it.
+    """
+    prompts = render_all(run, config)
+    dense = prepare_dense(run, config, prompts)
+    asked = measure(run, config, "dense", dense.checkpoint, prompts)
+    tailored = [_tailored(run, config, dense, ratio, prompts) for ratio in config.pruning.ratios]
+    tuned, lost = _tuned_dense(run, config, dense, prompts)
+
+    failed = failures((asked, dense.importance, [replace(one, profile=None) for one in tailored], tuned)) | lost
+    measured, whole = _parts_of(asked), [part for one in tailored if (part := _parts(one))]
+    if not measured or not (measured.scores or any(one.pruned.scores or one.tailored for one in whole)):
+        return conclude(None, failed)
+    report = run(
+        stages.REPORT,
+        ReportSettings(as_shown(config), {name: one_line(error) for name, error in failed.items()}),
+        "report",
+        dense=measured,
+        importance=dense.importance if succeeded(dense.importance) else None,
+        runs=whole,
+        prompts=_succeeding(prompts.evaluation),
+        quantised=[one for one in _quantised(run, config, measured, whole, prompts) if succeeded(one)],
+        tuned_dense=TunedDense(_succeeding(tuned.adapters), _succeeding(tuned.scores)),
+    )
+    exports = [finished for one in whole for finished in _exported(run, config, measured, one)]
+    return conclude(report, failed | failures((report, exports)))
+
+
+def _tailored(
+    run: Runner, config: RunConfig, dense: Dense, ratio: float, prompts: Prompts
+) -> TailoredRun[Artifact]:
+    """Prune the model to a ratio and tailor it to every benchmark."""
+    label = model_label("tailored", ratio)
+    cut_by = text_of(config, dense.checkpoint)
+    pruned = measure(run, config, model_label("pruned", ratio), prune_to(run, config, dense, ratio), prompts, cut_by)
+    base = heal_if_asked(run, config, dense, ratio, pruned.checkpoint, prompts)
+    teachers = teacher_outputs(run, config, dense.checkpoint, prompts)
+    adapters = tune_adapters(run, config, ratio, base, Lesson(prompts, teachers))
+    timed = _profile(run, config, model_label("pruned", ratio), pruned.checkpoint, dense.checkpoint)
+    healed = None
+    if config.healing.tokens:
+        may_finish = config.store.export and config.tuning.keep == "better"  # without an adapter
+        asked = prompts if may_finish else replace(prompts, evaluation={})
+        healed = measure(run, config, model_label("healed", ratio), base, asked, cut_by)
+    pieces = None
+    if trims_vocabulary(config):
+        settings, pair = PiecesSettings.of(config.perplexity), {"pruned": pruned.checkpoint, "dense": dense.checkpoint}
+        pieces = run(stages.PIECES, settings, "pieces of texts", **pair, prompts=prompts.evaluation)
+    return TailoredRun(
+        ratio=ratio,
+        pruned=pruned,
+        healed=healed,
+        adapters=by_training(config, adapters),
+        tailored={
+            name: score(run, config, name, label, base, asked, adapters.get(name))
+            for name, asked in prompts.evaluation.items()
+        },
+        profile=timed,
+        pieces=pieces,
+    )
+
+
+def _tuned_dense(
+    run: Runner, config: RunConfig, dense: Dense, prompts: Prompts
+) -> tuple[TunedDense[Artifact], dict[str, Exception]]:
+    """Tune the dense model if that is asked; what ends it in this process must not cost the report of the others."""
+    if not config.tuning.dense:
+        return TunedDense(), {}
+    attempt = Attempt(TUNED_DENSE, partial(tune_dense, run, config, dense.checkpoint, prompts))
+    return (TunedDense(), {attempt.name: attempt.error}) if attempt.error else (attempt.value, {})
+
+
+def _profile(run: Runner, config: RunConfig, label: str, pruned: Artifact, dense: Artifact) -> Artifact | None:
+    """Profile a model; None if that fails: two models may not fit where one does, which must not cost the scores."""
+    if not config.profile.batches:
+        return None
+    settings = ProfileSettings.of(config.profile, config.execution.device)
+    attempt = Attempt(
+        f"profile {label}",
+        lambda: run(stages.PROFILE, settings, f"profile {label}", checkpoint=pruned, against=dense),
+    )
+    return None if attempt.error else attempt.value
+
+
+def _parts(one: TailoredRun[Artifact]) -> TailoredRun[Artifact] | None:
+    """What there is of a run, or None without a pruned model; waits for its stages."""
+    if not (pruned := _parts_of(one.pruned)):
+        return None
+    return replace(
+        one,
+        pruned=pruned,
+        healed=_parts_of(one.healed) if one.healed else None,
+        adapters=_succeeding(one.adapters),
+        tailored=_succeeding(one.tailored),
+        profile=one.profile if succeeded(one.profile) else None,
+        pieces=one.pieces if succeeded(one.pieces) else None,
+    )
+
+
+def _parts_of(model: MeasuredModel[Artifact]) -> MeasuredModel[Artifact] | None:
+    """What there is of a model's measurements, or None without its checkpoint; waits for its stages."""
+    if not succeeded(model.checkpoint):
+        return None
+    perplexity = model.perplexity if succeeded(model.perplexity) else None
+    return replace(model, perplexity=perplexity, scores=_succeeding(model.scores))
+
+
+def _succeeding(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """The entries that have not failed; waits for all of them."""
+    return {name: artifact for name, artifact in artifacts.items() if succeeded(artifact)}
+
+
+def _quantised(
+    run: Runner,
+    config: RunConfig,
+    dense: MeasuredModel[Artifact],
+    runs: list[TailoredRun[Artifact]],
+    prompts: Prompts,
+) -> list[QuantisedScore[Artifact]]:
+    """Score the dense and the tailored models in the GGUF types of the export; what fails must not cost the report."""
+    scores = []
+    for kind, name in product(gguf_types(config), dense.scores):
+        settings = QuantisedSettings.of(named_benchmark(config, name), kind)
+        asked = {"prompts": prompts.evaluation[name]}
+        models: dict[float | None, tuple[str, Artifact, Artifact | None]] = {None: ("dense", dense.checkpoint, None)}
+        for one in runs:
+            if name in one.tailored:
+                models[one.ratio] = model_label("tailored", one.ratio), one.base, one.adapter(name)
+        for ratio, (label, checkpoint, adapter) in models.items():
+            title = f"score {name} {label}, {kind}"
+            build: Callable[[], Artifact] = partial(
+                run, stages.QUANTISED, settings, title, checkpoint=checkpoint, adapter=adapter, **asked
+            )
+            attempt = Attempt(title, build)
+            if not attempt.error:
+                scores.append(QuantisedScore(ratio, kind, name, attempt.value))
+    return scores
+
+
+def _exported(
+    run: Runner, config: RunConfig, dense: MeasuredModel[Artifact], one: TailoredRun[Artifact]
+) -> Iterator[Artifact]:
+    """Export the models of a run that have all their scores. This comes last: a full disk must not cost the report."""
+    if not config.store.export:
+        return
+    scored = [one.pruned.scores, one.tailored]
+    if one.healed and config.tuning.keep == "better":
+        scored.append(one.healed.scores)
+    for name in [own for own in dense.scores if all(own in scores for scores in scored)]:
+        folder = export_folders(config)[one.ratio, name]
+        finished = run(
+            stages.FINISHED_MODEL,
+            ExportSettings(as_shown(config, ("profile",)), name),
+            f"export {name} @ {one.ratio:.2f}",
+            dense=_on(dense, name),
+            run=replace(
+                one,
+                pruned=_on(one.pruned, name),
+                healed=_on(one.healed, name) if one.healed else None,
+                tailored={name: one.tailored[name]},
+                adapters={name: one.adapter(name)},
+                profile=None,
+            ),
+        )
+        yield finished
+        if "safetensors" in config.store.export_formats:
+            place(run.open(finished), folder, "store.export", "an exported model", [FINISHED])
+            log.info("finished model: %s", folder)
+        for gguf_type in gguf_types(config):
+            target = gguf_folders(config)[one.ratio, name, gguf_type]
+            title = f"export {name} @ {one.ratio:.2f}, gguf {gguf_type}"
+            written = run(stages.GGUF_FILE, GgufSettings(gguf_type, folder.name), title, finished=finished)
+            yield written
+            place(run.open(written), target, "store.export", "an exported model", [GGUF])
+            log.info("finished model: %s", target)
+
+
+def _on(model: MeasuredModel[Artifact], benchmark: str) -> MeasuredModel[Artifact]:
+    """A model with its scores on one benchmark alone."""
+    return replace(model, scores={name: scores for name, scores in model.scores.items() if name == benchmark})

@@ -1,0 +1,77 @@
+"""What token counts, importance and a pruned checkpoint depend on, beside the artifacts that they are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tailored_llama.config import (
+    PROMPTS,
+    CalibrationConfig,
+    Criterion,
+    PlanConfig,
+    ReconstructionConfig,
+    RunConfig,
+    drops_layers,
+    narrow,
+    trims_vocabulary,
+    with_defaults,
+)
+from tailored_llama.data import TextSource, find_text
+
+
+@dataclass(frozen=True)
+class CountedText:
+    """A text whose tokens are counted, and its weight among several."""
+
+    source: TextSource
+    weight: float
+
+
+@dataclass(frozen=True)
+class CountSettings:
+    """The texts whose tokens are counted beside the prompts."""
+
+    texts: tuple[CountedText, ...]
+
+    @classmethod
+    def of(cls, calibration: CalibrationConfig) -> CountSettings:
+        """All texts of the calibration but the prompts, which have counts of their own."""
+        parts = [part for part in calibration.parts if part.text.source != PROMPTS]
+        weights = [part.weight for part in parts] if len(parts) > 1 else [1.0]
+        texts = (CountedText(find_text(part.text), own) for part, own in zip(parts, weights, strict=False))
+        return cls(tuple(texts))
+
+
+@dataclass(frozen=True)
+class ImportanceSettings:
+    """The criterion of importance, the seed of one that draws, and whether the influence of layers is measured."""
+
+    criterion: Criterion
+    seed: int | None = None
+    influence: bool = False
+
+    @classmethod
+    def of(cls, config: RunConfig) -> ImportanceSettings:
+        criterion = config.pruning.criterion
+        seed = config.seed if criterion in ("random", "taylor_gate") else None
+        return cls(criterion, seed, drops_layers(config))
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """The fraction of the original parameters that is gone, which groups leave, and how the rest is fitted."""
+
+    ratio: float
+    plan: PlanConfig
+    reconstruction: ReconstructionConfig
+
+    @classmethod
+    def of(cls, config: RunConfig, ratio: float) -> PruneSettings:
+        plan, reconstruction = narrow(config.pruning, PlanConfig), config.reconstruction
+        if not trims_vocabulary(config):
+            plan = with_defaults(plan, "vocabulary", "vocabulary_share")
+        elif plan.vocabulary != "auto":
+            plan = with_defaults(plan, "vocabulary_share")
+        if reconstruction.method == "none":
+            reconstruction = with_defaults(reconstruction, "ridge")
+        return cls(ratio, plan, reconstruction)

@@ -1,0 +1,28 @@
+"""What GGUF files and their scores depend on, beside the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tailored_llama.config import BenchmarkConfig, GgufType
+from tailored_llama.evaluation import ScoreSettings
+
+
+@dataclass(frozen=True)
+class GgufSettings:
+    """The type of a GGUF file's matrices, and the model's name in it."""
+
+    type: GgufType
+    name: str
+
+
+@dataclass(frozen=True)
+class QuantisedSettings:
+    """The type of the GGUF file whose weights are scored, and how they are."""
+
+    type: GgufType
+    score: ScoreSettings
+
+    @classmethod
+    def of(cls, benchmark: BenchmarkConfig, gguf_type: GgufType) -> QuantisedSettings:
+        return cls(gguf_type, ScoreSettings.of(benchmark))

@@ -1,0 +1,220 @@
+"""The runner of flows: every stage is a Prefect task, in the flow's process or on workers.
+
+The artifact store is the only cache. A task whose artifact exists ends in the state `Cached` without doing work, in
+any run, on any worker, after any crash. Prefect's own result cache is not used: it would be a second source of truth.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from functools import cache, cached_property, partial
+from typing import Any, Generic, TypeVar
+
+from prefect import State, Task, get_run_logger
+from prefect.client.schemas.objects import TaskRun
+from prefect.futures import PrefectFuture
+from prefect.runtime import task_run
+from prefect.states import Completed
+
+from tailored_llama.config import ExecutionConfig, StoreConfig
+from tailored_llama.console import quiet_libraries
+from tailored_llama.errors import InputError, is_transient
+from tailored_llama.memory import out_of_memory
+from tailored_llama.pipeline import (
+    STAGES,
+    Artifact,
+    Call,
+    Cancelled,
+    Done,
+    IncompleteRun,
+    Stage,
+    build,
+    describe,
+    leaves,
+    map_leaves,
+)
+from tailored_llama.store import ArtifactRef, ArtifactStore
+from tasks._dispatch import Order, dispatch
+from tasks._pages import show_report
+from tasks._progress import stage_progress
+from tasks._sigterm import heed_sigterm
+from tasks.stages import DECLARATIONS
+
+R = TypeVar("R")
+S = TypeVar("S")
+
+RETRY_AFTER = (10, 60, 300)  # seconds
+
+
+@cache
+def open_store(store: StoreConfig) -> ArtifactStore:
+    """The store of a run; one object per process, so that each file is hashed once."""
+    return ArtifactStore(store.root)
+
+
+class PrefectRunner:
+    """Runs every stage as a Prefect task of the flow that is under way.
+
+    With `execution.dispatch`, a call returns a promise at once: a stage on the device waits in a thread for the worker
+    that computes it, and every other one runs in the flow's main thread, unless it has to wait for its inputs.
+    """
+
+    def __init__(self, store: StoreConfig, execution: ExecutionConfig, model: str = "") -> None:
+        self.store, self.execution, self.model = store, execution, model
+
+    def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
+        task, options = _task(stage.name), {"store": self.store, "execution": self.execution, "model": self.model}
+        if self.execution.dispatch is None:
+            found = map_leaves(lambda leaf: leaf.result() if hasattr(leaf, "failures") else leaf, inputs)
+            return Done(task(name, stage.name, settings, found, **options).result())
+        needs = [leaf for _, leaf in leaves(inputs) if isinstance(leaf, Promise)]
+        runs = map_leaves(_run_of, inputs)
+        if stage.on_device or not all(need.done for need in needs):
+            return Promise(task.submit(name, stage.name, settings, runs, **options), needs, name)
+        return Promise(task(name, stage.name, settings, runs, **options, return_state=True), needs, name)
+
+    def open(self, artifact: Artifact) -> Any:
+        return open_store(self.store).open(artifact.result())
+
+
+def _run_of(leaf: Any) -> Any:
+    """What Prefect waits for, or what is known already."""
+    if isinstance(leaf, Promise):
+        return leaf.run
+    return leaf.result() if isinstance(leaf, Done) else leaf
+
+
+class Promise(Generic[R]):
+    """What a stage will return, or the failure that leaves it without a result.
+
+    Args:
+        run: Prefect's future of the stage, or its final state.
+        needs: the promises that it reads.
+        name: of its task run.
+    """
+
+    def __init__(self, run: PrefectFuture[R] | State[R], needs: list[Promise[Any]], name: str) -> None:
+        self.run, self.needs, self.name = run, needs, name
+
+    @property
+    def done(self) -> bool:
+        return isinstance(self.run, State) or self.run.wrapped_future.done()  # type: ignore[attr-defined]
+
+    @cached_property
+    def state(self) -> State[R]:
+        """The last state, waited for: of a stage that could not begin it is pending."""
+        if isinstance(self.run, State):
+            return self.run
+        self.run.wait()
+        return self.run.state
+
+    def result(self) -> R:
+        if not self.state.is_final():
+            for need in self.needs:
+                need.result()
+        value: R = self.state.result()
+        return value
+
+    def failures(self) -> Iterator[tuple[str, Exception]]:
+        if self.state.is_completed():
+            return
+        if not self.state.is_final():
+            for need in self.needs:
+                yield from need.failures()
+            return
+        error = self.state.result(raise_on_failure=False)
+        yield self.name, error if isinstance(error, Exception) else RuntimeError(str(self.state.message))
+
+
+def run_stage(
+    name: str,
+    stage: str,
+    settings: Any,
+    inputs: Mapping[str, Any],
+    store: StoreConfig,
+    execution: ExecutionConfig,
+    model: str,
+) -> State[ArtifactRef]:
+    """Find or build one artifact, here or on a worker; the state carries its reference.
+
+    `model` is what the run of a worker is named after.
+    """
+    call, artifacts = Call(STAGES[stage], settings, inputs, name), open_store(store)
+    dispatched = call.stage.on_device and _dispatched(call, artifacts, store, execution, model)
+    with stage_progress(name) as progress:
+        ref, found = build(call, artifacts, store.downloads, _frugal(execution), progress)
+    get_run_logger().info("%s%s", describe(call, artifacts.manifest(ref), found), " on a worker" if dispatched else "")
+    if page := DECLARATIONS[stage].page:
+        show_report(artifacts, ref, page)
+    state = "Dispatched" if dispatched else "Cached" if found else "Completed"
+    return Completed(name=state, message=f"{stage} {ref.key[:12]}", data=ref)
+
+
+def _dispatched(
+    call: Call[Any], artifacts: ArtifactStore, store: StoreConfig, execution: ExecutionConfig, model: str
+) -> bool:
+    """Have a worker build the artifact if the configuration says so and it is not there; return whether one did."""
+    name, key = call.stage.name, call.key
+    if not execution.dispatch or artifacts.find(name, key):
+        return False
+    here = execution.model_copy(update={"dispatch": None})
+    order = Order(deployment=execution.dispatch, store=store, execution=here, model=model)
+    dispatch(order, call, lambda: artifacts.find(name, key) is not None, DECLARATIONS[name].short)
+    if not artifacts.find(name, key):
+        raise InputError(
+            f"execution.dispatch: {execution.dispatch} completed, but store.root {artifacts.root} has no {name} "
+            f"{key[:12]}; allowed: a deployment with the same store and the same version of the code"
+        )
+    return True
+
+
+def _frugal(execution: ExecutionConfig) -> ExecutionConfig:
+    """The execution settings of this try; every retry of a task takes less memory."""
+    tries = task_run.run_count or 1
+    if tries == 1:
+        return execution
+    budget = max(64, (execution.batch_tokens or 2048) // 2 ** (tries - 1))
+    return execution.model_copy(update={"batch_tokens": budget, "recompute_activations": True})
+
+
+@cache
+def _task(stage: str) -> Any:
+    declared = DECLARATIONS[stage]
+    return Task(
+        run_stage,
+        name=declared.title,
+        task_run_name="{name}",
+        retries=len(RETRY_AFTER),
+        retry_delay_seconds=list(RETRY_AFTER),
+        retry_jitter_factor=0.2,
+        retry_condition_fn=partial(is_retryable, declared.frugal),
+    )
+
+
+def is_retryable(frugal: bool, task: Any, run: TaskRun, state: State[Any]) -> bool:
+    """Whether a retry may succeed: memory ran out in a stage that can take less, or the failure is transient."""
+    error = state.data
+    if isinstance(error, Exception) and ((frugal and out_of_memory(error)) or is_transient(error)):
+        return True
+    if isinstance(error, Exception) and not isinstance(error, InputError | Cancelled):  # Prefect logs no traceback here
+        get_run_logger().error("another try would not help", exc_info=error)
+    return False
+
+
+class _NoTracebackForInput(logging.Filter):
+    """Drop the traceback where the message is complete: the user's value is wrong, or a stage has logged its own."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], InputError | IncompleteRun):
+            record.exc_info = None
+        return True
+
+
+for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.task_engine", "prefect.flow_engine"):
+    logging.getLogger(_name).addFilter(_NoTracebackForInput())
+
+quiet_libraries()
+logging.getLogger("tailored_llama").setLevel(logging.INFO)  # shown by Prefect's logging.extra_loggers
+
+heed_sigterm()
