@@ -12,7 +12,6 @@ from tailored_llama.config import (
     K_QUANTS,
     NF4_MULTIPLE,
     PROMPTS,
-    SOFT,
     BenchmarkConfig,
     ExecutionConfig,
     PromptStudyConfig,
@@ -247,7 +246,7 @@ def check_mergeable(config: RunConfig) -> None:
         InputError: it trains none, or soft prompts.
     """
     tuning = config.tuning
-    if config.store.export and (tuning.examples == "none" or tuning.variant in SOFT):
+    if config.store.export and (tuning.examples == "none" or tuning.variant == "prompt"):
         field = "examples" if tuning.examples == "none" else "variant"
         raise InputError(
             f"store.export: got {config.store.export!r} with tuning.{field} = {getattr(tuning, field)!r}; allowed: an "

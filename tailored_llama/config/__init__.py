@@ -71,13 +71,13 @@ from tailored_llama.config.studies import (
     sweep_cells,
     tuned_dense_cells,
 )
-from tailored_llama.config.training import SOFT, AdapterConfig, DistillationConfig, HealingConfig, TrainingConfig, TuningConfig
+from tailored_llama.config.training import AdapterConfig, DistillationConfig, HealingConfig, TrainingConfig, TuningConfig
 from tailored_llama.config.work import Work
 
 __all__ = [
     "AdapterConfig", "Ignored", "PlanConfig", "Work", "as_shown", "narrow", "with_defaults",
     "DATA_FREE", "DENSE", "FUNCTION", "GENERIC", "GGUF_TYPES", "K_QUANTS", "NF4_MULTIPLE", "PREFIX", "PROMPTS",
-    "RATIOS", "REFERENCES", "ROWS", "SOFT", "SWEEP_FIELDS", "TUNED_DENSE", "UNREAD_BY_TRANSFER",
+    "RATIOS", "REFERENCES", "ROWS", "SWEEP_FIELDS", "TUNED_DENSE", "UNREAD_BY_TRANSFER",
     "UNTUNED_MODEL", "WRITTEN", "BenchmarkConfig", "CalibrationConfig", "CalibrationPart", "Criterion",
     "DistillationConfig", "Dtype", "ExecutionConfig", "GgufType", "HarnessTask", "HealingConfig", "Metric",
     "ModelConfig", "PerplexityConfig", "ProfileConfig", "PromptStudyConfig", "PruningConfig", "Quantization",

@@ -9,7 +9,7 @@ from tailored_llama.config.execution import GgufType, as_gguf_type
 from tailored_llama.config.harness import is_harness_task
 from tailored_llama.config.inputs import PROMPTS, BenchmarkConfig
 from tailored_llama.config.schema import DATA_FREE, RunConfig
-from tailored_llama.config.training import SOFT, AdapterConfig
+from tailored_llama.config.training import AdapterConfig
 
 Run = TypeVar("Run", bound=RunConfig)
 
@@ -19,7 +19,7 @@ WRITTEN = ("exact_match", "f1")  # metrics of written answers
 
 def reserved_tokens(tuning: AdapterConfig) -> int:
     """Tokens of the model's context taken by a soft prompt."""
-    return tuning.virtual_tokens if tuning.variant in SOFT else 0
+    return tuning.virtual_tokens if tuning.variant == "prompt" else 0
 
 
 def reads_calibration(run: RunConfig) -> bool:

@@ -9,8 +9,7 @@ from pydantic import Field, field_validator
 from tailored_llama.config.inputs import SourceConfig, as_sources
 from tailored_llama.config.section import Section
 
-Variant = Literal["lora", "rslora", "dora", "prompt", "prefix"]
-SOFT: tuple[Variant, ...] = ("prompt", "prefix")  # variants that change no weights
+Variant = Literal["lora", "rslora", "dora", "prompt"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROJECTIONS: tuple[Projection, ...] = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
@@ -28,8 +27,8 @@ class TrainingConfig(Section):
     variant: Variant = Field(
         "lora",
         description="lora: updates scaled by α / r; rslora: by α / √r (arXiv 2312.03732); dora: weights split into "
-        "direction and magnitude (arXiv 2402.09353). In tuning also soft prompts, which change no weights: prompt, "
-        "embeddings before the text (arXiv 2104.08691); prefix, keys and values of every layer (arXiv 2101.00190).",
+        "direction and magnitude (arXiv 2402.09353). In tuning also prompt: a soft prompt, which is "
+        "embeddings before the text and changes no weights (arXiv 2104.08691).",
     )
     targets: tuple[Projection, ...] = Field(PROJECTIONS, min_length=1, description="Projections that get an adapter.")
     precision: Literal["float32", "bfloat16"] = Field(
@@ -102,7 +101,7 @@ class HealingConfig(TrainingConfig):
 class AdapterConfig(TrainingConfig):
     """An adapter for a task, and when its training ends."""
 
-    virtual_tokens: int = Field(20, ge=1, le=1024, description="Variants prompt and prefix: number of virtual tokens.")
+    virtual_tokens: int = Field(20, ge=1, le=1024, description="Variant prompt: number of virtual tokens.")
     epochs: int = Field(3, ge=1, le=1000, description="Maximum passes over the training examples.")
     patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
 

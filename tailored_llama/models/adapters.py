@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import SOFT, AdapterConfig, ExecutionConfig, TrainingConfig
+from tailored_llama.config import AdapterConfig, ExecutionConfig, TrainingConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models.cards import CARD, merged_card
 from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, weights_digest
 from tailored_llama.models.convert import _drop_paths
 from tailored_llama.models.id_table import copy_id_table
 from tailored_llama.models.load import BASE_FILE, load_model
-from tailored_llama.models.soft_prompts import has_soft_prompt, soft_prompt_config
+from tailored_llama.models.soft_prompts import has_soft_prompt
 
 
 def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:
     """Add a new adapter to a causal LM; returns the PEFT model."""
-    from peft import LoraConfig, get_peft_model  # late: most stages need none of it
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model  # late: most stages need none of it
 
-    if isinstance(training, AdapterConfig) and training.variant in SOFT:
-        settings: Any = soft_prompt_config(base, training.variant, training.virtual_tokens)
+    if isinstance(training, AdapterConfig) and training.variant == "prompt":
+        settings: Any = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=training.virtual_tokens)
     else:
         settings = LoraConfig(
             r=training.rank,

@@ -146,6 +146,10 @@ def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
         adapted = PeftModel.from_pretrained(model, adapter)
     except Exception as error:  # PEFT raises RuntimeError for shapes, ValueError and TypeError for its configuration
         raise InputError(f"adapter {adapter}: does not fit {folder} ({_one_line(error)})") from None
+    config = adapted.active_peft_config
+    if config.is_prompt_learning and config.peft_type != "PROMPT_TUNING":
+        kind = config.peft_type.value
+        raise InputError(f"adapter {adapter}: is {kind}; allowed: LoRA, a variant of it, or PROMPT_TUNING")
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
     if unmatched := sorted(name for name in expected ^ names if "lora_" in name):  # PEFT only warns
         raise InputError(f"adapter {adapter}: does not fit {folder} (tensor {unmatched[0]} is in one of them only)")

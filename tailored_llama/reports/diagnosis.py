@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tailored_llama.config import SOFT, RunConfig
+from tailored_llama.config import RunConfig
 from tailored_llama.evaluation import TAILORED, RecoveryRow, RecoveryTable
 from tailored_llama.reports.inputs import RunResults
 from tailored_llama.reports.parts import number, percent, points, span
@@ -72,7 +72,7 @@ def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunCon
 
 def _consequence(config: RunConfig | None) -> str:
     """What becomes of an adapter that brought nothing."""
-    if config is None or config.tuning.variant in SOFT:  # a soft prompt is not exported anyway
+    if config is None or config.tuning.variant == "prompt":  # a soft prompt is not exported anyway
         return ""
     if config.tuning.keep == "always":
         return " (an exported model has the adapter all the same, as tuning.keep says)"

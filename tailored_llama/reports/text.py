@@ -15,7 +15,7 @@ from tailored_llama.training import Comparison, is_better
 NOTHING = "Tuning brought nothing here"
 
 VARIANTS = {"lora": "a LoRA adapter", "rslora": "an rsLoRA adapter", "dora": "a DoRA adapter"}
-VARIANTS |= {"prompt": "a tuned soft prompt", "prefix": "a tuned prefix"}
+VARIANTS |= {"prompt": "a tuned soft prompt"}
 
 
 def title(inputs: ReportInputs) -> str:

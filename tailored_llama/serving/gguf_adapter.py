@@ -17,7 +17,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import all_tensor_shapes, check_adapter
 from tailored_llama.serving.gguf import Array, Layout, arranged, layout_of
 
-_KINDS = {"LORA": "a LoRA", "PROMPT_TUNING": "a soft prompt", "PREFIX_TUNING": "a soft prompt"}
+_KINDS = {"LORA": "a LoRA", "PROMPT_TUNING": "a soft prompt"}
 
 
 def write_gguf_adapter(checkpoint: Path, adapter: Path, *, gguf_type: GgufType, out: Path) -> None:

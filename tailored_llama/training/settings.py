@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tailored_llama.config import (
-    SOFT,
     AdapterConfig,
     Metric,
     Quantization,
@@ -83,7 +82,7 @@ class TuneSettings:
     def of(cls, config: RunConfig, names: Sequence[str], taught: bool = False, text: bool = False) -> TuneSettings:
         """For benchmarks by name; `taught`, `text`: there are teacher outputs along the shots, and along a text."""
         tuning, distillation = config.tuning, config.distillation
-        unread = ("rank", "alpha", "dropout", "targets") if tuning.variant in SOFT else ("virtual_tokens",)
+        unread = ("rank", "alpha", "dropout", "targets") if tuning.variant == "prompt" else ("virtual_tokens",)
         adapter = with_defaults(narrow(tuning, AdapterConfig), *unread, *(() if tuning.held_out else ("patience",)))
         metrics = tuple((name, headline_metric(named_benchmark(config, name))) for name in names)
         own = cls(adapter, metrics, tuning.shots, tuning.held_out, config.model.quantization, config.seed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tailored_llama.config import SOFT, WRITTEN, Metric, Work, part_of, reserved_tokens
+from tailored_llama.config import WRITTEN, Metric, Work, part_of, reserved_tokens
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, load_base, load_tokenizer, read_id_table, save_adapter
@@ -59,7 +59,7 @@ def tune(
     limit = base.config.max_position_embeddings - reserved_tokens(adapter)
     shots, held_out, examples = _samples(pruned, prompts, teachers, settings, limit)
     # A soft prompt changes the model before it is trained; other adapters start as no change.
-    untuned = outcomes(base, held_out, adapter, adapter.micro_batch_tokens) if adapter.variant in SOFT else None
+    untuned = outcomes(base, held_out, adapter, adapter.micro_batch_tokens) if adapter.variant == "prompt" else None
     model = add_adapter(base, adapter, execution)
     texts = TextSamples(text, read_id_table(pruned)) if text else ()
     material = Material(shots, held_out, texts, settings.sequences)
@@ -74,7 +74,7 @@ def tune(
 
 def _check_soft_prompt(settings: TuneSettings) -> None:
     variant, written = settings.adapter.variant, next((m for _, m in settings.metrics if m in WRITTEN), None)
-    if variant in SOFT and written:
+    if variant == "prompt" and written:
         raise InputError(
             f"tuning.variant: got {variant!r} for a benchmark with metric {written}; allowed: lora, rslora or dora if "
             "the model writes its answers"

@@ -187,7 +187,7 @@ def test_reconstruction(tiny: Path, groups: Path, text: Path, both: Any, method:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["lora", "prefix"])
+@pytest.mark.parametrize("variant", ["lora", "prompt"])
 def test_tuning(tiny: Path, benchmark: tuple[BenchmarkConfig, Path], folder: Any, both: Any, variant: Any) -> None:
     config, prompts = benchmark[0], folder("train")
     examples = prompts.parent / "examples"

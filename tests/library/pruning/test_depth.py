@@ -241,13 +241,6 @@ def test_an_adapter_is_trained_saved_and_merged_where_blocks_are_missing(tmp_pat
     torch.testing.assert_close(logits(load_model(out, adapter)), logits(adapted), rtol=1e-4, atol=1e-5)
 
 
-def test_a_prefix_needs_attention_in_every_layer(tmp_path: Path) -> None:
-    dense, _ = prepare(tmp_path)
-    model = load_model(remove_blocks(dense, tmp_path / "out", [(0, "attention")]))
-    with pytest.raises(InputError, match=r"tuning\.variant: got 'prefix' for a model whose layers have 0, 2 KV heads"):
-        add_adapter(model, TuningConfig(variant="prefix"), CPU)
-
-
 def test_a_model_without_blocks_is_pruned_again(tmp_path: Path) -> None:
     dense, folder = prepare(tmp_path)
     once, total = remove_blocks(dense, tmp_path / "once", [(0, "attention"), (2, "mlp")]), read_structure(dense).size
