@@ -1,10 +1,9 @@
 """Stage: find the coupled groups of a model, and check that the configured ratios can be reached."""
 
-import numpy as np
 from prefect import State
 
 from tailored_llama.config import RunConfig
-from tailored_llama.pruning import groups, plan_kept, plan_vocabulary, read_groups
+from tailored_llama.pruning import check_ratio, groups
 from tailored_llama.store import ArtifactRef
 from tasks._stage import open_store, reference, stage, task
 
@@ -21,9 +20,8 @@ def build_graph(
     state = stage(
         groups, config.store, {}, {"dense": model}, lambda out, progress: groups.build_graph(store.open(model), out=out)
     )
-    table = read_groups(store.open(reference(state)))
     for ratio in ratios:
-        checkpoint, scores = store.open(model), np.zeros(len(table))
-        tokens = plan_vocabulary(checkpoint, store.open(counts), ratio, config.pruning) if counts else None
-        plan_kept(checkpoint, table, scores, ratio, config.pruning, config.reconstruction.method, None, tokens)
+        check_ratio(
+            store.open(model), store.open(reference(state)), store.open(counts) if counts else None, ratio, config
+        )
     return state

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tailored_llama.cli.folders import subfolder
 from tailored_llama.config import (
     PROMPTS,
@@ -26,7 +24,7 @@ from tailored_llama.config import (
 from tailored_llama.console import progress_bar
 from tailored_llama.data import RenderedSplit, benchmarks, calibration, check_benchmark, prompts, self_text
 from tailored_llama.models import check_teacher, read_structure
-from tailored_llama.pruning import allocation, groups, importance, plan_kept, plan_vocabulary, read_groups, vocabulary
+from tailored_llama.pruning import allocation, check_ratio, groups, importance, vocabulary
 from tailored_llama.pruning import prune as pruning
 from tailored_llama.training import distillation, soft_labels
 
@@ -151,10 +149,7 @@ def prune_in_steps(
         graph, scores = new(f"groups-{step}"), new(f"importance-{step}")
         groups.build_graph(model, out=graph)
         if step == 1:  # fail before any heavy work if the ratio is out of reach
-            table = read_groups(graph)
-            tokens = plan_vocabulary(model, counts, ratio, run.pruning) if counts else None
-            method = run.reconstruction.method
-            plan_kept(model, table, np.zeros(len(table)), ratio, run.pruning, method, None, tokens)
+            check_ratio(model, graph, counts, ratio, run)
         with progress_bar(f"importance {run.pruning.criterion}") as progress:
             importance.score_importance(
                 model,

@@ -4,10 +4,9 @@ from tailored_llama.pruning import allocation, groups, importance, prune, vocabu
 from tailored_llama.pruning.groups import read_groups
 from tailored_llama.pruning.importance import IMPORTANCE_SCHEMA
 from tailored_llama.pruning.plan import read_plan
-from tailored_llama.pruning.prune import plan_kept
-from tailored_llama.pruning.vocabulary import plan_vocabulary
+from tailored_llama.pruning.prune import check_ratio
 
 __all__ = [
-    "IMPORTANCE_SCHEMA", "allocation", "groups", "importance", "plan_kept", "plan_vocabulary", "prune", "read_groups",
-    "read_plan", "vocabulary",
+    "IMPORTANCE_SCHEMA", "allocation", "check_ratio", "groups", "importance", "prune", "read_groups", "read_plan",
+    "vocabulary",
 ]  # fmt: skip

@@ -97,7 +97,7 @@ def search_widths(
     table, scores = read_groups(groups), read_importance(importance)
     tokens = plan_vocabulary(checkpoint, counts, ratio, pruning) if counts else None
     method = reconstruction.method
-    counted, _, total, gone = prune.count_parameters(checkpoint, table, method, None, tokens)
+    counted, target = prune.count_parameters(checkpoint, table, ratio, method, None, tokens)
     blocks, ranked = blocks_of(counted, scores, pruning), weighted(counted, scores, pruning)
     model = open_model(checkpoint, execution, out, whole="pruning.allocation = 'search'")
     tokenizer, limit = load_tokenizer(checkpoint), model.config.max_position_embeddings
@@ -115,10 +115,10 @@ def search_widths(
     fits = fit_levels(model, fitted, slices, blocks, reconstruction.ridge, after(0), execution.batch_tokens)
     with packed_attention(model):
         net = Supernet(model, blocks, fits, [text for text in texts if text])
-        steps = search(net, ranked, round(ratio * total) - gone, evaluations, seed, after(layers))
+        steps = search(net, ranked, target.budget, evaluations, seed, after(layers))
     chosen = steps[-1].levels
     widths = {(b.layer, b.kind): b.widths[level] for b, level in zip(blocks, chosen, strict=True)}
-    kept = prune.plan_kept(checkpoint, table, scores, ratio, pruning, method, None, tokens, widths=widths)
+    kept = prune.plan_kept(counted, scores, target, pruning, widths=widths)
     final = [int(kept[block.groups].sum()) for block in blocks]
     columns = {"layer": [b.layer for b in blocks], "kind": [b.kind for b in blocks], "kept": final}
     write_table(out / "allocation.parquet", columns | {"groups": [len(b.groups) for b in blocks]}, ALLOCATION_SCHEMA)

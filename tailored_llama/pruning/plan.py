@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from tailored_llama.config import PruningConfig
 from tailored_llama.errors import InputError
-from tailored_llama.pruning.depth import Fixed
+from tailored_llama.pruning.depth import Fixed, Target
 from tailored_llama.pruning.groups import KINDS, Groups
 from tailored_llama.store import read_table
 
@@ -40,36 +39,24 @@ def read_widths(folder: Path) -> Widths:
     return {(row["layer"], row["kind"]): row["kept"] for row in rows}
 
 
-def plan(
-    groups: Groups,
-    scores: Mask,
-    total: int,
-    ratio: float,
-    pruning: PruningConfig,
-    gone: int = 0,
-    fixed: Fixed = MappingProxyType({}),
-    widths: Widths | None = None,
-) -> Mask:
+def plan(groups: Groups, scores: Mask, target: Target, pruning: PruningConfig, widths: Widths | None = None) -> Mask:
     """Choose the groups that stay, bool [groups].
 
     Args:
         groups: the coupled groups of the model.
         scores: their importance, float [groups].
-        total: parameters of the dense model.
-        ratio: fraction of `total` to remove.
+        target: what is to leave.
         pruning: allocation, attention weight, kinds, protected layers, floors and multiple.
-        gone: parameters of `total` that earlier steps have removed.
-        fixed: parameters of each block that leave with its last group.
         widths: what a search chose, which removes no more than the ratio. The rest of the ratio leaves by importance,
             as with allocation global.
 
     Raises:
-        InputError: `ratio` cannot be reached within 0.1 % of all parameters (in tiny models: within one channel). The
+        InputError: the ratio cannot be reached within 0.1 % of all parameters (in tiny models: within one channel). The
             message names the nearest or largest reachable ratio, and the settings that limit it. Or nothing would be
             left of any layer.
     """
-    budget = round(ratio * total) - gone
-    _check_reach(groups, total, ratio, budget, pruning, fixed)
+    ratio, budget, fixed = target.ratio, target.budget, target.fixed
+    _check_reach(groups, target, pruning)
     if pruning.allocation == "uniform":
         removed = _remove_uniformly(groups, scores, budget, pruning)
     else:
@@ -78,9 +65,9 @@ def plan(
         raise InputError(f"pruning.ratios: got {ratio}; allowed: less, since it leaves no layer")
     blocks = _by_layer(groups, pruning).items()
     reached = int(groups.parameters[removed].sum()) + sum(fixed.get(b, 0) for b, m in blocks if removed[m].all())
-    if abs(reached - budget) > max(TOLERANCE * total, _grain(groups, pruning)):
+    if abs(reached - budget) > max(TOLERANCE * target.total, _grain(groups, pruning)):
         raise InputError(
-            f"pruning.ratios: got {ratio}; allowed: {(reached + gone) / total:.4f}, the nearest that whole groups "
+            f"pruning.ratios: got {ratio}; allowed: {target.ratio_after(reached):.4f}, the nearest that whole groups "
             f"reach with allocation {pruning.allocation}, kinds {', '.join(pruning.kinds)} and channel_multiple "
             f"{pruning.channel_multiple}"
         )
@@ -96,16 +83,18 @@ def _grain(groups: Groups, pruning: PruningConfig) -> int:
     return layers * int(groups.parameters[channels].max())
 
 
-def _check_reach(groups: Groups, total: int, ratio: float, budget: int, pruning: PruningConfig, fixed: Fixed) -> None:
+def _check_reach(groups: Groups, target: Target, pruning: PruningConfig) -> None:
     """Check that protected layers, floors and multiples leave enough to remove."""
     removable = 0
     for block, members in _by_layer(groups, pruning).items():
         spare = _spare(block[1], len(members), pruning)
-        removable += spare * int(groups.parameters[members[0]]) + (fixed.get(block, 0) if spare == len(members) else 0)
-    if budget > removable:
-        largest = (round(ratio * total) - budget + removable) / total
+        removable += spare * int(groups.parameters[members[0]]) + (
+            target.fixed.get(block, 0) if spare == len(members) else 0
+        )
+    if target.budget > removable:
+        largest = np.floor(target.ratio_after(removable) * 1e4) / 1e4
         raise InputError(
-            f"pruning.ratios: got {ratio}; allowed: at most {np.floor(largest * 1e4) / 1e4:.4f} with protect_first "
+            f"pruning.ratios: got {target.ratio}; allowed: at most {largest:.4f} with protect_first "
             f"{pruning.protect_first}, protect_last {pruning.protect_last}, min_channels {pruning.min_channels}, "
             f"min_kv_heads {pruning.min_kv_heads}, channel_multiple {pruning.channel_multiple} and kinds "
             f"{', '.join(pruning.kinds)}"

@@ -32,7 +32,7 @@ from tailored_llama.models import (
     read_structure,
 )
 from tailored_llama.progress import Progress, silent
-from tailored_llama.pruning.depth import Array, Fixed, choose_layers, fixed_parameters, read_influence
+from tailored_llama.pruning.depth import Array, Target, choose_layers, fixed_parameters, read_influence
 from tailored_llama.pruning.groups import KINDS, Groups, read_groups, read_slices, staying
 from tailored_llama.pruning.importance import read_importance
 from tailored_llama.pruning.plan import PLAN_SCHEMA, Mask, Widths, plan, read_widths
@@ -102,11 +102,12 @@ def prune(
     structure = read_structure(checkpoint)
     check_solver(structure, method, execution.device)
     table, before = read_groups(groups), original or structure.size
-    scores, total = read_importance(importance), before.parameters
+    total = before.parameters
     tokens = plan_vocabulary(checkpoint, counts, ratio, pruning, total) if counts else None
     influence = read_influence(importance) if "layer" in pruning.kinds else None
     widths = read_widths(allocation) if allocation else None
-    kept = plan_kept(checkpoint, table, scores, ratio, pruning, method, total, tokens, influence, widths)
+    counted, target = count_parameters(checkpoint, table, ratio, method, total, tokens)
+    kept = plan_kept(counted, read_importance(importance), target, pruning, influence, widths)
     write_table(
         out / "plan.parquet",
         {"group": range(len(table)), "layer": table.layer, "kind": table.kind, "index": table.index, "kept": kept},
@@ -132,44 +133,50 @@ def prune(
     return facts | ({"tokens": left.vocab_size, "tokens_whole": round(tokens.whole, 6)} if tokens else {})
 
 
+def check_ratio(checkpoint: Path, groups: Path, counts: Path | None, ratio: float, config: RunConfig) -> None:
+    """Check that a ratio can be reached, before anything else is known of the model than its groups.
+
+    Raises:
+        InputError: as in `plan_kept`, `plan_vocabulary` and `count_parameters`.
+    """
+    table, pruning = read_groups(groups), config.pruning
+    tokens = plan_vocabulary(checkpoint, counts, ratio, pruning) if counts else None
+    counted, target = count_parameters(checkpoint, table, ratio, config.reconstruction.method, None, tokens)
+    plan_kept(counted, np.zeros(len(table)), target, pruning)
+
+
 def plan_kept(
-    checkpoint: Path,
     groups: Groups,
     scores: Mask,
-    ratio: float,
+    target: Target,
     pruning: PruningConfig,
-    method: Reconstruction,
-    original_parameters: int | None = None,
-    tokens: VocabularyPlan | None = None,
     influence: Array | None = None,
     widths: Widths | None = None,
 ) -> Mask:
-    """Plan a checkpoint as `plan` does, counting the tokens that leave and the biases that the method `bias` will add.
-
-    Of the kind layer, whole layers leave first; none of their groups are kept.
+    """Plan as `plan` does. Of the kind layer, whole layers leave first; none of their groups are kept.
 
     Raises:
-        InputError: as in `plan` and `choose_layers`, or the architecture has no biases to add.
+        InputError: as in `plan` and `choose_layers`.
     """
-    groups, fixed, total, gone = count_parameters(checkpoint, groups, method, original_parameters, tokens)
     if "layer" not in pruning.kinds:
-        return plan(groups, scores, total, ratio, pruning, gone, fixed, widths)
-    leave, parameters = choose_layers(groups, fixed, influence, total, ratio, pruning, gone)
+        return plan(groups, scores, target, pruning, widths)
+    leave, parameters = choose_layers(groups, influence, target, pruning)
     kept = ~np.isin(groups.layer, leave)
     if set(pruning.kinds) & set(KINDS):
-        rest = groups.where(kept)
-        kept[kept] = plan(rest, scores[kept], total, ratio, pruning, gone + parameters, fixed)
+        rest = replace(target, gone=target.gone + parameters)
+        kept[kept] = plan(groups.where(kept), scores[kept], rest, pruning)
     return kept
 
 
 def count_parameters(
     checkpoint: Path,
     groups: Groups,
+    ratio: float,
     method: Reconstruction,
     original_parameters: int | None = None,
     tokens: VocabularyPlan | None = None,
-) -> tuple[Groups, Fixed, int, int]:
-    """What a plan counts, added biases included: groups, what is in none of them, all at first, and those gone already.
+) -> tuple[Groups, Target]:
+    """Groups and target of a plan, counting the tokens that leave and the biases that the method `bias` will add.
 
     Raises:
         InputError: the architecture has no biases to add.
@@ -194,4 +201,4 @@ def count_parameters(
         gone -= int(added.sum()) + sum(of_outputs.values())
         fixed = {block: parameters + of_outputs[block] for block, parameters in fixed.items()}
         groups = replace(groups, parameters=groups.parameters + added)
-    return groups, fixed, total, gone
+    return groups, Target(total, ratio, gone, fixed)

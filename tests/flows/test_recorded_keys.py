@@ -134,9 +134,7 @@ def _noting(build: Any) -> Iterator[Any]:
     yield patch.object(ArtifactStore, "open", lambda store, ref: Path(ref.stage) / ref.key)
     yield patch.object(ArtifactStore, "manifest", lambda store, ref: manifest)
     yield patch("tasks.prune.read_structure", lambda folder: SimpleNamespace(parameters=134_515_008))
-    yield patch("tasks.build_graph.read_groups", lambda folder: [])
-    for name in ("plan_kept", "plan_vocabulary"):
-        yield patch(f"tasks.build_graph.{name}", lambda *arguments: None)
+    yield patch("tasks.build_graph.check_ratio", lambda *arguments: None)
     yield patch("tasks.prompt_study.choose", lambda scores: next(iter(scores)))
     yield patch("tasks.export.tailored_card", lambda *arguments: "card")
     yield patch("tasks.export.place", lambda *arguments: None)
