@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from tailored_llama.config import PruningConfig
-from tailored_llama.data import sequences_at_once
 from tailored_llama.errors import InputError
 from tailored_llama.models import all_tensor_shapes, block_of, caller, layers_of, read_config
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Groups
-from tailored_llama.pruning.layerwise import enter_all
+from tailored_llama.pruning.layerwise import Text, enter_all
 from tailored_llama.store import read_table, write_table
 
 INFLUENCE_SCHEMA = pa.schema({"layer": pa.int16(), "influence": pa.float64()})
@@ -53,24 +51,20 @@ class Target:
         return (self.gone + removed) / self.total
 
 
-def block_influence(
-    model: Any, input_ids: Tensor, progress: Progress = silent, batch_tokens: int | None = None
-) -> Array:
+def block_influence(model: Any, text: Text, progress: Progress = silent) -> Array:
     """1 − the mean cosine between each layer's input and output hidden states (ShortGPT, arXiv 2403.03853, equation 1).
 
     Args:
         model: a causal LM, streamed or not.
-        input_ids: int64 [samples, tokens].
+        text: the calibration text.
         progress: called after every layer.
-        batch_tokens: most tokens per forward pass; None: 4,096.
 
     Returns:
         float64 [layers]; a layer of low influence changes the states least.
     """
     layers, influence = layers_of(model), np.zeros(len(layers_of(model)))
-    batches = input_ids.split(sequences_at_once(input_ids, batch_tokens))
     with torch.inference_mode(), layers.shelf() as shelf:
-        arguments = enter_all(model, batches, shelf)
+        arguments = enter_all(model, text.batches(), shelf)
         for number, layer in layers.forward():
             alike = 0.0
             for index, further in enumerate(arguments):
@@ -78,7 +72,7 @@ def block_influence(
                 shelf[number + 1, index] = after = caller(layer, further[number])(before)
                 alike += float(cosine_similarity(before.to(after.device).double(), after.double(), dim=-1).sum())
                 shelf.drop((number, index))
-            influence[number] = 1 - alike / input_ids.numel()
+            influence[number] = 1 - alike / text.input_ids.numel()
             progress(number + 1, len(layers))
     return influence
 

@@ -166,6 +166,11 @@ def by_parameter(slices: list[Slices]) -> dict[str, list[Slices]]:
     return dict(grouped)
 
 
+def zero_scores(slices: list[Slices]) -> Tensor:
+    """A score of zero for every group, float64 [groups]."""
+    return torch.zeros(1 + max(int(part.owner.max()) for part in slices), dtype=torch.float64)
+
+
 def add_scores(scores: Tensor, part: Slices, values: Tensor) -> None:
     """Add one value per index of a dimension to the group that owns the index.
 

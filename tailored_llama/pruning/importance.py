@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from safetensors import safe_open
 
 from tailored_llama.config import Criterion, ExecutionConfig, RunConfig, drops_layers
@@ -16,7 +15,16 @@ from tailored_llama.models import all_tensor_shapes, open_model, weight_files
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.activations import activation_scores
 from tailored_llama.pruning.depth import block_influence, write_influence
-from tailored_llama.pruning.groups import Groups, Slices, add_scores, by_parameter, read_groups, read_slices
+from tailored_llama.pruning.groups import (
+    Groups,
+    Slices,
+    add_scores,
+    by_parameter,
+    read_groups,
+    read_slices,
+    zero_scores,
+)
+from tailored_llama.pruning.layerwise import Text
 from tailored_llama.pruning.taylor import taylor_scores
 from tailored_llama.store import read_table, write_table
 
@@ -67,21 +75,25 @@ def score_importance(
     if criterion == "random":
         scores = np.random.default_rng(seed).random(len(table))
     elif criterion in ("magnitude_l1", "magnitude_l2"):
-        scores = magnitude_scores(checkpoint, slices, len(table), criterion)
+        scores = magnitude_scores(checkpoint, slices, criterion)
     else:
         assert calibration is not None
-        model, input_ids = open_model(checkpoint, execution, out), read_calibration(calibration)
+        model, text = (
+            open_model(checkpoint, execution, out),
+            Text(read_calibration(calibration), execution.batch_tokens),
+        )
         if criterion in ("wanda_sp", "flap"):
-            scores = activation_scores(model, input_ids, slices, table, criterion, progress, execution.batch_tokens)
+            scores = activation_scores(model, text, slices, table, criterion, progress)
         else:
-            scores = taylor_scores(
-                model, input_ids, slices, len(table), criterion, progress, execution.batch_tokens, seed
-            )
+            scores = taylor_scores(model, text, slices, criterion, progress, seed)
     write_importance(out, table, scores, criterion)
     if influence:
         assert calibration is not None
-        model, input_ids = open_model(checkpoint, execution, out), read_calibration(calibration)
-        write_influence(out, block_influence(model, input_ids, progress, execution.batch_tokens))
+        model, text = (
+            open_model(checkpoint, execution, out),
+            Text(read_calibration(calibration), execution.batch_tokens),
+        )
+        write_influence(out, block_influence(model, text, progress))
     return {}
 
 
@@ -105,10 +117,9 @@ def read_importance(folder: Path) -> np.ndarray[Any, Any]:
     return np.asarray(read_table(folder / "importance.parquet", IMPORTANCE_SCHEMA)["score"].to_numpy())
 
 
-def magnitude_scores(dense: Path, slices: list[Slices], groups: int, criterion: Criterion) -> np.ndarray[Any, Any]:
+def magnitude_scores(dense: Path, slices: list[Slices], criterion: Criterion) -> np.ndarray[Any, Any]:
     """L1 or L2 (Euclidean) norm of all weights of each group; tensors are read one at a time."""
-    scores = torch.zeros(groups, dtype=torch.float64)
-    parts = by_parameter(slices)
+    scores, parts = zero_scores(slices), by_parameter(slices)
     for file in weight_files(dense):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)

@@ -35,6 +35,7 @@ from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.depth import Array, Target, choose_layers, fixed_parameters, read_influence
 from tailored_llama.pruning.groups import KINDS, Groups, read_groups, read_slices, staying
 from tailored_llama.pruning.importance import read_importance
+from tailored_llama.pruning.layerwise import Text
 from tailored_llama.pruning.plan import PLAN_SCHEMA, Mask, Widths, plan, read_widths
 from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.pruning.surgery import kept_layers, prune_checkpoint
@@ -118,8 +119,9 @@ def prune(
         fitted: list[Path] = []
         if method != "none":
             assert calibration is not None
-            model, text = open_model(checkpoint, execution, Path(scratch)), read_calibration(calibration)
-            for tensors in reconstruct(model, text, stays, reconstruction, progress, execution.batch_tokens):
+            model = open_model(checkpoint, execution, Path(scratch))
+            text = Text(read_calibration(calibration), execution.batch_tokens)
+            for tensors in reconstruct(model, text, stays, reconstruction, progress):
                 if tensors:  # none of a layer that leaves
                     fitted.append(Path(scratch) / f"{len(fitted)}.safetensors")
                     save_file(tensors, fitted[-1])

@@ -13,7 +13,7 @@ from torch import Tensor
 from tailored_llama.models import Document, caller, enter, head_logits, layers_of, packed_inputs
 from tailored_llama.progress import Progress
 from tailored_llama.pruning.groups import Slices
-from tailored_llama.pruning.layerwise import enter_all, even_batches, watch
+from tailored_llama.pruning.layerwise import Text, enter_all, watch
 from tailored_llama.pruning.plan import Block
 from tailored_llama.pruning.ridge import Equations
 
@@ -62,7 +62,7 @@ def fit_levels(
         batch_tokens: most tokens per pass through one layer; None: 4,096.
     """
     owners = {(part.parameter, part.dim): part.owner for part in slices}
-    layers, batches = layers_of(model), even_batches(input_ids, batch_tokens)
+    layers, batches = layers_of(model), Text(input_ids, batch_tokens).even_batches()
     fits: Fits = [[] for _ in blocks]
     with layers.shelf() as shelf:
         arguments = enter_all(model, batches, shelf)[0]
