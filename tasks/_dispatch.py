@@ -12,7 +12,7 @@ from threading import Event, Lock
 from typing import Any
 from uuid import UUID
 
-from prefect import get_client
+from prefect import State, get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
@@ -31,7 +31,7 @@ FLOW = "stage"  # in flows/stage.py
 THREADS = 64  # stages that one flow has under way at once
 EVERY = 1.0  # seconds between two looks at a dispatched run, and one more for each ten stages under way
 GATHER = 2.0  # seconds for which a stage waits for others to share its runs
-NOT_NEEDED = Completed(name="NotNeeded", message="Other runs have made all that this one was for.")
+NOT_NEEDED: State[Any] = Completed(name="NotNeeded", message="Other runs have made all that this one was for.")
 
 
 class CrashedElsewhere(ConnectionError):

@@ -32,7 +32,7 @@ def run(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Run the whole pipeline, or a study, in this process, without Prefect; what is in the store is not computed again."""
+    """Run the whole pipeline, or a study, in this process, without Prefect; what is in the store is found again."""
     if study not in COMPOSITIONS:
         raise InputError(f"--study: got {study!r}; allowed: {', '.join(COMPOSITIONS)}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tailored_llama.config.execution import ExecutionConfig, StoreConfig
@@ -22,7 +22,7 @@ class Work:
     """
 
     out: Path
-    execution: ExecutionConfig = ExecutionConfig()
-    downloads: str = StoreConfig().downloads
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    downloads: str = StoreConfig.model_fields["downloads"].default
     progress: Progress = silent
     resume: Path | None = None

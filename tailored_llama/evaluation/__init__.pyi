@@ -1,87 +1,57 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
-from .bits import (
-    BitsRow as BitsRow,
-    WHOLE as WHOLE,
-    bits_rows as bits_rows,
-)
-from .pieces import (
-    PiecesRow as PiecesRow,
-    read_pieces as read_pieces,
-)
-from .profiling import (
-    ProfileRow as ProfileRow,
-    read_profile as read_profile,
-    token_flops as token_flops,
-)
-from .prompt_study import (
-    Difference as Difference,
-    EVALUATION as EVALUATION,
-    Studied as Studied,
-    TemplateRow as TemplateRow,
-    choose as choose,
-    read_study as read_study,
-    study_differences as study_differences,
-    study_rows as study_rows,
-)
-from .recovery import (
-    HEALED as HEALED,
-    MEAN as MEAN,
-    MODELS as MODELS,
-    ModelRow as ModelRow,
-    PRUNED as PRUNED,
-    RecoveryRow as RecoveryRow,
-    RecoveryTable as RecoveryTable,
-    TAILORED as TAILORED,
-    read_recovery as read_recovery,
-    recovery_rows as recovery_rows,
-    recovery_tables as recovery_tables,
-)
-from .scores import (
-    compare_scores as compare_scores,
-    read_metrics as read_metrics,
-    read_score as read_score,
-)
-from .statistics import (
-    Array as Array,
-    RESAMPLES as RESAMPLES,
-    Z95 as Z95,
-    above_floor as above_floor,
-)
-from .sweep import (
-    SweepBenchmarkRow as SweepBenchmarkRow,
-    SweepRow as SweepRow,
-    SweptModel as SweptModel,
-    measure as measure,
-    read_sweep as read_sweep,
-)
-from .transfer import (
-    DIFFERENCE as DIFFERENCE,
-    OTHERS as OTHERS,
-    OWN as OWN,
-    TransferCell as TransferCell,
-    TransferRow as TransferRow,
-    field_of as field_of,
-    read_transfer as read_transfer,
-    transfer_rows as transfer_rows,
-)
-from .generation import (
-    generate as generate,
-)
-from .perplexity import (
-    measure_perplexity as measure_perplexity,
-)
-from .pieces import (
-    measure_pieces as measure_pieces,
-)
-from .profiling import (
-    profile_checkpoint as profile_checkpoint,
-)
-from .scoring import (
-    score_benchmark as score_benchmark,
-)
-from .settings import (
-    PerplexitySettings as PerplexitySettings,
-    PiecesSettings as PiecesSettings,
-    ProfileSettings as ProfileSettings,
-    ScoreSettings as ScoreSettings,
-)
+from .bits import WHOLE as WHOLE
+from .bits import BitsRow as BitsRow
+from .bits import bits_rows as bits_rows
+from .generation import generate as generate
+from .perplexity import measure_perplexity as measure_perplexity
+from .pieces import PiecesRow as PiecesRow
+from .pieces import measure_pieces as measure_pieces
+from .pieces import read_pieces as read_pieces
+from .profiling import ProfileRow as ProfileRow
+from .profiling import profile_checkpoint as profile_checkpoint
+from .profiling import read_profile as read_profile
+from .profiling import token_flops as token_flops
+from .prompt_study import EVALUATION as EVALUATION
+from .prompt_study import Difference as Difference
+from .prompt_study import Studied as Studied
+from .prompt_study import TemplateRow as TemplateRow
+from .prompt_study import choose as choose
+from .prompt_study import read_study as read_study
+from .prompt_study import study_differences as study_differences
+from .prompt_study import study_rows as study_rows
+from .recovery import HEALED as HEALED
+from .recovery import MEAN as MEAN
+from .recovery import MODELS as MODELS
+from .recovery import PRUNED as PRUNED
+from .recovery import TAILORED as TAILORED
+from .recovery import ModelRow as ModelRow
+from .recovery import RecoveryRow as RecoveryRow
+from .recovery import RecoveryTable as RecoveryTable
+from .recovery import read_recovery as read_recovery
+from .recovery import recovery_rows as recovery_rows
+from .recovery import recovery_tables as recovery_tables
+from .scores import compare_scores as compare_scores
+from .scores import read_metrics as read_metrics
+from .scores import read_score as read_score
+from .scoring import score_benchmark as score_benchmark
+from .settings import PerplexitySettings as PerplexitySettings
+from .settings import PiecesSettings as PiecesSettings
+from .settings import ProfileSettings as ProfileSettings
+from .settings import ScoreSettings as ScoreSettings
+from .statistics import RESAMPLES as RESAMPLES
+from .statistics import Z95 as Z95
+from .statistics import Array as Array
+from .statistics import above_floor as above_floor
+from .sweep import SweepBenchmarkRow as SweepBenchmarkRow
+from .sweep import SweepRow as SweepRow
+from .sweep import SweptModel as SweptModel
+from .sweep import measure as measure
+from .sweep import read_sweep as read_sweep
+from .transfer import DIFFERENCE as DIFFERENCE
+from .transfer import OTHERS as OTHERS
+from .transfer import OWN as OWN
+from .transfer import TransferCell as TransferCell
+from .transfer import TransferRow as TransferRow
+from .transfer import field_of as field_of
+from .transfer import read_transfer as read_transfer
+from .transfer import transfer_rows as transfer_rows

@@ -33,7 +33,6 @@ class PiecesRow:
     whole: float
 
 
-
 def measure_pieces(
     pruned: Path, dense: Path, prompts: Mapping[str, Path], *, settings: PiecesSettings, work: Work
 ) -> None:
@@ -50,11 +49,9 @@ def measure_pieces(
         InputError: the checkpoint's vocabulary was not trimmed.
     """
     if (table := read_id_table(pruned)) is None:
-        raise InputError(
-            f"{pruned}: vocabulary.parquet is missing; allowed: a checkpoint with a trimmed vocabulary"
-        )
+        raise InputError(f"{pruned}: vocabulary.parquet is missing; allowed: a checkpoint with a trimmed vocabulary")
     texts = {name: _prompt_texts(folder) for name, folder in prompts.items()}
-    whole = "\n\n".join(load_texts(settings.text, work.downloads))
+    whole = "\n\n".join(load_texts(settings.text.text, work.downloads))
     texts[PERPLEXITY_TEXT] = [whole[: settings.tokens * _CHARACTERS] if settings.tokens else whole]
     before, after = load_tokenizer(dense), load_tokenizer(pruned)
     rows = []

@@ -115,10 +115,7 @@ def _clock(model: Any) -> float:
     return time.perf_counter()
 
 
-
-def profile_checkpoint(
-    checkpoint: Path, against: Path | None = None, *, settings: ProfileSettings, work: Work
-) -> None:
+def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, settings: ProfileSettings, work: Work) -> None:
     """Stage: measure a checkpoint, optionally in turns with another; write `profile.parquet`.
 
     There is a row for each checkpoint and batch size. A pass prefills random prompts of one length and decodes

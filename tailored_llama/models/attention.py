@@ -7,8 +7,6 @@ attention alone, and nothing else of the model, pads its documents.
 
 from __future__ import annotations
 
-from tailored_llama.models import libraries  # noqa: F401, I001 - before torch
-
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from tailored_llama.errors import InputError
+from tailored_llama.models import libraries  # noqa: F401 - before torch
 
 ATTENTION = "tailored_packed"  # among the attention functions of transformers
 

@@ -10,7 +10,7 @@ from typing import Any
 from gguf import GGUFReader
 from huggingface_hub import ModelCardData, metadata_load
 
-from tailored_llama.config import PruningConfig, ReconstructionConfig
+from tailored_llama.config import PlanConfig, ReconstructionConfig
 from tailored_llama.models.checkpoints import LAYERED_PREFIX, Size, read_config, weights_digest
 from tailored_llama.models.sources import ModelSource
 from tailored_llama.store import EMBEDDED_MODELS, hub_card, is_hub_id
@@ -94,7 +94,7 @@ def write_card(title: str, sections: Sequence[str], **metadata: Any) -> str:
 
 
 def pruned_card(
-    dense: Path, out: Path, before: Size, left: Size, pruning: PruningConfig, reconstruction: ReconstructionConfig
+    dense: Path, out: Path, before: Size, left: Size, pruning: PlanConfig, reconstruction: ReconstructionConfig
 ) -> str:
     """The card of a checkpoint that has been pruned but not tuned."""
     digest = weights_digest(dense)
@@ -110,7 +110,7 @@ def merged_card(folder: Path) -> str:
     return text.replace(_UNTUNED, _MERGED)
 
 
-def what_was_removed(before: Size, left: Size, pruning: PruningConfig, reconstruction: ReconstructionConfig) -> str:
+def what_was_removed(before: Size, left: Size, pruning: PlanConfig, reconstruction: ReconstructionConfig) -> str:
     """True parameter counts, what was removed by which rule, and how the remaining weights were changed."""
     fitted = {
         "none": "The weights that stay are the dense model's.",

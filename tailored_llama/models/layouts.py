@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tailored_llama.models import libraries  # noqa: F401, I001 - before torch
-
 import re
 from collections.abc import Collection
 from typing import Any
@@ -12,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import MistralConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tailored_llama.models import libraries  # noqa: F401 - before torch
 from tailored_llama.models.checkpoints import CHANNELS, HEADS, KV_HEADS, LAYERED_PREFIX, Layer, head_dim_of
 from tailored_llama.models.modeling_tailored_llama import LAYERED, blocks
 

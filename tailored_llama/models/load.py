@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tailored_llama.models import libraries  # noqa: F401, I001 - before torch
-
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tailored_llama.errors import InputError
+from tailored_llama.models import libraries  # noqa: F401 - before torch
 from tailored_llama.models.checkpoints import check_checkpoint, read_config, tensor_shapes, weights_digest
 from tailored_llama.models.devices import devices_of
 from tailored_llama.models.spreading import spread

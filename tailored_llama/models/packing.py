@@ -8,8 +8,6 @@ a PEFT adapter: an attention function registered with transformers (`attention.p
 
 from __future__ import annotations
 
-from tailored_llama.models import libraries  # noqa: F401, I001 - before torch
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tailored_llama.memory import out_of_memory
+from tailored_llama.models import libraries  # noqa: F401 - before torch
 from tailored_llama.models.attention import ATTENTION, Block, Header, Row
 from tailored_llama.models.load import head_logits
 

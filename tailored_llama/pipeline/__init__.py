@@ -15,7 +15,7 @@ from tailored_llama.pipeline.runner import (
     describe,
     run_only,
 )
-from tailored_llama.pipeline.stage import Call, Stage, map_leaves, leaves
+from tailored_llama.pipeline.stage import Call, Stage, leaves, map_leaves
 from tailored_llama.pipeline.stages import STAGES
 
 __all__ = [

@@ -37,7 +37,8 @@ def prompts(run: Runner, config: PromptStudyConfig) -> ArtifactRef:
     studied = {
         b.name: _studied(run, config, b, (examples[b.name], slices[b.name]), checkpoint) for b in config.benchmarks
     }
-    return conclude(run(stages.STUDY, StudySettings(as_shown(config), model), "prompt study report", studied=studied), {})
+    settings = StudySettings(as_shown(config), model)
+    return conclude(run(stages.STUDY, settings, "prompt study report", studied=studied), {})
 
 
 def _checkpoint(run: Runner, config: PromptStudyConfig) -> tuple[Artifact, str]:
@@ -71,5 +72,5 @@ def _studied(
     chosen = evaluation.choose({template: [run.open(scores)] for template, scores in selection.items()})
     reported = dict.fromkeys([chosen, *REFERENCES])
     asked = {t: render(run, with_template(config, source[t]), name, "evaluation", examples) for t in reported}
-    evaluation = {t: score(run, config, name, t, checkpoint, asked[t]) for t in reported}
-    return StudiedBenchmark(chosen, selection, evaluation, asked)
+    scored = {t: score(run, config, name, t, checkpoint, asked[t]) for t in reported}
+    return StudiedBenchmark(chosen, selection, scored, asked)

@@ -23,7 +23,7 @@ from tailored_llama.store import read_manifest
 
 if TYPE_CHECKING:
     from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow, SweptModel
-    from tailored_llama.reports import ModelResults, RunResults
+    from tailored_llama.reports import Cost, ModelResults, RunResults
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ def write_run_report(
     work: Work,
 ) -> None:
     """Stage: write the report of a run from what there is of it; `prompts` are the rendered evaluation prompts."""
-    read = {"dense": dense, "dense importance": importance, "": runs, "prompts": prompts}
+    read: dict[str, Any] = {"dense": dense, "dense importance": importance, "": runs, "prompts": prompts}
     read |= {"dense, tuned": tuned_dense, "quantised": quantised}
-    costs, libraries = [], {}
+    costs: list[Cost] = []
+    libraries: dict[str, str] = {}
     for label, folder in leaves(read):
         if isinstance(folder, Path):
             made = read_manifest(folder)

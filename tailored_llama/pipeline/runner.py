@@ -118,7 +118,7 @@ class FolderRunner:
         out.mkdir()
         call = Call(stage, settings, result(inputs), name)
         with progress_bar(name) as progress:
-            self.facts[out] = call.run(Path, Work(out, self.execution, self.downloads, progress))
+            self.facts[out] = call.run(Work(out, self.execution, self.downloads, progress))
         return Done(out)
 
     def open(self, artifact: Artifact) -> Path:
@@ -145,7 +145,7 @@ def build(
     def compute(out: Path) -> Facts:
         resume = artifacts.resume_folder(stage.name, stage.version, fields, inputs)
         with _slot(stage, execution, downloads):
-            return call.run(artifacts.open, Work(out, execution, downloads, progress, resume))
+            return call.run(Work(out, execution, downloads, progress, resume), artifacts.open)
 
     return artifacts.build(stage.name, stage.version, fields, inputs, compute)
 

@@ -73,14 +73,14 @@ class Call(Generic[S]):
         """The key of the artifact: stage, version, settings and inputs, and nothing else."""
         return artifact_key(self.stage.name, self.stage.version, self.fields, self.references)
 
-    def run(self, folders: Callable[[ArtifactRef], Path], work: Work) -> Facts:
-        """Run the stage's function on the folders of its inputs."""
-        opened = {name: map_leaves(_opened(folders), value) for name, value in self.inputs.items()}
+    def run(self, work: Work, open_reference: Callable[[ArtifactRef], Path] | None = None) -> Facts:
+        """Run the stage's function on the folders of its inputs; `open_reference` finds that of a reference."""
+
+        def folder_of(leaf: Any) -> Any:
+            return open_reference(leaf) if open_reference and isinstance(leaf, ArtifactRef) else leaf
+
+        opened = {name: map_leaves(folder_of, value) for name, value in self.inputs.items()}
         return self.stage.load()(**opened, settings=self.settings, work=work)
-
-
-def _opened(folders: Callable[[ArtifactRef], Path]) -> Callable[[Any], Any]:
-    return lambda leaf: folders(leaf) if isinstance(leaf, ArtifactRef) else leaf
 
 
 def plain(value: Any) -> Any:

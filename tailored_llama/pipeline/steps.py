@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tailored_llama import evaluation, pruning
+from tailored_llama import pruning
 from tailored_llama.config import (
     GENERIC,
     PROMPTS,
@@ -116,7 +116,7 @@ def search_templates(run: Runner, config: RunConfig, model: Artifact) -> Prompts
 
     These are the shots and the held-out examples, all that tuning may see.
     """
-    train, evaluation, chosen = {}, {}, {}
+    train, scored, chosen = {}, {}, {}
     splits: list[Literal["shots", "held_out"]] = ["shots", "held_out"] if config.tuning.held_out else ["shots"]
     for benchmark in config.benchmarks:
         name, examples = benchmark.name, load_examples(run, benchmark)
@@ -129,8 +129,8 @@ def search_templates(run: Runner, config: RunConfig, model: Artifact) -> Prompts
         chosen[name] = evaluation.choose({template: list(map(run.open, parts)) for template, parts in scores.items()})
         worded = with_template(config, chosen[name])
         train[name] = render(run, worded, name, "train", examples)
-        evaluation[name] = render(run, worded, name, "evaluation", examples)
-    return Prompts(train, train, evaluation, chosen)
+        scored[name] = render(run, worded, name, "evaluation", examples)
+    return Prompts(train, train, scored, chosen)
 
 
 def load_dense(run: Runner, config: RunConfig) -> Artifact:
@@ -163,9 +163,7 @@ def draw_calibration(run: Runner, config: RunConfig, dense: Artifact, prompts: P
     """Draw the sequences of the calibration text, which may be the train prompts."""
     settings = CalibrationSettings.of(config.calibration, config.seed)
     read = prompts.train if config.calibration.reads(PROMPTS) else {}
-    return run(
-        stages.CALIBRATION, settings, f"load calibration {config.calibration.named}", dense=dense, prompts=read
-    )
+    return run(stages.CALIBRATION, settings, f"load calibration {config.calibration.named}", dense=dense, prompts=read)
 
 
 def score_importance(
@@ -220,7 +218,9 @@ def heal(run: Runner, config: RunConfig, ratio: float, pruned: Artifact, teacher
     return run(stages.HEALED, HealSettings.of(config), f"heal @ {ratio:.2f}", pruned=pruned, teacher=teacher)
 
 
-def teach(run: Runner, config: RunConfig, label: str, dense: Artifact, source: Artifact, shots: bool = False) -> Artifact:
+def teach(
+    run: Runner, config: RunConfig, label: str, dense: Artifact, source: Artifact, shots: bool = False
+) -> Artifact:
     """Record the dense model's outputs on a calibration text, or on shots, which leave room for a soft prompt."""
     settings = TeachSettings.of(config, shots)
     return run(stages.TEACHER, settings, f"teach {label}", dense=dense, source=source)

@@ -80,9 +80,7 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
     return conclude(report, failed | failures((report, exports)))
 
 
-def _tailored(
-    run: Runner, config: RunConfig, dense: Dense, ratio: float, prompts: Prompts
-) -> TailoredRun[Artifact]:
+def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -> TailoredRun[Artifact]:
     """Prune the model to a ratio and tailor it to every benchmark."""
     label = model_label("tailored", ratio)
     cut_by = text_of(config, dense.checkpoint)
@@ -130,8 +128,7 @@ def _profile(run: Runner, config: RunConfig, label: str, pruned: Artifact, dense
         return None
     settings = ProfileSettings.of(config.profile, config.execution.device)
     attempt = Attempt(
-        f"profile {label}",
-        lambda: run(stages.PROFILE, settings, f"profile {label}", checkpoint=pruned, against=dense),
+        f"profile {label}", lambda: run(stages.PROFILE, settings, f"profile {label}", checkpoint=pruned, against=dense)
     )
     return None if attempt.error else attempt.value
 
@@ -165,11 +162,7 @@ def _succeeding(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
 
 
 def _quantised(
-    run: Runner,
-    config: RunConfig,
-    dense: MeasuredModel[Artifact],
-    runs: list[TailoredRun[Artifact]],
-    prompts: Prompts,
+    run: Runner, config: RunConfig, dense: MeasuredModel[Artifact], runs: list[TailoredRun[Artifact]], prompts: Prompts
 ) -> list[QuantisedScore[Artifact]]:
     """Score the dense and the tailored models in the GGUF types of the export; what fails must not cost the report."""
     scores = []

@@ -9,21 +9,14 @@ import torch
 from torch import Tensor
 
 from tailored_llama.config import Criterion
-from tailored_llama.data import sequences_at_once
 from tailored_llama.models import caller, layers_of
 from tailored_llama.progress import Progress, silent
-from tailored_llama.pruning.groups import Groups, Slices, add_scores
-from tailored_llama.pruning.layerwise import enter_all, watch
+from tailored_llama.pruning.groups import Groups, Slices, add_scores, zero_scores
+from tailored_llama.pruning.layerwise import Text, enter_all, watch
 
 
 def activation_scores(
-    model: Any,
-    input_ids: Tensor,
-    slices: list[Slices],
-    groups: Groups,
-    criterion: Criterion,
-    progress: Progress = silent,
-    batch_tokens: int | None = None,
+    model: Any, text: Text, slices: list[Slices], groups: Groups, criterion: Criterion, progress: Progress = silent
 ) -> np.ndarray[Any, Any]:
     """Importance from weights and calibration activations of the o_proj and down_proj columns that each group owns.
 
@@ -38,18 +31,16 @@ def activation_scores(
 
     Args:
         model: a causal LM, streamed or not.
-        input_ids: int64 [samples, tokens].
+        text: the calibration text.
         slices: which group owns which index of which parameter.
         groups: all coupled groups.
         criterion: `wanda_sp` or `flap`.
         progress: called after every layer and batch.
-        batch_tokens: most tokens per forward pass; None: 4,096.
     """
     owned = {part.parameter.removesuffix(".weight"): part for part in slices if part.dim == 1}
     names = {module: name for name, module in model.named_modules() if name in owned}
-    layers, count = layers_of(model), input_ids.numel()
-    scores = torch.zeros(len(groups), dtype=torch.float64)
-    batches = input_ids.split(sequences_at_once(input_ids, batch_tokens))
+    layers, batches, count = layers_of(model), text.batches(), text.input_ids.numel()
+    scores = zero_scores(slices)
     with torch.inference_mode(), layers.shelf() as shelf:
         arguments = enter_all(model, batches, shelf)
         for number, layer in layers.forward():

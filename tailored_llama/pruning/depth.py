@@ -5,22 +5,21 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from tailored_llama.config import PruningConfig
-from tailored_llama.data import sequences_at_once
+from tailored_llama.config import PlanConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import all_tensor_shapes, block_of, caller, layers_of, read_config
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Groups
-from tailored_llama.pruning.layerwise import enter_all
+from tailored_llama.pruning.layerwise import Text, enter_all
 from tailored_llama.store import read_table, write_table
 
 INFLUENCE_SCHEMA = pa.schema({"layer": pa.int16(), "influence": pa.float64()})
@@ -29,24 +28,43 @@ Array = np.ndarray[Any, Any]
 Fixed = Mapping[tuple[int, str], int]  # layer and kind of a block → its parameters that are in no group
 
 
-def block_influence(
-    model: Any, input_ids: Tensor, progress: Progress = silent, batch_tokens: int | None = None
-) -> Array:
+@dataclass(frozen=True)
+class Target:
+    """What a plan is to reach, in parameters.
+
+    `ratio` is the fraction to remove of `total`, the dense model's; `gone` of them have left already. `fixed` are those
+    of each block that leave with its last group.
+    """
+
+    total: int
+    ratio: float
+    gone: int = 0
+    fixed: Fixed = field(default_factory=dict)
+
+    @property
+    def budget(self) -> int:
+        """How many are still to leave."""
+        return round(self.ratio * self.total) - self.gone
+
+    def ratio_after(self, removed: int) -> float:
+        """The ratio once so many more have left."""
+        return (self.gone + removed) / self.total
+
+
+def block_influence(model: Any, text: Text, progress: Progress = silent) -> Array:
     """1 − the mean cosine between each layer's input and output hidden states (ShortGPT, arXiv 2403.03853, equation 1).
 
     Args:
         model: a causal LM, streamed or not.
-        input_ids: int64 [samples, tokens].
+        text: the calibration text.
         progress: called after every layer.
-        batch_tokens: most tokens per forward pass; None: 4,096.
 
     Returns:
         float64 [layers]; a layer of low influence changes the states least.
     """
     layers, influence = layers_of(model), np.zeros(len(layers_of(model)))
-    batches = input_ids.split(sequences_at_once(input_ids, batch_tokens))
     with torch.inference_mode(), layers.shelf() as shelf:
-        arguments = enter_all(model, batches, shelf)
+        arguments = enter_all(model, text.batches(), shelf)
         for number, layer in layers.forward():
             alike = 0.0
             for index, further in enumerate(arguments):
@@ -54,7 +72,7 @@ def block_influence(
                 shelf[number + 1, index] = after = caller(layer, further[number])(before)
                 alike += float(cosine_similarity(before.to(after.device).double(), after.double(), dim=-1).sum())
                 shelf.drop((number, index))
-            influence[number] = 1 - alike / input_ids.numel()
+            influence[number] = 1 - alike / text.input_ids.numel()
             progress(number + 1, len(layers))
     return influence
 
@@ -88,25 +106,16 @@ def fixed_parameters(checkpoint: Path, groups: Groups) -> dict[tuple[int, str], 
 
 
 def choose_layers(
-    groups: Groups,
-    fixed: Fixed,
-    influence: Array | None,
-    total: int,
-    ratio: float,
-    pruning: PruningConfig,
-    gone: int = 0,
+    groups: Groups, influence: Array | None, target: Target, pruning: PlanConfig
 ) -> tuple[list[int], int]:
     """Choose the layers that leave, those of the least influence: as many as configured or, if no other kind supplies
     the rest of the ratio, as many as come nearest to it.
 
     Args:
         groups: the coupled groups.
-        fixed: the parameters outside them.
         influence: of every layer, float [layers]; None: not known yet, the smallest layers stand for those chosen.
-        total: parameters of the dense model.
-        ratio: fraction of `total` to remove.
+        target: what is to leave.
         pruning: layers, kinds, protected layers.
-        gone: parameters of `total` that have been removed already.
 
     Returns:
         The layers, ascending, and their parameters.
@@ -117,20 +126,20 @@ def choose_layers(
     """
     count = int(groups.layer.max()) + 1
     sizes = np.bincount(groups.layer, groups.parameters, minlength=count).astype(np.int64)
-    for (layer, _), parameters in fixed.items():
+    for (layer, _), parameters in target.fixed.items():
         sizes[layer] += parameters
     inside = range(pruning.protect_first, count - pruning.protect_last)
     ranks = sizes if influence is None else influence
     order = sorted(inside, key=lambda layer: (ranks[layer], layer))[: count - 1]  # one layer stays
     sums = np.cumsum([sizes[layer] for layer in order])
-    budget = round(ratio * total) - gone
+    budget = target.budget
     if pruning.layers:
         most = len(order)
         if pruning.layers <= most and sums[pruning.layers - 1] > budget:
             most = int(np.sum(sums <= budget))
         if pruning.layers > most:
             raise InputError(
-                f"pruning.layers: got {pruning.layers}; allowed: at most {most} with pruning.ratios {ratio}, "
+                f"pruning.layers: got {pruning.layers}; allowed: at most {most} with pruning.ratios {target.ratio}, "
                 f"protect_first {pruning.protect_first} and protect_last {pruning.protect_last}"
             )
         number = pruning.layers
@@ -139,7 +148,7 @@ def choose_layers(
         reached = int(sums[number - 1]) if order else 0
         if abs(reached - budget) > sizes.max() / 2:
             raise InputError(
-                f"pruning.ratios: got {ratio}; allowed: {(reached + gone) / total:.4f}, the nearest that whole layers "
-                f"reach with protect_first {pruning.protect_first} and protect_last {pruning.protect_last}"
+                f"pruning.ratios: got {target.ratio}; allowed: {target.ratio_after(reached):.4f}, the nearest that "
+                f"whole layers reach with protect_first {pruning.protect_first} and protect_last {pruning.protect_last}"
             )
     return sorted(order[:number]), int(sums[number - 1]) if number else 0

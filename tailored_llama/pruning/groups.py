@@ -77,6 +77,7 @@ class Slices:
 
 Stays = dict[tuple[str, int], np.ndarray[Any, Any]]  # parameter and dimension → whether each index stays, bool
 
+
 def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     """Stage: write `groups.parquet` and `members.parquet` for a checkpoint; no weight is read.
 
@@ -162,6 +163,11 @@ def by_parameter(slices: list[Slices]) -> dict[str, list[Slices]]:
     for part in slices:
         grouped[part.parameter].append(part)
     return dict(grouped)
+
+
+def zero_scores(slices: list[Slices]) -> Tensor:
+    """A score of zero for every group, float64 [groups]."""
+    return torch.zeros(1 + max(int(part.owner.max()) for part in slices), dtype=torch.float64)
 
 
 def add_scores(scores: Tensor, part: Slices, values: Tensor) -> None:

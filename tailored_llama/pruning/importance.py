@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from safetensors import safe_open
 
 from tailored_llama.config import Criterion, Work
@@ -15,7 +14,16 @@ from tailored_llama.data import read_calibration
 from tailored_llama.models import all_tensor_shapes, open_model, weight_files
 from tailored_llama.pruning.activations import activation_scores
 from tailored_llama.pruning.depth import block_influence, write_influence
-from tailored_llama.pruning.groups import Groups, Slices, add_scores, by_parameter, read_groups, read_slices
+from tailored_llama.pruning.groups import (
+    Groups,
+    Slices,
+    add_scores,
+    by_parameter,
+    read_groups,
+    read_slices,
+    zero_scores,
+)
+from tailored_llama.pruning.layerwise import Text
 from tailored_llama.pruning.settings import ImportanceSettings
 from tailored_llama.pruning.taylor import taylor_scores
 from tailored_llama.store import read_table, write_table
@@ -23,7 +31,6 @@ from tailored_llama.store import read_table, write_table
 IMPORTANCE_SCHEMA = pa.schema(
     {"group": pa.int32(), "layer": pa.int16(), "kind": pa.string(), "criterion": pa.string(), "score": pa.float64()}
 )
-
 
 
 def score_importance(
@@ -47,20 +54,19 @@ def score_importance(
     if criterion == "random":
         scores = np.random.default_rng(settings.seed).random(len(table))
     elif criterion in ("magnitude_l1", "magnitude_l2"):
-        scores = magnitude_scores(dense, slices, len(table), criterion)
+        scores = magnitude_scores(dense, slices, criterion)
     else:
         assert calibration is not None
-        model, input_ids = open_model(dense, work.execution, out), read_calibration(calibration)
+        model, text = open_model(dense, work.execution, out), Text(read_calibration(calibration), batch)
         if criterion in ("wanda_sp", "flap"):
-            scores = activation_scores(model, input_ids, slices, table, criterion, work.progress, batch)
+            scores = activation_scores(model, text, slices, table, criterion, work.progress)
         else:
-            seed = settings.seed or 0
-            scores = taylor_scores(model, input_ids, slices, len(table), criterion, work.progress, batch, seed)
+            scores = taylor_scores(model, text, slices, criterion, work.progress, settings.seed or 0)
     write_importance(out, table, scores, criterion)
     if settings.influence:
         assert calibration is not None
-        model, input_ids = open_model(dense, work.execution, out), read_calibration(calibration)
-        write_influence(out, block_influence(model, input_ids, work.progress, batch))
+        model, text = open_model(dense, work.execution, out), Text(read_calibration(calibration), batch)
+        write_influence(out, block_influence(model, text, work.progress))
 
 
 def write_importance(out: Path, groups: Groups, scores: np.ndarray[Any, Any], criterion: str) -> None:
@@ -83,10 +89,9 @@ def read_importance(folder: Path) -> np.ndarray[Any, Any]:
     return np.asarray(read_table(folder / "importance.parquet", IMPORTANCE_SCHEMA)["score"].to_numpy())
 
 
-def magnitude_scores(dense: Path, slices: list[Slices], groups: int, criterion: Criterion) -> np.ndarray[Any, Any]:
+def magnitude_scores(dense: Path, slices: list[Slices], criterion: Criterion) -> np.ndarray[Any, Any]:
     """L1 or L2 (Euclidean) norm of all weights of each group; tensors are read one at a time."""
-    scores = torch.zeros(groups, dtype=torch.float64)
-    parts = by_parameter(slices)
+    scores, parts = zero_scores(slices), by_parameter(slices)
     for file in weight_files(dense):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)

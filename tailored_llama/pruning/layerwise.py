@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from tailored_llama.data import sequences_at_once
 from tailored_llama.models import Forward, Shelf, enter
+
+
+@dataclass(frozen=True)
+class Text:
+    """Calibration sequences, int64 [samples, tokens], and the most tokens of them per pass; None: 4,096."""
+
+    input_ids: Tensor
+    batch_tokens: int | None = None
+
+    def batches(self) -> tuple[Tensor, ...]:
+        """As many sequences at a time as the tokens per pass allow, at least one."""
+        batches: tuple[Tensor, ...] = self.input_ids.split(sequences_at_once(self.input_ids, self.batch_tokens))
+        return batches
+
+    def even_batches(self) -> tuple[Tensor, ...]:
+        """Batches of the same shape, so that all have the same masks and positions."""
+        count, largest = len(self.input_ids), sequences_at_once(self.input_ids, self.batch_tokens)
+        batches: tuple[Tensor, ...] = self.input_ids.split(max(d for d in range(1, largest + 1) if count % d == 0))
+        return batches
 
 
 class _Stop(Exception):
@@ -31,14 +51,6 @@ def enter_all(model: Any, batches: Sequence[Tensor], shelf: Shelf) -> list[list[
         shelf[0, index], further = enter(model, input_ids=input_ids.to(model.device))
         arguments.append(further)
     return arguments
-
-
-def even_batches(input_ids: Tensor, batch_tokens: int | None) -> tuple[Tensor, ...]:
-    """Cut sequences [samples, tokens] into batches of the same shape, so that all have the same masks and positions."""
-    largest = sequences_at_once(input_ids, batch_tokens)
-    size = max(d for d in range(1, largest + 1) if len(input_ids) % d == 0)
-    batches: tuple[Tensor, ...] = input_ids.split(size)
-    return batches
 
 
 class Seen(NamedTuple):

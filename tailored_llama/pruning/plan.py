@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tailored_llama.config import PruningConfig
+from tailored_llama.config import PlanConfig
 from tailored_llama.errors import InputError
-from tailored_llama.pruning.depth import Fixed
+from tailored_llama.pruning.depth import Fixed, Target
 from tailored_llama.pruning.groups import KINDS, Groups
 from tailored_llama.store import read_table
 
@@ -29,33 +28,22 @@ def read_plan(folder: Path) -> pa.Table:
     return read_table(folder / "plan.parquet", PLAN_SCHEMA)
 
 
-def plan(
-    groups: Groups,
-    scores: Mask,
-    total: int,
-    ratio: float,
-    pruning: PruningConfig,
-    gone: int = 0,
-    fixed: Fixed = MappingProxyType({}),
-) -> Mask:
+def plan(groups: Groups, scores: Mask, target: Target, pruning: PlanConfig) -> Mask:
     """Choose the groups that stay, bool [groups].
 
     Args:
         groups: the coupled groups of the model.
         scores: their importance, float [groups].
-        total: parameters of the dense model.
-        ratio: fraction of `total` to remove.
+        target: what is to leave.
         pruning: allocation, attention weight, kinds, protected layers, floors and multiple.
-        gone: parameters of `total` that earlier steps have removed.
-        fixed: parameters of each block that leave with its last group.
 
     Raises:
-        InputError: `ratio` cannot be reached within 0.1 % of all parameters (in tiny models: within one channel). The
+        InputError: the ratio cannot be reached within 0.1 % of all parameters (in tiny models: within one channel). The
             message names the nearest or largest reachable ratio, and the settings that limit it. Or nothing would be
             left of any layer.
     """
-    budget = round(ratio * total) - gone
-    _check_reach(groups, total, ratio, budget, pruning, fixed)
+    ratio, budget, fixed = target.ratio, target.budget, target.fixed
+    _check_reach(groups, target, pruning)
     if pruning.allocation == "uniform":
         removed = _remove_uniformly(groups, scores, budget, pruning)
     else:
@@ -64,16 +52,16 @@ def plan(
         raise InputError(f"pruning.ratios: got {ratio}; allowed: less, since it leaves no layer")
     blocks = _by_layer(groups, pruning).items()
     reached = int(groups.parameters[removed].sum()) + sum(fixed.get(b, 0) for b, m in blocks if removed[m].all())
-    if abs(reached - budget) > max(TOLERANCE * total, _grain(groups, pruning)):
+    if abs(reached - budget) > max(TOLERANCE * target.total, _grain(groups, pruning)):
         raise InputError(
-            f"pruning.ratios: got {ratio}; allowed: {(reached + gone) / total:.4f}, the nearest that whole groups "
+            f"pruning.ratios: got {ratio}; allowed: {target.ratio_after(reached):.4f}, the nearest that whole groups "
             f"reach with allocation {pruning.allocation}, kinds {', '.join(pruning.kinds)} and channel_multiple "
             f"{pruning.channel_multiple}"
         )
     return ~removed
 
 
-def _grain(groups: Groups, pruning: PruningConfig) -> int:
+def _grain(groups: Groups, pruning: PlanConfig) -> int:
     """Parameters of the finest step: one channel, or one per layer. Above the tolerance only in tiny models."""
     channels = _candidates(groups, pruning) & (groups.kind == "mlp")
     if not channels.any():
@@ -82,30 +70,32 @@ def _grain(groups: Groups, pruning: PruningConfig) -> int:
     return layers * int(groups.parameters[channels].max())
 
 
-def _check_reach(groups: Groups, total: int, ratio: float, budget: int, pruning: PruningConfig, fixed: Fixed) -> None:
+def _check_reach(groups: Groups, target: Target, pruning: PlanConfig) -> None:
     """Check that protected layers, floors and multiples leave enough to remove."""
     removable = 0
     for block, members in _by_layer(groups, pruning).items():
         spare = _spare(block[1], len(members), pruning)
-        removable += spare * int(groups.parameters[members[0]]) + (fixed.get(block, 0) if spare == len(members) else 0)
-    if budget > removable:
-        largest = (round(ratio * total) - budget + removable) / total
+        removable += spare * int(groups.parameters[members[0]]) + (
+            target.fixed.get(block, 0) if spare == len(members) else 0
+        )
+    if target.budget > removable:
+        largest = np.floor(target.ratio_after(removable) * 1e4) / 1e4
         raise InputError(
-            f"pruning.ratios: got {ratio}; allowed: at most {np.floor(largest * 1e4) / 1e4:.4f} with protect_first "
+            f"pruning.ratios: got {target.ratio}; allowed: at most {largest:.4f} with protect_first "
             f"{pruning.protect_first}, protect_last {pruning.protect_last}, min_channels {pruning.min_channels}, "
             f"min_kv_heads {pruning.min_kv_heads}, channel_multiple {pruning.channel_multiple} and kinds "
             f"{', '.join(pruning.kinds)}"
         )
 
 
-def _candidates(groups: Groups, pruning: PruningConfig) -> Mask:
+def _candidates(groups: Groups, pruning: PlanConfig) -> Mask:
     """Mask of the groups whose kind and layer may be pruned."""
     last = int(groups.layer.max()) + 1 - pruning.protect_last
     inside = (groups.layer >= pruning.protect_first) & (groups.layer < last)
     return np.asarray(inside & np.isin(groups.kind, pruning.kinds))
 
 
-def _by_layer(groups: Groups, pruning: PruningConfig) -> dict[tuple[int, str], Mask]:
+def _by_layer(groups: Groups, pruning: PlanConfig) -> dict[tuple[int, str], Mask]:
     """Indices of the candidates by layer and kind; all groups of one layer and kind have the same size."""
     candidates = _candidates(groups, pruning)
     # One stable sort by layer and kind, then cuts: a search per part would read 353,000 groups 64 times.
@@ -116,7 +106,7 @@ def _by_layer(groups: Groups, pruning: PruningConfig) -> dict[tuple[int, str], M
     return {(int(groups.layer[part[0]]), str(groups.kind[part[0]])): part for part in parts}
 
 
-def _spare(kind: str, count: int, pruning: PruningConfig) -> int:
+def _spare(kind: str, count: int, pruning: PlanConfig) -> int:
     """How many of its `count` groups a layer may lose; it keeps its floor, for channels rounded up to a multiple."""
     if kind == "attention":
         return max(0, count - pruning.min_kv_heads)
@@ -124,7 +114,7 @@ def _spare(kind: str, count: int, pruning: PruningConfig) -> int:
     return max(0, count - -(-pruning.min_channels // multiple) * multiple)
 
 
-def _remove_globally(groups: Groups, scores: Mask, budget: int, pruning: PruningConfig, fixed: Fixed) -> Mask:
+def _remove_globally(groups: Groups, scores: Mask, budget: int, pruning: PlanConfig, fixed: Fixed) -> Mask:
     """Remove the groups of least importance per parameter over all layers and kinds, never more than the budget.
 
     Scores of attention groups count `attention_weight` times, except FLAP's, which have both signs.
@@ -156,14 +146,14 @@ def _remove_globally(groups: Groups, scores: Mask, budget: int, pruning: Pruning
     return removed
 
 
-def _weighted(groups: Groups, scores: Mask, pruning: PruningConfig) -> Mask:
+def _weighted(groups: Groups, scores: Mask, pruning: PlanConfig) -> Mask:
     """Scores by which attention groups and channels are ranked together."""
     if pruning.criterion == "flap":
         return scores
     return np.asarray(np.where(groups.kind == "attention", pruning.attention_weight, 1) * scores)
 
 
-def _remove_uniformly(groups: Groups, scores: Mask, budget: int, pruning: PruningConfig) -> Mask:
+def _remove_uniformly(groups: Groups, scores: Mask, budget: int, pruning: PlanConfig) -> Mask:
     """Remove the same share of every layer: whole KV groups first, then channels for the rest of the budget.
 
     The number of KV groups is the one nearest to the common share for which the channels can make up the rest. Equal

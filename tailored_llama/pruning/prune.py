@@ -23,9 +23,10 @@ from tailored_llama.models import (
     read_config,
     read_structure,
 )
-from tailored_llama.pruning.depth import Array, Fixed, choose_layers, fixed_parameters, read_influence
+from tailored_llama.pruning.depth import Array, Target, choose_layers, fixed_parameters, read_influence
 from tailored_llama.pruning.groups import KINDS, Groups, Stays, read_groups, read_slices, staying
 from tailored_llama.pruning.importance import read_importance
+from tailored_llama.pruning.layerwise import Text
 from tailored_llama.pruning.plan import PLAN_SCHEMA, Mask, plan
 from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.pruning.settings import PruneSettings
@@ -68,17 +69,9 @@ def prune_model(
     check_solver(structure, settings.reconstruction.method, work.execution.device)
     tokens = plan_vocabulary(model, counts, settings.ratio, settings.plan, before.parameters) if counts else None
     influence = read_influence(importance) if "layer" in settings.plan.kinds else None
-    kept = plan_kept(
-        model,
-        table,
-        read_importance(importance),
-        settings.ratio,
-        settings.plan,
-        settings.reconstruction.method,
-        before.parameters,
-        tokens,
-        influence,
-    )
+    method = settings.reconstruction.method
+    counted, target = count_parameters(model, table, settings.ratio, method, before.parameters, tokens)
+    kept = plan_kept(counted, read_importance(importance), target, settings.plan, influence)
     _write_plan(work.out, table, kept)
     stays = staying(read_slices(groups, all_tensor_shapes(model)), kept)
     with tempfile.TemporaryDirectory(dir=work.out) as scratch:
@@ -106,73 +99,55 @@ def _fit(
     if settings.reconstruction.method == "none":
         return []
     assert calibration is not None
-    model, text = open_model(checkpoint, work.execution, scratch), read_calibration(calibration)
+    model = open_model(checkpoint, work.execution, scratch)
+    text = Text(read_calibration(calibration), work.execution.batch_tokens)
     fitted: list[Path] = []
-    for tensors in reconstruct(
-        model, text, stays, settings.reconstruction, work.progress, work.execution.batch_tokens
-    ):
+    for tensors in reconstruct(model, text, stays, settings.reconstruction, work.progress):
         if tensors:  # none of a layer that leaves
             fitted.append(scratch / f"{len(fitted)}.safetensors")
             save_file(tensors, fitted[-1])
     return fitted
 
 
-def check_ratio(dense: Path, groups: Path, counts: Path | None, ratio: float, config: RunConfig) -> None:
-    """Check that a ratio can be reached, before anything expensive.
-
-    Args:
-        dense: the model to prune.
-        groups: the output of `build_graph` for it.
-        counts: the output of `count_tokens` for it, for the kind vocabulary.
-        ratio: fraction of its parameters to remove.
-        config: the run's.
+def check_ratio(checkpoint: Path, groups: Path, counts: Path | None, ratio: float, config: RunConfig) -> None:
+    """Check that a ratio can be reached, before anything else is known of the model than its groups.
 
     Raises:
-        InputError: it cannot; the message names the largest or nearest that can.
+        InputError: as in `plan_kept`, `plan_vocabulary` and `count_parameters`.
     """
-    table = read_groups(groups)
-    tokens = plan_vocabulary(dense, counts, ratio, config.pruning) if counts else None
-    method = config.reconstruction.method
-    plan_kept(dense, table, np.zeros(len(table)), ratio, config.pruning, method, None, tokens)
+    table, pruning = read_groups(groups), config.pruning
+    tokens = plan_vocabulary(checkpoint, counts, ratio, pruning) if counts else None
+    counted, target = count_parameters(checkpoint, table, ratio, config.reconstruction.method, None, tokens)
+    plan_kept(counted, np.zeros(len(table)), target, pruning)
 
 
 def plan_kept(
-    checkpoint: Path,
-    groups: Groups,
-    scores: Mask,
-    ratio: float,
-    pruning: PlanConfig,
-    method: Reconstruction,
-    original_parameters: int | None = None,
-    tokens: VocabularyPlan | None = None,
-    influence: Array | None = None,
+    groups: Groups, scores: Mask, target: Target, pruning: PlanConfig, influence: Array | None = None
 ) -> Mask:
-    """Plan a checkpoint as `plan` does, counting the tokens that leave and the biases that the method `bias` will add.
-
-    Of the kind layer, whole layers leave first; none of their groups are kept.
+    """Plan as `plan` does. Of the kind layer, whole layers leave first; none of their groups are kept.
 
     Raises:
-        InputError: as in `plan` and `choose_layers`, or the architecture has no biases to add.
+        InputError: as in `plan` and `choose_layers`.
     """
-    groups, fixed, total, gone = _count_parameters(checkpoint, groups, method, original_parameters, tokens)
     if "layer" not in pruning.kinds:
-        return plan(groups, scores, total, ratio, pruning, gone, fixed)
-    leave, parameters = choose_layers(groups, fixed, influence, total, ratio, pruning, gone)
+        return plan(groups, scores, target, pruning)
+    leave, parameters = choose_layers(groups, influence, target, pruning)
     kept = ~np.isin(groups.layer, leave)
     if set(pruning.kinds) & set(KINDS):
-        rest = groups.where(kept)
-        kept[kept] = plan(rest, scores[kept], total, ratio, pruning, gone + parameters, fixed)
+        rest = replace(target, gone=target.gone + parameters)
+        kept[kept] = plan(groups.where(kept), scores[kept], rest, pruning)
     return kept
 
 
-def _count_parameters(
+def count_parameters(
     checkpoint: Path,
     groups: Groups,
+    ratio: float,
     method: Reconstruction,
     original_parameters: int | None = None,
     tokens: VocabularyPlan | None = None,
-) -> tuple[Groups, Fixed, int, int]:
-    """What a plan counts, added biases included: groups, what is in none of them, all at first, and those gone already.
+) -> tuple[Groups, Target]:
+    """Groups and target of a plan, counting the tokens that leave and the biases that the method `bias` will add.
 
     Raises:
         InputError: the architecture has no biases to add.
@@ -197,4 +172,4 @@ def _count_parameters(
         gone -= int(added.sum()) + sum(of_outputs.values())
         fixed = {block: parameters + of_outputs[block] for block, parameters in fixed.items()}
         groups = replace(groups, parameters=groups.parameters + added)
-    return groups, fixed, total, gone
+    return groups, Target(total, ratio, gone, fixed)

@@ -14,7 +14,7 @@ from tailored_llama.config import ReconstructionConfig
 from tailored_llama.models import Forward, Shelf, caller, layers_of
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Stays
-from tailored_llama.pruning.layerwise import Seen, enter_all, even_batches, inputs_of, watch
+from tailored_llama.pruning.layerwise import Seen, Text, enter_all, inputs_of, watch
 from tailored_llama.pruning.ridge import Equations
 
 _PRUNED = "pruned"
@@ -23,12 +23,7 @@ _BLOCKS = (("self_attn", "o_proj"), ("mlp", "down_proj"))  # of a layer, with th
 
 @torch.inference_mode()
 def reconstruct(
-    model: Any,
-    input_ids: Tensor,
-    stays: Stays,
-    reconstruction: ReconstructionConfig,
-    progress: Progress = silent,
-    batch_tokens: int | None = None,
+    model: Any, text: Text, stays: Stays, reconstruction: ReconstructionConfig, progress: Progress = silent
 ) -> Iterator[dict[str, Tensor]]:
     """Fit the tensors of every layer, one layer at a time, and of the last norm.
 
@@ -57,17 +52,16 @@ def reconstruct(
 
     Args:
         model: the dense causal LM, streamed or not; fitted weights are overwritten.
-        input_ids: calibration tokens, int64 [samples, tokens].
+        text: the calibration text.
         stays: the output of `staying`.
         reconstruction: the method, and the ridge.
         progress: called after every layer.
-        batch_tokens: most tokens per pass through one layer; None: 4,096.
 
     Yields:
         Tensors by name: weights [kept outputs, kept inputs] and biases [out], in the model's dtype.
     """
     method, ridge = reconstruction.method, reconstruction.ridge
-    layers, batches = layers_of(model), even_batches(input_ids, batch_tokens)
+    layers, batches = layers_of(model), text.even_batches()
     with layers.shelf() as shelf:  # dense states by layer and batch, pruned ones by batch
         arguments = enter_all(model, batches, shelf)[0]
         if method == "sequential":
@@ -81,7 +75,7 @@ def reconstruct(
             if method == "sequential":
                 yield _fit_sequentially(layer, ridge)
             else:
-                yield _fit_static(layer, ridge) if method == "static" else _fit_bias(layer, input_ids.numel())
+                yield _fit_static(layer, ridge) if method == "static" else _fit_bias(layer, text.input_ids.numel())
             for index in range(len(batches)):
                 shelf.drop((number, index))
             progress(number + 1, len(layers))

@@ -13,26 +13,18 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from tailored_llama.config import Criterion
-from tailored_llama.data import sequences_at_once
 from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models import Layers, caller, head_logits, layers_of
 from tailored_llama.progress import Progress, silent
-from tailored_llama.pruning.groups import Slices, add_scores, by_parameter
-from tailored_llama.pruning.layerwise import enter_all
+from tailored_llama.pruning.groups import Slices, add_scores, by_parameter, zero_scores
+from tailored_llama.pruning.layerwise import Text, enter_all
 
 _BLOCK = 2**24  # elements of per-sample gradients in memory at once: 67 MB in float32
 
 
 def taylor_scores(
-    model: Any,
-    input_ids: Tensor,
-    slices: list[Slices],
-    groups: int,
-    criterion: Criterion,
-    progress: Progress = silent,
-    batch_tokens: int | None = None,
-    seed: int = 0,
+    model: Any, text: Text, slices: list[Slices], criterion: Criterion, progress: Progress = silent, seed: int = 0
 ) -> np.ndarray[Any, Any]:
     """Taylor importance from gradients of the language-modelling loss (LLM-Pruner, arXiv 2305.11627, section 3.2).
 
@@ -62,22 +54,20 @@ def taylor_scores(
 
     Args:
         model: a causal LM with frozen weights, streamed or not.
-        input_ids: int64 [samples, tokens].
+        text: the calibration text; its tokens per pass hold if the criterion can split the samples.
         slices: which group owns which index of which parameter.
-        groups: number of groups.
         criterion: one of the five.
         progress: called after every projection.
-        batch_tokens: most tokens at a time if the criterion can split the samples; at least one sample is taken.
-        seed: of the tokens drawn for `taylor_gate`; they do not depend on `batch_tokens`.
+        seed: of the tokens drawn for `taylor_gate`; they do not depend on the tokens per pass.
 
     Raises:
         InputError: memory ran out, and the criterion cannot split the samples.
     """
-    layers, scores = layers_of(model), torch.zeros(groups, dtype=torch.float64)
-    gates, samples = criterion == "taylor_gate", len(input_ids)
+    layers, scores = layers_of(model), zero_scores(slices)
+    gates, samples = criterion == "taylor_gate", len(text.input_ids)
     parts = by_parameter([part for part in slices if part.dim == 1] if gates else slices)
     splittable = criterion not in ("taylor_first", "taylor_mixed")
-    chunks = input_ids.split(sequences_at_once(input_ids, batch_tokens) if splittable else samples)
+    chunks = text.batches() if splittable else (text.input_ids,)
     projections = {n: m for n, m in model.named_modules() if f"{n}.weight" in parts or f"{n}.bias" in parts}
     sums: dict[int, tuple[Slices, Tensor]] = {}  # of rows or columns over samples, before absolute values
     generator = torch.Generator().manual_seed(seed) if gates else None

@@ -29,9 +29,7 @@ _CHARACTERS = 20_000_000  # counted at most of a text: evenly spaced documents o
 Counts = np.ndarray[Any, Any]
 
 
-def count_tokens(
-    dense: Path, prompts: Mapping[str, Path], *, settings: CountSettings, work: Work
-) -> dict[str, Any]:
+def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSettings, work: Work) -> dict[str, Any]:
     """Stage: count how often the calibration text and train prompts use each token; write `tokens.parquet`.
 
     The text is the whole source that calibration draws its sequences from, at most 20 million characters of it. The

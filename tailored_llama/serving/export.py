@@ -10,6 +10,7 @@ from tailored_llama.models import CARD
 from tailored_llama.serving.gguf import Written, write_gguf
 from tailored_llama.serving.settings import GgufSettings
 
+
 def export_gguf(finished: Path, *, settings: GgufSettings, work: Work) -> dict[str, Any]:
     """Stage: write a finished checkpoint as `NAME-TYPE.gguf`, with `Modelfile` and `README.md`.
 

@@ -89,6 +89,4 @@ class TuneSettings:
         if not taught:
             return own
         sequences = distillation.sequences if text else 0
-        return replace(
-            own, weight=distillation.weight, temperature=distillation.temperature, sequences=sequences
-        )
+        return replace(own, weight=distillation.weight, temperature=distillation.temperature, sequences=sequences)

@@ -39,6 +39,7 @@ from tailored_llama.pruning import prune as pruning_stage
 from tailored_llama.pruning.depth import block_influence, read_influence, write_influence
 from tailored_llama.pruning.groups import build_graph
 from tailored_llama.pruning.importance import score_importance, write_importance
+from tailored_llama.pruning.layerwise import Text
 from tailored_llama.pruning.prune import prune
 from tailored_llama.store import write_table
 
@@ -294,7 +295,7 @@ def test_influence_is_one_minus_the_mean_cosine_of_input_and_output(tmp_path: Pa
     pairs = zip(states[::2], states[1::2], strict=True)
     expected = [1 - torch.cosine_similarity(one, other, dim=-1).mean().item() for one, other in pairs]
     assert read_influence(folder) == pytest.approx(expected, abs=1e-6)
-    assert block_influence(model, IDS) == pytest.approx(expected, abs=1e-6)
+    assert block_influence(model, Text(IDS)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_sequential_fit_corrects_what_a_removed_layer_did(tmp_path: Path) -> None:

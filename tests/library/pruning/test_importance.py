@@ -18,6 +18,7 @@ from tailored_llama.pruning import read_groups
 from tailored_llama.pruning.activations import activation_scores
 from tailored_llama.pruning.groups import Groups, Slices, build_graph, read_slices
 from tailored_llama.pruning.importance import magnitude_scores
+from tailored_llama.pruning.layerwise import Text
 from tailored_llama.pruning.taylor import draw_tokens, taylor_scores
 
 IDS = torch.randint(0, 256, (3, 16), generator=torch.Generator().manual_seed(3))
@@ -58,7 +59,7 @@ def full_gradients(dense: Path) -> tuple[dict[str, torch.Tensor], dict[str, torc
 @pytest.mark.parametrize("criterion", ["taylor_first", "taylor_vector", "taylor_second", "taylor_mixed"])
 def test_streamed_importance_equals_full_gradients(tmp_path: Path, changes: dict[str, Any], criterion: Any) -> None:
     dense, groups, slices = prepare(tmp_path, changes)
-    streamed = taylor_scores(load_model(dense), IDS, slices, len(groups), criterion, batch_tokens=TWO_PASSES)
+    streamed = taylor_scores(load_model(dense), Text(IDS, TWO_PASSES), slices, criterion)
     weights, mean, fisher = full_gradients(dense)
     expected = np.zeros(len(groups))
     for part in slices:
@@ -80,9 +81,7 @@ def test_streamed_importance_equals_full_gradients(tmp_path: Path, changes: dict
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 def test_gates_have_the_fisher_information_of_real_gates(tmp_path: Path, changes: dict[str, Any]) -> None:
     dense, groups, slices = prepare(tmp_path, changes)
-    streamed = taylor_scores(
-        load_model(dense), IDS, slices, len(groups), "taylor_gate", batch_tokens=TWO_PASSES, seed=7
-    )
+    streamed = taylor_scores(load_model(dense), Text(IDS, TWO_PASSES), slices, "taylor_gate", seed=7)
     model, gates = load_model(dense), torch.ones(IDS.shape[1], len(groups), requires_grad=True)  # one at every token
     for part in slices:
         if part.dim == 1:
@@ -104,7 +103,7 @@ def test_tokens_are_drawn_as_often_as_the_model_thinks() -> None:
 
 
 def test_memory_that_runs_out_where_all_samples_are_taken_at_once_is_explained(tmp_path: Path) -> None:
-    dense, groups, slices = prepare(tmp_path, {})
+    dense, _, slices = prepare(tmp_path, {})
     model = load_model(dense)
 
     def full(*arguments: Any) -> None:
@@ -112,17 +111,17 @@ def test_memory_that_runs_out_where_all_samples_are_taken_at_once_is_explained(t
 
     model.model.layers[1].register_forward_pre_hook(full)
     with pytest.raises(InputError, match=r"^pruning.criterion: got 'taylor_first', which takes all 3 sequences"):
-        taylor_scores(model, IDS, slices, len(groups), "taylor_first")
+        taylor_scores(model, Text(IDS), slices, "taylor_first")
     with pytest.raises(torch.OutOfMemoryError):
-        taylor_scores(model, IDS, slices, len(groups), "taylor_gate")
+        taylor_scores(model, Text(IDS), slices, "taylor_gate")
 
 
 def test_a_model_is_left_as_it_was(tmp_path: Path) -> None:
-    dense, groups, slices = prepare(tmp_path, {})
+    dense, _, slices = prepare(tmp_path, {})
     model = load_model(dense)
     with torch.no_grad():
         before = model(IDS).logits
-    taylor_scores(model, IDS, slices, len(groups), "taylor_first")
+    taylor_scores(model, Text(IDS), slices, "taylor_first")
     assert not any(module.training for module in model.modules())
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
     with torch.no_grad():
@@ -135,7 +134,7 @@ def test_wanda_weighs_columns_by_the_norm_of_their_inputs(tmp_path: Path, change
     inputs = inputs_of(dense, "model.layers.2.mlp.down_proj")
     weight = load_model(dense).get_parameter("model.layers.2.mlp.down_proj.weight")
     expected = weight.abs().sum(0) * inputs.norm(dim=0)
-    scores = activation_scores(load_model(dense), IDS, slices, groups, "wanda_sp", batch_tokens=TWO_PASSES)
+    scores = activation_scores(load_model(dense), Text(IDS, TWO_PASSES), slices, groups, "wanda_sp")
     np.testing.assert_allclose(scores[(groups.layer == 2) & (groups.kind == "mlp")], expected.numpy(), rtol=1e-5)
 
 
@@ -145,9 +144,7 @@ def test_flap_standardises_fluctuation_within_layer_and_kind(tmp_path: Path) -> 
     weight = load_model(dense).get_parameter("model.layers.1.self_attn.o_proj.weight")
     fluctuation = (inputs.var(dim=0) * weight.square().sum(0)).view(4, -1).sum(1)
     expected = (fluctuation - fluctuation.mean()) / fluctuation.std(correction=0)
-    scores = (
-        activation_scores(load_model(dense), IDS, slices, groups, "flap", batch_tokens=TWO_PASSES) / groups.parameters
-    )
+    scores = activation_scores(load_model(dense), Text(IDS, TWO_PASSES), slices, groups, "flap") / groups.parameters
     np.testing.assert_allclose(scores[(groups.layer == 1) & (groups.kind == "attention")], expected.numpy(), rtol=1e-4)
 
 
@@ -169,5 +166,5 @@ def test_magnitude_is_the_norm_of_all_weights_of_a_group(tmp_path: Path) -> None
     members.append(weights[f"{prefix}.down_proj.weight"][:, 7])
     values = torch.cat(members).double()
     for criterion, norm in (("magnitude_l1", values.abs().sum()), ("magnitude_l2", values.norm())):
-        scores = magnitude_scores(dense, slices, len(groups), criterion)  # type: ignore[arg-type]
+        scores = magnitude_scores(dense, slices, criterion)  # type: ignore[arg-type]
         assert scores[channel] == pytest.approx(float(norm), rel=1e-6)

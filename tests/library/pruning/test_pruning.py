@@ -19,6 +19,7 @@ from tailored_llama.config import PruningConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import Layer, layout_config, load_model, read_config, read_structure, shards, weight_files
 from tailored_llama.pruning import read_groups
+from tailored_llama.pruning.depth import Target
 from tailored_llama.pruning.groups import build_graph, read_slices
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.plan import plan
@@ -185,7 +186,7 @@ def test_global_plans_remove_the_least_important_group_first(tmp_path: Path) -> 
     scores = np.where(groups.kind == "mlp", 1.0, 100.0) * groups.parameters
     scores[groups.layer == 2] *= 0.1
     total = read_structure(dense).parameters
-    kept = plan(groups, scores, total, 0.05, PruningConfig(min_channels=2))
+    kept = plan(groups, scores, Target(total, 0.05), PruningConfig(min_channels=2))
     assert set(groups.layer[~kept]) == {2}
     assert set(groups.kind[~kept]) == {"mlp"}
 
@@ -196,7 +197,7 @@ def test_a_global_plan_weighs_attention_against_channels(tmp_path: Path, weight:
     groups, total = read_groups(folder), read_structure(dense).parameters
     scores = np.where(groups.kind == "mlp", 2.0, 1.0) * groups.parameters
     ratio = 2 * groups.parameters[groups.kind == "attention"].max() / total
-    kept = plan(groups, scores, total, ratio, PruningConfig(attention_weight=weight, min_channels=2))
+    kept = plan(groups, scores, Target(total, ratio), PruningConfig(attention_weight=weight, min_channels=2))
     assert set(groups.kind[~kept]) == {kind}
 
 
@@ -206,9 +207,9 @@ def test_a_ratio_out_of_reach_names_the_largest_one(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"pruning\.ratios: got 0\.9; allowed: at most 0\.\d{4} with protect_first 0.*min_kv_heads 1"
     ):
-        plan(groups, np.ones(len(groups)), total, 0.9, PruningConfig(min_channels=2))
+        plan(groups, np.ones(len(groups)), Target(total, 0.9), PruningConfig(min_channels=2))
     largest = (int(groups.parameters.sum()) - 4 * int(groups.parameters[0]) - 8 * 96) / total
-    kept = plan(groups, np.ones(len(groups)), total, largest, PruningConfig(min_channels=2))
+    kept = plan(groups, np.ones(len(groups)), Target(total, largest), PruningConfig(min_channels=2))
     assert kept.sum() == 4 * (1 + 2)
 
 
@@ -235,7 +236,7 @@ def test_blocks_of_channels_go_by_their_sum(tmp_path: Path) -> None:
     scores[mlp & (groups.layer == 1)] = 0.1
     scores[np.flatnonzero(mlp & (groups.layer == 1))[::100]] = 50.0
     ratio = 256 * 3 * 64 / total
-    kept = plan(groups, scores, total, ratio, PruningConfig(channel_multiple=64))
+    kept = plan(groups, scores, Target(total, ratio), PruningConfig(channel_multiple=64))
     assert (~kept & (groups.layer == 1)).sum() == (~kept).sum() == 256
     assert kept[scores == 50.0].all()
 
@@ -244,7 +245,7 @@ def test_a_layer_keeps_its_floors(tmp_path: Path) -> None:
     dense, folder = prepare(tmp_path, num_attention_heads=8, num_key_value_heads=8, head_dim=4)
     groups, total = read_groups(folder), read_structure(dense).parameters
     scores = np.where(groups.kind == "attention", 0.0, 1.0)
-    kept = plan(groups, scores, total, 0.3, PruningConfig(min_kv_heads=3, min_channels=2))
+    kept = plan(groups, scores, Target(total, 0.3), PruningConfig(min_kv_heads=3, min_channels=2))
     assert [int((kept & (groups.layer == n) & (groups.kind == "attention")).sum()) for n in range(4)] == [3] * 4
 
 
@@ -255,9 +256,9 @@ def test_a_ratio_that_a_multiple_cannot_meet_names_the_nearest(tmp_path: Path) -
     with pytest.raises(
         InputError, match=r"got 0\.3; allowed: (0\.\d{4}), the nearest .* channel_multiple 128"
     ) as error:
-        plan(groups, np.arange(len(groups)), total, 0.3, pruning)
+        plan(groups, np.arange(len(groups)), Target(total, 0.3), pruning)
     nearest = float(str(error.value).split("allowed: ")[1].split(",")[0])
-    kept = plan(groups, np.arange(len(groups)), total, nearest, pruning)
+    kept = plan(groups, np.arange(len(groups)), Target(total, nearest), pruning)
     assert groups.parameters[~kept].sum() / total == pytest.approx(nearest, abs=1e-3)
 
 

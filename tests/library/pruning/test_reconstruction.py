@@ -18,6 +18,7 @@ from tailored_llama.models import load_model, read_config, read_structure
 from tailored_llama.pruning import read_groups, read_plan
 from tailored_llama.pruning.groups import build_graph, read_slices, staying
 from tailored_llama.pruning.importance import write_importance
+from tailored_llama.pruning.layerwise import Text
 from tailored_llama.pruning.prune import prune
 from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.store import write_table
@@ -177,7 +178,7 @@ def test_where_nothing_is_removed_nothing_changes(tmp_path: Path, changes: dict[
     model, before = load_model(dense), load_file(dense / "model.safetensors")
     every = np.ones(len(read_groups(groups)), dtype=bool)
     for tensors in reconstruct(
-        model, IDS, staying(read_slices(groups, shapes), every), ReconstructionConfig(method=method, ridge=0.01)
+        model, Text(IDS), staying(read_slices(groups, shapes), every), ReconstructionConfig(method=method, ridge=0.01)
     ):
         for name, tensor in tensors.items():
             torch.testing.assert_close(tensor, before[name], rtol=1e-3, atol=1e-4)
@@ -189,7 +190,7 @@ def test_fewer_tokens_at_a_time_fit_the_same(tmp_path: Path, method: Any) -> Non
     shapes = {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
     kept = np.random.default_rng(1).random(len(read_groups(groups))) > 0.3
     stays, config = staying(read_slices(groups, shapes), kept), ReconstructionConfig(method=method, ridge=0.01)
-    whole, parts = (list(reconstruct(load_model(dense), IDS, stays, config, batch_tokens=most)) for most in (None, 64))
+    whole, parts = (list(reconstruct(load_model(dense), Text(IDS, most), stays, config)) for most in (None, 64))
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
