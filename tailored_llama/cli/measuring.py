@@ -59,7 +59,8 @@ def generate(
     from tailored_llama.models import load_model, load_tokenizer
 
     model = load_model(checkpoint, adapter, device)
-    print(generation.generate(model, load_tokenizer(checkpoint), [prompt], max_new_tokens)[0])
+    until = generation.Until(max_new_tokens)
+    print(generation.generate(model, load_tokenizer(checkpoint), [prompt], until)[0])
 
 
 @measuring.command(epilog="Example: `tailored-llama profile pruned --against dense --batch 1 --batch 8`")

@@ -81,8 +81,7 @@ def score_benchmark(
             model,
             tokenizer,
             [prompt.contexts[0] for prompt in rendered],
-            max_new_tokens(benchmark),
-            stop_strings(benchmark),
+            generation.Until(max_new_tokens(benchmark), stop_strings(benchmark)),
             budget,
             progress,
         )
