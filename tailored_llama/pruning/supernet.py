@@ -13,7 +13,7 @@ from torch import Tensor
 from tailored_llama.models import Document, caller, enter, head_logits, layers_of, packed_inputs
 from tailored_llama.progress import Progress
 from tailored_llama.pruning.groups import Slices
-from tailored_llama.pruning.layerwise import Text, enter_all, watch
+from tailored_llama.pruning.layerwise import Text, enter_all, watching
 from tailored_llama.pruning.plan import Block
 from tailored_llama.pruning.ridge import Equations
 
@@ -70,8 +70,8 @@ def fit_levels(
             grams = {index: _Gram(model, block) for index, block in enumerate(blocks) if block.layer == number}
             forward = caller(layer, arguments[number])
             for index in range(len(batches)):
-                modules = [gram.module for gram in grams.values()]
-                shelf[number + 1, index], seen = watch(forward, shelf[number, index], modules)
+                with watching([gram.module for gram in grams.values()]) as seen:
+                    shelf[number + 1, index] = forward(shelf[number, index])
                 for gram in grams.values():
                     gram.add(seen[gram.module].inputs)
                 shelf.drop((number, index))
