@@ -10,6 +10,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,16 +23,23 @@ from tailored_llama.models import encode, has_soft_prompt, token_budget, within_
 from tailored_llama.progress import Progress, silent
 
 
+@dataclass(frozen=True)
+class Until:
+    """What ends a text, beside the end-of-text token: a number of new tokens, or a stop string, which is left out."""
+
+    tokens: int
+    stop: Sequence[str] = ()
+
+
 def generate(
     model: Any,
     tokenizer: Any,
     contexts: Sequence[str],
-    max_new_tokens: int,
-    stop: Sequence[str] = (),
+    until: Until,
     batch_tokens: int | None = None,
     progress: Progress = silent,
 ) -> list[str]:
-    """Continue every context greedily, up to a stop string (excluded) or the end-of-text token.
+    """Continue every context greedily.
 
     Contexts of similar length share a left-padded batch of at most `batch_tokens` tokens, padding and new tokens
     included; None picks a budget for the device. When memory runs out, the budget is halved for the remaining batches.
@@ -46,16 +54,16 @@ def generate(
             "adapter: got a soft prompt, which cannot write answers; allowed: one that changes weights, such as LoRA"
         )
     limit = model.config.max_position_embeddings
-    if max_new_tokens >= limit:
-        raise InputError(f"max_new_tokens: got {max_new_tokens}; allowed: less than {limit}, the model's context")
-    encoded = [encode(tokenizer, context)[max_new_tokens - limit :] for context in contexts]
+    if until.tokens >= limit:
+        raise InputError(f"max_new_tokens: got {until.tokens}; allowed: less than {limit}, the model's context")
+    encoded = [encode(tokenizer, context)[until.tokens - limit :] for context in contexts]
     if (empty := next((i for i, ids in enumerate(encoded) if not ids), None)) is not None:
         raise InputError(f"prompt {empty}: got {contexts[empty]!r}; allowed: a text of at least one token")
     budget = token_budget(batch_tokens, model)
     texts = [""] * len(contexts)
     done = 0
-    run = partial(_generate_batch, model, tokenizer, encoded, max_new_tokens, list(stop))
-    for batch, continuations in within_memory([len(ids) + max_new_tokens for ids in encoded], budget, run, padded=True):
+    run = partial(_generate_batch, model, tokenizer, encoded, until)
+    for batch, continuations in within_memory([len(ids) + until.tokens for ids in encoded], budget, run, padded=True):
         for index, text in zip(batch, continuations, strict=True):
             texts[index] = text
         done += len(batch)
@@ -64,23 +72,24 @@ def generate(
 
 
 def _generate_batch(
-    model: Any, tokenizer: Any, encoded: Sequence[list[int]], max_new_tokens: int, stop: list[str], batch: Sequence[int]
+    model: Any, tokenizer: Any, encoded: Sequence[list[int]], until: Until, batch: Sequence[int]
 ) -> list[str]:
     longest = max(len(encoded[i]) for i in batch)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids = [[padding] * (longest - len(encoded[i])) + encoded[i] for i in batch]
     seen = [[0] * (longest - len(encoded[i])) + [1] * len(encoded[i]) for i in batch]
+    stops = [_StopInNewText(tokenizer, longest, until.stop)] if until.stop else []
     with torch.inference_mode():
         written = model.generate(
             input_ids=torch.tensor(ids, device=model.device),
             attention_mask=torch.tensor(seen, device=model.device),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=until.tokens,
             do_sample=False,
             pad_token_id=padding,
-            stopping_criteria=StoppingCriteriaList([_StopInNewText(tokenizer, longest, stop)] if stop else []),
+            stopping_criteria=StoppingCriteriaList(stops),
         )
     texts = tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
-    return [_until_stop(text, stop) for text in texts]
+    return [_until_stop(text, until.stop) for text in texts]
 
 
 class _StopInNewText(StoppingCriteria):

@@ -31,8 +31,10 @@ from tailored_llama.models import (
 )
 from tailored_llama.progress import Progress
 
+Window = tuple[int, int, int]  # start, first, stop
 
-def sliding_windows(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
+
+def sliding_windows(length: int, window: int, stride: int) -> list[Window]:
     """Cut a text into windows that predict each of its tokens once: (start, first, stop) for every window.
 
     Input token i (the BOS token, then the text) predicts token i of the text. A window reads the inputs from `start`
@@ -48,11 +50,10 @@ def sliding_windows(length: int, window: int, stride: int) -> list[tuple[int, in
 
 
 def token_losses(
-    model: Any, tokenizer: Any, ids: Sequence[int], window: int, stride: int, batch_tokens: int, progress: Progress
+    model: Any, bos: int, ids: Sequence[int], windows: Sequence[Window], batch_tokens: int, progress: Progress
 ) -> list[float]:
-    """Negative log-likelihood of every token of a text, in nats, over `sliding_windows`."""
-    inputs = [first_token(tokenizer), *ids[:-1]]
-    windows = sliding_windows(len(ids), window, stride)
+    """Negative log-likelihood of every token of a text after `bos`, in nats, over `sliding_windows`."""
+    inputs = [bos, *ids[:-1]]
     losses = [math.nan] * len(ids)
     done = 0
     with torch.inference_mode(), packed_attention(model):
@@ -67,9 +68,7 @@ def token_losses(
     return losses
 
 
-def _row(
-    inputs: Sequence[int], ids: Sequence[int], windows: Sequence[tuple[int, int, int]], batch: Sequence[int]
-) -> PackedRow:
+def _row(inputs: Sequence[int], ids: Sequence[int], windows: Sequence[Window], batch: Sequence[int]) -> PackedRow:
     documents: list[Document] = []
     positions: list[int] = []
     targets: list[int] = []
@@ -123,8 +122,9 @@ def measure_perplexity(
         ids = tokenizer.encode(whole, add_special_tokens=False)
     if not ids:
         raise InputError(f"perplexity.source {text.name}: got no token; allowed: a text of at least one token")
+    windows = sliding_windows(len(ids), window, stride)
     budget = token_budget(work.execution.batch_tokens, model)
-    losses = token_losses(model, tokenizer, ids, sliding_windows(len(ids), window, stride), budget, work.progress)
+    losses = token_losses(model, first_token(tokenizer), ids, windows, budget, work.progress)
     result = text_metrics(math.fsum(losses), len(ids), whole) | {"window": window, "stride": stride}
     (work.out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     return {"tokens": len(ids)}

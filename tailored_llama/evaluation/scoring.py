@@ -73,8 +73,8 @@ def _write_answers(
     assert settings.written
     written, budget = settings.written, token_budget(work.execution.batch_tokens, model)
     contexts = [prompt.contexts[0] for prompt in prompts]
-    length, stop = written.max_new_tokens, written.stop
-    texts = generation.generate(model, tokenizer, contexts, length, stop, budget, work.progress)
+    until = generation.Until(written.max_new_tokens, written.stop)
+    texts = generation.generate(model, tokenizer, contexts, until, budget, work.progress)
     columns = generation.judge(prompts, texts, written.ignore)
     encoded = [encode_answer(tokenizer, prompt, context_length(model)) for prompt in prompts]
     columns["loglikelihood"] = [row[0] for row in loglikelihoods(model, encoded, budget)]

@@ -29,8 +29,8 @@ _BATCH_ELEMENTS = 2**23
 _MASK_MULTIPLE = 8  # SDPA's fused kernels copy a mask in every layer unless its rows are this far apart
 
 Built = TypeVar("Built")
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # query, keys, values, mask → attended
 KeysValues = tuple[Tensor, Tensor]
+Attend = Callable[[Tensor, KeysValues, Tensor | None], Tensor]  # query, keys and values, mask → attended
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,13 @@ class Row:
 
 
 def looped_attention(
-    query: Tensor, key: Tensor, value: Tensor, row: Row, before: KeysValues | None, window: int | None, attend: Attend
+    query: Tensor, own: KeysValues, row: Row, before: KeysValues | None, window: int | None, attend: Attend
 ) -> Tensor:
     """Attention of one document at a time.
 
     Args:
-        query: [1, heads, row, head_dim]; `key` and `value` have as many heads.
+        query: [1, heads, row, head_dim].
+        own: the row's keys and values, of as many heads.
         row: where the documents are.
         before: the header's keys and values in this layer, [1, heads, header, head_dim], if there is a header.
         window: how many tokens back a token sees, itself included; None: all.
@@ -97,12 +98,12 @@ def looped_attention(
     Returns:
         [1, row, heads, head_dim], 0 where the row is padded.
     """
-    output = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+    output = query.new_zeros(1, query.shape[2], query.shape[1], own[1].shape[3])
     for block in row.blocks:
         rows = slice(block.start, block.stop)
         build = partial(_mask, row, rows, block.causal, window, query)
         mask = row.once(("mask", block.start, window, query.device), build)
-        attended = attend(query[:, :, rows], *_join(before, key[:, :, rows], value[:, :, rows]), mask)
+        attended = attend(query[:, :, rows], _join(before, (own[0][:, :, rows], own[1][:, :, rows])), mask)
         output[:, rows] = attended.transpose(1, 2)
     return output
 
@@ -120,7 +121,7 @@ class _Batch:
 
 
 def padded_attention(
-    query: Tensor, key: Tensor, value: Tensor, row: Row, before: KeysValues | None, window: int | None, attend: Attend
+    query: Tensor, own: KeysValues, row: Row, before: KeysValues | None, window: int | None, attend: Attend
 ) -> Tensor:
     """The same as `looped_attention`, with one call of `attend` for many documents, longest first."""
     device = query.device
@@ -129,11 +130,11 @@ def padded_attention(
     for number, batch in enumerate(batches):
         build = partial(_mask, row, batch.tokens, batch.causal, window, query)
         mask = row.once(("mask", number, window, device), build)
-        queries, keys, values = (_gather(states, batch.tokens) for states in (query, key, value))
-        attended = attend(queries, *_join(before, keys, values), mask)
+        queries, keys, values = (_gather(states, batch.tokens) for states in (query, *own))
+        attended = attend(queries, _join(before, (keys, values)), mask)
         parts.append(attended.transpose(1, 2).flatten(0, 1).index_select(0, batch.real))
     tokens = row.once(("tokens", device), lambda: torch.cat([b.tokens.flatten()[b.real] for b in batches]))
-    output = query.new_zeros(query.shape[2], query.shape[1], value.shape[3])
+    output = query.new_zeros(query.shape[2], query.shape[1], own[1].shape[3])
     return output.index_copy(0, tokens, torch.cat(parts).to(output.dtype))[None]
 
 
@@ -162,11 +163,10 @@ def _gather(states: Tensor, tokens: Tensor) -> Tensor:
     return selected.view(len(selected), *tokens.shape, -1).transpose(0, 1)
 
 
-def _join(before: KeysValues | None, keys: Tensor, values: Tensor) -> KeysValues:
+def _join(before: KeysValues | None, own: KeysValues) -> KeysValues:
     """Put the header's keys and values before those of every document of a batch."""
     if before is None:
-        return keys, values
-    own = (keys, values)
+        return own
     joined = [torch.cat([b.expand(len(o), -1, -1, -1), o], dim=2) for b, o in zip(before, own, strict=True)]
     return joined[0], joined[1]
 
@@ -200,9 +200,10 @@ def _mask(row: Row, tokens: Tensor | slice, causal: bool, window: int | None, li
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float, softcap: float | None
+    query: Tensor, own: KeysValues, mask: Tensor | None, dropout: float, scale: float, softcap: float | None
 ) -> Tensor:
     """SDPA, or explicit attention when scores are soft-capped (arXiv 2408.00118), which SDPA does not support."""
+    key, value = own
     if softcap is None:
         return scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None, scale=scale)
     scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
@@ -236,10 +237,10 @@ def _forward(
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     attend = partial(_attend, dropout=dropout, scale=scale, softcap=softcap)
     attention = padded_attention if query.device.type == "cuda" and len(row.blocks) > 1 else looped_attention
-    output = attention(query, key, value, row, before, window, attend)
+    output = attention(query, (key, value), row, before, window, attend)
     if row.into is not None:  # the pass that encodes a header has one block
         rows = slice(row.blocks[0].start, row.blocks[0].stop)
-        row.into.keys[layer], row.into.values[layer] = _join(before, key[:, :, rows], value[:, :, rows])
+        row.into.keys[layer], row.into.values[layer] = _join(before, (key[:, :, rows], value[:, :, rows]))
     return output, None
 
 

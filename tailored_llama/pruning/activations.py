@@ -12,7 +12,7 @@ from tailored_llama.config import Criterion
 from tailored_llama.models import caller, layers_of
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Groups, Slices, add_scores, zero_scores
-from tailored_llama.pruning.layerwise import Text, enter_all, watch
+from tailored_llama.pruning.layerwise import Text, enter_all, watching
 
 
 def activation_scores(
@@ -47,7 +47,8 @@ def activation_scores(
             moments = {module: _Moments(module.weight) for module in layer.modules() if module in names}
             for index, further in enumerate(arguments):
                 forward = caller(layer, further[number])
-                shelf[number + 1, index], seen = watch(forward, shelf[number, index], moments)
+                with watching(moments) as seen:
+                    shelf[number + 1, index] = forward(shelf[number, index])
                 for module, moment in moments.items():
                     moment.add(seen[module].inputs)
                 shelf.drop((number, index))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,8 +61,9 @@ class Seen(NamedTuple):
     outputs: Tensor
 
 
-def watch(forward: Forward, states: Tensor, modules: Iterable[Any]) -> tuple[Tensor, dict[Any, Seen]]:
-    """Run a layer; return its states, and what some of its modules read and wrote."""
+@contextmanager
+def watching(modules: Iterable[Any]) -> Iterator[dict[Any, Seen]]:
+    """What modules read and wrote in their last pass inside the context."""
     seen: dict[Any, Seen] = {}
 
     def hook(module: Any, inputs: tuple[Tensor], outputs: Tensor) -> None:
@@ -69,28 +71,24 @@ def watch(forward: Forward, states: Tensor, modules: Iterable[Any]) -> tuple[Ten
 
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
-        return forward(states), seen
+        yield seen
     finally:
         for handle in handles:
             handle.remove()
 
 
-def inputs_of(forward: Forward, module: Any, states: Tensor, before: list[Any]) -> tuple[Tensor, list[Tensor]]:
+def inputs_of(forward: Forward, module: Any, states: Tensor, before: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
     """Run a layer up to one module; return that module's inputs, and the outputs of the modules `before` it."""
     captured: list[Tensor] = []
-    earlier: list[Tensor] = []
 
     def stop(module: Any, inputs: tuple[Tensor]) -> None:
         captured.append(inputs[0])
         raise _Stop
 
-    handles = [one.register_forward_hook(lambda module, inputs, outputs: earlier.append(outputs)) for one in before]
-    handles.append(module.register_forward_pre_hook(stop))
+    handle = module.register_forward_pre_hook(stop)
     try:
-        forward(states)
-    except _Stop:
-        pass
+        with watching(before) as seen, suppress(_Stop):
+            forward(states)
     finally:
-        for handle in handles:
-            handle.remove()
-    return captured[0], earlier
+        handle.remove()
+    return captured[0], [seen[each].outputs for each in before]

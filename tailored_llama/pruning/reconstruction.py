@@ -14,7 +14,7 @@ from tailored_llama.config import ReconstructionConfig
 from tailored_llama.models import Forward, Shelf, caller, layers_of
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Stays
-from tailored_llama.pruning.layerwise import Seen, Text, enter_all, inputs_of, watch
+from tailored_llama.pruning.layerwise import Seen, Text, enter_all, inputs_of, watching
 from tailored_llama.pruning.ridge import Equations
 
 _PRUNED = "pruned"
@@ -142,7 +142,8 @@ class _Layer:
         """Run the dense model's states through the layer; yield what its projections read and wrote, by batch."""
         modules = [module for block in self.blocks for module in (block.reader, block.output)]
         for index in self.batches:
-            self.shelf[self.number + 1, index], seen = watch(self.forward, self.dense(index), modules)
+            with watching(modules) as seen:
+                self.shelf[self.number + 1, index] = self.forward(self.dense(index))
             yield index, seen
 
     def output_tensors(self) -> dict[str, Tensor]:

@@ -77,7 +77,9 @@ def prune_checkpoint(
         config |= {"attention_bias": True, "mlp_bias": True}
         shapes |= _missing_biases(shapes)
     old_names = _old_names(shapes, layers, config["model_type"])
-    pruned_config = _without_blocks(config, layers)
+    gone = [number for number, layer in enumerate(layers) if not (layer.heads or layer.channels)]
+    left = tuple(layer for layer in layers if layer.heads or layer.channels)
+    pruned_config = layout_config(without_layers(config, gone), left)
     dtype = getattr(torch, str(pruned_config.dtype or "float32").removeprefix("torch."))
 
     with open_tensors((*weight_files(dense), *fitted)) as read:
@@ -137,32 +139,19 @@ def _missing_biases(shapes: Shapes) -> dict[str, list[int]]:
     return {name: shape for name, shape in biases.items() if name not in shapes}
 
 
-def _gone(layers: Sequence[Layer]) -> list[int]:
-    """The layers that have lost both blocks."""
-    return [number for number, layer in enumerate(layers) if not (layer.heads or layer.channels)]
-
-
 def _old_names(names: Iterable[str], layers: Sequence[Layer], model_type: str) -> dict[str, str]:
     """The tensors that stay: each name once layers are gone, and the name before."""
-    gone, prefix = _gone(layers), "model.layers."
-    old_names = {}
+    old_names, prefix = {}, "model.layers."
     for name in names:
         new, block = name, block_of(name, model_type)
         if block:
             number, kind = block
             if not (layers[number].heads if kind == "attention" else layers[number].channels):
                 continue
-            rest = name.removeprefix(f"{prefix}{number}.")
-            new = f"{prefix}{number - sum(other < number for other in gone)}.{rest}"
+            before = sum(bool(layer.heads or layer.channels) for layer in layers[:number])
+            new = f"{prefix}{before}.{name.removeprefix(f'{prefix}{number}.')}"
         old_names[new] = name
     return old_names
-
-
-def _without_blocks(config: dict[str, Any], layers: Sequence[Layer]) -> Any:
-    """The configuration of the pruned model, from the dense one."""
-    gone = _gone(layers)
-    left = tuple(layer for number, layer in enumerate(layers) if number not in gone)
-    return layout_config(without_layers(config, gone), left)
 
 
 def _save_config(config: Any, out: Path) -> None:

@@ -91,14 +91,14 @@ def test_padded_batches_equal_the_loop(
 def test_what_padding_takes_is_made_on_the_device_of_the_query_and_once_for_all_layers() -> None:
     calls: list[list[Tensor]] = []
 
-    def attend(*tensors: Tensor | None) -> Tensor:
-        calls.append([t for t in tensors if t is not None])
+    def attend(query: Tensor, own: attention.KeysValues, mask: Tensor | None) -> Tensor:
+        calls.append([t for t in (query, *own, mask) if t is not None])
         return torch.empty_like(calls[-1][0])
 
     states, before = torch.empty(1, 4, 40, 8, device="meta"), torch.empty(1, 4, 5, 8, device="meta")
     row = attention.Row(BLOCKS, Header(5), *(torch.zeros(40, dtype=torch.int64) for _ in range(2)), 24)
     for _ in range(2):
-        output = attention.padded_attention(states, states, states, row, (before, before), 9, attend)
+        output = attention.padded_attention(states, (states, states), row, (before, before), 9, attend)
         assert output.shape == (1, 40, 4, 8)
         assert output.device.type == "meta"
     first, second = calls

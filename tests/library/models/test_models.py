@@ -23,7 +23,7 @@ from tailored_llama.config import BenchmarkConfig, DistillationConfig, Dtype, Ex
 from tailored_llama.data.benchmarks import load_benchmark
 from tailored_llama.data.prompts import render_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.generation import generate
+from tailored_llama.evaluation.generation import Until, generate
 from tailored_llama.models import find_model, load_model, load_tokenizer, merge_adapter, pick_device, prepare_dense
 from tailored_llama.models.checkpoints import SUPPORTED, weights_digest
 from tailored_llama.models.convert import _convert, key_fields
@@ -617,12 +617,12 @@ def test_generate_continues_the_prompt_greedily(tiny: Path, adapter: Path) -> No
         for _ in range(6):  # without a cache
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
         expected = tokenizer.decode(ids[0, length:], skip_special_tokens=True)
-        assert generate(model, tokenizer, ["The sky is"], 6) == [expected]
+        assert generate(model, tokenizer, ["The sky is"], Until(6)) == [expected]
 
 
 def test_an_empty_prompt_is_refused(tiny: Path) -> None:
     with pytest.raises(InputError, match=exactly("prompt 0: got ''; allowed: a text of at least one token")):
-        generate(load_model(tiny), load_tokenizer(tiny), [""], 6)
+        generate(load_model(tiny), load_tokenizer(tiny), [""], Until(6))
 
 
 @pytest.mark.parametrize(

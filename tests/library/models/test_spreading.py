@@ -25,7 +25,7 @@ from tailored_llama.config import (
 from tailored_llama.data.benchmarks import load_benchmark
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.data.prompts import render_prompts
-from tailored_llama.evaluation.generation import generate
+from tailored_llama.evaluation.generation import Until, generate
 from tailored_llama.evaluation.profiling import decode
 from tailored_llama.evaluation.scoring import score_benchmark
 from tailored_llama.models import devices, load, load_model, load_tokenizer, streaming
@@ -151,9 +151,9 @@ def test_scores(checkpoint: Path, benchmark: tuple[BenchmarkConfig, Path], both:
 
 def test_written_answers(tiny: Path, folder: Any) -> None:
     tokenizer, contexts = load_tokenizer(tiny), ["the sky is", "one"]
-    expected = generate(load_model(tiny), tokenizer, contexts, 6, ["\n"])
+    expected = generate(load_model(tiny), tokenizer, contexts, Until(6, ["\n"]))
     with TwoDevices():
-        assert generate(load_model(tiny, device="balanced"), tokenizer, contexts, 6, ["\n"]) == expected
+        assert generate(load_model(tiny, device="balanced"), tokenizer, contexts, Until(6, ["\n"])) == expected
 
 
 def test_a_profiled_pass(tiny: Path) -> None:

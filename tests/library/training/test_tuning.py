@@ -23,7 +23,7 @@ from tailored_llama.data import Prompt, encode_prompt, read_prompts
 from tailored_llama.data.benchmarks import load_benchmark
 from tailored_llama.data.prompts import render_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.generation import generate
+from tailored_llama.evaluation.generation import Until, generate
 from tailored_llama.evaluation.scoring import loglikelihoods
 from tailored_llama.models import copy_tokenizer, encode_pair, load_model, load_tokenizer, merge_adapter
 from tailored_llama.training import loop as training
@@ -351,4 +351,4 @@ def test_a_soft_prompt_does_not_write_answers(tiny: Path, prompts: Path, folder:
         tune(tiny, [Source(prompts, "f1")], settings, out)
     tune(tiny, [Source(prompts, "acc")], settings, out)
     with pytest.raises(InputError, match=r"adapter: got a soft prompt, which cannot write answers; allowed: "):
-        generate(load_model(tiny, out), load_tokenizer(tiny), ["the sky is"], 4)
+        generate(load_model(tiny, out), load_tokenizer(tiny), ["the sky is"], Until(4))
