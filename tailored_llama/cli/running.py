@@ -47,9 +47,9 @@ def run(
             return run_only(lambda own: composition.compose(own, loaded), runner, only)
         return composition.compose(runner, loaded)
 
-    logging.basicConfig(
-        format="%(message)s", handlers=[RichHandler(console=console, show_path=False, show_level=False, markup=False)]
-    )
+    # A bar on a terminal would be torn by lines that do not know of it.
+    shown = [RichHandler(console=console, show_path=False, show_level=False)] if console.is_terminal else None
+    logging.basicConfig(format="%(message)s", handlers=shown)
     logging.getLogger("tailored_llama").setLevel(logging.INFO)
     raise typer.Exit(run_composition(study, str(config), overrides or [], execute))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tailored_llama import pruning
+from tailored_llama import evaluation, pruning
 from tailored_llama.config import (
     GENERIC,
     PROMPTS,
