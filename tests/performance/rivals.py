@@ -82,7 +82,7 @@ def split_in_two(ratio: float, inputs: Inputs, out: Path) -> None:
     if not 0 <= rest < 1:
         raise InputError(f"--ratio: got {ratio}; allowed: a ratio that removes a part of every MLP, but not all")
     gone = least_attention(model, read_calibration(inputs.text)[:1, :SEARCHED], count)
-    scores = read_importance(inputs.scores)
+    scores = read_importance(inputs.scores).copy()  # an array of a table cannot be written to
     below = 1000 * (scores.max() - scores.min() + 1)  # more than the sizes of groups make up for
     for layer in range(layers):
         for kind in sizes:
