@@ -13,11 +13,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tailored_llama.config import ExecutionConfig, PruningConfig, ReconstructionConfig
+from tailored_llama.config import ExecutionConfig, PlanConfig, PruningConfig, ReconstructionConfig, Work, narrow
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
 from tailored_llama.models import encode_pair, read_structure
-from tailored_llama.pruning import groups, importance, prune, read_groups
+from tailored_llama.pruning import PruneSettings, build_graph, prune_model, read_groups
 from tailored_llama.pruning.depth import fixed_parameters
+from tailored_llama.pruning.importance import write_importance
 from tailored_llama.store import write_table
 
 UNFITTED = ReconstructionConfig(method="none")
@@ -147,26 +148,35 @@ def remove_blocks(
     folder = out.with_name(f"{out.name}-groups")
     folder.mkdir(parents=True)
     out.mkdir()
-    groups.build_graph(dense, out=folder)
+    build_graph(dense, settings=None, work=Work(folder))
     table = read_groups(folder)
     listed = [(int(layer), str(kind)) in blocks for layer, kind in zip(table.layer, table.kind, strict=True)]
-    importance.write_importance(
-        folder, table, np.where(listed, 0, 1 + np.random.default_rng(2).random(len(table))), "random"
-    )
+    write_importance(folder, table, np.where(listed, 0, 1 + np.random.default_rng(2).random(len(table))), "random")
     fixed = fixed_parameters(dense, table)
     removed = int(table.parameters[np.array(listed)].sum()) + sum(fixed[block] for block in blocks)
-    prune.prune(
-        dense,
-        folder,
-        folder,
-        text,
-        ratio=removed / read_structure(dense).parameters,
-        pruning=WHOLE_BLOCKS,
-        reconstruction=reconstruction,
-        out=out,
-        execution=CPU,
-    )
+    ratio = removed / read_structure(dense).parameters
+    prune(dense, folder, folder, text, ratio=ratio, pruning=WHOLE_BLOCKS, reconstruction=reconstruction, out=out)
     return out
+
+
+def prune(
+    model: Path,
+    groups: Path,
+    importance: Path,
+    text: Path | None,
+    *,
+    ratio: float,
+    out: Path,
+    pruning: PruningConfig | None = None,
+    reconstruction: ReconstructionConfig = UNFITTED,
+    counts: Path | None = None,
+    original: Path | None = None,
+    execution: ExecutionConfig = CPU,
+) -> dict[str, Any]:
+    """Prune a checkpoint as the stage does; `original` is the model before the first step."""
+    settings = PruneSettings(ratio, narrow(pruning or PruningConfig(), PlanConfig), reconstruction)
+    inputs = (model, original or model, groups, importance, text, counts)
+    return prune_model(*inputs, settings=settings, work=Work(out, execution))
 
 
 def add_merge(folder: Path) -> Path:

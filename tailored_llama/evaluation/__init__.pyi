@@ -2,7 +2,8 @@
 from .bits import WHOLE as WHOLE
 from .bits import BitsRow as BitsRow
 from .bits import bits_rows as bits_rows
-from .generation import Until as Until, generate as generate
+from .generation import Until as Until
+from .generation import generate as generate
 from .perplexity import measure_perplexity as measure_perplexity
 from .pieces import PiecesRow as PiecesRow
 from .pieces import measure_pieces as measure_pieces

@@ -33,10 +33,6 @@ class Base:
     hub: str | None = None
     licence: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def licence_name(self) -> str | None:
-        return self.licence.get("license_name") or self.licence.get("license")
-
 
 def base_of(source: ModelSource) -> Base:
     """What a card says about the dense model, from the source's own card or GGUF header; uses no network."""

@@ -22,14 +22,12 @@ class Text:
 
     def batches(self) -> tuple[Tensor, ...]:
         """As many sequences at a time as the tokens per pass allow, at least one."""
-        batches: tuple[Tensor, ...] = self.input_ids.split(sequences_at_once(self.input_ids, self.batch_tokens))
-        return batches
+        return tuple(self.input_ids.split(sequences_at_once(self.input_ids, self.batch_tokens)))
 
     def even_batches(self) -> tuple[Tensor, ...]:
         """Batches of the same shape, so that all have the same masks and positions."""
         count, largest = len(self.input_ids), sequences_at_once(self.input_ids, self.batch_tokens)
-        batches: tuple[Tensor, ...] = self.input_ids.split(max(d for d in range(1, largest + 1) if count % d == 0))
-        return batches
+        return tuple(self.input_ids.split(max(size for size in range(1, largest + 1) if count % size == 0)))
 
 
 class _Stop(Exception):
