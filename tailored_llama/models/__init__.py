@@ -55,7 +55,7 @@ from tailored_llama.models.packing import (
 )
 from tailored_llama.models.passes import PackedRow, run_packed
 from tailored_llama.models.quantization import check_installed, check_quantizable, load_base
-from tailored_llama.models.shards import open_tensors, write_shards
+from tailored_llama.models.shards import tensor_reader, write_shards
 from tailored_llama.models.soft_prompts import context_length, has_soft_prompt, learnt_header
 from tailored_llama.models.streaming import Forward, Layers, Shelf, caller, enter, layers_of, open_model, streams
 from tailored_llama.models.tokens import encode, encode_pair, first_token, pre_tokenizer_name
@@ -69,10 +69,10 @@ __all__ = [
     "convert", "copy_tokenizer", "device_slot", "devices_of", "encode", "encode_header", "encode_pair", "enter",
     "fetch_model", "find_model", "first_token", "front_matter", "halved", "has_soft_prompt", "head_logits",
     "is_layered", "layered_config", "layers_of", "layout_config", "learnt_header", "load_base", "load_model",
-    "load_tokenizer", "loading", "merge_adapter", "modeling_tailored_llama", "open_model", "open_tensors",
-    "packed_attention", "packed_inputs", "packed_logprobs", "packed_states", "pick_device", "pre_tokenizer_name",
-    "prepare_dense", "pruned_card", "read_config", "read_id_table", "read_structure", "read_tokens",
-    "renumber_generation", "renumbered", "run_packed", "save_adapter", "solver_bytes", "source_architecture",
-    "stored_dtype", "streams", "target_logprobs", "tensor_shapes", "token_budget", "trim_tokenizer", "weight_bytes",
-    "weight_files", "what_was_removed", "within_memory", "without_layers", "write_card", "write_shards",
+    "load_tokenizer", "loading", "merge_adapter", "modeling_tailored_llama", "open_model", "packed_attention",
+    "packed_inputs", "packed_logprobs", "packed_states", "pick_device", "pre_tokenizer_name", "prepare_dense",
+    "pruned_card", "read_config", "read_id_table", "read_structure", "read_tokens", "renumber_generation", "renumbered",
+    "run_packed", "save_adapter", "solver_bytes", "source_architecture", "stored_dtype", "streams", "target_logprobs",
+    "tensor_reader", "tensor_shapes", "token_budget", "trim_tokenizer", "weight_bytes", "weight_files",
+    "what_was_removed", "within_memory", "without_layers", "write_card", "write_shards",
 ]  # fmt: skip
