@@ -5,9 +5,9 @@ from tailored_llama.reports.inputs import Cost, ModelResults, QuantisedScores, R
 from tailored_llama.reports.model_card import tailored_card
 from tailored_llama.reports.profile import profile_table
 from tailored_llama.reports.prompt_study import study_settings, study_table
+from tailored_llama.reports.recovery import recovery_table
 from tailored_llama.reports.run import write_report
 from tailored_llama.reports.sweep import sweep_table
-from tailored_llama.reports.terminal import recovery_table
 from tailored_llama.reports.text import verdict_line
 from tailored_llama.reports.transfer import transfer_table
 

@@ -1,4 +1,4 @@
-"""Parts that all reports share: number formats, page templates, sample prompts and settings."""
+"""Parts that all reports share: number formats, cells of tables, page templates, sample prompts and settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from tailored_llama.config import RunConfig
 from tailored_llama.errors import InputError
+from tailored_llama.evaluation import BitsRow, RecoveryRow, TemplateRow
 from tailored_llama.reports.figures import COLOURS, Picture
+from tailored_llama.reports.tables import Cell
 
 NO_DIFFERENCE = "no difference measured"
 _PROMPT_CHARACTERS = 3_000  # a longer prompt is cut in the middle
@@ -39,6 +41,24 @@ def share(value: float | None, low: float | None, high: float | None, digits: in
     """A fraction as a percentage, with its interval in brackets if it has one: "97.9 % (94–103)"."""
     bounds = span(low, high, 0).removesuffix("\N{NO-BREAK SPACE}%").replace(" to ", ", ")
     return f"{percent(value, digits)} ({bounds})" if bounds else percent(value, digits)
+
+
+def accuracy_cell(value: float | None, error: float | None) -> Cell:
+    """An accuracy ± its standard error; a dash for None."""
+    if value is None:
+        return Cell("–")
+    return Cell(f"{number(value)} ± {number(error)}", brief=f"{number(value)}±{number(error).lstrip('0')}")
+
+
+def accuracy_of(row: RecoveryRow | BitsRow | TemplateRow | None) -> Cell:
+    """The accuracy in a row ± its standard error; a dash without a row."""
+    return accuracy_cell(row.accuracy, row.stderr) if row else accuracy_cell(None, None)
+
+
+def share_cell(value: float | None, low: float | None, high: float | None, more: str = "", digits: int = 0) -> Cell:
+    """A fraction as a percentage, with its interval and `more` below it; `digits` are those on a terminal."""
+    under = () if value is None else tuple(filter(None, (span(low, high), more)))
+    return Cell(percent(value), under, share(value, low, high, digits))
 
 
 def page_template(name: str) -> Template:
@@ -97,6 +117,16 @@ def settings_of(config: RunConfig) -> dict[str, dict[str, str]]:
         else:
             sections[""][name] = json.dumps(value, ensure_ascii=False)
     return sections
+
+
+def markdown_page(*parts: str) -> str:
+    """A Markdown page of headings, paragraphs, tables and pictures; empty ones are left out."""
+    return "\n\n".join([*filter(None, parts), ""]).removesuffix("\n")
+
+
+def as_code(name: str) -> str:
+    """A name as a code span of Markdown, where nothing is markup, whatever the name contains."""
+    return "`" + name.replace("`", "'") + "`"
 
 
 def markdown_picture(name: str, picture: Picture) -> str:

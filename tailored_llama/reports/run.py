@@ -9,31 +9,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tailored_llama.config import DENSE
-from tailored_llama.evaluation import MEAN, MODELS, RESAMPLES, TAILORED, BitsRow, ModelRow, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import RESAMPLES, BitsRow, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.reports.bits import bits_picture, bits_sentences, fewer_bits
 from tailored_llama.reports.diagnosis import FILE, Diagnosis, by_signature, diagnose, diagnosis_lines
 from tailored_llama.reports.figures import Picture
 from tailored_llama.reports.inputs import ReportInputs, RunResults, scored_runs
 from tailored_llama.reports.parts import (
+    as_code,
     first_sample,
+    markdown_page,
     markdown_picture,
-    number,
     page_template,
-    percent,
     settings_of,
-    span,
 )
+from tailored_llama.reports.recovery import accuracies, against_dense, mean_accuracies
 from tailored_llama.reports.run_plots import picture_name, plots_page, report_pictures
-from tailored_llama.reports.text import (
-    VARIANTS,
-    benchmark_notes,
-    gained_by,
-    missing_notes,
-    plus_minus,
-    run_name,
-    summary,
-    title,
-)
+from tailored_llama.reports.tables import markdown
+from tailored_llama.reports.text import VARIANTS, benchmark_notes, gained_by, missing_notes, run_name, summary, title
 from tailored_llama.reports.tuned_dense import FILE as TUNED_DENSE_FILE
 from tailored_llama.reports.tuned_dense import against_tuned_dense, tuned_dense_notes
 from tailored_llama.store import write_rows
@@ -85,49 +77,29 @@ def _markdown(
     pictures: Mapping[str, Picture],
 ) -> str:
     """Summary, tables, diagnoses and accuracies; if too long for a Prefect artifact, means and names instead."""
-    model = inputs.model.replace("`", "'")  # keep the name in its code span, where nothing is markup
-    head = [f"# `{model}`{title(inputs).removeprefix(inputs.model)}", ""]
-    head += [line for note in missing_notes(inputs) for line in (note, "")]
-    texts, cells = [], []
-    for table in tables:
-        name = run_name(table.ratio)
-        texts += [f"**{name.capitalize()}.** " * (len(tables) > 1) + summary(table, inputs.config), ""]
-        cells += _markdown_table(name, [(line, table, line) for line in table.lines])
-    notes = [line for note in tuned_dense_notes(against) + benchmark_notes(tables) for line in (note, "")]
-    wrong = _markdown_list(diagnosis_lines(diagnoses))
-    if len("\n".join([*head, *texts, *notes, *cells, *wrong]).encode()) > _MARKDOWN_BYTES - 1_000:
-        texts, cells = [], _markdown_table("mean", [(run_name(t.ratio), t, t.lines[-1]) for t in tables])
-        wrong = _markdown_list(diagnosis_lines(diagnoses, brief=True))
-    how = gained_by(inputs.config)
+    head = [f"# {as_code(inputs.model)}{title(inputs).removeprefix(inputs.model)}", *missing_notes(inputs)]
+    notes, how = tuned_dense_notes(against) + benchmark_notes(tables), gained_by(inputs.config)
     legend = (
         f"Accuracy ± standard error. With 95 % intervals: gained = tailored − pruned, by {how}; recovery = tailored ÷ "
         "dense; chance-corrected recovery = (tailored − floor) ÷ (dense − floor), where dense is significantly above "
         "its floor."
     )
-    shown = [(picture_name("accuracy", t.ratio), f"Accuracy at {run_name(t.ratio)}:") for t in tables]
-    bars = [line for name, text in shown for line in (text, "", markdown_picture(name, pictures[name]), "")]
-    return "\n".join([*head, *texts, *notes, *cells, legend, "", *wrong, *bars])
+    named = [f"**{run_name(table.ratio).capitalize()}.** " * (len(tables) > 1) for table in tables]
+    texts = [name + summary(table, inputs.config) for name, table in zip(named, tables, strict=True)]
+    parts = [*head, *texts, *notes, markdown(accuracies(tables, how)), legend, *_diagnosed(diagnoses)]
+    if len(markdown_page(*parts).encode()) > _MARKDOWN_BYTES - 1_000:
+        means = markdown(mean_accuracies(tables, how))
+        parts = [*head, *notes, means, legend, *_diagnosed(diagnoses, brief=True)]
+    for table in tables:
+        name = picture_name("accuracy", table.ratio)
+        parts += [f"Accuracy at {run_name(table.ratio)}:", markdown_picture(name, pictures[name])]
+    return markdown_page(*parts)
 
 
-def _markdown_table(name: str, lines: Sequence[tuple[str, RecoveryTable, str]]) -> list[str]:
-    """A table of (label, run, benchmark), narrow enough for Prefect's page: lines never break at ± or within bounds."""
-    names = [name, "examples", "floor", *MODELS, "gained", "recovery", "chance-corrected"]
-    text = [f"| {' | '.join(names)} |", "|:--|--:|--:|--:|--:|--:|--:|--:|--:|"]
-    for label, table, benchmark in lines:
-        row, tailored = table.any_row(benchmark), table.row(TAILORED, benchmark)
-        cells = [f"{label} ({row.metric})" if row.metric else label, f"{row.examples:,}", number(row.floor)]
-        cells += [plus_minus(table.row(model, benchmark)).replace("± ", "±\N{NO-BREAK SPACE}") for model in MODELS]
-        for field, bound in (("gain", "gain"), ("recovery", "recovery"), ("chance_corrected", "cc")):
-            value, low, high = (getattr(tailored, key, None) for key in (field, f"{bound}_low", f"{bound}_high"))
-            bounds = span(low, high, 0).replace("–", " to ").replace(" ", "\N{NO-BREAK SPACE}")
-            cells.append(f"{percent(value)} ({bounds})" if bounds else percent(value))
-        text.append(f"| {' | '.join(cells)} |")
-    return [*text, ""]
-
-
-def _markdown_list(lines: Sequence[str]) -> list[str]:
+def _diagnosed(diagnoses: Sequence[Diagnosis], brief: bool = False) -> list[str]:
     """The diagnoses as a list under a heading; nothing without any."""
-    return ["## What went wrong, and what to try", "", *(f"- {line}" for line in lines), ""] if lines else []
+    lines = [f"- {line}" for line in diagnosis_lines(diagnoses, brief)]
+    return ["## What went wrong, and what to try", "\n".join(lines)] if lines else []
 
 
 def _page(
@@ -140,7 +112,7 @@ def _page(
 ) -> str:
     return page_template("run.html.j2").render(
         title=title(inputs),
-        gained_by=gained_by(inputs.config),
+        accuracies=accuracies([table for _, table in runs], gained_by(inputs.config)),
         variant=VARIANTS[inputs.config.tuning.variant] if inputs.config else "an adapter",
         inputs=inputs,
         missing=missing_notes(inputs),
@@ -162,7 +134,7 @@ def _page(
         ],
         dense=runs[0][1].size(DENSE),
         notes=benchmark_notes([table for _, table in runs]),
-        against=[(run_name(table.ratio), table) for table in against],
+        against=against_dense(against) if against else None,
         against_notes=tuned_dense_notes(against),
         importance=pictures.get("importance"),
         bits=bits,
@@ -171,5 +143,4 @@ def _page(
         prompts={name: first_sample(folder / "samples.txt") for name, folder in inputs.prompts.items()},
         settings=settings_of(inputs.config) if inputs.config else {},
         resamples=RESAMPLES,
-        mean=MEAN,
     )

@@ -307,7 +307,7 @@ def test_the_same_inputs_make_the_same_files(tmp_path: Path) -> None:
 def test_markdown_is_short_and_has_the_table(tmp_path: Path) -> None:
     given = everything(tmp_path)
     written(given, tmp_path / "out")
-    text = (tmp_path / "out" / "report.md").read_text().replace("±\N{NO-BREAK SPACE}", "± ")
+    text = (tmp_path / "out" / "report.md").read_text().replace(NBSP, " ")
     assert text.startswith(f"# `tiny {ATTACK}`, pruned at ratio 0.2\n")  # in a code span: not markup
     assert "| arc_easy (acc_norm) | 100 | 0.250 | 0.500 ± 0.050 | 0.300 ± 0.046 | 0.400 ± 0.049 |" in text
     assert "Dense itself is at the floor on boolq" in text
