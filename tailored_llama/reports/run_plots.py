@@ -1,4 +1,4 @@
-"""Plots of one run: accuracies, kept widths, importance and losses, each drawn from plain arrays."""
+"""Plots of one run: accuracies, kept widths, importance and losses."""
 
 from __future__ import annotations
 
@@ -20,171 +20,11 @@ from tailored_llama.evaluation import MODELS, Z95, Array, RecoveryTable
 from tailored_llama.pruning import IMPORTANCE_SCHEMA, read_plan
 from tailored_llama.reports.figures import COLOURS, STYLE, WIDTH, Picture, new_figure, wrap_name, xy
 from tailored_llama.reports.inputs import ReportInputs, RunResults
-from tailored_llama.reports.parts import markdown_picture
+from tailored_llama.reports.parts import markdown_page, markdown_picture
 from tailored_llama.store import read_table
 from tailored_llama.training import LOG_SCHEMA
 
-Measured = tuple[float, float] | None  # accuracy, standard error
-
 KIND_NAMES = {"attention": "attention groups", "mlp": "MLP channels"}
-
-
-def accuracy_bars(
-    names: Sequence[str], floors: Sequence[float | None], series: Mapping[str, Sequence[Measured]]
-) -> Picture:
-    """Bars of accuracy per benchmark with 95 % intervals, and each benchmark's floor as a dashed line.
-
-    Args:
-        names: names of the benchmarks.
-        floors: one per benchmark.
-        series: dense, pruned, tailored, perhaps the tuned dense model → one value per benchmark; None draws no bar.
-    """
-    with matplotlib.rc_context(STYLE):
-        least = WIDTH // 2 + 110 * max(0, len(series) - len(MODELS))  # room for the legend
-        figure = new_figure(340, width=min(WIDTH, max(least, 80 + 180 * len(names))))
-        axes = figure.subplots()
-        width = 0.78 / max(1, len(series))
-        for number, (model, values) in enumerate(series.items()):
-            at = [i + (number - (len(series) - 1) / 2) * width for i, v in enumerate(values) if v is not None]
-            known = [v for v in values if v is not None]
-            axes.bar(at, [v for v, _ in known], 0.92 * width, color=_colour(model))
-            axes.errorbar(
-                at,
-                [v for v, _ in known],
-                [Z95 * e for _, e in known],
-                fmt="none",
-                ecolor=COLOURS["ink"],
-                elinewidth=1.2,
-                capsize=3,
-            )
-        for i, floor in enumerate(floors):
-            if floor is not None:
-                axes.hlines(floor, i - 0.45, i + 0.45, COLOURS["ink"], linestyles=(0, (4, 2)), linewidth=1.5)
-        axes.set_xticks(range(len(names)), [wrap_name(name) for name in names])
-        axes.tick_params(axis="x", length=0)
-        axes.set_xlim(-0.6, len(names) - 0.4)
-        tops = [v + Z95 * e for values in series.values() for v, e in filter(None, values)]
-        axes.set_ylim(0, min(1.0, max([*tops, *(f for f in floors if f), 0.1]) + 0.05))
-        axes.set_ylabel("accuracy")
-        axes.grid(axis="y")
-        handles: list[Any] = [Patch(color=_colour(model), label=model) for model in series]
-        handles.append(Line2D([], [], color=COLOURS["ink"], dashes=(4, 2), linewidth=1.5, label="floor"))
-        figure.legend(handles=handles, loc="outside upper left", ncols=5, borderpad=0)
-        return Picture(figure, "Accuracy by benchmark: " + ", ".join(series) + " and the floor")
-
-
-def _colour(model: str) -> str:
-    return COLOURS["line-1" if model == TUNED_DENSE else model]
-
-
-def layer_widths(layer: Array, kind: Array, kept: Array) -> Picture:
-    """Share of each layer's attention groups and MLP channels that the plan keeps.
-
-    Args:
-        layer: of each group, int [groups].
-        kind: of each group, attention or mlp.
-        kept: whether the group stays, bool [groups].
-    """
-    with matplotlib.rc_context(STYLE):
-        figure, panels = _kind_panels(kind, 250)
-        for name, axes in panels.items():
-            of_kind = kind == name
-            layers, groups = np.unique(layer[of_kind], return_counts=True)
-            kept_groups = np.bincount(layer[of_kind], weights=kept[of_kind], minlength=int(layers.max()) + 1)[layers]
-            axes.bar(layers, 1, 0.82, color=COLOURS["grid"])
-            axes.bar(layers, kept_groups / groups, 0.82, color=COLOURS["pruned"])
-            per_layer = f"{groups[0]:,}" if len(set(groups.tolist())) == 1 else f"{groups.min():,} to {groups.max():,}"
-            share = 100 * kept_groups.sum() / groups.sum()
-            axes.set_title(f"{KIND_NAMES[name]} ({per_layer} per layer; {share:.0f} % kept)")
-            axes.set_ylim(0, 1)
-            axes.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
-        next(iter(panels.values())).set_ylabel("kept")
-        return Picture(figure, "Share of each layer that pruning keeps")
-
-
-def importance_by_layer(layer: Array, kind: Array, score: Array) -> Picture:
-    """Median importance of a coupled group in each layer, with the range of the middle 80 %.
-
-    Args:
-        layer: of each group, int [groups].
-        kind: of each group, attention or mlp.
-        score: its importance, float [groups].
-    """
-    with matplotlib.rc_context(STYLE):
-        figure, panels = _kind_panels(kind, 280)
-        for name, axes in panels.items():
-            layers = np.unique(layer[kind == name])
-            spread = np.array([np.quantile(score[(kind == name) & (layer == n)], (0.1, 0.5, 0.9)) for n in layers])
-            axes.fill_between(layers, spread[:, 0], spread[:, 2], color=COLOURS["dense"], alpha=0.3, linewidth=0)
-            axes.plot(layers, spread[:, 1], color=COLOURS["dense"], linewidth=2, marker="o", markersize=4)
-            if spread.min() > 0:
-                axes.set_yscale("log")
-                low, high = math.floor(math.log10(spread.min())), math.ceil(math.log10(spread.max()))
-                axes.set_ylim(10.0**low, 10.0 ** max(high, low + 1))
-                axes.yaxis.set_major_formatter(_power_of_ten)
-                axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.set_title(KIND_NAMES[name])
-            axes.grid(axis="y")
-        next(iter(panels.values())).set_ylabel("importance")
-        return Picture(figure, "Importance of the groups of each layer")
-
-
-def loss_curves(logs: Mapping[str, Mapping[str, Sequence[Any]]]) -> Picture:
-    """Training loss of every step and held-out loss of every epoch, one panel per benchmark.
-
-    Args:
-        logs: benchmark → the columns step, loss and held_out_loss of `log.parquet`; None where not measured.
-    """
-    with matplotlib.rc_context(STYLE):
-        columns = min(3, len(logs))
-        rows = math.ceil(len(logs) / columns)
-        figure = new_figure(60 + 225 * rows, width=WIDTH if columns > 1 else WIDTH // 2)
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (name, log) in zip(panels, logs.items(), strict=False):
-            train = [(s, v) for s, v in zip(log["step"], log["loss"], strict=True) if v is not None]
-            held = [(s, v) for s, v in zip(log["step"], log["held_out_loss"], strict=True) if v is not None]
-            axes.plot(*xy(train), color=COLOURS["dense"], linewidth=1.5)
-            axes.plot(*xy(held), color=COLOURS["tailored"], linewidth=2, marker="o", markersize=5)
-            if held:
-                best = min(held, key=lambda point: point[1])
-                axes.plot(*best, "o", markersize=11, markerfacecolor="none", markeredgecolor=COLOURS["tailored"])
-            axes.set_title(name)
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.yaxis.set_major_locator(MaxNLocator(4))
-            axes.margins(x=0.05, y=0.12)
-            axes.grid(axis="y")
-        for axes in panels[len(logs) :]:
-            axes.remove()
-        for axes in panels[max(0, len(logs) - columns) : len(logs)]:  # the bottom panel of each column
-            axes.set_xlabel("step")
-        for axes in panels[: len(logs) : columns]:
-            axes.set_ylabel("loss")
-        handles = [
-            Line2D([], [], color=COLOURS["dense"], linewidth=1.5, label="training"),
-            Line2D([], [], color=COLOURS["tailored"], linewidth=2, marker="o", markersize=5, label="held out"),
-            Line2D(
-                [], [], color=COLOURS["tailored"], linestyle="none", marker="o", markersize=11,
-                markerfacecolor="none", label="adapter kept",
-            ),
-        ]  # fmt: skip
-        figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0)
-        return Picture(figure, "Training and held-out loss by benchmark")
-
-
-def _power_of_ten(value: float, _position: float) -> str:
-    return "10" + str(round(math.log10(value))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
-def _kind_panels(kind: Array, height: int) -> tuple[Figure, dict[str, Axes]]:
-    """One panel over the layers for each kind of group present."""
-    names = [name for name in KIND_NAMES if (kind == name).any()]
-    figure = new_figure(height)
-    panels = dict(zip(names, figure.subplots(1, len(names), squeeze=False).ravel(), strict=True))
-    for axes in panels.values():
-        axes.set_xlabel("layer")
-        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-        axes.margins(x=0.02)
-    return figure, panels
 
 
 def picture_name(kind: str, ratio: float | None) -> str:
@@ -202,7 +42,7 @@ def report_pictures(
     tuned = {table.ratio: table for table in against}
     pictures = {"importance": _importance(inputs.importance)} if inputs.importance else {}
     for run, table in runs:
-        pictures[picture_name("accuracy", run.ratio)] = _bars(table, tuned.get(run.ratio))
+        pictures[picture_name("accuracy", run.ratio)] = _accuracies(table, tuned.get(run.ratio))
         if run.plan:
             pictures[picture_name("widths", run.ratio)] = _widths(run.plan)
         if run.logs:
@@ -230,39 +70,138 @@ def plots_page(inputs: ReportInputs, pictures: Mapping[str, Picture], bits: str 
             "lowest held-out loss (ringed) is kept.",
         ),
     }
-    lines = []
+    parts = []
     for kind, (heading, caption) in sections.items():
-        if shown := [name for name in pictures if name.partition("-")[0] == kind]:
-            lines += [f"## {heading}", "", caption, ""]
-            for name in shown:
-                ratio = name.partition("-")[2]
-                lines += [f"Ratio {ratio}:", ""] if len(shown) > 1 else []
-                lines += [markdown_picture(name, pictures[name]), ""]
-    return "\n".join(lines)
+        shown = [name for name in pictures if name.partition("-")[0] == kind]
+        parts += [f"## {heading}", caption] if shown else []
+        for name in shown:
+            parts += [f"Ratio {name.partition('-')[2]}:"] if len(shown) > 1 else []
+            parts.append(markdown_picture(name, pictures[name]))
+    return markdown_page(*parts)
 
 
-def _bars(table: RecoveryTable, against: RecoveryTable | None = None) -> Picture:
-    series: dict[str, list[tuple[float, float] | None]] = {}
+def _accuracies(table: RecoveryTable, against: RecoveryTable | None) -> Picture:
+    """Bars of accuracy per benchmark with 95 % intervals, and each benchmark's floor as a dashed line."""
+    names, series = table.benchmarks, {}
     sources = {DENSE: table} | ({TUNED_DENSE: against} if against else {}) | dict.fromkeys(MODELS[1:], table)
     for model, source in sources.items():
-        rows = [source.row(model, name) for name in table.benchmarks]
-        values = [None if row is None else (row.accuracy or 0.0, row.stderr or 0.0) for row in rows]
-        if any(values):
-            series[model] = values
-    return accuracy_bars(table.benchmarks, [table.any_row(name).floor for name in table.benchmarks], series)
+        known = [(i, row) for i, name in enumerate(names) if (row := source.row(model, name))]
+        if known:
+            series[model] = [(i, row.accuracy or 0.0, Z95 * (row.stderr or 0.0)) for i, row in known]
+    floors = [table.any_row(name).floor for name in names]
+    colours = {model: COLOURS["line-1" if model == TUNED_DENSE else model] for model in series}
+    with matplotlib.rc_context(STYLE):
+        least = WIDTH // 2 + 110 * max(0, len(series) - len(MODELS))  # room for the legend
+        figure = new_figure(340, width=min(WIDTH, max(least, 80 + 180 * len(names))))
+        axes, width = figure.subplots(), 0.78 / len(series)
+        for number, (model, bars) in enumerate(series.items()):
+            places, values, whiskers = zip(*bars, strict=True)
+            at = [place + (number - (len(series) - 1) / 2) * width for place in places]
+            axes.bar(at, values, 0.92 * width, color=colours[model])
+            axes.errorbar(at, values, whiskers, fmt="none", ecolor=COLOURS["ink"], elinewidth=1.2, capsize=3)
+        for i, floor in enumerate(floors):
+            axes.hlines(floor, i - 0.45, i + 0.45, COLOURS["ink"], linestyles=(0, (4, 2)), linewidth=1.5)
+        axes.set_xticks(range(len(names)), [wrap_name(name) for name in names])
+        axes.tick_params(axis="x", length=0)
+        axes.set_xlim(-0.6, len(names) - 0.4)
+        tops = [value + whisker for bars in series.values() for _, value, whisker in bars]
+        axes.set_ylim(0, min(1.0, max([*tops, *floors, 0.1]) + 0.05))
+        axes.set_ylabel("accuracy")
+        axes.grid(axis="y")
+        handles: list[Any] = [Patch(color=colour, label=model) for model, colour in colours.items()]
+        handles.append(Line2D([], [], color=COLOURS["ink"], dashes=(4, 2), linewidth=1.5, label="floor"))
+        figure.legend(handles=handles, loc="outside upper left", ncols=5, borderpad=0)
+        return Picture(figure, "Accuracy by benchmark: " + ", ".join(series) + " and the floor")
 
 
 def _widths(folder: Path) -> Picture:
+    """Share of each layer's attention groups and MLP channels that the plan keeps."""
     table = read_plan(folder)
-    return layer_widths(*(table[name].to_numpy() for name in ("layer", "kind", "kept")))
+    layer, kind, kept = (table[name].to_numpy() for name in ("layer", "kind", "kept"))
+    with matplotlib.rc_context(STYLE):
+        figure, panels = _kind_panels(kind, 250)
+        for name, axes in panels.items():
+            of_kind = kind == name
+            layers, groups = np.unique(layer[of_kind], return_counts=True)
+            kept_groups = np.bincount(layer[of_kind], weights=kept[of_kind], minlength=int(layers.max()) + 1)[layers]
+            axes.bar(layers, 1, 0.82, color=COLOURS["grid"])
+            axes.bar(layers, kept_groups / groups, 0.82, color=COLOURS["pruned"])
+            per_layer = " to ".join(f"{count:,}" for count in sorted({groups.min(), groups.max()}))
+            share = 100 * kept_groups.sum() / groups.sum()
+            axes.set_title(f"{KIND_NAMES[name]} ({per_layer} per layer; {share:.0f} % kept)")
+            axes.set_ylim(0, 1)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+        next(iter(panels.values())).set_ylabel("kept")
+        return Picture(figure, "Share of each layer that pruning keeps")
 
 
 def _importance(folder: Path) -> Picture:
+    """Median importance of a coupled group in each layer, with the range of the middle 80 %."""
     table = read_table(folder / "importance.parquet", IMPORTANCE_SCHEMA)
-    return importance_by_layer(*(table[name].to_numpy() for name in ("layer", "kind", "score")))
+    layer, kind, score = (table[name].to_numpy() for name in ("layer", "kind", "score"))
+    with matplotlib.rc_context(STYLE):
+        figure, panels = _kind_panels(kind, 280)
+        for name, axes in panels.items():
+            layers = np.unique(layer[kind == name])
+            spread = np.array([np.quantile(score[(kind == name) & (layer == n)], (0.1, 0.5, 0.9)) for n in layers])
+            axes.fill_between(layers, spread[:, 0], spread[:, 2], color=COLOURS["dense"], alpha=0.3, linewidth=0)
+            axes.plot(layers, spread[:, 1], color=COLOURS["dense"], linewidth=2, marker="o", markersize=4)
+            if spread.min() > 0:
+                axes.set_yscale("log")
+                low, high = math.floor(math.log10(spread.min())), math.ceil(math.log10(spread.max()))
+                axes.set_ylim(10.0**low, 10.0 ** max(high, low + 1))
+                axes.yaxis.set_major_formatter(_power_of_ten)
+                axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.set_title(KIND_NAMES[name])
+            axes.grid(axis="y")
+        next(iter(panels.values())).set_ylabel("importance")
+        return Picture(figure, "Importance of the groups of each layer")
 
 
 def _losses(folders: Mapping[str, Path]) -> Picture:
-    return loss_curves(
-        {name: read_table(folder / "log.parquet", LOG_SCHEMA).to_pydict() for name, folder in folders.items()}
-    )
+    """Training loss of every step and held-out loss of every epoch, one panel for each benchmark's adapter."""
+    with matplotlib.rc_context(STYLE):
+        columns = min(3, len(folders))
+        rows = math.ceil(len(folders) / columns)
+        figure = new_figure(60 + 225 * rows, width=WIDTH if columns > 1 else WIDTH // 2)
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        best: Any = {"markersize": 11, "markerfacecolor": "none", "color": COLOURS["tailored"], "marker": "o"}
+        for axes, (name, folder) in zip(panels, folders.items(), strict=False):
+            log = read_table(folder / "log.parquet", LOG_SCHEMA).to_pydict()
+            train, held = (
+                [(step, loss) for step, loss in zip(log["step"], log[column], strict=True) if loss is not None]
+                for column in ("loss", "held_out_loss")
+            )
+            axes.plot(*xy(train), color=COLOURS["dense"], linewidth=1.5, label="training")
+            axes.plot(*xy(held), color=COLOURS["tailored"], linewidth=2, marker="o", markersize=5, label="held out")
+            if held:
+                axes.plot(*xy([min(held, key=lambda point: point[1])]), linestyle="none", label="adapter kept", **best)
+            axes.set_title(name)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+            axes.margins(x=0.05, y=0.12)
+            axes.grid(axis="y")
+        for axes in panels[len(folders) :]:
+            axes.remove()
+        for axes in panels[max(0, len(folders) - columns) : len(folders)]:  # the bottom panel of each column
+            axes.set_xlabel("step")
+        for axes in panels[: len(folders) : columns]:
+            axes.set_ylabel("loss")
+        figure.legend(handles=panels[0].get_lines(), loc="outside upper left", ncols=3, borderpad=0)
+        return Picture(figure, "Training and held-out loss by benchmark")
+
+
+def _power_of_ten(value: float, _position: float) -> str:
+    return "10" + str(round(math.log10(value))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def _kind_panels(kind: Array, height: int) -> tuple[Figure, dict[str, Axes]]:
+    """One panel over the layers for each kind of group present."""
+    names = [name for name in KIND_NAMES if (kind == name).any()]
+    figure = new_figure(height)
+    panels = dict(zip(names, figure.subplots(1, len(names), squeeze=False).ravel(), strict=True))
+    for axes in panels.values():
+        axes.set_xlabel("layer")
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        axes.margins(x=0.02)
+    return figure, panels
