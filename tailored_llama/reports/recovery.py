@@ -117,6 +117,6 @@ def _sizes(table: RecoveryTable, named: bool) -> str:
         parts.append(f"{measure} {' → '.join(steps)}")
     if (reading := speedup(pruned, "prefill")) and (writing := speedup(pruned, "decode")):
         same = reading == writing == NO_DIFFERENCE
-        parts.append(f"speed: {reading}" if same else f"speed {reading} reading, {writing} writing")
+        parts.append(f"speed: {reading}" if same else f"speed of reading: {reading}, of writing: {writing}")
     text = "; ".join(parts)
     return f"{run_name(table.ratio)}: {text}" if text and named else text[:1].upper() + text[1:]

@@ -364,7 +364,7 @@ def test_the_speed_at_the_largest_batch_stands_beside_the_accuracy(tmp_path: Pat
     assert (pruned.prefill_speedup, pruned.decode_speedup) == (1.25, 1.5)
     table = Console(width=80, record=True)
     table.print(recovery_table(tmp_path / "out"))
-    assert "speed ×1.25 reading, ×1.50 writing" in " ".join(table.export_text().split())
+    assert "speed of reading: ×1.25, of writing: ×1.50" in " ".join(table.export_text().split())
 
 
 def test_a_speed_that_its_own_pairs_contradict_is_no_figure(tmp_path: Path) -> None:
@@ -378,7 +378,8 @@ def test_a_speed_that_its_own_pairs_contradict_is_no_figure(tmp_path: Path) -> N
     assert "0.54" not in page
     table = Console(width=80, record=True)
     table.print(recovery_table(tmp_path / "out"))
-    assert "speed ×1.25 reading, no difference measured writing" in " ".join(table.export_text().split())
+    assert "speed ÷ the dense model&#39;s is ×1.25 reading, while no difference was measured for writing." in page
+    assert "speed of reading: ×1.25, of writing: no difference measured" in " ".join(table.export_text().split())
 
 
 def in_q8_0(root: Path, ratio: float | None, easy: int, boolq: int, size: int) -> tuple[QuantisedScores, ...]:
