@@ -37,7 +37,7 @@ from tailored_llama.reports.parts import (
 from tailored_llama.reports.tables import Cell, Column, Table, markdown, table_row, terminal
 from tailored_llama.store import write_rows
 
-STAGE, VERSION = "prompt-study", 3
+STAGE, VERSION = "prompt-study", 4
 
 
 def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied], *, out: Path) -> None:

@@ -22,7 +22,7 @@ from tailored_llama.reports.parts import (
     page_template,
     settings_of,
 )
-from tailored_llama.reports.recovery import accuracies, against_dense, mean_accuracies
+from tailored_llama.reports.recovery import accuracies, against_dense
 from tailored_llama.reports.run_plots import picture_name, plots_page, report_pictures
 from tailored_llama.reports.tables import markdown
 from tailored_llama.reports.text import VARIANTS, benchmark_notes, gained_by, missing_notes, run_name, summary, title
@@ -31,7 +31,7 @@ from tailored_llama.reports.tuned_dense import against_tuned_dense, tuned_dense_
 from tailored_llama.store import write_rows
 from tailored_llama.training import is_better
 
-STAGE, VERSION = "report", 10
+STAGE, VERSION = "report", 11
 
 _MARKDOWN_BYTES = 20_000
 
@@ -88,8 +88,8 @@ def _markdown(
     texts = [name + summary(table, inputs.config) for name, table in zip(named, tables, strict=True)]
     parts = [*head, *texts, *notes, markdown(accuracies(tables, how)), legend, *_diagnosed(diagnoses)]
     if len(markdown_page(*parts).encode()) > _MARKDOWN_BYTES - 1_000:
-        means = markdown(mean_accuracies(tables, how))
-        parts = [*head, *notes, means, legend, *_diagnosed(diagnoses, brief=True)]
+        parts = [*head, *notes, markdown(accuracies(tables, how, brief=True)), legend]
+        parts += _diagnosed(diagnoses, brief=True)
     for table in tables:
         name = picture_name("accuracy", table.ratio)
         parts += [f"Accuracy at {run_name(table.ratio)}:", markdown_picture(name, pictures[name])]

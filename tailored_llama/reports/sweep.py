@@ -29,7 +29,7 @@ from tailored_llama.reports.parts import (
 from tailored_llama.reports.tables import Cell, Column, Row, Table, markdown, table_row, terminal
 from tailored_llama.store import write_rows
 
-STAGE, VERSION = "sweep", 7
+STAGE, VERSION = "sweep", 8
 
 _RECOVERY = "Accuracy ÷ the dense model's, mean over all benchmarks, including those where dense is at its floor."
 _CURVES = {  # measured quantity → title, label of its axis, caption

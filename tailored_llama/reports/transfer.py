@@ -44,7 +44,7 @@ _LEGEND = (
     "that the model was not tuned on. Row generic: one adapter, tuned on all benchmarks with as many examples in total."
 )
 
-STAGE, VERSION = "transfer", 3
+STAGE, VERSION = "transfer", 4
 
 
 def write_transfer(config: RunConfig, cells: Sequence[TransferCell], *, out: Path) -> None:
