@@ -23,17 +23,15 @@ from tailored_llama.evaluation import (
 )
 from tailored_llama.reports.comparison_plots import intervals
 from tailored_llama.reports.figures import Picture
-from tailored_llama.reports.parts import (
-    accuracy_of,
+from tailored_llama.reports.pages import (
     as_code,
     first_sample,
     markdown_page,
     markdown_picture,
-    number,
     page_template,
-    points,
     settings_of,
 )
+from tailored_llama.reports.parts import accuracy_of, number, points
 from tailored_llama.reports.tables import Cell, Column, Table, markdown, table_row, terminal
 from tailored_llama.store import write_rows
 

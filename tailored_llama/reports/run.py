@@ -14,7 +14,7 @@ from tailored_llama.reports.bits import bits_picture, bits_sentences, fewer_bits
 from tailored_llama.reports.diagnosis import FILE, Diagnosis, by_signature, diagnose, diagnosis_lines
 from tailored_llama.reports.figures import Picture
 from tailored_llama.reports.inputs import ReportInputs, RunResults, scored_runs
-from tailored_llama.reports.parts import (
+from tailored_llama.reports.pages import (
     as_code,
     first_sample,
     markdown_page,

@@ -20,7 +20,7 @@ from tailored_llama.evaluation import MODELS, Z95, Array, RecoveryTable
 from tailored_llama.pruning import IMPORTANCE_SCHEMA, read_plan
 from tailored_llama.reports.figures import COLOURS, STYLE, WIDTH, Picture, new_figure, wrap_name, xy
 from tailored_llama.reports.inputs import ReportInputs, RunResults
-from tailored_llama.reports.parts import markdown_page, markdown_picture
+from tailored_llama.reports.pages import markdown_page, markdown_picture
 from tailored_llama.store import read_table
 from tailored_llama.training import LOG_SCHEMA
 

@@ -14,18 +14,8 @@ from tailored_llama.config import RATIOS, SWEEP_FIELDS, SweepConfig, sweep_cells
 from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow, read_sweep
 from tailored_llama.reports.comparison_plots import curves, intervals
 from tailored_llama.reports.figures import Picture
-from tailored_llama.reports.parts import (
-    accuracy_cell,
-    as_code,
-    markdown_page,
-    markdown_picture,
-    number,
-    page_template,
-    percent,
-    settings_of,
-    share_cell,
-    span,
-)
+from tailored_llama.reports.pages import as_code, markdown_page, markdown_picture, page_template, settings_of
+from tailored_llama.reports.parts import accuracy_cell, number, percent, share_cell, span
 from tailored_llama.reports.tables import Cell, Column, Row, Table, markdown, table_row, terminal
 from tailored_llama.store import write_rows
 

@@ -9,7 +9,7 @@ import numpy as np
 from tailored_llama.config import DENSE, RunConfig
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, BitsRow, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.reports.inputs import ReportInputs
-from tailored_llama.reports.parts import NO_DIFFERENCE, number, percent, points, span, speedup
+from tailored_llama.reports.parts import NO_DIFFERENCE, accuracy_of, number, percent, points, span, speedup
 from tailored_llama.training import Comparison, is_better
 
 NOTHING = "Tuning brought nothing here"
@@ -33,7 +33,7 @@ def missing_notes(inputs: ReportInputs) -> list[str]:
 
 def plus_minus(row: RecoveryRow | BitsRow | None) -> str:
     """An accuracy ± its standard error."""
-    return "–" if row is None or row.accuracy is None else f"{number(row.accuracy)} ± {number(row.stderr)}"
+    return accuracy_of(row).text
 
 
 def run_name(ratio: float | None) -> str:

@@ -26,15 +26,8 @@ from tailored_llama.evaluation import (
 )
 from tailored_llama.reports.comparison_plots import HeatCell, heat_map
 from tailored_llama.reports.figures import Picture
-from tailored_llama.reports.parts import (
-    as_code,
-    markdown_page,
-    markdown_picture,
-    number,
-    page_template,
-    points,
-    settings_of,
-)
+from tailored_llama.reports.pages import as_code, markdown_page, markdown_picture, page_template, settings_of
+from tailored_llama.reports.parts import number, points
 from tailored_llama.reports.tables import Cell, Column, Table, markdown, table_row, terminal
 from tailored_llama.store import write_rows
 
