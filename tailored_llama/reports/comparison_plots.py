@@ -25,15 +25,9 @@ def curves(
     xlabel: str | None = None,
     shares: bool = False,
 ) -> Picture:
-    """One line for each setting, and the dense model's value as a reference.
+    """One line through the points (x, value) of each setting, and the dense model's value, if given, as a reference.
 
-    Args:
-        series: setting → points (x, value).
-        ylabel: what the values are.
-        reference: the dense model's value; None draws no line.
-        log: whether the values have a logarithmic scale.
-        xlabel: what x is; None: the share of parameters removed.
-        shares: whether values are fractions, to be shown as percentages.
+    With `shares`, values are fractions, shown as percentages. Without `xlabel`, x is the share of parameters removed.
     """
     with matplotlib.rc_context(STYLE):
         figure = new_figure(420 + 11 * len(series))
@@ -74,12 +68,7 @@ def heat_map(
 ) -> Picture:
     """Coloured cells with text, blue above 0 and orange below; cells whose row and column share a name are framed.
 
-    Args:
-        grid: name of each row → its cells.
-        columns: names of the columns.
-        lead: number of rows at the top that are set apart.
-        labels: axis labels of the rows below the lead and of the columns.
-        unit: of the values.
+    The first `lead` rows are set apart. `labels` are those of the rows below them and of the columns.
     """
     rows, cells = list(grid), [cell for line in grid.values() for cell in line]
     limit = max([1, *(math.ceil(abs(cell.value)) for cell in cells if not math.isnan(cell.value))])
@@ -114,10 +103,11 @@ def heat_map(
         axes.set_ylabel(labels[0], labelpad=10, y=1 - (lead + len(rows)) / 2 / len(rows))
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        scale = [(f"{limit * part:+g}".replace("-", "−"), _shade(part)) for part in (-1, -0.5, 0.5, 1)]
-        handles: list[Any] = [Patch(label=text, **shade) for text, shade in scale]
-        handles.insert(2, Patch(label="0", facecolor="none", edgecolor=COLOURS["grid"]))
-        handles[-1].set_label(f"{handles[-1].get_label()} {unit}")
+        shades: list[Any] = [_shade(part) for part in (-1, -0.5, 0.5, 1)]
+        shades.insert(2, {"facecolor": "none", "edgecolor": COLOURS["grid"]})
+        names = [f"{limit * part:+g}".replace("-", "−").replace("+0", "0") for part in (-1, -0.5, 0, 0.5, 1)]
+        names[-1] += f" {unit}"
+        handles = [Patch(label=name, **shade) for name, shade in zip(names, shades, strict=True)]
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), borderpad=0)
         return Picture(figure, f"Heat map of {unit}: {labels[0]} {', '.join(rows)}; {labels[1]} {', '.join(columns)}")
 
@@ -136,12 +126,8 @@ def intervals(
 ) -> Picture:
     """Values with their intervals: a row for each name, a panel for each kind of value.
 
-    Args:
-        names: names of the rows, from the top.
-        panels: title → value, low and high of every row; None draws nothing.
-        reference: where a line is drawn, such as no difference or the dense model.
-        unit: of the values.
-        label: describes the values in the picture's text alternative.
+    A panel has value, low and high of every row, or None where there is nothing to draw, and a line at the reference,
+    such as no difference or the dense model. The label describes the values in the picture's text alternative.
     """
     with matplotlib.rc_context(STYLE):
         figure = new_figure(90 + 30 * len(names))

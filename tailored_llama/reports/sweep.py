@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import rich.table
@@ -29,11 +29,7 @@ _CURVES = {  # measured quantity → title, label of its axis, caption
 }
 
 
-@dataclass(frozen=True)
-class _Figure:
-    title: str
-    picture: Picture
-    caption: str
+Figures = dict[str, tuple[str, Picture, str]]  # measured quantity → title, picture, caption
 
 
 def write_sweep(
@@ -51,8 +47,8 @@ def write_sweep(
     write_rows(out / "sweep.parquet", rows, SweepRow)
     write_rows(out / "benchmarks.parquet", by_benchmark, SweepBenchmarkRow)
     figures = _figures(config, [row for row in rows if not row.error])
-    for name, figure in figures.items():
-        figure.picture.save_png(out / f"{name}.png")
+    for name, (_, picture, _) in figures.items():
+        picture.save_png(out / f"{name}.png")
     models = list(dict.fromkeys(cell.run.model.source for cell in sweep_cells(config)))
     incomplete = " (incomplete)" if any(row.error for row in rows) else ""
     table, summary = _table(rows), _summary(rows)
@@ -69,8 +65,8 @@ def write_sweep(
     (out / "sweep.html").write_text(page, encoding="utf-8")
     sections = [
         part
-        for name, figure in figures.items()
-        for part in (f"## {figure.title}", figure.caption, markdown_picture(name, figure.picture))
+        for name, (heading, picture, caption) in figures.items()
+        for part in (f"## {heading}", caption, markdown_picture(name, picture))
     ]
     title = f"# Sweep of {', '.join(map(as_code, models))}{incomplete}"
     text = markdown_page(title, str(Markup.escape(summary)), markdown(table), *sections)
@@ -155,7 +151,7 @@ def _shared(config: SweepConfig) -> dict[str, dict[str, str]]:
     return sections
 
 
-def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> dict[str, _Figure]:
+def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> Figures:
     """A figure of every measured quantity, by its name.
 
     The pictures are curves; if all settings share one value of the axis, they list the settings instead.
@@ -163,7 +159,8 @@ def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> dict[str, _Figure
     drawn = [row for row in rows if row.curve is not None]
     if len({row.ratio if row.place is None else row.place for row in drawn if row.ratio}) == 1:
         return _beside(drawn)
-    figures, dense = {}, [row.accuracy for row in rows if not row.ratio and row.curve is None]
+    figures: Figures = {}
+    dense = [row.accuracy for row in rows if not row.ratio and row.curve is None]
     for name, (title, label, caption) in _CURVES.items():
         series: dict[str, list[tuple[float, float]]] = {}
         for row in drawn:
@@ -175,11 +172,11 @@ def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> dict[str, _Figure
             reference = 1.0 if name != "accuracy" else dense[0] if len(dense) == 1 else None
             axis = None if config.axis == RATIOS else config.axis
             picture = curves(series, label, reference, name == "perplexity", axis, name == "recovery")
-            figures[name] = _Figure(title, picture, caption)
+            figures[name] = (title, picture, caption)
     return figures
 
 
-def _beside(rows: Sequence[SweepRow]) -> dict[str, _Figure]:
+def _beside(rows: Sequence[SweepRow]) -> Figures:
     """As `_figures`: recovery with its intervals or, if nothing was scored, perplexity over the seeds."""
     names = [row.label for row in rows]
     if not _recovered(rows):
@@ -189,7 +186,7 @@ def _beside(rows: Sequence[SweepRow]) -> dict[str, _Figure]:
         ]
         picture = intervals(names, {"perplexity": values}, 1, "times the dense model's", "Perplexity ÷ dense")
         caption = "Perplexity ÷ the dense model's on the same text; lines span the lowest to the highest seed."
-        return {"perplexity": _Figure("Perplexity", picture, caption)}
+        return {"perplexity": ("Perplexity", picture, caption)}
     panels = {
         "mean recovery": [_scaled(100, row.recovery, row.recovery_low, row.recovery_high) for row in rows],
         "chance-corrected": [_scaled(100, row.chance_corrected, row.cc_low, row.cc_high) for row in rows],
@@ -200,7 +197,7 @@ def _beside(rows: Sequence[SweepRow]) -> dict[str, _Figure]:
         f"{_RECOVERY} Chance-corrected: only the accuracy above the floor, over the benchmarks where dense is "
         "significantly above it. Lines are 95\N{NO-BREAK SPACE}% intervals."
     )
-    return {"recovery": _Figure("Recovery", picture, caption)}
+    return {"recovery": ("Recovery", picture, caption)}
 
 
 def _scaled(factor: float, *values: float | None) -> tuple[float, float, float] | None:
