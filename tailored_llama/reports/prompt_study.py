@@ -50,9 +50,27 @@ def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied
     differences = study_differences(config, studied, rows)
     write_rows(out / "study.parquet", rows, TemplateRow)
     write_rows(out / "differences.parquet", differences, Difference)
-    picture = _picture(differences)
-    (out / "study.html").write_text(_page(config, model, studied, rows, differences, picture), encoding="utf-8")
-    (out / "study.md").write_text(_markdown(model, rows, differences, picture), encoding="utf-8")
+    picture, table, answer = _picture(differences), _table(rows, differences), summary(rows, differences)
+    page = page_template("prompt_study.html.j2").render(
+        title=f"Prompts for {model}",
+        config=config,
+        summary=answer,
+        notes=notes(rows),
+        table=table,
+        selection=_selection(studied, rows),
+        figure=picture,
+        chosen={one.benchmark.name: one.chosen for one in studied},
+        samples={
+            one.benchmark.name: {name: first_sample(folder / "samples.txt") for name, folder in one.prompts.items()}
+            for one in studied
+        },
+        settings=study_settings(config),
+        resamples=RESAMPLES,
+    )
+    (out / "study.html").write_text(page, encoding="utf-8")
+    shown = markdown_picture("differences", picture)
+    text = markdown_page(f"# Prompts for {as_code(model)}", answer, markdown(table), shown)
+    (out / "study.md").write_text(text, encoding="utf-8")
     picture.save_png(out / "differences.png")
 
 
@@ -95,9 +113,7 @@ def notes(rows: Sequence[TemplateRow]) -> list[str]:
 
 def study_table(folder: Path) -> rich.table.Table:
     """The table of a study's folder, 80 characters wide, with notes below it."""
-    rows, differences = read_study(folder)
-    table = _table(rows, differences)
-    return terminal(replace(table, notes=(*table.notes, *notes(rows))))
+    return terminal(_table(*read_study(folder)))
 
 
 def _table(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> Table:
@@ -122,26 +138,26 @@ def _table(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> Ta
         best, *others = (scored.get((name, template)) for template in (chosen, *REFERENCES))
         first = Cell(name, (best.metric,), name) if best else Cell(name)
         about = [number(best.examples, 0), number(best.floor)] if best else ["", "–"]
-        accuracies = map(accuracy_of, (best, *others))
-        lines.append(table_row(first, *about, chosen, *accuracies, *gains))
+        lines.append(table_row(first, *about, chosen, *map(accuracy_of, (best, *others)), *gains))
     legend = "Evaluation split: accuracy ± standard error; differences in points, with paired 95 % intervals."
-    return Table(columns, tuple(lines), (legend,))
+    return Table(columns, tuple(lines), (legend, *notes(rows)))
 
 
 def _gain(one: Difference | None, benchmarks: int) -> Cell:
     """A difference in points, its interval, and what else there is to say of it; a mean is over some benchmarks."""
     if one is None:
         return Cell("–")
-    low, high = points(one.low), points(one.high)
-    brief = f"{points(one.difference)} ({low}, {high})"
+    difference, low, high = map(points, (one.difference, one.low, one.high))
+    under = [f"{low} to {high}"]
     if one.template == one.other:
-        return Cell(points(one.difference), ("same set",), brief)
-    more = "" if one.p is None else f"p = {number(one.p)}"
-    if one.benchmark == MEAN:
-        more = f"over {one.benchmarks} of {benchmarks}"
-    if not one.same_measure:
-        more = "different measure"
-    return Cell(points(one.difference), (f"{low} to {high}", *filter(None, [more])), brief)
+        under = ["same set"]
+    elif not one.same_measure:
+        under.append("different measure")
+    elif one.benchmark == MEAN:
+        under.append(f"over {one.benchmarks} of {benchmarks}")
+    elif one.p is not None:
+        under.append(f"p = {number(one.p)}")
+    return Cell(difference, tuple(under), f"{difference} ({low}, {high})")
 
 
 def _selection(studied: Sequence[Studied], rows: Sequence[TemplateRow]) -> Table:
@@ -152,25 +168,18 @@ def _selection(studied: Sequence[Studied], rows: Sequence[TemplateRow]) -> Table
     lines = []
     for one in studied:
         name, best = one.benchmark.name, scored[one.benchmark.name, one.chosen]
-        cells = []
-        for template in templates:
-            cell = accuracy_of(scored.get((name, template)))
-            cells.append(replace(cell, strong=template == one.chosen))
+        cells = [
+            replace(accuracy_of(scored.get((name, template))), strong=template == one.chosen) for template in templates
+        ]
         lines.append(table_row(name, number(best.examples, 0), number(best.floor), *cells))
     return Table(tuple(columns), tuple(lines))
-
-
-def _markdown(model: str, rows: Sequence[TemplateRow], differences: Sequence[Difference], picture: Picture) -> str:
-    table, shown = markdown(_table(rows, differences)), markdown_picture("differences", picture)
-    return markdown_page(f"# Prompts for {as_code(model)}", summary(rows, differences), *notes(rows), table, shown)
 
 
 def study_settings(config: PromptStudyConfig) -> dict[str, dict[str, str]]:
     """The settings that a study reads, as `settings_of` gives them."""
     sections = settings_of(config)
-    making = ("calibration", "pruning", "reconstruction", "distillation", "healing", "prompts")
-    pruning = () if config.pruned else making
-    for name in ("perplexity", "profile", *pruning):
+    making = () if config.pruned else ("calibration", "pruning", "reconstruction", "distillation", "healing", "prompts")
+    for name in ("perplexity", "profile", *making):
         del sections[name]
     sections["tuning"] = {name: sections["tuning"][name] for name in ("shots", "held_out")}  # not in the slice
     return sections
@@ -187,31 +196,4 @@ def _picture(differences: Sequence[Difference]) -> Picture:
         for other in REFERENCES
     }
     names = ["mean" if name == MEAN else name for name in listed]
-    label = "Differences of accuracy with 95 % intervals"
-    return intervals(names, panels, 0, "points of accuracy", label)
-
-
-def _page(
-    config: PromptStudyConfig,
-    model: str,
-    studied: Sequence[Studied],
-    rows: Sequence[TemplateRow],
-    differences: Sequence[Difference],
-    picture: Picture,
-) -> str:
-    return page_template("prompt_study.html.j2").render(
-        title=f"Prompts for {model}",
-        config=config,
-        summary=summary(rows, differences),
-        notes=notes(rows),
-        table=_table(rows, differences),
-        selection=_selection(studied, rows),
-        figure=picture,
-        chosen={one.benchmark.name: one.chosen for one in studied},
-        samples={
-            one.benchmark.name: {name: first_sample(folder / "samples.txt") for name, folder in one.prompts.items()}
-            for one in studied
-        },
-        settings=study_settings(config),
-        resamples=RESAMPLES,
-    )
+    return intervals(names, panels, 0, "points of accuracy", "Differences of accuracy with 95 % intervals")

@@ -48,9 +48,25 @@ def write_transfer(config: RunConfig, cells: Sequence[TransferCell], *, out: Pat
     """
     rows = transfer_rows(cells, config.seed)
     write_rows(out / "transfer.parquet", rows, TransferRow)
-    picture = _picture(rows)
-    (out / "transfer.html").write_text(_page(config, rows, picture), encoding="utf-8")
-    (out / "transfer.md").write_text(_markdown(config, rows, picture), encoding="utf-8")
+    picture, table = _picture(rows), _table(rows)
+    told, failed = findings(rows) or ["No adapter could be compared."], failures(rows)
+    healed = " and healed" if config.healing.tokens else ""
+    title = f"pruned{healed} at ratio {config.pruning.ratios[0]:g}{' (incomplete)' if failed else ''}"
+    page = page_template("transfer.html.j2").render(
+        title=f"Transfer on {config.model.source}, {title}",
+        findings=told,
+        failures=failed,
+        picture=picture,
+        table=table,
+        config=config,
+        resamples=RESAMPLES,
+        settings={name: fields for name, fields in settings_of(config).items() if name not in UNREAD_BY_TRANSFER},
+    )
+    (out / "transfer.html").write_text(page, encoding="utf-8")
+    heading = f"# Transfer on {as_code(config.model.source)}, {title}"
+    notes = [*told, *(str(Markup.escape(text)) for text in failed)]
+    text = markdown_page(heading, *notes, markdown(table), markdown_picture("gains", picture))
+    (out / "transfer.md").write_text(text, encoding="utf-8")
     picture.save_png(out / "gains.png")
 
 
@@ -118,18 +134,20 @@ def _table(rows: Sequence[TransferRow]) -> Table:
         columns.append(Column(name.replace("_", "_\n"), under=under))
     lines = []
     for model in models:
-        cells = [_cell(field[model, name]) for name in names]
         others = field[model, OTHERS]
-        cells.append(Cell(_gain(others), () if others.gain is None else (bounds(others),), f"\n{_gain(others)}"))
+        cells = [_cell(field[model, name]) for name in names]
+        cells.append(Cell(_gain(others), _bounds(others), f"\n{_gain(others)}"))
         lines.append(table_row(model.replace("_", "_\n"), *cells))
     return Table((*columns, Column("others")), tuple(lines), (_LEGEND,))
 
 
 def _cell(one: TransferRow) -> Cell:
-    if one.accuracy is None:
-        return Cell("failed")
-    under = (f"± {number(one.stderr)}", *([] if one.gain is None else [bounds(one)]))
-    return Cell(_shown(one), under, _shown(one).replace("0.", ".", 1))
+    error = () if one.accuracy is None else (f"± {number(one.stderr)}",)
+    return Cell(_shown(one), error + _bounds(one), _shown(one).replace("0.", ".", 1))
+
+
+def _bounds(one: TransferRow) -> tuple[str, ...]:
+    return () if one.gain is None else (bounds(one),)
 
 
 def _shown(one: TransferRow) -> str:
@@ -156,31 +174,3 @@ def _picture(rows: Sequence[TransferRow]) -> Picture:
     }
     lead = sum(model not in names for model in models)
     return heat_map(grid, names, lead, ("tuned on", "scored on"), "points")
-
-
-def _page(config: RunConfig, rows: Sequence[TransferRow], picture: Picture) -> str:
-    lead, *rest = findings(rows) or ["No adapter could be compared."]
-    return page_template("transfer.html.j2").render(
-        title=_title(config, rows, config.model.source),
-        lead=lead,
-        notes=rest,
-        failures=failures(rows),
-        picture=picture,
-        table=_table(rows),
-        config=config,
-        resamples=RESAMPLES,
-        settings={name: fields for name, fields in settings_of(config).items() if name not in UNREAD_BY_TRANSFER},
-    )
-
-
-def _markdown(config: RunConfig, rows: Sequence[TransferRow], picture: Picture) -> str:
-    """Findings, table and heat map, for the run's page in Prefect."""
-    title = f"# {_title(config, rows, as_code(config.model.source))}"
-    failed = [str(Markup.escape(text)) for text in failures(rows)]
-    return markdown_page(title, *findings(rows), *failed, markdown(_table(rows)), markdown_picture("gains", picture))
-
-
-def _title(config: RunConfig, rows: Sequence[TransferRow], model: str) -> str:
-    incomplete = " (incomplete)" if any(one.error for one in rows) else ""
-    healed = " and healed" if config.healing.tokens else ""
-    return f"Transfer on {model}, pruned{healed} at ratio {config.pruning.ratios[0]:g}{incomplete}"
