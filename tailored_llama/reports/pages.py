@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
@@ -12,6 +14,7 @@ from tailored_llama.config import RunConfig
 from tailored_llama.errors import InputError
 from tailored_llama.reports.figures import COLOURS, Picture
 from tailored_llama.reports.parts import number, percent, points, span, speedup
+from tailored_llama.reports.tables import markdown
 
 _PROMPT_CHARACTERS = 3_000  # a longer prompt is cut in the middle
 
@@ -25,10 +28,16 @@ def page_template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shared = (number, percent, points, span, speedup, duration)
+    shared = (number, percent, points, span, speedup, duration, markdown, markdown_picture, as_code)
     environment.filters |= {function.__name__: function for function in shared}
     environment.globals |= {"colours": COLOURS}
     return environment.get_template(name)
+
+
+def write_page(template: str, file: Path, context: Mapping[str, Any]) -> None:
+    """Write an HTML or Markdown page from its template; a page without content is an empty file."""
+    text = page_template(template).render(context).strip()
+    file.write_text(f"{text}\n" if text else "", encoding="utf-8")
 
 
 def duration(seconds: float) -> str:
@@ -67,11 +76,6 @@ def settings_of(config: RunConfig) -> dict[str, dict[str, str]]:
         else:
             sections[""][name] = json.dumps(value, ensure_ascii=False)
     return sections
-
-
-def markdown_page(*parts: str) -> str:
-    """A Markdown page of headings, paragraphs, tables and pictures; empty ones are left out."""
-    return "\n\n".join([*filter(None, parts), ""]).removesuffix("\n")
 
 
 def as_code(name: str) -> str:

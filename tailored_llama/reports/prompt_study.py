@@ -23,16 +23,9 @@ from tailored_llama.evaluation import (
 )
 from tailored_llama.reports.comparison_plots import intervals
 from tailored_llama.reports.figures import Picture
-from tailored_llama.reports.pages import (
-    as_code,
-    first_sample,
-    markdown_page,
-    markdown_picture,
-    page_template,
-    settings_of,
-)
+from tailored_llama.reports.pages import first_sample, settings_of, write_page
 from tailored_llama.reports.parts import accuracy_of, number, points
-from tailored_llama.reports.tables import Cell, Column, Table, markdown, table_row, terminal
+from tailored_llama.reports.tables import Cell, Column, Table, table_row, terminal
 from tailored_llama.store import write_rows
 
 STAGE, VERSION = "prompt-study", 4
@@ -50,27 +43,26 @@ def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied
     differences = study_differences(config, studied, rows)
     write_rows(out / "study.parquet", rows, TemplateRow)
     write_rows(out / "differences.parquet", differences, Difference)
-    picture, table, answer = _picture(differences), _table(rows, differences), summary(rows, differences)
-    page = page_template("prompt_study.html.j2").render(
-        title=f"Prompts for {model}",
-        config=config,
-        summary=answer,
-        notes=notes(rows),
-        table=table,
-        selection=_selection(studied, rows),
-        figure=picture,
-        chosen={one.benchmark.name: one.chosen for one in studied},
-        samples={
+    picture = _picture(differences)
+    context = {
+        "title": f"Prompts for {model}",
+        "model": model,
+        "config": config,
+        "summary": summary(rows, differences),
+        "notes": notes(rows),
+        "table": _table(rows, differences),
+        "selection": _selection(studied, rows),
+        "figure": picture,
+        "chosen": {one.benchmark.name: one.chosen for one in studied},
+        "samples": {
             one.benchmark.name: {name: first_sample(folder / "samples.txt") for name, folder in one.prompts.items()}
             for one in studied
         },
-        settings=study_settings(config),
-        resamples=RESAMPLES,
-    )
-    (out / "study.html").write_text(page, encoding="utf-8")
-    shown = markdown_picture("differences", picture)
-    text = markdown_page(f"# Prompts for {as_code(model)}", answer, markdown(table), shown)
-    (out / "study.md").write_text(text, encoding="utf-8")
+        "settings": study_settings(config),
+        "resamples": RESAMPLES,
+    }
+    write_page("prompt_study.html.j2", out / "study.html", context)
+    write_page("prompt_study.md.j2", out / "study.md", context)
     picture.save_png(out / "differences.png")
 
 

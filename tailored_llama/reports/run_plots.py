@@ -20,7 +20,6 @@ from tailored_llama.evaluation import MODELS, Z95, Array, RecoveryTable
 from tailored_llama.pruning import IMPORTANCE_SCHEMA, read_plan
 from tailored_llama.reports.figures import COLOURS, STYLE, WIDTH, Picture, new_figure, wrap_name, xy
 from tailored_llama.reports.inputs import ReportInputs, RunResults
-from tailored_llama.reports.pages import markdown_page, markdown_picture
 from tailored_llama.store import read_table
 from tailored_llama.training import LOG_SCHEMA
 
@@ -48,36 +47,6 @@ def report_pictures(
         if run.logs:
             pictures[picture_name("losses", run.ratio)] = _losses(run.logs)
     return pictures
-
-
-def plots_page(inputs: ReportInputs, pictures: Mapping[str, Picture], bits: str = "") -> str:
-    """Markdown with all pictures except the accuracies, which stand beside their table; empty if there are none.
-
-    `bits` is the caption of the picture of fewer bits.
-    """
-    criterion = f", criterion `{inputs.config.pruning.criterion}`" if inputs.config else ""
-    sections = {
-        "bits": ("Fewer bits", bits),
-        "widths": ("What pruning kept", "The share of each layer's groups that pruning kept."),
-        "importance": (
-            "What was important",
-            "Importance of a group in the dense model, layer by layer: the median, and the middle 80 % of the "
-            f"layer's groups{criterion}. Pruning keeps groups of high importance.",
-        ),
-        "losses": (
-            "How tuning went",
-            "Training loss of each step, and loss on held-out train examples after each epoch. The adapter with the "
-            "lowest held-out loss (ringed) is kept.",
-        ),
-    }
-    parts = []
-    for kind, (heading, caption) in sections.items():
-        shown = [name for name in pictures if name.partition("-")[0] == kind]
-        parts += [f"## {heading}", caption] if shown else []
-        for name in shown:
-            parts += [f"Ratio {name.partition('-')[2]}:"] if len(shown) > 1 else []
-            parts.append(markdown_picture(name, pictures[name]))
-    return markdown_page(*parts)
 
 
 def _accuracies(table: RecoveryTable, against: RecoveryTable | None) -> Picture:

@@ -8,15 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import rich.table
-from markupsafe import Markup
 
 from tailored_llama.config import RATIOS, SWEEP_FIELDS, SweepConfig, sweep_cells
 from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow, read_sweep
 from tailored_llama.reports.comparison_plots import curves, intervals
 from tailored_llama.reports.figures import Picture
-from tailored_llama.reports.pages import as_code, markdown_page, markdown_picture, page_template, settings_of
+from tailored_llama.reports.pages import settings_of, write_page
 from tailored_llama.reports.parts import accuracy_cell, number, percent, share_cell, span
-from tailored_llama.reports.tables import Cell, Column, Row, Table, markdown, table_row, terminal
+from tailored_llama.reports.tables import Cell, Column, Row, Table, table_row, terminal
 from tailored_llama.store import write_rows
 
 STAGE, VERSION = "sweep", 8
@@ -51,26 +50,20 @@ def write_sweep(
         picture.save_png(out / f"{name}.png")
     models = list(dict.fromkeys(cell.run.model.source for cell in sweep_cells(config)))
     incomplete = " (incomplete)" if any(row.error for row in rows) else ""
-    table, summary = _table(rows), _summary(rows)
-    page = page_template("sweep.html.j2").render(
-        title=f"Sweep of {', '.join(models)}{incomplete}",
-        summary=summary,
-        figures=list(figures.values()),
-        table=table,
-        recovered=_recovered(rows),
-        benchmarks=len(config.benchmarks),
-        by_benchmark=_by_benchmark(measured),
-        settings=_shared(config),
-    )
-    (out / "sweep.html").write_text(page, encoding="utf-8")
-    sections = [
-        part
-        for name, (heading, picture, caption) in figures.items()
-        for part in (f"## {heading}", caption, markdown_picture(name, picture))
-    ]
-    title = f"# Sweep of {', '.join(map(as_code, models))}{incomplete}"
-    text = markdown_page(title, str(Markup.escape(summary)), markdown(table), *sections)
-    (out / "sweep.md").write_text(text, encoding="utf-8")
+    context = {
+        "title": f"Sweep of {', '.join(models)}{incomplete}",
+        "models": models,
+        "incomplete": incomplete,
+        "summary": _summary(rows),
+        "figures": figures,
+        "table": _table(rows),
+        "recovered": _recovered(rows),
+        "benchmarks": len(config.benchmarks),
+        "by_benchmark": _by_benchmark(measured),
+        "settings": _shared(config),
+    }
+    write_page("sweep.html.j2", out / "sweep.html", context)
+    write_page("sweep.md.j2", out / "sweep.md", context)
 
 
 def sweep_table(folder: Path) -> rich.table.Table:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import rich.table
-from markupsafe import Markup
 
 from tailored_llama.config import DENSE, UNREAD_BY_TRANSFER, UNTUNED_MODEL, RunConfig
 from tailored_llama.evaluation import (
@@ -26,9 +25,9 @@ from tailored_llama.evaluation import (
 )
 from tailored_llama.reports.comparison_plots import HeatCell, heat_map
 from tailored_llama.reports.figures import Picture
-from tailored_llama.reports.pages import as_code, markdown_page, markdown_picture, page_template, settings_of
+from tailored_llama.reports.pages import settings_of, write_page
 from tailored_llama.reports.parts import number, points
-from tailored_llama.reports.tables import Cell, Column, Table, markdown, table_row, terminal
+from tailored_llama.reports.tables import Cell, Column, Table, table_row, terminal
 from tailored_llama.store import write_rows
 
 _LEGEND = (
@@ -48,25 +47,22 @@ def write_transfer(config: RunConfig, cells: Sequence[TransferCell], *, out: Pat
     """
     rows = transfer_rows(cells, config.seed)
     write_rows(out / "transfer.parquet", rows, TransferRow)
-    picture, table = _picture(rows), _table(rows)
-    told, failed = findings(rows) or ["No adapter could be compared."], failures(rows)
+    picture, failed = _picture(rows), failures(rows)
     healed = " and healed" if config.healing.tokens else ""
-    title = f"pruned{healed} at ratio {config.pruning.ratios[0]:g}{' (incomplete)' if failed else ''}"
-    page = page_template("transfer.html.j2").render(
-        title=f"Transfer on {config.model.source}, {title}",
-        findings=told,
-        failures=failed,
-        picture=picture,
-        table=table,
-        config=config,
-        resamples=RESAMPLES,
-        settings={name: fields for name, fields in settings_of(config).items() if name not in UNREAD_BY_TRANSFER},
-    )
-    (out / "transfer.html").write_text(page, encoding="utf-8")
-    heading = f"# Transfer on {as_code(config.model.source)}, {title}"
-    notes = [*told, *(str(Markup.escape(text)) for text in failed)]
-    text = markdown_page(heading, *notes, markdown(table), markdown_picture("gains", picture))
-    (out / "transfer.md").write_text(text, encoding="utf-8")
+    how = f"pruned{healed} at ratio {config.pruning.ratios[0]:g}{' (incomplete)' if failed else ''}"
+    context = {
+        "title": f"Transfer on {config.model.source}, {how}",
+        "how": how,
+        "findings": findings(rows) or ["No adapter could be compared."],
+        "failures": failed,
+        "picture": picture,
+        "table": _table(rows),
+        "config": config,
+        "resamples": RESAMPLES,
+        "settings": {name: fields for name, fields in settings_of(config).items() if name not in UNREAD_BY_TRANSFER},
+    }
+    write_page("transfer.html.j2", out / "transfer.html", context)
+    write_page("transfer.md.j2", out / "transfer.md", context)
     picture.save_png(out / "gains.png")
 
 
