@@ -116,7 +116,7 @@ def _table(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> Ta
         Column("benchmark", left=True),
         Column("examples", wide=True),
         Column("floor", wide=True),
-        Column("chosen on train", left=True),
+        Column("chosen\non train", left=True),
         Column("chosen"),
         *(Column(other, wide=True) for other in REFERENCES),
         *(Column(f"chosen −\n{other}") for other in REFERENCES),

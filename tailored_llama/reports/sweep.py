@@ -79,7 +79,7 @@ def _table(rows: Sequence[SweepRow]) -> Table:
     columns = [
         Column("setting", left=True),
         Column("removed /\nof the body"),
-        Column("parameters", wide=True),
+        *([] if recovered else [Column("parameters", wide=True)]),
         Column("perplexity", wide=recovered),
         Column("perplexity\n÷ dense"),
         Column("mean\naccuracy"),
@@ -94,13 +94,14 @@ def _row(row: SweepRow, recovered: bool) -> Row:
     several, perplexity = row.seeds > 1, number(row.perplexity, 2)
     seeds = f"seeds {span(row.recovery_least, row.recovery_most)}" if several else ""
     extremes = (f"{number(row.perplexity_least, 2)}–{number(row.perplexity_most, 2)}",) if several else ()
-    cells: list[Cell | str] = [row.label, _removed(row), number(row.parameters, 0)]
+    cells: list[Cell | str] = [row.label, _removed(row)]
+    cells += [] if recovered else [number(row.parameters, 0)]
     cells += [Cell(perplexity, extremes, perplexity), number(row.times_dense, 2)]
     cells.append(accuracy_cell(row.accuracy, row.accuracy_stderr))
     if recovered and not row.ratio and row.curve is None:
         cells += [percent(1.0, 0)] * 2
     elif recovered:
-        over = f"on {row.cc_benchmarks} benchmark{'s' * (row.cc_benchmarks != 1)}" if row.cc_benchmarks else ""
+        over = f"over {row.cc_benchmarks}"
         cells.append(share_cell(row.recovery, row.recovery_low, row.recovery_high, seeds, digits=1))
         cells.append(share_cell(row.chance_corrected, row.cc_low, row.cc_high, over, digits=1))
     return table_row(*cells, bold=not row.ratio)
