@@ -14,7 +14,7 @@ from tailored_llama.evaluation import (
     MEAN,
     RESAMPLES,
     Difference,
-    Studied,
+    StudiedBenchmark,
     TemplateRow,
     above_floor,
     read_study,
@@ -31,7 +31,7 @@ from tailored_llama.store import write_rows
 STAGE, VERSION = "prompt-study", 4
 
 
-def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied], *, out: Path) -> None:
+def write_study(config: PromptStudyConfig, model: str, studied: Sequence[StudiedBenchmark[Path]], *, out: Path) -> None:
     """Stage: write `study.parquet`, `differences.parquet`, `study.html`, and `study.md` with `differences.png`.
 
     Args:
@@ -152,7 +152,7 @@ def _gain(one: Difference | None, benchmarks: int) -> Cell:
     return Cell(difference, tuple(under), f"{difference} ({low}, {high})")
 
 
-def _selection(studied: Sequence[Studied], rows: Sequence[TemplateRow]) -> Table:
+def _selection(studied: Sequence[StudiedBenchmark[Path]], rows: Sequence[TemplateRow]) -> Table:
     """Every set on the slice of the train split; the chosen one is bold."""
     scored = {(one.benchmark, one.template): one for one in rows if one.split != EVALUATION}
     templates = list(dict.fromkeys(name for one in studied for name in one.selection))

@@ -17,8 +17,8 @@ from tailored_llama.evaluation import (
     OTHERS,
     OWN,
     RESAMPLES,
-    TransferCell,
     TransferRow,
+    TransferScore,
     field_of,
     read_transfer,
     transfer_rows,
@@ -39,7 +39,7 @@ _LEGEND = (
 STAGE, VERSION = "transfer", 4
 
 
-def write_transfer(config: RunConfig, cells: Sequence[TransferCell], *, out: Path) -> None:
+def write_transfer(config: RunConfig, cells: Sequence[TransferScore[Path]], *, out: Path) -> None:
     """Stage: write `transfer.parquet`, `transfer.html`, and `transfer.md` with the heat map, `gains.png`.
 
     Raises:
