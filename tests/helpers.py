@@ -13,7 +13,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tailored_llama.config import ExecutionConfig, PlanConfig, PruningConfig, ReconstructionConfig, Work, narrow
+from tailored_llama.config import (
+    BenchmarkConfig,
+    ExecutionConfig,
+    PlanConfig,
+    PruningConfig,
+    ReconstructionConfig,
+    Work,
+    narrow,
+)
+from tailored_llama.data import BenchmarkSource, PromptSettings, RenderedSplit, load_benchmark, render_prompts
+from tailored_llama.data.prompts import Wording
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
 from tailored_llama.models import encode_pair, read_structure
 from tailored_llama.pruning import PruneSettings, build_graph, prune_model, read_groups
@@ -218,6 +228,29 @@ def write_own_benchmark(folder: Path, train: int = 24, evaluation: int = 12) -> 
         "answer": "right",
         "instruction": "Name the colour.",
     }
+
+
+def load_and_render(benchmark: BenchmarkConfig, folder: Path, **changes: Any) -> Path:
+    """Load a benchmark below a folder and render its evaluation split, as a run does; returns the prompts' folder."""
+    examples, prompts = folder / "examples", folder / "prompts"
+    for one in (examples, prompts):
+        one.mkdir(parents=True)
+    load_benchmark(settings=BenchmarkSource(benchmark), work=Work(examples))
+    render_split(examples, prompts, benchmark, **changes)
+    return prompts
+
+
+def render_split(
+    examples: Path,
+    out: Path,
+    benchmark: BenchmarkConfig,
+    split: RenderedSplit = "evaluation",
+    template: str = "harness",
+    **changes: Any,
+) -> dict[str, Any]:
+    """Render one split as the stage does; `changes` are further fields of its settings."""
+    settings = PromptSettings(benchmark.name, Wording(template, benchmark), split, **changes)
+    return render_prompts(examples, settings=settings, work=Work(out))
 
 
 def as_toml(run: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from helpers import CPU, prune, remove_blocks, save_tiny_llama
+from helpers import prune, remove_blocks, save_tiny_llama
 from s3 import S3Server
 from tailored_llama.config import PruningConfig, Work
 from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance
@@ -40,8 +40,9 @@ def _pruned(dense: Path, root: Path) -> Path:
     groups.mkdir()
     out.mkdir()
     build_graph(dense, settings=None, work=Work(groups))
-    score_importance(dense, groups, None, settings=ImportanceSettings("random", 1), work=Work(groups, CPU))
-    prune(dense, groups, groups, None, ratio=0.1, pruning=PruningConfig(allocation="global", min_channels=2), out=out)
+    score_importance(dense, groups, None, settings=ImportanceSettings("random", 1), work=Work(groups))
+    settings = PruningConfig(allocation="global", min_channels=2)
+    prune(dense, groups, groups, None, ratio=0.1, pruning=settings, out=out)
     return out
 
 
