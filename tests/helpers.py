@@ -27,7 +27,7 @@ from tailored_llama.config import (
     Work,
     narrow,
 )
-from tailored_llama.data import BenchmarkSource, PromptSettings, load_benchmark, render_prompts
+from tailored_llama.data import BenchmarkSource, PromptSettings, RenderedSplit, load_benchmark, render_prompts
 from tailored_llama.data.prompts import Wording
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
 from tailored_llama.models import encode_pair, read_structure
@@ -196,24 +196,6 @@ def prune(
     return prune_model(*inputs, settings=settings, work=Work(out, execution))
 
 
-def render(
-    examples: Path, benchmark: BenchmarkConfig, out: Path, split: Any = "train", template: str = "harness", **sizes: int
-) -> Path:
-    """Render prompts of a loaded benchmark as the stage does."""
-    settings = PromptSettings(benchmark.name, Wording(template, benchmark), split, **sizes)
-    render_prompts(examples, settings=settings, work=Work(out))
-    return out
-
-
-def train_prompts(benchmark: BenchmarkConfig, root: Path, downloads: str = "", **sizes: Any) -> Path:
-    """Train prompts of a benchmark, in the new folder `prompts` beside the loaded `examples`."""
-    examples, out = root / "examples", root / "prompts"
-    examples.mkdir()
-    out.mkdir()
-    load_benchmark(settings=BenchmarkSource(benchmark), work=Work(examples, downloads=downloads))
-    return render(examples, benchmark, out, **sizes)
-
-
 def tune_settings(tuning: TuningConfig, **changes: Any) -> TuneSettings:
     """Tuning on one benchmark, `own`, by seed 0 and without a teacher, where the changes do not say otherwise."""
     adapter, metrics = narrow(tuning, AdapterConfig), (("own", "acc_norm"),)
@@ -277,6 +259,29 @@ def write_own_benchmark(folder: Path, train: int = 24, evaluation: int = 12) -> 
         "answer": "right",
         "instruction": "Name the colour.",
     }
+
+
+def load_and_render(benchmark: BenchmarkConfig, folder: Path, **changes: Any) -> Path:
+    """Load a benchmark below a folder and render its evaluation split, as a run does; returns the prompts' folder."""
+    examples, prompts = folder / "examples", folder / "prompts"
+    for one in (examples, prompts):
+        one.mkdir(parents=True)
+    load_benchmark(settings=BenchmarkSource(benchmark), work=Work(examples))
+    render_split(examples, prompts, benchmark, **changes)
+    return prompts
+
+
+def render_split(
+    examples: Path,
+    out: Path,
+    benchmark: BenchmarkConfig,
+    split: RenderedSplit = "evaluation",
+    template: str = "harness",
+    **changes: Any,
+) -> dict[str, Any]:
+    """Render one split as the stage does; `changes` are further fields of its settings."""
+    settings = PromptSettings(benchmark.name, Wording(template, benchmark), split, **changes)
+    return render_prompts(examples, settings=settings, work=Work(out))
 
 
 def as_toml(run: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from helpers import save_tiny_llama, train_prompts, tune, write_own_benchmark
+from helpers import load_and_render, save_tiny_llama, tune, write_own_benchmark
 from tailored_llama.config import BenchmarkConfig, Dtype, ModelConfig, TuningConfig, Work
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Until, generate
@@ -94,7 +94,7 @@ def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("tuning")
     out = work / "adapter"
     out.mkdir()
-    prompts = train_prompts(BenchmarkConfig(**write_own_benchmark(work)), work, shots=8, held_out=4)
+    prompts = load_and_render(BenchmarkConfig(**write_own_benchmark(work)), work, split="train", shots=8, held_out=4)
     tune(tiny, prompts, TuningConfig(epochs=2, learning_rate=2e-2), out)
     return out
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import CPU, prune, render, train_prompts, tune, write_own_benchmark
+from helpers import CPU, load_and_render, prune, render_split, tune, write_own_benchmark
 from tailored_llama.config import (
     BenchmarkConfig,
     ExecutionConfig,
@@ -92,8 +92,9 @@ def groups(tiny: Path, folder: Callable[[str], Path]) -> Path:
 def benchmark(folder: Callable[[str], Path]) -> tuple[ScoreSettings, Path, Path]:
     """How a benchmark is scored, its prompts to train on, and others that begin with two solved examples."""
     config = BenchmarkConfig(**write_own_benchmark(folder("data")))
-    train = train_prompts(config, folder("train"), shots=4, held_out=2)
-    evaluation = render(train.parent / "examples", config, folder("evaluation"), "evaluation", num_fewshot=2)
+    evaluation = folder("evaluation")
+    train = load_and_render(config, folder("train"), split="train", shots=4, held_out=2)
+    render_split(train.parent / "examples", evaluation, config, num_fewshot=2)
     return ScoreSettings.of(config), train, evaluation
 
 

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from helpers import (
     CPU,
     bpe_tokenizer,
+    load_and_render,
     prune,
-    render,
+    render_split,
     save_worded_llama,
     spm_tokenizer,
-    train_prompts,
     words,
     write_own_benchmark,
 )
@@ -151,8 +151,8 @@ def test_prompts_count_as_much_as_a_long_text_and_evaluation_never(
     dense: Path, text: Any, folder: Make, tmp_path: Path
 ) -> None:
     benchmark = BenchmarkConfig(**write_own_benchmark(tmp_path))
-    train = train_prompts(benchmark, tmp_path, shots=8)
-    evaluation = render(tmp_path / "examples", benchmark, folder("evaluation"), "evaluation")
+    train, evaluation = load_and_render(benchmark, tmp_path, split="train", shots=8), folder("evaluation")
+    render_split(tmp_path / "examples", evaluation, benchmark)
     shares = {}
     for name, given in (("text", {}), ("train", {"own": train}), ("evaluation", {"own": evaluation})):
         count_tokens(dense, given, settings=CountSettings.of(text), work=Work(folder(f"counts {name}")))
