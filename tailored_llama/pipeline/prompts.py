@@ -5,9 +5,9 @@ from __future__ import annotations
 from tailored_llama import evaluation
 from tailored_llama.config import REFERENCES, BenchmarkConfig, PromptStudyConfig, as_shown, reads_prompts, with_template
 from tailored_llama.data import candidates, study_templates
+from tailored_llama.evaluation import StudiedBenchmark
 from tailored_llama.pipeline import stages
 from tailored_llama.pipeline.reporting import StudySettings
-from tailored_llama.pipeline.results import StudiedBenchmark
 from tailored_llama.pipeline.runner import Artifact, Runner, conclude
 from tailored_llama.pipeline.steps import (
     Prompts,
@@ -34,9 +34,7 @@ def prompts(run: Runner, config: PromptStudyConfig) -> ArtifactRef:
         for b in config.benchmarks
     }
     checkpoint, model = _checkpoint(run, config)
-    studied = {
-        b.name: _studied(run, config, b, (examples[b.name], slices[b.name]), checkpoint) for b in config.benchmarks
-    }
+    studied = [_studied(run, config, b, (examples[b.name], slices[b.name]), checkpoint) for b in config.benchmarks]
     settings = StudySettings(as_shown(config), model)
     return conclude(run(stages.STUDY, settings, "prompt study report", studied=studied), {})
 
@@ -73,4 +71,4 @@ def _studied(
     reported = dict.fromkeys([chosen, *REFERENCES])
     asked = {t: render(run, with_template(config, source[t]), name, "evaluation", examples) for t in reported}
     scored = {t: score(run, config, name, t, checkpoint, asked[t]) for t in reported}
-    return StudiedBenchmark(chosen, selection, scored, asked)
+    return StudiedBenchmark(benchmark, chosen, selection, scored, asked)

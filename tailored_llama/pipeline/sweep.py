@@ -16,9 +16,9 @@ from tailored_llama.config import (
     tuned_dense_cells,
 )
 from tailored_llama.errors import one_line
+from tailored_llama.evaluation import MeasuredModel, SweptCell
 from tailored_llama.pipeline import stages
 from tailored_llama.pipeline.reporting import SweepSettings
-from tailored_llama.pipeline.results import MeasuredModel, SweptCell
 from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude
 from tailored_llama.pipeline.steps import (
     Lesson,
@@ -119,10 +119,8 @@ def _measured(run: Runner, config: SweepConfig, cell: SweepCell, row: Row) -> Ro
         name: score(run, own, name, label, healed, rendered, adapters.get(name))
         for name, rendered in _scored(config, asked).evaluation.items()
     }
-    model = MeasuredModel(healed, perplexity, scores)
-    return replace(
-        row, model=model, dense=_dense(run, config, own, dense.checkpoint, prompts), templates=asked.templates
-    )
+    model = MeasuredModel(healed, perplexity, scores, asked.templates)
+    return replace(row, model=model, dense=_dense(run, config, own, dense.checkpoint, prompts))
 
 
 def _scored(config: SweepConfig, prompts: Prompts) -> Prompts:

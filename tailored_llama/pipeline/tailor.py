@@ -19,10 +19,16 @@ from tailored_llama.config import (
     trims_vocabulary,
 )
 from tailored_llama.errors import one_line
-from tailored_llama.evaluation import PiecesSettings, ProfileSettings
+from tailored_llama.evaluation import (
+    MeasuredModel,
+    PiecesSettings,
+    ProfileSettings,
+    QuantisedScore,
+    TailoredRun,
+    TunedDense,
+)
 from tailored_llama.pipeline import stages
 from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings
-from tailored_llama.pipeline.results import MeasuredModel, QuantisedScore, TailoredRun, TunedDense
 from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude, failures, succeeded
 from tailored_llama.pipeline.steps import (
     Dense,

@@ -6,9 +6,9 @@ from functools import partial
 
 from tailored_llama.config import DENSE, GENERIC, UNREAD_BY_TRANSFER, UNTUNED_MODEL, RunConfig, as_shown, check_transfer
 from tailored_llama.errors import one_line
+from tailored_llama.evaluation import TransferScore
 from tailored_llama.pipeline import stages
 from tailored_llama.pipeline.reporting import ReportSettings
-from tailored_llama.pipeline.results import TransferScore
 from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude
 from tailored_llama.pipeline.steps import (
     Dense,

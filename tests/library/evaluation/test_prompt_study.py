@@ -154,10 +154,10 @@ def test_the_report_says_what_was_gained_and_what_says_little(
     assert "held_out = 50" in page  # what the slice is drawn apart from
     assert not re.search("ratios|rank = |window", page)  # settings that nothing here reads
     assert page.count(">same set<") == 1
-    markdown = (out / "study.md").read_text()
+    markdown = (out / "study.md").read_text().replace("\N{NO-BREAK SPACE}", " ")
     assert "](differences.png)" in markdown
     assert (out / "differences.png").is_file()
-    assert "| piqa | acc | 100 | 0.500 | task | 0.700 ± 0.040 | 0.500 ± 0.040 | 0.680 ± 0.040 | +20.0 (" in markdown
+    assert "| piqa (acc) | 100 | 0.500 | task | 0.700 ± 0.040 | 0.500 ± 0.040 | 0.680 ± 0.040 | +20.0 (" in markdown
     Console(width=80).print(study_table(out))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert any(re.match(r"piqa task 0\.700±\.040 \+20\.0 \(\+1.*\) \+2\.0 \(", line) for line in lines)

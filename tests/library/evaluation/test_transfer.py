@@ -154,11 +154,11 @@ def test_the_page_and_the_tables(config: RunConfig, tmp_path: Path, capsys: pyte
     assert "(0.600)" in picture  # dense on boolq, at its floor
     assert picture.count(">failed<") == 3
     assert "perplexity" not in page
-    markdown = (out / "transfer.md").read_text()
+    markdown = (out / "transfer.md").read_text().replace("\N{NO-BREAK SPACE}", " ")
     assert "](gains.png)" in markdown
     assert (out / "gains.png").is_file()
     assert "<b>" not in markdown
-    assert "| arc_easy | 0.600 **+20.0** | (0.550) +0.0 | (0.580) −2.0 | −1.0 |" in markdown
+    assert "| arc_easy | 0.600 +20.0* (± 0.049; 12.0 to 28.0) | (0.550) +0.0 (± 0.050; 0.0 to 0.0) |" in markdown
 
     Console(width=80).print(transfer_table(out))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

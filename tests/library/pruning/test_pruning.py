@@ -323,5 +323,5 @@ def test_surgery_needs_few_addresses_however_many_tensors_it_copies(
     monkeypatch.setattr(shards, "save_file", measure)
     out.mkdir()
     prune(dense, folder, folder, None, ratio=0.2, pruning=UNIFORM, out=out)
-    size = (dense / "model.safetensors").stat().st_size
-    assert 0 < max(mapped) < 2.5 * size  # safetensors maps an opened file twice
+    assert mapped
+    assert max(mapped) < 2.5 * (dense / "model.safetensors").stat().st_size  # safetensors maps an opened file twice
