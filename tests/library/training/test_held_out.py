@@ -17,7 +17,7 @@ from tailored_llama.config import BenchmarkConfig, TuningConfig, Work
 from tailored_llama.data import Prompt, read_prompts
 from tailored_llama.models import load_model, load_tokenizer
 from tailored_llama.training import Comparison, is_better, read_comparison, ships_adapter
-from tailored_llama.training.held_out import Outcome, write_comparison
+from tailored_llama.training.records import Outcome, write_comparison
 
 QUICK = TuningConfig(epochs=3, learning_rate=2e-2, batch_size=4, dropout=0.0, shots=8, held_out=8)
 
