@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from tailored_llama import training
 from tailored_llama.config import (
+    AdapterConfig,
     BenchmarkConfig,
     ExecutionConfig,
+    Metric,
     PlanConfig,
     PruningConfig,
     ReconstructionConfig,
+    TuningConfig,
     Work,
     narrow,
 )
@@ -26,10 +31,12 @@ from tailored_llama.data import BenchmarkSource, PromptSettings, RenderedSplit, 
 from tailored_llama.data.prompts import Wording
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
 from tailored_llama.models import encode_pair, read_structure
+from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning import PruneSettings, build_graph, prune_model, read_groups
 from tailored_llama.pruning.depth import fixed_parameters
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.store import write_table
+from tailored_llama.training import TuneSettings
 
 UNFITTED = ReconstructionConfig(method="none")
 CPU = ExecutionConfig(device="cpu")
@@ -187,6 +194,30 @@ def prune(
     settings = PruneSettings(ratio, narrow(pruning or PruningConfig(), PlanConfig), reconstruction)
     inputs = (model, original or model, groups, importance, text, counts)
     return prune_model(*inputs, settings=settings, work=Work(out, execution))
+
+
+def tune_settings(tuning: TuningConfig, **changes: Any) -> TuneSettings:
+    """Tuning on one benchmark, `own`, by seed 0 and without a teacher, where the changes do not say otherwise."""
+    adapter, metrics = narrow(tuning, AdapterConfig), (("own", "acc_norm"),)
+    return replace(TuneSettings(adapter, metrics, tuning.shots, tuning.held_out, "none", 0), **changes)
+
+
+def tune(
+    checkpoint: Path,
+    prompts: Path,
+    tuning: TuningConfig,
+    out: Path,
+    *,
+    metric: Metric = "acc_norm",
+    execution: ExecutionConfig = CPU,
+    progress: Progress = silent,
+    resume: Path | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Tune on one benchmark's prompts as the stage does, by `tune_settings` with the changes."""
+    settings = tune_settings(tuning, metrics=(("own", metric),), **changes)
+    work = Work(out, execution, progress=progress, resume=resume)
+    return training.tune(checkpoint, {"own": prompts}, {}, None, settings=settings, work=work)
 
 
 def add_merge(folder: Path) -> Path:

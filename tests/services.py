@@ -169,9 +169,9 @@ def environment(home: Path, url: str) -> dict[str, str]:
 def tailor_here(configuration: dict[str, Any], url: str) -> None:
     """Flow `tailor` in this process, on the server at a URL: no Python has to start, and nothing is drawn."""
     # Prefect reads its environment when it is loaded, and tests/performance/dispatch.py sets that after this module is.
+    from flows.tailor import tailor
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.tailor import tailor
     from lean import blank_pictures
     from tailored_llama.config import validate_config
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.tailor import tailor
+from tasks._stage import open_store
+
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_recovery
 from tailored_llama.models import read_config
-from tasks._stage import open_store
 
 
 def folders(run: dict[str, Any], stage: str) -> list[Path]:

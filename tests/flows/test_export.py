@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from flows.tailor import tailor
 from gguf import GGUFReader
 from huggingface_hub import metadata_load
+from tasks._stage import open_store
 
 from flows.__main__ import main
-from flows.tailor import tailor
 from helpers import add_merge, as_toml, save_tiny_llama
 from llama_cpp import llama_cpp
 from tailored_llama.config import validate_config
@@ -26,7 +27,6 @@ from tailored_llama.reports.parts import percent, span
 from tailored_llama.reports.text import plus_minus
 from tailored_llama.serving import quantised
 from tailored_llama.store import read_rows
-from tasks._stage import open_store
 
 ALONE = """
 import json, sys

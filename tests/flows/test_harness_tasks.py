@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-
 from flows.tailor import tailor
+from tasks._stage import open_store
+
 from helpers import write_jsonl
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_recovery
-from tasks._stage import open_store
 
 
 @pytest.fixture

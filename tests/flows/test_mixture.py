@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-
 from flows.tailor import tailor
+from tasks._stage import open_store
+
 from helpers import save_worded_llama
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_recovery
-from tasks._stage import open_store
 
 
 def folders(run: dict[str, Any], stage: str) -> list[Path]:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flows.prompts import prompts
+from tasks._stage import open_store
 
 from flows.__main__ import main
-from flows.prompts import prompts
 from helpers import as_toml
 from tailored_llama.config import PromptStudyConfig
 from tailored_llama.data import read_prompts
 from tailored_llama.evaluation import read_study
-from tasks._stage import open_store
 
 
 def built(config: PromptStudyConfig) -> dict[Path, float]:

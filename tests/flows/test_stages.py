@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flows.tailor import tailor
+from tasks._task import IncompleteRun
 
 from flows import stages
-from flows.tailor import tailor
 from tailored_llama.config import PromptStudyConfig, RunConfig, validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.preflight import preflight_prompts, preflight_tailor
-from tasks._task import IncompleteRun
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from flows.tailor import tailor
+
 from helpers import save_tiny_llama, write_own_benchmark
 from tailored_llama.config import RunConfig, validate_config
 from tailored_llama.errors import InputError

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import tasks.load_model
 import tasks.prompt_study
 import tasks.prune
-from flows.__main__ import main
 from flows.sweep import sweep
+from tasks._stage import open_store
+from tasks._task import IncompleteRun
+
+from flows.__main__ import main
 from helpers import as_toml, save_tiny_llama
 from tailored_llama.config import SweepConfig
 from tailored_llama.evaluation import SweepRow, read_metrics, read_sweep
-from tasks._stage import open_store
-from tasks._task import IncompleteRun
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flows.tailor import tailor
+from tasks._stage import open_store
 
 from flows.__main__ import main
-from flows.tailor import tailor
 from helpers import as_toml
 from services import ROOT
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_recovery
-from tasks._stage import open_store
 
 
 def stage_seconds(store: str) -> dict[Path, float]:

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import tasks.score
 import tasks.tune
-from flows.__main__ import main
 from flows.transfer import transfer
+from tasks._stage import open_store
+from tasks._task import IncompleteRun
+
+from flows.__main__ import main
 from helpers import COLOURS, THINGS, as_toml, write_jsonl
 from tailored_llama.config import GENERIC, UNTUNED_MODEL, RunConfig, validate_config
 from tailored_llama.evaluation import TransferRow, read_transfer
-from tasks._stage import open_store
-from tasks._task import IncompleteRun
 
 
 @pytest.fixture

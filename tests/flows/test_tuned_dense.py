@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import tasks.tune
 from flows.sweep import sweep
 from flows.tailor import COMMAND, tailor
+from tasks._stage import open_store
+from tasks._task import IncompleteRun
+
 from helpers import save_worded_llama
 from tailored_llama.config import TUNED_DENSE, SweepConfig, read_config_data, validate_as, validate_config
 from tailored_llama.errors import InputError
@@ -17,8 +19,6 @@ from tailored_llama.evaluation import TAILORED, RecoveryRow, read_recovery, read
 from tailored_llama.models import read_config
 from tailored_llama.preflight import preflight_tailor
 from tailored_llama.store import read_rows
-from tasks._stage import open_store
-from tasks._task import IncompleteRun
 
 SMALL = Path(__file__).parents[2] / "data" / "recovery-small.toml"
 

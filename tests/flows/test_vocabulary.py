@@ -7,14 +7,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-
 from flows.sweep import sweep
 from flows.tailor import tailor
+from tasks._stage import open_store
+
 from helpers import save_worded_llama, words
 from tailored_llama.config import SweepConfig, validate_as, validate_config
 from tailored_llama.evaluation import read_metrics, read_pieces, read_recovery, read_sweep
 from tailored_llama.models import read_id_table
-from tasks._stage import open_store
 
 
 @pytest.fixture

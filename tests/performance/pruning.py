@@ -53,7 +53,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SAMPLES, TOKENS = 10, 64
-SECOND = "taylor_second"
+SECOND: Criterion = "taylor_second"
 
 
 def write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
