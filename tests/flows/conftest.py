@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lean import blank_pictures, lean_server
+from lean import lean_server
+from pictures import blank_pictures
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,13 +17,15 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from prefect.states import Completed, Failed, State
-
-import tasks._dispatch
 from flows.stage import stage
 from flows.sweep import sweep
 from flows.tailor import tailor
 from flows.transfer import transfer
+from prefect.states import Completed, Failed, State
+from tasks._stage import open_store
+from tasks._task import IncompleteRun
+
+import tasks._dispatch
 from helpers import add_merge, save_tiny_llama
 from services import ROOT
 from tailored_llama.config import (
@@ -37,8 +39,6 @@ from tailored_llama.config import (
 )
 from tailored_llama.evaluation import RecoveryRow, read_recovery, read_sweep, read_transfer, scoring
 from tailored_llama.store import read_rows
-from tasks._stage import open_store
-from tasks._task import IncompleteRun
 
 DISPATCH = {"execution": {"device": "cpu", "dispatch": "pool"}}
 Workers = Callable[..., list[str]]

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flows.tailor import tailor
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import FlowRunSort
+from tasks._stage import open_store
 
-from flows.tailor import tailor
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_recovery
 from tasks import _pages
 from tasks._pages import LIMIT, with_pictures
-from tasks._stage import open_store
 
 
 def shown() -> dict[str, str]:

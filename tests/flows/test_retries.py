@@ -11,17 +11,17 @@ from typing import Any
 import httpx
 import pytest
 import requests
-import torch
-from fsspec.implementations.memory import MemoryFileSystem
-from transformers import LlamaModel
-
 import tasks.load_benchmark
 import tasks.profile
 import tasks.prune
 import tasks.score_importance
 import tasks.tune
-from flows.__main__ import main
+import torch
 from flows.tailor import tailor
+from fsspec.implementations.memory import MemoryFileSystem
+from transformers import LlamaModel
+
+from flows.__main__ import main
 from helpers import as_toml
 from tailored_llama.config import ExecutionConfig, validate_config
 from tailored_llama.errors import InputError, UnreachableError, is_transient
