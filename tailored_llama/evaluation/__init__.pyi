@@ -5,13 +5,8 @@ from .bits import bits_rows as bits_rows
 from .generation import Until as Until
 from .generation import generate as generate
 from .perplexity import measure_perplexity as measure_perplexity
-from .pieces import PiecesRow as PiecesRow
 from .pieces import measure_pieces as measure_pieces
-from .pieces import read_pieces as read_pieces
-from .profiling import ProfileRow as ProfileRow
 from .profiling import profile_checkpoint as profile_checkpoint
-from .profiling import read_profile as read_profile
-from .profiling import token_flops as token_flops
 from .prompt_study import EVALUATION as EVALUATION
 from .prompt_study import Difference as Difference
 from .prompt_study import Studied as Studied
@@ -31,6 +26,11 @@ from .recovery import RecoveryTable as RecoveryTable
 from .recovery import read_recovery as read_recovery
 from .recovery import recovery_rows as recovery_rows
 from .recovery import recovery_tables as recovery_tables
+from .rows import PiecesRow as PiecesRow
+from .rows import ProfileRow as ProfileRow
+from .rows import read_pieces as read_pieces
+from .rows import read_profile as read_profile
+from .rows import token_flops as token_flops
 from .scores import compare_scores as compare_scores
 from .scores import read_metrics as read_metrics
 from .scores import read_score as read_score
