@@ -13,7 +13,6 @@ from tailored_llama import training
 from tailored_llama.config import validate_config
 from tailored_llama.pipeline import STAGES
 
-PREPARED = ["calibration", "dense", "examples", "groups", "importance", "prompts", "pruned"]
 HEAVY = {stage.name for stage in STAGES.values() if stage.on_device}
 
 
@@ -42,7 +41,7 @@ def test_a_stage_runs_with_what_it_reads_and_the_pipeline_finds_what_it_made(
         assert Path(folder).parent.name == kind
         return kinds(root, before)
 
-    assert new("score colours dense") == ["dense", "examples", "groups", "prompts", "scores"]
+    assert new("score colours dense") == ["dense", "examples", "groups", "prompts", "reach", "scores"]
     assert new("importance taylor_gate") == ["calibration", "importance"]
     assert new("perplexity dense") == ["perplexity"]
     assert new("prune @ 0.20") == ["pruned"]
@@ -68,9 +67,10 @@ def test_a_stage_runs_with_what_it_reads_and_the_pipeline_finds_what_it_made(
 def test_an_unknown_name_is_refused_with_all_that_there_are_before_heavy_work(
     own_run: dict[str, Any], file: Path, study: str, named: tuple[str, ...]
 ) -> None:
-    if study == "sweep":
-        grid = '[[grid]]\n"pruning.criterion" = ["random"]\n'
-        file.write_text(as_toml(own_run | {"tuning": {"shots": 8, "held_out": 4}}) + grid)
+    if study != "tailor":
+        grid = '[[grid]]\n"pruning.criterion" = ["random"]\n' if study == "sweep" else ""
+        own_run["tuning"]["dense"] = False
+        file.write_text(as_toml(own_run) + grid)
     status, _, errors = run_command(file, "--study", study, "--only", "tune numbers @ 0.20")
     assert status == 2
     assert errors.startswith("error: only: got 'tune numbers @ 0.20'; allowed: load ")

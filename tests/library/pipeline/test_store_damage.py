@@ -20,7 +20,7 @@ from tailored_llama.store import MANIFEST, ArtifactStore, read_manifest
 
 MADE = (  # by the run below
     "adapter", "calibration", "dense", "examples", "groups", "healed", "importance", "perplexity", "prompts", "pruned",
-    "report", "scores", "tailored", "teacher",
+    "reach", "report", "scores", "tailored", "teacher",
 )  # fmt: skip
 STUDIES = (  # by other runs: the store treats stand-ins alike
     "gguf", "pieces", "profile", "prompt-study", "quantised-scores", "sweep", "tokens", "transfer",

@@ -28,7 +28,7 @@ def test_a_second_run_does_no_work_and_a_changed_limit_scores_only(own_run: dict
     first = compose("tailor", config)
     before = built(root)
     assert set(kinds(root)) == {
-        "dense", "examples", "prompts", "groups", "calibration", "importance", "pruned", "adapter", "scores",
+        "dense", "examples", "prompts", "groups", "reach", "calibration", "importance", "pruned", "adapter", "scores",
         "perplexity", "report",
     }  # fmt: skip
 
