@@ -65,17 +65,17 @@ def test_a_stage_runs_with_what_it_reads_and_the_pipeline_finds_what_it_made(
     ],
 )
 def test_an_unknown_name_is_refused_with_all_that_there_are_before_heavy_work(
-    own_run: dict[str, Any], file: Path, study: str, named: tuple[str, ...]
+    two: dict[str, Any], file: Path, study: str, named: tuple[str, ...]
 ) -> None:
     if study != "tailor":
         grid = '[[grid]]\n"pruning.criterion" = ["random"]\n' if study == "sweep" else ""
-        own_run["tuning"]["dense"] = False
-        file.write_text(as_toml(own_run) + grid)
+        two["tuning"]["dense"] = False
+        file.write_text(as_toml(two) + grid)
     status, _, errors = run_command(file, "--study", study, "--only", "tune numbers @ 0.20")
     assert status == 2
     assert errors.startswith("error: only: got 'tune numbers @ 0.20'; allowed: load ")
     assert all(name in errors for name in named)
-    assert not HEAVY & set(kinds(own_run["store"]["root"]))
+    assert not HEAVY & set(kinds(two["store"]["root"]))
 
 
 @pytest.mark.parametrize("name", ["tune colours @ 0.20", "tune colours @ 0.00"])
