@@ -169,10 +169,10 @@ def environment(home: Path, url: str) -> dict[str, str]:
 def tailor_here(configuration: dict[str, Any], url: str) -> None:
     """Flow `tailor` in this process, on the server at a URL: no Python has to start, and nothing is drawn."""
     # Prefect reads its environment when it is loaded, and tests/performance/dispatch.py sets that after this module is.
-    from flows.tailor import tailor
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from lean import blank_pictures
+    from flows.compositions import tailor
+    from pictures import blank_pictures
     from tailored_llama.config import validate_config
 
     with temporary_settings({PREFECT_API_URL: url}), blank_pictures():
@@ -186,7 +186,7 @@ def deploy(server: Server, pool: str) -> str:
     deployment = {
         "name": pool,
         "flow_id": flow["id"],
-        "entrypoint": "flows.tailor.tailor",
+        "entrypoint": "flows.compositions.tailor",
         "work_pool_name": pool,
         "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
         "enforce_parameter_schema": False,

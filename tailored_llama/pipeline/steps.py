@@ -144,7 +144,7 @@ def prepare_dense(run: Runner, config: RunConfig, prompts: Prompts) -> Dense:
     groups = run(stages.GROUPS, None, "build graph", dense=dense)
     for ratio in config.pruning.ratios:  # one that cannot be reached ends the run here
         settings = PruneSettings.of(config, ratio)
-        run(stages.REACH, settings, f"check ratio {ratio:g}", dense=dense, groups=groups, counts=counts).result()
+        run.open(run(stages.REACH, settings, f"check ratio {ratio:g}", dense=dense, groups=groups, counts=counts))
     calibration = draw_calibration(run, config, dense, prompts) if reads_calibration(config) else None
     if config.healing.tokens and config.healing.source:
         draw_calibration(run, healing_text(config), dense, prompts)  # a text that cannot be read ends the run here

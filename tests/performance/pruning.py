@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from helpers import CPU, prune
-from tailored_llama.config import ReconstructionConfig, Work
+from tailored_llama.config import Criterion, ReconstructionConfig, Work
 from tailored_llama.data import read_calibration
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.memory import peak_memory, reset_peak_memory
