@@ -14,7 +14,7 @@ from rich.console import Console
 from helpers import save_tiny_llama
 from tailored_llama.config import SweepConfig, dense_runs, load_sweep, sweep_cells, tuned_dense_cells
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow, SweptModel, read_sweep
+from tailored_llama.evaluation import MeasuredModel, SweepBenchmarkRow, SweepRow, read_sweep
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, metrics
 from tailored_llama.evaluation.sweep import measure
 from tailored_llama.models import read_structure
@@ -320,7 +320,7 @@ def test_the_tuned_dense_model_has_a_recovery_and_a_point_but_is_no_setting(tmp_
     assert re.findall(r"<h2>(.+?)</h2>\s*<figure>", page) == ["Recovery"]
 
 
-def made(folder: Path, name: str, perplexity: float, right: list[int]) -> SweptModel:
+def made(folder: Path, name: str, perplexity: float, right: list[int]) -> MeasuredModel:
     """A model that is right where `right` says, of eight examples."""
     place, measured = folder / name / "scores", folder / name / "perplexity"
     place.mkdir(parents=True)
@@ -336,7 +336,7 @@ def made(folder: Path, name: str, perplexity: float, right: list[int]) -> SweptM
     found = {"metric": "acc", "floor": 0.25, "examples": 8, **metrics({"acc": [float(hit) for hit in right]})}
     (place / "metrics.json").write_text(json.dumps(found))
     (measured / "metrics.json").write_text(json.dumps({"perplexity": perplexity, "tokens": 100}))
-    return SweptModel(folder / "model", measured, {"piqa": place})
+    return MeasuredModel(folder / "model", measured, {"piqa": place})
 
 
 def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> None:
