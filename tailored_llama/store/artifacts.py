@@ -25,7 +25,7 @@ from typing import Any
 from tailored_llama.errors import InputError
 from tailored_llama.memory import peak_memory, reset_peak_memory
 from tailored_llama.store import remote, sharing
-from tailored_llama.store.claims import Claim, claimed
+from tailored_llama.store.claims import LEASE, Claim, Lease, claimed
 from tailored_llama.store.files import NO_ROOM, error_number, file_lock, is_safe_relative
 from tailored_llama.store.manifests import MANIFEST, ArtifactRef, Manifest, artifact_key, read_manifest
 from tailored_llama.store.verifying import Stamps, Verified, check, hash_files
@@ -40,10 +40,13 @@ class ArtifactStore:
     Args:
         root: a folder, or an fsspec URL such as s3://bucket/prefix.
         working_copy: local folder for the artifacts of a URL; unused if `root` is a folder.
+        lease: how long a claim to an artifact of a URL holds.
     """
 
-    def __init__(self, root: str, working_copy: str = "~/.cache/tailored-llama/artifacts") -> None:
-        self.root = root
+    def __init__(
+        self, root: str, working_copy: str = "~/.cache/tailored-llama/artifacts", lease: Lease = LEASE
+    ) -> None:
+        self.root, self.lease = root, lease
         self.remote: remote.Remote | None = None
         if "://" in root:
             self.remote = remote.open_remote(root)
@@ -230,7 +233,7 @@ class ArtifactStore:
         """What keeps other machines from the same work; nothing for a folder, where the lock suffices."""
         if not self.remote:
             return nullcontext()
-        return claimed(self.remote, stage, key, self.lock(key), lambda: self._agreed(stage, key))
+        return claimed(self.remote, stage, key, self.lock(key), lambda: self._agreed(stage, key), self.lease)
 
     def _publish(self, ref: ArtifactRef, claim: Claim | None) -> ArtifactRef:
         """Push a local artifact, unless another machine published one under its key first; return the one published."""

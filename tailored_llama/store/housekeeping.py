@@ -144,9 +144,10 @@ def leftovers(store: ArtifactStore, now: float | None = None) -> list[tuple[Path
     return paths + [(path, _extent(path)[0]) for path in stamps if not any(store.local.glob(f"[!.]*/{path.name}"))]
 
 
-def abandoned_claims(store: ArtifactStore) -> list[str]:
+def abandoned_claims(store: ArtifactStore, now: float | None = None) -> list[str]:
     """Claims that dead processes left at the URL of a store."""
-    return abandoned(store.remote, HALF_DONE) if store.remote else []
+    now = time.time() if now is None else now
+    return abandoned(store.remote, now - HALF_DONE) if store.remote else []
 
 
 def remove_claims(store: ArtifactStore, names: Sequence[str]) -> None:
