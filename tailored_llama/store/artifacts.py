@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class ArtifactStore:
                 config=config,
                 inputs=dict(inputs),
                 files=files,
-                libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
+                libraries=_versions(),
                 seconds=round(time.perf_counter() - start, 3),
                 peak_memory_bytes=peak_memory(),
                 measured=measured,
@@ -283,6 +284,11 @@ class ArtifactStore:
             return read_manifest(target).ref
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
