@@ -67,13 +67,10 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         InputError: it is missing or not a manifest, or names a file outside its folder.
+        OSError: it cannot be read, which says nothing about the artifact.
     """
     path = folder / MANIFEST
-    try:
-        content = path.read_bytes() if path.is_file() else b""
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    return parse_manifest(content, str(path))
+    return parse_manifest(path.read_bytes() if path.is_file() else b"", str(path))
 
 
 def parse_manifest(content: bytes, location: str) -> Manifest:
