@@ -97,14 +97,12 @@ class ArtifactStore:
                 self._forget_state(key)  # left by a process killed just after publishing
                 return ref, True
             with file_lock(self.lock(key)), self._claimed(stage, key) as claim:
-                ref = self.find(stage, key)  # another process or machine may have published it meanwhile
-                if was_there := ref is not None:
+                # Another process or machine may have published it meanwhile.
+                if ref := self.find(stage, key) or self._pull(stage, key, mend=True):
                     self._forget_state(key)
-                else:
-                    if self.remote:  # whatever is there is broken, or `find` had pulled it
-                        sharing.withdraw(self.remote, stage, key)
-                    ref = self._build(stage, version, key, plain, inputs, function)
-                return self._publish(ref, claim), was_there
+                    return self._publish(ref, claim), True
+                ref = self._build(stage, version, key, plain, inputs, function)
+                return self._publish(ref, claim), False
         except Exception as error:
             number = error_number(error)
             inside = str(getattr(error, "filename", None)).startswith(str(self.local))
@@ -243,9 +241,8 @@ class ArtifactStore:
         while not (agreed := self._agreed(ref.stage, ref.key)):
             if not claim.hold():
                 continue
-            if agreed := self._agreed(ref.stage, ref.key):  # published before the claim was taken again
+            if agreed := self._pull(ref.stage, ref.key, mend=True):  # published before the claim was taken again
                 break
-            sharing.withdraw(self.remote, ref.stage, ref.key)
             if sharing.publish(self.remote, self.folder(ref.stage, ref.key), ref, claim.is_lost):
                 return ref
         return agreed
@@ -264,7 +261,8 @@ class ArtifactStore:
             return local.ref
         return self._pull(stage, key) if manifest else None
 
-    def _pull(self, stage: str, key: str) -> ArtifactRef | None:
+    def _pull(self, stage: str, key: str, mend: bool = False) -> ArtifactRef | None:
+        """Fetch an artifact from the URL; None if none is whole there. With the claim, `mend` removes a broken one."""
         if not self.remote or not remote.is_there(self.remote, f"{stage}/{key}/{MANIFEST}"):
             return None
         folder, target = self.local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}", self.folder(stage, key)
@@ -272,6 +270,8 @@ class ArtifactStore:
         try:
             problem, stamps = sharing.fetch(self.remote, stage, key, folder)
             if problem:
+                if mend:
+                    sharing.withdraw(self.remote, stage, key, folder)
                 return None
             ref = read_manifest(folder).ref
             target.parent.mkdir(parents=True, exist_ok=True)
