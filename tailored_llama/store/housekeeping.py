@@ -21,9 +21,10 @@ from pathlib import Path
 from tailored_llama.errors import InputError
 from tailored_llama.store import remote, sharing
 from tailored_llama.store.artifacts import ArtifactStore
-from tailored_llama.store.claims import abandoned
-from tailored_llama.store.files import file_lock
+from tailored_llama.store.claims import abandoned, claimed
+from tailored_llama.store.files import file_lock, walk
 from tailored_llama.store.manifests import FINISHED, GGUF, MANIFEST, Manifest, check_identity, parse_manifest
+from tailored_llama.store.remote import Remote
 
 REPORTS = ("report", "sweep", "transfer", "prompt-study")  # final results: no stage reads them
 HALF_DONE = 6 * 3600.0  # seconds after which unfinished work that nobody holds is a leftover
@@ -274,7 +275,7 @@ def _last_found(store: ArtifactStore, stage: str, key: str) -> float:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in walk(folder):
         yield from (Path(parent, name) for name in names)
         yield from (Path(parent, name) for name in folders if Path(parent, name).is_symlink())
 

@@ -135,15 +135,28 @@ def files(remote: Remote) -> dict[str, tuple[int, float]]:
     filesystem, base = remote.filesystem, remote.base
     with _request(remote, "listing it"):
         filesystem.invalidate_cache()  # another machine may have written since
-        try:
-            listing = filesystem.find(base, detail=True)
-        except FileNotFoundError:
-            listing = {}
-        filesystem.invalidate_cache()
-        return {
-            path.removeprefix(base).lstrip("/"): (int(info["size"] or 0), _written(filesystem, path, info))
-            for path, info in listing.items()
+        listing = {
+            info["name"].removeprefix(base).lstrip("/"): (
+                int(info["size"] or 0),
+                _written(filesystem, info["name"], info),
+            )
+            for info in _find(filesystem, base)
         }
+        filesystem.invalidate_cache()
+        return listing
+
+
+def _find(filesystem: Any, folder: str) -> Iterator[dict[str, Any]]:
+    """Every file below a folder. Where a folder cannot be listed, fsspec's `find` leaves it out, and this one fails."""
+    with suppress(FileNotFoundError):
+        if not _has_folders(filesystem):
+            yield from filesystem.find(folder, detail=True).values()
+            return
+        for info in filesystem.ls(folder, detail=True):
+            if info["type"] == "directory":
+                yield from _find(filesystem, info["name"])
+            else:
+                yield info
 
 
 def names(remote: Remote, folder: str) -> list[str]:
