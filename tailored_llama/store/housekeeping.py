@@ -8,7 +8,6 @@ do not record reads; their ages count from publishing or the last use on this ma
 from __future__ import annotations
 
 import heapq
-import os
 import re
 import shutil
 import tempfile
@@ -120,13 +119,23 @@ def remove_artifact(store: ArtifactStore, entry: Entry) -> bool:
     with file_lock(store.lock(entry.key), wait=False) as held:
         if not held or _last_found(store, *entry.name) > entry.used:
             return False
-        if store.remote:
-            order = sorted(entry.files, key=lambda name: name != MANIFEST)  # manifest first: it makes the artifact
-            remote.remove(store.remote, "/".join(entry.name), order)
+        if store.remote and not _remove_at_url(store.remote, entry, store):
+            return False
         folder = store.folder(*entry.name)
         if folder.is_symlink() or folder.exists():
             store.discard(*entry.name)
         store.lock(entry.key).unlink(missing_ok=True)
+    return True
+
+
+def _remove_at_url(at: Remote, entry: Entry, store: ArtifactStore) -> bool:
+    """Remove an artifact from the URL; False if another machine has it in hand."""
+    with claimed(at, *entry.name, store.lock(entry.key), lambda: True, store.lease) as claim:
+        for name in sorted(entry.files, key=lambda name: name != MANIFEST):  # manifest first: it makes the artifact
+            if claim.is_lost():
+                return False
+            remote.remove_files(at, [f"{entry.stage}/{entry.key}/{name}"])
+        remote.remove_folder(at, f"{entry.stage}/{entry.key}")
     return True
 
 

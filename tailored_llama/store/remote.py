@@ -182,12 +182,12 @@ def read(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
         return {paths[path]: content for path, content in contents.items() if isinstance(content, bytes)}
 
 
-def remove(remote: Remote, folder: str, names: Sequence[str]) -> None:
-    """Remove files of a folder, in this order; files that no longer exist are skipped."""
+def remove_folder(remote: Remote, folder: str) -> None:
+    """Remove a folder that no files are in, where there are folders."""
+    filesystem, path = remote.filesystem, f"{remote.base}/{folder}"
     with _request(remote, f"removing {folder}"):
-        remove_files(remote, [f"{folder}/{name}" for name in names])
-        if _has_folders(remote.filesystem) and remote.filesystem.isdir(f"{remote.base}/{folder}"):
-            remote.filesystem.rm(f"{remote.base}/{folder}", recursive=True)
+        if _has_folders(filesystem) and filesystem.isdir(path):
+            filesystem.rm(path, recursive=True)
 
 
 def remove_files(remote: Remote, names: Sequence[str]) -> None:
