@@ -22,6 +22,7 @@ from tailored_llama.store.housekeeping import (
     leftovers,
     removable,
     remove_artifact,
+    remove_artifacts,
     remove_claims,
     remove_leftover,
     reports_using,
@@ -45,6 +46,6 @@ __all__ = [
     "ArtifactStore", "Entry", "Manifest", "abandoned_claims", "artifact_key", "check_target", "check_writable",
     "error_number", "fetch_wheel", "file_lock", "hub_card", "hub_column", "hub_commit", "hub_model", "hub_split",
     "is_hub_id", "leftovers", "open_table", "place", "read_manifest", "read_member", "read_row_group", "read_rows",
-    "read_table", "removable", "remove_artifact", "remove_claims", "remove_leftover", "reports_using", "sha256_file",
-    "survey", "table_parts", "verify", "write_rows", "write_table",
+    "read_table", "removable", "remove_artifact", "remove_artifacts", "remove_claims", "remove_leftover",
+    "reports_using", "sha256_file", "survey", "table_parts", "verify", "write_rows", "write_table",
 ]  # fmt: skip

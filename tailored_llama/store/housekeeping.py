@@ -128,6 +128,21 @@ def remove_artifact(store: ArtifactStore, entry: Entry) -> bool:
     return True
 
 
+def remove_artifacts(store: ArtifactStore, entries: Sequence[Entry]) -> list[Entry]:
+    """Remove artifacts in the order of `removable`; return those that are gone.
+
+    One that is in use stays, and so does all that it was made of.
+    """
+    gone: list[Entry] = []
+    needed: set[Name] = set()
+    for entry in entries:
+        if entry.name not in needed and remove_artifact(store, entry):
+            gone.append(entry)
+        else:
+            needed |= entry.inputs
+    return gone
+
+
 def _remove_at_url(at: Remote, entry: Entry, store: ArtifactStore) -> bool:
     """Remove an artifact from the URL; False if another machine has it in hand."""
     with claimed(at, *entry.name, store.lock(entry.key), lambda: True, store.lease) as claim:
@@ -279,7 +294,7 @@ def _reach(by_name: Mapping[Name, Entry], roots: Iterable[Name]) -> set[Name]:
 def _last_found(store: ArtifactStore, stage: str, key: str) -> float:
     try:
         return store.folder(stage, key).lstat().st_mtime
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0.0
 
 
