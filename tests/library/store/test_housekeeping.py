@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -266,55 +265,3 @@ def test_a_lock_file_swept_away_locks_nobody_out_and_two_in_never(tmp_path: Path
     lines = log.read_text().splitlines()
     assert len(lines) == 300
     assert all(a.split()[1] == b.split()[1] for a, b in zip(lines[::2], lines[1::2], strict=True))
-
-
-def test_a_killed_gc_leaves_a_valid_store(tmp_path: Path) -> None:
-    """Killed between any two steps on the file system: no half artifact, and none that lost what it is made of."""
-
-    def killed_at(step: int, root: Path) -> bool:
-        """Whether the process was killed before its end."""
-
-        def clear() -> None:
-            count = 0
-
-            def counted(real: Any) -> Any:
-                def call(*arguments: Any, **named: Any) -> Any:
-                    nonlocal count
-                    count += 1
-                    if count == step:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return real(*arguments, **named)
-
-                return call
-
-            for name in ("rename", "unlink", "rmdir", "open"):
-                setattr(os, name, counted(getattr(os, name)))
-            store = ArtifactStore(str(root))
-            for entry in removable(survey(store), DAY, now=in_days(2), keep_reports=0):
-                remove_artifact(store, entry)
-
-        process = FORK.Process(target=clear)
-        process.start()
-        process.join()
-        return process.exitcode == -signal.SIGKILL
-
-    step, moments = 1, 0
-    while True:
-        root = tmp_path / str(step)
-        store = ArtifactStore(str(root))
-        dense, _ = store.build("dense", 1, {}, {}, text_of(1))
-        pruned, _ = store.build("pruned", 1, {}, {"dense": dense}, text_of(1))
-        store.build("report", 1, {}, {"pruned": pruned}, text_of(1))
-        if not killed_at(step, root):
-            break
-        moments += 1
-        entries = survey(store)
-        assert [entry.problem for entry in entries] == [None] * len(entries)
-        here = {entry.name for entry in entries}
-        assert all(entry.inputs <= here for entry in entries)
-        for path, _ in leftovers(store, now=in_days(2)):
-            assert remove_leftover(store, path)
-        assert not list(root.glob(".building/*"))
-        step += 1
-    assert stages(store) == []
-    assert moments > 10
