@@ -55,23 +55,17 @@ def is_there(remote: Remote, name: str) -> bool:
         return True
 
 
-def push(remote: Remote, folder: Path, target: str, names: Sequence[str]) -> None:
-    """Copy files of a local folder into `target`, in this order.
+def push(remote: Remote, folder: Path, target: str, name: str) -> None:
+    """Copy a file of a local folder into `target`.
 
     Raises:
         InputError: writing is not permitted, or the bucket does not exist.
         UnreachableError: the server failed; the same push may succeed later.
     """
-    filesystem, base = remote.filesystem, f"{remote.base}/{target}"
-    with _request(remote, f"pushing {target}"):
-        for name in names:
-            _make_parent(filesystem, f"{base}/{name}")
-            try:
-                filesystem.put_file(str(folder / name), f"{base}/{name}")
-            except FileNotFoundError as error:
-                if error.filename:
-                    raise
-                raise _refused(remote, f"pushing {target}", error) from error  # no such bucket
+    path, action = f"{remote.base}/{target}/{name}", f"pushing {target}"
+    with _request(remote, action), _bucket(remote, action):
+        _make_parent(remote.filesystem, path)
+        remote.filesystem.put_file(str(folder / name), path)
 
 
 def create(remote: Remote, name: str, content: bytes, action: str) -> bool:
@@ -80,13 +74,8 @@ def create(remote: Remote, name: str, content: bytes, action: str) -> bool:
     Raises:
         InputError, UnreachableError: as `push`.
     """
-    with _request(remote, action):
-        try:
-            return _create(remote.filesystem, f"{remote.base}/{name}", content)
-        except FileNotFoundError as error:
-            if error.filename:
-                raise
-            raise _refused(remote, action, error) from error  # no such bucket
+    with _request(remote, action), _bucket(remote, action):
+        return _create(remote.filesystem, f"{remote.base}/{name}", content)
 
 
 def overwrite(remote: Remote, name: str, content: bytes) -> None:
@@ -305,6 +294,17 @@ def _request(remote: Remote, action: str) -> Iterator[None]:
         raise UnreachableError(
             f"store.root {remote.root}: {one_line(error)} while {action}; nothing is lost, run it again"
         ) from error
+
+
+@contextmanager
+def _bucket(remote: Remote, action: str) -> Iterator[None]:
+    """Where a file is written, one that is not found and has no local name is the bucket."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if error.filename:
+            raise
+        raise _refused(remote, action, error) from error
 
 
 def _refused(remote: Remote, action: str, error: Exception) -> InputError:

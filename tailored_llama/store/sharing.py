@@ -68,7 +68,7 @@ def publish(at: Remote, folder: Path, ref: ArtifactRef, is_lost: Callable[[], bo
     for name in read_manifest(folder).files:
         if is_lost():
             return False
-        remote.push(at, folder, target, [name])
+        remote.push(at, folder, target, name)
     manifest = (folder / MANIFEST).read_bytes()  # the last: it makes the artifact
     return remote.create(at, f"{target}/{MANIFEST}", manifest, f"pushing {target}")
 

@@ -23,6 +23,7 @@ from tailored_llama.store import (
     leftovers,
     removable,
     remove_artifact,
+    remove_artifacts,
     remove_leftover,
     reports_using,
     survey,
@@ -170,6 +171,16 @@ def test_what_is_being_built_or_was_used_meanwhile_stays(root: str, store: Artif
     os.utime(store.folder("adapter", ref.key), (entry.used + 5, entry.used + 5))  # as `find` does
     assert not remove_artifact(store, entry)
     assert stages(store) == ["adapter"]
+
+
+def test_what_an_artifact_in_use_was_made_of_stays(root: str, store: ArtifactStore, make: Make) -> None:
+    adapter = make("adapter", make("dense"))
+    unused = removable(survey(store), DAY, now=in_days(2))
+    assert names(unused) == ["adapter", "dense"]
+    later = time.time() + 5
+    os.utime(store.folder("adapter", adapter.key), (later, later))  # as `find` does
+    assert remove_artifacts(store, unused) == []
+    assert stages(store) == ["adapter", "dense"]
 
 
 def test_finding_an_artifact_makes_it_young(tmp_path: Path) -> None:
