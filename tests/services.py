@@ -171,7 +171,7 @@ def tailor_here(configuration: dict[str, Any], url: str) -> None:
     # Prefect reads its environment when it is loaded, and tests/performance/dispatch.py sets that after this module is.
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.tailor import tailor
+    from flows.compositions import tailor
     from lean import blank_pictures
     from tailored_llama.config import validate_config
 
@@ -186,7 +186,7 @@ def deploy(server: Server, pool: str) -> str:
     deployment = {
         "name": pool,
         "flow_id": flow["id"],
-        "entrypoint": "flows.tailor.tailor",
+        "entrypoint": "flows.compositions.tailor",
         "work_pool_name": pool,
         "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
         "enforce_parameter_schema": False,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-import tasks.profile
 from services import until
 from sites import Site
+from tailored_llama import evaluation
 
 pytestmark = pytest.mark.deployed
 
@@ -55,8 +55,7 @@ def test_a_stage_that_fails_is_a_failed_task_run(
     def out_of_memory(*arguments: Any, **named: Any) -> None:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(tasks.profile.profiling, "profile_checkpoint", out_of_memory)
-    monkeypatch.setattr(tasks.profile.profile.task, "retry_delay_seconds", [0] * 3)
+    monkeypatch.setattr(evaluation, "profile_checkpoint", out_of_memory)
     tailor_here(own_run | {"profile": {"batches": [1]}})
     failed = [name for name, run in recorded(site, 16).items() if run["state_name"] == "Failed"]
     assert failed == ["profile pruned @ 0.20"]
