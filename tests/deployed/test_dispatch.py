@@ -70,7 +70,7 @@ def test_a_killed_worker_s_stage_goes_elsewhere_and_cancelling_ends_all_of_it(
 def test_runs_of_workers_whose_artifacts_others_have_made_are_not_needed(
     site: Site, own_run: dict[str, Any], tailor_here: Callable[[dict[str, Any]], None]
 ) -> None:
-    own_run |= {"execution": {"device": "cpu"}, "tuning": {"examples": "none"}}
+    own_run |= {"execution": {"device": "cpu"}, "tuning": own_run["tuning"] | {"examples": "none"}}
     tailor_here(own_run)
     own_run |= {"scoring": {"limit": 5}}  # what is left to do is two scores
     begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
