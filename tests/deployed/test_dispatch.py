@@ -72,15 +72,15 @@ def test_runs_of_workers_whose_artifacts_others_have_made_are_not_needed(
 ) -> None:
     own_run |= {"execution": {"device": "cpu"}, "tuning": own_run["tuning"] | {"examples": "none"}}
     tailor_here(own_run)
-    own_run |= {"scoring": {"limit": 5}}  # what is left to do is two scores
+    own_run |= {"scoring": {"limit": 5}}  # what is left to do is scores
     begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     site.server.change("work_pools/gpu", {"is_paused": True})  # its workers take nothing
     try:
         run = site.run("tailor/on-demand", {"config": own_run | {"execution": {"device": "cpu", "dispatch": "gpu"}}})
-        until(lambda: len(stage_runs(site, begun)) == 2, 120, "two stages that wait", 0.5)
+        until(lambda: stage_runs(site, begun), 120, "a stage that waits", 0.5)
         tailor_here(own_run)
         assert site.ended(run)["state"]["name"] == "Completed"
-        states = [(one["state"]["type"], one["state"]["name"]) for one in stage_runs(site, begun)]
+        states = {(one["state"]["type"], one["state"]["name"]) for one in stage_runs(site, begun)}
     finally:
         site.server.change("work_pools/gpu", {"is_paused": False})
-    assert states == [("COMPLETED", "NotNeeded")] * 2
+    assert states == {("COMPLETED", "NotNeeded")}
