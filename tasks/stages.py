@@ -40,6 +40,7 @@ DECLARATIONS = {
     "tokens": Declaration("count tokens"),
     "calibration": Declaration("load calibration"),
     "groups": Declaration("build graph"),
+    "reach": Declaration("check ratio"),
     "importance": Declaration("score importance", frugal=True),
     "pruned": Declaration("prune", frugal=True),
     "teacher": Declaration("teach", frugal=True),

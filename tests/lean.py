@@ -1,10 +1,9 @@
-"""What tests of flows go without: a record of task runs and events, which nothing looks at, and pictures."""
+"""A temporary Prefect server without what tests of flows do not look at: a record of task runs and events."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from unittest import mock
 
 from prefect.settings import (
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -16,8 +15,6 @@ from prefect.settings import (
     temporary_settings,
 )
 from prefect.testing.utilities import prefect_test_harness
-
-from tailored_llama.reports.figures import Picture
 
 # What a server does with a flow's task runs and events takes half of its time. tests/deployed looks at what it records.
 UNUSED = (
@@ -35,16 +32,4 @@ def lean_server() -> Iterator[None]:
     # Every flow run waits a third of a second for the thread that sends its heartbeats.
     lean = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, **dict.fromkeys(UNUSED, False)}
     with temporary_settings(lean), prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
-@contextlib.contextmanager
-def blank_pictures() -> Iterator[None]:
-    """Reports without pictures: drawing is most of their time, and tests/library/reports tests what pictures show."""
-    blank = {
-        "__post_init__": lambda self: None,
-        "__html__": lambda self: "<svg></svg>",
-        "save_png": lambda self, path: path.write_bytes(b""),
-    }
-    with mock.patch.multiple(Picture, **blank):
         yield

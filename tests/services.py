@@ -172,7 +172,7 @@ def tailor_here(configuration: dict[str, Any], url: str) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.compositions import tailor
-    from lean import blank_pictures
+    from pictures import blank_pictures
     from tailored_llama.config import validate_config
 
     with temporary_settings({PREFECT_API_URL: url}), blank_pictures():

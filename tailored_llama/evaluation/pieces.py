@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,26 +10,13 @@ from typing import Any
 from tailored_llama.config import Work
 from tailored_llama.data import load_texts, read_prompts
 from tailored_llama.errors import InputError
+from tailored_llama.evaluation.rows import PiecesRow
 from tailored_llama.evaluation.settings import PiecesSettings
 from tailored_llama.models import load_tokenizer, read_id_table
-from tailored_llama.store import read_rows, write_rows
+from tailored_llama.store import write_rows
 
 PERPLEXITY_TEXT = "perplexity text"  # a row's name; benchmarks have no spaces in theirs
 _CHARACTERS = 32  # per token of the perplexity text, which is surely enough
-
-
-@dataclass(frozen=True)
-class PiecesRow:
-    """One row of `pieces.parquet`: a benchmark's evaluation prompts, or the perplexity text.
-
-    `whole` is the share of the dense model's tokens of that text that the trimmed vocabulary has.
-    """
-
-    text: str
-    characters: int
-    dense_tokens: int
-    tokens: int
-    whole: float
 
 
 def measure_pieces(
@@ -72,8 +58,3 @@ def _prompt_texts(folder: Path) -> list[str]:
 
 def _ids(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     return list(chain.from_iterable(tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
-
-
-def read_pieces(folder: Path) -> list[PiecesRow]:
-    """The rows of `pieces.parquet`."""
-    return read_rows(folder / "pieces.parquet", PiecesRow)

@@ -25,10 +25,11 @@ from tailored_llama.config import Work
 from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.costs import Costs, Load, count_costs, model_config
+from tailored_llama.evaluation.rows import ProfileRow, token_flops
 from tailored_llama.evaluation.settings import ProfileSettings
 from tailored_llama.memory import out_of_memory, peak_memory, reset_peak_memory
 from tailored_llama.models import devices_of, head_logits, load_model, pick_device
-from tailored_llama.store import read_rows, write_rows
+from tailored_llama.store import write_rows
 
 
 @dataclass(frozen=True)
@@ -39,46 +40,6 @@ class Pass:
     decode: float
     peak_memory: int
     base_memory: int
-
-
-@dataclass(frozen=True)
-class ProfileRow:
-    """One row of `profile.parquet`: a checkpoint at a batch size.
-
-    Every ratio is the other checkpoint's cost ÷ this one's: above 1, this one costs less. Rows of the other checkpoint
-    have none. A speed-up is the median over pairs of neighbouring passes; `_low` and `_high` are the extremes. The
-    `expected_` fields are the ratio of FLOPs, the limit where arithmetic is the bottleneck, and of the parameters that
-    a token needs, the limit where reading weights is.
-    """
-
-    role: str  # checkpoint or against
-    checkpoint: str
-    parameters: int
-    computed_parameters: int
-    weight_bytes: int
-    linear_flops: int
-    attention_flops: int
-    prompt_flops: int
-    batch: int
-    prompt_tokens: int
-    new_tokens: int
-    repeats: int
-    device: str
-    threads: int  # of the CPU
-    dtype: str
-    prefill_tokens_per_second: float  # medians, for the whole batch
-    decode_tokens_per_second: float
-    peak_memory_bytes: int
-    base_memory_bytes: int  # its part from before loading: interpreter and libraries; CUDA: 0
-    prefill_speedup: float | None = None
-    prefill_speedup_low: float | None = None
-    prefill_speedup_high: float | None = None
-    decode_speedup: float | None = None
-    decode_speedup_low: float | None = None
-    decode_speedup_high: float | None = None
-    expected_prefill: float | None = None  # by FLOPs
-    expected_decode: float | None = None  # by FLOPs
-    expected_parameters: float | None = None  # by computed parameters
 
 
 def decode(model: Any, ids: Tensor, new_tokens: int) -> tuple[Tensor, float, float]:
@@ -198,11 +159,6 @@ def _ratios(costs: dict[str, Costs], passes: dict[str, list[Pass]]) -> dict[str,
     return fields
 
 
-def token_flops(costs: Costs | ProfileRow) -> int:
-    """FLOPs of the last decoded token."""
-    return costs.linear_flops + costs.attention_flops
-
-
 def _process() -> ProcessPoolExecutor:
     """A fresh process that handles one call at a time; spawned, because CUDA does not survive a fork."""
     return ProcessPoolExecutor(1, get_context("spawn"), _start, (torch.get_num_threads(),))
@@ -260,12 +216,3 @@ def _restart_peak(device: str) -> None:
 
 def _peak(device: str) -> int:
     return sum(peak_memory() if each == "cpu" else torch.cuda.max_memory_allocated(each) for each in devices_of(device))
-
-
-def read_profile(folder: Path) -> list[ProfileRow]:
-    """The rows of `profile.parquet`.
-
-    Raises:
-        InputError: the file is missing, broken or of another schema.
-    """
-    return read_rows(folder / "profile.parquet", ProfileRow)

@@ -249,16 +249,16 @@ class Reached(BaseException):
     """Ends a composition of which one stage alone is wanted.
 
     Args:
-        reference: its artifact; None if the composition asks for all others and has not called it.
+        stage: what is wanted; None if the composition asks for all others and has not called it.
     """
 
-    def __init__(self, reference: ArtifactRef | None) -> None:
-        self.reference = reference
+    def __init__(self, stage: _Later | None = None) -> None:
+        self.stage = stage
         super().__init__()
 
 
 class _Later:
-    """The future of a stage that runs when its result is asked for."""
+    """The future of a stage that runs when it is opened, or read by the stage that is wanted."""
 
     def __init__(self, start: Callable[[], Artifact]) -> None:
         self._start = start
@@ -269,10 +269,10 @@ class _Later:
         return self._begun
 
     def result(self) -> Any:
-        return self.begun().result()
+        raise Reached  # the composition is at its end, where it asks for everything
 
     def failures(self) -> Iterator[tuple[str, Exception]]:
-        raise Reached(None)  # the composition is at its end, where it asks for everything
+        raise Reached
 
 
 class OnlyRunner:
@@ -290,11 +290,11 @@ class OnlyRunner:
         later = _Later(start)
         self.names.append(name)
         if name == self.only:
-            raise Reached(later.result())
+            raise Reached(later)
         return later
 
     def open(self, artifact: Artifact) -> Path:
-        return self.run.open(artifact)
+        return self.run.open(artifact.begun() if isinstance(artifact, _Later) else artifact)
 
 
 def run_only(compose: Callable[[Runner], ArtifactRef], run: Runner, only: str) -> ArtifactRef:
@@ -303,11 +303,13 @@ def run_only(compose: Callable[[Runner], ArtifactRef], run: Runner, only: str) -
     Raises:
         InputError: the composition has no stage of this name; the message lists those that it has.
     """
-    runner = OnlyRunner(run, only)
+    runner, wanted = OnlyRunner(run, only), None
     try:
         compose(runner)
     except Reached as reached:
-        if reached.reference:
-            return reached.reference
+        wanted = reached.stage
+    if wanted:  # not within the composition, which may go on after a failure
+        reference: ArtifactRef = wanted.begun().result()
+        return reference
     names = "; ".join(dict.fromkeys(runner.names))
     raise InputError(f"only: got {only!r}; allowed: {names}")

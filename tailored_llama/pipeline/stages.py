@@ -20,6 +20,7 @@ PROMPTS = Stage("prompts", 4, lambda: data.render_prompts, PromptSettings)
 TOKENS = Stage("tokens", 2, lambda: pruning.count_tokens, CountSettings)
 CALIBRATION = Stage("calibration", 3, lambda: data.load_calibration, CalibrationSettings)
 GROUPS = Stage("groups", 2, lambda: pruning.build_graph, NoneType)
+REACH = Stage("reach", 1, lambda: pruning.check_ratio, PruneSettings)
 IMPORTANCE = Stage("importance", 4, lambda: pruning.score_importance, ImportanceSettings, on_device=True)
 PRUNED = Stage("pruned", 4, lambda: pruning.prune_model, PruneSettings, on_device=True)
 TEACHER = Stage("teacher", 2, lambda: training.teach, TeachSettings, on_device=True)
@@ -40,7 +41,7 @@ STUDY = Stage("prompt-study", 2, lambda: reporting.write_study_report, StudySett
 STAGES = {
     stage.name: stage
     for stage in (
-        DENSE, EXAMPLES, PROMPTS, TOKENS, CALIBRATION, GROUPS, IMPORTANCE, PRUNED, TEACHER, HEALED, ADAPTER, SCORES,
-        QUANTISED, PERPLEXITY, PROFILE, PIECES, FINISHED_MODEL, GGUF_FILE, REPORT, SWEEP, TRANSFER, STUDY,
+        DENSE, EXAMPLES, PROMPTS, TOKENS, CALIBRATION, GROUPS, REACH, IMPORTANCE, PRUNED, TEACHER, HEALED, ADAPTER,
+        SCORES, QUANTISED, PERPLEXITY, PROFILE, PIECES, FINISHED_MODEL, GGUF_FILE, REPORT, SWEEP, TRANSFER, STUDY,
     )
 }  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tailored_llama import evaluation, pruning
+from tailored_llama import evaluation
 from tailored_llama.config import (
     GENERIC,
     PROMPTS,
@@ -30,10 +30,9 @@ from tailored_llama.data import (
     RenderedSplit,
     candidates,
 )
-from tailored_llama.evaluation import PerplexitySettings, ScoreSettings
+from tailored_llama.evaluation import MeasuredModel, PerplexitySettings, ScoreSettings, TunedDense
 from tailored_llama.models import DenseSettings
 from tailored_llama.pipeline import stages
-from tailored_llama.pipeline.results import MeasuredModel, TunedDense
 from tailored_llama.pipeline.runner import Artifact, Runner
 from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings
 from tailored_llama.training import HealSettings, TeachSettings, TuneSettings
@@ -144,7 +143,8 @@ def prepare_dense(run: Runner, config: RunConfig, prompts: Prompts) -> Dense:
     counts = count_tokens(run, config, dense, prompts) if trims_vocabulary(config) else None
     groups = run(stages.GROUPS, None, "build graph", dense=dense)
     for ratio in config.pruning.ratios:  # one that cannot be reached ends the run here
-        pruning.check_ratio(run.open(dense), run.open(groups), run.open(counts) if counts else None, ratio, config)
+        settings = PruneSettings.of(config, ratio)
+        run.open(run(stages.REACH, settings, f"check ratio {ratio:g}", dense=dense, groups=groups, counts=counts))
     calibration = draw_calibration(run, config, dense, prompts) if reads_calibration(config) else None
     if config.healing.tokens and config.healing.source:
         draw_calibration(run, healing_text(config), dense, prompts)  # a text that cannot be read ends the run here

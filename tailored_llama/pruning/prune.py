@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
-from tailored_llama.config import PlanConfig, Reconstruction, RunConfig, Work
+from tailored_llama.config import PlanConfig, Reconstruction, Work
 from tailored_llama.data import read_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
@@ -109,16 +110,25 @@ def _fit(
     return fitted
 
 
-def check_ratio(checkpoint: Path, groups: Path, counts: Path | None, ratio: float, config: RunConfig) -> None:
-    """Check that a ratio can be reached, before anything else is known of the model than its groups.
+def check_ratio(
+    dense: Path, groups: Path, counts: Path | None, *, settings: PruneSettings, work: Work
+) -> dict[str, int]:
+    """Stage: check that a ratio can be reached, before anything expensive; write `reach.json`.
+
+    The plan that it makes has no importances yet. What counts is how many groups of each kind and tokens stay.
 
     Raises:
         InputError: as in `plan_kept`, `plan_vocabulary` and `count_parameters`.
     """
-    table, pruning = read_groups(groups), config.pruning
-    tokens = plan_vocabulary(checkpoint, counts, ratio, pruning) if counts else None
-    counted, target = count_parameters(checkpoint, table, ratio, config.reconstruction.method, None, tokens)
-    plan_kept(counted, np.zeros(len(table)), target, pruning)
+    table, ratio = read_groups(groups), settings.ratio
+    tokens = plan_vocabulary(dense, counts, ratio, settings.plan) if counts else None
+    counted, target = count_parameters(dense, table, ratio, settings.reconstruction.method, None, tokens)
+    kept = plan_kept(counted, np.zeros(len(table)), target, settings.plan)
+    stay = {kind: int(kept[table.kind == kind].sum()) for kind in KINDS} | (
+        {"tokens": len(tokens.kept)} if tokens else {}
+    )
+    (work.out / "reach.json").write_text(json.dumps(stay) + "\n")
+    return stay
 
 
 def plan_kept(

@@ -1,11 +1,11 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from .distillation import teach as teach
 from .healing import heal as heal
-from .held_out import Comparison as Comparison
-from .held_out import is_better as is_better
-from .held_out import read_comparison as read_comparison
-from .held_out import ships_adapter as ships_adapter
-from .loop import LOG_SCHEMA as LOG_SCHEMA
+from .records import LOG_SCHEMA as LOG_SCHEMA
+from .records import Comparison as Comparison
+from .records import is_better as is_better
+from .records import read_comparison as read_comparison
+from .records import ships_adapter as ships_adapter
 from .settings import HealSettings as HealSettings
 from .settings import TeachSettings as TeachSettings
 from .settings import TuneSettings as TuneSettings

@@ -10,8 +10,9 @@ import torch
 
 from tailored_llama.config import Work
 from tailored_llama.models import add_adapter, load_base, merge_adapter, read_id_table, save_adapter
-from tailored_llama.training.loop import Course, Material, train, write_log
+from tailored_llama.training.loop import Course, Material, train
 from tailored_llama.training.losses import Objective, TextSamples
+from tailored_llama.training.records import write_log
 from tailored_llama.training.settings import HealSettings
 
 

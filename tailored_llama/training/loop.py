@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -20,9 +19,9 @@ from tailored_llama.config import TrainingConfig
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models import batches, halved, packed_attention
 from tailored_llama.progress import Progress
-from tailored_llama.store import write_table
-from tailored_llama.training.held_out import Outcome, outcomes, training_loss
+from tailored_llama.training.held_out import outcomes, training_loss
 from tailored_llama.training.losses import Objective, Sample, autocast, sample_losses
+from tailored_llama.training.records import LOG_SCHEMA, Outcome
 from tailored_llama.training.state import State, load_state, save_state
 
 _log = logging.getLogger(__name__)
@@ -30,17 +29,6 @@ _log = logging.getLogger(__name__)
 # Multiplications of one projection (tokens × hidden²) that keep a thread busy. On a CPU with fewer, threads wait for
 # each other at every small operation for longer than they compute.
 _PER_THREAD = 2**26
-
-LOG_SCHEMA = pa.schema(
-    {
-        "step": pa.int32(),
-        "epoch": pa.int32(),
-        "loss": pa.float64(),
-        "divergence": pa.float64(),  # from the teacher, unweighted; part of the loss
-        "learning_rate": pa.float64(),
-        "held_out_loss": pa.float64(),  # at the last step of an epoch, and before the first
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -254,8 +242,3 @@ def _copy(model: Any) -> dict[str, Tensor]:
 def _append(log: dict[str, list[Any]], **row: Any) -> None:
     for name, column in log.items():
         column.append(row.get(name))
-
-
-def write_log(log: dict[str, list[Any]], out: Path) -> None:
-    """Write `log.parquet`."""
-    write_table(out / "log.parquet", log, LOG_SCHEMA)

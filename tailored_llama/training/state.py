@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tailored_llama.training.held_out import Outcome
+from tailored_llama.training.records import Outcome
 
 FILE = "state.safetensors"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter

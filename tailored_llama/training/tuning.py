@@ -13,9 +13,10 @@ from tailored_llama.config import WRITTEN, Metric, Work, part_of, reserved_token
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, load_base, load_tokenizer, read_id_table, save_adapter
-from tailored_llama.training.held_out import Comparison, is_better, outcomes, write_comparison
-from tailored_llama.training.loop import Course, Material, train, write_log
+from tailored_llama.training.held_out import outcomes
+from tailored_llama.training.loop import Course, Material, train
 from tailored_llama.training.losses import Objective, Sample, TextSamples, with_teacher
+from tailored_llama.training.records import Comparison, is_better, write_comparison, write_log
 from tailored_llama.training.settings import TuneSettings
 
 

@@ -211,7 +211,15 @@ def test_without_a_url_no_webhook_is_called(site: Site) -> None:
 def test_a_stage_runs_alone_by_its_name(site: Site, own_run: dict[str, Any]) -> None:
     run = site.run("tailor/one-stage", {"config": own_run, "only": "score colours dense"})
     assert site.ended(run)["state"]["type"] == "COMPLETED"
-    assert {path.parts[0] for path in manifests(own_run)} == {"dense", "examples", "groups", "prompts", "scores"}
+    made = {path.parts[0] for path in manifests(own_run)}
+    assert made == {
+        "dense",
+        "groups",
+        "reach",
+        "examples",
+        "prompts",
+        "scores",
+    }  # a run's first check, and what is read
     run = site.run("tailor/one-stage", {"config": own_run, "only": "score numbers dense"})
     ended = site.ended(run)
     assert "only: got 'score numbers dense'; allowed: load colours; " in ended["state"]["message"]

@@ -17,28 +17,31 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from prefect.states import Completed, Failed, State
+from prefect import get_client
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Completed, Failed, Scheduled, State
 
 import tasks._dispatch
-from flows.stage import stage
-from flows.sweep import sweep
-from flows.tailor import tailor
-from flows.transfer import transfer
+from compositions import built, fail
+from flows.compositions import stage, sweep, tailor, transfer
 from helpers import add_merge, save_tiny_llama
 from services import ROOT
+from tailored_llama import evaluation
 from tailored_llama.config import (
     DENSE,
     GENERIC,
     UNTUNED_MODEL,
-    BenchmarkConfig,
+    PromptStudyConfig,
     RunConfig,
     SweepConfig,
     validate_config,
 )
-from tailored_llama.evaluation import RecoveryRow, read_recovery, read_sweep, read_transfer, scoring
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import RecoveryRow, read_recovery, read_sweep, read_transfer
+from tailored_llama.pipeline import IncompleteRun
+from tailored_llama.preflight import preflight_prompts, preflight_tailor
 from tailored_llama.store import read_rows
-from tasks._stage import open_store
-from tasks._task import IncompleteRun
+from tasks.runner import open_store
 
 DISPATCH = {"execution": {"device": "cpu", "dispatch": "pool"}}
 Workers = Callable[..., list[str]]
@@ -61,7 +64,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
             try:
                 before(name)
                 with alone:  # transformers loads one model at a time in a process
-                    Context().run(stage.fn, **json.loads(json.dumps(parameters)))
+                    Context().run(stage.fn, **stage.validate_parameters(json.loads(json.dumps(parameters))))
             except RuntimeError as error:
                 state = Failed(message=str(error))
             return SimpleNamespace(id=uuid4(), name=flow_run_name, state=state, start_time=state.timestamp)
@@ -79,11 +82,9 @@ def two(own_run: dict[str, Any]) -> dict[str, Any]:
     return own_run | {"benchmarks": [*own_run["benchmarks"], {**own_run["benchmarks"][0], "name": "shades"}]}
 
 
-def built(run: dict[str, Any]) -> dict[Path, float]:
-    return {path.parent: path.stat().st_mtime for path in Path(run["store"]["root"]).glob("*/*/manifest.json")}
-
-
-def test_workers_make_what_the_flow_itself_makes(two: dict[str, Any], workers: Workers, tmp_path: Path) -> None:
+def test_workers_make_what_the_flow_itself_makes(
+    two: dict[str, Any], workers: Workers, tmp_path: Path, states: dict[str, list[str]]
+) -> None:
     two["model"] = {"source": str(add_merge(save_tiny_llama(tmp_path / "model")))}
     two["store"] |= {"export": str(tmp_path / "exported"), "export_formats": ["gguf:f32"]}
     two["healing"], two["distillation"] = {"tokens": 128}, {"weight": 1.0, "top": 8}
@@ -94,10 +95,14 @@ def test_workers_make_what_the_flow_itself_makes(two: dict[str, Any], workers: W
     assert len(names) == len(set(names)) + 1  # importance is scored before each of the two steps, so is nothing else
     on_device = {"importance", "pruned", "teacher", "healed", "adapter", "perplexity", "profile"}
     on_device |= {"scores", "quantised-scores"}
-    before = built(two)
+    before = built(two["store"]["root"])
     assert len(names) == sum(path.parent.name in on_device for path in before)
+    assert {name for name, seen in states.items() if "Dispatched" in seen} == set(names)
+    assert states["report"] == ["Completed"]
+    states.clear()
     assert tailor(validate_config(two)) == report
-    assert built(two) == before
+    assert {name for seen in states.values() for name in seen} == {"Cached"}
+    assert built(two["store"]["root"]) == before
 
 
 def test_all_that_can_begin_is_under_way_at_once(two: dict[str, Any], workers: Workers) -> None:
@@ -121,16 +126,10 @@ def test_more_scores_than_workers_are_shared_out_among_as_many_runs(
     """Each run goes through all of them, from another one on; one that fails stops no other."""
     two["benchmarks"] = [*two["benchmarks"], {**two["benchmarks"][0], "name": "tints"}]
     two["tuning"] |= {"examples": "none"}
-    score = scoring.score_benchmark
-
-    def fail(*models: Any, benchmark: BenchmarkConfig, **others: Any) -> Any:
-        if benchmark.name == "shades":
-            raise RuntimeError("a shape is wrong")
-        return score(*models, benchmark=benchmark, **others)
-
+    error = RuntimeError("a shape is wrong")
     names = workers(at_once=2)
     with monkeypatch.context() as broken:
-        broken.setattr(scoring, "score_benchmark", fail)
+        fail(broken, (evaluation, "score_benchmark"), error, lambda call: call["settings"].benchmark == "shades")
         with pytest.raises(IncompleteRun, match="score shades dense: a shape is wrong") as ended:
             tailor(validate_config(two | DISPATCH))
     assert set(ended.value.failed) == {
@@ -140,22 +139,22 @@ def test_more_scores_than_workers_are_shared_out_among_as_many_runs(
     assert len(shared) < 9  # two for all that are ready at about the same time
     assert all(name.endswith(" more") for name in shared)
     assert len(set(shared)) == len(shared)  # they begin with different stages
-    before = built(two)
+    before = built(two["store"]["root"])
 
     workers(at_once=1)
     report = tailor(validate_config(two | DISPATCH))
-    after = built(two)
+    after = built(two["store"]["root"])
     assert {path: after[path] for path in before} == before
     assert tailor(validate_config(two)) == report
 
 
 def test_a_failed_stage_stops_what_reads_it_and_the_rest_is_reported(two: dict[str, Any], workers: Workers) -> None:
-    def fail(name: str) -> None:
+    def break_two(name: str) -> None:
         if name in ("tune shades @ 0.20", "perplexity dense"):
             raise RuntimeError("a shape is wrong")
 
     config = validate_config(two | DISPATCH)
-    workers(fail)
+    workers(break_two)
     with pytest.raises(IncompleteRun) as ended:
         tailor(config)
     assert set(ended.value.failed) == {"tune shades @ 0.20", "perplexity dense"}
@@ -167,13 +166,13 @@ def test_a_failed_stage_stops_what_reads_it_and_the_rest_is_reported(two: dict[s
         text = (folder / page).read_text()
         assert "(incomplete)" in text
         assert "Incomplete: tune shades @ 0.20 failed: stage/pool: flow run tune shades @ 0.20, dense ended" in text
-    before = built(two)
+    before = built(two["store"]["root"])
 
     names = workers()
     whole = open_store(config.store).open(tailor(config))
     assert set(names) == {"tune shades @ 0.20", "score shades tailored @ 0.20", "perplexity dense"}
     assert "incomplete" not in (whole / "report.md").read_text()
-    after = built(two)
+    after = built(two["store"]["root"])
     assert {path: after[path] for path in before} == before
 
 
@@ -198,21 +197,21 @@ def test_a_dense_model_is_tuned_beside_the_others_and_fails_alone(two: dict[str,
     beside = {(row.model, row.benchmark) for row in read_rows(folder / "tuned_dense.parquet", RecoveryRow)}
     assert ("dense, tuned", "colours") in beside
     assert ("dense, tuned", "shades") not in beside
-    before = built(two)
+    before = built(two["store"]["root"])
 
     names = workers()
     tailor(config)
     assert set(names) == {"tune shades @ 0.00", "score shades dense, tuned"}
-    after = built(two)
+    after = built(two["store"]["root"])
     assert {path: after[path] for path in before} == before
 
 
 def test_a_profile_that_fails_on_a_worker_costs_no_report(own_run: dict[str, Any], workers: Workers) -> None:
-    def fail(name: str) -> None:
+    def break_profile(name: str) -> None:
         if name.startswith("profile"):
             raise RuntimeError("no room")
 
-    workers(fail)
+    workers(break_profile)
     config = validate_config(own_run | DISPATCH | {"profile": {"batches": [1]}})
     folder = open_store(config.store).open(tailor(config))
     assert {model.prefill_speedup for model in read_recovery(folder)[1]} == {None}
@@ -246,20 +245,20 @@ def test_a_sweep_s_cells_wait_only_for_what_they_read(own_run: dict[str, Any], w
         ("b, random", True),
     ]
     assert any(name.startswith("score colours task, shots") for name in names)
-    before = built(own_run)
+    before = built(own_run["store"]["root"])
     again = read_sweep(open_store(config.store).open(sweep(config)))
     assert [row.accuracy for row in again[:3]] == [row.accuracy for row in rows[:3]]
-    new = sorted(path.parent.name for path in built(own_run).keys() - before.keys())
+    new = sorted(path.parent.name for path in built(own_run["store"]["root"]).keys() - before.keys())
     assert new == ["perplexity", "scores", "sweep"]
 
 
 def test_a_transfer_s_cells_fail_alone(two: dict[str, Any], workers: Workers) -> None:
-    def fail(name: str) -> None:
+    def break_one(name: str) -> None:
         if name == "tune shades @ 0.20":
             raise RuntimeError("a shape is wrong")
 
     config: RunConfig = validate_config(two | DISPATCH)
-    workers(fail)
+    workers(break_one)
     with pytest.raises(IncompleteRun) as ended:
         transfer(config)
     assert set(ended.value.failed) == {"shades on colours", "shades on shades"}
@@ -276,9 +275,52 @@ def test_a_transfer_s_cells_fail_alone(two: dict[str, Any], workers: Workers) ->
 def test_a_process_for_one_stage_loads_nothing_that_only_others_need() -> None:
     script = """
 import sys
-from flows.stage import _task
-_task("score"), _task("prune")
+from flows.compositions import stage
+from tailored_llama.pipeline import STAGES
+STAGES["scores"].load(), STAGES["pruned"].load()
 print(*sorted({"bitsandbytes", "datasets", "matplotlib", "pandas", "peft", "torch_pruning"} & sys.modules.keys()))
 """
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert printed.stdout.split() == []
+
+
+def test_a_run_that_others_have_made_superfluous_ends_as_not_needed(two: dict[str, Any], workers: Workers) -> None:
+    """Two runs share three scores; no worker takes the second one before the first has made them all."""
+    two["tuning"] |= {"examples": "none"}
+    workers(at_once=2)
+    run, late = tasks._dispatch.run_deployment, list[FlowRun]()
+
+    def leave_every_other(deployment: str, parameters: dict[str, Any], flow_run_name: str, timeout: int) -> Any:
+        if not flow_run_name.rpartition(", ")[0].endswith(" more") or len(late) == 1:
+            return run(deployment, parameters, flow_run_name, timeout)
+        with get_client(sync_client=True) as client:
+            late.append(client.create_flow_run(stage, parameters=parameters, name=flow_run_name, state=Scheduled()))
+        return late[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks._dispatch, "run_deployment", leave_every_other)
+        tailor(validate_config(two | DISPATCH))
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(late[0].id).state
+    assert state
+    assert (state.name, state.type) == ("NotNeeded", StateType.COMPLETED)
+
+
+def test_a_device_that_each_machine_would_choose_is_refused_before_any_work(own_run: dict[str, Any]) -> None:
+    message = "execution.device: got 'auto'; allowed with execution.dispatch: cpu"
+    with pytest.raises(InputError, match=message):
+        preflight_tailor(validate_config(own_run | {"execution": {"dispatch": "gpu"}}))
+
+
+def test_a_prompt_study_does_not_dispatch(own_run: dict[str, Any]) -> None:
+    study = PromptStudyConfig.model_validate(own_run | {"execution": {"dispatch": "gpu", "device": "cpu"}})
+    with pytest.raises(InputError, match=r"execution.dispatch: got 'gpu'; allowed: in the flows tailor, sweep and tr"):
+        preflight_prompts(study)
+
+
+def test_a_deployment_that_is_not_there_is_named(own_run: dict[str, Any]) -> None:
+    config = validate_config(own_run | {"execution": {"dispatch": "nowhere", "device": "cpu"}})
+    with pytest.raises(IncompleteRun, match="there is no deployment stage/nowhere") as ended:
+        tailor(config)
+    assert set(ended.value.failed) == {"importance taylor_gate", "score colours dense", "perplexity dense"}
+    assert ended.value.report is None

@@ -11,12 +11,12 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import FlowRunSort
 
-from flows.tailor import tailor
+from flows.compositions import tailor
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_recovery
 from tasks import _pages
 from tasks._pages import LIMIT, with_pictures
-from tasks._stage import open_store
+from tasks.runner import open_store
 
 
 def shown() -> dict[str, str]:
@@ -43,6 +43,7 @@ def test_a_run_shows_its_table_its_plots_and_its_stages(own_run: dict[str, Any])
     assert listed == {
         f"{path.parent.parent.name}/{path.parent.name[:12]}"
         for path in Path(own_run["store"]["root"]).glob("*/*/manifest.json")
+        if path.parent.parent.name != "reach"  # a check: nothing is made from it
     }
     assert pages["stages"].count("in\N{NO-BREAK SPACE}this\N{NO-BREAK SPACE}run") == len(listed)
 

@@ -15,15 +15,11 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from transformers import LlamaModel
 
-import tasks.load_benchmark
-import tasks.profile
-import tasks.prune
-import tasks.score_importance
-import tasks.tune
 from flows.__main__ import main
-from flows.tailor import tailor
+from flows.compositions import tailor
 from helpers import as_toml
-from tailored_llama.config import ExecutionConfig, validate_config
+from tailored_llama import evaluation, training
+from tailored_llama.config import ExecutionConfig, Work, validate_config
 from tailored_llama.errors import InputError, UnreachableError, is_transient
 from tailored_llama.models import device_slot
 
@@ -63,19 +59,18 @@ class Tries:
     def __init__(self, real: Any, errors: list[Exception]) -> None:
         self.real, self.errors, self.seen = real, errors, list[ExecutionConfig]()
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        self.seen.append(named["execution"])
+    def __call__(self, work: Work, **inputs: Any) -> Any:
+        self.seen.append(work.execution)
         if self.errors:
             raise self.errors.pop(0)
-        return self.real(*arguments, **named)
+        return self.real(work=work, **inputs)
 
 
 @pytest.fixture
-def tries(monkeypatch: pytest.MonkeyPatch) -> Any:
+def tries(monkeypatch: pytest.MonkeyPatch, no_delay: None) -> Any:
     def install(*errors: Exception) -> Tries:
-        made = Tries(tasks.tune.tuning.tune, list(errors))
-        monkeypatch.setattr(tasks.tune.tuning, "tune", made)
-        monkeypatch.setattr(tasks.tune.tune.task, "retry_delay_seconds", [0] * 3)
+        made = Tries(training.tune, list(errors))
+        monkeypatch.setattr(training, "tune", made)
         return made
 
     return install
@@ -87,6 +82,7 @@ def test_out_of_memory_is_tried_again_with_less(own_run: dict[str, Any], tries: 
     assert [seen.recompute_activations for seen in tuning.seen] == [False, True, True]
 
 
+@pytest.mark.usefixtures("no_delay")
 def test_a_device_with_too_little_memory_is_given_smaller_passes(
     own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,8 +96,6 @@ def test_a_device_with_too_little_memory_is_given_smaller_passes(
         return real(self, input_ids, *arguments, **named)
 
     monkeypatch.setattr(LlamaModel, "forward", forward)
-    for task in (tasks.score_importance.score_importance, tasks.prune.prune):
-        monkeypatch.setattr(task.task, "retry_delay_seconds", [0] * 3)
     own_run["calibration"]["samples"] = 64
     tailor(validate_config(own_run))
     assert refused == [1024, 1024] * 2  # at once, and at 1,024 tokens a time; then 512
@@ -112,12 +106,12 @@ def test_where_nothing_can_take_less_memory_that_ran_out_is_not_tried_again(
 ) -> None:
     tries = 0
 
-    def full(*arguments: Any, **named: Any) -> None:
+    def full(**call: Any) -> None:
         nonlocal tries
         tries += 1
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(tasks.profile.profiling, "profile_checkpoint", full)
+    monkeypatch.setattr(evaluation, "profile_checkpoint", full)
     tailor(validate_config(own_run | {"profile": {"batches": [1]}}))  # goes without
     assert tries == 1
 
@@ -134,6 +128,7 @@ def test_what_will_not_pass_is_not_tried_again(
     assert [record.exc_info and record.exc_info[1] for record in traced] == [error] * (type(error) is not InputError)
 
 
+@pytest.mark.usefixtures("no_delay")
 def test_a_store_that_stops_answering_is_asked_again_and_then_one_line(
     own_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,7 +141,6 @@ def test_a_store_that_stops_answering_is_asked_again_and_then_one_line(
         return real(self, near, far, *arguments, **named)
 
     monkeypatch.setattr(MemoryFileSystem, "put_file", put)
-    monkeypatch.setattr(tasks.load_benchmark.load_benchmark.task, "retry_delay_seconds", [0] * 3)
     monkeypatch.setenv("HOME", str(tmp_path))  # where working copies are
     own_run["store"]["root"] = "memory://fails"
     (tmp_path / "run.toml").write_text(as_toml(own_run))

@@ -7,59 +7,42 @@ from typing import Any
 
 import pytest
 
-import tasks.tune
-from flows.sweep import sweep
-from flows.tailor import COMMAND, tailor
+from compositions import built, compose, compose_incomplete, fail, folders, kinds
 from helpers import save_worded_llama
+from tailored_llama import training
 from tailored_llama.config import TUNED_DENSE, SweepConfig, read_config_data, validate_as, validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import TAILORED, RecoveryRow, read_recovery, read_sweep
 from tailored_llama.models import read_config
+from tailored_llama.pipeline import COMPOSITIONS
 from tailored_llama.preflight import preflight_tailor
 from tailored_llama.store import read_rows
-from tasks._stage import open_store
-from tasks._task import IncompleteRun
 
-SMALL = Path(__file__).parents[2] / "data" / "recovery-small.toml"
-
-
-@pytest.fixture
-def two(own_run: dict[str, Any]) -> dict[str, Any]:
-    """A run on two benchmarks."""
-    return own_run | {"benchmarks": [*own_run["benchmarks"], {**own_run["benchmarks"][0], "name": "shades"}]}
+SMALL = Path(__file__).parents[3] / "data" / "recovery-small.toml"
 
 
 def with_dense(run: dict[str, Any], **tuning: Any) -> dict[str, Any]:
     return run | {"tuning": run["tuning"] | {"dense": True} | tuning}
 
 
-def built(run: dict[str, Any]) -> dict[Path, float]:
-    return {path.parent: path.stat().st_mtime for path in Path(run["store"]["root"]).glob("*/*/manifest.json")}
-
-
 def failing_on_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every tuning of a dense model fail."""
-    real = tasks.tune.tuning.tune
-
-    def tune(checkpoint: Path, *arguments: Any, **named: Any) -> Any:
-        if checkpoint.parent.name == "dense":
-            raise RuntimeError("a shape is wrong")
-        return real(checkpoint, *arguments, **named)
-
-    monkeypatch.setattr(tasks.tune.tuning, "tune", tune)
+    error = RuntimeError("a shape is wrong")
+    fail(monkeypatch, (training, "tune"), error, lambda call: call["pruned"].parent.name == "dense")
 
 
 def test_the_tuned_dense_model_is_beside_the_others_on_request_and_changes_none_of_them(two: dict[str, Any]) -> None:
     two["healing"], two["distillation"] = {"tokens": 64}, {"weight": 1.0, "top": 8}
-    config = validate_config(two)
-    plain = open_store(config.store).open(tailor(config))
-    before = built(two)
+    config, root = validate_config(two), two["store"]["root"]
+    plain = compose("tailor", config)
+    before = built(root)
     assert not (plain / "tuned_dense.parquet").exists()
     assert "tuned on the same shots" not in (plain / "report.html").read_text()
 
-    report = open_store(config.store).open(tailor(validate_config(with_dense(two))))
-    new = sorted(path.parent.name for path in built(two).keys() - before.keys())
-    assert new == ["adapter"] * 2 + ["report"] + ["scores"] * 2  # no teacher: dense learns from the shots alone
+    report = compose("tailor", validate_config(with_dense(two)))
+    assert (
+        kinds(root, before) == ["adapter"] * 2 + ["report"] + ["scores"] * 2
+    )  # no teacher: dense learns from the shots alone
     assert read_recovery(report) == read_recovery(plain)
     rows = {(row.model, row.benchmark): row for row in read_rows(report / "tuned_dense.parquet", RecoveryRow)}
     dense, tailored = (rows[model, "shades"] for model in (TUNED_DENSE, TAILORED))
@@ -68,19 +51,19 @@ def test_the_tuned_dense_model_is_beside_the_others_on_request_and_changes_none_
     assert tailored.recovery == pytest.approx(tailored.accuracy / dense.accuracy)
     for text in (
         *((report / page).read_text() for page in ("report.html", "report.md")),
-        COMMAND.table(report).caption,
+        COMPOSITIONS["tailor"].table(report).caption,
     ):
         assert "Dense, tuned on the same shots: colours " in str(text)
     assert "dense, tuned adapters shades" in (report / "report.html").read_text()  # among the costs
 
-    again = built(two)
-    tailor(config)
-    assert built(two) == again
+    again = built(root)
+    assert compose("tailor", config) == plain
+    assert built(root) == again
 
 
 def test_a_mixture_tunes_one_dense_adapter_too(two: dict[str, Any]) -> None:
-    tailor(validate_config(with_dense(two, examples="mixture")))
-    assert [path.parent.name for path in built(two)].count("adapter") == 2
+    compose("tailor", validate_config(with_dense(two, examples="mixture")))
+    assert kinds(two["store"]["root"]).count("adapter") == 2
 
 
 def test_a_run_that_tunes_nothing_cannot_tune_the_dense_model(two: dict[str, Any]) -> None:
@@ -90,11 +73,8 @@ def test_a_run_that_tunes_nothing_cannot_tune_the_dense_model(two: dict[str, Any
 
 def test_a_dense_tuning_that_fails_costs_no_other_row(two: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     failing_on_dense(monkeypatch)
-    config = validate_config(with_dense(two))
-    with pytest.raises(IncompleteRun) as ended:
-        tailor(config)
-    assert set(ended.value.failed) == {TUNED_DENSE}
-    report = open_store(config.store).open(ended.value.report)
+    report, failed = compose_incomplete("tailor", validate_config(with_dense(two)))
+    assert set(failed) == {TUNED_DENSE}
     scored = {(row.model, row.benchmark) for row in read_recovery(report)[0]}
     assert {("tailored", "colours"), ("tailored", "shades")} <= scored
     assert "Incomplete: dense, tuned failed: a shape is wrong" in (report / "report.md").read_text()
@@ -108,7 +88,7 @@ def test_a_sweep_has_a_tuned_dense_row_for_each_tuning_over_the_seeds_of_its_cel
     ]
     asked = with_dense(own_run) | {"grid": grid, "tailored": True, "axis": "tuning.shots"}
     config = validate_as(SweepConfig, asked)
-    dense, fewer, more, *cells = read_sweep(open_store(config.store).open(sweep(config)))
+    dense, fewer, more, *cells = read_sweep(compose("sweep", config))
     assert [(row.label, row.curve, row.place, row.seeds) for row in (dense, fewer, more)] == [
         ("dense", None, None, 1),
         ("dense, tuned, shots=4", "dense, tuned", 4, 2),
@@ -118,18 +98,16 @@ def test_a_sweep_has_a_tuned_dense_row_for_each_tuning_over_the_seeds_of_its_cel
     assert more.recovery is not None
     assert not any(row.error for row in cells)
     plain = validate_as(SweepConfig, own_run | {"grid": grid, "tailored": True, "axis": "tuning.shots"})
-    before = built(own_run)
-    assert read_sweep(open_store(config.store).open(sweep(plain))) == [dense, *cells]
-    assert [path.parent.name for path in built(own_run).keys() - before.keys()] == ["sweep"]
+    before = built(config.store.root)
+    assert read_sweep(compose("sweep", plain)) == [dense, *cells]
+    assert kinds(config.store.root, before) == ["sweep"]
 
 
 def test_a_dense_tuning_that_fails_costs_no_cell(own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     failing_on_dense(monkeypatch)
     grid = [{"pruning.criterion": ["random"]}]
     config = validate_as(SweepConfig, with_dense(own_run) | {"grid": grid, "tailored": True})
-    with pytest.raises(IncompleteRun) as ended:
-        sweep(config)
-    rows = read_sweep(open_store(config.store).open(ended.value.report))
+    rows = read_sweep(compose_incomplete("sweep", config)[0])
     assert [(row.label, row.error) for row in rows] == [
         ("dense", None), (TUNED_DENSE, "a shape is wrong"), ("random", None),
     ]  # fmt: skip
@@ -146,13 +124,13 @@ def test_the_rows_of_the_short_recovery_study_on_a_tiny_model(own_run: dict[str,
     ]
     asked = {"grid": grid, "labels": shipped["labels"], "tailored": shipped["tailored"]}
     config = validate_as(SweepConfig, with_dense(own_run, dense=shipped["tuning"]["dense"]) | asked)
-    _, *rows = read_sweep(open_store(config.store).open(sweep(config)))
+    _, *rows = read_sweep(compose("sweep", config))
     assert [(row.label, row.ratio, row.error) for row in rows] == [
         (TUNED_DENSE, 0, None),
         *((label, 0.2, None) for label in shipped["labels"]),
     ]
     assert all(row.recovery is not None for row in rows)
     assert all(abs(row.removed - 0.2) < 0.05 for row in rows[1:])
-    checkpoints = [read_config(path) for path in Path(config.store.root).glob("pruned/*")]
+    checkpoints = [read_config(path) for path in folders(config.store.root, "pruned")]
     assert {found["num_hidden_layers"] for found in checkpoints} == {2, 4}  # whole layers alone
     assert min(found["vocab_size"] for found in checkpoints) < 704

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.tailor import tailor
+from compositions import built, compose
 from helpers import write_jsonl
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_recovery
-from tasks._stage import open_store
 
 
 @pytest.fixture
@@ -47,21 +46,20 @@ def test_a_task_is_tuned_scored_exported_and_found_again(own_run: dict[str, Any]
     own_run["benchmarks"] = [{"name": "lm_eval:colours", "source": str(tasks)}]
     own_run["store"]["export"] = str(tmp_path / "models")
     config = validate_config(own_run)
-    report = tailor(config)
-    rows, _ = read_recovery(open_store(config.store).open(report))
+    report = compose("tailor", config)
+    rows, _ = read_recovery(report)
     row = next(row for row in rows if row.model == "tailored")
     assert (row.benchmark, row.metric, row.examples) == ("lm_eval:colours", "acc_norm", 12)
     card = (tmp_path / "models" / "lm_eval-colours-0.2" / "README.md").read_text()
     assert "the wording of lm-evaluation-harness" in card
     assert str(tmp_path) not in card
-    built = {path: path.stat().st_mtime for path in Path(config.store.root).glob("*/*/manifest.json")}
-    assert tailor(config) == report
-    assert {path: path.stat().st_mtime for path in Path(config.store.root).glob("*/*/manifest.json")} == built
+    before = built(config.store.root)
+    assert compose("tailor", config) == report
+    assert built(config.store.root) == before
 
 
 def test_a_task_without_a_train_split_is_scored_untuned(own_run: dict[str, Any], tasks: Path) -> None:
     own_run["benchmarks"] = [{"name": "lm_eval:words", "source": str(tasks)}]
     own_run["tuning"] = {"examples": "none"}
-    config = validate_config(own_run)
-    rows, _ = read_recovery(open_store(config.store).open(tailor(config)))
+    rows, _ = read_recovery(compose("tailor", validate_config(own_run)))
     assert {row.metric for row in rows if row.benchmark == "lm_eval:words"} == {"exact_match"}

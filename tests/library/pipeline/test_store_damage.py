@@ -1,4 +1,4 @@
-"""Every kind of artifact, damaged in every way: found out on open, built again by the flow, never used."""
+"""Every kind of artifact, damaged in every way: found out on open, built again by the pipeline, never used."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from typing import Any
 
 import pytest
 
-from flows.tailor import tailor
+from compositions import compose
 from helpers import save_tiny_llama, write_own_benchmark
 from tailored_llama.config import RunConfig, validate_config
 from tailored_llama.errors import InputError
+from tailored_llama.pipeline import STAGES
 from tailored_llama.store import MANIFEST, ArtifactStore, read_manifest
-from tailored_llama.store.housekeeping import FINISHED
 
 MADE = (  # by the run below
     "adapter", "calibration", "dense", "examples", "groups", "healed", "importance", "perplexity", "prompts", "pruned",
-    "report", "scores", "tailored", "teacher",
+    "reach", "report", "scores", "tailored", "teacher",
 )  # fmt: skip
 STUDIES = (  # by other runs: the store treats stand-ins alike
-    "pieces", "profile", "prompt-study", "quantised-scores", "sweep", "tokens", "transfer",
+    "gguf", "pieces", "profile", "prompt-study", "quantised-scores", "sweep", "tokens", "transfer",
 )  # fmt: skip
 KINDS = (*MADE, *STUDIES)
-LIBRARY = Path(__file__).parents[2] / "tailored_llama"
 Damage = Callable[[Path, Path], Any]
 
 
@@ -91,7 +90,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
             },
         }
     )
-    tailor(config)
+    compose("tailor", config)
     return config
 
 
@@ -111,9 +110,7 @@ def other_than(folder: Path, root: Path) -> Path:
 
 def test_every_kind_is_here(made: RunConfig) -> None:
     assert sorted(folders(made.store.root)) == sorted(MADE)
-    lines = [line for path in LIBRARY.rglob("*.py") for line in path.read_text().splitlines()]
-    stages = {line.split('"')[1] for line in lines if line.startswith('STAGE, VERSION = "')}
-    assert stages | {FINISHED} == set(KINDS)
+    assert set(KINDS) == STAGES.keys()
 
 
 def stand_in(root: Path, kind: str) -> None:
@@ -139,7 +136,9 @@ def test_a_damaged_artifact_is_refused_on_open(made: RunConfig, tmp_path: Path, 
     assert not folder.exists()
 
 
-def test_the_flow_builds_what_is_damaged_again_and_ends_with_the_same_bytes(made: RunConfig, tmp_path: Path) -> None:
+def test_the_pipeline_builds_what_is_damaged_again_and_ends_with_the_same_bytes(
+    made: RunConfig, tmp_path: Path
+) -> None:
     """One of every kind it made at once, each in another way: every stage meets damage in what it reads and wrote."""
     root = Path(shutil.copytree(made.store.root, tmp_path / "store"))
     intact = Path(shutil.copytree(root, tmp_path / "intact"))
@@ -147,7 +146,7 @@ def test_the_flow_builds_what_is_damaged_again_and_ends_with_the_same_bytes(made
         folder = folders(root)[kind][0]
         damage(folder, other_than(intact / folder.relative_to(root), intact))
     store = made.store.model_copy(update={"root": str(root), "export": str(tmp_path / "models")})
-    tailor(made.model_copy(update={"store": store}))
+    compose("tailor", made.model_copy(update={"store": store}))
     before, after = contents(intact), contents(root)
     assert after.keys() == before.keys()
     assert {place.parts[0] for place in before if after[place] != before[place]} <= {"report"}  # what stages took

@@ -1,4 +1,4 @@
-"""A prompt study on a tiny model against a real (temporary) Prefect server."""
+"""A prompt study on a tiny model: what is chosen, and what a changed wording costs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from flows.__main__ import main
-from flows.prompts import prompts
+from compositions import built, compose, folders, kinds, run_command
 from helpers import as_toml
 from tailored_llama.config import PromptStudyConfig
 from tailored_llama.data import read_prompts
 from tailored_llama.evaluation import read_study
-from tasks._stage import open_store
-
-
-def built(config: PromptStudyConfig) -> dict[Path, float]:
-    return {path: path.stat().st_mtime for path in Path(config.store.root).glob("*/*/manifest.json")}
 
 
 def test_the_choice_is_the_slice_s_and_a_changed_wording_is_scored_alone(
@@ -29,7 +21,7 @@ def test_the_choice_is_the_slice_s_and_a_changed_wording_is_scored_alone(
     mine.write_text('name = "mine"\nsource = "me"\n[own]\nlayout = "Hm. {context}"\n')
     study = {"templates": ["task", "lettered", str(mine)], "examples": 12, "pruned": True}
     config = PromptStudyConfig.model_validate(own_run | study)
-    rows, differences = read_study(open_store(config.store).open(prompts(config)))
+    rows, differences = read_study(compose("prompts", config))
     tried = {row.template: row for row in rows if row.split == "selection"}
     assert list(tried) == ["task", "lettered", "mine"]
     best = max(tried.values(), key=lambda row: row.accuracy)
@@ -39,34 +31,37 @@ def test_the_choice_is_the_slice_s_and_a_changed_wording_is_scored_alone(
     assert {row.examples for row in rows} == {12}
     assert [(d.template, d.other) for d in differences] == [(best.template, "generic"), (best.template, "harness")]
 
-    folders = [path.parent for path in built(config) if path.parent.parent.name == "prompts"]
-    slices = {tuple(prompt.example for prompt in read_prompts(folder, "selection")) for folder in folders} - {()}
+    root = config.store.root
+    rendered = [read_prompts(folder, "selection") for folder in folders(root, "prompts")]
+    slices = {tuple(prompt.example for prompt in prompts) for prompts in rendered} - {()}
     assert len(slices) == 1  # the same examples for every set
 
-    before = built(config)
+    before = built(root)
     mine.write_text(mine.read_text().replace("Hm.", "Well,") + "# a comment\n")
-    prompts(config)
-    new = [path.parent.parent.name for path in built(config).keys() - before.keys()]
+    compose("prompts", config)
+    new = kinds(root, before)
     assert set(new) == {"prompts", "scores", "prompt-study"}
     assert new.count("prompts") <= 2  # the slice, and the evaluation split where it is chosen
 
     mine.rename(tmp_path / "moved.toml")
-    before = built(config)
+    before = built(root)
     moved = config.model_copy(update={"templates": ("task", "lettered", str(tmp_path / "moved.toml"))})
-    prompts(moved)
-    assert {path.parent.parent.name for path in built(config).keys() - before.keys()} == {"prompt-study"}
+    compose("prompts", moved)
+    assert kinds(root, before) == ["prompt-study"]
 
 
-def test_the_command_prints_a_table_and_the_path_of_the_report(
-    own_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_a_table_and_the_path_of_the_report(own_run: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     study = {"templates": ["task", "generic"], "examples": 6}
     path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in study.items()) + as_toml(own_run))
-    assert main(["prompts", str(path)]) == 0
-    output = capsys.readouterr().out
+    status, output, _ = run_command(path, "--study", "prompts")
+    assert status == 0
     assert re.search(r"colours +(task|generic) +0\.\d{3}±\.\d{3}", output)
     assert Path(output.strip().splitlines()[-1].removeprefix("report: ")).read_text().startswith("<!DOCTYPE html>")
-    assert main(["prompts", str(path), "--set", "examples=13"]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: examples: got 13; allowed: at most 12 (colours has so many train examples")
+    status, _, errors = run_command(path, "--study", "prompts", "--set", "examples=13")
+    assert status == 2
+    assert (
+        errors.strip()
+        .splitlines()[-1]
+        .startswith("error: examples: got 13; allowed: at most 12 (colours has so many train examples")
+    )

@@ -1,4 +1,4 @@
-"""A sweep on a tiny model against a real (temporary) Prefect server."""
+"""A sweep on a tiny model: its rows, what it finds again, and cells that fail alone."""
 
 from __future__ import annotations
 
@@ -9,16 +9,11 @@ from typing import Any
 
 import pytest
 
-import tasks.load_model
-import tasks.prompt_study
-import tasks.prune
-from flows.__main__ import main
-from flows.sweep import sweep
+from compositions import built, compose, compose_incomplete, fail, kinds, run_command
 from helpers import as_toml, save_tiny_llama
+from tailored_llama import evaluation, models, pruning
 from tailored_llama.config import SweepConfig
 from tailored_llama.evaluation import SweepRow, read_metrics, read_sweep
-from tasks._stage import open_store
-from tasks._task import IncompleteRun
 
 
 @pytest.fixture
@@ -28,47 +23,33 @@ def config(own_run: dict[str, Any]) -> SweepConfig:
 
 
 def rows_of(config: SweepConfig) -> list[SweepRow]:
-    return read_sweep(open_store(config.store).open(sweep(config)))
+    return read_sweep(compose("sweep", config))
 
 
 def rows_of_incomplete(config: SweepConfig) -> list[SweepRow]:
-    with pytest.raises(IncompleteRun) as ended:
-        sweep(config)
-    return read_sweep(open_store(config.store).open(ended.value.report))
-
-
-def built(config: SweepConfig) -> dict[Path, float]:
-    return {path: path.stat().st_mtime for path in Path(config.store.root).glob("*/*/manifest.json")}
+    return read_sweep(compose_incomplete("sweep", config)[0])
 
 
 def test_a_cell_that_fails_is_in_the_table_and_alone_is_computed_again(
     config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = tasks.prune.pruning.prune
-
-    def fails_at_a_fifth(*arguments: Any, ratio: float, **named: Any) -> Any:
-        if ratio == 0.2:
-            raise RuntimeError("CUDA out of memory")
-        return real(*arguments, ratio=ratio, **named)
-
-    monkeypatch.setattr(tasks.prune.pruning, "prune", fails_at_a_fifth)
-    dense, *cells = rows_of_incomplete(config)
+    error = RuntimeError("CUDA out of memory")
+    with monkeypatch.context() as broken:
+        fail(broken, (pruning, "prune_model"), error, lambda call: call["settings"].ratio == 0.2)
+        dense, *cells = rows_of_incomplete(config)
     assert (dense.label, dense.parameters is not None) == ("dense", True)
     assert [(row.label, row.ratio, row.error) for row in cells] == [
         ("flap", 0.1, None), ("flap", 0.2, "CUDA out of memory"),
         ("random", 0.1, None), ("random", 0.2, "CUDA out of memory"),
     ]  # fmt: skip
-    before = built(config)
+    before = built(config.store.root)
 
-    monkeypatch.setattr(tasks.prune.pruning, "prune", real)
     assert not any(row.error for row in rows_of(config))
-    after = built(config)
-    assert {path: after[path] for path in before} == before
-    new = [path.parent.parent.name for path in after.keys() - before.keys()]
-    assert sorted(new) == ["perplexity"] * 2 + ["pruned"] * 2 + ["scores"] * 2 + ["sweep"]
+    assert kinds(config.store.root, before) == ["perplexity"] * 2 + ["pruned"] * 2 + ["scores"] * 2 + ["sweep"]
 
-    sweep(config)
-    assert built(config) == after
+    after = built(config.store.root)
+    rows_of(config)
+    assert built(config.store.root) == after
 
 
 def test_cells_are_tuned_as_they_say_and_seeds_share_a_row(own_run: dict[str, Any]) -> None:
@@ -82,7 +63,7 @@ def test_cells_are_tuned_as_they_say_and_seeds_share_a_row(own_run: dict[str, An
     assert not any(row.error for row in (untuned, tuned, healed))
     assert all(row.recovery is not None for row in (untuned, tuned, healed))
     assert (dense.recovery, untuned.perplexity) == (1.0, tuned.perplexity)
-    stages = [path.parent.parent.name for path in built(config)]
+    stages = kinds(config.store.root)
     assert (stages.count("adapter"), stages.count("healed"), stages.count("pruned")) == (3, 1, 2)
 
 
@@ -96,7 +77,7 @@ def test_a_searched_template_is_chosen_on_what_tuning_has_then_scored_and_tuned_
         seen.append(scores)
         return "generic"
 
-    monkeypatch.setattr(tasks.prompt_study, "choose", choose)
+    monkeypatch.setattr(evaluation, "choose", choose)
     grid = [{"prompts.template": ["generic", "searched"], "tuning.examples": ["none", "benchmark"]}]
     config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True})
     _, generic, generic_tuned, searched, searched_tuned = rows_of(config)
@@ -104,7 +85,7 @@ def test_a_searched_template_is_chosen_on_what_tuning_has_then_scored_and_tuned_
     assert (searched.accuracy, searched_tuned.accuracy) == (generic.accuracy, generic_tuned.accuracy)
     (page,) = Path(config.store.root).glob("sweep/*/sweep.html")
     assert page.read_text().count("<br>generic</span>") == 2 * len(config.benchmarks)
-    assert [path.parent.parent.name for path in built(config)].count("adapter") == 1
+    assert kinds(config.store.root).count("adapter") == 1
     assert {"harness", "generic", "task"} <= seen[0].keys()
     counted = [read_metrics(folder)["examples"] for folder in seen[0]["harness"]]
     assert counted == [own_run["tuning"]["shots"], own_run["tuning"]["held_out"]]
@@ -118,14 +99,8 @@ def test_models_of_two_sizes_and_one_that_cannot_be_loaded(
     save_tiny_llama(broken, seed=1)
     grid = [{"model.source": [own_run["model"]["source"], str(larger), str(broken)]}]
     config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True})
-    real = tasks.load_model.convert.prepare_dense
-
-    def fails_on_the_last(model: Any, **named: Any) -> Any:
-        if model.source == str(broken):
-            raise RuntimeError("CUDA out of memory")
-        return real(model, **named)
-
-    monkeypatch.setattr(tasks.load_model.convert, "prepare_dense", fails_on_the_last)
+    error = RuntimeError("CUDA out of memory")
+    fail(monkeypatch, (models, "prepare_dense"), error, lambda call: call["settings"].source.name == str(broken))
     small, large, failed, *cells = rows_of_incomplete(config)
     assert (large.parameters or 0) > (small.parameters or 0)
     assert [cell.dense_parameters for cell in cells[:2]] == [small.parameters, large.parameters]
@@ -134,14 +109,13 @@ def test_models_of_two_sizes_and_one_that_cannot_be_loaded(
     assert all(row.error and "CUDA out of memory" in row.error for row in (failed, cells[2]))
 
 
-def test_the_command_prints_a_table_and_the_path_of_the_report(
-    own_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_a_table_and_the_path_of_the_report(own_run: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "sweep.toml"
     path.write_text(as_toml(own_run) + '[[grid]]\n"pruning.criterion" = ["magnitude_l2"]\n')
-    assert main(["sweep", str(path), "--set", "scored=false"]) == 0
-    output = capsys.readouterr().out
+    status, output, _ = run_command(path, "--study", "sweep", "--set", "scored=false")
+    assert status == 0
     assert re.search(r"magnitude_l2 +\d+\.\d / \d+\.\d", output)
     assert Path(output.strip().splitlines()[-1].removeprefix("report: ")).read_text().startswith("<!DOCTYPE html>")
-    assert main(["sweep", str(path), "--set", "seed=-1"]) == 2
-    assert capsys.readouterr().err.startswith("error: seed: got -1; allowed: greater than or equal to 0")
+    status, _, errors = run_command(path, "--study", "sweep", "--set", "seed=-1")
+    assert status == 2
+    assert errors.startswith("error: seed: got -1; allowed: greater than or equal to 0")

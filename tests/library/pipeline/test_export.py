@@ -1,4 +1,4 @@
-"""Finished models: what the flow leaves under a plain path, and that it stands alone."""
+"""Finished models: what a run leaves under a plain path, and that it stands alone."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ import torch
 from gguf import GGUFReader
 from huggingface_hub import metadata_load
 
-from flows.__main__ import main
-from flows.tailor import tailor
+from compositions import built, compose, fail, kinds, run_command
 from helpers import add_merge, as_toml, save_tiny_llama
 from llama_cpp import llama_cpp
+from tailored_llama import serving
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import BitsRow, read_recovery
 from tailored_llama.models import load_model, load_tokenizer, read_config, read_structure
 from tailored_llama.reports.parts import percent, span
 from tailored_llama.reports.text import plus_minus
-from tailored_llama.serving import quantised
 from tailored_llama.store import read_rows
-from tasks._stage import open_store
 
 ALONE = """
 import json, sys
@@ -50,13 +48,14 @@ def exporting(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
 def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
-    exporting: dict[str, Any], tmp_path: Path, allocation: str, capsys: pytest.CaptureFixture[str]
+    exporting: dict[str, Any], tmp_path: Path, allocation: str
 ) -> None:
     exporting["pruning"]["allocation"] = allocation
     path = tmp_path / "run.toml"
     path.write_text(as_toml(exporting))
-    assert main(["tailor", str(path)]) == 0
-    printed = capsys.readouterr().out.strip().splitlines()
+    status, output, _ = run_command(path)
+    assert status == 0
+    printed = output.strip().splitlines()
     target = tmp_path / "secret-place" / "models" / "colours-0.2"
     assert printed[-1] == f"model: {target}"
 
@@ -119,13 +118,14 @@ def nothing(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_an_adapter_that_brought_nothing_is_left_out_unless_the_user_insists(
-    exporting: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exporting: dict[str, Any], tmp_path: Path
 ) -> None:
     run = nothing(exporting)
     path = tmp_path / "run.toml"
     path.write_text(as_toml(run))
-    assert main(["tailor", str(path)]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
+    status, output, _ = run_command(path)
+    assert status == 0
+    printed = " ".join(output.split())
     evidence = "on 4 held-out train examples accuracy went from"
     for said in ("Tuning brought nothing here: an exported model is the untuned one. colours: " + evidence, "Try: "):
         assert said in printed
@@ -155,19 +155,20 @@ def test_an_adapter_that_brought_nothing_is_left_out_unless_the_user_insists(
         assert said in text, said
     assert "merged into the weights" not in text
 
-    built = set(stage.glob("[!.]*/*"))
-    assert main(["tailor", str(path), "--set", 'tuning.keep="always"']) == 0
-    assert {folder.parent.name for folder in set(stage.glob("[!.]*/*")) - built} == {"tailored", "report"}
+    before = built(run["store"]["root"])
+    status, output, _ = run_command(path, "--set", 'tuning.keep="always"')
+    assert status == 0
+    assert kinds(run["store"]["root"], before) == ["report", "tailored"]
     text = (target / "README.md").read_text()
     assert "Tuning: lora, merged into the weights" in text
     assert "The adapter is merged all the same, as `tuning.keep` says." in text
-    assert "has the adapter all the same" in " ".join(capsys.readouterr().out.split())
+    assert "has the adapter all the same" in " ".join(output.split())
 
 
 def test_without_a_verdict_the_adapter_is_merged(exporting: dict[str, Any]) -> None:
     run = nothing(exporting)
     run["tuning"]["held_out"] = 0
-    tailor(validate_config(run))
+    compose("tailor", validate_config(run))
     text = (Path(run["store"]["export"]) / "colours-0.2" / "README.md").read_text()
     assert "Tuning: lora, merged into the weights" in text
     assert "brought nothing" not in text
@@ -175,7 +176,7 @@ def test_without_a_verdict_the_adapter_is_merged(exporting: dict[str, Any]) -> N
 
 def test_a_healed_model_that_tuning_brought_nothing_is_exported_as_it_was_scored(exporting: dict[str, Any]) -> None:
     run = nothing(exporting) | {"healing": {"tokens": 128}}
-    tailor(validate_config(run))
+    compose("tailor", validate_config(run))
     stage, target = Path(run["store"]["root"]), Path(run["store"]["export"]) / "colours-0.2"
     (healed,) = (stage / "healed").iterdir()
     ids = torch.tensor([[1, 2, 3, 4]])
@@ -193,16 +194,16 @@ def test_a_healed_model_that_tuning_brought_nothing_is_exported_as_it_was_scored
 
 
 def test_a_model_is_found_replaced_and_never_put_in_place_of_something_else(
-    exporting: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exporting: dict[str, Any], tmp_path: Path
 ) -> None:
     target = Path(exporting["store"]["export"]) / "colours-0.2"
     config = validate_config(exporting)
-    report = tailor(config)
+    report = compose("tailor", config)
     manifest = (target / "manifest.json").read_bytes()
     shutil.rmtree(target)
-    assert tailor(config) == report
+    assert compose("tailor", config) == report
     assert (target / "manifest.json").read_bytes() == manifest  # merged once, copied again
-    tailor(validate_config(exporting | {"seed": 1}))
+    compose("tailor", validate_config(exporting | {"seed": 1}))
     assert (target / "manifest.json").read_bytes() != manifest
     assert [path.name for path in target.parent.iterdir()] == ["colours-0.2"]
 
@@ -211,27 +212,26 @@ def test_a_model_is_found_replaced_and_never_put_in_place_of_something_else(
     (target / "thesis.txt").write_text("mine")
     path = tmp_path / "run.toml"
     path.write_text(as_toml(exporting | {"store": exporting["store"] | {"root": str(tmp_path / "new")}}))
-    assert main(["tailor", str(path)]) == 2
+    status, _, errors = run_command(path)
+    assert status == 2
     message = f"error: store.export: {target} is not an exported model; allowed: a new folder, or one to replace\n"
-    assert capsys.readouterr().err == message
+    assert errors == message
     assert [file.name for file in target.iterdir()] == ["thesis.txt"]
     assert not list((tmp_path / "new").iterdir())
 
 
 def test_without_a_folder_nothing_is_merged_and_the_keys_are_the_same(exporting: dict[str, Any]) -> None:
-    report = tailor(validate_config(exporting))
-    plain = {**exporting["store"]}
-    del plain["export"]
-    store = validate_config(exporting | {"store": plain}).store
-    assert tailor(validate_config(exporting | {"store": plain})) == report
-    assert len(list((Path(open_store(store).root) / "tailored").iterdir())) == 1
+    report = compose("tailor", validate_config(exporting))
+    plain = {name: value for name, value in exporting["store"].items() if name != "export"}
+    assert compose("tailor", validate_config(exporting | {"store": plain})) == report
+    assert kinds(plain["root"]).count("tailored") == 1
 
 
 def test_what_healing_and_a_mixture_made_is_in_the_model_and_on_its_card(exporting: dict[str, Any]) -> None:
     exporting["healing"] = {"tokens": 128, "source": "prompts"}
     exporting["distillation"] = {"weight": 0.5, "top": 8}
     exporting["tuning"]["examples"] = "mixture"
-    tailor(validate_config(exporting))
+    compose("tailor", validate_config(exporting))
     target, stage = Path(exporting["store"]["export"]) / "colours-0.2", Path(exporting["store"]["root"])
     (healed,), (adapter,) = (stage / "healed").iterdir(), (stage / "adapter").iterdir()
     ids = torch.tensor([[1, 2, 3, 4]])
@@ -245,16 +245,16 @@ def test_what_healing_and_a_mixture_made_is_in_the_model_and_on_its_card(exporti
     assert "{question}\n\n### Response:\n```" in text  # the form it was tuned on
 
 
-def test_a_gguf_file_is_exported_beside_the_checkpoint(
-    exporting: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_gguf_file_is_exported_beside_the_checkpoint(exporting: dict[str, Any], tmp_path: Path) -> None:
     add_merge(Path(exporting["model"]["source"]))
     exporting["store"]["export_formats"] = ["safetensors", "gguf:f32"]
     (path := tmp_path / "run.toml").write_text(as_toml(exporting))
-    assert main(["tailor", str(path)]) == 0
+    status, output, _ = run_command(path)
+    assert status == 0
     models = tmp_path / "secret-place" / "models"
-    printed = capsys.readouterr().out.strip().splitlines()
-    assert printed[-2:] == [f"model: {models / name}" for name in ("colours-0.2", "colours-0.2-f32-gguf")]
+    assert output.strip().splitlines()[-2:] == [
+        f"model: {models / name}" for name in ("colours-0.2", "colours-0.2-f32-gguf")
+    ]
     folder = models / "colours-0.2-f32-gguf"
     file = folder / "colours-0.2-f32.gguf"
     with llama_cpp(file) as runtime, torch.no_grad():
@@ -268,11 +268,12 @@ def test_a_gguf_file_is_exported_beside_the_checkpoint(
     written = file.stat().st_mtime
     exporting["store"]["export_formats"] = ["gguf:f32", "gguf:q8_0"]
     path.write_text(as_toml(exporting))
-    assert main(["tailor", str(path)]) == 0
+    status, output, _ = run_command(path)
+    assert status == 0
     assert file.stat().st_mtime == written  # found, not built again
     assert (models / "colours-0.2-q8_0-gguf" / "colours-0.2-q8_0.gguf").is_file()
 
-    report = Path(capsys.readouterr().out.split("report: ")[-1].splitlines()[0]).parent
+    report = Path(output.split("report: ")[-1].splitlines()[0]).parent
     rows = {(row.model, row.type): row for row in read_rows(report / "bits.parquet", BitsRow)}
     assert rows.keys() == {(model, kind) for model in ("dense", "tailored") for kind in ("bfloat16", "f32", "q8_0")}
     assert rows["tailored", "f32"].bytes == pytest.approx(file.stat().st_size, abs=500)  # its metadata has more
@@ -287,16 +288,9 @@ def test_a_type_that_cannot_be_scored_does_not_cost_the_report(
 ) -> None:
     add_merge(Path(exporting["model"]["source"]))
     exporting["store"]["export_formats"] = ["gguf:f32", "gguf:q8_0"]
-    whole = quantised.score_quantised
-
-    def fail(*folders: Any, gguf_type: str, **named: Any) -> Any:
-        if gguf_type == "q8_0":
-            raise OSError(errno.EINVAL, "no room for the file")
-        return whole(*folders, gguf_type=gguf_type, **named)
-
-    monkeypatch.setattr(quantised, "score_quantised", fail)
-    config = validate_config(exporting)
-    report = open_store(config.store).open(tailor(config))
+    error = OSError(errno.EINVAL, "no room for the file")
+    fail(monkeypatch, (serving, "score_quantised"), error, lambda call: call["settings"].type == "q8_0")
+    report = compose("tailor", validate_config(exporting))
     assert {row.type for row in read_rows(report / "bits.parquet", BitsRow)} == {"bfloat16", "f32"}
     assert len(list(Path(exporting["store"]["export"]).glob("*-gguf"))) == 2
 
@@ -311,12 +305,7 @@ def test_a_type_that_cannot_be_scored_does_not_cost_the_report(
     ],
 )
 def test_a_format_that_cannot_be_written_is_refused_before_any_work(
-    exporting: dict[str, Any],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    formats: list[str],
-    architecture: str | None,
-    said: str,
+    exporting: dict[str, Any], tmp_path: Path, formats: list[str], architecture: str | None, said: str
 ) -> None:
     exporting["store"]["export_formats"] = formats
     if architecture:
@@ -325,17 +314,19 @@ def test_a_format_that_cannot_be_written_is_refused_before_any_work(
     else:
         del exporting["store"]["export"]
     (path := tmp_path / "run.toml").write_text(as_toml(exporting))
-    assert main(["tailor", str(path)]) == 2
-    assert said in capsys.readouterr().err
-    assert not (Path(exporting["store"]["root"]) / "dense").exists()
+    status, _, errors = run_command(path)
+    assert status == 2
+    assert said in errors
+    assert not kinds(exporting["store"]["root"])
 
 
 @pytest.mark.parametrize(("field", "value"), [("variant", "prompt"), ("examples", "none")])
 def test_what_cannot_be_merged_is_refused_before_any_work(
-    exporting: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, value: str
+    exporting: dict[str, Any], tmp_path: Path, field: str, value: str
 ) -> None:
     exporting["tuning"][field] = value
     path = tmp_path / "run.toml"
     path.write_text(as_toml(exporting))
-    assert main(["tailor", str(path)]) == 2
-    assert f"with tuning.{field} = {value!r}; allowed: an adapter that merges" in capsys.readouterr().err
+    status, _, errors = run_command(path)
+    assert status == 2
+    assert f"with tuning.{field} = {value!r}; allowed: an adapter that merges" in errors

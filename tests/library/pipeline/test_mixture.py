@@ -1,4 +1,4 @@
-"""The flow on calibration text of several sources, and on a text of its own for healing."""
+"""The pipeline on calibration text of several sources, and on a text of its own for healing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from flows.tailor import tailor
+from compositions import built, compose, folders
 from helpers import save_worded_llama
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_recovery
-from tasks._stage import open_store
-
-
-def folders(run: dict[str, Any], stage: str) -> list[Path]:
-    return sorted(Path(run["store"]["root"]).glob(f"{stage}/*"))
 
 
 def sources(calibration: Path) -> list[str]:
@@ -38,34 +33,34 @@ def mixed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 def test_a_run_on_several_texts(mixed_run: dict[str, Any], tmp_path: Path) -> None:
     mixed_run["store"]["export"] = str(tmp_path / "finished")
     mixed_run["pruning"] |= {"kinds": ["attention", "mlp", "vocabulary"], "vocabulary": 448, "ratios": [0.35]}
-    tailor(validate_config(mixed_run))
-    (calibration,) = folders(mixed_run, "calibration")
+    compose("tailor", validate_config(mixed_run))
+    root = mixed_run["store"]["root"]
+    (calibration,) = folders(root, "calibration")
     assert sorted(Counter(sources(calibration)).values()) == [1, 1, 2]
     assert "prompts" in sources(calibration)
-    assert len(folders(mixed_run, "tokens")) == 1
+    assert len(folders(root, "tokens")) == 1
     card = (tmp_path / "finished" / "colours-0.35" / "README.md").read_text()
     assert "4 sequences of 16 tokens of `text.txt` (2), `prompts` (1), `other.txt` (1)." in card
     assert str(tmp_path) not in card
 
-    built = set(Path(mixed_run["store"]["root"]).glob("[!.]*/*"))
-    tailor(validate_config(mixed_run))
-    assert set(Path(mixed_run["store"]["root"]).glob("[!.]*/*")) == built
+    before = built(root)
+    compose("tailor", validate_config(mixed_run))
+    assert built(root) == before
     mixed_run["calibration"]["source"][0]["weight"] = 1.0  # the same shares of four sequences
     mixed_run["tuning"]["examples"] = "none"
     del mixed_run["store"]["export"]
-    tailor(validate_config(mixed_run))
-    assert folders(mixed_run, "calibration") == [calibration]
+    compose("tailor", validate_config(mixed_run))
+    assert folders(root, "calibration") == [calibration]
 
 
 def test_healing_on_a_text_of_its_own(mixed_run: dict[str, Any]) -> None:
     text, _, other = mixed_run["calibration"]["source"]
     mixed_run["calibration"]["source"] = text["source"]
     mixed_run["healing"], mixed_run["distillation"] = {"tokens": 128, "source": other}, {"top": 8}
-    config = validate_config(mixed_run)
-    _, sizes = read_recovery(open_store(config.store).open(tailor(config)))
+    _, sizes = read_recovery(compose("tailor", validate_config(mixed_run)))
     perplexities = {model.model: model.perplexity for model in sizes}
     assert perplexities["healed"] not in (None, perplexities["pruned"])
-    pruned_by, healed_on = sorted(map(sources, folders(mixed_run, "calibration")), key=len)
+    pruned_by, healed_on = sorted(map(sources, folders(mixed_run["store"]["root"], "calibration")), key=len)
     assert (len(pruned_by), len(healed_on)) == (4, 8)
     assert len(set(healed_on)) == 1
     assert not set(pruned_by) & set(healed_on)

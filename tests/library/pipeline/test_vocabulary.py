@@ -1,4 +1,4 @@
-"""The flow with tokens as a kind of group: what counts, what is measured, and what is found again."""
+"""The pipeline with tokens as a kind of group: what counts, what is measured, and what is found again."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from flows.sweep import sweep
-from flows.tailor import tailor
+from compositions import built, compose, folders
 from helpers import save_worded_llama, words
 from tailored_llama.config import SweepConfig, validate_as, validate_config
 from tailored_llama.evaluation import read_metrics, read_pieces, read_recovery, read_sweep
 from tailored_llama.models import read_id_table
-from tasks._stage import open_store
 
 
 @pytest.fixture
@@ -35,14 +33,10 @@ def trimmed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     return own_run
 
 
-def folders(run: dict[str, Any], stage: str) -> list[Path]:
-    return sorted(Path(run["store"]["root"]).glob(f"{stage}/*"))
-
-
 def test_a_run_that_removes_tokens(trimmed_run: dict[str, Any], tmp_path: Path) -> None:
     trimmed_run["store"]["export"] = str(tmp_path / "finished")
     config = validate_config(trimmed_run)
-    report = open_store(config.store).open(tailor(config))
+    report, root = compose("tailor", config), config.store.root
     _, sizes = read_recovery(report)
     dense, pruned, healed = sizes
     assert (dense.vocab_size, pruned.vocab_size, healed.vocab_size) == (704, 448, 448)
@@ -55,9 +49,9 @@ def test_a_run_that_removes_tokens(trimmed_run: dict[str, Any], tmp_path: Path) 
     assert "448 of 704 tokens are left" in page
     assert "of those outside the embeddings" in page
     assert "only perplexity a byte may be compared" in page
-    bytes_read = {read_metrics(folder)["bytes"] for folder in folders(trimmed_run, "perplexity")}
+    bytes_read = {read_metrics(folder)["bytes"] for folder in folders(root, "perplexity")}
     assert len(bytes_read) == 1  # of one text, though the vocabularies differ
-    (pieces,) = folders(trimmed_run, "pieces")
+    (pieces,) = folders(root, "pieces")
     rows = {row.text: row for row in read_pieces(pieces)}
     assert rows["colours"].tokens >= rows["colours"].dense_tokens
     assert 0 < rows["colours"].whole <= 1
@@ -69,19 +63,20 @@ def test_a_run_that_removes_tokens(trimmed_run: dict[str, Any], tmp_path: Path) 
     assert "stay whole: colours 100.0" in card
     assert str(tmp_path) not in card
 
-    built = set(Path(trimmed_run["store"]["root"]).glob("[!.]*/*"))
-    tailor(config)
-    assert set(Path(trimmed_run["store"]["root"]).glob("[!.]*/*")) == built
+    before = built(root)
+    assert compose("tailor", config) == report
+    assert built(root) == before
 
 
 def test_only_the_train_prompts_count(trimmed_run: dict[str, Any]) -> None:
     trimmed_run["pruning"] |= {"vocabulary": "auto", "vocabulary_share": 0.9}
     trimmed_run["healing"], trimmed_run["distillation"] = {}, {}
-    tailor(validate_config(trimmed_run))
+    compose("tailor", validate_config(trimmed_run))
     trimmed_run["scoring"] = {"limit": 5}
-    tailor(validate_config(trimmed_run))
-    assert len(folders(trimmed_run, "tokens")) == len(folders(trimmed_run, "pruned")) == 1
-    (counts,) = folders(trimmed_run, "tokens")
+    compose("tailor", validate_config(trimmed_run))
+    root = trimmed_run["store"]["root"]
+    assert len(folders(root, "tokens")) == len(folders(root, "pruned")) == 1
+    (counts,) = folders(root, "tokens")
     assert sum(pq.read_table(counts / "tokens.parquet")["prompts"].to_pylist()) > 0
 
 
@@ -89,9 +84,9 @@ def test_a_sweep_compares_vocabularies_on_one_text(trimmed_run: dict[str, Any]) 
     trimmed_run["healing"], trimmed_run["distillation"], trimmed_run["pruning"]["ratios"] = {}, {}, [0.2]
     grid = [{"pruning.kinds": [["attention", "mlp"], ["attention", "mlp", "vocabulary"]]}]
     config = validate_as(SweepConfig, trimmed_run | {"grid": grid, "scored": False})
-    dense, plain, trimmed = read_sweep(open_store(config.store).open(sweep(config)))
+    dense, plain, trimmed = read_sweep(compose("sweep", config))
     assert (plain.error, trimmed.error) == (None, None)
-    measured = {m["tokens"]: m for m in map(read_metrics, folders(trimmed_run, "perplexity"))}
+    measured = {m["tokens"]: m for m in map(read_metrics, folders(config.store.root, "perplexity"))}
     own = measured[max(measured)]
     assert own["tokens"] > measured[min(measured)]["tokens"] == 128
     assert trimmed.perplexity == pytest.approx(own["perplexity"] ** (own["tokens"] / 128))

@@ -1,0 +1,85 @@
+"""Rows of the tables that are measured beside the scores: what a model costs, and what its vocabulary does to texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tailored_llama.store import read_rows
+
+if TYPE_CHECKING:
+    from tailored_llama.evaluation.costs import Costs
+
+
+@dataclass(frozen=True)
+class PiecesRow:
+    """One row of `pieces.parquet`: a benchmark's evaluation prompts, or the perplexity text.
+
+    `whole` is the share of the dense model's tokens of that text that the trimmed vocabulary has.
+    """
+
+    text: str
+    characters: int
+    dense_tokens: int
+    tokens: int
+    whole: float
+
+
+def read_pieces(folder: Path) -> list[PiecesRow]:
+    """The rows of `pieces.parquet`."""
+    return read_rows(folder / "pieces.parquet", PiecesRow)
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """One row of `profile.parquet`: a checkpoint at a batch size.
+
+    Every ratio is the other checkpoint's cost ÷ this one's: above 1, this one costs less. Rows of the other checkpoint
+    have none. A speed-up is the median over pairs of neighbouring passes; `_low` and `_high` are the extremes. The
+    `expected_` fields are the ratio of FLOPs, the limit where arithmetic is the bottleneck, and of the parameters that
+    a token needs, the limit where reading weights is.
+    """
+
+    role: str  # checkpoint or against
+    checkpoint: str
+    parameters: int
+    computed_parameters: int
+    weight_bytes: int
+    linear_flops: int
+    attention_flops: int
+    prompt_flops: int
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    device: str
+    threads: int  # of the CPU
+    dtype: str
+    prefill_tokens_per_second: float  # medians, for the whole batch
+    decode_tokens_per_second: float
+    peak_memory_bytes: int
+    base_memory_bytes: int  # its part from before loading: interpreter and libraries; CUDA: 0
+    prefill_speedup: float | None = None
+    prefill_speedup_low: float | None = None
+    prefill_speedup_high: float | None = None
+    decode_speedup: float | None = None
+    decode_speedup_low: float | None = None
+    decode_speedup_high: float | None = None
+    expected_prefill: float | None = None  # by FLOPs
+    expected_decode: float | None = None  # by FLOPs
+    expected_parameters: float | None = None  # by computed parameters
+
+
+def read_profile(folder: Path) -> list[ProfileRow]:
+    """The rows of `profile.parquet`.
+
+    Raises:
+        InputError: the file is missing, broken or of another schema.
+    """
+    return read_rows(folder / "profile.parquet", ProfileRow)
+
+
+def token_flops(costs: Costs | ProfileRow) -> int:
+    """FLOPs of the last decoded token."""
+    return costs.linear_flops + costs.attention_flops

@@ -1,0 +1,153 @@
+"""What tuning leaves beside the adapter: its log, and what the adapter does on the held-out examples beside none.
+
+The loss that tuning lowers is that of the right answer's words. A metric of choices compares choices, so that loss can
+fall while the accuracy stays or falls. So both models are compared on the same examples, by what the metric counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tailored_llama.config import TuningConfig
+from tailored_llama.store import read_table, write_table
+
+LOG_SCHEMA = pa.schema(
+    {
+        "step": pa.int32(),
+        "epoch": pa.int32(),
+        "loss": pa.float64(),
+        "divergence": pa.float64(),  # from the teacher, unweighted; part of the loss
+        "learning_rate": pa.float64(),
+        "held_out_loss": pa.float64(),  # at the last step of an epoch, and before the first
+    }
+)
+
+
+FILE = "held_out.parquet"
+HELD_OUT_SCHEMA = pa.schema(
+    {
+        "example": pa.int32(),
+        "untuned_loss": pa.float64(),  # over the choices, or of the written answer's tokens; see `Outcome`
+        "tuned_loss": pa.float64(),
+        "untuned_right": pa.bool_(),  # null where the model writes the answer
+        "tuned_right": pa.bool_(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A model on one held-out example.
+
+    `loss`, in nats: the cross-entropy over the choices' log-likelihoods, compared as the metric compares them; or the
+    mean negative log-likelihood of a written answer's tokens. `right`: whether the metric counts the likeliest choice
+    as right; None for a written answer. `answer_loss`: the mean negative log-likelihood of the right choice's tokens.
+    """
+
+    loss: float
+    right: bool | None
+    answer_loss: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An adapter (tuned) and its base (untuned) on the same held-out examples.
+
+    Accuracies are over the examples with choices, None if there is none. Errors are paired: the sample standard
+    deviation of the examples' differences ÷ √examples, None for fewer than two examples.
+    """
+
+    examples: int
+    untuned_loss: float
+    tuned_loss: float
+    loss_error: float | None
+    untuned_accuracy: float | None = None
+    tuned_accuracy: float | None = None
+    accuracy_error: float | None = None
+
+    @property
+    def loss_gain(self) -> float:
+        """By how much the adapter lowers the loss."""
+        return self.untuned_loss - self.tuned_loss
+
+    @property
+    def accuracy_gain(self) -> float | None:
+        """By how much the adapter raises the accuracy."""
+        if self.tuned_accuracy is None or self.untuned_accuracy is None:
+            return None
+        return self.tuned_accuracy - self.untuned_accuracy
+
+
+def is_better(comparison: Comparison | None) -> bool | None:
+    """Whether an adapter is better than none on held-out examples, within their error.
+
+    Accuracy decides where it differs by more than its paired standard error. Where it does not, or where the model
+    writes its answers, the adapter is better if its loss is lower by more than the paired standard error. Otherwise
+    tuning brought nothing. One standard error is a low bar: it asks for more evidence for than against, not for proof.
+
+    Returns:
+        None without a verdict: nothing was held out, or a single example, which has no error.
+    """
+    if comparison is None or comparison.loss_error is None:
+        return None
+    gain, error = comparison.accuracy_gain, comparison.accuracy_error
+    if gain is not None and error is not None and _exceeds(abs(gain), error):
+        return gain > 0
+    return _exceeds(comparison.loss_gain, comparison.loss_error)
+
+
+def ships_adapter(tuning: TuningConfig, comparison: Comparison | None) -> bool:
+    """Whether a finished model gets its adapter (`tuning.keep`); without a verdict it does."""
+    return tuning.keep == "always" or is_better(comparison) is not False
+
+
+def _exceeds(gain: float, error: float) -> bool:
+    """Strictly, whatever rounding does: the error of one example more is exactly its gain, 1 / n."""
+    return gain > error and not math.isclose(gain, error)
+
+
+def write_comparison(
+    out: Path, examples: Sequence[int], untuned: Sequence[Outcome], tuned: Sequence[Outcome]
+) -> Comparison | None:
+    """Write both models' outcomes as `held_out.parquet` and compare them; nothing without examples."""
+    if not examples:
+        return None
+    columns: dict[str, Any] = {"example": examples}
+    for name, model in (("untuned", untuned), ("tuned", tuned)):
+        columns |= {f"{name}_loss": [one.loss for one in model], f"{name}_right": [one.right for one in model]}
+    write_table(out / FILE, columns, HELD_OUT_SCHEMA)
+    return read_comparison(out)
+
+
+def read_comparison(adapter: Path) -> Comparison | None:
+    """The comparison in an adapter's folder; None if nothing was held out.
+
+    Raises:
+        InputError: the table is broken.
+    """
+    if not (adapter / FILE).is_file():
+        return None
+    table = read_table(adapter / FILE, HELD_OUT_SCHEMA).to_pydict()
+    untuned, tuned, loss_error = _paired(table["untuned_loss"], table["tuned_loss"])
+    chosen = [pair for pair in zip(table["untuned_right"], table["tuned_right"], strict=True) if None not in pair]
+    accuracies = _paired(*zip(*chosen, strict=True)) if chosen else (None, None, None)
+    return Comparison(len(table["example"]), untuned, tuned, loss_error, *accuracies)
+
+
+def _paired(untuned: Sequence[float], tuned: Sequence[float]) -> tuple[float, float, float | None]:
+    """Both means, and the standard error of their difference."""
+    one, other = np.array(untuned, float), np.array(tuned, float)
+    error = float(np.std(other - one, ddof=1)) / math.sqrt(len(one)) if len(one) > 1 else None
+    return float(one.mean()), float(other.mean()), error
+
+
+def write_log(log: dict[str, list[Any]], out: Path) -> None:
+    """Write `log.parquet`."""
+    write_table(out / "log.parquet", log, LOG_SCHEMA)

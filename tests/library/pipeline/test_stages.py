@@ -1,0 +1,197 @@
+"""What a stage may read is in its key: inputs, settings, and nothing else; and runners give the same files."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from pydantic import BaseModel
+
+from helpers import save_worded_llama, words, write_own_benchmark
+from pictures import blank_pictures
+from tailored_llama.config import (
+    ExecutionConfig,
+    PromptStudyConfig,
+    RunConfig,
+    StoreConfig,
+    SweepConfig,
+    Work,
+    validate_config,
+)
+from tailored_llama.pipeline import COMPOSITIONS, STAGES, Call, FolderRunner, Runner, StoreRunner, map_leaves, steps
+from tailored_llama.pipeline.runner import result
+from tailored_llama.store import MANIFEST, ArtifactRef
+
+SHOW_A_CONFIGURATION = {"report", "tailored", "sweep", "transfer", "prompt-study"}
+Calls = dict[str, list[Call[Any]]]
+
+
+class Recorder:
+    """Runs stages as another runner does, and keeps their calls by stage."""
+
+    def __init__(self, run: Runner, calls: Calls) -> None:
+        self.run, self.calls = run, calls
+
+    def __call__(self, stage: Any, settings: Any, name: str, /, **inputs: Any) -> Any:
+        self.calls[stage.name].append(Call(stage, settings, result(inputs), name))
+        return self.run(stage, settings, name, **inputs)
+
+    def open(self, artifact: Any) -> Path:
+        return self.run.open(artifact)
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
+    """The calls of every stage in all compositions: the whole pipeline with all that it can do, and plain studies."""
+    place = tmp_path_factory.mktemp("calls")
+    text = place / "text.txt"
+    text.write_text(words(2000, seed=2))
+    own = write_own_benchmark(place)
+    run: dict[str, Any] = {
+        "benchmarks": [own, own | {"name": "shades"}],
+        "model": {"source": str(save_worded_llama(place / "worded"))},
+        "calibration": {"source": [str(text), "prompts"], "samples": 4, "tokens": 16},
+        "pruning": {"ratios": [0.35], "min_channels": 4},
+        "tuning": {"shots": 8, "held_out": 4, "epochs": 1},
+        "perplexity": {"source": str(text), "window": 32, "tokens": 128},
+        "store": {"root": str(place / "store"), "downloads": str(place / "downloads")},
+    }
+    whole = run | {
+        "pruning": run["pruning"] | {"kinds": ["attention", "mlp", "vocabulary"], "vocabulary": 448},
+        "healing": {"tokens": 64},
+        "distillation": {"weight": 1.0, "top": 8},
+        "profile": {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1},
+        "store": run["store"] | {"export": str(place / "models"), "export_formats": ["gguf:f32"]},
+    }
+    plain = run | {"pruning": run["pruning"] | {"ratios": [0.2]}, "profile": {"batches": []}}
+    configs: dict[str, Any] = {
+        "tailor": validate_config(whole),
+        "sweep": SweepConfig.model_validate(plain | {"grid": [{"pruning.criterion": ["random"]}]}),
+        "transfer": validate_config(plain),
+        "prompts": PromptStudyConfig.model_validate(plain | {"templates": ["task", "generic"], "examples": 4}),
+    }
+    calls: Calls = {name: [] for name in STAGES}
+    with blank_pictures():
+        for name, config in configs.items():
+            COMPOSITIONS[name].compose(Recorder(StoreRunner(config.store, config.execution), calls), config)
+    return calls
+
+
+def parts(kind: Any, seen: set[Any] | None = None) -> set[Any]:
+    """A type with all the types that its values have parts of."""
+    seen = set() if seen is None else seen
+    for argument in get_args(kind):
+        parts(argument, seen)
+    if isinstance(kind, type) and kind not in seen:
+        seen.add(kind)
+        if is_dataclass(kind) or issubclass(kind, BaseModel):
+            for part in get_type_hints(kind).values():
+                parts(part, seen)
+    return seen
+
+
+def configurations(kind: Any) -> list[type]:
+    return [part for part in parts(kind) if issubclass(part, RunConfig)]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_function_takes_inputs_settings_and_work_and_nothing_else(calls: Calls, name: str) -> None:
+    function, settings = STAGES[name].load(), STAGES[name].settings
+    assert calls[name]
+    for call in calls[name]:
+        assert inspect.signature(function).parameters.keys() == {*call.inputs, "settings", "work"}
+    types = get_type_hints(function)
+    assert (types.pop("settings"), types.pop("work")) == (settings, Work)
+    types.pop("return")
+    for parameter, kind in types.items():
+        assert not [part for part in parts(kind) if issubclass(part, BaseModel)], f"{parameter} is no artifact"
+
+
+def test_what_a_stage_works_with_cannot_change_what_it_writes() -> None:
+    assert [field.name for field in fields(Work)] == ["out", "execution", "downloads", "progress", "resume"]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_settings_are_frozen_and_only_reports_have_a_whole_configuration_in_them(calls: Calls, name: str) -> None:
+    kind: Any = STAGES[name].settings
+    assert kind is NoneType or (is_dataclass(kind) and kind.__dataclass_params__.frozen)  # type: ignore[attr-defined]
+    assert bool(configurations(kind)) == (name in SHOW_A_CONFIGURATION)
+    for shown in [call.settings.config for call in calls[name] if name in SHOW_A_CONFIGURATION]:
+        assert (shown.execution, shown.store) == (ExecutionConfig(), StoreConfig())
+
+
+@dataclass(frozen=True)
+class Other:
+    """What counts by another identity than a value's own."""
+
+    value: Any
+
+    def identity(self) -> dict[str, Any]:
+        return {"other than": self.value.identity()}
+
+
+def changes(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """A value with each of its leaves changed in turn; each with the place of the leaf."""
+    if hasattr(value, "identity"):
+        yield place, Other(value)
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            for at, changed in changes(getattr(value, name), f"{place}.{name}"):
+                yield at, value.model_copy(update={name: changed})
+    elif is_dataclass(value):
+        for field in fields(value):
+            for at, changed in changes(getattr(value, field.name), f"{place}.{field.name}"):
+                yield at, replace(value, **{field.name: changed})  # type: ignore[type-var]
+    elif isinstance(value, Mapping):
+        yield f"{place}, another", {**value, "another": 1}
+        for name, part in value.items():
+            yield from ((at, {**value, name: changed}) for at, changed in changes(part, f"{place}.{name}"))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        yield f"{place}, another", (*value, 1)
+        for i, part in enumerate(value):
+            for at, changed in changes(part, f"{place}.{i}"):
+                yield at, (*value[:i], changed, *value[i + 1 :])
+    elif isinstance(value, bool):
+        yield place, not value
+    else:
+        yield place, value + 1 if isinstance(value, int | float) else f"{value}, changed"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_setting_and_every_input_is_in_the_key(calls: Calls, name: str) -> None:
+    for key, call in {call.key: call for call in calls[name]}.items():
+        changed = list(changes(call.settings)) if call.settings is not None else []
+        assert bool(changed) == (STAGES[name].settings is not NoneType)
+        for place, settings in changed:
+            assert replace(call, settings=settings).key != key, place
+        for label, reference in call.references.items():
+            assert replace(call, inputs=with_other(call.inputs, reference)).key != key, label
+        assert replace(call, name="shown in another way").key == key
+
+
+def with_other(inputs: Mapping[str, Any], reference: ArtifactRef) -> dict[str, Any]:
+    """Inputs with another artifact in the place of one of them."""
+
+    def exchange(leaf: Any) -> Any:
+        return replace(leaf, digest="0" * 64) if leaf == reference else leaf
+
+    return {name: map_leaves(exchange, value) for name, value in inputs.items()}
+
+
+def test_a_pruned_checkpoint_is_the_same_in_a_folder_and_in_a_store(own_run: dict[str, Any], tmp_path: Path) -> None:
+    config = validate_config(own_run | {"pruning": own_run["pruning"] | {"steps": 2}})
+    (tmp_path / "scratch").mkdir()
+
+    def pruned(run: Runner) -> dict[str, bytes]:
+        dense = steps.prepare_dense(run, config, steps.render_train(run, config))
+        folder = run.open(steps.prune_to(run, config, dense, 0.2))
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
+
+    stored = pruned(StoreRunner(config.store, config.execution))
+    assert "model.safetensors" in stored
+    assert pruned(FolderRunner(tmp_path / "scratch", config.store.downloads, config.execution)) == stored

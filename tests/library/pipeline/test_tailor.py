@@ -1,0 +1,150 @@
+"""The whole pipeline on a tiny model: what it computes, what it finds again, and what `tailored-llama run` shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compositions import built, compose, fail, folders, kinds, run_command
+from helpers import as_toml
+from tailored_llama import evaluation, training
+from tailored_llama.config import validate_config
+from tailored_llama.evaluation import read_recovery
+
+
+@pytest.fixture
+def file(own_run: dict[str, Any], tmp_path: Path) -> Path:
+    """The configuration as a file."""
+    path = tmp_path / "nightly.toml"
+    path.write_text(as_toml(own_run))
+    return path
+
+
+def test_a_second_run_does_no_work_and_a_changed_limit_scores_only(own_run: dict[str, Any]) -> None:
+    own_run["pruning"]["ratios"] = [0.1, 0.3]
+    config, root = validate_config(own_run), own_run["store"]["root"]
+    first = compose("tailor", config)
+    before = built(root)
+    assert set(kinds(root)) == {
+        "dense", "examples", "prompts", "groups", "reach", "calibration", "importance", "pruned", "adapter", "scores",
+        "perplexity", "report",
+    }  # fmt: skip
+
+    assert compose("tailor", config) == first
+    assert built(root) == before
+
+    compose("tailor", validate_config(own_run | {"scoring": {"limit": 6}}))
+    assert set(kinds(root, before)) == {"prompts", "scores", "report"}
+
+
+def test_healing_distillation_and_a_mixture_are_stages_of_their_own(own_run: dict[str, Any]) -> None:
+    own_run["healing"], own_run["distillation"] = {"tokens": 128}, {"weight": 1.0, "top": 8}
+    root, report = own_run["store"]["root"], compose("tailor", validate_config(own_run))
+    perplexities = {model.model: model.perplexity for model in read_recovery(report)[1]}
+    assert perplexities["healed"] not in (None, perplexities["pruned"])
+    assert kinds(root).count("teacher") == 3  # the text for healing, that for tuning, and the shots
+    assert {"healed", "adapter"} <= set(kinds(root))
+
+    def new(**changes: Any) -> list[str]:
+        before = built(root)
+        compose("tailor", validate_config(own_run | changes))
+        return kinds(root, before)
+
+    assert new() == []
+    assert new(distillation={"weight": 2.0, "top": 8}) == ["adapter", "report", "scores"]
+    assert new(tuning=own_run["tuning"] | {"examples": "none"}) == ["report", "scores"]
+    other = {**own_run["benchmarks"][0], "name": "shades"}
+    mixed = new(benchmarks=[*own_run["benchmarks"], other], tuning=own_run["tuning"] | {"examples": "mixture"})
+    assert mixed.count("adapter") == 1
+    assert mixed.count("scores") == 4  # the new benchmark's dense and pruned, and both with the adapter
+
+
+def test_a_failed_stage_is_retried_alone(own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config, root = validate_config(own_run), own_run["store"]["root"]
+    with monkeypatch.context() as broken:
+        fail(broken, (training, "tune"), RuntimeError("a shape is wrong"))
+        with pytest.raises(RuntimeError, match="a shape is wrong"):
+            compose("tailor", config)
+    before = built(root)
+    assert "pruned" in kinds(root)
+    compose("tailor", config)
+    assert kinds(root, before) == ["adapter", "report", "scores"]
+
+
+def test_a_damaged_artifact_is_built_again_alone(own_run: dict[str, Any]) -> None:
+    config, root = validate_config(own_run), own_run["store"]["root"]
+    report = compose("tailor", config)
+    before = built(root)
+    (adapter,) = folders(root, "adapter")
+    weights = adapter / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert compose("tailor", config) == report
+    after = built(root)
+    assert {path.parent.name for path in after if after[path] != before[path]} == {"adapter"}
+
+
+def test_a_profile_that_fails_costs_no_report(own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(monkeypatch, (evaluation, "profile_checkpoint"), RuntimeError("CUDA out of memory"))
+    report = compose("tailor", validate_config(own_run | {"profile": {"batches": [1]}}))
+    assert {model.prefill_speedup for model in read_recovery(report)[1]} == {None}
+
+
+def test_the_command_prints_a_table_and_the_path_of_the_report(own_run: dict[str, Any], file: Path) -> None:
+    work = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
+    file.write_text(as_toml(own_run | {"profile": work}))
+    status, output, _ = run_command(file, "--set", "tuning.epochs=1")
+    assert status == 0
+    assert "colours" in output
+    assert "speed ×" in output
+    report = Path(output.strip().splitlines()[-1].removeprefix("report: "))
+    assert "<html" in report.read_text()[:200]
+    assert (report.parent / "recovery.parquet").is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pruning.ratios=[1.5]", "error: pruning.ratios.0: got 1.5; allowed: less than 1"),
+        ("pruning.ratios=[0.95]", "error: pruning.ratios: got 0.95; allowed: at most 0."),
+        ("tuning.shots=100", "error: tuning.shots: got 100; allowed: at most 20 (colours has 24 train examples"),
+        ('execution={device="cpu", dispatch="gpu"}', "error: execution.dispatch: got 'gpu'; allowed: a flow"),
+    ],
+)
+def test_bad_input_ends_with_status_2_and_one_clear_line(
+    own_run: dict[str, Any], file: Path, override: str, message: str
+) -> None:
+    status, _, errors = run_command(file, "--set", override)
+    assert status == 2
+    assert errors.strip().splitlines()[-1].startswith(message)
+    assert not {"importance", "pruned", "adapter", "scores"} & set(kinds(own_run["store"]["root"]))
+
+
+def test_the_newest_report_lies_under_the_configuration_s_name_and_replaces_no_other_thing(
+    file: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "reports" / "nightly"
+    status, output, _ = run_command(file)
+    assert status == 0
+    assert f"report: {target / 'report.html'}" in output.splitlines()
+    first = (target / "manifest.json").read_bytes()
+    assert run_command(file, "--set", "scoring.limit=6")[0] == 0
+    assert (target / "manifest.json").read_bytes() != first
+    for copied in target.iterdir():
+        copied.unlink()
+    (target / "mine.txt").write_text("kept")
+    status, _, errors = run_command(file, "--set", "scoring.limit=5")
+    assert status == 2  # before any work
+    assert f"store.reports: {target} is not a report; allowed: a new folder, or one to replace" in errors
+    assert (target / "mine.txt").read_text() == "kept"
+
+
+def test_a_report_that_cannot_be_copied_costs_a_warning_only(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "reports").touch()
+    status, output, errors = run_command(file)
+    assert status == 0
+    assert "warning: the report was not copied: store.reports: " in errors
+    assert f"report: {tmp_path / 'store' / 'report'}" in output
