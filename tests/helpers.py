@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,29 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tailored_llama.config import ExecutionConfig, PlanConfig, PruningConfig, ReconstructionConfig, Work, narrow
+from tailored_llama import training
+from tailored_llama.config import (
+    AdapterConfig,
+    BenchmarkConfig,
+    ExecutionConfig,
+    Metric,
+    PlanConfig,
+    PruningConfig,
+    ReconstructionConfig,
+    TuningConfig,
+    Work,
+    narrow,
+)
+from tailored_llama.data import BenchmarkSource, PromptSettings, RenderedSplit, load_benchmark, render_prompts
+from tailored_llama.data.prompts import Wording
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
 from tailored_llama.models import encode_pair, read_structure
+from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning import PruneSettings, build_graph, prune_model, read_groups
 from tailored_llama.pruning.depth import fixed_parameters
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.store import write_table
+from tailored_llama.training import TuneSettings
 
 UNFITTED = ReconstructionConfig(method="none")
 CPU = ExecutionConfig(device="cpu")
@@ -179,6 +196,30 @@ def prune(
     return prune_model(*inputs, settings=settings, work=Work(out, execution))
 
 
+def tune_settings(tuning: TuningConfig, **changes: Any) -> TuneSettings:
+    """Tuning on one benchmark, `own`, by seed 0 and without a teacher, where the changes do not say otherwise."""
+    adapter, metrics = narrow(tuning, AdapterConfig), (("own", "acc_norm"),)
+    return replace(TuneSettings(adapter, metrics, tuning.shots, tuning.held_out, "none", 0), **changes)
+
+
+def tune(
+    checkpoint: Path,
+    prompts: Path,
+    tuning: TuningConfig,
+    out: Path,
+    *,
+    metric: Metric = "acc_norm",
+    execution: ExecutionConfig = CPU,
+    progress: Progress = silent,
+    resume: Path | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Tune on one benchmark's prompts as the stage does, by `tune_settings` with the changes."""
+    settings = tune_settings(tuning, metrics=(("own", metric),), **changes)
+    work = Work(out, execution, progress=progress, resume=resume)
+    return training.tune(checkpoint, {"own": prompts}, {}, None, settings=settings, work=work)
+
+
 def add_merge(folder: Path) -> Path:
     """Give the tiny model's tokenizer a merge: llama.cpp takes none without."""
     file = folder / "tokenizer.json"
@@ -218,6 +259,29 @@ def write_own_benchmark(folder: Path, train: int = 24, evaluation: int = 12) -> 
         "answer": "right",
         "instruction": "Name the colour.",
     }
+
+
+def load_and_render(benchmark: BenchmarkConfig, folder: Path, **changes: Any) -> Path:
+    """Load a benchmark below a folder and render its evaluation split, as a run does; returns the prompts' folder."""
+    examples, prompts = folder / "examples", folder / "prompts"
+    for one in (examples, prompts):
+        one.mkdir(parents=True)
+    load_benchmark(settings=BenchmarkSource(benchmark), work=Work(examples))
+    render_split(examples, prompts, benchmark, **changes)
+    return prompts
+
+
+def render_split(
+    examples: Path,
+    out: Path,
+    benchmark: BenchmarkConfig,
+    split: RenderedSplit = "evaluation",
+    template: str = "harness",
+    **changes: Any,
+) -> dict[str, Any]:
+    """Render one split as the stage does; `changes` are further fields of its settings."""
+    settings = PromptSettings(benchmark.name, Wording(template, benchmark), split, **changes)
+    return render_prompts(examples, settings=settings, work=Work(out))
 
 
 def as_toml(run: dict[str, Any]) -> str:

@@ -42,13 +42,6 @@ def room_for(out: Path) -> Iterator[None]:
         raise InputError(f"{out}: {os.strerror(number)}; allowed: a writable folder with room") from error
 
 
-def subfolder(parent: Path, name: str) -> Path:
-    """Create a folder below `parent`."""
-    folder = parent / name
-    folder.mkdir()
-    return folder
-
-
 def checkpoint_folder(path: Path | None) -> Path | None:
     """Refuse a folder that is no checkpoint, before torch is imported: that takes seconds."""
     if path is not None and not (path / "config.json").is_file():

@@ -9,7 +9,6 @@ from .pieces import measure_pieces as measure_pieces
 from .profiling import profile_checkpoint as profile_checkpoint
 from .prompt_study import EVALUATION as EVALUATION
 from .prompt_study import Difference as Difference
-from .prompt_study import Studied as Studied
 from .prompt_study import TemplateRow as TemplateRow
 from .prompt_study import choose as choose
 from .prompt_study import read_study as read_study
@@ -26,6 +25,13 @@ from .recovery import RecoveryTable as RecoveryTable
 from .recovery import read_recovery as read_recovery
 from .recovery import recovery_rows as recovery_rows
 from .recovery import recovery_tables as recovery_tables
+from .results import MeasuredModel as MeasuredModel
+from .results import QuantisedScore as QuantisedScore
+from .results import StudiedBenchmark as StudiedBenchmark
+from .results import SweptCell as SweptCell
+from .results import TailoredRun as TailoredRun
+from .results import TransferScore as TransferScore
+from .results import TunedDense as TunedDense
 from .rows import PiecesRow as PiecesRow
 from .rows import ProfileRow as ProfileRow
 from .rows import read_pieces as read_pieces
@@ -45,13 +51,11 @@ from .statistics import Array as Array
 from .statistics import above_floor as above_floor
 from .sweep import SweepBenchmarkRow as SweepBenchmarkRow
 from .sweep import SweepRow as SweepRow
-from .sweep import SweptModel as SweptModel
 from .sweep import measure as measure
 from .sweep import read_sweep as read_sweep
 from .transfer import DIFFERENCE as DIFFERENCE
 from .transfer import OTHERS as OTHERS
 from .transfer import OWN as OWN
-from .transfer import TransferCell as TransferCell
 from .transfer import TransferRow as TransferRow
 from .transfer import field_of as field_of
 from .transfer import read_transfer as read_transfer

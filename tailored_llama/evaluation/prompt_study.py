@@ -7,15 +7,16 @@ split that it is reported on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tailored_llama.config import REFERENCES, BenchmarkConfig, PromptStudyConfig
+from tailored_llama.config import REFERENCES, PromptStudyConfig
 from tailored_llama.data import layout_of, load_template, study_templates
 from tailored_llama.evaluation.recovery import MEAN
+from tailored_llama.evaluation.results import StudiedBenchmark
 from tailored_llama.evaluation.scores import read_answers, read_metrics
 from tailored_llama.evaluation.statistics import interval, mcnemar, paired_draws
 from tailored_llama.store import read_rows
@@ -59,17 +60,6 @@ class Difference:
     benchmarks: int = 1
 
 
-@dataclass(frozen=True)
-class Studied:
-    """What was scored on a benchmark: template set → folder, for the slice, the evaluation split and its prompts."""
-
-    benchmark: BenchmarkConfig
-    chosen: str
-    selection: Mapping[str, Path]
-    evaluation: Mapping[str, Path]
-    prompts: Mapping[str, Path] = field(default_factory=dict)
-
-
 def choose(scores: Mapping[str, Sequence[Path]]) -> str:
     """The template set with the highest headline metric over all examples of its scores; on a tie, the first."""
     return max(scores, key=lambda name: _over_all([read_metrics(folder) for folder in scores[name]]))
@@ -81,7 +71,7 @@ def _over_all(splits: Sequence[Mapping[str, Any]]) -> float:
     return float(np.average([split[split["metric"]] for split in splits], weights=examples))
 
 
-def study_rows(config: PromptStudyConfig, studied: Sequence[Studied]) -> list[TemplateRow]:
+def study_rows(config: PromptStudyConfig, studied: Sequence[StudiedBenchmark[Path]]) -> list[TemplateRow]:
     """One row for each score, benchmark by benchmark."""
     rows = []
     for one in studied:
@@ -109,7 +99,7 @@ def study_rows(config: PromptStudyConfig, studied: Sequence[Studied]) -> list[Te
 
 
 def study_differences(
-    config: PromptStudyConfig, studied: Sequence[Studied], rows: Sequence[TemplateRow]
+    config: PromptStudyConfig, studied: Sequence[StudiedBenchmark[Path]], rows: Sequence[TemplateRow]
 ) -> list[Difference]:
     """The chosen set minus each reference on every benchmark, and the mean if there are several benchmarks."""
     differences = []

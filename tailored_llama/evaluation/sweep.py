@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from tailored_llama.config import DENSE
 from tailored_llama.evaluation.recovery import MEAN, TAILORED, RecoveryRow, recovery_rows
+from tailored_llama.evaluation.results import MeasuredModel
 from tailored_llama.evaluation.scores import read_metrics, read_score
 from tailored_llama.models import read_structure
 from tailored_llama.store import read_rows
@@ -93,21 +95,8 @@ class SweepBenchmarkRow:
     template: str | None = None
 
 
-@dataclass(frozen=True)
-class SweptModel:
-    """A model, dense or of a cell, and the folders of its measurements; `scores` are by benchmark.
-
-    `templates` are the template sets that a search chose, by benchmark.
-    """
-
-    checkpoint: Path
-    perplexity: Path
-    scores: Mapping[str, Path]
-    templates: Mapping[str, str] | None = None
-
-
 def measure(
-    row: SweepRow, cells: Sequence[SweptModel], dense: Sequence[SweptModel]
+    row: SweepRow, cells: Sequence[MeasuredModel[Path]], dense: Sequence[MeasuredModel[Path]]
 ) -> tuple[SweepRow, list[SweepBenchmarkRow]]:
     """Fill a row with the figures of its cells, which differ only in their seed, each compared with its dense model."""
     perplexities = [_perplexity(cell, base) for cell, base in zip(cells, dense, strict=True)]
@@ -123,7 +112,7 @@ def measure(
         perplexity=math.fsum(perplexities) / len(cells),
         perplexity_least=min(perplexities),
         perplexity_most=max(perplexities),
-        dense_perplexity=read_metrics(dense[0].perplexity)["perplexity"],
+        dense_perplexity=_measured(dense[0])["perplexity"],
     )
     if not cells[0].scores:
         return row, []
@@ -150,16 +139,21 @@ def measure(
     return row, [_on_benchmark(row, recovery, above_floor[recovery.benchmark], cells) for recovery in by_benchmark]
 
 
-def _perplexity(cell: SweptModel, dense: SweptModel) -> float:
+def _measured(model: MeasuredModel[Path]) -> dict[str, Any]:
+    assert model.perplexity  # a cell has all of its measurements, or an error
+    return read_metrics(model.perplexity)
+
+
+def _perplexity(cell: MeasuredModel[Path], dense: MeasuredModel[Path]) -> float:
     """Perplexity per token of the dense model; both measured one text."""
-    own, theirs = read_metrics(cell.perplexity), read_metrics(dense.perplexity)
+    own, theirs = _measured(cell), _measured(dense)
     if own["tokens"] == theirs["tokens"]:
         return float(own["perplexity"])
     return math.exp(math.log(own["perplexity"]) * own["tokens"] / theirs["tokens"])
 
 
 def _on_benchmark(
-    row: SweepRow, recovery: RecoveryRow, dense_above_floor: bool, cells: Sequence[SweptModel]
+    row: SweepRow, recovery: RecoveryRow, dense_above_floor: bool, cells: Sequence[MeasuredModel[Path]]
 ) -> SweepBenchmarkRow:
     chosen = dict.fromkeys(cell.templates[recovery.benchmark] for cell in cells if cell.templates)
     return SweepBenchmarkRow(
@@ -179,7 +173,9 @@ def _on_benchmark(
     )
 
 
-def _recovery(cells: Sequence[SweptModel], dense: Sequence[SweptModel]) -> tuple[list[RecoveryRow], dict[str, bool]]:
+def _recovery(
+    cells: Sequence[MeasuredModel[Path]], dense: Sequence[MeasuredModel[Path]]
+) -> tuple[list[RecoveryRow], dict[str, bool]]:
     """The rows of cells that differ only in their seed, the mean last; and where dense is above its floor."""
     scores = {
         model: {name: read_score([one.scores[name] for one in models]) for name in models[0].scores}

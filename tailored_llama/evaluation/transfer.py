@@ -11,25 +11,13 @@ import numpy as np
 
 from tailored_llama.config import UNTUNED_MODEL
 from tailored_llama.evaluation.recovery import MEAN
+from tailored_llama.evaluation.results import TransferScore
 from tailored_llama.evaluation.scores import check_comparable, read_score
 from tailored_llama.evaluation.statistics import Answers, above_floor, interval, paired_draws
 from tailored_llama.store import read_rows
 
 # Used as names of a model or a benchmark; real names have no parentheses.
 OWN, OTHERS, DIFFERENCE = "(own)", "(others)", "(own − others)"
-
-
-@dataclass(frozen=True)
-class TransferCell:
-    """One model on one benchmark: the folder that `score_benchmark` wrote, or the error that left none.
-
-    `model` is the benchmark that the adapter was tuned on, or the name of another model.
-    """
-
-    model: str
-    benchmark: str
-    scores: Path | None = None
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +49,7 @@ class TransferRow:
         return self.gain_low is not None and self.gain_high is not None and self.gain_low * self.gain_high > 0
 
 
-def transfer_rows(cells: Sequence[TransferCell], seed: int) -> list[TransferRow]:
+def transfer_rows(cells: Sequence[TransferScore[Path]], seed: int) -> list[TransferRow]:
     """Every cell in order, each model's mean gain on other benchmarks, and the means on own and other benchmarks.
 
     Intervals come from a paired bootstrap over the scored examples. A mean over benchmarks draws from each separately;

@@ -65,7 +65,7 @@ from .passes import run_packed as run_packed
 from .quantization import check_installed as check_installed
 from .quantization import check_quantizable as check_quantizable
 from .quantization import load_base as load_base
-from .shards import open_tensors as open_tensors
+from .shards import tensor_reader as tensor_reader
 from .shards import write_shards as write_shards
 from .soft_prompts import context_length as context_length
 from .soft_prompts import has_soft_prompt as has_soft_prompt

@@ -26,7 +26,7 @@ from tailored_llama.models.checkpoints import (
     weight_files,
 )
 from tailored_llama.models.load import _load_tokenizer, _load_weights, empty_model
-from tailored_llama.models.shards import is_unchanged, link, open_tensors, write_shards
+from tailored_llama.models.shards import is_unchanged, link, tensor_reader, write_shards
 from tailored_llama.models.sources import DenseSettings, fetch_model, read_gguf
 from tailored_llama.models.tokens import pre_tokenizer
 from tailored_llama.store import EMBEDDED_MODELS, read_member
@@ -81,8 +81,8 @@ def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
             if file.is_file():
                 link(file, out / file.name)
     else:
-        with open_tensors(files) as read:
-            write_shards(out, expected, dtype, lambda name: read(name).to(dtype))
+        read = tensor_reader(files)
+        write_shards(out, expected, dtype, lambda name: read(name).to(dtype))
     model.config.dtype, model.config.architectures = str(dtype).removeprefix("torch."), [type(model).__name__]
     model.config.save_pretrained(out)
     if (folder / "generation_config.json").is_file():

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from tailored_llama.models.checkpoints import tensor_shapes
 
 _SHARD = 2 * 10**9  # bytes
 
@@ -39,19 +39,20 @@ def write_shards(
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-@contextmanager
-def open_tensors(files: Iterable[Path]) -> Iterator[Callable[[str], Tensor]]:
-    """Read the tensors of safetensors files by name; where files share one, the last has it.
+def tensor_reader(files: Iterable[Path]) -> Callable[[str], Tensor]:
+    """A function that reads a tensor of safetensors files by name; where files share one, the last has it.
 
-    Each file is mapped once. A tensor keeps its mapping alive: one for each tensor would add up to many times the
-    model's size in addresses, which a system with strict overcommit refuses.
+    Each tensor is a copy. One that is mapped would keep its whole file mapped, and the mappings of many would add up to
+    many times the model's size in addresses, which a system with strict overcommit refuses.
     """
-    with ExitStack() as stack:
-        readers: dict[str, Any] = {}
-        for file in files:
-            reader = stack.enter_context(safe_open(file, framework="pt"))
-            readers |= dict.fromkeys(reader.keys(), reader)
-        yield lambda name: readers[name].get_tensor(name)
+    files_by_name = {name: file for file in files for name in tensor_shapes(file)}
+
+    def read(name: str) -> Tensor:
+        with safe_open(files_by_name[name], framework="pt") as tensors:
+            data: Tensor = tensors.get_tensor(name).clone()
+        return data
+
+    return read
 
 
 def is_unchanged(file: Path, dtype: torch.dtype) -> bool:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import ModuleList
@@ -26,7 +28,6 @@ from tailored_llama.memory import free_memory
 from tailored_llama.models.checkpoints import check_checkpoint, tensor_shapes, tensor_spans, weight_bytes, weight_files
 from tailored_llama.models.devices import devices_of
 from tailored_llama.models.load import check_tensors, empty_model, load_model, stored_dtype
-from tailored_llama.models.shards import open_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -109,9 +110,15 @@ def _check_names(model: Any, files: dict[str, Path], shown: str) -> None:
     )
 
 
-def _read(names: Sequence[str], files: dict[str, Path], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    with open_tensors({files[name] for name in names}) as read:  # mapped, and read when they are used
-        return {name: read(name).to(device, dtype) for name in names}
+def _read(names: Iterable[str], files: dict[str, Path], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+    by_file: dict[Path, list[str]] = defaultdict(list)
+    for name in names:
+        by_file[files[name]].append(name)
+    tensors: dict[str, Tensor] = {}
+    for file, own in by_file.items():
+        with safe_open(file, framework="pt") as reader:  # the tensors are mapped, and read when they are used
+            tensors |= {name: reader.get_tensor(name).to(device, dtype) for name in own}
+    return tensors
 
 
 @dataclass(frozen=True)

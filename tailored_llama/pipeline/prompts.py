@@ -5,38 +5,28 @@ from __future__ import annotations
 from tailored_llama import evaluation
 from tailored_llama.config import REFERENCES, BenchmarkConfig, PromptStudyConfig, as_shown, reads_prompts, with_template
 from tailored_llama.data import candidates, study_templates
-from tailored_llama.pipeline import stages
+from tailored_llama.evaluation import StudiedBenchmark
+from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.reporting import StudySettings
-from tailored_llama.pipeline.results import StudiedBenchmark
 from tailored_llama.pipeline.runner import Artifact, Runner, conclude
-from tailored_llama.pipeline.steps import (
-    Prompts,
-    heal_if_asked,
-    load_dense,
-    load_examples,
-    prepare_dense,
-    prune_to,
-    render,
-    render_all,
-    score,
-)
+from tailored_llama.pipeline.steps import Prompts
 from tailored_llama.store import ArtifactRef
 
 
 def prompts(run: Runner, config: PromptStudyConfig) -> ArtifactRef:
     """Score every template set on a train slice, choose one, and compare it with the references."""
-    examples = {b.name: load_examples(run, b) for b in config.benchmarks}
+    examples = {b.name: steps.load_examples(run, b) for b in config.benchmarks}
     slices = {
         b.name: {
-            name: render(run, with_template(config, source), b.name, "selection", examples[b.name], config.examples)
+            name: steps.render(
+                run, with_template(config, source), b.name, "selection", examples[b.name], config.examples
+            )
             for name, source in candidates(config.templates, b).items()
         }
         for b in config.benchmarks
     }
     checkpoint, model = _checkpoint(run, config)
-    studied = {
-        b.name: _studied(run, config, b, (examples[b.name], slices[b.name]), checkpoint) for b in config.benchmarks
-    }
+    studied = [_studied(run, config, b, (examples[b.name], slices[b.name]), checkpoint) for b in config.benchmarks]
     settings = StudySettings(as_shown(config), model)
     return conclude(run(stages.STUDY, settings, "prompt study report", studied=studied), {})
 
@@ -44,11 +34,11 @@ def prompts(run: Runner, config: PromptStudyConfig) -> ArtifactRef:
 def _checkpoint(run: Runner, config: PromptStudyConfig) -> tuple[Artifact, str]:
     """The checkpoint to score, and its description."""
     if not config.pruned:
-        return load_dense(run, config), config.model.source
+        return steps.load_dense(run, config), config.model.source
     (ratio,) = config.pruning.ratios
-    read = render_all(run, config) if reads_prompts(config) else Prompts()
-    dense = prepare_dense(run, config, read)
-    model = heal_if_asked(run, config, dense, ratio, prune_to(run, config, dense, ratio), read)
+    read = steps.render_all(run, config) if reads_prompts(config) else Prompts()
+    dense = steps.prepare_dense(run, config, read)
+    model = steps.heal_if_asked(run, config, dense, ratio, steps.prune_to(run, config, dense, ratio), read)
     return model, f"{config.model.source}, pruned{' and healed' if config.healing.tokens else ''} at ratio {ratio:g}"
 
 
@@ -66,11 +56,11 @@ def _studied(
     name, source = benchmark.name, study_templates(config, benchmark)
     examples, slices = rendered
     selection = {
-        template: score(run, config, name, f"{template}, selection", checkpoint, asked, split="selection")
+        template: steps.score(run, config, name, f"{template}, selection", checkpoint, asked, split="selection")
         for template, asked in slices.items()
     }
     chosen = evaluation.choose({template: [run.open(scores)] for template, scores in selection.items()})
     reported = dict.fromkeys([chosen, *REFERENCES])
-    asked = {t: render(run, with_template(config, source[t]), name, "evaluation", examples) for t in reported}
-    scored = {t: score(run, config, name, t, checkpoint, asked[t]) for t in reported}
-    return StudiedBenchmark(chosen, selection, scored, asked)
+    asked = {t: steps.render(run, with_template(config, source[t]), name, "evaluation", examples) for t in reported}
+    scored = {t: steps.score(run, config, name, t, checkpoint, asked[t]) for t in reported}
+    return StudiedBenchmark(benchmark, chosen, selection, scored, asked)

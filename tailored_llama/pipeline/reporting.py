@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailored_llama import evaluation, models, reports, training
 from tailored_llama.config import PromptStudyConfig, RunConfig, SweepConfig, Work, named_benchmark
-from tailored_llama.pipeline.results import (
+from tailored_llama.evaluation import (
     MeasuredModel,
     QuantisedScore,
     StudiedBenchmark,
@@ -22,7 +22,7 @@ from tailored_llama.pipeline.stage import leaves
 from tailored_llama.store import read_manifest
 
 if TYPE_CHECKING:
-    from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow, SweptModel
+    from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow
     from tailored_llama.reports import Cost, ModelResults, RunResults
 
 
@@ -153,25 +153,18 @@ def _sweep_rows(cells: Sequence[SweptCell[Path]]) -> Iterator[tuple[SweepRow, li
     for cell in cells:
         settings.setdefault(evaluation.SweepRow(cell.name, cell.ratio, cell.curve, cell.place), []).append(cell)
     for row, members in settings.items():
-        complete = [(cell, cell.model, cell.dense) for cell in members if cell.model and cell.dense]
-        if complete:
-            measured = [_swept(model, cell.templates) for cell, model, _ in complete]
-            yield evaluation.measure(row, measured, [_swept(dense, {}) for _, _, dense in complete])
+        measured = [(cell.model, cell.dense) for cell in members if cell.model and cell.dense]
+        if measured:
+            yield evaluation.measure(row, *map(list, zip(*measured, strict=True)))
         for cell in members:
             if cell.error is not None:
                 label = f"{row.label}, seed={cell.seed}" if len(members) > 1 else row.label
                 yield evaluation.SweepRow(label, row.ratio, error=cell.error), []
 
 
-def _swept(model: MeasuredModel[Path], templates: Mapping[str, str]) -> SweptModel:
-    assert model.perplexity  # a cell has all of its measurements, or an error
-    return evaluation.SweptModel(model.checkpoint, model.perplexity, dict(model.scores), templates)
-
-
 def write_transfer_report(*, scores: Sequence[TransferScore[Path]], settings: ReportSettings, work: Work) -> None:
     """Stage: write the report of a transfer: every model on every benchmark."""
-    cells = [evaluation.TransferCell(one.model, one.benchmark, one.scores, one.error) for one in scores]
-    reports.write_transfer(settings.config, cells, out=work.out)
+    reports.write_transfer(settings.config, scores, out=work.out)
 
 
 @dataclass(frozen=True)
@@ -182,12 +175,6 @@ class StudySettings:
     model: str
 
 
-def write_study_report(*, studied: Mapping[str, StudiedBenchmark[Path]], settings: StudySettings, work: Work) -> None:
-    """Stage: write the report of a prompt study; `studied` is by benchmark."""
-    config = settings.config
-    found = [
-        evaluation.Studied(own, one.chosen, dict(one.selection), dict(one.evaluation), dict(one.prompts))
-        for own in config.benchmarks
-        for one in [studied[own.name]]
-    ]
-    reports.write_study(config, settings.model, found, out=work.out)
+def write_study_report(*, studied: Sequence[StudiedBenchmark[Path]], settings: StudySettings, work: Work) -> None:
+    """Stage: write the report of a prompt study."""
+    reports.write_study(settings.config, settings.model, studied, out=work.out)

@@ -30,10 +30,9 @@ from tailored_llama.data import (
     RenderedSplit,
     candidates,
 )
-from tailored_llama.evaluation import PerplexitySettings, ScoreSettings
+from tailored_llama.evaluation import MeasuredModel, PerplexitySettings, ScoreSettings, TunedDense
 from tailored_llama.models import DenseSettings
 from tailored_llama.pipeline import stages
-from tailored_llama.pipeline.results import MeasuredModel, TunedDense
 from tailored_llama.pipeline.runner import Artifact, Runner
 from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings
 from tailored_llama.training import HealSettings, TeachSettings, TuneSettings

@@ -16,27 +16,11 @@ from tailored_llama.config import (
     tuned_dense_cells,
 )
 from tailored_llama.errors import one_line
-from tailored_llama.pipeline import stages
+from tailored_llama.evaluation import MeasuredModel, SweptCell
+from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.reporting import SweepSettings
-from tailored_llama.pipeline.results import MeasuredModel, SweptCell
 from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude
-from tailored_llama.pipeline.steps import (
-    Lesson,
-    Prompts,
-    heal_if_asked,
-    load_dense,
-    measure,
-    measure_perplexity,
-    prepare_dense,
-    prune_to,
-    render_all,
-    score,
-    search_templates,
-    teacher_outputs,
-    text_of,
-    tune_adapters,
-    tune_dense,
-)
+from tailored_llama.pipeline.steps import Lesson, Prompts
 from tailored_llama.store import ArtifactRef
 
 Row = SweptCell[Artifact]
@@ -81,27 +65,27 @@ def sweep(run: Runner, config: SweepConfig) -> ArtifactRef:
 def _prompts(run: Runner, config: SweepConfig, own: RunConfig) -> Prompts:
     """The prompts of a cell, if anything reads them."""
     needed = config.scored or config.tailored or reads_prompts(own)
-    return render_all(run, own) if needed else Prompts()
+    return steps.render_all(run, own) if needed else Prompts()
 
 
 def _dense(
     run: Runner, config: SweepConfig, own: RunConfig, model: Artifact, prompts: Prompts
 ) -> MeasuredModel[Artifact]:
     """Measure the dense model of a cell."""
-    return measure(run, own, "dense", model, _scored(config, prompts))
+    return steps.measure(run, own, "dense", model, _scored(config, prompts))
 
 
 def _dense_row(run: Runner, config: SweepConfig, own: RunConfig, row: Row) -> Row:
     """Load and measure a dense model."""
-    model = _dense(run, config, own, load_dense(run, own), _prompts(run, config, own))
+    model = _dense(run, config, own, steps.load_dense(run, own), _prompts(run, config, own))
     return replace(row, model=model, dense=model)
 
 
 def _tuned_row(run: Runner, config: SweepConfig, own: RunConfig, row: Row) -> Row:
     """Tune a dense model on the shots of a cell, and measure it."""
     prompts = _prompts(run, config, own)
-    dense = _dense(run, config, own, load_dense(run, own), prompts)
-    scores = tune_dense(run, own, dense.checkpoint, prompts).scores
+    dense = _dense(run, config, own, steps.load_dense(run, own), prompts)
+    scores = steps.tune_dense(run, own, dense.checkpoint, prompts).scores
     return replace(row, model=replace(dense, scores=scores), dense=dense)
 
 
@@ -109,22 +93,20 @@ def _measured(run: Runner, config: SweepConfig, cell: SweepCell, row: Row) -> Ro
     """Prune, heal and tune the model of a cell as configured, and measure it."""
     own, ratio, label = cell.run, row.ratio, f"{row.name} @ {row.ratio:g}"
     prompts = _prompts(run, config, own)
-    dense = prepare_dense(run, own, prompts)
-    healed = heal_if_asked(run, own, dense, ratio, prune_to(run, own, dense, ratio), prompts)
-    perplexity = measure_perplexity(run, own, label, healed, text_of(own, dense.checkpoint))
-    asked = search_templates(run, own, healed) if cell.searched else prompts
+    dense = steps.prepare_dense(run, own, prompts)
+    healed = steps.heal_if_asked(run, own, dense, ratio, steps.prune_to(run, own, dense, ratio), prompts)
+    perplexity = steps.measure_perplexity(run, own, label, healed, steps.text_of(own, dense.checkpoint))
+    asked = steps.search_templates(run, own, healed) if cell.searched else prompts
     adapters = {}
     if config.tailored:
-        teachers = teacher_outputs(run, own, dense.checkpoint, asked, prompts)
-        adapters = tune_adapters(run, own, ratio, healed, Lesson(asked, teachers))
+        teachers = steps.teacher_outputs(run, own, dense.checkpoint, asked, prompts)
+        adapters = steps.tune_adapters(run, own, ratio, healed, Lesson(asked, teachers))
     scores = {
-        name: score(run, own, name, label, healed, rendered, adapters.get(name))
+        name: steps.score(run, own, name, label, healed, rendered, adapters.get(name))
         for name, rendered in _scored(config, asked).evaluation.items()
     }
-    model = MeasuredModel(healed, perplexity, scores)
-    return replace(
-        row, model=model, dense=_dense(run, config, own, dense.checkpoint, prompts), templates=asked.templates
-    )
+    model = MeasuredModel(healed, perplexity, scores, asked.templates)
+    return replace(row, model=model, dense=_dense(run, config, own, dense.checkpoint, prompts))
 
 
 def _scored(config: SweepConfig, prompts: Prompts) -> Prompts:

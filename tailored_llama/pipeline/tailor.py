@@ -19,28 +19,18 @@ from tailored_llama.config import (
     trims_vocabulary,
 )
 from tailored_llama.errors import one_line
-from tailored_llama.evaluation import PiecesSettings, ProfileSettings
-from tailored_llama.pipeline import stages
-from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings
-from tailored_llama.pipeline.results import MeasuredModel, QuantisedScore, TailoredRun, TunedDense
-from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude, failures, succeeded
-from tailored_llama.pipeline.steps import (
-    Dense,
-    Lesson,
-    Prompts,
-    by_training,
-    heal_if_asked,
-    measure,
-    model_label,
-    prepare_dense,
-    prune_to,
-    render_all,
-    score,
-    teacher_outputs,
-    text_of,
-    tune_adapters,
-    tune_dense,
+from tailored_llama.evaluation import (
+    MeasuredModel,
+    PiecesSettings,
+    ProfileSettings,
+    QuantisedScore,
+    TailoredRun,
+    TunedDense,
 )
+from tailored_llama.pipeline import stages, steps
+from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings
+from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude, failures, succeeded
+from tailored_llama.pipeline.steps import Dense, Lesson, Prompts
 from tailored_llama.serving import GgufSettings, QuantisedSettings
 from tailored_llama.store import FINISHED, GGUF, ArtifactRef, place
 
@@ -55,9 +45,9 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
     Raises:
         IncompleteRun: a stage failed, and others did not depend on it.
     """
-    prompts = render_all(run, config)
-    dense = prepare_dense(run, config, prompts)
-    asked = measure(run, config, "dense", dense.checkpoint, prompts)
+    prompts = steps.render_all(run, config)
+    dense = steps.prepare_dense(run, config, prompts)
+    asked = steps.measure(run, config, "dense", dense.checkpoint, prompts)
     tailored = [_tailored(run, config, dense, ratio, prompts) for ratio in config.pruning.ratios]
     tuned, lost = _tuned_dense(run, config, dense, prompts)
 
@@ -82,18 +72,20 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
 
 def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -> TailoredRun[Artifact]:
     """Prune the model to a ratio and tailor it to every benchmark."""
-    label = model_label("tailored", ratio)
-    cut_by = text_of(config, dense.checkpoint)
-    pruned = measure(run, config, model_label("pruned", ratio), prune_to(run, config, dense, ratio), prompts, cut_by)
-    base = heal_if_asked(run, config, dense, ratio, pruned.checkpoint, prompts)
-    teachers = teacher_outputs(run, config, dense.checkpoint, prompts)
-    adapters = tune_adapters(run, config, ratio, base, Lesson(prompts, teachers))
-    timed = _profile(run, config, model_label("pruned", ratio), pruned.checkpoint, dense.checkpoint)
+    label = steps.model_label("tailored", ratio)
+    cut_by = steps.text_of(config, dense.checkpoint)
+    pruned = steps.measure(
+        run, config, steps.model_label("pruned", ratio), steps.prune_to(run, config, dense, ratio), prompts, cut_by
+    )
+    base = steps.heal_if_asked(run, config, dense, ratio, pruned.checkpoint, prompts)
+    teachers = steps.teacher_outputs(run, config, dense.checkpoint, prompts)
+    adapters = steps.tune_adapters(run, config, ratio, base, Lesson(prompts, teachers))
+    timed = _profile(run, config, steps.model_label("pruned", ratio), pruned.checkpoint, dense.checkpoint)
     healed = None
     if config.healing.tokens:
         may_finish = config.store.export and config.tuning.keep == "better"  # without an adapter
         asked = prompts if may_finish else replace(prompts, evaluation={})
-        healed = measure(run, config, model_label("healed", ratio), base, asked, cut_by)
+        healed = steps.measure(run, config, steps.model_label("healed", ratio), base, asked, cut_by)
     pieces = None
     if trims_vocabulary(config):
         settings, pair = PiecesSettings.of(config.perplexity), {"pruned": pruned.checkpoint, "dense": dense.checkpoint}
@@ -102,9 +94,9 @@ def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompt
         ratio=ratio,
         pruned=pruned,
         healed=healed,
-        adapters=by_training(config, adapters),
+        adapters=steps.by_training(config, adapters),
         tailored={
-            name: score(run, config, name, label, base, asked, adapters.get(name))
+            name: steps.score(run, config, name, label, base, asked, adapters.get(name))
             for name, asked in prompts.evaluation.items()
         },
         profile=timed,
@@ -118,7 +110,7 @@ def _tuned_dense(
     """Tune the dense model if that is asked; what ends it in this process must not cost the report of the others."""
     if not config.tuning.dense:
         return TunedDense(), {}
-    attempt = Attempt(TUNED_DENSE, partial(tune_dense, run, config, dense.checkpoint, prompts))
+    attempt = Attempt(TUNED_DENSE, partial(steps.tune_dense, run, config, dense.checkpoint, prompts))
     return (TunedDense(), {attempt.name: attempt.error}) if attempt.error else (attempt.value, {})
 
 
@@ -172,7 +164,7 @@ def _quantised(
         models: dict[float | None, tuple[str, Artifact, Artifact | None]] = {None: ("dense", dense.checkpoint, None)}
         for one in runs:
             if name in one.tailored:
-                models[one.ratio] = model_label("tailored", one.ratio), one.base, one.adapter(name)
+                models[one.ratio] = steps.model_label("tailored", one.ratio), one.base, one.adapter(name)
         for ratio, (label, checkpoint, adapter) in models.items():
             title = f"score {name} {label}, {kind}"
             build: Callable[[], Artifact] = partial(

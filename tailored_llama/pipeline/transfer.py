@@ -6,21 +6,11 @@ from functools import partial
 
 from tailored_llama.config import DENSE, GENERIC, UNREAD_BY_TRANSFER, UNTUNED_MODEL, RunConfig, as_shown, check_transfer
 from tailored_llama.errors import one_line
-from tailored_llama.pipeline import stages
+from tailored_llama.evaluation import TransferScore
+from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.reporting import ReportSettings
-from tailored_llama.pipeline.results import TransferScore
 from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude
-from tailored_llama.pipeline.steps import (
-    Dense,
-    Lesson,
-    heal_if_asked,
-    prepare_dense,
-    prune_to,
-    render_all,
-    score,
-    teacher_outputs,
-    tune,
-)
+from tailored_llama.pipeline.steps import Dense, Lesson
 from tailored_llama.store import ArtifactRef
 
 
@@ -32,19 +22,21 @@ def transfer(run: Runner, config: RunConfig) -> ArtifactRef:
     """
     ratio = check_transfer(config)
     names = [benchmark.name for benchmark in config.benchmarks]
-    prompts = render_all(run, config)
-    dense = prepare_dense(run, config, prompts)
-    pruned = heal_if_asked(run, config, dense, ratio, prune_to(run, config, dense, ratio), prompts)
-    lesson = Lesson(prompts, teacher_outputs(run, config, dense.checkpoint, prompts))
+    prompts = steps.render_all(run, config)
+    dense = steps.prepare_dense(run, config, prompts)
+    pruned = steps.heal_if_asked(run, config, dense, ratio, steps.prune_to(run, config, dense, ratio), prompts)
+    lesson = Lesson(prompts, steps.teacher_outputs(run, config, dense.checkpoint, prompts))
 
     tuned = {GENERIC: Attempt(GENERIC, partial(_generic_adapter, run, config, ratio, pruned, dense))}
     for own in names:
-        tuned[own] = Attempt(own, partial(tune, run, config, [own], ratio, pruned, lesson))
+        tuned[own] = Attempt(own, partial(steps.tune, run, config, [own], ratio, pruned, lesson))
 
     def score_on(name: str, model: str) -> Artifact:
         checkpoint, adapter = dense.checkpoint if model == DENSE else pruned, tuned.get(model)
         label = f"tuned on {model}" if adapter else model
-        return score(run, config, name, label, checkpoint, prompts.evaluation[name], adapter.value if adapter else None)
+        return steps.score(
+            run, config, name, label, checkpoint, prompts.evaluation[name], adapter.value if adapter else None
+        )
 
     attempts = {
         (model, name): Attempt(f"{model} on {name}", partial(score_on, name, model))
@@ -68,5 +60,7 @@ def _generic_adapter(run: Runner, config: RunConfig, ratio: float, base: Artifac
     """Tune the adapter for all benchmarks at once, with the generic template."""
     mixed = config.model_copy(update={"tuning": config.tuning.model_copy(update={"examples": "mixture"})})
     names = [benchmark.name for benchmark in config.benchmarks]
-    prompts = render_all(run, mixed)
-    return tune(run, mixed, names, ratio, base, Lesson(prompts, teacher_outputs(run, mixed, dense.checkpoint, prompts)))
+    prompts = steps.render_all(run, mixed)
+    return steps.tune(
+        run, mixed, names, ratio, base, Lesson(prompts, steps.teacher_outputs(run, mixed, dense.checkpoint, prompts))
+    )

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tailored_llama.config import Criterion, Work
 from tailored_llama.data import read_calibration
-from tailored_llama.models import all_tensor_shapes, open_model, open_tensors, weight_files
+from tailored_llama.models import all_tensor_shapes, open_model, tensor_reader, weight_files
 from tailored_llama.pruning.activations import activation_scores
 from tailored_llama.pruning.depth import block_influence, write_influence
 from tailored_llama.pruning.groups import (
@@ -90,11 +90,10 @@ def read_importance(folder: Path) -> np.ndarray[Any, Any]:
 
 def magnitude_scores(dense: Path, slices: list[Slices], criterion: Criterion) -> np.ndarray[Any, Any]:
     """L1 or L2 (Euclidean) norm of all weights of each group; tensors are read one at a time."""
-    scores, parts = zero_scores(slices), by_parameter(slices)
-    with open_tensors(weight_files(dense)) as read:
-        for name in sorted(parts):
-            weight = read(name).float()
-            values = (weight.abs() if criterion == "magnitude_l1" else weight.square()).view(len(weight), -1)
-            for part in parts[name]:
-                add_scores(scores, part, values.sum(1 - part.dim))
+    scores, parts, read = zero_scores(slices), by_parameter(slices), tensor_reader(weight_files(dense))
+    for name in sorted(parts):
+        weight = read(name).float()
+        values = (weight.abs() if criterion == "magnitude_l1" else weight.square()).view(len(weight), -1)
+        for part in parts[name]:
+            add_scores(scores, part, values.sum(1 - part.dim))
     return (scores if criterion == "magnitude_l1" else scores.sqrt()).numpy()

@@ -22,10 +22,10 @@ from tailored_llama.models import (
     copy_tokenizer,
     layout_config,
     modeling_tailored_llama,
-    open_tensors,
     read_config,
     renumber_generation,
     renumbered,
+    tensor_reader,
     tensor_shapes,
     trim_tokenizer,
     weight_files,
@@ -81,14 +81,13 @@ def prune_checkpoint(
     left = tuple(layer for layer in layers if layer.heads or layer.channels)
     pruned_config = layout_config(without_layers(config, gone), left)
     dtype = getattr(torch, str(pruned_config.dtype or "float32").removeprefix("torch."))
+    read = tensor_reader((*weight_files(dense), *fitted))
 
-    with open_tensors((*weight_files(dense), *fitted)) as read:
+    def make(name: str) -> Tensor:
+        old = old_names[name]
+        return _cut(read(old), old, indices) if old in stored else torch.zeros(shapes[old], dtype=dtype)
 
-        def make(name: str) -> Tensor:
-            old = old_names[name]
-            return _cut(read(old), old, indices) if old in stored else torch.zeros(shapes[old], dtype=dtype)
-
-        write_shards(out, {name: shapes[old] for name, old in old_names.items()}, dtype, make)
+    write_shards(out, {name: shapes[old] for name, old in old_names.items()}, dtype, make)
     _save_config(pruned_config, out)
     if tokens:
         trim_tokenizer(dense, tokens.kept, tokens.shares.tolist(), out)

@@ -9,10 +9,10 @@ from .profile import profile_table as profile_table
 from .prompt_study import study_settings as study_settings
 from .prompt_study import study_table as study_table
 from .prompt_study import write_study as write_study
+from .recovery import recovery_table as recovery_table
 from .run import write_report as write_report
 from .sweep import sweep_table as sweep_table
 from .sweep import write_sweep as write_sweep
-from .terminal import recovery_table as recovery_table
 from .text import verdict_line as verdict_line
 from .transfer import transfer_table as transfer_table
 from .transfer import write_transfer as write_transfer

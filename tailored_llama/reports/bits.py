@@ -76,13 +76,14 @@ def bits_picture(rows: Sequence[BitsRow]) -> Picture:
         axes, handles = figure.subplots(), []
         for ratio in ratios:
             colour = COLOURS["dense" if ratio is None else _LINES[tailored.index(ratio) % len(_LINES)]]
-            own = sorted((row for row in rows if row.ratio == ratio), key=lambda row: row.bytes)
-            axes.plot([row.bytes / 1e6 for row in own], [row.accuracy for row in own], color=colour, linewidth=1.2)
-            for row in own:
-                whisker = Z95 * row.stderr
-                axes.errorbar(row.bytes / 1e6, row.accuracy, whisker, ecolor=colour, elinewidth=1.2, capsize=3)
-                axes.plot(
-                    row.bytes / 1e6, row.accuracy, _MARKERS[types.index(row.type) % 8], color=colour, markersize=8
+            own = sorted(
+                (row.bytes / 1e6, row.accuracy, Z95 * row.stderr, row.type) for row in rows if row.ratio == ratio
+            )
+            axes.plot([size for size, *_ in own], [accuracy for _, accuracy, *_ in own], color=colour, linewidth=1.2)
+            for size, accuracy, whisker, kind in own:
+                marker = _MARKERS[types.index(kind) % 8]
+                axes.errorbar(
+                    size, accuracy, whisker, color=colour, elinewidth=1.2, capsize=3, marker=marker, markersize=8
                 )
             label = DENSE if ratio is None else f"{TAILORED}, ratio {ratio:g}" if tailored[1:] else TAILORED
             handles.append(Line2D([], [], color=colour, linewidth=4, label=label))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from tailored_llama.evaluation import Array
 from tailored_llama.reports.figures import COLOURS, STYLE, Picture, new_figure, wrap_name, xy
 
 _LINES = ("tailored", "pruned", "line-1", "line-2", "line-3", "line-4")  # colours of curves, in order
@@ -26,15 +25,9 @@ def curves(
     xlabel: str | None = None,
     shares: bool = False,
 ) -> Picture:
-    """One line for each setting, and the dense model's value as a reference.
+    """One line through the points (x, value) of each setting, and the dense model's value, if given, as a reference.
 
-    Args:
-        series: setting → points (x, value).
-        ylabel: what the values are.
-        reference: the dense model's value; None draws no line.
-        log: whether the values have a logarithmic scale.
-        xlabel: what x is; None: the share of parameters removed.
-        shares: whether values are fractions, to be shown as percentages.
+    With `shares`, values are fractions, shown as percentages. Without `xlabel`, x is the share of parameters removed.
     """
     with matplotlib.rc_context(STYLE):
         figure = new_figure(420 + 11 * len(series))
@@ -61,50 +54,45 @@ def curves(
         return Picture(figure, f"{ylabel} over {over}: " + ", ".join(series))
 
 
+@dataclass(frozen=True)
+class HeatCell:
+    """A cell of a heat map: the value shown as colour, NaN for none, and the text on it."""
+
+    value: float
+    text: str
+    bold: bool = False
+
+
 def heat_map(
-    rows: Sequence[str],
-    columns: Sequence[str],
-    values: Array,
-    texts: Sequence[Sequence[str]],
-    bold: Array,
-    lead: int,
-    labels: tuple[str, str],
-    unit: str,
+    grid: Mapping[str, Sequence[HeatCell]], columns: Sequence[str], lead: int, labels: tuple[str, str], unit: str
 ) -> Picture:
     """Coloured cells with text, blue above 0 and orange below; cells whose row and column share a name are framed.
 
-    Args:
-        rows: names of the rows.
-        columns: names of the columns.
-        values: the values shown as colour, float [rows, columns]; NaN stays blank.
-        texts: the text in each cell, [rows][columns].
-        bold: which texts are bold, bool [rows, columns].
-        lead: number of rows at the top that are set apart.
-        labels: axis labels of the rows below the lead and of the columns.
-        unit: of the values.
+    The first `lead` rows are set apart. `labels` are those of the rows below them and of the columns.
     """
-    limit = max(1.0, math.ceil(np.max(np.abs(values), initial=0.0, where=~np.isnan(values))))
-    lines = max(text.count("\n") + 1 for row in texts for text in row)
-    cell = min(120, max(64, 820 // len(columns)))  # CSS pixels
-    height = 20 * lines + 14
+    rows, cells = list(grid), [cell for line in grid.values() for cell in line]
+    limit = max([1, *(math.ceil(abs(cell.value)) for cell in cells if not math.isnan(cell.value))])
+    width = min(120, max(64, 820 // len(columns)))  # of a cell, in CSS pixels
+    height = 20 * max(cell.text.count("\n") + 1 for cell in cells) + 14
     at = [i + 0.25 * (i >= lead) for i in range(len(rows))]
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(110 + height * (len(rows) + 1), width=max(560, 160 + cell * len(columns)))
+        figure = new_figure(110 + height * (len(rows) + 1), width=max(560, 160 + width * len(columns)))
         axes = figure.subplots()
-        for (i, j), value in np.ndenumerate(values):
-            box: Any = {"xy": (j - 0.5, at[i] - 0.5), "width": 1, "height": 1}
-            if not math.isnan(value):
-                axes.add_patch(Rectangle(**box, linewidth=0, **_shade(value / limit)))
-            axes.add_patch(Rectangle(**box, fill=False, edgecolor=COLOURS["grid"], linewidth=1))
-            weight = "bold" if bold[i, j] else "normal"
-            axes.text(j, at[i], texts[i][j], ha="center", va="center", weight=weight, linespacing=1.35)
+        for i, line in enumerate(grid.values()):
+            for j, cell in enumerate(line):
+                box: Any = {"xy": (j - 0.5, at[i] - 0.5), "width": 1, "height": 1}
+                if not math.isnan(cell.value):
+                    axes.add_patch(Rectangle(**box, linewidth=0, **_shade(cell.value / limit)))
+                axes.add_patch(Rectangle(**box, fill=False, edgecolor=COLOURS["grid"], linewidth=1))
+                weight = "bold" if cell.bold else "normal"
+                axes.text(j, at[i], cell.text, ha="center", va="center", weight=weight, linespacing=1.35)
         for i, j in ((rows.index(name), j) for j, name in enumerate(columns) if name in rows):
             frame = Rectangle((j - 0.5, at[i] - 0.5), 1, 1, fill=False, edgecolor=COLOURS["ink"], linewidth=2)
             axes.add_patch(frame).set_zorder(3)
         axes.set_xlim(-0.52, len(columns) - 0.48)
         axes.set_ylim(at[-1] + 0.52, -0.52)
         names = [wrap_name(name) for name in columns]
-        if any(8 * len(line) > cell for name in names for line in name.split("\n")):  # horizontal names would overlap
+        if any(8 * len(line) > width for name in names for line in name.split("\n")):  # horizontal names would overlap
             axes.set_xticks(range(len(columns)), columns, rotation=45, ha="left", rotation_mode="anchor")
         else:
             axes.set_xticks(range(len(columns)), names)
@@ -115,10 +103,11 @@ def heat_map(
         axes.set_ylabel(labels[0], labelpad=10, y=1 - (lead + len(rows)) / 2 / len(rows))
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        scale = [(f"{limit * part:+g}".replace("-", "−"), _shade(part)) for part in (-1, -0.5, 0.5, 1)]
-        handles: list[Any] = [Patch(label=text, **shade) for text, shade in scale]
-        handles.insert(2, Patch(label="0", facecolor="none", edgecolor=COLOURS["grid"]))
-        handles[-1].set_label(f"{handles[-1].get_label()} {unit}")
+        shades: list[Any] = [_shade(part) for part in (-1, -0.5, 0.5, 1)]
+        shades.insert(2, {"facecolor": "none", "edgecolor": COLOURS["grid"]})
+        names = [f"{limit * part:+g}".replace("-", "−").replace("+0", "0") for part in (-1, -0.5, 0, 0.5, 1)]
+        names[-1] += f" {unit}"
+        handles = [Patch(label=name, **shade) for name, shade in zip(names, shades, strict=True)]
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), borderpad=0)
         return Picture(figure, f"Heat map of {unit}: {labels[0]} {', '.join(rows)}; {labels[1]} {', '.join(columns)}")
 
@@ -137,12 +126,8 @@ def intervals(
 ) -> Picture:
     """Values with their intervals: a row for each name, a panel for each kind of value.
 
-    Args:
-        names: names of the rows, from the top.
-        panels: title → value, low and high of every row; None draws nothing.
-        reference: where a line is drawn, such as no difference or the dense model.
-        unit: of the values.
-        label: describes the values in the picture's text alternative.
+    A panel has value, low and high of every row, or None where there is nothing to draw, and a line at the reference,
+    such as no difference or the dense model. The label describes the values in the picture's text alternative.
     """
     with matplotlib.rc_context(STYLE):
         figure = new_figure(90 + 30 * len(names))

@@ -16,6 +16,7 @@ from tailored_llama.evaluation import (
     ModelRow,
     PiecesRow,
     ProfileRow,
+    RecoveryRow,
     RecoveryTable,
     read_score,
     recovery_rows,
@@ -116,44 +117,44 @@ def scored_runs(inputs: ReportInputs) -> list[tuple[RunResults, RecoveryTable]]:
     """Each ratio that has scores, with its table.
 
     Raises:
-        InputError: scores of a benchmark have different examples or metrics, a file is missing or broken, or no model
-            has scores.
+        InputError: as `compared_rows`, or no model has scores.
     """
     scored = []
     for run in inputs.runs or (RunResults(None),):
         folders = {DENSE: inputs.dense.scores, PRUNED: run.pruned.scores, HEALED: run.healed, TAILORED: run.tailored}
-        scores = {model: {name: read_score(path) for name, path in paths.items()} for model, paths in folders.items()}
-        rows = recovery_rows(scores, run.ratio, inputs.config.seed if inputs.config else 0)
-        if rows:
-            (table,) = recovery_tables(rows, _model_rows(inputs, run))
+        if rows := compared_rows(inputs, run, folders):
+            (table,) = recovery_tables(rows, _model_rows(inputs.dense, run))
             scored.append((run, table))
     if not scored:
         raise InputError("report: no model has scores; allowed: at least one scored benchmark")
     return scored
 
 
-_SPEEDS = [f"{phase}_speedup{end}" for phase in ("prefill", "decode") for end in ("", "_low", "_high")]
+def compared_rows(
+    inputs: ReportInputs, run: RunResults, folders: Mapping[str, Mapping[str, Path]]
+) -> list[RecoveryRow]:
+    """The rows of a run from the score folders of each model and benchmark.
+
+    Raises:
+        InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
+    """
+    scores = {model: {name: read_score(path) for name, path in paths.items()} for model, paths in folders.items()}
+    return recovery_rows(scores, run.ratio, inputs.config.seed if inputs.config else 0)
 
 
-def _model_rows(inputs: ReportInputs, run: RunResults) -> list[ModelRow]:
+def _model_rows(dense: ModelResults, run: RunResults) -> list[ModelRow]:
     """Rows of the dense, the pruned and the healed model of a ratio, as far as they are known."""
-    speed = run.speed()
-    speeds = {name: getattr(speed, name) for name in _SPEEDS if speed}
-    rows = [_model_row(None, DENSE, inputs.dense), _model_row(run.ratio, PRUNED, run.pruned, **speeds)]
+    models = {DENSE: dense, PRUNED: run.pruned}
     if run.healed_perplexity:
-        rows.append(_model_row(run.ratio, HEALED, replace(run.pruned, perplexity=run.healed_perplexity)))
+        models[HEALED] = replace(run.pruned, perplexity=run.healed_perplexity)
+    rows = []
+    for name, model in models.items():
+        measured = {key: (model.perplexity or {}).get(key) for key in ("perplexity", "byte_perplexity")}
+        sizes = {"parameters": model.parameters, "body": model.body, "vocab_size": model.vocab_size}
+        speed = run.speed() if name == PRUNED else None
+        speeds = {key: getattr(speed, key) for key in _SPEEDS if speed}
+        rows.append(ModelRow(None if name == DENSE else run.ratio, name, **sizes, **measured, **speeds))
     return rows
 
 
-def _model_row(ratio: float | None, name: str, model: ModelResults, **speeds: float) -> ModelRow:
-    measured = model.perplexity or {}
-    return ModelRow(
-        ratio,
-        name,
-        model.parameters,
-        measured.get("perplexity"),
-        **speeds,
-        body=model.body,
-        vocab_size=model.vocab_size,
-        byte_perplexity=measured.get("byte_perplexity"),
-    )
+_SPEEDS = [f"{phase}_speedup{end}" for phase in ("prefill", "decode") for end in ("", "_low", "_high")]

@@ -23,7 +23,8 @@ from tailored_llama.data import BUILTIN, Example, load_template, named_columns, 
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.models import Base, Size, is_layered, loading, what_was_removed, write_card
 from tailored_llama.reports.inputs import ReportInputs, scored_runs
-from tailored_llama.reports.parts import page_template, percent, settings_of, span
+from tailored_llama.reports.pages import page_template, settings_of
+from tailored_llama.reports.parts import percent, span
 from tailored_llama.reports.text import (
     benchmark_notes,
     gained_by,

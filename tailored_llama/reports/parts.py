@@ -1,20 +1,13 @@
-"""Parts that all reports share: number formats, page templates, sample prompts and settings."""
+"""Figures as text, and as cells of tables: numbers, percentages, intervals, accuracies and speeds."""
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-
-from tailored_llama.config import RunConfig
-from tailored_llama.errors import InputError
-from tailored_llama.reports.figures import COLOURS, Picture
+from tailored_llama.evaluation import BitsRow, RecoveryRow, TemplateRow
+from tailored_llama.reports.tables import Cell
 
 NO_DIFFERENCE = "no difference measured"
-_PROMPT_CHARACTERS = 3_000  # a longer prompt is cut in the middle
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -41,67 +34,22 @@ def share(value: float | None, low: float | None, high: float | None, digits: in
     return f"{percent(value, digits)} ({bounds})" if bounds else percent(value, digits)
 
 
-def page_template(name: str) -> Template:
-    """A page template with the shared filters."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=name.endswith(".html.j2"),  # data is text, never markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": number,
-        "percent": percent,
-        "span": span,
-        "duration": _duration,
-        "points": points,
-        "speedup": speedup,
-    }
-    environment.globals |= {"colours": COLOURS}
-    return environment.get_template(name)
+def accuracy_cell(value: float | None, error: float | None) -> Cell:
+    """An accuracy ± its standard error; a dash for None."""
+    if value is None:
+        return Cell("–")
+    return Cell(f"{number(value)} ± {number(error)}", brief=f"{number(value)}±{number(error).lstrip('0')}")
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+def accuracy_of(row: RecoveryRow | BitsRow | TemplateRow | None) -> Cell:
+    """The accuracy in a row ± its standard error; a dash without a row."""
+    return accuracy_cell(row.accuracy, row.stderr) if row else accuracy_cell(None, None)
 
 
-def first_sample(file: Path) -> str:
-    """The first prompt of `samples.txt`: the lines between the first two rulers."""
-    try:
-        parts = re.split(r"^──── .* ────$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{file}: missing or not UTF-8 text") from None
-    text = parts[min(1, len(parts) - 1)].strip("\n")
-    half = _PROMPT_CHARACTERS // 2
-    if len(text) <= _PROMPT_CHARACTERS:
-        return text
-    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
-
-
-def settings_of(config: RunConfig) -> dict[str, dict[str, str]]:
-    """Section → field → value, as in a configuration file, without unset fields.
-
-    `execution` and `store` are left out: they cannot change a result, and the same results give the same report.
-    """
-    sections: dict[str, dict[str, str]] = {"": {}}
-    for name, value in config.model_dump(mode="json", exclude_none=True, exclude={"execution", "store"}).items():
-        if isinstance(value, dict):
-            sections[name] = {key: json.dumps(inner, ensure_ascii=False) for key, inner in value.items()}
-        elif name == "benchmarks":
-            tables = [table["name"] if len(table) == 1 else table for table in value]
-            sections[""][name] = json.dumps(tables, ensure_ascii=False)
-        else:
-            sections[""][name] = json.dumps(value, ensure_ascii=False)
-    return sections
-
-
-def markdown_picture(name: str, picture: Picture) -> str:
-    """Markdown that shows a picture from the PNG file beside the page."""
-    return f"![{picture.label.translate(str.maketrans('[]', '()'))}]({name}.png)"
+def share_cell(value: float | None, low: float | None, high: float | None, more: str = "", digits: int = 0) -> Cell:
+    """A fraction as a percentage, with its interval and `more` below it; `digits` are those on a terminal."""
+    under = () if value is None else tuple(filter(None, (span(low, high), more)))
+    return Cell(percent(value), under, share(value, low, high, digits))
 
 
 def points(share: float | None) -> str:

@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
+import rich.table
 
 from tailored_llama.evaluation import ProfileRow, token_flops
+from tailored_llama.reports.tables import Column, Table, table_row, terminal
 
 
-def profile_table(rows: Sequence[ProfileRow]) -> Table:
+def profile_table(rows: Sequence[ProfileRow]) -> rich.table.Table:
     """A table of 80 characters: a column for each checkpoint, then the ratios of their costs."""
-    own, other = ([row for row in rows if row.role == role] for role in ("checkpoint", "against"))
+    own, other = ([line for line in rows if line.role == role] for role in ("checkpoint", "against"))
     first = [role_rows[0] for role_rows in (own, other) if role_rows]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left")
-    table.caption, table.caption_style = escape("\n".join(_notes(first))), "none"
-    table.add_column("", no_wrap=True)
-    for row in first:
-        table.add_column(escape(row.checkpoint), justify="right", overflow="fold")
-    for name in ("ratio", "expected") if other else ():
-        table.add_column(name, justify="right", no_wrap=True)
-    for label, scale, digits, values in (
-        ("parameters", 1, 0, [row.parameters for row in first]),
-        ("  a token needs", 1, 0, [row.computed_parameters for row in first]),
-        ("weights, MB", 1e6, 1, [row.weight_bytes for row in first]),
-        ("MFLOPs a token", 1e6, 1, [token_flops(row) for row in first]),
-        ("  in attention", 1e6, 1, [row.attention_flops for row in first]),
-        ("MFLOPs a prompt", 1e6, 1, [row.prompt_flops for row in first]),
-    ):
-        table.add_row(label, *(f"{value / scale:,.{digits}f}" for value in values), *_ratio(values))
-    for index, row in enumerate(own):
+    names = ["\n".join(textwrap.wrap(line.checkpoint, 14)) for line in first]
+    columns = [Column("", left=True), *map(Column, [*names, *(["ratio", "expected"] if other else [])])]
+    lines = [
+        table_row(label, *(f"{value / scale:,.{digits}f}" for value in values), *_ratio(values))
+        for label, scale, digits, values in (
+            ("parameters", 1, 0, [line.parameters for line in first]),
+            ("  a token needs", 1, 0, [line.computed_parameters for line in first]),
+            ("weights, MB", 1e6, 1, [line.weight_bytes for line in first]),
+            ("MFLOPs a token", 1e6, 1, [token_flops(line) for line in first]),
+            ("  in attention", 1e6, 1, [line.attention_flops for line in first]),
+            ("MFLOPs a prompt", 1e6, 1, [line.prompt_flops for line in first]),
+        )
+    ]
+    for index, line in enumerate(own):
         both = [role_rows[index] for role_rows in (own, other) if role_rows]
-        table.add_section()
-        table.add_row(f"[bold]batch {row.batch}[/]")
+        lines.append(table_row(f"batch {line.batch}"))
         for phase in ("prefill", "decode"):
             cells = [f"{getattr(one, f'{phase}_tokens_per_second'):,.1f}" for one in both]
-            if row.expected_parameters is not None:
-                middle, low, high = (getattr(row, f"{phase}_speedup{end}") for end in ("", "_low", "_high"))
-                expected = getattr(row, f"expected_{phase}")
-                cells += [f"{middle:.2f} ({low:.2f}–{high:.2f})", f"{expected:.2f} / {row.expected_parameters:.2f}"]
-            table.add_row(f"  {phase} tokens/s", *cells)
+            if line.expected_parameters is not None:
+                middle, low, high = (getattr(line, f"{phase}_speedup{end}") for end in ("", "_low", "_high"))
+                expected = getattr(line, f"expected_{phase}")
+                cells += [f"{middle:.2f} ({low:.2f}–{high:.2f})", f"{expected:.2f} / {line.expected_parameters:.2f}"]
+            lines.append(table_row(f"  {phase} tokens/s", *cells))
         memory = [one.peak_memory_bytes for one in both]
-        table.add_row("  peak memory, MB", *(f"{value / 1e6:,.0f}" for value in memory), *_ratio(memory))
-    return table
+        lines.append(table_row("  peak memory, MB", *(f"{value / 1e6:,.0f}" for value in memory), *_ratio(memory)))
+    return terminal(Table(tuple(columns), tuple(lines), tuple(_notes(first))))
 
 
 def _ratio(values: Sequence[int]) -> list[str]:

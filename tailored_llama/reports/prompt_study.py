@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
+import rich.table
 
 from tailored_llama.config import REFERENCES, PromptStudyConfig
 from tailored_llama.evaluation import (
@@ -15,22 +14,24 @@ from tailored_llama.evaluation import (
     MEAN,
     RESAMPLES,
     Difference,
-    Studied,
+    StudiedBenchmark,
     TemplateRow,
     above_floor,
     read_study,
     study_differences,
     study_rows,
 )
-from tailored_llama.reports import comparison_plots
+from tailored_llama.reports.comparison_plots import intervals
 from tailored_llama.reports.figures import Picture
-from tailored_llama.reports.parts import first_sample, markdown_picture, number, page_template, points, settings_of
+from tailored_llama.reports.pages import first_sample, settings_of, write_page
+from tailored_llama.reports.parts import accuracy_of, number, points
+from tailored_llama.reports.tables import Cell, Column, Table, table_row, terminal
 from tailored_llama.store import write_rows
 
-STAGE, VERSION = "prompt-study", 3
+STAGE, VERSION = "prompt-study", 4
 
 
-def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied], *, out: Path) -> None:
+def write_study(config: PromptStudyConfig, model: str, studied: Sequence[StudiedBenchmark[Path]], *, out: Path) -> None:
     """Stage: write `study.parquet`, `differences.parquet`, `study.html`, and `study.md` with `differences.png`.
 
     Args:
@@ -43,8 +44,25 @@ def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied
     write_rows(out / "study.parquet", rows, TemplateRow)
     write_rows(out / "differences.parquet", differences, Difference)
     picture = _picture(differences)
-    (out / "study.html").write_text(_page(config, model, studied, rows, differences, picture), encoding="utf-8")
-    (out / "study.md").write_text(_markdown(model, rows, differences, picture), encoding="utf-8")
+    context = {
+        "title": f"Prompts for {model}",
+        "model": model,
+        "config": config,
+        "summary": summary(rows, differences),
+        "notes": notes(rows),
+        "table": _table(rows, differences),
+        "selection": _selection(studied, rows),
+        "figure": picture,
+        "chosen": {one.benchmark.name: one.chosen for one in studied},
+        "samples": {
+            one.benchmark.name: {name: first_sample(folder / "samples.txt") for name, folder in one.prompts.items()}
+            for one in studied
+        },
+        "settings": study_settings(config),
+        "resamples": RESAMPLES,
+    }
+    write_page("prompt_study.html.j2", out / "study.html", context)
+    write_page("prompt_study.md.j2", out / "study.md", context)
     picture.save_png(out / "differences.png")
 
 
@@ -85,62 +103,75 @@ def notes(rows: Sequence[TemplateRow]) -> list[str]:
     return texts
 
 
-def _cell(difference: Difference) -> str:
-    return f"{points(difference.difference)} ({points(difference.low)}, {points(difference.high)})"
-
-
-def _scored(rows: Sequence[TemplateRow], benchmark: str, template: str) -> TemplateRow | None:
-    wanted = (benchmark, template, EVALUATION)
-    return next((row for row in rows if (row.benchmark, row.template, row.split) == wanted), None)
-
-
-def study_table(folder: Path) -> Table:
+def study_table(folder: Path) -> rich.table.Table:
     """The table of a study's folder, 80 characters wide, with notes below it."""
-    rows, differences = read_study(folder)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left", caption_style="none")
-    legend = "Evaluation split: accuracy ± standard error; differences in points with 95 % intervals."
-    table.caption = escape("\n".join([legend, *notes(rows)]))
-    table.add_column("benchmark", overflow="fold")
-    table.add_column("chosen on train", overflow="fold")
-    for name in ("accuracy", *(f"− {other}" for other in REFERENCES)):
-        table.add_column(name, justify="right")
-    for name in dict.fromkeys(d.benchmark for d in differences):
-        against = {d.other: d for d in differences if d.benchmark == name}
-        chosen = next(iter(against.values())).template
-        row = _scored(rows, name, chosen) if chosen else None
-        accuracy = f"{number(row.accuracy)}±{number(row.stderr).lstrip('0')}" if row else ""
-        cells = [name, chosen or "", accuracy, *(_cell(against[o]) if o in against else "–" for o in REFERENCES)]
-        table.add_row(*map(escape, cells), style="bold" if name == MEAN else None)
-    return table
+    return terminal(_table(*read_study(folder)))
 
 
-def _markdown(model: str, rows: Sequence[TemplateRow], differences: Sequence[Difference], picture: Picture) -> str:
-    title = model.replace("`", "'")
-    lines = [f"# Prompts for `{title}`", "", summary(rows, differences), ""]
-    lines += [line for note in notes(rows) for line in (note, "")]
-    names = ["benchmark", "metric", "examples", "floor", "chosen on train", "chosen", *REFERENCES]
-    names += [f"chosen − {other}" for other in REFERENCES]
-    lines += [f"| {' | '.join(names)} |", "|:--|:--|--:|--:|:--|--:|--:|--:|--:|--:|"]
-    for name in dict.fromkeys(d.benchmark for d in differences):
-        by_reference = {d.other: d for d in differences if d.benchmark == name}
-        first = next(iter(by_reference.values()))
-        scored = [_scored(rows, name, t) for t in (first.template or "", *REFERENCES)]
-        row = scored[0]
-        cells = [name, row.metric, f"{row.examples:,}", number(row.floor)] if row else [name, "", "", "–"]
-        cells += [first.template or ""]
-        cells += [f"{number(s.accuracy)} ± {number(s.stderr)}" if s else "–" for s in scored]
-        cells += [_cell(by_reference[other]) if other in by_reference else "–" for other in REFERENCES]
-        lines.append(f"| {' | '.join(cells)} |")
-    legend = "Accuracy ± standard error on the evaluation split; differences in points, with paired 95 % intervals."
-    return "\n".join([*lines, "", legend, "", markdown_picture("differences", picture), ""])
+def _table(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> Table:
+    """The chosen set and the references on the evaluation split, benchmark by benchmark, and the mean difference."""
+    scored = {(one.benchmark, one.template): one for one in rows if one.split == EVALUATION}
+    found = {(one.benchmark, one.other): one for one in differences}
+    columns = (
+        Column("benchmark", left=True),
+        Column("examples", wide=True),
+        Column("floor", wide=True),
+        Column("chosen\non train", left=True),
+        Column("chosen"),
+        *(Column(other, wide=True) for other in REFERENCES),
+        *(Column(f"chosen −\n{other}") for other in REFERENCES),
+    )
+    lines = []
+    for name, chosen in {one.benchmark: one.template for one in differences}.items():
+        gains = [_gain(found.get((name, other)), len({one.benchmark for one in rows})) for other in REFERENCES]
+        if chosen is None:
+            lines.append(table_row("mean", *[""] * (len(columns) - 1 - len(gains)), *gains, bold=True))
+            continue
+        best, *others = (scored.get((name, template)) for template in (chosen, *REFERENCES))
+        first = Cell(name, (best.metric,), name) if best else Cell(name)
+        about = [number(best.examples, 0), number(best.floor)] if best else ["", "–"]
+        lines.append(table_row(first, *about, chosen, *map(accuracy_of, (best, *others)), *gains))
+    legend = "Evaluation split: accuracy ± standard error; differences in points, with paired 95 % intervals."
+    return Table(columns, tuple(lines), (legend, *notes(rows)))
+
+
+def _gain(one: Difference | None, benchmarks: int) -> Cell:
+    """A difference in points, its interval, and what else there is to say of it; a mean is over some benchmarks."""
+    if one is None:
+        return Cell("–")
+    difference, low, high = map(points, (one.difference, one.low, one.high))
+    under = [f"{low} to {high}"]
+    if one.template == one.other:
+        under = ["same set"]
+    elif not one.same_measure:
+        under.append("different measure")
+    elif one.benchmark == MEAN:
+        under.append(f"over {one.benchmarks} of {benchmarks}")
+    elif one.p is not None:
+        under.append(f"p = {number(one.p)}")
+    return Cell(difference, tuple(under), f"{difference} ({low}, {high})")
+
+
+def _selection(studied: Sequence[StudiedBenchmark[Path]], rows: Sequence[TemplateRow]) -> Table:
+    """Every set on the slice of the train split; the chosen one is bold."""
+    scored = {(one.benchmark, one.template): one for one in rows if one.split != EVALUATION}
+    templates = list(dict.fromkeys(name for one in studied for name in one.selection))
+    columns = [Column("benchmark", left=True), *map(Column, ["examples", "floor", *templates])]
+    lines = []
+    for one in studied:
+        name, best = one.benchmark.name, scored[one.benchmark.name, one.chosen]
+        cells = [
+            replace(accuracy_of(scored.get((name, template))), strong=template == one.chosen) for template in templates
+        ]
+        lines.append(table_row(name, number(best.examples, 0), number(best.floor), *cells))
+    return Table(tuple(columns), tuple(lines))
 
 
 def study_settings(config: PromptStudyConfig) -> dict[str, dict[str, str]]:
     """The settings that a study reads, as `settings_of` gives them."""
     sections = settings_of(config)
-    making = ("calibration", "pruning", "reconstruction", "distillation", "healing", "prompts")
-    pruning = () if config.pruned else making
-    for name in ("perplexity", "profile", *pruning):
+    making = () if config.pruned else ("calibration", "pruning", "reconstruction", "distillation", "healing", "prompts")
+    for name in ("perplexity", "profile", *making):
         del sections[name]
     sections["tuning"] = {name: sections["tuning"][name] for name in ("shots", "held_out")}  # not in the slice
     return sections
@@ -157,37 +188,4 @@ def _picture(differences: Sequence[Difference]) -> Picture:
         for other in REFERENCES
     }
     names = ["mean" if name == MEAN else name for name in listed]
-    label = "Differences of accuracy with 95 % intervals"
-    return comparison_plots.intervals(names, panels, 0, "points of accuracy", label)
-
-
-def _page(
-    config: PromptStudyConfig,
-    model: str,
-    studied: Sequence[Studied],
-    rows: Sequence[TemplateRow],
-    differences: Sequence[Difference],
-    picture: Picture,
-) -> str:
-    names = [one.benchmark.name for one in studied]
-    return page_template("prompt_study.html.j2").render(
-        title=f"Prompts for {model}",
-        config=config,
-        summary=summary(rows, differences),
-        notes=notes(rows),
-        names=names,
-        listed=[*names, *([MEAN] if len(names) > 1 else [])],
-        mean=MEAN,
-        chosen={one.benchmark.name: one.chosen for one in studied},
-        templates=list(dict.fromkeys(name for one in studied for name in one.selection)),
-        references=REFERENCES,
-        row={(row.benchmark, row.template, row.split): row for row in rows},
-        difference={(d.benchmark, d.other): d for d in differences},
-        figure=picture,
-        samples={
-            one.benchmark.name: {name: first_sample(folder / "samples.txt") for name, folder in one.prompts.items()}
-            for one in studied
-        },
-        settings=study_settings(config),
-        resamples=RESAMPLES,
-    )
+    return intervals(names, panels, 0, "points of accuracy", "Differences of accuracy with 95 % intervals")

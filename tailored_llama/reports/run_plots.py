@@ -1,4 +1,4 @@
-"""Plots of one run: accuracies, kept widths, importance and losses, each drawn from plain arrays."""
+"""Plots of one run: accuracies, kept widths, importance and losses."""
 
 from __future__ import annotations
 
@@ -20,71 +20,73 @@ from tailored_llama.evaluation import MODELS, Z95, Array, RecoveryTable
 from tailored_llama.pruning import IMPORTANCE_SCHEMA, read_plan
 from tailored_llama.reports.figures import COLOURS, STYLE, WIDTH, Picture, new_figure, wrap_name, xy
 from tailored_llama.reports.inputs import ReportInputs, RunResults
-from tailored_llama.reports.parts import markdown_picture
 from tailored_llama.store import read_table
 from tailored_llama.training import LOG_SCHEMA
-
-Measured = tuple[float, float] | None  # accuracy, standard error
 
 KIND_NAMES = {"attention": "attention groups", "mlp": "MLP channels"}
 
 
-def accuracy_bars(
-    names: Sequence[str], floors: Sequence[float | None], series: Mapping[str, Sequence[Measured]]
-) -> Picture:
-    """Bars of accuracy per benchmark with 95 % intervals, and each benchmark's floor as a dashed line.
+def picture_name(kind: str, ratio: float | None) -> str:
+    """The name of a run's picture, which is also its file name without extension."""
+    return kind if ratio is None else f"{kind}-{ratio}"
 
-    Args:
-        names: names of the benchmarks.
-        floors: one per benchmark.
-        series: dense, pruned, tailored, perhaps the tuned dense model → one value per benchmark; None draws no bar.
+
+def report_pictures(
+    inputs: ReportInputs, runs: Sequence[tuple[RunResults, RecoveryTable]], against: Sequence[RecoveryTable] = ()
+) -> dict[str, Picture]:
+    """The pictures of a report by name: importance, and the accuracy, widths and losses of every run.
+
+    `against` are the tables of the tuned dense model, if there is one; its accuracies are drawn beside the others.
     """
+    tuned = {table.ratio: table for table in against}
+    pictures = {"importance": _importance(inputs.importance)} if inputs.importance else {}
+    for run, table in runs:
+        pictures[picture_name("accuracy", run.ratio)] = _accuracies(table, tuned.get(run.ratio))
+        if run.plan:
+            pictures[picture_name("widths", run.ratio)] = _widths(run.plan)
+        if run.logs:
+            pictures[picture_name("losses", run.ratio)] = _losses(run.logs)
+    return pictures
+
+
+def _accuracies(table: RecoveryTable, against: RecoveryTable | None) -> Picture:
+    """Bars of accuracy per benchmark with 95 % intervals, and each benchmark's floor as a dashed line."""
+    names, series = table.benchmarks, {}
+    sources = {DENSE: table} | ({TUNED_DENSE: against} if against else {}) | dict.fromkeys(MODELS[1:], table)
+    for model, source in sources.items():
+        known = [(i, row) for i, name in enumerate(names) if (row := source.row(model, name))]
+        if known:
+            series[model] = [(i, row.accuracy or 0.0, Z95 * (row.stderr or 0.0)) for i, row in known]
+    floors = [table.any_row(name).floor for name in names]
+    colours = {model: COLOURS["line-1" if model == TUNED_DENSE else model] for model in series}
     with matplotlib.rc_context(STYLE):
         least = WIDTH // 2 + 110 * max(0, len(series) - len(MODELS))  # room for the legend
         figure = new_figure(340, width=min(WIDTH, max(least, 80 + 180 * len(names))))
-        axes = figure.subplots()
-        width = 0.78 / max(1, len(series))
-        for number, (model, values) in enumerate(series.items()):
-            at = [i + (number - (len(series) - 1) / 2) * width for i, v in enumerate(values) if v is not None]
-            known = [v for v in values if v is not None]
-            axes.bar(at, [v for v, _ in known], 0.92 * width, color=_colour(model))
-            axes.errorbar(
-                at,
-                [v for v, _ in known],
-                [Z95 * e for _, e in known],
-                fmt="none",
-                ecolor=COLOURS["ink"],
-                elinewidth=1.2,
-                capsize=3,
-            )
+        axes, width = figure.subplots(), 0.78 / len(series)
+        for number, (model, bars) in enumerate(series.items()):
+            places, values, whiskers = zip(*bars, strict=True)
+            at = [place + (number - (len(series) - 1) / 2) * width for place in places]
+            axes.bar(at, values, 0.92 * width, color=colours[model])
+            axes.errorbar(at, values, whiskers, fmt="none", ecolor=COLOURS["ink"], elinewidth=1.2, capsize=3)
         for i, floor in enumerate(floors):
-            if floor is not None:
-                axes.hlines(floor, i - 0.45, i + 0.45, COLOURS["ink"], linestyles=(0, (4, 2)), linewidth=1.5)
+            axes.hlines(floor, i - 0.45, i + 0.45, COLOURS["ink"], linestyles=(0, (4, 2)), linewidth=1.5)
         axes.set_xticks(range(len(names)), [wrap_name(name) for name in names])
         axes.tick_params(axis="x", length=0)
         axes.set_xlim(-0.6, len(names) - 0.4)
-        tops = [v + Z95 * e for values in series.values() for v, e in filter(None, values)]
-        axes.set_ylim(0, min(1.0, max([*tops, *(f for f in floors if f), 0.1]) + 0.05))
+        tops = [value + whisker for bars in series.values() for _, value, whisker in bars]
+        axes.set_ylim(0, min(1.0, max([*tops, *floors, 0.1]) + 0.05))
         axes.set_ylabel("accuracy")
         axes.grid(axis="y")
-        handles: list[Any] = [Patch(color=_colour(model), label=model) for model in series]
+        handles: list[Any] = [Patch(color=colour, label=model) for model, colour in colours.items()]
         handles.append(Line2D([], [], color=COLOURS["ink"], dashes=(4, 2), linewidth=1.5, label="floor"))
         figure.legend(handles=handles, loc="outside upper left", ncols=5, borderpad=0)
         return Picture(figure, "Accuracy by benchmark: " + ", ".join(series) + " and the floor")
 
 
-def _colour(model: str) -> str:
-    return COLOURS["line-1" if model == TUNED_DENSE else model]
-
-
-def layer_widths(layer: Array, kind: Array, kept: Array) -> Picture:
-    """Share of each layer's attention groups and MLP channels that the plan keeps.
-
-    Args:
-        layer: of each group, int [groups].
-        kind: of each group, attention or mlp.
-        kept: whether the group stays, bool [groups].
-    """
+def _widths(folder: Path) -> Picture:
+    """Share of each layer's attention groups and MLP channels that the plan keeps."""
+    table = read_plan(folder)
+    layer, kind, kept = (table[name].to_numpy() for name in ("layer", "kind", "kept"))
     with matplotlib.rc_context(STYLE):
         figure, panels = _kind_panels(kind, 250)
         for name, axes in panels.items():
@@ -93,7 +95,7 @@ def layer_widths(layer: Array, kind: Array, kept: Array) -> Picture:
             kept_groups = np.bincount(layer[of_kind], weights=kept[of_kind], minlength=int(layers.max()) + 1)[layers]
             axes.bar(layers, 1, 0.82, color=COLOURS["grid"])
             axes.bar(layers, kept_groups / groups, 0.82, color=COLOURS["pruned"])
-            per_layer = f"{groups[0]:,}" if len(set(groups.tolist())) == 1 else f"{groups.min():,} to {groups.max():,}"
+            per_layer = " to ".join(f"{count:,}" for count in sorted({groups.min(), groups.max()}))
             share = 100 * kept_groups.sum() / groups.sum()
             axes.set_title(f"{KIND_NAMES[name]} ({per_layer} per layer; {share:.0f} % kept)")
             axes.set_ylim(0, 1)
@@ -102,14 +104,10 @@ def layer_widths(layer: Array, kind: Array, kept: Array) -> Picture:
         return Picture(figure, "Share of each layer that pruning keeps")
 
 
-def importance_by_layer(layer: Array, kind: Array, score: Array) -> Picture:
-    """Median importance of a coupled group in each layer, with the range of the middle 80 %.
-
-    Args:
-        layer: of each group, int [groups].
-        kind: of each group, attention or mlp.
-        score: its importance, float [groups].
-    """
+def _importance(folder: Path) -> Picture:
+    """Median importance of a coupled group in each layer, with the range of the middle 80 %."""
+    table = read_table(folder / "importance.parquet", IMPORTANCE_SCHEMA)
+    layer, kind, score = (table[name].to_numpy() for name in ("layer", "kind", "score"))
     with matplotlib.rc_context(STYLE):
         figure, panels = _kind_panels(kind, 280)
         for name, axes in panels.items():
@@ -129,45 +127,36 @@ def importance_by_layer(layer: Array, kind: Array, score: Array) -> Picture:
         return Picture(figure, "Importance of the groups of each layer")
 
 
-def loss_curves(logs: Mapping[str, Mapping[str, Sequence[Any]]]) -> Picture:
-    """Training loss of every step and held-out loss of every epoch, one panel per benchmark.
-
-    Args:
-        logs: benchmark → the columns step, loss and held_out_loss of `log.parquet`; None where not measured.
-    """
+def _losses(folders: Mapping[str, Path]) -> Picture:
+    """Training loss of every step and held-out loss of every epoch, one panel for each benchmark's adapter."""
     with matplotlib.rc_context(STYLE):
-        columns = min(3, len(logs))
-        rows = math.ceil(len(logs) / columns)
+        columns = min(3, len(folders))
+        rows = math.ceil(len(folders) / columns)
         figure = new_figure(60 + 225 * rows, width=WIDTH if columns > 1 else WIDTH // 2)
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (name, log) in zip(panels, logs.items(), strict=False):
-            train = [(s, v) for s, v in zip(log["step"], log["loss"], strict=True) if v is not None]
-            held = [(s, v) for s, v in zip(log["step"], log["held_out_loss"], strict=True) if v is not None]
-            axes.plot(*xy(train), color=COLOURS["dense"], linewidth=1.5)
-            axes.plot(*xy(held), color=COLOURS["tailored"], linewidth=2, marker="o", markersize=5)
+        best: Any = {"markersize": 11, "markerfacecolor": "none", "color": COLOURS["tailored"], "marker": "o"}
+        for axes, (name, folder) in zip(panels, folders.items(), strict=False):
+            log = read_table(folder / "log.parquet", LOG_SCHEMA).to_pydict()
+            train, held = (
+                [(step, loss) for step, loss in zip(log["step"], log[column], strict=True) if loss is not None]
+                for column in ("loss", "held_out_loss")
+            )
+            axes.plot(*xy(train), color=COLOURS["dense"], linewidth=1.5, label="training")
+            axes.plot(*xy(held), color=COLOURS["tailored"], linewidth=2, marker="o", markersize=5, label="held out")
             if held:
-                best = min(held, key=lambda point: point[1])
-                axes.plot(*best, "o", markersize=11, markerfacecolor="none", markeredgecolor=COLOURS["tailored"])
+                axes.plot(*xy([min(held, key=lambda point: point[1])]), linestyle="none", label="adapter kept", **best)
             axes.set_title(name)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.margins(x=0.05, y=0.12)
             axes.grid(axis="y")
-        for axes in panels[len(logs) :]:
+        for axes in panels[len(folders) :]:
             axes.remove()
-        for axes in panels[max(0, len(logs) - columns) : len(logs)]:  # the bottom panel of each column
+        for axes in panels[max(0, len(folders) - columns) : len(folders)]:  # the bottom panel of each column
             axes.set_xlabel("step")
-        for axes in panels[: len(logs) : columns]:
+        for axes in panels[: len(folders) : columns]:
             axes.set_ylabel("loss")
-        handles = [
-            Line2D([], [], color=COLOURS["dense"], linewidth=1.5, label="training"),
-            Line2D([], [], color=COLOURS["tailored"], linewidth=2, marker="o", markersize=5, label="held out"),
-            Line2D(
-                [], [], color=COLOURS["tailored"], linestyle="none", marker="o", markersize=11,
-                markerfacecolor="none", label="adapter kept",
-            ),
-        ]  # fmt: skip
-        figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0)
+        figure.legend(handles=panels[0].get_lines(), loc="outside upper left", ncols=3, borderpad=0)
         return Picture(figure, "Training and held-out loss by benchmark")
 
 
@@ -185,84 +174,3 @@ def _kind_panels(kind: Array, height: int) -> tuple[Figure, dict[str, Axes]]:
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.margins(x=0.02)
     return figure, panels
-
-
-def picture_name(kind: str, ratio: float | None) -> str:
-    """The name of a run's picture, which is also its file name without extension."""
-    return kind if ratio is None else f"{kind}-{ratio}"
-
-
-def report_pictures(
-    inputs: ReportInputs, runs: Sequence[tuple[RunResults, RecoveryTable]], against: Sequence[RecoveryTable] = ()
-) -> dict[str, Picture]:
-    """The pictures of a report by name: importance, and the accuracy, widths and losses of every run.
-
-    `against` are the tables of the tuned dense model, if there is one; its accuracies are drawn beside the others.
-    """
-    tuned = {table.ratio: table for table in against}
-    pictures = {"importance": _importance(inputs.importance)} if inputs.importance else {}
-    for run, table in runs:
-        pictures[picture_name("accuracy", run.ratio)] = _bars(table, tuned.get(run.ratio))
-        if run.plan:
-            pictures[picture_name("widths", run.ratio)] = _widths(run.plan)
-        if run.logs:
-            pictures[picture_name("losses", run.ratio)] = _losses(run.logs)
-    return pictures
-
-
-def plots_page(inputs: ReportInputs, pictures: Mapping[str, Picture], bits: str = "") -> str:
-    """Markdown with all pictures except the accuracies, which stand beside their table; empty if there are none.
-
-    `bits` is the caption of the picture of fewer bits.
-    """
-    criterion = f", criterion `{inputs.config.pruning.criterion}`" if inputs.config else ""
-    sections = {
-        "bits": ("Fewer bits", bits),
-        "widths": ("What pruning kept", "The share of each layer's groups that pruning kept."),
-        "importance": (
-            "What was important",
-            "Importance of a group in the dense model, layer by layer: the median, and the middle 80 % of the "
-            f"layer's groups{criterion}. Pruning keeps groups of high importance.",
-        ),
-        "losses": (
-            "How tuning went",
-            "Training loss of each step, and loss on held-out train examples after each epoch. The adapter with the "
-            "lowest held-out loss (ringed) is kept.",
-        ),
-    }
-    lines = []
-    for kind, (heading, caption) in sections.items():
-        if shown := [name for name in pictures if name.partition("-")[0] == kind]:
-            lines += [f"## {heading}", "", caption, ""]
-            for name in shown:
-                ratio = name.partition("-")[2]
-                lines += [f"Ratio {ratio}:", ""] if len(shown) > 1 else []
-                lines += [markdown_picture(name, pictures[name]), ""]
-    return "\n".join(lines)
-
-
-def _bars(table: RecoveryTable, against: RecoveryTable | None = None) -> Picture:
-    series: dict[str, list[tuple[float, float] | None]] = {}
-    sources = {DENSE: table} | ({TUNED_DENSE: against} if against else {}) | dict.fromkeys(MODELS[1:], table)
-    for model, source in sources.items():
-        rows = [source.row(model, name) for name in table.benchmarks]
-        values = [None if row is None else (row.accuracy or 0.0, row.stderr or 0.0) for row in rows]
-        if any(values):
-            series[model] = values
-    return accuracy_bars(table.benchmarks, [table.any_row(name).floor for name in table.benchmarks], series)
-
-
-def _widths(folder: Path) -> Picture:
-    table = read_plan(folder)
-    return layer_widths(*(table[name].to_numpy() for name in ("layer", "kind", "kept")))
-
-
-def _importance(folder: Path) -> Picture:
-    table = read_table(folder / "importance.parquet", IMPORTANCE_SCHEMA)
-    return importance_by_layer(*(table[name].to_numpy() for name in ("layer", "kind", "score")))
-
-
-def _losses(folders: Mapping[str, Path]) -> Picture:
-    return loss_curves(
-        {name: read_table(folder / "log.parquet", LOG_SCHEMA).to_pydict() for name, folder in folders.items()}
-    )

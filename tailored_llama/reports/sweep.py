@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from markupsafe import Markup
-from rich import box
-from rich.markup import escape
-from rich.table import Table
+import rich.table
 
 from tailored_llama.config import RATIOS, SWEEP_FIELDS, SweepConfig, sweep_cells
 from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow, read_sweep
 from tailored_llama.reports.comparison_plots import curves, intervals
-from tailored_llama.reports.parts import markdown_picture, number, page_template, percent, settings_of, share
+from tailored_llama.reports.figures import Picture
+from tailored_llama.reports.pages import settings_of, write_page
+from tailored_llama.reports.parts import accuracy_cell, number, percent, share_cell, span
+from tailored_llama.reports.tables import Cell, Column, Row, Table, table_row, terminal
 from tailored_llama.store import write_rows
 
-REMOVED, ACCURACY, INTERVALS = "removed / of the body", "mean accuracy", ("recovery", "chance-corrected")  # columns
+STAGE, VERSION = "sweep", 8
+
+_RECOVERY = "Accuracy ÷ the dense model's, mean over all benchmarks, including those where dense is at its floor."
+_CURVES = {  # measured quantity → title, label of its axis, caption
+    "perplexity": ("Perplexity", "perplexity ÷ dense", "Perplexity ÷ the dense model's on the same text."),
+    "accuracy": ("Accuracy", "mean accuracy", "Mean of the benchmarks' headline metrics."),
+    "recovery": ("Recovery", "mean recovery", _RECOVERY),
+}
 
 
-STAGE, VERSION = "sweep", 7
+Figures = dict[str, tuple[str, Picture, str]]  # measured quantity → title, picture, caption
 
 
 def write_sweep(
@@ -40,43 +46,88 @@ def write_sweep(
     write_rows(out / "sweep.parquet", rows, SweepRow)
     write_rows(out / "benchmarks.parquet", by_benchmark, SweepBenchmarkRow)
     figures = _figures(config, [row for row in rows if not row.error])
-    (out / "sweep.html").write_text(_page(config, measured, figures), encoding="utf-8")
-    (out / "sweep.md").write_text(_markdown(config, rows, figures), encoding="utf-8")
-    for name, figure in figures.items():
-        figure["picture"].save_png(out / f"{name}.png")
+    for name, (_, picture, _) in figures.items():
+        picture.save_png(out / f"{name}.png")
+    models = list(dict.fromkeys(cell.run.model.source for cell in sweep_cells(config)))
+    incomplete = " (incomplete)" if any(row.error for row in rows) else ""
+    context = {
+        "title": f"Sweep of {', '.join(models)}{incomplete}",
+        "models": models,
+        "incomplete": incomplete,
+        "summary": _summary(rows),
+        "figures": figures,
+        "table": _table(rows),
+        "recovered": _recovered(rows),
+        "benchmarks": len(config.benchmarks),
+        "by_benchmark": _by_benchmark(measured),
+        "settings": _shared(config),
+    }
+    write_page("sweep.html.j2", out / "sweep.html", context)
+    write_page("sweep.md.j2", out / "sweep.md", context)
 
 
-def sweep_table(folder: Path) -> Table:
-    """The terminal table of a sweep's folder: dense models, then every cell."""
+def sweep_table(folder: Path) -> rich.table.Table:
+    """The terminal table of a sweep's folder: dense models, then every cell; below it, why cells failed."""
     rows = read_sweep(folder)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    table.add_column("setting", overflow="fold")
-    for name in _columns(rows):
-        heading = name.replace("-", "-\n").replace(" / ", " /\n").replace("mean ", "mean\n")
-        table.add_column(heading, justify="right", no_wrap=name in (REMOVED, ACCURACY, *INTERVALS))
-    for row in rows:
-        table.add_row(escape(row.label), *map(escape, _shown(row, rows)))
-    return table
+    errors = [f"{row.label} at {percent(row.ratio)} failed: {row.error}" for row in rows if row.error]
+    return terminal(replace(_table(rows), notes=tuple(errors)))
 
 
-def _columns(rows: Sequence[SweepRow]) -> list[str]:
-    """The columns of a table that has no room for all figures."""
-    if _recovered(rows):
-        return [REMOVED, "perplexity ÷ dense", ACCURACY, *INTERVALS]
-    return [REMOVED, "perplexity", "perplexity ÷ dense", ACCURACY]
+def _table(rows: Sequence[SweepRow]) -> Table:
+    """A row for every setting; recoveries only if any cell was scored."""
+    recovered = _recovered(rows)
+    columns = [
+        Column("setting", left=True),
+        Column("removed /\nof the body"),
+        *([] if recovered else [Column("parameters", wide=True)]),
+        Column("perplexity", wide=recovered),
+        Column("perplexity\n÷ dense"),
+        Column("mean\naccuracy"),
+        *([Column("recovery"), Column("chance-\ncorrected")] if recovered else []),
+    ]
+    return Table(tuple(columns), tuple(_row(row, recovered) for row in rows))
 
 
-def _shown(row: SweepRow, rows: Sequence[SweepRow]) -> list[str]:
-    """The cells of one row in these columns, or why it has no figures."""
+def _row(row: SweepRow, recovered: bool) -> Row:
     if row.error:
-        return [percent(row.ratio), f"failed: {row.error}"]
-    accuracy = "–" if row.accuracy is None else f"{number(row.accuracy)}±{number(row.accuracy_stderr).lstrip('0')}"
-    removed = f"{number(100 * row.removed, 1)} / {percent(row.removed_of_body)}"
-    if not _recovered(rows):
-        return [removed, number(row.perplexity, 2), number(row.times_dense, 2), accuracy]
-    recovered = share(row.recovery, row.recovery_low, row.recovery_high)
-    corrected = share(row.chance_corrected, row.cc_low, row.cc_high)
-    return [removed, number(row.times_dense, 2), accuracy, recovered, corrected]
+        return table_row(row.label, percent(row.ratio), f"failed: {row.error}")
+    several, perplexity = row.seeds > 1, number(row.perplexity, 2)
+    seeds = f"seeds {span(row.recovery_least, row.recovery_most)}" if several else ""
+    extremes = (f"{number(row.perplexity_least, 2)}–{number(row.perplexity_most, 2)}",) if several else ()
+    cells: list[Cell | str] = [row.label, _removed(row)]
+    cells += [] if recovered else [number(row.parameters, 0)]
+    cells += [Cell(perplexity, extremes, perplexity), number(row.times_dense, 2)]
+    cells.append(accuracy_cell(row.accuracy, row.accuracy_stderr))
+    if recovered and not row.ratio and row.curve is None:
+        cells += [percent(1.0, 0)] * 2
+    elif recovered:
+        over = f"over {row.cc_benchmarks}"
+        cells.append(share_cell(row.recovery, row.recovery_low, row.recovery_high, seeds, digits=1))
+        cells.append(share_cell(row.chance_corrected, row.cc_low, row.cc_high, over, digits=1))
+    return table_row(*cells, bold=not row.ratio)
+
+
+def _removed(row: SweepRow) -> Cell:
+    """The share of all parameters that was removed, and below it that of the body."""
+    if not row.ratio:
+        return Cell("–")
+    brief = f"{number(100 * row.removed, 1)} / {percent(row.removed_of_body)}"
+    return Cell(percent(row.removed, 2), (percent(row.removed_of_body, 2),), brief)
+
+
+def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[SweepBenchmarkRow]]]) -> Table | None:
+    """Every scored setting on every benchmark; None if nothing was scored."""
+    scored = [(row, found) for row, found in measured if found]
+    if not scored:
+        return None
+    first = scored[0][1]
+    columns = [Column("setting", left=True), Column("removed /\nof the body")]
+    rows = [table_row("floor", "–", *(number(one.floor) for one in first))]
+    for row, found in scored:
+        error = ((f"± {number(one.stderr)}", *filter(None, [one.template])) for one in found)
+        cells = [Cell(number(one.accuracy), under) for one, under in zip(found, error, strict=True)]
+        rows.append(table_row(row.label, _removed(row), *cells, bold=not row.ratio))
+    return Table((*columns, *(Column(one.benchmark, under=(one.metric,)) for one in first)), tuple(rows))
 
 
 def _recovered(rows: Sequence[SweepRow]) -> bool:
@@ -94,67 +145,32 @@ def _shared(config: SweepConfig) -> dict[str, dict[str, str]]:
     return sections
 
 
-@dataclass(frozen=True)
-class _Figure:
-    title: str
-    field: str
-    axis: str
-    reference: float | None  # the dense model's value; None if there are several dense models
-    caption: str
-    log: bool = False
-    shares: bool = False
-
-
-def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> dict[str, dict[str, Any]]:
-    """Title, picture and caption of every measured quantity, by its name.
+def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> Figures:
+    """A figure of every measured quantity, by its name.
 
     The pictures are curves; if all settings share one value of the axis, they list the settings instead.
     """
-    on_curves = [row for row in rows if row.curve is not None]
-    if len({row.ratio if row.place is None else row.place for row in on_curves if row.ratio}) == 1:
-        return _beside(on_curves)
-    figures = {}
+    drawn = [row for row in rows if row.curve is not None]
+    if len({row.ratio if row.place is None else row.place for row in drawn if row.ratio}) == 1:
+        return _beside(drawn)
+    figures: Figures = {}
     dense = [row.accuracy for row in rows if not row.ratio and row.curve is None]
-    for figure in (
-        _Figure(
-            "Perplexity",
-            "perplexity",
-            "perplexity ÷ dense",
-            1.0,
-            "Perplexity ÷ the dense model's on the same text.",
-            True,
-        ),
-        _Figure(
-            "Accuracy",
-            "accuracy",
-            "mean accuracy",
-            dense[0] if len(dense) == 1 else None,
-            "Mean of the benchmarks' headline metrics.",
-        ),
-        _Figure(
-            "Recovery",
-            "recovery",
-            "mean recovery",
-            1.0,
-            "Accuracy ÷ the dense model's, mean over all benchmarks, including those where dense is at its floor.",
-            shares=True,
-        ),
-    ):
+    for name, (title, label, caption) in _CURVES.items():
         series: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
-            value = getattr(row, figure.field)
-            if value is not None and row.curve is not None:
-                shown = row.times_dense if figure.field == "perplexity" else value
+        for row in drawn:
+            if (value := getattr(row, name)) is not None:
                 place = row.removed if row.place is None else row.place
-                series.setdefault(row.curve, []).append((place, shown))
+                shown = row.times_dense if name == "perplexity" else value
+                series.setdefault(str(row.curve), []).append((place, shown))
         if series:
+            reference = 1.0 if name != "accuracy" else dense[0] if len(dense) == 1 else None
             axis = None if config.axis == RATIOS else config.axis
-            picture = curves(series, figure.axis, figure.reference, figure.log, axis, figure.shares)
-            figures[figure.field] = {"title": figure.title, "picture": picture, "caption": figure.caption}
+            picture = curves(series, label, reference, name == "perplexity", axis, name == "recovery")
+            figures[name] = (title, picture, caption)
     return figures
 
 
-def _beside(rows: Sequence[SweepRow]) -> dict[str, dict[str, Any]]:
+def _beside(rows: Sequence[SweepRow]) -> Figures:
     """As `_figures`: recovery with its intervals or, if nothing was scored, perplexity over the seeds."""
     names = [row.label for row in rows]
     if not _recovered(rows):
@@ -164,7 +180,7 @@ def _beside(rows: Sequence[SweepRow]) -> dict[str, dict[str, Any]]:
         ]
         picture = intervals(names, {"perplexity": values}, 1, "times the dense model's", "Perplexity ÷ dense")
         caption = "Perplexity ÷ the dense model's on the same text; lines span the lowest to the highest seed."
-        return {"perplexity": {"title": "Perplexity", "picture": picture, "caption": caption}}
+        return {"perplexity": ("Perplexity", picture, caption)}
     panels = {
         "mean recovery": [_scaled(100, row.recovery, row.recovery_low, row.recovery_high) for row in rows],
         "chance-corrected": [_scaled(100, row.chance_corrected, row.cc_low, row.cc_high) for row in rows],
@@ -172,11 +188,10 @@ def _beside(rows: Sequence[SweepRow]) -> dict[str, dict[str, Any]]:
     known = {title: values for title, values in panels.items() if any(values)}
     picture = intervals(names, known, 100, "% of dense", "Recovery with 95 % intervals")
     caption = (
-        "Accuracy ÷ the dense model's, mean over all benchmarks, including those where dense is at its floor. "
-        "Chance-corrected: only the accuracy above the floor, over the benchmarks where dense is significantly above "
-        "it. Lines are 95\N{NO-BREAK SPACE}% intervals."
+        f"{_RECOVERY} Chance-corrected: only the accuracy above the floor, over the benchmarks where dense is "
+        "significantly above it. Lines are 95\N{NO-BREAK SPACE}% intervals."
     )
-    return {"recovery": {"title": "Recovery", "picture": picture, "caption": caption}}
+    return {"recovery": ("Recovery", picture, caption)}
 
 
 def _scaled(factor: float, *values: float | None) -> tuple[float, float, float] | None:
@@ -212,50 +227,3 @@ def _first(rows: Sequence[tuple[SweepRow, float, str]]) -> str:
         whose = "all settings" if 1 < len(names) == len(at_ratio) else ", ".join(names)
         texts.append(f"{best} at {percent(ratio, 0)} ({whose})")
     return "; ".join(texts)
-
-
-def _models(config: SweepConfig) -> list[str]:
-    """The sources of the models that are pruned."""
-    return list(dict.fromkeys(cell.run.model.source for cell in sweep_cells(config)))
-
-
-def _page(
-    config: SweepConfig,
-    measured: Sequence[tuple[SweepRow, Sequence[SweepBenchmarkRow]]],
-    figures: Mapping[str, Mapping[str, Any]],
-) -> str:
-    rows = [row for row, _ in measured]
-    return page_template("sweep.html.j2").render(
-        title=f"Sweep of {', '.join(_models(config))}{_incomplete(rows)}",
-        summary=_summary(rows),
-        figures=list(figures.values()),
-        rows=rows,
-        recovered=_recovered(rows),
-        benchmarks=len(config.benchmarks),
-        measured=[(row, benchmark_rows) for row, benchmark_rows in measured if benchmark_rows],
-        settings=_shared(config),
-    )
-
-
-def _markdown(config: SweepConfig, rows: Sequence[SweepRow], figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """Summary, table and curves, for the run's page in Prefect."""
-    models = [model.replace("`", "'") for model in _models(config)]  # a name must not end its code span
-    title = f"# Sweep of {', '.join(f'`{model}`' for model in models)}{_incomplete(rows)}"
-    lines = [title, "", _plain(_summary(rows)), ""]
-    names = _columns(rows)
-    lines += [f"| setting | {' | '.join(names)} |", f"|:--|{'--:|' * len(names)}"]
-    for row in rows:
-        values = [*_shown(row, rows), *[""] * len(names)][: len(names)]
-        lines.append(f"| {' | '.join(map(_plain, [row.label, *values]))} |")
-    for name, figure in figures.items():
-        lines += ["", f"## {figure['title']}", "", figure["caption"], "", markdown_picture(name, figure["picture"])]
-    return "\n".join([*lines, ""])
-
-
-def _incomplete(rows: Sequence[SweepRow]) -> str:
-    return " (incomplete)" if any(row.error for row in rows) else ""
-
-
-def _plain(text: str) -> str:
-    """Escape markup, and the "|" that would end a table cell."""
-    return str(Markup.escape(text)).replace("|", "&#124;")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tailored_llama.config import DENSE, RunConfig
-from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, BitsRow, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, BitsRow, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.reports.inputs import ReportInputs
-from tailored_llama.reports.parts import NO_DIFFERENCE, number, percent, points, span, speedup
+from tailored_llama.reports.parts import NO_DIFFERENCE, accuracy_of, number, percent, points, span, speedup
 from tailored_llama.training import Comparison, is_better
 
 NOTHING = "Tuning brought nothing here"
@@ -33,7 +33,7 @@ def missing_notes(inputs: ReportInputs) -> list[str]:
 
 def plus_minus(row: RecoveryRow | BitsRow | None) -> str:
     """An accuracy ± its standard error."""
-    return "–" if row is None or row.accuracy is None else f"{number(row.accuracy)} ± {number(row.stderr)}"
+    return accuracy_of(row).text
 
 
 def run_name(ratio: float | None) -> str:
@@ -61,12 +61,24 @@ def size_sentence(table: RecoveryTable) -> str:
     if before and after:
         mended = f", and by healing to {mended}" if mended else ""
         parts.append(f"{measure if parts else measure.capitalize()} went from {before} to {after}{mended}")
-    if (reading := speedup(pruned, "prefill")) and (writing := speedup(pruned, "decode")):
-        speeds = f"its speed ÷ the dense model's is {reading} reading and {writing} writing"
-        if reading == writing == NO_DIFFERENCE:
-            speeds = "no difference in speed was measured"
-        parts.append(speeds if parts else speeds.capitalize())
+    if speed := _speed(pruned):
+        parts.append(speed if parts else speed.capitalize())
     return f"{', and '.join([', '.join(parts[:-1]), *parts[-1:]] if parts[1:] else parts)}." if parts else ""
+
+
+def _speed(pruned: ModelRow) -> str:
+    """How fast the pruned model reads and writes, as a clause; empty if it was not timed."""
+    reading, writing = speedup(pruned, "prefill"), speedup(pruned, "decode")
+    if not reading or not writing:
+        return ""
+    if reading == writing == NO_DIFFERENCE:
+        return "no difference in speed was measured"
+    text = "its speed ÷ the dense model's is "
+    if reading == NO_DIFFERENCE:
+        return f"{text}{writing} writing, while no difference was measured for reading"
+    if writing == NO_DIFFERENCE:
+        return f"{text}{reading} reading, while no difference was measured for writing"
+    return f"{text}{reading} reading and {writing} writing"
 
 
 def kept_tokens(table: RecoveryTable) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
-from rich import box
-from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
+import rich.table
 
 from tailored_llama.config import DENSE, UNREAD_BY_TRANSFER, UNTUNED_MODEL, RunConfig
 from tailored_llama.evaluation import (
@@ -19,28 +17,29 @@ from tailored_llama.evaluation import (
     OTHERS,
     OWN,
     RESAMPLES,
-    TransferCell,
     TransferRow,
+    TransferScore,
     field_of,
     read_transfer,
     transfer_rows,
 )
-from tailored_llama.reports.comparison_plots import heat_map
+from tailored_llama.reports.comparison_plots import HeatCell, heat_map
 from tailored_llama.reports.figures import Picture
-from tailored_llama.reports.parts import markdown_picture, number, page_template, points, settings_of
+from tailored_llama.reports.pages import settings_of, write_page
+from tailored_llama.reports.parts import number, points
+from tailored_llama.reports.tables import Cell, Column, Table, table_row, terminal
 from tailored_llama.store import write_rows
 
 _LEGEND = (
     "Each cell has the accuracy, in brackets if it is not significantly above the floor, and the gain over the pruned "
-    "model in points, {mark} if its paired 95 % interval excludes zero. Column others: the mean gain on the benchmarks "
+    "model in points, with * if its paired 95 % interval excludes zero. Column others: the mean gain on the benchmarks "
     "that the model was not tuned on. Row generic: one adapter, tuned on all benchmarks with as many examples in total."
 )
 
+STAGE, VERSION = "transfer", 4
 
-STAGE, VERSION = "transfer", 3
 
-
-def write_transfer(config: RunConfig, cells: Sequence[TransferCell], *, out: Path) -> None:
+def write_transfer(config: RunConfig, cells: Sequence[TransferScore[Path]], *, out: Path) -> None:
     """Stage: write `transfer.parquet`, `transfer.html`, and `transfer.md` with the heat map, `gains.png`.
 
     Raises:
@@ -48,9 +47,22 @@ def write_transfer(config: RunConfig, cells: Sequence[TransferCell], *, out: Pat
     """
     rows = transfer_rows(cells, config.seed)
     write_rows(out / "transfer.parquet", rows, TransferRow)
-    picture = _picture(rows)
-    (out / "transfer.html").write_text(_page(config, rows, picture), encoding="utf-8")
-    (out / "transfer.md").write_text(_markdown(config, rows, picture), encoding="utf-8")
+    picture, failed = _picture(rows), failures(rows)
+    healed = " and healed" if config.healing.tokens else ""
+    how = f"pruned{healed} at ratio {config.pruning.ratios[0]:g}{' (incomplete)' if failed else ''}"
+    context = {
+        "title": f"Transfer on {config.model.source}, {how}",
+        "how": how,
+        "findings": findings(rows) or ["No adapter could be compared."],
+        "failures": failed,
+        "picture": picture,
+        "table": _table(rows),
+        "config": config,
+        "resamples": RESAMPLES,
+        "settings": {name: fields for name, fields in settings_of(config).items() if name not in UNREAD_BY_TRANSFER},
+    }
+    write_page("transfer.html.j2", out / "transfer.html", context)
+    write_page("transfer.md.j2", out / "transfer.md", context)
     picture.save_png(out / "gains.png")
 
 
@@ -101,90 +113,60 @@ def failures(rows: Sequence[TransferRow]) -> list[str]:
     return [f"{model} failed on {where[model, error]}: {error}" for model, error in failed]
 
 
-def accuracy(row: TransferRow) -> str:
-    """An accuracy, in brackets if it is not significantly above the floor."""
-    if row.accuracy is None:
-        return "failed"
-    return number(row.accuracy) if row.above_floor else f"({number(row.accuracy)})"
-
-
-def marked(row: TransferRow) -> str:
-    """A gain in points, with * if it is significant; empty for None."""
-    return "" if row.gain is None else points(row.gain) + "*" * row.significant
-
-
-def transfer_table(folder: Path) -> Group:
+def transfer_table(folder: Path) -> rich.table.Table:
     """The terminal table of a transfer's folder, with findings and failures below it."""
     rows = read_transfer(folder)
+    table = _table(rows)
+    return terminal(replace(table, notes=(*table.notes, *findings(rows), *failures(rows))))
+
+
+def _table(rows: Sequence[TransferRow]) -> Table:
+    """A row for every model, a column for every benchmark; without leading zeros, seven fit a terminal."""
     models, names, field = field_of(rows)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    table.add_column("tuned on", overflow="fold")
-    for name in (*names, "others"):
-        table.add_column(name.replace("_", "_\n"), justify="right", overflow="fold")
+    columns = [Column("tuned on", left=True)]
+    for name in names:
+        known = next((one for one in rows if one.benchmark == name and one.metric), None)
+        under = (f"{known.metric}", f"floor {number(known.floor)}", f"n = {number(known.examples, 0)}") if known else ()
+        columns.append(Column(name.replace("_", "_\n"), under=under))
+    lines = []
     for model in models:
-        model_rows = [field[model, name] for name in names]
-        cells = [f"{accuracy(row).replace('0.', '.')}\n{marked(row)}" for row in model_rows]  # so that seven fit
-        cells.append(f"\n{marked(field[model, OTHERS])}")
-        table.add_row(*map(escape, (model.replace("_", "_\n"), *cells)))
-    return Group(table, *map(escape, [_LEGEND.format(mark="*"), *findings(rows), *failures(rows)]))
+        others = field[model, OTHERS]
+        cells = [_cell(field[model, name]) for name in names]
+        cells.append(Cell(_gain(others), _bounds(others), f"\n{_gain(others)}"))
+        lines.append(table_row(model.replace("_", "_\n"), *cells))
+    return Table((*columns, Column("others")), tuple(lines), (_LEGEND,))
 
 
-def _title(config: RunConfig, rows: Sequence[TransferRow]) -> str:
-    incomplete = " (incomplete)" if any(row.error for row in rows) else ""
-    healed = " and healed" if config.healing.tokens else ""
-    return f"Transfer on {config.model.source}, pruned{healed} at ratio {config.pruning.ratios[0]:g}{incomplete}"
+def _cell(one: TransferRow) -> Cell:
+    error = () if one.accuracy is None else (f"± {number(one.stderr)}",)
+    return Cell(_shown(one), error + _bounds(one), _shown(one).replace("0.", ".", 1))
 
 
-def _markdown(config: RunConfig, rows: Sequence[TransferRow], picture: Picture) -> str:
-    """Findings, table and heat map, for the run's page in Prefect."""
-    models, names, field = field_of(rows)
-    model = config.model.source.replace("`", "'")  # keep the name in its code span, where nothing is markup
-    lines = [f"# {_title(config, rows).replace(config.model.source, f'`{model}`')}", ""]
-    lines += [line for text in (*findings(rows), *map(Markup.escape, failures(rows))) for line in (text, "")]
-    lines += [f"| tuned on | {' | '.join(names)} | others |", "|:--|" + "--:|" * (len(names) + 1)]
-    for model in models:
-        cells = [f"{accuracy(field[model, name])} {_bold(field[model, name])}".strip() for name in names]
-        cells.append(_bold(field[model, OTHERS]))
-        lines.append(f"| {model} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _LEGEND.format(mark="bold"), "", markdown_picture("gains", picture), ""])
+def _bounds(one: TransferRow) -> tuple[str, ...]:
+    return () if one.gain is None else (bounds(one),)
 
 
-def _bold(row: TransferRow) -> str:
-    return f"**{points(row.gain)}**" if row.significant else marked(row)
+def _shown(one: TransferRow) -> str:
+    """The accuracy, in brackets if it is not significantly above the floor, and the gain in a second line."""
+    if one.accuracy is None:
+        return "failed"
+    accuracy = number(one.accuracy)
+    return "\n".join(filter(None, [accuracy if one.above_floor else f"({accuracy})", _gain(one)]))
+
+
+def _gain(one: TransferRow) -> str:
+    """A gain in points, with * if it is significant; empty for None."""
+    return "" if one.gain is None else points(one.gain) + "*" * one.significant
 
 
 def _picture(rows: Sequence[TransferRow]) -> Picture:
     models, names, field = field_of(rows)
-    grid = {model: [field[model, name] for name in names] for model in models}
-    gains = [[np.nan if row.gain is None else 100 * row.gain for row in line] for line in grid.values()]
-    return heat_map(
-        models,
-        names,
-        np.array(gains),
-        [[f"{accuracy(row)}\n{marked(row)}".strip() for row in line] for line in grid.values()],
-        np.array([[row.significant for row in line] for line in grid.values()]),
-        sum(model not in names for model in models),
-        ("tuned on", "scored on"),
-        "points",
-    )
-
-
-def _page(config: RunConfig, rows: Sequence[TransferRow], picture: Picture) -> str:
-    models, names, field = field_of(rows)
-    grid = {model: [field[model, name] for name in names] for model in models}
-    lead, *rest = findings(rows) or ["No adapter could be compared."]
-    return page_template("transfer.html.j2").render(
-        title=_title(config, rows),
-        lead=lead,
-        notes=rest,
-        failures=failures(rows),
-        picture=picture,
-        names=names,
-        grid=grid,
-        means={model: field[model, OTHERS] for model in models},
-        columns=[next((row for row in rows if row.benchmark == name and row.metric), None) for name in names],
-        formats={"accuracy": accuracy, "bounds": bounds},
-        config=config,
-        resamples=RESAMPLES,
-        settings={name: fields for name, fields in settings_of(config).items() if name not in UNREAD_BY_TRANSFER},
-    )
+    grid = {
+        model: [
+            HeatCell(math.nan if one.gain is None else 100 * one.gain, _shown(one), one.significant)
+            for one in (field[model, name] for name in names)
+        ]
+        for model in models
+    }
+    lead = sum(model not in names for model in models)
+    return heat_map(grid, names, lead, ("tuned on", "scored on"), "points")

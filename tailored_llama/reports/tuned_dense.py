@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tailored_llama.config import DENSE, TUNED_DENSE
-from tailored_llama.evaluation import TAILORED, RecoveryRow, RecoveryTable, read_score, recovery_rows, recovery_tables
-from tailored_llama.reports.inputs import ReportInputs
+from tailored_llama.evaluation import TAILORED, RecoveryRow, RecoveryTable, recovery_tables
+from tailored_llama.reports.inputs import ReportInputs, compared_rows
 from tailored_llama.reports.parts import share
 from tailored_llama.reports.text import plus_minus, run_name
 from tailored_llama.store import read_rows
@@ -26,8 +26,7 @@ def against_tuned_dense(inputs: ReportInputs) -> list[RecoveryTable]:
     for run in inputs.runs if inputs.tuned_dense else ():
         tailored = {name: path for name, path in run.tailored.items() if name in inputs.tuned_dense}
         folders = {DENSE: inputs.tuned_dense, TAILORED: tailored}
-        scores = {model: {name: read_score(path) for name, path in paths.items()} for model, paths in folders.items()}
-        rows += recovery_rows(scores, run.ratio, inputs.config.seed if inputs.config else 0)
+        rows += compared_rows(inputs, run, folders)
     return recovery_tables([replace(row, model=TUNED_DENSE) if row.model == DENSE else row for row in rows], [])
 
 

@@ -33,9 +33,9 @@ from tailored_llama.models import (
     all_tensor_shapes,
     check_checkpoint,
     front_matter,
-    open_tensors,
     read_config,
     read_structure,
+    tensor_reader,
     weight_files,
 )
 from tailored_llama.progress import Progress, silent
@@ -166,18 +166,18 @@ def _write(
     config: Any = AutoConfig.from_pretrained(checkpoint)
     _write_metadata(writer, layout, config, checkpoint, name or checkpoint.resolve().name, gguf_type)
     write_tokenizer(writer, checkpoint, config.vocab_size)
-    with open_tensors(weight_files(checkpoint)) as read:
-        tensors = [*rope_factors(config, layout.structure.head_dim), *_tensors(checkpoint, layout, read)]
-        types = [_tensor_type(tensor_name, shape, gguf_type) for tensor_name, shape, _ in tensors]
-        for (tensor_name, shape, _), own in zip(tensors, types, strict=True):
-            byte_shape = quant_shape_to_byte_shape(shape, own)
-            writer.add_tensor_info(tensor_name, byte_shape, np.dtype(np.uint8), math.prod(byte_shape), raw_dtype=own)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for done, ((_, _, values), own) in enumerate(zip(tensors, types, strict=True), 1):
-            writer.write_tensor_data(quantize(values(), own).view(np.uint8))
-            progress(done, len(tensors))
+    read = tensor_reader(weight_files(checkpoint))
+    tensors = [*rope_factors(config, layout.structure.head_dim), *_tensors(checkpoint, layout, read)]
+    types = [_tensor_type(tensor_name, shape, gguf_type) for tensor_name, shape, _ in tensors]
+    for (tensor_name, shape, _), own in zip(tensors, types, strict=True):
+        byte_shape = quant_shape_to_byte_shape(shape, own)
+        writer.add_tensor_info(tensor_name, byte_shape, np.dtype(np.uint8), math.prod(byte_shape), raw_dtype=own)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for done, ((_, _, values), own) in enumerate(zip(tensors, types, strict=True), 1):
+        writer.write_tensor_data(quantize(values(), own).view(np.uint8))
+        progress(done, len(tensors))
     writer.close()
     blocks = gguf_type not in ("f32", "f16", "bf16")
     return sum(blocks and len(shape) > 1 and own == _WIDE for (_, shape, _), own in zip(tensors, types, strict=True))

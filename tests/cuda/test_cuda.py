@@ -13,14 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import CPU, save_tiny_llama, write_own_benchmark
-from tailored_llama.config import BenchmarkConfig, DistillationConfig, ExecutionConfig, TuningConfig
-from tailored_llama.data import Encoded
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.prompts import render_prompts
-from tailored_llama.evaluation.scoring import loglikelihoods, score_benchmark
+from helpers import CPU, load_and_render, render_split, save_tiny_llama, tune, write_own_benchmark
+from tailored_llama.config import BenchmarkConfig, ExecutionConfig, TuningConfig, Work
+from tailored_llama.data import Encoded, loglikelihoods
+from tailored_llama.evaluation import ScoreSettings, score_benchmark
 from tailored_llama.models import Document, device_slot, load_model, weight_bytes
-from tailored_llama.training.tuning import Source, tune
 
 pytestmark = [
     pytest.mark.cuda,
@@ -42,22 +39,20 @@ Folder = Callable[[str], Path]
 
 @pytest.fixture
 def benchmark(folder: Folder) -> tuple[BenchmarkConfig, Path]:
-    """A benchmark and its examples."""
-    config, examples = BenchmarkConfig(**write_own_benchmark(folder("data"))), folder("examples")
-    load_benchmark(config, downloads="", out=examples)
-    return config, examples
+    """A benchmark and its prompts to train on."""
+    config = BenchmarkConfig(**write_own_benchmark(folder("data")))
+    return config, load_and_render(config, folder("train"), split="train", shots=4, held_out=4)
 
 
 @pytest.fixture
 def score(benchmark: tuple[BenchmarkConfig, Path], folder: Folder) -> Callable[..., list[list[float]]]:
     """Scores a checkpoint on prompts that begin with two solved examples, which are encoded once."""
-    config, examples = benchmark
-    prompts = folder("prompts")
-    render_prompts(examples, benchmark=config, split="evaluation", template="harness", num_fewshot=2, out=prompts)
+    (config, train), prompts = benchmark, folder("evaluation")
+    render_split(train.parent / "examples", prompts, config, num_fewshot=2)
 
     def scored(checkpoint: Path, execution: ExecutionConfig) -> list[list[float]]:
         out = folder(f"{checkpoint.name} {execution.device} {execution.streaming}")
-        score_benchmark(checkpoint, None, prompts, benchmark=config, out=out, execution=execution)
+        score_benchmark(checkpoint, None, prompts, settings=ScoreSettings.of(config), work=Work(out, execution))
         return list(pq.read_table(out / "predictions.parquet")["loglikelihoods"].to_pylist())
 
     return scored
@@ -125,13 +120,11 @@ def test_a_streamed_model_scores_alike_in_less_memory(score: Callable[..., list[
 def test_a_step_of_tuning_has_the_loss_of_the_cpu(
     tiny: Path, benchmark: tuple[BenchmarkConfig, Path], folder: Folder
 ) -> None:
-    config, examples = benchmark
-    prompts, settings = folder("prompts"), TuningConfig(shots=4, held_out=4, epochs=1, batch_size=4, learning_rate=1e-2)
-    render_prompts(examples, benchmark=config, split="train", template="harness", out=prompts, shots=4, held_out=4)
+    settings = TuningConfig(shots=4, held_out=4, epochs=1, batch_size=4, learning_rate=1e-2)
     logs = []
     for execution in (CPU, CUDA):
-        source, out = Source(prompts, "acc_norm"), folder(execution.device)
-        tune(tiny, [source], tuning=settings, distillation=DistillationConfig(), seed=0, out=out, execution=execution)
+        out = folder(execution.device)
+        tune(tiny, benchmark[1], settings, out, execution=execution)
         logs.append(pq.read_table(out / "log.parquet").to_pydict())
         assert all(tensor.isfinite().all() for tensor in load_file(out / "adapter_model.safetensors").values())
     expected, found = logs

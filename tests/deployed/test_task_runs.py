@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 import tasks.profile
+
 from services import until
 from sites import Site
 

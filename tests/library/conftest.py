@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 
-from helpers import CPU, UNFITTED, remove_blocks, save_tiny_llama
+from helpers import prune, remove_blocks, save_tiny_llama
 from s3 import S3Server
-from tailored_llama.config import PruningConfig
-from tailored_llama.pruning.groups import build_graph
-from tailored_llama.pruning.importance import score_importance
-from tailored_llama.pruning.prune import prune
+from tailored_llama.config import PruningConfig, Work
+from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -41,10 +39,10 @@ def _pruned(dense: Path, root: Path) -> Path:
     groups, out = root / "dense-groups", root / "per-layer"
     groups.mkdir()
     out.mkdir()
-    build_graph(dense, out=groups)
-    score_importance(dense, groups, None, criterion="random", seed=1, out=groups, execution=CPU)
+    build_graph(dense, settings=None, work=Work(groups))
+    score_importance(dense, groups, None, settings=ImportanceSettings("random", 1), work=Work(groups))
     settings = PruningConfig(allocation="global", min_channels=2)
-    prune(dense, groups, groups, None, ratio=0.1, pruning=settings, reconstruction=UNFITTED, out=out, execution=CPU)
+    prune(dense, groups, groups, None, ratio=0.1, pruning=settings, out=out)
     return out
 
 

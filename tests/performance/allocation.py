@@ -11,49 +11,34 @@ are kept in FOLDER, and found again. The split that benchmarks are scored on is 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from tailored_llama.cli.stages import calibration_sequences, render
-from tailored_llama.config import BenchmarkConfig, RunConfig, load_config
-from tailored_llama.console import progress_bar
-from tailored_llama.data import encode_answer, load_texts, read_prompts
-from tailored_llama.evaluation.perplexity import measure_perplexity
-from tailored_llama.evaluation.scoring import score_benchmark
+from tailored_llama.config import RunConfig, Work, load_config
+from tailored_llama.data import TextSource, encode_answer, find_text, load_texts, read_prompts
+from tailored_llama.evaluation import read_metrics
 from tailored_llama.models import (
     Document,
     batches,
-    convert,
     head_logits,
     load_model,
     load_tokenizer,
     packed_attention,
     packed_states,
 )
-from tailored_llama.pruning import groups, importance
-from tailored_llama.pruning import prune as pruning
+from tailored_llama.pipeline import Artifact, Runner, Stage, StoreRunner, steps
 
 DIVERGED, TEXT = 20, 4096  # prompts of each benchmark, and tokens of the text, whose divergence is measured
 
 
-def once(folder: Path, build: Callable[[Path], Any]) -> Path:
-    """A folder that a stage has filled, now or in an earlier run."""
-    if not folder.exists():
-        scratch = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        facts = build(scratch)
-        scratch.rename(folder)
-        print(folder.name, facts, flush=True)
-    return folder
+def kept_in(folder: Path, config: RunConfig) -> StoreRunner:
+    """A runner that keeps every artifact in a folder, and finds it again."""
+    return StoreRunner(config.store.model_copy(update={"root": str(folder)}), config.execution)
 
 
 def divergence(dense: Any, model: Any, documents: Sequence[Document]) -> float:
@@ -71,101 +56,83 @@ def divergence(dense: Any, model: Any, documents: Sequence[Document]) -> float:
     return total / sum(map(len, documents))
 
 
-def diverge(run: RunConfig, dense: Path, checkpoint: Path, slices: Sequence[Path], out: Path) -> None:
-    """Write the divergence of a checkpoint from the dense model as `metrics.json`, in nats."""
+@dataclass(frozen=True)
+class DivergenceSettings:
+    text: TextSource
+
+
+def diverge(
+    dense: Path, checkpoint: Path, slices: Mapping[str, Path], *, settings: DivergenceSettings, work: Work
+) -> None:
+    """Stage: write the divergence of a checkpoint from the dense model as `metrics.json`, in nats."""
     tokenizer = load_tokenizer(dense)
-    text = tokenizer("\n\n".join(load_texts(run.perplexity, run.store.downloads))[:40_000])["input_ids"][:TEXT]
-    prompts = [p for folder in slices for p in read_prompts(folder, "selection")[:DIVERGED]]
+    text = tokenizer("\n\n".join(load_texts(settings.text.text, work.downloads))[:40_000])["input_ids"][:TEXT]
+    prompts = [p for folder in slices.values() for p in read_prompts(folder, "selection")[:DIVERGED]]
     documents = {
         "text": [Document(text[start : start + 512]) for start in range(0, len(text), 512)],
         "prompts": [encode_answer(tokenizer, prompt, 2048).document for prompt in prompts],
     }
     models = load_model(dense), load_model(checkpoint)
     divergences = {name: divergence(*models, own) for name, own in documents.items()}
-    (out / "metrics.json").write_text(json.dumps(divergences))
+    (work.out / "metrics.json").write_text(json.dumps(divergences))
 
 
-def measure(run: RunConfig, dense: Path, checkpoint: Path, slices: Sequence[Path], folder: Path) -> dict[str, str]:
-    """Divergences, perplexity and accuracies of a checkpoint, each kept in a folder of its own."""
-    folder.mkdir(exist_ok=True)
-
-    def read(out: Path) -> None:
-        downloads, execution = run.store.downloads, run.execution
-        measure_perplexity(checkpoint, text=run.perplexity, downloads=downloads, out=out, execution=execution)
-
-    def score(own: BenchmarkConfig, prompts: Path, out: Path) -> None:
-        score_benchmark(checkpoint, None, prompts, benchmark=own, split="selection", out=out, execution=run.execution)
-
-    def metrics_of(name: str, build: Callable[[Path], Any]) -> dict[str, Any]:
-        metrics: dict[str, Any] = json.loads((once(folder / name, build) / "metrics.json").read_text())
-        return metrics
-
-    diverged = metrics_of("divergence", partial(diverge, run, dense, checkpoint, slices))
-    row = {f"divergence, {name}": f"{value:.3f}" for name, value in diverged.items()}
-    row["perplexity"] = f"{metrics_of('perplexity', read)['perplexity']:.1f}"
-    for own, prompts in zip(run.benchmarks, slices, strict=True):
-        metrics = metrics_of(own.name, partial(score, own, prompts))
-        value, error = (metrics[f"{metrics['metric']}{end}"] for end in ("", "_stderr"))
-        row[own.name] = f"{value:.3f} ± {error:.3f}"
-    return row
+DIVERGENCE = Stage("divergence", 1, lambda: diverge, DivergenceSettings)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every row of the table is made from."""
+    """The dense model with what pruning reads, and the prompts to score, by benchmark."""
 
-    dense: Path
-    graph: Path
-    text: Path
-    scores: Path
-    slices: Sequence[Path]
+    dense: steps.Dense
+    slices: Mapping[str, Artifact]
 
 
-def with_pruning(run: RunConfig, **settings: Any) -> RunConfig:
-    return run.model_copy(update={"pruning": run.pruning.model_copy(update=settings)})
+def render_slices(run: Runner, config: RunConfig, examples: int) -> dict[str, Artifact]:
+    """Further train examples of every benchmark, neither shots nor held out."""
+    names = [own.name for own in config.benchmarks]
+    loaded = {own.name: steps.load_examples(run, own) for own in config.benchmarks}
+    return {name: steps.render(run, config, name, "selection", loaded[name], examples) for name in names}
 
 
-def pruned(run: RunConfig, name: str, ratio: float, inputs: Inputs, folder: Path) -> Path:
-    """The model that is pruned to a ratio as the run says."""
-    read = inputs.dense, inputs.graph, inputs.scores, inputs.text
-    settings = {"pruning": run.pruning, "reconstruction": run.reconstruction, "execution": run.execution}
-
-    def cut(out: Path) -> Any:
-        with progress_bar(f"{name} {ratio:g}") as bar:
-            return pruning.prune(*read, ratio=ratio, out=out, progress=bar, **settings)
-
-    return once(folder / f"{name} {ratio:g}", cut)
+def measure_divergence(
+    run: Runner, config: RunConfig, dense: Artifact, checkpoint: Artifact, slices: Mapping[str, Artifact]
+) -> dict[str, float]:
+    """The divergence of a checkpoint from the dense model on text and prompts, in nats."""
+    settings = DivergenceSettings(find_text(config.perplexity))
+    inputs = {"dense": dense, "checkpoint": checkpoint, "slices": slices}
+    found = read_metrics(run.open(run(DIVERGENCE, settings, "divergence", **inputs)))
+    return {f"divergence, {name}": value for name, value in found.items()}
 
 
-def prepare(run: RunConfig, examples: int, folder: Path) -> Inputs:
+def measure(run: Runner, config: RunConfig, name: str, checkpoint: Artifact, inputs: Inputs) -> dict[str, str]:
+    """Divergences, perplexity and accuracies of a checkpoint."""
+    diverged = measure_divergence(run, config, inputs.dense.checkpoint, checkpoint, inputs.slices)
+    row = {column: f"{value:.3f}" for column, value in diverged.items()}
+    perplexity = steps.measure_perplexity(run, config, name, checkpoint)
+    row["perplexity"] = f"{read_metrics(run.open(perplexity))['perplexity']:.1f}"
+    for benchmark, prompts in inputs.slices.items():
+        scores = steps.score(run, config, benchmark, name, checkpoint, prompts, split="selection")
+        metrics = read_metrics(run.open(scores))
+        value, error = (metrics[f"{metrics['metric']}{end}"] for end in ("", "_stderr"))
+        row[benchmark] = f"{value:.3f} ± {error:.3f}"
+    return row
+
+
+def with_pruning(config: RunConfig, **settings: Any) -> RunConfig:
+    return config.model_copy(update={"pruning": config.pruning.model_copy(update=settings)})
+
+
+def prepare(run: Runner, config: RunConfig, examples: int) -> Inputs:
     """The stages before allocation."""
-    dense = once(folder / "dense", lambda out: convert.prepare_dense(run.model, downloads=run.store.downloads, out=out))
-    graph = once(folder / "groups", lambda out: groups.build_graph(dense, out=out))
-
-    def scratch(out: Path) -> Callable[[str], Path]:
-        return lambda name: Path(tempfile.mkdtemp(dir=out, prefix=name))
-
-    def text_into(out: Path) -> None:
-        shutil.copytree(calibration_sequences(run, dense, scratch(out)), out, dirs_exist_ok=True)
-
-    def prompts_into(own: BenchmarkConfig, out: Path) -> None:
-        shutil.copytree(render(run, own, "selection", scratch(out)("work"), examples), out, dirs_exist_ok=True)
-
-    text = once(folder / "calibration", text_into)
-
-    def score(out: Path) -> None:
-        settings: dict[str, Any] = {"criterion": run.pruning.criterion, "seed": run.seed, "execution": run.execution}
-        with progress_bar("importance") as bar:
-            importance.score_importance(dense, graph, text, out=out, progress=bar, **settings)
-
-    slices = [once(folder / f"slice {own.name}", partial(prompts_into, own)) for own in run.benchmarks]
-    return Inputs(dense, graph, text, once(folder / "importance", score), slices)
+    dense = steps.prepare_dense(run, config, steps.render_train(run, config))
+    return Inputs(dense, render_slices(run, config, examples))
 
 
-def compare(run: RunConfig, inputs: Inputs, models: dict[str, Path], folder: Path) -> None:
+def compare(run: Runner, config: RunConfig, inputs: Inputs, models: Mapping[str, Artifact]) -> None:
     """Print a row for the dense model, and one for every pruned model."""
-    for name, model in {"dense": inputs.dense, **models}.items():
-        row = measure(run, inputs.dense, model, inputs.slices, folder / f"{name} results")
+    for name, model in {"dense": inputs.dense.checkpoint, **models}.items():
+        row = measure(run, config, name, model, inputs)
         print(name, *(f"{column} {value}" for column, value in row.items()), sep=" | ", flush=True)
 
 
@@ -176,15 +143,15 @@ def main(
     examples: int = 250,
     override: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
-    run = load_config(str(config), override or [])
-    folder.mkdir(parents=True, exist_ok=True)
-    inputs = prepare(run, examples, folder)
+    own = with_pruning(load_config(str(config), override or []), ratios=tuple(ratio))
+    run = kept_in(folder, own)
+    inputs = prepare(run, own, examples)
     models = {
-        f"{kind} {r:g}": pruned(with_pruning(run, allocation=kind), kind, r, inputs, folder)
+        f"{kind} {r:g}": steps.prune_to(run, with_pruning(own, allocation=kind), inputs.dense, r)
         for r in ratio
         for kind in ("global", "uniform")
     }
-    compare(run, inputs, models, folder)
+    compare(run, own, inputs, models)
 
 
 if __name__ == "__main__":

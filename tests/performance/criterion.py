@@ -16,28 +16,22 @@ torch's threads should not spin: set OMP_WAIT_POLICY=passive.
 
 from __future__ import annotations
 
-import json
-import tempfile
-from functools import partial
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import typer
 
-from allocation import diverge, once
-from tailored_llama.cli.stages import prune_in_steps, render
-from tailored_llama.config import BenchmarkConfig, DistillationConfig, RunConfig, load_config, trims_vocabulary
+from allocation import kept_in, measure_divergence, render_slices, with_pruning
+from tailored_llama.config import RunConfig, load_config, trims_vocabulary
 from tailored_llama.data import headline_metric
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.perplexity import measure_perplexity
-from tailored_llama.evaluation.scores import read_score
-from tailored_llama.evaluation.scoring import score_benchmark
-from tailored_llama.models import convert
-from tailored_llama.training.tuning import Source, tune
+from tailored_llama.evaluation import read_metrics, read_score
+from tailored_llama.pipeline import Artifact, Runner, steps
 
 EVERYDAY = '{source = "hellaswag", column = "query"}'  # what people do, in videos and instructions
 QUESTIONS = (EVERYDAY, '{source = "arc_easy", column = "question"}', '{source = "piqa", column = "question"}')
@@ -50,12 +44,6 @@ TEXTS = {
 }
 
 
-def render_into(run: RunConfig, benchmark: BenchmarkConfig, examples: int, out: Path) -> None:
-    for split in ("train", "selection"):
-        (out / split).mkdir()
-        render(run, benchmark, split, out / split, examples)
-
-
 def accuracy_and_loss(predictions: pd.DataFrame, metric: str) -> dict[str, float]:
     """Accuracy, and the mean of −log p(right choice) among the choices."""
     chosen = predictions["prediction_norm" if metric == "acc_norm" else "prediction"]
@@ -65,67 +53,42 @@ def accuracy_and_loss(predictions: pd.DataFrame, metric: str) -> dict[str, float
 
 
 def measure(
-    run: RunConfig, dense: Path, rendered: dict[str, Path], ratio: float, folder: Path, trimmed: bool
-) -> dict[str, float]:
-    """The figures of one plan: untuned, and of each benchmark once tailored to it.
+    run: Runner, config: RunConfig, name: str, prompts: steps.Prompts, slices: Mapping[str, Artifact], trimmed: bool
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """The figures of one plan: untuned, and of each benchmark once tailored to it; and all answers, right or not.
 
     Where a plan is trimmed, tokens and distributions are no longer those of the dense model: then there is no
     divergence, and perplexity is per byte.
     """
-    folder.mkdir(exist_ok=True)
-
-    def cut(out: Path) -> Any:
-        with tempfile.TemporaryDirectory() as work:
-            names = [own.name for own in run.benchmarks] if trims_vocabulary(run) else []
-            return prune_in_steps(
-                run, dense, ratio, lambda name: Path(tempfile.mkdtemp(dir=work, prefix=name)), out, names
-            )
-
-    def read(out: Path) -> None:
-        text, downloads = run.perplexity, run.store.downloads
-        measure_perplexity(checkpoint, text=text, downloads=downloads, out=out, execution=run.execution)
-
-    def score(own: BenchmarkConfig, adapter: Path | None, out: Path) -> None:
-        prompts = rendered[own.name] / "selection" / "prompts"
-        options: dict[str, Any] = {"benchmark": own, "split": "selection", "execution": run.execution}
-        score_benchmark(checkpoint, adapter, prompts, out=out, **options)
-
-    def train(own: BenchmarkConfig, out: Path) -> Any:
-        source = Source(rendered[own.name] / "train" / "prompts", headline_metric(own))
-        options: dict[str, Any] = {"tuning": run.tuning, "seed": run.seed, "execution": run.execution}
-        return tune(checkpoint, [source], distillation=DistillationConfig(), out=out, **options)
-
-    checkpoint = once(folder / "pruned", cut)
-    slices = [rendered[own.name] / "selection" / "prompts" for own in run.benchmarks]
-    row: dict[str, float] = {}
-    if not trimmed:
-        diverged = once(folder / "divergence", partial(diverge, run, dense, checkpoint, slices))
-        row = {f"divergence, {k}": v for k, v in json.loads((diverged / "metrics.json").read_text()).items()}
+    (ratio,) = config.pruning.ratios
+    dense = steps.prepare_dense(run, config, prompts)
+    pruned = steps.prune_to(run, config, dense, ratio)
+    row = {} if trimmed else measure_divergence(run, config, dense.checkpoint, pruned, slices)
     figure = "byte_perplexity" if trimmed else "perplexity"
-    row[figure] = json.loads((once(folder / "perplexity", read) / "metrics.json").read_text())[figure]
-    for own in run.benchmarks:
-        adapter = once(folder / f"adapter {own.name}", partial(train, own))
+    perplexity = steps.measure_perplexity(run, config, name, pruned, steps.text_of(config, dense.checkpoint))
+    row[figure] = read_metrics(run.open(perplexity))[figure]
+    answers: dict[str, list[np.ndarray]] = {"untuned": [], "tailored": []}
+    for own in config.benchmarks:
+        adapter = steps.tune(run, config, [own.name], ratio, pruned, steps.Lesson(prompts))
         found = {}
         for model, attached, half in (("untuned", None, 0), ("tailored", adapter, 1)):
-            out = once(folder / f"{model} {own.name}", partial(score, own, attached))
-            table = pq.read_table(out / "predictions.parquet").to_pandas().iloc[half::2]
+            label = f"{name}, {model}"
+            scores = steps.score(run, config, own.name, label, pruned, slices[own.name], attached, "selection")
+            table = pq.read_table(run.open(scores) / "predictions.parquet").to_pandas().iloc[half::2]
             found[model] = accuracy_and_loss(table, headline_metric(own))
-        row |= {f"{name}, {own.name}": value for name, value in found["untuned"].items()}
+            answers[model].append(read_score(run.open(scores)).answers.values)
+        row |= {f"{figure}, {own.name}": value for figure, value in found["untuned"].items()}
         row[f"tailored, {own.name}"] = found["tailored"]["accuracy"]
     for name in ("accuracy", "choice loss", "tailored"):
-        row[f"{name}, mean"] = float(np.mean([row[f"{name}, {own.name}"] for own in run.benchmarks]))
-    return row
+        row[f"{name}, mean"] = float(np.mean([row[f"{name}, {own.name}"] for own in config.benchmarks]))
+    return row, {model: np.concatenate(parts) for model, parts in answers.items()}
 
 
-def against(run: RunConfig, folder: Path, first: Path) -> dict[str, float]:
+def against(answers: Mapping[str, np.ndarray], first: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Difference in accuracy from the first plan over all benchmarks and examples, and its paired standard error."""
     found = {}
-    for model in ("untuned", "tailored"):
-        answers = [
-            np.concatenate([read_score(plan / f"{model} {own.name}").answers.values for own in run.benchmarks])
-            for plan in (folder, first)
-        ]
-        gains = answers[0] - answers[1]
+    for model, values in answers.items():
+        gains = values - first[model]
         found[f"gain, {model}"] = float(gains.mean())
         found[f"its error, {model}"] = float(gains.std(ddof=1) / len(gains) ** 0.5)
     return found
@@ -152,19 +115,17 @@ def main(
     plans = {}
     for setting, name in product(vary or [""], text or TEXTS):
         changed = [f"calibration.source={TEXTS[name]}", *([setting] if setting else [])]
-        plans[f"{name} {setting}".strip().replace("/", "_")] = load_config(str(config), [*(override or []), *changed])
-    folder.mkdir(parents=True, exist_ok=True)
-    run, rows = load_config(str(config), override or []), {}
-    dense = once(folder / "dense", lambda out: convert.prepare_dense(run.model, downloads=run.store.downloads, out=out))
-    rendered = {
-        own.name: once(folder / f"prompts {own.name}", partial(render_into, run, own, examples))
-        for own in run.benchmarks
-    }
+        own = load_config(str(config), [*(override or []), *changed])
+        plans[f"{name} {setting}".strip()] = with_pruning(own, ratios=(ratio,))
+    base = load_config(str(config), override or [])
+    run, rows = kept_in(folder, base), {}
+    prompts, slices = steps.render_train(run, base), render_slices(run, base, examples)
     trimmed = any(map(trims_vocabulary, plans.values()))
-    folders = [folder / name for name in plans]
-    for own, plan in zip(folders, plans.values(), strict=True):
-        row = measure(plan, dense, rendered, ratio, own, trimmed)
-        rows[own.name] = row | against(run, own, folders[0])
+    first: dict[str, np.ndarray] = {}
+    for name, plan in plans.items():
+        row, answers = measure(run, plan, name, prompts, slices, trimmed)
+        first = first or answers
+        rows[name] = row | against(answers, first)
         table = pd.DataFrame.from_dict(rows, orient="index")
         table.to_parquet(folder / "plans.parquet")
         print(table.iloc[-1].round(3).to_dict(), flush=True)

@@ -108,24 +108,23 @@ def scoring_flow(store: Path, limits: range) -> Callable[..., None]:
     from prefect import flow
 
     from tailored_llama.config import validate_config
+    from tailored_llama.pipeline import steps
     from tasks._dispatch import THREADED
-    from tasks._task import result
-    from tasks.load_benchmark import load_benchmark
-    from tasks.load_model import load_model
-    from tasks.render_prompts import render_prompts
-    from tasks.score import score
+    from tasks.runner import PrefectRunner
 
     @flow(task_runner=THREADED, persist_result=False)
     def stages(config: Any, prepare: bool) -> None:
-        model = load_model(config.store, config.model)
-        examples = load_benchmark(config.store, config.benchmarks[0])
+        runner = PrefectRunner(config.store, config.execution)
+        model, examples = steps.load_dense(runner, config), steps.load_examples(runner, config.benchmarks[0])
         scores = []
         for limit in limits:
             own = config.model_copy(update={"scoring": config.scoring.model_copy(update={"limit": limit})})
-            prompts = render_prompts(own, "arc_easy", "evaluation", examples)
+            prompts = steps.render(runner, own, "arc_easy", "evaluation", examples)
             if not prepare:
-                scores.append(score(own, "arc_easy", f"dense, {limit} examples", model, prompts))
-        result(scores)
+                label = f"dense, {limit} examples"
+                scores.append(steps.score(runner, own, "arc_easy", label, model, prompts))
+        for score in scores:
+            score.result()
 
     def run(prepare: bool = False, dispatch: str | None = None) -> None:
         execution = {"device": "cpu"} | ({"dispatch": dispatch} if dispatch else {})

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import csv
 import random
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -34,12 +35,12 @@ import pandas as pd
 import torch
 import typer
 
-from allocation import once
-from criterion import render_into
+from allocation import kept_in
 from tailored_llama.config import BenchmarkConfig, RunConfig, load_config
 from tailored_llama.data import Example, benchmarks, headline_metric, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, context_length, load_base, load_tokenizer
+from tailored_llama.pipeline import steps
 from tailored_llama.training.held_out import Outcome, is_better, outcomes, write_comparison
 from tailored_llama.training.loop import Course, Material, train
 from tailored_llama.training.losses import Objective
@@ -48,6 +49,18 @@ from tailored_llama.training.tuning import encode_sample
 BY_LOSS = "objective's loss"
 PROMPTS = ("tuning.shots", "tuning.held_out", "tuning.examples")  # rendered once, for all variants
 WRITTEN_EXAMPLES, CHOICES = 3000, ("a", "b", "c")
+
+
+def once(folder: Path, build: Callable[[Path], Any]) -> Path:
+    """A folder that is filled now, or was in an earlier run."""
+    if not folder.exists():
+        scratch = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        facts = build(scratch)
+        scratch.rename(folder)
+        print(folder.name, facts, flush=True)
+    return folder
 
 
 def split_activity(example: Example) -> tuple[str, str]:
@@ -86,18 +99,27 @@ def written_tasks(run: RunConfig, folder: Path) -> list[BenchmarkConfig]:
     return tasks
 
 
-def follow(run: RunConfig, checkpoint: Path, own: BenchmarkConfig, prompts: Path, out: Path) -> dict[str, Any]:
+def render(run: RunConfig, own: BenchmarkConfig, examples: int, folder: Path) -> tuple[Path, Path]:
+    """The train prompts of a benchmark, and those of the slice."""
+    runner, alone = kept_in(folder, run), run.model_copy(update={"benchmarks": (own,)})
+    loaded = steps.load_examples(runner, own)
+    train_prompts = steps.render(runner, alone, own.name, "train", loaded)
+    further = steps.render(runner, alone, own.name, "selection", loaded, examples)
+    return runner.open(train_prompts), runner.open(further)
+
+
+def follow(
+    run: RunConfig, checkpoint: Path, own: BenchmarkConfig, prompts: tuple[Path, Path], out: Path
+) -> dict[str, Any]:
     """Tune once; write what the model answers before, and after every epoch."""
     tuning, metric, tokenizer = run.tuning, headline_metric(own), load_tokenizer(checkpoint)
     torch.manual_seed(run.seed)
     with tempfile.TemporaryDirectory() as scratch:
         base = load_base(checkpoint, "none", tuning, run.execution, Path(scratch), "tuning")
     encode = partial(encode_sample, tokenizer, context_length(base))
-    train_prompts, further = (prompts / name / "prompts" for name in ("train", "selection"))
-    shots, held_out, selection = (
-        read_prompts(folder, name)
-        for folder, name in ((train_prompts, "shots"), (train_prompts, "held_out"), (further, "selection"))
-    )
+    train_prompts, further = prompts
+    shots, held_out = read_prompts(train_prompts, "shots"), read_prompts(train_prompts, "held_out")
+    selection = read_prompts(further, "selection")
     compared = {"held out": [encode(metric, p) for p in held_out], "slice": [encode(metric, p) for p in selection]}
     per_epoch = -(-len(shots) // tuning.batch_size)
     parts = []
@@ -188,7 +210,7 @@ def main(
     measured: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}  # (variant, rule) → task → gains by seed
     for seed, own in product(seeds or range(3), [*run.benchmarks, *written_tasks(run, folder)]):
         seeded = run.model_copy(update={"seed": seed})
-        prompts = once(folder / f"{own.name} {seed} prompts", partial(render_into, seeded, own, examples))
+        prompts = render(seeded, own, examples, folder)
         for name, tuning in variants.items():
             tuned = seeded.model_copy(update={"tuning": tuning})
             out = once(folder / f"{own.name} {seed} {name}", partial(follow, tuned, checkpoint, own, prompts))

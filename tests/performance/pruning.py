@@ -29,16 +29,15 @@ import typer
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from helpers import CPU
-from tailored_llama.config import PruningConfig, ReconstructionConfig
+from helpers import CPU, prune
+from tailored_llama.config import Criterion, ReconstructionConfig, Work
 from tailored_llama.data import read_calibration
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.memory import peak_memory, reset_peak_memory
 from tailored_llama.models import load_model, weight_files
-from tailored_llama.pruning import read_groups
-from tailored_llama.pruning.groups import add_scores, build_graph, by_parameter, read_slices
-from tailored_llama.pruning.importance import read_importance, score_importance
-from tailored_llama.pruning.prune import prune
+from tailored_llama.pruning import ImportanceSettings, build_graph, read_groups, score_importance
+from tailored_llama.pruning.groups import add_scores, by_parameter, read_slices
+from tailored_llama.pruning.importance import read_importance
 from tailored_llama.store import write_table
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -54,7 +53,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SAMPLES, TOKENS = 10, 64
-SECOND = "taylor_second"
+SECOND: Criterion = "taylor_second"
 
 
 def write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
@@ -122,27 +121,17 @@ def stages(dense: Path, root: Path, ratio: float) -> dict[str, Callable[[], Any]
     def pruned(method: Any) -> Callable[[], Any]:
         fitted, tokens = ReconstructionConfig(method=method), root / "tokens" if method != "none" else None
         folders = dense, root / "graph", root / "importance"
-        return lambda: prune(
-            *folders,
-            tokens,
-            ratio=ratio,
-            pruning=PruningConfig(ratios=(ratio,)),
-            reconstruction=fitted,
-            out=new(f"pruned-{method}"),
-            execution=CPU,
-        )
+        return lambda: prune(*folders, tokens, ratio=ratio, reconstruction=fitted, out=new(f"pruned-{method}"))
 
     return {
         "idle": lambda: None,
-        "graph": lambda: build_graph(dense, out=new("graph")),
+        "graph": lambda: build_graph(dense, settings=None, work=Work(new("graph"))),
         "importance": lambda: score_importance(
             dense,
             root / "graph",
             root / "tokens",
-            criterion=SECOND,
-            seed=0,
-            out=new("importance"),
-            execution=CPU,
+            settings=ImportanceSettings(SECOND),
+            work=Work(new("importance"), CPU),
         ),
         "usual": lambda: usual(dense, root),
         "prune": pruned("none"),

@@ -28,24 +28,12 @@ import pandas as pd
 import typer
 
 import pruning as shapes
-from helpers import byte_tokenizer, write_own_benchmark
-from tailored_llama.config import (
-    BenchmarkConfig,
-    ExecutionConfig,
-    PerplexityConfig,
-    PruningConfig,
-    ReconstructionConfig,
-)
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.prompts import render_prompts
-from tailored_llama.evaluation.perplexity import measure_perplexity
-from tailored_llama.evaluation.scoring import score_benchmark
+from helpers import byte_tokenizer, load_and_render, prune, write_own_benchmark
+from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig, ReconstructionConfig, Work
+from tailored_llama.evaluation import PerplexitySettings, ScoreSettings, measure_perplexity, score_benchmark
 from tailored_llama.memory import _field, peak_memory, reset_peak_memory
 from tailored_llama.models import shards, weight_bytes
-from tailored_llama.pruning import read_groups
-from tailored_llama.pruning.groups import build_graph
-from tailored_llama.pruning.importance import score_importance
-from tailored_llama.pruning.prune import prune
+from tailored_llama.pruning import ImportanceSettings, build_graph, read_groups, score_importance
 
 SHAPES: dict[str, dict[str, Any]] = shapes.SHAPES | {
     # Llama 2 70B
@@ -64,14 +52,12 @@ def prepare(dense: Path, root: Path, shape: dict[str, Any]) -> None:
         byte_tokenizer().save_pretrained(dense)
     if root.is_dir():
         return
-    for name in ("groups", "data", "examples", "prompts"):
+    for name in ("groups", "data"):
         (root / name).mkdir(parents=True)
     shapes.write_tokens(root / "tokens", shape["vocab_size"])
-    build_graph(dense, out=root / "groups")
+    build_graph(dense, settings=None, work=Work(root / "groups"))
     (root / "data" / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 40)
-    load_benchmark(_benchmark(root), downloads="", out=root / "examples")
-    options: dict[str, Any] = {"benchmark": _benchmark(root), "split": "evaluation", "template": "harness"}
-    render_prompts(root / "examples", out=root / "prompts", **options)
+    load_and_render(_benchmark(root), root)
 
 
 def _benchmark(root: Path) -> BenchmarkConfig:
@@ -82,20 +68,21 @@ def _stages(
     dense: Path, root: Path, ratio: float, method: Any, execution: ExecutionConfig
 ) -> dict[str, Callable[[Path], Any]]:
     text = PerplexityConfig(source=str(root / "data" / "text.txt"), window=512, tokens=1024)
-    settings = {"pruning": PruningConfig(ratios=(ratio,)), "reconstruction": ReconstructionConfig(method=method)}
-    pruned = root / "pruned"
+    groups, tokens, pruned = (root / name for name in ("groups", "tokens", "pruned"))
+    fitted = ReconstructionConfig(method=method)
     return {
         "idle": lambda out: None,
         "importance": lambda out: score_importance(
-            dense, root / "groups", root / "tokens", criterion="taylor_gate", seed=0, out=out, execution=execution
+            dense, groups, tokens, settings=ImportanceSettings("taylor_gate", 0), work=Work(out, execution)
         ),
         "pruned": lambda out: prune(
-            dense, root / "groups", root / "importance", root / "tokens", ratio=ratio, out=out, execution=execution,
-            **settings,
+            dense, groups, root / "importance", tokens, ratio=ratio, out=out, reconstruction=fitted, execution=execution
         ),
-        "perplexity": lambda out: measure_perplexity(pruned, text=text, downloads="", out=out, execution=execution),
+        "perplexity": lambda out: measure_perplexity(
+            pruned, None, settings=PerplexitySettings.of(text), work=Work(out, execution)
+        ),
         "scores": lambda out: score_benchmark(
-            pruned, None, root / "prompts", benchmark=_benchmark(root), out=out, execution=execution
+            pruned, None, root / "prompts", settings=ScoreSettings.of(_benchmark(root)), work=Work(out, execution)
         ),
     }  # fmt: skip
 

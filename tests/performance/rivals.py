@@ -22,8 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,12 +31,13 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from allocation import Inputs, compare, once, prepare, pruned, with_pruning
-from tailored_llama.config import RunConfig, load_config
+from allocation import compare, kept_in, prepare, with_pruning
+from tailored_llama.config import Work, load_config
 from tailored_llama.data import read_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model, load_tokenizer
-from tailored_llama.pruning.groups import read_groups
+from tailored_llama.pipeline import Stage, steps
+from tailored_llama.pruning import read_groups
 from tailored_llama.pruning.importance import read_importance, write_importance
 
 ALPHA = 1.5  # 2SSP's
@@ -72,30 +72,33 @@ def least_attention(model: Any, text: Tensor, count: int) -> list[int]:
     return gone
 
 
-def split_in_two(ratio: float, inputs: Inputs, out: Path) -> None:
-    """Write importance whose ranking gives 2SSP's split: what that removes scores below all that it keeps."""
-    model, groups = load_model(inputs.dense), read_groups(inputs.graph)
-    layers, budget = model.config.num_hidden_layers, ratio * model.num_parameters()
-    sizes = {kind: int(groups.parameters[groups.kind == kind].sum()) for kind in ("attention", "mlp")}
+@dataclass(frozen=True)
+class RatioSettings:
+    ratio: float
+
+
+def split_in_two(
+    dense: Path, groups: Path, calibration: Path, importance: Path, *, settings: RatioSettings, work: Work
+) -> None:
+    """Stage: write importance whose ranking gives 2SSP's split: what that removes scores below all that it keeps."""
+    model, table = load_model(dense), read_groups(groups)
+    layers, budget = model.config.num_hidden_layers, settings.ratio * model.num_parameters()
+    sizes = {kind: int(table.parameters[table.kind == kind].sum()) for kind in ("attention", "mlp")}
     count = round(layers * (budget / sum(sizes.values())) ** (sizes["mlp"] / sizes["attention"] / ALPHA))
     rest = (budget - count * sizes["attention"] / layers) / sizes["mlp"]
     if not 0 <= rest < 1:
-        raise InputError(f"--ratio: got {ratio}; allowed: a ratio that removes a part of every MLP, but not all")
-    gone = least_attention(model, read_calibration(inputs.text)[:1, :SEARCHED], count)
-    scores = read_importance(inputs.scores).copy()  # an array of a table cannot be written to
+        raise InputError(
+            f"--ratio: got {settings.ratio}; allowed: a ratio that removes a part of every MLP, but not all"
+        )
+    gone = least_attention(model, read_calibration(calibration)[:1, :SEARCHED], count)
+    scores = read_importance(importance).copy()  # an array of a table cannot be written to
     below = 1000 * (scores.max() - scores.min() + 1)  # more than the sizes of groups make up for
     for layer in range(layers):
         for kind in sizes:
-            members = np.flatnonzero((groups.layer == layer) & (groups.kind == kind))
+            members = np.flatnonzero((table.layer == layer) & (table.kind == kind))
             kept = math.ceil(len(members) * (1 - rest)) if kind == "mlp" else len(members) * (layer not in gone)
             scores[members[np.argsort(scores[members])[: len(members) - kept]]] -= below
-    write_importance(out, groups, scores, "two stages")
-
-
-def in_two_stages(run: RunConfig, ratio: float, inputs: Inputs, folder: Path) -> Path:
-    split = once(folder / f"split {ratio:g}", partial(split_in_two, ratio, inputs))
-    run = with_pruning(run, allocation="global", min_kv_heads=0)
-    return pruned(run, "two stages", ratio, replace(inputs, scores=split), folder)
+    write_importance(work.out, table, scores, "two stages")
 
 
 def readers(model: Any) -> Iterator[tuple[Any, list[nn.Linear]]]:
@@ -126,16 +129,18 @@ def principal_components(model: Any, text: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def rotate(ratio: float, inputs: Inputs, out: Path) -> dict[str, float]:
-    """Write the dense model with a residual stream so narrow that the ratio of all parameters is gone."""
-    text = read_calibration(inputs.text)
-    basis = principal_components(load_model(inputs.dense), text[: max(1, ROTATED // text.shape[1])])
-    model = load_model(inputs.dense)
-    dense, hidden = model.num_parameters(), model.config.hidden_size
+def rotate(dense: Path, calibration: Path, *, settings: RatioSettings, work: Work) -> dict[str, float]:
+    """Stage: write the dense model with a residual stream so narrow that the ratio of all parameters is gone."""
+    text = read_calibration(calibration)
+    basis = principal_components(load_model(dense), text[: max(1, ROTATED // text.shape[1])])
+    model = load_model(dense)
+    parameters, hidden = model.num_parameters(), model.config.hidden_size
     if model.config.tie_word_embeddings:
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())
         model.config.tie_word_embeddings = False
-    kept = int(hidden * (1 - ratio) * dense / model.num_parameters())  # every parameter shrinks with the width
+    kept = int(
+        hidden * (1 - settings.ratio) * parameters / model.num_parameters()
+    )  # every parameter shrinks with the width
     kept -= kept % model.config.num_attention_heads  # a LlamaConfig takes no other hidden size
     basis = basis[:, :kept]
     for norm, projections in readers(model):
@@ -151,9 +156,13 @@ def rotate(ratio: float, inputs: Inputs, out: Path) -> dict[str, float]:
     embedding.weight = nn.Parameter((embedding.weight.double() @ basis).to(model.dtype))
     model.config.head_dim = model.config.head_dim or hidden // model.config.num_attention_heads
     model.config.hidden_size = kept
-    model.save_pretrained(out)
-    load_tokenizer(inputs.dense).save_pretrained(out)
-    return {"hidden size": kept, "ratio": 1 - model.num_parameters() / dense}
+    model.save_pretrained(work.out)
+    load_tokenizer(dense).save_pretrained(work.out)
+    return {"hidden size": kept, "ratio": 1 - model.num_parameters() / parameters}
+
+
+TWO_STAGES = Stage("two-stages", 1, lambda: split_in_two, RatioSettings)
+ROTATED_MODEL = Stage("rotated", 1, lambda: rotate, RatioSettings)
 
 
 def main(
@@ -163,15 +172,22 @@ def main(
     examples: int = 250,
     override: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
-    run = load_config(str(config), override or [])
-    folder.mkdir(parents=True, exist_ok=True)
-    inputs = prepare(run, examples, folder)
+    own = with_pruning(load_config(str(config), override or []), ratios=tuple(ratio), steps=1, allocation="global")
+    run = kept_in(folder, own)
+    inputs = prepare(run, own, examples)
+    dense = inputs.dense
+    text = steps.draw_calibration(run, own, dense.checkpoint, steps.render_train(run, own))
+    read = {"dense": dense.checkpoint, "calibration": text}
     models = {}
     for r in ratio:
-        models[f"global {r:g}"] = pruned(with_pruning(run, allocation="global"), "global", r, inputs, folder)
-        models[f"two stages {r:g}"] = in_two_stages(run, r, inputs, folder)
-        models[f"rotated {r:g}"] = once(folder / f"rotated {r:g}", partial(rotate, r, inputs))
-    compare(run, inputs, models, folder)
+        scores = {"groups": dense.groups, "importance": dense.importance}
+        split = run(TWO_STAGES, RatioSettings(r), f"two stages {r:g}", **read, **scores)
+        models[f"global {r:g}"] = steps.prune_to(run, own, dense, r)
+        models[f"two stages {r:g}"] = steps.prune_to(
+            run, with_pruning(own, min_kv_heads=0), replace(dense, importance=split), r
+        )
+        models[f"rotated {r:g}"] = run(ROTATED_MODEL, RatioSettings(r), f"rotate {r:g}", **read)
+    compare(run, own, inputs, models)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from helpers import CPU, UNFITTED
-from tailored_llama.config import RunConfig, load_config
+from helpers import CPU, prune
+from tailored_llama.config import RunConfig, Work, load_config
 from tailored_llama.config.schema import Allocation
-from tailored_llama.data.calibration import load_calibration
-from tailored_llama.models import prepare_dense
-from tailored_llama.pruning.groups import build_graph
-from tailored_llama.pruning.importance import score_importance
-from tailored_llama.pruning.prune import prune
+from tailored_llama.data import CalibrationSettings, load_calibration
+from tailored_llama.models import DenseSettings, prepare_dense
+from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance
 
 QUICKSTART = Path(__file__).parents[2] / "data" / "quickstart.toml"
 
@@ -29,7 +27,8 @@ def quickstart() -> RunConfig:
 @pytest.fixture(scope="session")
 def smollm2(quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("smollm2")
-    prepare_dense(quickstart.model, downloads=quickstart.store.downloads, out=out)
+    work = Work(out, downloads=quickstart.store.downloads)
+    prepare_dense(settings=DenseSettings.of(quickstart.model), work=work)
     return out
 
 
@@ -45,38 +44,17 @@ class Scored:
 @pytest.fixture(scope="session")
 def scored_smollm2(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Scored:
     scored = Scored(*(tmp_path_factory.mktemp(name) for name in ("groups", "text", "score")))
-    build_graph(smollm2, out=scored.groups)
-    load_calibration(
-        smollm2,
-        calibration=quickstart.calibration,
-        downloads=quickstart.store.downloads,
-        seed=0,
-        out=scored.calibration,
-    )
-    score_importance(
-        smollm2,
-        scored.groups,
-        scored.calibration,
-        criterion=quickstart.pruning.criterion,
-        seed=0,
-        out=scored.importance,
-        execution=CPU,
-    )
+    build_graph(smollm2, settings=None, work=Work(scored.groups))
+    drawn = CalibrationSettings.of(quickstart.calibration, 0)
+    load_calibration(smollm2, {}, settings=drawn, work=Work(scored.calibration, downloads=quickstart.store.downloads))
+    criterion = ImportanceSettings(quickstart.pruning.criterion, 0)
+    score_importance(smollm2, scored.groups, scored.calibration, settings=criterion, work=Work(scored.importance, CPU))
     return scored
 
 
 def prune_by_gradients(dense: Path, scored: Scored, run: RunConfig, ratio: float, out: Path) -> Path:
-    prune(
-        dense,
-        scored.groups,
-        scored.importance,
-        scored.calibration,
-        ratio=ratio,
-        pruning=run.pruning,
-        reconstruction=run.reconstruction,
-        out=out,
-        execution=CPU,
-    )
+    read = (scored.groups, scored.importance, scored.calibration)
+    prune(dense, *read, ratio=ratio, pruning=run.pruning, reconstruction=run.reconstruction, out=out)
     return out
 
 
@@ -98,10 +76,10 @@ def halved_smollm2(
 def prune_by_size(dense: Path, run: RunConfig, allocation: Allocation, factory: pytest.TempPathFactory) -> Path:
     """Prune by the size of the weights alone, which takes seconds; the model is worth little."""
     groups, importance, out = (factory.mktemp(name) for name in ("groups", "importance", allocation))
-    build_graph(dense, out=groups)
-    score_importance(dense, groups, None, criterion="magnitude_l2", seed=0, out=importance, execution=CPU)
+    build_graph(dense, settings=None, work=Work(groups))
+    score_importance(dense, groups, None, settings=ImportanceSettings("magnitude_l2"), work=Work(importance, CPU))
     pruning = run.pruning.model_copy(update={"allocation": allocation})
-    prune(dense, groups, importance, None, ratio=0.2, pruning=pruning, reconstruction=UNFITTED, out=out, execution=CPU)
+    prune(dense, groups, importance, None, ratio=0.2, pruning=pruning, out=out)
     return out
 
 

@@ -10,14 +10,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from harness import raw_validation
-from helpers import write_jsonl
-from tailored_llama.config import BenchmarkConfig, ExecutionConfig
+from helpers import CPU, load_and_render, write_jsonl
+from tailored_llama.config import BenchmarkConfig, Work
 from tailored_llama.data import read_prompts
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.prompts import render_prompts
-from tailored_llama.evaluation import read_metrics
+from tailored_llama.evaluation import ScoreSettings, read_metrics, score_benchmark
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA
-from tailored_llama.evaluation.scoring import score_benchmark
 from tailored_llama.models import load_model, load_tokenizer
 from tailored_llama.store import read_table
 
@@ -38,10 +35,8 @@ def test_closed_book_answers_equal_the_harness(smollm2: Path, folder: Callable[[
         max_new_tokens=10,
         stop=STOP,
     )
-    examples, prompts, out = folder("examples"), folder("prompts"), folder("scores")
-    load_benchmark(benchmark, downloads="", out=examples)
-    render_prompts(examples, benchmark=benchmark, split="evaluation", template="harness", out=prompts, num_fewshot=5)
-    score_benchmark(smollm2, None, prompts, benchmark=benchmark, out=out, execution=ExecutionConfig(device="cpu"))
+    prompts, out = load_and_render(benchmark, data, num_fewshot=5), folder("scores")
+    score_benchmark(smollm2, None, prompts, settings=ScoreSettings.of(benchmark), work=Work(out, CPU))
     lm = HFLM(pretrained=load_model(smollm2), tokenizer=load_tokenizer(smollm2), batch_size=4)
     options = {"until": STOP, "max_gen_toks": 10, "do_sample": False}
     contexts = [prompt.contexts[0] for prompt in read_prompts(prompts, "evaluation")]

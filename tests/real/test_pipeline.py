@@ -12,20 +12,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from helpers import CPU, load_and_render, tune
 from llama_cpp import llama_cpp
-from tailored_llama.config import BenchmarkConfig, DistillationConfig, ExecutionConfig, PerplexityConfig, RunConfig
+from tailored_llama.config import BenchmarkConfig, PerplexityConfig, RunConfig, Work
 from tailored_llama.data import load_texts
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.prompts import render_prompts
-from tailored_llama.evaluation import read_metrics
-from tailored_llama.evaluation.generation import Until, generate
-from tailored_llama.evaluation.perplexity import measure_perplexity
+from tailored_llama.evaluation import PerplexitySettings, Until, generate, measure_perplexity, read_metrics
 from tailored_llama.models import load_model, load_tokenizer, merge_adapter, read_structure
 from tailored_llama.serving import write_gguf
-from tailored_llama.training.tuning import Source, tune
 
 pytestmark = pytest.mark.real
-CPU = ExecutionConfig(device="cpu")
 WINDOW = 512
 
 
@@ -41,34 +36,21 @@ def test_a_fifth_of_all_parameters_is_gone_and_the_model_still_predicts(
 ) -> None:
     before, after = read_structure(smollm2).parameters, read_structure(pruned_smollm2).parameters
     assert 1 - after / before == pytest.approx(0.2, abs=1e-3)
-    perplexities = []
+    perplexities, settings = [], PerplexitySettings.of(PerplexityConfig(tokens=1024))
     for name, checkpoint in (("dense", smollm2), ("pruned", pruned_smollm2)):
         out = folder(name)
-        measure_perplexity(
-            checkpoint, text=PerplexityConfig(tokens=1024), downloads=quickstart.store.downloads, out=out, execution=CPU
-        )
+        measure_perplexity(checkpoint, None, settings=settings, work=Work(out, CPU, quickstart.store.downloads))
         perplexities.append(read_metrics(out)["perplexity"])
     assert 10 < perplexities[0] < 40  # a wrong rope_theta or tokenizer shows here first
     assert perplexities[1] < 4 * perplexities[0]
 
 
 def test_tuning_lowers_the_held_out_loss_and_the_merged_model_stands_alone(
-    pruned_smollm2: Path, quickstart: RunConfig, folder: Callable[[str], Path]
+    pruned_smollm2: Path, quickstart: RunConfig, folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    benchmark = BenchmarkConfig(name="arc_easy")
-    examples, prompts, adapter, merged = (folder(n) for n in ("examples", "prompts", "adapter", "merged"))
-    load_benchmark(benchmark, downloads=quickstart.store.downloads, out=examples)
-    render_prompts(examples, benchmark=benchmark, split="train", template="harness", out=prompts, shots=16, held_out=8)
-    tuning = quickstart.tuning.model_copy(update={"epochs": 2})
-    measured = tune(
-        pruned_smollm2,
-        [Source(prompts, "acc_norm")],
-        tuning=tuning,
-        seed=0,
-        out=adapter,
-        execution=CPU,
-        distillation=DistillationConfig(),
-    )
+    benchmark, adapter, merged = BenchmarkConfig(name="arc_easy"), folder("adapter"), folder("merged")
+    prompts = load_and_render(benchmark, tmp_path, split="train", shots=16, held_out=8)
+    measured = tune(pruned_smollm2, prompts, quickstart.tuning.model_copy(update={"epochs": 2}), adapter)
     held = [v for v in pq.read_table(adapter / "log.parquet")["held_out_loss"].to_pylist() if v is not None]
     assert min(held) < held[0] - 0.1
     assert math.isfinite(measured["tokens_per_second"])

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness import DOWNLOADS, raw_validation, requests, stock_task, train_rows, wheel_documents
-from tailored_llama.config import BenchmarkConfig
-from tailored_llama.data import BUILTIN, Example, load_template, render
-from tailored_llama.data.benchmarks import benchmark_texts, load_benchmark, load_examples, read_examples
+from tailored_llama.config import BenchmarkConfig, Work
+from tailored_llama.data import BUILTIN, BenchmarkSource, Example, load_benchmark, load_template, render
+from tailored_llama.data.benchmarks import benchmark_texts, load_examples, read_examples
 from tailored_llama.data.builtin import SEVEN
 from tailored_llama.data.prompts import few_shot_header
 
@@ -123,7 +123,7 @@ def test_hellaswag_train_text_parts_from_the_evaluation_text_by_stops_and_spaces
 def test_train_rows_and_what_stays(name: str, tmp_path: Path) -> None:
     benchmark = BenchmarkConfig(name=name)
     rows, kept = TRAIN[name]
-    counts = load_benchmark(benchmark, downloads=DOWNLOADS, out=tmp_path)
+    counts = load_benchmark(settings=BenchmarkSource(benchmark), work=Work(tmp_path, downloads=DOWNLOADS))
     assert counts == {"train": kept, "evaluation": EVALUATION[name], "left_out": rows - kept}
     train, evaluation = read_examples(tmp_path, "train"), read_examples(tmp_path, "evaluation")
     assert (len(train), len(evaluation)) == (kept, EVALUATION[name])

@@ -25,38 +25,23 @@ import pytest
 
 import harness
 from equality import TOLERANCE, compare, our_scores
-from tailored_llama.config import BenchmarkConfig, DistillationConfig, ExecutionConfig, PerplexityConfig, RunConfig
+from helpers import CPU, load_and_render, tune
+from tailored_llama.config import BenchmarkConfig, PerplexityConfig, RunConfig, Work
 from tailored_llama.data import load_texts
-from tailored_llama.data.benchmarks import load_benchmark
 from tailored_llama.data.builtin import SEVEN
-from tailored_llama.data.prompts import render_prompts
-from tailored_llama.evaluation import read_metrics
-from tailored_llama.evaluation.perplexity import measure_perplexity
+from tailored_llama.evaluation import PerplexitySettings, measure_perplexity, read_metrics
 from tailored_llama.models import load_model, load_tokenizer, merge_adapter, read_structure
-from tailored_llama.training.tuning import Source, tune
 
 pytestmark = pytest.mark.real
 RECORDED = Path(__file__).parent / "harness_scores.parquet"
-CPU = ExecutionConfig(device="cpu")
 
 
 @pytest.fixture(scope="session")
 def adapter(layered_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter for ARC-easy, so large that nobody could miss it."""
-    benchmark = BenchmarkConfig(name="arc_easy")
-    examples, prompts, out = (tmp_path_factory.mktemp(name) for name in ("examples", "prompts", "adapter"))
-    load_benchmark(benchmark, downloads=quickstart.store.downloads, out=examples)
-    render_prompts(examples, benchmark=benchmark, split="train", template="harness", out=prompts, shots=16, held_out=0)
-    tuning = quickstart.tuning.model_copy(update={"epochs": 2, "learning_rate": 2e-3})
-    tune(
-        layered_smollm2,
-        [Source(prompts, "acc_norm")],
-        tuning=tuning,
-        seed=0,
-        out=out,
-        execution=CPU,
-        distillation=DistillationConfig(),
-    )
+    data, out = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("adapter")
+    prompts = load_and_render(BenchmarkConfig(name="arc_easy"), data, split="train", shots=16)
+    tune(layered_smollm2, prompts, quickstart.tuning.model_copy(update={"epochs": 2, "learning_rate": 2e-3}), out)
     return out
 
 
@@ -181,13 +166,8 @@ def test_word_and_byte_perplexity_equal_the_harness(
     page = "\n\n".join(load_texts(quickstart.perplexity, quickstart.store.downloads))[:8000]
     text, out = folder("text") / "page.txt", folder("perplexity")
     text.write_text(page, encoding="utf-8")
-    measure_perplexity(
-        layered_smollm2,
-        text=PerplexityConfig(source=str(text), window=512, tokens=None),
-        downloads="",
-        out=out,
-        execution=CPU,
-    )
+    settings = PerplexitySettings.of(PerplexityConfig(source=str(text), window=512, tokens=None))
+    measure_perplexity(layered_smollm2, None, settings=settings, work=Work(out, CPU))
     ours = read_metrics(out)
     lm = HFLM(
         pretrained=load_model(layered_smollm2), tokenizer=load_tokenizer(layered_smollm2), batch_size=4, max_length=512

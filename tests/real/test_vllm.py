@@ -15,13 +15,10 @@ import httpx
 import pytest
 import torch
 
-from helpers import CPU
+from helpers import load_and_render, tune
 from services import children, free_port, until
-from tailored_llama.config import BenchmarkConfig, DistillationConfig, RunConfig
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.prompts import render_prompts
+from tailored_llama.config import BenchmarkConfig, RunConfig
 from tailored_llama.models import load_model, load_tokenizer, read_structure
-from tailored_llama.training.tuning import Source, tune
 
 pytestmark = pytest.mark.vllm
 PROMPTS = ("The capital of France is", "Question: What do plants make from sunlight?\nAnswer:")
@@ -41,16 +38,10 @@ def adapters(pruned_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pyte
     """Two adapters, each so large that nobody could miss it."""
     made = {}
     for name in ("arc_easy", "piqa"):
-        benchmark = BenchmarkConfig(name=name)
-        examples, prompts, out = (tmp_path_factory.mktemp(part) for part in ("examples", "prompts", name))
-        load_benchmark(benchmark, downloads=quickstart.store.downloads, out=examples)
-        render_prompts(
-            examples, benchmark=benchmark, split="train", template="harness", out=prompts, shots=8, held_out=0
-        )
+        data, made[name] = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp(name)
+        prompts = load_and_render(BenchmarkConfig(name=name), data, split="train", shots=8)
         tuning = quickstart.tuning.model_copy(update={"epochs": 4, "learning_rate": 5e-3})
-        source = Source(prompts, "acc_norm")
-        tune(pruned_smollm2, [source], tuning=tuning, seed=0, out=out, execution=CPU, distillation=DistillationConfig())
-        made[name] = out
+        tune(pruned_smollm2, prompts, tuning, made[name])
     return made
 
 

@@ -9,16 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import CPU, UNFITTED
+from helpers import CPU, prune
 from llama_cpp import llama_cpp
-from tailored_llama.config import BenchmarkConfig, PerplexityConfig, PruningConfig, RunConfig
+from tailored_llama.config import BenchmarkConfig, PerplexityConfig, PruningConfig, RunConfig, Work
 from tailored_llama.data import load_template, load_texts, render
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.models import load_model, load_tokenizer, read_id_table, read_structure
-from tailored_llama.pruning.groups import build_graph
-from tailored_llama.pruning.importance import score_importance
-from tailored_llama.pruning.prune import prune
-from tailored_llama.pruning.vocabulary import count_tokens
+from tailored_llama.pruning import CountSettings, ImportanceSettings, build_graph, count_tokens, score_importance
 from tailored_llama.serving import write_gguf
 
 pytestmark = pytest.mark.real
@@ -29,9 +26,10 @@ TOKENS = 16_384
 def trimmed(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Only tokens are removed, by the calibration text alone."""
     graph, scores, counts, out = (tmp_path_factory.mktemp(name) for name in ("graph", "scores", "counts", "trimmed"))
-    build_graph(smollm2, out=graph)
-    score_importance(smollm2, graph, None, criterion="random", seed=0, out=scores, execution=CPU)
-    count_tokens(smollm2, calibration=quickstart.calibration, downloads=quickstart.store.downloads, out=counts)
+    build_graph(smollm2, settings=None, work=Work(graph))
+    score_importance(smollm2, graph, None, settings=ImportanceSettings("random", 0), work=Work(scores, CPU))
+    settings = CountSettings.of(quickstart.calibration)
+    count_tokens(smollm2, {}, settings=settings, work=Work(counts, downloads=quickstart.store.downloads))
     size = read_structure(smollm2).size
     facts = prune(
         smollm2,
@@ -40,10 +38,8 @@ def trimmed(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempP
         None,
         ratio=(size.vocab_size - TOKENS) * size.row / size.parameters,
         pruning=PruningConfig(kinds=("attention", "mlp", "vocabulary"), vocabulary=TOKENS),
-        reconstruction=UNFITTED,
         counts=counts,
         out=out,
-        execution=CPU,
     )
     assert facts["body_ratio"] == 0
     assert 0.95 < facts["tokens_whole"] < 0.96

@@ -7,19 +7,20 @@ import pandas as pd
 import pytest
 
 from helpers import write_jsonl
-from tailored_llama.config import BenchmarkConfig
-from tailored_llama.data import BUILTIN, Example, headline_metric, load_template, splits
-from tailored_llama.data.benchmarks import (
-    EXAMPLES_SCHEMA,
-    benchmark_identity,
-    benchmark_texts,
+from tailored_llama.config import BenchmarkConfig, Work
+from tailored_llama.data import (
+    BUILTIN,
+    BenchmarkSource,
+    Example,
     check_benchmark,
+    headline_metric,
     load_benchmark,
-    load_examples,
-    read_examples,
+    load_template,
+    render,
+    splits,
 )
+from tailored_llama.data.benchmarks import EXAMPLES_SCHEMA, benchmark_texts, load_examples, read_examples
 from tailored_llama.data.builtin import SEVEN
-from tailored_llama.data.prompts import render
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, sha256_file
 
@@ -188,22 +189,16 @@ def test_train_leaves_out_what_is_evaluated_or_repeated(tmp_path: Path, jsonl: s
 def test_stage_writes_examples_that_read_back(tmp_path: Path, jsonl: str) -> None:
     fresh = {"text": "Grass is", "options": ["green", "blue"], "right": 0}
     train = write_jsonl(tmp_path / "train.jsonl", [fresh, ROWS[0]])
-    assert load_benchmark(own(train, jsonl), downloads="unused", out=tmp_path) == {
-        "train": 1,
-        "evaluation": 3,
-        "left_out": 1,
-    }
+    found = load_benchmark(settings=BenchmarkSource(own(train, jsonl)), work=Work(tmp_path))
+    assert found == {"train": 1, "evaluation": 3, "left_out": 1}
     assert read_table(tmp_path / "examples.parquet", EXAMPLES_SCHEMA).num_rows == 4
     assert read_examples(tmp_path, "evaluation") == EXAMPLES
     assert read_examples(tmp_path, "train") == [Example(0, {"context": "Grass is"}, ("green", "blue"), 0)]
 
 
 def test_stage_accepts_a_benchmark_without_train(tmp_path: Path, jsonl: str) -> None:
-    assert load_benchmark(own(None, jsonl), downloads="unused", out=tmp_path) == {
-        "train": 0,
-        "evaluation": 3,
-        "left_out": 0,
-    }
+    found = load_benchmark(settings=BenchmarkSource(own(None, jsonl)), work=Work(tmp_path))
+    assert found == {"train": 0, "evaluation": 3, "left_out": 0}
     assert read_examples(tmp_path, "train") == []
 
 
@@ -294,22 +289,24 @@ def test_hub_splits_default_to_the_harness_split(monkeypatch: pytest.MonkeyPatch
     assert load_examples(benchmark, "train", "unused")[0].fields == {"question": "train?"}
     assert asked == [("allenai/ai2_arc", "ARC-Easy", commit, split) for split in ("train", "test")]
     where = {"hub": "allenai/ai2_arc", "subset": "ARC-Easy", "commit": commit}
-    assert benchmark_identity(benchmark, "train") == {**where, "split": "train", "without": {**where, "split": "test"}}
+    found = BenchmarkSource(benchmark).split_identity("train")
+    assert found == {**where, "split": "train", "without": {**where, "split": "test"}}
 
 
 def test_identity_is_of_content_not_of_place(tmp_path: Path, jsonl: str) -> None:
     (tmp_path / "other").mkdir()
     copy = write_jsonl(tmp_path / "other" / "named_otherwise.jsonl", ROWS)
-    found = benchmark_identity(own(None, jsonl), "evaluation")
-    assert found == benchmark_identity(own(None, copy), "evaluation")
+    found = BenchmarkSource(own(None, jsonl)).split_identity("evaluation")
+    assert found == BenchmarkSource(own(None, copy)).split_identity("evaluation")
     assert found == {
         "sha256": sha256_file(Path(jsonl)),
         "type": ".jsonl",
         "columns": {"context": "text", "choices": "options", "answer": "right"},
     }
-    assert benchmark_identity(BenchmarkConfig(name="hellaswag"), "evaluation")["member"].endswith(".arrow")
+    embedded = BenchmarkSource(BenchmarkConfig(name="hellaswag")).split_identity("evaluation")
+    assert embedded["member"].endswith(".arrow")
     with pytest.raises(InputError, match=r"^benchmarks\.mine\.evaluation: .*gone\.csv: no such file"):
-        benchmark_identity(own(None, str(tmp_path / "gone.csv")), "evaluation")
+        BenchmarkSource(own(None, str(tmp_path / "gone.csv"))).split_identity("evaluation")
 
 
 def test_headline_metric() -> None:

@@ -11,15 +11,20 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from helpers import write_own_benchmark
-from tailored_llama.config import BenchmarkConfig, CalibrationConfig, TextConfig, validate_config
-from tailored_llama.data import load_texts, read_calibration, read_prompts
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.calibration import CALIBRATION_SCHEMA, key_fields, load_calibration
-from tailored_llama.data.prompts import render_prompts
-from tailored_llama.data.texts import text_identity
+from helpers import load_and_render, write_own_benchmark
+from tailored_llama.config import BenchmarkConfig, CalibrationConfig, TextConfig, Work
+from tailored_llama.data import (
+    CalibrationSettings,
+    find_text,
+    load_calibration,
+    load_texts,
+    read_calibration,
+    read_prompts,
+)
+from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_tokenizer
+from tailored_llama.pipeline import STAGES, Call
 from tailored_llama.store import read_table
 
 DOCUMENTS = [f"{name}: " + f"the {name} flows to the sea. " * 8 for name in ("Rhine", "Nile", "Volga", "Po")]
@@ -44,7 +49,7 @@ def write(path: Path, documents: list[Any], column: str = "text") -> Path:
 def calibrate(dense: Path, out: Path, source: Any, seed: int = 0, **changes: Any) -> list[list[int]]:
     source = source if isinstance(source, list) else str(source)
     config = CalibrationConfig(source=source, **({"samples": 3, "tokens": 16, "column": "text"} | changes))
-    load_calibration(dense, calibration=config, downloads="no downloads", seed=seed, out=out)
+    load_calibration(dense, {}, settings=CalibrationSettings.of(config, seed), work=Work(out))
     return [list(map(int, row)) for row in read_calibration(out)]
 
 
@@ -97,7 +102,7 @@ def test_every_type_of_file_is_a_text(tmp_path: Path, suffix: str) -> None:
 
 def test_the_identity_of_a_text_is_its_bytes_and_its_column(tmp_path: Path) -> None:
     def identity(path: Path, column: str = "text") -> dict[str, Any]:
-        return text_identity(TextConfig(source=str(path), column=column))
+        return find_text(TextConfig(source=str(path), column=column)).identity()
 
     one, same = write(tmp_path / "one.jsonl", DOCUMENTS), write(tmp_path / "same.jsonl", DOCUMENTS)
     other = write(tmp_path / "other.jsonl", DOCUMENTS[1:])
@@ -139,22 +144,15 @@ def test_a_text_that_is_nowhere(source: str) -> None:
         "arc_challenge, openbookqa, csqa, a .txt, .parquet, .jsonl or .csv file, or a Hub data set (owner/name)"
     )
     with pytest.raises(InputError, match=exactly(message)):
-        text_identity(TextConfig(source=source))
+        find_text(TextConfig(source=source))
 
 
 def test_the_training_prompts_of_the_run_are_a_text(tiny: Path, folder: Callable[[str], Path]) -> None:
     benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")))
-    examples, prompts, out = folder("examples"), folder("prompts"), folder("out")
-    load_benchmark(benchmark, downloads="", out=examples)
-    render_prompts(examples, benchmark=benchmark, split="train", template="harness", out=prompts, shots=8, held_out=8)
-    load_calibration(
-        tiny,
-        calibration=CalibrationConfig(source="prompts", samples=5, tokens=48),
-        downloads="",
-        seed=0,
-        out=out,
-        prompts=[prompts],
-    )
+    out = folder("out")
+    prompts = load_and_render(benchmark, folder("rendered"), split="train", shots=8, held_out=8)
+    settings = CalibrationSettings.of(CalibrationConfig(source="prompts", samples=5, tokens=48), seed=0)
+    load_calibration(tiny, {"colours": prompts}, settings=settings, work=Work(out))
     tokenizer = load_tokenizer(tiny)
     text = "\n\n".join(p.contexts[p.answer] + p.continuations[p.answer] for p in read_prompts(prompts, "shots"))
     windows = [tokenizer.decode(ids) for ids in read_calibration(out)]
@@ -192,10 +190,11 @@ def test_a_list_of_one_is_that_text(tiny: Path, folder: Callable[[str], Path], t
 
 
 def test_a_mixture_is_identified_by_its_texts_and_their_shares(two: list[dict[str, Any]]) -> None:
-    def key(source: Any) -> Any:
-        return key_fields(validate_config({"calibration": {"source": source}}))
+    def key(source: Any) -> str:
+        settings = CalibrationSettings.of(CalibrationConfig(source=source), seed=0)
+        return Call(STAGES["calibration"], settings, {}, "calibration").key
 
     path, other = two[0]["source"], two[1]["source"]
     assert key([path]) == key(path)
     assert key([path, other]) == key([{"source": path, "weight": 2}, {"source": other, "weight": 2}])
-    assert len({json.dumps(key(source)) for source in (path, [path, other], two, [path, "prompts"], "prompts")}) == 5
+    assert len({key(source) for source in (path, [path, other], two, [path, "prompts"], "prompts")}) == 5

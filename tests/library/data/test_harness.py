@@ -15,13 +15,20 @@ from lm_eval.api.samplers import FirstNSampler
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from helpers import CPU, write_jsonl, write_own_benchmark
-from tailored_llama.config import BenchmarkConfig, RunConfig, StoreConfig, load_config, max_new_tokens, validate_config
-from tailored_llama.data import benchmarks, harness, prompts
+from helpers import CPU, load_and_render, write_jsonl, write_own_benchmark
+from tailored_llama.config import (
+    BenchmarkConfig,
+    RunConfig,
+    StoreConfig,
+    Work,
+    load_config,
+    max_new_tokens,
+    validate_config,
+)
+from tailored_llama.data import BenchmarkSource, benchmarks, check_benchmark, harness, select_train
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import read_metrics
+from tailored_llama.evaluation import ScoreSettings, read_metrics, score_benchmark
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, PREDICTIONS_SCHEMA
-from tailored_llama.evaluation.scoring import score_benchmark
 from tailored_llama.preflight import preflight
 from tailored_llama.store import read_table
 
@@ -94,15 +101,9 @@ def benchmark(name: str, folder: Path | None, **fields: Any) -> BenchmarkConfig:
 
 def scored(checkpoint: Path, own: BenchmarkConfig, out: Path, shots: int = 0) -> Path:
     """Load, render and score a benchmark, as a run does."""
-    folders = [out / name for name in ("examples", "prompts", "scores")]
-    for one in folders:
-        one.mkdir(parents=True)
-    examples, rendered, scores = folders
-    benchmarks.load_benchmark(own, downloads="unused", out=examples)
-    prompts.render_prompts(
-        examples, benchmark=own, split="evaluation", template="harness", num_fewshot=shots, seed=3, out=rendered
-    )
-    score_benchmark(checkpoint, None, rendered, benchmark=own, out=scores, execution=CPU)
+    rendered, scores = load_and_render(own, out, num_fewshot=shots, seed=3), out / "scores"
+    scores.mkdir()
+    score_benchmark(checkpoint, None, rendered, settings=ScoreSettings.of(own), work=Work(scores, CPU))
     return out
 
 
@@ -128,7 +129,7 @@ def test_choices_score_as_in_the_harness(name: str, shots: int, tiny: Path, fold
     if shots:
         train = benchmarks.load_examples(own, "train", "unused")
         rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-        drawn, _ = prompts.select_train(train, shots, 0, 3, benchmark=name)
+        drawn, _ = select_train(train, shots, 0, 3, benchmark=name)
         solved = [rows[example.index] for example in drawn]
     results, samples = by_the_harness(tiny, name, folder, solved)
     table = read_table(out / "scores" / "predictions.parquet", PREDICTIONS_SCHEMA).to_pylist()
@@ -191,7 +192,7 @@ def test_exact_match_ignores_what_the_task_says(ignore: Any, text: str, accepted
 
 
 def key(own: BenchmarkConfig) -> str:
-    return json.dumps(benchmarks.key_fields(own), sort_keys=True)
+    return json.dumps(BenchmarkSource(own).identity(), sort_keys=True)
 
 
 def test_the_key_is_made_of_documents_and_wording_not_of_paths(folder: Path, tmp_path: Path) -> None:
@@ -245,7 +246,7 @@ def test_a_hub_data_set_is_loaded_at_the_commit_in_the_key(
     monkeypatch.setattr(harness, "hub_commit", lambda source, revision, kind: (revision or "main") * 2)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     own, pinned = benchmark("colours", folder), benchmark("colours", folder, revision="v1")
-    assert benchmarks.key_fields(own)["identity"]["commit"] == "mainmain"
+    assert BenchmarkSource(own).identity()["identity"]["commit"] == "mainmain"
     assert len(benchmarks.load_examples(pinned, "evaluation", "unused")) == 12
     assert asked == [("owner/colours", "v1v1")]
     assert not benchmarks.is_local(own)
@@ -256,7 +257,7 @@ def test_a_hub_data_set_is_loaded_at_the_commit_in_the_key(
 
 def read(name: str, folder: Path | None, **fields: Any) -> None:
     own = benchmark(name, folder, **fields)
-    benchmarks.check_benchmark(own)
+    check_benchmark(own)
     benchmarks.load_examples(own, "evaluation", "unused")
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers import render_split
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data import Example, Prompt, load_template, read_prompts, render, select_train
 from tailored_llama.data.benchmarks import EXAMPLES_SCHEMA
 from tailored_llama.data.builtin import SEVEN
-from tailored_llama.data.prompts import few_shot_header, render_prompts, select_evaluation
+from tailored_llama.data.prompts import few_shot_header, select_evaluation
 from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
 from tailored_llama.store import write_table
@@ -272,11 +273,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_stage_renders_evaluation(folder: Path) -> None:
-    benchmark = config("arc_easy")
-    found = render_prompts(
-        folder / "examples", benchmark=benchmark, split="evaluation", template="harness", out=folder, limit=3
-    )
-    assert found == {"evaluation": 3}
+    assert render_split(folder / "examples", folder, config("arc_easy"), limit=3) == {"evaluation": 3}
     prompts = read_prompts(folder, "evaluation")
     assert [p.example for p in prompts] == [0, 2, 4]
     assert prompts[1] == Prompt(2, ("Question: eval 2?\nAnswer:",) * 2, (" no", " yes"), 0, (2, 3))
@@ -295,38 +292,25 @@ def test_stage_renders_evaluation(folder: Path) -> None:
 
 
 def test_stage_renders_shots_and_held_out_apart_from_the_solved_ones(folder: Path) -> None:
-    benchmark = config("arc_easy")
-    options = {"num_fewshot": 2, "seed": 5}
-    found = render_prompts(
-        folder / "examples",
-        benchmark=benchmark,
-        split="train",
-        template="task",
-        out=folder,
-        shots=6,
-        held_out=4,
-        limit=1,
-        **options,
-    )
+    place = folder / "examples", folder, config("arc_easy")
+    options = {"template": "task", "num_fewshot": 2, "seed": 5}
+    found = render_split(*place, "train", shots=6, held_out=4, limit=1, **options)
     assert found == {"shots": 6, "held_out": 4}
     shots, held_out = read_prompts(folder, "shots"), read_prompts(folder, "held_out")
     assert not {p.example for p in shots} & {p.example for p in held_out}
     header = {p.contexts[0].rpartition("Question: ")[0] for p in shots + held_out}
     assert len(header) == 1
     assert not any(f"train {p.example}?\nAnswer: " in header.copy().pop() for p in shots + held_out)
-    render_prompts(folder / "examples", benchmark=benchmark, split="evaluation", template="task", out=folder, **options)
+    render_split(*place, **options)
     assert {p.contexts[0].rpartition("Question: ")[0] for p in read_prompts(folder, "evaluation")} == header
 
 
 def test_a_slice_to_choose_on_is_apart_from_all_that_is_tuned_on_or_solved(folder: Path) -> None:
-    benchmark, place, options = config("arc_easy"), folder / "examples", {"num_fewshot": 2, "seed": 5}
-    amounts = {"shots": 3, "held_out": 2}
-    render_prompts(place, benchmark=benchmark, split="train", template="harness", out=folder, **amounts, **options)
+    place = folder / "examples", folder, config("arc_easy")
+    options = {"shots": 3, "held_out": 2, "num_fewshot": 2, "seed": 5}
+    render_split(*place, "train", **options)
     tuned = {p.example for split in ("shots", "held_out") for p in read_prompts(folder, split)}
-    found = render_prompts(
-        place, benchmark=benchmark, split="selection", template="task", out=folder, selection=5, **amounts, **options
-    )
-    assert found == {"selection": 5}
+    assert render_split(*place, "selection", "task", selection=5, **options) == {"selection": 5}
     slice_ = read_prompts(folder, "selection")
     asked = {p.example for p in slice_}
     assert len(asked) == 5
@@ -334,34 +318,16 @@ def test_a_slice_to_choose_on_is_apart_from_all_that_is_tuned_on_or_solved(folde
     assert len(tuned) == 5  # with the two that are solved, 12: all there are
     header = slice_[0].contexts[0].rpartition("Question: ")[0]
     assert not any(f"train {example}?" in header for example in asked | tuned)
-    render_prompts(
-        place, benchmark=benchmark, split="selection", template="harness", out=folder, selection=5, **amounts, **options
-    )
+    render_split(*place, "selection", selection=5, **options)
     again = read_prompts(folder, "selection")
     assert [p.example for p in again] == [p.example for p in slice_]  # the same for all sets
     with pytest.raises(InputError, match=r"^examples: got 6; allowed: at most 5 \(arc_easy has so many train examples"):
-        render_prompts(
-            place,
-            benchmark=benchmark,
-            split="selection",
-            template="harness",
-            out=folder,
-            selection=6,
-            **amounts,
-            **options,
-        )
+        render_split(*place, "selection", selection=6, **options)
 
 
 def test_stage_refuses_more_solved_examples_than_there_are(folder: Path) -> None:
     with pytest.raises(InputError) as caught:
-        render_prompts(
-            folder / "examples",
-            benchmark=config("arc_easy"),
-            split="evaluation",
-            template="harness",
-            out=folder,
-            num_fewshot=13,
-        )
+        render_split(folder / "examples", folder, config("arc_easy"), num_fewshot=13)
     assert str(caught.value) == (
         "scoring.num_fewshot: got 13; allowed: at most 12 (examples in the train split of arc_easy)"
     )

@@ -11,17 +11,23 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import plain_loglikelihood, write_jsonl
-from tailored_llama.config import BenchmarkConfig, ExecutionConfig
-from tailored_llama.data import Example, Prompt, read_prompts
-from tailored_llama.data.benchmarks import load_benchmark, load_examples
-from tailored_llama.data.checks import check_benchmark
-from tailored_llama.data.prompts import render_prompts
+from helpers import CPU, load_and_render, plain_loglikelihood, write_jsonl
+from tailored_llama.config import BenchmarkConfig, Work, validate_config
+from tailored_llama.data import (
+    BenchmarkSource,
+    Example,
+    Prompt,
+    PromptSettings,
+    check_benchmark,
+    load_benchmark,
+    read_prompts,
+    render_prompts,
+)
+from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import read_score, recovery_rows, recovery_tables
+from tailored_llama.evaluation import ScoreSettings, read_score, recovery_rows, recovery_tables, score_benchmark
 from tailored_llama.evaluation.generation import Until, exact_match, f1, generate, normalise, written_floor
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, read_answers
-from tailored_llama.evaluation.scoring import score_benchmark
 from tailored_llama.models import load_model, load_tokenizer
 from tailored_llama.reports.parts import number
 from tailored_llama.reports.text import answer_notes
@@ -135,42 +141,24 @@ def test_a_benchmark_of_ones_own_with_written_answers(tmp_path: Path) -> None:
 
 
 def test_the_model_learns_where_to_stop_and_is_judged_without(tmp_path: Path) -> None:
-    benchmark, examples = written(tmp_path), tmp_path / "examples"
-    for name in ("examples", "train", "evaluation"):
-        (tmp_path / name).mkdir()
-    load_benchmark(benchmark, downloads="", out=examples)
-    render_prompts(
-        examples,
-        benchmark=benchmark,
-        split="train",
-        template="harness",
-        out=tmp_path / "train",
-        shots=2,
-        held_out=1,
-        num_fewshot=1,
-    )
-    render_prompts(
-        examples,
-        benchmark=benchmark,
-        split="evaluation",
-        template="harness",
-        out=tmp_path / "evaluation",
-        num_fewshot=1,
-    )
-    (shot, _), (first, *_) = (
-        read_prompts(tmp_path / "train", "shots"),
-        read_prompts(tmp_path / "evaluation", "evaluation"),
-    )
+    benchmark = written(tmp_path)
+    run = validate_config({"tuning": {"shots": 2, "held_out": 1}, "scoring": {"num_fewshot": 1}})
+    examples, train, evaluation = (tmp_path / name for name in ("examples", "train", "evaluation"))
+    for one in (examples, train, evaluation):
+        one.mkdir()
+    load_benchmark(settings=BenchmarkSource(benchmark), work=Work(examples))
+    render_prompts(examples, settings=PromptSettings.of(run, benchmark, "train"), work=Work(train))
+    render_prompts(examples, settings=PromptSettings.of(run, benchmark, "evaluation"), work=Work(evaluation))
+    (shot, _), (first, *_) = read_prompts(train, "shots"), read_prompts(evaluation, "evaluation")
     assert all(continuation.endswith("\n") for continuation in shot.continuations)
     assert first.continuations == (" six", " 6")
     assert first.contexts[0].count("Question:") == 2
 
 
 def test_the_stage_writes_answers_and_metrics(tiny: Path, folder: Callable[[str], Path]) -> None:
-    benchmark, examples, prompts, out = written(folder("data")), folder("examples"), folder("prompts"), folder("out")
-    load_benchmark(benchmark, downloads="", out=examples)
-    render_prompts(examples, benchmark=benchmark, split="evaluation", template="harness", out=prompts)
-    score_benchmark(tiny, None, prompts, benchmark=benchmark, out=out, execution=ExecutionConfig(device="cpu"))
+    benchmark, out = written(folder("data")), folder("out")
+    prompts = load_and_render(benchmark, folder("rendered"))
+    score_benchmark(tiny, None, prompts, settings=ScoreSettings.of(benchmark), work=Work(out, CPU))
     rows = read_table(out / "answers.parquet", ANSWERS_SCHEMA).to_pylist()
     contexts = [prompt.contexts[0] for prompt in read_prompts(prompts, "evaluation")]
     texts = generate(load_model(tiny), load_tokenizer(tiny), contexts, Until(6, ["\n", "."]))

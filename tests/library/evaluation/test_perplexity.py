@@ -12,9 +12,10 @@ import torch
 from lm_eval.utils import get_rolling_token_windows
 from pydantic import ValidationError
 
-from tailored_llama.config import ExecutionConfig, PerplexityConfig
+from tailored_llama.config import ExecutionConfig, PerplexityConfig, Work
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.perplexity import measure_perplexity, sliding_windows, text_metrics
+from tailored_llama.evaluation import PerplexitySettings, measure_perplexity
+from tailored_llama.evaluation.perplexity import sliding_windows, text_metrics
 from tailored_llama.models import load_model, load_tokenizer
 
 CPU = ExecutionConfig(device="cpu", batch_tokens=64)
@@ -31,13 +32,11 @@ def test_windows_are_the_harness_rolling_windows(length: int, window: int, strid
     assert ours == list(theirs)
 
 
-def measure(tiny: Path, folder: Callable[[str], Path], **settings: object) -> dict[str, float]:
-    text = folder("data") / "text.txt"
-    text.write_text(TEXT)
-    out = folder("out")
-    measure_perplexity(
-        tiny, text=PerplexityConfig(**({"source": str(text)} | settings)), downloads="", out=out, execution=CPU
-    )
+def measure(tiny: Path, folder: Callable[[str], Path], text: str = TEXT, **settings: object) -> dict[str, float]:
+    source, out = folder("data") / "text.txt", folder("out")
+    source.write_text(text)
+    config = PerplexityConfig(**({"source": str(source)} | settings))
+    measure_perplexity(tiny, None, settings=PerplexitySettings.of(config), work=Work(out, CPU))
     return dict(json.loads((out / "metrics.json").read_text()))
 
 
@@ -76,12 +75,8 @@ def test_a_window_longer_than_the_models_context_is_refused(tiny: Path, folder: 
 
 
 def test_an_empty_text_is_refused(tiny: Path, folder: Callable[[str], Path]) -> None:
-    text = folder("data") / "text.txt"
-    text.write_text("")
     with pytest.raises(InputError, match=r"\(a text\): holds no text; allowed: at least one document"):
-        measure_perplexity(
-            tiny, text=PerplexityConfig(source=str(text), window=16), downloads="", out=folder("out"), execution=CPU
-        )
+        measure(tiny, folder, text="", window=16)
 
 
 def test_a_stride_longer_than_the_window_is_refused() -> None:

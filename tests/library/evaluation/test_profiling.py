@@ -20,18 +20,16 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import CPU, UNFITTED, remove_blocks, save_tiny_llama
+from helpers import prune, remove_blocks, save_tiny_llama
 from tailored_llama.cli import main
-from tailored_llama.config import PruningConfig, validate_config
+from tailored_llama.config import PruningConfig, Work, validate_config
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import ProfileRow, profiling
+from tailored_llama.evaluation import ProfileRow, ProfileSettings, profile_checkpoint, profiling, read_profile
 from tailored_llama.evaluation.costs import Costs, Load, count_costs
-from tailored_llama.evaluation.profiling import decode, profile_checkpoint, read_profile
+from tailored_llama.evaluation.profiling import decode
 from tailored_llama.models import load_model, read_config, read_structure
-from tailored_llama.pruning import read_groups
-from tailored_llama.pruning.groups import build_graph
+from tailored_llama.pruning import build_graph, read_groups
 from tailored_llama.pruning.importance import write_importance
-from tailored_llama.pruning.prune import prune
 from tailored_llama.reports import profile_table
 
 LOAD = Load(prompt_tokens=5, new_tokens=3)
@@ -56,20 +54,11 @@ def layered(dense: Path, out: Path) -> Path:
     groups = out.with_name(f"{out.name}-groups")
     groups.mkdir()
     out.mkdir()
-    build_graph(dense, out=groups)
+    build_graph(dense, settings=None, work=Work(groups))
     found = read_groups(groups)
     write_importance(groups, found, np.random.default_rng(1).random(len(found)), "random")
-    prune(
-        dense,
-        groups,
-        groups,
-        None,
-        ratio=0.2,
-        pruning=PruningConfig(allocation="global", min_channels=2),
-        reconstruction=UNFITTED,
-        out=out,
-        execution=CPU,
-    )
+    settings = PruningConfig(allocation="global", min_channels=2)
+    prune(dense, groups, groups, None, ratio=0.2, pruning=settings, out=out)
     assert read_config(out)["model_type"].startswith("tailored_")
     return out
 
@@ -255,11 +244,12 @@ def test_what_cannot_be_measured_is_said_before_anything_runs(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(profiling, "_process", lambda: pytest.fail("a process was started"))
-    work = {name: value for name, value in options.items() if name not in ("device", "against")}
+    profile = {name: value for name, value in options.items() if name not in ("device", "against")}
 
     def measure() -> None:
-        run = validate_config({"profile": work, "execution": {"device": options.get("device", "cpu")}})
-        profile_checkpoint(tiny, options.get("against"), profile=run.profile, out=tmp_path, execution=run.execution)
+        run = validate_config({"profile": profile, "execution": {"device": options.get("device", "cpu")}})
+        settings = ProfileSettings.of(run.profile, run.execution.device)
+        profile_checkpoint(tiny, options.get("against"), settings=settings, work=Work(tmp_path))
 
     with pytest.raises(InputError, match=re.escape(message)):
         measure()

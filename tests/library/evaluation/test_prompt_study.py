@@ -14,7 +14,7 @@ from tailored_llama.config import BenchmarkConfig, PromptStudyConfig, load_study
 from tailored_llama.data import candidates
 from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import MEAN, Studied, read_study, study_differences, study_rows
+from tailored_llama.evaluation import MEAN, StudiedBenchmark, read_study, study_differences, study_rows
 from tailored_llama.evaluation.prompt_study import choose
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
 from tailored_llama.preflight import preflight_prompts
@@ -87,13 +87,13 @@ def hits(right: int) -> list[int]:
 
 
 @pytest.fixture
-def studied(tmp_path: Path) -> list[Studied]:
+def studied(tmp_path: Path) -> list[StudiedBenchmark]:
     """PIQA, where task is chosen and better than generic; WinoGrande, where harness is chosen, at the floor."""
 
-    def of(name: str, chosen: str, **right: int) -> Studied:
+    def of(name: str, chosen: str, **right: int) -> StudiedBenchmark:
         folders = {t: scored(tmp_path / name / t, hits(n), 0.5) for t, n in right.items()}
         reported = {t: folders[t] for t in dict.fromkeys([chosen, "generic", "harness"])}
-        return Studied(BenchmarkConfig(name=name), chosen, folders, reported, reported)
+        return StudiedBenchmark(BenchmarkConfig(name=name), chosen, folders, reported, reported)
 
     return [
         of("piqa", "task", generic=50, harness=68, task=70),
@@ -111,7 +111,7 @@ def test_the_best_on_the_slice_is_chosen_and_of_equals_the_first(tmp_path: Path)
     assert choose(scores) == "c"
 
 
-def test_differences_are_paired_and_other_measures_stay_out_of_the_mean(studied: list[Studied]) -> None:
+def test_differences_are_paired_and_other_measures_stay_out_of_the_mean(studied: list[StudiedBenchmark]) -> None:
     config = PromptStudyConfig()
     rows = study_rows(config, studied)
     reported = [row for row in rows if row.benchmark == "winogrande" and row.split == "evaluation"]
@@ -132,7 +132,7 @@ def test_differences_are_paired_and_other_measures_stay_out_of_the_mean(studied:
 
 
 def test_the_report_says_what_was_gained_and_what_says_little(
-    studied: list[Studied], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    studied: list[StudiedBenchmark], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, out = PromptStudyConfig.model_validate({"benchmarks": ["piqa", "winogrande"]}), tmp_path / "out"
     out.mkdir()
@@ -154,10 +154,10 @@ def test_the_report_says_what_was_gained_and_what_says_little(
     assert "held_out = 50" in page  # what the slice is drawn apart from
     assert not re.search("ratios|rank = |window", page)  # settings that nothing here reads
     assert page.count(">same set<") == 1
-    markdown = (out / "study.md").read_text()
+    markdown = (out / "study.md").read_text().replace("\N{NO-BREAK SPACE}", " ")
     assert "](differences.png)" in markdown
     assert (out / "differences.png").is_file()
-    assert "| piqa | acc | 100 | 0.500 | task | 0.700 ± 0.040 | 0.500 ± 0.040 | 0.680 ± 0.040 | +20.0 (" in markdown
+    assert "| piqa (acc) | 100 | 0.500 | task | 0.700 ± 0.040 | 0.500 ± 0.040 | 0.680 ± 0.040 | +20.0 (" in markdown
     Console(width=80).print(study_table(out))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert any(re.match(r"piqa task 0\.700±\.040 \+20\.0 \(\+1.*\) \+2\.0 \(", line) for line in lines)

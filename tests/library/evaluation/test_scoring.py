@@ -13,14 +13,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 
-from helpers import CPU, UNFITTED, byte_tokenizer, plain_loglikelihood, write_own_benchmark
-from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PruningConfig
+from helpers import CPU, byte_tokenizer, load_and_render, plain_loglikelihood, prune, write_own_benchmark
+from tailored_llama.config import BenchmarkConfig, PruningConfig, Work
 from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.data import Prompt, encode_prompt, shared_header
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.prompts import render_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import scoring
+from tailored_llama.evaluation import ScoreSettings, score_benchmark
 from tailored_llama.evaluation.scores import hits, metrics, read_answers
 from tailored_llama.evaluation.scoring import choice_floor, loglikelihoods, predict
 from tailored_llama.models import (
@@ -33,9 +31,7 @@ from tailored_llama.models import (
     packed_states,
     read_structure,
 )
-from tailored_llama.pruning.groups import build_graph
-from tailored_llama.pruning.importance import score_importance
-from tailored_llama.pruning.prune import prune
+from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance
 
 
 def prompt(context: str | tuple[str, ...], *continuations: str, answer: int = 0) -> Prompt:
@@ -55,19 +51,10 @@ PROMPTS = [
 def per_layer(tiny: Path, folder: Callable[[str], Path]) -> Path:
     """A checkpoint whose layers differ in heads and channels."""
     groups, importance, out = folder("groups"), folder("importance"), folder("pruned")
-    build_graph(tiny, out=groups)
-    score_importance(tiny, groups, None, criterion="random", seed=0, out=importance, execution=CPU)
-    prune(
-        tiny,
-        groups,
-        importance,
-        None,
-        ratio=0.2,
-        pruning=PruningConfig(allocation="global", min_channels=4),
-        reconstruction=UNFITTED,
-        out=out,
-        execution=CPU,
-    )
+    build_graph(tiny, settings=None, work=Work(groups))
+    score_importance(tiny, groups, None, settings=ImportanceSettings("random", 0), work=Work(importance))
+    settings = PruningConfig(allocation="global", min_channels=4)
+    prune(tiny, groups, importance, None, ratio=0.2, pruning=settings, out=out)
     assert len(set(read_structure(out).layers)) > 1
     return out
 
@@ -249,12 +236,8 @@ def test_a_score_that_is_not_a_number_names_its_example() -> None:
 
 def test_the_stage_writes_predictions_and_metrics(tiny: Path, folder: Callable[[str], Path]) -> None:
     benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")))
-    examples, prompts, out = folder("examples"), folder("prompts"), folder("scores")
-    load_benchmark(benchmark, downloads="", out=examples)
-    render_prompts(examples, benchmark=benchmark, split="evaluation", template="harness", out=prompts)
-    measured = scoring.score_benchmark(
-        tiny, None, prompts, benchmark=benchmark, out=out, execution=ExecutionConfig(device="cpu")
-    )
+    prompts, out = load_and_render(benchmark, folder("rendered")), folder("scores")
+    measured = score_benchmark(tiny, None, prompts, settings=ScoreSettings.of(benchmark), work=Work(out, CPU))
     found = read_answers(out, "acc_norm")
     assert len(found.values) == 12
     result = json.loads((out / "metrics.json").read_text())

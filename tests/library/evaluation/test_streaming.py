@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import CPU, write_own_benchmark
-from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig, TuningConfig, validate_config
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.prompts import render_prompts
+from helpers import CPU, load_and_render, write_own_benchmark
+from tailored_llama.config import (
+    BenchmarkConfig,
+    ExecutionConfig,
+    PerplexityConfig,
+    TuningConfig,
+    Work,
+    validate_config,
+)
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.perplexity import measure_perplexity
-from tailored_llama.evaluation.scoring import score_benchmark
+from tailored_llama.evaluation import PerplexitySettings, ScoreSettings, measure_perplexity, score_benchmark
 from tailored_llama.models import add_adapter, devices, load_model, passes, save_adapter, streaming
 from tailored_llama.preflight import preflight_tailor
 
@@ -31,16 +35,18 @@ Folder = Callable[[str], Path]
 def benchmark_and_prompts(folder: Folder) -> tuple[BenchmarkConfig, Path]:
     """A benchmark and its prompts, which begin with two solved examples."""
     benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")))
-    examples, prompts = folder("examples"), folder("prompts")
-    load_benchmark(benchmark, downloads="", out=examples)
-    render_prompts(examples, benchmark=benchmark, split="evaluation", template="harness", num_fewshot=2, out=prompts)
-    return benchmark, prompts
+    return benchmark, load_and_render(benchmark, folder("rendered"), num_fewshot=2)
 
 
 def score(
-    checkpoint: Path, given: tuple[BenchmarkConfig, Path], out: Path, execution: ExecutionConfig, **kw: Any
+    checkpoint: Path,
+    given: tuple[BenchmarkConfig, Path],
+    out: Path,
+    execution: ExecutionConfig,
+    adapter: Path | None = None,
 ) -> Any:
-    score_benchmark(checkpoint, kw.get("adapter"), given[1], benchmark=given[0], out=out, execution=execution)
+    benchmark, prompts = given
+    score_benchmark(checkpoint, adapter, prompts, settings=ScoreSettings.of(benchmark), work=Work(out, execution))
     return files(out)
 
 
@@ -65,12 +71,13 @@ def test_scores_are_equal_to_the_bit(
 
 
 def test_perplexity_is_equal_to_the_bit(checkpoint: Path, folder: Folder) -> None:
-    (folder("data") / "text.txt").write_text(TEXT)
-    text = PerplexityConfig(source=str(folder("data2").parent / "data" / "text.txt"), window=32, stride=24)
-    for execution in (RESIDENT, STREAMED):
-        measure_perplexity(checkpoint, text=text, downloads="", out=folder(execution.streaming), execution=execution)
-    root = folder("x").parent
-    assert files(root / "never") == files(root / "always")
+    source = folder("data") / "text.txt"
+    source.write_text(TEXT)
+    settings = PerplexitySettings.of(PerplexityConfig(source=str(source), window=32, stride=24))
+    resident, streamed = folder("resident"), folder("streamed")
+    measure_perplexity(checkpoint, None, settings=settings, work=Work(resident, RESIDENT))
+    measure_perplexity(checkpoint, None, settings=settings, work=Work(streamed, STREAMED))
+    assert files(resident) == files(streamed)
 
 
 def test_memory_that_runs_out_halves_the_rows_of_a_sweep(

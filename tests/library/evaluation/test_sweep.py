@@ -14,7 +14,7 @@ from rich.console import Console
 from helpers import save_tiny_llama
 from tailored_llama.config import SweepConfig, dense_runs, load_sweep, sweep_cells, tuned_dense_cells
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow, SweptModel, read_sweep
+from tailored_llama.evaluation import MeasuredModel, SweepBenchmarkRow, SweepRow, read_sweep
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, metrics
 from tailored_llama.evaluation.sweep import measure
 from tailored_llama.models import read_structure
@@ -251,7 +251,7 @@ def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: Swe
         r"piqa acc_norm floor – 0\.500 dense – 0\.500 ± 0\.010 flap 20\.00.% 25\.00.% 0\.400", " ".join(text.split())
     )
     markdown = (tmp_path / "out" / "sweep.md").read_text()
-    assert "| flap | 20.0 / 25.0\xa0% | 50.00 | 2.50 | 0.400±.010 |" in markdown
+    assert "| flap | 20.00 % (25.00 %) | 800 | 50.00 | 2.50 | 0.400 ± 0.010 |" in markdown.replace("\xa0", " ")
     assert "failed: CUDA out of memory" in markdown
     assert "<b>random" not in markdown
     shown = re.findall(r"\]\((.+?\.png)\)", markdown)
@@ -298,9 +298,9 @@ def test_several_models_are_each_beside_their_own_dense_one(tmp_path: Path) -> N
     assert "dense, large – 8.00 1.00 0.400 ± 0.010 100 % 100 % small 20.00 % 25.00 % 50.00 2.50 0.400" in text.replace(
         "\xa0", " "
     ).replace("&nbsp;", " ")
-    markdown = (tmp_path / "out" / "sweep.md").read_text()
-    assert "| small | 20.0 / 25.0\xa0% | 2.50 | 0.400±.010 | 90.0\xa0% (80–100) | 50.0\xa0% (−10, 70) |" in markdown
-    assert "| large | 20.0 / 20.8\xa0% | 1.50 | 0.400±.010 | 90.0\xa0% (80–100) | – |" in markdown
+    markdown = (tmp_path / "out" / "sweep.md").read_text().replace("\xa0", " ")
+    assert "| 90.0 % (80.0 to 100.0 %) | 50.0 % (−10.0 to 70.0 %; over 1) |" in markdown
+    assert "| large | 20.00 % (20.83 %) | 12.00 | 1.50 | 0.400 ± 0.010 | 90.0 % (80.0 to 100.0 %) | – |" in markdown
 
 
 def test_the_tuned_dense_model_has_a_recovery_and_a_point_but_is_no_setting(tmp_path: Path) -> None:
@@ -314,13 +314,13 @@ def test_the_tuned_dense_model_has_a_recovery_and_a_point_but_is_no_setting(tmp_
     assert 'aria-label="mean recovery over the share of parameters removed: dense, tuned, flap"' in page
     text = " ".join(re.sub(r"<[^>]*>|\s+", " ", page).split()).replace("\xa0", " ").replace("&nbsp;", " ")
     assert "dense – 20.00 1.00 0.500 ± 0.010 100 % 100 % dense, tuned – 20.00 1.00 0.600 ± 0.010 120.0 %" in text
-    markdown = (tmp_path / "curves" / "sweep.md").read_text()
-    assert "| dense, tuned | 0.0 / 0.0\xa0% | 1.00 | 0.600±.010 | 120.0\xa0% (110–130) | – |" in markdown
+    markdown = (tmp_path / "curves" / "sweep.md").read_text().replace("\xa0", " ")
+    assert "| dense, tuned | – | 20.00 | 1.00 | 0.600 ± 0.010 | 120.0 % (110.0 to 130.0 %) | – |" in markdown
     page = written(config, tmp_path / "beside", DENSE, tuned, flap[0])  # one ratio: no curve goes through it
     assert re.findall(r"<h2>(.+?)</h2>\s*<figure>", page) == ["Recovery"]
 
 
-def made(folder: Path, name: str, perplexity: float, right: list[int]) -> SweptModel:
+def made(folder: Path, name: str, perplexity: float, right: list[int]) -> MeasuredModel:
     """A model that is right where `right` says, of eight examples."""
     place, measured = folder / name / "scores", folder / name / "perplexity"
     place.mkdir(parents=True)
@@ -336,7 +336,7 @@ def made(folder: Path, name: str, perplexity: float, right: list[int]) -> SweptM
     found = {"metric": "acc", "floor": 0.25, "examples": 8, **metrics({"acc": [float(hit) for hit in right]})}
     (place / "metrics.json").write_text(json.dumps(found))
     (measured / "metrics.json").write_text(json.dumps({"perplexity": perplexity, "tokens": 100}))
-    return SweptModel(folder / "model", measured, {"piqa": place})
+    return MeasuredModel(folder / "model", measured, {"piqa": place})
 
 
 def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> None:

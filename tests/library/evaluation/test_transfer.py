@@ -18,8 +18,8 @@ from tailored_llama.evaluation import (
     MEAN,
     OTHERS,
     OWN,
-    TransferCell,
     TransferRow,
+    TransferScore,
     read_transfer,
     transfer_rows,
 )
@@ -37,12 +37,12 @@ RIGHT = {  # of 100 examples, by model: what is right on NAMES
 FLOORS = (0.25, 0.62, 0.5)
 
 
-def cells(root: Path, **without: str) -> list[TransferCell]:
+def cells(root: Path, **without: str) -> list[TransferScore]:
     """Scores of every model on every benchmark, those of the models in `without` replaced by an error."""
     return [
-        TransferCell(model, name, error=without[model])
+        TransferScore(model, name, error=without[model])
         if model in without
-        else TransferCell(model, name, scored(root / model / name, hits(right), floor))
+        else TransferScore(model, name, scored(root / model / name, hits(right), floor))
         for model, numbers in RIGHT.items()
         for name, right, floor in zip(NAMES, numbers, FLOORS, strict=True)
     ]
@@ -72,7 +72,7 @@ def test_gains_are_over_the_pruned_model_and_means_over_own_and_other_benchmarks
 
 def test_adapters_that_answer_alike_make_the_mean_no_surer(tmp_path: Path) -> None:
     alike = [
-        TransferCell(model, name, scored(tmp_path / model / name, hits(50 if model != UNTUNED_MODEL else 40), 0.25))
+        TransferScore(model, name, scored(tmp_path / model / name, hits(50 if model != UNTUNED_MODEL else 40), 0.25))
         for model in (UNTUNED_MODEL, *NAMES)
         for name in NAMES
     ]
@@ -101,7 +101,7 @@ def test_without_scores_of_the_pruned_model_there_are_accuracies_only(tmp_path: 
 
 def test_scores_of_other_examples_are_refused(tmp_path: Path) -> None:
     made = cells(tmp_path)
-    other = TransferCell("piqa", "piqa", scored(tmp_path / "other", hits(75), 0.5, first=7))
+    other = TransferScore("piqa", "piqa", scored(tmp_path / "other", hits(75), 0.5, first=7))
     with pytest.raises(InputError, match="scores of piqa: row 0: example 0 against 7"):
         transfer_rows([*made[:-1], other], seed=0)
 
@@ -154,11 +154,11 @@ def test_the_page_and_the_tables(config: RunConfig, tmp_path: Path, capsys: pyte
     assert "(0.600)" in picture  # dense on boolq, at its floor
     assert picture.count(">failed<") == 3
     assert "perplexity" not in page
-    markdown = (out / "transfer.md").read_text()
+    markdown = (out / "transfer.md").read_text().replace("\N{NO-BREAK SPACE}", " ")
     assert "](gains.png)" in markdown
     assert (out / "gains.png").is_file()
     assert "<b>" not in markdown
-    assert "| arc_easy | 0.600 **+20.0** | (0.550) +0.0 | (0.580) −2.0 | −1.0 |" in markdown
+    assert "| arc_easy | 0.600 +20.0* (± 0.049; 12.0 to 28.0) | (0.550) +0.0 (± 0.050; 0.0 to 0.0) |" in markdown
 
     Console(width=80).print(transfer_table(out))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -169,6 +169,6 @@ def test_the_page_and_the_tables(config: RunConfig, tmp_path: Path, capsys: pyte
 def test_a_transfer_without_success_is_still_a_page(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     write_transfer(
-        config, [TransferCell(model, name, error="no") for model in RIGHT for name in NAMES], out=tmp_path / "out"
+        config, [TransferScore(model, name, error="no") for model in RIGHT for name in NAMES], out=tmp_path / "out"
     )
     assert "No adapter could be compared." in (tmp_path / "out" / "transfer.html").read_text()

@@ -15,16 +15,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from helpers import CPU, LLAMA3_ROPE, UNFITTED, plain_loglikelihood, save_tiny_llama
-from tailored_llama.config import PruningConfig
-from tailored_llama.data import Prompt, encode_prompt, shared_header
+from helpers import LLAMA3_ROPE, plain_loglikelihood, prune, save_tiny_llama
+from tailored_llama.config import PruningConfig, Work
+from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, shared_header
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.scoring import loglikelihoods
 from tailored_llama.models import load_model, load_tokenizer, read_config, read_structure
-from tailored_llama.pruning import read_groups, read_plan
-from tailored_llama.pruning.groups import build_graph, read_slices, trace
+from tailored_llama.pruning import build_graph, read_groups, read_plan
+from tailored_llama.pruning.groups import read_slices, trace
 from tailored_llama.pruning.importance import write_importance
-from tailored_llama.pruning.prune import prune
 
 IDS = torch.tensor([[5, 9, 200, 31, 77, 14, 3, 8]])
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -69,7 +67,7 @@ def prepare(tmp_path: Path, architecture: str, changes: dict[str, Any]) -> tuple
     dense = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
     groups = tmp_path / "groups"
     groups.mkdir()
-    build_graph(dense, out=groups)
+    build_graph(dense, settings=None, work=Work(groups))
     return dense, groups
 
 
@@ -78,7 +76,7 @@ def pruned(tmp_path: Path, dense: Path, folder: Path, pruning: PruningConfig, ra
     write_importance(folder, groups, np.random.default_rng(1).random(len(groups)), "random")
     out = tmp_path / pruning.allocation
     out.mkdir()
-    prune(dense, folder, folder, None, ratio=ratio, pruning=pruning, reconstruction=UNFITTED, out=out, execution=CPU)
+    prune(dense, folder, folder, None, ratio=ratio, pruning=pruning, out=out)
     return out
 
 

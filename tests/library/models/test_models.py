@@ -18,16 +18,22 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from helpers import save_tiny_llama, write_own_benchmark
-from tailored_llama.config import BenchmarkConfig, DistillationConfig, Dtype, ExecutionConfig, ModelConfig, TuningConfig
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.prompts import render_prompts
+from helpers import load_and_render, save_tiny_llama, tune, write_own_benchmark
+from tailored_llama.config import BenchmarkConfig, Dtype, ModelConfig, TuningConfig, Work
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.generation import Until, generate
-from tailored_llama.models import find_model, load_model, load_tokenizer, merge_adapter, pick_device, prepare_dense
+from tailored_llama.evaluation import Until, generate
+from tailored_llama.models import (
+    DenseSettings,
+    find_model,
+    load_model,
+    load_tokenizer,
+    merge_adapter,
+    pick_device,
+    prepare_dense,
+)
 from tailored_llama.models.checkpoints import SUPPORTED, weights_digest
-from tailored_llama.models.convert import _convert, key_fields
-from tailored_llama.training import tuning
+from tailored_llama.models.convert import _convert
+from tailored_llama.pipeline.stage import plain
 
 IDS = torch.arange(1, 25)[None]
 
@@ -38,7 +44,7 @@ def exactly(message: str) -> str:
 
 def convert(source: Path, out: Path, dtype: Dtype = "float32") -> dict[str, Any]:
     model = ModelConfig(source=str(source), dtype=dtype)
-    return prepare_dense(model, downloads="no downloads", out=out)
+    return prepare_dense(settings=DenseSettings.of(model), work=Work(out, downloads="no downloads"))
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -86,30 +92,11 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter of the dense checkpoint that changes its logits."""
     work = tmp_path_factory.mktemp("tuning")
-    for name in ("data", "examples", "prompts", "adapter"):
-        (work / name).mkdir()
-    benchmark = BenchmarkConfig(**write_own_benchmark(work / "data"))
-    load_benchmark(benchmark, downloads="", out=work / "examples")
-    render_prompts(
-        work / "examples",
-        benchmark=benchmark,
-        split="train",
-        template="harness",
-        out=work / "prompts",
-        shots=8,
-        held_out=4,
-    )
-    settings = TuningConfig(epochs=2, learning_rate=2e-2)
-    tuning.tune(
-        tiny,
-        [tuning.Source(work / "prompts", "acc_norm")],
-        tuning=settings,
-        seed=0,
-        out=work / "adapter",
-        execution=ExecutionConfig(device="cpu"),
-        distillation=DistillationConfig(),
-    )
-    return work / "adapter"
+    out = work / "adapter"
+    out.mkdir()
+    prompts = load_and_render(BenchmarkConfig(**write_own_benchmark(work)), work, split="train", shots=8, held_out=4)
+    tune(tiny, prompts, TuningConfig(epochs=2, learning_rate=2e-2), out)
+    return out
 
 
 def test_a_folder_becomes_a_checkpoint_with_the_same_logits(tiny: Path, folder: Callable[[str], Path]) -> None:
@@ -683,6 +670,9 @@ def test_the_type_auto_is_what_the_machine_computes_in_and_the_key_says_which(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
-    auto = key_fields(ModelConfig(source=str(tiny), dtype="auto"))
-    assert auto == key_fields(ModelConfig(source=str(tiny), dtype=expected))
-    assert key_fields(ModelConfig(source=str(tiny), dtype="float16"))["dtype"] == "float16"
+
+    def key(dtype: Any) -> Any:
+        return plain(DenseSettings.of(ModelConfig(source=str(tiny), dtype=dtype)))
+
+    assert key("auto") == key(expected)
+    assert key("float16") == key(expected) | {"dtype": "float16"}

@@ -12,32 +12,28 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import CPU, write_own_benchmark
+from helpers import CPU, load_and_render, prune, render_split, tune, write_own_benchmark
 from tailored_llama.config import (
     BenchmarkConfig,
-    DistillationConfig,
     ExecutionConfig,
     HealingConfig,
     PruningConfig,
     ReconstructionConfig,
+    TrainingConfig,
     TuningConfig,
+    Work,
+    narrow,
 )
-from tailored_llama.data.benchmarks import load_benchmark
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
-from tailored_llama.data.prompts import render_prompts
-from tailored_llama.evaluation.generation import Until, generate
+from tailored_llama.evaluation import ScoreSettings, Until, generate, score_benchmark
 from tailored_llama.evaluation.profiling import decode
-from tailored_llama.evaluation.scoring import score_benchmark
 from tailored_llama.models import devices, load, load_model, load_tokenizer, streaming
 from tailored_llama.models.spreading import shares
+from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance
 from tailored_llama.pruning.depth import read_influence
-from tailored_llama.pruning.groups import build_graph
-from tailored_llama.pruning.importance import read_importance, score_importance
-from tailored_llama.pruning.prune import prune
+from tailored_llama.pruning.importance import read_importance
 from tailored_llama.store import write_table
-from tailored_llama.training.distillation import teach
-from tailored_llama.training.healing import heal
-from tailored_llama.training.tuning import Source, tune
+from tailored_llama.training import HealSettings, TeachSettings, heal, teach
 from two_devices import DEVICES, TwoDevices
 
 BALANCED = ExecutionConfig(device="balanced", streaming="never", batch_tokens=64)
@@ -87,19 +83,19 @@ def text(folder: Callable[[str], Path]) -> Path:
 def groups(tiny: Path, folder: Callable[[str], Path]) -> Path:
     """The groups of the tiny checkpoint, with random importances."""
     out = folder("groups")
-    build_graph(tiny, out=out)
-    score_importance(tiny, out, None, criterion="random", seed=1, out=out, execution=CPU)
+    build_graph(tiny, settings=None, work=Work(out))
+    score_importance(tiny, out, None, settings=ImportanceSettings("random", 1), work=Work(out, CPU))
     return out
 
 
 @pytest.fixture
-def benchmark(folder: Callable[[str], Path]) -> tuple[BenchmarkConfig, Path]:
-    """A benchmark and its prompts: some to train on, others that begin with two solved examples."""
-    config, examples = BenchmarkConfig(**write_own_benchmark(folder("data"))), folder("examples")
-    load_benchmark(config, downloads="", out=examples)
-    prompts = folder("prompts")
-    render_prompts(examples, benchmark=config, split="evaluation", template="harness", num_fewshot=2, out=prompts)
-    return config, prompts
+def benchmark(folder: Callable[[str], Path]) -> tuple[ScoreSettings, Path, Path]:
+    """How a benchmark is scored, its prompts to train on, and others that begin with two solved examples."""
+    config = BenchmarkConfig(**write_own_benchmark(folder("data")))
+    evaluation = folder("evaluation")
+    train = load_and_render(config, folder("train"), split="train", shots=4, held_out=2)
+    render_split(train.parent / "examples", evaluation, config, num_fewshot=2)
+    return ScoreSettings.of(config), train, evaluation
 
 
 def column(folder: Path, file: str, name: str) -> Any:
@@ -139,11 +135,11 @@ def test_layers_are_whole_and_all_else_is_on_the_first_device(checkpoint: Path) 
 
 
 @pytest.mark.parametrize("checkpoint", ["untied", "gemma2", "missing blocks"], indirect=True)
-def test_scores(checkpoint: Path, benchmark: tuple[BenchmarkConfig, Path], both: Any) -> None:
-    config, prompts = benchmark
+def test_scores(checkpoint: Path, benchmark: tuple[ScoreSettings, Path, Path], both: Any) -> None:
+    settings, _, prompts = benchmark
 
     def stage(execution: ExecutionConfig, out: Path) -> None:
-        score_benchmark(checkpoint, None, prompts, benchmark=config, out=out, execution=execution)
+        score_benchmark(checkpoint, None, prompts, settings=settings, work=Work(out, execution))
 
     expected, found = (column(out, "predictions.parquet", "loglikelihoods") for out in both(stage))
     assert found == [pytest.approx(row, abs=1e-4) for row in expected]
@@ -167,8 +163,8 @@ def test_a_profiled_pass(tiny: Path) -> None:
 @pytest.mark.parametrize("criterion", ["taylor_gate", "taylor_mixed", "flap"])
 def test_importance(tiny: Path, groups: Path, text: Path, both: Any, criterion: Any) -> None:
     def stage(execution: ExecutionConfig, out: Path) -> None:
-        settings: dict[str, Any] = {"criterion": criterion, "seed": 3, "influence": True}
-        score_importance(tiny, groups, text, **settings, out=out, execution=execution)
+        settings = ImportanceSettings(criterion, 3, influence=True)
+        score_importance(tiny, groups, text, settings=settings, work=Work(out, execution))
 
     one, two = both(stage)
     np.testing.assert_allclose(read_importance(two), read_importance(one), rtol=1e-3)
@@ -188,18 +184,15 @@ def test_reconstruction(tiny: Path, groups: Path, text: Path, both: Any, method:
 
 
 @pytest.mark.parametrize("variant", ["lora", "prompt"])
-def test_tuning(tiny: Path, benchmark: tuple[BenchmarkConfig, Path], folder: Any, both: Any, variant: Any) -> None:
-    config, prompts = benchmark[0], folder("train")
-    examples = prompts.parent / "examples"
-    render_prompts(examples, benchmark=config, split="train", template="harness", out=prompts, shots=4, held_out=2)
+def test_tuning(tiny: Path, benchmark: tuple[ScoreSettings, Path, Path], both: Any, variant: Any) -> None:
+    scoring, train, evaluation = benchmark
     tuning = TuningConfig(variant=variant, shots=4, held_out=2, epochs=1, batch_size=2, dropout=0.0, learning_rate=1e-2)
 
     def stage(execution: ExecutionConfig, out: Path) -> None:
         execution = execution.model_copy(update={"recompute_activations": variant == "lora", "keep_state_every": 1})
-        given: dict[str, Any] = {"tuning": tuning, "distillation": DistillationConfig(), "seed": 0}
         for _ in range(2 if variant == "lora" else 1):  # the second one resumes the finished first
-            tune(tiny, [Source(prompts, "acc_norm")], **given, out=out, execution=execution, resume=out / "state")
-        score_benchmark(tiny, out, benchmark[1], benchmark=config, out=out, execution=execution)
+            tune(tiny, train, tuning, out, execution=execution, resume=out / "state")
+        score_benchmark(tiny, out, evaluation, settings=scoring, work=Work(out, execution))
 
     one, two = both(stage)
     for name in ("loss", "held_out_loss"):
@@ -211,13 +204,11 @@ def test_tuning(tiny: Path, benchmark: tuple[BenchmarkConfig, Path], folder: Any
 
 
 def test_distillation(tiny: Path, text: Path, both: Any) -> None:
-    distillation = DistillationConfig(weight=1.0, top=8)
+    healing = HealSettings(narrow(HealingConfig(tokens=160, batch_size=2), TrainingConfig), 1.0, "none", 0)
 
     def stage(execution: ExecutionConfig, out: Path) -> None:
-        teach(tiny, text, distillation=distillation, out=out, execution=execution)
-        healing = HealingConfig(tokens=160, batch_size=2)
-        given: dict[str, Any] = {"healing": healing, "distillation": distillation, "seed": 0}
-        heal(tiny, out, **given, out=out, execution=execution)
+        teach(tiny, text, settings=TeachSettings(1.0, 8), work=Work(out, execution))
+        heal(tiny, out, settings=healing, work=Work(out, execution))
 
     one, two = both(stage)
     assert column(two, "teacher.parquet", "tokens") == column(one, "teacher.parquet", "tokens")

@@ -10,13 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from helpers import CPU, WHOLE_BLOCKS, remove_blocks, save_tiny_llama
+from helpers import CPU, WHOLE_BLOCKS, prune, remove_blocks, save_tiny_llama
 from tailored_llama.config import (
     ExecutionConfig,
     PruningConfig,
     Reconstruction,
     ReconstructionConfig,
     TuningConfig,
+    Work,
     validate_config,
 )
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
@@ -34,13 +35,10 @@ from tailored_llama.models import (
     read_structure,
     save_adapter,
 )
-from tailored_llama.pruning import importance, read_groups
-from tailored_llama.pruning import prune as pruning_stage
+from tailored_llama.pruning import ImportanceSettings, PruneSettings, build_graph, read_groups, score_importance
 from tailored_llama.pruning.depth import block_influence, read_influence, write_influence
-from tailored_llama.pruning.groups import build_graph
-from tailored_llama.pruning.importance import score_importance, write_importance
+from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.layerwise import Text
-from tailored_llama.pruning.prune import prune
 from tailored_llama.store import write_table
 
 IDS = torch.randint(0, 256, (5, 16), generator=torch.Generator().manual_seed(5))
@@ -66,7 +64,7 @@ def prepare(root: Path, **changes: Any) -> tuple[Path, Path]:
     """A dense model of five layers; its groups, random importances, influences and calibration text in one folder."""
     dense, folder = save_tiny_llama(root / "dense", noise=0.1, num_hidden_layers=LAYERS, **changes), root / "inputs"
     folder.mkdir()
-    build_graph(dense, out=folder)
+    build_graph(dense, settings=None, work=Work(folder))
     groups = read_groups(folder)
     write_importance(folder, groups, 1 + np.random.default_rng(2).random(len(groups)), "random")
     write_influence(folder, np.array([0.5, 0.3, 0.1, 0.4, 0.2]))
@@ -82,8 +80,7 @@ def pruned(
     out.mkdir()
     fitted = ReconstructionConfig(method=method, ridge=0.01)
     text = None if method == "none" else folder
-    prune(dense, folder, folder, text, ratio=ratio, pruning=pruning, reconstruction=fitted, out=out, execution=CPU,
-          **options)  # fmt: skip
+    prune(dense, folder, folder, text, ratio=ratio, pruning=pruning, reconstruction=fitted, out=out, **options)
     return out
 
 
@@ -247,14 +244,14 @@ def test_a_model_without_blocks_is_pruned_again(tmp_path: Path) -> None:
     once, total = remove_blocks(dense, tmp_path / "once", [(0, "attention"), (2, "mlp")]), read_structure(dense).size
     second = tmp_path / "second"
     second.mkdir()
-    build_graph(once, out=second)
+    build_graph(once, settings=None, work=Work(second))
     groups = read_groups(second)
     assert not np.any((groups.layer == 0) & (groups.kind == "attention"))
-    score_importance(once, second, folder, criterion="taylor_gate", seed=0, out=second, execution=CPU)
+    score_importance(once, second, folder, settings=ImportanceSettings("taylor_gate", 0), work=Work(second, CPU))
     text = folder / "calibration.parquet"
     (second / "calibration.parquet").write_bytes(text.read_bytes())
     for method in ("none", "static", "sequential", "bias"):
-        twice = pruned(once, second, 0.5, WHOLE_BLOCKS, method, original=total)
+        twice = pruned(once, second, 0.5, WHOLE_BLOCKS, method, original=dense)
         assert 1 - read_structure(twice).parameters / total.parameters == pytest.approx(0.5, abs=3e-3)
         assert torch.isfinite(logits(load_model(twice))).all()
 
@@ -286,7 +283,8 @@ def test_a_ratio_of_whole_blocks_is_met_with_their_norms(tmp_path: Path) -> None
 def test_influence_is_one_minus_the_mean_cosine_of_input_and_output(tmp_path: Path, streaming: Any) -> None:
     dense, folder = prepare(tmp_path)
     execution = ExecutionConfig(device="cpu", batch_tokens=64, streaming=streaming)
-    score_importance(dense, folder, folder, criterion="random", seed=0, out=folder, execution=execution, influence=True)
+    settings = ImportanceSettings("random", 0, influence=True)
+    score_importance(dense, folder, folder, settings=settings, work=Work(folder, execution))
     states: list[torch.Tensor] = []
     model = load_model(dense)
     for layer in model.model.layers:
@@ -367,9 +365,10 @@ def test_settings_that_contradict_each_other_are_refused(pruning: dict[str, Any]
 
 
 def test_keys_know_layers_only_where_they_leave() -> None:
-    plain = validate_config({"benchmarks": ["piqa"]})
-    layered = validate_config({"benchmarks": ["piqa"], "pruning": {"kinds": ["layer", "mlp"], "layers": 2}})
-    assert importance.key_fields(plain).keys() == {"criterion", "seed"}
-    assert importance.key_fields(layered).keys() == {"criterion", "seed", "influence"}
-    assert "layers" not in pruning_stage.key_fields(plain, 0.2, 100)
-    assert pruning_stage.key_fields(layered, 0.2, 100)["layers"] == 2
+    plain, one, two = (
+        validate_config({"benchmarks": ["piqa"], "pruning": {"kinds": kinds, "layers": layers}})
+        for kinds, layers in ((["mlp"], 0), (["layer", "mlp"], 1), (["layer", "mlp"], 2))
+    )
+    assert not ImportanceSettings.of(plain).influence
+    assert ImportanceSettings.of(one) == ImportanceSettings.of(two) != ImportanceSettings.of(plain)
+    assert [PruneSettings.of(run, 0.2).plan.layers for run in (plain, one, two)] == [0, 1, 2]

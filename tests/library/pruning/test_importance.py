@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from helpers import save_tiny_llama
+from tailored_llama.config import Work
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model
-from tailored_llama.pruning import read_groups
+from tailored_llama.pruning import build_graph, read_groups
 from tailored_llama.pruning.activations import activation_scores
-from tailored_llama.pruning.groups import Groups, Slices, build_graph, read_slices
+from tailored_llama.pruning.groups import Groups, Slices, read_slices
 from tailored_llama.pruning.importance import magnitude_scores
 from tailored_llama.pruning.layerwise import Text
 from tailored_llama.pruning.taylor import draw_tokens, taylor_scores
@@ -34,7 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
 def prepare(tmp_path: Path, changes: dict[str, Any]) -> tuple[Path, Groups, list[Slices]]:
     dense, folder = save_tiny_llama(tmp_path / "dense", noise=0.1, **changes), tmp_path / "groups"
     folder.mkdir()
-    build_graph(dense, out=folder)
+    build_graph(dense, settings=None, work=Work(folder))
     shapes = {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
     return dense, read_groups(folder), read_slices(folder, shapes)
 

@@ -10,16 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import CPU, UNFITTED, save_tiny_llama
-from tailored_llama.config import PruningConfig, ReconstructionConfig
+from helpers import prune, save_tiny_llama
+from tailored_llama.config import PruningConfig, ReconstructionConfig, Work
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model, read_config, read_structure
-from tailored_llama.pruning import read_groups, read_plan
-from tailored_llama.pruning.groups import build_graph, read_slices, staying
+from tailored_llama.pruning import build_graph, read_groups, read_plan
+from tailored_llama.pruning.groups import read_slices, staying
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.layerwise import Text
-from tailored_llama.pruning.prune import prune
 from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.store import write_table
 
@@ -43,7 +42,7 @@ def prepare(tmp_path: Path, **changes: Any) -> tuple[Path, Path, Path]:
     )
     groups.mkdir()
     text.mkdir()
-    build_graph(dense, out=groups)
+    build_graph(dense, settings=None, work=Work(groups))
     found = read_groups(groups)
     write_importance(groups, found, np.random.default_rng(1).random(len(found)), "random")
     columns = {"input_ids": IDS.tolist(), "source": ["here"] * len(IDS), "row": range(len(IDS))}
@@ -54,17 +53,8 @@ def prepare(tmp_path: Path, **changes: Any) -> tuple[Path, Path, Path]:
 def pruned(tmp_path: Path, dense: Path, groups: Path, text: Path, method: Any, ratio: float = 0.2) -> Path:
     out = tmp_path / f"{method}-{ratio}"
     out.mkdir()
-    prune(
-        dense,
-        groups,
-        groups,
-        text,
-        ratio=ratio,
-        pruning=PRUNING,
-        reconstruction=ReconstructionConfig(method=method, ridge=0.01),
-        out=out,
-        execution=CPU,
-    )
+    fitted = ReconstructionConfig(method=method, ridge=0.01)
+    prune(dense, groups, groups, text, ratio=ratio, pruning=PRUNING, reconstruction=fitted, out=out)
     return out
 
 
@@ -231,21 +221,10 @@ def test_a_second_step_counts_from_the_original(tmp_path: Path) -> None:
     graph, out = tmp_path / "groups-2", tmp_path / "second"
     graph.mkdir()
     out.mkdir()
-    build_graph(first, out=graph)
+    build_graph(first, settings=None, work=Work(graph))
     found = read_groups(graph)
     write_importance(graph, found, np.random.default_rng(2).random(len(found)), "random")
     original = read_structure(dense).size
-    prune(
-        first,
-        graph,
-        graph,
-        None,
-        ratio=0.3,
-        pruning=PRUNING,
-        reconstruction=UNFITTED,
-        out=out,
-        original=original,
-        execution=CPU,
-    )
+    prune(first, graph, graph, None, ratio=0.3, pruning=PRUNING, out=out, original=dense)
     assert 1 - read_structure(out).parameters / original.parameters == pytest.approx(0.3, abs=1e-3)
     assert f"of {original.parameters:,} parameters are left (30." in (out / "README.md").read_text()

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from tailored_llama.config import DATA_FREE, Criterion, ExecutionConfig, PruningConfig, ReconstructionConfig
+from helpers import prune
+from tailored_llama.config import DATA_FREE, Criterion, ExecutionConfig, PruningConfig, ReconstructionConfig, Work
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.errors import InputError
 from tailored_llama.models import devices, read_structure, solver_bytes, streaming
-from tailored_llama.pruning import read_groups
-from tailored_llama.pruning.groups import build_graph
-from tailored_llama.pruning.importance import read_importance, score_importance, write_importance
-from tailored_llama.pruning.prune import prune
+from tailored_llama.pruning import ImportanceSettings, build_graph, read_groups, score_importance
+from tailored_llama.pruning.importance import read_importance, write_importance
 from tailored_llama.store import write_table
 
 IDS = torch.randint(0, 256, (5, 32), generator=torch.Generator().manual_seed(5))
@@ -31,7 +30,7 @@ def graph_and_text(checkpoint: Path, root: Path) -> tuple[Path, Path]:
     groups, text = root / "groups", root / "text"
     groups.mkdir(parents=True)
     text.mkdir()
-    build_graph(checkpoint, out=groups)
+    build_graph(checkpoint, settings=None, work=Work(groups))
     columns = {"input_ids": IDS.tolist(), "source": ["here"] * len(IDS), "row": range(len(IDS))}
     write_table(text / "calibration.parquet", columns, CALIBRATION_SCHEMA)
     return groups, text
@@ -41,7 +40,7 @@ def scores(checkpoint: Path, root: Path, criterion: Any, execution: ExecutionCon
     groups, text = graph_and_text(checkpoint, root)
     out = root / "importance"
     out.mkdir()
-    score_importance(checkpoint, groups, text, criterion=criterion, seed=3, out=out, execution=execution)
+    score_importance(checkpoint, groups, text, settings=ImportanceSettings(criterion, 3), work=Work(out, execution))
     assert [file.name for file in out.iterdir()] == ["importance.parquet"]
     return read_importance(out)
 

@@ -14,23 +14,37 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import CPU, UNFITTED, bpe_tokenizer, save_worded_llama, spm_tokenizer, words, write_own_benchmark
+from helpers import (
+    CPU,
+    bpe_tokenizer,
+    load_and_render,
+    prune,
+    render_split,
+    save_worded_llama,
+    spm_tokenizer,
+    words,
+    write_own_benchmark,
+)
 from tailored_llama.config import (
     BenchmarkConfig,
     CalibrationConfig,
     PruningConfig,
     ReconstructionConfig,
+    Work,
     validate_config,
 )
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.calibration import load_calibration
-from tailored_llama.data.prompts import render_prompts
+from tailored_llama.data import CalibrationSettings, load_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model, load_tokenizer, merge_adapter, read_config, read_id_table, read_structure
-from tailored_llama.pruning.groups import build_graph
-from tailored_llama.pruning.importance import score_importance
-from tailored_llama.pruning.prune import key_fields, prune
-from tailored_llama.pruning.vocabulary import count_tokens, plan_vocabulary, read_shares
+from tailored_llama.pruning import (
+    CountSettings,
+    ImportanceSettings,
+    PruneSettings,
+    build_graph,
+    count_tokens,
+    score_importance,
+)
+from tailored_llama.pruning.vocabulary import plan_vocabulary, read_shares
 
 Make = Callable[[str], Path]
 KINDS = ("attention", "mlp", "vocabulary")
@@ -49,30 +63,23 @@ def dense(folder: Make) -> Path:
     return save_worded_llama(folder("dense"), noise=0.1)
 
 
+def random_scores(model: Path, graph: Path, scores: Path) -> None:
+    build_graph(model, settings=None, work=Work(graph))
+    score_importance(model, graph, None, settings=ImportanceSettings("random", 0), work=Work(scores, CPU))
+
+
 def cut(
     dense: Path, text: CalibrationConfig, folder: Make, ratio: float = 0.4, method: str = "none", **pruning: Any
 ) -> tuple[Path, dict[str, Any]]:
     """Prune a checkpoint with the kind vocabulary, by random importance."""
     config = PruningConfig(**({"kinds": KINDS, "vocabulary": 448, "min_channels": 4, "criterion": "random"} | pruning))
     graph, scores, counts, sequences, out = map(folder, ("graph", "scores", "counts", "sequences", "pruned"))
-    build_graph(dense, out=graph)
-    score_importance(dense, graph, None, criterion="random", seed=0, out=scores, execution=CPU)
-    load_calibration(dense, calibration=text, downloads="", seed=0, out=sequences)
-    count_tokens(dense, calibration=text, downloads="", out=counts)
-    fitted = UNFITTED if method == "none" else ReconstructionConfig(method=method)  # type: ignore[arg-type]
-    facts = prune(
-        dense,
-        graph,
-        scores,
-        sequences,
-        ratio=ratio,
-        pruning=config,
-        reconstruction=fitted,
-        counts=counts,
-        out=out,
-        execution=CPU,
-    )
-    return out, facts
+    random_scores(dense, graph, scores)
+    load_calibration(dense, {}, settings=CalibrationSettings.of(text, 0), work=Work(sequences))
+    count_tokens(dense, {}, settings=CountSettings.of(text), work=Work(counts))
+    fitted = ReconstructionConfig(method=method)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"pruning": config, "reconstruction": fitted, "counts": counts}
+    return out, prune(dense, graph, scores, sequences, ratio=ratio, out=out, **given)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -144,22 +151,11 @@ def test_prompts_count_as_much_as_a_long_text_and_evaluation_never(
     dense: Path, text: Any, folder: Make, tmp_path: Path
 ) -> None:
     benchmark = BenchmarkConfig(**write_own_benchmark(tmp_path))
-    examples, prompts = folder("examples"), {}
-    load_benchmark(benchmark, downloads="", out=examples)
-    for split in ("train", "evaluation"):
-        prompts[split] = folder(split)
-        render_prompts(
-            examples,
-            benchmark=benchmark,
-            split=split,  # type: ignore[arg-type]
-            template="harness",
-            shots=8 if split == "train" else 0,
-            limit=None,
-            out=prompts[split],
-        )
+    train, evaluation = load_and_render(benchmark, tmp_path, split="train", shots=8), folder("evaluation")
+    render_split(tmp_path / "examples", evaluation, benchmark)
     shares = {}
-    for name, given in (("text", []), ("train", [prompts["train"]]), ("evaluation", [prompts["evaluation"]])):
-        count_tokens(dense, given, calibration=text, downloads="", out=folder(f"counts {name}"))
+    for name, given in (("text", {}), ("train", {"own": train}), ("evaluation", {"own": evaluation})):
+        count_tokens(dense, given, settings=CountSettings.of(text), work=Work(folder(f"counts {name}")))
         shares[name] = read_shares(tmp_path / f"counts {name}")
     assert np.array_equal(shares["evaluation"], shares["text"])
     colon = load_tokenizer(dense).convert_tokens_to_ids(":")
@@ -177,7 +173,8 @@ def test_the_texts_of_a_mixture_count_by_weight_whatever_their_lengths(
     sources = [{"source": str(text.source)}, {"source": str(short), "weight": 3.0}, "prompts"]
     shares = {}
     for name, source in (("text", text.source), ("short", str(short)), ("mixed", sources)):
-        count_tokens(dense, calibration=CalibrationConfig(source=source), downloads="", out=folder(name))
+        settings = CountSettings.of(CalibrationConfig(source=source))
+        count_tokens(dense, {}, settings=settings, work=Work(folder(name)))
         shares[name] = read_shares(tmp_path / name)
     assert np.abs(shares["mixed"] - (shares["text"] / 4 + shares["short"] * 3 / 4)).max() < 0.01
     assert not np.any((shares["text"] > 0) & (shares["mixed"] == 0))  # what is used once, counts
@@ -210,10 +207,12 @@ def test_impossible_settings_are_refused_before_any_work(pruning: dict[str, Any]
 
 
 def test_a_key_has_the_vocabulary_only_where_tokens_leave() -> None:
-    plain, trimmed = (
-        key_fields(validate_config({"pruning": {"kinds": kinds}}), 0.2, 1) for kinds in (KINDS[:2], KINDS)
-    )
-    assert trimmed.keys() - plain.keys() == {"vocabulary", "vocabulary_share"}
+    for kinds, differ in ((KINDS[:2], False), (KINDS, True)):
+        few, many = (
+            PruneSettings.of(validate_config({"pruning": {"kinds": kinds, "vocabulary": size}}), 0.2)
+            for size in (640, 1280)
+        )
+        assert (few != many) == differ
 
 
 def test_the_table_stays_with_what_is_made_from_the_checkpoint_but_not_with_what_is_pruned_from_it(
@@ -227,10 +226,8 @@ def test_the_table_stays_with_what_is_made_from_the_checkpoint_but_not_with_what
     merge_adapter(pruned, adapter, out=merged)
     assert read_id_table(merged) == read_id_table(pruned)
     graph, scores, again = folder("graph 2"), folder("scores 2"), folder("again")
-    build_graph(pruned, out=graph)
-    score_importance(pruned, graph, None, criterion="random", seed=0, out=scores, execution=CPU)
-    plain = PruningConfig(min_channels=4)
-    prune(pruned, graph, scores, None, ratio=0.1, pruning=plain, reconstruction=UNFITTED, out=again, execution=CPU)
+    random_scores(pruned, graph, scores)
+    prune(pruned, graph, scores, None, ratio=0.1, pruning=PruningConfig(min_channels=4), out=again)
     assert read_id_table(again) is None
     assert load_tokenizer(again).get_vocab() == load_tokenizer(pruned).get_vocab()
 

@@ -14,9 +14,8 @@ from tailored_llama.config import BenchmarkConfig, ModelConfig, export_folders, 
 from tailored_llama.data.builtin import SEVEN
 from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
-from tailored_llama.models import Base, base_of, cards, find_model, write_card
+from tailored_llama.models import Base, ModelSource, base_of, cards, find_model, write_card
 from tailored_llama.models.cards import merged_card
-from tailored_llama.models.convert import ModelSource
 from tailored_llama.reports.model_card import _prompt, _settings
 from tailored_llama.store import FINISHED, ArtifactStore, place, sha256_file
 

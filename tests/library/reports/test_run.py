@@ -307,7 +307,7 @@ def test_the_same_inputs_make_the_same_files(tmp_path: Path) -> None:
 def test_markdown_is_short_and_has_the_table(tmp_path: Path) -> None:
     given = everything(tmp_path)
     written(given, tmp_path / "out")
-    text = (tmp_path / "out" / "report.md").read_text().replace("±\N{NO-BREAK SPACE}", "± ")
+    text = (tmp_path / "out" / "report.md").read_text().replace(NBSP, " ")
     assert text.startswith(f"# `tiny {ATTACK}`, pruned at ratio 0.2\n")  # in a code span: not markup
     assert "| arc_easy (acc_norm) | 100 | 0.250 | 0.500 ± 0.050 | 0.300 ± 0.046 | 0.400 ± 0.049 |" in text
     assert "Dense itself is at the floor on boolq" in text
@@ -364,7 +364,7 @@ def test_the_speed_at_the_largest_batch_stands_beside_the_accuracy(tmp_path: Pat
     assert (pruned.prefill_speedup, pruned.decode_speedup) == (1.25, 1.5)
     table = Console(width=80, record=True)
     table.print(recovery_table(tmp_path / "out"))
-    assert "speed ×1.25 reading, ×1.50 writing" in " ".join(table.export_text().split())
+    assert "its speed ÷ the dense model's is ×1.25 reading and ×1.50 writing" in " ".join(table.export_text().split())
 
 
 def test_a_speed_that_its_own_pairs_contradict_is_no_figure(tmp_path: Path) -> None:
@@ -378,7 +378,8 @@ def test_a_speed_that_its_own_pairs_contradict_is_no_figure(tmp_path: Path) -> N
     assert "0.54" not in page
     table = Console(width=80, record=True)
     table.print(recovery_table(tmp_path / "out"))
-    assert "speed ×1.25 reading, no difference measured writing" in " ".join(table.export_text().split())
+    assert "speed ÷ the dense model&#39;s is ×1.25 reading, while no difference was measured for writing." in page
+    assert "is ×1.25 reading, while no difference was measured for writing." in " ".join(table.export_text().split())
 
 
 def in_q8_0(root: Path, ratio: float | None, easy: int, boolq: int, size: int) -> tuple[QuantisedScores, ...]:
@@ -497,8 +498,9 @@ def test_console_table_fits_a_terminal(tmp_path: Path) -> None:
         console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
         console.print(recovery_table(out))
         text = console.export_text().replace(NBSP, " ")
+        notes = " ".join(text.split())
         line = next(line for line in text.splitlines() if line.startswith("arc_easy"))
         assert re.match(r"arc_easy +0\.500±\.050 +0\.300±\.046 +0\.400±\.049 +80 % \(\d+–\d+\) +60 % \(\d+–\d+\)", line)
-        assert "100,000 → 80,000; perplexity 20.5 → 40.2" in text
-        assert "Dense itself is at the floor on boolq" in text
-        assert ("ratio 0.5" in text) == (len(runs) == 2)
+        assert "(100,000 before, 80,000 after), and perplexity went from 20.5 to 40.2." in notes
+        assert "Dense itself is at the floor on boolq" in notes
+        assert ("Ratio 0.5" in text) == (len(runs) == 2)

@@ -11,27 +11,22 @@ import pyarrow.parquet as pq
 import pytest
 
 import helpers
-from tailored_llama.config import BenchmarkConfig
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.prompts import render_prompts
-from tailored_llama.evaluation.scoring import score_benchmark
-from tailored_llama.serving import write_gguf
-from tailored_llama.serving.quantised import score_quantised
+from tailored_llama.config import BenchmarkConfig, Work
+from tailored_llama.evaluation import ScoreSettings, score_benchmark
+from tailored_llama.serving import QuantisedSettings, score_quantised, write_gguf
 
 
 def test_scores_are_those_of_the_file_s_weights(tmp_path: Path, folder: Callable[[str], Path]) -> None:
     checkpoint = helpers.add_merge(helpers.save_tiny_llama(folder("dense"), hidden_size=64, noise=0.1))
     benchmark = BenchmarkConfig(**helpers.write_own_benchmark(folder("data")))
-    folders = {name: folder(name) for name in ("examples", "prompts", "plain", "f32", "q8_0", "q4_0")}
-    load_benchmark(benchmark, downloads="", out=folders["examples"])
-    render_prompts(
-        folders["examples"], benchmark=benchmark, split="evaluation", template="harness", out=folders["prompts"]
-    )
-    given: dict[str, Any] = {"benchmark": benchmark, "execution": helpers.CPU}
-    score_benchmark(checkpoint, None, folders["prompts"], out=folders["plain"], **given)
+    prompts = helpers.load_and_render(benchmark, folder("rendered"))
+    folders = {name: folder(name) for name in ("plain", "f32", "q8_0", "q4_0")}
+    plain = Work(folders["plain"], helpers.CPU)
+    score_benchmark(checkpoint, None, prompts, settings=ScoreSettings.of(benchmark), work=plain)
     types: list[Any] = ["f32", "q8_0", "q4_0"]
     for kind in types:
-        score_quantised(checkpoint, None, folders["prompts"], gguf_type=kind, out=folders[kind], **given)
+        work = Work(folders[kind], helpers.CPU)
+        score_quantised(checkpoint, None, prompts, settings=QuantisedSettings.of(benchmark, kind), work=work)
     scores = {
         name: pq.read_table(folders[name] / "predictions.parquet")["loglikelihoods"].to_pylist()
         for name in ("plain", *types)

@@ -9,12 +9,26 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import CPU, bpe_tokenizer, save_worded_llama, spm_tokenizer, words, write_own_benchmark
-from tailored_llama.config import BenchmarkConfig, CalibrationConfig, DistillationConfig, HealingConfig, TuningConfig
-from tailored_llama.data import read_calibration
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.calibration import load_calibration
-from tailored_llama.data.prompts import render_prompts
+from helpers import (
+    CPU,
+    bpe_tokenizer,
+    load_and_render,
+    save_worded_llama,
+    spm_tokenizer,
+    tune_settings,
+    words,
+    write_own_benchmark,
+)
+from tailored_llama.config import (
+    BenchmarkConfig,
+    CalibrationConfig,
+    HealingConfig,
+    TrainingConfig,
+    TuningConfig,
+    Work,
+    narrow,
+)
+from tailored_llama.data import CalibrationSettings, load_calibration, read_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
     check_teacher,
@@ -27,13 +41,12 @@ from tailored_llama.models import (
     trim_tokenizer,
 )
 from tailored_llama.pruning.vocabulary import choose_tokens
-from tailored_llama.training import tuning
+from tailored_llama.training import HealSettings, TeachSettings, heal, teach, tune
 from tailored_llama.training.alignment import in_pieces
-from tailored_llama.training.distillation import ABSENT, SoftTargets, Teacher, divergence, teach
-from tailored_llama.training.healing import heal
-from tailored_llama.training.tuning import Source
+from tailored_llama.training.distillation import ABSENT, SoftTargets, Teacher, divergence
 
 Make = Callable[[str], Path]
+TAUGHT = TeachSettings(temperature=1.0, top=16)
 
 
 def trimmed(dense: Path, out: Path, size: int = 384) -> Path:
@@ -68,12 +81,12 @@ def student(dense: Path, folder: Make) -> Path:
 def text(dense: Path, folder: Make, tmp_path: Path) -> Path:
     (tmp_path / "text.txt").write_text(words(600, seed=4))
     out, source = folder("text"), CalibrationConfig(source=str(tmp_path / "text.txt"), samples=4, tokens=32)
-    load_calibration(dense, calibration=source, downloads="", seed=0, out=out)
+    load_calibration(dense, {}, settings=CalibrationSettings.of(source, 0), work=Work(out))
     return out
 
 
 def test_targets_stand_where_the_teacher_s_tokens_end(dense: Path, student: Path, text: Path, folder: Make) -> None:
-    teach(dense, text, distillation=DistillationConfig(top=16), out=folder("teacher"), execution=CPU)
+    teach(dense, text, settings=TAUGHT, work=Work(folder("teacher"), CPU))
     table, split = read_id_table(student), 0
     assert table
     for targets in Teacher(text.parent / "teacher"):
@@ -120,7 +133,7 @@ def test_a_student_that_only_lost_unlikely_tokens_is_its_teacher(dense: Path, fo
     table = read_id_table(out)
     assert table
     assert table.kept >= set(ids)
-    teach(dense, text, distillation=DistillationConfig(top=4), out=folder("teacher"), execution=CPU)
+    teach(dense, text, settings=TeachSettings(1.0, 4), work=Work(folder("teacher"), CPU))
     for targets in Teacher(text.parent / "teacher"):
         found = in_pieces(targets, table)
         assert found.input_ids == tuple(kept.index(token) for token in targets.input_ids)
@@ -129,32 +142,21 @@ def test_a_student_that_only_lost_unlikely_tokens_is_its_teacher(dense: Path, fo
 def test_healing_and_tuning_learn_from_a_teacher_of_more_tokens(
     dense: Path, student: Path, text: Path, folder: Make, tmp_path: Path
 ) -> None:
-    taught = DistillationConfig(weight=1.0, top=16)
-    teach(dense, text, distillation=taught, out=folder("teacher"), execution=CPU)
-    healing = HealingConfig(rank=4, learning_rate=1e-2)
-    facts = heal(
-        student, tmp_path / "teacher", healing=healing, distillation=taught, seed=0, out=folder("healed"), execution=CPU
-    )
+    teach(dense, text, settings=TAUGHT, work=Work(folder("teacher"), CPU))
+    healing = HealSettings(narrow(HealingConfig(rank=4, learning_rate=1e-2), TrainingConfig), 1.0, "none", 0)
+    facts = heal(student, tmp_path / "teacher", settings=healing, work=Work(folder("healed"), CPU))
     assert facts["tokens"] > 4 * 32
     assert read_id_table(tmp_path / "healed") == read_id_table(student)
-    benchmark, examples, prompts = (
-        BenchmarkConfig(**write_own_benchmark(tmp_path)),
-        folder("examples"),
-        folder("prompts"),
-    )
-    load_benchmark(benchmark, downloads="", out=examples)
-    render_prompts(examples, benchmark=benchmark, split="train", template="generic", shots=8, held_out=4, out=prompts)
-    teach(dense, prompts, distillation=taught, out=folder("shots"), execution=CPU)
-    source = Source(prompts, "acc", tmp_path / "shots")
-    tuning.tune(
+    benchmark = BenchmarkConfig(**write_own_benchmark(tmp_path))
+    prompts = load_and_render(benchmark, tmp_path, split="train", template="generic", shots=8, held_out=4)
+    teach(dense, prompts, settings=TAUGHT, work=Work(folder("shots"), CPU))
+    tune(
         tmp_path / "healed",
-        [source],
+        {"own": prompts},
+        {"own": tmp_path / "shots"},
         tmp_path / "teacher",
-        tuning=TuningConfig(shots=8, held_out=4, epochs=1),
-        distillation=taught,
-        seed=0,
-        out=folder("adapter"),
-        execution=CPU,
+        settings=tune_settings(TuningConfig(shots=8, held_out=4, epochs=1), weight=1.0, sequences=2),
+        work=Work(folder("adapter"), CPU),
     )
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 

@@ -13,22 +13,26 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import kl_div
 
-from helpers import write_own_benchmark
-from tailored_llama.config import BenchmarkConfig, DistillationConfig, ExecutionConfig, HealingConfig, TuningConfig
-from tailored_llama.data.benchmarks import load_benchmark
+from helpers import CPU, render_split, tune, tune_settings, write_own_benchmark
+from tailored_llama import training
+from tailored_llama.config import (
+    BenchmarkConfig,
+    ExecutionConfig,
+    HealingConfig,
+    TrainingConfig,
+    TuningConfig,
+    Work,
+    narrow,
+)
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
-from tailored_llama.data.prompts import render_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import Document, copy_tokenizer, head_logits, load_model, packed_attention, packed_states
 from tailored_llama.store import write_table
-from tailored_llama.training import tuning
-from tailored_llama.training.distillation import Teacher, divergence, teach
-from tailored_llama.training.healing import heal
+from tailored_llama.training import HealSettings, TeachSettings, heal, teach, tuning
+from tailored_llama.training.distillation import Teacher, divergence
 from tailored_llama.training.loop import Material
-from tailored_llama.training.tuning import Source
 
-CPU = ExecutionConfig(device="cpu")
-WHOLE = DistillationConfig(weight=1.0, top=259)  # of the tiny model's 260 tokens
+WHOLE = TeachSettings(temperature=1.0, top=259)  # of the tiny model's 260 tokens
 Make = Callable[[str], Path]
 
 
@@ -72,14 +76,8 @@ def states_of(model_folder: Path, ids: tuple[int, ...]) -> tuple[object, torch.T
 def test_with_almost_all_tokens_kept_it_is_the_divergence_of_the_whole_distributions(
     tiny: Path, student: Path, text: Path, folder: Make, temperature: float
 ) -> None:
-    settings = DistillationConfig(top=259, temperature=temperature)
-    teach(
-        tiny,
-        text,
-        distillation=settings,
-        out=folder("teacher"),
-        execution=ExecutionConfig(device="cpu", batch_tokens=64),
-    )
+    execution = ExecutionConfig(device="cpu", batch_tokens=64)
+    teach(tiny, text, settings=TeachSettings(temperature, 259), work=Work(folder("teacher"), execution))
     for targets in Teacher(text.parent / "teacher"):
         model, states = states_of(student, targets.input_ids)
         found = float(divergence(model, states, targets, temperature))
@@ -89,7 +87,7 @@ def test_with_almost_all_tokens_kept_it_is_the_divergence_of_the_whole_distribut
 
 
 def test_with_few_tokens_kept_the_others_count_as_one(tiny: Path, student: Path, text: Path, folder: Make) -> None:
-    teach(tiny, text, distillation=DistillationConfig(top=4), out=folder("teacher"), execution=CPU)
+    teach(tiny, text, settings=TeachSettings(1.0, 4), work=Work(folder("teacher"), CPU))
     targets = Teacher(text.parent / "teacher")[3]
     model, states = states_of(student, targets.input_ids)
     expected = 0.0
@@ -117,26 +115,20 @@ def test_logits_are_held_for_a_bounded_number_of_positions(tiny: Path, folder: M
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tailored_llama.training.distillation.head_logits", counted)
-        teach(tiny, out, distillation=DistillationConfig(top=4), out=folder("teacher"), execution=CPU)
+        teach(tiny, out, settings=TeachSettings(1.0, 4), work=Work(folder("teacher"), CPU))
     assert (max(rows), sum(rows)) == (256, 1024)
 
 
 def test_a_long_text_is_taught_and_read_in_parts(
     tiny: Path, text: Path, folder: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = DistillationConfig(top=8)
-    teach(tiny, text, distillation=settings, out=folder("whole"), execution=CPU)
+    settings = TeachSettings(1.0, 8)
+    teach(tiny, text, settings=settings, work=Work(folder("whole"), CPU))
     monkeypatch.setattr("tailored_llama.training.distillation._AT_ONCE", 5 * 24)
     monkeypatch.setattr("tailored_llama.training.distillation._ROW_GROUP", 2 * 24)
     seen: list[tuple[int, int]] = []
-    teach(
-        tiny,
-        text,
-        distillation=settings,
-        out=folder("parts"),
-        execution=CPU,
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    work = Work(folder("parts"), CPU, progress=lambda done, total: seen.append((done, total)))
+    teach(tiny, text, settings=settings, work=work)
     metadata = pq.read_metadata(text.parent / "parts" / "teacher.parquet")
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [2, 2, 1] * 3 + [1]
     assert seen == sorted(seen)
@@ -160,17 +152,10 @@ def test_a_long_text_is_taught_and_read_in_parts(
 
 
 def test_healing_draws_the_student_to_the_teacher(tiny: Path, student: Path, text: Path, folder: Make) -> None:
-    teach(tiny, text, distillation=WHOLE, out=folder("teacher"), execution=CPU)
+    teach(tiny, text, settings=WHOLE, work=Work(folder("teacher"), CPU))
     healing = HealingConfig(tokens=384, rank=16, alpha=16, learning_rate=2e-2, batch_size=1)
-    measured = heal(
-        student,
-        text.parent / "teacher",
-        healing=healing,
-        distillation=WHOLE,
-        seed=0,
-        out=folder("healed"),
-        execution=CPU,
-    )
+    settings = HealSettings(narrow(healing, TrainingConfig), 1.0, "none", 0)
+    measured = heal(student, text.parent / "teacher", settings=settings, work=Work(folder("healed"), CPU))
     assert measured["tokens"] == 384
     healed = text.parent / "healed"
     losses = pq.read_table(healed / "log.parquet").to_pydict()
@@ -182,46 +167,20 @@ def test_healing_draws_the_student_to_the_teacher(tiny: Path, student: Path, tex
         return sum(float(divergence(model, states, t, 1.0)) for (model, states), t in zip(pairs, targets, strict=True))
 
     assert distance(healed) < 0.8 * distance(student)
-    heal(
-        student,
-        text.parent / "teacher",
-        healing=healing,
-        distillation=WHOLE,
-        seed=0,
-        out=folder("again"),
-        execution=CPU,
-    )
+    heal(student, text.parent / "teacher", settings=settings, work=Work(folder("again"), CPU))
     for path in healed.iterdir():
         assert path.read_bytes() == (text.parent / "again" / path.name).read_bytes(), path.name
-
-
-@pytest.fixture
-def prompts(folder: Make) -> Path:
-    benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")))
-    examples, out = folder("examples"), folder("prompts")
-    load_benchmark(benchmark, downloads="", out=examples)
-    render_prompts(examples, benchmark=benchmark, split="train", template="harness", out=out, shots=8, held_out=8)
-    return out
 
 
 def test_tuning_with_a_teacher_learns_of_it_along_the_right_choices(
     tiny: Path, student: Path, prompts: Path, text: Path, folder: Make
 ) -> None:
-    teach(tiny, prompts, distillation=WHOLE, out=folder("teacher"), execution=CPU)
-    teach(tiny, text, distillation=WHOLE, out=folder("text-teacher"), execution=CPU)
-    settings = TuningConfig(epochs=4, learning_rate=1e-2, batch_size=4, dropout=0.0)
-    source = Source(prompts, "acc_norm", text.parent / "teacher")
-    lessons = text.parent / "text-teacher"
-    tuning.tune(
-        student,
-        [source],
-        tuning=settings,
-        seed=0,
-        out=folder("adapter"),
-        execution=CPU,
-        distillation=WHOLE,
-        text=lessons,
-    )
+    teach(tiny, prompts, settings=WHOLE, work=Work(folder("teacher"), CPU))
+    teach(tiny, text, settings=WHOLE, work=Work(folder("text-teacher"), CPU))
+    tuning = TuningConfig(epochs=4, learning_rate=1e-2, batch_size=4, dropout=0.0)
+    settings, work = tune_settings(tuning, weight=1.0, sequences=2), Work(folder("adapter"), CPU)
+    teachers, lessons = {"own": text.parent / "teacher"}, text.parent / "text-teacher"
+    training.tune(student, {"own": prompts}, teachers, lessons, settings=settings, work=work)
     log = pq.read_table(text.parent / "adapter" / "log.parquet").to_pydict()
     drawn = [value for value in log["divergence"] if value is not None]
     assert len(drawn) == 8
@@ -230,26 +189,24 @@ def test_tuning_with_a_teacher_learns_of_it_along_the_right_choices(
 
 
 def test_a_teacher_of_other_tokens_is_refused(tiny: Path, prompts: Path, text: Path, folder: Make) -> None:
-    teach(tiny, text, distillation=WHOLE, out=folder("teacher"), execution=CPU)
-    source = Source(prompts, "acc_norm", text.parent / "teacher")
+    teach(tiny, text, settings=WHOLE, work=Work(folder("teacher"), CPU))
+    settings, teachers = tune_settings(TuningConfig(), weight=1.0), {"own": text.parent / "teacher"}
     with pytest.raises(InputError, match=r"teacher .*: got outputs along other tokens; allowed: "):
-        tuning.tune(
-            tiny, [source], tuning=TuningConfig(), seed=0, out=folder("adapter"), execution=CPU, distillation=WHOLE
-        )
+        training.tune(tiny, {"own": prompts}, teachers, None, settings=settings, work=Work(folder("adapter"), CPU))
 
 
 def test_to_keep_the_whole_vocabulary_is_refused(tiny: Path, text: Path, folder: Make) -> None:
     with pytest.raises(InputError, match=r"distillation.top: got 260; allowed: less than 260, the vocabulary"):
-        teach(tiny, text, distillation=DistillationConfig(top=260), out=folder("teacher"), execution=CPU)
+        teach(tiny, text, settings=TeachSettings(1.0, 260), work=Work(folder("teacher"), CPU))
 
 
 def test_a_mixture_gives_every_benchmark_its_part(
     tiny: Path, prompts: Path, folder: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    examples, other = prompts.parent / "examples", folder("other")
-    own = BenchmarkConfig(**write_own_benchmark(folder("more")))
-    render_prompts(examples, benchmark=own, split="train", template="reread", out=other, shots=8, held_out=8)
-    settings = TuningConfig(epochs=1, shots=5, held_out=3, batch_size=1)
+    own, other = BenchmarkConfig(**write_own_benchmark(folder("more"))), folder("other")
+    render_split(prompts.parent / "examples", other, own, "train", "reread", shots=8, held_out=8)
+    config = TuningConfig(epochs=1, shots=5, held_out=3, batch_size=1)
+    settings, work = tune_settings(config, metrics=(("once", "acc"), ("twice", "acc"))), Work(folder("adapter"), CPU)
     seen: dict[str, list[int]] = {}
 
     def spy(model: Any, material: Material, *given: Any) -> Any:
@@ -257,9 +214,8 @@ def test_a_mixture_gives_every_benchmark_its_part(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tuning, "train", spy)
-    both, out = [Source(prompts, "acc"), Source(other, "acc")], folder("adapter")
     with pytest.raises(KeyboardInterrupt):
-        tuning.tune(tiny, both, tuning=settings, seed=0, out=out, execution=CPU, distillation=DistillationConfig())
+        training.tune(tiny, {"once": prompts, "twice": other}, {}, None, settings=settings, work=work)
     longest = max(seen["shots"][:3])
     assert (len(seen["shots"]), len(seen["held_out"])) == (5, 3)
     assert min(seen["shots"][3:]) > longest  # read twice: longer
@@ -269,16 +225,7 @@ def test_a_mixture_gives_every_benchmark_its_part(
 def test_bfloat16_products_leave_adapters_in_float32(tiny: Path, prompts: Path, folder: Make) -> None:
     settings = TuningConfig(epochs=2, learning_rate=2e-2, batch_size=4, dropout=0.0)
     for precision in ("float32", "bfloat16"):
-        chosen = settings.model_copy(update={"precision": precision})
-        tuning.tune(
-            tiny,
-            [Source(prompts, "acc_norm")],
-            tuning=chosen,
-            seed=0,
-            out=folder(precision),
-            execution=CPU,
-            distillation=DistillationConfig(),
-        )
+        tune(tiny, prompts, settings.model_copy(update={"precision": precision}), folder(precision))
     exact, rounded = (
         pq.read_table(prompts.parent / name / "log.parquet").to_pydict()["loss"][1:] for name in ("float32", "bfloat16")
     )
@@ -291,12 +238,6 @@ def test_bfloat16_products_leave_adapters_in_float32(tiny: Path, prompts: Path, 
 def test_a_streamed_teacher_says_the_same(checkpoint: Path, text: Path, folder: Make) -> None:
     for streaming in ("never", "always"):
         execution = ExecutionConfig(device="cpu", batch_tokens=64, streaming=streaming)
-        teach(
-            checkpoint,
-            text,
-            distillation=DistillationConfig(weight=1.0, top=8),
-            out=folder(streaming),
-            execution=execution,
-        )
+        teach(checkpoint, text, settings=TeachSettings(1.0, 8), work=Work(folder(streaming), execution))
     root = folder("x").parent
     assert (root / "never" / "teacher.parquet").read_bytes() == (root / "always" / "teacher.parquet").read_bytes()

@@ -11,36 +11,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from helpers import CPU, plain_loglikelihood, write_jsonl, write_own_benchmark
-from tailored_llama.config import BenchmarkConfig, DistillationConfig, TuningConfig
+from helpers import CPU, load_and_render, plain_loglikelihood, tune, tune_settings, write_jsonl
+from tailored_llama import training
+from tailored_llama.config import BenchmarkConfig, TuningConfig, Work
 from tailored_llama.data import Prompt, read_prompts
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.prompts import render_prompts
 from tailored_llama.models import load_model, load_tokenizer
-from tailored_llama.training import Comparison, is_better, read_comparison, ships_adapter, tuning
-from tailored_llama.training.held_out import Outcome, write_comparison
-from tailored_llama.training.tuning import Source
+from tailored_llama.training import Comparison, is_better, read_comparison, ships_adapter
+from tailored_llama.training.records import Outcome, write_comparison
 
 QUICK = TuningConfig(epochs=3, learning_rate=2e-2, batch_size=4, dropout=0.0, shots=8, held_out=8)
-
-
-def rendered(benchmark: BenchmarkConfig, folder: Callable[[str], Path], held_out: int = 8) -> Path:
-    examples, out = folder("examples"), folder("prompts")
-    load_benchmark(benchmark, downloads="", out=examples)
-    sizes = {"shots": 8, "held_out": held_out}
-    render_prompts(examples, benchmark=benchmark, split="train", template="harness", out=out, **sizes)
-    return out
-
-
-@pytest.fixture
-def prompts(folder: Callable[[str], Path]) -> Path:
-    return rendered(BenchmarkConfig(**write_own_benchmark(folder("data"))), folder)
-
-
-def tune(checkpoint: Path, sources: list[Source], settings: TuningConfig, out: Path) -> dict[str, Any]:
-    return tuning.tune(
-        checkpoint, sources, tuning=settings, distillation=DistillationConfig(), seed=0, out=out, execution=CPU
-    )
 
 
 def plain(model: Any, tokenizer: Any, prompt: Prompt, metric: str) -> Outcome:
@@ -60,7 +39,7 @@ def test_both_models_are_measured_as_the_metric_compares_choices(
     tiny: Path, prompts: Path, folder: Callable[[str], Path], metric: Any
 ) -> None:
     out = folder("adapter")
-    facts = tune(tiny, [Source(prompts, metric)], QUICK, out)
+    facts = tune(tiny, prompts, QUICK, out, metric=metric)
     held, tokenizer = read_prompts(prompts, "held_out"), load_tokenizer(tiny)
     table = pq.read_table(out / "held_out.parquet").to_pydict()
     assert table["example"] == [prompt.example for prompt in held]
@@ -81,7 +60,7 @@ def test_the_untuned_model_is_the_one_without_an_adapter(
 ) -> None:
     """A soft prompt changes the model even before it is trained."""
     out = folder("adapter")
-    tune(tiny, [Source(prompts, "acc")], QUICK.model_copy(update={"variant": variant}), out)
+    tune(tiny, prompts, QUICK.model_copy(update={"variant": variant}), out, metric="acc")
     model, tokenizer = load_model(tiny), load_tokenizer(tiny)
     expected = [plain(model, tokenizer, prompt, "acc").loss for prompt in read_prompts(prompts, "held_out")]
     assert pq.read_table(out / "held_out.parquet")["untuned_loss"].to_pylist() == pytest.approx(expected, abs=1e-3)
@@ -90,7 +69,7 @@ def test_the_untuned_model_is_the_one_without_an_adapter(
 def test_a_tuning_that_changes_nothing_brings_nothing(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
     """The adapter kept is the untrained one, which changes no bit."""
     out = folder("adapter")
-    tune(tiny, [Source(prompts, "acc_norm")], QUICK.model_copy(update={"learning_rate": 1e-30}), out)
+    tune(tiny, prompts, QUICK.model_copy(update={"learning_rate": 1e-30}), out)
     comparison = read_comparison(out)
     assert comparison is not None
     assert (comparison.accuracy_gain, comparison.loss_gain, comparison.loss_error) == (0, 0, 0)
@@ -105,7 +84,8 @@ def test_written_answers_are_compared_by_their_loss(tiny: Path, folder: Callable
         files[split] = write_jsonl(data / f"{split}.jsonl", rows)
     benchmark = BenchmarkConfig(name="sky", context="question", answer="answer", metric="f1", **files)
     out = folder("adapter")
-    facts = tune(tiny, [Source(rendered(benchmark, folder), "f1")], QUICK, out)
+    prompts = load_and_render(benchmark, out.parent, split="train", shots=8, held_out=8)
+    facts = tune(tiny, prompts, QUICK, out, metric="f1")
     comparison = read_comparison(out)
     assert comparison is not None
     assert (comparison.tuned_accuracy, comparison.accuracy_gain) == (None, None)
@@ -119,7 +99,8 @@ def test_a_mixture_is_compared_on_the_examples_that_it_holds_out(
     tiny: Path, prompts: Path, folder: Callable[[str], Path]
 ) -> None:
     out, settings = folder("adapter"), QUICK.model_copy(update={"held_out": 5})
-    tune(tiny, [Source(prompts, "acc"), Source(prompts, "f1")], settings, out)
+    mixed = tune_settings(settings, metrics=(("ranked", "acc"), ("written", "f1")))
+    training.tune(tiny, {"ranked": prompts, "written": prompts}, {}, None, settings=mixed, work=Work(out, CPU))
     right = pq.read_table(out / "held_out.parquet")["untuned_right"].to_pylist()
     assert [value is None for value in right] == [False, False, False, True, True]
 
@@ -129,7 +110,7 @@ def test_without_two_held_out_examples_there_is_no_verdict(
     tiny: Path, prompts: Path, folder: Callable[[str], Path], held_out: int
 ) -> None:
     out = folder("adapter")
-    facts = tune(tiny, [Source(prompts, "acc")], QUICK.model_copy(update={"held_out": held_out}), out)
+    facts = tune(tiny, prompts, QUICK.model_copy(update={"held_out": held_out}), out, metric="acc")
     assert "better_than_untuned" not in facts
     comparison = read_comparison(out)
     assert (comparison is None) == (held_out == 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,25 +16,31 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from helpers import CPU, as_toml, byte_tokenizer, save_tiny_llama, write_own_benchmark
+from helpers import CPU, as_toml, byte_tokenizer, save_tiny_llama, tune
 from tailored_llama.config import (
-    BenchmarkConfig,
-    DistillationConfig,
     ExecutionConfig,
     HealingConfig,
     RunConfig,
+    TrainingConfig,
     TuningConfig,
+    Work,
+    narrow,
     validate_config,
 )
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.prompts import render_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.models import Layer, layered_config, load_base, load_model, merge_adapter, read_config
+from tailored_llama.models import (
+    DenseSettings,
+    Layer,
+    layered_config,
+    load_base,
+    load_model,
+    merge_adapter,
+    read_config,
+)
 from tailored_llama.preflight import preflight, preflight_tailor
 from tailored_llama.store import write_table
-from tailored_llama.training import healing, tuning
+from tailored_llama.training import HealSettings, TuneSettings, heal
 from tailored_llama.training.distillation import TEACHER_SCHEMA
-from tailored_llama.training.tuning import Source
 
 Make = Callable[[str], Path]
 
@@ -68,18 +75,10 @@ def checkpoint(request: pytest.FixtureRequest) -> Path:
 BOTH = pytest.mark.parametrize("checkpoint", ["wide", "layered"], indirect=True)
 
 
-@pytest.fixture
-def prompts(folder: Make) -> Path:
-    benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")))
-    examples, out = folder("examples"), folder("prompts")
-    load_benchmark(benchmark, downloads="", out=examples)
-    render_prompts(examples, benchmark=benchmark, split="train", template="harness", out=out, shots=8, held_out=8)
-    return out
-
-
-def tune(checkpoint: Path, prompts: Path, out: Path, settings: TuningConfig = QUICK, **options: Any) -> None:
-    usual = {"seed": 0, "execution": CPU, "distillation": DistillationConfig(), "quantization": "nf4"}
-    tuning.tune(checkpoint, [Source(prompts, "acc_norm")], tuning=settings, out=out, **(usual | options))
+def tune_nf4(
+    checkpoint: Path, prompts: Path, out: Path, tuning: TuningConfig = QUICK, execution: ExecutionConfig = CPU
+) -> None:
+    tune(checkpoint, prompts, tuning, out, execution=execution, quantization="nf4")
 
 
 def held_out(adapter: Path) -> list[float]:
@@ -130,7 +129,7 @@ def test_an_adapter_trained_in_4_bits_merges_into_the_weights_in_full_precision(
     checkpoint: Path, prompts: Path, folder: Make, variant: Any
 ) -> None:
     adapter, merged = folder("adapter"), folder("merged")
-    tune(checkpoint, prompts, adapter, QUICK.model_copy(update={"variant": variant}))
+    tune_nf4(checkpoint, prompts, adapter, QUICK.model_copy(update={"variant": variant}))
     losses = held_out(adapter)
     assert min(losses[1:]) < 0.9 * losses[0]
     merge_adapter(checkpoint, adapter, out=merged)
@@ -152,12 +151,12 @@ def test_the_merged_checkpoint_loads_as_a_stock_one_and_its_loss_is_about_the_tr
     wide: Path, prompts: Path, folder: Make
 ) -> None:
     adapter, merged = folder("adapter"), folder("merged")
-    tune(wide, prompts, adapter)
+    tune_nf4(wide, prompts, adapter)
     merge_adapter(wide, adapter, out=merged)
     model = AutoModelForCausalLM.from_pretrained(merged)
     assert type(model).__name__ == "LlamaForCausalLM"
     untrained = folder("untrained")
-    tune(merged, prompts, untrained, QUICK.model_copy(update={"epochs": 1, "learning_rate": 1e-9}), quantization="none")
+    tune(merged, prompts, QUICK.model_copy(update={"epochs": 1, "learning_rate": 1e-9}), untrained)
     losses = held_out(adapter)
     assert held_out(untrained)[0] < (losses[0] + min(losses)) / 2
 
@@ -166,9 +165,9 @@ def test_nf4_changes_the_losses_a_little_and_the_same_seed_gives_the_same_bytes(
     wide: Path, prompts: Path, folder: Make
 ) -> None:
     whole, first, second = folder("whole"), folder("first"), folder("second")
-    tune(wide, prompts, whole, quantization="none")
+    tune(wide, prompts, QUICK, whole)
     for out in (first, second):
-        tune(wide, prompts, out)
+        tune_nf4(wide, prompts, out)
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
     assert held_out(first)[0] != held_out(whole)[0]
@@ -179,7 +178,7 @@ def test_nf4_changes_the_losses_a_little_and_the_same_seed_gives_the_same_bytes(
 @pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"variant": "prompt"}])
 def test_other_ways_of_tuning_learn_in_4_bits_too(layered: Path, prompts: Path, folder: Make, changes: Any) -> None:
     out = folder("adapter")
-    tune(layered, prompts, out, QUICK.model_copy(update=changes))
+    tune_nf4(layered, prompts, out, QUICK.model_copy(update=changes))
     losses = held_out(out)
     assert min(losses[1:]) < losses[0]
 
@@ -187,7 +186,7 @@ def test_other_ways_of_tuning_learn_in_4_bits_too(layered: Path, prompts: Path, 
 def test_recomputed_activations_change_nothing_but_memory(layered: Path, prompts: Path, folder: Make) -> None:
     for name, recompute in (("kept", False), ("recomputed", True)):
         execution = ExecutionConfig(device="cpu", recompute_activations=recompute)
-        tune(layered, prompts, folder(name), execution=execution)
+        tune_nf4(layered, prompts, folder(name), execution=execution)
     kept, recomputed = (held_out(prompts.parent / name) for name in ("kept", "recomputed"))
     assert kept == pytest.approx(recomputed, rel=1e-4)
 
@@ -202,17 +201,8 @@ def test_healing_in_4_bits_comes_closer_to_the_teacher(checkpoint: Path, folder:
         "logprobs": [[-0.1, -3.0] * len(row) for row in rows],
     }
     write_table(teacher / "teacher.parquet", columns, TEACHER_SCHEMA)
-    settings = HealingConfig(tokens=128, rank=8, learning_rate=2e-2)
-    healing.heal(
-        checkpoint,
-        teacher,
-        healing=settings,
-        distillation=DistillationConfig(),
-        seed=0,
-        out=out,
-        execution=CPU,
-        quantization="nf4",
-    )
+    healing = narrow(HealingConfig(tokens=128, rank=8, learning_rate=2e-2), TrainingConfig)
+    heal(checkpoint, teacher, settings=HealSettings(healing, 1.0, "nf4", 0), work=Work(out, CPU))
     losses = pq.read_table(out / "log.parquet").to_pydict()["loss"]
     assert losses[-1] < 0.9 * losses[0]
     assert read_config(out) == read_config(checkpoint)
@@ -227,7 +217,7 @@ def test_a_width_that_does_not_suit_is_named_before_any_weight_is_read(prompts: 
         r"model.quantization: got 'nf4' for .*odd, whose layer 2's MLP width is 96; allowed on a CPU: multiples of"
     )
     with pytest.raises(InputError, match=f"^{message} 64, as from pruning.channel_multiple = 64$"):
-        tune(odd, prompts, out)
+        tune_nf4(odd, prompts, out)
 
 
 def run_on(checkpoint: Path, own_run: dict[str, Any], **pruning: Any) -> RunConfig:
@@ -257,11 +247,14 @@ def test_without_bitsandbytes_a_line_says_what_to_install(wide: Path, own_run: d
         preflight(run_on(wide, own_run, channel_multiple=64))
 
 
-def test_quantization_enters_the_keys_of_what_is_trained_only_if_set() -> None:
-    plain, quantised = validate_config({}), validate_config({"model": {"quantization": "nf4"}})
-    for fields in (lambda run: tuning.key_fields(run, {"a": "acc"}, False, False), healing.key_fields):
-        assert fields(quantised) == fields(plain) | {"quantization": "nf4"}
-        assert "quantization" not in fields(plain)
+def test_quantization_enters_the_keys_of_what_is_trained_and_not_the_dense_model_s(tiny: Path) -> None:
+    plain, quantised = (
+        validate_config({"benchmarks": ["piqa"], "model": {"source": str(tiny), "quantization": kind}})
+        for kind in ("none", "nf4")
+    )
+    for settings in (lambda run: TuneSettings.of(run, ["piqa"]), HealSettings.of):
+        assert settings(quantised) == replace(settings(plain), quantization="nf4") != settings(plain)
+    assert DenseSettings.of(quantised.model) == DenseSettings.of(plain.model)
     assert RunConfig.model_validate(quantised.model_dump(mode="json")) == quantised
 
 

@@ -17,38 +17,18 @@ from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from helpers import save_tiny_llama, write_own_benchmark
-from tailored_llama.config import BenchmarkConfig, DistillationConfig, ExecutionConfig, TuningConfig
-from tailored_llama.data import Prompt, encode_prompt, read_prompts
-from tailored_llama.data.benchmarks import load_benchmark
-from tailored_llama.data.prompts import render_prompts
+from helpers import save_tiny_llama, tune
+from tailored_llama.config import ExecutionConfig, TuningConfig
+from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.generation import Until, generate
-from tailored_llama.evaluation.scoring import loglikelihoods
+from tailored_llama.evaluation import Until, generate
 from tailored_llama.models import copy_tokenizer, encode_pair, load_model, load_tokenizer, merge_adapter
 from tailored_llama.training import loop as training
-from tailored_llama.training import tuning
 from tailored_llama.training.loop import learning_rate
 from tailored_llama.training.losses import sample_losses
-from tailored_llama.training.tuning import Source
+from tailored_llama.training.tuning import encode_sample
 
-CPU = ExecutionConfig(device="cpu")
 QUICK = TuningConfig(epochs=3, learning_rate=2e-2, batch_size=4, dropout=0.1)
-
-
-@pytest.fixture
-def prompts(folder: Callable[[str], Path]) -> Path:
-    benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")))
-    examples, out = folder("examples"), folder("prompts")
-    load_benchmark(benchmark, downloads="", out=examples)
-    render_prompts(examples, benchmark=benchmark, split="train", template="harness", out=out, shots=8, held_out=8)
-    return out
-
-
-def tune(checkpoint: Path, sources: list[Source], settings: TuningConfig, out: Path, **options: Any) -> None:
-    """Tune on the CPU by seed 0, without a teacher, unless the options say otherwise."""
-    usual = {"seed": 0, "execution": CPU, "distillation": DistillationConfig()}
-    tuning.tune(checkpoint, sources, tuning=settings, out=out, **(usual | options))
 
 
 def log_of(adapter: Path) -> dict[str, list[Any]]:
@@ -59,7 +39,7 @@ def test_tuning_lowers_the_loss_and_peft_loads_the_adapter(
     tiny: Path, prompts: Path, folder: Callable[[str], Path]
 ) -> None:
     out = folder("adapter")
-    tune(tiny, [Source(prompts, "acc_norm")], QUICK, out)
+    tune(tiny, prompts, QUICK, out)
     held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
     assert min(held[1:]) < 0.8 * held[0]
     assert held_out_loss(tiny, out, prompts) == pytest.approx(min(held), abs=1e-4)
@@ -68,7 +48,7 @@ def test_tuning_lowers_the_loss_and_peft_loads_the_adapter(
 def test_fused_projections_get_the_adapters_of_their_parts(prompts: Path, folder: Callable[[str], Path]) -> None:
     sizes = {"pad_token_id": 0, "sliding_window": None}
     dense, out = save_tiny_llama(folder("phi"), architecture="phi3", **sizes), folder("adapter")
-    tune(dense, [Source(prompts, "acc_norm")], QUICK, out)
+    tune(dense, prompts, QUICK, out)
     held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
     assert min(held[1:]) < held[0]
     tuned = {name.split(".")[-3] for name in load_file(out / "adapter_model.safetensors")}
@@ -93,7 +73,7 @@ def held_out_loss(checkpoint: Path, adapter: Path, prompts: Path, skip: int = 0)
 def test_the_same_seed_gives_the_same_bytes(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
     first, second, other = folder("first"), folder("second"), folder("other")
     for out, seed in ((first, 0), (second, 0), (other, 1)):
-        tune(tiny, [Source(prompts, "acc_norm")], QUICK, out, seed=seed)
+        tune(tiny, prompts, QUICK, out, seed=seed)
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
     weights = [load_file(out / "adapter_model.safetensors") for out in (first, other)]
@@ -110,17 +90,16 @@ def test_a_killed_tuning_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     keep = ExecutionConfig(device="cpu", keep_state_every=2)
     whole, killed, state = folder("whole"), folder("killed"), folder("state")
-    sources = [Source(prompts, "acc_norm")]
-    tune(tiny, sources, QUICK, whole)
+    tune(tiny, prompts, QUICK, whole)
 
     def kill(done: int, total: int) -> None:
         if done == step:
             raise Killed
 
     with pytest.raises(Killed):
-        tune(tiny, sources, QUICK, killed, execution=keep, progress=kill, resume=state)
+        tune(tiny, prompts, QUICK, killed, execution=keep, progress=kill, resume=state)
     steps: list[int] = []
-    tune(tiny, sources, QUICK, killed, execution=keep, progress=lambda done, total: steps.append(done), resume=state)
+    tune(tiny, prompts, QUICK, killed, execution=keep, progress=lambda done, total: steps.append(done), resume=state)
     assert steps[0] == (step - 1) // 2 * 2 + 1  # progress is told before the state of the step is kept
     for path in whole.iterdir():
         assert path.read_bytes() == (killed / path.name).read_bytes(), path.name
@@ -147,7 +126,7 @@ def test_a_broken_state_is_left_aside(
     tiny: Path, prompts: Path, folder: Callable[[str], Path], damage: Callable[[Path, Path], Any]
 ) -> None:
     whole, again, state, other = folder("whole"), folder("again"), folder("state"), folder("other")
-    keep, sources = ExecutionConfig(device="cpu", keep_state_every=2), [Source(prompts, "acc_norm")]
+    keep = ExecutionConfig(device="cpu", keep_state_every=2)
 
     def kill(done: int, total: int) -> None:
         if done == 3:
@@ -156,11 +135,11 @@ def test_a_broken_state_is_left_aside(
     for where, rank in ((state, QUICK.rank), (other, QUICK.rank + 1)):
         settings = QUICK.model_copy(update={"rank": rank})
         with pytest.raises(Killed):
-            tune(tiny, sources, settings, folder(f"killed-{rank}"), execution=keep, progress=kill, resume=where)
+            tune(tiny, prompts, settings, folder(f"killed-{rank}"), execution=keep, progress=kill, resume=where)
     damage(state / "state.safetensors", other / "state.safetensors")
-    tune(tiny, sources, QUICK, whole)
+    tune(tiny, prompts, QUICK, whole)
     steps: list[int] = []
-    tune(tiny, sources, QUICK, again, progress=lambda done, total: steps.append(done), resume=state)
+    tune(tiny, prompts, QUICK, again, progress=lambda done, total: steps.append(done), resume=state)
     assert steps[0] == 1
     assert log_of(again) == log_of(whole)
 
@@ -169,7 +148,7 @@ def test_micro_batches_change_nothing_but_memory(tiny: Path, prompts: Path, fold
     without_dropout = QUICK.model_copy(update={"dropout": 0.0})
     for name, budget in (("small", 64), ("large", 4096)):
         split = without_dropout.model_copy(update={"micro_batch_tokens": budget})
-        tune(tiny, [Source(prompts, "acc_norm")], split, folder(name))
+        tune(tiny, prompts, split, folder(name))
     small, large = (log_of(prompts.parent / name)["loss"] for name in ("small", "large"))
     assert small[1:] == pytest.approx(large[1:], rel=1e-3)
 
@@ -178,7 +157,7 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
     tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet = QUICK.model_copy(update={"dropout": 0.0})
-    tune(tiny, [Source(prompts, "acc_norm")], quiet, folder("whole"))
+    tune(tiny, prompts, quiet, folder("whole"))
     real, refused = training.sample_losses, []
 
     def small_only(model: Any, batch: Any, objective: Any) -> Any:
@@ -188,7 +167,7 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
         return real(model, batch, objective)
 
     monkeypatch.setattr(training, "sample_losses", small_only)
-    tune(tiny, [Source(prompts, "acc_norm")], quiet, folder("parts"))
+    tune(tiny, prompts, quiet, folder("parts"))
     assert len(refused) == 1  # later steps begin with what did fit
     whole, parts = (log_of(prompts.parent / name)["loss"] for name in ("whole", "parts"))
     assert parts[1:] == pytest.approx(whole[1:], rel=1e-3)
@@ -198,7 +177,7 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
 
     monkeypatch.setattr(training, "sample_losses", never)
     with pytest.raises(MemoryError):
-        tune(tiny, [Source(prompts, "acc_norm")], quiet, folder("none"))
+        tune(tiny, prompts, quiet, folder("none"))
 
 
 def test_a_small_step_takes_one_thread_and_gives_the_others_back(
@@ -214,7 +193,7 @@ def test_a_small_step_takes_one_thread_and_gives_the_others_back(
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        tune(tiny, [Source(prompts, "acc_norm")], QUICK, folder("out"))
+        tune(tiny, prompts, QUICK, folder("out"))
         assert set(seen) == {1}
         assert torch.get_num_threads() == 2
     finally:
@@ -233,7 +212,7 @@ def test_recomputed_activations_change_nothing_but_memory(
 
         monkeypatch.setattr(LlamaMLP, "forward", counted)
         execution = ExecutionConfig(device="cpu", recompute_activations=recompute)
-        tune(tiny, [Source(prompts, "acc_norm")], QUICK, folder(name), execution=execution)
+        tune(tiny, prompts, QUICK, folder(name), execution=execution)
     kept, recomputed = (log_of(prompts.parent / name)["loss"] for name in ("kept", "recomputed"))
     assert recomputed[1:] == pytest.approx(kept[1:], rel=1e-4)
     assert computed[True] > 1.3 * computed[False]
@@ -249,7 +228,7 @@ def test_tuning_stops_when_the_held_out_loss_no_longer_falls(
         return real(*arguments) + (100 if next(calls) > 2 else 0)
 
     monkeypatch.setattr(training, "training_loss", rising)
-    tune(tiny, [Source(prompts, "acc_norm")], QUICK.model_copy(update={"epochs": 20}), out)
+    tune(tiny, prompts, QUICK.model_copy(update={"epochs": 20}), out)
     log = log_of(out)
     held = [loss for loss in log["held_out_loss"] if loss is not None]
     assert log["epoch"][-1] == held.index(min(held)) + 2
@@ -269,7 +248,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step(
 
     monkeypatch.setattr(training, "sample_losses", broken)
     with pytest.raises(FloatingPointError, match=r"loss is nan at step \d+ of 6"):
-        tune(tiny, [Source(prompts, "acc_norm")], QUICK, folder("adapter"))
+        tune(tiny, prompts, QUICK, folder("adapter"))
 
 
 def test_the_learning_rate_warms_up_then_falls() -> None:
@@ -284,13 +263,13 @@ def test_the_learning_rate_warms_up_then_falls() -> None:
 def test_a_continuation_longer_than_the_context_is_named(tiny: Path) -> None:
     prompt = Prompt(3, ("short",), (" " + "x" * 300,), 0, (300,))
     with pytest.raises(InputError, match="example 3: got a continuation of 301 tokens; allowed: at most 256"):
-        tuning.encode_sample(load_tokenizer(tiny), 256, None, prompt)
+        encode_sample(load_tokenizer(tiny), 256, None, prompt)
 
 
 @pytest.mark.parametrize("variant", ["rslora", "dora"])
 def test_variants_are_what_peft_reads(tiny: Path, prompts: Path, folder: Callable[[str], Path], variant: Any) -> None:
     out, merged = folder("adapter"), folder("merged")
-    tune(tiny, [Source(prompts, "acc_norm")], QUICK.model_copy(update={"variant": variant}), out)
+    tune(tiny, prompts, QUICK.model_copy(update={"variant": variant}), out)
     settings = json.loads((out / "adapter_config.json").read_text())
     assert (settings["use_rslora"], settings["use_dora"]) == (variant == "rslora", variant == "dora")
     merge_adapter(tiny, out, out=merged)
@@ -306,7 +285,7 @@ def test_a_soft_prompt_learns_and_is_scored_as_peft_itself_reads_it(
 ) -> None:
     out = folder("adapter")
     settings = QUICK.model_copy(update={"variant": "prompt", "virtual_tokens": 6, "learning_rate": 0.1, "epochs": 8})
-    tune(tiny, [Source(prompts, "acc_norm")], settings, out)
+    tune(tiny, prompts, settings, out)
     held = [loss for loss in log_of(out)["held_out_loss"] if loss is not None]
     assert min(held) < 0.95 * held[0]
     assert held_out_loss(tiny, out, prompts, skip=6) == pytest.approx(min(held), abs=1e-4)
@@ -333,7 +312,7 @@ def test_soft_prompts_fit_half_precision(
     load_model(tiny).to(dtype).save_pretrained(half)
     copy_tokenizer(tiny, half)
     settings = QUICK.model_copy(update={"variant": "prompt", "epochs": 1, "precision": precision})
-    tune(half, [Source(prompts, "acc_norm")], settings, out)
+    tune(half, prompts, settings, out)
     encoded = [encode_prompt(load_tokenizer(half), prompt, 200) for prompt in read_prompts(prompts, "held_out")[:2]]
     assert all(math.isfinite(x) for row in loglikelihoods(load_model(half, out), encoded, 64) for x in row)
 
@@ -348,7 +327,7 @@ def test_a_soft_prompt_of_another_kind_is_refused(tiny: Path, folder: Callable[[
 def test_a_soft_prompt_does_not_write_answers(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
     settings, out = QUICK.model_copy(update={"variant": "prompt", "epochs": 1}), folder("adapter")
     with pytest.raises(InputError, match=r"tuning.variant: got 'prompt' for a benchmark with metric f1; allowed: lora"):
-        tune(tiny, [Source(prompts, "f1")], settings, out)
-    tune(tiny, [Source(prompts, "acc")], settings, out)
+        tune(tiny, prompts, settings, out, metric="f1")
+    tune(tiny, prompts, settings, out, metric="acc")
     with pytest.raises(InputError, match=r"adapter: got a soft prompt, which cannot write answers; allowed: "):
         generate(load_model(tiny, out), load_tokenizer(tiny), ["the sky is"], Until(4))

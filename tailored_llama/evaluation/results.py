@@ -1,4 +1,4 @@
-"""What compositions are made of: named artifacts. They are futures in a composition, and folders in a stage."""
+"""What runs and studies are made of: named artifacts. They are futures in a composition, and folders in a stage."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from tailored_llama.config import BenchmarkConfig
+
 A = TypeVar("A")  # an artifact: a future of it, its reference, or its folder
 
 
 @dataclass(frozen=True)
 class MeasuredModel(Generic[A]):
-    """A checkpoint and its measurements; `scores` are by benchmark. In an incomplete run some may be missing."""
+    """A checkpoint and its measurements; `scores` are by benchmark. In an incomplete run some may be missing.
+
+    `templates` are the template sets that a search chose, by benchmark.
+    """
 
     checkpoint: A
     perplexity: A | None
     scores: Mapping[str, A] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,7 @@ class QuantisedScore(Generic[A]):
 class SweptCell(Generic[A]):
     """A dense model (ratio 0) or a cell of a sweep: its measurements, or the error that left none.
 
-    `dense` is the cell's dense model, scored on the cell's prompts. `templates` are the template sets that a search
-    chose, by benchmark.
+    `dense` is the cell's dense model, scored on the cell's prompts.
     """
 
     name: str
@@ -86,13 +91,15 @@ class SweptCell(Generic[A]):
     place: float | None = None
     model: MeasuredModel[A] | None = None
     dense: MeasuredModel[A] | None = None
-    templates: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class TransferScore(Generic[A]):
-    """A model of a transfer on one benchmark: its scores, or the error that left none."""
+    """A model of a transfer on one benchmark: its scores, or the error that left none.
+
+    `model` is the benchmark that the adapter was tuned on, or the name of another model.
+    """
 
     model: str
     benchmark: str
@@ -106,9 +113,17 @@ class TransferScore(Generic[A]):
 
 @dataclass(frozen=True)
 class StudiedBenchmark(Generic[A]):
-    """A benchmark of a prompt study: the chosen template set, and the scores and prompts by template set."""
+    """A benchmark of a prompt study: the chosen template set, and what was scored, by template set.
 
+    `selection` are the scores on the slice, `evaluation` those on the evaluation split, whose prompts are `prompts`.
+    """
+
+    benchmark: BenchmarkConfig
     chosen: str
     selection: Mapping[str, A]
     evaluation: Mapping[str, A]
-    prompts: Mapping[str, A]
+    prompts: Mapping[str, A] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return self.benchmark.name

@@ -1,0 +1,21 @@
+# The face of the room: what other rooms may import. Each name is loaded when it is first used.
+from . import steps as steps
+from .compositions import COMPOSITIONS as COMPOSITIONS
+from .compositions import Composition as Composition
+from .compositions import run_composition as run_composition
+from .runner import Artifact as Artifact
+from .runner import Cancelled as Cancelled
+from .runner import Done as Done
+from .runner import FolderRunner as FolderRunner
+from .runner import Future as Future
+from .runner import IncompleteRun as IncompleteRun
+from .runner import Runner as Runner
+from .runner import StoreRunner as StoreRunner
+from .runner import build as build
+from .runner import describe as describe
+from .runner import run_only as run_only
+from .stage import Call as Call
+from .stage import Stage as Stage
+from .stage import leaves as leaves
+from .stage import map_leaves as map_leaves
+from .stages import STAGES as STAGES

@@ -1,0 +1,109 @@
+"""One table for every surface: declared once, shown on a terminal, in Markdown and, by `table.html.j2`, in HTML."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import rich.table
+from markupsafe import Markup
+from rich import box
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: its text, smaller lines below it, and what a terminal shows instead of both.
+
+    Markdown has the lines below in brackets. `strong` is bold on every surface.
+    """
+
+    text: str
+    under: tuple[str, ...] = ()
+    brief: str | None = None
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its title, smaller lines below that, and how it is set.
+
+    `left` columns hold words, which may wrap; figures stand on the right and stay whole. A terminal has no room for
+    `wide` columns. `swatch` is the model whose colour stands beside the title in HTML.
+    """
+
+    title: str
+    left: bool = False
+    wide: bool = False
+    under: tuple[str, ...] = ()
+    swatch: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of cells. If there are fewer than columns, the last one spans the rest; a single one is a heading."""
+
+    cells: tuple[Cell, ...]
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows, with notes to stand below them; an HTML page has its notes in places of its own."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+
+def table_row(*cells: Cell | str, bold: bool = False) -> Row:
+    """A row of cells, or of texts that need nothing more."""
+    return Row(tuple(Cell(cell) if isinstance(cell, str) else cell for cell in cells), bold)
+
+
+def terminal(table: Table) -> rich.table.Table:
+    """The table as rich prints it, without its wide columns; the notes are its caption."""
+    shown = rich.table.Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption_justify="left")
+    shown.caption = Text("\n".join(table.notes))
+    for column in table.columns:
+        if not column.wide:
+            side: Literal["left", "right"] = "left" if column.left else "right"
+            shown.add_column(Text(column.title), justify=side, no_wrap=not column.left, overflow="fold")
+    for line in table.rows:
+        if len(line.cells) == 1:
+            shown.add_section()
+        kept = [cell for cell, column in zip(line.cells, table.columns, strict=False) if not column.wide]
+        texts = [Text(_brief(cell), style="bold" if cell.strong else "") for cell in kept]
+        shown.add_row(*texts, style="bold" if line.bold or len(line.cells) == 1 else None)
+    return shown
+
+
+def _brief(cell: Cell) -> str:
+    return " ".join([cell.text, *(f"({line})" for line in cell.under)]) if cell.brief is None else cell.brief
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown, with its notes below. Figures never break at a space or a dash."""
+    lines = [
+        f"| {' | '.join(_in_line(Cell(column.title, column.under)) for column in table.columns)} |",
+        f"|{'|'.join(':--' if column.left else '--:' for column in table.columns)}|",
+    ]
+    for line in table.rows:
+        rest = len(table.columns) - len(line.cells)
+        wraps = [column.left or bool(rest) for column in table.columns]
+        cells = [_in_line(cell, whole=not wrap) for cell, wrap in zip(line.cells, wraps, strict=False)]
+        if len(cells) == 1:
+            cells = [f"**{cells[0]}**"]
+        lines.append(f"| {' | '.join([*cells, *[''] * rest])} |")
+    return "\n\n".join(["\n".join(lines), *table.notes])
+
+
+def _in_line(cell: Cell, whole: bool = False) -> str:
+    """A cell in one line, with markup and the "|" that would end it escaped; `whole` texts do not break."""
+    parts = [re.sub(r"(?<=[-_])\n", "", text).split("\n") for text in (cell.text, "; ".join(cell.under))]
+    if whole:
+        parts = [[re.sub(r"(?<=\d)–(?=\d)", " to ", text).replace(" ", "\xa0") for text in part] for part in parts]
+    text, under = (str(Markup.escape(" ".join(part))).replace("|", "&#124;") for part in parts)
+    text = f"**{text}**" if cell.strong and text else text
+    return f"{text} ({under})".strip() if under else text

@@ -1,0 +1,47 @@
+"""One table on every surface: what each shows of it, and that nothing in a cell is markup."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from tailored_llama.reports.pages import page_template
+from tailored_llama.reports.tables import Cell, Column, Table, markdown, table_row, terminal
+
+TABLE = Table(
+    (Column("name", left=True), Column("mean\naccuracy"), Column("only on\npages", wide=True)),
+    (
+        table_row("[bold]a|b <i>", Cell("0.500 ± 0.050", ("4–6 %", "over 2"), "0.500±.050"), "7"),
+        table_row("Heading"),
+        table_row("mean", "– failed"),
+    ),
+    ("A note with [brackets].",),
+)
+
+
+def test_a_terminal_shows_the_brief_cells_of_narrow_columns_and_the_notes() -> None:
+    console = Console(width=80, record=True)
+    console.print(terminal(TABLE))
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert "[bold]a|b <i> 0.500±.050" in lines
+    assert "A note with [brackets]." in lines
+    assert not any("pages" in line or "4–6" in line for line in lines)
+
+
+def test_markdown_shows_all_with_markup_escaped() -> None:
+    assert markdown(TABLE).replace("\N{NO-BREAK SPACE}", " ").splitlines() == [
+        "| name | mean accuracy | only on pages |",
+        "|:--|--:|--:|",
+        "| [bold]a&#124;b &lt;i&gt; | 0.500 ± 0.050 (4 to 6 %; over 2) | 7 |",
+        "| **Heading** |  |  |",
+        "| mean | – failed |  |",
+        "",
+        "A note with [brackets].",
+    ]
+
+
+def test_html_spans_what_a_short_row_leaves() -> None:
+    page = str(page_template("table.html.j2").module.show(TABLE))  # type: ignore[attr-defined]
+    assert "[bold]a|b &lt;i&gt;" in page
+    assert '<th colspan="3" class="text">Heading</th>' in page
+    assert '<td colspan="2" class="text">– failed</td>' in page
+    assert '<span class="under">4–6 %</span><span class="under">over 2</span>' in page
