@@ -45,10 +45,12 @@ def sweep(run: Runner, config: SweepConfig) -> ArtifactRef:
     for cell in tuned:
         row = SweptCell(cell.label, 0.0, cell.run.seed, cell.curve, cell.place)
         attempts.append((row, Attempt(f"{row.name}, seed {row.seed}", partial(_tuned_row, run, config, cell.run, row))))
-    for cell in cells:
+    measured: dict[int, tuple[Row, Attempt[Row]]] = {}
+    for i, cell in sorted(enumerate(cells), key=lambda numbered: numbered[1].searched):  # a search waits for scores
         row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed, cell.curve, cell.place)
         name = f"cell {row.name} @ {row.ratio:g}, seed {row.seed}"
-        attempts.append((row, Attempt(name, partial(_measured, run, config, cell, row))))
+        measured[i] = row, Attempt(name, partial(_measured, run, config, cell, row))
+    attempts += [measured[i] for i in range(len(cells))]
     rows, failed = [], {}
     for row, attempt in attempts:
         outcome = attempt.wait()

@@ -50,7 +50,7 @@ def computed(*machines: Machine) -> Counter[str]:
     return Counter(
         f"{stage} {key}"
         for machine in machines
-        for stage, key in re.findall(r"([\w-]+) ([0-9a-f]{12}): [0-9.]+ s, peak memory", machine.runner.log)
+        for stage, key in re.findall(r"([\w-]+) ([0-9a-f]{12}), [0-9.]+ s, peak memory", machine.runner.log)
     )
 
 

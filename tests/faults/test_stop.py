@@ -54,7 +54,7 @@ def test_two_runs_at_once_compute_each_stage_once(
         check_nothing_lost(store, {}, undisturbed)
         for place in artifacts(store):
             stage, key = place.split("/")
-            made = rf"{stage} {key[:12]}: [\d.]+ s, peak memory"
+            made = rf"{stage} {key[:12]}, [\d.]+ s, peak memory"
             assert len(re.findall(made, runner.log + other.log)) == 1, (place, runner.log, other.log)
 
 
