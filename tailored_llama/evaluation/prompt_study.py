@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tailored_llama.config import REFERENCES, PromptStudyConfig
+from tailored_llama.config import REFERENCES, PromptStudyConfig, named_benchmark
 from tailored_llama.data import layout_of, load_template, study_templates
 from tailored_llama.evaluation.recovery import MEAN
 from tailored_llama.evaluation.results import StudiedBenchmark
@@ -75,15 +75,16 @@ def study_rows(config: PromptStudyConfig, studied: Sequence[StudiedBenchmark[Pat
     """One row for each score, benchmark by benchmark."""
     rows = []
     for one in studied:
-        named = study_templates(config, one.benchmark)
+        benchmark = named_benchmark(config, one.benchmark)
+        named = study_templates(config, benchmark)
         for split, scores in ((SELECTION, one.selection), (EVALUATION, one.evaluation)):
             for name, folder in scores.items():
                 values = read_metrics(folder)
                 metric = values["metric"]
-                layout = layout_of(load_template(named[name]), one.benchmark)
+                layout = layout_of(load_template(named[name]), benchmark)
                 rows.append(
                     TemplateRow(
-                        one.benchmark.name,
+                        one.benchmark,
                         split,
                         name,
                         chosen=name == one.chosen,
@@ -107,7 +108,7 @@ def study_differences(
     for other in REFERENCES:
         draws, comparable = [], []
         for one in studied:
-            name = one.benchmark.name
+            name = one.benchmark
             chosen, reference = reported[name, one.chosen], reported[name, other]
             a, b = (read_answers(one.evaluation[template], chosen.metric) for template in (one.chosen, other))
             drawn = np.subtract(*paired_draws(a, b, [config.seed, *name.encode()]))

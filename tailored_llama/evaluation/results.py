@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from tailored_llama.config import BenchmarkConfig
-
 A = TypeVar("A")  # an artifact: a future of it, its reference, or its folder
 
 
@@ -118,7 +116,7 @@ class StudiedBenchmark(Generic[A]):
     `selection` are the scores on the slice, `evaluation` those on the evaluation split, whose prompts are `prompts`.
     """
 
-    benchmark: BenchmarkConfig
+    benchmark: str
     chosen: str
     selection: Mapping[str, A]
     evaluation: Mapping[str, A]
@@ -126,4 +124,4 @@ class StudiedBenchmark(Generic[A]):
 
     @property
     def label(self) -> str:
-        return self.benchmark.name
+        return self.benchmark

@@ -63,4 +63,4 @@ def _studied(
     reported = dict.fromkeys([chosen, *REFERENCES])
     asked = {t: steps.render(run, with_template(config, source[t]), name, "evaluation", examples) for t in reported}
     scored = {t: steps.score(run, config, name, t, checkpoint, asked[t]) for t in reported}
-    return StudiedBenchmark(benchmark, chosen, selection, scored, asked)
+    return StudiedBenchmark(name, chosen, selection, scored, asked)

@@ -53,9 +53,9 @@ def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied
         "table": _table(rows, differences),
         "selection": _selection(studied, rows),
         "figure": picture,
-        "chosen": {one.benchmark.name: one.chosen for one in studied},
+        "chosen": {one.benchmark: one.chosen for one in studied},
         "samples": {
-            one.benchmark.name: {name: first_sample(folder / "samples.txt") for name, folder in one.prompts.items()}
+            one.benchmark: {name: first_sample(folder / "samples.txt") for name, folder in one.prompts.items()}
             for one in studied
         },
         "settings": study_settings(config),
@@ -159,7 +159,7 @@ def _selection(studied: Sequence[StudiedBenchmark[Path]], rows: Sequence[Templat
     columns = [Column("benchmark", left=True), *map(Column, ["examples", "floor", *templates])]
     lines = []
     for one in studied:
-        name, best = one.benchmark.name, scored[one.benchmark.name, one.chosen]
+        name, best = one.benchmark, scored[one.benchmark, one.chosen]
         cells = [
             replace(accuracy_of(scored.get((name, template))), strong=template == one.chosen) for template in templates
         ]
