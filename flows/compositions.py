@@ -16,9 +16,11 @@ from tasks.runner import PrefectRunner
 
 
 def run_name() -> str:
-    """The name of a new run: flow, model, ratios and benchmarks."""
+    """The name of a new run: flow, model, ratios and benchmarks; or the stage that it runs alone, and the model."""
     config: RunConfig = flow_run.parameters["config"]
     model = config.model.short_name
+    if only := flow_run.parameters.get("only"):
+        return f"{only}, {model}"
     ratios = ", ".join(f"{ratio:.2f}" for ratio in config.pruning.ratios)
     first, *more = [benchmark.name for benchmark in config.benchmarks]
     return f"{flow_run.flow_name} {model} @ {ratios}: {first}{f' and {len(more)} more' if more else ''}"
@@ -26,7 +28,7 @@ def run_name() -> str:
 
 Only = Annotated[
     str | None,
-    Field(description="Run this stage alone, with what it reads, such as: tune arc_easy @ 0.20. Absent: all stages."),
+    Field(description="Run this stage and what it reads, in the run's process: tune arc_easy @ 0.20. Absent: all."),
 ]
 
 
@@ -66,10 +68,10 @@ def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRe
     composition = COMPOSITIONS[name]
     if deployment.id:  # the command line checks before it starts a run
         composition.check(config)
-    run = PrefectRunner(config.store, config.execution, config.model.short_name)
-    if only:
+    if only:  # computed in this process: a run that waits for its own pool would hold the pool's only slot
+        run = PrefectRunner(config.store, config.execution.model_copy(update={"dispatch": None}))
         return run_only(lambda runner: composition.compose(runner, config), run, only)
-    return composition.compose(run, config)
+    return composition.compose(PrefectRunner(config.store, config.execution, config.model.short_name), config)
 
 
 @flow(persist_result=False)

@@ -27,7 +27,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.pipeline import STAGES, Call, Cancelled
 from tailored_llama.store import ArtifactRef
 
-FLOW = "stage"  # in flows/stage.py
+FLOW = "stage"  # in flows/compositions.py
 THREADS = 64  # stages that one flow has under way at once
 EVERY = 1.0  # seconds between two looks at a dispatched run, and one more for each ten stages under way
 GATHER = 2.0  # seconds for which a stage waits for others to share its runs

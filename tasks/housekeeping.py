@@ -8,7 +8,7 @@ from tailored_llama.store import (
     abandoned_claims,
     leftovers,
     removable,
-    remove_artifact,
+    remove_artifacts,
     remove_claims,
     remove_leftover,
     survey,
@@ -25,13 +25,17 @@ def collect_garbage(
     remove_claims(store, claims := abandoned_claims(store))
     if claims:
         log.info("removed %d claims that nobody had renewed for hours", len(claims))
-    freed = 0
-    for entry in removable(entries, older_than_days * 86400, keep_under, keep_reports):
-        if remove_artifact(store, entry):
-            freed += entry.size
-            log.info("removed %s/%s, %.1f MB", entry.stage, entry.key[:12], entry.size / 1e6)
-        else:
-            log.info("%s/%s: in use, kept", entry.stage, entry.key[:12])
+    unused = removable(entries, older_than_days * 86400, keep_under, keep_reports)
+    gone = remove_artifacts(store, unused)
+    for entry in unused:
+        log.info(
+            "%s %s/%s, %.1f MB",
+            "removed" if entry in gone else "kept, as it is in use:",
+            entry.stage,
+            entry.key[:12],
+            entry.size / 1e6,
+        )
+    freed = sum(entry.size for entry in gone)
     freed += sum(size for path, size in leftovers(store) if remove_leftover(store, path))
     left = sum(entry.size for entry in survey(store))
     return Completed(message=f"freed {freed / 1e9:.2f} GB; {left / 1e9:.2f} GB are left", data=freed)

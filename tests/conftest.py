@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="compare with lm-evaluation-harness on many documents")
     parser.addoption("--vllm", default=".venv-vllm/bin/python", metavar="PYTHON", help="a Python with vLLM")
     faults = parser.getgroup("faults")
-    faults.addoption("--kills", type=int, default=30, help="moments at which the flow is killed")
+    faults.addoption("--kills", type=int, default=12, help="moments at which the flow is killed")
     faults.addoption("--tiny", action="store_true", help="break runs on the tiny model instead of SmolLM2")
     faults.addoption("--faults-out", default="reports/faults", metavar="FOLDER", help="where the table is written")
 

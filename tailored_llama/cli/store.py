@@ -19,7 +19,7 @@ from tailored_llama.store import (
     abandoned_claims,
     leftovers,
     removable,
-    remove_artifact,
+    remove_artifacts,
     remove_claims,
     remove_leftover,
     reports_using,
@@ -106,11 +106,11 @@ def store_gc(
     try:
         if delete:
             remove_claims(store, claims)
-            kept = [entry for entry in gone if not remove_artifact(store, entry)]
-            gone = [entry for entry in gone if entry not in kept]
+            unused, gone = gone, remove_artifacts(store, gone)
             left = [(path, size) for path, size in left if remove_leftover(store, path)]
-            for entry in kept:
-                print(f"{entry.stage}/{entry.key[:12]}: in use, kept")
+            for entry in unused:
+                if entry not in gone:
+                    print(f"{entry.stage}/{entry.key[:12]}: in use, kept")
     except OSError as error:
         raise InputError(f"--root {root}: {error}; allowed: a store that can be written") from error
     table = Table("stage", "key", "MB", "last used")

@@ -22,6 +22,7 @@ from .housekeeping import abandoned_claims as abandoned_claims
 from .housekeeping import leftovers as leftovers
 from .housekeeping import removable as removable
 from .housekeeping import remove_artifact as remove_artifact
+from .housekeeping import remove_artifacts as remove_artifacts
 from .housekeeping import remove_claims as remove_claims
 from .housekeeping import remove_leftover as remove_leftover
 from .housekeeping import reports_using as reports_using

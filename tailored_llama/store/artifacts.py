@@ -19,13 +19,14 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tailored_llama.errors import InputError
 from tailored_llama.memory import peak_memory, reset_peak_memory
 from tailored_llama.store import remote, sharing
-from tailored_llama.store.claims import Claim, claimed
+from tailored_llama.store.claims import LEASE, Claim, Lease, claimed
 from tailored_llama.store.files import NO_ROOM, error_number, file_lock, is_safe_relative
 from tailored_llama.store.manifests import MANIFEST, ArtifactRef, Manifest, artifact_key, read_manifest
 from tailored_llama.store.verifying import Stamps, Verified, check, hash_files
@@ -40,10 +41,13 @@ class ArtifactStore:
     Args:
         root: a folder, or an fsspec URL such as s3://bucket/prefix.
         working_copy: local folder for the artifacts of a URL; unused if `root` is a folder.
+        lease: how long a claim to an artifact of a URL holds.
     """
 
-    def __init__(self, root: str, working_copy: str = "~/.cache/tailored-llama/artifacts") -> None:
-        self.root = root
+    def __init__(
+        self, root: str, working_copy: str = "~/.cache/tailored-llama/artifacts", lease: Lease = LEASE
+    ) -> None:
+        self.root, self.lease = root, lease
         self.remote: remote.Remote | None = None
         if "://" in root:
             self.remote = remote.open_remote(root)
@@ -93,14 +97,12 @@ class ArtifactStore:
                 self._forget_state(key)  # left by a process killed just after publishing
                 return ref, True
             with file_lock(self.lock(key)), self._claimed(stage, key) as claim:
-                ref = self.find(stage, key)  # another process or machine may have published it meanwhile
-                if was_there := ref is not None:
+                # Another process or machine may have published it meanwhile.
+                if ref := self.find(stage, key) or self._pull(stage, key, mend=True):
                     self._forget_state(key)
-                else:
-                    if self.remote:  # whatever is there is broken, or `find` had pulled it
-                        sharing.withdraw(self.remote, stage, key)
-                    ref = self._build(stage, version, key, plain, inputs, function)
-                return self._publish(ref, claim), was_there
+                    return self._publish(ref, claim), True
+                ref = self._build(stage, version, key, plain, inputs, function)
+                return self._publish(ref, claim), False
         except Exception as error:
             number = error_number(error)
             inside = str(getattr(error, "filename", None)).startswith(str(self.local))
@@ -137,7 +139,7 @@ class ArtifactStore:
                 config=config,
                 inputs=dict(inputs),
                 files=files,
-                libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
+                libraries=_versions(),
                 seconds=round(time.perf_counter() - start, 3),
                 peak_memory_bytes=peak_memory(),
                 measured=measured,
@@ -230,7 +232,7 @@ class ArtifactStore:
         """What keeps other machines from the same work; nothing for a folder, where the lock suffices."""
         if not self.remote:
             return nullcontext()
-        return claimed(self.remote, stage, key, self.lock(key), lambda: self._agreed(stage, key))
+        return claimed(self.remote, stage, key, self.lock(key), lambda: self._agreed(stage, key), self.lease)
 
     def _publish(self, ref: ArtifactRef, claim: Claim | None) -> ArtifactRef:
         """Push a local artifact, unless another machine published one under its key first; return the one published."""
@@ -239,9 +241,8 @@ class ArtifactStore:
         while not (agreed := self._agreed(ref.stage, ref.key)):
             if not claim.hold():
                 continue
-            if agreed := self._agreed(ref.stage, ref.key):  # published before the claim was taken again
+            if agreed := self._pull(ref.stage, ref.key, mend=True):  # published before the claim was taken again
                 break
-            sharing.withdraw(self.remote, ref.stage, ref.key)
             if sharing.publish(self.remote, self.folder(ref.stage, ref.key), ref, claim.is_lost):
                 return ref
         return agreed
@@ -260,7 +261,8 @@ class ArtifactStore:
             return local.ref
         return self._pull(stage, key) if manifest else None
 
-    def _pull(self, stage: str, key: str) -> ArtifactRef | None:
+    def _pull(self, stage: str, key: str, mend: bool = False) -> ArtifactRef | None:
+        """Fetch an artifact from the URL; None if none is whole there. With the claim, `mend` removes a broken one."""
         if not self.remote or not remote.is_there(self.remote, f"{stage}/{key}/{MANIFEST}"):
             return None
         folder, target = self.local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}", self.folder(stage, key)
@@ -268,6 +270,8 @@ class ArtifactStore:
         try:
             problem, stamps = sharing.fetch(self.remote, stage, key, folder)
             if problem:
+                if mend:
+                    sharing.withdraw(self.remote, stage, key, folder)
                 return None
             ref = read_manifest(folder).ref
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -280,6 +284,11 @@ class ArtifactStore:
             return read_manifest(target).ref
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Claims: they keep a machine from computing what another one with the same URL has in hand.
 
 A claim is a small file `.claims/KEY.NUMBER` at the URL, created only where none is and rewritten by its holder alone.
-The highest number counts. A claim that has not changed for `LEASE` seconds has expired: its holder is dead or cut off,
-and whoever creates the next number takes over. The one that waits measures these seconds with its own monotonic clock,
-so clocks of machines are never compared.
+The highest number counts. A claim that has not changed for as long as a `Lease` says has expired: its holder is dead or
+cut off, and whoever creates the next number takes over. The one that waits measures these seconds with its own
+monotonic clock, so clocks of machines are never compared.
 
 A claim saves work, no more. That an artifact is published once is up to its manifest, which is created only where none
 is.
@@ -30,11 +30,22 @@ from tailored_llama.store import remote
 from tailored_llama.store.remote import Remote
 
 CLAIMS = ".claims"
-RENEW = 30.0  # seconds between renewals: three small requests for each stage under way
-LEASE = 120.0  # seconds; three renewals may fail, as while a server restarts, before another machine takes over
-LOOK = 5.0  # seconds between the looks of one that waits: less than a stage costs, even on a small model
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """How long a claim holds, in seconds, and the clock that measures it."""
+
+    renew: float = 30.0  # between renewals: three small requests for each stage under way
+    expires: float = 120.0  # three renewals may fail, as while a server restarts, before another machine takes over
+    look: float = 5.0  # between the looks of one that waits: less than a stage costs, even on a small model
+    now: Callable[[], float] = time.monotonic
+    wait: Callable[[Event, float], bool] = Event.wait  # for an event, so many seconds at most; whether it is set
+
+
+LEASE = Lease()
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,8 @@ class _Seen:
 class Claim:
     """This process's claim to one artifact; use it by `claimed`."""
 
-    def __init__(self, at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], object]) -> None:
-        self._at, self._key, self._mark, self._adopt = at, key, mark, adopt
+    def __init__(self, at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], object], lease: Lease) -> None:
+        self._at, self._key, self._mark, self._adopt, self._lease = at, key, mark, adopt, lease
         self._name = f"{stage} {key[:12]}"
         self._token = uuid.uuid4().hex
         self._number: int | None = None  # of the claim that this process holds
@@ -60,7 +71,7 @@ class Claim:
 
     def is_lost(self) -> bool:
         """Whether it is not held, or was not renewed in time; no request is sent."""
-        return self._number is None or time.monotonic() - self._renewed > LEASE
+        return self._number is None or self._lease.now() - self._renewed > self._lease.expires
 
     def hold(self) -> bool:
         """Renew the claim, or wait for it; return False if another machine published the artifact meanwhile.
@@ -73,7 +84,7 @@ class Claim:
 
     def keep(self, until: Event) -> None:
         """Renew the claim from time to time; a renewal that fails is tried again."""
-        while not until.wait(RENEW):
+        while not self._lease.wait(until, self._lease.renew):
             with self._lock:
                 was_held = self._number is not None
                 with suppress(Exception):  # the store does not answer: `is_lost` tells, and so does the next push
@@ -91,7 +102,7 @@ class Claim:
     def _renew(self) -> bool:
         if self._number is None:
             return False
-        seen, now = _look(self._at, self._key), time.monotonic()
+        seen, now = _look(self._at, self._key), self._lease.now()
         if seen is None or (seen.number, seen.token) != (self._number, self._token):
             self._number = None
             return False
@@ -103,15 +114,15 @@ class Claim:
         dead = self._mark.read_text(errors="replace").split()
         with self._mark.open("a") as mark:
             mark.write(f"{self._token}\n")
-        last, since = None, time.monotonic()
+        last, since = None, self._lease.now()
         while True:
-            seen, now = _look(self._at, self._key), time.monotonic()
+            seen, now = _look(self._at, self._key), self._lease.now()
             is_dead = seen is not None and seen.token in dead
             if seen and not is_dead and (last is None or last.token != seen.token):
                 log.info("%s: %s has it in hand, waiting", self._name, seen.holder)
             if seen != last:
                 last, since = seen, now
-            if seen is None or is_dead or now - since > LEASE:
+            if seen is None or is_dead or now - since > self._lease.expires:
                 number = seen.number + 1 if seen else 1
                 if remote.create(self._at, _path(self._key, number), self._content(), f"claiming {self._name}"):
                     if seen:
@@ -121,7 +132,7 @@ class Claim:
             elif self._adopt():
                 return False
             else:
-                time.sleep(LOOK)
+                self._lease.wait(Event(), self._lease.look)
 
     def _content(self) -> bytes:
         """Different at each renewal."""
@@ -130,7 +141,7 @@ class Claim:
 
 
 @contextmanager
-def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], object]) -> Iterator[Claim]:
+def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], object], lease: Lease) -> Iterator[Claim]:
     """Hold the claim to an artifact, waiting while another machine holds it, and renew it until the block ends.
 
     Args:
@@ -140,8 +151,9 @@ def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], ob
             earlier claims of this working copy, whose processes are therefore done or dead: nobody waits for those.
         adopt: takes the artifact over if another machine published it, which ends the wait; returns something true
             if so. The claim is then not held.
+        lease: how long the claim holds.
     """
-    claim, ended = Claim(at, stage, key, mark, adopt), Event()
+    claim, ended = Claim(at, stage, key, mark, adopt, lease), Event()
     claim.hold()
     context = copy_context()  # by which Prefect knows whose log it is
     thread = Thread(target=context.run, args=(claim.keep, ended), name=f"claim {key[:12]}", daemon=True)
@@ -159,12 +171,12 @@ def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], ob
                 claim.release()
 
 
-def abandoned(at: Remote, age: float) -> list[str]:
-    """Claims that nobody renewed for so many seconds, by the store's clock and this machine's."""
+def abandoned(at: Remote, before: float) -> list[str]:
+    """Claims that nobody renewed since a time, in seconds since 1970 by the store's clock."""
     old = []
     for name in remote.names(at, CLAIMS):
         with suppress(FileNotFoundError):
-            if time.time() - remote.written(at, f"{CLAIMS}/{name}") > age:
+            if remote.written(at, f"{CLAIMS}/{name}") < before:
                 old.append(f"{CLAIMS}/{name}")
     return old
 

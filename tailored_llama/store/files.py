@@ -68,6 +68,16 @@ def _is_open_at(path: Path, descriptor: int) -> bool:
         return False
 
 
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`, except that a folder that is there and cannot be listed is an error and not an empty one."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise error
+
+    return os.walk(folder, onerror=refuse)
+
+
 def is_safe_relative(name: str) -> bool:
     """Whether `name` is a plain relative path that stays below its folder and that file systems accept."""
     path = PurePosixPath(name)

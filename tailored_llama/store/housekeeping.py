@@ -8,7 +8,6 @@ do not record reads; their ages count from publishing or the last use on this ma
 from __future__ import annotations
 
 import heapq
-import os
 import re
 import shutil
 import tempfile
@@ -21,9 +20,10 @@ from pathlib import Path
 from tailored_llama.errors import InputError
 from tailored_llama.store import remote, sharing
 from tailored_llama.store.artifacts import ArtifactStore
-from tailored_llama.store.claims import abandoned
-from tailored_llama.store.files import file_lock
+from tailored_llama.store.claims import abandoned, claimed
+from tailored_llama.store.files import file_lock, walk
 from tailored_llama.store.manifests import FINISHED, GGUF, MANIFEST, Manifest, check_identity, parse_manifest
+from tailored_llama.store.remote import Remote
 
 REPORTS = ("report", "sweep", "transfer", "prompt-study")  # final results: no stage reads them
 HALF_DONE = 6 * 3600.0  # seconds after which unfinished work that nobody holds is a leftover
@@ -119,13 +119,38 @@ def remove_artifact(store: ArtifactStore, entry: Entry) -> bool:
     with file_lock(store.lock(entry.key), wait=False) as held:
         if not held or _last_found(store, *entry.name) > entry.used:
             return False
-        if store.remote:
-            order = sorted(entry.files, key=lambda name: name != MANIFEST)  # manifest first: it makes the artifact
-            remote.remove(store.remote, "/".join(entry.name), order)
+        if store.remote and not _remove_at_url(store.remote, entry, store):
+            return False
         folder = store.folder(*entry.name)
         if folder.is_symlink() or folder.exists():
             store.discard(*entry.name)
         store.lock(entry.key).unlink(missing_ok=True)
+    return True
+
+
+def remove_artifacts(store: ArtifactStore, entries: Sequence[Entry]) -> list[Entry]:
+    """Remove artifacts in the order of `removable`; return those that are gone.
+
+    One that is in use stays, and so does all that it was made of.
+    """
+    gone: list[Entry] = []
+    needed: set[Name] = set()
+    for entry in entries:
+        if entry.name not in needed and remove_artifact(store, entry):
+            gone.append(entry)
+        else:
+            needed |= entry.inputs
+    return gone
+
+
+def _remove_at_url(at: Remote, entry: Entry, store: ArtifactStore) -> bool:
+    """Remove an artifact from the URL; False if another machine has it in hand."""
+    with claimed(at, *entry.name, store.lock(entry.key), lambda: True, store.lease) as claim:
+        for name in sorted(entry.files, key=lambda name: name != MANIFEST):  # manifest first: it makes the artifact
+            if claim.is_lost():
+                return False
+            remote.remove_files(at, [f"{entry.stage}/{entry.key}/{name}"])
+        remote.remove_folder(at, f"{entry.stage}/{entry.key}")
     return True
 
 
@@ -144,9 +169,10 @@ def leftovers(store: ArtifactStore, now: float | None = None) -> list[tuple[Path
     return paths + [(path, _extent(path)[0]) for path in stamps if not any(store.local.glob(f"[!.]*/{path.name}"))]
 
 
-def abandoned_claims(store: ArtifactStore) -> list[str]:
+def abandoned_claims(store: ArtifactStore, now: float | None = None) -> list[str]:
     """Claims that dead processes left at the URL of a store."""
-    return abandoned(store.remote, HALF_DONE) if store.remote else []
+    now = time.time() if now is None else now
+    return abandoned(store.remote, now - HALF_DONE) if store.remote else []
 
 
 def remove_claims(store: ArtifactStore, names: Sequence[str]) -> None:
@@ -268,12 +294,12 @@ def _reach(by_name: Mapping[Name, Entry], roots: Iterable[Name]) -> set[Name]:
 def _last_found(store: ArtifactStore, stage: str, key: str) -> float:
     try:
         return store.folder(stage, key).lstat().st_mtime
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0.0
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in walk(folder):
         yield from (Path(parent, name) for name in names)
         yield from (Path(parent, name) for name in folders if Path(parent, name).is_symlink())
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tailored_llama.errors import InputError
-from tailored_llama.store.files import is_safe_relative
+from tailored_llama.store.files import is_safe_relative, walk
 
 MANIFEST = "manifest.json"
 FINISHED, GGUF = "tailored", "gguf"  # stages of finished models, which may be exported and replaced
@@ -67,13 +66,10 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         InputError: it is missing or not a manifest, or names a file outside its folder.
+        OSError: it cannot be read, which says nothing about the artifact.
     """
     path = folder / MANIFEST
-    try:
-        content = path.read_bytes() if path.is_file() else b""
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    return parse_manifest(content, str(path))
+    return parse_manifest(path.read_bytes() if path.is_file() else b"", str(path))
 
 
 def parse_manifest(content: bytes, location: str) -> Manifest:
@@ -127,7 +123,7 @@ def links_or_strangers(folder: Path, manifest: Manifest) -> str | None:
     """The first symbolic link or unlisted file, or None: a loader could follow the one and read the other."""
     if folder.is_symlink():
         return "is a symbolic link"
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in walk(folder):
         for name in (*folders, *names):
             path = Path(parent, name)
             relative = str(path.relative_to(folder))

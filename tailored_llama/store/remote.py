@@ -55,23 +55,17 @@ def is_there(remote: Remote, name: str) -> bool:
         return True
 
 
-def push(remote: Remote, folder: Path, target: str, names: Sequence[str]) -> None:
-    """Copy files of a local folder into `target`, in this order.
+def push(remote: Remote, folder: Path, target: str, name: str) -> None:
+    """Copy a file of a local folder into `target`.
 
     Raises:
         InputError: writing is not permitted, or the bucket does not exist.
         UnreachableError: the server failed; the same push may succeed later.
     """
-    filesystem, base = remote.filesystem, f"{remote.base}/{target}"
-    with _request(remote, f"pushing {target}"):
-        for name in names:
-            _make_parent(filesystem, f"{base}/{name}")
-            try:
-                filesystem.put_file(str(folder / name), f"{base}/{name}")
-            except FileNotFoundError as error:
-                if error.filename:
-                    raise
-                raise _refused(remote, f"pushing {target}", error) from error  # no such bucket
+    path, action = f"{remote.base}/{target}/{name}", f"pushing {target}"
+    with _request(remote, action), _bucket(remote, action):
+        _make_parent(remote.filesystem, path)
+        remote.filesystem.put_file(str(folder / name), path)
 
 
 def create(remote: Remote, name: str, content: bytes, action: str) -> bool:
@@ -80,13 +74,8 @@ def create(remote: Remote, name: str, content: bytes, action: str) -> bool:
     Raises:
         InputError, UnreachableError: as `push`.
     """
-    with _request(remote, action):
-        try:
-            return _create(remote.filesystem, f"{remote.base}/{name}", content)
-        except FileNotFoundError as error:
-            if error.filename:
-                raise
-            raise _refused(remote, action, error) from error  # no such bucket
+    with _request(remote, action), _bucket(remote, action):
+        return _create(remote.filesystem, f"{remote.base}/{name}", content)
 
 
 def overwrite(remote: Remote, name: str, content: bytes) -> None:
@@ -135,15 +124,28 @@ def files(remote: Remote) -> dict[str, tuple[int, float]]:
     filesystem, base = remote.filesystem, remote.base
     with _request(remote, "listing it"):
         filesystem.invalidate_cache()  # another machine may have written since
-        try:
-            listing = filesystem.find(base, detail=True)
-        except FileNotFoundError:
-            listing = {}
-        filesystem.invalidate_cache()
-        return {
-            path.removeprefix(base).lstrip("/"): (int(info["size"] or 0), _written(filesystem, path, info))
-            for path, info in listing.items()
+        listing = {
+            info["name"].removeprefix(base).lstrip("/"): (
+                int(info["size"] or 0),
+                _written(filesystem, info["name"], info),
+            )
+            for info in _find(filesystem, base)
         }
+        filesystem.invalidate_cache()
+        return listing
+
+
+def _find(filesystem: Any, folder: str) -> Iterator[dict[str, Any]]:
+    """Every file below a folder. Where a folder cannot be listed, fsspec's `find` leaves it out, and this one fails."""
+    with suppress(FileNotFoundError):
+        if not _has_folders(filesystem):
+            yield from filesystem.find(folder, detail=True).values()
+            return
+        for info in filesystem.ls(folder, detail=True):
+            if info["type"] == "directory":
+                yield from _find(filesystem, info["name"])
+            else:
+                yield info
 
 
 def names(remote: Remote, folder: str) -> list[str]:
@@ -169,12 +171,12 @@ def read(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
         return {paths[path]: content for path, content in contents.items() if isinstance(content, bytes)}
 
 
-def remove(remote: Remote, folder: str, names: Sequence[str]) -> None:
-    """Remove files of a folder, in this order; files that no longer exist are skipped."""
+def remove_folder(remote: Remote, folder: str) -> None:
+    """Remove a folder that no files are in, where there are folders."""
+    filesystem, path = remote.filesystem, f"{remote.base}/{folder}"
     with _request(remote, f"removing {folder}"):
-        remove_files(remote, [f"{folder}/{name}" for name in names])
-        if _has_folders(remote.filesystem) and remote.filesystem.isdir(f"{remote.base}/{folder}"):
-            remote.filesystem.rm(f"{remote.base}/{folder}", recursive=True)
+        if _has_folders(filesystem) and filesystem.isdir(path):
+            filesystem.rm(path, recursive=True)
 
 
 def remove_files(remote: Remote, names: Sequence[str]) -> None:
@@ -292,6 +294,17 @@ def _request(remote: Remote, action: str) -> Iterator[None]:
         raise UnreachableError(
             f"store.root {remote.root}: {one_line(error)} while {action}; nothing is lost, run it again"
         ) from error
+
+
+@contextmanager
+def _bucket(remote: Remote, action: str) -> Iterator[None]:
+    """Where a file is written, one that is not found and has no local name is the bucket."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if error.filename:
+            raise
+        raise _refused(remote, action, error) from error
 
 
 def _refused(remote: Remote, action: str, error: Exception) -> InputError:

@@ -68,11 +68,16 @@ def publish(at: Remote, folder: Path, ref: ArtifactRef, is_lost: Callable[[], bo
     for name in read_manifest(folder).files:
         if is_lost():
             return False
-        remote.push(at, folder, target, [name])
+        remote.push(at, folder, target, name)
     manifest = (folder / MANIFEST).read_bytes()  # the last: it makes the artifact
     return remote.create(at, f"{target}/{MANIFEST}", manifest, f"pushing {target}")
 
 
-def withdraw(at: Remote, stage: str, key: str) -> None:
-    """Remove what is at the URL, where it is no whole artifact; only with the claim to it."""
-    remote.remove(at, f"{stage}/{key}", [MANIFEST])
+def withdraw(at: Remote, stage: str, key: str, fetched: Path) -> None:
+    """Remove the manifest of a broken artifact from the URL, with the claim to it, so that it is no artifact.
+
+    It is left if it is no longer the one that was fetched: this machine may have stalled, and another one published.
+    """
+    name, manifest = f"{stage}/{key}/{MANIFEST}", fetched / MANIFEST
+    if manifest.is_file() and remote.read(at, [name]).get(name) == manifest.read_bytes():
+        remote.remove_files(at, [name])

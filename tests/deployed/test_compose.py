@@ -155,7 +155,7 @@ def test_a_stage_runs_on_it_across_a_restart_of_the_api(composed: Composed, own_
     site = Site(server, composed.folder, [], {})
     store = site.server.call("deployments/name/tailor/nightly")["parameters"]["config"]["store"]["root"]
     assert store == str(composed.folder / "store")
-    run = site.run("score/gpu", {"config": own_run, "benchmark": "colours", "model": "dense"})
+    run = site.run("tailor/one-stage", {"config": own_run, "only": "score colours dense"})
     until(lambda: site.server.call(f"flow_runs/{run}")["state"]["type"] == "PENDING", 60, "a worker that takes the run")
     kill(composed.api)
     composed.start_api()

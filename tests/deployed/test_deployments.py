@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+import yaml
 
 from deployments.pools import gpus
 from helpers import as_toml
-from services import children, environment, kill, until
+from services import ROOT, children, environment, kill, until
 from sites import ENDED, Site
+from tailored_llama.config import load_config, validate_config
 
 pytestmark = pytest.mark.deployed
-STAGES = {"importance", "prune", "teach", "heal", "tune", "perplexity", "profile", "score"}
 
 
 def on_gpu_pool(own_run: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def manifests(run: dict[str, Any]) -> dict[Path, float]:
 def test_one_command_makes_every_deployment(site: Site) -> None:
     found = {f"{d['entrypoint'].split('.')[-1]}/{d['name']}": d for d in site.server.call("deployments/filter", {})}
     composed = {"tailor/nightly", "tailor/on-demand", "sweep/weekly", "housekeeping/weekly"}
-    assert set(found) == composed | {f"{s}/gpu" for s in (*STAGES, "stage")}
+    assert set(found) == composed | {"stage/gpu", "tailor/one-stage"}
     schedules = {name: [s["schedule"]["cron"] for s in d["schedules"]] for name, d in found.items() if d["schedules"]}
     assert schedules == {
         "tailor/nightly": ["0 2 * * *"],
@@ -48,6 +48,13 @@ def test_one_command_makes_every_deployment(site: Site) -> None:
     assert site.server.call("work_pools/gpu/queues/default")["concurrency_limit"] == 2
     automations = {automation["name"] for automation in site.server.call("automations/filter", {})}
     assert automations == {"a run without heartbeat has crashed", "a failed GPU stage calls the webhook"}
+
+
+def test_the_nightly_run_is_the_quickstart_s() -> None:
+    plain = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["definitions"]["config"]
+    quickstart = load_config(ROOT / "data" / "quickstart.toml", [])
+    own = {"execution": quickstart.execution, "store": quickstart.store}  # are the site's
+    assert validate_config(plain).model_copy(update=own) == quickstart
 
 
 @pytest.mark.parametrize("value", ["0", "two", "-1", "1.5", ""])
@@ -120,7 +127,7 @@ def test_the_form_shows_every_field_with_its_description(site: Site) -> None:
 def test_failed_stages_are_retried_alone_and_the_whole_completes(
     site: Site, own_run: dict[str, Any], tailor_here: Callable[[dict[str, Any]], None]
 ) -> None:
-    """One by the UI's Retry, one by a run of its own deployment."""
+    """One by the UI's Retry, one by a run of tailor/one-stage."""
     own_run["benchmarks"] = [own_run["benchmarks"][0] | {"name": name} for name in ("colours", "shades")]
     tailor_here(own_run | {"tuning": own_run["tuning"] | {"examples": "none"}})  # all but the adapters
     before = manifests(own_run)
@@ -145,8 +152,9 @@ def test_failed_stages_are_retried_alone_and_the_whole_completes(
     retried = site.server.call("flow_runs/filter", named)[0]["id"]
     site.retry(retried)
     whole_config = site.server.call(f"flow_runs/{whole}")["parameters"]["config"]  # as it is
-    own = site.run("tune/gpu", {"config": whole_config, "benchmark": "shades", "ratio": 0.2})
+    own = site.run("tailor/one-stage", {"config": whole_config, "only": "tune shades @ 0.20"})
     assert [site.ended(stage)["state"]["type"] for stage in (retried, own)] == ["COMPLETED"] * 2
+    assert site.task_runs(own)["tune shades @ 0.20"]["state_name"] == "Completed"  # it waits for no other worker
     made = manifests(own_run)
     new = [path.parts[0] for path in made.keys() - before.keys()]
     assert sorted(new) == ["adapter", "adapter", "report"]  # the incomplete one
@@ -178,7 +186,7 @@ def test_a_run_that_is_killed_is_crashed_by_its_silence(site: Site, own_run: dic
     assert (state["type"], state["message"]) == ("CRASHED", "no heartbeat for 90 seconds")
 
 
-@pytest.mark.parametrize("deployment", ["score/gpu", "sweep/weekly"])
+@pytest.mark.parametrize("deployment", ["tailor/one-stage", "sweep/weekly"])
 def test_the_webhook_is_told_of_a_failure_in_any_words(site: Site, deployment: str) -> None:
     found = site.server.call(f"deployments/name/{deployment}")
     pending = {"parameters": found["parameters"], "state": {"type": "PENDING"}}  # which no worker takes
@@ -200,11 +208,20 @@ def test_without_a_url_no_webhook_is_called(site: Site) -> None:
     assert names() == {"a run without heartbeat has crashed", "a failed GPU stage calls the webhook"}
 
 
-def test_a_stage_runs_alone_from_its_own_deployment(site: Site, own_run: dict[str, Any]) -> None:
-    run = site.run("score/gpu", {"config": own_run, "benchmark": "colours", "model": "dense"})
+def test_a_stage_runs_alone_by_its_name(site: Site, own_run: dict[str, Any]) -> None:
+    run = site.run("tailor/one-stage", {"config": own_run, "only": "score colours dense"})
     assert site.ended(run)["state"]["type"] == "COMPLETED"
-    assert {path.parts[0] for path in manifests(own_run)} == {"dense", "examples", "prompts", "scores"}
-    run = site.run("score/gpu", {"config": own_run, "benchmark": "numbers", "model": "dense"})
-    said = site.ended(run)["state"]["message"]
-    assert "benchmark: got 'numbers'; allowed: colours (the configured benchmarks)" in said
-    assert httpx.get(f"{site.server.url}/flow_runs/{run}").json()["name"] == "score numbers dense, dense"
+    made = {path.parts[0] for path in manifests(own_run)}
+    assert made == {
+        "dense",
+        "groups",
+        "reach",
+        "examples",
+        "prompts",
+        "scores",
+    }  # a run's first check, and what is read
+    run = site.run("tailor/one-stage", {"config": own_run, "only": "score numbers dense"})
+    ended = site.ended(run)
+    assert "only: got 'score numbers dense'; allowed: load colours; " in ended["state"]["message"]
+    assert "; score colours dense; " in ended["state"]["message"]
+    assert ended["name"] == "score numbers dense, dense"

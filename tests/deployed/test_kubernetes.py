@@ -50,7 +50,7 @@ def test_the_pool_and_its_deployment_are_made_as_the_page_says(site: Site) -> No
     site.deploy("prefect", "--no-prompt", "deploy", "--prefect-file", "deployments/kubernetes/prefect.yaml", "--all")
     deployment = site.server.call("deployments/name/stage/kubernetes")
     pool = site.server.call("work_pools/kubernetes")
-    assert (deployment["work_pool_name"], deployment["entrypoint"]) == ("kubernetes", "flows.stage.stage")
+    assert (deployment["work_pool_name"], deployment["entrypoint"]) == ("kubernetes", "flows.compositions.stage")
     assert pool["base_job_template"] == TEMPLATE
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import tasks.profile
 
 from services import until
 from sites import Site
+from tailored_llama import evaluation
 
 pytestmark = pytest.mark.deployed
 
@@ -33,7 +33,7 @@ def test_a_stage_is_a_task_run_that_shows_what_it_reads_and_the_second_time_is_c
     site: Site, own_run: dict[str, Any], tailor_here: Callable[[dict[str, Any]], None]
 ) -> None:
     tailor_here(own_run)
-    runs = recorded(site, 15)
+    runs = recorded(site, 16)
     assert {run["state_name"] for run in runs.values()} == {"Completed"}
     names = {run["id"]: name for name, run in runs.items()}
     reads = {
@@ -46,7 +46,7 @@ def test_a_stage_is_a_task_run_that_shows_what_it_reads_and_the_second_time_is_c
     assert len(reads["report"]) > 5
 
     tailor_here(own_run)
-    assert {run["state_name"] for run in recorded(site, 15).values()} == {"Cached"}
+    assert {run["state_name"] for run in recorded(site, 16).values()} == {"Cached"}
 
 
 def test_a_stage_that_fails_is_a_failed_task_run(
@@ -55,8 +55,7 @@ def test_a_stage_that_fails_is_a_failed_task_run(
     def out_of_memory(*arguments: Any, **named: Any) -> None:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(tasks.profile.profiling, "profile_checkpoint", out_of_memory)
-    monkeypatch.setattr(tasks.profile.profile.task, "retry_delay_seconds", [0] * 3)
+    monkeypatch.setattr(evaluation, "profile_checkpoint", out_of_memory)
     tailor_here(own_run | {"profile": {"batches": [1]}})
-    failed = [name for name, run in recorded(site, 16).items() if run["state_name"] == "Failed"]
+    failed = [name for name, run in recorded(site, 17).items() if run["state_name"] == "Failed"]
     assert failed == ["profile pruned @ 0.20"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import runpy
 import sys
 
-from tailored_llama.store import claims
+from tailored_llama import store
+from tailored_llama.store.claims import Lease
 
-claims.RENEW, claims.LEASE, claims.LOOK = 0.5, 5.0, 0.2
+store.ArtifactStore = functools.partial(store.ArtifactStore, lease=Lease(0.5, 5.0, 0.2))  # type: ignore[misc, assignment]
 sys.argv = ["flows", "tailor", sys.argv[1]]
 runpy.run_module("flows", run_name="__main__", alter_sys=True)

@@ -353,7 +353,7 @@ def test_a_store_that_does_not_answer_is_one_line(command: Command, monkeypatch:
     def silent(*arguments: Any, **named: Any) -> Any:
         raise OSError("no route to host\nmore about it")
 
-    monkeypatch.setattr(MemoryFileSystem, "find", silent)
+    monkeypatch.setattr(MemoryFileSystem, "ls", silent)
     told = "store.root memory://far: no route to host more about it while listing it; nothing is lost, run it again"
     for name in ("ls", "verify", "gc"):
         assert command("store", name, "--root", "memory://far") == (2, "", f"error: {told}\n")

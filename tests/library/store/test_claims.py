@@ -15,21 +15,24 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from crashes import Clock
 from s3 import S3Server
 from tailored_llama.errors import UnreachableError
-from tailored_llama.store import ArtifactRef, ArtifactStore, abandoned_claims, artifact_key, claims, remove_claims
+from tailored_llama.store import ArtifactRef, ArtifactStore, abandoned_claims, artifact_key, remove_claims
+from tailored_llama.store.claims import CLAIMS, LEASE, Lease
 from tailored_llama.store.remote import check_writable, create, names, open_remote
 
 FORK = multiprocessing.get_context("fork")
 KEY = artifact_key("stage", 1, {}, {})
 DAY = 86400.0
 
-Machine = Callable[[str], ArtifactStore]
+QUICK = Lease(look=0.05)
+
+Machine = Callable[..., ArtifactStore]
 
 
 @pytest.fixture(params=["file", "s3"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(claims, "LOOK", 0.05)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "file":
         return f"file://{tmp_path}/shared"
     name = tmp_path.name.replace("_", "-").replace("[", "-").replace("]", "")
@@ -39,13 +42,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.fixture
 def machine(url: str, tmp_path: Path) -> Machine:
     """The store as a machine of this name sees it."""
-    return lambda name: ArtifactStore(url, str(tmp_path / name))
-
-
-@pytest.fixture
-def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "RENEW", 0.2)
-    monkeypatch.setattr(claims, "LEASE", 2.0)
+    return lambda name, lease=QUICK: ArtifactStore(url, str(tmp_path / name), lease)
 
 
 def write(text: str) -> Callable[[Path], None]:
@@ -63,18 +60,16 @@ def fail(out: Path) -> None:
 def there_are(store: ArtifactStore) -> list[str]:
     """The claims at the URL."""
     assert store.remote
-    return names(store.remote, claims.CLAIMS)
+    return names(store.remote, CLAIMS)
 
 
 def plant(store: ArtifactStore, name: str, content: bytes) -> None:
     assert store.remote
-    assert create(store.remote, f"{claims.CLAIMS}/{name}", content, "planting")
+    assert create(store.remote, f"{CLAIMS}/{name}", content, "planting")
 
 
-def compute(machine: Machine, name: str, log: Path, seconds: float, results: Any, skew: float) -> None:
-    """Build in a process whose clock is wrong, and write down that it was computed."""
-    right = time.time
-    time.time = lambda: right() + skew
+def compute(machine: Machine, name: str, log: Path, seconds: float, results: Any) -> None:
+    """Build, and write down that it was computed."""
 
     def work(out: Path) -> None:
         with log.open("a") as file:
@@ -91,8 +86,8 @@ class Trial:
     def __init__(self, machine: Machine, log: Path) -> None:
         self.machine, self.log, self.results = machine, log, FORK.Queue()
 
-    def start(self, name: str, seconds: float = 0.3, skew: float = 0.0) -> Any:
-        process = FORK.Process(target=compute, args=(self.machine, name, self.log, seconds, self.results, skew))
+    def start(self, name: str, seconds: float = 0.3) -> Any:
+        process = FORK.Process(target=compute, args=(self.machine, name, self.log, seconds, self.results))
         process.start()
         return process
 
@@ -128,28 +123,25 @@ def test_of_machines_that_start_at_once_one_computes_and_later_stages_agree(tria
     assert there_are(machine("one")) == []
 
 
-@pytest.mark.usefixtures("short_lease")
-def test_a_stage_longer_than_the_lease_is_not_taken_over(trial: Trial) -> None:
-    first = trial.start("one", seconds=3.0)
-    trial.wait_until_it_computes()
-    second = trial.start("two", skew=DAY)
-    first.join(30)
-    second.join(30)
-    assert trial.computed == 1
-    assert trial.results.get(timeout=10)[0] == trial.results.get(timeout=10)[0]
+def test_a_stage_longer_than_the_lease_is_not_taken_over(machine: Machine) -> None:
+    first = Clock()
+    second = Clock(along=first)
+    second.patience = 2 * LEASE.expires
+
+    def work(out: Path) -> None:
+        with pytest.raises(TimeoutError):
+            machine("two", second.lease).build("stage", 1, {}, {}, fail)
+        (out / "text.txt").write_text("text")
+
+    ref, _ = machine("one", first.lease).build("stage", 1, {}, {}, work)
+    assert machine("two").build("stage", 1, {}, {}, fail) == (ref, True)
 
 
-@pytest.mark.usefixtures("short_lease")
-def test_a_killed_holder_is_taken_over_when_its_lease_has_expired(trial: Trial, machine: Machine) -> None:
-    first = trial.start("one", seconds=60)
-    trial.wait_until_it_computes()
-    second = trial.start("two", skew=-DAY)
-    time.sleep(0.5)
-    assert trial.computed == 1
-    os.kill(first.pid, signal.SIGKILL)
-    second.join(30)
-    assert trial.computed == 2
-    assert trial.results.get(timeout=10)[1] is False
+def test_a_holder_that_falls_silent_is_taken_over_when_its_lease_has_expired(machine: Machine) -> None:
+    plant(machine("one"), f"{KEY}.1", json.dumps({"token": "by-one", "holder": "one"}).encode())
+    clock = Clock()
+    build(machine("two", clock.lease))
+    assert LEASE.expires < clock.time <= LEASE.expires + 2 * LEASE.look
     assert there_are(machine("two")) == []
 
 
@@ -159,16 +151,16 @@ def test_a_killed_holder_keeps_its_own_machine_waiting_for_nothing(trial: Trial,
     os.kill(first.pid, signal.SIGKILL)
     first.join()
     assert there_are(machine("one")) == [f"{KEY}.1"]
-    begun = time.monotonic()
-    build(machine("one"))
-    assert time.monotonic() - begun < claims.LEASE / 4
+    clock = Clock()
+    build(machine("one", clock.lease))
+    assert clock.time == 0
     assert there_are(machine("one")) == []
 
 
 @pytest.mark.parametrize("url", ["file"], indirect=True)
 def test_who_holds_it_is_said_once(trial: Trial, machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tailored_llama")
-    first = trial.start("one", seconds=1.0)
+    first = trial.start("one")
     trial.wait_until_it_computes()
     assert machine("two").build("stage", 1, {}, {}, fail)[1]
     first.join()
@@ -177,20 +169,18 @@ def test_who_holds_it_is_said_once(trial: Trial, machine: Machine, caplog: pytes
 
 
 @pytest.mark.parametrize("url", ["file"], indirect=True)
-def test_a_machine_that_waits_ends_at_once_when_it_is_told_to(
-    trial: Trial, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(claims, "LOOK", 60.0)
+def test_a_machine_that_waits_ends_at_once_when_it_is_told_to(trial: Trial, machine: Machine) -> None:
     first = trial.start("one", seconds=60)
     trial.wait_until_it_computes()
 
     def wait() -> None:
         signal.signal(signal.SIGTERM, lambda *_: exec("raise SystemExit(7)"))  # as Prefect raises its own
-        build(machine("two"))
+        build(machine("two", Lease(wait=lambda event, seconds: waits.set() or event.wait(60))))
 
+    waits = FORK.Event()
     second = FORK.Process(target=wait)
     second.start()
-    time.sleep(1.0)
+    assert waits.wait(30)
     os.kill(second.pid or 0, signal.SIGTERM)
     second.join(5)
     os.kill(first.pid, signal.SIGKILL)
@@ -243,8 +233,7 @@ def test_what_was_made_but_not_pushed_gives_way_to_what_is_published(
         broken.setattr(store.remote.filesystem, "put_file", drop)
         with pytest.raises(UnreachableError):
             build(store, "of one")
-    monkeypatch.setattr(claims, "LEASE", 0.2)  # one is not heard of again
-    ref = build(machine("two"), "of two")
+    ref = build(machine("two", Clock().lease), "of two")  # one is not heard of again
     assert (machine("one").open(ref) / "text.txt").read_text() == "of two"
     assert machine("one").build("stage", 1, {}, {}, fail) == (ref, True)
 
@@ -271,9 +260,9 @@ def test_a_server_that_fails_at_the_claim_or_the_manifest(
     with pytest.raises(UnreachableError):
         machine("one").build("stage", 1, {}, {}, work)
     s3.fault = lambda method, at: None
-    begun = time.monotonic()
-    ref, _ = machine("one").build("stage", 1, {}, {}, work)
-    assert time.monotonic() - begun < claims.LEASE / 4
+    clock = Clock()
+    ref, _ = machine("one", clock.lease).build("stage", 1, {}, {}, work)
+    assert clock.time == 0
     assert len(calls) == 1
     assert machine("two").build("stage", 1, {}, {}, fail) == (ref, True)
     assert there_are(machine("one")) == []
@@ -297,16 +286,17 @@ def test_a_write_whose_answer_was_lost_is_known_as_one_s_own(machine: Machine, s
     assert there_are(machine("one")) == []
 
 
-@pytest.mark.usefixtures("short_lease")
 @pytest.mark.parametrize("url", ["s3"], indirect=True)
 def test_a_server_that_is_away_for_longer_than_the_lease(machine: Machine, s3: S3Server) -> None:
+    clock = Clock()
+
     def work(out: Path) -> None:
         s3.fault = lambda method, path: "500"
-        time.sleep(3.0)
+        clock.let_pass(LEASE.expires + 1)
         s3.fault = lambda method, path: None
         (out / "text.txt").write_text("text")
 
-    ref, _ = machine("one").build("stage", 1, {}, {}, work)
+    ref, _ = machine("one", clock.lease).build("stage", 1, {}, {}, work)
     assert machine("two").find("stage", KEY) == ref
     assert there_are(machine("one")) == []
 
@@ -323,14 +313,11 @@ GARBAGE = {
 
 @pytest.mark.parametrize("url", ["file"], indirect=True)
 @pytest.mark.parametrize("content", GARBAGE.values(), ids=GARBAGE)
-def test_a_claim_that_is_garbage_expires_like_any(
-    machine: Machine, content: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(claims, "LEASE", 0.5)
+def test_a_claim_that_is_garbage_expires_like_any(machine: Machine, content: bytes) -> None:
     plant(machine("one"), f"{KEY}.999999999999999999", content)
-    begun = time.monotonic()
-    build(machine("one"))
-    assert time.monotonic() - begun > 0.5
+    clock = Clock()
+    build(machine("one", clock.lease))
+    assert clock.time > LEASE.expires
 
 
 @pytest.mark.parametrize("url", ["file"], indirect=True)
@@ -342,28 +329,12 @@ def test_names_that_are_no_claims_are_no_claims(machine: Machine) -> None:
     assert sorted(there_are(machine("one"))) == sorted(others)
 
 
-@pytest.mark.parametrize("url", ["file"], indirect=True)
-def test_a_holder_that_ended_without_removing_its_claim_keeps_nobody_waiting(
-    trial: Trial, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as killed_there:
-        killed_there.setattr(claims.Claim, "release", lambda self: None)
-        first = trial.start("one", seconds=1.0)
-        trial.wait_until_it_computes()
-        assert machine("two").build("stage", 1, {}, {}, fail)[1]  # began to wait before it was published
-    first.join()
-    assert there_are(machine("three")) == [f"{KEY}.1"]
-    assert machine("three").build("stage", 1, {}, {}, fail)[1]  # comes afterwards
-
-
-def test_housekeeping_removes_claims_that_nobody_renewed_for_hours(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_housekeeping_removes_claims_that_nobody_renewed_for_hours(machine: Machine) -> None:
     plant(machine("one"), f"{KEY}.1", b"{}")
     assert abandoned_claims(machine("one")) == []
-    monkeypatch.setattr("tailored_llama.store.housekeeping.HALF_DONE", -60.0)
-    assert abandoned_claims(machine("one")) == [f".claims/{KEY}.1"]
-    remove_claims(machine("one"), abandoned_claims(machine("one")))
+    abandoned = abandoned_claims(machine("one"), now=time.time() + DAY)
+    assert abandoned == [f".claims/{KEY}.1"]
+    remove_claims(machine("one"), abandoned)
     assert there_are(machine("one")) == []
 
 

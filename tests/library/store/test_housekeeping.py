@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from tailored_llama.store import (
     leftovers,
     removable,
     remove_artifact,
+    remove_artifacts,
     remove_leftover,
     reports_using,
     survey,
@@ -173,6 +173,16 @@ def test_what_is_being_built_or_was_used_meanwhile_stays(root: str, store: Artif
     assert stages(store) == ["adapter"]
 
 
+def test_what_an_artifact_in_use_was_made_of_stays(root: str, store: ArtifactStore, make: Make) -> None:
+    adapter = make("adapter", make("dense"))
+    unused = removable(survey(store), DAY, now=in_days(2))
+    assert names(unused) == ["adapter", "dense"]
+    later = time.time() + 5
+    os.utime(store.folder("adapter", adapter.key), (later, later))  # as `find` does
+    assert remove_artifacts(store, unused) == []
+    assert stages(store) == ["adapter", "dense"]
+
+
 def test_finding_an_artifact_makes_it_young(tmp_path: Path) -> None:
     store = ArtifactStore(str(tmp_path))
     ref, _ = store.build("dense", 1, {}, {}, text_of(10))
@@ -266,55 +276,3 @@ def test_a_lock_file_swept_away_locks_nobody_out_and_two_in_never(tmp_path: Path
     lines = log.read_text().splitlines()
     assert len(lines) == 300
     assert all(a.split()[1] == b.split()[1] for a, b in zip(lines[::2], lines[1::2], strict=True))
-
-
-def test_a_killed_gc_leaves_a_valid_store(tmp_path: Path) -> None:
-    """Killed between any two steps on the file system: no half artifact, and none that lost what it is made of."""
-
-    def killed_at(step: int, root: Path) -> bool:
-        """Whether the process was killed before its end."""
-
-        def clear() -> None:
-            count = 0
-
-            def counted(real: Any) -> Any:
-                def call(*arguments: Any, **named: Any) -> Any:
-                    nonlocal count
-                    count += 1
-                    if count == step:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return real(*arguments, **named)
-
-                return call
-
-            for name in ("rename", "unlink", "rmdir", "open"):
-                setattr(os, name, counted(getattr(os, name)))
-            store = ArtifactStore(str(root))
-            for entry in removable(survey(store), DAY, now=in_days(2), keep_reports=0):
-                remove_artifact(store, entry)
-
-        process = FORK.Process(target=clear)
-        process.start()
-        process.join()
-        return process.exitcode == -signal.SIGKILL
-
-    step, moments = 1, 0
-    while True:
-        root = tmp_path / str(step)
-        store = ArtifactStore(str(root))
-        dense, _ = store.build("dense", 1, {}, {}, text_of(1))
-        pruned, _ = store.build("pruned", 1, {}, {"dense": dense}, text_of(1))
-        store.build("report", 1, {}, {"pruned": pruned}, text_of(1))
-        if not killed_at(step, root):
-            break
-        moments += 1
-        entries = survey(store)
-        assert [entry.problem for entry in entries] == [None] * len(entries)
-        here = {entry.name for entry in entries}
-        assert all(entry.inputs <= here for entry in entries)
-        for path, _ in leftovers(store, now=in_days(2)):
-            assert remove_leftover(store, path)
-        assert not list(root.glob(".building/*"))
-        step += 1
-    assert stages(store) == []
-    assert moments > 10
