@@ -30,7 +30,7 @@ def compose_incomplete(name: str, config: Any) -> tuple[Path, Mapping[str, Excep
 
 def run_command(*arguments: Any) -> tuple[int, str, str]:
     """`tailored-llama run`: its exit status, stdout and stderr."""
-    ended = CliRunner().invoke(app, ["run", *map(str, arguments)])
+    ended = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["run", *map(str, arguments)])
     if ended.exception and not isinstance(ended.exception, SystemExit):
         raise ended.exception
     return ended.exit_code, ended.stdout, ended.stderr

@@ -18,7 +18,7 @@ from tailored_llama.evaluation import (
     TransferScore,
     TunedDense,
 )
-from tailored_llama.pipeline.stage import leaves
+from tailored_llama.pipeline.stage import leaves, plain
 from tailored_llama.store import read_manifest
 
 if TYPE_CHECKING:
@@ -105,6 +105,12 @@ class ExportSettings:
 
     config: RunConfig
     benchmark: str
+
+    def identity(self) -> dict[str, Any]:
+        """The settings without folder names, as the manifest leaves with the model, and what the base's card says."""
+        shown = {name: part for name, part in plain(self.config).items() if name not in ("execution", "store")}
+        base = models.base_of(models.find_model(self.config.model))
+        return {"config": reports.without_folders(shown), "benchmark": self.benchmark, "base": plain(base)}
 
 
 def export_model(

@@ -5,6 +5,7 @@ from .inputs import QuantisedScores as QuantisedScores
 from .inputs import ReportInputs as ReportInputs
 from .inputs import RunResults as RunResults
 from .model_card import tailored_card as tailored_card
+from .model_card import without_folders as without_folders
 from .profile import profile_table as profile_table
 from .prompt_study import study_settings as study_settings
 from .prompt_study import study_table as study_table

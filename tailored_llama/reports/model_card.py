@@ -189,16 +189,17 @@ def _settings(config: RunConfig, own: BenchmarkConfig, ratio: float) -> dict[str
     data = config.model_dump(mode="json")
     data["benchmarks"], data["pruning"]["ratios"] = [own.model_dump(mode="json")], [ratio]
     data["tuning"].pop("dense", None)  # another model
-    settings = settings_of(RunConfig.model_validate(_without_folders(data)))
+    settings = settings_of(RunConfig.model_validate(without_folders(data)))
     del settings["profile"]  # changes times, not weights
     return settings
 
 
-def _without_folders(value: Any) -> Any:
+def without_folders(value: Any) -> Any:
+    """Nested values with every path replaced by its last part."""
     if isinstance(value, dict):
-        return {name: _without_folders(inner) for name, inner in value.items()}
+        return {name: without_folders(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
+        return [without_folders(inner) for inner in value]
     return _without_folder(value) if isinstance(value, str) else value
 
 

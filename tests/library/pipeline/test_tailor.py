@@ -99,7 +99,7 @@ def test_the_command_prints_a_table_and_the_path_of_the_report(own_run: dict[str
     status, output, _ = run_command(file, "--set", "tuning.epochs=1")
     assert status == 0
     assert "colours" in output
-    assert "speed ×" in output
+    assert "speed" in output  # of what was timed
     report = Path(output.strip().splitlines()[-1].removeprefix("report: "))
     assert "<html" in report.read_text()[:200]
     assert (report.parent / "recovery.parquet").is_file()
