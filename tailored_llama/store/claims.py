@@ -171,16 +171,6 @@ def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], ob
                 claim.release()
 
 
-def abandoned(at: Remote, before: float) -> list[str]:
-    """Claims that nobody renewed since a time, in seconds since 1970 by the store's clock."""
-    old = []
-    for name in remote.names(at, CLAIMS):
-        with suppress(FileNotFoundError):
-            if remote.written(at, f"{CLAIMS}/{name}") < before:
-                old.append(f"{CLAIMS}/{name}")
-    return old
-
-
 def _look(at: Remote, key: str) -> _Seen | None:
     while numbers := _numbers(at, key):
         path = _path(key, numbers[-1])
