@@ -19,8 +19,9 @@ from tailored_llama.errors import InputError
 
 PREFIX = "lm_eval:"
 FUNCTION = "!function "  # what a setting begins with that names a Python function
-_TASK = re.compile(r"""^["']?task["']?\s*:[ \t]*["']?([^\s"'#\[{]+)""", re.MULTILINE)
-_GROUP = re.compile(r"""^["']?group["']?\s*:[ \t]*["']?([^\s"'#\[{]+)""", re.MULTILINE)
+_TASK, _GROUP = (
+    re.compile(rf"""^["']?{kind}["']?\s*:[ \t]*["']?([^\s"'#\[{{]+)""", re.MULTILINE) for kind in ("task", "group")
+)
 _TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # aliases, the first one counts
 _IGNORES = {"ignore_case": "case", "ignore_punctuation": "punctuation", "ignore_numbers": "numbers"}
 
@@ -103,9 +104,7 @@ def find_task(benchmark: str, folder: str | None) -> HarnessTask:
 def task_fields(task: HarnessTask, metric: str | None = None) -> dict[str, Any]:
     """The fields of a benchmark that a task decides: its metric, and how the model writes an answer.
 
-    Args:
-        task: the task.
-        metric: the configured metric; None: the task's own, acc_norm where it counts both acc and acc_norm.
+    `metric` is the configured one; None: the task's own, acc_norm where it counts both acc and acc_norm.
 
     Raises:
         InputError: the task cannot be a benchmark, or has another metric.
@@ -122,11 +121,9 @@ def task_fields(task: HarnessTask, metric: str | None = None) -> dict[str, Any]:
         raise task.refuse(
             f"has the filter {str(unknown[0]).rpartition('/')[2]}", f"no filter but {' and '.join(sorted(known))}"
         )
-    metrics = _metrics(settings, ("acc", "acc_norm") if task.has_choices else ("exact_match",))
-    if not metrics:
-        wanted = "acc or acc_norm" if task.has_choices else "exact_match"
-        raise task.refuse("has metrics of its own only", f"tasks with the metric {wanted}, averaged")
     choosable = ("acc", "acc_norm") if task.has_choices else ("exact_match",)  # the harness may list only one of two
+    if not (metrics := _metrics(settings, choosable)):
+        raise task.refuse("has metrics of its own only", f"tasks with the metric {' or '.join(choosable)}, averaged")
     if metric is not None and metric not in choosable:
         raise InputError(f"benchmarks.{PREFIX}{task.name}.metric: got {metric!r}; allowed: {' or '.join(choosable)}")
     if task.has_choices:
