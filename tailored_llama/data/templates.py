@@ -200,7 +200,8 @@ def candidates(templates: Sequence[str], benchmark: BenchmarkConfig) -> dict[str
         InputError: a set is unknown or broken, or two have the same name.
     """
     if not templates:
-        return {name: name for name in shipped() if not (is_written(benchmark) and _lists(name, benchmark))}
+        hidden = is_written(benchmark)  # the choices must not be shown
+        return {n: n for n in shipped() if not (hidden and shows_choices(load_template(n), benchmark))}
     sources: dict[str, str] = {}
     for source in templates:
         name = load_template(source, "templates").name
@@ -213,7 +214,3 @@ def candidates(templates: Sequence[str], benchmark: BenchmarkConfig) -> dict[str
 def study_templates(config: PromptStudyConfig, benchmark: BenchmarkConfig) -> dict[str, str]:
     """`candidates` plus the references."""
     return candidates(config.templates, benchmark) | {name: name for name in REFERENCES}
-
-
-def _lists(name: str, benchmark: BenchmarkConfig) -> bool:
-    return shows_choices(load_template(name), benchmark)
