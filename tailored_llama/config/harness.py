@@ -58,11 +58,7 @@ def is_harness_task(name: object) -> bool:
 
 
 def find_task(benchmark: str, folder: str | None) -> HarnessTask:
-    """Find the file of a task and read it.
-
-    Args:
-        benchmark: such as lm_eval:sciq.
-        folder: a folder with task files of the user's own, which come first; None: only the harness's.
+    """Find the file of a task, such as lm_eval:sciq, and read it; the user's own task files in `folder` come first.
 
     Raises:
         InputError: the harness is not installed, there is no such folder or task, or its file cannot be read.
@@ -80,9 +76,8 @@ def find_task(benchmark: str, folder: str | None) -> HarnessTask:
             f"benchmarks.{benchmark}.source: got {folder!r}, no such folder; allowed: a folder with task files (.yaml)"
         )
     tasks, groups = _shipped(Path(harness.submodule_search_locations[0]) / "tasks")
-    if own is not None:
-        own_tasks, own_groups = _named(own)
-        tasks, groups = tasks | own_tasks, groups | own_groups
+    own_tasks, own_groups = _named(own) if own else ({}, {})
+    tasks, groups = tasks | own_tasks, groups | own_groups
     if name in groups and name not in tasks:
         members = sorted(task for task in tasks if task.startswith(f"{name}_"))[:3]
         such = f", such as {', '.join(members)}" if members else ""
@@ -161,12 +156,6 @@ def _generation(task: HarnessTask) -> dict[str, Any]:
     return {"stop": stop, "max_new_tokens": int(counts[0]) if counts else 256}
 
 
-@cache
-def _shipped(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The files of the harness's own tasks and groups, by name."""
-    return _named(folder)
-
-
 def _named(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """The files of tasks and groups below a folder, by name; of two with one name the first counts, as in the harness.
 
@@ -181,6 +170,9 @@ def _named(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
         elif match := _TASK.search(text):
             tasks.setdefault(match[1], file)
     return tasks, groups
+
+
+_shipped = cache(_named)  # of the harness's own files, which stay as they are
 
 
 def _read(file: Path, inside: frozenset[Path]) -> dict[str, Any]:

@@ -187,15 +187,12 @@ class PromptSettings:
 
 
 def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> dict[str, Any]:
-    """Stage: write `prompts.parquet`, and its first prompts as `samples.txt` for people to read.
+    """Stage: write `prompts.parquet` from what `load_benchmark` wrote, and its first prompts as `samples.txt`.
 
     The solved examples before each question are drawn first, from the train split by seed. They are the same for every
     question, in tuning and in scoring (lm-evaluation-harness calls this the `first_n` sampler; its default draws
     others for every document). They are never among the shots or the held-out examples, nor in the evaluation split,
     because the train split leaves those out.
-
-    Args:
-        examples: the folder that `load_benchmark` wrote.
 
     Returns:
         The number of prompts of each split.

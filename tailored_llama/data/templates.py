@@ -92,11 +92,7 @@ def shipped() -> list[str]:
 
 
 def load_template(source: str, field: str = "prompts.template") -> Template:
-    """Read a template set.
-
-    Args:
-        source: the name of a shipped set, or the path of a TOML file.
-        field: the configuration field that names it, for error messages.
+    """Read a template set: a shipped one by its name, or a TOML file by its path; `field` is for error messages.
 
     Raises:
         InputError: the set or file does not exist, is not TOML, or has an unknown key or an invalid layout.

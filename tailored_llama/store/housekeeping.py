@@ -84,10 +84,9 @@ def removable(
     keep_reports: int | None = None,
     now: float | None = None,
 ) -> list[Entry]:
-    """Artifacts that may be removed, in the order of removal: whatever stays keeps all it was made of.
+    """Artifacts of a whole store that may be removed, in the order of removal: what stays keeps all it was made of.
 
     Args:
-        entries: the whole store.
         older_than: seconds; artifacts used more recently stay, with all they were made of.
         keep_under: bytes; the oldest go until the store is at most that large; absent: all that may go.
         keep_reports: how many of the newest reports stay, with all they were made of; absent: all.
