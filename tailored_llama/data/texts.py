@@ -122,20 +122,15 @@ def load_texts(text: TextConfig, downloads: str) -> list[str]:
         except UnicodeDecodeError as error:
             raise InputError(f"{source.path}: not UTF-8 text (byte {error.start})") from None
     else:
-        rows = _rows(source)
+        if source.kind == "file":
+            rows = read_file(source.path)
+        else:
+            rows = hub_column(text.source, text.subset, source.commit, text.split, text.column, text.documents)
+        if not rows:
+            raise InputError(f"{text.source}: split {text.split!r} holds no rows; allowed: at least one")
         if text.column not in rows[0]:
             raise InputError(f"{text.source}: no column {text.column!r}; allowed: {', '.join(map(str, rows[0]))}")
         documents = [value for row in rows if isinstance(value := row.get(text.column), str)]
     if not (documents := [document for document in documents if document.strip()]):
         raise InputError(f"source {text.source} (a text): holds no text; allowed: at least one document")
     return documents
-
-
-def _rows(source: TextSource) -> list[dict[str, Any]]:
-    if source.kind == "file":
-        return read_file(source.path)
-    text = source.text
-    rows = hub_column(text.source, text.subset, source.commit, text.split, text.column, text.documents)
-    if not rows:
-        raise InputError(f"{text.source}: split {text.split!r} holds no rows; allowed: at least one")
-    return rows
