@@ -113,7 +113,6 @@ def as_gguf_type(name: str) -> GgufType:
     Raises:
         InputError: there is none.
     """
-    for known in GGUF_TYPES:
-        if known == name:
-            return known
-    raise InputError(f"type: got {name!r}; allowed: {', '.join(GGUF_TYPES)}")
+    if name not in GGUF_TYPES:
+        raise InputError(f"type: got {name!r}; allowed: {', '.join(GGUF_TYPES)}")
+    return name

@@ -19,8 +19,9 @@ from tailored_llama.errors import InputError
 
 PREFIX = "lm_eval:"
 FUNCTION = "!function "  # what a setting begins with that names a Python function
-_TASK = re.compile(r"""^["']?task["']?\s*:[ \t]*["']?([^\s"'#\[{]+)""", re.MULTILINE)
-_GROUP = re.compile(r"""^["']?group["']?\s*:[ \t]*["']?([^\s"'#\[{]+)""", re.MULTILINE)
+_TASK, _GROUP = (
+    re.compile(rf"""^["']?{kind}["']?\s*:[ \t]*["']?([^\s"'#\[{{]+)""", re.MULTILINE) for kind in ("task", "group")
+)
 _TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # aliases, the first one counts
 _IGNORES = {"ignore_case": "case", "ignore_punctuation": "punctuation", "ignore_numbers": "numbers"}
 
@@ -57,11 +58,7 @@ def is_harness_task(name: object) -> bool:
 
 
 def find_task(benchmark: str, folder: str | None) -> HarnessTask:
-    """Find the file of a task and read it.
-
-    Args:
-        benchmark: such as lm_eval:sciq.
-        folder: a folder with task files of the user's own, which come first; None: only the harness's.
+    """Find the file of a task, such as lm_eval:sciq, and read it; the user's own task files in `folder` come first.
 
     Raises:
         InputError: the harness is not installed, there is no such folder or task, or its file cannot be read.
@@ -79,9 +76,8 @@ def find_task(benchmark: str, folder: str | None) -> HarnessTask:
             f"benchmarks.{benchmark}.source: got {folder!r}, no such folder; allowed: a folder with task files (.yaml)"
         )
     tasks, groups = _shipped(Path(harness.submodule_search_locations[0]) / "tasks")
-    if own is not None:
-        own_tasks, own_groups = _named(own)
-        tasks, groups = tasks | own_tasks, groups | own_groups
+    own_tasks, own_groups = _named(own) if own else ({}, {})
+    tasks, groups = tasks | own_tasks, groups | own_groups
     if name in groups and name not in tasks:
         members = sorted(task for task in tasks if task.startswith(f"{name}_"))[:3]
         such = f", such as {', '.join(members)}" if members else ""
@@ -103,9 +99,7 @@ def find_task(benchmark: str, folder: str | None) -> HarnessTask:
 def task_fields(task: HarnessTask, metric: str | None = None) -> dict[str, Any]:
     """The fields of a benchmark that a task decides: its metric, and how the model writes an answer.
 
-    Args:
-        task: the task.
-        metric: the configured metric; None: the task's own, acc_norm where it counts both acc and acc_norm.
+    `metric` is the configured one; None: the task's own, acc_norm where it counts both acc and acc_norm.
 
     Raises:
         InputError: the task cannot be a benchmark, or has another metric.
@@ -122,11 +116,9 @@ def task_fields(task: HarnessTask, metric: str | None = None) -> dict[str, Any]:
         raise task.refuse(
             f"has the filter {str(unknown[0]).rpartition('/')[2]}", f"no filter but {' and '.join(sorted(known))}"
         )
-    metrics = _metrics(settings, ("acc", "acc_norm") if task.has_choices else ("exact_match",))
-    if not metrics:
-        wanted = "acc or acc_norm" if task.has_choices else "exact_match"
-        raise task.refuse("has metrics of its own only", f"tasks with the metric {wanted}, averaged")
     choosable = ("acc", "acc_norm") if task.has_choices else ("exact_match",)  # the harness may list only one of two
+    if not (metrics := _metrics(settings, choosable)):
+        raise task.refuse("has metrics of its own only", f"tasks with the metric {' or '.join(choosable)}, averaged")
     if metric is not None and metric not in choosable:
         raise InputError(f"benchmarks.{PREFIX}{task.name}.metric: got {metric!r}; allowed: {' or '.join(choosable)}")
     if task.has_choices:
@@ -164,12 +156,6 @@ def _generation(task: HarnessTask) -> dict[str, Any]:
     return {"stop": stop, "max_new_tokens": int(counts[0]) if counts else 256}
 
 
-@cache
-def _shipped(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The files of the harness's own tasks and groups, by name."""
-    return _named(folder)
-
-
 def _named(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """The files of tasks and groups below a folder, by name; of two with one name the first counts, as in the harness.
 
@@ -184,6 +170,9 @@ def _named(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
         elif match := _TASK.search(text):
             tasks.setdefault(match[1], file)
     return tasks, groups
+
+
+_shipped = cache(_named)  # of the harness's own files, which stay as they are
 
 
 def _read(file: Path, inside: frozenset[Path]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tailored_llama.config.harness import find_task, is_harness_task, task_fields
 from tailored_llama.config.section import Section
@@ -69,10 +69,13 @@ def as_sources(value: Any) -> Any:
     return value if isinstance(value, str) else [{"source": v} if isinstance(v, str) else v for v in value]
 
 
+Sources = Annotated[str | tuple[SourceConfig, ...], BeforeValidator(as_sources)]
+
+
 class SourcesConfig(Section):
     """Where text is read."""
 
-    source: str | tuple[SourceConfig, ...]
+    source: Sources
     subset: str | None = Field(None, description="Hub data sets only: the configuration, e.g. wikitext-2-raw-v1.")
     revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
     split: str = Field("train", description="Benchmarks and Hub data sets: the split to read.")
@@ -102,7 +105,7 @@ class CalibrationPart:
 class CalibrationConfig(SourcesConfig):
     """The calibration text of importance and reconstruction (LLM-Pruner: 10 samples of 64 tokens)."""
 
-    source: str | tuple[SourceConfig, ...] = Field(
+    source: Sources = Field(
         "boolq",
         description="A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, a Hub data "
         "set such as Salesforce/wikitext; or `prompts`: the training prompts of the run's own benchmarks, with their "
@@ -115,27 +118,18 @@ class CalibrationConfig(SourcesConfig):
         1024, ge=8, le=32768, description="Tokens in each sequence. A few long ones work better than many short ones."
     )
 
-    @field_validator("source", mode="before")
-    @classmethod
-    def _names_are_sources(cls, value: Any) -> Any:
-        return as_sources(value)
-
     @property
     def parts(self) -> tuple[CalibrationPart, ...]:
         """The texts, which share the sequences by weight (largest remainder)."""
-        if isinstance(self.source, str):
-            return (CalibrationPart(self._text(SourceConfig(source=self.source)), 1.0, self.samples),)
-        wanted = [self.samples * part.weight / sum(part.weight for part in self.source) for part in self.source]
+        sources = (SourceConfig(source=self.source),) if isinstance(self.source, str) else self.source
+        wanted = [self.samples * part.weight / sum(part.weight for part in sources) for part in sources]
         shares = [int(share) for share in wanted]
         remainders = sorted(range(len(wanted)), key=lambda i: shares[i] - wanted[i])
         for i in remainders[: self.samples - sum(shares)]:
             shares[i] += 1
-        parts = zip(self.source, shares, strict=True)
-        return tuple(CalibrationPart(self._text(part), part.weight, share) for part, share in parts)
-
-    def _text(self, part: SourceConfig) -> TextConfig:
-        own = part.model_dump(exclude={"weight"}, exclude_none=True)
-        return TextConfig(**self.model_dump(include=set(TextConfig.model_fields) - {"source"}) | own)
+        common = self.model_dump(include=set(TextConfig.model_fields) - {"source"})
+        texts = [TextConfig(**common | part.model_dump(exclude={"weight"}, exclude_none=True)) for part in sources]
+        return tuple(map(CalibrationPart, texts, [part.weight for part in sources], shares))
 
     @property
     def named(self) -> str:
@@ -150,7 +144,7 @@ class CalibrationConfig(SourcesConfig):
         """Whether a source is among the texts."""
         return any(part.text.source == source for part in self.parts)
 
-    def with_tokens(self, total: int, source: str | tuple[SourceConfig, ...] | None = None) -> CalibrationConfig:
+    def with_tokens(self, total: int, source: Sources | None = None) -> CalibrationConfig:
         """As many whole sequences as hold this many tokens, of the same texts or of others.
 
         Others have a subset and revision of their own, if any.

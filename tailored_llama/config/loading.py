@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -135,8 +136,12 @@ def _siblings(path: list[str], section: type[BaseModel]) -> list[str]:
     """All fields of the section that holds the field at `path`."""
     for part in path[:-1]:
         if part in section.model_fields:
-            kind = section.model_fields[part].annotation
-            kinds = (kind, *get_args(kind), *(k for one in get_args(kind) for k in get_args(one)))
-            inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-            section = inner[0] if inner else section
+            section = next(_sections_in(section.model_fields[part].annotation), section)
     return list(section.model_fields)
+
+
+def _sections_in(kind: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for inner in get_args(kind):
+        yield from _sections_in(inner)

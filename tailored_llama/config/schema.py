@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tailored_llama.config.evaluation import PerplexityConfig, ProfileConfig, ScoringConfig
 from tailored_llama.config.execution import ExecutionConfig, StoreConfig
@@ -131,14 +131,13 @@ class ReconstructionConfig(Section):
     )
 
 
-def _as_benchmark(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+Benchmark = Annotated[BenchmarkConfig, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
 
 
 class RunConfig(Section):
     """Everything one run of the pipeline needs."""
 
-    benchmarks: tuple[BenchmarkConfig, ...] = Field(
+    benchmarks: tuple[Benchmark, ...] = Field(
         (BenchmarkConfig(name="arc_easy"),), min_length=1, description="Names of benchmarks, or tables that define one."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random draws: calibration, shots, adapters, dropout.")
@@ -156,24 +155,14 @@ class RunConfig(Section):
     execution: ExecutionConfig = ExecutionConfig()
     store: StoreConfig = StoreConfig()
 
-    @field_validator("benchmarks", mode="before")
-    @classmethod
-    def _names_are_benchmarks(cls, value: Any) -> Any:
-        return [_as_benchmark(v) for v in value] if isinstance(value, list | tuple) else value
-
     @model_validator(mode="after")
-    def _tokens_leave_beside_others(self) -> RunConfig:
-        kinds, steps = self.pruning.kinds, self.pruning.steps
+    def _kinds_and_their_counts(self) -> RunConfig:
+        kinds, steps, layers = self.pruning.kinds, self.pruning.steps, self.pruning.layers
         if "vocabulary" in kinds and len(set(kinds)) == 1:
             raise ValueError("pruning.kinds: got vocabulary alone; allowed: with attention or mlp, for the rest of it")
         for kind in ("vocabulary", "layer"):
             if kind in kinds and steps > 1:
                 raise ValueError(f"pruning.steps: got {steps}; allowed: 1 with kind {kind}")
-        return self
-
-    @model_validator(mode="after")
-    def _layers_of_their_kind(self) -> RunConfig:
-        kinds, layers = self.pruning.kinds, self.pruning.layers
         if "layer" not in kinds:
             allowed = None if not layers else "0, or with kind layer in pruning.kinds"
         elif {"attention", "mlp"} & set(kinds):
@@ -187,8 +176,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _quantized_on_one_device(self) -> RunConfig:
         if self.execution.device == "balanced" and self.model.quantization != "none":
-            kind = self.model.quantization
-            raise ValueError(f"execution.device: got 'balanced' with model.quantization = {kind!r}; allowed: cuda")
+            raise ValueError("execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda")
         return self
 
     @model_validator(mode="after")

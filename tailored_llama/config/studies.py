@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,13 +157,13 @@ def tuned_dense_cells(config: SweepConfig, cells: Sequence[SweepCell]) -> list[S
         raise InputError("tuning.dense: got true, but no cell is tuned; allowed: with tailored = true and tuned cells")
     fields = dict.fromkeys(field for table in config.grid for field in table)
     read = [field for field in fields if field.split(".")[0] in ("prompts", "tuning")]
-    varying = [field for field in read if len({str(_value(run, field)) for _, run in runs.values()}) > 1]
+    varying = [field for field in read if len({str(attrgetter(field)(run)) for _, run in runs.values()}) > 1]
     found = []
     for dense, run in runs.values():
         name = dense.replace(DENSE, TUNED_DENSE, 1)
         texts = {field: _setting_text(run, field) for field in varying}
         curve = ", ".join([name, *(text for field, text in texts.items() if field != config.axis)])
-        place = None if config.axis == RATIOS else _value(run, config.axis) if config.axis in read else 0.0
+        place = None if config.axis == RATIOS else attrgetter(config.axis)(run) if config.axis in read else 0.0
         found.append(SweepCell(", ".join([name, *texts.values()]), curve, place, dense, False, run))
     return found
 
@@ -179,22 +179,18 @@ def _cell(config: SweepConfig, name: str, varying: Sequence[str], run: RunConfig
     label = ", ".join([*names, *map(text_of, varying)]) or "pruned"
     if config.axis == RATIOS:
         return SweepCell(label, label, None, dense, searched, run)
-    place = _value(run, config.axis)
+    place = attrgetter(config.axis)(run)
     if isinstance(place, bool) or not isinstance(place, int | float):
         raise InputError(f"axis: got {config.axis!r}, which is {place!r} in a cell; allowed: a numeric field")
     others = names + [text_of(field) for field in varying if field != config.axis]
     return SweepCell(label, ", ".join([*others, f"@ {run.pruning.ratios[0]:g}"]), place, dense, searched, run)
 
 
-def _value(run: RunConfig, field: str) -> Any:
-    return functools.reduce(getattr, field.split("."), run)
-
-
 def _setting_text(run: RunConfig, field: str) -> str:
     """A field's value in a run, with the field's name unless the value explains itself."""
     if field == "healing.source":
         return f"healed on {healing_text(run).calibration.named}" if run.healing.tokens else "not healed"
-    value = run.calibration.named if field == "calibration.source" else _value(run, field)
+    value = run.calibration.named if field == "calibration.source" else attrgetter(field)(run)
     return value if isinstance(value, str) and value != "none" else f"{field.split('.')[-1]}={value}"
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from tailored_llama.config.inputs import SourceConfig, as_sources
+from tailored_llama.config.inputs import Sources
 from tailored_llama.config.section import Section
 
 Variant = Literal["lora", "rslora", "dora", "prompt"]
@@ -79,7 +79,7 @@ class HealingConfig(TrainingConfig):
         description="Tokens to train on, in whole sequences of calibration.tokens; 0: no healing. The teacher outputs "
         "take about 200 bytes of disk per token, at the default distillation.top.",
     )
-    source: str | tuple[SourceConfig, ...] | None = Field(
+    source: Sources | None = Field(
         None,
         description="The text to train on, with the same values as calibration.source; absent: the calibration text. "
         'A column of its own stands in a table, such as [{source = "hellaswag", column = "query"}].',
@@ -91,11 +91,6 @@ class HealingConfig(TrainingConfig):
     batch_size: int = Field(
         1, ge=1, description="Text sequences per optimiser step; fewer give more steps for the same tokens."
     )
-
-    @field_validator("source", mode="before")
-    @classmethod
-    def _names_are_sources(cls, value: Any) -> Any:
-        return None if value is None else as_sources(value)
 
 
 class AdapterConfig(TrainingConfig):

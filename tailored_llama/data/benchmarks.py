@@ -60,9 +60,6 @@ def load_examples(benchmark: BenchmarkConfig, split: Split, downloads: str) -> l
     A train example is left out if its texts (choices in any order) are also in the evaluation split or earlier in
     train. PIQA, ARC-easy and OpenBookQA have such examples, and a scored example must not be one that was tuned on.
 
-    Args:
-        downloads: folder of the fetched wheels.
-
     Raises:
         InputError: an unknown benchmark; a missing file, split or column; an empty split; a bad row.
     """

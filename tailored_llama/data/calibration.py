@@ -40,8 +40,6 @@ def load_calibration(
     Args:
         dense: provides the tokenizer and the context length.
         prompts: the train prompts by benchmark, for the source `prompts`.
-        settings: the texts, and the number and length of the sequences.
-        work: where to write.
 
     Raises:
         InputError: a sequence is longer than all documents together, or than the model's context.

@@ -21,7 +21,10 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
     if benchmark.ignore is not None and benchmark.metric != "exact_match":
         raise InputError(f"{where}.ignore: got {benchmark.ignore!r}; allowed: only with metric exact_match")
     if is_harness_task(name):
-        _check_harness_task(benchmark)
+        for key in ("subset", "train", "evaluation", "context", "choices", "answer"):
+            if (value := getattr(benchmark, key)) is not None:
+                raise InputError(f"{where}.{key}: got {value!r}; allowed: only in the task's own file")
+        task_fields(harness_task(benchmark), benchmark.metric)
         return
     needed = ("context", "answer") if is_written(benchmark) else ("context", "choices", "answer")
     columns = {key: getattr(benchmark, key) for key in ("context", "choices", "answer")}
@@ -54,10 +57,3 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
         custom_columns(benchmark)
     except ValueError as error:
         raise InputError(f"{where}.context: got {benchmark.context!r}, {error}; allowed: {{column}}") from None
-
-
-def _check_harness_task(benchmark: BenchmarkConfig) -> None:
-    for key in ("subset", "train", "evaluation", "context", "choices", "answer"):
-        if (value := getattr(benchmark, key)) is not None:
-            raise InputError(f"benchmarks.{benchmark.name}.{key}: got {value!r}; allowed: only in the task's own file")
-    task_fields(harness_task(benchmark), benchmark.metric)

@@ -49,8 +49,7 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
     fields = {"context": written if named_columns(benchmark) else row[names[0]]}
     answer = row[str(benchmark.answer)]
     if is_written(benchmark):
-        accepted = _accepted(answer)
-        if not accepted:
+        if not (accepted := _accepted(answer)):
             raise ValueError(f"column {benchmark.answer}: got {answer!r}; allowed: a text, or a list of texts")
         return fields, accepted, 0
     choices = _choices(benchmark, row)

@@ -75,8 +75,8 @@ def task_identity(benchmark: BenchmarkConfig) -> dict[str, Any]:
     """
     task = harness_task(benchmark)
     settings = {key: value for key, value in task.settings.items() if key not in _NOT_IN_EXAMPLES}
-    modules = sorted({module for text in _texts(settings) if (module := _module(text))})
-    plain = json.dumps(_without_folders(settings), sort_keys=True, default=str)
+    modules: set[Path] = set()
+    plain = json.dumps(_without_folders(settings, modules), sort_keys=True, default=str)
     identity: dict[str, Any] = {
         "lm_eval": importlib.metadata.version("lm_eval"),
         "settings": hashlib.sha256(plain.encode()).hexdigest(),
@@ -105,33 +105,19 @@ def _commit(benchmark: BenchmarkConfig, task: HarnessTask) -> str:
     return hub_commit(str(task.settings.get("dataset_path")), revision, "dataset")
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _without_folders(value: Any, modules: set[Path]) -> Any:
+    """Settings in which functions are named without the folder of their file; adds those files to `modules`."""
     if isinstance(value, Mapping):
-        value = list(value.values())
+        return {str(key): _without_folders(inner, modules) for key, inner in value.items()}
     if isinstance(value, list):
-        for inner in value:
-            yield from _texts(inner)
-    elif isinstance(value, str):
-        yield value
-
-
-def _module(text: str) -> Path | None:
-    """The file of a function that stands beside its task file; None for other texts, or an installed module."""
-    if not text.startswith(FUNCTION):
-        return None
-    folder, _, name = text.removeprefix(FUNCTION).rpartition("/")
+        return [_without_folders(inner, modules) for inner in value]
+    if not (isinstance(value, str) and value.startswith(FUNCTION)):
+        return value
+    folder, _, name = value.removeprefix(FUNCTION).rpartition("/")
     file = Path(folder) / f"{name.rpartition('.')[0].replace('.', '/')}.py"
-    return file if file.is_file() else None
-
-
-def _without_folders(value: Any) -> Any:
-    """Settings in which functions are named without the folder of their file."""
-    if isinstance(value, Mapping):
-        return {str(key): _without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
-    is_function = isinstance(value, str) and value.startswith(FUNCTION)
-    return FUNCTION + value.rpartition("/")[2] if is_function else value
+    if file.is_file():  # else the function is of an installed module
+        modules.add(file)
+    return FUNCTION + name
 
 
 @contextmanager

@@ -24,6 +24,10 @@ def loglikelihoods(
     The common start of all prompts is encoded once. Prompts are packed by length, at most `batch_tokens` tokens per
     forward pass. When memory runs out, that budget is halved for the remaining prompts.
     """
+
+    def logprobs_of(row: PackedRow, states: Tensor) -> list[float]:
+        return list(target_logprobs(model, states, row.positions, row.targets).tolist())
+
     results: list[list[float]] = [[] for _ in encoded]
     whole = [i for i, item in enumerate(encoded) if not item.truncated]
     cut = [i for i, item in enumerate(encoded) if item.truncated]  # they start at different points: no common header
@@ -33,8 +37,7 @@ def loglikelihoods(
             shared = shared_header([encoded[i] for i in members])
             group = [encoded[i].after(len(shared)) for i in members]
             lengths = [len(item.document) for item in group]
-            row_of, finish = partial(_row, group), partial(_logprobs, model)
-            for batch, logprobs in run_packed(model, lengths, batch_tokens, row_of, finish, shared):
+            for batch, logprobs in run_packed(model, lengths, batch_tokens, partial(_row, group), logprobs_of, shared):
                 values = iter(logprobs)
                 for i in batch:
                     results[members[i]] = [math.fsum(islice(values, len(wanted))) for wanted in group[i].targets]
@@ -54,8 +57,3 @@ def _row(encoded: Sequence[Encoded], batch: Sequence[int]) -> PackedRow:
             targets += wanted
         start += len(item.document)
     return PackedRow([item.document for item in items], positions, targets)
-
-
-def _logprobs(model: Any, row: PackedRow, states: Tensor) -> list[float]:
-    logprobs: list[float] = target_logprobs(model, states, row.positions, row.targets).tolist()
-    return logprobs

@@ -11,7 +11,7 @@ sentence that is read twice, for example, would give the rest away. These accura
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,14 +70,14 @@ def render(
         InputError: the template cannot word this benchmark, or has too few letters for the choices.
     """
     layout = layout_of(template, benchmark)
-    start = header or _opening(layout, example)
+    start, delimiter = header or _opening(layout, example), _delimiter(layout, example)
     parts = [_fill(template, layout, example, choice) for choice in range(len(example.choices))]
     return Prompt(
         example=example.index,
         contexts=tuple(start + context for context, _ in parts),
         continuations=tuple(continuation + ending for _, continuation in parts),
         answer=example.answer,
-        choice_lengths=tuple(len(continuation) - len(_delimiter(layout, example)) for _, continuation in parts),
+        choice_lengths=tuple(len(continuation) - len(delimiter) for _, continuation in parts),
     )
 
 
@@ -187,17 +187,12 @@ class PromptSettings:
 
 
 def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> dict[str, Any]:
-    """Stage: write `prompts.parquet`, and its first prompts as `samples.txt` for people to read.
+    """Stage: write `prompts.parquet` from what `load_benchmark` wrote, and its first prompts as `samples.txt`.
 
     The solved examples before each question are drawn first, from the train split by seed. They are the same for every
     question, in tuning and in scoring (lm-evaluation-harness calls this the `first_n` sampler; its default draws
     others for every document). They are never among the shots or the held-out examples, nor in the evaluation split,
     because the train split leaves those out.
-
-    Args:
-        examples: the folder that `load_benchmark` wrote.
-        settings: which examples, and how they are worded.
-        work: where to write.
 
     Returns:
         The number of prompts of each split.
@@ -213,7 +208,9 @@ def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> d
         for name, members in chosen.items()
         for example in members
     ]
-    _write_prompts(work.out, rows, template.name)
+    columns = {field.name: [getattr(prompt, field.name) for _, prompt in rows] for field in fields(Prompt)}
+    columns |= {"split": [name for name, _ in rows], "template": [template.name] * len(rows)}
+    write_table(work.out / "prompts.parquet", columns, PROMPTS_SCHEMA)
     written = is_written(benchmark)
     shown = "An accepted answer" if written else "A continuation, which is what is scored,"
     title = f"{benchmark.name}, template {template.name}. {shown} stands in ⟦ ⟧.\n"
@@ -242,19 +239,6 @@ def _choose(examples: Path, settings: PromptSettings) -> tuple[list[Example], di
     return solved, {"selection": select_at_random(rest, settings.selection, seed, benchmark=name)}
 
 
-def _write_prompts(out: Path, rows: Sequence[tuple[str, Prompt]], template: str) -> None:
-    columns = {
-        "example": [prompt.example for _, prompt in rows],
-        "split": [name for name, _ in rows],
-        "contexts": [prompt.contexts for _, prompt in rows],
-        "continuations": [prompt.continuations for _, prompt in rows],
-        "answer": [prompt.answer for _, prompt in rows],
-        "choice_lengths": [prompt.choice_lengths for _, prompt in rows],
-        "template": [template] * len(rows),
-    }
-    write_table(out / "prompts.parquet", columns, PROMPTS_SCHEMA)
-
-
 def _sample(split: str, prompt: Prompt, written: bool) -> str:
     """One prompt as readable text; a context that choices share comes once."""
     lines = [f"──── {split}, example {prompt.example} ────"]
@@ -272,12 +256,6 @@ def read_prompts(folder: Path, split: PromptSplit) -> list[Prompt]:
     """The prompts of one split, as `render_prompts` wrote them; empty if it wrote none."""
     table = read_table(folder / "prompts.parquet", PROMPTS_SCHEMA)
     return [
-        Prompt(
-            example=row["example"],
-            contexts=tuple(row["contexts"]),
-            continuations=tuple(row["continuations"]),
-            answer=row["answer"],
-            choice_lengths=tuple(row["choice_lengths"]),
-        )
-        for row in table.filter(pc.equal(table["split"], split)).to_pylist()
+        Prompt(r["example"], tuple(r["contexts"]), tuple(r["continuations"]), r["answer"], tuple(r["choice_lengths"]))
+        for r in table.filter(pc.equal(table["split"], split)).to_pylist()
     ]

@@ -17,9 +17,6 @@ def select_train(
     Each draw has as equal numbers of every answer index as the split allows, in shuffled order. The shots do not
     depend on how many examples are held out.
 
-    Args:
-        benchmark: its name, for the error message.
-
     Raises:
         InputError: more examples are requested than the split holds.
     """

@@ -92,11 +92,7 @@ def shipped() -> list[str]:
 
 
 def load_template(source: str, field: str = "prompts.template") -> Template:
-    """Read a template set.
-
-    Args:
-        source: the name of a shipped set, or the path of a TOML file.
-        field: the configuration field that names it, for error messages.
+    """Read a template set: a shipped one by its name, or a TOML file by its path; `field` is for error messages.
 
     Raises:
         InputError: the set or file does not exist, is not TOML, or has an unknown key or an invalid layout.
@@ -200,7 +196,8 @@ def candidates(templates: Sequence[str], benchmark: BenchmarkConfig) -> dict[str
         InputError: a set is unknown or broken, or two have the same name.
     """
     if not templates:
-        return {name: name for name in shipped() if not (is_written(benchmark) and _lists(name, benchmark))}
+        hidden = is_written(benchmark)  # the choices must not be shown
+        return {n: n for n in shipped() if not (hidden and shows_choices(load_template(n), benchmark))}
     sources: dict[str, str] = {}
     for source in templates:
         name = load_template(source, "templates").name
@@ -213,7 +210,3 @@ def candidates(templates: Sequence[str], benchmark: BenchmarkConfig) -> dict[str
 def study_templates(config: PromptStudyConfig, benchmark: BenchmarkConfig) -> dict[str, str]:
     """`candidates` plus the references."""
     return candidates(config.templates, benchmark) | {name: name for name in REFERENCES}
-
-
-def _lists(name: str, benchmark: BenchmarkConfig) -> bool:
-    return shows_choices(load_template(name), benchmark)

@@ -108,9 +108,7 @@ def check_text(text: TextConfig, field: str) -> None:
 def load_texts(text: TextConfig, downloads: str) -> list[str]:
     """The documents of a text, without empty ones; a .txt file is one document.
 
-    Args:
-        text: any but the source `prompts`.
-        downloads: folder of the fetched wheels.
+    The source must not be `prompts`; `downloads` is the folder of the fetched wheels.
 
     Raises:
         InputError: the source cannot be read, the column is missing, or all documents are empty.
@@ -124,23 +122,15 @@ def load_texts(text: TextConfig, downloads: str) -> list[str]:
         except UnicodeDecodeError as error:
             raise InputError(f"{source.path}: not UTF-8 text (byte {error.start})") from None
     else:
-        documents = _column(_rows(source), text)
+        if source.kind == "file":
+            rows = read_file(source.path)
+        else:
+            rows = hub_column(text.source, text.subset, source.commit, text.split, text.column, text.documents)
+        if not rows:
+            raise InputError(f"{text.source}: split {text.split!r} holds no rows; allowed: at least one")
+        if text.column not in rows[0]:
+            raise InputError(f"{text.source}: no column {text.column!r}; allowed: {', '.join(map(str, rows[0]))}")
+        documents = [value for row in rows if isinstance(value := row.get(text.column), str)]
     if not (documents := [document for document in documents if document.strip()]):
         raise InputError(f"source {text.source} (a text): holds no text; allowed: at least one document")
     return documents
-
-
-def _rows(source: TextSource) -> list[dict[str, Any]]:
-    if source.kind == "file":
-        return read_file(source.path)
-    text = source.text
-    rows = hub_column(text.source, text.subset, source.commit, text.split, text.column, text.documents)
-    if not rows:
-        raise InputError(f"{text.source}: split {text.split!r} holds no rows; allowed: at least one")
-    return rows
-
-
-def _column(rows: list[dict[str, Any]], text: TextConfig) -> list[str]:
-    if text.column not in rows[0]:
-        raise InputError(f"{text.source}: no column {text.column!r}; allowed: {', '.join(map(str, rows[0]))}")
-    return [value for row in rows if isinstance(value := row.get(text.column), str)]

@@ -30,11 +30,7 @@ Talmor, Herzig, Lourie and Berant 2019, https://arxiv.org/abs/1811.00937. Licenc
 
 
 def write_example(downloads: str, out: Path) -> dict[str, int]:
-    """Write `train.csv`, `evaluation.csv` and `README.txt`, with the same bytes every time.
-
-    Args:
-        downloads: folder of the fetched wheels.
-        out: an existing folder.
+    """Write `train.csv`, `evaluation.csv` and `README.txt` into an existing folder, with the same bytes every time.
 
     Returns:
         The number of questions in each file.

@@ -145,13 +145,10 @@ def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], ob
     """Hold the claim to an artifact, waiting while another machine holds it, and renew it until the block ends.
 
     Args:
-        at: the store behind a URL.
-        stage, key: the artifact's.
         mark: a file that this process has locked, and every other of this working copy locks as well. It lists the
             earlier claims of this working copy, whose processes are therefore done or dead: nobody waits for those.
         adopt: takes the artifact over if another machine published it, which ends the wait; returns something true
             if so. The claim is then not held.
-        lease: how long the claim holds.
     """
     claim, ended = Claim(at, stage, key, mark, adopt, lease), Event()
     claim.hold()
@@ -171,22 +168,17 @@ def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], ob
                 claim.release()
 
 
-def abandoned(at: Remote, before: float) -> list[str]:
-    """Claims that nobody renewed since a time, in seconds since 1970 by the store's clock."""
-    old = []
-    for name in remote.names(at, CLAIMS):
-        with suppress(FileNotFoundError):
-            if remote.written(at, f"{CLAIMS}/{name}") < before:
-                old.append(f"{CLAIMS}/{name}")
-    return old
-
-
 def _look(at: Remote, key: str) -> _Seen | None:
     while numbers := _numbers(at, key):
         path = _path(key, numbers[-1])
-        content = remote.read(at, [path]).get(path)
-        if content is not None:  # else it was removed since it was listed
-            return _seen(numbers[-1], content)
+        if (content := remote.read(at, [path]).get(path)) is None:
+            continue  # it was removed since it was listed
+        try:
+            data = json.loads(content)
+            token, holder = str(data["token"]) or None, " ".join(str(data["holder"]).split())[:100]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            token, holder = None, "somebody whose claim is unreadable"
+        return _Seen(numbers[-1], content, token, holder)
     return None
 
 
@@ -197,11 +189,3 @@ def _numbers(at: Remote, key: str) -> list[int]:
 
 def _path(key: str, number: int) -> str:
     return f"{CLAIMS}/{key}.{number}"
-
-
-def _seen(number: int, content: bytes) -> _Seen:
-    try:
-        data = json.loads(content)
-        return _Seen(number, content, str(data["token"]) or None, " ".join(str(data["holder"]).split())[:100])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return _Seen(number, content, None, "somebody whose claim is unreadable")

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -83,11 +85,11 @@ def _pip_download(wheel: Wheel, target: Path) -> None:
         if result.returncode != 0:
             if other_hash := re.search(r"Got\s+([0-9a-f]{64})", result.stderr + result.stdout):
                 raise InputError(f"{wheel.filename}: SHA-256 expected {wheel.sha256}, got {other_hash.group(1)}")
-            reason = (result.stderr.strip() or "no reason given").splitlines()[-1]
+            kind, reason = InputError, (result.stderr.strip() or "no reason given").splitlines()[-1]
             if "connection broken by" in result.stderr:
+                kind = UnreachableError
                 reason = "no connection to its index; allowed: a network, or a mirror in pip's own configuration"
-                raise UnreachableError(f"{wheel.name}=={wheel.version}: pip cannot download it ({reason})")
-            raise InputError(f"{wheel.name}=={wheel.version}: pip cannot download it ({reason})")
+            raise kind(f"{wheel.name}=={wheel.version}: pip cannot download it ({reason})")
         shutil.move(Path(scratch) / wheel.filename, target)
 
 
@@ -115,10 +117,8 @@ def hub_commit(repository: str, revision: str | None, repo_type: str) -> str:
         return revision
     from huggingface_hub import HfApi
 
-    try:
+    with _read_from_hub(repository, revision):
         return str(HfApi().repo_info(repository, revision=revision, repo_type=repo_type).sha)
-    except Exception as error:  # the hub client raises a dozen unrelated types when a repository cannot be reached
-        raise _unreachable(repository, revision, error) from None
 
 
 def hub_model(repository: str, commit: str) -> Path:
@@ -126,10 +126,8 @@ def hub_model(repository: str, commit: str) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja", "README.md"]
-    try:
+    with _read_from_hub(repository, commit):
         return Path(snapshot_download(repository, revision=commit, allow_patterns=patterns))
-    except Exception as error:
-        raise _unreachable(repository, commit, error) from None
 
 
 def hub_card(repository: str, commit: str) -> Path | None:
@@ -144,16 +142,8 @@ def hub_split(repository: str, subset: str | None, commit: str, split: str) -> l
     """The rows of one split of a script-free Hub data set at one commit."""
     import datasets
 
-    try:
+    with _read_from_hub(f"{repository} split {split}", commit):
         return list(datasets.load_dataset(repository, subset, revision=commit, split=split).to_list())
-    except Exception as error:
-        raise _unreachable(f"{repository} split {split}", commit, error) from None
-
-
-def _unreachable(source: str, revision: str | None, error: Exception) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    kind = UnreachableError if is_transient(error) else InputError
-    return kind(f"{source} at revision {revision or 'main'}: cannot be read from the Hub ({reason})")
 
 
 def hub_column(
@@ -162,8 +152,17 @@ def hub_column(
     """The first `limit` values of one column of a Hub data set, streamed: ten samples do not download C4."""
     import datasets
 
-    try:
+    with _read_from_hub(f"{repository} split {split}", commit):
         rows = datasets.load_dataset(repository, subset, revision=commit, split=split, streaming=True)
         return [{column: row[column]} if column in row else dict(row) for row in itertools.islice(rows, limit)]
-    except Exception as error:
-        raise _unreachable(f"{repository} split {split}", commit, error) from None
+
+
+@contextmanager
+def _read_from_hub(source: str, revision: str | None) -> Iterator[None]:
+    """Name what is read in errors, and tell those that the user must fix from transient ones."""
+    try:
+        yield
+    except Exception as error:  # the hub client raises a dozen unrelated types when a repository cannot be reached
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        kind = UnreachableError if is_transient(error) else InputError
+        raise kind(f"{source} at revision {revision or 'main'}: cannot be read from the Hub ({reason})") from None

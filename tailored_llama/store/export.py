@@ -14,11 +14,7 @@ from tailored_llama.store.manifests import read_manifest
 def check_target(target: Path, field: str, what: str, stages: Sequence[str]) -> None:
     """Check that a folder is new, or holds an artifact of some stages, which may be replaced.
 
-    Args:
-        target: the folder.
-        field: of the configuration that names it, for the error message.
-        what: is looked for there, for the error message, such as "a report".
-        stages: what may be replaced.
+    The error message names the field of the configuration, and what is looked for there, such as "a report".
 
     Raises:
         InputError: something else stands there.

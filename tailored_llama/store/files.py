@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -39,7 +39,10 @@ def file_lock(path: Path, wait: bool = True, waiting: Callable[[], None] = lambd
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            held = _try_lock(descriptor)
+            held = False
+            with suppress(BlockingIOError):  # another process holds it
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
             if wait and not held:
                 waiting()
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -50,15 +53,6 @@ def file_lock(path: Path, wait: bool = True, waiting: Callable[[], None] = lambd
             return
         finally:
             os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Take the lock unless another process holds it; return whether it is taken."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_open_at(path: Path, descriptor: int) -> bool:

@@ -14,15 +14,24 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tailored_llama.errors import InputError
 from tailored_llama.store import remote, sharing
 from tailored_llama.store.artifacts import ArtifactStore
-from tailored_llama.store.claims import abandoned, claimed
+from tailored_llama.store.claims import CLAIMS, claimed
 from tailored_llama.store.files import file_lock, walk
-from tailored_llama.store.manifests import FINISHED, GGUF, MANIFEST, Manifest, check_identity, parse_manifest
+from tailored_llama.store.manifests import (
+    FINISHED,
+    GGUF,
+    MANIFEST,
+    Manifest,
+    check_identity,
+    parse_manifest,
+    size_problem,
+)
 from tailored_llama.store.remote import Remote
 
 REPORTS = ("report", "sweep", "transfer", "prompt-study")  # final results: no stage reads them
@@ -75,10 +84,9 @@ def removable(
     keep_reports: int | None = None,
     now: float | None = None,
 ) -> list[Entry]:
-    """Artifacts that may be removed, in the order of removal: whatever stays keeps all it was made of.
+    """Artifacts of a whole store that may be removed, in the order of removal: what stays keeps all it was made of.
 
     Args:
-        entries: the whole store.
         older_than: seconds; artifacts used more recently stay, with all they were made of.
         keep_under: bytes; the oldest go until the store is at most that large; absent: all that may go.
         keep_reports: how many of the newest reports stay, with all they were made of; absent: all.
@@ -171,8 +179,14 @@ def leftovers(store: ArtifactStore, now: float | None = None) -> list[tuple[Path
 
 def abandoned_claims(store: ArtifactStore, now: float | None = None) -> list[str]:
     """Claims that dead processes left at the URL of a store."""
-    now = time.time() if now is None else now
-    return abandoned(store.remote, now - HALF_DONE) if store.remote else []
+    if not (at := store.remote):
+        return []
+    before, old = (time.time() if now is None else now) - HALF_DONE, []
+    for name in remote.names(at, CLAIMS):
+        with suppress(FileNotFoundError):
+            if remote.written(at, f"{CLAIMS}/{name}") < before:  # by the store's clock
+                old.append(f"{CLAIMS}/{name}")
+    return old
 
 
 def remove_claims(store: ArtifactStore, names: Sequence[str]) -> None:
@@ -229,18 +243,12 @@ def _remote_entries(store: ArtifactStore) -> Iterator[Entry]:
         key, _, name = rest.partition("/")
         if name and _is_artifact_name(stage, key):
             artifacts.setdefault((stage, key), {})[name] = size_and_time
-    manifests = remote.read(
-        store.remote, [f"{s}/{k}/{MANIFEST}" for (s, k), names in artifacts.items() if MANIFEST in names]
-    )
+    whole = [f"{stage}/{key}/{MANIFEST}" for (stage, key), names in artifacts.items() if MANIFEST in names]
+    manifests = remote.read(store.remote, whole)
     for (stage, key), names in artifacts.items():
-        written = max(seconds for _, seconds in names.values())
-        yield _entry(
-            stage,
-            key,
-            manifests.get(f"{stage}/{key}/{MANIFEST}"),
-            {name: size for name, (size, _) in names.items()},
-            max(written, _last_found(store, stage, key)),
-        )
+        sizes = {name: size for name, (size, _) in names.items()}
+        used = max(_last_found(store, stage, key), *(seconds for _, seconds in names.values()))
+        yield _entry(stage, key, manifests.get(f"{stage}/{key}/{MANIFEST}"), sizes, used)
 
 
 def _entry(stage: str, key: str, content: bytes | None, sizes: Mapping[str, int], used: float) -> Entry:
@@ -249,22 +257,11 @@ def _entry(stage: str, key: str, content: bytes | None, sizes: Mapping[str, int]
     if content is not None:
         try:
             parsed = parse_manifest(content, f"{stage}/{key}/{MANIFEST}")
+            check_identity(parsed, stage, key)
+            manifest, problem = parsed, size_problem(parsed, sizes)
         except InputError as error:
             problem = str(error)
-        else:
-            problem = check_identity(parsed, stage, key)
-            if not problem:
-                manifest, problem = parsed, _size_problem(parsed, sizes)
     return Entry(stage, key, manifest, problem, tuple(sizes), sum(sizes.values()), used)
-
-
-def _size_problem(manifest: Manifest, sizes: Mapping[str, int]) -> str | None:
-    for name, entry in manifest.files.items():
-        if name not in sizes:
-            return f"{name} is missing"
-        if sizes[name] != entry["size"]:
-            return f"{name} has {sizes[name]} bytes, expected {entry['size']}"
-    return None
 
 
 def _is_unreadable(entry: Entry) -> bool:

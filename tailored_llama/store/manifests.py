@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -51,14 +51,8 @@ class Manifest:
 
 def artifact_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, ArtifactRef]) -> str:
     """SHA-256 over the stage, its version, the configuration it reads and the digests of its inputs."""
-    return _digest(
-        {
-            "stage": stage,
-            "version": version,
-            "config": dict(config),
-            "inputs": {name: ref.digest for name, ref in inputs.items()},
-        }
-    )
+    digests = {name: ref.digest for name, ref in inputs.items()}
+    return _digest({"stage": stage, "version": version, "config": dict(config), "inputs": digests})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -82,25 +76,12 @@ def parse_manifest(content: bytes, location: str) -> Manifest:
         data = json.loads(content.decode())
         inputs = {name: ArtifactRef(**ref) for name, ref in data["inputs"].items()}
         files = {name: {"sha256": entry["sha256"], "size": entry["size"]} for name, entry in data["files"].items()}
-        manifest = Manifest(
-            **{
-                **data,
-                "config": {**data["config"]},
-                "libraries": {**data["libraries"]},
-                "measured": {**data["measured"]},
-                "seconds": float(data["seconds"]),
-                "peak_memory_bytes": int(data["peak_memory_bytes"]),
-                "inputs": inputs,
-                "files": files,
-            }
-        )
+        tables = {name: {**data[name]} for name in ("config", "libraries", "measured")}
+        costs = {"seconds": float(data["seconds"]), "peak_memory_bytes": int(data["peak_memory_bytes"])}
+        manifest = Manifest(**data | tables | costs | {"inputs": inputs, "files": files})
         outside = not all(is_safe_relative(name) for name in files)
         nested = any(str(parent) in files for name in files for parent in PurePosixPath(name).parents)
-        texts = (
-            manifest.stage,
-            manifest.key,
-            *(t for ref in inputs.values() for t in (ref.stage, ref.key, ref.digest)),
-        )
+        texts = [manifest.stage, manifest.key, *(text for ref in inputs.values() for text in astuple(ref))]
         if nested or MANIFEST in files or not all(isinstance(text, str) for text in texts):
             raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
@@ -110,12 +91,25 @@ def parse_manifest(content: bytes, location: str) -> Manifest:
     return manifest
 
 
-def check_identity(manifest: Manifest, stage: str, key: str) -> str | None:
-    """Why a manifest does not belong to the artifact in whose folder it is, or None if it does."""
+def check_identity(manifest: Manifest, stage: str, key: str) -> None:
+    """Check that a manifest belongs to the artifact in whose folder it is.
+
+    Raises:
+        InputError: it does not.
+    """
     if (manifest.stage, manifest.key) != (stage, key):
-        return f"manifest of {manifest.stage}/{manifest.key[:12]}"
+        raise InputError(f"manifest of {manifest.stage}/{manifest.key[:12]}")
     if artifact_key(stage, manifest.version, manifest.config, manifest.inputs) != key:
-        return "its key does not follow from its manifest"
+        raise InputError("its key does not follow from its manifest")
+
+
+def size_problem(manifest: Manifest, sizes: Mapping[str, int]) -> str | None:
+    """The first file of a manifest that is missing or has another size in bytes, or None."""
+    for name, entry in manifest.files.items():
+        if name not in sizes:
+            return f"{name} is missing"
+        if sizes[name] != entry["size"]:
+            return f"{name} has {sizes[name]} bytes, expected {entry['size']}"
     return None
 
 

@@ -62,8 +62,8 @@ def push(remote: Remote, folder: Path, target: str, name: str) -> None:
         InputError: writing is not permitted, or the bucket does not exist.
         UnreachableError: the server failed; the same push may succeed later.
     """
-    path, action = f"{remote.base}/{target}/{name}", f"pushing {target}"
-    with _request(remote, action), _bucket(remote, action):
+    path = f"{remote.base}/{target}/{name}"
+    with _request(remote, f"pushing {target}", writes=True):
         _make_parent(remote.filesystem, path)
         remote.filesystem.put_file(str(folder / name), path)
 
@@ -74,7 +74,7 @@ def create(remote: Remote, name: str, content: bytes, action: str) -> bool:
     Raises:
         InputError, UnreachableError: as `push`.
     """
-    with _request(remote, action), _bucket(remote, action):
+    with _request(remote, action, writes=True):
         return _create(remote.filesystem, f"{remote.base}/{name}", content)
 
 
@@ -124,13 +124,10 @@ def files(remote: Remote) -> dict[str, tuple[int, float]]:
     filesystem, base = remote.filesystem, remote.base
     with _request(remote, "listing it"):
         filesystem.invalidate_cache()  # another machine may have written since
-        listing = {
-            info["name"].removeprefix(base).lstrip("/"): (
-                int(info["size"] or 0),
-                _written(filesystem, info["name"], info),
-            )
-            for info in _find(filesystem, base)
-        }
+        listing = {}
+        for info in _find(filesystem, base):
+            name, size = info["name"].removeprefix(base).lstrip("/"), int(info["size"] or 0)
+            listing[name] = size, _written(filesystem, info["name"], info)
         filesystem.invalidate_cache()
         return listing
 
@@ -276,38 +273,19 @@ def _written(filesystem: Any, path: str, info: dict[str, Any]) -> float:
 
 
 @contextmanager
-def _request(remote: Remote, action: str) -> Iterator[None]:
-    """Name the store in errors, and tell errors the user must fix from transient ones."""
+def _request(remote: Remote, action: str, writes: bool = False) -> Iterator[None]:
+    """Name the store in errors, and tell errors the user must fix from transient ones.
+
+    A file that is not found is an answer; where a file is written, it is the bucket.
+    """
     try:
         yield
-    except FileNotFoundError:
-        raise
-    except PermissionError as error:
-        if error.filename:  # a local file
-            raise
-        raise _refused(remote, action, error) from error
-    except InputError:
-        raise
     except Exception as error:  # botocore's, aiohttp's, paramiko's …
-        if isinstance(error, OSError) and (error.filename or error.errno in NO_ROOM):
+        is_answer = isinstance(error, FileNotFoundError) and not writes
+        is_local = isinstance(error, OSError) and (error.filename or error.errno in NO_ROOM)
+        if is_answer or is_local or isinstance(error, InputError):
             raise
-        raise UnreachableError(
-            f"store.root {remote.root}: {one_line(error)} while {action}; nothing is lost, run it again"
-        ) from error
-
-
-@contextmanager
-def _bucket(remote: Remote, action: str) -> Iterator[None]:
-    """Where a file is written, one that is not found and has no local name is the bucket."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        if error.filename:
-            raise
-        raise _refused(remote, action, error) from error
-
-
-def _refused(remote: Remote, action: str, error: Exception) -> InputError:
-    return InputError(
-        f"store.root {remote.root}: {one_line(error)} while {action}; allowed: a URL that can be written and read"
-    )
+        said = f"store.root {remote.root}: {one_line(error)} while {action}"
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise InputError(f"{said}; allowed: a URL that can be written and read") from error
+        raise UnreachableError(f"{said}; nothing is lost, run it again") from error

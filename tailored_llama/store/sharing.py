@@ -43,10 +43,9 @@ def fetch(at: Remote, stage: str, key: str, folder: Path) -> tuple[str | None, S
         remote.pull(at, source, [MANIFEST], folder)
         try:
             manifest = read_manifest(folder)
+            check_identity(manifest, stage, key)
         except InputError as error:
             return str(error), None
-        if problem := check_identity(manifest, stage, key):
-            return problem, None
         remote.pull(at, source, list(manifest.files), folder)
         written = remote.written(at, f"{source}/{MANIFEST}")
         os.utime(folder / MANIFEST, (written, written))

@@ -111,15 +111,12 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _check(file: pq.ParquetFile, path: Path, schema: pa.Schema | None) -> None:
+    """Refuse another schema, and more values than the file can hold: pyarrow allocates memory for all at once."""
     actual = file.schema_arrow
     if schema and not actual.remove_metadata().equals(schema.remove_metadata()):
         wrong = [f.name for f in schema if f.name not in actual.names or not actual.field(f.name).equals(f)]
         raise InputError(f"{path}: column {(wrong or actual.names)[0]} is not as declared ({schema.names})")
-    _check_claims(file.metadata, path)
-
-
-def _check_claims(metadata: Any, path: Path) -> None:
-    """Refuse more values than a file of this size can hold: pyarrow allocates memory for all of them at once."""
+    metadata = file.metadata
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     columns = [[group.column(number).num_values for group in groups] for number in range(metadata.num_columns)]
     claimed, size = max([metadata.num_rows, *map(sum, columns)]), path.stat().st_size

@@ -18,7 +18,7 @@ from typing import Any
 
 from tailored_llama.errors import InputError
 from tailored_llama.store.files import sha256_file
-from tailored_llama.store.manifests import check_identity, links_or_strangers, read_manifest
+from tailored_llama.store.manifests import check_identity, links_or_strangers, read_manifest, size_problem
 
 SETTLED = 2.0  # seconds; a file may change once more within one tick of its file system's clock, and keep its time
 
@@ -40,25 +40,21 @@ def check(folder: Path, stage: str, key: str, known: Stamps | None) -> tuple[str
     """
     try:
         manifest = read_manifest(folder)
+        check_identity(manifest, stage, key)
     except InputError as error:
         return str(error), None
-    if problem := check_identity(manifest, stage, key) or links_or_strangers(folder, manifest):
+    if problem := links_or_strangers(folder, manifest):
         return problem, None
-    stamps: dict[str, Stamp] = {}
+    stamps = {name: _stamp(folder / name) for name in manifest.files if (folder / name).is_file()}
+    if problem := size_problem(manifest, {name: stamp[0] for name, stamp in stamps.items()}):
+        return problem, None
     for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing", None
-        size, *_ = stamp = _stamp(path)
-        if size != entry["size"]:
-            return f"{name} has {size} bytes, expected {entry['size']}", None
-        if not (known and known.digest == manifest.digest and known.files.get(name) == stamp):
-            settled = is_settled(stamp)
-            if (got := sha256_file(path)) != entry["sha256"]:
+        if not (known and known.digest == manifest.digest and known.files.get(name) == stamps[name]):
+            settled = is_settled(stamps[name])
+            if (got := sha256_file(folder / name)) != entry["sha256"]:
                 return f"{name} has SHA-256 {got}, expected {entry['sha256']}", None
             if not settled:
-                continue
-        stamps[name] = stamp
+                del stamps[name]
     return None, Stamps(manifest.digest, stamps)
 
 
