@@ -12,15 +12,7 @@ import numpy as np
 
 from tailored_llama.config import DENSE
 from tailored_llama.evaluation.scores import Score, check_comparable
-from tailored_llama.evaluation.statistics import (
-    Array,
-    above_floor,
-    chance_corrected,
-    interval,
-    paired_draws,
-    ratios,
-    recovery,
-)
+from tailored_llama.evaluation.statistics import Array, above_floor, chance_corrected, interval, paired_draws, ratios
 from tailored_llama.store import read_rows
 
 PRUNED, HEALED, TAILORED = "pruned", "healed", "tailored"
@@ -89,13 +81,8 @@ def recovery_rows(scores: Scores, ratio: float | None = None, seed: int = 0) -> 
     """A row for each model and benchmark, and the mean of each model if there are several benchmarks.
 
     The mean recovery is over all benchmarks that have one. The mean chance-corrected recovery is over those where the
-    dense model is significantly above its floor. Intervals come from a paired bootstrap; that of a mean resamples every
-    benchmark.
-
-    Args:
-        scores: of the models `dense`, `pruned`, `healed` and `tailored`, or of some of them.
-        ratio: the configured ratio, copied into the rows.
-        seed: of the resamples. An interval does not depend on which other benchmarks are reported.
+    dense model is significantly above its floor. Intervals come from a paired bootstrap, which does not depend on what
+    other benchmarks are reported; that of a mean resamples every benchmark. `ratio` is the configured one.
 
     Raises:
         InputError: scores of a benchmark have different examples or metrics.
@@ -108,13 +95,12 @@ def recovery_rows(scores: Scores, ratio: float | None = None, seed: int = 0) -> 
         check_comparable(name, *by_model.values())
         for model in by_model:
             row, drawn = _row(model, name, by_model, [seed, *name.encode()])
-            rows[model].append(replace(row, ratio=ratio, seed=seed))
+            rows[model].append(row)
             draws[model].append(drawn)
-    if len(benchmarks) > 1:
-        means = {model: _mean(rows[model], draws[model], benchmarks) for model in scores if rows[model]}
-        for model, mean in means.items():
-            rows[model].append(replace(mean, ratio=ratio, seed=seed))
-    return [row for model_rows in rows.values() for row in model_rows]
+    for model, own in rows.items():
+        if own and len(benchmarks) > 1:
+            own.append(_mean(own, draws[model], benchmarks))
+    return [replace(row, ratio=ratio, seed=seed) for own in rows.values() for row in own]
 
 
 def _row(
@@ -141,7 +127,7 @@ def _row(
     dense = scores.get(DENSE)
     if model != DENSE and dense and dense.accuracy > 0:
         pair = paired_draws(score.answers, dense.answers, seed)
-        row = replace(row, recovery=recovery(score.accuracy, dense.accuracy), recovery_benchmarks=1)
+        row = replace(row, recovery=score.accuracy / dense.accuracy, recovery_benchmarks=1)
         draws["recovery"] = ratios(*pair)
         if above_floor(dense.accuracy, dense.stderr, dense.floor):
             corrected = chance_corrected(score.accuracy, dense.accuracy, dense.floor)
