@@ -18,7 +18,7 @@ from tailored_llama.reports.inputs import ReportInputs, RunResults, scored_runs
 from tailored_llama.reports.pages import first_sample, settings_of, write_page
 from tailored_llama.reports.recovery import accuracies, against_dense
 from tailored_llama.reports.run_plots import picture_name, report_pictures
-from tailored_llama.reports.text import VARIANTS, benchmark_notes, gained_by, missing_notes, run_name, summary, title
+from tailored_llama.reports.text import VARIANTS, benchmark_notes, gained_by, run_name, summary, title
 from tailored_llama.reports.tuned_dense import FILE as TUNED_DENSE_FILE
 from tailored_llama.reports.tuned_dense import against_tuned_dense, tuned_dense_notes
 from tailored_llama.store import write_rows
@@ -60,7 +60,7 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
         "how": how,
         "variant": VARIANTS[inputs.config.tuning.variant] if inputs.config else "an adapter",
         "inputs": inputs,
-        "missing": missing_notes(inputs),
+        "missing": [f"Incomplete: {name} failed: {error}" for name, error in inputs.failed.items()],
         "diagnoses": by_signature(diagnoses),
         "diagnosed": diagnosis_lines(diagnoses),
         "is_better": is_better,
