@@ -39,14 +39,10 @@ from tailored_llama.training import Comparison, is_better
 
 
 def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkpoint: Path, tuned: bool = True) -> str:
-    """The model card of a finished checkpoint, from the scores and settings of its run.
+    """The model card of a finished checkpoint, from one run's settings and its scores on the benchmark `own`.
 
-    Args:
-        inputs: the configuration, the dense model and one run, with the scores of one benchmark.
-        own: that benchmark.
-        base: the dense model.
-        checkpoint: the pruned checkpoint; the merged one has the same layout and type.
-        tuned: whether the adapter is merged. If not, the card is that of the healed or pruned model, and says why.
+    `base` is the dense model, `checkpoint` the pruned one; the merged one has the same layout and type. If the adapter
+    is not merged (`tuned`), the card is that of the healed or pruned model, and says why.
 
     Raises:
         InputError: as `scored_runs`.
@@ -115,11 +111,11 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
 
 def _untuned_summary(table: RecoveryTable, model: str, row: RecoveryRow) -> str:
     """The summary of a model that was exported without its adapter."""
+    if row.recovery is None:
+        return size_sentence(table)
     reached = f"Without tuning, the {model} model reaches {percent(row.recovery)} of the dense model's accuracy"
     measured = f"{row.examples:,} examples; 95 % interval {span(row.recovery_low, row.recovery_high)}"
-    return " ".join(
-        filter(None, (size_sentence(table), f"{reached} ({measured})." if row.recovery is not None else ""))
-    )
+    return f"{size_sentence(table)} {reached} ({measured}).".lstrip()
 
 
 def _verdict(comparison: Comparison | None, tuned: bool) -> str:
@@ -141,10 +137,8 @@ def _size(row: ModelRow) -> Size | None:
 
 def _is_weaker(dense: ModelRow, smaller: ModelRow) -> bool:
     """Whether the perplexity of the smaller model is higher, per byte if that is known."""
-    for one, other in ((dense.byte_perplexity, smaller.byte_perplexity), (dense.perplexity, smaller.perplexity)):
-        if one is not None and other is not None:
-            return other > one
-    return False
+    pairs = ((dense.byte_perplexity, smaller.byte_perplexity), (dense.perplexity, smaller.perplexity))
+    return next((other > one for one, other in pairs if one is not None and other is not None), False)
 
 
 def _data(own: BenchmarkConfig) -> str:
@@ -156,8 +150,7 @@ def _data(own: BenchmarkConfig) -> str:
         return f"the Hub data set `{own.source}` ({subset}, revision {revision})"
     if own.train and own.evaluation:
         return f"`{Path(own.train).name}` to tune on, `{Path(own.evaluation).name}` to score"
-    wheel = DATA_WHEEL
-    return f"train and evaluation split, as in the PyPI wheel {wheel.name}=={wheel.version}"
+    return f"train and evaluation split, as in the PyPI wheel {DATA_WHEEL.name}=={DATA_WHEEL.version}"
 
 
 def _text(text: TextConfig) -> str:

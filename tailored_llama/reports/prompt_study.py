@@ -34,10 +34,7 @@ STAGE, VERSION = "prompt-study", 4
 def write_study(config: PromptStudyConfig, model: str, studied: Sequence[StudiedBenchmark[Path]], *, out: Path) -> None:
     """Stage: write `study.parquet`, `differences.parquet`, `study.html`, and `study.md` with `differences.png`.
 
-    Args:
-        config: the study's configuration.
-        model: a description of the scored model.
-        studied: the scores and prompts of every benchmark.
+    `model` describes the scored model in words.
     """
     rows = study_rows(config, studied)
     differences = study_differences(config, studied, rows)

@@ -16,11 +16,15 @@ from tailored_llama.reports.diagnosis import FILE, Diagnosis, by_signature, diag
 from tailored_llama.reports.figures import Picture
 from tailored_llama.reports.inputs import ReportInputs, RunResults, scored_runs
 from tailored_llama.reports.pages import first_sample, settings_of, write_page
-from tailored_llama.reports.recovery import accuracies, against_dense
+from tailored_llama.reports.recovery import (
+    TUNED_DENSE_FILE,
+    accuracies,
+    against_dense,
+    against_tuned_dense,
+    tuned_dense_notes,
+)
 from tailored_llama.reports.run_plots import picture_name, report_pictures
 from tailored_llama.reports.text import VARIANTS, benchmark_notes, gained_by, run_name, summary, title
-from tailored_llama.reports.tuned_dense import FILE as TUNED_DENSE_FILE
-from tailored_llama.reports.tuned_dense import against_tuned_dense, tuned_dense_notes
 from tailored_llama.store import write_rows
 from tailored_llama.training import is_better
 

@@ -27,7 +27,6 @@ _CURVES = {  # measured quantity → title, label of its axis, caption
     "recovery": ("Recovery", "mean recovery", _RECOVERY),
 }
 
-
 Figures = dict[str, tuple[str, Picture, str]]  # measured quantity → title, picture, caption
 
 
@@ -36,10 +35,7 @@ def write_sweep(
 ) -> None:
     """Stage: write `sweep.parquet` (dense models first), `benchmarks.parquet`, `sweep.html`, and `sweep.md` with PNGs.
 
-    Args:
-        config: the sweep's configuration.
-        measured: every row, with its rows on each benchmark.
-        out: an existing folder.
+    `measured` has every row with its rows on each benchmark.
     """
     rows = [row for row, _ in measured]
     by_benchmark = [row for _, benchmark_rows in measured for row in benchmark_rows]
@@ -124,8 +120,8 @@ def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[SweepBenchmarkRow]
     columns = [Column("setting", left=True), Column("removed /\nof the body")]
     rows = [table_row("floor", "–", *(number(one.floor) for one in first))]
     for row, found in scored:
-        error = ((f"± {number(one.stderr)}", *filter(None, [one.template])) for one in found)
-        cells = [Cell(number(one.accuracy), under) for one, under in zip(found, error, strict=True)]
+        under = [tuple(filter(None, (f"± {number(one.stderr)}", one.template))) for one in found]
+        cells = [Cell(number(one.accuracy), lines) for one, lines in zip(found, under, strict=True)]
         rows.append(table_row(row.label, _removed(row), *cells, bold=not row.ratio))
     return Table((*columns, *(Column(one.benchmark, under=(one.metric,)) for one in first)), tuple(rows))
 
