@@ -30,18 +30,17 @@ def fewer_bits(inputs: ReportInputs) -> list[BitsRow]:
         if inputs.dense.parameters and run.pruned.parameters:
             parameters = {DENSE: inputs.dense.parameters, TAILORED: run.pruned.parameters}
             dense, tailored = _by_type(inputs, None, inputs.dense.scores), _by_type(inputs, run.ratio, run.tailored)
-            own = bits_rows(dense, tailored, parameters, run.ratio, inputs.config.seed if inputs.config else 0)
-            rows += [row for row in own if row not in rows]
-    return rows
+            rows += bits_rows(dense, tailored, parameters, run.ratio, inputs.config.seed if inputs.config else 0)
+    return list(dict.fromkeys(rows))
 
 
-def _by_type(inputs: ReportInputs, ratio: float | None, whole: Mapping[str, Path]) -> dict[str, Mapping[str, Path]]:
+def _by_type(inputs: ReportInputs, ratio: float | None, whole: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
     """The scores of a model by type and benchmark, first those of the model as it is."""
-    by_type: dict[str, dict[str, Path]] = {WHOLE: dict(whole)}
+    by_type = {WHOLE: dict(whole)}
     for one in inputs.quantised:
         if one.ratio == ratio:
             by_type.setdefault(one.type, {})[one.benchmark] = one.scores
-    return dict(by_type)
+    return by_type
 
 
 def bits_sentences(rows: Sequence[BitsRow]) -> list[str]:

@@ -74,7 +74,6 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         removed=" ".join(what_was_removed(before, left, config.pruning, config.reconstruction).split()),
         settings=_settings(config, own, ratio),
         sizes=sizes,
-        span=span,
         perplexities=perplexities(table),
         pieces=run.pieces,
         row=row,

@@ -28,8 +28,6 @@ from tailored_llama.reports.parts import accuracy_of, number, points
 from tailored_llama.reports.tables import Cell, Column, Table, table_row, terminal
 from tailored_llama.store import write_rows
 
-STAGE, VERSION = "prompt-study", 4
-
 
 def write_study(config: PromptStudyConfig, model: str, studied: Sequence[StudiedBenchmark[Path]], *, out: Path) -> None:
     """Stage: write `study.parquet`, `differences.parquet`, `study.html`, and `study.md` with `differences.png`.
@@ -157,9 +155,8 @@ def _selection(studied: Sequence[StudiedBenchmark[Path]], rows: Sequence[Templat
     lines = []
     for one in studied:
         name, best = one.benchmark.name, scored[one.benchmark.name, one.chosen]
-        cells = [
-            replace(accuracy_of(scored.get((name, template))), strong=template == one.chosen) for template in templates
-        ]
+        cells = [accuracy_of(scored.get((name, template))) for template in templates]
+        cells[templates.index(one.chosen)] = replace(accuracy_of(best), strong=True)
         lines.append(table_row(name, number(best.examples, 0), number(best.floor), *cells))
     return Table(tuple(columns), tuple(lines))
 

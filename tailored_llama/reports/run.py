@@ -28,8 +28,6 @@ from tailored_llama.reports.text import VARIANTS, benchmark_notes, gained_by, ru
 from tailored_llama.store import write_rows
 from tailored_llama.training import is_better
 
-STAGE, VERSION = "report", 11
-
 _MARKDOWN_BYTES = 20_000  # of a Prefect artifact without its pictures
 
 

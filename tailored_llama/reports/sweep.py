@@ -18,8 +18,6 @@ from tailored_llama.reports.parts import accuracy_cell, number, percent, share_c
 from tailored_llama.reports.tables import Cell, Column, Row, Table, table_row, terminal
 from tailored_llama.store import write_rows
 
-STAGE, VERSION = "sweep", 8
-
 _RECOVERY = "Accuracy ÷ the dense model's, mean over all benchmarks, including those where dense is at its floor."
 _CURVES = {  # measured quantity → title, label of its axis, caption
     "perplexity": ("Perplexity", "perplexity ÷ dense", "Perplexity ÷ the dense model's on the same text."),

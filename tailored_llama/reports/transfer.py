@@ -36,8 +36,6 @@ _LEGEND = (
     "that the model was not tuned on. Row generic: one adapter, tuned on all benchmarks with as many examples in total."
 )
 
-STAGE, VERSION = "transfer", 4
-
 
 def write_transfer(config: RunConfig, cells: Sequence[TransferScore[Path]], *, out: Path) -> None:
     """Stage: write `transfer.parquet`, `transfer.html`, and `transfer.md` with the heat map, `gains.png`.
