@@ -25,8 +25,6 @@ SPIKE = 2.0  # a step's loss above this many times the median of the steps befor
 STEPS = 3  # steps before one may be called a spike
 RISE = 1.1  # a held-out loss above this many times the one before tuning
 
-FILE = "diagnoses.parquet"
-
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -147,4 +145,4 @@ def read_diagnoses(report: Path) -> list[Diagnosis]:
     Raises:
         InputError: it is missing, broken or of another schema.
     """
-    return read_rows(report / FILE, Diagnosis)
+    return read_rows(report / "diagnoses.parquet", Diagnosis)

@@ -12,7 +12,6 @@ from tailored_llama.config import REFERENCES, PromptStudyConfig
 from tailored_llama.evaluation import (
     EVALUATION,
     MEAN,
-    RESAMPLES,
     Difference,
     StudiedBenchmark,
     TemplateRow,
@@ -23,7 +22,7 @@ from tailored_llama.evaluation import (
 )
 from tailored_llama.reports.comparison_plots import intervals
 from tailored_llama.reports.figures import Picture
-from tailored_llama.reports.pages import first_sample, settings_of, write_page
+from tailored_llama.reports.pages import settings_of, write_page
 from tailored_llama.reports.parts import accuracy_of, number, points
 from tailored_llama.reports.tables import Cell, Column, Table, table_row, terminal
 from tailored_llama.store import write_rows
@@ -48,13 +47,8 @@ def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied
         "table": _table(rows, differences),
         "selection": _selection(studied, rows),
         "figure": picture,
-        "chosen": {one.benchmark.name: one.chosen for one in studied},
-        "samples": {
-            one.benchmark.name: {name: first_sample(folder / "samples.txt") for name, folder in one.prompts.items()}
-            for one in studied
-        },
+        "studied": studied,
         "settings": study_settings(config),
-        "resamples": RESAMPLES,
     }
     write_page("prompt_study.html.j2", out / "study.html", context)
     write_page("prompt_study.md.j2", out / "study.md", context)

@@ -20,8 +20,6 @@ from tailored_llama.reports.tables import Cell, Column, Row, Table, table_row, t
 from tailored_llama.reports.text import benchmark_notes, plus_minus, run_name, size_sentence
 from tailored_llama.store import read_rows
 
-TUNED_DENSE_FILE = "tuned_dense.parquet"
-
 
 def recovery_table(folder: Path) -> rich.table.Table:
     """The table of a report's folder, 80 characters wide, with sizes, perplexities, notes and diagnoses below it."""
@@ -115,7 +113,7 @@ def read_tuned_dense(report: Path) -> list[RecoveryTable]:
     Raises:
         InputError: it is broken or of another schema.
     """
-    file = report / TUNED_DENSE_FILE
+    file = report / "tuned_dense.parquet"
     return recovery_tables(read_rows(file, RecoveryRow), []) if file.is_file() else []
 
 

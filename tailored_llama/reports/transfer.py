@@ -16,7 +16,6 @@ from tailored_llama.evaluation import (
     MEAN,
     OTHERS,
     OWN,
-    RESAMPLES,
     TransferRow,
     TransferScore,
     field_of,
@@ -56,7 +55,6 @@ def write_transfer(config: RunConfig, cells: Sequence[TransferScore[Path]], *, o
         "picture": picture,
         "table": _table(rows),
         "config": config,
-        "resamples": RESAMPLES,
         "settings": {name: fields for name, fields in settings_of(config).items() if name not in UNREAD_BY_TRANSFER},
     }
     write_page("transfer.html.j2", out / "transfer.html", context)
