@@ -153,7 +153,7 @@ def _data(own: BenchmarkConfig) -> str:
 
 
 def _text(text: TextConfig) -> str:
-    return f"`{_without_folder(text.source)}`"
+    return f"`{_without_folders(text.source)}`"
 
 
 def _calibration_text(calibration: CalibrationConfig) -> str:
@@ -181,23 +181,19 @@ def _settings(config: RunConfig, own: BenchmarkConfig, ratio: float) -> dict[str
     data = config.model_dump(mode="json")
     data["benchmarks"], data["pruning"]["ratios"] = [own.model_dump(mode="json")], [ratio]
     data["tuning"].pop("dense", None)  # another model
-    settings = settings_of(RunConfig.model_validate(_without_folders(data)))
-    del settings["profile"]  # changes times, not weights
-    return settings
+    return settings_of(RunConfig.model_validate(_without_folders(data)), ["profile"])  # it changes times, not weights
 
 
 def _without_folders(value: Any) -> Any:
+    """Files and folders in plain data by their names, without parents; any other value as it is."""
     if isinstance(value, dict):
         return {name: _without_folders(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_without_folders(inner) for inner in value]
-    return _without_folder(value) if isinstance(value, str) else value
-
-
-def _without_folder(text: str) -> str:
-    """The name of a file or folder without its parents; any other text as it is."""
+    if not isinstance(value, str):
+        return value
     try:
-        path = Path(text).expanduser()
-        return path.resolve().name if text and (path.is_absolute() or path.exists()) else text
+        path = Path(value).expanduser()
+        return path.resolve().name if value and (path.is_absolute() or path.exists()) else value
     except (OSError, RuntimeError):  # too long for a path, or an unknown ~user
-        return text
+        return value

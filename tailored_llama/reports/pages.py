@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,14 @@ def first_sample(prompts: Path) -> str:
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
 
 
-def settings_of(config: RunConfig) -> dict[str, dict[str, str]]:
-    """Section → field → value, as in a configuration file, without unset fields.
+def settings_of(config: RunConfig, unread: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+    """Section → field → value, as in a configuration file, without unset fields and sections that nothing reads.
 
     `execution` and `store` are left out: they cannot change a result, and the same results give the same report.
     """
     sections: dict[str, dict[str, str]] = {"": {}}
-    for name, value in config.model_dump(mode="json", exclude_none=True, exclude={"execution", "store"}).items():
+    hidden = {"execution", "store", *unread}
+    for name, value in config.model_dump(mode="json", exclude_none=True, exclude=hidden).items():
         section, fields = (name, value) if isinstance(value, dict) else ("", {name: value})
         if name == "benchmarks":
             fields = {name: [table["name"] if len(table) == 1 else table for table in value]}

@@ -157,10 +157,8 @@ def _selection(studied: Sequence[StudiedBenchmark[Path]], rows: Sequence[Templat
 
 def study_settings(config: PromptStudyConfig) -> dict[str, dict[str, str]]:
     """The settings that a study reads, as `settings_of` gives them."""
-    sections = settings_of(config)
     making = () if config.pruned else ("calibration", "pruning", "reconstruction", "distillation", "healing", "prompts")
-    for name in ("perplexity", "profile", *making):
-        del sections[name]
+    sections = settings_of(config, ("perplexity", "profile", *making))
     sections["tuning"] = {name: sections["tuning"][name] for name in ("shots", "held_out")}  # not in the slice
     return sections
 

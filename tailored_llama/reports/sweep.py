@@ -131,8 +131,7 @@ def _recovered(rows: Sequence[SweepRow]) -> bool:
 
 def _shared(config: SweepConfig) -> dict[str, dict[str, str]]:
     """The settings that no cell changes, as `settings_of` gives them, without those that a sweep does not read."""
-    unread = {"profile"} | (set() if config.tailored else {"tuning"})
-    sections = {name: fields for name, fields in settings_of(config).items() if name not in unread}
+    sections = settings_of(config, ["profile"] if config.tailored else ["profile", "tuning"])
     for field in (*SWEEP_FIELDS, RATIOS, *(field for table in config.grid for field in table)):
         section, _, name = field.rpartition(".")
         sections.get(section, {}).pop(name, None)

@@ -55,7 +55,7 @@ def write_transfer(config: RunConfig, cells: Sequence[TransferScore[Path]], *, o
         "picture": picture,
         "table": _table(rows),
         "config": config,
-        "settings": {name: fields for name, fields in settings_of(config).items() if name not in UNREAD_BY_TRANSFER},
+        "settings": settings_of(config, UNREAD_BY_TRANSFER),
     }
     write_page("transfer.html.j2", out / "transfer.html", context)
     write_page("transfer.md.j2", out / "transfer.md", context)
