@@ -40,12 +40,8 @@ def bits_rows(
 ) -> list[BitsRow]:
     """A row for each model and type that is scored on every benchmark.
 
-    Args:
-        dense: scores of the dense model; those of the type bfloat16 are what all others are compared with.
-        tailored: scores of the tailored models. Each benchmark has its own; they are equally large.
-        parameters: of the models dense and tailored.
-        ratio: the configured ratio of the tailored models.
-        seed: of the bootstrap.
+    All are compared with the dense model in bfloat16. Each benchmark has its own tailored model; they are equally large
+    and have one configured `ratio`. `parameters` are those of the models dense and tailored.
 
     Raises:
         InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
@@ -60,18 +56,6 @@ def bits_rows(
         if row is None or row.accuracy is None or row.stderr is None:
             continue
         size = 2 * parameters[model] if kind == WHOLE else max(read_metrics(path)["bytes"] for path in own.values())
-        rows.append(
-            BitsRow(
-                ratio if model == TAILORED else None,
-                model,
-                kind,
-                size,
-                size / whole,
-                row.accuracy,
-                row.stderr,
-                row.chance_corrected,
-                row.cc_low,
-                row.cc_high,
-            )
-        )
+        accuracy = (row.accuracy, row.stderr, row.chance_corrected, row.cc_low, row.cc_high)
+        rows.append(BitsRow(ratio if model == TAILORED else None, model, kind, size, size / whole, *accuracy))
     return rows

@@ -50,7 +50,6 @@ def count_costs(folder: Path, load: Load) -> Costs:
         InputError: the checkpoint is broken or not supported.
     """
     structure = read_structure(folder)
-    files = weight_files(folder)
     shapes = all_tensor_shapes(folder)
     if (embedding := shapes.get("model.embed_tokens.weight")) is None:
         raise InputError(f"{folder}: tensor 'model.embed_tokens.weight' is missing from its safetensors")
@@ -69,7 +68,7 @@ def count_costs(folder: Path, load: Load) -> Costs:
     return Costs(
         parameters=structure.parameters,
         computed_parameters=structure.parameters - (head if "lm_head.weight" in shapes else 0),
-        weight_bytes=sum(file.stat().st_size for file in files),
+        weight_bytes=sum(file.stat().st_size for file in weight_files(folder)),
         linear_flops=2 * (inner + head),
         attention_flops=last,
         prompt_flops=2 * (inner * load.prompt_tokens + head) + prompt,

@@ -5,7 +5,6 @@ With `ignore`, exact match is lm-evaluation-harness's: equal texts, but for what
 
 from __future__ import annotations
 
-import math
 import re
 import string
 from collections import Counter
@@ -117,16 +116,13 @@ def normalise(text: str) -> str:
 
 def exact_match(text: str, accepted: Sequence[str], ignore: Sequence[str] | None = None) -> float:
     """1 if the text equals an accepted one but for what is ignored, else 0; with None, in SQuAD's normal form."""
-    form = _form(ignore)
-    return float(form(text) in map(form, accepted))
+    return float(_form(text, ignore) in [_form(one, ignore) for one in accepted])
 
 
-def _form(ignore: Sequence[str] | None) -> Callable[[str], str]:
-    return normalise if ignore is None else partial(_without, ignore)
-
-
-def _without(ignore: Sequence[str], text: str) -> str:
-    """A text without what is ignored, in the order of lm-evaluation-harness."""
+def _form(text: str, ignore: Sequence[str] | None) -> str:
+    """A text without what is ignored, in the order of lm-evaluation-harness; with None, in SQuAD's normal form."""
+    if ignore is None:
+        return normalise(text)
     text = text.strip() if "spaces" in ignore else text
     text = text.lower() if "case" in ignore else text
     for name, characters in (("punctuation", string.punctuation), ("numbers", string.digits)):
@@ -165,18 +161,12 @@ def accepted_texts(prompt: Prompt, ignore: Sequence[str] | None) -> list[str]:
     return [continuation[len(continuation) - length :] for continuation, length in pairs]
 
 
-def answer_perplexity(loglikelihoods: Sequence[float], tokens: Sequence[int]) -> float:
-    """exp of the negative log-likelihood per token, over the tokens of all answers."""
-    return math.exp(-math.fsum(loglikelihoods) / sum(tokens))
-
-
 def written_floor(prompts: Sequence[Prompt], metric: str, ignore: Sequence[str] | None = None) -> float:
     """The score without skill: always writing the one accepted text that does best in the metric.
 
     Only the 50 most common accepted texts, in normal form, are tried. `ignore` is as in `exact_match`.
     """
-    form = _form(ignore)
     accepted = [accepted_texts(prompt, ignore) for prompt in prompts]
-    common = Counter(text for texts in accepted for text in set(map(form, texts))).most_common(50)
+    common = Counter(text for texts in accepted for text in {_form(one, ignore) for one in texts}).most_common(50)
     value: Callable[[str, Sequence[str]], float] = f1 if metric == "f1" else partial(exact_match, ignore=ignore)
     return max(sum(value(text, texts) for texts in accepted) for text, _ in common) / len(prompts)

@@ -96,12 +96,8 @@ def measure_perplexity(
     scored; the first one follows the BOS token. Known deviation: if a tokenizer adds a BOS token itself (Llama's do),
     lm-evaluation-harness scores that token too.
 
-    Args:
-        checkpoint: the model.
-        text_of: the model whose tokens are counted to find the end of the text; by default the same. So a model with
-            fewer tokens is measured on the text of its dense model; only perplexities per byte compare the two.
-        settings: the text, its tokens, window and stride.
-        work: where to write; the device, and the tokens per pass.
+    The tokens of `text_of`, by default the same model, are counted to find the end of the text. So a model with fewer
+    tokens is measured on the text of its dense model; only perplexities per byte compare the two.
 
     Raises:
         InputError: the text has no token, or the window is longer than the model's context.

@@ -24,12 +24,8 @@ def measure_pieces(
 ) -> None:
     """Stage: count the tokens of texts under a trimmed vocabulary and under the dense one; write `pieces.parquet`.
 
-    Args:
-        pruned: the model with the trimmed vocabulary.
-        dense: the model that it was trimmed from.
-        prompts: evaluation prompts, by benchmark; every choice counts with its context.
-        settings: the perplexity text, which says what other words become.
-        work: where to write.
+    The texts are evaluation prompts by benchmark, where every choice counts with its context, and the perplexity text,
+    which says what other words become.
 
     Raises:
         InputError: the checkpoint's vocabulary was not trimmed.

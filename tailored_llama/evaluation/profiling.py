@@ -43,13 +43,10 @@ class Pass:
 
 
 def decode(model: Any, ids: Tensor, new_tokens: int) -> tuple[Tensor, float, float]:
-    """Continue prompts greedily with the model's own layers and cache, past any end-of-text token.
+    """Continue prompts, int64 [batch, prompt_tokens], greedily with the model's own layers, past any end-of-text token.
 
     The head reads the last states as one matrix. With `logits_to_keep` and several prompts, torch on a CPU copies the
     head's weights for every prompt, which takes longer than all layers.
-
-    Args:
-        ids: prompts of one length, int64 [batch, prompt_tokens].
 
     Returns:
         The new tokens, int64 [batch, new_tokens]; seconds for the first one; seconds for all others.
@@ -77,7 +74,7 @@ def _clock(model: Any) -> float:
 
 
 def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, settings: ProfileSettings, work: Work) -> None:
-    """Stage: measure a checkpoint, optionally in turns with another; write `profile.parquet`.
+    """Stage: measure a checkpoint, optionally in turns with another, such as the dense one; write `profile.parquet`.
 
     There is a row for each checkpoint and batch size. A pass prefills random prompts of one length and decodes
     greedily. At each batch size one pass warms up, then `repeats` are timed. Peak memory covers these passes with the
@@ -85,18 +82,11 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
 
     The processes are spawned: a script that calls this needs `if __name__ == "__main__":`.
 
-    Args:
-        checkpoint: the checkpoint to measure.
-        against: the checkpoint to compare it with, such as the dense model.
-        settings: batch sizes, tokens, repeats and device.
-        work: where to write.
-
     Raises:
         InputError: a checkpoint is broken or its context too short, the device is not available, or memory runs out.
     """
     profile, device = settings.profile, pick_device(settings.device)
-    batches, prompt_tokens, new_tokens = profile.batches, profile.prompt_tokens, profile.new_tokens
-    repeats = profile.repeats
+    repeats, prompt_tokens, new_tokens = profile.repeats, profile.prompt_tokens, profile.new_tokens
     names = dict(zip(("checkpoint", "against"), settings.labels or (), strict=False))
     load = Load(prompt_tokens, new_tokens)
     folders = {"checkpoint": checkpoint} | ({"against": against} if against is not None else {})
@@ -113,8 +103,9 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
         workers = {role: stack.enter_context(_process()) for role in folders}
         for role, worker in workers.items():  # at the same time: most of it are imports on one core
             worker.submit(_load, folders[role], device)
-        done, total = 0, len(set(batches)) * (repeats + 1) * len(folders)
-        for batch in sorted(set(batches)):  # ascending: a larger batch leaves memory that would count for a smaller one
+        batches = sorted(set(profile.batches))
+        done, total = 0, len(batches) * (repeats + 1) * len(folders)
+        for batch in batches:  # ascending: a larger batch leaves memory that would count for a smaller one
             passes: dict[str, list[Pass]] = {role: [] for role in folders}
             for turn in range(repeats + 1):
                 for role in list(folders)[:: -1 if turn % 2 else 1]:  # neither always goes first
@@ -154,8 +145,8 @@ def _ratios(costs: dict[str, Costs], passes: dict[str, list[Pass]]) -> dict[str,
     pairs = list(zip(passes["checkpoint"], passes["against"], strict=True))[1:]
     for phase in ("prefill", "decode"):
         ratios = [getattr(slow, phase) / getattr(quick, phase) for quick, slow in pairs]
-        fields[f"{phase}_speedup"] = median(ratios)
-        fields |= {f"{phase}_speedup_low": min(ratios), f"{phase}_speedup_high": max(ratios)}
+        for end, figure in (("", median), ("_low", min), ("_high", max)):
+            fields[f"{phase}_speedup{end}"] = figure(ratios)
     return fields
 
 

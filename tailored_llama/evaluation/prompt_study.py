@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -62,13 +61,13 @@ class Difference:
 
 def choose(scores: Mapping[str, Sequence[Path]]) -> str:
     """The template set with the highest headline metric over all examples of its scores; on a tie, the first."""
-    return max(scores, key=lambda name: _over_all([read_metrics(folder) for folder in scores[name]]))
 
+    def over_all(name: str) -> float:
+        splits = [read_metrics(folder) for folder in scores[name]]
+        examples = [split["examples"] for split in splits]
+        return float(np.average([split[split["metric"]] for split in splits], weights=examples))
 
-def _over_all(splits: Sequence[Mapping[str, Any]]) -> float:
-    """The headline metric over the examples of several splits."""
-    examples = [split["examples"] for split in splits]
-    return float(np.average([split[split["metric"]] for split in splits], weights=examples))
+    return max(scores, key=over_all)
 
 
 def study_rows(config: PromptStudyConfig, studied: Sequence[StudiedBenchmark[Path]]) -> list[TemplateRow]:
@@ -81,21 +80,10 @@ def study_rows(config: PromptStudyConfig, studied: Sequence[StudiedBenchmark[Pat
             for name, folder in scores.items():
                 values = read_metrics(folder)
                 metric = values["metric"]
-                layout = layout_of(load_template(named[name]), benchmark)
-                rows.append(
-                    TemplateRow(
-                        one.benchmark,
-                        split,
-                        name,
-                        chosen=name == one.chosen,
-                        partial="choice" in layout.in_context,
-                        metric=metric,
-                        examples=values["examples"],
-                        floor=values["floor"],
-                        accuracy=values[metric],
-                        stderr=values[f"{metric}_stderr"],
-                    )
-                )
+                partial = "choice" in layout_of(load_template(named[name]), benchmark).in_context
+                figures = [values[key] for key in ("examples", "floor", metric, f"{metric}_stderr")]
+                measure = (name == one.chosen, partial, metric)
+                rows.append(TemplateRow(one.benchmark, split, name, *measure, *figures))
     return rows
 
 
@@ -112,20 +100,13 @@ def study_differences(
             chosen, reference = reported[name, one.chosen], reported[name, other]
             a, b = (read_answers(one.evaluation[template], chosen.metric) for template in (one.chosen, other))
             drawn = np.subtract(*paired_draws(a, b, [config.seed, *name.encode()]))
-            difference = Difference(
-                name,
-                one.chosen,
-                other,
-                chosen.partial == reference.partial,
-                chosen.accuracy - reference.accuracy,
-                *interval(drawn),
-                p=mcnemar(a, b) if chosen.metric != "f1" else None,
-                examples=chosen.examples,
-            )
-            differences.append(difference)
-            if difference.same_measure:
+            gain, same_measure = chosen.accuracy - reference.accuracy, chosen.partial == reference.partial
+            p = mcnemar(a, b) if chosen.metric != "f1" else None
+            measured = (same_measure, gain, *interval(drawn), p, chosen.examples)
+            differences.append(Difference(name, one.chosen, other, *measured))
+            if same_measure:
                 draws.append(drawn)
-                comparable.append(difference)
+                comparable.append(differences[-1])
         if len(studied) > 1 and comparable:
             mean, total = float(np.mean([d.difference for d in comparable])), sum(d.examples for d in comparable)
             bounds = interval(np.mean(draws, axis=0))

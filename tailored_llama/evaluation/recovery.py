@@ -12,15 +12,7 @@ import numpy as np
 
 from tailored_llama.config import DENSE
 from tailored_llama.evaluation.scores import Score, check_comparable
-from tailored_llama.evaluation.statistics import (
-    Array,
-    above_floor,
-    chance_corrected,
-    interval,
-    paired_draws,
-    ratios,
-    recovery,
-)
+from tailored_llama.evaluation.statistics import Array, above_floor, chance_corrected, interval, paired_draws, ratios
 from tailored_llama.store import read_rows
 
 PRUNED, HEALED, TAILORED = "pruned", "healed", "tailored"
@@ -89,13 +81,8 @@ def recovery_rows(scores: Scores, ratio: float | None = None, seed: int = 0) -> 
     """A row for each model and benchmark, and the mean of each model if there are several benchmarks.
 
     The mean recovery is over all benchmarks that have one. The mean chance-corrected recovery is over those where the
-    dense model is significantly above its floor. Intervals come from a paired bootstrap; that of a mean resamples every
-    benchmark.
-
-    Args:
-        scores: of the models `dense`, `pruned`, `healed` and `tailored`, or of some of them.
-        ratio: the configured ratio, copied into the rows.
-        seed: of the resamples. An interval does not depend on which other benchmarks are reported.
+    dense model is significantly above its floor. Intervals come from a paired bootstrap, which does not depend on what
+    other benchmarks are reported; that of a mean resamples every benchmark. `ratio` is the configured one.
 
     Raises:
         InputError: scores of a benchmark have different examples or metrics.
@@ -108,55 +95,44 @@ def recovery_rows(scores: Scores, ratio: float | None = None, seed: int = 0) -> 
         check_comparable(name, *by_model.values())
         for model in by_model:
             row, drawn = _row(model, name, by_model, [seed, *name.encode()])
-            rows[model].append(replace(row, ratio=ratio, seed=seed))
+            rows[model].append(row)
             draws[model].append(drawn)
-    if len(benchmarks) > 1:
-        means = {model: _mean(rows[model], draws[model], benchmarks) for model in scores if rows[model]}
-        for model, mean in means.items():
-            rows[model].append(replace(mean, ratio=ratio, seed=seed))
-    return [row for model_rows in rows.values() for row in model_rows]
+    for model, own in rows.items():
+        if own and len(benchmarks) > 1:
+            own.append(_mean(own, draws[model], benchmarks))
+    return [replace(row, ratio=ratio, seed=seed) for own in rows.values() for row in own]
 
 
 def _row(
     model: str, name: str, scores: Mapping[str, Score], seed: Sequence[int]
 ) -> tuple[RecoveryRow, dict[str, Array]]:
     """One model on one benchmark, compared with the others."""
-    score = scores[model]
-    row = RecoveryRow(
-        None,
-        model,
-        name,
-        score.metric,
-        len(score.answers.examples),
-        score.floor,
-        accuracy=score.accuracy,
-        stderr=score.stderr,
-        above_floor=above_floor(score.accuracy, score.stderr, score.floor),
-        answer_perplexity=score.perplexity,
-    )
+    score, dense, pruned = scores[model], scores.get(DENSE), scores.get(PRUNED)
+    values: dict[str, Any] = {"accuracy": score.accuracy, "stderr": score.stderr, "answer_perplexity": score.perplexity}
+    values["above_floor"] = above_floor(score.accuracy, score.stderr, score.floor)
     draws: dict[str, Array] = {}
-    if model == TAILORED and (pruned := scores.get(PRUNED)):
-        row = replace(row, gain=score.accuracy - pruned.accuracy)
+    if model == TAILORED and pruned:
+        values["gain"] = score.accuracy - pruned.accuracy
         draws["gain"] = np.subtract(*paired_draws(score.answers, pruned.answers, seed))
-    dense = scores.get(DENSE)
     if model != DENSE and dense and dense.accuracy > 0:
         pair = paired_draws(score.answers, dense.answers, seed)
-        row = replace(row, recovery=recovery(score.accuracy, dense.accuracy), recovery_benchmarks=1)
+        values |= {"recovery": score.accuracy / dense.accuracy, "recovery_benchmarks": 1}
         draws["recovery"] = ratios(*pair)
         if above_floor(dense.accuracy, dense.stderr, dense.floor):
             corrected = chance_corrected(score.accuracy, dense.accuracy, dense.floor)
-            row = replace(row, chance_corrected=corrected, cc_benchmarks=1)
+            values |= {"chance_corrected": corrected, "cc_benchmarks": 1}
             draws["chance_corrected"] = ratios(*pair, dense.floor)
-    return _bounded(row, draws), draws
+    values |= _bounds(draws)
+    return RecoveryRow(None, model, name, score.metric, len(score.answers.examples), score.floor, **values), draws
 
 
-def _bounded(row: RecoveryRow, draws: Mapping[str, Array]) -> RecoveryRow:
-    """The row with the 95 % intervals of its draws."""
+def _bounds(draws: Mapping[str, Array]) -> dict[str, Any]:
+    """The 95 % intervals of draws, as fields of a row."""
     bounds: dict[str, Any] = {}
     for field, values in draws.items():
         low, high = (None if math.isnan(end) else end for end in interval(values))
         bounds |= {f"{_BOUNDS[field]}_low": low, f"{_BOUNDS[field]}_high": high}
-    return replace(row, **bounds)
+    return bounds
 
 
 def _mean(rows: Sequence[RecoveryRow], draws: Sequence[Mapping[str, Array]], benchmarks: Sequence[str]) -> RecoveryRow:
@@ -173,18 +149,10 @@ def _mean(rows: Sequence[RecoveryRow], draws: Sequence[Mapping[str, Array]], ben
         values[field] = float(np.mean(known))
         with np.errstate(invalid="ignore"):  # ∞ − ∞, if resamples of two benchmarks are unbounded
             drawn[field] = np.mean([one[field] for one in draws if field in one], axis=0)
-    mean = RecoveryRow(
-        None,
-        rows[0].model,
-        MEAN,
-        None,
-        sum(row.examples for row in rows),
-        float(np.mean([row.floor for row in rows])),
-        recovery_benchmarks=sum(row.recovery_benchmarks for row in rows),
-        cc_benchmarks=sum(row.cc_benchmarks for row in rows),
-        **values,
-    )
-    return _bounded(mean, drawn)
+    for field in ("examples", "recovery_benchmarks", "cc_benchmarks"):
+        values[field] = sum(getattr(row, field) for row in rows)
+    floor = float(np.mean([row.floor for row in rows]))
+    return RecoveryRow(None, rows[0].model, MEAN, None, floor=floor, **values, **_bounds(drawn))
 
 
 @dataclass(frozen=True)

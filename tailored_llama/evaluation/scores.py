@@ -138,28 +138,21 @@ def check_comparable(name: str, first: Score, *others: Score) -> None:
 
 
 def compare_scores(one: Path, other: Path) -> dict[str, Any]:
-    """Compare two scores of the same examples: the difference other − one, its 95 % interval, and McNemar's p.
+    """Compare two folders of `score_benchmark`: the difference other − one, its 95 % interval, and McNemar's p.
 
-    Args:
-        one: a folder that `score_benchmark` wrote.
-        other: the folder of another model, or of the same model after a change.
-
-    Returns:
-        `low` and `high` by paired bootstrap; `p` is None for F1, whose values are not just right or wrong.
+    The interval comes from a paired bootstrap; `p` is None for F1, whose values are not just right or wrong.
 
     Raises:
         InputError: the benchmarks, metrics or examples differ, or a file is missing or broken.
     """
-    benchmarks = [read_metrics(folder).get("benchmark") for folder in (one, other)]
-    if benchmarks[0] != benchmarks[1]:
-        raise InputError(f"scores: {benchmarks[0]} against {benchmarks[1]}; allowed: one benchmark")
-    scores = [read_score(folder) for folder in (one, other)]
-    check_comparable(str(benchmarks[0]), *scores)
-    before, after = scores
-    drawn_after, drawn_before = paired_draws(after.answers, before.answers, seed=0)
-    low, high = interval(drawn_after - drawn_before)
+    benchmark, theirs = (read_metrics(folder).get("benchmark") for folder in (one, other))
+    if benchmark != theirs:
+        raise InputError(f"scores: {benchmark} against {theirs}; allowed: one benchmark")
+    before, after = read_score(one), read_score(other)
+    check_comparable(str(benchmark), before, after)
+    low, high = interval(np.subtract(*paired_draws(after.answers, before.answers)))
     return {
-        "benchmark": benchmarks[0],
+        "benchmark": benchmark,
         "metric": before.metric,
         "examples": len(before.answers.examples),
         "one": before.accuracy,

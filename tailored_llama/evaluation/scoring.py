@@ -80,7 +80,7 @@ def _write_answers(
     columns["loglikelihood"] = [row[0] for row in loglikelihoods(model, encoded, budget)]
     columns["tokens"] = [len(item.targets[0]) for item in encoded]
     write_table(work.out / "answers.parquet", columns, ANSWERS_SCHEMA)
-    perplexity = generation.answer_perplexity(columns["loglikelihood"], columns["tokens"])
+    perplexity = math.exp(-math.fsum(columns["loglikelihood"]) / sum(columns["tokens"]))
     floor = generation.written_floor(prompts, settings.metric, written.ignore)
     found = {"floor": floor} | metrics({name: columns[name] for name in WRITTEN})
     return found | {"answer_perplexity": perplexity}, {"examples": len(prompts)}

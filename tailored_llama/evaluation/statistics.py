@@ -27,11 +27,6 @@ class Answers:
     values: Array  # float [n]
 
 
-def recovery(tailored: float, dense: float) -> float:
-    """Tailored accuracy ÷ dense accuracy; NaN if dense is 0."""
-    return chance_corrected(tailored, dense, 0.0)
-
-
 def chance_corrected(tailored: float, dense: float, floor: float) -> float:
     """(tailored − floor) ÷ (dense − floor): how much of the dense model's skill is left; NaN if dense ≤ floor."""
     return (tailored - floor) / (dense - floor) if dense > floor else math.nan

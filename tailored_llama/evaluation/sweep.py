@@ -95,6 +95,11 @@ class SweepBenchmarkRow:
     template: str | None = None
 
 
+_RECOVERY = ("recovery", "recovery_low", "recovery_high")  # these and the next are fields of `RecoveryRow`, too
+_OVERALL = ("accuracy", "examples", *_RECOVERY, "chance_corrected", "cc_low", "cc_high", "cc_benchmarks")
+_ON_BENCHMARK = ("benchmark", "metric", "examples", "floor", "accuracy", "stderr", *_RECOVERY)
+
+
 def measure(
     row: SweepRow, cells: Sequence[MeasuredModel[Path]], dense: Sequence[MeasuredModel[Path]]
 ) -> tuple[SweepRow, list[SweepBenchmarkRow]]:
@@ -122,21 +127,19 @@ def measure(
     overall = recoveries[-1]
     row = replace(
         row,
-        accuracy=overall.accuracy,
         accuracy_stderr=overall.stderr,
-        examples=overall.examples,
-        recovery=overall.recovery,
-        recovery_low=overall.recovery_low,
-        recovery_high=overall.recovery_high,
         recovery_least=min(known, default=None),
         recovery_most=max(known, default=None),
-        chance_corrected=overall.chance_corrected,
-        cc_low=overall.cc_low,
-        cc_high=overall.cc_high,
-        cc_benchmarks=overall.cc_benchmarks,
+        **{name: getattr(overall, name) for name in _OVERALL},
     )
-    by_benchmark = [recovery for recovery in recoveries if recovery.benchmark != MEAN]
-    return row, [_on_benchmark(row, recovery, above_floor[recovery.benchmark], cells) for recovery in by_benchmark]
+    by_benchmark = []
+    for one in recoveries:
+        if one.benchmark != MEAN:
+            chosen = dict.fromkeys(cell.templates[one.benchmark] for cell in cells if cell.templates)
+            measured: dict[str, Any] = {name: getattr(one, name) for name in _ON_BENCHMARK}
+            measured |= {"dense_above_floor": above_floor[one.benchmark], "template": ", ".join(chosen) or None}
+            by_benchmark.append(SweepBenchmarkRow(row.label, row.ratio, **measured))
+    return row, by_benchmark
 
 
 def _measured(model: MeasuredModel[Path]) -> dict[str, Any]:
@@ -150,27 +153,6 @@ def _perplexity(cell: MeasuredModel[Path], dense: MeasuredModel[Path]) -> float:
     if own["tokens"] == theirs["tokens"]:
         return float(own["perplexity"])
     return math.exp(math.log(own["perplexity"]) * own["tokens"] / theirs["tokens"])
-
-
-def _on_benchmark(
-    row: SweepRow, recovery: RecoveryRow, dense_above_floor: bool, cells: Sequence[MeasuredModel[Path]]
-) -> SweepBenchmarkRow:
-    chosen = dict.fromkeys(cell.templates[recovery.benchmark] for cell in cells if cell.templates)
-    return SweepBenchmarkRow(
-        row.label,
-        row.ratio,
-        recovery.benchmark,
-        metric=str(recovery.metric),
-        examples=recovery.examples,
-        floor=recovery.floor,
-        accuracy=recovery.accuracy or 0.0,
-        stderr=recovery.stderr or 0.0,
-        recovery=recovery.recovery,
-        recovery_low=recovery.recovery_low,
-        recovery_high=recovery.recovery_high,
-        dense_above_floor=dense_above_floor,
-        template=", ".join(chosen) or None,
-    )
 
 
 def _recovery(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,35 +71,22 @@ def transfer_rows(cells: Sequence[TransferScore[Path]], seed: int) -> list[Trans
         row, score = TransferRow(cell.model, cell.benchmark, error=cell.error), scores.get((cell.model, cell.benchmark))
         if score:
             tuned = {cell.benchmark: score.answers} if cell.model != UNTUNED_MODEL else {}
-            row = TransferRow(
-                cell.model,
-                cell.benchmark,
-                score.metric,
-                len(score.answers.examples),
-                score.floor,
-                score.accuracy,
-                score.stderr,
-                above_floor(score.accuracy, score.stderr, score.floor),
-                **_gain(tuned, untuned, seed),
-            )
+            measured = (score.metric, len(score.answers.examples), score.floor, score.accuracy, score.stderr)
+            significant = above_floor(score.accuracy, score.stderr, score.floor)
+            row = TransferRow(cell.model, cell.benchmark, *measured, significant, **_gain(tuned, untuned, seed))
         rows.append(row)
     for model in models:
-        other_names = [name for name in names if model not in (name, UNTUNED_MODEL) and (model, name) in answers]
-        rows.append(
-            TransferRow(model, OTHERS, **_gain({name: answers[model, name] for name in other_names}, untuned, seed))
-        )
+        elsewhere = [name for name in names if model not in (name, UNTUNED_MODEL) and (model, name) in answers]
+        gained = _gain({name: answers[model, name] for name in elsewhere}, untuned, seed)
+        rows.append(TransferRow(model, OTHERS, **gained))
     others_answers = {name: [answers[m, name] for m in names if m != name and (m, name) in answers] for name in names}
     both = [name for name in untuned if (name, name) in answers and others_answers[name]]
-    own, others = {name: answers[name, name] for name in both}, {name: _mean(others_answers[name]) for name in both}
+    own = {name: answers[name, name] for name in both}
+    means = {name: np.mean([one.values for one in others_answers[name]], axis=0) for name in both}
+    others = {name: replace(own[name], values=mean) for name, mean in means.items()}
     for label, compared, baseline in ((OWN, own, untuned), (OTHERS, others, untuned), (DIFFERENCE, own, others)):
         rows.append(TransferRow(label, MEAN, **_gain(compared, baseline, seed)))
     return rows
-
-
-def _mean(models: Sequence[Answers]) -> Answers:
-    """The mean of several models' values, example by example."""
-    first = models[0]
-    return Answers(first.examples, first.answers, np.mean([answers.values for answers in models], axis=0))
 
 
 def _gain(answers: Mapping[str, Answers], baseline: Mapping[str, Answers], seed: int) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def write_run_report(
         libraries=libraries,
         failed=settings.failed,
         tuned_dense=tuned_dense.scores,
-        quantised=tuple(reports.QuantisedScores(one.ratio, one.type, one.benchmark, one.scores) for one in quantised),
+        quantised=tuple(quantised),
     )
     reports.write_report(inputs, out=work.out)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 from matplotlib.lines import Line2D
 
 from tailored_llama.config import DENSE
 from tailored_llama.evaluation import TAILORED, WHOLE, Z95, BitsRow, bits_rows
-from tailored_llama.reports.figures import COLOURS, STYLE, WIDTH, Picture, new_figure
+from tailored_llama.reports.figures import COLOURS, WIDTH, Picture, new_figure, styled
 from tailored_llama.reports.inputs import ReportInputs
 from tailored_llama.reports.parts import percent
 from tailored_llama.reports.text import plus_minus
@@ -30,18 +30,17 @@ def fewer_bits(inputs: ReportInputs) -> list[BitsRow]:
         if inputs.dense.parameters and run.pruned.parameters:
             parameters = {DENSE: inputs.dense.parameters, TAILORED: run.pruned.parameters}
             dense, tailored = _by_type(inputs, None, inputs.dense.scores), _by_type(inputs, run.ratio, run.tailored)
-            own = bits_rows(dense, tailored, parameters, run.ratio, inputs.config.seed if inputs.config else 0)
-            rows += [row for row in own if row not in rows]
-    return rows
+            rows += bits_rows(dense, tailored, parameters, run.ratio, inputs.config.seed if inputs.config else 0)
+    return list(dict.fromkeys(rows))
 
 
-def _by_type(inputs: ReportInputs, ratio: float | None, whole: Mapping[str, Path]) -> dict[str, Mapping[str, Path]]:
+def _by_type(inputs: ReportInputs, ratio: float | None, whole: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
     """The scores of a model by type and benchmark, first those of the model as it is."""
-    by_type: dict[str, dict[str, Path]] = {WHOLE: dict(whole)}
+    by_type = {WHOLE: dict(whole)}
     for one in inputs.quantised:
         if one.ratio == ratio:
             by_type.setdefault(one.type, {})[one.benchmark] = one.scores
-    return dict(by_type)
+    return by_type
 
 
 def bits_sentences(rows: Sequence[BitsRow]) -> list[str]:
@@ -58,41 +57,35 @@ def bits_sentences(rows: Sequence[BitsRow]) -> list[str]:
         )
         if quantised.bytes <= pruned.bytes:
             wins = quantised.accuracy >= pruned.accuracy
-            text += (
-                f" The dense model in {kind} is smaller than the tailored one in {WHOLE}, {'and' if wins else 'but'} "
-            )
-            text += f"scores {plus_minus(quantised)} against {plus_minus(pruned)}."
+            text += f" The dense model in {kind} is smaller than the tailored one in {WHOLE}, "
+            text += f"{'and' if wins else 'but'} scores {plus_minus(quantised)} against {plus_minus(pruned)}."
             text += " For size alone, quantise first." if wins else ""
         sentences.append(text)
     return [*sentences, WHEN_TO_PRUNE] if sentences else []
 
 
+@styled
 def bits_picture(rows: Sequence[BitsRow]) -> Picture:
     """Accuracy with 95 % intervals against bytes, a line for each model and a marker for each type."""
     ratios, types = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("ratio", "type"))
     tailored = [ratio for ratio in ratios if ratio is not None]
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(340, width=WIDTH * 2 // 3)
-        axes, handles = figure.subplots(), []
-        for ratio in ratios:
-            colour = COLOURS["dense" if ratio is None else _LINES[tailored.index(ratio) % len(_LINES)]]
-            own = sorted(
-                (row.bytes / 1e6, row.accuracy, Z95 * row.stderr, row.type) for row in rows if row.ratio == ratio
-            )
-            axes.plot([size for size, *_ in own], [accuracy for _, accuracy, *_ in own], color=colour, linewidth=1.2)
-            for size, accuracy, whisker, kind in own:
-                marker = _MARKERS[types.index(kind) % 8]
-                axes.errorbar(
-                    size, accuracy, whisker, color=colour, elinewidth=1.2, capsize=3, marker=marker, markersize=8
-                )
-            label = DENSE if ratio is None else f"{TAILORED}, ratio {ratio:g}" if tailored[1:] else TAILORED
-            handles.append(Line2D([], [], color=colour, linewidth=4, label=label))
-        for kind in types:
-            marker = _MARKERS[types.index(kind) % 8]
-            handles.append(Line2D([], [], color=COLOURS["ink"], linestyle="none", marker=marker, label=kind))
-        axes.set_xlim(0, 1.08 * max(row.bytes for row in rows) / 1e6)
-        axes.set_xlabel("megabytes")
-        axes.set_ylabel("accuracy")
-        axes.grid(axis="y")
-        figure.legend(handles=handles, loc="outside upper left", ncols=4, borderpad=0)
-        return Picture(figure, "Accuracy against megabytes, dense and tailored, by type of the weights")
+    markers = {kind: _MARKERS[number % 8] for number, kind in enumerate(types)}
+    figure = new_figure(340, width=WIDTH * 2 // 3)
+    axes, handles = figure.subplots(), []
+    for ratio in ratios:
+        colour = COLOURS["dense" if ratio is None else _LINES[tailored.index(ratio) % len(_LINES)]]
+        own = sorted((row.bytes / 1e6, row.accuracy, Z95 * row.stderr, row.type) for row in rows if row.ratio == ratio)
+        axes.plot([size for size, *_ in own], [accuracy for _, accuracy, *_ in own], color=colour, linewidth=1.2)
+        for size, accuracy, whisker, kind in own:
+            look: Any = {"color": colour, "marker": markers[kind], "markersize": 8}
+            axes.errorbar(size, accuracy, whisker, elinewidth=1.2, capsize=3, **look)
+        label = DENSE if ratio is None else f"{TAILORED}, ratio {ratio:g}" if tailored[1:] else TAILORED
+        handles.append(Line2D([], [], color=colour, linewidth=4, label=label))
+    for kind, marker in markers.items():
+        handles.append(Line2D([], [], color=COLOURS["ink"], linestyle="none", marker=marker, label=kind))
+    axes.set_xlim(0, 1.08 * max(row.bytes for row in rows) / 1e6)
+    axes.set_xlabel("megabytes")
+    axes.set_ylabel("accuracy")
+    axes.grid(axis="y")
+    figure.legend(handles=handles, loc="outside upper left", ncols=4, borderpad=0)
+    return Picture(figure, "Accuracy against megabytes, dense and tailored, by type of the weights")

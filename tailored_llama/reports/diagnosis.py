@@ -25,8 +25,6 @@ SPIKE = 2.0  # a step's loss above this many times the median of the steps befor
 STEPS = 3  # steps before one may be called a spike
 RISE = 1.1  # a held-out loss above this many times the one before tuning
 
-FILE = "diagnoses.parquet"
-
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -66,25 +64,15 @@ def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunCon
         evidence.append(scored + (f" (95 % interval {low} to {high})" if tailored.gain_low is not None else ""))
     levers = ["a prompt that fits the task (prompts.template; the flow prompts compares them)"]
     levers += ["more examples or epochs (tuning.shots, tuning.epochs)", "a lower ratio, if the capacity is gone"]
-    signature = NOTHING + _consequence(config) if nothing else "No gain from tuning where it is scored"
+    signature = NOTHING if nothing else "No gain from tuning where it is scored"
+    if nothing and config and config.tuning.variant != "prompt":  # a soft prompt is not exported anyway
+        merged = " (an exported model has the adapter all the same, as tuning.keep says)"
+        signature += merged if config.tuning.keep == "always" else ": an exported model is the untuned one"
     return signature, ", and ".join(evidence), "; ".join(levers)
 
 
-def _consequence(config: RunConfig | None) -> str:
-    """What becomes of an adapter that brought nothing."""
-    if config is None or config.tuning.variant == "prompt":  # a soft prompt is not exported anyway
-        return ""
-    if config.tuning.keep == "always":
-        return " (an exported model has the adapter all the same, as tuning.keep says)"
-    return ": an exported model is the untuned one"
-
-
 def unstable(log: Mapping[str, Sequence[Any]]) -> Finding | None:
-    """Unstable training: a spike of the loss, or a held-out loss that rose.
-
-    Args:
-        log: the columns step, loss, epoch and held_out_loss of `log.parquet`; None where not measured.
-    """
+    """Unstable training: a spike of the loss, or a held-out loss that rose; `log` are the columns of `log.parquet`."""
     evidence = [*_spikes(log), *_rises(log)]
     if not evidence:
         return None
@@ -127,39 +115,27 @@ def diagnose(run: RunResults, table: RecoveryTable, config: RunConfig | None = N
     tailored = [row for name in table.benchmarks if (row := table.row(TAILORED, name))]
     found += [(row.benchmark, too_much_removed(row)) for row in tailored]
     found += [(row.benchmark, no_gain(row, run.comparison(row.benchmark), config)) for row in tailored if run.logs]
-    found += [(name, unstable(_read_log(adapter))) for name, adapter in run.logs.items()]
+    logs = {name: read_table(adapter / "log.parquet", LOG_SCHEMA) for name, adapter in run.logs.items()}
+    found += [(name, unstable(log.to_pydict())) for name, log in logs.items()]
     return [Diagnosis(run.ratio, name, *finding) for name, finding in found if finding]
 
 
-def _read_log(adapter: Path) -> dict[str, list[Any]]:
-    return dict(read_table(adapter / "log.parquet", LOG_SCHEMA).to_pydict())
-
-
-@dataclass(frozen=True)
-class Signature:
-    """All that is found of one kind: its words, its lever, and name and evidence of every benchmark."""
-
-    words: str
-    lever: str
-    cases: tuple[tuple[str, str], ...]
-
-
-def by_signature(diagnoses: Sequence[Diagnosis]) -> list[Signature]:
-    """The diagnoses of a report, those of one signature and lever together; ratios are named if there are several."""
+def by_signature(diagnoses: Sequence[Diagnosis]) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """Name and evidence of every case by signature and lever; ratios are named if the report has several."""
     several = len({one.ratio for one in diagnoses}) > 1
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for one in diagnoses:
         name = f"{one.benchmark} ({run_name(one.ratio)})" if several else one.benchmark
         found.setdefault((one.signature, one.lever), []).append((name, one.evidence))
-    return [Signature(words, lever, tuple(pairs)) for (words, lever), pairs in found.items()]
+    return found
 
 
 def diagnosis_lines(diagnoses: Sequence[Diagnosis], brief: bool = False) -> list[str]:
     """One paragraph for each signature; `brief`: with the names of the benchmarks alone."""
     lines = []
-    for one in by_signature(diagnoses):
-        shown = ", ".join(name for name, _ in one.cases) if brief else "; ".join(map(": ".join, one.cases))
-        lines.append(f"{one.words}. {shown}. Try: {one.lever}.")
+    for (signature, lever), cases in by_signature(diagnoses).items():
+        shown = ", ".join(name for name, _ in cases) if brief else "; ".join(map(": ".join, cases))
+        lines.append(f"{signature}. {shown}. Try: {lever}.")
     return lines
 
 
@@ -169,4 +145,4 @@ def read_diagnoses(report: Path) -> list[Diagnosis]:
     Raises:
         InputError: it is missing, broken or of another schema.
     """
-    return read_rows(report / FILE, Diagnosis)
+    return read_rows(report / "diagnoses.parquet", Diagnosis)

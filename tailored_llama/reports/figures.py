@@ -55,6 +55,8 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 
+styled = matplotlib.rc_context(STYLE)  # a decorator of functions that draw
+
 
 @dataclass(frozen=True)
 class Picture:

@@ -16,6 +16,7 @@ from tailored_llama.evaluation import (
     ModelRow,
     PiecesRow,
     ProfileRow,
+    QuantisedScore,
     RecoveryRow,
     RecoveryTable,
     read_score,
@@ -81,14 +82,7 @@ class Cost:
     measured: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class QuantisedScores:
-    """Scores on a benchmark with the weights of a GGUF type: the folder that `score_quantised` wrote."""
-
-    ratio: float | None  # None: of the dense model
-    type: str
-    benchmark: str
-    scores: Path
+QuantisedScores = QuantisedScore[Path]  # with the folder that `score_quantised` wrote
 
 
 @dataclass(frozen=True)

@@ -39,14 +39,10 @@ from tailored_llama.training import Comparison, is_better
 
 
 def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkpoint: Path, tuned: bool = True) -> str:
-    """The model card of a finished checkpoint, from the scores and settings of its run.
+    """The model card of a finished checkpoint, from one run's settings and its scores on the benchmark `own`.
 
-    Args:
-        inputs: the configuration, the dense model and one run, with the scores of one benchmark.
-        own: that benchmark.
-        base: the dense model.
-        checkpoint: the pruned checkpoint; the merged one has the same layout and type.
-        tuned: whether the adapter is merged. If not, the card is that of the healed or pruned model, and says why.
+    `base` is the dense model, `checkpoint` the pruned one; the merged one has the same layout and type. If the adapter
+    is not merged (`tuned`), the card is that of the healed or pruned model, and says why.
 
     Raises:
         InputError: as `scored_runs`.
@@ -78,7 +74,6 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         removed=" ".join(what_was_removed(before, left, config.pruning, config.reconstruction).split()),
         settings=_settings(config, own, ratio),
         sizes=sizes,
-        span=span,
         perplexities=perplexities(table),
         pieces=run.pieces,
         row=row,
@@ -115,11 +110,11 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
 
 def _untuned_summary(table: RecoveryTable, model: str, row: RecoveryRow) -> str:
     """The summary of a model that was exported without its adapter."""
+    if row.recovery is None:
+        return size_sentence(table)
     reached = f"Without tuning, the {model} model reaches {percent(row.recovery)} of the dense model's accuracy"
     measured = f"{row.examples:,} examples; 95 % interval {span(row.recovery_low, row.recovery_high)}"
-    return " ".join(
-        filter(None, (size_sentence(table), f"{reached} ({measured})." if row.recovery is not None else ""))
-    )
+    return f"{size_sentence(table)} {reached} ({measured}).".lstrip()
 
 
 def _verdict(comparison: Comparison | None, tuned: bool) -> str:
@@ -141,10 +136,8 @@ def _size(row: ModelRow) -> Size | None:
 
 def _is_weaker(dense: ModelRow, smaller: ModelRow) -> bool:
     """Whether the perplexity of the smaller model is higher, per byte if that is known."""
-    for one, other in ((dense.byte_perplexity, smaller.byte_perplexity), (dense.perplexity, smaller.perplexity)):
-        if one is not None and other is not None:
-            return other > one
-    return False
+    pairs = ((dense.byte_perplexity, smaller.byte_perplexity), (dense.perplexity, smaller.perplexity))
+    return next((other > one for one, other in pairs if one is not None and other is not None), False)
 
 
 def _data(own: BenchmarkConfig) -> str:
@@ -156,12 +149,11 @@ def _data(own: BenchmarkConfig) -> str:
         return f"the Hub data set `{own.source}` ({subset}, revision {revision})"
     if own.train and own.evaluation:
         return f"`{Path(own.train).name}` to tune on, `{Path(own.evaluation).name}` to score"
-    wheel = DATA_WHEEL
-    return f"train and evaluation split, as in the PyPI wheel {wheel.name}=={wheel.version}"
+    return f"train and evaluation split, as in the PyPI wheel {DATA_WHEEL.name}=={DATA_WHEEL.version}"
 
 
 def _text(text: TextConfig) -> str:
-    return f"`{_without_folder(text.source)}`"
+    return f"`{without_folders(text.source)}`"
 
 
 def _calibration_text(calibration: CalibrationConfig) -> str:
@@ -189,24 +181,19 @@ def _settings(config: RunConfig, own: BenchmarkConfig, ratio: float) -> dict[str
     data = config.model_dump(mode="json")
     data["benchmarks"], data["pruning"]["ratios"] = [own.model_dump(mode="json")], [ratio]
     data["tuning"].pop("dense", None)  # another model
-    settings = settings_of(RunConfig.model_validate(without_folders(data)))
-    del settings["profile"]  # changes times, not weights
-    return settings
+    return settings_of(RunConfig.model_validate(without_folders(data)), ["profile"])  # it changes times, not weights
 
 
 def without_folders(value: Any) -> Any:
-    """Nested values with every path replaced by its last part."""
+    """Files and folders in plain data by their names, without parents; any other value as it is."""
     if isinstance(value, dict):
         return {name: without_folders(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [without_folders(inner) for inner in value]
-    return _without_folder(value) if isinstance(value, str) else value
-
-
-def _without_folder(text: str) -> str:
-    """The name of a file or folder without its parents; any other text as it is."""
+    if not isinstance(value, str):
+        return value
     try:
-        path = Path(text).expanduser()
-        return path.resolve().name if text and (path.is_absolute() or path.exists()) else text
+        path = Path(value).expanduser()
+        return path.resolve().name if value and (path.is_absolute() or path.exists()) else value
     except (OSError, RuntimeError):  # too long for a path, or an unknown ~user
-        return text
+        return value

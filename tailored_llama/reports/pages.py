@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from tailored_llama.config import RunConfig
 from tailored_llama.errors import InputError
+from tailored_llama.evaluation import RESAMPLES
 from tailored_llama.reports.figures import COLOURS, Picture
 from tailored_llama.reports.parts import number, percent, points, span, speedup
 from tailored_llama.reports.tables import markdown
@@ -28,9 +29,9 @@ def page_template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shared = (number, percent, points, span, speedup, duration, markdown, markdown_picture, as_code)
+    shared = (number, percent, points, span, speedup, duration, first_sample, markdown, markdown_picture, as_code)
     environment.filters |= {function.__name__: function for function in shared}
-    environment.globals |= {"colours": COLOURS}
+    environment.globals |= {"colours": COLOURS, "resamples": RESAMPLES}
     return environment.get_template(name)
 
 
@@ -48,8 +49,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def first_sample(file: Path) -> str:
-    """The first prompt of `samples.txt`: the lines between the first two rulers."""
+def first_sample(prompts: Path) -> str:
+    """The first prompt of the `samples.txt` of rendered prompts: the lines between the first two rulers."""
+    file = prompts / "samples.txt"
     try:
         parts = re.split(r"^──── .* ────$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
     except (OSError, UnicodeDecodeError):
@@ -61,20 +63,19 @@ def first_sample(file: Path) -> str:
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
 
 
-def settings_of(config: RunConfig) -> dict[str, dict[str, str]]:
-    """Section → field → value, as in a configuration file, without unset fields.
+def settings_of(config: RunConfig, unread: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+    """Section → field → value, as in a configuration file, without unset fields and sections that nothing reads.
 
     `execution` and `store` are left out: they cannot change a result, and the same results give the same report.
     """
     sections: dict[str, dict[str, str]] = {"": {}}
-    for name, value in config.model_dump(mode="json", exclude_none=True, exclude={"execution", "store"}).items():
-        if isinstance(value, dict):
-            sections[name] = {key: json.dumps(inner, ensure_ascii=False) for key, inner in value.items()}
-        elif name == "benchmarks":
-            tables = [table["name"] if len(table) == 1 else table for table in value]
-            sections[""][name] = json.dumps(tables, ensure_ascii=False)
-        else:
-            sections[""][name] = json.dumps(value, ensure_ascii=False)
+    hidden = {"execution", "store", *unread}
+    for name, value in config.model_dump(mode="json", exclude_none=True, exclude=hidden).items():
+        section, fields = (name, value) if isinstance(value, dict) else ("", {name: value})
+        if name == "benchmarks":
+            fields = {name: [table["name"] if len(table) == 1 else table for table in value]}
+        texts = {key: json.dumps(inner, ensure_ascii=False) for key, inner in fields.items()}
+        sections.setdefault(section, {}).update(texts)
     return sections
 
 

@@ -43,7 +43,7 @@ def accuracy_cell(value: float | None, error: float | None) -> Cell:
 
 def accuracy_of(row: RecoveryRow | BitsRow | TemplateRow | None) -> Cell:
     """The accuracy in a row ± its standard error; a dash without a row."""
-    return accuracy_cell(row.accuracy, row.stderr) if row else accuracy_cell(None, None)
+    return accuracy_cell(row.accuracy, row.stderr) if row else Cell("–")
 
 
 def share_cell(value: float | None, low: float | None, high: float | None, more: str = "", digits: int = 0) -> Cell:

@@ -12,7 +12,6 @@ from tailored_llama.config import REFERENCES, PromptStudyConfig
 from tailored_llama.evaluation import (
     EVALUATION,
     MEAN,
-    RESAMPLES,
     Difference,
     StudiedBenchmark,
     TemplateRow,
@@ -23,21 +22,16 @@ from tailored_llama.evaluation import (
 )
 from tailored_llama.reports.comparison_plots import intervals
 from tailored_llama.reports.figures import Picture
-from tailored_llama.reports.pages import first_sample, settings_of, write_page
+from tailored_llama.reports.pages import settings_of, write_page
 from tailored_llama.reports.parts import accuracy_of, number, points
 from tailored_llama.reports.tables import Cell, Column, Table, table_row, terminal
 from tailored_llama.store import write_rows
-
-STAGE, VERSION = "prompt-study", 4
 
 
 def write_study(config: PromptStudyConfig, model: str, studied: Sequence[StudiedBenchmark[Path]], *, out: Path) -> None:
     """Stage: write `study.parquet`, `differences.parquet`, `study.html`, and `study.md` with `differences.png`.
 
-    Args:
-        config: the study's configuration.
-        model: a description of the scored model.
-        studied: the scores and prompts of every benchmark.
+    `model` describes the scored model in words.
     """
     rows = study_rows(config, studied)
     differences = study_differences(config, studied, rows)
@@ -53,13 +47,8 @@ def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied
         "table": _table(rows, differences),
         "selection": _selection(studied, rows),
         "figure": picture,
-        "chosen": {one.benchmark: one.chosen for one in studied},
-        "samples": {
-            one.benchmark: {name: first_sample(folder / "samples.txt") for name, folder in one.prompts.items()}
-            for one in studied
-        },
+        "studied": studied,
         "settings": study_settings(config),
-        "resamples": RESAMPLES,
     }
     write_page("prompt_study.html.j2", out / "study.html", context)
     write_page("prompt_study.md.j2", out / "study.md", context)
@@ -160,19 +149,16 @@ def _selection(studied: Sequence[StudiedBenchmark[Path]], rows: Sequence[Templat
     lines = []
     for one in studied:
         name, best = one.benchmark, scored[one.benchmark, one.chosen]
-        cells = [
-            replace(accuracy_of(scored.get((name, template))), strong=template == one.chosen) for template in templates
-        ]
+        cells = [accuracy_of(scored.get((name, template))) for template in templates]
+        cells[templates.index(one.chosen)] = replace(accuracy_of(best), strong=True)
         lines.append(table_row(name, number(best.examples, 0), number(best.floor), *cells))
     return Table(tuple(columns), tuple(lines))
 
 
 def study_settings(config: PromptStudyConfig) -> dict[str, dict[str, str]]:
     """The settings that a study reads, as `settings_of` gives them."""
-    sections = settings_of(config)
     making = () if config.pruned else ("calibration", "pruning", "reconstruction", "distillation", "healing", "prompts")
-    for name in ("perplexity", "profile", *making):
-        del sections[name]
+    sections = settings_of(config, ("perplexity", "profile", *making))
     sections["tuning"] = {name: sections["tuning"][name] for name in ("shots", "held_out")}  # not in the slice
     return sections
 

@@ -1,4 +1,7 @@
-"""The tables of a run: accuracy of every model on every benchmark, what tuning gained, and recovery."""
+"""The tables of a run: accuracy of every model on every benchmark, what tuning gained, and recovery.
+
+If the dense model was tuned on the same shots, its own table shows what pruning costs after tailoring.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ from pathlib import Path
 
 import rich.table
 
-from tailored_llama.config import TUNED_DENSE
+from tailored_llama.config import DENSE, TUNED_DENSE
 from tailored_llama.evaluation import MEAN, MODELS, TAILORED, RecoveryRow, RecoveryTable, read_recovery, recovery_tables
 from tailored_llama.reports.diagnosis import diagnosis_lines, read_diagnoses
-from tailored_llama.reports.parts import accuracy_of, number, share_cell
+from tailored_llama.reports.inputs import ReportInputs, compared_rows
+from tailored_llama.reports.parts import accuracy_of, number, share, share_cell
 from tailored_llama.reports.tables import Cell, Column, Row, Table, table_row, terminal
-from tailored_llama.reports.text import benchmark_notes, run_name, size_sentence
-from tailored_llama.reports.tuned_dense import read_tuned_dense, tuned_dense_notes
+from tailored_llama.reports.text import benchmark_notes, plus_minus, run_name, size_sentence
+from tailored_llama.store import read_rows
 
 
 def recovery_table(folder: Path) -> rich.table.Table:
@@ -87,3 +91,41 @@ def _recoveries(table: RecoveryTable, row: RecoveryRow | None) -> list[Cell]:
     over = f"over {row.cc_benchmarks} of {len(table.benchmarks)}" if row.benchmark == MEAN else ""
     recovery = share_cell(row.recovery, row.recovery_low, row.recovery_high)
     return [recovery, share_cell(row.chance_corrected, row.cc_low, row.cc_high, over)]
+
+
+def against_tuned_dense(inputs: ReportInputs) -> list[RecoveryTable]:
+    """For each ratio, the tuned dense model and the tailored one, whose recovery is relative to the tuned dense model.
+
+    Raises:
+        InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
+    """
+    rows: list[RecoveryRow] = []
+    for run in inputs.runs if inputs.tuned_dense else ():
+        tailored = {name: path for name, path in run.tailored.items() if name in inputs.tuned_dense}
+        folders = {DENSE: inputs.tuned_dense, TAILORED: tailored}
+        rows += compared_rows(inputs, run, folders)
+    return recovery_tables([replace(row, model=TUNED_DENSE) if row.model == DENSE else row for row in rows], [])
+
+
+def read_tuned_dense(report: Path) -> list[RecoveryTable]:
+    """The tables of a report's `tuned_dense.parquet`; none without it.
+
+    Raises:
+        InputError: it is broken or of another schema.
+    """
+    file = report / "tuned_dense.parquet"
+    return recovery_tables(read_rows(file, RecoveryRow), []) if file.is_file() else []
+
+
+def tuned_dense_notes(tables: Sequence[RecoveryTable]) -> list[str]:
+    """A sentence on the tuned dense model's accuracy, and on what share of it the tailored model of each ratio has."""
+    if not tables:
+        return []
+    tuned = {name: plus_minus(row) for name in tables[0].lines if (row := tables[0].row(TUNED_DENSE, name))}
+    text = f"Dense, tuned on the same shots: {', '.join(f'{name} {shown}' for name, shown in tuned.items())}."
+    shares = []
+    for table in tables:
+        if (row := table.overall(TAILORED)) and row.recovery is not None:
+            named = f"{run_name(table.ratio)} " if len(tables) > 1 else ""
+            shares.append(named + share(row.recovery, row.recovery_low, row.recovery_high))
+    return [f"{text} Tailored ÷ dense, tuned: {', '.join(shares)}." if shares else text]

@@ -10,21 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from tailored_llama.config import DENSE
-from tailored_llama.evaluation import RESAMPLES, BitsRow, ModelRow, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import BitsRow, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.reports.bits import bits_picture, bits_sentences, fewer_bits
-from tailored_llama.reports.diagnosis import FILE, Diagnosis, by_signature, diagnose, diagnosis_lines
+from tailored_llama.reports.diagnosis import Diagnosis, by_signature, diagnose, diagnosis_lines
 from tailored_llama.reports.figures import Picture
 from tailored_llama.reports.inputs import ReportInputs, RunResults, scored_runs
-from tailored_llama.reports.pages import first_sample, settings_of, write_page
-from tailored_llama.reports.recovery import accuracies, against_dense
+from tailored_llama.reports.pages import settings_of, write_page
+from tailored_llama.reports.recovery import accuracies, against_dense, against_tuned_dense, tuned_dense_notes
 from tailored_llama.reports.run_plots import picture_name, report_pictures
-from tailored_llama.reports.text import VARIANTS, benchmark_notes, gained_by, missing_notes, run_name, summary, title
-from tailored_llama.reports.tuned_dense import FILE as TUNED_DENSE_FILE
-from tailored_llama.reports.tuned_dense import against_tuned_dense, tuned_dense_notes
+from tailored_llama.reports.text import VARIANTS, benchmark_notes, gained_by, run_name, summary, title
 from tailored_llama.store import write_rows
 from tailored_llama.training import is_better
-
-STAGE, VERSION = "report", 11
 
 _MARKDOWN_BYTES = 20_000  # of a Prefect artifact without its pictures
 
@@ -46,9 +42,9 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
     write_rows(out / "recovery.parquet", [row for _, table in runs for row in table.rows], RecoveryRow)
     write_rows(out / "models.parquet", list(sizes.values()), ModelRow)
     diagnoses = [one for run, table in runs for one in diagnose(run, table, inputs.config)]
-    write_rows(out / FILE, diagnoses, Diagnosis)
+    write_rows(out / "diagnoses.parquet", diagnoses, Diagnosis)
     if against := against_tuned_dense(inputs):
-        write_rows(out / TUNED_DENSE_FILE, [row for table in against for row in table.rows], RecoveryRow)
+        write_rows(out / "tuned_dense.parquet", [row for table in against for row in table.rows], RecoveryRow)
     pictures, bits = report_pictures(inputs, runs, against), fewer_bits(inputs)
     if bits:
         write_rows(out / "bits.parquet", bits, BitsRow)
@@ -60,7 +56,7 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
         "how": how,
         "variant": VARIANTS[inputs.config.tuning.variant] if inputs.config else "an adapter",
         "inputs": inputs,
-        "missing": missing_notes(inputs),
+        "missing": [f"Incomplete: {name} failed: {error}" for name, error in inputs.failed.items()],
         "diagnoses": by_signature(diagnoses),
         "diagnosed": diagnosis_lines(diagnoses),
         "is_better": is_better,
@@ -73,9 +69,7 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
         "pictures": pictures,
         "bits": bits,
         "bits_sentences": bits_sentences(bits),
-        "prompts": {name: first_sample(folder / "samples.txt") for name, folder in inputs.prompts.items()},
         "settings": settings_of(inputs.config) if inputs.config else {},
-        "resamples": RESAMPLES,
     }
     for template, file in (("run.html.j2", "report.html"), ("run.md.j2", "report.md"), ("plots.md.j2", "plots.md")):
         write_page(template, out / file, context)

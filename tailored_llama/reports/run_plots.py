@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from tailored_llama.config import DENSE, TUNED_DENSE
 from tailored_llama.evaluation import MODELS, Z95, Array, RecoveryTable
 from tailored_llama.pruning import IMPORTANCE_SCHEMA, read_plan
-from tailored_llama.reports.figures import COLOURS, STYLE, WIDTH, Picture, new_figure, wrap_name, xy
+from tailored_llama.reports.figures import COLOURS, WIDTH, Picture, new_figure, styled, wrap_name, xy
 from tailored_llama.reports.inputs import ReportInputs, RunResults
 from tailored_llama.store import read_table
 from tailored_llama.training import LOG_SCHEMA
@@ -49,6 +48,7 @@ def report_pictures(
     return pictures
 
 
+@styled
 def _accuracies(table: RecoveryTable, against: RecoveryTable | None) -> Picture:
     """Bars of accuracy per benchmark with 95 % intervals, and each benchmark's floor as a dashed line."""
     names, series = table.benchmarks, {}
@@ -59,116 +59,114 @@ def _accuracies(table: RecoveryTable, against: RecoveryTable | None) -> Picture:
             series[model] = [(i, row.accuracy or 0.0, Z95 * (row.stderr or 0.0)) for i, row in known]
     floors = [table.any_row(name).floor for name in names]
     colours = {model: COLOURS["line-1" if model == TUNED_DENSE else model] for model in series}
-    with matplotlib.rc_context(STYLE):
-        least = WIDTH // 2 + 110 * max(0, len(series) - len(MODELS))  # room for the legend
-        figure = new_figure(340, width=min(WIDTH, max(least, 80 + 180 * len(names))))
-        axes, width = figure.subplots(), 0.78 / len(series)
-        for number, (model, bars) in enumerate(series.items()):
-            places, values, whiskers = zip(*bars, strict=True)
-            at = [place + (number - (len(series) - 1) / 2) * width for place in places]
-            axes.bar(at, values, 0.92 * width, color=colours[model])
-            axes.errorbar(at, values, whiskers, fmt="none", ecolor=COLOURS["ink"], elinewidth=1.2, capsize=3)
-        for i, floor in enumerate(floors):
-            axes.hlines(floor, i - 0.45, i + 0.45, COLOURS["ink"], linestyles=(0, (4, 2)), linewidth=1.5)
-        axes.set_xticks(range(len(names)), [wrap_name(name) for name in names])
-        axes.tick_params(axis="x", length=0)
-        axes.set_xlim(-0.6, len(names) - 0.4)
-        tops = [value + whisker for bars in series.values() for _, value, whisker in bars]
-        axes.set_ylim(0, min(1.0, max([*tops, *floors, 0.1]) + 0.05))
-        axes.set_ylabel("accuracy")
-        axes.grid(axis="y")
-        handles: list[Any] = [Patch(color=colour, label=model) for model, colour in colours.items()]
-        handles.append(Line2D([], [], color=COLOURS["ink"], dashes=(4, 2), linewidth=1.5, label="floor"))
-        figure.legend(handles=handles, loc="outside upper left", ncols=5, borderpad=0)
-        return Picture(figure, "Accuracy by benchmark: " + ", ".join(series) + " and the floor")
+    least = WIDTH // 2 + 110 * max(0, len(series) - len(MODELS))  # room for the legend
+    figure = new_figure(340, width=min(WIDTH, max(least, 80 + 180 * len(names))))
+    axes, width = figure.subplots(), 0.78 / len(series)
+    for number, (model, bars) in enumerate(series.items()):
+        places, values, whiskers = zip(*bars, strict=True)
+        at = [place + (number - (len(series) - 1) / 2) * width for place in places]
+        axes.bar(at, values, 0.92 * width, color=colours[model])
+        axes.errorbar(at, values, whiskers, fmt="none", ecolor=COLOURS["ink"], elinewidth=1.2, capsize=3)
+    for i, floor in enumerate(floors):
+        axes.hlines(floor, i - 0.45, i + 0.45, COLOURS["ink"], linestyles=(0, (4, 2)), linewidth=1.5)
+    axes.set_xticks(range(len(names)), [wrap_name(name) for name in names])
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    tops = [value + whisker for bars in series.values() for _, value, whisker in bars]
+    axes.set_ylim(0, min(1.0, max([*tops, *floors, 0.1]) + 0.05))
+    axes.set_ylabel("accuracy")
+    axes.grid(axis="y")
+    handles: list[Any] = [Patch(color=colour, label=model) for model, colour in colours.items()]
+    handles.append(Line2D([], [], color=COLOURS["ink"], dashes=(4, 2), linewidth=1.5, label="floor"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=5, borderpad=0)
+    return Picture(figure, "Accuracy by benchmark: " + ", ".join(series) + " and the floor")
 
 
+@styled
 def _widths(folder: Path) -> Picture:
     """Share of each layer's attention groups and MLP channels that the plan keeps."""
     table = read_plan(folder)
     layer, kind, kept = (table[name].to_numpy() for name in ("layer", "kind", "kept"))
-    with matplotlib.rc_context(STYLE):
-        figure, panels = _kind_panels(kind, 250)
-        for name, axes in panels.items():
-            of_kind = kind == name
-            layers, groups = np.unique(layer[of_kind], return_counts=True)
-            kept_groups = np.bincount(layer[of_kind], weights=kept[of_kind], minlength=int(layers.max()) + 1)[layers]
-            axes.bar(layers, 1, 0.82, color=COLOURS["grid"])
-            axes.bar(layers, kept_groups / groups, 0.82, color=COLOURS["pruned"])
-            per_layer = " to ".join(f"{count:,}" for count in sorted({groups.min(), groups.max()}))
-            share = 100 * kept_groups.sum() / groups.sum()
-            axes.set_title(f"{KIND_NAMES[name]} ({per_layer} per layer; {share:.0f} % kept)")
-            axes.set_ylim(0, 1)
-            axes.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
-        next(iter(panels.values())).set_ylabel("kept")
-        return Picture(figure, "Share of each layer that pruning keeps")
+    figure, panels = _kind_panels(kind, 250, "kept")
+    for name, axes in panels.items():
+        of_kind = kind == name
+        layers, groups = np.unique(layer[of_kind], return_counts=True)
+        kept_groups = np.bincount(layer[of_kind], weights=kept[of_kind], minlength=int(layers.max()) + 1)[layers]
+        axes.bar(layers, 1, 0.82, color=COLOURS["grid"])
+        axes.bar(layers, kept_groups / groups, 0.82, color=COLOURS["pruned"])
+        per_layer = " to ".join(f"{count:,}" for count in sorted({groups.min(), groups.max()}))
+        share = 100 * kept_groups.sum() / groups.sum()
+        axes.set_title(f"{KIND_NAMES[name]} ({per_layer} per layer; {share:.0f} % kept)")
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    return Picture(figure, "Share of each layer that pruning keeps")
 
 
+@styled
 def _importance(folder: Path) -> Picture:
     """Median importance of a coupled group in each layer, with the range of the middle 80 %."""
     table = read_table(folder / "importance.parquet", IMPORTANCE_SCHEMA)
     layer, kind, score = (table[name].to_numpy() for name in ("layer", "kind", "score"))
-    with matplotlib.rc_context(STYLE):
-        figure, panels = _kind_panels(kind, 280)
-        for name, axes in panels.items():
-            layers = np.unique(layer[kind == name])
-            spread = np.array([np.quantile(score[(kind == name) & (layer == n)], (0.1, 0.5, 0.9)) for n in layers])
-            axes.fill_between(layers, spread[:, 0], spread[:, 2], color=COLOURS["dense"], alpha=0.3, linewidth=0)
-            axes.plot(layers, spread[:, 1], color=COLOURS["dense"], linewidth=2, marker="o", markersize=4)
-            if spread.min() > 0:
-                axes.set_yscale("log")
-                low, high = math.floor(math.log10(spread.min())), math.ceil(math.log10(spread.max()))
-                axes.set_ylim(10.0**low, 10.0 ** max(high, low + 1))
-                axes.yaxis.set_major_formatter(_power_of_ten)
-                axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.set_title(KIND_NAMES[name])
-            axes.grid(axis="y")
-        next(iter(panels.values())).set_ylabel("importance")
-        return Picture(figure, "Importance of the groups of each layer")
+    figure, panels = _kind_panels(kind, 280, "importance")
+    for name, axes in panels.items():
+        layers = np.unique(layer[kind == name])
+        spread = np.array([np.quantile(score[(kind == name) & (layer == n)], (0.1, 0.5, 0.9)) for n in layers])
+        axes.fill_between(layers, spread[:, 0], spread[:, 2], color=COLOURS["dense"], alpha=0.3, linewidth=0)
+        axes.plot(layers, spread[:, 1], color=COLOURS["dense"], linewidth=2, marker="o", markersize=4)
+        if spread.min() > 0:
+            axes.set_yscale("log")
+            low, high = math.floor(math.log10(spread.min())), math.ceil(math.log10(spread.max()))
+            axes.set_ylim(10.0**low, 10.0 ** max(high, low + 1))
+            axes.yaxis.set_major_formatter(_power_of_ten)
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(KIND_NAMES[name])
+        axes.grid(axis="y")
+    return Picture(figure, "Importance of the groups of each layer")
 
 
+@styled
 def _losses(folders: Mapping[str, Path]) -> Picture:
     """Training loss of every step and held-out loss of every epoch, one panel for each benchmark's adapter."""
-    with matplotlib.rc_context(STYLE):
-        columns = min(3, len(folders))
-        rows = math.ceil(len(folders) / columns)
-        figure = new_figure(60 + 225 * rows, width=WIDTH if columns > 1 else WIDTH // 2)
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        best: Any = {"markersize": 11, "markerfacecolor": "none", "color": COLOURS["tailored"], "marker": "o"}
-        for axes, (name, folder) in zip(panels, folders.items(), strict=False):
-            log = read_table(folder / "log.parquet", LOG_SCHEMA).to_pydict()
-            train, held = (
-                [(step, loss) for step, loss in zip(log["step"], log[column], strict=True) if loss is not None]
-                for column in ("loss", "held_out_loss")
-            )
-            axes.plot(*xy(train), color=COLOURS["dense"], linewidth=1.5, label="training")
-            axes.plot(*xy(held), color=COLOURS["tailored"], linewidth=2, marker="o", markersize=5, label="held out")
-            if held:
-                axes.plot(*xy([min(held, key=lambda point: point[1])]), linestyle="none", label="adapter kept", **best)
-            axes.set_title(name)
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.yaxis.set_major_locator(MaxNLocator(4))
-            axes.margins(x=0.05, y=0.12)
-            axes.grid(axis="y")
-        for axes in panels[len(folders) :]:
-            axes.remove()
-        for axes in panels[max(0, len(folders) - columns) : len(folders)]:  # the bottom panel of each column
-            axes.set_xlabel("step")
-        for axes in panels[: len(folders) : columns]:
-            axes.set_ylabel("loss")
-        figure.legend(handles=panels[0].get_lines(), loc="outside upper left", ncols=3, borderpad=0)
-        return Picture(figure, "Training and held-out loss by benchmark")
+    columns = min(3, len(folders))
+    rows = math.ceil(len(folders) / columns)
+    figure = new_figure(60 + 225 * rows, width=WIDTH if columns > 1 else WIDTH // 2)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    best: Any = {"markersize": 11, "markerfacecolor": "none", "color": COLOURS["tailored"], "marker": "o"}
+    for axes, (name, folder) in zip(panels, folders.items(), strict=False):
+        log = read_table(folder / "log.parquet", LOG_SCHEMA).to_pydict()
+        train, held = (
+            [(step, loss) for step, loss in zip(log["step"], log[column], strict=True) if loss is not None]
+            for column in ("loss", "held_out_loss")
+        )
+        axes.plot(*xy(train), color=COLOURS["dense"], linewidth=1.5, label="training")
+        axes.plot(*xy(held), color=COLOURS["tailored"], linewidth=2, marker="o", markersize=5, label="held out")
+        if held:
+            axes.plot(*xy([min(held, key=lambda point: point[1])]), linestyle="none", label="adapter kept", **best)
+        axes.set_title(name)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.margins(x=0.05, y=0.12)
+        axes.grid(axis="y")
+    for axes in panels[len(folders) :]:
+        axes.remove()
+    for axes in panels[max(0, len(folders) - columns) : len(folders)]:  # the bottom panel of each column
+        axes.set_xlabel("step")
+    for axes in panels[: len(folders) : columns]:
+        axes.set_ylabel("loss")
+    figure.legend(handles=panels[0].get_lines(), loc="outside upper left", ncols=3, borderpad=0)
+    return Picture(figure, "Training and held-out loss by benchmark")
 
 
 def _power_of_ten(value: float, _position: float) -> str:
     return "10" + str(round(math.log10(value))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def _kind_panels(kind: Array, height: int) -> tuple[Figure, dict[str, Axes]]:
+def _kind_panels(kind: Array, height: int, ylabel: str) -> tuple[Figure, dict[str, Axes]]:
     """One panel over the layers for each kind of group present."""
     names = [name for name in KIND_NAMES if (kind == name).any()]
     figure = new_figure(height)
     panels = dict(zip(names, figure.subplots(1, len(names), squeeze=False).ravel(), strict=True))
+    panels[names[0]].set_ylabel(ylabel)
     for axes in panels.values():
         axes.set_xlabel("layer")
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))

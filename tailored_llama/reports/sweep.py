@@ -18,15 +18,12 @@ from tailored_llama.reports.parts import accuracy_cell, number, percent, share_c
 from tailored_llama.reports.tables import Cell, Column, Row, Table, table_row, terminal
 from tailored_llama.store import write_rows
 
-STAGE, VERSION = "sweep", 8
-
 _RECOVERY = "Accuracy ÷ the dense model's, mean over all benchmarks, including those where dense is at its floor."
 _CURVES = {  # measured quantity → title, label of its axis, caption
     "perplexity": ("Perplexity", "perplexity ÷ dense", "Perplexity ÷ the dense model's on the same text."),
     "accuracy": ("Accuracy", "mean accuracy", "Mean of the benchmarks' headline metrics."),
     "recovery": ("Recovery", "mean recovery", _RECOVERY),
 }
-
 
 Figures = dict[str, tuple[str, Picture, str]]  # measured quantity → title, picture, caption
 
@@ -36,10 +33,7 @@ def write_sweep(
 ) -> None:
     """Stage: write `sweep.parquet` (dense models first), `benchmarks.parquet`, `sweep.html`, and `sweep.md` with PNGs.
 
-    Args:
-        config: the sweep's configuration.
-        measured: every row, with its rows on each benchmark.
-        out: an existing folder.
+    `measured` has every row with its rows on each benchmark.
     """
     rows = [row for row, _ in measured]
     by_benchmark = [row for _, benchmark_rows in measured for row in benchmark_rows]
@@ -124,8 +118,8 @@ def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[SweepBenchmarkRow]
     columns = [Column("setting", left=True), Column("removed /\nof the body")]
     rows = [table_row("floor", "–", *(number(one.floor) for one in first))]
     for row, found in scored:
-        error = ((f"± {number(one.stderr)}", *filter(None, [one.template])) for one in found)
-        cells = [Cell(number(one.accuracy), under) for one, under in zip(found, error, strict=True)]
+        under = [tuple(filter(None, (f"± {number(one.stderr)}", one.template))) for one in found]
+        cells = [Cell(number(one.accuracy), lines) for one, lines in zip(found, under, strict=True)]
         rows.append(table_row(row.label, _removed(row), *cells, bold=not row.ratio))
     return Table((*columns, *(Column(one.benchmark, under=(one.metric,)) for one in first)), tuple(rows))
 
@@ -137,8 +131,7 @@ def _recovered(rows: Sequence[SweepRow]) -> bool:
 
 def _shared(config: SweepConfig) -> dict[str, dict[str, str]]:
     """The settings that no cell changes, as `settings_of` gives them, without those that a sweep does not read."""
-    unread = {"profile"} | (set() if config.tailored else {"tuning"})
-    sections = {name: fields for name, fields in settings_of(config).items() if name not in unread}
+    sections = settings_of(config, ["profile"] if config.tailored else ["profile", "tuning"])
     for field in (*SWEEP_FIELDS, RATIOS, *(field for table in config.grid for field in table)):
         section, _, name = field.rpartition(".")
         sections.get(section, {}).pop(name, None)

@@ -26,11 +26,6 @@ def title(inputs: ReportInputs) -> str:
     return f"{text} (incomplete)" if inputs.failed else text
 
 
-def missing_notes(inputs: ReportInputs) -> list[str]:
-    """A sentence for each stage that an incomplete report lacks."""
-    return [f"Incomplete: {name} failed: {error}" for name, error in inputs.failed.items()]
-
-
 def plus_minus(row: RecoveryRow | BitsRow | None) -> str:
     """An accuracy ± its standard error."""
     return accuracy_of(row).text
@@ -68,17 +63,15 @@ def size_sentence(table: RecoveryTable) -> str:
 
 def _speed(pruned: ModelRow) -> str:
     """How fast the pruned model reads and writes, as a clause; empty if it was not timed."""
-    reading, writing = speedup(pruned, "prefill"), speedup(pruned, "decode")
-    if not reading or not writing:
+    speeds = {"reading": speedup(pruned, "prefill"), "writing": speedup(pruned, "decode")}
+    if not all(speeds.values()):
         return ""
-    if reading == writing == NO_DIFFERENCE:
+    alike = [phase for phase, speed in speeds.items() if speed == NO_DIFFERENCE]
+    if len(alike) == 2:
         return "no difference in speed was measured"
-    text = "its speed ÷ the dense model's is "
-    if reading == NO_DIFFERENCE:
-        return f"{text}{writing} writing, while no difference was measured for reading"
-    if writing == NO_DIFFERENCE:
-        return f"{text}{reading} reading, while no difference was measured for writing"
-    return f"{text}{reading} reading and {writing} writing"
+    differing = " and ".join(f"{speed} {phase}" for phase, speed in speeds.items() if phase not in alike)
+    unclear = f", while no difference was measured for {alike[0]}" if alike else ""
+    return f"its speed ÷ the dense model's is {differing}{unclear}"
 
 
 def kept_tokens(table: RecoveryTable) -> str:
@@ -94,12 +87,10 @@ def perplexities(table: RecoveryTable) -> tuple[str, tuple[str, str, str]]:
 
     Per token where the vocabularies are alike, else per byte, as only that compares.
     """
-    rows = [table.size(model) for model in (DENSE, PRUNED, HEALED)]
-    if kept_tokens(table):
-        shown = [number(row.byte_perplexity, 3) if row.byte_perplexity is not None else "" for row in rows]
-        return "perplexity per byte", (shown[0], shown[1], shown[2])
-    shown = [number(row.perplexity, 1) if row.perplexity is not None else "" for row in rows]
-    return "perplexity", (shown[0], shown[1], shown[2])
+    per_byte, rows = bool(kept_tokens(table)), [table.size(model) for model in (DENSE, PRUNED, HEALED)]
+    values = [row.byte_perplexity if per_byte else row.perplexity for row in rows]
+    dense, pruned, healed = ("" if value is None else number(value, 3 if per_byte else 1) for value in values)
+    return "perplexity per byte" if per_byte else "perplexity", (dense, pruned, healed)
 
 
 def _recovery_sentence(table: RecoveryTable, config: RunConfig | None) -> str:
@@ -179,14 +170,10 @@ def answer_notes(tables: Sequence[RecoveryTable]) -> list[str]:
     notes = []
     for table in tables:
         for name in table.benchmarks:
-            rows = {model: row for model in MODELS if (row := table.row(model, name))}
-            known = [
-                f"{model} {number(row.answer_perplexity, 1)}"
-                for model, row in rows.items()
-                if row.answer_perplexity is not None
-            ]
-            if known:
-                notes.append(f"Perplexity of {name}'s accepted answers, {run_name(table.ratio)}: {', '.join(known)}.")
+            rows = [row for model in MODELS if (row := table.row(model, name))]
+            known = [(row.model, row.answer_perplexity) for row in rows if row.answer_perplexity is not None]
+            if shown := ", ".join(f"{model} {number(perplexity, 1)}" for model, perplexity in known):
+                notes.append(f"Perplexity of {name}'s accepted answers, {run_name(table.ratio)}: {shown}.")
     return notes
 
 
@@ -198,11 +185,9 @@ def floor_notes(tables: Sequence[RecoveryTable]) -> list[str]:
             row = table.row(DENSE, name)
             if row is None or row.accuracy is None or row.above_floor is not False:
                 continue
+            finding, shown, value = "is not significantly above", plus_minus(row), "little"
             if row.accuracy <= row.floor:
-                finding, value = f"Dense itself is at the floor on {name}", "nothing"
-                figures = f"{number(row.accuracy)} against {number(row.floor)}"
-            else:
-                finding, value = f"Dense is not significantly above the floor on {name}", "little"
-                figures = f"{plus_minus(row)} against {number(row.floor)}"
-            notes[name] = f"{finding} ({figures}): its recovery says {value}."
+                finding, shown, value = "itself is at", number(row.accuracy), "nothing"
+            figures = f"{shown} against {number(row.floor)}"
+            notes[name] = f"Dense {finding} the floor on {name} ({figures}): its recovery says {value}."
     return list(notes.values())

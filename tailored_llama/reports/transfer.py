@@ -16,7 +16,6 @@ from tailored_llama.evaluation import (
     MEAN,
     OTHERS,
     OWN,
-    RESAMPLES,
     TransferRow,
     TransferScore,
     field_of,
@@ -35,8 +34,6 @@ _LEGEND = (
     "model in points, with * if its paired 95 % interval excludes zero. Column others: the mean gain on the benchmarks "
     "that the model was not tuned on. Row generic: one adapter, tuned on all benchmarks with as many examples in total."
 )
-
-STAGE, VERSION = "transfer", 4
 
 
 def write_transfer(config: RunConfig, cells: Sequence[TransferScore[Path]], *, out: Path) -> None:
@@ -58,8 +55,7 @@ def write_transfer(config: RunConfig, cells: Sequence[TransferScore[Path]], *, o
         "picture": picture,
         "table": _table(rows),
         "config": config,
-        "resamples": RESAMPLES,
-        "settings": {name: fields for name, fields in settings_of(config).items() if name not in UNREAD_BY_TRANSFER},
+        "settings": settings_of(config, UNREAD_BY_TRANSFER),
     }
     write_page("transfer.html.j2", out / "transfer.html", context)
     write_page("transfer.md.j2", out / "transfer.md", context)
@@ -67,9 +63,9 @@ def write_transfer(config: RunConfig, cells: Sequence[TransferScore[Path]], *, o
 
 
 def bounds(row: TransferRow) -> str:
-    """The 95 % interval of a gain, in points."""
-    low, high = (None if end is None else 100 * end for end in (row.gain_low, row.gain_high))
-    return f"{number(low, 1)} to {number(high, 1)}"
+    """The 95 % interval of a gain, in points; empty for None."""
+    ends = (row.gain_low, row.gain_high)
+    return " to ".join(number(100 * end, 1) for end in ends if end is not None)
 
 
 def findings(rows: Sequence[TransferRow]) -> list[str]:
@@ -108,9 +104,9 @@ def failures(rows: Sequence[TransferRow]) -> list[str]:
     for row in rows:
         if row.error:
             failed.setdefault((row.model, row.error), []).append(row.benchmark)
-    every = len(field_of(rows)[1])
-    where = {key: "all benchmarks" if len(names) == every else ", ".join(names) for key, names in failed.items()}
-    return [f"{model} failed on {where[model, error]}: {error}" for model, error in failed]
+    every = field_of(rows)[1]
+    where = {key: "all benchmarks" if len(names) == len(every) else ", ".join(names) for key, names in failed.items()}
+    return [f"{model} failed on {names}: {error}" for (model, error), names in where.items()]
 
 
 def transfer_table(folder: Path) -> rich.table.Table:
@@ -132,18 +128,14 @@ def _table(rows: Sequence[TransferRow]) -> Table:
     for model in models:
         others = field[model, OTHERS]
         cells = [_cell(field[model, name]) for name in names]
-        cells.append(Cell(_gain(others), _bounds(others), f"\n{_gain(others)}"))
+        cells.append(Cell(_gain(others), tuple(filter(None, [bounds(others)])), f"\n{_gain(others)}"))
         lines.append(table_row(model.replace("_", "_\n"), *cells))
     return Table((*columns, Column("others")), tuple(lines), (_LEGEND,))
 
 
 def _cell(one: TransferRow) -> Cell:
-    error = () if one.accuracy is None else (f"± {number(one.stderr)}",)
-    return Cell(_shown(one), error + _bounds(one), _shown(one).replace("0.", ".", 1))
-
-
-def _bounds(one: TransferRow) -> tuple[str, ...]:
-    return () if one.gain is None else (bounds(one),)
+    error = "" if one.accuracy is None else f"± {number(one.stderr)}"
+    return Cell(_shown(one), tuple(filter(None, (error, bounds(one)))), _shown(one).replace("0.", ".", 1))
 
 
 def _shown(one: TransferRow) -> str:

@@ -14,7 +14,6 @@ from tailored_llama.evaluation.statistics import (
     mcnemar,
     paired_draws,
     ratios,
-    recovery,
 )
 
 
@@ -25,12 +24,6 @@ def paired_interval(tailored: Answers, dense: Answers, floor: float = 0.0, seed:
 
 def answers(right: list[float], first: int = 0) -> Answers:
     return Answers(np.arange(first, first + len(right)), np.ones(len(right), dtype=int), np.array(right, dtype=float))
-
-
-def test_recovery_is_a_ratio_and_undefined_where_dense_knows_nothing() -> None:
-    assert recovery(0.42, 0.56) == pytest.approx(0.75)
-    assert recovery(0.6, 0.5) == pytest.approx(1.2)
-    assert math.isnan(recovery(0.3, 0.0))
 
 
 def test_chance_corrected_counts_only_what_is_above_the_floor() -> None:

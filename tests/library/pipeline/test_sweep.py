@@ -84,7 +84,7 @@ def test_a_searched_template_is_chosen_on_what_tuning_has_then_scored_and_tuned_
     assert not searched.error
     assert (searched.accuracy, searched_tuned.accuracy) == (generic.accuracy, generic_tuned.accuracy)
     (page,) = Path(config.store.root).glob("sweep/*/sweep.html")
-    assert page.read_text().count("<br>generic</span>") == 2 * len(config.benchmarks)
+    assert page.read_text().count('<span class="under">generic</span>') == 2 * len(config.benchmarks)
     assert kinds(config.store.root).count("adapter") == 1
     assert {"harness", "generic", "task"} <= seen[0].keys()
     counted = [read_metrics(folder)["examples"] for folder in seen[0]["harness"]]

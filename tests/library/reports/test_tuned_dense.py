@@ -13,7 +13,7 @@ from helpers import hits, scored
 from tailored_llama.config import TUNED_DENSE
 from tailored_llama.evaluation import MEAN, TAILORED
 from tailored_llama.reports import ModelResults, ReportInputs, RunResults, recovery_table, write_report
-from tailored_llama.reports.tuned_dense import against_tuned_dense, read_tuned_dense, tuned_dense_notes
+from tailored_llama.reports.recovery import against_tuned_dense, read_tuned_dense, tuned_dense_notes
 
 
 def folders(root: Path, piqa: int, csqa: int) -> dict[str, Path]:
