@@ -15,7 +15,7 @@ from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, weights_dig
 from tailored_llama.models.convert import _drop_paths
 from tailored_llama.models.id_table import copy_id_table
 from tailored_llama.models.load import BASE_FILE, load_model
-from tailored_llama.models.soft_prompts import has_soft_prompt
+from tailored_llama.models.packing import has_soft_prompt
 
 
 def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:

@@ -16,11 +16,11 @@ from tailored_llama.models.packing import (
     distinct,
     encode_header,
     halved,
+    learnt_header,
     packed_inputs,
     packed_states,
     within_memory,
 )
-from tailored_llama.models.soft_prompts import learnt_header
 from tailored_llama.models.streaming import caller, enter, layers_of
 
 Result = TypeVar("Result")
