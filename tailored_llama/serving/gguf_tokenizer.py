@@ -25,9 +25,8 @@ def write_tokenizer(writer: GGUFWriter, checkpoint: Path, vocab_size: int) -> No
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     model = state["model"]
     if model["type"] != "BPE":
-        raise InputError(
-            f"{checkpoint}: tokenizer: got {model['type']}; allowed: BPE, byte-level or with byte fallback"
-        )
+        allowed = "BPE, byte-level or with byte fallback"
+        raise InputError(f"{checkpoint}: tokenizer: got {model['type']}; allowed: {allowed}")
     if not model["merges"]:
         raise InputError(f"{checkpoint}: tokenizer: got no merges; allowed: at least one, which llama.cpp requires")
     added = {token["id"]: token for token in state["added_tokens"]}
@@ -46,14 +45,9 @@ def write_tokenizer(writer: GGUFWriter, checkpoint: Path, vocab_size: int) -> No
     writer.add_token_types(
         [_token_type(texts.get(index), added.get(index), tokenizer.unk_token) for index in range(vocab_size)]
     )
-    for add, index in (
-        (writer.add_bos_token_id, tokenizer.bos_token_id),
-        (writer.add_eos_token_id, tokenizer.eos_token_id),
-        (writer.add_unk_token_id, tokenizer.unk_token_id),
-        (writer.add_pad_token_id, tokenizer.pad_token_id),
-    ):
-        if index is not None:
-            add(index)
+    for name in ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id"):
+        if (index := getattr(tokenizer, name)) is not None:
+            getattr(writer, f"add_{name}")(index)
     ids = tokenizer("a")["input_ids"]
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id)
     writer.add_add_eos_token(tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id)
