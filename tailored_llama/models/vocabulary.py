@@ -106,17 +106,12 @@ def _written_alone(model: dict[str, Any]) -> set[int]:
     return {ids[text] for text in (*alone, model.get("unk_token")) if text in ids}
 
 
-def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
-    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-    return [(left, right) for left, right in pairs]
-
-
 def _last_merges(model: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """The last merge of every token, as BPE makes it of its characters.
 
     SentencePiece vocabularies list all merges that give a token. Which of them BPE takes depends on their ranks.
     """
-    merges = _merges(model)
+    merges = [(left, right) for left, right in model["merges"]]
     making: dict[str, list[tuple[str, str]]] = {}
     for pair in merges:
         making.setdefault("".join(pair), []).append(pair)
@@ -211,7 +206,7 @@ def _trimmed(state: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
     """The JSON of a tokenizer with only the tokens that have a new id."""
     model = state["model"]
     vocab = {text: new[index] for text, index in model["vocab"].items() if index in new}
-    merges = [[left, right] for left, right in _merges(model) if {left, right, left + right} <= vocab.keys()]
+    merges = [[left, right] for left, right in model["merges"] if {left, right, left + right} <= vocab.keys()]
     added = [token | {"id": new[token["id"]]} for token in state["added_tokens"] if token["id"] in new]
     state = json.loads(json.dumps(state | {"model": model | {"vocab": vocab, "merges": merges}, "added_tokens": added}))
     for ids, place in _processor_places(state):
