@@ -62,8 +62,7 @@ def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
 def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
     """Write a checkpoint in a type, tensor by tensor; files that would not change are hard-linked.
 
-    Returns:
-        False, and nothing written, if its tensors are not just those of its architecture: transformers may know more.
+    False, and nothing is written, if its tensors are not just those of its architecture: transformers may know more.
     """
     files = weight_files(folder)
     try:

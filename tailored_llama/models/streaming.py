@@ -253,8 +253,7 @@ def caller(layer: Any, arguments: dict[str, Any]) -> Forward:
     """Wrap a layer as a function of its hidden states alone."""
 
     def forward(states: Tensor) -> Tensor:
-        result = layer(states, **arguments)
-        after: Tensor = result[0] if isinstance(result, tuple) else result
+        after: Tensor = layer(states, **arguments)
         return after
 
     return forward
