@@ -87,10 +87,6 @@ def check_architecture(config: dict[str, Any], shown: str) -> None:
         raise InputError(f"model.source {shown}: quantized weights; allowed: float32, bfloat16 or float16")
 
 
-def is_checkpoint_file(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt") or path.name.startswith("tokenizer")
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint: the single one, else those its index names, as in transformers.
 

@@ -1,9 +1,9 @@
 """Packed rows: many sequences in one row, where linear layers see all tokens and attention stays within a document.
 
 A document is a prefix and branches that continue it, such as a context and its choices; the prefix is encoded once.
-A header, such as the solved examples of a few-shot benchmark, is encoded once for all documents. Documents are not
-padded, so a forward pass costs only its distinct tokens. The model is an unchanged transformers model, with or without
-a PEFT adapter: an attention function registered with transformers (`attention.py`) reads the blocks of the row.
+A header, such as a soft prompt or the solved examples of a benchmark, is encoded once for all documents. Documents are
+not padded, so a forward pass costs only its distinct tokens. The model is an unchanged transformers model, with or
+without a PEFT adapter: an attention function registered with transformers (`attention.py`) reads the blocks of the row.
 """
 
 from __future__ import annotations
@@ -158,15 +158,14 @@ def learnt_header(model: Any) -> Header:
         return Header()
     with torch.autocast(model.device.type, enabled=False):  # under autocast PEFT would join tensors of different types
         learnt = model.get_prompt(batch_size=1)
-    header = Header(learnt.shape[1])
-    positions = torch.arange(header.length, device=learnt.device)
+    header = Header(length := learnt.shape[1])
+    positions = torch.arange(length, device=learnt.device)
+    row = Row([Block(0, length)], Header(), positions, torch.zeros_like(positions), length, header)
     model.get_decoder()(
         inputs_embeds=learnt.to(model.dtype),  # PEFT keeps them in float32
         position_ids=positions[None],
         use_cache=False,
-        packed_row=Row(
-            [Block(0, len(positions))], Header(), positions, torch.zeros_like(positions), len(positions), header
-        ),
+        packed_row=row,
     )
     return header
 
