@@ -51,8 +51,11 @@ from .modeling_tailored_llama import LAYERED as LAYERED
 from .packing import HEAD_POSITIONS as HEAD_POSITIONS
 from .packing import Document as Document
 from .packing import batches as batches
+from .packing import context_length as context_length
 from .packing import encode_header as encode_header
 from .packing import halved as halved
+from .packing import has_soft_prompt as has_soft_prompt
+from .packing import learnt_header as learnt_header
 from .packing import packed_attention as packed_attention
 from .packing import packed_inputs as packed_inputs
 from .packing import packed_logprobs as packed_logprobs
@@ -67,9 +70,6 @@ from .quantization import check_quantizable as check_quantizable
 from .quantization import load_base as load_base
 from .shards import tensor_reader as tensor_reader
 from .shards import write_shards as write_shards
-from .soft_prompts import context_length as context_length
-from .soft_prompts import has_soft_prompt as has_soft_prompt
-from .soft_prompts import learnt_header as learnt_header
 from .sources import DenseSettings as DenseSettings
 from .sources import ModelSource as ModelSource
 from .sources import fetch_model as fetch_model

@@ -13,9 +13,9 @@ from tailored_llama.errors import InputError
 from tailored_llama.models.cards import CARD, merged_card
 from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, weights_digest
 from tailored_llama.models.convert import _drop_paths
-from tailored_llama.models.id_table import copy_id_table
+from tailored_llama.models.id_table import TABLE
 from tailored_llama.models.load import BASE_FILE, load_model
-from tailored_llama.models.soft_prompts import has_soft_prompt
+from tailored_llama.models.packing import has_soft_prompt
 
 
 def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:
@@ -66,12 +66,8 @@ def merge_adapter(checkpoint: Path, adapter: Path | None, *, out: Path, card: st
     """Write a checkpoint and its adapter as one stand-alone checkpoint with the same layout, tokenizer and plan.
 
     The sum is rounded to the checkpoint's type: in bfloat16 or float16, scores may differ from the attached adapter's.
-
-    Args:
-        checkpoint: the checkpoint that the adapter was trained on.
-        adapter: a LoRA adapter or a variant of it; None: the checkpoint stays as it is, and only gets the card.
-        out: an existing folder.
-        card: the model card; by default the checkpoint's own, updated to mention the merge.
+    Without an adapter, the checkpoint stays as it is, and only gets the card. By default that is the checkpoint's own,
+    updated to mention the merge. `out` is an existing folder.
 
     Raises:
         InputError: as `load_model`; or the adapter is a soft prompt, which does not change weights.
@@ -83,8 +79,8 @@ def merge_adapter(checkpoint: Path, adapter: Path | None, *, out: Path, card: st
         )
     model.save_pretrained(out)
     copy_tokenizer(checkpoint, out)
-    copy_id_table(checkpoint, out)
-    if (plan := checkpoint / "plan.parquet").is_file():
-        shutil.copyfile(plan, out / plan.name)
+    for name in (TABLE, "plan.parquet"):
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, out / name)
     _drop_paths(out)
     (out / CARD).write_text(card or merged_card(checkpoint), encoding="utf-8")

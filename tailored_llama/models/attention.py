@@ -85,18 +85,11 @@ class Row:
 def looped_attention(
     query: Tensor, own: KeysValues, row: Row, before: KeysValues | None, window: int | None, attend: Attend
 ) -> Tensor:
-    """Attention of one document at a time.
+    """Attention of one document at a time, [1, row, heads, head_dim], 0 where the row is padded.
 
-    Args:
-        query: [1, heads, row, head_dim].
-        own: the row's keys and values, of as many heads.
-        row: where the documents are.
-        before: the header's keys and values in this layer, [1, heads, header, head_dim], if there is a header.
-        window: how many tokens back a token sees, itself included; None: all.
-        attend: attention of a batch of equally long documents.
-
-    Returns:
-        [1, row, heads, head_dim], 0 where the row is padded.
+    `query` is [1, heads, row, head_dim]; so are `own`, the row's keys and values. `before` are the header's in this
+    layer, [1, heads, header, head_dim], if there is a header. `window` says how many tokens back a token sees, itself
+    included; None: all.
     """
     output = query.new_zeros(1, query.shape[2], query.shape[1], own[1].shape[3])
     for block in row.blocks:
@@ -174,15 +167,9 @@ def _join(before: KeysValues | None, own: KeysValues) -> KeysValues:
 def _mask(row: Row, tokens: Tensor | slice, causal: bool, window: int | None, like: Tensor) -> Tensor | None:
     """Additive mask: 0 for the header and the sequence up to a token, −∞ for later tokens and other branches.
 
-    Args:
-        row: the row.
-        tokens: which of its tokens are documents: indices [documents, length], or one document.
-        causal: whether no document branches.
-        window: hides tokens so far back or farther.
-        like: has the device and the type of the mask.
-
-    Returns:
-        [documents, 1, length, header + length]; None for plain causal attention, which is faster without a mask.
+    It is [documents, 1, length, header + length], with the device and the type of `like`; None for plain causal
+    attention, which is faster without a mask. `tokens` says which tokens are documents: indices [documents, length], or
+    one document; `causal`: no document branches. `window` hides tokens so far back or farther.
     """
     header, device = row.header.length, like.device
     if causal and not header and window is None:

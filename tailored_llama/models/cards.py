@@ -44,7 +44,9 @@ def base_of(source: ModelSource) -> Base:
             origin = f"its 4-bit GGUF from the PyPI wheel {wheel.name}=={wheel.version}, dequantised"
             return Base(original, origin, original, licence)
         case "gguf":
-            return Base(path.name, f"a GGUF file, SHA-256 {source.identity()['gguf']}", licence=_gguf_licence(path))
+            entry = GGUFReader(path).fields.get("general.license")
+            licence = {"license": str(entry.contents())} if entry else {}
+            return Base(path.name, f"a GGUF file, SHA-256 {source.identity()['gguf']}", licence=licence)
         case "folder":
             stated = front_matter(path)
             parent = stated.get("base_model")
@@ -52,8 +54,7 @@ def base_of(source: ModelSource) -> Base:
             return Base(path.resolve().name, "a local checkpoint", hub, _licence(stated))
         case "hub":
             commit = source.identity()["commit"]
-            card = hub_card(name, commit)
-            stated = _front_matter(card) if card else {}
+            stated = _front_matter(hub_card(name, commit))
             return Base(name, f"the Hugging Face Hub, commit {commit}", name, _licence(stated))
 
 
@@ -62,10 +63,10 @@ def front_matter(folder: Path) -> dict[str, Any]:
     return _front_matter(folder / CARD)
 
 
-def _front_matter(file: Path) -> dict[str, Any]:
+def _front_matter(file: Path | None) -> dict[str, Any]:
     """The metadata at the start of a card; empty if there is no card or it cannot be read."""
     try:
-        return {**(metadata_load(file) or {})} if file.is_file() else {}
+        return {**(metadata_load(file) or {})} if file and file.is_file() else {}
     except Exception:  # not YAML, not a table or not UTF-8: treated as stating nothing
         return {}
 
@@ -76,11 +77,6 @@ def _licence(stated: dict[str, Any]) -> dict[str, str]:
     if not licence.get("license_link", "https://").startswith("https://"):
         del licence["license_link"]  # a file next to the base's card
     return licence if licence.get("license", "unknown") != "unknown" else {}
-
-
-def _gguf_licence(file: Path) -> dict[str, str]:
-    stated = GGUFReader(file).fields.get("general.license")
-    return {"license": str(stated.contents())} if stated else {}
 
 
 def write_card(title: str, sections: Sequence[str], **metadata: Any) -> str:

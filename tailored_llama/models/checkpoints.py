@@ -16,12 +16,13 @@ from tailored_llama.errors import InputError
 from tailored_llama.store import sha256_file
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "phi3")
-WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # fields of a configuration
+WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # of a configuration, as in Layer
 LAYERED_PREFIX = "tailored_"  # of the model types whose layers may have different widths
 GGUF_KINDS = ("llama", "mistral", "qwen2")  # that llama.cpp can express with layers of different widths, too
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes per number
-HEADS, KV_HEADS, CHANNELS = WIDTHS  # fields of a configuration
+HEADS, KV_HEADS, CHANNELS = WIDTHS
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # of Phi-3
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,6 @@ def check_architecture(config: dict[str, Any], shown: str) -> None:
         raise InputError(f"model.source {shown}: quantized weights; allowed: float32, bfloat16 or float16")
 
 
-def is_checkpoint_file(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt") or path.name.startswith("tokenizer")
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint: the single one, else those its index names, as in transformers.
 
@@ -120,8 +117,10 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
     try:
         length, header = _header(path)
         spans = sorted((tuple(entry["data_offsets"]), name) for name, entry in header.items())
-        shapes = {name: [_checked_size(size) for size in entry["shape"]] for name, entry in header.items()}
+        shapes = {name: list(entry["shape"]) for name, entry in header.items()}
         types = {name: str(entry["dtype"]) for name, entry in header.items()}
+        if any(type(size) is not int or size < 0 for shape in shapes.values() for size in shape):
+            raise ValueError("not a size")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
         raise InputError(f"{path}: not a safetensors file") from None
     for name, dtype in types.items():
@@ -140,10 +139,8 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
 def tensor_spans(path: Path) -> dict[str, tuple[int, int]]:
     """Name → first and last byte (excluded) of every tensor of a safetensors file that `tensor_shapes` has checked."""
     length, header = _header(path)
-    start = 8 + length
-    return {
-        name: (start + entry["data_offsets"][0], start + entry["data_offsets"][1]) for name, entry in header.items()
-    }
+    offsets = {name: entry["data_offsets"] for name, entry in header.items()}
+    return {name: (8 + length + start, 8 + length + stop) for name, (start, stop) in offsets.items()}
 
 
 def _header(path: Path) -> tuple[int, dict[str, Any]]:
@@ -160,12 +157,6 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
 def weight_bytes(folder: Path) -> int:
     """Size of a checkpoint's weight files."""
     return sum(file.stat().st_size for file in weight_files(folder))
-
-
-def _checked_size(size: Any) -> int:
-    if type(size) is not int or size < 0:
-        raise ValueError("not a size")
-    return size
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -259,8 +250,7 @@ def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int, own: dict[s
     heads, kv_heads, channels = 0, 0, 0
     if own.get(HEADS) != 0:
         heads = shapes[f"{prefix}self_attn.o_proj.weight"][1] // head_dim
-        fused = shapes.get(f"{prefix}self_attn.qkv_proj.weight")
-        if fused is not None:
+        if fused := shapes.get(f"{prefix}self_attn.qkv_proj.weight"):
             kv_heads = (fused[0] // head_dim - heads) // 2
         else:
             kv_heads = shapes[f"{prefix}self_attn.k_proj.weight"][0] // head_dim
@@ -276,10 +266,8 @@ def head_dim_of(config: dict[str, Any]) -> int:
 
 def weights_digest(folder: Path) -> str:
     """SHA-256 over a checkpoint's weights, which identifies an adapter's base."""
-    digest = hashlib.sha256()
-    for file in weight_files(folder):
-        digest.update(sha256_file(file).encode())
-    return digest.hexdigest()
+    digests = map(sha256_file, weight_files(folder))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -289,6 +277,3 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             ("tokenizer", "special_tokens", "added_tokens", "chat_template", "generation_config", "vocab", "merges")
         ):
             shutil.copyfile(path, target / path.name)
-
-
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # of Phi-3

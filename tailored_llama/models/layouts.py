@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import astuple
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -11,7 +12,7 @@ from transformers import MistralConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tailored_llama.models import libraries  # noqa: F401 - before torch
-from tailored_llama.models.checkpoints import CHANNELS, HEADS, KV_HEADS, LAYERED_PREFIX, Layer, head_dim_of
+from tailored_llama.models.checkpoints import LAYERED_PREFIX, WIDTHS, Layer, head_dim_of
 from tailored_llama.models.modeling_tailored_llama import LAYERED, blocks
 
 BY_LAYER = ("layer_types", "no_rope_layers")  # fields of a configuration with one value per layer
@@ -48,8 +49,7 @@ def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
     if len(set(layers)) > 1 or not layers[0].whole:
         return layered_config(dense, layers)
     stock = CONFIG_MAPPING[dense["model_type"].removeprefix(LAYERED_PREFIX)]
-    widths = {HEADS: layers[0].heads, KV_HEADS: layers[0].kv_heads, CHANNELS: layers[0].channels}
-    common = _common(dense) | widths
+    common = _common(dense) | _widths(layers[0])
     try:
         return stock(**common)
     except StrictDataclassClassValidationError:
@@ -61,11 +61,11 @@ def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
 def layered_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
     """The per-layer configuration: global widths stay the dense model's, and each layer states its own."""
     config, _, _ = LAYERED[dense["model_type"].removeprefix(LAYERED_PREFIX)]
-    per_layer = {
-        index: {HEADS: layer.heads, KV_HEADS: layer.kv_heads, CHANNELS: layer.channels}
-        for index, layer in enumerate(layers)
-    }
-    return config(**(_common(dense) | {"per_layer_config": per_layer}))
+    return config(**(_common(dense) | {"per_layer_config": dict(enumerate(map(_widths, layers)))}))
+
+
+def _widths(layer: Layer) -> dict[str, int]:
+    return dict(zip(WIDTHS, astuple(layer), strict=True))
 
 
 def _common(dense: dict[str, Any]) -> dict[str, Any]:

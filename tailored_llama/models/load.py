@@ -1,22 +1,21 @@
-"""Loading checkpoints, adapters and tokenizers."""
+"""Loading checkpoints, adapters and tokenizers, onto one device or several."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
+from accelerate import dispatch_model, init_empty_weights
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from tailored_llama.errors import InputError
+from tailored_llama.errors import InputError, one_line
 from tailored_llama.models import libraries  # noqa: F401 - before torch
 from tailored_llama.models.checkpoints import check_checkpoint, read_config, tensor_shapes, weights_digest
 from tailored_llama.models.devices import devices_of
-from tailored_llama.models.spreading import spread
 
 BASE_FILE = "base.json"  # in an adapter's folder: the digest of the checkpoint it was trained on
 
@@ -32,7 +31,7 @@ def _load_weights(folder: Path, dtype: torch.dtype, shown: str, **options: Any) 
             **options,
         )
     except Exception as error:  # transformers, safetensors and gguf raise many types for a broken file
-        raise InputError(f"{shown}: cannot be loaded ({_one_line(error)})") from error
+        raise InputError(f"{shown}: cannot be loaded ({one_line(error)})") from error
     model, info = loaded
     check_tensors(shown, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     model.name_or_path = model.config._name_or_path = ""  # keeps local paths out of saved files
@@ -69,10 +68,6 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return dtype
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def empty_model(folder: Path, dtype: torch.dtype) -> Any:
     """The model that a checkpoint's `config.json` describes, with its buffers but without weights."""
     with init_empty_weights(include_buffers=False):  # buffers are not saved: rotary frequencies, scales of embeddings
@@ -84,12 +79,8 @@ def empty_model(folder: Path, dtype: torch.dtype) -> Any:
 def load_model(folder: Path, adapter: Path | None = None, device: str = "cpu") -> Any:
     """Load a checkpoint as a transformers model in evaluation mode; an adapter is merged into its weights.
 
-    So a model is measured as it ships: merging rounds to the checkpoint's type. A soft prompt stays attached.
-
-    Args:
-        folder: the checkpoint.
-        adapter: trained on it; None: none.
-        device: as `execution.device`; on `balanced` the model is spread over all GPUs (`spread`).
+    So a model is measured as it ships: merging rounds to the checkpoint's type. A soft prompt stays attached. `device`
+    is as `execution.device`; on `balanced` the model is spread over all GPUs.
 
     Raises:
         InputError: the checkpoint or the adapter is broken, or the adapter was trained on another checkpoint; or the
@@ -104,10 +95,50 @@ def load_model(folder: Path, adapter: Path | None = None, device: str = "cpu") -
             model = model.merge_and_unload()
     model.requires_grad_(False)
     if len(devices) > 1:
-        spread(model, devices)
+        _spread(model, devices)
     else:
         model.to(devices[0])
     return model.eval()
+
+
+def _spread(model: Any, devices: Sequence[str]) -> None:
+    """Put a model, with or without a PEFT adapter, on several devices, about the same bytes on each; no layer is split.
+
+    The first device also has embeddings, last norm and head. So `model.device` is where token ids are read and where
+    losses, logits and the states after the last layer are, as on a single device. accelerate's hooks move what a layer
+    reads to its device; what it returns stays there until the next one reads it.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder = base.get_decoder()
+    sizes = [_bytes(layer) for layer in decoder.layers]
+    numbers = shares(sizes, _bytes(base) - sum(sizes), len(devices))
+    outside = [f"model.{name}" for name, _ in decoder.named_children() if name != "layers"] + ["lm_head"]
+    places = dict.fromkeys(outside, devices[0])
+    places |= {f"model.layers.{layer}": devices[number] for layer, number in enumerate(numbers)}
+    dispatch_model(base, places, main_device=devices[0], skip_keys=base._skip_keys_device_placement)
+    if hasattr(model, "prompt_encoder"):  # a soft prompt, which is outside the base
+        model.prompt_encoder.to(devices[0])
+
+
+def shares(layers: Sequence[int], rest: int, count: int) -> list[int]:
+    """The number of the device of every layer, ascending, so that all have about the same bytes.
+
+    There are at least two devices. `layers` are sizes, and `rest` is the size of everything else, which is on the first
+    device. If that alone is more than a device's share, the first device has no layer.
+    """
+    share = (sum(layers) + rest) / count
+    before = float(rest)
+    if rest >= share:
+        before = share = sum(layers) / (count - 1)
+    numbers = []
+    for size in layers:
+        numbers.append(min(int((before + size / 2) / share), count - 1))
+        before += size
+    return numbers
+
+
+def _bytes(module: Any) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def head_logits(model: Any, states: Tensor) -> Tensor:
@@ -144,7 +175,7 @@ def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
     try:
         adapted = PeftModel.from_pretrained(model, adapter)
     except Exception as error:  # PEFT raises RuntimeError for shapes, ValueError and TypeError for its configuration
-        raise InputError(f"adapter {adapter}: does not fit {folder} ({_one_line(error)})") from None
+        raise InputError(f"adapter {adapter}: does not fit {folder} ({one_line(error)})") from None
     config = adapted.active_peft_config
     if config.is_prompt_learning and config.peft_type != "PROMPT_TUNING":
         kind = config.peft_type.value
@@ -178,4 +209,4 @@ def _load_tokenizer(folder: Path, shown: str, **options: Any) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:
-        raise InputError(f"{shown}: tokenizer cannot be loaded ({_one_line(error)})") from None
+        raise InputError(f"{shown}: tokenizer cannot be loaded ({one_line(error)})") from None

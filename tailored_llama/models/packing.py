@@ -1,9 +1,9 @@
 """Packed rows: many sequences in one row, where linear layers see all tokens and attention stays within a document.
 
 A document is a prefix and branches that continue it, such as a context and its choices; the prefix is encoded once.
-A header, such as the solved examples of a few-shot benchmark, is encoded once for all documents. Documents are not
-padded, so a forward pass costs only its distinct tokens. The model is an unchanged transformers model, with or without
-a PEFT adapter: an attention function registered with transformers (`attention.py`) reads the blocks of the row.
+A header, such as a soft prompt or the solved examples of a benchmark, is encoded once for all documents. Documents are
+not padded, so a forward pass costs only its distinct tokens. The model is an unchanged transformers model, with or
+without a PEFT adapter: an attention function registered with transformers (`attention.py`) reads the blocks of the row.
 """
 
 from __future__ import annotations
@@ -80,14 +80,11 @@ def within_memory(
 ) -> Iterator[tuple[list[int], Result]]:
     """Run batches of documents, longest first, with at most `budget` tokens each (but at least one document).
 
-    When memory runs out, on CUDA or on the CPU, the budget is halved for the remaining batches.
-
-    Args:
-        run: processes a batch, given as indices of documents.
-        padded: whether `run` pads the documents of a batch to the longest, so that padding counts.
+    When memory runs out, on CUDA or on the CPU, the budget is halved for the remaining batches. If `padded`, `run` pads
+    the documents of a batch to the longest, so that padding counts.
 
     Yields:
-        The batch and the result of `run`.
+        The batch, as indices of documents, and the result of `run`.
 
     Raises:
         RuntimeError, MemoryError: memory runs out with a single document.
@@ -123,11 +120,7 @@ def packed_attention(model: Any) -> Iterator[None]:
 def encode_header(model: Any, ids: Sequence[int], budget: int, before: Header | None = None) -> Header:
     """Encode the tokens that precede every document, `budget` of them per pass, fewer when memory runs out.
 
-    Args:
-        model: a causal LM inside `packed_attention`.
-        ids: token ids.
-        budget: tokens per pass.
-        before: a header that precedes them in turn, such as a soft prompt.
+    `before` is a header that precedes them in turn, such as a soft prompt. `model` is inside `packed_attention`.
     """
     header = before = before or Header()
     while (done := header.length - before.length) < len(ids):
@@ -144,16 +137,35 @@ def encode_header(model: Any, ids: Sequence[int], budget: int, before: Header | 
     return header
 
 
-def embedded_header(model: Any, embeddings: Tensor) -> Header:
-    """A header from embeddings instead of tokens, [1, length, hidden]; gradients reach them."""
-    length = embeddings.shape[1]
-    header = Header(length)
-    position_ids = torch.arange(length, device=embeddings.device)
+def has_soft_prompt(model: Any) -> bool:
+    """Whether a model has a soft prompt, to compare LoRA with: prompt tuning (arXiv 2104.08691)."""
+    adapter = getattr(model, "active_peft_config", None)
+    return bool(adapter and adapter.is_prompt_learning)
+
+
+def context_length(model: Any) -> int:
+    """How many tokens a model can read: its context, minus the length of its soft prompt."""
+    limit = int(model.config.max_position_embeddings)
+    return limit - model.active_peft_config.num_virtual_tokens if has_soft_prompt(model) else limit
+
+
+def learnt_header(model: Any) -> Header:
+    """The header that a soft prompt puts before every document; empty if the model has no soft prompt.
+
+    Gradients reach the soft prompt. `model` is inside `packed_attention`.
+    """
+    if not has_soft_prompt(model):
+        return Header()
+    with torch.autocast(model.device.type, enabled=False):  # under autocast PEFT would join tensors of different types
+        learnt = model.get_prompt(batch_size=1)
+    header = Header(length := learnt.shape[1])
+    positions = torch.arange(length, device=learnt.device)
+    row = Row([Block(0, length)], Header(), positions, torch.zeros_like(positions), length, header)
     model.get_decoder()(
-        inputs_embeds=embeddings.to(model.dtype),  # PEFT keeps them in float32
-        position_ids=position_ids[None],
+        inputs_embeds=learnt.to(model.dtype),  # PEFT keeps them in float32
+        position_ids=positions[None],
         use_cache=False,
-        packed_row=Row([Block(0, length)], Header(), position_ids, torch.zeros_like(position_ids), length, header),
+        packed_row=row,
     )
     return header
 
@@ -174,13 +186,8 @@ def packed_logprobs(
 ) -> Tensor:
     """Log-probability of `targets[i]` after position `positions[i]` of a packed row, float32 [scored].
 
-    Logits exist for a bounded number of positions at a time, never for batch × length.
-
-    Args:
-        model: a causal LM inside `packed_attention`.
-        documents: the documents to pack, in order.
-        header: what precedes each of them.
-        greedy: receives whether each target is the likeliest token, bool [scored].
+    Logits exist for a bounded number of positions at a time, never for batch × length. `greedy` receives whether each
+    target is the likeliest token, bool [scored]. The other arguments are those of `packed_states`.
     """
     states = packed_states(model, documents, distinct(positions), header)
     return target_logprobs(model, states, positions, targets, greedy)
@@ -218,17 +225,10 @@ def packed_states(
     header: Header | None = None,
     into: Header | None = None,
 ) -> Tensor:
-    """The output head's input at the given positions of a packed row.
+    """The output head's input at the given positions of a packed row, [scored, hidden], in the model's type.
 
-    Args:
-        model: a causal LM inside `packed_attention`.
-        documents: the documents to pack, in order.
-        positions: indices into the row, int64 [scored].
-        header: what precedes each document.
-        into: a longer header that receives the row's keys and values.
-
-    Returns:
-        [scored, hidden], in the model's type.
+    `model` is a causal LM inside `packed_attention`, and `positions` are indices into the row, int64 [scored]. `header`
+    precedes each document; `into` is a longer header that receives the row's keys and values.
     """
     output = model.get_decoder()(**packed_inputs(model, documents, header, into), use_cache=False)
     states: Tensor = output.last_hidden_state[0]
@@ -255,7 +255,8 @@ def packed_inputs(
             ids += branch
             in_sequence += range(length, length + len(branch))
             parts += [number] * len(branch)
-    padding = [0] * _padding(len(ids), model)
+    multiple = _ROW_MULTIPLE if model.device.type == "cpu" and model.dtype == torch.bfloat16 else 1
+    padding = [0] * (-len(ids) % multiple)
     input_ids, positions, numbers = (
         torch.tensor(values + padding, device=model.device) for values in (ids, in_sequence, parts)
     )
@@ -264,8 +265,3 @@ def packed_inputs(
         "position_ids": positions[None],
         "packed_row": Row(blocks, header, positions, numbers, max(in_sequence) + 1, into),
     }
-
-
-def _padding(length: int, model: Any) -> int:
-    """Tokens to add to a packed row; see `_ROW_MULTIPLE`."""
-    return -length % _ROW_MULTIPLE if model.device.type == "cpu" and model.dtype == torch.bfloat16 else 0

@@ -16,11 +16,11 @@ from tailored_llama.models.packing import (
     distinct,
     encode_header,
     halved,
+    learnt_header,
     packed_inputs,
     packed_states,
     within_memory,
 )
-from tailored_llama.models.soft_prompts import learnt_header
 from tailored_llama.models.streaming import caller, enter, layers_of
 
 Result = TypeVar("Result")
@@ -49,15 +49,12 @@ def run_packed(
 ) -> Iterator[tuple[list[int], Result]]:
     """Run documents in packed rows of at most `budget` tokens, longest first; fewer when memory runs out.
 
-    A streamed model gives the same results. Each of its layers is read once for many rows.
+    A streamed model gives the same results. Each of its layers is read once for many rows. `model` is inside
+    `packed_attention`, `lengths` are those of the documents, and the token ids `shared` precede every document.
 
     Args:
-        model: a causal LM inside `packed_attention`.
-        lengths: of the documents.
-        budget: most tokens per pass, but at least one document.
-        row_of: packs a batch of documents, given by index.
+        row_of: packs a batch of documents, given by index; at least one, even if it is longer than the budget.
         finish: makes a result of a row and its states at `distinct(row.positions)`, [distinct, hidden].
-        shared: token ids that precede every document.
 
     Yields:
         Every batch, and its result.

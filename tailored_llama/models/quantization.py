@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from transformers import BitsAndBytesConfig
 
 from tailored_llama.config import NF4_MULTIPLE, ExecutionConfig, Quantization, TrainingConfig
 from tailored_llama.errors import InputError
-from tailored_llama.models.checkpoints import Structure, check_checkpoint, read_structure
+from tailored_llama.models.checkpoints import check_checkpoint, read_structure
 from tailored_llama.models.devices import pick_device
 from tailored_llama.models.load import _load_weights, stored_dtype
 from tailored_llama.models.streaming import open_model
@@ -30,15 +29,8 @@ def load_base(
 
     In nf4, each block of 64 weights has a scale of its own, in float32. Embeddings, head and norms keep their type.
     PEFT's `prepare_model_for_kbit_training`, which would cast these to float32, is not called: norms are computed in
-    float32 anyway, and the embeddings of a large vocabulary would take back the memory that 4 bits save.
-
-    Args:
-        folder: a checkpoint in full precision.
-        quantization: of its projections.
-        training: `precision` is the type that they are multiplied in.
-        execution: the device, and whether models that do not fit must be streamed.
-        scratch: as of `open_model`.
-        work: that needs the whole model, in words.
+    float32 anyway, and the embeddings of a large vocabulary would take back the memory that 4 bits save. Projections
+    are multiplied in `training.precision`. `work`, in words, needs the whole model; the rest is as of `open_model`.
 
     Raises:
         InputError: as `open_model` and `check_quantizable`.
@@ -77,13 +69,19 @@ def check_quantizable(folder: Path, quantization: Quantization, device: str) -> 
     if quantization == "none":
         return
     check_installed(quantization)
-    if pick_device(device) == "cpu":
-        for name, width in _widths(read_structure(folder)):
-            if width % NF4_MULTIPLE:
-                raise InputError(
-                    f"model.quantization: got {quantization!r} for {folder}, whose {name} is {width}; allowed on a "
-                    f"CPU: multiples of {NF4_MULTIPLE}, as from pruning.channel_multiple = {NF4_MULTIPLE}"
-                )
+    if pick_device(device) != "cpu":
+        return
+    structure = read_structure(folder)
+    widths = {"hidden size": structure.hidden_size}  # the lengths of the rows of the projections
+    for index, layer in enumerate(structure.layers):
+        widths[f"layer {index}'s attention width"] = layer.heads * structure.head_dim
+        widths[f"layer {index}'s MLP width"] = layer.channels
+    for name, width in widths.items():
+        if width % NF4_MULTIPLE:
+            raise InputError(
+                f"model.quantization: got {quantization!r} for {folder}, whose {name} is {width}; allowed on a "
+                f"CPU: multiples of {NF4_MULTIPLE}, as from pruning.channel_multiple = {NF4_MULTIPLE}"
+            )
 
 
 def check_installed(quantization: Quantization) -> None:
@@ -97,11 +95,3 @@ def check_installed(quantization: Quantization) -> None:
             f"model.quantization: got {quantization!r}, which needs bitsandbytes; allowed: 'none', or after "
             "pip install 'tailored-llama[nf4]'"
         )
-
-
-def _widths(structure: Structure) -> Iterator[tuple[str, int]]:
-    """The lengths of the rows of a checkpoint's projections."""
-    yield "hidden size", structure.hidden_size
-    for index, layer in enumerate(structure.layers):
-        yield f"layer {index}'s attention width", layer.heads * structure.head_dim
-        yield f"layer {index}'s MLP width", layer.channels

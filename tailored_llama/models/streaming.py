@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,25 +43,20 @@ def open_model(
 ) -> Any:
     """Load a checkpoint for work that goes layer by layer: streamed or whole, as `execution.streaming` says.
 
-    Args:
-        folder: the checkpoint.
-        execution: the device, and which models are streamed.
-        scratch: a folder on disk, for hidden states that do not fit into memory.
-        adapter: merged into the weights; this needs the whole model.
-        whole: any other work that needs the whole model, in words.
+    Hidden states that do not fit into memory go to `scratch`, a folder on disk. An adapter is merged into the weights,
+    which needs the whole model; `whole` names any other work that does.
 
     Raises:
         InputError: as `load_model`; or streaming is demanded for work that needs the whole model.
     """
     devices = devices_of(execution.device)
-    if not streams(folder, execution):
-        return load_model(folder, adapter, execution.device)
-    if whole := "an adapter" if adapter else whole:
+    if streams(folder, execution):
+        if not (whole := "an adapter" if adapter else whole):
+            return stream_model(folder, devices[0], scratch)
         if execution.streaming == "always":
             raise InputError(f"execution.streaming: got 'always' with {whole}; allowed: auto or never")
         _log.warning("%s: its weights do not fit into memory, but %s cannot be streamed", folder, whole)
-        return load_model(folder, adapter, execution.device)
-    return stream_model(folder, devices[0], scratch)
+    return load_model(folder, adapter, execution.device)
 
 
 def streams(folder: Path, execution: ExecutionConfig) -> bool:
@@ -85,9 +79,17 @@ def stream_model(folder: Path, device: str, scratch: Path) -> Any:
     check_checkpoint(folder)
     dtype = stored_dtype(folder)
     model = empty_model(folder, dtype)
-    files = {name: file for file in weight_files(folder) for name in tensor_shapes(file)}
-    _check_names(model, files, str(folder))
-    outside = [name for name in model.state_dict() if name in files and not name.startswith(_LAYERS)]
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {file: tensor_shapes(file) for file in weight_files(folder)}
+    files = {name: file for file, own in shapes.items() for name in own}
+    found = {name: shape for own in shapes.values() for name, shape in own.items()}
+    check_tensors(
+        str(folder),
+        missing=expected.keys() - found.keys() - model.all_tied_weights_keys.keys(),
+        extra=found.keys() - expected.keys(),
+        mismatched=[(name, found[name], size) for name, size in expected.items() if found.get(name, size) != size],
+    )
+    outside = [name for name in expected if name in files and not name.startswith(_LAYERS)]
     model.load_state_dict(_read(outside, files, dtype, device), assign=True, strict=False)
     model.tie_weights()
     model.requires_grad_(False).eval()
@@ -99,25 +101,11 @@ def stream_model(folder: Path, device: str, scratch: Path) -> Any:
     return model
 
 
-def _check_names(model: Any, files: dict[str, Path], shown: str) -> None:
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: shape for file in set(files.values()) for name, shape in tensor_shapes(file).items()}
-    check_tensors(
-        shown,
-        missing=expected.keys() - found.keys() - model.all_tied_weights_keys.keys(),
-        extra=found.keys() - expected.keys(),
-        mismatched=[(name, found[name], size) for name, size in expected.items() if found.get(name, size) != size],
-    )
-
-
-def _read(names: Iterable[str], files: dict[str, Path], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    by_file: dict[Path, list[str]] = defaultdict(list)
-    for name in names:
-        by_file[files[name]].append(name)
+def _read(names: Sequence[str], files: dict[str, Path], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for file, own in by_file.items():
+    for file in {files[name] for name in names}:
         with safe_open(file, framework="pt") as reader:  # the tensors are mapped, and read when they are used
-            tensors |= {name: reader.get_tensor(name).to(device, dtype) for name in own}
+            tensors |= {name: reader.get_tensor(name).to(device, dtype) for name in names if files[name] == file}
     return tensors
 
 
@@ -169,13 +157,13 @@ class Layers:
 
     def forward(self) -> Iterator[tuple[int, Any]]:
         """Number and module of every layer, first to last; its weights are there until the next one is asked for."""
-        return self._each(list(range(len(self))))
+        return self._each(range(len(self)))
 
     def backward(self) -> Iterator[tuple[int, Any]]:
         """The same, last to first."""
-        return self._each(list(reversed(range(len(self)))))
+        return self._each(range(len(self))[::-1])
 
-    def _each(self, order: list[int]) -> Iterator[tuple[int, Any]]:
+    def _each(self, order: Sequence[int]) -> Iterator[tuple[int, Any]]:
         for number, following in zip(order, [*order[1:], None], strict=True):
             layer = self.modules[number]
             if self.files is None:
@@ -204,32 +192,32 @@ class Shelf:
 
     def __init__(self, folder: Path | None = None, device: str = "cpu", bound: int = 0) -> None:
         self._folder, self._device, self._room = folder, device, bound
-        self._tensors: dict[Hashable, Tensor] = {}
-        self._spilled: dict[Hashable, Path] = {}
+        self._held: dict[Hashable, Tensor | Path] = {}
         self._written = 0
 
     def __setitem__(self, key: Hashable, tensor: Tensor) -> None:
         self.drop(key)
         if self._folder is None or self._room >= tensor.nbytes:
-            self._tensors[key] = tensor if self._folder is None else tensor.cpu()
+            self._held[key] = tensor if self._folder is None else tensor.cpu()
             self._room -= tensor.nbytes
             return
-        self._spilled[key] = self._folder / f"{self._written}.safetensors"
+        self._held[key] = file = self._folder / f"{self._written}.safetensors"
         self._written += 1
-        save_file({"states": tensor.contiguous()}, self._spilled[key])
+        save_file({"states": tensor.contiguous()}, file)
 
     def __getitem__(self, key: Hashable) -> Tensor:
-        if key in self._spilled:
-            return load_file(self._spilled[key], self._device)["states"]
-        tensor = self._tensors[key]
-        return tensor if self._folder is None else tensor.to(self._device)
+        held = self._held[key]
+        if isinstance(held, Path):
+            return load_file(held, self._device)["states"]
+        return held if self._folder is None else held.to(self._device)
 
     def drop(self, key: Hashable) -> None:
         """Forget a tensor, if there is one."""
-        if key in self._spilled:
-            self._spilled.pop(key).unlink()
-        elif key in self._tensors:
-            self._room += self._tensors.pop(key).nbytes
+        held = self._held.pop(key, None)
+        if isinstance(held, Path):
+            held.unlink()
+        elif held is not None:
+            self._room += held.nbytes
 
 
 def layers_of(model: Any) -> Layers:
@@ -265,8 +253,7 @@ def caller(layer: Any, arguments: dict[str, Any]) -> Forward:
     """Wrap a layer as a function of its hidden states alone."""
 
     def forward(states: Tensor) -> Tensor:
-        result = layer(states, **arguments)
-        after: Tensor = result[0] if isinstance(result, tuple) else result
+        after: Tensor = layer(states, **arguments)
         return after
 
     return forward

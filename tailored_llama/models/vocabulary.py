@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,8 @@ def read_tokens(checkpoint: Path) -> Tokens:
             f"{checkpoint}: token {texts[largest]!r} has id {largest}; allowed: below {rows}, the rows of the embedding"
         )
     always = {*added, *_special_ids(config, rows), *_special_ids(_generation(checkpoint), rows)}
-    always |= {*_processor_ids(state), *_written_alone(model), *_chat_ids(tokenizer)}
+    around = {step[place] for step, place in _processor_places(state)}
+    always |= around | _written_alone(model) | _chat_ids(tokenizer)
     parts = {ids[text]: (ids[left], ids[right]) for text, (left, right) in _last_merges(model).items()}
     tokens = Tokens(rows, texts, parts, frozenset())
     return Tokens(rows, texts, parts, frozenset(tokens.made_of(always)))
@@ -105,17 +106,12 @@ def _written_alone(model: dict[str, Any]) -> set[int]:
     return {ids[text] for text in (*alone, model.get("unk_token")) if text in ids}
 
 
-def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
-    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-    return [(left, right) for left, right in pairs]
-
-
 def _last_merges(model: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """The last merge of every token, as BPE makes it of its characters.
 
     SentencePiece vocabularies list all merges that give a token. Which of them BPE takes depends on their ranks.
     """
-    merges = _merges(model)
+    merges = [(left, right) for left, right in model["merges"]]
     making: dict[str, list[tuple[str, str]]] = {}
     for pair in merges:
         making.setdefault("".join(pair), []).append(pair)
@@ -142,26 +138,13 @@ def _special_ids(config: Mapping[str, Any], rows: int) -> set[int]:
     return {index for index in flat if isinstance(index, int) and 0 <= index < rows}
 
 
-def _processor_ids(state: dict[str, Any]) -> set[int]:
-    """The tokens that the post-processor puts around a text."""
-    found: set[int] = set()
-
-    def note(index: int) -> int:
-        found.add(index)
-        return index
-
-    _renumber_processor(state.get("post_processor"), note)
-    return found
-
-
-def _renumber_processor(processor: Any, new: Callable[[int], int]) -> None:
-    """Replace the ids in a post-processor's JSON: a template's special tokens, or BERT's `sep` and `cls`."""
-    for step in [processor or {}, *(processor or {}).get("processors", [])]:
+def _processor_places(state: dict[str, Any]) -> Iterator[tuple[list[Any], int]]:
+    """Where a post-processor's JSON has ids, as lists and indices: a template's special tokens, BERT's `sep`, `cls`."""
+    processor = state.get("post_processor") or {}
+    for step in [processor, *processor.get("processors", [])]:
         for token in (step.get("special_tokens") or {}).values():
-            token["ids"] = [new(index) for index in token["ids"]]
-        for name in ("sep", "cls"):
-            if name in step:
-                step[name][1] = new(step[name][1])
+            yield from ((token["ids"], place) for place in range(len(token["ids"])))
+        yield from ((step[name], 1) for name in ("sep", "cls") if name in step)
 
 
 def _chat_ids(tokenizer: Any) -> set[int]:
@@ -183,14 +166,14 @@ def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float
     """Write a checkpoint's tokenizer without the tokens that are not kept, and the table of both ids.
 
     The kept tokens keep their order; their new ids are 0, 1, 2, … A text that the dense tokenizer writes in kept tokens
-    alone is written in the same ones: BPE takes the same merges in the same order.
+    alone is written in the same ones: BPE takes the same merges in the same order. `config.json` and
+    `generation_config.json` are left to `renumbered`.
 
     Args:
         checkpoint: the dense checkpoint.
         kept: ids that stay, ascending, with all that they are made of.
         shares: of the counted tokens, by id.
-        out: the folder of the trimmed checkpoint; its `config.json` and `generation_config.json` are left to
-            `renumbered`.
+        out: the folder of the trimmed checkpoint.
 
     Raises:
         InputError: as `read_tokens`; or transformers does not load the trimmed tokenizer as it was written.
@@ -223,10 +206,11 @@ def _trimmed(state: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
     """The JSON of a tokenizer with only the tokens that have a new id."""
     model = state["model"]
     vocab = {text: new[index] for text, index in model["vocab"].items() if index in new}
-    merges = [[left, right] for left, right in _merges(model) if {left, right, left + right} <= vocab.keys()]
+    merges = [[left, right] for left, right in model["merges"] if {left, right, left + right} <= vocab.keys()]
     added = [token | {"id": new[token["id"]]} for token in state["added_tokens"] if token["id"] in new]
     state = json.loads(json.dumps(state | {"model": model | {"vocab": vocab, "merges": merges}, "added_tokens": added}))
-    _renumber_processor(state.get("post_processor"), new.__getitem__)
+    for ids, place in _processor_places(state):
+        ids[place] = new[ids[place]]
     if state.get("padding"):
         state["padding"]["pad_id"] = new[state["padding"]["pad_id"]]
     return state

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,6 @@ import torch
 from gguf import GGML_QUANT_SIZES, MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, TensorNameMap, get_tensor_name_map
 from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, LlamaFileType
 from gguf.quants import quant_shape_to_byte_shape, quantize
-from torch import Tensor
 from transformers import AutoConfig
 
 from tailored_llama.config import K_QUANTS, GgufType
@@ -41,7 +41,7 @@ from tailored_llama.models import (
 from tailored_llama.progress import Progress, silent
 from tailored_llama.serving.gguf_rope import context_length, rope_factors, write_rope
 from tailored_llama.serving.gguf_tokenizer import write_tokenizer
-from tailored_llama.serving.llama_cpp import check_llama_cpp, requantise
+from tailored_llama.serving.llama_cpp import load_llama_cpp, requantise
 
 _STOCK = {"llama": MODEL_ARCH.LLAMA, "mistral": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2}
 _WIDE = GGMLQuantizationType.F16  # of a matrix that is no whole blocks
@@ -98,11 +98,9 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
     kind = structure.model_type.removeprefix(LAYERED_PREFIX)
     layered = structure.model_type != kind
     if kind not in GGUF_KINDS:
-        hint = (
-            "llama.cpp's architecture for layers of different widths has no part for it"
-            if layered
-            else "llama.cpp's own convert_hf_to_gguf.py may know it"
-        )
+        hint = "llama.cpp's own convert_hf_to_gguf.py may know it"
+        if layered:
+            hint = "llama.cpp's architecture for layers of different widths has no part for it"
         raise InputError(f"checkpoint {checkpoint}: architecture {kind}; allowed: {', '.join(GGUF_KINDS)} ({hint})")
     arch = MODEL_ARCH.DECI if layered else _STOCK[kind]
     block = 32 if gguf_type in K_QUANTS else GGML_QUANT_SIZES[GGMLQuantizationType[gguf_type.upper()]][0]
@@ -124,25 +122,19 @@ def _written(layer: Layer, number: int, block: int) -> Layer:
 def write_gguf(
     checkpoint: Path, *, gguf_type: GgufType, out: Path, name: str | None = None, progress: Progress = silent
 ) -> Written:
-    """Write a checkpoint as one GGUF file, tensor by tensor.
+    """Write a checkpoint of type llama, mistral or qwen2, uniform or per layer, as one GGUF file, tensor by tensor.
 
     In a type of blocks, MLP channels are padded with zeros to whole blocks, which is exact: silu(0) · 0 = 0. Matrices
     whose rows are no whole blocks stay in F16. Vectors are F32. In files of 4 or 5 bits the embedding and the head are
-    Q8_0. K-quants are made by llama.cpp itself from an F16 file.
-
-    Args:
-        checkpoint: a checkpoint folder of type llama, mistral or qwen2, uniform or per layer.
-        gguf_type: the type of the matrices.
-        out: the file; it appears when it is complete.
-        name: the model's name in the metadata; by default the folder's.
-        progress: called after every tensor.
+    Q8_0. K-quants are made by llama.cpp itself from an F16 file. The file appears when it is complete. By default, the
+    model's name in the metadata is the folder's. `progress` is called after every tensor.
 
     Raises:
         InputError: as `layout_of` and `write_tokenizer`, or the rotary embedding is scaled in a way not known here.
     """
     layout = layout_of(checkpoint, gguf_type)
     if gguf_type in K_QUANTS:
-        check_llama_cpp(gguf_type)
+        load_llama_cpp(gguf_type)  # fails before anything is written
     part, f16 = (out.with_name(f"{out.name}.{suffix}") for suffix in ("part", "f16.part"))
     try:
         if gguf_type in K_QUANTS:
@@ -166,21 +158,22 @@ def _write(
     config: Any = AutoConfig.from_pretrained(checkpoint)
     _write_metadata(writer, layout, config, checkpoint, name or checkpoint.resolve().name, gguf_type)
     write_tokenizer(writer, checkpoint, config.vocab_size)
-    read = tensor_reader(weight_files(checkpoint))
-    tensors = [*rope_factors(config, layout.structure.head_dim), *_tensors(checkpoint, layout, read)]
-    types = [_tensor_type(tensor_name, shape, gguf_type) for tensor_name, shape, _ in tensors]
-    for (tensor_name, shape, _), own in zip(tensors, types, strict=True):
+    tensors = [
+        (stored, shape, _tensor_type(stored, shape, gguf_type), values)
+        for stored, shape, values in _tensors(checkpoint, layout, config)
+    ]
+    for stored, shape, own, _ in tensors:
         byte_shape = quant_shape_to_byte_shape(shape, own)
-        writer.add_tensor_info(tensor_name, byte_shape, np.dtype(np.uint8), math.prod(byte_shape), raw_dtype=own)
+        writer.add_tensor_info(stored, byte_shape, np.dtype(np.uint8), math.prod(byte_shape), raw_dtype=own)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for done, ((_, _, values), own) in enumerate(zip(tensors, types, strict=True), 1):
+    for done, (_, _, own, values) in enumerate(tensors, 1):
         writer.write_tensor_data(quantize(values(), own).view(np.uint8))
         progress(done, len(tensors))
     writer.close()
     blocks = gguf_type not in ("f32", "f16", "bf16")
-    return sum(blocks and len(shape) > 1 and own == _WIDE for (_, shape, _), own in zip(tensors, types, strict=True))
+    return sum(blocks and len(shape) > 1 and own == _WIDE for _, shape, own, _ in tensors)
 
 
 def _write_metadata(
@@ -190,13 +183,9 @@ def _write_metadata(
     writer.add_type("model")
     writer.add_name(name)
     stated = front_matter(checkpoint)
-    for key, add in (
-        ("license", writer.add_license),
-        ("license_name", writer.add_license_name),
-        ("license_link", writer.add_license_link),
-    ):
-        if isinstance(stated.get(key), str):
-            add(stated[key])
+    for key in ("license", "license_name", "license_link"):
+        if isinstance(value := stated.get(key), str):
+            getattr(writer, f"add_{key}")(value)
     if isinstance(base := stated.get("base_model"), str):
         writer.add_base_model_count(1)
         writer.add_base_model_name(0, base.rpartition("/")[2])
@@ -221,13 +210,15 @@ def _write_metadata(
 
 
 def _tensors(
-    checkpoint: Path, layout: Layout, read: Callable[[str], Tensor]
+    checkpoint: Path, layout: Layout, config: Any
 ) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Array]]]:
-    """GGUF name, shape and float32 values (read when called) of every tensor of a checkpoint."""
+    """GGUF name, shape and float32 values (read when called) of every tensor of a file."""
+    read = tensor_reader(weight_files(checkpoint))
 
     def values(name: str) -> Array:
         return arranged(name, read(name).to(torch.float32).numpy(), layout)
 
+    yield from rope_factors(config, layout.structure.head_dim)
     for name, shape in written_shapes(checkpoint).items():
         yield layout.tensor_name(name), padded_shape(name, shape, layout), partial(values, name)
     for name, shape in _stand_ins(layout):
@@ -259,19 +250,14 @@ def written_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
     }
 
 
-def layer_of(name: str) -> int | None:
-    """The layer that a tensor belongs to."""
-    parts = name.split(".")
-    return int(parts[parts.index("layers") + 1]) if "layers" in parts else None
-
-
 def padded_shape(name: str, shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
     """The shape of a tensor once its MLP channels are padded."""
-    if (layer := layer_of(name)) is None:
+    if not (match := re.fullmatch(r"model\.layers\.(\d+)\.mlp\.(\w+)_proj\.(\w+)", name)):
         return shape
-    if "gate_proj" in name or "up_proj" in name:
-        return (layout.written[layer].channels, *shape[1:])
-    return (shape[0], layout.written[layer].channels) if "down_proj.weight" in name else shape
+    channels = layout.written[int(match[1])].channels
+    if match[2] == "down":
+        return (shape[0], channels) if match[3] == "weight" else shape
+    return (channels, *shape[1:])
 
 
 def arranged(name: str, values: Array, layout: Layout) -> Array:
@@ -282,9 +268,13 @@ def arranged(name: str, values: Array, layout: Layout) -> Array:
     return np.pad(values, [(0, wide - have) for wide, have in zip(shape, values.shape, strict=True)])
 
 
-def rotary_order(values: Array, head_dim: int) -> Array:
-    """Rows of every head reordered from halves, [0 … d/2) and [d/2 … d), to pairs, (0, d/2), (1, d/2 + 1), …"""
-    heads = values.reshape(-1, 2, head_dim // 2, *values.shape[1:])
+def rotary_order(values: Array, head_dim: int, back: bool = False) -> Array:
+    """Rows of every head reordered from halves, [0 … d/2) and [d/2 … d), to pairs, (0, d/2), (1, d/2 + 1), …
+
+    `back` is the other way round.
+    """
+    split = (head_dim // 2, 2) if back else (2, head_dim // 2)
+    heads = values.reshape(-1, *split, *values.shape[1:])
     return np.ascontiguousarray(heads.swapaxes(1, 2).reshape(values.shape))
 
 

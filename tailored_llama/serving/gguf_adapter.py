@@ -23,13 +23,9 @@ _KINDS = {"LORA": "a LoRA", "PROMPT_TUNING": "a soft prompt"}
 def write_gguf_adapter(checkpoint: Path, adapter: Path, *, gguf_type: GgufType, out: Path) -> None:
     """Write a LoRA adapter for the GGUF file of its checkpoint.
 
-    Rows and columns follow that file: q and k in llama.cpp's rotary order, MLP channels padded to its blocks.
-
-    Args:
-        checkpoint: the checkpoint that the adapter was trained on.
-        adapter: a folder in PEFT's layout: LoRA or rsLoRA.
-        gguf_type: the type of the checkpoint's file.
-        out: the file; it appears when it is complete. Its matrices are F32.
+    Rows and columns follow that file, of type `gguf_type`: q and k in llama.cpp's rotary order, MLP channels padded to
+    its blocks. `adapter` is a folder in PEFT's layout: LoRA or rsLoRA. Matrices are F32. `out` appears when it is
+    complete.
 
     Raises:
         InputError: the adapter is broken or belongs to another checkpoint, or llama.cpp cannot express it.
@@ -49,12 +45,10 @@ def write_gguf_adapter(checkpoint: Path, adapter: Path, *, gguf_type: GgufType, 
         shapes = all_tensor_shapes(checkpoint)
         for name, tensor in sorted(load_file(adapter / "adapter_model.safetensors").items()):
             weight, side = _weight_of(name)
-            expected = _expected_shape(shapes.get(weight), side, rank)
-            if list(tensor.shape) != expected:
+            if list(tensor.shape) != _expected_shape(shapes.get(weight), side, rank):
                 raise InputError(f"adapter {adapter}: tensor {name} does not fit {checkpoint}")
-            writer.add_tensor(
-                f"{layout.tensor_name(weight)}.{side}", _arranged(weight, side, tensor.float().numpy(), layout)
-            )
+            values = _arranged(weight, side, tensor.float().numpy(), layout)
+            writer.add_tensor(f"{layout.tensor_name(weight)}.{side}", values)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -71,9 +65,8 @@ def _check_expressible(config: dict[str, Any], adapter: Path) -> None:
         if config.get(field):
             found = f"an adapter with {field}"
     if found != _KINDS["LORA"]:
-        hint = (
-            "it merges into its checkpoint: `tailored-llama merge`" if kind == "LORA" else "serve it with transformers"
-        )
+        merges = "it merges into its checkpoint: `tailored-llama merge`"
+        hint = merges if kind == "LORA" else "serve it with transformers"
         raise InputError(f"adapter {adapter}: is {found}; allowed in GGUF: LoRA or rsLoRA ({hint})")
 
 

@@ -30,9 +30,8 @@ def write_rope(writer: GGUFWriter, config: Any, checkpoint: Path) -> None:
         if original := rope.get("original_max_position_embeddings"):
             writer.add_rope_scaling_orig_ctx_len(original)
     elif kind not in ("default", "llama3"):  # llama3 is a tensor: see rope_factors
-        raise InputError(
-            f"{checkpoint / 'config.json'}: rope_type: got {kind!r}; allowed: default, linear, yarn, llama3"
-        )
+        allowed = "default, linear, yarn, llama3"
+        raise InputError(f"{checkpoint / 'config.json'}: rope_type: got {kind!r}; allowed: {allowed}")
 
 
 def rope_factors(config: Any, head_dim: int) -> Iterator[tuple[str, tuple[int, ...], Callable[[], npt.NDArray[Any]]]]:

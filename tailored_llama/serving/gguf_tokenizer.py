@@ -25,35 +25,28 @@ def write_tokenizer(writer: GGUFWriter, checkpoint: Path, vocab_size: int) -> No
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     model = state["model"]
     if model["type"] != "BPE":
-        raise InputError(
-            f"{checkpoint}: tokenizer: got {model['type']}; allowed: BPE, byte-level or with byte fallback"
-        )
+        allowed = "BPE, byte-level or with byte fallback"
+        raise InputError(f"{checkpoint}: tokenizer: got {model['type']}; allowed: {allowed}")
     if not model["merges"]:
         raise InputError(f"{checkpoint}: tokenizer: got no merges; allowed: at least one, which llama.cpp requires")
     added = {token["id"]: token for token in state["added_tokens"]}
     texts = {index: text for text, index in model["vocab"].items()} | {i: t["content"] for i, t in added.items()}
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     if model.get("byte_fallback"):
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
-        writer.add_token_scores(_scores(texts, merges, vocab_size))
+        writer.add_token_scores(_scores(texts, model["merges"], vocab_size))
         writer.add_add_space_prefix(_adds_space(state))
     else:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer, checkpoint))
-        writer.add_token_merges([f"{left} {right}" for left, right in merges])
+        writer.add_token_merges([f"{left} {right}" for left, right in model["merges"]])
     writer.add_token_list([texts.get(index, f"[PAD{index}]") for index in range(vocab_size)])
     writer.add_token_types(
         [_token_type(texts.get(index), added.get(index), tokenizer.unk_token) for index in range(vocab_size)]
     )
-    for add, index in (
-        (writer.add_bos_token_id, tokenizer.bos_token_id),
-        (writer.add_eos_token_id, tokenizer.eos_token_id),
-        (writer.add_unk_token_id, tokenizer.unk_token_id),
-        (writer.add_pad_token_id, tokenizer.pad_token_id),
-    ):
-        if index is not None:
-            add(index)
+    for name in ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id"):
+        if (index := getattr(tokenizer, name)) is not None:
+            getattr(writer, f"add_{name}")(index)
     ids = tokenizer("a")["input_ids"]
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id)
     writer.add_add_eos_token(tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id)
@@ -61,7 +54,7 @@ def write_tokenizer(writer: GGUFWriter, checkpoint: Path, vocab_size: int) -> No
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _scores(texts: dict[int, str], merges: list[tuple[str, ...]], vocab_size: int) -> list[float]:
+def _scores(texts: dict[int, str], merges: list[list[str]], vocab_size: int) -> list[float]:
     """A score for each token, from which llama.cpp derives the order of merges: the higher, the sooner."""
     first: dict[str, int] = {}
     for rank, pair in enumerate(merges):

@@ -8,29 +8,15 @@ from typing import Any
 from tailored_llama.errors import InputError
 
 
-def check_llama_cpp(gguf_type: str) -> None:
-    """Check that llama.cpp's library is installed.
-
-    Raises:
-        InputError: it is not.
-    """
-    _library(gguf_type)
-
-
 def requantise(source: Path, gguf_type: str, out: Path) -> None:
     """Write an F16 or F32 file anew with a K-quant, by llama.cpp's own `llama_model_quantize`.
 
     A matrix whose rows are no multiple of 256 gets another type of about as many bits, as llama.cpp decides.
 
-    Args:
-        source: a GGUF file.
-        gguf_type: one of `config.K_QUANTS`.
-        out: another file.
-
     Raises:
         InputError: llama.cpp's library is not installed, or it fails.
     """
-    ffi, library = _library(gguf_type)
+    ffi, library = load_llama_cpp(gguf_type)
     quiet = ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda *_: None)
     library.llama_log_set(quiet, ffi.NULL)  # it prints a line for every tensor
     parameters = ffi.new("llama_model_quantize_params *", library.llama_model_quantize_default_params())
@@ -42,7 +28,12 @@ def requantise(source: Path, gguf_type: str, out: Path) -> None:
         library.llama_log_set(ffi.NULL, ffi.NULL)
 
 
-def _library(gguf_type: str) -> tuple[Any, Any]:
+def load_llama_cpp(gguf_type: str) -> tuple[Any, Any]:
+    """The foreign-function interface and the library of llama.cpp.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
     except ImportError:

@@ -51,11 +51,8 @@ class TailoredLM(HFLM):  # type: ignore[misc]
     """HFLM with log-likelihoods from packed rows: equal to its own, several times sooner. All else is HFLM's.
 
     The probabilities are always taken in float32. HFLM's `batch_size` counts for generation and whole texts only.
-
-    Args:
-        pretrained: a checkpoint folder, or whatever else HFLM loads.
-        adapter: a folder with an adapter trained on the checkpoint `pretrained`; it is merged into the weights.
-        options: those of HFLM.
+    `pretrained` is a checkpoint folder, or whatever else HFLM loads. `adapter` is the folder of an adapter trained on
+    it, which is merged into the weights.
 
     Raises:
         InputError: the architecture is not supported, the model is to be split across devices, or the adapter does
@@ -121,12 +118,8 @@ class _Packed:
 def answers(model: Any, requests: Sequence[Request], max_length: int) -> Iterator[tuple[int, Answer]]:
     """The index and the answer of every request, in the order in which they become known.
 
-    A call has the requests of all tasks: each task may have a header of its own, such as its solved examples.
-
-    Args:
-        model: a causal LM inside `packed_attention`.
-        requests: as HFLM makes them.
-        max_length: the model's context; a longer request loses its start.
+    A call has the requests of all tasks, as HFLM makes them: each task may have a header of its own, such as its solved
+    examples. A request that is longer than `max_length` loses its start. `model` is inside `packed_attention`.
 
     Raises:
         InputError: a continuation has no token, or more than the context holds.
@@ -166,11 +159,9 @@ def _input(request: Request, max_length: int) -> Ids:
 
 
 def by_header(contexts: Collection[Ids], worth: int) -> dict[Ids, list[Ids]]:
-    """Contexts by the header they follow, which is encoded once for all of them; it may be empty.
+    """Different contexts by the header they follow, which is encoded once for all of them; it may be empty.
 
-    Args:
-        contexts: different token sequences.
-        worth: how many tokens a header must save.
+    A header must save `worth` tokens.
     """
     parts: dict[Ids, list[Ids]] = defaultdict(list)
     stack = [(0, sorted(contexts))] if contexts else []

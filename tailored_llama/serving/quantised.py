@@ -15,7 +15,7 @@ from gguf.quants import dequantize
 from tailored_llama.config import GgufType, Work
 from tailored_llama.evaluation import read_metrics, score_benchmark
 from tailored_llama.models import merge_adapter, stored_dtype, weight_files, write_shards
-from tailored_llama.serving.gguf import Array, layout_of, write_gguf, written_shapes
+from tailored_llama.serving.gguf import layout_of, rotary_order, write_gguf, written_shapes
 from tailored_llama.serving.settings import QuantisedSettings
 
 _NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
@@ -28,28 +28,20 @@ def score_quantised(
 
     Only the scores are kept, as `score_benchmark` writes them; `metrics.json` also has the file's bytes. The forward
     passes are those of transformers, in the checkpoint's type. llama.cpp also rounds states to the type of the weights,
-    which is not measured here.
-
-    Args:
-        checkpoint: a checkpoint of an architecture that `write_gguf` knows.
-        adapter: is merged into it first; None: there is none.
-        prompts: rendered prompts of the evaluation split.
-        settings: the type of the file's matrices, and how they are scored.
-        work: as for any score; the folder for a while also holds the model up to three times.
+    which is not measured here. An adapter is merged into the checkpoint first. `prompts` are those of the evaluation
+    split, rendered. For a while, the folder that is written to also holds the model up to three times.
 
     Raises:
         InputError: as `merge_adapter`, `write_gguf` and `score_benchmark`.
     """
     with tempfile.TemporaryDirectory(dir=work.out) as scratch:
-        folders = [Path(scratch) / name for name in ("merged", "dequantised")]
-        for folder in folders:
-            folder.mkdir()
-        merged, dequantised = folders
+        file, merged, dequantised = (Path(scratch) / name for name in ("model.gguf", "merged", "dequantised"))
         if adapter:
+            merged.mkdir()
             merge_adapter(checkpoint, adapter, out=merged)
             checkpoint = merged
-        file = Path(scratch) / "model.gguf"
         size = write_gguf(checkpoint, gguf_type=settings.type, out=file).size
+        dequantised.mkdir()
         dequantise(checkpoint, file, settings.type, dequantised)
         file.unlink()
         measured = score_benchmark(dequantised, None, prompts, settings=settings.score, work=work)
@@ -59,13 +51,9 @@ def score_quantised(
 
 
 def dequantise(checkpoint: Path, file: Path, gguf_type: GgufType, out: Path) -> None:
-    """Write a checkpoint with the weights of its GGUF file, in its own type and layout.
+    """Write a checkpoint with the weights of its GGUF file, in its own type and layout, to an existing empty folder.
 
-    Args:
-        checkpoint: what `file` was made from.
-        file: what `write_gguf` wrote.
-        gguf_type: the type it was written in.
-        out: an existing empty folder.
+    `write_gguf` has made `file` from `checkpoint`, in the type `gguf_type`.
     """
     layout = layout_of(checkpoint, gguf_type)
     stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
@@ -75,7 +63,7 @@ def dequantise(checkpoint: Path, file: Path, gguf_type: GgufType, out: Path) -> 
         tensor = stored[layout.tensor_name(name)]
         values = dequantize(tensor.data, tensor.tensor_type)
         if layout.permuted and ("q_proj" in name or "k_proj" in name):
-            values = _halves(values, layout.structure.head_dim)
+            values = rotary_order(values, layout.structure.head_dim, back=True)
         own = values[tuple(slice(size) for size in shapes[name])]  # without padding
         return torch.from_numpy(own.copy()).to(dtype)
 
@@ -84,9 +72,3 @@ def dequantise(checkpoint: Path, file: Path, gguf_type: GgufType, out: Path) -> 
     for path in checkpoint.iterdir():
         if path.is_file() and path.name not in (*weights, *_NOT_COPIED):
             shutil.copyfile(path, out / path.name)
-
-
-def _halves(values: Array, head_dim: int) -> Array:
-    """Undo `rotary_order`: rows of every head from pairs to halves."""
-    heads = values.reshape(-1, head_dim // 2, 2, *values.shape[1:])
-    return heads.swapaxes(1, 2).reshape(values.shape)

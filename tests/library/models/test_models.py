@@ -121,7 +121,7 @@ def test_copying_tensor_by_tensor_writes_what_loading_and_saving_does(
     copied, saved = folder("copied"), folder("saved")
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, 7], "temperature": 0.5}))
     convert(copy, copied, dtype)
-    _convert(copy, dtype, saved, None, "the model")
+    _convert(copy, getattr(torch, dtype), saved, "the model")
     assert sorted(file.name for file in copied.iterdir()) == sorted(file.name for file in saved.iterdir())
     for file in saved.iterdir():
         if file.suffix == ".safetensors":

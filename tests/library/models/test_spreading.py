@@ -28,7 +28,7 @@ from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.evaluation import ScoreSettings, Until, generate, score_benchmark
 from tailored_llama.evaluation.profiling import decode
 from tailored_llama.models import devices, load, load_model, load_tokenizer, streaming
-from tailored_llama.models.spreading import shares
+from tailored_llama.models.load import shares
 from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance
 from tailored_llama.pruning.depth import read_influence
 from tailored_llama.pruning.importance import read_importance
