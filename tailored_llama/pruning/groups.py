@@ -30,6 +30,8 @@ from tailored_llama.models import (
 )
 from tailored_llama.store import read_table, write_table
 
+Array = np.ndarray[Any, Any]
+
 KINDS = ("attention", "mlp")
 GROUPS_SCHEMA = pa.schema(
     {"group": pa.int32(), "layer": pa.int16(), "kind": pa.string(), "index": pa.int32(), "parameters": pa.int64()}
@@ -53,29 +55,37 @@ class Groups:
     "mlp" (one channel); `index` counts within the layer and kind.
     """
 
-    layer: np.ndarray[Any, Any]
-    kind: np.ndarray[Any, Any]
-    index: np.ndarray[Any, Any]
-    parameters: np.ndarray[Any, Any]
+    layer: Array
+    kind: Array
+    index: Array
+    parameters: Array
 
     def __len__(self) -> int:
         return len(self.layer)
 
-    def where(self, mask: np.ndarray[Any, Any]) -> Groups:
+    def by_block(self) -> dict[tuple[int, str], Array]:
+        """Indices of the groups by layer and kind, both ascending."""
+        # One stable sort, then cuts: a search per block would read 353,000 groups 64 times.
+        keys = self.layer.astype(np.int64) * len(KINDS) + (self.kind == KINDS[1])
+        order = np.argsort(keys, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
+        return {(int(self.layer[part[0]]), str(self.kind[part[0]])): part for part in parts}
+
+    def where(self, mask: Array) -> Groups:
         """The groups that a mask, bool [groups], selects."""
         return Groups(self.layer[mask], self.kind[mask], self.index[mask], self.parameters[mask])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slices:
     """Which group owns each index of one parameter's dimension: `owner[i]` is a group, or -1."""
 
     parameter: str
     dim: int
-    owner: np.ndarray[Any, Any]
+    owner: Array
 
 
-Stays = dict[tuple[str, int], np.ndarray[Any, Any]]  # parameter and dimension → whether each index stays, bool
+Stays = dict[tuple[str, int], Array]  # parameter and dimension → whether each index stays, bool
 
 
 def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
@@ -89,8 +99,8 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     structure, config, out = read_structure(dense), read_config(dense), work.out
     shapes = all_tensor_shapes(dense)
     coupled = trace(config, (_whole_layer(structure.layers),))[0]
-    rows: list[np.ndarray[Any, Any]] = []  # per layer and kind: layer, kind, index, parameters of each group
-    members: list[np.ndarray[Any, Any]] = []  # group, parameter, dim, start, stop
+    rows: list[Array] = []  # per layer and kind: layer, kind, index, parameters of each group
+    members: list[Array] = []  # group, parameter, dim, start, stop
     names: list[str] = []
     first = 0
     for number, layer in enumerate(structure.layers):
@@ -141,7 +151,7 @@ def read_slices(folder: Path, structure_shapes: dict[str, list[int]]) -> list[Sl
     table = read_table(folder / "members.parquet", MEMBERS_SCHEMA)
     names = table["parameter"].to_numpy()
     columns = [table[c].to_numpy() for c in ("group", "dim", "start", "stop")]
-    owners: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
+    owners: dict[tuple[str, int], Array] = {}
     for name, group, dim, start, stop in zip(names, *columns, strict=True):
         key = (str(name), int(dim))
         if key not in owners:
@@ -152,7 +162,7 @@ def read_slices(folder: Path, structure_shapes: dict[str, list[int]]) -> list[Sl
     return [Slices(name, dim, owner) for (name, dim), owner in owners.items()]
 
 
-def staying(slices: list[Slices], kept: np.ndarray[Any, Any]) -> Stays:
+def staying(slices: list[Slices], kept: Array) -> Stays:
     """The indices that stay in each parameter, if the groups of a mask, bool [groups], do."""
     return {(part.parameter, part.dim): (part.owner < 0) | kept[part.owner] for part in slices}
 

@@ -24,11 +24,11 @@ from tailored_llama.models import (
     read_config,
     read_structure,
 )
-from tailored_llama.pruning.depth import Array, Target, choose_layers, fixed_parameters, read_influence
-from tailored_llama.pruning.groups import KINDS, Groups, Stays, read_groups, read_slices, staying
+from tailored_llama.pruning.depth import Target, choose_layers, fixed_parameters, read_influence
+from tailored_llama.pruning.groups import KINDS, Array, Groups, Stays, read_groups, read_slices, staying
 from tailored_llama.pruning.importance import read_importance
 from tailored_llama.pruning.layerwise import Text
-from tailored_llama.pruning.plan import PLAN_SCHEMA, Mask, plan
+from tailored_llama.pruning.plan import PLAN_SCHEMA, plan
 from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.pruning.settings import PruneSettings
 from tailored_llama.pruning.surgery import kept_layers, prune_checkpoint
@@ -67,13 +67,14 @@ def prune_model(
             architecture has no biases for the method `bias`; or the fits need more memory than the device has free.
     """
     structure, before, table = read_structure(model), read_structure(original).size, read_groups(groups)
-    check_solver(structure, settings.reconstruction.method, work.execution.device)
+    method = settings.reconstruction.method
+    check_solver(structure, method, work.execution.device)
     tokens = plan_vocabulary(model, counts, settings.ratio, settings.plan, before.parameters) if counts else None
     influence = read_influence(importance) if "layer" in settings.plan.kinds else None
-    method = settings.reconstruction.method
     counted, target = count_parameters(model, table, settings.ratio, method, before.parameters, tokens)
     kept = plan_kept(counted, read_importance(importance), target, settings.plan, influence)
-    _write_plan(work.out, table, kept)
+    columns = {"layer": table.layer, "kind": table.kind, "index": table.index, "kept": kept}
+    write_table(work.out / "plan.parquet", {"group": range(len(table))} | columns, PLAN_SCHEMA)
     stays = staying(read_slices(groups, all_tensor_shapes(model)), kept)
     with tempfile.TemporaryDirectory(dir=work.out) as scratch:
         fitted = _fit(model, calibration, stays, Path(scratch), settings, work)
@@ -86,11 +87,6 @@ def prune_model(
     facts["body_ratio"] = round(1 - after.size.body / before.body, 6)
     facts |= {"layers": len(after.layers)} if len(after.layers) < len(structure.layers) else {}
     return facts | ({"tokens": after.size.vocab_size, "tokens_whole": round(tokens.whole, 6)} if tokens else {})
-
-
-def _write_plan(out: Path, groups: Groups, kept: Mask) -> None:
-    columns = {"layer": groups.layer, "kind": groups.kind, "index": groups.index, "kept": kept}
-    write_table(out / "plan.parquet", {"group": range(len(groups))} | columns, PLAN_SCHEMA)
 
 
 def _fit(
@@ -132,8 +128,8 @@ def check_ratio(
 
 
 def plan_kept(
-    groups: Groups, scores: Mask, target: Target, pruning: PlanConfig, influence: Array | None = None
-) -> Mask:
+    groups: Groups, scores: Array, target: Target, pruning: PlanConfig, influence: Array | None = None
+) -> Array:
     """Plan as `plan` does. Of the kind layer, whole layers leave first; none of their groups are kept.
 
     Raises:
