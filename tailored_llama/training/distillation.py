@@ -106,7 +106,12 @@ def _outputs(
     starts = np.cumsum([0, *lengths])
     tokens = np.empty((starts[-1], settings.top), np.int32)
     logprobs = np.empty(tokens.shape, np.float32)
-    row_of, finish = partial(_row, own), partial(_likeliest, model, settings)
+
+    def row_of(batch: Sequence[int]) -> PackedRow:
+        documents = [Document(own[i]) for i in batch]
+        return PackedRow(documents, range(sum(map(len, documents))))
+
+    finish = partial(_likeliest, model, settings)
     for batch, (likeliest, values) in run_packed(model, lengths, budget, row_of, finish):
         rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
         tokens[rows], logprobs[rows] = likeliest, values
@@ -119,26 +124,16 @@ def _outputs(
     }
 
 
-def _row(sequences: Sequence[list[int]], batch: Sequence[int]) -> PackedRow:
-    documents = [Document(sequences[i]) for i in batch]
-    return PackedRow(documents, range(sum(map(len, documents))))
-
-
 def _likeliest(
     model: Any, settings: TeachSettings, row: PackedRow, states: Tensor
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Top tokens at every position of a row, and their log-probabilities: [positions, top] each."""
-    temperature, top = settings.temperature, settings.top
-    likeliest = [_logits(model, part, temperature).log_softmax(-1).topk(top) for part in _split(states)]
-    tokens, logprobs = (
-        torch.cat(parts) for parts in zip(*((part.indices, part.values) for part in likeliest), strict=True)
-    )
+    parts = [
+        _logits(model, part, settings.temperature).log_softmax(-1).topk(settings.top)
+        for part in torch.split(states, HEAD_POSITIONS)
+    ]
+    logprobs, tokens = (torch.cat(own) for own in zip(*parts, strict=True))
     return tokens.cpu().numpy(), logprobs.cpu().numpy()
-
-
-def _split(rows: Tensor) -> tuple[Tensor, ...]:
-    parts: tuple[Tensor, ...] = rows.split(HEAD_POSITIONS)
-    return parts
 
 
 def _logits(model: Any, states: Tensor, temperature: float) -> Tensor:
@@ -190,8 +185,8 @@ def divergence(model: Any, states: Tensor, targets: SoftTargets, temperature: fl
         temperature: of the teacher's distributions.
     """
     total = states.new_zeros((), dtype=torch.float32)
-    parts = zip(_split(states), _split(targets.tokens), _split(targets.logprobs), strict=True)
-    for part, tokens, logprobs in parts:
+    parts = (torch.split(rows, HEAD_POSITIONS) for rows in (states, targets.tokens, targets.logprobs))
+    for part, tokens, logprobs in zip(*parts, strict=True):
         inputs = (part, tokens.to(states.device), logprobs.to(states.device))
         total = total + checkpoint(partial(_divergence, model, temperature), *inputs, use_reentrant=False)
     return total * temperature**2 / len(states)

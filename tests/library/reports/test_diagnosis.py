@@ -24,7 +24,7 @@ from tailored_llama.reports.diagnosis import (
 )
 from tailored_llama.store import write_table
 from tailored_llama.training import LOG_SCHEMA, Comparison
-from tailored_llama.training.held_out import Outcome, write_comparison
+from tailored_llama.training.records import Outcome, write_comparison
 
 
 def row(**changes: Any) -> RecoveryRow:
