@@ -53,11 +53,6 @@ class Target:
 def block_influence(model: Any, text: Text, progress: Progress = silent) -> Array:
     """1 − the mean cosine between each layer's input and output hidden states (ShortGPT, arXiv 2403.03853, equation 1).
 
-    Args:
-        model: a causal LM, streamed or not.
-        text: the calibration text.
-        progress: called after every layer.
-
     Returns:
         float64 [layers]; a layer of low influence changes the states least.
     """

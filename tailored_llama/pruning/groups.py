@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,14 +116,13 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
                     names.append(name)
             rows.append(np.column_stack(np.broadcast_arrays(number, KINDS.index(kind), group, parameters)))
             first += count
-    table, parts = np.concatenate(rows), np.concatenate(members)
-    columns = {"layer": table[:, 0], "index": table[:, 2], "parameters": table[:, 3]}
-    kinds = np.array(KINDS)[table[:, 1]]
-    write_table(out / "groups.parquet", {"group": range(first), "kind": kinds} | columns, GROUPS_SCHEMA)
-    columns = {"group": parts[:, 0], "dim": parts[:, 2], "start": parts[:, 3], "stop": parts[:, 4]}
-    parameter = pa.array(np.array(names)[parts[:, 1]]).dictionary_encode()
-    typed = parameter.cast(MEMBERS_SCHEMA.field("parameter").type)
-    write_table(out / "members.parquet", columns | {"parameter": typed}, MEMBERS_SCHEMA)
+    layer_of, kind_of, index, parameters = np.concatenate(rows).T
+    columns = {"group": range(first), "layer": layer_of, "kind": np.array(KINDS)[kind_of]}
+    write_table(out / "groups.parquet", columns | {"index": index, "parameters": parameters}, GROUPS_SCHEMA)
+    group, name_of, dims, start, stop = np.concatenate(members).T
+    named = pa.array(np.array(names)[name_of]).dictionary_encode().cast(MEMBERS_SCHEMA.field("parameter").type)
+    columns = {"group": group, "parameter": named, "dim": dims, "start": start, "stop": stop}
+    write_table(out / "members.parquet", columns, MEMBERS_SCHEMA)
     return {"groups": first}
 
 
@@ -141,12 +139,11 @@ def read_groups(folder: Path) -> Groups:
     return Groups(kind=np.array(table["kind"].to_pylist()), **columns)
 
 
-def read_slices(folder: Path, structure_shapes: dict[str, list[int]]) -> list[Slices]:
-    """Read `members.parquet` as one owner array per (parameter, dimension).
+def read_slices(folder: Path, shapes: dict[str, list[int]]) -> list[Slices]:
+    """Read `members.parquet` as one owner array per (parameter, dimension); `shapes`: of the checkpoint's parameters.
 
-    Args:
-        folder: the groups artifact.
-        structure_shapes: shape of every parameter of the checkpoint, by name.
+    Raises:
+        InputError: the checkpoint lacks a parameter.
     """
     table = read_table(folder / "members.parquet", MEMBERS_SCHEMA)
     names = table["parameter"].to_numpy()
@@ -155,9 +152,9 @@ def read_slices(folder: Path, structure_shapes: dict[str, list[int]]) -> list[Sl
     for name, group, dim, start, stop in zip(names, *columns, strict=True):
         key = (str(name), int(dim))
         if key not in owners:
-            if key[0] not in structure_shapes:
+            if key[0] not in shapes:
                 raise InputError(f"{folder}: parameter {key[0]} is not in the checkpoint")
-            owners[key] = np.full(structure_shapes[key[0]][dim], -1, dtype=np.int64)
+            owners[key] = np.full(shapes[key[0]][dim], -1, dtype=np.int64)
         owners[key][start:stop] = group
     return [Slices(name, dim, owner) for (name, dim), owner in owners.items()]
 
@@ -169,10 +166,10 @@ def staying(slices: list[Slices], kept: Array) -> Stays:
 
 def by_parameter(slices: list[Slices]) -> dict[str, list[Slices]]:
     """Group slices by the name of their parameter."""
-    grouped: dict[str, list[Slices]] = defaultdict(list)
+    grouped: dict[str, list[Slices]] = {}
     for part in slices:
-        grouped[part.parameter].append(part)
-    return dict(grouped)
+        grouped.setdefault(part.parameter, []).append(part)
+    return grouped
 
 
 def zero_scores(slices: list[Slices]) -> Tensor:
@@ -185,7 +182,6 @@ def add_scores(scores: Tensor, part: Slices, values: Tensor) -> None:
 
     Args:
         scores: float64 [groups], on the CPU; changed in place.
-        part: which group owns which index.
         values: [size of the dimension], on any device.
     """
     owned = torch.from_numpy(np.flatnonzero(part.owner >= 0))

@@ -37,10 +37,7 @@ class _Stop(Exception):
 def enter_all(model: Any, batches: Sequence[Tensor], shelf: Shelf) -> list[list[dict[str, Any]]]:
     """Put the hidden states before the first layer on a shelf, with the keys (0, batch).
 
-    Args:
-        model: a causal LM, streamed or not.
-        batches: token ids, int64 [samples, tokens] each.
-        shelf: of the model's layers.
+    `batches` are token ids, int64 [samples, tokens] each.
 
     Returns:
         Every batch's other arguments of each layer: masks and positions.

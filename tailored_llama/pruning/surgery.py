@@ -57,7 +57,6 @@ def prune_checkpoint(
     Memory: one shard of the pruned model, which is 2 GB, or one tensor if that is larger.
 
     Args:
-        dense: the dense checkpoint.
         layers: the output of `kept_layers`.
         stays: the output of `staying`.
         out: an existing folder.

@@ -124,7 +124,6 @@ def _add_gates(scores: Tensor, part: Slices, products: Tensor, samples: int) -> 
 
     Args:
         scores: float64 [groups]; changed in place.
-        part: which group owns which input of the projection.
         products: each input times the gradient of the sample's loss by it, [tokens, in].
         samples: number of all samples.
     """
@@ -194,10 +193,8 @@ def _summed_loss(model: Any, states: Tensor, input_ids: Tensor, generator: torch
     With a generator, the target tokens are drawn from the model itself.
 
     Args:
-        model: a causal LM.
-        states: after its last layer, [samples, tokens, hidden].
+        states: after the model's last layer, [samples, tokens, hidden].
         input_ids: int64 [samples, tokens].
-        generator: of the target tokens.
     """
     hidden = model.model.norm(states)[:, :-1]
 

@@ -39,8 +39,6 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
     Args:
         dense: provides the tokenizer.
         prompts: train prompts by name.
-        settings: the texts, and their weights.
-        work: where to write.
 
     Raises:
         InputError: the tokenizer cannot be trimmed.
@@ -116,7 +114,7 @@ def plan_vocabulary(
         counts: the output of `count_tokens` for it.
         ratio: fraction of the original parameters to remove.
         pruning: the number of tokens, or their share.
-        original_parameters: as in `prune`.
+        original_parameters: of the model before the first step; None: those of this one.
 
     Raises:
         InputError: the number of tokens is too small for those that must stay, or leaves nothing to remove.
@@ -135,7 +133,6 @@ def choose_tokens(tokens: Tokens, shares: Counts, size: int | None, share: float
     """The tokens of the highest shares with all that they are made of; equal shares go to the lower id, merged sooner.
 
     Args:
-        tokens: of the model.
         shares: float64 [rows].
         size: how many, a multiple of 64; None: as many as stand for `share` of the text, rounded up.
         share: of the text, if `size` is None.

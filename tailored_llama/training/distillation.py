@@ -6,7 +6,7 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ class Teacher(Sequence[SoftTargets]):
         self._file = open_table(self._path, TEACHER_SCHEMA)
         groups = map(self._file.metadata.row_group, range(self._file.num_row_groups))
         self._starts: list[int] = list(itertools.accumulate((group.num_rows for group in groups), initial=0))
-        self._read: tuple[int, Any] = (-1, None)  # the row group read last; files of earlier versions have only one
+        self._read = lru_cache(1)(partial(read_row_group, self._file, path=self._path))  # keeps the last row group
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -161,9 +161,7 @@ class Teacher(Sequence[SoftTargets]):
     def __getitem__(self, index: Any) -> Any:
         position = range(len(self))[index]
         group = bisect_right(self._starts, position) - 1
-        if self._read[0] != group:
-            self._read = group, read_row_group(self._file, group, self._path)
-        row = self._read[1].slice(position - self._starts[group], 1)
+        row = self._read(group).slice(position - self._starts[group], 1)
         ids, tokens, logprobs = (row[name].combine_chunks().flatten() for name in TEACHER_SCHEMA.names)
         likeliest = torch.from_numpy(tokens.to_numpy().astype(np.int64)).reshape(len(ids), -1)
         return SoftTargets(
@@ -179,9 +177,7 @@ def divergence(model: Any, states: Tensor, targets: SoftTargets, temperature: fl
     Logits are recomputed in the backward pass, so they are held for at most a few hundred positions.
 
     Args:
-        model: the student.
-        states: inputs of its head along the sequence, [length, hidden].
-        targets: the teacher's distributions.
+        states: inputs of the student's head along the sequence, [length, hidden].
         temperature: of the teacher's distributions.
     """
     total = states.new_zeros((), dtype=torch.float32)
