@@ -69,8 +69,6 @@ def teach(dense: Path, source: Path, *, settings: TeachSettings, work: Work) -> 
     Args:
         dense: the teacher.
         source: a folder with `calibration.parquet`, or with `prompts.parquet`: its shots with their right answers.
-        settings: temperature and top, and the tokens of the context that a soft prompt will take before the shots.
-        work: where to write; device, which models are streamed, and tokens per pass.
 
     Raises:
         InputError: `top` is not below the vocabulary size, or the source has neither file.

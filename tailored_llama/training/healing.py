@@ -26,9 +26,7 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
     Args:
         pruned: the pruned model.
         teacher: the output of `distillation.teach` for the text.
-        settings: adapter, optimiser and seed, the temperature of the teacher's distributions, and the type of the
-            model while the adapter is trained on it; it is merged into the weights as they are.
-        work: where to write; the device, and the state to continue from after a kill.
+        settings: of them, quantization holds while the adapter is trained; it is merged into the weights as they are.
 
     Raises:
         InputError: the model cannot be quantised here, or streaming is demanded.

@@ -44,8 +44,6 @@ def tune(
         prompts: the train prompts by benchmark; several benchmarks each give an equal part of the examples.
         teachers: the teacher outputs along the shots, by benchmark, if there is a teacher.
         text: the teacher outputs along the calibration text.
-        settings: adapter, optimiser, loss and seed.
-        work: where to write; the device, and the state to continue from after a kill.
 
     Raises:
         InputError: a continuation is longer than the model's context, a teacher read other tokens, a soft prompt is set
