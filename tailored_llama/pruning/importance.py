@@ -46,7 +46,6 @@ def score_importance(
             read it.
         settings: the criterion (see `taylor_scores`, `activation_scores`, `magnitude_scores`; `random` draws uniformly)
             and its seed.
-        work: where to write; the device, which models are streamed, and the tokens per pass.
     """
     table, slices = read_groups(groups), read_slices(groups, all_tensor_shapes(dense))
     criterion, out = settings.criterion, work.out

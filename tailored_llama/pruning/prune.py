@@ -59,8 +59,6 @@ def prune_model(
         importance: the output of `score_importance` for it.
         calibration: the text that reconstruction is fitted to; the method `none` does not read it.
         counts: the output of `count_tokens` for it, for the kind vocabulary.
-        settings: the ratio, which groups leave, and how the rest is fitted.
-        work: where to write; the device of reconstruction, which models are streamed, and the tokens per pass.
 
     Raises:
         InputError: the ratio cannot be reached (the message names the largest or nearest that can), or the
@@ -120,9 +118,8 @@ def check_ratio(
     tokens = plan_vocabulary(dense, counts, ratio, settings.plan) if counts else None
     counted, target = count_parameters(dense, table, ratio, settings.reconstruction.method, None, tokens)
     kept = plan_kept(counted, np.zeros(len(table)), target, settings.plan)
-    stay = {kind: int(kept[table.kind == kind].sum()) for kind in KINDS} | (
-        {"tokens": len(tokens.kept)} if tokens else {}
-    )
+    stay = {kind: int(kept[table.kind == kind].sum()) for kind in KINDS}
+    stay |= {"tokens": len(tokens.kept)} if tokens else {}
     (work.out / "reach.json").write_text(json.dumps(stay) + "\n")
     return stay
 

@@ -44,7 +44,11 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
         InputError: the tokenizer cannot be trimmed.
     """
     rows, tokenizer, texts = read_tokens(dense).rows, load_tokenizer(dense), settings.texts
-    counts = [_counts(tokenizer, _excerpts(load_texts(own.source.text, work.downloads)), rows) for own in texts]
+    counts = []
+    for own in texts:
+        documents = load_texts(own.source.text, work.downloads)
+        step = max(1, math.ceil(sum(map(len, documents)) / _CHARACTERS))
+        counts.append(_counts(tokenizer, (text[:_CHARACTERS] for text in documents[::step]), rows))
     asked = (
         context + continuation
         for folder in prompts.values()
@@ -56,11 +60,6 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
     columns = {"text": text, "prompts": _counts(tokenizer, asked, rows)}
     write_table(work.out / "tokens.parquet", {"token": range(rows)} | columns, COUNTS_SCHEMA)
     return {f"{name}_tokens": int(counts.sum()) for name, counts in columns.items()}
-
-
-def _excerpts(documents: list[str]) -> Iterable[str]:
-    step = max(1, math.ceil(sum(map(len, documents)) / _CHARACTERS))
-    return (text[:_CHARACTERS] for text in documents[::step])
 
 
 def _weighted(counts: Sequence[Counts], weights: Sequence[float], rows: int) -> Counts:
