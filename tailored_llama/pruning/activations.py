@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from tailored_llama.config import Criterion
@@ -62,15 +61,11 @@ def activation_scores(
                     variance = (squares - sums.square() / count).clamp_min(0) / max(1, count - 1)
                     values = weight.square().sum(0).double() * variance
                 add_scores(scores, owned[names[module]], values)
-    totals = scores.numpy()
-    return totals if criterion == "wanda_sp" else _standardised(totals, groups) * groups.parameters
-
-
-def _standardised(scores: Array, groups: Groups) -> Array:
-    """Scale to zero mean and unit deviation within every layer and kind; equal scores become zero."""
-    result = np.zeros_like(scores)
-    for members in groups.by_block().values():
-        own = scores[members]
-        if (deviation := own.std()) > 0:
-            result[members] = (own - own.mean()) / deviation
-    return result
+    totals: Array = scores.numpy()
+    if criterion == "flap":
+        for members in groups.by_block().values():
+            own = totals[members]
+            deviation = own.std()
+            totals[members] = (own - own.mean()) / deviation if deviation > 0 else 0  # equal scores become zero
+        totals *= groups.parameters
+    return totals
