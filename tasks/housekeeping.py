@@ -28,13 +28,8 @@ def collect_garbage(
     unused = removable(entries, older_than_days * 86400, keep_under, keep_reports)
     gone = remove_artifacts(store, unused)
     for entry in unused:
-        log.info(
-            "%s %s/%s, %.1f MB",
-            "removed" if entry in gone else "kept, as it is in use:",
-            entry.stage,
-            entry.key[:12],
-            entry.size / 1e6,
-        )
+        what = "removed" if entry in gone else "kept, as it is in use:"
+        log.info("%s %s/%s, %.1f MB", what, entry.stage, entry.key[:12], entry.size / 1e6)
     freed = sum(entry.size for entry in gone)
     freed += sum(size for path, size in leftovers(store) if remove_leftover(store, path))
     left = sum(entry.size for entry in survey(store))

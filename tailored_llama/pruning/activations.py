@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from tailored_llama.config import Criterion
 from tailored_llama.models import caller, layers_of
 from tailored_llama.progress import Progress, silent
-from tailored_llama.pruning.groups import Groups, Slices, add_scores, zero_scores
+from tailored_llama.pruning.groups import Array, Groups, Slices, add_scores, zero_scores
 from tailored_llama.pruning.layerwise import Text, enter_all, watching
 
 
 def activation_scores(
     model: Any, text: Text, slices: list[Slices], groups: Groups, criterion: Criterion, progress: Progress = silent
-) -> np.ndarray[Any, Any]:
+) -> Array:
     """Importance from weights and calibration activations of the o_proj and down_proj columns that each group owns.
 
     With X_j the j-th input of the projection over all calibration tokens and W_j the matching column of the weight:
@@ -31,9 +29,6 @@ def activation_scores(
 
     Args:
         model: a causal LM, streamed or not.
-        text: the calibration text.
-        slices: which group owns which index of which parameter.
-        groups: all coupled groups.
         criterion: `wanda_sp` or `flap`.
         progress: called after every layer and batch.
     """
@@ -44,50 +39,33 @@ def activation_scores(
     with torch.inference_mode(), layers.shelf() as shelf:
         arguments = enter_all(model, batches, shelf)
         for number, layer in layers.forward():
-            moments = {module: _Moments(module.weight) for module in layer.modules() if module in names}
+            moments = {  # sum and sum of squares of every input over all tokens
+                module: torch.zeros(2, module.in_features, dtype=torch.float64, device=module.weight.device)
+                for module in layer.modules()
+                if module in names
+            }
             for index, further in enumerate(arguments):
                 forward = caller(layer, further[number])
                 with watching(moments) as seen:
                     shelf[number + 1, index] = forward(shelf[number, index])
-                for module, moment in moments.items():
-                    moment.add(seen[module].inputs)
+                for module, sums in moments.items():
+                    inputs = seen[module].inputs.flatten(0, -2).double()
+                    sums += torch.stack([inputs.sum(0), inputs.square().sum(0)])
                 shelf.drop((number, index))
                 progress(number * len(batches) + index + 1, len(layers) * len(batches))
-            for module, moment in moments.items():
-                add_scores(scores, owned[names[module]], moment.scores(module.weight, criterion, count))
-    totals = scores.numpy()
-    return totals if criterion == "wanda_sp" else _standardised(totals, groups) * groups.parameters
-
-
-class _Moments:
-    """Sum and sum of squares of every input of a projection over all tokens, float64 [in]."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.sums = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
-        self.squares = torch.zeros_like(self.sums)
-
-    def add(self, inputs: Tensor) -> None:
-        """Add inputs [..., in]."""
-        states = inputs.flatten(0, -2).double()
-        self.sums += states.sum(0)
-        self.squares += states.square().sum(0)
-
-    def scores(self, weight: Tensor, criterion: Criterion, count: int) -> Tensor:
-        """The criterion's score of every column of the weight [out, in], after `count` tokens."""
-        weight = weight.detach().float()
-        if criterion == "wanda_sp":
-            return weight.abs().sum(0).double() * self.squares.sqrt()
-        variance = (self.squares - self.sums.square() / count).clamp_min(0) / max(1, count - 1)
-        return weight.square().sum(0).double() * variance
-
-
-def _standardised(scores: np.ndarray[Any, Any], groups: Groups) -> np.ndarray[Any, Any]:
-    """Scale to zero mean and unit deviation within every layer and kind; equal scores become zero."""
-    result = np.zeros_like(scores)
-    for layer in np.unique(groups.layer):
-        for kind in np.unique(groups.kind):
-            members = (groups.layer == layer) & (groups.kind == kind)
-            deviation = scores[members].std() if members.any() else 0.0
-            if deviation > 0:
-                result[members] = (scores[members] - scores[members].mean()) / deviation
-    return result
+            for module, (sums, squares) in moments.items():
+                weight = module.weight.detach().float()
+                if criterion == "wanda_sp":
+                    values = weight.abs().sum(0).double() * squares.sqrt()
+                else:
+                    variance = (squares - sums.square() / count).clamp_min(0) / max(1, count - 1)
+                    values = weight.square().sum(0).double() * variance
+                add_scores(scores, owned[names[module]], values)
+    totals: Array = scores.numpy()
+    if criterion == "flap":
+        for members in groups.by_block().values():
+            own = totals[members]
+            deviation = own.std()
+            totals[members] = (own - own.mean()) / deviation if deviation > 0 else 0  # equal scores become zero
+        totals *= groups.parameters
+    return totals

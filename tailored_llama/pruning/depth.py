@@ -18,13 +18,12 @@ from tailored_llama.config import PlanConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import all_tensor_shapes, block_of, caller, layers_of, read_config
 from tailored_llama.progress import Progress, silent
-from tailored_llama.pruning.groups import Groups
+from tailored_llama.pruning.groups import Array, Groups
 from tailored_llama.pruning.layerwise import Text, enter_all
 from tailored_llama.store import read_table, write_table
 
 INFLUENCE_SCHEMA = pa.schema({"layer": pa.int16(), "influence": pa.float64()})
 
-Array = np.ndarray[Any, Any]
 Fixed = Mapping[tuple[int, str], int]  # layer and kind of a block → its parameters that are in no group
 
 
@@ -53,11 +52,6 @@ class Target:
 
 def block_influence(model: Any, text: Text, progress: Progress = silent) -> Array:
     """1 − the mean cosine between each layer's input and output hidden states (ShortGPT, arXiv 2403.03853, equation 1).
-
-    Args:
-        model: a causal LM, streamed or not.
-        text: the calibration text.
-        progress: called after every layer.
 
     Returns:
         float64 [layers]; a layer of low influence changes the states least.
@@ -97,11 +91,8 @@ def fixed_parameters(checkpoint: Path, groups: Groups) -> dict[tuple[int, str], 
     for name, shape in all_tensor_shapes(checkpoint).items():
         if block := block_of(name, model_type):
             fixed[block] += math.prod(shape)
-    for kind in np.unique(groups.kind):
-        of_kind = groups.where(groups.kind == kind)
-        grouped = np.bincount(of_kind.layer, of_kind.parameters)
-        for layer in np.unique(of_kind.layer):
-            fixed[int(layer), str(kind)] -= int(grouped[layer])
+    for block, members in groups.by_block().items():
+        fixed[block] -= int(groups.parameters[members].sum())
     return dict(fixed)
 
 
@@ -112,9 +103,7 @@ def choose_layers(
     the rest of the ratio, as many as come nearest to it.
 
     Args:
-        groups: the coupled groups.
         influence: of every layer, float [layers]; None: not known yet, the smallest layers stand for those chosen.
-        target: what is to leave.
         pruning: layers, kinds, protected layers.
 
     Returns:
@@ -131,24 +120,23 @@ def choose_layers(
     inside = range(pruning.protect_first, count - pruning.protect_last)
     ranks = sizes if influence is None else influence
     order = sorted(inside, key=lambda layer: (ranks[layer], layer))[: count - 1]  # one layer stays
-    sums = np.cumsum([sizes[layer] for layer in order])
-    budget = target.budget
-    if pruning.layers:
+    sums = np.cumsum([0, *(sizes[layer] for layer in order)])  # parameters of the first 0, 1, … of them
+    number, budget = pruning.layers, target.budget
+    if number:
         most = len(order)
-        if pruning.layers <= most and sums[pruning.layers - 1] > budget:
-            most = int(np.sum(sums <= budget))
-        if pruning.layers > most:
+        if number <= most and sums[number] > budget:
+            most = int(np.sum(sums[1:] <= budget))
+        if number > most:
             raise InputError(
-                f"pruning.layers: got {pruning.layers}; allowed: at most {most} with pruning.ratios {target.ratio}, "
+                f"pruning.layers: got {number}; allowed: at most {most} with pruning.ratios {target.ratio}, "
                 f"protect_first {pruning.protect_first} and protect_last {pruning.protect_last}"
             )
-        number = pruning.layers
     else:
-        number = int(np.argmin(np.abs(sums - budget))) + 1 if order else 0
-        reached = int(sums[number - 1]) if order else 0
-        if abs(reached - budget) > sizes.max() / 2:
+        number = int(np.argmin(np.abs(sums[1:] - budget))) + 1 if order else 0
+        if abs(sums[number] - budget) > sizes.max() / 2:
             raise InputError(
-                f"pruning.ratios: got {target.ratio}; allowed: {target.ratio_after(reached):.4f}, the nearest that "
-                f"whole layers reach with protect_first {pruning.protect_first} and protect_last {pruning.protect_last}"
+                f"pruning.ratios: got {target.ratio}; allowed: {target.ratio_after(sums[number]):.4f}, the nearest "
+                f"that whole layers reach with protect_first {pruning.protect_first} and protect_last "
+                f"{pruning.protect_last}"
             )
-    return sorted(order[:number]), int(sums[number - 1]) if number else 0
+    return sorted(order[:number]), int(sums[number])

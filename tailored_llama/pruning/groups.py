@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ from tailored_llama.models import (
 )
 from tailored_llama.store import read_table, write_table
 
+Array = np.ndarray[Any, Any]
+
 KINDS = ("attention", "mlp")
 GROUPS_SCHEMA = pa.schema(
     {"group": pa.int32(), "layer": pa.int16(), "kind": pa.string(), "index": pa.int32(), "parameters": pa.int64()}
@@ -53,29 +54,37 @@ class Groups:
     "mlp" (one channel); `index` counts within the layer and kind.
     """
 
-    layer: np.ndarray[Any, Any]
-    kind: np.ndarray[Any, Any]
-    index: np.ndarray[Any, Any]
-    parameters: np.ndarray[Any, Any]
+    layer: Array
+    kind: Array
+    index: Array
+    parameters: Array
 
     def __len__(self) -> int:
         return len(self.layer)
 
-    def where(self, mask: np.ndarray[Any, Any]) -> Groups:
+    def by_block(self) -> dict[tuple[int, str], Array]:
+        """Indices of the groups by layer and kind, both ascending."""
+        # One stable sort, then cuts: a search per block would read 353,000 groups 64 times.
+        keys = self.layer.astype(np.int64) * len(KINDS) + (self.kind == KINDS[1])
+        order = np.argsort(keys, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
+        return {(int(self.layer[part[0]]), str(self.kind[part[0]])): part for part in parts}
+
+    def where(self, mask: Array) -> Groups:
         """The groups that a mask, bool [groups], selects."""
         return Groups(self.layer[mask], self.kind[mask], self.index[mask], self.parameters[mask])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slices:
     """Which group owns each index of one parameter's dimension: `owner[i]` is a group, or -1."""
 
     parameter: str
     dim: int
-    owner: np.ndarray[Any, Any]
+    owner: Array
 
 
-Stays = dict[tuple[str, int], np.ndarray[Any, Any]]  # parameter and dimension → whether each index stays, bool
+Stays = dict[tuple[str, int], Array]  # parameter and dimension → whether each index stays, bool
 
 
 def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
@@ -89,8 +98,8 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     structure, config, out = read_structure(dense), read_config(dense), work.out
     shapes = all_tensor_shapes(dense)
     coupled = trace(config, (_whole_layer(structure.layers),))[0]
-    rows: list[np.ndarray[Any, Any]] = []  # per layer and kind: layer, kind, index, parameters of each group
-    members: list[np.ndarray[Any, Any]] = []  # group, parameter, dim, start, stop
+    rows: list[Array] = []  # per layer and kind: layer, kind, index, parameters of each group
+    members: list[Array] = []  # group, parameter, dim, start, stop
     names: list[str] = []
     first = 0
     for number, layer in enumerate(structure.layers):
@@ -107,14 +116,13 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
                     names.append(name)
             rows.append(np.column_stack(np.broadcast_arrays(number, KINDS.index(kind), group, parameters)))
             first += count
-    table, parts = np.concatenate(rows), np.concatenate(members)
-    columns = {"layer": table[:, 0], "index": table[:, 2], "parameters": table[:, 3]}
-    kinds = np.array(KINDS)[table[:, 1]]
-    write_table(out / "groups.parquet", {"group": range(first), "kind": kinds} | columns, GROUPS_SCHEMA)
-    columns = {"group": parts[:, 0], "dim": parts[:, 2], "start": parts[:, 3], "stop": parts[:, 4]}
-    parameter = pa.array(np.array(names)[parts[:, 1]]).dictionary_encode()
-    typed = parameter.cast(MEMBERS_SCHEMA.field("parameter").type)
-    write_table(out / "members.parquet", columns | {"parameter": typed}, MEMBERS_SCHEMA)
+    layer_of, kind_of, index, parameters = np.concatenate(rows).T
+    columns = {"group": range(first), "layer": layer_of, "kind": np.array(KINDS)[kind_of]}
+    write_table(out / "groups.parquet", columns | {"index": index, "parameters": parameters}, GROUPS_SCHEMA)
+    group, name_of, dims, start, stop = np.concatenate(members).T
+    named = pa.array(np.array(names)[name_of]).dictionary_encode().cast(MEMBERS_SCHEMA.field("parameter").type)
+    columns = {"group": group, "parameter": named, "dim": dims, "start": start, "stop": stop}
+    write_table(out / "members.parquet", columns, MEMBERS_SCHEMA)
     return {"groups": first}
 
 
@@ -131,38 +139,37 @@ def read_groups(folder: Path) -> Groups:
     return Groups(kind=np.array(table["kind"].to_pylist()), **columns)
 
 
-def read_slices(folder: Path, structure_shapes: dict[str, list[int]]) -> list[Slices]:
-    """Read `members.parquet` as one owner array per (parameter, dimension).
+def read_slices(folder: Path, shapes: dict[str, list[int]]) -> list[Slices]:
+    """Read `members.parquet` as one owner array per (parameter, dimension); `shapes`: of the checkpoint's parameters.
 
-    Args:
-        folder: the groups artifact.
-        structure_shapes: shape of every parameter of the checkpoint, by name.
+    Raises:
+        InputError: the checkpoint lacks a parameter.
     """
     table = read_table(folder / "members.parquet", MEMBERS_SCHEMA)
     names = table["parameter"].to_numpy()
     columns = [table[c].to_numpy() for c in ("group", "dim", "start", "stop")]
-    owners: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
+    owners: dict[tuple[str, int], Array] = {}
     for name, group, dim, start, stop in zip(names, *columns, strict=True):
         key = (str(name), int(dim))
         if key not in owners:
-            if key[0] not in structure_shapes:
+            if key[0] not in shapes:
                 raise InputError(f"{folder}: parameter {key[0]} is not in the checkpoint")
-            owners[key] = np.full(structure_shapes[key[0]][dim], -1, dtype=np.int64)
+            owners[key] = np.full(shapes[key[0]][dim], -1, dtype=np.int64)
         owners[key][start:stop] = group
     return [Slices(name, dim, owner) for (name, dim), owner in owners.items()]
 
 
-def staying(slices: list[Slices], kept: np.ndarray[Any, Any]) -> Stays:
+def staying(slices: list[Slices], kept: Array) -> Stays:
     """The indices that stay in each parameter, if the groups of a mask, bool [groups], do."""
     return {(part.parameter, part.dim): (part.owner < 0) | kept[part.owner] for part in slices}
 
 
 def by_parameter(slices: list[Slices]) -> dict[str, list[Slices]]:
     """Group slices by the name of their parameter."""
-    grouped: dict[str, list[Slices]] = defaultdict(list)
+    grouped: dict[str, list[Slices]] = {}
     for part in slices:
-        grouped[part.parameter].append(part)
-    return dict(grouped)
+        grouped.setdefault(part.parameter, []).append(part)
+    return grouped
 
 
 def zero_scores(slices: list[Slices]) -> Tensor:
@@ -175,7 +182,6 @@ def add_scores(scores: Tensor, part: Slices, values: Tensor) -> None:
 
     Args:
         scores: float64 [groups], on the CPU; changed in place.
-        part: which group owns which index.
         values: [size of the dimension], on any device.
     """
     owned = torch.from_numpy(np.flatnonzero(part.owner >= 0))

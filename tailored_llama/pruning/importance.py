@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tailored_llama.config import Criterion, Work
+from tailored_llama.config import DATA_FREE, Criterion, Work
 from tailored_llama.data import read_calibration
 from tailored_llama.models import all_tensor_shapes, open_model, tensor_reader, weight_files
 from tailored_llama.pruning.activations import activation_scores
 from tailored_llama.pruning.depth import block_influence, write_influence
 from tailored_llama.pruning.groups import (
+    Array,
     Groups,
     Slices,
     add_scores,
@@ -46,29 +46,27 @@ def score_importance(
             read it.
         settings: the criterion (see `taylor_scores`, `activation_scores`, `magnitude_scores`; `random` draws uniformly)
             and its seed.
-        work: where to write; the device, which models are streamed, and the tokens per pass.
     """
     table, slices = read_groups(groups), read_slices(groups, all_tensor_shapes(dense))
-    criterion, batch, out = settings.criterion, work.execution.batch_tokens, work.out
+    criterion, out = settings.criterion, work.out
+    if settings.influence or criterion not in DATA_FREE:
+        assert calibration is not None
+        model = open_model(dense, work.execution, out)
+        text = Text(read_calibration(calibration), work.execution.batch_tokens)
     if criterion == "random":
         scores = np.random.default_rng(settings.seed).random(len(table))
     elif criterion in ("magnitude_l1", "magnitude_l2"):
         scores = magnitude_scores(dense, slices, criterion)
+    elif criterion in ("wanda_sp", "flap"):
+        scores = activation_scores(model, text, slices, table, criterion, work.progress)
     else:
-        assert calibration is not None
-        model, text = open_model(dense, work.execution, out), Text(read_calibration(calibration), batch)
-        if criterion in ("wanda_sp", "flap"):
-            scores = activation_scores(model, text, slices, table, criterion, work.progress)
-        else:
-            scores = taylor_scores(model, text, slices, criterion, work.progress, settings.seed or 0)
+        scores = taylor_scores(model, text, slices, criterion, work.progress, settings.seed or 0)
     write_importance(out, table, scores, criterion)
     if settings.influence:
-        assert calibration is not None
-        model, text = open_model(dense, work.execution, out), Text(read_calibration(calibration), batch)
         write_influence(out, block_influence(model, text, work.progress))
 
 
-def write_importance(out: Path, groups: Groups, scores: np.ndarray[Any, Any], criterion: str) -> None:
+def write_importance(out: Path, groups: Groups, scores: Array, criterion: str) -> None:
     """Write `importance.parquet`.
 
     Raises:
@@ -83,12 +81,12 @@ def write_importance(out: Path, groups: Groups, scores: np.ndarray[Any, Any], cr
     write_table(out / "importance.parquet", columns | {"criterion": [criterion] * len(groups)}, IMPORTANCE_SCHEMA)
 
 
-def read_importance(folder: Path) -> np.ndarray[Any, Any]:
+def read_importance(folder: Path) -> Array:
     """Scores of all groups, float64 [groups]."""
     return np.asarray(read_table(folder / "importance.parquet", IMPORTANCE_SCHEMA)["score"].to_numpy())
 
 
-def magnitude_scores(dense: Path, slices: list[Slices], criterion: Criterion) -> np.ndarray[Any, Any]:
+def magnitude_scores(dense: Path, slices: list[Slices], criterion: Criterion) -> Array:
     """L1 or L2 (Euclidean) norm of all weights of each group; tensors are read one at a time."""
     scores, parts, read = zero_scores(slices), by_parameter(slices), tensor_reader(weight_files(dense))
     for name in sorted(parts):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,10 +37,7 @@ class _Stop(Exception):
 def enter_all(model: Any, batches: Sequence[Tensor], shelf: Shelf) -> list[list[dict[str, Any]]]:
     """Put the hidden states before the first layer on a shelf, with the keys (0, batch).
 
-    Args:
-        model: a causal LM, streamed or not.
-        batches: token ids, int64 [samples, tokens] each.
-        shelf: of the model's layers.
+    `batches` are token ids, int64 [samples, tokens] each.
 
     Returns:
         Every batch's other arguments of each layer: masks and positions.
@@ -67,12 +64,10 @@ def watching(modules: Iterable[Any]) -> Iterator[dict[Any, Seen]]:
     def hook(module: Any, inputs: tuple[Tensor], outputs: Tensor) -> None:
         seen[module] = Seen(inputs[0], outputs)
 
-    handles = [module.register_forward_hook(hook) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(hook))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def inputs_of(forward: Forward, module: Any, states: Tensor, before: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
@@ -83,10 +78,6 @@ def inputs_of(forward: Forward, module: Any, states: Tensor, before: Sequence[An
         captured.append(inputs[0])
         raise _Stop
 
-    handle = module.register_forward_pre_hook(stop)
-    try:
-        with watching(before) as seen, suppress(_Stop):
-            forward(states)
-    finally:
-        handle.remove()
+    with module.register_forward_pre_hook(stop), watching(before) as seen, suppress(_Stop):
+        forward(states)
     return captured[0], [seen[each].outputs for each in before]

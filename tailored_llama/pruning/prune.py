@@ -24,11 +24,11 @@ from tailored_llama.models import (
     read_config,
     read_structure,
 )
-from tailored_llama.pruning.depth import Array, Target, choose_layers, fixed_parameters, read_influence
-from tailored_llama.pruning.groups import KINDS, Groups, Stays, read_groups, read_slices, staying
+from tailored_llama.pruning.depth import Target, choose_layers, fixed_parameters, read_influence
+from tailored_llama.pruning.groups import KINDS, Array, Groups, Stays, read_groups, read_slices, staying
 from tailored_llama.pruning.importance import read_importance
 from tailored_llama.pruning.layerwise import Text
-from tailored_llama.pruning.plan import PLAN_SCHEMA, Mask, plan
+from tailored_llama.pruning.plan import PLAN_SCHEMA, plan
 from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.pruning.settings import PruneSettings
 from tailored_llama.pruning.surgery import kept_layers, prune_checkpoint
@@ -59,21 +59,20 @@ def prune_model(
         importance: the output of `score_importance` for it.
         calibration: the text that reconstruction is fitted to; the method `none` does not read it.
         counts: the output of `count_tokens` for it, for the kind vocabulary.
-        settings: the ratio, which groups leave, and how the rest is fitted.
-        work: where to write; the device of reconstruction, which models are streamed, and the tokens per pass.
 
     Raises:
         InputError: the ratio cannot be reached (the message names the largest or nearest that can), or the
             architecture has no biases for the method `bias`; or the fits need more memory than the device has free.
     """
     structure, before, table = read_structure(model), read_structure(original).size, read_groups(groups)
-    check_solver(structure, settings.reconstruction.method, work.execution.device)
+    method = settings.reconstruction.method
+    check_solver(structure, method, work.execution.device)
     tokens = plan_vocabulary(model, counts, settings.ratio, settings.plan, before.parameters) if counts else None
     influence = read_influence(importance) if "layer" in settings.plan.kinds else None
-    method = settings.reconstruction.method
     counted, target = count_parameters(model, table, settings.ratio, method, before.parameters, tokens)
     kept = plan_kept(counted, read_importance(importance), target, settings.plan, influence)
-    _write_plan(work.out, table, kept)
+    columns = {"layer": table.layer, "kind": table.kind, "index": table.index, "kept": kept}
+    write_table(work.out / "plan.parquet", {"group": range(len(table))} | columns, PLAN_SCHEMA)
     stays = staying(read_slices(groups, all_tensor_shapes(model)), kept)
     with tempfile.TemporaryDirectory(dir=work.out) as scratch:
         fitted = _fit(model, calibration, stays, Path(scratch), settings, work)
@@ -86,11 +85,6 @@ def prune_model(
     facts["body_ratio"] = round(1 - after.size.body / before.body, 6)
     facts |= {"layers": len(after.layers)} if len(after.layers) < len(structure.layers) else {}
     return facts | ({"tokens": after.size.vocab_size, "tokens_whole": round(tokens.whole, 6)} if tokens else {})
-
-
-def _write_plan(out: Path, groups: Groups, kept: Mask) -> None:
-    columns = {"layer": groups.layer, "kind": groups.kind, "index": groups.index, "kept": kept}
-    write_table(out / "plan.parquet", {"group": range(len(groups))} | columns, PLAN_SCHEMA)
 
 
 def _fit(
@@ -124,16 +118,15 @@ def check_ratio(
     tokens = plan_vocabulary(dense, counts, ratio, settings.plan) if counts else None
     counted, target = count_parameters(dense, table, ratio, settings.reconstruction.method, None, tokens)
     kept = plan_kept(counted, np.zeros(len(table)), target, settings.plan)
-    stay = {kind: int(kept[table.kind == kind].sum()) for kind in KINDS} | (
-        {"tokens": len(tokens.kept)} if tokens else {}
-    )
+    stay = {kind: int(kept[table.kind == kind].sum()) for kind in KINDS}
+    stay |= {"tokens": len(tokens.kept)} if tokens else {}
     (work.out / "reach.json").write_text(json.dumps(stay) + "\n")
     return stay
 
 
 def plan_kept(
-    groups: Groups, scores: Mask, target: Target, pruning: PlanConfig, influence: Array | None = None
-) -> Mask:
+    groups: Groups, scores: Array, target: Target, pruning: PlanConfig, influence: Array | None = None
+) -> Array:
     """Plan as `plan` does. Of the kind layer, whole layers leave first; none of their groups are kept.
 
     Raises:

@@ -55,7 +55,6 @@ def reconstruct(
         text: the calibration text.
         stays: the output of `staying`.
         reconstruction: the method, and the ridge.
-        progress: called after every layer.
 
     Yields:
         Tensors by name: weights [kept outputs, kept inputs] and biases [out], in the model's dtype.
@@ -72,11 +71,11 @@ def reconstruct(
             adds_directly = not hasattr(module, "post_feedforward_layernorm")
             forward = caller(module, arguments[number])
             layer = _Layer(number, blocks, adds_directly, forward, shelf, range(len(batches)))
-            if method == "sequential":
-                yield _fit_sequentially(layer, ridge)
+            if method == "bias":
+                yield _fit_bias(layer, text.input_ids.numel())
             else:
-                yield _fit_static(layer, ridge) if method == "static" else _fit_bias(layer, text.input_ids.numel())
-            for index in range(len(batches)):
+                yield (_fit_static if method == "static" else _fit_sequentially)(layer, ridge)
+            for index in layer.batches:
                 shelf.drop((number, index))
             progress(number + 1, len(layers))
         if method == "sequential":
@@ -127,12 +126,6 @@ class _Layer:
     shelf: Shelf
     batches: range
 
-    def dense(self, index: int) -> Tensor:
-        return self.shelf[self.number, index]
-
-    def pruned(self, index: int) -> Tensor:
-        return self.shelf[_PRUNED, index]
-
     @property
     def left(self) -> list[_Block]:
         """The blocks of which any part stays."""
@@ -143,7 +136,7 @@ class _Layer:
         modules = [module for block in self.blocks for module in (block.reader, block.output)]
         for index in self.batches:
             with watching(modules) as seen:
-                self.shelf[self.number + 1, index] = self.forward(self.dense(index))
+                self.shelf[self.number + 1, index] = self.forward(self.shelf[self.number, index])
             yield index, seen
 
     def output_tensors(self) -> dict[str, Tensor]:
@@ -185,9 +178,7 @@ def _fit_static(layer: _Layer, ridge: float) -> dict[str, Tensor]:
 
 def _fit_bias(layer: _Layer, tokens: int) -> dict[str, Tensor]:
     """Add the mean output of the removed inputs, over all tokens, to each output projection's bias."""
-    sums = {
-        block: torch.zeros(len(block.stays), dtype=torch.float64, device=block.stays.device) for block in layer.left
-    }
+    sums = {block: torch.zeros_like(block.stays, dtype=torch.float64) for block in layer.left}
     for _, seen in layer.run_dense():
         for block, total in sums.items():
             total += seen[block.output].inputs.flatten(0, -2).double().sum(0)
@@ -215,13 +206,14 @@ def _fit_sequentially(layer: _Layer, ridge: float) -> dict[str, Tensor]:
             for parameter in block.output.parameters():
                 parameter.zero_()  # so that it adds nothing to the pruned stream
     for index in layer.batches:
-        shelf[_PRUNED, index] = layer.forward(layer.pruned(index))
+        shelf[_PRUNED, index] = layer.forward(shelf[_PRUNED, index])
         for block in layer.blocks:
             shelf.drop((block.reader, index))
             shelf.drop((block.output, index))
-    readers = [(block, name, module) for block in layer.left for name, module in block.readers.items()]
     return layer.output_tensors() | {
-        f"{name}.weight": module.weight[block.rows[name]] for block, name, module in readers
+        f"{name}.weight": module.weight[block.rows[name]]
+        for block in layer.left
+        for name, module in block.readers.items()
     }
 
 
@@ -230,7 +222,7 @@ def _fit_readers(layer: _Layer, block: _Block, ridge: float) -> None:
     width, device = block.reader.in_features, block.reader.weight.device
     equations = Equations(width, width, device)
     for index in layer.batches:
-        inputs, _ = inputs_of(layer.forward, block.reader, layer.pruned(index), [])
+        inputs, _ = inputs_of(layer.forward, block.reader, layer.shelf[_PRUNED, index], [])
         equations.add(inputs, layer.shelf[block.reader, index])
     transfer = torch.eye(width, device=device)
     equations.solve(transfer, ridge)
@@ -242,11 +234,11 @@ def _fit_output(layer: _Layer, block: _Block, before: list[_Block], ridge: float
     """Fit the projection that adds to the residual stream, with the stream's error as part of its target."""
     equations, shelf = block.equations(), layer.shelf
     for index in layer.batches:
-        states, earlier = layer.pruned(index), [each.output for each in before]
+        states, earlier = shelf[_PRUNED, index], [each.output for each in before]
         inputs, outputs = inputs_of(layer.forward, block.output, states, earlier)
         target = shelf[block.output, index].float()
         if layer.adds_directly:
-            dense, pruned = (each.to(target.device).float() for each in (layer.dense(index), states))
+            dense, pruned = (each.to(target.device).float() for each in (shelf[layer.number, index], states))
             target = target + dense - pruned
             for module, output in zip(earlier, outputs, strict=True):
                 target += shelf[module, index].float() - output.float()

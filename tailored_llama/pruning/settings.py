@@ -37,9 +37,8 @@ class CountSettings:
     def of(cls, calibration: CalibrationConfig) -> CountSettings:
         """All texts of the calibration but the prompts, which have counts of their own."""
         parts = [part for part in calibration.parts if part.text.source != PROMPTS]
-        weights = [part.weight for part in parts] if len(parts) > 1 else [1.0]
-        texts = (CountedText(find_text(part.text), own) for part, own in zip(parts, weights, strict=False))
-        return cls(tuple(texts))
+        alone = len(parts) == 1
+        return cls(tuple(CountedText(find_text(part.text), 1.0 if alone else part.weight) for part in parts))
 
 
 @dataclass(frozen=True)

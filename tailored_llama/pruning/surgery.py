@@ -32,12 +32,11 @@ from tailored_llama.models import (
     without_layers,
     write_shards,
 )
-from tailored_llama.pruning.groups import Groups, Stays
+from tailored_llama.pruning.groups import KINDS, Array, Groups, Stays
 from tailored_llama.pruning.vocabulary import VocabularyPlan
 
 _MODELING_FILE = Path(modeling_tailored_llama.__file__)
 
-Array = np.ndarray[Any, Any]
 Indices = Mapping[tuple[str, int], Array]  # tensor and dimension → indices that stay; without an entry, all
 Shapes = Mapping[str, list[int]]  # by tensor
 
@@ -58,7 +57,6 @@ def prune_checkpoint(
     Memory: one shard of the pruned model, which is 2 GB, or one tensor if that is larger.
 
     Args:
-        dense: the dense checkpoint.
         layers: the output of `kept_layers`.
         stays: the output of `staying`.
         out: an existing folder.
@@ -75,7 +73,11 @@ def prune_checkpoint(
     shapes = _cut_shapes(stored, indices)
     if any(name.endswith("_proj.bias") for name in fitted_shapes.keys() - dense_shapes.keys()):
         config |= {"attention_bias": True, "mlp_bias": True}
-        shapes |= _missing_biases(shapes)
+        shapes |= {  # all zeros where a projection has none: a configuration gives biases to all or none
+            bias: shape[:1]
+            for name, shape in shapes.items()
+            if name.endswith("_proj.weight") and (bias := name.removesuffix("weight") + "bias") not in shapes
+        }
     old_names = _old_names(shapes, layers, config["model_type"])
     gone = [number for number, layer in enumerate(layers) if not (layer.heads or layer.channels)]
     left = tuple(layer for layer in layers if layer.heads or layer.channels)
@@ -102,16 +104,12 @@ def kept_layers(groups: Groups, kept: Array, dense: Sequence[Layer]) -> tuple[La
     A KV head leaves with all the query heads that share it, so their ratio never changes.
 
     Args:
-        groups: the coupled groups.
         kept: whether each group stays, bool [groups].
         dense: widths of every layer before.
     """
-    layers = []
-    for number, layer in enumerate(dense):
-        members = kept & (groups.layer == number)
-        kv_heads = int(np.sum(members & (groups.kind == "attention")))
-        layers.append(Layer(kv_heads * layer.share, kv_heads, int(np.sum(members & (groups.kind == "mlp")))))
-    return tuple(layers)
+    left = {block: int(kept[members].sum()) for block, members in groups.by_block().items()}
+    kv_heads, channels = ([left.get((number, kind), 0) for number in range(len(dense))] for kind in KINDS)
+    return tuple(Layer(kv * layer.share, kv, width) for layer, kv, width in zip(dense, kv_heads, channels, strict=True))
 
 
 def _cut_shapes(shapes: Shapes, indices: Indices) -> dict[str, list[int]]:
@@ -126,16 +124,6 @@ def _cut(tensor: Tensor, name: str, indices: Indices) -> Tensor:
         if (own := indices.get((name, dim))) is not None and len(own) < size:
             tensor = tensor.index_select(dim, torch.from_numpy(own))
     return tensor.contiguous()
-
-
-def _missing_biases(shapes: Shapes) -> dict[str, list[int]]:
-    """The biases, all zeros, of projections without one: a configuration gives them to all or none."""
-    biases = {
-        name.removesuffix("weight") + "bias": shape[:1]
-        for name, shape in shapes.items()
-        if name.endswith("_proj.weight")
-    }
-    return {name: shape for name, shape in biases.items() if name not in shapes}
 
 
 def _old_names(names: Iterable[str], layers: Sequence[Layer], model_type: str) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models import Layers, caller, head_logits, layers_of
 from tailored_llama.progress import Progress, silent
-from tailored_llama.pruning.groups import Slices, add_scores, by_parameter, zero_scores
+from tailored_llama.pruning.groups import Array, Slices, add_scores, by_parameter, zero_scores
 from tailored_llama.pruning.layerwise import Text, enter_all
 
 _BLOCK = 2**24  # elements of per-sample gradients in memory at once: 67 MB in float32
@@ -25,7 +26,7 @@ _BLOCK = 2**24  # elements of per-sample gradients in memory at once: 67 MB in f
 
 def taylor_scores(
     model: Any, text: Text, slices: list[Slices], criterion: Criterion, progress: Progress = silent, seed: int = 0
-) -> np.ndarray[Any, Any]:
+) -> Array:
     """Taylor importance from gradients of the language-modelling loss (LLM-Pruner, arXiv 2305.11627, section 3.2).
 
     With w a weight, g its gradient of the mean loss over samples, and F the mean over samples of the squared gradient
@@ -55,8 +56,6 @@ def taylor_scores(
     Args:
         model: a causal LM with frozen weights, streamed or not.
         text: the calibration text; its tokens per pass hold if the criterion can split the samples.
-        slices: which group owns which index of which parameter.
-        criterion: one of the five.
         progress: called after every projection.
         seed: of the tokens drawn for `taylor_gate`; they do not depend on the tokens per pass.
 
@@ -69,9 +68,14 @@ def taylor_scores(
     splittable = criterion not in ("taylor_first", "taylor_mixed")
     chunks = text.batches() if splittable else (text.input_ids,)
     projections = {n: m for n, m in model.named_modules() if f"{n}.weight" in parts or f"{n}.bias" in parts}
-    sums: dict[int, tuple[Slices, Tensor]] = {}  # of rows or columns over samples, before absolute values
+    sums: dict[Slices, Tensor] = {}  # of rows or columns over samples, before absolute values
     generator = torch.Generator().manual_seed(seed) if gates else None
     done = 0
+
+    def watch(name: str, module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Use a projection's inputs and the gradient of its output as soon as both are known."""
+        if output.requires_grad:  # only on the way back: the first pass builds no graph
+            output.register_hook(partial(reduce, name, module, inputs[0].detach()))
 
     def reduce(name: str, module: Any, inputs: Tensor, gradient: Tensor) -> None:
         nonlocal done
@@ -80,10 +84,11 @@ def taylor_scores(
             for sample_inputs, sample_gradient in zip(inputs, gradient, strict=True):  # one by one: they are wide
                 _add_gates(scores, part, sample_inputs.float() * (sample_gradient @ module.weight).float(), samples)
         else:
-            for parameter, weight, states in (("weight", module.weight, inputs), ("bias", module.bias, None)):
-                for part, values in _reduce(weight, states, gradient, parts.get(f"{name}.{parameter}", []), element):
-                    previous = sums.get(id(part))
-                    sums[id(part)] = part, values.double() + (previous[1] if previous else 0)
+            for parameter, states in (("weight", inputs), ("bias", torch.ones_like(gradient[..., :1]))):
+                if own := parts.get(f"{name}.{parameter}"):
+                    sides = _reduce(getattr(module, parameter), states, gradient, element)
+                    for part in own:
+                        sums[part] = sides[part.dim].double() + sums.get(part, 0)
         progress(done := done + 1, len(projections) * len(chunks))
 
     def element(weight: Tensor, gradients: Tensor) -> Tensor:
@@ -97,7 +102,9 @@ def taylor_scores(
         return second if criterion == "taylor_second" else (first - second).abs()
 
     try:
-        with _watched(projections, reduce):
+        with ExitStack() as hooks:
+            for name, module in projections.items():
+                hooks.enter_context(module.register_forward_hook(partial(watch, name)))
             for batches in [chunks] if layers.streamed else [[chunk] for chunk in chunks]:
                 _backpropagate(model, layers, batches, generator)
     except Exception as error:
@@ -107,7 +114,7 @@ def taylor_scores(
             f"pruning.criterion: got {criterion!r}, which takes all {samples} sequences at once, and memory ran out; "
             "allowed: fewer calibration.samples, or taylor_gate, taylor_vector or taylor_second, which can split them"
         ) from error
-    for part, values in sums.values():
+    for part, values in sums.items():
         add_scores(scores, part, values.abs())
     return scores.numpy()
 
@@ -117,7 +124,6 @@ def _add_gates(scores: Tensor, part: Slices, products: Tensor, samples: int) -> 
 
     Args:
         scores: float64 [groups]; changed in place.
-        part: which group owns which input of the projection.
         products: each input times the gradient of the sample's loss by it, [tokens, in].
         samples: number of all samples.
     """
@@ -130,27 +136,17 @@ def _add_gates(scores: Tensor, part: Slices, products: Tensor, samples: int) -> 
 
 
 def _reduce(
-    weight: Tensor | None,
-    inputs: Tensor | None,
-    gradient: Tensor,
-    parts: list[Slices],
-    element: Callable[[Tensor, Tensor], Tensor],
-) -> Iterator[tuple[Slices, Tensor]]:
-    """Sum element scores over the rows and columns that groups own.
+    weight: Tensor, inputs: Tensor, gradient: Tensor, element: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Sums of element scores over every row [out] and every column [in].
 
     Args:
         weight: [out, in], or a bias [out].
-        inputs: of the projection, [samples, tokens, in]; None for a bias.
+        inputs: of the projection, [samples, tokens, in]; ones of a bias, [samples, tokens, 1].
         gradient: of the projection's output, [samples, tokens, out].
-        parts: which group owns which rows (dim 0) or columns (dim 1).
         element: scores every element of a block.
     """
-    if weight is None or not parts:
-        return
-    matrix = weight.detach().view(len(weight), -1)
-    if inputs is None:
-        inputs = torch.ones_like(gradient[..., :1])
-    inputs = inputs.float()
+    matrix, inputs = weight.detach().view(len(weight), -1), inputs.float()
     rows = torch.zeros(matrix.shape[0], device=matrix.device)
     columns = torch.zeros(matrix.shape[1], device=matrix.device)
     block = max(1, _BLOCK // (len(gradient) * matrix.shape[1]))
@@ -159,32 +155,11 @@ def _reduce(
         values = element(matrix[span].float(), gradient[..., span].float().transpose(1, 2) @ inputs)
         rows[span] = values.sum(1)
         columns += values.sum(0)
-    for part in parts:
-        yield part, columns if part.dim else rows
-
-
-@contextmanager
-def _watched(projections: dict[str, Any], reduce: Callable[[str, Any, Tensor, Tensor], None]) -> Iterator[None]:
-    """Call `reduce` with a projection's inputs and the gradient of its output as soon as both are known."""
-
-    def hook(name: str) -> Callable[..., None]:
-        def forward(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-            if output.requires_grad:  # only on the way back: the first pass builds no graph
-                states = inputs[0].detach()
-                output.register_hook(lambda gradient: reduce(name, module, states, gradient))
-
-        return forward
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in projections.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return rows, columns
 
 
 def _backpropagate(model: Any, layers: Layers, batches: Sequence[Tensor], generator: torch.Generator | None) -> None:
-    """Run batches through the model and back, layer by layer, which calls the hooks of `_watched`.
+    """Run batches through the model and back, layer by layer, which calls the hooks of `taylor_scores`.
 
     Only the hidden states between layers are kept; each layer is run again on the way back.
     """
@@ -218,26 +193,26 @@ def _summed_loss(model: Any, states: Tensor, input_ids: Tensor, generator: torch
     With a generator, the target tokens are drawn from the model itself.
 
     Args:
-        model: a causal LM.
-        states: after its last layer, [samples, tokens, hidden].
+        states: after the model's last layer, [samples, tokens, hidden].
         input_ids: int64 [samples, tokens].
-        generator: of the target tokens.
     """
     hidden = model.model.norm(states)[:, :-1]
 
+    def logits(states: Tensor) -> Tensor:
+        return head_logits(model, states).float()
+
     def sample_loss(states: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(head_logits(model, states).float(), labels)
+        return cross_entropy(logits(states), labels)
 
-    def draw(states: Tensor) -> Tensor:
+    targets: Iterable[Tensor] = input_ids[:, 1:]
+    if generator is not None:
         with torch.no_grad():
-            return draw_tokens(head_logits(model, states).float(), generator)
-
-    targets = input_ids[:, 1:] if generator is None else [draw(states) for states in hidden]
+            targets = [draw_tokens(logits(states), generator) for states in hidden]
     losses = [checkpoint(sample_loss, h, ids, use_reentrant=False) for h, ids in zip(hidden, targets, strict=True)]
     return torch.stack(losses).sum()
 
 
-def draw_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+def draw_tokens(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Draw one token per distribution, int64 [rows], from logits [rows, vocabulary]; the same draws on any device."""
     uniform = torch.rand(len(logits), 1, generator=generator).to(logits.device)
     return (logits.softmax(-1).cumsum(-1) < uniform).sum(-1).clamp_max(logits.shape[-1] - 1)

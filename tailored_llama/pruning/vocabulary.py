@@ -39,14 +39,16 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
     Args:
         dense: provides the tokenizer.
         prompts: train prompts by name.
-        settings: the texts, and their weights.
-        work: where to write.
 
     Raises:
         InputError: the tokenizer cannot be trimmed.
     """
     rows, tokenizer, texts = read_tokens(dense).rows, load_tokenizer(dense), settings.texts
-    counts = [_counts(tokenizer, _excerpts(load_texts(own.source.text, work.downloads)), rows) for own in texts]
+    counts = []
+    for own in texts:
+        documents = load_texts(own.source.text, work.downloads)
+        step = max(1, math.ceil(sum(map(len, documents)) / _CHARACTERS))
+        counts.append(_counts(tokenizer, (text[:_CHARACTERS] for text in documents[::step]), rows))
     asked = (
         context + continuation
         for folder in prompts.values()
@@ -58,11 +60,6 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
     columns = {"text": text, "prompts": _counts(tokenizer, asked, rows)}
     write_table(work.out / "tokens.parquet", {"token": range(rows)} | columns, COUNTS_SCHEMA)
     return {f"{name}_tokens": int(counts.sum()) for name, counts in columns.items()}
-
-
-def _excerpts(documents: list[str]) -> Iterable[str]:
-    step = max(1, math.ceil(sum(map(len, documents)) / _CHARACTERS))
-    return (text[:_CHARACTERS] for text in documents[::step])
 
 
 def _weighted(counts: Sequence[Counts], weights: Sequence[float], rows: int) -> Counts:
@@ -116,7 +113,7 @@ def plan_vocabulary(
         counts: the output of `count_tokens` for it.
         ratio: fraction of the original parameters to remove.
         pruning: the number of tokens, or their share.
-        original_parameters: as in `prune`.
+        original_parameters: of the model before the first step; None: those of this one.
 
     Raises:
         InputError: the number of tokens is too small for those that must stay, or leaves nothing to remove.
@@ -135,7 +132,6 @@ def choose_tokens(tokens: Tokens, shares: Counts, size: int | None, share: float
     """The tokens of the highest shares with all that they are made of; equal shares go to the lower id, merged sooner.
 
     Args:
-        tokens: of the model.
         shares: float64 [rows].
         size: how many, a multiple of 64; None: as many as stand for `share` of the text, rounded up.
         share: of the text, if `size` is None.

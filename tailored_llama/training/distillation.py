@@ -6,7 +6,7 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,6 @@ def teach(dense: Path, source: Path, *, settings: TeachSettings, work: Work) -> 
     Args:
         dense: the teacher.
         source: a folder with `calibration.parquet`, or with `prompts.parquet`: its shots with their right answers.
-        settings: temperature and top, and the tokens of the context that a soft prompt will take before the shots.
-        work: where to write; device, which models are streamed, and tokens per pass.
 
     Raises:
         InputError: `top` is not below the vocabulary size, or the source has neither file.
@@ -106,7 +104,12 @@ def _outputs(
     starts = np.cumsum([0, *lengths])
     tokens = np.empty((starts[-1], settings.top), np.int32)
     logprobs = np.empty(tokens.shape, np.float32)
-    row_of, finish = partial(_row, own), partial(_likeliest, model, settings)
+
+    def row_of(batch: Sequence[int]) -> PackedRow:
+        documents = [Document(own[i]) for i in batch]
+        return PackedRow(documents, range(sum(map(len, documents))))
+
+    finish = partial(_likeliest, model, settings)
     for batch, (likeliest, values) in run_packed(model, lengths, budget, row_of, finish):
         rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
         tokens[rows], logprobs[rows] = likeliest, values
@@ -119,26 +122,16 @@ def _outputs(
     }
 
 
-def _row(sequences: Sequence[list[int]], batch: Sequence[int]) -> PackedRow:
-    documents = [Document(sequences[i]) for i in batch]
-    return PackedRow(documents, range(sum(map(len, documents))))
-
-
 def _likeliest(
     model: Any, settings: TeachSettings, row: PackedRow, states: Tensor
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Top tokens at every position of a row, and their log-probabilities: [positions, top] each."""
-    temperature, top = settings.temperature, settings.top
-    likeliest = [_logits(model, part, temperature).log_softmax(-1).topk(top) for part in _split(states)]
-    tokens, logprobs = (
-        torch.cat(parts) for parts in zip(*((part.indices, part.values) for part in likeliest), strict=True)
-    )
+    parts = [
+        _logits(model, part, settings.temperature).log_softmax(-1).topk(settings.top)
+        for part in torch.split(states, HEAD_POSITIONS)
+    ]
+    logprobs, tokens = (torch.cat(own) for own in zip(*parts, strict=True))
     return tokens.cpu().numpy(), logprobs.cpu().numpy()
-
-
-def _split(rows: Tensor) -> tuple[Tensor, ...]:
-    parts: tuple[Tensor, ...] = rows.split(HEAD_POSITIONS)
-    return parts
 
 
 def _logits(model: Any, states: Tensor, temperature: float) -> Tensor:
@@ -158,7 +151,7 @@ class Teacher(Sequence[SoftTargets]):
         self._file = open_table(self._path, TEACHER_SCHEMA)
         groups = map(self._file.metadata.row_group, range(self._file.num_row_groups))
         self._starts: list[int] = list(itertools.accumulate((group.num_rows for group in groups), initial=0))
-        self._read: tuple[int, Any] = (-1, None)  # the row group read last; files of earlier versions have only one
+        self._read = lru_cache(1)(partial(read_row_group, self._file, path=self._path))  # keeps the last row group
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -166,9 +159,7 @@ class Teacher(Sequence[SoftTargets]):
     def __getitem__(self, index: Any) -> Any:
         position = range(len(self))[index]
         group = bisect_right(self._starts, position) - 1
-        if self._read[0] != group:
-            self._read = group, read_row_group(self._file, group, self._path)
-        row = self._read[1].slice(position - self._starts[group], 1)
+        row = self._read(group).slice(position - self._starts[group], 1)
         ids, tokens, logprobs = (row[name].combine_chunks().flatten() for name in TEACHER_SCHEMA.names)
         likeliest = torch.from_numpy(tokens.to_numpy().astype(np.int64)).reshape(len(ids), -1)
         return SoftTargets(
@@ -184,14 +175,12 @@ def divergence(model: Any, states: Tensor, targets: SoftTargets, temperature: fl
     Logits are recomputed in the backward pass, so they are held for at most a few hundred positions.
 
     Args:
-        model: the student.
-        states: inputs of its head along the sequence, [length, hidden].
-        targets: the teacher's distributions.
+        states: inputs of the student's head along the sequence, [length, hidden].
         temperature: of the teacher's distributions.
     """
     total = states.new_zeros((), dtype=torch.float32)
-    parts = zip(_split(states), _split(targets.tokens), _split(targets.logprobs), strict=True)
-    for part, tokens, logprobs in parts:
+    parts = (torch.split(rows, HEAD_POSITIONS) for rows in (states, targets.tokens, targets.logprobs))
+    for part, tokens, logprobs in zip(*parts, strict=True):
         inputs = (part, tokens.to(states.device), logprobs.to(states.device))
         total = total + checkpoint(partial(_divergence, model, temperature), *inputs, use_reentrant=False)
     return total * temperature**2 / len(states)

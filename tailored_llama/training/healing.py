@@ -10,9 +10,10 @@ import torch
 
 from tailored_llama.config import Work
 from tailored_llama.models import add_adapter, load_base, merge_adapter, read_id_table, save_adapter
+from tailored_llama.store import write_table
 from tailored_llama.training.loop import Course, Material, train
 from tailored_llama.training.losses import Objective, TextSamples
-from tailored_llama.training.records import write_log
+from tailored_llama.training.records import LOG_SCHEMA
 from tailored_llama.training.settings import HealSettings
 
 
@@ -25,9 +26,7 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
     Args:
         pruned: the pruned model.
         teacher: the output of `distillation.teach` for the text.
-        settings: adapter, optimiser and seed, the temperature of the teacher's distributions, and the type of the
-            model while the adapter is trained on it; it is merged into the weights as they are.
-        work: where to write; the device, and the state to continue from after a kill.
+        settings: of them, quantization holds while the adapter is trained; it is merged into the weights as they are.
 
     Raises:
         InputError: the model cannot be quantised here, or streaming is demanded.
@@ -45,5 +44,5 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
         save_adapter(model, pruned, Path(adapter))
         del base, model  # merging loads the checkpoint again
         merge_adapter(pruned, Path(adapter), out=work.out)
-    write_log(log, work.out)
+    write_table(work.out / "log.parquet", log, LOG_SCHEMA)
     return measured

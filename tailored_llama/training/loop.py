@@ -19,8 +19,7 @@ from tailored_llama.config import TrainingConfig
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models import batches, halved, packed_attention
 from tailored_llama.progress import Progress
-from tailored_llama.training.held_out import outcomes, training_loss
-from tailored_llama.training.losses import Objective, Sample, autocast, sample_losses
+from tailored_llama.training.losses import Objective, Sample, autocast, outcomes, sample_losses, training_loss
 from tailored_llama.training.records import LOG_SCHEMA, Outcome
 from tailored_llama.training.state import State, load_state, save_state
 
@@ -147,10 +146,6 @@ def train(
 
     Args:
         model: the output of `add_adapter`, its random weights already seeded.
-        material: samples, texts, and what is held out.
-        training: adapter and optimiser.
-        objective: weights and temperature of the loss.
-        course: epochs, patience, seed, and where the state is kept.
         progress: called after every step.
 
     Returns:
@@ -180,7 +175,10 @@ def train(
             loss, distance, state.budget = _backward(model, batch, shares, training, objective, state.budget)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"training: loss is {loss} at step {state.step} of {steps}")
-            _update(optimiser, rate)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+            optimiser.zero_grad()
             tokens += sum(map(len, batch))
             logged = distance if objective.distillation else None
             _append(state.log, step=state.step, epoch=epoch, loss=loss, divergence=logged, learning_rate=rate)
@@ -214,13 +212,6 @@ def _evaluate(model: Any, held_out: Sequence[Sample], training: TrainingConfig, 
     else:
         state.worse += 1
     return loss
-
-
-def _update(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    optimiser.step()
-    optimiser.zero_grad()
 
 
 def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:

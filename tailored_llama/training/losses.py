@@ -1,4 +1,7 @@
-"""What is trained on, and its loss: an example's right choice, or a teacher's distribution."""
+"""What is trained on, its loss, and what a model with or without an adapter does on held-out examples.
+
+The loss is that of an example's right choice, the divergence from a teacher's distribution, or both.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,18 @@ from torch.nn.functional import cross_entropy
 from tailored_llama.config import TrainingConfig
 from tailored_llama.data import Encoded
 from tailored_llama.errors import InputError
-from tailored_llama.models import Document, IdTable, head_logits, learnt_header, packed_states
+from tailored_llama.models import (
+    Document,
+    IdTable,
+    head_logits,
+    learnt_header,
+    packed_attention,
+    packed_states,
+    within_memory,
+)
 from tailored_llama.training.alignment import in_pieces
 from tailored_llama.training.distillation import SoftTargets, Teacher, divergence
+from tailored_llama.training.records import Outcome
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,38 @@ def choice_losses(model: Any, batch: Sequence[Sample]) -> tuple[Tensor, list[int
     return states, starts, [[next(parts) for _ in sample.scales] for sample in batch]
 
 
-def choice_scores(choices: Sequence[Tensor], sample: Sample) -> Tensor:
-    """Log-likelihoods of an example's choices, scaled as its metric compares them: [choices]."""
-    return torch.stack([-c.sum() * scale for c, scale in zip(choices, sample.scales, strict=True)])
+def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int) -> list[Outcome]:
+    """What a model, with or without an adapter, does on held-out examples, in their order.
+
+    Args:
+        samples: with all choices encoded; one choice alone is a written answer.
+        budget: tokens per pass.
+    """
+    model.eval()
+    found: dict[int, Outcome] = {}
+
+    def run(part: list[int]) -> list[Outcome]:
+        batch = [samples[i] for i in part]
+        with autocast(model, training):
+            _, _, choices = choice_losses(model, batch)
+        return [_outcome(own, sample) for own, sample in zip(choices, batch, strict=True)]
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with torch.inference_mode(), packed_attention(base):
+        for part, results in within_memory([len(sample) for sample in samples], budget, run):
+            found |= dict(zip(part, results, strict=True))
+    return [found[i] for i in range(len(samples))]
+
+
+def _outcome(choices: Sequence[Tensor], sample: Sample) -> Outcome:
+    answer_loss = float(choices[sample.answer].mean())
+    if len(choices) == 1:
+        return Outcome(answer_loss, None, answer_loss)
+    scores = torch.stack([-c.sum() * scale for c, scale in zip(choices, sample.scales, strict=True)])
+    loss = cross_entropy(scores, torch.tensor(sample.answer, device=scores.device))
+    return Outcome(float(loss), int(scores.argmax()) == sample.answer, answer_loss)
+
+
+def training_loss(held_out: Sequence[Outcome]) -> float:
+    """Mean over held-out examples of the loss that training lowers, without divergence (`sample_losses`)."""
+    return sum(outcome.answer_loss for outcome in held_out) / len(held_out)

@@ -146,8 +146,3 @@ def _paired(untuned: Sequence[float], tuned: Sequence[float]) -> tuple[float, fl
     one, other = np.array(untuned, float), np.array(tuned, float)
     error = float(np.std(other - one, ddof=1)) / math.sqrt(len(one)) if len(one) > 1 else None
     return float(one.mean()), float(other.mean()), error
-
-
-def write_log(log: dict[str, list[Any]], out: Path) -> None:
-    """Write `log.parquet`."""
-    write_table(out / "log.parquet", log, LOG_SCHEMA)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,7 @@ class State:
 
 def save_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Optimizer) -> None:
     """Write the state atomically; a failure is logged and does not stop the training."""
-    tensors = {f"best {name}": tensor for name, tensor in state.best_adapter.items()}
-    tensors |= {f"generator {name}": tensor for name, tensor in _generators(model).items()}
-    for name, parameter in _trained(model).items():
-        tensors[f"adapter {name}"] = parameter.detach()
-        tensors |= {f"optimiser {key} {name}": value for key, value in optimiser.state[parameter].items()}
+    tensors = _tensors(state, model, optimiser.state.__getitem__)
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     numbers = json.dumps(state.numbers)
     try:
@@ -73,7 +70,10 @@ def load_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Op
         if metadata["sha256"] != _digest(metadata["state"], tensors):
             raise ValueError("changed since it was written")
         numbers = json.loads(metadata["state"])
-        _check_fits(numbers, tensors, state, model)
+        own = _tensors(state, model, lambda p: {key: torch.zeros(()) if key == "step" else p for key in _MOMENTS})
+        shapes, expected = ({name: tensor.shape for name, tensor in each.items()} for each in (tensors, own))
+        if numbers.keys() != state.numbers.keys() or shapes != expected:
+            raise ValueError("belongs to another training")
     except FileNotFoundError:
         return
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
@@ -95,15 +95,14 @@ def load_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Op
     logging.getLogger(__name__).info("going on after step %d", state.step)
 
 
-def _check_fits(numbers: Any, tensors: dict[str, Tensor], state: State, model: Any) -> None:
-    """Raise ValueError if the state belongs to another training."""
-    expected = {f"best {name}": tensor.shape for name, tensor in state.best_adapter.items()}
-    expected |= {f"generator {name}": tensor.shape for name, tensor in _generators(model).items()}
+def _tensors(state: State, model: Any, moments: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of a state by their names in its file; `moments` gives the optimiser's state of a parameter."""
+    tensors = {f"best {name}": tensor for name, tensor in state.best_adapter.items()}
+    tensors |= {f"generator {name}": tensor for name, tensor in _generators(model).items()}
     for name, parameter in _trained(model).items():
-        expected[f"adapter {name}"] = parameter.shape
-        expected |= {f"optimiser {key} {name}": torch.Size() if key == "step" else parameter.shape for key in _MOMENTS}
-    if numbers.keys() != state.numbers.keys() or {name: t.shape for name, t in tensors.items()} != expected:
-        raise ValueError("belongs to another training")
+        tensors[f"adapter {name}"] = parameter.detach()
+        tensors |= {f"optimiser {key} {name}": value for key, value in moments(parameter).items()}
+    return tensors
 
 
 def _digest(numbers: str, tensors: dict[str, Tensor]) -> str:

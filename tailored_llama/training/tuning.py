@@ -13,10 +13,10 @@ from tailored_llama.config import WRITTEN, Metric, Work, part_of, reserved_token
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, load_base, load_tokenizer, read_id_table, save_adapter
-from tailored_llama.training.held_out import outcomes
+from tailored_llama.store import write_table
 from tailored_llama.training.loop import Course, Material, train
-from tailored_llama.training.losses import Objective, Sample, TextSamples, with_teacher
-from tailored_llama.training.records import Comparison, is_better, write_comparison, write_log
+from tailored_llama.training.losses import Objective, Sample, TextSamples, outcomes, with_teacher
+from tailored_llama.training.records import LOG_SCHEMA, Comparison, is_better, write_comparison
 from tailored_llama.training.settings import TuneSettings
 
 
@@ -44,8 +44,6 @@ def tune(
         prompts: the train prompts by benchmark; several benchmarks each give an equal part of the examples.
         teachers: the teacher outputs along the shots, by benchmark, if there is a teacher.
         text: the teacher outputs along the calibration text.
-        settings: adapter, optimiser, loss and seed.
-        work: where to write; the device, and the state to continue from after a kill.
 
     Raises:
         InputError: a continuation is longer than the model's context, a teacher read other tokens, a soft prompt is set
@@ -68,7 +66,7 @@ def tune(
     course = Course(settings.seed, adapter.epochs, adapter.patience, work.resume, execution.keep_state_every)
     log, measured, (untrained, kept) = train(model, material, adapter, objective, course, work.progress)
     comparison = write_comparison(work.out, examples, untrained if untuned is None else untuned, kept)
-    write_log(log, work.out)
+    write_table(work.out / "log.parquet", log, LOG_SCHEMA)
     save_adapter(model, pruned, work.out)
     return measured | (_figures(comparison) if comparison else {})
 
@@ -111,14 +109,9 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
 
 def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Prompt) -> Sample:
     """Encode all choices of a prompt if a metric ranks them, else the right one alone."""
-    right = prompt.answer
     if ranked is None:
         return Sample(encode_answer(tokenizer, prompt, limit), 0, (1.0,))
-    return Sample(encode_prompt(tokenizer, prompt, limit), right, _scales(prompt, ranked))
-
-
-def _scales(prompt: Prompt, metric: Metric) -> tuple[float, ...]:
-    """What the log-likelihoods of the choices are multiplied by before they are compared."""
-    lengths = prompt.choice_lengths if metric == "acc_norm" else (1,) * len(prompt.contexts)
+    lengths = prompt.choice_lengths if ranked == "acc_norm" else (1,) * len(prompt.contexts)
     mean = sum(lengths) / len(lengths)
-    return tuple(mean / length for length in lengths)
+    scales = tuple(mean / length for length in lengths)  # of the log-likelihoods before they are compared
+    return Sample(encode_prompt(tokenizer, prompt, limit), prompt.answer, scales)

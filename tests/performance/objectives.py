@@ -41,9 +41,8 @@ from tailored_llama.data import Example, benchmarks, headline_metric, read_promp
 from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, context_length, load_base, load_tokenizer
 from tailored_llama.pipeline import steps
-from tailored_llama.training.held_out import outcomes
 from tailored_llama.training.loop import Course, Material, train
-from tailored_llama.training.losses import Objective
+from tailored_llama.training.losses import Objective, outcomes
 from tailored_llama.training.records import Outcome, is_better, write_comparison
 from tailored_llama.training.tuning import encode_sample
 
