@@ -28,11 +28,11 @@ quickstart: $(VENV)/installed
 # One process for each core, four at most, each with one thread: the tiny models gain nothing from a second one.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/library tests/test_layering.py tests/faults/test_suite.py \
-		--numprocesses logical --maxprocesses 4
+		--ignore tests/library/pipeline --numprocesses logical --maxprocesses 4
 
-# Whole flows on the tiny model. Each process has a Prefect server, so that there is work for more cores than processes.
+# Whole runs on the tiny model: what they compute, in one process each, and then as flows, with a Prefect server each.
 test-flows: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/flows --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/library/pipeline tests/flows --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
