@@ -127,9 +127,11 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
 
 
 def _whole_layer(layers: tuple[Layer, ...]) -> Layer:
-    """A layer with attention and MLP, of the first such widths; without any in the model, of width 1."""
-    attention = next((layer for layer in layers if layer.heads), Layer(1, 1, 1))
-    return Layer(attention.heads, attention.kv_heads, next((la.channels for la in layers if la.channels), 1))
+    """A layer with attention and MLP, of the first width of channels; without any in the model, of width 1.
+
+    It has four heads, as layers are wired alike whatever their number: torch-pruning 1.6 never ends on two of Gemma 3.
+    """
+    return Layer(4, 4, next((layer.channels for layer in layers if layer.channels), 1))
 
 
 def read_groups(folder: Path) -> Groups:

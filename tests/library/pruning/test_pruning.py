@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +112,8 @@ def test_a_saved_checkpoint_reloads_with_equal_logits(
 
 LOADED_ALONE = """
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
@@ -325,3 +331,16 @@ def test_surgery_needs_few_addresses_however_many_tensors_it_copies(
     prune(dense, folder, folder, None, ratio=0.2, pruning=UNIFORM, out=out)
     assert mapped
     assert max(mapped) < 2.5 * (dense / "model.safetensors").stat().st_size  # safetensors maps an opened file twice
+
+
+def test_a_gemma_3_with_two_heads_in_its_first_layer_is_traced(tmp_path: Path, folder: Callable[[str], Path]) -> None:
+    """torch-pruning does not end on two heads beside norms of heads, which a pruned Gemma 3 may have."""
+    model = save_tiny_llama(
+        tmp_path / "gemma", architecture="gemma3_text", num_attention_heads=2, num_key_value_heads=1
+    )
+    stop = threading.Timer(60, lambda: os.kill(os.getpid(), signal.SIGINT))  # else the test would never end
+    stop.start()
+    try:
+        assert build_graph(model, settings=None, work=Work(folder("graph"))) == {"groups": 4 * (1 + 24)}
+    finally:
+        stop.cancel()
