@@ -33,6 +33,7 @@ from tailored_llama.pipeline import (
     describe,
     leaves,
     map_leaves,
+    result,
 )
 from tailored_llama.store import ArtifactRef, ArtifactStore
 from tasks._dispatch import Order, dispatch
@@ -66,8 +67,7 @@ class PrefectRunner:
     def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
         task, options = _task(stage.name), {"store": self.store, "execution": self.execution, "model": self.model}
         if self.execution.dispatch is None:
-            found = map_leaves(lambda leaf: leaf.result() if hasattr(leaf, "failures") else leaf, inputs)
-            return Done(task(name, stage.name, settings, found, **options).result())
+            return Done(task(name, stage.name, settings, result(inputs), **options).result())
         needs = [leaf for _, leaf in leaves(inputs) if isinstance(leaf, Promise)]
         runs = map_leaves(_run_of, inputs)
         if stage.on_device or not all(need.done for need in needs):
@@ -144,7 +144,8 @@ def run_stage(
     dispatched = call.stage.on_device and _dispatched(call, artifacts, store, execution, model)
     with stage_progress(name) as progress:
         ref, found = build(call, artifacts, store.downloads, _frugal(execution), progress)
-    get_run_logger().info("%s%s", describe(call, artifacts.manifest(ref), found), " on a worker" if dispatched else "")
+    told = f"{name}: built by a worker" if dispatched else describe(call, artifacts.manifest(ref), found)
+    get_run_logger().info("%s", told)
     if page := DECLARATIONS[stage].page:
         show_report(artifacts, ref, page)
     state = "Dispatched" if dispatched else "Cached" if found else "Completed"

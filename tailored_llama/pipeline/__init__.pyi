@@ -3,6 +3,7 @@ from . import steps as steps
 from .compositions import COMPOSITIONS as COMPOSITIONS
 from .compositions import Composition as Composition
 from .compositions import run_composition as run_composition
+from .only import run_only as run_only
 from .runner import Artifact as Artifact
 from .runner import Cancelled as Cancelled
 from .runner import Done as Done
@@ -13,7 +14,7 @@ from .runner import Runner as Runner
 from .runner import StoreRunner as StoreRunner
 from .runner import build as build
 from .runner import describe as describe
-from .runner import run_only as run_only
+from .runner import result as result
 from .stage import Call as Call
 from .stage import Stage as Stage
 from .stage import leaves as leaves

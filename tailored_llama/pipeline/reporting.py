@@ -52,9 +52,10 @@ def write_run_report(
     libraries: dict[str, str] = {}
     for label, folder in leaves(read):
         if isinstance(folder, Path):
-            made = read_manifest(folder)
-            costs.append(reports.Cost(made.stage, label, made.seconds, made.peak_memory_bytes, made.measured))
-            libraries = libraries or made.libraries  # the dense checkpoint's
+            manifest = read_manifest(folder)
+            spent = (manifest.seconds, manifest.peak_memory_bytes, manifest.measured)
+            costs.append(reports.Cost(manifest.stage, label, *spent))
+            libraries = libraries or manifest.libraries  # the dense checkpoint's
     inputs = reports.ReportInputs(
         model=settings.config.model.source,
         dense=model_results(dense),

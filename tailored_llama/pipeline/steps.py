@@ -84,10 +84,10 @@ def load_examples(run: Runner, benchmark: BenchmarkConfig) -> Artifact:
 
 
 def render(
-    run: Runner, config: RunConfig, benchmark: str, split: RenderedSplit, examples: Artifact, further: int = 0
+    run: Runner, config: RunConfig, benchmark: str, split: RenderedSplit, examples: Artifact, selection: int = 0
 ) -> Artifact:
-    """Render one split of a benchmark; `further` is the number of train examples in the split selection."""
-    settings = PromptSettings.of(config, named_benchmark(config, benchmark), split, further)
+    """Render one split of a benchmark; `selection` is the number of train examples in the split of that name."""
+    settings = PromptSettings.of(config, named_benchmark(config, benchmark), split, selection)
     return run(stages.PROMPTS, settings, f"render {benchmark} {split} {config.prompts.template}", examples=examples)
 
 

@@ -23,8 +23,17 @@ from tailored_llama.config import (
     Work,
     validate_config,
 )
-from tailored_llama.pipeline import COMPOSITIONS, STAGES, Call, FolderRunner, Runner, StoreRunner, map_leaves, steps
-from tailored_llama.pipeline.runner import result
+from tailored_llama.pipeline import (
+    COMPOSITIONS,
+    STAGES,
+    Call,
+    FolderRunner,
+    Runner,
+    StoreRunner,
+    map_leaves,
+    result,
+    steps,
+)
 from tailored_llama.store import MANIFEST, ArtifactRef
 
 SHOW_A_CONFIGURATION = {"report", "tailored", "sweep", "transfer", "prompt-study"}
