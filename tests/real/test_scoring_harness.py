@@ -78,11 +78,13 @@ def assert_equal(name: str, theirs: pd.DataFrame, model: Any, tokenizer: Any, sh
 
 @pytest.mark.parametrize("shots", [0, 5])
 @pytest.mark.parametrize("name", SEVEN)
-def test_dense_scores_equal_what_the_harness_recorded(name: str, shots: int, smollm2: Path, full: bool) -> None:
+def test_dense_scores_equal_what_the_harness_recorded(
+    name: str, shots: int, smollm2: Path, dense: Any, full: bool
+) -> None:
     table = pd.read_parquet(RECORDED).query("benchmark == @name and num_fewshot == @shots").dropna(axis=1)
     assert len(table) == (100 if (name, shots) == ("hellaswag", 5) else 200)
     some = table.iloc[:: 1 if full else 20 if shots == 0 else 50].reset_index(drop=True)
-    assert_equal(name, some, load_model(smollm2), load_tokenizer(smollm2), shots)
+    assert_equal(name, some, dense, load_tokenizer(smollm2), shots)
 
 
 @pytest.mark.parametrize(("name", "shots"), [("openbookqa", 0), ("winogrande", 5)])
@@ -95,10 +97,20 @@ def test_the_record_is_what_the_harness_says(name: str, shots: int, smollm2: Pat
         assert np.allclose(recorded.loc[example, "loglikelihoods"], said.loc[example, "loglikelihoods"], atol=TOLERANCE)
 
 
-def test_the_adapter_changes_scores(layered_smollm2: Path, adapter: Path) -> None:
-    tokenizer = load_tokenizer(layered_smollm2)
-    scores = [our_scores(load_model(layered_smollm2, a), tokenizer, "arc_easy", 0, [0])[1][0] for a in (None, adapter)]
+def test_the_adapter_changes_scores(layered_smollm2: Path, attached: Any) -> None:
+    models, tokenizer = (load_model(layered_smollm2), attached), load_tokenizer(layered_smollm2)
+    scores = [our_scores(model, tokenizer, "arc_easy", 0, [0])[1][0] for model in models]
     assert min(abs(a - b) for a, b in zip(*scores, strict=True)) > 100 * TOLERANCE
+
+
+@pytest.fixture(scope="session")
+def dense(smollm2: Path) -> Any:
+    return load_model(smollm2)
+
+
+@pytest.fixture(scope="session")
+def attached(layered_smollm2: Path, adapter: Path) -> Any:
+    return load_model(layered_smollm2, adapter)
 
 
 @pytest.fixture(scope="session")
@@ -109,11 +121,11 @@ def harness_tailored(tailored: Path) -> Any:
 @pytest.mark.parametrize("shots", [0, 5])
 @pytest.mark.parametrize("name", SEVEN)
 def test_a_tailored_model_scores_as_its_merged_checkpoint_does_in_the_harness(
-    name: str, shots: int, layered_smollm2: Path, adapter: Path, harness_tailored: Any, full: bool
+    name: str, shots: int, layered_smollm2: Path, attached: Any, harness_tailored: Any, full: bool
 ) -> None:
     count = {(0, True): 200, (0, False): 4, (5, True): 8, (5, False): 1}[shots, full]
     theirs = harness_says(harness_tailored, name, shots, count)
-    assert_equal(name, theirs, load_model(layered_smollm2, adapter), load_tokenizer(layered_smollm2), shots)
+    assert_equal(name, theirs, attached, load_tokenizer(layered_smollm2), shots)
 
 
 LOADED_ALONE = """

@@ -46,27 +46,26 @@ def trimmed(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempP
     return out
 
 
-def texts(run: RunConfig) -> list[str]:
+@pytest.fixture(scope="module")
+def texts(quickstart: RunConfig) -> list[str]:
     """Prompts of three benchmarks, passages, and what no benchmark has."""
     found = ["Größe 3,14 — naïve café, 日本語, 🤗🏽 and \u200b\n\n\tx  y ", "def f(x):\n    return {x: [1, 22, 333]}"]
     for name in ("arc_easy", "hellaswag", "piqa"):
         benchmark = BenchmarkConfig(name=name)
-        examples = load_examples(benchmark, "evaluation", run.store.downloads)
+        examples = load_examples(benchmark, "evaluation", quickstart.store.downloads)
         for example in islice(examples, 0, None, max(1, len(examples) // 100)):
             prompt = render(benchmark, load_template("harness"), example)
             found += [c + a for c, a in zip(prompt.contexts, prompt.continuations, strict=True)]
-    return found + load_texts(PerplexityConfig(), run.store.downloads)[:100]
+    return found + load_texts(PerplexityConfig(), quickstart.store.downloads)[:100]
 
 
-def test_every_text_is_written_and_those_of_kept_tokens_alike(
-    quickstart: RunConfig, smollm2: Path, trimmed: Path
-) -> None:
+def test_every_text_is_written_and_those_of_kept_tokens_alike(texts: list[str], smollm2: Path, trimmed: Path) -> None:
     before, after, table = load_tokenizer(smollm2), load_tokenizer(trimmed), read_id_table(trimmed)
     assert table
     alike = other = 0
-    for text in texts(quickstart):
+    for text in texts:
         assert after.decode(after(text)["input_ids"]) == before.decode(before(text)["input_ids"])
-    for text in chain.from_iterable(text.split(". ") for text in texts(quickstart)):
+    for text in chain.from_iterable(text.split(". ") for text in texts):
         ids, own = before(text)["input_ids"], after(text)["input_ids"]
         if table.kept.issuperset(ids):
             assert own == [table.pieces[index][0] for index in ids], text
@@ -90,12 +89,12 @@ def test_kept_tokens_have_the_dense_model_s_logits(smollm2: Path, trimmed: Path)
     torch.testing.assert_close(found, dense, rtol=0, atol=1e-3)
 
 
-def test_llama_cpp_cuts_text_alike(quickstart: RunConfig, trimmed: Path, tmp_path: Path) -> None:
+def test_llama_cpp_cuts_text_alike(texts: list[str], trimmed: Path, tmp_path: Path) -> None:
     write_gguf(trimmed, gguf_type="f16", out=tmp_path / "model.gguf")
     tokenizer = load_tokenizer(trimmed)
     with llama_cpp(tmp_path / "model.gguf") as runtime:
         assert runtime.model.n_vocab == TOKENS
-        for text in texts(quickstart):
+        for text in texts:
             assert runtime.tokens(text) == tokenizer(text)["input_ids"], text
         ids = tokenizer("The capital of France is")["input_ids"]
         written = runtime.greedy(ids, 3)
