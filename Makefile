@@ -71,4 +71,4 @@ test-faults: $(VENV)/installed
 
 # Some of it, on the tiny model.
 test-faults-short: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m short --tiny --kills 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m short --tiny --kills 1

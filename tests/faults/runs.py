@@ -24,7 +24,7 @@ from tailored_llama.store import ArtifactStore
 from tailored_llama.training.state import FILE
 
 EXACT = ("seals", "publishes", "published")  # moments of `killed.py`; the others are seen from outside
-PHASES = ("works", "publishes", "begins", "seals", "works", "published")
+PHASES = ("publishes", "works", "begins", "seals", "works", "published")
 BOUND = 900  # seconds after which a run counts as hanging
 
 

@@ -17,7 +17,7 @@ from faults.runs import BOUND, Runner, Undisturbed, artifacts, check_nothing_los
 from services import Server, Spawn, until
 from tailored_llama.store import ArtifactStore
 
-pytestmark = [pytest.mark.faults, pytest.mark.short]
+pytestmark = pytest.mark.faults
 
 
 class Machine:
@@ -66,6 +66,7 @@ def test_two_flows_at_once_compute_each_stage_once(
     assert len(computed(*machines)) == len(undisturbed.places)
 
 
+@pytest.mark.short
 def test_a_machine_takes_over_from_one_that_is_killed(
     machines: tuple[Machine, Machine], undisturbed: Undisturbed, store: Path, trial: Any
 ) -> None:
