@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from helpers import save_tiny_llama, write_own_benchmark
+from helpers import own_configuration, save_tiny_llama
 from tailored_llama.console import quiet_libraries
 
 
@@ -57,20 +57,4 @@ def folder(tmp_path: Path) -> Callable[[str], Path]:
 @pytest.fixture
 def own_run(tmp_path: Path, tiny: Path) -> dict[str, Any]:
     """A whole run configuration on the tiny model and the user's own benchmark, as plain data."""
-    (tmp_path / "data").mkdir()
-    text = tmp_path / "data" / "text.txt"
-    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
-    return {
-        "benchmarks": [write_own_benchmark(tmp_path / "data")],
-        "model": {"source": str(tiny)},
-        "calibration": {"source": str(text), "samples": 4, "tokens": 16},
-        "pruning": {"ratios": [0.2], "min_channels": 4},
-        "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2},
-        "perplexity": {"source": str(text), "window": 32, "tokens": 128},
-        "profile": {"batches": []},
-        "store": {
-            "root": str(tmp_path / "store"),
-            "downloads": str(tmp_path / "downloads"),
-            "reports": str(tmp_path / "reports"),
-        },
-    }
+    return own_configuration(tmp_path, tiny)

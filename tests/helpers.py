@@ -261,6 +261,28 @@ def write_own_benchmark(folder: Path, train: int = 24, evaluation: int = 12) -> 
     }
 
 
+def own_configuration(folder: Path, model: Path) -> dict[str, Any]:
+    """A whole run configuration on a tiny model and the user's own benchmark, as plain data; all files in a folder."""
+    data = folder / "data"
+    data.mkdir()
+    text = data / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    return {
+        "benchmarks": [write_own_benchmark(data)],
+        "model": {"source": str(model)},
+        "calibration": {"source": str(text), "samples": 4, "tokens": 16},
+        "pruning": {"ratios": [0.2], "min_channels": 4},
+        "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2},
+        "perplexity": {"source": str(text), "window": 32, "tokens": 128},
+        "profile": {"batches": []},
+        "store": {
+            "root": str(folder / "store"),
+            "downloads": str(folder / "downloads"),
+            "reports": str(folder / "reports"),
+        },
+    }
+
+
 def load_and_render(benchmark: BenchmarkConfig, folder: Path, **changes: Any) -> Path:
     """Load a benchmark below a folder and render its evaluation split, as a run does; returns the prompts' folder."""
     examples, prompts = folder / "examples", folder / "prompts"

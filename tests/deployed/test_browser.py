@@ -34,28 +34,7 @@ def page() -> Iterator[Page]:
         yield found
 
 
-def test_a_finished_run_shows_its_table_its_plots_and_the_librarys_logs(
-    site: Site, page: Page, own_run: dict[str, Any]
-) -> None:
-    run = site.run("tailor/on-demand", {"config": own_run})
-    assert site.ended(run)["state"]["name"] == "Completed"
-    page.goto(f"{site.server.pages}/v2/runs/flow-run/{run}")
-    expect(page.get_by_text("Completed").first).to_be_visible()
-    page.get_by_role("tab", name="Artifacts").click()
-    page.get_by_text("recovery", exact=True).click()
-    table = page.get_by_role("table")
-    expect(table.get_by_role("columnheader", name="recovery")).to_be_visible()
-    expect(table.get_by_role("row", name=re.compile(r"colours \(acc_norm\) 12"))).to_be_visible()
-    expect(page.get_by_text("report.html")).to_be_visible()
-    picture = page.get_by_role("img", name=re.compile("Accuracy by benchmark"))
-    expect(picture).to_be_visible()
-    assert picture.evaluate("image => image.naturalWidth") > 200
-    tune = site.task_runs(run)["tune colours @ 0.20"]["id"]
-    page.goto(f"{site.server.pages}/v2/runs/task-run/{tune}")
-    expect(page.get_by_text(re.compile("epoch 1 of 2: loss"))).to_be_visible()
-
-
-def test_a_failed_run_has_retry_and_computes_only_what_is_missing(
+def test_a_failed_run_has_retry_computes_only_what_is_missing_and_then_shows_its_table_its_plots_and_its_logs(
     site: Site, page: Page, own_run: dict[str, Any]
 ) -> None:
     in_the_way = Path(own_run["store"]["root"]) / "perplexity"
@@ -76,8 +55,22 @@ def test_a_failed_run_has_retry_and_computes_only_what_is_missing(
     page.get_by_role("button", name="Open menu").click()
     page.get_by_role("menuitem", name="Retry").click()
     page.get_by_role("button", name="Retry").click()
-    until(lambda: site.server.call(f"flow_runs/{run}")["state"]["type"] != "FAILED", 60, "Retry")
+    until(lambda: site.server.call(f"flow_runs/{run}")["state"]["type"] != "FAILED", 60, "Retry", 0.5)
     assert site.ended(run)["state"]["name"] == "Completed"
-    states = {name: task["state_name"] for name, task in site.task_runs(run).items()}
-    assert states["importance taylor_gate"] == "Cached"
-    assert states["perplexity dense"] == "Completed"
+    found = site.task_runs(run)
+    assert found["importance taylor_gate"]["state_name"] == "Cached"
+    assert found["perplexity dense"]["state_name"] == "Completed"
+
+    page.goto(f"{site.server.pages}/v2/runs/flow-run/{run}")
+    expect(page.get_by_text("Completed").first).to_be_visible()
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("recovery", exact=True).click()
+    table = page.get_by_role("table")
+    expect(table.get_by_role("columnheader", name="recovery")).to_be_visible()
+    expect(table.get_by_role("row", name=re.compile(r"colours \(acc_norm\) 12"))).to_be_visible()
+    expect(page.get_by_text("report.html")).to_be_visible()
+    picture = page.get_by_role("img", name=re.compile("Accuracy by benchmark"))
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalWidth") > 200
+    page.goto(f"{site.server.pages}/v2/runs/task-run/{found['tune colours @ 0.20']['id']}")
+    expect(page.get_by_text(re.compile("epoch 1 of 2: loss"))).to_be_visible()

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from deployments import automations
 from deployments.pools import gpus
-from helpers import as_toml
+from helpers import as_toml, own_configuration
 from services import ROOT, children, environment, kill, until
 from sites import ENDED, Site
 from tailored_llama.config import load_config, validate_config
@@ -77,21 +79,61 @@ def test_deployed_again_a_pool_stays_as_an_admin_has_set_it(site: Site) -> None:
     assert found["concurrency_limit"] == 2
 
 
+def test_without_a_url_no_webhook_is_called(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names() -> set[str]:
+        return {found["name"] for found in site.server.call("automations/filter", {})}
+
+    with temporary_settings({PREFECT_API_URL: site.server.url}):
+        monkeypatch.setenv("TAILORED_LLAMA_WEBHOOK", "")
+        automations.main()
+        assert names() == {"a run without heartbeat has crashed"}
+        monkeypatch.setenv("TAILORED_LLAMA_WEBHOOK", site.variables["TAILORED_LLAMA_WEBHOOK"])
+        automations.main()
+    assert names() == {"a run without heartbeat has crashed", "a failed GPU stage calls the webhook"}
+
+
+@pytest.fixture(scope="module")
+def killed_run(site: Site, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run from the command line after a kill -9: a worker would say so of its own. Returns its id.
+
+    90 seconds pass until the server notices, and other tests spend them. None of those may make the automations anew:
+    a new one knows of no earlier heartbeat.
+    """
+    folder = tmp_path_factory.mktemp("killed")
+    own = own_configuration(folder, tiny)
+    endless = own["tuning"] | {"epochs": 1000, "patience": 1000}
+    (folder / "run.toml").write_text(as_toml(own | {"tuning": endless}))
+    command = [sys.executable, "-m", "flows", "tailor", str(folder / "run.toml")]
+    by_hand = {"flow_runs": {"deployment_id": {"is_null_": True}, "state": {"type": {"any_": ["RUNNING"]}}}}
+    with children() as spawn:
+        process = spawn(command, folder / "run.log", environment(site.server.home, site.server.url))
+        (run,) = until(lambda: site.server.call("flow_runs/filter", by_hand), 120, "the run", 0.5)
+        resource = {"id": [f"prefect.flow-run.{run['id']}"]}
+        heartbeat = {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": resource}}
+        until(lambda: site.server.call("events/filter", heartbeat)["events"], 60, "its first heartbeat", 0.5)
+        kill(process)
+    return str(run["id"])
+
+
+def test_a_run_that_is_killed_cannot_say_so(site: Site, killed_run: str) -> None:
+    assert site.server.call(f"flow_runs/{killed_run}")["state"]["type"] == "RUNNING"
+
+
 def test_a_run_comes_at_its_time_and_a_worker_takes_it(site: Site, own_run: dict[str, Any]) -> None:
     nightly = site.server.call("deployments/name/tailor/nightly")
-    every_minute = [{"schedule": {"cron": "* * * * *", "timezone": "UTC"}}]
-    own = {"parameters": {"config": own_run}, "schedules": every_minute}
+    soon = [{"schedule": {"cron": "* * * * * */20", "timezone": "UTC"}}]  # of each minute, the seconds 0, 20 and 40
+    own = {"parameters": {"config": own_run}, "schedules": soon}
     site.server.change(f"deployments/{nightly['id']}", own)
     asked = {
         "deployments": {"id": {"any_": [nightly["id"]]}},
         "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", *ENDED]}}},
     }
-    (run, *_) = until(lambda: site.server.call("flow_runs/filter", asked), 120, "a run at its time")
+    (run, *_) = until(lambda: site.server.call("flow_runs/filter", asked), 120, "a run at its time", 0.5)
     schedules = [{"schedule": found["schedule"], "active": found["active"]} for found in nightly["schedules"]]
     site.server.change(f"deployments/{nightly['id']}", {"parameters": nightly["parameters"], "schedules": schedules})
     ended = site.ended(run["id"])
     assert ended["auto_scheduled"]
-    assert ended["expected_start_time"].endswith(":00Z")
+    assert ended["expected_start_time"].endswith((":00Z", ":20Z", ":40Z"))
     assert ended["state"]["type"] == "COMPLETED"
 
 
@@ -169,23 +211,6 @@ def test_failed_stages_are_retried_alone_and_the_whole_completes(
     assert sorted(path.parts[0] for path in after.keys() - made.keys()) == ["report", "scores", "scores"]
 
 
-def test_a_run_that_is_killed_is_crashed_by_its_silence(site: Site, own_run: dict[str, Any], tmp_path: Path) -> None:
-    """One from the command line: a worker would say so of its own."""
-    (tmp_path / "run.toml").write_text(as_toml(own_run))
-    command = [sys.executable, "-m", "flows", "tailor", str(tmp_path / "run.toml")]
-    by_hand = {"flow_runs": {"deployment_id": {"is_null_": True}, "state": {"type": {"any_": ["RUNNING"]}}}}
-    with children() as spawn:
-        process = spawn(command, tmp_path / "run.log", environment(site.server.home, site.server.url))
-        (run,) = until(lambda: site.server.call("flow_runs/filter", by_hand), 120, "the run")
-        resource = {"id": [f"prefect.flow-run.{run['id']}"]}
-        heartbeat = {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": resource}}
-        until(lambda: site.server.call("events/filter", heartbeat)["events"], 60, "its first heartbeat")
-        kill(process)
-    assert site.server.call(f"flow_runs/{run['id']}")["state"]["type"] == "RUNNING"
-    state = site.ended(run["id"])["state"]
-    assert (state["type"], state["message"]) == ("CRASHED", "no heartbeat for 90 seconds")
-
-
 @pytest.mark.parametrize("deployment", ["tailor/one-stage", "sweep/weekly"])
 def test_the_webhook_is_told_of_a_failure_in_any_words(site: Site, deployment: str) -> None:
     found = site.server.call(f"deployments/name/{deployment}")
@@ -197,31 +222,14 @@ def test_the_webhook_is_told_of_a_failure_in_any_words(site: Site, deployment: s
     until(lambda: {"text": f"{run['name']} ended Failed: {message}"} in site.told, 60, "the webhook's call")
 
 
-def test_without_a_url_no_webhook_is_called(site: Site) -> None:
-    def names() -> set[str]:
-        return {found["name"] for found in site.server.call("automations/filter", {})}
-
-    automations = (sys.executable, "-m", "deployments")  # of which deploy.sh makes them
-    site.deploy(*automations, TAILORED_LLAMA_WEBHOOK="")
-    assert names() == {"a run without heartbeat has crashed"}
-    site.deploy(*automations)
-    assert names() == {"a run without heartbeat has crashed", "a failed GPU stage calls the webhook"}
-
-
-def test_a_stage_runs_alone_by_its_name(site: Site, own_run: dict[str, Any]) -> None:
-    run = site.run("tailor/one-stage", {"config": own_run, "only": "score colours dense"})
-    assert site.ended(run)["state"]["type"] == "COMPLETED"
-    made = {path.parts[0] for path in manifests(own_run)}
-    assert made == {
-        "dense",
-        "groups",
-        "reach",
-        "examples",
-        "prompts",
-        "scores",
-    }  # a run's first check, and what is read
-    run = site.run("tailor/one-stage", {"config": own_run, "only": "score numbers dense"})
-    ended = site.ended(run)
+def test_a_stage_that_is_none_fails_with_a_list_of_all(site: Site, own_run: dict[str, Any]) -> None:
+    ended = site.ended(site.run("tailor/one-stage", {"config": own_run, "only": "score numbers dense"}))
+    assert ended["state"]["type"] == "FAILED"
     assert "only: got 'score numbers dense'; allowed: load colours; " in ended["state"]["message"]
     assert "; score colours dense; " in ended["state"]["message"]
     assert ended["name"] == "score numbers dense, dense"
+
+
+def test_a_run_that_is_killed_is_crashed_by_its_silence(site: Site, killed_run: str) -> None:
+    state = site.ended(killed_run)["state"]
+    assert (state["type"], state["message"]) == ("CRASHED", "no heartbeat for 90 seconds")
