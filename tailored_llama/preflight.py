@@ -33,6 +33,7 @@ from tailored_llama.config import (
 from tailored_llama.data import (
     BUILTIN,
     benchmarks,
+    calibration_parts,
     check_benchmark,
     check_text,
     layout_of,
@@ -195,11 +196,16 @@ def texts_of(config: RunConfig) -> list[tuple[str, TextConfig]]:
     """The texts that a run reads from elsewhere, each after its section."""
     heals = config.healing.tokens and not config.healing.source
     calibrated = reads_calibration(config) or trims_vocabulary(config) or heals or config.distillation.weight
-    sections = {"calibration": config.calibration} if calibrated else {}
+    sections = {"calibration": config} if calibrated else {}
     if config.healing.tokens and config.healing.source:
-        sections["healing"] = healing_text(config).calibration
-    texts = [(section, part.text) for section, calibration in sections.items() for part in calibration.parts]
-    return [("perplexity", config.perplexity), *(own for own in texts if own[1].source != PROMPTS)]
+        sections["healing"] = healing_text(config)
+    texts = [
+        (section, part.text)
+        for section, run in sections.items()
+        for part in calibration_parts(run)
+        if part.text.source != PROMPTS and not part.benchmark
+    ]
+    return [("perplexity", config.perplexity), *texts]
 
 
 def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:

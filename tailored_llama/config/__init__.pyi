@@ -37,6 +37,7 @@ from .harness import is_harness_task as is_harness_task
 from .harness import task_fields as task_fields
 from .inputs import NF4_MULTIPLE as NF4_MULTIPLE
 from .inputs import PROMPTS as PROMPTS
+from .inputs import QUESTIONS as QUESTIONS
 from .inputs import BenchmarkConfig as BenchmarkConfig
 from .inputs import CalibrationConfig as CalibrationConfig
 from .inputs import CalibrationPart as CalibrationPart

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["none", "nf4"]
 NF4_MULTIPLE = 64  # weights in a block; on a CPU, rows of nf4 matrices must be whole blocks
 PROMPTS = "prompts"  # calibration source: the training prompts of the run's own benchmarks
+QUESTIONS = "questions"  # calibration source: the questions of their train splits, without answers
 Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
 Ignored = Literal["case", "punctuation", "numbers", "spaces"]
 
@@ -95,41 +97,57 @@ class TextConfig(SourcesConfig):
 
 @dataclass(frozen=True)
 class CalibrationPart:
-    """A text of the calibration, its weight, and the number of sequences drawn from it."""
+    """A text of the calibration, its weight, the number of sequences drawn from it, and the benchmark asked, if any."""
 
     text: TextConfig
     weight: float
     samples: int
+    benchmark: BenchmarkConfig | None = None
 
 
 class CalibrationConfig(SourcesConfig):
     """The calibration text of importance and reconstruction (LLM-Pruner: 10 samples of 64 tokens)."""
 
     source: Sources = Field(
-        "boolq",
-        description="A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, a Hub data "
-        "set such as Salesforce/wikitext; or `prompts`: the training prompts of the run's own benchmarks, with their "
-        "answers. A mixture is a list of them, or of tables with weights, such as "
+        QUESTIONS,
+        description="questions: those of the train splits of the run's own benchmarks, without answers (BoolQ's "
+        "passages where no benchmark has a train split). prompts: their training prompts, with answers. Or another "
+        "text: a benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub data set "
+        "such as Salesforce/wikitext. A mixture is a list of them, or of tables with weights, such as "
         '[{source = "boolq", weight = 2.0}, "prompts"].',
     )
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
-    samples: int = Field(32, ge=1, le=65536, description="Sequences drawn from the text.")
+    samples: int = Field(16, ge=1, le=65536, description="Sequences drawn from the text.")
     tokens: int = Field(
-        1024, ge=8, le=32768, description="Tokens in each sequence. A few long ones work better than many short ones."
+        512, ge=8, le=32768, description="Tokens in each sequence. A few long ones work better than many short ones."
     )
 
-    @property
-    def parts(self) -> tuple[CalibrationPart, ...]:
-        """The texts, which share the sequences by weight (largest remainder)."""
-        sources = (SourceConfig(source=self.source),) if isinstance(self.source, str) else self.source
-        wanted = [self.samples * part.weight / sum(part.weight for part in sources) for part in sources]
+    def parts(self, benchmarks: Sequence[BenchmarkConfig]) -> tuple[CalibrationPart, ...]:
+        """The texts, which share the sequences by weight (largest remainder).
+
+        Questions are one text for each of the benchmarks, of equal weight; without benchmarks, BoolQ's passages.
+        """
+        common = self.model_dump(include=set(TextConfig.model_fields) - {"source"})
+        parts = []
+        for own in self.sources:
+            asked: list[BenchmarkConfig | None] = [*benchmarks] if own.source == QUESTIONS else []
+            named = own.model_dump(exclude={"weight"}, exclude_none=True)
+            if own.source == QUESTIONS and not asked:
+                named["source"] = "boolq"
+            text = TextConfig(**common | named)
+            parts += [CalibrationPart(text, own.weight / len(asked or "1"), 0, which) for which in asked or [None]]
+        total = sum(part.weight for part in parts)
+        wanted = [self.samples * part.weight / total for part in parts]
         shares = [int(share) for share in wanted]
         remainders = sorted(range(len(wanted)), key=lambda i: shares[i] - wanted[i])
         for i in remainders[: self.samples - sum(shares)]:
             shares[i] += 1
-        common = self.model_dump(include=set(TextConfig.model_fields) - {"source"})
-        texts = [TextConfig(**common | part.model_dump(exclude={"weight"}, exclude_none=True)) for part in sources]
-        return tuple(map(CalibrationPart, texts, [part.weight for part in sources], shares))
+        return tuple(replace(part, samples=samples) for part, samples in zip(parts, shares, strict=True))
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """The texts as they are named, one or several."""
+        return (SourceConfig(source=self.source),) if isinstance(self.source, str) else self.source
 
     @property
     def named(self) -> str:
@@ -142,7 +160,7 @@ class CalibrationConfig(SourcesConfig):
 
     def reads(self, source: str) -> bool:
         """Whether a source is among the texts."""
-        return any(part.text.source == source for part in self.parts)
+        return any(part.source == source for part in self.sources)
 
     def with_tokens(self, total: int, source: Sources | None = None) -> CalibrationConfig:
         """As many whole sequences as hold this many tokens, of the same texts or of others.

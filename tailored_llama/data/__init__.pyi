@@ -5,6 +5,7 @@ from .benchmarks import BenchmarkSource as BenchmarkSource
 from .benchmarks import Example as Example
 from .benchmarks import headline_metric as headline_metric
 from .benchmarks import load_benchmark as load_benchmark
+from .benchmarks import load_questions as load_questions
 from .builtin import BUILTIN as BUILTIN
 from .calibration import load_calibration as load_calibration
 from .calibration import read_calibration as read_calibration
@@ -26,6 +27,8 @@ from .prompts import render_prompts as render_prompts
 from .selection import select_train as select_train
 from .selection import without as without
 from .settings import CalibrationSettings as CalibrationSettings
+from .settings import calibration_parts as calibration_parts
+from .settings import text_of as text_of
 from .splits import Split as Split
 from .templates import candidates as candidates
 from .templates import layout_of as layout_of

@@ -87,6 +87,29 @@ def benchmark_texts(benchmark: BenchmarkConfig, split: str, column: str, downloa
     return [text for text in dict.fromkeys(e.fields[column] for e in examples) if text not in seen]
 
 
+def load_questions(benchmark: BenchmarkConfig, downloads: str, choices: bool = False) -> dict[int, str]:
+    """The question of every train example by the example's index, never its answer; its choices as well, if asked for.
+
+    Those with a text that is also in the evaluation split, such as one of BoolQ's passages, are left out, as are
+    repeated ones.
+
+    Raises:
+        InputError: as `load_examples`.
+    """
+    seen = {text for example in _read(benchmark, "evaluation", downloads) for text in _asked(example)}
+    questions = {}
+    for example in _read(benchmark, "train", downloads):
+        texts = _asked(example)
+        if not seen.intersection(texts):
+            questions["\n".join((*texts, *(example.choices if choices else ())))] = example.index
+    return {index: question for question, index in questions.items()}
+
+
+def _asked(example: Example) -> tuple[str, ...]:
+    """The texts of a question; a task of lm-evaluation-harness has more fields, which say how it is written."""
+    return (example.fields["context"],) if "delimiter" in example.fields else tuple(example.fields.values())
+
+
 def check_text_of(benchmark: BenchmarkConfig, split: str, column: str) -> None:
     """Check, without reading any data, that one of the seven has this split and this field.
 
@@ -216,6 +239,10 @@ class BenchmarkSource:
             check_benchmark(self.benchmark)
             return {"benchmark": name, "identity": task_identity(self.benchmark)}
         return {"benchmark": name, "identity": {split: self.split_identity(split) for split in SPLITS}}
+
+    def train_identity(self) -> dict[str, Any]:
+        """Identify the examples of the train split; the files of a task of lm-evaluation-harness are one whole."""
+        return self.identity() if is_harness_task(self.benchmark.name) else self.split_identity("train")
 
     def split_identity(self, split: Split) -> dict[str, Any]:
         """Identify the examples of one split."""

@@ -2,7 +2,7 @@
 
     python tests/performance/criterion.py FOLDER data/quickstart.toml
     python tests/performance/criterion.py FOLDER data/quickstart.toml --text passages --text questions \\
-        --vary pruning.allocation=global --vary pruning.allocation=uniform
+        --vary pruning.shape=any --vary pruning.shape=stock
 
 The plans differ in their calibration text, and in one setting. Each is measured untuned, then tailored to every one of
 the benchmarks.

@@ -46,11 +46,11 @@ def exporting(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     return own_run
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("shape", ["stock", "any"])
 def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
-    exporting: dict[str, Any], tmp_path: Path, allocation: str
+    exporting: dict[str, Any], tmp_path: Path, shape: str
 ) -> None:
-    exporting["pruning"]["allocation"] = allocation
+    exporting["pruning"]["shape"] = shape
     path = tmp_path / "run.toml"
     path.write_text(as_toml(exporting))
     status, output, _ = run_command(path)
@@ -71,7 +71,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
     assert load_tokenizer(target)("sky")["input_ids"] == load_tokenizer(pruned)("sky")["input_ids"]
     config = read_config(target)
     layered = config["model_type"] != "llama"
-    assert layered == (allocation == "global")
+    assert layered == (shape == "any")
     if layered:  # what vLLM's transformers backend needs
         assert {"AutoConfig", "AutoModel", "AutoModelForCausalLM"} <= config["auto_map"].keys()
         assert config["per_layer_config"].keys() == {str(i) for i in range(config["num_hidden_layers"])}
@@ -94,7 +94,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
         f"{percent(row.recovery)} ({span(row.recovery_low, row.recovery_high)})",
         f"| no skill at all (floor) | | {row.floor:.3f} |",
         "Licence of the base: llama3.2",
-        "importance taylor_gate, allocation " + allocation,
+        "importance taylor_gate, shape " + shape,
         "4 sequences of 16 tokens of `text.txt`",
         "`train.jsonl` to tune on, `evaluation.jsonl` to score",
         "8 examples drawn by seed 0, and 4 more held out",
