@@ -1,0 +1,41 @@
+"""The division of one file's rows: those to tune on, to choose with and to report on.
+
+A hash of a row's content decides, whatever else is in the file. Therefore no row moves to another part when rows are
+added, removed or put in another order, and equal rows are always in the same part. Thresholds on the hash that grew or
+shrank with the file would move rows, so they are fixed. The default tuning needs 50 shots and some rows held out, which
+is 40 % of 150 rows and leaves as many to report on. Choosing is repeated on the same rows, and its errors are caught by
+the report, so a fifth must do. A file of 10,000 rows has more to tune on than it needs, but a larger share to report on
+would gain little: what a comparison can show grows with the square root of the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from tailored_llama.data.splits import Split
+
+SHARES: dict[Split, float] = {"train": 0.4, "selection": 0.2, "evaluation": 0.4}
+PURPOSE: dict[Split, str] = {"train": "to tune on", "selection": "to choose with", "evaluation": "to report on"}
+
+
+def part_of(content: Sequence[str]) -> Split:
+    """The part of a row with these texts."""
+    place = int.from_bytes(hashlib.sha256(_plain(content).encode()).digest()[:8]) / 2**64
+    if place < SHARES["train"]:
+        return "train"
+    return "selection" if place < SHARES["train"] + SHARES["selection"] else "evaluation"
+
+
+def divide(contents: Sequence[Sequence[str]]) -> dict[Split, list[int]]:
+    """The positions of the rows in each part, in order; of rows with equal content, only the first."""
+    first: dict[str, int] = {}
+    for position, content in enumerate(contents):
+        first.setdefault(_plain(content), position)
+    return {part: [i for i in first.values() if part_of(contents[i]) == part] for part in SHARES}
+
+
+def _plain(content: Sequence[str]) -> str:
+    """The texts as one ASCII text that does not tell how their white space was written."""
+    return json.dumps([" ".join(text.split()) for text in content])
