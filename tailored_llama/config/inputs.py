@@ -172,7 +172,7 @@ class BenchmarkConfig(Section):
     data: str | None = Field(
         None,
         description="Own benchmarks: one .csv, .jsonl or .parquet file, in place of `train` and `evaluation`. The hash "
-        "of each row decides whether it is to tune on (40 %), to choose with (20 %) or to report on (40 %). Columns "
+        "of each row decides whether it is to tune on (45 %), to choose with (15 %) or to report on (40 %). Columns "
         "with common names need not be set: question (or context, prompt, text), choices (or a, b, …), answer (or "
         "label).",
     )

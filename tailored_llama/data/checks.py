@@ -58,8 +58,9 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
         near = difflib.get_close_matches(name.lower(), list(BUILTIN), n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(
-            f"benchmarks: got {name!r}, unknown; {hint}allowed: {', '.join(BUILTIN)}, or a new name with "
-            f"train, evaluation, {', '.join(needed[:-1])} and answer (not set: {', '.join(missing)})"
+            f"benchmarks: got {name!r}, unknown; {hint}allowed: {', '.join(BUILTIN)}, a .csv, .jsonl or .parquet "
+            f"file, or a new name with train, evaluation, {', '.join(needed[:-1])} and answer "
+            f"(not set: {', '.join(missing)})"
         )
     try:
         custom_columns(benchmark)
