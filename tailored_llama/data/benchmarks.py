@@ -249,7 +249,8 @@ def load_benchmark(*, settings: BenchmarkSource, work: Work) -> dict[str, Any]:
     """Stage: write all splits as `examples.parquet`; a custom benchmark or a task may lack a train split.
 
     Returns:
-        The number of examples per split, and of train rows left out as in `load_examples`.
+        The number of examples per split, and of rows left out: those of train as in `load_examples`, or the repeated
+        ones of a file that is divided.
     """
     benchmark, downloads = settings.benchmark, work.downloads
     evaluation = _read(benchmark, "evaluation", downloads)
@@ -266,7 +267,8 @@ def load_benchmark(*, settings: BenchmarkSource, work: Work) -> dict[str, Any]:
         "answer": [e.answer for e in every],
     }
     write_table(work.out / "examples.parquet", columns, EXAMPLES_SCHEMA)
-    return {split: len(examples) for split, examples in splits.items()} | {"left_out": len(rows) - len(train)}
+    left_out = len(find_split(benchmark, "train").rows()) - len(every) if benchmark.data else len(rows) - len(train)
+    return {split: len(examples) for split, examples in splits.items()} | {"left_out": left_out}
 
 
 def read_examples(folder: Path, split: Split) -> list[Example]:

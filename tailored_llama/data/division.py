@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from tailored_llama.data.splits import Split
 
+# Other shares move rows: raise the version of the stage `examples` with them.
 SHARES: dict[Split, float] = {"train": 0.45, "selection": 0.15, "evaluation": 0.4}
 PURPOSE: dict[Split, str] = {"train": "to tune on", "selection": "to choose with", "evaluation": "to report on"}
 

@@ -90,10 +90,11 @@ def test_parts_have_their_shares() -> None:
 def test_the_run_tunes_chooses_and_reports_on_rows_of_their_own_part(
     tmp_path: Path, folder: Callable[[str], Path]
 ) -> None:
-    own = BenchmarkConfig(data=write_jsonl(tmp_path / "own.jsonl", [question(i) for i in range(150)]))
+    rows = [question(i % 150) for i in range(157)]
+    own = BenchmarkConfig(data=write_jsonl(tmp_path / "own.jsonl", rows))
     examples, out = folder("examples"), folder("prompts")
     counts = load_benchmark(settings=BenchmarkSource(own), work=Work(examples))
-    assert sum(counts.values()) == 150
+    assert (sum(counts.values()), counts["left_out"]) == (157, 7)
     held = {part: {e.index for e in read_examples(examples, part)} for part in SHARES}  # type: ignore[arg-type]
     size = counts["train"]
     sizes = {"shots": 50, "held_out": 50, "num_fewshot": 2}
