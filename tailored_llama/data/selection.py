@@ -28,7 +28,7 @@ def select_train(
             field, got, other, taken = "held_out", held_out, "shots", shots
         raise InputError(
             f"tuning.{field}: got {got}; allowed: at most {max(size - taken, 0)} ({benchmark} has {size} train "
-            f"examples to draw from, and tuning.{other} is {taken})"
+            f"examples to draw from, and tuning.{other} takes {taken})"
         )
     generator = random.Random(seed)
     remaining: dict[int, list[Example]] = {}

@@ -246,12 +246,12 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     "more shots than train": (
         put("tuning", "shots", 21),
         "tuning.shots: got 21; allowed: at most 20 (colours has 24 train examples to draw from, and tuning.held_out "
-        "is 4)",
+        "takes 4)",
     ),
     "more held out than train": (
         put("tuning", "held_out", 24),
         "tuning.held_out: got 24; allowed: at most 16 (colours has 24 train examples to draw from, and tuning.shots "
-        "is 8)",
+        "takes 8)",
     ),
     "one calibration text missing": (
         put("calibration", "source", ["prompts", "/nowhere/text.txt"]),

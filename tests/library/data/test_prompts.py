@@ -227,13 +227,13 @@ def test_whole_train_split_can_be_drawn() -> None:
             500,
             50,
             "tuning.shots: got 500; allowed: at most 40 "
-            "(mine has 90 train examples to draw from, and tuning.held_out is 50)",
+            "(mine has 90 train examples to draw from, and tuning.held_out takes 50)",
         ),
         (
             50,
             90,
             "tuning.held_out: got 90; allowed: at most 40 "
-            "(mine has 90 train examples to draw from, and tuning.shots is 50)",
+            "(mine has 90 train examples to draw from, and tuning.shots takes 50)",
         ),
     ],
 )
