@@ -36,6 +36,7 @@ from tailored_llama.data import (
     calibration_parts,
     check_benchmark,
     check_text,
+    held_out_of,
     layout_of,
     load_template,
     select_train,
@@ -220,9 +221,12 @@ def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
     if not benchmarks.is_local(benchmark):
         return  # Hub or wheel: its stage reads and checks the data before any heavy work
     benchmarks.load_examples(benchmark, "evaluation", config.store.downloads)
+    if benchmark.data:
+        benchmarks.load_examples(benchmark, "selection", config.store.downloads)
     if read and (benchmark.train or benchmark.name not in BUILTIN):
         train, tuning = benchmarks.load_examples(benchmark, "train", config.store.downloads), config.tuning
-        select_train(train, tuning.shots, tuning.held_out, config.seed, benchmark=benchmark.name)
+        held_out = held_out_of(benchmark, tuning.shots, tuning.held_out, len(train))
+        select_train(train, tuning.shots, held_out, config.seed, benchmark=benchmark.name)
 
 
 def _check_writable(field: str, root: str) -> None:

@@ -44,7 +44,7 @@ def fetch(config: Config = None, overrides: Overrides = None) -> None:
 
 @making.command(epilog="Example: `tailored-llama example my-task`")
 def example(out: Out, config: Config = None, overrides: Overrides = None) -> None:
-    """Write a real benchmark (CommonsenseQA) as the CSV files that data/own-task.toml reads."""
+    """Write a real benchmark (CommonsenseQA) as the CSV file that data/own-task.toml reads."""
     run = load_config(config, overrides)
     from tailored_llama.data import worked_example
 

@@ -7,14 +7,13 @@ from typing import TypeVar
 
 from tailored_llama.config.execution import GgufType, as_gguf_type
 from tailored_llama.config.harness import is_harness_task
-from tailored_llama.config.inputs import PROMPTS, BenchmarkConfig
+from tailored_llama.config.inputs import PROMPTS, WRITTEN, BenchmarkConfig
 from tailored_llama.config.schema import DATA_FREE, RunConfig
 from tailored_llama.config.training import AdapterConfig
 
 Run = TypeVar("Run", bound=RunConfig)
 
 GENERIC = "generic"  # template set with one wording for all tasks; an adapter for several benchmarks is tuned with it
-WRITTEN = ("exact_match", "f1")  # metrics of written answers
 
 
 def reserved_tokens(tuning: AdapterConfig) -> int:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from tailored_llama.config.columns import with_columns
 from tailored_llama.config.harness import find_task, is_harness_task, task_fields
 from tailored_llama.config.section import Section
 
@@ -18,6 +19,7 @@ NF4_MULTIPLE = 64  # weights in a block; on a CPU, rows of nf4 matrices must be 
 PROMPTS = "prompts"  # calibration source: the training prompts of the run's own benchmarks
 QUESTIONS = "questions"  # calibration source: the questions of their train splits, without answers
 Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
+WRITTEN = ("exact_match", "f1")  # metrics of written answers
 Ignored = Literal["case", "punctuation", "numbers", "spaces"]
 
 
@@ -176,14 +178,21 @@ class BenchmarkConfig(Section):
 
     name: str = Field(
         description="boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa or csqa; or a new name, "
-        "with `train` and `evaluation` (or `source`) and the columns set; or lm_eval:sciq, a task of "
-        "lm-evaluation-harness.",
+        "with `data`, or `train` and `evaluation`, or `source`, and the columns; or lm_eval:sciq, a task of "
+        "lm-evaluation-harness. Absent with `data`: the file's name.",
         pattern=r"^(lm_eval:)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$",
     )
     source: str | None = Field(
         None,
         description="A Hub data set to read instead of the embedded data. Tasks of lm-evaluation-harness: a folder "
         "with task files of your own.",
+    )
+    data: str | None = Field(
+        None,
+        description="Own benchmarks: one .csv, .jsonl or .parquet file, in place of `train` and `evaluation`. The hash "
+        "of each row decides whether it is to tune on (45 %), to choose with (15 %) or to report on (40 %). Columns "
+        "with common names need not be set: question (or context, prompt, text), choices (or a, b, …), answer (or "
+        "label).",
     )
     subset: str | None = Field(None, description="Hub data sets only: the configuration, e.g. ARC-Easy.")
     revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
@@ -232,6 +241,14 @@ class BenchmarkConfig(Section):
         source = given.get("source")
         task = find_task(given["name"], source if isinstance(source, str) else None)
         return task_fields(task, given.get("metric")) | given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_its_file_says(cls, data: Any) -> Any:
+        """Fill in the columns that a file's own names tell, so that nobody else needs to look for them."""
+        if not isinstance(data, dict) or not isinstance(data.get("data"), str) or is_harness_task(data.get("name")):
+            return data
+        return with_columns(data, data.get("metric") in WRITTEN)
 
 
 class PromptConfig(Section):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from tailored_llama.config.columns import as_benchmark
 from tailored_llama.config.evaluation import PerplexityConfig, ProfileConfig, ScoringConfig
 from tailored_llama.config.execution import ExecutionConfig, StoreConfig
 from tailored_llama.config.inputs import BenchmarkConfig, CalibrationConfig, ModelConfig, PromptConfig
@@ -126,14 +127,16 @@ class ReconstructionConfig(Section):
     )
 
 
-Benchmark = Annotated[BenchmarkConfig, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
+Benchmark = Annotated[BenchmarkConfig, BeforeValidator(as_benchmark)]
 
 
 class RunConfig(Section):
     """Everything one run of the pipeline needs."""
 
     benchmarks: tuple[Benchmark, ...] = Field(
-        (BenchmarkConfig(name="arc_easy"),), min_length=1, description="Names of benchmarks, or tables that define one."
+        (BenchmarkConfig(name="arc_easy"),),
+        min_length=1,
+        description="Names of benchmarks, files with one, or tables that define one.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random draws: calibration, shots, adapters, dropout.")
     model: ModelConfig = ModelConfig()

@@ -114,7 +114,8 @@ class TuningConfig(AdapterConfig):
     held_out: int = Field(
         50,
         ge=0,
-        description="Further train examples, for early stopping and to compare the adapter with none; 0: neither.",
+        description="Further train examples, for early stopping and to compare the adapter with none; 0: neither. Of a "
+        "file that is divided (benchmarks.data), at most as many.",
     )
     keep: Literal["better", "always"] = Field(
         "better",

@@ -12,6 +12,7 @@ from .calibration import read_calibration as read_calibration
 from .calibration import sequences_at_once as sequences_at_once
 from .checks import check_benchmark as check_benchmark
 from .custom import named_columns as named_columns
+from .division import PURPOSE as PURPOSE
 from .encoding import Encoded as Encoded
 from .encoding import encode_answer as encode_answer
 from .encoding import encode_prompt as encode_prompt
@@ -24,6 +25,7 @@ from .prompts import RenderedSplit as RenderedSplit
 from .prompts import read_prompts as read_prompts
 from .prompts import render as render
 from .prompts import render_prompts as render_prompts
+from .selection import held_out_of as held_out_of
 from .selection import select_train as select_train
 from .selection import without as without
 from .settings import CalibrationSettings as CalibrationSettings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from gguf import GGUFReader
 from huggingface_hub import metadata_load
 
 from compositions import built, compose, fail, kinds, run_command
-from helpers import add_merge, as_toml, save_tiny_llama
+from helpers import add_merge, as_toml, save_tiny_llama, write_jsonl
 from llama_cpp import llama_cpp
 from tailored_llama import serving
 from tailored_llama.config import validate_config
@@ -44,6 +45,30 @@ def exporting(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     own_run["tuning"]["keep"] = "always"
     own_run["store"]["export"] = str(tmp_path / "secret-place" / "models")
     return own_run
+
+
+def test_one_file_is_enough_and_the_run_and_the_card_say_how_it_is_divided(
+    exporting: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = [{"question": f"What is {i}?", "a": f"{i}", "b": "none", "answer": "ab"[i % 2]} for i in range(60)]
+    exporting["benchmarks"] = [{"data": write_jsonl(tmp_path / "sums.jsonl", rows)}]
+    exporting["tuning"]["held_out"] = 40
+    path = tmp_path / "run.toml"
+    path.write_text(as_toml(exporting))
+    status, output, said = run_command(path)
+    assert status == 0
+    counts = re.search(
+        r"sums\.jsonl: 60 different rows, (\d+) to tune on, (\d+) to choose with, (\d+) to report on\.", said
+    )
+    assert counts
+    tuned, chosen, scored = map(int, counts.groups())
+    assert f"sums.jsonl: {scored} scored rows show a difference in accuracy of " in said
+    assert f"warning: {tmp_path}/sums.jsonl: {chosen} rows to choose with are few." in said
+    assert f"warning: {tmp_path}/sums.jsonl: {tuned - 8} rows are left to hold out, not tuning.held_out = 40." in said
+    card = (Path(output.strip().splitlines()[-1].removeprefix("model: ")) / "README.md").read_text()
+    assert "Examples: `sums.jsonl`: by a hash of each row, 45 % to tune on and 40 % to score." in card
+    assert "8 examples drawn by seed 0, and up to 40 more held out" in card
+    assert f"{scored} examples" in card
 
 
 @pytest.mark.parametrize("shape", ["stock", "any"])
