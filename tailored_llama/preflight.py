@@ -79,8 +79,6 @@ def preflight_tailor(config: RunConfig) -> None:
             needs more memory than the device has free; or models must be streamed and the run needs a whole one.
     """
     preflight(config)
-    if config.tuning.dense and config.tuning.examples == "none":
-        raise InputError("tuning.dense: got true with tuning.examples = 'none'; allowed: with benchmark or mixture")
     if not config.execution.dispatch:
         _check_solver(config)
     _check_streaming(config)

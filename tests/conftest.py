@@ -62,10 +62,10 @@ def own_run(tmp_path: Path, tiny: Path) -> dict[str, Any]:
     text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
     return {
         "benchmarks": [write_own_benchmark(tmp_path / "data")],
-        "model": {"source": str(tiny)},
+        "model": {"source": str(tiny), "dtype": "float32"},
         "calibration": {"source": str(text), "samples": 4, "tokens": 16},
-        "pruning": {"ratios": [0.2], "min_channels": 4},
-        "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2},
+        "pruning": {"ratios": [0.2], "kinds": ["attention", "mlp"], "min_channels": 4},
+        "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2, "dense": False},
         "perplexity": {"source": str(text), "window": 32, "tokens": 128},
         "profile": {"batches": []},
         "store": {

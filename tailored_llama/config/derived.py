@@ -42,9 +42,9 @@ def trims_vocabulary(run: RunConfig) -> bool:
 
 
 def reads_prompts(run: RunConfig) -> bool:
-    """Whether pruning or healing reads the run's train prompts."""
+    """Whether the calibration text or the text of healing are the run's train prompts."""
     heals_on_prompts = bool(run.healing.tokens) and healing_text(run).calibration.reads(PROMPTS)
-    return run.calibration.reads(PROMPTS) or trims_vocabulary(run) or heals_on_prompts
+    return run.calibration.reads(PROMPTS) or heals_on_prompts
 
 
 def reads_train(run: RunConfig, benchmark: str) -> bool:

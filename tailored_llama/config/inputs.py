@@ -36,7 +36,7 @@ class ModelConfig(Section):
         None, description="Hub models only: commit, tag or branch. A tag or branch is resolved to its commit."
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
-        "float32",
+        "auto",
         description="Data type of the weights, from loading to merging. auto: bfloat16 where this machine computes in "
         "it natively, which is about twice as fast; otherwise float32.",
     )

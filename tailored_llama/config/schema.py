@@ -47,7 +47,7 @@ class PlanConfig(Section):
         "are standardised and can be negative.",
     )
     kinds: tuple[Kind, ...] = Field(
-        ("attention", "mlp"),
+        ("attention", "mlp", "vocabulary"),
         min_length=1,
         description="Kinds of coupled group that may be removed: attention (a KV head with its query heads), mlp (a "
         "channel), vocabulary (a token's row of the embedding and of an untied head), layer (a whole decoder layer). "

@@ -124,7 +124,7 @@ class TuningConfig(AdapterConfig):
         "case. Scores of the tailored model are reported either way.",
     )
     dense: bool = Field(
-        False,
-        description="Flows tailor and sweep: also tune the dense model on the same shots, without teacher or healing, "
-        "and score it: what pruning really costs after tailoring.",
+        True,
+        description="Flows tailor and sweep, where the pruned model is tuned: also tune the dense model on the same "
+        "shots, without teacher or healing, and score it: what pruning really costs after tailoring.",
     )

@@ -10,6 +10,7 @@ from .settings import CountSettings as CountSettings
 from .settings import ImportanceSettings as ImportanceSettings
 from .settings import PruneSettings as PruneSettings
 from .settings import SplitSettings as SplitSettings
-from .split import SPLIT_SCHEMA as SPLIT_SCHEMA
+from .split import Split as Split
 from .split import choose_split as choose_split
+from .split import read_tried as read_tried
 from .vocabulary import count_tokens as count_tokens

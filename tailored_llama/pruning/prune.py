@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tailored_llama.pruning.layerwise import Text
 from tailored_llama.pruning.plan import PLAN_SCHEMA
 from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.pruning.settings import PruneSettings
-from tailored_llama.pruning.split import first_cut, read_split
+from tailored_llama.pruning.split import SPLIT, first_cut, read_split
 from tailored_llama.store import write_table
 
 
@@ -59,6 +60,8 @@ def prune_model(
     write_table(work.out / "plan.parquet", {"group": range(len(cut.kept))} | columns, PLAN_SCHEMA)
     with tempfile.TemporaryDirectory(dir=work.out) as scratch:
         cut.write(work.out, _fit(cut, calibration, Path(scratch), settings, work))
+    if split:
+        shutil.copyfile(split / SPLIT, work.out / SPLIT)  # for the report
     after = read_structure(work.out)
     card = pruned_card(model, work.out, before, after.size, settings.plan, settings.reconstruction)
     (work.out / CARD).write_text(card, encoding="utf-8")

@@ -42,9 +42,11 @@ SPLIT_SCHEMA = pa.schema(
         "chosen": pa.bool_(),
     }
 )
+SPLIT = "split.parquet"
 KEPT_SCHEMA = pa.schema({"token": pa.int32(), "share": pa.float64(), "kept": pa.bool_()})
 _GROWTH = 1.5  # from one number of tokens to the next
 _WHOLE = 0.9  # fewer tokens than keep this share whole are only tried if nothing else reaches the ratio
+_ENOUGH = 0.995  # the share that stays whole where nothing can be measured
 _BYTES = 16_000  # of the prompts that are read
 
 
@@ -89,9 +91,11 @@ def choose_split(
     folders, pruning = Folders(dense, dense, groups, importance), settings.plan
     tokens, shares, sizes = read_tokens(dense), read_shares(counts), possible_sizes(dense, settings.ratio, pruning)
     tried: list[Split] = []
-    size = sizes[0]
-    if len(sizes) > 1:
-        new, read = read_shares(counts, unmeasured=True), _some(measured_prompts(prompts))
+    read, size = _some(measured_prompts(prompts)), sizes[0]
+    if len(sizes) > 1 and not read:  # nothing to measure on, such as tasks without a train split
+        size = next(n for n in sizes if n == sizes[-1] or choose_tokens(tokens, shares, n).whole >= _ENOUGH)
+    elif len(sizes) > 1:
+        new = read_shares(counts, unmeasured=True)
 
         def measure(size: int) -> Split | None:
             """The split of a number of tokens; None: the layers cannot give the rest."""
@@ -112,7 +116,7 @@ def choose_split(
     write_table(work.out / "kept.parquet", {"token": range(tokens.rows), "share": shares, "kept": kept}, KEPT_SCHEMA)
     columns = {name: [getattr(split, name) for split in tried] for name in SPLIT_SCHEMA.names[:-1]}
     columns["chosen"] = [split.tokens == size for split in tried]
-    write_table(work.out / "split.parquet", columns, SPLIT_SCHEMA)
+    write_table(work.out / SPLIT, columns, SPLIT_SCHEMA)
     return {"tokens": len(cut.tokens.kept), "tokens_whole": round(cut.tokens.whole, 6), "tried": len(tried)}
 
 
@@ -120,6 +124,14 @@ def read_split(folder: Path) -> VocabularyPlan:
     """The tokens that stay."""
     table = read_table(folder / "kept.parquet", KEPT_SCHEMA)
     return VocabularyPlan(tuple(np.flatnonzero(table["kept"].to_numpy()).tolist()), table["share"].to_numpy())
+
+
+def read_tried(folder: Path) -> list[Split]:
+    """The splits that were measured for a pruned checkpoint, by their numbers of tokens; empty if none were."""
+    if not (folder / SPLIT).is_file():
+        return []
+    rows = read_table(folder / SPLIT, SPLIT_SCHEMA).drop_columns("chosen").to_pylist()
+    return [Split(**row) for row in rows if row["nats_per_byte"] is not None]
 
 
 def possible_sizes(dense: Path, ratio: float, pruning: PlanConfig) -> list[int]:
