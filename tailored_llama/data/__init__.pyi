@@ -40,3 +40,4 @@ from .texts import TextSource as TextSource
 from .texts import check_text as check_text
 from .texts import find_text as find_text
 from .texts import load_texts as load_texts
+from .texts import read_general_words as read_general_words

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow.parquet as pq
+
 from tailored_llama.config import PROMPTS, QUESTIONS, BenchmarkConfig, TextConfig
 from tailored_llama.data.benchmarks import BenchmarkSource, benchmark_texts, check_text_of, load_questions
 from tailored_llama.data.builtin import BUILTIN
@@ -14,6 +16,7 @@ from tailored_llama.data.splits import Split
 from tailored_llama.errors import InputError
 from tailored_llama.store import hub_column, hub_commit, is_hub_id, sha256_file
 
+GENERAL_WORDS = "general_words.parquet"
 _FILES = (".txt", ".parquet", ".jsonl", ".json", ".csv")
 
 
@@ -103,6 +106,15 @@ def find_text(text: TextConfig, field: str = "text", asked: BenchmarkConfig | No
         f"{field}.source: got {text.source!r}, no such file; allowed: {', '.join(BUILTIN)}, a .txt, .parquet, .jsonl "
         "or .csv file, or a Hub data set (owner/name)"
     )
+
+
+def read_general_words() -> dict[str, int]:
+    """The words of the train splits of the embedded benchmarks that occur three times or more, with their counts.
+
+    A word has the space before it, if any. The file is written by tests/performance/coverage.py.
+    """
+    table = pq.read_table(Path(__file__).parent / GENERAL_WORDS)
+    return dict(zip(table["word"].to_pylist(), table["count"].to_pylist(), strict=True))
 
 
 def check_text(text: TextConfig, field: str) -> None:

@@ -159,9 +159,8 @@ def prepare_dense(run: Runner, config: RunConfig, prompts: Prompts) -> Dense:
 def count_tokens(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> Artifact:
     """Count the tokens of the calibration text and of all train prompts, those of a mixture in both wordings."""
     mixed = {f"{name}, shots": ref for name, ref in prompts.shots.items() if ref is not prompts.train.get(name)}
-    general = run(stages.TOKENS, CountSettings.general(), "count general tokens", dense=dense, prompts={}, general=None)
-    settings, asked = CountSettings.of(config), {**prompts.train, **mixed}
-    return run(stages.TOKENS, settings, "count tokens", dense=dense, prompts=asked, general=general)
+    settings = CountSettings.of(config)
+    return run(stages.TOKENS, settings, "count tokens", dense=dense, prompts={**prompts.train, **mixed})
 
 
 def draw_calibration(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> Artifact:

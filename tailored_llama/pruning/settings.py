@@ -6,19 +6,16 @@ from dataclasses import dataclass
 
 from tailored_llama.config import (
     PROMPTS,
-    QUESTIONS,
-    BenchmarkConfig,
     Criterion,
     PlanConfig,
     ReconstructionConfig,
     RunConfig,
-    TextConfig,
     drops_layers,
     narrow,
     trims_vocabulary,
     with_defaults,
 )
-from tailored_llama.data import BUILTIN, TextSource, calibration_parts, find_text, text_of
+from tailored_llama.data import TextSource, calibration_parts, text_of
 
 
 @dataclass(frozen=True)
@@ -31,26 +28,15 @@ class CountedText:
 
 @dataclass(frozen=True)
 class CountSettings:
-    """The texts whose tokens are counted beside the prompts, and how many characters of each at most.
-
-    Of a longer text, evenly spaced documents are counted.
-    """
+    """The texts whose tokens are counted beside the prompts."""
 
     texts: tuple[CountedText, ...]
-    characters: int = 20_000_000
 
     @classmethod
     def of(cls, config: RunConfig) -> CountSettings:
         """All texts of the calibration but the prompts, which have counts of their own."""
         parts = [part for part in calibration_parts(config) if part.text.source != PROMPTS]
         return cls(tuple(CountedText(text_of(part), 1.0 if len(parts) == 1 else part.weight) for part in parts))
-
-    @classmethod
-    def general(cls) -> CountSettings:
-        """What stands for text in general: the train splits of the embedded benchmarks, alike."""
-        text = TextConfig(source=QUESTIONS)
-        sources = (find_text(text, asked=BenchmarkConfig(name=name)) for name in BUILTIN)
-        return cls(tuple(CountedText(source, 1.0) for source in sources), characters=2_000_000)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from tailored_llama.config import ROWS, Work
-from tailored_llama.data import Prompt, PromptSplit, load_questions, load_texts, read_prompts
+from tailored_llama.data import Prompt, PromptSplit, load_questions, load_texts, read_general_words, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import Tokens, load_tokenizer, read_tokens
 from tailored_llama.pruning.settings import CountedText, CountSettings
@@ -36,38 +36,35 @@ COUNTS_SCHEMA = pa.schema(
 # General text counts as much as this many tokens of the run's own. With 100 rows each of the eight embedded benchmarks,
 # this foretells the tokens of the others best (tests/performance/coverage.py).
 GENERAL_TOKENS = 10_000
+_CHARACTERS = 20_000_000  # counted at most of a text: evenly spaced documents of it
 
 Counts = np.ndarray[Any, Any]
 
 
-def count_tokens(
-    dense: Path, prompts: Mapping[str, Path], general: Path | None, *, settings: CountSettings, work: Work
-) -> dict[str, Any]:
+def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSettings, work: Work) -> dict[str, Any]:
     """Stage: count how often the calibration text, the train prompts and general text use each token.
 
-    Writes `tokens.parquet`. The text is the whole source that calibration draws its sequences from, up to a number of
-    characters. Questions count with their choices. The texts of a mixture count by their weights, whatever their
+    Writes `tokens.parquet`. The text is the whole source that calibration draws its sequences from, at most 20 million
+    characters of it. Questions count with their choices. The texts of a mixture count by their weights, whatever their
     lengths. Of the prompts, shots and held-out examples count with all their choices; evaluation prompts are never
-    read.
+    read. General text are the words of the train splits of the embedded benchmarks (`general_words.parquet`).
 
     Args:
         dense: provides the tokenizer.
         prompts: train prompts by name.
-        general: the counts of general text; None: these are they.
 
     Raises:
         InputError: the tokenizer cannot be trimmed.
     """
     rows, tokenizer, texts = read_tokens(dense).rows, load_tokenizer(dense), settings.texts
     columns = {name: np.zeros(rows, dtype=np.int64) for name in COUNTS_SCHEMA.names[1:]}
-    if general:
-        columns["general"] = read_table(general / "tokens.parquet", COUNTS_SCHEMA)["text"].to_numpy()
+    columns["general"] = _general_counts(tokenizer, rows)
     used = []
     for own in texts:
         apart = {prompt.example for prompt in measured_prompts(prompts, [own.source.benchmark_name])}
         documents = _documents(own, work)
-        step = max(1, math.ceil(sum(map(len, documents.values())) / settings.characters))
-        read = {index: documents[index][: settings.characters] for index in list(documents)[::step]}
+        step = max(1, math.ceil(sum(map(len, documents.values())) / _CHARACTERS))
+        read = {index: documents[index][:_CHARACTERS] for index in list(documents)[::step]}
         known = _counts(tokenizer, (text for index, text in read.items() if index not in apart), rows)
         used.append((known, _counts(tokenizer, (text for index, text in read.items() if index in apart), rows)))
     for name, counts in zip(("text", "measured_text"), _mixed(used, [own.weight for own in texts], rows), strict=True):
@@ -129,6 +126,14 @@ def _counts(tokenizer: Any, texts: Iterable[str], rows: int) -> Counts:
         ids = chain.from_iterable(tokenizer(batch, add_special_tokens=False)["input_ids"])
         counts += np.bincount(np.fromiter(ids, dtype=np.int64), minlength=rows)
     return counts
+
+
+def _general_counts(tokenizer: Any, rows: int) -> Counts:
+    """How often each token occurs in general text, int64 [rows]."""
+    words = read_general_words()
+    ids = tokenizer(list(words), add_special_tokens=False)["input_ids"]
+    weights = np.repeat(np.fromiter(words.values(), dtype=np.int64), [len(own) for own in ids])
+    return np.bincount(np.fromiter(chain.from_iterable(ids), dtype=np.int64), weights, rows).astype(np.int64)
 
 
 def read_shares(counts: Path, unmeasured: bool = False) -> Counts:

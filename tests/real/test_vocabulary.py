@@ -29,7 +29,7 @@ def trimmed(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempP
     build_graph(smollm2, settings=None, work=Work(graph))
     score_importance(smollm2, graph, None, settings=ImportanceSettings("random", 0), work=Work(scores, CPU))
     settings = CountSettings.of(quickstart)
-    count_tokens(smollm2, {}, None, settings=settings, work=Work(counts, downloads=quickstart.store.downloads))
+    count_tokens(smollm2, {}, settings=settings, work=Work(counts, downloads=quickstart.store.downloads))
     size = read_structure(smollm2).size
     facts = prune(
         smollm2,

@@ -41,7 +41,7 @@ def exporting(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """A run that exports whatever tuning brought, on a model whose own card states a licence."""
     model = save_tiny_llama(tmp_path / "secret-place" / "parent")
     (model / "README.md").write_text("---\nlicense: llama3.2\nbase_model: owner/first\n---\n# Parent\n")
-    own_run["model"] = {"source": str(model)}
+    own_run["model"] = {"source": str(model), "dtype": "float32"}
     own_run["tuning"]["keep"] = "always"
     own_run["store"]["export"] = str(tmp_path / "secret-place" / "models")
     return own_run

@@ -22,7 +22,7 @@ def trimmed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     other = tmp_path / "data" / "other.txt"
     other.write_text(words(400, seed=9))  # other words than those that count
     own_run["perplexity"]["source"] = str(other)
-    own_run["model"] = {"source": str(save_worded_llama(tmp_path / "worded"))}
+    own_run["model"] = {"source": str(save_worded_llama(tmp_path / "worded")), "dtype": "float32"}
     own_run["pruning"] = {
         "ratios": [0.35],
         "min_channels": 4,

@@ -26,7 +26,7 @@ from helpers import (
     write_own_benchmark,
 )
 from tailored_llama.config import BenchmarkConfig, PruningConfig, ReconstructionConfig, RunConfig, Work, validate_config
-from tailored_llama.data import CalibrationSettings, load_calibration
+from tailored_llama.data import CalibrationSettings, load_calibration, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model, load_tokenizer, merge_adapter, read_config, read_id_table, read_structure
 from tailored_llama.pruning import (
@@ -38,7 +38,7 @@ from tailored_llama.pruning import (
     score_importance,
 )
 from tailored_llama.pruning.split import Split, possible_sizes, search
-from tailored_llama.pruning.vocabulary import read_shares
+from tailored_llama.pruning.vocabulary import GENERAL_TOKENS, read_shares
 
 Make = Callable[[str], Path]
 KINDS = ("attention", "mlp", "vocabulary")
@@ -71,7 +71,7 @@ def cut(
     graph, scores, counts, sequences, out = map(folder, ("graph", "scores", "counts", "sequences", "pruned"))
     random_scores(dense, graph, scores)
     load_calibration(dense, {}, settings=CalibrationSettings.of(text), work=Work(sequences))
-    count_tokens(dense, prompts, None, settings=CountSettings.of(text), work=Work(counts))
+    count_tokens(dense, prompts, settings=CountSettings.of(text), work=Work(counts))
     fitted = ReconstructionConfig(method=method)  # type: ignore[arg-type]
     given: dict[str, Any] = {"pruning": config, "reconstruction": fitted, "counts": counts, "prompts": prompts}
     return out, prune(dense, graph, scores, sequences, ratio=ratio, out=out, **given)
@@ -158,6 +158,28 @@ def test_special_tokens_have_their_new_ids_everywhere(dense: Path, text: Any, fo
     assert load_tokenizer(pruned).eos_token_id == end
 
 
+def counted(counts: Path, column: str) -> Any:
+    return pq.read_table(counts / "tokens.parquet")[column].to_numpy().astype(float)
+
+
+def test_the_examples_that_a_split_is_measured_on_are_new_to_it(
+    dense: Path, text: Any, folder: Make, tmp_path: Path
+) -> None:
+    benchmark = BenchmarkConfig(**write_own_benchmark(tmp_path))
+    train = load_and_render(benchmark, tmp_path, split="train", shots=8, held_out=8)
+    asked = {"benchmarks": [benchmark.model_dump()], "calibration": {"source": "questions"}}
+    count_tokens(
+        dense, {benchmark.name: train}, settings=CountSettings.of(validate_config(asked)), work=Work(folder("counts"))
+    )
+    held = read_prompts(train, "held_out")
+    tokenizer = load_tokenizer(dense)
+    used = sum(
+        len(tokenizer(c + k)["input_ids"]) for p in held for c, k in zip(p.contexts, p.continuations, strict=True)
+    )
+    assert counted(tmp_path / "counts", "measured_prompts").sum() == used
+    assert 0 < counted(tmp_path / "counts", "measured_text").sum() < counted(tmp_path / "counts", "text").sum()
+
+
 def test_prompts_count_as_much_as_a_long_text_and_evaluation_never(
     dense: Path, text: Any, folder: Make, tmp_path: Path
 ) -> None:
@@ -166,14 +188,18 @@ def test_prompts_count_as_much_as_a_long_text_and_evaluation_never(
     render_split(tmp_path / "examples", evaluation, benchmark)
     shares = {}
     for name, given in (("text", {}), ("train", {"own": train}), ("evaluation", {"own": evaluation})):
-        count_tokens(dense, given, None, settings=CountSettings.of(text), work=Work(folder(f"counts {name}")))
+        count_tokens(dense, given, settings=CountSettings.of(text), work=Work(folder(f"counts {name}")))
         shares[name] = read_shares(tmp_path / f"counts {name}")
     assert np.array_equal(shares["evaluation"], shares["text"])
     colon = load_tokenizer(dense).convert_tokens_to_ids(":")
-    assert shares["text"][colon] == 0
-    assert shares["train"][colon] > 0.001
-    assert shares["train"].sum() == pytest.approx(1)
-    assert np.abs(shares["train"] - shares["text"] / 2).sum() == pytest.approx(0.5)
+    assert shares["train"][colon] > shares["text"][colon] > 0  # general text has it
+    assert {name: own.sum() for name, own in shares.items()} == pytest.approx(dict.fromkeys(shares, 1))
+    counts = {name: counted(tmp_path / "counts train", name) for name in ("text", "prompts", "general")}
+    own = (counts["text"] / counts["text"].sum() + counts["prompts"] / counts["prompts"].sum()) / 2
+    size = counts["text"].sum() + counts["prompts"].sum()
+    general = counts["general"] / counts["general"].sum()
+    expected = (own * size + general * GENERAL_TOKENS) / (size + GENERAL_TOKENS)
+    assert np.abs(shares["train"] - expected).max() < 1e-9
 
 
 def test_the_texts_of_a_mixture_count_by_weight_whatever_their_lengths(
@@ -186,8 +212,9 @@ def test_the_texts_of_a_mixture_count_by_weight_whatever_their_lengths(
     shares = {}
     for name, source in (("text", long), ("short", str(short)), ("mixed", sources)):
         settings = CountSettings.of(validate_config({"calibration": {"source": source}}))
-        count_tokens(dense, {}, None, settings=settings, work=Work(folder(name)))
-        shares[name] = read_shares(tmp_path / name)
+        count_tokens(dense, {}, settings=settings, work=Work(folder(name)))
+        uses = counted(tmp_path / name, "text")
+        shares[name] = uses / uses.sum()
     assert np.abs(shares["mixed"] - (shares["text"] / 4 + shares["short"] * 3 / 4)).max() < 0.01
     assert not np.any((shares["text"] > 0) & (shares["mixed"] == 0))  # what is used once, counts
 
