@@ -20,7 +20,7 @@ from tailored_llama.config import (
 )
 from tailored_llama.data import BUILTIN, Example, calibration_parts, load_template, named_columns, render
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, ModelRow, RecoveryRow, RecoveryTable
-from tailored_llama.models import Base, Size, is_layered, loading, what_was_removed, write_card
+from tailored_llama.models import Base, Size, is_layered, loading, lost_words, what_was_removed, write_card
 from tailored_llama.reports.inputs import ReportInputs, scored_runs
 from tailored_llama.reports.pages import page_template, settings_of
 from tailored_llama.reports.parts import percent, span
@@ -63,6 +63,7 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         healed_sequences=healing_text(config).calibration.samples,
         healed_text=_calibration_text(healing_text(config)) if config.healing.source else "that text",
         layered=is_layered(checkpoint),
+        lost=lost_words(checkpoint),
         loading=loading(checkpoint),
         notes=benchmark_notes([table]),
         own=own,
