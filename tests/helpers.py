@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,7 @@ from tailored_llama.data.prompts import Wording
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
 from tailored_llama.models import encode_pair, read_structure
 from tailored_llama.progress import Progress, silent
-from tailored_llama.pruning import PruneSettings, build_graph, prune_model, read_groups
+from tailored_llama.pruning import PruneSettings, SplitSettings, build_graph, choose_split, prune_model, read_groups
 from tailored_llama.pruning.depth import fixed_parameters
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.store import write_table
@@ -187,12 +187,22 @@ def prune(
     pruning: PruningConfig | None = None,
     reconstruction: ReconstructionConfig = UNFITTED,
     counts: Path | None = None,
+    prompts: Mapping[str, Path] | None = None,
     original: Path | None = None,
     execution: ExecutionConfig = CPU,
 ) -> dict[str, Any]:
-    """Prune a checkpoint as the stage does; `original` is the model before the first step."""
-    settings = PruneSettings(ratio, narrow(pruning or PruningConfig(), PlanConfig), reconstruction)
-    inputs = (model, original or model, groups, importance, text, counts)
+    """Prune a checkpoint as the stages do; `original` is the model before the first step.
+
+    With counts of tokens, these leave too; a split that is not fixed is measured on the prompts.
+    """
+    plan, split = narrow(pruning or PruningConfig(kinds=("attention", "mlp")), PlanConfig), None
+    if counts:
+        split = out.with_name(f"{out.name}-split")
+        split.mkdir()
+        inputs = (model, groups, importance, counts, prompts or {})
+        choose_split(*inputs, settings=SplitSettings(ratio, plan), work=Work(split, execution))
+    settings = PruneSettings(ratio, plan, reconstruction)
+    inputs = (model, original or model, groups, importance, text, split)
     return prune_model(*inputs, settings=settings, work=Work(out, execution))
 
 
@@ -269,10 +279,10 @@ def own_configuration(folder: Path, model: Path) -> dict[str, Any]:
     text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
     return {
         "benchmarks": [write_own_benchmark(data)],
-        "model": {"source": str(model)},
+        "model": {"source": str(model), "dtype": "float32"},
         "calibration": {"source": str(text), "samples": 4, "tokens": 16},
-        "pruning": {"ratios": [0.2], "min_channels": 4},
-        "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2},
+        "pruning": {"ratios": [0.2], "kinds": ["attention", "mlp"], "min_channels": 4},
+        "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2, "dense": False},
         "perplexity": {"source": str(text), "window": 32, "tokens": 128},
         "profile": {"batches": []},
         "store": {

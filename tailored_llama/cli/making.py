@@ -27,7 +27,7 @@ making = typer.Typer()
 def fetch(config: Config = None, overrides: Overrides = None) -> None:
     """Download what a run needs, so that the run itself needs no network."""
     run = load_config(config, overrides)
-    from tailored_llama.data import benchmarks, load_texts
+    from tailored_llama.data import benchmarks, find_text, load_texts
     from tailored_llama.models import fetch_model, find_model
 
     for benchmark in run.benchmarks:
@@ -35,7 +35,7 @@ def fetch(config: Config = None, overrides: Overrides = None) -> None:
             benchmarks.load_examples(benchmark, split, run.store.downloads)
         print(f"benchmark {benchmark.name}: here")
     for _, text in texts_of(run):
-        load_texts(text, run.store.downloads)
+        load_texts(find_text(text), run.store.downloads)
         print(f"text {text.source}, split {text.split}: here")
     source = find_model(run.model)
     folder = fetch_model(source, run.store.downloads)
@@ -44,7 +44,7 @@ def fetch(config: Config = None, overrides: Overrides = None) -> None:
 
 @making.command(epilog="Example: `tailored-llama example my-task`")
 def example(out: Out, config: Config = None, overrides: Overrides = None) -> None:
-    """Write a real benchmark (CommonsenseQA) as the CSV files that data/own-task.toml reads."""
+    """Write a real benchmark (CommonsenseQA) as the CSV file that data/own-task.toml reads."""
     run = load_config(config, overrides)
     from tailored_llama.data import worked_example
 

@@ -1,6 +1,5 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from .derived import GENERIC as GENERIC
-from .derived import WRITTEN as WRITTEN
 from .derived import as_shown as as_shown
 from .derived import drops_layers as drops_layers
 from .derived import export_folders as export_folders
@@ -37,6 +36,8 @@ from .harness import is_harness_task as is_harness_task
 from .harness import task_fields as task_fields
 from .inputs import NF4_MULTIPLE as NF4_MULTIPLE
 from .inputs import PROMPTS as PROMPTS
+from .inputs import QUESTIONS as QUESTIONS
+from .inputs import WRITTEN as WRITTEN
 from .inputs import BenchmarkConfig as BenchmarkConfig
 from .inputs import CalibrationConfig as CalibrationConfig
 from .inputs import CalibrationPart as CalibrationPart

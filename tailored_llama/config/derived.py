@@ -7,14 +7,13 @@ from typing import TypeVar
 
 from tailored_llama.config.execution import GgufType, as_gguf_type
 from tailored_llama.config.harness import is_harness_task
-from tailored_llama.config.inputs import PROMPTS, BenchmarkConfig
+from tailored_llama.config.inputs import PROMPTS, WRITTEN, BenchmarkConfig
 from tailored_llama.config.schema import DATA_FREE, RunConfig
 from tailored_llama.config.training import AdapterConfig
 
 Run = TypeVar("Run", bound=RunConfig)
 
 GENERIC = "generic"  # template set with one wording for all tasks; an adapter for several benchmarks is tuned with it
-WRITTEN = ("exact_match", "f1")  # metrics of written answers
 
 
 def reserved_tokens(tuning: AdapterConfig) -> int:
@@ -43,9 +42,9 @@ def trims_vocabulary(run: RunConfig) -> bool:
 
 
 def reads_prompts(run: RunConfig) -> bool:
-    """Whether pruning or healing reads the run's train prompts."""
+    """Whether the calibration text or the text of healing are the run's train prompts."""
     heals_on_prompts = bool(run.healing.tokens) and healing_text(run).calibration.reads(PROMPTS)
-    return run.calibration.reads(PROMPTS) or trims_vocabulary(run) or heals_on_prompts
+    return run.calibration.reads(PROMPTS) or heals_on_prompts
 
 
 def reads_train(run: RunConfig, benchmark: str) -> bool:

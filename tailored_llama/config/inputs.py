@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from tailored_llama.config.columns import with_columns
 from tailored_llama.config.harness import find_task, is_harness_task, task_fields
 from tailored_llama.config.section import Section
 
@@ -15,7 +17,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["none", "nf4"]
 NF4_MULTIPLE = 64  # weights in a block; on a CPU, rows of nf4 matrices must be whole blocks
 PROMPTS = "prompts"  # calibration source: the training prompts of the run's own benchmarks
+QUESTIONS = "questions"  # calibration source: the questions of their train splits, without answers
 Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
+WRITTEN = ("exact_match", "f1")  # metrics of written answers
 Ignored = Literal["case", "punctuation", "numbers", "spaces"]
 
 
@@ -32,7 +36,7 @@ class ModelConfig(Section):
         None, description="Hub models only: commit, tag or branch. A tag or branch is resolved to its commit."
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
-        "float32",
+        "auto",
         description="Data type of the weights, from loading to merging. auto: bfloat16 where this machine computes in "
         "it natively, which is about twice as fast; otherwise float32.",
     )
@@ -95,41 +99,57 @@ class TextConfig(SourcesConfig):
 
 @dataclass(frozen=True)
 class CalibrationPart:
-    """A text of the calibration, its weight, and the number of sequences drawn from it."""
+    """A text of the calibration, its weight, the number of sequences drawn from it, and the benchmark asked, if any."""
 
     text: TextConfig
     weight: float
     samples: int
+    benchmark: BenchmarkConfig | None = None
 
 
 class CalibrationConfig(SourcesConfig):
     """The calibration text of importance and reconstruction (LLM-Pruner: 10 samples of 64 tokens)."""
 
     source: Sources = Field(
-        "boolq",
-        description="A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, a Hub data "
-        "set such as Salesforce/wikitext; or `prompts`: the training prompts of the run's own benchmarks, with their "
-        "answers. A mixture is a list of them, or of tables with weights, such as "
+        QUESTIONS,
+        description="questions: those of the train splits of the run's own benchmarks, without answers (BoolQ's "
+        "passages where no benchmark has a train split). prompts: their training prompts, with answers. Or another "
+        "text: a benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub data set "
+        "such as Salesforce/wikitext. A mixture is a list of them, or of tables with weights, such as "
         '[{source = "boolq", weight = 2.0}, "prompts"].',
     )
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
-    samples: int = Field(32, ge=1, le=65536, description="Sequences drawn from the text.")
+    samples: int = Field(16, ge=1, le=65536, description="Sequences drawn from the text.")
     tokens: int = Field(
-        1024, ge=8, le=32768, description="Tokens in each sequence. A few long ones work better than many short ones."
+        512, ge=8, le=32768, description="Tokens in each sequence. A few long ones work better than many short ones."
     )
 
-    @property
-    def parts(self) -> tuple[CalibrationPart, ...]:
-        """The texts, which share the sequences by weight (largest remainder)."""
-        sources = (SourceConfig(source=self.source),) if isinstance(self.source, str) else self.source
-        wanted = [self.samples * part.weight / sum(part.weight for part in sources) for part in sources]
+    def parts(self, benchmarks: Sequence[BenchmarkConfig]) -> tuple[CalibrationPart, ...]:
+        """The texts, which share the sequences by weight (largest remainder).
+
+        Questions are one text for each of the benchmarks, of equal weight; without benchmarks, BoolQ's passages.
+        """
+        common = self.model_dump(include=set(TextConfig.model_fields) - {"source"})
+        parts = []
+        for own in self.sources:
+            asked: list[BenchmarkConfig | None] = [*benchmarks] if own.source == QUESTIONS else []
+            named = own.model_dump(exclude={"weight"}, exclude_none=True)
+            if own.source == QUESTIONS and not asked:
+                named["source"] = "boolq"
+            text = TextConfig(**common | named)
+            parts += [CalibrationPart(text, own.weight / len(asked or "1"), 0, which) for which in asked or [None]]
+        total = sum(part.weight for part in parts)
+        wanted = [self.samples * part.weight / total for part in parts]
         shares = [int(share) for share in wanted]
         remainders = sorted(range(len(wanted)), key=lambda i: shares[i] - wanted[i])
         for i in remainders[: self.samples - sum(shares)]:
             shares[i] += 1
-        common = self.model_dump(include=set(TextConfig.model_fields) - {"source"})
-        texts = [TextConfig(**common | part.model_dump(exclude={"weight"}, exclude_none=True)) for part in sources]
-        return tuple(map(CalibrationPart, texts, [part.weight for part in sources], shares))
+        return tuple(replace(part, samples=samples) for part, samples in zip(parts, shares, strict=True))
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """The texts as they are named, one or several."""
+        return (SourceConfig(source=self.source),) if isinstance(self.source, str) else self.source
 
     @property
     def named(self) -> str:
@@ -142,7 +162,7 @@ class CalibrationConfig(SourcesConfig):
 
     def reads(self, source: str) -> bool:
         """Whether a source is among the texts."""
-        return any(part.text.source == source for part in self.parts)
+        return any(part.source == source for part in self.sources)
 
     def with_tokens(self, total: int, source: Sources | None = None) -> CalibrationConfig:
         """As many whole sequences as hold this many tokens, of the same texts or of others.
@@ -158,14 +178,21 @@ class BenchmarkConfig(Section):
 
     name: str = Field(
         description="boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa or csqa; or a new name, "
-        "with `train` and `evaluation` (or `source`) and the columns set; or lm_eval:sciq, a task of "
-        "lm-evaluation-harness.",
+        "with `data`, or `train` and `evaluation`, or `source`, and the columns; or lm_eval:sciq, a task of "
+        "lm-evaluation-harness. Absent with `data`: the file's name.",
         pattern=r"^(lm_eval:)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$",
     )
     source: str | None = Field(
         None,
         description="A Hub data set to read instead of the embedded data. Tasks of lm-evaluation-harness: a folder "
         "with task files of your own.",
+    )
+    data: str | None = Field(
+        None,
+        description="Own benchmarks: one .csv, .jsonl or .parquet file, in place of `train` and `evaluation`. The hash "
+        "of each row decides whether it is to tune on (45 %), to choose with (15 %) or to report on (40 %). Columns "
+        "with common names need not be set: question (or context, prompt, text), choices (or a, b, …), answer (or "
+        "label).",
     )
     subset: str | None = Field(None, description="Hub data sets only: the configuration, e.g. ARC-Easy.")
     revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
@@ -214,6 +241,14 @@ class BenchmarkConfig(Section):
         source = given.get("source")
         task = find_task(given["name"], source if isinstance(source, str) else None)
         return task_fields(task, given.get("metric")) | given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_its_file_says(cls, data: Any) -> Any:
+        """Fill in the columns that a file's own names tell, so that nobody else needs to look for them."""
+        if not isinstance(data, dict) or not isinstance(data.get("data"), str) or is_harness_task(data.get("name")):
+            return data
+        return with_columns(data, data.get("metric") in WRITTEN)
 
 
 class PromptConfig(Section):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from tailored_llama.config.columns import as_benchmark
 from tailored_llama.config.evaluation import PerplexityConfig, ProfileConfig, ScoringConfig
 from tailored_llama.config.execution import ExecutionConfig, StoreConfig
 from tailored_llama.config.inputs import BenchmarkConfig, CalibrationConfig, ModelConfig, PromptConfig
@@ -18,7 +19,7 @@ Criterion = Literal[
 ]  # fmt: skip
 DATA_FREE: tuple[Criterion, ...] = ("magnitude_l1", "magnitude_l2", "random")  # criteria that read no calibration text
 Reconstruction = Literal["none", "bias", "static", "sequential"]
-Allocation = Literal["uniform", "global"]
+Shape = Literal["stock", "any"]
 Kind = Literal["attention", "mlp", "vocabulary", "layer"]
 ROWS = 64  # the tokens of a trimmed vocabulary are a multiple of this
 
@@ -32,10 +33,11 @@ class PlanConfig(Section):
         "first order by element or by vector; diagonal-Fisher second order; or both orders mixed), by activations "
         "(Wanda-sp, FLAP), by weight magnitude (L1, L2), or at random.",
     )
-    allocation: Allocation = Field(
-        "global",
-        description="uniform: every unprotected layer loses the same share; global: groups of all layers and kinds "
-        "are ranked together by importance per parameter.",
+    shape: Shape = Field(
+        "any",
+        description="stock: every unprotected layer keeps the same widths, so that transformers, llama.cpp, vLLM and "
+        "others load the model as they load any; any: groups of all layers are ranked together by importance per "
+        "parameter, so that layers have widths of their own.",
     )
     attention_weight: float = Field(
         3.0,
@@ -45,7 +47,7 @@ class PlanConfig(Section):
         "are standardised and can be negative.",
     )
     kinds: tuple[Kind, ...] = Field(
-        ("attention", "mlp"),
+        ("attention", "mlp", "vocabulary"),
         min_length=1,
         description="Kinds of coupled group that may be removed: attention (a KV head with its query heads), mlp (a "
         "channel), vocabulary (a token's row of the embedding and of an untied head), layer (a whole decoder layer). "
@@ -61,14 +63,8 @@ class PlanConfig(Section):
     vocabulary: int | Literal["auto"] = Field(
         "auto",
         description="Kind vocabulary only: tokens kept, a multiple of 64; more if the ratio is reached without. auto: "
-        "as many as vocabulary_share needs. What counts is how often the calibration text and the run's train prompts "
-        "use a token.",
-    )
-    vocabulary_share: float = Field(
-        0.995,
-        gt=0,
-        le=1,
-        description="With vocabulary = auto: the share of the tokens of that text and those prompts that stay whole.",
+        "the number with which the pruned model loses least on the run's held-out train prompts. Which tokens stay is "
+        "decided by how often the calibration text, the run's train prompts and general text use them.",
     )
     protect_first: int = Field(0, ge=0, description="Leading layers that are not pruned.")
     protect_last: int = Field(0, ge=0, description="Trailing layers that are not pruned.")
@@ -131,14 +127,16 @@ class ReconstructionConfig(Section):
     )
 
 
-Benchmark = Annotated[BenchmarkConfig, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
+Benchmark = Annotated[BenchmarkConfig, BeforeValidator(as_benchmark)]
 
 
 class RunConfig(Section):
     """Everything one run of the pipeline needs."""
 
     benchmarks: tuple[Benchmark, ...] = Field(
-        (BenchmarkConfig(name="arc_easy"),), min_length=1, description="Names of benchmarks, or tables that define one."
+        (BenchmarkConfig(name="arc_easy"),),
+        min_length=1,
+        description="Names of benchmarks, files with one, or tables that define one.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random draws: calibration, shots, adapters, dropout.")
     model: ModelConfig = ModelConfig()
@@ -186,7 +184,7 @@ class RunConfig(Section):
         fields += [("healing.tokens", tokens, text.with_tokens(tokens, source))] if tokens else []
         for field, got, drawn in fields:
             section = "healing" if drawn is not text and source else "calibration"
-            if none := [part.text.source for part in drawn.parts if not part.samples]:
+            if none := [part.text.source for part in drawn.parts(self.benchmarks) if not part.samples]:
                 raise ValueError(
                     f"{field}: got {got}, of which {none[0]} gets no sequence by its weight; allowed: one for each "
                     f"text of {section}.source ({drawn.named})"

@@ -141,9 +141,6 @@ def tuned_dense_cells(config: SweepConfig, cells: Sequence[SweepCell]) -> list[S
     There is one for each combination of model, prompts, tuning and seed among the tuned cells. Its ratio is 0. On an
     axis that it does not read, such as healing.tokens, its place is 0. Where a cell searches for a template, it keeps
     the run's own set, as the untuned dense model does.
-
-    Raises:
-        InputError: no cell is tuned.
     """
     if not config.tuning.dense:
         return []
@@ -153,8 +150,6 @@ def tuned_dense_cells(config: SweepConfig, cells: Sequence[SweepCell]) -> list[S
             own = {section: getattr(cell.run, section) for section in READ_BY_DENSE}
             run = config.model_copy(update=own | {"distillation": DistillationConfig()})
             runs.setdefault(run.model_dump_json(include=set(READ_BY_DENSE)), (cell.dense, run))
-    if not runs:
-        raise InputError("tuning.dense: got true, but no cell is tuned; allowed: with tailored = true and tuned cells")
     fields = dict.fromkeys(field for table in config.grid for field in table)
     read = [field for field in fields if field.split(".")[0] in ("prompts", "tuning")]
     varying = [field for field in read if len({str(attrgetter(field)(run)) for _, run in runs.values()}) > 1]
@@ -238,8 +233,7 @@ def check_transfer(config: RunConfig) -> float:
     """Check that a run suits a transfer study; return its only ratio.
 
     Raises:
-        InputError: the run has several ratios, only one benchmark, a mixture or a tuned dense model, or a benchmark has
-            another row's name.
+        InputError: the run has several ratios, only one benchmark or a mixture, or a benchmark has another row's name.
     """
     names = [benchmark.name for benchmark in config.benchmarks]
     if len(config.pruning.ratios) > 1:
@@ -248,8 +242,6 @@ def check_transfer(config: RunConfig) -> float:
         raise InputError(
             f"tuning.examples: got {config.tuning.examples!r}; allowed: 'benchmark'; the study adds a mixture itself"
         )
-    if config.tuning.dense:
-        raise InputError("tuning.dense: got true; allowed: false, as a transfer study has no row for it")
     if len(names) < 2:
         raise InputError(f"benchmarks: got {names[0]} alone; allowed: at least two, to tune on one and score on others")
     if taken := next((name for name in names if name in (DENSE, GENERIC)), None):

@@ -114,7 +114,8 @@ class TuningConfig(AdapterConfig):
     held_out: int = Field(
         50,
         ge=0,
-        description="Further train examples, for early stopping and to compare the adapter with none; 0: neither.",
+        description="Further train examples, for early stopping and to compare the adapter with none; 0: neither. Of a "
+        "file that is divided (benchmarks.data), at most as many.",
     )
     keep: Literal["better", "always"] = Field(
         "better",
@@ -123,7 +124,7 @@ class TuningConfig(AdapterConfig):
         "case. Scores of the tailored model are reported either way.",
     )
     dense: bool = Field(
-        False,
-        description="Flows tailor and sweep: also tune the dense model on the same shots, without teacher or healing, "
-        "and score it: what pruning really costs after tailoring.",
+        True,
+        description="Flows tailor and sweep, where the pruned model is tuned: also tune the dense model on the same "
+        "shots, without teacher or healing, and score it: what pruning really costs after tailoring.",
     )

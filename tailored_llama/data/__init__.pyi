@@ -5,12 +5,14 @@ from .benchmarks import BenchmarkSource as BenchmarkSource
 from .benchmarks import Example as Example
 from .benchmarks import headline_metric as headline_metric
 from .benchmarks import load_benchmark as load_benchmark
+from .benchmarks import load_questions as load_questions
 from .builtin import BUILTIN as BUILTIN
 from .calibration import load_calibration as load_calibration
 from .calibration import read_calibration as read_calibration
 from .calibration import sequences_at_once as sequences_at_once
 from .checks import check_benchmark as check_benchmark
 from .custom import named_columns as named_columns
+from .division import PURPOSE as PURPOSE
 from .encoding import Encoded as Encoded
 from .encoding import encode_answer as encode_answer
 from .encoding import encode_prompt as encode_prompt
@@ -23,9 +25,12 @@ from .prompts import RenderedSplit as RenderedSplit
 from .prompts import read_prompts as read_prompts
 from .prompts import render as render
 from .prompts import render_prompts as render_prompts
+from .selection import held_out_of as held_out_of
 from .selection import select_train as select_train
 from .selection import without as without
 from .settings import CalibrationSettings as CalibrationSettings
+from .settings import calibration_parts as calibration_parts
+from .settings import text_of as text_of
 from .splits import Split as Split
 from .templates import candidates as candidates
 from .templates import layout_of as layout_of
@@ -35,3 +40,4 @@ from .texts import TextSource as TextSource
 from .texts import check_text as check_text
 from .texts import find_text as find_text
 from .texts import load_texts as load_texts
+from .texts import read_general_words as read_general_words

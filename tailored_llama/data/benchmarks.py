@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 from tailored_llama.config import BenchmarkConfig, Metric, Work, is_harness_task, is_written
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.data.checks import check_benchmark
-from tailored_llama.data.custom import custom_columns, custom_parts
+from tailored_llama.data.custom import custom_columns, custom_content, custom_parts
+from tailored_llama.data.division import PURPOSE, divide
 from tailored_llama.data.harness import harness_parts, harness_task, local_files, task_identity
 from tailored_llama.data.splits import SPLITS, Split, embedded_rows, find_split, no_column
 from tailored_llama.errors import InputError
@@ -87,6 +88,29 @@ def benchmark_texts(benchmark: BenchmarkConfig, split: str, column: str, downloa
     return [text for text in dict.fromkeys(e.fields[column] for e in examples) if text not in seen]
 
 
+def load_questions(benchmark: BenchmarkConfig, downloads: str, choices: bool = False) -> dict[int, str]:
+    """The question of every train example by the example's index, never its answer; its choices as well, if asked for.
+
+    Those with a text that is also in the evaluation split, such as one of BoolQ's passages, are left out, as are
+    repeated ones.
+
+    Raises:
+        InputError: as `load_examples`.
+    """
+    seen = {text for example in _read(benchmark, "evaluation", downloads) for text in _asked(example)}
+    questions = {}
+    for example in _read(benchmark, "train", downloads):
+        texts = _asked(example)
+        if not seen.intersection(texts):
+            questions["\n".join((*texts, *(example.choices if choices else ())))] = example.index
+    return {index: question for question, index in questions.items()}
+
+
+def _asked(example: Example) -> tuple[str, ...]:
+    """The texts of a question; a task of lm-evaluation-harness has more fields, which say how it is written."""
+    return (example.fields["context"],) if "delimiter" in example.fields else tuple(example.fields.values())
+
+
 def check_text_of(benchmark: BenchmarkConfig, split: str, column: str) -> None:
     """Check, without reading any data, that one of the seven has this split and this field.
 
@@ -117,7 +141,7 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
     for column in columns:
         if column not in rows[0]:
             raise InputError(no_column(where, column, rows[0]))
-    examples = []
+    examples: list[Example] = []
     for index, row in enumerate(rows):
         try:
             parts = builtin.from_hub(row) if builtin else custom_parts(benchmark, row)
@@ -127,7 +151,21 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
         except (KeyError, TypeError, AttributeError, IndexError):
             allowed = f"rows as {benchmark.name} has them on the Hub ({', '.join(columns)})"
             raise InputError(f"{where} row {index}: got {str(row)[:160]}; allowed: {allowed}") from None
-    return examples
+    return _part(benchmark, split, rows, examples) if benchmark.data else examples
+
+
+def _part(
+    benchmark: BenchmarkConfig, split: Split, rows: Sequence[dict[str, Any]], examples: Sequence[Example]
+) -> list[Example]:
+    """The examples of one part of a file that is divided by the content of its rows."""
+    divided = divide([custom_content(benchmark, row, e.choices) for row, e in zip(rows, examples, strict=True)])
+    if not divided[split]:
+        count = sum(map(len, divided.values()))
+        raise InputError(
+            f"benchmarks.{benchmark.name}.data: got {benchmark.data!r}, whose {count} different rows leave none "
+            f"{PURPOSE[split]}; allowed: a file with rows for every part, 150 or more"
+        )
+    return [examples[i] for i in divided[split]]
 
 
 def _read_harness_task(benchmark: BenchmarkConfig, split: Split) -> list[Example]:
@@ -150,7 +188,7 @@ def has_train(benchmark: BenchmarkConfig) -> bool:
     """
     if is_harness_task(benchmark.name):
         return harness_task(benchmark).has_train
-    return benchmark.name in BUILTIN or benchmark.source is not None or benchmark.train is not None
+    return benchmark.name in BUILTIN or any((benchmark.source, benchmark.train, benchmark.data))
 
 
 def is_local(benchmark: BenchmarkConfig) -> bool:
@@ -161,7 +199,7 @@ def is_local(benchmark: BenchmarkConfig) -> bool:
     """
     if is_harness_task(benchmark.name):
         return local_files(harness_task(benchmark)) is not None
-    return benchmark.source is None and benchmark.evaluation is not None
+    return benchmark.source is None and bool(benchmark.evaluation or benchmark.data)
 
 
 def _unseen(benchmark: BenchmarkConfig, train: list[Example], evaluation: list[Example]) -> list[Example]:
@@ -217,6 +255,10 @@ class BenchmarkSource:
             return {"benchmark": name, "identity": task_identity(self.benchmark)}
         return {"benchmark": name, "identity": {split: self.split_identity(split) for split in SPLITS}}
 
+    def train_identity(self) -> dict[str, Any]:
+        """Identify the examples of the train split; the files of a task of lm-evaluation-harness are one whole."""
+        return self.identity() if is_harness_task(self.benchmark.name) else self.split_identity("train")
+
     def split_identity(self, split: Split) -> dict[str, Any]:
         """Identify the examples of one split."""
         benchmark = self.benchmark
@@ -231,25 +273,29 @@ class BenchmarkSource:
 
 
 def load_benchmark(*, settings: BenchmarkSource, work: Work) -> dict[str, Any]:
-    """Stage: write both splits as `examples.parquet`; a custom benchmark or a task may lack a train split.
+    """Stage: write all splits as `examples.parquet`; a custom benchmark or a task may lack a train split.
 
     Returns:
-        The number of examples per split, and of train rows left out as in `load_examples`.
+        The number of examples per split, and of rows left out: those of train as in `load_examples`, or the repeated
+        ones of a file that is divided.
     """
     benchmark, downloads = settings.benchmark, work.downloads
     evaluation = _read(benchmark, "evaluation", downloads)
     rows = _read(benchmark, "train", downloads) if has_train(benchmark) else []
     train = _unseen(benchmark, rows, evaluation) if rows else []
-    both = train + evaluation
+    selection = {"selection": _read(benchmark, "selection", downloads)} if benchmark.data else {}
+    splits = {"train": train, **selection, "evaluation": evaluation}
+    every = [e for examples in splits.values() for e in examples]
     columns = {
-        "split": ["train"] * len(train) + ["evaluation"] * len(evaluation),
-        "example": [e.index for e in both],
-        "fields": [list(e.fields.items()) for e in both],
-        "choices": [e.choices for e in both],
-        "answer": [e.answer for e in both],
+        "split": [split for split, examples in splits.items() for _ in examples],
+        "example": [e.index for e in every],
+        "fields": [list(e.fields.items()) for e in every],
+        "choices": [e.choices for e in every],
+        "answer": [e.answer for e in every],
     }
     write_table(work.out / "examples.parquet", columns, EXAMPLES_SCHEMA)
-    return {"train": len(train), "evaluation": len(evaluation), "left_out": len(rows) - len(train)}
+    left_out = len(find_split(benchmark, "train").rows()) - len(every) if benchmark.data else len(rows) - len(train)
+    return {split: len(examples) for split, examples in splits.items()} | {"left_out": left_out}
 
 
 def read_examples(folder: Path, split: Split) -> list[Example]:

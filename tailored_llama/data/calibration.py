@@ -56,7 +56,7 @@ def load_calibration(
             shots = [prompt for folder in prompts.values() for prompt in read_prompts(folder, "shots")]
             documents = ["\n\n".join(p.contexts[p.answer] + p.continuations[p.answer] for p in shots)]
         else:
-            documents = load_texts(source.text, work.downloads)
+            documents = load_texts(source, work.downloads)
         rng = np.random.default_rng([seed, i] if i else seed)
         sequences = _draw(tokenizer, documents, part.samples, tokens, rng, source.text.source)
         drawn += [(sequence, source.name, row) for sequence, row in sequences]

@@ -21,7 +21,7 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
     if benchmark.ignore is not None and benchmark.metric != "exact_match":
         raise InputError(f"{where}.ignore: got {benchmark.ignore!r}; allowed: only with metric exact_match")
     if is_harness_task(name):
-        for key in ("subset", "train", "evaluation", "context", "choices", "answer"):
+        for key in ("data", "subset", "train", "evaluation", "context", "choices", "answer"):
             if (value := getattr(benchmark, key)) is not None:
                 raise InputError(f"{where}.{key}: got {value!r}; allowed: only in the task's own file")
         task_fields(harness_task(benchmark), benchmark.metric)
@@ -31,6 +31,10 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
     if benchmark.source is None and (hub_only := [k for k in ("subset", "revision") if getattr(benchmark, k)]):
         raise InputError(f"{where}.{hub_only[0]}: set without source; allowed: only with a Hub data set")
     if name in BUILTIN:
+        if benchmark.data:
+            raise InputError(
+                f"{where}.data: got {benchmark.data!r}; allowed: with another name than {name}, which is built in"
+            )
         if named := [key for key, value in columns.items() if value is not None]:
             raise InputError(f"{where}.{named[0]}: got {columns[named[0]]!r}; allowed: only for a custom benchmark")
         if is_written(benchmark):
@@ -44,14 +48,19 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
     if name in BUILTIN:
         return
     missing = [key for key in needed if not columns[key]]
-    if benchmark.source is None and benchmark.evaluation is None:
+    if benchmark.data and missing:  # its columns are looked for when the configuration is loaded
+        raise InputError(
+            f"{where}.data: got {benchmark.data!r}, no such file; allowed: a .csv, .jsonl or .parquet file"
+        )
+    if benchmark.source is None and benchmark.evaluation is None and benchmark.data is None:
         missing.append("evaluation")
     if missing:
         near = difflib.get_close_matches(name.lower(), list(BUILTIN), n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(
-            f"benchmarks: got {name!r}, unknown; {hint}allowed: {', '.join(BUILTIN)}, or a new name with "
-            f"train, evaluation, {', '.join(needed[:-1])} and answer (not set: {', '.join(missing)})"
+            f"benchmarks: got {name!r}, unknown; {hint}allowed: {', '.join(BUILTIN)}, a .csv, .jsonl or .parquet "
+            f"file, or a new name with train, evaluation, {', '.join(needed[:-1])} and answer "
+            f"(not set: {', '.join(missing)})"
         )
     try:
         custom_columns(benchmark)

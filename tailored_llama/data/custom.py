@@ -22,7 +22,12 @@ def custom_columns(benchmark: BenchmarkConfig) -> list[str]:
         ValueError: the context is not a format string.
     """
     choices = [benchmark.choices] if isinstance(benchmark.choices, str) else [*(benchmark.choices or ())]
-    return [*(named_columns(benchmark) or [str(benchmark.context)]), *choices, str(benchmark.answer)]
+    return [*context_columns(benchmark), *choices, str(benchmark.answer)]
+
+
+def context_columns(benchmark: BenchmarkConfig) -> list[str]:
+    """The columns that the context is made of."""
+    return named_columns(benchmark) or [str(benchmark.context)]
 
 
 def named_columns(benchmark: BenchmarkConfig) -> list[str]:
@@ -41,7 +46,7 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
     Raises:
         ValueError: a cell is not what its column should hold.
     """
-    names = named_columns(benchmark) or [str(benchmark.context)]
+    names = context_columns(benchmark)
     for name in names:
         if not isinstance(row[name], str) or not row[name].strip():
             raise ValueError(f"column {name}: got {row[name]!r}; allowed: a text")
@@ -54,6 +59,15 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
         return fields, accepted, 0
     choices = _choices(benchmark, row)
     return fields, tuple(choices), _answer_index(answer, choices)
+
+
+def custom_content(benchmark: BenchmarkConfig, row: Mapping[str, Any], choices: Sequence[str]) -> list[str]:
+    """What tells a row from others: the texts of its context, whatever is written around them, and its choices.
+
+    Rows with another answer, or with the choices in another order, ask the same.
+    """
+    texts = [str(row[name]) for name in sorted(set(context_columns(benchmark)))]
+    return texts if is_written(benchmark) else [*texts, *sorted(choices)]
 
 
 def _accepted(answer: Any) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from tailored_llama.config import BenchmarkConfig, RunConfig, Work, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
-from tailored_llama.data.selection import select_at_random, select_evaluation, select_train, without
+from tailored_llama.data.selection import held_out_of, select_at_random, select_evaluation, select_train, without
 from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, wording
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
@@ -145,8 +145,9 @@ class PromptSettings:
     Args:
         benchmark: its name.
         wording: the template set for it.
-        split: train renders `shots` and `held_out`; selection renders `selection` further train examples, drawn at
-            random, to choose a template on; evaluation renders `limit` evenly spaced examples (None: all).
+        split: train renders `shots` and `held_out`; selection renders `selection` further examples, drawn at random
+            from the rest of train, or from the rows to choose with if one file is divided, to choose a template on;
+            evaluation renders `limit` evenly spaced examples (None: all).
         shots, held_out, selection, limit: the number of examples of each kind.
         num_fewshot: solved examples before each question.
         seed: of what is drawn; None: nothing is.
@@ -232,10 +233,11 @@ def _choose(examples: Path, settings: PromptSettings) -> tuple[list[Example], di
     if settings.split == "evaluation":
         return solved, {"evaluation": select_evaluation(read_examples(examples, "evaluation"), settings.limit)}
     pool = without(train, solved)
-    tuned, held = select_train(pool, settings.shots, settings.held_out, seed, benchmark=name)
+    held_out = held_out_of(settings.wording.benchmark, settings.shots, settings.held_out, len(pool))
+    tuned, held = select_train(pool, settings.shots, held_out, seed, benchmark=name)
     if settings.split == "train":
         return solved, {"shots": tuned, "held_out": held}
-    rest = without(pool, tuned + held)
+    rest = read_examples(examples, "selection") or without(pool, tuned + held)
     return solved, {"selection": select_at_random(rest, settings.selection, seed, benchmark=name)}
 
 

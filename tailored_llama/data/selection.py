@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data.benchmarks import Example
 from tailored_llama.errors import InputError
 
@@ -27,7 +28,7 @@ def select_train(
             field, got, other, taken = "held_out", held_out, "shots", shots
         raise InputError(
             f"tuning.{field}: got {got}; allowed: at most {max(size - taken, 0)} ({benchmark} has {size} train "
-            f"examples to draw from, and tuning.{other} is {taken})"
+            f"examples to draw from, and tuning.{other} takes {taken})"
         )
     generator = random.Random(seed)
     remaining: dict[int, list[Example]] = {}
@@ -36,6 +37,15 @@ def select_train(
     for label in sorted(remaining):
         generator.shuffle(remaining[label])
     return _draw(remaining, shots, generator), _draw(remaining, held_out, generator)
+
+
+def held_out_of(benchmark: BenchmarkConfig, shots: int, held_out: int, size: int) -> int:
+    """The number of held-out examples beside the shots, of `size` train examples.
+
+    Of a file that is divided by its rows' content nobody knows how many are to tune on: what is left must do, but at
+    least one.
+    """
+    return min(held_out, max(size - shots, 1)) if benchmark.data else held_out
 
 
 def _draw(remaining: dict[int, list[Example]], count: int, generator: random.Random) -> list[Example]:
@@ -57,8 +67,8 @@ def select_at_random(examples: Sequence[Example], count: int, seed: int, *, benc
     """
     if count > len(examples):
         raise InputError(
-            f"examples: got {count}; allowed: at most {len(examples)} ({benchmark} has so many train examples besides "
-            "the shots, the held-out examples and the few-shot examples)"
+            f"examples: got {count}; allowed: at most {len(examples)} ({benchmark} has so many examples that are "
+            "neither tuned on, held out, shown as solved nor reported on)"
         )
     return random.Random(seed).sample(examples, count)
 

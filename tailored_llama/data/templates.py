@@ -64,7 +64,7 @@ class Template(Section):
     specific: bool = Field(
         False,
         description="Whether its instructions state each benchmark's own task. If so, a benchmark's configured "
-        "`instruction` replaces the set's, and one of the two is required.",
+        "`instruction` replaces the set's.",
     )
     shown: str = Field("{letter}. {choice}", min_length=1, description="Format of each choice in `listed`.")
     own: Layout | None = None
@@ -116,8 +116,7 @@ def layout_of(template: Template, benchmark: BenchmarkConfig) -> Layout:
     """A set's layout for a benchmark, with the instruction in effect.
 
     Raises:
-        InputError: the set has no layout for it; a required instruction is not set; or the set shows the choices of a
-            benchmark whose answers the model writes.
+        InputError: the set has no layout for it, or shows the choices of a benchmark whose answers the model writes.
     """
     table = benchmark.name if benchmark.name in SEVEN else "own"
     layout: Layout | None = getattr(template, table)
@@ -131,12 +130,7 @@ def layout_of(template: Template, benchmark: BenchmarkConfig) -> Layout:
         )
     if not template.specific:
         return layout
-    if not (instruction := benchmark.instruction or layout.instruction):
-        raise InputError(
-            f"benchmarks.{benchmark.name}.instruction: not set; allowed: a sentence that states the task, "
-            f"which the template {template.name} puts before each question"
-        )
-    return layout.model_copy(update={"instruction": instruction})
+    return layout.model_copy(update={"instruction": benchmark.instruction or layout.instruction})
 
 
 def shows_choices(template: Template, benchmark: BenchmarkConfig) -> bool:

@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tailored_llama.config import PROMPTS, BenchmarkConfig, TextConfig
-from tailored_llama.data.benchmarks import BenchmarkSource, benchmark_texts, check_text_of
+import pyarrow.parquet as pq
+
+from tailored_llama.config import PROMPTS, QUESTIONS, BenchmarkConfig, TextConfig
+from tailored_llama.data.benchmarks import BenchmarkSource, benchmark_texts, check_text_of, load_questions
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.rows import read_file
 from tailored_llama.data.splits import Split
 from tailored_llama.errors import InputError
 from tailored_llama.store import hub_column, hub_commit, is_hub_id, sha256_file
 
+GENERAL_WORDS = "general_words.parquet"
 _FILES = (".txt", ".parquet", ".jsonl", ".json", ".csv")
 
 
@@ -21,8 +24,9 @@ _FILES = (".txt", ".parquet", ".jsonl", ".json", ".csv")
 class TextSource:
     """Where a text comes from. Only this class distinguishes the kinds of source."""
 
-    kind: Literal["prompts", "benchmark", "file", "hub"]
+    kind: Literal["prompts", "questions", "benchmark", "file", "hub"]
     text: TextConfig
+    asked: BenchmarkConfig | None = None  # kind questions: the benchmark that asks them
 
     @property
     def path(self) -> Path:
@@ -33,6 +37,11 @@ class TextSource:
     def benchmark(self) -> BenchmarkConfig:
         """The benchmark whose texts are read."""
         return BenchmarkConfig(name=self.text.source)
+
+    @property
+    def benchmark_name(self) -> str:
+        """Of the benchmark that asks the questions; "" for another text."""
+        return self.asked.name if self.asked else ""
 
     @property
     def split(self) -> Split:
@@ -47,6 +56,8 @@ class TextSource:
     @property
     def name(self) -> str:
         """The name of the text in artifacts: never a path, since keys do not depend on paths."""
+        if self.asked:
+            return f"{self.text.source} of {self.asked.name}"
         return f"sha256:{sha256_file(self.path)}" if self.kind == "file" else self.text.source
 
     def identity(self) -> dict[str, Any]:
@@ -59,6 +70,9 @@ class TextSource:
         match self.kind:
             case "prompts":
                 return {"source": self.kind}  # identified by the artifacts of the prompts
+            case "questions":
+                assert self.asked
+                return {"source": self.kind, "asked": BenchmarkSource(self.asked).train_identity()}
             case "benchmark":
                 return BenchmarkSource(self.benchmark).split_identity(self.split) | {"column": text.column}
             case "file":
@@ -69,8 +83,10 @@ class TextSource:
                 return data_set | {"split": text.split, "column": text.column, "documents": text.documents}
 
 
-def find_text(text: TextConfig, field: str = "text") -> TextSource:
+def find_text(text: TextConfig, field: str = "text", asked: BenchmarkConfig | None = None) -> TextSource:
     """Determine a text's kind of source, without reading it or using the network.
+
+    `asked` is the benchmark whose questions it is, if the source is `questions`.
 
     Raises:
         InputError: it is not a benchmark, file or Hub data set.
@@ -78,6 +94,8 @@ def find_text(text: TextConfig, field: str = "text") -> TextSource:
     path = Path(text.source).expanduser()
     if text.source == PROMPTS:
         return TextSource("prompts", text)
+    if text.source == QUESTIONS and asked:
+        return TextSource("questions", text, asked)
     if text.source in BUILTIN:
         return TextSource("benchmark", text)
     if path.is_file():
@@ -88,6 +106,15 @@ def find_text(text: TextConfig, field: str = "text") -> TextSource:
         f"{field}.source: got {text.source!r}, no such file; allowed: {', '.join(BUILTIN)}, a .txt, .parquet, .jsonl "
         "or .csv file, or a Hub data set (owner/name)"
     )
+
+
+def read_general_words() -> dict[str, int]:
+    """The words of the train splits of the embedded benchmarks that occur three times or more, with their counts.
+
+    A word has the space before it, if any. The file is written by tests/performance/coverage.py.
+    """
+    table = pq.read_table(Path(__file__).parent / GENERAL_WORDS)
+    return dict(zip(table["word"].to_pylist(), table["count"].to_pylist(), strict=True))
 
 
 def check_text(text: TextConfig, field: str) -> None:
@@ -102,10 +129,10 @@ def check_text(text: TextConfig, field: str) -> None:
     if source.kind == "benchmark":
         check_text_of(source.benchmark, text.split, text.column)
     elif source.kind == "file":
-        load_texts(text, "")
+        load_texts(source, "")
 
 
-def load_texts(text: TextConfig, downloads: str) -> list[str]:
+def load_texts(source: TextSource, downloads: str) -> list[str]:
     """The documents of a text, without empty ones; a .txt file is one document.
 
     The source must not be `prompts`; `downloads` is the folder of the fetched wheels.
@@ -113,8 +140,10 @@ def load_texts(text: TextConfig, downloads: str) -> list[str]:
     Raises:
         InputError: the source cannot be read, the column is missing, or all documents are empty.
     """
-    source = find_text(text)
-    if source.kind == "benchmark":
+    text = source.text
+    if source.asked:
+        documents = list(load_questions(source.asked, downloads).values())
+    elif source.kind == "benchmark":
         documents = benchmark_texts(source.benchmark, source.split, text.column, downloads)
     elif source.kind == "file" and source.path.suffix == ".txt":
         try:

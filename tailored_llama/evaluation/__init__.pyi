@@ -45,10 +45,12 @@ from .settings import PerplexitySettings as PerplexitySettings
 from .settings import PiecesSettings as PiecesSettings
 from .settings import ProfileSettings as ProfileSettings
 from .settings import ScoreSettings as ScoreSettings
+from .statistics import DISCORDANT as DISCORDANT
 from .statistics import RESAMPLES as RESAMPLES
 from .statistics import Z95 as Z95
 from .statistics import Array as Array
 from .statistics import above_floor as above_floor
+from .statistics import detectable_difference as detectable_difference
 from .sweep import SweepBenchmarkRow as SweepBenchmarkRow
 from .sweep import SweepRow as SweepRow
 from .sweep import measure as measure

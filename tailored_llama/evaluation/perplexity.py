@@ -103,7 +103,7 @@ def measure_perplexity(
         InputError: the text has no token, or the window is longer than the model's context.
     """
     text, window, stride = settings.text, settings.window, settings.stride
-    whole = "\n\n".join(load_texts(text.text, work.downloads))
+    whole = "\n\n".join(load_texts(text, work.downloads))
     if settings.tokens:
         whole = whole[: settings.tokens * 32]  # ample for that many tokens: do not tokenize the rest
     model, tokenizer = open_model(checkpoint, work.execution, work.out), load_tokenizer(checkpoint)

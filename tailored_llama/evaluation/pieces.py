@@ -33,7 +33,7 @@ def measure_pieces(
     if (table := read_id_table(pruned)) is None:
         raise InputError(f"{pruned}: vocabulary.parquet is missing; allowed: a checkpoint with a trimmed vocabulary")
     texts = {name: _prompt_texts(folder) for name, folder in prompts.items()}
-    whole = "\n\n".join(load_texts(settings.text.text, work.downloads))
+    whole = "\n\n".join(load_texts(settings.text, work.downloads))
     texts[PERPLEXITY_TEXT] = [whole[: settings.tokens * _CHARACTERS] if settings.tokens else whole]
     before, after = load_tokenizer(dense), load_tokenizer(pruned)
     rows = []

@@ -88,6 +88,19 @@ def mcnemar(one: Answers, other: Answers) -> float:
     return float(min(1.0, 2 * tail / 2**discordant))
 
 
+DISCORDANT = 0.15  # share of examples that a model and its smaller form do not both answer rightly or both wrongly
+
+
+def detectable_difference(examples: int, discordant: float = DISCORDANT) -> float:
+    """The smallest difference in accuracy, from 0 to 1, whose paired 95 % interval excludes 0.
+
+    The standard error of a difference between accuracies on the same examples is √(discordant ÷ examples), where the
+    difference itself is small (McNemar 1947; arXiv 2411.00640 on paired comparisons). This is for planning;
+    `paired_draws` gives the interval of models that have been measured.
+    """
+    return Z95 * math.sqrt(discordant / examples)
+
+
 _ROUNDING = 1e-9  # far below one example's share of an accuracy
 
 

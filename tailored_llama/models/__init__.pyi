@@ -36,6 +36,7 @@ from .devices import pick_device as pick_device
 from .devices import solver_bytes as solver_bytes
 from .id_table import IdTable as IdTable
 from .id_table import check_teacher as check_teacher
+from .id_table import lost_words as lost_words
 from .id_table import read_id_table as read_id_table
 from .layouts import BY_LAYER as BY_LAYER
 from .layouts import block_of as block_of

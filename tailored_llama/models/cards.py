@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData, metadata_load
 
 from tailored_llama.config import PlanConfig, ReconstructionConfig
 from tailored_llama.models.checkpoints import LAYERED_PREFIX, Size, read_config, weights_digest
+from tailored_llama.models.id_table import lost_words
 from tailored_llama.models.sources import ModelSource
 from tailored_llama.store import EMBEDDED_MODELS, hub_card, is_hub_id
 
@@ -91,8 +92,9 @@ def pruned_card(
     """The card of a checkpoint that has been pruned but not tuned."""
     digest = weights_digest(dense)
     origin = f"Pruned from the checkpoint whose weights have SHA-256 `{digest}`. Its licence applies to this one too."
-    sections = [f"{what_was_removed(before, left, pruning, reconstruction)} {_UNTUNED}", origin, loading(out)]
-    return write_card("A structurally pruned language model", sections)
+    sections = [f"{what_was_removed(before, left, pruning, reconstruction)} {_UNTUNED}", lost_words(out), origin]
+    sections.append(loading(out))
+    return write_card("A structurally pruned language model", list(filter(None, sections)))
 
 
 def merged_card(folder: Path) -> str:
@@ -116,13 +118,13 @@ def what_was_removed(before: Size, left: Size, pruning: PlanConfig, reconstructi
 counted; {of_body:.2%} of the body without embeddings)."""
     if "vocabulary" in pruning.kinds:
         removed += f"""
-Of {before.vocab_size:,} tokens, {left.vocab_size:,} are left, chosen by how often the calibration text and the train
-prompts use them; `vocabulary.parquet` lists them. Other words are written in smaller pieces."""
+Of {before.vocab_size:,} tokens, {left.vocab_size:,} are left, chosen by how often the calibration text, the train
+prompts and general text use them; `vocabulary.parquet` lists them. Other words are written in smaller pieces."""
     groups = "Whole attention groups\nand MLP channels"
     if "layer" in pruning.kinds:
         removed += "\nWhole layers left first: those that change the hidden states of the calibration text least."
         groups = groups if {"attention", "mlp"} & set(pruning.kinds) else "No other groups"
-    return f"""{removed} {groups} were removed (importance {pruning.criterion}, allocation {pruning.allocation}, kinds
+    return f"""{removed} {groups} were removed (importance {pruning.criterion}, shape {pruning.shape}, kinds
 {", ".join(pruning.kinds)}, steps {pruning.steps}; `plan.parquet` lists the last step's); the hidden width stays.
 {fitted[reconstruction.method]}"""
 

@@ -82,6 +82,23 @@ def read_id_table(checkpoint: Path) -> IdTable | None:
     )
 
 
+def lost_words(checkpoint: Path) -> str | None:
+    """What a model can no longer do, in a sentence with the lost token that was met most often; None: it lost none."""
+    if not (checkpoint / TABLE).is_file():
+        return None
+    rows = read_table(checkpoint / TABLE, TABLE_SCHEMA).to_pylist()
+    lost = max((row for row in rows if not row["kept"]), key=lambda row: float(row["share"]), default=None)
+    if not lost:
+        return None
+    tokenizer = load_tokenizer(checkpoint)
+    word, pieces = tokenizer.decode(lost["pieces"]).strip(), [tokenizer.decode([own]).strip() for own in lost["pieces"]]
+    return (
+        f"It hardly writes words whose tokens left. The one that was met most often is “{word}”, which it now spells "
+        + " + ".join(f"“{piece}”" for piece in pieces)
+        + "."
+    )
+
+
 def check_teacher(dense: Path, checkpoint: Path) -> None:
     """Check that a model can teach another: they have one vocabulary, or the other's was trimmed from its.
 

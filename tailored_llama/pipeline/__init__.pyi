@@ -4,6 +4,7 @@ from .compositions import COMPOSITIONS as COMPOSITIONS
 from .compositions import Composition as Composition
 from .compositions import run_composition as run_composition
 from .only import run_only as run_only
+from .rows import rows_of as rows_of
 from .runner import Artifact as Artifact
 from .runner import Cancelled as Cancelled
 from .runner import Done as Done

@@ -12,8 +12,10 @@ from rich.console import Console
 
 from tailored_llama import preflight, reports
 from tailored_llama.config import StoreConfig, exported, load_config, load_study, load_sweep, load_transfer
+from tailored_llama.console import console
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.pipeline.prompts import prompts
+from tailored_llama.pipeline.rows import rows_of
 from tailored_llama.pipeline.runner import IncompleteRun, Runner
 from tailored_llama.pipeline.sweep import sweep
 from tailored_llama.pipeline.tailor import tailor
@@ -106,6 +108,8 @@ def run_composition(
     try:
         config = composition.load(file, overrides)
         composition.check(config)
+        for line in rows_of(config):
+            console.print(line, highlight=False, soft_wrap=True)
         target = report_target(config.store, Path(file).stem)
         report = execute(composition, config)
     except InputError as error:

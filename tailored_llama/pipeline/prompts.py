@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from tailored_llama import evaluation
-from tailored_llama.config import REFERENCES, BenchmarkConfig, PromptStudyConfig, as_shown, reads_prompts, with_template
+from tailored_llama.config import (
+    REFERENCES,
+    BenchmarkConfig,
+    PromptStudyConfig,
+    as_shown,
+    reads_prompts,
+    trims_vocabulary,
+    with_template,
+)
 from tailored_llama.data import candidates, study_templates
 from tailored_llama.evaluation import StudiedBenchmark
 from tailored_llama.pipeline import stages, steps
@@ -36,7 +44,7 @@ def _checkpoint(run: Runner, config: PromptStudyConfig) -> tuple[Artifact, str]:
     if not config.pruned:
         return steps.load_dense(run, config), config.model.source
     (ratio,) = config.pruning.ratios
-    read = steps.render_all(run, config) if reads_prompts(config) else Prompts()
+    read = steps.render_all(run, config) if reads_prompts(config) or trims_vocabulary(config) else Prompts()
     dense = steps.prepare_dense(run, config, read)
     model = steps.heal_if_asked(run, config, dense, ratio, steps.prune_to(run, config, dense, ratio), read)
     return model, f"{config.model.source}, pruned{' and healed' if config.healing.tokens else ''} at ratio {ratio:g}"

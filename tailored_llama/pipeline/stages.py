@@ -9,7 +9,7 @@ from tailored_llama.models import DenseSettings
 from tailored_llama.pipeline import reporting
 from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings, StudySettings, SweepSettings
 from tailored_llama.pipeline.stage import Stage
-from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings
+from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings, SplitSettings
 from tailored_llama.serving import GgufSettings, QuantisedSettings
 from tailored_llama.store import FINISHED, GGUF
 from tailored_llama.training import HealSettings, TeachSettings, TuneSettings
@@ -17,12 +17,13 @@ from tailored_llama.training import HealSettings, TeachSettings, TuneSettings
 DENSE = Stage("dense", 3, lambda: models.prepare_dense, DenseSettings)
 EXAMPLES = Stage("examples", 2, lambda: data.load_benchmark, BenchmarkSource)
 PROMPTS = Stage("prompts", 4, lambda: data.render_prompts, PromptSettings)
-TOKENS = Stage("tokens", 2, lambda: pruning.count_tokens, CountSettings)
-CALIBRATION = Stage("calibration", 3, lambda: data.load_calibration, CalibrationSettings)
+TOKENS = Stage("tokens", 3, lambda: pruning.count_tokens, CountSettings)
+CALIBRATION = Stage("calibration", 4, lambda: data.load_calibration, CalibrationSettings)
 GROUPS = Stage("groups", 2, lambda: pruning.build_graph, NoneType)
-REACH = Stage("reach", 1, lambda: pruning.check_ratio, PruneSettings)
+REACH = Stage("reach", 2, lambda: pruning.check_ratio, PruneSettings)
 IMPORTANCE = Stage("importance", 4, lambda: pruning.score_importance, ImportanceSettings, on_device=True)
-PRUNED = Stage("pruned", 4, lambda: pruning.prune_model, PruneSettings, on_device=True)
+SPLIT = Stage("split", 1, lambda: pruning.choose_split, SplitSettings, on_device=True)
+PRUNED = Stage("pruned", 5, lambda: pruning.prune_model, PruneSettings, on_device=True)
 TEACHER = Stage("teacher", 2, lambda: training.teach, TeachSettings, on_device=True)
 HEALED = Stage("healed", 2, lambda: training.heal, HealSettings, on_device=True)
 ADAPTER = Stage("adapter", 7, lambda: training.tune, TuneSettings, on_device=True)
@@ -41,7 +42,8 @@ STUDY = Stage("prompt-study", 2, lambda: reporting.write_study_report, StudySett
 STAGES = {
     stage.name: stage
     for stage in (
-        DENSE, EXAMPLES, PROMPTS, TOKENS, CALIBRATION, GROUPS, REACH, IMPORTANCE, PRUNED, TEACHER, HEALED, ADAPTER,
-        SCORES, QUANTISED, PERPLEXITY, PROFILE, PIECES, FINISHED_MODEL, GGUF_FILE, REPORT, SWEEP, TRANSFER, STUDY,
+        DENSE, EXAMPLES, PROMPTS, TOKENS, CALIBRATION, GROUPS, REACH, IMPORTANCE, SPLIT, PRUNED, TEACHER, HEALED,
+        ADAPTER, SCORES, QUANTISED, PERPLEXITY, PROFILE, PIECES, FINISHED_MODEL, GGUF_FILE,
+        REPORT, SWEEP, TRANSFER, STUDY,
     )
 }  # fmt: skip

@@ -34,7 +34,7 @@ from tailored_llama.evaluation import MeasuredModel, PerplexitySettings, ScoreSe
 from tailored_llama.models import DenseSettings
 from tailored_llama.pipeline import stages
 from tailored_llama.pipeline.runner import Artifact, Runner
-from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings
+from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings, SplitSettings
 from tailored_llama.training import HealSettings, TeachSettings, TuneSettings
 
 MIXTURE = "mixture"  # names the adapter that is tuned on all benchmarks at once
@@ -61,13 +61,17 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Dense:
-    """The dense model, and the artifacts for pruning it; `counts` of tokens are only there for the kind vocabulary."""
+    """The dense model, and the artifacts for pruning it.
+
+    For the kind vocabulary there are `counts` of tokens, and the train `prompts` that a split is measured on.
+    """
 
     checkpoint: Artifact
     groups: Artifact
     calibration: Artifact | None
     importance: Artifact
     counts: Artifact | None = None
+    prompts: Mapping[str, Artifact] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,19 +153,19 @@ def prepare_dense(run: Runner, config: RunConfig, prompts: Prompts) -> Dense:
     if config.healing.tokens and config.healing.source:
         draw_calibration(run, healing_text(config), dense, prompts)  # a text that cannot be read ends the run here
     importance = score_importance(run, config, dense, groups, calibration)
-    return Dense(dense, groups, calibration, importance, counts)
+    return Dense(dense, groups, calibration, importance, counts, prompts.train if counts else {})
 
 
 def count_tokens(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> Artifact:
     """Count the tokens of the calibration text and of all train prompts, those of a mixture in both wordings."""
     mixed = {f"{name}, shots": ref for name, ref in prompts.shots.items() if ref is not prompts.train.get(name)}
-    settings = CountSettings.of(config.calibration)
+    settings = CountSettings.of(config)
     return run(stages.TOKENS, settings, "count tokens", dense=dense, prompts={**prompts.train, **mixed})
 
 
 def draw_calibration(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> Artifact:
     """Draw the sequences of the calibration text, which may be the train prompts."""
-    settings = CalibrationSettings.of(config.calibration, config.seed)
+    settings = CalibrationSettings.of(config)
     read = prompts.train if config.calibration.reads(PROMPTS) else {}
     return run(stages.CALIBRATION, settings, f"load calibration {config.calibration.named}", dense=dense, prompts=read)
 
@@ -180,6 +184,7 @@ def prune_to(run: Runner, config: RunConfig, dense: Dense, ratio: float) -> Arti
     """Prune to a ratio of the dense model's parameters, in the configured number of steps."""
     model, groups, importance = dense.checkpoint, dense.groups, dense.importance
     text = None if config.reconstruction.method == "none" else dense.calibration
+    split = choose_split(run, config, dense, ratio) if dense.counts else None
     for step, share in enumerate(step_ratios(ratio, config.pruning.steps)):
         if step:
             groups = run(stages.GROUPS, None, "build graph", dense=model)
@@ -193,9 +198,23 @@ def prune_to(run: Runner, config: RunConfig, dense: Dense, ratio: float) -> Arti
             groups=groups,
             importance=importance,
             calibration=text,
-            counts=dense.counts,
+            split=split,
         )
     return model
+
+
+def choose_split(run: Runner, config: RunConfig, dense: Dense, ratio: float) -> Artifact:
+    """Choose how many tokens stay, and which."""
+    return run(
+        stages.SPLIT,
+        SplitSettings.of(config, ratio),
+        f"choose split @ {ratio:.2f}",
+        dense=dense.checkpoint,
+        groups=dense.groups,
+        importance=dense.importance,
+        counts=dense.counts,
+        prompts=dense.prompts,
+    )
 
 
 def text_of(config: RunConfig, dense: Artifact) -> Artifact | None:

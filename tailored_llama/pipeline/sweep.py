@@ -13,6 +13,7 @@ from tailored_llama.config import (
     dense_runs,
     reads_prompts,
     sweep_cells,
+    trims_vocabulary,
     tuned_dense_cells,
 )
 from tailored_llama.errors import one_line
@@ -64,7 +65,7 @@ def sweep(run: Runner, config: SweepConfig) -> ArtifactRef:
 
 def _prompts(run: Runner, config: SweepConfig, own: RunConfig) -> Prompts:
     """The prompts of a cell, if anything reads them."""
-    needed = config.scored or config.tailored or reads_prompts(own)
+    needed = config.scored or config.tailored or reads_prompts(own) or trims_vocabulary(own)
     return steps.render_all(run, own) if needed else Prompts()
 
 

@@ -108,7 +108,7 @@ def _tuned_dense(
     run: Runner, config: RunConfig, dense: Dense, prompts: Prompts
 ) -> tuple[TunedDense[Artifact], dict[str, Exception]]:
     """Tune the dense model if that is asked; what ends it in this process must not cost the report of the others."""
-    if not config.tuning.dense:
+    if not config.tuning.dense or config.tuning.examples == "none":
         return TunedDense(), {}
     attempt = Attempt(TUNED_DENSE, partial(steps.tune_dense, run, config, dense.checkpoint, prompts))
     return (TunedDense(), {attempt.name: attempt.error}) if attempt.error else (attempt.value, {})

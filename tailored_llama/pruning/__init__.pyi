@@ -9,4 +9,8 @@ from .prune import prune_model as prune_model
 from .settings import CountSettings as CountSettings
 from .settings import ImportanceSettings as ImportanceSettings
 from .settings import PruneSettings as PruneSettings
+from .settings import SplitSettings as SplitSettings
+from .split import Split as Split
+from .split import choose_split as choose_split
+from .split import read_tried as read_tried
 from .vocabulary import count_tokens as count_tokens

@@ -42,31 +42,33 @@ class _Block:
 
 
 def plan(groups: Groups, scores: Array, target: Target, pruning: PlanConfig) -> Array:
-    """Choose the groups that stay, bool [groups].
+    """Choose the groups that stay, bool [groups]: all of them if what has left already is the ratio within 0.1 %.
 
     Args:
         scores: their importance, float [groups].
-        pruning: allocation, attention weight, kinds, protected layers, floors and multiple.
+        pruning: shape, attention weight, kinds, protected layers, floors and multiple.
 
     Raises:
         InputError: the ratio cannot be reached within 0.1 % of all parameters (in tiny models: within one channel). The
             message names the nearest or largest reachable ratio, and the settings that limit it. Or nothing would be
             left of any layer.
     """
+    if 0 <= target.budget <= TOLERANCE * target.total and target.gone:  # tokens reach the ratio alone
+        return np.ones(len(groups), dtype=bool)
     blocks = _blocks(groups, target.fixed, pruning)
     _check_reach(blocks, target, pruning)
-    remove = _remove_uniformly if pruning.allocation == "uniform" else _remove_globally
+    remove = _remove_uniformly if pruning.shape == "stock" else _remove_globally
     removed = remove(blocks, scores, target.budget, pruning)
     if removed.all():
         raise InputError(f"pruning.ratios: got {target.ratio}; allowed: less, since it leaves no layer")
     reached = _parameters(blocks, removed) + sum(block.fixed for block in blocks if removed[block.members].all())
     # The finest step is one channel, or one of every layer. It is above the tolerance only in tiny models.
     channels = [block.size for block in blocks if block.kind == "mlp"]
-    grain = max(channels, default=0) * (len(channels) if pruning.allocation == "uniform" else 1)
+    grain = max(channels, default=0) * (len(channels) if pruning.shape == "stock" else 1)
     if abs(reached - target.budget) > max(TOLERANCE * target.total, grain):
         raise InputError(
             f"pruning.ratios: got {target.ratio}; allowed: {target.ratio_after(reached):.4f}, the nearest that whole "
-            f"groups reach with allocation {pruning.allocation}, kinds {', '.join(pruning.kinds)} and channel_multiple "
+            f"groups reach with shape {pruning.shape}, kinds {', '.join(pruning.kinds)} and channel_multiple "
             f"{pruning.channel_multiple}"
         )
     return ~removed

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from tailored_llama.config import (
     PROMPTS,
-    CalibrationConfig,
     Criterion,
     PlanConfig,
     ReconstructionConfig,
@@ -16,7 +15,7 @@ from tailored_llama.config import (
     trims_vocabulary,
     with_defaults,
 )
-from tailored_llama.data import TextSource, find_text
+from tailored_llama.data import TextSource, calibration_parts, text_of
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,10 @@ class CountSettings:
     texts: tuple[CountedText, ...]
 
     @classmethod
-    def of(cls, calibration: CalibrationConfig) -> CountSettings:
+    def of(cls, config: RunConfig) -> CountSettings:
         """All texts of the calibration but the prompts, which have counts of their own."""
-        parts = [part for part in calibration.parts if part.text.source != PROMPTS]
-        alone = len(parts) == 1
-        return cls(tuple(CountedText(find_text(part.text), 1.0 if alone else part.weight) for part in parts))
+        parts = [part for part in calibration_parts(config) if part.text.source != PROMPTS]
+        return cls(tuple(CountedText(text_of(part), 1.0 if len(parts) == 1 else part.weight) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,18 @@ class ImportanceSettings:
 
 
 @dataclass(frozen=True)
+class SplitSettings:
+    """The fraction of the original parameters that is to leave, and which groups may."""
+
+    ratio: float
+    plan: PlanConfig
+
+    @classmethod
+    def of(cls, config: RunConfig, ratio: float) -> SplitSettings:
+        return cls(ratio, narrow(config.pruning, PlanConfig))
+
+
+@dataclass(frozen=True)
 class PruneSettings:
     """The fraction of the original parameters that is gone, which groups leave, and how the rest is fitted."""
 
@@ -68,9 +78,7 @@ class PruneSettings:
     def of(cls, config: RunConfig, ratio: float) -> PruneSettings:
         plan, reconstruction = narrow(config.pruning, PlanConfig), config.reconstruction
         if not trims_vocabulary(config):
-            plan = with_defaults(plan, "vocabulary", "vocabulary_share")
-        elif plan.vocabulary != "auto":
-            plan = with_defaults(plan, "vocabulary_share")
+            plan = with_defaults(plan, "vocabulary")
         if reconstruction.method == "none":
             reconstruction = with_defaults(reconstruction, "ridge")
         return cls(ratio, plan, reconstruction)

@@ -7,7 +7,7 @@ needed; but a token can only stay with the tokens that its merges make it of.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -16,25 +16,38 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tailored_llama.config import ROWS, PlanConfig, Work
-from tailored_llama.data import load_texts, read_prompts
+from tailored_llama.config import ROWS, Work
+from tailored_llama.data import Prompt, PromptSplit, load_questions, load_texts, read_general_words, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.models import Tokens, load_tokenizer, read_structure, read_tokens
-from tailored_llama.pruning.settings import CountSettings
+from tailored_llama.models import Tokens, load_tokenizer, read_tokens
+from tailored_llama.pruning.settings import CountedText, CountSettings
 from tailored_llama.store import read_table, write_table
 
-COUNTS_SCHEMA = pa.schema({"token": pa.int32(), "text": pa.int64(), "prompts": pa.int64()})
+COUNTS_SCHEMA = pa.schema(
+    [
+        ("token", pa.int32()),
+        ("general", pa.int64()),  # how often general text uses it
+        ("text", pa.int64()),  # how often the calibration text does
+        ("prompts", pa.int64()),  # how often the train prompts do
+        ("measured_text", pa.int64()),  # of these, in the examples that a split is measured on
+        ("measured_prompts", pa.int64()),
+    ]
+)
+# General text counts as much as this many tokens of the run's own. With 100 rows each of the eight embedded benchmarks,
+# this foretells the tokens of the others best (tests/performance/coverage.py).
+GENERAL_TOKENS = 10_000
 _CHARACTERS = 20_000_000  # counted at most of a text: evenly spaced documents of it
 
 Counts = np.ndarray[Any, Any]
 
 
 def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSettings, work: Work) -> dict[str, Any]:
-    """Stage: count how often the calibration text and train prompts use each token; write `tokens.parquet`.
+    """Stage: count how often the calibration text, the train prompts and general text use each token.
 
-    The text is the whole source that calibration draws its sequences from, at most 20 million characters of it. The
-    texts of a mixture count by their weights, whatever their lengths. Of the prompts, shots and held-out examples count
-    with all their choices; evaluation prompts are never read.
+    Writes `tokens.parquet`. The text is the whole source that calibration draws its sequences from, at most 20 million
+    characters of it. Questions count with their choices. The texts of a mixture count by their weights, whatever their
+    lengths. Of the prompts, shots and held-out examples count with all their choices; evaluation prompts are never
+    read. General text are the words of the train splits of the embedded benchmarks (`general_words.parquet`).
 
     Args:
         dense: provides the tokenizer.
@@ -44,30 +57,66 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
         InputError: the tokenizer cannot be trimmed.
     """
     rows, tokenizer, texts = read_tokens(dense).rows, load_tokenizer(dense), settings.texts
-    counts = []
+    columns = {name: np.zeros(rows, dtype=np.int64) for name in COUNTS_SCHEMA.names[1:]}
+    columns["general"] = _general_counts(tokenizer, rows)
+    used = []
     for own in texts:
-        documents = load_texts(own.source.text, work.downloads)
-        step = max(1, math.ceil(sum(map(len, documents)) / _CHARACTERS))
-        counts.append(_counts(tokenizer, (text[:_CHARACTERS] for text in documents[::step]), rows))
-    asked = (
-        context + continuation
-        for folder in prompts.values()
-        for split in ("shots", "held_out")
-        for prompt in read_prompts(folder, split)
-        for context, continuation in zip(prompt.contexts, prompt.continuations, strict=True)
-    )
-    text = counts[0] if len(texts) == 1 else _weighted(counts, [own.weight for own in texts], rows)
-    columns = {"text": text, "prompts": _counts(tokenizer, asked, rows)}
+        apart = {prompt.example for prompt in measured_prompts(prompts, [own.source.benchmark_name])}
+        documents = _documents(own, work)
+        step = max(1, math.ceil(sum(map(len, documents.values())) / _CHARACTERS))
+        read = {index: documents[index][:_CHARACTERS] for index in list(documents)[::step]}
+        known = _counts(tokenizer, (text for index, text in read.items() if index not in apart), rows)
+        used.append((known, _counts(tokenizer, (text for index, text in read.items() if index in apart), rows)))
+    for name, counts in zip(("text", "measured_text"), _mixed(used, [own.weight for own in texts], rows), strict=True):
+        columns[name] = counts
+    columns["text"] = columns["text"] + columns["measured_text"]
+    for name, asked in (("prompts", train_prompts(prompts)), ("measured_prompts", measured_prompts(prompts))):
+        columns[name] = _counts(tokenizer, _written(asked), rows)
     write_table(work.out / "tokens.parquet", {"token": range(rows)} | columns, COUNTS_SCHEMA)
-    return {f"{name}_tokens": int(counts.sum()) for name, counts in columns.items()}
+    return {f"{name}_tokens": int(columns[name].sum()) for name in ("general", "text", "prompts")}
 
 
-def _weighted(counts: Sequence[Counts], weights: Sequence[float], rows: int) -> Counts:
-    """The counts of a mixture, int64 [rows]: each text is scaled to its share, and no used token to 0."""
-    total, mixed = sum(own.sum() for own in counts), np.zeros(rows)
-    for own, weight in zip(counts, weights, strict=True):
-        mixed += own * (total * weight / sum(weights) / own.sum())
-    return np.ceil(mixed).astype(np.int64)
+def train_prompts(prompts: Mapping[str, Path]) -> list[Prompt]:
+    """All shots and held-out examples."""
+    splits: tuple[PromptSplit, ...] = ("shots", "held_out")
+    return [prompt for folder in prompts.values() for split in splits for prompt in read_prompts(folder, split)]
+
+
+def measured_prompts(prompts: Mapping[str, Path], names: Iterable[str] | None = None) -> list[Prompt]:
+    """The examples that a split is measured on, of all prompts or of some: held-out ones, or the shots if none are."""
+    named = prompts if names is None else set(names) & prompts.keys()
+    return [
+        prompt
+        for name in named
+        for prompt in read_prompts(prompts[name], "held_out") or read_prompts(prompts[name], "shots")
+    ]
+
+
+def _documents(own: CountedText, work: Work) -> dict[int, str]:
+    """The documents of a text by number; those of questions by the number of the example, with its choices."""
+    if own.source.asked:
+        return load_questions(own.source.asked, work.downloads, choices=True)
+    return dict(enumerate(load_texts(own.source, work.downloads)))
+
+
+def _written(prompts: Iterable[Prompt]) -> Iterator[str]:
+    for prompt in prompts:
+        yield from map("".join, zip(prompt.contexts, prompt.continuations, strict=True))
+
+
+def _mixed(used: Sequence[tuple[Counts, Counts]], weights: Sequence[float], rows: int) -> tuple[Counts, Counts]:
+    """The counts of a mixture, of documents that are not measured and of those that are, int64 [rows] each.
+
+    Each text is scaled to its share, and no used token to 0.
+    """
+    if len(used) == 1:
+        return used[0]
+    total, mixed = sum(int(part.sum()) for own in used for part in own), np.zeros((2, rows))
+    for own, weight in zip(used, weights, strict=True):
+        if size := sum(int(part.sum()) for part in own):
+            mixed += np.stack(own) * (total * weight / sum(weights) / size)
+    unmeasured, measured = np.ceil(mixed).astype(np.int64)
+    return unmeasured, measured
 
 
 def _counts(tokenizer: Any, texts: Iterable[str], rows: int) -> Counts:
@@ -79,95 +128,83 @@ def _counts(tokenizer: Any, texts: Iterable[str], rows: int) -> Counts:
     return counts
 
 
-def read_shares(counts: Path) -> Counts:
-    """The share of each token in the text and in the prompts, the mean of both, float64 [rows].
+def _general_counts(tokenizer: Any, rows: int) -> Counts:
+    """How often each token occurs in general text, int64 [rows]."""
+    words = read_general_words()
+    ids = tokenizer(list(words), add_special_tokens=False)["input_ids"]
+    weights = np.repeat(np.fromiter(words.values(), dtype=np.int64), [len(own) for own in ids])
+    return np.bincount(np.fromiter(chain.from_iterable(ids), dtype=np.int64), weights, rows).astype(np.int64)
 
-    So a few prompts weigh as much as a long text: a token that they need is kept before one that is merely frequent.
+
+def read_shares(counts: Path, unmeasured: bool = False) -> Counts:
+    """The share that each token is expected to have in further text of the job, float64 [rows].
+
+    The shares in the text and in the prompts count alike, so that a few prompts weigh as much as a long text: a token
+    that they need is kept before one that is merely frequent. What these do not decide, general text does. It counts
+    as much as `GENERAL_TOKENS` tokens (a Dirichlet prior).
+
+    Args:
+        counts: the output of `count_tokens`.
+        unmeasured: without the examples that a split is measured on, for which its tokens must be as new as any.
     """
     table = read_table(counts / "tokens.parquet", COUNTS_SCHEMA)
-    used = [table[name].to_numpy().astype(np.float64) for name in ("text", "prompts")]
-    shares = [uses / uses.sum() for uses in used if uses.any()]
-    return np.mean(shares, axis=0) if shares else np.zeros(len(table))
+    columns = {name: table[name].to_numpy().astype(np.float64) for name in COUNTS_SCHEMA.names[1:]}
+    own = [columns[name] - unmeasured * columns[f"measured_{name}"] for name in ("text", "prompts")]
+    total, general = sum(uses.sum() for uses in own), columns["general"]
+    shares = [uses / uses.sum() for uses in own if uses.any()]
+    mixed = total * np.mean(shares, axis=0) if shares else np.zeros(len(table))
+    if general.any():
+        mixed, total = mixed + GENERAL_TOKENS * general / general.sum(), total + GENERAL_TOKENS
+    return np.asarray(mixed / max(1.0, total))
 
 
 @dataclass(frozen=True)
 class VocabularyPlan:
-    """The tokens that stay, ascending, and the share of every token in the counted texts."""
+    """The tokens that stay, ascending, and the share that every token is expected to have in further text."""
 
     kept: tuple[int, ...]
     shares: Counts
 
     @property
     def whole(self) -> float:
-        """The share of the counted tokens that stay whole."""
+        """The share of further tokens that are expected to stay whole."""
         return float(self.shares[list(self.kept)].sum())
 
 
-def plan_vocabulary(
-    checkpoint: Path, counts: Path, ratio: float, pruning: PlanConfig, original_parameters: int | None = None
-) -> VocabularyPlan:
-    """Choose the tokens that stay; more than configured where fewer would remove more than the ratio.
-
-    Args:
-        checkpoint: the model to prune.
-        counts: the output of `count_tokens` for it.
-        ratio: fraction of the original parameters to remove.
-        pruning: the number of tokens, or their share.
-        original_parameters: of the model before the first step; None: those of this one.
-
-    Raises:
-        InputError: the number of tokens is too small for those that must stay, or leaves nothing to remove.
-    """
-    tokens, shares, size = read_tokens(checkpoint), read_shares(counts), read_structure(checkpoint).size
-    total = original_parameters or size.parameters
-    budget = max(0, round(ratio * total) - (total - size.parameters))
-    least = _up(size.vocab_size - budget // size.row)
-    wanted = pruning.vocabulary if isinstance(pruning.vocabulary, int) else None
-    if wanted is not None and wanted >= size.vocab_size:
-        raise InputError(f"pruning.vocabulary: got {wanted}; allowed: below {size.vocab_size}, the model's tokens")
-    return VocabularyPlan(tuple(choose_tokens(tokens, shares, wanted, pruning.vocabulary_share, least)), shares)
-
-
-def choose_tokens(tokens: Tokens, shares: Counts, size: int | None, share: float, least: int = 0) -> list[int]:
+def choose_tokens(tokens: Tokens, shares: Counts, size: int) -> VocabularyPlan:
     """The tokens of the highest shares with all that they are made of; equal shares go to the lower id, merged sooner.
 
     Args:
         shares: float64 [rows].
-        size: how many, a multiple of 64; None: as many as stand for `share` of the text, rounded up.
-        share: of the text, if `size` is None.
-        least: the smallest number that is allowed.
+        size: how many, a multiple of 64.
 
     Raises:
         InputError: `size` is smaller than the number of tokens that must stay.
     """
-    if size is not None and (must := _up(len(tokens.always))) > size:
-        raise InputError(
-            f"pruning.vocabulary: got {size}; allowed: at least {must}, for bytes, special tokens and chat template"
-        )
-    most = len(tokens.texts) // ROWS * ROWS
+    check_size(tokens, size)
+    size = min(size, len(tokens.texts) // ROWS * ROWS)
     order = [int(i) for i in np.argsort(-shares, kind="stable") if int(i) in tokens.texts]
     kept = set(tokens.always)
-    if size is None:
-        whole = shares[list(kept)].sum()
-        for token in order:
-            if whole >= share - 1e-12:
-                break
-            new = tokens.made_of([token]) - kept
-            kept |= new
-            whole += shares[list(new)].sum()
-        size = _up(len(kept))
-    size = min(max(size, least), most)
-    if len(kept) > size:  # the last few of an odd vocabulary
-        size = len(kept) // ROWS * ROWS
-        kept = set(tokens.always)
     while len(kept) < size:  # a token that does not fit with its parts is passed over, and tried again
         for token in order:
             new = tokens.made_of([token]) - kept
             if len(kept) + len(new) <= size:
                 kept |= new
-    return sorted(kept)
+    return VocabularyPlan(tuple(sorted(kept)), shares)
 
 
-def _up(number: int) -> int:
+def check_size(tokens: Tokens, size: int) -> None:
+    """Check that so many tokens are enough for those that must stay.
+
+    Raises:
+        InputError: they are not.
+    """
+    if (must := whole_rows(len(tokens.always))) > size:
+        raise InputError(
+            f"pruning.vocabulary: got {size}; allowed: at least {must}, for bytes, special tokens and chat template"
+        )
+
+
+def whole_rows(number: int) -> int:
     """The next multiple of 64."""
     return -(-number // ROWS) * ROWS

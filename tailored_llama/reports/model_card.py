@@ -12,16 +12,15 @@ from tailored_llama.config import (
     DENSE,
     GENERIC,
     BenchmarkConfig,
-    CalibrationConfig,
     RunConfig,
     TextConfig,
     healing_text,
     is_harness_task,
     is_written,
 )
-from tailored_llama.data import BUILTIN, Example, load_template, named_columns, render
+from tailored_llama.data import BUILTIN, Example, calibration_parts, load_template, named_columns, render
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, ModelRow, RecoveryRow, RecoveryTable
-from tailored_llama.models import Base, Size, is_layered, loading, what_was_removed, write_card
+from tailored_llama.models import Base, Size, is_layered, loading, lost_words, what_was_removed, write_card
 from tailored_llama.reports.inputs import ReportInputs, scored_runs
 from tailored_llama.reports.pages import page_template, settings_of
 from tailored_llama.reports.parts import percent, span
@@ -62,8 +61,9 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         dense=dense,
         gained_by=gained_by(config),
         healed_sequences=healing_text(config).calibration.samples,
-        healed_text=_calibration_text(healing_text(config).calibration) if config.healing.source else "that text",
+        healed_text=_calibration_text(healing_text(config)) if config.healing.source else "that text",
         layered=is_layered(checkpoint),
+        lost=lost_words(checkpoint),
         loading=loading(checkpoint),
         notes=benchmark_notes([table]),
         own=own,
@@ -79,7 +79,7 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         row=row,
         summary=summary(table, config) if tuned else _untuned_summary(table, untuned, row),
         tailored=tailored,
-        calibration_text=_calibration_text(config.calibration),
+        calibration_text=_calibration_text(config),
         text=_text,
         tuned=tuned,
         untuned=untuned,
@@ -147,6 +147,8 @@ def _data(own: BenchmarkConfig) -> str:
     if own.source:
         subset, revision = own.subset or "default", own.revision or "main"
         return f"the Hub data set `{own.source}` ({subset}, revision {revision})"
+    if own.data:
+        return f"`{Path(own.data).name}`: by a hash of each row, 45 % to tune on and 40 % to score"
     if own.train and own.evaluation:
         return f"`{Path(own.train).name}` to tune on, `{Path(own.evaluation).name}` to score"
     return f"train and evaluation split, as in the PyPI wheel {DATA_WHEEL.name}=={DATA_WHEEL.version}"
@@ -156,10 +158,11 @@ def _text(text: TextConfig) -> str:
     return f"`{without_folders(text.source)}`"
 
 
-def _calibration_text(calibration: CalibrationConfig) -> str:
+def _calibration_text(config: RunConfig) -> str:
     """The texts of the calibration, with the sequences of each if there are several."""
-    shares = [f" ({part.samples})" for part in calibration.parts] if len(calibration.parts) > 1 else [""]
-    names = [_text(part.text) for part in calibration.parts]
+    parts = calibration_parts(config)
+    shares = [f" ({part.samples})" for part in parts] if len(parts) > 1 else [""]
+    names = [f"questions of `{part.benchmark.name}`" if part.benchmark else _text(part.text) for part in parts]
     return ", ".join(map("".join, zip(names, shares, strict=True)))
 
 

@@ -84,7 +84,7 @@ def _shown(
     run: RunResults, table: RecoveryTable, inputs: ReportInputs, pictures: Mapping[str, Picture]
 ) -> dict[str, Any]:
     """What the templates show of one run."""
-    kinds = ("accuracy", "widths", "losses")
+    kinds = ("accuracy", "split", "widths", "losses")
     return {
         "name": run_name(table.ratio),
         "table": table,

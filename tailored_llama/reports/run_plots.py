@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from tailored_llama.config import DENSE, TUNED_DENSE
 from tailored_llama.evaluation import MODELS, Z95, Array, RecoveryTable
-from tailored_llama.pruning import IMPORTANCE_SCHEMA, read_plan
+from tailored_llama.pruning import IMPORTANCE_SCHEMA, Split, read_plan, read_tried
 from tailored_llama.reports.figures import COLOURS, WIDTH, Picture, new_figure, styled, wrap_name, xy
 from tailored_llama.reports.inputs import ReportInputs, RunResults
 from tailored_llama.store import read_table
@@ -43,6 +43,8 @@ def report_pictures(
         pictures[picture_name("accuracy", run.ratio)] = _accuracies(table, tuned.get(run.ratio))
         if run.plan:
             pictures[picture_name("widths", run.ratio)] = _widths(run.plan)
+            if len(tried := read_tried(run.plan)) > 1:
+                pictures[picture_name("split", run.ratio)] = _split(tried)
         if run.logs:
             pictures[picture_name("losses", run.ratio)] = _losses(run.logs)
     return pictures
@@ -100,6 +102,27 @@ def _widths(folder: Path) -> Picture:
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
     return Picture(figure, "Share of each layer that pruning keeps")
+
+
+@styled
+def _split(tried: Sequence[Split]) -> Picture:
+    """What each split of the ratio between tokens and layers costs, the chosen one ringed."""
+    figure = new_figure(260, width=WIDTH // 2 + 110)
+    axes, costs = figure.subplots(), [split.nats_per_byte or 0.0 for split in tried]
+    tokens, best = [split.tokens for split in tried], int(np.argmin(costs))
+    axes.plot(tokens, costs, color=COLOURS["pruned"], linewidth=2, marker="o", markersize=5)
+    axes.plot(tokens[best], costs[best], "o", markersize=12, markerfacecolor="none", color=COLOURS["tailored"])
+    for at, split in zip(tokens, tried, strict=True):
+        place = (at, split.nats_per_byte or 0.0)
+        axes.annotate(f"{split.body_ratio:.0%}", place, (0, 8), textcoords="offset points", ha="center", fontsize=9)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("tokens kept; at each point, what the layers lose")
+    axes.set_ylabel("nats per byte")
+    axes.margins(y=0.15)
+    axes.grid(axis="y")
+    return Picture(figure, "Loss on held-out prompts by the number of tokens that stay")
 
 
 @styled

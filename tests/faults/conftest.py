@@ -81,7 +81,7 @@ def configuration(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
     return run | {
         "benchmarks": [write_own_benchmark(data)],
-        "model": {"source": str(request.getfixturevalue("tiny"))},
+        "model": {"source": str(request.getfixturevalue("tiny")), "dtype": "float32"},
         "calibration": {"source": str(text), "samples": 4, "tokens": 16},
         "pruning": {"ratios": [0.2], "min_channels": 4},
         "healing": {"tokens": 64},

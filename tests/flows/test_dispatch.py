@@ -85,7 +85,7 @@ def two(own_run: dict[str, Any]) -> dict[str, Any]:
 def test_workers_make_what_the_flow_itself_makes(
     two: dict[str, Any], workers: Workers, tmp_path: Path, states: dict[str, list[str]]
 ) -> None:
-    two["model"] = {"source": str(add_merge(save_tiny_llama(tmp_path / "model")))}
+    two["model"] = {"source": str(add_merge(save_tiny_llama(tmp_path / "model"))), "dtype": "float32"}
     two["store"] |= {"export": str(tmp_path / "exported"), "export_formats": ["gguf:f32"]}
     two["healing"], two["distillation"] = {"tokens": 128}, {"weight": 1.0, "top": 8}
     two["profile"] = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}

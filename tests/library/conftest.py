@@ -41,7 +41,7 @@ def _pruned(dense: Path, root: Path) -> Path:
     out.mkdir()
     build_graph(dense, settings=None, work=Work(groups))
     score_importance(dense, groups, None, settings=ImportanceSettings("random", 1), work=Work(groups))
-    settings = PruningConfig(allocation="global", min_channels=2)
+    settings = PruningConfig(shape="any", min_channels=2)
     prune(dense, groups, groups, None, ratio=0.1, pruning=settings, out=out)
     return out
 

@@ -2,7 +2,7 @@
 
     python tests/performance/allocation.py FOLDER data/quickstart.toml --ratio 0.2 --ratio 0.5
 
-Everything but `pruning.allocation` is equal. The divergence from the dense model and the perplexity are measured on
+Everything but `pruning.shape` is equal. The divergence from the dense model and the perplexity are measured on
 text and prompts that the fits have not read, and the accuracy on train examples that are neither shots nor held out.
 The text is the run's perplexity text. The prompts are the first of those examples, with their right answers. Results
 are kept in FOLDER, and found again. The split that benchmarks are scored on is not read.
@@ -66,7 +66,7 @@ def diverge(
 ) -> None:
     """Stage: write the divergence of a checkpoint from the dense model as `metrics.json`, in nats."""
     tokenizer = load_tokenizer(dense)
-    text = tokenizer("\n\n".join(load_texts(settings.text.text, work.downloads))[:40_000])["input_ids"][:TEXT]
+    text = tokenizer("\n\n".join(load_texts(settings.text, work.downloads))[:40_000])["input_ids"][:TEXT]
     prompts = [p for folder in slices.values() for p in read_prompts(folder, "selection")[:DIVERGED]]
     documents = {
         "text": [Document(text[start : start + 512]) for start in range(0, len(text), 512)],
@@ -147,9 +147,9 @@ def main(
     run = kept_in(folder, own)
     inputs = prepare(run, own, examples)
     models = {
-        f"{kind} {r:g}": steps.prune_to(run, with_pruning(own, allocation=kind), inputs.dense, r)
+        f"{kind} {r:g}": steps.prune_to(run, with_pruning(own, shape=kind), inputs.dense, r)
         for r in ratio
-        for kind in ("global", "uniform")
+        for kind in ("any", "stock")
     }
     compare(run, own, inputs, models)
 

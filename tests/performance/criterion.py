@@ -2,7 +2,7 @@
 
     python tests/performance/criterion.py FOLDER data/quickstart.toml
     python tests/performance/criterion.py FOLDER data/quickstart.toml --text passages --text questions \\
-        --vary pruning.allocation=global --vary pruning.allocation=uniform
+        --vary pruning.shape=any --vary pruning.shape=stock
 
 The plans differ in their calibration text, and in one setting. Each is measured untuned, then tailored to every one of
 the benchmarks.
@@ -34,13 +34,12 @@ from tailored_llama.evaluation import read_metrics, read_score
 from tailored_llama.pipeline import Artifact, Runner, steps
 
 EVERYDAY = '{source = "hellaswag", column = "query"}'  # what people do, in videos and instructions
-QUESTIONS = (EVERYDAY, '{source = "arc_easy", column = "question"}', '{source = "piqa", column = "question"}')
 TEXTS = {
     "passages": '"boolq"',
     "everyday": f"[{EVERYDAY}]",
     "prompts": '"prompts"',
     "passages + prompts": '["boolq", "prompts"]',
-    "questions": f"[{', '.join(QUESTIONS)}]",
+    "questions": '"questions"',
 }
 
 

@@ -172,7 +172,7 @@ def main(
     examples: int = 250,
     override: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
-    own = with_pruning(load_config(str(config), override or []), ratios=tuple(ratio), steps=1, allocation="global")
+    own = with_pruning(load_config(str(config), override or []), ratios=tuple(ratio), steps=1, shape="any")
     run = kept_in(folder, own)
     inputs = prepare(run, own, examples)
     dense = inputs.dense

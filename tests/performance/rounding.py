@@ -18,7 +18,7 @@ import typer
 
 from llama_cpp import llama_cpp
 from tailored_llama.config import GgufType, PerplexityConfig, validate_config
-from tailored_llama.data import load_texts
+from tailored_llama.data import find_text, load_texts
 from tailored_llama.models import load_model, load_tokenizer
 from tailored_llama.serving import write_gguf
 
@@ -50,7 +50,7 @@ def losses(logits: list[torch.Tensor], windows: list[list[int]]) -> torch.Tensor
 def main(
     checkpoint: Path, count: Annotated[int, typer.Option("--windows", help=f"Of {WINDOW} tokens each.")] = 2
 ) -> None:
-    text = "\n".join(load_texts(PerplexityConfig(), validate_config({}).store.downloads)[:40])
+    text = "\n".join(load_texts(find_text(PerplexityConfig()), validate_config({}).store.downloads)[:40])
     ids = load_tokenizer(checkpoint)(text)["input_ids"]
     windows = [ids[i * WINDOW : (i + 1) * WINDOW] for i in range(count)]
     model = load_model(checkpoint).float()

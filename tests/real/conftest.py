@@ -9,7 +9,7 @@ import pytest
 
 from helpers import CPU, prune
 from tailored_llama.config import RunConfig, Work, load_config
-from tailored_llama.config.schema import Allocation
+from tailored_llama.config.schema import Shape
 from tailored_llama.data import CalibrationSettings, load_calibration
 from tailored_llama.models import DenseSettings, prepare_dense
 from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance
@@ -45,7 +45,7 @@ class Scored:
 def scored_smollm2(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Scored:
     scored = Scored(*(tmp_path_factory.mktemp(name) for name in ("groups", "text", "score")))
     build_graph(smollm2, settings=None, work=Work(scored.groups))
-    drawn = CalibrationSettings.of(quickstart.calibration, 0)
+    drawn = CalibrationSettings.of(quickstart)
     load_calibration(smollm2, {}, settings=drawn, work=Work(scored.calibration, downloads=quickstart.store.downloads))
     criterion = ImportanceSettings(quickstart.pruning.criterion, 0)
     score_importance(smollm2, scored.groups, scored.calibration, settings=criterion, work=Work(scored.importance, CPU))
@@ -73,12 +73,12 @@ def halved_smollm2(
     return prune_by_gradients(smollm2, scored_smollm2, quickstart, 0.5, tmp_path_factory.mktemp("halved"))
 
 
-def prune_by_size(dense: Path, run: RunConfig, allocation: Allocation, factory: pytest.TempPathFactory) -> Path:
+def prune_by_size(dense: Path, run: RunConfig, shape: Shape, factory: pytest.TempPathFactory) -> Path:
     """Prune by the size of the weights alone, which takes seconds; the model is worth little."""
-    groups, importance, out = (factory.mktemp(name) for name in ("groups", "importance", allocation))
+    groups, importance, out = (factory.mktemp(name) for name in ("groups", "importance", shape))
     build_graph(dense, settings=None, work=Work(groups))
     score_importance(dense, groups, None, settings=ImportanceSettings("magnitude_l2"), work=Work(importance, CPU))
-    pruning = run.pruning.model_copy(update={"allocation": allocation})
+    pruning = run.pruning.model_copy(update={"shape": shape})
     prune(dense, groups, importance, None, ratio=0.2, pruning=pruning, out=out)
     return out
 
@@ -86,13 +86,13 @@ def prune_by_size(dense: Path, run: RunConfig, allocation: Allocation, factory: 
 @pytest.fixture(scope="session")
 def layered_smollm2(smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pruned by size, layers of different widths: for what must hold for any weights."""
-    return prune_by_size(smollm2, quickstart, "global", tmp_path_factory)
+    return prune_by_size(smollm2, quickstart, "any", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def uniform_smollm2(smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pruned by size alike in every layer: a checkpoint of a stock architecture."""
-    return prune_by_size(smollm2, quickstart, "uniform", tmp_path_factory)
+    return prune_by_size(smollm2, quickstart, "stock", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from helpers import CPU, load_and_render, tune
 from llama_cpp import llama_cpp
 from tailored_llama.config import BenchmarkConfig, PerplexityConfig, RunConfig, Work
-from tailored_llama.data import load_texts
+from tailored_llama.data import find_text, load_texts
 from tailored_llama.evaluation import PerplexitySettings, Until, generate, measure_perplexity, read_metrics
 from tailored_llama.models import load_model, load_tokenizer, merge_adapter, read_structure
 from tailored_llama.serving import write_gguf
@@ -63,7 +63,7 @@ def test_tuning_lowers_the_held_out_loss_and_the_merged_model_stands_alone(
 
 
 def windows(checkpoint: Path, run: RunConfig, count: int) -> list[list[int]]:
-    text = "\n".join(load_texts(PerplexityConfig(), run.store.downloads)[:40])
+    text = "\n".join(load_texts(find_text(PerplexityConfig()), run.store.downloads)[:40])
     ids = load_tokenizer(checkpoint)(text)["input_ids"]
     return [ids[i * WINDOW : (i + 1) * WINDOW] for i in range(count)]
 

@@ -27,7 +27,7 @@ import harness
 from equality import TOLERANCE, compare, our_scores
 from helpers import CPU, load_and_render, tune
 from tailored_llama.config import BenchmarkConfig, PerplexityConfig, RunConfig, Work
-from tailored_llama.data import load_texts
+from tailored_llama.data import find_text, load_texts
 from tailored_llama.data.builtin import SEVEN
 from tailored_llama.evaluation import PerplexitySettings, measure_perplexity, read_metrics
 from tailored_llama.models import load_model, load_tokenizer, merge_adapter, read_structure
@@ -175,7 +175,7 @@ def test_word_and_byte_perplexity_equal_the_harness(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks.wikitext.preprocess_wikitext import process_results
 
-    page = "\n\n".join(load_texts(quickstart.perplexity, quickstart.store.downloads))[:8000]
+    page = "\n\n".join(load_texts(find_text(quickstart.perplexity), quickstart.store.downloads))[:8000]
     text, out = folder("text") / "page.txt", folder("perplexity")
     text.write_text(page, encoding="utf-8")
     settings = PerplexitySettings.of(PerplexityConfig(source=str(text), window=512, tokens=None))

@@ -12,7 +12,7 @@ import torch
 from helpers import CPU, prune
 from llama_cpp import llama_cpp
 from tailored_llama.config import BenchmarkConfig, PerplexityConfig, PruningConfig, RunConfig, Work
-from tailored_llama.data import load_template, load_texts, render
+from tailored_llama.data import find_text, load_template, load_texts, render
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.models import load_model, load_tokenizer, read_id_table, read_structure
 from tailored_llama.pruning import CountSettings, ImportanceSettings, build_graph, count_tokens, score_importance
@@ -28,7 +28,7 @@ def trimmed(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempP
     graph, scores, counts, out = (tmp_path_factory.mktemp(name) for name in ("graph", "scores", "counts", "trimmed"))
     build_graph(smollm2, settings=None, work=Work(graph))
     score_importance(smollm2, graph, None, settings=ImportanceSettings("random", 0), work=Work(scores, CPU))
-    settings = CountSettings.of(quickstart.calibration)
+    settings = CountSettings.of(quickstart)
     count_tokens(smollm2, {}, settings=settings, work=Work(counts, downloads=quickstart.store.downloads))
     size = read_structure(smollm2).size
     facts = prune(
@@ -56,7 +56,7 @@ def texts(quickstart: RunConfig) -> list[str]:
         for example in islice(examples, 0, None, max(1, len(examples) // 100)):
             prompt = render(benchmark, load_template("harness"), example)
             found += [c + a for c, a in zip(prompt.contexts, prompt.continuations, strict=True)]
-    return found + load_texts(PerplexityConfig(), quickstart.store.downloads)[:100]
+    return found + load_texts(find_text(PerplexityConfig()), quickstart.store.downloads)[:100]
 
 
 def test_every_text_is_written_and_those_of_kept_tokens_alike(texts: list[str], smollm2: Path, trimmed: Path) -> None:

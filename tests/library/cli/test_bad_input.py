@@ -85,11 +85,6 @@ def delete(file: str) -> Callable[[Run, Path], None]:
     return change
 
 
-def no_instruction(run: Run, place: Path) -> None:
-    del run["benchmarks"][0]["instruction"]
-    run["prompts"] = {"template": "task"}
-
-
 def own_template(tables: str) -> Callable[[Run, Path], None]:
     def change(run: Run, place: Path) -> None:
         (place / "mine.toml").write_text(f'name = "mine"\nsource = "me"\n{tables}')
@@ -119,7 +114,10 @@ def cut_weights(run: Run, place: Path) -> None:
 
 TEMPLATES = "generic, harness, lettered, reread, task, task-2, task-3"
 SEVEN = "boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa"
-NEW_NAME = f"allowed: {SEVEN}, csqa, or a new name with train, evaluation, context, choices and answer"
+NEW_NAME = (
+    f"allowed: {SEVEN}, csqa, a .csv, .jsonl or .parquet file, or a new name with train, evaluation, context, choices "
+    "and answer"
+)
 COLUMNS = "(not set: context, choices, answer, evaluation)"
 NO_ANSWER = "which is none of the 4 choices; allowed: an index from 0 to 3, a letter from A to D, or a choice's text"
 CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
@@ -161,10 +159,14 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
         f"benchmarks: got 'arc-easy', unknown; did you mean arc_easy? {NEW_NAME} {COLUMNS}",
     ),
     "unknown benchmark, far from any": (benchmark("mmlu"), f"benchmarks: got 'mmlu', unknown; {NEW_NAME} {COLUMNS}"),
-    "template without instruction": (
-        no_instruction,
-        "benchmarks.colours.instruction: not set; allowed: a sentence that states the task, which "
-        "the template task puts before each question",
+    "one file that is not there": (
+        benchmark("nowhere.csv"),
+        "benchmarks.nowhere.data: got 'nowhere.csv', no such file; allowed: a .csv, .jsonl or .parquet file",
+    ),
+    "one file beside two": (
+        own("data", "{place}/data/train.jsonl"),
+        "benchmarks.colours.data: got '{place}/data/train.jsonl' with train = '{place}/data/train.jsonl'; allowed: "
+        "data alone, or train",
     ),
     "model missing": (
         put("model", "source", "/nowhere/llama"),
@@ -244,12 +246,12 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     "more shots than train": (
         put("tuning", "shots", 21),
         "tuning.shots: got 21; allowed: at most 20 (colours has 24 train examples to draw from, and tuning.held_out "
-        "is 4)",
+        "takes 4)",
     ),
     "more held out than train": (
         put("tuning", "held_out", 24),
         "tuning.held_out: got 24; allowed: at most 16 (colours has 24 train examples to draw from, and tuning.shots "
-        "is 8)",
+        "takes 8)",
     ),
     "one calibration text missing": (
         put("calibration", "source", ["prompts", "/nowhere/text.txt"]),

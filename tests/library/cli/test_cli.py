@@ -232,10 +232,11 @@ WRONG = {
     "prune {tiny} data --ratio 0.2": "data: exists already; allowed: a new or empty folder",
     "prune {tiny} run.toml --ratio 0.2": "run.toml: exists already; allowed: a new or empty folder",
     "prune {tiny} run.toml/a/out --ratio 0.2": "run.toml/a/out: Not a directory; allowed: a path in a writable folder",
-    "tune {tiny} out -b colour --config run.toml": f"benchmarks: got 'colour', unknown; allowed: {SEVEN}, csqa, or a "
-    "new name with train, evaluation, context, choices and answer (not set: context, choices, answer, evaluation)",
+    "tune {tiny} out -b colour --config run.toml": f"benchmarks: got 'colour', unknown; allowed: {SEVEN}, csqa, a "
+    ".csv, .jsonl or .parquet file, or a new name with train, evaluation, context, choices and answer (not set: "
+    "context, choices, answer, evaluation)",
     "tune {tiny} out -b colours --config run.toml --set tuning.shots=99": "tuning.shots: got 99; allowed: at most 20 "
-    "(colours has 24 train examples to draw from, and tuning.held_out is 4)",
+    "(colours has 24 train examples to draw from, and tuning.held_out takes 4)",
     "tune {tiny} out -b colours --config run.toml --set distillation.weight=1": "--dense: not set; allowed: the dense "
     "checkpoint (distillation.weight is 1.0)",
     "tune {tiny} out -b colours --config run.toml --dense {tiny}": "--dense: given, but distillation.weight is "

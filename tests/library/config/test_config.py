@@ -132,7 +132,7 @@ WRONG = {
     "calibration.source.0.weight?",
     'calibration={samples=1, source=["boolq", "prompts"]}': "calibration.samples: got 1, of which prompts gets no "
     "sequence by its weight; allowed: one for each text of calibration.source (boolq + prompts)",
-    'calibration={source=["boolq", {source="prompts", weight=0.01}]}': "calibration.samples: got 32, of which prompts "
+    'calibration={source=["boolq", {source="prompts", weight=0.01}]}': "calibration.samples: got 16, of which prompts "
     "gets no sequence by its weight; allowed: one for each text of calibration.source (1 × boolq + 0.01 × prompts)",
     "scoring.limit=0": "scoring.limit: got 0; allowed: greater than or equal to 1",
     "execution.device=gpu": "execution.device: got 'gpu'; allowed: text that matches "
@@ -167,12 +167,12 @@ def test_a_wrong_value_is_one_line_with_field_value_and_what_is_allowed(override
 def test_texts_share_the_sequences_by_weight(weights: tuple[float, ...], samples: int, shares: list[int]) -> None:
     texts = [{"source": f"text-{i}", "weight": weight} for i, weight in enumerate(weights)]
     run = validate_config({"calibration": {"source": texts, "samples": samples}})
-    assert [part.samples for part in run.calibration.parts] == shares
+    assert [part.samples for part in run.calibration.parts(())] == shares
 
 
 def test_a_text_of_a_mixture_is_read_as_the_section_says_unless_it_says_otherwise() -> None:
     texts = ["boolq", {"source": "hellaswag", "column": "context", "split": "evaluation"}]
-    first, second = validate_config({"calibration": {"source": texts, "column": "question"}}).calibration.parts
+    first, second = validate_config({"calibration": {"source": texts, "column": "question"}}).calibration.parts(())
     assert (first.text.source, first.text.column, first.text.split) == ("boolq", "question", "train")
     assert (second.text.source, second.text.column, second.text.split) == ("hellaswag", "context", "evaluation")
 
@@ -180,7 +180,7 @@ def test_a_text_of_a_mixture_is_read_as_the_section_says_unless_it_says_otherwis
 def test_healing_reads_every_text_of_a_mixture() -> None:
     text = {"source": ["boolq", "prompts"], "tokens": 64}
     healed = healing_text(validate_config({"calibration": text, "healing": {"tokens": 256}}))
-    assert [(part.text.source, part.samples) for part in healed.calibration.parts] == [("boolq", 2), ("prompts", 2)]
+    assert [(part.text.source, part.samples) for part in healed.calibration.parts(())] == [("boolq", 2), ("prompts", 2)]
     message = "healing.tokens: got 64, of which prompts gets no sequence by its weight; allowed: one for each text of "
     with pytest.raises(InputError, match=exactly(message + "calibration.source (boolq + prompts)")):
         validate_config({"calibration": text, "healing": {"tokens": 64}})
@@ -190,8 +190,8 @@ def test_healing_reads_a_text_of_its_own() -> None:
     text = {"source": "wiki.txt", "tokens": 64, "column": "body"}
     own = ["boolq", {"source": "prompts", "weight": 3.0}]
     healed = healing_text(validate_config({"calibration": text, "healing": {"tokens": 256, "source": own}}))
-    assert [(part.text.source, part.samples) for part in healed.calibration.parts] == [("boolq", 1), ("prompts", 3)]
-    assert {part.text.column for part in healed.calibration.parts} == {"body"}
+    assert [(part.text.source, part.samples) for part in healed.calibration.parts(())] == [("boolq", 1), ("prompts", 3)]
+    assert {part.text.column for part in healed.calibration.parts(())} == {"body"}
     message = "healing.tokens: got 64, of which boolq gets no sequence by its weight; allowed: one for each text of "
     with pytest.raises(InputError, match=exactly(message + "healing.source (1 × boolq + 3 × prompts)")):
         validate_config({"calibration": text, "healing": {"tokens": 64, "source": own}})
@@ -201,10 +201,10 @@ def test_healing_reads_a_text_of_its_own() -> None:
 
 def test_the_hub_s_fields_are_of_the_text_that_they_were_given_for() -> None:
     wiki = {"source": "Salesforce/wikitext", "subset": "wikitext-2-raw-v1", "revision": "main"}
-    (same,) = healing_text(validate_config({"calibration": wiki, "healing": {"tokens": 64}})).calibration.parts
+    (same,) = healing_text(validate_config({"calibration": wiki, "healing": {"tokens": 64}})).calibration.parts(())
     assert (same.text.subset, same.text.revision) == ("wikitext-2-raw-v1", "main")
     other = {"calibration": wiki, "healing": {"tokens": 64, "source": "own/text"}}
-    (own,) = healing_text(validate_config(other)).calibration.parts
+    (own,) = healing_text(validate_config(other)).calibration.parts(())
     assert (own.text.source, own.text.subset, own.text.revision) == ("own/text", None, None)
 
 

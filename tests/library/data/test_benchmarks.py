@@ -137,8 +137,8 @@ def test_unknown_benchmark_names_the_nearest() -> None:
         check_benchmark(BenchmarkConfig(name="hellaswg"))
     assert str(caught.value) == (
         "benchmarks: got 'hellaswg', unknown; did you mean hellaswag? allowed: boolq, piqa, hellaswag, winogrande, "
-        "arc_easy, arc_challenge, openbookqa, csqa, or a new name with train, evaluation, context, choices and answer "
-        "(not set: context, choices, answer, evaluation)"
+        "arc_easy, arc_challenge, openbookqa, csqa, a .csv, .jsonl or .parquet file, or a new name with train, "
+        "evaluation, context, choices and answer (not set: context, choices, answer, evaluation)"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 
 from helpers import load_and_render, write_own_benchmark
-from tailored_llama.config import BenchmarkConfig, CalibrationConfig, TextConfig, Work
+from tailored_llama.config import BenchmarkConfig, TextConfig, Work, validate_config
 from tailored_llama.data import (
     CalibrationSettings,
     find_text,
     load_calibration,
+    load_questions,
     load_texts,
     read_calibration,
     read_prompts,
@@ -46,10 +47,15 @@ def write(path: Path, documents: list[Any], column: str = "text") -> Path:
     return path
 
 
+def drawn(benchmarks: Sequence[Any] = ("arc_easy",), seed: int = 0, **calibration: Any) -> CalibrationSettings:
+    run = {"benchmarks": list(benchmarks), "seed": seed, "calibration": calibration}
+    return CalibrationSettings.of(validate_config(run))
+
+
 def calibrate(dense: Path, out: Path, source: Any, seed: int = 0, **changes: Any) -> list[list[int]]:
     source = source if isinstance(source, list) else str(source)
-    config = CalibrationConfig(source=source, **({"samples": 3, "tokens": 16, "column": "text"} | changes))
-    load_calibration(dense, {}, settings=CalibrationSettings.of(config, seed), work=Work(out))
+    settings = drawn(seed=seed, source=source, **({"samples": 3, "tokens": 16, "column": "text"} | changes))
+    load_calibration(dense, {}, settings=settings, work=Work(out))
     return [list(map(int, row)) for row in read_calibration(out)]
 
 
@@ -97,7 +103,7 @@ def test_every_type_of_file_is_a_text(tmp_path: Path, suffix: str) -> None:
     documents = ['Ünïcode, "quoted"', "two\nlines", "  ", "NA"]
     path = write(tmp_path / f"text{suffix}", documents)
     expected = ["\n".join(documents)] if suffix == ".txt" else [documents[0], documents[1], "NA"]
-    assert load_texts(TextConfig(source=str(path)), "no downloads") == expected
+    assert load_texts(find_text(TextConfig(source=str(path))), "no downloads") == expected
 
 
 def test_the_identity_of_a_text_is_its_bytes_and_its_column(tmp_path: Path) -> None:
@@ -134,7 +140,7 @@ def test_a_file_that_is_no_text_says_why(tmp_path: Path, name: str) -> None:
     path, (make, message) = tmp_path / name, WRONG[name]
     make(path)
     with pytest.raises(InputError, match=exactly(message.format(path))):
-        load_texts(TextConfig(source=str(path)), "no downloads")
+        load_texts(find_text(TextConfig(source=str(path))), "no downloads")
 
 
 @pytest.mark.parametrize("source", ["/nowhere/text.txt", "wikitext", "./nowhere/text.txt"])
@@ -151,13 +157,38 @@ def test_the_training_prompts_of_the_run_are_a_text(tiny: Path, folder: Callable
     benchmark = BenchmarkConfig(**write_own_benchmark(folder("data")))
     out = folder("out")
     prompts = load_and_render(benchmark, folder("rendered"), split="train", shots=8, held_out=8)
-    settings = CalibrationSettings.of(CalibrationConfig(source="prompts", samples=5, tokens=48), seed=0)
+    settings = drawn(source="prompts", samples=5, tokens=48)
     load_calibration(tiny, {"colours": prompts}, settings=settings, work=Work(out))
     tokenizer = load_tokenizer(tiny)
     text = "\n\n".join(p.contexts[p.answer] + p.continuations[p.answer] for p in read_prompts(prompts, "shots"))
     windows = [tokenizer.decode(ids) for ids in read_calibration(out)]
     assert len(set(windows)) == 5
     assert all(window in text for window in windows)
+
+
+def test_questions_are_those_of_every_benchmark_without_answers(tiny: Path, folder: Callable[[str], Path]) -> None:
+    tables = [write_own_benchmark(folder(name)) | {"name": name} for name in ("first", "second")]
+    settings = drawn(tables, samples=4, tokens=48)
+    assert [(text.source.name, text.samples) for text in settings.texts] == [
+        ("questions of first", 2),
+        ("questions of second", 2),
+    ]
+    load_calibration(tiny, {}, settings=settings, work=Work(out := folder("out")))
+    questions = load_questions(BenchmarkConfig(**tables[0]), "no downloads")
+    text = "\n\n".join(questions.values())
+    assert len(questions) > 10
+    tokenizer = load_tokenizer(tiny)
+    for window in (tokenizer.decode(ids) for ids in read_calibration(out)):
+        inside = window.split("\n\n")[1:-1]
+        assert inside
+        assert all(part in text for part in inside)
+
+
+def test_a_run_without_train_rows_calibrates_on_boolq_s_passages(folder: Callable[[str], Path]) -> None:
+    only = write_own_benchmark(folder("data"))
+    del only["train"]
+    (text,) = drawn([only]).texts
+    assert (text.source.name, text.source.kind, text.source.text.column) == ("boolq", "benchmark", "passage")
 
 
 @pytest.fixture
@@ -191,7 +222,7 @@ def test_a_list_of_one_is_that_text(tiny: Path, folder: Callable[[str], Path], t
 
 def test_a_mixture_is_identified_by_its_texts_and_their_shares(two: list[dict[str, Any]]) -> None:
     def key(source: Any) -> str:
-        settings = CalibrationSettings.of(CalibrationConfig(source=source), seed=0)
+        settings = drawn(source=source)
         return Call(STAGES["calibration"], settings, {}, "calibration").key
 
     path, other = two[0]["source"], two[1]["source"]

@@ -367,7 +367,7 @@ def run_of(tiny: Path, tmp_path: Path, name: str, folder: Path, **sections: Any)
     return validate_config(
         {
             "benchmarks": [{"name": f"lm_eval:{name}", "source": str(folder)}],
-            "model": {"source": str(tiny)},
+            "model": {"source": str(tiny), "dtype": "float32"},
             "store": StoreConfig(root=str(tmp_path / "store"), downloads=str(tmp_path / "downloads")).model_dump(),
             "calibration": {"source": str(tmp_path / "train.jsonl"), "column": "question"},
             "perplexity": {"source": str(tmp_path / "train.jsonl"), "column": "question"},

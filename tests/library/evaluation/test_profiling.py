@@ -57,7 +57,7 @@ def layered(dense: Path, out: Path) -> Path:
     build_graph(dense, settings=None, work=Work(groups))
     found = read_groups(groups)
     write_importance(groups, found, np.random.default_rng(1).random(len(found)), "random")
-    settings = PruningConfig(allocation="global", min_channels=2)
+    settings = PruningConfig(shape="any", min_channels=2)
     prune(dense, groups, groups, None, ratio=0.2, pruning=settings, out=out)
     assert read_config(out)["model_type"].startswith("tailored_")
     return out

@@ -50,10 +50,6 @@ def test_sets_of_one_s_own_go_by_their_names(tmp_path: Path) -> None:
         ("examples = 0", "examples: got 0; allowed: greater than or equal to 1"),
         ("exampels = 9", "exampels: unknown key; did you mean examples?"),
         ("pruned = true\n[pruning]\nratios = [0.1, 0.2]", "pruning.ratios: got [0.1, 0.2]; allowed: one ratio with"),
-        (
-            'benchmarks = [{name = "x", evaluation = "e.csv", context = "c", choices = "o", answer = "a"}]',
-            "benchmarks.x.instruction: not set",
-        ),
     ],
 )
 def test_a_bad_study_is_named(tmp_path: Path, text: str, message: str) -> None:

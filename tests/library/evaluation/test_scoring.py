@@ -53,7 +53,7 @@ def per_layer(tiny: Path, folder: Callable[[str], Path]) -> Path:
     groups, importance, out = folder("groups"), folder("importance"), folder("pruned")
     build_graph(tiny, settings=None, work=Work(groups))
     score_importance(tiny, groups, None, settings=ImportanceSettings("random", 0), work=Work(importance))
-    settings = PruningConfig(allocation="global", min_channels=4)
+    settings = PruningConfig(shape="any", min_channels=4)
     prune(tiny, groups, importance, None, ratio=0.2, pruning=settings, out=out)
     assert len(set(read_structure(out).layers)) > 1
     return out

@@ -10,6 +10,7 @@ from tailored_llama.evaluation.statistics import (
     Answers,
     chance_corrected,
     check_same_examples,
+    detectable_difference,
     interval,
     mcnemar,
     paired_draws,
@@ -89,6 +90,22 @@ def test_interval_is_seeded_and_narrower_than_an_unpaired_one() -> None:
     one, other = paired_draws(*pair, seed=1)[0], paired_draws(*pair, seed=2)[1]
     unpaired = interval(ratios(one, other))
     assert high - low < unpaired[1] - unpaired[0]
+
+
+@pytest.mark.parametrize("examples", [60, 400, 4000])
+def test_a_detectable_difference_is_where_the_interval_of_paired_answers_leaves_0(examples: int) -> None:
+    discordant = round(0.15 * examples)
+
+    def interval_of(difference: float) -> tuple[float, float]:
+        """Of two models that disagree on so many examples, and one is better by `difference`."""
+        ahead = round((discordant + difference * examples) / 2)
+        one = answers([1] * ahead + [0] * (examples - ahead))
+        other = answers([0] * ahead + [1] * (discordant - ahead) + [0] * (examples - discordant))
+        return interval(np.subtract(*paired_draws(one, other, resamples=20_000)))
+
+    smallest = detectable_difference(examples)
+    assert interval_of(1.25 * smallest)[0] > 0
+    assert interval_of(0.75 * smallest)[0] < 0
 
 
 def test_interval_takes_order_statistics() -> None:

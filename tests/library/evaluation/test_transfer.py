@@ -124,7 +124,6 @@ def test_the_findings_compare_own_and_others_and_name_benchmarks_at_the_floor(tm
     [
         ({"pruning": {"ratios": [0.2, 0.5]}}, "pruning.ratios: got [0.2, 0.5]; allowed: one ratio"),
         ({"benchmarks": ["piqa"]}, "benchmarks: got piqa alone; allowed: at least two"),
-        ({"tuning": {"dense": True}}, "tuning.dense: got true; allowed: false"),
         ({"benchmarks": ["piqa", {"name": "dense"}]}, "benchmarks: got 'dense'; allowed: another name"),
     ],
 )

@@ -56,8 +56,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "SmolLM3 (layers without RoPE)": ("smollm3", {"no_rope_layer_interval": 2, "pad_token_id": 0}),
 }
-UNIFORM = PruningConfig(allocation="uniform", min_channels=2)
-LAYERED = PruningConfig(allocation="global", min_channels=2)
+UNIFORM = PruningConfig(shape="stock", min_channels=2)
+LAYERED = PruningConfig(shape="any", min_channels=2)
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"]
 
 every_model = pytest.mark.parametrize(("architecture", "changes"), MODELS.values(), ids=MODELS.keys())
@@ -74,7 +74,7 @@ def prepare(tmp_path: Path, architecture: str, changes: dict[str, Any]) -> tuple
 def pruned(tmp_path: Path, dense: Path, folder: Path, pruning: PruningConfig, ratio: float = 0.2) -> Path:
     groups = read_groups(folder)
     write_importance(folder, groups, np.random.default_rng(1).random(len(groups)), "random")
-    out = tmp_path / pruning.allocation
+    out = tmp_path / pruning.shape
     out.mkdir()
     prune(dense, folder, folder, None, ratio=ratio, pruning=pruning, out=out)
     return out

@@ -173,7 +173,7 @@ def test_importance(tiny: Path, groups: Path, text: Path, both: Any, criterion: 
 
 @pytest.mark.parametrize("method", ["static", "sequential", "bias"])
 def test_reconstruction(tiny: Path, groups: Path, text: Path, both: Any, method: Any) -> None:
-    settings = PruningConfig(allocation="global", min_channels=2), ReconstructionConfig(method=method)
+    settings = PruningConfig(shape="any", min_channels=2), ReconstructionConfig(method=method)
 
     def stage(execution: ExecutionConfig, out: Path) -> None:
         given: dict[str, Any] = {"ratio": 0.2, "pruning": settings[0], "reconstruction": settings[1]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from gguf import GGUFReader
 from huggingface_hub import metadata_load
 
 from compositions import built, compose, fail, kinds, run_command
-from helpers import add_merge, as_toml, save_tiny_llama
+from helpers import add_merge, as_toml, save_tiny_llama, write_jsonl
 from llama_cpp import llama_cpp
 from tailored_llama import serving
 from tailored_llama.config import validate_config
@@ -40,17 +41,41 @@ def exporting(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """A run that exports whatever tuning brought, on a model whose own card states a licence."""
     model = save_tiny_llama(tmp_path / "secret-place" / "parent")
     (model / "README.md").write_text("---\nlicense: llama3.2\nbase_model: owner/first\n---\n# Parent\n")
-    own_run["model"] = {"source": str(model)}
+    own_run["model"] = {"source": str(model), "dtype": "float32"}
     own_run["tuning"]["keep"] = "always"
     own_run["store"]["export"] = str(tmp_path / "secret-place" / "models")
     return own_run
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
-def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
-    exporting: dict[str, Any], tmp_path: Path, allocation: str
+def test_one_file_is_enough_and_the_run_and_the_card_say_how_it_is_divided(
+    exporting: dict[str, Any], tmp_path: Path
 ) -> None:
-    exporting["pruning"]["allocation"] = allocation
+    rows = [{"question": f"What is {i}?", "a": f"{i}", "b": "none", "answer": "ab"[i % 2]} for i in range(60)]
+    exporting["benchmarks"] = [{"data": write_jsonl(tmp_path / "sums.jsonl", rows)}]
+    exporting["tuning"]["held_out"] = 40
+    path = tmp_path / "run.toml"
+    path.write_text(as_toml(exporting))
+    status, output, said = run_command(path)
+    assert status == 0
+    counts = re.search(
+        r"sums\.jsonl: 60 different rows, (\d+) to tune on, (\d+) to choose with, (\d+) to report on\.", said
+    )
+    assert counts
+    tuned, chosen, scored = map(int, counts.groups())
+    assert f"sums.jsonl: {scored} scored rows show a difference in accuracy of " in said
+    assert f"warning: {tmp_path}/sums.jsonl: {chosen} rows to choose with are few." in said
+    assert f"warning: {tmp_path}/sums.jsonl: {tuned - 8} rows are left to hold out, not tuning.held_out = 40." in said
+    card = (Path(output.strip().splitlines()[-1].removeprefix("model: ")) / "README.md").read_text()
+    assert "Examples: `sums.jsonl`: by a hash of each row, 45 % to tune on and 40 % to score." in card
+    assert "8 examples drawn by seed 0, and up to 40 more held out" in card
+    assert f"{scored} examples" in card
+
+
+@pytest.mark.parametrize("shape", ["stock", "any"])
+def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
+    exporting: dict[str, Any], tmp_path: Path, shape: str
+) -> None:
+    exporting["pruning"]["shape"] = shape
     path = tmp_path / "run.toml"
     path.write_text(as_toml(exporting))
     status, output, _ = run_command(path)
@@ -71,7 +96,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
     assert load_tokenizer(target)("sky")["input_ids"] == load_tokenizer(pruned)("sky")["input_ids"]
     config = read_config(target)
     layered = config["model_type"] != "llama"
-    assert layered == (allocation == "global")
+    assert layered == (shape == "any")
     if layered:  # what vLLM's transformers backend needs
         assert {"AutoConfig", "AutoModel", "AutoModelForCausalLM"} <= config["auto_map"].keys()
         assert config["per_layer_config"].keys() == {str(i) for i in range(config["num_hidden_layers"])}
@@ -94,7 +119,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
         f"{percent(row.recovery)} ({span(row.recovery_low, row.recovery_high)})",
         f"| no skill at all (floor) | | {row.floor:.3f} |",
         "Licence of the base: llama3.2",
-        "importance taylor_gate, allocation " + allocation,
+        "importance taylor_gate, shape " + shape,
         "4 sequences of 16 tokens of `text.txt`",
         "`train.jsonl` to tune on, `evaluation.jsonl` to score",
         "8 examples drawn by seed 0, and 4 more held out",

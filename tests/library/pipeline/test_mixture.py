@@ -26,7 +26,7 @@ def mixed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     other = tmp_path / "data" / "other.txt"
     other.write_text("Pack my box with five dozen liquor jugs. " * 40)
     own_run["calibration"]["source"] = [{"source": file, "weight": 2.0}, "prompts", str(other)]
-    own_run["model"] = {"source": str(save_worded_llama(tmp_path / "worded"))}
+    own_run["model"] = {"source": str(save_worded_llama(tmp_path / "worded")), "dtype": "float32"}
     return own_run
 
 

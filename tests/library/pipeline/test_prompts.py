@@ -63,5 +63,5 @@ def test_the_command_prints_a_table_and_the_path_of_the_report(own_run: dict[str
     assert (
         errors.strip()
         .splitlines()[-1]
-        .startswith("error: examples: got 13; allowed: at most 12 (colours has so many train examples")
+        .startswith("error: examples: got 13; allowed: at most 12 (colours has so many examples")
     )

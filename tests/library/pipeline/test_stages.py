@@ -63,7 +63,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
     own = write_own_benchmark(place)
     run: dict[str, Any] = {
         "benchmarks": [own, own | {"name": "shades"}],
-        "model": {"source": str(save_worded_llama(place / "worded"))},
+        "model": {"source": str(save_worded_llama(place / "worded")), "dtype": "float32"},
         "calibration": {"source": [str(text), "prompts"], "samples": 4, "tokens": 16},
         "pruning": {"ratios": [0.35], "min_channels": 4},
         "tuning": {"shots": 8, "held_out": 4, "epochs": 1},

@@ -75,7 +75,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     config = validate_config(
         {
             "benchmarks": [write_own_benchmark(place)],
-            "model": {"source": str(save_tiny_llama(place / "tiny"))},
+            "model": {"source": str(save_tiny_llama(place / "tiny")), "dtype": "float32"},
             "calibration": {"source": text, "samples": 4, "tokens": 16},
             "pruning": {"ratios": [0.2], "min_channels": 4},
             "healing": {"tokens": 128},

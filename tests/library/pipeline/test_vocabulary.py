@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def trimmed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     other = tmp_path / "data" / "other.txt"
     other.write_text(words(400, seed=9))  # other words than those that count
     own_run["perplexity"]["source"] = str(other)
-    own_run["model"] = {"source": str(save_worded_llama(tmp_path / "worded"))}
+    own_run["model"] = {"source": str(save_worded_llama(tmp_path / "worded")), "dtype": "float32"}
     own_run["pruning"] = {
         "ratios": [0.35],
         "min_channels": 4,
@@ -61,6 +62,7 @@ def test_a_run_that_removes_tokens(trimmed_run: dict[str, Any], tmp_path: Path) 
     assert "Of 704 tokens, 448 are left" in card
     assert "of the body without embeddings" in " ".join(card.split())
     assert "stay whole: colours 100.0" in card
+    assert re.search(r"It hardly writes words whose tokens left. The one that was met most often is “\w+”, which", card)
     assert str(tmp_path) not in card
 
     before = built(root)
@@ -69,7 +71,7 @@ def test_a_run_that_removes_tokens(trimmed_run: dict[str, Any], tmp_path: Path) 
 
 
 def test_only_the_train_prompts_count(trimmed_run: dict[str, Any]) -> None:
-    trimmed_run["pruning"] |= {"vocabulary": "auto", "vocabulary_share": 0.9}
+    trimmed_run["pruning"]["vocabulary"] = "auto"
     trimmed_run["healing"], trimmed_run["distillation"] = {}, {}
     compose("tailor", validate_config(trimmed_run))
     trimmed_run["scoring"] = {"limit": 5}

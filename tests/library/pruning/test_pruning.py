@@ -84,8 +84,8 @@ def pruned_checkpoint(tmp_path: Path, ratio: float, pruning: PruningConfig, **ch
     return dense, out
 
 
-UNIFORM = PruningConfig(allocation="uniform", min_channels=2)
-LAYERED = PruningConfig(allocation="uniform", protect_first=1, min_channels=2)
+UNIFORM = PruningConfig(shape="stock", min_channels=2)
+LAYERED = PruningConfig(shape="stock", protect_first=1, min_channels=2)
 
 
 @pytest.mark.parametrize(
@@ -164,20 +164,20 @@ def test_generation_is_the_same_with_and_without_the_cache(tmp_path: Path, pruni
     assert cached.shape == (1, IDS.shape[1] + 12)
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("shape", ["stock", "any"])
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
-def test_the_saved_model_has_the_asked_ratio_of_all_parameters(tmp_path: Path, allocation: Any, ratio: float) -> None:
+def test_the_saved_model_has_the_asked_ratio_of_all_parameters(tmp_path: Path, shape: Any, ratio: float) -> None:
     """Within one MLP channel of every layer: on this model a channel is 0.4 % of all parameters, on 7B 0.0002 %."""
-    pruning = PruningConfig(allocation=allocation, min_channels=2)
+    pruning = PruningConfig(shape=shape, min_channels=2)
     sizes = {"hidden_size": 64, "intermediate_size": 512, "head_dim": 16}
     dense, out = pruned_checkpoint(tmp_path, ratio, pruning, **sizes)
     before, after = read_structure(dense).parameters, read_structure(out).parameters
     assert after == sum(p.numel() for p in load_model(out).parameters())
-    assert 1 - after / before == pytest.approx(ratio, abs=1e-3 if allocation == "global" else 2e-3)
+    assert 1 - after / before == pytest.approx(ratio, abs=1e-3 if shape == "any" else 2e-3)
 
 
 def test_uniform_plans_keep_equal_layers_equal_and_protected_layers_whole(tmp_path: Path) -> None:
-    pruning = PruningConfig(allocation="uniform", protect_first=1, protect_last=1, min_channels=2)
+    pruning = PruningConfig(shape="stock", protect_first=1, protect_last=1, min_channels=2)
     dense, out = pruned_checkpoint(tmp_path, 0.2, pruning)
     layers, before = read_structure(out).layers, read_structure(dense).layers
     assert layers[0] == before[0]
@@ -257,7 +257,7 @@ def test_a_layer_keeps_its_floors(tmp_path: Path) -> None:
 def test_a_ratio_that_a_multiple_cannot_meet_names_the_nearest(tmp_path: Path) -> None:
     dense, folder = prepare(tmp_path, hidden_size=64, intermediate_size=512)
     groups, total = read_groups(folder), read_structure(dense).parameters
-    pruning = PruningConfig(allocation="uniform", channel_multiple=128, kinds=("mlp",))
+    pruning = PruningConfig(shape="stock", channel_multiple=128, kinds=("mlp",))
     with pytest.raises(
         InputError, match=r"got 0\.3; allowed: (0\.\d{4}), the nearest .* channel_multiple 128"
     ) as error:

@@ -23,7 +23,7 @@ from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.store import write_table
 
 IDS = torch.randint(0, 256, (6, 32), generator=torch.Generator().manual_seed(5))
-PRUNING = PruningConfig(allocation="global", min_channels=2)
+PRUNING = PruningConfig(shape="any", min_channels=2)
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "biases": {"attention_bias": True, "mlp_bias": True},

@@ -59,7 +59,7 @@ def pruned(checkpoint: Path, root: Path, method: Any, execution: ExecutionConfig
         groups,
         text,
         ratio=0.2,
-        pruning=PruningConfig(allocation="global", min_channels=2),
+        pruning=PruningConfig(shape="any", min_channels=2),
         reconstruction=ReconstructionConfig(method=method),
         out=out,
         execution=execution,

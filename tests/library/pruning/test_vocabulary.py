@@ -25,15 +25,8 @@ from helpers import (
     words,
     write_own_benchmark,
 )
-from tailored_llama.config import (
-    BenchmarkConfig,
-    CalibrationConfig,
-    PruningConfig,
-    ReconstructionConfig,
-    Work,
-    validate_config,
-)
-from tailored_llama.data import CalibrationSettings, load_calibration
+from tailored_llama.config import BenchmarkConfig, PruningConfig, ReconstructionConfig, RunConfig, Work, validate_config
+from tailored_llama.data import CalibrationSettings, load_calibration, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model, load_tokenizer, merge_adapter, read_config, read_id_table, read_structure
 from tailored_llama.pruning import (
@@ -44,7 +37,8 @@ from tailored_llama.pruning import (
     count_tokens,
     score_importance,
 )
-from tailored_llama.pruning.vocabulary import plan_vocabulary, read_shares
+from tailored_llama.pruning.split import Split, possible_sizes, search
+from tailored_llama.pruning.vocabulary import GENERAL_TOKENS, read_shares
 
 Make = Callable[[str], Path]
 KINDS = ("attention", "mlp", "vocabulary")
@@ -52,10 +46,10 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {"byte-level": bpe_tokenizer, "byte f
 
 
 @pytest.fixture
-def text(tmp_path: Path) -> CalibrationConfig:
+def text(tmp_path: Path) -> RunConfig:
     file = tmp_path / "text.txt"
     file.write_text(words(2000, seed=2))
-    return CalibrationConfig(source=str(file), samples=4, tokens=32)
+    return validate_config({"calibration": {"source": str(file), "samples": 4, "tokens": 32}})
 
 
 @pytest.fixture
@@ -69,16 +63,17 @@ def random_scores(model: Path, graph: Path, scores: Path) -> None:
 
 
 def cut(
-    dense: Path, text: CalibrationConfig, folder: Make, ratio: float = 0.4, method: str = "none", **pruning: Any
+    dense: Path, text: RunConfig, folder: Make, ratio: float = 0.4, method: str = "none", **pruning: Any
 ) -> tuple[Path, dict[str, Any]]:
-    """Prune a checkpoint with the kind vocabulary, by random importance."""
+    """Prune a checkpoint with the kind vocabulary, by random importance; `prompts` are train prompts."""
+    prompts = pruning.pop("prompts", {})
     config = PruningConfig(**({"kinds": KINDS, "vocabulary": 448, "min_channels": 4, "criterion": "random"} | pruning))
     graph, scores, counts, sequences, out = map(folder, ("graph", "scores", "counts", "sequences", "pruned"))
     random_scores(dense, graph, scores)
-    load_calibration(dense, {}, settings=CalibrationSettings.of(text, 0), work=Work(sequences))
-    count_tokens(dense, {}, settings=CountSettings.of(text), work=Work(counts))
+    load_calibration(dense, {}, settings=CalibrationSettings.of(text), work=Work(sequences))
+    count_tokens(dense, prompts, settings=CountSettings.of(text), work=Work(counts))
     fitted = ReconstructionConfig(method=method)  # type: ignore[arg-type]
-    given: dict[str, Any] = {"pruning": config, "reconstruction": fitted, "counts": counts}
+    given: dict[str, Any] = {"pruning": config, "reconstruction": fitted, "counts": counts, "prompts": prompts}
     return out, prune(dense, graph, scores, sequences, ratio=ratio, out=out, **given)
 
 
@@ -131,12 +126,28 @@ def test_a_small_ratio_keeps_more_tokens_than_configured(dense: Path, text: Any,
     assert (size.vocab_size - facts["tokens"] + 64) * size.row > 0.15 * size.parameters
 
 
-def test_auto_keeps_the_share_that_is_asked_for(dense: Path, text: Any, folder: Make) -> None:
-    pruned, facts = cut(dense, text, folder, vocabulary="auto", vocabulary_share=0.9)
-    assert facts["tokens_whole"] >= 0.9
-    assert facts["tokens"] < read_structure(dense).size.vocab_size
-    table = pq.read_table(pruned / "vocabulary.parquet")
-    assert sum(table["share"].to_pylist()) == pytest.approx(1)
+def test_the_chosen_split_is_the_one_that_loses_least_on_held_out_prompts(
+    dense: Path, text: Any, folder: Make, tmp_path: Path
+) -> None:
+    benchmark = BenchmarkConfig(**write_own_benchmark(tmp_path))
+    train = load_and_render(benchmark, tmp_path, split="train", shots=8, held_out=8)
+    pruned, facts = cut(dense, text, folder, vocabulary="auto", prompts={"own": train})
+    table = pq.read_table(dense.parent / "pruned-split" / "split.parquet").to_pandas()
+    assert len(table) >= 3
+    best = table.loc[table["nats_per_byte"].idxmin()]
+    assert table["chosen"].tolist() == (table["tokens"] == best["tokens"]).tolist()
+    assert facts["tokens"] == best["tokens"] == read_structure(pruned).size.vocab_size
+    assert table["body_ratio"].is_monotonic_increasing
+    assert table["whole"].is_monotonic_increasing
+
+
+def test_the_search_stops_after_two_rises_and_looks_at_both_sides_of_the_best() -> None:
+    def measure(size: int) -> Split | None:
+        return Split(size, 1.0, 0.0, abs(np.log(size / 1500))) if size < 10_000 else None
+
+    found = [split.tokens for split in search(measure, [512, 1024, 2048, 4096, 8192, 16384])]
+    assert found == [512, 1024, 1472, 2048, 2880, 4096, 8192]
+    assert search(lambda size: None, [512, 1024]) == []
 
 
 def test_special_tokens_have_their_new_ids_everywhere(dense: Path, text: Any, folder: Make) -> None:
@@ -145,6 +156,28 @@ def test_special_tokens_have_their_new_ids_everywhere(dense: Path, text: Any, fo
     assert read_config(pruned)["eos_token_id"] == end
     assert json.loads((pruned / "generation_config.json").read_text())["eos_token_id"] == end
     assert load_tokenizer(pruned).eos_token_id == end
+
+
+def counted(counts: Path, column: str) -> Any:
+    return pq.read_table(counts / "tokens.parquet")[column].to_numpy().astype(float)
+
+
+def test_the_examples_that_a_split_is_measured_on_are_new_to_it(
+    dense: Path, text: Any, folder: Make, tmp_path: Path
+) -> None:
+    benchmark = BenchmarkConfig(**write_own_benchmark(tmp_path))
+    train = load_and_render(benchmark, tmp_path, split="train", shots=8, held_out=8)
+    asked = {"benchmarks": [benchmark.model_dump()], "calibration": {"source": "questions"}}
+    count_tokens(
+        dense, {benchmark.name: train}, settings=CountSettings.of(validate_config(asked)), work=Work(folder("counts"))
+    )
+    held = read_prompts(train, "held_out")
+    tokenizer = load_tokenizer(dense)
+    used = sum(
+        len(tokenizer(c + k)["input_ids"]) for p in held for c, k in zip(p.contexts, p.continuations, strict=True)
+    )
+    assert counted(tmp_path / "counts", "measured_prompts").sum() == used
+    assert 0 < counted(tmp_path / "counts", "measured_text").sum() < counted(tmp_path / "counts", "text").sum()
 
 
 def test_prompts_count_as_much_as_a_long_text_and_evaluation_never(
@@ -159,10 +192,14 @@ def test_prompts_count_as_much_as_a_long_text_and_evaluation_never(
         shares[name] = read_shares(tmp_path / f"counts {name}")
     assert np.array_equal(shares["evaluation"], shares["text"])
     colon = load_tokenizer(dense).convert_tokens_to_ids(":")
-    assert shares["text"][colon] == 0
-    assert shares["train"][colon] > 0.001
-    assert shares["train"].sum() == pytest.approx(1)
-    assert np.abs(shares["train"] - shares["text"] / 2).sum() == pytest.approx(0.5)
+    assert shares["train"][colon] > shares["text"][colon] > 0  # general text has it
+    assert {name: own.sum() for name, own in shares.items()} == pytest.approx(dict.fromkeys(shares, 1))
+    counts = {name: counted(tmp_path / "counts train", name) for name in ("text", "prompts", "general")}
+    own = (counts["text"] / counts["text"].sum() + counts["prompts"] / counts["prompts"].sum()) / 2
+    size = counts["text"].sum() + counts["prompts"].sum()
+    general = counts["general"] / counts["general"].sum()
+    expected = (own * size + general * GENERAL_TOKENS) / (size + GENERAL_TOKENS)
+    assert np.abs(shares["train"] - expected).max() < 1e-9
 
 
 def test_the_texts_of_a_mixture_count_by_weight_whatever_their_lengths(
@@ -170,12 +207,14 @@ def test_the_texts_of_a_mixture_count_by_weight_whatever_their_lengths(
 ) -> None:
     short = tmp_path / "short.txt"
     short.write_text("0123456789")  # digits, which the other text does not use
-    sources = [{"source": str(text.source)}, {"source": str(short), "weight": 3.0}, "prompts"]
+    long = text.calibration.source
+    sources = [{"source": long}, {"source": str(short), "weight": 3.0}, "prompts"]
     shares = {}
-    for name, source in (("text", text.source), ("short", str(short)), ("mixed", sources)):
-        settings = CountSettings.of(CalibrationConfig(source=source))
+    for name, source in (("text", long), ("short", str(short)), ("mixed", sources)):
+        settings = CountSettings.of(validate_config({"calibration": {"source": source}}))
         count_tokens(dense, {}, settings=settings, work=Work(folder(name)))
-        shares[name] = read_shares(tmp_path / name)
+        uses = counted(tmp_path / name, "text")
+        shares[name] = uses / uses.sum()
     assert np.abs(shares["mixed"] - (shares["text"] / 4 + shares["short"] * 3 / 4)).max() < 0.01
     assert not np.any((shares["text"] > 0) & (shares["mixed"] == 0))  # what is used once, counts
 
@@ -183,9 +222,8 @@ def test_the_texts_of_a_mixture_count_by_weight_whatever_their_lengths(
 def test_impossible_numbers_are_refused(dense: Path, text: Any, folder: Make) -> None:
     with pytest.raises(InputError, match=r"pruning.vocabulary: got 64; allowed: at least 320, for bytes"):
         cut(dense, text, folder, vocabulary=64)
-    counts = dense.parent / "counts"
     with pytest.raises(InputError, match=r"pruning.vocabulary: got 704; allowed: below 704, the model's tokens"):
-        plan_vocabulary(dense, counts, 0.4, PruningConfig(kinds=KINDS, vocabulary=704))
+        possible_sizes(dense, 0.4, PruningConfig(kinds=KINDS, vocabulary=704))
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ def test_a_trimmed_vocabulary_is_cut_alike_in_llama_cpp(tmp_path: Path, kind: st
     dense, trimmed = helpers.save_worded_llama(tmp_path / "dense", tokenizer), tmp_path / "trimmed"
     helpers.save_tiny_llama(trimmed, vocab_size=448, bos_token_id=0, eos_token_id=0)
     tokens = read_tokens(dense)
-    kept = choose_tokens(tokens, np.zeros(tokens.rows), 448, 1.0)
+    kept = choose_tokens(tokens, np.zeros(tokens.rows), 448).kept
     trim_tokenizer(dense, kept, [0.0] * tokens.rows, trimmed)
     write_gguf(trimmed, gguf_type="f32", out=tmp_path / "model.gguf")
     cutting = load_tokenizer(trimmed)

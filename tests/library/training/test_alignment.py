@@ -21,12 +21,12 @@ from helpers import (
 )
 from tailored_llama.config import (
     BenchmarkConfig,
-    CalibrationConfig,
     HealingConfig,
     TrainingConfig,
     TuningConfig,
     Work,
     narrow,
+    validate_config,
 )
 from tailored_llama.data import CalibrationSettings, load_calibration, read_calibration
 from tailored_llama.errors import InputError
@@ -52,7 +52,7 @@ TAUGHT = TeachSettings(temperature=1.0, top=16)
 def trimmed(dense: Path, out: Path, size: int = 384) -> Path:
     """The dense model with the rows of fewer tokens."""
     tokens = read_tokens(dense)
-    kept = choose_tokens(tokens, np.zeros(tokens.rows), size, 1.0)
+    kept = choose_tokens(tokens, np.zeros(tokens.rows), size).kept
     model = load_model(dense)
     rows = torch.tensor(kept)
     model.resize_token_embeddings(len(kept))
@@ -80,8 +80,9 @@ def student(dense: Path, folder: Make) -> Path:
 @pytest.fixture
 def text(dense: Path, folder: Make, tmp_path: Path) -> Path:
     (tmp_path / "text.txt").write_text(words(600, seed=4))
-    out, source = folder("text"), CalibrationConfig(source=str(tmp_path / "text.txt"), samples=4, tokens=32)
-    load_calibration(dense, {}, settings=CalibrationSettings.of(source, 0), work=Work(out))
+    calibration = {"source": str(tmp_path / "text.txt"), "samples": 4, "tokens": 32}
+    out, settings = folder("text"), CalibrationSettings.of(validate_config({"calibration": calibration}))
+    load_calibration(dense, {}, settings=settings, work=Work(out))
     return out
 
 
@@ -127,7 +128,7 @@ def test_a_student_that_only_lost_unlikely_tokens_is_its_teacher(dense: Path, fo
     """With all tokens of a text kept, healing starts from the divergence that the removed tokens alone make."""
     tokens, ids = read_tokens(dense), read_calibration(text).flatten().tolist()
     shares = np.bincount(ids, minlength=tokens.rows) / len(ids)
-    kept = choose_tokens(tokens, shares, 640, 1.0)
+    kept = choose_tokens(tokens, shares, 640).kept
     out = folder("student")
     trim_tokenizer(dense, kept, shares.tolist(), out)
     table = read_id_table(out)

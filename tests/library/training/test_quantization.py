@@ -221,7 +221,7 @@ def test_a_width_that_does_not_suit_is_named_before_any_weight_is_read(prompts: 
 
 
 def run_on(checkpoint: Path, own_run: dict[str, Any], **pruning: Any) -> RunConfig:
-    own_run["model"] = {"source": str(checkpoint), "quantization": "nf4"}
+    own_run["model"] = {"source": str(checkpoint), "quantization": "nf4", "dtype": "float32"}
     own_run["pruning"] |= pruning
     own_run["execution"] = {"device": "cpu"}
     return validate_config(own_run)

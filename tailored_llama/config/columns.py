@@ -1,0 +1,104 @@
+"""A benchmark in one file of the user's own: its name, and its columns where they have common names."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tailored_llama.errors import InputError
+
+SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
+OTHER_SOURCES = ("train", "evaluation", "source", "subset", "revision")  # fields that `data` replaces
+CONTEXT, CHOICES, ANSWER = ("question", "context", "prompt", "text"), ("choices",), ("answer", "label")
+
+
+def as_benchmark(value: Any) -> Any:
+    """A benchmark's table; a text is the name of a benchmark, or the path of a file that holds one."""
+    if not isinstance(value, str):
+        return value
+    return {"data" if Path(value).suffix in SUFFIXES else "name": value}
+
+
+def with_columns(table: Mapping[str, Any], written: bool) -> dict[str, Any]:
+    """A benchmark's table with `data`, completed: the name from the file's, the columns by common names.
+
+    The context is a column question (written as "Question: …" and "Answer:"), context, prompt or text. The choices are
+    a column `choices`, or columns a, b, c and so on. The answer is a column answer or label. Capitals do not matter. A
+    file that is not there is left for later, so that a configuration loads without it.
+
+    Args:
+        table: the fields that are set.
+        written: whether the model writes the answers, so that there are no choices.
+
+    Raises:
+        InputError: `data` stands beside another source, is no table, or has no column or several for a field.
+    """
+    file = table["data"]
+    path = Path(file).expanduser()
+    name = table.get("name") or re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem).lstrip("-._")
+    where = f"benchmarks.{name}.data: got {file!r}"
+    if others := [key for key in OTHER_SOURCES if table.get(key) is not None]:
+        raise InputError(f"{where} with {others[0]} = {table[others[0]]!r}; allowed: data alone, or {others[0]}")
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{where}; allowed: a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
+    needed = ("context", "answer") if written else ("context", "choices", "answer")
+    missing = [key for key in needed if table.get(key) is None]
+    if not missing or not path.is_file():
+        return {**table, "name": name}
+    try:
+        columns = _columns(path)
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(f"{where}, which cannot be read ({str(error)[:120]}); allowed: a table") from None
+    if not columns:
+        raise InputError(f"{where}, which holds no columns; allowed: a table")
+    found = {key: _candidates(key, columns) for key in missing}
+    if unclear := [key for key in missing if len(found[key]) != 1]:
+        raise InputError(_unclear(name, {key: found[key] for key in unclear}, columns))
+    return {**table, "name": name, **{key: _field(key, *found[key]) for key in missing}}
+
+
+def _columns(path: Path) -> list[str]:
+    """The names of a file's columns."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return list(pq.read_schema(path).names)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if path.suffix == ".csv":
+            return next(filter(None, csv.reader(file)), [])
+        return list(dict.fromkeys(str(key) for line in file if line.strip() for key in {**json.loads(line)}))
+
+
+def _candidates(key: str, columns: Sequence[str]) -> list[str | tuple[str, ...]]:
+    """What may be meant: columns, or for the choices all columns a, b, c and so on."""
+    names = {"context": CONTEXT, "choices": CHOICES, "answer": ANSWER}[key]
+    found: list[str | tuple[str, ...]] = [column for column in columns if column.lower() in names]
+    letters = sorted((c for c in columns if len(c) == 1 and c in string.ascii_letters), key=str.lower)
+    if key == "choices" and len(letters) > 1 and string.ascii_lowercase.startswith("".join(letters).lower()):
+        found.append(tuple(letters))
+    return found
+
+
+def _field(key: str, column: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    is_question = key == "context" and str(column).lower() == CONTEXT[0]
+    return f"Question: {{{column}}}\nAnswer:" if is_question else column
+
+
+def _unclear(name: str, found: Mapping[str, Sequence[str | tuple[str, ...]]], columns: Sequence[str]) -> str:
+    """One line on every field that the names of the columns do not settle."""
+    called = {
+        "context": "no column is called question, context, prompt or text",
+        "choices": "no column is called choices, and none a, b and so on",
+        "answer": "no column is called answer or label",
+    }
+    problems = []
+    for key, several in found.items():
+        shown = " and ".join(one if isinstance(one, str) else f"({', '.join(one)})" for one in several)
+        problems.append(f"{key} is not set, and {f'{shown} may be meant' if shown else called[key]}")
+    without = "; or, where the model writes the answer, metric exact_match or f1" if "choices" in found else ""
+    return f"benchmarks.{name}: {'; '.join(problems)}; allowed: columns of the file ({', '.join(columns)}){without}"

@@ -1,0 +1,231 @@
+"""The split of a ratio: how much of it tokens give, and how much the layers.
+
+A token that leaves is written in smaller pieces, which costs a loss of its own. What it costs beside a channel is in no
+unit that importance has, so it is measured: models of several splits are cut, without reconstruction, and read the
+run's own train prompts.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tailored_llama.config import ROWS, PlanConfig, Work
+from tailored_llama.data import Prompt, encode_answer, loglikelihoods
+from tailored_llama.errors import InputError
+from tailored_llama.models import context_length, load_tokenizer, open_model, read_structure, read_tokens, token_budget
+from tailored_llama.pruning.cut import Cut, Folders, plan_cut
+from tailored_llama.pruning.settings import SplitSettings
+from tailored_llama.pruning.vocabulary import (
+    VocabularyPlan,
+    check_size,
+    choose_tokens,
+    measured_prompts,
+    read_shares,
+    whole_rows,
+)
+from tailored_llama.store import read_table, write_table
+
+SPLIT_SCHEMA = pa.schema(
+    {
+        "tokens": pa.int32(),  # that stay
+        "whole": pa.float64(),  # the share of further tokens that are expected to stay whole
+        "body_ratio": pa.float64(),  # what leaves of the layers
+        "nats_per_byte": pa.float64(),  # on the measured prompts; null: not measured
+        "chosen": pa.bool_(),
+    }
+)
+SPLIT = "split.parquet"
+KEPT_SCHEMA = pa.schema({"token": pa.int32(), "share": pa.float64(), "kept": pa.bool_()})
+_GROWTH = 1.5  # from one number of tokens to the next
+_WHOLE = 0.9  # fewer tokens than keep this share whole are only tried if nothing else reaches the ratio
+_ENOUGH = 0.995  # the share that stays whole where nothing can be measured
+_BYTES = 16_000  # of the prompts that are read
+
+
+@dataclass(frozen=True)
+class Split:
+    """A number of tokens, how many of further tokens they keep whole, what the layers give, and what that costs."""
+
+    tokens: int
+    whole: float
+    body_ratio: float
+    nats_per_byte: float | None = None
+
+
+def choose_split(
+    dense: Path,
+    groups: Path,
+    importance: Path,
+    counts: Path,
+    prompts: Mapping[str, Path],
+    *,
+    settings: SplitSettings,
+    work: Work,
+) -> dict[str, Any]:
+    """Stage: choose the tokens that stay; write `kept.parquet`, and the splits that were tried as `split.parquet`.
+
+    Their number is the configured one, or it is searched for. Models with more and more tokens, and less and less of
+    the layers, are cut without reconstruction. They read held-out examples with their right answers. The first gives
+    as many tokens as the ratio allows. The search goes on until the loss has risen twice, and then halves the way to
+    both neighbours of the best. For what is measured, tokens are chosen as if those examples had not been counted, so
+    that they are as new as any.
+
+    Args:
+        dense: the model to prune.
+        groups: the output of `build_graph` for it.
+        importance: the output of `score_importance` for it.
+        counts: the output of `count_tokens` for it.
+        prompts: train prompts by name.
+
+    Raises:
+        InputError: as in `plan_cut` and `choose_tokens`, if no number of tokens reaches the ratio.
+    """
+    folders, pruning = Folders(dense, dense, groups, importance), settings.plan
+    tokens, shares, sizes = read_tokens(dense), read_shares(counts), possible_sizes(dense, settings.ratio, pruning)
+    tried: list[Split] = []
+    read, size = _some(measured_prompts(prompts)), sizes[0]
+    if len(sizes) > 1 and not read:  # nothing to measure on, such as tasks without a train split
+        size = next(n for n in sizes if n == sizes[-1] or choose_tokens(tokens, shares, n).whole >= _ENOUGH)
+    elif len(sizes) > 1:
+        new = read_shares(counts, unmeasured=True)
+
+        def measure(size: int) -> Split | None:
+            """The split of a number of tokens; None: the layers cannot give the rest."""
+            try:
+                cut = plan_cut(folders, settings.ratio, pruning, choose_tokens(tokens, new, size))
+            except InputError:
+                return None
+            work.progress(len(tried), len(sizes))
+            return _split(cut, _loss(cut, read, work))
+
+        likely = [size for size in sizes if choose_tokens(tokens, new, size).whole >= _WHOLE]
+        tried = search(measure, likely) or search(measure, sizes)
+        size = min(tried, key=_cost).tokens if tried else sizes[-1]
+    cut = plan_cut(folders, settings.ratio, pruning, choose_tokens(tokens, shares, size))
+    tried = tried or [_split(cut)]
+    assert cut.tokens
+    kept = np.isin(np.arange(tokens.rows), cut.tokens.kept)
+    write_table(work.out / "kept.parquet", {"token": range(tokens.rows), "share": shares, "kept": kept}, KEPT_SCHEMA)
+    columns = {name: [getattr(split, name) for split in tried] for name in SPLIT_SCHEMA.names[:-1]}
+    columns["chosen"] = [split.tokens == size for split in tried]
+    write_table(work.out / SPLIT, columns, SPLIT_SCHEMA)
+    return {"tokens": len(cut.tokens.kept), "tokens_whole": round(cut.tokens.whole, 6), "tried": len(tried)}
+
+
+def read_split(folder: Path) -> VocabularyPlan:
+    """The tokens that stay."""
+    table = read_table(folder / "kept.parquet", KEPT_SCHEMA)
+    return VocabularyPlan(tuple(np.flatnonzero(table["kept"].to_numpy()).tolist()), table["share"].to_numpy())
+
+
+def read_tried(folder: Path) -> list[Split]:
+    """The splits that were measured for a pruned checkpoint, by their numbers of tokens; empty if none were."""
+    if not (folder / SPLIT).is_file():
+        return []
+    rows = read_table(folder / SPLIT, SPLIT_SCHEMA).drop_columns("chosen").to_pylist()
+    return [Split(**row) for row in rows if row["nats_per_byte"] is not None]
+
+
+def possible_sizes(dense: Path, ratio: float, pruning: PlanConfig) -> list[int]:
+    """Numbers of tokens to try, ascending; the configured one alone, or more if fewer would remove more than the ratio.
+
+    With the first, tokens reach the ratio alone, as far as bytes and special tokens let them.
+
+    Raises:
+        InputError: the configured number leaves nothing to remove.
+    """
+    size = read_structure(dense).size
+    tokens, least = read_tokens(dense), whole_rows(size.vocab_size - round(ratio * size.parameters) // size.row)
+    if isinstance(pruning.vocabulary, int):
+        if pruning.vocabulary >= size.vocab_size:
+            raise InputError(
+                f"pruning.vocabulary: got {pruning.vocabulary}; allowed: below {size.vocab_size}, the model's tokens"
+            )
+        check_size(tokens, pruning.vocabulary)
+        return [max(pruning.vocabulary, least)]
+    first = max(least, whole_rows(len(tokens.always)))
+    steps = range(max(0, int(np.log(size.vocab_size / first) / np.log(_GROWTH))) + 1)
+    sizes = [round(first * _GROWTH**step / ROWS) * ROWS for step in steps]
+    return [*sizes, size.vocab_size // ROWS * ROWS]
+
+
+def first_cut(folders: Folders, counts: Path, ratio: float, pruning: PlanConfig) -> Cut:
+    """The first split that reaches a ratio, however much it costs.
+
+    Raises:
+        InputError: none does.
+    """
+    tokens, shares = read_tokens(folders.model), read_shares(counts)
+    *sizes, last = possible_sizes(folders.model, ratio, pruning)
+    for size in sizes:
+        with suppress(InputError):
+            return plan_cut(folders, ratio, pruning, choose_tokens(tokens, shares, size))
+    return plan_cut(folders, ratio, pruning, choose_tokens(tokens, shares, last))
+
+
+def search(measure: Callable[[int], Split | None], sizes: Sequence[int]) -> list[Split]:
+    """Measure ascending sizes until the loss has risen twice, then halve the way to both neighbours of the best.
+
+    Returns:
+        What was measured, by size.
+    """
+    found: dict[int, Split] = {}
+    for size in sizes:
+        if split := measure(size):
+            found[size] = split
+            costs = [_cost(own) for own in found.values()]
+            if len(costs) > 2 and costs[-1] > costs[-2] > costs[-3]:
+                break
+    if not found:
+        return []
+    tried, best = list(found), min(found, key=lambda size: _cost(found[size]))
+    at = tried.index(best)
+    for neighbour in (*tried[max(0, at - 1) : at], *tried[at + 1 : at + 2]):
+        middle = round((best * neighbour) ** 0.5 / ROWS) * ROWS
+        if middle not in found and (split := measure(middle)):
+            found[middle] = split
+    return [found[size] for size in sorted(found)]
+
+
+def _cost(split: Split) -> float:
+    assert split.nats_per_byte is not None
+    return split.nats_per_byte
+
+
+def _split(cut: Cut, loss: float | None = None) -> Split:
+    assert cut.tokens
+    given = int(cut.groups.parameters[~cut.kept].sum()) / read_structure(cut.model).size.body
+    return Split(len(cut.tokens.kept), cut.tokens.whole, given, loss)
+
+
+def _some(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Evenly spaced prompts, of about as many bytes as are read."""
+    size = sum(len(_text(prompt).encode()) for prompt in prompts)
+    return list(prompts[:: max(1, round(size / _BYTES))])
+
+
+def _text(prompt: Prompt) -> str:
+    """A prompt with its right answer."""
+    return prompt.contexts[prompt.answer] + prompt.continuations[prompt.answer]
+
+
+def _loss(cut: Cut, prompts: Sequence[Prompt], work: Work) -> float:
+    """Nats per byte of prompts with their right answers, read by the model without what is cut."""
+    with tempfile.TemporaryDirectory(dir=work.out) as scratch:
+        folder, states = Path(scratch) / "cut", Path(scratch) / "states"
+        folder.mkdir()
+        states.mkdir()
+        cut.write(folder)
+        model, tokenizer = open_model(folder, work.execution, states), load_tokenizer(folder)
+        texts = [Prompt(prompt.example, ("",), (_text(prompt),), 0, (1,)) for prompt in prompts]
+        encoded = [encode_answer(tokenizer, text, context_length(model)) for text in texts]
+        likelihoods = loglikelihoods(model, encoded, token_budget(work.execution.batch_tokens, model))
+    return -sum(sum(own) for own in likelihoods) / sum(len(_text(prompt).encode()) for prompt in prompts)

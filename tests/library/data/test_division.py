@@ -1,0 +1,207 @@
+"""One file of the user's own: which rows are tuned on, chosen with and reported on, and how its columns are found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from helpers import render_split, write_jsonl
+from tailored_llama.config import BenchmarkConfig, RunConfig, Work, validate_config
+from tailored_llama.data import PURPOSE, BenchmarkSource, Split, load_benchmark, read_prompts
+from tailored_llama.data.benchmarks import load_examples, read_examples
+from tailored_llama.data.division import SHARES, divide
+from tailored_llama.errors import InputError
+
+Row = dict[str, Any]
+
+
+def question(number: int) -> Row:
+    return {"question": f"What is {number}?", "choices": [f"{number}", f"{number + 1}", "none"], "answer": "A"}
+
+
+def parts(rows: list[Row], folder: Path, **changes: Any) -> dict[str, set[str]]:
+    """The questions of each part, as the run reads them from a file with these rows."""
+    own = BenchmarkConfig(**{"data": write_jsonl(folder / "own.jsonl", rows), **changes})
+    return {part: {e.fields["context"] for e in load_examples(own, part, "")} for part in SHARES}
+
+
+def is_within(one: dict[str, set[str]], other: dict[str, set[str]]) -> bool:
+    return all(one[part] <= other[part] for part in SHARES)
+
+
+def test_a_row_stays_in_its_part_whatever_else_is_in_the_file(tmp_path: Path) -> None:
+    rows = [question(i) for i in range(150)]
+    before = parts(rows, tmp_path)
+    assert parts(rows[::-1], tmp_path) == before
+    assert parts(rows + rows, tmp_path) == before
+    assert is_within(before, parts([question(i) for i in range(-300, 700)], tmp_path))
+    assert is_within(parts(rows[40:], tmp_path), before)
+    assert parts([row | {"id": i, "source": "exam"} for i, row in enumerate(rows)], tmp_path) == before
+    worded = parts(rows, tmp_path, context="Q: {question}")
+    assert {part: {text.removeprefix("Q: ") for text in texts} for part, texts in worded.items()} == {
+        part: {text.removeprefix("Question: ").removesuffix("\nAnswer:") for text in texts}
+        for part, texts in before.items()
+    }
+
+
+def test_files_of_one_content_are_divided_alike(tmp_path: Path) -> None:
+    rows = [question(i) | {"choices": None, "a": "yes", "b": "no", "c": ""} for i in range(120)]
+    frame = pd.DataFrame(rows).drop(columns="choices")
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    frame.to_parquet(tmp_path / "own.parquet")
+    frame.to_json(tmp_path / "own.jsonl", orient="records", lines=True)
+    loaded = [
+        [load_examples(BenchmarkConfig(data=str(tmp_path / f"own.{suffix}")), part, "") for part in SHARES]
+        for suffix in ("csv", "parquet", "jsonl")
+    ]
+    assert loaded[0] == loaded[1] == loaded[2]
+    assert sum(map(len, loaded[0])) == 120
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_question_is_in_two_parts(tmp_path: Path, seed: int) -> None:
+    """Rows that repeat others with another answer, order of choices, column or white space."""
+    drawn = random.Random(seed)
+    rows = []
+    for i in range(drawn.randrange(60, 300)):
+        row = question(drawn.randrange(i + 1))
+        row["choices"] = drawn.sample(row["choices"], 3)
+        row["answer"] = drawn.choice("ABC")
+        row["question"] = drawn.choice(["{}", " {}", "{}\n"]).format(
+            row["question"].replace(" ", drawn.choice([" ", "  "]))
+        )
+        rows.append(row | {"id": i})
+    divided = parts(rows, tmp_path)
+    plain = {part: [" ".join(text.split()) for text in texts] for part, texts in divided.items()}
+    together = [text for texts in plain.values() for text in texts]
+    assert len(together) == len(set(together)) == len({" ".join(row["question"].split()) for row in rows})
+
+
+def test_parts_have_their_shares() -> None:
+    divided = divide([[f"What is {i}?"] for i in range(10_000)])
+    assert {part: len(rows) / 10_000 for part, rows in divided.items()} == pytest.approx(SHARES, abs=0.015)
+
+
+def test_the_run_tunes_chooses_and_reports_on_rows_of_their_own_part(
+    tmp_path: Path, folder: Callable[[str], Path]
+) -> None:
+    rows = [question(i % 150) for i in range(157)]
+    own = BenchmarkConfig(data=write_jsonl(tmp_path / "own.jsonl", rows))
+    examples, out = folder("examples"), folder("prompts")
+    counts = load_benchmark(settings=BenchmarkSource(own), work=Work(examples))
+    assert (sum(counts.values()), counts["left_out"]) == (157, 7)
+    held = {part: {e.index for e in read_examples(examples, part)} for part in SHARES}  # type: ignore[arg-type]
+    size = counts["train"]
+    sizes = {"shots": 50, "held_out": 50, "num_fewshot": 2}
+    assert render_split(examples, out, own, "train", **sizes) == {"shots": 50, "held_out": size - 52}  # what is left
+    drawn = [*read_prompts(out, "shots"), *read_prompts(out, "held_out")]
+    assert {prompt.example for prompt in drawn} < held["train"]
+    render_split(examples, out, own, "selection", selection=20, **sizes)
+    assert {prompt.example for prompt in read_prompts(out, "selection")} < held["selection"]
+    render_split(examples, out, own, "evaluation", num_fewshot=2)
+    assert {prompt.example for prompt in read_prompts(out, "evaluation")} == held["evaluation"]
+    with pytest.raises(
+        InputError, match=rf"^tuning\.shots: got 500; allowed: at most {size - 1} \(own has {size} train"
+    ):
+        render_split(examples, out, own, "train", shots=500, held_out=50)
+
+
+def test_the_key_of_the_examples_follows_the_file_and_not_its_path(
+    tmp_path: Path, folder: Callable[[str], Path]
+) -> None:
+    rows = [question(i) for i in range(60)]
+    one = BenchmarkConfig(data=write_jsonl(tmp_path / "own.jsonl", rows))
+    same = BenchmarkConfig(data=write_jsonl(folder("other") / "own.jsonl", rows))
+    assert BenchmarkSource(one).identity() == BenchmarkSource(same).identity()
+    two_files = one.model_copy(update={"data": None, "train": one.data, "evaluation": one.data})
+    assert BenchmarkSource(one).identity() != BenchmarkSource(two_files).identity()
+    before = BenchmarkSource(one).identity()
+    write_jsonl(tmp_path / "own.jsonl", rows[1:])
+    assert BenchmarkSource(one).identity() != before
+
+
+@pytest.mark.parametrize("part", SHARES)
+def test_a_part_without_rows_is_refused(tmp_path: Path, part: Split) -> None:
+    divided = parts([question(i) for i in range(60)], tmp_path)
+    rows = [question(i) for i in range(60) if f"Question: What is {i}?\nAnswer:" not in divided[part]]
+    with pytest.raises(InputError) as caught:
+        parts(rows, tmp_path)
+    assert str(caught.value) == (
+        f"benchmarks.own.data: got {str(tmp_path / 'own.jsonl')!r}, whose {len(rows)} different rows leave none "
+        f"{PURPOSE[part]}; allowed: a file with rows for every part, 150 or more"
+    )
+
+
+def named(columns: str, tmp_path: Path, **changes: Any) -> BenchmarkConfig:
+    """The benchmark of a file that has these columns."""
+    path = tmp_path / "my rows.csv"
+    path.write_text(columns + "\n" + columns + "\n")
+    return validate_config({"benchmarks": [{"data": str(path), **changes}]}).benchmarks[0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "context", "choices", "answer"),
+    [
+        ("id,question,a,b,c,answer", "Question: {question}\nAnswer:", ("a", "b", "c"), "answer"),
+        ("Answer,B,A,Question", "Question: {Question}\nAnswer:", ("A", "B"), "Answer"),
+        ("prompt,choices,label", "prompt", "choices", "label"),
+        ("text,choices,label,d", "text", "choices", "label"),  # d alone is no choice
+        ("context,a,b,x,answer", None, None, None),  # a, b, x: not in a row
+    ],
+)
+def test_columns_with_common_names_are_found(
+    tmp_path: Path, columns: str, context: str | None, choices: Any, answer: str
+) -> None:
+    if context is None:
+        with pytest.raises(
+            InputError, match="choices is not set, and no column is called choices, and none a, b and so"
+        ):
+            named(columns, tmp_path)
+        return
+    own = named(columns, tmp_path)
+    assert (own.name, own.context, own.choices, own.answer) == ("my-rows", context, choices, answer)
+
+
+def test_what_is_set_is_not_looked_for(tmp_path: Path) -> None:
+    own = named("question,text,a,b,answer", tmp_path, name="mine", context="text", answer="a")
+    assert (own.name, own.context, own.choices, own.answer) == ("mine", "text", ("a", "b"), "a")
+    written = named("question,a,b,answer", tmp_path, metric="f1")
+    assert (written.choices, written.answer) == (None, "answer")
+
+
+def test_columns_that_are_not_clear_are_one_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        named("id,question,text,x,answer", tmp_path)
+    assert str(caught.value) == (
+        "benchmarks.my-rows: context is not set, and question and text may be meant; choices is not set, and no column "
+        "is called choices, and none a, b and so on; allowed: columns of the file (id, question, text, x, answer); or, "
+        "where the model writes the answer, metric exact_match or f1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("own.jsonl", b"\xff\xfe", "which cannot be read ("),
+        ("own.jsonl", b"[1]\n", "which cannot be read ("),
+        ("own.parquet", b"PAR", "which cannot be read ("),
+        ("own.csv", b"", "which holds no columns; allowed: a table"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        validate_config({"benchmarks": [str(path)]})
+    assert str(caught.value).startswith(f"benchmarks.own.data: got {str(path)!r}, {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_ends_like_a_file_is_one() -> None:
+    run: RunConfig = validate_config({"benchmarks": ["piqa", "some/where.csv"]})
+    assert [(own.name, own.data) for own in run.benchmarks] == [("piqa", None), ("where", "some/where.csv")]
