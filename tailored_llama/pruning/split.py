@@ -44,7 +44,7 @@ SPLIT_SCHEMA = pa.schema(
 )
 SPLIT = "split.parquet"
 KEPT_SCHEMA = pa.schema({"token": pa.int32(), "share": pa.float64(), "kept": pa.bool_()})
-_GROWTH = 1.5  # from one number of tokens to the next
+_GROWTH = 2  # from one number of tokens to the next
 _WHOLE = 0.9  # fewer tokens than keep this share whole are only tried if nothing else reaches the ratio
 _ENOUGH = 0.995  # the share that stays whole where nothing can be measured
 _BYTES = 16_000  # of the prompts that are read
@@ -74,8 +74,8 @@ def choose_split(
 
     Their number is the configured one, or it is searched for. Models with more and more tokens, and less and less of
     the layers, are cut without reconstruction. They read held-out examples with their right answers. The first gives
-    as many tokens as the ratio allows. The search goes on until the loss has risen twice, and then halves the way to
-    both neighbours of the best. For what is measured, tokens are chosen as if those examples had not been counted, so
+    as many tokens as the ratio allows. The search goes on until the loss rises, and then halves the way to both
+    neighbours of the best. For what is measured, tokens are chosen as if those examples had not been counted, so
     that they are as new as any.
 
     Args:
@@ -172,7 +172,7 @@ def first_cut(folders: Folders, counts: Path, ratio: float, pruning: PlanConfig)
 
 
 def search(measure: Callable[[int], Split | None], sizes: Sequence[int]) -> list[Split]:
-    """Measure ascending sizes until the loss has risen twice, then halve the way to both neighbours of the best.
+    """Measure ascending sizes until the loss rises, then halve the way to both neighbours of the best.
 
     Returns:
         What was measured, by size.
@@ -181,8 +181,7 @@ def search(measure: Callable[[int], Split | None], sizes: Sequence[int]) -> list
     for size in sizes:
         if split := measure(size):
             found[size] = split
-            costs = [_cost(own) for own in found.values()]
-            if len(costs) > 2 and costs[-1] > costs[-2] > costs[-3]:
+            if _cost(split) > min(map(_cost, found.values())):
                 break
     if not found:
         return []

@@ -131,9 +131,9 @@ def test_the_chosen_split_is_the_one_that_loses_least_on_held_out_prompts(
 ) -> None:
     benchmark = BenchmarkConfig(**write_own_benchmark(tmp_path))
     train = load_and_render(benchmark, tmp_path, split="train", shots=8, held_out=8)
-    pruned, facts = cut(dense, text, folder, vocabulary="auto", prompts={"own": train})
+    pruned, facts = cut(dense, text, folder, ratio=0.25, vocabulary="auto", prompts={"own": train})
     table = pq.read_table(dense.parent / "pruned-split" / "split.parquet").to_pandas()
-    assert len(table) >= 3
+    assert len(table) >= 2
     best = table.loc[table["nats_per_byte"].idxmin()]
     assert table["chosen"].tolist() == (table["tokens"] == best["tokens"]).tolist()
     assert facts["tokens"] == best["tokens"] == read_structure(pruned).size.vocab_size
@@ -141,12 +141,12 @@ def test_the_chosen_split_is_the_one_that_loses_least_on_held_out_prompts(
     assert table["whole"].is_monotonic_increasing
 
 
-def test_the_search_stops_after_two_rises_and_looks_at_both_sides_of_the_best() -> None:
+def test_the_search_stops_after_a_rise_and_looks_at_both_sides_of_the_best() -> None:
     def measure(size: int) -> Split | None:
         return Split(size, 1.0, 0.0, abs(np.log(size / 1500))) if size < 10_000 else None
 
     found = [split.tokens for split in search(measure, [512, 1024, 2048, 4096, 8192, 16384])]
-    assert found == [512, 1024, 1472, 2048, 2880, 4096, 8192]
+    assert found == [512, 1024, 1472, 2048, 2880, 4096]
     assert search(lambda size: None, [512, 1024]) == []
 
 
