@@ -10,10 +10,11 @@ from typing import Any
 
 from tailored_llama.config import AdapterConfig, ExecutionConfig, TrainingConfig
 from tailored_llama.errors import InputError
-from tailored_llama.models.cards import CARD, merged_card
+from tailored_llama.models.cards import merged_card
 from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, weights_digest
 from tailored_llama.models.convert import _drop_paths
 from tailored_llama.models.id_table import TABLE
+from tailored_llama.models.licences import CARD, copy_licence
 from tailored_llama.models.load import BASE_FILE, load_model
 from tailored_llama.models.packing import has_soft_prompt
 
@@ -79,6 +80,7 @@ def merge_adapter(checkpoint: Path, adapter: Path | None, *, out: Path, card: st
         )
     model.save_pretrained(out)
     copy_tokenizer(checkpoint, out)
+    copy_licence(checkpoint, out)
     for name in (TABLE, "plan.parquet"):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, out / name)

@@ -26,6 +26,7 @@ from transformers import AutoConfig
 from tailored_llama.config import K_QUANTS, GgufType
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
+    CARD,
     GGUF_KINDS,
     LAYERED_PREFIX,
     Layer,
@@ -182,7 +183,7 @@ def _write_metadata(
     structure, layered = layout.structure, layout.arch == MODEL_ARCH.DECI
     writer.add_type("model")
     writer.add_name(name)
-    stated = front_matter(checkpoint)
+    stated = front_matter(checkpoint / CARD)
     for key in ("license", "license_name", "license_link"):
         if isinstance(value := stated.get(key), str):
             getattr(writer, f"add_{key}")(value)
