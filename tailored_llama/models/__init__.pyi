@@ -11,8 +11,9 @@ from .cards import loading as loading
 from .cards import pruned_card as pruned_card
 from .cards import what_was_removed as what_was_removed
 from .cards import write_card as write_card
+from .checkpoints import ALIKE_HINT as ALIKE_HINT
 from .checkpoints import FUSED as FUSED
-from .checkpoints import GGUF_KINDS as GGUF_KINDS
+from .checkpoints import GGUF_LAYERED as GGUF_LAYERED
 from .checkpoints import LAYERED_PREFIX as LAYERED_PREFIX
 from .checkpoints import VOCABULARY as VOCABULARY
 from .checkpoints import Layer as Layer

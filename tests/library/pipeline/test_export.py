@@ -300,7 +300,11 @@ def test_a_type_that_cannot_be_scored_does_not_cost_the_report(
     [
         (["gguf:q9"], "llama", "got 'gguf:q9'; allowed: safetensors, gguf:f32"),
         (["gguf:q8_0", "gguf:q8_0"], "llama", "names a format twice; allowed: each format once"),
-        (["gguf:q8_0"], "qwen3", "for architecture qwen3; allowed: safetensors, or architecture llama"),
+        (
+            ["gguf:q8_0"],
+            "qwen3",
+            "for architecture qwen3 with layers of different widths; allowed for llama.cpp: llama",
+        ),
         (["gguf:q8_0"], None, "got ['gguf:q8_0'] without store.export; allowed: with a folder there"),
     ],
 )
