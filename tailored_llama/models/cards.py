@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gguf import GGUFReader
 from huggingface_hub import ModelCardData
@@ -15,7 +15,7 @@ from tailored_llama.models.checkpoints import LAYERED_PREFIX, Size, read_config,
 from tailored_llama.models.embedded import EMBEDDED_MODELS
 from tailored_llama.models.licences import CARD, LICENCE_FIELDS, base_model_of, front_matter, licence_of
 from tailored_llama.models.sources import ModelSource
-from tailored_llama.store import hub_card
+from tailored_llama.store import hub_file
 
 _UNTUNED, _MERGED = "The model has not been tuned since.", "A LoRA adapter has been merged into it since."
 
@@ -25,13 +25,15 @@ class Base:
     """The dense model that a checkpoint derives from.
 
     `origin` says where its weights were read from; `hub` is the Hub id it derives from, if known; `licence` holds what
-    its own card states of license, license_name and license_link.
+    its own card states of license, license_name and license_link; `half` is the type of its weights, if that has 16
+    bits.
     """
 
     name: str
     origin: str
     hub: str | None = None
     licence: Mapping[str, str] = field(default_factory=dict)
+    half: Literal["bfloat16", "float16"] | None = None
 
 
 def base_of(source: ModelSource) -> Base:
@@ -49,11 +51,19 @@ def base_of(source: ModelSource) -> Base:
             return Base(path.name, f"a GGUF file, SHA-256 {source.identity()['gguf']}", licence=licence_of(stated))
         case "folder":
             stated = front_matter(path / CARD)
-            return Base(path.resolve().name, "a local checkpoint", base_model_of(stated), licence_of(stated))
+            hub, licence, half = base_model_of(stated), licence_of(stated), _half(path / "config.json")
+            return Base(path.resolve().name, "a local checkpoint", hub, licence, half)
         case "hub":
             commit = source.identity()["commit"]
-            stated = front_matter(hub_card(name, commit))
-            return Base(name, f"the Hugging Face Hub, commit {commit}", name, licence_of(stated))
+            card, half = hub_file(name, commit, CARD), _half(hub_file(name, commit, "config.json"))
+            return Base(name, f"the Hugging Face Hub, commit {commit}", name, licence_of(front_matter(card)), half)
+
+
+def _half(config: Path | None) -> Any:
+    """The type that a configuration states, if it has 16 bits."""
+    stated = read_config(config.parent) if config and config.is_file() else {}
+    dtype = stated.get("dtype") or stated.get("torch_dtype")
+    return dtype if dtype in ("bfloat16", "float16") else None
 
 
 def write_card(title: str, sections: Sequence[str], **metadata: Any) -> str:

@@ -129,11 +129,11 @@ def hub_model(repository: str, commit: str) -> Path:
         return Path(snapshot_download(repository, revision=commit, allow_patterns=patterns))
 
 
-def hub_card(repository: str, commit: str) -> Path | None:
-    """The model card fetched with a Hub model, or None; needs no network."""
+def hub_file(repository: str, commit: str, name: str) -> Path | None:
+    """A file fetched with a Hub model, such as its card, or None; needs no network."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(repository, "README.md", revision=commit)
+    path = try_to_load_from_cache(repository, name, revision=commit)
     return Path(path) if isinstance(path, str) else None
 
 
