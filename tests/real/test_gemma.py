@@ -82,7 +82,7 @@ def test_the_parts_are_the_file_that_was_published(quickstart: RunConfig, tmp_pa
 def test_llama_cpp_cuts_text_alike_and_computes_the_same(
     which: str, length: int, request: pytest.FixtureRequest, quickstart: RunConfig, tmp_path: Path
 ) -> None:
-    """In float32. ggml's table of GELU is the limit: with it, weights changed by 1e-7 change logits by 5e-4 (norm)."""
+    """In float32. A table of GELU in float16 turns differences of the seventh digit into some of the fourth."""
     checkpoint: Path = request.getfixturevalue(which)
     write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
     tokenizer, model = load_tokenizer(checkpoint), with_ggml_gelu(load_model(checkpoint))
@@ -94,7 +94,8 @@ def test_llama_cpp_cuts_text_alike_and_computes_the_same(
         assert (runtime.logits(window) - expected).norm() < 2e-3 * expected.norm()
         written = runtime.greedy(prompt, 48)
         logits = model(torch.tensor([prompt + written])).logits[0, len(prompt) - 1 : -1]
-        assert logits.argmax(-1).tolist() == written
+        missed = logits.amax(-1) - logits[range(48), written]
+        assert missed.max() < (0.01 if which == "gemma" else 0.1)  # the likeliest; the smaller model has near ties
 
 
 def test_the_smaller_model_is_two_fifths_and_has_the_terms(gemma: Path, smaller: Path) -> None:

@@ -15,18 +15,21 @@ import torch
 from gguf import GGUFReader, dequantize
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import helpers
 from llama_cpp import llama_cpp, with_ggml_gelu
+from tailored_llama.config import ModelConfig, Work
 from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
+    DenseSettings,
     Layer,
     layered_config,
     load_model,
     load_tokenizer,
+    prepare_dense,
     read_config,
     read_structure,
     read_tokens,
@@ -154,6 +157,19 @@ def test_the_weights_of_a_file_are_taken_back_into_the_checkpoint_s_own_layout(
     expected, found = load_model(checkpoint).state_dict(), load_model(back).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("name", ["llama, tied", "phi3", "qwen2, untied", "qwen3", "gemma2, 27b", "gemma3"])
+def test_a_file_is_read_again_as_a_model_with_the_same_logits(tmp_path: Path, name: str) -> None:
+    architecture, changes = (MODELS | ALIKE)[name]
+    checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
+    write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
+    (again := tmp_path / "again").mkdir()
+    source = ModelConfig(source=str(tmp_path / "model.gguf"))
+    prepare_dense(settings=DenseSettings.of(source), work=Work(again))
+    with torch.no_grad():
+        expected, found = (load_model(path)(torch.tensor([IDS])).logits for path in (checkpoint, again))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("architecture", "changes"), ALIKE.values(), ids=ALIKE.keys())
@@ -365,10 +381,21 @@ def spm_tokenizer(folder: Path) -> Any:
     return wrapped
 
 
-@pytest.mark.parametrize("kind", ["byte-level", "byte fallback"])
+def gemma_tokenizer() -> Any:
+    """Byte fallback without a space in front, and with added tokens of white space and of markup."""
+    tokenizer = helpers.spm_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in ("\n\n", "\t", "<td>")])
+    return tokenizer
+
+
+TOKENIZERS = {"byte-level": helpers.bpe_tokenizer, "byte fallback": helpers.spm_tokenizer, "Gemma": gemma_tokenizer}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
 def test_a_trimmed_vocabulary_is_cut_alike_in_llama_cpp(tmp_path: Path, kind: str) -> None:
-    tokenizer = helpers.bpe_tokenizer() if kind == "byte-level" else helpers.spm_tokenizer()
-    dense, trimmed = helpers.save_worded_llama(tmp_path / "dense", tokenizer), tmp_path / "trimmed"
+    dense, trimmed = helpers.save_worded_llama(tmp_path / "dense", TOKENIZERS[kind]()), tmp_path / "trimmed"
     helpers.save_tiny_llama(trimmed, vocab_size=448, bos_token_id=0, eos_token_id=0)
     tokens = read_tokens(dense)
     kept = choose_tokens(tokens, np.zeros(tokens.rows), 448, 1.0)
@@ -376,7 +403,7 @@ def test_a_trimmed_vocabulary_is_cut_alike_in_llama_cpp(tmp_path: Path, kind: st
     write_gguf(trimmed, gguf_type="f32", out=tmp_path / "model.gguf")
     cutting = load_tokenizer(trimmed)
     with llama_cpp(tmp_path / "model.gguf", 2048) as runtime, torch.no_grad():
-        for text in (helpers.words(200, seed=7), *TEXTS[:-2]):
+        for text in (helpers.words(200, seed=7), "bada\n\n\n <td>x", *(TEXTS if kind == "Gemma" else TEXTS[:-2])):
             assert runtime.tokens(text) == cutting(text)["input_ids"], text
         ids = cutting("bada bigo kulu")["input_ids"]
         expected = load_model(trimmed)(torch.tensor([ids])).logits[0]
