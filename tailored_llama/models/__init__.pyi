@@ -4,17 +4,16 @@ from .adapters import add_adapter as add_adapter
 from .adapters import merge_adapter as merge_adapter
 from .adapters import save_adapter as save_adapter
 from .attention import Header as Header
-from .cards import CARD as CARD
 from .cards import Base as Base
 from .cards import base_of as base_of
-from .cards import front_matter as front_matter
 from .cards import is_layered as is_layered
 from .cards import loading as loading
 from .cards import pruned_card as pruned_card
 from .cards import what_was_removed as what_was_removed
 from .cards import write_card as write_card
+from .checkpoints import ALIKE_HINT as ALIKE_HINT
 from .checkpoints import FUSED as FUSED
-from .checkpoints import GGUF_KINDS as GGUF_KINDS
+from .checkpoints import GGUF_LAYERED as GGUF_LAYERED
 from .checkpoints import LAYERED_PREFIX as LAYERED_PREFIX
 from .checkpoints import VOCABULARY as VOCABULARY
 from .checkpoints import Layer as Layer
@@ -34,6 +33,7 @@ from .devices import device_slot as device_slot
 from .devices import devices_of as devices_of
 from .devices import pick_device as pick_device
 from .devices import solver_bytes as solver_bytes
+from .embedded import EMBEDDED_MODELS as EMBEDDED_MODELS
 from .id_table import IdTable as IdTable
 from .id_table import check_teacher as check_teacher
 from .id_table import lost_words as lost_words
@@ -43,6 +43,9 @@ from .layouts import block_of as block_of
 from .layouts import layered_config as layered_config
 from .layouts import layout_config as layout_config
 from .layouts import without_layers as without_layers
+from .licences import CARD as CARD
+from .licences import copy_licence as copy_licence
+from .licences import front_matter as front_matter
 from .load import check_adapter as check_adapter
 from .load import head_logits as head_logits
 from .load import load_model as load_model

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import AdapterConfig, ExecutionConfig, TrainingConfig
+import torch
+
+from tailored_llama.config import AdapterConfig, Dtype, ExecutionConfig, TrainingConfig
 from tailored_llama.errors import InputError
-from tailored_llama.models.cards import CARD, merged_card
+from tailored_llama.models.cards import merged_card
 from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, weights_digest
 from tailored_llama.models.convert import _drop_paths
 from tailored_llama.models.id_table import TABLE
+from tailored_llama.models.licences import CARD, copy_licence
 from tailored_llama.models.load import BASE_FILE, load_model
 from tailored_llama.models.packing import has_soft_prompt
 
@@ -62,12 +65,14 @@ def save_adapter(model: Any, checkpoint: Path, out: Path) -> None:
     )
 
 
-def merge_adapter(checkpoint: Path, adapter: Path | None, *, out: Path, card: str | None = None) -> None:
+def merge_adapter(
+    checkpoint: Path, adapter: Path | None, *, out: Path, card: str | None = None, half: Dtype | None = None
+) -> None:
     """Write a checkpoint and its adapter as one stand-alone checkpoint with the same layout, tokenizer and plan.
 
-    The sum is rounded to the checkpoint's type: in bfloat16 or float16, scores may differ from the attached adapter's.
-    Without an adapter, the checkpoint stays as it is, and only gets the card. By default that is the checkpoint's own,
-    updated to mention the merge. `out` is an existing folder.
+    The sum is rounded to the checkpoint's type, or, if that is float32, to `half`: in bfloat16 or float16, scores may
+    differ from the attached adapter's. Without an adapter, the weights are rounded alone. By default the card is the
+    checkpoint's own, updated to mention the merge. `out` is an existing folder.
 
     Raises:
         InputError: as `load_model`; or the adapter is a soft prompt, which does not change weights.
@@ -77,8 +82,11 @@ def merge_adapter(checkpoint: Path, adapter: Path | None, *, out: Path, card: st
         raise InputError(
             f"adapter {adapter}: is a soft prompt; allowed: one that merges into weights (LoRA or a variant of it)"
         )
+    if half and model.dtype == torch.float32:
+        model.to(getattr(torch, half))
     model.save_pretrained(out)
     copy_tokenizer(checkpoint, out)
+    copy_licence(checkpoint, out)
     for name in (TABLE, "plan.parquet"):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, out / name)

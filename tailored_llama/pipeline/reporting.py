@@ -119,6 +119,7 @@ def export_model(
 ) -> dict[str, Any]:
     """Stage: write the finished model of a benchmark, with its card: the base with its adapter merged.
 
+    A run in float32 of a model in bfloat16 or float16 exports the model's own type, at half the size.
     With `tuning.keep = "better"`, an adapter that is not better than none on held-out examples is left out.
 
     Args:
@@ -138,7 +139,7 @@ def export_model(
     )
     base = models.base_of(models.find_model(config.model))
     card = reports.tailored_card(inputs, named_benchmark(config, benchmark), base, run.base, tuned)
-    models.merge_adapter(run.base, adapter if tuned else None, out=work.out, card=card)
+    models.merge_adapter(run.base, adapter if tuned else None, out=work.out, card=card, half=base.half)
     return {"adapter": "merged" if tuned else "left out: tuning brought nothing on the held-out examples"}
 
 

@@ -19,6 +19,7 @@ from tailored_llama.models import (
     Layer,
     all_tensor_shapes,
     block_of,
+    copy_licence,
     copy_tokenizer,
     layout_config,
     modeling_tailored_llama,
@@ -96,6 +97,7 @@ def prune_checkpoint(
         renumber_generation(dense, tokens.kept, out)
     else:
         copy_tokenizer(dense, out)
+    copy_licence(dense, out)
 
 
 def kept_layers(groups: Groups, kept: Array, dense: Sequence[Layer]) -> tuple[Layer, ...]:

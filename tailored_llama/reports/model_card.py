@@ -20,7 +20,7 @@ from tailored_llama.config import (
 )
 from tailored_llama.data import BUILTIN, Example, calibration_parts, load_template, named_columns, render
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, ModelRow, RecoveryRow, RecoveryTable
-from tailored_llama.models import Base, Size, is_layered, loading, lost_words, what_was_removed, write_card
+from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports.inputs import ReportInputs, scored_runs
 from tailored_llama.reports.pages import page_template, settings_of
 from tailored_llama.reports.parts import percent, span
@@ -82,6 +82,7 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         calibration_text=_calibration_text(config),
         text=_text,
         tuned=tuned,
+        rounded=base.half if read_config(checkpoint).get("dtype") == "float32" else None,
         untuned=untuned,
         verdict=_verdict(run.comparison(own.name), tuned),
         weaker=_is_weaker(sizes[DENSE], sizes[untuned]),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tailored_llama.config import Work
-from tailored_llama.models import CARD
+from tailored_llama.models import CARD, copy_licence
 from tailored_llama.serving.gguf import Written, write_gguf
 from tailored_llama.serving.settings import GgufSettings
 
@@ -22,6 +22,7 @@ def export_gguf(finished: Path, *, settings: GgufSettings, work: Work) -> dict[s
     """
     name, file, out = settings.name, f"{settings.name}-{settings.type}.gguf", work.out
     written = write_gguf(finished, gguf_type=settings.type, out=out / file, name=name, progress=work.progress)
+    copy_licence(finished, out)
     (out / "Modelfile").write_text(f"FROM ./{file}\nPARAMETER temperature 0\n")
     (out / CARD).write_text(_card(name, file, written), encoding="utf-8")
     return {"bytes": written.size, "padded_channels": written.padded_channels}

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import MODEL_ARCH_NAMES, GGUFWriter
+from gguf import GGUFWriter
 from safetensors.torch import load_file
 
 from tailored_llama.config import GgufType
 from tailored_llama.errors import InputError
 from tailored_llama.models import all_tensor_shapes, check_adapter
-from tailored_llama.serving.gguf import Array, Layout, arranged, layout_of
+from tailored_llama.serving.gguf_layout import Array, Layout, layout_of, moved, unfused
 
 _KINDS = {"LORA": "a LoRA", "PROMPT_TUNING": "a soft prompt"}
 
@@ -35,8 +35,8 @@ def write_gguf_adapter(checkpoint: Path, adapter: Path, *, gguf_type: GgufType, 
     config = json.loads((adapter / "adapter_config.json").read_text())
     _check_expressible(config, adapter)
     rank, alpha = config["r"], config["lora_alpha"]
-    part = out.with_name(out.name + ".part")
-    writer = GGUFWriter(part, MODEL_ARCH_NAMES[layout.arch])
+    unfinished = out.with_name(out.name + ".part")
+    writer = GGUFWriter(unfinished, layout.name)
     try:
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
@@ -47,15 +47,16 @@ def write_gguf_adapter(checkpoint: Path, adapter: Path, *, gguf_type: GgufType, 
             weight, side = _weight_of(name)
             if list(tensor.shape) != _expected_shape(shapes.get(weight), side, rank):
                 raise InputError(f"adapter {adapter}: tensor {name} does not fit {checkpoint}")
-            values = _arranged(weight, side, tensor.float().numpy(), layout)
-            writer.add_tensor(f"{layout.tensor_name(weight)}.{side}", values)
+            for part, rows in unfused(weight, layout).items():
+                values = _arranged(part, side, rows, tensor.float().numpy(), layout)
+                writer.add_tensor(f"{layout.tensor_name(part)}.{side}", values)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(part, out)
+        os.replace(unfinished, out)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def _check_expressible(config: dict[str, Any], adapter: Path) -> None:
@@ -82,9 +83,11 @@ def _expected_shape(weight: list[int] | None, side: str, rank: int) -> list[int]
     return [rank, weight[1]] if side == "lora_a" else [weight[0], rank]
 
 
-def _arranged(weight: str, side: str, values: Array, layout: Layout) -> Array:
+def _arranged(weight: str, side: str, rows: slice, values: Array, layout: Layout) -> Array:
     """One matrix in the order and size of its weight: lora_a [rank, inputs] has its columns, lora_b [outputs, rank] its
     rows."""
+    if side == "lora_b":
+        values = values[rows]
     touched = ("q_proj", "k_proj", "gate_proj", "up_proj") if side == "lora_b" else ("down_proj",)
     changed = any(part in weight for part in touched)
-    return np.ascontiguousarray(arranged(weight, values, layout) if changed else values)
+    return np.ascontiguousarray(moved(weight, values, layout) if changed else values)

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
@@ -15,7 +16,8 @@ from gguf.quants import dequantize
 from tailored_llama.config import GgufType, Work
 from tailored_llama.evaluation import read_metrics, score_benchmark
 from tailored_llama.models import merge_adapter, stored_dtype, weight_files, write_shards
-from tailored_llama.serving.gguf import layout_of, rotary_order, write_gguf, written_shapes
+from tailored_llama.serving.gguf import write_gguf
+from tailored_llama.serving.gguf_layout import layout_of, restored, unfused, written_shapes
 from tailored_llama.serving.settings import QuantisedSettings
 
 _NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
@@ -60,12 +62,12 @@ def dequantise(checkpoint: Path, file: Path, gguf_type: GgufType, out: Path) -> 
     shapes, dtype = written_shapes(checkpoint), stored_dtype(checkpoint)
 
     def read(name: str) -> torch.Tensor:
-        tensor = stored[layout.tensor_name(name)]
-        values = dequantize(tensor.data, tensor.tensor_type)
-        if layout.permuted and ("q_proj" in name or "k_proj" in name):
-            values = rotary_order(values, layout.structure.head_dim, back=True)
-        own = values[tuple(slice(size) for size in shapes[name])]  # without padding
-        return torch.from_numpy(own.copy()).to(dtype)
+        parts = []
+        for part, rows in unfused(name, layout).items():
+            tensor = stored[layout.tensor_name(part)]
+            shape = (len(range(*rows.indices(shapes[name][0]))), *shapes[name][1:])
+            parts.append(restored(part, dequantize(tensor.data, tensor.tensor_type), shape, layout))
+        return torch.from_numpy(np.concatenate(parts)).to(dtype)
 
     write_shards(out, shapes, dtype, read)
     weights = {path.name for path in weight_files(checkpoint)}

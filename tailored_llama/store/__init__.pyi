@@ -1,11 +1,11 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from .artifacts import ArtifactStore as ArtifactStore
 from .downloads import DATA_WHEEL as DATA_WHEEL
-from .downloads import EMBEDDED_MODELS as EMBEDDED_MODELS
+from .downloads import Wheel as Wheel
 from .downloads import fetch_wheel as fetch_wheel
-from .downloads import hub_card as hub_card
 from .downloads import hub_column as hub_column
 from .downloads import hub_commit as hub_commit
+from .downloads import hub_file as hub_file
 from .downloads import hub_model as hub_model
 from .downloads import hub_split as hub_split
 from .downloads import is_hub_id as is_hub_id

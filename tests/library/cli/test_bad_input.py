@@ -170,7 +170,8 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     ),
     "model missing": (
         put("model", "source", "/nowhere/llama"),
-        "model.source /nowhere/llama: no such file or folder; allowed: smollm2-135m-instruct, a folder, a .gguf file, "
+        "model.source /nowhere/llama: no such file or folder; allowed: smollm2-135m-instruct, gemma-3-270m, a "
+        "folder, a .gguf file, "
         "or a Hub id (owner/name)",
     ),
     "model unsupported": (

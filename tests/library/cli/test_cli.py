@@ -224,8 +224,8 @@ WRONG = {
     "prune {tiny} out --ratio 1.5": "pruning.ratios.0: got 1.5; allowed: less than 1",
     "prune {tiny} out --ratio 0.99 --config run.toml": "pruning.ratios: got 0.99; allowed: at most 0.4590 with "
     "protect_first 0, protect_last 0, min_channels 4, min_kv_heads 1, channel_multiple 1 and kinds attention, mlp",
-    "prune nowhere out --ratio 0.2": "model.source nowhere: no such file or folder; allowed: smollm2-135m-instruct, a "
-    "folder, a .gguf file, or a Hub id (owner/name)",
+    "prune nowhere out --ratio 0.2": "model.source nowhere: no such file or folder; allowed: smollm2-135m-instruct, "
+    "gemma-3-270m, a folder, a .gguf file, or a Hub id (owner/name)",
     "prune {tiny} out --ratio 0.2 --config none.toml": "configuration none.toml: No such file or directory; allowed: a "
     "readable TOML file",
     "prune {tiny} out --ratio 0.2 --set prunning.kinds=mlp": "prunning: unknown key; did you mean pruning?",

@@ -74,10 +74,11 @@ def test_a_hub_model_s_card_is_read_where_it_was_fetched(tmp_path: Path, monkeyp
     card = tmp_path / "README.md"
     card.write_text("---\nlicense: gemma\n---\n")
     commit = "1" * 40
-    for found, licence in ((card, {"license": "gemma"}), (None, {})):
-        monkeypatch.setattr(cards, "hub_card", lambda *_, found=found: found)
+    (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
+    for folder, licence, half in ((tmp_path, {"license": "gemma"}, "bfloat16"), (None, {}, None)):
+        monkeypatch.setattr(cards, "hub_file", lambda *names, folder=folder: folder and folder / names[-1])
         base = base_of(ModelSource("hub", "owner/name", commit))
-        assert base == Base("owner/name", f"the Hugging Face Hub, commit {commit}", "owner/name", licence)
+        assert base == Base("owner/name", f"the Hugging Face Hub, commit {commit}", "owner/name", licence, half)
 
 
 def test_a_merged_checkpoint_s_card_says_so(tmp_path: Path) -> None:

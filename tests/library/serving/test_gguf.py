@@ -15,23 +15,27 @@ import torch
 from gguf import GGUFReader, dequantize
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import helpers
-from llama_cpp import llama_cpp
+from llama_cpp import llama_cpp, with_ggml_gelu
+from tailored_llama.config import ModelConfig, Work
 from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
+    DenseSettings,
     Layer,
     layered_config,
     load_model,
     load_tokenizer,
+    prepare_dense,
     read_config,
     read_structure,
     read_tokens,
     trim_tokenizer,
 )
+from tailored_llama.models.adapters import _targets
 from tailored_llama.pruning.vocabulary import choose_tokens
 from tailored_llama.serving import write_gguf, write_gguf_adapter
 from tailored_llama.serving.quantised import dequantise
@@ -54,6 +58,32 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": None, "tie_word_embeddings": False}),
     "qwen2": ("qwen2", {}),
     "qwen2, untied": ("qwen2", {"tie_word_embeddings": False}),
+    "phi3": ("phi3", {"pad_token_id": 0, "sliding_window": None, "tie_word_embeddings": False}),
+}
+ALIKE: dict[str, tuple[str, dict[str, Any]]] = {  # that llama.cpp knows with layers of equal width alone
+    "qwen3": ("qwen3", {}),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5, "pad_token_id": 0}),
+    "gemma": ("gemma", {"head_dim": 16}),
+    "gemma2": ("gemma2", {"query_pre_attn_scalar": 16, "head_dim": 16, "sliding_window": 4}),
+    "gemma2, own scale of queries": ("gemma2", {"query_pre_attn_scalar": 2, "sliding_window": 64}),
+    "gemma2, one bound": ("gemma2", {"query_pre_attn_scalar": 8, "attn_logit_softcapping": None}),
+    "gemma2, 27b": ("gemma2", {"query_pre_attn_scalar": 8, "head_dim": 16, "num_hidden_layers": 46}),
+    "gemma3": ("gemma3_text", {"query_pre_attn_scalar": 8, "sliding_window": 4, "num_hidden_layers": 7}),
+    "gemma3, every second layer": (
+        "gemma3_text",
+        {"query_pre_attn_scalar": 2, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
+    "gemma3, scaled RoPE": (
+        "gemma3_text",
+        {
+            "query_pre_attn_scalar": 8,
+            "num_hidden_layers": 7,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
 }
 
 
@@ -82,11 +112,23 @@ def test_llama_cpp_computes_the_same_logits(
     if layers:
         checkpoint = save_mixed(tmp_path / "mixed", checkpoint, layers)
     written = write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
-    assert written.architecture == ("deci" if layers else {"mistral": "llama"}.get(architecture, architecture))
+    assert written.architecture == ("deci" if layers else {"qwen2": "qwen2"}.get(architecture, "llama"))
     assert written.padded_channels == sum(not layer.channels for layer in layers)
     with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
         expected = load_model(checkpoint)(torch.tensor([IDS])).logits[0]
         torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("architecture", "changes"), ALIKE.values(), ids=ALIKE.keys())
+def test_llama_cpp_computes_the_same_logits_where_layers_are_alike(
+    tmp_path: Path, architecture: str, changes: dict[str, Any]
+) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
+    written = write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
+    assert written.architecture == architecture.removesuffix("_text")
+    with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
+        expected = with_ggml_gelu(load_model(checkpoint))(torch.tensor([IDS])).logits[0]
+        torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=1e-3)
 
 
 def test_yarn_is_scaled_alike(tmp_path: Path) -> None:
@@ -115,6 +157,33 @@ def test_the_weights_of_a_file_are_taken_back_into_the_checkpoint_s_own_layout(
     expected, found = load_model(checkpoint).state_dict(), load_model(back).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("name", ["llama, tied", "phi3", "qwen2, untied", "qwen3", "gemma2, 27b", "gemma3"])
+def test_a_file_is_read_again_as_a_model_with_the_same_logits(tmp_path: Path, name: str) -> None:
+    architecture, changes = (MODELS | ALIKE)[name]
+    checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
+    write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
+    (again := tmp_path / "again").mkdir()
+    source = ModelConfig(source=str(tmp_path / "model.gguf"))
+    prepare_dense(settings=DenseSettings.of(source), work=Work(again))
+    with torch.no_grad():
+        expected, found = (load_model(path)(torch.tensor([IDS])).logits for path in (checkpoint, again))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("architecture", "changes"), ALIKE.values(), ids=ALIKE.keys())
+def test_offset_norms_and_scaled_queries_are_taken_back(
+    tmp_path: Path, architecture: str, changes: dict[str, Any]
+) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
+    write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
+    (back := tmp_path / "back").mkdir()
+    dequantise(checkpoint, tmp_path / "model.gguf", "f32", back)
+    expected, found = load_model(checkpoint).state_dict(), load_model(back).state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("gguf_type", ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
@@ -200,20 +269,28 @@ def test_a_window_ends_the_context(tmp_path: Path) -> None:
 def save_adapter(folder: Path, checkpoint: Path, **settings: Any) -> Path:
     """An adapter for all projections, with random weights."""
     torch.manual_seed(3)
+    model = load_model(checkpoint)
     config = LoraConfig(
-        r=4, lora_alpha=8, target_modules=list(PROJECTIONS), init_lora_weights=False, task_type="CAUSAL_LM", **settings
+        r=4,
+        lora_alpha=8,
+        target_modules=_targets(model, PROJECTIONS),
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+        **settings,
     )
-    get_peft_model(load_model(checkpoint), config).save_pretrained(folder)
+    get_peft_model(model, config).save_pretrained(folder)
     return folder
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}], ids=["LoRA", "rsLoRA"])
 @every_layout
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
 def test_llama_cpp_adds_an_adapter_as_peft_does(
     tmp_path: Path, architecture: str, layers: tuple[Layer, ...], settings: dict[str, Any]
 ) -> None:
-    checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1)
+    checkpoint = save_tiny_llama(
+        tmp_path / "dense", architecture=architecture, noise=0.1, pad_token_id=0, sliding_window=None
+    )
     if layers:
         checkpoint = save_mixed(tmp_path / "mixed", checkpoint, layers)
     adapter = save_adapter(tmp_path / "adapter", checkpoint, **settings)
@@ -225,6 +302,18 @@ def test_llama_cpp_adds_an_adapter_as_peft_does(
         expected = load_model(checkpoint, adapter)(torch.tensor([IDS])).logits[0]
         assert (expected - plain).abs().max() > 0.1
         torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=2e-4)
+
+
+def test_an_adapter_of_gemma_2_has_its_scale_of_queries(tmp_path: Path) -> None:
+    architecture, changes = ALIKE["gemma2, own scale of queries"]
+    checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
+    adapter = save_adapter(tmp_path / "adapter", checkpoint)
+    write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
+    write_gguf_adapter(checkpoint, adapter, gguf_type="f32", out=tmp_path / "adapter.gguf")
+    with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
+        runtime.with_adapter(tmp_path / "adapter.gguf")
+        expected = with_ggml_gelu(load_model(checkpoint, adapter))(torch.tensor([IDS])).logits[0]
+        torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=1e-3)
 
 
 def test_an_adapter_is_padded_as_its_base_is(tmp_path: Path) -> None:
@@ -292,10 +381,21 @@ def spm_tokenizer(folder: Path) -> Any:
     return wrapped
 
 
-@pytest.mark.parametrize("kind", ["byte-level", "byte fallback"])
+def gemma_tokenizer() -> Any:
+    """Byte fallback without a space in front, and with added tokens of white space and of markup."""
+    tokenizer = helpers.spm_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in ("\n\n", "\t", "<td>")])
+    return tokenizer
+
+
+TOKENIZERS = {"byte-level": helpers.bpe_tokenizer, "byte fallback": helpers.spm_tokenizer, "Gemma": gemma_tokenizer}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
 def test_a_trimmed_vocabulary_is_cut_alike_in_llama_cpp(tmp_path: Path, kind: str) -> None:
-    tokenizer = helpers.bpe_tokenizer() if kind == "byte-level" else helpers.spm_tokenizer()
-    dense, trimmed = helpers.save_worded_llama(tmp_path / "dense", tokenizer), tmp_path / "trimmed"
+    dense, trimmed = helpers.save_worded_llama(tmp_path / "dense", TOKENIZERS[kind]()), tmp_path / "trimmed"
     helpers.save_tiny_llama(trimmed, vocab_size=448, bos_token_id=0, eos_token_id=0)
     tokens = read_tokens(dense)
     kept = choose_tokens(tokens, np.zeros(tokens.rows), 448).kept
@@ -303,7 +403,7 @@ def test_a_trimmed_vocabulary_is_cut_alike_in_llama_cpp(tmp_path: Path, kind: st
     write_gguf(trimmed, gguf_type="f32", out=tmp_path / "model.gguf")
     cutting = load_tokenizer(trimmed)
     with llama_cpp(tmp_path / "model.gguf", 2048) as runtime, torch.no_grad():
-        for text in (helpers.words(200, seed=7), *TEXTS[:-2]):
+        for text in (helpers.words(200, seed=7), "bada\n\n\n <td>x", *(TEXTS if kind == "Gemma" else TEXTS[:-2])):
             assert runtime.tokens(text) == cutting(text)["input_ids"], text
         ids = cutting("bada bigo kulu")["input_ids"]
         expected = load_model(trimmed)(torch.tensor([ids])).logits[0]
@@ -338,23 +438,52 @@ def test_special_tokens_and_the_chat_template_travel(tmp_path: Path) -> None:
 
 # Refusals
 
-REFUSED = {
-    "qwen3": "(llama.cpp's own convert_hf_to_gguf.py may know it)",
-    "gemma2": "(llama.cpp's own convert_hf_to_gguf.py may know it)",
+
+@pytest.mark.parametrize("architecture", ["qwen3", "smollm3", "gemma", "gemma2", "gemma3_text"])
+def test_layers_that_differ_where_llama_cpp_has_them_alike_are_one_line(tmp_path: Path, architecture: str) -> None:
+    dense = save_tiny_llama(tmp_path / "dense", architecture=architecture, pad_token_id=0)
+    mixed = save_mixed(tmp_path / "mixed", dense)
+    said = (
+        f"checkpoint {mixed}: architecture {architecture} with layers of different widths; allowed for llama.cpp: "
+        "llama, mistral, phi3, qwen2 (set pruning.shape=stock for layers of equal width)"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
+        write_gguf(mixed, gguf_type="f16", out=tmp_path / "model.gguf")
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
+UNKNOWN_ORDERS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "rope": (
+        "smollm3",
+        {"no_rope_layers": [1, 0, 1, 1], "pad_token_id": 0},
+        "no_rope_layers: got [1, 0, 1, 1]; allowed for llama.cpp: [1, 1, 1, 0]",
+    ),
+    "windows": (
+        "gemma3_text",
+        {"layer_types": ["full_attention", *["sliding_attention"] * 3]},
+        "layer_types: full attention in layers [0]; allowed for llama.cpp: in the last of every so many "
+        "(set pruning.kinds without layer)",
+    ),
+    "scaled": (
+        "qwen3",
+        {"rope_parameters": helpers.LLAMA3_ROPE},
+        "rope_type: got 'llama3'; allowed: default, linear, yarn (in llama.cpp's architecture qwen3)",
+    ),
+    "partial": (
+        "phi3",
+        {"partial_rotary_factor": 0.75, "num_key_value_heads": 4, "pad_token_id": 0},
+        "partial_rotary_factor: got 0.75; allowed: 1",
+    ),
 }
 
 
-@pytest.mark.parametrize("architecture", REFUSED)
-def test_what_cannot_be_written_is_one_line(tmp_path: Path, architecture: str) -> None:
-    checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture)
-    said = (
-        f"checkpoint {checkpoint}: architecture {architecture}; allowed: llama, mistral, qwen2 {REFUSED[architecture]}"
-    )
-    with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
+@pytest.mark.parametrize(("architecture", "changes", "said"), UNKNOWN_ORDERS.values(), ids=UNKNOWN_ORDERS.keys())
+def test_layers_that_llama_cpp_does_not_compute_are_one_line(
+    tmp_path: Path, architecture: str, changes: dict[str, Any], said: str
+) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, **changes)
+    with pytest.raises(InputError, match=f"^{re.escape(f'{checkpoint}/config.json: {said}')}$"):
         write_gguf(checkpoint, gguf_type="f16", out=tmp_path / "model.gguf")
-    mixed = save_mixed(tmp_path / "mixed", checkpoint)
-    with pytest.raises(InputError, match=r"architecture for layers of different widths has no part for it"):
-        write_gguf(mixed, gguf_type="f16", out=tmp_path / "model.gguf")
     assert not list(tmp_path.glob("*.gguf*"))
 
 

@@ -1,0 +1,232 @@
+"""How llama.cpp's architectures express the project's: one line for each, and what becomes of every tensor."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGML_QUANT_SIZES, MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
+from gguf.constants import GGMLQuantizationType
+
+from tailored_llama.config import K_QUANTS, GgufType
+from tailored_llama.errors import InputError
+from tailored_llama.models import (
+    ALIKE_HINT,
+    FUSED,
+    GGUF_LAYERED,
+    LAYERED_PREFIX,
+    Layer,
+    Structure,
+    all_tensor_shapes,
+    check_checkpoint,
+    read_config,
+    read_structure,
+)
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An architecture of llama.cpp, as far as it differs from the checkpoint's.
+
+    arch: llama.cpp's.
+    paired: whether rotary embeddings turn neighbouring channels, so that the rows of q and k change places.
+    norm_offset: what is added to the weights of norms.
+    windows: whether some layers attend to a sliding window, and may have rotary frequencies of their own.
+    capped: whether it bounds the logits of attention and of the head.
+    no_rope_step: one layer in so many is without rotary embedding; 0 for none.
+    queries: the weight that takes up by what queries are scaled, where the file does not state it.
+    layers_27b: the number of layers by which it knows a model that scales queries by the hidden size's share.
+    """
+
+    arch: MODEL_ARCH
+    paired: bool = False
+    norm_offset: int = 0
+    windows: bool = False
+    capped: bool = False
+    no_rope_step: int = 0
+    queries: str = ""
+    layers_27b: int = 0
+
+
+_LLAMA = Architecture(MODEL_ARCH.LLAMA, paired=True)
+_LAYERED = Architecture(MODEL_ARCH.DECI, paired=True)  # of those in GGUF_LAYERED, where widths differ by layer
+_ARCHITECTURES = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "phi3": _LLAMA,  # unfused: llama.cpp's phi3 needs as many channels in all heads as in the hidden states
+    "qwen2": Architecture(MODEL_ARCH.QWEN2),
+    "qwen3": Architecture(MODEL_ARCH.QWEN3),
+    "smollm3": Architecture(MODEL_ARCH.SMOLLM3, paired=True, no_rope_step=4),
+    "gemma": Architecture(MODEL_ARCH.GEMMA, norm_offset=1),
+    "gemma2": Architecture(
+        MODEL_ARCH.GEMMA2, norm_offset=1, windows=True, capped=True, queries="q_proj", layers_27b=46
+    ),
+    "gemma3_text": Architecture(MODEL_ARCH.GEMMA3, norm_offset=1, windows=True, queries="q_norm", layers_27b=62),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint is written: its own widths, and those in the file, which has zeros where it has nothing."""
+
+    architecture: Architecture
+    structure: Structure
+    config: dict[str, Any]
+    written: tuple[Layer, ...]
+
+    @property
+    def name(self) -> str:
+        """The architecture's name in llama.cpp."""
+        return MODEL_ARCH_NAMES[self.architecture.arch]
+
+    @cached_property
+    def _names(self) -> TensorNameMap:
+        return get_tensor_name_map(self.architecture.arch, len(self.structure.layers))
+
+    def tensor_name(self, name: str) -> str:
+        """GGUF's name of a tensor.
+
+        Raises:
+            InputError: it has none.
+        """
+        found = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if found is None:
+            raise InputError(f"tensor {name}: llama.cpp's architecture {self.name} does not have it")
+        return found
+
+    @cached_property
+    def query_factor(self) -> float:
+        """What queries are multiplied by beyond what llama.cpp scales them by."""
+        if not self.architecture.queries:
+            return 1.0
+        scaled_by = self.structure.head_dim
+        if len(self.structure.layers) == self.architecture.layers_27b:
+            scaled_by = self.structure.hidden_size // self.structure.layers[0].heads
+        return math.sqrt(scaled_by / self.config["query_pre_attn_scalar"])
+
+
+def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
+    """How a checkpoint is written in a type.
+
+    Raises:
+        InputError: the checkpoint is broken, or llama.cpp cannot express it.
+    """
+    check_checkpoint(checkpoint)
+    structure, config = read_structure(checkpoint), read_config(checkpoint)
+    kind = structure.model_type.removeprefix(LAYERED_PREFIX)
+    architecture = _ARCHITECTURES[kind]
+    if structure.model_type != kind:
+        if kind not in GGUF_LAYERED:
+            raise InputError(
+                f"checkpoint {checkpoint}: architecture {kind} with layers of different widths; allowed for llama.cpp: "
+                f"{', '.join(GGUF_LAYERED)} ({ALIKE_HINT})"
+            )
+        architecture = _LAYERED
+    if step := architecture.no_rope_step:
+        rotated = [int((number + 1) % step != 0) for number in range(len(structure.layers))]
+        if (got := config.get("no_rope_layers") or rotated) != rotated:
+            raise InputError(
+                f"{checkpoint / 'config.json'}: no_rope_layers: got {got}; allowed for llama.cpp: {rotated}"
+            )
+    block = 32 if gguf_type in K_QUANTS else GGML_QUANT_SIZES[GGMLQuantizationType[gguf_type.upper()]][0]
+    written = tuple(_written(layer, number, block) for number, layer in enumerate(structure.layers))
+    return Layout(architecture, structure, config, written)
+
+
+def _written(layer: Layer, number: int, block: int) -> Layer:
+    """The widths of a layer in the file.
+
+    llama.cpp's `deci` skips the attention of a layer without MLP, too, and takes the size of all heads to be 0 if the
+    first layer has none. So a missing MLP is written as one block of zeros, and that attention as one head of zeros.
+    """
+    heads, kv_heads = (layer.heads, layer.kv_heads) if layer.heads or number else (1, 1)
+    return Layer(heads, kv_heads, math.ceil(max(1, layer.channels) / block) * block)
+
+
+def written_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor of a checkpoint that a GGUF file gets: all but a tied head."""
+    tied = read_config(checkpoint).get("tie_word_embeddings", False)
+    return {
+        name: tuple(shape)
+        for name, shape in all_tensor_shapes(checkpoint).items()
+        if not name.endswith("inv_freq") and not (name == "lm_head.weight" and tied)
+    }
+
+
+def unfused(name: str, layout: Layout) -> dict[str, slice]:
+    """The names and rows of the projections that a tensor of the checkpoint holds: itself, or the parts of a fused one.
+
+    llama.cpp's graphs have every projection alone.
+    """
+    match = re.fullmatch(r"model\.layers\.(\d+)\.\w+\.(\w+)\.\w+", name)
+    if not match or (fused := match[2]) not in FUSED:
+        return {name: slice(None)}
+    layer, head_dim = layout.structure.layers[int(match[1])], layout.structure.head_dim
+    key_rows = layer.kv_heads * head_dim
+    sizes = [layer.heads * head_dim, key_rows, key_rows] if fused == "qkv_proj" else [layer.channels] * 2
+    ends = np.cumsum(sizes).tolist()
+    return {
+        name.replace(fused, part): slice(end - size, end)
+        for part, size, end in zip(FUSED[fused], sizes, ends, strict=True)
+    }
+
+
+def padded_shape(name: str, shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    """The shape of a tensor once its MLP channels are padded."""
+    if not (match := re.fullmatch(r"model\.layers\.(\d+)\.mlp\.(\w+)_proj\.(\w+)", name)):
+        return shape
+    channels = layout.written[int(match[1])].channels
+    if match[2] == "down":
+        return (shape[0], channels) if match[3] == "weight" else shape
+    return (channels, *shape[1:])
+
+
+def arranged(name: str, values: Array, layout: Layout) -> Array:
+    """A tensor's values as llama.cpp has them: norms offset, and all that `moved` does."""
+    if name.endswith("norm.weight"):
+        values = values + np.float32(layout.architecture.norm_offset)
+    return moved(name, values, layout)
+
+
+def moved(name: str, values: Array, layout: Layout) -> Array:
+    """Queries scaled, rows in rotary order, and channels padded with zeros: of a tensor, or an adapter's matrix."""
+    if _is(name, layout.architecture.queries):
+        values = values * np.float32(layout.query_factor)
+    if layout.architecture.paired and _is(name, "q_proj", "k_proj"):
+        values = _rotary_order(values, layout.structure.head_dim)
+    shape = padded_shape(name, values.shape, layout)
+    return np.pad(values, [(0, wide - have) for wide, have in zip(shape, values.shape, strict=True)])
+
+
+def restored(name: str, values: Array, shape: tuple[int, ...], layout: Layout) -> Array:
+    """The values of the checkpoint's tensor of a shape, which `arranged` has arranged."""
+    if layout.architecture.paired and _is(name, "q_proj", "k_proj"):
+        values = _rotary_order(values, layout.structure.head_dim, back=True)
+    if _is(name, layout.architecture.queries):
+        values = values / np.float32(layout.query_factor)
+    if name.endswith("norm.weight"):
+        values = values - np.float32(layout.architecture.norm_offset)
+    return values[tuple(slice(size) for size in shape)]
+
+
+def _is(name: str, *modules: str) -> bool:
+    """Whether a tensor is one of some modules' weight or bias."""
+    return name.split(".")[-2] in modules
+
+
+def _rotary_order(values: Array, head_dim: int, back: bool = False) -> Array:
+    """Rows of every head reordered from halves, [0 … d/2) and [d/2 … d), to pairs, (0, d/2), (1, d/2 + 1), …
+
+    `back` is the other way round.
+    """
+    split = (head_dim // 2, 2) if back else (2, head_dim // 2)
+    heads = values.reshape(-1, *split, *values.shape[1:])
+    return np.ascontiguousarray(heads.swapaxes(1, 2).reshape(values.shape))

@@ -1,0 +1,136 @@
+"""What a GGUF file states about a model: name and licence, sizes, rotary embedding, windows, bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf import MODEL_ARCH, GGUFWriter
+from gguf.constants import GGML_QUANT_VERSION, LlamaFileType, RopeScalingType
+
+from tailored_llama.config import GgufType
+from tailored_llama.errors import InputError
+from tailored_llama.models import CARD, front_matter
+from tailored_llama.serving.gguf_layout import Layout
+
+_FACTORS = (MODEL_ARCH.LLAMA, MODEL_ARCH.DECI)  # the graphs that read factors of rotary frequencies
+_UNBOUNDED = 1e6  # x → c · tanh(x ÷ c) is x in float32 for such a c
+
+
+def write_metadata(
+    writer: GGUFWriter, layout: Layout, config: Any, checkpoint: Path, name: str, gguf_type: GgufType
+) -> None:
+    """Write all metadata but the tokenizer's.
+
+    Raises:
+        InputError: llama.cpp's architecture has no such rotary embedding, or no such order of layers.
+    """
+    writer.add_type("model")
+    writer.add_name(name)
+    _write_licence(writer, checkpoint)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_file_type(LlamaFileType[f"{'ALL' if gguf_type == 'f32' else 'MOSTLY'}_{gguf_type.upper()}"])
+    writer.add_vocab_size(config.vocab_size)
+    _write_sizes(writer, layout)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _write_rope(writer, layout, config, checkpoint)
+    architecture, longest = layout.architecture, int(config.max_position_embeddings)
+    if architecture.windows:
+        _write_windows(writer, config, checkpoint)
+    elif getattr(config, "use_sliding_window", True) and (window := getattr(config, "sliding_window", None)):
+        longest = min(longest, window)  # the graph has no window: the context ends where one would begin to matter
+    writer.add_context_length(longest)
+    if architecture.capped:
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping or _UNBOUNDED)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping or _UNBOUNDED)
+
+
+def _write_licence(writer: GGUFWriter, checkpoint: Path) -> None:
+    """Write what the checkpoint's card states."""
+    stated = front_matter(checkpoint / CARD)
+    for key in ("license", "license_name", "license_link"):
+        if isinstance(value := stated.get(key), str):
+            getattr(writer, f"add_{key}")(value)
+    if isinstance(base := stated.get("base_model"), str):
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, base.rpartition("/")[2])
+        writer.add_base_model_repo_url(0, f"https://huggingface.co/{base}")
+
+
+def _write_sizes(writer: GGUFWriter, layout: Layout) -> None:
+    written, head_dim = layout.written, layout.structure.head_dim
+    writer.add_embedding_length(layout.structure.hidden_size)
+    writer.add_block_count(len(written))
+    widths = [[la.channels for la in written], [la.heads for la in written], [la.kv_heads for la in written]]
+    for add_width, values in zip(
+        (writer.add_feed_forward_length, writer.add_head_count, writer.add_head_count_kv), widths, strict=True
+    ):
+        add_width(values if layout.architecture.arch == MODEL_ARCH.DECI else values[0])
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+
+
+def _write_rope(writer: GGUFWriter, layout: Layout, config: Any, checkpoint: Path) -> None:
+    """Write the base of the rotary frequencies, and their scaling where that is no tensor."""
+    rope = _rope(config)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    kind = rope.get("rope_type", "default")
+    allowed = ["default", "linear", "yarn", *(["llama3"] if layout.architecture.arch in _FACTORS else [])]
+    if kind not in allowed:
+        raise InputError(
+            f"{checkpoint / 'config.json'}: rope_type: got {kind!r}; allowed: {', '.join(allowed)} (in llama.cpp's "
+            f"architecture {layout.name})"
+        )
+    if (share := rope.get("partial_rotary_factor", 1)) != 1:
+        raise InputError(f"{checkpoint / 'config.json'}: partial_rotary_factor: got {share}; allowed: 1")
+    if kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(RopeScalingType[kind.upper()])
+        writer.add_rope_scaling_factor(rope["factor"])
+        if original := rope.get("original_max_position_embeddings"):
+            writer.add_rope_scaling_orig_ctx_len(original)
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    """The rotary embedding of layers without a window."""
+    rope = dict(config.rope_parameters)
+    return dict(rope.get("full_attention", rope))
+
+
+def _write_windows(writer: GGUFWriter, config: Any, checkpoint: Path) -> None:
+    """Write the sliding window, the rotary base of the layers that have it, and which ones those are.
+
+    llama.cpp knows this order alone: the last of every so many layers is without a window.
+    """
+    windowed = [kind == "sliding_attention" for kind in config.layer_types]
+    layers = range(len(windowed))
+    periods = [p for p in range(1, len(windowed) + 2) if [layer % p < p - 1 for layer in layers] == windowed]
+    if not periods:
+        full = [layer for layer in layers if not windowed[layer]]
+        raise InputError(
+            f"{checkpoint / 'config.json'}: layer_types: full attention in layers {full}; allowed for llama.cpp: in "
+            "the last of every so many (set pruning.kinds without layer)"
+        )
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_sliding_window_pattern(periods[0])
+    if local := config.rope_parameters.get("sliding_attention"):
+        writer.add_rope_freq_base_swa(local["rope_theta"])
+
+
+def rope_factors(config: Any, head_dim: int) -> Iterator[tuple[str, tuple[int, ...], Callable[[], npt.NDArray[Any]]]]:
+    """Llama 3's scaling of the rotary frequencies, as the factors that llama.cpp divides them by (a tensor)."""
+    rope = _rope(config)
+    if rope.get("rope_type") != "llama3":
+        return
+    frequencies = 1.0 / rope["rope_theta"] ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    wavelengths = 2 * math.pi / frequencies
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    original = rope["original_max_position_embeddings"]
+    smooth = (original / wavelengths - low) / (high - low)
+    between = 1 / ((1 - smooth) / factor + smooth)
+    factors = np.where(wavelengths > original / low, factor, np.where(wavelengths < original / high, 1.0, between))
+    yield "rope_freqs.weight", factors.shape, lambda: factors.astype(np.float32)
