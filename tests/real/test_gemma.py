@@ -55,7 +55,7 @@ def smaller(quickstart: RunConfig, gemma: Path, tmp_path_factory: pytest.TempPat
     graph, scores, counts, out = (tmp_path_factory.mktemp(name) for name in ("graph", "scores", "counts", "smaller"))
     build_graph(gemma, settings=None, work=Work(graph))
     score_importance(gemma, graph, None, settings=ImportanceSettings("magnitude_l2"), work=Work(scores, CPU))
-    settings = CountSettings.of(quickstart.calibration)
+    settings = CountSettings.of(quickstart)
     count_tokens(gemma, {}, settings=settings, work=Work(counts, downloads=quickstart.store.downloads))
     kinds = ("attention", "mlp", "vocabulary")
     pruning = PruningConfig(shape="stock", kinds=kinds, vocabulary=TOKENS)
