@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,11 @@ def choose_split(
     return {"tokens": len(cut.tokens.kept), "tokens_whole": round(cut.tokens.whole, 6), "tried": len(tried)}
 
 
-def read_split(folder: Path) -> VocabularyPlan:
-    """The tokens that stay."""
+def read_split(folder: Path) -> VocabularyPlan | None:
+    """The tokens that stay; None: all of them, so that the vocabulary is not touched."""
     table = read_table(folder / "kept.parquet", KEPT_SCHEMA)
-    return VocabularyPlan(tuple(np.flatnonzero(table["kept"].to_numpy()).tolist()), table["share"].to_numpy())
+    kept = np.flatnonzero(table["kept"].to_numpy())
+    return VocabularyPlan(tuple(kept.tolist()), table["share"].to_numpy()) if len(kept) < len(table) else None
 
 
 def read_tried(folder: Path) -> list[Split]:
@@ -137,7 +139,7 @@ def read_tried(folder: Path) -> list[Split]:
 def possible_sizes(dense: Path, ratio: float, pruning: PlanConfig) -> list[int]:
     """Numbers of tokens to try, ascending; the configured one alone, or more if fewer would remove more than the ratio.
 
-    With the first, tokens reach the ratio alone, as far as bytes and special tokens let them.
+    With the first, tokens reach the ratio alone, as far as bytes and special tokens let them; with the last, all stay.
 
     Raises:
         InputError: the configured number leaves nothing to remove.
@@ -152,9 +154,8 @@ def possible_sizes(dense: Path, ratio: float, pruning: PlanConfig) -> list[int]:
         check_size(tokens, pruning.vocabulary)
         return [max(pruning.vocabulary, least)]
     first = max(least, whole_rows(len(tokens.always)))
-    steps = range(max(0, int(np.log(size.vocab_size / first) / np.log(_GROWTH))) + 1)
-    sizes = [round(first * _GROWTH**step / ROWS) * ROWS for step in steps]
-    return [*sizes, size.vocab_size // ROWS * ROWS]
+    sizes = takewhile(lambda own: own < size.vocab_size, (first * _GROWTH**step for step in count()))
+    return [*sizes, size.vocab_size]
 
 
 def first_cut(folders: Folders, counts: Path, ratio: float, pruning: PlanConfig) -> Cut:

@@ -176,11 +176,13 @@ def choose_tokens(tokens: Tokens, shares: Counts, size: int) -> VocabularyPlan:
 
     Args:
         shares: float64 [rows].
-        size: how many, a multiple of 64.
+        size: how many, a multiple of 64; or all.
 
     Raises:
         InputError: `size` is smaller than the number of tokens that must stay.
     """
+    if size >= tokens.rows:
+        return VocabularyPlan(tuple(range(tokens.rows)), shares)
     check_size(tokens, size)
     size = min(size, len(tokens.texts) // ROWS * ROWS)
     order = [int(i) for i in np.argsort(-shares, kind="stable") if int(i) in tokens.texts]
