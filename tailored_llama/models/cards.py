@@ -94,12 +94,10 @@ def pruned_card(
 def trimmed_card(dense: Path, out: Path, before: Size, left: Size) -> str:
     """The card of a checkpoint that has lost tokens and nothing else."""
     removed = f"""Of {before.vocab_size:,} tokens, {left.vocab_size:,} are left, chosen by how often a text uses them;
-`vocabulary.parquet` lists them. Other words are written in smaller pieces. All other weights are unchanged."""
-    origin = (
-        f"Made from the checkpoint whose weights have SHA-256 `{weights_digest(dense)}`. Its licence applies here too."
-    )
+`vocabulary.parquet` lists them. All other weights are unchanged. {_UNTUNED}"""
+    origin = f"Made from the checkpoint whose weights have SHA-256 `{weights_digest(dense)}`. Its licence applies too."
     base = base_of(ModelSource("folder", str(dense)))
-    sections = [f"{removed} {_UNTUNED}", origin, loading(out)]
+    sections = [text for text in (removed, lost_words(out), origin, loading(out)) if text]
     return write_card("A language model with a trimmed vocabulary", sections, base_model=base.hub, **base.licence)
 
 
