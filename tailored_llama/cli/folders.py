@@ -42,6 +42,12 @@ def room_for(out: Path) -> Iterator[None]:
         raise InputError(f"{out}: {os.strerror(number)}; allowed: a writable folder with room") from error
 
 
+def check_new_file(file: Path) -> None:
+    """Refuse a file that exists, or whose folder does not."""
+    if file.exists() or not file.parent.is_dir():
+        raise InputError(f"{file}: {'exists' if file.exists() else 'its folder is missing'}; allowed: a new file")
+
+
 def checkpoint_folder(path: Path | None) -> Path | None:
     """Refuse a folder that is no checkpoint, before torch is imported: that takes seconds."""
     if path is not None and not (path / "config.json").is_file():

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tailored_llama.cli.arguments import BenchmarkName, Checkpoint, Config, Dense, Out, Overrides
-from tailored_llama.cli.folders import checkpoint_folder, new_folder, room_for
+from tailored_llama.cli.folders import check_new_file, checkpoint_folder, new_folder, room_for
 from tailored_llama.cli.running import scratch_runner, with_benchmarks
 from tailored_llama.config import GGUF_TYPES, PROMPTS, as_gguf_type, healing_text, load_config
 from tailored_llama.console import progress_bar
@@ -206,8 +206,7 @@ def gguf(
     beside = out.with_name(f"{out.stem}.adapter.gguf")
     kind = as_gguf_type(gguf_type)
     for file in (out, *((beside,) if adapter else ())):
-        if file.exists() or not file.parent.is_dir():
-            raise InputError(f"{file}: {'exists' if file.exists() else 'its folder is missing'}; allowed: a new file")
+        check_new_file(file)
     from tailored_llama.serving import write_gguf, write_gguf_adapter
 
     with room_for(out), progress_bar(f"gguf {gguf_type}") as progress:
@@ -226,3 +225,40 @@ def gguf(
         print(f"{written.kept_wider} matrices stay in f16: their rows are no whole blocks")
     if adapter:
         print(f"{beside}: llama-cli -m {out} --lora {beside}")
+
+
+@making.command(epilog="Example: `tailored-llama trim model.gguf small.gguf --text my.csv`")
+def trim(
+    model: Annotated[Path, typer.Argument(help="A .gguf file (of a split one, any part), or a checkpoint folder.")],
+    out: Annotated[Path, typer.Argument(help="File or folder to write; it must be new.")],
+    text: Annotated[
+        list[Path], typer.Option(help="What the model reads and writes: .txt, .csv, .jsonl or .parquet; repeatable.")
+    ],
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens kept, a multiple of 64; absent: all of the text's, and at least half of all."),
+    ] = None,
+) -> None:
+    """Remove the tokens that a text does not need from a model file; nothing else of it changes."""
+    if not model.exists():
+        raise InputError(f"{model}: no such file or folder; allowed: a .gguf file or a checkpoint folder")
+    if model.is_dir():
+        checkpoint_folder(model)
+    else:
+        check_new_file(out)
+    from tailored_llama.data import all_texts
+
+    texts = [own for file in text for own in all_texts(file)]
+    from tailored_llama.serving import trim_checkpoint, trim_gguf
+
+    if model.is_dir():
+        with new_folder(out) as folder:
+            trimmed = trim_checkpoint(model, texts, tokens, folder)
+    else:
+        with room_for(out), progress_bar("trim") as progress:
+            trimmed = trim_gguf(model, texts, tokens, out, progress)
+    (before, after), (of, kept) = trimmed.bytes, trimmed.tokens
+    print(f"{out}: {after:,} bytes{' of weights' * model.is_dir()}, {1 - after / before:.1%} fewer than {before:,}")
+    print(f"{kept:,} of {of:,} tokens kept; {trimmed.whole:.2%} of the text's tokens stay whole")
+    shown = ", ".join(map(repr, trimmed.gone))
+    print(f"no longer one token, but written in pieces: {shown}; {of - kept:,} in all")

@@ -37,6 +37,7 @@ from .templates import layout_of as layout_of
 from .templates import load_template as load_template
 from .templates import study_templates as study_templates
 from .texts import TextSource as TextSource
+from .texts import all_texts as all_texts
 from .texts import check_text as check_text
 from .texts import find_text as find_text
 from .texts import load_texts as load_texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -146,10 +147,7 @@ def load_texts(source: TextSource, downloads: str) -> list[str]:
     elif source.kind == "benchmark":
         documents = benchmark_texts(source.benchmark, source.split, text.column, downloads)
     elif source.kind == "file" and source.path.suffix == ".txt":
-        try:
-            documents = [source.path.read_text(encoding="utf-8")]
-        except UnicodeDecodeError as error:
-            raise InputError(f"{source.path}: not UTF-8 text (byte {error.start})") from None
+        documents = [_read_plain(source.path)]
     else:
         if source.kind == "file":
             rows = read_file(source.path)
@@ -163,3 +161,35 @@ def load_texts(source: TextSource, downloads: str) -> list[str]:
     if not (documents := [document for document in documents if document.strip()]):
         raise InputError(f"source {text.source} (a text): holds no text; allowed: at least one document")
     return documents
+
+
+def _read_plain(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def all_texts(path: Path) -> list[str]:
+    """All that a .txt, .csv, .jsonl or .parquet file says: the text, or every text in every column, also in lists.
+
+    Each text of a table is there twice, the second time after a space: an answer is written after its question.
+
+    Raises:
+        InputError: the file cannot be read, or holds no text.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; allowed: a .txt, .parquet, .jsonl or .csv file")
+    texts = [_read_plain(path)] if path.suffix == ".txt" else list(_strings(read_file(path)))
+    if not any(map(str.strip, texts)):
+        raise InputError(f"{path}: holds no text; allowed: at least one")
+    return texts if path.suffix == ".txt" else [*texts, *(f" {text}" for text in texts)]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The strings in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)

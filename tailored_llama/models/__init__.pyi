@@ -9,6 +9,7 @@ from .cards import base_of as base_of
 from .cards import is_layered as is_layered
 from .cards import loading as loading
 from .cards import pruned_card as pruned_card
+from .cards import trimmed_card as trimmed_card
 from .cards import what_was_removed as what_was_removed
 from .cards import write_card as write_card
 from .checkpoints import ALIKE_HINT as ALIKE_HINT
@@ -27,6 +28,7 @@ from .checkpoints import read_structure as read_structure
 from .checkpoints import tensor_shapes as tensor_shapes
 from .checkpoints import weight_bytes as weight_bytes
 from .checkpoints import weight_files as weight_files
+from .convert import load_gguf_tokenizer as load_gguf_tokenizer
 from .convert import prepare_dense as prepare_dense
 from .devices import check_solver as check_solver
 from .devices import device_slot as device_slot
@@ -34,6 +36,7 @@ from .devices import devices_of as devices_of
 from .devices import pick_device as pick_device
 from .devices import solver_bytes as solver_bytes
 from .embedded import EMBEDDED_MODELS as EMBEDDED_MODELS
+from .gguf_reader import open_gguf as open_gguf
 from .id_table import IdTable as IdTable
 from .id_table import check_teacher as check_teacher
 from .id_table import lost_words as lost_words
@@ -92,7 +95,9 @@ from .tokens import encode_pair as encode_pair
 from .tokens import first_token as first_token
 from .tokens import pre_tokenizer_name as pre_tokenizer_name
 from .vocabulary import Tokens as Tokens
+from .vocabulary import is_kept as is_kept
 from .vocabulary import read_tokens as read_tokens
 from .vocabulary import renumber_generation as renumber_generation
 from .vocabulary import renumbered as renumbered
+from .vocabulary import tokens_of as tokens_of
 from .vocabulary import trim_tokenizer as trim_tokenizer

@@ -91,6 +91,16 @@ def pruned_card(
     return write_card("A structurally pruned language model", sections, base_model=base.hub, **base.licence)
 
 
+def trimmed_card(dense: Path, out: Path, before: Size, left: Size) -> str:
+    """The card of a checkpoint that has lost tokens and nothing else."""
+    removed = f"""Of {before.vocab_size:,} tokens, {left.vocab_size:,} are left, chosen by how often a text uses them;
+`vocabulary.parquet` lists them. All other weights are unchanged. {_UNTUNED}"""
+    origin = f"Made from the checkpoint whose weights have SHA-256 `{weights_digest(dense)}`. Its licence applies too."
+    base = base_of(ModelSource("folder", str(dense)))
+    sections = [text for text in (removed, lost_words(out), origin, loading(out)) if text]
+    return write_card("A language model with a trimmed vocabulary", sections, base_model=base.hub, **base.licence)
+
+
 def merged_card(folder: Path) -> str:
     """The checkpoint's own card, updated to say that an adapter has been merged into it."""
     file = folder / CARD

@@ -15,10 +15,11 @@ from unittest.mock import patch
 import gguf
 import torch
 from gguf import GGUFReader
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from tailored_llama.config import Work
+from tailored_llama.errors import InputError, one_line
 from tailored_llama.models.cards import base_of, dense_card
 from tailored_llama.models.checkpoints import (
     all_tensor_shapes,
@@ -106,7 +107,7 @@ def _convert(path: Path, dtype: torch.dtype, out: Path, shown: str) -> None:
         model = _load_weights(folder, dtype, f"model.source {shown}", **options)
         tokenizer = _load_tokenizer(folder, f"model.source {shown}", **options)
     if reader:
-        _restore_pre_tokenizer(tokenizer, reader, shown)
+        _restore_pre_tokenizer(tokenizer, reader, f"model.source {shown}")
         _restore_attention_scale(model.config)
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         if hasattr(model, attribute):  # left by the GGUF loader; save_pretrained would fail
@@ -117,6 +118,20 @@ def _convert(path: Path, dtype: torch.dtype, out: Path, shown: str) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     _drop_paths(out)
+
+
+def load_gguf_tokenizer(path: Path, reader: GGUFReader, shown: str) -> Any:
+    """The tokenizer of a GGUF file of any architecture; `reader` has parsed the file.
+
+    Raises:
+        InputError: transformers cannot build it; `shown` names the file.
+    """
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
+    except Exception as error:  # of many types, for metadata that disagree
+        raise InputError(f"{shown}: tokenizer cannot be loaded ({one_line(error)})") from None
+    _restore_pre_tokenizer(tokenizer, reader, shown)
+    return tokenizer
 
 
 def _restore_pre_tokenizer(tokenizer: Any, reader: GGUFReader, shown: str) -> None:
@@ -131,7 +146,7 @@ def _restore_pre_tokenizer(tokenizer: Any, reader: GGUFReader, shown: str) -> No
         tokenizer.backend_tokenizer.pre_tokenizer = known
     else:
         _log.warning(
-            "model.source %s: tokenizer.ggml.pre: got %r, which is not known; text is cut as for gpt-2, so numbers "
+            "%s: tokenizer.ggml.pre: got %r, which is not known; text is cut as for gpt-2, so numbers "
             "and spaces may become other tokens than in training",
             shown,
             name,

@@ -139,24 +139,14 @@ def read_gguf(path: Path, shown: str) -> GGUFReader:
     Raises:
         InputError: it is neither; `shown` is its name in the message.
     """
-    from gguf import GGUFReader
+    from tailored_llama.models.gguf_reader import open_gguf
 
-    class StrictReader(GGUFReader):
-        """A reader that fails at the end of the file; gguf's own goes on for the length that an array claims."""
-
-        def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **named: Any) -> Any:
-            values = super()._get(offset, dtype, count, *rest, **named)
-            if len(values) < count:
-                raise ValueError("the file ends too early")
-            return values
-
+    reader = open_gguf(path, f"model.source {shown}")
     try:
-        reader = StrictReader(path)
         architecture = reader.fields["general.architecture"].contents()
-        complete = all(t.data_offset + t.n_bytes <= path.stat().st_size for t in reader.tensors)
-    except Exception as error:  # a truncated file raises various errors inside numpy
+    except (KeyError, ValueError) as error:
         raise InputError(f"model.source {shown}: not a complete GGUF file ({one_line(error)})") from None
-    if not complete or not reader.tensors:
+    if not reader.tensors:
         raise InputError(f"model.source {shown}: not a complete GGUF file (tensors missing)")
     kind = _model_type(reader)
     check_architecture({"model_type": kind}, shown)

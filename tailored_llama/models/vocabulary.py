@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,47 +51,54 @@ class Tokens:
 
 
 def read_tokens(checkpoint: Path) -> Tokens:
-    """The tokens of a checkpoint, and what each is made of.
+    """The tokens of a checkpoint, and what each is made of; as `tokens_of`."""
+    config = read_config(checkpoint)
+    rows = int(config["vocab_size"])
+    special = _special_ids(config, rows) | _special_ids(_generation(checkpoint), rows)
+    return tokens_of(load_tokenizer(checkpoint), rows, special, checkpoint)
 
-    Added tokens without a row, such as those for images, are none: the model cannot read them.
+
+def tokens_of(tokenizer: Any, rows: int, special: Iterable[int], shown: Any) -> Tokens:
+    """The tokens of a model, and what each is made of.
+
+    Added tokens without a row, such as those for images, are none: the model cannot read them. `special` must stay
+    besides what the tokenizer itself names; `shown` is the model's name in messages.
 
     Raises:
         InputError: the tokenizer is of a kind that cannot be trimmed, or merges make a token without a row.
     """
-    tokenizer, config = load_tokenizer(checkpoint), read_config(checkpoint)
-    state = _state(tokenizer, checkpoint)
-    model, rows = state["model"], int(config["vocab_size"])
+    state = _state(tokenizer, shown)
+    model = state["model"]
     ids: dict[str, int] = model["vocab"]
     added = {token["id"]: token["content"] for token in state["added_tokens"] if token["id"] < rows}
     texts = {index: text for text, index in ids.items()} | added
     if (largest := max(texts)) >= rows:
         raise InputError(
-            f"{checkpoint}: token {texts[largest]!r} has id {largest}; allowed: below {rows}, the rows of the embedding"
+            f"{shown}: token {texts[largest]!r} has id {largest}; allowed: below {rows}, the rows of the embedding"
         )
-    always = {*added, *_special_ids(config, rows), *_special_ids(_generation(checkpoint), rows)}
     around = {step[place] for step, place in _processor_places(state)}
-    always |= around | _written_alone(model) | _chat_ids(tokenizer)
+    always = {*added, *special, *around, *_written_alone(model), *_chat_ids(tokenizer)}
     parts = {ids[text]: (ids[left], ids[right]) for text, (left, right) in _last_merges(model).items()}
     tokens = Tokens(rows, texts, parts, frozenset())
     return Tokens(rows, texts, parts, frozenset(tokens.made_of(always)))
 
 
-def _state(tokenizer: Any, checkpoint: Path) -> dict[str, Any]:
+def _state(tokenizer: Any, shown: Any) -> dict[str, Any]:
     """The JSON of a fast tokenizer of a kind that can be trimmed."""
     allowed = "allowed with kind vocabulary: byte-level BPE, or BPE with byte fallback"
     if not hasattr(tokenizer, "backend_tokenizer"):
-        raise InputError(f"{checkpoint}: tokenizer: got {type(tokenizer).__name__}, which has no fast form; {allowed}")
+        raise InputError(f"{shown}: tokenizer: got {type(tokenizer).__name__}, which has no fast form; {allowed}")
     state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     model = state["model"]
     if model["type"] != "BPE":
-        raise InputError(f"{checkpoint}: tokenizer: got {model['type']}; {allowed}")
+        raise InputError(f"{shown}: tokenizer: got {model['type']}; {allowed}")
     steps = [state.get("pre_tokenizer") or {}]
     steps += steps[0].get("pretokenizers", [])
     if not model.get("byte_fallback") and not any(step.get("type") == "ByteLevel" for step in steps):
-        raise InputError(f"{checkpoint}: tokenizer: got BPE over characters; {allowed}")
+        raise InputError(f"{shown}: tokenizer: got BPE over characters; {allowed}")
     for field in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(field):
-            raise InputError(f"{checkpoint}: tokenizer: got BPE with {field} {model[field]!r}; {allowed}")
+            raise InputError(f"{shown}: tokenizer: got BPE with {field} {model[field]!r}; {allowed}")
     return state
 
 
@@ -206,7 +213,7 @@ def _trimmed(state: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
     """The JSON of a tokenizer with only the tokens that have a new id."""
     model = state["model"]
     vocab = {text: new[index] for text, index in model["vocab"].items() if index in new}
-    merges = [[left, right] for left, right in model["merges"] if {left, right, left + right} <= vocab.keys()]
+    merges = [[left, right] for left, right in model["merges"] if is_kept(left, right, vocab)]
     added = [token | {"id": new[token["id"]]} for token in state["added_tokens"] if token["id"] in new]
     state = json.loads(json.dumps(state | {"model": model | {"vocab": vocab, "merges": merges}, "added_tokens": added}))
     for ids, place in _processor_places(state):
@@ -214,6 +221,11 @@ def _trimmed(state: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
     if state.get("padding"):
         state["padding"]["pad_id"] = new[state["padding"]["pad_id"]]
     return state
+
+
+def is_kept(left: str, right: str, tokens: Container[str]) -> bool:
+    """Whether a merge is one of a trimmed tokenizer: its two parts and its result are tokens."""
+    return left in tokens and right in tokens and left + right in tokens
 
 
 def renumbered(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:

@@ -13,4 +13,7 @@ from .settings import SplitSettings as SplitSettings
 from .split import Split as Split
 from .split import choose_split as choose_split
 from .split import read_tried as read_tried
+from .surgery import prune_checkpoint as prune_checkpoint
+from .vocabulary import VocabularyPlan as VocabularyPlan
 from .vocabulary import count_tokens as count_tokens
+from .vocabulary import tokens_for_texts as tokens_for_texts

@@ -124,7 +124,7 @@ def _counts(tokenizer: Any, texts: Iterable[str], rows: int) -> Counts:
     counts, texts = np.zeros(rows, dtype=np.int64), iter(texts)
     while batch := list(islice(texts, 1000)):
         ids = chain.from_iterable(tokenizer(batch, add_special_tokens=False)["input_ids"])
-        counts += np.bincount(np.fromiter(ids, dtype=np.int64), minlength=rows)
+        counts += np.bincount(np.fromiter(ids, dtype=np.int64), minlength=rows)[:rows]  # added tokens may have no row
     return counts
 
 
@@ -195,16 +195,37 @@ def choose_tokens(tokens: Tokens, shares: Counts, size: int) -> VocabularyPlan:
     return VocabularyPlan(tuple(sorted(kept)), shares)
 
 
-def check_size(tokens: Tokens, size: int) -> None:
-    """Check that so many tokens are enough for those that must stay.
+def tokens_for_texts(tokens: Tokens, tokenizer: Any, texts: Iterable[str], size: int | None) -> VocabularyPlan:
+    """Choose the tokens that texts need, and fill up with those that are merged first.
+
+    Args:
+        size: how many, a multiple of 64; None: all that the texts use, and at least half of all tokens.
+
+    Raises:
+        InputError: the texts have no tokens, `size` is too small, or no token would leave.
+    """
+    counts, most = _counts(tokenizer, texts, tokens.rows), (tokens.rows - 1) // ROWS * ROWS
+    allowed = f"a multiple of {ROWS} up to {most}, as the model has {tokens.rows}"
+    if not counts.any():
+        raise InputError("text: holds no text; allowed: at least one token")
+    if size is None:
+        needed = tokens.made_of({*tokens.always, *np.flatnonzero(counts).tolist()})
+        if (size := max(whole_rows(len(needed)), whole_rows(tokens.rows // 2))) > most:
+            raise InputError(f"tokens: not set, and the texts need {len(needed)}; allowed: {allowed}")
+    elif size % ROWS or not 0 < size <= most:
+        raise InputError(f"tokens: got {size}; allowed: {allowed}")
+    check_size(tokens, size, "tokens")
+    return choose_tokens(tokens, counts / counts.sum(), size)
+
+
+def check_size(tokens: Tokens, size: int, field: str = "pruning.vocabulary") -> None:
+    """Check that so many tokens are enough for those that must stay; `field` is where the number comes from.
 
     Raises:
         InputError: they are not.
     """
     if (must := whole_rows(len(tokens.always))) > size:
-        raise InputError(
-            f"pruning.vocabulary: got {size}; allowed: at least {must}, for bytes, special tokens and chat template"
-        )
+        raise InputError(f"{field}: got {size}; allowed: at least {must}, for bytes, special tokens and chat template")
 
 
 def whole_rows(number: int) -> int:

@@ -5,3 +5,6 @@ from .gguf_adapter import write_gguf_adapter as write_gguf_adapter
 from .quantised import score_quantised as score_quantised
 from .settings import GgufSettings as GgufSettings
 from .settings import QuantisedSettings as QuantisedSettings
+from .trim import Trimmed as Trimmed
+from .trim import trim_checkpoint as trim_checkpoint
+from .trim import trim_gguf as trim_gguf

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import typer
@@ -82,6 +83,7 @@ def test_the_commands_there_are() -> None:
         "store gc",
         "store ls",
         "store verify",
+        "trim",
     } <= names
 
 
@@ -426,3 +428,49 @@ def test_gguf_is_written_whole_or_not_at_all(
     assert status == 2
     assert err == "error: b.gguf: No space left on device; allowed: a writable folder with room\n"
     assert sorted(path.name for path in tmp_path.glob("*.gguf*")) == ["a.adapter.gguf", "a.gguf"]
+
+
+def test_a_vocabulary_is_trimmed_by_all_that_the_files_say(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_worded_llama(tmp_path / "model")
+    assert command("gguf", "model", "model.gguf")[0] == 0
+    drawn = words(2000, seed=2).split("\n")
+    (tmp_path / "own.txt").write_text("\n".join(drawn[:40]))
+    pd.DataFrame({"id": range(40), "question": drawn[40:80], "answer": drawn[80:120]}).to_csv("own.csv", index=False)
+    rows = [{"messages": [{"role": "user", "content": line}]} for line in drawn[120:]]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [part for name in ("own.txt", "own.csv", "own.jsonl") for part in ("--text", name)]
+    for model, out in (("model.gguf", "small.gguf"), ("model", "small")):
+        status, told, _ = command("trim", model, out, *texts, "--tokens", 448)
+        assert status == 0
+        assert re.match(
+            rf"{out}: [\d,]+ bytes( of weights)?, [\d.]+% fewer than [\d,]+\n448 of 70[34] tokens kept; 9", told
+        )
+        assert re.search(r"; 25[56] in all\n$", told)
+        status, told, _ = command("trim", model, f"all-{out}", *texts)
+        assert "100.00% of the text's tokens stay whole" in told
+    tokenizer = load_tokenizer(tmp_path / "all-small")
+    answer = drawn[80].split(" ")[-1]
+    assert tokenizer.tokenize(f" {answer}") == load_tokenizer(tmp_path / "model").tokenize(f" {answer}")
+    for arguments, said in (
+        (("model.gguf", "model.gguf", *texts), "model.gguf: exists; allowed: a new file"),
+        (("model", "model", *texts), "model: exists already; allowed: a new or empty folder"),
+        (
+            ("no.gguf", "a.gguf", *texts),
+            "no.gguf: no such file or folder; allowed: a .gguf file or a checkpoint folder",
+        ),
+        (("model.gguf", "a.gguf", "--text", "no.csv"), "no.csv: no such file; allowed: a .txt, .parquet, .jsonl or"),
+        (("model.gguf", "a.gguf", "--text", "model.gguf"), "model.gguf: type .gguf; allowed: .parquet, .jsonl or .csv"),
+        (("own.txt", "a.gguf", *texts), "own.txt: not a complete GGUF file (GGUF magic invalid)"),
+        (("model.gguf", "a.gguf", *texts, "--tokens", "7"), "tokens: got 7; allowed: a multiple of 64 up to 640"),
+    ):
+        status, _, err = command("trim", *arguments)
+        assert (status, err.count("\n")) == (2, 1)
+        assert err.startswith(f"error: {said}")
+    with monkeypatch.context() as patched:
+        patched.setattr("gguf.GGUFWriter.write_tensor_data", Mock(side_effect=OSError(28, "No space left on device")))
+        status, _, err = command("trim", "model.gguf", "a.gguf", *texts)
+    assert (status, err) == (2, "error: a.gguf: No space left on device; allowed: a writable folder with room\n")
+    names = sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".gguf", ".part"))
+    assert names == ["all-small.gguf", "model.gguf", "small.gguf"]
