@@ -236,7 +236,7 @@ def trim(
     ],
     tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens kept, a multiple of 64; absent: all of the text's, and at least half of all."),
+        typer.Option(help="Tokens kept, a multiple of 64; absent: all of the text's, and 99.9 % of general text."),
     ] = None,
 ) -> None:
     """Remove the tokens that a text does not need from a model file; nothing else of it changes."""

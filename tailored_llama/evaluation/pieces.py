@@ -9,7 +9,6 @@ from typing import Any
 
 from tailored_llama.config import Work
 from tailored_llama.data import load_texts, read_prompts
-from tailored_llama.errors import InputError
 from tailored_llama.evaluation.rows import PiecesRow
 from tailored_llama.evaluation.settings import PiecesSettings
 from tailored_llama.models import load_tokenizer, read_id_table
@@ -26,12 +25,9 @@ def measure_pieces(
 
     The texts are evaluation prompts by benchmark, where every choice counts with its context, and the perplexity text,
     which says what other words become.
-
-    Raises:
-        InputError: the checkpoint's vocabulary was not trimmed.
+    A vocabulary that was not trimmed keeps every token whole.
     """
-    if (table := read_id_table(pruned)) is None:
-        raise InputError(f"{pruned}: vocabulary.parquet is missing; allowed: a checkpoint with a trimmed vocabulary")
+    table = read_id_table(pruned)
     texts = {name: _prompt_texts(folder) for name, folder in prompts.items()}
     whole = "\n\n".join(load_texts(settings.text, work.downloads))
     texts[PERPLEXITY_TEXT] = [whole[: settings.tokens * _CHARACTERS] if settings.tokens else whole]
@@ -39,7 +35,7 @@ def measure_pieces(
     rows = []
     for name, listed in texts.items():
         ids = _ids(before, listed)
-        stay = sum(token in table.kept for token in ids)
+        stay = sum(token in table.kept for token in ids) if table else len(ids)
         rows.append(PiecesRow(name, sum(map(len, listed)), len(ids), len(_ids(after, listed)), stay / max(1, len(ids))))
     write_rows(work.out / "pieces.parquet", rows, PiecesRow)
 

@@ -131,7 +131,10 @@ def _counts(tokenizer: Any, texts: Iterable[str], rows: int) -> Counts:
 def _general_counts(tokenizer: Any, rows: int) -> Counts:
     """How often each token occurs in general text, int64 [rows]."""
     words = read_general_words()
-    ids = tokenizer(list(words), add_special_tokens=False)["input_ids"]
+    # After a line break, since some tokenizers put a space of their own before the first word.
+    start = len(tokenizer("\n", add_special_tokens=False)["input_ids"])
+    written = tokenizer([f"\n{word}" for word in words], add_special_tokens=False)["input_ids"]
+    ids = [own[start:] for own in written]
     weights = np.repeat(np.fromiter(words.values(), dtype=np.int64), [len(own) for own in ids])
     return np.bincount(np.fromiter(chain.from_iterable(ids), dtype=np.int64), weights, rows).astype(np.int64)
 
@@ -150,12 +153,14 @@ def read_shares(counts: Path, unmeasured: bool = False) -> Counts:
     table = read_table(counts / "tokens.parquet", COUNTS_SCHEMA)
     columns = {name: table[name].to_numpy().astype(np.float64) for name in COUNTS_SCHEMA.names[1:]}
     own = [columns[name] - unmeasured * columns[f"measured_{name}"] for name in ("text", "prompts")]
-    total, general = sum(uses.sum() for uses in own), columns["general"]
     shares = [uses / uses.sum() for uses in own if uses.any()]
-    mixed = total * np.mean(shares, axis=0) if shares else np.zeros(len(table))
-    if general.any():
-        mixed, total = mixed + GENERAL_TOKENS * general / general.sum(), total + GENERAL_TOKENS
-    return np.asarray(mixed / max(1.0, total))
+    return _expected(sum(own), np.mean(shares, axis=0) if shares else np.zeros(len(table)), columns["general"])
+
+
+def _expected(counts: Counts, shares: Counts, general: Counts) -> Counts:
+    """The shares of further text: those of counted text, mixed with those of general text."""
+    seen = counts.sum() / (counts.sum() + GENERAL_TOKENS)
+    return np.asarray(seen * shares + (1 - seen) * general / general.sum())
 
 
 @dataclass(frozen=True)
@@ -196,10 +201,13 @@ def choose_tokens(tokens: Tokens, shares: Counts, size: int) -> VocabularyPlan:
 
 
 def tokens_for_texts(tokens: Tokens, tokenizer: Any, texts: Iterable[str], size: int | None) -> VocabularyPlan:
-    """Choose the tokens that texts need, and fill up with those that are merged first.
+    """Choose the tokens that texts need, and fill up with those that general text uses most.
+
+    The shares of the plan are those in the texts.
 
     Args:
-        size: how many, a multiple of 64; None: all that the texts use, and at least half of all tokens.
+        size: how many, a multiple of 64; None: all that the texts use, and so many of general text that 99.9 % of
+            further tokens are expected to stay whole.
 
     Raises:
         InputError: the texts have no tokens, `size` is too small, or no token would leave.
@@ -208,14 +216,18 @@ def tokens_for_texts(tokens: Tokens, tokenizer: Any, texts: Iterable[str], size:
     allowed = f"a multiple of {ROWS} up to {most}, as the model has {tokens.rows}"
     if not counts.any():
         raise InputError("text: holds no text; allowed: at least one token")
+    used = counts / counts.sum()
+    shares = _expected(counts, used, _general_counts(tokenizer, tokens.rows))
     if size is None:
-        needed = tokens.made_of({*tokens.always, *np.flatnonzero(counts).tolist()})
-        if (size := max(whole_rows(len(needed)), whole_rows(tokens.rows // 2))) > most:
+        order = np.argsort(-shares, kind="stable")
+        likely = order[: int(np.searchsorted(np.cumsum(shares[order]), 0.999)) + 1].tolist()
+        needed = tokens.made_of({*tokens.always, *np.flatnonzero(counts).tolist(), *likely})
+        if (size := whole_rows(len(needed))) > most:
             raise InputError(f"tokens: not set, and the texts need {len(needed)}; allowed: {allowed}")
     elif size % ROWS or not 0 < size <= most:
         raise InputError(f"tokens: got {size}; allowed: {allowed}")
     check_size(tokens, size, "tokens")
-    return choose_tokens(tokens, counts / counts.sum(), size)
+    return VocabularyPlan(choose_tokens(tokens, shares + (counts > 0), size).kept, used)  # the texts' own come first
 
 
 def check_size(tokens: Tokens, size: int, field: str = "pruning.vocabulary") -> None:

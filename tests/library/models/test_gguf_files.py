@@ -82,7 +82,7 @@ def write_file(path: Path, checkpoint: Path, name: str) -> Path:
 
 def convert(source: str, out: Path) -> Path:
     out.mkdir()
-    prepare_dense(settings=DenseSettings.of(ModelConfig(source=source)), work=Work(out))
+    prepare_dense(settings=DenseSettings.of(ModelConfig(source=source, dtype="float32")), work=Work(out))
     return out
 
 
@@ -147,7 +147,7 @@ def test_a_model_in_several_wheels_shows_its_terms_first_and_carries_them_into_e
     in_wheels: str, tiny: Path, tmp_path: Path, folder: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     dense, downloads = folder("dense"), tmp_path / "downloads"
-    settings = DenseSettings.of(ModelConfig(source=in_wheels))
+    settings = DenseSettings.of(ModelConfig(source=in_wheels, dtype="float32"))
     assert not downloads.exists()
     prepare_dense(settings=settings, work=Work(dense, downloads=str(downloads)))
     assert caplog.messages == ["The terms are not open."]

@@ -19,11 +19,11 @@ from tailored_llama.pipeline import STAGES
 from tailored_llama.store import MANIFEST, ArtifactStore, read_manifest
 
 MADE = (  # by the run below
-    "adapter", "calibration", "dense", "examples", "groups", "healed", "importance", "perplexity", "prompts", "pruned",
-    "reach", "report", "scores", "tailored", "teacher",
+    "adapter", "calibration", "dense", "examples", "groups", "healed", "importance", "perplexity", "pieces", "prompts",
+    "pruned", "reach", "report", "scores", "split", "tailored", "teacher", "tokens",
 )  # fmt: skip
 STUDIES = (  # by other runs: the store treats stand-ins alike
-    "gguf", "pieces", "profile", "prompt-study", "quantised-scores", "sweep", "tokens", "transfer",
+    "gguf", "profile", "prompt-study", "quantised-scores", "sweep", "transfer",
 )  # fmt: skip
 KINDS = (*MADE, *STUDIES)
 Damage = Callable[[Path, Path], Any]

@@ -197,13 +197,12 @@ def test_parts_become_one_file(files: Callable[..., Path], tmp_path: Path, given
         trim_gguf(tmp_path / "m-00001-of-00003.gguf", TEXT, 512, tmp_path / "other.gguf")
 
 
-def test_without_a_number_the_texts_stay_whole_and_half_of_all_tokens(
+def test_without_a_number_the_texts_stay_whole_and_what_general_text_uses(
     files: Callable[..., Path], tmp_path: Path
 ) -> None:
     few = trim_gguf(files(), ["a"], None, tmp_path / "few.gguf")
     many = trim_gguf(files(), [words(300, seed=2)], None, tmp_path / "many.gguf")
-    assert few.tokens[1] == 384  # 704 tokens: half, in whole 64s
-    assert many.tokens[1] > few.tokens[1]
+    assert 320 < few.tokens[1] < many.tokens[1] < 704
     assert few.whole == many.whole == pytest.approx(1)
     some = trim_gguf(files(), TEXT, 384, tmp_path / "some.gguf")
     assert some.whole < 1
