@@ -42,6 +42,7 @@ DECLARATIONS = {
     "groups": Declaration("build graph"),
     "reach": Declaration("check ratio"),
     "importance": Declaration("score importance", frugal=True),
+    "split": Declaration("choose split", frugal=True),
     "pruned": Declaration("prune", frugal=True),
     "teacher": Declaration("teach", frugal=True),
     "healed": Declaration("heal", frugal=True),
