@@ -165,7 +165,7 @@ def test_a_file_is_read_again_as_a_model_with_the_same_logits(tmp_path: Path, na
     checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
     write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
     (again := tmp_path / "again").mkdir()
-    source = ModelConfig(source=str(tmp_path / "model.gguf"))
+    source = ModelConfig(source=str(tmp_path / "model.gguf"), dtype="float32")
     prepare_dense(settings=DenseSettings.of(source), work=Work(again))
     with torch.no_grad():
         expected, found = (load_model(path)(torch.tensor([IDS])).logits for path in (checkpoint, again))
