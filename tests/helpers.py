@@ -151,7 +151,7 @@ def save_tiny_llama(
     return folder
 
 
-WHOLE_BLOCKS = PruningConfig(min_kv_heads=0, min_channels=0, attention_weight=1)
+WHOLE_BLOCKS = PruningConfig(shape="any", min_kv_heads=0, min_channels=0, attention_weight=1)
 
 
 def remove_blocks(
@@ -195,7 +195,7 @@ def prune(
 
     With counts of tokens, these leave too; a split that is not fixed is measured on the prompts.
     """
-    plan, split = narrow(pruning or PruningConfig(kinds=("attention", "mlp")), PlanConfig), None
+    plan, split = narrow(pruning or PruningConfig(shape="any", kinds=("attention", "mlp")), PlanConfig), None
     if counts:
         split = out.with_name(f"{out.name}-split")
         split.mkdir()
@@ -281,7 +281,7 @@ def own_configuration(folder: Path, model: Path) -> dict[str, Any]:
         "benchmarks": [write_own_benchmark(data)],
         "model": {"source": str(model), "dtype": "float32"},
         "calibration": {"source": str(text), "samples": 4, "tokens": 16},
-        "pruning": {"ratios": [0.2], "kinds": ["attention", "mlp"], "min_channels": 4},
+        "pruning": {"ratios": [0.2], "kinds": ["attention", "mlp"], "shape": "any", "min_channels": 4},
         "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2, "dense": False},
         "perplexity": {"source": str(text), "window": 32, "tokens": 128},
         "profile": {"batches": []},

@@ -34,7 +34,7 @@ class PlanConfig(Section):
         "(Wanda-sp, FLAP), by weight magnitude (L1, L2), or at random.",
     )
     shape: Shape = Field(
-        "any",
+        "stock",
         description="stock: every unprotected layer keeps the same widths, so that transformers, llama.cpp, vLLM and "
         "others load the model as they load any; any: groups of all layers are ranked together by importance per "
         "parameter, so that layers have widths of their own.",

@@ -54,7 +54,8 @@ def scored_smollm2(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytes
 
 def prune_by_gradients(dense: Path, scored: Scored, run: RunConfig, ratio: float, out: Path) -> Path:
     read = (scored.groups, scored.importance, scored.calibration)
-    prune(dense, *read, ratio=ratio, pruning=run.pruning, reconstruction=run.reconstruction, out=out)
+    pruning = run.pruning.model_copy(update={"shape": "any"})
+    prune(dense, *read, ratio=ratio, pruning=pruning, reconstruction=run.reconstruction, out=out)
     return out
 
 

@@ -37,7 +37,7 @@ def trimmed(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempP
         scores,
         None,
         ratio=(size.vocab_size - TOKENS) * size.row / size.parameters,
-        pruning=PruningConfig(kinds=("attention", "mlp", "vocabulary"), vocabulary=TOKENS),
+        pruning=PruningConfig(shape="any", kinds=("attention", "mlp", "vocabulary"), vocabulary=TOKENS),
         counts=counts,
         out=out,
     )

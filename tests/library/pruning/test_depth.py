@@ -125,7 +125,7 @@ def test_a_model_without_layers_is_a_stock_model_that_computes_as_if_they_were_z
     dense, folder = prepare(tmp_path, **changes)
     before, left = read_structure(dense), silenced(dense, whole(2, 4), keep=False)
     layer = before.size.body // LAYERS
-    out = pruned(dense, folder, 2.3 * layer / before.parameters, PruningConfig(kinds=("layer",)))
+    out = pruned(dense, folder, 2.3 * layer / before.parameters, PruningConfig(shape="any", kinds=("layer",)))
     stock = AutoModelForCausalLM.from_pretrained(out)
     assert not type(stock).__name__.startswith("Tailored")
     assert stock.config.num_hidden_layers == LAYERS - 2
@@ -146,7 +146,7 @@ def test_layers_follow_from_a_configuration_that_leaves_their_types_out(tmp_path
     start = text.index('"layer_types"')
     file.write_text(text[:start] + '"sliding_window_pattern": 2, ' + text[text.index("],", start) + 2 :])
     ratio = read_structure(dense).size.body / LAYERS / read_structure(dense).parameters
-    out = pruned(dense, folder, ratio, PruningConfig(kinds=("layer",)))
+    out = pruned(dense, folder, ratio, PruningConfig(shape="any", kinds=("layer",)))
     assert read_config(out)["layer_types"] == [kind for number, kind in enumerate(types) if number != 2]
 
 
@@ -260,7 +260,7 @@ def test_a_model_without_blocks_is_pruned_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["none", "bias"])
 def test_layers_count_towards_the_ratio_and_groups_supply_the_rest(tmp_path: Path, ratio: float, method: Any) -> None:
     dense, folder = prepare(tmp_path, hidden_size=64, intermediate_size=256)
-    pruning = PruningConfig(kinds=("attention", "mlp", "layer"), layers=1, min_channels=2)
+    pruning = PruningConfig(shape="any", kinds=("attention", "mlp", "layer"), layers=1, min_channels=2)
     out = pruned(dense, folder, ratio, pruning, method)
     after = read_structure(out)
     assert len(after.layers) == LAYERS - 1
@@ -301,7 +301,9 @@ def test_a_sequential_fit_corrects_what_a_removed_layer_did(tmp_path: Path) -> N
     size = read_structure(dense).size
     distances = {}
     for method in ("none", "static", "bias", "sequential"):
-        out = pruned(dense, folder, size.body / LAYERS / size.parameters, PruningConfig(kinds=("layer",)), method)
+        out = pruned(
+            dense, folder, size.body / LAYERS / size.parameters, PruningConfig(shape="any", kinds=("layer",)), method
+        )
         with torch.no_grad():
             states = [load_model(each).model(IDS)[0] for each in (out, dense)]
         distances[method] = float((states[0] - states[1]).square().mean())

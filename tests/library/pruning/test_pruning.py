@@ -191,7 +191,7 @@ def test_global_plans_remove_the_least_important_group_first(tmp_path: Path) -> 
     scores = np.where(groups.kind == "mlp", 1.0, 100.0) * groups.parameters
     scores[groups.layer == 2] *= 0.1
     total = read_structure(dense).parameters
-    kept = plan(groups, scores, Target(total, 0.05), PruningConfig(min_channels=2))
+    kept = plan(groups, scores, Target(total, 0.05), PruningConfig(shape="any", min_channels=2))
     assert set(groups.layer[~kept]) == {2}
     assert set(groups.kind[~kept]) == {"mlp"}
 
@@ -202,7 +202,9 @@ def test_a_global_plan_weighs_attention_against_channels(tmp_path: Path, weight:
     groups, total = read_groups(folder), read_structure(dense).parameters
     scores = np.where(groups.kind == "mlp", 2.0, 1.0) * groups.parameters
     ratio = 2 * groups.parameters[groups.kind == "attention"].max() / total
-    kept = plan(groups, scores, Target(total, ratio), PruningConfig(attention_weight=weight, min_channels=2))
+    kept = plan(
+        groups, scores, Target(total, ratio), PruningConfig(shape="any", attention_weight=weight, min_channels=2)
+    )
     assert set(groups.kind[~kept]) == {kind}
 
 
@@ -212,15 +214,15 @@ def test_a_ratio_out_of_reach_names_the_largest_one(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"pruning\.ratios: got 0\.9; allowed: at most 0\.\d{4} with protect_first 0.*min_kv_heads 1"
     ):
-        plan(groups, np.ones(len(groups)), Target(total, 0.9), PruningConfig(min_channels=2))
+        plan(groups, np.ones(len(groups)), Target(total, 0.9), PruningConfig(shape="any", min_channels=2))
     largest = (int(groups.parameters.sum()) - 4 * int(groups.parameters[0]) - 8 * 96) / total
-    kept = plan(groups, np.ones(len(groups)), Target(total, largest), PruningConfig(min_channels=2))
+    kept = plan(groups, np.ones(len(groups)), Target(total, largest), PruningConfig(shape="any", min_channels=2))
     assert kept.sum() == 4 * (1 + 2)
 
 
 @pytest.mark.parametrize("width", [512, 500])
 def test_kept_channels_are_a_multiple(tmp_path: Path, width: int) -> None:
-    pruning = PruningConfig(channel_multiple=64, min_channels=65, kinds=("mlp",))
+    pruning = PruningConfig(shape="any", channel_multiple=64, min_channels=65, kinds=("mlp",))
     sizes = {"hidden_size": 64, "intermediate_size": width, "head_dim": 16}
     total = read_structure(save_tiny_llama(tmp_path / "same", **sizes)).parameters
     ratio = (4 * (width % 64) + 10 * 64) * 3 * 64 / total  # what is above a multiple goes first, in every layer
@@ -241,7 +243,7 @@ def test_blocks_of_channels_go_by_their_sum(tmp_path: Path) -> None:
     scores[mlp & (groups.layer == 1)] = 0.1
     scores[np.flatnonzero(mlp & (groups.layer == 1))[::100]] = 50.0
     ratio = 256 * 3 * 64 / total
-    kept = plan(groups, scores, Target(total, ratio), PruningConfig(channel_multiple=64))
+    kept = plan(groups, scores, Target(total, ratio), PruningConfig(shape="any", channel_multiple=64))
     assert (~kept & (groups.layer == 1)).sum() == (~kept).sum() == 256
     assert kept[scores == 50.0].all()
 
@@ -250,7 +252,7 @@ def test_a_layer_keeps_its_floors(tmp_path: Path) -> None:
     dense, folder = prepare(tmp_path, num_attention_heads=8, num_key_value_heads=8, head_dim=4)
     groups, total = read_groups(folder), read_structure(dense).parameters
     scores = np.where(groups.kind == "attention", 0.0, 1.0)
-    kept = plan(groups, scores, Target(total, 0.3), PruningConfig(min_kv_heads=3, min_channels=2))
+    kept = plan(groups, scores, Target(total, 0.3), PruningConfig(shape="any", min_kv_heads=3, min_channels=2))
     assert [int((kept & (groups.layer == n) & (groups.kind == "attention")).sum()) for n in range(4)] == [3] * 4
 
 
@@ -287,7 +289,7 @@ def test_pruning_a_pruned_model_again_works(tmp_path: Path) -> None:
     build_graph(once, settings=None, work=Work(folder))
     groups = read_groups(folder)
     write_importance(folder, groups, np.random.default_rng(3).random(len(groups)), "random")
-    prune(once, folder, folder, None, ratio=0.1, pruning=PruningConfig(min_channels=2), out=twice)
+    prune(once, folder, folder, None, ratio=0.1, pruning=PruningConfig(shape="any", min_channels=2), out=twice)
     ratio = 1 - read_structure(twice).parameters / read_structure(once).parameters
     assert ratio == pytest.approx(0.1, abs=4e-3)
     with torch.no_grad():

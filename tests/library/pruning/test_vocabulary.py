@@ -67,7 +67,9 @@ def cut(
 ) -> tuple[Path, dict[str, Any]]:
     """Prune a checkpoint with the kind vocabulary, by random importance; `prompts` are train prompts."""
     prompts = pruning.pop("prompts", {})
-    config = PruningConfig(**({"kinds": KINDS, "vocabulary": 448, "min_channels": 4, "criterion": "random"} | pruning))
+    config = PruningConfig(
+        **({"kinds": KINDS, "shape": "any", "vocabulary": 448, "min_channels": 4, "criterion": "random"} | pruning)
+    )
     graph, scores, counts, sequences, out = map(folder, ("graph", "scores", "counts", "sequences", "pruned"))
     random_scores(dense, graph, scores)
     load_calibration(dense, {}, settings=CalibrationSettings.of(text), work=Work(sequences))
@@ -223,7 +225,7 @@ def test_impossible_numbers_are_refused(dense: Path, text: Any, folder: Make) ->
     with pytest.raises(InputError, match=r"pruning.vocabulary: got 64; allowed: at least 320, for bytes"):
         cut(dense, text, folder, vocabulary=64)
     with pytest.raises(InputError, match=r"pruning.vocabulary: got 704; allowed: below 704, the model's tokens"):
-        possible_sizes(dense, 0.4, PruningConfig(kinds=KINDS, vocabulary=704))
+        possible_sizes(dense, 0.4, PruningConfig(shape="any", kinds=KINDS, vocabulary=704))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +267,7 @@ def test_the_table_stays_with_what_is_made_from_the_checkpoint_but_not_with_what
     assert read_id_table(merged) == read_id_table(pruned)
     graph, scores, again = folder("graph 2"), folder("scores 2"), folder("again")
     random_scores(pruned, graph, scores)
-    prune(pruned, graph, scores, None, ratio=0.1, pruning=PruningConfig(min_channels=4), out=again)
+    prune(pruned, graph, scores, None, ratio=0.1, pruning=PruningConfig(shape="any", min_channels=4), out=again)
     assert read_id_table(again) is None
     assert load_tokenizer(again).get_vocab() == load_tokenizer(pruned).get_vocab()
 
