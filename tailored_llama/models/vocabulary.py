@@ -69,9 +69,7 @@ def tokens_of(tokenizer: Any, rows: int, special: Iterable[int], shown: Any) -> 
     """
     state = _state(tokenizer, shown)
     model = state["model"]
-    ids: dict[str, int] = model["vocab"]
-    added = {token["id"]: token["content"] for token in state["added_tokens"] if token["id"] < rows}
-    texts = {index: text for text, index in ids.items()} | added
+    ids, texts, added = model["vocab"], _texts(state, rows), _added(state, rows)
     if (largest := max(texts)) >= rows:
         raise InputError(
             f"{shown}: token {texts[largest]!r} has id {largest}; allowed: below {rows}, the rows of the embedding"
@@ -81,6 +79,16 @@ def tokens_of(tokenizer: Any, rows: int, special: Iterable[int], shown: Any) -> 
     parts = {ids[text]: (ids[left], ids[right]) for text, (left, right) in _last_merges(model).items()}
     tokens = Tokens(rows, texts, parts, frozenset())
     return Tokens(rows, texts, parts, frozenset(tokens.made_of(always)))
+
+
+def _added(state: dict[str, Any], rows: int) -> dict[int, str]:
+    """The added tokens that have a row, by id."""
+    return {token["id"]: token["content"] for token in state["added_tokens"] if token["id"] < rows}
+
+
+def _texts(state: dict[str, Any], rows: int) -> dict[int, str]:
+    """Every token by id, as `tokenizer.json` writes it."""
+    return {index: text for text, index in state["model"]["vocab"].items()} | _added(state, rows)
 
 
 def _state(tokenizer: Any, shown: Any) -> dict[str, Any]:
@@ -188,7 +196,7 @@ def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float
     tokenizer = load_tokenizer(checkpoint)
     state = _state(tokenizer, checkpoint)
     new = {old: index for index, old in enumerate(kept)}
-    trimmed, texts = _trimmed(state, new), read_tokens(checkpoint).texts
+    trimmed, texts = _trimmed(state, new), _texts(state, int(read_config(checkpoint)["vocab_size"]))
     tokenizer.save_pretrained(out)
     for stale in ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json"):
         (out / stale).unlink(missing_ok=True)

@@ -91,25 +91,27 @@ def choose_split(
     """
     folders, pruning = Folders(dense, dense, groups, importance), settings.plan
     tokens, shares, sizes = read_tokens(dense), read_shares(counts), possible_sizes(dense, settings.ratio, pruning)
-    tried: list[Split] = []
-    read, size = _some(measured_prompts(prompts)), sizes[0]
-    if len(sizes) > 1 and not read:  # nothing to measure on, such as tasks without a train split
-        size = next(n for n in sizes if n == sizes[-1] or choose_tokens(tokens, shares, n).whole >= _ENOUGH)
-    elif len(sizes) > 1:
+    read, tried, size = _some(measured_prompts(prompts)), list[Split](), sizes[0]
+    if len(sizes) > 1 and read:
         new = read_shares(counts, unmeasured=True)
+        plans = {own: choose_tokens(tokens, new, own) for own in sizes}
+        trials = count(1)
 
-        def measure(size: int) -> Split | None:
+        def measure(own: int) -> Split | None:
             """The split of a number of tokens; None: the layers cannot give the rest."""
             try:
-                cut = plan_cut(folders, settings.ratio, pruning, choose_tokens(tokens, new, size))
+                chosen = plans[own] if own in plans else choose_tokens(tokens, new, own)
+                cut = plan_cut(folders, settings.ratio, pruning, chosen)
             except InputError:
                 return None
-            work.progress(len(tried), len(sizes))
-            return _split(cut, _loss(cut, read, work))
+            split = _split(cut, _loss(cut, read, work))
+            work.progress(min(next(trials), len(sizes)), len(sizes))
+            return split
 
-        likely = [size for size in sizes if choose_tokens(tokens, new, size).whole >= _WHOLE]
-        tried = search(measure, likely) or search(measure, sizes)
+        tried = search(measure, [own for own in sizes if plans[own].whole >= _WHOLE]) or search(measure, sizes)
         size = min(tried, key=_cost).tokens if tried else sizes[-1]
+    elif len(sizes) > 1:  # nothing to measure on, such as tasks without a train split
+        size = next(own for own in sizes if own == sizes[-1] or choose_tokens(tokens, shares, own).whole >= _ENOUGH)
     cut = plan_cut(folders, settings.ratio, pruning, choose_tokens(tokens, shares, size))
     tried = tried or [_split(cut)]
     assert cut.tokens
