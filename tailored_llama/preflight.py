@@ -100,7 +100,9 @@ def _check_formats(config: RunConfig) -> None:
         )
     types = gguf_types(config)
     architecture = models.source_architecture(models.find_model(config.model)) if types else None
-    alike = config.pruning.shape == "stock" or not any(config.pruning.ratios)
+    pruning = config.pruning
+    protected = pruning.protect_first or pruning.protect_last
+    alike = (pruning.shape == "stock" and not protected) or not any(pruning.ratios)
     if architecture and architecture not in models.GGUF_LAYERED and not alike:
         raise InputError(
             f"store.export_formats: got {list(formats)} for architecture {architecture} with layers of different "

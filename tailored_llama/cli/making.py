@@ -89,8 +89,8 @@ def prune(
     for section, text in texts_of(run):
         if section == "calibration":
             check_text(text, section)
-    names = benchmark or ([own.name for own in run.benchmarks] if run.calibration.reads(PROMPTS) else [])
-    run = with_benchmarks(run, names)
+    asked = config or run.calibration.reads(PROMPTS)
+    run = with_benchmarks(run, benchmark or ([own.name for own in run.benchmarks] if asked else []))
     with new_folder(out) as folder, scratch_runner(run) as runner:
         prompts = steps.render_train(runner, run)
         prepared = steps.prepare_dense(runner, run, prompts)
@@ -103,14 +103,12 @@ def prune(
     if layers := facts.get("layers"):
         print(f"{layers} of {len(structure.layers)} layers kept")
     if tokens := facts.get("tokens"):
-        by = "the calibration text and the train prompts"
-        if benchmark:
-            by += " of " + ", ".join(benchmark)
-        elif not run.calibration.reads(PROMPTS):
-            by = "the calibration text alone, as there is no --benchmark"
-        elif run.calibration.named == PROMPTS:
-            by = "the train prompts"
-        print(f"{tokens:,} of {before.vocab_size:,} tokens kept, by {by}; {facts['tokens_whole']:.2%} stay whole there")
+        by = "the calibration text and general text, as no benchmark is named"
+        if run.benchmarks:
+            names = ", ".join(own.name for own in run.benchmarks)
+            by = f"the calibration text, the train prompts of {names}, and general text"
+        whole = f"{facts['tokens_whole']:.2%} of further tokens are expected to stay whole"
+        print(f"{tokens:,} of {before.vocab_size:,} tokens kept, by {by}; {whole}")
 
 
 @making.command(epilog="Example: `tailored-llama heal pruned healed --dense dense --set healing.tokens=131072`")
@@ -129,8 +127,8 @@ def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, 
             check_text(source, section)
     check_quantizable(checkpoint, run.model.quantization, run.execution.device)
     check_teacher(dense, checkpoint)
-    names = [own.name for own in run.benchmarks] if healing_text(run).calibration.reads(PROMPTS) else []
-    run = with_benchmarks(run, names)
+    asked = config or healing_text(run).calibration.reads(PROMPTS)
+    run = with_benchmarks(run, [own.name for own in run.benchmarks] if asked else [])
     with new_folder(out) as folder, scratch_runner(run) as runner:
         text = steps.draw_calibration(runner, healing_text(run), Done(dense), steps.render_train(runner, run))
         outputs = steps.teach(runner, run, "text for healing", Done(dense), text)
@@ -260,5 +258,5 @@ def trim(
     (before, after), (of, kept) = trimmed.bytes, trimmed.tokens
     print(f"{out}: {after:,} bytes{' of weights' * model.is_dir()}, {1 - after / before:.1%} fewer than {before:,}")
     print(f"{kept:,} of {of:,} tokens kept; {trimmed.whole:.2%} of the text's tokens stay whole")
-    shown = ", ".join(map(repr, trimmed.gone))
-    print(f"no longer one token, but written in pieces: {shown}; {of - kept:,} in all")
+    if shown := ", ".join(map(repr, trimmed.gone)):
+        print(f"no longer one token, but written in pieces: {shown}; {of - kept:,} in all")

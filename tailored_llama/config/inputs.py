@@ -106,6 +106,11 @@ class CalibrationPart:
     samples: int
     benchmark: BenchmarkConfig | None = None
 
+    @property
+    def name(self) -> str:
+        """The text, and the benchmark that asks it."""
+        return f"{self.text.source} of {self.benchmark.name}" if self.benchmark else self.text.source
+
 
 class CalibrationConfig(SourcesConfig):
     """The calibration text of importance and reconstruction (LLM-Pruner: 10 samples of 64 tokens)."""

@@ -35,14 +35,14 @@ class PlanConfig(Section):
     )
     shape: Shape = Field(
         "stock",
-        description="stock: every unprotected layer keeps the same widths, so that transformers, llama.cpp, vLLM and "
-        "others load the model as they load any; any: groups of all layers are ranked together by importance per "
-        "parameter, so that layers have widths of their own.",
+        description="stock: every layer keeps the same widths, so that transformers, llama.cpp, vLLM and others load "
+        "the model as they load any (unless layers are protected); any: groups of all layers are ranked together by "
+        "importance per parameter, so that layers have widths of their own.",
     )
     attention_weight: float = Field(
         3.0,
         gt=0,
-        description="Factor on the importance of attention groups in the global ranking. Above 1, more heads are kept: "
+        description="Factor on the importance of attention groups with shape any. Above 1, more heads are kept: "
         "other texts need them more than the calibration text shows. FLAP's scores are not multiplied, because they "
         "are standardised and can be negative.",
     )
@@ -62,9 +62,10 @@ class PlanConfig(Section):
     )
     vocabulary: int | Literal["auto"] = Field(
         "auto",
-        description="Kind vocabulary only: tokens kept, a multiple of 64; more if the ratio is reached without. auto: "
-        "the number with which the pruned model loses least on the run's held-out train prompts. Which tokens stay is "
-        "decided by how often the calibration text, the run's train prompts and general text use them.",
+        description="Kind vocabulary only: tokens kept, a multiple of 64; more stay if fewer would remove more than "
+        "the ratio. auto: the number with which the pruned model loses least on the run's held-out train prompts. "
+        "Which tokens stay is decided by how often the calibration text, the run's train prompts and general text use "
+        "them.",
     )
     protect_first: int = Field(0, ge=0, description="Leading layers that are not pruned.")
     protect_last: int = Field(0, ge=0, description="Trailing layers that are not pruned.")
@@ -184,7 +185,7 @@ class RunConfig(Section):
         fields += [("healing.tokens", tokens, text.with_tokens(tokens, source))] if tokens else []
         for field, got, drawn in fields:
             section = "healing" if drawn is not text and source else "calibration"
-            if none := [part.text.source for part in drawn.parts(self.benchmarks) if not part.samples]:
+            if none := [part.name for part in drawn.parts(self.benchmarks) if not part.samples]:
                 raise ValueError(
                     f"{field}: got {got}, of which {none[0]} gets no sequence by its weight; allowed: one for each "
                     f"text of {section}.source ({drawn.named})"

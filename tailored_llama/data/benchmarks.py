@@ -98,11 +98,11 @@ def load_questions(benchmark: BenchmarkConfig, downloads: str, choices: bool = F
         InputError: as `load_examples`.
     """
     seen = {text for example in _read(benchmark, "evaluation", downloads) for text in _asked(example)}
-    questions = {}
+    questions: dict[str, int] = {}
     for example in _read(benchmark, "train", downloads):
         texts = _asked(example)
         if not seen.intersection(texts):
-            questions["\n".join((*texts, *(example.choices if choices else ())))] = example.index
+            questions.setdefault("\n".join((*texts, *(example.choices if choices else ()))), example.index)
     return {index: question for question, index in questions.items()}
 
 

@@ -120,7 +120,7 @@ def what_was_removed(before: Size, left: Size, pruning: PlanConfig, reconstructi
     share, of_body = 1 - left.parameters / before.parameters, 1 - left.body / before.body
     removed = f"""{left.parameters:,} of {before.parameters:,} parameters are left ({share:.2%} removed, embeddings
 counted; {of_body:.2%} of the body without embeddings)."""
-    if "vocabulary" in pruning.kinds:
+    if left.vocab_size < before.vocab_size:
         removed += f"""
 Of {before.vocab_size:,} tokens, {left.vocab_size:,} are left, chosen by how often the calibration text, the train
 prompts and general text use them; `vocabulary.parquet` lists them. Other words are written in smaller pieces."""
@@ -128,6 +128,8 @@ prompts and general text use them; `vocabulary.parquet` lists them. Other words 
     if "layer" in pruning.kinds:
         removed += "\nWhole layers left first: those that change the hidden states of the calibration text least."
         groups = groups if {"attention", "mlp"} & set(pruning.kinds) else "No other groups"
+    if left.body == before.body:
+        return f"{removed} The layers are the dense model's."
     return f"""{removed} {groups} were removed (importance {pruning.criterion}, shape {pruning.shape}, kinds
 {", ".join(pruning.kinds)}, steps {pruning.steps}; `plan.parquet` lists the last step's); the hidden width stays.
 {fitted[reconstruction.method]}"""

@@ -19,7 +19,7 @@ SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2",
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # of a configuration, as in Layer
 LAYERED_PREFIX = "tailored_"  # of the model types whose layers may have different widths
 GGUF_LAYERED = ("llama", "mistral", "phi3", "qwen2")  # that llama.cpp can express with layers of different widths, too
-ALIKE_HINT = "set pruning.shape=stock for layers of equal width"
+ALIKE_HINT = "set pruning.shape=stock, and protect no layers, for layers of equal width"
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes per number
 HEADS, KV_HEADS, CHANNELS = WIDTHS

@@ -93,7 +93,7 @@ def _texts(state: dict[str, Any], rows: int) -> dict[int, str]:
 
 def _state(tokenizer: Any, shown: Any) -> dict[str, Any]:
     """The JSON of a fast tokenizer of a kind that can be trimmed."""
-    allowed = "allowed with kind vocabulary: byte-level BPE, or BPE with byte fallback"
+    allowed = "allowed: byte-level BPE, or BPE with byte fallback; else pruning.kinds without vocabulary"
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise InputError(f"{shown}: tokenizer: got {type(tokenizer).__name__}, which has no fast form; {allowed}")
     state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())

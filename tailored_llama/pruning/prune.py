@@ -100,7 +100,7 @@ def check_ratio(
     """
     folders = Folders(dense, dense, groups)
     if counts:
-        cut = first_cut(folders, counts, settings.ratio, settings.plan)
+        cut = first_cut(folders, counts, settings.ratio, settings.plan, settings.reconstruction.method)
     else:
         cut = plan_cut(folders, settings.ratio, settings.plan, None, settings.reconstruction.method)
     stay = {kind: int(cut.kept[cut.groups.kind == kind].sum()) for kind in KINDS}

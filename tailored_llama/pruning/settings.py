@@ -63,7 +63,8 @@ class SplitSettings:
 
     @classmethod
     def of(cls, config: RunConfig, ratio: float) -> SplitSettings:
-        return cls(ratio, narrow(config.pruning, PlanConfig))
+        plan = narrow(config.pruning, PlanConfig)
+        return cls(ratio, with_defaults(plan, "attention_weight") if plan.shape == "stock" else plan)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class PruneSettings:
         plan, reconstruction = narrow(config.pruning, PlanConfig), config.reconstruction
         if not trims_vocabulary(config):
             plan = with_defaults(plan, "vocabulary")
+        if plan.shape == "stock":
+            plan = with_defaults(plan, "attention_weight")
         if reconstruction.method == "none":
             reconstruction = with_defaults(reconstruction, "ridge")
         return cls(ratio, plan, reconstruction)

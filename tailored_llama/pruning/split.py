@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tailored_llama.config import ROWS, PlanConfig, Work
+from tailored_llama.config import ROWS, PlanConfig, Reconstruction, Work
 from tailored_llama.data import Prompt, encode_answer, loglikelihoods
 from tailored_llama.errors import InputError
 from tailored_llama.models import context_length, load_tokenizer, open_model, read_structure, read_tokens, token_budget
@@ -74,10 +73,11 @@ def choose_split(
     """Stage: choose the tokens that stay; write `kept.parquet`, and the splits that were tried as `split.parquet`.
 
     Their number is the configured one, or it is searched for. Models with more and more tokens, and less and less of
-    the layers, are cut without reconstruction. They read held-out examples with their right answers. The first gives
-    as many tokens as the ratio allows. The search goes on until the loss rises, and then halves the way to both
-    neighbours of the best. For what is measured, tokens are chosen as if those examples had not been counted, so
-    that they are as new as any.
+    the layers, are cut without reconstruction. They read held-out examples (or the shots) with their right answers.
+    The first has the fewest tokens that keep 90 % of further ones whole. The search goes on until the loss rises, and
+    then halves the way to both neighbours of the best. For what is measured, tokens are chosen as if those examples
+    had not been counted, so that they are as new as any. Without train prompts, the fewest tokens that keep 99.5 %
+    whole are taken.
 
     Args:
         dense: the model to prune.
@@ -111,7 +111,8 @@ def choose_split(
         tried = search(measure, [own for own in sizes if plans[own].whole >= _WHOLE]) or search(measure, sizes)
         size = min(tried, key=_cost).tokens if tried else sizes[-1]
     elif len(sizes) > 1:  # nothing to measure on, such as tasks without a train split
-        size = next(own for own in sizes if own == sizes[-1] or choose_tokens(tokens, shares, own).whole >= _ENOUGH)
+        cut = first_cut(folders, counts, settings.ratio, pruning, least=_ENOUGH)
+        size = len(cut.tokens.kept) if cut.tokens else size
     cut = plan_cut(folders, settings.ratio, pruning, choose_tokens(tokens, shares, size))
     tried = tried or [_split(cut)]
     assert cut.tokens
@@ -160,18 +161,27 @@ def possible_sizes(dense: Path, ratio: float, pruning: PlanConfig) -> list[int]:
     return [*sizes, size.vocab_size]
 
 
-def first_cut(folders: Folders, counts: Path, ratio: float, pruning: PlanConfig) -> Cut:
-    """The first split that reaches a ratio, however much it costs.
+def first_cut(
+    folders: Folders, counts: Path, ratio: float, pruning: PlanConfig, method: Reconstruction = "none", least: float = 0
+) -> Cut:
+    """The first split that reaches a ratio and keeps a share of further tokens whole; else the last that reaches it.
 
     Raises:
-        InputError: none does.
+        InputError: none reaches it. The message is that of the fewest tokens, with which the largest ratio is reached.
     """
-    tokens, shares = read_tokens(folders.model), read_shares(counts)
-    *sizes, last = possible_sizes(folders.model, ratio, pruning)
-    for size in sizes:
-        with suppress(InputError):
-            return plan_cut(folders, ratio, pruning, choose_tokens(tokens, shares, size))
-    return plan_cut(folders, ratio, pruning, choose_tokens(tokens, shares, last))
+    tokens, shares, found = read_tokens(folders.model), read_shares(counts), None
+    refused: list[InputError] = []
+    for size in possible_sizes(folders.model, ratio, pruning):
+        try:
+            found = plan_cut(folders, ratio, pruning, choose_tokens(tokens, shares, size), method)
+        except InputError as error:
+            refused.append(error)
+            continue
+        if found.tokens and found.tokens.whole >= least:
+            return found
+    if not found:
+        raise refused[0]
+    return found
 
 
 def search(measure: Callable[[int], Split | None], sizes: Sequence[int]) -> list[Split]:
@@ -227,7 +237,8 @@ def _loss(cut: Cut, prompts: Sequence[Prompt], work: Work) -> float:
         states.mkdir()
         cut.write(folder)
         model, tokenizer = open_model(folder, work.execution, states), load_tokenizer(folder)
-        texts = [Prompt(prompt.example, ("",), (_text(prompt),), 0, (1,)) for prompt in prompts]
-        encoded = [encode_answer(tokenizer, text, context_length(model)) for text in texts]
+        limit = context_length(model)  # a text has no more tokens than bytes
+        texts = [_text(prompt).encode()[-limit:].decode(errors="ignore") for prompt in prompts]
+        encoded = [encode_answer(tokenizer, Prompt(0, ("",), (text,), 0, (1,)), limit) for text in texts]
         likelihoods = loglikelihoods(model, encoded, token_budget(work.execution.batch_tokens, model))
-    return -sum(sum(own) for own in likelihoods) / sum(len(_text(prompt).encode()) for prompt in prompts)
+    return -sum(sum(own) for own in likelihoods) / sum(len(text.encode()) for text in texts)

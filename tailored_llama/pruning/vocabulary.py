@@ -136,7 +136,7 @@ def _general_counts(tokenizer: Any, rows: int) -> Counts:
     written = tokenizer([f"\n{word}" for word in words], add_special_tokens=False)["input_ids"]
     ids = [own[start:] for own in written]
     weights = np.repeat(np.fromiter(words.values(), dtype=np.int64), [len(own) for own in ids])
-    return np.bincount(np.fromiter(chain.from_iterable(ids), dtype=np.int64), weights, rows).astype(np.int64)
+    return np.bincount(np.fromiter(chain.from_iterable(ids), dtype=np.int64), weights, rows)[:rows].astype(np.int64)
 
 
 def read_shares(counts: Path, unmeasured: bool = False) -> Counts:
@@ -222,7 +222,7 @@ def tokens_for_texts(tokens: Tokens, tokenizer: Any, texts: Iterable[str], size:
         order = np.argsort(-shares, kind="stable")
         likely = order[: int(np.searchsorted(np.cumsum(shares[order]), 0.999)) + 1].tolist()
         needed = tokens.made_of({*tokens.always, *np.flatnonzero(counts).tolist(), *likely})
-        if (size := whole_rows(len(needed))) > most:
+        if (size := whole_rows(len(needed))) > min(most, len(tokens.texts) // ROWS * ROWS):
             raise InputError(f"tokens: not set, and the texts need {len(needed)}; allowed: {allowed}")
     elif size % ROWS or not 0 < size <= most:
         raise InputError(f"tokens: got {size}; allowed: {allowed}")

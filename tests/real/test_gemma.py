@@ -11,7 +11,7 @@ import torch
 from helpers import CPU, prune
 from llama_cpp import llama_cpp, with_ggml_gelu
 from tailored_llama.config import BenchmarkConfig, ModelConfig, PerplexityConfig, PruningConfig, RunConfig, Work
-from tailored_llama.data import load_template, load_texts, render
+from tailored_llama.data import find_text, load_template, load_texts, render
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.models import (
     EMBEDDED_MODELS,
@@ -86,7 +86,7 @@ def test_llama_cpp_cuts_text_alike_and_computes_the_same(
     checkpoint: Path = request.getfixturevalue(which)
     write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
     tokenizer, model = load_tokenizer(checkpoint), with_ggml_gelu(load_model(checkpoint))
-    ids = tokenizer("\n".join(load_texts(PerplexityConfig(), quickstart.store.downloads)[:40]))["input_ids"]
+    ids = tokenizer("\n".join(load_texts(find_text(PerplexityConfig()), quickstart.store.downloads)[:40]))["input_ids"]
     window, prompt = ids[:length], tokenizer("The capital of France is")["input_ids"]
     with torch.no_grad(), llama_cpp(tmp_path / "model.gguf", 2 * WINDOW) as runtime:
         assert [text for text in texts(quickstart) if runtime.tokens(text) != tokenizer(text)["input_ids"]] == []

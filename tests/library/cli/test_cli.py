@@ -171,10 +171,11 @@ def test_prune_removes_tokens_and_says_by_what_they_were_chosen(command: Command
     status, text, error = command(*start, "alone", "--ratio", 0.35, "--config", config, *kinds)
     assert status == 0, error
     assert "% of the body without embeddings)" in text
-    assert "448 of 704 tokens kept, by the calibration text alone, as there is no --benchmark; " in text
+    assert "448 of 704 tokens kept, by the calibration text, the train prompts of colours, and general text; " in text
+    assert text.endswith(" % of further tokens are expected to stay whole\n".replace(" %", "%"))
     status, text, error = command(*start, "asked", "--ratio", 0.35, "-b", "colours", "--config", config, *kinds)
     assert status == 0, error
-    assert "448 of 704 tokens kept, by the calibration text and the train prompts of colours; " in text
+    assert "448 of 704 tokens kept, by the calibration text, the train prompts of colours, and general text; " in text
     status, _, error = command("heal", "alone", "no", "--dense", "alone", "--config", config, *kinds, *taught)
     assert (status, error.count("\n")) == (2, 1)
     assert "its vocabulary has 448 tokens; allowed: the 704 that alone was trimmed from" in error
@@ -185,12 +186,12 @@ def test_prune_on_a_text_alone_and_on_a_mixture(command: Command, config: Path, 
     kinds = ("--set", 'pruning.kinds=["attention","mlp","vocabulary"]', "--set", "pruning.vocabulary=448")
     status, text, error = command("prune", dense, "own", "--ratio", 0.35, "--config", config, *kinds)
     assert status == 0, error
-    assert "448 of 704 tokens kept, by the calibration text alone" in text
+    assert "448 of 704 tokens kept, by the calibration text, the train prompts of colours, and general" in text
     file = tmp_path / "data" / "text.txt"
     mixed = ("--config", config, "--set", f'calibration.source=["prompts",{{source="{file}",weight=2}}]')
     status, text, error = command("prune", dense, "mixed", "--ratio", 0.35, *mixed, *kinds)
     assert status == 0, error
-    assert "448 of 704 tokens kept, by the calibration text and the train prompts; " in text
+    assert "448 of 704 tokens kept, by the calibration text, the train prompts of colours, and general text; " in text
     status, text, error = command("prune", dense, "no", "--ratio", 0.2, *mixed, "--set", "calibration.samples=1")
     assert (status, error.count("\n"), "calibration.samples: got 1, of which prompts" in error) == (2, 1, True)
 

@@ -188,7 +188,7 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_cannot_be_trimmed_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     dense = save_worded_llama(tmp_path / "dense", REFUSED[kind](), vocab_size=260)
-    with pytest.raises(InputError, match=rf"tokenizer: got {kind}; allowed with kind vocabulary: byte-level BPE"):
+    with pytest.raises(InputError, match=rf"tokenizer: got {kind}; allowed: byte-level BPE"):
         read_tokens(dense)
 
 

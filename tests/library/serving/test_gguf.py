@@ -445,7 +445,7 @@ def test_layers_that_differ_where_llama_cpp_has_them_alike_are_one_line(tmp_path
     mixed = save_mixed(tmp_path / "mixed", dense)
     said = (
         f"checkpoint {mixed}: architecture {architecture} with layers of different widths; allowed for llama.cpp: "
-        "llama, mistral, phi3, qwen2 (set pruning.shape=stock for layers of equal width)"
+        "llama, mistral, phi3, qwen2 (set pruning.shape=stock, and protect no layers, for layers of equal width)"
     )
     with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
         write_gguf(mixed, gguf_type="f16", out=tmp_path / "model.gguf")
