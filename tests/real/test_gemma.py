@@ -44,7 +44,7 @@ ODD = [
 @pytest.fixture(scope="module")
 def gemma(quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gemma")
-    settings = DenseSettings.of(ModelConfig(source="gemma-3-270m"))
+    settings = DenseSettings.of(ModelConfig(source="gemma-3-270m", dtype="float32"))
     prepare_dense(settings=settings, work=Work(out, downloads=quickstart.store.downloads))
     return out
 
