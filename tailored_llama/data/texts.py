@@ -112,7 +112,8 @@ def find_text(text: TextConfig, field: str = "text", asked: BenchmarkConfig | No
 def read_general_words() -> dict[str, int]:
     """The words of the train splits of the embedded benchmarks that occur three times or more, with their counts.
 
-    A word has the space before it, if any. The file is written by tests/performance/coverage.py.
+    A word has the space before it, if any. tests/performance/coverage.py writes the file. Another file needs
+    a higher version of the stage `tokens`, whose key has no word of it.
     """
     table = pq.read_table(Path(__file__).parent / GENERAL_WORDS)
     return dict(zip(table["word"].to_pylist(), table["count"].to_pylist(), strict=True))

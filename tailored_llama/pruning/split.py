@@ -169,19 +169,19 @@ def first_cut(
     Raises:
         InputError: none reaches it. The message is that of the fewest tokens, with which the largest ratio is reached.
     """
-    tokens, shares, found = read_tokens(folders.model), read_shares(counts), None
+    tokens, shares, cut = read_tokens(folders.model), read_shares(counts), None
     refused: list[InputError] = []
     for size in possible_sizes(folders.model, ratio, pruning):
         try:
-            found = plan_cut(folders, ratio, pruning, choose_tokens(tokens, shares, size), method)
+            cut = plan_cut(folders, ratio, pruning, choose_tokens(tokens, shares, size), method)
         except InputError as error:
             refused.append(error)
             continue
-        if found.tokens and found.tokens.whole >= least:
-            return found
-    if not found:
+        if cut.tokens and cut.tokens.whole >= least:
+            return cut
+    if not cut:
         raise refused[0]
-    return found
+    return cut
 
 
 def search(measure: Callable[[int], Split | None], sizes: Sequence[int]) -> list[Split]:
@@ -190,21 +190,21 @@ def search(measure: Callable[[int], Split | None], sizes: Sequence[int]) -> list
     Returns:
         What was measured, by size.
     """
-    found: dict[int, Split] = {}
+    splits: dict[int, Split] = {}
     for size in sizes:
         if split := measure(size):
-            found[size] = split
-            if _cost(split) > min(map(_cost, found.values())):
+            splits[size] = split
+            if _cost(split) > min(map(_cost, splits.values())):
                 break
-    if not found:
+    if not splits:
         return []
-    tried, best = list(found), min(found, key=lambda size: _cost(found[size]))
+    tried, best = list(splits), min(splits, key=lambda size: _cost(splits[size]))
     at = tried.index(best)
     for neighbour in (*tried[max(0, at - 1) : at], *tried[at + 1 : at + 2]):
         middle = round((best * neighbour) ** 0.5 / ROWS) * ROWS
-        if middle not in found and (split := measure(middle)):
-            found[middle] = split
-    return [found[size] for size in sorted(found)]
+        if middle not in splits and (split := measure(middle)):
+            splits[middle] = split
+    return [splits[size] for size in sorted(splits)]
 
 
 def _cost(split: Split) -> float:

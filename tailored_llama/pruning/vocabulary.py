@@ -58,7 +58,7 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
     """
     rows, tokenizer, texts = read_tokens(dense).rows, load_tokenizer(dense), settings.texts
     columns = {name: np.zeros(rows, dtype=np.int64) for name in COUNTS_SCHEMA.names[1:]}
-    columns["general"] = _general_counts(tokenizer, rows)
+    columns["general"] = word_counts(tokenizer, read_general_words(), rows)
     used = []
     for own in texts:
         apart = {prompt.example for prompt in measured_prompts(prompts, [own.source.benchmark_name])}
@@ -128,9 +128,8 @@ def _counts(tokenizer: Any, texts: Iterable[str], rows: int) -> Counts:
     return counts
 
 
-def _general_counts(tokenizer: Any, rows: int) -> Counts:
-    """How often each token occurs in general text, int64 [rows]."""
-    words = read_general_words()
+def word_counts(tokenizer: Any, words: Mapping[str, int], rows: int) -> Counts:
+    """How often each token occurs in words with their counts, int64 [rows]."""
     # After a line break, since some tokenizers put a space of their own before the first word.
     start = len(tokenizer("\n", add_special_tokens=False)["input_ids"])
     written = tokenizer([f"\n{word}" for word in words], add_special_tokens=False)["input_ids"]
@@ -217,7 +216,7 @@ def tokens_for_texts(tokens: Tokens, tokenizer: Any, texts: Iterable[str], size:
     if not counts.any():
         raise InputError("text: holds no text; allowed: at least one token")
     used = counts / counts.sum()
-    shares = _expected(counts, used, _general_counts(tokenizer, tokens.rows))
+    shares = _expected(counts, used, word_counts(tokenizer, read_general_words(), tokens.rows))
     if size is None:
         order = np.argsort(-shares, kind="stable")
         likely = order[: int(np.searchsorted(np.cumsum(shares[order]), 0.999)) + 1].tolist()

@@ -13,10 +13,9 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from itertools import chain
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ from tailored_llama.config import BenchmarkConfig, StoreConfig
 from tailored_llama.data import BUILTIN, load_questions
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.models import load_tokenizer, read_tokens
-from tailored_llama.pruning.vocabulary import choose_tokens
+from tailored_llama.pruning.vocabulary import choose_tokens, word_counts
 
 DOWNLOADS = StoreConfig.model_fields["downloads"].default
 WEIGHTS = (0, 3_000, 10_000, 30_000, 100_000)
@@ -36,14 +35,6 @@ LEAST = 3  # times that a word occurs, to be listed
 def words_of(texts: Iterable[str]) -> Counter[str]:
     """Words with the space before them, if any."""
     return Counter(word for text in texts for word in re.findall(r" ?\S+", text))
-
-
-def counts_of(tokenizer: Any, words: Mapping[str, int], rows: int) -> np.ndarray[Any, Any]:
-    """How often the tokens of words occur, each written after a line break."""
-    start = len(tokenizer("\n", add_special_tokens=False)["input_ids"])
-    ids = [own[start:] for own in tokenizer([f"\n{word}" for word in words], add_special_tokens=False)["input_ids"]]
-    weights = np.repeat(np.fromiter(words.values(), dtype=np.int64), [len(own) for own in ids])
-    return np.bincount(np.fromiter(chain.from_iterable(ids), dtype=np.int64), weights, rows)
 
 
 def main(
@@ -63,13 +54,13 @@ def main(
         print(f"{write}: {len(listed):,} words")
         return
     tokenizer, known = load_tokenizer(dense), read_tokens(dense)
-    counted = {name: counts_of(tokenizer, own, known.rows) for name, own in words.items()}
+    counted = {name: word_counts(tokenizer, own, known.rows) for name, own in words.items()}
     table = []
     for name, texts in trained.items():
         examples = load_examples(BenchmarkConfig(name=name), "evaluation", DOWNLOADS)
         evaluation = words_of("\n".join((*own.fields.values(), *own.choices)) for own in examples)
-        scored = counts_of(tokenizer, evaluation, known.rows)
-        own = counts_of(tokenizer, words_of(random.Random(0).sample(list(texts), rows)), known.rows)
+        scored = word_counts(tokenizer, evaluation, known.rows)
+        own = word_counts(tokenizer, words_of(random.Random(0).sample(list(texts), rows)), known.rows)
         general = sum(counts for other, counts in counted.items() if other != name)
         for weight in WEIGHTS:
             shares = (own + weight * general / general.sum()) / (own.sum() + weight)
