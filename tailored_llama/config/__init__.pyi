@@ -28,6 +28,10 @@ from .execution import ExecutionConfig as ExecutionConfig
 from .execution import GgufType as GgufType
 from .execution import StoreConfig as StoreConfig
 from .execution import as_gguf_type as as_gguf_type
+from .goal import GoalConfig as GoalConfig
+from .goal import SmallestConfig as SmallestConfig
+from .goal import bases_of as bases_of
+from .goal import load_smallest as load_smallest
 from .harness import FUNCTION as FUNCTION
 from .harness import PREFIX as PREFIX
 from .harness import HarnessTask as HarnessTask

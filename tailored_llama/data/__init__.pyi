@@ -6,6 +6,7 @@ from .benchmarks import Example as Example
 from .benchmarks import headline_metric as headline_metric
 from .benchmarks import load_benchmark as load_benchmark
 from .benchmarks import load_questions as load_questions
+from .benchmarks import read_examples as read_examples
 from .builtin import BUILTIN as BUILTIN
 from .calibration import load_calibration as load_calibration
 from .calibration import read_calibration as read_calibration
@@ -25,6 +26,7 @@ from .prompts import RenderedSplit as RenderedSplit
 from .prompts import read_prompts as read_prompts
 from .prompts import render as render
 from .prompts import render_prompts as render_prompts
+from .prompts import rows_digest as rows_digest
 from .selection import held_out_of as held_out_of
 from .selection import select_train as select_train
 from .selection import without as without

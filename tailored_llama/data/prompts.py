@@ -10,6 +10,8 @@ sentence that is read twice, for example, would give the rest away. These accura
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -261,3 +263,9 @@ def read_prompts(folder: Path, split: PromptSplit) -> list[Prompt]:
         Prompt(r["example"], tuple(r["contexts"]), tuple(r["continuations"]), r["answer"], tuple(r["choice_lengths"]))
         for r in table.filter(pc.equal(table["split"], split)).to_pylist()
     ]
+
+
+def rows_digest(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of what prompts ask, offer and accept, in their order: the same for the same rows, wherever they are."""
+    rows = [[prompt.contexts, prompt.continuations, prompt.answer] for prompt in prompts]
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()

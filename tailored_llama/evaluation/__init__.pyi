@@ -1,4 +1,9 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
+from .answer import Answer as Answer
+from .answer import Candidate as Candidate
+from .answer import CandidateParts as CandidateParts
+from .answer import RowSet as RowSet
+from .answer import is_proven as is_proven
 from .bits import WHOLE as WHOLE
 from .bits import BitsRow as BitsRow
 from .bits import bits_rows as bits_rows
@@ -14,6 +19,13 @@ from .prompt_study import choose as choose
 from .prompt_study import read_study as read_study
 from .prompt_study import study_differences as study_differences
 from .prompt_study import study_rows as study_rows
+from .proof import Counts as Counts
+from .proof import LossTest as LossTest
+from .proof import discordant_share as discordant_share
+from .proof import level_of as level_of
+from .proof import provable_margin as provable_margin
+from .proof import rows_needed as rows_needed
+from .proof import test_loss as test_loss
 from .recovery import HEALED as HEALED
 from .recovery import MEAN as MEAN
 from .recovery import MODELS as MODELS
@@ -38,9 +50,18 @@ from .rows import read_pieces as read_pieces
 from .rows import read_profile as read_profile
 from .rows import token_flops as token_flops
 from .scores import compare_scores as compare_scores
+from .scores import read_answers as read_answers
 from .scores import read_metrics as read_metrics
+from .scores import read_probabilities as read_probabilities
 from .scores import read_score as read_score
 from .scoring import score_benchmark as score_benchmark
+from .search import Found as Found
+from .search import Ladder as Ladder
+from .search import Measured as Measured
+from .search import Rung as Rung
+from .search import nearest as nearest
+from .search import search as search
+from .search import sequence as sequence
 from .settings import PerplexitySettings as PerplexitySettings
 from .settings import PiecesSettings as PiecesSettings
 from .settings import ProfileSettings as ProfileSettings

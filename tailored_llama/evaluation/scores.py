@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from tailored_llama.config import WRITTEN
+from tailored_llama.data import PromptSplit, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.statistics import Answers, check_same_examples, interval, mcnemar, paired_draws
 from tailored_llama.store import read_table
@@ -91,6 +92,28 @@ def read_answers(folder: Path, metric: str) -> Answers:
     table = read_table(folder / "predictions.parquet", PREDICTIONS_SCHEMA)
     values = hits({name: table[name].to_pylist() for name in ("prediction", "prediction_norm", "answer")})
     return Answers(table["example"].to_numpy(), table["answer"].to_numpy(), np.array(values[metric]))
+
+
+def read_probabilities(folder: Path, prompts: Path, split: PromptSplit, metric: str) -> Answers:
+    """The answers of a scored model, valued by the probability that it gives the right choice, from 0 to 1.
+
+    It is the softmax over the choices of what the metric compares: log-likelihoods, for acc_norm per character.
+
+    Raises:
+        InputError: a file is missing or broken, or the prompts are of other examples.
+    """
+    table = read_table(folder / "predictions.parquet", PREDICTIONS_SCHEMA)
+    lengths = {prompt.example: prompt.choice_lengths for prompt in read_prompts(prompts, split)}
+    values = []
+    for row in table.to_pylist():
+        if row["example"] not in lengths:
+            raise InputError(f"{folder}: scores example {row['example']}; allowed: the examples of {prompts}")
+        compared = np.array(row["loglikelihoods"])
+        if metric == "acc_norm":
+            compared = compared / np.array(lengths[row["example"]])
+        weights = np.exp(compared - compared.max())
+        values.append(weights[row["answer"]] / weights.sum())
+    return Answers(table["example"].to_numpy(), table["answer"].to_numpy(), np.array(values))
 
 
 def read_score(folders: Path | Sequence[Path]) -> Score:

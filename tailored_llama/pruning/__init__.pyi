@@ -16,4 +16,5 @@ from .split import read_tried as read_tried
 from .surgery import prune_checkpoint as prune_checkpoint
 from .vocabulary import VocabularyPlan as VocabularyPlan
 from .vocabulary import count_tokens as count_tokens
+from .vocabulary import enough_tokens as enough_tokens
 from .vocabulary import tokens_for_texts as tokens_for_texts

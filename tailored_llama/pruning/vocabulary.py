@@ -218,15 +218,32 @@ def tokens_for_texts(tokens: Tokens, tokenizer: Any, texts: Iterable[str], size:
     used = counts / counts.sum()
     shares = _expected(counts, used, word_counts(tokenizer, read_general_words(), tokens.rows))
     if size is None:
-        order = np.argsort(-shares, kind="stable")
-        likely = order[: int(np.searchsorted(np.cumsum(shares[order]), 0.999)) + 1].tolist()
-        needed = tokens.made_of({*tokens.always, *np.flatnonzero(counts).tolist(), *likely})
+        needed = _needed(tokens, shares, counts)
         if (size := whole_rows(len(needed))) > min(most, len(tokens.texts) // ROWS * ROWS):
             raise InputError(f"tokens: not set, and the texts need {len(needed)}; allowed: {allowed}")
     elif size % ROWS or not 0 < size <= most:
         raise InputError(f"tokens: got {size}; allowed: {allowed}")
     check_size(tokens, size, "tokens")
     return VocabularyPlan(choose_tokens(tokens, shares + (counts > 0), size).kept, used)  # the texts' own come first
+
+
+def enough_tokens(dense: Path, counts: Path) -> int:
+    """The tokens that a job needs: all that its counted texts use, and so many of general text that 99.9 % of further
+    tokens are expected to stay whole. A multiple of 64.
+
+    Args:
+        dense: the model.
+        counts: the output of `count_tokens` for it.
+    """
+    table = read_table(counts / "tokens.parquet", COUNTS_SCHEMA)
+    return whole_rows(len(_needed(read_tokens(dense), read_shares(counts), table["prompts"].to_numpy())))
+
+
+def _needed(tokens: Tokens, shares: Counts, counts: Counts) -> set[int]:
+    """The tokens that counted texts use, and the likeliest of further ones up to 99.9 %, with all they are made of."""
+    order = np.argsort(-shares, kind="stable")
+    likely = order[: int(np.searchsorted(np.cumsum(shares[order]), 0.999)) + 1].tolist()
+    return tokens.made_of({*tokens.always, *np.flatnonzero(counts).tolist(), *likely})
 
 
 def check_size(tokens: Tokens, size: int, field: str = "pruning.vocabulary") -> None:

@@ -30,8 +30,8 @@ def score_quantised(
 
     Only the scores are kept, as `score_benchmark` writes them; `metrics.json` also has the file's bytes. The forward
     passes are those of transformers, in the checkpoint's type. llama.cpp also rounds states to the type of the weights,
-    which is not measured here. An adapter is merged into the checkpoint first. `prompts` are those of the evaluation
-    split, rendered. For a while, the folder that is written to also holds the model up to three times.
+    which is not measured here. An adapter is merged into the checkpoint first. For a while, the folder that is written
+    to also holds the model up to three times.
 
     Raises:
         InputError: as `merge_adapter`, `write_gguf` and `score_benchmark`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tailored_llama.config import BenchmarkConfig, GgufType
+from tailored_llama.data import PromptSplit
 from tailored_llama.evaluation import ScoreSettings
 
 
@@ -24,5 +25,7 @@ class QuantisedSettings:
     score: ScoreSettings
 
     @classmethod
-    def of(cls, benchmark: BenchmarkConfig, gguf_type: GgufType) -> QuantisedSettings:
-        return cls(gguf_type, ScoreSettings.of(benchmark))
+    def of(
+        cls, benchmark: BenchmarkConfig, gguf_type: GgufType, split: PromptSplit = "evaluation"
+    ) -> QuantisedSettings:
+        return cls(gguf_type, ScoreSettings.of(benchmark, split))

@@ -35,6 +35,7 @@ from .manifests import ArtifactRef as ArtifactRef
 from .manifests import Manifest as Manifest
 from .manifests import artifact_key as artifact_key
 from .manifests import read_manifest as read_manifest
+from .openings import record_opening as record_opening
 from .remote import check_writable as check_writable
 from .tables import open_table as open_table
 from .tables import read_row_group as read_row_group

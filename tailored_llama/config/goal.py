@@ -1,0 +1,123 @@
+"""The goal of a search for the smallest model that still does a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from tailored_llama.config.execution import GgufType
+from tailored_llama.config.inputs import WRITTEN
+from tailored_llama.config.loading import read_config_data, validate_as
+from tailored_llama.config.schema import RunConfig
+from tailored_llama.config.section import Section
+
+RATIOS_TO_TRY = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+Runtime = Literal["llama.cpp", "transformers", "vllm"]
+
+
+class GoalConfig(Section):
+    """What the smallest model must still do, and what small means."""
+
+    lose_at_most: float = Field(
+        3.0,
+        gt=0,
+        lt=100,
+        description="Points of accuracy (of mean probability, with measure probability) that the model may lose on "
+        "every benchmark, against the better of the dense model as it is and tuned.",
+    )
+    confidence: float = Field(
+        0.95, ge=0.5, lt=1, description="Confidence of the proof that it loses less, over all openings of its rows."
+    )
+    smallest: Literal["file", "memory", "reading", "writing"] = Field(
+        "file",
+        description="What is to be small: the bytes of the file; the bytes in memory, with the keys and values of "
+        "4,096 tokens; the time to read a prompt; or the time to write a token. Times are measured on this machine.",
+    )
+    runtime: Runtime = Field(
+        "llama.cpp",
+        description="What will run the model: llama.cpp gets a GGUF file in one of `types`, the others a checkpoint in "
+        "16 bits.",
+    )
+    types: tuple[GgufType, ...] = Field(
+        ("q4_0", "q8_0", "bf16"), min_length=1, description="Types of GGUF file to choose from, for llama.cpp."
+    )
+    models: tuple[str, ...] = Field(
+        (), description="Further base models to start from. The reference is model.source, as it is or tuned."
+    )
+    measure: Literal["accuracy", "probability"] = Field(
+        "accuracy",
+        description="What is compared: accuracy, or the mean probability that a model gives the right choice, which "
+        "needs fewer rows for the same certainty. Answers that are written are always right or wrong.",
+    )
+    choosing_rows: int = Field(
+        300, ge=10, description="Rows to choose candidates with, at most; they are neither tuned on nor prove anything."
+    )
+    even_if_unprovable: bool = Field(False, description="Search even if there are too few rows to prove lose_at_most.")
+
+
+class SmallestConfig(RunConfig):
+    """A run configuration and a goal; `pruning.ratios` are those to choose from."""
+
+    goal: GoalConfig = GoalConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_a_search(cls, data: Any) -> Any:
+        """All ratios are tried, several benchmarks share one adapter, and the answer is exported."""
+        if not isinstance(data, dict):
+            return data
+        several = isinstance(data.get("benchmarks"), list | tuple) and len(data["benchmarks"]) > 1
+        defaults: dict[str, dict[str, Any]] = {
+            "pruning": {"ratios": RATIOS_TO_TRY},
+            "tuning": {"examples": "mixture"} if several else {},
+            "store": {"export": "smallest"},
+        }
+        given = {name: data.get(name, {}) for name in defaults}
+        return data | {
+            name: defaults[name] | fields if isinstance(fields, dict) else fields for name, fields in given.items()
+        }
+
+    @model_validator(mode="after")
+    def _possible(self) -> SmallestConfig:
+        goal, tuning = self.goal, self.tuning
+        if goal.measure == "probability" and any(benchmark.metric in WRITTEN for benchmark in self.benchmarks):
+            raise ValueError("goal.measure: got 'probability' with written answers; allowed: accuracy")
+        if len(self.benchmarks) > 1 and tuning.examples == "benchmark":
+            raise ValueError(
+                f"tuning.examples: got 'benchmark' with {len(self.benchmarks)} benchmarks; allowed: mixture or none, "
+                "as one model has to do all of them"
+            )
+        if tuning.variant == "prompt":
+            raise ValueError("tuning.variant: got 'prompt'; allowed: one that merges into weights")
+        if goal.runtime == "vllm" and goal.smallest in ("reading", "writing"):
+            raise ValueError(
+                f"goal.smallest: got {goal.smallest!r} with runtime 'vllm', which is not timed here; allowed: file or "
+                "memory"
+            )
+        if goal.runtime != "transformers" and self.pruning.shape == "any":
+            raise ValueError(f"goal.runtime: got {goal.runtime!r} with pruning.shape = 'any'; allowed: stock")
+        if twice := {model for model in goal.models if model == self.model.source or goal.models.count(model) > 1}:
+            raise ValueError(f"goal.models: {twice.pop()} is named twice; allowed: each model once")
+        return self
+
+    @property
+    def types(self) -> tuple[GgufType | None, ...]:
+        """The types of file to choose from; None is a checkpoint in 16 bits."""
+        return self.goal.types if self.goal.runtime == "llama.cpp" else (None,)
+
+
+def load_smallest(path: str | Path, overrides: list[str] | None = None) -> SmallestConfig:
+    """Read a TOML file with a goal as `load_config` reads a run's.
+
+    Raises:
+        InputError: as `load_config`.
+    """
+    return validate_as(SmallestConfig, read_config_data(path, overrides))
+
+
+def bases_of(config: SmallestConfig) -> list[SmallestConfig]:
+    """The same search for each base model alone; the first has the reference."""
+    further = [config.model.model_copy(update={"source": name, "revision": None}) for name in config.goal.models]
+    return [config.model_copy(update={"model": model}) for model in (config.model, *further)]

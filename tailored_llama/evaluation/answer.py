@@ -1,0 +1,107 @@
+"""What a search for the smallest model found: candidates, the sequence of tests, and the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic
+
+from tailored_llama.config import GoalConfig
+from tailored_llama.evaluation.proof import LossTest
+from tailored_llama.evaluation.results import A
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows of a benchmark that serve one purpose: how many, and the SHA-256 of their texts and right answers."""
+
+    rows: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that was measured; losses are shares, on the choosing rows, against the reference.
+
+    Args:
+        base: the base model's source.
+        ratio: what was removed of its parameters; 0 is the dense model.
+        type: of its GGUF file; None for a checkpoint in 16 bits.
+        trimmed: whether only tokens were removed, all that further texts hardly need.
+        tuned: whether it has an adapter, merged in.
+        parameters: all that are left.
+        bytes: of its file.
+        cost: in the unit of the goal.
+        losses: by benchmark.
+        smoothed: the loss on the worst benchmark, smoothed along the ratios.
+    """
+
+    base: str
+    ratio: float
+    type: str | None
+    trimmed: bool
+    tuned: bool
+    parameters: int
+    bytes: int
+    cost: float
+    losses: Mapping[str, float]
+    smoothed: float
+
+    @property
+    def label(self) -> str:
+        """Such as `smollm2-135m-instruct, 50 % removed, tuned, q8_0`."""
+        how = "dense" if not self.ratio else "vocabulary trimmed" if self.trimmed else f"{self.ratio:.0%} removed"
+        parts = [self.base, how.replace("%", " %"), "tuned" if self.tuned else "not tuned", self.type or "16 bits"]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of a search.
+
+    Args:
+        goal: what was asked for.
+        reference: the dense model that candidates are compared with, in words.
+        candidates: all that were measured, by cost, the largest first.
+        order: positions of the candidates to test, the safest first; empty if none passed on the choosing rows.
+        tests: of the tested candidates, in that order, by benchmark. The first that fails ends the sequence.
+        opening: how often the proving rows have been opened for this goal, from 1; None: they were not.
+        sets: the rows of each benchmark, by purpose: tuning, choosing, proving.
+        nearest: the position of the candidate that lost least on the choosing rows.
+        discordant: the share of choosing rows on which the reference and its own form in fewer bits differ, for
+            planning; None: not measured.
+        failed: why candidates could not be made, by label.
+    """
+
+    goal: GoalConfig
+    reference: str
+    candidates: Sequence[Candidate]
+    order: Sequence[int]
+    tests: Sequence[Mapping[str, LossTest]]
+    opening: int | None
+    sets: Mapping[str, Mapping[str, RowSet]]
+    nearest: int
+    discordant: float | None = None
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def proven(self) -> int | None:
+        """The position of the smallest candidate that is proven, which is the answer; None: no candidate is."""
+        passed = [place for place, tests in zip(self.order, self.tests, strict=False) if is_proven(tests)]
+        return passed[-1] if passed else None
+
+
+def is_proven(tests: Mapping[str, LossTest]) -> bool:
+    """Whether a candidate is proven on every benchmark: no loss is averaged away."""
+    return all(test.proven for test in tests.values())
+
+
+@dataclass(frozen=True)
+class CandidateParts(Generic[A]):
+    """The artifacts of a candidate: its checkpoint, adapter, and scores by benchmark, on either set of rows."""
+
+    label: str
+    checkpoint: A
+    adapter: A | None
+    choosing: Mapping[str, A]
+    proving: Mapping[str, A] = field(default_factory=dict)

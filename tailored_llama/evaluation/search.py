@@ -1,0 +1,132 @@
+"""The search for the smallest model: which candidates are measured next, and which are tested in which order.
+
+Candidates stand on ladders: one base model in one type, with more and more of it removed. Accuracy falls along a
+ladder, but for noise. So a ladder is searched as one searches a sorted list, and its losses are smoothed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+MOST_TESTS = 4  # candidates that may be tested on the proving rows
+AT_ONCE = 2  # rungs that are measured side by side, on however many workers, so that workers change no answer
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """One base model in one type: `costs` are estimates by rung, from the whole model (rung 0) to the smallest."""
+
+    name: str
+    costs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A place on a ladder."""
+
+    ladder: int
+    place: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate: its cost, in the unit of the goal, and what it loses on the choosing rows, a share."""
+
+    rung: Rung
+    cost: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that was measured, and the losses smoothed along each ladder."""
+
+    measured: Mapping[Rung, Measured]
+    smoothed: Mapping[Rung, float] = field(default_factory=dict)
+
+
+def search(ladders: Sequence[Ladder], measure: Callable[[Sequence[Rung]], Sequence[Measured]], margin: float) -> Found:
+    """Find, on every ladder in turn, the smallest candidate that loses no more than the margin.
+
+    Rungs that cannot be smaller than the best so far, by their estimated costs, are passed over. A ladder whose whole
+    model loses too much is left.
+
+    Args:
+        ladders: those that are likely to have the smallest candidates first.
+        measure: measures rungs of one ladder, which do not depend on each other.
+        margin: a share.
+    """
+    measured: dict[Rung, Measured] = {}
+    for number, ladder in enumerate(ladders):
+        while places := next_places(ladder, _losses(measured, number), margin, _best(measured, margin)):
+            new = measure([Rung(number, place) for place in places])
+            measured |= {one.rung: one for one in new}
+    return Found(measured, _smoothed(measured))
+
+
+def next_places(ladder: Ladder, losses: Mapping[int, float], margin: float, best: float = math.inf) -> list[int]:
+    """The places of a ladder to measure next: between the last that passes and the first that does not.
+
+    Args:
+        losses: what was measured, by place.
+        margin: up to which a smoothed loss passes.
+        best: the cost of the best candidate so far, of any ladder.
+    """
+    if not losses:
+        return [0]
+    smoothed = smooth(losses)
+    failing = min((place for place, loss in smoothed.items() if loss > margin), default=len(ladder.costs))
+    passing = max((place for place in smoothed if place < failing), default=failing)
+    open_places = [place for place in range(passing + 1, failing) if ladder.costs[place] < best]
+    step = len(open_places) / (AT_ONCE + 1)
+    return sorted({open_places[int(step * (turn + 1))] for turn in range(AT_ONCE)}) if open_places else []
+
+
+def smooth(losses: Mapping[int, float]) -> dict[int, float]:
+    """Losses by place, as near to the measured ones as losses that never fall can be (least squares)."""
+    places = sorted(losses)
+    values = isotonic_regression([losses[place] for place in places]).x if places else []
+    return dict(zip(places, map(float, values), strict=True))
+
+
+def sequence(found: Found, margin: float) -> list[Measured]:
+    """The candidates to test on the proving rows, at most four, the safest first.
+
+    Those that pass on the choosing rows and are smaller than every one that loses less. Of more than four, the safest
+    and the smallest stay, and others between them.
+    """
+    passing = [one for one in found.measured.values() if found.smoothed[one.rung] <= margin]
+    front: list[Measured] = []
+    for one in sorted(passing, key=lambda one: (one.cost, found.smoothed[one.rung])):
+        if not front or found.smoothed[one.rung] < found.smoothed[front[-1].rung]:
+            front.append(one)
+    front.reverse()
+    if len(front) <= MOST_TESTS:
+        return front
+    return [front[round(place)] for place in np.linspace(0, len(front) - 1, MOST_TESTS)]
+
+
+def nearest(found: Found) -> Measured:
+    """The candidate that loses least on the choosing rows; of several, the smallest."""
+    return min(found.measured.values(), key=lambda one: (found.smoothed[one.rung], one.cost))
+
+
+def _losses(measured: Mapping[Rung, Measured], ladder: int) -> dict[int, float]:
+    return {rung.place: one.loss for rung, one in measured.items() if rung.ladder == ladder}
+
+
+def _smoothed(measured: Mapping[Rung, Measured]) -> dict[Rung, float]:
+    ladders = {rung.ladder for rung in measured}
+    return {
+        Rung(ladder, place): loss for ladder in ladders for place, loss in smooth(_losses(measured, ladder)).items()
+    }
+
+
+def _best(measured: Mapping[Rung, Measured], margin: float) -> float:
+    smoothed = _smoothed(measured)
+    return min((one.cost for one in measured.values() if smoothed[one.rung] <= margin), default=math.inf)
