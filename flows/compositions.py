@@ -8,8 +8,15 @@ from prefect import flow, get_run_logger
 from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
-from tailored_llama.config import ExecutionConfig, PromptStudyConfig, RunConfig, StoreConfig, SweepConfig
-from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, rows_of, run_only
+from tailored_llama.config import (
+    ExecutionConfig,
+    PromptStudyConfig,
+    RunConfig,
+    SmallestConfig,
+    StoreConfig,
+    SweepConfig,
+)
+from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, run_only
 from tailored_llama.store import ArtifactRef
 from tasks._dispatch import THREADED, Ordered
 from tasks.runner import PrefectRunner
@@ -56,7 +63,13 @@ def prompts(config: PromptStudyConfig) -> ArtifactRef:
     return compose("prompts", config)
 
 
-FLOWS = {"tailor": tailor, "sweep": sweep, "transfer": transfer, "prompts": prompts}
+@flow(flow_run_name=run_name, persist_result=False, task_runner=THREADED)
+def smallest(config: SmallestConfig) -> ArtifactRef:
+    """Find the smallest model that still does the job, prove that it does, and export it with its certificate."""
+    return compose("smallest", config)
+
+
+FLOWS = {"tailor": tailor, "sweep": sweep, "transfer": transfer, "prompts": prompts, "smallest": smallest}
 
 
 def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRef:
@@ -68,7 +81,7 @@ def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRe
     composition = COMPOSITIONS[name]
     if deployment.id:  # the command line checks before it starts a run
         composition.check(config)
-        for line in rows_of(config):
+        for line in composition.told(config):
             get_run_logger().info("%s", line)
     if only:  # computed in this process: a run that waits for its own pool would hold the pool's only slot
         run = PrefectRunner(config.store, config.execution.model_copy(update={"dispatch": None}))

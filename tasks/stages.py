@@ -57,6 +57,9 @@ DECLARATIONS = {
     "report": Declaration("report", page=Page("report", "recovery", "What was kept and what was lost")),
     "sweep": Declaration("sweep report", page=Page("sweep", "sweep", "Every setting, and the curves")),
     "transfer": Declaration("transfer report", page=Page("transfer", "transfer", "Each adapter on every benchmark")),
+    "speed": Declaration("time in llama.cpp"),
+    "answer": Declaration("ship the answer"),
+    "smallest": Declaration("smallest report", page=Page("smallest", "smallest", "The smallest model, and the proof")),
     "prompt-study": Declaration(
         "prompt study report", page=Page("study", "prompt-study", "Chosen prompts and references")
     ),

@@ -36,6 +36,12 @@ def run(
     if study not in COMPOSITIONS:
         raise InputError(f"--study: got {study!r}; allowed: {', '.join(COMPOSITIONS)}")
 
+    raise typer.Exit(run_here(study, str(config), overrides, only))
+
+
+def run_here(study: str, config: str | None, overrides: list[str] | None, only: str | None = None) -> int:
+    """Run a composition in this process, with its progress on the terminal; returns the exit status."""
+
     def execute(composition: Composition, loaded: Any) -> ArtifactRef:
         if loaded.execution.dispatch:
             raise InputError(
@@ -51,7 +57,7 @@ def run(
     shown = [RichHandler(console=console, show_path=False, show_level=False)] if console.is_terminal else None
     logging.basicConfig(format="%(message)s", handlers=shown)
     logging.getLogger("tailored_llama").setLevel(logging.INFO)
-    raise typer.Exit(run_composition(study, str(config), overrides or [], execute))
+    return run_composition(study, config, overrides or [], execute)
 
 
 @contextmanager

@@ -103,12 +103,12 @@ class SmallestConfig(RunConfig):
         return self
 
     @property
-    def types(self) -> tuple[GgufType | None, ...]:
+    def file_types(self) -> tuple[GgufType | None, ...]:
         """The types of file to choose from; None is a checkpoint in 16 bits."""
         return self.goal.types if self.goal.runtime == "llama.cpp" else (None,)
 
 
-def load_smallest(path: str | Path, overrides: list[str] | None = None) -> SmallestConfig:
+def load_smallest(path: str | Path | None, overrides: list[str] | None = None) -> SmallestConfig:
     """Read a TOML file with a goal as `load_config` reads a run's.
 
     Raises:

@@ -72,7 +72,7 @@ class SweepCell:
 SWEEP_FIELDS = set(SweepConfig.model_fields) - set(RunConfig.model_fields)
 
 
-def load_sweep(path: str | Path, overrides: list[str] | None = None) -> SweepConfig:
+def load_sweep(path: str | Path | None, overrides: list[str] | None = None) -> SweepConfig:
     """Read a sweep's TOML file as `load_config` reads a run's, and check every cell.
 
     Raises:
@@ -206,7 +206,7 @@ class PromptStudyConfig(RunConfig):
     pruned: bool = Field(False, description="Study the model pruned at the run's only ratio, instead of the dense one.")
 
 
-def load_study(path: str | Path, overrides: list[str] | None = None) -> PromptStudyConfig:
+def load_study(path: str | Path | None, overrides: list[str] | None = None) -> PromptStudyConfig:
     """Read a prompt study's TOML file as `load_config` reads a run's.
 
     Raises:
@@ -218,7 +218,7 @@ def load_study(path: str | Path, overrides: list[str] | None = None) -> PromptSt
     return config
 
 
-def load_transfer(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+def load_transfer(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
     """Read a run configuration and check it with `check_transfer`.
 
     Raises:

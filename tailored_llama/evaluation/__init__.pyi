@@ -51,6 +51,8 @@ from .rows import read_profile as read_profile
 from .rows import token_flops as token_flops
 from .scores import compare_scores as compare_scores
 from .scores import read_answers as read_answers
+from .scores import read_chosen as read_chosen
+from .scores import read_measured as read_measured
 from .scores import read_metrics as read_metrics
 from .scores import read_probabilities as read_probabilities
 from .scores import read_score as read_score
@@ -60,7 +62,7 @@ from .search import Ladder as Ladder
 from .search import Measured as Measured
 from .search import Rung as Rung
 from .search import nearest as nearest
-from .search import search as search
+from .search import search_ladders as search_ladders
 from .search import sequence as sequence
 from .settings import PerplexitySettings as PerplexitySettings
 from .settings import PiecesSettings as PiecesSettings
@@ -69,6 +71,7 @@ from .settings import ScoreSettings as ScoreSettings
 from .statistics import DISCORDANT as DISCORDANT
 from .statistics import RESAMPLES as RESAMPLES
 from .statistics import Z95 as Z95
+from .statistics import Answers as Answers
 from .statistics import Array as Array
 from .statistics import above_floor as above_floor
 from .statistics import detectable_difference as detectable_difference

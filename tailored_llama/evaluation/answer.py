@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
-from tailored_llama.config import GoalConfig
+from tailored_llama.config import GgufType, GoalConfig
 from tailored_llama.evaluation.proof import LossTest
 from tailored_llama.evaluation.results import A
 
@@ -38,7 +38,7 @@ class Candidate:
 
     base: str
     ratio: float
-    type: str | None
+    type: GgufType | None
     trimmed: bool
     tuned: bool
     parameters: int
@@ -98,10 +98,11 @@ def is_proven(tests: Mapping[str, LossTest]) -> bool:
 
 @dataclass(frozen=True)
 class CandidateParts(Generic[A]):
-    """The artifacts of a candidate: its checkpoint, adapter, and scores by benchmark, on either set of rows."""
+    """The artifacts of a candidate: checkpoint, adapter, scores by benchmark on either set of rows, and times."""
 
     label: str
     checkpoint: A
     adapter: A | None
     choosing: Mapping[str, A]
     proving: Mapping[str, A] = field(default_factory=dict)
+    timed: A | None = None

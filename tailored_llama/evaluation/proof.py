@@ -115,7 +115,7 @@ def loss_bound(only_dense: int, only_small: int, rows: int, level: float) -> flo
 
 def rows_needed(margin: float, level: float, discordant: float = DISCORDANT) -> int:
     """Rows that prove a model that loses nothing four times in five: about 6.2 × discordant share ÷ margin² at 5 %."""
-    return math.ceil((norm.ppf(1 - level) + norm.ppf(POWER)) ** 2 * discordant / margin**2)
+    return math.ceil(float(norm.ppf(1 - level) + norm.ppf(POWER)) ** 2 * discordant / margin**2)
 
 
 def provable_margin(rows: int, level: float, discordant: float = DISCORDANT) -> float:

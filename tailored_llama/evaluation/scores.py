@@ -116,6 +116,22 @@ def read_probabilities(folder: Path, prompts: Path, split: PromptSplit, metric: 
     return Answers(table["example"].to_numpy(), table["answer"].to_numpy(), np.array(values))
 
 
+def read_measured(folder: Path, metric: str, measure: str, prompts: Path, split: PromptSplit) -> Answers:
+    """The answers of a scored model, valued by its accuracy or by the probability of the right choice (`measure`)."""
+    if measure == "probability":
+        return read_probabilities(folder, prompts, split, metric)
+    return read_answers(folder, metric)
+
+
+def read_chosen(folder: Path, metric: str) -> dict[int, int | str]:
+    """What a scored model answered, by example: the position of its choice, or the text that it wrote."""
+    written = metric in WRITTEN
+    name, schema = ("answers", ANSWERS_SCHEMA) if written else ("predictions", PREDICTIONS_SCHEMA)
+    table = read_table(folder / f"{name}.parquet", schema)
+    column = "text" if written else "prediction_norm" if metric == "acc_norm" else "prediction"
+    return dict(zip(table["example"].to_pylist(), table[column].to_pylist(), strict=True))
+
+
 def read_score(folders: Path | Sequence[Path]) -> Score:
     """Read what `score_benchmark` wrote; several folders of the same examples are averaged example by example.
 

@@ -50,7 +50,9 @@ class Found:
     smoothed: Mapping[Rung, float] = field(default_factory=dict)
 
 
-def search(ladders: Sequence[Ladder], measure: Callable[[Sequence[Rung]], Sequence[Measured]], margin: float) -> Found:
+def search_ladders(
+    ladders: Sequence[Ladder], measure: Callable[[Sequence[Rung]], Sequence[Measured]], margin: float
+) -> Found:
     """Find, on every ladder in turn, the smallest candidate that loses no more than the margin.
 
     Rungs that cannot be smaller than the best so far, by their estimated costs, are passed over. A ladder whose whole
@@ -78,7 +80,7 @@ def next_places(ladder: Ladder, losses: Mapping[int, float], margin: float, best
         best: the cost of the best candidate so far, of any ladder.
     """
     if not losses:
-        return [0]
+        return [0] if min(ladder.costs) < best else []
     smoothed = smooth(losses)
     failing = min((place for place, loss in smoothed.items() if loss > margin), default=len(ladder.costs))
     passing = max((place for place in smoothed if place < failing), default=failing)
@@ -90,8 +92,7 @@ def next_places(ladder: Ladder, losses: Mapping[int, float], margin: float, best
 def smooth(losses: Mapping[int, float]) -> dict[int, float]:
     """Losses by place, as near to the measured ones as losses that never fall can be (least squares)."""
     places = sorted(losses)
-    values = isotonic_regression([losses[place] for place in places]).x if places else []
-    return dict(zip(places, map(float, values), strict=True))
+    return dict(zip(places, isotonic_regression([losses[place] for place in places]).x.tolist(), strict=True))
 
 
 def sequence(found: Found, margin: float) -> list[Measured]:

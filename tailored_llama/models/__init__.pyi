@@ -21,6 +21,7 @@ from .checkpoints import Layer as Layer
 from .checkpoints import Size as Size
 from .checkpoints import Structure as Structure
 from .checkpoints import all_tensor_shapes as all_tensor_shapes
+from .checkpoints import cache_bytes as cache_bytes
 from .checkpoints import check_checkpoint as check_checkpoint
 from .checkpoints import copy_tokenizer as copy_tokenizer
 from .checkpoints import read_config as read_config

@@ -75,6 +75,11 @@ class Structure:
         return self.size.parameters
 
 
+def cache_bytes(structure: Structure, tokens: int = 4096) -> int:
+    """The bytes of the keys and values of so many tokens, in 16 bits; a sliding window is not counted on."""
+    return 2 * 2 * tokens * structure.head_dim * sum(layer.kv_heads for layer in structure.layers)
+
+
 def check_architecture(config: dict[str, Any], shown: str) -> None:
     """Check that the coupled groups of an architecture are known.
 

@@ -21,3 +21,5 @@ from .stage import Stage as Stage
 from .stage import leaves as leaves
 from .stage import map_leaves as map_leaves
 from .stages import STAGES as STAGES
+from .verify import read_certificate as read_certificate
+from .verify import verify_certificate as verify_certificate

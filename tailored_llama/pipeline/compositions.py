@@ -5,18 +5,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from tailored_llama import preflight, reports
-from tailored_llama.config import StoreConfig, exported, load_config, load_study, load_sweep, load_transfer
+from tailored_llama.config import (
+    StoreConfig,
+    exported,
+    load_config,
+    load_smallest,
+    load_study,
+    load_sweep,
+    load_transfer,
+)
 from tailored_llama.console import console
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.pipeline.prompts import prompts
 from tailored_llama.pipeline.rows import rows_of
 from tailored_llama.pipeline.runner import IncompleteRun, Runner
+from tailored_llama.pipeline.smallest import check_smallest, provable_lines, smallest
 from tailored_llama.pipeline.sweep import sweep
 from tailored_llama.pipeline.tailor import tailor
 from tailored_llama.pipeline.transfer import transfer
@@ -36,16 +46,18 @@ class Composition:
         table: the report's folder → its table for the terminal.
         page: the report's page in that folder.
         finished: the configuration → the folders of finished models.
+        told: the configuration → what to say of it before the run starts.
     """
 
     about: str
     example: str
-    load: Callable[[str | Path, list[str] | None], Any]
+    load: Callable[[str | Path | None, list[str] | None], Any]
     check: Callable[[Any], None]
     compose: Callable[[Runner, Any], ArtifactRef]
     table: Callable[[Path], Any]
     page: str
     finished: Callable[[Any], Iterable[Path]] = lambda config: ()
+    told: Callable[[Any], Iterable[str]] = rows_of
 
 
 COMPOSITIONS = {
@@ -77,6 +89,16 @@ COMPOSITIONS = {
         lambda folder: reports.transfer_table(folder),
         "transfer.html",
     ),
+    "smallest": Composition(
+        "Find the smallest model that still does the job, and prove that it does.",
+        "data/smallest.toml",
+        load_smallest,
+        check_smallest,
+        smallest,
+        lambda folder: reports.smallest_table(folder),
+        "smallest.html",
+        told=lambda config: chain(rows_of(config), provable_lines(config)),
+    ),
     "prompts": Composition(
         "Choose a template set on train examples, and report it on the evaluation split.",
         "data/prompts-study.toml",
@@ -90,13 +112,13 @@ COMPOSITIONS = {
 
 
 def run_composition(
-    name: str, file: str, overrides: list[str], execute: Callable[[Composition, Any], ArtifactRef]
+    name: str, file: str | None, overrides: list[str], execute: Callable[[Composition, Any], ArtifactRef]
 ) -> int:
     """Run a composition from a configuration file; print its table, and where its report and its models are.
 
     Args:
         name: of the composition.
-        file: the configuration.
+        file: the configuration; None: its fields are all among the overrides.
         overrides: its fields to override, KEY=VALUE.
         execute: runs the composition on the configuration, once both are checked.
 
@@ -108,9 +130,9 @@ def run_composition(
     try:
         config = composition.load(file, overrides)
         composition.check(config)
-        for line in rows_of(config):
+        for line in composition.told(config):
             console.print(line, highlight=False, soft_wrap=True)
-        target = report_target(config.store, Path(file).stem)
+        target = report_target(config.store, Path(file or name).stem)
         report = execute(composition, config)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,6 +22,16 @@ def rows_of(config: RunConfig) -> Iterator[str]:
             yield from _lines(config, benchmark, benchmark.data)
 
 
+def scored_rows(config: RunConfig, benchmark: BenchmarkConfig) -> int:
+    """The rows of a benchmark that are scored in the end.
+
+    Raises:
+        InputError: as `load_examples`.
+    """
+    rows = len(benchmarks.load_examples(benchmark, "evaluation", config.store.downloads))
+    return min(rows, config.scoring.limit or rows)
+
+
 def _lines(config: RunConfig, benchmark: BenchmarkConfig, file: str) -> Iterator[str]:
     rows: dict[Split, int] = {
         part: len(benchmarks.load_examples(benchmark, part, config.store.downloads)) for part in PURPOSE

@@ -6,12 +6,13 @@ from tailored_llama import data, evaluation, models, pruning, serving, training
 from tailored_llama.data import BenchmarkSource, CalibrationSettings, PromptSettings
 from tailored_llama.evaluation import PerplexitySettings, PiecesSettings, ProfileSettings, ScoreSettings
 from tailored_llama.models import DenseSettings
-from tailored_llama.pipeline import reporting
+from tailored_llama.pipeline import answer, reporting
+from tailored_llama.pipeline.answer import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings, StudySettings, SweepSettings
 from tailored_llama.pipeline.stage import Stage
 from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings, SplitSettings
-from tailored_llama.serving import GgufSettings, QuantisedSettings
-from tailored_llama.store import FINISHED, GGUF
+from tailored_llama.serving import GgufSettings, QuantisedSettings, SpeedSettings
+from tailored_llama.store import ANSWER, FINISHED, GGUF
 from tailored_llama.training import HealSettings, TeachSettings, TuneSettings
 
 DENSE = Stage("dense", 4, lambda: models.prepare_dense, DenseSettings)
@@ -37,6 +38,9 @@ GGUF_FILE = Stage(GGUF, 3, lambda: serving.export_gguf, GgufSettings)
 REPORT = Stage("report", 2, lambda: reporting.write_run_report, ReportSettings)
 SWEEP = Stage("sweep", 2, lambda: reporting.write_sweep_report, SweepSettings)
 TRANSFER = Stage("transfer", 2, lambda: reporting.write_transfer_report, ReportSettings)
+SPEED = Stage("speed", 1, lambda: serving.measure_speed, SpeedSettings, on_device=True)
+SHIPPED = Stage(ANSWER, 1, lambda: answer.ship_model, ShipSettings)
+SMALLEST = Stage("smallest", 1, lambda: answer.write_smallest_report, SmallestSettings)
 STUDY = Stage("prompt-study", 2, lambda: reporting.write_study_report, StudySettings)
 
 STAGES = {
@@ -44,6 +48,6 @@ STAGES = {
     for stage in (
         DENSE, EXAMPLES, PROMPTS, TOKENS, CALIBRATION, GROUPS, REACH, IMPORTANCE, SPLIT, PRUNED, TEACHER, HEALED,
         ADAPTER, SCORES, QUANTISED, PERPLEXITY, PROFILE, PIECES, FINISHED_MODEL, GGUF_FILE,
-        REPORT, SWEEP, TRANSFER, STUDY,
+        SPEED, SHIPPED, REPORT, SWEEP, TRANSFER, STUDY, SMALLEST,
     )
 }  # fmt: skip

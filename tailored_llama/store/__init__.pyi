@@ -28,6 +28,7 @@ from .housekeeping import remove_leftover as remove_leftover
 from .housekeeping import reports_using as reports_using
 from .housekeeping import survey as survey
 from .housekeeping import verify as verify
+from .manifests import ANSWER as ANSWER
 from .manifests import FINISHED as FINISHED
 from .manifests import GGUF as GGUF
 from .manifests import MANIFEST as MANIFEST

@@ -34,7 +34,7 @@ from tailored_llama.store.manifests import (
 )
 from tailored_llama.store.remote import Remote
 
-REPORTS = ("report", "sweep", "transfer", "prompt-study")  # final results: no stage reads them
+REPORTS = ("report", "sweep", "transfer", "prompt-study", "smallest")  # final results: no stage reads them
 HALF_DONE = 6 * 3600.0  # seconds after which unfinished work that nobody holds is a leftover
 STATES = 7 * 86400.0  # the same for training states, which a run days later may resume
 

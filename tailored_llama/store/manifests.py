@@ -13,7 +13,8 @@ from tailored_llama.errors import InputError
 from tailored_llama.store.files import is_safe_relative, walk
 
 MANIFEST = "manifest.json"
-FINISHED, GGUF = "tailored", "gguf"  # stages of finished models, which may be exported and replaced
+# Stages of finished models, which may be exported and replaced.
+FINISHED, GGUF, ANSWER = "tailored", "gguf", "answer"
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def _create(store: ArtifactStore, name: str, content: bytes) -> bool:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+        os.fchmod(file.fileno(), 0o644)  # whoever shares the store has to know
         try:
             os.link(file.name, path)
         except FileExistsError:

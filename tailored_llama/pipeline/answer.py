@@ -1,0 +1,164 @@
+"""The last stages of a search for the smallest model: the model with its certificate, and the page."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+
+from tailored_llama import data, evaluation, models, reports, serving
+from tailored_llama.config import SmallestConfig, Work, named_benchmark
+from tailored_llama.evaluation import Answer, CandidateParts
+from tailored_llama.pipeline.stage import leaves, plain
+from tailored_llama.store import read_manifest, sha256_file, write_table
+
+A = TypeVar("A")  # an artifact: a future of it, its reference, or its folder
+
+CERTIFICATE, PROOF = "certificate.json", "proof.parquet"
+PROOF_SCHEMA = pa.schema(
+    {
+        "benchmark": pa.string(),
+        "example": pa.int32(),
+        "dense": pa.float64(),  # 1 where the answer is right, or the probability of the right choice
+        "small": pa.float64(),
+    }
+)
+MOST_LOST = 10  # rows that the page shows
+
+
+@dataclass(frozen=True)
+class SmallestSettings:
+    """The configuration of a search, and what it found."""
+
+    config: SmallestConfig
+    answer: Answer
+
+
+def write_smallest_report(
+    *,
+    candidates: Sequence[CandidateParts[Path]],
+    reference: Mapping[str, Path],
+    prompts: Mapping[str, Path],
+    settings: SmallestSettings,
+    work: Work,
+) -> None:
+    """Stage: write the page of a search.
+
+    Args:
+        candidates: all that were measured, in the order of the answer.
+        reference: the reference's scores on the proving rows by benchmark; none if these were not opened.
+        prompts: the proving rows by benchmark.
+    """
+    costs = []
+    for label, folder in leaves({"": candidates, "reference": reference}):
+        if not isinstance(folder, Path):
+            continue
+        manifest = read_manifest(folder)
+        costs.append(
+            reports.Cost(manifest.stage, label, manifest.seconds, manifest.peak_memory_bytes, manifest.measured)
+        )
+    answer, place = settings.answer, settings.answer.proven
+    tested = answer.order[0] if place is None and answer.order else place
+    lost = [] if tested is None else _lost(settings.config, candidates[tested].proving, reference, prompts)
+    reports.write_smallest(reports.SmallestInputs(settings.config, answer, lost, costs), out=work.out)
+
+
+def _lost(
+    config: SmallestConfig, small: Mapping[str, Path], dense: Mapping[str, Path], prompts: Mapping[str, Path]
+) -> list[reports.LostRow]:
+    """Rows that only the dense model gets right, an equal number of each benchmark."""
+    rows = []
+    for name, folder in small.items():
+        metric = data.headline_metric(named_benchmark(config, name))
+        before, after = (evaluation.read_answers(own, metric) for own in (dense[name], folder))
+        asked = {prompt.example: prompt for prompt in data.read_prompts(prompts[name], "evaluation")}
+        chosen = evaluation.read_chosen(folder, metric)
+        only_dense = [
+            int(example)
+            for example, had, has in zip(before.examples, before.values, after.values, strict=True)
+            if had == 1 and has != 1
+        ]
+        for example in only_dense[: -(-MOST_LOST // len(small))]:
+            prompt, said = asked[example], chosen[example]
+            wrong = prompt.continuations[said] if isinstance(said, int) else said
+            right = prompt.continuations[prompt.answer]
+            rows.append(reports.LostRow(name, prompt.contexts[prompt.answer], right.strip(), wrong.strip()))
+    return rows
+
+
+@dataclass(frozen=True)
+class Proof(Generic[A]):
+    """What proves a model: the proving rows, and the scores of both models on them, by benchmark."""
+
+    prompts: Mapping[str, A]
+    dense: Mapping[str, A]
+    small: Mapping[str, A]
+
+
+@dataclass(frozen=True)
+class ShipSettings:
+    """What the shipped model depends on, beside its weights and scores: what was found, and its name."""
+
+    config: SmallestConfig
+    answer: Answer
+    name: str
+
+    def identity(self) -> dict[str, Any]:
+        """The settings without folder names, as the manifest leaves with the model."""
+        shown = {name: part for name, part in plain(self.config).items() if name not in ("execution", "store")}
+        return {"config": reports.without_folders(shown), "answer": plain(self.answer), "name": self.name}
+
+
+def ship_model(
+    *, checkpoint: Path, adapter: Path | None, proof: Proof[Path], settings: ShipSettings, work: Work
+) -> dict[str, Any]:
+    """Stage: write the proven model in the format of its runtime, with card, `certificate.json` and `proof.parquet`.
+
+    A GGUF file has the type of the candidate. A checkpoint has the base model's own 16 bits.
+
+    Args:
+        checkpoint: the candidate's.
+        adapter: to merge in.
+        proof: what proves it.
+    """
+    answer, name, out = settings.answer, settings.name, work.out
+    assert answer.proven is not None
+    candidate = answer.candidates[answer.proven]
+    base = models.base_of(models.find_model(settings.config.model.model_copy(update={"source": candidate.base})))
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        merged = Path(scratch) / "merged" if candidate.type else out
+        merged.mkdir(exist_ok=True)
+        models.merge_adapter(checkpoint, adapter, out=merged, half=base.half)
+        if candidate.type:
+            file = out / f"{name}-{candidate.type}.gguf"
+            serving.write_gguf(merged, gguf_type=candidate.type, out=file, name=name, progress=work.progress)
+            models.copy_licence(merged, out)
+    files = [file] if candidate.type else models.weight_files(out)
+    size = sum(own.stat().st_size for own in files)
+    facts = {"name": name, "bytes": size, "sha256": {own.name: sha256_file(own) for own in files}}
+    certificate = reports.certificate_of(answer, settings.config, facts) | {"run": settings.identity()["config"]}
+    (out / CERTIFICATE).write_text(json.dumps(certificate, indent=1) + "\n")
+    card = reports.answer_card(candidate, base, certificate)
+    (out / models.CARD).write_text(card, encoding="utf-8")
+    _write_proof(settings.config, proof, out)
+    return {"bytes": size}
+
+
+def _write_proof(config: SmallestConfig, proof: Proof[Path], out: Path) -> None:
+    columns: dict[str, list[Any]] = {name: [] for name in PROOF_SCHEMA.names}
+    for name, prompts in proof.prompts.items():
+        metric, measure = data.headline_metric(named_benchmark(config, name)), config.goal.measure
+        before, after = (
+            evaluation.read_measured(own[name], metric, measure, prompts, "evaluation")
+            for own in (proof.dense, proof.small)
+        )
+        columns["benchmark"] += [name] * len(before.examples)
+        columns["example"] += before.examples.tolist()
+        columns["dense"] += before.values.tolist()
+        columns["small"] += after.values.tolist()
+    write_table(out / PROOF, columns, PROOF_SCHEMA)

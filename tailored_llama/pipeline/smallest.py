@@ -1,0 +1,242 @@
+"""Find the smallest model that still does a job, and prove that it does.
+
+Three sets of rows never meet: those to tune on, those to choose candidates with, and those to prove the answer on. All
+models come from the same stages as those of any other run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tailored_llama import data, evaluation, preflight, reports
+from tailored_llama.config import SmallestConfig, as_shown, bases_of
+from tailored_llama.data import PromptSplit
+from tailored_llama.errors import InputError, one_line
+from tailored_llama.evaluation import Answer, CandidateParts, Found, LossTest, Measured, RowSet, Rung
+from tailored_llama.pipeline import hunt as hunting
+from tailored_llama.pipeline import stages
+from tailored_llama.pipeline.answer import Proof, ShipSettings, SmallestSettings
+from tailored_llama.pipeline.hunt import Hunt, Model
+from tailored_llama.pipeline.rows import scored_rows
+from tailored_llama.pipeline.runner import Artifact, Runner, conclude
+from tailored_llama.store import ANSWER, ArtifactRef, ArtifactStore, check_target, place, record_opening
+
+log = logging.getLogger(__name__)
+
+
+def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
+    """Find the smallest model that loses no more than the goal allows, prove it, and export it with its certificate.
+
+    Raises:
+        InputError: the rows cannot prove what the goal asks for.
+        IncompleteRun: at the end, if a candidate could not be made for another reason than its ratio.
+    """
+    started, margin = time.monotonic(), config.goal.lose_at_most / 100
+    hunt = hunting.begin(run, config)
+    found = evaluation.search_ladders(hunting.ladders_of(hunt), partial(hunting.measure, hunt), margin)
+    order = evaluation.sequence(_without_reference(hunt, found), margin)
+    opening = _open(hunt, order) if order else None
+    proving, tests = _prove(hunt, order, opening) if opening else ({}, [])
+    answer, rungs = _answer(hunt, found, order, tests, opening)
+    parts = {rung: replace(hunt.parts[rung], proving=proving.get(rung, {})) for rung in rungs}
+    dense = hunting.score(run, hunt.bases[0], hunt.reference, None, "evaluation") if opening else {}
+    report = run(
+        stages.SMALLEST,
+        SmallestSettings(as_shown(config), answer),
+        "report",
+        candidates=list(parts.values()),
+        reference=dense,
+        prompts=hunt.bases[0].prompts.evaluation if opening else {},
+    )
+    if answer.proven is not None:
+        _export(hunt, answer, parts[rungs[answer.proven]], dense)
+    log.info("%s The search took %.1f minutes.", reports.verdict(answer), (time.monotonic() - started) / 60)
+    wrong = {name: error for name, error in hunt.failed.items() if not isinstance(error, InputError)}
+    return conclude(report, wrong)
+
+
+def check_smallest(config: SmallestConfig) -> None:
+    """Check a search before any work: each base model, its rows, and whether these can prove what the goal asks for.
+
+    Raises:
+        InputError: as `preflight_tailor`; or a type of file cannot be made; or there are too few rows to prove on.
+    """
+    for own in bases_of(config):
+        update: dict[str, Any] = {"export": config.store.export or "smallest"}
+        if config.goal.runtime == "llama.cpp":
+            update["export_formats"] = tuple(f"gguf:{kind}" for kind in config.goal.types)
+        preflight.preflight_tailor(own.model_copy(update={"store": own.store.model_copy(update=update)}))
+    if target := answer_folder(config):
+        check_target(target, "store.export", "an exported model", [ANSWER])
+    goal = config.goal
+    for benchmark in config.benchmarks:
+        least, needed = _provable(config, rows := scored_rows(config, benchmark))
+        if least > goal.lose_at_most and not goal.even_if_unprovable:
+            raise InputError(
+                f"goal.lose_at_most: got {goal.lose_at_most:g} with {rows:,} rows of {benchmark.name} to prove on; "
+                f"allowed: at least {least:.1f} with these, about {needed:,} rows for {goal.lose_at_most:g}, or "
+                "goal.even_if_unprovable = true to search all the same"
+            )
+
+
+def provable_lines(config: SmallestConfig) -> Iterator[str]:
+    """What the rows of each benchmark can prove, before any work."""
+    for benchmark in config.benchmarks:
+        least, needed = _provable(config, rows := scored_rows(config, benchmark))
+        yield (
+            f"{benchmark.name}: {rows:,} rows to prove on. A model that loses nothing, but differs on "
+            f"{100 * evaluation.DISCORDANT:.0f} % of them, is proven to lose less than {least:.1f} points once in two "
+            f"times; for {config.goal.lose_at_most:g} points, {needed:,} rows do so four times in five."
+        )
+
+
+def _provable(config: SmallestConfig, rows: int) -> tuple[float, int]:
+    """The margin in points that so many rows can prove, and the rows that the goal's own margin needs."""
+    level = evaluation.level_of(1, config.goal.confidence)
+    needed = evaluation.rows_needed(config.goal.lose_at_most / 100, level)
+    return 100 * evaluation.provable_margin(rows, level), needed
+
+
+def _without_reference(hunt: Hunt, found: Found) -> Found:
+    """The candidates but for the reference itself, in 16 bits, which cannot lose against itself."""
+    own = [rung for rung in found.measured if _is_reference(hunt, rung)]
+    return replace(found, measured={rung: one for rung, one in found.measured.items() if rung not in own})
+
+
+def _is_reference(hunt: Hunt, rung: Rung) -> bool:
+    base, kind, step = hunt.place(rung)
+    return base is hunt.bases[0] and not step.ratio and kind in (None, "bf16", "f16", "f32")
+
+
+def _open(hunt: Hunt, order: Sequence[Measured]) -> int:
+    """Record what will be tested, and how, before the proving rows are scored; returns the number of the opening.
+
+    The goal is what is proven with which rows: the rows and the base models. Another margin, measure or list of
+    candidates is another plan for it.
+    """
+    goal, config = hunt.config.goal, hunt.config
+    sets = {name: own["proving"].digest for name, own in _sets(hunt).items()}
+    tested = [[part.key for part in _references(hunt.parts[one.rung])] for one in order]
+    plan = {"margin": goal.lose_at_most, "confidence": goal.confidence, "measure": goal.measure, "tested": tested}
+    named = {"sets": sets, "models": sorted(base.name for base in hunt.bases)}
+    store = ArtifactStore(config.store.root)
+    opening = record_opening(store, _digest(named)[:32], _digest(plan))
+    level = evaluation.level_of(opening, goal.confidence)
+    labels = "; ".join(hunt.label(one.rung) for one in order)
+    log.info("opening %d of the proving rows: each test at level %.2g. In this order: %s", opening, level, labels)
+    return opening
+
+
+def _references(parts: CandidateParts[Artifact]) -> Iterator[ArtifactRef]:
+    for artifact in (parts.checkpoint, parts.adapter, *parts.choosing.values()):
+        if artifact is not None:
+            yield artifact.result()
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _prove(
+    hunt: Hunt, order: Sequence[Measured], opening: int
+) -> tuple[dict[Rung, Mapping[str, Artifact]], list[Mapping[str, LossTest]]]:
+    """Test the candidates in their order, on rows that chose none of them; the first that fails ends the sequence."""
+    run, margin = hunt.run, hunt.config.goal.lose_at_most / 100
+    level = evaluation.level_of(opening, hunt.config.goal.confidence)
+    first = hunt.bases[0]
+    dense = hunting.read_all(run, first, hunting.score(run, first, hunt.reference, None, "evaluation"), "evaluation")
+    proving: dict[Rung, Mapping[str, Artifact]] = {}
+    tests: list[Mapping[str, LossTest]] = []
+    for rung in (one.rung for one in order):
+        (base, kind, _), parts = hunt.place(rung), hunt.parts[rung]
+        proving[rung] = hunting.score(run, base, Model(parts.checkpoint, parts.adapter), kind, "evaluation")
+        answers = hunting.read_all(run, base, proving[rung], "evaluation")
+        tests.append({name: evaluation.test_loss(dense[name], own, margin, level) for name, own in answers.items()})
+        proven = evaluation.is_proven(tests[-1])
+        worst = max(tests[-1].values(), key=lambda test: test.bound)
+        told = "is proven" if proven else "is not proven, which ends the sequence"
+        measured = f"it {hunting.points_lost(worst.loss)}, and a loss of {100 * worst.bound:.1f} is not excluded"
+        log.info("%s %s: %s", hunt.label(rung), told, measured)
+        if not proven:
+            break
+    return proving, tests
+
+
+def _answer(
+    hunt: Hunt, found: Found, order: Sequence[Measured], tests: Sequence[Mapping[str, LossTest]], opening: int | None
+) -> tuple[Answer, list[Rung]]:
+    """The result, and the rungs of its candidates, those of the largest cost first; what could not be made is named."""
+    rungs = sorted(hunt.parts, key=lambda rung: -found.measured[rung].cost)
+    answer = Answer(
+        goal=hunt.config.goal,
+        reference=f"{hunt.bases[0].name}, {'tuned' if hunt.reference.adapter else 'as it is'}",
+        candidates=[hunting.candidate_of(hunt, rung, found) for rung in rungs],
+        order=[rungs.index(one.rung) for one in order],
+        tests=tests,
+        opening=opening,
+        sets=_sets(hunt),
+        nearest=rungs.index(evaluation.nearest(_without_reference(hunt, found)).rung),
+        discordant=_discordant(hunt),
+        failed={name: one_line(error) for name, error in hunt.failed.items()},
+    )
+    return answer, rungs
+
+
+def _sets(hunt: Hunt) -> dict[str, dict[str, RowSet]]:
+    """The three sets of rows of every benchmark, of the first base; all bases have the same."""
+    base, sets = hunt.bases[0], dict[str, dict[str, RowSet]]()
+    parts: dict[str, tuple[Mapping[str, Artifact], tuple[PromptSplit, ...]]] = {
+        "tuning": (base.prompts.train, ("shots", "held_out")),
+        "choosing": (base.choosing, ("selection",)),
+        "proving": (base.prompts.evaluation, ("evaluation",)),
+    }
+    for purpose, (asked, splits) in parts.items():
+        for name, folder in asked.items():
+            rows = [row for split in splits for row in data.read_prompts(hunt.run.open(folder), split)]
+            sets.setdefault(name, {})[purpose] = RowSet(len(rows), data.rows_digest(rows))
+    return sets
+
+
+def _discordant(hunt: Hunt) -> float | None:
+    """The share of choosing rows on which the reference differs from itself in the fewest bits."""
+    for rung, parts in hunt.parts.items():
+        base, _, step = hunt.place(rung)
+        if base is hunt.bases[0] and not step.ratio and not _is_reference(hunt, rung):
+            answers = hunting.read_all(hunt.run, base, parts.choosing, "selection")
+            return float(np.mean([evaluation.discordant_share(hunt.answers[name], answers[name]) for name in answers]))
+    return None
+
+
+def _export(hunt: Hunt, answer: Answer, parts: CandidateParts[Artifact], dense: Mapping[str, Artifact]) -> None:
+    """Write the proven model in the format of its runtime, with its certificate, to the folder of the exports."""
+    shipped = hunt.run(
+        stages.SHIPPED,
+        ShipSettings(as_shown(hunt.config), answer, answer_name(hunt.config)),
+        "ship the answer",
+        checkpoint=parts.checkpoint,
+        adapter=parts.adapter,
+        proof=Proof(hunt.bases[0].prompts.evaluation, dense, parts.proving),
+    )
+    if target := answer_folder(hunt.config):
+        place(hunt.run.open(shipped), target, "store.export", "an exported model", [ANSWER])
+        log.info("model: %s", target)
+
+
+def answer_name(config: SmallestConfig) -> str:
+    """The name of the answer: that of its benchmarks."""
+    return "-".join(benchmark.name.replace(":", "-") for benchmark in config.benchmarks)
+
+
+def answer_folder(config: SmallestConfig) -> Path | None:
+    """The folder that the answer is exported to."""
+    return Path(config.store.export).expanduser() / answer_name(config) if config.store.export else None

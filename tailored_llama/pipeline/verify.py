@@ -1,0 +1,106 @@
+"""Repeat the proof of a model from its files: its certificate, the rows, and the model itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from tailored_llama import data, evaluation
+from tailored_llama.config import RunConfig, SmallestConfig, named_benchmark, validate_as
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import Answers, LossTest
+from tailored_llama.pipeline import steps
+from tailored_llama.pipeline.answer import CERTIFICATE, PROOF, PROOF_SCHEMA
+from tailored_llama.pipeline.runner import Artifact, Runner
+from tailored_llama.store import read_table, sha256_file
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A model's certificate, with the folder that it stands in and the run that it is of."""
+
+    folder: Path
+    content: dict[str, Any]
+    config: SmallestConfig
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of every file of weights."""
+        return dict(self.content["model"]["sha256"])
+
+
+def read_certificate(folder: Path, files: list[str] | None = None) -> Certificate:
+    """Read a model's certificate, and check that it belongs to the files beside it.
+
+    Args:
+        folder: the model's.
+        files: the user's own rows, in the order of the benchmarks that were read from files; None: where they were.
+
+    Raises:
+        InputError: there is no certificate, it is broken, or a file of weights is missing or another.
+    """
+    path = folder / CERTIFICATE
+    try:
+        content = json.loads(path.read_text())
+        run, hashes = dict(content["run"]), dict(content["model"]["sha256"])
+    except (OSError, ValueError, TypeError, KeyError):
+        raise InputError(f"{path}: missing or broken; allowed: the folder of a model with its certificate") from None
+    own = [benchmark for benchmark in run["benchmarks"] if benchmark.get("data")]
+    if files and len(files) != len(own):
+        raise InputError(f"rows: got {len(files)} files; allowed: {len(own)}, one for each benchmark of own rows")
+    for benchmark, file in zip(own, files or (), strict=False):
+        benchmark["data"] = file
+    for name, expected in hashes.items():
+        file = folder / name
+        if not file.is_file() or sha256_file(file) != expected:
+            raise InputError(f"{file}: missing or changed since it was certified; allowed: SHA-256 {expected[:12]}…")
+    return Certificate(folder, content, validate_as(SmallestConfig, run))
+
+
+def verify_certificate(run: Runner, certificate: Certificate, dense: str | None = None) -> dict[str, LossTest]:
+    """Score a certified model again on its proving rows, and test it again.
+
+    Args:
+        dense: the reference, to be scored again as well; None: its recorded answers are taken.
+
+    Returns:
+        The tests by benchmark.
+
+    Raises:
+        InputError: the rows are not those of the certificate.
+    """
+    config, content = certificate.config, certificate.content
+    file = next(iter(certificate.files)) if config.goal.runtime == "llama.cpp" else ""
+    small = steps.load_dense(run, _with_model(config, str(certificate.folder / file)))
+    again = steps.load_dense(run, _with_model(config, dense)) if dense else None
+    recorded, tests = read_table(certificate.folder / PROOF, PROOF_SCHEMA), {}
+    for benchmark in config.benchmarks:
+        name = benchmark.name
+        prompts = steps.render(run, config, name, "evaluation", steps.load_examples(run, benchmark))
+        digest = data.rows_digest(data.read_prompts(run.open(prompts), "evaluation"))
+        if digest != (expected := content["sets"][name]["proving"]["digest"]):
+            raise InputError(
+                f"{name}: its proving rows have SHA-256 {digest[:12]}…; allowed: {expected[:12]}…, the rows that the "
+                "certificate is of"
+            )
+        answers = _answers(run, config, name, small, prompts)
+        rows = recorded.filter(pc.equal(recorded["benchmark"], name))
+        before = Answers(rows["example"].to_numpy(), answers.answers, rows["dense"].to_numpy())
+        if again:
+            before = _answers(run, config, name, again, prompts)
+        tests[name] = evaluation.test_loss(before, answers, config.goal.lose_at_most / 100, content["level"])
+    return tests
+
+
+def _with_model(config: RunConfig, source: str) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"source": source, "revision": None})})
+
+
+def _answers(run: Runner, config: SmallestConfig, name: str, checkpoint: Artifact, prompts: Artifact) -> Answers:
+    scores = steps.score(run, config, name, "again", checkpoint, prompts)
+    metric, measure = data.headline_metric(named_benchmark(config, name)), config.goal.measure
+    return evaluation.read_measured(run.open(scores), metric, measure, run.open(prompts), "evaluation")

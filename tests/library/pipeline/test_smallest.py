@@ -1,0 +1,206 @@
+"""A search for the smallest model, on a tiny one: what it answers, ships, records, and finds again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from compositions import built, compose, kinds
+from helpers import save_worded_llama, words
+from tailored_llama import evaluation
+from tailored_llama.cli.main import app
+from tailored_llama.config import SmallestConfig
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import Answer, read_answer
+from tailored_llama.pipeline import COMPOSITIONS, FolderRunner, read_certificate, verify_certificate
+from tailored_llama.pipeline import smallest as composition
+from tailored_llama.store import read_table
+
+
+def write_rows(file: Path, count: int = 300) -> Path:
+    """A CSV file of questions with two choices."""
+    texts = words(count * 4).split(" ")
+    with file.open("w", newline="") as target:
+        writer = csv.writer(target)
+        writer.writerow(["question", "a", "b", "answer"])
+        for i in range(count):
+            first, second, *_ = texts[4 * i : 4 * i + 4]
+            writer.writerow([f"{i} {first}?", first, second, "ab"[i % 2]])
+    return file
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_worded_llama(tmp_path_factory.mktemp("models") / "dense")
+
+
+@pytest.fixture
+def run(tmp_path: Path, model: Path) -> dict[str, Any]:
+    rows = write_rows(tmp_path / "job.csv")
+    return {
+        "benchmarks": [str(rows)],
+        "model": {"source": str(model), "dtype": "float32"},
+        "calibration": {"samples": 4, "tokens": 32},
+        "tuning": {"epochs": 1, "shots": 16, "held_out": 16},
+        "pruning": {"ratios": [0.12, 0.4]},
+        "goal": {"lose_at_most": 40, "choosing_rows": 30, "types": ["q4_0", "q8_0"]},
+        "store": {"root": str(tmp_path / "store"), "reports": None, "export": str(tmp_path / "small")},
+    }
+
+
+def with_goal(run: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return run | {"goal": run["goal"] | changes}
+
+
+def answer_to(run: dict[str, Any]) -> Answer:
+    return read_answer(compose("smallest", SmallestConfig.model_validate(run)))
+
+
+@pytest.fixture
+def shipped(run: dict[str, Any], tmp_path: Path) -> Path:
+    """The folder of a proven model."""
+    assert answer_to(run).proven is not None
+    return tmp_path / "small" / "job"
+
+
+def test_the_smallest_proven_model_is_shipped_and_found_again(run: dict[str, Any], tmp_path: Path) -> None:
+    answer = answer_to(run)
+    assert answer.proven == answer.order[len(answer.tests) - 1]  # all were proven
+    costs = [answer.candidates[place].cost for place in answer.order]
+    assert costs == sorted(costs, reverse=True)
+    shipped = tmp_path / "small" / "job"
+    (file,) = shipped.glob("*.gguf")
+    assert file.stat().st_size == answer.candidates[answer.proven].bytes == costs[-1]
+    assert answer.opening == 1
+
+    before = built(run["store"]["root"])
+    assert answer_to(run) == answer
+    assert kinds(run["store"]["root"], before) == []
+
+
+def test_the_three_sets_of_rows_never_meet(run: dict[str, Any]) -> None:
+    answer_to(run)
+    texts: dict[str, set[str]] = {}
+    for folder in (Path(run["store"]["root"]) / "prompts").iterdir():
+        table = read_table(folder / "prompts.parquet").to_pylist()
+        for row in table:
+            texts.setdefault(row["split"], set()).add(row["contexts"][0])
+    assert texts.keys() == {"shots", "held_out", "selection", "evaluation"}
+    assert sum(map(len, texts.values())) == len(set().union(*texts.values()))
+
+
+def test_a_ratio_that_cannot_be_reached_is_named_and_ends_nothing(run: dict[str, Any]) -> None:
+    answer = answer_to(run)
+    assert {ratio for ratio in (0.12, 0.4) if any(f"{ratio:.2f}" in label for label in answer.failed)} == {0.4}
+    assert all("allowed: at most" in error for error in answer.failed.values())
+
+
+def test_another_goal_on_the_same_rows_opens_them_again_at_a_stricter_level(run: dict[str, Any]) -> None:
+    first, second = answer_to(run), answer_to(with_goal(run, lose_at_most=35))
+    assert (first.opening, second.opening) == (1, 2)
+    levels = [next(iter(answer.tests[0].values())).level for answer in (first, second)]
+    assert levels == pytest.approx([0.04, 0.008])
+    assert answer_to(run).opening == 1  # nothing new is looked at
+
+
+def test_rows_stay_opened_if_the_run_dies_while_it_proves(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(evaluation, "test_loss", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            answer_to(run)
+    assert answer_to(with_goal(run, lose_at_most=35)).opening == 2
+
+
+def test_what_is_not_proven_is_not_shipped(run: dict[str, Any], tmp_path: Path) -> None:
+    answer = answer_to(with_goal(run, lose_at_most=0.1))
+    assert answer.proven is None
+    assert len(answer.tests) <= 1  # the first failure ends the sequence
+    assert not (tmp_path / "small").exists()
+
+
+def test_without_a_candidate_that_passes_the_proving_rows_stay_closed(
+    run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "sequence", lambda found, margin: [])
+    answer = answer_to(run)
+    assert (answer.opening, answer.order, answer.proven) == (None, (), None)
+    assert not (Path(run["store"]["root"]) / ".openings").exists()
+
+
+def test_a_runtime_of_checkpoints_gets_one(run: dict[str, Any], tmp_path: Path) -> None:
+    answer = answer_to(with_goal(run, runtime="transformers", smallest="memory"))
+    assert {candidate.type for candidate in answer.candidates} == {None}
+    assert answer.proven is not None
+    assert (tmp_path / "small" / "job" / "model.safetensors").is_file()
+    cache = 2 * 2 * 4096 * 16 * 4  # keys and values of 16 bits, of two layers with two heads of 16
+    assert all(candidate.cost > candidate.bytes for candidate in answer.candidates), cache
+
+
+def test_several_models_and_benchmarks_are_searched_together(run: dict[str, Any], tmp_path: Path, model: Path) -> None:
+    other = save_worded_llama(tmp_path / "other", intermediate_size=32)
+    rows = write_rows(tmp_path / "second.csv")
+    rows.write_text(rows.read_text().replace("?", "!"))
+    both = with_goal(run, models=[str(other)]) | {"benchmarks": [*run["benchmarks"], str(rows)]}
+    answer = answer_to(both)
+    assert {candidate.base for candidate in answer.candidates} == {str(model), str(other)}
+    assert all(candidate.losses.keys() == {"job", "second"} for candidate in answer.candidates)
+    assert all(tests.keys() == {"job", "second"} for tests in answer.tests)
+
+
+def test_the_proof_is_repeated_from_the_files(shipped: Path, tmp_path: Path) -> None:
+    recorded = json.loads((shipped / "certificate.json").read_text())
+    certificate = read_certificate(shipped, [str(tmp_path / "job.csv")])
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    tests = verify_certificate(FolderRunner(scratch, "", certificate.config.execution), certificate)
+    assert tests["job"].proven
+    assert tests["job"].rows == recorded["sets"]["job"]["proving"]["rows"]
+
+
+def verify(*arguments: object) -> tuple[int, str]:
+    ended = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["verify", *map(str, arguments)])
+    if isinstance(ended.exception, InputError):
+        return 2, str(ended.exception)
+    return ended.exit_code, ended.stdout
+
+
+def test_verify_refuses_other_rows_and_another_file(shipped: Path, tmp_path: Path) -> None:
+    status, told = verify(shipped, tmp_path / "job.csv")
+    assert (status, "less than 40 points lost" in told) == (0, True)
+
+    other = write_rows(tmp_path / "other.csv", 200)
+    status, told = verify(shipped, other)
+    assert status == 2
+    assert "its proving rows have SHA-256" in told
+
+    changed = shutil.copytree(shipped, tmp_path / "changed")
+    (file,) = changed.glob("*.gguf")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    status, told = verify(changed, tmp_path / "job.csv")
+    assert status == 2
+    assert "changed since it was certified" in told
+
+
+def refusal(run: Mapping[str, Any]) -> str:
+    with pytest.raises(InputError) as refused:
+        COMPOSITIONS["smallest"].check(SmallestConfig.model_validate(run))
+    return str(refused.value)
+
+
+def test_a_margin_that_the_rows_cannot_prove_is_refused_with_the_rows_that_could(run: dict[str, Any]) -> None:
+    told = refusal(with_goal(run, lose_at_most=3))
+    assert "goal.lose_at_most: got 3 with 122 rows of job to prove on; allowed: at least 6.1" in told
+    assert "1,1" in told  # rows needed
+    composition.check_smallest(SmallestConfig.model_validate(with_goal(run, lose_at_most=3, even_if_unprovable=True)))
+
+
+def test_what_the_rows_can_prove_is_said_before_any_work(run: dict[str, Any]) -> None:
+    (line,) = composition.provable_lines(SmallestConfig.model_validate(run))
+    assert line.startswith("job: 122 rows to prove on.")
