@@ -89,8 +89,10 @@ def next_places(ladder: Ladder, losses: Mapping[int, float], margin: float, best
 
 def smooth(losses: Mapping[int, float]) -> dict[int, float]:
     """Losses by place, as near to the measured ones as losses that never fall can be (least squares)."""
+    if not losses:
+        return {}
     places = sorted(losses)
-    values = isotonic_regression([losses[place] for place in places]).x if places else []
+    values = isotonic_regression([losses[place] for place in places]).x
     return dict(zip(places, map(float, values), strict=True))
 
 
