@@ -97,9 +97,11 @@ class SmallestConfig(RunConfig):
                 "memory"
             )
         if goal.runtime != "transformers" and self.pruning.shape == "any":
-            raise ValueError(f"goal.runtime: got {goal.runtime!r} with pruning.shape = 'any'; allowed: stock")
+            raise ValueError(f"pruning.shape: got 'any' with goal.runtime {goal.runtime!r}; allowed: stock")
         if twice := {model for model in goal.models if model == self.model.source or goal.models.count(model) > 1}:
-            raise ValueError(f"goal.models: {twice.pop()} is named twice; allowed: each model once")
+            raise ValueError(f"goal.models: got {min(twice)!r} twice; allowed: each model once, beside model.source")
+        if len(set(goal.types)) < len(goal.types):
+            raise ValueError(f"goal.types: got {', '.join(goal.types)}; allowed: each type once")
         return self
 
     @property

@@ -9,6 +9,13 @@ from .bits import BitsRow as BitsRow
 from .bits import bits_rows as bits_rows
 from .generation import Until as Until
 from .generation import generate as generate
+from .ladders import Found as Found
+from .ladders import Ladder as Ladder
+from .ladders import Measured as Measured
+from .ladders import Rung as Rung
+from .ladders import nearest as nearest
+from .ladders import search as search
+from .ladders import sequence as sequence
 from .perplexity import measure_perplexity as measure_perplexity
 from .pieces import measure_pieces as measure_pieces
 from .profiling import profile_checkpoint as profile_checkpoint
@@ -23,6 +30,7 @@ from .proof import Counts as Counts
 from .proof import LossTest as LossTest
 from .proof import discordant_share as discordant_share
 from .proof import level_of as level_of
+from .proof import p_value as p_value
 from .proof import provable_margin as provable_margin
 from .proof import rows_needed as rows_needed
 from .proof import test_loss as test_loss
@@ -57,13 +65,6 @@ from .scores import read_metrics as read_metrics
 from .scores import read_probabilities as read_probabilities
 from .scores import read_score as read_score
 from .scoring import score_benchmark as score_benchmark
-from .search import Found as Found
-from .search import Ladder as Ladder
-from .search import Measured as Measured
-from .search import Rung as Rung
-from .search import nearest as nearest
-from .search import search_ladders as search_ladders
-from .search import sequence as sequence
 from .settings import PerplexitySettings as PerplexitySettings
 from .settings import PiecesSettings as PiecesSettings
 from .settings import ProfileSettings as ProfileSettings

@@ -13,10 +13,12 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm, t
 
-from tailored_llama.evaluation.statistics import DISCORDANT, Answers, check_same_examples, paired_draws
+from tailored_llama.evaluation.statistics import DISCORDANT, Answers, Array, check_same_examples, paired_draws
 
 POWER = 0.8  # with which the rows that are asked for prove a model that loses nothing
 FIRST_SHARE = 0.8  # of the error that is left, for the next opening of the proving rows
+RESAMPLES = 10_000
+ROUNDING = 1e-9  # far below one row's share of an accuracy
 
 
 @dataclass(frozen=True)
@@ -75,21 +77,21 @@ def test_loss(dense: Answers, small: Answers, margin: float, level: float) -> Lo
     check_same_examples(dense, small)
     if (rows := len(dense.examples)) < 2:
         raise ValueError(f"{rows} rows; a test needs two")
-    counts = None
-    if np.isin([dense.values, small.values], (0, 1)).all():
-        counts = _count(dense, small)
-        lost, gained = counts.only_dense, counts.only_small
-        p, bound = float(norm.cdf(score(lost, gained, rows, margin))), loss_bound(lost, gained, rows, level)
-    else:
-        losses = dense.values - small.values
-        error = float(np.std(losses, ddof=1)) / math.sqrt(rows)
-        distance = float(np.mean(losses)) - margin
-        p = float(t.cdf(distance / error, rows - 1)) if error else float(distance >= 0)
-        bound = float(np.mean(losses)) + error * float(t.ppf(1 - level, rows - 1))
-    before, after = paired_draws(dense, small)
-    share = float(np.mean(before - after >= margin))
+    losses = dense.values - small.values
+    counts = _count(dense, small) if np.isin([dense.values, small.values], (0, 1)).all() else None
+    p, bound = p_value(losses, margin), _bound(losses, level)
+    before, after = paired_draws(dense, small, resamples=RESAMPLES)
+    share = float(np.mean(before - after >= margin - ROUNDING))
     means = float(np.mean(dense.values)), float(np.mean(small.values))
     return LossTest(rows, margin, level, *means, bound, p, share, counts)
+
+
+def p_value(losses: Array, margin: float) -> float:
+    """The p-value of a true loss of the margin or more, from the loss on every row: −1, 0 and 1, or values between."""
+    if not _are_whole(losses):
+        mean, error = _mean_and_error(losses)
+        return float(t.cdf((mean - margin) / error, len(losses) - 1)) if error else float(mean >= margin)
+    return float(norm.cdf(score(int(np.sum(losses > 0)), int(np.sum(losses < 0)), len(losses), margin)))
 
 
 def score(only_dense: int, only_small: int, rows: int, loss: float) -> float:
@@ -109,6 +111,8 @@ def score(only_dense: int, only_small: int, rows: int, loss: float) -> float:
 
 def loss_bound(only_dense: int, only_small: int, rows: int, level: float) -> float:
     """The largest loss that the score test does not exclude: the upper end of a one-sided interval."""
+    if only_dense == rows:
+        return 1.0
     quantile, edge = float(norm.ppf(level)), 1 - 1e-9
     return float(brentq(lambda loss: score(only_dense, only_small, rows, loss) - quantile, -edge, edge))
 
@@ -136,6 +140,22 @@ def discordant_share(one: Answers, other: Answers) -> float:
     """The share of rows on which two models differ, for planning."""
     check_same_examples(one, other)
     return float(np.mean((one.values - other.values) ** 2))
+
+
+def _bound(losses: Array, level: float) -> float:
+    """The largest loss that `p_value` does not exclude."""
+    if not _are_whole(losses):
+        mean, error = _mean_and_error(losses)
+        return mean + error * float(t.ppf(1 - level, len(losses) - 1))
+    return loss_bound(int(np.sum(losses > 0)), int(np.sum(losses < 0)), len(losses), level)
+
+
+def _are_whole(losses: Array) -> bool:
+    return bool(np.isin(losses, (-1, 0, 1)).all())
+
+
+def _mean_and_error(losses: Array) -> tuple[float, float]:
+    return float(np.mean(losses)), float(np.std(losses, ddof=1)) / math.sqrt(len(losses))
 
 
 def _count(dense: Answers, small: Answers) -> Counts:

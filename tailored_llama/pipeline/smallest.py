@@ -43,7 +43,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
     """
     started, margin = time.monotonic(), config.goal.lose_at_most / 100
     hunt = hunting.begin(run, config)
-    found = evaluation.search_ladders(hunting.ladders_of(hunt), partial(hunting.measure, hunt), margin)
+    found = evaluation.search(hunting.ladders_of(hunt), partial(hunting.measure, hunt), margin)
     order = evaluation.sequence(_without_reference(hunt, found), margin)
     opening = _open(hunt, order) if order else None
     proving, tests = _prove(hunt, order, opening) if opening else ({}, [])

@@ -50,7 +50,7 @@ class Found:
     smoothed: Mapping[Rung, float] = field(default_factory=dict)
 
 
-def search_ladders(
+def search(
     ladders: Sequence[Ladder], measure: Callable[[Sequence[Rung]], Sequence[Measured]], margin: float
 ) -> Found:
     """Find, on every ladder in turn, the smallest candidate that loses no more than the margin.
@@ -91,6 +91,8 @@ def next_places(ladder: Ladder, losses: Mapping[int, float], margin: float, best
 
 def smooth(losses: Mapping[int, float]) -> dict[int, float]:
     """Losses by place, as near to the measured ones as losses that never fall can be (least squares)."""
+    if not losses:
+        return {}
     places = sorted(losses)
     return dict(zip(places, isotonic_regression([losses[place] for place in places]).x.tolist(), strict=True))
 

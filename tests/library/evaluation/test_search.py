@@ -1,0 +1,144 @@
+"""The search on ladders of known losses: it finds the last rung within the margin, and does not measure all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from tailored_llama.evaluation import Found, Ladder, Measured, Rung, nearest, search, sequence
+from tailored_llama.evaluation.ladders import AT_ONCE, MOST_TESTS, next_places, smooth
+
+Losses = Sequence[Sequence[float]]
+
+
+class Ruler:
+    """Measures rungs by looking up their losses, and remembers which."""
+
+    def __init__(self, ladders: Sequence[Ladder], losses: Losses) -> None:
+        self.ladders, self.losses = ladders, losses
+        self.calls: list[list[Rung]] = []
+
+    def __call__(self, rungs: Sequence[Rung]) -> list[Measured]:
+        self.calls.append(list(rungs))
+        return [Measured(r, self.ladders[r.ladder].costs[r.place], self.losses[r.ladder][r.place]) for r in rungs]
+
+    @property
+    def rungs(self) -> list[Rung]:
+        return [rung for call in self.calls for rung in call]
+
+
+def run(costs: Losses, losses: Losses, margin: float) -> tuple[Found, Ruler]:
+    ladders = [Ladder(str(number), tuple(own)) for number, own in enumerate(costs)]
+    ruler = Ruler(ladders, losses)
+    return search(ladders, ruler, margin), ruler
+
+
+def evenly(rungs: int, whole: float = 100.0) -> list[float]:
+    return [whole - 10 * place for place in range(rungs)]
+
+
+def last_within(losses: Sequence[float], margin: float) -> int | None:
+    return max((place for place, loss in enumerate(losses) if loss <= margin), default=None)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_without_noise_it_finds_the_last_rung_of_a_ladder_within_the_margin(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    rungs = int(generator.integers(1, 31))
+    losses = np.sort(generator.uniform(-0.02, 0.15, rungs)).tolist()
+    found, ruler = run([np.linspace(100, 10, rungs).tolist()], [losses], 0.03)
+    passing = [rung.place for rung in found.measured if found.smoothed[rung] <= 0.03]
+    assert max(passing, default=None) == last_within(losses, 0.03)
+    assert len(ruler.rungs) == len(set(ruler.rungs))  # none is measured twice
+    assert all(len(call) <= AT_ONCE for call in ruler.calls)
+    if rungs > 6:
+        assert len(ruler.rungs) < rungs
+    assert len(ruler.calls) <= 2 + np.emath.logn(AT_ONCE + 1, rungs)  # each look leaves about a third
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_of_several_ladders_it_finds_the_smallest_candidate_of_all(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    costs = [np.sort(generator.uniform(1, 100, 8))[::-1].tolist() for _ in range(3)]
+    losses = [np.sort(generator.uniform(-0.02, 0.1, 8)).tolist() for _ in range(3)]
+    found, ruler = run(costs, losses, 0.03)
+    lasts = [last_within(own, 0.03) for own in losses]
+    smallest = min((costs[at][last] for at, last in enumerate(lasts) if last is not None), default=None)
+    tests = sequence(found, 0.03)
+    assert (tests[-1].cost if tests else None) == smallest
+    best = np.inf
+    for number, (own, last) in enumerate(zip(costs, lasts, strict=True)):  # nothing was measured that cannot win
+        visited = [rung.place for rung in ruler.rungs if rung.ladder == number]
+        assert visited[0] == 0
+        assert all(own[place] < best for place in visited[1:])
+        best = min(best, own[last] if last is not None else np.inf)
+
+
+def test_a_ladder_whose_whole_model_loses_too_much_is_left() -> None:
+    found, ruler = run([evenly(8), evenly(8, 95)], [[0.04] * 8, [0.0, 0.01, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3]], 0.03)
+    assert [rung for rung in ruler.rungs if rung.ladder == 0] == [Rung(0, 0)]
+    assert sequence(found, 0.03)[-1].rung == Rung(1, 3)
+
+
+def test_where_nothing_passes_nothing_is_tested_and_the_nearest_is_named() -> None:
+    found, ruler = run([evenly(8), evenly(8, 95)], [[0.05] * 8, [0.04] * 8], 0.03)
+    assert ruler.rungs == [Rung(0, 0), Rung(1, 0)]
+    assert sequence(found, 0.03) == []
+    assert nearest(found).rung == Rung(1, 0)
+
+
+def test_a_ladder_that_cannot_be_smaller_is_passed_over_but_for_its_whole_model() -> None:
+    _, ruler = run([[50, 40, 30], [90, 80, 70, 60, 31]], [[0.0] * 3, [0.0] * 5], 0.03)
+    assert [rung for rung in ruler.rungs if rung.ladder == 1] == [Rung(1, 0)]
+
+
+def test_a_loss_exactly_at_the_margin_passes_on_the_choosing_rows() -> None:
+    found, _ = run([evenly(3)], [[0.0, 0.03, 0.04]], 0.03)
+    assert sequence(found, 0.03)[-1].rung == Rung(0, 1)
+
+
+def test_the_first_places_are_the_whole_model_and_then_thirds() -> None:
+    ladder = Ladder("one", tuple(evenly(9)))
+    assert next_places(ladder, {}, 0.03) == [0]
+    assert next_places(ladder, {0: 0.0}, 0.03) == [3, 6]
+    assert next_places(ladder, {0: 0.0, 3: 0.01, 6: 0.1}, 0.03) == [4, 5]
+    assert next_places(ladder, {0: 0.0, 3: 0.1}, 0.03) == [1, 2]
+    assert next_places(ladder, {0: 0.04}, 0.03) == []
+    assert next_places(ladder, {0: 0.0}, 0.03, best=30) == [8]  # only it is cheaper
+    assert next_places(Ladder("one rung", (1.0,)), {0: 0.0}, 0.03) == []
+
+
+def test_smoothing_pools_what_falls_and_keeps_the_rest() -> None:
+    assert smooth({4: 0.02, 0: 0.0, 2: 0.04}) == pytest.approx({0: 0.0, 2: 0.03, 4: 0.03})
+    assert smooth({0: -0.01, 1: 0.02, 5: 0.02}) == pytest.approx({0: -0.01, 1: 0.02, 5: 0.02})
+    assert smooth({}) == {}
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_the_sequence_goes_from_the_safest_to_the_smallest(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    ladders = int(generator.integers(1, 5))
+    costs = [np.sort(generator.uniform(1, 100, 12))[::-1].tolist() for _ in range(ladders)]
+    losses = [(np.linspace(0, 0.06, 12) + generator.normal(0, 0.015, 12)).tolist() for _ in range(ladders)]
+    found, _ = run(costs, losses, 0.03)
+    tests = sequence(found, 0.03)
+    passing = [one for one in found.measured.values() if found.smoothed[one.rung] <= 0.03]
+    assert bool(tests) == bool(passing)
+    assert len(tests) <= MOST_TESTS
+    if passing:
+        smoothed = [found.smoothed[one.rung] for one in tests]
+        assert all(np.diff(smoothed) > 0)
+        assert all(np.diff([one.cost for one in tests]) < 0)
+        assert tests[-1].cost == min(one.cost for one in passing)
+        assert smoothed[0] == min(found.smoothed[one.rung] for one in passing)
+        front = [one for one in passing if not any(_beats(found, other, one) for other in passing)]
+        assert {one.rung for one in tests} <= {one.rung for one in front}
+        assert len(tests) == min(MOST_TESTS, len(front))
+
+
+def _beats(found: Found, one: Measured, other: Measured) -> bool:
+    """Whether it is smaller and loses no more, or loses less and is no larger."""
+    ours, theirs = (one.cost, found.smoothed[one.rung]), (other.cost, found.smoothed[other.rung])
+    return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]

@@ -1,0 +1,83 @@
+"""The record of how often proving rows were opened: no plan gets a number that another has, and nothing removes it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3 import S3Server
+from tailored_llama.store import ArtifactStore, leftovers, record_opening, removable, remove_artifacts, survey, verify
+
+FORK = multiprocessing.get_context("fork")
+PROCESSES = 6
+
+
+@pytest.fixture(params=["folder", "file", "memory", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    name = tmp_path.name.replace("_", "-").replace("[", "-").replace("]", "")
+    if request.param in ("folder", "file"):
+        return f"{'file://' * (request.param == 'file')}{tmp_path / 'store'}"
+    if request.param == "s3":
+        s3: S3Server = request.getfixturevalue("s3")
+        s3.new_bucket(name)
+    return f"{request.param}://{name}/store"
+
+
+@pytest.fixture
+def store(root: str, tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(root, str(tmp_path / "working-copy"))
+
+
+def test_a_plan_opens_once_and_every_other_plan_is_counted(store: ArtifactStore) -> None:
+    assert [record_opening(store, "goal", plan) for plan in ("one", "one", "two", "one", "three", "two")] == [
+        *(1, 1, 2),
+        *(1, 3, 2),
+    ]
+    assert record_opening(store, "another goal", "two") == 1
+
+
+def test_another_machine_reads_the_same_record(root: str, tmp_path: Path) -> None:
+    numbers = [
+        record_opening(ArtifactStore(root, str(tmp_path / machine)), "goal", plan)
+        for machine, plan in (("here", "one"), ("there", "two"), ("there", "one"))
+    ]
+    assert numbers == [1, 2, 1]
+
+
+def _open(root: str, copy: str, plan: str, start: Any, results: Any) -> None:
+    store = ArtifactStore(root, copy)
+    start.wait(30)
+    results.put((plan, record_opening(store, "goal", plan)))
+
+
+@pytest.mark.parametrize("root", ["folder", "file", "s3"], indirect=True)  # memory:// is one process's own
+def test_plans_that_open_at_once_get_numbers_of_their_own(root: str, tmp_path: Path) -> None:
+    start, results = FORK.Barrier(PROCESSES), FORK.Queue()
+    plans = [f"plan {number // 2}" for number in range(PROCESSES)]  # each of three plans twice
+    processes = [
+        FORK.Process(target=_open, args=(root, str(tmp_path / str(number)), plan, start, results))
+        for number, plan in enumerate(plans)
+    ]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(30)
+    assert len(set(found)) == 3  # both processes of a plan got one number
+    assert sorted({number for _, number in found}) == [1, 2, 3]
+
+
+def test_housekeeping_neither_lists_nor_removes_the_record(store: ArtifactStore) -> None:
+    ref, _ = store.build("stage", 1, {}, {}, lambda out: (out / "text.txt").write_text("text") and None)
+    assert [record_opening(store, "goal", plan) for plan in ("one", "two")] == [1, 2]
+    in_a_year = time.time() + 365 * 86400
+    assert [path for path, _ in leftovers(store, now=in_a_year) if ".openings" in str(path)] == []
+    entries = survey(store)
+    assert [entry.name for entry in entries] == [("stage", ref.key)]
+    assert [problem for _, problem in verify(store)] == [None]
+    assert remove_artifacts(store, removable(entries, older_than=0, now=in_a_year)) == entries
+    assert [record_opening(store, "goal", plan) for plan in ("one", "three", "two")] == [1, 3, 2]
