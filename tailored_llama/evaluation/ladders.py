@@ -19,10 +19,15 @@ AT_ONCE = 2  # rungs that are measured side by side, on however many workers, so
 
 @dataclass(frozen=True)
 class Ladder:
-    """One base model in one type: `costs` are estimates by rung, from the whole model (rung 0) to the smallest."""
+    """One base model in one type, from the whole model (rung 0) to the smallest.
+
+    `costs` are estimates by rung. The whole model of a `reference` ladder is the reference itself: it loses nothing,
+    and is no candidate.
+    """
 
     name: str
     costs: tuple[float, ...]
+    reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,7 @@ class Found:
     smoothed: Mapping[Rung, float] = field(default_factory=dict)
 
 
-def search(
-    ladders: Sequence[Ladder], measure: Callable[[Sequence[Rung]], Sequence[Measured]], margin: float
-) -> Found:
+def search(ladders: Sequence[Ladder], measure: Callable[[Sequence[Rung]], Sequence[Measured]], margin: float) -> Found:
     """Find, on every ladder in turn, the smallest candidate that loses no more than the margin.
 
     Rungs that cannot be smaller than the best so far, by their estimated costs, are passed over. A ladder whose whole
@@ -65,10 +68,12 @@ def search(
     """
     measured: dict[Rung, Measured] = {}
     for number, ladder in enumerate(ladders):
-        while places := next_places(ladder, _losses(measured, number), margin, _best(measured, margin)):
-            new = measure([Rung(number, place) for place in places])
-            measured |= {one.rung: one for one in new}
-    return Found(measured, _smoothed(measured))
+        while True:
+            losses, best = _losses(measured, number, ladder), _best(measured, ladders, margin)
+            if not (places := next_places(ladder, losses, margin, best)):
+                break
+            measured |= {one.rung: one for one in measure([Rung(number, place) for place in places])}
+    return Found(measured, _smoothed(measured, ladders))
 
 
 def next_places(ladder: Ladder, losses: Mapping[int, float], margin: float, best: float = math.inf) -> list[int]:
@@ -80,7 +85,7 @@ def next_places(ladder: Ladder, losses: Mapping[int, float], margin: float, best
         best: the cost of the best candidate so far, of any ladder.
     """
     if not losses:
-        return [0] if min(ladder.costs) < best else []
+        return [0]
     smoothed = smooth(losses)
     failing = min((place for place, loss in smoothed.items() if loss > margin), default=len(ladder.costs))
     passing = max((place for place in smoothed if place < failing), default=failing)
@@ -119,17 +124,19 @@ def nearest(found: Found) -> Measured:
     return min(found.measured.values(), key=lambda one: (found.smoothed[one.rung], one.cost))
 
 
-def _losses(measured: Mapping[Rung, Measured], ladder: int) -> dict[int, float]:
-    return {rung.place: one.loss for rung, one in measured.items() if rung.ladder == ladder}
+def _losses(measured: Mapping[Rung, Measured], number: int, ladder: Ladder) -> dict[int, float]:
+    known = {0: 0.0} if ladder.reference else {}
+    return known | {rung.place: one.loss for rung, one in measured.items() if rung.ladder == number}
 
 
-def _smoothed(measured: Mapping[Rung, Measured]) -> dict[Rung, float]:
-    ladders = {rung.ladder for rung in measured}
+def _smoothed(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> dict[Rung, float]:
     return {
-        Rung(ladder, place): loss for ladder in ladders for place, loss in smooth(_losses(measured, ladder)).items()
+        Rung(number, place): loss
+        for number, ladder in enumerate(ladders)
+        for place, loss in smooth(_losses(measured, number, ladder)).items()
     }
 
 
-def _best(measured: Mapping[Rung, Measured], margin: float) -> float:
-    smoothed = _smoothed(measured)
+def _best(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], margin: float) -> float:
+    smoothed = _smoothed(measured, ladders)
     return min((one.cost for one in measured.values() if smoothed[one.rung] <= margin), default=math.inf)

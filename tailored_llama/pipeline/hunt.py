@@ -105,7 +105,7 @@ def ladders_of(hunt: Hunt) -> list[Ladder]:
     for base, kind in hunt.ladders:
         whole = _parameters(hunt, base.dense.checkpoint) * serving.bits_of(kind) / 8
         costs = tuple(whole * (1 - step.ratio) if told else 0.0 for step in base.steps)
-        result.append(Ladder(f"{base.name}, {kind}", costs))
+        result.append(Ladder(f"{base.name}, {kind}", costs, base is hunt.bases[0] and serving.bits_of(kind) >= 16))
     return result
 
 

@@ -44,7 +44,9 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
     started, margin = time.monotonic(), config.goal.lose_at_most / 100
     hunt = hunting.begin(run, config)
     found = evaluation.search(hunting.ladders_of(hunt), partial(hunting.measure, hunt), margin)
-    order = evaluation.sequence(_without_reference(hunt, found), margin)
+    if not hunt.parts:
+        raise next(iter(hunt.failed.values()))
+    order = evaluation.sequence(found, margin)
     opening = _open(hunt, order) if order else None
     proving, tests = _prove(hunt, order, opening) if opening else ({}, [])
     answer, rungs = _answer(hunt, found, order, tests, opening)
@@ -105,17 +107,6 @@ def _provable(config: SmallestConfig, rows: int) -> tuple[float, int]:
     level = evaluation.level_of(1, config.goal.confidence)
     needed = evaluation.rows_needed(config.goal.lose_at_most / 100, level)
     return 100 * evaluation.provable_margin(rows, level), needed
-
-
-def _without_reference(hunt: Hunt, found: Found) -> Found:
-    """The candidates but for the reference itself, in 16 bits, which cannot lose against itself."""
-    own = [rung for rung in found.measured if _is_reference(hunt, rung)]
-    return replace(found, measured={rung: one for rung, one in found.measured.items() if rung not in own})
-
-
-def _is_reference(hunt: Hunt, rung: Rung) -> bool:
-    base, kind, step = hunt.place(rung)
-    return base is hunt.bases[0] and not step.ratio and kind in (None, "bf16", "f16", "f32")
 
 
 def _open(hunt: Hunt, order: Sequence[Measured]) -> int:
@@ -185,7 +176,7 @@ def _answer(
         tests=tests,
         opening=opening,
         sets=_sets(hunt),
-        nearest=rungs.index(evaluation.nearest(_without_reference(hunt, found)).rung),
+        nearest=rungs.index(evaluation.nearest(found).rung),
         discordant=_discordant(hunt),
         failed={name: one_line(error) for name, error in hunt.failed.items()},
     )
@@ -211,7 +202,7 @@ def _discordant(hunt: Hunt) -> float | None:
     """The share of choosing rows on which the reference differs from itself in the fewest bits."""
     for rung, parts in hunt.parts.items():
         base, _, step = hunt.place(rung)
-        if base is hunt.bases[0] and not step.ratio and not _is_reference(hunt, rung):
+        if base is hunt.bases[0] and not step.ratio:
             answers = hunting.read_all(hunt.run, base, parts.choosing, "selection")
             return float(np.mean([evaluation.discordant_share(hunt.answers[name], answers[name]) for name in answers]))
     return None

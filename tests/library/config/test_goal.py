@@ -32,8 +32,8 @@ def test_what_a_goal_fills_in_and_what_was_given_stays() -> None:
 
 
 def test_the_types_of_file_are_those_of_the_runtime() -> None:
-    assert configure().types == ("q4_0", "q8_0", "bf16")
-    assert configure(goal={"runtime": "transformers"}).types == (None,)
+    assert configure().file_types == ("q4_0", "q8_0", "bf16")
+    assert configure(goal={"runtime": "transformers"}).file_types == (None,)
 
 
 def test_each_base_model_has_a_search_and_the_reference_is_first() -> None:

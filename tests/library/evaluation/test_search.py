@@ -94,6 +94,19 @@ def test_a_ladder_that_cannot_be_smaller_is_passed_over_but_for_its_whole_model(
     assert [rung for rung in ruler.rungs if rung.ladder == 1] == [Rung(1, 0)]
 
 
+def test_the_whole_model_of_the_reference_ladder_is_no_candidate() -> None:
+    ladders = [Ladder("fewer bits", (50, 40)), Ladder("reference", (90, 80, 70, 45), reference=True)]
+    rungs: list[Rung] = []
+
+    def measure(wanted: Sequence[Rung]) -> list[Measured]:
+        rungs.extend(wanted)
+        return [Measured(rung, ladders[rung.ladder].costs[rung.place], 0.02) for rung in wanted]
+
+    found = search(ladders, measure, 0.03)
+    assert rungs == [Rung(0, 0), Rung(0, 1)]  # nothing of the second can be smaller
+    assert Rung(1, 0) not in {one.rung for one in sequence(found, 0.03)}
+
+
 def test_a_loss_exactly_at_the_margin_passes_on_the_choosing_rows() -> None:
     found, _ = run([evenly(3)], [[0.0, 0.03, 0.04]], 0.03)
     assert sequence(found, 0.03)[-1].rung == Rung(0, 1)
