@@ -156,9 +156,7 @@ def preflight_prompts(config: PromptStudyConfig) -> None:
             stages are dispatched.
     """
     if config.execution.dispatch:
-        raise InputError(
-            f"execution.dispatch: got {config.execution.dispatch!r}; allowed: in the flows tailor, sweep and transfer"
-        )
+        raise InputError(f"execution.dispatch: got {config.execution.dispatch!r}; allowed: in the other flows")
     for benchmark in config.benchmarks:
         for source in study_templates(config, benchmark).values():
             layout_of(load_template(source, "templates"), benchmark)

@@ -59,9 +59,9 @@ class ExecutionConfig(Section):
     dispatch: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
-        description="Flows `tailor`, `sweep` and `transfer`: stages that use the device run through the deployment "
-        "`stage` of this name, such as gpu, side by side on all workers of its pool; absent: one after another in the "
-        "flow's own process.",
+        description="Flows `tailor`, `smallest`, `sweep` and `transfer`: stages that use the device run through the "
+        "deployment `stage` of this name, such as gpu, side by side on all workers of its pool; absent: one after "
+        "another in the flow's own process.",
     )
 
     @model_validator(mode="after")

@@ -34,7 +34,7 @@ def manifests(run: dict[str, Any]) -> dict[Path, float]:
 
 def test_one_command_makes_every_deployment(site: Site) -> None:
     found = {f"{d['entrypoint'].split('.')[-1]}/{d['name']}": d for d in site.server.call("deployments/filter", {})}
-    composed = {"tailor/nightly", "tailor/on-demand", "sweep/weekly", "housekeeping/weekly"}
+    composed = {"tailor/nightly", "tailor/on-demand", "smallest/smallest", "sweep/weekly", "housekeeping/weekly"}
     assert set(found) == composed | {"stage/gpu", "tailor/one-stage"}
     schedules = {name: [s["schedule"]["cron"] for s in d["schedules"]] for name, d in found.items() if d["schedules"]}
     assert schedules == {

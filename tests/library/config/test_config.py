@@ -19,6 +19,7 @@ from tailored_llama.config import (
     SweepConfig,
     healing_text,
     load_config,
+    load_smallest,
     load_study,
     load_sweep,
     load_transfer,
@@ -30,7 +31,11 @@ from tailored_llama.errors import InputError
 
 SHIPPED = sorted((Path(__file__).parents[3] / "data").glob("*.toml"))
 SWEEPS = ("sweep", "recovery", "recovery-small", "reach", "shots", "soft-prompts", "models")
-LOADERS = dict.fromkeys(SWEEPS, load_sweep) | {"prompts-study": load_study, "transfer": load_transfer}
+LOADERS = dict.fromkeys(SWEEPS, load_sweep) | {
+    "prompts-study": load_study,
+    "transfer": load_transfer,
+    "smallest": load_smallest,
+}
 
 
 def exactly(message: str) -> str:

@@ -12,12 +12,13 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from pydantic import BaseModel
 
-from helpers import save_worded_llama, words, write_own_benchmark
+from helpers import save_worded_llama, words, write_jsonl, write_own_benchmark
 from pictures import blank_pictures
 from tailored_llama.config import (
     ExecutionConfig,
     PromptStudyConfig,
     RunConfig,
+    SmallestConfig,
     StoreConfig,
     SweepConfig,
     Work,
@@ -36,7 +37,7 @@ from tailored_llama.pipeline import (
 )
 from tailored_llama.store import MANIFEST, ArtifactRef
 
-SHOW_A_CONFIGURATION = {"report", "tailored", "sweep", "transfer", "prompt-study"}
+SHOW_A_CONFIGURATION = {"report", "tailored", "sweep", "transfer", "prompt-study", "answer", "smallest"}
 Calls = dict[str, list[Call[Any]]]
 
 
@@ -84,6 +85,13 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
         "transfer": validate_config(plain),
         "prompts": PromptStudyConfig.model_validate(plain | {"templates": ["task", "generic"], "examples": 4}),
     }
+    goal = {"lose_at_most": 90, "choosing_rows": 10, "types": ["q8_0"], "even_if_unprovable": True}
+    rows = [{"question": f"{i}: the sky is", "a": "blue", "b": "red", "answer": "ab"[i % 2]} for i in range(150)]
+    configs["smallest"] = SmallestConfig.model_validate(
+        run
+        | {"benchmarks": [write_jsonl(place / "job.jsonl", rows)], "goal": goal | {"smallest": "writing"}}
+        | {"pruning": {"ratios": [0.4]}, "store": run["store"] | {"export": str(place / "smallest")}}
+    )
     calls: Calls = {name: [] for name in STAGES}
     with blank_pictures():
         for name, config in configs.items():
