@@ -60,7 +60,7 @@ class LossTest:
         return self.p <= self.level
 
 
-def test_loss(dense: Answers, small: Answers, margin: float, level: float) -> LossTest:
+def noninferiority_test(dense: Answers, small: Answers, margin: float, level: float) -> LossTest:
     """Test whether `small` loses less than a margin against `dense`, on the same rows.
 
     Right and wrong answers are compared by the score test of Tango (Statistics in Medicine 17, 1998, p. 891), which

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tailored_llama import data, evaluation, preflight, reports
+from tailored_llama import data, evaluation, preflight
 from tailored_llama.config import SmallestConfig, as_shown, bases_of
 from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError, one_line
@@ -62,7 +62,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
     )
     if answer.proven is not None:
         _export(hunt, answer, parts[rungs[answer.proven]], dense)
-    log.info("%s The search took %.1f minutes.", reports.verdict(answer), (time.monotonic() - started) / 60)
+    log.info("the search took %.1f minutes", (time.monotonic() - started) / 60)
     wrong = {name: error for name, error in hunt.failed.items() if not isinstance(error, InputError)}
     return conclude(report, wrong)
 
@@ -152,7 +152,9 @@ def _prove(
         (base, kind, _), parts = hunt.place(rung), hunt.parts[rung]
         proving[rung] = hunting.score(run, base, Model(parts.checkpoint, parts.adapter), kind, "evaluation")
         answers = hunting.read_all(run, base, proving[rung], "evaluation")
-        tests.append({name: evaluation.test_loss(dense[name], own, margin, level) for name, own in answers.items()})
+        tests.append(
+            {name: evaluation.noninferiority_test(dense[name], own, margin, level) for name, own in answers.items()}
+        )
         proven = evaluation.is_proven(tests[-1])
         worst = max(tests[-1].values(), key=lambda test: test.bound)
         told = "is proven" if proven else "is not proven, which ends the sequence"
@@ -170,7 +172,7 @@ def _answer(
     rungs = sorted(hunt.parts, key=lambda rung: -found.measured[rung].cost)
     answer = Answer(
         goal=hunt.config.goal,
-        reference=f"{hunt.bases[0].name}, {'tuned' if hunt.reference.adapter else 'as it is'}",
+        reference=f"the dense {hunt.bases[0].name}, {'tuned' if hunt.reference.adapter else 'as it is'}",
         candidates=[hunting.candidate_of(hunt, rung, found) for rung in rungs],
         order=[rungs.index(one.rung) for one in order],
         tests=tests,
