@@ -61,7 +61,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         prompts=hunt.bases[0].prompts.evaluation if opening else {},
     )
     if answer.proven is not None:
-        _export(hunt, answer, parts[rungs[answer.proven]], dense)
+        _ship(hunt, answer, parts[rungs[answer.proven]], dense)
     log.info("the search took %.1f minutes", (time.monotonic() - started) / 60)
     wrong = {name: error for name, error in hunt.failed.items() if not isinstance(error, InputError)}
     return conclude(report, wrong)
@@ -210,7 +210,7 @@ def _discordant(hunt: Hunt) -> float | None:
     return None
 
 
-def _export(hunt: Hunt, answer: Answer, parts: CandidateParts[Artifact], dense: Mapping[str, Artifact]) -> None:
+def _ship(hunt: Hunt, answer: Answer, parts: CandidateParts[Artifact], dense: Mapping[str, Artifact]) -> None:
     """Write the proven model in the format of its runtime, with its certificate, to the folder of the exports."""
     shipped = hunt.run(
         stages.SHIPPED,
@@ -222,7 +222,6 @@ def _export(hunt: Hunt, answer: Answer, parts: CandidateParts[Artifact], dense: 
     )
     if target := answer_folder(hunt.config):
         place(hunt.run.open(shipped), target, "store.export", "an exported model", [ANSWER])
-        log.info("model: %s", target)
 
 
 def answer_name(config: SmallestConfig) -> str:
@@ -233,3 +232,9 @@ def answer_name(config: SmallestConfig) -> str:
 def answer_folder(config: SmallestConfig) -> Path | None:
     """The folder that the answer is exported to."""
     return Path(config.store.export).expanduser() / answer_name(config) if config.store.export else None
+
+
+def shipped(config: SmallestConfig, report: Path) -> list[Path]:
+    """The folder of the proven model of a report, if there is one."""
+    target = answer_folder(config)
+    return [target] if target and evaluation.read_answer(report).proven is not None else []
