@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -20,9 +20,12 @@ from tailored_llama.pipeline.steps import Dense, Lesson, Prompts
 from tailored_llama.serving import QuantisedSettings, SpeedSettings
 
 T = TypeVar("T")
+ScoredSplit = Literal["selection", "evaluation"]
+Scores = Mapping[str, Artifact]  # by benchmark
 
 log = logging.getLogger(__name__)
 
+PURPOSE: dict[ScoredSplit, str] = {"selection": "to choose", "evaluation": "to prove"}
 LEAST_STEP = 0.02  # of the parameters, by which neighbours on a ladder differ
 
 
@@ -48,11 +51,16 @@ class Base:
     def name(self) -> str:
         return self.config.model.source
 
+    def rows(self, split: ScoredSplit) -> Mapping[str, Artifact]:
+        """The prompts to choose with, or those to prove on, by benchmark."""
+        return self.choosing if split == "selection" else self.prompts.evaluation
+
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint, and the adapter to merge into it, if that is better than none."""
+    """A checkpoint, and the adapter to merge into it, if that is better than none; `label` is for people."""
 
+    label: str
     checkpoint: Artifact
     adapter: Artifact | None
 
@@ -76,6 +84,11 @@ class Hunt:
         """The base model, the type of file and the step of a rung."""
         base, kind = self.ladders[rung.ladder]
         return base, kind, base.steps[rung.place]
+
+    def model(self, rung: Rung) -> Model:
+        """The model of a measured rung."""
+        base, _, step = self.place(rung)
+        return self.made[base.name, step]
 
     def label(self, rung: Rung) -> str:
         base, kind, step = self.place(rung)
@@ -190,8 +203,10 @@ def _better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]
     """The dense model as it is or tuned, whichever has more right on the choosing rows; and its answers to these."""
     config, checkpoint = base.config, base.dense.checkpoint
     adapters = steps.tune_adapters(run, config, 0.0, checkpoint, Lesson(base.prompts))
-    candidates = [Model(checkpoint, None), *(Model(checkpoint, one) for one in list(adapters.values())[:1])]
-    scored = [score(run, base, model, None, "selection") for model in candidates]
+    label = f"{config.model.short_name} dense"
+    tuned = [Model(f"{label}, tuned", checkpoint, adapter) for adapter in list(adapters.values())[:1]]
+    candidates = [Model(label, checkpoint, None), *tuned]
+    scored = [score(run, base, model, "selection") for model in candidates]
     answers = [read_all(run, base, parts, "selection") for parts in scored]
     means = [np.mean([np.mean(own.values) for own in one.values()]) for one in answers]
     best = int(np.argmax(means))
@@ -210,7 +225,8 @@ def _begin_model(hunt: Hunt, rung: Rung) -> Model:
     healed = steps.heal_if_asked(run, config, base.dense, step.ratio, pruned, base.prompts)
     teachers = steps.teacher_outputs(run, config, base.dense.checkpoint, base.prompts)
     adapters = steps.tune_adapters(run, config, step.ratio, healed, Lesson(base.prompts, teachers))
-    return Model(healed, next(iter(adapters.values()), None))
+    how = "trimmed" if step.tokens else f"@ {step.ratio:.2f}"
+    return Model(f"{config.model.short_name} {how}", healed, next(iter(adapters.values()), None))
 
 
 def _finish_model(hunt: Hunt, rung: Rung, model: Model) -> Model:
@@ -219,7 +235,8 @@ def _finish_model(hunt: Hunt, rung: Rung, model: Model) -> Model:
     if (base.name, step) not in hunt.made:
         if model.adapter is not None:
             comparison = training.read_comparison(hunt.run.open(model.adapter))
-            model = model if training.ships_adapter(base.config.tuning, comparison) else Model(model.checkpoint, None)
+            better = training.ships_adapter(base.config.tuning, comparison)
+            model = model if better else replace(model, adapter=None)
         hunt.made[base.name, step] = model
     return hunt.made[base.name, step]
 
@@ -227,7 +244,7 @@ def _finish_model(hunt: Hunt, rung: Rung, model: Model) -> Model:
 def _score(hunt: Hunt, rung: Rung, model: Model) -> CandidateParts[Artifact]:
     """Score a candidate on the choosing rows, and time it if time is to be small."""
     base, kind, _ = hunt.place(rung)
-    scores = score(hunt.run, base, model, kind, "selection")
+    scores = score(hunt.run, base, model, "selection", kind)
     timed = _time(hunt, rung, model) if hunt.config.goal.smallest in ("reading", "writing") else None
     return CandidateParts(hunt.label(rung), model.checkpoint, model.adapter, scores, timed=timed)
 
@@ -290,13 +307,11 @@ def candidate_of(hunt: Hunt, rung: Rung, found: Found) -> Candidate:
     )
 
 
-def score(
-    run: Runner, base: Base, model: Model, kind: GgufType | None, split: Literal["selection", "evaluation"]
-) -> dict[str, Artifact]:
+def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: GgufType | None = None) -> Scores:
     """Score a model on one set of rows of every benchmark, with the weights of a type of file."""
     config, scores = base.config, {}
-    for name, prompts in (base.choosing if split == "selection" else base.prompts.evaluation).items():
-        benchmark, title = named_benchmark(config, name), f"{config.model.short_name}, {kind or '16 bits'}, {split}"
+    for name, prompts in base.rows(split).items():
+        benchmark, title = named_benchmark(config, name), f"{model.label}, {kind or '16 bits'}, {PURPOSE[split]}"
         if kind:
             settings = QuantisedSettings.of(benchmark, kind, split)
             inputs = {"checkpoint": model.checkpoint, "adapter": model.adapter, "prompts": prompts}
@@ -306,11 +321,9 @@ def score(
     return scores
 
 
-def read_all(
-    run: Runner, base: Base, scores: Mapping[str, Artifact], split: Literal["selection", "evaluation"]
-) -> dict[str, Answers]:
+def read_all(run: Runner, base: Base, scores: Scores, split: ScoredSplit) -> dict[str, Answers]:
     """The answers of a scored model on every benchmark, valued as the goal measures them."""
-    asked, answers = base.choosing if split == "selection" else base.prompts.evaluation, {}
+    asked, answers = base.rows(split), {}
     for name, folder in ((name, run.open(own)) for name, own in scores.items()):
         metric = data.headline_metric(named_benchmark(base.config, name))
         measure = base.config.goal.measure

@@ -26,7 +26,7 @@ from tailored_llama.evaluation import Answer, CandidateParts, Found, LossTest, M
 from tailored_llama.pipeline import hunt as hunting
 from tailored_llama.pipeline import stages
 from tailored_llama.pipeline.answer import Proof, ShipSettings, SmallestSettings
-from tailored_llama.pipeline.hunt import Hunt, Model
+from tailored_llama.pipeline.hunt import Hunt
 from tailored_llama.pipeline.rows import scored_rows
 from tailored_llama.pipeline.runner import Artifact, Runner, conclude
 from tailored_llama.store import ANSWER, ArtifactRef, ArtifactStore, check_target, place, record_opening
@@ -51,7 +51,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
     proving, tests = _prove(hunt, order, opening) if opening else ({}, [])
     answer, rungs = _answer(hunt, found, order, tests, opening)
     parts = {rung: replace(hunt.parts[rung], proving=proving.get(rung, {})) for rung in rungs}
-    dense = hunting.score(run, hunt.bases[0], hunt.reference, None, "evaluation") if opening else {}
+    dense = hunting.score(run, hunt.bases[0], hunt.reference, "evaluation") if opening else {}
     report = run(
         stages.SMALLEST,
         SmallestSettings(as_shown(config), answer),
@@ -145,12 +145,12 @@ def _prove(
     run, margin = hunt.run, hunt.config.goal.lose_at_most / 100
     level = evaluation.level_of(opening, hunt.config.goal.confidence)
     first = hunt.bases[0]
-    dense = hunting.read_all(run, first, hunting.score(run, first, hunt.reference, None, "evaluation"), "evaluation")
+    dense = hunting.read_all(run, first, hunting.score(run, first, hunt.reference, "evaluation"), "evaluation")
     proving: dict[Rung, Mapping[str, Artifact]] = {}
     tests: list[Mapping[str, LossTest]] = []
     for rung in (one.rung for one in order):
-        (base, kind, _), parts = hunt.place(rung), hunt.parts[rung]
-        proving[rung] = hunting.score(run, base, Model(parts.checkpoint, parts.adapter), kind, "evaluation")
+        base, kind, _ = hunt.place(rung)
+        proving[rung] = hunting.score(run, base, hunt.model(rung), "evaluation", kind)
         answers = hunting.read_all(run, base, proving[rung], "evaluation")
         tests.append(
             {name: evaluation.noninferiority_test(dense[name], own, margin, level) for name, own in answers.items()}

@@ -23,7 +23,7 @@ from prefect.states import Completed, Failed, Scheduled, State
 
 import tasks._dispatch
 from compositions import built, fail
-from flows.compositions import stage, sweep, tailor, transfer
+from flows.compositions import smallest, stage, sweep, tailor, transfer
 from helpers import add_merge, save_tiny_llama
 from services import ROOT
 from tailored_llama import evaluation
@@ -33,6 +33,7 @@ from tailored_llama.config import (
     UNTUNED_MODEL,
     PromptStudyConfig,
     RunConfig,
+    SmallestConfig,
     SweepConfig,
     validate_config,
 )
@@ -103,6 +104,20 @@ def test_workers_make_what_the_flow_itself_makes(
     assert tailor(validate_config(two)) == report
     assert {name for seen in states.values() for name in seen} == {"Cached"}
     assert built(two["store"]["root"]) == before
+
+
+def test_workers_find_the_same_smallest_model(
+    own_run: dict[str, Any], workers: Workers, tmp_path: Path, states: dict[str, list[str]]
+) -> None:
+    own_run["goal"] = {"runtime": "transformers", "lose_at_most": 90, "even_if_unprovable": True}
+    own_run["store"]["export"] = str(tmp_path / "smallest")
+    own_run["pruning"] |= {"ratios": [0.1, 0.2]}
+    names = workers()
+    report = smallest(SmallestConfig.model_validate(own_run | DISPATCH))
+    assert len(names) == len(set(names))  # each is named for what it is
+    states.clear()
+    assert smallest(SmallestConfig.model_validate(own_run)) == report
+    assert {name for seen in states.values() for name in seen} == {"Cached"}
 
 
 def test_all_that_can_begin_is_under_way_at_once(two: dict[str, Any], workers: Workers) -> None:
