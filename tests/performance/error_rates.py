@@ -236,9 +236,11 @@ def print_rates(cases: Sequence[Case], draws: int, seed: int) -> None:
         if not lines:
             continue
         for name, group in (("", lines), (", margins that a candidate truly loses", at_margin)):
+            if not group:
+                continue
             print(f"## {measure}{name}\n")
             table([*titles, *point], [line for line, _ in group])
-            for how in ("certificate", "point estimate") if group else ():
+            for how in ("certificate", "point estimate"):
                 wrong = [both[how].wrong for _, both in group]
                 cost = np.mean([both[how].cost for _, both in group])
                 print(
