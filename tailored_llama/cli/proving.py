@@ -10,7 +10,6 @@ import typer
 
 from tailored_llama.cli.arguments import Overrides
 from tailored_llama.cli.running import run_here, scratch_runner
-from tailored_llama.console import console
 from tailored_llama.pipeline import read_certificate, verify_certificate
 
 proving = typer.Typer()
@@ -44,9 +43,8 @@ def verify(
         tests = verify_certificate(run, certificate, dense)
     for name, test in tests.items():
         told = "less than" if test.proven else "NOT shown to lose less than"
-        console.print(
+        print(
             f"{name}: {told} {100 * test.margin:g} points lost on {test.rows:,} rows; measured {100 * test.loss:.1f}, "
-            f"at most {100 * test.bound:.1f} (p = {test.p:.2g}, level {test.level:.2g})",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            f"at most {100 * test.bound:.1f} (p = {test.p:.2g}, level {test.level:.2g})"
+        )
     raise typer.Exit(0 if all(test.proven for test in tests.values()) else 1)

@@ -4,6 +4,8 @@ from .answer import Candidate as Candidate
 from .answer import CandidateParts as CandidateParts
 from .answer import RowSet as RowSet
 from .answer import is_proven as is_proven
+from .answer import read_answer as read_answer
+from .answer import write_answer as write_answer
 from .bits import WHOLE as WHOLE
 from .bits import BitsRow as BitsRow
 from .bits import bits_rows as bits_rows
@@ -26,14 +28,15 @@ from .prompt_study import choose as choose
 from .prompt_study import read_study as read_study
 from .prompt_study import study_differences as study_differences
 from .prompt_study import study_rows as study_rows
+from .proof import FIRST_SHARE as FIRST_SHARE
 from .proof import Counts as Counts
 from .proof import LossTest as LossTest
 from .proof import discordant_share as discordant_share
 from .proof import level_of as level_of
+from .proof import noninferiority_test as noninferiority_test
 from .proof import p_value as p_value
 from .proof import provable_margin as provable_margin
 from .proof import rows_needed as rows_needed
-from .proof import test_loss as test_loss
 from .recovery import HEALED as HEALED
 from .recovery import MEAN as MEAN
 from .recovery import MODELS as MODELS

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic
 
+from pydantic import TypeAdapter
+
 from tailored_llama.config import GgufType, GoalConfig
+from tailored_llama.errors import InputError
 from tailored_llama.evaluation.proof import LossTest
 from tailored_llama.evaluation.results import A
 
@@ -31,7 +35,7 @@ class Candidate:
         tuned: whether it has an adapter, merged in.
         parameters: all that are left.
         bytes: of its file.
-        cost: in the unit of the goal.
+        cost: what is to be small, in bytes or seconds.
         losses: by benchmark.
         smoothed: the loss on the worst benchmark, smoothed along the ratios.
     """
@@ -46,6 +50,11 @@ class Candidate:
     cost: float
     losses: Mapping[str, float]
     smoothed: float
+
+    @property
+    def loss(self) -> float:
+        """The loss on the worst benchmark."""
+        return max(self.losses.values())
 
     @property
     def label(self) -> str:
@@ -94,6 +103,23 @@ class Answer:
 def is_proven(tests: Mapping[str, LossTest]) -> bool:
     """Whether a candidate is proven on every benchmark: no loss is averaged away."""
     return all(test.proven for test in tests.values())
+
+
+def write_answer(answer: Answer, folder: Path) -> None:
+    """Write `answer.json`: all of an answer, as plain JSON."""
+    (folder / "answer.json").write_bytes(TypeAdapter(Answer).dump_json(answer, indent=2))
+
+
+def read_answer(folder: Path) -> Answer:
+    """The answer that `write_answer` wrote.
+
+    Raises:
+        InputError: the file is missing, or not an answer.
+    """
+    try:
+        return TypeAdapter(Answer).validate_json((folder / "answer.json").read_bytes())
+    except (OSError, ValueError):
+        raise InputError(f"{folder / 'answer.json'}: missing or not the answer of a search") from None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ POWER = 0.8  # with which the rows that are asked for prove a model that loses n
 FIRST_SHARE = 0.8  # of the error that is left, for the next opening of the proving rows
 RESAMPLES = 10_000
 ROUNDING = 1e-9  # far below one row's share of an accuracy
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class LossTest:
         return self.p <= self.level
 
 
-def test_loss(dense: Answers, small: Answers, margin: float, level: float) -> LossTest:
+def noninferiority_test(dense: Answers, small: Answers, margin: float, level: float) -> LossTest:
     """Test whether `small` loses less than a margin against `dense`, on the same rows.
 
     Right and wrong answers are compared by the score test of Tango (Statistics in Medicine 17, 1998, p. 891), which
@@ -124,11 +125,11 @@ def tilted_score(losses: Array, loss: float) -> float:
     chapter 2). For losses of −1, 0 and 1 it equals `score`.
     """
     offsets = losses - loss
-    if (distance := float(np.mean(offsets))) > 0:
-        return -tilted_score(-losses, -loss)
-    if not distance:
+    if abs(distance := float(np.mean(offsets))) < TINY:
         return 0.0
-    edge = (1e-12 - 1) / (1 - loss)  # beyond it, a loss of 1 would have a negative weight
+    if distance > 0:
+        return -tilted_score(-losses, -loss)
+    edge = (TINY - 1) / (1 - loss)  # beyond it, a loss of 1 would have a negative weight
 
     def excess(tilt: float) -> float:
         return float(np.mean(offsets / (1 + tilt * offsets)))

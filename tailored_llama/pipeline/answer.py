@@ -143,7 +143,7 @@ def ship_model(
     facts = {"name": name, "bytes": size, "sha256": {own.name: sha256_file(own) for own in files}}
     certificate = reports.certificate_of(answer, settings.config, facts) | {"run": settings.identity()["config"]}
     (out / CERTIFICATE).write_text(json.dumps(certificate, indent=1) + "\n")
-    card = reports.answer_card(candidate, base, certificate)
+    card = reports.answer_card(answer, settings.config, base, checkpoint, certificate)
     (out / models.CARD).write_text(card, encoding="utf-8")
     _write_proof(settings.config, proof, out)
     return {"bytes": size}

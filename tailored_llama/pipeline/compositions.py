@@ -26,7 +26,7 @@ from tailored_llama.errors import InputError, one_line
 from tailored_llama.pipeline.prompts import prompts
 from tailored_llama.pipeline.rows import rows_of
 from tailored_llama.pipeline.runner import IncompleteRun, Runner
-from tailored_llama.pipeline.smallest import check_smallest, provable_lines, smallest
+from tailored_llama.pipeline.smallest import check_smallest, provable_lines, shipped, smallest
 from tailored_llama.pipeline.sweep import sweep
 from tailored_llama.pipeline.tailor import tailor
 from tailored_llama.pipeline.transfer import transfer
@@ -45,7 +45,7 @@ class Composition:
         compose: calls the stages; returns the reference of the report.
         table: the report's folder → its table for the terminal.
         page: the report's page in that folder.
-        finished: the configuration → the folders of finished models.
+        finished: the configuration, and the report's folder → the folders of finished models.
         told: the configuration → what to say of it before the run starts.
     """
 
@@ -56,7 +56,7 @@ class Composition:
     compose: Callable[[Runner, Any], ArtifactRef]
     table: Callable[[Path], Any]
     page: str
-    finished: Callable[[Any], Iterable[Path]] = lambda config: ()
+    finished: Callable[[Any, Path], Iterable[Path]] = lambda config, report: ()
     told: Callable[[Any], Iterable[str]] = rows_of
 
 
@@ -69,7 +69,7 @@ COMPOSITIONS = {
         tailor,
         lambda folder: reports.recovery_table(folder),
         "report.html",
-        exported,
+        lambda config, report: exported(config),
     ),
     "sweep": Composition(
         "Measure every cell of a grid of settings, and draw the curves.",
@@ -97,7 +97,8 @@ COMPOSITIONS = {
         smallest,
         lambda folder: reports.smallest_table(folder),
         "smallest.html",
-        told=lambda config: chain(rows_of(config), provable_lines(config)),
+        shipped,
+        lambda config: chain(rows_of(config), provable_lines(config)),
     ),
     "prompts": Composition(
         "Choose a template set on train examples, and report it on the evaluation split.",
@@ -151,7 +152,7 @@ def run_composition(
     folder = place_report(folder, target)
     Console().print(composition.table(folder))
     print(f"report: {folder / composition.page}")
-    for model in composition.finished(config) if not failed else ():
+    for model in composition.finished(config, folder) if not failed else ():
         print(f"model: {model}")
     return 1 if failed else 0
 

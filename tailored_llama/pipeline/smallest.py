@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tailored_llama import data, evaluation, preflight, reports
+from tailored_llama import data, evaluation, preflight
 from tailored_llama.config import SmallestConfig, as_shown, bases_of
 from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError, one_line
@@ -61,8 +61,8 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         prompts=hunt.bases[0].prompts.evaluation if opening else {},
     )
     if answer.proven is not None:
-        _export(hunt, answer, parts[rungs[answer.proven]], dense)
-    log.info("%s The search took %.1f minutes.", reports.verdict(answer), (time.monotonic() - started) / 60)
+        _ship(hunt, answer, parts[rungs[answer.proven]], dense)
+    log.info("the search took %.1f minutes", (time.monotonic() - started) / 60)
     wrong = {name: error for name, error in hunt.failed.items() if not isinstance(error, InputError)}
     return conclude(report, wrong)
 
@@ -152,7 +152,9 @@ def _prove(
         (base, kind, _), parts = hunt.place(rung), hunt.parts[rung]
         proving[rung] = hunting.score(run, base, Model(parts.checkpoint, parts.adapter), kind, "evaluation")
         answers = hunting.read_all(run, base, proving[rung], "evaluation")
-        tests.append({name: evaluation.test_loss(dense[name], own, margin, level) for name, own in answers.items()})
+        tests.append(
+            {name: evaluation.noninferiority_test(dense[name], own, margin, level) for name, own in answers.items()}
+        )
         proven = evaluation.is_proven(tests[-1])
         worst = max(tests[-1].values(), key=lambda test: test.bound)
         told = "is proven" if proven else "is not proven, which ends the sequence"
@@ -170,7 +172,7 @@ def _answer(
     rungs = sorted(hunt.parts, key=lambda rung: -found.measured[rung].cost)
     answer = Answer(
         goal=hunt.config.goal,
-        reference=f"{hunt.bases[0].name}, {'tuned' if hunt.reference.adapter else 'as it is'}",
+        reference=f"the dense {hunt.bases[0].name}, {'tuned' if hunt.reference.adapter else 'as it is'}",
         candidates=[hunting.candidate_of(hunt, rung, found) for rung in rungs],
         order=[rungs.index(one.rung) for one in order],
         tests=tests,
@@ -208,7 +210,7 @@ def _discordant(hunt: Hunt) -> float | None:
     return None
 
 
-def _export(hunt: Hunt, answer: Answer, parts: CandidateParts[Artifact], dense: Mapping[str, Artifact]) -> None:
+def _ship(hunt: Hunt, answer: Answer, parts: CandidateParts[Artifact], dense: Mapping[str, Artifact]) -> None:
     """Write the proven model in the format of its runtime, with its certificate, to the folder of the exports."""
     shipped = hunt.run(
         stages.SHIPPED,
@@ -220,7 +222,6 @@ def _export(hunt: Hunt, answer: Answer, parts: CandidateParts[Artifact], dense: 
     )
     if target := answer_folder(hunt.config):
         place(hunt.run.open(shipped), target, "store.export", "an exported model", [ANSWER])
-        log.info("model: %s", target)
 
 
 def answer_name(config: SmallestConfig) -> str:
@@ -231,3 +232,9 @@ def answer_name(config: SmallestConfig) -> str:
 def answer_folder(config: SmallestConfig) -> Path | None:
     """The folder that the answer is exported to."""
     return Path(config.store.export).expanduser() / answer_name(config) if config.store.export else None
+
+
+def shipped(config: SmallestConfig, report: Path) -> list[Path]:
+    """The folder of the proven model of a report, if there is one."""
+    target = answer_folder(config)
+    return [target] if target and evaluation.read_answer(report).proven is not None else []

@@ -82,7 +82,7 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
         name = benchmark.name
         prompts = steps.render(run, config, name, "evaluation", steps.load_examples(run, benchmark))
         digest = data.rows_digest(data.read_prompts(run.open(prompts), "evaluation"))
-        if digest != (expected := content["sets"][name]["proving"]["digest"]):
+        if digest != (expected := content["sets"][name]["proving"]["sha256"]):
             raise InputError(
                 f"{name}: its proving rows have SHA-256 {digest[:12]}…; allowed: {expected[:12]}…, the rows that the "
                 "certificate is of"
@@ -92,7 +92,7 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
         before = Answers(rows["example"].to_numpy(), answers.answers, rows["dense"].to_numpy())
         if again:
             before = _answers(run, config, name, again, prompts)
-        tests[name] = evaluation.test_loss(before, answers, config.goal.lose_at_most / 100, content["level"])
+        tests[name] = evaluation.noninferiority_test(before, answers, config.goal.lose_at_most / 100, content["level"])
     return tests
 
 

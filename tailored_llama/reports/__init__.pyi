@@ -1,4 +1,7 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
+from .certificate import answer_card as answer_card
+from .certificate import certificate_of as certificate_of
+from .certificate import certificate_section as certificate_section
 from .inputs import Cost as Cost
 from .inputs import ModelResults as ModelResults
 from .inputs import QuantisedScores as QuantisedScores
@@ -12,6 +15,11 @@ from .prompt_study import study_table as study_table
 from .prompt_study import write_study as write_study
 from .recovery import recovery_table as recovery_table
 from .run import write_report as write_report
+from .smallest import LostRow as LostRow
+from .smallest import SmallestInputs as SmallestInputs
+from .smallest import smallest_table as smallest_table
+from .smallest import verdict as verdict
+from .smallest import write_smallest as write_smallest
 from .sweep import sweep_table as sweep_table
 from .sweep import write_sweep as write_sweep
 from .text import verdict_line as verdict_line

@@ -1,10 +1,11 @@
-"""Plots that compare runs or scores: curves, a heat map and intervals, each drawn from plain arrays."""
+"""Plots that compare runs or scores: curves, a frontier, a heat map and intervals, each drawn from plain arrays."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from matplotlib.patches import Patch, Rectangle
@@ -51,6 +52,57 @@ def curves(
     figure.legend(loc="outside upper left", ncols=2, borderpad=0)
     over = xlabel or "the share of parameters removed"
     return Picture(figure, f"{ylabel} over {over}: " + ", ".join(series))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a frontier: the path that is drawn, and the points that were measured. Dense models have grey ones."""
+
+    path: Sequence[tuple[float, float]]
+    points: Sequence[tuple[float, float]]
+    dense: bool = False
+
+
+@styled
+def frontier(
+    lines: Mapping[str, Line],
+    margin: float,
+    ringed: Sequence[tuple[float, float]],
+    answer: tuple[float, float, str] | None,
+    labels: tuple[str, str],
+) -> Picture:
+    """Losses in points over costs, the worst at the bottom, with the margin as a line.
+
+    Losses beyond eight margins are cut off. `ringed` are the points of candidates that were chosen for the proof,
+    `answer` is the point of the proven one, with its name. `labels` are those of the axes.
+    """
+    figure = new_figure(440 + 11 * len(lines))
+    axes, ladders, dense = figure.subplots(), count(), count()
+    for label, line in lines.items():
+        if line.dense:
+            style = {"color": COLOURS["dense"], "linestyle": _DASHES[1 + next(dense) % 2]}
+        else:
+            dash, colour = divmod(next(ladders), len(_LINES))
+            style = {"color": COLOURS[_LINES[colour]], "linestyle": _DASHES[dash % len(_DASHES)]}
+        axes.plot(*xy(sorted(line.path)), **style, linewidth=2, label=label)
+        axes.plot(*xy(line.points), "s" if line.dense else "o", color=style["color"], markersize=6)
+    ring: Any = {"linestyle": "none", "marker": "o", "markerfacecolor": "none", "markeredgecolor": COLOURS["ink"]}
+    if ringed:
+        axes.plot(*xy(ringed), **ring, markersize=13, label="chosen for the proof")
+    if answer:
+        x, y, text = answer
+        axes.plot(x, y, **ring, markersize=17, markeredgewidth=3, label="proven: the answer")
+        axes.annotate(text, (x, y), (-12, 7), textcoords="offset points", ha="right")  # nothing smaller loses less
+    axes.axhline(margin, color=COLOURS["ink"], linewidth=1.5, linestyle=(0, (4, 2)), label=f"margin: {margin:g} points")
+    losses = [y for line in lines.values() for _, y in (*line.path, *line.points)]
+    worst, best = min(max(1.5 * margin, *losses), 8 * margin), min(0, *losses)
+    axes.set_ylim(worst + (worst - best) / 20, best - (worst - best) / 10)
+    axes.margins(x=0.09)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.grid(axis="y")
+    figure.legend(loc="outside upper left", ncols=2, borderpad=0, markerscale=0.6)
+    return Picture(figure, f"{labels[1]} over {labels[0]}: {', '.join(lines)}")
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         notes=benchmark_notes([table]),
         own=own,
         plus_minus=plus_minus,
-        prompt=_prompt(config, own, tuned),
+        prompt=prompt_of(config, own, tuned),
         pruned=pruned,
         ratio=ratio,
         removed=" ".join(what_was_removed(before, left, config.pruning, config.reconstruction).split()),
@@ -167,7 +167,7 @@ def _calibration_text(config: RunConfig) -> str:
     return ", ".join(map("".join, zip(names, shares, strict=True)))
 
 
-def _prompt(config: RunConfig, own: BenchmarkConfig, tuned: bool = True) -> str:
+def prompt_of(config: RunConfig, own: BenchmarkConfig, tuned: bool = True) -> str:
     """The prompt that it was tuned on, or else scored on, with column names in braces for an example's texts."""
     if is_harness_task(own.name):
         fields = {"context": "{context}"}

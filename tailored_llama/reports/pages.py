@@ -29,7 +29,19 @@ def page_template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shared = (number, percent, points, span, speedup, duration, first_sample, markdown, markdown_picture, as_code)
+    shared = (
+        number,
+        percent,
+        points,
+        span,
+        speedup,
+        duration,
+        first_sample,
+        shorten,
+        markdown,
+        markdown_picture,
+        as_code,
+    )
     environment.filters |= {function.__name__: function for function in shared}
     environment.globals |= {"colours": COLOURS, "resamples": RESAMPLES}
     return environment.get_template(name)
@@ -56,9 +68,13 @@ def first_sample(prompts: Path) -> str:
         parts = re.split(r"^──── .* ────$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
     except (OSError, UnicodeDecodeError):
         raise InputError(f"{file}: missing or not UTF-8 text") from None
-    text = parts[min(1, len(parts) - 1)].strip("\n")
-    half = _PROMPT_CHARACTERS // 2
-    if len(text) <= _PROMPT_CHARACTERS:
+    return shorten(parts[min(1, len(parts) - 1)].strip("\n"), _PROMPT_CHARACTERS)
+
+
+def shorten(text: str, most: int) -> str:
+    """A text without its middle, if it has more than so many characters."""
+    half = most // 2
+    if len(text) <= most:
         return text
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
 

@@ -57,6 +57,21 @@ def points(share: float | None) -> str:
     return "–" if share is None else f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", "−")
 
 
+def lost(share: float, digits: int = 1) -> str:
+    """A loss in points, without a sign; a gain has a minus sign."""
+    return number(round(100 * share, digits) + 0.0, digits)
+
+
+def p_value(p: float) -> str:
+    """A p-value with four digits."""
+    return number(p, 4) if p >= 0.0001 else "< 0.0001"
+
+
+def megabytes(count: float) -> str:
+    """Bytes in MB, a million each."""
+    return f"{number(count / 1e6, 0 if count >= 1e7 else 1)}\N{NO-BREAK SPACE}MB"
+
+
 def speedup(row: Any, phase: str) -> str:
     """How many times the dense model's speed a row has in a phase, prefill or decode; empty where nothing was timed.
 

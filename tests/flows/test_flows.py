@@ -23,6 +23,7 @@ STUDIES = {  # what a configuration has beside that of a run: before its section
     "tailor": ("", ""),
     "sweep": ("tailored = true\n", '[[grid]]\n"pruning.criterion" = ["random"]\n'),
     "transfer": ("", ""),
+    "smallest": ("", '[goal]\nruntime = "transformers"\nlose_at_most = 90\neven_if_unprovable = true\n'),
     "prompts": ('templates = ["task", "generic"]\nexamples = 6\n', ""),
 }
 
@@ -34,9 +35,11 @@ def test_a_flow_runs_to_its_end_and_all_of_it_is_found_without_prefect(
     path, root = tmp_path / "run.toml", own_run["store"]["root"]
     if name == "transfer":  # which needs two benchmarks
         own_run["benchmarks"].append({**own_run["benchmarks"][0], "name": "shades"})
+    if name == "smallest":
+        own_run["store"]["export"] = str(tmp_path / "models")
     path.write_text(as_toml(own_run).join(STUDIES[name]))
     assert main([name, str(path)]) == 0
-    page = Path(capsys.readouterr().out.strip().splitlines()[-1].removeprefix("report: "))
+    (page,) = (Path(line[8:]) for line in capsys.readouterr().out.splitlines() if line.startswith("report: "))
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert states["load colours"][0] == "Completed"
     before = built(root)

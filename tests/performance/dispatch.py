@@ -1,7 +1,7 @@
 """What two workers gain: independent stages side by side against one after another, and what dispatching a stage costs.
 
 python tests/performance/dispatch.py [--stages 8] [--limit 60] [--kill]
-python tests/performance/dispatch.py --whole data/quickstart.toml
+python tests/performance/dispatch.py --whole data/quickstart.toml [--flow smallest]
 
 The stages score SmolLM2-135M-Instruct on ARC-easy, each on a different number of examples from --limit on, so that none
 is found. A server, deployments and two workers of the gpu pool are started as deployments/README.md does, all on this
@@ -41,25 +41,26 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=60, help="examples of the smallest stage")
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--whole", metavar="FILE", help="a configuration to run instead")
+    parser.add_argument("--flow", default="tailor", help="the flow of --whole")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "site").mkdir()
         with deployed(Path(folder) / "site") as site:
             os.environ |= environment(site.server.home, site.server.url)  # before Prefect is loaded here
             if options.whole:
-                measure_whole(Path(folder), options.whole)
+                measure_whole(Path(folder), options.flow, options.whole)
             else:
                 measure(site, Path(folder) / "store", options)
 
 
-def measure_whole(folder: Path, configuration: str) -> None:
+def measure_whole(folder: Path, flow: str, configuration: str) -> None:
     """Time whole runs, each in a store of its own."""
     seconds = []
     for dispatched in (False, True):
         own = folder / f"whole-{dispatched}"
         changed = [f"store.root={own / 'store'}", f"store.reports={own / 'reports'}"]
         changed += ["execution.device=cpu", *["execution.dispatch=gpu"] * dispatched]
-        command = [sys.executable, "-m", "flows", "tailor", configuration, *(f"--set={change}" for change in changed)]
+        command = [sys.executable, "-m", "flows", flow, configuration, *(f"--set={change}" for change in changed)]
         begun = time.perf_counter()
         subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
         seconds.append(time.perf_counter() - begun)

@@ -1,0 +1,286 @@
+"""The report of a search for the smallest model: the verdict, the frontier, the proof and the candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+
+import rich.table
+
+from tailored_llama.config import SmallestConfig
+from tailored_llama.evaluation import (
+    FIRST_SHARE,
+    Answer,
+    Candidate,
+    LossTest,
+    is_proven,
+    provable_margin,
+    read_answer,
+    rows_needed,
+    write_answer,
+)
+from tailored_llama.reports.certificate import claim, cost_of
+from tailored_llama.reports.comparison_plots import Line, frontier
+from tailored_llama.reports.figures import Picture
+from tailored_llama.reports.inputs import Cost
+from tailored_llama.reports.pages import duration, settings_of, write_page
+from tailored_llama.reports.parts import lost, megabytes, number, p_value, percent
+from tailored_llama.reports.tables import Cell, Column, Table, table_row, terminal
+from tailored_llama.store import write_rows
+
+_ROWS = 10  # that only the dense model gets right, shown on the page
+_DIGEST = 12  # characters of a digest that are shown
+
+
+@dataclass(frozen=True)
+class LostRow:
+    """An example that only the dense model gets right: the texts of the right choice and of the small model's."""
+
+    benchmark: str
+    context: str
+    right: str
+    chosen: str
+
+
+@dataclass(frozen=True)
+class SmallestInputs:
+    """The inputs of the report of a search; `rows` are examples that only the dense model gets right."""
+
+    config: SmallestConfig
+    answer: Answer
+    rows: Sequence[LostRow] = ()
+    costs: Sequence[Cost] = ()
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """A row of `candidates.parquet`: a candidate, its loss on the worst benchmark, a share, and what became of it."""
+
+    base: str
+    ratio: float
+    type: str | None
+    trimmed: bool
+    tuned: bool
+    parameters: int
+    bytes: int
+    cost: float
+    loss: float
+    smoothed: float
+    outcome: str
+
+
+def write_smallest(inputs: SmallestInputs, *, out: Path) -> None:
+    """Stage: write `answer.json`, `candidates.parquet`, `smallest.html`, and `smallest.md` with `frontier.png`."""
+    answer = inputs.answer
+    write_answer(answer, out)
+    write_rows(out / "candidates.parquet", candidate_rows(answer), CandidateRow)
+    picture = _picture(answer)
+    context = {
+        "title": f"The smallest model for {', '.join(benchmark.name for benchmark in inputs.config.benchmarks)}",
+        "answer": answer,
+        "verdict": verdict(answer),
+        "picture": picture,
+        "tests": _tests(answer),
+        "level": _level(answer),
+        "candidates": _candidates(answer),
+        "rows": inputs.rows[:_ROWS],
+        "sets": _sets(answer),
+        "costs": _costs(inputs.costs),
+        "settings": settings_of(inputs.config),
+    }
+    write_page("smallest.html.j2", out / "smallest.html", context)
+    write_page("smallest.md.j2", out / "smallest.md", context)
+    picture.save_png(out / "frontier.png")
+
+
+def smallest_table(folder: Path) -> rich.table.Table:
+    """The terminal table of a search's folder: the candidates, with the verdict and the failures below them."""
+    answer = read_answer(folder)
+    failures = [f"{label} failed: {error}" for label, error in answer.failed.items()]
+    return terminal(replace(_candidates(answer), notes=(*verdict(answer), *failures)))
+
+
+def verdict(answer: Answer) -> list[str]:
+    """The result in sentences: what is proven and what was measured, or what a proof lacks."""
+    if (place := answer.proven) is None:
+        return _unproven(answer)
+    best = answer.candidates[place]
+    several, tests = len(answer.tests[0]) > 1, answer.tests[answer.order.index(place)]
+    measured = [
+        f"Measured{f' on {name}' if several else ''}: it {_loses(test.loss)} on {number(test.rows, 0)} rows; the "
+        f"largest loss not excluded is {lost(test.bound, 2)} points."
+        for name, test in tests.items()
+    ]
+    sentences = [claim(answer), f"The reference is {answer.reference}.", *measured]
+    if not best.ratio and best.type not in (None, "bf16"):
+        return ["The dense model in fewer bits is the answer: do not prune, quantise.", *sentences]
+    if not best.ratio:
+        return ["The dense model in 16 bits is the answer: nothing smaller is proven.", *sentences]
+    return [*sentences, *(["Only tokens were removed from it, nothing else."] if best.trimmed else [])]
+
+
+def _unproven(answer: Answer) -> list[str]:
+    """What the nearest candidate lacks: rows, if it loses less than the margin, or else a larger margin."""
+    margin = answer.goal.lose_at_most / 100
+    nearest = answer.candidates[answer.order[0] if answer.tests else answer.nearest]
+    failed = {name: test for name, test in answer.tests[0].items() if not test.proven} if answer.tests else {}
+    losses = {name: test.loss for name, test in failed.items()} or nearest.losses
+    on = "the proving rows" if failed else "the choosing rows"
+    text = ", and ".join(f"{_loses(loss)} on {on} of {name}" for name, loss in losses.items())
+    bounds = [test.bound for test in failed.values()] or [*losses.values(), nearest.smoothed]
+    options = f"a margin {'' if failed else 'well '}above {lost(max(bounds), 2)} points, or a better base model"
+    if failed and max(losses.values()) < margin:
+        rows = ", and ".join(_rows_missing(name, test) for name, test in failed.items())
+        missing = f"What is missing, if it loses no more than measured: {rows}; or {options}."
+    else:
+        missing = f"More rows will not help, as it loses too much. What is missing: {options}."
+    return [f"No candidate is proven. The nearest is {nearest.label}: it {text}.", missing]
+
+
+def _rows_missing(name: str, test: LossTest) -> str:
+    """How many rows would prove the measured loss, four times in five."""
+    share = ((test.bound - test.loss) / provable_margin(test.rows, test.level, 1)) ** 2  # which explains the bound
+    needed = rows_needed(test.margin - max(test.loss, 0), test.level, share)
+    return f"about {number(float(f'{needed:.2g}'), 0)} rows of {name} to prove on, instead of {number(test.rows, 0)}"
+
+
+def _loses(loss: float) -> str:
+    return f"gains {lost(-loss)} points" if loss < 0 else f"loses {lost(loss)} points"
+
+
+def candidate_rows(answer: Answer) -> list[CandidateRow]:
+    """The candidates in the order of the answer, each with what became of it."""
+    shared = [field.name for field in fields(CandidateRow) if field.name != "outcome"]
+    return [
+        CandidateRow(**{name: getattr(one, name) for name in shared}, outcome=_outcome(answer, place))
+        for place, one in enumerate(answer.candidates)
+    ]
+
+
+def _outcome(answer: Answer, place: int) -> str:
+    tested = dict(zip(answer.order, answer.tests, strict=False))
+    if place == answer.proven:
+        return "the answer"
+    if place in tested:
+        return "proven" if is_proven(tested[place]) else "not proven"
+    return "loses too much" if answer.candidates[place].smoothed > answer.goal.lose_at_most / 100 else "not tested"
+
+
+def _candidates(answer: Answer) -> Table:
+    """A row for every candidate, the largest first; the answer is bold."""
+    names, bases = list(answer.candidates[0].losses), _names(answer)
+    several = len(names) > 1
+    costs = [] if answer.goal.smallest == "file" else [Column(cost_of(answer, 0)[1].replace(" ", "\n", 1))]
+    columns = [
+        Column("base", left=True),
+        Column("removed"),
+        Column("type", left=True),
+        Column("tuned", left=True, wide=True),
+        Column("parameters", wide=True),
+        Column("file"),
+        *costs,
+        *(Column(f"loss on\n{name}" if several else "loss", wide=several) for name in names),
+        Column("smoothed\nloss", wide=not several),
+        Column("outcome", left=True),
+    ]
+    rows = []
+    for place, one in enumerate(answer.candidates):
+        cost = [] if answer.goal.smallest == "file" else [number(cost_of(answer, one.cost)[0], 1)]
+        share = percent(one.ratio, 0) if one.ratio else "–"
+        removed = Cell(share, ("only tokens",) if one.trimmed else (), share)
+        cells: list[Cell | str] = [bases[one.base], removed]
+        cells += [one.type or "16 bits", "yes" if one.tuned else "no", number(one.parameters, 0)]
+        cells += [megabytes(one.bytes), *cost, *(lost(one.losses[name]) for name in names), lost(one.smoothed)]
+        rows.append(table_row(*cells, _outcome(answer, place), bold=place == answer.proven))
+    return Table(tuple(columns), tuple(rows))
+
+
+def _tests(answer: Answer) -> Table:
+    """A row for every test: a tested candidate on a benchmark. Probabilities have no counts."""
+    counted = answer.goal.measure == "accuracy"
+    counts = ("both\nright", "only\ndense", "only\nsmall", "both\nwrong") if counted else ()
+    titles = ("rows", *counts, "loss", "largest loss\nnot excluded", "p", "bootstrap")
+    rows = []
+    for place, tests in zip(answer.order, answer.tests, strict=False):
+        one = answer.candidates[place]
+        base, how = _names(answer)[one.base], one.label.removeprefix(f"{one.base}, ")
+        for name, test in tests.items():
+            found = astuple(test.counts) if test.counts else (None,) * len(counts)
+            cells: list[Cell | str] = [Cell(base, (how, *([name] if len(tests) > 1 else [])))]
+            cells += [number(count, 0) for count in (test.rows, *found)]
+            cells += [lost(test.loss), lost(test.bound, 2), p_value(test.p), percent(test.bootstrap, 2)]
+            rows.append(table_row(*cells, "proven" if test.proven else "not proven", bold=place == answer.proven))
+    return Table((Column("candidate", left=True), *map(Column, titles), Column("outcome", left=True)), tuple(rows))
+
+
+def _level(answer: Answer) -> str:
+    """What the level of the tests is, and why."""
+    if answer.opening is None or not answer.tests:
+        return "No candidate came so far that the proving rows were opened."
+    level, error = next(iter(answer.tests[0].values())).level, 1 - answer.goal.confidence
+    return (
+        f"The level of each test is {percent(level, 2)}, as this is opening {answer.opening} of the proving rows. "
+        f"All openings together may err in {percent(error)} of cases; each spends {percent(FIRST_SHARE, 0)} of what is "
+        "left of that."
+    )
+
+
+def _sets(answer: Answer) -> Table:
+    """How many rows each benchmark has for each purpose, with the first characters of their digest."""
+    purposes = list(dict.fromkeys(use for sets in answer.sets.values() for use in sets))
+    rows = []
+    for name, sets in answer.sets.items():
+        known = [sets.get(use) for use in purposes]
+        cells = [Cell(number(one.rows, 0), (one.digest[:_DIGEST],)) if one else Cell("–") for one in known]
+        rows.append(table_row(name, *cells))
+    return Table((Column("benchmark", left=True), *map(Column, purposes)), tuple(rows))
+
+
+def _costs(costs: Sequence[Cost]) -> Table:
+    """How many artifacts of each stage were made, and in which time."""
+    stages: dict[str, list[float]] = {}
+    for cost in costs:
+        stages.setdefault(cost.stage, []).append(cost.seconds)
+    rows = [table_row(name, number(len(spent), 0), duration(sum(spent))) for name, spent in stages.items()]
+    total = table_row("together", number(len(costs), 0), duration(sum(cost.seconds for cost in costs)), bold=True)
+    return Table((Column("stage", left=True), Column("times"), Column("wall time")), (*rows, total))
+
+
+def _picture(answer: Answer) -> Picture:
+    """The losses over costs: a line for every base model and type, and one for the types of each dense model."""
+    names, lines = _names(answer), dict[str, Line]()
+    for base, name in names.items():
+        members = [one for one in answer.candidates if one.base == base]
+        if dense := [one for one in members if not one.ratio]:
+            lines[f"{name}, dense"] = _line(answer, dense, dense)
+        for kind in dict.fromkeys(one.type for one in members if one.ratio):
+            ladder = [one for one in members if one.type == kind]
+            lines[f"{name}, {kind or '16 bits'}"] = _line(answer, ladder, [one for one in ladder if one.ratio])
+    ringed = [_at(answer, one, one.loss) for one in (answer.candidates[place] for place in answer.order)]
+    proven = None if answer.proven is None else answer.candidates[answer.proven]
+    mark = None if proven is None else (*_at(answer, proven, proven.loss), megabytes(proven.bytes))
+    unit = "size of the file, MB" if answer.goal.smallest == "file" else cost_of(answer, 0)[1]
+    return frontier(lines, answer.goal.lose_at_most, ringed, mark, (unit, "loss on the choosing rows, points"))
+
+
+def _line(answer: Answer, path: Sequence[Candidate], points: Sequence[Candidate]) -> Line:
+    """A line through smoothed losses, with the measured ones as points; those of dense models are drawn once."""
+    dense = not any(one.ratio for one in path)
+    smoothed, measured = (
+        [_at(answer, one, one.smoothed) for one in path],
+        [_at(answer, one, one.loss) for one in points],
+    )
+    return Line(smoothed, measured, dense)
+
+
+def _names(answer: Answer) -> dict[str, str]:
+    """The base models with their names, without folders or owners where these tell nothing apart."""
+    bases = list(dict.fromkeys(one.base for one in answer.candidates))
+    short = [base.rstrip("/").rsplit("/", 1)[-1] for base in bases]
+    return dict(zip(bases, short if len(set(short)) == len(bases) else bases, strict=True))
+
+
+def _at(answer: Answer, one: Candidate, loss: float) -> tuple[float, float]:
+    """Where a candidate stands in the picture with a loss."""
+    return cost_of(answer, one.cost)[0], 100 * loss
