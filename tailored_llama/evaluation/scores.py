@@ -97,7 +97,9 @@ def read_answers(folder: Path, metric: str) -> Answers:
 def read_probabilities(folder: Path, prompts: Path, split: PromptSplit, metric: str) -> Answers:
     """The answers of a scored model, valued by the probability that it gives the right choice, from 0 to 1.
 
-    It is the softmax over the choices of what the metric compares: log-likelihoods, for acc_norm per character.
+    It is the softmax over the choices of what the metric compares: log-likelihoods, for acc_norm per character. Those
+    are multiplied by the mean length of the choices. Without that, all choices are nearly equally likely whatever the
+    model, and no loss is ever large.
 
     Raises:
         InputError: a file is missing or broken, or the prompts are of other examples.
@@ -110,7 +112,8 @@ def read_probabilities(folder: Path, prompts: Path, split: PromptSplit, metric: 
             raise InputError(f"{folder}: scores example {row['example']}; allowed: the examples of {prompts}")
         compared = np.array(row["loglikelihoods"])
         if metric == "acc_norm":
-            compared = compared / np.array(lengths[row["example"]])
+            characters = np.array(lengths[row["example"]])
+            compared = compared / characters * characters.mean()
         weights = np.exp(compared - compared.max())
         values.append(weights[row["answer"]] / weights.sum())
     return Answers(table["example"].to_numpy(), table["answer"].to_numpy(), np.array(values))
