@@ -14,7 +14,7 @@ import pyarrow as pa
 from tailored_llama import data, evaluation, models, reports, serving
 from tailored_llama.config import SmallestConfig, Work, named_benchmark
 from tailored_llama.evaluation import Answer, CandidateParts
-from tailored_llama.pipeline.stage import leaves, plain
+from tailored_llama.pipeline.stage import plain
 from tailored_llama.store import read_manifest, sha256_file, write_table
 
 A = TypeVar("A")  # an artifact: a future of it, its reference, or its folder
@@ -44,6 +44,7 @@ def write_smallest_report(
     candidates: Sequence[CandidateParts[Path]],
     reference: Mapping[str, Path],
     prompts: Mapping[str, Path],
+    used: Mapping[str, Path],
     settings: SmallestSettings,
     work: Work,
 ) -> None:
@@ -53,15 +54,13 @@ def write_smallest_report(
         candidates: all that were measured, in the order of the answer.
         reference: the reference's scores on the proving rows by benchmark; none if these were not opened.
         prompts: the proving rows by benchmark.
+        used: every artifact of the search, by the name of its stage.
     """
     costs = []
-    for label, folder in leaves({"": candidates, "reference": reference}):
-        if not isinstance(folder, Path):
-            continue
+    for name, folder in used.items():
         manifest = read_manifest(folder)
-        costs.append(
-            reports.Cost(manifest.stage, label, manifest.seconds, manifest.peak_memory_bytes, manifest.measured)
-        )
+        spent = (manifest.seconds, manifest.peak_memory_bytes, manifest.measured)
+        costs.append(reports.Cost(manifest.stage, name, *spent))
     answer, place = settings.answer, settings.answer.proven
     tested = answer.order[0] if place is None and answer.order else place
     lost = [] if tested is None else _lost(settings.config, candidates[tested].proving, reference, prompts)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,8 +28,11 @@ from tailored_llama.pipeline import stages
 from tailored_llama.pipeline.answer import Proof, ShipSettings, SmallestSettings
 from tailored_llama.pipeline.hunt import Hunt
 from tailored_llama.pipeline.rows import scored_rows
-from tailored_llama.pipeline.runner import Artifact, Runner, conclude
+from tailored_llama.pipeline.runner import Artifact, Runner, conclude, succeeded
+from tailored_llama.pipeline.stage import Stage
 from tailored_llama.store import ANSWER, ArtifactRef, ArtifactStore, check_target, place, record_opening
+
+S = TypeVar("S")
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         IncompleteRun: at the end, if a candidate could not be made for another reason than its ratio.
     """
     started, margin = time.monotonic(), config.goal.lose_at_most / 100
+    run = recorded = _Recorder(run)
     hunt = hunting.begin(run, config)
     found = evaluation.search(hunting.ladders_of(hunt), partial(hunting.measure, hunt), margin)
     if not hunt.parts:
@@ -59,12 +63,28 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         candidates=list(parts.values()),
         reference=dense,
         prompts=hunt.bases[0].prompts.evaluation if opening else {},
+        used={name: artifact for name, artifact in recorded.artifacts.items() if succeeded(artifact)},
     )
     if answer.proven is not None:
         _ship(hunt, answer, parts[rungs[answer.proven]], dense)
     log.info("the search took %.1f minutes", (time.monotonic() - started) / 60)
     wrong = {name: error for name, error in hunt.failed.items() if not isinstance(error, InputError)}
     return conclude(report, wrong)
+
+
+class _Recorder:
+    """Runs stages as another runner does, and keeps what they return by name: what the search costs."""
+
+    def __init__(self, run: Runner) -> None:
+        self.run = run
+        self.artifacts: dict[str, Artifact] = {}
+
+    def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
+        self.artifacts[name] = artifact = self.run(stage, settings, name, **inputs)
+        return artifact
+
+    def open(self, artifact: Artifact) -> Path:
+        return self.run.open(artifact)
 
 
 def check_smallest(config: SmallestConfig) -> None:
@@ -158,7 +178,7 @@ def _prove(
         proven = evaluation.is_proven(tests[-1])
         worst = max(tests[-1].values(), key=lambda test: test.bound)
         told = "is proven" if proven else "is not proven, which ends the sequence"
-        measured = f"it {hunting.points_lost(worst.loss)}, and a loss of {100 * worst.bound:.1f} is not excluded"
+        measured = f"it {hunting.points_lost(worst.loss)}, and a loss of {round(100 * worst.bound, 1) + 0.0:.1f} is not excluded"
         log.info("%s %s: %s", hunt.label(rung), told, measured)
         if not proven:
             break
