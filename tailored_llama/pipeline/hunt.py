@@ -134,9 +134,25 @@ def measure(hunt: Hunt, rungs: Sequence[Rung]) -> list[Measured]:
     measured = [one or Measured(rung, float("inf"), 1.0) for rung, one in zip(rungs, found, strict=True)]
     for one in measured:
         if one.rung in hunt.losses:
-            told, size = points_lost(one.loss), file_bytes(hunt, one.rung) / 1e6
-            log.info("candidate %d: %s %s, %.1f MB", len(hunt.losses), hunt.label(one.rung), told, size)
+            _tell(hunt, one)
     return measured
+
+
+def _tell(hunt: Hunt, one: Measured) -> None:
+    """Say what a candidate loses, how far the search has come, and which is the smallest so far."""
+    margin = hunt.config.goal.lose_at_most / 100
+    passing = [rung for rung, losses in hunt.losses.items() if max(losses.values()) <= margin]
+    best = min(passing, key=lambda rung: _cost(hunt, rung), default=None)
+    log.info(
+        "candidate %d, on ladder %d of %d: %s %s, %.1f MB; smallest so far: %s",
+        len(hunt.losses),
+        one.rung.ladder + 1,
+        len(hunt.ladders),
+        hunt.label(one.rung),
+        points_lost(one.loss),
+        file_bytes(hunt, one.rung) / 1e6,
+        hunt.label(best) if best else "none",
+    )
 
 
 def points_lost(loss: float) -> str:

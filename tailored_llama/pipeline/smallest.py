@@ -51,6 +51,11 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
     if not hunt.parts:
         raise next(iter(hunt.failed.values()))
     order = evaluation.sequence(found, margin)
+    if share := _discordant(hunt):
+        needed = evaluation.rows_needed(margin, evaluation.level_of(1, config.goal.confidence), share)
+        log.info(
+            "fewer bits alone change %.0f %% of the answers: about %d rows prove such a model", 100 * share, needed
+        )
     opening = _open(hunt, order) if order else None
     proving, tests = _prove(hunt, order, opening) if opening else ({}, [])
     answer, rungs = _answer(hunt, found, order, tests, opening)
