@@ -5,64 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from tailored_llama import data, evaluation, models, pruning, serving, training
-from tailored_llama.config import BenchmarkConfig, GgufType, ProfileConfig, SmallestConfig, bases_of, named_benchmark
-from tailored_llama.errors import InputError, one_line
+from tailored_llama import evaluation, models, serving, training
+from tailored_llama.config import GgufType, ProfileConfig, SmallestConfig, bases_of
+from tailored_llama.errors import one_line
 from tailored_llama.evaluation import Answers, Candidate, CandidateParts, Found, Ladder, Measured, ProfileSettings, Rung
 from tailored_llama.pipeline import stages, steps
+from tailored_llama.pipeline.bases import Base, Model, Step, better_dense, prepare, read_all, score
 from tailored_llama.pipeline.runner import Artifact, Cancelled, Runner
-from tailored_llama.pipeline.steps import Dense, Lesson, Prompts
-from tailored_llama.serving import QuantisedSettings, SpeedSettings
+from tailored_llama.pipeline.steps import Lesson
+from tailored_llama.serving import SpeedSettings
 
 T = TypeVar("T")
-ScoredSplit = Literal["selection", "evaluation"]
-Scores = Mapping[str, Artifact]  # by benchmark
-
 log = logging.getLogger(__name__)
-
-PURPOSE: dict[ScoredSplit, str] = {"selection": "to choose", "evaluation": "to prove"}
-LEAST_STEP = 0.02  # of the parameters, by which neighbours on a ladder differ
-
-
-@dataclass(frozen=True)
-class Step:
-    """A place on the ladders of a base model: what is removed; `tokens` that stay, if only tokens leave."""
-
-    ratio: float
-    tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class Base:
-    """A base model, ready to be pruned: its run, its prompts, those to choose with, and its steps by size."""
-
-    config: SmallestConfig
-    prompts: Prompts
-    choosing: Mapping[str, Artifact]
-    dense: Dense
-    steps: tuple[Step, ...]
-
-    @property
-    def name(self) -> str:
-        return self.config.model.source
-
-    def rows(self, split: ScoredSplit) -> Mapping[str, Artifact]:
-        """The prompts to choose with, or those to prove on, by benchmark."""
-        return self.choosing if split == "selection" else self.prompts.evaluation
-
-
-@dataclass(frozen=True)
-class Model:
-    """A checkpoint, and the adapter to merge into it, if that is better than none; `label` is for people."""
-
-    label: str
-    checkpoint: Artifact
-    adapter: Artifact | None
 
 
 @dataclass
@@ -101,8 +59,8 @@ def begin(run: Runner, config: SmallestConfig) -> Hunt:
 
     The choosing rows decide. Ladders of few bits come first, as their files are the smallest.
     """
-    bases = [_prepare(run, own) for own in bases_of(config)]
-    dense = [_better_dense(run, base) for base in bases]
+    bases = [prepare(run, own) for own in bases_of(config)]
+    dense = [better_dense(run, base) for base in bases]
     ladders = [(base, kind) for kind in sorted(config.file_types, key=serving.bits_of) for base in bases]
     made = {(base.name, base.steps[0]): model for base, (model, _) in zip(bases, dense, strict=True)}
     return Hunt(run, config, bases, ladders, *dense[0], made)
@@ -170,63 +128,6 @@ def _attempt(hunt: Hunt, rung: Rung, function: Callable[..., T], *arguments: obj
         log.warning("%s: %s", hunt.label(rung), one_line(error))
         hunt.failed[hunt.label(rung)] = error
         return None
-
-
-def _prepare(run: Runner, config: SmallestConfig) -> Base:
-    """Load a base model and score its groups; render all prompts; and see which steps make it smaller."""
-    prompts = steps.render_all(run, config)
-    choosing = {}
-    for benchmark in config.benchmarks:
-        examples = steps.load_examples(run, benchmark)
-        rows = min(config.goal.choosing_rows, choosable(run.open(examples), config, benchmark))
-        choosing[benchmark.name] = steps.render(run, config, benchmark.name, "selection", examples, rows)
-    unasked = config.model_copy(update={"pruning": config.pruning.model_copy(update={"ratios": ()})})
-    dense = steps.prepare_dense(run, unasked, prompts)
-    return Base(config, prompts, choosing, dense, _steps(run, config, dense))
-
-
-def choosable(examples: Path, config: SmallestConfig, benchmark: BenchmarkConfig) -> int:
-    """The rows of a benchmark that are left to choose with.
-
-    Raises:
-        InputError: there are fewer than ten.
-    """
-    rows = len(data.read_examples(examples, "selection"))
-    if not benchmark.data:
-        pool = len(data.read_examples(examples, "train")) - config.scoring.num_fewshot
-        rows = pool - config.tuning.shots - config.tuning.held_out
-    if rows < 10:
-        raise InputError(
-            f"benchmarks.{benchmark.name}: got {max(rows, 0)} rows to choose with, beside those tuned on, held out or "
-            "reported on; allowed: at least 10"
-        )
-    return rows
-
-
-def _steps(run: Runner, config: SmallestConfig, dense: Dense) -> tuple[Step, ...]:
-    """Nothing removed; only the tokens that the job does not need; and the ratios that remove more."""
-    found = [Step(0.0)]
-    if dense.counts is not None:
-        size = models.read_structure(run.open(dense.checkpoint)).size
-        tokens = pruning.enough_tokens(run.open(dense.checkpoint), run.open(dense.counts))
-        if (ratio := (size.vocab_size - tokens) * size.row / size.parameters) >= LEAST_STEP:
-            found.append(Step(ratio, tokens))
-    further = [Step(ratio) for ratio in sorted(config.pruning.ratios) if ratio >= found[-1].ratio + LEAST_STEP]
-    return (*found, *further)
-
-
-def _better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]]:
-    """The dense model as it is or tuned, whichever has more right on the choosing rows; and its answers to these."""
-    config, checkpoint = base.config, base.dense.checkpoint
-    adapters = steps.tune_adapters(run, config, 0.0, checkpoint, Lesson(base.prompts))
-    label = f"{config.model.short_name} dense"
-    tuned = [Model(f"{label}, tuned", checkpoint, adapter) for adapter in list(adapters.values())[:1]]
-    candidates = [Model(label, checkpoint, None), *tuned]
-    scored = [score(run, base, model, "selection") for model in candidates]
-    answers = [read_all(run, base, parts, "selection") for parts in scored]
-    means = [np.mean([np.mean(own.values) for own in one.values()]) for one in answers]
-    best = int(np.argmax(means))
-    return candidates[best], answers[best]
 
 
 def _begin_model(hunt: Hunt, rung: Rung) -> Model:
@@ -321,30 +222,6 @@ def candidate_of(hunt: Hunt, rung: Rung, found: Found) -> Candidate:
         losses=hunt.losses[rung],
         smoothed=found.smoothed[rung],
     )
-
-
-def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: GgufType | None = None) -> Scores:
-    """Score a model on one set of rows of every benchmark, with the weights of a type of file."""
-    config, scores = base.config, {}
-    for name, prompts in base.rows(split).items():
-        benchmark, title = named_benchmark(config, name), f"{model.label}, {kind or '16 bits'}, {PURPOSE[split]}"
-        if kind:
-            settings = QuantisedSettings.of(benchmark, kind, split)
-            inputs = {"checkpoint": model.checkpoint, "adapter": model.adapter, "prompts": prompts}
-            scores[name] = run(stages.QUANTISED, settings, f"score {name} {title}", **inputs)
-        else:
-            scores[name] = steps.score(run, config, name, title, model.checkpoint, prompts, model.adapter, split)
-    return scores
-
-
-def read_all(run: Runner, base: Base, scores: Scores, split: ScoredSplit) -> dict[str, Answers]:
-    """The answers of a scored model on every benchmark, valued as the goal measures them."""
-    asked, answers = base.rows(split), {}
-    for name, folder in ((name, run.open(own)) for name, own in scores.items()):
-        metric = data.headline_metric(named_benchmark(base.config, name))
-        measure = base.config.goal.measure
-        answers[name] = evaluation.read_measured(folder, metric, measure, run.open(asked[name]), split)
-    return answers
 
 
 def _parameters(hunt: Hunt, checkpoint: Artifact) -> int:

@@ -23,8 +23,8 @@ from tailored_llama.config import SmallestConfig, as_shown, bases_of
 from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import Answer, CandidateParts, Found, LossTest, Measured, RowSet, Rung
+from tailored_llama.pipeline import bases, stages
 from tailored_llama.pipeline import hunt as hunting
-from tailored_llama.pipeline import stages
 from tailored_llama.pipeline.answer import Proof, ShipSettings, SmallestSettings
 from tailored_llama.pipeline.hunt import Hunt
 from tailored_llama.pipeline.rows import scored_rows
@@ -53,14 +53,13 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
     order = evaluation.sequence(found, margin)
     if share := _discordant(hunt):
         needed = evaluation.rows_needed(margin, evaluation.level_of(1, config.goal.confidence), share)
-        log.info(
-            "fewer bits alone change %.0f %% of the answers: about %d rows prove such a model", 100 * share, needed
-        )
+        told = "in fewer bits the dense model differs on %.0f %% of the rows: about %d prove a model that loses nothing"
+        log.info(told, 100 * share, needed)
     opening = _open(hunt, order) if order else None
     proving, tests = _prove(hunt, order, opening) if opening else ({}, [])
     answer, rungs = _answer(hunt, found, order, tests, opening)
     parts = {rung: replace(hunt.parts[rung], proving=proving.get(rung, {})) for rung in rungs}
-    dense = hunting.score(run, hunt.bases[0], hunt.reference, "evaluation") if opening else {}
+    dense = bases.score(run, hunt.bases[0], hunt.reference, "evaluation") if opening else {}
     report = run(
         stages.SMALLEST,
         SmallestSettings(as_shown(config), answer),
@@ -170,21 +169,21 @@ def _prove(
     run, margin = hunt.run, hunt.config.goal.lose_at_most / 100
     level = evaluation.level_of(opening, hunt.config.goal.confidence)
     first = hunt.bases[0]
-    dense = hunting.read_all(run, first, hunting.score(run, first, hunt.reference, "evaluation"), "evaluation")
+    dense = bases.read_all(run, first, bases.score(run, first, hunt.reference, "evaluation"), "evaluation")
     proving: dict[Rung, Mapping[str, Artifact]] = {}
     tests: list[Mapping[str, LossTest]] = []
     for rung in (one.rung for one in order):
         base, kind, _ = hunt.place(rung)
-        proving[rung] = hunting.score(run, base, hunt.model(rung), "evaluation", kind)
-        answers = hunting.read_all(run, base, proving[rung], "evaluation")
+        proving[rung] = bases.score(run, base, hunt.model(rung), "evaluation", kind)
+        answers = bases.read_all(run, base, proving[rung], "evaluation")
         tests.append(
             {name: evaluation.noninferiority_test(dense[name], own, margin, level) for name, own in answers.items()}
         )
         proven = evaluation.is_proven(tests[-1])
         worst = max(tests[-1].values(), key=lambda test: test.bound)
         told = "is proven" if proven else "is not proven, which ends the sequence"
-        measured = f"it {hunting.points_lost(worst.loss)}, and a loss of {round(100 * worst.bound, 1) + 0.0:.1f} is not excluded"
-        log.info("%s %s: %s", hunt.label(rung), told, measured)
+        lost, most = hunting.points_lost(worst.loss), round(100 * worst.bound, 1) + 0.0
+        log.info("%s %s: it %s, and a loss of %.1f is not excluded", hunt.label(rung), told, lost, most)
         if not proven:
             break
     return proving, tests
@@ -230,7 +229,7 @@ def _discordant(hunt: Hunt) -> float | None:
     for rung, parts in hunt.parts.items():
         base, _, step = hunt.place(rung)
         if base is hunt.bases[0] and not step.ratio:
-            answers = hunting.read_all(hunt.run, base, parts.choosing, "selection")
+            answers = bases.read_all(hunt.run, base, parts.choosing, "selection")
             return float(np.mean([evaluation.discordant_share(hunt.answers[name], answers[name]) for name in answers]))
     return None
 

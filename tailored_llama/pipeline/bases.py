@@ -1,0 +1,143 @@
+"""The base models of a search: prepared, with the rows to choose with and to prove on, and scored on either."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from tailored_llama import data, evaluation, models, pruning
+from tailored_llama.config import BenchmarkConfig, GgufType, SmallestConfig, named_benchmark
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import Answers
+from tailored_llama.pipeline import stages, steps
+from tailored_llama.pipeline.runner import Artifact, Runner
+from tailored_llama.pipeline.steps import Dense, Lesson, Prompts
+from tailored_llama.serving import QuantisedSettings
+
+ScoredSplit = Literal["selection", "evaluation"]
+Scores = Mapping[str, Artifact]  # by benchmark
+
+
+PURPOSE: dict[ScoredSplit, str] = {"selection": "to choose", "evaluation": "to prove"}
+LEAST_STEP = 0.02  # of the parameters, by which neighbours on a ladder differ
+
+
+@dataclass(frozen=True)
+class Step:
+    """A place on the ladders of a base model: what is removed; `tokens` that stay, if only tokens leave."""
+
+    ratio: float
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, ready to be pruned: its run, its prompts, those to choose with, and its steps by size."""
+
+    config: SmallestConfig
+    prompts: Prompts
+    choosing: Mapping[str, Artifact]
+    dense: Dense
+    steps: tuple[Step, ...]
+
+    @property
+    def name(self) -> str:
+        return self.config.model.source
+
+    def rows(self, split: ScoredSplit) -> Mapping[str, Artifact]:
+        """The prompts to choose with, or those to prove on, by benchmark."""
+        return self.choosing if split == "selection" else self.prompts.evaluation
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint, and the adapter to merge into it, if that is better than none; `label` is for people."""
+
+    label: str
+    checkpoint: Artifact
+    adapter: Artifact | None
+
+
+def prepare(run: Runner, config: SmallestConfig) -> Base:
+    """Load a base model and score its groups; render all prompts; and see which steps make it smaller."""
+    prompts = steps.render_all(run, config)
+    choosing = {}
+    for benchmark in config.benchmarks:
+        examples = steps.load_examples(run, benchmark)
+        rows = min(config.goal.choosing_rows, choosable(run.open(examples), config, benchmark))
+        choosing[benchmark.name] = steps.render(run, config, benchmark.name, "selection", examples, rows)
+    unasked = config.model_copy(update={"pruning": config.pruning.model_copy(update={"ratios": ()})})
+    dense = steps.prepare_dense(run, unasked, prompts)
+    return Base(config, prompts, choosing, dense, _steps(run, config, dense))
+
+
+def choosable(examples: Path, config: SmallestConfig, benchmark: BenchmarkConfig) -> int:
+    """The rows of a benchmark that are left to choose with.
+
+    Raises:
+        InputError: there are fewer than ten.
+    """
+    rows = len(data.read_examples(examples, "selection"))
+    if not benchmark.data:
+        pool = len(data.read_examples(examples, "train")) - config.scoring.num_fewshot
+        rows = pool - config.tuning.shots - config.tuning.held_out
+    if rows < 10:
+        raise InputError(
+            f"benchmarks.{benchmark.name}: got {max(rows, 0)} rows to choose with, beside those tuned on, held out or "
+            "reported on; allowed: at least 10"
+        )
+    return rows
+
+
+def _steps(run: Runner, config: SmallestConfig, dense: Dense) -> tuple[Step, ...]:
+    """Nothing removed; only the tokens that the job does not need; and the ratios that remove more."""
+    found = [Step(0.0)]
+    if dense.counts is not None:
+        size = models.read_structure(run.open(dense.checkpoint)).size
+        tokens = pruning.enough_tokens(run.open(dense.checkpoint), run.open(dense.counts))
+        if (ratio := (size.vocab_size - tokens) * size.row / size.parameters) >= LEAST_STEP:
+            found.append(Step(ratio, tokens))
+    further = [Step(ratio) for ratio in sorted(config.pruning.ratios) if ratio >= found[-1].ratio + LEAST_STEP]
+    return (*found, *further)
+
+
+def better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]]:
+    """The dense model as it is or tuned, whichever has more right on the choosing rows; and its answers to these."""
+    config, checkpoint = base.config, base.dense.checkpoint
+    adapters = steps.tune_adapters(run, config, 0.0, checkpoint, Lesson(base.prompts))
+    label = f"{config.model.short_name} dense"
+    tuned = [Model(f"{label}, tuned", checkpoint, adapter) for adapter in list(adapters.values())[:1]]
+    candidates = [Model(label, checkpoint, None), *tuned]
+    scored = [score(run, base, model, "selection") for model in candidates]
+    answers = [read_all(run, base, parts, "selection") for parts in scored]
+    means = [np.mean([np.mean(own.values) for own in one.values()]) for one in answers]
+    best = int(np.argmax(means))
+    return candidates[best], answers[best]
+
+
+def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: GgufType | None = None) -> Scores:
+    """Score a model on one set of rows of every benchmark, with the weights of a type of file."""
+    config, scores = base.config, {}
+    for name, prompts in base.rows(split).items():
+        benchmark, title = named_benchmark(config, name), f"{model.label}, {kind or '16 bits'}, {PURPOSE[split]}"
+        if kind:
+            settings = QuantisedSettings.of(benchmark, kind, split)
+            inputs = {"checkpoint": model.checkpoint, "adapter": model.adapter, "prompts": prompts}
+            scores[name] = run(stages.QUANTISED, settings, f"score {name} {title}", **inputs)
+        else:
+            scores[name] = steps.score(run, config, name, title, model.checkpoint, prompts, model.adapter, split)
+    return scores
+
+
+def read_all(run: Runner, base: Base, scores: Scores, split: ScoredSplit) -> dict[str, Answers]:
+    """The answers of a scored model on every benchmark, valued as the goal measures them."""
+    asked, answers = base.rows(split), {}
+    for name, folder in ((name, run.open(own)) for name, own in scores.items()):
+        metric = data.headline_metric(named_benchmark(base.config, name))
+        measure = base.config.goal.measure
+        answers[name] = evaluation.read_measured(folder, metric, measure, run.open(asked[name]), split)
+    return answers
