@@ -1,0 +1,60 @@
+"""Score every rung of a search on all evaluation rows: the truth that error_rates.py draws from.
+
+    python tests/performance/ladders.py data/smallest.toml ladders.toml --set 'goal.types=["q8_0"]'
+    python tests/performance/error_rates.py ladders.toml
+
+Each ratio of every base model is made as a search makes it, and scored in every type of file. Everything is kept in
+the store of the configuration, and found again. Several calls may append to one file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tailored_llama.config import load_smallest
+from tailored_llama.evaluation import Rung
+from tailored_llama.models import read_structure
+from tailored_llama.pipeline import StoreRunner
+from tailored_llama.pipeline.bases import score
+from tailored_llama.pipeline.hunt import begin, file_bytes, measure
+
+
+def main(
+    config: Path, out: Path, overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None
+) -> None:
+    run_config = load_smallest(config, overrides)
+    run = StoreRunner(run_config.store, run_config.execution)
+    hunt = begin(run, run_config)
+    reference = score(run, hunt.bases[0], hunt.reference, "evaluation")
+    sixteen_bits = 2 * read_structure(run.open(hunt.reference.checkpoint)).parameters
+    for number, (base, kind) in enumerate(hunt.ladders):
+        rungs = [Rung(number, place) for place in range(len(base.steps))]
+        for rung in rungs:  # one after another: each is followed by its scores
+            measure(hunt, [rung])
+        scored = {rung: score(run, base, hunt.model(rung), "evaluation", kind) for rung in rungs if rung in hunt.parts}
+        for benchmark, prompts in base.prompts.evaluation.items():
+            listed = [(reference[benchmark], "the reference", sixteen_bits)] if not number else []
+            listed += [(own[benchmark], hunt.label(rung), file_bytes(hunt, rung)) for rung, own in scored.items()]
+            lines = [
+                f"    {{scores = {json.dumps(str(run.open(scores)))}, cost = {cost:g}}},  # {label}"
+                for scores, label, cost in listed
+            ]
+            text = [
+                "[[ladder]]",
+                f"model = {json.dumps(hunt.bases[0].config.model.short_name)}",
+                f"benchmark = {json.dumps(benchmark)}",
+                f"prompts = {json.dumps(str(run.open(prompts)))}",
+                "rungs = [",
+                *lines,
+                "]",
+            ]
+            with out.open("a") as file:
+                file.write("\n".join(text) + "\n\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
