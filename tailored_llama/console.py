@@ -38,7 +38,7 @@ def _quiet_transformers(module: ModuleType) -> None:
 @contextmanager
 def progress_bar(description: str) -> Iterator[Progress]:
     """A progress bar on a terminal; elsewhere occasional lines, because a log keeps every frame of a bar."""
-    if not console.is_terminal:
+    if not (console.is_terminal or console.is_jupyter):
         yield _lines(description)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())

@@ -25,6 +25,7 @@ ROOMS = {  # each with the rooms that it may import
     "serving": (*BASE, *SIBLINGS),
     "reports": (*BASE, *SIBLINGS, "serving"),
     "pipeline": (*BASE, *SIBLINGS, "serving", "reports", "preflight"),
+    "api": (*BASE, *SIBLINGS, "serving", "reports", "preflight", "pipeline"),
     "cli": (*BASE, *SIBLINGS, "serving", "reports", "preflight", "pipeline"),
 }
 MAY_IMPORT = ROOMS | {
@@ -33,7 +34,7 @@ MAY_IMPORT = ROOMS | {
     "memory": (),
     "console": (),
     "preflight": BASE,
-    "__init__": ("models",),
+    "__init__": ("models", "api"),
 }
 FORBIDDEN = {  # packages that a package never imports
     "tailored_llama": {"prefect", "tasks", "flows", "deployments"},

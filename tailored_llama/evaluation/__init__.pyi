@@ -60,6 +60,7 @@ from .rows import ProfileRow as ProfileRow
 from .rows import read_pieces as read_pieces
 from .rows import read_profile as read_profile
 from .rows import token_flops as token_flops
+from .scores import Score as Score
 from .scores import compare_scores as compare_scores
 from .scores import read_answers as read_answers
 from .scores import read_chosen as read_chosen
@@ -79,6 +80,8 @@ from .statistics import Answers as Answers
 from .statistics import Array as Array
 from .statistics import above_floor as above_floor
 from .statistics import detectable_difference as detectable_difference
+from .statistics import interval as interval
+from .statistics import paired_draws as paired_draws
 from .sweep import SweepBenchmarkRow as SweepBenchmarkRow
 from .sweep import SweepRow as SweepRow
 from .sweep import measure as measure

@@ -16,6 +16,7 @@ from .runner import StoreRunner as StoreRunner
 from .runner import build as build
 from .runner import describe as describe
 from .runner import result as result
+from .smallest import answer_folder as answer_folder
 from .stage import Call as Call
 from .stage import Stage as Stage
 from .stage import leaves as leaves

@@ -1,0 +1,7 @@
+# The face of the room: what other rooms may import. Each name is loaded when it is first used.
+from .calls import compare as compare
+from .calls import prune as prune
+from .calls import smallest as smallest
+from .calls import tune as tune
+from .models import Found as Found
+from .models import Small as Small

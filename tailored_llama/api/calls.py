@@ -1,0 +1,277 @@
+"""The calls. Each composes the stages that a flow does: results are the same, and are found again in a store."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from tailored_llama import evaluation, models, reports, training
+from tailored_llama.api.models import Found, Small
+from tailored_llama.config import RunConfig, SmallestConfig, assign, validate_as
+from tailored_llama.console import quiet_libraries
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import Score
+from tailored_llama.pipeline import COMPOSITIONS, Done, StoreRunner, answer_folder, steps
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Settings = Mapping[str, Any]  # dotted field of a configuration → value, such as {"tuning.epochs": 5}
+Rows = Any  # a list of dicts, a pandas.DataFrame, a datasets.Dataset, a file, or the name of a benchmark
+Source = Any  # a path, a Hub id, an embedded name, or a model of transformers with its tokenizer
+
+ARGUMENTS = {  # field of the configuration → the argument that sets it
+    "model.source": "model",
+    "pruning.ratios": "ratio",
+    "calibration.source": "text",
+    "goal.lose_at_most": "lose_at_most",
+    "scoring.limit": "limit",
+    "store.root": "store",
+}
+
+
+def _names_arguments(call: Callable[P, R]) -> Callable[P, R]:
+    """Let an error name the argument, not the field of a configuration that nobody wrote."""
+
+    @functools.wraps(call)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(*args, **kwargs)
+        except InputError as error:
+            told = str(error)
+            for field, argument in ARGUMENTS.items():
+                if found := re.match(rf"{re.escape(field)}(\.0)?\b", told):
+                    raise InputError(argument + told[found.end() :]) from None
+            raise
+
+    return wrapper
+
+
+@_names_arguments
+def prune(
+    model: Source,
+    ratio: float,
+    text: str | Sequence[str] | None = None,
+    rows: Rows = None,
+    store: str | Path | None = None,
+    settings: Settings | None = None,
+) -> Small:
+    """Remove a share of all parameters.
+
+    Args:
+        model: a folder, a Hub id, an embedded name, or a model of transformers and its tokenizer, as a pair.
+        ratio: of all parameters, embeddings included.
+        text: what the model will read: texts, a file, or a data set; it decides what is important.
+        rows: of the job, as in `tune`, in its place: their questions are the text.
+        store: a folder for all artifacts, which are found there again; absent: a temporary one.
+        settings: further fields of a configuration, such as {"pruning.kinds": ["mlp"]}.
+
+    Raises:
+        InputError: an argument is wrong; the message names it.
+    """
+    if (text is None) == (rows is None):
+        raise InputError("text: got both or none of text and rows; allowed: one of them")
+    benchmarks = [] if rows is None else [_benchmark(rows)]
+    fields: dict[str, Any] = {"pruning.ratios": [ratio]}
+    if text is not None:
+        fields |= _text(text)
+    run, config = _begin(model, benchmarks, store, fields | dict(settings or {}))
+    prompts = steps.render_train(run, config)
+    return Small(run, config, steps.prune_to(run, config, steps.prepare_dense(run, config, prompts), ratio))
+
+
+@_names_arguments
+def tune(model: Small | Source, rows: Rows, store: str | Path | None = None, settings: Settings | None = None) -> Small:
+    """Tune a model to a job on a few of its rows, 50 by default.
+
+    A hash of each row decides what it is for: 45 % to tune on, 15 % to choose with, 40 % to compare on. So what
+    `compare` and `smallest` score was never tuned on. An adapter that is no better than none on held-out rows is left
+    out; `verdict` says so.
+
+    Args:
+        model: what `prune` has made, or a dense model.
+        rows: with columns question, choices (or a, b, c, …) and answer: a list of dicts, a data frame, a Dataset, a
+            file, or the name of a benchmark.
+        store: as in `prune`; of a model that was made here, its own.
+        settings: further fields of a configuration, such as {"tuning.shots": 100}.
+
+    Raises:
+        InputError: an argument is wrong; the message names it.
+    """
+    small = _as_small(model, [_benchmark(rows)], store, settings or {})
+    (name,) = (benchmark.name for benchmark in small.config.benchmarks)
+    prompts = steps.render_train(small.run, small.config)
+    adapter = steps.tune(small.run, small.config, [name], 0.0, small.checkpoint, steps.Lesson(prompts))
+    comparison = training.read_comparison(small.run.open(adapter))
+    ships = training.ships_adapter(small.config.tuning, comparison)
+    verdict = reports.verdict_line(comparison) if comparison else ""
+    return replace(small, adapter=adapter if ships else None, verdict=verdict)
+
+
+@_names_arguments
+def compare(
+    *compared: Small | Source, benchmark: Rows, limit: int | None = None, settings: Settings | None = None
+) -> Any:
+    """Score models on a benchmark, and compare each with the first.
+
+    Args:
+        compared: what `prune` or `tune` has made, or dense models.
+        benchmark: its name, or rows as in `tune`, of which 40 % are scored.
+        limit: evenly spaced examples of them; absent: all.
+        settings: further fields of a configuration.
+
+    Returns:
+        A pandas.DataFrame with a row for each model: parameters, accuracy with its standard error, and the difference
+        from the first with its paired 95 % interval. All are shares.
+
+    Raises:
+        InputError: an argument is wrong; the message names it.
+    """
+    import pandas as pd
+
+    fields = {**(settings or {}), **({} if limit is None else {"scoring.limit": limit})}
+    rows, scores = [], list[Score]()
+    for one in compared:
+        small = _as_small(one, [_benchmark(benchmark)], None, fields)
+        (own,) = small.config.benchmarks
+        prompts = steps.render(small.run, small.config, own.name, "evaluation", steps.load_examples(small.run, own))
+        scored = steps.score(small.run, small.config, own.name, repr(small), small.checkpoint, prompts, small.adapter)
+        scores.append(evaluation.read_score(small.run.open(scored)))
+        draws = evaluation.paired_draws(scores[-1].answers, scores[0].answers)
+        low, high = evaluation.interval(draws[0] - draws[1])
+        rows.append(
+            {
+                "model": repr(small),
+                "parameters": small.parameters,
+                scores[-1].metric: scores[-1].accuracy,
+                "stderr": scores[-1].stderr,
+                "difference": scores[-1].accuracy - scores[0].accuracy,
+                "low": low,
+                "high": high,
+                "examples": len(scores[-1].answers.examples),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@_names_arguments
+def smallest(
+    model: Source,
+    rows: Rows,
+    lose_at_most: float = 3.0,
+    export: str | Path | None = None,
+    store: str | Path | None = None,
+    settings: Settings | None = None,
+) -> Found:
+    """Find the smallest model that still does a job, and prove that it does.
+
+    Args:
+        model: as in `prune`.
+        rows: as in `tune`.
+        lose_at_most: points of accuracy.
+        export: a folder that gets the model; absent: it is in the store.
+        store: as in `prune`. The record of how often the rows were opened is kept there: a temporary one forgets it.
+        settings: further fields of a configuration, such as {"goal.runtime": "transformers"}.
+
+    Raises:
+        InputError: an argument is wrong, or so many rows cannot prove it; the message says what could.
+    """
+    root = _root(store)
+    fields = {"goal.lose_at_most": lose_at_most, "store.export": str(export or root / "exported"), **(settings or {})}
+    composition = COMPOSITIONS["smallest"]
+    run, config = _begin(model, [_benchmark(rows)], root, fields, SmallestConfig)
+    composition.check(config)
+    report = run.open(Done(composition.compose(run, config)))
+    answer = evaluation.read_answer(report)
+    return Found(answer, report, answer_folder(config) if answer.proven is not None else None)
+
+
+@functools.cache
+def _session() -> tempfile.TemporaryDirectory[str]:
+    """A folder that is gone when Python ends."""
+    return tempfile.TemporaryDirectory(prefix="tailored-llama-")
+
+
+def _root(store: str | Path | None) -> Path:
+    return Path(_session().name) / "store" if store is None else Path(store)
+
+
+def _begin(
+    model: Source,
+    benchmarks: Sequence[Any],
+    store: str | Path | None,
+    fields: Settings,
+    kind: type[RunConfig] = RunConfig,
+) -> tuple[StoreRunner, Any]:
+    """A runner and the configuration of a call."""
+    plain: dict[str, Any] = {"model": {"source": _source(model)}, "store": {"root": str(_root(store)), "reports": None}}
+    if benchmarks:
+        plain["benchmarks"] = list(benchmarks)
+    for field, value in fields.items():
+        assign(plain, field, value)
+    quiet_libraries()
+    config = validate_as(kind, plain)
+    if not benchmarks:
+        config = config.model_copy(update={"benchmarks": ()})
+    models.find_model(config.model)
+    models.pick_device(config.execution.device)
+    return StoreRunner(config.store, config.execution), config
+
+
+def _as_small(model: Small | Source, benchmarks: Sequence[Any], store: str | Path | None, fields: Settings) -> Small:
+    """A model that was made here, for another job; or a dense one."""
+    if not isinstance(model, Small):
+        run, config = _begin(model, benchmarks, store, fields)
+        return Small(run, config, steps.load_dense(run, config))
+    base = model.config.model_dump(mode="json", exclude={"benchmarks"})
+    _, config = _begin(base["model"]["source"], benchmarks, model.config.store.root, fields)
+    return Small(model.run, config, model.checkpoint, model.adapter)
+
+
+def _source(model: Source) -> str:
+    """The source of a model; one in memory is written to a folder, named by its weights when it is loaded."""
+    if isinstance(model, str | Path):
+        return str(model)
+    try:
+        own, tokenizer = model
+        folder = tempfile.mkdtemp(dir=_session().name)
+        own.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except (TypeError, ValueError, AttributeError):
+        kind = type(model).__name__
+        raise InputError(f"model: got {kind}; allowed: a path, a Hub id, or a model and its tokenizer") from None
+    return folder
+
+
+def _text(text: str | Sequence[str]) -> dict[str, Any]:
+    """The fields that make texts the calibration text."""
+    if isinstance(text, str):
+        return {"calibration.source": text}
+    return {"calibration.source": _written(({"text": one} for one in text), "text"), "calibration.column": "text"}
+
+
+def _benchmark(rows: Rows) -> Any:
+    """A benchmark's name, or a table of rows in a file."""
+    if isinstance(rows, str | Path | Mapping):
+        return str(rows) if isinstance(rows, Path) else rows
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a data frame
+        rows = rows.to_dict("records")
+    try:
+        return {"data": _written((dict(row) for row in rows), "rows"), "name": "rows"}
+    except (TypeError, ValueError):
+        allowed = "a list of dicts, a data frame, a Dataset, a file, or the name of a benchmark"
+        raise InputError(f"rows: got {type(rows).__name__}; allowed: {allowed}") from None
+
+
+def _written(rows: Iterable[Mapping[str, Any]], name: str) -> str:
+    """A JSONL file of rows."""
+    folder = Path(tempfile.mkdtemp(dir=_session().name))
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(dict(row), default=str) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
