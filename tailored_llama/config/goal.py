@@ -41,7 +41,7 @@ class GoalConfig(Section):
         "16 bits.",
     )
     types: tuple[GgufType, ...] = Field(
-        ("q4_0", "q5_0", "q8_0", "bf16"), min_length=1, description="Types of GGUF file to choose from, for llama.cpp."
+        ("q4_0", "q5_0", "q8_0"), min_length=1, description="Types of GGUF file to choose from, for llama.cpp."
     )
     models: tuple[str, ...] = Field(
         (), description="Further base models to start from. The reference is model.source, as it is or tuned."

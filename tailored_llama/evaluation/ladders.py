@@ -22,12 +22,14 @@ class Ladder:
     """One base model in one type, from the whole model (rung 0) to the smallest.
 
     `costs` are estimates by rung. The whole model of a `reference` ladder is the reference itself: it loses nothing,
-    and is no candidate.
+    and is no candidate. `above` is the position of the ladder of the same model in more bits: what loses too much
+    there is not tried in fewer.
     """
 
     name: str
     costs: tuple[float, ...]
     reference: bool = False
+    above: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,32 +64,37 @@ def search(ladders: Sequence[Ladder], measure: Callable[[Sequence[Rung]], Sequen
     model loses too much is left.
 
     Args:
-        ladders: those that are likely to have the smallest candidates first.
+        ladders: those of more bits first.
         measure: measures rungs of one ladder, which do not depend on each other.
         margin: a share.
     """
     measured: dict[Rung, Measured] = {}
     for number, ladder in enumerate(ladders):
+        rungs = _passing(measured, ladders, ladder.above, margin) if ladder.above is not None else len(ladder.costs)
         while True:
             losses, best = _losses(measured, number, ladder), _best(measured, ladders, margin)
-            if not (places := next_places(ladder, losses, margin, best)):
+            if not (places := next_places(ladder, losses, margin, best, rungs)):
                 break
             measured |= {one.rung: one for one in measure([Rung(number, place) for place in places])}
     return Found(measured, _smoothed(measured, ladders))
 
 
-def next_places(ladder: Ladder, losses: Mapping[int, float], margin: float, best: float = math.inf) -> list[int]:
+def next_places(
+    ladder: Ladder, losses: Mapping[int, float], margin: float, best: float = math.inf, rungs: int | None = None
+) -> list[int]:
     """The places of a ladder to measure next: between the last that passes and the first that does not.
 
     Args:
         losses: what was measured, by place.
         margin: up to which a smoothed loss passes.
         best: the cost of the best candidate so far, of any ladder.
+        rungs: how many of the ladder come into question; absent: all.
     """
+    end = len(ladder.costs) if rungs is None else rungs
     if not losses:
-        return [0]
+        return [0] if end else []
     smoothed = smooth(losses)
-    failing = min((place for place, loss in smoothed.items() if loss > margin), default=len(ladder.costs))
+    failing = min([end, *(place for place, loss in smoothed.items() if loss > margin)])
     passing = max((place for place in smoothed if place < failing), default=failing)
     open_places = [place for place in range(passing + 1, failing) if ladder.costs[place] < best]
     step = len(open_places) / (AT_ONCE + 1)
@@ -135,6 +142,12 @@ def _smoothed(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> d
         for number, ladder in enumerate(ladders)
         for place, loss in smooth(_losses(measured, number, ladder)).items()
     }
+
+
+def _passing(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], number: int, margin: float) -> int:
+    """How many rungs of a ladder come before the first that loses too much, up to the last that was measured."""
+    smoothed = smooth(_losses(measured, number, ladders[number]))
+    return max((place + 1 for place, loss in smoothed.items() if loss <= margin), default=0)
 
 
 def _best(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], margin: float) -> float:

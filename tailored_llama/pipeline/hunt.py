@@ -57,11 +57,11 @@ class Hunt:
 def begin(run: Runner, config: SmallestConfig) -> Hunt:
     """Prepare the base models, and choose the reference: the better of the dense model as it is and tuned.
 
-    The choosing rows decide. Ladders of few bits come first, as their files are the smallest.
+    The choosing rows decide. Ladders of many bits come first: what loses too much there need not be tried in fewer.
     """
     bases = [prepare(run, own) for own in bases_of(config)]
     dense = [better_dense(run, base) for base in bases]
-    ladders = [(base, kind) for kind in sorted(config.file_types, key=serving.bits_of) for base in bases]
+    ladders = [(base, kind) for kind in sorted(config.file_types, key=serving.bits_of, reverse=True) for base in bases]
     made = {(base.name, base.steps[0]): model for base, (model, _) in zip(bases, dense, strict=True)}
     return Hunt(run, config, bases, ladders, *dense[0], made)
 
@@ -72,11 +72,13 @@ def ladders_of(hunt: Hunt) -> list[Ladder]:
     Bytes follow from the parameters, and memory is hardly more. Times cannot be told.
     """
     told = hunt.config.goal.smallest in ("file", "memory")
-    result = []
+    result: list[Ladder] = []
     for base, kind in hunt.ladders:
         whole = _parameters(hunt, base.dense.checkpoint) * serving.bits_of(kind) / 8
         costs = tuple(whole * (1 - step.ratio) if told else 0.0 for step in base.steps)
-        result.append(Ladder(f"{base.name}, {kind}", costs, base is hunt.bases[0] and serving.bits_of(kind) >= 16))
+        above = max((i for i, (other, _) in enumerate(hunt.ladders[: len(result)]) if other is base), default=None)
+        reference = base is hunt.bases[0] and serving.bits_of(kind) >= 16
+        result.append(Ladder(f"{base.name}, {kind}", costs, reference, above))
     return result
 
 

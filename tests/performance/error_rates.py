@@ -68,11 +68,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Case:
-    """One search: ladders on one benchmark; the first model of the first ladder is the reference."""
+    """One search: ladders on one benchmark; the first model of the first ladder is the reference.
+
+    With `by_bits`, the reference stands alone, and the other ladders are of the same models in fewer and fewer bits.
+    """
 
     name: str
     benchmark: str
     ladders: Sequence[Sequence[Model]]
+    by_bits: bool = False
 
     @property
     def models(self) -> list[Model]:
@@ -146,7 +150,7 @@ def in_file(path: Path) -> Iterator[Case]:
         ]
         listed.setdefault((entry["model"], entry["benchmark"]), []).append(rungs)
     for (model, benchmark), ladders in listed.items():
-        yield Case(model, benchmark, ladders)
+        yield Case(model, benchmark, ladders, len(ladders[0]) == 1)
 
 
 def read_model(name: str, cost: float, scores: Path, prompts: Path | None) -> Model:
@@ -166,7 +170,10 @@ def repeat(case: Case, measure: str, margin: float, sizes: tuple[int, int], draw
     chosen = generator.multinomial(choosing, even, draws) @ losses.T / choosing
     proving_counts = generator.multinomial(proving, even, draws)
     reference = models[0]
-    ladders = [Ladder(own[0].name, tuple(m.cost for m in own), own[0] is reference) for own in case.ladders]
+    ladders = [
+        Ladder(own[0].name, tuple(m.cost for m in own), own[0] is reference, i - 1 if case.by_bits and i > 1 else None)
+        for i, own in enumerate(case.ladders)
+    ]
     starts = np.cumsum([0, *(len(own) for own in case.ladders)])
     answers: dict[str, list[int]] = {"certificate": [], "point estimate": []}
     for measured, counts in zip(chosen, proving_counts, strict=True):

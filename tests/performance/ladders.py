@@ -20,7 +20,7 @@ from tailored_llama.evaluation import Rung
 from tailored_llama.models import read_structure
 from tailored_llama.pipeline import StoreRunner
 from tailored_llama.pipeline.bases import score
-from tailored_llama.pipeline.hunt import begin, file_bytes, measure
+from tailored_llama.pipeline.hunt import Hunt, begin, file_bytes, measure
 
 
 def main(
@@ -37,23 +37,22 @@ def main(
             measure(hunt, [rung])
         scored = {rung: score(run, base, hunt.model(rung), "evaluation", kind) for rung in rungs if rung in hunt.parts}
         for benchmark, prompts in base.prompts.evaluation.items():
-            listed = [(reference[benchmark], "the reference", sixteen_bits)] if not number else []
-            listed += [(own[benchmark], hunt.label(rung), file_bytes(hunt, rung)) for rung, own in scored.items()]
-            lines = [
-                f"    {{scores = {json.dumps(str(run.open(scores)))}, cost = {cost:g}}},  # {label}"
-                for scores, label, cost in listed
+            folder = run.open(prompts)
+            if not number:
+                write(out, hunt, benchmark, folder, [(run.open(reference[benchmark]), "the reference", sixteen_bits)])
+            rows = [
+                (run.open(own[benchmark]), hunt.label(rung), file_bytes(hunt, rung)) for rung, own in scored.items()
             ]
-            text = [
-                "[[ladder]]",
-                f"model = {json.dumps(hunt.bases[0].config.model.short_name)}",
-                f"benchmark = {json.dumps(benchmark)}",
-                f"prompts = {json.dumps(str(run.open(prompts)))}",
-                "rungs = [",
-                *lines,
-                "]",
-            ]
-            with out.open("a") as file:
-                file.write("\n".join(text) + "\n\n")
+            write(out, hunt, benchmark, folder, rows)
+
+
+def write(out: Path, hunt: Hunt, benchmark: str, prompts: Path, rungs: list[tuple[Path, str, int]]) -> None:
+    """Append a ladder: the scores, label and bytes of its rungs."""
+    lines = [f"    {{scores = {json.dumps(str(scores))}, cost = {cost}}},  # {label}" for scores, label, cost in rungs]
+    head = {"model": hunt.bases[0].config.model.short_name, "benchmark": benchmark, "prompts": str(prompts)}
+    text = ["[[ladder]]", *(f"{name} = {json.dumps(value)}" for name, value in head.items()), "rungs = [", *lines, "]"]
+    with out.open("a") as file:
+        file.write("\n".join(text) + "\n\n")
 
 
 if __name__ == "__main__":

@@ -107,6 +107,27 @@ def test_the_whole_model_of_the_reference_ladder_is_no_candidate() -> None:
     assert Rung(1, 0) not in {one.rung for one in sequence(found, 0.03)}
 
 
+def test_what_loses_too_much_in_more_bits_is_not_tried_in_fewer() -> None:
+    ladders = [Ladder("eight", (80, 70, 60, 50, 40)), Ladder("four", (45, 40, 35, 30, 25), above=0)]
+    losses = [[0.0, 0.01, 0.02, 0.1, 0.2], [0.0, 0.02, 0.04, 0.1, 0.2]]
+    rungs: list[Rung] = []
+
+    def measure(wanted: Sequence[Rung]) -> list[Measured]:
+        rungs.extend(wanted)
+        return [
+            Measured(rung, ladders[rung.ladder].costs[rung.place], losses[rung.ladder][rung.place]) for rung in wanted
+        ]
+
+    found = search(ladders, measure, 0.03)
+    assert {rung.place for rung in rungs if rung.ladder == 1} == {0, 1, 2}
+    assert sequence(found, 0.03)[-1].rung == Rung(1, 1)
+
+    losses[0] = [0.1] * 5  # not even the whole model
+    rungs.clear()
+    search(ladders, measure, 0.03)
+    assert rungs == [Rung(0, 0)]
+
+
 def test_a_loss_exactly_at_the_margin_passes_on_the_choosing_rows() -> None:
     found, _ = run([evenly(3)], [[0.0, 0.03, 0.04]], 0.03)
     assert sequence(found, 0.03)[-1].rung == Rung(0, 1)
