@@ -169,12 +169,13 @@ def _prove(
     run, margin = hunt.run, hunt.config.goal.lose_at_most / 100
     level = evaluation.level_of(opening, hunt.config.goal.confidence)
     first = hunt.bases[0]
-    dense = bases.read_all(run, first, bases.score(run, first, hunt.reference, "evaluation"), "evaluation")
+    reference = bases.score(run, first, hunt.reference, "evaluation")  # under way while the first candidate is scored
     proving: dict[Rung, Mapping[str, Artifact]] = {}
     tests: list[Mapping[str, LossTest]] = []
     for rung in (one.rung for one in order):
         base, kind, _ = hunt.place(rung)
         proving[rung] = bases.score(run, base, hunt.model(rung), "evaluation", kind)
+        dense = bases.read_all(run, first, reference, "evaluation")
         answers = bases.read_all(run, base, proving[rung], "evaluation")
         tests.append(
             {name: evaluation.noninferiority_test(dense[name], own, margin, level) for name, own in answers.items()}
