@@ -122,4 +122,5 @@ def load_smallest(path: str | Path | None, overrides: list[str] | None = None) -
 def bases_of(config: SmallestConfig) -> list[SmallestConfig]:
     """The same search for each base model alone; the first has the reference."""
     further = [config.model.model_copy(update={"source": name, "revision": None}) for name in config.goal.models]
-    return [config.model_copy(update={"model": model}) for model in (config.model, *further)]
+    alone = config.goal.model_copy(update={"models": ()})
+    return [config.model_copy(update={"model": model, "goal": alone}) for model in (config.model, *further)]

@@ -101,7 +101,7 @@ class Proof(Generic[A]):
 
 @dataclass(frozen=True)
 class ShipSettings:
-    """What the shipped model depends on, beside its weights and scores: what was found, and its name."""
+    """What the shipped model depends on, beside its weights and scores: its base's search, what was found, its name."""
 
     config: SmallestConfig
     answer: Answer
@@ -128,7 +128,7 @@ def ship_model(
     answer, name, out = settings.answer, settings.name, work.out
     assert answer.proven is not None
     candidate = answer.candidates[answer.proven]
-    base = models.base_of(models.find_model(settings.config.model.model_copy(update={"source": candidate.base})))
+    base = models.base_of(models.find_model(settings.config.model))
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         merged = Path(scratch) / "merged" if candidate.type else out
         merged.mkdir(exist_ok=True)

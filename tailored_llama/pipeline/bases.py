@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from tailored_llama import data, evaluation, models, pruning
+from tailored_llama import data, evaluation, models, pruning, reports
 from tailored_llama.config import BenchmarkConfig, GgufType, SmallestConfig, named_benchmark
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answers
@@ -47,6 +47,11 @@ class Base:
     @property
     def name(self) -> str:
         return self.config.model.source
+
+    @property
+    def shown(self) -> str:
+        """The name for people, without folders: cards leave this machine."""
+        return str(reports.without_folders(self.name))
 
     def rows(self, split: ScoredSplit) -> Mapping[str, Artifact]:
         """The prompts to choose with, or those to prove on, by benchmark."""

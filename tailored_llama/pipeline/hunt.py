@@ -213,7 +213,7 @@ def candidate_of(hunt: Hunt, rung: Rung, found: Found) -> Candidate:
     base, kind, step = hunt.place(rung)
     parts = hunt.parts[rung]
     return Candidate(
-        base=base.name,
+        base=base.shown,
         ratio=step.ratio,
         type=kind,
         trimmed=step.tokens is not None,

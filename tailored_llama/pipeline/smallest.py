@@ -70,7 +70,8 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         used={name: artifact for name, artifact in recorded.artifacts.items() if succeeded(artifact)},
     )
     if answer.proven is not None:
-        _ship(hunt, answer, parts[rungs[answer.proven]], dense)
+        rung = rungs[answer.proven]
+        _ship(hunt, answer, rung, Proof(hunt.bases[0].prompts.evaluation, dense, proving[rung]))
     log.info("the search took %.1f minutes", (time.monotonic() - started) / 60)
     wrong = {name: error for name, error in hunt.failed.items() if not isinstance(error, InputError)}
     return conclude(report, wrong)
@@ -197,7 +198,7 @@ def _answer(
     rungs = sorted(hunt.parts, key=lambda rung: -found.measured[rung].cost)
     answer = Answer(
         goal=hunt.config.goal,
-        reference=f"the dense {hunt.bases[0].name}, {'tuned' if hunt.reference.adapter else 'as it is'}",
+        reference=f"the dense {hunt.bases[0].shown}, {'tuned' if hunt.reference.adapter else 'as it is'}",
         candidates=[hunting.candidate_of(hunt, rung, found) for rung in rungs],
         order=[rungs.index(one.rung) for one in order],
         tests=tests,
@@ -235,15 +236,16 @@ def _discordant(hunt: Hunt) -> float | None:
     return None
 
 
-def _ship(hunt: Hunt, answer: Answer, parts: CandidateParts[Artifact], dense: Mapping[str, Artifact]) -> None:
+def _ship(hunt: Hunt, answer: Answer, rung: Rung, proof: Proof[Artifact]) -> None:
     """Write the proven model in the format of its runtime, with its certificate, to the folder of the exports."""
+    parts, (base, _, _) = hunt.parts[rung], hunt.place(rung)
     shipped = hunt.run(
         stages.SHIPPED,
-        ShipSettings(as_shown(hunt.config), answer, answer_name(hunt.config)),
+        ShipSettings(as_shown(base.config), answer, answer_name(hunt.config)),
         "ship the answer",
         checkpoint=parts.checkpoint,
         adapter=parts.adapter,
-        proof=Proof(hunt.bases[0].prompts.evaluation, dense, parts.proving),
+        proof=proof,
     )
     if target := answer_folder(hunt.config):
         place(hunt.run.open(shipped), target, "store.export", "an exported model", [ANSWER])

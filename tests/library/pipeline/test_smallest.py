@@ -77,6 +77,8 @@ def test_the_smallest_proven_model_is_shipped_and_found_again(run: dict[str, Any
     assert costs == sorted(costs, reverse=True)
     shipped = tmp_path / "small" / "job"
     (file,) = shipped.glob("*.gguf")
+    for text in ("README.md", "certificate.json", "manifest.json"):
+        assert str(tmp_path) not in (shipped / text).read_text()
     assert answer.candidates[answer.proven].bytes == costs[-1]
     assert file.stat().st_size == pytest.approx(costs[-1], rel=0.01)  # its name is in it
     assert answer.opening == 1
@@ -150,7 +152,7 @@ def test_several_models_and_benchmarks_are_searched_together(run: dict[str, Any]
     rows.write_text(rows.read_text().replace("?", "!"))
     both = with_goal(run, models=[str(other)]) | {"benchmarks": [*run["benchmarks"], str(rows)]}
     answer = answer_to(both)
-    assert {candidate.base for candidate in answer.candidates} == {str(model), str(other)}
+    assert {candidate.base for candidate in answer.candidates} == {model.name, other.name}
     assert all(candidate.losses.keys() == {"job", "second"} for candidate in answer.candidates)
     assert all(tests.keys() == {"job", "second"} for tests in answer.tests)
 
