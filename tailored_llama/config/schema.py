@@ -176,6 +176,12 @@ class RunConfig(Section):
     def _quantized_on_one_device(self) -> RunConfig:
         if self.execution.device == "balanced" and self.model.quantization != "none":
             raise ValueError("execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda")
+        for section, training in (("healing", self.healing), ("tuning", self.tuning)):
+            if self.execution.device == "balanced" and not training.optimizer.startswith("adamw_torch"):
+                raise ValueError(
+                    f"{section}.optimizer: got {training.optimizer!r} with execution.device = 'balanced'; allowed: "
+                    "adamw_torch or adamw_torch_fused"
+                )
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,10 @@ from tailored_llama.config.section import Section
 
 Variant = Literal["lora", "rslora", "dora", "prompt"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Optimizer = Literal[
+    "adamw_torch", "adamw_torch_fused", "adafactor", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"
+]  # fmt: skip
+OPTIMIZERS_8BIT: tuple[Optimizer, ...] = ("adamw_8bit", "paged_adamw_8bit", "lion_8bit")
 PROJECTIONS: tuple[Projection, ...] = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
 )  # fmt: skip
@@ -36,8 +40,15 @@ class TrainingConfig(Section):
         description="Precision of matrix products over float32 weights; bfloat16 is about twice as fast where the "
         "hardware has it. Adapters, gradients and the optimiser stay in float32, weights in the checkpoint's type.",
     )
-    learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning-rate schedule after warm-up.")
+    optimizer: Optimizer = Field(
+        "adamw_torch",
+        description="Optimiser, by its name in transformers. Those in 8 bits hold a quarter of AdamW's state, and need "
+        "bitsandbytes. With execution.device = balanced: adamw_torch or adamw_torch_fused.",
+    )
+    learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak learning rate.")
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt"] = Field(
+        "cosine", description="Learning-rate schedule, by its name in transformers; constant has no warm-up."
+    )
     warmup: float = Field(0.1, ge=0, lt=1, description="Fraction of the steps used for warm-up.")
     batch_size: int = Field(4, ge=1, description="Examples per optimiser step.")
     micro_batch_tokens: int = Field(
@@ -87,7 +98,7 @@ class HealingConfig(TrainingConfig):
     variant: Literal["lora", "rslora", "dora"] = Field("lora", description="As in tuning; it must merge into weights.")
     rank: int = Field(64, ge=1, le=1024, description="LoRA rank r: the width of each update.")
     alpha: int = Field(64, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate.")
     batch_size: int = Field(
         1, ge=1, description="Text sequences per optimiser step; fewer give more steps for the same tokens."
     )

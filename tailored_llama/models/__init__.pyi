@@ -73,7 +73,6 @@ from .packing import token_budget as token_budget
 from .packing import within_memory as within_memory
 from .passes import PackedRow as PackedRow
 from .passes import run_packed as run_packed
-from .quantization import check_installed as check_installed
 from .quantization import check_quantizable as check_quantizable
 from .quantization import load_base as load_base
 from .shards import tensor_reader as tensor_reader

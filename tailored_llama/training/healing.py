@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tailored_llama.config import Work
+from tailored_llama.config import Work, check_training
 from tailored_llama.models import add_adapter, load_base, merge_adapter, read_id_table, save_adapter
 from tailored_llama.store import write_table
 from tailored_llama.training.loop import Course, Material, train
 from tailored_llama.training.losses import Objective, TextSamples
-from tailored_llama.training.records import LOG_SCHEMA
+from tailored_llama.training.processes import in_processes
+from tailored_llama.training.records import LOG, LOG_SCHEMA
 from tailored_llama.training.settings import HealSettings
 
 
@@ -32,17 +36,23 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
         InputError: the model cannot be quantised here, or streaming is demanded.
         FloatingPointError: the loss is not finite; the message names the step.
     """
+    check_training("healing", settings.training, work.execution)
+    with tempfile.TemporaryDirectory() as folder:
+        measured = in_processes(partial(_train, pruned, teacher, settings), replace(work, out=Path(folder)))
+        merge_adapter(pruned, Path(folder), out=work.out)  # loads the checkpoint again, unquantised
+        shutil.copyfile(Path(folder) / LOG, work.out / LOG)
+    return measured
+
+
+def _train(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> dict[str, Any]:
+    """Write the trained adapter and its log, in one process or in each of several."""
     training, execution = settings.training, work.execution
     torch.manual_seed(settings.seed)
     base = load_base(pruned, settings.quantization, training, execution, work.out, "healing")
     model = add_adapter(base, training, execution)
     objective = Objective(distillation=1.0, temperature=settings.temperature)
-    course = Course(settings.seed, resume=work.resume, every=execution.keep_state_every)
     material = Material(TextSamples(teacher, read_id_table(pruned)))
-    log, measured, _ = train(model, material, training, objective, course, work.progress)
-    with tempfile.TemporaryDirectory() as adapter:
-        save_adapter(model, pruned, Path(adapter))
-        del base, model  # merging loads the checkpoint again
-        merge_adapter(pruned, Path(adapter), out=work.out)
-    write_table(work.out / "log.parquet", log, LOG_SCHEMA)
+    log, measured, _ = train(model, material, training, objective, Course(settings.seed), work)
+    save_adapter(model, pruned, work.out)
+    write_table(work.out / LOG, log, LOG_SCHEMA)
     return measured

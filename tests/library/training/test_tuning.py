@@ -24,8 +24,8 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Until, generate
 from tailored_llama.models import copy_tokenizer, encode_pair, load_model, load_tokenizer, merge_adapter
 from tailored_llama.training import loop as training
-from tailored_llama.training.loop import learning_rate
 from tailored_llama.training.losses import sample_losses
+from tailored_llama.training.optimization import learning_rate
 from tailored_llama.training.tuning import encode_sample
 
 QUICK = TuningConfig(epochs=3, learning_rate=2e-2, batch_size=4, dropout=0.1)
@@ -257,7 +257,7 @@ def test_the_learning_rate_warms_up_then_falls() -> None:
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[6] == pytest.approx(0.5)
     assert all(later < earlier for earlier, later in zip(rates[2:], rates[3:], strict=False))  # noqa: RUF007
-    assert math.isclose(learning_rate(10, 10, config.model_copy(update={"schedule": "constant"})), 1.0)
+    assert math.isclose(learning_rate(10, 10, config.model_copy(update={"schedule": "constant_with_warmup"})), 1.0)
 
 
 def test_a_continuation_longer_than_the_context_is_named(tiny: Path) -> None:
