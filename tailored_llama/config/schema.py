@@ -173,11 +173,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _quantized_on_one_device(self) -> RunConfig:
-        if self.execution.device == "balanced" and self.model.quantization != "none":
+    def _trained_on_one_device(self) -> RunConfig:
+        if self.execution.device != "balanced":
+            return self
+        if self.model.quantization != "none":
             raise ValueError("execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda")
+        if self.tuning.variant == "prompt":
+            raise ValueError("execution.device: got 'balanced' with tuning.variant = 'prompt'; allowed: cuda")
         for section, training in (("healing", self.healing), ("tuning", self.tuning)):
-            if self.execution.device == "balanced" and not training.optimizer.startswith("adamw_torch"):
+            if not training.optimizer.startswith("adamw_torch"):
                 raise ValueError(
                     f"{section}.optimizer: got {training.optimizer!r} with execution.device = 'balanced'; allowed: "
                     "adamw_torch or adamw_torch_fused"

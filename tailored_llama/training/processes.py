@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import queue
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from logging.handlers import QueueHandler
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from tailored_llama.config import Work
+from tailored_llama.console import quiet_libraries
 from tailored_llama.memory import ran_out
 from tailored_llama.models import devices_of
 from tailored_llama.progress import silent
@@ -60,43 +63,48 @@ def _run(train: Train, work: Work, devices: list[str]) -> dict[str, Any]:
     """One attempt: start the processes and pass on what they report."""
     messages = get_context("spawn").Queue()
     facts: dict[str, Any] = {}
+    errors: list[Exception] = []
 
-    def listen(wait: float = 0.0) -> None:
-        """Pass on what was reported, after waiting for a report."""
-        try:
+    def listen() -> None:
+        """Pass on what was reported, after waiting a little for the first report."""
+        wait = _LOOK
+        with suppress(queue.Empty):
             while True:
                 message = messages.get(timeout=wait)
+                wait = 0.0
                 if isinstance(message, Exception):
-                    raise message
-                if isinstance(message, logging.LogRecord):
+                    errors.append(message)
+                elif isinstance(message, logging.LogRecord):
                     logging.getLogger(message.name).handle(message)
                 elif isinstance(message, dict):
                     facts.update(message)
                 else:
                     work.progress(*message)
-                wait = 0.0
-        except queue.Empty:
-            pass
 
     with tempfile.TemporaryDirectory() as scratch:
         arguments = (devices, Path(scratch), train, replace(work, progress=silent), messages)
         members: Any = start_processes(_member, arguments, nprocs=len(devices), join=False)
         try:
             while not members.join(timeout=0):
-                listen(_LOOK)
-        except ProcessException as error:
-            listen(_LOOK)  # what it raised
-            raise RuntimeError(f"training: {error.msg.strip()}") from None
+                listen()
+        except ProcessException as ended:
+            listen()
+            killed = [n for n, member in enumerate(members.processes) if member.exitcode == -signal.SIGKILL]
+            if killed or not errors:  # the errors of the others only follow from that
+                why = f"process {killed[0]} was killed" if killed else ended.msg.strip()
+                raise RuntimeError(f"training: {why}") from None
+            raise errors[0] from None
         finally:
-            for process in members.processes:
-                process.kill()
-                process.join()
-        listen(_LOOK)
+            for member in members.processes:
+                member.kill()
+                member.join()
+        listen()
     return facts
 
 
 def _member(rank: int, devices: list[str], scratch: Path, train: Train, work: Work, messages: Any) -> None:
     """One of the processes. They all do the same; what the first one writes and reports is kept."""
+    quiet_libraries()
     device = torch.device(devices[rank])
     if device.type == "cuda":
         torch.cuda.set_device(device)
