@@ -57,8 +57,8 @@ def save_state(folder: Path, state: State, model: Any, optimizer: Optimizer) -> 
     Dropout draws from generators that are seeded at every step, so there is nothing of them to keep.
     """
     tensors, numbers = _tensors(state, model), state.numbers
-    for index, name in enumerate(trained(model)):
-        entries = optimizer.state_dict()["state"].get(index, {})
+    for name, parameter in trained(model).items():
+        entries = optimizer.state[parameter]
         held = {key: whole(value) for key, value in entries.items() if isinstance(value, Tensor)}
         tensors |= {f"optimizer {key} {name}": value for key, value in held.items()}
         numbers["optimizer"][name] = {key: value for key, value in entries.items() if key not in held}
