@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,12 +22,12 @@ from torch import Tensor
 
 from tailored_llama.config import TrainingConfig, Work
 from tailored_llama.memory import out_of_memory
-from tailored_llama.models import batches, halved, packed_attention
+from tailored_llama.models import halved, packed_attention
 from tailored_llama.training.logs import step_log
 from tailored_llama.training.losses import Objective, Sample, autocast, outcomes, sample_losses, training_loss
 from tailored_llama.training.optimization import learning_rate, make_optimizer
 from tailored_llama.training.records import LOG_SCHEMA, Outcome
-from tailored_llama.training.sharding import gather, place, put, share_out, total, trained, whole
+from tailored_llama.training.sharding import gather, gathered, passes, place, put, share_out, total, trained, whole
 from tailored_llama.training.state import State, load_state, save_state
 
 _log = logging.getLogger(__name__)
@@ -93,22 +94,11 @@ class _Step:
     training: TrainingConfig
     objective: Objective
 
-    def passes(self, budget: int) -> list[list[int]]:
-        """This process's part of the samples, by index, in passes of at most `budget` tokens.
-
-        Every process has as many passes as the one with the most, since they compute each layer together. An empty
-        pass has no sample of its own.
-        """
-        (own, count), lengths = place(), [len(sample) for sample in self.samples]
-        dealt = [range(number, len(lengths), count) for number in range(count)]
-        parts = [[[mine[i] for i in part] for part in batches([lengths[i] for i in mine], budget)] for mine in dealt]
-        return parts[own] + [[]] * (max(map(len, parts)) - len(parts[own]))
-
 
 def _add_gradients(model: Any, step: _Step, part: Sequence[int]) -> tuple[float, float]:
     """Backward pass of a part, in its own function so that the graph of a pass that did not fit is freed."""
-    shortest = min(range(len(step.samples)), key=lambda i: len(step.samples[i]))
-    batch, shares = [step.samples[i] for i in part or [shortest]], [step.shares[i] for i in part] or [0.0]
+    batch = [step.samples[i] for i in part] or [min(step.samples, key=len)]
+    shares = [step.shares[i] for i in part] or [0.0]
     with _busy_threads(model, sum(map(len, batch))):
         loss, pairs = step.call(_loss, step, batch, shares)
         (loss * place()[1]).backward()  # processes that train together take the mean of their gradients
@@ -145,7 +135,7 @@ def _backward(model: Any, step: _Step, budget: int) -> tuple[float, float, int]:
     """
     while True:
         loss = distance = 0.0
-        parts = step.passes(budget)
+        parts = passes(list(map(len, step.samples)), budget)
         try:
             for part in parts:
                 sums = _add_gradients(model, step, part)
@@ -234,11 +224,8 @@ def train(
 def _evaluate(
     model: Any, call: Callable[..., Any], held_out: Sequence[Sample], training: TrainingConfig, state: State
 ) -> float:
-    """The held-out loss; the state keeps the weights if they are the first, or better than all before.
-
-    Of several processes each one reads all samples.
-    """
-    found = call(outcomes, held_out, training, state.budget)
+    """The held-out loss; the state keeps the weights if they are the first, or better than all before."""
+    found = _outcomes(call, held_out, training, state.budget)
     loss = training_loss(found)
     if not state.step:
         state.untrained = found
@@ -247,6 +234,20 @@ def _evaluate(
     else:
         state.worse += 1
     return loss
+
+
+def _outcomes(
+    call: Callable[..., Any], held_out: Sequence[Sample], training: TrainingConfig, budget: int
+) -> list[Outcome]:
+    """What the model does on held-out samples; several processes share them out."""
+    if place()[1] == 1:
+        return list(call(outcomes, held_out, training, budget))
+    own: dict[int, Outcome] = {}
+    for part in passes(list(map(len, held_out)), budget):
+        batch = [held_out[i] for i in part] or [min(held_out, key=len)]
+        own |= zip(part, call(outcomes, batch, training, sys.maxsize), strict=False)  # none of an empty part
+    found = gathered(own)
+    return [found[i] for i in range(len(held_out))]
 
 
 def _copy(model: Any) -> dict[str, Tensor]:

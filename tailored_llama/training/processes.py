@@ -99,6 +99,8 @@ def _run(train: Train, work: Work, devices: list[str]) -> dict[str, Any]:
                 member.kill()
                 member.join()
         listen()
+    if not facts:
+        raise RuntimeError("training: its processes ended without a result")
     return facts
 
 

@@ -10,7 +10,7 @@ but training on packed rows runs the head on its own, and again in the backward 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from tailored_llama.models import batches
+
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -53,6 +56,25 @@ def share_out(model: Any) -> Callable[..., Any]:
         fully_shard(layer, mesh=mesh)
     fully_shard(root, mesh=mesh, reshard_after_forward=True)
     return root
+
+
+def passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """This process's part of samples, by index, in passes of at most `budget` tokens, but at least one sample.
+
+    Every process has as many passes as the one with the most, since they compute each layer together. A pass that has
+    no sample of its own is empty.
+    """
+    own, count = place()
+    dealt = [range(number, len(lengths), count) for number in range(count)]
+    parts = [[[mine[i] for i in part] for part in batches([lengths[i] for i in mine], budget)] for mine in dealt]
+    return parts[own] + [[]] * (max(map(len, parts)) - len(parts[own]))
+
+
+def gathered(own: dict[K, T]) -> dict[K, T]:
+    """What all processes have, together; all of them call this."""
+    parts: list[Any] = [None] * place()[1]
+    distributed.all_gather_object(parts, own)
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def trained(model: Any) -> dict[str, Tensor]:
