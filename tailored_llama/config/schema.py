@@ -173,6 +173,14 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _trained_in_whole_numbers(self) -> RunConfig:
+        if self.healing.variant == "full" and self.model.quantization != "none":
+            raise ValueError(
+                "healing.variant: got 'full' with model.quantization = 'nf4'; allowed: lora, rslora or dora"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _trained_on_one_device(self) -> RunConfig:
         if self.execution.device != "balanced":
             return self

@@ -3,6 +3,7 @@ from . import modeling_tailored_llama as modeling_tailored_llama
 from .adapters import add_adapter as add_adapter
 from .adapters import merge_adapter as merge_adapter
 from .adapters import save_adapter as save_adapter
+from .adapters import save_changed as save_changed
 from .attention import Header as Header
 from .cards import Base as Base
 from .cards import base_of as base_of

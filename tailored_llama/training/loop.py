@@ -27,7 +27,7 @@ from tailored_llama.training.logs import step_log
 from tailored_llama.training.losses import Objective, Sample, autocast, outcomes, sample_losses, training_loss
 from tailored_llama.training.optimization import learning_rate, make_optimizer
 from tailored_llama.training.records import LOG_SCHEMA, Outcome
-from tailored_llama.training.sharding import gather, gathered, passes, place, put, share_out, total, trained, whole
+from tailored_llama.training.sharding import gathered, passes, place, put, share_out, total, trained, whole
 from tailored_llama.training.state import State, load_state, save_state
 
 _log = logging.getLogger(__name__)
@@ -153,17 +153,18 @@ def _backward(model: Any, step: _Step, budget: int) -> tuple[float, float, int]:
 def train(
     model: Any, material: Material, training: TrainingConfig, objective: Objective, course: Course, work: Work
 ) -> tuple[dict[str, list[Any]], dict[str, Any], tuple[list[Outcome], list[Outcome]]]:
-    """Train an adapter and keep the one with the lowest held-out loss, the untrained one included.
+    """Train what requires gradients, and keep what has the lowest held-out loss, the untrained included.
 
     The loss of a step is the mean over its samples, plus the mean over its texts. Deterministic for a seed on a CPU.
 
     Args:
-        model: the output of `add_adapter`, its random weights already seeded, on the CPU if several processes train it.
+        model: the output of `add_adapter`, its random weights already seeded; or a causal LM, to train all its weights.
+            It is on the CPU if several processes train it, which hold parts of it afterwards (`sharding.py`).
         work: its progress is called after every step, and its folder `resume` gets the state of the training: one that
             is there already is resumed.
 
     Returns:
-        The columns of `log.parquet`; the measurements: tokens, tokens/s, epochs; and what the untrained adapter and the
+        The columns of `log.parquet`; the measurements: tokens, tokens/s, epochs; and what the untrained model and the
         one that is kept do on the held-out samples.
 
     Raises:
@@ -172,13 +173,14 @@ def train(
     samples, held_out, execution = material.samples, material.held_out, work.execution
     per_epoch = math.ceil(len(samples) / training.batch_size)
     steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
-    call = share_out(model)
+    call = share_out(model, training.precision)
     optimizer = make_optimizer(trained(model).values(), training)
     log: dict[str, list[Any]] = {name: [] for name in LOG_SCHEMA.names}
     state = State(training.micro_batch_tokens >> work.halvings, math.inf, _copy(model) if held_out else {}, log)
     if work.resume:
         load_state(work.resume, state, model, optimizer)
-    with packed_attention(model.get_base_model()), step_log(work, state.step + 1) as show:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with packed_attention(base), step_log(work, state.step + 1) as show:
         if held_out and not state.step:
             loss = _evaluate(model, call, held_out, training, state)
             show(_append(state.log, step=0, epoch=0, held_out_loss=loss), 0)
@@ -214,7 +216,6 @@ def train(
                 save_state(work.resume, state, model, optimizer)
     if held_out:
         put(model, state.best_weights)
-    gather(model)
     work.progress(steps, steps)
     tokens_per_second = round(tokens / (time.perf_counter() - started), 1)
     measured = {"tokens": tokens, "tokens_per_second": tokens_per_second, "epochs": max(state.log["epoch"])}

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tailored_llama.models import batches
@@ -41,8 +41,10 @@ class _Root(torch.nn.Module):
         return function(self.model, *arguments)
 
 
-def share_out(model: Any) -> Callable[..., Any]:
+def share_out(model: Any, precision: str) -> Callable[..., Any]:
     """Share the weights of a causal LM, or of a PEFT model, out to the processes; they hold the same.
+
+    If all weights are trained, they are gathered in the precision of the products: autocast would keep a copy of each.
 
     Returns:
         What calls a function with the model and further arguments. All processes call it equally often, and all
@@ -52,9 +54,11 @@ def share_out(model: Any) -> Callable[..., Any]:
     if count == 1:
         return lambda function, *arguments: function(model, *arguments)
     mesh, root = init_device_mesh("cuda" if distributed.get_backend() == "nccl" else "cpu", (count,)), _Root(model)
+    products = torch.bfloat16 if precision == "bfloat16" and not hasattr(model, "get_base_model") else None
+    policy = MixedPrecisionPolicy(products, torch.float32 if products else None, cast_forward_inputs=False)
     for layer in model.get_decoder().layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(root, mesh=mesh, reshard_after_forward=True)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return root
 
 
@@ -96,8 +100,14 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
+def whole_weights(model: Any) -> dict[str, Tensor]:
+    """What is trained, by name, on the CPU of the first process; the others call this and get nothing."""
+    first = place()[0] == 0
+    return {name: value for name, own in trained(model).items() if (value := whole(own).cpu()) is not None and first}
+
+
 def gather(model: Any) -> None:
-    """Put whole tensors in place of the parts of what was trained, so that it can be saved."""
+    """Put whole tensors in place of the parts of an adapter, so that it can be saved."""
     for name, parameter in trained(model).items():
         owner, _, own = name.rpartition(".")
         if isinstance(parameter, DTensor):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tailored_llama.training.records import Outcome
-from tailored_llama.training.sharding import part_like, place, put, trained, whole
+from tailored_llama.training.sharding import part_like, place, put, trained, whole, whole_weights
 
 FILE = "state.safetensors"
 _OUTCOMES = ("untrained", "kept")
@@ -56,13 +56,16 @@ def save_state(folder: Path, state: State, model: Any, optimizer: Optimizer) -> 
 
     Dropout draws from generators that are seeded at every step, so there is nothing of them to keep.
     """
-    tensors, numbers = _tensors(state, model), state.numbers
+    first, numbers = place()[0] == 0, state.numbers
+    tensors = {f"best {name}": tensor for name, tensor in state.best_weights.items()}
+    tensors |= {f"weights {name}": tensor for name, tensor in whole_weights(model).items()}
     for name, parameter in trained(model).items():
         entries = optimizer.state[parameter]
-        held = {key: whole(value) for key, value in entries.items() if isinstance(value, Tensor)}
-        tensors |= {f"optimizer {key} {name}": value for key, value in held.items()}
-        numbers["optimizer"][name] = {key: value for key, value in entries.items() if key not in held}
-    if place()[0]:  # the others take part in making the tensors whole
+        for key in [key for key, value in entries.items() if isinstance(value, Tensor)]:
+            if (tensor := whole(entries[key]).cpu()) is not None and first:
+                tensors[f"optimizer {key} {name}"] = tensor
+        numbers["optimizer"][name] = {key: value for key, value in entries.items() if not isinstance(value, Tensor)}
+    if not first:  # the others take part in making the tensors whole
         return
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(numbers)
@@ -83,10 +86,11 @@ def load_state(folder: Path, state: State, model: Any, optimizer: Optimizer) -> 
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata["sha256"] != _digest(metadata["state"], tensors):
             raise ValueError("changed since it was written")
-        numbers, expected = json.loads(metadata["state"]), _tensors(state, model)
-        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer ")}
-        shapes, right = ({name: tensor.shape for name, tensor in each.items()} for each in (own, expected))
-        if numbers.keys() != state.numbers.keys() or shapes != right:
+        numbers = json.loads(metadata["state"])
+        shapes = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("optimizer ")}
+        expected = {f"best {name}": tensor.shape for name, tensor in state.best_weights.items()}
+        expected |= {f"weights {name}": parameter.shape for name, parameter in trained(model).items()}
+        if numbers.keys() != state.numbers.keys() or shapes != expected:
             raise ValueError("belongs to another training")
     except FileNotFoundError:
         return
@@ -111,12 +115,6 @@ def _keys(tensors: dict[str, Tensor], name: str) -> list[str]:
     """The entries of an optimiser's state that are tensors of the parameter of this name."""
     names = (key.split(" ") for key in tensors)
     return [parts[1] for parts in names if parts[0] == "optimizer" and parts[2] == name]
-
-
-def _tensors(state: State, model: Any) -> dict[str, Tensor]:
-    """The weights of a state by their names in its file."""
-    tensors = {f"best {name}": tensor for name, tensor in state.best_weights.items()}
-    return tensors | {f"weights {name}": whole(parameter) for name, parameter in trained(model).items()}
 
 
 def _digest(numbers: str, tensors: dict[str, Tensor]) -> str:

@@ -20,6 +20,7 @@ from tailored_llama.training.losses import Objective, Sample, TextSamples, outco
 from tailored_llama.training.processes import in_processes
 from tailored_llama.training.records import LOG, LOG_SCHEMA, Comparison, is_better, write_comparison
 from tailored_llama.training.settings import TuneSettings
+from tailored_llama.training.sharding import gather
 
 
 def tune(
@@ -82,6 +83,7 @@ def _tune(
     log, measured, (untrained, kept) = train(model, material, adapter, objective, course, work)
     comparison = write_comparison(work.out, examples, untrained if untuned is None else untuned, kept)
     write_table(work.out / LOG, log, LOG_SCHEMA)
+    gather(model)
     save_adapter(model, pruned, work.out)
     return measured | (_figures(comparison) if comparison else {})
 

@@ -14,11 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import tune
+from helpers import CPU, tune
 from members import run_out_then_refuse
-from tailored_llama.config import ExecutionConfig, TuningConfig, Work
+from tailored_llama.config import ExecutionConfig, HealingConfig, TrainingConfig, TuningConfig, Work, narrow
+from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.errors import InputError
-from tailored_llama.training import processes
+from tailored_llama.store import write_table
+from tailored_llama.training import HealSettings, TeachSettings, heal, processes, teach
 
 TOGETHER = ExecutionConfig(device="balanced", keep_state_every=2)
 
@@ -55,6 +57,23 @@ def test_two_processes_train_as_one_does_and_resume_after_a_kill(
         assert log_of(two)[name] == [None if value is None else pytest.approx(value, rel=1e-4) for value in column]
     expected, found = (load_file(out / "adapter_model.safetensors") for out in (one, two))
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-2)
+
+
+def test_two_processes_heal_all_weights_as_one_does(tiny: Path, folder: Callable[[str], Path]) -> None:
+    text, teacher, one, two = folder("text"), folder("teacher"), folder("one"), folder("two")
+    columns = {"input_ids": [[(3 * row + 7 * i) % 200 for i in range(24)] for row in range(6)], "row": range(6)}
+    write_table(text / "calibration.parquet", columns | {"source": ["here"] * 6}, CALIBRATION_SCHEMA)
+    teach(tiny, text, settings=TeachSettings(2.0, 16), work=Work(teacher, CPU))
+    healing = HealingConfig(variant="full", batch_size=2, learning_rate=1e-3, precision="bfloat16")
+    settings = HealSettings(narrow(healing, TrainingConfig), 1.0, "none", 0)
+    for out, execution in ((one, CPU), (two, TOGETHER)):
+        heal(tiny, teacher, settings=settings, work=Work(out, execution))
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+    assert log_of(two)["loss"] == [pytest.approx(loss, rel=2e-2, abs=2e-2) for loss in log_of(one)["loss"]]
+    before, expected, found = (load_file(folder / "model.safetensors") for folder in (tiny, one, two))
+    assert found.keys() == before.keys()
+    assert all(not torch.equal(found[name], before[name]) for name in before)
+    torch.testing.assert_close(found, expected, atol=4e-3, rtol=1e-2)
 
 
 def test_all_start_again_where_one_ran_out_of_memory_and_its_other_errors_end_them(tmp_path: Path) -> None:
