@@ -85,69 +85,15 @@ class Course:
 
 
 @dataclass(frozen=True)
-class _Step:
-    """The samples of a step and the weights of their losses; `call` calls a function with the model (`share_out`)."""
+class _Training:
+    """A training under way; `call` calls a function with the model (`share_out`)."""
 
+    model: Any
     call: Callable[..., Any]
-    samples: Sequence[Sample]
-    shares: Sequence[float]
-    training: TrainingConfig
+    optimizer: torch.optim.Optimizer
+    settings: TrainingConfig
     objective: Objective
-
-
-def _add_gradients(model: Any, step: _Step, part: Sequence[int]) -> tuple[float, float]:
-    """Backward pass of a part, in its own function so that the graph of a pass that did not fit is freed."""
-    batch = [step.samples[i] for i in part] or [min(step.samples, key=len)]
-    shares = [step.shares[i] for i in part] or [0.0]
-    with _busy_threads(model, sum(map(len, batch))):
-        loss, pairs = step.call(_loss, step, batch, shares)
-        (loss * place()[1]).backward()  # processes that train together take the mean of their gradients
-    return loss.item(), sum(share * distance.item() for share, (_, distance) in zip(shares, pairs, strict=True))
-
-
-def _loss(model: Any, step: _Step, batch: Sequence[Sample], shares: Sequence[float]) -> tuple[Tensor, Any]:
-    """The weighted sum of the samples' losses, and the loss and the divergence of each."""
-    with autocast(model, step.training):
-        pairs = list(sample_losses(model, batch, step.objective))
-        return torch.stack([share * loss for share, (loss, _) in zip(shares, pairs, strict=True)]).sum(), pairs
-
-
-@contextmanager
-def _busy_threads(model: Any, tokens: int) -> Iterator[None]:
-    """On a CPU, use as many of torch's threads as a pass over so many tokens keeps busy."""
-    before, width = torch.get_num_threads(), model.get_input_embeddings().weight.shape[1]
-    if model.device.type == "cpu":
-        torch.set_num_threads(min(before, max(1, tokens * width**2 // _PER_THREAD)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _backward(model: Any, step: _Step, budget: int) -> tuple[float, float, int]:
-    """Accumulate the gradients of a step in micro-batches; when memory runs out, halve them and start the step again.
-
-    Args:
-        budget: tokens per micro-batch.
-
-    Returns:
-        The loss, the divergence in it, and the tokens per micro-batch that did fit.
-    """
-    while True:
-        loss = distance = 0.0
-        parts = passes(list(map(len, step.samples)), budget)
-        try:
-            for part in parts:
-                sums = _add_gradients(model, step, part)
-                loss, distance = loss + sums[0], distance + sums[1]
-        except (RuntimeError, MemoryError) as error:
-            if max(map(len, parts)) == 1 or not out_of_memory(error):
-                raise
-        else:
-            loss, distance = total(model, loss, distance)
-            return loss, distance, budget
-        model.zero_grad()  # drop the gradients of the parts that did fit
-        budget = halved(min(budget, max(sum(len(step.samples[i]) for i in part) for part in parts)))
+    state: State
 
 
 def train(
@@ -170,50 +116,32 @@ def train(
     Raises:
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    samples, held_out, execution = material.samples, material.held_out, work.execution
-    per_epoch = math.ceil(len(samples) / training.batch_size)
+    held_out, per_epoch = material.held_out, math.ceil(len(material.samples) / training.batch_size)
     steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
-    call = share_out(model, training.precision)
-    optimizer = make_optimizer(trained(model).values(), training)
-    log: dict[str, list[Any]] = {name: [] for name in LOG_SCHEMA.names}
-    state = State(training.micro_batch_tokens >> work.halvings, math.inf, _copy(model) if held_out else {}, log)
-    if work.resume:
-        load_state(work.resume, state, model, optimizer)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    now = _begin(model, training, objective, bool(held_out), work)
+    state, base = now.state, model.get_base_model() if hasattr(model, "get_base_model") else model
     with packed_attention(base), step_log(work, state.step + 1) as show:
         if held_out and not state.step:
-            loss = _evaluate(model, call, held_out, training, state)
-            show(_append(state.log, step=0, epoch=0, held_out_loss=loss), 0)
+            show(_append(state.log, step=0, epoch=0, held_out_loss=_evaluate(now, held_out)), 0)
             tokens += sum(map(len, held_out))
         while state.step < steps and state.worse < course.patience:
             state.step += 1
-            epoch, rate = math.ceil(state.step / per_epoch), learning_rate(state.step, steps, training)
             batch, shares = material.batch(state.step, training.batch_size, course.seed)
-            torch.manual_seed(_seed(course.seed, state.step, place()[0]))  # of dropout, so that a resumed step finds it
-            model.train()
-            loss, distance, state.budget = _backward(
-                model, _Step(call, batch, shares, training, objective), state.budget
-            )
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"training: loss is {loss} at step {state.step} of {steps}")
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad()
+            # Dropout is seeded at every step, so that a resumed training finds it again.
+            torch.manual_seed(int(np.random.SeedSequence((course.seed, state.step, place()[0])).generate_state(1)[0]))
+            row = {"step": state.step, "epoch": math.ceil(state.step / per_epoch)} | _step(now, batch, shares, steps)
             tokens += sum(map(len, batch))
-            logged = distance if objective.distillation else None
-            row = _append(state.log, step=state.step, epoch=epoch, loss=loss, divergence=logged, learning_rate=rate)
             work.progress(state.step, steps)
-            if not held_out and state.step % math.ceil(steps / 10) == 0:
-                _log.info("step %d of %d: loss %.4f", state.step, steps, loss)
             if held_out and state.step % per_epoch == 0:
-                held = row["held_out_loss"] = _evaluate(model, call, held_out, training, state)
-                state.log["held_out_loss"][-1] = held
+                row["held_out_loss"] = _evaluate(now, held_out)
                 tokens += sum(map(len, held_out))
-                _log.info("epoch %d of %d: loss %.4f, held out %.4f", epoch, course.epochs, loss, held)
-            show(row, state.step)
-            if work.resume and execution.keep_state_every and state.step % execution.keep_state_every == 0:
-                save_state(work.resume, state, model, optimizer)
+                figures = row["epoch"], course.epochs, row["loss"], row["held_out_loss"]
+                _log.info("epoch %d of %d: loss %.4f, held out %.4f", *figures)
+            elif not held_out and state.step % math.ceil(steps / 10) == 0:
+                _log.info("step %d of %d: loss %.4f", state.step, steps, row["loss"])
+            show(_append(state.log, **row), state.step)
+            if work.resume and (every := work.execution.keep_state_every) and state.step % every == 0:
+                save_state(work.resume, state, model, now.optimizer)
     if held_out:
         put(model, state.best_weights)
     work.progress(steps, steps)
@@ -222,41 +150,120 @@ def train(
     return state.log, measured, (state.untrained, state.kept)
 
 
-def _evaluate(
-    model: Any, call: Callable[..., Any], held_out: Sequence[Sample], training: TrainingConfig, state: State
-) -> float:
+def _begin(model: Any, settings: TrainingConfig, objective: Objective, selects: bool, work: Work) -> _Training:
+    """Share the model out, and find the state of an earlier training; `selects`: the best weights are kept."""
+    call = share_out(model, settings.precision)
+    optimizer = make_optimizer(trained(model).values(), settings)
+    log: dict[str, list[Any]] = {name: [] for name in LOG_SCHEMA.names}
+    state = State(settings.micro_batch_tokens >> work.halvings, math.inf, _copy(model) if selects else {}, log)
+    if work.resume:
+        load_state(work.resume, state, model, optimizer)
+    return _Training(model, call, optimizer, settings, objective, state)
+
+
+def _step(now: _Training, batch: Sequence[Sample], shares: Sequence[float], steps: int) -> dict[str, Any]:
+    """One step of the optimiser, of `steps`; returns its figures.
+
+    Args:
+        shares: weight of each sample's loss.
+    """
+    now.model.train()
+    loss, distance = _backward(now, batch, shares)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"training: loss is {loss} at step {now.state.step} of {steps}")
+    rate = learning_rate(now.state.step, steps, now.settings)
+    for group in now.optimizer.param_groups:
+        group["lr"] = rate
+    now.optimizer.step()
+    now.optimizer.zero_grad()
+    return {"loss": loss, "divergence": distance if now.objective.distillation else None, "learning_rate": rate}
+
+
+def _backward(now: _Training, batch: Sequence[Sample], shares: Sequence[float]) -> tuple[float, float]:
+    """Accumulate the gradients of a step in micro-batches; when memory runs out, halve them and start the step again.
+
+    Returns:
+        The loss, and the divergence in it.
+    """
+    while True:
+        loss = distance = 0.0
+        parts = passes(list(map(len, batch)), now.state.budget)
+        try:
+            for part in parts:
+                own = [batch[i] for i in part] or [min(batch, key=len)]
+                sums = _add_gradients(now, own, [shares[i] for i in part] or [0.0])
+                loss, distance = loss + sums[0], distance + sums[1]
+        except (RuntimeError, MemoryError) as error:
+            if max(map(len, parts)) == 1 or not out_of_memory(error):
+                raise
+        else:
+            loss, distance = total(now.model, loss, distance)
+            return loss, distance
+        now.model.zero_grad()  # drop the gradients of the parts that did fit
+        largest = max(sum(len(batch[i]) for i in part) for part in parts)
+        now.state.budget = halved(min(now.state.budget, largest))
+
+
+def _add_gradients(now: _Training, batch: Sequence[Sample], shares: Sequence[float]) -> tuple[float, float]:
+    """Backward pass of a micro-batch, in its own function so that the graph of a pass that did not fit is freed."""
+    with _busy_threads(now.model, sum(map(len, batch))):
+        loss, distance = now.call(_weighted_loss, now, batch, shares)
+        (loss * place()[1]).backward()  # processes that train together take the mean of their gradients
+    return loss.item(), distance.item()
+
+
+def _weighted_loss(
+    model: Any, now: _Training, batch: Sequence[Sample], shares: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """The sum of the samples' losses, each times its share, and that of the divergences in them."""
+    with autocast(model, now.settings):
+        pairs = list(sample_losses(model, batch, now.objective))
+        losses, distances = (
+            torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum()
+            for values in zip(*pairs, strict=True)
+        )
+    return losses, distances.detach()
+
+
+@contextmanager
+def _busy_threads(model: Any, tokens: int) -> Iterator[None]:
+    """On a CPU, use as many of torch's threads as a pass over so many tokens keeps busy."""
+    before, width = torch.get_num_threads(), model.get_input_embeddings().weight.shape[1]
+    if model.device.type == "cpu":
+        torch.set_num_threads(min(before, max(1, tokens * width**2 // _PER_THREAD)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _evaluate(now: _Training, held_out: Sequence[Sample]) -> float:
     """The held-out loss; the state keeps the weights if they are the first, or better than all before."""
-    found = _outcomes(call, held_out, training, state.budget)
+    state, found = now.state, _outcomes(now, held_out)
     loss = training_loss(found)
     if not state.step:
         state.untrained = found
     if not state.step or loss < state.best:
-        state.best, state.best_weights, state.kept, state.worse = loss, _copy(model), found, 0
+        state.best, state.best_weights, state.kept, state.worse = loss, _copy(now.model), found, 0
     else:
         state.worse += 1
     return loss
 
 
-def _outcomes(
-    call: Callable[..., Any], held_out: Sequence[Sample], training: TrainingConfig, budget: int
-) -> list[Outcome]:
+def _outcomes(now: _Training, held_out: Sequence[Sample]) -> list[Outcome]:
     """What the model does on held-out samples; several processes share them out."""
     if place()[1] == 1:
-        return list(call(outcomes, held_out, training, budget))
+        return list(now.call(outcomes, held_out, now.settings, now.state.budget))
     own: dict[int, Outcome] = {}
-    for part in passes(list(map(len, held_out)), budget):
+    for part in passes(list(map(len, held_out)), now.state.budget):
         batch = [held_out[i] for i in part] or [min(held_out, key=len)]
-        own |= zip(part, call(outcomes, batch, training, sys.maxsize), strict=False)  # none of an empty part
+        own |= zip(part, now.call(outcomes, batch, now.settings, sys.maxsize), strict=False)  # none of an empty part
     found = gathered(own)
     return [found[i] for i in range(len(held_out))]
 
 
 def _copy(model: Any) -> dict[str, Tensor]:
     return {name: whole(parameter).clone() for name, parameter in trained(model).items()}
-
-
-def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def _append(log: dict[str, list[Any]], **row: Any) -> dict[str, Any]:
