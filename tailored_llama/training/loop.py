@@ -207,22 +207,22 @@ def _backward(now: _Training, batch: Sequence[Sample], shares: Sequence[float]) 
 def _add_gradients(now: _Training, batch: Sequence[Sample], shares: Sequence[float]) -> tuple[float, float]:
     """Backward pass of a micro-batch, in its own function so that the graph of a pass that did not fit is freed."""
     with _busy_threads(now.model, sum(map(len, batch))):
-        loss, distance = now.call(_weighted_loss, now, batch, shares)
+        loss, distance = now.call(_weighted_loss, now.settings, now.objective, batch, shares)
         (loss * place()[1]).backward()  # processes that train together take the mean of their gradients
     return loss.item(), distance.item()
 
 
 def _weighted_loss(
-    model: Any, now: _Training, batch: Sequence[Sample], shares: Sequence[float]
+    model: Any, settings: TrainingConfig, objective: Objective, batch: Sequence[Sample], shares: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
     """The sum of the samples' losses, each times its share, and that of the divergences in them."""
-    with autocast(model, now.settings):
-        pairs = list(sample_losses(model, batch, now.objective))
-        losses, distances = (
+    with autocast(model, settings):
+        pairs = list(sample_losses(model, batch, objective))
+        loss, distance = (
             torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum()
             for values in zip(*pairs, strict=True)
         )
-    return losses, distances.detach()
+    return loss, distance.detach()
 
 
 @contextmanager
