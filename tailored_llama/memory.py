@@ -20,6 +20,16 @@ def peak_memory() -> int:
 
 
 def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, and this process may try again with less at a time.
+
+    One of several that compute together may not: the others wait for what it was about to do.
+    """
+    import torch.distributed
+
+    return ran_out(error) and not (torch.distributed.is_available() and torch.distributed.is_initialized())
+
+
+def ran_out(error: Exception) -> bool:
     """Whether an error says that a GPU or the CPU ran out of memory."""
     import torch
     from accelerate.utils.memory import should_reduce_batch_size

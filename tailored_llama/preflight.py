@@ -18,6 +18,8 @@ from tailored_llama.config import (
     RunConfig,
     SweepConfig,
     TextConfig,
+    check_installed,
+    check_training,
     dense_runs,
     export_folders,
     gguf_folders,
@@ -63,6 +65,7 @@ def preflight(config: RunConfig) -> None:
         check_text(text, field)
     _check_device(config.execution)  # with torch, which takes seconds to load
     _check_quantization(config)
+    _check_training(config)
     if (store := ArtifactStore(config.store.root)).remote:
         check_writable(store.remote)
         _check_writable("working copy of store.root", str(store.local))
@@ -180,7 +183,7 @@ def _check_quantization(config: RunConfig) -> None:
     if kind == "none":
         return
     if not execution.dispatch:
-        models.check_installed(kind)
+        check_installed("bitsandbytes", f"model.quantization: got {kind!r}", "none", "nf4")
     device = execution.device if execution.dispatch else models.pick_device(execution.device)
     if device == "cpu" and "mlp" in pruning.kinds and pruning.channel_multiple % NF4_MULTIPLE:
         raise InputError(
@@ -190,6 +193,16 @@ def _check_quantization(config: RunConfig) -> None:
     source = models.find_model(config.model)
     if source.kind == "folder" and not execution.dispatch:
         models.check_quantizable(source.path, kind, execution.device)
+
+
+def _check_training(config: RunConfig) -> None:
+    """Check that what tuning and healing need is installed; a worker may have other libraries."""
+    if config.execution.dispatch:
+        return
+    if config.tuning.examples != "none":
+        check_training("tuning", config.tuning, config.execution)
+    if config.healing.tokens:
+        check_training("healing", config.healing, config.execution)
 
 
 def texts_of(config: RunConfig) -> list[tuple[str, TextConfig]]:

@@ -51,6 +51,8 @@ from .inputs import Metric as Metric
 from .inputs import ModelConfig as ModelConfig
 from .inputs import Quantization as Quantization
 from .inputs import TextConfig as TextConfig
+from .installed import check_installed as check_installed
+from .installed import check_training as check_training
 from .loading import assign as assign
 from .loading import load_config as load_config
 from .loading import read_config_data as read_config_data

@@ -24,8 +24,9 @@ class ExecutionConfig(Section):
         "auto",
         description="auto, cpu, cuda (each stage takes the first GPU of its machine that is free), cuda:N, or "
         "balanced: each stage takes all GPUs of its machine, at least two, and puts about the same share of a model on "
-        "each. Layers stay whole and work one after another: for models that one GPU cannot hold, and no faster. Not "
-        "with streaming = always or model.quantization.",
+        "each. Tuning and healing run one process on each GPU, which share out the examples of a step (FSDP2). In all "
+        "other stages, layers stay whole and work one after another: for models that one GPU cannot hold, and no "
+        "faster. Not with streaming = always or model.quantization.",
         pattern=r"^(auto|cpu|balanced|cuda(:\d+)?)$",
     )
     batch_tokens: int | None = Field(
@@ -50,6 +51,16 @@ class ExecutionConfig(Section):
         ge=0,
         description="Steps of tuning or healing between saved states. A killed stage resumes from the last one and "
         "ends with the same weights. 0: no states are saved.",
+    )
+    log_to: Literal["none", "tensorboard", "wandb"] = Field(
+        "none",
+        description="Where tuning and healing also log loss and learning rate of every step. tensorboard: event files "
+        "in log_folder; wandb: Weights & Biases, as its own settings say (WANDB_MODE = offline: files alone).",
+    )
+    log_folder: str = Field(
+        "runs",
+        min_length=1,
+        description="Folder of these logs, with one folder for each training: `tensorboard --logdir`.",
     )
     exclusive: Literal["gpu", "always", "never"] = Field(
         "gpu",

@@ -173,9 +173,27 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _quantized_on_one_device(self) -> RunConfig:
-        if self.execution.device == "balanced" and self.model.quantization != "none":
+    def _trained_in_whole_numbers(self) -> RunConfig:
+        if self.healing.variant == "full" and self.model.quantization != "none":
+            raise ValueError(
+                "healing.variant: got 'full' with model.quantization = 'nf4'; allowed: lora, rslora or dora"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trained_on_one_device(self) -> RunConfig:
+        if self.execution.device != "balanced":
+            return self
+        if self.model.quantization != "none":
             raise ValueError("execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda")
+        if self.tuning.variant == "prompt":
+            raise ValueError("execution.device: got 'balanced' with tuning.variant = 'prompt'; allowed: cuda")
+        for section, training in (("healing", self.healing), ("tuning", self.tuning)):
+            if not training.optimizer.startswith("adamw_torch"):
+                raise ValueError(
+                    f"{section}.optimizer: got {training.optimizer!r} with execution.device = 'balanced'; allowed: "
+                    "adamw_torch or adamw_torch_fused"
+                )
         return self
 
     @model_validator(mode="after")

@@ -9,15 +9,19 @@ from pydantic import Field
 from tailored_llama.config.inputs import Sources
 from tailored_llama.config.section import Section
 
-Variant = Literal["lora", "rslora", "dora", "prompt"]
+Variant = Literal["lora", "rslora", "dora", "prompt", "full"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Optimizer = Literal[
+    "adamw_torch", "adamw_torch_fused", "adafactor", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"
+]  # fmt: skip
+OPTIMIZERS_8BIT: tuple[Optimizer, ...] = ("adamw_8bit", "paged_adamw_8bit", "lion_8bit")
 PROJECTIONS: tuple[Projection, ...] = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
 )  # fmt: skip
 
 
 class TrainingConfig(Section):
-    """An adapter and how it is trained (LoRA: arXiv 2106.09685)."""
+    """An adapter, or all weights, and how they are trained."""
 
     rank: int = Field(8, ge=1, le=1024, description="LoRA rank r: the width of each update.")
     alpha: int = Field(
@@ -25,19 +29,24 @@ class TrainingConfig(Section):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of each adapter.")
     variant: Variant = Field(
-        "lora",
-        description="lora: updates scaled by α / r; rslora: by α / √r (arXiv 2312.03732); dora: weights split into "
-        "direction and magnitude (arXiv 2402.09353). In tuning also prompt: a soft prompt, which is "
-        "embeddings before the text and changes no weights (arXiv 2104.08691).",
+        "lora", description="What is trained: an adapter of a kind (LoRA: arXiv 2106.09685), or all weights."
     )
     targets: tuple[Projection, ...] = Field(PROJECTIONS, min_length=1, description="Projections that get an adapter.")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="Precision of matrix products over float32 weights; bfloat16 is about twice as fast where the "
-        "hardware has it. Adapters, gradients and the optimiser stay in float32, weights in the checkpoint's type.",
+        "hardware has it. What is trained, gradients and the optimiser stay in float32, other weights in the "
+        "checkpoint's type.",
     )
-    learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning-rate schedule after warm-up.")
+    optimizer: Optimizer = Field(
+        "adamw_torch",
+        description="Optimiser, by its name in transformers. Those in 8 bits hold a quarter of AdamW's state, and need "
+        "bitsandbytes. With execution.device = balanced: adamw_torch or adamw_torch_fused.",
+    )
+    learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak learning rate.")
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt"] = Field(
+        "cosine", description="Learning-rate schedule, by its name in transformers; constant has no warm-up."
+    )
     warmup: float = Field(0.1, ge=0, lt=1, description="Fraction of the steps used for warm-up.")
     batch_size: int = Field(4, ge=1, description="Examples per optimiser step.")
     micro_batch_tokens: int = Field(
@@ -70,7 +79,7 @@ class DistillationConfig(Section):
 
 
 class HealingConfig(TrainingConfig):
-    """General recovery before tailoring: LoRA distilled on plain text and merged into the pruned model."""
+    """General recovery before tailoring: the pruned model distilled on plain text, by LoRA or in all its weights."""
 
     tokens: int = Field(
         0,
@@ -84,10 +93,14 @@ class HealingConfig(TrainingConfig):
         description="The text to train on, with the same values as calibration.source; absent: the calibration text. "
         'A column of its own stands in a table, such as [{source = "hellaswag", column = "query"}].',
     )
-    variant: Literal["lora", "rslora", "dora"] = Field("lora", description="As in tuning; it must merge into weights.")
+    variant: Literal["lora", "rslora", "dora", "full"] = Field(
+        "lora",
+        description="As in tuning, merged into the weights; or full: all weights are trained, in float32, which takes "
+        "16 bytes a parameter beside the activations. It wants a lower learning_rate, such as 3e-4.",
+    )
     rank: int = Field(64, ge=1, le=1024, description="LoRA rank r: the width of each update.")
     alpha: int = Field(64, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate.")
     batch_size: int = Field(
         1, ge=1, description="Text sequences per optimiser step; fewer give more steps for the same tokens."
     )
@@ -95,6 +108,13 @@ class HealingConfig(TrainingConfig):
 
 class AdapterConfig(TrainingConfig):
     """An adapter for a task, and when its training ends."""
+
+    variant: Literal["lora", "rslora", "dora", "prompt"] = Field(
+        "lora",
+        description="lora: updates scaled by α / r; rslora: by α / √r (arXiv 2312.03732); dora: weights split into "
+        "direction and magnitude (arXiv 2402.09353); prompt: a soft prompt, which is embeddings before the text and "
+        "changes no weights (arXiv 2104.08691).",
+    )
 
     virtual_tokens: int = Field(20, ge=1, le=1024, description="Variant prompt: number of virtual tokens.")
     epochs: int = Field(3, ge=1, le=1000, description="Maximum passes over the training examples.")

@@ -19,6 +19,9 @@ class Work:
         downloads: folder of fetched wheels.
         progress: called after every unit of work.
         resume: folder for the state of a long training, to continue from after a kill; None: nothing is kept.
+        name: what the stage's logs are named after, such as `tune arc_easy @ 0.20`.
+        halvings: how often memory ran out before, in one of several processes that train together; each time, the
+            tokens of a pass are halved.
     """
 
     out: Path
@@ -26,3 +29,5 @@ class Work:
     downloads: str = StoreConfig.model_fields["downloads"].default
     progress: Progress = silent
     resume: Path | None = None
+    name: str = "training"
+    halvings: int = 0

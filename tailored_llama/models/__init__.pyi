@@ -3,6 +3,7 @@ from . import modeling_tailored_llama as modeling_tailored_llama
 from .adapters import add_adapter as add_adapter
 from .adapters import merge_adapter as merge_adapter
 from .adapters import save_adapter as save_adapter
+from .adapters import save_changed as save_changed
 from .attention import Header as Header
 from .cards import Base as Base
 from .cards import base_of as base_of
@@ -73,7 +74,6 @@ from .packing import token_budget as token_budget
 from .packing import within_memory as within_memory
 from .passes import PackedRow as PackedRow
 from .passes import run_packed as run_packed
-from .quantization import check_installed as check_installed
 from .quantization import check_quantizable as check_quantizable
 from .quantization import load_base as load_base
 from .shards import tensor_reader as tensor_reader

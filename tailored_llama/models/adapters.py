@@ -84,6 +84,11 @@ def merge_adapter(
         )
     if half and model.dtype == torch.float32:
         model.to(getattr(torch, half))
+    save_changed(model, checkpoint, out, card)
+
+
+def save_changed(model: Any, checkpoint: Path, out: Path, card: str | None = None) -> None:
+    """Write a checkpoint's model with changed weights, and all else that the checkpoint has; as in `merge_adapter`."""
     model.save_pretrained(out)
     copy_tokenizer(checkpoint, out)
     copy_licence(checkpoint, out)

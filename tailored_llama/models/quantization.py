@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
 
-from tailored_llama.config import NF4_MULTIPLE, ExecutionConfig, Quantization, TrainingConfig
+from tailored_llama.config import NF4_MULTIPLE, ExecutionConfig, Quantization, TrainingConfig, check_installed
 from tailored_llama.errors import InputError
 from tailored_llama.models.checkpoints import check_checkpoint, read_structure
 from tailored_llama.models.devices import pick_device
@@ -68,7 +67,7 @@ def check_quantizable(folder: Path, quantization: Quantization, device: str) -> 
     """
     if quantization == "none":
         return
-    check_installed(quantization)
+    check_installed("bitsandbytes", f"model.quantization: got {quantization!r}", "none", "nf4")
     if pick_device(device) != "cpu":
         return
     structure = read_structure(folder)
@@ -82,16 +81,3 @@ def check_quantizable(folder: Path, quantization: Quantization, device: str) -> 
                 f"model.quantization: got {quantization!r} for {folder}, whose {name} is {width}; allowed on a "
                 f"CPU: multiples of {NF4_MULTIPLE}, as from pruning.channel_multiple = {NF4_MULTIPLE}"
             )
-
-
-def check_installed(quantization: Quantization) -> None:
-    """Check that the library of a quantization is installed.
-
-    Raises:
-        InputError: it is not.
-    """
-    if quantization != "none" and not find_spec("bitsandbytes"):
-        raise InputError(
-            f"model.quantization: got {quantization!r}, which needs bitsandbytes; allowed: 'none', or after "
-            "pip install 'tailored-llama[nf4]'"
-        )

@@ -117,7 +117,7 @@ class FolderRunner:
         out.mkdir()
         call = Call(stage, settings, result(inputs), name)
         with progress_bar(name) as progress:
-            self.facts[out] = call.run(Work(out, self.execution, self.downloads, progress))
+            self.facts[out] = call.run(Work(out, self.execution, self.downloads, progress, name=name))
         return Done(out)
 
     def open(self, artifact: Artifact) -> Path:
@@ -144,7 +144,8 @@ def build(
     def compute(out: Path) -> Facts:
         resume = artifacts.resume_folder(stage.name, stage.version, fields, inputs)
         with _slot(stage, execution, downloads):
-            return call.run(Work(out, execution, downloads, progress, resume), artifacts.open)
+            label = f"{call.name} {call.key[:8]}"
+            return call.run(Work(out, execution, downloads, progress, resume, label), artifacts.open)
 
     return artifacts.build(stage.name, stage.version, fields, inputs, compute)
 

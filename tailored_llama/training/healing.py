@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
-from tailored_llama.config import Work
-from tailored_llama.models import add_adapter, load_base, merge_adapter, read_id_table, save_adapter
+from tailored_llama.config import ExecutionConfig, Work, check_training
+from tailored_llama.models import (
+    add_adapter,
+    load_base,
+    load_model,
+    merge_adapter,
+    read_id_table,
+    save_adapter,
+    save_changed,
+)
 from tailored_llama.store import write_table
 from tailored_llama.training.loop import Course, Material, train
 from tailored_llama.training.losses import Objective, TextSamples
-from tailored_llama.training.records import LOG_SCHEMA
+from tailored_llama.training.processes import in_processes
+from tailored_llama.training.records import LOG, LOG_SCHEMA
 from tailored_llama.training.settings import HealSettings
+from tailored_llama.training.sharding import gather, whole_weights
+
+WEIGHTS = "weights.safetensors"  # of a training of all weights, by their names in the model
 
 
 def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> dict[str, Any]:
-    """Stage: train an adapter towards the dense model's next-token distributions, merge it, write `log.parquet`.
+    """Stage: train towards the dense model's next-token distributions; write the healed model and `log.parquet`.
+
+    An adapter is trained and merged, or all weights are trained.
 
     The loss is the mean divergence from the teacher over every position of the text, which is read once in random
     order. Deterministic for a seed on a CPU.
@@ -32,17 +50,41 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
         InputError: the model cannot be quantised here, or streaming is demanded.
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    training, execution = settings.training, work.execution
+    check_training("healing", settings.training, work.execution)
+    with tempfile.TemporaryDirectory() as folder:
+        trained = Path(folder)
+        measured = in_processes(partial(_train, pruned, teacher, settings), replace(work, out=trained))
+        if settings.training.variant == "full":
+            model = load_model(pruned)
+            model.load_state_dict(load_file(trained / WEIGHTS), strict=False)  # a tied head is in the file once
+            save_changed(model, pruned, work.out)
+        else:
+            merge_adapter(pruned, trained, out=work.out)
+        shutil.copyfile(trained / LOG, work.out / LOG)
+    return measured
+
+
+def _train(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> dict[str, Any]:
+    """Write the trained adapter, or all weights, and the log, in one process or in each of several."""
+    training, execution, full = settings.training, work.execution, settings.training.variant == "full"
     torch.manual_seed(settings.seed)
     base = load_base(pruned, settings.quantization, training, execution, work.out, "healing")
-    model = add_adapter(base, training, execution)
+    model = _thawed(base, execution) if full else add_adapter(base, training, execution)
     objective = Objective(distillation=1.0, temperature=settings.temperature)
-    course = Course(settings.seed, resume=work.resume, every=execution.keep_state_every)
     material = Material(TextSamples(teacher, read_id_table(pruned)))
-    log, measured, _ = train(model, material, training, objective, course, work.progress)
-    with tempfile.TemporaryDirectory() as adapter:
-        save_adapter(model, pruned, Path(adapter))
-        del base, model  # merging loads the checkpoint again
-        merge_adapter(pruned, Path(adapter), out=work.out)
-    write_table(work.out / "log.parquet", log, LOG_SCHEMA)
+    log, measured, _ = train(model, material, training, objective, Course(settings.seed), work)
+    if full:
+        save_file(whole_weights(model), work.out / WEIGHTS)
+    else:
+        gather(model)
+        save_adapter(model, pruned, work.out)
+    write_table(work.out / LOG, log, LOG_SCHEMA)
     return measured
+
+
+def _thawed(base: Any, execution: ExecutionConfig) -> Any:
+    """The model with all weights to be trained, in float32."""
+    model = base.float().requires_grad_(True)
+    if execution.recompute_activations:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model

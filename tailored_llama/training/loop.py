@@ -1,26 +1,33 @@
-"""Adapter training: micro-batches that fit into memory, and the loop."""
+"""Training: micro-batches that fit into memory, in one process or several, and the loop.
+
+The loop is our own, with the optimisers, schedules and trackers of transformers and accelerate. transformers' Trainer
+takes batches of one padded tensor. Here a step is packed rows of examples and texts, with a teacher's outputs beside
+them, cut to a number of tokens that is halved when memory runs out.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tailored_llama.config import TrainingConfig
+from tailored_llama.config import TrainingConfig, Work
 from tailored_llama.memory import out_of_memory
-from tailored_llama.models import batches, halved, packed_attention
-from tailored_llama.progress import Progress
+from tailored_llama.models import halved, packed_attention
+from tailored_llama.training.logs import step_log
 from tailored_llama.training.losses import Objective, Sample, autocast, outcomes, sample_losses, training_loss
+from tailored_llama.training.optimization import learning_rate, make_optimizer
 from tailored_llama.training.records import LOG_SCHEMA, Outcome
+from tailored_llama.training.sharding import gathered, passes, place, put, share_out, total, trained, whole
 from tailored_llama.training.state import State, load_state, save_state
 
 _log = logging.getLogger(__name__)
@@ -69,26 +76,153 @@ class Course:
     """The course of a training.
 
     It has at most `epochs` passes over the samples, in an order by `seed`, and stops after `patience` epochs without a
-    lower held-out loss. `resume` is a folder for its state: one that is there already is resumed. `every` is the number
-    of steps between two saved states; 0: none.
+    lower held-out loss.
     """
 
     seed: int
     epochs: int = 1
     patience: int = 1
-    resume: Path | None = None
-    every: int = 0
 
 
-def _add_gradients(
-    model: Any, batch: Sequence[Sample], shares: Sequence[float], training: TrainingConfig, objective: Objective
-) -> tuple[float, float]:
+@dataclass(frozen=True)
+class _Training:
+    """A training under way; `call` calls a function with the model (`share_out`)."""
+
+    model: Any
+    call: Callable[..., Any]
+    optimizer: torch.optim.Optimizer
+    settings: TrainingConfig
+    objective: Objective
+    state: State
+
+
+def train(
+    model: Any, material: Material, training: TrainingConfig, objective: Objective, course: Course, work: Work
+) -> tuple[dict[str, list[Any]], dict[str, Any], tuple[list[Outcome], list[Outcome]]]:
+    """Train what requires gradients, and keep what has the lowest held-out loss, the untrained included.
+
+    The loss of a step is the mean over its samples, plus the mean over its texts. Deterministic for a seed on a CPU.
+
+    Args:
+        model: the output of `add_adapter`, its random weights already seeded; or a causal LM, to train all its weights.
+            It is on the CPU if several processes train it, which hold parts of it afterwards (`sharding.py`).
+        work: its progress is called after every step, and its folder `resume` gets the state of the training: one that
+            is there already is resumed.
+
+    Returns:
+        The columns of `log.parquet`; the measurements: tokens, tokens/s, epochs; and what the untrained model and the
+        one that is kept do on the held-out samples.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the message names the step.
+    """
+    held_out, per_epoch = material.held_out, math.ceil(len(material.samples) / training.batch_size)
+    steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
+    now = _begin(model, training, objective, bool(held_out), work)
+    state, base = now.state, model.get_base_model() if hasattr(model, "get_base_model") else model
+    with packed_attention(base), step_log(work, state.step + 1) as show:
+        if held_out and not state.step:
+            show(_append(state.log, step=0, epoch=0, held_out_loss=_evaluate(now, held_out)), 0)
+            tokens += sum(map(len, held_out))
+        while state.step < steps and state.worse < course.patience:
+            state.step += 1
+            batch, shares = material.batch(state.step, training.batch_size, course.seed)
+            # Dropout is seeded at every step, so that a resumed training finds it again.
+            torch.manual_seed(int(np.random.SeedSequence((course.seed, state.step, place()[0])).generate_state(1)[0]))
+            row = {"step": state.step, "epoch": math.ceil(state.step / per_epoch)} | _step(now, batch, shares, steps)
+            tokens += sum(map(len, batch))
+            work.progress(state.step, steps)
+            if held_out and state.step % per_epoch == 0:
+                row["held_out_loss"] = _evaluate(now, held_out)
+                tokens += sum(map(len, held_out))
+                figures = row["epoch"], course.epochs, row["loss"], row["held_out_loss"]
+                _log.info("epoch %d of %d: loss %.4f, held out %.4f", *figures)
+            elif not held_out and state.step % math.ceil(steps / 10) == 0:
+                _log.info("step %d of %d: loss %.4f", state.step, steps, row["loss"])
+            show(_append(state.log, **row), state.step)
+            if work.resume and (every := work.execution.keep_state_every) and state.step % every == 0:
+                save_state(work.resume, state, model, now.optimizer)
+    if held_out:
+        put(model, state.best_weights)
+    work.progress(steps, steps)
+    tokens_per_second = round(tokens / (time.perf_counter() - started), 1)
+    measured = {"tokens": tokens, "tokens_per_second": tokens_per_second, "epochs": max(state.log["epoch"])}
+    return state.log, measured, (state.untrained, state.kept)
+
+
+def _begin(model: Any, settings: TrainingConfig, objective: Objective, selects: bool, work: Work) -> _Training:
+    """Share the model out, and find the state of an earlier training; `selects`: the best weights are kept."""
+    call = share_out(model, settings.precision)
+    optimizer = make_optimizer(trained(model).values(), settings)
+    log: dict[str, list[Any]] = {name: [] for name in LOG_SCHEMA.names}
+    state = State(settings.micro_batch_tokens >> work.halvings, math.inf, _copy(model) if selects else {}, log)
+    if work.resume:
+        load_state(work.resume, state, model, optimizer)
+    return _Training(model, call, optimizer, settings, objective, state)
+
+
+def _step(now: _Training, batch: Sequence[Sample], shares: Sequence[float], steps: int) -> dict[str, Any]:
+    """One step of the optimiser, of `steps`; returns its figures.
+
+    Args:
+        shares: weight of each sample's loss.
+    """
+    now.model.train()
+    loss, distance = _backward(now, batch, shares)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"training: loss is {loss} at step {now.state.step} of {steps}")
+    rate = learning_rate(now.state.step, steps, now.settings)
+    for group in now.optimizer.param_groups:
+        group["lr"] = rate
+    now.optimizer.step()
+    now.optimizer.zero_grad()
+    return {"loss": loss, "divergence": distance if now.objective.distillation else None, "learning_rate": rate}
+
+
+def _backward(now: _Training, batch: Sequence[Sample], shares: Sequence[float]) -> tuple[float, float]:
+    """Accumulate the gradients of a step in micro-batches; when memory runs out, halve them and start the step again.
+
+    Returns:
+        The loss, and the divergence in it.
+    """
+    while True:
+        loss = distance = 0.0
+        parts = passes(list(map(len, batch)), now.state.budget)
+        try:
+            for part in parts:
+                own = [batch[i] for i in part] or [min(batch, key=len)]
+                sums = _add_gradients(now, own, [shares[i] for i in part] or [0.0])
+                loss, distance = loss + sums[0], distance + sums[1]
+        except (RuntimeError, MemoryError) as error:
+            if max(map(len, parts)) == 1 or not out_of_memory(error):
+                raise
+        else:
+            loss, distance = total(now.model, loss, distance)
+            return loss, distance
+        now.model.zero_grad()  # drop the gradients of the parts that did fit
+        largest = max(sum(len(batch[i]) for i in part) for part in parts)
+        now.state.budget = halved(min(now.state.budget, largest))
+
+
+def _add_gradients(now: _Training, batch: Sequence[Sample], shares: Sequence[float]) -> tuple[float, float]:
     """Backward pass of a micro-batch, in its own function so that the graph of a pass that did not fit is freed."""
-    with autocast(model, training):
+    with _busy_threads(now.model, sum(map(len, batch))):
+        loss, distance = now.call(_weighted_loss, now.settings, now.objective, batch, shares)
+        (loss * place()[1]).backward()  # processes that train together take the mean of their gradients
+    return loss.item(), distance.item()
+
+
+def _weighted_loss(
+    model: Any, settings: TrainingConfig, objective: Objective, batch: Sequence[Sample], shares: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """The sum of the samples' losses, each times its share, and that of the divergences in them."""
+    with autocast(model, settings):
         pairs = list(sample_losses(model, batch, objective))
-        total = torch.stack([share * loss for share, (loss, _) in zip(shares, pairs, strict=True)]).sum()
-    total.backward()
-    return total.item(), sum(share * distance.item() for share, (_, distance) in zip(shares, pairs, strict=True))
+        loss, distance = (
+            torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum()
+            for values in zip(*pairs, strict=True)
+        )
+    return loss, distance.detach()
 
 
 @contextmanager
@@ -103,133 +237,36 @@ def _busy_threads(model: Any, tokens: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _backward(
-    model: Any,
-    batch: Sequence[Sample],
-    shares: Sequence[float],
-    training: TrainingConfig,
-    objective: Objective,
-    budget: int,
-) -> tuple[float, float, int]:
-    """Accumulate the gradients of a step in micro-batches; when memory runs out, halve them and start the step again.
-
-    Args:
-        shares: weight of each sample's loss.
-        budget: tokens per micro-batch.
-
-    Returns:
-        The loss, the divergence in it, and the tokens per micro-batch that did fit.
-    """
-    while True:
-        loss = distance = 0.0
-        parts = batches([len(sample) for sample in batch], budget)
-        try:
-            for part in parts:
-                samples, weights = [batch[i] for i in part], [shares[i] for i in part]
-                with _busy_threads(model, sum(map(len, samples))):
-                    sums = _add_gradients(model, samples, weights, training, objective)
-                loss, distance = loss + sums[0], distance + sums[1]
-            return loss, distance, budget
-        except (RuntimeError, MemoryError) as error:
-            if len(parts) == len(batch) or not out_of_memory(error):
-                raise
-        model.zero_grad()  # drop the gradients of the parts that did fit
-        budget = halved(min(budget, max(sum(len(batch[i]) for i in part) for part in parts)))
-
-
-def train(
-    model: Any, material: Material, training: TrainingConfig, objective: Objective, course: Course, progress: Progress
-) -> tuple[dict[str, list[Any]], dict[str, Any], tuple[list[Outcome], list[Outcome]]]:
-    """Train an adapter and keep the one with the lowest held-out loss, the untrained one included.
-
-    The loss of a step is the mean over its samples, plus the mean over its texts. Deterministic for a seed on a CPU.
-
-    Args:
-        model: the output of `add_adapter`, its random weights already seeded.
-        progress: called after every step.
-
-    Returns:
-        The columns of `log.parquet`; the measurements: tokens, tokens/s, epochs; and what the untrained adapter and the
-        one that is kept do on the held-out samples.
-
-    Raises:
-        FloatingPointError: the loss is not finite; the message names the step.
-    """
-    samples, held_out = material.samples, material.held_out
-    per_epoch = math.ceil(len(samples) / training.batch_size)
-    steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=training.learning_rate)
-    state = State(training.micro_batch_tokens, math.inf, _copy(model), {name: [] for name in LOG_SCHEMA.names})
-    if course.resume:
-        load_state(course.resume, state, model, optimiser)
-    with packed_attention(model.get_base_model()):
-        if held_out and not state.step:
-            loss = _evaluate(model, held_out, training, state)
-            _append(state.log, step=0, epoch=0, held_out_loss=loss)
-            tokens += sum(map(len, held_out))
-        while state.step < steps and state.worse < course.patience:
-            state.step += 1
-            epoch, rate = math.ceil(state.step / per_epoch), learning_rate(state.step, steps, training)
-            batch, shares = material.batch(state.step, training.batch_size, course.seed)
-            model.train()
-            loss, distance, state.budget = _backward(model, batch, shares, training, objective, state.budget)
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"training: loss is {loss} at step {state.step} of {steps}")
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.step()
-            optimiser.zero_grad()
-            tokens += sum(map(len, batch))
-            logged = distance if objective.distillation else None
-            _append(state.log, step=state.step, epoch=epoch, loss=loss, divergence=logged, learning_rate=rate)
-            progress(state.step, steps)
-            if not held_out and state.step % math.ceil(steps / 10) == 0:
-                _log.info("step %d of %d: loss %.4f", state.step, steps, loss)
-            if held_out and state.step % per_epoch == 0:
-                held = state.log["held_out_loss"][-1] = _evaluate(model, held_out, training, state)
-                tokens += sum(map(len, held_out))
-                _log.info("epoch %d of %d: loss %.4f, held out %.4f", epoch, course.epochs, loss, held)
-            if course.resume and course.every and state.step % course.every == 0:
-                save_state(course.resume, state, model, optimiser)
-    if held_out:
-        from peft import set_peft_model_state_dict  # late: it brings bitsandbytes, where that is installed
-
-        set_peft_model_state_dict(model, state.best_adapter)
-    progress(steps, steps)
-    tokens_per_second = round(tokens / (time.perf_counter() - started), 1)
-    measured = {"tokens": tokens, "tokens_per_second": tokens_per_second, "epochs": max(state.log["epoch"])}
-    return state.log, measured, (state.untrained, state.kept)
-
-
-def _evaluate(model: Any, held_out: Sequence[Sample], training: TrainingConfig, state: State) -> float:
-    """The held-out loss; the state keeps the adapter if it is the first, or better than all before."""
-    found = outcomes(model, held_out, training, state.budget)
+def _evaluate(now: _Training, held_out: Sequence[Sample]) -> float:
+    """The held-out loss; the state keeps the weights if they are the first, or better than all before."""
+    state, found = now.state, _outcomes(now, held_out)
     loss = training_loss(found)
     if not state.step:
         state.untrained = found
     if not state.step or loss < state.best:
-        state.best, state.best_adapter, state.kept, state.worse = loss, _copy(model), found, 0
+        state.best, state.best_weights, state.kept, state.worse = loss, _copy(now.model), found, 0
     else:
         state.worse += 1
     return loss
 
 
-def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:
-    """Linear warm-up, then a half cosine to zero, or constant; steps count from 1."""
-    warmup = round(training.warmup * steps)
-    if step <= warmup:
-        return training.learning_rate * step / warmup
-    if training.schedule == "constant":
-        return training.learning_rate
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup - 1) / max(1, steps - warmup)))
+def _outcomes(now: _Training, held_out: Sequence[Sample]) -> list[Outcome]:
+    """What the model does on held-out samples; several processes share them out."""
+    if place()[1] == 1:
+        return list(now.call(outcomes, held_out, now.settings, now.state.budget))
+    own: dict[int, Outcome] = {}
+    for part in passes(list(map(len, held_out)), now.state.budget):
+        batch = [held_out[i] for i in part] or [min(held_out, key=len)]
+        own |= zip(part, now.call(outcomes, batch, now.settings, sys.maxsize), strict=False)  # none of an empty part
+    found = gathered(own)
+    return [found[i] for i in range(len(held_out))]
 
 
 def _copy(model: Any) -> dict[str, Tensor]:
-    from peft import get_peft_model_state_dict  # late, as above
-
-    return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(model).items()}
+    return {name: whole(parameter).clone() for name, parameter in trained(model).items()}
 
 
-def _append(log: dict[str, list[Any]], **row: Any) -> None:
+def _append(log: dict[str, list[Any]], **row: Any) -> dict[str, Any]:
     for name, column in log.items():
         column.append(row.get(name))
+    return row

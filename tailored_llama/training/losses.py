@@ -161,7 +161,7 @@ def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, bu
         return [_outcome(own, sample) for own, sample in zip(choices, batch, strict=True)]
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    with torch.inference_mode(), packed_attention(base):
+    with torch.no_grad(), packed_attention(base):  # FSDP cannot train weights that it gathered in inference mode
         for part, results in within_memory([len(sample) for sample in samples], budget, run):
             found |= dict(zip(part, results, strict=True))
     return [found[i] for i in range(len(samples))]

@@ -18,6 +18,7 @@ import pyarrow as pa
 from tailored_llama.config import TuningConfig
 from tailored_llama.store import read_table, write_table
 
+LOG = "log.parquet"
 LOG_SCHEMA = pa.schema(
     {
         "step": pa.int32(),

@@ -48,7 +48,8 @@ class HealSettings:
 
     @classmethod
     def of(cls, config: RunConfig) -> HealSettings:
-        training = narrow(config.healing, TrainingConfig)
+        unread = ("rank", "alpha", "dropout", "targets") if config.healing.variant == "full" else ()
+        training = with_defaults(narrow(config.healing, TrainingConfig), *unread)
         return cls(training, config.distillation.temperature, config.model.quantization, config.seed)
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,27 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from tailored_llama.training.records import Outcome
+from tailored_llama.training.sharding import part_like, place, put, trained, whole, whole_weights
 
 FILE = "state.safetensors"
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
 _OUTCOMES = ("untrained", "kept")
 
 
 @dataclass
 class State:
-    """Progress of a training, without the adapter itself and its optimiser.
+    """Progress of a training, without the weights themselves and their optimiser.
 
-    `best` is the lowest held-out loss so far, `best_adapter` the adapter that had it, and `worse` the number of epochs
-    since. `untrained` and `kept` are what the first adapter and the best one do on the held-out samples. `budget` is
-    the tokens per micro-batch that did fit.
+    `best` is the lowest held-out loss so far, `best_weights` those that had it, and `worse` the number of epochs since.
+    `untrained` and `kept` are what the first weights and the best ones do on the held-out samples. `budget` is the
+    tokens per micro-batch that did fit.
     """
 
     budget: int
     best: float
-    best_adapter: dict[str, Tensor]
+    best_weights: dict[str, Tensor]
     log: dict[str, list[Any]]
     step: int = 0
     worse: int = 0
@@ -44,34 +44,52 @@ class State:
     @property
     def numbers(self) -> dict[str, Any]:
         outcomes = {name: [astuple(outcome) for outcome in getattr(self, name)] for name in _OUTCOMES}
-        return {name: getattr(self, name) for name in ("budget", "best", "log", "step", "worse")} | outcomes
+        return (
+            {name: getattr(self, name) for name in ("budget", "best", "log", "step", "worse")}
+            | outcomes
+            | {"optimizer": {}}
+        )
 
 
-def save_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Optimizer) -> None:
-    """Write the state atomically; a failure is logged and does not stop the training."""
-    tensors = _tensors(state, model, optimiser.state.__getitem__)
-    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    numbers = json.dumps(state.numbers)
+def save_state(folder: Path, state: State, model: Any, optimizer: Optimizer) -> None:
+    """Write the state atomically; a failure is logged and does not stop the training.
+
+    Dropout draws from generators that are seeded at every step, so there is nothing of them to keep.
+    """
+    first, numbers = place()[0] == 0, state.numbers
+    tensors = {f"best {name}": tensor for name, tensor in state.best_weights.items()}
+    tensors |= {f"weights {name}": tensor for name, tensor in whole_weights(model).items()}
+    for name, parameter in trained(model).items():
+        entries = optimizer.state[parameter]
+        for key in [key for key, value in entries.items() if isinstance(value, Tensor)]:
+            if (tensor := whole(entries[key]).cpu()) is not None and first:
+                tensors[f"optimizer {key} {name}"] = tensor
+        numbers["optimizer"][name] = {key: value for key, value in entries.items() if not isinstance(value, Tensor)}
+    if not first:  # the others take part in making the tensors whole
+        return
+    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(numbers)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = folder / f"{FILE}.new"
-        save_file(tensors, scratch, {"state": numbers, "sha256": _digest(numbers, tensors)})
+        save_file(tensors, scratch, {"state": text, "sha256": _digest(text, tensors)})
         os.replace(scratch, folder / FILE)
     except (OSError, SafetensorError) as error:
         logging.getLogger(__name__).warning("the training state could not be saved: %s", error)
 
 
-def load_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Optimizer) -> None:
+def load_state(folder: Path, state: State, model: Any, optimizer: Optimizer) -> None:
     """Restore what `save_state` wrote for this training; without an intact state, change nothing."""
     try:
-        with safe_open(folder / FILE, "pt") as file:  # on the CPU: the model may be on several devices
+        with safe_open(folder / FILE, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata["sha256"] != _digest(metadata["state"], tensors):
             raise ValueError("changed since it was written")
         numbers = json.loads(metadata["state"])
-        own = _tensors(state, model, lambda p: {key: torch.zeros(()) if key == "step" else p for key in _MOMENTS})
-        shapes, expected = ({name: tensor.shape for name, tensor in each.items()} for each in (tensors, own))
+        shapes = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("optimizer ")}
+        expected = {f"best {name}": tensor.shape for name, tensor in state.best_weights.items()}
+        expected |= {f"weights {name}": parameter.shape for name, parameter in trained(model).items()}
         if numbers.keys() != state.numbers.keys() or shapes != expected:
             raise ValueError("belongs to another training")
     except FileNotFoundError:
@@ -79,50 +97,29 @@ def load_state(folder: Path, state: State, model: Any, optimiser: torch.optim.Op
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         logging.getLogger(__name__).warning("%s: unusable state (%s); training from the start", folder / FILE, error)
         return
+    entries, budget = numbers.pop("optimizer"), state.budget
     for name, value in numbers.items():
         setattr(state, name, [Outcome(*row) for row in value] if name in _OUTCOMES else value)
-    state.best_adapter = {name: tensors[f"best {name}"] for name in state.best_adapter}
-    with torch.no_grad():
-        for name, parameter in _trained(model).items():
-            parameter.copy_(tensors[f"adapter {name}"])
-            optimiser.state[parameter] = {
-                key: tensors[f"optimiser {key} {name}"].to("cpu" if key == "step" else parameter.device)
-                for key in _MOMENTS
-            }
-    torch.set_rng_state(tensors["generator cpu"])
-    for number, device in enumerate(_gpus(model)):
-        torch.cuda.set_rng_state(tensors[f"generator cuda {number}"], device)
+    state.budget = min(state.budget, budget)
+    state.best_weights = {name: tensors[f"best {name}"] for name in state.best_weights}
+    put(model, {name: tensors[f"weights {name}"] for name in trained(model)})
+    for name, parameter in trained(model).items():
+        kept = {key: tensors[f"optimizer {key} {name}"] for key in _keys(tensors, name)}
+        entries[name] |= {key: part_like(tensor, parameter) for key, tensor in kept.items()}
+    states = dict(enumerate(entries[name] for name in trained(model)))
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
     logging.getLogger(__name__).info("going on after step %d", state.step)
 
 
-def _tensors(state: State, model: Any, moments: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of a state by their names in its file; `moments` gives the optimiser's state of a parameter."""
-    tensors = {f"best {name}": tensor for name, tensor in state.best_adapter.items()}
-    tensors |= {f"generator {name}": tensor for name, tensor in _generators(model).items()}
-    for name, parameter in _trained(model).items():
-        tensors[f"adapter {name}"] = parameter.detach()
-        tensors |= {f"optimiser {key} {name}": value for key, value in moments(parameter).items()}
-    return tensors
+def _keys(tensors: dict[str, Tensor], name: str) -> list[str]:
+    """The entries of an optimiser's state that are tensors of the parameter of this name."""
+    names = (key.split(" ") for key in tensors)
+    return [parts[1] for parts in names if parts[0] == "optimizer" and parts[2] == name]
 
 
 def _digest(numbers: str, tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(numbers.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _trained(model: Any) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _generators(model: Any) -> dict[str, Tensor]:
-    """States of the random generators that dropout draws from: the CPU's, and one of each GPU of the model."""
-    states = {"cpu": torch.get_rng_state()}
-    return states | {f"cuda {n}": torch.cuda.get_rng_state(device) for n, device in enumerate(_gpus(model))}
-
-
-def _gpus(model: Any) -> list[torch.device]:
-    """The GPUs that a model's parameters are on, in the order of its layers."""
-    return [device for device in dict.fromkeys(p.device for p in model.parameters()) if device.type == "cuda"]

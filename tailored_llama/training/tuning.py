@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tailored_llama.config import WRITTEN, Metric, Work, part_of, reserved_tokens
+from tailored_llama.config import WRITTEN, Metric, Work, check_training, part_of, reserved_tokens
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, load_base, load_tokenizer, read_id_table, save_adapter
 from tailored_llama.store import write_table
 from tailored_llama.training.loop import Course, Material, train
 from tailored_llama.training.losses import Objective, Sample, TextSamples, outcomes, with_teacher
-from tailored_llama.training.records import LOG_SCHEMA, Comparison, is_better, write_comparison
+from tailored_llama.training.processes import in_processes
+from tailored_llama.training.records import LOG, LOG_SCHEMA, Comparison, is_better, write_comparison
 from tailored_llama.training.settings import TuneSettings
+from tailored_llama.training.sharding import gather
 
 
 def tune(
@@ -51,8 +54,21 @@ def tune(
             demanded.
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    adapter, execution = settings.adapter, work.execution
+    check_training("tuning", settings.adapter, work.execution)
     _check_soft_prompt(settings)
+    return in_processes(partial(_tune, pruned, prompts, teachers, text, settings), work)
+
+
+def _tune(
+    pruned: Path,
+    prompts: Mapping[str, Path],
+    teachers: Mapping[str, Path],
+    text: Path | None,
+    settings: TuneSettings,
+    work: Work,
+) -> dict[str, Any]:
+    """The whole of `tune`, in one process or in each of several."""
+    adapter, execution = settings.adapter, work.execution
     torch.manual_seed(settings.seed)
     base = load_base(pruned, settings.quantization, adapter, execution, work.out, "tuning")
     limit = base.config.max_position_embeddings - reserved_tokens(adapter)
@@ -63,10 +79,11 @@ def tune(
     texts = TextSamples(text, read_id_table(pruned)) if text else ()
     material = Material(shots, held_out, texts, settings.sequences)
     objective = Objective(settings.weight, settings.temperature)
-    course = Course(settings.seed, adapter.epochs, adapter.patience, work.resume, execution.keep_state_every)
-    log, measured, (untrained, kept) = train(model, material, adapter, objective, course, work.progress)
+    course = Course(settings.seed, adapter.epochs, adapter.patience)
+    log, measured, (untrained, kept) = train(model, material, adapter, objective, course, work)
     comparison = write_comparison(work.out, examples, untrained if untuned is None else untuned, kept)
-    write_table(work.out / "log.parquet", log, LOG_SCHEMA)
+    write_table(work.out / LOG, log, LOG_SCHEMA)
+    gather(model)
     save_adapter(model, pruned, work.out)
     return measured | (_figures(comparison) if comparison else {})
 

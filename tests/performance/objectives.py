@@ -36,7 +36,7 @@ import torch
 import typer
 
 from allocation import kept_in
-from tailored_llama.config import BenchmarkConfig, RunConfig, load_config
+from tailored_llama.config import BenchmarkConfig, RunConfig, Work, load_config
 from tailored_llama.data import Example, benchmarks, headline_metric, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, context_length, load_base, load_tokenizer
@@ -140,7 +140,7 @@ def follow(
         tuning,
         Objective(),
         Course(run.seed, tuning.epochs, patience=tuning.epochs),  # never stops early
-        answer,
+        Work(out, run.execution, progress=answer),
     )
     pd.concat(parts, ignore_index=True).to_parquet(out / "answers.parquet")
     losses = [loss for loss in log["held_out_loss"] if loss is not None]

@@ -130,7 +130,9 @@ def test_a_function_takes_inputs_settings_and_work_and_nothing_else(calls: Calls
 
 
 def test_what_a_stage_works_with_cannot_change_what_it_writes() -> None:
-    assert [field.name for field in fields(Work)] == ["out", "execution", "downloads", "progress", "resume"]
+    assert [field.name for field in fields(Work)] == [
+        "out", "execution", "downloads", "progress", "resume", "name", "halvings"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -151,9 +151,12 @@ def test_a_long_text_is_taught_and_read_in_parts(
         list(Teacher(text.parent / "parts"))
 
 
-def test_healing_draws_the_student_to_the_teacher(tiny: Path, student: Path, text: Path, folder: Make) -> None:
+@pytest.mark.parametrize(("variant", "rate"), [("lora", 2e-2), ("full", 3e-3)])
+def test_healing_draws_the_student_to_the_teacher(
+    tiny: Path, student: Path, text: Path, folder: Make, variant: Any, rate: float
+) -> None:
     teach(tiny, text, settings=WHOLE, work=Work(folder("teacher"), CPU))
-    healing = HealingConfig(tokens=384, rank=16, alpha=16, learning_rate=2e-2, batch_size=1)
+    healing = HealingConfig(tokens=384, variant=variant, rank=16, alpha=16, learning_rate=rate, batch_size=1)
     settings = HealSettings(narrow(healing, TrainingConfig), 1.0, "none", 0)
     measured = heal(student, text.parent / "teacher", settings=settings, work=Work(folder("healed"), CPU))
     assert measured["tokens"] == 384

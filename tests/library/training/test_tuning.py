@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from itertools import count
@@ -17,15 +18,15 @@ from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from helpers import save_tiny_llama, tune
+from helpers import CPU, save_tiny_llama, tune
 from tailored_llama.config import ExecutionConfig, TuningConfig
 from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Until, generate
 from tailored_llama.models import copy_tokenizer, encode_pair, load_model, load_tokenizer, merge_adapter
 from tailored_llama.training import loop as training
-from tailored_llama.training.loop import learning_rate
 from tailored_llama.training.losses import sample_losses
+from tailored_llama.training.optimization import learning_rate
 from tailored_llama.training.tuning import encode_sample
 
 QUICK = TuningConfig(epochs=3, learning_rate=2e-2, batch_size=4, dropout=0.1)
@@ -84,22 +85,29 @@ class Killed(BaseException):
     """What a kill looks like from within."""
 
 
-@pytest.mark.parametrize("step", [3, 4, 5, 6])  # two steps an epoch: within one, at its end, after it
+# Two steps an epoch: a kill within one, at its end, and after it.
+@pytest.mark.parametrize(
+    ("step", "optimizer"),
+    [(3, "adamw_torch"), (4, "adafactor"), (5, "adamw_8bit"), (6, "lion_8bit"), (6, "adamw_torch")],
+)
 def test_a_killed_tuning_goes_on_and_ends_with_the_same_bytes(
-    tiny: Path, prompts: Path, folder: Callable[[str], Path], step: int
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], step: int, optimizer: Any
 ) -> None:
     keep = ExecutionConfig(device="cpu", keep_state_every=2)
     whole, killed, state = folder("whole"), folder("killed"), folder("state")
-    tune(tiny, prompts, QUICK, whole)
+    settings = QUICK.model_copy(update={"optimizer": optimizer})
+    tune(tiny, prompts, settings, whole)
+    held = [loss for loss in log_of(whole)["held_out_loss"] if loss is not None]
+    assert min(held[1:]) < 0.9 * held[0]
 
     def kill(done: int, total: int) -> None:
         if done == step:
             raise Killed
 
     with pytest.raises(Killed):
-        tune(tiny, prompts, QUICK, killed, execution=keep, progress=kill, resume=state)
+        tune(tiny, prompts, settings, killed, execution=keep, progress=kill, resume=state)
     steps: list[int] = []
-    tune(tiny, prompts, QUICK, killed, execution=keep, progress=lambda done, total: steps.append(done), resume=state)
+    tune(tiny, prompts, settings, killed, execution=keep, progress=lambda done, total: steps.append(done), resume=state)
     assert steps[0] == (step - 1) // 2 * 2 + 1  # progress is told before the state of the step is kept
     for path in whole.iterdir():
         assert path.read_bytes() == (killed / path.name).read_bytes(), path.name
@@ -251,13 +259,70 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step(
         tune(tiny, prompts, QUICK, folder("adapter"))
 
 
-def test_the_learning_rate_warms_up_then_falls() -> None:
-    config = TuningConfig(learning_rate=1.0, warmup=0.2)
-    rates = [learning_rate(step, 10, config) for step in range(1, 11)]
-    assert rates[:3] == [0.5, 1.0, 1.0]
-    assert rates[6] == pytest.approx(0.5)
-    assert all(later < earlier for earlier, later in zip(rates[2:], rates[3:], strict=False))  # noqa: RUF007
-    assert math.isclose(learning_rate(10, 10, config.model_copy(update={"schedule": "constant"})), 1.0)
+def test_the_learning_rate_warms_up_then_follows_its_schedule() -> None:
+    def rates(**changes: Any) -> list[float]:
+        config = TuningConfig(learning_rate=0.5, warmup=0.2, **changes)
+        return [learning_rate(step, 10, config) for step in range(1, 11)]
+
+    cosine = [0.25 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    assert rates() == pytest.approx([0.25, 0.5, *cosine])
+    assert rates(schedule="linear") == pytest.approx([0.25, 0.5, *(0.5 * (1 - step / 8) for step in range(8))])
+    assert rates(schedule="constant_with_warmup") == pytest.approx([0.25] + [0.5] * 9)
+    assert rates(schedule="constant") == [0.5] * 10
+    falling = rates(schedule="inverse_sqrt")
+    assert falling[:3] == pytest.approx([0.25, 0.5, 0.5])
+    assert falling[3:] == pytest.approx([0.5 * math.sqrt(2 / step) for step in range(3, 10)])
+
+
+def test_steps_are_logged_for_tensorboard_and_the_adapter_is_the_same(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path]
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plain, logged, runs = folder("plain"), folder("logged"), folder("runs")
+    tune(tiny, prompts, QUICK, plain)
+    tune(
+        tiny,
+        prompts,
+        QUICK,
+        logged,
+        execution=CPU.model_copy(update={"log_to": "tensorboard", "log_folder": str(runs)}),
+    )
+    for path in plain.iterdir():
+        assert path.read_bytes() == (logged / path.name).read_bytes(), path.name
+    (run,) = runs.iterdir()
+    events = EventAccumulator(str(run)).Reload()
+    log = log_of(logged)
+    for name in ("loss", "learning_rate", "held_out_loss"):
+        rows = [(step, value) for step, value in zip(log["step"], log[name], strict=True) if value is not None]
+        assert [(event.step, event.value) for event in events.Scalars(name)] == [
+            (step, pytest.approx(value)) for step, value in rows
+        ]
+
+
+MISSING = {
+    "tuning.optimizer: got 'paged_adamw_8bit', which needs bitsandbytes; allowed: 'adamw_torch', or after pip install "
+    "'tailored-llama[nf4]'": ({"optimizer": "paged_adamw_8bit"}, {}),
+    "execution.log_to: got 'wandb', which needs wandb; allowed: 'none', or after pip install 'tailored-llama[logs]'": (
+        {}, {"log_to": "wandb"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", MISSING)
+def test_a_library_that_is_not_installed_is_named(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    monkeypatch.setattr("tailored_llama.config.installed.find_spec", lambda name: None)
+    tuning, execution = MISSING[message]
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        tune(
+            tiny,
+            prompts,
+            QUICK.model_copy(update=tuning),
+            folder("adapter"),
+            execution=CPU.model_copy(update=execution),
+        )
 
 
 def test_a_continuation_longer_than_the_context_is_named(tiny: Path) -> None:
