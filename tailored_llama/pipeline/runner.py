@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -116,8 +117,9 @@ class FolderRunner:
         out = self.scratch / f"{len(self.facts)}-{stage.name}"
         out.mkdir()
         call = Call(stage, settings, result(inputs), name)
+        label = f"{name} {time.strftime('%Y%m%d-%H%M%S')}"
         with progress_bar(name) as progress:
-            self.facts[out] = call.run(Work(out, self.execution, self.downloads, progress, name=name))
+            self.facts[out] = call.run(Work(out, self.execution, self.downloads, progress, name=label))
         return Done(out)
 
     def open(self, artifact: Artifact) -> Path:
