@@ -26,7 +26,7 @@ ATTENTION = "tailored_packed"  # among the attention functions of transformers
 # Elements of each head's scores, keys and values in a padded batch, padding included: 0.3 GB in float32 for nine heads,
 # 0.5 GB in bfloat16 for 32. Like a pass's other activations, they grow with the width of the model.
 _BATCH_ELEMENTS = 2**23
-_SHORT_ELEMENTS = 2**18  # scores of all heads; with more, memory is freed and faulted in again in every layer
+_SHORT_ELEMENTS = 2**20  # scores of all heads; with more, memory is freed and faulted in again in every layer
 _MASK_MULTIPLE = 8  # SDPA's fused kernels copy a mask in every layer unless its rows are this far apart
 
 Built = TypeVar("Built")
@@ -88,9 +88,9 @@ def looped_attention(
 ) -> Tensor:
     """Attention of one document at a time, [1, row, heads, head_dim], 0 where the row is padded.
 
-    `query` is [1, heads, row, head_dim]; so are `own`, the row's keys and values, of which there may be fewer heads.
-    `before` are the header's in this layer, [1, heads, header, head_dim], if there is a header. `window` says how many tokens back a token sees, itself
-    included; None: all.
+    `query` is [1, heads, row, head_dim]; so are `own`, the row's keys and values, which may have fewer heads. `before`
+    are the header's in this layer, [1, heads, header, head_dim], if there is a header. `window` says how many tokens
+    back a token sees, itself included; None: all.
     """
     lengths = [*map(len, row.blocks), query.shape[2] - row.blocks[-1].stop]  # the last part is padding
     parts = []
@@ -196,7 +196,7 @@ def _attend(
     """
     key, value = own
     elements = query.shape[1] * query.shape[2] * key.shape[2]
-    short = query.device.type == "cpu" and query.dtype == torch.bfloat16 and elements <= _SHORT_ELEMENTS
+    short = query.device.type == "cpu" and query.dtype == torch.bfloat16 and 0 < elements <= _SHORT_ELEMENTS
     if short and softcap is None and not dropout:
         attended: Tensor = _ShortAttention.apply(query, key, value, mask, scale)  # type: ignore[no-untyped-call]
         return attended
@@ -219,7 +219,9 @@ class _ShortAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         count, heads, length, _ = query.shape
-        query, key, value = (states.reshape(count * key.shape[1], -1, states.shape[3]) for states in (query, key, value))
+        query, key, value = (
+            states.reshape(count * key.shape[1], -1, states.shape[3]) for states in (query, key, value)
+        )
         scores = torch.bmm(query.float(), key.float().transpose(1, 2)).mul_(scale)
         if mask is None:
             mask = scores.new_full((length, length), -torch.inf).triu(1)

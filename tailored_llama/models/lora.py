@@ -26,12 +26,14 @@ def join_projections(model: Any) -> None:
     from peft.tuners.lora import Linear
 
     for parent in model.modules():
-        plain = {name: layer for name, layer in parent.named_children() if isinstance(layer, Linear) and _is_plain(layer)}
+        plain = {
+            name: layer for name, layer in parent.named_children() if isinstance(layer, Linear) and _is_plain(layer)
+        }
         for names in (*_SAME_INPUT, *((name,) for name in plain.keys() - set(sum(_SAME_INPUT, ())))):
             if layers := [plain[name] for name in names if name in plain]:
                 group = _Group(layers)
                 for layer in layers:
-                    layer.forward = partial(group.forward, layer, layer.forward)
+                    layer.forward = partial(group.forward, layer, layer.forward)  # type: ignore[method-assign]
 
 
 def _is_plain(layer: Any) -> bool:
