@@ -58,8 +58,8 @@ class _Group:
         if x is not self.input or layer not in self.outputs:
             adapters = [getattr(own, part)["default"].weight for own in self.layers for part in ("lora_A", "lora_B")]
             bases = [own.base_layer for own in self.layers]
-            scales = [own.scaling["default"] for own in self.layers]
-            found = _JoinedLora.apply(x.to(dtype), bases, scales, *adapters)  # type: ignore[no-untyped-call]
+            scale = layer.scaling["default"]  # of all layers
+            found = _JoinedLora.apply(x.to(dtype), bases, scale, *adapters)  # type: ignore[no-untyped-call]
             self.input, self.outputs = x, dict(zip(self.layers, found, strict=True))
         output = self.outputs.pop(layer)
         if not self.outputs:
@@ -71,29 +71,29 @@ class _JoinedLora(torch.autograd.Function):
     """x·Wᵀ + bias + (x·Aᵀ)·Bᵀ·scale of several projections of x, in its type; W is frozen."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bases: Sequence[nn.Linear], scales: Sequence[float], *adapters: Tensor) -> Any:
+    def forward(ctx: Any, x: Tensor, bases: Sequence[nn.Linear], scale: float, *adapters: Tensor) -> Any:
         rows, dtype = x.flatten(0, -2), x.dtype
         down = torch.cat(adapters[::2]).to(dtype)  # of all projections, [Σ rank, in]
-        ups = [(scale * up).to(dtype) for scale, up in zip(scales, adapters[1::2], strict=True)]
+        ups = [up.to(dtype) for up in adapters[1::2]]
         weights = [base.weight.to(dtype) for base in bases]
-        inner = rows @ down.T
+        inner = (rows @ down.T).mul_(scale)
         outputs = []
         for base, weight, up, own in zip(bases, weights, ups, inner.split([up.shape[1] for up in ups], 1), strict=True):
             bias = None if base.bias is None else base.bias.to(dtype)
             outputs.append(linear(rows, weight, bias).addmm_(own, up.T).view(*x.shape[:-1], -1))
         ctx.save_for_backward(rows, inner, down, *ups, *weights)
-        ctx.scales, ctx.shape = scales, x.shape
+        ctx.scale, ctx.shape = scale, x.shape
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         rows, inner, down, *others = ctx.saved_tensors
-        ups, weights = others[: len(ctx.scales)], others[len(ctx.scales) :]
+        ups, weights = others[: len(gradients)], others[len(gradients) :]
         ranks = [up.shape[1] for up in ups]
         own = [gradient.flatten(0, -2) for gradient in gradients]
-        of_inner = torch.cat([g @ up for g, up in zip(own, ups, strict=True)], 1)
+        of_inner = torch.cat([g @ up for g, up in zip(own, ups, strict=True)], 1).mul_(ctx.scale)
         of_down = (of_inner.T @ rows).float().split(ranks)
-        of_ups = [(part.T @ g).T.float() * s for part, g, s in zip(inner.split(ranks, 1), own, ctx.scales, strict=True)]
+        of_ups = [(part.T @ g).T.float() for part, g in zip(inner.split(ranks, 1), own, strict=True)]
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = own[0] @ weights[0]
