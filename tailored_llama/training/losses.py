@@ -31,7 +31,7 @@ from tailored_llama.training.alignment import in_pieces
 from tailored_llama.training.distillation import SoftTargets, Teacher, divergence
 from tailored_llama.training.records import Outcome
 
-_AT_ONCE = 8  # positions of probabilities
+_AT_ONCE = 8  # positions whose probabilities are in memory at once
 
 
 @dataclass(frozen=True)
