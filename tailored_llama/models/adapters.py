@@ -18,6 +18,7 @@ from tailored_llama.models.convert import _drop_paths
 from tailored_llama.models.id_table import TABLE
 from tailored_llama.models.licences import CARD, copy_licence
 from tailored_llama.models.load import BASE_FILE, load_model
+from tailored_llama.models.lora import join_projections
 from tailored_llama.models.packing import has_soft_prompt
 
 
@@ -38,6 +39,7 @@ def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig)
             task_type="CAUSAL_LM",
         )
     model = get_peft_model(base, settings)
+    join_projections(model)
     if execution.recompute_activations:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

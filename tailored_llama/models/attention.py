@@ -26,6 +26,7 @@ ATTENTION = "tailored_packed"  # among the attention functions of transformers
 # Elements of each head's scores, keys and values in a padded batch, padding included: 0.3 GB in float32 for nine heads,
 # 0.5 GB in bfloat16 for 32. Like a pass's other activations, they grow with the width of the model.
 _BATCH_ELEMENTS = 2**23
+_SHORT_ELEMENTS = 2**20  # scores of all heads; with more, memory is freed and faulted in again in every layer
 _MASK_MULTIPLE = 8  # SDPA's fused kernels copy a mask in every layer unless its rows are this far apart
 
 Built = TypeVar("Built")
@@ -37,7 +38,7 @@ Attend = Callable[[Tensor, KeysValues, Tensor | None], Tensor]  # query, keys an
 class Header:
     """Tokens before every document of a row: their number, and each layer's keys and values.
 
-    `keys` and `values`: layer index → [1, query heads, length, head_dim].
+    `keys` and `values`: layer index → [1, heads, length, head_dim].
     """
 
     length: int = 0
@@ -87,18 +88,18 @@ def looped_attention(
 ) -> Tensor:
     """Attention of one document at a time, [1, row, heads, head_dim], 0 where the row is padded.
 
-    `query` is [1, heads, row, head_dim]; so are `own`, the row's keys and values. `before` are the header's in this
-    layer, [1, heads, header, head_dim], if there is a header. `window` says how many tokens back a token sees, itself
-    included; None: all.
+    `query` is [1, heads, row, head_dim]; so are `own`, the row's keys and values, which may have fewer heads. `before`
+    are the header's in this layer, [1, heads, header, head_dim], if there is a header. `window` says how many tokens
+    back a token sees, itself included; None: all.
     """
-    output = query.new_zeros(1, query.shape[2], query.shape[1], own[1].shape[3])
-    for block in row.blocks:
-        rows = slice(block.start, block.stop)
-        build = partial(_mask, row, rows, block.causal, window, query)
+    lengths = [*map(len, row.blocks), query.shape[2] - row.blocks[-1].stop]  # the last part is padding
+    parts = []
+    # split, since the gradient of a slice is as long as the row
+    for block, q, k, v in zip(row.blocks, *(states.split(lengths, 2) for states in (query, *own)), strict=False):
+        build = partial(_mask, row, slice(block.start, block.stop), block.causal, window, query)
         mask = row.once(("mask", block.start, window, query.device), build)
-        attended = attend(query[:, :, rows], _join(before, (own[0][:, :, rows], own[1][:, :, rows])), mask)
-        output[:, rows] = attended.transpose(1, 2)
-    return output
+        parts.append(attend(q, _join(before, (k, v)), mask).transpose(1, 2))
+    return torch.cat([*parts, query.new_zeros(1, lengths[-1], query.shape[1], own[1].shape[3])], 1)
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,17 @@ def _mask(row: Row, tokens: Tensor | slice, causal: bool, window: int | None, li
 def _attend(
     query: Tensor, own: KeysValues, mask: Tensor | None, dropout: float, scale: float, softcap: float | None
 ) -> Tensor:
-    """SDPA, or explicit attention when scores are soft-capped (arXiv 2408.00118), which SDPA does not support."""
+    """SDPA, or explicit attention when scores are soft-capped (arXiv 2408.00118), which SDPA does not support.
+
+    Explicit also where it is faster than SDPA: in bfloat16 on a CPU, for short documents.
+    """
     key, value = own
+    elements = query.shape[1] * query.shape[2] * key.shape[2]
+    short = query.device.type == "cpu" and query.dtype == torch.bfloat16 and 0 < elements <= _SHORT_ELEMENTS
+    if short and softcap is None and not dropout:
+        attended: Tensor = _ShortAttention.apply(query, key, value, mask, scale)  # type: ignore[no-untyped-call]
+        return attended
+    key, value = (repeat_kv(states, query.shape[1] // states.shape[1]) for states in own)
     if softcap is None:
         return scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None, scale=scale)
     scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
@@ -198,6 +208,40 @@ def _attend(
         mask = scores.new_full(scores.shape[2:], -torch.inf).triu(1)
     weights = (scores + mask).softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32))
     return torch.dropout(weights.to(query.dtype), dropout, dropout > 0) @ value
+
+
+class _ShortAttention(torch.autograd.Function):
+    """Attention as five products with all scores in memory; SDPA's backward pass takes five times as long.
+
+    Scores are in float32, as in SDPA. Heads that share keys and values are rows of one product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        count, heads, length, _ = query.shape
+        query, key, value = (
+            states.reshape(count * key.shape[1], -1, states.shape[3]) for states in (query, key, value)
+        )
+        scores = torch.bmm(query.float(), key.float().transpose(1, 2)).mul_(scale)
+        if mask is None:
+            mask = scores.new_full((length, length), -torch.inf).triu(1)
+        scores.view(count, heads, length, -1).add_(mask)
+        weights = scores.softmax(-1).to(query.dtype)
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.scale, ctx.shape = scale, (count, heads, length, query.shape[2])
+        return torch.bmm(weights, value).view(count, heads, length, -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weights = ctx.saved_tensors
+        gradient = gradient.reshape(*weights.shape[:2], -1)
+        of_weights = torch.bmm(gradient, value.transpose(1, 2))
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(ctx.scale)
+        of_query = torch.bmm(of_scores, key).view(ctx.shape)
+        of_key = torch.bmm(of_scores.transpose(1, 2), query)
+        of_value = torch.bmm(weights.transpose(1, 2), gradient)
+        of_key, of_value = (states.view(len(of_query), -1, *states.shape[1:]) for states in (of_key, of_value))
+        return of_query, of_key, of_value, None, None
 
 
 def _forward(
@@ -217,8 +261,6 @@ def _forward(
     if unsupported := sorted(name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None):
         raise InputError(f"model: its attention has {unsupported[0]}; allowed: softmax attention, soft-capped or not")
     row, header, layer = packed_row, packed_row.header, module.layer_idx
-    groups = query.shape[1] // key.shape[1]
-    key, value = (repeat_kv(states, groups) for states in (key, value))
     before = (header.keys[layer].to(key), header.values[layer].to(value)) if header.length else None
     window = sliding_window if sliding_window is not None and row.longest > sliding_window else None
     scale = query.shape[3] ** -0.5 if scaling is None else scaling

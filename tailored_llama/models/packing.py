@@ -20,13 +20,15 @@ from torch import Tensor
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models import libraries  # noqa: F401 - before torch
 from tailored_llama.models.attention import ATTENTION, Block, Header, Row
+from tailored_llama.models.checkpoints import LAYERED_PREFIX
 from tailored_llama.models.load import head_logits
 
 Result = TypeVar("Result")
 
-# For bfloat16 on a CPU, oneDNN compiles a kernel for every pair of row length and matrix shape. A per-layer model has
-# many shapes; rows of few lengths find their kernels compiled.
-_ROW_MULTIPLE = 128
+# For bfloat16 on a CPU, oneDNN compiles a kernel for each pair of row length and matrix shape, and keeps 1,024 of them.
+# A per-layer model has hundreds of shapes; rows of few lengths find their kernels compiled.
+_ROW_MULTIPLE, _ROW_MULTIPLE_LAYERED = 32, 128
+_PROBABILITY_ROWS = 8  # on a CPU: with more, memory of this size is freed and faulted in again, for six times as long
 HEAD_POSITIONS = 256  # with logits in memory at once: 131 MB in float32 for 128,000 vocabulary entries
 
 
@@ -206,16 +208,23 @@ def target_logprobs(
     row, target_ids = torch.tensor(positions).unique(return_inverse=True)[1], torch.tensor(targets)
     row, target_ids = row.to(states.device), target_ids.to(states.device)
     result = torch.empty(len(target_ids), device=states.device)
-    for index, chunk in enumerate(states.split(HEAD_POSITIONS)):
-        in_chunk = row // HEAD_POSITIONS == index
-        rows = row[in_chunk] % HEAD_POSITIONS
-        # log_softmax in float32, as in lm-evaluation-harness: both are off by about 8e-6 per token
-        logprobs = head_logits(model, chunk).float().log_softmax(-1)
-        result[in_chunk] = logprobs[rows, target_ids[in_chunk]]
+    at_once = _PROBABILITY_ROWS if states.device.type == "cpu" else HEAD_POSITIONS
+    for index, logprobs in enumerate(_logprobs(model, states, at_once)):
+        in_part = row // at_once == index
+        rows = row[in_part] % at_once
+        result[in_part] = logprobs[rows, target_ids[in_part]]
         if greedy is not None:
-            greedy[in_chunk] = logprobs.argmax(-1)[rows] == target_ids[in_chunk]
+            greedy[in_part] = logprobs.argmax(-1)[rows] == target_ids[in_part]
         del logprobs  # before those of the next positions exist
     return result
+
+
+def _logprobs(model: Any, states: Tensor, at_once: int) -> Iterator[Tensor]:
+    """Log-probabilities of all tokens, [at_once, vocabulary] at a time."""
+    for chunk in states.split(HEAD_POSITIONS):
+        for logits in head_logits(model, chunk).split(at_once):
+            # log_softmax in float32, as in lm-evaluation-harness: both are off by about 8e-6 per token
+            yield logits.float().log_softmax(-1)
 
 
 def packed_states(
@@ -255,7 +264,9 @@ def packed_inputs(
             ids += branch
             in_sequence += range(length, length + len(branch))
             parts += [number] * len(branch)
-    multiple = _ROW_MULTIPLE if model.device.type == "cpu" and model.dtype == torch.bfloat16 else 1
+    layered = model.config.model_type.startswith(LAYERED_PREFIX)
+    multiple = _ROW_MULTIPLE_LAYERED if layered else _ROW_MULTIPLE
+    multiple = multiple if model.device.type == "cpu" and model.dtype == torch.bfloat16 else 1
     padding = [0] * (-len(ids) % multiple)
     input_ids, positions, numbers = (
         torch.tensor(values + padding, device=model.device) for values in (ids, in_sequence, parts)

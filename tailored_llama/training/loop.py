@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 # Multiplications of one projection (tokens × hidden²) that keep a thread busy. On a CPU with fewer, threads wait for
 # each other at every small operation for longer than they compute.
-_PER_THREAD = 2**26
+_PER_THREAD = 2**24
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ from tailored_llama.training.alignment import in_pieces
 from tailored_llama.training.distillation import SoftTargets, Teacher, divergence
 from tailored_llama.training.records import Outcome
 
+_AT_ONCE = 8  # positions whose probabilities are in memory at once
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -138,10 +140,40 @@ def choice_losses(model: Any, batch: Sequence[Sample]) -> tuple[Tensor, list[int
             positions += [start + offset for offset in offsets]
             targets += tokens
             sizes.append(len(tokens))
-    logits = head_logits(model, states[positions]).float()  # all choices at once, so that the head is read only once
-    losses = cross_entropy(logits, torch.tensor(targets, dtype=torch.int64, device=logits.device), reduction="none")
+    logits = head_logits(model, states[positions])  # all choices at once, so that the head is read only once
+    losses = _token_losses(logits, torch.tensor(targets, dtype=torch.int64, device=logits.device))
     parts = iter(losses.split(sizes))
     return states, starts, [[next(parts) for _ in sample.scales] for sample in batch]
+
+
+def _token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihoods of target tokens in float32, [positions], from logits [positions, vocabulary]."""
+    if logits.device.type == "cpu" and logits.dtype == torch.bfloat16:
+        losses: Tensor = _LossesInParts.apply(logits, targets)  # type: ignore[no-untyped-call]
+        return losses
+    return cross_entropy(logits.float(), targets, reduction="none")
+
+
+class _LossesInParts(torch.autograd.Function):
+    """Cross-entropies and their gradient in one pass over few positions at a time.
+
+    Probabilities of all positions in float32 would take several times as long: their memory is faulted in every time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        gradient, losses = torch.empty_like(logits), []
+        for part, own, wanted in zip(*(each.split(_AT_ONCE) for each in (logits, gradient, targets)), strict=True):
+            logprobs = part.float().log_softmax(-1)
+            losses.append(-logprobs.gather(1, wanted[:, None])[:, 0])
+            own.copy_(logprobs.exp_().scatter_add_(1, wanted[:, None], -torch.ones_like(losses[-1])[:, None]))
+        ctx.save_for_backward(gradient)
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, of_losses: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * of_losses[:, None].to(gradient.dtype), None
 
 
 def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""Attention in padded batches, which GPUs use, equals the loop over documents: outputs, headers and gradients."""
+"""Attention in padded batches, which GPUs use, and of short documents in bfloat16, equals the plain loop."""
 
 from __future__ import annotations
 
@@ -122,3 +122,19 @@ def test_a_gpu_pads_several_documents_and_a_cpu_none(
         SimpleNamespace(layer_idx=0), states, states, states, None, packed_row=row
     )
     assert called == (expected, None)
+
+
+@pytest.mark.parametrize("documents", [PLAIN, BRANCHED], ids=["plain", "branches"])
+@pytest.mark.parametrize("header", [range(0), HEADER], ids=["no header", "header"])
+def test_short_documents_in_bfloat16_are_as_exact_as_sdpa(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: list[Document], header: range
+) -> None:
+    model = load_model(save_tiny_llama(tmp_path / "dense", noise=0.1)).bfloat16()
+    short = run(model, documents, header)
+    monkeypatch.setattr(attention, "_SHORT_ELEMENTS", 0)
+    sdpa = run(model, documents, header)
+    exact = run(model.float(), documents, header)
+    assert any(not torch.equal(short[name], sdpa[name]) for name in sdpa)
+    norms = {name: float(t.norm()) for name, t in exact.items()}
+    errors = [sum(float((own[n].float() - exact[n]).norm()) / norms[n] for n in norms) for own in (short, sdpa)]
+    assert errors[0] < 1.1 * errors[1]
