@@ -52,7 +52,9 @@ class GoalConfig(Section):
         "needs fewer rows for the same certainty. Answers that are written are always right or wrong.",
     )
     choosing_rows: int = Field(
-        300, ge=10, description="Rows to choose candidates with, at most; they are neither tuned on nor prove anything."
+        1000,
+        ge=10,
+        description="Rows to choose candidates with, at most; they are neither tuned on nor prove anything.",
     )
     even_if_unprovable: bool = Field(False, description="Search even if there are too few rows to prove lose_at_most.")
 

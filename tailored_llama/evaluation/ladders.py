@@ -14,6 +14,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 MOST_TESTS = 4  # candidates that may be tested on the proving rows
+HOPELESS = 2  # margins: what loses more is not tried in fewer bits; what loses less may have measured badly
 AT_ONCE = 2  # rungs that are measured side by side, on however many workers, so that workers change no answer
 
 
@@ -22,8 +23,8 @@ class Ladder:
     """One base model in one type, from the whole model (rung 0) to the smallest.
 
     `costs` are estimates by rung. The whole model of a `reference` ladder is the reference itself: it loses nothing,
-    and is no candidate. `above` is the position of the ladder of the same model in more bits: what loses too much
-    there is not tried in fewer.
+    and is no candidate. `above` is the position of the ladder of the same model in more bits: what loses twice the
+    margin there is not tried in fewer.
     """
 
     name: str
@@ -70,7 +71,9 @@ def search(ladders: Sequence[Ladder], measure: Callable[[Sequence[Rung]], Sequen
     """
     measured: dict[Rung, Measured] = {}
     for number, ladder in enumerate(ladders):
-        rungs = _passing(measured, ladders, ladder.above, margin) if ladder.above is not None else len(ladder.costs)
+        rungs = len(ladder.costs)
+        if ladder.above is not None:
+            rungs = _passing(measured, ladders, ladder.above, HOPELESS * margin)
         while True:
             losses, best = _losses(measured, number, ladder), _best(measured, ladders, margin)
             if not (places := next_places(ladder, losses, margin, best, rungs)):
