@@ -329,7 +329,7 @@ def test_a_device_that_each_machine_would_choose_is_refused_before_any_work(own_
 
 def test_a_prompt_study_does_not_dispatch(own_run: dict[str, Any]) -> None:
     study = PromptStudyConfig.model_validate(own_run | {"execution": {"dispatch": "gpu", "device": "cpu"}})
-    with pytest.raises(InputError, match=r"execution.dispatch: got 'gpu'; allowed: in the flows tailor, sweep and tr"):
+    with pytest.raises(InputError, match=r"execution.dispatch: got 'gpu'; allowed: in the other flows"):
         preflight_prompts(study)
 
 

@@ -16,7 +16,7 @@ from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
 from tailored_llama.models import Base, ModelSource, base_of, cards, find_model, write_card
 from tailored_llama.models.cards import merged_card
-from tailored_llama.reports.model_card import _prompt, _settings
+from tailored_llama.reports.model_card import _settings, prompt_of
 from tailored_llama.store import FINISHED, ArtifactStore, place, sha256_file
 
 
@@ -90,7 +90,7 @@ def test_a_merged_checkpoint_s_card_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "template"), itertools.product(SEVEN, shipped()))
 def test_every_prompt_s_form_can_be_shown(name: str, template: str) -> None:
     config = validate_config({"benchmarks": [name], "prompts": {"template": template}})
-    shown = _prompt(config, config.benchmarks[0])
+    shown = prompt_of(config, config.benchmarks[0])
     assert "{" in shown
     assert "}" in shown
 
@@ -109,7 +109,7 @@ OWN = {"name": "mine", "train": "a/t.csv", "evaluation": "a/e.csv", "choices": "
 def test_the_form_of_one_s_own_prompts_names_the_columns(changes: dict[str, Any], shown: str) -> None:
     own = BenchmarkConfig(**(OWN | {"instruction": "Say."} | changes))
     config = validate_config({"benchmarks": [own], "prompts": {"template": "task"}})
-    assert _prompt(config, own) == shown
+    assert prompt_of(config, own) == shown
 
 
 def test_settings_name_files_without_folders_and_one_model_alone(tmp_path: Path) -> None:
