@@ -115,8 +115,9 @@ def smooth(losses: Mapping[int, float]) -> dict[int, float]:
 def sequence(found: Found, margin: float) -> list[Measured]:
     """The candidates to test on the proving rows, at most four, the safest first.
 
-    Those that pass on the choosing rows and are smaller than every one that loses less. Of more than four, the safest
-    and the smallest stay, and others between them.
+    Those that pass on the choosing rows and are smaller than every one that loses less. If the first of them is pruned,
+    a whole model comes before it: it is the safer one, even if both measured alike. Of more than four, the safest and
+    the smallest stay, and others between them.
     """
     passing = [one for one in found.measured.values() if found.smoothed[one.rung] <= margin]
     front: list[Measured] = []
@@ -124,6 +125,9 @@ def sequence(found: Found, margin: float) -> list[Measured]:
         if not front or found.smoothed[one.rung] < found.smoothed[front[-1].rung]:
             front.append(one)
     front.reverse()
+    safer = [one for one in passing if not one.rung.place and front and one.cost > front[0].cost]
+    if safer and front[0].rung.place:
+        front.insert(0, min(safer, key=lambda one: (found.smoothed[one.rung], one.cost)))
     if len(front) <= MOST_TESTS:
         return front
     return [front[round(place)] for place in np.linspace(0, len(front) - 1, MOST_TESTS)]
