@@ -175,17 +175,17 @@ def smallest(
         model: as in `prune`.
         rows: as in `tune`.
         lose_at_most: points of accuracy.
-        export: a folder that gets the model; absent: it is in the store.
+        export: a folder that gets the model; absent: one that is gone when Python ends.
         store: as in `prune`. The record of how often the rows were opened is kept there: a temporary one forgets it.
         settings: further fields of a configuration, such as {"goal.runtime": "transformers"}.
 
     Raises:
         InputError: an argument is wrong, or so many rows cannot prove it; the message says what could.
     """
-    root = _root(store)
-    fields = {"goal.lose_at_most": lose_at_most, "store.export": str(export or root / "exported"), **(settings or {})}
+    target = export or tempfile.mkdtemp(dir=_session().name)
+    fields = {"goal.lose_at_most": lose_at_most, "store.export": str(target), **(settings or {})}
     composition = COMPOSITIONS["smallest"]
-    run, config = _begin(model, [_benchmark(rows)], root, fields, SmallestConfig)
+    run, config = _begin(model, [_benchmark(rows)], store, fields, SmallestConfig)
     composition.check(config)
     report = run.open(Done(composition.compose(run, config)))
     answer = evaluation.read_answer(report)
@@ -198,10 +198,6 @@ def _session() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="tailored-llama-")
 
 
-def _root(store: str | Path | None) -> Path:
-    return Path(_session().name) / "store" if store is None else Path(store)
-
-
 def _begin(
     model: Source,
     benchmarks: Sequence[Any],
@@ -210,28 +206,32 @@ def _begin(
     kind: type[RunConfig] = RunConfig,
 ) -> tuple[StoreRunner, Any]:
     """A runner and the configuration of a call."""
-    plain: dict[str, Any] = {"model": {"source": _source(model)}, "store": {"root": str(_root(store)), "reports": None}}
-    if benchmarks:
-        plain["benchmarks"] = list(benchmarks)
-    for field, value in fields.items():
-        assign(plain, field, value)
-    quiet_libraries()
-    config = validate_as(kind, plain)
-    if not benchmarks:
-        config = config.model_copy(update={"benchmarks": ()})
+    root = Path(_session().name) / "store" if store is None else store
+    plain = {"model": {"source": _source(model)}, "store": {"root": str(root), "reports": None}}
+    config = _configured(plain, benchmarks, fields, kind)
     models.find_model(config.model)
     models.pick_device(config.execution.device)
     return StoreRunner(config.store, config.execution), config
 
 
+def _configured(
+    plain: dict[str, Any], benchmarks: Sequence[Any], fields: Settings, kind: type[RunConfig] = RunConfig
+) -> Any:
+    """A configuration from plain data with further fields; without benchmarks it has none."""
+    for field, value in fields.items():
+        assign(plain, field, value)
+    quiet_libraries()
+    config = validate_as(kind, plain | ({"benchmarks": list(benchmarks)} if benchmarks else {}))
+    return config if benchmarks else config.model_copy(update={"benchmarks": ()})
+
+
 def _as_small(model: Small | Source, benchmarks: Sequence[Any], store: str | Path | None, fields: Settings) -> Small:
-    """A model that was made here, for another job; or a dense one."""
+    """A model that was made here, with the settings that made it, for another job; or a dense one."""
     if not isinstance(model, Small):
         run, config = _begin(model, benchmarks, store, fields)
         return Small(run, config, steps.load_dense(run, config))
-    base = model.config.model_dump(mode="json", exclude={"benchmarks"})
-    _, config = _begin(base["model"]["source"], benchmarks, model.config.store.root, fields)
-    return Small(model.run, config, model.checkpoint, model.adapter)
+    config = _configured(model.config.model_dump(mode="json"), benchmarks, fields)
+    return replace(model, config=config)
 
 
 def _source(model: Source) -> str:

@@ -2,6 +2,7 @@
 from .answer import Answer as Answer
 from .answer import Candidate as Candidate
 from .answer import CandidateParts as CandidateParts
+from .answer import Proof as Proof
 from .answer import RowSet as RowSet
 from .answer import is_proven as is_proven
 from .answer import read_answer as read_answer

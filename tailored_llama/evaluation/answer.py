@@ -77,9 +77,7 @@ class Answer:
         opening: how often the proving rows have been opened for this goal, from 1; None: they were not.
         sets: the rows of each benchmark, by purpose: tuning, choosing, proving.
         nearest: the position of the candidate that lost least on the choosing rows.
-        discordant: the share of choosing rows on which the reference and its own form in fewer bits differ, for
-            planning; None: not measured.
-        failed: why candidates could not be made, by label.
+        failed: why candidates could not be made, by label; among them are ratios that cannot be reached.
     """
 
     goal: GoalConfig
@@ -90,7 +88,6 @@ class Answer:
     opening: int | None
     sets: Mapping[str, Mapping[str, RowSet]]
     nearest: int
-    discordant: float | None = None
     failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -120,6 +117,15 @@ def read_answer(folder: Path) -> Answer:
         return TypeAdapter(Answer).validate_json((folder / "answer.json").read_bytes())
     except (OSError, ValueError):
         raise InputError(f"{folder / 'answer.json'}: missing or not the answer of a search") from None
+
+
+@dataclass(frozen=True)
+class Proof(Generic[A]):
+    """What proves a model: the proving rows, and the scores of both models on them, by benchmark."""
+
+    prompts: Mapping[str, A]
+    dense: Mapping[str, A]
+    small: Mapping[str, A]
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
 from tailored_llama import data, evaluation, models, reports, serving
 from tailored_llama.config import SmallestConfig, Work, named_benchmark
-from tailored_llama.evaluation import Answer, CandidateParts
+from tailored_llama.evaluation import Answer, CandidateParts, Proof
 from tailored_llama.pipeline.stage import plain
 from tailored_llama.store import read_manifest, sha256_file, write_table
-
-A = TypeVar("A")  # an artifact: a future of it, its reference, or its folder
 
 CERTIFICATE, PROOF = "certificate.json", "proof.parquet"
 PROOF_SCHEMA = pa.schema(
@@ -44,7 +42,7 @@ def write_smallest_report(
     candidates: Sequence[CandidateParts[Path]],
     reference: Mapping[str, Path],
     prompts: Mapping[str, Path],
-    used: Mapping[str, Path],
+    used: Sequence[Path],
     settings: SmallestSettings,
     work: Work,
 ) -> None:
@@ -54,13 +52,12 @@ def write_smallest_report(
         candidates: all that were measured, in the order of the answer.
         reference: the reference's scores on the proving rows by benchmark; none if these were not opened.
         prompts: the proving rows by benchmark.
-        used: every artifact of the search, by the name of its stage.
+        used: the artifacts of the search, each as often as it was asked for.
     """
     costs = []
-    for name, folder in used.items():
-        manifest = read_manifest(folder)
+    for manifest in map(read_manifest, dict.fromkeys(used)):
         spent = (manifest.seconds, manifest.peak_memory_bytes, manifest.measured)
-        costs.append(reports.Cost(manifest.stage, name, *spent))
+        costs.append(reports.Cost(manifest.stage, manifest.key, *spent))
     answer, place = settings.answer, settings.answer.proven
     tested = answer.order[0] if place is None and answer.order else place
     lost = [] if tested is None else _lost(settings.config, candidates[tested].proving, reference, prompts)
@@ -91,15 +88,6 @@ def _lost(
 
 
 @dataclass(frozen=True)
-class Proof(Generic[A]):
-    """What proves a model: the proving rows, and the scores of both models on them, by benchmark."""
-
-    prompts: Mapping[str, A]
-    dense: Mapping[str, A]
-    small: Mapping[str, A]
-
-
-@dataclass(frozen=True)
 class ShipSettings:
     """What the shipped model depends on, beside its weights and scores: its base's search, what was found, its name."""
 
@@ -108,9 +96,11 @@ class ShipSettings:
     name: str
 
     def identity(self) -> dict[str, Any]:
-        """The settings without folder names, as the manifest leaves with the model."""
+        """The settings without folder names, as the manifest leaves with the model, and what the base's card says."""
         shown = {name: part for name, part in plain(self.config).items() if name not in ("execution", "store")}
-        return {"config": reports.without_folders(shown), "answer": plain(self.answer), "name": self.name}
+        base = models.base_of(models.find_model(self.config.model))
+        config, answer = reports.without_folders(shown), plain(self.answer)
+        return {"config": config, "answer": answer, "name": self.name, "base": plain(base)}
 
 
 def ship_model(

@@ -11,7 +11,7 @@ import numpy as np
 
 from tailored_llama import data, evaluation, models, pruning, reports
 from tailored_llama.config import BenchmarkConfig, GgufType, SmallestConfig, named_benchmark
-from tailored_llama.errors import InputError
+from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import Answers
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.runner import Artifact, Runner
@@ -36,13 +36,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Base:
-    """A base model, ready to be pruned: its run, its prompts, those to choose with, and its steps by size."""
+    """A base model, ready to be pruned: its run, its prompts, those to choose with, and its steps by size.
+
+    `unreachable` says why further ratios are not among the steps.
+    """
 
     config: SmallestConfig
     prompts: Prompts
     choosing: Mapping[str, Artifact]
     dense: Dense
     steps: tuple[Step, ...]
+    unreachable: Mapping[str, str]
 
     @property
     def name(self) -> str:
@@ -77,7 +81,7 @@ def prepare(run: Runner, config: SmallestConfig) -> Base:
         choosing[benchmark.name] = steps.render(run, config, benchmark.name, "selection", examples, rows)
     unasked = config.model_copy(update={"pruning": config.pruning.model_copy(update={"ratios": ()})})
     dense = steps.prepare_dense(run, unasked, prompts)
-    return Base(config, prompts, choosing, dense, _steps(run, config, dense))
+    return Base(config, prompts, choosing, dense, *_steps(run, config, dense))
 
 
 def choosable(examples: Path, config: SmallestConfig, benchmark: BenchmarkConfig) -> int:
@@ -98,16 +102,28 @@ def choosable(examples: Path, config: SmallestConfig, benchmark: BenchmarkConfig
     return rows
 
 
-def _steps(run: Runner, config: SmallestConfig, dense: Dense) -> tuple[Step, ...]:
-    """Nothing removed; only the tokens that the job does not need; and the ratios that remove more."""
-    found = [Step(0.0)]
+def _steps(run: Runner, config: SmallestConfig, dense: Dense) -> tuple[tuple[Step, ...], dict[str, str]]:
+    """Nothing removed; only the tokens that the job does not need; and the ratios that remove more.
+
+    Returns:
+        The steps, and why other ratios cannot be reached.
+    """
+    reached, unreachable = [Step(0.0)], {}
     if dense.counts is not None:
         size = models.read_structure(run.open(dense.checkpoint)).size
         tokens = pruning.enough_tokens(run.open(dense.checkpoint), run.open(dense.counts))
         if (ratio := (size.vocab_size - tokens) * size.row / size.parameters) >= LEAST_STEP:
-            found.append(Step(ratio, tokens))
-    further = [Step(ratio) for ratio in sorted(config.pruning.ratios) if ratio >= found[-1].ratio + LEAST_STEP]
-    return (*found, *further)
+            reached.append(Step(ratio, tokens))
+    for ratio in sorted(config.pruning.ratios):
+        if ratio < reached[-1].ratio + LEAST_STEP:
+            continue
+        try:
+            run.open(steps.check_ratio(run, config, ratio, dense.checkpoint, dense.groups, dense.counts))
+        except InputError as error:
+            unreachable[f"{config.model.short_name} @ {ratio:.2f}"] = one_line(error)
+        else:
+            reached.append(Step(ratio))
+    return tuple(reached), unreachable
 
 
 def better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]]:

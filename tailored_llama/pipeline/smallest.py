@@ -22,10 +22,10 @@ from tailored_llama import data, evaluation, preflight
 from tailored_llama.config import SmallestConfig, as_shown, bases_of
 from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.evaluation import Answer, CandidateParts, Found, LossTest, Measured, RowSet, Rung
+from tailored_llama.evaluation import Answer, CandidateParts, Found, LossTest, Measured, Proof, RowSet, Rung
 from tailored_llama.pipeline import bases, stages
 from tailored_llama.pipeline import hunt as hunting
-from tailored_llama.pipeline.answer import Proof, ShipSettings, SmallestSettings
+from tailored_llama.pipeline.answer import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.hunt import Hunt
 from tailored_llama.pipeline.rows import scored_rows
 from tailored_llama.pipeline.runner import Artifact, Runner, conclude, succeeded
@@ -42,7 +42,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
 
     Raises:
         InputError: the rows cannot prove what the goal asks for.
-        IncompleteRun: at the end, if a candidate could not be made for another reason than its ratio.
+        IncompleteRun: at the end, if a candidate could not be made.
     """
     started, margin = time.monotonic(), config.goal.lose_at_most / 100
     run = recorded = _Recorder(run)
@@ -67,25 +67,24 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         candidates=list(parts.values()),
         reference=dense,
         prompts=hunt.bases[0].prompts.evaluation if opening else {},
-        used={name: artifact for name, artifact in recorded.artifacts.items() if succeeded(artifact)},
+        used=[artifact for artifact in recorded.artifacts if succeeded(artifact)],
     )
     if answer.proven is not None:
         rung = rungs[answer.proven]
         _ship(hunt, answer, rung, Proof(hunt.bases[0].prompts.evaluation, dense, proving[rung]))
     log.info("the search took %.1f minutes", (time.monotonic() - started) / 60)
-    wrong = {name: error for name, error in hunt.failed.items() if not isinstance(error, InputError)}
-    return conclude(report, wrong)
+    return conclude(report, hunt.failed)
 
 
 class _Recorder:
-    """Runs stages as another runner does, and keeps what they return by name: what the search costs."""
+    """Runs stages as another runner does, and keeps what they return, which tells what the search costs."""
 
     def __init__(self, run: Runner) -> None:
         self.run = run
-        self.artifacts: dict[str, Artifact] = {}
+        self.artifacts: list[Artifact] = []
 
     def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
-        self.artifacts[name] = artifact = self.run(stage, settings, name, **inputs)
+        self.artifacts.append(artifact := self.run(stage, settings, name, **inputs))
         return artifact
 
     def open(self, artifact: Artifact) -> Path:
@@ -137,16 +136,16 @@ def _provable(config: SmallestConfig, rows: int) -> tuple[float, int]:
 def _open(hunt: Hunt, order: Sequence[Measured]) -> int:
     """Record what will be tested, and how, before the proving rows are scored; returns the number of the opening.
 
-    The goal is what is proven with which rows: the rows and the base models. Another margin, measure or list of
-    candidates is another plan for it.
+    The goal is what is proven with which rows: the rows and the base models, by their content. Another margin, measure
+    or list of candidates is another plan for it.
     """
     goal, config = hunt.config.goal, hunt.config
-    sets = {name: own["proving"].digest for name, own in _sets(hunt).items()}
     tested = [[part.key for part in _references(hunt.parts[one.rung])] for one in order]
     plan = {"margin": goal.lose_at_most, "confidence": goal.confidence, "measure": goal.measure, "tested": tested}
-    named = {"sets": sets, "models": sorted(base.name for base in hunt.bases)}
+    rows = sorted(sets["proving"].digest for sets in _sets(hunt).values())
+    models = sorted(base.dense.checkpoint.result().digest for base in hunt.bases)
     store = ArtifactStore(config.store.root)
-    opening = record_opening(store, _digest(named)[:32], _digest(plan))
+    opening = record_opening(store, _digest([rows, models])[:32], _digest(plan))
     level = evaluation.level_of(opening, goal.confidence)
     labels = "; ".join(hunt.label(one.rung) for one in order)
     log.info("opening %d of the proving rows: each test at level %.2g. In this order: %s", opening, level, labels)
@@ -205,8 +204,8 @@ def _answer(
         opening=opening,
         sets=_sets(hunt),
         nearest=rungs.index(evaluation.nearest(found).rung),
-        discordant=_discordant(hunt),
-        failed={name: one_line(error) for name, error in hunt.failed.items()},
+        failed={name: error for base in hunt.bases for name, error in base.unreachable.items()}
+        | {name: one_line(error) for name, error in hunt.failed.items()},
     )
     return answer, rungs
 
@@ -227,7 +226,7 @@ def _sets(hunt: Hunt) -> dict[str, dict[str, RowSet]]:
 
 
 def _discordant(hunt: Hunt) -> float | None:
-    """The share of choosing rows on which the reference differs from itself in the fewest bits."""
+    """The share of choosing rows on which the reference differs from itself in fewer bits."""
     for rung, parts in hunt.parts.items():
         base, _, step = hunt.place(rung)
         if base is hunt.bases[0] and not step.ratio:

@@ -147,13 +147,20 @@ def prepare_dense(run: Runner, config: RunConfig, prompts: Prompts) -> Dense:
     counts = count_tokens(run, config, dense, prompts) if trims_vocabulary(config) else None
     groups = run(stages.GROUPS, None, "build graph", dense=dense)
     for ratio in config.pruning.ratios:  # one that cannot be reached ends the run here
-        settings = PruneSettings.of(config, ratio)
-        run.open(run(stages.REACH, settings, f"check ratio {ratio:g}", dense=dense, groups=groups, counts=counts))
+        run.open(check_ratio(run, config, ratio, dense, groups, counts))
     calibration = draw_calibration(run, config, dense, prompts) if reads_calibration(config) else None
     if config.healing.tokens and config.healing.source:
         draw_calibration(run, healing_text(config), dense, prompts)  # a text that cannot be read ends the run here
     importance = score_importance(run, config, dense, groups, calibration)
     return Dense(dense, groups, calibration, importance, counts, prompts.train if counts else {})
+
+
+def check_ratio(
+    run: Runner, config: RunConfig, ratio: float, dense: Artifact, groups: Artifact, counts: Artifact | None
+) -> Artifact:
+    """Check that a ratio can be reached."""
+    settings = PruneSettings.of(config, ratio)
+    return run(stages.REACH, settings, f"check ratio {ratio:g}", dense=dense, groups=groups, counts=counts)
 
 
 def count_tokens(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> Artifact:

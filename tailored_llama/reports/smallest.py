@@ -27,9 +27,9 @@ from tailored_llama.reports.inputs import Cost
 from tailored_llama.reports.pages import duration, settings_of, write_page
 from tailored_llama.reports.parts import lost, megabytes, number, p_value, percent
 from tailored_llama.reports.tables import Cell, Column, Table, table_row, terminal
+from tailored_llama.serving import bits_of
 from tailored_llama.store import write_rows
 
-_ROWS = 10  # that only the dense model gets right, shown on the page
 _DIGEST = 12  # characters of a digest that are shown
 
 
@@ -84,7 +84,7 @@ def write_smallest(inputs: SmallestInputs, *, out: Path) -> None:
         "tests": _tests(answer),
         "level": _level(answer),
         "candidates": _candidates(answer),
-        "rows": inputs.rows[:_ROWS],
+        "rows": inputs.rows,
         "sets": _sets(answer),
         "costs": _costs(inputs.costs),
         "settings": settings_of(inputs.config),
@@ -113,7 +113,7 @@ def verdict(answer: Answer) -> list[str]:
         for name, test in tests.items()
     ]
     sentences = [claim(answer), f"The reference is {answer.reference}.", *measured]
-    if not best.ratio and best.type not in (None, "bf16"):
+    if not best.ratio and bits_of(best.type) < 16:
         return ["The dense model in fewer bits is the answer: do not prune, quantise.", *sentences]
     if not best.ratio:
         return ["The dense model in 16 bits is the answer: nothing smaller is proven.", *sentences]

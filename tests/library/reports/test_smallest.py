@@ -118,15 +118,14 @@ def test_the_worst_of_several_benchmarks_decides() -> None:
 
 def test_the_page_the_tables_and_the_files(proven: Answer, tmp_path: Path) -> None:
     config = SmallestConfig.model_validate({"benchmarks": ["piqa"], "model": {"source": EVIL}})
-    rows = [LostRow("csqa", f"{EVIL} number {number}.", f"{EVIL} right", f"{EVIL} wrong") for number in range(12)]
+    rows = [LostRow("csqa", f"{EVIL} number {number}.", f"{EVIL} right", f"{EVIL} wrong") for number in range(3)]
     costs = [Cost("prune", "a", 60, 1), Cost("prune", "b", 61, 1), Cost("score", "c", 5, 1)]
     write_smallest(SmallestInputs(config, proven, rows, costs), out=tmp_path)
     assert read_answer(tmp_path) == proven
     assert read_rows(tmp_path / "candidates.parquet", CandidateRow) == candidate_rows(proven)
     page, markdown = (tmp_path / "smallest.html").read_text(), (tmp_path / "smallest.md").read_text()
     assert "<script" not in page + markdown
-    assert "number 9." in page
-    assert "number 10." not in page
+    assert "number 2." in page
     assert "lose_at_most = 3.0" in page
     assert "cdcdcdcdcdcd<" in page
     assert "<td>2</td>\n<td>2 min 01 s</td>" in page
