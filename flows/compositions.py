@@ -81,7 +81,7 @@ def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRe
     composition = COMPOSITIONS[name]
     if deployment.id:  # the command line checks before it starts a run
         composition.check(config)
-        for line in composition.told(config):
+        for line in composition.announce(config):
             get_run_logger().info("%s", line)
     if only:  # computed in this process: a run that waits for its own pool would hold the pool's only slot
         run = PrefectRunner(config.store, config.execution.model_copy(update={"dispatch": None}))

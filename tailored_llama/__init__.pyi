@@ -1,6 +1,6 @@
 # What `import tailored_llama as tl` offers. Each name is loaded when it is first used.
-from .api import Found as Found
 from .api import Small as Small
+from .api import Smallest as Smallest
 from .api import compare as compare
 from .api import prune as prune
 from .api import smallest as smallest

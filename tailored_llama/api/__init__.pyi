@@ -3,5 +3,5 @@ from .calls import compare as compare
 from .calls import prune as prune
 from .calls import smallest as smallest
 from .calls import tune as tune
-from .models import Found as Found
 from .models import Small as Small
+from .models import Smallest as Smallest

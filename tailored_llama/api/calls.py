@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from tailored_llama import evaluation, models, reports, training
-from tailored_llama.api.models import Found, Small
+from tailored_llama.api.models import Small, Smallest
 from tailored_llama.config import RunConfig, SmallestConfig, assign, validate_as
 from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
@@ -168,7 +168,7 @@ def smallest(
     export: str | Path | None = None,
     store: str | Path | None = None,
     settings: Settings | None = None,
-) -> Found:
+) -> Smallest:
     """Find the smallest model that still does a job, and prove that it does.
 
     Args:
@@ -189,7 +189,7 @@ def smallest(
     composition.check(config)
     report = run.open(Done(composition.compose(run, config)))
     answer = evaluation.read_answer(report)
-    return Found(answer, report, answer_folder(config) if answer.proven is not None else None)
+    return Smallest(answer, report, answer_folder(config) if answer.proven is not None else None)
 
 
 @functools.cache

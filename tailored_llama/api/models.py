@@ -87,7 +87,7 @@ class Small:
 
 
 @dataclass(frozen=True)
-class Found:
+class Smallest:
     """What a search for the smallest model has found.
 
     Args:

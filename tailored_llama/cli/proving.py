@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tailored_llama.cli.arguments import Overrides
-from tailored_llama.cli.running import run_here, scratch_runner
+from tailored_llama.cli.running import run_in_process, scratch_runner
 from tailored_llama.pipeline import read_certificate, verify_certificate
 
 proving = typer.Typer()
@@ -26,7 +26,7 @@ def smallest(
     """Find the smallest model that still does a job, and prove that it does, without a configuration file."""
     own = [f"benchmarks={json.dumps(rows)}", f"model.source={json.dumps(model)}"]
     own += [f"goal.lose_at_most={lose_at_most}", f"store.export={json.dumps(str(export))}"]
-    raise typer.Exit(run_here("smallest", None, [*own, *(overrides or [])]))
+    raise typer.Exit(run_in_process("smallest", None, [*own, *(overrides or [])]))
 
 
 @proving.command(epilog="Example: `tailored-llama verify smallest/my my.csv`")

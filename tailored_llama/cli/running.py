@@ -36,10 +36,10 @@ def run(
     if study not in COMPOSITIONS:
         raise InputError(f"--study: got {study!r}; allowed: {', '.join(COMPOSITIONS)}")
 
-    raise typer.Exit(run_here(study, str(config), overrides, only))
+    raise typer.Exit(run_in_process(study, str(config), overrides, only))
 
 
-def run_here(study: str, config: str | None, overrides: list[str] | None, only: str | None = None) -> int:
+def run_in_process(study: str, config: str | None, overrides: list[str] | None, only: str | None = None) -> int:
     """Run a composition in this process, with its progress on the terminal; returns the exit status."""
 
     def execute(composition: Composition, loaded: Any) -> ArtifactRef:

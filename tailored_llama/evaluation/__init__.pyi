@@ -12,10 +12,10 @@ from .bits import BitsRow as BitsRow
 from .bits import bits_rows as bits_rows
 from .generation import Until as Until
 from .generation import generate as generate
-from .ladders import Found as Found
 from .ladders import Ladder as Ladder
 from .ladders import Measured as Measured
 from .ladders import Rung as Rung
+from .ladders import SearchResult as SearchResult
 from .ladders import nearest as nearest
 from .ladders import search as search
 from .ladders import sequence as sequence

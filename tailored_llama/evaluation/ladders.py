@@ -27,7 +27,6 @@ class Ladder:
     margin there is not tried in fewer.
     """
 
-    name: str
     costs: tuple[float, ...]
     reference: bool = False
     above: int | None = None
@@ -35,10 +34,10 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Rung:
-    """A place on a ladder."""
+    """A position on a ladder."""
 
     ladder: int
-    place: int
+    position: int
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,16 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """All that was measured, and the losses smoothed along each ladder."""
 
     measured: Mapping[Rung, Measured]
     smoothed: Mapping[Rung, float] = field(default_factory=dict)
 
 
-def search(ladders: Sequence[Ladder], measure: Callable[[Sequence[Rung]], Sequence[Measured]], margin: float) -> Found:
+def search(
+    ladders: Sequence[Ladder], measure: Callable[[Sequence[Rung]], Sequence[Measured]], margin: float
+) -> SearchResult:
     """Find, on every ladder in turn, the smallest candidate that loses no more than the margin.
 
     Rungs that cannot be smaller than the best so far, by their estimated costs, are passed over. A ladder whose whole
@@ -76,19 +77,19 @@ def search(ladders: Sequence[Ladder], measure: Callable[[Sequence[Rung]], Sequen
             rungs = _passing(measured, ladders, ladder.above, HOPELESS * margin)
         while True:
             losses, best = _losses(measured, number, ladder), _best(measured, ladders, margin)
-            if not (places := next_places(ladder, losses, margin, best, rungs)):
+            if not (positions := next_positions(ladder, losses, margin, best, rungs)):
                 break
-            measured |= {one.rung: one for one in measure([Rung(number, place) for place in places])}
-    return Found(measured, _smoothed(measured, ladders))
+            measured |= {one.rung: one for one in measure([Rung(number, position) for position in positions])}
+    return SearchResult(measured, _smoothed(measured, ladders))
 
 
-def next_places(
+def next_positions(
     ladder: Ladder, losses: Mapping[int, float], margin: float, best: float = math.inf, rungs: int | None = None
 ) -> list[int]:
-    """The places of a ladder to measure next: between the last that passes and the first that does not.
+    """The positions of a ladder to measure next: between the last that passes and the first that does not.
 
     Args:
-        losses: what was measured, by place.
+        losses: what was measured, by position.
         margin: up to which a smoothed loss passes.
         best: the cost of the best candidate so far, of any ladder.
         rungs: how many of the ladder come into question; absent: all.
@@ -97,64 +98,66 @@ def next_places(
     if not losses:
         return [0] if end else []
     smoothed = smooth(losses)
-    failing = min([end, *(place for place, loss in smoothed.items() if loss > margin)])
-    passing = max((place for place in smoothed if place < failing), default=failing)
-    open_places = [place for place in range(passing + 1, failing) if ladder.costs[place] < best]
-    step = len(open_places) / (AT_ONCE + 1)
-    return sorted({open_places[int(step * (turn + 1))] for turn in range(AT_ONCE)}) if open_places else []
+    failing = min([end, *(position for position, loss in smoothed.items() if loss > margin)])
+    passing = max((position for position in smoothed if position < failing), default=failing)
+    open_positions = [position for position in range(passing + 1, failing) if ladder.costs[position] < best]
+    step = len(open_positions) / (AT_ONCE + 1)
+    return sorted({open_positions[int(step * (turn + 1))] for turn in range(AT_ONCE)}) if open_positions else []
 
 
 def smooth(losses: Mapping[int, float]) -> dict[int, float]:
-    """Losses by place, as near to the measured ones as losses that never fall can be (least squares)."""
+    """Losses by position, as near to the measured ones as losses that never fall can be (least squares)."""
     if not losses:
         return {}
-    places = sorted(losses)
-    return dict(zip(places, isotonic_regression([losses[place] for place in places]).x.tolist(), strict=True))
+    positions = sorted(losses)
+    return dict(
+        zip(positions, isotonic_regression([losses[position] for position in positions]).x.tolist(), strict=True)
+    )
 
 
-def sequence(found: Found, margin: float) -> list[Measured]:
+def sequence(result: SearchResult, margin: float) -> list[Measured]:
     """The candidates to test on the proving rows, at most four, the safest first.
 
     Those that pass on the choosing rows and are smaller than every one that loses less. If the first of them is pruned,
     a whole model comes before it: it is the safer one, even if both measured alike. Of more than four, the safest and
     the smallest stay, and others between them.
     """
-    passing = [one for one in found.measured.values() if found.smoothed[one.rung] <= margin]
+    passing = [one for one in result.measured.values() if result.smoothed[one.rung] <= margin]
     front: list[Measured] = []
-    for one in sorted(passing, key=lambda one: (one.cost, found.smoothed[one.rung])):
-        if not front or found.smoothed[one.rung] < found.smoothed[front[-1].rung]:
+    for one in sorted(passing, key=lambda one: (one.cost, result.smoothed[one.rung])):
+        if not front or result.smoothed[one.rung] < result.smoothed[front[-1].rung]:
             front.append(one)
     front.reverse()
-    safer = [one for one in passing if not one.rung.place and front and one.cost > front[0].cost]
-    if safer and front[0].rung.place:
-        front.insert(0, min(safer, key=lambda one: (found.smoothed[one.rung], one.cost)))
+    safer = [one for one in passing if not one.rung.position and front and one.cost > front[0].cost]
+    if safer and front[0].rung.position:
+        front.insert(0, min(safer, key=lambda one: (result.smoothed[one.rung], one.cost)))
     if len(front) <= MOST_TESTS:
         return front
-    return [front[round(place)] for place in np.linspace(0, len(front) - 1, MOST_TESTS)]
+    return [front[round(position)] for position in np.linspace(0, len(front) - 1, MOST_TESTS)]
 
 
-def nearest(found: Found) -> Measured:
+def nearest(result: SearchResult) -> Measured:
     """The candidate that loses least on the choosing rows; of several, the smallest."""
-    return min(found.measured.values(), key=lambda one: (found.smoothed[one.rung], one.cost))
+    return min(result.measured.values(), key=lambda one: (result.smoothed[one.rung], one.cost))
 
 
 def _losses(measured: Mapping[Rung, Measured], number: int, ladder: Ladder) -> dict[int, float]:
     known = {0: 0.0} if ladder.reference else {}
-    return known | {rung.place: one.loss for rung, one in measured.items() if rung.ladder == number}
+    return known | {rung.position: one.loss for rung, one in measured.items() if rung.ladder == number}
 
 
 def _smoothed(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> dict[Rung, float]:
     return {
-        Rung(number, place): loss
+        Rung(number, position): loss
         for number, ladder in enumerate(ladders)
-        for place, loss in smooth(_losses(measured, number, ladder)).items()
+        for position, loss in smooth(_losses(measured, number, ladder)).items()
     }
 
 
 def _passing(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], number: int, margin: float) -> int:
     """How many rungs of a ladder come before the first that loses too much, up to the last that was measured."""
     smoothed = smooth(_losses(measured, number, ladders[number]))
-    return max((place + 1 for place, loss in smoothed.items() if loss <= margin), default=0)
+    return max((position + 1 for position, loss in smoothed.items() if loss <= margin), default=0)
 
 
 def _best(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], margin: float) -> float:

@@ -46,7 +46,7 @@ class Composition:
         table: the report's folder → its table for the terminal.
         page: the report's page in that folder.
         finished: the configuration, and the report's folder → the folders of finished models.
-        told: the configuration → what to say of it before the run starts.
+        announce: the configuration → what to say of it before the run starts.
     """
 
     about: str
@@ -57,7 +57,7 @@ class Composition:
     table: Callable[[Path], Any]
     page: str
     finished: Callable[[Any, Path], Iterable[Path]] = lambda config, report: ()
-    told: Callable[[Any], Iterable[str]] = rows_of
+    announce: Callable[[Any], Iterable[str]] = rows_of
 
 
 COMPOSITIONS = {
@@ -131,7 +131,7 @@ def run_composition(
     try:
         config = composition.load(file, overrides)
         composition.check(config)
-        for line in composition.told(config):
+        for line in composition.announce(config):
             console.print(line, highlight=False, soft_wrap=True)
         target = report_target(config.store, Path(file or name).stem)
         report = execute(composition, config)

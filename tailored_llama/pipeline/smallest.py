@@ -22,11 +22,10 @@ from tailored_llama import data, evaluation, preflight
 from tailored_llama.config import SmallestConfig, as_shown, bases_of
 from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.evaluation import Answer, CandidateParts, Found, LossTest, Measured, Proof, RowSet, Rung
-from tailored_llama.pipeline import bases, stages
-from tailored_llama.pipeline import hunt as hunting
+from tailored_llama.evaluation import Answer, CandidateParts, LossTest, Measured, Proof, RowSet, Rung, SearchResult
+from tailored_llama.pipeline import bases, candidates, stages
 from tailored_llama.pipeline.answer import ShipSettings, SmallestSettings
-from tailored_llama.pipeline.hunt import Hunt
+from tailored_llama.pipeline.candidates import SearchState
 from tailored_llama.pipeline.rows import scored_rows
 from tailored_llama.pipeline.runner import Artifact, Runner, conclude, succeeded
 from tailored_llama.pipeline.stage import Stage
@@ -46,34 +45,34 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
     """
     started, margin = time.monotonic(), config.goal.lose_at_most / 100
     run = recorded = _Recorder(run)
-    hunt = hunting.begin(run, config)
-    found = evaluation.search(hunting.ladders_of(hunt), partial(hunting.measure, hunt), margin)
-    if not hunt.parts:
-        raise next(iter(hunt.failed.values()))
-    order = evaluation.sequence(found, margin)
-    if share := _discordant(hunt):
+    state = candidates.begin(run, config)
+    result = evaluation.search(candidates.ladders_of(state), partial(candidates.measure, state), margin)
+    if not state.parts:
+        raise next(iter(state.failed.values()))
+    order = evaluation.sequence(result, margin)
+    if share := _discordant(state):
         needed = evaluation.rows_needed(margin, evaluation.level_of(1, config.goal.confidence), share)
         told = "in fewer bits the dense model differs on %.0f %% of the rows: about %d prove a model that loses nothing"
         log.info(told, 100 * share, needed)
-    opening = _open(hunt, order) if order else None
-    proving, tests = _prove(hunt, order, opening) if opening else ({}, [])
-    answer, rungs = _answer(hunt, found, order, tests, opening)
-    parts = {rung: replace(hunt.parts[rung], proving=proving.get(rung, {})) for rung in rungs}
-    dense = bases.score(run, hunt.bases[0], hunt.reference, "evaluation") if opening else {}
+    opening = _open(state, order) if order else None
+    proving, tests = _prove(state, order, opening) if opening else ({}, [])
+    answer, rungs = _answer(state, result, order, tests, opening)
+    parts = {rung: replace(state.parts[rung], proving=proving.get(rung, {})) for rung in rungs}
+    dense = bases.score(run, state.bases[0], state.reference, "evaluation") if opening else {}
     report = run(
         stages.SMALLEST,
         SmallestSettings(as_shown(config), answer),
         "report",
         candidates=list(parts.values()),
         reference=dense,
-        prompts=hunt.bases[0].prompts.evaluation if opening else {},
+        prompts=state.bases[0].prompts.evaluation if opening else {},
         used=[artifact for artifact in recorded.artifacts if succeeded(artifact)],
     )
     if answer.proven is not None:
         rung = rungs[answer.proven]
-        _ship(hunt, answer, rung, Proof(hunt.bases[0].prompts.evaluation, dense, proving[rung]))
+        _ship(state, answer, rung, Proof(state.bases[0].prompts.evaluation, dense, proving[rung]))
     log.info("the search took %.1f minutes", (time.monotonic() - started) / 60)
-    return conclude(report, hunt.failed)
+    return conclude(report, state.failed)
 
 
 class _Recorder:
@@ -133,21 +132,21 @@ def _provable(config: SmallestConfig, rows: int) -> tuple[float, int]:
     return 100 * evaluation.provable_margin(rows, level), needed
 
 
-def _open(hunt: Hunt, order: Sequence[Measured]) -> int:
+def _open(state: SearchState, order: Sequence[Measured]) -> int:
     """Record what will be tested, and how, before the proving rows are scored; returns the number of the opening.
 
     The goal is what is proven with which rows: the rows and the base models, by their content. Another margin, measure
     or list of candidates is another plan for it.
     """
-    goal, config = hunt.config.goal, hunt.config
-    tested = [[part.key for part in _references(hunt.parts[one.rung])] for one in order]
+    goal, config = state.config.goal, state.config
+    tested = [[part.key for part in _references(state.parts[one.rung])] for one in order]
     plan = {"margin": goal.lose_at_most, "confidence": goal.confidence, "measure": goal.measure, "tested": tested}
-    rows = sorted(sets["proving"].digest for sets in _sets(hunt).values())
-    models = sorted(base.dense.checkpoint.result().digest for base in hunt.bases)
+    rows = sorted(sets["proving"].digest for sets in _sets(state).values())
+    models = sorted(base.dense.checkpoint.result().digest for base in state.bases)
     store = ArtifactStore(config.store.root)
     opening = record_opening(store, _digest([rows, models])[:32], _digest(plan))
     level = evaluation.level_of(opening, goal.confidence)
-    labels = "; ".join(hunt.label(one.rung) for one in order)
+    labels = "; ".join(state.label(one.rung) for one in order)
     log.info("opening %d of the proving rows: each test at level %.2g. In this order: %s", opening, level, labels)
     return opening
 
@@ -163,18 +162,18 @@ def _digest(value: object) -> str:
 
 
 def _prove(
-    hunt: Hunt, order: Sequence[Measured], opening: int
+    state: SearchState, order: Sequence[Measured], opening: int
 ) -> tuple[dict[Rung, Mapping[str, Artifact]], list[Mapping[str, LossTest]]]:
     """Test the candidates in their order, on rows that chose none of them; the first that fails ends the sequence."""
-    run, margin = hunt.run, hunt.config.goal.lose_at_most / 100
-    level = evaluation.level_of(opening, hunt.config.goal.confidence)
-    first = hunt.bases[0]
-    reference = bases.score(run, first, hunt.reference, "evaluation")  # under way while the first candidate is scored
+    run, margin = state.run, state.config.goal.lose_at_most / 100
+    level = evaluation.level_of(opening, state.config.goal.confidence)
+    first = state.bases[0]
+    reference = bases.score(run, first, state.reference, "evaluation")  # under way while the first candidate is scored
     proving: dict[Rung, Mapping[str, Artifact]] = {}
     tests: list[Mapping[str, LossTest]] = []
     for rung in (one.rung for one in order):
-        base, kind, _ = hunt.place(rung)
-        proving[rung] = bases.score(run, base, hunt.model(rung), "evaluation", kind)
+        base, kind, _ = state.locate(rung)
+        proving[rung] = bases.score(run, base, state.model(rung), "evaluation", kind)
         dense = bases.read_all(run, first, reference, "evaluation")
         answers = bases.read_all(run, base, proving[rung], "evaluation")
         tests.append(
@@ -183,36 +182,40 @@ def _prove(
         proven = evaluation.is_proven(tests[-1])
         worst = max(tests[-1].values(), key=lambda test: test.bound)
         told = "is proven" if proven else "is not proven, which ends the sequence"
-        lost, most = hunting.points_lost(worst.loss), round(100 * worst.bound, 1) + 0.0
-        log.info("%s %s: it %s, and a loss of %.1f is not excluded", hunt.label(rung), told, lost, most)
+        lost, most = candidates.points_lost(worst.loss), round(100 * worst.bound, 1) + 0.0
+        log.info("%s %s: it %s, and a loss of %.1f is not excluded", state.label(rung), told, lost, most)
         if not proven:
             break
     return proving, tests
 
 
 def _answer(
-    hunt: Hunt, found: Found, order: Sequence[Measured], tests: Sequence[Mapping[str, LossTest]], opening: int | None
+    state: SearchState,
+    result: SearchResult,
+    order: Sequence[Measured],
+    tests: Sequence[Mapping[str, LossTest]],
+    opening: int | None,
 ) -> tuple[Answer, list[Rung]]:
     """The result, and the rungs of its candidates, those of the largest cost first; what could not be made is named."""
-    rungs = sorted(hunt.parts, key=lambda rung: -found.measured[rung].cost)
+    rungs = sorted(state.parts, key=lambda rung: -result.measured[rung].cost)
     answer = Answer(
-        goal=hunt.config.goal,
-        reference=f"the dense {hunt.bases[0].shown}, {'tuned' if hunt.reference.adapter else 'as it is'}",
-        candidates=[hunting.candidate_of(hunt, rung, found) for rung in rungs],
+        goal=state.config.goal,
+        reference=f"the dense {state.bases[0].shown}, {'tuned' if state.reference.adapter else 'as it is'}",
+        candidates=[candidates.candidate_of(state, rung, result) for rung in rungs],
         order=[rungs.index(one.rung) for one in order],
         tests=tests,
         opening=opening,
-        sets=_sets(hunt),
-        nearest=rungs.index(evaluation.nearest(found).rung),
-        failed={name: error for base in hunt.bases for name, error in base.unreachable.items()}
-        | {name: one_line(error) for name, error in hunt.failed.items()},
+        sets=_sets(state),
+        nearest=rungs.index(evaluation.nearest(result).rung),
+        failed={name: error for base in state.bases for name, error in base.unreachable.items()}
+        | {name: one_line(error) for name, error in state.failed.items()},
     )
     return answer, rungs
 
 
-def _sets(hunt: Hunt) -> dict[str, dict[str, RowSet]]:
+def _sets(state: SearchState) -> dict[str, dict[str, RowSet]]:
     """The three sets of rows of every benchmark, of the first base; all bases have the same."""
-    base, sets = hunt.bases[0], dict[str, dict[str, RowSet]]()
+    base, sets = state.bases[0], dict[str, dict[str, RowSet]]()
     parts: dict[str, tuple[Mapping[str, Artifact], tuple[PromptSplit, ...]]] = {
         "tuning": (base.prompts.train, ("shots", "held_out")),
         "choosing": (base.choosing, ("selection",)),
@@ -220,34 +223,34 @@ def _sets(hunt: Hunt) -> dict[str, dict[str, RowSet]]:
     }
     for purpose, (asked, splits) in parts.items():
         for name, folder in asked.items():
-            rows = [row for split in splits for row in data.read_prompts(hunt.run.open(folder), split)]
+            rows = [row for split in splits for row in data.read_prompts(state.run.open(folder), split)]
             sets.setdefault(name, {})[purpose] = RowSet(len(rows), data.rows_digest(rows))
     return sets
 
 
-def _discordant(hunt: Hunt) -> float | None:
+def _discordant(state: SearchState) -> float | None:
     """The share of choosing rows on which the reference differs from itself in fewer bits."""
-    for rung, parts in hunt.parts.items():
-        base, _, step = hunt.place(rung)
-        if base is hunt.bases[0] and not step.ratio:
-            answers = bases.read_all(hunt.run, base, parts.choosing, "selection")
-            return float(np.mean([evaluation.discordant_share(hunt.answers[name], answers[name]) for name in answers]))
+    for rung, parts in state.parts.items():
+        base, _, step = state.locate(rung)
+        if base is state.bases[0] and not step.ratio:
+            answers = bases.read_all(state.run, base, parts.choosing, "selection")
+            return float(np.mean([evaluation.discordant_share(state.answers[name], answers[name]) for name in answers]))
     return None
 
 
-def _ship(hunt: Hunt, answer: Answer, rung: Rung, proof: Proof[Artifact]) -> None:
+def _ship(state: SearchState, answer: Answer, rung: Rung, proof: Proof[Artifact]) -> None:
     """Write the proven model in the format of its runtime, with its certificate, to the folder of the exports."""
-    parts, (base, _, _) = hunt.parts[rung], hunt.place(rung)
-    shipped = hunt.run(
+    parts, (base, _, _) = state.parts[rung], state.locate(rung)
+    shipped = state.run(
         stages.SHIPPED,
-        ShipSettings(as_shown(base.config), answer, answer_name(hunt.config)),
+        ShipSettings(as_shown(base.config), answer, answer_name(state.config)),
         "ship the answer",
         checkpoint=parts.checkpoint,
         adapter=parts.adapter,
         proof=proof,
     )
-    if target := answer_folder(hunt.config):
-        place(hunt.run.open(shipped), target, "store.export", "an exported model", [ANSWER])
+    if target := answer_folder(state.config):
+        place(state.run.open(shipped), target, "store.export", "an exported model", [ANSWER])
 
 
 def answer_name(config: SmallestConfig) -> str:

@@ -27,7 +27,7 @@ from tailored_llama.training.logs import step_log
 from tailored_llama.training.losses import Objective, Sample, autocast, outcomes, sample_losses, training_loss
 from tailored_llama.training.optimization import learning_rate, make_optimizer
 from tailored_llama.training.records import LOG_SCHEMA, Outcome
-from tailored_llama.training.sharding import gathered, passes, place, put, share_out, total, trained, whole
+from tailored_llama.training.sharding import gathered, passes, put, rank_and_count, share_out, total, trained, whole
 from tailored_llama.training.state import State, load_state, save_state
 
 _log = logging.getLogger(__name__)
@@ -128,7 +128,9 @@ def train(
             state.step += 1
             batch, shares = material.batch(state.step, training.batch_size, course.seed)
             # Dropout is seeded at every step, so that a resumed training finds it again.
-            torch.manual_seed(int(np.random.SeedSequence((course.seed, state.step, place()[0])).generate_state(1)[0]))
+            torch.manual_seed(
+                int(np.random.SeedSequence((course.seed, state.step, rank_and_count()[0])).generate_state(1)[0])
+            )
             row = {"step": state.step, "epoch": math.ceil(state.step / per_epoch)} | _step(now, batch, shares, steps)
             tokens += sum(map(len, batch))
             work.progress(state.step, steps)
@@ -208,7 +210,7 @@ def _add_gradients(now: _Training, batch: Sequence[Sample], shares: Sequence[flo
     """Backward pass of a micro-batch, in its own function so that the graph of a pass that did not fit is freed."""
     with _busy_threads(now.model, sum(map(len, batch))):
         loss, distance = now.call(_weighted_loss, now.settings, now.objective, batch, shares)
-        (loss * place()[1]).backward()  # processes that train together take the mean of their gradients
+        (loss * rank_and_count()[1]).backward()  # processes that train together take the mean of their gradients
     return loss.item(), distance.item()
 
 
@@ -252,7 +254,7 @@ def _evaluate(now: _Training, held_out: Sequence[Sample]) -> float:
 
 def _outcomes(now: _Training, held_out: Sequence[Sample]) -> list[Outcome]:
     """What the model does on held-out samples; several processes share them out."""
-    if place()[1] == 1:
+    if rank_and_count()[1] == 1:
         return list(now.call(outcomes, held_out, now.settings, now.state.budget))
     own: dict[int, Outcome] = {}
     for part in passes(list(map(len, held_out)), now.state.budget):

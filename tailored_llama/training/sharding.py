@@ -25,7 +25,7 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 
-def place() -> tuple[int, int]:
+def rank_and_count() -> tuple[int, int]:
     """The number of this process, and how many train together."""
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
@@ -50,7 +50,7 @@ def share_out(model: Any, precision: str) -> Callable[..., Any]:
         What calls a function with the model and further arguments. All processes call it equally often, and all
         functions that compute with the model are called through it.
     """
-    _, count = place()
+    _, count = rank_and_count()
     if count == 1:
         return lambda function, *arguments: function(model, *arguments)
     mesh, root = init_device_mesh("cuda" if distributed.get_backend() == "nccl" else "cpu", (count,)), _Root(model)
@@ -68,7 +68,7 @@ def passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
     Every process has as many passes as the one with the most, since they compute each layer together. A pass that has
     no sample of its own is empty.
     """
-    own, count = place()
+    own, count = rank_and_count()
     dealt = [range(number, len(lengths), count) for number in range(count)]
     parts = [[[mine[i] for i in part] for part in batches([lengths[i] for i in mine], budget)] for mine in dealt]
     return parts[own] + [[]] * (max(map(len, parts)) - len(parts[own]))
@@ -76,7 +76,7 @@ def passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 def gathered(own: dict[K, T]) -> dict[K, T]:
     """What all processes have, together; all of them call this."""
-    parts: list[Any] = [None] * place()[1]
+    parts: list[Any] = [None] * rank_and_count()[1]
     distributed.all_gather_object(parts, own)
     return {key: value for part in parts for key, value in part.items()}
 
@@ -102,7 +102,7 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 def whole_weights(model: Any) -> dict[str, Tensor]:
     """What is trained, by name, on the CPU of the first process; the others call this and get nothing."""
-    first = place()[0] == 0
+    first = rank_and_count()[0] == 0
     return {name: value for name, own in trained(model).items() if (value := whole(own).cpu()) is not None and first}
 
 
@@ -116,7 +116,7 @@ def gather(model: Any) -> None:
 
 def total(model: Any, *numbers: float) -> list[float]:
     """The sums of numbers over the processes."""
-    if place()[1] == 1:
+    if rank_and_count()[1] == 1:
         return list(numbers)
     sums = torch.tensor(numbers, dtype=torch.float64, device=model.device)
     distributed.all_reduce(sums)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tailored_llama.training.records import Outcome
-from tailored_llama.training.sharding import part_like, place, put, trained, whole, whole_weights
+from tailored_llama.training.sharding import part_like, put, rank_and_count, trained, whole, whole_weights
 
 FILE = "state.safetensors"
 _OUTCOMES = ("untrained", "kept")
@@ -56,7 +56,7 @@ def save_state(folder: Path, state: State, model: Any, optimizer: Optimizer) -> 
 
     Dropout draws from generators that are seeded at every step, so there is nothing of them to keep.
     """
-    first, numbers = place()[0] == 0, state.numbers
+    first, numbers = rank_and_count()[0] == 0, state.numbers
     tensors = {f"best {name}": tensor for name, tensor in state.best_weights.items()}
     tensors |= {f"weights {name}": tensor for name, tensor in whole_weights(model).items()}
     for name, parameter in trained(model).items():

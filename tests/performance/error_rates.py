@@ -171,7 +171,7 @@ def repeat(case: Case, measure: str, margin: float, sizes: tuple[int, int], draw
     proving_counts = generator.multinomial(proving, even, draws)
     reference = models[0]
     ladders = [
-        Ladder(own[0].name, tuple(m.cost for m in own), own[0] is reference, i - 1 if case.by_bits and i > 1 else None)
+        Ladder(tuple(m.cost for m in own), own[0] is reference, i - 1 if case.by_bits and i > 1 else None)
         for i, own in enumerate(case.ladders)
     ]
     starts = np.cumsum([0, *(len(own) for own in case.ladders)])
@@ -179,12 +179,12 @@ def repeat(case: Case, measure: str, margin: float, sizes: tuple[int, int], draw
     for measured, counts in zip(chosen, proving_counts, strict=True):
 
         def look(rungs: Sequence[Rung], measured: Array = measured) -> list[Measured]:
-            at = [int(starts[rung.ladder]) + rung.place for rung in rungs]
+            at = [int(starts[rung.ladder]) + rung.position for rung in rungs]
             return [Measured(rung, models[i].cost, float(measured[i])) for rung, i in zip(rungs, at, strict=True)]
 
         answer = 0
         for one in sequence(search(ladders, look, margin), margin):
-            at = int(starts[one.rung.ladder]) + one.rung.place
+            at = int(starts[one.rung.ladder]) + one.rung.position
             if p_value(np.repeat(losses[at], counts), margin) > LEVEL:
                 break
             answer = at

@@ -20,7 +20,7 @@ from tailored_llama.evaluation import Rung
 from tailored_llama.models import read_structure
 from tailored_llama.pipeline import StoreRunner
 from tailored_llama.pipeline.bases import score
-from tailored_llama.pipeline.hunt import Hunt, begin, file_bytes, measure
+from tailored_llama.pipeline.candidates import SearchState, begin, file_bytes, measure
 
 
 def main(
@@ -28,28 +28,30 @@ def main(
 ) -> None:
     run_config = load_smallest(config, overrides)
     run = StoreRunner(run_config.store, run_config.execution)
-    hunt = begin(run, run_config)
-    reference = score(run, hunt.bases[0], hunt.reference, "evaluation")
-    sixteen_bits = 2 * read_structure(run.open(hunt.reference.checkpoint)).parameters
-    for number, (base, kind) in enumerate(hunt.ladders):
+    state = begin(run, run_config)
+    reference = score(run, state.bases[0], state.reference, "evaluation")
+    sixteen_bits = 2 * read_structure(run.open(state.reference.checkpoint)).parameters
+    for number, (base, kind) in enumerate(state.ladders):
         rungs = [Rung(number, place) for place in range(len(base.steps))]
         for rung in rungs:  # one after another: each is followed by its scores
-            measure(hunt, [rung])
-        scored = {rung: score(run, base, hunt.model(rung), "evaluation", kind) for rung in rungs if rung in hunt.parts}
+            measure(state, [rung])
+        scored = {
+            rung: score(run, base, state.model(rung), "evaluation", kind) for rung in rungs if rung in state.parts
+        }
         for benchmark, prompts in base.prompts.evaluation.items():
             folder = run.open(prompts)
             if not number:
-                write(out, hunt, benchmark, folder, [(run.open(reference[benchmark]), "the reference", sixteen_bits)])
+                write(out, state, benchmark, folder, [(run.open(reference[benchmark]), "the reference", sixteen_bits)])
             rows = [
-                (run.open(own[benchmark]), hunt.label(rung), file_bytes(hunt, rung)) for rung, own in scored.items()
+                (run.open(own[benchmark]), state.label(rung), file_bytes(state, rung)) for rung, own in scored.items()
             ]
-            write(out, hunt, benchmark, folder, rows)
+            write(out, state, benchmark, folder, rows)
 
 
-def write(out: Path, hunt: Hunt, benchmark: str, prompts: Path, rungs: list[tuple[Path, str, int]]) -> None:
+def write(out: Path, state: SearchState, benchmark: str, prompts: Path, rungs: list[tuple[Path, str, int]]) -> None:
     """Append a ladder: the scores, label and bytes of its rungs."""
     lines = [f"    {{scores = {json.dumps(str(scores))}, cost = {cost}}},  # {label}" for scores, label, cost in rungs]
-    head = {"model": hunt.bases[0].config.model.short_name, "benchmark": benchmark, "prompts": str(prompts)}
+    head = {"model": state.bases[0].config.model.short_name, "benchmark": benchmark, "prompts": str(prompts)}
     text = ["[[ladder]]", *(f"{name} = {json.dumps(value)}" for name, value in head.items()), "rungs = [", *lines, "]"]
     with out.open("a") as file:
         file.write("\n".join(text) + "\n\n")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tailored_llama.evaluation import Found, Ladder, Measured, Rung, nearest, search, sequence
-from tailored_llama.evaluation.ladders import AT_ONCE, MOST_TESTS, next_places, smooth
+from tailored_llama.evaluation import Ladder, Measured, Rung, SearchResult, nearest, search, sequence
+from tailored_llama.evaluation.ladders import AT_ONCE, MOST_TESTS, next_positions, smooth
 
 Losses = Sequence[Sequence[float]]
 
@@ -22,15 +22,15 @@ class Ruler:
 
     def __call__(self, rungs: Sequence[Rung]) -> list[Measured]:
         self.calls.append(list(rungs))
-        return [Measured(r, self.ladders[r.ladder].costs[r.place], self.losses[r.ladder][r.place]) for r in rungs]
+        return [Measured(r, self.ladders[r.ladder].costs[r.position], self.losses[r.ladder][r.position]) for r in rungs]
 
     @property
     def rungs(self) -> list[Rung]:
         return [rung for call in self.calls for rung in call]
 
 
-def run(costs: Losses, losses: Losses, margin: float) -> tuple[Found, Ruler]:
-    ladders = [Ladder(str(number), tuple(own)) for number, own in enumerate(costs)]
+def run(costs: Losses, losses: Losses, margin: float) -> tuple[SearchResult, Ruler]:
+    ladders = [Ladder(tuple(own)) for number, own in enumerate(costs)]
     ruler = Ruler(ladders, losses)
     return search(ladders, ruler, margin), ruler
 
@@ -49,7 +49,7 @@ def test_without_noise_it_finds_the_last_rung_of_a_ladder_within_the_margin(seed
     rungs = int(generator.integers(1, 31))
     losses = np.sort(generator.uniform(-0.02, 0.15, rungs)).tolist()
     found, ruler = run([np.linspace(100, 10, rungs).tolist()], [losses], 0.03)
-    passing = [rung.place for rung in found.measured if found.smoothed[rung] <= 0.03]
+    passing = [rung.position for rung in found.measured if found.smoothed[rung] <= 0.03]
     assert max(passing, default=None) == last_within(losses, 0.03)
     assert len(ruler.rungs) == len(set(ruler.rungs))  # none is measured twice
     assert all(len(call) <= AT_ONCE for call in ruler.calls)
@@ -70,7 +70,7 @@ def test_of_several_ladders_it_finds_the_smallest_candidate_of_all(seed: int) ->
     assert (tests[-1].cost if tests else None) == smallest
     best = np.inf
     for number, (own, last) in enumerate(zip(costs, lasts, strict=True)):  # nothing was measured that cannot win
-        visited = [rung.place for rung in ruler.rungs if rung.ladder == number]
+        visited = [rung.position for rung in ruler.rungs if rung.ladder == number]
         assert visited[0] == 0
         assert all(own[place] < best for place in visited[1:])
         best = min(best, own[last] if last is not None else np.inf)
@@ -95,12 +95,12 @@ def test_a_ladder_that_cannot_be_smaller_is_passed_over_but_for_its_whole_model(
 
 
 def test_the_whole_model_of_the_reference_ladder_is_no_candidate() -> None:
-    ladders = [Ladder("fewer bits", (50, 40)), Ladder("reference", (90, 80, 70, 45), reference=True)]
+    ladders = [Ladder((50, 40)), Ladder((90, 80, 70, 45), reference=True)]
     rungs: list[Rung] = []
 
     def measure(wanted: Sequence[Rung]) -> list[Measured]:
         rungs.extend(wanted)
-        return [Measured(rung, ladders[rung.ladder].costs[rung.place], 0.02) for rung in wanted]
+        return [Measured(rung, ladders[rung.ladder].costs[rung.position], 0.02) for rung in wanted]
 
     found = search(ladders, measure, 0.03)
     assert rungs == [Rung(0, 0), Rung(0, 1)]  # nothing of the second can be smaller
@@ -109,22 +109,23 @@ def test_the_whole_model_of_the_reference_ladder_is_no_candidate() -> None:
 
 def test_a_whole_model_is_tested_before_a_pruned_one_that_measured_alike() -> None:
     found, _ = run([[90, 80, 70, 60]], [[0.02, 0.02, 0.02, 0.1]], 0.03)
-    assert [one.rung.place for one in sequence(found, 0.03)] == [0, 2]
+    assert [one.rung.position for one in sequence(found, 0.03)] == [0, 2]
 
 
 def test_what_loses_too_much_in_more_bits_is_not_tried_in_fewer() -> None:
-    ladders = [Ladder("eight", (80, 70, 60, 50, 40)), Ladder("four", (45, 40, 35, 30, 25), above=0)]
+    ladders = [Ladder((80, 70, 60, 50, 40)), Ladder((45, 40, 35, 30, 25), above=0)]
     losses = [[0.0, 0.01, 0.02, 0.1, 0.2], [0.0, 0.02, 0.04, 0.1, 0.2]]
     rungs: list[Rung] = []
 
     def measure(wanted: Sequence[Rung]) -> list[Measured]:
         rungs.extend(wanted)
         return [
-            Measured(rung, ladders[rung.ladder].costs[rung.place], losses[rung.ladder][rung.place]) for rung in wanted
+            Measured(rung, ladders[rung.ladder].costs[rung.position], losses[rung.ladder][rung.position])
+            for rung in wanted
         ]
 
     found = search(ladders, measure, 0.03)
-    assert {rung.place for rung in rungs if rung.ladder == 1} == {0, 1, 2}
+    assert {rung.position for rung in rungs if rung.ladder == 1} == {0, 1, 2}
     assert sequence(found, 0.03)[-1].rung == Rung(1, 1)
 
     losses[0] = [0.1] * 5  # not even the whole model
@@ -139,14 +140,14 @@ def test_a_loss_exactly_at_the_margin_passes_on_the_choosing_rows() -> None:
 
 
 def test_the_first_places_are_the_whole_model_and_then_thirds() -> None:
-    ladder = Ladder("one", tuple(evenly(9)))
-    assert next_places(ladder, {}, 0.03) == [0]
-    assert next_places(ladder, {0: 0.0}, 0.03) == [3, 6]
-    assert next_places(ladder, {0: 0.0, 3: 0.01, 6: 0.1}, 0.03) == [4, 5]
-    assert next_places(ladder, {0: 0.0, 3: 0.1}, 0.03) == [1, 2]
-    assert next_places(ladder, {0: 0.04}, 0.03) == []
-    assert next_places(ladder, {0: 0.0}, 0.03, best=30) == [8]  # only it is cheaper
-    assert next_places(Ladder("one rung", (1.0,)), {0: 0.0}, 0.03) == []
+    ladder = Ladder(tuple(evenly(9)))
+    assert next_positions(ladder, {}, 0.03) == [0]
+    assert next_positions(ladder, {0: 0.0}, 0.03) == [3, 6]
+    assert next_positions(ladder, {0: 0.0, 3: 0.01, 6: 0.1}, 0.03) == [4, 5]
+    assert next_positions(ladder, {0: 0.0, 3: 0.1}, 0.03) == [1, 2]
+    assert next_positions(ladder, {0: 0.04}, 0.03) == []
+    assert next_positions(ladder, {0: 0.0}, 0.03, best=30) == [8]  # only it is cheaper
+    assert next_positions(Ladder((1.0,)), {0: 0.0}, 0.03) == []
 
 
 def test_smoothing_pools_what_falls_and_keeps_the_rest() -> None:
@@ -171,7 +172,7 @@ def test_the_sequence_goes_from_the_safest_to_the_smallest(seed: int) -> None:
         assert all(np.diff([one.cost for one in tests]) < 0)
         assert tests[-1].cost == min(one.cost for one in passing)
         if tests[0].rung not in front:  # a whole model, before a pruned one that measured no worse
-            assert tests[0].rung.place == 0 < tests[1].rung.place
+            assert tests[0].rung.position == 0 < tests[1].rung.position
             tests, whole = tests[1:], 1
         else:
             whole = 0
@@ -182,7 +183,7 @@ def test_the_sequence_goes_from_the_safest_to_the_smallest(seed: int) -> None:
         assert whole or smoothed[0] == min(found.smoothed[one.rung] for one in passing)
 
 
-def _beats(found: Found, one: Measured, other: Measured) -> bool:
+def _beats(found: SearchResult, one: Measured, other: Measured) -> bool:
     """Whether it is smaller and loses no more, or loses less and is no larger."""
     ours, theirs = (one.cost, found.smoothed[one.rung]), (other.cost, found.smoothed[other.rung])
     return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]

@@ -12,7 +12,16 @@ import numpy as np
 from tailored_llama import evaluation, models, serving, training
 from tailored_llama.config import GgufType, ProfileConfig, SmallestConfig, bases_of
 from tailored_llama.errors import one_line
-from tailored_llama.evaluation import Answers, Candidate, CandidateParts, Found, Ladder, Measured, ProfileSettings, Rung
+from tailored_llama.evaluation import (
+    Answers,
+    Candidate,
+    CandidateParts,
+    Ladder,
+    Measured,
+    ProfileSettings,
+    Rung,
+    SearchResult,
+)
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.bases import Base, Model, Step, better_dense, prepare, read_all, score
 from tailored_llama.pipeline.runner import Artifact, Cancelled, Runner
@@ -24,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Hunt:
+class SearchState:
     """What is known so far of the candidates of a search, and of the dense model that they are compared with."""
 
     run: Runner
@@ -33,28 +42,28 @@ class Hunt:
     ladders: Sequence[tuple[Base, GgufType | None]]
     reference: Model
     answers: Mapping[str, Answers]  # of the reference on the choosing rows, by benchmark
-    made: dict[tuple[str, Step], Model]
+    models: dict[tuple[str, Step], Model]
     parts: dict[Rung, CandidateParts[Artifact]] = field(default_factory=dict)
     losses: dict[Rung, Mapping[str, float]] = field(default_factory=dict)
     failed: dict[str, Exception] = field(default_factory=dict)
 
-    def place(self, rung: Rung) -> tuple[Base, GgufType | None, Step]:
+    def locate(self, rung: Rung) -> tuple[Base, GgufType | None, Step]:
         """The base model, the type of file and the step of a rung."""
         base, kind = self.ladders[rung.ladder]
-        return base, kind, base.steps[rung.place]
+        return base, kind, base.steps[rung.position]
 
     def model(self, rung: Rung) -> Model:
         """The model of a measured rung."""
-        base, _, step = self.place(rung)
-        return self.made[base.name, step]
+        base, _, step = self.locate(rung)
+        return self.models[base.name, step]
 
     def label(self, rung: Rung) -> str:
-        base, kind, step = self.place(rung)
+        base, kind, step = self.locate(rung)
         how = "trimmed" if step.tokens else f"@ {step.ratio:.2f}" if step.ratio else "dense"
         return f"{base.config.model.short_name} {how}, {kind or '16 bits'}"
 
 
-def begin(run: Runner, config: SmallestConfig) -> Hunt:
+def begin(run: Runner, config: SmallestConfig) -> SearchState:
     """Prepare the base models, and choose the reference: the better of the dense model as it is and tuned.
 
     The choosing rows decide. Ladders of many bits come first: what loses too much there need not be tried in fewer.
@@ -62,56 +71,56 @@ def begin(run: Runner, config: SmallestConfig) -> Hunt:
     bases = [prepare(run, own) for own in bases_of(config)]
     dense = [better_dense(run, base) for base in bases]
     ladders = [(base, kind) for kind in sorted(config.file_types, key=serving.bits_of, reverse=True) for base in bases]
-    made = {(base.name, base.steps[0]): model for base, (model, _) in zip(bases, dense, strict=True)}
-    return Hunt(run, config, bases, ladders, *dense[0], made)
+    whole = {(base.name, base.steps[0]): model for base, (model, _) in zip(bases, dense, strict=True)}
+    return SearchState(run, config, bases, ladders, *dense[0], whole)
 
 
-def ladders_of(hunt: Hunt) -> list[Ladder]:
+def ladders_of(state: SearchState) -> list[Ladder]:
     """The ladders with the cost of every rung, as far as it can be told before the model is made.
 
     Bytes follow from the parameters, and memory is hardly more. Times cannot be told.
     """
-    told = hunt.config.goal.smallest in ("file", "memory")
+    told = state.config.goal.smallest in ("file", "memory")
     result: list[Ladder] = []
-    for base, kind in hunt.ladders:
-        whole = _parameters(hunt, base.dense.checkpoint) * serving.bits_of(kind) / 8
+    for base, kind in state.ladders:
+        whole = _parameters(state, base.dense.checkpoint) * serving.bits_of(kind) / 8
         costs = tuple(whole * (1 - step.ratio) if told else 0.0 for step in base.steps)
-        above = max((i for i, (other, _) in enumerate(hunt.ladders[: len(result)]) if other is base), default=None)
-        reference = base is hunt.bases[0] and serving.bits_of(kind) >= 16
-        result.append(Ladder(f"{base.name}, {kind}", costs, reference, above))
+        above = max((i for i, (other, _) in enumerate(state.ladders[: len(result)]) if other is base), default=None)
+        reference = base is state.bases[0] and serving.bits_of(kind) >= 16
+        result.append(Ladder(costs, reference, above))
     return result
 
 
-def measure(hunt: Hunt, rungs: Sequence[Rung]) -> list[Measured]:
+def measure(state: SearchState, rungs: Sequence[Rung]) -> list[Measured]:
     """Make the candidates of rungs side by side, and measure what they cost and lose on the choosing rows.
 
     One that cannot be made loses everything.
     """
-    begun = {rung: done for rung in rungs if (done := _attempt(hunt, rung, _begin_model))}
-    chosen = {rung: model for rung, done in begun.items() if (model := _attempt(hunt, rung, _finish_model, done))}
-    scored = {rung: parts for rung, model in chosen.items() if (parts := _attempt(hunt, rung, _score, model))}
-    found = [_attempt(hunt, rung, _read, scored[rung]) if rung in scored else None for rung in rungs]
+    begun = {rung: done for rung in rungs if (done := _attempt(state, rung, _begin_model))}
+    chosen = {rung: model for rung, done in begun.items() if (model := _attempt(state, rung, _finish_model, done))}
+    scored = {rung: parts for rung, model in chosen.items() if (parts := _attempt(state, rung, _score, model))}
+    found = [_attempt(state, rung, _read, scored[rung]) if rung in scored else None for rung in rungs]
     measured = [one or Measured(rung, float("inf"), 1.0) for rung, one in zip(rungs, found, strict=True)]
     for one in measured:
-        if one.rung in hunt.losses:
-            _tell(hunt, one)
+        if one.rung in state.losses:
+            _tell(state, one)
     return measured
 
 
-def _tell(hunt: Hunt, one: Measured) -> None:
+def _tell(state: SearchState, one: Measured) -> None:
     """Say what a candidate loses, how far the search has come, and which is the smallest so far."""
-    margin = hunt.config.goal.lose_at_most / 100
-    passing = [rung for rung, losses in hunt.losses.items() if max(losses.values()) <= margin]
-    best = min(passing, key=lambda rung: _cost(hunt, rung), default=None)
+    margin = state.config.goal.lose_at_most / 100
+    passing = [rung for rung, losses in state.losses.items() if max(losses.values()) <= margin]
+    best = min(passing, key=lambda rung: _cost(state, rung), default=None)
     log.info(
         "candidate %d, on ladder %d of %d: %s %s, %.1f MB; smallest so far: %s",
-        len(hunt.losses),
+        len(state.losses),
         one.rung.ladder + 1,
-        len(hunt.ladders),
-        hunt.label(one.rung),
+        len(state.ladders),
+        state.label(one.rung),
         points_lost(one.loss),
-        file_bytes(hunt, one.rung) / 1e6,
-        hunt.label(best) if best else "none",
+        file_bytes(state, one.rung) / 1e6,
+        state.label(best) if best else "none",
     )
 
 
@@ -120,24 +129,24 @@ def points_lost(loss: float) -> str:
     return f"{'loses' if loss > 0 else 'gains'} {100 * abs(loss):.1f} points"
 
 
-def _attempt(hunt: Hunt, rung: Rung, function: Callable[..., T], *arguments: object) -> T | None:
+def _attempt(state: SearchState, rung: Rung, function: Callable[..., T], *arguments: object) -> T | None:
     """The value of a function of a rung; None, and a record, if it fails."""
     try:
-        return function(hunt, rung, *arguments)
+        return function(state, rung, *arguments)
     except Cancelled:
         raise
     except Exception as error:
-        log.warning("%s: %s", hunt.label(rung), one_line(error))
-        hunt.failed[hunt.label(rung)] = error
+        log.warning("%s: %s", state.label(rung), one_line(error))
+        state.failed[state.label(rung)] = error
         return None
 
 
-def _begin_model(hunt: Hunt, rung: Rung) -> Model:
+def _begin_model(state: SearchState, rung: Rung) -> Model:
     """Prune and tune, or what is known of it already; nothing is waited for."""
-    base, _, step = hunt.place(rung)
-    if known := hunt.made.get((base.name, step)):
+    base, _, step = state.locate(rung)
+    if known := state.models.get((base.name, step)):
         return known
-    run, config = hunt.run, base.config
+    run, config = state.run, base.config
     if step.tokens:
         config = config.model_copy(update={"pruning": config.pruning.model_copy(update={"vocabulary": step.tokens})})
     pruned = steps.prune_to(run, config, base.dense, step.ratio)
@@ -148,83 +157,83 @@ def _begin_model(hunt: Hunt, rung: Rung) -> Model:
     return Model(f"{config.model.short_name} {how}", healed, next(iter(adapters.values()), None))
 
 
-def _finish_model(hunt: Hunt, rung: Rung, model: Model) -> Model:
+def _finish_model(state: SearchState, rung: Rung, model: Model) -> Model:
     """The model without an adapter that held-out examples show to be no better than none."""
-    base, _, step = hunt.place(rung)
-    if (base.name, step) not in hunt.made:
+    base, _, step = state.locate(rung)
+    if (base.name, step) not in state.models:
         if model.adapter is not None:
-            comparison = training.read_comparison(hunt.run.open(model.adapter))
+            comparison = training.read_comparison(state.run.open(model.adapter))
             better = training.ships_adapter(base.config.tuning, comparison)
             model = model if better else replace(model, adapter=None)
-        hunt.made[base.name, step] = model
-    return hunt.made[base.name, step]
+        state.models[base.name, step] = model
+    return state.models[base.name, step]
 
 
-def _score(hunt: Hunt, rung: Rung, model: Model) -> CandidateParts[Artifact]:
+def _score(state: SearchState, rung: Rung, model: Model) -> CandidateParts[Artifact]:
     """Score a candidate on the choosing rows, and time it if time is to be small."""
-    base, kind, _ = hunt.place(rung)
-    scores = score(hunt.run, base, model, "selection", kind)
-    timed = _time(hunt, rung, model) if hunt.config.goal.smallest in ("reading", "writing") else None
-    return CandidateParts(hunt.label(rung), model.checkpoint, model.adapter, scores, timed=timed)
+    base, kind, _ = state.locate(rung)
+    scores = score(state.run, base, model, "selection", kind)
+    timed = _time(state, rung, model) if state.config.goal.smallest in ("reading", "writing") else None
+    return CandidateParts(state.label(rung), model.checkpoint, model.adapter, scores, timed=timed)
 
 
-def _time(hunt: Hunt, rung: Rung, model: Model) -> Artifact:
+def _time(state: SearchState, rung: Rung, model: Model) -> Artifact:
     """Measure how fast a candidate reads and writes; an adapter is merged in, and changes nothing."""
-    _, kind, _ = hunt.place(rung)
-    name = f"time {hunt.label(rung)}"
+    _, kind, _ = state.locate(rung)
+    name = f"time {state.label(rung)}"
     if kind:
-        return hunt.run(stages.SPEED, SpeedSettings(kind), name, checkpoint=model.checkpoint)
-    settings = ProfileSettings.of(ProfileConfig(batches=(1,)), hunt.config.execution.device)
-    return hunt.run(stages.PROFILE, settings, name, checkpoint=model.checkpoint)
+        return state.run(stages.SPEED, SpeedSettings(kind), name, checkpoint=model.checkpoint)
+    settings = ProfileSettings.of(ProfileConfig(batches=(1,)), state.config.execution.device)
+    return state.run(stages.PROFILE, settings, name, checkpoint=model.checkpoint)
 
 
-def _read(hunt: Hunt, rung: Rung, parts: CandidateParts[Artifact]) -> Measured:
+def _read(state: SearchState, rung: Rung, parts: CandidateParts[Artifact]) -> Measured:
     """What a candidate costs, and what it loses on its worst benchmark."""
-    base, _, _ = hunt.place(rung)
-    answers = read_all(hunt.run, base, parts.choosing, "selection")
-    losses = {name: float(np.mean(hunt.answers[name].values) - np.mean(own.values)) for name, own in answers.items()}
-    hunt.parts[rung], hunt.losses[rung] = parts, losses
-    return Measured(rung, _cost(hunt, rung), max(losses.values()))
+    base, _, _ = state.locate(rung)
+    answers = read_all(state.run, base, parts.choosing, "selection")
+    losses = {name: float(np.mean(state.answers[name].values) - np.mean(own.values)) for name, own in answers.items()}
+    state.parts[rung], state.losses[rung] = parts, losses
+    return Measured(rung, _cost(state, rung), max(losses.values()))
 
 
-def _cost(hunt: Hunt, rung: Rung) -> float:
+def _cost(state: SearchState, rung: Rung) -> float:
     """The cost of a scored candidate in the unit of the goal: bytes, or seconds for a token."""
-    parts, smallest = hunt.parts[rung], hunt.config.goal.smallest
+    parts, smallest = state.parts[rung], state.config.goal.smallest
     if parts.timed is None:
-        cached = models.cache_bytes(models.read_structure(hunt.run.open(parts.checkpoint)))
-        return file_bytes(hunt, rung) + (cached if smallest == "memory" else 0)
-    folder = hunt.run.open(parts.timed)
-    if hunt.place(rung)[1]:
+        cached = models.cache_bytes(models.read_structure(state.run.open(parts.checkpoint)))
+        return file_bytes(state, rung) + (cached if smallest == "memory" else 0)
+    folder = state.run.open(parts.timed)
+    if state.locate(rung)[1]:
         return serving.read_speed(folder)[smallest]
     (row,) = evaluation.read_profile(folder)
     return 1 / (row.prefill_tokens_per_second if smallest == "reading" else row.decode_tokens_per_second)
 
 
-def file_bytes(hunt: Hunt, rung: Rung) -> int:
+def file_bytes(state: SearchState, rung: Rung) -> int:
     """The bytes of a candidate's file: of the GGUF file, or two for each weight."""
-    parts = hunt.parts[rung]
-    if hunt.place(rung)[1]:
-        return int(evaluation.read_metrics(hunt.run.open(next(iter(parts.choosing.values()))))["bytes"])
-    return 2 * _parameters(hunt, parts.checkpoint)
+    parts = state.parts[rung]
+    if state.locate(rung)[1]:
+        return int(evaluation.read_metrics(state.run.open(next(iter(parts.choosing.values()))))["bytes"])
+    return 2 * _parameters(state, parts.checkpoint)
 
 
-def candidate_of(hunt: Hunt, rung: Rung, found: Found) -> Candidate:
+def candidate_of(state: SearchState, rung: Rung, result: SearchResult) -> Candidate:
     """A measured candidate as the answer shows it."""
-    base, kind, step = hunt.place(rung)
-    parts = hunt.parts[rung]
+    base, kind, step = state.locate(rung)
+    parts = state.parts[rung]
     return Candidate(
         base=base.shown,
         ratio=step.ratio,
         type=kind,
         trimmed=step.tokens is not None,
         tuned=parts.adapter is not None,
-        parameters=_parameters(hunt, parts.checkpoint),
-        bytes=file_bytes(hunt, rung),
-        cost=found.measured[rung].cost,
-        losses=hunt.losses[rung],
-        smoothed=found.smoothed[rung],
+        parameters=_parameters(state, parts.checkpoint),
+        bytes=file_bytes(state, rung),
+        cost=result.measured[rung].cost,
+        losses=state.losses[rung],
+        smoothed=result.smoothed[rung],
     )
 
 
-def _parameters(hunt: Hunt, checkpoint: Artifact) -> int:
-    return models.read_structure(hunt.run.open(checkpoint)).parameters
+def _parameters(state: SearchState, checkpoint: Artifact) -> int:
+    return models.read_structure(state.run.open(checkpoint)).parameters
