@@ -14,7 +14,6 @@ from tailored_llama.config.schema import RunConfig
 from tailored_llama.config.section import Section
 
 RATIOS_TO_TRY = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-Runtime = Literal["llama.cpp", "transformers", "vllm"]
 
 
 class GoalConfig(Section):
@@ -35,7 +34,7 @@ class GoalConfig(Section):
         description="What is to be small: the bytes of the file; the bytes in memory, with the keys and values of "
         "4,096 tokens; the time to read a prompt; or the time to write a token. Times are measured on this machine.",
     )
-    runtime: Runtime = Field(
+    runtime: Literal["llama.cpp", "transformers", "vllm"] = Field(
         "llama.cpp",
         description="What will run the model: llama.cpp gets a GGUF file in one of `types`, the others a checkpoint in "
         "16 bits.",

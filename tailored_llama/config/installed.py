@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from tailored_llama.config.execution import ExecutionConfig
-from tailored_llama.config.training import OPTIMIZERS_8BIT, TrainingConfig
+from tailored_llama.config.training import TrainingConfig
 from tailored_llama.errors import InputError
 
 
@@ -31,7 +31,7 @@ def check_training(section: str, training: TrainingConfig, execution: ExecutionC
     Raises:
         InputError: it is not.
     """
-    if training.optimizer in OPTIMIZERS_8BIT:
+    if training.optimizer != "adamw_torch":
         check_installed("bitsandbytes", f"{section}.optimizer: got {training.optimizer!r}", "adamw_torch", "nf4")
     if execution.log_to != "none":
         check_installed(execution.log_to, f"execution.log_to: got {execution.log_to!r}", "none", "logs")

@@ -189,10 +189,10 @@ class RunConfig(Section):
         if self.tuning.variant == "prompt":
             raise ValueError("execution.device: got 'balanced' with tuning.variant = 'prompt'; allowed: cuda")
         for section, training in (("healing", self.healing), ("tuning", self.tuning)):
-            if not training.optimizer.startswith("adamw_torch"):
+            if training.optimizer != "adamw_torch":
                 raise ValueError(
                     f"{section}.optimizer: got {training.optimizer!r} with execution.device = 'balanced'; allowed: "
-                    "adamw_torch or adamw_torch_fused"
+                    "adamw_torch"
                 )
         return self
 

@@ -11,10 +11,7 @@ from tailored_llama.config.section import Section
 
 Variant = Literal["lora", "rslora", "dora", "prompt", "full"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-Optimizer = Literal[
-    "adamw_torch", "adamw_torch_fused", "adafactor", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"
-]  # fmt: skip
-OPTIMIZERS_8BIT: tuple[Optimizer, ...] = ("adamw_8bit", "paged_adamw_8bit", "lion_8bit")
+Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
 PROJECTIONS: tuple[Projection, ...] = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
 )  # fmt: skip
@@ -35,16 +32,16 @@ class TrainingConfig(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="Precision of matrix products over float32 weights; bfloat16 is about twice as fast where the "
-        "hardware has it. What is trained, gradients and the optimiser stay in float32, other weights in the "
-        "checkpoint's type.",
+        "hardware has it. Where the checkpoint is in bfloat16, its products are in bfloat16 in any case. What is "
+        "trained, gradients and the optimiser stay in float32, other weights in the checkpoint's type.",
     )
     optimizer: Optimizer = Field(
         "adamw_torch",
         description="Optimiser, by its name in transformers. Those in 8 bits hold a quarter of AdamW's state, and need "
-        "bitsandbytes. With execution.device = balanced: adamw_torch or adamw_torch_fused.",
+        "bitsandbytes. With execution.device = balanced: adamw_torch.",
     )
     learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak learning rate.")
-    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt"] = Field(
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
         "cosine", description="Learning-rate schedule, by its name in transformers; constant has no warm-up."
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="Fraction of the steps used for warm-up.")

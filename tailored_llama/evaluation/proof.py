@@ -67,7 +67,7 @@ def noninferiority_test(dense: Answers, small: Answers, margin: float, level: fl
     Right and wrong answers are compared by the score test of Tango (Statistics in Medicine 17, 1998, p. 891), which
     Nam (Biometrics 53, 1997, p. 1422) gives for this hypothesis. Other values from 0 to 1, such as probabilities, are
     compared by the same test without counts (`tilted_score`). A t-test would not do: where few rows lose much, it calls
-    up to twice as many models proven as its level says.
+    more models proven than its level says.
 
     Args:
         margin: of the loss, above 0.

@@ -211,7 +211,7 @@ def _attend(
 
 
 class _ShortAttention(torch.autograd.Function):
-    """Attention as five products with all scores in memory; SDPA's backward pass takes five times as long.
+    """Attention as five products with all scores in memory; SDPA's backward pass takes several times as long.
 
     Scores are in float32, as in SDPA. Heads that share keys and values are rows of one product.
     """

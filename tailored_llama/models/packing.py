@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 # For bfloat16 on a CPU, oneDNN compiles a kernel for each pair of row length and matrix shape, and keeps 1,024 of them.
 # A per-layer model has hundreds of shapes; rows of few lengths find their kernels compiled.
 _ROW_MULTIPLE, _ROW_MULTIPLE_LAYERED = 32, 128
-_PROBABILITY_ROWS = 8  # on a CPU: with more, memory of this size is freed and faulted in again, for six times as long
+_PROBABILITY_ROWS = 8  # on a CPU: with more, memory of this size is freed and faulted in again, which takes longer
 HEAD_POSITIONS = 256  # with logits in memory at once: 131 MB in float32 for 128,000 vocabulary entries
 
 

@@ -55,9 +55,9 @@ def read_certificate(folder: Path, files: list[str] | None = None) -> Certificat
     for benchmark, file in zip(own, files or (), strict=False):
         benchmark["data"] = file
     for name, expected in hashes.items():
-        file = folder / name
-        if not file.is_file() or sha256_file(file) != expected:
-            raise InputError(f"{file}: missing or changed since it was certified; allowed: SHA-256 {expected[:12]}…")
+        weights = folder / name
+        if not weights.is_file() or sha256_file(weights) != expected:
+            raise InputError(f"{weights}: missing or changed since it was certified; allowed: SHA-256 {expected[:12]}…")
     return Certificate(folder, content, validate_as(SmallestConfig, run))
 
 

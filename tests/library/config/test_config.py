@@ -235,7 +235,7 @@ ON_ONE_DEVICE = {
     "model.quantization=nf4": "execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda",
     "tuning.variant=prompt": "execution.device: got 'balanced' with tuning.variant = 'prompt'; allowed: cuda",
     "healing.optimizer=adamw_8bit": "healing.optimizer: got 'adamw_8bit' with execution.device = 'balanced'; allowed: "
-    "adamw_torch or adamw_torch_fused",
+    "adamw_torch",
 }
 
 

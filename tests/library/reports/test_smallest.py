@@ -22,11 +22,11 @@ from tailored_llama.reports import (
     LostRow,
     SmallestInputs,
     certificate_of,
-    certificate_section,
     smallest_table,
     verdict,
     write_smallest,
 )
+from tailored_llama.reports.certificate import certificate_section
 from tailored_llama.reports.smallest import CandidateRow, candidate_rows
 from tailored_llama.store import read_rows
 

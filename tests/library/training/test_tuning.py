@@ -87,8 +87,7 @@ class Killed(BaseException):
 
 # Two steps an epoch: a kill within one, at its end, and after it.
 @pytest.mark.parametrize(
-    ("step", "optimizer"),
-    [(3, "adamw_torch"), (4, "adafactor"), (5, "adamw_8bit"), (6, "lion_8bit"), (6, "adamw_torch")],
+    ("step", "optimizer"), [(3, "adamw_torch"), (4, "adamw_torch"), (5, "adamw_8bit"), (6, "adamw_torch")]
 )
 def test_a_killed_tuning_goes_on_and_ends_with_the_same_bytes(
     tiny: Path, prompts: Path, folder: Callable[[str], Path], step: int, optimizer: Any
@@ -269,9 +268,6 @@ def test_the_learning_rate_warms_up_then_follows_its_schedule() -> None:
     assert rates(schedule="linear") == pytest.approx([0.25, 0.5, *(0.5 * (1 - step / 8) for step in range(8))])
     assert rates(schedule="constant_with_warmup") == pytest.approx([0.25] + [0.5] * 9)
     assert rates(schedule="constant") == [0.5] * 10
-    falling = rates(schedule="inverse_sqrt")
-    assert falling[:3] == pytest.approx([0.25, 0.5, 0.5])
-    assert falling[3:] == pytest.approx([0.5 * math.sqrt(2 / step) for step in range(3, 10)])
 
 
 def test_steps_are_logged_for_tensorboard_and_the_adapter_is_the_same(
