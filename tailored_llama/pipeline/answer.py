@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from tailored_llama import data, evaluation, models, reports, serving
 from tailored_llama.config import SmallestConfig, Work, named_benchmark
 from tailored_llama.evaluation import Answer, CandidateParts, Proof
 from tailored_llama.pipeline.stage import plain
-from tailored_llama.store import read_manifest, sha256_file, write_table
+from tailored_llama.store import MANIFEST, read_manifest, sha256_file, write_table
 
 CERTIFICATE, PROOF = "certificate.json", "proof.parquet"
 PROOF_SCHEMA = pa.schema(
@@ -104,30 +104,26 @@ class ShipSettings:
 
 
 def ship_model(
-    *, checkpoint: Path, adapter: Path | None, proof: Proof[Path], settings: ShipSettings, work: Work
+    *, checkpoint: Path, adapter: Path | None, gguf: Path | None, proof: Proof[Path], settings: ShipSettings, work: Work
 ) -> dict[str, Any]:
     """Stage: write the proven model in the format of its runtime, with card, `certificate.json` and `proof.parquet`.
 
-    A GGUF file has the type of the candidate. A checkpoint has the base model's own 16 bits.
+    A GGUF file is the one that was scored. A checkpoint has the base model's own 16 bits.
 
     Args:
         checkpoint: the candidate's.
         adapter: to merge in.
+        gguf: the folder of the candidate's GGUF file; None: a checkpoint is shipped.
         proof: what proves it.
     """
     answer, name, out = settings.answer, settings.name, work.out
     assert answer.proven is not None
-    candidate = answer.candidates[answer.proven]
     base = models.base_of(models.find_model(settings.config.model))
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
-        merged = Path(scratch) / "merged" if candidate.type else out
-        merged.mkdir(exist_ok=True)
-        models.merge_adapter(checkpoint, adapter, out=merged, half=base.half)
-        if candidate.type:
-            file = out / f"{name}-{candidate.type}.gguf"
-            serving.write_gguf(merged, gguf_type=candidate.type, out=file, name=name, progress=work.progress)
-            models.copy_licence(merged, out)
-    files = [file] if candidate.type else models.weight_files(out)
+    if gguf:
+        shutil.copytree(gguf, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    else:
+        models.merge_adapter(checkpoint, adapter, out=out, half=base.half)
+    files = [serving.gguf_file(out)] if gguf else models.weight_files(out)
     size = sum(own.stat().st_size for own in files)
     facts = {"name": name, "bytes": size, "sha256": {own.name: sha256_file(own) for own in files}}
     certificate = reports.certificate_of(answer, settings.config, facts) | {"run": settings.identity()["config"]}

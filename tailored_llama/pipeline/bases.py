@@ -16,7 +16,7 @@ from tailored_llama.evaluation import Answers
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.runner import Artifact, Runner
 from tailored_llama.pipeline.steps import Dense, Lesson, Prompts
-from tailored_llama.serving import QuantisedSettings
+from tailored_llama.serving import GgufSettings, QuantisedSettings
 
 ScoredSplit = Literal["selection", "evaluation"]
 Scores = Mapping[str, Artifact]  # by benchmark
@@ -147,11 +147,22 @@ def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: GgufT
         benchmark, title = named_benchmark(config, name), f"{model.label}, {kind or '16 bits'}, {PURPOSE[split]}"
         if kind:
             settings = QuantisedSettings.of(benchmark, kind, split)
-            inputs = {"checkpoint": model.checkpoint, "adapter": model.adapter, "prompts": prompts}
+            inputs = {"checkpoint": model.checkpoint, "gguf": gguf(run, base, model, kind), "prompts": prompts}
             scores[name] = run(stages.QUANTISED, settings, f"score {name} {title}", **inputs)
         else:
             scores[name] = steps.score(run, config, name, title, model.checkpoint, prompts, model.adapter, split)
     return scores
+
+
+def gguf(run: Runner, base: Base, model: Model, kind: GgufType) -> Artifact:
+    """The GGUF file of a model, named as the answer; it is written once, and scored, timed and shipped as it is."""
+    settings, title = GgufSettings(kind, answer_name(base.config)), f"write {model.label}, {kind}"
+    return run(stages.GGUF_FILE, settings, title, checkpoint=model.checkpoint, adapter=model.adapter)
+
+
+def answer_name(config: SmallestConfig) -> str:
+    """The name of the answer: that of its benchmarks."""
+    return "-".join(benchmark.name.replace(":", "-") for benchmark in config.benchmarks)
 
 
 def read_all(run: Runner, base: Base, scores: Scores, split: ScoredSplit) -> dict[str, Answers]:

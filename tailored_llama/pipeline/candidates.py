@@ -23,10 +23,9 @@ from tailored_llama.evaluation import (
     SearchResult,
 )
 from tailored_llama.pipeline import stages, steps
-from tailored_llama.pipeline.bases import Base, Model, Step, better_dense, prepare, read_all, score
+from tailored_llama.pipeline.bases import Base, Model, Step, better_dense, gguf, prepare, read_all, score
 from tailored_llama.pipeline.runner import Artifact, Cancelled, Runner
 from tailored_llama.pipeline.steps import Lesson
-from tailored_llama.serving import SpeedSettings
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -178,11 +177,11 @@ def _score(state: SearchState, rung: Rung, model: Model) -> CandidateParts[Artif
 
 
 def _time(state: SearchState, rung: Rung, model: Model) -> Artifact:
-    """Measure how fast a candidate reads and writes; an adapter is merged in, and changes nothing."""
-    _, kind, _ = state.locate(rung)
+    """Measure how fast a candidate reads and writes; in a checkpoint, an adapter changes nothing once it is merged."""
+    base, kind, _ = state.locate(rung)
     name = f"time {state.label(rung)}"
     if kind:
-        return state.run(stages.SPEED, SpeedSettings(kind), name, checkpoint=model.checkpoint)
+        return state.run(stages.SPEED, None, name, gguf=gguf(state.run, base, model, kind))
     settings = ProfileSettings.of(ProfileConfig(batches=(1,)), state.config.execution.device)
     return state.run(stages.PROFILE, settings, name, checkpoint=model.checkpoint)
 

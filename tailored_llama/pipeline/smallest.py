@@ -240,27 +240,23 @@ def _discordant(state: SearchState) -> float | None:
 
 def _ship(state: SearchState, answer: Answer, rung: Rung, proof: Proof[Artifact]) -> None:
     """Write the proven model in the format of its runtime, with its certificate, to the folder of the exports."""
-    parts, (base, _, _) = state.parts[rung], state.locate(rung)
+    parts, (base, kind, _) = state.parts[rung], state.locate(rung)
     shipped = state.run(
         stages.SHIPPED,
-        ShipSettings(as_shown(base.config), answer, answer_name(state.config)),
+        ShipSettings(as_shown(base.config), answer, bases.answer_name(state.config)),
         "ship the answer",
         checkpoint=parts.checkpoint,
         adapter=parts.adapter,
+        gguf=bases.gguf(state.run, base, state.model(rung), kind) if kind else None,
         proof=proof,
     )
     if target := answer_folder(state.config):
         place(state.run.open(shipped), target, "store.export", "an exported model", [ANSWER])
 
 
-def answer_name(config: SmallestConfig) -> str:
-    """The name of the answer: that of its benchmarks."""
-    return "-".join(benchmark.name.replace(":", "-") for benchmark in config.benchmarks)
-
-
 def answer_folder(config: SmallestConfig) -> Path | None:
     """The folder that the answer is exported to."""
-    return Path(config.store.export).expanduser() / answer_name(config) if config.store.export else None
+    return Path(config.store.export).expanduser() / bases.answer_name(config) if config.store.export else None
 
 
 def shipped(config: SmallestConfig, report: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from tailored_llama.pipeline.answer import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings, StudySettings, SweepSettings
 from tailored_llama.pipeline.stage import Stage
 from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings, SplitSettings
-from tailored_llama.serving import GgufSettings, QuantisedSettings, SpeedSettings
+from tailored_llama.serving import GgufSettings, QuantisedSettings
 from tailored_llama.store import ANSWER, FINISHED, GGUF
 from tailored_llama.training import HealSettings, TeachSettings, TuneSettings
 
@@ -29,17 +29,17 @@ TEACHER = Stage("teacher", 3, lambda: training.teach, TeachSettings, on_device=T
 HEALED = Stage("healed", 5, lambda: training.heal, HealSettings, on_device=True)
 ADAPTER = Stage("adapter", 9, lambda: training.tune, TuneSettings, on_device=True)
 SCORES = Stage("scores", 4, lambda: evaluation.score_benchmark, ScoreSettings, on_device=True)
-QUANTISED = Stage("quantised-scores", 3, lambda: serving.score_quantised, QuantisedSettings, on_device=True)
+QUANTISED = Stage("quantised-scores", 4, lambda: serving.score_quantised, QuantisedSettings, on_device=True)
 PERPLEXITY = Stage("perplexity", 4, lambda: evaluation.measure_perplexity, PerplexitySettings, on_device=True)
 PROFILE = Stage("profile", 3, lambda: evaluation.profile_checkpoint, ProfileSettings, on_device=True)
 PIECES = Stage("pieces", 2, lambda: evaluation.measure_pieces, PiecesSettings)
 FINISHED_MODEL = Stage(FINISHED, 3, lambda: reporting.export_model, ExportSettings)
-GGUF_FILE = Stage(GGUF, 3, lambda: serving.export_gguf, GgufSettings)
+GGUF_FILE = Stage(GGUF, 4, lambda: serving.export_gguf, GgufSettings)
 REPORT = Stage("report", 2, lambda: reporting.write_run_report, ReportSettings)
 SWEEP = Stage("sweep", 2, lambda: reporting.write_sweep_report, SweepSettings)
 TRANSFER = Stage("transfer", 2, lambda: reporting.write_transfer_report, ReportSettings)
-SPEED = Stage("speed", 1, lambda: serving.measure_speed, SpeedSettings, on_device=True)
-SHIPPED = Stage(ANSWER, 1, lambda: answer.ship_model, ShipSettings)
+SPEED = Stage("speed", 2, lambda: serving.measure_speed, NoneType, on_device=True)
+SHIPPED = Stage(ANSWER, 2, lambda: answer.ship_model, ShipSettings)
 SMALLEST = Stage("smallest", 1, lambda: answer.write_smallest_report, SmallestSettings)
 STUDY = Stage("prompt-study", 2, lambda: reporting.write_study_report, StudySettings)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -160,20 +160,31 @@ def _quantised(
     scores = []
     for kind, name in product(gguf_types(config), dense.scores):
         settings = QuantisedSettings.of(named_benchmark(config, name), kind)
-        asked = {"prompts": prompts.evaluation[name]}
+        scored = partial(_score_file, run, settings, config.model.short_name, prompts.evaluation[name])
         models: dict[float | None, tuple[str, Artifact, Artifact | None]] = {None: ("dense", dense.checkpoint, None)}
         for one in runs:
             if name in one.tailored:
                 models[one.ratio] = steps.model_label("tailored", one.ratio), one.base, one.adapter(name)
         for ratio, (label, checkpoint, adapter) in models.items():
             title = f"score {name} {label}, {kind}"
-            build: Callable[[], Artifact] = partial(
-                run, stages.QUANTISED, settings, title, checkpoint=checkpoint, adapter=adapter, **asked
-            )
-            attempt = Attempt(title, build)
+            attempt = Attempt(title, partial(scored, title, (checkpoint, adapter)))
             if not attempt.error:
                 scores.append(QuantisedScore(ratio, kind, name, attempt.value))
     return scores
+
+
+def _score_file(
+    run: Runner,
+    settings: QuantisedSettings,
+    name: str,
+    prompts: Artifact,
+    title: str,
+    model: tuple[Artifact, Artifact | None],
+) -> Artifact:
+    """Write a checkpoint, with its adapter, as a GGUF file of this name, and score that."""
+    (checkpoint, adapter), own = model, GgufSettings(settings.type, name)
+    file = run(stages.GGUF_FILE, own, f"write {title}", checkpoint=checkpoint, adapter=adapter)
+    return run(stages.QUANTISED, settings, title, checkpoint=checkpoint, gguf=file, prompts=prompts)
 
 
 def _exported(
@@ -208,7 +219,9 @@ def _exported(
         for gguf_type in gguf_types(config):
             target = gguf_folders(config)[one.ratio, name, gguf_type]
             title = f"export {name} @ {one.ratio:.2f}, gguf {gguf_type}"
-            written = run(stages.GGUF_FILE, GgufSettings(gguf_type, folder.name), title, finished=finished)
+            written = run(
+                stages.GGUF_FILE, GgufSettings(gguf_type, folder.name), title, checkpoint=finished, adapter=None
+            )
             yield written
             place(run.open(written), target, "store.export", "an exported model", [GGUF])
             log.info("finished model: %s", target)

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from tailored_llama.config import Work
-from tailored_llama.models import CARD, copy_licence
+from tailored_llama.models import CARD, copy_licence, merge_adapter
 from tailored_llama.serving.gguf import Written, write_gguf
 from tailored_llama.serving.settings import GgufSettings
 
 
-def export_gguf(finished: Path, *, settings: GgufSettings, work: Work) -> dict[str, Any]:
-    """Stage: write a finished checkpoint as `NAME-TYPE.gguf`, with `Modelfile` and `README.md`.
+def export_gguf(checkpoint: Path, adapter: Path | None = None, *, settings: GgufSettings, work: Work) -> dict[str, Any]:
+    """Stage: write a checkpoint as `NAME-TYPE.gguf`, with `Modelfile` and `README.md`.
+
+    An adapter is merged in first, in the checkpoint's own type.
 
     Returns:
         The file's bytes and the MLP channels that pad it.
 
     Raises:
-        InputError: as `write_gguf`.
+        InputError: as `merge_adapter` and `write_gguf`.
     """
     name, file, out = settings.name, f"{settings.name}-{settings.type}.gguf", work.out
-    written = write_gguf(finished, gguf_type=settings.type, out=out / file, name=name, progress=work.progress)
-    copy_licence(finished, out)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        if adapter:
+            merge_adapter(checkpoint, adapter, out=Path(scratch))
+        source = Path(scratch) if adapter else checkpoint
+        written = write_gguf(source, gguf_type=settings.type, out=out / file, name=name, progress=work.progress)
+    copy_licence(checkpoint, out)
     (out / "Modelfile").write_text(f"FROM ./{file}\nPARAMETER temperature 0\n")
     (out / CARD).write_text(_card(name, file, written), encoding="utf-8")
     return {"bytes": written.size, "padded_channels": written.padded_channels}
+
+
+def gguf_file(folder: Path) -> Path:
+    """The file that `export_gguf` wrote to a folder."""
+    return next(folder.glob("*.gguf"))
 
 
 def _card(name: str, file: str, written: Written) -> str:

@@ -59,7 +59,7 @@ def write_gguf(
     """
     layout = layout_of(checkpoint, gguf_type)
     if gguf_type in K_QUANTS:
-        load_llama_cpp(gguf_type)  # fails before anything is written
+        load_llama_cpp(f"type {gguf_type}")  # fails before anything is written
     part, f16 = (out.with_name(f"{out.name}.{suffix}") for suffix in ("part", "f16.part"))
     try:
         if gguf_type in K_QUANTS:

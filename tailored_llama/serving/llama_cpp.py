@@ -16,7 +16,7 @@ def requantise(source: Path, gguf_type: str, out: Path) -> None:
     Raises:
         InputError: llama.cpp's library is not installed, or it fails.
     """
-    ffi, library = load_llama_cpp(gguf_type)
+    ffi, library = load_llama_cpp(f"type {gguf_type}")
     quiet = ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda *_: None)
     library.llama_log_set(quiet, ffi.NULL)  # it prints a line for every tensor
     parameters = ffi.new("llama_model_quantize_params *", library.llama_model_quantize_default_params())
@@ -28,8 +28,8 @@ def requantise(source: Path, gguf_type: str, out: Path) -> None:
         library.llama_log_set(ffi.NULL, ffi.NULL)
 
 
-def load_llama_cpp(gguf_type: str) -> tuple[Any, Any]:
-    """The foreign-function interface and the library of llama.cpp.
+def load_llama_cpp(purpose: str) -> tuple[Any, Any]:
+    """The foreign-function interface and the library of llama.cpp; `purpose` is what needs them.
 
     Raises:
         InputError: it is not installed.
@@ -38,7 +38,5 @@ def load_llama_cpp(gguf_type: str) -> tuple[Any, Any]:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
     except ImportError:
         allowed = "the types that need nothing, or after pip install 'tailored-llama[gguf]'"
-        raise InputError(
-            f"type {gguf_type}: needs llama-cpp-py-sync, which is not installed; allowed: {allowed}"
-        ) from None
+        raise InputError(f"{purpose}: needs llama-cpp-py-sync, which is not installed; allowed: {allowed}") from None
     return get_ffi(), get_lib()

@@ -15,8 +15,8 @@ from gguf.quants import dequantize
 
 from tailored_llama.config import GgufType, Work
 from tailored_llama.evaluation import read_metrics, score_benchmark
-from tailored_llama.models import merge_adapter, stored_dtype, weight_files, write_shards
-from tailored_llama.serving.gguf import write_gguf
+from tailored_llama.models import stored_dtype, weight_files, write_shards
+from tailored_llama.serving.export import gguf_file
 from tailored_llama.serving.gguf_layout import layout_of, restored, unfused, written_shapes
 from tailored_llama.serving.settings import QuantisedSettings
 
@@ -24,30 +24,26 @@ _NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
 
 
 def score_quantised(
-    checkpoint: Path, adapter: Path | None, prompts: Path, *, settings: QuantisedSettings, work: Work
+    checkpoint: Path, gguf: Path, prompts: Path, *, settings: QuantisedSettings, work: Work
 ) -> dict[str, Any]:
-    """Stage: write a model as a GGUF file, take its dequantised weights back, and score them as any checkpoint's.
+    """Stage: score the dequantised weights of a GGUF file as any checkpoint's.
 
     Only the scores are kept, as `score_benchmark` writes them; `metrics.json` also has the file's bytes. The forward
     passes are those of transformers, in the checkpoint's type. llama.cpp also rounds states to the type of the weights,
-    which is not measured here. An adapter is merged into the checkpoint first. For a while, the folder that is written
-    to also holds the model up to three times.
+    which is not measured here. For a while, the folder that is written to also holds the dequantised checkpoint.
+
+    Args:
+        checkpoint: what the file was made from, but for an adapter that was merged in.
+        gguf: the folder that `export_gguf` wrote.
 
     Raises:
-        InputError: as `merge_adapter`, `write_gguf` and `score_benchmark`.
+        InputError: as `score_benchmark`.
     """
+    file = gguf_file(gguf)
     with tempfile.TemporaryDirectory(dir=work.out) as scratch:
-        file, merged, dequantised = (Path(scratch) / name for name in ("model.gguf", "merged", "dequantised"))
-        if adapter:
-            merged.mkdir()
-            merge_adapter(checkpoint, adapter, out=merged)
-            checkpoint = merged
-        size = write_gguf(checkpoint, gguf_type=settings.type, out=file).size
-        dequantised.mkdir()
-        dequantise(checkpoint, file, settings.type, dequantised)
-        file.unlink()
+        dequantise(checkpoint, file, settings.type, dequantised := Path(scratch))
         measured = score_benchmark(dequantised, None, prompts, settings=settings.score, work=work)
-    result = read_metrics(work.out) | {"type": settings.type, "bytes": size}
+    result = read_metrics(work.out) | {"type": settings.type, "bytes": file.stat().st_size}
     (work.out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     return measured
 
@@ -55,7 +51,7 @@ def score_quantised(
 def dequantise(checkpoint: Path, file: Path, gguf_type: GgufType, out: Path) -> None:
     """Write a checkpoint with the weights of its GGUF file, in its own type and layout, to an existing empty folder.
 
-    `write_gguf` has made `file` from `checkpoint`, in the type `gguf_type`.
+    `write_gguf` has made `file` from a checkpoint of the same shapes, in the type `gguf_type`.
     """
     layout = layout_of(checkpoint, gguf_type)
     stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}

@@ -31,13 +31,6 @@ class QuantisedSettings:
         return cls(gguf_type, ScoreSettings.of(benchmark, split))
 
 
-@dataclass(frozen=True)
-class SpeedSettings:
-    """The type of the GGUF file that is timed."""
-
-    type: GgufType
-
-
 def bits_of(gguf_type: GgufType | None) -> float:
     """About how many bits a weight has in a GGUF file of this type, or in a checkpoint (None)."""
     whole = {None: 16.0, "f32": 32.0, "f16": 16.0, "bf16": 16.0}

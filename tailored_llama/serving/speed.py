@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from tailored_llama.config import Work
-from tailored_llama.serving.gguf import write_gguf
+from tailored_llama.serving.export import gguf_file
 from tailored_llama.serving.llama_cpp import load_llama_cpp
-from tailored_llama.serving.settings import SpeedSettings
 
 PROMPT_TOKENS, NEW_TOKENS, REPEATS = 256, 32, 3
 
 
-def measure_speed(checkpoint: Path, *, settings: SpeedSettings, work: Work) -> None:
-    """Stage: time llama.cpp with a checkpoint's GGUF file; write `speed.json` with seconds for a token.
+def measure_speed(gguf: Path, *, settings: None, work: Work) -> None:
+    """Stage: time llama.cpp with a GGUF file; write `speed.json` with seconds for a token.
 
     `reading` is that of a prompt of 256 tokens, `writing` of 32 tokens after it, one by one: medians of three passes
     after a first one, on all cores. What the tokens are makes no difference.
 
+    Args:
+        gguf: the folder that `export_gguf` wrote.
+
     Raises:
-        InputError: llama.cpp's library is not installed, or as `write_gguf`.
+        InputError: llama.cpp's library is not installed.
     """
-    load_llama_cpp(settings.type)
+    load_llama_cpp("timing")
     from llama_cpp_py_sync import Llama
 
-    with tempfile.TemporaryDirectory(dir=work.out) as scratch:
-        file = Path(scratch) / "model.gguf"
-        write_gguf(checkpoint, gguf_type=settings.type, out=file)
-        model = Llama(str(file), n_ctx=PROMPT_TOKENS + NEW_TOKENS, n_batch=PROMPT_TOKENS, n_ubatch=PROMPT_TOKENS)
-        try:
-            passes = [_pass(model) for _ in range(1 + REPEATS)][1:]
-        finally:
-            model.close()
+    size: dict[str, Any] = {"n_ctx": PROMPT_TOKENS + NEW_TOKENS, "n_batch": PROMPT_TOKENS, "n_ubatch": PROMPT_TOKENS}
+    model = Llama(str(gguf_file(gguf)), **size)
+    try:
+        passes = [_pass(model) for _ in range(1 + REPEATS)][1:]
+    finally:
+        model.close()
     seconds = {name: median(one[name] for one in passes) for name in ("reading", "writing")}
     (work.out / "speed.json").write_text(json.dumps(seconds, indent=1) + "\n")
 
@@ -48,7 +47,7 @@ def read_speed(folder: Path) -> dict[str, float]:
 
 def _pass(model: Any) -> dict[str, float]:
     """Seconds for a token of a prompt, and for one that is written after it."""
-    ffi, library = load_llama_cpp("")
+    ffi, library = load_llama_cpp("timing")
     library.llama_memory_clear(library.llama_get_memory(model._ctx), True)
 
     def decode(count: int) -> float:

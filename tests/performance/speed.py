@@ -47,7 +47,7 @@ from tailored_llama.pipeline import stages, steps
 from tailored_llama.progress import silent
 from tailored_llama.pruning import ImportanceSettings
 from tailored_llama.pruning.importance import score_importance
-from tailored_llama.serving import SpeedSettings, measure_speed, read_speed
+from tailored_llama.serving import GgufSettings, export_gguf, measure_speed, read_speed
 from tailored_llama.training import TuneSettings, tune
 from tailored_llama.training.tuning import encode_sample
 
@@ -212,7 +212,8 @@ def perplexity(bench: Bench) -> Row:
 
 def read_with_llama_cpp(bench: Bench, tokens: int) -> float:
     with tempfile.TemporaryDirectory() as out:
-        measure_speed(bench.checkpoint, settings=SpeedSettings("bf16"), work=Work(Path(out)))
+        export_gguf(bench.checkpoint, settings=GgufSettings("bf16", "model"), work=Work(Path(out)))
+        measure_speed(Path(out), settings=None, work=Work(Path(out)))
         return read_speed(Path(out))["reading"] * tokens
 
 

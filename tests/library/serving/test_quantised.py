@@ -13,7 +13,7 @@ import pytest
 import helpers
 from tailored_llama.config import BenchmarkConfig, Work
 from tailored_llama.evaluation import ScoreSettings, score_benchmark
-from tailored_llama.serving import QuantisedSettings, score_quantised, write_gguf
+from tailored_llama.serving import GgufSettings, QuantisedSettings, export_gguf, score_quantised, write_gguf
 
 
 def test_scores_are_those_of_the_file_s_weights(tmp_path: Path, folder: Callable[[str], Path]) -> None:
@@ -25,8 +25,9 @@ def test_scores_are_those_of_the_file_s_weights(tmp_path: Path, folder: Callable
     score_benchmark(checkpoint, None, prompts, settings=ScoreSettings.of(benchmark), work=plain)
     types: list[Any] = ["f32", "q8_0", "q4_0"]
     for kind in types:
-        work = Work(folders[kind], helpers.CPU)
-        score_quantised(checkpoint, None, prompts, settings=QuantisedSettings.of(benchmark, kind), work=work)
+        export_gguf(checkpoint, settings=GgufSettings(kind, "model"), work=Work(written := folder(f"file-{kind}")))
+        settings, work = QuantisedSettings.of(benchmark, kind), Work(folders[kind], helpers.CPU)
+        score_quantised(checkpoint, written, prompts, settings=settings, work=work)
     scores = {
         name: pq.read_table(folders[name] / "predictions.parquet")["loglikelihoods"].to_pylist()
         for name in ("plain", *types)
