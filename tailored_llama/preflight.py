@@ -203,6 +203,12 @@ def _check_training(config: RunConfig) -> None:
         check_training("tuning", config.tuning, config.execution)
     if config.healing.tokens:
         check_training("healing", config.healing, config.execution)
+        source = models.find_model(config.model)
+        if config.healing.variant == "full" and source.kind == "folder":  # others tell their size when they are loaded
+            left = 1 - max(config.pruning.ratios)
+            models.check_whole_training(
+                int(left * models.read_structure(source.path).parameters), config.execution.device
+            )
 
 
 def texts_of(config: RunConfig) -> list[tuple[str, TextConfig]]:

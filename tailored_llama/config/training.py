@@ -101,6 +101,12 @@ class HealingConfig(TrainingConfig):
     batch_size: int = Field(
         1, ge=1, description="Text sequences per optimiser step; fewer give more steps for the same tokens."
     )
+    held_out: int = Field(
+        8,
+        ge=0,
+        description="Sequences of the text that are not trained on, at most a tenth of them. The divergence on them is "
+        "measured at every tenth of the steps; healing ends when it has not fallen twice in a row. 0: none.",
+    )
 
 
 class AdapterConfig(TrainingConfig):

@@ -33,6 +33,7 @@ from .checkpoints import weight_files as weight_files
 from .convert import load_gguf_tokenizer as load_gguf_tokenizer
 from .convert import prepare_dense as prepare_dense
 from .devices import check_solver as check_solver
+from .devices import check_whole_training as check_whole_training
 from .devices import device_slot as device_slot
 from .devices import devices_of as devices_of
 from .devices import pick_device as pick_device

@@ -130,3 +130,21 @@ def check_solver(structure: Structure, method: Reconstruction, device: str) -> N
             f"reconstruction.method: got {method!r}, whose fits need about {needs / 1e9:.0f} GB, {free / 1e9:.0f} are "
             "free; allowed: none or bias, or a device with more memory"
         )
+
+
+def check_whole_training(parameters: int, device: str) -> None:
+    """Check that training all weights has room: in float32, weights, gradients and AdamW's two averages of them.
+
+    Several devices share them out. Activations come on top, as far as `micro_batch_tokens` lets them.
+
+    Raises:
+        InputError: they need more than is free.
+    """
+    devices = devices_of(device)
+    needs, free = 16 * parameters / len(devices), min(map(free_memory, devices))
+    if needs > free:
+        raise InputError(
+            f"healing.variant: got 'full', which needs about {needs / 1e9:.1f} GB on {devices[0]} for "
+            f"{parameters:,} parameters, {free / 1e9:.1f} are free; allowed: lora, or devices with more memory"
+        )
+    log.info("all weights: %.1f GB of %.1f free, beside the activations", needs / 1e9, free / 1e9)

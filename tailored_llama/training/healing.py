@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from tailored_llama.config import ExecutionConfig, Work, check_training
 from tailored_llama.models import (
     add_adapter,
+    check_whole_training,
     load_base,
     load_model,
     merge_adapter,
     read_id_table,
+    read_structure,
     save_adapter,
     save_changed,
 )
@@ -28,7 +30,7 @@ from tailored_llama.training.losses import Objective, TextSamples
 from tailored_llama.training.processes import in_processes
 from tailored_llama.training.records import LOG, LOG_SCHEMA
 from tailored_llama.training.settings import HealSettings
-from tailored_llama.training.sharding import gather, whole_weights
+from tailored_llama.training.sharding import gather, rank_and_count, whole_weights
 
 WEIGHTS = "weights.safetensors"  # of a training of all weights, by their names in the model
 
@@ -39,7 +41,8 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
     An adapter is trained and merged, or all weights are trained.
 
     The loss is the mean divergence from the teacher over every position of the text, which is read once in random
-    order. Deterministic for a seed on a CPU.
+    order. The last sequences are held out: healing ends when the divergence on them does not fall any more.
+    Deterministic for a seed on a CPU.
 
     Args:
         pruned: the pruned model.
@@ -47,7 +50,8 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
         settings: of them, quantization holds while the adapter is trained; it is merged into the weights as they are.
 
     Raises:
-        InputError: the model cannot be quantised here, or streaming is demanded.
+        InputError: the model cannot be quantised here, streaming is demanded, or all weights need more memory than is
+            free.
         FloatingPointError: the loss is not finite; the message names the step.
     """
     check_training("healing", settings.training, work.execution)
@@ -69,10 +73,15 @@ def _train(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> d
     training, execution, full = settings.training, work.execution, settings.training.variant == "full"
     torch.manual_seed(settings.seed)
     base = load_base(pruned, settings.quantization, training, execution, work.out, "healing")
+    if full and rank_and_count()[1] == 1:  # several devices were asked before the run
+        check_whole_training(read_structure(pruned).parameters, str(base.device))
     model = _thawed(base, execution) if full else add_adapter(base, training, execution)
     objective = Objective(distillation=1.0, temperature=settings.temperature)
-    material = Material(TextSamples(teacher, read_id_table(pruned)))
-    log, measured, _ = train(model, material, training, objective, Course(settings.seed), work)
+    texts = partial(TextSamples, teacher, read_id_table(pruned))
+    trained_on = (count := len(texts())) - min(settings.held_out, count // 10)
+    material = Material(texts(slice(trained_on)), texts(slice(trained_on, None)))
+    course = Course(settings.seed, patience=2, checks=10, keeps_best=False)  # another copy of all weights is much
+    log, measured, _ = train(model, material, training, objective, course, work)
     if full:
         save_file(whole_weights(model), work.out / WEIGHTS)
     else:

@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 # Multiplications of one projection (tokens × hidden²) that keep a thread busy. On a CPU with fewer, threads wait for
 # each other at every small operation for longer than they compute.
 _PER_THREAD = 2**24
+_TIMED_STEPS = 10  # after which the time that is left is told
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Material:
     """What is trained on.
 
     `samples` come in random order. `texts_per_step` of the texts, which are cycled through, are added to every step.
-    `held_out` samples, with all their choices, are for early stopping, without a teacher; empty: no stopping.
+    `held_out` samples are for early stopping: examples with all their choices, without a teacher, or texts with one;
+    empty: no stopping.
     """
 
     samples: Sequence[Sample]
@@ -75,13 +77,15 @@ def _order(count: int, *seed: int) -> list[int]:
 class Course:
     """The course of a training.
 
-    It has at most `epochs` passes over the samples, in an order by `seed`, and stops after `patience` epochs without a
-    lower held-out loss.
+    It has at most `epochs` passes over the samples, in an order by `seed`, and stops after `patience` checks without a
+    lower held-out loss; there are `checks` of it in an epoch. `keeps_best`: what had the lowest is kept, not the last.
     """
 
     seed: int
     epochs: int = 1
     patience: int = 1
+    checks: int = 1
+    keeps_best: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class _Training:
 def train(
     model: Any, material: Material, training: TrainingConfig, objective: Objective, course: Course, work: Work
 ) -> tuple[dict[str, list[Any]], dict[str, Any], tuple[list[Outcome], list[Outcome]]]:
-    """Train what requires gradients, and keep what has the lowest held-out loss, the untrained included.
+    """Train what requires gradients, and keep what has the lowest held-out loss, the untrained included, or the last.
 
     The loss of a step is the mean over its samples, plus the mean over its texts. Deterministic for a seed on a CPU.
 
@@ -118,7 +122,8 @@ def train(
     """
     held_out, per_epoch = material.held_out, math.ceil(len(material.samples) / training.batch_size)
     steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
-    now = _begin(model, training, objective, bool(held_out), work)
+    now = _begin(model, training, objective, bool(held_out) and course.keeps_best, work)
+    check_every, first = math.ceil(per_epoch / course.checks), now.state.step
     state, base = now.state, model.get_base_model() if hasattr(model, "get_base_model") else model
     with packed_attention(base), step_log(work, state.step + 1) as show:
         if held_out and not state.step:
@@ -134,22 +139,31 @@ def train(
             row = {"step": state.step, "epoch": math.ceil(state.step / per_epoch)} | _step(now, batch, shares, steps)
             tokens += sum(map(len, batch))
             work.progress(state.step, steps)
-            if held_out and state.step % per_epoch == 0:
+            _tell_time(started, state.step - first, steps - state.step)
+            if held_out and (state.step % per_epoch % check_every == 0):
                 row["held_out_loss"] = _evaluate(now, held_out)
                 tokens += sum(map(len, held_out))
-                figures = row["epoch"], course.epochs, row["loss"], row["held_out_loss"]
-                _log.info("epoch %d of %d: loss %.4f, held out %.4f", *figures)
+                figures = row["epoch"], course.epochs, state.step, steps, row["loss"], row["held_out_loss"]
+                _log.info("epoch %d of %d, step %d of %d: loss %.4f, held out %.4f", *figures)
             elif not held_out and state.step % math.ceil(steps / 10) == 0:
                 _log.info("step %d of %d: loss %.4f", state.step, steps, row["loss"])
             show(_append(state.log, **row), state.step)
             if work.resume and (every := work.execution.keep_state_every) and state.step % every == 0:
                 save_state(work.resume, state, model, now.optimizer)
-    if held_out:
+    if state.best_weights:
         put(model, state.best_weights)
     work.progress(steps, steps)
     tokens_per_second = round(tokens / (time.perf_counter() - started), 1)
     measured = {"tokens": tokens, "tokens_per_second": tokens_per_second, "epochs": max(state.log["epoch"])}
     return state.log, measured, (state.untrained, state.kept)
+
+
+def _tell_time(started: float, done: int, left: int) -> None:
+    """Say after the first ten steps how long the others will take, if that is minutes."""
+    minutes = (time.perf_counter() - started) / max(1, done) * left / 60
+    if done == _TIMED_STEPS and minutes > 1:
+        told = (minutes / 60, "hours") if minutes > 90 else (minutes, "minutes")
+        _log.info("%d steps are left: about %.1f %s", left, *told)
 
 
 def _begin(model: Any, settings: TrainingConfig, objective: Objective, selects: bool, work: Work) -> _Training:
@@ -246,7 +260,8 @@ def _evaluate(now: _Training, held_out: Sequence[Sample]) -> float:
     if not state.step:
         state.untrained = found
     if not state.step or loss < state.best:
-        state.best, state.best_weights, state.kept, state.worse = loss, _copy(now.model), found, 0
+        best = _copy(now.model) if state.best_weights else {}
+        state.best, state.best_weights, state.kept, state.worse = loss, best, found, 0
     else:
         state.worse += 1
     return loss
@@ -255,11 +270,13 @@ def _evaluate(now: _Training, held_out: Sequence[Sample]) -> float:
 def _outcomes(now: _Training, held_out: Sequence[Sample]) -> list[Outcome]:
     """What the model does on held-out samples; several processes share them out."""
     if rank_and_count()[1] == 1:
-        return list(now.call(outcomes, held_out, now.settings, now.state.budget))
+        return list(now.call(outcomes, held_out, now.settings, now.state.budget, now.objective.temperature))
     own: dict[int, Outcome] = {}
     for part in passes(list(map(len, held_out)), now.state.budget):
         batch = [held_out[i] for i in part] or [min(held_out, key=len)]
-        own |= zip(part, now.call(outcomes, batch, now.settings, sys.maxsize), strict=False)  # none of an empty part
+        own |= zip(
+            part, now.call(outcomes, batch, now.settings, sys.maxsize, now.objective.temperature), strict=False
+        )  # none of an empty part
     found = gathered(own)
     return [found[i] for i in range(len(held_out))]
 

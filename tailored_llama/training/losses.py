@@ -86,17 +86,18 @@ def with_teacher(samples: Sequence[Sample], teacher: Path, table: IdTable | None
 class TextSamples(Sequence[Sample]):
     """One sample for each sequence of a text. Its teacher outputs are read from disk on access.
 
-    `teacher` has what `distillation.teach` wrote; `table` is as in `with_teacher`.
+    `teacher` has what `distillation.teach` wrote; `table` is as in `with_teacher`; `part` are the sequences meant.
     """
 
-    def __init__(self, teacher: Path, table: IdTable | None = None) -> None:
+    def __init__(self, teacher: Path, table: IdTable | None = None, part: slice = slice(None)) -> None:
         self._outputs, self._table = Teacher(teacher), table
+        self._numbers = range(len(self._outputs))[part]
 
     def __len__(self) -> int:
-        return len(self._outputs)
+        return len(self._numbers)
 
     def __getitem__(self, index: Any) -> Any:
-        targets = self._outputs[index]
+        targets = self._outputs[self._numbers[index]]
         targets = in_pieces(targets, self._table) if self._table else targets
         return Sample(Encoded(Document(targets.input_ids), (), ()), teacher=targets)
 
@@ -176,27 +177,38 @@ class _LossesInParts(torch.autograd.Function):
         return gradient * of_losses[:, None].to(gradient.dtype), None
 
 
-def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int) -> list[Outcome]:
-    """What a model, with or without an adapter, does on held-out examples, in their order.
+def outcomes(
+    model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int, temperature: float = 1.0
+) -> list[Outcome]:
+    """What a model, with or without an adapter, does on held-out samples, in their order.
 
     Args:
-        samples: with all choices encoded; one choice alone is a written answer.
+        samples: with all choices encoded; one choice alone is a written answer; none is text with a teacher.
         budget: tokens per pass.
+        temperature: of the divergence from the teacher of a text.
     """
     model.eval()
-    found: dict[int, Outcome] = {}
+    done: dict[int, Outcome] = {}
 
     def run(part: list[int]) -> list[Outcome]:
         batch = [samples[i] for i in part]
         with autocast(model, training):
-            _, _, choices = choice_losses(model, batch)
-        return [_outcome(own, sample) for own, sample in zip(choices, batch, strict=True)]
+            states, starts, choices = choice_losses(model, batch)
+            found = []
+            for start, own, sample in zip(starts, choices, batch, strict=True):
+                if sample.teacher is None or own:
+                    found.append(_outcome(own, sample))
+                else:
+                    text = states[start : start + len(sample)]
+                    distance = float(divergence(model, text, sample.teacher, temperature))
+                    found.append(Outcome(distance, None, distance))
+        return found
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with torch.no_grad(), packed_attention(base):  # FSDP cannot train weights that it gathered in inference mode
         for part, results in within_memory([len(sample) for sample in samples], budget, run):
-            found |= dict(zip(part, results, strict=True))
-    return [found[i] for i in range(len(samples))]
+            done |= dict(zip(part, results, strict=True))
+    return [done[i] for i in range(len(samples))]
 
 
 def _outcome(choices: Sequence[Tensor], sample: Sample) -> Outcome:
@@ -209,5 +221,5 @@ def _outcome(choices: Sequence[Tensor], sample: Sample) -> Outcome:
 
 
 def training_loss(held_out: Sequence[Outcome]) -> float:
-    """Mean over held-out examples of the loss that training lowers, without divergence (`sample_losses`)."""
+    """Mean over held-out samples of the loss that training lowers: of examples without, of texts the divergence."""
     return sum(outcome.answer_loss for outcome in held_out) / len(held_out)

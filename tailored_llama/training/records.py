@@ -26,7 +26,7 @@ LOG_SCHEMA = pa.schema(
         "loss": pa.float64(),
         "divergence": pa.float64(),  # from the teacher, unweighted; part of the loss
         "learning_rate": pa.float64(),
-        "held_out_loss": pa.float64(),  # at the last step of an epoch, and before the first
+        "held_out_loss": pa.float64(),  # before the first step, and at every check after it
     }
 )
 
@@ -50,6 +50,7 @@ class Outcome:
     `loss`, in nats: the cross-entropy over the choices' log-likelihoods, compared as the metric compares them; or the
     mean negative log-likelihood of a written answer's tokens. `right`: whether the metric counts the likeliest choice
     as right; None for a written answer. `answer_loss`: the mean negative log-likelihood of the right choice's tokens.
+    Of a text, both losses are its divergence from the teacher.
     """
 
     loss: float

@@ -39,18 +39,20 @@ class TeachSettings:
 
 @dataclass(frozen=True)
 class HealSettings:
-    """Adapter and optimiser of healing, the temperature of the teacher's distributions, and the seed."""
+    """Adapter and optimiser of healing, the teacher's temperature, the seed, and how many texts are held out."""
 
     training: TrainingConfig
     temperature: float
     quantization: Quantization
     seed: int
+    held_out: int = 0
 
     @classmethod
     def of(cls, config: RunConfig) -> HealSettings:
         unread = ("rank", "alpha", "dropout", "targets") if config.healing.variant == "full" else ()
         training = with_defaults(narrow(config.healing, TrainingConfig), *unread)
-        return cls(training, config.distillation.temperature, config.model.quantization, config.seed)
+        quantization, held_out = config.model.quantization, config.healing.held_out
+        return cls(training, config.distillation.temperature, quantization, config.seed, held_out)
 
 
 @dataclass(frozen=True)

@@ -73,4 +73,4 @@ def test_a_failed_run_has_retry_computes_only_what_is_missing_and_then_shows_its
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") > 200
     page.goto(f"{site.server.pages}/v2/runs/task-run/{found['tune colours @ 0.20']['id']}")
-    expect(page.get_by_text(re.compile("epoch 1 of 2: loss"))).to_be_visible()
+    expect(page.get_by_text(re.compile("epoch 1 of 2, step"))).to_be_visible()

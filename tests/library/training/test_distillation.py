@@ -26,7 +26,15 @@ from tailored_llama.config import (
 )
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.errors import InputError
-from tailored_llama.models import Document, copy_tokenizer, head_logits, load_model, packed_attention, packed_states
+from tailored_llama.models import (
+    Document,
+    check_whole_training,
+    copy_tokenizer,
+    head_logits,
+    load_model,
+    packed_attention,
+    packed_states,
+)
 from tailored_llama.store import write_table
 from tailored_llama.training import HealSettings, TeachSettings, heal, teach, tuning
 from tailored_llama.training.distillation import Teacher, divergence
@@ -173,6 +181,31 @@ def test_healing_draws_the_student_to_the_teacher(
     heal(student, text.parent / "teacher", settings=settings, work=Work(folder("again"), CPU))
     for path in healed.iterdir():
         assert path.read_bytes() == (text.parent / "again" / path.name).read_bytes(), path.name
+
+
+def test_healing_ends_when_the_divergence_on_texts_held_out_does_not_fall(
+    tiny: Path, student: Path, text: Path, folder: Make
+) -> None:
+    teach(tiny, text, settings=WHOLE, work=Work(folder("teacher"), CPU))
+    logs = {}
+    for name, rate in (("good", 3e-3), ("bad", 1.0)):
+        healing = narrow(HealingConfig(variant="full", learning_rate=rate), TrainingConfig)
+        settings = HealSettings(healing, 1.0, "none", 0, held_out=8)
+        heal(student, text.parent / "teacher", settings=settings, work=Work(folder(name), CPU))
+        logs[name] = pq.read_table(text.parent / name / "log.parquet").to_pydict()
+    assert logs["good"]["step"] == [*range(16)]  # one of the 16 sequences is held out
+    losses = [loss for loss in logs["good"]["held_out_loss"] if loss is not None]
+    assert losses[-1] < losses[0]
+    assert logs["bad"]["step"] == [*range(5)]  # two checks after two steps each
+    held_out = Teacher(text.parent / "teacher")[15]
+    model, states = states_of(text.parent / "bad", held_out.input_ids)
+    expected = pytest.approx(float(divergence(model, states, held_out, 1.0)), rel=1e-4)
+    assert logs["bad"]["held_out_loss"][-1] == expected  # the last weights are kept, measured on the text held out
+
+
+def test_all_weights_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InputError, match=r"healing.variant: got 'full', which needs about 16000.0 GB on cpu for"):
+        check_whole_training(10**12, "cpu")
 
 
 def test_tuning_with_a_teacher_learns_of_it_along_the_right_choices(
