@@ -74,6 +74,8 @@ def with_ggml_gelu(model: Any) -> Any:
 @contextmanager
 def llama_cpp(path: Path, context: int = 256) -> Iterator[LlamaCpp]:
     model: Any = Llama(str(path), n_ctx=context, n_batch=context, n_ubatch=context, type_k="f32", type_v="f32")
+    # One thread: several spin where they wait, and starve each other where tests run side by side.
+    get_lib().llama_set_n_threads(model._ctx, 1, 1)
     try:
         yield LlamaCpp(model)
     finally:

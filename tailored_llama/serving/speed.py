@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from tailored_llama.config import Work
 from tailored_llama.serving.export import gguf_file
 from tailored_llama.serving.llama_cpp import load_llama_cpp
@@ -19,7 +21,7 @@ def measure_speed(gguf: Path, *, settings: None, work: Work) -> None:
     """Stage: time llama.cpp with a GGUF file; write `speed.json` with seconds for a token.
 
     `reading` is that of a prompt of 256 tokens, `writing` of 32 tokens after it, one by one: medians of three passes
-    after a first one, on all cores. What the tokens are makes no difference.
+    after a first one, on as many threads as torch has (`OMP_NUM_THREADS`). What the tokens are makes no difference.
 
     Args:
         gguf: the folder that `export_gguf` wrote.
@@ -27,11 +29,12 @@ def measure_speed(gguf: Path, *, settings: None, work: Work) -> None:
     Raises:
         InputError: llama.cpp's library is not installed.
     """
-    load_llama_cpp("timing")
+    _, library = load_llama_cpp("timing")
     from llama_cpp_py_sync import Llama
 
     size: dict[str, Any] = {"n_ctx": PROMPT_TOKENS + NEW_TOKENS, "n_batch": PROMPT_TOKENS, "n_ubatch": PROMPT_TOKENS}
     model = Llama(str(gguf_file(gguf)), **size)
+    library.llama_set_n_threads(model._ctx, threads := torch.get_num_threads(), threads)
     try:
         passes = [_pass(model) for _ in range(1 + REPEATS)][1:]
     finally:
