@@ -63,11 +63,12 @@ def smaller(quickstart: RunConfig, gemma: Path, tmp_path_factory: pytest.TempPat
     return out
 
 
-def texts(run: RunConfig) -> list[str]:
+@pytest.fixture(scope="module")
+def texts(quickstart: RunConfig) -> list[str]:
     found = []
     for name in ("piqa", "arc_easy", "hellaswag", "boolq"):
         benchmark = BenchmarkConfig(name=name)
-        for example in islice(load_examples(benchmark, "evaluation", run.store.downloads), 100):
+        for example in islice(load_examples(benchmark, "evaluation", quickstart.store.downloads), 100):
             prompt = render(benchmark, load_template("harness"), example)
             found.append(prompt.contexts[0] + prompt.continuations[0])
     return [*found, *ODD]
@@ -80,7 +81,7 @@ def test_the_parts_are_the_file_that_was_published(quickstart: RunConfig, tmp_pa
 
 @pytest.mark.parametrize(("which", "length"), [("gemma", 64), ("smaller", WINDOW + 64)])
 def test_llama_cpp_cuts_text_alike_and_computes_the_same(
-    which: str, length: int, request: pytest.FixtureRequest, quickstart: RunConfig, tmp_path: Path
+    which: str, length: int, request: pytest.FixtureRequest, quickstart: RunConfig, texts: list[str], tmp_path: Path
 ) -> None:
     """In float32. A table of GELU in float16 turns differences of the seventh digit into some of the fourth."""
     checkpoint: Path = request.getfixturevalue(which)
@@ -89,7 +90,7 @@ def test_llama_cpp_cuts_text_alike_and_computes_the_same(
     ids = tokenizer("\n".join(load_texts(find_text(PerplexityConfig()), quickstart.store.downloads)[:40]))["input_ids"]
     window, prompt = ids[:length], tokenizer("The capital of France is")["input_ids"]
     with torch.no_grad(), llama_cpp(tmp_path / "model.gguf", 2 * WINDOW) as runtime:
-        assert [text for text in texts(quickstart) if runtime.tokens(text) != tokenizer(text)["input_ids"]] == []
+        assert [text for text in texts if runtime.tokens(text) != tokenizer(text)["input_ids"]] == []
         expected = model(torch.tensor([window])).logits[0]
         assert (runtime.logits(window) - expected).norm() < 2e-3 * expected.norm()
         written = runtime.greedy(prompt, 48)
