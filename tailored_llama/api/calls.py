@@ -127,8 +127,8 @@ def compare(
         settings: further fields of a configuration.
 
     Returns:
-        A pandas.DataFrame with a row for each model: parameters, accuracy with its standard error, and the difference
-        from the first with its paired 95 % interval. All are shares.
+        A pandas.DataFrame with a row for each model. It has the parameters, the accuracy with its standard error, and
+        the difference from the first model with its paired 95 % interval. All are shares.
 
     Raises:
         InputError: an argument is wrong; the message names it.
