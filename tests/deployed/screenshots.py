@@ -1,4 +1,4 @@
-"""Take the pictures of the Prefect UI in deployments/README.md, on a real run.
+"""Take the pictures of the Prefect UI in docs/how-to/nights.md, on a real run.
 
 python tests/deployed/screenshots.py
 The run is the quickstart's on one benchmark: minutes on two CPU cores. What was computed once is found again in the
@@ -55,7 +55,6 @@ def main() -> None:
         print("run that fails:", site.ended(failed, 900)["state"]["name"], flush=True)
         for name, look in {
             "run": lambda: look_at_run(site, page, run),
-            "recovery": lambda: look_at_table(site, page, run),
             "retry": lambda: look_at_failed(site, page, failed),
         }.items():
             look()
@@ -86,15 +85,6 @@ def look_at_run(site: Site, page: Page, run: str) -> None:
     page.goto(f"{site.server.pages}/v2/runs/flow-run/{run}")
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_text("recovery", exact=True).wait_for()
-
-
-def look_at_table(site: Site, page: Page, run: str) -> None:
-    """And the picture below it."""
-    look_at_run(site, page, run)
-    page.get_by_text("recovery", exact=True).click()
-    page.get_by_role("img", name="Accuracy by benchmark").wait_for()
-    time.sleep(3)
-    page.get_by_text("Pruning removed").first.evaluate("element => element.scrollIntoView()")
 
 
 def look_at_failed(site: Site, page: Page, run: str) -> None:
