@@ -1,4 +1,4 @@
-"""The pages keep up with the code: their configurations load, and the settings, commands and options they name exist."""
+"""The pages keep up with the code: configurations load; the settings, commands and options that they name exist."""
 
 from __future__ import annotations
 
