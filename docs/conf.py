@@ -9,9 +9,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 project = "Tailored-LLaMA"
 release = metadata.version("tailored-llama")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated"]
-include_patterns = ["*.md", *(f"{part}/**" for part in ("tutorials", "how-to", "reference", "explanation", "results"))]
-exclude_patterns = ["pruning.md", "tailoring.md", "scoring.md", "removed.md", "store.md", "python.md"]
-exclude_patterns += ["serving.md", "smallest.md", "trim.md"]
+include_patterns = [
+    "index.md",
+    *(f"{part}/**" for part in ("tutorials", "how-to", "reference", "explanation", "results")),
+]
 
 html_theme = "furo"
 html_title = project

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,35 +117,57 @@ def results() -> Iterator[str]:
         yield f"## {part['title']}"
         rows = [["claim", "figure", "seeds", "examples", "study"]]
         for study in part["study"]:
-            for claim in study["claims"]:
-                figure = " ± ".join(str(claim[key]) for key in ("figure", "error") if key in claim)
-                own = [str((study | claim).get(key, "")) for key in ("seeds", "examples")]
-                rows.append([claim["claim"], figure, *own, f"[{study['title']}](#{study['id']})"])
+            for claim in study["claim"]:
+                figure = "\u00a0±\u00a0".join(claim[key] for key in ("figure", "error") if key in claim)
+                drawn = [(study | claim).get(key, "") for key in ("seeds", "examples")]
+                rows.append([claim["claim"], figure, *drawn, f"[{study['title']}](#{study['id']})"])
         yield _table(rows)
     for part in parts:
-        yield f"## Tables: {part['title'].lower()}"
+        yield f"## Studies: {part['title'].lower()}"
         for study in part["study"]:
             yield from _study(study)
 
 
 def _study(study: dict[str, Any]) -> Iterator[str]:
+    """A study's conditions, command and tables."""
     yield f"({study['id']})=\n### {study['title']}"
-    commit = f" Measured at commit `{study['commit']}`." if "commit" in study else ""
-    yield study["conditions"] + commit
+    about = [f"{name}: {study[name.lower()]}" for name in ("Seeds", "Examples", "Commit") if name.lower() in study]
+    yield study["conditions"] + (f" {'. '.join(about)}." if about else "")
     if "command" in study:
         yield f"```sh\n{study['command'].strip()}\n```"
+    if "picture" in study:
+        yield f"![{study['title']}](../images/{study['picture']})"
     for name in study["csv"]:
-        yield _table(list(csv.reader((RESULTS / name).open(encoding="utf-8", newline=""))))
+        with (RESULTS / name).open(encoding="utf-8", newline="") as file:
+            yield _table(_shown(list(csv.reader(file))))
         yield f"[{name}]({name})"
+
+
+def _shown(rows: list[list[str]]) -> list[list[str]]:
+    """A study's rows for a reader: an error or an interval stands beside its figure, and the study says the rest."""
+    columns: list[list[str]] = []
+    for head, *written in zip(*rows, strict=True):
+        cells = [
+            f"{int(cell):,}" if cell.isdigit() else cell.replace("-", "−") if "-" in cell[:1] else cell
+            for cell in written
+        ]
+        if head.endswith(" error"):
+            columns[-1][1:] = [f"{a} ± {b}" if b else a for a, b in zip(columns[-1][1:], cells, strict=True)]
+        elif head.endswith((" low", " high")):
+            ends = "({}," if head.endswith(" low") else "{})"
+            columns[-1][1:] = [f"{a} {ends.format(b)}" if b else a for a, b in zip(columns[-1][1:], cells, strict=True)]
+        elif head not in ("seeds", "examples") or len(set(cells)) > 1:
+            columns.append([head, *cells])
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _table(rows: list[list[str]]) -> str:
     """A Markdown table; columns of figures stand right."""
-    figures = [all(not row[i] or row[i][:1] in "0123456789+−-±" for row in rows[1:]) for i in range(len(rows[0]))]
-    rule = ["--:" if right else ":--" for right in figures]
-    return "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in [rows[0], rule, *rows[1:]]
-    )
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    rule = [
+        "--:" if all(re.match(r"[-+−]?\d|$", cell) for cell in column) else ":--" for column in zip(*body, strict=True)
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *body])
 
 
 def _directive(written: Callable[[], Iterator[str]]) -> type[SphinxDirective]:

@@ -117,7 +117,8 @@ def test_the_page_s_examples_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     pd.DataFrame(rows).to_csv("my.csv", index=False)
-    page = (Path(__file__).parents[3] / "docs" / "python.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "python.md").read_text()
+    assert set(re.findall(r"tailored_llama\.(\w+)", page)) == set(tl.__all__)
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
     here = {
         '"smollm2-135m-instruct"': repr(str(model)),

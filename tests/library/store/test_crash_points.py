@@ -292,7 +292,7 @@ def test_a_process_that_dies(name: str, kind: str, new_world: Callable[[str, Ope
 def test_another_machine(name: str, outlasts: bool, new_world: Callable[[str, Operation], World]) -> None:
     """It builds, but goes away where it would have to wait; or waits for longer than the lease of one that stalls.
 
-    docs/store.md names what a stalled machine may then damage.
+    docs/reference/store.md names what a stalled machine may then damage.
     """
     operation = OPERATIONS[name]
     undisturbed = run(Process(), partial(operation.act, new_world("objects", operation)))

@@ -132,7 +132,7 @@ def test_a_file_altered_right_after_it_was_written_is_noticed(root: Path) -> Non
 def test_verify_hashes_everything_and_a_run_then_finds_what_it_found(root: Path, ref: ArtifactRef) -> None:
     open_anew(root, ref)
     alter(root / "stage" / ref.key / "a.bin")  # as a disk does
-    open_anew(root, ref)  # what docs/store.md says is trusted
+    open_anew(root, ref)  # what docs/reference/store.md says is trusted
     ((_, problem),) = verify(ArtifactStore(str(root)))
     assert problem
     assert problem.startswith("a.bin has SHA-256 ")
