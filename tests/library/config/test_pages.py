@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from tailored_llama.cli.main import app
 from tailored_llama.config import PromptStudyConfig, Section, SmallestConfig, SweepConfig, validate_as
+from tailored_llama.data import load_template
 
 ROOT = Path(__file__).parents[3]
 PAGES = [
@@ -55,8 +56,11 @@ def test_a_configuration_loads(page: Path, tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / "my-tasks" / f"{name}.yaml").write_text(task)
     for block in blocks(page, "toml"):
         data: dict[str, Any] = tomllib.loads(block)
-        kind = SweepConfig if "grid" in data else SmallestConfig
-        validate_as(kind, data)
+        if "own" in data:  # a template set
+            (tmp_path / "set.toml").write_text(block)
+            load_template("set.toml")
+        else:
+            validate_as(SweepConfig if "grid" in data else SmallestConfig, data)
 
 
 @pages
