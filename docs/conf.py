@@ -17,6 +17,7 @@ include_patterns = [
 html_theme = "furo"
 html_title = project
 html_show_sourcelink = False
+html_show_copyright = False
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4  # what `page.md#heading` finds, down to this level

@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from tailored_llama.cli.main import app as typer_app
 from tailored_llama.config import PromptStudyConfig, RunConfig, Section, SmallestConfig, SweepConfig
+from tailored_llama.pipeline import COMPOSITIONS
 
 RESULTS = Path(__file__).parent / "results"
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
@@ -104,10 +105,14 @@ def _changed_defaults(section: Section) -> str:
 
 
 def command_line() -> Iterator[str]:
-    """The page that Typer writes of the commands, one level of headings lower."""
+    """What Typer writes of the commands, one level of headings lower, and the flows."""
     command = get_command(typer_app)
     context = command.make_context("tailored-llama", [], resilient_parsing=True)
     yield get_docs_for_click(obj=command, ctx=context, indent=1, name="tailored-llama")
+    yield "## `python -m flows`"
+    yield "In a checkout, `python -m flows NAME CONFIG.toml --set KEY=VALUE` runs a composition as a Prefect flow:"
+    rows = [[f"`{name}`", own.about, f"`{own.example}`"] for name, own in COMPOSITIONS.items()]
+    yield _table([["name", "what it does", "example"], *rows])
 
 
 def results() -> Iterator[str]:
