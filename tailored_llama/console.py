@@ -27,7 +27,6 @@ def quiet_libraries() -> None:
     wrapt.when_imported("transformers")(_quiet_transformers)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="(peft|torch_pruning|torch).*")
-    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, in a notebook without ipywidgets
 
 
 def _quiet_transformers(module: ModuleType) -> None:

@@ -40,7 +40,7 @@ def test_it_runs_as_it_stands(notebook: nbformat.NotebookNode, tmp_path: Path) -
     pd.DataFrame(rows).to_csv(tmp_path / "my.csv", index=False)
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     parameters.source = PARAMETERS
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert read_structure(tmp_path / "small").parameters < read_structure(tmp_path / "dense").parameters
     assert (tmp_path / "small.gguf").stat().st_size > 0
 
