@@ -64,6 +64,12 @@ def test_a_configuration_loads(page: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 @pages
+def test_a_file_that_is_linked_exists(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
+@pages
 def test_a_setting_exists(page: Path) -> None:
     named = re.findall(rf"(?<![\w./-])((?:{'|'.join(SECTIONS)})\.[a-z_]+)(?![\w(/.])", page.read_text())
     files = re.compile(r"\.(toml|md|py|csv|parquet|json|html|gguf|txt)$")
