@@ -65,7 +65,7 @@ $(VENV)-vllm/installed:
 	$(VENV)-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec  # CUDA builds, which need not load; text needs neither
 	touch $@
 
-# The deployments on a server with workers, as deployments/README.md sets them up, and the UI, where there is Chromium.
+# The deployments on a server with workers, as docs/how-to/nights.md sets them up, and the UI, where there is Chromium.
 test-deployed: $(VENV)/installed
 	$(BIN)/python -m pytest tests/deployed -m deployed
 

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import ModuleType
 
 import wrapt
@@ -37,8 +38,8 @@ def _quiet_transformers(module: ModuleType) -> None:
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Progress]:
-    """A progress bar on a terminal; elsewhere occasional lines, because a log keeps every frame of a bar."""
-    if not (console.is_terminal or console.is_jupyter):
+    """A progress bar on a terminal and in a notebook that can show one; elsewhere occasional lines."""
+    if not (console.is_terminal or (console.is_jupyter and find_spec("ipywidgets"))):  # a log keeps every frame
         yield _lines(description)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())

@@ -21,7 +21,7 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 @dataclass(frozen=True)
 class Site:
-    """What an engineer has who followed deployments/README.md."""
+    """What an engineer has who followed docs/how-to/nights.md."""
 
     server: Server
     folder: Path
@@ -70,7 +70,7 @@ class Site:
 
 @contextlib.contextmanager
 def deployed(folder: Path) -> Iterator[Site]:
-    """Follow deployments/README.md: a server, deploy.sh, a worker for each pool; all of it ends with the block."""
+    """Follow docs/how-to/nights.md: a server, deploy.sh, a worker for each pool; all of it ends with the block."""
     told: list[Any] = []
 
     class Webhook(BaseHTTPRequestHandler):

@@ -147,7 +147,7 @@ def compare(
         low, high = evaluation.interval(draws[0] - draws[1])
         rows.append(
             {
-                "model": repr(small),
+                "model": small.config.model.short_name + (", tuned" if small.adapter else ""),
                 "parameters": small.parameters,
                 scores[-1].metric: scores[-1].accuracy,
                 "stderr": scores[-1].stderr,

@@ -15,10 +15,7 @@ from tailored_llama.reports.inputs import ReportInputs
 from tailored_llama.reports.parts import percent
 from tailored_llama.reports.text import plus_minus
 
-WHEN_TO_PRUNE = (
-    "When to prune all the same, for speed and for the memory of computing, is said in docs/serving.md, “Pruning "
-    "beside quantisation”."
-)
+WHEN_TO_PRUNE = "For speed, and for the memory of computing, prune all the same: docs/how-to/choose.md says when."
 _MARKERS = "osD^vPX*"
 _LINES = ("tailored", "line-1", "line-2", "line-3", "line-4")
 

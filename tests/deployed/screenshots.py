@@ -1,4 +1,4 @@
-"""Take the pictures of the Prefect UI in deployments/README.md, on a real run.
+"""Take the picture of the Prefect UI in docs/how-to/nights.md, on a real run.
 
 python tests/deployed/screenshots.py
 The run is the quickstart's on one benchmark: minutes on two CPU cores. What was computed once is found again in the
@@ -46,24 +46,14 @@ def main() -> None:
     options.images.mkdir(parents=True, exist_ok=True)
     (folder / "server").mkdir(parents=True)
     with deployed(folder / "server") as site, browser_page() as page:
-        run = site.run("tailor/on-demand", {"config": config(folder, "store")})
+        run = site.run("tailor/on-demand", {"config": config(folder)})
         print("run:", site.ended(run, 900)["state"]["name"], flush=True)
-        shutil.rmtree(folder / "failing", ignore_errors=True)
-        (folder / "failing").mkdir()
-        (folder / "failing" / "perplexity").touch()  # where a folder should be
-        failed = site.run("tailor/on-demand", {"config": config(folder, "failing")})
-        print("run that fails:", site.ended(failed, 900)["state"]["name"], flush=True)
-        for name, look in {
-            "run": lambda: look_at_run(site, page, run),
-            "recovery": lambda: look_at_table(site, page, run),
-            "retry": lambda: look_at_failed(site, page, failed),
-        }.items():
-            look()
-            take(page, options.images / f"{name}.png")
+        look_at_run(site, page, run)
+        take(page, options.images / "run.png")
 
 
-def config(folder: Path, store: str) -> dict[str, Any]:
-    changes = SMALL | {"store.root": f'"{folder / store}"'}
+def config(folder: Path) -> dict[str, Any]:
+    changes = SMALL | {"store.root": f'"{folder / "store"}"'}
     found = load_config(ROOT / "data" / "quickstart.toml", [f"{name}={value}" for name, value in changes.items()])
     return found.model_dump(mode="json")
 
@@ -86,23 +76,6 @@ def look_at_run(site: Site, page: Page, run: str) -> None:
     page.goto(f"{site.server.pages}/v2/runs/flow-run/{run}")
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_text("recovery", exact=True).wait_for()
-
-
-def look_at_table(site: Site, page: Page, run: str) -> None:
-    """And the picture below it."""
-    look_at_run(site, page, run)
-    page.get_by_text("recovery", exact=True).click()
-    page.get_by_role("img", name="Accuracy by benchmark").wait_for()
-    time.sleep(3)
-    page.get_by_text("Pruning removed").first.evaluate("element => element.scrollIntoView()")
-
-
-def look_at_failed(site: Site, page: Page, run: str) -> None:
-    page.goto(f"{site.server.pages}/v2/runs/flow-run/{run}")
-    page.get_by_role("combobox", name="log sort order").click()
-    page.get_by_role("option", name="Newest to oldest").click()
-    page.get_by_role("button", name="Open menu").click()
-    page.get_by_role("menuitem", name="Retry").hover()
 
 
 def take(page: Page, path: Path) -> None:

@@ -4,7 +4,7 @@ python tests/performance/dispatch.py [--stages 8] [--limit 60] [--kill]
 python tests/performance/dispatch.py --whole data/quickstart.toml [--flow smallest]
 
 The stages score SmolLM2-135M-Instruct on ARC-easy, each on a different number of examples from --limit on, so that none
-is found. A server, deployments and two workers of the gpu pool are started as deployments/README.md does, all on this
+is found. A server, deployments and two workers of the gpu pool are started as docs/how-to/nights.md does, all on this
 machine. Ratios are to one after another in one process with one thread. The overhead of a dispatched stage is what the
 workers' time holds beside the stages' own seconds: workers × elapsed − the seconds in the manifests, by the number of
 stages. With --kill, one worker and its stage get kill -9 while both are at work, and nobody starts another worker.

@@ -415,7 +415,7 @@ def test_pruning_stands_beside_quantisation(tmp_path: Path) -> None:
         "The dense model in q8_0 is smaller than the tailored one in bfloat16, and scores 0.550 ± 0.035 against "
         "0.515 ± 0.035. For size alone, quantise first."
     ) in text
-    assert "docs/serving.md" in text
+    assert "docs/how-to/choose.md" in text
     assert page.count("<svg") == 2
     plots = (tmp_path / "out" / "plots.md").read_text()
     assert saved in plots.replace(NBSP, " ")

@@ -1,0 +1,92 @@
+"""The pages keep up with the code: configurations load; the settings, commands and options that they name exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from tailored_llama.cli.main import app
+from tailored_llama.config import PromptStudyConfig, Section, SmallestConfig, SweepConfig, validate_as
+from tailored_llama.data import load_template
+
+ROOT = Path(__file__).parents[3]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(ROOT / folder / "README.md" for folder in ("data", "deployments")),
+    *sorted((ROOT / "docs").glob("*/*.md")),
+]
+STUDIES = (SmallestConfig, SweepConfig, PromptStudyConfig)
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def fields(section: type[Section]) -> Iterator[str]:
+    """The dotted names of all fields, those of `[[benchmarks]]` among them."""
+    for name, field in section.model_fields.items():
+        yield name
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        kinds += [inner for kind in kinds for inner in getattr(kind, "__args__", ())]
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from (f"{name}.{inner}" for inner in fields(kind))
+
+
+KNOWN = {name for study in STUDIES for name in fields(study)}
+SECTIONS = {name.split(".")[0] for name in KNOWN if "." in name}
+
+
+@pages
+def test_a_configuration_loads(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-tasks").mkdir()
+    for task in blocks(page, "yaml"):
+        name = task.split("task: ")[1].split()[0]
+        (tmp_path / "my-tasks" / f"{name}.yaml").write_text(task)
+    for block in blocks(page, "toml"):
+        data: dict[str, Any] = tomllib.loads(block)
+        if "own" in data:  # a template set
+            (tmp_path / "set.toml").write_text(block)
+            load_template("set.toml")
+        else:
+            validate_as(SweepConfig if "grid" in data else SmallestConfig, data)
+
+
+@pages
+def test_a_file_that_is_linked_exists(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
+@pages
+def test_a_setting_exists(page: Path) -> None:
+    named = re.findall(rf"(?<![\w./-])((?:{'|'.join(SECTIONS)})\.[a-z_]+)(?![\w(/.])", page.read_text())
+    files = re.compile(r"\.(toml|md|py|csv|parquet|json|html|gguf|txt)$")
+    assert {name for name in named if not files.search(name)} <= KNOWN
+
+
+@pages
+def test_a_command_and_its_options_exist(page: Path) -> None:
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("tailored-llama ") and "lm-eval" not in line:
+                check_command(shlex.split(line, comments=True)[1:])
+
+
+def check_command(words: Sequence[str]) -> None:
+    command: Any = get_command(app)
+    while hasattr(command, "commands") and not words[0].startswith("-"):
+        command, words = command.commands[words[0]], words[1:]
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    assert {word.split("=")[0] for word in words if word.startswith("-")} <= known, words
