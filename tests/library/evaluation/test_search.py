@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tailored_llama.evaluation import Ladder, Measured, Rung, SearchResult, nearest, search, sequence
-from tailored_llama.evaluation.ladders import AT_ONCE, MOST_TESTS, next_positions, smooth
+from tailored_llama.evaluation.ladders import AT_ONCE, MOST_TESTS, next_positions, smooth, smooth_all
 
 Losses = Sequence[Sequence[float]]
 
@@ -134,6 +134,29 @@ def test_what_loses_too_much_in_more_bits_is_not_tried_in_fewer() -> None:
     assert rungs == [Rung(0, 0)]
 
 
+def test_what_measures_better_in_fewer_bits_is_tested_after_the_same_in_more() -> None:
+    """As it was met with 160 rows to choose with: q4_0 measured 0.0 lost, q8_0 1.3; truly they lose 5 and 1."""
+    ladders = [Ladder((145.0,)), Ladder((105.0,), above=0), Ladder((92.0,), above=1)]
+    losses = [0.013, 0.05, 0.0]
+
+    def measure(wanted: Sequence[Rung]) -> list[Measured]:
+        return [Measured(rung, ladders[rung.ladder].costs[0], losses[rung.ladder]) for rung in wanted]
+
+    found = search(ladders, measure, 0.05)
+    assert [one.rung.ladder for one in sequence(found, 0.05)] == [0, 1, 2]
+    assert list(found.smoothed.values()) == pytest.approx([0.013, 0.025, 0.025])
+
+
+def test_smoothing_falls_neither_along_a_ladder_nor_towards_fewer_bits() -> None:
+    ladders = [Ladder((3.0, 2.0)), Ladder((2.0, 1.0), above=0), Ladder((9.0, 8.0))]
+    losses = {(0, 0): 0.01, (0, 1): 0.03, (1, 0): 0.0, (1, 1): 0.02, (2, 0): 0.5, (2, 1): 0.4}
+    measured = {Rung(*at): Measured(Rung(*at), 1.0, loss) for at, loss in losses.items()}
+    smoothed = {(rung.ladder, rung.position): loss for rung, loss in smooth_all(measured, ladders).items()}
+    assert smoothed == pytest.approx(
+        {(0, 0): 0.005, (1, 0): 0.005, (0, 1): 0.025, (1, 1): 0.025, (2, 0): 0.45, (2, 1): 0.45}
+    )
+
+
 def test_a_loss_exactly_at_the_margin_passes_on_the_choosing_rows() -> None:
     found, _ = run([evenly(3)], [[0.0, 0.03, 0.04]], 0.03)
     assert sequence(found, 0.03)[-1].rung == Rung(0, 1)
@@ -177,13 +200,12 @@ def test_the_sequence_goes_from_the_safest_to_the_smallest(seed: int) -> None:
         else:
             whole = 0
         smoothed = [found.smoothed[one.rung] for one in tests]
-        assert all(np.diff(smoothed) > 0)
+        assert all(np.diff(smoothed) > -1e-9)
         assert {one.rung for one in tests} <= front
         assert len(tests) == min(MOST_TESTS - whole, len(front))
         assert whole or smoothed[0] == min(found.smoothed[one.rung] for one in passing)
 
 
 def _beats(found: SearchResult, one: Measured, other: Measured) -> bool:
-    """Whether it is smaller and loses no more, or loses less and is no larger."""
-    ours, theirs = (one.cost, found.smoothed[one.rung]), (other.cost, found.smoothed[other.rung])
-    return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
+    """Whether it is smaller and loses less."""
+    return one.cost <= other.cost and found.smoothed[one.rung] < found.smoothed[other.rung] - 1e-9
