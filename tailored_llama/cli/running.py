@@ -13,7 +13,7 @@ import typer
 from rich.logging import RichHandler
 
 from tailored_llama.cli.arguments import Overrides
-from tailored_llama.config import BenchmarkConfig, RunConfig, validate_config
+from tailored_llama.config import BenchmarkConfig, RunConfig, study_of, validate_config
 from tailored_llama.console import console
 from tailored_llama.data import check_benchmark
 from tailored_llama.errors import InputError
@@ -26,13 +26,16 @@ running = typer.Typer()
 @running.command(epilog="Example: `tailored-llama run data/quickstart.toml --set tuning.epochs=3`")
 def run(
     config: Annotated[Path, typer.Argument(help="Configuration (TOML).")],
-    study: Annotated[str, typer.Option(help=f"What to run: {', '.join(COMPOSITIONS)}.")] = "tailor",
+    study: Annotated[
+        str | None, typer.Option(help=f"What to run: {', '.join(COMPOSITIONS)}; absent: what the file is for.")
+    ] = None,
     only: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Run one stage alone, such as 'tune arc_easy @ 0.20'.")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Run the whole pipeline, or a study, in this process, without Prefect; what is in the store is found again."""
+    study = study or study_of(config, overrides)
     if study not in COMPOSITIONS:
         raise InputError(f"--study: got {study!r}; allowed: {', '.join(COMPOSITIONS)}")
 
