@@ -2,6 +2,8 @@
 from . import steps as steps
 from .compositions import COMPOSITIONS as COMPOSITIONS
 from .compositions import Composition as Composition
+from .compositions import place_report as place_report
+from .compositions import report_target as report_target
 from .compositions import run_composition as run_composition
 from .only import run_only as run_only
 from .rows import rows_of as rows_of
