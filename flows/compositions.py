@@ -20,6 +20,7 @@ from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, run_only
 from tailored_llama.store import ArtifactRef
 from tasks._dispatch import THREADED, Ordered
 from tasks._pages import keep_report
+from tasks.publishing import publish
 from tasks.runner import PrefectRunner
 
 
@@ -67,7 +68,13 @@ def prompts(config: PromptStudyConfig) -> ArtifactRef:
 @flow(flow_run_name=run_name, persist_result=False, task_runner=THREADED)
 def smallest(config: SmallestConfig) -> ArtifactRef:
     """Find the smallest model that still does the job, prove that it does, and export it with its certificate."""
-    return compose("smallest", config)
+    report = compose("smallest", config)
+    if config.store.publish:
+        try:
+            publish(config, report)
+        except Exception as error:  # the answer is there
+            raise IncompleteRun({"publish": error}, report) from error
+    return report
 
 
 FLOWS = {"tailor": tailor, "sweep": sweep, "transfer": transfer, "prompts": prompts, "smallest": smallest}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -106,6 +107,21 @@ class StoreConfig(Section):
         "(or another type, see `tailored-llama gguf --help`), a folder such as arc_easy-0.2-q8_0-gguf for llama.cpp. "
         "The dense and the tailored models are scored in these types, too.",
     )
+
+    publish: str | None = Field(
+        None,
+        min_length=1,
+        description="Where the flow `smallest` publishes the model that it has proven, with its certificate: a Hub "
+        "repository, hf://user/name, or a folder. It replaces the model there only if its files have fewer bytes, or "
+        "as many and it loses less; without a proof that model stays. Absent: nowhere.",
+    )
+
+    @field_validator("publish")
+    @classmethod
+    def _repository_or_folder(cls, place: str | None) -> str | None:
+        if place and "://" in place and not re.fullmatch(r"hf://[\w.-]+/[\w.-]+", place):
+            raise ValueError("allowed: a Hub repository, hf://user/name, or a folder")
+        return place
 
     @field_validator("export_formats")
     @classmethod
