@@ -4,6 +4,7 @@
 #   deploy.sh CONFIG.toml [--name NAME] [--cron CRON] [--set KEY=VALUE …]
 # makes or updates only the deployment of a configuration of your own: every night, unless --cron says otherwise.
 # TAILORED_LLAMA_STORE: folder or URL of the artifact store, the same for all workers (absent: artifacts/ here).
+# TAILORED_LLAMA_REPORTS: folder of the newest reports, on the machine of the cpu worker (absent: reports/ here).
 # TAILORED_LLAMA_GPUS: how many stages the gpu pool runs at once, on all of its machines together (absent: 1).
 # TAILORED_LLAMA_WEBHOOK: URL that is told of failed runs of the gpu pool (absent: none is).
 set -eu
@@ -17,6 +18,7 @@ case "${1:--}" in
 esac
 cd "$(dirname "$0")/.."
 export TAILORED_LLAMA_STORE="${TAILORED_LLAMA_STORE:-$PWD/artifacts}"
+export TAILORED_LLAMA_REPORTS="${TAILORED_LLAMA_REPORTS:-$PWD/reports}"
 if [ $# -gt 0 ]; then
     exec python -m flows.own "$@"
 fi

@@ -19,7 +19,11 @@ from tailored_llama.pipeline import COMPOSITIONS
 
 NIGHTLY = "0 2 * * *"
 OWN = "own"  # tag of the deployments that are made here; no other one is replaced
-DEPLOYED = {"execution.dispatch": "gpu", "store.root": os.environ.get("TAILORED_LLAMA_STORE", "artifacts")}
+DEPLOYED = {  # where the file does not say otherwise
+    "execution.dispatch": "gpu",
+    "store.root": os.environ.get("TAILORED_LLAMA_STORE", "artifacts"),
+    "store.reports": os.environ.get("TAILORED_LLAMA_REPORTS", "reports"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

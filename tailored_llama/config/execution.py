@@ -91,8 +91,8 @@ class StoreConfig(Section):
     reports: str | None = Field(
         "reports",
         min_length=1,
-        description="Folder that gets a copy of the newest report of each configuration file, such as "
-        "reports/quickstart, when a flow runs on the command line; absent: none.",
+        description="Folder that gets a copy of the newest report of each configuration file or deployment, such as "
+        "reports/quickstart, and index.html, a page of all of them; absent: none.",
     )
     export: str | None = Field(
         None,

@@ -111,7 +111,11 @@ def test_a_configuration_of_one_s_own_is_deployed_updated_and_runs(
     again = deploy("--cron", "30 1 * * 1-5", "--set", "seed=3")
     assert (again["id"], again["parameters"]["config"]["seed"]) == (first["id"], 3)
     assert [own["schedule"]["cron"] for own in again["schedules"]] == ["30 1 * * 1-5"]
-    assert site.ended(site.run("tailor/mine", {}))["state"]["type"] == "COMPLETED"
+    assert site.ended(site.run("tailor/mine", {}), 480)["state"]["type"] == "COMPLETED"
+    reports = Path(own_run["store"]["reports"])
+    assert (reports / "mine" / "report.html").is_file()
+    assert "mine/report.html" in (reports / "index.html").read_text()
+    assert "| mine (20" in site.server.call("artifacts/runs/latest")["data"]
 
 
 @pytest.mark.parametrize(
