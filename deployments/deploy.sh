@@ -1,11 +1,26 @@
 #!/bin/sh
 # Work pools, deployments and automations on the server of PREFECT_API_URL; safe to run again: a pool's limits are set
 # anew, and the rest of it is left as it is.
+#   deploy.sh CONFIG.toml [--name NAME] [--cron CRON] [--set KEY=VALUE …]
+# makes or updates only the deployment of a configuration of your own: every night, unless --cron says otherwise.
 # TAILORED_LLAMA_STORE: folder or URL of the artifact store, the same for all workers (absent: artifacts/ here).
+# TAILORED_LLAMA_REPORTS: folder of the newest reports, on the machine of the cpu worker (absent: reports/ here).
 # TAILORED_LLAMA_GPUS: how many stages the gpu pool runs at once, on all of its machines together (absent: 1).
 # TAILORED_LLAMA_WEBHOOK: URL that is told of failed runs of the gpu pool (absent: none is).
 set -eu
+case "${1:--}" in
+-*) ;;
+*)
+    config=$(realpath "$1")
+    shift
+    set -- "$config" "$@"
+    ;;
+esac
 cd "$(dirname "$0")/.."
 export TAILORED_LLAMA_STORE="${TAILORED_LLAMA_STORE:-$PWD/artifacts}"
+export TAILORED_LLAMA_REPORTS="${TAILORED_LLAMA_REPORTS:-$PWD/reports}"
+if [ $# -gt 0 ]; then
+    exec python -m flows.own "$@"
+fi
 python -m deployments
 prefect --no-prompt deploy --prefect-file deployments/prefect.yaml --all

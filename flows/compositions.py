@@ -19,6 +19,8 @@ from tailored_llama.config import (
 from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, run_only
 from tailored_llama.store import ArtifactRef
 from tasks._dispatch import THREADED, Ordered
+from tasks._pages import keep_report
+from tasks.publishing import publish
 from tasks.runner import PrefectRunner
 
 
@@ -66,7 +68,13 @@ def prompts(config: PromptStudyConfig) -> ArtifactRef:
 @flow(flow_run_name=run_name, persist_result=False, task_runner=THREADED)
 def smallest(config: SmallestConfig) -> ArtifactRef:
     """Find the smallest model that still does the job, prove that it does, and export it with its certificate."""
-    return compose("smallest", config)
+    report = compose("smallest", config)
+    if config.store.publish:
+        try:
+            publish(config, report)
+        except Exception as error:  # the answer is there
+            raise IncompleteRun({"publish": error}, report) from error
+    return report
 
 
 FLOWS = {"tailor": tailor, "sweep": sweep, "transfer": transfer, "prompts": prompts, "smallest": smallest}
@@ -86,7 +94,19 @@ def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRe
     if only:  # computed in this process: a run that waits for its own pool would hold the pool's only slot
         run = PrefectRunner(config.store, config.execution.model_copy(update={"dispatch": None}))
         return run_only(lambda runner: composition.compose(runner, config), run, only)
-    return composition.compose(PrefectRunner(config.store, config.execution, config.model.short_name), config)
+    try:
+        report = composition.compose(PrefectRunner(config.store, config.execution, config.model.short_name), config)
+    except IncompleteRun as error:
+        _keep(config, error.report)
+        raise
+    _keep(config, report)
+    return report
+
+
+def _keep(config: RunConfig, report: ArtifactRef | None) -> None:
+    """Copy the report of a deployment's run to the folder of reports; that of other runs the command line copies."""
+    if report and deployment.name:
+        keep_report(config.store, report, deployment.name)
 
 
 @flow(persist_result=False)

@@ -13,7 +13,10 @@ from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
+from tailored_llama.config import StoreConfig
 from tailored_llama.errors import InputError
+from tailored_llama.pipeline import place_report, report_target
+from tailored_llama.reports import write_index
 from tailored_llama.store import MANIFEST, ArtifactRef, ArtifactStore, Manifest, read_manifest
 from tasks.stages import Page
 
@@ -35,6 +38,18 @@ def show_report(store: ArtifactStore, ref: ArtifactRef, page: Page) -> None:
     _show(page.key, page.about, read(page.name, whole))
     _show("plots", "Widths, importance, loss curves", read("plots"))
     _show("stages", "Time, memory and place of each", stages_page(store, ref))
+
+
+def keep_report(store: StoreConfig, report: ArtifactRef, name: str) -> None:
+    """Copy the report of a deployment's run to `store.reports`, and show the page of all runs that lie there."""
+    try:
+        target = report_target(store, name)
+    except InputError as error:
+        get_run_logger().warning("the report was not copied: %s", error)
+        return
+    place_report(ArtifactStore(store.root).open(report), target)
+    if target:
+        _show("runs", "All runs, newest first", f"# All runs\n\n{write_index(target.parent)}\n")
 
 
 def _show(key: str, about: str, text: str) -> None:

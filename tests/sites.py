@@ -93,6 +93,7 @@ def deployed(folder: Path) -> Iterator[Site]:
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
             "COLUMNS": "1000",
             "TAILORED_LLAMA_STORE": str(folder / "store"),
+            "TAILORED_LLAMA_REPORTS": str(folder / "reports"),
             "TAILORED_LLAMA_GPUS": "2",
             "TAILORED_LLAMA_WEBHOOK": f"http://127.0.0.1:{listener.server_port}/failed",
         }

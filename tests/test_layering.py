@@ -46,6 +46,7 @@ FLOWS_MAY_IMPORT = {
     "tailored_llama.config": None,  # anything
     "tailored_llama.pipeline": None,
     "tailored_llama.store": {"ArtifactRef"},
+    "tailored_llama.errors": {"InputError"},
 }
 
 FILES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 from tailored_llama.cli.arguments import BenchmarkName, Checkpoint, Config, Dense, Out, Overrides
 from tailored_llama.cli.folders import check_new_file, checkpoint_folder, new_folder, room_for
 from tailored_llama.cli.running import scratch_runner, with_benchmarks
-from tailored_llama.config import GGUF_TYPES, PROMPTS, as_gguf_type, healing_text, load_config
+from tailored_llama.config import GGUF_TYPES, PROMPTS, StoreConfig, as_gguf_type, healing_text, load_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import Done, steps
@@ -42,16 +43,31 @@ def fetch(config: Config = None, overrides: Overrides = None) -> None:
     print(f"model {run.model.source}: {'here' if source.kind in ('gguf', 'folder') else folder}")
 
 
-@making.command(epilog="Example: `tailored-llama example my-task`")
-def example(out: Out, config: Config = None, overrides: Overrides = None) -> None:
-    """Write a real benchmark (CommonsenseQA) as the CSV file that data/own-task.toml reads."""
-    run = load_config(config, overrides)
+@making.command(epilog="Example: `tailored-llama example quickstart`")
+def example(
+    name: Annotated[str | None, typer.Argument(help="Name of the example; absent: list all.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder to write it to.")] = Path("."),
+) -> None:
+    """Write an example configuration, with the file of questions (CommonsenseQA) that own-task reads."""
     from tailored_llama.data import worked_example
 
-    with new_folder(out) as folder:
-        counts = worked_example.write_example(run.store.downloads, folder)
-    for name, count in counts.items():
-        print(f"{out / name}: {count:,} questions")
+    about = worked_example.configurations() | {"my-task": "The questions of own-task alone."}
+    if name is None:
+        width = max(map(len, about))
+        print(*(f"{own:{width}}  {sentence}" for own, sentence in about.items()), sep="\n")
+        return
+    if name not in about:
+        raise InputError(f"example: got {name!r}; allowed: {', '.join(about)}")
+    with room_for(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        check_new_file(file := folder / f"{name}.toml")
+        if name in ("own-task", "my-task"):
+            with new_folder(folder / "my-task") as questions:
+                counts = worked_example.write_example(StoreConfig().downloads, questions)
+            print(*(f"{folder / 'my-task' / own}: {count:,} questions" for own, count in counts.items()), sep="\n")
+        if name != "my-task":
+            shutil.copyfile(worked_example.CONFIGURATIONS / file.name, file)
+            print(f"{file}: `tailored-llama run {file}{' --study transfer' * (name == 'transfer')}` runs it")
 
 
 @making.command(epilog="Example: `tailored-llama convert smollm2-135m-instruct dense`")

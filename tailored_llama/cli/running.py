@@ -13,11 +13,20 @@ import typer
 from rich.logging import RichHandler
 
 from tailored_llama.cli.arguments import Overrides
-from tailored_llama.config import BenchmarkConfig, RunConfig, validate_config
+from tailored_llama.config import BenchmarkConfig, RunConfig, study_of, validate_config
 from tailored_llama.console import console
 from tailored_llama.data import check_benchmark
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import COMPOSITIONS, Composition, FolderRunner, StoreRunner, run_composition, run_only
+from tailored_llama.pipeline import (
+    COMPOSITIONS,
+    Composition,
+    FolderRunner,
+    IncompleteRun,
+    StoreRunner,
+    publish_answer,
+    run_composition,
+    run_only,
+)
 from tailored_llama.store import ArtifactRef
 
 running = typer.Typer()
@@ -26,13 +35,16 @@ running = typer.Typer()
 @running.command(epilog="Example: `tailored-llama run data/quickstart.toml --set tuning.epochs=3`")
 def run(
     config: Annotated[Path, typer.Argument(help="Configuration (TOML).")],
-    study: Annotated[str, typer.Option(help=f"What to run: {', '.join(COMPOSITIONS)}.")] = "tailor",
+    study: Annotated[
+        str | None, typer.Option(help=f"What to run: {', '.join(COMPOSITIONS)}; absent: what the file is for.")
+    ] = None,
     only: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Run one stage alone, such as 'tune arc_easy @ 0.20'.")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Run the whole pipeline, or a study, in this process, without Prefect; what is in the store is found again."""
+    study = study or study_of(config, overrides)
     if study not in COMPOSITIONS:
         raise InputError(f"--study: got {study!r}; allowed: {', '.join(COMPOSITIONS)}")
 
@@ -51,7 +63,13 @@ def run_in_process(study: str, config: str | None, overrides: list[str] | None, 
         runner = StoreRunner(loaded.store, loaded.execution)
         if only:
             return run_only(lambda own: composition.compose(own, loaded), runner, only)
-        return composition.compose(runner, loaded)
+        report = composition.compose(runner, loaded)
+        if study == "smallest" and loaded.store.publish:
+            try:
+                publish_answer(loaded, report)
+            except Exception as error:  # the answer is there
+                raise IncompleteRun({"publish": error}, report) from error
+        return report
 
     # A bar on a terminal would be torn by lines that do not know of it.
     shown = [RichHandler(console=console, show_path=False, show_level=False)] if console.is_terminal else None

@@ -84,6 +84,7 @@ from .studies import dense_runs as dense_runs
 from .studies import load_study as load_study
 from .studies import load_sweep as load_sweep
 from .studies import load_transfer as load_transfer
+from .studies import study_of as study_of
 from .studies import sweep_cells as sweep_cells
 from .studies import tuned_dense_cells as tuned_dense_cells
 from .training import AdapterConfig as AdapterConfig

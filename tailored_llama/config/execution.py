@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -90,8 +91,8 @@ class StoreConfig(Section):
     reports: str | None = Field(
         "reports",
         min_length=1,
-        description="Folder that gets a copy of the newest report of each configuration file, such as "
-        "reports/quickstart, when a flow runs on the command line; absent: none.",
+        description="Folder that gets a copy of the newest report of each configuration file or deployment, such as "
+        "reports/quickstart, and index.html, a page of all of them; absent: none.",
     )
     export: str | None = Field(
         None,
@@ -106,6 +107,21 @@ class StoreConfig(Section):
         "(or another type, see `tailored-llama gguf --help`), a folder such as arc_easy-0.2-q8_0-gguf for llama.cpp. "
         "The dense and the tailored models are scored in these types, too.",
     )
+
+    publish: str | None = Field(
+        None,
+        min_length=1,
+        description="Where the flow `smallest` publishes the model that it has proven, with its certificate: a Hub "
+        "repository, hf://user/name, or a folder. It replaces the model there only if its files have fewer bytes, or "
+        "as many and it loses less; without a proof that model stays. Absent: nowhere.",
+    )
+
+    @field_validator("publish")
+    @classmethod
+    def _repository_or_folder(cls, place: str | None) -> str | None:
+        if place and "://" in place and not re.fullmatch(r"hf://[\w.-]+/[\w.-]+", place):
+            raise ValueError("allowed: a Hub repository, hf://user/name, or a folder")
+        return place
 
     @field_validator("export_formats")
     @classmethod

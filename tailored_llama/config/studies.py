@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from tailored_llama.config.derived import GENERIC, healing_text
+from tailored_llama.config.goal import SmallestConfig
 from tailored_llama.config.loading import assign, load_config, read_config_data, validate_as, validate_config
 from tailored_llama.config.schema import RunConfig
 from tailored_llama.config.training import DistillationConfig
@@ -247,3 +248,17 @@ def check_transfer(config: RunConfig) -> float:
     if taken := next((name for name in names if name in (DENSE, GENERIC)), None):
         raise InputError(f"benchmarks: got {taken!r}; allowed: another name, as a model has this one")
     return config.pruning.ratios[0]
+
+
+def study_of(path: str | Path, overrides: list[str] | None = None) -> str:
+    """What a configuration is for, by the fields that no other one has: sweep, prompts or smallest; else tailor.
+
+    Raises:
+        InputError: as `read_config_data`.
+    """
+    kinds: dict[str, type[RunConfig]] = {"sweep": SweepConfig, "prompts": PromptStudyConfig, "smallest": SmallestConfig}
+    given = read_config_data(path, overrides).keys()
+    marked = (
+        name for name, kind in kinds.items() if given & (kind.model_fields.keys() - RunConfig.model_fields.keys())
+    )
+    return next(marked, "tailor")

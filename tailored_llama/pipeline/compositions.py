@@ -171,15 +171,16 @@ def report_target(store: StoreConfig, name: str) -> Path | None:
 
 
 def place_report(folder: Path, target: Path | None) -> Path:
-    """Copy a report to its target, and return the folder to open: that of the artifact if there is no copy.
+    """Copy a report to its target, beside which the page of all runs is written anew; returns the folder to open.
 
-    A copy that fails is a warning: the run has succeeded, and its report is in the store.
+    A copy that fails is a warning: the run has succeeded, and its report is in the store, whose folder is returned.
     """
     if target is None:
         return folder
     try:
         place(folder, target, "store.reports", "a report", REPORTS)
-    except InputError as error:
+        reports.write_index(target.parent)
+    except (InputError, OSError) as error:
         print(f"warning: the report was not copied: {error}", file=sys.stderr)
         return folder
     return target

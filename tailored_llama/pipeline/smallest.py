@@ -29,7 +29,7 @@ from tailored_llama.pipeline.candidates import SearchState
 from tailored_llama.pipeline.rows import scored_rows
 from tailored_llama.pipeline.runner import Artifact, Runner, conclude, succeeded
 from tailored_llama.pipeline.stage import Stage
-from tailored_llama.store import ANSWER, ArtifactRef, ArtifactStore, check_target, place, record_opening
+from tailored_llama.store import ANSWER, HUB, ArtifactRef, ArtifactStore, check_target, place, record_opening
 
 S = TypeVar("S")
 
@@ -103,6 +103,10 @@ def check_smallest(config: SmallestConfig) -> None:
         preflight.preflight_tailor(own.model_copy(update={"store": own.store.model_copy(update=update)}))
     if target := answer_folder(config):
         check_target(target, "store.export", "an exported model", [ANSWER])
+    if (published := config.store.publish) and not target:
+        raise InputError(f"store.publish: got {published!r} without store.export; allowed: with a folder there")
+    if published and not published.startswith(HUB):
+        check_target(Path(published).expanduser(), "store.publish", "a published model", [ANSWER])
     goal = config.goal
     for benchmark in config.benchmarks:
         least, needed = _provable(config, rows := scored_rows(config, benchmark))

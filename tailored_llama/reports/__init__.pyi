@@ -1,6 +1,7 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from .certificate import answer_card as answer_card
 from .certificate import certificate_of as certificate_of
+from .index import write_index as write_index
 from .inputs import Cost as Cost
 from .inputs import ModelResults as ModelResults
 from .inputs import QuantisedScores as QuantisedScores

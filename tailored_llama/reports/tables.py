@@ -16,13 +16,14 @@ from rich.text import Text
 class Cell:
     """A cell: its text, smaller lines below it, and what a terminal shows instead of both.
 
-    Markdown has the lines below in brackets. `strong` is bold on every surface.
+    Markdown has the lines below in brackets. `strong` is bold on every surface. HTML has the text lead to `link`.
     """
 
     text: str
     under: tuple[str, ...] = ()
     brief: str | None = None
     strong: bool = False
+    link: str = ""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ from .manifests import Manifest as Manifest
 from .manifests import artifact_key as artifact_key
 from .manifests import read_manifest as read_manifest
 from .openings import record_opening as record_opening
+from .publishing import HUB as HUB
+from .publishing import publish as publish
+from .publishing import published_file as published_file
 from .remote import check_writable as check_writable
 from .tables import open_table as open_table
 from .tables import read_row_group as read_row_group

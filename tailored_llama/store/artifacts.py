@@ -12,6 +12,7 @@ import errno
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 import time
@@ -35,6 +36,9 @@ _LIBRARIES = ("torch", "transformers", "peft", "torch-pruning", "datasets", "pya
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}  # the store's fault only inside it
 
 
+log = logging.getLogger(__name__)
+
+
 class ArtifactStore:
     """Artifacts in a local folder, or behind any fsspec URL with a local working copy.
 
@@ -55,6 +59,7 @@ class ArtifactStore:
         else:
             self.local = Path(root).expanduser().absolute()
         self._verified = Verified(self.local / ".verified")
+        self._told: set[tuple[str, str]] = set()  # libraries and versions that were warned of
 
     def folder(self, stage: str, key: str) -> Path:
         if not is_safe_relative(f"{stage}/{key}"):
@@ -207,7 +212,22 @@ class ArtifactStore:
             raise InputError(
                 f"artifact {ref.stage}/{ref.key[:12]}: digest {stored.digest[:12]}, expected {ref.digest[:12]}"
             )
-        return self.folder(ref.stage, ref.key)
+        folder = self.folder(ref.stage, ref.key)
+        self._compare_libraries(read_manifest(folder))
+        return folder
+
+    def _compare_libraries(self, manifest: Manifest) -> None:
+        """Warn once of each library that the maker of an artifact had in another version: keys do not tell them apart.
+
+        A run opens what it finds first, and a worker what it was given. So both are told before they compute.
+        """
+        here = _versions()
+        other = {name: made for name, made in manifest.libraries.items() if _release(made) != _release(here.get(name))}
+        if new := other.items() - self._told:
+            self._told |= new
+            listed = ", ".join(f"{name} {made} (here {here.get(name)})" for name, made in sorted(new))
+            told = "%s %s was made with %s: give all machines the same versions, such as those of constraints.txt"
+            log.warning(told, manifest.stage, manifest.key[:12], listed)
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
         return read_manifest(self.open(ref))
@@ -289,6 +309,11 @@ class ArtifactStore:
 @cache
 def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def _release(version: str | None) -> str:
+    """A version without its build tag, such as torch's +cpu."""
+    return (version or "").partition("+")[0]
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -158,10 +158,17 @@ def hub_column(
 
 @contextmanager
 def _read_from_hub(source: str, revision: str | None) -> Iterator[None]:
-    """Name what is read in errors, and tell those that the user must fix from transient ones."""
+    """Name what is read in errors, as `at_hub` does."""
+    with at_hub(f"{source} at revision {revision or 'main'}: cannot be read from the Hub"):
+        yield
+
+
+@contextmanager
+def at_hub(failure: str) -> Iterator[None]:
+    """Say what failed in errors, and tell those that the user must fix from transient ones."""
     try:
         yield
     except Exception as error:  # the hub client raises a dozen unrelated types when a repository cannot be reached
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         kind = UnreachableError if is_transient(error) else InputError
-        raise kind(f"{source} at revision {revision or 'main'}: cannot be read from the Hub ({reason})") from None
+        raise kind(f"{failure} ({reason})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from deployments import automations
 from deployments.pools import gpus
 from helpers import as_toml, own_configuration
 from services import ROOT, children, environment, kill, until
-from sites import ENDED, Site
+from sites import DEPLOY, ENDED, Site
 from tailored_llama.config import load_config, validate_config
 
 pytestmark = pytest.mark.deployed
@@ -90,6 +91,51 @@ def test_without_a_url_no_webhook_is_called(site: Site, monkeypatch: pytest.Monk
         monkeypatch.setenv("TAILORED_LLAMA_WEBHOOK", site.variables["TAILORED_LLAMA_WEBHOOK"])
         automations.main()
     assert names() == {"a run without heartbeat has crashed", "a failed GPU stage calls the webhook"}
+
+
+def test_a_configuration_of_one_s_own_is_deployed_updated_and_runs(
+    site: Site, own_run: dict[str, Any], tmp_path: Path
+) -> None:
+    def deploy(*options: str) -> dict[str, Any]:
+        site.deploy(*DEPLOY, str(tmp_path / "mine.toml"), "--set", "execution.device=cpu", *options)
+        return site.server.call("deployments/name/tailor/mine")  # type: ignore[no-any-return]
+
+    (tmp_path / "mine.toml").write_text(as_toml(own_run))
+    first = deploy()
+    assert first["parameters"] == {"config": on_gpu_pool(own_run)}
+    assert [own["schedule"]["cron"] for own in first["schedules"]] == ["0 2 * * *"]
+    assert (first["work_pool_name"], first["tags"]) == ("cpu", ["tailor", "own"])
+    nightly = site.server.call("deployments/name/tailor/nightly")
+    for same in ("pull_steps", "parameter_openapi_schema", "concurrency_options"):
+        assert first[same] == nightly[same], same
+    again = deploy("--cron", "30 1 * * 1-5", "--set", "seed=3")
+    assert (again["id"], again["parameters"]["config"]["seed"]) == (first["id"], 3)
+    assert [own["schedule"]["cron"] for own in again["schedules"]] == ["30 1 * * 1-5"]
+    assert site.ended(site.run("tailor/mine", {}), 480)["state"]["type"] == "COMPLETED"
+    reports = Path(own_run["store"]["reports"])
+    assert (reports / "mine" / "report.html").is_file()
+    assert "mine/report.html" in (reports / "index.html").read_text()
+    assert "| mine (20" in site.server.call("artifacts/runs/latest")["data"]
+
+
+@pytest.mark.parametrize(
+    ("field", "options", "error"),
+    [
+        ("", ["--name", "nightly"], "--name: got 'nightly'; allowed: another one, as prefect.yaml has tailor/nightly"),
+        ("", ["--cron", "nightly"], "--cron: got 'nightly'; allowed: five fields, such as '0 2 * * *'"),
+        ("seed = -1", [], "seed: got -1; allowed: greater than or equal to 0"),
+        ("[goal]\nlose_at_most = 200", [], "goal.lose_at_most: got 200; allowed: less than 100"),
+        ("[[grid]]\nseed = []", [], "grid.0.seed: got []; allowed: at least 1 item"),
+    ],
+)
+def test_a_wrong_file_or_option_is_one_line(
+    site: Site, own_run: dict[str, Any], tmp_path: Path, field: str, options: list[str], error: str
+) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text(as_toml(own_run) + field if field.startswith("[") else f"{field}\n{as_toml(own_run)}")
+    command = [*DEPLOY, str(file), "--set", "execution.device=cpu", *options]
+    ended = subprocess.run(command, cwd=ROOT, env=site.variables, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (2, f"error: {error}\n")
 
 
 @pytest.fixture(scope="module")

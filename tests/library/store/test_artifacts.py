@@ -27,6 +27,7 @@ from tailored_llama.store import (
     ArtifactRef,
     ArtifactStore,
     artifact_key,
+    artifacts,
     read_manifest,
     read_table,
     sha256_file,
@@ -498,3 +499,25 @@ def test_a_table_of_another_schema_or_cut_short_is_refused(tmp_path: Path) -> No
         path.write_bytes(whole[:size])
         with pytest.raises(InputError, match=rf"^{re.escape(str(path))}: not a readable Parquet file \(.*\)$"):
             read_table(path, SCHEMA)
+
+
+def test_other_library_versions_are_told_once_with_both(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = artifacts._versions()
+    refs = [build(root, Work(), x=1)]
+    for torch_here in ("1.0+cpu", here["torch"] + "+other.build"):
+        monkeypatch.setattr(artifacts, "_versions", lambda own=torch_here: here | {"torch": own})
+        refs.append(build(root, Work(), x=len(refs) + 1))
+    monkeypatch.undo()
+    store = ArtifactStore(str(root))
+    store.open(refs[0])
+    store.open(refs[2])  # another build of the same release
+    assert not caplog.messages
+    for _ in range(2):
+        store.open(refs[1])
+    (told,) = caplog.messages
+    assert told == (
+        f"stage {refs[1].key[:12]} was made with torch 1.0+cpu (here {here['torch']}): give all machines the same "
+        "versions, such as those of constraints.txt"
+    )

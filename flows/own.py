@@ -1,0 +1,118 @@
+"""Deploy a configuration of your own, to run every night: python -m flows.own CONFIG.toml, as deploy.sh calls it.
+
+The deployment runs the code of the working directory, from which the configuration's relative paths count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from tailored_llama.config import read_config_data, study_of
+from tailored_llama.errors import InputError
+from tailored_llama.pipeline import COMPOSITIONS
+
+NIGHTLY = "0 2 * * *"
+OWN = "own"  # tag of the deployments that are made here; no other one is replaced
+DEPLOYED = {  # where the file does not say otherwise
+    "execution.dispatch": "gpu",
+    "store.root": os.environ.get("TAILORED_LLAMA_STORE", "artifacts"),
+    "store.reports": os.environ.get("TAILORED_LLAMA_REPORTS", "reports"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make or update the deployment; returns the exit status: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="deploy.sh", description="Run a configuration of your own every night.")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a TOML file; its fields say whether it is a study or a search"
+    )
+    parser.add_argument("--name", help="name of the deployment; absent: that of the file")
+    parser.add_argument("--cron", default=NIGHTLY, help=f"when it runs, in UTC; absent: '{NIGHTLY}'")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
+    options = parser.parse_args(arguments)
+    try:
+        study, parameters = _read(options.config, options.set)
+        name = _deploy(study, options.name or Path(options.config).stem, options.cron, parameters)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"deployment: {name}, {options.cron} UTC")
+    return 0
+
+
+def _read(file: str, overrides: list[str]) -> tuple[str, dict[str, Any]]:
+    """What a file is for, and the fields that it sets, with what a deployed run needs beside them; all is checked."""
+    given, overrides = read_config_data(file, overrides), list(overrides)
+    for field, value in DEPLOYED.items():
+        section, name = field.split(".")
+        if name not in given.get(section, {}):
+            overrides.append(f"{field}={json.dumps(value)}")
+    study = study_of(file, overrides)
+    composition = COMPOSITIONS[study]
+    composition.check(composition.load(file, overrides))
+    return study, {"config": read_config_data(file, overrides)}
+
+
+def _deploy(study: str, name: str, cron: str, parameters: dict[str, Any]) -> str:
+    """Make or update a deployment on the cpu pool; returns its name with that of its flow.
+
+    Raises:
+        InputError: the name or the schedule is wrong, or the server lacks what `deploy.sh` makes without an argument.
+    """
+    from prefect import Flow
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.exceptions import ObjectNotFound
+    from prefect.settings import PREFECT_API_URL
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.compositions import FLOWS
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise InputError(f"--name: got {name!r}; allowed: letters, digits, and . _ - after the first")
+    try:
+        schedule = CronSchedule(cron=cron, timezone="UTC")
+    except ValueError:
+        raise InputError(f"--cron: got {cron!r}; allowed: five fields, such as {NIGHTLY!r}") from None
+    if not PREFECT_API_URL.value():
+        raise InputError("PREFECT_API_URL: not set; allowed: the address of the server, http://127.0.0.1:4200/api")
+    whole, flow = f"{study}/{name}", cast(Flow[..., Any], FLOWS[study])
+    with get_client(sync_client=True) as client:
+        try:
+            if OWN not in client.read_deployment_by_name(whole).tags:
+                raise InputError(f"--name: got {name!r}; allowed: another one, as prefect.yaml has {whole}")
+        except ObjectNotFound:
+            pass
+        try:
+            client.create_deployment(  # or updates the one of this name
+                flow_id=client.create_flow_from_name(study),
+                name=name,
+                description="A configuration of your own; unchanged stages are found, not computed.",
+                entrypoint=f"flows.compositions.{study}",
+                pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}],
+                work_pool_name="cpu",
+                tags=[study, OWN],
+                schedules=[DeploymentScheduleCreate(schedule=schedule)],
+                concurrency_limit=1,
+                concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+                parameters=parameters,
+                parameter_openapi_schema=parameter_schema(flow).model_dump(exclude_unset=True),
+                enforce_parameter_schema=True,
+            )
+        except ObjectNotFound:
+            raise InputError(
+                "work pool cpu: not there; allowed: after ./deployments/deploy.sh without a file"
+            ) from None
+    return whole
+
+
+if __name__ == "__main__":
+    sys.exit(main())

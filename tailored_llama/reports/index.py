@@ -1,0 +1,111 @@
+"""The page of all runs: what lies in a folder of reports, newest first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tailored_llama.config import DENSE
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import (
+    PRUNED,
+    TAILORED,
+    RecoveryTable,
+    SweepRow,
+    read_answer,
+    read_recovery,
+    read_sweep,
+    recovery_tables,
+)
+from tailored_llama.reports.pages import write_page
+from tailored_llama.reports.parts import accuracy_cell, accuracy_of, megabytes, number, percent
+from tailored_llama.reports.tables import Cell, Column, Row, Table, markdown, table_row
+from tailored_llama.store import MANIFEST, REPORTS, read_manifest
+
+INDEX = "index.html"
+NONE = Cell("–")
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """What the page shows of a model: which it is, its size, its and the dense model's accuracy, and its proof."""
+
+    which: str
+    size: Cell = NONE
+    accuracy: Cell = NONE
+    dense: Cell = NONE
+    certificate: Cell = NONE
+
+
+def write_index(folder: Path) -> str:
+    """Write `index.html` into a folder of reports, whole or not at all; returns the same table in Markdown.
+
+    A run has a row for each of its models; of a sweep, only the best one is shown. Folders that hold no report of this
+    version are passed over.
+    """
+    runs = []
+    for manifest in folder.glob(f"*/{MANIFEST}"):
+        with suppress(InputError):
+            if (stage := read_manifest(manifest.parent).stage) in REPORTS:
+                runs.append((manifest.stat().st_mtime, manifest.parent, list(_models(stage, manifest.parent))))
+    rows: list[Row] = []
+    for made, report, models in sorted(runs, key=lambda run: -run[0]):
+        (page,) = report.glob("*.html")
+        for one in models:
+            name = Cell(report.name, (one.which,), link=f"{report.name}/{page.name}")
+            date, time = f"{datetime.fromtimestamp(made, UTC):%Y-%m-%d %H:%M}".split()
+            rows.append(table_row(name, one.size, one.accuracy, one.dense, one.certificate, Cell(date, (time,))))
+    figures = map(Column, ("size", "accuracy", "dense"))
+    columns = (Column("run", left=True), *figures, Column("certificate", left=True), Column("made, UTC"))
+    table = Table(columns, tuple(rows))
+    part = folder / f".{INDEX}.{os.getpid()}"
+    write_page("index.html.j2", part, {"title": "All runs", "table": table, "settings": {}})
+    part.replace(folder / INDEX)
+    return markdown(table)
+
+
+def _models(stage: str, report: Path) -> Iterator[ModelFigures]:
+    if stage == "report":
+        yield from map(_tailored, recovery_tables(*read_recovery(report)))
+    elif stage == "smallest":
+        yield _smallest(report)
+    elif stage == "sweep":
+        yield _best(read_sweep(report))
+    else:
+        yield ModelFigures(stage)
+
+
+def _tailored(table: RecoveryTable) -> ModelFigures:
+    size = _parameters(table.size(PRUNED).parameters)
+    accuracies = (accuracy_of(table.overall(model)) for model in (TAILORED, DENSE))
+    return ModelFigures(f"{percent(table.ratio, 0)} removed", size, *accuracies)
+
+
+def _smallest(report: Path) -> ModelFigures:
+    answer = read_answer(report)
+    if (place := answer.proven) is None:
+        return ModelFigures("the smallest model", certificate=Cell("nothing is proven"))
+    tests = answer.tests[answer.order.index(place)].values()
+    small, dense = (Cell(number(sum(getattr(test, of) for test in tests) / len(tests))) for of in ("small", "dense"))
+    goal, best = answer.goal, answer.candidates[place]
+    proof = Cell(f"loses less than {goal.lose_at_most:g} points", (f"{100 * goal.confidence:g} % confidence",))
+    return ModelFigures(best.label, Cell(megabytes(best.bytes)), small, dense, proof)
+
+
+def _best(rows: Sequence[SweepRow]) -> ModelFigures:
+    """The cell of a sweep with the best accuracy."""
+    cells = [row for row in rows if row.ratio and row.accuracy is not None]
+    if not cells:
+        return ModelFigures("a sweep without accuracies")
+    best = max(cells, key=lambda row: row.accuracy or 0)
+    dense = Cell(number(next((row.accuracy for row in rows if not row.ratio), None)))
+    which = f"{best.label}, {percent(best.removed, 0)} removed, the best of {len(cells)}"
+    return ModelFigures(which, _parameters(best.parameters), accuracy_cell(best.accuracy, best.accuracy_stderr), dense)
+
+
+def _parameters(count: int | None) -> Cell:
+    return NONE if count is None else Cell(f"{number(count / 1e6, 1)} M", ("parameters",))

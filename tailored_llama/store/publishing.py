@@ -1,0 +1,69 @@
+"""Where finished models are published: a Hub repository, hf://user/name, or a folder of the same layout.
+
+Both hold one model at a time, and get it whole or not at all. A repository's history keeps the earlier ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tailored_llama.errors import InputError
+from tailored_llama.store.downloads import at_hub
+from tailored_llama.store.export import place
+from tailored_llama.store.manifests import ANSWER
+
+HUB = "hf://"
+_FIELD = "store.publish"
+_OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
+
+
+def published_file(target: str, name: str) -> bytes | None:
+    """A file of the model that is published at a target; None if no model is.
+
+    Raises:
+        InputError: something else is there.
+        UnreachableError: the Hub does not answer.
+    """
+    repository = target.removeprefix(HUB)
+    if repository == target:
+        file = Path(target).expanduser() / name
+        present = {path.name for path in file.parent.iterdir()} if file.parent.is_dir() else set()
+    else:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        with at_hub(f"{_FIELD} {target}: cannot be read"):
+            try:
+                present = set(HfApi().list_repo_files(repository))
+            except RepositoryNotFoundError:  # it is created when a model is published
+                present = set()
+            if name in present:
+                file = Path(HfApi().hf_hub_download(repository, name))
+    if name in present:
+        return file.read_bytes()
+    if present - _OF_A_NEW_REPOSITORY:
+        raise InputError(f"{_FIELD}: {target} is not a published model; allowed: a new place, or one to replace")
+    return None
+
+
+def publish(model: Path, target: str, message: str) -> None:
+    """Publish an artifact in the place of what is there; a new repository is private.
+
+    Raises:
+        InputError: there is no right or no room to write.
+        UnreachableError: the Hub does not answer; what was published stays.
+    """
+    repository = target.removeprefix(HUB)
+    if repository == target:
+        place(model, Path(target).expanduser(), _FIELD, "a published model", [ANSWER])
+        return
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    new = {path.name: path for path in model.iterdir()}
+    with at_hub(f"{_FIELD} {target}: cannot be published"):
+        HfApi().create_repo(repository, private=True, exist_ok=True)
+        gone = set(HfApi().list_repo_files(repository)) - new.keys() - {".gitattributes"}
+        adds = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in new.items()]
+        deletes = [CommitOperationDelete(path_in_repo=name) for name in sorted(gone)]
+        # One commit: `upload_folder` makes several of an upload that takes minutes.
+        HfApi().create_commit(repository, [*adds, *deletes], commit_message=message)

@@ -1,0 +1,149 @@
+"""Publishing the answer of a search: what replaces the last one, in a folder and on the Hub."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from tailored_llama.config import SmallestConfig, validate_as
+from tailored_llama.errors import InputError, UnreachableError
+from tailored_llama.pipeline import publish
+from tailored_llama.store import ArtifactRef, ArtifactStore
+
+Offer = Callable[..., str]
+REPORT = ArtifactRef("smallest", "0" * 64, "")
+
+
+class Hub:
+    """A Hub with one repository: a folder that is there once it was created."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.private, self.fails = folder, False, False
+
+    def list_repo_files(self, repository: str) -> list[str]:
+        assert repository == "ada/small"
+        if not self.folder.is_dir():
+            missing = httpx.Response(404, request=httpx.Request("GET", "https://hub/"))
+            raise RepositoryNotFoundError("no repository", response=missing)
+        return [".gitattributes", *(path.name for path in self.folder.iterdir())]
+
+    def hf_hub_download(self, repository: str, name: str) -> str:
+        return str(self.folder / name)
+
+    def create_repo(self, repository: str, private: bool, exist_ok: bool) -> None:
+        assert exist_ok
+        self.folder.mkdir(exist_ok=True)
+        self.private = private
+
+    def create_commit(self, repository: str, operations: list[Any], commit_message: str) -> None:
+        if self.fails:
+            busy = httpx.Response(503, request=httpx.Request("POST", "https://hub/"))
+            raise httpx.HTTPStatusError("busy", request=busy.request, response=busy)
+        for one in operations:
+            if isinstance(one, huggingface_hub.CommitOperationDelete):
+                (self.folder / one.path_in_repo).unlink()
+            else:
+                shutil.copyfile(one.path_or_fileobj, self.folder / one.path_in_repo)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    made = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: made)
+    return made
+
+
+@pytest.fixture
+def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Offer:
+    """A search that ends with a model of so many bytes and such a loss, or without a proof; says what became of it."""
+    store = ArtifactStore(str(tmp_path / "store"))
+    monkeypatch.setattr(ArtifactStore, "open", lambda self, ref: Path())
+    caplog.set_level(logging.INFO)
+
+    def search(target: Path | str, size: int = 90, loss: float = 0.01, proven: bool = True, **goal: Any) -> str:
+        goal = {"margin_points": 3.0, "measure": "accuracy", "confidence": 0.95} | goal
+        facts = {"claim": "It is small.", "model": {"bytes": size}, "benchmarks": {"csqa": {"loss": loss}}}
+
+        def write(out: Path) -> None:
+            (out / "certificate.json").write_text(json.dumps(goal | facts))
+            (out / f"csqa-{size}.gguf").write_text("weights")
+
+        ref, _ = store.build("answer", 1, {"of": [size, loss, goal]}, {}, write)
+        folder = store.folder(ref.stage, ref.key)
+        monkeypatch.setattr(publish, "shipped", lambda config, report: [folder] if proven else [])
+        config = validate_as(SmallestConfig, {"benchmarks": ["csqa"], "store": {"publish": str(target)}})
+        caplog.clear()
+        publish.publish_answer(config, REPORT)
+        return caplog.messages[-1]
+
+    return search
+
+
+@pytest.mark.parametrize("on_hub", [False, True], ids=["folder", "hub"])
+def test_only_a_smaller_model_or_a_better_one_of_its_size_replaces_the_last(
+    on_hub: bool, hub: Hub, offer: Offer, tmp_path: Path
+) -> None:
+    folder = hub.folder if on_hub else tmp_path / "published"
+    target = "hf://ada/small" if on_hub else folder
+
+    def there() -> tuple[str, float]:
+        (model,) = folder.glob("*.gguf")
+        return model.stem, json.loads((folder / "certificate.json").read_text())["benchmarks"]["csqa"]["loss"]
+
+    assert offer(target, proven=False) == f"nothing is published, as nothing is proven; what is at {target} stays"
+    assert not folder.exists()
+    assert offer(target) == f"published to {target}: 90 bytes, 1.00 points lost"
+    assert there() == ("csqa-90", 0.01)
+    assert hub.private == on_hub
+    stays = f"not published: 91 bytes, -5.00 points lost, and that at {target}, 90 bytes, 1.00 points lost, stays"
+    assert offer(target, size=91, loss=-0.05) == stays
+    for proven, size, loss in ((True, 90, 0.02), (True, 90, 0.01), (False, 10, 0.0)):
+        offer(target, size, loss, proven)
+        assert there() == ("csqa-90", 0.01)
+    offer(target, 90, 0.005)
+    assert there() == ("csqa-90", 0.005)
+    offer(target, 80, 0.02)
+    assert there() == ("csqa-80", 0.02)  # the other file is gone
+
+
+def test_a_hub_that_fails_keeps_the_last_and_may_be_asked_again(hub: Hub, offer: Offer) -> None:
+    offer("hf://ada/small")
+    hub.fails = True
+    with pytest.raises(UnreachableError, match=r"^store.publish hf://ada/small: cannot be published \(busy\)$"):
+        offer("hf://ada/small", 80)
+    assert [path.name for path in hub.folder.glob("*.gguf")] == ["csqa-90.gguf"]
+    hub.fails = False
+    assert offer("hf://ada/small", 80).startswith("published")
+
+
+def test_what_is_no_model_or_one_for_another_goal_is_not_replaced(hub: Hub, offer: Offer, tmp_path: Path) -> None:
+    offer(tmp_path / "published")
+    told = (
+        "has a model for another goal (3 points of accuracy at 95 % on csqa, here 5 points of accuracy at 95 % on csqa)"
+    )
+    with pytest.raises(InputError) as refused:
+        offer(tmp_path / "published", 10, margin_points=5.0)
+    assert told in str(refused.value)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(InputError, match=r"mine is not a published model; allowed: a new place, or one to replace"):
+        offer(tmp_path / "mine")
+    hub.create_repo("ada/small", private=False, exist_ok=True)
+    (hub.folder / "certificate.json").write_text("[]")
+    with pytest.raises(InputError, match=r"the certificate.json at hf://ada/small is not one; allowed: a new place"):
+        offer("hf://ada/small")
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/x", "hf://small", "hf://a/b/c"])
+def test_another_kind_of_place_is_refused(place: str) -> None:
+    with pytest.raises(InputError, match=f"store.publish: got '{place}'; allowed: a Hub repository, hf://user/name"):
+        validate_as(SmallestConfig, {"benchmarks": ["csqa"], "store": {"publish": place}})
