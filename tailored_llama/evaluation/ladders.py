@@ -154,20 +154,20 @@ def _chains(rungs: Iterable[Rung], ladders: Sequence[Ladder], across: bool) -> l
 def sequence(result: SearchResult, margin: float) -> list[Measured]:
     """The candidates to test on the proving rows, at most four, the safest first.
 
-    Those that pass on the choosing rows and are smaller than every one that loses less. Of those that lose the same,
-    the larger are the safer: what measured better in fewer bits, or with more removed, was smoothed to lose the same.
-    If the first of them is pruned, a whole model comes before it. Of more than four, the safest and the smallest stay,
-    and others between them.
+    Those that pass on the choosing rows and are smaller than every one that loses less. Before them comes a whole model
+    that is larger, if one passes: of those that lose least the largest, which is the safer even if it measured alike.
+    Of more than four, the safest and the smallest stay, and others between them.
     """
     passing = [one for one in result.measured.values() if result.smoothed[one.rung] <= margin]
     front: list[Measured] = []
     for one in sorted(passing, key=lambda one: (one.cost, result.smoothed[one.rung])):
-        if not front or result.smoothed[one.rung] <= result.smoothed[front[-1].rung] + _ROUNDING:
+        if not front or result.smoothed[one.rung] < result.smoothed[front[-1].rung] - _ROUNDING:
             front.append(one)
     front.reverse()
     safer = [one for one in passing if not one.rung.position and front and one.cost > front[0].cost]
-    if safer and front[0].rung.position:
-        front.insert(0, min(safer, key=lambda one: (result.smoothed[one.rung], one.cost)))
+    if safer:
+        least = min(result.smoothed[one.rung] for one in safer) + _ROUNDING
+        front.insert(0, max((one for one in safer if result.smoothed[one.rung] <= least), key=lambda one: one.cost))
     if len(front) <= MOST_TESTS:
         return front
     return [front[round(position)] for position in np.linspace(0, len(front) - 1, MOST_TESTS)]

@@ -143,7 +143,7 @@ def test_what_measures_better_in_fewer_bits_is_tested_after_the_same_in_more() -
         return [Measured(rung, ladders[rung.ladder].costs[0], losses[rung.ladder]) for rung in wanted]
 
     found = search(ladders, measure, 0.05)
-    assert [one.rung.ladder for one in sequence(found, 0.05)] == [0, 1, 2]
+    assert [one.rung.ladder for one in sequence(found, 0.05)] == [0, 2]
     assert list(found.smoothed.values()) == pytest.approx([0.013, 0.025, 0.025])
 
 
@@ -195,17 +195,18 @@ def test_the_sequence_goes_from_the_safest_to_the_smallest(seed: int) -> None:
         assert all(np.diff([one.cost for one in tests]) < 0)
         assert tests[-1].cost == min(one.cost for one in passing)
         if tests[0].rung not in front:  # a whole model, before a pruned one that measured no worse
-            assert tests[0].rung.position == 0 < tests[1].rung.position
+            assert tests[0].rung.position == 0
             tests, whole = tests[1:], 1
         else:
             whole = 0
         smoothed = [found.smoothed[one.rung] for one in tests]
-        assert all(np.diff(smoothed) > -1e-9)
+        assert all(np.diff(smoothed) > 0)
         assert {one.rung for one in tests} <= front
         assert len(tests) == min(MOST_TESTS - whole, len(front))
         assert whole or smoothed[0] == min(found.smoothed[one.rung] for one in passing)
 
 
 def _beats(found: SearchResult, one: Measured, other: Measured) -> bool:
-    """Whether it is smaller and loses less."""
-    return one.cost <= other.cost and found.smoothed[one.rung] < found.smoothed[other.rung] - 1e-9
+    """Whether it is smaller and loses no more, or loses less and is no larger."""
+    ours, theirs = (one.cost, found.smoothed[one.rung]), (other.cost, found.smoothed[other.rung])
+    return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1] + 1e-9
