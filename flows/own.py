@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
-from tailored_llama.config import read_config_data, study_of
+from tailored_llama.config import RunConfig, read_config_data, study_of
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS
 
@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
     options = parser.parse_args(arguments)
     try:
-        study, parameters = _read(options.config, options.set)
-        name = _deploy(study, options.name or Path(options.config).stem, options.cron, parameters)
+        study, config = _read(options.config, options.set)
+        name = _deploy(study, options.name or Path(options.config).stem, options.cron, parameters_of(config))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -46,8 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _read(file: str, overrides: list[str]) -> tuple[str, dict[str, Any]]:
-    """What a file is for, and the fields that it sets, with what a deployed run needs beside them; all is checked."""
+def parameters_of(config: RunConfig) -> dict[str, Any]:
+    """The fields that a configuration sets, as the server takes them: each benchmark is a table."""
+    return {"config": config.model_dump(mode="json", exclude_unset=True)}
+
+
+def _read(file: str, overrides: list[str]) -> tuple[str, RunConfig]:
+    """What a file is for, and its configuration, with what a deployed run needs beside it; all is checked."""
     given, overrides = read_config_data(file, overrides), list(overrides)
     for field, value in DEPLOYED.items():
         section, name = field.split(".")
@@ -55,8 +60,9 @@ def _read(file: str, overrides: list[str]) -> tuple[str, dict[str, Any]]:
             overrides.append(f"{field}={json.dumps(value)}")
     study = study_of(file, overrides)
     composition = COMPOSITIONS[study]
-    composition.check(composition.load(file, overrides))
-    return study, {"config": read_config_data(file, overrides)}
+    config = composition.load(file, overrides)
+    composition.check(config)
+    return study, config
 
 
 def _deploy(study: str, name: str, cron: str, parameters: dict[str, Any]) -> str:

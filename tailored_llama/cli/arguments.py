@@ -15,4 +15,4 @@ Out = Annotated[Path, typer.Argument(help="Folder to write; it must be new or em
 Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint folder.", callback=checkpoint_folder)]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="Folder of an adapter trained on this checkpoint.")]
 Dense = Annotated[Path, typer.Option("--dense", help="Dense checkpoint: the teacher.", callback=checkpoint_folder)]
-BenchmarkName = Annotated[str, typer.Option("--benchmark", "-b", help="Name of the benchmark.")]
+BenchmarkName = Annotated[str, typer.Option("--benchmark", "-b", help="Name of a benchmark, or your own file of rows.")]

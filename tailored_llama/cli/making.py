@@ -180,6 +180,7 @@ def tune(
     if dense:
         check_teacher(dense, checkpoint)
     whole, run = run, with_benchmarks(run, [benchmark])
+    benchmark = run.benchmarks[0].name  # of a file, its own
     with new_folder(out) as folder, scratch_runner(run) as runner:
         prompts = steps.render_train(runner, run)
         teachers = steps.TeacherOutputs()

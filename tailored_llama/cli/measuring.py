@@ -39,6 +39,7 @@ def score(
     from tailored_llama.evaluation import read_metrics
 
     run = with_benchmarks(run, [benchmark])
+    benchmark = run.benchmarks[0].name  # of a file, its own
     with new_folder(out) if out else nullcontext() as folder, scratch_runner(run) as runner:
         examples = steps.load_examples(runner, run.benchmarks[0])
         rendered = steps.render(runner, run, benchmark, "evaluation", examples)

@@ -111,10 +111,11 @@ def check_smallest(config: SmallestConfig) -> None:
     for benchmark in config.benchmarks:
         least, needed = _provable(config, rows := scored_rows(config, benchmark))
         if least > goal.lose_at_most and not goal.even_if_unprovable:
+            of_file = ", two fifths of the file," if benchmark.data else ""
             raise InputError(
                 f"goal.lose_at_most: got {goal.lose_at_most:g} with {rows:,} rows of {benchmark.name} to prove on; "
-                f"allowed: at least {least:.1f} with these, about {needed:,} rows for {goal.lose_at_most:g}, or "
-                "goal.even_if_unprovable = true to search all the same"
+                f"allowed: at least {least:.1f} with these, about {needed:,} rows to prove on{of_file} for "
+                f"{goal.lose_at_most:g}, or goal.even_if_unprovable = true to search all the same"
             )
 
 
@@ -125,7 +126,7 @@ def provable_lines(config: SmallestConfig) -> Iterator[str]:
         yield (
             f"{benchmark.name}: {rows:,} rows to prove on. A model that loses nothing, but differs on "
             f"{100 * evaluation.DISCORDANT:.0f} % of them, is proven to lose less than {least:.1f} points once in two "
-            f"times; for {config.goal.lose_at_most:g} points, {needed:,} rows do so four times in five."
+            f"times; for {config.goal.lose_at_most:g} points, {needed:,} rows to prove on do so four times in five."
         )
 
 

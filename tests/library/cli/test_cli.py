@@ -149,6 +149,13 @@ def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: P
     assert found["low"] <= found["difference"] == found["other"] - found["one"] <= found["high"]
     assert 0 < found["p"] <= 1
 
+    rows = ["question,a,b,answer", *(f"{i}: the sky is,blue,red,{'ab'[i % 2]}" for i in range(150))]
+    (tmp_path / "rows.csv").write_text("\n".join(rows))
+    status, out, _ = command("score", "dense", "-b", "rows.csv", "--set", "scoring.limit=6")
+    assert (status, json.loads(out)["benchmark"], json.loads(out)["examples"]) == (0, "rows", 6)
+    small = ("--set", "tuning.shots=8", "--set", "tuning.held_out=4", "--set", "tuning.epochs=1")
+    assert command("tune", "dense", "own", "-b", "rows.csv", *small)[0] == 0
+
     status, out, _ = command("merge", "pruned", "adapter", "merged")
     assert (status, out) == (0, f"merged: {left:,} parameters\n")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
@@ -159,7 +166,7 @@ def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: P
     assert (status, out) == (0, expected + "\n")
     assert command("generate", "pruned", "the sky is", "--adapter", "adapter", "--max-new-tokens", 4)[:2] == (0, out)
     made = {"adapter", "before", "dense", "distilled", "healed", "merged", "pruned", "scores"}
-    assert {path.name for path in tmp_path.iterdir()} == {"data", "run.toml", *made}
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "run.toml", "rows.csv", "own", *made}
 
 
 def test_prune_removes_tokens_and_says_by_what_they_were_chosen(command: Command, config: Path, tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""A configuration as a deployment's parameters, which the server checks when it is made and when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools import validate
+
+from flows.compositions import FLOWS
+from flows.own import parameters_of
+from tailored_llama.config import study_of
+from tailored_llama.pipeline import COMPOSITIONS
+
+SHIPPED = sorted((Path(__file__).parents[2] / "data").glob("*.toml"))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_the_server_takes_every_shipped_configuration_and_reads_the_same(file: Path) -> None:
+    study = study_of(file, [])
+    config = COMPOSITIONS[study].load(file, [])
+    parameters = parameters_of(config)
+    schema = parameter_schema(FLOWS[study]).model_dump(exclude_unset=True)  # type: ignore[arg-type]
+    assert list(validate(parameters, schema, raise_on_error=False)) == []
+    assert type(config).model_validate(parameters["config"]) == config
