@@ -20,6 +20,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="Prune a LLaMA-family model, tailor it to one benchmark, and measure the result.",
+    epilog="Settings: `tailored-llama fields`, and docs/how-to/choose.md for which. "
+    "From Python: `import tailored_llama as tl`. As flows: `python -m flows`; every night: docs/how-to/nights.md. "
+    "Figures: `make docs`, Results.",
 )
 app.add_typer(running)
 app.add_typer(making)

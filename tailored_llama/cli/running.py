@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ import typer
 from rich.logging import RichHandler
 
 from tailored_llama.cli.arguments import Overrides
-from tailored_llama.config import BenchmarkConfig, RunConfig, study_of, validate_config
+from tailored_llama.config import BenchmarkConfig, RunConfig, Section, SmallestConfig, study_of, validate_config
 from tailored_llama.console import console
 from tailored_llama.data import check_benchmark
 from tailored_llama.errors import InputError
@@ -49,6 +51,21 @@ def run(
         raise InputError(f"--study: got {study!r}; allowed: {', '.join(COMPOSITIONS)}")
 
     raise typer.Exit(run_in_process(study, str(config), overrides, only))
+
+
+@running.command(epilog="Example: `tailored-llama fields goal`")
+def fields(
+    section: Annotated[str | None, typer.Argument(help="Section of a configuration; absent: all of them.")] = None,
+) -> None:
+    """Print the fields of a configuration with their defaults and meanings."""
+    whole = SmallestConfig()
+    sections = {name: part for name in SmallestConfig.model_fields if isinstance(part := getattr(whole, name), Section)}
+    if section and section not in sections:
+        raise InputError(f"section: got {section!r}; allowed: {', '.join(sections)}")
+    for name, part in sections.items():
+        for field, about in type(part).model_fields.items() if section in (None, name) else ():
+            print(f"{name}.{field} = {json.dumps(part.model_dump(mode='json')[field], ensure_ascii=False)}")
+            print(textwrap.fill(about.description or "", 100, initial_indent="    ", subsequent_indent="    "))
 
 
 def run_in_process(study: str, config: str | None, overrides: list[str] | None, only: str | None = None) -> int:

@@ -87,6 +87,18 @@ def test_the_commands_there_are() -> None:
     } <= names
 
 
+def test_fields_are_printed_with_defaults_and_meanings(command: Command) -> None:
+    status, out, _ = command("fields", "goal")
+    assert status == 0
+    assert out.startswith("goal.lose_at_most = 3.0\n    ")
+    assert 'goal.runtime = "llama.cpp"' in out
+    assert "pruning." not in out
+    assert 'pruning.shape = "stock"' in command("fields")[1]
+    status, _, err = command("fields", "gaol")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("error: section: got 'gaol'; allowed: model, ")
+
+
 OWN = [(path, parser) for path, parser in COMMANDS if path != ("lm-eval",)]  # whose help is the harness's
 
 
