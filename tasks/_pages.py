@@ -13,10 +13,10 @@ from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
+from tailored_llama import reports
 from tailored_llama.config import StoreConfig
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import place_report, report_target
-from tailored_llama.reports import write_index
 from tailored_llama.store import MANIFEST, ArtifactRef, ArtifactStore, Manifest, read_manifest
 from tasks.stages import Page
 
@@ -49,7 +49,7 @@ def keep_report(store: StoreConfig, report: ArtifactRef, name: str) -> None:
         return
     place_report(ArtifactStore(store.root).open(report), target)
     if target:
-        _show("runs", "All runs, newest first", f"# All runs\n\n{write_index(target.parent)}\n")
+        _show("runs", "All runs, newest first", f"# All runs\n\n{reports.write_index(target.parent)}\n")
 
 
 def _show(key: str, about: str, text: str) -> None:
