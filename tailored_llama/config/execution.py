@@ -111,7 +111,7 @@ class StoreConfig(Section):
     publish: str | None = Field(
         None,
         min_length=1,
-        description="Where the flow `smallest` publishes the model that it has proven, with its certificate: a Hub "
+        description="Where `smallest` publishes the model that it has proven, with its certificate: a Hub "
         "repository, hf://user/name, or a folder. It replaces the model there only if its files have fewer bytes, or "
         "as many and it loses less; without a proof that model stays. Absent: nowhere.",
     )

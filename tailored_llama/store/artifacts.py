@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -20,7 +19,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +27,10 @@ from tailored_llama.memory import peak_memory, reset_peak_memory
 from tailored_llama.store import remote, sharing
 from tailored_llama.store.claims import LEASE, Claim, Lease, claimed
 from tailored_llama.store.files import NO_ROOM, error_number, file_lock, is_safe_relative
+from tailored_llama.store.libraries import installed_versions, other_versions
 from tailored_llama.store.manifests import MANIFEST, ArtifactRef, Manifest, artifact_key, read_manifest
 from tailored_llama.store.verifying import Stamps, Verified, check, hash_files
 
-_LIBRARIES = ("torch", "transformers", "peft", "torch-pruning", "datasets", "pyarrow", "tailored-llama")
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}  # the store's fault only inside it
 
 
@@ -59,7 +57,7 @@ class ArtifactStore:
         else:
             self.local = Path(root).expanduser().absolute()
         self._verified = Verified(self.local / ".verified")
-        self._told: set[tuple[str, str]] = set()  # libraries and versions that were warned of
+        self._warned: set[tuple[str, str, str | None]] = set()  # of these versions of libraries
 
     def folder(self, stage: str, key: str) -> Path:
         if not is_safe_relative(f"{stage}/{key}"):
@@ -144,7 +142,7 @@ class ArtifactStore:
                 config=config,
                 inputs=dict(inputs),
                 files=files,
-                libraries=_versions(),
+                libraries=installed_versions(),
                 seconds=round(time.perf_counter() - start, 3),
                 peak_memory_bytes=peak_memory(),
                 measured=measured,
@@ -221,13 +219,11 @@ class ArtifactStore:
 
         A run opens what it finds first, and a worker what it was given. So both are told before they compute.
         """
-        here = _versions()
-        other = {name: made for name, made in manifest.libraries.items() if _release(made) != _release(here.get(name))}
-        if new := other.items() - self._told:
-            self._told |= new
-            listed = ", ".join(f"{name} {made} (here {here.get(name)})" for name, made in sorted(new))
-            told = "%s %s was made with %s: give all machines the same versions, such as those of constraints.txt"
-            log.warning(told, manifest.stage, manifest.key[:12], listed)
+        if new := other_versions(manifest.libraries) - self._warned:
+            self._warned |= new
+            listed = ", ".join(f"{name} {version} (here {own})" for name, version, own in sorted(new))
+            warning = "%s %s was made with %s: give all machines the same versions, such as those of constraints.txt"
+            log.warning(warning, manifest.stage, manifest.key[:12], listed)
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
         return read_manifest(self.open(ref))
@@ -304,16 +300,6 @@ class ArtifactStore:
             return read_manifest(target).ref
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
-
-
-def _release(version: str | None) -> str:
-    """A version without its build tag, such as torch's +cpu."""
-    return (version or "").partition("+")[0]
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -188,27 +188,27 @@ def outcomes(
         temperature: of the divergence from the teacher of a text.
     """
     model.eval()
-    done: dict[int, Outcome] = {}
+    by_number: dict[int, Outcome] = {}
 
     def run(part: list[int]) -> list[Outcome]:
         batch = [samples[i] for i in part]
         with autocast(model, training):
             states, starts, choices = choice_losses(model, batch)
-            found = []
+            results = []
             for start, own, sample in zip(starts, choices, batch, strict=True):
                 if sample.teacher is None or own:
-                    found.append(_outcome(own, sample))
+                    results.append(_outcome(own, sample))
                 else:
                     text = states[start : start + len(sample)]
                     distance = float(divergence(model, text, sample.teacher, temperature))
-                    found.append(Outcome(distance, None, distance))
-        return found
+                    results.append(Outcome(distance, None, distance))
+        return results
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with torch.no_grad(), packed_attention(base):  # FSDP cannot train weights that it gathered in inference mode
         for part, results in within_memory([len(sample) for sample in samples], budget, run):
-            done |= dict(zip(part, results, strict=True))
-    return [done[i] for i in range(len(samples))]
+            by_number |= dict(zip(part, results, strict=True))
+    return [by_number[i] for i in range(len(samples))]
 
 
 def _outcome(choices: Sequence[Tensor], sample: Sample) -> Outcome:
