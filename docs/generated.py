@@ -61,7 +61,7 @@ def _fields(schema: dict[str, Any], section: dict[str, Any], prefix: str, names:
         field = section["properties"][name]
         default = "required" if "default" not in field else _value(field["default"])
         kind = _kind(schema, field)
-        about = field.get("description", "")
+        about = " ".join(field.get("description", "").split())
         yield f"```{{confval}} {prefix}{name}\n\n{kind[:1].upper()}{kind[1:]}. Default: {default}.\n\n{about}\n```"
 
 

@@ -21,60 +21,37 @@ K_QUANTS = GGUF_TYPES[GGUF_TYPES.index("q2_k") :]  # made by llama.cpp itself
 class ExecutionConfig(Section):
     """How the work is executed. Nothing here changes what is computed, so nothing here enters a cache key."""
 
-    device: str = Field(
-        "auto",
-        description="auto, cpu, cuda (each stage takes the first GPU of its machine that is free), cuda:N, or "
-        "balanced: each stage takes all GPUs of its machine, at least two, and puts about the same share of a model on "
-        "each. Tuning and healing run one process on each GPU, which share out the examples of a step (FSDP2). In all "
-        "other stages, layers stay whole and work one after another: for models that one GPU cannot hold, and no "
-        "faster. Not with streaming = always or model.quantization.",
-        pattern=r"^(auto|cpu|balanced|cuda(:\d+)?)$",
-    )
-    batch_tokens: int | None = Field(
-        None,
-        ge=64,
-        description="Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, 16,384 on a GPU. "
-        "Importance and reconstruction read at most this many calibration tokens at a time; absent: 4,096.",
-    )
-    streaming: Literal["auto", "always", "never"] = Field(
-        "auto",
-        description="Which models are read from their checkpoint one layer at a time, instead of loaded whole: "
-        "importance, reconstruction, perplexity, teacher outputs and scoring of choices can do that, with the same "
-        "results. auto: those whose weights do not fit into the free memory of the device; always; never.",
-    )
-    recompute_activations: bool = Field(
-        False,
-        description="Tuning keeps only the hidden states between layers and recomputes the activations within them: "
-        "about a third slower, with far less memory.",
-    )
-    keep_state_every: int = Field(
-        100,
-        ge=0,
-        description="Steps of tuning or healing between saved states. A killed stage resumes from the last one and "
-        "ends with the same weights. 0: no states are saved.",
-    )
-    log_to: Literal["none", "tensorboard", "wandb"] = Field(
-        "none",
-        description="Where tuning and healing also log loss and learning rate of every step. tensorboard: event files "
-        "in log_folder; wandb: Weights & Biases, as its own settings say (WANDB_MODE = offline: files alone).",
-    )
-    log_folder: str = Field(
-        "runs",
-        min_length=1,
-        description="Folder of these logs, with one folder for each training: `tensorboard --logdir`.",
-    )
-    exclusive: Literal["gpu", "always", "never"] = Field(
-        "gpu",
-        description="Which stages have exclusive use of their device, among all runs on this machine with the same "
-        "store.downloads. gpu: stages on a GPU; always: also stages on the CPU; never: none.",
-    )
-    dispatch: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
-        description="Flows `tailor`, `smallest`, `sweep` and `transfer`: stages that use the device run through the "
-        "deployment `stage` of this name, such as gpu, side by side on all workers of its pool; absent: one after "
-        "another in the flow's own process.",
-    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|balanced|cuda(:\d+)?)$")
+    """auto, cpu, cuda (each stage takes the first GPU of its machine that is free), cuda:N, or balanced: each stage
+    takes all GPUs of its machine, at least two, and puts about the same share of a model on each. Tuning and healing
+    run one process on each GPU, which share out the examples of a step (FSDP2). In all other stages, layers stay whole
+    and work one after another: for models that one GPU cannot hold, and no faster. Not with streaming = always or
+    model.quantization."""
+    batch_tokens: int | None = Field(None, ge=64)
+    """Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, 16,384 on a GPU. Importance and
+    reconstruction read at most this many calibration tokens at a time; absent: 4,096."""
+    streaming: Literal["auto", "always", "never"] = "auto"
+    """Which models are read from their checkpoint one layer at a time, instead of loaded whole: importance,
+    reconstruction, perplexity, teacher outputs and scoring of choices can do that, with the same results. auto: those
+    whose weights do not fit into the free memory of the device; always; never."""
+    recompute_activations: bool = False
+    """Tuning keeps only the hidden states between layers and recomputes the activations within them: about a third
+    slower, with far less memory."""
+    keep_state_every: int = Field(100, ge=0)
+    """Steps of tuning or healing between saved states. A killed stage resumes from the last one and ends with the same
+    weights. 0: no states are saved."""
+    log_to: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where tuning and healing also log loss and learning rate of every step. tensorboard: event files in log_folder;
+    wandb: Weights & Biases, as its own settings say (WANDB_MODE = offline: files alone)."""
+    log_folder: str = Field("runs", min_length=1)
+    """Folder of these logs, with one folder for each training: `tensorboard --logdir`."""
+    exclusive: Literal["gpu", "always", "never"] = "gpu"
+    """Which stages have exclusive use of their device, among all runs on this machine with the same store.downloads.
+    gpu: stages on a GPU; always: also stages on the CPU; never: none."""
+    dispatch: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Flows `tailor`, `smallest`, `sweep` and `transfer`: stages that use the device run through the deployment `stage`
+    of this name, such as gpu, side by side on all workers of its pool; absent: one after another in the flow's own
+    process."""
 
     @model_validator(mode="after")
     def _spread_or_streamed(self) -> ExecutionConfig:
@@ -88,33 +65,21 @@ class StoreConfig(Section):
 
     root: str = Field("artifacts", min_length=1, description="Folder, or fsspec URL, of the artifact store.")
     downloads: str = Field("~/.cache/tailored-llama", min_length=1, description="Folder for downloaded wheels.")
-    reports: str | None = Field(
-        "reports",
-        min_length=1,
-        description="Folder that gets a copy of the newest report of each configuration file or deployment, such as "
-        "reports/quickstart, and index.html, a page of all of them; absent: none.",
-    )
-    export: str | None = Field(
-        None,
-        min_length=1,
-        description="Folder that receives, for every benchmark and ratio, the finished model as one checkpoint with "
-        "its card, such as arc_easy-0.2. It is a copy of an artifact and takes its space again. Absent: no export.",
-    )
-    export_formats: tuple[str, ...] = Field(
-        ("safetensors",),
-        min_length=1,
-        description="What the export folder receives of every finished model: safetensors, the checkpoint; gguf:q8_0 "
-        "(or another type, see `tailored-llama gguf --help`), a folder such as arc_easy-0.2-q8_0-gguf for llama.cpp. "
-        "The dense and the tailored models are scored in these types, too.",
-    )
+    reports: str | None = Field("reports", min_length=1)
+    """Folder that gets a copy of the newest report of each configuration file or deployment, such as
+    reports/quickstart, and index.html, a page of all of them; absent: none."""
+    export: str | None = Field(None, min_length=1)
+    """Folder that receives, for every benchmark and ratio, the finished model as one checkpoint with its card, such as
+    arc_easy-0.2. It is a copy of an artifact and takes its space again. Absent: no export."""
+    export_formats: tuple[str, ...] = Field(("safetensors",), min_length=1)
+    """What the export folder receives of every finished model: safetensors, the checkpoint; gguf:q8_0 (or another type,
+    see `tailored-llama gguf --help`), a folder such as arc_easy-0.2-q8_0-gguf for llama.cpp. The dense and the tailored
+    models are scored in these types, too."""
 
-    publish: str | None = Field(
-        None,
-        min_length=1,
-        description="Where `smallest` publishes the model that it has proven, with its certificate: a Hub "
-        "repository, hf://user/name, or a folder. It replaces the model there only if its files have fewer bytes, or "
-        "as many and it loses less; without a proof that model stays. Absent: nowhere.",
-    )
+    publish: str | None = Field(None, min_length=1)
+    """Where `smallest` publishes the model that it has proven, with its certificate: a Hub repository, hf://user/name,
+    or a folder. It replaces the model there only if its files have fewer bytes, or as many and it loses less; without a
+    proof that model stays. Absent: nowhere."""
 
     @field_validator("publish")
     @classmethod

@@ -19,42 +19,25 @@ RATIOS_TO_TRY = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 class GoalConfig(Section):
     """What the smallest model must still do, and what small means."""
 
-    lose_at_most: float = Field(
-        3.0,
-        gt=0,
-        lt=100,
-        description="Points of accuracy (of mean probability, with measure probability) that the model may lose on "
-        "every benchmark, against the better of the dense model as it is and tuned.",
-    )
-    confidence: float = Field(
-        0.95, ge=0.5, lt=1, description="Confidence of the proof that it loses less, over all openings of its rows."
-    )
-    smallest: Literal["file", "memory", "reading", "writing"] = Field(
-        "file",
-        description="What is to be small: the bytes of the file; the bytes in memory, with the keys and values of "
-        "4,096 tokens; the time to read a prompt; or the time to write a token. Times are measured on this machine.",
-    )
-    runtime: Literal["llama.cpp", "transformers", "vllm"] = Field(
-        "llama.cpp",
-        description="What will run the model: llama.cpp gets a GGUF file in one of `types`, the others a checkpoint in "
-        "16 bits.",
-    )
-    types: tuple[GgufType, ...] = Field(
-        ("q4_0", "q5_0", "q8_0"), min_length=1, description="Types of GGUF file to choose from, for llama.cpp."
-    )
-    models: tuple[str, ...] = Field(
-        (), description="Further base models to start from. The reference is model.source, as it is or tuned."
-    )
-    measure: Literal["accuracy", "probability"] = Field(
-        "accuracy",
-        description="What is compared: accuracy, or the mean probability that a model gives the right choice, which "
-        "needs fewer rows for the same certainty. Answers that are written are always right or wrong.",
-    )
-    choosing_rows: int = Field(
-        1000,
-        ge=10,
-        description="Rows to choose candidates with, at most; they are neither tuned on nor prove anything.",
-    )
+    lose_at_most: float = Field(3.0, gt=0, lt=100)
+    """Points of accuracy (of mean probability, with measure probability) that the model may lose on every benchmark,
+    against the better of the dense model as it is and tuned."""
+    confidence: float = Field(0.95, ge=0.5, lt=1)
+    """Confidence of the proof that it loses less, over all openings of its rows."""
+    smallest: Literal["file", "memory", "reading", "writing"] = "file"
+    """What is to be small: the bytes of the file; the bytes in memory, with the keys and values of 4,096 tokens; the
+    time to read a prompt; or the time to write a token. Times are measured on this machine."""
+    runtime: Literal["llama.cpp", "transformers", "vllm"] = "llama.cpp"
+    """What will run the model: llama.cpp gets a GGUF file in one of `types`, the others a checkpoint in 16 bits."""
+    types: tuple[GgufType, ...] = Field(("q4_0", "q5_0", "q8_0"), min_length=1)
+    """Types of GGUF file to choose from, for llama.cpp."""
+    models: tuple[str, ...] = ()
+    """Further base models to start from. The reference is model.source, as it is or tuned."""
+    measure: Literal["accuracy", "probability"] = "accuracy"
+    """What is compared: accuracy, or the mean probability that a model gives the right choice, which needs fewer rows
+    for the same certainty. Answers that are written are always right or wrong."""
+    choosing_rows: int = Field(1000, ge=10)
+    """Rows to choose candidates with, at most; they are neither tuned on nor prove anything."""
     even_if_unprovable: bool = Field(False, description="Search even if there are too few rows to prove lose_at_most.")
 
 

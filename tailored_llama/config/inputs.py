@@ -26,27 +26,18 @@ Ignored = Literal["case", "punctuation", "numbers", "spaces"]
 class ModelConfig(Section):
     """The dense model that everything starts from."""
 
-    source: str = Field(
-        "smollm2-135m-instruct",
-        min_length=1,
-        description="An embedded model (smollm2-135m-instruct or gemma-3-270m, from pinned PyPI wheels), a local "
-        "folder, a .gguf file, or a Hub id such as meta-llama/Llama-2-7b-hf.",
-    )
-    revision: str | None = Field(
-        None, description="Hub models only: commit, tag or branch. A tag or branch is resolved to its commit."
-    )
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
-        "auto",
-        description="Data type of the weights, from loading to merging. auto: bfloat16 where this machine computes in "
-        "it natively, which is about twice as fast; otherwise float32.",
-    )
-    quantization: Quantization = Field(
-        "none",
-        description="Type of the frozen weights while tuning and healing train an adapter on them. nf4: 4 bits by "
-        "bitsandbytes (QLoRA, arXiv 2305.14314; extra nf4). The adapter is merged into the weights of type `dtype`, "
-        "and all else is computed with those. On a CPU widths must be multiples of 64: see "
-        "pruning.channel_multiple.",
-    )
+    source: str = Field("smollm2-135m-instruct", min_length=1)
+    """An embedded model (smollm2-135m-instruct or gemma-3-270m, from pinned PyPI wheels), a local folder, a .gguf file,
+    or a Hub id such as meta-llama/Llama-2-7b-hf."""
+    revision: str | None = None
+    """Hub models only: commit, tag or branch. A tag or branch is resolved to its commit."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    """Data type of the weights, from loading to merging. auto: bfloat16 where this machine computes in it natively,
+    which is about twice as fast; otherwise float32."""
+    quantization: Quantization = "none"
+    """Type of the frozen weights while tuning and healing train an adapter on them. nf4: 4 bits by bitsandbytes (QLoRA,
+    arXiv 2305.14314; extra nf4). The adapter is merged into the weights of type `dtype`, and all else is computed with
+    those. On a CPU widths must be multiples of 64: see pruning.channel_multiple."""
 
     @property
     def short_name(self) -> str:
@@ -90,11 +81,9 @@ class SourcesConfig(Section):
 class TextConfig(SourcesConfig):
     """A text to read, for calibration or perplexity."""
 
-    source: str = Field(
-        "boolq",
-        description="A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub "
-        "data set such as Salesforce/wikitext.",
-    )
+    source: str = "boolq"
+    """A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub data set such as
+    Salesforce/wikitext."""
 
 
 @dataclass(frozen=True)
@@ -115,19 +104,15 @@ class CalibrationPart:
 class CalibrationConfig(SourcesConfig):
     """The calibration text of importance and reconstruction (LLM-Pruner: 10 samples of 64 tokens)."""
 
-    source: Sources = Field(
-        QUESTIONS,
-        description="questions: those of the train splits of the run's own benchmarks, without answers (BoolQ's "
-        "passages where no benchmark has a train split). prompts: their training prompts, with answers. Or another "
-        "text: a benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub data set "
-        "such as Salesforce/wikitext. A mixture is a list of them, or of tables with weights, such as "
-        '[{source = "boolq", weight = 2.0}, "prompts"].',
-    )
+    source: Sources = QUESTIONS
+    """questions: those of the train splits of the run's own benchmarks, without answers (BoolQ's passages where no
+    benchmark has a train split). prompts: their training prompts, with answers. Or another text: a benchmark's name
+    (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub data set such as Salesforce/wikitext. A
+    mixture is a list of them, or of tables with weights, such as [{source = "boolq", weight = 2.0}, "prompts"]."""
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
     samples: int = Field(16, ge=1, le=65536, description="Sequences drawn from the text.")
-    tokens: int = Field(
-        512, ge=8, le=32768, description="Tokens in each sequence. A few long ones work better than many short ones."
-    )
+    tokens: int = Field(512, ge=8, le=32768)
+    """Tokens in each sequence. A few long ones work better than many short ones."""
 
     def parts(self, benchmarks: Sequence[BenchmarkConfig]) -> tuple[CalibrationPart, ...]:
         """The texts, which share the sequences by weight (largest remainder).
@@ -181,56 +166,39 @@ class CalibrationConfig(SourcesConfig):
 class BenchmarkConfig(Section):
     """A benchmark: one of the seven, a task of lm-evaluation-harness, or one of the user's own."""
 
-    name: str = Field(
-        description="boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa or csqa; or a new name, "
-        "with `data`, or `train` and `evaluation`, or `source`, and the columns; or lm_eval:sciq, a task of "
-        "lm-evaluation-harness. Absent with `data`: the file's name.",
-        pattern=r"^(lm_eval:)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$",
-    )
-    source: str | None = Field(
-        None,
-        description="A Hub data set to read instead of the embedded data. Tasks of lm-evaluation-harness: a folder "
-        "with task files of your own.",
-    )
-    data: str | None = Field(
-        None,
-        description="Own benchmarks: one .csv, .jsonl or .parquet file, in place of `train` and `evaluation`. The hash "
-        "of each row decides whether it is to tune on (45 %), to choose with (15 %) or to report on (40 %). Columns "
-        "with common names need not be set: question (or context, prompt, text), choices (or a, b, …), answer (or "
-        "label).",
-    )
+    name: str = Field(pattern=r"^(lm_eval:)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$")
+    """boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa or csqa; or a new name, with `data`, or
+    `train` and `evaluation`, or `source`, and the columns; or lm_eval:sciq, a task of lm-evaluation-harness. Absent
+    with `data`: the file's name."""
+    source: str | None = None
+    """A Hub data set to read instead of the embedded data. Tasks of lm-evaluation-harness: a folder with task files of
+    your own."""
+    data: str | None = None
+    """Own benchmarks: one .csv, .jsonl or .parquet file, in place of `train` and `evaluation`. The hash of each row
+    decides whether it is to tune on (45 %), to choose with (15 %) or to report on (40 %). Columns with common names
+    need not be set: question (or context, prompt, text), choices (or a, b, …), answer (or label)."""
     subset: str | None = Field(None, description="Hub data sets only: the configuration, e.g. ARC-Easy.")
     revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
     train: str | None = Field(None, description="Train split: a .parquet, .jsonl or .csv file, or a Hub split's name.")
     evaluation: str | None = Field(None, description="Evaluation split: a file, or a Hub split's name.")
-    context: str | None = Field(
-        None,
-        description="Own benchmarks: the column with the text before the answer, or a format string of columns, such "
-        'as "{passage}\\nQuestion: {question}\\nAnswer:".',
-    )
-    choices: str | tuple[str, ...] | None = Field(
-        None, description="Own benchmarks: the column with the list of choices, or one column per choice."
-    )
-    answer: str | None = Field(
-        None,
-        description="Own benchmarks: the column with the answer: its index from 0, a letter (A, B, …), or its text. "
-        "Written answers: an accepted text, or a list of them.",
-    )
+    context: str | None = None
+    """Own benchmarks: the column with the text before the answer, or a format string of columns, such as
+    "{passage}\\nQuestion: {question}\\nAnswer:"."""
+    choices: str | tuple[str, ...] | None = None
+    """Own benchmarks: the column with the list of choices, or one column per choice."""
+    answer: str | None = None
+    """Own benchmarks: the column with the answer: its index from 0, a letter (A, B, …), or its text. Written answers:
+    an accepted text, or a list of them."""
     instruction: str | None = Field(None, description="Own benchmarks: the sentence that states the task.")
-    metric: Metric | None = Field(
-        None,
-        description="Headline metric; absent: the benchmark's own, acc_norm for new ones. exact_match and f1 (SQuAD's) "
-        "are for benchmarks without choices, where the model writes the answer.",
-    )
+    metric: Metric | None = None
+    """Headline metric; absent: the benchmark's own, acc_norm for new ones. exact_match and f1 (SQuAD's) are for
+    benchmarks without choices, where the model writes the answer."""
     max_new_tokens: int | None = Field(None, ge=1, le=4096, description="Written answers: maximum tokens; absent: 32.")
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
-        None, min_length=1, description="Strings that end a written answer; absent: the end of the line."
-    )
-    ignore: tuple[Ignored, ...] | None = Field(
-        None,
-        description="Written answers: what exact_match ignores, of case, punctuation, numbers and spaces around the "
-        "answer; absent: case, punctuation, articles and repeated spaces (SQuAD's).",
-    )
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(None, min_length=1)
+    """Strings that end a written answer; absent: the end of the line."""
+    ignore: tuple[Ignored, ...] | None = None
+    """Written answers: what exact_match ignores, of case, punctuation, numbers and spaces around the answer; absent:
+    case, punctuation, articles and repeated spaces (SQuAD's)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -259,11 +227,8 @@ class BenchmarkConfig(Section):
 class PromptConfig(Section):
     """How examples are written as prompts, for both tuning and scoring."""
 
-    template: str = Field(
-        "harness",
-        min_length=1,
-        description="A template set: harness (lm-evaluation-harness's own formatting), generic (one wording for every "
-        "benchmark), task, task-2, task-3 (an instruction for each benchmark, in three wordings), reread (task with "
-        "the question read twice: RE2, arXiv 2309.06275), lettered (choices listed, their letters scored), or your own "
-        ".toml file, like those in data/prompts.",
-    )
+    template: str = Field("harness", min_length=1)
+    """A template set: harness (lm-evaluation-harness's own formatting), generic (one wording for every benchmark),
+    task, task-2, task-3 (an instruction for each benchmark, in three wordings), reread (task with the question read
+    twice: RE2, arXiv 2309.06275), lettered (choices listed, their letters scored), or your own .toml file, like those
+    in data/prompts."""

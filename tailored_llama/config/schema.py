@@ -27,66 +27,41 @@ ROWS = 64  # the tokens of a trimmed vocabulary are a multiple of this
 class PlanConfig(Section):
     """Which coupled groups leave."""
 
-    criterion: Criterion = Field(
-        "taylor_gate",
-        description="How the importance of a coupled group is scored: by gradients (Taylor with gates on whole groups; "
-        "first order by element or by vector; diagonal-Fisher second order; or both orders mixed), by activations "
-        "(Wanda-sp, FLAP), by weight magnitude (L1, L2), or at random.",
-    )
-    shape: Shape = Field(
-        "stock",
-        description="stock: every layer keeps the same widths, so that transformers, llama.cpp, vLLM and others load "
-        "the model as they load any (unless layers are protected); any: groups of all layers are ranked together by "
-        "importance per parameter, so that layers have widths of their own.",
-    )
-    attention_weight: float = Field(
-        3.0,
-        gt=0,
-        description="Factor on the importance of attention groups with shape any. Above 1, more heads are kept: "
-        "other texts need them more than the calibration text shows. FLAP's scores are not multiplied, because they "
-        "are standardised and can be negative.",
-    )
-    kinds: tuple[Kind, ...] = Field(
-        ("attention", "mlp", "vocabulary"),
-        min_length=1,
-        description="Kinds of coupled group that may be removed: attention (a KV head with its query heads), mlp (a "
-        "channel), vocabulary (a token's row of the embedding and of an untied head), layer (a whole decoder layer). "
-        "Tokens leave first, then layers, and the other kinds supply the rest of the ratio.",
-    )
-    layers: int = Field(
-        0,
-        ge=0,
-        description="Kind layer only: how many whole layers leave, those of the least influence (1 − the mean cosine "
-        "between a layer's input and output states on the calibration text). 0, without the kinds attention and mlp: "
-        "as many as come nearest to the ratio.",
-    )
-    vocabulary: int | Literal["auto"] = Field(
-        "auto",
-        description="Kind vocabulary only: tokens kept, a multiple of 64; more stay if fewer would remove more than "
-        "the ratio. auto: the number with which the pruned model loses least on the run's held-out train prompts. "
-        "Which tokens stay is decided by how often the calibration text, the run's train prompts and general text use "
-        "them.",
-    )
+    criterion: Criterion = "taylor_gate"
+    """How the importance of a coupled group is scored: by gradients (Taylor with gates on whole groups; first order by
+    element or by vector; diagonal-Fisher second order; or both orders mixed), by activations (Wanda-sp, FLAP), by
+    weight magnitude (L1, L2), or at random."""
+    shape: Shape = "stock"
+    """stock: every layer keeps the same widths, so that transformers, llama.cpp, vLLM and others load the model as they
+    load any (unless layers are protected); any: groups of all layers are ranked together by importance per parameter,
+    so that layers have widths of their own."""
+    attention_weight: float = Field(3.0, gt=0)
+    """Factor on the importance of attention groups with shape any. Above 1, more heads are kept: other texts need them
+    more than the calibration text shows. FLAP's scores are not multiplied, because they are standardised and can be
+    negative."""
+    kinds: tuple[Kind, ...] = Field(("attention", "mlp", "vocabulary"), min_length=1)
+    """Kinds of coupled group that may be removed: attention (a KV head with its query heads), mlp (a channel),
+    vocabulary (a token's row of the embedding and of an untied head), layer (a whole decoder layer). Tokens leave
+    first, then layers, and the other kinds supply the rest of the ratio."""
+    layers: int = Field(0, ge=0)
+    """Kind layer only: how many whole layers leave, those of the least influence (1 − the mean cosine between a layer's
+    input and output states on the calibration text). 0, without the kinds attention and mlp: as many as come nearest to
+    the ratio."""
+    vocabulary: int | Literal["auto"] = "auto"
+    """Kind vocabulary only: tokens kept, a multiple of 64; more stay if fewer would remove more than the ratio. auto:
+    the number with which the pruned model loses least on the run's held-out train prompts. Which tokens stay is decided
+    by how often the calibration text, the run's train prompts and general text use them."""
     protect_first: int = Field(0, ge=0, description="Leading layers that are not pruned.")
     protect_last: int = Field(0, ge=0, description="Trailing layers that are not pruned.")
-    min_channels: int = Field(
-        64, ge=0, description="Minimum MLP channels kept in every layer; 0: a layer may lose its whole MLP."
-    )
-    min_kv_heads: int = Field(
-        1,
-        ge=0,
-        description="Minimum KV heads kept in every layer, with their query heads; 0: a layer may lose its whole "
-        "attention.",
-    )
-    channel_multiple: int = Field(
-        1,
-        ge=1,
-        description="MLP widths of pruned layers are multiples of this (64 or 128 suits matrix units). A layer that "
-        "loses no channels keeps its width.",
-    )
-    steps: int = Field(
-        1, ge=1, le=64, description="Number of equal pruning steps; importance is scored again before each."
-    )
+    min_channels: int = Field(64, ge=0)
+    """Minimum MLP channels kept in every layer; 0: a layer may lose its whole MLP."""
+    min_kv_heads: int = Field(1, ge=0)
+    """Minimum KV heads kept in every layer, with their query heads; 0: a layer may lose its whole attention."""
+    channel_multiple: int = Field(1, ge=1)
+    """MLP widths of pruned layers are multiples of this (64 or 128 suits matrix units). A layer that loses no channels
+    keeps its width."""
+    steps: int = Field(1, ge=1, le=64)
+    """Number of equal pruning steps; importance is scored again before each."""
 
     @field_validator("vocabulary", mode="before")
     @classmethod
@@ -99,11 +74,8 @@ class PlanConfig(Section):
 class PruningConfig(PlanConfig):
     """What is removed, and by which rule."""
 
-    ratios: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.2,),
-        min_length=1,
-        description="Fractions of all parameters to remove, embeddings included; each gives one model.",
-    )
+    ratios: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((0.2,), min_length=1)
+    """Fractions of all parameters to remove, embeddings included; each gives one model."""
 
     @field_validator("ratios")
     @classmethod
@@ -116,16 +88,13 @@ class PruningConfig(PlanConfig):
 class ReconstructionConfig(Section):
     """How the kept weights are fitted on the calibration text, to compensate for the removed ones."""
 
-    method: Reconstruction = Field(
-        "sequential",
-        description="What is fitted by ridge least squares. sequential: all projections, to the dense model's outputs "
-        "and residual stream, on activations from the layers already pruned; static: o_proj and down_proj, to the "
-        "dense layer's outputs, on the dense model's activations; bias: a bias of both, to the mean of what was "
-        "removed (FLAP's compensation); none: nothing.",
-    )
-    ridge: float = Field(
-        0.1, gt=0, le=1, description="Ridge pull to the dense weights, as a fraction of the mean squared activation."
-    )
+    method: Reconstruction = "sequential"
+    """What is fitted by ridge least squares. sequential: all projections, to the dense model's outputs and residual
+    stream, on activations from the layers already pruned; static: o_proj and down_proj, to the dense layer's outputs,
+    on the dense model's activations; bias: a bias of both, to the mean of what was removed (FLAP's compensation); none:
+    nothing."""
+    ridge: float = Field(0.1, gt=0, le=1)
+    """Ridge pull to the dense weights, as a fraction of the mean squared activation."""
 
 
 Benchmark = Annotated[BenchmarkConfig, BeforeValidator(as_benchmark)]
@@ -134,11 +103,8 @@ Benchmark = Annotated[BenchmarkConfig, BeforeValidator(as_benchmark)]
 class RunConfig(Section):
     """Everything one run of the pipeline needs."""
 
-    benchmarks: tuple[Benchmark, ...] = Field(
-        (BenchmarkConfig(name="arc_easy"),),
-        min_length=1,
-        description="Names of benchmarks, files with one, or tables that define one.",
-    )
+    benchmarks: tuple[Benchmark, ...] = Field((BenchmarkConfig(name="arc_easy"),), min_length=1)
+    """Names of benchmarks, files with one, or tables that define one."""
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random draws: calibration, shots, adapters, dropout.")
     model: ModelConfig = ModelConfig()
     calibration: CalibrationConfig = CalibrationConfig()

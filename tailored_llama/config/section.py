@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, and unknown fields are errors."""
+    """Base of every section: immutable, and unknown fields are errors; docstrings of fields are their descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 S = TypeVar("S", bound=Section)

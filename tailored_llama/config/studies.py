@@ -38,17 +38,14 @@ REFERENCES = (GENERIC, "harness")  # template sets that the chosen one is compar
 class SweepConfig(RunConfig):
     """A run configuration, and the settings that differ between its cells."""
 
-    grid: tuple[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], ...] = Field(
-        min_length=1,
-        description='Tables of dotted field → list of values, such as "pruning.criterion" = ["flap", "random"]; '
-        "each table gives one cell for every combination of its values. Each of pruning.ratios is a cell of its own; "
-        "cells that differ only in seed share a row of the results. prompts.template = searched selects, for each "
-        "benchmark, the shipped set with the best score of the cell's untuned model on the shots and held-out "
-        "examples; the dense model keeps the run's own set.",
-    )
-    labels: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), description="Name of each table of the grid; absent: cells are named by the settings that differ."
-    )
+    grid: tuple[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], ...] = Field(min_length=1)
+    """Tables of dotted field → list of values, such as "pruning.criterion" = ["flap", "random"]; each table gives one
+    cell for every combination of its values. Each of pruning.ratios is a cell of its own; cells that differ only in
+    seed share a row of the results. prompts.template = searched selects, for each benchmark, the shipped set with the
+    best score of the cell's untuned model on the shots and held-out examples; the dense model keeps the run's own
+    set."""
+    labels: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Name of each table of the grid; absent: cells are named by the settings that differ."""
     scored: bool = Field(True, description="Score the benchmarks as well as the perplexity.")
     tailored: bool = Field(False, description="Tune the cells' models and score them beside the dense model.")
     axis: str = Field(RATIOS, description="Field of the grid on the x-axis of the curves, such as tuning.shots.")
@@ -193,17 +190,11 @@ def _setting_text(run: RunConfig, field: str) -> str:
 class PromptStudyConfig(RunConfig):
     """A run configuration, the template sets to choose from, and the examples to choose on."""
 
-    templates: tuple[str, ...] = Field(
-        (),
-        description="Template sets to choose from: shipped names or .toml files. The first wins a tie. Absent: all "
-        "shipped sets that suit the benchmark.",
-    )
-    examples: int = Field(
-        200,
-        ge=1,
-        description="Train examples of each benchmark to choose on, drawn by seed from those neither tuned on nor "
-        "held out.",
-    )
+    templates: tuple[str, ...] = ()
+    """Template sets to choose from: shipped names or .toml files. The first wins a tie. Absent: all shipped sets that
+    suit the benchmark."""
+    examples: int = Field(200, ge=1)
+    """Train examples of each benchmark to choose on, drawn by seed from those neither tuned on nor held out."""
     pruned: bool = Field(False, description="Study the model pruned at the run's only ratio, instead of the dense one.")
 
 

@@ -21,103 +21,71 @@ class TrainingConfig(Section):
     """An adapter, or all weights, and how they are trained."""
 
     rank: int = Field(8, ge=1, le=1024, description="LoRA rank r: the width of each update.")
-    alpha: int = Field(
-        16, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r (variant rslora: α / √r)."
-    )
+    alpha: int = Field(16, ge=1, le=4096)
+    """LoRA scale α; the update is multiplied by α / r (variant rslora: α / √r)."""
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of each adapter.")
-    variant: Variant = Field(
-        "lora", description="What is trained: an adapter of a kind (LoRA: arXiv 2106.09685), or all weights."
-    )
+    variant: Variant = "lora"
+    """What is trained: an adapter of a kind (LoRA: arXiv 2106.09685), or all weights."""
     targets: tuple[Projection, ...] = Field(PROJECTIONS, min_length=1, description="Projections that get an adapter.")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="Precision of matrix products over float32 weights; bfloat16 is about twice as fast where the "
-        "hardware has it. Where the checkpoint is in bfloat16, its products are in bfloat16 in any case. What is "
-        "trained, gradients and the optimiser stay in float32, other weights in the checkpoint's type.",
-    )
-    optimizer: Optimizer = Field(
-        "adamw_torch",
-        description="Optimiser, by its name in transformers. Those in 8 bits hold a quarter of AdamW's state, and need "
-        "bitsandbytes. With execution.device = balanced: adamw_torch.",
-    )
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of matrix products over float32 weights; bfloat16 is about twice as fast where the hardware has it.
+    Where the checkpoint is in bfloat16, its products are in bfloat16 in any case. What is trained, gradients and the
+    optimiser stay in float32, other weights in the checkpoint's type."""
+    optimizer: Optimizer = "adamw_torch"
+    """Optimiser, by its name in transformers. Those in 8 bits hold a quarter of AdamW's state, and need bitsandbytes.
+    With execution.device = balanced: adamw_torch."""
     learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak learning rate.")
-    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
-        "cosine", description="Learning-rate schedule, by its name in transformers; constant has no warm-up."
-    )
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Learning-rate schedule, by its name in transformers; constant has no warm-up."""
     warmup: float = Field(0.1, ge=0, lt=1, description="Fraction of the steps used for warm-up.")
     batch_size: int = Field(4, ge=1, description="Examples per optimiser step.")
-    micro_batch_tokens: int = Field(
-        2048,
-        ge=64,
-        description="Tokens in one forward pass of a step, halved when memory runs out. Each pass draws its own "
-        "dropout.",
-    )
+    micro_batch_tokens: int = Field(2048, ge=64)
+    """Tokens in one forward pass of a step, halved when memory runs out. Each pass draws its own dropout."""
 
 
 class DistillationConfig(Section):
     """Distillation from the dense model's next-token distributions, cached once (arXiv 1503.02531)."""
 
-    weight: float = Field(
-        0.0,
-        ge=0,
-        le=100,
-        description="In tuning, weight of the divergence from the dense model on the examples and on text, added to "
-        "the loss on the right choices; 0: no distillation. In healing, the divergence is the only loss.",
-    )
-    temperature: float = Field(
-        1.0, gt=0, le=20, description="Logits are divided by this; above 1, unlikely tokens weigh more."
-    )
-    top: int = Field(
-        32, ge=1, le=1024, description="Most likely tokens kept of each distribution; the rest count as one."
-    )
-    sequences: int = Field(
-        2, ge=0, le=1024, description="In tuning, sequences of calibration text added to the examples of each step."
-    )
+    weight: float = Field(0.0, ge=0, le=100)
+    """In tuning, weight of the divergence from the dense model on the examples and on text, added to the loss on the
+    right choices; 0: no distillation. In healing, the divergence is the only loss."""
+    temperature: float = Field(1.0, gt=0, le=20)
+    """Logits are divided by this; above 1, unlikely tokens weigh more."""
+    top: int = Field(32, ge=1, le=1024)
+    """Most likely tokens kept of each distribution; the rest count as one."""
+    sequences: int = Field(2, ge=0, le=1024)
+    """In tuning, sequences of calibration text added to the examples of each step."""
 
 
 class HealingConfig(TrainingConfig):
     """General recovery before tailoring: the pruned model distilled on plain text, by LoRA or in all its weights."""
 
-    tokens: int = Field(
-        0,
-        ge=0,
-        le=20_000_000,
-        description="Tokens to train on, in whole sequences of calibration.tokens; 0: no healing. The teacher outputs "
-        "take about 200 bytes of disk per token, at the default distillation.top.",
-    )
-    source: Sources | None = Field(
-        None,
-        description="The text to train on, with the same values as calibration.source; absent: the calibration text. "
-        'A column of its own stands in a table, such as [{source = "hellaswag", column = "query"}].',
-    )
-    variant: Literal["lora", "rslora", "dora", "full"] = Field(
-        "lora",
-        description="As in tuning, merged into the weights; or full: all weights are trained, in float32, which takes "
-        "16 bytes a parameter beside the activations. It wants a lower learning_rate, such as 3e-4.",
-    )
+    tokens: int = Field(0, ge=0, le=20_000_000)
+    """Tokens to train on, in whole sequences of calibration.tokens; 0: no healing. The teacher outputs take about 200
+    bytes of disk per token, at the default distillation.top."""
+    source: Sources | None = None
+    """The text to train on, with the same values as calibration.source; absent: the calibration text. A column of its
+    own stands in a table, such as [{source = "hellaswag", column = "query"}]."""
+    variant: Literal["lora", "rslora", "dora", "full"] = "lora"
+    """As in tuning, merged into the weights; or full: all weights are trained, in float32, which takes 16 bytes a
+    parameter beside the activations. It wants a lower learning_rate, such as 3e-4."""
     rank: int = Field(64, ge=1, le=1024, description="LoRA rank r: the width of each update.")
     alpha: int = Field(64, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate.")
-    batch_size: int = Field(
-        1, ge=1, description="Text sequences per optimiser step; fewer give more steps for the same tokens."
-    )
-    held_out: int = Field(
-        8,
-        ge=0,
-        description="Sequences of the text that are not trained on, at most a tenth of them. The divergence on them is "
-        "measured at every tenth of the steps; healing ends when it has not fallen twice in a row. 0: none.",
-    )
+    batch_size: int = Field(1, ge=1)
+    """Text sequences per optimiser step; fewer give more steps for the same tokens."""
+    held_out: int = Field(8, ge=0)
+    """Sequences of the text that are not trained on, at most a tenth of them. The divergence on them is measured at
+    every tenth of the steps; healing ends when it has not fallen twice in a row. 0: none."""
 
 
 class AdapterConfig(TrainingConfig):
     """An adapter for a task, and when its training ends."""
 
-    variant: Literal["lora", "rslora", "dora", "prompt"] = Field(
-        "lora",
-        description="lora: updates scaled by α / r; rslora: by α / √r (arXiv 2312.03732); dora: weights split into "
-        "direction and magnitude (arXiv 2402.09353); prompt: a soft prompt, which is embeddings before the text and "
-        "changes no weights (arXiv 2104.08691).",
-    )
+    variant: Literal["lora", "rslora", "dora", "prompt"] = "lora"
+    """lora: updates scaled by α / r; rslora: by α / √r (arXiv 2312.03732); dora: weights split into direction and
+    magnitude (arXiv 2402.09353); prompt: a soft prompt, which is embeddings before the text and changes no weights
+    (arXiv 2104.08691)."""
 
     virtual_tokens: int = Field(20, ge=1, le=1024, description="Variant prompt: number of virtual tokens.")
     epochs: int = Field(3, ge=1, le=1000, description="Maximum passes over the training examples.")
@@ -127,27 +95,18 @@ class AdapterConfig(TrainingConfig):
 class TuningConfig(AdapterConfig):
     """LoRA on a few examples of one benchmark (arXiv 2410.19185, section 4)."""
 
-    examples: Literal["benchmark", "mixture", "none"] = Field(
-        "benchmark",
-        description="benchmark: one adapter per benchmark, trained on its own examples; mixture: the baseline for "
-        "tailoring, one adapter trained on as many examples in total, drawn from all benchmarks and always written "
-        "with the template `generic`; none: no adapter.",
-    )
+    examples: Literal["benchmark", "mixture", "none"] = "benchmark"
+    """benchmark: one adapter per benchmark, trained on its own examples; mixture: the baseline for tailoring, one
+    adapter trained on as many examples in total, drawn from all benchmarks and always written with the template
+    `generic`; none: no adapter."""
     shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
-    held_out: int = Field(
-        50,
-        ge=0,
-        description="Further train examples, for early stopping and to compare the adapter with none; 0: neither. Of a "
-        "file that is divided (benchmarks.data), at most as many.",
-    )
-    keep: Literal["better", "always"] = Field(
-        "better",
-        description="Whether a finished model (store.export) gets its adapter. better: if the adapter is better than "
-        "none on the held-out examples, within their error; otherwise the untuned model is exported. always: in any "
-        "case. Scores of the tailored model are reported either way.",
-    )
-    dense: bool = Field(
-        True,
-        description="Flows tailor and sweep, where the pruned model is tuned: also tune the dense model on the same "
-        "shots, without teacher or healing, and score it: what pruning really costs after tailoring.",
-    )
+    held_out: int = Field(50, ge=0)
+    """Further train examples, for early stopping and to compare the adapter with none; 0: neither. Of a file that is
+    divided (benchmarks.data), at most as many."""
+    keep: Literal["better", "always"] = "better"
+    """Whether a finished model (store.export) gets its adapter. better: if the adapter is better than none on the
+    held-out examples, within their error; otherwise the untuned model is exported. always: in any case. Scores of the
+    tailored model are reported either way."""
+    dense: bool = True
+    """Flows tailor and sweep, where the pruned model is tuned: also tune the dense model on the same shots, without
+    teacher or healing, and score it: what pruning really costs after tailoring."""

@@ -41,9 +41,8 @@ class Layout(Section):
 
     layout: str = Field(min_length=1, description="The context: what the model reads.")
     continuation: str = Field("{choice}", min_length=1, description="What is scored after the context.")
-    instruction: str | None = Field(
-        None, min_length=1, description="A sentence put before the question, or before the solved examples."
-    )
+    instruction: str | None = Field(None, min_length=1)
+    """A sentence put before the question, or before the solved examples."""
 
     @property
     def in_context(self) -> set[str]:
@@ -61,11 +60,9 @@ class Template(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="The set's name in tables and reports.")
     source: str = Field(min_length=1, description="Where the wording comes from.")
-    specific: bool = Field(
-        False,
-        description="Whether its instructions state each benchmark's own task. If so, a benchmark's configured "
-        "`instruction` replaces the set's.",
-    )
+    specific: bool = False
+    """Whether its instructions state each benchmark's own task. If so, a benchmark's configured `instruction` replaces
+    the set's."""
     shown: str = Field("{letter}. {choice}", min_length=1, description="Format of each choice in `listed`.")
     own: Layout | None = None
     boolq: Layout | None = None

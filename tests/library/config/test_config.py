@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from tailored_llama.config import (
     BenchmarkConfig,
+    GoalConfig,
     PromptStudyConfig,
     RunConfig,
     Section,
@@ -27,6 +28,7 @@ from tailored_llama.config import (
     study_of,
     validate_config,
 )
+from tailored_llama.config.inputs import SourceConfig
 from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.errors import InputError
 
@@ -76,7 +78,7 @@ def sections(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 FIELDS = [
     pytest.param(field, id=f"{section.__name__}.{name}")
-    for section in (*sections(SweepConfig), PromptStudyConfig, BenchmarkConfig)
+    for section in (*sections(SweepConfig), PromptStudyConfig, BenchmarkConfig, GoalConfig, SourceConfig)
     for name, field in section.model_fields.items()
     if not isinstance(field.default, Section)
 ]
