@@ -15,6 +15,7 @@ from tailored_llama.config import (
     SmallestConfig,
     StoreConfig,
     SweepConfig,
+    TransferConfig,
 )
 from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, run_only
 from tailored_llama.store import ArtifactRef
@@ -54,7 +55,7 @@ def sweep(config: SweepConfig) -> ArtifactRef:
 
 
 @flow(flow_run_name=run_name, persist_result=False, task_runner=THREADED)
-def transfer(config: RunConfig) -> ArtifactRef:
+def transfer(config: TransferConfig) -> ArtifactRef:
     """Tailor to each benchmark, score on all; a failed row or cell appears in the table and stops no other."""
     return compose("transfer", config)
 

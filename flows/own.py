@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
-from tailored_llama.config import RunConfig, read_config_data, study_of
+from tailored_llama.config import RunConfig, load_config, read_config_data, study_of
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS
 
@@ -60,7 +60,7 @@ def _read(file: str, overrides: list[str]) -> tuple[str, RunConfig]:
             overrides.append(f"{field}={json.dumps(value)}")
     study = study_of(file, overrides)
     composition = COMPOSITIONS[study]
-    config = composition.load(file, overrides)
+    config = load_config(file, overrides, composition.kind)
     composition.check(config)
     return study, config
 

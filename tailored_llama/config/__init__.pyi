@@ -31,7 +31,6 @@ from .execution import as_gguf_type as as_gguf_type
 from .goal import GoalConfig as GoalConfig
 from .goal import SmallestConfig as SmallestConfig
 from .goal import bases_of as bases_of
-from .goal import load_smallest as load_smallest
 from .harness import FUNCTION as FUNCTION
 from .harness import PREFIX as PREFIX
 from .harness import HarnessTask as HarnessTask
@@ -79,11 +78,8 @@ from .studies import UNTUNED_MODEL as UNTUNED_MODEL
 from .studies import PromptStudyConfig as PromptStudyConfig
 from .studies import SweepCell as SweepCell
 from .studies import SweepConfig as SweepConfig
-from .studies import check_transfer as check_transfer
+from .studies import TransferConfig as TransferConfig
 from .studies import dense_runs as dense_runs
-from .studies import load_study as load_study
-from .studies import load_sweep as load_sweep
-from .studies import load_transfer as load_transfer
 from .studies import study_of as study_of
 from .studies import sweep_cells as sweep_cells
 from .studies import tuned_dense_cells as tuned_dense_cells

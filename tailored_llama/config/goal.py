@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from tailored_llama.config.execution import GgufType
 from tailored_llama.config.inputs import WRITTEN
-from tailored_llama.config.loading import read_config_data, validate_as
 from tailored_llama.config.schema import RunConfig
 from tailored_llama.config.section import Section
 
@@ -92,15 +90,6 @@ class SmallestConfig(RunConfig):
     def file_types(self) -> tuple[GgufType | None, ...]:
         """The types of file to choose from; None is a checkpoint in 16 bits."""
         return self.goal.types if self.goal.runtime == "llama.cpp" else (None,)
-
-
-def load_smallest(path: str | Path | None, overrides: list[str] | None = None) -> SmallestConfig:
-    """Read a TOML file with a goal as `load_config` reads a run's.
-
-    Raises:
-        InputError: as `load_config`.
-    """
-    return validate_as(SmallestConfig, read_config_data(path, overrides))
 
 
 def bases_of(config: SmallestConfig) -> list[SmallestConfig]:

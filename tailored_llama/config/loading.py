@@ -18,8 +18,10 @@ from tailored_llama.errors import InputError
 Model = TypeVar("Model", bound=Section)
 
 
-def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
-    """Read a TOML run configuration and apply `key=value` overrides to it.
+def load_config(
+    path: str | Path | None, overrides: list[str] | None = None, kind: type[RunConfig] = RunConfig
+) -> RunConfig:
+    """Read a TOML configuration of a run, a study or a search, and apply `key=value` overrides to it.
 
     Paths inside the file are relative to the working directory. The value of an override is parsed as TOML, or
     taken as a plain string if that fails (`--set model.source=./my-model`).
@@ -27,7 +29,7 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
     Raises:
         InputError: the file is missing or not TOML, or a field is unknown or out of bounds.
     """
-    return validate_config(read_config_data(path, overrides))
+    return validate_as(kind, read_config_data(path, overrides))
 
 
 def read_config_data(path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:

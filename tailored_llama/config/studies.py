@@ -10,11 +10,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tailored_llama.config.derived import GENERIC, healing_text
 from tailored_llama.config.goal import SmallestConfig
-from tailored_llama.config.loading import assign, load_config, read_config_data, validate_as, validate_config
+from tailored_llama.config.loading import assign, read_config_data, validate_config
 from tailored_llama.config.schema import RunConfig
 from tailored_llama.config.training import DistillationConfig
 from tailored_llama.errors import InputError
@@ -50,6 +50,11 @@ class SweepConfig(RunConfig):
     tailored: bool = Field(False, description="Tune the cells' models and score them beside the dense model.")
     axis: str = Field(RATIOS, description="Field of the grid on the x-axis of the curves, such as tuning.shots.")
 
+    @model_validator(mode="after")
+    def _valid_cells(self) -> SweepConfig:
+        tuned_dense_cells(self, sweep_cells(self))
+        return self
+
 
 @dataclass(frozen=True)
 class SweepCell:
@@ -68,17 +73,6 @@ class SweepCell:
 
 
 SWEEP_FIELDS = set(SweepConfig.model_fields) - set(RunConfig.model_fields)
-
-
-def load_sweep(path: str | Path | None, overrides: list[str] | None = None) -> SweepConfig:
-    """Read a sweep's TOML file as `load_config` reads a run's, and check every cell.
-
-    Raises:
-        InputError: as `load_config`; or a cell is not a valid run.
-    """
-    config = validate_as(SweepConfig, read_config_data(path, overrides))
-    tuned_dense_cells(config, sweep_cells(config))
-    return config
 
 
 def sweep_cells(config: SweepConfig) -> list[SweepCell]:
@@ -197,48 +191,32 @@ class PromptStudyConfig(RunConfig):
     """Train examples of each benchmark to choose on, drawn by seed from those neither tuned on nor held out."""
     pruned: bool = Field(False, description="Study the model pruned at the run's only ratio, instead of the dense one.")
 
-
-def load_study(path: str | Path | None, overrides: list[str] | None = None) -> PromptStudyConfig:
-    """Read a prompt study's TOML file as `load_config` reads a run's.
-
-    Raises:
-        InputError: as `load_config`; or a pruned model is studied at several ratios.
-    """
-    config = validate_as(PromptStudyConfig, read_config_data(path, overrides))
-    if config.pruned and len(config.pruning.ratios) != 1:
-        raise InputError(f"pruning.ratios: got {list(config.pruning.ratios)}; allowed: one ratio with pruned = true")
-    return config
+    @model_validator(mode="after")
+    def _pruned_once(self) -> PromptStudyConfig:
+        if self.pruned and len(ratios := self.pruning.ratios) > 1:
+            raise ValueError(f"pruning.ratios: got {list(ratios)}; allowed: one ratio with pruned = true")
+        return self
 
 
-def load_transfer(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
-    """Read a run configuration and check it with `check_transfer`.
+class TransferConfig(RunConfig):
+    """A run configuration with one ratio and several benchmarks, each tuned on alone."""
 
-    Raises:
-        InputError: as `load_config` or `check_transfer`.
-    """
-    config = load_config(path, overrides)
-    check_transfer(config)
-    return config
-
-
-def check_transfer(config: RunConfig) -> float:
-    """Check that a run suits a transfer study; return its only ratio.
-
-    Raises:
-        InputError: the run has several ratios, only one benchmark or a mixture, or a benchmark has another row's name.
-    """
-    names = [benchmark.name for benchmark in config.benchmarks]
-    if len(config.pruning.ratios) > 1:
-        raise InputError(f"pruning.ratios: got {list(config.pruning.ratios)}; allowed: one ratio")
-    if config.tuning.examples != "benchmark":
-        raise InputError(
-            f"tuning.examples: got {config.tuning.examples!r}; allowed: 'benchmark'; the study adds a mixture itself"
-        )
-    if len(names) < 2:
-        raise InputError(f"benchmarks: got {names[0]} alone; allowed: at least two, to tune on one and score on others")
-    if taken := next((name for name in names if name in (DENSE, GENERIC)), None):
-        raise InputError(f"benchmarks: got {taken!r}; allowed: another name, as a model has this one")
-    return config.pruning.ratios[0]
+    @model_validator(mode="after")
+    def _transferable(self) -> TransferConfig:
+        ratios, examples, names = self.pruning.ratios, self.tuning.examples, [own.name for own in self.benchmarks]
+        if len(ratios) > 1:
+            raise ValueError(f"pruning.ratios: got {list(ratios)}; allowed: one ratio")
+        if examples != "benchmark":
+            raise ValueError(
+                f"tuning.examples: got {examples!r}; allowed: 'benchmark'; the study adds a mixture itself"
+            )
+        if len(names) < 2:
+            raise ValueError(
+                f"benchmarks: got {names[0]} alone; allowed: at least two, to tune on one and score on others"
+            )
+        if taken := next((name for name in names if name in (DENSE, GENERIC)), None):
+            raise ValueError(f"benchmarks: got {taken!r}; allowed: another name, as a model has this one")
+        return self
 
 
 def study_of(path: str | Path, overrides: list[str] | None = None) -> str:

@@ -13,13 +13,14 @@ from rich.console import Console
 
 from tailored_llama import preflight, reports
 from tailored_llama.config import (
+    PromptStudyConfig,
+    RunConfig,
+    SmallestConfig,
     StoreConfig,
+    SweepConfig,
+    TransferConfig,
     exported,
     load_config,
-    load_smallest,
-    load_study,
-    load_sweep,
-    load_transfer,
 )
 from tailored_llama.console import console
 from tailored_llama.errors import InputError, one_line
@@ -40,7 +41,7 @@ class Composition:
     Args:
         about: what it does, in one sentence.
         example: a configuration file.
-        load: reads a file with overrides.
+        kind: the class of its configuration.
         check: checks a configuration before any work.
         compose: calls the stages; returns the reference of the report.
         table: the report's folder → its table for the terminal.
@@ -51,7 +52,7 @@ class Composition:
 
     about: str
     example: str
-    load: Callable[[str | Path | None, list[str] | None], Any]
+    kind: type[RunConfig]
     check: Callable[[Any], None]
     compose: Callable[[Runner, Any], ArtifactRef]
     table: Callable[[Path], Any]
@@ -64,7 +65,7 @@ COMPOSITIONS = {
     "tailor": Composition(
         "Prune, tailor, score and report: the whole pipeline.",
         "data/quickstart.toml",
-        load_config,
+        RunConfig,
         preflight.preflight_tailor,
         tailor,
         lambda folder: reports.recovery_table(folder),
@@ -74,7 +75,7 @@ COMPOSITIONS = {
     "sweep": Composition(
         "Measure every cell of a grid of settings, and draw the curves.",
         "data/sweep.toml",
-        load_sweep,
+        SweepConfig,
         preflight.preflight_sweep,
         sweep,
         lambda folder: reports.sweep_table(folder),
@@ -83,7 +84,7 @@ COMPOSITIONS = {
     "transfer": Composition(
         "Score the adapter of each benchmark on all benchmarks.",
         "data/transfer.toml",
-        load_transfer,
+        TransferConfig,
         preflight.preflight,
         transfer,
         lambda folder: reports.transfer_table(folder),
@@ -92,7 +93,7 @@ COMPOSITIONS = {
     "smallest": Composition(
         "Find the smallest model that still does the job, and prove that it does.",
         "data/smallest.toml",
-        load_smallest,
+        SmallestConfig,
         check_smallest,
         smallest,
         lambda folder: reports.smallest_table(folder),
@@ -103,7 +104,7 @@ COMPOSITIONS = {
     "prompts": Composition(
         "Choose a template set on train examples, and report it on the evaluation split.",
         "data/prompts-study.toml",
-        load_study,
+        PromptStudyConfig,
         preflight.preflight_prompts,
         prompts,
         lambda folder: reports.study_table(folder),
@@ -129,7 +130,7 @@ def run_composition(
     composition = COMPOSITIONS[name]
     failed: dict[str, Exception] = {}
     try:
-        config = composition.load(file, overrides)
+        config = load_config(file, overrides, composition.kind)
         composition.check(config)
         for line in composition.announce(config):
             console.print(line, highlight=False, soft_wrap=True)

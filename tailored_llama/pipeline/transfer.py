@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from tailored_llama.config import DENSE, GENERIC, UNREAD_BY_TRANSFER, UNTUNED_MODEL, RunConfig, as_shown, check_transfer
+from tailored_llama.config import DENSE, GENERIC, UNREAD_BY_TRANSFER, UNTUNED_MODEL, RunConfig, TransferConfig, as_shown
 from tailored_llama.errors import one_line
 from tailored_llama.evaluation import TransferScore
 from tailored_llama.pipeline import stages, steps
@@ -14,13 +14,13 @@ from tailored_llama.pipeline.steps import Dense, Lesson
 from tailored_llama.store import ArtifactRef
 
 
-def transfer(run: Runner, config: RunConfig) -> ArtifactRef:
+def transfer(run: Runner, config: TransferConfig) -> ArtifactRef:
     """Tailor to each benchmark, score on all; a failed row or cell appears in the table and stops no other.
 
     Raises:
         IncompleteRun: at the end, if a cell failed.
     """
-    ratio = check_transfer(config)
+    (ratio,) = config.pruning.ratios
     names = [benchmark.name for benchmark in config.benchmarks]
     prompts = steps.render_all(run, config)
     dense = steps.prepare_dense(run, config, prompts)

@@ -32,9 +32,10 @@ from tailored_llama.config import (
     GENERIC,
     UNTUNED_MODEL,
     PromptStudyConfig,
-    RunConfig,
     SmallestConfig,
     SweepConfig,
+    TransferConfig,
+    validate_as,
     validate_config,
 )
 from tailored_llama.errors import InputError
@@ -272,7 +273,7 @@ def test_a_transfer_s_cells_fail_alone(two: dict[str, Any], workers: Workers) ->
         if name == "tune shades @ 0.20":
             raise RuntimeError("a shape is wrong")
 
-    config: RunConfig = validate_config(two | DISPATCH)
+    config = validate_as(TransferConfig, two | DISPATCH)
     workers(break_one)
     with pytest.raises(IncompleteRun) as ended:
         transfer(config)

@@ -14,7 +14,7 @@ from flows.__main__ import main
 from flows.compositions import FLOWS, tailor
 from helpers import as_toml
 from services import ROOT
-from tailored_llama.config import validate_config
+from tailored_llama.config import load_config, validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS
 
@@ -44,7 +44,7 @@ def test_a_flow_runs_to_its_end_and_all_of_it_is_found_without_prefect(
     assert states["load colours"][0] == "Completed"
     before = built(root)
     assert len(before) == sum(seen.count("Completed") for seen in states.values())
-    report = compose(name, COMPOSITIONS[name].load(path, []))
+    report = compose(name, load_config(path, kind=COMPOSITIONS[name].kind))
     assert built(root) == before
     assert kinds(root).count(report.parent.name) == 1
 

@@ -10,7 +10,7 @@ from prefect.utilities.schema_tools import validate
 
 from flows.compositions import FLOWS
 from flows.own import parameters_of
-from tailored_llama.config import study_of
+from tailored_llama.config import load_config, study_of
 from tailored_llama.pipeline import COMPOSITIONS
 
 SHIPPED = sorted((Path(__file__).parents[2] / "data").glob("*.toml"))
@@ -19,7 +19,7 @@ SHIPPED = sorted((Path(__file__).parents[2] / "data").glob("*.toml"))
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_the_server_takes_every_shipped_configuration_and_reads_the_same(file: Path) -> None:
     study = study_of(file, [])
-    config = COMPOSITIONS[study].load(file, [])
+    config = load_config(file, kind=COMPOSITIONS[study].kind)
     parameters = parameters_of(config)
     schema = parameter_schema(FLOWS[study]).model_dump(exclude_unset=True)  # type: ignore[arg-type]
     assert list(validate(parameters, schema, raise_on_error=False)) == []

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from tailored_llama.config import load_smallest
+from tailored_llama.config import SmallestConfig, load_config
 from tailored_llama.evaluation import Rung
 from tailored_llama.models import read_structure
 from tailored_llama.pipeline import StoreRunner
@@ -26,7 +26,7 @@ from tailored_llama.pipeline.candidates import SearchState, begin, file_bytes, m
 def main(
     config: Path, out: Path, overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None
 ) -> None:
-    run_config = load_smallest(config, overrides)
+    run_config = load_config(config, overrides, SmallestConfig)
     run = StoreRunner(run_config.store, run_config.execution)
     state = begin(run, run_config)
     reference = score(run, state.bases[0], state.reference, "evaluation")

@@ -17,13 +17,11 @@ from tailored_llama.config import (
     PromptStudyConfig,
     RunConfig,
     Section,
+    SmallestConfig,
     SweepConfig,
+    TransferConfig,
     healing_text,
     load_config,
-    load_smallest,
-    load_study,
-    load_sweep,
-    load_transfer,
     reads_prompts,
     study_of,
     validate_config,
@@ -34,10 +32,11 @@ from tailored_llama.errors import InputError
 
 SHIPPED = sorted((Path(__file__).parents[3] / "data").glob("*.toml"))
 SWEEPS = ("sweep", "recovery", "recovery-small", "reach", "shots", "soft-prompts", "models")
-LOADERS = dict.fromkeys(SWEEPS, load_sweep) | {
-    "prompts-study": load_study,
-    "transfer": load_transfer,
-    "smallest": load_smallest,
+KINDS: dict[str, type[RunConfig]] = {
+    **dict.fromkeys(SWEEPS, SweepConfig),
+    "prompts-study": PromptStudyConfig,
+    "transfer": TransferConfig,
+    "smallest": SmallestConfig,
 }
 
 
@@ -47,7 +46,7 @@ def exactly(message: str) -> str:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_shipped_configuration_validates(path: Path) -> None:
-    config = LOADERS.get(path.stem, load_config)(path)
+    config = load_config(path, kind=KINDS.get(path.stem, RunConfig))
     assert type(config).model_validate(config.model_dump(mode="json")) == config  # what Prefect stores and hands back
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tailored_llama.config import SmallestConfig, load_smallest
+from tailored_llama.config import SmallestConfig, load_config
 from tailored_llama.config.goal import RATIOS_TO_TRY, bases_of
 from tailored_llama.config.loading import validate_as
 from tailored_llama.errors import InputError
@@ -95,6 +95,6 @@ def test_written_answers_have_no_probability_of_the_right_choice(tmp_path: Path)
         '[model]\nsource = "base"\n[goal]\nmeasure = "probability"\n'
     )
     with pytest.raises(InputError) as told:
-        load_smallest(config)
+        load_config(config, kind=SmallestConfig)
     assert str(told.value) == "goal.measure: got 'probability' with written answers; allowed: accuracy"
-    assert load_smallest(config, ["goal.measure=accuracy"]) == configure(benchmarks=[benchmark])
+    assert load_config(config, ["goal.measure=accuracy"], SmallestConfig) == configure(benchmarks=[benchmark])

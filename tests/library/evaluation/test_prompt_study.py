@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tailored_llama.config import BenchmarkConfig, PromptStudyConfig, load_study
+from tailored_llama.config import BenchmarkConfig, PromptStudyConfig, load_config
 from tailored_llama.data import candidates
 from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
@@ -26,6 +26,10 @@ from tailored_llama.store import write_table
 def study_file(folder: Path, text: str) -> Path:
     (folder / "study.toml").write_text(text)
     return folder / "study.toml"
+
+
+def load_study(path: Path) -> Any:
+    return load_config(path, kind=PromptStudyConfig)
 
 
 def test_all_shipped_sets_are_compared_where_none_is_named() -> None:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from helpers import save_tiny_llama
-from tailored_llama.config import SweepConfig, dense_runs, load_sweep, sweep_cells, tuned_dense_cells
+from tailored_llama.config import SweepConfig, dense_runs, load_config, sweep_cells, tuned_dense_cells
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import MeasuredModel, SweepBenchmarkRow, SweepRow, read_sweep
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, metrics
@@ -29,6 +29,10 @@ def sweep_file(folder: Path, grid: str) -> Path:
     path = folder / "sweep.toml"
     path.write_text('benchmarks = ["piqa"]\n[pruning]\nprotect_last = 2\n' + grid)
     return path
+
+
+def load_sweep(path: Path, overrides: list[str] | None = None) -> Any:
+    return load_config(path, overrides, SweepConfig)
 
 
 def test_a_table_makes_every_combination_and_tables_are_joined(tmp_path: Path) -> None:
