@@ -34,11 +34,9 @@ def main(arguments: list[str] | None = None, connect: bool = False) -> int:
         server = _reach_server() if connect else None
         from flows.compositions import FLOWS  # with Prefect, which takes a second that a wrong value need not wait for
 
-        only = {"only": options.only} if getattr(options, "only", None) else {}
         if server:
             server.join()
-        report: ArtifactRef = FLOWS[options.name](config, **only)  # type: ignore[operator]
-        return report
+        return FLOWS[options.name](config, options.only)
 
     return run_composition(options.name, options.config, options.set, execute)
 
@@ -51,8 +49,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         flow = names.add_parser(name, help=composition.about, description=composition.about)
         flow.add_argument("config", metavar="CONFIG", help=f"a TOML file such as {composition.example}")
         flow.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
-        if name == "tailor":
-            flow.add_argument("--only", metavar="STAGE", help="run one stage alone, such as 'tune arc_easy @ 0.20'")
+        flow.add_argument("--only", metavar="STAGE", help="run one stage alone, such as 'tune arc_easy @ 0.20'")
     return parser.parse_args(arguments)
 
 

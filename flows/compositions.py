@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import Flow, flow, get_run_logger
 from prefect.runtime import deployment, flow_run
-from pydantic import Field
 
-from tailored_llama.config import (
-    ExecutionConfig,
-    PromptStudyConfig,
-    RunConfig,
-    SmallestConfig,
-    StoreConfig,
-    SweepConfig,
-    TransferConfig,
-)
+from tailored_llama.config import ExecutionConfig, RunConfig, StoreConfig
 from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, run_only
 from tailored_llama.store import ArtifactRef
 from tasks._dispatch import THREADED, Ordered
 from tasks._pages import keep_report
-from tasks.publishing import publish
 from tasks.runner import PrefectRunner
 
 
@@ -36,49 +26,21 @@ def run_name() -> str:
     return f"{flow_run.flow_name} {model} @ {ratios}: {first}{f' and {len(more)} more' if more else ''}"
 
 
-Only = Annotated[
-    str | None,
-    Field(description="Run this stage and what it reads, in the run's process: tune arc_easy @ 0.20. Absent: all."),
-]
+def _as_flow(name: str) -> Flow[..., ArtifactRef]:
+    """The flow of a composition; Prefect takes its name, its form and what it checks from its function."""
+    composition = COMPOSITIONS[name]
 
+    def run(config: Any, only: str | None = None) -> ArtifactRef:
+        return compose(name, config, only)
 
-@flow(flow_run_name=run_name, persist_result=False, task_runner=THREADED)
-def tailor(config: RunConfig, only: Only = None) -> ArtifactRef:
-    """Prune, tailor, score and report. Every artifact is found or built; cheap stages and checks come first."""
-    return compose("tailor", config, only)
+    run.__name__ = run.__qualname__ = name
+    run.__annotations__["config"] = composition.kind
+    run.__doc__ = f"""{composition.about}
 
-
-@flow(flow_run_name=run_name, persist_result=False, task_runner=THREADED)
-def sweep(config: SweepConfig) -> ArtifactRef:
-    """Measure every cell of a grid of settings; a failure appears in the table and does not stop the others."""
-    return compose("sweep", config)
-
-
-@flow(flow_run_name=run_name, persist_result=False, task_runner=THREADED)
-def transfer(config: TransferConfig) -> ArtifactRef:
-    """Tailor to each benchmark, score on all; a failed row or cell appears in the table and stops no other."""
-    return compose("transfer", config)
-
-
-@flow(flow_run_name=run_name, persist_result=False)
-def prompts(config: PromptStudyConfig) -> ArtifactRef:
-    """Score every template set on a train slice, choose one, and compare it with the references."""
-    return compose("prompts", config)
-
-
-@flow(flow_run_name=run_name, persist_result=False, task_runner=THREADED)
-def smallest(config: SmallestConfig) -> ArtifactRef:
-    """Find the smallest model that still does the job, prove that it does, and export it with its certificate."""
-    report = compose("smallest", config)
-    if config.store.publish:
-        try:
-            publish(config, report)
-        except Exception as error:  # the answer is there
-            raise IncompleteRun({"publish": error}, report) from error
-    return report
-
-
-FLOWS = {"tailor": tailor, "sweep": sweep, "transfer": transfer, "prompts": prompts, "smallest": smallest}
+    Args:
+        only: run this stage and what it reads, in the run's process: tune arc_easy @ 0.20; absent: all
+    """
+    return flow(flow_run_name=run_name, persist_result=False, task_runner=THREADED)(run)
 
 
 def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRef:
@@ -108,6 +70,10 @@ def _keep(config: RunConfig, report: ArtifactRef | None) -> None:
     """Copy the report of a deployment's run to the folder of reports; that of other runs the command line copies."""
     if report and deployment.name:
         keep_report(config.store, report, deployment.name)
+
+
+FLOWS = {name: _as_flow(name) for name in COMPOSITIONS}
+tailor, sweep, transfer, smallest, prompts = FLOWS.values()  # the entry points of deployments
 
 
 @flow(persist_result=False)

@@ -9,21 +9,20 @@ from pydantic import Field
 
 from tasks.housekeeping import collect_garbage
 
-Store = Annotated[str, Field(min_length=1, description="Folder, or fsspec URL, of the artifact store.")]
-Days = Annotated[
-    float, Field(ge=1, description="Days since an artifact's last use before it may go; runs under way need one.")
-]
-Gigabytes = Annotated[
-    float | None, Field(gt=0, description="The oldest go until the store is this small (GB); absent: all that may go.")
-]
-Reports = Annotated[
-    int | None, Field(ge=0, description="How many of the newest reports stay, with all they used; absent: every one.")
-]
-
 
 @flow(persist_result=False)
 def housekeeping(
-    store: Store, older_than_days: Days = 30, keep_under_gb: Gigabytes = None, keep_reports: Reports = None
+    store: Annotated[str, Field(min_length=1)],
+    older_than_days: Annotated[float, Field(ge=1)] = 30,
+    keep_under_gb: Annotated[float | None, Field(gt=0)] = None,
+    keep_reports: Annotated[int | None, Field(ge=0)] = None,
 ) -> None:
-    """Remove artifacts as `tailored-llama store gc --delete` does."""
+    """Remove artifacts as `tailored-llama store gc --delete` does.
+
+    Args:
+        store: folder, or fsspec URL, of the artifact store
+        older_than_days: days since an artifact's last use before it may go; runs under way need one
+        keep_under_gb: the oldest go until the store is this small (GB); absent: all that may go
+        keep_reports: how many of the newest reports stay, with all they used; absent: every one
+    """
     collect_garbage(store, older_than_days, keep_under_gb, keep_reports)

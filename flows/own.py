@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tailored_llama.config import RunConfig, load_config, read_config_data, study_of
 from tailored_llama.errors import InputError
@@ -71,7 +71,6 @@ def _deploy(study: str, name: str, cron: str, parameters: dict[str, Any]) -> str
     Raises:
         InputError: the name or the schedule is wrong, or the server lacks what `deploy.sh` makes without an argument.
     """
-    from prefect import Flow
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
@@ -90,7 +89,7 @@ def _deploy(study: str, name: str, cron: str, parameters: dict[str, Any]) -> str
         raise InputError(f"--cron: got {cron!r}; allowed: five fields, such as {NIGHTLY!r}") from None
     if not PREFECT_API_URL.value():
         raise InputError("PREFECT_API_URL: not set; allowed: the address of the server, http://127.0.0.1:4200/api")
-    whole, flow = f"{study}/{name}", cast(Flow[..., Any], FLOWS[study])
+    whole = f"{study}/{name}"
     with get_client(sync_client=True) as client:
         try:
             if OWN not in client.read_deployment_by_name(whole).tags:
@@ -110,7 +109,7 @@ def _deploy(study: str, name: str, cron: str, parameters: dict[str, Any]) -> str
                 concurrency_limit=1,
                 concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
                 parameters=parameters,
-                parameter_openapi_schema=parameter_schema(flow).model_dump(exclude_unset=True),
+                parameter_openapi_schema=parameter_schema(FLOWS[study]).model_dump(exclude_unset=True),
                 enforce_parameter_schema=True,
             )
         except ObjectNotFound:

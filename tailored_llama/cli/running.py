@@ -19,16 +19,7 @@ from tailored_llama.config import BenchmarkConfig, RunConfig, Section, SmallestC
 from tailored_llama.console import console
 from tailored_llama.data import check_benchmark
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import (
-    COMPOSITIONS,
-    Composition,
-    FolderRunner,
-    IncompleteRun,
-    StoreRunner,
-    publish_answer,
-    run_composition,
-    run_only,
-)
+from tailored_llama.pipeline import COMPOSITIONS, Composition, FolderRunner, StoreRunner, run_composition, run_only
 from tailored_llama.store import ArtifactRef
 
 running = typer.Typer()
@@ -80,13 +71,7 @@ def run_in_process(study: str, config: str | None, overrides: list[str] | None, 
         runner = StoreRunner(loaded.store, loaded.execution)
         if only:
             return run_only(lambda own: composition.compose(own, loaded), runner, only)
-        report = composition.compose(runner, loaded)
-        if study == "smallest" and loaded.store.publish:
-            try:
-                publish_answer(loaded, report)
-            except Exception as error:  # the answer is there
-                raise IncompleteRun({"publish": error}, report) from error
-        return report
+        return composition.compose(runner, loaded)
 
     # A bar on a terminal would be torn by lines that do not know of it.
     shown = [RichHandler(console=console, show_path=False, show_level=False)] if console.is_terminal else None

@@ -6,7 +6,6 @@ from .compositions import place_report as place_report
 from .compositions import report_target as report_target
 from .compositions import run_composition as run_composition
 from .only import run_only as run_only
-from .publish import publish_answer as publish_answer
 from .rows import rows_of as rows_of
 from .runner import Artifact as Artifact
 from .runner import Cancelled as Cancelled

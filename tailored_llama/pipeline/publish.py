@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import SmallestConfig
-from tailored_llama.errors import InputError
+from tailored_llama.errors import InputError, is_transient
 from tailored_llama.pipeline.answer import CERTIFICATE
-from tailored_llama.pipeline.smallest import shipped
-from tailored_llama.store import ArtifactRef, ArtifactStore, publish, published_file
+from tailored_llama.store import publish, published_file
 
 log = logging.getLogger(__name__)
 
+RETRY_AFTER = (10, 60, 300)  # seconds; what a server refuses now it may take in a minute
 _GOAL = ("margin_points", "measure", "confidence")
 
 
-def publish_answer(config: SmallestConfig, report: ArtifactRef) -> None:
-    """Publish the proven model of a search to `store.publish`, if it is smaller than the one there, or loses less.
+def publish_answer(target: str, model: Path | None) -> None:
+    """Publish the proven model of a search, if there is one, and it is smaller than the one there, or loses less.
 
     Raises:
         InputError: as `published_file` and `publish`; or the model there is proven for another goal.
-        UnreachableError: the Hub does not answer.
+        UnreachableError: the Hub does not answer, after further tries.
     """
-    target = config.store.publish
-    assert target
-    models = shipped(config, ArtifactStore(config.store.root).open(report))
-    if not models:
-        log.info("nothing is published, as nothing is proven; what is at %s stays", target)
-        return
-    new, there = json.loads((models[0] / CERTIFICATE).read_bytes()), published_file(target, CERTIFICATE)
+    if model is None:
+        return log.info("nothing is published, as nothing is proven; what is at %s stays", target)
+    for pause in RETRY_AFTER:
+        try:
+            return _publish(target, model)
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            log.warning("publishing is tried again in %d seconds: %s", pause, error)
+            time.sleep(pause)
+    return _publish(target, model)
+
+
+def _publish(target: str, model: Path) -> None:
+    new, there = json.loads((model / CERTIFICATE).read_bytes()), published_file(target, CERTIFICATE)
     if there is not None:
         last = _read(there, target)
         if (goal := _goal_of(new)) != (other := _goal_of(last)):
@@ -41,7 +50,7 @@ def publish_answer(config: SmallestConfig, report: ArtifactRef) -> None:
         if _rank(new) >= _rank(last):
             log.info("not published: %s, and that at %s, %s, stays", _figures(new), target, _figures(last))
             return
-    publish(models[0], target, new["claim"])
+    publish(model, target, new["claim"])
     log.info("published to %s: %s", target, _figures(new))
 
 

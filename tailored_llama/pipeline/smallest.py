@@ -26,8 +26,9 @@ from tailored_llama.evaluation import Answer, CandidateParts, LossTest, Measured
 from tailored_llama.pipeline import bases, candidates, stages
 from tailored_llama.pipeline.answer import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.candidates import SearchState
+from tailored_llama.pipeline.publish import publish_answer
 from tailored_llama.pipeline.rows import scored_rows
-from tailored_llama.pipeline.runner import Artifact, Runner, conclude, succeeded
+from tailored_llama.pipeline.runner import Artifact, IncompleteRun, Runner, conclude, succeeded
 from tailored_llama.pipeline.stage import Stage
 from tailored_llama.store import ANSWER, HUB, ArtifactRef, ArtifactStore, check_target, place, record_opening
 
@@ -41,7 +42,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
 
     Raises:
         InputError: the rows cannot prove what the goal asks for.
-        IncompleteRun: at the end, if a candidate could not be made.
+        IncompleteRun: at the end, if a candidate could not be made, or the answer not be published.
     """
     started, margin = time.monotonic(), config.goal.lose_at_most / 100
     run = recorded = _Recorder(run)
@@ -72,7 +73,13 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         rung = rungs[answer.proven]
         _ship(state, answer, rung, Proof(state.bases[0].prompts.evaluation, dense, proving[rung]))
     log.info("the search took %.1f minutes", (time.monotonic() - started) / 60)
-    return conclude(report, state.failed)
+    reference = conclude(report, state.failed)
+    if target := config.store.publish:
+        try:
+            publish_answer(target, answer_folder(config) if answer.proven is not None else None)
+        except Exception as error:  # the answer is there
+            raise IncompleteRun({"publish": error}, reference) from error
+    return reference
 
 
 class _Recorder:

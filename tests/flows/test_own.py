@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 
 from flows.compositions import FLOWS
+from flows.housekeeping import housekeeping
 from flows.own import parameters_of
 from tailored_llama.config import load_config, study_of
 from tailored_llama.pipeline import COMPOSITIONS
@@ -24,3 +26,16 @@ def test_the_server_takes_every_shipped_configuration_and_reads_the_same(file: P
     schema = parameter_schema(FLOWS[study]).model_dump(exclude_unset=True)  # type: ignore[arg-type]
     assert list(validate(parameters, schema, raise_on_error=False)) == []
     assert type(config).model_validate(parameters["config"]) == config
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_flow_s_form_is_of_its_own_configuration(name: str) -> None:
+    entry = load_flow_from_entrypoint(f"flows.compositions.{name}")  # as a worker loads it
+    assert (entry.name, entry.description[:9]) == (name, COMPOSITIONS[name].about[:9])
+    form = parameter_schema(entry).properties
+    assert form["config"]["$ref"].rpartition("/")[2] == COMPOSITIONS[name].kind.__name__
+    assert form["only"]["description"].startswith("run this stage")
+
+
+def test_the_form_of_housekeeping_says_what_its_fields_are() -> None:
+    assert all(field["description"] for field in parameter_schema(housekeeping).properties.values())

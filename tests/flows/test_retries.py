@@ -22,8 +22,6 @@ from tailored_llama import evaluation, training
 from tailored_llama.config import ExecutionConfig, Work, validate_config
 from tailored_llama.errors import InputError, UnreachableError, is_transient
 from tailored_llama.models import device_slot
-from tailored_llama.pipeline import publish as publishing
-from tasks.publishing import publish
 
 
 def status(code: int) -> httpx.HTTPStatusError:
@@ -189,31 +187,3 @@ def test_a_device_is_had_alone_until_its_holder_dies(tmp_path: Path, caplog: pyt
         holder.kill()
         waiting.join(30)
     assert not waiting.is_alive()
-
-
-@pytest.mark.parametrize("errors", [2, 9], ids=["that passes", "that stays"])
-def test_a_failing_upload_is_tried_again_and_never_loses_the_answer(
-    own_run: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    errors: int,
-) -> None:
-    real, fails = publishing.publish, [UnreachableError("the Hub does not answer")] * errors
-
-    def upload(*call: Any) -> None:
-        if fails:
-            raise fails.pop()
-        real(*call)
-
-    monkeypatch.setattr(publishing, "publish", upload)
-    monkeypatch.setattr(publish, "retry_delay_seconds", [0] * 3)
-    own_run["store"] |= {"export": str(tmp_path / "models"), "publish": str(tmp_path / "published")}
-    goal = '[goal]\nruntime = "transformers"\nlose_at_most = 90\neven_if_unprovable = true\n'
-    (path := tmp_path / "run.toml").write_text(as_toml(own_run) + goal)
-    assert main(["smallest", str(path)]) == int(errors > 3)
-    said = capsys.readouterr()
-    assert "report: " in said.out
-    assert (tmp_path / "models" / "colours" / "certificate.json").is_file()
-    assert (tmp_path / "published" / "certificate.json").is_file() == (errors < 4)
-    assert ("error: publish: the Hub does not answer" in said.err) == (errors > 3)

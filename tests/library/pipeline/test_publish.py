@@ -14,20 +14,22 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from compositions import run_command
+from helpers import as_toml
 from tailored_llama.config import SmallestConfig, validate_as
 from tailored_llama.errors import InputError, UnreachableError
 from tailored_llama.pipeline import publish
-from tailored_llama.store import ArtifactRef, ArtifactStore
+from tailored_llama.pipeline.publish import publish_answer
+from tailored_llama.store import ArtifactStore
 
 Offer = Callable[..., str]
-REPORT = ArtifactRef("smallest", "0" * 64, "")
 
 
 class Hub:
     """A Hub with one repository: a folder that is there once it was created."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.private, self.fails = folder, False, False
+        self.folder, self.private, self.fails = folder, False, 0
 
     def list_repo_files(self, repository: str) -> list[str]:
         assert repository == "ada/small"
@@ -46,6 +48,7 @@ class Hub:
 
     def create_commit(self, repository: str, operations: list[Any], commit_message: str) -> None:
         if self.fails:
+            self.fails -= 1
             busy = httpx.Response(503, request=httpx.Request("POST", "https://hub/"))
             raise httpx.HTTPStatusError("busy", request=busy.request, response=busy)
         for one in operations:
@@ -66,7 +69,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Offer:
     """A search that ends with a model of so many bytes and such a loss, or without a proof; says what became of it."""
     store = ArtifactStore(str(tmp_path / "store"))
-    monkeypatch.setattr(ArtifactStore, "open", lambda self, ref: Path())
+    monkeypatch.setattr(publish, "RETRY_AFTER", (0, 0, 0))
     caplog.set_level(logging.INFO)
 
     def search(target: Path | str, size: int = 90, loss: float = 0.01, proven: bool = True, **goal: Any) -> str:
@@ -79,10 +82,8 @@ def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
 
         ref, _ = store.build("answer", 1, {"of": [size, loss, goal]}, {}, write)
         folder = store.folder(ref.stage, ref.key)
-        monkeypatch.setattr(publish, "shipped", lambda config, report: [folder] if proven else [])
-        config = validate_as(SmallestConfig, {"benchmarks": ["csqa"], "store": {"publish": str(target)}})
         caplog.clear()
-        publish.publish_answer(config, REPORT)
+        publish_answer(str(target), folder if proven else None)
         return caplog.messages[-1]
 
     return search
@@ -117,11 +118,11 @@ def test_only_a_smaller_model_or_a_better_one_of_its_size_replaces_the_last(
 
 def test_a_hub_that_fails_keeps_the_last_and_may_be_asked_again(hub: Hub, offer: Offer) -> None:
     offer("hf://ada/small")
-    hub.fails = True
+    hub.fails = 4
     with pytest.raises(UnreachableError, match=r"^store.publish hf://ada/small: cannot be published \(busy\)$"):
         offer("hf://ada/small", 80)
     assert [path.name for path in hub.folder.glob("*.gguf")] == ["csqa-90.gguf"]
-    hub.fails = False
+    hub.fails = 3  # after which it takes the model
     assert offer("hf://ada/small", 80).startswith("published")
 
 
@@ -147,3 +148,27 @@ def test_what_is_no_model_or_one_for_another_goal_is_not_replaced(hub: Hub, offe
 def test_another_kind_of_place_is_refused(place: str) -> None:
     with pytest.raises(InputError, match=f"store.publish: got '{place}'; allowed: a Hub repository, hf://user/name"):
         validate_as(SmallestConfig, {"benchmarks": ["csqa"], "store": {"publish": place}})
+
+
+@pytest.mark.parametrize("errors", [2, 9], ids=["that passes", "that stays"])
+def test_a_failing_upload_is_tried_again_and_never_loses_the_answer(
+    own_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: int
+) -> None:
+    real, fails = publish.publish, [UnreachableError("the Hub does not answer")] * errors
+
+    def upload(*call: Any) -> None:
+        if fails:
+            raise fails.pop()
+        real(*call)
+
+    monkeypatch.setattr(publish, "publish", upload)
+    monkeypatch.setattr(publish, "RETRY_AFTER", (0, 0, 0))
+    own_run["store"] |= {"export": str(tmp_path / "models"), "publish": str(tmp_path / "published")}
+    goal = '[goal]\nruntime = "transformers"\nlose_at_most = 90\neven_if_unprovable = true\n'
+    (path := tmp_path / "run.toml").write_text(as_toml(own_run) + goal)
+    status, out, err = run_command(path)
+    assert status == int(errors > 3)
+    assert "report: " in out
+    assert (tmp_path / "models" / "colours" / "certificate.json").is_file()
+    assert (tmp_path / "published" / "certificate.json").is_file() == (errors < 4)
+    assert ("error: publish: the Hub does not answer" in err) == (errors > 3)
