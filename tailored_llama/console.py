@@ -18,6 +18,9 @@ from rich.progress import Progress as Bars
 from tailored_llama.progress import Progress
 
 console = Console(stderr=True)
+log = logging.getLogger(__name__)
+
+EVERY = 15.0  # seconds between two lines
 
 
 def quiet_libraries() -> None:
@@ -56,13 +59,17 @@ def progress_bar(description: str) -> Iterator[Progress]:
         bars.stop()
 
 
-def _lines(description: str, every: float = 15.0) -> Progress:
+def _lines(description: str) -> Progress:
     last = time.monotonic()
 
     def show(done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last >= every:
+        if time.monotonic() - last >= EVERY:
             last = time.monotonic()
-            console.print(f"{description}: {done}/{total}", highlight=False)
+            line = f"{description}: {done}/{total}"
+            if log.isEnabledFor(logging.INFO) and log.hasHandlers():  # of a flow's run, they are in its log
+                log.info(line)
+            else:
+                console.print(line, highlight=False)
 
     return show

@@ -18,24 +18,31 @@ from tailored_llama.config import StoreConfig
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import place_report, report_target
 from tailored_llama.store import MANIFEST, ArtifactRef, ArtifactStore, Manifest, read_manifest
-from tasks.stages import Page
 
+PAGES = {  # reports that the UI shows, by stage: the Markdown file, the artifact's key, and a few words about it
+    "report": ("report", "recovery", "What was kept and what was lost"),
+    "sweep": ("sweep", "sweep", "Every setting, and the curves"),
+    "transfer": ("transfer", "transfer", "Each adapter on every benchmark"),
+    "smallest": ("smallest", "smallest", "The smallest model, and the proof"),
+    "prompt-study": ("study", "prompt-study", "Chosen prompts and references"),
+}
 LIMIT = 100_000  # bytes per artifact, which the server keeps in its database
 _ROWS = 400  # stages shown at most; they always fit
 _SHOWN_KEY = 12  # characters of a key, enough to identify an artifact
 _UNBROKEN = str.maketrans({" ": "\N{NO-BREAK SPACE}", "-": "\N{NON-BREAKING HYPHEN}"})  # keeps a cell on one line
 
 
-def show_report(store: ArtifactStore, ref: ArtifactRef, page: Page) -> None:
+def show_report(store: ArtifactStore, ref: ArtifactRef) -> None:
     """Show a report's Markdown files as artifacts of this run, with a table of the stages behind the report."""
     folder = store.folder(ref.stage, ref.key)
+    page, key, about = PAGES[ref.stage]
 
     def read(name: str, more: str = "") -> str:
         file = folder / f"{name}.md"
         return with_pictures(file.read_text(encoding="utf-8") + more, folder) if file.is_file() else ""
 
-    whole = f"\nThe whole report:\n\n```\n{_location(store, ref)}/{page.name}.html\n```\n"
-    _show(page.key, page.about, read(page.name, whole))
+    whole = f"\nThe whole report:\n\n```\n{_location(store, ref)}/{page}.html\n```\n"
+    _show(key, about, read(page, whole))
     _show("plots", "Widths, importance, loss curves", read("plots"))
     _show("stages", "Time, memory and place of each", stages_page(store, ref))
 

@@ -18,7 +18,7 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 
 from tailored_llama.config import ExecutionConfig, StoreConfig
-from tailored_llama.console import quiet_libraries
+from tailored_llama.console import progress_bar, quiet_libraries
 from tailored_llama.errors import InputError, is_transient
 from tailored_llama.memory import out_of_memory
 from tailored_llama.pipeline import (
@@ -37,10 +37,8 @@ from tailored_llama.pipeline import (
 )
 from tailored_llama.store import ArtifactRef, ArtifactStore
 from tasks._dispatch import Order, dispatch
-from tasks._pages import show_report
-from tasks._progress import stage_progress
+from tasks._pages import PAGES, show_report
 from tasks._sigterm import heed_sigterm
-from tasks.stages import DECLARATIONS
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -142,12 +140,12 @@ def run_stage(
     """
     call, artifacts = Call(STAGES[stage], settings, inputs, name), open_store(store)
     dispatched = call.stage.on_device and _dispatched(call, artifacts, store, execution, model)
-    with stage_progress(name) as progress:
+    with progress_bar(name) as progress:
         ref, found = build(call, artifacts, store.downloads, _frugal(execution), progress)
     told = f"{name}: built by a worker" if dispatched else describe(call, artifacts.manifest(ref), found)
     get_run_logger().info("%s", told)
-    if page := DECLARATIONS[stage].page:
-        show_report(artifacts, ref, page)
+    if stage in PAGES:
+        show_report(artifacts, ref)
     state = "Dispatched" if dispatched else "Cached" if found else "Completed"
     return Completed(name=state, message=f"{stage} {ref.key[:12]}", data=ref)
 
@@ -161,7 +159,7 @@ def _dispatched(
         return False
     here = execution.model_copy(update={"dispatch": None})
     order = Order(deployment=execution.dispatch, store=store, execution=here, model=model)
-    dispatch(order, call, lambda: artifacts.find(name, key) is not None, DECLARATIONS[name].short)
+    dispatch(order, call, lambda: artifacts.find(name, key) is not None, call.stage.shared)
     if not artifacts.find(name, key):
         raise InputError(
             f"execution.dispatch: {execution.dispatch} completed, but store.root {artifacts.root} has no {name} "
@@ -181,15 +179,15 @@ def _frugal(execution: ExecutionConfig) -> ExecutionConfig:
 
 @cache
 def _task(stage: str) -> Any:
-    declared = DECLARATIONS[stage]
+    declared = STAGES[stage]
     return Task(
         run_stage,
-        name=declared.title,
+        name=stage,
         task_run_name="{name}",
         retries=len(RETRY_AFTER),
         retry_delay_seconds=list(RETRY_AFTER),
         retry_jitter_factor=0.2,
-        retry_condition_fn=partial(is_retryable, declared.frugal),
+        retry_condition_fn=partial(is_retryable, declared.on_device and not declared.timed),
     )
 
 

@@ -31,6 +31,8 @@ class Stage(Generic[S]):
             of them), `settings` and `work`. Loading is late, so that a stage whose artifact is found loads no library.
         settings: the class of its settings, which is frozen; NoneType: it depends on its inputs alone.
         on_device: whether it computes on the run's device, and waits for its turn there.
+        timed: whether it measures time; any other on the device takes less memory when it is tried again.
+        shared: whether workers share out the calls that are ready at once, instead of starting a process for each.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Stage(Generic[S]):
     load: Callable[[], Callable[..., Facts]]
     settings: type[S]
     on_device: bool = False
+    timed: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from prefect.client.schemas.sorting import FlowRunSort
 from flows.compositions import tailor
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_recovery
+from tailored_llama.store import REPORTS
 from tasks import _pages
-from tasks._pages import LIMIT, with_pictures
+from tasks._pages import LIMIT, PAGES, with_pictures
 from tasks.runner import open_store
 
 
@@ -86,3 +87,7 @@ def test_pictures_that_do_not_fit_are_named(folder: Callable[[str], Path]) -> No
     assert f"two: `{here / 'b.png'}`" in text
     assert "![three](https://example.org/c.png)" in text
     assert len(text) <= 1_000 + len(str(here)) + 10
+
+
+def test_every_report_has_a_page() -> None:
+    assert PAGES.keys() == set(REPORTS)
