@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,9 +22,7 @@ from tailored_llama.config import (
     check_installed,
     check_training,
     dense_runs,
-    export_folders,
-    gguf_folders,
-    gguf_types,
+    exports,
     healing_text,
     is_harness_task,
     is_written,
@@ -47,12 +46,15 @@ from tailored_llama.data import (
 from tailored_llama.errors import InputError
 from tailored_llama.store import FINISHED, GGUF, ArtifactStore, check_target, check_writable
 
+WHOLE = frozenset({"prune", "tune", "score"})  # what a run does; a study may do less
 
-def preflight(config: RunConfig) -> None:
-    """Check model, data, templates, device and store of a run.
+
+def preflight(config: RunConfig, does: Collection[str] = WHOLE) -> None:
+    """Check model, data, templates, device and store of a run, for what it does.
 
     Raises:
-        InputError: the first problem that would make the run fail.
+        InputError: the first problem that would make the run fail, such as reconstruction that needs more memory than
+            the device has free, or models that must be streamed where the run needs a whole one.
     """
     models.find_model(config.model)
     template = load_template(config.prompts.template)
@@ -66,6 +68,9 @@ def preflight(config: RunConfig) -> None:
     _check_device(config.execution)  # with torch, which takes seconds to load
     _check_quantization(config)
     _check_training(config)
+    if "prune" in does and not config.execution.dispatch:
+        _check_solver(config)
+    _check_streaming(config, does)
     if (store := ArtifactStore(config.store.root)).remote:
         check_writable(store.remote)
         _check_writable("working copy of store.root", str(store.local))
@@ -78,19 +83,14 @@ def preflight_tailor(config: RunConfig) -> None:
     """Check a run of the whole pipeline, the only flow that exports finished models.
 
     Raises:
-        InputError: as `preflight`; or finished models are requested but cannot be made or exported; or reconstruction
-            needs more memory than the device has free; or models must be streamed and the run needs a whole one.
+        InputError: as `preflight`; or finished models are requested but cannot be made or exported.
     """
     preflight(config)
-    if not config.execution.dispatch:
-        _check_solver(config)
-    _check_streaming(config)
     if config.store.export:
         check_mergeable(config)
         _check_writable("store.export", config.store.export)
-        for folders, marks in ((export_folders(config), [FINISHED]), (gguf_folders(config), [GGUF])):
-            for target in folders.values():
-                check_target(target, "store.export", "an exported model", marks)
+        for own in exports(config):
+            check_target(own.folder, "store.export", "an exported model", [GGUF if own.type else FINISHED])
     _check_formats(config)
 
 
@@ -101,7 +101,7 @@ def _check_formats(config: RunConfig) -> None:
         raise InputError(
             f"store.export_formats: got {list(formats)} without store.export; allowed: with a folder there"
         )
-    types = gguf_types(config)
+    types = [own.type for own in exports(config) if own.type]
     architecture = models.source_architecture(models.find_model(config.model)) if types else None
     pruning = config.pruning
     protected = pruning.protect_first or pruning.protect_last
@@ -125,9 +125,9 @@ def preflight_sweep(config: SweepConfig) -> None:
         InputError: as `preflight`; or a cell is not a valid run.
     """
     cells = sweep_cells(config)
+    does = WHOLE if config.tailored else WHOLE - {"tune"} if config.scored else {"prune"}
     for run in [*dense_runs(config, cells).values(), *(cell.run for cell in cells)]:
-        preflight(run)
-        _check_solver(run)
+        preflight(run, does)
 
 
 def _check_solver(config: RunConfig) -> None:
@@ -137,14 +137,16 @@ def _check_solver(config: RunConfig) -> None:
         models.check_solver(models.read_structure(source.path), config.reconstruction.method, config.execution.device)
 
 
-def _check_streaming(config: RunConfig) -> None:
+def _check_streaming(config: RunConfig, does: Collection[str]) -> None:
     """Check that a run in which every model must be streamed does nothing that needs a whole model."""
     if config.execution.streaming != "always":
         return
     whole = [f"the written answers of {benchmark.name}" for benchmark in config.benchmarks if is_written(benchmark)]
+    whole = whole if "score" in does else []
     if config.model.quantization == "none":  # in 4 bits an adapter is trained on the whole model
-        whole += [f"healing.tokens = {config.healing.tokens}"] if config.healing.tokens else []
-        whole += [f"tuning.examples = {config.tuning.examples!r}"] if config.tuning.examples != "none" else []
+        whole += [f"healing.tokens = {config.healing.tokens}"] if config.healing.tokens and "prune" in does else []
+        tunes = config.tuning.examples != "none" and "tune" in does
+        whole += [f"tuning.examples = {config.tuning.examples!r}"] if tunes else []
     if whole:
         raise InputError(
             f"execution.streaming: got 'always' with {whole[0]}, which needs the whole model; allowed: auto or never"
@@ -163,7 +165,7 @@ def preflight_prompts(config: PromptStudyConfig) -> None:
     for benchmark in config.benchmarks:
         for source in study_templates(config, benchmark).values():
             layout_of(load_template(source, "templates"), benchmark)
-    preflight(config)
+    preflight(config, {"prune", "score"} if config.pruned else {"score"})
 
 
 def _check_device(execution: ExecutionConfig) -> None:

@@ -183,11 +183,11 @@ def tune(
     benchmark = run.benchmarks[0].name  # of a file, its own
     with new_folder(out) as folder, scratch_runner(run) as runner:
         prompts = steps.render_train(runner, run)
-        teachers = steps.TeacherOutputs()
+        lesson = steps.Lesson(prompts)
         if dense:
             read = steps.render_train(runner, whole) if whole.calibration.reads(PROMPTS) else prompts
-            teachers = steps.teacher_outputs(runner, run, Done(dense), prompts, read)
-        adapter = steps.tune(runner, run, [benchmark], 0.0, Done(checkpoint), steps.Lesson(prompts, teachers))
+            lesson = steps.prepare_lesson(runner, run, Done(dense), prompts, read)
+        adapter = steps.tune(runner, run, [benchmark], 0.0, Done(checkpoint), lesson)
         facts = runner.move(adapter, folder)
     print(f"{out}: {facts['epochs']} epochs, {facts['tokens_per_second']} tokens/s")
     if comparison := read_comparison(out):

@@ -2,10 +2,7 @@
 from .derived import GENERIC as GENERIC
 from .derived import as_shown as as_shown
 from .derived import drops_layers as drops_layers
-from .derived import export_folders as export_folders
-from .derived import exported as exported
-from .derived import gguf_folders as gguf_folders
-from .derived import gguf_types as gguf_types
+from .derived import exports as exports
 from .derived import healing_text as healing_text
 from .derived import is_written as is_written
 from .derived import max_new_tokens as max_new_tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -103,33 +105,25 @@ def named_benchmark(run: RunConfig, name: str) -> BenchmarkConfig:
     return next(benchmark for benchmark in run.benchmarks if benchmark.name == name)
 
 
-def exported(run: RunConfig) -> list[Path]:
-    """Every folder that a run exports a finished model to."""
-    checkpoints = export_folders(run).values() if "safetensors" in run.store.export_formats else ()
-    return [*checkpoints, *gguf_folders(run).values()]
+@dataclass(frozen=True)
+class Export:
+    """A finished model that a run exports, of this name: as a GGUF file of a type, or (None) as a checkpoint."""
+
+    ratio: float
+    benchmark: str
+    name: str
+    type: GgufType | None
+    folder: Path
 
 
-def gguf_types(run: RunConfig) -> list[GgufType]:
-    """The GGUF types that finished models are exported in."""
-    return [as_gguf_type(name.removeprefix("gguf:")) for name in run.store.export_formats if name != "safetensors"]
-
-
-def gguf_folders(run: RunConfig) -> dict[tuple[float, str, GgufType], Path]:
-    """The folder of each finished model in each GGUF type, by ratio, benchmark and type."""
-    return {
-        (ratio, benchmark, own): folder.with_name(f"{folder.name}-{own}-gguf")
-        for (ratio, benchmark), folder in export_folders(run).items()
-        for own in gguf_types(run)
-    }
-
-
-def export_folders(run: RunConfig) -> dict[tuple[float, str], Path]:
-    """The folder of each finished model, by ratio and benchmark; empty without `store.export`."""
+def exports(run: RunConfig) -> list[Export]:
+    """Every finished model that a run exports; none without `store.export`."""
     if run.store.export is None:
-        return {}
-    folder = Path(run.store.export).expanduser()
-    return {
-        (ratio, benchmark.name): folder / f"{benchmark.name.replace(':', '-')}-{ratio:g}"
-        for ratio in run.pruning.ratios
-        for benchmark in run.benchmarks
-    }
+        return []
+    root, exported = Path(run.store.export).expanduser(), []
+    for ratio, benchmark, form in product(run.pruning.ratios, run.benchmarks, run.store.export_formats):
+        name = f"{benchmark.name.replace(':', '-')}-{ratio:g}"
+        kind = None if form == "safetensors" else as_gguf_type(form.removeprefix("gguf:"))
+        folder = root / (f"{name}-{kind}-gguf" if kind else name)
+        exported.append(Export(ratio, benchmark.name, name, kind, folder))
+    return exported

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from tailored_llama import data, evaluation, models, reports, serving
 from tailored_llama.config import SmallestConfig, Work, named_benchmark
-from tailored_llama.evaluation import Answer, CandidateParts, Proof
+from tailored_llama.data import PromptSplit
+from tailored_llama.evaluation import Answer, Answers, CandidateParts, Proof
 from tailored_llama.pipeline.stage import plain
 from tailored_llama.store import MANIFEST, read_manifest, sha256_file, write_table
 
@@ -137,13 +138,17 @@ def ship_model(
 def _write_proof(config: SmallestConfig, proof: Proof[Path], out: Path) -> None:
     columns: dict[str, list[Any]] = {name: [] for name in PROOF_SCHEMA.names}
     for name, prompts in proof.prompts.items():
-        metric, measure = data.headline_metric(named_benchmark(config, name)), config.goal.measure
-        before, after = (
-            evaluation.read_measured(own[name], metric, measure, prompts, "evaluation")
-            for own in (proof.dense, proof.small)
-        )
+        before, after = (answers_of(config, name, own[name], prompts) for own in (proof.dense, proof.small))
         columns["benchmark"] += [name] * len(before.examples)
         columns["example"] += before.examples.tolist()
         columns["dense"] += before.values.tolist()
         columns["small"] += after.values.tolist()
     write_table(out / PROOF, columns, PROOF_SCHEMA)
+
+
+def answers_of(
+    config: SmallestConfig, name: str, scores: Path, prompts: Path, split: PromptSplit = "evaluation"
+) -> Answers:
+    """The answers of a scored model on a benchmark, valued as the goal measures them."""
+    metric = data.headline_metric(named_benchmark(config, name))
+    return evaluation.read_measured(scores, metric, config.goal.measure, prompts, split)

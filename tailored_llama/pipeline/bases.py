@@ -9,11 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from tailored_llama import data, evaluation, models, pruning, reports
+from tailored_llama import data, models, pruning, reports
 from tailored_llama.config import BenchmarkConfig, GgufType, SmallestConfig, named_benchmark
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import Answers
 from tailored_llama.pipeline import stages, steps
+from tailored_llama.pipeline.answer import answers_of
 from tailored_llama.pipeline.runner import Artifact, Runner
 from tailored_llama.pipeline.steps import Dense, Lesson, Prompts
 from tailored_llama.serving import GgufSettings, QuantisedSettings
@@ -167,9 +168,7 @@ def answer_name(config: SmallestConfig) -> str:
 
 def read_all(run: Runner, base: Base, scores: Scores, split: ScoredSplit) -> dict[str, Answers]:
     """The answers of a scored model on every benchmark, valued as the goal measures them."""
-    asked, answers = base.rows(split), {}
-    for name, folder in ((name, run.open(own)) for name, own in scores.items()):
-        metric = data.headline_metric(named_benchmark(base.config, name))
-        measure = base.config.goal.measure
-        answers[name] = evaluation.read_measured(folder, metric, measure, run.open(asked[name]), split)
-    return answers
+    asked = base.rows(split)
+    return {
+        name: answers_of(base.config, name, run.open(own), run.open(asked[name]), split) for name, own in scores.items()
+    }

@@ -19,7 +19,7 @@ from tailored_llama.config import (
     StoreConfig,
     SweepConfig,
     TransferConfig,
-    exported,
+    exports,
     load_config,
 )
 from tailored_llama.console import console
@@ -70,7 +70,7 @@ COMPOSITIONS = {
         tailor,
         lambda folder: reports.recovery_table(folder),
         "report.html",
-        lambda config, report: exported(config),
+        lambda config, report: [own.folder for own in exports(config)],
     ),
     "sweep": Composition(
         "Measure every cell of a grid of settings, and draw the curves.",

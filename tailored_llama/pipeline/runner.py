@@ -12,12 +12,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work
 from tailored_llama.console import progress_bar
-from tailored_llama.pipeline.stage import Call, Facts, Stage, leaves, map_leaves
+from tailored_llama.pipeline.stage import Call, Facts, Stage, is_container, leaves, map_leaves
 from tailored_llama.progress import Progress
 from tailored_llama.store import ArtifactRef, ArtifactStore, Manifest
 
@@ -195,6 +196,25 @@ def failures(value: Any) -> dict[str, Exception]:
 def succeeded(value: Any) -> bool:
     """Whether a value has all its parts; waits for all of them."""
     return value is not None and not failures(value)
+
+
+def surviving(value: Any) -> Any:
+    """What has not failed of nested values, or None; waits for all of it.
+
+    Mappings and sequences lose what failed. In a dataclass it is None, and without a part that must be there, the whole
+    is None.
+    """
+    if value is None or hasattr(value, "failures"):
+        return value if succeeded(value) else None
+    if isinstance(value, Mapping):
+        return {name: part for name, own in value.items() if (part := surviving(own)) is not None}
+    if isinstance(value, list):
+        return [part for own in value if (part := surviving(own)) is not None]
+    if not is_container(value):
+        return value
+    parts = {field.name: surviving(getattr(value, field.name)) for field in fields(value)}
+    lost = any(parts[field.name] is None and not str(field.type).endswith("None") for field in fields(value))
+    return None if lost else replace(value, **parts)
 
 
 class Attempt(Generic[T]):

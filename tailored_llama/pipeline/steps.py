@@ -75,9 +75,10 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class TeacherOutputs:
-    """Teacher outputs on the shots, by benchmark, and on the calibration text."""
+class Lesson:
+    """What adapters learn from: the shots of every benchmark, and what the dense model says along them and a text."""
 
+    prompts: Prompts
     shots: Mapping[str, Artifact] = field(default_factory=dict)
     text: Artifact | None = None
 
@@ -252,28 +253,20 @@ def teach(
     return run(stages.TEACHER, settings, f"teach {label}", dense=dense, source=source)
 
 
-def teacher_outputs(
+def prepare_lesson(
     run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts, read: Prompts | None = None
-) -> TeacherOutputs:
-    """What the dense model says along the shots and the calibration text; nothing if it is not asked.
+) -> Lesson:
+    """The shots, and if that is asked, what the dense model says along them and the calibration text.
 
     `read` are the prompts of all benchmarks that the calibration text may be made of, if `prompts` are not.
     """
     if not config.distillation.weight or config.tuning.examples == "none":
-        return TeacherOutputs()
+        return Lesson(prompts)
     shots = {name: teach(run, config, name, dense, asked, shots=True) for name, asked in prompts.shots.items()}
     if not config.distillation.sequences:
-        return TeacherOutputs(shots)
+        return Lesson(prompts, shots)
     text = draw_calibration(run, config, dense, read or prompts)
-    return TeacherOutputs(shots, teach(run, config, "text", dense, text))
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What adapters learn from: the shots of every benchmark, and what the dense model says."""
-
-    prompts: Prompts
-    teachers: TeacherOutputs = field(default_factory=TeacherOutputs)
+    return Lesson(prompts, shots, teach(run, config, "text", dense, text))
 
 
 def tune(
@@ -281,16 +274,15 @@ def tune(
 ) -> Artifact:
     """Tune one adapter for one benchmark or several."""
     label = names[0] if len(names) == 1 else MIXTURE
-    teachers = lesson.teachers
-    taught = {name: teachers.shots[name] for name in names if teachers.shots}
+    taught = {name: lesson.shots[name] for name in names if lesson.shots}
     return run(
         stages.ADAPTER,
-        TuneSettings.of(config, names, bool(taught), teachers.text is not None),
+        TuneSettings.of(config, names, bool(taught), lesson.text is not None),
         f"tune {label} @ {ratio:.2f}",
         pruned=base,
         prompts={name: lesson.prompts.shots[name] for name in names},
         teachers=taught,
-        text=teachers.text,
+        text=lesson.text,
     )
 
 

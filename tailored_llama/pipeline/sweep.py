@@ -21,7 +21,7 @@ from tailored_llama.evaluation import MeasuredModel, SweptCell
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.reporting import SweepSettings
 from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude
-from tailored_llama.pipeline.steps import Lesson, Prompts
+from tailored_llama.pipeline.steps import Prompts
 from tailored_llama.store import ArtifactRef
 
 Row = SweptCell[Artifact]
@@ -100,8 +100,8 @@ def _measured(run: Runner, config: SweepConfig, cell: SweepCell, row: Row) -> Ro
     asked = steps.search_templates(run, own, healed) if cell.searched else prompts
     adapters = {}
     if config.tailored:
-        teachers = steps.teacher_outputs(run, own, dense.checkpoint, asked, prompts)
-        adapters = steps.tune_adapters(run, own, ratio, healed, Lesson(asked, teachers))
+        lesson = steps.prepare_lesson(run, own, dense.checkpoint, asked, prompts)
+        adapters = steps.tune_adapters(run, own, ratio, healed, lesson)
     scores = {
         name: steps.score(run, own, name, label, healed, rendered, adapters.get(name))
         for name, rendered in _scored(config, asked).evaluation.items()

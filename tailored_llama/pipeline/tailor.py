@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import product
 
-from tailored_llama.config import (
-    TUNED_DENSE,
-    RunConfig,
-    as_shown,
-    export_folders,
-    gguf_folders,
-    gguf_types,
-    named_benchmark,
-    trims_vocabulary,
-)
+from tailored_llama.config import TUNED_DENSE, RunConfig, as_shown, exports, named_benchmark, trims_vocabulary
 from tailored_llama.errors import one_line
 from tailored_llama.evaluation import (
     MeasuredModel,
@@ -29,8 +20,8 @@ from tailored_llama.evaluation import (
 )
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings
-from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude, failures, succeeded
-from tailored_llama.pipeline.steps import Dense, Lesson, Prompts
+from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude, failures, surviving
+from tailored_llama.pipeline.steps import Dense, Prompts
 from tailored_llama.serving import GgufSettings, QuantisedSettings
 from tailored_llama.store import FINISHED, GGUF, ArtifactRef, place
 
@@ -52,7 +43,7 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
     tuned, lost = _tuned_dense(run, config, dense, prompts)
 
     failed = failures((asked, dense.importance, [replace(one, profile=None) for one in tailored], tuned)) | lost
-    measured, whole = _parts_of(asked), [part for one in tailored if (part := _parts(one))]
+    measured, whole = surviving(asked), surviving(tailored)
     if not measured or not (measured.scores or any(one.pruned.scores or one.tailored for one in whole)):
         return conclude(None, failed)
     report = run(
@@ -60,14 +51,14 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
         ReportSettings(as_shown(config), {name: one_line(error) for name, error in failed.items()}),
         "report",
         dense=measured,
-        importance=dense.importance if succeeded(dense.importance) else None,
+        importance=surviving(dense.importance),
         runs=whole,
-        prompts=_succeeding(prompts.evaluation),
-        quantised=[one for one in _quantised(run, config, measured, whole, prompts) if succeeded(one)],
-        tuned_dense=TunedDense(_succeeding(tuned.adapters), _succeeding(tuned.scores)),
+        prompts=surviving(prompts.evaluation),
+        quantised=surviving(_quantised(run, config, measured, whole, prompts)),
+        tuned_dense=surviving(tuned),
     )
-    exports = [finished for one in whole for finished in _exported(run, config, measured, one)]
-    return conclude(report, failed | failures((report, exports)))
+    finished = [model for one in whole for model in _exported(run, config, measured, one)]
+    return conclude(report, failed | failures((report, finished)))
 
 
 def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -> TailoredRun[Artifact]:
@@ -78,8 +69,8 @@ def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompt
         run, config, steps.model_label("pruned", ratio), steps.prune_to(run, config, dense, ratio), prompts, cut_by
     )
     base = steps.heal_if_asked(run, config, dense, ratio, pruned.checkpoint, prompts)
-    teachers = steps.teacher_outputs(run, config, dense.checkpoint, prompts)
-    adapters = steps.tune_adapters(run, config, ratio, base, Lesson(prompts, teachers))
+    lesson = steps.prepare_lesson(run, config, dense.checkpoint, prompts)
+    adapters = steps.tune_adapters(run, config, ratio, base, lesson)
     timed = _profile(run, config, steps.model_label("pruned", ratio), pruned.checkpoint, dense.checkpoint)
     healed = None
     if config.healing.tokens:
@@ -125,40 +116,12 @@ def _profile(run: Runner, config: RunConfig, label: str, pruned: Artifact, dense
     return None if attempt.error else attempt.value
 
 
-def _parts(one: TailoredRun[Artifact]) -> TailoredRun[Artifact] | None:
-    """What there is of a run, or None without a pruned model; waits for its stages."""
-    if not (pruned := _parts_of(one.pruned)):
-        return None
-    return replace(
-        one,
-        pruned=pruned,
-        healed=_parts_of(one.healed) if one.healed else None,
-        adapters=_succeeding(one.adapters),
-        tailored=_succeeding(one.tailored),
-        profile=one.profile if succeeded(one.profile) else None,
-        pieces=one.pieces if succeeded(one.pieces) else None,
-    )
-
-
-def _parts_of(model: MeasuredModel[Artifact]) -> MeasuredModel[Artifact] | None:
-    """What there is of a model's measurements, or None without its checkpoint; waits for its stages."""
-    if not succeeded(model.checkpoint):
-        return None
-    perplexity = model.perplexity if succeeded(model.perplexity) else None
-    return replace(model, perplexity=perplexity, scores=_succeeding(model.scores))
-
-
-def _succeeding(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
-    """The entries that have not failed; waits for all of them."""
-    return {name: artifact for name, artifact in artifacts.items() if succeeded(artifact)}
-
-
 def _quantised(
     run: Runner, config: RunConfig, dense: MeasuredModel[Artifact], runs: list[TailoredRun[Artifact]], prompts: Prompts
 ) -> list[QuantisedScore[Artifact]]:
     """Score the dense and the tailored models in the GGUF types of the export; what fails must not cost the report."""
     scores = []
-    for kind, name in product(gguf_types(config), dense.scores):
+    for kind, name in product(dict.fromkeys(own.type for own in exports(config) if own.type), dense.scores):
         settings = QuantisedSettings.of(named_benchmark(config, name), kind)
         scored = partial(_score_file, run, settings, config.model.short_name, prompts.evaluation[name])
         models: dict[float | None, tuple[str, Artifact, Artifact | None]] = {None: ("dense", dense.checkpoint, None)}
@@ -191,13 +154,13 @@ def _exported(
     run: Runner, config: RunConfig, dense: MeasuredModel[Artifact], one: TailoredRun[Artifact]
 ) -> Iterator[Artifact]:
     """Export the models of a run that have all their scores. This comes last: a full disk must not cost the report."""
-    if not config.store.export:
-        return
     scored = [one.pruned.scores, one.tailored]
     if one.healed and config.tuning.keep == "better":
         scored.append(one.healed.scores)
     for name in [own for own in dense.scores if all(own in scores for scores in scored)]:
-        folder = export_folders(config)[one.ratio, name]
+        wanted = [own for own in exports(config) if (own.ratio, own.benchmark) == (one.ratio, name)]
+        if not wanted:
+            return
         finished = run(
             stages.FINISHED_MODEL,
             ExportSettings(as_shown(config, ("profile",)), name),
@@ -213,18 +176,14 @@ def _exported(
             ),
         )
         yield finished
-        if "safetensors" in config.store.export_formats:
-            place(run.open(finished), folder, "store.export", "an exported model", [FINISHED])
-            log.info("finished model: %s", folder)
-        for gguf_type in gguf_types(config):
-            target = gguf_folders(config)[one.ratio, name, gguf_type]
-            title = f"export {name} @ {one.ratio:.2f}, gguf {gguf_type}"
-            written = run(
-                stages.GGUF_FILE, GgufSettings(gguf_type, folder.name), title, checkpoint=finished, adapter=None
-            )
-            yield written
-            place(run.open(written), target, "store.export", "an exported model", [GGUF])
-            log.info("finished model: %s", target)
+        for own in wanted:
+            written, mark = finished, FINISHED
+            if own.type:
+                title, settings = f"export {name} @ {one.ratio:.2f}, gguf {own.type}", GgufSettings(own.type, own.name)
+                written, mark = run(stages.GGUF_FILE, settings, title, checkpoint=finished, adapter=None), GGUF
+                yield written
+            place(run.open(written), own.folder, "store.export", "an exported model", [mark])
+            log.info("finished model: %s", own.folder)
 
 
 def _on(model: MeasuredModel[Artifact], benchmark: str) -> MeasuredModel[Artifact]:

@@ -10,7 +10,7 @@ from tailored_llama.evaluation import TransferScore
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.reporting import ReportSettings
 from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude
-from tailored_llama.pipeline.steps import Dense, Lesson
+from tailored_llama.pipeline.steps import Dense
 from tailored_llama.store import ArtifactRef
 
 
@@ -25,7 +25,7 @@ def transfer(run: Runner, config: TransferConfig) -> ArtifactRef:
     prompts = steps.render_all(run, config)
     dense = steps.prepare_dense(run, config, prompts)
     pruned = steps.heal_if_asked(run, config, dense, ratio, steps.prune_to(run, config, dense, ratio), prompts)
-    lesson = Lesson(prompts, steps.teacher_outputs(run, config, dense.checkpoint, prompts))
+    lesson = steps.prepare_lesson(run, config, dense.checkpoint, prompts)
 
     tuned = {GENERIC: Attempt(GENERIC, partial(_generic_adapter, run, config, ratio, pruned, dense))}
     for own in names:
@@ -61,6 +61,4 @@ def _generic_adapter(run: Runner, config: RunConfig, ratio: float, base: Artifac
     mixed = config.model_copy(update={"tuning": config.tuning.model_copy(update={"examples": "mixture"})})
     names = [benchmark.name for benchmark in config.benchmarks]
     prompts = steps.render_all(run, mixed)
-    return steps.tune(
-        run, mixed, names, ratio, base, Lesson(prompts, steps.teacher_outputs(run, mixed, dense.checkpoint, prompts))
-    )
+    return steps.tune(run, mixed, names, ratio, base, steps.prepare_lesson(run, mixed, dense.checkpoint, prompts))

@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow.compute as pc
 
 from tailored_llama import data, evaluation
-from tailored_llama.config import RunConfig, SmallestConfig, named_benchmark, validate_as
+from tailored_llama.config import RunConfig, SmallestConfig, validate_as
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answers, LossTest
 from tailored_llama.pipeline import steps
-from tailored_llama.pipeline.answer import CERTIFICATE, PROOF, PROOF_SCHEMA
+from tailored_llama.pipeline.answer import CERTIFICATE, PROOF, PROOF_SCHEMA, answers_of
 from tailored_llama.pipeline.runner import Artifact, Runner
 from tailored_llama.store import read_table, sha256_file
 
@@ -102,5 +102,4 @@ def _with_model(config: RunConfig, source: str) -> RunConfig:
 
 def _answers(run: Runner, config: SmallestConfig, name: str, checkpoint: Artifact, prompts: Artifact) -> Answers:
     scores = steps.score(run, config, name, "again", checkpoint, prompts)
-    metric, measure = data.headline_metric(named_benchmark(config, name)), config.goal.measure
-    return evaluation.read_measured(run.open(scores), metric, measure, run.open(prompts), "evaluation")
+    return answers_of(config, name, run.open(scores), run.open(prompts))

@@ -15,14 +15,17 @@ from tailored_llama.config import (
     BenchmarkConfig,
     ExecutionConfig,
     PerplexityConfig,
+    PromptStudyConfig,
+    SweepConfig,
     TuningConfig,
     Work,
+    validate_as,
     validate_config,
 )
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import PerplexitySettings, ScoreSettings, measure_perplexity, score_benchmark
 from tailored_llama.models import add_adapter, devices, load_model, passes, save_adapter, streaming
-from tailored_llama.preflight import preflight_tailor
+from tailored_llama.preflight import preflight, preflight_prompts, preflight_sweep, preflight_tailor
 
 RESIDENT, STREAMED, AUTO = (
     ExecutionConfig(device="cpu", batch_tokens=64, streaming=streaming) for streaming in ("never", "always", "auto")
@@ -141,7 +144,12 @@ def test_a_run_that_cannot_be_streamed_or_fitted_is_refused_before_it_begins(
         r"^execution\.streaming: got 'always' with tuning\.examples = 'benchmark', which needs the whole model; allo"
     )
     with pytest.raises(InputError, match=message):
-        preflight_tailor(validate_config(own_run))
+        preflight(validate_config(own_run))  # as of a transfer
+    grid = {"grid": [{"pruning.criterion": ["random"]}]}
+    with pytest.raises(InputError, match=message):
+        preflight_sweep(validate_as(SweepConfig, own_run | grid | {"tailored": True}))
+    preflight_sweep(validate_as(SweepConfig, own_run | grid))
+    preflight_prompts(validate_as(PromptStudyConfig, own_run))
     own_run["tuning"]["examples"] = "none"
     preflight_tailor(validate_config(own_run))
     monkeypatch.setattr(devices, "free_memory", lambda device: 1000)

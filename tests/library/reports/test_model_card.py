@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
-from tailored_llama.config import BenchmarkConfig, ModelConfig, export_folders, validate_config
+from tailored_llama.config import BenchmarkConfig, ModelConfig, exports, validate_config
 from tailored_llama.data.builtin import SEVEN
 from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
@@ -133,9 +133,15 @@ def test_settings_name_files_without_folders_and_one_model_alone(tmp_path: Path)
 
 def test_a_folder_for_each_ratio_and_benchmark() -> None:
     data = {"benchmarks": ["piqa", "boolq"], "pruning": {"ratios": [0.2, 0.35]}}
-    assert export_folders(validate_config(data)) == {}
-    folders = export_folders(validate_config(data | {"store": {"export": "out"}}))
-    assert folders == {(r, n): Path(f"out/{n}-{r}") for r in (0.2, 0.35) for n in ("piqa", "boolq")}
+    assert exports(validate_config(data)) == []
+    formats = ["safetensors", "gguf:q8_0"]
+    exported = exports(validate_config(data | {"store": {"export": "out", "export_formats": formats}}))
+    assert {(own.ratio, own.benchmark, own.type): own.folder for own in exported} == {
+        (r, n, kind): Path(f"out/{n}-{r}{suffix}")
+        for r in (0.2, 0.35)
+        for n in ("piqa", "boolq")
+        for kind, suffix in ((None, ""), ("q8_0", "-q8_0-gguf"))
+    }
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
