@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -107,9 +109,15 @@ def profile(
 )
 def lm_eval(context: typer.Context) -> None:
     """Run lm-evaluation-harness's own command line, with one more model: --model tailored."""
-    from tailored_llama.cli.lm_eval import run_lm_eval
+    if find_spec("lm_eval") is None:
+        raise InputError("lm-eval: not installed; allowed: pip install 'tailored-llama[lm-eval]'")
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.registry import model_registry
 
-    run_lm_eval(context.args)
+    if "tailored" not in model_registry:  # by its path, as the harness's own: it is imported when it is asked for
+        model_registry.register("tailored", target="tailored_llama.serving.lm_eval_model:TailoredLM")
+    sys.argv = ["lm-eval", *context.args]
+    cli_evaluate()
 
 
 @measuring.command(epilog="Example: `tailored-llama report out --dense dense/piqa --pruned p/piqa --tailored t/piqa`")

@@ -25,6 +25,7 @@ from .execution import ExecutionConfig as ExecutionConfig
 from .execution import GgufType as GgufType
 from .execution import StoreConfig as StoreConfig
 from .execution import as_gguf_type as as_gguf_type
+from .execution import check_installed as check_installed
 from .goal import GoalConfig as GoalConfig
 from .goal import SmallestConfig as SmallestConfig
 from .goal import bases_of as bases_of
@@ -47,8 +48,6 @@ from .inputs import Metric as Metric
 from .inputs import ModelConfig as ModelConfig
 from .inputs import Quantization as Quantization
 from .inputs import TextConfig as TextConfig
-from .installed import check_installed as check_installed
-from .installed import check_training as check_training
 from .loading import assign as assign
 from .loading import load_config as load_config
 from .loading import read_config_data as read_config_data
@@ -85,4 +84,5 @@ from .training import DistillationConfig as DistillationConfig
 from .training import HealingConfig as HealingConfig
 from .training import TrainingConfig as TrainingConfig
 from .training import TuningConfig as TuningConfig
+from .training import check_training as check_training
 from .work import Work as Work

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from typing import Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -108,3 +109,19 @@ def as_gguf_type(name: str) -> GgufType:
     if name not in GGUF_TYPES:
         raise InputError(f"type: got {name!r}; allowed: {', '.join(GGUF_TYPES)}")
     return name
+
+
+def check_installed(package: str, got: str, otherwise: str, extra: str) -> None:
+    """Check that a package is installed that a setting needs.
+
+    Args:
+        got: the field and its value, as an error message begins.
+        otherwise: a value of the field that needs nothing.
+        extra: the extra of this library that brings the package.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not find_spec(package):
+        allowed = f"{otherwise!r}, or after pip install 'tailored-llama[{extra}]'"
+        raise InputError(f"{got}, which needs {package}; allowed: {allowed}")

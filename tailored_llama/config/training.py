@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from tailored_llama.config.execution import ExecutionConfig, check_installed
 from tailored_llama.config.inputs import Sources
 from tailored_llama.config.section import Section
 
@@ -110,3 +111,15 @@ class TuningConfig(AdapterConfig):
     dense: bool = True
     """Flows tailor and sweep, where the pruned model is tuned: also tune the dense model on the same shots, without
     teacher or healing, and score it: what pruning really costs after tailoring."""
+
+
+def check_training(section: str, training: TrainingConfig, execution: ExecutionConfig) -> None:
+    """Check that what a training is asked for is installed: its optimiser, and what its logs are written with.
+
+    Raises:
+        InputError: it is not.
+    """
+    if training.optimizer != "adamw_torch":
+        check_installed("bitsandbytes", f"{section}.optimizer: got {training.optimizer!r}", "adamw_torch", "nf4")
+    if execution.log_to != "none":
+        check_installed(execution.log_to, f"execution.log_to: got {execution.log_to!r}", "none", "logs")

@@ -241,7 +241,7 @@ def test_a_run_whose_widths_will_not_suit_ends_before_any_work(tiny: Path, wide:
 
 def test_without_bitsandbytes_a_line_says_what_to_install(wide: Path, own_run: dict[str, Any]) -> None:
     with (
-        patch("tailored_llama.config.installed.find_spec", lambda name: None),
+        patch("tailored_llama.config.execution.find_spec", lambda name: None),
         pytest.raises(InputError, match=r"got 'nf4', which needs bitsandbytes; .*pip install 'tailored-llama\[nf4\]'$"),
     ):
         preflight(run_on(wide, own_run, channel_multiple=64))

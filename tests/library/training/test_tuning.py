@@ -309,7 +309,7 @@ MISSING = {
 def test_a_library_that_is_not_installed_is_named(
     tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
-    monkeypatch.setattr("tailored_llama.config.installed.find_spec", lambda name: None)
+    monkeypatch.setattr("tailored_llama.config.execution.find_spec", lambda name: None)
     tuning, execution = MISSING[message]
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         tune(
