@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from threading import Thread, Timer
+from threading import Timer
 from typing import Any
 
 from tailored_llama.pipeline import COMPOSITIONS, Composition, run_composition
@@ -18,12 +18,11 @@ from tailored_llama.store import ArtifactRef
 LAST_WORDS = 60.0  # seconds that Prefect has, after a run, to send its events to the server
 
 
-def main(arguments: list[str] | None = None, connect: bool = False) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run a flow; print its table, the report's location, and the folders of finished models.
 
     Args:
         arguments: command-line arguments; None: the process's own.
-        connect: connect to Prefect's API while the libraries load; for a process that runs only this flow.
 
     Returns:
         The exit status: 0; 1 if stages failed; or 2 for bad input.
@@ -31,11 +30,8 @@ def main(arguments: list[str] | None = None, connect: bool = False) -> int:
     options = _parse(arguments)
 
     def execute(composition: Composition, config: Any) -> ArtifactRef:
-        server = _reach_server() if connect else None
         from flows.compositions import FLOWS  # with Prefect, which takes a second that a wrong value need not wait for
 
-        if server:
-            server.join()
         return FLOWS[options.name](config, options.only)
 
     return run_composition(options.name, options.config, options.set, execute)
@@ -51,27 +47,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         flow.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
         flow.add_argument("--only", metavar="STAGE", help="run one stage alone, such as 'tune arc_easy @ 0.20'")
     return parser.parse_args(arguments)
-
-
-def _reach_server() -> Thread:
-    """Connect to Prefect in the background; without PREFECT_API_URL, Prefect starts a temporary server.
-
-    Connecting takes seconds, as does loading the libraries. Join the thread before a flow runs. A failure is not
-    reported here: the flow fails in the same way and reports it.
-    """
-    from prefect.client.orchestration import get_client
-
-    # Prefect passes a SIGTERM on to this handler. The signal's default action would end the process without Python's
-    # exit handlers and leave the temporary server running.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-
-    def connect() -> None:
-        with contextlib.suppress(Exception), get_client(sync_client=True) as client:
-            client.hello()
-
-    thread = Thread(target=connect, daemon=True)
-    thread.start()
-    return thread
 
 
 @contextlib.contextmanager
@@ -105,5 +80,8 @@ def _leave(status: int) -> None:
 
 
 if __name__ == "__main__":
+    # Prefect passes a SIGTERM on to this handler. The signal's default action would end the process without Python's
+    # exit handlers and leave the temporary server running.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with _leaving():
-        sys.exit(main(connect=True))
+        sys.exit(main())
