@@ -18,7 +18,7 @@ Criterion = Literal[
     "magnitude_l1", "magnitude_l2", "random",
 ]  # fmt: skip
 DATA_FREE: tuple[Criterion, ...] = ("magnitude_l1", "magnitude_l2", "random")  # criteria that read no calibration text
-Reconstruction = Literal["none", "bias", "static", "sequential"]
+Reconstruction = Literal["none", "static"]
 Shape = Literal["stock", "any"]
 Kind = Literal["attention", "mlp", "vocabulary", "layer"]
 ROWS = 64  # the tokens of a trimmed vocabulary are a multiple of this
@@ -117,11 +117,9 @@ class ReconstructionConfig(Section):
     """How the kept weights are fitted on the calibration text, to compensate for the removed ones."""
 
     method: Reconstruction = Field(
-        "sequential",
-        description="What is fitted by ridge least squares. sequential: all projections, to the dense model's outputs "
-        "and residual stream, on activations from the layers already pruned; static: o_proj and down_proj, to the "
-        "dense layer's outputs, on the dense model's activations; bias: a bias of both, to the mean of what was "
-        "removed (FLAP's compensation); none: nothing.",
+        "static",
+        description="What is fitted by ridge least squares. static: o_proj and down_proj, to the dense layer's "
+        "outputs, on the dense model's activations; none: nothing.",
     )
     ridge: float = Field(
         0.1, gt=0, le=1, description="Ridge pull to the dense weights, as a fraction of the mean squared activation."

@@ -1,11 +1,11 @@
 """Seconds and peak memory of every pruning stage on a model of some size, beside gradients held the usual way.
 
     python tests/performance/pruning.py FOLDER --shape 1b
-    python tests/performance/pruning.py FOLDER --shape 7b --skip usual --skip "prune, sequential"
+    python tests/performance/pruning.py FOLDER --shape 7b --skip usual --skip "prune, static"
 
 A checkpoint of random weights is written into FOLDER/SHAPE (kept, and found again), in bfloat16, layer by layer. Then
 each stage runs in a process of its own: the dependency graph, second-order importance on 10 × 64 tokens as in
-LLM-Pruner, pruning to the ratio without reconstruction, and with it (sequential, the same tokens). `usual` computes the
+LLM-Pruner, pruning to the ratio without reconstruction, and with it (static, the same tokens). `usual` computes the
 same scores as LLM-Pruner's code does: every weight with a gradient and a sum of squared gradients beside it, one
 backward pass for each sample. Prints a table and writes FOLDER/pruning.parquet. Peak memory is the process's resident
 high-water mark, libraries and mapped files included; `idle` is that of a process that has only loaded the libraries.
@@ -135,7 +135,7 @@ def stages(dense: Path, root: Path, ratio: float) -> dict[str, Callable[[], Any]
         ),
         "usual": lambda: usual(dense, root),
         "prune": pruned("none"),
-        "prune, sequential": pruned("sequential"),
+        "prune, static": pruned("static"),
     }  # fmt: skip
 
 
