@@ -13,11 +13,8 @@ from tailored_llama.config.inputs import BenchmarkConfig, CalibrationConfig, Mod
 from tailored_llama.config.section import Section
 from tailored_llama.config.training import DistillationConfig, HealingConfig, TuningConfig
 
-Criterion = Literal[
-    "taylor_gate", "taylor_first", "taylor_vector", "taylor_second", "taylor_mixed", "wanda_sp", "flap",
-    "magnitude_l1", "magnitude_l2", "random",
-]  # fmt: skip
-DATA_FREE: tuple[Criterion, ...] = ("magnitude_l1", "magnitude_l2", "random")  # criteria that read no calibration text
+Criterion = Literal["taylor_gate", "taylor_first", "magnitude_l2", "random"]
+DATA_FREE: tuple[Criterion, ...] = ("magnitude_l2", "random")  # criteria that read no calibration text
 Reconstruction = Literal["none", "static"]
 Shape = Literal["stock", "any"]
 Kind = Literal["attention", "mlp", "vocabulary", "layer"]
@@ -29,22 +26,14 @@ class PlanConfig(Section):
 
     criterion: Criterion = Field(
         "taylor_gate",
-        description="How the importance of a coupled group is scored: by gradients (Taylor with gates on whole groups; "
-        "first order by element or by vector; diagonal-Fisher second order; or both orders mixed), by activations "
-        "(Wanda-sp, FLAP), by weight magnitude (L1, L2), or at random.",
+        description="How the importance of a coupled group is scored: by gradients (Taylor, with gates on whole groups "
+        "or by element, as LLM-Pruner does), by the L2 norm of its weights, or at random.",
     )
     shape: Shape = Field(
         "stock",
         description="stock: every layer keeps the same widths, so that transformers, llama.cpp, vLLM and others load "
         "the model as they load any (unless layers are protected); any: groups of all layers are ranked together by "
         "importance per parameter, so that layers have widths of their own.",
-    )
-    attention_weight: float = Field(
-        3.0,
-        gt=0,
-        description="Factor on the importance of attention groups with shape any. Above 1, more heads are kept: "
-        "other texts need them more than the calibration text shows. FLAP's scores are not multiplied, because they "
-        "are standardised and can be negative.",
     )
     kinds: tuple[Kind, ...] = Field(
         ("attention", "mlp", "vocabulary"),

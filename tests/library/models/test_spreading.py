@@ -157,7 +157,7 @@ def test_a_profiled_pass(tiny: Path) -> None:
         assert found.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("criterion", ["taylor_gate", "taylor_mixed", "flap"])
+@pytest.mark.parametrize("criterion", ["taylor_gate", "taylor_first"])
 def test_importance(tiny: Path, groups: Path, text: Path, both: Any, criterion: Any) -> None:
     def stage(execution: ExecutionConfig, out: Path) -> None:
         settings = ImportanceSettings(criterion, 3, influence=True)

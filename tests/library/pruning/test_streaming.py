@@ -108,9 +108,9 @@ def test_only_one_layer_is_loaded_at_a_time(tiny: Path, tmp_path: Path) -> None:
     assert all(p.is_meta for module in layers.modules for p in module.parameters())
 
 
-@pytest.mark.parametrize(("criterion", "times"), [("taylor_gate", 2), ("taylor_first", 2), ("wanda_sp", 1)])
+@pytest.mark.parametrize("criterion", CRITERIA)
 def test_importance_reads_the_weights_at_most_twice(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, criterion: str, times: int
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, criterion: str
 ) -> None:
     read: list[int] = []
     tensors = streaming._Files.tensors
@@ -118,7 +118,7 @@ def test_importance_reads_the_weights_at_most_twice(
         streaming._Files, "tensors", lambda files, number: (read.append(number), tensors(files, number))[1]
     )
     scores(tiny, tmp_path, criterion, STREAMED)
-    assert sorted(read) == sorted([*range(4)] * times)
+    assert sorted(read) == sorted([*range(4)] * 2)
 
 
 def test_fits_that_have_no_room_are_refused_before_they_begin(
