@@ -151,7 +151,7 @@ def save_tiny_llama(
     return folder
 
 
-WHOLE_BLOCKS = PruningConfig(shape="any", min_kv_heads=0, min_channels=0, attention_weight=1)
+WHOLE_BLOCKS = PruningConfig(shape="any", min_kv_heads=0, min_channels=0)
 
 
 def remove_blocks(

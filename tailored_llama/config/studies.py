@@ -40,7 +40,7 @@ class SweepConfig(RunConfig):
 
     grid: tuple[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], ...] = Field(
         min_length=1,
-        description='Tables of dotted field → list of values, such as "pruning.criterion" = ["flap", "random"]; '
+        description='Tables of dotted field → list of values, such as "pruning.criterion" = ["taylor_gate", "random"]; '
         "each table gives one cell for every combination of its values. Each of pruning.ratios is a cell of its own; "
         "cells that differ only in seed share a row of the results. prompts.template = searched selects, for each "
         "benchmark, the shipped set with the best score of the cell's untuned model on the shots and held-out "
