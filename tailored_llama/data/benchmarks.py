@@ -20,11 +20,9 @@ import pyarrow.compute as pc
 
 from tailored_llama.config import BenchmarkConfig, Metric, Work, is_harness_task, is_written
 from tailored_llama.data.builtin import BUILTIN, Parts
-from tailored_llama.data.checks import check_benchmark
-from tailored_llama.data.custom import custom_columns, custom_content, custom_parts
-from tailored_llama.data.division import PURPOSE, divide
+from tailored_llama.data.custom import check_benchmark, custom_columns, custom_content, custom_parts
 from tailored_llama.data.harness import harness_parts, harness_task, local_files, task_identity
-from tailored_llama.data.splits import SPLITS, Split, embedded_rows, find_split, no_column
+from tailored_llama.data.splits import PURPOSE, SPLITS, Split, divide, embedded_rows, find_split, no_column
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
 

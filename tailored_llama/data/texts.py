@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 from tailored_llama.config import PROMPTS, QUESTIONS, BenchmarkConfig, TextConfig
 from tailored_llama.data.benchmarks import BenchmarkSource, benchmark_texts, check_text_of, load_questions
 from tailored_llama.data.builtin import BUILTIN
-from tailored_llama.data.rows import read_file
-from tailored_llama.data.splits import Split
+from tailored_llama.data.splits import Split, read_file
 from tailored_llama.errors import InputError
 from tailored_llama.store import hub_column, hub_commit, is_hub_id, sha256_file
 
