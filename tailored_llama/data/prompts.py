@@ -190,7 +190,7 @@ class PromptSettings:
 
 
 def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> dict[str, Any]:
-    """Stage: write `prompts.parquet` from what `load_benchmark` wrote, and its first prompts as `samples.txt`.
+    """Stage: write `prompts.parquet` from what `load_benchmark` wrote.
 
     The solved examples before each question are drawn first, from the train split by seed. They are the same for every
     question, in tuning and in scoring (lm-evaluation-harness calls this the `first_n` sampler; its default draws
@@ -214,11 +214,6 @@ def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> d
     columns = {field.name: [getattr(prompt, field.name) for _, prompt in rows] for field in fields(Prompt)}
     columns |= {"split": [name for name, _ in rows], "template": [template.name] * len(rows)}
     write_table(work.out / "prompts.parquet", columns, PROMPTS_SCHEMA)
-    written = is_written(benchmark)
-    shown = "An accepted answer" if written else "A continuation, which is what is scored,"
-    title = f"{benchmark.name}, template {template.name}. {shown} stands in ⟦ ⟧.\n"
-    samples = [_sample(name, prompt, written) for name, prompt in rows[:3]]
-    (work.out / "samples.txt").write_text("\n".join([title, *samples]), encoding="utf-8")
     return {name: len(members) for name, members in chosen.items()}
 
 
@@ -241,19 +236,6 @@ def _choose(examples: Path, settings: PromptSettings) -> tuple[list[Example], di
         return solved, {"shots": tuned, "held_out": held}
     rest = read_examples(examples, "selection") or without(pool, tuned + held)
     return solved, {"selection": select_at_random(rest, settings.selection, seed, benchmark=name)}
-
-
-def _sample(split: str, prompt: Prompt, written: bool) -> str:
-    """One prompt as readable text; a context that choices share comes once."""
-    lines = [f"──── {split}, example {prompt.example} ────"]
-    previous = None
-    for i, (context, continuation) in enumerate(zip(prompt.contexts, prompt.continuations, strict=True)):
-        if context != previous:
-            lines.append(context)
-        previous = context
-        kind, right = ("accepted", "") if written else (f"choice {i}", "  ← right" if i == prompt.answer else "")
-        lines.append(f"    {kind}: ⟦{continuation}⟧{right}")
-    return "\n".join(lines) + "\n"
 
 
 def read_prompts(folder: Path, split: PromptSplit) -> list[Prompt]:
