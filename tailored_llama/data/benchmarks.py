@@ -67,14 +67,10 @@ def load_examples(benchmark: BenchmarkConfig, split: Split, downloads: str) -> l
 
 
 def benchmark_texts(benchmark: BenchmarkConfig, split: str, column: str, downloads: str) -> list[str]:
-    """The distinct texts of one field, in order, for calibration or perplexity.
+    """The distinct texts of one field, such as BoolQ's passage, in order, for calibration or perplexity.
 
     Train leaves out every text that is also in the evaluation split, such as 720 of BoolQ's 7,929 train passages:
-    perplexity must not be measured on what a model was calibrated on.
-
-    Args:
-        split: train; or evaluation, validation or test, which all mean the evaluation split.
-        column: a field, such as BoolQ's passage.
+    perplexity must not be measured on what a model was calibrated on. Any other split means the evaluation split.
 
     Raises:
         InputError: an unknown split or field, or what `load_examples` raises.
@@ -216,9 +212,9 @@ def _texts(example: Example) -> tuple[Any, ...]:
 
 def _checked(index: int, parts: Parts, answer_column: str, answer: Any, minimum: int) -> Example:
     fields, choices, right = parts
-    for name, text in [*fields.items(), *((f"choice {i}", c) for i, c in enumerate(choices))]:
-        if not isinstance(text, str) or (name.startswith("choice ") and not text.strip()):
-            raise ValueError(f"{name}: got {text!r}; allowed: a text")
+    for i, choice in enumerate(choices):
+        if not isinstance(choice, str) or not choice.strip():
+            raise ValueError(f"choice {i}: got {choice!r}; allowed: a text")
     if len(choices) < minimum:
         raise ValueError(f"choices: got {len(choices)}; allowed: at least {minimum}")
     if not 0 <= right < len(choices):

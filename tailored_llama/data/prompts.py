@@ -61,12 +61,9 @@ class Prompt:
 def render(
     benchmark: BenchmarkConfig, template: Template, example: Example, header: str = "", ending: str = ""
 ) -> Prompt:
-    """Write one example out.
+    """Write one example out, after a header of solved examples from `few_shot_header`, which has the instruction.
 
-    Args:
-        header: solved examples from `few_shot_header`, put before the question. They include the instruction, so it
-            is written only once.
-        ending: text after every continuation.
+    `ending` stands after every continuation.
 
     Raises:
         InputError: the template cannot word this benchmark, or has too few letters for the choices.
@@ -142,41 +139,27 @@ class Wording:
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """Which examples are rendered, and how.
-
-    Args:
-        benchmark: its name.
-        wording: the template set for it.
-        split: train renders `shots` and `held_out`; selection renders `selection` further examples, drawn at random
-            from the rest of train, or from the rows to choose with if one file is divided, to choose a template on;
-            evaluation renders `limit` evenly spaced examples (None: all).
-        shots, held_out, selection, limit: the number of examples of each kind.
-        num_fewshot: solved examples before each question.
-        seed: of what is drawn; None: nothing is.
-        stop: what ends an answer that the model is to learn to write; "" elsewhere.
-    """
+    """Which examples are rendered, and how."""
 
     benchmark: str
     wording: Wording
     split: RenderedSplit
-    shots: int = 0
+    shots: int = 0  # of the split train, as held_out
     held_out: int = 0
-    selection: int = 0
-    limit: int | None = None
-    num_fewshot: int = 0
-    seed: int | None = 0
-    stop: str = ""
+    selection: int = 0  # to choose a template on: from the rest of train, or from a divided file's rows to choose with
+    limit: int | None = None  # of the split evaluation, evenly spaced; None: all
+    num_fewshot: int = 0  # solved examples before each question
+    seed: int | None = 0  # of what is drawn; None: nothing is
+    stop: str = ""  # what ends an answer that the model is to learn to write
 
     @classmethod
     def of(
         cls, config: RunConfig, benchmark: BenchmarkConfig, split: RenderedSplit, selection: int = 0
     ) -> PromptSettings:
         tuning, scoring = config.tuning, config.scoring
-        sizes: dict[str, Any] = {"limit": scoring.limit}
-        if split != "evaluation":
-            sizes = {"shots": tuning.shots, "held_out": tuning.held_out}
-        if split == "selection":
-            sizes["selection"] = selection
+        sizes: dict[str, Any] = {"shots": tuning.shots, "held_out": tuning.held_out, "selection": selection}
+        if split == "evaluation":
+            sizes = {"limit": scoring.limit}
         drawn = split != "evaluation" or scoring.num_fewshot
         return cls(
             benchmark.name,

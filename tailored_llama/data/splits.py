@@ -7,9 +7,11 @@ import gzip
 import hashlib
 import io
 import json
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,25 +193,20 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
     return [{name: row.get(name) for name in columns} for row in rows]
 
 
-def part_of(content: Sequence[str]) -> Split:
-    """The part of a row with these texts."""
-    place = int.from_bytes(hashlib.sha256(_plain(content).encode()).digest()[:8]) / 2**64
-    if place < SHARES["train"]:
-        return "train"
-    return "selection" if place < SHARES["train"] + SHARES["selection"] else "evaluation"
-
-
 def divide(contents: Sequence[Sequence[str]]) -> dict[Split, list[int]]:
-    """The positions of the rows in each part, in order; of rows with equal content, only the first."""
+    """The positions of the rows in each part, in order; of rows with equal content, only the first.
+
+    Contents that differ in white space only are equal.
+    """
     first: dict[str, int] = {}
     for position, content in enumerate(contents):
-        first.setdefault(_plain(content), position)
-    return {part: [i for i in first.values() if part_of(contents[i]) == part] for part in SHARES}
-
-
-def _plain(content: Sequence[str]) -> str:
-    """The texts as one ASCII text that does not tell how their white space was written."""
-    return json.dumps([" ".join(text.split()) for text in content])
+        first.setdefault(json.dumps([" ".join(text.split()) for text in content]), position)
+    *bounds, _ = accumulate(SHARES.values())
+    divided: dict[Split, list[int]] = {part: [] for part in SHARES}
+    for plain, position in first.items():
+        place = int.from_bytes(hashlib.sha256(plain.encode()).digest()[:8]) / 2**64
+        divided[tuple(SHARES)[bisect(bounds, place)]].append(position)
+    return divided
 
 
 def no_column(where: str, column: str, present: Iterable[str]) -> str:
