@@ -28,6 +28,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
 
 PromptSplit = Literal["shots", "held_out", "selection", "evaluation"]
+RenderedSplit = Literal["train", "selection", "evaluation"]  # train: shots and held_out
 
 PROMPTS_SCHEMA = pa.schema(
     [
@@ -123,9 +124,6 @@ def _fill(template: Template, layout: Layout, example: Example, choice: int) -> 
     return layout.layout.format(**values), _delimiter(layout, example) + layout.continuation.format(**values)
 
 
-RenderedSplit = Literal["train", "selection", "evaluation"]
-
-
 @dataclass(frozen=True)
 class Wording:
     """How a template set words a benchmark; it is identified by its text, not by its file."""
@@ -144,10 +142,10 @@ class PromptSettings:
     benchmark: str
     wording: Wording
     split: RenderedSplit
-    shots: int = 0  # of the split train, as held_out
-    held_out: int = 0
+    shots: int = 0  # rendered for train, and left out of selection
+    held_out: int = 0  # likewise
     selection: int = 0  # to choose a template on: from the rest of train, or from a divided file's rows to choose with
-    limit: int | None = None  # of the split evaluation, evenly spaced; None: all
+    limit: int | None = None  # of evaluation, evenly spaced; None: all
     num_fewshot: int = 0  # solved examples before each question
     seed: int | None = 0  # of what is drawn; None: nothing is
     stop: str = ""  # what ends an answer that the model is to learn to write

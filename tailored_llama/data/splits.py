@@ -210,6 +210,7 @@ def divide(contents: Sequence[Sequence[str]]) -> dict[Split, list[int]]:
 
 
 def no_column(where: str, column: str, present: Iterable[str]) -> str:
+    """The message for a column that is not there, with the name that may be meant."""
     names = list(present)
     near = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
