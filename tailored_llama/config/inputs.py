@@ -189,8 +189,8 @@ class BenchmarkConfig(Section):
     )
     source: str | None = Field(
         None,
-        description="A Hub data set to read instead of the embedded data. Tasks of lm-evaluation-harness: a folder "
-        "with task files of your own.",
+        description="Own benchmarks: a Hub data set. Tasks of lm-evaluation-harness: a folder with task files of your "
+        "own.",
     )
     data: str | None = Field(
         None,
@@ -199,7 +199,7 @@ class BenchmarkConfig(Section):
         "with common names need not be set: question (or context, prompt, text), choices (or a, b, …), answer (or "
         "label).",
     )
-    subset: str | None = Field(None, description="Hub data sets only: the configuration, e.g. ARC-Easy.")
+    subset: str | None = Field(None, description="Hub data sets only: the configuration.")
     revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
     train: str | None = Field(None, description="Train split: a .parquet, .jsonl or .csv file, or a Hub split's name.")
     evaluation: str | None = Field(None, description="Evaluation split: a file, or a Hub split's name.")

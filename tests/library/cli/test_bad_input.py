@@ -274,7 +274,7 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     ),
     "perplexity text without its column": (
         put("perplexity", "source", "{place}/data/train.jsonl"),
-        "{place}/data/train.jsonl: no column 'passage'; allowed: question, options, right",
+        "{place}/data/train.jsonl: no column 'passage'; present: question, options, right",
     ),
     "text not UTF-8": (write("data/text.txt", b"caf\xe9"), "{place}/data/text.txt: not UTF-8 text (byte 3)"),
     "no GPU": (
