@@ -28,7 +28,7 @@ from tailored_llama.config import (
     narrow,
 )
 from tailored_llama.data import BenchmarkSource, PromptSettings, RenderedSplit, load_benchmark, render_prompts
-from tailored_llama.data.prompts import Wording
+from tailored_llama.data.prompts import PROMPTS_SCHEMA, Wording
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
 from tailored_llama.models import encode_pair, read_structure
 from tailored_llama.progress import Progress, silent
@@ -151,7 +151,7 @@ def save_tiny_llama(
     return folder
 
 
-WHOLE_BLOCKS = PruningConfig(shape="any", min_kv_heads=0, min_channels=0, attention_weight=1)
+WHOLE_BLOCKS = PruningConfig(shape="any", min_kv_heads=0, min_channels=0)
 
 
 def remove_blocks(
@@ -314,6 +314,17 @@ def render_split(
     """Render one split as the stage does; `changes` are further fields of its settings."""
     settings = PromptSettings(benchmark.name, Wording(template, benchmark), split, **changes)
     return render_prompts(examples, settings=settings, work=Work(out))
+
+
+def write_prompts(folder: Path, *contexts: str) -> None:
+    """Rendered prompts of an evaluation split, each with the choices no, which is right, and yes."""
+    n = len(contexts)
+    columns = {
+        "example": range(n), "split": ["evaluation"] * n, "contexts": [[text, text] for text in contexts],
+        "continuations": [[" no", " yes"]] * n, "answer": [0] * n, "choice_lengths": [[2, 3]] * n,
+        "template": ["harness"] * n,
+    }  # fmt: skip
+    write_table(folder / "prompts.parquet", columns, PROMPTS_SCHEMA)
 
 
 def as_toml(run: dict[str, Any]) -> str:

@@ -171,13 +171,12 @@ class BenchmarkConfig(Section):
     `train` and `evaluation`, or `source`, and the columns; or lm_eval:sciq, a task of lm-evaluation-harness. Absent
     with `data`: the file's name."""
     source: str | None = None
-    """A Hub data set to read instead of the embedded data. Tasks of lm-evaluation-harness: a folder with task files of
-    your own."""
+    """Own benchmarks: a Hub data set. Tasks of lm-evaluation-harness: a folder with task files of your own."""
     data: str | None = None
     """Own benchmarks: one .csv, .jsonl or .parquet file, in place of `train` and `evaluation`. The hash of each row
     decides whether it is to tune on (45 %), to choose with (15 %) or to report on (40 %). Columns with common names
     need not be set: question (or context, prompt, text), choices (or a, b, …), answer (or label)."""
-    subset: str | None = Field(None, description="Hub data sets only: the configuration, e.g. ARC-Easy.")
+    subset: str | None = Field(None, description="Hub data sets only: the configuration.")
     revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
     train: str | None = Field(None, description="Train split: a .parquet, .jsonl or .csv file, or a Hub split's name.")
     evaluation: str | None = Field(None, description="Evaluation split: a file, or a Hub split's name.")

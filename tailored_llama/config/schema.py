@@ -13,12 +13,9 @@ from tailored_llama.config.inputs import BenchmarkConfig, CalibrationConfig, Mod
 from tailored_llama.config.section import Section
 from tailored_llama.config.training import DistillationConfig, HealingConfig, TuningConfig
 
-Criterion = Literal[
-    "taylor_gate", "taylor_first", "taylor_vector", "taylor_second", "taylor_mixed", "wanda_sp", "flap",
-    "magnitude_l1", "magnitude_l2", "random",
-]  # fmt: skip
-DATA_FREE: tuple[Criterion, ...] = ("magnitude_l1", "magnitude_l2", "random")  # criteria that read no calibration text
-Reconstruction = Literal["none", "bias", "static", "sequential"]
+Criterion = Literal["taylor_gate", "taylor_first", "magnitude_l2", "random"]
+DATA_FREE: tuple[Criterion, ...] = ("magnitude_l2", "random")  # criteria that read no calibration text
+Reconstruction = Literal["none", "static"]
 Shape = Literal["stock", "any"]
 Kind = Literal["attention", "mlp", "vocabulary", "layer"]
 ROWS = 64  # the tokens of a trimmed vocabulary are a multiple of this
@@ -28,17 +25,12 @@ class PlanConfig(Section):
     """Which coupled groups leave."""
 
     criterion: Criterion = "taylor_gate"
-    """How the importance of a coupled group is scored: by gradients (Taylor with gates on whole groups; first order by
-    element or by vector; diagonal-Fisher second order; or both orders mixed), by activations (Wanda-sp, FLAP), by
-    weight magnitude (L1, L2), or at random."""
+    """How the importance of a coupled group is scored: by gradients (Taylor, with gates on whole groups or by element,
+    as LLM-Pruner does), by the L2 norm of its weights, or at random."""
     shape: Shape = "stock"
     """stock: every layer keeps the same widths, so that transformers, llama.cpp, vLLM and others load the model as they
     load any (unless layers are protected); any: groups of all layers are ranked together by importance per parameter,
     so that layers have widths of their own."""
-    attention_weight: float = Field(3.0, gt=0)
-    """Factor on the importance of attention groups with shape any. Above 1, more heads are kept: other texts need them
-    more than the calibration text shows. FLAP's scores are not multiplied, because they are standardised and can be
-    negative."""
     kinds: tuple[Kind, ...] = Field(("attention", "mlp", "vocabulary"), min_length=1)
     """Kinds of coupled group that may be removed: attention (a KV head with its query heads), mlp (a channel),
     vocabulary (a token's row of the embedding and of an untied head), layer (a whole decoder layer). Tokens leave
@@ -88,11 +80,9 @@ class PruningConfig(PlanConfig):
 class ReconstructionConfig(Section):
     """How the kept weights are fitted on the calibration text, to compensate for the removed ones."""
 
-    method: Reconstruction = "sequential"
-    """What is fitted by ridge least squares. sequential: all projections, to the dense model's outputs and residual
-    stream, on activations from the layers already pruned; static: o_proj and down_proj, to the dense layer's outputs,
-    on the dense model's activations; bias: a bias of both, to the mean of what was removed (FLAP's compensation); none:
-    nothing."""
+    method: Reconstruction = "static"
+    """What is fitted by ridge least squares. static: o_proj and down_proj, to the dense layer's outputs, on the dense
+    model's activations; none: nothing."""
     ridge: float = Field(0.1, gt=0, le=1)
     """Ridge pull to the dense weights, as a fraction of the mean squared activation."""
 

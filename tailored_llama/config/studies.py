@@ -39,11 +39,11 @@ class SweepConfig(RunConfig):
     """A run configuration, and the settings that differ between its cells."""
 
     grid: tuple[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], ...] = Field(min_length=1)
-    """Tables of dotted field → list of values, such as "pruning.criterion" = ["flap", "random"]; each table gives one
-    cell for every combination of its values. Each of pruning.ratios is a cell of its own; cells that differ only in
-    seed share a row of the results. prompts.template = searched selects, for each benchmark, the shipped set with the
-    best score of the cell's untuned model on the shots and held-out examples; the dense model keeps the run's own
-    set."""
+    """Tables of dotted field → list of values, such as "pruning.criterion" = ["taylor_gate", "random"]; each table
+    gives one cell for every combination of its values. Each of pruning.ratios is a cell of its own; cells that differ
+    only in seed share a row of the results. prompts.template = searched selects, for each benchmark, the shipped set
+    with the best score of the cell's untuned model on the shots and held-out examples; the dense model keeps the run's
+    own set."""
     labels: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Name of each table of the grid; absent: cells are named by the settings that differ."""
     scored: bool = Field(True, description="Score the benchmarks as well as the perplexity.")

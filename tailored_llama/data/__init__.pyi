@@ -11,9 +11,8 @@ from .builtin import BUILTIN as BUILTIN
 from .calibration import load_calibration as load_calibration
 from .calibration import read_calibration as read_calibration
 from .calibration import sequences_at_once as sequences_at_once
-from .checks import check_benchmark as check_benchmark
+from .custom import check_benchmark as check_benchmark
 from .custom import named_columns as named_columns
-from .division import PURPOSE as PURPOSE
 from .encoding import Encoded as Encoded
 from .encoding import encode_answer as encode_answer
 from .encoding import encode_prompt as encode_prompt
@@ -33,6 +32,7 @@ from .selection import without as without
 from .settings import CalibrationSettings as CalibrationSettings
 from .settings import calibration_parts as calibration_parts
 from .settings import text_of as text_of
+from .splits import PURPOSE as PURPOSE
 from .splits import Split as Split
 from .templates import candidates as candidates
 from .templates import layout_of as layout_of

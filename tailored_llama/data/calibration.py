@@ -34,12 +34,8 @@ def load_calibration(
 
     Documents come in random order, repeatedly if needed. A document that is long enough gives a random window, as in
     LLM-Pruner (arXiv 2305.11627); shorter ones are joined by blank lines until they are long enough. With the source
-    `prompts`, the text is the run's own training examples with their answers, one after the other. The texts of a
-    mixture share the sequences by weight, in random order.
-
-    Args:
-        dense: provides the tokenizer and the context length.
-        prompts: the train prompts by benchmark, for the source `prompts`.
+    `prompts`, the text is the run's own training examples with their answers, one after the other, from the folders
+    `prompts` by benchmark. The texts of a mixture share the sequences by weight, in random order.
 
     Raises:
         InputError: a sequence is longer than all documents together, or than the model's context.

@@ -1,18 +1,76 @@
-"""Custom benchmarks: how a row becomes an example, by the columns that the configuration names.
+"""Custom benchmarks: what the configuration must name, and how a row becomes an example by the columns it names.
 
 The answer is one of several choices, or a text that the model writes (metrics exact_match and f1).
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tailored_llama.config import BenchmarkConfig, is_written
-from tailored_llama.data.builtin import Parts, integer
+from tailored_llama.config import WRITTEN, BenchmarkConfig, is_harness_task, is_written, task_fields
+from tailored_llama.data.builtin import BUILTIN, Parts
+from tailored_llama.data.harness import harness_task
+from tailored_llama.errors import InputError
+
+
+def check_benchmark(benchmark: BenchmarkConfig) -> None:
+    """Check, without reading data, that a benchmark is one of the seven, a task of the harness, or names its columns.
+
+    Raises:
+        InputError: an unknown name without columns, or settings that contradict each other.
+    """
+    name, where = benchmark.name, f"benchmarks.{benchmark.name}"
+    decided = ("data", "subset", "train", "evaluation", "context", "choices", "answer")
+    if benchmark.metric != "exact_match":
+        _refuse(benchmark, ["ignore"], "only with metric exact_match")
+    if is_harness_task(name):
+        _refuse(benchmark, decided, "only in the task's own file")
+        task_fields(harness_task(benchmark), benchmark.metric)
+        return
+    if name in BUILTIN:
+        _refuse(benchmark, ("source", "revision", *decided), f"with a name of your own, as {name} is built in")
+        if is_written(benchmark):
+            raise InputError(f"{where}.metric: got {benchmark.metric!r}; allowed: acc or acc_norm, as it has choices")
+    if benchmark.source is None:
+        _refuse(benchmark, ("subset", "revision"), "only with `source`, a Hub data set")
+    if is_written(benchmark):
+        _refuse(benchmark, ["choices"], "only with metric acc or acc_norm")
+    else:
+        _refuse(benchmark, ("max_new_tokens", "stop"), f"only with metric {' or '.join(WRITTEN)}")
+    if name in BUILTIN:
+        return
+    needed = ("context", "answer") if is_written(benchmark) else ("context", "choices", "answer")
+    missing = [key for key in needed if not getattr(benchmark, key)]
+    if benchmark.data and missing:  # its columns are looked for when the configuration is loaded
+        raise InputError(
+            f"{where}.data: got {benchmark.data!r}, no such file; allowed: a .csv, .jsonl or .parquet file"
+        )
+    if benchmark.source is None and benchmark.evaluation is None and benchmark.data is None:
+        missing.append("evaluation")
+    if missing:
+        near = difflib.get_close_matches(name.lower(), list(BUILTIN), n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"benchmarks: got {name!r}, unknown; {hint}allowed: {', '.join(BUILTIN)}, a .csv, .jsonl or .parquet "
+            f"file, or a new name with train, evaluation, {', '.join(needed[:-1])} and answer "
+            f"(not set: {', '.join(missing)})"
+        )
+    try:
+        str(benchmark.context).format(**dict.fromkeys(custom_columns(benchmark), ""))
+    except (ValueError, LookupError, AttributeError) as error:  # of the braces, or of more in them than a name
+        raise InputError(f"{where}.context: got {benchmark.context!r}, {error}; allowed: {{column}}") from None
+
+
+def _refuse(benchmark: BenchmarkConfig, fields: Iterable[str], allowed: str) -> None:
+    """Refuse the first of these fields that is set."""
+    for field in fields:
+        if (value := getattr(benchmark, field)) is not None:
+            raise InputError(f"benchmarks.{benchmark.name}.{field}: got {value!r}; allowed: {allowed}")
 
 
 def custom_columns(benchmark: BenchmarkConfig) -> list[str]:
@@ -102,12 +160,19 @@ def _json(text: str) -> Any:
         return None
 
 
+def _integer(value: Any) -> int:
+    """A non-negative label as written in JSON, Parquet or CSV; -1 for anything else."""
+    if isinstance(value, float):  # pandas turns an integer column with a gap into floats
+        return int(value) if value.is_integer() else -1
+    return int(value) if re.fullmatch(r"\d{1,9}", str(value).strip()) else -1
+
+
 def _answer_index(answer: Any, choices: Sequence[Any]) -> int:
     if isinstance(answer, bool):  # True is not "the second choice"
         return -1
     if not isinstance(answer, str):
-        return integer(answer)
+        return _integer(answer)
     if answer in choices:
         return choices.index(answer)
     text = answer.strip()
-    return ord(text.upper()) - ord("A") if re.fullmatch("[A-Za-z]", text) else integer(text)
+    return ord(text.upper()) - ord("A") if re.fullmatch("[A-Za-z]", text) else _integer(text)

@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import json
 import random
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,10 +27,7 @@ from tailored_llama.data.splits import Split
 from tailored_llama.errors import InputError, UnreachableError, is_transient, one_line
 from tailored_llama.store import hub_commit, sha256_file
 
-_NOT_IN_EXAMPLES = (
-    "dataset_kwargs", "dataset_path", "doc_to_decontamination_query", "filter_list", "generation_kwargs", "metadata",
-    "metric_list", "num_fewshot", "repeats", "should_decontaminate", "tag", "task_alias",
-)  # fmt: skip
+_NAMED = re.compile(f'"{FUNCTION}([^"]*)/([^"/]*)"')  # the folder and the name of a function, in settings as JSON
 _FILE_FORMATS = ("arrow", "csv", "json", "parquet", "text")  # values of dataset_path that read files
 
 
@@ -74,15 +72,14 @@ def task_identity(benchmark: BenchmarkConfig) -> dict[str, Any]:
         InputError: there is no such task, a data file is missing, or a Hub revision cannot be resolved.
     """
     task = harness_task(benchmark)
-    settings = {key: value for key, value in task.settings.items() if key not in _NOT_IN_EXAMPLES}
-    modules: set[Path] = set()
-    plain = json.dumps(_without_folders(settings, modules), sort_keys=True, default=str)
+    settings = {key: value for key, value in task.settings.items() if key not in ("dataset_path", "dataset_kwargs")}
+    plain = json.dumps(settings, default=str, ensure_ascii=False)
     identity: dict[str, Any] = {
         "lm_eval": importlib.metadata.version("lm_eval"),
-        "settings": hashlib.sha256(plain.encode()).hexdigest(),
+        "settings": hashlib.sha256(_NAMED.sub(r'"\2"', plain).encode()).hexdigest(),
     }
-    if modules:  # with those beside them, which they may import
-        python = {file for module in modules for file in module.parent.glob("*.py")}
+    folders = {Path(folder, *name.split(".")[:-1]).parent for folder, name in _NAMED.findall(plain)}
+    if python := [file for folder in folders for file in folder.glob("*.py")]:  # a module may import those beside it
         identity["python"] = sorted((file.name, sha256_file(file)) for file in python)
     options, path, files = _options(task), str(task.settings.get("dataset_path")), local_files(task)
     if files is not None:
@@ -103,21 +100,6 @@ def _options(task: HarnessTask) -> dict[str, Any]:
 def _commit(benchmark: BenchmarkConfig, task: HarnessTask) -> str:
     revision = benchmark.revision or _options(task).get("revision")
     return hub_commit(str(task.settings.get("dataset_path")), revision, "dataset")
-
-
-def _without_folders(value: Any, modules: set[Path]) -> Any:
-    """Settings in which functions are named without the folder of their file; adds those files to `modules`."""
-    if isinstance(value, Mapping):
-        return {str(key): _without_folders(inner, modules) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(inner, modules) for inner in value]
-    if not (isinstance(value, str) and value.startswith(FUNCTION)):
-        return value
-    folder, _, name = value.removeprefix(FUNCTION).rpartition("/")
-    file = Path(folder) / f"{name.rpartition('.')[0].replace('.', '/')}.py"
-    if file.is_file():  # else the function is of an installed module
-        modules.add(file)
-    return FUNCTION + name
 
 
 @contextmanager

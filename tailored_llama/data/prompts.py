@@ -28,6 +28,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
 
 PromptSplit = Literal["shots", "held_out", "selection", "evaluation"]
+RenderedSplit = Literal["train", "selection", "evaluation"]  # train: shots and held_out
 
 PROMPTS_SCHEMA = pa.schema(
     [
@@ -61,12 +62,9 @@ class Prompt:
 def render(
     benchmark: BenchmarkConfig, template: Template, example: Example, header: str = "", ending: str = ""
 ) -> Prompt:
-    """Write one example out.
+    """Write one example out, after a header of solved examples from `few_shot_header`, which has the instruction.
 
-    Args:
-        header: solved examples from `few_shot_header`, put before the question. They include the instruction, so it
-            is written only once.
-        ending: text after every continuation.
+    `ending` stands after every continuation.
 
     Raises:
         InputError: the template cannot word this benchmark, or has too few letters for the choices.
@@ -126,9 +124,6 @@ def _fill(template: Template, layout: Layout, example: Example, choice: int) -> 
     return layout.layout.format(**values), _delimiter(layout, example) + layout.continuation.format(**values)
 
 
-RenderedSplit = Literal["train", "selection", "evaluation"]
-
-
 @dataclass(frozen=True)
 class Wording:
     """How a template set words a benchmark; it is identified by its text, not by its file."""
@@ -142,41 +137,27 @@ class Wording:
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """Which examples are rendered, and how.
-
-    Args:
-        benchmark: its name.
-        wording: the template set for it.
-        split: train renders `shots` and `held_out`; selection renders `selection` further examples, drawn at random
-            from the rest of train, or from the rows to choose with if one file is divided, to choose a template on;
-            evaluation renders `limit` evenly spaced examples (None: all).
-        shots, held_out, selection, limit: the number of examples of each kind.
-        num_fewshot: solved examples before each question.
-        seed: of what is drawn; None: nothing is.
-        stop: what ends an answer that the model is to learn to write; "" elsewhere.
-    """
+    """Which examples are rendered, and how."""
 
     benchmark: str
     wording: Wording
     split: RenderedSplit
-    shots: int = 0
-    held_out: int = 0
-    selection: int = 0
-    limit: int | None = None
-    num_fewshot: int = 0
-    seed: int | None = 0
-    stop: str = ""
+    shots: int = 0  # rendered for train, and left out of selection
+    held_out: int = 0  # likewise
+    selection: int = 0  # to choose a template on: from the rest of train, or from a divided file's rows to choose with
+    limit: int | None = None  # of evaluation, evenly spaced; None: all
+    num_fewshot: int = 0  # solved examples before each question
+    seed: int | None = 0  # of what is drawn; None: nothing is
+    stop: str = ""  # what ends an answer that the model is to learn to write
 
     @classmethod
     def of(
         cls, config: RunConfig, benchmark: BenchmarkConfig, split: RenderedSplit, selection: int = 0
     ) -> PromptSettings:
         tuning, scoring = config.tuning, config.scoring
-        sizes: dict[str, Any] = {"limit": scoring.limit}
-        if split != "evaluation":
-            sizes = {"shots": tuning.shots, "held_out": tuning.held_out}
-        if split == "selection":
-            sizes["selection"] = selection
+        sizes: dict[str, Any] = {"shots": tuning.shots, "held_out": tuning.held_out, "selection": selection}
+        if split == "evaluation":
+            sizes = {"limit": scoring.limit}
         drawn = split != "evaluation" or scoring.num_fewshot
         return cls(
             benchmark.name,
@@ -190,7 +171,7 @@ class PromptSettings:
 
 
 def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> dict[str, Any]:
-    """Stage: write `prompts.parquet` from what `load_benchmark` wrote, and its first prompts as `samples.txt`.
+    """Stage: write `prompts.parquet` from what `load_benchmark` wrote.
 
     The solved examples before each question are drawn first, from the train split by seed. They are the same for every
     question, in tuning and in scoring (lm-evaluation-harness calls this the `first_n` sampler; its default draws
@@ -214,11 +195,6 @@ def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> d
     columns = {field.name: [getattr(prompt, field.name) for _, prompt in rows] for field in fields(Prompt)}
     columns |= {"split": [name for name, _ in rows], "template": [template.name] * len(rows)}
     write_table(work.out / "prompts.parquet", columns, PROMPTS_SCHEMA)
-    written = is_written(benchmark)
-    shown = "An accepted answer" if written else "A continuation, which is what is scored,"
-    title = f"{benchmark.name}, template {template.name}. {shown} stands in ⟦ ⟧.\n"
-    samples = [_sample(name, prompt, written) for name, prompt in rows[:3]]
-    (work.out / "samples.txt").write_text("\n".join([title, *samples]), encoding="utf-8")
     return {name: len(members) for name, members in chosen.items()}
 
 
@@ -241,19 +217,6 @@ def _choose(examples: Path, settings: PromptSettings) -> tuple[list[Example], di
         return solved, {"shots": tuned, "held_out": held}
     rest = read_examples(examples, "selection") or without(pool, tuned + held)
     return solved, {"selection": select_at_random(rest, settings.selection, seed, benchmark=name)}
-
-
-def _sample(split: str, prompt: Prompt, written: bool) -> str:
-    """One prompt as readable text; a context that choices share comes once."""
-    lines = [f"──── {split}, example {prompt.example} ────"]
-    previous = None
-    for i, (context, continuation) in enumerate(zip(prompt.contexts, prompt.continuations, strict=True)):
-        if context != previous:
-            lines.append(context)
-        previous = context
-        kind, right = ("accepted", "") if written else (f"choice {i}", "  ← right" if i == prompt.answer else "")
-        lines.append(f"    {kind}: ⟦{continuation}⟧{right}")
-    return "\n".join(lines) + "\n"
 
 
 def read_prompts(folder: Path, split: PromptSplit) -> list[Prompt]:

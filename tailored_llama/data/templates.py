@@ -47,12 +47,12 @@ class Layout(Section):
     @property
     def in_context(self) -> set[str]:
         """The names in the context."""
-        return set(_names(self.layout))
+        return _names(self.layout)
 
     @property
     def in_continuation(self) -> set[str]:
         """The names in the continuation."""
-        return set(_names(self.continuation))
+        return _names(self.continuation)
 
 
 class Template(Section):
@@ -176,8 +176,8 @@ def _check_names(field: str, text: str, allowed: Iterable[str]) -> None:
             raise ValueError(f"{field}: got {{{got}}}; allowed: {', '.join(allowed)}{hint}")
 
 
-def _names(text: str) -> list[str]:
-    return [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+def _names(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
 
 def candidates(templates: Sequence[str], benchmark: BenchmarkConfig) -> dict[str, str]:

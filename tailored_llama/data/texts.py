@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 from tailored_llama.config import PROMPTS, QUESTIONS, BenchmarkConfig, TextConfig
 from tailored_llama.data.benchmarks import BenchmarkSource, benchmark_texts, check_text_of, load_questions
 from tailored_llama.data.builtin import BUILTIN
-from tailored_llama.data.rows import read_file
-from tailored_llama.data.splits import Split
+from tailored_llama.data.splits import Split, no_column, read_file
 from tailored_llama.errors import InputError
 from tailored_llama.store import hub_column, hub_commit, is_hub_id, sha256_file
 
@@ -157,7 +156,7 @@ def load_texts(source: TextSource, downloads: str) -> list[str]:
         if not rows:
             raise InputError(f"{text.source}: split {text.split!r} holds no rows; allowed: at least one")
         if text.column not in rows[0]:
-            raise InputError(f"{text.source}: no column {text.column!r}; allowed: {', '.join(map(str, rows[0]))}")
+            raise InputError(no_column(text.source, text.column, rows[0]))
         documents = [value for row in rows if isinstance(value := row.get(text.column), str)]
     if not (documents := [document for document in documents if document.strip()]):
         raise InputError(f"source {text.source} (a text): holds no text; allowed: at least one document")

@@ -112,10 +112,7 @@ def what_was_removed(before: Size, left: Size, pruning: PlanConfig, reconstructi
     """True parameter counts, what was removed by which rule, and how the remaining weights were changed."""
     fitted = {
         "none": "The weights that stay are the dense model's.",
-        "bias": "Biases make up for the mean of what was removed.",
         "static": "Output projections were fitted to the dense model's outputs, on its own activations.",
-        "sequential": "All projections of every layer were fitted to the dense model's outputs and residual stream, "
-        "on what the layers pruned before left of it, and the last norm's weights to the dense one's outputs.",
     }
     share, of_body = 1 - left.parameters / before.parameters, 1 - left.body / before.body
     removed = f"""{left.parameters:,} of {before.parameters:,} parameters are left ({share:.2%} removed, embeddings

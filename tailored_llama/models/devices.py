@@ -109,13 +109,11 @@ def solver_bytes(structure: Structure, method: Reconstruction) -> int:
     hidden = structure.hidden_size
     attention = max(layer.heads for layer in structure.layers) * structure.head_dim
     channels = max(layer.channels for layer in structure.layers)
-    if method == "sequential":  # one fit at a time; those of q, k, v, gate and up also hold their solution
-        widest = max(attention, channels)
-        return max(12 * widest**2 + 4 * widest * hidden, 20 * hidden**2)
-    if method == "static":  # the equations of both output projections, one of them being solved
-        sums = 4 * (attention**2 + channels**2) + 4 * hidden * (attention + channels)
-        return sums + 8 * max(attention, channels) ** 2
-    return 0
+    if method == "none":
+        return 0
+    # The equations of both output projections, one of them being solved.
+    sums = 4 * (attention**2 + channels**2) + 4 * hidden * (attention + channels)
+    return sums + 8 * max(attention, channels) ** 2
 
 
 def check_solver(structure: Structure, method: Reconstruction, device: str) -> None:
@@ -128,7 +126,7 @@ def check_solver(structure: Structure, method: Reconstruction, device: str) -> N
     if needs > free:
         raise InputError(
             f"reconstruction.method: got {method!r}, whose fits need about {needs / 1e9:.0f} GB, {free / 1e9:.0f} are "
-            "free; allowed: none or bias, or a device with more memory"
+            "free; allowed: none, or a device with more memory"
         )
 
 

@@ -18,7 +18,7 @@ from tailored_llama.training import HealSettings, TeachSettings, TuneSettings
 
 DENSE = Stage("dense", 4, lambda: models.prepare_dense, DenseSettings)
 EXAMPLES = Stage("examples", 2, lambda: data.load_benchmark, BenchmarkSource)
-PROMPTS = Stage("prompts", 4, lambda: data.render_prompts, PromptSettings)
+PROMPTS = Stage("prompts", 5, lambda: data.render_prompts, PromptSettings)
 TOKENS = Stage("tokens", 3, lambda: pruning.count_tokens, CountSettings)
 CALIBRATION = Stage("calibration", 4, lambda: data.load_calibration, CalibrationSettings)
 GROUPS = Stage("groups", 2, lambda: pruning.build_graph, NoneType)
@@ -36,12 +36,12 @@ PROFILE = Stage("profile", 3, lambda: evaluation.profile_checkpoint, ProfileSett
 PIECES = Stage("pieces", 2, lambda: evaluation.measure_pieces, PiecesSettings)
 FINISHED_MODEL = Stage(FINISHED, 3, lambda: reporting.export_model, ExportSettings)
 GGUF_FILE = Stage(GGUF, 4, lambda: serving.export_gguf, GgufSettings)
-REPORT = Stage("report", 2, lambda: reporting.write_run_report, ReportSettings)
+REPORT = Stage("report", 3, lambda: reporting.write_run_report, ReportSettings)
 SWEEP = Stage("sweep", 2, lambda: reporting.write_sweep_report, SweepSettings)
 TRANSFER = Stage("transfer", 2, lambda: reporting.write_transfer_report, ReportSettings)
 SPEED = Stage("speed", 2, lambda: serving.measure_speed, NoneType, on_device=True, timed=True)
 SHIPPED = Stage(ANSWER, 2, lambda: answer.ship_model, ShipSettings)
 SMALLEST = Stage("smallest", 1, lambda: answer.write_smallest_report, SmallestSettings)
-STUDY = Stage("prompt-study", 2, lambda: reporting.write_study_report, StudySettings)
+STUDY = Stage("prompt-study", 3, lambda: reporting.write_study_report, StudySettings)
 
 STAGES: dict[str, Stage[Any]] = {own.name: own for own in list(globals().values()) if isinstance(own, Stage)}

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tailored_llama.config import DATA_FREE, Criterion, Work
+from tailored_llama.config import DATA_FREE, Work
 from tailored_llama.data import read_calibration
 from tailored_llama.models import all_tensor_shapes, open_model, tensor_reader, weight_files
-from tailored_llama.pruning.activations import activation_scores
 from tailored_llama.pruning.depth import block_influence, write_influence
 from tailored_llama.pruning.groups import (
     Array,
@@ -44,8 +43,7 @@ def score_importance(
         groups: the output of `build_graph` for it.
         calibration: the output of `load_calibration`; the influence and all criteria but those of `config.DATA_FREE`
             read it.
-        settings: the criterion (see `taylor_scores`, `activation_scores`, `magnitude_scores`; `random` draws uniformly)
-            and its seed.
+        settings: the criterion (see `taylor_scores` and `magnitude_scores`; `random` draws uniformly) and its seed.
     """
     table, slices = read_groups(groups), read_slices(groups, all_tensor_shapes(dense))
     criterion, out = settings.criterion, work.out
@@ -55,10 +53,8 @@ def score_importance(
         text = Text(read_calibration(calibration), work.execution.batch_tokens)
     if criterion == "random":
         scores = np.random.default_rng(settings.seed).random(len(table))
-    elif criterion in ("magnitude_l1", "magnitude_l2"):
-        scores = magnitude_scores(dense, slices, criterion)
-    elif criterion in ("wanda_sp", "flap"):
-        scores = activation_scores(model, text, slices, table, criterion, work.progress)
+    elif criterion == "magnitude_l2":
+        scores = magnitude_scores(dense, slices)
     else:
         scores = taylor_scores(model, text, slices, criterion, work.progress, settings.seed or 0)
     write_importance(out, table, scores, criterion)
@@ -86,12 +82,12 @@ def read_importance(folder: Path) -> Array:
     return np.asarray(read_table(folder / "importance.parquet", IMPORTANCE_SCHEMA)["score"].to_numpy())
 
 
-def magnitude_scores(dense: Path, slices: list[Slices], criterion: Criterion) -> Array:
-    """L1 or L2 (Euclidean) norm of all weights of each group; tensors are read one at a time."""
+def magnitude_scores(dense: Path, slices: list[Slices]) -> Array:
+    """L2 (Euclidean) norm of all weights of each group; tensors are read one at a time."""
     scores, parts, read = zero_scores(slices), by_parameter(slices), tensor_reader(weight_files(dense))
     for name in sorted(parts):
         weight = read(name).float()
-        values = (weight.abs() if criterion == "magnitude_l1" else weight.square()).view(len(weight), -1)
+        values = weight.square().view(len(weight), -1)
         for part in parts[name]:
             add_scores(scores, part, values.sum(1 - part.dim))
-    return (scores if criterion == "magnitude_l1" else scores.sqrt()).numpy()
+    return scores.sqrt().numpy()

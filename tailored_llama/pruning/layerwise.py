@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from tailored_llama.data import sequences_at_once
-from tailored_llama.models import Forward, Shelf, enter
+from tailored_llama.models import Shelf, enter
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,6 @@ class Text:
         """Batches of the same shape, so that all have the same masks and positions."""
         count, largest = len(self.input_ids), sequences_at_once(self.input_ids, self.batch_tokens)
         return tuple(self.input_ids.split(max(size for size in range(1, largest + 1) if count % size == 0)))
-
-
-class _Stop(Exception):
-    """Ends a forward pass once the wanted tensors are captured."""
 
 
 def enter_all(model: Any, batches: Sequence[Tensor], shelf: Shelf) -> list[list[dict[str, Any]]]:
@@ -68,16 +64,3 @@ def watching(modules: Iterable[Any]) -> Iterator[dict[Any, Seen]]:
         for module in modules:
             hooks.enter_context(module.register_forward_hook(hook))
         yield seen
-
-
-def inputs_of(forward: Forward, module: Any, states: Tensor, before: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
-    """Run a layer up to one module; return that module's inputs, and the outputs of the modules `before` it."""
-    captured: list[Tensor] = []
-
-    def stop(module: Any, inputs: tuple[Tensor]) -> None:
-        captured.append(inputs[0])
-        raise _Stop
-
-    with module.register_forward_pre_hook(stop), watching(before) as seen, suppress(_Stop):
-        forward(states)
-    return captured[0], [seen[each].outputs for each in before]

@@ -113,16 +113,13 @@ def _check_reach(blocks: list[_Block], target: Target, pruning: PlanConfig) -> N
 def _remove_globally(blocks: list[_Block], scores: Array, budget: int, pruning: PlanConfig) -> Array:
     """Remove the groups of least importance per parameter over all layers and kinds, never more than the budget.
 
-    Scores of attention groups count `attention_weight` times, except FLAP's, which have both signs.
-
     With a channel multiple, as many channels leave together, a layer's least important ones first. The first to leave
     are the excess of its width over a multiple.
     """
     units: list[tuple[float, _Block, Array]] = []  # importance per parameter, block, and groups that leave together
     for block in blocks:
-        weight = pruning.attention_weight if block.kind == "attention" and pruning.criterion != "flap" else 1
         multiple = pruning.channel_multiple if block.kind == "mlp" else 1
-        own = weight * scores[block.members]
+        own = scores[block.members]
         order = np.argsort(own, kind="stable")[: block.spare]
         for part in np.split(order, range(len(own) % multiple, len(order), multiple)):
             if len(part):

@@ -48,14 +48,13 @@ def prune_model(
         split: the output of `choose_split` for it, for the kind vocabulary: the tokens that stay.
 
     Raises:
-        InputError: the ratio cannot be reached (the message names the largest or nearest that can), or the
-            architecture has no biases for the method `bias`; or the fits need more memory than the device has free.
+        InputError: the ratio cannot be reached (the message names the largest or nearest that can), or the fits need
+            more memory than the device has free.
     """
     structure, before = read_structure(model), read_structure(original).size
-    method = settings.reconstruction.method
-    check_solver(structure, method, work.execution.device)
+    check_solver(structure, settings.reconstruction.method, work.execution.device)
     folders = Folders(model, original, groups, importance)
-    cut = plan_cut(folders, settings.ratio, settings.plan, read_split(split) if split else None, method)
+    cut = plan_cut(folders, settings.ratio, settings.plan, read_split(split) if split else None)
     columns = {"layer": cut.groups.layer, "kind": cut.groups.kind, "index": cut.groups.index, "kept": cut.kept}
     write_table(work.out / "plan.parquet", {"group": range(len(cut.kept))} | columns, PLAN_SCHEMA)
     with tempfile.TemporaryDirectory(dir=work.out) as scratch:
@@ -81,7 +80,7 @@ def _fit(cut: Cut, calibration: Path | None, scratch: Path, settings: PruneSetti
     model = open_model(cut.model, work.execution, scratch)
     text = Text(read_calibration(calibration), work.execution.batch_tokens)
     fitted: list[Path] = []
-    for tensors in reconstruct(model, text, cut.stays, settings.reconstruction, work.progress):
+    for tensors in reconstruct(model, text, cut.stays, settings.reconstruction.ridge, work.progress):
         if tensors:  # none of a layer that leaves
             fitted.append(scratch / f"{len(fitted)}.safetensors")
             save_file(tensors, fitted[-1])
@@ -100,9 +99,9 @@ def check_ratio(
     """
     folders = Folders(dense, dense, groups)
     if counts:
-        cut = first_cut(folders, counts, settings.ratio, settings.plan, settings.reconstruction.method)
+        cut = first_cut(folders, counts, settings.ratio, settings.plan)
     else:
-        cut = plan_cut(folders, settings.ratio, settings.plan, None, settings.reconstruction.method)
+        cut = plan_cut(folders, settings.ratio, settings.plan, None)
     stay = {kind: int(cut.kept[cut.groups.kind == kind].sum()) for kind in KINDS}
     stay |= {"tokens": len(cut.tokens.kept)} if cut.tokens else {}
     (work.out / "reach.json").write_text(json.dumps(stay) + "\n")

@@ -63,8 +63,7 @@ class SplitSettings:
 
     @classmethod
     def of(cls, config: RunConfig, ratio: float) -> SplitSettings:
-        plan = narrow(config.pruning, PlanConfig)
-        return cls(ratio, with_defaults(plan, "attention_weight") if plan.shape == "stock" else plan)
+        return cls(ratio, narrow(config.pruning, PlanConfig))
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,6 @@ class PruneSettings:
         plan, reconstruction = narrow(config.pruning, PlanConfig), config.reconstruction
         if not trims_vocabulary(config):
             plan = with_defaults(plan, "vocabulary")
-        if plan.shape == "stock":
-            plan = with_defaults(plan, "attention_weight")
         if reconstruction.method == "none":
             reconstruction = with_defaults(reconstruction, "ridge")
         return cls(ratio, plan, reconstruction)

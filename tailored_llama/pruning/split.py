@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tailored_llama.config import ROWS, PlanConfig, Reconstruction, Work
+from tailored_llama.config import ROWS, PlanConfig, Work
 from tailored_llama.data import Prompt, encode_answer, loglikelihoods
 from tailored_llama.errors import InputError
 from tailored_llama.models import context_length, load_tokenizer, open_model, read_structure, read_tokens, token_budget
@@ -161,9 +161,7 @@ def possible_sizes(dense: Path, ratio: float, pruning: PlanConfig) -> list[int]:
     return [*sizes, size.vocab_size]
 
 
-def first_cut(
-    folders: Folders, counts: Path, ratio: float, pruning: PlanConfig, method: Reconstruction = "none", least: float = 0
-) -> Cut:
+def first_cut(folders: Folders, counts: Path, ratio: float, pruning: PlanConfig, least: float = 0) -> Cut:
     """The first split that reaches a ratio and keeps a share of further tokens whole; else the last that reaches it.
 
     Raises:
@@ -173,7 +171,7 @@ def first_cut(
     refused: list[InputError] = []
     for size in possible_sizes(folders.model, ratio, pruning):
         try:
-            cut = plan_cut(folders, ratio, pruning, choose_tokens(tokens, shares, size), method)
+            cut = plan_cut(folders, ratio, pruning, choose_tokens(tokens, shares, size))
         except InputError as error:
             refused.append(error)
             continue

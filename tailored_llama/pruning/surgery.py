@@ -70,15 +70,7 @@ def prune_checkpoint(
     if tokens:
         config = renumbered(config, tokens.kept)
         indices |= {(name, 0): np.array(tokens.kept) for name in VOCABULARY if name in dense_shapes}
-    stored = dense_shapes | fitted_shapes
-    shapes = _cut_shapes(stored, indices)
-    if any(name.endswith("_proj.bias") for name in fitted_shapes.keys() - dense_shapes.keys()):
-        config |= {"attention_bias": True, "mlp_bias": True}
-        shapes |= {  # all zeros where a projection has none: a configuration gives biases to all or none
-            bias: shape[:1]
-            for name, shape in shapes.items()
-            if name.endswith("_proj.weight") and (bias := name.removesuffix("weight") + "bias") not in shapes
-        }
+    shapes = _cut_shapes(dense_shapes | fitted_shapes, indices)
     old_names = _old_names(shapes, layers, config["model_type"])
     gone = [number for number, layer in enumerate(layers) if not (layer.heads or layer.channels)]
     left = tuple(layer for layer in layers if layer.heads or layer.channels)
@@ -87,8 +79,7 @@ def prune_checkpoint(
     read = tensor_reader((*weight_files(dense), *fitted))
 
     def make(name: str) -> Tensor:
-        old = old_names[name]
-        return _cut(read(old), old, indices) if old in stored else torch.zeros(shapes[old], dtype=dtype)
+        return _cut(read(old_names[name]), old_names[name], indices)
 
     write_shards(out, {name: shapes[old] for name, old in old_names.items()}, dtype, make)
     _save_config(pruned_config, out)

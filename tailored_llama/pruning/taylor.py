@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -21,54 +21,45 @@ from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Array, Slices, add_scores, by_parameter, zero_scores
 from tailored_llama.pruning.layerwise import Text, enter_all
 
-_BLOCK = 2**24  # elements of per-sample gradients in memory at once: 67 MB in float32
-
 
 def taylor_scores(
     model: Any, text: Text, slices: list[Slices], criterion: Criterion, progress: Progress = silent, seed: int = 0
 ) -> Array:
-    """Taylor importance from gradients of the language-modelling loss (LLM-Pruner, arXiv 2305.11627, section 3.2).
+    """Taylor importance from gradients of the language-modelling loss.
 
-    With w a weight, g its gradient of the mean loss over samples, and F the mean over samples of the squared gradient
-    of each sample's loss (the diagonal of the empirical Fisher matrix), a group's score is the sum over its members of
-
-    * `taylor_first`: |w·g| of every element (equation 5, first term);
-    * `taylor_vector`: |Σ w·g| over each row or column;
-    * `taylor_second`: ½·w²·F of every element;
-    * `taylor_mixed`: |w·g − ½·w²·F| of every element (equation 5).
+    `taylor_first` is LLM-Pruner's (arXiv 2305.11627, equation 5, first term): with w a weight and g its gradient of the
+    mean loss over samples, a group's score is the sum of |w·g| over all elements of its members.
 
     `taylor_gate` is ½ of the Fisher information of gates. There is one gate per token, on everything that a group
     passes to its output projection. The score is ½ the mean over samples of the sum over tokens of (Σ x·∂L/∂x)², where
     x are the projection's inputs that the group owns (Molchanov et al., arXiv 1906.10771, section 3, whose gates are
     single neurons). It measures the joint effect of a group's members; element-wise scores add up their separate
     effects. L is the loss of tokens sampled from the model itself, given the text, as the Fisher information is defined
-    (Kunstner et al., arXiv 1905.12558). The other criteria use the text's own tokens, as LLM-Pruner does.
+    (Kunstner et al., arXiv 1905.12558). `taylor_first` uses the text's own tokens, as LLM-Pruner does.
 
-    No weight has a gradient: the gradients of every sample are computed from the inputs and output gradients of a
-    projection, a block of rows at a time. Activations are recomputed layer by layer. Besides the weights, memory holds
-    the hidden states between layers, one layer's activations, and 67 MB of gradients. Most criteria take samples 4,096
-    tokens at a time. `taylor_first` and `taylor_mixed` take all samples at once, because they need the absolute value
-    of each element's sum over samples. Splitting the samples would mean keeping that sum, as large as the weights.
+    No weight has a gradient: gradients are computed from the inputs and output gradients of a projection. Activations
+    are recomputed layer by layer. Besides the weights, memory holds the hidden states between layers, one layer's
+    activations, and for `taylor_first` one weight's gradient in float32. `taylor_gate` takes samples 4,096 tokens at a
+    time. `taylor_first` takes all samples at once, because it needs the absolute value of each element's sum over
+    samples. Splitting the samples would mean keeping that sum, as large as the weights.
 
     Of a streamed model, every layer sees all samples before the next one is read: once forward, once backward. Sums are
     taken in the same order, so the scores are equal to the bit. The hidden states of all samples are kept.
 
     Args:
         model: a causal LM with frozen weights, streamed or not.
-        text: the calibration text; its tokens per pass hold if the criterion can split the samples.
+        text: the calibration text; its tokens per pass hold for `taylor_gate`.
         progress: called after every projection.
         seed: of the tokens drawn for `taylor_gate`; they do not depend on the tokens per pass.
 
     Raises:
-        InputError: memory ran out, and the criterion cannot split the samples.
+        InputError: memory ran out for `taylor_first`, which cannot split the samples.
     """
     layers, scores = layers_of(model), zero_scores(slices)
     gates, samples = criterion == "taylor_gate", len(text.input_ids)
     parts = by_parameter([part for part in slices if part.dim == 1] if gates else slices)
-    splittable = criterion not in ("taylor_first", "taylor_mixed")
-    chunks = text.batches() if splittable else (text.input_ids,)
+    chunks = text.batches() if gates else (text.input_ids,)
     projections = {n: m for n, m in model.named_modules() if f"{n}.weight" in parts or f"{n}.bias" in parts}
-    sums: dict[Slices, Tensor] = {}  # of rows or columns over samples, before absolute values
     generator = torch.Generator().manual_seed(seed) if gates else None
     done = 0
 
@@ -86,20 +77,12 @@ def taylor_scores(
         else:
             for parameter, states in (("weight", inputs), ("bias", torch.ones_like(gradient[..., :1]))):
                 if own := parts.get(f"{name}.{parameter}"):
-                    sides = _reduce(getattr(module, parameter), states, gradient, element)
+                    weight = getattr(module, parameter).detach().view(gradient.shape[-1], -1).float()
+                    sums = gradient.flatten(0, 1).float().T @ states.flatten(0, 1).float()  # [out, in]
+                    products = sums.mul_(weight).div_(samples).abs_()
                     for part in own:
-                        sums[part] = sides[part.dim].double() + sums.get(part, 0)
+                        add_scores(scores, part, products.sum(1 - part.dim))
         progress(done := done + 1, len(projections) * len(chunks))
-
-    def element(weight: Tensor, gradients: Tensor) -> Tensor:
-        """Score of every element [rows, columns] from its per-sample gradients [samples, rows, columns]."""
-        first = weight * gradients.sum(0) / samples
-        if criterion == "taylor_vector":
-            return first
-        if criterion == "taylor_first":
-            return first.abs()
-        second = weight.square() * gradients.square().sum(0) / (2 * samples)
-        return second if criterion == "taylor_second" else (first - second).abs()
 
     try:
         with ExitStack() as hooks:
@@ -108,14 +91,12 @@ def taylor_scores(
             for batches in [chunks] if layers.streamed else [[chunk] for chunk in chunks]:
                 _backpropagate(model, layers, batches, generator)
     except Exception as error:
-        if splittable or not out_of_memory(error):
+        if gates or not out_of_memory(error):
             raise
         raise InputError(
             f"pruning.criterion: got {criterion!r}, which takes all {samples} sequences at once, and memory ran out; "
-            "allowed: fewer calibration.samples, or taylor_gate, taylor_vector or taylor_second, which can split them"
+            "allowed: fewer calibration.samples, or taylor_gate, which can split them"
         ) from error
-    for part, values in sums.items():
-        add_scores(scores, part, values.abs())
     return scores.numpy()
 
 
@@ -133,29 +114,6 @@ def _add_gates(scores: Tensor, part: Slices, products: Tensor, samples: int) -> 
     information = gates.square().sum(0).double().div(2 * samples).cpu()
     owned = torch.from_numpy(groups >= 0)
     scores.index_add_(0, torch.from_numpy(groups)[owned], information[owned])
-
-
-def _reduce(
-    weight: Tensor, inputs: Tensor, gradient: Tensor, element: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Sums of element scores over every row [out] and every column [in].
-
-    Args:
-        weight: [out, in], or a bias [out].
-        inputs: of the projection, [samples, tokens, in]; ones of a bias, [samples, tokens, 1].
-        gradient: of the projection's output, [samples, tokens, out].
-        element: scores every element of a block.
-    """
-    matrix, inputs = weight.detach().view(len(weight), -1), inputs.float()
-    rows = torch.zeros(matrix.shape[0], device=matrix.device)
-    columns = torch.zeros(matrix.shape[1], device=matrix.device)
-    block = max(1, _BLOCK // (len(gradient) * matrix.shape[1]))
-    for start in range(0, len(matrix), block):
-        span = slice(start, start + block)
-        values = element(matrix[span].float(), gradient[..., span].float().transpose(1, 2) @ inputs)
-        rows[span] = values.sum(1)
-        columns += values.sum(0)
-    return rows, columns
 
 
 def _backpropagate(model: Any, layers: Layers, batches: Sequence[Tensor], generator: torch.Generator | None) -> None:

@@ -87,7 +87,7 @@ QuantisedScores = QuantisedScore[Path]  # with the folder that `score_quantised`
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """All inputs of a report; `importance` has `importance.parquet`, each of `prompts` has `samples.txt`.
+    """All inputs of a report; `importance` has `importance.parquet`, each of `prompts` has `prompts.parquet`.
 
     `quantised` is there if finished models are exported as GGUF files. `tuned_dense` has the scores of the dense model
     tuned on the same shots, if that was asked. `failed` are the errors of the stages that an incomplete report lacks,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from tailored_llama.config import RunConfig
-from tailored_llama.errors import InputError
+from tailored_llama.data import read_prompts
 from tailored_llama.evaluation import RESAMPLES
 from tailored_llama.reports.figures import COLOURS, Picture
 from tailored_llama.reports.parts import number, percent, points, span, speedup
@@ -62,13 +61,13 @@ def duration(seconds: float) -> str:
 
 
 def first_sample(prompts: Path) -> str:
-    """The first prompt of the `samples.txt` of rendered prompts: the lines between the first two rulers."""
-    file = prompts / "samples.txt"
-    try:
-        parts = re.split(r"^──── .* ────$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{file}: missing or not UTF-8 text") from None
-    return shorten(parts[min(1, len(parts) - 1)].strip("\n"), _PROMPT_CHARACTERS)
+    """The first prompt that is scored, of a folder of rendered prompts; a context that choices share comes once."""
+    prompt = read_prompts(prompts, "evaluation")[0]
+    lines: list[str] = []
+    for i, (context, continuation) in enumerate(zip(prompt.contexts, prompt.continuations, strict=True)):
+        lines += [] if context in lines else [context]
+        lines.append(f"    ⟦{continuation}⟧{'  ← right' if i == prompt.answer else ''}")
+    return shorten("\n".join(lines), _PROMPT_CHARACTERS)
 
 
 def shorten(text: str, most: int) -> str:

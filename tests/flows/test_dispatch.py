@@ -237,7 +237,7 @@ def test_a_sweep_s_cells_wait_only_for_what_they_read(own_run: dict[str, Any], w
     """The cell whose template is chosen by scores does not hold up the cells after it."""
     grid = [
         {"prompts.template": ["searched"], "tuning.examples": ["benchmark"]},
-        {"pruning.criterion": ["flap", "random"], "tuning.examples": ["none"]},
+        {"pruning.criterion": ["magnitude_l2", "random"], "tuning.examples": ["none"]},
     ]
     config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True, "labels": ["a", "b"]})
     meet = Barrier(3)
@@ -257,7 +257,7 @@ def test_a_sweep_s_cells_wait_only_for_what_they_read(own_run: dict[str, Any], w
     assert [(row.label, bool(row.error)) for row in rows] == [
         ("dense", False),
         ("a", False),
-        ("b, flap", False),
+        ("b, magnitude_l2", False),
         ("b, random", True),
     ]
     assert any(name.startswith("score colours task, shots") for name in names)

@@ -41,6 +41,7 @@ TEXTS = {
     "passages + prompts": '["boolq", "prompts"]',
     "questions": '"questions"',
 }
+VARIED = ("pruning", "calibration", "reconstruction", "distillation")
 
 
 def accuracy_and_loss(predictions: pd.DataFrame, metric: str) -> dict[str, float]:
@@ -62,13 +63,14 @@ def measure(
     (ratio,) = config.pruning.ratios
     dense = steps.prepare_dense(run, config, prompts)
     pruned = steps.prune_to(run, config, dense, ratio)
+    lesson = steps.Lesson(prompts, steps.teacher_outputs(run, config, dense.checkpoint, prompts))
     row = {} if trimmed else measure_divergence(run, config, dense.checkpoint, pruned, slices)
     figure = "byte_perplexity" if trimmed else "perplexity"
     perplexity = steps.measure_perplexity(run, config, name, pruned, steps.text_of(config, dense.checkpoint))
     row[figure] = read_metrics(run.open(perplexity))[figure]
     answers: dict[str, list[np.ndarray]] = {"untuned": [], "tailored": []}
     for own in config.benchmarks:
-        adapter = steps.tune(run, config, [own.name], ratio, pruned, steps.Lesson(prompts))
+        adapter = steps.tune(run, config, [own.name], ratio, pruned, lesson)
         found = {}
         for model, attached, half in (("untuned", None, 0), ("tailored", adapter, 1)):
             label = f"{name}, {model}"
@@ -100,20 +102,19 @@ def main(
     text: Annotated[list[str] | None, typer.Option(help=f"Repeatable; of {', '.join(TEXTS)}; all by default.")] = None,
     examples: Annotated[int, typer.Option(help="Train examples of each benchmark, half for each model.")] = 240,
     vary: Annotated[
-        list[str] | None,
-        typer.Option(help="KEY=VALUE of pruning, calibration or reconstruction to try every text with; repeatable."),
+        list[str] | None, typer.Option(help="KEY=VALUE to try every text with, spaces between several; repeatable.")
     ] = None,
     override: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
     """Measure every plan; see the top of this file."""
-    for setting in vary or []:  # prompts are rendered once, for all plans
-        if setting.split(".")[0] not in ("pruning", "calibration", "reconstruction"):
-            raise InputError(f"--vary: got {setting!r}; allowed: fields of pruning, calibration and reconstruction")
+    for setting in " ".join(vary or []).split():  # prompts are rendered once, for all plans
+        if setting.split(".")[0] not in VARIED:
+            raise InputError(f"--vary: got {setting!r}; allowed: fields of {', '.join(VARIED)}")
     if unknown := set(text or []) - TEXTS.keys():
         raise InputError(f"--text: got {', '.join(unknown)}; allowed: {', '.join(TEXTS)}")
     plans = {}
     for setting, name in product(vary or [""], text or TEXTS):
-        changed = [f"calibration.source={TEXTS[name]}", *([setting] if setting else [])]
+        changed = [f"calibration.source={TEXTS[name]}", *setting.split()]
         own = load_config(str(config), [*(override or []), *changed])
         plans[f"{name} {setting}".strip()] = with_pruning(own, ratios=(ratio,))
     base = load_config(str(config), override or [])

@@ -1,14 +1,14 @@
 """Seconds and peak memory of every pruning stage on a model of some size, beside gradients held the usual way.
 
     python tests/performance/pruning.py FOLDER --shape 1b
-    python tests/performance/pruning.py FOLDER --shape 7b --skip usual --skip "prune, sequential"
+    python tests/performance/pruning.py FOLDER --shape 7b --skip usual --skip "prune, static"
 
 A checkpoint of random weights is written into FOLDER/SHAPE (kept, and found again), in bfloat16, layer by layer. Then
-each stage runs in a process of its own: the dependency graph, second-order importance on 10 × 64 tokens as in
-LLM-Pruner, pruning to the ratio without reconstruction, and with it (sequential, the same tokens). `usual` computes the
-same scores as LLM-Pruner's code does: every weight with a gradient and a sum of squared gradients beside it, one
-backward pass for each sample. Prints a table and writes FOLDER/pruning.parquet. Peak memory is the process's resident
-high-water mark, libraries and mapped files included; `idle` is that of a process that has only loaded the libraries.
+each stage runs in a process of its own: the dependency graph, first-order importance on 10 × 64 tokens as in
+LLM-Pruner, pruning to the ratio without reconstruction, and with it (static, the same tokens). `usual` computes the
+same scores as LLM-Pruner's code does: every weight with a gradient, one backward pass for each sample. Prints a table
+and writes FOLDER/pruning.parquet. Peak memory is the process's resident high-water mark, libraries and mapped files
+included; `idle` is that of a process that has only loaded the libraries.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from helpers import CPU, prune
-from tailored_llama.config import Criterion, ReconstructionConfig, Work
+from tailored_llama.config import ReconstructionConfig, Work
 from tailored_llama.data import read_calibration
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.memory import peak_memory, reset_peak_memory
@@ -53,7 +53,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SAMPLES, TOKENS = 10, 64
-SECOND: Criterion = "taylor_second"
 
 
 def write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
@@ -89,22 +88,19 @@ def write_tokens(out: Path, vocabulary: int, samples: int = SAMPLES, tokens: int
 
 
 def usual(dense: Path, root: Path) -> None:
-    """Second-order scores with every gradient in memory, and a sum of squares beside it."""
+    """First-order scores with every gradient in memory."""
     model, ids = load_model(dense), read_calibration(root / "tokens")
     weights = dict(model.named_parameters())
     groups = read_groups(root / "graph")
     slices = by_parameter(read_slices(root / "graph", {name: list(p.shape) for name, p in weights.items()}))
     model.requires_grad_(True)
-    squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for sample in ids:
-        model(input_ids=sample[None], labels=sample[None], use_cache=False).loss.backward()
-        for name, weight in weights.items():
-            assert weight.grad is not None
-            squares[name] += weight.grad.square() / len(ids)
-            weight.grad = None
+        (model(input_ids=sample[None], labels=sample[None], use_cache=False).loss / len(ids)).backward()
     scores = torch.zeros(len(groups), dtype=torch.float64)
     for name, parts in slices.items():
-        values = weights[name].detach().float().square() * squares[name].float() / 2
+        gradient = weights[name].grad
+        assert gradient is not None
+        values = (weights[name].detach().float() * gradient.float()).abs()
         for part in parts:
             add_scores(scores, part, values.view(len(values), -1).sum(1 - part.dim))
     np.save(root / "usual.npy", scores.numpy())
@@ -130,12 +126,12 @@ def stages(dense: Path, root: Path, ratio: float) -> dict[str, Callable[[], Any]
             dense,
             root / "graph",
             root / "tokens",
-            settings=ImportanceSettings(SECOND),
+            settings=ImportanceSettings("taylor_first"),
             work=Work(new("importance"), CPU),
         ),
         "usual": lambda: usual(dense, root),
         "prune": pruned("none"),
-        "prune, sequential": pruned("sequential"),
+        "prune, static": pruned("static"),
     }  # fmt: skip
 
 

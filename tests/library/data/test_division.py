@@ -14,7 +14,7 @@ from helpers import render_split, write_jsonl
 from tailored_llama.config import BenchmarkConfig, RunConfig, Work, validate_config
 from tailored_llama.data import PURPOSE, BenchmarkSource, Split, load_benchmark, read_prompts
 from tailored_llama.data.benchmarks import load_examples, read_examples
-from tailored_llama.data.division import SHARES, divide
+from tailored_llama.data.splits import SHARES, divide
 from tailored_llama.errors import InputError
 
 Row = dict[str, Any]

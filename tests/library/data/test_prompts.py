@@ -273,17 +273,6 @@ def test_stage_renders_evaluation(folder: Path) -> None:
     assert [p.example for p in prompts] == [0, 2, 4]
     assert prompts[1] == Prompt(2, ("Question: eval 2?\nAnswer:",) * 2, (" no", " yes"), 0, (2, 3))
     assert read_prompts(folder, "shots") == []
-    assert (
-        (folder / "samples.txt")
-        .read_text()
-        .startswith(
-            "arc_easy, template harness. A continuation, which is what is scored, stands in ⟦ ⟧.\n\n"
-            "──── evaluation, example 0 ────\n"
-            "Question: eval 0?\nAnswer:\n"
-            "    choice 0: ⟦ no⟧  ← right\n"
-            "    choice 1: ⟦ yes⟧\n"
-        )
-    )
 
 
 def test_stage_renders_shots_and_held_out_apart_from_the_solved_ones(folder: Path) -> None:

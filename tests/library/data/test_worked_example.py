@@ -17,7 +17,7 @@ from tailored_llama.cli.main import app
 from tailored_llama.config import load_config
 from tailored_llama.data import PURPOSE, read_prompts, worked_example
 from tailored_llama.data.benchmarks import load_examples, read_examples
-from tailored_llama.data.checks import check_benchmark
+from tailored_llama.data.custom import check_benchmark
 from tailored_llama.data.splits import wheel_documents
 from tailored_llama.data.worked_example import write_example
 from tailored_llama.errors import InputError

@@ -204,7 +204,7 @@ def test_the_stage_writes_answers_and_metrics(tiny: Path, folder: Callable[[str]
             ": evaluation.jsonl: no column 'answer'; did you mean 'answers'? present: passage, question, answers",
         ),
         (
-            {"name": "boolq", "context": None, "answer": None},
+            {"name": "boolq", **dict.fromkeys(("train", "evaluation", "context", "answer"))},
             ".metric: got 'f1'; allowed: acc or acc_norm, as it has choices",
         ),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from helpers import write_prompts
 from tailored_llama.config import BenchmarkConfig, PromptStudyConfig, load_config
 from tailored_llama.data import candidates
 from tailored_llama.data.templates import shipped
@@ -78,7 +79,7 @@ def scored(folder: Path, right: list[int], floor: float = 0.25) -> Path:
         "prediction_norm": [0] * n, "answer": [0] * n,
     }  # fmt: skip
     write_table(folder / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
-    (folder / "samples.txt").write_text(f"title\n\n──── evaluation, example 0 ────\n<b>{folder.name}</b> asks\n")
+    write_prompts(folder, f"<b>{folder.name}</b> asks")
     return folder
 
 

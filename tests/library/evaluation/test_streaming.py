@@ -153,5 +153,5 @@ def test_a_run_that_cannot_be_streamed_or_fitted_is_refused_before_it_begins(
     own_run["tuning"]["examples"] = "none"
     preflight_tailor(validate_config(own_run))
     monkeypatch.setattr(devices, "free_memory", lambda device: 1000)
-    with pytest.raises(InputError, match=r"^reconstruction\.method: got 'sequential', whose fits need about"):
+    with pytest.raises(InputError, match=r"^reconstruction\.method: got 'static', whose fits need about"):
         preflight_tailor(validate_config(own_run))

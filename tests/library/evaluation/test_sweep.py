@@ -22,7 +22,7 @@ from tailored_llama.reports import sweep_table
 from tailored_llama.reports.sweep import write_sweep
 from tailored_llama.store import read_rows, write_table
 
-GRID = '[[grid]]\n"pruning.criterion" = ["flap", "random"]\n"pruning.ratios" = [0.1, 0.2]\n'
+GRID = '[[grid]]\n"pruning.criterion" = ["magnitude_l2", "random"]\n"pruning.ratios" = [0.1, 0.2]\n'
 
 
 def sweep_file(folder: Path, grid: str) -> Path:
@@ -36,13 +36,19 @@ def load_sweep(path: Path, overrides: list[str] | None = None) -> Any:
 
 
 def test_a_table_makes_every_combination_and_tables_are_joined(tmp_path: Path) -> None:
-    again = '[[grid]]\n"reconstruction.method" = ["bias"]\n"pruning.ratios" = [0.2]\n' + GRID
+    again = '[[grid]]\n"reconstruction.method" = ["none"]\n"pruning.ratios" = [0.2]\n' + GRID
     found = sweep_cells(load_sweep(sweep_file(tmp_path, GRID + again), ["scoring.limit=5"]))
     assert [(cell.label, *cell.run.pruning.ratios) for cell in found] == [
-        ("flap, sequential", 0.1), ("flap, sequential", 0.2), ("random, sequential", 0.1), ("random, sequential", 0.2),
-        ("taylor_gate, bias", 0.2),
+        ("magnitude_l2, static", 0.1), ("magnitude_l2, static", 0.2), ("random, static", 0.1), ("random, static", 0.2),
+        ("taylor_gate, method=none", 0.2),
     ]  # fmt: skip
-    assert [cell.run.pruning.criterion for cell in found] == ["flap", "flap", "random", "random", "taylor_gate"]
+    assert [cell.run.pruning.criterion for cell in found] == [
+        "magnitude_l2",
+        "magnitude_l2",
+        "random",
+        "random",
+        "taylor_gate",
+    ]
     assert {(cell.run.pruning.protect_last, cell.run.scoring.limit) for cell in found} == {(2, 5)}
 
 
@@ -53,20 +59,28 @@ def test_cells_that_differ_have_labels_that_differ(tmp_path: Path) -> None:
 
 
 def test_ratios_of_the_run_are_cells_where_the_grid_names_none(tmp_path: Path) -> None:
-    path = sweep_file(tmp_path, '[[grid]]\n"pruning.criterion" = ["flap"]\n')
+    path = sweep_file(tmp_path, '[[grid]]\n"pruning.criterion" = ["magnitude_l2"]\n')
     found = sweep_cells(load_sweep(path, ["pruning.ratios=[0.3, 0.4]"]))
     assert [cell.run.pruning.ratios for cell in found] == [(0.3,), (0.4,)]
 
 
 def test_cells_that_differ_in_their_seed_only_have_one_label(tmp_path: Path) -> None:
-    found = sweep_cells(load_sweep(sweep_file(tmp_path, '[[grid]]\n"pruning.criterion" = ["flap"]\nseed = [3, 4]\n')))
-    assert [(cell.label, cell.run.seed) for cell in found] == [("flap", 3), ("flap", 4)]
+    found = sweep_cells(
+        load_sweep(sweep_file(tmp_path, '[[grid]]\n"pruning.criterion" = ["magnitude_l2"]\nseed = [3, 4]\n'))
+    )
+    assert [(cell.label, cell.run.seed) for cell in found] == [("magnitude_l2", 3), ("magnitude_l2", 4)]
 
 
 def test_tables_may_have_names(tmp_path: Path) -> None:
-    grid = GRID + '[[grid]]\n"pruning.criterion" = ["magnitude_l1"]\n"pruning.protect_first" = [2]\n'
+    grid = GRID + '[[grid]]\n"pruning.criterion" = ["taylor_first"]\n"pruning.protect_first" = [2]\n'
     found = sweep_cells(load_sweep(sweep_file(tmp_path, grid), ['labels=["cheap", "norm"]']))
-    assert [cell.label for cell in found] == ["cheap, flap", "cheap, flap", "cheap, random", "cheap, random", "norm"]
+    assert [cell.label for cell in found] == [
+        "cheap, magnitude_l2",
+        "cheap, magnitude_l2",
+        "cheap, random",
+        "cheap, random",
+        "norm",
+    ]
     with pytest.raises(InputError, match=r"labels: got 1; allowed: 2, one for each table of the grid"):
         load_sweep(sweep_file(tmp_path, grid), ['labels=["cheap"]'])
 
@@ -93,7 +107,7 @@ def test_curves_are_drawn_over_the_axis_one_for_each_other_setting(tmp_path: Pat
     ):
         load_sweep(sweep_file(tmp_path, grid))
     with pytest.raises(
-        InputError, match=r"axis: got 'pruning.criterion', which is 'flap' in a cell; allowed: a numeric field"
+        InputError, match=r"axis: got 'pruning.criterion', which is 'magnitude_l2' in a cell; allowed: a numeric field"
     ):
         load_sweep(sweep_file(tmp_path, GRID), ["axis=pruning.criterion"])
 
@@ -103,16 +117,20 @@ def test_curves_are_drawn_over_the_axis_one_for_each_other_setting(tmp_path: Pat
     [
         ("", "grid: not set"),
         ("grid = []", "grid: got []; allowed: at least 1 item"),
-        ('[[grid]]\n"pruning.criterion" = "flap"', "grid.0.pruning.criterion: got 'flap'; allowed: a list"),
+        (
+            '[[grid]]\n"pruning.criterion" = "magnitude_l2"',
+            "grid.0.pruning.criterion: got 'magnitude_l2'; allowed: a list",
+        ),
         (
             GRID + '"pruning.steps" = [0]',
-            "grid, cell {'pruning.criterion': 'flap', 'pruning.ratios': 0.1, 'pruning.steps': 0}: pruning.steps: got 0",
+            "grid, cell {'pruning.criterion': 'magnitude_l2', 'pruning.ratios': 0.1, 'pruning.steps': 0}: "
+            "pruning.steps: got 0",
         ),
         (GRID + '"pruning.step" = [2]', "pruning.step: unknown key; did you mean pruning.steps?"),
         (GRID + '[[grid]]\n"pruning.criterion" = []', "grid.1.pruning.criterion: got []; allowed: at least 1 item"),
         (
             GRID + '"seed.foo" = [1]',
-            "grid, cell {'pruning.criterion': 'flap', 'pruning.ratios': 0.1, 'seed.foo': 1}: seed",
+            "grid, cell {'pruning.criterion': 'magnitude_l2', 'pruning.ratios': 0.1, 'seed.foo': 1}: seed",
         ),
         (
             GRID + '"scoring.limit" = [1]',
@@ -154,7 +172,7 @@ def test_a_model_is_a_setting_with_a_dense_row_of_its_own(tmp_path: Path) -> Non
 
 def test_the_dense_model_is_tuned_as_the_cells_are_and_once_for_each_tuning(tmp_path: Path) -> None:
     grid = (
-        '[[grid]]\n"tuning.rank" = [4, 8]\n"pruning.criterion" = ["flap", "random"]\nseed = [0, 1]\n'
+        '[[grid]]\n"tuning.rank" = [4, 8]\n"pruning.criterion" = ["magnitude_l2", "random"]\nseed = [0, 1]\n'
         '[[grid]]\n"tuning.examples" = ["none"]\nseed = [2]\n'
         '[[grid]]\n"healing.tokens" = [64]\n"distillation.weight" = [1.0]\n"tuning.rank" = [8]\n'
     )
@@ -211,8 +229,8 @@ def cell_row(
 
 ROWS = (
     DENSE,
-    cell_row("flap", 0.2, 800, 50.0, accuracy=0.4, accuracy_stderr=0.01, examples=200),
-    cell_row("flap", 0.1, 900, 30.0, accuracy=0.45, accuracy_stderr=0.01, examples=200),
+    cell_row("norm", 0.2, 800, 50.0, accuracy=0.4, accuracy_stderr=0.01, examples=200),
+    cell_row("norm", 0.1, 900, 30.0, accuracy=0.45, accuracy_stderr=0.01, examples=200),
     SweepRow("<b>random</b>", 0.2, error="CUDA out of memory"),
 )
 
@@ -243,17 +261,17 @@ def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: Swe
     page = written(config, tmp_path / "out", *ROWS)
     assert page.count("<svg") == 2
     assert "3 settings, of which 1 failed" in page
-    assert "Lowest perplexity ÷ dense: 1.50 at 10\xa0% (flap); 2.50 at 20\xa0% (flap)." in page
+    assert "Lowest perplexity ÷ dense: 1.50 at 10\xa0% (norm); 2.50 at 20\xa0% (norm)." in page
     assert "&lt;b&gt;random&lt;/b&gt;" in page
     assert "failed: CUDA out of memory" in page
     assert "<b>random" not in page
     text = re.sub(r"<[^>]*>|\s+", " ", page)
-    assert re.search(r"flap 20\.00.% 25\.00.% 800 50\.00 2\.50 0\.400", " ".join(text.split()))
+    assert re.search(r"norm 20\.00.% 25\.00.% 800 50\.00 2\.50 0\.400", " ".join(text.split()))
     assert re.search(
-        r"piqa acc_norm floor – 0\.500 dense – 0\.500 ± 0\.010 flap 20\.00.% 25\.00.% 0\.400", " ".join(text.split())
+        r"piqa acc_norm floor – 0\.500 dense – 0\.500 ± 0\.010 norm 20\.00.% 25\.00.% 0\.400", " ".join(text.split())
     )
     markdown = (tmp_path / "out" / "sweep.md").read_text()
-    assert "| flap | 20.00 % (25.00 %) | 800 | 50.00 | 2.50 | 0.400 ± 0.010 |" in markdown.replace("\xa0", " ")
+    assert "| norm | 20.00 % (25.00 %) | 800 | 50.00 | 2.50 | 0.400 ± 0.010 |" in markdown.replace("\xa0", " ")
     assert "failed: CUDA out of memory" in markdown
     assert "<b>random" not in markdown
     shown = re.findall(r"\]\((.+?\.png)\)", markdown)
@@ -267,7 +285,7 @@ def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: Swe
 
 def test_a_sweep_without_scores_or_without_success_is_still_a_page(config: SweepConfig, tmp_path: Path) -> None:
     dense = dense_row("dense", 1000, 20.0)
-    assert written(config, tmp_path / "unscored", dense, cell_row("flap", 0.2, 800, 50.0)).count("<svg") == 1
+    assert written(config, tmp_path / "unscored", dense, cell_row("norm", 0.2, 800, 50.0)).count("<svg") == 1
     assert "](perplexity.png)" in (tmp_path / "unscored" / "sweep.md").read_text()
     assert written(config, tmp_path / "failed", DENSE, ROWS[3]).count("<svg") == 0
 
@@ -310,15 +328,15 @@ def test_the_tuned_dense_model_has_a_recovery_and_a_point_but_is_no_setting(tmp_
     figures: dict[str, Any] = {"accuracy": 0.6, "accuracy_stderr": 0.01, "examples": 200}
     tuned = replace(dense_row("dense, tuned", 1000, 20.0, **figures), curve="dense, tuned")
     tuned = replace(tuned, recovery=1.2, recovery_low=1.1, recovery_high=1.3)
-    flap = [replace(row, recovery=0.8, recovery_low=0.7, recovery_high=0.9) for row in ROWS[1:3]]
-    page = written(config, tmp_path / "curves", DENSE, tuned, *flap)
+    norm = [replace(row, recovery=0.8, recovery_low=0.7, recovery_high=0.9) for row in ROWS[1:3]]
+    page = written(config, tmp_path / "curves", DENSE, tuned, *norm)
     assert "2 settings. Highest mean recovery: 80.0\xa0%" in page
-    assert 'aria-label="mean recovery over the share of parameters removed: dense, tuned, flap"' in page
+    assert 'aria-label="mean recovery over the share of parameters removed: dense, tuned, norm"' in page
     text = " ".join(re.sub(r"<[^>]*>|\s+", " ", page).split()).replace("\xa0", " ").replace("&nbsp;", " ")
     assert "dense – 20.00 1.00 0.500 ± 0.010 100 % 100 % dense, tuned – 20.00 1.00 0.600 ± 0.010 120.0 %" in text
     markdown = (tmp_path / "curves" / "sweep.md").read_text().replace("\xa0", " ")
     assert "| dense, tuned | – | 20.00 | 1.00 | 0.600 ± 0.010 | 120.0 % (110.0 to 130.0 %) | – |" in markdown
-    page = written(config, tmp_path / "beside", DENSE, tuned, flap[0])  # one ratio: no curve goes through it
+    page = written(config, tmp_path / "beside", DENSE, tuned, norm[0])  # one ratio: no curve goes through it
     assert re.findall(r"<h2>(.+?)</h2>\s*<figure>", page) == ["Recovery"]
 
 
@@ -345,13 +363,13 @@ def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> No
     (tmp_path / "model").symlink_to(tiny)
     both = [made(tmp_path, "a", 40.0, [1, 1, 1, 0, 0, 0, 0, 0]), made(tmp_path, "b", 60.0, [0, 1, 1, 1, 1, 1, 0, 0])]
     dense = made(tmp_path, "dense", 20.0, [1] * 6 + [0] * 2)
-    row, (piqa,) = measure(SweepRow("flap", 0.2), both, [dense, dense])
+    row, (piqa,) = measure(SweepRow("norm", 0.2), both, [dense, dense])
     assert (piqa.benchmark, piqa.accuracy, piqa.recovery) == ("piqa", row.accuracy, row.recovery)
     assert (piqa.metric, piqa.floor, piqa.dense_above_floor) == ("acc", 0.25, True)
     assert (row.seeds, row.perplexity, row.perplexity_least, row.perplexity_most) == (2, 50.0, 40.0, 60.0)
     assert (row.removed, row.removed_of_body, row.times_dense, row.accuracy) == (0.0, 0.0, 2.5, 0.5)
     smaller = save_tiny_llama(tmp_path / "smaller", num_hidden_layers=2)
-    pruned, _ = measure(SweepRow("flap", 0.2), [both[0], replace(both[1], checkpoint=smaller)], [dense, dense])
+    pruned, _ = measure(SweepRow("norm", 0.2), [both[0], replace(both[1], checkpoint=smaller)], [dense, dense])
     sizes = [read_structure(folder).size for folder in (tiny, smaller)]
     assert (pruned.parameters, pruned.dense_parameters) == (sum(s.parameters for s in sizes) / 2, sizes[0].parameters)
     assert (pruned.body, pruned.dense_body) == (sum(s.body for s in sizes) / 2, sizes[0].body)
@@ -360,7 +378,7 @@ def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> No
     assert low is not None
     assert high is not None
     assert low < 4 / 6 < high <= 1
-    alone, _ = measure(SweepRow("flap", 0.2), both[:1], [dense])
+    alone, _ = measure(SweepRow("norm", 0.2), both[:1], [dense])
     assert (alone.recovery_low or 0) < low  # two halves of an example vary less than a whole one
 
 
@@ -368,5 +386,5 @@ def test_the_console_table(config: SweepConfig, tmp_path: Path, capsys: pytest.C
     written(config, tmp_path / "out", *ROWS)
     Console(width=100).print(sweep_table(tmp_path / "out"))
     lines: list[Any] = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["flap", "20.0", "/", "25.0", "%", "50.00", "2.50", "0.400±.010"] in lines
+    assert ["norm", "20.0", "/", "25.0", "%", "50.00", "2.50", "0.400±.010"] in lines
     assert any(line[:1] == ["<b>random</b>"] and "failed:" in line for line in lines)

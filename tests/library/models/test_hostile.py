@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailored_llama.config import validate_config
-from tailored_llama.data.rows import read_file
+from tailored_llama.data.splits import read_file
 from tailored_llama.errors import InputError
 from tailored_llama.models import read_structure
 from tailored_llama.preflight import preflight_tailor

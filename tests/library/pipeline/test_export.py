@@ -133,7 +133,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
         "vllm serve path/to/this/folder" + (" --trust-remote-code\n" if layered else "\n"),
         "Measured on `colours` alone",
         "Type of its weights: bfloat16, the base's own." if half else "# colours-0.2, made from parent",
-        'method = "sequential"',
+        'method = "static"',
     ):
         assert said in text
     for file in target.iterdir():

@@ -18,7 +18,7 @@ from tailored_llama.evaluation import SweepRow, read_metrics, read_sweep
 
 @pytest.fixture
 def config(own_run: dict[str, Any]) -> SweepConfig:
-    grid = [{"pruning.criterion": ["flap", "random"], "pruning.ratios": [0.1, 0.2]}]
+    grid = [{"pruning.criterion": ["magnitude_l2", "random"], "pruning.ratios": [0.1, 0.2]}]
     return SweepConfig.model_validate(own_run | {"grid": grid})
 
 
@@ -39,7 +39,7 @@ def test_a_cell_that_fails_is_in_the_table_and_alone_is_computed_again(
         dense, *cells = rows_of_incomplete(config)
     assert (dense.label, dense.parameters is not None) == ("dense", True)
     assert [(row.label, row.ratio, row.error) for row in cells] == [
-        ("flap", 0.1, None), ("flap", 0.2, "CUDA out of memory"),
+        ("magnitude_l2", 0.1, None), ("magnitude_l2", 0.2, "CUDA out of memory"),
         ("random", 0.1, None), ("random", 0.2, "CUDA out of memory"),
     ]  # fmt: skip
     before = built(config.store.root)

@@ -82,7 +82,7 @@ def test_a_sweep_has_a_tuned_dense_row_for_each_tuning_over_the_seeds_of_its_cel
     grid = [
         {"tuning.shots": [4, 8], "seed": [0, 1]},
         {"tuning.examples": ["none"], "pruning.criterion": ["random"]},
-        {"tuning.shots": [8], "pruning.criterion": ["flap"], "distillation.weight": [1.0]},
+        {"tuning.shots": [8], "pruning.criterion": ["magnitude_l2"], "distillation.weight": [1.0]},
     ]
     asked = with_dense(own_run) | {"grid": grid, "tailored": True, "axis": "tuning.shots"}
     config = validate_as(SweepConfig, asked)

@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from helpers import prune, save_tiny_llama
 from tailored_llama.config import PruningConfig, ReconstructionConfig, Work
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
-from tailored_llama.errors import InputError
-from tailored_llama.models import load_model, read_config, read_structure
+from tailored_llama.models import load_model, read_structure
 from tailored_llama.pruning import build_graph, read_groups, read_plan
 from tailored_llama.pruning.groups import read_slices, staying
 from tailored_llama.pruning.importance import write_importance
@@ -92,95 +91,22 @@ def test_a_static_fit_is_the_ridge_solution_on_dense_activations(tmp_path: Path,
 
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
-def test_a_sequential_fit_corrects_what_the_layers_before_left(tmp_path: Path, changes: dict[str, Any]) -> None:
-    dense, groups, text = prepare(tmp_path, **changes)
-    out = pruned(tmp_path, dense, groups, text, "sequential")
-    kept = kept_channels(out)
-    (stream, inputs, _), (wanted, _, outputs) = states(out), states(dense)
-    weight = load_model(dense).get_parameter("model.layers.1.mlp.down_proj.weight").double()[:, kept]
-    bias = load_model(dense).get_submodule("model.layers.1.mlp.down_proj").bias
-    target = outputs - (0 if bias is None else bias.double())
-    if "gemma3_text" not in changes.values():  # which norms the outputs before it adds them
-        target = target + wanted - stream
-    ridge = 0.01 * (gram := inputs.T @ inputs).diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    expected = (target.T @ inputs + weight @ ridge) @ torch.linalg.inv(gram + ridge)
-    found = load_file(out / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
-    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
-def test_a_sequential_fit_gives_the_projections_before_what_they_gave(tmp_path: Path, changes: dict[str, Any]) -> None:
-    dense, groups, text = prepare(tmp_path, **changes)
-    out = pruned(tmp_path, dense, groups, text, "sequential")
-    kept = kept_channels(out)
-    assert 0 < kept.sum() < len(kept)
-    name = "gate_up_proj" if "phi3" in changes.values() else "up_proj"
-    rows = kept.repeat(2 if "phi3" in changes.values() else 1)
-    inputs, wanted = (given(one, f"model.layers.1.mlp.{name}") for one in (out, dense))
-    weight = load_model(dense).get_parameter(f"model.layers.1.mlp.{name}.weight").double()[rows]
-    ridge = 0.01 * (gram := inputs.T @ inputs).diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    expected = (weight @ wanted.T @ inputs + weight @ ridge) @ torch.linalg.inv(gram + ridge)
-    found = load_file(out / "model.safetensors")[f"model.layers.1.mlp.{name}.weight"]
-    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
-def test_a_sequential_fit_scales_each_channel_of_the_last_norm(tmp_path: Path, changes: dict[str, Any]) -> None:
-    dense, groups, text = prepare(tmp_path, **changes)
-    out = pruned(tmp_path, dense, groups, text, "sequential")
-    stream, norms = given(out, "model.norm"), [load_model(one).model.norm for one in (dense, out)]
-    with torch.no_grad():
-        wanted = norms[0](given(dense, "model.norm").float()).double()
-        inputs, found = (norm(stream.float()).double() for norm in norms)
-    ridge = 0.01 * (squares := inputs.square().sum(0)).mean()
-    factors = ((inputs * wanted).sum(0) + ridge) / (squares + ridge)
-    assert factors.min() < 0.99
-    torch.testing.assert_close(found, inputs * factors, rtol=1e-3, atol=1e-4)
-
-
-def given(checkpoint: Path, name: str) -> torch.Tensor:
-    """What a module of a checkpoint is given on the calibration tokens, [tokens, width]."""
-    model, seen = load_model(checkpoint), []
-    model.get_submodule(name).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    with torch.no_grad():
-        model(IDS)
-    return seen[0].flatten(0, 1).double()
-
-
-def states(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The residual stream before layer 1's MLP, and the inputs and outputs of its down_proj, [tokens, width]."""
-    model, seen = load_model(checkpoint), []
-    layer = model.model.layers[1]
-    norm = layer.pre_feedforward_layernorm if "gemma" in model.config.model_type else layer.post_attention_layernorm
-    norm.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    layer.mlp.down_proj.register_forward_hook(lambda module, given, outputs: seen.extend([given[0], outputs]))
-    with torch.no_grad():
-        model(IDS)
-    stream, inputs, outputs = (tensor.flatten(0, 1).double() for tensor in seen)
-    return stream, inputs, outputs
-
-
-@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
-@pytest.mark.parametrize("method", ["static", "sequential"])
-def test_where_nothing_is_removed_nothing_changes(tmp_path: Path, changes: dict[str, Any], method: Any) -> None:
+def test_where_nothing_is_removed_nothing_changes(tmp_path: Path, changes: dict[str, Any]) -> None:
     dense, groups, _ = prepare(tmp_path, **changes)
     shapes = {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
     model, before = load_model(dense), load_file(dense / "model.safetensors")
     every = np.ones(len(read_groups(groups)), dtype=bool)
-    for tensors in reconstruct(
-        model, Text(IDS), staying(read_slices(groups, shapes), every), ReconstructionConfig(method=method, ridge=0.01)
-    ):
+    for tensors in reconstruct(model, Text(IDS), staying(read_slices(groups, shapes), every), ridge=0.01):
         for name, tensor in tensors.items():
             torch.testing.assert_close(tensor, before[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["static", "sequential", "bias"])
-def test_fewer_tokens_at_a_time_fit_the_same(tmp_path: Path, method: Any) -> None:
+def test_fewer_tokens_at_a_time_fit_the_same(tmp_path: Path) -> None:
     dense, groups, _ = prepare(tmp_path)
     shapes = {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
     kept = np.random.default_rng(1).random(len(read_groups(groups))) > 0.3
-    stays, config = staying(read_slices(groups, shapes), kept), ReconstructionConfig(method=method, ridge=0.01)
-    whole, parts = (list(reconstruct(load_model(dense), Text(IDS, most), stays, config)) for most in (None, 64))
+    stays = staying(read_slices(groups, shapes), kept)
+    whole, parts = (list(reconstruct(load_model(dense), Text(IDS, most), stays, 0.01)) for most in (None, 64))
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
@@ -188,31 +114,8 @@ def test_fewer_tokens_at_a_time_fit_the_same(tmp_path: Path, method: Any) -> Non
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 def test_a_fitted_model_is_closer_to_the_dense_one(tmp_path: Path, changes: dict[str, Any]) -> None:
     dense, groups, text = prepare(tmp_path, **changes)
-    found = {m: distance(dense, pruned(tmp_path, dense, groups, text, m)) for m in ("none", "static", "sequential")}
+    found = {m: distance(dense, pruned(tmp_path, dense, groups, text, m)) for m in ("none", "static")}
     assert found["static"] < 0.9 * found["none"]
-    assert found["sequential"] < found["static"]  # on the very text they were fitted to
-
-
-def test_a_bias_makes_up_for_the_mean_and_is_counted(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 64, "intermediate_size": 512, "head_dim": 16}
-    dense, groups, text = prepare(tmp_path, **sizes)
-    out = pruned(tmp_path, dense, groups, text, "bias")
-    ratio = 1 - read_structure(out).parameters / read_structure(dense).parameters
-    assert ratio == pytest.approx(0.2, abs=1e-3)
-    assert read_config(out)["attention_bias"] is read_config(out)["mlp_bias"] is True
-    model, before = load_model(out), load_model(dense)
-    seen: list[torch.Tensor] = []
-    for one in (model, before):  # of layer 0, whose inputs are the same: only its attention comes first
-        one.get_submodule("model.layers.0.self_attn.o_proj").register_forward_hook(lambda m, i, o: seen.append(o))
-        with torch.no_grad():
-            one(IDS)
-    torch.testing.assert_close(seen[0].mean((0, 1)), seen[1].mean((0, 1)), rtol=0, atol=1e-5)
-
-
-def test_an_architecture_without_biases_says_so(tmp_path: Path) -> None:
-    dense, groups, text = prepare(tmp_path, architecture="qwen3")
-    with pytest.raises(InputError, match=r"reconstruction\.method: got 'bias'; allowed for qwen3: none, static or seq"):
-        pruned(tmp_path, dense, groups, text, "bias")
 
 
 def test_a_second_step_counts_from_the_original(tmp_path: Path) -> None:

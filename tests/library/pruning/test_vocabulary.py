@@ -112,7 +112,7 @@ def test_a_model_that_loses_only_tokens_computes_the_same_logits(dense: Path, te
 
 
 def test_reconstruction_reads_the_dense_tokens(dense: Path, text: Any, folder: Make) -> None:
-    pruned, facts = cut(dense, text, folder, method="sequential")
+    pruned, facts = cut(dense, text, folder, method="static")
     assert facts["tokens"] == 448
     ids = load_tokenizer(pruned)(words(50, seed=5), return_tensors="pt")["input_ids"]
     with torch.no_grad():

@@ -37,9 +37,9 @@ def write_search(proven: bool) -> Callable[[Path], None]:
 def write_study(out: Path) -> None:
     rows = [
         SweepRow("dense", 0.0, accuracy=0.46),
-        SweepRow("flap", 0.2, parameters=80, dense_parameters=100, accuracy=0.41, accuracy_stderr=0.01),
+        SweepRow("norm", 0.2, parameters=80, dense_parameters=100, accuracy=0.41, accuracy_stderr=0.01),
         SweepRow(
-            "wanda", 0.5, parameters=50_000_000, dense_parameters=100_000_000, accuracy=0.43, accuracy_stderr=0.01
+            "random", 0.5, parameters=50_000_000, dense_parameters=100_000_000, accuracy=0.43, accuracy_stderr=0.01
         ),
         SweepRow("random", 0.5, error="died"),
     ]
@@ -74,7 +74,7 @@ def test_every_model_of_every_run_has_its_figures_newest_first(reports: Path) ->
     assert lines[0] == "| run | size | accuracy | dense | certificate | made, UTC |"
     assert lines[2:] == [
         "| prompts (prompt-study) | – | – | – | – | 1970-01-01 (00:04) |",
-        "| grid (wanda, 50 % removed, the best of 2) | 50.0 M (parameters) | 0.430 ± 0.010 | 0.460 | – "
+        "| grid (random, 50 % removed, the best of 2) | 50.0 M (parameters) | 0.430 ± 0.010 | 0.460 | – "
         "| 1970-01-01 (00:03) |",
         "| unproven (the smallest model) | – | – | – | nothing is proven | 1970-01-01 (00:02) |",
         "| job (gemma&lt;script&gt;, vocabulary trimmed, tuned, q5_0) | 90 MB | 0.403 | 0.412 "

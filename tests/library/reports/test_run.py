@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from helpers import hits, scored
+from helpers import hits, scored, write_prompts
 from tailored_llama.config import validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import (
@@ -91,8 +91,7 @@ def everything(root: Path) -> ReportInputs:
         "held_out_loss": [2, 1.5],
     }
     write_table(root / "log" / "log.parquet", log, LOG_SCHEMA)
-    first, second = f"──── evaluation, example 0 ────\nIs {ATTACK}?\n", "──── evaluation, example 9 ────\nsecond\n"
-    (root / "prompts" / "samples.txt").write_text(f"boolq, template harness.\n\n{first}\n{second}")
+    write_prompts(root / "prompts", f"Is {ATTACK}?", "second")
     run = base.runs[0]
     return ReportInputs(
         config=validate_config({"seed": 7, "scoring": {"limit": 100}, "model": {"source": ATTACK}}),
@@ -279,7 +278,7 @@ def test_nothing_from_outside_is_markup_and_nothing_is_loaded(tmp_path: Path) ->
     assert f"Is {ATTACK}?" not in page
     (prompt,) = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
     assert prompt.startswith("Is &lt;script")
-    assert "second" not in prompt
+    assert prompt.endswith("?\n    ⟦ no⟧  ← right\n    ⟦ yes⟧")  # the context once, no second prompt
     elements = Elements(page)
     assert not elements.open
     assert {"script", "img", "link", "iframe", "object", "foreignobject"}.isdisjoint(tag for tag, _ in elements.found)

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tailored_llama.data.rows import read_file
+from tailored_llama.data.splits import read_file
 from tailored_llama.errors import InputError
 from tailored_llama.store import downloads as sources
 from tailored_llama.store import fetch_wheel, read_member, sha256_file
