@@ -79,7 +79,7 @@ def profile(
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate after each prompt.")] = 32,
     out: Annotated[Path | None, typer.Option(help="Folder for profile.parquet.")] = None,
 ) -> None:
-    """Measure what a checkpoint costs to run: parameters, FLOPs, tokens per second, memory."""
+    """Measure what a checkpoint costs to run: parameters, bytes, tokens per second, memory."""
     settings = validate_config(
         {
             "profile": {"batches": batch or [1, 8], "prompt_tokens": prompt_tokens, "new_tokens": new_tokens},

@@ -60,7 +60,6 @@ from .rows import PiecesRow as PiecesRow
 from .rows import ProfileRow as ProfileRow
 from .rows import read_pieces as read_pieces
 from .rows import read_profile as read_profile
-from .rows import token_flops as token_flops
 from .scores import Score as Score
 from .scores import compare_scores as compare_scores
 from .scores import read_answers as read_answers

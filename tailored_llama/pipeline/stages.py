@@ -31,7 +31,7 @@ ADAPTER = Stage("adapter", 9, lambda: training.tune, TuneSettings, on_device=Tru
 SCORES = Stage("scores", 4, lambda: evaluation.score_benchmark, ScoreSettings, on_device=True)
 QUANTISED = Stage("quantised-scores", 4, lambda: serving.score_quantised, QuantisedSettings, on_device=True)
 PERPLEXITY = Stage("perplexity", 4, lambda: evaluation.measure_perplexity, PerplexitySettings, on_device=True)
-PROFILE = Stage("profile", 3, lambda: evaluation.profile_checkpoint, ProfileSettings, on_device=True)
+PROFILE = Stage("profile", 4, lambda: evaluation.profile_checkpoint, ProfileSettings, on_device=True)
 PIECES = Stage("pieces", 2, lambda: evaluation.measure_pieces, PiecesSettings)
 FINISHED_MODEL = Stage(FINISHED, 3, lambda: reporting.export_model, ExportSettings)
 GGUF_FILE = Stage(GGUF, 4, lambda: serving.export_gguf, GgufSettings)

@@ -5,7 +5,8 @@ Only the scores are required; the report leaves out what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from tailored_llama.reports.diagnosis import Diagnosis, by_signature, diagnose, 
 from tailored_llama.reports.figures import Picture
 from tailored_llama.reports.inputs import ReportInputs, RunResults, scored_runs
 from tailored_llama.reports.pages import settings_of, write_page
+from tailored_llama.reports.profile import speed_table
 from tailored_llama.reports.recovery import accuracies, against_dense, against_tuned_dense, tuned_dense_notes
 from tailored_llama.reports.run_plots import picture_name, report_pictures
+from tailored_llama.reports.tables import Table
 from tailored_llama.reports.text import VARIANTS, benchmark_notes, gained_by, run_name, summary, title
 from tailored_llama.store import write_rows
 from tailored_llama.training import is_better
@@ -63,6 +66,7 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
         "config": inputs.config,
         "runs": [_shown(run, table, inputs, pictures) for run, table in runs],
         "dense": tables[0].size(DENSE),
+        "speeds": _speeds([run for run, _ in runs]),
         "notes": benchmark_notes(tables),
         "against": against_dense(against) if against else None,
         "against_notes": tuned_dense_notes(against),
@@ -80,6 +84,13 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
         picture.save_png(out / f"{name}.png")
 
 
+def _speeds(runs: Sequence[RunResults]) -> Table | None:
+    """The speed of the dense model and of each pruned one, at the largest batch; None if nothing was timed."""
+    pruned = [replace(row, checkpoint=run_name(run.ratio)) for run in runs if (row := run.speed())]
+    dense = [row for run in runs if (row := run.speed("against"))]
+    return speed_table([*dense[:1], *pruned], DENSE) if pruned else None
+
+
 def _shown(
     run: RunResults, table: RecoveryTable, inputs: ReportInputs, pictures: Mapping[str, Picture]
 ) -> dict[str, Any]:
@@ -88,8 +99,6 @@ def _shown(
     return {
         "name": run_name(table.ratio),
         "table": table,
-        "speed": run.speed(),
-        "dense_speed": run.speed("against"),
         "pieces": run.pieces,
         "compared": {name: found for name in run.logs if (found := run.comparison(name))},
         "summary": summary(table, inputs.config),

@@ -358,7 +358,7 @@ def test_the_speed_at_the_largest_batch_stands_beside_the_accuracy(tmp_path: Pat
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "and its speed ÷ the dense model's is ×1.25 reading and ×1.50 writing" in text.replace("&#39;", "'")
     assert "×1.25 1.20–1.30" in text
-    assert "8 prompts of 1 tokens at a time" in text
+    assert "1 tokens a prompt, 1 new ones" in text
     _, models = read_recovery(tmp_path / "out")
     (pruned,) = [model for model in models if model.model == "pruned" and model.ratio == 0.2]
     assert (pruned.prefill_speedup, pruned.decode_speedup) == (1.25, 1.5)
