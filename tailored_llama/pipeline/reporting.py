@@ -37,7 +37,6 @@ class ReportSettings:
 def write_run_report(
     *,
     dense: MeasuredModel[Path],
-    importance: Path | None,
     runs: Sequence[TailoredRun[Path]],
     prompts: Mapping[str, Path],
     quantised: Sequence[QuantisedScore[Path]],
@@ -46,7 +45,7 @@ def write_run_report(
     work: Work,
 ) -> None:
     """Stage: write the report of a run from what there is of it; `prompts` are the rendered evaluation prompts."""
-    read: dict[str, Any] = {"dense": dense, "dense importance": importance, "": runs, "prompts": prompts}
+    read: dict[str, Any] = {"dense": dense, "": runs, "prompts": prompts}
     read |= {"dense, tuned": tuned_dense, "quantised": quantised}
     costs: list[Cost] = []
     libraries: dict[str, str] = {}
@@ -61,7 +60,6 @@ def write_run_report(
         dense=model_results(dense),
         runs=tuple(map(run_results, runs)),
         config=settings.config,
-        importance=importance,
         prompts=prompts,
         costs=tuple(costs),
         libraries=libraries,

@@ -35,7 +35,7 @@ PROFILE = Stage("profile", 4, lambda: evaluation.profile_checkpoint, ProfileSett
 PIECES = Stage("pieces", 2, lambda: evaluation.measure_pieces, PiecesSettings)
 FINISHED_MODEL = Stage(FINISHED, 3, lambda: reporting.export_model, ExportSettings)
 GGUF_FILE = Stage(GGUF, 4, lambda: serving.export_gguf, GgufSettings)
-REPORT = Stage("report", 2, lambda: reporting.write_run_report, ReportSettings)
+REPORT = Stage("report", 3, lambda: reporting.write_run_report, ReportSettings)
 SWEEP = Stage("sweep", 2, lambda: reporting.write_sweep_report, SweepSettings)
 TRANSFER = Stage("transfer", 2, lambda: reporting.write_transfer_report, ReportSettings)
 SPEED = Stage("speed", 2, lambda: serving.measure_speed, NoneType, on_device=True)

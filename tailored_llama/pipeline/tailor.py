@@ -60,7 +60,6 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
         ReportSettings(as_shown(config), {name: one_line(error) for name, error in failed.items()}),
         "report",
         dense=measured,
-        importance=dense.importance if succeeded(dense.importance) else None,
         runs=whole,
         prompts=_succeeding(prompts.evaluation),
         quantised=[one for one in _quantised(run, config, measured, whole, prompts) if succeeded(one)],

@@ -46,7 +46,7 @@ class RunResults:
     """The results at one ratio: the pruned model, and what was tuned on it.
 
     `ratio` is the configured one. `tailored` has the scores with the adapters. `plan` is the folder with
-    `plan.parquet`. `logs` maps a benchmark to the adapter's folder with `log.parquet`. `profile` is the cost of the
+    what pruning tried and kept. `logs` maps a benchmark to the adapter's folder with `log.parquet`. `profile` is the cost of the
     pruned model compared with the dense one. `healed_perplexity` is set if healing followed pruning, `healed` has the
     scores of the healed model if it was scored without an adapter. `pieces` is set if the vocabulary was trimmed.
     """
@@ -87,7 +87,7 @@ QuantisedScores = QuantisedScore[Path]  # with the folder that `score_quantised`
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """All inputs of a report; `importance` has `importance.parquet`, each of `prompts` has `samples.txt`.
+    """All inputs of a report; each of `prompts` has `samples.txt`.
 
     `quantised` is there if finished models are exported as GGUF files. `tuned_dense` has the scores of the dense model
     tuned on the same shots, if that was asked. `failed` are the errors of the stages that an incomplete report lacks,
@@ -98,7 +98,6 @@ class ReportInputs:
     dense: ModelResults
     runs: tuple[RunResults, ...] = ()
     config: RunConfig | None = None
-    importance: Path | None = None
     prompts: Mapping[str, Path] = field(default_factory=dict)
     costs: tuple[Cost, ...] = ()
     libraries: Mapping[str, str] = field(default_factory=dict)

@@ -48,7 +48,7 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
     write_rows(out / "diagnoses.parquet", diagnoses, Diagnosis)
     if against := against_tuned_dense(inputs):
         write_rows(out / "tuned_dense.parquet", [row for table in against for row in table.rows], RecoveryRow)
-    pictures, bits = report_pictures(inputs, runs, against), fewer_bits(inputs)
+    pictures, bits = report_pictures(runs, against), fewer_bits(inputs)
     if bits:
         write_rows(out / "bits.parquet", bits, BitsRow)
         pictures["bits"] = bits_picture(bits)
@@ -95,7 +95,7 @@ def _shown(
     run: RunResults, table: RecoveryTable, inputs: ReportInputs, pictures: Mapping[str, Picture]
 ) -> dict[str, Any]:
     """What the templates show of one run."""
-    kinds = ("accuracy", "split", "widths", "losses")
+    kinds = ("accuracy", "split", "losses")
     return {
         "name": run_name(table.ratio),
         "table": table,

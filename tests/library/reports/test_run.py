@@ -26,8 +26,6 @@ from tailored_llama.evaluation import (
     read_recovery,
 )
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA
-from tailored_llama.pruning import IMPORTANCE_SCHEMA
-from tailored_llama.pruning.plan import PLAN_SCHEMA
 from tailored_llama.reports import (
     Cost,
     ModelResults,
@@ -75,13 +73,8 @@ def row_of(table: RecoveryTable, model: str, benchmark: str) -> RecoveryRow:
 def everything(root: Path) -> ReportInputs:
     """The same with all that is optional, and markup in every place that takes text from outside."""
     base = inputs(root)
-    for name in ("plan", "importance", "log", "prompts"):
+    for name in ("log", "prompts"):
         (root / name).mkdir()
-    layer, kind = [0, 0, 1, 1], ["attention", "mlp", "attention", "mlp"]
-    plan = {"group": range(4), "layer": layer, "kind": kind, "index": [0, 0, 0, 0], "kept": [True, True, True, False]}
-    write_table(root / "plan" / "plan.parquet", plan, PLAN_SCHEMA)
-    importance = {"group": range(4), "layer": layer, "kind": kind, "criterion": ["random"] * 4, "score": [0, 1, 2, 3]}
-    write_table(root / "importance" / "importance.parquet", importance, IMPORTANCE_SCHEMA)
     log = {
         "step": [0, 1],
         "epoch": [0, 1],
@@ -98,8 +91,7 @@ def everything(root: Path) -> ReportInputs:
         config=validate_config({"seed": 7, "scoring": {"limit": 100}, "model": {"source": ATTACK}}),
         model=f"tiny {ATTACK}",
         dense=base.dense,
-        runs=(RunResults(run.ratio, run.pruned, run.tailored, root / "plan", {f"boolq$x$ {ATTACK}": root / "log"}),),
-        importance=root / "importance",
+        runs=(RunResults(run.ratio, run.pruned, run.tailored, None, {f"boolq$x$ {ATTACK}": root / "log"}),),
         prompts={ATTACK: root / "prompts"},
         costs=(Cost("tune", ATTACK, 83.0, 2**30, {"tokens_per_second": 1234.5}), Cost("prune", "", 1.5, 0)),
         libraries={"torch": ATTACK},
@@ -270,7 +262,7 @@ def test_the_page_says_it_in_words_and_numbers(tmp_path: Path) -> None:
     assert "Dense itself is at the floor on boolq (0.420 against 0.620): its recovery says nothing." in text
     assert "0.400 ± 0.049" in text
     assert "over 1 of 2" in text
-    assert page.count("<svg") == 1  # bars; no plan, importance or losses were given
+    assert page.count("<svg") == 1  # bars; no losses were given
 
 
 def test_nothing_from_outside_is_markup_and_nothing_is_loaded(tmp_path: Path) -> None:
@@ -289,7 +281,7 @@ def test_nothing_from_outside_is_markup_and_nothing_is_loaded(tmp_path: Path) ->
             assert "//" not in (attributes.get(name) or ""), (tag, name)
     assert "@import" not in page
     assert not re.search(r"url\((?!#)", page)
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 2
     used = {a["href"][1:] for tag, a in elements.found if tag == "use" and a.get("href")}
     assert used <= {a["id"] for _, a in elements.found if "id" in a}
 
@@ -298,7 +290,7 @@ def test_the_same_inputs_make_the_same_files(tmp_path: Path) -> None:
     given = everything(tmp_path)
     for name in ("one", "two"):
         written(given, tmp_path / name)
-    pictures = {"accuracy-0.2.png", "importance.png", "losses-0.2.png", "widths-0.2.png"}
+    pictures = {"accuracy-0.2.png", "losses-0.2.png"}
     assert {path.name for path in (tmp_path / "one").glob("*.png")} == pictures
     for file in ("recovery.parquet", "report.html", "report.md", "plots.md", *pictures):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
@@ -323,7 +315,7 @@ def test_markdown_shows_every_picture_and_each_is_small(tmp_path: Path) -> None:
         for page in ("report.md", "plots.md")
         for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", (tmp_path / "out" / page).read_text())
     ]
-    assert shown == ["accuracy-0.2.png", "widths-0.2.png", "importance.png", "losses-0.2.png"]
+    assert shown == ["accuracy-0.2.png", "losses-0.2.png"]
     for name in shown:
         content = (tmp_path / "out" / name).read_bytes()
         assert content.startswith(b"\x89PNG")
