@@ -7,9 +7,6 @@ from .answer import RowSet as RowSet
 from .answer import is_proven as is_proven
 from .answer import read_answer as read_answer
 from .answer import write_answer as write_answer
-from .bits import WHOLE as WHOLE
-from .bits import BitsRow as BitsRow
-from .bits import bits_rows as bits_rows
 from .generation import Until as Until
 from .generation import generate as generate
 from .ladders import Ladder as Ladder
@@ -26,7 +23,6 @@ from .prompt_study import EVALUATION as EVALUATION
 from .prompt_study import Difference as Difference
 from .prompt_study import TemplateRow as TemplateRow
 from .prompt_study import choose as choose
-from .prompt_study import read_study as read_study
 from .prompt_study import study_differences as study_differences
 from .prompt_study import study_rows as study_rows
 from .proof import FIRST_SHARE as FIRST_SHARE
@@ -49,8 +45,8 @@ from .recovery import RecoveryTable as RecoveryTable
 from .recovery import read_recovery as read_recovery
 from .recovery import recovery_rows as recovery_rows
 from .recovery import recovery_tables as recovery_tables
+from .results import ByType as ByType
 from .results import MeasuredModel as MeasuredModel
-from .results import QuantisedScore as QuantisedScore
 from .results import StudiedBenchmark as StudiedBenchmark
 from .results import SweptCell as SweptCell
 from .results import TailoredRun as TailoredRun
@@ -91,5 +87,4 @@ from .transfer import OTHERS as OTHERS
 from .transfer import OWN as OWN
 from .transfer import TransferRow as TransferRow
 from .transfer import field_of as field_of
-from .transfer import read_transfer as read_transfer
 from .transfer import transfer_rows as transfer_rows

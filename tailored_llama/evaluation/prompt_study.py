@@ -18,7 +18,6 @@ from tailored_llama.evaluation.recovery import MEAN
 from tailored_llama.evaluation.results import StudiedBenchmark
 from tailored_llama.evaluation.scores import read_answers, read_metrics
 from tailored_llama.evaluation.statistics import interval, mcnemar, paired_draws
-from tailored_llama.store import read_rows
 
 SELECTION, EVALUATION = "selection", "evaluation"
 
@@ -112,13 +111,3 @@ def study_differences(
             bounds = interval(np.mean(draws, axis=0))
             differences.append(Difference(MEAN, None, other, True, mean, *bounds, None, total, len(comparable)))
     return differences
-
-
-def read_study(folder: Path) -> tuple[list[TemplateRow], list[Difference]]:
-    """The rows that `write_study` wrote.
-
-    Raises:
-        InputError: a file is missing, broken or of another schema.
-    """
-    rows = read_rows(folder / "study.parquet", TemplateRow)
-    return rows, read_rows(folder / "differences.parquet", Difference)

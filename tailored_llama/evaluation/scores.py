@@ -34,22 +34,20 @@ ANSWERS_SCHEMA = pa.schema(
         "accepted": pa.list_(pa.string()),
         "exact_match": pa.float64(),
         "f1": pa.float64(),
-        "loglikelihood": pa.float64(),  # of the first accepted text, given the prompt
-        "tokens": pa.int32(),  # length of that text
     }
 )
 
 
 @dataclass(frozen=True)
 class Score:
-    """One model on one benchmark, in the headline metric; `perplexity` is that of the accepted texts, if written."""
+    """One model on one benchmark, in the headline metric; `bytes` are those of its GGUF file, if it was scored."""
 
     metric: str
     floor: float
     accuracy: float
     stderr: float
     answers: Answers
-    perplexity: float | None = None
+    bytes: int | None = None
 
 
 def metrics(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -148,9 +146,7 @@ def read_score(folders: Path | Sequence[Path]) -> Score:
     values = np.mean([first.answers.values, *(other.answers.values for other in others)], axis=0)
     answers = replace(first.answers, values=values)
     averages = metrics({"mean": values})
-    perplexities = [score.perplexity for score in (first, *others) if score.perplexity is not None]
-    mean = float(np.mean(perplexities)) if perplexities else None
-    return replace(first, accuracy=averages["mean"], stderr=averages["mean_stderr"], answers=answers, perplexity=mean)
+    return replace(first, accuracy=averages["mean"], stderr=averages["mean_stderr"], answers=answers)
 
 
 def _read_one(folder: Path) -> Score:
@@ -161,7 +157,7 @@ def _read_one(folder: Path) -> Score:
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{folder / 'metrics.json'}: floor, metric or its value is missing") from None
     answers = read_answers(folder, str(metric))
-    return Score(str(metric), floor, accuracy, stderr, answers, fields.get("answer_perplexity"))
+    return Score(str(metric), floor, accuracy, stderr, answers, fields.get("bytes"))
 
 
 def check_comparable(name: str, first: Score, *others: Score) -> None:

@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailored_llama import evaluation, models, reports, training
 from tailored_llama.config import PromptStudyConfig, RunConfig, SweepConfig, Work, named_benchmark
-from tailored_llama.evaluation import (
-    MeasuredModel,
-    QuantisedScore,
-    StudiedBenchmark,
-    SweptCell,
-    TailoredRun,
-    TransferScore,
-    TunedDense,
-)
+from tailored_llama.evaluation import MeasuredModel, StudiedBenchmark, SweptCell, TailoredRun, TransferScore, TunedDense
 from tailored_llama.pipeline.stage import leaves, plain
 from tailored_llama.store import read_manifest
 
@@ -39,14 +31,13 @@ def write_run_report(
     dense: MeasuredModel[Path],
     runs: Sequence[TailoredRun[Path]],
     prompts: Mapping[str, Path],
-    quantised: Sequence[QuantisedScore[Path]],
     tuned_dense: TunedDense[Path],
     settings: ReportSettings,
     work: Work,
 ) -> None:
     """Stage: write the report of a run from what there is of it; `prompts` are the rendered evaluation prompts."""
     read: dict[str, Any] = {"dense": dense, "": runs, "prompts": prompts}
-    read |= {"dense, tuned": tuned_dense, "quantised": quantised}
+    read["dense, tuned"] = tuned_dense
     costs: list[Cost] = []
     libraries: dict[str, str] = {}
     for label, folder in leaves(read):
@@ -65,7 +56,6 @@ def write_run_report(
         libraries=libraries,
         failed=settings.failed,
         tuned_dense=tuned_dense.scores,
-        quantised=tuple(quantised),
     )
     reports.write_report(inputs, out=work.out)
 
@@ -79,6 +69,7 @@ def model_results(model: MeasuredModel[Path]) -> ModelResults:
         scores=model.scores,
         body=size.body,
         vocab_size=size.vocab_size,
+        quantised=model.quantised,
     )
 
 
@@ -95,6 +86,7 @@ def run_results(one: TailoredRun[Path]) -> RunResults:
         healed_perplexity=evaluation.read_metrics(healed.perplexity) if healed and healed.perplexity else None,
         healed=healed.scores if healed else {},
         pieces=evaluation.read_pieces(one.pieces) if one.pieces else (),
+        quantised=one.quantised,
     )
 
 

@@ -25,7 +25,7 @@ from tailored_llama.reports.inputs import ReportInputs, scored_runs
 from tailored_llama.reports.pages import page_template, settings_of
 from tailored_llama.reports.parts import percent, span
 from tailored_llama.reports.text import (
-    benchmark_notes,
+    floor_notes,
     gained_by,
     perplexities,
     plus_minus,
@@ -65,7 +65,7 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         layered=is_layered(checkpoint),
         lost=lost_words(checkpoint),
         loading=loading(checkpoint),
-        notes=benchmark_notes([table]),
+        notes=floor_notes([table]),
         own=own,
         plus_minus=plus_minus,
         prompt=prompt_of(config, own, tuned),

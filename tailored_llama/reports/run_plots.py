@@ -26,17 +26,11 @@ def picture_name(kind: str, ratio: float | None) -> str:
     return kind if ratio is None else f"{kind}-{ratio}"
 
 
-def report_pictures(
-    runs: Sequence[tuple[RunResults, RecoveryTable]], against: Sequence[RecoveryTable] = ()
-) -> dict[str, Picture]:
-    """The pictures of a report by name: the accuracy, the split and the losses of every run.
-
-    `against` are the tables of the tuned dense model, if there is one; its accuracies are drawn beside the others.
-    """
-    tuned = {table.ratio: table for table in against}
+def report_pictures(runs: Sequence[tuple[RunResults, RecoveryTable]]) -> dict[str, Picture]:
+    """The pictures of a report by name: the accuracy, the split and the losses of every run."""
     pictures = {}
     for run, table in runs:
-        pictures[picture_name("accuracy", run.ratio)] = _accuracies(table, tuned.get(run.ratio))
+        pictures[picture_name("accuracy", run.ratio)] = _accuracies(table)
         if run.plan and len(tried := read_tried(run.plan)) > 1:
             pictures[picture_name("split", run.ratio)] = _split(tried)
         if run.logs:
@@ -45,12 +39,11 @@ def report_pictures(
 
 
 @styled
-def _accuracies(table: RecoveryTable, against: RecoveryTable | None) -> Picture:
+def _accuracies(table: RecoveryTable) -> Picture:
     """Bars of accuracy per benchmark with 95 % intervals, and each benchmark's floor as a dashed line."""
     names, series = table.benchmarks, {}
-    sources = {DENSE: table} | ({TUNED_DENSE: against} if against else {}) | dict.fromkeys(MODELS[1:], table)
-    for model, source in sources.items():
-        known = [(i, row) for i, name in enumerate(names) if (row := source.row(model, name))]
+    for model in (DENSE, TUNED_DENSE, *MODELS[1:]):
+        known = [(i, row) for i, name in enumerate(names) if (row := table.row(model, name))]
         if known:
             series[model] = [(i, row.accuracy or 0.0, Z95 * (row.stderr or 0.0)) for i, row in known]
     floors = [table.any_row(name).floor for name in names]

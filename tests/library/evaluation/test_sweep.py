@@ -18,7 +18,7 @@ from tailored_llama.evaluation import MeasuredModel, SweepBenchmarkRow, SweepRow
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, metrics
 from tailored_llama.evaluation.sweep import measure
 from tailored_llama.models import read_structure
-from tailored_llama.reports import sweep_table
+from tailored_llama.reports import stored_table
 from tailored_llama.reports.sweep import write_sweep
 from tailored_llama.store import read_rows, write_table
 
@@ -362,7 +362,7 @@ def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> No
 
 def test_the_console_table(config: SweepConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(config, tmp_path / "out", *ROWS)
-    Console(width=100).print(sweep_table(tmp_path / "out"))
+    Console(width=100).print(stored_table(tmp_path / "out"))
     lines: list[Any] = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["flap", "20.0", "/", "25.0", "%", "50.00", "2.50", "0.400±.010"] in lines
     assert any(line[:1] == ["<b>random</b>"] and "failed:" in line for line in lines)
