@@ -132,13 +132,15 @@ def report(
 
 @measuring.command(epilog="Example: `tailored-llama compare scores/pruned/piqa scores/tailored/piqa`")
 def compare(
-    one: Annotated[Path, typer.Argument(help="Folder that `score --out` wrote.")],
-    other: Annotated[Path, typer.Argument(help="The same benchmark, scored with another model or adapter.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders that `score --out` wrote, of one benchmark.")],
 ) -> None:
-    """Test whether two models differ on the same examples: difference, 95 % interval, McNemar's p; as JSON."""
+    """Compare models with the first on the same examples: differences with their 95 % intervals, as JSON."""
     from tailored_llama.evaluation import compare_scores
 
-    print(json.dumps(compare_scores(one, other), indent=1))
+    by_name = {str(folder): folder for folder in folders}
+    if len(by_name) < 2:
+        raise InputError(f"folders: got {', '.join(by_name)}; allowed: two or more, each once")
+    print(json.dumps(compare_scores(by_name), indent=1))
 
 
 def _scores(folders: list[Path]) -> dict[str, Path]:

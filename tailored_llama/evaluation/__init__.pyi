@@ -78,7 +78,6 @@ from .statistics import above_floor as above_floor
 from .statistics import detectable_difference as detectable_difference
 from .statistics import interval as interval
 from .statistics import paired_draws as paired_draws
-from .sweep import SweepBenchmarkRow as SweepBenchmarkRow
 from .sweep import SweepRow as SweepRow
 from .sweep import measure as measure
 from .sweep import read_sweep as read_sweep

@@ -15,7 +15,7 @@ import pyarrow as pa
 from tailored_llama.config import WRITTEN
 from tailored_llama.data import PromptSplit, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.statistics import Answers, check_same_examples, interval, mcnemar, paired_draws
+from tailored_llama.evaluation.statistics import Answers, check_same_examples, interval, paired_draws
 from tailored_llama.store import read_table
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -175,28 +175,25 @@ def check_comparable(name: str, first: Score, *others: Score) -> None:
             raise InputError(f"scores of {name}: {error}; allowed: scores of the same examples") from None
 
 
-def compare_scores(one: Path, other: Path) -> dict[str, Any]:
-    """Compare two folders of `score_benchmark`: the difference other − one, its 95 % interval, and McNemar's p.
+def compare_scores(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Compare models on one benchmark, each with the first, from the folders that `score_benchmark` wrote.
 
-    The interval comes from a paired bootstrap; `p` is None for F1, whose values are not just right or wrong.
+    Returns:
+        A row for each model: its name, its score in the headline metric with the standard error, and the difference
+        from the first with its 95 % interval, by paired bootstrap. All are shares.
 
     Raises:
         InputError: the benchmarks, metrics or examples differ, or a file is missing or broken.
     """
-    benchmark, theirs = (read_metrics(folder).get("benchmark") for folder in (one, other))
-    if benchmark != theirs:
-        raise InputError(f"scores: {benchmark} against {theirs}; allowed: one benchmark")
-    before, after = read_score(one), read_score(other)
-    check_comparable(str(benchmark), before, after)
-    low, high = interval(np.subtract(*paired_draws(after.answers, before.answers)))
-    return {
-        "benchmark": benchmark,
-        "metric": before.metric,
-        "examples": len(before.answers.examples),
-        "one": before.accuracy,
-        "other": after.accuracy,
-        "difference": after.accuracy - before.accuracy,
-        "low": low,
-        "high": high,
-        "p": mcnemar(before.answers, after.answers) if before.metric != "f1" else None,
-    }
+    benchmarks = dict.fromkeys(str(read_metrics(folder).get("benchmark")) for folder in folders.values())
+    if len(benchmarks) > 1:
+        raise InputError(f"scores: {' against '.join(benchmarks)}; allowed: one benchmark")
+    scores = {name: read_score(folder) for name, folder in folders.items()}
+    first, rows = next(iter(scores.values())), []
+    check_comparable(next(iter(benchmarks)), *scores.values())
+    for name, score in scores.items():
+        low, high = interval(np.subtract(*paired_draws(score.answers, first.answers)))
+        difference, examples = score.accuracy - first.accuracy, len(score.answers.examples)
+        own = {"model": name, score.metric: score.accuracy, "stderr": score.stderr, "difference": difference}
+        rows.append(own | {"low": low, "high": high, "examples": examples})
+    return rows

@@ -14,7 +14,7 @@ from tailored_llama.pipeline.stage import leaves, plain
 from tailored_llama.store import read_manifest
 
 if TYPE_CHECKING:
-    from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow
+    from tailored_llama.evaluation import RecoveryRow, SweepRow
     from tailored_llama.reports import Cost, ModelResults, RunResults
 
 
@@ -145,7 +145,7 @@ def write_sweep_report(*, cells: Sequence[SweptCell[Path]], settings: SweepSetti
     reports.write_sweep(settings.config, list(_sweep_rows(cells)), out=work.out)
 
 
-def _sweep_rows(cells: Sequence[SweptCell[Path]]) -> Iterator[tuple[SweepRow, list[SweepBenchmarkRow]]]:
+def _sweep_rows(cells: Sequence[SweptCell[Path]]) -> Iterator[tuple[SweepRow, list[RecoveryRow]]]:
     """One row for all seeds of a setting, and one for each cell that failed."""
     settings: dict[SweepRow, list[SweptCell[Path]]] = {}
     for cell in cells:

@@ -129,8 +129,6 @@ def _gain(one: Difference | None, benchmarks: int) -> Cell:
         under.append("different measure")
     elif one.benchmark == MEAN:
         under.append(f"over {one.benchmarks} of {benchmarks}")
-    elif one.p is not None:
-        under.append(f"p = {number(one.p)}")
     return Cell(difference, tuple(under), f"{difference} ({low}, {high})")
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tailored_llama.config import RATIOS, SWEEP_FIELDS, SweepConfig, sweep_cells
-from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow
+from tailored_llama.evaluation import RecoveryRow, SweepRow
 from tailored_llama.reports.comparison_plots import curves, intervals
 from tailored_llama.reports.figures import Picture
 from tailored_llama.reports.pages import settings_of, write_page
@@ -26,9 +26,7 @@ _CURVES = {  # measured quantity → title, label of its axis, caption
 Figures = dict[str, tuple[str, Picture, str]]  # measured quantity → title, picture, caption
 
 
-def write_sweep(
-    config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence[SweepBenchmarkRow]]], *, out: Path
-) -> None:
+def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence[RecoveryRow]]], *, out: Path) -> None:
     """Stage: write the Parquet and JSON tables (dense models first), `sweep.html`, and `sweep.md` with PNGs.
 
     `measured` has every row with its rows on each benchmark.
@@ -36,7 +34,7 @@ def write_sweep(
     rows = [row for row, _ in measured]
     by_benchmark = [row for _, benchmark_rows in measured for row in benchmark_rows]
     write_rows(out / "sweep.parquet", rows, SweepRow)
-    write_rows(out / "benchmarks.parquet", by_benchmark, SweepBenchmarkRow)
+    write_rows(out / "benchmarks.parquet", by_benchmark, RecoveryRow)
     table = _table(rows)
     errors = [f"{row.label} at {percent(row.ratio)} failed: {row.error}" for row in rows if row.error]
     store_table(replace(table, notes=tuple(errors)), out)
@@ -103,7 +101,7 @@ def _removed(row: SweepRow) -> Cell:
     return Cell(percent(row.removed, 2), (percent(row.removed_of_body, 2),), brief)
 
 
-def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[SweepBenchmarkRow]]]) -> Table | None:
+def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[RecoveryRow]]]) -> Table | None:
     """Every scored setting on every benchmark; None if nothing was scored."""
     scored = [(row, found) for row, found in measured if found]
     if not scored:
@@ -115,7 +113,7 @@ def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[SweepBenchmarkRow]
         under = [tuple(filter(None, (f"± {number(one.stderr)}", one.template))) for one in found]
         cells = [Cell(number(one.accuracy), lines) for one, lines in zip(found, under, strict=True)]
         rows.append(table_row(row.label, _removed(row), *cells, bold=not row.ratio))
-    return Table((*columns, *(Column(one.benchmark, under=(one.metric,)) for one in first)), tuple(rows))
+    return Table((*columns, *(Column(one.benchmark, under=(str(one.metric),)) for one in first)), tuple(rows))
 
 
 def _recovered(rows: Sequence[SweepRow]) -> bool:

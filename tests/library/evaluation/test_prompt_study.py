@@ -118,7 +118,6 @@ def test_differences_are_paired_and_other_measures_stay_out_of_the_mean(studied:
     gain = found["piqa", "generic"]
     assert gain.difference == pytest.approx(0.2)
     assert 0.1 < gain.low < 0.2 < gain.high < 0.3
-    assert gain.p == pytest.approx(2 * 0.5**20)  # 20 examples told them apart, all one way
     assert not found["winogrande", "generic"].same_measure  # the choice against the rest of the sentence
     assert found["winogrande", "harness"].same_measure  # with itself
     assert found["winogrande", "harness"].low == found["winogrande", "harness"].high == 0

@@ -206,23 +206,23 @@ def test_written_answers_are_reported_like_choices(tmp_path: Path) -> None:
     assert (row.metric, dense.accuracy, row.accuracy, row.recovery) == ("f1", 0.5, 0.375, 0.75)
     assert row.recovery_low is not None
     assert row.recovery_low < 0.75
-    found = compare_scores(tmp_path / "dense", tmp_path / "tailored")
-    assert (found["difference"], found["p"]) == (-0.125, None)
+    _, other_row = compare_scores({name: tmp_path / name for name in ("dense", "tailored")})
+    assert (other_row["f1"], other_row["difference"]) == (0.375, -0.125)
 
 
 def test_two_scores_compared(tmp_path: Path) -> None:
     one = scored(tmp_path / "a" / "piqa", hits(50), 0.5)
     other = scored(tmp_path / "b" / "piqa", hits(60), 0.5)
-    found = compare_scores(one, other)
-    assert (found["benchmark"], found["metric"], found["examples"]) == ("piqa", "acc_norm", 100)
-    assert (found["one"], found["other"], found["difference"]) == (0.5, 0.6, pytest.approx(0.1))
-    assert 0 < found["low"] < 0.1 < found["high"] < 0.2
-    assert found["p"] == pytest.approx(2 / 2**10)
-    assert compare_scores(one, one)["p"] == 1
+    first, same, better = compare_scores({"one": one, "the same": one, "other": other})
+    assert first == same | {"model": "one"}
+    assert (first["acc_norm"], first["difference"], first["low"], first["high"]) == (0.5, 0, 0, 0)
+    assert (better["model"], better["acc_norm"], better["examples"]) == ("other", 0.6, 100)
+    assert better["difference"] == pytest.approx(0.1)
+    assert 0 < better["low"] < 0.1 < better["high"] < 0.2
     with pytest.raises(InputError, match="scores: piqa against boolq; allowed: one benchmark"):
-        compare_scores(one, scored(tmp_path / "boolq", hits(50), 0.5))
+        compare_scores({"one": one, "other": scored(tmp_path / "boolq", hits(50), 0.5)})
     with pytest.raises(InputError, match=r"scores of piqa: .*; allowed: scores of the same examples"):
-        compare_scores(one, scored(tmp_path / "c" / "piqa", hits(50), 0.5, first=7))
+        compare_scores({"one": one, "other": scored(tmp_path / "c" / "piqa", hits(50), 0.5, first=7)})
 
 
 def test_parquet_has_the_declared_schema_and_reads_back(tmp_path: Path) -> None:
