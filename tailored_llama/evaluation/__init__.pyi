@@ -17,7 +17,6 @@ from .ladders import nearest as nearest
 from .ladders import search as search
 from .ladders import sequence as sequence
 from .perplexity import measure_perplexity as measure_perplexity
-from .pieces import measure_pieces as measure_pieces
 from .profiling import profile_checkpoint as profile_checkpoint
 from .prompt_study import EVALUATION as EVALUATION
 from .prompt_study import Difference as Difference
@@ -52,9 +51,7 @@ from .results import SweptCell as SweptCell
 from .results import TailoredRun as TailoredRun
 from .results import TransferScore as TransferScore
 from .results import TunedDense as TunedDense
-from .rows import PiecesRow as PiecesRow
 from .rows import ProfileRow as ProfileRow
-from .rows import read_pieces as read_pieces
 from .rows import read_profile as read_profile
 from .scores import Score as Score
 from .scores import compare_scores as compare_scores
@@ -66,7 +63,6 @@ from .scores import read_probabilities as read_probabilities
 from .scores import read_score as read_score
 from .scoring import score_benchmark as score_benchmark
 from .settings import PerplexitySettings as PerplexitySettings
-from .settings import PiecesSettings as PiecesSettings
 from .settings import ProfileSettings as ProfileSettings
 from .settings import ScoreSettings as ScoreSettings
 from .statistics import DISCORDANT as DISCORDANT

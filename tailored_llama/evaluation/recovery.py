@@ -73,6 +73,7 @@ class ModelRow:
     body: int | None = None  # parameters without the embedding and an untied head
     vocab_size: int | None = None
     byte_perplexity: float | None = None
+    whole: float | None = None  # share of the dense model's tokens of the perplexity text that it has
 
 
 _BOUNDS = {"gain": "gain", "recovery": "recovery", "chance_corrected": "cc"}  # field → prefix of its bounds

@@ -29,8 +29,7 @@ class TailoredRun(Generic[A]):
     """A pruned model and what was made from it.
 
     `adapters` are by what they were trained on: a benchmark, or `mixture`. `tailored` are the scores with the adapters,
-    by benchmark, `quantised` those in fewer bits. `profile` is None if nothing was timed, `pieces` if the vocabulary
-    was not trimmed.
+    by benchmark, `quantised` those in fewer bits. `profile` is None if nothing was timed.
     """
 
     ratio: float
@@ -39,7 +38,6 @@ class TailoredRun(Generic[A]):
     adapters: Mapping[str, A]
     tailored: Mapping[str, A]
     profile: A | None = None
-    pieces: A | None = None
     quantised: ByType[A] = field(default_factory=dict)
 
     @property

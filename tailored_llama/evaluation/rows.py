@@ -1,4 +1,4 @@
-"""Rows of the tables that are measured beside the scores: what a model costs, and what its vocabulary does to texts."""
+"""Rows of `profile.parquet`: what a model costs to run."""
 
 from __future__ import annotations
 
@@ -6,25 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tailored_llama.store import read_rows
-
-
-@dataclass(frozen=True)
-class PiecesRow:
-    """One row of `pieces.parquet`: a benchmark's evaluation prompts, or the perplexity text.
-
-    `whole` is the share of the dense model's tokens of that text that the trimmed vocabulary has.
-    """
-
-    text: str
-    characters: int
-    dense_tokens: int
-    tokens: int
-    whole: float
-
-
-def read_pieces(folder: Path) -> list[PiecesRow]:
-    """The rows of `pieces.parquet`."""
-    return read_rows(folder / "pieces.parquet", PiecesRow)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,6 @@ def run_results(one: TailoredRun[Path]) -> RunResults:
         profile=evaluation.read_profile(one.profile) if one.profile else (),
         healed_perplexity=evaluation.read_metrics(healed.perplexity) if healed and healed.perplexity else None,
         healed=healed.scores if healed else {},
-        pieces=evaluation.read_pieces(one.pieces) if one.pieces else (),
         quantised=one.quantised,
     )
 

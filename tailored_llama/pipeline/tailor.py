@@ -16,10 +16,9 @@ from tailored_llama.config import (
     gguf_folders,
     gguf_types,
     named_benchmark,
-    trims_vocabulary,
 )
 from tailored_llama.errors import one_line
-from tailored_llama.evaluation import MeasuredModel, PiecesSettings, ProfileSettings, TailoredRun, TunedDense
+from tailored_llama.evaluation import MeasuredModel, ProfileSettings, TailoredRun, TunedDense
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings
 from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude, failures, succeeded
@@ -84,10 +83,6 @@ def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompt
         may_finish = config.store.export and config.tuning.keep == "better"  # without an adapter
         asked = prompts if may_finish else replace(prompts, evaluation={})
         healed = steps.measure(run, config, steps.model_label("healed", ratio), base, asked, cut_by)
-    pieces = None
-    if trims_vocabulary(config):
-        settings, pair = PiecesSettings.of(config.perplexity), {"pruned": pruned.checkpoint, "dense": dense.checkpoint}
-        pieces = run(stages.PIECES, settings, "pieces of texts", **pair, prompts=prompts.evaluation)
     return TailoredRun(
         ratio=ratio,
         pruned=pruned,
@@ -98,7 +93,6 @@ def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompt
             for name, asked in prompts.evaluation.items()
         },
         profile=timed,
-        pieces=pieces,
     )
 
 
@@ -134,7 +128,6 @@ def _parts(one: TailoredRun[Artifact]) -> TailoredRun[Artifact] | None:
         adapters=_succeeding(one.adapters),
         tailored=_succeeding(one.tailored),
         profile=one.profile if succeeded(one.profile) else None,
-        pieces=one.pieces if succeeded(one.pieces) else None,
     )
 
 

@@ -15,7 +15,6 @@ from tailored_llama.evaluation import (
     TAILORED,
     ByType,
     ModelRow,
-    PiecesRow,
     ProfileRow,
     RecoveryRow,
     RecoveryTable,
@@ -49,8 +48,7 @@ class RunResults:
     `ratio` is the configured one. `tailored` has the scores with the adapters, `quantised` those of GGUF files, by
     type. `plan` is the pruned model's folder. `logs` maps a benchmark to the adapter's folder with `log.parquet`.
     `profile` is the cost of the pruned model compared with the dense one. `healed_perplexity` is set if healing
-    followed pruning, `healed` has the scores of the healed model if it was scored without an adapter. `pieces` is set
-    if the vocabulary was trimmed.
+    followed pruning, `healed` has the scores of the healed model if it was scored without an adapter.
     """
 
     ratio: float | None
@@ -61,7 +59,6 @@ class RunResults:
     profile: Sequence[ProfileRow] = ()
     healed_perplexity: Mapping[str, Any] | None = None
     healed: Mapping[str, Path] = field(default_factory=dict)
-    pieces: Sequence[PiecesRow] = ()
     quantised: ByType[Path] = field(default_factory=dict)
 
     def comparison(self, benchmark: str) -> Comparison | None:
@@ -143,7 +140,7 @@ def _model_rows(dense: ModelResults, run: RunResults) -> list[ModelRow]:
         models[HEALED] = replace(run.pruned, perplexity=run.healed_perplexity)
     rows = []
     for name, model in models.items():
-        measured = {key: (model.perplexity or {}).get(key) for key in ("perplexity", "byte_perplexity")}
+        measured = {key: (model.perplexity or {}).get(key) for key in ("perplexity", "byte_perplexity", "whole")}
         sizes = {"parameters": model.parameters, "body": model.body, "vocab_size": model.vocab_size}
         speed = run.speed() if name == PRUNED else None
         speeds = {key: getattr(speed, key) for key in _SPEEDS if speed}

@@ -75,7 +75,6 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         settings=_settings(config, own, ratio),
         sizes=sizes,
         perplexities=perplexities(table),
-        pieces=run.pieces,
         row=row,
         summary=summary(table, config) if tuned else _untuned_summary(table, untuned, row),
         tailored=tailored,

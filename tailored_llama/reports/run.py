@@ -88,7 +88,6 @@ def _shown(
     return {
         "name": run_name(table.ratio),
         "table": table,
-        "pieces": run.pieces,
         "compared": {name: found for name in run.logs if (found := run.comparison(name))},
         "summary": summary(table, inputs.config),
         "accuracy_name": picture_name("accuracy", run.ratio),
