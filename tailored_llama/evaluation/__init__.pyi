@@ -12,7 +12,6 @@ from .generation import generate as generate
 from .ladders import Ladder as Ladder
 from .ladders import Measured as Measured
 from .ladders import Rung as Rung
-from .ladders import SearchResult as SearchResult
 from .ladders import nearest as nearest
 from .ladders import search as search
 from .ladders import sequence as sequence

@@ -97,10 +97,14 @@ class ExportSettings:
     benchmark: str
 
     def identity(self) -> dict[str, Any]:
-        """The settings without folder names, as the manifest leaves with the model, and what the base's card says."""
-        shown = {name: part for name, part in plain(self.config).items() if name not in ("execution", "store")}
-        base = models.base_of(models.find_model(self.config.model))
-        return {"config": reports.without_folders(shown), "benchmark": self.benchmark, "base": plain(base)}
+        return shown_identity(self.config) | {"benchmark": self.benchmark}
+
+
+def shown_identity(config: RunConfig) -> dict[str, Any]:
+    """The settings without folder names, as the manifest leaves with the model, and what the base's card says."""
+    shown = {name: part for name, part in plain(config).items() if name not in ("execution", "store")}
+    base = models.base_of(models.find_model(config.model))
+    return {"config": reports.without_folders(shown), "base": plain(base)}
 
 
 def export_model(

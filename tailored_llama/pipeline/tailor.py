@@ -51,7 +51,7 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
         return conclude(None, failed)
     files = [_quantised(run, config, prompts, "dense", dict.fromkeys(measured.scores, (measured.checkpoint, None)))]
     for one in whole:
-        tuned_on = {name: (one.base, one.adapter(name)) for name in one.tailored}
+        tuned_on = {name: (one.base, one.adapter(name)) for name in one.tailored if one.adapters}
         files.append(_quantised(run, config, prompts, steps.model_label("tailored", one.ratio), tuned_on))
     of_dense, *of_runs = [{kind: _succeeding(scores) for kind, scores in own.items()} for own in files]
     report = run(

@@ -124,7 +124,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
         f"| no skill at all (floor) | | {row.floor:.3f} |",
         "Licence of the base: llama3.2",
         "importance taylor_gate, shape " + shape,
-        "4 sequences of 16 tokens of `text.txt`",
+        'source = "text.txt"',
         "`train.jsonl` to tune on, `evaluation.jsonl` to score",
         "8 examples drawn by seed 0, and 4 more held out",
         "```text\n{question}\n```",
@@ -269,7 +269,8 @@ def test_what_healing_and_a_mixture_made_is_in_the_model_and_on_its_card(exporti
         load_model(target)(ids).logits, load_model(healed, adapter)(ids).logits, rtol=0, atol=1e-4
     )
     text = (target / "README.md").read_text()
-    assert "Healing: LoRA on 8 sequences of 16 tokens of `prompts`, towards" in text
+    assert "After healing on 128 tokens and tuning" in text
+    assert 'source = "prompts"' in text[text.index("[healing]") :]
     assert "drawn by seed 0 from colours, and 4 more" in text
     assert "prompt template `generic` (scored with `harness`); with the base's own predictions as a second" in text
     assert "{question}\n\n### Response:\n```" in text  # the form it was tuned on
