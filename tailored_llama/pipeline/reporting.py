@@ -75,7 +75,6 @@ def model_results(model: MeasuredModel[Path]) -> ModelResults:
 
 def run_results(one: TailoredRun[Path]) -> RunResults:
     """The results at one ratio."""
-    healed = one.healed
     return reports.RunResults(
         ratio=one.ratio,
         pruned=model_results(one.pruned),
@@ -83,8 +82,7 @@ def run_results(one: TailoredRun[Path]) -> RunResults:
         plan=one.pruned.checkpoint,
         logs=one.adapters,
         profile=evaluation.read_profile(one.profile) if one.profile else (),
-        healed_perplexity=evaluation.read_metrics(healed.perplexity) if healed and healed.perplexity else None,
-        healed=healed.scores if healed else {},
+        healed=model_results(one.healed) if one.healed else None,
         quantised=one.quantised,
     )
 

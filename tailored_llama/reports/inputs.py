@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,7 @@ class RunResults:
 
     `ratio` is the configured one. `tailored` has the scores with the adapters, `quantised` those of GGUF files, by
     type. `plan` is the pruned model's folder. `logs` maps a benchmark to the adapter's folder with `log.parquet`.
-    `profile` is the cost of the pruned model compared with the dense one. `healed_perplexity` is set if healing
-    followed pruning, `healed` has the scores of the healed model if it was scored without an adapter.
+    `profile` is the cost of the pruned model compared with the dense one. `healed` is set if healing followed pruning.
     """
 
     ratio: float | None
@@ -57,8 +56,7 @@ class RunResults:
     plan: Path | None = None
     logs: Mapping[str, Path] = field(default_factory=dict)
     profile: Sequence[ProfileRow] = ()
-    healed_perplexity: Mapping[str, Any] | None = None
-    healed: Mapping[str, Path] = field(default_factory=dict)
+    healed: ModelResults | None = None
     quantised: ByType[Path] = field(default_factory=dict)
 
     def comparison(self, benchmark: str) -> Comparison | None:
@@ -110,7 +108,7 @@ def scored_runs(inputs: ReportInputs) -> list[tuple[RunResults, RecoveryTable]]:
     scored = []
     for run in inputs.runs or (RunResults(None),):
         folders = {DENSE: inputs.dense.scores, TUNED_DENSE: inputs.tuned_dense, PRUNED: run.pruned.scores}
-        folders |= {HEALED: run.healed, TAILORED: run.tailored}
+        folders |= {HEALED: run.healed.scores if run.healed else {}, TAILORED: run.tailored}
         for model, by_type in ((DENSE, inputs.dense.quantised), (TAILORED, run.quantised)):
             folders |= {f"{model} {kind}": scores for kind, scores in by_type.items()}
         if rows := compared_rows(inputs, run, folders):
@@ -135,9 +133,7 @@ def compared_rows(
 
 def _model_rows(dense: ModelResults, run: RunResults) -> list[ModelRow]:
     """Rows of the dense, the pruned and the healed model of a ratio, as far as they are known."""
-    models = {DENSE: dense, PRUNED: run.pruned}
-    if run.healed_perplexity:
-        models[HEALED] = replace(run.pruned, perplexity=run.healed_perplexity)
+    models = {DENSE: dense, PRUNED: run.pruned} | ({HEALED: run.healed} if run.healed else {})
     rows = []
     for name, model in models.items():
         measured = {key: (model.perplexity or {}).get(key) for key in ("perplexity", "byte_perplexity", "whole")}

@@ -39,7 +39,7 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
     """
     ((run, table),) = scored_runs(inputs)
     dense, pruned, tailored = (table.row(model, own.name) for model in MODELS)
-    untuned = HEALED if run.healed_perplexity else PRUNED
+    untuned = HEALED if run.healed else PRUNED
     row = tailored if tuned else table.row(untuned, own.name)
     sizes = {model: table.size(model) for model in (DENSE, PRUNED, HEALED)}
     config, ratio, before, left = inputs.config, run.ratio, _size(sizes[DENSE]), _size(sizes[PRUNED])
