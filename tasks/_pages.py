@@ -36,7 +36,7 @@ def show_report(store: ArtifactStore, ref: ArtifactRef, page: Page) -> None:
 
     whole = f"\nThe whole report:\n\n```\n{_location(store, ref)}/{page.name}.html\n```\n"
     _show(page.key, page.about, read(page.name, whole))
-    _show("plots", "Widths, importance, loss curves", read("plots"))
+    _show("plots", "Tokens or layers, loss curves", read("plots"))
     _show("stages", "Time, memory and place of each", stages_page(store, ref))
 
 

@@ -51,7 +51,6 @@ DECLARATIONS = {
     "quantised-scores": Declaration("score quantised", frugal=True),
     "perplexity": Declaration("perplexity", frugal=True),
     "profile": Declaration("profile"),
-    "pieces": Declaration("measure pieces"),
     "tailored": Declaration("export"),
     "gguf": Declaration("export gguf"),
     "report": Declaration("report", page=Page("report", "recovery", "What was kept and what was lost")),

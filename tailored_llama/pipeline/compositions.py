@@ -43,7 +43,6 @@ class Composition:
         load: reads a file with overrides.
         check: checks a configuration before any work.
         compose: calls the stages; returns the reference of the report.
-        table: the report's folder → its table for the terminal.
         page: the report's page in that folder.
         finished: the configuration, and the report's folder → the folders of finished models.
         announce: the configuration → what to say of it before the run starts.
@@ -54,7 +53,6 @@ class Composition:
     load: Callable[[str | Path | None, list[str] | None], Any]
     check: Callable[[Any], None]
     compose: Callable[[Runner, Any], ArtifactRef]
-    table: Callable[[Path], Any]
     page: str
     finished: Callable[[Any, Path], Iterable[Path]] = lambda config, report: ()
     announce: Callable[[Any], Iterable[str]] = rows_of
@@ -67,7 +65,6 @@ COMPOSITIONS = {
         load_config,
         preflight.preflight_tailor,
         tailor,
-        lambda folder: reports.recovery_table(folder),
         "report.html",
         lambda config, report: exported(config),
     ),
@@ -77,7 +74,6 @@ COMPOSITIONS = {
         load_sweep,
         preflight.preflight_sweep,
         sweep,
-        lambda folder: reports.sweep_table(folder),
         "sweep.html",
     ),
     "transfer": Composition(
@@ -86,7 +82,6 @@ COMPOSITIONS = {
         load_transfer,
         preflight.preflight,
         transfer,
-        lambda folder: reports.transfer_table(folder),
         "transfer.html",
     ),
     "smallest": Composition(
@@ -95,7 +90,6 @@ COMPOSITIONS = {
         load_smallest,
         check_smallest,
         smallest,
-        lambda folder: reports.smallest_table(folder),
         "smallest.html",
         shipped,
         lambda config: chain(rows_of(config), provable_lines(config)),
@@ -106,7 +100,6 @@ COMPOSITIONS = {
         load_study,
         preflight.preflight_prompts,
         prompts,
-        lambda folder: reports.study_table(folder),
         "study.html",
     ),
 }
@@ -150,7 +143,7 @@ def run_composition(
         print(f"{report.stage}: {folder}")
         return 0
     folder = place_report(folder, target)
-    Console().print(composition.table(folder))
+    Console().print(reports.stored_table(folder))
     print(f"report: {folder / composition.page}")
     for model in composition.finished(config, folder) if not failed else ():
         print(f"model: {model}")

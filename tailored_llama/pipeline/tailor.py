@@ -16,17 +16,9 @@ from tailored_llama.config import (
     gguf_folders,
     gguf_types,
     named_benchmark,
-    trims_vocabulary,
 )
 from tailored_llama.errors import one_line
-from tailored_llama.evaluation import (
-    MeasuredModel,
-    PiecesSettings,
-    ProfileSettings,
-    QuantisedScore,
-    TailoredRun,
-    TunedDense,
-)
+from tailored_llama.evaluation import MeasuredModel, ProfileSettings, TailoredRun, TunedDense
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings
 from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude, failures, succeeded
@@ -35,6 +27,8 @@ from tailored_llama.serving import GgufSettings, QuantisedSettings
 from tailored_llama.store import FINISHED, GGUF, ArtifactRef, place
 
 log = logging.getLogger(__name__)
+
+Model = tuple[Artifact, Artifact | None]  # a checkpoint, and its adapter
 
 
 def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
@@ -55,15 +49,18 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
     measured, whole = _parts_of(asked), [part for one in tailored if (part := _parts(one))]
     if not measured or not (measured.scores or any(one.pruned.scores or one.tailored for one in whole)):
         return conclude(None, failed)
+    files = [_quantised(run, config, prompts, "dense", dict.fromkeys(measured.scores, (measured.checkpoint, None)))]
+    for one in whole:
+        tuned_on = {name: (one.base, one.adapter(name)) for name in one.tailored if one.adapters}
+        files.append(_quantised(run, config, prompts, steps.model_label("tailored", one.ratio), tuned_on))
+    of_dense, *of_runs = [{kind: _succeeding(scores) for kind, scores in own.items()} for own in files]
     report = run(
         stages.REPORT,
         ReportSettings(as_shown(config), {name: one_line(error) for name, error in failed.items()}),
         "report",
-        dense=measured,
-        importance=dense.importance if succeeded(dense.importance) else None,
-        runs=whole,
+        dense=replace(measured, quantised=of_dense),
+        runs=[replace(one, quantised=own) for one, own in zip(whole, of_runs, strict=True)],
         prompts=_succeeding(prompts.evaluation),
-        quantised=[one for one in _quantised(run, config, measured, whole, prompts) if succeeded(one)],
         tuned_dense=TunedDense(_succeeding(tuned.adapters), _succeeding(tuned.scores)),
     )
     exports = [finished for one in whole for finished in _exported(run, config, measured, one)]
@@ -86,10 +83,6 @@ def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompt
         may_finish = config.store.export and config.tuning.keep == "better"  # without an adapter
         asked = prompts if may_finish else replace(prompts, evaluation={})
         healed = steps.measure(run, config, steps.model_label("healed", ratio), base, asked, cut_by)
-    pieces = None
-    if trims_vocabulary(config):
-        settings, pair = PiecesSettings.of(config.perplexity), {"pruned": pruned.checkpoint, "dense": dense.checkpoint}
-        pieces = run(stages.PIECES, settings, "pieces of texts", **pair, prompts=prompts.evaluation)
     return TailoredRun(
         ratio=ratio,
         pruned=pruned,
@@ -100,7 +93,6 @@ def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompt
             for name, asked in prompts.evaluation.items()
         },
         profile=timed,
-        pieces=pieces,
     )
 
 
@@ -136,7 +128,6 @@ def _parts(one: TailoredRun[Artifact]) -> TailoredRun[Artifact] | None:
         adapters=_succeeding(one.adapters),
         tailored=_succeeding(one.tailored),
         profile=one.profile if succeeded(one.profile) else None,
-        pieces=one.pieces if succeeded(one.pieces) else None,
     )
 
 
@@ -154,32 +145,21 @@ def _succeeding(artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
 
 
 def _quantised(
-    run: Runner, config: RunConfig, dense: MeasuredModel[Artifact], runs: list[TailoredRun[Artifact]], prompts: Prompts
-) -> list[QuantisedScore[Artifact]]:
-    """Score the dense and the tailored models in the GGUF types of the export; what fails must not cost the report."""
-    scores = []
-    for kind, name in product(gguf_types(config), dense.scores):
-        settings = QuantisedSettings.of(named_benchmark(config, name), kind)
-        scored = partial(_score_file, run, settings, config.model.short_name, prompts.evaluation[name])
-        models: dict[float | None, tuple[str, Artifact, Artifact | None]] = {None: ("dense", dense.checkpoint, None)}
-        for one in runs:
-            if name in one.tailored:
-                models[one.ratio] = steps.model_label("tailored", one.ratio), one.base, one.adapter(name)
-        for ratio, (label, checkpoint, adapter) in models.items():
-            title = f"score {name} {label}, {kind}"
-            attempt = Attempt(title, partial(scored, title, (checkpoint, adapter)))
-            if not attempt.error:
-                scores.append(QuantisedScore(ratio, kind, name, attempt.value))
+    run: Runner, config: RunConfig, prompts: Prompts, label: str, models: Mapping[str, Model]
+) -> dict[str, dict[str, Artifact]]:
+    """Score a benchmark's model in the GGUF types of the export, by type; what fails must not cost the report."""
+    scores: dict[str, dict[str, Artifact]] = {}
+    for kind, (name, model) in product(gguf_types(config), models.items()):
+        settings, title = QuantisedSettings.of(named_benchmark(config, name), kind), f"score {name} {label}, {kind}"
+        asked = prompts.evaluation[name]
+        attempt = Attempt(title, partial(_score_file, run, settings, config.model.short_name, asked, title, model))
+        if not attempt.error:
+            scores.setdefault(kind, {})[name] = attempt.value
     return scores
 
 
 def _score_file(
-    run: Runner,
-    settings: QuantisedSettings,
-    name: str,
-    prompts: Artifact,
-    title: str,
-    model: tuple[Artifact, Artifact | None],
+    run: Runner, settings: QuantisedSettings, name: str, prompts: Artifact, title: str, model: Model
 ) -> Artifact:
     """Write a checkpoint, with its adapter, as a GGUF file of this name, and score that."""
     (checkpoint, adapter), own = model, GgufSettings(settings.type, name)
