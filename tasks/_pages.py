@@ -43,7 +43,7 @@ def show_report(store: ArtifactStore, ref: ArtifactRef) -> None:
 
     whole = f"\nThe whole report:\n\n```\n{_location(store, ref)}/{page}.html\n```\n"
     _show(key, about, read(page, whole))
-    _show("plots", "Widths, importance, loss curves", read("plots"))
+    _show("plots", "Tokens or layers, loss curves", read("plots"))
     _show("stages", "Time, memory and place of each", stages_page(store, ref))
 
 

@@ -16,7 +16,6 @@ from tailored_llama.api.models import Small, Smallest
 from tailored_llama.config import RunConfig, SmallestConfig, assign, validate_as
 from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import Score
 from tailored_llama.pipeline import COMPOSITIONS, Done, StoreRunner, answer_folder, steps
 
 P = ParamSpec("P")
@@ -83,7 +82,8 @@ def prune(
         fields |= _text(text)
     run, config = _begin(model, benchmarks, store, fields | dict(settings or {}))
     prompts = steps.render_train(run, config)
-    return Small(run, config, steps.prune_to(run, config, steps.prepare_dense(run, config, prompts), ratio))
+    pruned = steps.prune_to(run, config, steps.prepare_dense(run, config, prompts), ratio)
+    return Small(run, config, pruned, removed=ratio)
 
 
 @_names_arguments
@@ -136,28 +136,17 @@ def compare(
     import pandas as pd
 
     fields = {**(settings or {}), **({} if limit is None else {"scoring.limit": limit})}
-    rows, scores = [], list[Score]()
-    for one in compared:
+    parameters, folders = list[int](), dict[str, Path]()
+    for position, one in enumerate(compared, 1):
         small = _as_small(one, [_benchmark(benchmark)], None, fields)
         (own,) = small.config.benchmarks
         prompts = steps.render(small.run, small.config, own.name, "evaluation", steps.load_examples(small.run, own))
         scored = steps.score(small.run, small.config, own.name, repr(small), small.checkpoint, prompts, small.adapter)
-        scores.append(evaluation.read_score(small.run.open(scored)))
-        draws = evaluation.paired_draws(scores[-1].answers, scores[0].answers)
-        low, high = evaluation.interval(draws[0] - draws[1])
-        rows.append(
-            {
-                "model": small.config.model.short_name + (", tuned" if small.adapter else ""),
-                "parameters": small.parameters,
-                scores[-1].metric: scores[-1].accuracy,
-                "stderr": scores[-1].stderr,
-                "difference": scores[-1].accuracy - scores[0].accuracy,
-                "low": low,
-                "high": high,
-                "examples": len(scores[-1].answers.examples),
-            }
-        )
-    return pd.DataFrame(rows)
+        parameters.append(small.parameters)
+        folders[f"{small.name} ({position})" if small.name in folders else small.name] = small.run.open(scored)
+    table = pd.DataFrame(evaluation.compare_scores(folders))
+    table.insert(1, "parameters", parameters)
+    return table
 
 
 @_names_arguments

@@ -26,6 +26,7 @@ class Small:
         checkpoint: its artifact.
         adapter: of what was tuned, if it is better than none on held-out rows.
         verdict: what tuning brought there, in a sentence; empty if nothing was tuned.
+        removed: the share of all parameters that was removed; 0: a dense model.
     """
 
     run: StoreRunner
@@ -33,6 +34,13 @@ class Small:
     checkpoint: Artifact
     adapter: Artifact | None = None
     verdict: str = ""
+    removed: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Such as `smollm2-135m-instruct, 20 % removed, tuned`."""
+        removed = f", {100 * self.removed:g} % removed" if self.removed else ""
+        return self.config.model.short_name + removed + (", tuned" if self.adapter else "")
 
     @property
     def folder(self) -> Path:
@@ -82,8 +90,7 @@ class Small:
         return folder
 
     def __repr__(self) -> str:
-        tuned = ", tuned" if self.adapter else ""
-        return f"{self.config.model.short_name}: {self.parameters:,} parameters{tuned}"
+        return f"{self.name}: {self.parameters:,} parameters"
 
 
 @dataclass(frozen=True)

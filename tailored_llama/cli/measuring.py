@@ -81,7 +81,7 @@ def profile(
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate after each prompt.")] = 32,
     out: Annotated[Path | None, typer.Option(help="Folder for profile.parquet.")] = None,
 ) -> None:
-    """Measure what a checkpoint costs to run: parameters, FLOPs, tokens per second, memory."""
+    """Measure what a checkpoint costs to run: parameters, bytes, tokens per second, memory."""
     settings = validate_config(
         {
             "profile": {"batches": batch or [1, 8], "prompt_tokens": prompt_tokens, "new_tokens": new_tokens},
@@ -128,25 +128,27 @@ def report(
     tailored: Annotated[list[Path] | None, typer.Option(help="The same for the tailored model.")] = None,
 ) -> None:
     """Compare scores on the same examples in a table and a report with intervals."""
-    from tailored_llama.reports import ModelResults, ReportInputs, RunResults, recovery_table, write_report
+    from tailored_llama.reports import ModelResults, ReportInputs, RunResults, stored_table, write_report
 
     scores = [_scores(folders or []) for folders in (dense, pruned, tailored)]
     run = RunResults(None, pruned=ModelResults(scores=scores[1]), tailored=scores[2])
     with new_folder(out) as folder:
         write_report(ReportInputs("scores", ModelResults(scores=scores[0]), (run,)), out=folder)
-        Console().print(recovery_table(folder))
+        Console().print(stored_table(folder))
     print(f"report: {out / 'report.html'}")
 
 
 @measuring.command(epilog="Example: `tailored-llama compare scores/pruned/piqa scores/tailored/piqa`")
 def compare(
-    one: Annotated[Path, typer.Argument(help="Folder that `score --out` wrote.")],
-    other: Annotated[Path, typer.Argument(help="The same benchmark, scored with another model or adapter.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders that `score --out` wrote, of one benchmark.")],
 ) -> None:
-    """Test whether two models differ on the same examples: difference, 95 % interval, McNemar's p; as JSON."""
+    """Compare models with the first on the same examples: differences with their 95 % intervals, as JSON."""
     from tailored_llama.evaluation import compare_scores
 
-    print(json.dumps(compare_scores(one, other), indent=1))
+    by_name = {str(folder): folder for folder in folders}
+    if len(by_name) < 2:
+        raise InputError(f"folders: got {', '.join(by_name)}; allowed: two or more, each once")
+    print(json.dumps(compare_scores(by_name), indent=1))
 
 
 def _scores(folders: list[Path]) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import isotonic_regression
@@ -43,24 +43,20 @@ class Rung:
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate: its cost, in the unit of the goal, and what it loses on the choosing rows, a share."""
+    """A candidate: its cost, in the unit of the goal, and what it loses on the choosing rows, a share.
+
+    `smoothed` is the loss after smoothing along each ladder and from more bits to fewer, once the search is over.
+    """
 
     rung: Rung
     cost: float
     loss: float
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """All that was measured, and the losses smoothed along each ladder and from more bits to fewer."""
-
-    measured: Mapping[Rung, Measured]
-    smoothed: Mapping[Rung, float] = field(default_factory=dict)
+    smoothed: float = math.nan
 
 
 def search(
     ladders: Sequence[Ladder], measure: Callable[[Sequence[Rung]], Sequence[Measured]], margin: float
-) -> SearchResult:
+) -> dict[Rung, Measured]:
     """Find, on every ladder in turn, the smallest candidate that loses no more than the margin.
 
     Rungs that cannot be smaller than the best so far, by their estimated costs, are passed over. A ladder whose whole
@@ -81,7 +77,7 @@ def search(
             if not (positions := next_positions(ladder, losses, margin, best, rungs)):
                 break
             measured |= {one.rung: one for one in measure([Rung(number, position) for position in positions])}
-    return SearchResult(measured, smooth_all(measured, ladders))
+    return {rung: replace(measured[rung], smoothed=loss) for rung, loss in smooth_all(measured, ladders).items()}
 
 
 def next_positions(
@@ -151,31 +147,31 @@ def _chains(rungs: Iterable[Rung], ladders: Sequence[Ladder], across: bool) -> l
     return list(chains.values())
 
 
-def sequence(result: SearchResult, margin: float) -> list[Measured]:
+def sequence(measured: Mapping[Rung, Measured], margin: float) -> list[Measured]:
     """The candidates to test on the proving rows, at most four, the safest first.
 
     Those that pass on the choosing rows and are smaller than every one that loses less. Before them comes a whole model
     that is larger, if one passes: of those that lose least the largest, which is the safer even if it measured alike.
     Of more than four, the safest and the smallest stay, and others between them.
     """
-    passing = [one for one in result.measured.values() if result.smoothed[one.rung] <= margin]
+    passing = [one for one in measured.values() if one.smoothed <= margin]
     front: list[Measured] = []
-    for one in sorted(passing, key=lambda one: (one.cost, result.smoothed[one.rung])):
-        if not front or result.smoothed[one.rung] < result.smoothed[front[-1].rung] - _ROUNDING:
+    for one in sorted(passing, key=lambda one: (one.cost, one.smoothed)):
+        if not front or one.smoothed < front[-1].smoothed - _ROUNDING:
             front.append(one)
     front.reverse()
     safer = [one for one in passing if not one.rung.position and front and one.cost > front[0].cost]
     if safer:
-        least = min(result.smoothed[one.rung] for one in safer) + _ROUNDING
-        front.insert(0, max((one for one in safer if result.smoothed[one.rung] <= least), key=lambda one: one.cost))
+        least = min(one.smoothed for one in safer) + _ROUNDING
+        front.insert(0, max((one for one in safer if one.smoothed <= least), key=lambda one: one.cost))
     if len(front) <= MOST_TESTS:
         return front
     return [front[round(position)] for position in np.linspace(0, len(front) - 1, MOST_TESTS)]
 
 
-def nearest(result: SearchResult) -> Measured:
+def nearest(measured: Mapping[Rung, Measured]) -> Measured:
     """The candidate that loses least on the choosing rows; of several, the smallest."""
-    return min(result.measured.values(), key=lambda one: (result.smoothed[one.rung], one.cost))
+    return min(measured.values(), key=lambda one: (one.smoothed, one.cost))
 
 
 def _losses(measured: Mapping[Rung, Measured], number: int, ladder: Ladder) -> dict[int, float]:

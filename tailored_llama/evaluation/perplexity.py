@@ -25,6 +25,7 @@ from tailored_llama.models import (
     load_tokenizer,
     open_model,
     packed_attention,
+    read_id_table,
     run_packed,
     target_logprobs,
     token_budget,
@@ -97,7 +98,8 @@ def measure_perplexity(
     lm-evaluation-harness scores that token too.
 
     The tokens of `text_of`, by default the same model, are counted to find the end of the text. So a model with fewer
-    tokens is measured on the text of its dense model; only perplexities per byte compare the two.
+    tokens is measured on the text of its dense model; only perplexities per byte compare the two. `whole` is then the
+    share of the dense model's tokens of that text that it has: other words are written in pieces.
 
     Raises:
         InputError: the text has no token, or the window is longer than the model's context.
@@ -114,6 +116,8 @@ def measure_perplexity(
     if settings.tokens and len(ids) > settings.tokens:
         ids = ids[: settings.tokens]
         whole = cutting.decode(ids, clean_up_tokenization_spaces=False)
+    kept = read_id_table(checkpoint) if text_of else None
+    stay = {"whole": sum(token in kept.kept for token in ids) / max(1, len(ids))} if kept else {}
     if text_of:
         ids = tokenizer.encode(whole, add_special_tokens=False)
     if not ids:
@@ -121,7 +125,7 @@ def measure_perplexity(
     windows = sliding_windows(len(ids), window, stride)
     budget = token_budget(work.execution.batch_tokens, model)
     losses = token_losses(model, first_token(tokenizer), ids, windows, budget, work.progress)
-    result = text_metrics(math.fsum(losses), len(ids), whole) | {"window": window, "stride": stride}
+    result = text_metrics(math.fsum(losses), len(ids), whole) | {"window": window, "stride": stride} | stay
     (work.out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     return {"tokens": len(ids)}
 

@@ -6,7 +6,6 @@ load on the machine slows both.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,15 +19,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
-from tailored_llama.config import Work
+from tailored_llama.config import ProfileConfig, Work
 from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.costs import Costs, Load, count_costs, model_config
-from tailored_llama.evaluation.rows import ProfileRow, token_flops
+from tailored_llama.evaluation.rows import ProfileRow
 from tailored_llama.evaluation.settings import ProfileSettings
 from tailored_llama.memory import out_of_memory, peak_memory, reset_peak_memory
-from tailored_llama.models import devices_of, head_logits, load_model, pick_device
+from tailored_llama.models import (
+    check_checkpoint,
+    devices_of,
+    head_logits,
+    load_model,
+    pick_device,
+    read_structure,
+    weight_files,
+)
 from tailored_llama.store import write_rows
 
 
@@ -88,16 +95,15 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
     profile, device = settings.profile, pick_device(settings.device)
     repeats, prompt_tokens, new_tokens = profile.repeats, profile.prompt_tokens, profile.new_tokens
     names = dict(zip(("checkpoint", "against"), settings.labels or (), strict=False))
-    load = Load(prompt_tokens, new_tokens)
     folders = {"checkpoint": checkpoint} | ({"against": against} if against is not None else {})
-    configs = {role: model_config(folder) for role, folder in folders.items()}
+    configs = {role: _model_config(folder) for role, folder in folders.items()}
     for role, config in configs.items():
         if prompt_tokens + new_tokens > (limit := config.max_position_embeddings):
             raise InputError(
                 f"prompt_tokens + new_tokens: got {prompt_tokens + new_tokens}; allowed: at most {limit}, the context "
                 f"of {folders[role]}"
             )
-    costs = {role: count_costs(folder, load) for role, folder in folders.items()}
+    parameters = {role: read_structure(folder).parameters for role, folder in folders.items()}
     rows: list[ProfileRow] = []
     with ExitStack() as stack:
         workers = {role: stack.enter_context(_process()) for role in folders}
@@ -109,15 +115,17 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
             passes: dict[str, list[Pass]] = {role: [] for role in folders}
             for turn in range(repeats + 1):
                 for role in list(folders)[:: -1 if turn % 2 else 1]:  # neither always goes first
-                    passes[role].append(_ask(workers[role], folders[role], device, batch, load))
+                    passes[role].append(_ask(workers[role], folders[role], device, batch, profile))
                     work.progress(done := done + 1, total)
             rows += [
                 ProfileRow(
                     role,
                     names.get(role, str(folder)),
-                    **dataclasses.asdict(costs[role]),
+                    parameters=parameters[role],
+                    weight_bytes=sum(file.stat().st_size for file in weight_files(folder)),
                     batch=batch,
-                    **dataclasses.asdict(load),
+                    prompt_tokens=prompt_tokens,
+                    new_tokens=new_tokens,
                     repeats=repeats,
                     device=device,
                     threads=torch.get_num_threads(),
@@ -126,7 +134,7 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
                     decode_tokens_per_second=batch * (new_tokens - 1) / median(p.decode for p in passes[role][1:]),
                     peak_memory_bytes=max(p.peak_memory for p in passes[role]),
                     base_memory_bytes=passes[role][0].base_memory,
-                    **(_ratios(costs, passes) if role == "checkpoint" and against is not None else {}),
+                    **(_ratios(passes) if role == "checkpoint" and against is not None else {}),
                 )
                 for role, folder in folders.items()
             ]
@@ -134,14 +142,18 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
     write_rows(work.out / "profile.parquet", rows, ProfileRow)
 
 
-def _ratios(costs: dict[str, Costs], passes: dict[str, list[Pass]]) -> dict[str, Any]:
-    """Measured and expected speed-ups, as fields of a row."""
-    this, other = costs["checkpoint"], costs["against"]
-    fields: dict[str, Any] = {
-        "expected_prefill": other.prompt_flops / this.prompt_flops,
-        "expected_decode": token_flops(other) / token_flops(this),
-        "expected_parameters": other.computed_parameters / this.computed_parameters,
-    }
+def _model_config(folder: Path) -> Any:
+    """The checkpoint's configuration, with the defaults of its model class."""
+    check_checkpoint(folder)
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # transformers raises many types for invalid fields
+        raise InputError(f"{folder / 'config.json'}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+
+
+def _ratios(passes: dict[str, list[Pass]]) -> dict[str, float]:
+    """Measured speed-ups, as fields of a row."""
+    fields: dict[str, float] = {}
     pairs = list(zip(passes["checkpoint"], passes["against"], strict=True))[1:]
     for phase in ("prefill", "decode"):
         ratios = [getattr(slow, phase) / getattr(quick, phase) for quick, slow in pairs]
@@ -160,23 +172,23 @@ def _start(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _ask(worker: ProcessPoolExecutor, folder: Path, device: str, batch: int, load: Load) -> Pass:
+def _ask(worker: ProcessPoolExecutor, folder: Path, device: str, batch: int, profile: ProfileConfig) -> Pass:
     try:
-        return worker.submit(_measure, folder, device, batch, load).result()
+        return worker.submit(_measure, folder, device, batch, profile).result()
     except BrokenProcessPool as error:
         raise InputError(
             f"batch: got {batch}; allowed: fewer prompts (the process of {folder} died, probably out of memory)"
         ) from error
 
 
-def _measure(folder: Path, device: str, batch: int, load: Load) -> Pass:
+def _measure(folder: Path, device: str, batch: int, profile: ProfileConfig) -> Pass:
     """Run one pass, in the checkpoint's own process."""
     try:
         model, base = _loaded(folder, device)
         seeded = torch.Generator().manual_seed(0)
-        ids = torch.randint(model.config.vocab_size, (batch, load.prompt_tokens), generator=seeded).to(model.device)
+        ids = torch.randint(model.config.vocab_size, (batch, profile.prompt_tokens), generator=seeded).to(model.device)
         _restart_peak(device)
-        _, prefill, rest = decode(model, ids, load.new_tokens)
+        _, prefill, rest = decode(model, ids, profile.new_tokens)
         return Pass(prefill, rest, _peak(device), base)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

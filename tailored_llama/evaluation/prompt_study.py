@@ -17,8 +17,7 @@ from tailored_llama.data import layout_of, load_template, study_templates
 from tailored_llama.evaluation.recovery import MEAN
 from tailored_llama.evaluation.results import StudiedBenchmark
 from tailored_llama.evaluation.scores import read_answers, read_metrics
-from tailored_llama.evaluation.statistics import interval, mcnemar, paired_draws
-from tailored_llama.store import read_rows
+from tailored_llama.evaluation.statistics import interval, paired_draws
 
 SELECTION, EVALUATION = "selection", "evaluation"
 
@@ -43,8 +42,7 @@ class TemplateRow:
 class Difference:
     """Accuracy of the chosen set − another's on the same evaluation examples, with its paired 95 % interval.
 
-    The mean is over the benchmarks on which both sets use the same measure; `benchmarks` counts them. `p` is McNemar's;
-    it is None for the mean, and for F1, whose values are not just right or wrong.
+    The mean is over the benchmarks on which both sets use the same measure; `benchmarks` counts them.
     """
 
     benchmark: str  # or (mean)
@@ -54,7 +52,6 @@ class Difference:
     difference: float
     low: float
     high: float
-    p: float | None
     examples: int
     benchmarks: int = 1
 
@@ -101,8 +98,7 @@ def study_differences(
             a, b = (read_answers(one.evaluation[template], chosen.metric) for template in (one.chosen, other))
             drawn = np.subtract(*paired_draws(a, b, [config.seed, *name.encode()]))
             gain, same_measure = chosen.accuracy - reference.accuracy, chosen.partial == reference.partial
-            p = mcnemar(a, b) if chosen.metric != "f1" else None
-            measured = (same_measure, gain, *interval(drawn), p, chosen.examples)
+            measured = (same_measure, gain, *interval(drawn), chosen.examples)
             differences.append(Difference(name, one.chosen, other, *measured))
             if same_measure:
                 draws.append(drawn)
@@ -110,15 +106,5 @@ def study_differences(
         if len(studied) > 1 and comparable:
             mean, total = float(np.mean([d.difference for d in comparable])), sum(d.examples for d in comparable)
             bounds = interval(np.mean(draws, axis=0))
-            differences.append(Difference(MEAN, None, other, True, mean, *bounds, None, total, len(comparable)))
+            differences.append(Difference(MEAN, None, other, True, mean, *bounds, total, len(comparable)))
     return differences
-
-
-def read_study(folder: Path) -> tuple[list[TemplateRow], list[Difference]]:
-    """The rows that `write_study` wrote.
-
-    Raises:
-        InputError: a file is missing, broken or of another schema.
-    """
-    rows = read_rows(folder / "study.parquet", TemplateRow)
-    return rows, read_rows(folder / "differences.parquet", Difference)

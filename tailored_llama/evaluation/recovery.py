@@ -32,7 +32,7 @@ class RecoveryRow:
     """
 
     ratio: float | None  # as configured
-    model: str  # dense, pruned, tailored, or healed if that was scored
+    model: str  # dense, pruned, tailored; if scored, healed, "dense, tuned", and with a type: "tailored q8_0"
     benchmark: str  # or (mean)
     metric: str | None
     examples: int
@@ -51,8 +51,9 @@ class RecoveryRow:
     cc_low: float | None = None
     cc_high: float | None = None
     cc_benchmarks: int = 0
-    answer_perplexity: float | None = None  # of the accepted answers, if the model writes its answers
+    bytes: int | None = None  # of its GGUF file, if those weights were scored
     seed: int = 0
+    template: str | None = None  # that a sweep searched for; if seeds differ, every one
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class ModelRow:
     body: int | None = None  # parameters without the embedding and an untied head
     vocab_size: int | None = None
     byte_perplexity: float | None = None
+    whole: float | None = None  # share of the dense model's tokens of the perplexity text that it has
 
 
 _BOUNDS = {"gain": "gain", "recovery": "recovery", "chance_corrected": "cc"}  # field → prefix of its bounds
@@ -108,7 +110,7 @@ def _row(
 ) -> tuple[RecoveryRow, dict[str, Array]]:
     """One model on one benchmark, compared with the others."""
     score, dense, pruned = scores[model], scores.get(DENSE), scores.get(PRUNED)
-    values: dict[str, Any] = {"accuracy": score.accuracy, "stderr": score.stderr, "answer_perplexity": score.perplexity}
+    values: dict[str, Any] = {"accuracy": score.accuracy, "stderr": score.stderr, "bytes": score.bytes}
     values["above_floor"] = above_floor(score.accuracy, score.stderr, score.floor)
     draws: dict[str, Array] = {}
     if model == TAILORED and pruned:
@@ -151,6 +153,7 @@ def _mean(rows: Sequence[RecoveryRow], draws: Sequence[Mapping[str, Array]], ben
             drawn[field] = np.mean([one[field] for one in draws if field in one], axis=0)
     for field in ("examples", "recovery_benchmarks", "cc_benchmarks"):
         values[field] = sum(getattr(row, field) for row in rows)
+    values["bytes"] = max((row.bytes for row in rows if row.bytes), default=None)  # a file for each benchmark
     floor = float(np.mean([row.floor for row in rows]))
     return RecoveryRow(None, rows[0].model, MEAN, None, floor=floor, **values, **_bounds(drawn))
 

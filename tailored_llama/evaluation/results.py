@@ -7,19 +7,21 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 A = TypeVar("A")  # an artifact: a future of it, its reference, or its folder
+ByType = Mapping[str, Mapping[str, A]]  # of a GGUF file → benchmark → scores of its weights
 
 
 @dataclass(frozen=True)
 class MeasuredModel(Generic[A]):
     """A checkpoint and its measurements; `scores` are by benchmark. In an incomplete run some may be missing.
 
-    `templates` are the template sets that a search chose, by benchmark.
+    `templates` are the template sets that a search chose, by benchmark. `quantised` are the scores in fewer bits.
     """
 
     checkpoint: A
     perplexity: A | None
     scores: Mapping[str, A] = field(default_factory=dict)
     templates: Mapping[str, str] = field(default_factory=dict)
+    quantised: ByType[A] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class TailoredRun(Generic[A]):
     """A pruned model and what was made from it.
 
     `adapters` are by what they were trained on: a benchmark, or `mixture`. `tailored` are the scores with the adapters,
-    by benchmark. `profile` is None if nothing was timed, `pieces` if the vocabulary was not trimmed.
+    by benchmark, `quantised` those in fewer bits. `profile` is None if nothing was timed.
     """
 
     ratio: float
@@ -36,7 +38,7 @@ class TailoredRun(Generic[A]):
     adapters: Mapping[str, A]
     tailored: Mapping[str, A]
     profile: A | None = None
-    pieces: A | None = None
+    quantised: ByType[A] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -58,21 +60,6 @@ class TunedDense(Generic[A]):
 
     adapters: Mapping[str, A] = field(default_factory=dict)
     scores: Mapping[str, A] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class QuantisedScore(Generic[A]):
-    """A model with the weights of a GGUF type on a benchmark; `ratio` is None for the dense model."""
-
-    ratio: float | None
-    type: str
-    benchmark: str
-    scores: A
-
-    @property
-    def label(self) -> str:
-        model = "dense" if self.ratio is None else f"tailored {self.ratio}"
-        return f"{model} {self.type} {self.benchmark}"
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,11 @@
-"""Rows of the tables that are measured beside the scores: what a model costs, and what its vocabulary does to texts."""
+"""Rows of `profile.parquet`: what a model costs to run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tailored_llama.store import read_rows
-
-if TYPE_CHECKING:
-    from tailored_llama.evaluation.costs import Costs
-
-
-@dataclass(frozen=True)
-class PiecesRow:
-    """One row of `pieces.parquet`: a benchmark's evaluation prompts, or the perplexity text.
-
-    `whole` is the share of the dense model's tokens of that text that the trimmed vocabulary has.
-    """
-
-    text: str
-    characters: int
-    dense_tokens: int
-    tokens: int
-    whole: float
-
-
-def read_pieces(folder: Path) -> list[PiecesRow]:
-    """The rows of `pieces.parquet`."""
-    return read_rows(folder / "pieces.parquet", PiecesRow)
 
 
 @dataclass(frozen=True)
@@ -36,19 +13,13 @@ class ProfileRow:
     """One row of `profile.parquet`: a checkpoint at a batch size.
 
     Every ratio is the other checkpoint's cost ÷ this one's: above 1, this one costs less. Rows of the other checkpoint
-    have none. A speed-up is the median over pairs of neighbouring passes; `_low` and `_high` are the extremes. The
-    `expected_` fields are the ratio of FLOPs, the limit where arithmetic is the bottleneck, and of the parameters that
-    a token needs, the limit where reading weights is.
+    have none. A speed-up is the median over pairs of neighbouring passes; `_low` and `_high` are the extremes.
     """
 
     role: str  # checkpoint or against
     checkpoint: str
     parameters: int
-    computed_parameters: int
     weight_bytes: int
-    linear_flops: int
-    attention_flops: int
-    prompt_flops: int
     batch: int
     prompt_tokens: int
     new_tokens: int
@@ -66,9 +37,6 @@ class ProfileRow:
     decode_speedup: float | None = None
     decode_speedup_low: float | None = None
     decode_speedup_high: float | None = None
-    expected_prefill: float | None = None  # by FLOPs
-    expected_decode: float | None = None  # by FLOPs
-    expected_parameters: float | None = None  # by computed parameters
 
 
 def read_profile(folder: Path) -> list[ProfileRow]:
@@ -78,8 +46,3 @@ def read_profile(folder: Path) -> list[ProfileRow]:
         InputError: the file is missing, broken or of another schema.
     """
     return read_rows(folder / "profile.parquet", ProfileRow)
-
-
-def token_flops(costs: Costs | ProfileRow) -> int:
-    """FLOPs of the last decoded token."""
-    return costs.linear_flops + costs.attention_flops

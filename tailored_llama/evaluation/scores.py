@@ -15,7 +15,7 @@ import pyarrow as pa
 from tailored_llama.config import WRITTEN
 from tailored_llama.data import PromptSplit, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.statistics import Answers, check_same_examples, interval, mcnemar, paired_draws
+from tailored_llama.evaluation.statistics import Answers, check_same_examples, interval, paired_draws
 from tailored_llama.store import read_table
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -34,22 +34,20 @@ ANSWERS_SCHEMA = pa.schema(
         "accepted": pa.list_(pa.string()),
         "exact_match": pa.float64(),
         "f1": pa.float64(),
-        "loglikelihood": pa.float64(),  # of the first accepted text, given the prompt
-        "tokens": pa.int32(),  # length of that text
     }
 )
 
 
 @dataclass(frozen=True)
 class Score:
-    """One model on one benchmark, in the headline metric; `perplexity` is that of the accepted texts, if written."""
+    """One model on one benchmark, in the headline metric; `bytes` are those of its GGUF file, if it was scored."""
 
     metric: str
     floor: float
     accuracy: float
     stderr: float
     answers: Answers
-    perplexity: float | None = None
+    bytes: int | None = None
 
 
 def metrics(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -148,9 +146,7 @@ def read_score(folders: Path | Sequence[Path]) -> Score:
     values = np.mean([first.answers.values, *(other.answers.values for other in others)], axis=0)
     answers = replace(first.answers, values=values)
     averages = metrics({"mean": values})
-    perplexities = [score.perplexity for score in (first, *others) if score.perplexity is not None]
-    mean = float(np.mean(perplexities)) if perplexities else None
-    return replace(first, accuracy=averages["mean"], stderr=averages["mean_stderr"], answers=answers, perplexity=mean)
+    return replace(first, accuracy=averages["mean"], stderr=averages["mean_stderr"], answers=answers)
 
 
 def _read_one(folder: Path) -> Score:
@@ -161,7 +157,7 @@ def _read_one(folder: Path) -> Score:
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{folder / 'metrics.json'}: floor, metric or its value is missing") from None
     answers = read_answers(folder, str(metric))
-    return Score(str(metric), floor, accuracy, stderr, answers, fields.get("answer_perplexity"))
+    return Score(str(metric), floor, accuracy, stderr, answers, fields.get("bytes"))
 
 
 def check_comparable(name: str, first: Score, *others: Score) -> None:
@@ -179,28 +175,25 @@ def check_comparable(name: str, first: Score, *others: Score) -> None:
             raise InputError(f"scores of {name}: {error}; allowed: scores of the same examples") from None
 
 
-def compare_scores(one: Path, other: Path) -> dict[str, Any]:
-    """Compare two folders of `score_benchmark`: the difference other − one, its 95 % interval, and McNemar's p.
+def compare_scores(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Compare models on one benchmark, each with the first, from the folders that `score_benchmark` wrote.
 
-    The interval comes from a paired bootstrap; `p` is None for F1, whose values are not just right or wrong.
+    Returns:
+        A row for each model: its name, its score in the headline metric with the standard error, and the difference
+        from the first with its 95 % interval, by paired bootstrap. All are shares.
 
     Raises:
         InputError: the benchmarks, metrics or examples differ, or a file is missing or broken.
     """
-    benchmark, theirs = (read_metrics(folder).get("benchmark") for folder in (one, other))
-    if benchmark != theirs:
-        raise InputError(f"scores: {benchmark} against {theirs}; allowed: one benchmark")
-    before, after = read_score(one), read_score(other)
-    check_comparable(str(benchmark), before, after)
-    low, high = interval(np.subtract(*paired_draws(after.answers, before.answers)))
-    return {
-        "benchmark": benchmark,
-        "metric": before.metric,
-        "examples": len(before.answers.examples),
-        "one": before.accuracy,
-        "other": after.accuracy,
-        "difference": after.accuracy - before.accuracy,
-        "low": low,
-        "high": high,
-        "p": mcnemar(before.answers, after.answers) if before.metric != "f1" else None,
-    }
+    benchmarks = dict.fromkeys(str(read_metrics(folder).get("benchmark")) for folder in folders.values())
+    if len(benchmarks) > 1:
+        raise InputError(f"scores: {' against '.join(benchmarks)}; allowed: one benchmark")
+    scores = {name: read_score(folder) for name, folder in folders.items()}
+    first, rows = next(iter(scores.values())), []
+    check_comparable(next(iter(benchmarks)), *scores.values())
+    for name, score in scores.items():
+        low, high = interval(np.subtract(*paired_draws(score.answers, first.answers)))
+        difference, examples = score.accuracy - first.accuracy, len(score.answers.examples)
+        own = {"model": name, score.metric: score.accuracy, "stderr": score.stderr, "difference": difference}
+        rows.append(own | {"low": low, "high": high, "examples": examples})
+    return rows

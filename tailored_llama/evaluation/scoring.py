@@ -13,15 +13,7 @@ from typing import Any
 import numpy as np
 
 from tailored_llama.config import WRITTEN, Work
-from tailored_llama.data import (
-    Encoded,
-    Prompt,
-    encode_answer,
-    encode_prompt,
-    loglikelihoods,
-    read_prompts,
-    shared_header,
-)
+from tailored_llama.data import Encoded, Prompt, encode_prompt, loglikelihoods, read_prompts, shared_header
 from tailored_llama.evaluation import generation
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, PREDICTIONS_SCHEMA, hits, metrics
 from tailored_llama.evaluation.settings import ScoreSettings
@@ -34,9 +26,8 @@ def score_benchmark(
 ) -> dict[str, Any]:
     """Stage: score one checkpoint on one rendered benchmark; write `metrics.json` and the answers behind it.
 
-    Multiple-choice answers go to `predictions.parquet`, written ones to `answers.parquet`. For written answers,
-    `metrics.json` also has the per-token perplexity of each example's first accepted answer. An adapter is merged into
-    the weights; a soft prompt is put before the text.
+    Multiple-choice answers go to `predictions.parquet`, written ones to `answers.parquet`. An adapter is merged
+    into the weights; a soft prompt is put before the text.
 
     Raises:
         InputError: the checkpoint or the adapter is broken, or the two do not belong together; or streaming is demanded
@@ -76,14 +67,9 @@ def _write_answers(
     until = generation.Until(written.max_new_tokens, written.stop)
     texts = generation.generate(model, tokenizer, contexts, until, budget, work.progress)
     columns = generation.judge(prompts, texts, written.ignore)
-    encoded = [encode_answer(tokenizer, prompt, context_length(model)) for prompt in prompts]
-    columns["loglikelihood"] = [row[0] for row in loglikelihoods(model, encoded, budget)]
-    columns["tokens"] = [len(item.targets[0]) for item in encoded]
     write_table(work.out / "answers.parquet", columns, ANSWERS_SCHEMA)
-    perplexity = math.exp(-math.fsum(columns["loglikelihood"]) / sum(columns["tokens"]))
     floor = generation.written_floor(prompts, settings.metric, written.ignore)
-    found = {"floor": floor} | metrics({name: columns[name] for name in WRITTEN})
-    return found | {"answer_perplexity": perplexity}, {"examples": len(prompts)}
+    return {"floor": floor} | metrics({name: columns[name] for name in WRITTEN}), {"examples": len(prompts)}
 
 
 def _shared_tokens(encoded: Sequence[Encoded]) -> int:

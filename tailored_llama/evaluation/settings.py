@@ -59,18 +59,6 @@ class PerplexitySettings:
 
 
 @dataclass(frozen=True)
-class PiecesSettings:
-    """The text that shows what a trimmed vocabulary does to other words, and the tokens read of it (None: all)."""
-
-    text: TextSource
-    tokens: int | None
-
-    @classmethod
-    def of(cls, text: PerplexityConfig) -> PiecesSettings:
-        return cls(find_text(text, "perplexity"), text.tokens)
-
-
-@dataclass(frozen=True)
 class ProfileSettings:
     """What is timed, on which device; the labels are the table's names for both checkpoints (None: their folders)."""
 

@@ -1,4 +1,4 @@
-"""Statistics of the reports: recovery, plain and chance-corrected, paired bootstrap intervals, McNemar's test."""
+"""Statistics of the reports: recovery, plain and chance-corrected, paired bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -71,21 +71,6 @@ def paired_draws(
     pairs, counts = np.unique(np.stack([one.values, other.values]).astype(float), axis=1, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / total, size=resamples) / total
     return drawn @ pairs[0], drawn @ pairs[1]
-
-
-def mcnemar(one: Answers, other: Answers) -> float:
-    """Two-sided exact p-value for two models being right equally often, from the examples where only one is right.
-
-    Raises:
-        ValueError: the models did not answer the same examples, or a value is neither 0 nor 1.
-    """
-    check_same_examples(one, other)
-    if not np.isin([one.values, other.values], (0, 1)).all():
-        raise ValueError("McNemar's test compares right and wrong answers; got values between 0 and 1")
-    only_one, only_other = int(np.sum(one.values > other.values)), int(np.sum(one.values < other.values))
-    discordant = only_one + only_other
-    tail: int = sum(math.comb(discordant, k) for k in range(min(only_one, only_other) + 1))
-    return float(min(1.0, 2 * tail / 2**discordant))
 
 
 DISCORDANT = 0.15  # share of examples that a model and its smaller form do not both answer rightly or both wrongly

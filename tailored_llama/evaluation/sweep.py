@@ -72,38 +72,17 @@ class SweepRow:
         return (self.perplexity or math.nan) / (self.dense_perplexity or math.nan)
 
 
-@dataclass(frozen=True)
-class SweepBenchmarkRow:
-    """A sweep row on one benchmark: accuracy in the headline metric, and recovery, over the row's seeds.
-
-    `dense_above_floor` is whether the dense model is significantly above the floor; if not, the recovery says little.
-    `template` is the template set that a search chose; if the seeds differ, every one.
-    """
-
-    label: str
-    ratio: float
-    benchmark: str
-    metric: str
-    examples: int
-    floor: float
-    accuracy: float
-    stderr: float
-    recovery: float | None
-    recovery_low: float | None
-    recovery_high: float | None
-    dense_above_floor: bool
-    template: str | None = None
-
-
 _RECOVERY = ("recovery", "recovery_low", "recovery_high")  # these and the next are fields of `RecoveryRow`, too
 _OVERALL = ("accuracy", "examples", *_RECOVERY, "chance_corrected", "cc_low", "cc_high", "cc_benchmarks")
-_ON_BENCHMARK = ("benchmark", "metric", "examples", "floor", "accuracy", "stderr", *_RECOVERY)
 
 
 def measure(
     row: SweepRow, cells: Sequence[MeasuredModel[Path]], dense: Sequence[MeasuredModel[Path]]
-) -> tuple[SweepRow, list[SweepBenchmarkRow]]:
-    """Fill a row with the figures of its cells, which differ only in their seed, each compared with its dense model."""
+) -> tuple[SweepRow, list[RecoveryRow]]:
+    """Fill a row with the figures of its cells, which differ only in their seed, each compared with its dense model.
+
+    Its rows on each benchmark come with it; `model` is its label there.
+    """
     perplexities = [_perplexity(cell, base) for cell, base in zip(cells, dense, strict=True)]
     sizes = [read_structure(cell.checkpoint).size for cell in cells]
     dense_size = read_structure(dense[0].checkpoint).size
@@ -121,8 +100,8 @@ def measure(
     )
     if not cells[0].scores:
         return row, []
-    recoveries, above_floor = _recovery(cells, dense)
-    seed_recoveries = [_recovery([cell], [base])[0][-1].recovery for cell, base in zip(cells, dense, strict=True)]
+    recoveries = _recovery(cells, dense)
+    seed_recoveries = [_recovery([cell], [base])[-1].recovery for cell, base in zip(cells, dense, strict=True)]
     known = [value for value in seed_recoveries if value is not None]
     overall = recoveries[-1]
     row = replace(
@@ -136,9 +115,7 @@ def measure(
     for one in recoveries:
         if one.benchmark != MEAN:
             chosen = dict.fromkeys(cell.templates[one.benchmark] for cell in cells if cell.templates)
-            measured: dict[str, Any] = {name: getattr(one, name) for name in _ON_BENCHMARK}
-            measured |= {"dense_above_floor": above_floor[one.benchmark], "template": ", ".join(chosen) or None}
-            by_benchmark.append(SweepBenchmarkRow(row.label, row.ratio, **measured))
+            by_benchmark.append(replace(one, model=row.label, ratio=row.ratio, template=", ".join(chosen) or None))
     return row, by_benchmark
 
 
@@ -155,17 +132,13 @@ def _perplexity(cell: MeasuredModel[Path], dense: MeasuredModel[Path]) -> float:
     return math.exp(math.log(own["perplexity"]) * own["tokens"] / theirs["tokens"])
 
 
-def _recovery(
-    cells: Sequence[MeasuredModel[Path]], dense: Sequence[MeasuredModel[Path]]
-) -> tuple[list[RecoveryRow], dict[str, bool]]:
-    """The rows of cells that differ only in their seed, the mean last; and where dense is above its floor."""
+def _recovery(cells: Sequence[MeasuredModel[Path]], dense: Sequence[MeasuredModel[Path]]) -> list[RecoveryRow]:
+    """The rows of cells that differ only in their seed, the mean last."""
     scores = {
         model: {name: read_score([one.scores[name] for one in models]) for name in models[0].scores}
         for model, models in ((DENSE, dense), (TAILORED, cells))
     }
-    rows = recovery_rows(scores)
-    above_floor = {row.benchmark: bool(row.above_floor) for row in rows if row.model == DENSE}
-    return [row for row in rows if row.model == TAILORED], above_floor
+    return [row for row in recovery_rows(scores) if row.model == TAILORED]
 
 
 def read_sweep(folder: Path) -> list[SweepRow]:

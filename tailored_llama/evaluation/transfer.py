@@ -14,7 +14,6 @@ from tailored_llama.evaluation.recovery import MEAN
 from tailored_llama.evaluation.results import TransferScore
 from tailored_llama.evaluation.scores import check_comparable, read_score
 from tailored_llama.evaluation.statistics import Answers, above_floor, interval, paired_draws
-from tailored_llama.store import read_rows
 
 # Used as names of a model or a benchmark; real names have no parentheses.
 OWN, OTHERS, DIFFERENCE = "(own)", "(others)", "(own − others)"
@@ -99,11 +98,6 @@ def _gain(answers: Mapping[str, Answers], baseline: Mapping[str, Answers], seed:
     gain = float(np.mean([own.values.mean() - base.values.mean() for own, base in pairs.values()]))
     low, high = interval(drawn)
     return {"benchmarks": len(pairs), "gain": gain, "gain_low": low, "gain_high": high}
-
-
-def read_transfer(folder: Path) -> list[TransferRow]:
-    """The rows of `transfer.parquet`."""
-    return read_rows(folder / "transfer.parquet", TransferRow)
 
 
 def field_of(rows: Sequence[TransferRow]) -> tuple[list[str], list[str], dict[tuple[str, str], TransferRow]]:

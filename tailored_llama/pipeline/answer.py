@@ -15,6 +15,7 @@ from tailored_llama import data, evaluation, models, reports, serving
 from tailored_llama.config import SmallestConfig, Work, named_benchmark
 from tailored_llama.data import PromptSplit
 from tailored_llama.evaluation import Answer, Answers, CandidateParts, Proof
+from tailored_llama.pipeline.reporting import shown_identity
 from tailored_llama.pipeline.stage import plain
 from tailored_llama.store import MANIFEST, read_manifest, sha256_file, write_table
 
@@ -97,11 +98,7 @@ class ShipSettings:
     name: str
 
     def identity(self) -> dict[str, Any]:
-        """The settings without folder names, as the manifest leaves with the model, and what the base's card says."""
-        shown = {name: part for name, part in plain(self.config).items() if name not in ("execution", "store")}
-        base = models.base_of(models.find_model(self.config.model))
-        config, answer = reports.without_folders(shown), plain(self.answer)
-        return {"config": config, "answer": answer, "name": self.name, "base": plain(base)}
+        return shown_identity(self.config) | {"answer": plain(self.answer), "name": self.name}
 
 
 def ship_model(

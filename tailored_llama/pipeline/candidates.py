@@ -12,16 +12,7 @@ import numpy as np
 from tailored_llama import evaluation, models, serving, training
 from tailored_llama.config import GgufType, ProfileConfig, SmallestConfig, bases_of
 from tailored_llama.errors import one_line
-from tailored_llama.evaluation import (
-    Answers,
-    Candidate,
-    CandidateParts,
-    Ladder,
-    Measured,
-    ProfileSettings,
-    Rung,
-    SearchResult,
-)
+from tailored_llama.evaluation import Answers, Candidate, CandidateParts, Ladder, Measured, ProfileSettings, Rung
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.bases import Base, Model, Step, better_dense, gguf, prepare, read_all, score
 from tailored_llama.pipeline.runner import Artifact, Cancelled, Runner
@@ -215,10 +206,10 @@ def file_bytes(state: SearchState, rung: Rung) -> int:
     return 2 * _parameters(state, parts.checkpoint)
 
 
-def candidate_of(state: SearchState, rung: Rung, result: SearchResult) -> Candidate:
+def candidate_of(state: SearchState, measured: Measured) -> Candidate:
     """A measured candidate as the answer shows it."""
-    base, kind, step = state.locate(rung)
-    parts = state.parts[rung]
+    rung = measured.rung
+    (base, kind, step), parts = state.locate(rung), state.parts[rung]
     return Candidate(
         base=base.shown,
         ratio=step.ratio,
@@ -227,9 +218,9 @@ def candidate_of(state: SearchState, rung: Rung, result: SearchResult) -> Candid
         tuned=parts.adapter is not None,
         parameters=_parameters(state, parts.checkpoint),
         bytes=file_bytes(state, rung),
-        cost=result.measured[rung].cost,
+        cost=measured.cost,
         losses=state.losses[rung],
-        smoothed=result.smoothed[rung],
+        smoothed=measured.smoothed,
     )
 
 

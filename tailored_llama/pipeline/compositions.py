@@ -44,7 +44,6 @@ class Composition:
         kind: the class of its configuration.
         check: checks a configuration before any work.
         compose: calls the stages; returns the reference of the report.
-        table: the report's folder → its table for the terminal.
         page: the report's page in that folder.
         finished: the configuration, and the report's folder → the folders of finished models.
         announce: the configuration → what to say of it before the run starts.
@@ -55,7 +54,6 @@ class Composition:
     kind: type[RunConfig]
     check: Callable[[Any], None]
     compose: Callable[[Runner, Any], ArtifactRef]
-    table: Callable[[Path], Any]
     page: str
     finished: Callable[[Any, Path], Iterable[Path]] = lambda config, report: ()
     announce: Callable[[Any], Iterable[str]] = rows_of
@@ -68,7 +66,6 @@ COMPOSITIONS = {
         RunConfig,
         preflight.preflight_tailor,
         tailor,
-        lambda folder: reports.recovery_table(folder),
         "report.html",
         lambda config, report: [own.folder for own in exports(config)],
     ),
@@ -78,7 +75,6 @@ COMPOSITIONS = {
         SweepConfig,
         preflight.preflight_sweep,
         sweep,
-        lambda folder: reports.sweep_table(folder),
         "sweep.html",
     ),
     "transfer": Composition(
@@ -87,7 +83,6 @@ COMPOSITIONS = {
         TransferConfig,
         preflight.preflight,
         transfer,
-        lambda folder: reports.transfer_table(folder),
         "transfer.html",
     ),
     "smallest": Composition(
@@ -96,7 +91,6 @@ COMPOSITIONS = {
         SmallestConfig,
         check_smallest,
         smallest,
-        lambda folder: reports.smallest_table(folder),
         "smallest.html",
         shipped,
         lambda config: chain(rows_of(config), provable_lines(config)),
@@ -107,7 +101,6 @@ COMPOSITIONS = {
         PromptStudyConfig,
         preflight.preflight_prompts,
         prompts,
-        lambda folder: reports.study_table(folder),
         "study.html",
     ),
 }
@@ -151,7 +144,7 @@ def run_composition(
         print(f"{report.stage}: {folder}")
         return 0
     folder = place_report(folder, target)
-    Console().print(composition.table(folder))
+    Console().print(reports.stored_table(folder))
     print(f"report: {folder / composition.page}")
     for model in composition.finished(config, folder) if not failed else ():
         print(f"model: {model}")

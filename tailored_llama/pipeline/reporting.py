@@ -9,20 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from tailored_llama import evaluation, models, reports, training
 from tailored_llama.config import PromptStudyConfig, RunConfig, SweepConfig, Work, named_benchmark
-from tailored_llama.evaluation import (
-    MeasuredModel,
-    QuantisedScore,
-    StudiedBenchmark,
-    SweptCell,
-    TailoredRun,
-    TransferScore,
-    TunedDense,
-)
+from tailored_llama.evaluation import MeasuredModel, StudiedBenchmark, SweptCell, TailoredRun, TransferScore, TunedDense
 from tailored_llama.pipeline.stage import leaves, plain
 from tailored_llama.store import read_manifest
 
 if TYPE_CHECKING:
-    from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow
+    from tailored_llama.evaluation import RecoveryRow, SweepRow
     from tailored_llama.reports import Cost, ModelResults, RunResults
 
 
@@ -37,17 +29,15 @@ class ReportSettings:
 def write_run_report(
     *,
     dense: MeasuredModel[Path],
-    importance: Path | None,
     runs: Sequence[TailoredRun[Path]],
     prompts: Mapping[str, Path],
-    quantised: Sequence[QuantisedScore[Path]],
     tuned_dense: TunedDense[Path],
     settings: ReportSettings,
     work: Work,
 ) -> None:
     """Stage: write the report of a run from what there is of it; `prompts` are the rendered evaluation prompts."""
-    read: dict[str, Any] = {"dense": dense, "dense importance": importance, "": runs, "prompts": prompts}
-    read |= {"dense, tuned": tuned_dense, "quantised": quantised}
+    read: dict[str, Any] = {"dense": dense, "": runs, "prompts": prompts}
+    read["dense, tuned"] = tuned_dense
     costs: list[Cost] = []
     libraries: dict[str, str] = {}
     for label, folder in leaves(read):
@@ -61,13 +51,11 @@ def write_run_report(
         dense=model_results(dense),
         runs=tuple(map(run_results, runs)),
         config=settings.config,
-        importance=importance,
         prompts=prompts,
         costs=tuple(costs),
         libraries=libraries,
         failed=settings.failed,
         tuned_dense=tuned_dense.scores,
-        quantised=tuple(quantised),
     )
     reports.write_report(inputs, out=work.out)
 
@@ -81,12 +69,12 @@ def model_results(model: MeasuredModel[Path]) -> ModelResults:
         scores=model.scores,
         body=size.body,
         vocab_size=size.vocab_size,
+        quantised=model.quantised,
     )
 
 
 def run_results(one: TailoredRun[Path]) -> RunResults:
     """The results at one ratio."""
-    healed = one.healed
     return reports.RunResults(
         ratio=one.ratio,
         pruned=model_results(one.pruned),
@@ -94,9 +82,8 @@ def run_results(one: TailoredRun[Path]) -> RunResults:
         plan=one.pruned.checkpoint,
         logs=one.adapters,
         profile=evaluation.read_profile(one.profile) if one.profile else (),
-        healed_perplexity=evaluation.read_metrics(healed.perplexity) if healed and healed.perplexity else None,
-        healed=healed.scores if healed else {},
-        pieces=evaluation.read_pieces(one.pieces) if one.pieces else (),
+        healed=model_results(one.healed) if one.healed else None,
+        quantised=one.quantised,
     )
 
 
@@ -108,10 +95,14 @@ class ExportSettings:
     benchmark: str
 
     def identity(self) -> dict[str, Any]:
-        """The settings without folder names, as the manifest leaves with the model, and what the base's card says."""
-        shown = {name: part for name, part in plain(self.config).items() if name not in ("execution", "store")}
-        base = models.base_of(models.find_model(self.config.model))
-        return {"config": reports.without_folders(shown), "benchmark": self.benchmark, "base": plain(base)}
+        return shown_identity(self.config) | {"benchmark": self.benchmark}
+
+
+def shown_identity(config: RunConfig) -> dict[str, Any]:
+    """The settings without folder names, as the manifest leaves with the model, and what the base's card says."""
+    shown = {name: part for name, part in plain(config).items() if name not in ("execution", "store")}
+    base = models.base_of(models.find_model(config.model))
+    return {"config": reports.without_folders(shown), "base": plain(base)}
 
 
 def export_model(
@@ -155,7 +146,7 @@ def write_sweep_report(*, cells: Sequence[SweptCell[Path]], settings: SweepSetti
     reports.write_sweep(settings.config, list(_sweep_rows(cells)), out=work.out)
 
 
-def _sweep_rows(cells: Sequence[SweptCell[Path]]) -> Iterator[tuple[SweepRow, list[SweepBenchmarkRow]]]:
+def _sweep_rows(cells: Sequence[SweptCell[Path]]) -> Iterator[tuple[SweepRow, list[RecoveryRow]]]:
     """One row for all seeds of a setting, and one for each cell that failed."""
     settings: dict[SweepRow, list[SweptCell[Path]]] = {}
     for cell in cells:

@@ -22,7 +22,7 @@ from tailored_llama import data, evaluation, preflight
 from tailored_llama.config import SmallestConfig, as_shown, bases_of
 from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.evaluation import Answer, CandidateParts, LossTest, Measured, Proof, RowSet, Rung, SearchResult
+from tailored_llama.evaluation import Answer, CandidateParts, LossTest, Measured, Proof, RowSet, Rung
 from tailored_llama.pipeline import bases, candidates, stages
 from tailored_llama.pipeline.answer import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.candidates import SearchState
@@ -47,17 +47,17 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
     started, margin = time.monotonic(), config.goal.lose_at_most / 100
     run = recorded = _Recorder(run)
     state = candidates.begin(run, config)
-    result = evaluation.search(candidates.ladders_of(state), partial(candidates.measure, state), margin)
+    measured = evaluation.search(candidates.ladders_of(state), partial(candidates.measure, state), margin)
     if not state.parts:
         raise next(iter(state.failed.values()))
-    order = evaluation.sequence(result, margin)
+    order = evaluation.sequence(measured, margin)
     if share := _discordant(state):
         needed = evaluation.rows_needed(margin, evaluation.level_of(1, config.goal.confidence), share)
         told = "in fewer bits the dense model differs on %.0f %% of the rows: about %d prove a model that loses nothing"
         log.info(told, 100 * share, needed)
     opening = _open(state, order) if order else None
     proving, tests = _prove(state, order, opening) if opening else ({}, [])
-    answer, rungs = _answer(state, result, order, tests, opening)
+    answer, rungs = _answer(state, measured, order, tests, opening)
     parts = {rung: replace(state.parts[rung], proving=proving.get(rung, {})) for rung in rungs}
     dense = bases.score(run, state.bases[0], state.reference, "evaluation") if opening else {}
     report = run(
@@ -203,22 +203,22 @@ def _prove(
 
 def _answer(
     state: SearchState,
-    result: SearchResult,
+    measured: Mapping[Rung, Measured],
     order: Sequence[Measured],
     tests: Sequence[Mapping[str, LossTest]],
     opening: int | None,
 ) -> tuple[Answer, list[Rung]]:
     """The result, and the rungs of its candidates, those of the largest cost first; what could not be made is named."""
-    rungs = sorted(state.parts, key=lambda rung: -result.measured[rung].cost)
+    rungs = sorted(state.parts, key=lambda rung: -measured[rung].cost)
     answer = Answer(
         goal=state.config.goal,
         reference=f"the dense {state.bases[0].shown}, {'tuned' if state.reference.adapter else 'as it is'}",
-        candidates=[candidates.candidate_of(state, rung, result) for rung in rungs],
+        candidates=[candidates.candidate_of(state, measured[rung]) for rung in rungs],
         order=[rungs.index(one.rung) for one in order],
         tests=tests,
         opening=opening,
         sets=_sets(state),
-        nearest=rungs.index(evaluation.nearest(result).rung),
+        nearest=rungs.index(evaluation.nearest(measured).rung),
         failed={name: error for base in state.bases for name, error in base.unreachable.items()}
         | {name: one_line(error) for name, error in state.failed.items()},
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from tailored_llama import data, evaluation, models, pruning, serving, training
 from tailored_llama.data import BenchmarkSource, CalibrationSettings, PromptSettings
-from tailored_llama.evaluation import PerplexitySettings, PiecesSettings, ProfileSettings, ScoreSettings
+from tailored_llama.evaluation import PerplexitySettings, ProfileSettings, ScoreSettings
 from tailored_llama.models import DenseSettings
 from tailored_llama.pipeline import answer, reporting
 from tailored_llama.pipeline.answer import ShipSettings, SmallestSettings
@@ -29,19 +29,18 @@ PRUNED = Stage("pruned", 6, lambda: pruning.prune_model, PruneSettings, on_devic
 TEACHER = Stage("teacher", 3, lambda: training.teach, TeachSettings, on_device=True)
 HEALED = Stage("healed", 5, lambda: training.heal, HealSettings, on_device=True)
 ADAPTER = Stage("adapter", 9, lambda: training.tune, TuneSettings, on_device=True)
-SCORES = Stage("scores", 4, lambda: evaluation.score_benchmark, ScoreSettings, on_device=True, shared=True)
-QUANTISED = Stage("quantised-scores", 4, lambda: serving.score_quantised, QuantisedSettings, on_device=True)
-PERPLEXITY = Stage("perplexity", 4, lambda: evaluation.measure_perplexity, PerplexitySettings, on_device=True)
-PROFILE = Stage("profile", 3, lambda: evaluation.profile_checkpoint, ProfileSettings, on_device=True, timed=True)
-PIECES = Stage("pieces", 2, lambda: evaluation.measure_pieces, PiecesSettings)
-FINISHED_MODEL = Stage(FINISHED, 3, lambda: reporting.export_model, ExportSettings)
+SCORES = Stage("scores", 5, lambda: evaluation.score_benchmark, ScoreSettings, on_device=True, shared=True)
+QUANTISED = Stage("quantised-scores", 5, lambda: serving.score_quantised, QuantisedSettings, on_device=True)
+PERPLEXITY = Stage("perplexity", 5, lambda: evaluation.measure_perplexity, PerplexitySettings, on_device=True)
+PROFILE = Stage("profile", 4, lambda: evaluation.profile_checkpoint, ProfileSettings, on_device=True, timed=True)
+FINISHED_MODEL = Stage(FINISHED, 4, lambda: reporting.export_model, ExportSettings)
 GGUF_FILE = Stage(GGUF, 4, lambda: serving.export_gguf, GgufSettings)
-REPORT = Stage("report", 3, lambda: reporting.write_run_report, ReportSettings)
-SWEEP = Stage("sweep", 2, lambda: reporting.write_sweep_report, SweepSettings)
-TRANSFER = Stage("transfer", 2, lambda: reporting.write_transfer_report, ReportSettings)
+REPORT = Stage("report", 5, lambda: reporting.write_run_report, ReportSettings)
+SWEEP = Stage("sweep", 4, lambda: reporting.write_sweep_report, SweepSettings)
+TRANSFER = Stage("transfer", 3, lambda: reporting.write_transfer_report, ReportSettings)
 SPEED = Stage("speed", 2, lambda: serving.measure_speed, NoneType, on_device=True, timed=True)
 SHIPPED = Stage(ANSWER, 2, lambda: answer.ship_model, ShipSettings)
-SMALLEST = Stage("smallest", 1, lambda: answer.write_smallest_report, SmallestSettings)
+SMALLEST = Stage("smallest", 2, lambda: answer.write_smallest_report, SmallestSettings)
 STUDY = Stage("prompt-study", 3, lambda: reporting.write_study_report, StudySettings)
 
 STAGES: dict[str, Stage[Any]] = {own.name: own for own in list(globals().values()) if isinstance(own, Stage)}

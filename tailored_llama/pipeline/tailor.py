@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import product
 
-from tailored_llama.config import TUNED_DENSE, RunConfig, as_shown, exports, named_benchmark, trims_vocabulary
+from tailored_llama.config import TUNED_DENSE, RunConfig, as_shown, exports, named_benchmark
 from tailored_llama.errors import one_line
-from tailored_llama.evaluation import (
-    MeasuredModel,
-    PiecesSettings,
-    ProfileSettings,
-    QuantisedScore,
-    TailoredRun,
-    TunedDense,
-)
+from tailored_llama.evaluation import MeasuredModel, ProfileSettings, TailoredRun, TunedDense
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings
 from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude, failures, surviving
@@ -26,6 +19,8 @@ from tailored_llama.serving import GgufSettings, QuantisedSettings
 from tailored_llama.store import FINISHED, GGUF, ArtifactRef, place
 
 log = logging.getLogger(__name__)
+
+Model = tuple[Artifact, Artifact | None]  # a checkpoint, and its adapter
 
 
 def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
@@ -46,15 +41,18 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
     measured, whole = surviving(asked), surviving(tailored)
     if not measured or not (measured.scores or any(one.pruned.scores or one.tailored for one in whole)):
         return conclude(None, failed)
+    files = [_quantised(run, config, prompts, "dense", dict.fromkeys(measured.scores, (measured.checkpoint, None)))]
+    for one in whole:
+        tuned_on = {name: (one.base, one.adapter(name)) for name in one.tailored if one.adapters}
+        files.append(_quantised(run, config, prompts, steps.model_label("tailored", one.ratio), tuned_on))
+    of_dense, *of_runs = surviving(files)
     report = run(
         stages.REPORT,
         ReportSettings(as_shown(config), {name: one_line(error) for name, error in failed.items()}),
         "report",
-        dense=measured,
-        importance=surviving(dense.importance),
-        runs=whole,
+        dense=replace(measured, quantised=of_dense),
+        runs=[replace(one, quantised=own) for one, own in zip(whole, of_runs, strict=True)],
         prompts=surviving(prompts.evaluation),
-        quantised=surviving(_quantised(run, config, measured, whole, prompts)),
         tuned_dense=surviving(tuned),
     )
     finished = [model for one in whole for model in _exported(run, config, measured, one)]
@@ -77,10 +75,6 @@ def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompt
         may_finish = config.store.export and config.tuning.keep == "better"  # without an adapter
         asked = prompts if may_finish else replace(prompts, evaluation={})
         healed = steps.measure(run, config, steps.model_label("healed", ratio), base, asked, cut_by)
-    pieces = None
-    if trims_vocabulary(config):
-        settings, pair = PiecesSettings.of(config.perplexity), {"pruned": pruned.checkpoint, "dense": dense.checkpoint}
-        pieces = run(stages.PIECES, settings, "pieces of texts", **pair, prompts=prompts.evaluation)
     return TailoredRun(
         ratio=ratio,
         pruned=pruned,
@@ -91,7 +85,6 @@ def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompt
             for name, asked in prompts.evaluation.items()
         },
         profile=timed,
-        pieces=pieces,
     )
 
 
@@ -117,32 +110,21 @@ def _profile(run: Runner, config: RunConfig, label: str, pruned: Artifact, dense
 
 
 def _quantised(
-    run: Runner, config: RunConfig, dense: MeasuredModel[Artifact], runs: list[TailoredRun[Artifact]], prompts: Prompts
-) -> list[QuantisedScore[Artifact]]:
-    """Score the dense and the tailored models in the GGUF types of the export; what fails must not cost the report."""
-    scores = []
-    for kind, name in product(dict.fromkeys(own.type for own in exports(config) if own.type), dense.scores):
-        settings = QuantisedSettings.of(named_benchmark(config, name), kind)
-        scored = partial(_score_file, run, settings, config.model.short_name, prompts.evaluation[name])
-        models: dict[float | None, tuple[str, Artifact, Artifact | None]] = {None: ("dense", dense.checkpoint, None)}
-        for one in runs:
-            if name in one.tailored:
-                models[one.ratio] = steps.model_label("tailored", one.ratio), one.base, one.adapter(name)
-        for ratio, (label, checkpoint, adapter) in models.items():
-            title = f"score {name} {label}, {kind}"
-            attempt = Attempt(title, partial(scored, title, (checkpoint, adapter)))
-            if not attempt.error:
-                scores.append(QuantisedScore(ratio, kind, name, attempt.value))
+    run: Runner, config: RunConfig, prompts: Prompts, label: str, models: Mapping[str, Model]
+) -> dict[str, dict[str, Artifact]]:
+    """Score a benchmark's model in the GGUF types of the export, by type; what fails must not cost the report."""
+    scores: dict[str, dict[str, Artifact]] = {}
+    for kind, (name, model) in product(dict.fromkeys(own.type for own in exports(config) if own.type), models.items()):
+        settings, title = QuantisedSettings.of(named_benchmark(config, name), kind), f"score {name} {label}, {kind}"
+        asked = prompts.evaluation[name]
+        attempt = Attempt(title, partial(_score_file, run, settings, config.model.short_name, asked, title, model))
+        if not attempt.error:
+            scores.setdefault(kind, {})[name] = attempt.value
     return scores
 
 
 def _score_file(
-    run: Runner,
-    settings: QuantisedSettings,
-    name: str,
-    prompts: Artifact,
-    title: str,
-    model: tuple[Artifact, Artifact | None],
+    run: Runner, settings: QuantisedSettings, name: str, prompts: Artifact, title: str, model: Model
 ) -> Artifact:
     """Write a checkpoint, with its adapter, as a GGUF file of this name, and score that."""
     (checkpoint, adapter), own = model, GgufSettings(settings.type, name)

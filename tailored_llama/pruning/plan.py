@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import itemgetter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,17 +12,11 @@ from tailored_llama.config import PlanConfig
 from tailored_llama.errors import InputError
 from tailored_llama.pruning.depth import Fixed, Target
 from tailored_llama.pruning.groups import KINDS, Array, Groups
-from tailored_llama.store import read_table
 
 PLAN_SCHEMA = pa.schema(
     {"group": pa.int32(), "layer": pa.int16(), "kind": pa.string(), "index": pa.int32(), "kept": pa.bool_()}
 )
 TOLERANCE = 0.001  # fraction of all parameters by which a plan may miss its ratio
-
-
-def read_plan(folder: Path) -> pa.Table:
-    """`plan.parquet` as a table."""
-    return read_table(folder / "plan.parquet", PLAN_SCHEMA)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -17,7 +16,7 @@ from tailored_llama.evaluation import TAILORED, RecoveryRow, RecoveryTable
 from tailored_llama.reports.inputs import RunResults
 from tailored_llama.reports.parts import number, percent, points, span
 from tailored_llama.reports.text import NOTHING, held_out_evidence, plus_minus, run_name
-from tailored_llama.store import read_rows, read_table
+from tailored_llama.store import read_table
 from tailored_llama.training import LOG_SCHEMA, Comparison, is_better
 
 LOW = 0.65  # tailored ÷ dense accuracy below this: too much removed
@@ -137,12 +136,3 @@ def diagnosis_lines(diagnoses: Sequence[Diagnosis], brief: bool = False) -> list
         shown = ", ".join(name for name, _ in cases) if brief else "; ".join(map(": ".join, cases))
         lines.append(f"{signature}. {shown}. Try: {lever}.")
     return lines
-
-
-def read_diagnoses(report: Path) -> list[Diagnosis]:
-    """The rows of a report's `diagnoses.parquet`.
-
-    Raises:
-        InputError: it is missing, broken or of another schema.
-    """
-    return read_rows(report / "diagnoses.parquet", Diagnosis)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import DENSE, RunConfig
+from tailored_llama.config import DENSE, TUNED_DENSE, RunConfig
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import (
     HEALED,
     PRUNED,
     TAILORED,
+    ByType,
     ModelRow,
-    PiecesRow,
     ProfileRow,
-    QuantisedScore,
     RecoveryRow,
     RecoveryTable,
     read_score,
@@ -31,7 +30,7 @@ class ModelResults:
     """The results of one model: its size, its perplexity (the metrics of `measure_perplexity`), and its scores.
 
     `scores` maps a benchmark's name to the folder that `score_benchmark` wrote. `body` are the parameters without
-    embedding and untied head, `vocab_size` the tokens.
+    embedding and untied head, `vocab_size` the tokens. `quantised` are the scores of its GGUF files, by their type.
     """
 
     parameters: int | None = None
@@ -39,16 +38,16 @@ class ModelResults:
     scores: Mapping[str, Path] = field(default_factory=dict)
     body: int | None = None
     vocab_size: int | None = None
+    quantised: ByType[Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RunResults:
     """The results at one ratio: the pruned model, and what was tuned on it.
 
-    `ratio` is the configured one. `tailored` has the scores with the adapters. `plan` is the folder with
-    `plan.parquet`. `logs` maps a benchmark to the adapter's folder with `log.parquet`. `profile` is the cost of the
-    pruned model compared with the dense one. `healed_perplexity` is set if healing followed pruning, `healed` has the
-    scores of the healed model if it was scored without an adapter. `pieces` is set if the vocabulary was trimmed.
+    `ratio` is the configured one. `tailored` has the scores with the adapters, `quantised` those of GGUF files, by
+    type. `plan` is the pruned model's folder. `logs` maps a benchmark to the adapter's folder with `log.parquet`.
+    `profile` is the cost of the pruned model compared with the dense one. `healed` is set if healing followed pruning.
     """
 
     ratio: float | None
@@ -57,9 +56,8 @@ class RunResults:
     plan: Path | None = None
     logs: Mapping[str, Path] = field(default_factory=dict)
     profile: Sequence[ProfileRow] = ()
-    healed_perplexity: Mapping[str, Any] | None = None
-    healed: Mapping[str, Path] = field(default_factory=dict)
-    pieces: Sequence[PiecesRow] = ()
+    healed: ModelResults | None = None
+    quantised: ByType[Path] = field(default_factory=dict)
 
     def comparison(self, benchmark: str) -> Comparison | None:
         """The adapter of a benchmark against none, on held-out examples; that of a mixture is the same for all."""
@@ -82,28 +80,22 @@ class Cost:
     measured: Mapping[str, Any] = field(default_factory=dict)
 
 
-QuantisedScores = QuantisedScore[Path]  # with the folder that `score_quantised` wrote
-
-
 @dataclass(frozen=True)
 class ReportInputs:
-    """All inputs of a report; `importance` has `importance.parquet`, each of `prompts` has `prompts.parquet`.
+    """All inputs of a report; each of `prompts` has `prompts.parquet`.
 
-    `quantised` is there if finished models are exported as GGUF files. `tuned_dense` has the scores of the dense model
-    tuned on the same shots, if that was asked. `failed` are the errors of the stages that an incomplete report lacks,
-    by name.
+    `tuned_dense` has the scores of the dense model tuned on the same shots, if that was asked. `failed` are the errors
+    of the stages that an incomplete report lacks, by name.
     """
 
     model: str
     dense: ModelResults
     runs: tuple[RunResults, ...] = ()
     config: RunConfig | None = None
-    importance: Path | None = None
     prompts: Mapping[str, Path] = field(default_factory=dict)
     costs: tuple[Cost, ...] = ()
     libraries: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
-    quantised: tuple[QuantisedScores, ...] = ()
     tuned_dense: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -115,7 +107,10 @@ def scored_runs(inputs: ReportInputs) -> list[tuple[RunResults, RecoveryTable]]:
     """
     scored = []
     for run in inputs.runs or (RunResults(None),):
-        folders = {DENSE: inputs.dense.scores, PRUNED: run.pruned.scores, HEALED: run.healed, TAILORED: run.tailored}
+        folders = {DENSE: inputs.dense.scores, TUNED_DENSE: inputs.tuned_dense, PRUNED: run.pruned.scores}
+        folders |= {HEALED: run.healed.scores if run.healed else {}, TAILORED: run.tailored}
+        for model, by_type in ((DENSE, inputs.dense.quantised), (TAILORED, run.quantised)):
+            folders |= {f"{model} {kind}": scores for kind, scores in by_type.items()}
         if rows := compared_rows(inputs, run, folders):
             (table,) = recovery_tables(rows, _model_rows(inputs.dense, run))
             scored.append((run, table))
@@ -138,12 +133,10 @@ def compared_rows(
 
 def _model_rows(dense: ModelResults, run: RunResults) -> list[ModelRow]:
     """Rows of the dense, the pruned and the healed model of a ratio, as far as they are known."""
-    models = {DENSE: dense, PRUNED: run.pruned}
-    if run.healed_perplexity:
-        models[HEALED] = replace(run.pruned, perplexity=run.healed_perplexity)
+    models = {DENSE: dense, PRUNED: run.pruned} | ({HEALED: run.healed} if run.healed else {})
     rows = []
     for name, model in models.items():
-        measured = {key: (model.perplexity or {}).get(key) for key in ("perplexity", "byte_perplexity")}
+        measured = {key: (model.perplexity or {}).get(key) for key in ("perplexity", "byte_perplexity", "whole")}
         sizes = {"parameters": model.parameters, "body": model.body, "vocab_size": model.vocab_size}
         speed = run.speed() if name == PRUNED else None
         speeds = {key: getattr(speed, key) for key in _SPEEDS if speed}

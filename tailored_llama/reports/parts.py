@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tailored_llama.evaluation import BitsRow, RecoveryRow, TemplateRow
+from tailored_llama.evaluation import RecoveryRow, TemplateRow
 from tailored_llama.reports.tables import Cell
 
 NO_DIFFERENCE = "no difference measured"
@@ -41,7 +41,7 @@ def accuracy_cell(value: float | None, error: float | None) -> Cell:
     return Cell(f"{number(value)} ± {number(error)}", brief=f"{number(value)}±{number(error).lstrip('0')}")
 
 
-def accuracy_of(row: RecoveryRow | BitsRow | TemplateRow | None) -> Cell:
+def accuracy_of(row: RecoveryRow | TemplateRow | None) -> Cell:
     """The accuracy in a row ± its standard error; a dash without a row."""
     return accuracy_cell(row.accuracy, row.stderr) if row else Cell("–")
 

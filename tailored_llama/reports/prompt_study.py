@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import rich.table
-
 from tailored_llama.config import REFERENCES, PromptStudyConfig
 from tailored_llama.evaluation import (
     EVALUATION,
@@ -16,7 +14,6 @@ from tailored_llama.evaluation import (
     StudiedBenchmark,
     TemplateRow,
     above_floor,
-    read_study,
     study_differences,
     study_rows,
 )
@@ -24,7 +21,7 @@ from tailored_llama.reports.comparison_plots import intervals
 from tailored_llama.reports.figures import Picture
 from tailored_llama.reports.pages import settings_of, write_page
 from tailored_llama.reports.parts import accuracy_of, number, points
-from tailored_llama.reports.tables import Cell, Column, Table, table_row, terminal
+from tailored_llama.reports.tables import Cell, Column, Table, store_table, table_row
 from tailored_llama.store import write_rows
 
 
@@ -37,14 +34,15 @@ def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied
     differences = study_differences(config, studied, rows)
     write_rows(out / "study.parquet", rows, TemplateRow)
     write_rows(out / "differences.parquet", differences, Difference)
-    picture = _picture(differences)
+    picture, table = _picture(differences), _table(rows, differences)
+    store_table(table, out)
     context = {
         "title": f"Prompts for {model}",
         "model": model,
         "config": config,
         "summary": summary(rows, differences),
         "notes": notes(rows),
-        "table": _table(rows, differences),
+        "table": table,
         "selection": _selection(studied, rows),
         "figure": picture,
         "studied": studied,
@@ -92,11 +90,6 @@ def notes(rows: Sequence[TemplateRow]) -> list[str]:
     return texts
 
 
-def study_table(folder: Path) -> rich.table.Table:
-    """The table of a study's folder, 80 characters wide, with notes below it."""
-    return terminal(_table(*read_study(folder)))
-
-
 def _table(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> Table:
     """The chosen set and the references on the evaluation split, benchmark by benchmark, and the mean difference."""
     scored = {(one.benchmark, one.template): one for one in rows if one.split == EVALUATION}
@@ -136,8 +129,6 @@ def _gain(one: Difference | None, benchmarks: int) -> Cell:
         under.append("different measure")
     elif one.benchmark == MEAN:
         under.append(f"over {one.benchmarks} of {benchmarks}")
-    elif one.p is not None:
-        under.append(f"p = {number(one.p)}")
     return Cell(difference, tuple(under), f"{difference} ({low}, {high})")
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-
-import rich.table
 
 from tailored_llama.config import SmallestConfig
 from tailored_llama.evaluation import (
@@ -16,7 +14,6 @@ from tailored_llama.evaluation import (
     LossTest,
     is_proven,
     provable_margin,
-    read_answer,
     rows_needed,
     write_answer,
 )
@@ -26,9 +23,8 @@ from tailored_llama.reports.figures import Picture
 from tailored_llama.reports.inputs import Cost
 from tailored_llama.reports.pages import duration, settings_of, write_page
 from tailored_llama.reports.parts import lost, megabytes, number, p_value, percent
-from tailored_llama.reports.tables import Cell, Column, Table, table_row, terminal
+from tailored_llama.reports.tables import Cell, Column, Table, store_table, table_row
 from tailored_llama.serving import bits_of
-from tailored_llama.store import write_rows
 
 _DIGEST = 12  # characters of a digest that are shown
 
@@ -53,29 +49,13 @@ class SmallestInputs:
     costs: Sequence[Cost] = ()
 
 
-@dataclass(frozen=True)
-class CandidateRow:
-    """A row of `candidates.parquet`: a candidate, its loss on the worst benchmark, a share, and what became of it."""
-
-    base: str
-    ratio: float
-    type: str | None
-    trimmed: bool
-    tuned: bool
-    parameters: int
-    bytes: int
-    cost: float
-    loss: float
-    smoothed: float
-    outcome: str
-
-
 def write_smallest(inputs: SmallestInputs, *, out: Path) -> None:
-    """Stage: write `answer.json`, `candidates.parquet`, `smallest.html`, and `smallest.md` with `frontier.png`."""
+    """Stage: write `answer.json`, `table.json`, `smallest.html`, and `smallest.md` with `frontier.png`."""
     answer = inputs.answer
     write_answer(answer, out)
-    write_rows(out / "candidates.parquet", candidate_rows(answer), CandidateRow)
-    picture = _picture(answer)
+    picture, table = _picture(answer), _candidates(answer)
+    failures = [f"{label} failed: {error}" for label, error in answer.failed.items()]
+    store_table(replace(table, notes=(*verdict(answer), *failures)), out)
     context = {
         "title": f"The smallest model for {', '.join(benchmark.name for benchmark in inputs.config.benchmarks)}",
         "answer": answer,
@@ -83,7 +63,7 @@ def write_smallest(inputs: SmallestInputs, *, out: Path) -> None:
         "picture": picture,
         "tests": _tests(answer),
         "level": _level(answer),
-        "candidates": _candidates(answer),
+        "candidates": table,
         "rows": inputs.rows,
         "sets": _sets(answer),
         "costs": _costs(inputs.costs),
@@ -92,13 +72,6 @@ def write_smallest(inputs: SmallestInputs, *, out: Path) -> None:
     write_page("smallest.html.j2", out / "smallest.html", context)
     write_page("smallest.md.j2", out / "smallest.md", context)
     picture.save_png(out / "frontier.png")
-
-
-def smallest_table(folder: Path) -> rich.table.Table:
-    """The terminal table of a search's folder: the candidates, with the verdict and the failures below them."""
-    answer = read_answer(folder)
-    failures = [f"{label} failed: {error}" for label, error in answer.failed.items()]
-    return terminal(replace(_candidates(answer), notes=(*verdict(answer), *failures)))
 
 
 def verdict(answer: Answer) -> list[str]:
@@ -147,15 +120,6 @@ def _rows_missing(name: str, test: LossTest) -> str:
 
 def _loses(loss: float) -> str:
     return f"gains {lost(-loss)} points" if loss < 0 else f"loses {lost(loss)} points"
-
-
-def candidate_rows(answer: Answer) -> list[CandidateRow]:
-    """The candidates in the order of the answer, each with what became of it."""
-    shared = [field.name for field in fields(CandidateRow) if field.name != "outcome"]
-    return [
-        CandidateRow(**{name: getattr(one, name) for name in shared}, outcome=_outcome(answer, place))
-        for place, one in enumerate(answer.candidates)
-    ]
 
 
 def _outcome(answer: Answer, place: int) -> str:

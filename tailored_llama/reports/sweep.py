@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import rich.table
-
 from tailored_llama.config import RATIOS, SWEEP_FIELDS, SweepConfig, sweep_cells
-from tailored_llama.evaluation import SweepBenchmarkRow, SweepRow, read_sweep
+from tailored_llama.evaluation import RecoveryRow, SweepRow
 from tailored_llama.reports.comparison_plots import curves, intervals
 from tailored_llama.reports.figures import Picture
 from tailored_llama.reports.pages import settings_of, write_page
 from tailored_llama.reports.parts import accuracy_cell, number, percent, share_cell, span
-from tailored_llama.reports.tables import Cell, Column, Row, Table, table_row, terminal
+from tailored_llama.reports.tables import Cell, Column, Row, Table, store_table, table_row
 from tailored_llama.store import write_rows
 
 _RECOVERY = "Accuracy ÷ the dense model's, mean over all benchmarks, including those where dense is at its floor."
@@ -28,17 +26,18 @@ _CURVES = {  # measured quantity → title, label of its axis, caption
 Figures = dict[str, tuple[str, Picture, str]]  # measured quantity → title, picture, caption
 
 
-def write_sweep(
-    config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence[SweepBenchmarkRow]]], *, out: Path
-) -> None:
-    """Stage: write `sweep.parquet` (dense models first), `benchmarks.parquet`, `sweep.html`, and `sweep.md` with PNGs.
+def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence[RecoveryRow]]], *, out: Path) -> None:
+    """Stage: write the Parquet and JSON tables (dense models first), `sweep.html`, and `sweep.md` with PNGs.
 
     `measured` has every row with its rows on each benchmark.
     """
     rows = [row for row, _ in measured]
     by_benchmark = [row for _, benchmark_rows in measured for row in benchmark_rows]
     write_rows(out / "sweep.parquet", rows, SweepRow)
-    write_rows(out / "benchmarks.parquet", by_benchmark, SweepBenchmarkRow)
+    write_rows(out / "benchmarks.parquet", by_benchmark, RecoveryRow)
+    table = _table(rows)
+    errors = [f"{row.label} at {percent(row.ratio)} failed: {row.error}" for row in rows if row.error]
+    store_table(replace(table, notes=tuple(errors)), out)
     figures = _figures(config, [row for row in rows if not row.error])
     for name, (_, picture, _) in figures.items():
         picture.save_png(out / f"{name}.png")
@@ -50,7 +49,7 @@ def write_sweep(
         "incomplete": incomplete,
         "summary": _summary(rows),
         "figures": figures,
-        "table": _table(rows),
+        "table": table,
         "recovered": _recovered(rows),
         "benchmarks": len(config.benchmarks),
         "by_benchmark": _by_benchmark(measured),
@@ -58,13 +57,6 @@ def write_sweep(
     }
     write_page("sweep.html.j2", out / "sweep.html", context)
     write_page("sweep.md.j2", out / "sweep.md", context)
-
-
-def sweep_table(folder: Path) -> rich.table.Table:
-    """The terminal table of a sweep's folder: dense models, then every cell; below it, why cells failed."""
-    rows = read_sweep(folder)
-    errors = [f"{row.label} at {percent(row.ratio)} failed: {row.error}" for row in rows if row.error]
-    return terminal(replace(_table(rows), notes=tuple(errors)))
 
 
 def _table(rows: Sequence[SweepRow]) -> Table:
@@ -109,7 +101,7 @@ def _removed(row: SweepRow) -> Cell:
     return Cell(percent(row.removed, 2), (percent(row.removed_of_body, 2),), brief)
 
 
-def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[SweepBenchmarkRow]]]) -> Table | None:
+def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[RecoveryRow]]]) -> Table | None:
     """Every scored setting on every benchmark; None if nothing was scored."""
     scored = [(row, found) for row, found in measured if found]
     if not scored:
@@ -121,7 +113,7 @@ def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[SweepBenchmarkRow]
         under = [tuple(filter(None, (f"± {number(one.stderr)}", one.template))) for one in found]
         cells = [Cell(number(one.accuracy), lines) for one, lines in zip(found, under, strict=True)]
         rows.append(table_row(row.label, _removed(row), *cells, bold=not row.ratio))
-    return Table((*columns, *(Column(one.benchmark, under=(one.metric,)) for one in first)), tuple(rows))
+    return Table((*columns, *(Column(one.benchmark, under=(str(one.metric),)) for one in first)), tuple(rows))
 
 
 def _recovered(rows: Sequence[SweepRow]) -> bool:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import rich.table
 from markupsafe import Markup
+from pydantic import TypeAdapter
 from rich import box
 from rich.text import Text
+
+from tailored_llama.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,23 @@ class Table:
 def table_row(*cells: Cell | str, bold: bool = False) -> Row:
     """A row of cells, or of texts that need nothing more."""
     return Row(tuple(Cell(cell) if isinstance(cell, str) else cell for cell in cells), bold)
+
+
+def store_table(table: Table, report: Path) -> None:
+    """Write the table that a terminal shows of a report, with its notes, as `table.json` into the report's folder."""
+    (report / "table.json").write_bytes(TypeAdapter(Table).dump_json(table))
+
+
+def stored_table(report: Path) -> rich.table.Table:
+    """The table of a report's folder, for a terminal.
+
+    Raises:
+        InputError: `table.json` is missing or broken.
+    """
+    try:
+        return terminal(TypeAdapter(Table).validate_json((report / "table.json").read_bytes()))
+    except (OSError, ValueError):
+        raise InputError(f"{report / 'table.json'}: missing or not the table of a report") from None
 
 
 def terminal(table: Table) -> rich.table.Table:

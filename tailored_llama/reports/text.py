@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tailored_llama.config import DENSE, RunConfig
-from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, BitsRow, ModelRow, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.reports.inputs import ReportInputs
 from tailored_llama.reports.parts import NO_DIFFERENCE, accuracy_of, number, percent, points, span, speedup
 from tailored_llama.training import Comparison, is_better
@@ -26,7 +26,7 @@ def title(inputs: ReportInputs) -> str:
     return f"{text} (incomplete)" if inputs.failed else text
 
 
-def plus_minus(row: RecoveryRow | BitsRow | None) -> str:
+def plus_minus(row: RecoveryRow | None) -> str:
     """An accuracy ± its standard error."""
     return accuracy_of(row).text
 
@@ -158,23 +158,6 @@ def verdict_line(compared: Comparison) -> str:
 
 def _error(error: float | None, scale: int, digits: int) -> str:
     return "" if error is None else f" ± {number(scale * error, digits)}"
-
-
-def benchmark_notes(tables: Sequence[RecoveryTable]) -> list[str]:
-    """Notes on single benchmarks: where a recovery says little, and the perplexity of accepted answers."""
-    return floor_notes(tables) + answer_notes(tables)
-
-
-def answer_notes(tables: Sequence[RecoveryTable]) -> list[str]:
-    """One sentence for each benchmark and run whose answers the model writes."""
-    notes = []
-    for table in tables:
-        for name in table.benchmarks:
-            rows = [row for model in MODELS if (row := table.row(model, name))]
-            known = [(row.model, row.answer_perplexity) for row in rows if row.answer_perplexity is not None]
-            if shown := ", ".join(f"{model} {number(perplexity, 1)}" for model, perplexity in known):
-                notes.append(f"Perplexity of {name}'s accepted answers, {run_name(table.ratio)}: {shown}.")
-    return notes
 
 
 def floor_notes(tables: Sequence[RecoveryTable]) -> list[str]:

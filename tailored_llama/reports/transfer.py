@@ -8,25 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import rich.table
 
 from tailored_llama.config import DENSE, UNREAD_BY_TRANSFER, UNTUNED_MODEL, RunConfig
-from tailored_llama.evaluation import (
-    DIFFERENCE,
-    MEAN,
-    OTHERS,
-    OWN,
-    TransferRow,
-    TransferScore,
-    field_of,
-    read_transfer,
-    transfer_rows,
-)
+from tailored_llama.evaluation import DIFFERENCE, MEAN, OTHERS, OWN, TransferRow, TransferScore, field_of, transfer_rows
 from tailored_llama.reports.comparison_plots import HeatCell, heat_map
 from tailored_llama.reports.figures import Picture
 from tailored_llama.reports.pages import settings_of, write_page
 from tailored_llama.reports.parts import number, points
-from tailored_llama.reports.tables import Cell, Column, Table, table_row, terminal
+from tailored_llama.reports.tables import Cell, Column, Table, store_table, table_row
 from tailored_llama.store import write_rows
 
 _LEGEND = (
@@ -37,14 +26,15 @@ _LEGEND = (
 
 
 def write_transfer(config: RunConfig, cells: Sequence[TransferScore[Path]], *, out: Path) -> None:
-    """Stage: write `transfer.parquet`, `transfer.html`, and `transfer.md` with the heat map, `gains.png`.
+    """Stage: write `transfer.parquet`, `table.json`, `transfer.html`, and `transfer.md` with the heat map, `gains.png`.
 
     Raises:
         InputError: as `transfer_rows`.
     """
     rows = transfer_rows(cells, config.seed)
     write_rows(out / "transfer.parquet", rows, TransferRow)
-    picture, failed = _picture(rows), failures(rows)
+    picture, failed, table = _picture(rows), failures(rows), _table(rows)
+    store_table(replace(table, notes=(*table.notes, *findings(rows), *failed)), out)
     healed = " and healed" if config.healing.tokens else ""
     how = f"pruned{healed} at ratio {config.pruning.ratios[0]:g}{' (incomplete)' if failed else ''}"
     context = {
@@ -53,7 +43,7 @@ def write_transfer(config: RunConfig, cells: Sequence[TransferScore[Path]], *, o
         "findings": findings(rows) or ["No adapter could be compared."],
         "failures": failed,
         "picture": picture,
-        "table": _table(rows),
+        "table": table,
         "config": config,
         "settings": settings_of(config, UNREAD_BY_TRANSFER),
     }
@@ -107,13 +97,6 @@ def failures(rows: Sequence[TransferRow]) -> list[str]:
     every = field_of(rows)[1]
     where = {key: "all benchmarks" if len(names) == len(every) else ", ".join(names) for key, names in failed.items()}
     return [f"{model} failed on {names}: {error}" for (model, error), names in where.items()]
-
-
-def transfer_table(folder: Path) -> rich.table.Table:
-    """The terminal table of a transfer's folder, with findings and failures below it."""
-    rows = read_transfer(folder)
-    table = _table(rows)
-    return terminal(replace(table, notes=(*table.notes, *findings(rows), *failures(rows))))
 
 
 def _table(rows: Sequence[TransferRow]) -> Table:

@@ -39,7 +39,7 @@ from tailored_llama.config import (
     validate_config,
 )
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import RecoveryRow, read_recovery, read_sweep, read_transfer
+from tailored_llama.evaluation import TransferRow, read_recovery, read_sweep
 from tailored_llama.pipeline import IncompleteRun
 from tailored_llama.preflight import preflight_prompts, preflight_tailor
 from tailored_llama.store import read_rows
@@ -210,7 +210,7 @@ def test_a_dense_model_is_tuned_beside_the_others_and_fails_alone(two: dict[str,
     assert set(ended.value.failed) == {"tune shades @ 0.00"}
     folder = open_store(config.store).open(ended.value.report)
     assert ("tailored", "shades") in {(row.model, row.benchmark) for row in read_recovery(folder)[0]}
-    beside = {(row.model, row.benchmark) for row in read_rows(folder / "tuned_dense.parquet", RecoveryRow)}
+    beside = {(row.model, row.benchmark) for row in read_recovery(folder)[0]}
     assert ("dense, tuned", "colours") in beside
     assert ("dense, tuned", "shades") not in beside
     before = built(two["store"]["root"])
@@ -280,7 +280,7 @@ def test_a_transfer_s_cells_fail_alone(two: dict[str, Any], workers: Workers) ->
     assert set(ended.value.failed) == {"shades on colours", "shades on shades"}
     folder = open_store(config.store).open(ended.value.report)
     assert "(incomplete)" in (folder / "transfer.md").read_text().splitlines()[0]
-    rows = read_transfer(folder)
+    rows = read_rows(folder / "transfer.parquet", TransferRow)
     failed = {(row.model, row.benchmark) for row in rows if "a shape is wrong" in (row.error or "")}
     assert failed == {("shades", "colours"), ("shades", "shades")}
     assert {(row.model, row.benchmark) for row in rows if row.accuracy is not None} >= {

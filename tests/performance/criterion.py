@@ -63,7 +63,7 @@ def measure(
     (ratio,) = config.pruning.ratios
     dense = steps.prepare_dense(run, config, prompts)
     pruned = steps.prune_to(run, config, dense, ratio)
-    lesson = steps.Lesson(prompts, steps.teacher_outputs(run, config, dense.checkpoint, prompts))
+    lesson = steps.prepare_lesson(run, config, dense.checkpoint, prompts)
     row = {} if trimmed else measure_divergence(run, config, dense.checkpoint, pruned, slices)
     figure = "byte_perplexity" if trimmed else "perplexity"
     perplexity = steps.measure_perplexity(run, config, name, pruned, steps.text_of(config, dense.checkpoint))

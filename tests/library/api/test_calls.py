@@ -54,6 +54,9 @@ def test_pruned_tuned_compared_saved_and_exported(
     assert "held-out" in tuned.verdict
     table = tl.compare(model, small, tuned, benchmark=rows, settings=SETTINGS)
     assert table["parameters"].tolist() == [44_320, small.parameters, small.parameters]
+    cut = f"dense, {100 * RATIO:g} % removed"
+    assert table["model"].tolist() == ["dense", cut, f"{cut}, tuned"]
+    assert repr(tuned) == f"{cut}, tuned: {small.parameters:,} parameters"
     assert table["difference"][0] == 0
     assert (table["low"] <= table["difference"]).all()
     assert table["examples"].nunique() == 1

@@ -155,11 +155,14 @@ def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: P
     assert (status, out) == (0, f"dense: {dense:,} parameters\n")
     command("score", "dense", "-b", "colours", "--config", config, "--out", "before", "--set", "scoring.limit=6")
     status, out, _ = command("compare", "before", "scores")
-    found = json.loads(out)
-    assert (status, found["benchmark"], found["examples"], found["metric"]) == (0, "colours", 6, metrics["metric"])
-    assert found["other"] == metrics[metrics["metric"]]
-    assert found["low"] <= found["difference"] == found["other"] - found["one"] <= found["high"]
-    assert 0 < found["p"] <= 1
+    one, other = json.loads(out)
+    assert (status, one["model"], other["model"], other["examples"]) == (0, "before", "scores", 6)
+    metric = metrics["metric"]
+    assert other[metric] == metrics[metric]
+    assert one["difference"] == 0
+    assert other["low"] <= other["difference"] == other[metric] - one[metric] <= other["high"]
+    status, _, error = command("compare", "scores", "scores")
+    assert (status, "error: folders: got scores; allowed: two or more, each once" in error) == (2, True)
 
     rows = ["question,a,b,answer", *(f"{i}: the sky is,blue,red,{'ab'[i % 2]}" for i in range(150))]
     (tmp_path / "rows.csv").write_text("\n".join(rows))

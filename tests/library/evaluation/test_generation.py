@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import CPU, load_and_render, plain_loglikelihood, write_jsonl
+from helpers import CPU, load_and_render, write_jsonl
 from tailored_llama.config import BenchmarkConfig, Work, validate_config
 from tailored_llama.data import (
     BenchmarkSource,
@@ -25,12 +24,10 @@ from tailored_llama.data import (
 )
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import ScoreSettings, read_score, recovery_rows, recovery_tables, score_benchmark
+from tailored_llama.evaluation import ScoreSettings, score_benchmark
 from tailored_llama.evaluation.generation import Until, exact_match, f1, generate, normalise, written_floor
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, read_answers
 from tailored_llama.models import load_model, load_tokenizer
-from tailored_llama.reports.parts import number
-from tailored_llama.reports.text import answer_notes
 from tailored_llama.store import read_table
 
 CONTEXTS = ["The sky is", "x", "Question: what is it that a very long question asks?\nAnswer:", "Two words"]
@@ -168,25 +165,6 @@ def test_the_stage_writes_answers_and_metrics(tiny: Path, folder: Callable[[str]
     assert (result["metric"], result["examples"], result["floor"]) == ("f1", 4, 0.25)
     assert result["f1"] == pytest.approx(read_answers(out, "f1").values.mean())
     assert {"exact_match", "exact_match_stderr", "f1_stderr"} <= result.keys()
-
-    model, tokenizer = load_model(tiny), load_tokenizer(tiny)
-    likely = [
-        plain_loglikelihood(model, tokenizer, c, " " + row["accepted"][0])
-        for c, row in zip(contexts, rows, strict=True)
-    ]
-    assert [row["loglikelihood"] for row in rows] == pytest.approx(likely, rel=1e-4)
-    tokens = [len(tokenizer.encode(" " + row["accepted"][0])) for row in rows]
-    assert [row["tokens"] for row in rows] == tokens
-    assert result["answer_perplexity"] == pytest.approx(math.exp(-sum(likely) / sum(tokens)), rel=1e-4)
-
-    scores = {model: {"ages": read_score(out)} for model in ("dense", "pruned")} | {
-        "tailored": {"ages": read_score([out, out])}
-    }
-    report = recovery_tables(recovery_rows(scores, 0.2), [])
-    said = number(result["answer_perplexity"], 1)
-    assert answer_notes(report) == [
-        f"Perplexity of ages's accepted answers, ratio 0.2: dense {said}, pruned {said}, tailored {said}."
-    ]
 
 
 @pytest.mark.parametrize(

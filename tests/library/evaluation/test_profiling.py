@@ -1,11 +1,10 @@
-"""Profiling: counts against a hand count and torch's own, the decode loop against generate, rows, table, messages."""
+"""Profiling: the decode loop against generate, rows, table, messages."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -18,35 +17,19 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import prune, remove_blocks, save_tiny_llama
+from helpers import prune
 from tailored_llama.cli import main
-from tailored_llama.config import PruningConfig, Work, validate_config
+from tailored_llama.config import ProfileConfig, PruningConfig, Work, validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import ProfileRow, ProfileSettings, profile_checkpoint, profiling, read_profile
-from tailored_llama.evaluation.costs import Costs, Load, count_costs
 from tailored_llama.evaluation.profiling import decode
 from tailored_llama.models import load_model, read_config, read_structure
 from tailored_llama.pruning import build_graph, read_groups
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.reports import profile_table
 
-LOAD = Load(prompt_tokens=5, new_tokens=3)
-MODELS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "untied": {"tie_word_embeddings": False},
-    "biases": {"attention_bias": True, "mlp_bias": True},
-    "sliding window": {"architecture": "mistral", "sliding_window": 4},
-    "sliding in later layers": {
-        "architecture": "qwen2",
-        "use_sliding_window": True,
-        "sliding_window": 4,
-        "max_window_layers": 2,
-    },
-    "fused": {"architecture": "phi3", "pad_token_id": 0, "sliding_window": None},
-    "local and global layers": {"architecture": "gemma3_text", "query_pre_attn_scalar": 8, "sliding_window": 4},
-}
+LOAD = ProfileConfig(prompt_tokens=5, new_tokens=3)
 
 
 def layered(dense: Path, out: Path) -> Path:
@@ -61,11 +44,6 @@ def layered(dense: Path, out: Path) -> Path:
     prune(dense, groups, groups, None, ratio=0.2, pruning=settings, out=out)
     assert read_config(out)["model_type"].startswith("tailored_")
     return out
-
-
-def without_blocks(dense: Path, out: Path) -> Path:
-    """A pruned checkpoint whose first layer has no attention, and whose second has no MLP."""
-    return remove_blocks(dense, out, [(0, "attention"), (1, "mlp")])
 
 
 @pytest.fixture(scope="module")
@@ -94,62 +72,6 @@ def rows(profiled: tuple[Path, str]) -> list[ProfileRow]:
     return read_profile(profiled[0])
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_counts_by_hand(tmp_path: Path, tied: bool) -> None:
-    dense = save_tiny_llama(tmp_path / "dense", tie_word_embeddings=tied)
-    # a layer: q and o 32 × 32 each, k and v 32 × 16 each, three MLP matrices of 32 × 24; two norms of 32
-    layer, head = 2 * 1024 + 2 * 512 + 3 * 768, 260 * 32
-    total = 4 * (layer + 64) + 32 + head * (1 if tied else 2)
-    found = count_costs(dense, LOAD)
-    assert layer == 5376
-    assert found == Costs(
-        parameters=total,
-        computed_parameters=4 * 5376 + 4 * 64 + 32 + 8320,
-        weight_bytes=(dense / "model.safetensors").stat().st_size,
-        linear_flops=2 * (4 * 5376 + 8320),
-        attention_flops=4 * (2 * 2 * 4 * 8 * 7),  # the last token sees 5 + 3 − 1
-        prompt_flops=2 * (5 * 4 * 5376 + 8320) + 4 * (2 * 2 * 4 * 8 * (1 + 2 + 3 + 4 + 5)),
-    )
-
-
-def test_a_block_that_is_gone_costs_nothing(tiny: Path, tmp_path: Path) -> None:
-    dense, found = count_costs(tiny, LOAD), count_costs(without_blocks(tiny, tmp_path / "pruned"), LOAD)
-    assert dense.linear_flops - found.linear_flops == 2 * (2 * 1024 + 2 * 512 + 3 * 768)  # one attention and one MLP
-    assert found.attention_flops == 3 / 4 * dense.attention_flops
-
-
-def test_counts_of_layers_of_different_widths(pruned: Path) -> None:
-    structure, found = read_structure(pruned), count_costs(pruned, LOAD)
-    assert len(set(structure.layers)) > 1
-    matrices = sum(32 * 8 * (2 * one.heads + 2 * one.kv_heads) + 3 * 32 * one.channels for one in structure.layers)
-    heads = sum(one.heads for one in structure.layers)
-    assert found.parameters == found.computed_parameters == structure.parameters
-    assert found.parameters == matrices + 4 * 64 + 32 + 8320
-    assert found.linear_flops == 2 * (matrices + 8320)
-    assert found.attention_flops == 4 * heads * 8 * 7
-    assert found.prompt_flops == 2 * (5 * matrices + 8320) + 4 * heads * 8 * 15
-
-
-@pytest.mark.parametrize("prune_it", [None, layered, without_blocks], ids=["dense", "layered", "without blocks"])
-@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
-def test_torch_counts_the_same_for_a_decoded_token(
-    tmp_path: Path, changes: dict[str, Any], prune_it: Callable[[Path, Path], Path] | None
-) -> None:
-    folder = save_tiny_llama(tmp_path / "dense", **changes)
-    if prune_it:
-        folder = prune_it(folder, tmp_path / "pruned")
-    model = load_model(folder)
-    model.set_attn_implementation("eager")  # plain products, which the counter knows
-    with torch.inference_mode():
-        cached = model(torch.arange(6)[None], use_cache=True).past_key_values
-        with FlopCounterMode(display=False) as counter:
-            model(torch.tensor([[6]]), past_key_values=cached, use_cache=True)
-    counts = counter.get_flop_counts()
-    rotary = sum(sum(ops.values()) for name, ops in counts.items() if name.endswith("rotary_emb"))
-    found = count_costs(folder, LOAD)
-    assert found.linear_flops + found.attention_flops == counter.get_total_flops() - rotary
-
-
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_loop_writes_what_generate_writes(tiny: Path, pruned: Path, batch: int) -> None:
     ids = torch.randint(0, 256, (batch, 9), generator=torch.Generator().manual_seed(batch))
@@ -172,7 +94,7 @@ def test_a_row_for_each_checkpoint_and_batch(rows: list[ProfileRow], tiny: Path,
         ("against", str(tiny), 1),
         ("against", str(tiny), 2),
     ]
-    one, other = count_costs(pruned, LOAD), count_costs(tiny, LOAD)
+    one, other = read_structure(pruned), read_structure(tiny)
     for row in rows:
         assert (row.prompt_tokens, row.new_tokens, row.repeats, row.device, row.dtype) == (5, 3, 5, "cpu", "float32")
         assert row.parameters == (one if row.role == "checkpoint" else other).parameters
@@ -180,25 +102,24 @@ def test_a_row_for_each_checkpoint_and_batch(rows: list[ProfileRow], tiny: Path,
         assert row.decode_tokens_per_second > 0
         assert row.peak_memory_bytes >= row.base_memory_bytes > 0
         if row.role == "checkpoint":
-            assert row.expected_prefill == other.prompt_flops / one.prompt_flops > 1
-            assert row.expected_parameters == other.computed_parameters / one.computed_parameters > 1
-            expected = (other.linear_flops + other.attention_flops) / (one.linear_flops + one.attention_flops)
-            assert row.expected_decode == expected > 1
             for phase in ("prefill", "decode"):
                 low, middle, high = (getattr(row, f"{phase}_speedup{end}") for end in ("_low", "", "_high"))
                 assert 0 < low <= middle <= high
         else:
-            assert row.decode_speedup is row.expected_prefill is row.expected_parameters is None
+            assert row.prefill_speedup is row.decode_speedup is None
+            assert row.weight_bytes == (tiny / "model.safetensors").stat().st_size
 
 
 def test_the_command_writes_one_table_and_prints_it(profiled: tuple[Path, str], rows: list[ProfileRow]) -> None:
     out, shown = profiled
     assert [path.name for path in out.iterdir()] == ["profile.parquet"]
     mine, _, other, _ = rows
-    ratio = other.parameters / mine.parameters
-    assert re.search(rf"parameters +{mine.parameters:,} +{other.parameters:,} +{ratio:.2f} *\n", shown)
-    assert f"{mine.expected_prefill:.2f} / {mine.expected_parameters:.2f}" in shown
-    assert "5 tokens a prompt, 3 new ones; median of 5; cpu, " in shown
+    text = " ".join(shown.split())  # also at the spaces that do not break
+    for row in (mine, other):
+        size = f"{row.parameters:,} parameters, {row.weight_bytes / 1e6:.1f} MB"
+        assert f"{Path(row.checkpoint).name}: {size}" in text
+    assert f"{mine.prefill_speedup:.2f}" in text
+    assert "in float32: 5 tokens a prompt, 3 new ones. Median of 5 passes; × other: the speed ÷ its, the median" in text
 
 
 def printed(rows: list[ProfileRow]) -> str:
@@ -213,16 +134,15 @@ def test_the_table_fits_a_terminal(rows: list[ProfileRow]) -> None:
     for phase in ("prefill", "decode"):
         large |= {f"{phase}_speedup": 1.5, f"{phase}_speedup_low": 1.25, f"{phase}_speedup_high": 11.75}
     shown = printed([replace(row, checkpoint=f"checkpoints/{row.role}", **large) for row in rows])
-    assert len(re.findall(r"parameters +70,553,706,496 +70,553,706,496 +1\.00", shown)) == 1
-    assert shown.count("1.50 (1.25–11.75)") == 4
+    assert shown.count("70,553,706,496 parameters") == 2
+    assert shown.count("1.25–11.75") == 8
     assert "…" not in shown
 
 
 def test_one_checkpoint_alone_has_no_ratios(rows: list[ProfileRow]) -> None:
     shown = printed([replace(row, role="checkpoint") for row in rows if row.role == "against"])
-    assert re.search(rf"parameters +{rows[-1].parameters:,} *\n", shown)
-    assert "batch 1" in shown
-    assert "atio" not in shown
+    assert f"{rows[-1].parameters:,} parameters" in shown
+    assert "the speed ÷ its" not in shown
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tailored_llama.evaluation import Ladder, Measured, Rung, SearchResult, nearest, search, sequence
+from tailored_llama.evaluation import Ladder, Measured, Rung, nearest, search, sequence
 from tailored_llama.evaluation.ladders import AT_ONCE, MOST_TESTS, next_positions, smooth, smooth_all
 
 Losses = Sequence[Sequence[float]]
@@ -29,7 +29,7 @@ class Ruler:
         return [rung for call in self.calls for rung in call]
 
 
-def run(costs: Losses, losses: Losses, margin: float) -> tuple[SearchResult, Ruler]:
+def run(costs: Losses, losses: Losses, margin: float) -> tuple[dict[Rung, Measured], Ruler]:
     ladders = [Ladder(tuple(own)) for number, own in enumerate(costs)]
     ruler = Ruler(ladders, losses)
     return search(ladders, ruler, margin), ruler
@@ -49,7 +49,7 @@ def test_without_noise_it_finds_the_last_rung_of_a_ladder_within_the_margin(seed
     rungs = int(generator.integers(1, 31))
     losses = np.sort(generator.uniform(-0.02, 0.15, rungs)).tolist()
     found, ruler = run([np.linspace(100, 10, rungs).tolist()], [losses], 0.03)
-    passing = [rung.position for rung in found.measured if found.smoothed[rung] <= 0.03]
+    passing = [rung.position for rung, one in found.items() if one.smoothed <= 0.03]
     assert max(passing, default=None) == last_within(losses, 0.03)
     assert len(ruler.rungs) == len(set(ruler.rungs))  # none is measured twice
     assert all(len(call) <= AT_ONCE for call in ruler.calls)
@@ -144,7 +144,7 @@ def test_what_measures_better_in_fewer_bits_is_tested_after_the_same_in_more() -
 
     found = search(ladders, measure, 0.05)
     assert [one.rung.ladder for one in sequence(found, 0.05)] == [0, 2]
-    assert list(found.smoothed.values()) == pytest.approx([0.013, 0.025, 0.025])
+    assert [one.smoothed for one in found.values()] == pytest.approx([0.013, 0.025, 0.025])
 
 
 def test_smoothing_falls_neither_along_a_ladder_nor_towards_fewer_bits() -> None:
@@ -187,11 +187,11 @@ def test_the_sequence_goes_from_the_safest_to_the_smallest(seed: int) -> None:
     losses = [(np.linspace(0, 0.06, 12) + generator.normal(0, 0.015, 12)).tolist() for _ in range(ladders)]
     found, _ = run(costs, losses, 0.03)
     tests = sequence(found, 0.03)
-    passing = [one for one in found.measured.values() if found.smoothed[one.rung] <= 0.03]
+    passing = [one for one in found.values() if one.smoothed <= 0.03]
     assert bool(tests) == bool(passing)
     assert len(tests) <= MOST_TESTS
     if passing:
-        front = {one.rung for one in passing if not any(_beats(found, other, one) for other in passing)}
+        front = {one.rung for one in passing if not any(_beats(other, one) for other in passing)}
         assert all(np.diff([one.cost for one in tests]) < 0)
         assert tests[-1].cost == min(one.cost for one in passing)
         if tests[0].rung not in front:  # a whole model, before a pruned one that measured no worse
@@ -199,14 +199,14 @@ def test_the_sequence_goes_from_the_safest_to_the_smallest(seed: int) -> None:
             tests, whole = tests[1:], 1
         else:
             whole = 0
-        smoothed = [found.smoothed[one.rung] for one in tests]
+        smoothed = [one.smoothed for one in tests]
         assert all(np.diff(smoothed) > 0)
         assert {one.rung for one in tests} <= front
         assert len(tests) == min(MOST_TESTS - whole, len(front))
-        assert whole or smoothed[0] == min(found.smoothed[one.rung] for one in passing)
+        assert whole or smoothed[0] == min(one.smoothed for one in passing)
 
 
-def _beats(found: SearchResult, one: Measured, other: Measured) -> bool:
+def _beats(one: Measured, other: Measured) -> bool:
     """Whether it is smaller and loses no more, or loses less and is no larger."""
-    ours, theirs = (one.cost, found.smoothed[one.rung]), (other.cost, found.smoothed[other.rung])
+    ours, theirs = (one.cost, one.smoothed), (other.cost, other.smoothed)
     return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1] + 1e-9

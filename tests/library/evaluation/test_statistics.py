@@ -12,7 +12,6 @@ from tailored_llama.evaluation.statistics import (
     check_same_examples,
     detectable_difference,
     interval,
-    mcnemar,
     paired_draws,
     ratios,
 )
@@ -60,17 +59,6 @@ def test_draws_of_values_between_0_and_1() -> None:
     assert drawn_one.mean() == pytest.approx(0.4375, abs=1e-3)
     assert drawn_other.mean() == pytest.approx(0.5, abs=1e-3)
     assert np.var(drawn_one - drawn_other) == pytest.approx(np.var(one.values - other.values) / 100, rel=0.02)
-
-
-def test_mcnemar_counts_the_examples_that_just_one_model_gets_right() -> None:
-    # 8 of one only, 1 of the other only: 2 × (1 + 9) / 2⁹; the 91 on which they agree say nothing.
-    one = answers([1] * 8 + [0] * 1 + [1] * 50 + [0] * 41)
-    other = answers([0] * 8 + [1] * 1 + [1] * 50 + [0] * 41)
-    assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(20 / 512)
-    assert mcnemar(one, one) == 1
-    assert mcnemar(answers([1, 0]), answers([0, 1])) == 1
-    with pytest.raises(ValueError, match="got values between 0 and 1"):
-        mcnemar(answers([0.5]), answers([1.0]))
 
 
 def test_the_same_answers_recover_everything_exactly() -> None:

@@ -14,11 +14,11 @@ from rich.console import Console
 from helpers import save_tiny_llama
 from tailored_llama.config import SweepConfig, dense_runs, load_config, sweep_cells, tuned_dense_cells
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import MeasuredModel, SweepBenchmarkRow, SweepRow, read_sweep
+from tailored_llama.evaluation import MeasuredModel, RecoveryRow, SweepRow, read_sweep
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, metrics
 from tailored_llama.evaluation.sweep import measure
 from tailored_llama.models import read_structure
-from tailored_llama.reports import sweep_table
+from tailored_llama.reports import stored_table
 from tailored_llama.reports.sweep import write_sweep
 from tailored_llama.store import read_rows, write_table
 
@@ -235,19 +235,19 @@ ROWS = (
 )
 
 
-def on_piqa(row: SweepRow) -> list[SweepBenchmarkRow]:
+def on_piqa(row: SweepRow) -> list[RecoveryRow]:
     """A scored row's only benchmark."""
     if row.accuracy is None:
         return []
-    figures = (200, 0.5, row.accuracy, row.accuracy_stderr or 0.0, row.recovery, row.recovery_low, row.recovery_high)
-    return [SweepBenchmarkRow(row.label, row.ratio, "piqa", "acc_norm", *figures, True)]
+    figures = {name: getattr(row, name) for name in ("accuracy", "recovery", "recovery_low", "recovery_high")}
+    return [RecoveryRow(row.ratio, row.label, "piqa", "acc_norm", 200, 0.5, stderr=row.accuracy_stderr, **figures)]
 
 
 def written(config: SweepConfig, out: Path, *rows: SweepRow) -> str:
     out.mkdir()
     write_sweep(config, [(row, on_piqa(row)) for row in rows], out=out)
     assert read_sweep(out) == list(rows)
-    found = read_rows(out / "benchmarks.parquet", SweepBenchmarkRow)
+    found = read_rows(out / "benchmarks.parquet", RecoveryRow)
     assert found == [one for row in rows for one in on_piqa(row)]
     return (out / "sweep.html").read_text()
 
@@ -365,7 +365,7 @@ def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> No
     dense = made(tmp_path, "dense", 20.0, [1] * 6 + [0] * 2)
     row, (piqa,) = measure(SweepRow("norm", 0.2), both, [dense, dense])
     assert (piqa.benchmark, piqa.accuracy, piqa.recovery) == ("piqa", row.accuracy, row.recovery)
-    assert (piqa.metric, piqa.floor, piqa.dense_above_floor) == ("acc", 0.25, True)
+    assert (piqa.model, piqa.metric, piqa.floor) == ("flap", "acc", 0.25)
     assert (row.seeds, row.perplexity, row.perplexity_least, row.perplexity_most) == (2, 50.0, 40.0, 60.0)
     assert (row.removed, row.removed_of_body, row.times_dense, row.accuracy) == (0.0, 0.0, 2.5, 0.5)
     smaller = save_tiny_llama(tmp_path / "smaller", num_hidden_layers=2)
@@ -384,7 +384,7 @@ def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> No
 
 def test_the_console_table(config: SweepConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(config, tmp_path / "out", *ROWS)
-    Console(width=100).print(sweep_table(tmp_path / "out"))
+    Console(width=100).print(stored_table(tmp_path / "out"))
     lines: list[Any] = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["norm", "20.0", "/", "25.0", "%", "50.00", "2.50", "0.400±.010"] in lines
     assert any(line[:1] == ["<b>random</b>"] and "failed:" in line for line in lines)

@@ -13,18 +13,10 @@ from rich.console import Console
 from helpers import hits, scored
 from tailored_llama.config import DENSE, UNTUNED_MODEL, RunConfig, TransferConfig, validate_as, validate_config
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import (
-    DIFFERENCE,
-    MEAN,
-    OTHERS,
-    OWN,
-    TransferRow,
-    TransferScore,
-    read_transfer,
-    transfer_rows,
-)
-from tailored_llama.reports import transfer_table
+from tailored_llama.evaluation import DIFFERENCE, MEAN, OTHERS, OWN, TransferRow, TransferScore, transfer_rows
+from tailored_llama.reports import stored_table
 from tailored_llama.reports.transfer import failures, findings, write_transfer
+from tailored_llama.store import read_rows
 
 NAMES = ("arc_easy", "boolq", "piqa")
 RIGHT = {  # of 100 examples, by model: what is right on NAMES
@@ -145,7 +137,7 @@ def test_the_page_and_the_tables(config: RunConfig, tmp_path: Path, capsys: pyte
     made, out = cells(tmp_path, piqa="<b>CUDA</b> out of memory"), tmp_path / "out"
     out.mkdir()
     write_transfer(config, made, out=out)
-    assert read_transfer(out) == transfer_rows(made, config.seed)
+    assert read_rows(out / "transfer.parquet", TransferRow) == transfer_rows(made, config.seed)
     page = (out / "transfer.html").read_text()
     assert page.count("<svg") == 1
     assert "<script" not in page
@@ -162,7 +154,7 @@ def test_the_page_and_the_tables(config: RunConfig, tmp_path: Path, capsys: pyte
     assert "<b>" not in markdown
     assert "| arc_easy | 0.600 +20.0* (± 0.049; 12.0 to 28.0) | (0.550) +0.0 (± 0.050; 0.0 to 0.0) |" in markdown
 
-    Console(width=80).print(transfer_table(out))
+    Console(width=80).print(stored_table(out))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["dense", ".500", "(.600)", ".650"] in lines
     assert ["easy", "+20.0*", "+0.0", "−2.0", "−1.0"] in lines

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -20,7 +21,7 @@ from tailored_llama.config import PruningConfig, Work
 from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, shared_header
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model, load_tokenizer, read_config, read_structure
-from tailored_llama.pruning import build_graph, read_groups, read_plan
+from tailored_llama.pruning import build_graph, read_groups
 from tailored_llama.pruning.groups import read_slices, trace
 from tailored_llama.pruning.importance import write_importance
 
@@ -116,7 +117,7 @@ def test_removing_equals_zeroing_and_the_rest_is_a_model(
 ) -> None:
     dense, folder = prepare(tmp_path, architecture, changes)
     out = pruned(tmp_path, dense, folder, pruning)
-    kept = np.array(read_plan(out)["kept"].to_pylist())
+    kept = np.array(pd.read_parquet(out / "plan.parquet")["kept"])
     masked = load_model(dense)
     parameters = dict(masked.named_parameters())
     shapes = {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}

@@ -21,11 +21,10 @@ from helpers import add_merge, as_toml, save_tiny_llama, write_jsonl
 from llama_cpp import llama_cpp
 from tailored_llama import serving
 from tailored_llama.config import validate_config
-from tailored_llama.evaluation import BitsRow, read_recovery
+from tailored_llama.evaluation import read_recovery
 from tailored_llama.models import load_model, load_tokenizer, read_config, read_structure
 from tailored_llama.reports.parts import percent, span
 from tailored_llama.reports.text import plus_minus
-from tailored_llama.store import read_rows
 
 ALONE = """
 import json, sys
@@ -125,7 +124,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
         f"| no skill at all (floor) | | {row.floor:.3f} |",
         "Licence of the base: llama3.2",
         "importance taylor_gate, shape " + shape,
-        "4 sequences of 16 tokens of `text.txt`",
+        'source = "text.txt"',
         "`train.jsonl` to tune on, `evaluation.jsonl` to score",
         "8 examples drawn by seed 0, and 4 more held out",
         "```text\n{question}\n```",
@@ -270,7 +269,8 @@ def test_what_healing_and_a_mixture_made_is_in_the_model_and_on_its_card(exporti
         load_model(target)(ids).logits, load_model(healed, adapter)(ids).logits, rtol=0, atol=1e-4
     )
     text = (target / "README.md").read_text()
-    assert "Healing: LoRA on 8 sequences of 16 tokens of `prompts`, towards" in text
+    assert "After healing on 128 tokens and tuning" in text
+    assert 'source = "prompts"' in text[text.index("[healing]") :]
     assert "drawn by seed 0 from colours, and 4 more" in text
     assert "prompt template `generic` (scored with `harness`); with the base's own predictions as a second" in text
     assert "{question}\n\n### Response:\n```" in text  # the form it was tuned on
@@ -305,13 +305,15 @@ def test_a_gguf_file_is_exported_beside_the_checkpoint(exporting: dict[str, Any]
     assert (models / "colours-0.2-q8_0-gguf" / "colours-0.2-q8_0.gguf").is_file()
 
     report = Path(output.split("report: ")[-1].splitlines()[0]).parent
-    rows = {(row.model, row.type): row for row in read_rows(report / "bits.parquet", BitsRow)}
-    assert rows.keys() == {(model, kind) for model in ("dense", "tailored") for kind in ("bfloat16", "f32", "q8_0")}
-    assert rows["tailored", "f32"].bytes == pytest.approx(file.stat().st_size, abs=500)  # its metadata has more
-    assert rows["tailored", "f32"].bytes < rows["dense", "f32"].bytes
+    rows = {row.model: row for row in read_recovery(report)[0]}
+    files = {f"{model} {kind}" for model in ("dense", "tailored") for kind in ("f32", "q8_0")}
+    assert rows.keys() == {"dense", "pruned", "tailored", *files}
+    small, large = rows["tailored f32"].bytes, rows["dense f32"].bytes
+    assert small == pytest.approx(file.stat().st_size, abs=500)  # its metadata has more
+    assert small < (large or 0)
     for model in ("dense", "tailored"):
-        assert rows[model, "f32"].accuracy == rows[model, "bfloat16"].accuracy
-    assert "<h2>Fewer bits</h2>" in (report / "report.html").read_text()
+        assert rows[f"{model} f32"].accuracy == rows[model].accuracy
+    assert "tailored q8_0" in (report / "report.html").read_text()
 
 
 def test_a_type_that_cannot_be_scored_does_not_cost_the_report(
@@ -322,7 +324,8 @@ def test_a_type_that_cannot_be_scored_does_not_cost_the_report(
     error = OSError(errno.EINVAL, "no room for the file")
     fail(monkeypatch, (serving, "score_quantised"), error, lambda call: call["settings"].type == "q8_0")
     report = compose("tailor", validate_config(exporting))
-    assert {row.type for row in read_rows(report / "bits.parquet", BitsRow)} == {"bfloat16", "f32"}
+    files = {row.model for row in read_recovery(report)[0]} - {"dense", "pruned", "tailored"}
+    assert files == {"dense f32", "tailored f32"}
     assert len(list(Path(exporting["store"]["export"]).glob("*-gguf"))) == 2
 
 

@@ -11,7 +11,8 @@ from compositions import built, compose, folders, kinds, run_command
 from helpers import as_toml
 from tailored_llama.config import PromptStudyConfig
 from tailored_llama.data import read_prompts
-from tailored_llama.evaluation import read_study
+from tailored_llama.evaluation import Difference, TemplateRow
+from tailored_llama.store import read_rows
 
 
 def test_the_choice_is_the_slice_s_and_a_changed_wording_is_scored_alone(
@@ -21,7 +22,9 @@ def test_the_choice_is_the_slice_s_and_a_changed_wording_is_scored_alone(
     mine.write_text('name = "mine"\nsource = "me"\n[own]\nlayout = "Hm. {context}"\n')
     study = {"templates": ["task", "lettered", str(mine)], "examples": 12, "pruned": True}
     config = PromptStudyConfig.model_validate(own_run | study)
-    rows, differences = read_study(compose("prompts", config))
+    report = compose("prompts", config)
+    rows = read_rows(report / "study.parquet", TemplateRow)
+    differences = read_rows(report / "differences.parquet", Difference)
     tried = {row.template: row for row in rows if row.split == "selection"}
     assert list(tried) == ["task", "lettered", "mine"]
     best = max(tried.values(), key=lambda row: row.accuracy)

@@ -11,7 +11,8 @@ from compositions import built, compose, compose_incomplete, fail, kinds, run_co
 from helpers import COLOURS, THINGS, as_toml, write_jsonl
 from tailored_llama import evaluation, training
 from tailored_llama.config import GENERIC, UNTUNED_MODEL, RunConfig, validate_config
-from tailored_llama.evaluation import TransferRow, read_transfer
+from tailored_llama.evaluation import TransferRow
+from tailored_llama.store import read_rows
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def two(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 
 def rows_of(config: RunConfig) -> dict[tuple[str, str], TransferRow]:
-    rows = read_transfer(compose("transfer", config))
+    rows = read_rows(compose("transfer", config) / "transfer.parquet", TransferRow)
     return {(row.model, row.benchmark): row for row in rows}
 
 
@@ -58,7 +59,7 @@ def test_what_fails_is_in_the_table_and_alone_is_computed_again(
         )
         report, failed = compose_incomplete("transfer", config)
     assert str(failed["generic on spoken"]) == "no luck"
-    rows = {(row.model, row.benchmark): row for row in read_transfer(report)}
+    rows = {(row.model, row.benchmark): row for row in read_rows(report / "transfer.parquet", TransferRow)}
     assert {place: row.error for place, row in rows.items() if row.error} == {
         (GENERIC, "spoken"): "no luck",
         ("colours", "spoken"): "no luck",

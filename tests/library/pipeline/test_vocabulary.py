@@ -12,7 +12,7 @@ import pytest
 from compositions import built, compose, folders
 from helpers import save_worded_llama, words
 from tailored_llama.config import SweepConfig, validate_as, validate_config
-from tailored_llama.evaluation import read_metrics, read_pieces, read_recovery, read_sweep
+from tailored_llama.evaluation import read_metrics, read_recovery, read_sweep
 from tailored_llama.models import read_id_table
 
 
@@ -53,16 +53,16 @@ def test_a_run_that_removes_tokens(trimmed_run: dict[str, Any], tmp_path: Path) 
     assert "only perplexity a byte may be compared" in page
     bytes_read = {read_metrics(folder)["bytes"] for folder in folders(root, "perplexity")}
     assert len(bytes_read) == 1  # of one text, though the vocabularies differ
-    (pieces,) = folders(root, "pieces")
-    rows = {row.text: row for row in read_pieces(pieces)}
-    assert rows["colours"].tokens >= rows["colours"].dense_tokens
-    assert 0 < rows["colours"].whole <= 1
+    assert dense.whole is None
+    assert pruned.whole
+    assert 0 < pruned.whole < 1
+    assert f"{100 * pruned.whole:.2f}\N{NO-BREAK SPACE}% whole" in (report / "report.html").read_text()
     finished = tmp_path / "finished" / "colours-0.35"
     assert read_id_table(finished)
     card = (finished / "README.md").read_text()
     assert "Of 704 tokens, 448 are left" in card
     assert "of the body without embeddings" in " ".join(card.split())
-    assert "stay whole: colours 100.0" in card
+    assert f"{100 * pruned.whole:.1f}\N{NO-BREAK SPACE}% stay whole" in card
     assert re.search(r"It hardly writes words whose tokens left. The one that was met most often is “\w+”, which", card)
     assert str(tmp_path) not in card
 

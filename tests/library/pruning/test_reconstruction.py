@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,7 +15,7 @@ from helpers import prune, save_tiny_llama
 from tailored_llama.config import PruningConfig, ReconstructionConfig, Work
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.models import load_model, read_structure
-from tailored_llama.pruning import build_graph, read_groups, read_plan
+from tailored_llama.pruning import build_graph, read_groups
 from tailored_llama.pruning.groups import read_slices, staying
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.layerwise import Text
@@ -59,7 +60,7 @@ def pruned(tmp_path: Path, dense: Path, groups: Path, text: Path, method: Any, r
 
 def kept_channels(out: Path) -> torch.Tensor:
     """Which MLP channels layer 1 keeps, bool [channels]."""
-    plan = read_plan(out).to_pandas()
+    plan = pd.read_parquet(out / "plan.parquet")
     return torch.tensor(plan[(plan.layer == 1) & (plan.kind == "mlp")].kept.to_numpy())
 
 

@@ -13,16 +13,9 @@ from rich.console import Console
 from helpers import hits, scored
 from tailored_llama.config import RunConfig, validate_config
 from tailored_llama.evaluation import RecoveryRow
-from tailored_llama.reports import ModelResults, ReportInputs, RunResults, recovery_table, write_report
-from tailored_llama.reports.diagnosis import (
-    Diagnosis,
-    diagnosis_lines,
-    no_gain,
-    read_diagnoses,
-    too_much_removed,
-    unstable,
-)
-from tailored_llama.store import write_table
+from tailored_llama.reports import ModelResults, ReportInputs, RunResults, stored_table, write_report
+from tailored_llama.reports.diagnosis import Diagnosis, diagnosis_lines, no_gain, too_much_removed, unstable
+from tailored_llama.store import read_rows, write_table
 from tailored_llama.training import LOG_SCHEMA, Comparison
 from tailored_llama.training.records import Outcome, write_comparison
 
@@ -169,9 +162,9 @@ def test_every_surface_tells_all_three_with_their_evidence_and_levers(failed: Re
     out = tmp_path / "out"
     out.mkdir()
     write_report(failed, out=out)
-    assert [one.benchmark for one in read_diagnoses(out)] == ["own"] * 3
+    assert [one.benchmark for one in read_rows(out / "diagnoses.parquet", Diagnosis)] == ["own"] * 3
     console = Console(width=80, record=True)
-    console.print(recovery_table(out))
+    console.print(stored_table(out))
     page = (out / "report.html").read_text()
     for text in (console.export_text(), page, (out / "report.md").read_text()):
         for said in SAID:
@@ -186,7 +179,7 @@ def test_a_run_without_failures_has_no_such_section(failed: ReportInputs, tmp_pa
     out = tmp_path / "out"
     out.mkdir()
     write_report(dataclasses.replace(failed, runs=(good,)), out=out)
-    assert read_diagnoses(out) == []
+    assert read_rows(out / "diagnoses.parquet", Diagnosis) == []
     for page in ("report.html", "report.md"):
         assert "went wrong" not in (out / page).read_text()
 

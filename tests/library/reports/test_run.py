@@ -17,7 +17,6 @@ from tailored_llama.config import validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import (
     MEAN,
-    BitsRow,
     ModelRow,
     ProfileRow,
     RecoveryRow,
@@ -26,19 +25,9 @@ from tailored_llama.evaluation import (
     read_recovery,
 )
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA
-from tailored_llama.pruning import IMPORTANCE_SCHEMA
-from tailored_llama.pruning.plan import PLAN_SCHEMA
-from tailored_llama.reports import (
-    Cost,
-    ModelResults,
-    QuantisedScores,
-    ReportInputs,
-    RunResults,
-    recovery_table,
-    write_report,
-)
+from tailored_llama.reports import Cost, ModelResults, ReportInputs, RunResults, stored_table, write_report
 from tailored_llama.reports.inputs import scored_runs
-from tailored_llama.store import read_rows, write_table
+from tailored_llama.store import write_table
 from tailored_llama.store.tables import schema_of
 from tailored_llama.training import LOG_SCHEMA
 
@@ -75,13 +64,8 @@ def row_of(table: RecoveryTable, model: str, benchmark: str) -> RecoveryRow:
 def everything(root: Path) -> ReportInputs:
     """The same with all that is optional, and markup in every place that takes text from outside."""
     base = inputs(root)
-    for name in ("plan", "importance", "log", "prompts"):
+    for name in ("log", "prompts"):
         (root / name).mkdir()
-    layer, kind = [0, 0, 1, 1], ["attention", "mlp", "attention", "mlp"]
-    plan = {"group": range(4), "layer": layer, "kind": kind, "index": [0, 0, 0, 0], "kept": [True, True, True, False]}
-    write_table(root / "plan" / "plan.parquet", plan, PLAN_SCHEMA)
-    importance = {"group": range(4), "layer": layer, "kind": kind, "criterion": ["random"] * 4, "score": [0, 1, 2, 3]}
-    write_table(root / "importance" / "importance.parquet", importance, IMPORTANCE_SCHEMA)
     log = {
         "step": [0, 1],
         "epoch": [0, 1],
@@ -97,8 +81,7 @@ def everything(root: Path) -> ReportInputs:
         config=validate_config({"seed": 7, "scoring": {"limit": 100}, "model": {"source": ATTACK}}),
         model=f"tiny {ATTACK}",
         dense=base.dense,
-        runs=(RunResults(run.ratio, run.pruned, run.tailored, root / "plan", {f"boolq$x$ {ATTACK}": root / "log"}),),
-        importance=root / "importance",
+        runs=(RunResults(run.ratio, run.pruned, run.tailored, None, {f"boolq$x$ {ATTACK}": root / "log"}),),
         prompts={ATTACK: root / "prompts"},
         costs=(Cost("tune", ATTACK, 83.0, 2**30, {"tokens_per_second": 1234.5}), Cost("prune", "", 1.5, 0)),
         libraries={"torch": ATTACK},
@@ -211,8 +194,6 @@ def test_written_answers_are_reported_like_choices(tmp_path: Path) -> None:
             "accepted": [["x", "y"]] * 4,
             "exact_match": [float(v == 1) for v in values],
             "f1": values,
-            "loglikelihood": [-1.0] * 4,
-            "tokens": [1] * 4,
         }
         write_table(folder / "answers.parquet", columns, ANSWERS_SCHEMA)
         found = {"benchmark": "ages", "metric": "f1", "examples": 4, "floor": 0.0}
@@ -224,23 +205,23 @@ def test_written_answers_are_reported_like_choices(tmp_path: Path) -> None:
     assert (row.metric, dense.accuracy, row.accuracy, row.recovery) == ("f1", 0.5, 0.375, 0.75)
     assert row.recovery_low is not None
     assert row.recovery_low < 0.75
-    found = compare_scores(tmp_path / "dense", tmp_path / "tailored")
-    assert (found["difference"], found["p"]) == (-0.125, None)
+    _, other_row = compare_scores({name: tmp_path / name for name in ("dense", "tailored")})
+    assert (other_row["f1"], other_row["difference"]) == (0.375, -0.125)
 
 
 def test_two_scores_compared(tmp_path: Path) -> None:
     one = scored(tmp_path / "a" / "piqa", hits(50), 0.5)
     other = scored(tmp_path / "b" / "piqa", hits(60), 0.5)
-    found = compare_scores(one, other)
-    assert (found["benchmark"], found["metric"], found["examples"]) == ("piqa", "acc_norm", 100)
-    assert (found["one"], found["other"], found["difference"]) == (0.5, 0.6, pytest.approx(0.1))
-    assert 0 < found["low"] < 0.1 < found["high"] < 0.2
-    assert found["p"] == pytest.approx(2 / 2**10)
-    assert compare_scores(one, one)["p"] == 1
+    first, same, better = compare_scores({"one": one, "the same": one, "other": other})
+    assert first == same | {"model": "one"}
+    assert (first["acc_norm"], first["difference"], first["low"], first["high"]) == (0.5, 0, 0, 0)
+    assert (better["model"], better["acc_norm"], better["examples"]) == ("other", 0.6, 100)
+    assert better["difference"] == pytest.approx(0.1)
+    assert 0 < better["low"] < 0.1 < better["high"] < 0.2
     with pytest.raises(InputError, match="scores: piqa against boolq; allowed: one benchmark"):
-        compare_scores(one, scored(tmp_path / "boolq", hits(50), 0.5))
+        compare_scores({"one": one, "other": scored(tmp_path / "boolq", hits(50), 0.5)})
     with pytest.raises(InputError, match=r"scores of piqa: .*; allowed: scores of the same examples"):
-        compare_scores(one, scored(tmp_path / "c" / "piqa", hits(50), 0.5, first=7))
+        compare_scores({"one": one, "other": scored(tmp_path / "c" / "piqa", hits(50), 0.5, first=7)})
 
 
 def test_parquet_has_the_declared_schema_and_reads_back(tmp_path: Path) -> None:
@@ -269,7 +250,7 @@ def test_the_page_says_it_in_words_and_numbers(tmp_path: Path) -> None:
     assert "Dense itself is at the floor on boolq (0.420 against 0.620): its recovery says nothing." in text
     assert "0.400 ± 0.049" in text
     assert "over 1 of 2" in text
-    assert page.count("<svg") == 1  # bars; no plan, importance or losses were given
+    assert page.count("<svg") == 1  # bars; no losses were given
 
 
 def test_nothing_from_outside_is_markup_and_nothing_is_loaded(tmp_path: Path) -> None:
@@ -288,7 +269,7 @@ def test_nothing_from_outside_is_markup_and_nothing_is_loaded(tmp_path: Path) ->
             assert "//" not in (attributes.get(name) or ""), (tag, name)
     assert "@import" not in page
     assert not re.search(r"url\((?!#)", page)
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 2
     used = {a["href"][1:] for tag, a in elements.found if tag == "use" and a.get("href")}
     assert used <= {a["id"] for _, a in elements.found if "id" in a}
 
@@ -297,7 +278,7 @@ def test_the_same_inputs_make_the_same_files(tmp_path: Path) -> None:
     given = everything(tmp_path)
     for name in ("one", "two"):
         written(given, tmp_path / name)
-    pictures = {"accuracy-0.2.png", "importance.png", "losses-0.2.png", "widths-0.2.png"}
+    pictures = {"accuracy-0.2.png", "losses-0.2.png"}
     assert {path.name for path in (tmp_path / "one").glob("*.png")} == pictures
     for file in ("recovery.parquet", "report.html", "report.md", "plots.md", *pictures):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
@@ -322,7 +303,7 @@ def test_markdown_shows_every_picture_and_each_is_small(tmp_path: Path) -> None:
         for page in ("report.md", "plots.md")
         for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", (tmp_path / "out" / page).read_text())
     ]
-    assert shown == ["accuracy-0.2.png", "widths-0.2.png", "importance.png", "losses-0.2.png"]
+    assert shown == ["accuracy-0.2.png", "losses-0.2.png"]
     for name in shown:
         content = (tmp_path / "out" / name).read_bytes()
         assert content.startswith(b"\x89PNG")
@@ -357,12 +338,12 @@ def test_the_speed_at_the_largest_batch_stands_beside_the_accuracy(tmp_path: Pat
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "and its speed ÷ the dense model's is ×1.25 reading and ×1.50 writing" in text.replace("&#39;", "'")
     assert "×1.25 1.20–1.30" in text
-    assert "8 prompts of 1 tokens at a time" in text
+    assert "1 tokens a prompt, 1 new ones" in text
     _, models = read_recovery(tmp_path / "out")
     (pruned,) = [model for model in models if model.model == "pruned" and model.ratio == 0.2]
     assert (pruned.prefill_speedup, pruned.decode_speedup) == (1.25, 1.5)
     table = Console(width=80, record=True)
-    table.print(recovery_table(tmp_path / "out"))
+    table.print(stored_table(tmp_path / "out"))
     assert "its speed ÷ the dense model's is ×1.25 reading and ×1.50 writing" in " ".join(table.export_text().split())
 
 
@@ -376,67 +357,47 @@ def test_a_speed_that_its_own_pairs_contradict_is_no_figure(tmp_path: Path) -> N
     )
     assert "0.54" not in page
     table = Console(width=80, record=True)
-    table.print(recovery_table(tmp_path / "out"))
+    table.print(stored_table(tmp_path / "out"))
     assert "speed ÷ the dense model&#39;s is ×1.25 reading, while no difference was measured for writing." in page
     assert "is ×1.25 reading, while no difference was measured for writing." in " ".join(table.export_text().split())
 
 
-def in_q8_0(root: Path, ratio: float | None, easy: int, boolq: int, size: int) -> tuple[QuantisedScores, ...]:
+def in_q8_0(root: Path, easy: int, boolq: int, size: int) -> dict[str, dict[str, Path]]:
     """Scores with the weights of a file of so many bytes."""
-    scores = []
+    scores = {}
     for name, right, floor, metric in (("arc_easy", easy, 0.25, "acc_norm"), ("boolq", boolq, 0.62, "acc")):
-        folder = scored(root / f"q8_0 {ratio}" / name, hits(right), floor, metric)
+        scores[name] = folder = scored(root / name, hits(right), floor, metric)
         found = json.loads((folder / "metrics.json").read_text()) | {"type": "q8_0", "bytes": size}
         (folder / "metrics.json").write_text(json.dumps(found))
-        scores.append(QuantisedScores(ratio, "q8_0", name, folder))
-    return tuple(scores)
+    return {"q8_0": scores}
 
 
-def test_pruning_stands_beside_quantisation(tmp_path: Path) -> None:
-    quantised = in_q8_0(tmp_path, None, 48, 62, 106_000) + in_q8_0(tmp_path, 0.2, 35, 62, 85_000)
-    page = written(dataclasses.replace(inputs(tmp_path), quantised=quantised), tmp_path / "out")
-    rows = {(row.model, row.type): row for row in read_rows(tmp_path / "out" / "bits.parquet", BitsRow)}
-    whole = {"dense": (None, 200_000, 1.0, 0.46), "tailored": (0.2, 160_000, 0.8, 0.515)}
-    files = {"dense": (None, 106_000, 0.53, 0.55), "tailored": (0.2, 85_000, 0.425, 0.485)}
-    for kind, expected in (("bfloat16", whole), ("q8_0", files)):
-        for model, values in expected.items():
-            row = rows[model, kind]
-            assert (row.ratio, row.bytes, row.of_dense, row.accuracy) == pytest.approx(values), (model, kind)
-    dense, tailored = rows["dense", "q8_0"], rows["tailored", "q8_0"]
-    assert (dense.chance_corrected, tailored.chance_corrected) == (pytest.approx(0.92), pytest.approx(0.4))
-    assert tailored.cc_low is not None
-    assert tailored.cc_high is not None
-    assert tailored.cc_low < 0.4 < tailored.cc_high
+def test_files_of_fewer_bits_stand_beside_the_models(tmp_path: Path) -> None:
+    given, one = inputs(tmp_path), in_q8_0(tmp_path / "dense q8_0", 48, 62, 106_000_000)
+    other = in_q8_0(tmp_path / "tailored q8_0", 35, 62, 85_000_000)
+    run = dataclasses.replace(given.runs[0], quantised=other)
+    whole = dataclasses.replace(given, dense=dataclasses.replace(given.dense, quantised=one), runs=(run,))
+    page = written(whole, tmp_path / "out")
+    table = table_of(whole)
+    dense, tailored = row_of(table, "dense q8_0", MEAN), row_of(table, "tailored q8_0", MEAN)
+    assert (dense.bytes, dense.accuracy, dense.chance_corrected) == (106_000_000, 0.55, pytest.approx(0.92))
+    assert (tailored.bytes, tailored.accuracy, tailored.chance_corrected) == (85_000_000, 0.485, pytest.approx(0.4))
+    assert row_of(table, "tailored", MEAN) == row_of(table_of(given), "tailored", MEAN)
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
-    saved = "ratio 0.2 alone leaves 80 %, q8_0 alone 53 %, and both together 42 %."
-    assert saved in text
-    assert (
-        "The dense model in q8_0 is smaller than the tailored one in bfloat16, and scores 0.550 ± 0.035 against "
-        "0.515 ± 0.035. For size alone, quantise first."
-    ) in text
-    assert "docs/how-to/choose.md" in text
-    assert page.count("<svg") == 2
-    plots = (tmp_path / "out" / "plots.md").read_text()
-    assert saved in plots.replace(NBSP, " ")
-    assert "(bits.png)" in plots
-    assert len((tmp_path / "out" / "bits.png").read_bytes()) < 40_000
-
-    worse = in_q8_0(tmp_path / "worse", None, 20, 40, 106_000) + quantised[2:]
-    page = written(dataclasses.replace(inputs(tmp_path / "again"), quantised=worse), tmp_path / "cautious")
-    assert "bfloat16, but scores 0.300 ± 0.032 against 0.515 ± 0.035." in page
-    assert "quantise first" not in page
+    assert "chance- corrected dense q8_0 tailored q8_0" in text
+    assert "0.350 ± 0.048 70.0 % of dense" in text
+    assert page.count(f"106{NBSP}MB") == 3
+    assert "Its weights are dequantised and scored" in page
+    assert "| 0.350 ± 0.048 (70.0 % of dense; " in (tmp_path / "out" / "report.md").read_text().replace(NBSP, " ")
+    assert "dequantised" not in written(inputs(tmp_path / "none"), tmp_path / "plain")
 
 
-def test_types_that_some_benchmarks_lack_have_no_row(tmp_path: Path) -> None:
-    quantised = in_q8_0(tmp_path, None, 48, 62, 106_000)[:1] + in_q8_0(tmp_path, 0.2, 35, 62, 85_000)
-    page = written(dataclasses.replace(inputs(tmp_path), quantised=quantised), tmp_path / "out")
-    rows = read_rows(tmp_path / "out" / "bits.parquet", BitsRow)
-    assert [(row.model, row.type) for row in rows] == [
-        ("dense", "bfloat16"), ("tailored", "bfloat16"), ("tailored", "q8_0")
-    ]  # fmt: skip
-    assert "alone leaves" not in page
-    assert "Fewer bits" not in written(inputs(tmp_path / "none"), tmp_path / "plain")
-    assert not (tmp_path / "plain" / "bits.parquet").exists()
+def test_types_that_some_benchmarks_lack_have_no_mean(tmp_path: Path) -> None:
+    given, scores = inputs(tmp_path), in_q8_0(tmp_path / "q8_0", 48, 62, 106_000_000)["q8_0"]
+    dense = dataclasses.replace(given.dense, quantised={"q8_0": {"boolq": scores["boolq"]}})
+    table = table_of(dataclasses.replace(given, dense=dense))
+    assert row_of(table, "dense q8_0", "boolq").accuracy == 0.62
+    assert row_of(table, "dense q8_0", MEAN).accuracy is None
 
 
 def test_dense_alone_and_a_ratio_that_nobody_named(tmp_path: Path) -> None:
@@ -495,7 +456,7 @@ def test_console_table_fits_a_terminal(tmp_path: Path) -> None:
         out = tmp_path / f"out-{len(runs)}"
         written(ReportInputs("tiny", given.dense, runs), out)
         console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-        console.print(recovery_table(out))
+        console.print(stored_table(out))
         text = console.export_text().replace(NBSP, " ")
         notes = " ".join(text.split())
         line = next(line for line in text.splitlines() if line.startswith("arc_easy"))

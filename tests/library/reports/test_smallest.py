@@ -17,18 +17,9 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, Candidate, LossTest, RowSet, read_answer
 from tailored_llama.evaluation import noninferiority_test as prove  # pytest would collect it by its own name
 from tailored_llama.evaluation.statistics import Answers
-from tailored_llama.reports import (
-    Cost,
-    LostRow,
-    SmallestInputs,
-    certificate_of,
-    smallest_table,
-    verdict,
-    write_smallest,
-)
+from tailored_llama.reports import Cost, LostRow, SmallestInputs, certificate_of, stored_table, verdict, write_smallest
 from tailored_llama.reports.certificate import certificate_section
-from tailored_llama.reports.smallest import CandidateRow, candidate_rows
-from tailored_llama.store import read_rows
+from tailored_llama.reports.smallest import _candidates
 
 DENSE, QUANTISED, HALF, HALF_SMALL = range(4)
 EVIL = "<script>x</script>"
@@ -110,7 +101,8 @@ def test_the_worst_of_several_benchmarks_decides() -> None:
     answer = found([DENSE, HALF], [both, one], ("csqa", "piqa"))
     assert "loses less than 3 points on each of csqa and piqa, with" in text(answer)
     assert "Measured on piqa: it loses 0.4 points" in text(answer)
-    assert [row.outcome for row in candidate_rows(answer)] == ["the answer", "not tested", "not proven", "not tested"]
+    outcomes = [row.cells[-1].text for row in _candidates(answer).rows]
+    assert outcomes == ["the answer", "not tested", "not proven", "not tested"]
     failed = text(replace(answer, order=[HALF], tests=[one]))
     assert "rows of piqa to prove on, instead of 300" in failed
     assert "csqa" not in failed
@@ -122,7 +114,6 @@ def test_the_page_the_tables_and_the_files(proven: Answer, tmp_path: Path) -> No
     costs = [Cost("prune", "a", 60, 1), Cost("prune", "b", 61, 1), Cost("score", "c", 5, 1)]
     write_smallest(SmallestInputs(config, proven, rows, costs), out=tmp_path)
     assert read_answer(tmp_path) == proven
-    assert read_rows(tmp_path / "candidates.parquet", CandidateRow) == candidate_rows(proven)
     page, markdown = (tmp_path / "smallest.html").read_text(), (tmp_path / "smallest.md").read_text()
     assert "<script" not in page + markdown
     assert "number 2." in page
@@ -133,7 +124,7 @@ def test_the_page_the_tables_and_the_files(proven: Answer, tmp_path: Path) -> No
     assert "](frontier.png)" in markdown
     assert (tmp_path / "frontier.png").is_file()
     console = Console(width=80, record=True)
-    console.print(smallest_table(tmp_path))
+    console.print(stored_table(tmp_path))
     shown = " ".join(console.export_text().replace("\N{NO-BREAK SPACE}", " ").split())
     assert "gemma-3-270m 50 % q4_0 92 MB 2.0 the answer" in shown
     assert "loses less than 3 points on csqa" in shown
