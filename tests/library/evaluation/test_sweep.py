@@ -361,7 +361,7 @@ def test_seeds_are_averaged_example_by_example(tiny: Path, tmp_path: Path) -> No
     dense = made(tmp_path, "dense", 20.0, [1] * 6 + [0] * 2)
     row, (piqa,) = measure(SweepRow("norm", 0.2), both, [dense, dense])
     assert (piqa.benchmark, piqa.accuracy, piqa.recovery) == ("piqa", row.accuracy, row.recovery)
-    assert (piqa.model, piqa.metric, piqa.floor) == ("flap", "acc", 0.25)
+    assert (piqa.model, piqa.metric, piqa.floor) == ("norm", "acc", 0.25)
     assert (row.seeds, row.perplexity, row.perplexity_least, row.perplexity_most) == (2, 50.0, 40.0, 60.0)
     assert (row.removed, row.removed_of_body, row.times_dense, row.accuracy) == (0.0, 0.0, 2.5, 0.5)
     smaller = save_tiny_llama(tmp_path / "smaller", num_hidden_layers=2)
