@@ -68,7 +68,7 @@ def measure(
     row[figure] = read_metrics(run.open(perplexity))[figure]
     answers: dict[str, list[np.ndarray]] = {"untuned": [], "tailored": []}
     for own in config.benchmarks:
-        adapter = steps.tune(run, config, [own.name], ratio, pruned, steps.Lesson(prompts))
+        adapter = steps.tune(run, config, [own.name], ratio, pruned, prompts)
         found = {}
         for model, attached, half in (("untuned", None, 0), ("tailored", adapter, 1)):
             label = f"{name}, {model}"

@@ -30,7 +30,7 @@ def failing_on_dense(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_tuned_dense_model_is_beside_the_others_on_request_and_changes_none_of_them(two: dict[str, Any]) -> None:
-    two["healing"], two["distillation"] = {"tokens": 64}, {"weight": 1.0, "top": 8}
+    two["healing"] = {"tokens": 64}
     config, root = validate_config(two), two["store"]["root"]
     plain = compose("tailor", config)
     before = built(root)
@@ -38,9 +38,7 @@ def test_the_tuned_dense_model_is_beside_the_others_on_request_and_changes_none_
     assert "tuned on the same shots" not in (plain / "report.html").read_text()
 
     report = compose("tailor", validate_config(with_dense(two)))
-    assert (
-        kinds(root, before) == ["adapter"] * 2 + ["report"] + ["scores"] * 2
-    )  # no teacher: dense learns from the shots alone
+    assert kinds(root, before) == ["adapter"] * 2 + ["report"] + ["scores"] * 2
     assert read_recovery(report) == read_recovery(plain)
     rows = {(row.model, row.benchmark): row for row in read_rows(report / "tuned_dense.parquet", RecoveryRow)}
     dense, tailored = (rows[model, "shades"] for model in (TUNED_DENSE, TAILORED))
@@ -82,7 +80,7 @@ def test_a_sweep_has_a_tuned_dense_row_for_each_tuning_over_the_seeds_of_its_cel
     grid = [
         {"tuning.shots": [4, 8], "seed": [0, 1]},
         {"tuning.examples": ["none"], "pruning.criterion": ["random"]},
-        {"tuning.shots": [8], "pruning.criterion": ["flap"], "distillation.weight": [1.0]},
+        {"tuning.shots": [8], "pruning.criterion": ["flap"]},
     ]
     asked = with_dense(own_run) | {"grid": grid, "tailored": True, "axis": "tuning.shots"}
     config = validate_as(SweepConfig, asked)
