@@ -207,7 +207,7 @@ def prune(
 
 
 def tune_settings(tuning: TuningConfig, **changes: Any) -> TuneSettings:
-    """Tuning on one benchmark, `own`, by seed 0 and without a teacher, where the changes do not say otherwise."""
+    """Tuning on one benchmark, `own`, by seed 0, where the changes do not say otherwise."""
     adapter, metrics = narrow(tuning, AdapterConfig), (("own", "acc_norm"),)
     return replace(TuneSettings(adapter, metrics, tuning.shots, tuning.held_out, "none", 0), **changes)
 
@@ -227,7 +227,7 @@ def tune(
     """Tune on one benchmark's prompts as the stage does, by `tune_settings` with the changes."""
     settings = tune_settings(tuning, metrics=(("own", metric),), **changes)
     work = Work(out, execution, progress=progress, resume=resume)
-    return training.tune(checkpoint, {"own": prompts}, {}, None, settings=settings, work=work)
+    return training.tune(checkpoint, {"own": prompts}, settings=settings, work=work)
 
 
 def add_merge(folder: Path) -> Path:

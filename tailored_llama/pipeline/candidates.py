@@ -16,7 +16,6 @@ from tailored_llama.evaluation import Answers, Candidate, CandidateParts, Ladder
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.bases import Base, Model, Step, better_dense, gguf, prepare, read_all, score
 from tailored_llama.pipeline.runner import Artifact, Cancelled, Runner
-from tailored_llama.pipeline.steps import Lesson
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -140,9 +139,8 @@ def _begin_model(state: SearchState, rung: Rung) -> Model:
     if step.tokens:
         config = config.model_copy(update={"pruning": config.pruning.model_copy(update={"vocabulary": step.tokens})})
     pruned = steps.prune_to(run, config, base.dense, step.ratio)
-    healed = steps.heal_if_asked(run, config, base.dense, step.ratio, pruned, base.prompts)
-    teachers = steps.teacher_outputs(run, config, base.dense.checkpoint, base.prompts)
-    adapters = steps.tune_adapters(run, config, step.ratio, healed, Lesson(base.prompts, teachers))
+    healed = steps.heal_if_asked(run, config, base.dense.checkpoint, step.ratio, pruned, base.prompts)
+    adapters = steps.tune_adapters(run, config, step.ratio, healed, base.prompts)
     how = "trimmed" if step.tokens else f"@ {step.ratio:.2f}"
     return Model(f"{config.model.short_name} {how}", healed, next(iter(adapters.values()), None))
 

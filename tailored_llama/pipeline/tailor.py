@@ -22,7 +22,7 @@ from tailored_llama.evaluation import MeasuredModel, ProfileSettings, TailoredRu
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings
 from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude, failures, succeeded
-from tailored_llama.pipeline.steps import Dense, Lesson, Prompts
+from tailored_llama.pipeline.steps import Dense, Prompts
 from tailored_llama.serving import GgufSettings, QuantisedSettings
 from tailored_llama.store import FINISHED, GGUF, ArtifactRef, place
 
@@ -74,9 +74,8 @@ def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompt
     pruned = steps.measure(
         run, config, steps.model_label("pruned", ratio), steps.prune_to(run, config, dense, ratio), prompts, cut_by
     )
-    base = steps.heal_if_asked(run, config, dense, ratio, pruned.checkpoint, prompts)
-    teachers = steps.teacher_outputs(run, config, dense.checkpoint, prompts)
-    adapters = steps.tune_adapters(run, config, ratio, base, Lesson(prompts, teachers))
+    base = steps.heal_if_asked(run, config, dense.checkpoint, ratio, pruned.checkpoint, prompts)
+    adapters = steps.tune_adapters(run, config, ratio, base, prompts)
     timed = _profile(run, config, steps.model_label("pruned", ratio), pruned.checkpoint, dense.checkpoint)
     healed = None
     if config.healing.tokens:

@@ -61,7 +61,6 @@ def configuration(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     """A whole run of a minute or so on SmolLM2-135M; or, with --tiny, of a second or so on the tiny model."""
     run = {
         "pruning": {"ratios": [0.2]},
-        "distillation": {"weight": 0.5},
         "profile": {"batches": []},  # what it measures is the machine's, and never the same twice
         "execution": {"device": "cpu", "keep_state_every": 1},
     }

@@ -131,7 +131,7 @@ def test_curves_are_drawn_over_the_axis_one_for_each_other_setting(tmp_path: Pat
         (
             GRID + '"scoring.limit" = [1]',
             "grid: got 'scoring.limit'; allowed: seed, and the fields of model, calibration, pruning, reconstruction, "
-            "distillation, healing, prompts, tuning",
+            "healing, prompts, tuning",
         ),
     ],
 )
@@ -170,14 +170,13 @@ def test_the_dense_model_is_tuned_as_the_cells_are_and_once_for_each_tuning(tmp_
     grid = (
         '[[grid]]\n"tuning.rank" = [4, 8]\n"pruning.criterion" = ["magnitude_l2", "random"]\nseed = [0, 1]\n'
         '[[grid]]\n"tuning.examples" = ["none"]\nseed = [2]\n'
-        '[[grid]]\n"healing.tokens" = [64]\n"distillation.weight" = [1.0]\n"tuning.rank" = [8]\n'
+        '[[grid]]\n"healing.tokens" = [64]\n"tuning.rank" = [8]\n'
     )
     asked = ["tailored=true", "tuning.dense=true"]
 
     def found(*changes: str) -> list[tuple[str, str, float | None, int]]:
         config = load_sweep(sweep_file(tmp_path, grid), [*asked, *changes])
         tuned = tuned_dense_cells(config, sweep_cells(config))
-        assert all(cell.run.distillation.weight == 0 for cell in tuned)
         return [(cell.label, cell.curve, cell.place, cell.run.seed) for cell in tuned]
 
     labels = [(f"dense, tuned, rank={rank}", seed) for rank in (4, 8) for seed in (0, 1)]

@@ -79,7 +79,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
             "calibration": {"source": text, "samples": 4, "tokens": 16},
             "pruning": {"ratios": [0.2], "shape": "any", "min_channels": 4},
             "healing": {"tokens": 128},
-            "distillation": {"weight": 1.0, "top": 8},
             "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2},
             "perplexity": {"source": text, "window": 32, "tokens": 128},
             "profile": {"batches": []},
