@@ -16,8 +16,11 @@ from .custom import named_columns as named_columns
 from .division import PURPOSE as PURPOSE
 from .encoding import Encoded as Encoded
 from .encoding import encode_answer as encode_answer
+from .encoding import encode_choices as encode_choices
 from .encoding import encode_prompt as encode_prompt
 from .encoding import shared_header as shared_header
+from .likelihoods import Score as Score
+from .likelihoods import choice_scores as choice_scores
 from .likelihoods import loglikelihoods as loglikelihoods
 from .prompts import Prompt as Prompt
 from .prompts import PromptSettings as PromptSettings

@@ -36,7 +36,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int) -> Encoded:
         InputError: a continuation has no token of its own, or more than the model's context holds.
     """
     inputs: list[list[int]] = []
-    targets: list[tuple[int, ...]] = []
+    targets: list[list[int]] = []
     truncated = False
     for context, continuation in zip(prompt.contexts, prompt.continuations, strict=True):
         before, after = encode_pair(tokenizer, context, continuation)
@@ -53,14 +53,19 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int) -> Encoded:
         sequence = (before + after)[-(max_length + 1) :]
         truncated |= len(sequence) < len(before) + len(after)
         inputs.append(sequence[:-1])
-        targets.append(tuple(after))
+        targets.append(after)
+    return encode_choices(inputs, targets, truncated)
+
+
+def encode_choices(inputs: Sequence[list[int]], targets: Sequence[Sequence[int]], truncated: bool = False) -> Encoded:
+    """One document of what a model reads for every choice, which ends before the last of the choice's targets."""
     shared = len(common_prefix(inputs))
     document = Document(inputs[0][:shared], [ids[shared:] for ids in inputs])
     positions = tuple(
         tuple(document.offset(branch, p) for p in range(len(ids) - len(target), len(ids)))
         for branch, (ids, target) in enumerate(zip(inputs, targets, strict=True))
     )
-    return Encoded(document, positions, tuple(targets), truncated)
+    return Encoded(document, positions, tuple(map(tuple, targets)), truncated)
 
 
 def encode_answer(tokenizer: Any, prompt: Prompt, max_length: int) -> Encoded:

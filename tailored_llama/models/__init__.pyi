@@ -62,13 +62,13 @@ from .packing import HEAD_POSITIONS as HEAD_POSITIONS
 from .packing import Document as Document
 from .packing import batches as batches
 from .packing import context_length as context_length
+from .packing import distinct as distinct
 from .packing import encode_header as encode_header
 from .packing import halved as halved
 from .packing import has_soft_prompt as has_soft_prompt
 from .packing import learnt_header as learnt_header
 from .packing import packed_attention as packed_attention
 from .packing import packed_inputs as packed_inputs
-from .packing import packed_logprobs as packed_logprobs
 from .packing import packed_states as packed_states
 from .packing import target_logprobs as target_logprobs
 from .packing import token_budget as token_budget

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
+from helpers import packed_logprobs
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
     Document,
@@ -19,7 +20,6 @@ from tailored_llama.models import (
     encode_header,
     load_model,
     packed_attention,
-    packed_logprobs,
     packed_states,
     token_budget,
     within_memory,
