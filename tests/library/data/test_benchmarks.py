@@ -283,7 +283,7 @@ def test_hub_splits_default_to_the_harness_split(monkeypatch: pytest.MonkeyPatch
         asked.append((repository, subset, commit, split))
         return [HUB_ROWS["arc_easy"][0] | {"question": f"{split}?"}]
 
-    monkeypatch.setattr(splits, "hub_split", rows)
+    monkeypatch.setattr(splits, "hub_rows", rows)
     commit = "a" * 40
     benchmark = BenchmarkConfig(name="arc_easy", source="allenai/ai2_arc", subset="ARC-Easy", revision=commit)
     assert load_examples(benchmark, "train", "unused")[0].fields == {"question": "train?"}

@@ -9,13 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AttentionInterface
 
 from helpers import packed_logprobs
-from tailored_llama.errors import InputError
 from tailored_llama.models import (
     Document,
-    Header,
     batches,
     encode_header,
     load_model,
@@ -146,14 +143,6 @@ def test_a_pass_has_the_tokens_asked_for_or_those_that_suit_the_device(
     asked: int | None, device: str, budget: int
 ) -> None:
     assert token_budget(asked, SimpleNamespace(device=torch.device(device))) == budget
-
-
-def test_attention_that_is_more_than_softmax_is_refused(tiny: Path) -> None:
-    row = SimpleNamespace(header=Header(), longest=1, blocks=[])
-    states = torch.zeros(1, 1, 1, 8)
-    attention = load_model(tiny).model.layers[0].self_attn
-    with pytest.raises(InputError, match="model: its attention has s_aux; allowed: softmax attention, soft-capped"):
-        AttentionInterface()["tailored_packed"](attention, states, states, states, None, packed_row=row, s_aux=states)
 
 
 SCORE_IN_LITTLE_MEMORY = """
