@@ -14,7 +14,6 @@ from .calibration import sequences_at_once as sequences_at_once
 from .checks import check_benchmark as check_benchmark
 from .custom import named_columns as named_columns
 from .division import PURPOSE as PURPOSE
-from .encoding import Encoded as Encoded
 from .encoding import encode_answer as encode_answer
 from .encoding import encode_choices as encode_choices
 from .encoding import encode_prompt as encode_prompt

@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tailored_llama.data.prompts import Prompt
 from tailored_llama.errors import InputError
-from tailored_llama.models import Document, encode_pair
+from tailored_llama.models import Document, Encoded, encode_pair
 
 WORTH_A_PASS = 64  # tokens; a header that saves fewer is not worth a pass of its own
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One prompt as tokens: the packed document, and the row positions and targets at which every choice is scored."""
-
-    document: Document
-    positions: tuple[tuple[int, ...], ...]
-    targets: tuple[tuple[int, ...], ...]
-    truncated: bool = False  # whether a choice lost the start of its context
-
-    def after(self, header: int) -> Encoded:
-        """A copy without the first `header` tokens, which are encoded separately."""
-        document = Document(self.document.prefix[header:], self.document.branches)
-        positions = tuple(tuple(p - header for p in choice) for choice in self.positions)
-        return Encoded(document, positions, self.targets, self.truncated)
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int) -> Encoded:

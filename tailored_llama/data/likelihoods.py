@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tailored_llama.data.encoding import Encoded, shared_header
-from tailored_llama.models import PackedRow, packed_attention, run_packed, target_logprobs
+from tailored_llama.data.encoding import shared_header
+from tailored_llama.models import Encoded, PackedRow, packed_attention, run_packed, target_logprobs
 from tailored_llama.progress import Progress, silent
 
 Score = tuple[float, bool]  # the log-likelihood of a choice or a token, and whether it is the greedy one
@@ -48,22 +47,8 @@ def choice_scores(model: Any, encoded: Sequence[Encoded], batch_tokens: int) -> 
     for members in filter(None, (whole, cut)):
         shared = shared_header([encoded[i] for i in members])
         group = [encoded[i].after(len(shared)) for i in members]
-        lengths = [len(item.document) for item in group]
-        for batch, found in run_packed(model, lengths, batch_tokens, partial(_row, group), finish, shared):
+        for batch, found in run_packed(model, group, batch_tokens, finish, shared):
             values = iter(found)  # one for each target
             for i in batch:
                 choices = [list(islice(values, len(wanted))) for wanted in group[i].targets]
                 yield members[i], [(math.fsum(v for v, _ in own), all(likely for _, likely in own)) for own in choices]
-
-
-def _row(encoded: Sequence[Encoded], batch: Sequence[int]) -> PackedRow:
-    """Pack prompts, with the positions and targets of all their choices."""
-    positions: list[int] = []
-    targets: list[int] = []
-    start = 0
-    for item in (items := [encoded[i] for i in batch]):
-        for at, wanted in zip(item.positions, item.targets, strict=True):
-            positions += [start + p for p in at]
-            targets += wanted
-        start += len(item.document)
-    return PackedRow([item.document for item in items], positions, targets)

@@ -72,7 +72,9 @@ from .packing import packed_states as packed_states
 from .packing import target_logprobs as target_logprobs
 from .packing import token_budget as token_budget
 from .packing import within_memory as within_memory
+from .passes import Encoded as Encoded
 from .passes import PackedRow as PackedRow
+from .passes import row_of as row_of
 from .passes import run_packed as run_packed
 from .quantization import check_quantizable as check_quantizable
 from .quantization import load_base as load_base

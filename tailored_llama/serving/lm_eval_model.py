@@ -17,9 +17,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import get_dtype
 from tqdm import tqdm
 
-from tailored_llama.data import Encoded, Score, choice_scores, encode_choices, shared_header
+from tailored_llama.data import Score, choice_scores, encode_choices, shared_header
 from tailored_llama.errors import InputError
-from tailored_llama.models import LAYERED, LAYERED_PREFIX, load_model, packed_attention, token_budget
+from tailored_llama.models import LAYERED, LAYERED_PREFIX, Encoded, load_model, packed_attention, token_budget
 
 Ids = tuple[int, ...]
 Asked = tuple[list[int], Encoded]  # the requests of one context, by index, and their document

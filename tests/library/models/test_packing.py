@@ -150,9 +150,8 @@ import logging, resource, sys
 from pathlib import Path
 import torch
 from helpers import save_tiny_llama
-from tailored_llama.data.encoding import Encoded
 from tailored_llama.evaluation.scoring import loglikelihoods
-from tailored_llama.models import Document, load_model, packed_attention
+from tailored_llama.models import Document, Encoded, load_model, packed_attention
 
 torch.set_num_threads(1)
 logging.basicConfig(level="WARNING")
