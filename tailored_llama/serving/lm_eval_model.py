@@ -123,7 +123,7 @@ def answers(model: Any, requests: Sequence[Request], max_length: int) -> Iterato
     parts, rest = list[list[Asked]](), list[Asked]()
     for members in alike.values():
         saved = len(shared_header([encoded for _, encoded in members])) * (len(members) - 1)
-        if saved >= budget:
+        if saved >= budget:  # a header worth passes of its own
             parts.append(members)
         else:
             rest += members
