@@ -30,7 +30,15 @@ from tailored_llama.config import (
 from tailored_llama.data import BenchmarkSource, PromptSettings, RenderedSplit, load_benchmark, render_prompts
 from tailored_llama.data.prompts import PROMPTS_SCHEMA, Wording
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
-from tailored_llama.models import encode_pair, read_structure
+from tailored_llama.models import (
+    Document,
+    Header,
+    distinct,
+    encode_pair,
+    packed_states,
+    read_structure,
+    target_logprobs,
+)
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning import PruneSettings, SplitSettings, build_graph, choose_split, prune_model, read_groups
 from tailored_llama.pruning.depth import fixed_parameters
@@ -368,3 +376,15 @@ def plain_loglikelihood(model: Any, tokenizer: Any, context: str, continuation: 
     with torch.no_grad():
         logprobs = model(ids).logits[0].log_softmax(-1)
     return sum(float(logprobs[len(before) + i - 1, token]) for i, token in enumerate(after))
+
+
+def packed_logprobs(
+    model: Any,
+    documents: Sequence[Document],
+    positions: Sequence[int],
+    targets: Sequence[int],
+    header: Header | None = None,
+) -> torch.Tensor:
+    """Log-probability of `targets[i]` after position `positions[i]` of a packed row."""
+    states = packed_states(model, documents, distinct(positions), header)
+    return target_logprobs(model, states, positions, targets)

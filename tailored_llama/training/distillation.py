@@ -22,6 +22,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import (
     HEAD_POSITIONS,
     Document,
+    Encoded,
     IdTable,
     PackedRow,
     batches,
@@ -100,13 +101,8 @@ def _outputs(
     starts = np.cumsum([0, *lengths])
     tokens = np.empty((starts[-1], settings.top), np.int32)
     logprobs = np.empty(tokens.shape, np.float32)
-
-    def row_of(batch: Sequence[int]) -> PackedRow:
-        documents = [Document(own[i]) for i in batch]
-        return PackedRow(documents, range(sum(map(len, documents))))
-
-    finish = partial(_likeliest, model, settings)
-    for batch, (likeliest, values) in run_packed(model, lengths, budget, row_of, finish):
+    items = [Encoded(Document(ids), [range(len(ids))]) for ids in own]
+    for batch, (likeliest, values) in run_packed(model, items, budget, partial(_likeliest, model, settings)):
         rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
         tokens[rows], logprobs[rows] = likeliest, values
         progress(done := done + len(batch), len(sequences))

@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tailored_llama.config import TrainingConfig
-from tailored_llama.data import Encoded
 from tailored_llama.models import (
     Document,
+    Encoded,
     IdTable,
     head_logits,
     learnt_header,
     packed_attention,
     packed_states,
+    row_of,
     within_memory,
 )
 from tailored_llama.training.distillation import SoftTargets, Teacher, divergence, in_pieces
@@ -62,7 +63,7 @@ class TextSamples(Sequence[Sample]):
     def __getitem__(self, index: Any) -> Any:
         targets = self._outputs[self._numbers[index]]
         targets = in_pieces(targets, self._table) if self._table else targets
-        return Sample(Encoded(Document(targets.input_ids), (), ()), teacher=targets)
+        return Sample(Encoded(Document(targets.input_ids), ()), teacher=targets)
 
 
 def autocast(model: Any, training: TrainingConfig) -> torch.autocast:
@@ -81,19 +82,13 @@ def choice_losses(model: Any, batch: Sequence[Sample]) -> list[list[Tensor]]:
     They are the negative log-likelihoods of every choice's tokens. Plain text has its divergence alone, as if it had
     one choice.
     """
-    documents = [sample.encoded.document for sample in batch]
-    states = packed_states(model, documents, torch.arange(sum(map(len, documents))), learnt_header(model))
-    starts = list(itertools.accumulate(map(len, documents), initial=0))[:-1]
-    positions: list[int] = []
-    targets: list[int] = []
-    sizes: list[int] = []  # tokens per choice
-    for start, sample in zip(starts, batch, strict=True):
-        for offsets, tokens in zip(sample.encoded.positions, sample.encoded.targets, strict=True):
-            positions += [start + offset for offset in offsets]
-            targets += tokens
-            sizes.append(len(tokens))
-    logits = head_logits(model, states[positions])  # all choices at once, so that the head is read only once
-    losses = _token_losses(logits, torch.tensor(targets, dtype=torch.int64, device=logits.device))
+    row = row_of([sample.encoded for sample in batch])
+    lengths = list(map(len, row.documents))
+    states = packed_states(model, row.documents, torch.arange(sum(lengths)), learnt_header(model))
+    starts = list(itertools.accumulate(lengths, initial=0))[:-1]
+    sizes = [len(tokens) for sample in batch for tokens in sample.encoded.targets]
+    logits = head_logits(model, states[row.positions])  # all choices at once, so that the head is read only once
+    losses = _token_losses(logits, torch.tensor(row.targets, dtype=torch.int64, device=logits.device))
     parts = iter(losses.split(sizes))
     return [
         [divergence(model, states[start : start + len(sample)], sample.teacher)]
