@@ -204,8 +204,7 @@ def _check_training(config: RunConfig) -> None:
 def texts_of(config: RunConfig) -> list[tuple[str, TextConfig]]:
     """The texts that a run reads from elsewhere, each after its section."""
     heals = config.healing.tokens and not config.healing.source
-    calibrated = reads_calibration(config) or trims_vocabulary(config) or heals or config.distillation.weight
-    sections = {"calibration": config} if calibrated else {}
+    sections = {"calibration": config} if reads_calibration(config) or trims_vocabulary(config) or heals else {}
     if config.healing.tokens and config.healing.source:
         sections["healing"] = healing_text(config)
     texts = [

@@ -30,7 +30,15 @@ from tailored_llama.config import (
 from tailored_llama.data import BenchmarkSource, PromptSettings, RenderedSplit, load_benchmark, render_prompts
 from tailored_llama.data.prompts import PROMPTS_SCHEMA, Wording
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
-from tailored_llama.models import encode_pair, read_structure
+from tailored_llama.models import (
+    Document,
+    Header,
+    distinct,
+    encode_pair,
+    packed_states,
+    read_structure,
+    target_logprobs,
+)
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning import PruneSettings, SplitSettings, build_graph, choose_split, prune_model, read_groups
 from tailored_llama.pruning.depth import fixed_parameters
@@ -207,7 +215,7 @@ def prune(
 
 
 def tune_settings(tuning: TuningConfig, **changes: Any) -> TuneSettings:
-    """Tuning on one benchmark, `own`, by seed 0 and without a teacher, where the changes do not say otherwise."""
+    """Tuning on one benchmark, `own`, by seed 0, where the changes do not say otherwise."""
     adapter, metrics = narrow(tuning, AdapterConfig), (("own", "acc_norm"),)
     return replace(TuneSettings(adapter, metrics, tuning.shots, tuning.held_out, "none", 0), **changes)
 
@@ -227,7 +235,7 @@ def tune(
     """Tune on one benchmark's prompts as the stage does, by `tune_settings` with the changes."""
     settings = tune_settings(tuning, metrics=(("own", metric),), **changes)
     work = Work(out, execution, progress=progress, resume=resume)
-    return training.tune(checkpoint, {"own": prompts}, {}, None, settings=settings, work=work)
+    return training.tune(checkpoint, {"own": prompts}, settings=settings, work=work)
 
 
 def add_merge(folder: Path) -> Path:
@@ -368,3 +376,15 @@ def plain_loglikelihood(model: Any, tokenizer: Any, context: str, continuation: 
     with torch.no_grad():
         logprobs = model(ids).logits[0].log_softmax(-1)
     return sum(float(logprobs[len(before) + i - 1, token]) for i, token in enumerate(after))
+
+
+def packed_logprobs(
+    model: Any,
+    documents: Sequence[Document],
+    positions: Sequence[int],
+    targets: Sequence[int],
+    header: Header | None = None,
+) -> torch.Tensor:
+    """Log-probability of `targets[i]` after position `positions[i]` of a packed row."""
+    states = packed_states(model, documents, distinct(positions), header)
+    return target_logprobs(model, states, positions, targets)

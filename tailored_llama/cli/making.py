@@ -146,48 +146,30 @@ def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, 
     asked = config or healing_text(run).calibration.reads(PROMPTS)
     run = with_benchmarks(run, [own.name for own in run.benchmarks] if asked else [])
     with new_folder(out) as folder, scratch_runner(run) as runner:
-        text = steps.draw_calibration(runner, healing_text(run), Done(dense), steps.render_train(runner, run))
-        outputs = steps.teach(runner, run, "text for healing", Done(dense), text)
-        facts = runner.move(steps.heal(runner, run, 0.0, Done(checkpoint), outputs), folder)
+        prompts = steps.render_train(runner, run)
+        healed = steps.heal_if_asked(runner, run, Done(dense), 0.0, Done(checkpoint), prompts)
+        facts = runner.move(healed, folder)
     print(f"{out}: {facts['tokens']:,} tokens, {facts['tokens_per_second']} tokens/s")
 
 
 @making.command(epilog="Example: `tailored-llama tune pruned adapter --benchmark arc_easy --set tuning.epochs=5`")
 def tune(
-    checkpoint: Checkpoint,
-    out: Out,
-    benchmark: BenchmarkName,
-    dense: Annotated[
-        Path | None, typer.Option(help="Dense checkpoint: the teacher for distillation.", callback=checkpoint_folder)
-    ] = None,
-    config: Config = None,
-    overrides: Overrides = None,
+    checkpoint: Checkpoint, out: Out, benchmark: BenchmarkName, config: Config = None, overrides: Overrides = None
 ) -> None:
     """Train a LoRA adapter for one benchmark on a few of its train examples."""
     run = load_config(config, overrides)
-    taught = run.distillation
-    if taught.weight and not dense:
-        raise InputError(f"--dense: not set; allowed: the dense checkpoint (distillation.weight is {taught.weight})")
-    if dense and not taught.weight:
-        raise InputError("--dense: given, but distillation.weight is 0; allowed: above 0, or no --dense")
     if run.tuning.examples != "benchmark":
         raise InputError(f"tuning.examples: got {run.tuning.examples!r}; allowed: 'benchmark' in this command")
-    from tailored_llama.models import check_quantizable, check_teacher
+    from tailored_llama.models import check_quantizable
     from tailored_llama.reports import verdict_line
     from tailored_llama.training import read_comparison
 
     check_quantizable(checkpoint, run.model.quantization, run.execution.device)
-    if dense:
-        check_teacher(dense, checkpoint)
-    whole, run = run, with_benchmarks(run, [benchmark])
+    run = with_benchmarks(run, [benchmark])
     benchmark = run.benchmarks[0].name  # of a file, its own
     with new_folder(out) as folder, scratch_runner(run) as runner:
         prompts = steps.render_train(runner, run)
-        lesson = steps.Lesson(prompts)
-        if dense:
-            read = steps.render_train(runner, whole) if whole.calibration.reads(PROMPTS) else prompts
-            lesson = steps.prepare_lesson(runner, run, Done(dense), prompts, read)
-        adapter = steps.tune(runner, run, [benchmark], 0.0, Done(checkpoint), lesson)
+        adapter = steps.tune(runner, run, [benchmark], 0.0, Done(checkpoint), prompts)
         facts = runner.move(adapter, folder)
     print(f"{out}: {facts['epochs']} epochs, {facts['tokens_per_second']} tokens/s")
     if comparison := read_comparison(out):

@@ -80,7 +80,6 @@ from .studies import study_of as study_of
 from .studies import sweep_cells as sweep_cells
 from .studies import tuned_dense_cells as tuned_dense_cells
 from .training import AdapterConfig as AdapterConfig
-from .training import DistillationConfig as DistillationConfig
 from .training import HealingConfig as HealingConfig
 from .training import TrainingConfig as TrainingConfig
 from .training import TuningConfig as TuningConfig

@@ -11,7 +11,7 @@ from tailored_llama.config.evaluation import PerplexityConfig, ProfileConfig, Sc
 from tailored_llama.config.execution import ExecutionConfig, StoreConfig
 from tailored_llama.config.inputs import BenchmarkConfig, CalibrationConfig, ModelConfig, PromptConfig
 from tailored_llama.config.section import Section
-from tailored_llama.config.training import DistillationConfig, HealingConfig, TuningConfig
+from tailored_llama.config.training import HealingConfig, TuningConfig
 
 Criterion = Literal["taylor_gate", "taylor_first", "magnitude_l2", "random"]
 DATA_FREE: tuple[Criterion, ...] = ("magnitude_l2", "random")  # criteria that read no calibration text
@@ -100,7 +100,6 @@ class RunConfig(Section):
     calibration: CalibrationConfig = CalibrationConfig()
     pruning: PruningConfig = PruningConfig()
     reconstruction: ReconstructionConfig = ReconstructionConfig()
-    distillation: DistillationConfig = DistillationConfig()
     healing: HealingConfig = HealingConfig()
     prompts: PromptConfig = PromptConfig()
     tuning: TuningConfig = TuningConfig()

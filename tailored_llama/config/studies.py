@@ -16,15 +16,13 @@ from tailored_llama.config.derived import GENERIC, healing_text
 from tailored_llama.config.goal import SmallestConfig
 from tailored_llama.config.loading import assign, read_config_data, validate_config
 from tailored_llama.config.schema import RunConfig
-from tailored_llama.config.training import DistillationConfig
 from tailored_llama.errors import InputError
 
 RATIOS = "pruning.ratios"
 SEED = "seed"
 MODEL = "model"
 TEMPLATE, SEARCHED = "prompts.template", "searched"
-UNREAD_UNTUNED = ("distillation.weight", "distillation.sequences")  # only tuning reads them
-MAY_VARY = (SEED, MODEL, "calibration", "pruning", "reconstruction", "distillation", "healing", "prompts", "tuning")
+MAY_VARY = (SEED, MODEL, "calibration", "pruning", "reconstruction", "healing", "prompts", "tuning")
 
 READ_BY_DENSE = (SEED, MODEL, "prompts", "tuning")  # of what may vary, what a tuned dense model depends on
 
@@ -88,7 +86,7 @@ def sweep_cells(config: SweepConfig) -> list[SweepCell]:
             raise InputError(f"grid: got {field!r}; allowed: seed, and the fields of {', '.join(MAY_VARY[1:])}")
         if field == "tuning.dense":
             raise InputError(f"grid: got {field!r}; allowed: in the table [tuning], for the whole sweep")
-        if not config.tailored and (field.startswith("tuning.") or field in UNREAD_UNTUNED):
+        if not config.tailored and field.startswith("tuning."):
             raise InputError(
                 f"grid: got {field!r}, which changes nothing without tuning; allowed: with tailored = true"
             )
@@ -140,7 +138,7 @@ def tuned_dense_cells(config: SweepConfig, cells: Sequence[SweepCell]) -> list[S
     for cell in cells:
         if config.tailored and cell.run.tuning.examples != "none":
             own = {section: getattr(cell.run, section) for section in READ_BY_DENSE}
-            run = config.model_copy(update=own | {"distillation": DistillationConfig()})
+            run = config.model_copy(update=own)
             runs.setdefault(run.model_dump_json(include=set(READ_BY_DENSE)), (cell.dense, run))
     fields = dict.fromkeys(field for table in config.grid for field in table)
     read = [field for field in fields if field.split(".")[0] in ("prompts", "tuning")]

@@ -1,4 +1,4 @@
-"""Sections on training: adapters, tuning, healing and distillation."""
+"""Sections on training: adapters, tuning and healing."""
 
 from __future__ import annotations
 
@@ -44,29 +44,19 @@ class TrainingConfig(Section):
     """Tokens in one forward pass of a step, halved when memory runs out. Each pass draws its own dropout."""
 
 
-class DistillationConfig(Section):
-    """Distillation from the dense model's next-token distributions, cached once (arXiv 1503.02531)."""
-
-    weight: float = Field(0.0, ge=0, le=100)
-    """In tuning, weight of the divergence from the dense model on the examples and on text, added to the loss on the
-    right choices; 0: no distillation. In healing, the divergence is the only loss."""
-    temperature: float = Field(1.0, gt=0, le=20)
-    """Logits are divided by this; above 1, unlikely tokens weigh more."""
-    top: int = Field(32, ge=1, le=1024)
-    """Most likely tokens kept of each distribution; the rest count as one."""
-    sequences: int = Field(2, ge=0, le=1024)
-    """In tuning, sequences of calibration text added to the examples of each step."""
-
-
 class HealingConfig(TrainingConfig):
-    """General recovery before tailoring: the pruned model distilled on plain text, by LoRA or in all its weights."""
+    """General recovery before tailoring, by LoRA or in all weights, towards the dense model (arXiv 1503.02531)."""
 
     tokens: int = Field(0, ge=0, le=20_000_000)
     """Tokens to train on, in whole sequences of calibration.tokens; 0: no healing. The teacher outputs take about 200
-    bytes of disk per token, at the default distillation.top."""
+    bytes of disk per token, at the default healing.top."""
     source: Sources | None = None
     """The text to train on, with the same values as calibration.source; absent: the calibration text. A column of its
     own stands in a table, such as [{source = "hellaswag", column = "query"}]."""
+    temperature: float = Field(1.0, gt=0, le=20)
+    """Logits are divided by this; above 1, unlikely tokens weigh more."""
+    top: int = Field(32, ge=1, le=1024)
+    """Most likely tokens kept of each prediction of the dense model; the rest are one."""
     variant: Literal["lora", "rslora", "dora", "full"] = "lora"
     """As in tuning, merged into the weights; or full: all weights are trained, in float32, which takes 16 bytes a
     parameter beside the activations. It wants a lower learning_rate, such as 3e-4."""

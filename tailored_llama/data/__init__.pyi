@@ -13,10 +13,12 @@ from .calibration import read_calibration as read_calibration
 from .calibration import sequences_at_once as sequences_at_once
 from .custom import check_benchmark as check_benchmark
 from .custom import named_columns as named_columns
-from .encoding import Encoded as Encoded
 from .encoding import encode_answer as encode_answer
+from .encoding import encode_choices as encode_choices
 from .encoding import encode_prompt as encode_prompt
 from .encoding import shared_header as shared_header
+from .likelihoods import Score as Score
+from .likelihoods import choice_scores as choice_scores
 from .likelihoods import loglikelihoods as loglikelihoods
 from .prompts import Prompt as Prompt
 from .prompts import PromptSettings as PromptSettings

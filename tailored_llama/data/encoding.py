@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tailored_llama.data.prompts import Prompt
 from tailored_llama.errors import InputError
-from tailored_llama.models import Document, encode_pair
+from tailored_llama.models import Document, Encoded, encode_pair
 
 WORTH_A_PASS = 64  # tokens; a header that saves fewer is not worth a pass of its own
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One prompt as tokens: the packed document, and the row positions and targets at which every choice is scored."""
-
-    document: Document
-    positions: tuple[tuple[int, ...], ...]
-    targets: tuple[tuple[int, ...], ...]
-    truncated: bool = False  # whether a choice lost the start of its context
-
-    def after(self, header: int) -> Encoded:
-        """A copy without the first `header` tokens, which are encoded separately."""
-        document = Document(self.document.prefix[header:], self.document.branches)
-        positions = tuple(tuple(p - header for p in choice) for choice in self.positions)
-        return Encoded(document, positions, self.targets, self.truncated)
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int) -> Encoded:
@@ -36,7 +19,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int) -> Encoded:
         InputError: a continuation has no token of its own, or more than the model's context holds.
     """
     inputs: list[list[int]] = []
-    targets: list[tuple[int, ...]] = []
+    targets: list[list[int]] = []
     truncated = False
     for context, continuation in zip(prompt.contexts, prompt.continuations, strict=True):
         before, after = encode_pair(tokenizer, context, continuation)
@@ -53,14 +36,19 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int) -> Encoded:
         sequence = (before + after)[-(max_length + 1) :]
         truncated |= len(sequence) < len(before) + len(after)
         inputs.append(sequence[:-1])
-        targets.append(tuple(after))
+        targets.append(after)
+    return encode_choices(inputs, targets, truncated)
+
+
+def encode_choices(inputs: Sequence[list[int]], targets: Sequence[Sequence[int]], truncated: bool = False) -> Encoded:
+    """One document of what a model reads for every choice, which ends before the last of the choice's targets."""
     shared = len(common_prefix(inputs))
     document = Document(inputs[0][:shared], [ids[shared:] for ids in inputs])
     positions = tuple(
         tuple(document.offset(branch, p) for p in range(len(ids) - len(target), len(ids)))
         for branch, (ids, target) in enumerate(zip(inputs, targets, strict=True))
     )
-    return Encoded(document, positions, tuple(targets), truncated)
+    return Encoded(document, positions, tuple(map(tuple, targets)), truncated)
 
 
 def encode_answer(tokenizer: Any, prompt: Prompt, max_length: int) -> Encoded:

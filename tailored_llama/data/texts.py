@@ -14,7 +14,7 @@ from tailored_llama.data.benchmarks import BenchmarkSource, benchmark_texts, che
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.splits import Split, no_column, read_file
 from tailored_llama.errors import InputError
-from tailored_llama.store import hub_column, hub_commit, is_hub_id, sha256_file
+from tailored_llama.store import hub_commit, hub_rows, is_hub_id, sha256_file
 
 GENERAL_WORDS = "general_words.parquet"
 _FILES = (".txt", ".parquet", ".jsonl", ".json", ".csv")
@@ -152,7 +152,7 @@ def load_texts(source: TextSource, downloads: str) -> list[str]:
         if source.kind == "file":
             rows = read_file(source.path)
         else:
-            rows = hub_column(text.source, text.subset, source.commit, text.split, text.column, text.documents)
+            rows = hub_rows(text.source, text.subset, source.commit, text.split, text.documents)
         if not rows:
             raise InputError(f"{text.source}: split {text.split!r} holds no rows; allowed: at least one")
         if text.column not in rows[0]:

@@ -20,6 +20,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation.settings import PerplexitySettings
 from tailored_llama.models import (
     Document,
+    Encoded,
     PackedRow,
     first_token,
     load_tokenizer,
@@ -58,28 +59,17 @@ def token_losses(
     losses = [math.nan] * len(ids)
     done = 0
     with torch.inference_mode(), packed_attention(model):
-        lengths = [stop - start for start, _, stop in windows]
-        row_of, finish = partial(_row, inputs, ids, windows), partial(_losses, model)
-        for batch, batch_losses in run_packed(model, lengths, batch_tokens, row_of, finish):
+        items = [
+            Encoded(Document(inputs[start:stop]), [range(first - start, stop - start)], [ids[first:stop]])
+            for start, first, stop in windows
+        ]
+        for batch, batch_losses in run_packed(model, items, batch_tokens, partial(_losses, model)):
             values = iter(batch_losses)
             for _, first, stop in (windows[i] for i in batch):
                 losses[first:stop] = islice(values, stop - first)
             done += len(batch)
             progress(done, len(windows))
     return losses
-
-
-def _row(inputs: Sequence[int], ids: Sequence[int], windows: Sequence[Window], batch: Sequence[int]) -> PackedRow:
-    documents: list[Document] = []
-    positions: list[int] = []
-    targets: list[int] = []
-    row = 0
-    for start, first, stop in (windows[i] for i in batch):
-        documents.append(Document(inputs[start:stop]))
-        positions += range(row + first - start, row + stop - start)
-        targets += ids[first:stop]
-        row += stop - start
-    return PackedRow(documents, positions, targets)
 
 
 def _losses(model: Any, row: PackedRow, states: Tensor) -> list[float]:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from tailored_llama.config import WRITTEN, Work
-from tailored_llama.data import Encoded, Prompt, encode_prompt, loglikelihoods, read_prompts, shared_header
+from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, read_prompts, shared_header
 from tailored_llama.evaluation import generation
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, PREDICTIONS_SCHEMA, hits, metrics
 from tailored_llama.evaluation.settings import ScoreSettings
-from tailored_llama.models import context_length, load_tokenizer, open_model, token_budget
+from tailored_llama.models import Encoded, context_length, load_tokenizer, open_model, token_budget
 from tailored_llama.store import write_table
 
 

@@ -18,7 +18,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from tailored_llama.errors import InputError
 from tailored_llama.models import libraries  # noqa: F401 - before torch
 
 ATTENTION = "tailored_packed"  # among the attention functions of transformers
@@ -258,8 +257,6 @@ def _forward(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention of a layer of transformers: [1, heads, row, head_dim] → [1, row, heads, head_dim]."""
-    if unsupported := sorted(name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None):
-        raise InputError(f"model: its attention has {unsupported[0]}; allowed: softmax attention, soft-capped or not")
     row, header, layer = packed_row, packed_row.header, module.layer_idx
     before = (header.keys[layer].to(key), header.values[layer].to(value)) if header.length else None
     window = sliding_window if sliding_window is not None and row.longest > sliding_window else None

@@ -79,26 +79,13 @@ def dense_card(base: Base) -> str:
     return write_card("A dense language model", [origin], base_model=base.hub, **base.licence)
 
 
-def pruned_card(
-    dense: Path, out: Path, before: Size, left: Size, pruning: PlanConfig, reconstruction: ReconstructionConfig
-) -> str:
-    """The card of a checkpoint that has been pruned but not tuned."""
+def derived_card(title: str, removed: str, dense: Path, out: Path) -> str:
+    """The card of a checkpoint that has lost something of a dense one, as `removed` says, and has not been tuned."""
     digest = weights_digest(dense)
-    origin = f"Pruned from the checkpoint whose weights have SHA-256 `{digest}`. Its licence applies to this one too."
-    removed = f"{what_was_removed(before, left, pruning, reconstruction)} {_UNTUNED}"
-    sections = [text for text in (removed, lost_words(out), origin, loading(out)) if text]
+    origin = f"Made from the checkpoint whose weights have SHA-256 `{digest}`. Its licence applies to this one too."
+    sections = [text for text in (f"{removed} {_UNTUNED}", lost_words(out), origin, loading(out)) if text]
     base = base_of(ModelSource("folder", str(dense)))
-    return write_card("A structurally pruned language model", sections, base_model=base.hub, **base.licence)
-
-
-def trimmed_card(dense: Path, out: Path, before: Size, left: Size) -> str:
-    """The card of a checkpoint that has lost tokens and nothing else."""
-    removed = f"""Of {before.vocab_size:,} tokens, {left.vocab_size:,} are left, chosen by how often a text uses them;
-`vocabulary.parquet` lists them. All other weights are unchanged. {_UNTUNED}"""
-    origin = f"Made from the checkpoint whose weights have SHA-256 `{weights_digest(dense)}`. Its licence applies too."
-    base = base_of(ModelSource("folder", str(dense)))
-    sections = [text for text in (removed, lost_words(out), origin, loading(out)) if text]
-    return write_card("A language model with a trimmed vocabulary", sections, base_model=base.hub, **base.licence)
+    return write_card(title, sections, base_model=base.hub, **base.licence)
 
 
 def merged_card(folder: Path) -> str:

@@ -7,12 +7,13 @@ import json
 import math
 import re
 import shutil
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.errors import InputError
+from safetensors import SafetensorError, safe_open
+
+from tailored_llama.errors import InputError, one_line
 from tailored_llama.store import sha256_file
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "phi3")
@@ -21,7 +22,7 @@ LAYERED_PREFIX = "tailored_"  # of the model types whose layers may have differe
 GGUF_LAYERED = ("llama", "mistral", "phi3", "qwen2")  # that llama.cpp can express with layers of different widths, too
 ALIKE_HINT = "set pruning.shape=stock, and protect no layers, for layers of equal width"
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token
-_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes per number
+_FLOATS = ("F64", "F32", "F16", "BF16")
 HEADS, KV_HEADS, CHANNELS = WIDTHS
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # of Phi-3
 
@@ -115,49 +116,22 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Name → shape of every tensor of a safetensors file, from its header; checks types, sizes and offsets too.
+    """Name → shape of every tensor of a safetensors file, from its header; the library checks sizes and offsets.
 
     Raises:
         InputError: the file is not safetensors, is cut short, or holds a type that is not floating-point.
     """
     try:
-        length, header = _header(path)
-        spans = sorted((tuple(entry["data_offsets"]), name) for name, entry in header.items())
-        shapes = {name: list(entry["shape"]) for name, entry in header.items()}
-        types = {name: str(entry["dtype"]) for name, entry in header.items()}
-        if any(type(size) is not int or size < 0 for shape in shapes.values() for size in shape):
-            raise ValueError("not a size")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
-        raise InputError(f"{path}: not a safetensors file") from None
+        with safe_open(path, "np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+            shapes = {name: own.get_shape() for name, own in slices.items()}
+            types = {name: own.get_dtype() for name, own in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({one_line(error)})") from None
     for name, dtype in types.items():
         if dtype not in _FLOATS:
-            raise InputError(f"{path}: tensor {name[:200]} is of type {dtype[:20]}; allowed: {', '.join(_FLOATS)}")
-    end = 0
-    for span, name in spans:
-        if span != (end, end + math.prod(shapes[name]) * _FLOATS[types[name]]):
-            raise InputError(f"{path}: tensor {name[:200]} has offsets {list(span)[:3]}, which do not match its shape")
-        end = span[1]
-    if (size := path.stat().st_size) != 8 + length + end:
-        raise InputError(f"{path}: {size} bytes, expected {8 + length + end}; the file is cut short or damaged")
+            raise InputError(f"{path}: tensor {name[:200]} is of type {dtype}; allowed: {', '.join(_FLOATS)}")
     return shapes
-
-
-def tensor_spans(path: Path) -> dict[str, tuple[int, int]]:
-    """Name → first and last byte (excluded) of every tensor of a safetensors file that `tensor_shapes` has checked."""
-    length, header = _header(path)
-    offsets = {name: entry["data_offsets"] for name, entry in header.items()}
-    return {name: (8 + length + start, 8 + length + stop) for name, (start, stop) in offsets.items()}
-
-
-def _header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Length and content of a safetensors file's header, without its metadata."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > 100_000_000:
-            raise ValueError("header too large")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return length, header
 
 
 def weight_bytes(folder: Path) -> int:
@@ -283,3 +257,13 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             ("tokenizer", "special_tokens", "added_tokens", "chat_template", "generation_config", "vocab", "merges")
         ):
             shutil.copyfile(path, target / path.name)
+
+
+def drop_paths(folder: Path) -> None:
+    """Delete the fields of a checkpoint's JSON files that hold the path it was loaded from."""
+    paths = ("_model_name_or_path", "_name_or_path", "name_or_path")
+    for file in filter(Path.is_file, (folder / "config.json", folder / "tokenizer_config.json")):
+        data = {
+            name: value for name, value in json.loads(file.read_text(encoding="utf-8")).items() if name not in paths
+        }
+        file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from tailored_llama.models.checkpoints import (
     all_tensor_shapes,
     check_architecture,
     check_checkpoint,
+    drop_paths,
     read_structure,
     weight_files,
 )
@@ -95,7 +95,7 @@ def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.generation_config.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    _drop_paths(out)
+    drop_paths(out)
     return True
 
 
@@ -117,7 +117,7 @@ def _convert(path: Path, dtype: torch.dtype, out: Path, shown: str) -> None:
     check_architecture(model.config.to_dict(), shown)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    _drop_paths(out)
+    drop_paths(out)
 
 
 def load_gguf_tokenizer(path: Path, reader: GGUFReader, shown: str) -> Any:
@@ -163,14 +163,6 @@ def _restore_attention_scale(config: Any) -> None:
         is_27b = config.num_hidden_layers == {"gemma2": 46, "gemma3_text": 62}[config.model_type]
         share = config.hidden_size // config.num_attention_heads
         config.query_pre_attn_scalar = share if is_27b else config.head_dim
-
-
-def _drop_paths(folder: Path) -> None:
-    """Delete the fields of a checkpoint's JSON files that hold the path it was loaded from."""
-    paths = ("_model_name_or_path", "_name_or_path", "name_or_path")
-    for file in filter(Path.is_file, (folder / "config.json", folder / "tokenizer_config.json")):
-        data = {name: value for name, value in json.loads(file.read_text()).items() if name not in paths}
-        file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager

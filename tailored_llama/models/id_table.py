@@ -52,12 +52,11 @@ def write_id_table(
 class IdTable:
     """From the dense model's tokens to those of a trimmed model.
 
-    `dense` has the texts of the dense model's tokens by id, `texts` those of the trimmed model's. `pieces` maps a dense
-    token to the new ones that write it; `kept` are the tokens that stay whole.
+    `dense` has the texts of the dense model's tokens by id. `pieces` maps a dense token to the new ones that write it;
+    `kept` are the tokens that stay whole.
     """
 
     dense: Mapping[int, str]
-    texts: Mapping[int, str]
     pieces: Mapping[int, tuple[int, ...]]
     kept: frozenset[int]
 
@@ -76,7 +75,6 @@ def read_id_table(checkpoint: Path) -> IdTable | None:
     rows = read_table(checkpoint / TABLE, TABLE_SCHEMA).select(["token", "text", "kept", "pieces"]).to_pylist()
     return IdTable(
         dense={row["token"]: row["text"] for row in rows},
-        texts={row["pieces"][0]: row["text"] for row in rows if row["kept"]},
         pieces={row["token"]: tuple(row["pieces"]) for row in rows},
         kept=frozenset(row["token"] for row in rows if row["kept"]),
     )

@@ -6,48 +6,11 @@ This file is copied into per-layer checkpoints, so that they load with `trust_re
 not installed. It depends on transformers only. `import tailored_llama` registers the same classes.
 """
 
+from importlib import import_module
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma2Model,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    Gemma3TextModel,
-    GemmaConfig,
-    GemmaForCausalLM,
-    GemmaModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaModel,
-    MistralConfig,
-    MistralForCausalLM,
-    MistralModel,
-    Phi3Config,
-    Phi3ForCausalLM,
-    Phi3Model,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Model,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3Model,
-    SmolLM3Config,
-    SmolLM3ForCausalLM,
-    SmolLM3Model,
-)
-from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
-from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer
-from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
-from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
-from transformers.models.smollm3.modeling_smollm3 import SmolLM3DecoderLayer
 
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 LAYERED: dict[str, tuple[Any, Any, Any]] = {}  # stock model type → layered configuration, model, model with a head
@@ -157,44 +120,23 @@ class LayeredModel:
         return layer
 
 
-def _layered(name: str, config: Any, model: Any, causal_lm: Any, layer: Any) -> tuple[Any, Any, Any]:
-    """The three classes of a layered architecture; auto_map needs each under its own name in this module."""
+def _layered(name: str, module: Any) -> tuple[Any, Any, Any]:
+    """The layered configuration, model and model with a head of a stock architecture."""
 
     def derive(mixin: type, base: Any, suffix: str, **attributes: Any) -> Any:
         attributes |= {"__module__": __name__, "__doc__": f"{base.__name__} with layers of different widths."}
         return type(f"Tailored{name}{suffix}", (mixin, base), attributes)
 
+    model = getattr(module, f"{name}TextModel", None) or getattr(module, f"{name}Model")  # Gemma 3's reads images, too
+    config = model.config_class
     own = strict(derive(LayeredConfig, config, "Config", model_type=f"tailored_{config.model_type}"))
-    parts = {"config_class": own, "layer_class": layer}
-    made = own, derive(LayeredModel, model, "Model", **parts), derive(LayeredModel, causal_lm, "ForCausalLM", **parts)
-    LAYERED[config.model_type] = made
-    return made
+    parts = {"config_class": own, "layer_class": getattr(module, f"{name}DecoderLayer")}
+    causal_lm = derive(LayeredModel, getattr(module, f"{name}ForCausalLM"), "ForCausalLM", **parts)
+    return own, derive(LayeredModel, model, "Model", **parts), causal_lm
 
 
-TailoredLlamaConfig, TailoredLlamaModel, TailoredLlamaForCausalLM = _layered(
-    "Llama", LlamaConfig, LlamaModel, LlamaForCausalLM, LlamaDecoderLayer
-)
-TailoredMistralConfig, TailoredMistralModel, TailoredMistralForCausalLM = _layered(
-    "Mistral", MistralConfig, MistralModel, MistralForCausalLM, MistralDecoderLayer
-)
-TailoredQwen2Config, TailoredQwen2Model, TailoredQwen2ForCausalLM = _layered(
-    "Qwen2", Qwen2Config, Qwen2Model, Qwen2ForCausalLM, Qwen2DecoderLayer
-)
-TailoredQwen3Config, TailoredQwen3Model, TailoredQwen3ForCausalLM = _layered(
-    "Qwen3", Qwen3Config, Qwen3Model, Qwen3ForCausalLM, Qwen3DecoderLayer
-)
-TailoredGemmaConfig, TailoredGemmaModel, TailoredGemmaForCausalLM = _layered(
-    "Gemma", GemmaConfig, GemmaModel, GemmaForCausalLM, GemmaDecoderLayer
-)
-TailoredGemma2Config, TailoredGemma2Model, TailoredGemma2ForCausalLM = _layered(
-    "Gemma2", Gemma2Config, Gemma2Model, Gemma2ForCausalLM, Gemma2DecoderLayer
-)
-TailoredGemma3Config, TailoredGemma3Model, TailoredGemma3ForCausalLM = _layered(
-    "Gemma3", Gemma3TextConfig, Gemma3TextModel, Gemma3ForCausalLM, Gemma3DecoderLayer
-)
-TailoredPhi3Config, TailoredPhi3Model, TailoredPhi3ForCausalLM = _layered(
-    "Phi3", Phi3Config, Phi3Model, Phi3ForCausalLM, Phi3DecoderLayer
-)
-TailoredSmolLM3Config, TailoredSmolLM3Model, TailoredSmolLM3ForCausalLM = _layered(
-    "SmolLM3", SmolLM3Config, SmolLM3Model, SmolLM3ForCausalLM, SmolLM3DecoderLayer
-)
+for _name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "SmolLM3"):
+    _folder = _name.lower()
+    _classes = _layered(_name, import_module(f"transformers.models.{_folder}.modeling_{_folder}"))
+    LAYERED[_classes[0].model_type.removeprefix("tailored_")] = _classes
+    globals().update({own.__name__: own for own in _classes})  # where auto_map looks for them

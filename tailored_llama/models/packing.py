@@ -178,23 +178,6 @@ def halved(tokens: int) -> int:
     return tokens // 2
 
 
-def packed_logprobs(
-    model: Any,
-    documents: Sequence[Document],
-    positions: Sequence[int],
-    targets: Sequence[int],
-    header: Header | None = None,
-    greedy: Tensor | None = None,
-) -> Tensor:
-    """Log-probability of `targets[i]` after position `positions[i]` of a packed row, float32 [scored].
-
-    Logits exist for a bounded number of positions at a time, never for batch × length. `greedy` receives whether each
-    target is the likeliest token, bool [scored]. The other arguments are those of `packed_states`.
-    """
-    states = packed_states(model, documents, distinct(positions), header)
-    return target_logprobs(model, states, positions, targets, greedy)
-
-
 def distinct(positions: Sequence[int]) -> Tensor:
     """The positions at which the head runs, int64: the first tokens of all choices are scored at one position."""
     unique: Tensor = torch.tensor(positions, dtype=torch.int64).unique()
@@ -204,7 +187,11 @@ def distinct(positions: Sequence[int]) -> Tensor:
 def target_logprobs(
     model: Any, states: Tensor, positions: Sequence[int], targets: Sequence[int], greedy: Tensor | None = None
 ) -> Tensor:
-    """The same as `packed_logprobs`, from the states at `distinct(positions)`."""
+    """Log-probability of `targets[i]` after position `positions[i]` of a packed row, float32 [scored].
+
+    Logits exist for a bounded number of positions at a time, never for batch × length. `greedy` receives whether each
+    target is the likeliest token, bool [scored]. `states` are those at `distinct(positions)`, [distinct, hidden].
+    """
     row, target_ids = torch.tensor(positions).unique(return_inverse=True)[1], torch.tensor(targets)
     row, target_ids = row.to(states.device), target_ids.to(states.device)
     result = torch.empty(len(target_ids), device=states.device)

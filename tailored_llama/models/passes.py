@@ -31,6 +31,22 @@ _SWEEP_TOKENS = 2**18
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """A prompt as tokens: the packed document, and the positions in it and targets at which every choice is scored."""
+
+    document: Document
+    positions: Sequence[Sequence[int]]
+    targets: Sequence[Sequence[int]] = ()
+    truncated: bool = False  # whether a choice lost the start of its context
+
+    def after(self, header: int) -> Encoded:
+        """A copy without the first `header` tokens, which are encoded separately."""
+        document = Document(self.document.prefix[header:], self.document.branches)
+        positions = [[p - header for p in choice] for choice in self.positions]
+        return Encoded(document, positions, self.targets, self.truncated)
+
+
+@dataclass(frozen=True)
 class PackedRow:
     """Documents that share a row, the positions in it whose states are wanted, and the token to score after each."""
 
@@ -39,56 +55,65 @@ class PackedRow:
     targets: Sequence[int] = ()
 
 
+def row_of(items: Sequence[Encoded]) -> PackedRow:
+    """Pack prompts, with the positions and targets of all their choices."""
+    positions: list[int] = []
+    start = 0
+    for item in items:
+        positions += [start + p for choice in item.positions for p in choice]
+        start += len(item.document)
+    targets = [target for item in items for choice in item.targets for target in choice]
+    return PackedRow([item.document for item in items], positions, targets)
+
+
 def run_packed(
     model: Any,
-    lengths: Sequence[int],
+    items: Sequence[Encoded],
     budget: int,
-    row_of: Callable[[list[int]], PackedRow],
     finish: Callable[[PackedRow, Tensor], Result],
     shared: Sequence[int] = (),
 ) -> Iterator[tuple[list[int], Result]]:
     """Run documents in packed rows of at most `budget` tokens, longest first; fewer when memory runs out.
 
     A streamed model gives the same results. Each of its layers is read once for many rows. `model` is inside
-    `packed_attention`, `lengths` are those of the documents, and the token ids `shared` precede every document.
+    `packed_attention`, and the token ids `shared` precede every document.
 
     Args:
-        row_of: packs a batch of documents, given by index; at least one, even if it is longer than the budget.
         finish: makes a result of a row and its states at `distinct(row.positions)`, [distinct, hidden].
 
     Yields:
-        Every batch, and its result.
+        Every batch, as indices of items, and its result. It has at least one, even if that is longer than the budget.
 
     Raises:
         RuntimeError, MemoryError: memory runs out with a single document.
     """
     if layers_of(model).streamed:
-        yield from _sweeps(model, lengths, budget, row_of, finish, shared)
+        yield from _sweeps(model, items, budget, finish, shared)
         return
     header = encode_header(model, shared, budget, learnt_header(model))
 
     def run(batch: list[int]) -> Result:
-        row = row_of(batch)
+        row = row_of([items[i] for i in batch])
         return finish(row, packed_states(model, row.documents, distinct(row.positions), header))
 
-    yield from within_memory(lengths, budget, run)
+    yield from within_memory([len(item.document) for item in items], budget, run)
 
 
 def _sweeps(
     model: Any,
-    lengths: Sequence[int],
+    items: Sequence[Encoded],
     budget: int,
-    row_of: Callable[[list[int]], PackedRow],
     finish: Callable[[PackedRow, Tensor], Result],
     shared: Sequence[int],
 ) -> Iterator[tuple[list[int], Result]]:
     """`run_packed` of a streamed model: as many rows at once as `_SWEEP_TOKENS` allow, one layer after the other."""
+    lengths = [len(item.document) for item in items]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
         parts = [[order[i] for i in part] for part in batches([lengths[i] for i in order], budget)]
         tokens = [sum(lengths[i] for i in part) for part in parts]
         parts = parts[: len(batches(tokens, _SWEEP_TOKENS)[0])]
-        rows = [row_of(part) for part in parts]
+        rows = [row_of([items[i] for i in part]) for part in parts]
         try:
             states = _states(model, rows, budget, shared)
             results = [finish(row, own) for row, own in zip(rows, states, strict=True)]

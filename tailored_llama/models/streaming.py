@@ -7,7 +7,6 @@ empty. Code that runs a model layer by layer takes the layers from `layers_of`, 
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from torch.nn import ModuleList
 from tailored_llama.config import ExecutionConfig
 from tailored_llama.errors import InputError
 from tailored_llama.memory import free_memory
-from tailored_llama.models.checkpoints import check_checkpoint, tensor_shapes, tensor_spans, weight_bytes, weight_files
+from tailored_llama.models.checkpoints import check_checkpoint, tensor_shapes, weight_bytes, weight_files
 from tailored_llama.models.devices import devices_of
 from tailored_llama.models.load import check_tensors, empty_model, load_model, stored_dtype
 
@@ -125,20 +124,6 @@ class _Files:
         tensors = _read(names, self.by_tensor, self.dtype, self.device)
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
-    def read_ahead(self, number: int) -> None:
-        """Ask the kernel to read a layer from disk while another one is at work."""
-        if not hasattr(os, "posix_fadvise"):  # macOS
-            return
-        prefix = f"{_LAYERS}{number}."
-        for file in {file for name, file in self.by_tensor.items() if name.startswith(prefix)}:
-            spans = [span for name, span in tensor_spans(file).items() if name.startswith(prefix)]
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                for start, stop in spans:
-                    os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(descriptor)
-
 
 @dataclass(frozen=True)
 class Layers:
@@ -164,14 +149,12 @@ class Layers:
         return self._each(range(len(self))[::-1])
 
     def _each(self, order: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        for number, following in zip(order, [*order[1:], None], strict=True):
+        for number in order:
             layer = self.modules[number]
             if self.files is None:
                 yield number, layer
                 continue
             layer.load_state_dict(self.files.tensors(number), assign=True)
-            if following is not None:
-                self.files.read_ahead(following)
             try:
                 yield number, layer
             finally:

@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers
 
 from tailored_llama.errors import InputError
-from tailored_llama.models.checkpoints import read_config
+from tailored_llama.models.checkpoints import drop_paths, read_config
 from tailored_llama.models.id_table import write_id_table
 from tailored_llama.models.load import load_tokenizer
 
@@ -207,9 +207,8 @@ def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float
         settings["added_tokens_decoder"] = {
             str(new[int(index)]): token for index, token in decoder.items() if int(index) in new
         }
-    for path in ("_model_name_or_path", "_name_or_path", "name_or_path"):
-        settings.pop(path, None)
     file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    drop_paths(out)
     backend = Tokenizer.from_str(json.dumps(trimmed))
     loaded = json.loads(load_tokenizer(out).backend_tokenizer.to_str())
     if any(loaded[part] != json.loads(backend.to_str())[part] for part in ("model", "added_tokens")):

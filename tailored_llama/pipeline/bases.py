@@ -16,7 +16,7 @@ from tailored_llama.evaluation import Answers
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.answer import answers_of
 from tailored_llama.pipeline.runner import Artifact, Runner
-from tailored_llama.pipeline.steps import Dense, Lesson, Prompts
+from tailored_llama.pipeline.steps import Dense, Prompts
 from tailored_llama.serving import GgufSettings, QuantisedSettings
 
 ScoredSplit = Literal["selection", "evaluation"]
@@ -130,7 +130,7 @@ def _steps(run: Runner, config: SmallestConfig, dense: Dense) -> tuple[tuple[Ste
 def better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]]:
     """The dense model as it is or tuned, whichever has more right on the choosing rows; and its answers to these."""
     config, checkpoint = base.config, base.dense.checkpoint
-    adapters = steps.tune_adapters(run, config, 0.0, checkpoint, Lesson(base.prompts))
+    adapters = steps.tune_adapters(run, config, 0.0, checkpoint, base.prompts)
     label = f"{config.model.short_name} dense"
     tuned = [Model(f"{label}, tuned", checkpoint, adapter) for adapter in list(adapters.values())[:1]]
     candidates = [Model(label, checkpoint, None), *tuned]

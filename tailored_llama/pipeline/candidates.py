@@ -139,9 +139,8 @@ def _begin_model(state: SearchState, rung: Rung) -> Model:
     if step.tokens:
         config = config.model_copy(update={"pruning": config.pruning.model_copy(update={"vocabulary": step.tokens})})
     pruned = steps.prune_to(run, config, base.dense, step.ratio)
-    healed = steps.heal_if_asked(run, config, base.dense, step.ratio, pruned, base.prompts)
-    lesson = steps.prepare_lesson(run, config, base.dense.checkpoint, base.prompts)
-    adapters = steps.tune_adapters(run, config, step.ratio, healed, lesson)
+    healed = steps.heal_if_asked(run, config, base.dense.checkpoint, step.ratio, pruned, base.prompts)
+    adapters = steps.tune_adapters(run, config, step.ratio, healed, base.prompts)
     how = "trimmed" if step.tokens else f"@ {step.ratio:.2f}"
     return Model(f"{config.model.short_name} {how}", healed, next(iter(adapters.values()), None))
 

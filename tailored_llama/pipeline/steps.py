@@ -66,15 +66,6 @@ class Dense:
     prompts: Mapping[str, Artifact] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What adapters learn from: the shots of every benchmark, and what the dense model says along them and a text."""
-
-    prompts: Prompts
-    shots: Mapping[str, Artifact] = field(default_factory=dict)
-    text: Artifact | None = None
-
-
 def load_examples(run: Runner, benchmark: BenchmarkConfig) -> Artifact:
     """Load all examples of a benchmark."""
     return run(stages.EXAMPLES, data.BenchmarkSource(benchmark), f"load {benchmark.name}")
@@ -223,77 +214,44 @@ def text_of(config: RunConfig, dense: Artifact) -> Artifact | None:
 
 
 def heal_if_asked(
-    run: Runner, config: RunConfig, dense: Dense, ratio: float, pruned: Artifact, prompts: Prompts
+    run: Runner, config: RunConfig, dense: Artifact, ratio: float, pruned: Artifact, prompts: Prompts
 ) -> Artifact:
-    """The healed model, or the pruned one if healing is not configured."""
+    """The pruned model, healed on a text with the dense model's outputs; as it is if healing is not configured."""
     if not config.healing.tokens:
         return pruned
-    text = draw_calibration(run, healing_text(config), dense.checkpoint, prompts)
-    return heal(run, config, ratio, pruned, teach(run, config, "text for healing", dense.checkpoint, text))
-
-
-def heal(run: Runner, config: RunConfig, ratio: float, pruned: Artifact, teacher: Artifact) -> Artifact:
-    """Heal a pruned model on all of the text that the teacher outputs cover."""
+    text = draw_calibration(run, healing_text(config), dense, prompts)
+    teacher = run(stages.TEACHER, TeachSettings.of(config), "teach text for healing", dense=dense, text=text)
     return run(stages.HEALED, HealSettings.of(config), f"heal @ {ratio:.2f}", pruned=pruned, teacher=teacher)
 
 
-def teach(
-    run: Runner, config: RunConfig, label: str, dense: Artifact, source: Artifact, shots: bool = False
-) -> Artifact:
-    """Record the dense model's outputs on a calibration text, or on shots, which leave room for a soft prompt."""
-    settings = TeachSettings.of(config, shots)
-    return run(stages.TEACHER, settings, f"teach {label}", dense=dense, source=source)
-
-
-def prepare_lesson(
-    run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts, read: Prompts | None = None
-) -> Lesson:
-    """The shots, and if that is asked, what the dense model says along them and the calibration text.
-
-    `read` are the prompts of all benchmarks that the calibration text may be made of, if `prompts` are not.
-    """
-    if not config.distillation.weight or config.tuning.examples == "none":
-        return Lesson(prompts)
-    shots = {name: teach(run, config, name, dense, asked, shots=True) for name, asked in prompts.shots.items()}
-    if not config.distillation.sequences:
-        return Lesson(prompts, shots)
-    text = draw_calibration(run, config, dense, read or prompts)
-    return Lesson(prompts, shots, teach(run, config, "text", dense, text))
-
-
 def tune(
-    run: Runner, config: RunConfig, names: Sequence[str], ratio: float, base: Artifact, lesson: Lesson
+    run: Runner, config: RunConfig, names: Sequence[str], ratio: float, base: Artifact, prompts: Prompts
 ) -> Artifact:
     """Tune one adapter for one benchmark or several."""
     label = names[0] if len(names) == 1 else MIXTURE
-    taught = {name: lesson.shots[name] for name in names if lesson.shots}
-    return run(
-        stages.ADAPTER,
-        TuneSettings.of(config, names, bool(taught), lesson.text is not None),
-        f"tune {label} @ {ratio:.2f}",
-        pruned=base,
-        prompts={name: lesson.prompts.shots[name] for name in names},
-        teachers=taught,
-        text=lesson.text,
-    )
+    shots = {name: prompts.shots[name] for name in names}
+    settings = TuneSettings.of(config, names)
+    return run(stages.ADAPTER, settings, f"tune {label} @ {ratio:.2f}", pruned=base, prompts=shots)
 
 
-def tune_adapters(run: Runner, config: RunConfig, ratio: float, base: Artifact, lesson: Lesson) -> dict[str, Artifact]:
+def tune_adapters(
+    run: Runner, config: RunConfig, ratio: float, base: Artifact, prompts: Prompts
+) -> dict[str, Artifact]:
     """Tune the adapter of every benchmark: its own, the same for all, or (an empty mapping) none."""
-    names = list(lesson.prompts.train)
+    names = list(prompts.train)
     if config.tuning.examples == "none":
         return {}
     if config.tuning.examples == "mixture":
-        return dict.fromkeys(names, tune(run, config, names, ratio, base, lesson))
-    return {name: tune(run, config, [name], ratio, base, lesson) for name in names}
+        return dict.fromkeys(names, tune(run, config, names, ratio, base, prompts))
+    return {name: tune(run, config, [name], ratio, base, prompts) for name in names}
 
 
 def tune_dense(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> TunedDense[Artifact]:
     """Tune the dense model on the same shots as the pruned ones, and score it.
 
-    It is neither healed nor distilled: nothing was removed, and it would be its own teacher.
+    It is not healed: nothing was removed, and it would be its own teacher.
     """
-    adapters = tune_adapters(run, config, 0.0, dense, Lesson(prompts))
+    adapters = tune_adapters(run, config, 0.0, dense, prompts)
     scores = {
         name: score(run, config, name, TUNED_DENSE, dense, prompts.evaluation[name], adapter)
         for name, adapter in adapters.items()

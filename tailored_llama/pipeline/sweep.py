@@ -95,13 +95,11 @@ def _measured(run: Runner, config: SweepConfig, cell: SweepCell, row: Row) -> Ro
     own, ratio, label = cell.run, row.ratio, f"{row.name} @ {row.ratio:g}"
     prompts = _prompts(run, config, own)
     dense = steps.prepare_dense(run, own, prompts)
-    healed = steps.heal_if_asked(run, own, dense, ratio, steps.prune_to(run, own, dense, ratio), prompts)
+    pruned = steps.prune_to(run, own, dense, ratio)
+    healed = steps.heal_if_asked(run, own, dense.checkpoint, ratio, pruned, prompts)
     perplexity = steps.measure_perplexity(run, own, label, healed, steps.text_of(own, dense.checkpoint))
     asked = steps.search_templates(run, own, healed) if cell.searched else prompts
-    adapters = {}
-    if config.tailored:
-        lesson = steps.prepare_lesson(run, own, dense.checkpoint, asked, prompts)
-        adapters = steps.tune_adapters(run, own, ratio, healed, lesson)
+    adapters = steps.tune_adapters(run, own, ratio, healed, asked) if config.tailored else {}
     scores = {
         name: steps.score(run, own, name, label, healed, rendered, adapters.get(name))
         for name, rendered in _scored(config, asked).evaluation.items()

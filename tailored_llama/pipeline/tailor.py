@@ -66,9 +66,8 @@ def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompt
     pruned = steps.measure(
         run, config, steps.model_label("pruned", ratio), steps.prune_to(run, config, dense, ratio), prompts, cut_by
     )
-    base = steps.heal_if_asked(run, config, dense, ratio, pruned.checkpoint, prompts)
-    lesson = steps.prepare_lesson(run, config, dense.checkpoint, prompts)
-    adapters = steps.tune_adapters(run, config, ratio, base, lesson)
+    base = steps.heal_if_asked(run, config, dense.checkpoint, ratio, pruned.checkpoint, prompts)
+    adapters = steps.tune_adapters(run, config, ratio, base, prompts)
     timed = _profile(run, config, steps.model_label("pruned", ratio), pruned.checkpoint, dense.checkpoint)
     healed = None
     if config.healing.tokens:

@@ -10,7 +10,6 @@ from tailored_llama.evaluation import TransferScore
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.reporting import ReportSettings
 from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude
-from tailored_llama.pipeline.steps import Dense
 from tailored_llama.store import ArtifactRef
 
 
@@ -24,12 +23,12 @@ def transfer(run: Runner, config: TransferConfig) -> ArtifactRef:
     names = [benchmark.name for benchmark in config.benchmarks]
     prompts = steps.render_all(run, config)
     dense = steps.prepare_dense(run, config, prompts)
-    pruned = steps.heal_if_asked(run, config, dense, ratio, steps.prune_to(run, config, dense, ratio), prompts)
-    lesson = steps.prepare_lesson(run, config, dense.checkpoint, prompts)
+    pruned = steps.prune_to(run, config, dense, ratio)
+    pruned = steps.heal_if_asked(run, config, dense.checkpoint, ratio, pruned, prompts)
 
-    tuned = {GENERIC: Attempt(GENERIC, partial(_generic_adapter, run, config, ratio, pruned, dense))}
+    tuned = {GENERIC: Attempt(GENERIC, partial(_generic_adapter, run, config, ratio, pruned))}
     for own in names:
-        tuned[own] = Attempt(own, partial(steps.tune, run, config, [own], ratio, pruned, lesson))
+        tuned[own] = Attempt(own, partial(steps.tune, run, config, [own], ratio, pruned, prompts))
 
     def score_on(name: str, model: str) -> Artifact:
         checkpoint, adapter = dense.checkpoint if model == DENSE else pruned, tuned.get(model)
@@ -56,9 +55,8 @@ def transfer(run: Runner, config: TransferConfig) -> ArtifactRef:
     return conclude(run(stages.TRANSFER, settings, "transfer report", scores=scores), failed)
 
 
-def _generic_adapter(run: Runner, config: RunConfig, ratio: float, base: Artifact, dense: Dense) -> Artifact:
+def _generic_adapter(run: Runner, config: RunConfig, ratio: float, base: Artifact) -> Artifact:
     """Tune the adapter for all benchmarks at once, with the generic template."""
     mixed = config.model_copy(update={"tuning": config.tuning.model_copy(update={"examples": "mixture"})})
     names = [benchmark.name for benchmark in config.benchmarks]
-    prompts = steps.render_all(run, mixed)
-    return steps.tune(run, mixed, names, ratio, base, steps.prepare_lesson(run, mixed, dense.checkpoint, prompts))
+    return steps.tune(run, mixed, names, ratio, base, steps.render_all(run, mixed))

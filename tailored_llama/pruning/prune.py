@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tailored_llama.config import Work
 from tailored_llama.data import read_calibration
-from tailored_llama.models import CARD, check_solver, open_model, pruned_card, read_structure
+from tailored_llama.models import CARD, check_solver, derived_card, open_model, read_structure, what_was_removed
 from tailored_llama.pruning.cut import Cut, Folders, plan_cut
 from tailored_llama.pruning.groups import KINDS
 from tailored_llama.pruning.layerwise import Text
@@ -62,7 +62,8 @@ def prune_model(
     if split:
         shutil.copyfile(split / SPLIT, work.out / SPLIT)  # for the report
     after = read_structure(work.out)
-    card = pruned_card(model, work.out, before, after.size, settings.plan, settings.reconstruction)
+    removed = what_was_removed(before, after.size, settings.plan, settings.reconstruction)
+    card = derived_card("A structurally pruned language model", removed, model, work.out)
     (work.out / CARD).write_text(card, encoding="utf-8")
     facts: dict[str, Any] = {"parameters": after.size.parameters}
     facts["ratio"] = round(1 - after.size.parameters / before.parameters, 6)

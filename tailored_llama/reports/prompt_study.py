@@ -148,7 +148,7 @@ def _selection(studied: Sequence[StudiedBenchmark[Path]], rows: Sequence[Templat
 
 def study_settings(config: PromptStudyConfig) -> dict[str, dict[str, str]]:
     """The settings that a study reads, as `settings_of` gives them."""
-    making = () if config.pruned else ("calibration", "pruning", "reconstruction", "distillation", "healing", "prompts")
+    making = () if config.pruned else ("calibration", "pruning", "reconstruction", "healing", "prompts")
     sections = settings_of(config, ("perplexity", "profile", *making))
     sections["tuning"] = {name: sections["tuning"][name] for name in ("shots", "held_out")}  # not in the slice
     return sections

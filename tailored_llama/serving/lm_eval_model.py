@@ -6,13 +6,8 @@ Importing this module registers the model. It needs the extra `lm-eval`, so noth
 from __future__ import annotations
 
 import logging
-import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import chain, groupby, islice, pairwise
-from operator import itemgetter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +17,15 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import get_dtype
 from tqdm import tqdm
 
+from tailored_llama.data import Score, choice_scores, encode_choices, shared_header
 from tailored_llama.errors import InputError
-from tailored_llama.models import (
-    LAYERED,
-    LAYERED_PREFIX,
-    Document,
-    Header,
-    encode_header,
-    learnt_header,
-    load_model,
-    packed_attention,
-    packed_logprobs,
-    token_budget,
-    within_memory,
-)
+from tailored_llama.models import LAYERED, LAYERED_PREFIX, Encoded, load_model, packed_attention, token_budget
 
 Ids = tuple[int, ...]
+Asked = tuple[list[int], Encoded]  # the requests of one context, by index, and their document
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # the texts, and context and continuation as token ids
-Answer = tuple[float, bool]  # the log-likelihood of a continuation, and whether it is the greedy one
 
-# At about so many tokens attention costs as much as the linear layers: six times the hidden size of a small model.
-_ATTENTION_COSTS = 4_096
-_MOST = 128  # inputs in one document; more would save little, and choosing them would take longer
+_ALIKE = 64  # tokens that contexts share if they may have a header in common
 
 
 @register_model("tailored")
@@ -88,9 +70,9 @@ class TailoredLM(HFLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[Answer]:
+    ) -> list[Score]:
         """The answers to all requests, in their order; `override_bs` has no meaning here."""
-        found: dict[int, Answer] = {}
+        found: dict[int, Score] = {}
         bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
         precision = self.mixed_precision_dtype
         with (
@@ -107,15 +89,7 @@ class TailoredLM(HFLM):  # type: ignore[misc]
         return [found[index] for index in range(len(requests))]
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """A document, and its requests: the index, the positions within the document and the targets of each."""
-
-    document: Document
-    requests: list[tuple[int, list[int], list[int]]]
-
-
-def answers(model: Any, requests: Sequence[Request], max_length: int) -> Iterator[tuple[int, Answer]]:
+def answers(model: Any, requests: Sequence[Request], max_length: int) -> Iterator[tuple[int, Score]]:
     """The index and the answer of every request, in the order in which they become known.
 
     A call has the requests of all tasks, as HFLM makes them: each task may have a header of its own, such as its solved
@@ -125,14 +99,15 @@ def answers(model: Any, requests: Sequence[Request], max_length: int) -> Iterato
         InputError: a continuation has no token, or more than the context holds.
     """
     contexts: dict[Ids, list[int]] = defaultdict(list)  # what comes before the first scored position → its requests
-    for index, request in enumerate(requests):
-        texts, context, continuation = request
+    inputs: list[list[int]] = []
+    for index, (texts, context, continuation) in enumerate(requests):
         if not context or not 0 < len(continuation) <= max_length:
             raise InputError(
                 f"continuation {texts[1] if texts else ''!r:.80}: got {len(continuation)} tokens after a context of "
                 f"{len(context)}; allowed: 1 to {max_length} tokens after at least 1"
             )
-        contexts[_input(request, max_length)[: -len(continuation)]].append(index)
+        inputs.append([*context, *continuation][-(max_length + 1) : -1])
+        contexts[tuple(inputs[index][: -len(continuation)])].append(index)
     if cut := sum(len(context) + len(continuation) > max_length + 1 for _, context, continuation in requests):
         logging.getLogger(__name__).warning(
             "%d of %d requests are longer than the context of %d tokens: they lose their start",
@@ -140,108 +115,18 @@ def answers(model: Any, requests: Sequence[Request], max_length: int) -> Iterato
             len(requests),
             max_length,
         )
-    budget, learnt = token_budget(None, model), learnt_header(model)
-    for start, members in by_header(contexts, budget).items():
-        asked: dict[Ids, list[int]] = defaultdict(list)
-        for index in chain.from_iterable(contexts[context] for context in members):
-            asked[_input(requests[index], max_length)[len(start) :]].append(index)
-        packed = [_pack(group, asked, requests) for group in documents(sorted(asked))]
-        header = encode_header(model, start, budget, learnt)
-        lengths = [len(item.document) for item in packed]
-        for _, found in within_memory(lengths, budget, partial(_score_row, model, header, packed)):
-            yield from found
-
-
-def _input(request: Request, max_length: int) -> Ids:
-    """What the model reads of a request: all but its last token, and no more than the context holds."""
-    _, context, continuation = request
-    return (*context, *continuation)[-(max_length + 1) : -1]
-
-
-def by_header(contexts: Collection[Ids], worth: int) -> dict[Ids, list[Ids]]:
-    """Different contexts by the header they follow, which is encoded once for all of them; it may be empty.
-
-    A header must save `worth` tokens.
-    """
-    parts: dict[Ids, list[Ids]] = defaultdict(list)
-    stack = [(0, sorted(contexts))] if contexts else []
-    while stack:
-        header, members = stack.pop()
-        shared = _common(members[0], members[-1])  # what these two share, all that stand between them share
-        if len(members) * (shared - header) - shared >= worth:
-            header = shared
-        part = parts[members[0][:header]]
-        for token, group in groupby(members, itemgetter(slice(shared, shared + 1))):
-            inside = list(group)
-            if token and sum(map(len, inside)) - len(inside) * header >= worth:
-                stack.append((header, inside))
-            else:  # too little is left to share
-                part += inside
-    return parts
-
-
-def documents(inputs: Sequence[Ids]) -> list[Sequence[Ids]]:
-    """Cut sorted, different inputs into runs, each to become one document, so that all of them together cost least.
-
-    The inputs of a document share their start, and so cost fewer tokens. But attention takes time with the square of a
-    document's length.
-    """
-    common = [0, *(_common(one, other) for one, other in pairwise(inputs))]  # of an input and the one before
-    costs, starts = [0.0], [0]  # of the cheapest cut of the first 0, 1, 2, … inputs, and where its last run starts
-    for stop in range(1, len(inputs) + 1):
-        shared, total = len(inputs[stop - 1]), 0
-        choices: list[tuple[float, int]] = []
-        for start in range(stop - 1, max(stop - _MOST, 0) - 1, -1):
-            total += len(inputs[start])
-            tokens = total - (stop - start - 1) * shared
-            choices.append((costs[start] + tokens + tokens**2 / _ATTENTION_COSTS, start))
-            shared = min(shared, common[start])
-            if 16 * shared < len(inputs[stop - 1]):  # hardly anything to gain from here on
-                break
-        cost, start = min(choices)
-        costs.append(cost)
-        starts.append(start)
-    runs: list[Sequence[Ids]] = []
-    stop = len(inputs)
-    while stop:
-        runs.append(inputs[starts[stop] : stop])
-        stop = starts[stop]
-    return runs[::-1]
-
-
-def _common(one: Ids, other: Ids) -> int:
-    """How many tokens two sequences start with in common."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def _pack(group: Sequence[Ids], asked: dict[Ids, list[int]], requests: Sequence[Request]) -> _Packed:
-    """One document of some inputs, with the requests asked of each."""
-    shared = _common(group[0], group[-1])
-    document = Document(group[0][:shared], [ids[shared:] for ids in group])
-    packed = _Packed(document, [])
-    for branch, ids in enumerate(group):
-        for index in asked[ids]:
-            targets = requests[index][2]
-            positions = range(len(ids) - len(targets), len(ids))
-            packed.requests.append((index, [document.offset(branch, p) for p in positions], targets))
-    return packed
-
-
-def _score_row(model: Any, header: Header, packed: Sequence[_Packed], batch: Sequence[int]) -> list[tuple[int, Answer]]:
-    """Run one forward pass: the answers to all requests of the batch's documents."""
-    positions: list[int] = []
-    targets: list[int] = []
-    start = 0
-    for item in (items := [packed[i] for i in batch]):
-        for _, at, wanted in item.requests:
-            positions += [start + p for p in at]
-            targets += wanted
-        start += len(item.document)
-    likeliest = torch.empty(len(targets), dtype=torch.bool, device=model.device)
-    values = packed_logprobs(model, [item.document for item in items], positions, targets, header, likeliest)
-    logprobs, greedy = iter(values.tolist()), iter(likeliest.tolist())
-    return [
-        (index, (math.fsum(islice(logprobs, len(wanted))), all(list(islice(greedy, len(wanted))))))
-        for item in items
-        for index, _, wanted in item.requests
-    ]
+    alike: dict[Ids, list[Asked]] = defaultdict(list)
+    for start, asked in contexts.items():
+        encoded = encode_choices([inputs[i] for i in asked], [requests[i][2] for i in asked])
+        alike[start[:_ALIKE]].append((asked, encoded))
+    budget = token_budget(None, model)
+    parts, rest = list[list[Asked]](), list[Asked]()
+    for members in alike.values():
+        saved = len(shared_header([encoded for _, encoded in members])) * (len(members) - 1)
+        if saved >= budget:  # a header worth passes of its own
+            parts.append(members)
+        else:
+            rest += members
+    for members in (*parts, rest):
+        for number, scores in choice_scores(model, [encoded for _, encoded in members], budget):
+            yield from zip(members[number][0], scores, strict=True)

@@ -21,13 +21,13 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import (
     CARD,
     Tokens,
+    derived_card,
     is_kept,
     load_gguf_tokenizer,
     load_tokenizer,
     read_structure,
     read_tokens,
     tokens_of,
-    trimmed_card,
     weight_bytes,
 )
 from tailored_llama.progress import Progress, silent
@@ -63,7 +63,10 @@ def trim_checkpoint(model: Path, texts: Sequence[str], size: int | None, out: Pa
     structure, tokenizer, tokens = read_structure(model), load_tokenizer(model), read_tokens(model)
     plan = tokens_for_texts(tokens, tokenizer, texts, size)
     prune_checkpoint(model, structure.layers, {}, out, tokens=plan)
-    card = trimmed_card(model, out, structure.size, read_structure(out).size)
+    before, left = structure.size.vocab_size, read_structure(out).size.vocab_size
+    removed = f"""Of {before:,} tokens, {left:,} are left, chosen by how often a text uses them; `vocabulary.parquet`
+lists them. All other weights are unchanged."""
+    card = derived_card("A language model with a trimmed vocabulary", removed, model, out)
     (out / CARD).write_text(card, encoding="utf-8")
     return _trimmed((weight_bytes(model), weight_bytes(out)), tokens, tokenizer, plan)
 

@@ -3,11 +3,10 @@ from .artifacts import ArtifactStore as ArtifactStore
 from .downloads import DATA_WHEEL as DATA_WHEEL
 from .downloads import Wheel as Wheel
 from .downloads import fetch_wheel as fetch_wheel
-from .downloads import hub_column as hub_column
 from .downloads import hub_commit as hub_commit
 from .downloads import hub_file as hub_file
 from .downloads import hub_model as hub_model
-from .downloads import hub_split as hub_split
+from .downloads import hub_rows as hub_rows
 from .downloads import is_hub_id as is_hub_id
 from .downloads import read_member as read_member
 from .export import check_target as check_target

@@ -7,7 +7,6 @@ it and the stage runs again.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -16,8 +15,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,8 @@ from tailored_llama.store.verifying import Stamps, Verified, check, hash_files
 
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}  # the store's fault only inside it
 
+Inputs = Mapping[str, ArtifactRef]
+Function = Callable[[Path], Mapping[str, Any] | None]  # writes an artifact's files to a folder
 
 log = logging.getLogger(__name__)
 
@@ -68,19 +69,12 @@ class ArtifactStore:
         """The file a process locks while it builds or removes the artifacts of a key."""
         return self.local / ".locks" / key
 
-    def resume_folder(
-        self, stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, ArtifactRef]
-    ) -> Path:
+    def resume_folder(self, stage: str, version: int, config: Mapping[str, Any], inputs: Inputs) -> Path:
         """Folder for the state of a running stage; it is removed when the artifact is published."""
         return self.local / ".resume" / artifact_key(stage, version, _plain(config), inputs)
 
     def build(
-        self,
-        stage: str,
-        version: int,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, ArtifactRef],
-        function: Callable[[Path], Mapping[str, Any] | None],
+        self, stage: str, version: int, config: Mapping[str, Any], inputs: Inputs, function: Function
     ) -> tuple[ArtifactRef, bool]:
         """Return the artifact of this key; if there is none, run `function(folder)` to write its files.
 
@@ -101,11 +95,10 @@ class ArtifactStore:
                 return ref, True
             with file_lock(self.lock(key)), self._claimed(stage, key) as claim:
                 # Another process or machine may have published it meanwhile.
-                if ref := self.find(stage, key) or self._pull(stage, key, mend=True):
-                    self._forget_state(key)
-                    return self._publish(ref, claim), True
-                ref = self._build(stage, version, key, plain, inputs, function)
-                return self._publish(ref, claim), False
+                found = self.find(stage, key) or self._pull(stage, key, mend=True)
+                ref = found or self._build(stage, version, key, plain, inputs, function)
+                self._forget_state(key)
+                return self._publish(ref, claim), found is not None
         except Exception as error:
             number = error_number(error)
             inside = str(getattr(error, "filename", None)).startswith(str(self.local))
@@ -117,13 +110,7 @@ class ArtifactStore:
             ) from error
 
     def _build(
-        self,
-        stage: str,
-        version: int,
-        key: str,
-        config: dict[str, Any],
-        inputs: Mapping[str, ArtifactRef],
-        function: Callable[[Path], Mapping[str, Any] | None],
+        self, stage: str, version: int, key: str, config: dict[str, Any], inputs: Inputs, function: Function
     ) -> ArtifactRef:
         building = self.local / ".building"
         for leftover in building.glob(f"{key}.*"):  # of a killed process: this one holds the lock
@@ -148,16 +135,11 @@ class ArtifactStore:
                 measured=measured,
             )
             (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n")
-            target = self.folder(stage, key)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not _rename_new(folder, target):  # pulled meanwhile; pulls take no lock
-                shutil.rmtree(folder)
+            if not _rename_new(folder, target := self.folder(stage, key)):  # pulled meanwhile; pulls take no lock
                 return read_manifest(target).ref
             self._verified.remember(key, Stamps(manifest.digest, stamps))
-        except BaseException:
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
-            raise
-        self._forget_state(key)
         return manifest.ref
 
     def _forget_state(self, key: str) -> None:
@@ -177,7 +159,7 @@ class ArtifactStore:
             except OSError as error:
                 raise InputError(f"artifact {stage}/{key[:12]}: {problem}, and it cannot be removed") from error
             return self._pull(stage, key)
-        with contextlib.suppress(OSError):  # a read-only store can still be read
+        with suppress(OSError):  # a read-only store can still be read
             os.utime(folder)
         return read_manifest(folder).ref
 
@@ -227,13 +209,6 @@ class ArtifactStore:
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
         return read_manifest(self.open(ref))
-
-    def list(self) -> Iterator[tuple[Manifest | None, Path, str | None]]:
-        """Every artifact in the local folder: its manifest, its folder, and its problem or None; all is hashed."""
-        for folder in sorted(self.local.glob("[!.]*/*")):
-            if folder.is_dir():
-                problem = self.problem(folder, folder.parent.name, folder.name, trust=False)
-                yield (None if problem else read_manifest(folder)), folder, problem
 
     def problem(self, folder: Path, stage: str, key: str, trust: bool = True) -> str | None:
         """Why a folder is not the artifact it should be, or None if it is.
@@ -290,7 +265,6 @@ class ArtifactStore:
                     sharing.withdraw(self.remote, stage, key, folder)
                 return None
             ref = read_manifest(folder).ref
-            target.parent.mkdir(parents=True, exist_ok=True)
             if not _rename_new(folder, target):
                 if read_manifest(target).digest == ref.digest:  # pulled by another process
                     return ref
@@ -304,12 +278,12 @@ class ArtifactStore:
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as JSON stores it, so that the manifest shows what the key covers."""
-    plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
-    return plain
+    return dict(json.loads(json.dumps(dict(config))))
 
 
 def _rename_new(folder: Path, target: Path) -> bool:
     """Rename a folder to an unused name; False if another process took the name first."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.rename(folder, target)
     except OSError as error:

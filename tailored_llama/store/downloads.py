@@ -137,23 +137,18 @@ def hub_file(repository: str, commit: str, name: str) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
-def hub_split(repository: str, subset: str | None, commit: str, split: str) -> list[dict[str, Any]]:
-    """The rows of one split of a script-free Hub data set at one commit."""
-    import datasets
-
-    with _read_from_hub(f"{repository} split {split}", commit):
-        return list(datasets.load_dataset(repository, subset, revision=commit, split=split).to_list())
-
-
-def hub_column(
-    repository: str, subset: str | None, commit: str, split: str, column: str, limit: int
+def hub_rows(
+    repository: str, subset: str | None, commit: str, split: str, limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """The first `limit` values of one column of a Hub data set, streamed: ten samples do not download C4."""
+    """The rows of one split of a script-free Hub data set at one commit.
+
+    With a limit, the first rows are streamed: ten samples do not download C4.
+    """
     import datasets
 
     with _read_from_hub(f"{repository} split {split}", commit):
-        rows = datasets.load_dataset(repository, subset, revision=commit, split=split, streaming=True)
-        return [{column: row[column]} if column in row else dict(row) for row in itertools.islice(rows, limit)]
+        rows = datasets.load_dataset(repository, subset, revision=commit, split=split, streaming=limit is not None)
+        return [dict(row) for row in itertools.islice(rows, limit)]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
@@ -29,11 +29,10 @@ def error_number(error: BaseException) -> int | None:
 
 
 @contextmanager
-def file_lock(path: Path, wait: bool = True, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
+def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold an exclusive flock(2) on `path`; the kernel frees it when the process dies, even by kill -9.
 
-    Yields whether the lock is held: always, unless `wait` is False and another process holds it. `waiting` is called
-    before the wait for another process.
+    Yields whether the lock is held: always, unless `wait` is False and another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -41,11 +40,7 @@ def file_lock(path: Path, wait: bool = True, waiting: Callable[[], None] = lambd
         try:
             held = False
             with suppress(BlockingIOError):  # another process holds it
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
-            if wait and not held:
-                waiting()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 held = True
             if held and not _is_open_at(path, descriptor):  # housekeeping removed it between open and lock
                 continue

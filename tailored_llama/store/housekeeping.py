@@ -213,16 +213,14 @@ def verify(store: ArtifactStore) -> Iterator[tuple[str, str | None]]:
 
     Artifacts of a URL are fetched into a temporary folder; the working copy is not checked.
     """
-    if not store.remote:
-        for _, folder, problem in store.list():
-            yield str(folder), problem
-        return
     for entry in survey(store):
-        problem = entry.problem
-        if not problem:
+        root, problem = store.root.rstrip("/"), entry.problem
+        if not store.remote:
+            root, problem = str(store.local), store.problem(store.folder(*entry.name), *entry.name, trust=False)
+        elif not problem:
             with tempfile.TemporaryDirectory() as scratch:
-                problem, _ = sharing.fetch(store.remote, entry.stage, entry.key, Path(scratch))
-        yield f"{store.root.rstrip('/')}/{entry.stage}/{entry.key}", problem
+                problem, _ = sharing.fetch(store.remote, *entry.name, Path(scratch))
+        yield f"{root}/{entry.stage}/{entry.key}", problem
 
 
 def _local_entries(store: ArtifactStore) -> Iterator[Entry]:

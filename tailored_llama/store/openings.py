@@ -7,10 +7,9 @@ none is, and nothing removes it.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from itertools import count
-from pathlib import Path
+
+from fsspec.implementations.local import LocalFileSystem
 
 from tailored_llama.store import remote
 from tailored_llama.store.artifacts import ArtifactStore
@@ -31,32 +30,8 @@ def record_opening(store: ArtifactStore, goal: str, plan: str) -> int:
     Raises:
         InputError, UnreachableError, OSError: the store cannot be read or written.
     """
+    at = store.remote or remote.Remote(store.root, LocalFileSystem(), str(store.local))
     for number in count(1):
-        name = f"{OPENINGS}/{goal}.{number}"
-        if _create(store, name, plan.encode()) or _read(store, name) == plan.encode():
+        if remote.create(at, f"{OPENINGS}/{goal}.{number}", plan.encode(), "recording an opening"):
             return number
     raise AssertionError
-
-
-def _create(store: ArtifactStore, name: str, content: bytes) -> bool:
-    """Create a file, whole, only where none is."""
-    if store.remote:
-        return remote.create(store.remote, name, content, "recording an opening")
-    path = store.local / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        os.fchmod(file.fileno(), 0o644)  # whoever shares the store has to know
-        try:
-            os.link(file.name, path)
-        except FileExistsError:
-            return False
-    return True
-
-
-def _read(store: ArtifactStore, name: str) -> bytes | None:
-    if store.remote:
-        return remote.read(store.remote, [name]).get(name)
-    return Path(store.local / name).read_bytes()

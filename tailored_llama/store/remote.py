@@ -238,6 +238,8 @@ def _under_another_name(filesystem: Any, path: str, content: bytes) -> Iterator[
     new = f"{path}.{uuid.uuid4().hex[:8]}"
     try:
         filesystem.pipe_file(new, content)
+        with open(new, "rb") as file:
+            os.fsync(file.fileno())  # it survives a crash
         yield new
     finally:
         with suppress(FileNotFoundError):

@@ -17,15 +17,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tailored_llama.config import Work
-from tailored_llama.data import encode_answer, read_calibration, read_prompts
+from tailored_llama.data import read_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
     HEAD_POSITIONS,
     Document,
+    Encoded,
+    IdTable,
     PackedRow,
     batches,
     head_logits,
-    load_tokenizer,
     open_model,
     packed_attention,
     run_packed,
@@ -40,6 +41,7 @@ TEACHER_SCHEMA = pa.schema(
         "input_ids": pa.list_(pa.int32()),
         "tokens": pa.list_(pa.int32()),  # the likeliest next tokens of every position: length × top
         "logprobs": pa.list_(pa.float32()),  # their log-probabilities at the temperature
+        "temperature": pa.float64(),
     }
 )
 
@@ -50,7 +52,7 @@ _ROW_GROUP = 2**13  # tokens in a row group, the least that is read at once: 2 M
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """A teacher's next-token distributions along a sequence, each cut to its likeliest tokens.
+    """A teacher's next-token distributions at a temperature along a sequence, each cut to its likeliest tokens.
 
     A token of −1 with the log-probability `ABSENT` is no target.
     """
@@ -58,30 +60,25 @@ class SoftTargets:
     input_ids: tuple[int, ...]
     tokens: Tensor  # int64 [length, top]
     logprobs: Tensor  # float32 [length, top]
+    temperature: float = 1.0
 
 
-def teach(dense: Path, source: Path, *, settings: TeachSettings, work: Work) -> dict[str, Any]:
-    """Stage: write the dense model's next-token distributions along every sequence of a source as `teacher.parquet`.
+def teach(dense: Path, text: Path, *, settings: TeachSettings, work: Work) -> dict[str, Any]:
+    """Stage: write the dense model's next-token distributions along every sequence of a text as `teacher.parquet`.
 
     The `top` likeliest tokens of each distribution are kept, at the temperature (arXiv 1503.02531). Memory holds the
     outputs of at most 2¹⁸ tokens at a time.
 
     Args:
         dense: the teacher.
-        source: a folder with `calibration.parquet`, or with `prompts.parquet`: its shots with their right answers.
+        text: a folder with `calibration.parquet`.
 
     Raises:
-        InputError: `top` is not below the vocabulary size, or the source has neither file.
+        InputError: `top` is not below the vocabulary size.
     """
-    model, tokenizer = open_model(dense, work.execution, work.out), load_tokenizer(dense)
+    model, sequences = open_model(dense, work.execution, work.out), list(read_calibration(text))
     if settings.top >= (size := model.config.vocab_size):
-        raise InputError(f"distillation.top: got {settings.top}; allowed: less than {size}, the vocabulary size")
-    if (source / "calibration.parquet").is_file():
-        sequences = list(read_calibration(source))
-    else:
-        limit = model.config.max_position_embeddings - settings.reserved
-        shots = read_prompts(source, "shots")
-        sequences = [torch.tensor(encode_answer(tokenizer, prompt, limit).document.prefix) for prompt in shots]
+        raise InputError(f"healing.top: got {settings.top}; allowed: less than {size}, the vocabulary size")
     lengths, budget = [len(ids) for ids in sequences], token_budget(work.execution.batch_tokens, model)
     rows, file = max(1, _ROW_GROUP // max(lengths, default=1)), work.out / "teacher.parquet"
     with torch.inference_mode(), packed_attention(model), table_parts(file, TEACHER_SCHEMA) as write:
@@ -104,13 +101,8 @@ def _outputs(
     starts = np.cumsum([0, *lengths])
     tokens = np.empty((starts[-1], settings.top), np.int32)
     logprobs = np.empty(tokens.shape, np.float32)
-
-    def row_of(batch: Sequence[int]) -> PackedRow:
-        documents = [Document(own[i]) for i in batch]
-        return PackedRow(documents, range(sum(map(len, documents))))
-
-    finish = partial(_likeliest, model, settings)
-    for batch, (likeliest, values) in run_packed(model, lengths, budget, row_of, finish):
+    items = [Encoded(Document(ids), [range(len(ids))]) for ids in own]
+    for batch, (likeliest, values) in run_packed(model, items, budget, partial(_likeliest, model, settings)):
         rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
         tokens[rows], logprobs[rows] = likeliest, values
         progress(done := done + len(batch), len(sequences))
@@ -119,6 +111,7 @@ def _outputs(
         "input_ids": own,
         "tokens": pa.ListArray.from_arrays(offsets, tokens.reshape(-1)),
         "logprobs": pa.ListArray.from_arrays(offsets, logprobs.reshape(-1)),
+        "temperature": [settings.temperature] * len(own),
     }
 
 
@@ -140,7 +133,7 @@ def _logits(model: Any, states: Tensor, temperature: float) -> Tensor:
 
 
 class Teacher(Sequence[SoftTargets]):
-    """What `teach` wrote, in the order of its source. Each sequence is read from disk when it is asked for.
+    """What `teach` wrote, in the order of its text. Each sequence is read from disk when it is asked for.
 
     Raises:
         InputError: `teacher.parquet` is missing, unreadable, or has another schema.
@@ -160,14 +153,42 @@ class Teacher(Sequence[SoftTargets]):
         position = range(len(self))[index]
         group = bisect_right(self._starts, position) - 1
         row = self._read(group).slice(position - self._starts[group], 1)
-        ids, tokens, logprobs = (row[name].combine_chunks().flatten() for name in TEACHER_SCHEMA.names)
+        ids, tokens, logprobs = (row[name].combine_chunks().flatten() for name in ("input_ids", "tokens", "logprobs"))
         likeliest = torch.from_numpy(tokens.to_numpy().astype(np.int64)).reshape(len(ids), -1)
-        return SoftTargets(
-            tuple(ids.to_pylist()), likeliest, torch.from_numpy(logprobs.to_numpy().copy()).view_as(likeliest)
+        values = torch.from_numpy(logprobs.to_numpy().copy()).view_as(likeliest)
+        return SoftTargets(tuple(ids.to_pylist()), likeliest, values, row["temperature"][0].as_py())
+
+
+def in_pieces(targets: SoftTargets, table: IdTable) -> SoftTargets:
+    """The same distributions along the same text, in the tokens of a student whose vocabulary was trimmed.
+
+    The teacher says something only where one of its own tokens ends. The student's other positions, inside a word that
+    it writes in pieces, have no targets. Of the teacher's likeliest next tokens, one that the student lacks stands for
+    the first of its pieces; what falls on one token is summed. All others remain the rest, which counts as one.
+
+    Known deviation: BPE may write a word's neighbours together with one of its pieces. The text is written token by
+    token, which is not always the student's own writing.
+
+    Raises:
+        InputError: the teacher read tokens that are not in the table.
+    """
+    if unknown := {*targets.input_ids, *targets.tokens.flatten().tolist()} - table.pieces.keys():
+        raise InputError(
+            f"teacher: got token {min(unknown)}; allowed: outputs of the model that the vocabulary was trimmed from"
         )
+    pieces = [table.pieces[token] for token in targets.input_ids]
+    ids, ends = tuple(itertools.chain.from_iterable(pieces)), torch.tensor([*map(len, pieces)]).cumsum(0) - 1
+    firsts, order = table.first[targets.tokens].sort(dim=-1)
+    column = (firsts.diff(dim=-1, prepend=firsts[:, :1]) > 0).cumsum(-1)  # one for all that have the same first piece
+    shares = targets.logprobs.gather(-1, order).exp()
+    sums = torch.zeros_like(shares).scatter_add_(-1, column, shares)
+    tokens, logprobs = (torch.full((len(ids), firsts.shape[1]), value) for value in (-1, ABSENT))
+    tokens[ends] = torch.full_like(firsts, -1).scatter_(-1, column, firsts)
+    logprobs[ends] = sums.log().clamp(min=ABSENT)
+    return SoftTargets(ids, tokens, logprobs, targets.temperature)
 
 
-def divergence(model: Any, states: Tensor, targets: SoftTargets, temperature: float) -> Tensor:
+def divergence(model: Any, states: Tensor, targets: SoftTargets) -> Tensor:
     """Mean Kullback-Leibler divergence of a student from its teacher over a sequence, in nats, times temperature².
 
     All tokens that were not kept count as one, so this is a lower bound on the divergence of the whole distributions.
@@ -176,14 +197,13 @@ def divergence(model: Any, states: Tensor, targets: SoftTargets, temperature: fl
 
     Args:
         states: inputs of the student's head along the sequence, [length, hidden].
-        temperature: of the teacher's distributions.
     """
     total = states.new_zeros((), dtype=torch.float32)
     parts = (torch.split(rows, HEAD_POSITIONS) for rows in (states, targets.tokens, targets.logprobs))
     for part, tokens, logprobs in zip(*parts, strict=True):
         inputs = (part, tokens.to(states.device), logprobs.to(states.device))
-        total = total + checkpoint(partial(_divergence, model, temperature), *inputs, use_reentrant=False)
-    return total * temperature**2 / len(states)
+        total = total + checkpoint(partial(_divergence, model, targets.temperature), *inputs, use_reentrant=False)
+    return total * targets.temperature**2 / len(states)
 
 
 def _divergence(model: Any, temperature: float, states: Tensor, tokens: Tensor, logprobs: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from tailored_llama.models import (
 )
 from tailored_llama.store import write_table
 from tailored_llama.training.loop import Course, Material, train
-from tailored_llama.training.losses import Objective, TextSamples
+from tailored_llama.training.losses import TextSamples
 from tailored_llama.training.processes import in_processes
 from tailored_llama.training.records import LOG, LOG_SCHEMA
 from tailored_llama.training.settings import HealSettings
@@ -76,12 +76,11 @@ def _train(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> d
     if full and rank_and_count()[1] == 1:  # several devices were asked before the run
         check_whole_training(read_structure(pruned).parameters, str(base.device))
     model = _thawed(base, execution) if full else add_adapter(base, training, execution)
-    objective = Objective(distillation=1.0, temperature=settings.temperature)
     texts = partial(TextSamples, teacher, read_id_table(pruned))
     trained_on = (count := len(texts())) - min(settings.held_out, count // 10)
     material = Material(texts(slice(trained_on)), texts(slice(trained_on, None)))
     course = Course(settings.seed, patience=2, checks=10, keeps_best=False)  # another copy of all weights is much
-    log, measured, _ = train(model, material, training, objective, course, work)
+    log, measured, _ = train(model, material, training, course, work)
     if full:
         save_file(whole_weights(model), work.out / WEIGHTS)
     else:

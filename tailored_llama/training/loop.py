@@ -1,7 +1,7 @@
 """Training: micro-batches that fit into memory, in one process or several, and the loop.
 
 The loop is our own, with the optimisers, schedules and trackers of transformers and accelerate. transformers' Trainer
-takes batches of one padded tensor. Here a step is packed rows of examples and texts, with a teacher's outputs beside
+takes batches of one padded tensor. Here a step is packed rows of examples, or of texts with a teacher's outputs beside
 them, cut to a number of tokens that is halved when memory runs out.
 """
 
@@ -24,7 +24,7 @@ from tailored_llama.config import TrainingConfig, Work
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models import halved, packed_attention
 from tailored_llama.training.logs import step_log
-from tailored_llama.training.losses import Objective, Sample, autocast, outcomes, sample_losses, training_loss
+from tailored_llama.training.losses import Sample, autocast, outcomes, sample_losses, training_loss
 from tailored_llama.training.optimization import learning_rate, make_optimizer
 from tailored_llama.training.records import LOG_SCHEMA, Outcome
 from tailored_llama.training.sharding import gathered, passes, put, rank_and_count, share_out, total, trained, whole
@@ -40,37 +40,19 @@ _TIMED_STEPS = 10  # after which the time that is left is told
 
 @dataclass(frozen=True)
 class Material:
-    """What is trained on.
+    """What is trained on: examples, or texts with a teacher.
 
-    `samples` come in random order. `texts_per_step` of the texts, which are cycled through, are added to every step.
-    `held_out` samples are for early stopping: examples with all their choices, without a teacher, or texts with one;
-    empty: no stopping.
+    `held_out` samples are for early stopping: examples with all their choices, or texts; empty: no stopping.
     """
 
     samples: Sequence[Sample]
     held_out: Sequence[Sample] = ()
-    texts: Sequence[Sample] = ()
-    texts_per_step: int = 0
 
-    def batch(self, step: int, size: int, seed: int) -> tuple[list[Sample], list[float]]:
-        """The samples of a step, counted from 1, and the weights of their losses: the mean of each kind is 1."""
+    def batch(self, step: int, size: int, seed: int) -> list[Sample]:
+        """The samples of a step, counted from 1; the order depends on seed and epoch alone, for a resumed training."""
         epoch, position = divmod(step - 1, math.ceil(len(self.samples) / size))
-        order = _order(len(self.samples), seed, epoch)[position * size : (position + 1) * size]
-        batch, texts = [self.samples[i] for i in order], self._texts(step, seed)
-        return batch + texts, [1 / len(batch)] * len(batch) + [1 / max(1, len(texts))] * len(texts)
-
-    def _texts(self, step: int, seed: int) -> list[Sample]:
-        """The texts of a step; each cycle goes through all texts in a new random order."""
-        if not self.texts:
-            return []
-        count = self.texts_per_step
-        positions = (divmod(i, len(self.texts)) for i in range((step - 1) * count, step * count))
-        return [self.texts[_order(len(self.texts), seed, cycle, 1)[position]] for cycle, position in positions]
-
-
-def _order(count: int, *seed: int) -> list[int]:
-    """A random order that depends on the seed alone, so that a resumed training finds it again."""
-    return [int(i) for i in np.random.default_rng(seed).permutation(count)]
+        order = np.random.default_rng((seed, epoch)).permutation(len(self.samples))
+        return [self.samples[int(i)] for i in order[position * size : (position + 1) * size]]
 
 
 @dataclass(frozen=True)
@@ -96,16 +78,15 @@ class _Training:
     call: Callable[..., Any]
     optimizer: torch.optim.Optimizer
     settings: TrainingConfig
-    objective: Objective
     state: State
 
 
 def train(
-    model: Any, material: Material, training: TrainingConfig, objective: Objective, course: Course, work: Work
+    model: Any, material: Material, training: TrainingConfig, course: Course, work: Work
 ) -> tuple[dict[str, list[Any]], dict[str, Any], tuple[list[Outcome], list[Outcome]]]:
     """Train what requires gradients, and keep what has the lowest held-out loss, the untrained included, or the last.
 
-    The loss of a step is the mean over its samples, plus the mean over its texts. Deterministic for a seed on a CPU.
+    The loss of a step is the mean over its samples. Deterministic for a seed on a CPU.
 
     Args:
         model: the output of `add_adapter`, its random weights already seeded; or a causal LM, to train all its weights.
@@ -122,7 +103,7 @@ def train(
     """
     held_out, per_epoch = material.held_out, math.ceil(len(material.samples) / training.batch_size)
     steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
-    now = _begin(model, training, objective, bool(held_out) and course.keeps_best, work)
+    now = _begin(model, training, bool(held_out) and course.keeps_best, work)
     check_every, first = math.ceil(per_epoch / course.checks), now.state.step
     state, base = now.state, model.get_base_model() if hasattr(model, "get_base_model") else model
     with packed_attention(base), step_log(work, state.step + 1) as show:
@@ -131,12 +112,12 @@ def train(
             tokens += sum(map(len, held_out))
         while state.step < steps and state.worse < course.patience:
             state.step += 1
-            batch, shares = material.batch(state.step, training.batch_size, course.seed)
+            batch = material.batch(state.step, training.batch_size, course.seed)
             # Dropout is seeded at every step, so that a resumed training finds it again.
             torch.manual_seed(
                 int(np.random.SeedSequence((course.seed, state.step, rank_and_count()[0])).generate_state(1)[0])
             )
-            row = {"step": state.step, "epoch": math.ceil(state.step / per_epoch)} | _step(now, batch, shares, steps)
+            row = {"step": state.step, "epoch": math.ceil(state.step / per_epoch)} | _step(now, batch, steps)
             tokens += sum(map(len, batch))
             work.progress(state.step, steps)
             _tell_time(started, state.step - first, steps - state.step)
@@ -166,7 +147,7 @@ def _tell_time(started: float, done: int, left: int) -> None:
         _log.info("%d steps are left: about %.1f %s", left, *told)
 
 
-def _begin(model: Any, settings: TrainingConfig, objective: Objective, selects: bool, work: Work) -> _Training:
+def _begin(model: Any, settings: TrainingConfig, selects: bool, work: Work) -> _Training:
     """Share the model out, and find the state of an earlier training; `selects`: the best weights are kept."""
     call = share_out(model, settings.precision)
     optimizer = make_optimizer(trained(model).values(), settings)
@@ -174,17 +155,13 @@ def _begin(model: Any, settings: TrainingConfig, objective: Objective, selects: 
     state = State(settings.micro_batch_tokens >> work.halvings, math.inf, _copy(model) if selects else {}, log)
     if work.resume:
         load_state(work.resume, state, model, optimizer)
-    return _Training(model, call, optimizer, settings, objective, state)
+    return _Training(model, call, optimizer, settings, state)
 
 
-def _step(now: _Training, batch: Sequence[Sample], shares: Sequence[float], steps: int) -> dict[str, Any]:
-    """One step of the optimiser, of `steps`; returns its figures.
-
-    Args:
-        shares: weight of each sample's loss.
-    """
+def _step(now: _Training, batch: Sequence[Sample], steps: int) -> dict[str, Any]:
+    """One step of the optimiser, of `steps`; returns its figures."""
     now.model.train()
-    loss, distance = _backward(now, batch, shares)
+    loss = _backward(now, batch)
     if not math.isfinite(loss):
         raise FloatingPointError(f"training: loss is {loss} at step {now.state.step} of {steps}")
     rate = learning_rate(now.state.step, steps, now.settings)
@@ -192,53 +169,43 @@ def _step(now: _Training, batch: Sequence[Sample], shares: Sequence[float], step
         group["lr"] = rate
     now.optimizer.step()
     now.optimizer.zero_grad()
-    return {"loss": loss, "divergence": distance if now.objective.distillation else None, "learning_rate": rate}
+    return {"loss": loss, "learning_rate": rate}
 
 
-def _backward(now: _Training, batch: Sequence[Sample], shares: Sequence[float]) -> tuple[float, float]:
-    """Accumulate the gradients of a step in micro-batches; when memory runs out, halve them and start the step again.
-
-    Returns:
-        The loss, and the divergence in it.
-    """
+def _backward(now: _Training, batch: Sequence[Sample]) -> float:
+    """Accumulate a step's gradients in micro-batches; when memory runs out, halve them and start the step again."""
     while True:
-        loss = distance = 0.0
+        loss = 0.0
         parts = passes(list(map(len, batch)), now.state.budget)
         try:
             for part in parts:
                 own = [batch[i] for i in part] or [min(batch, key=len)]
-                sums = _add_gradients(now, own, [shares[i] for i in part] or [0.0])
-                loss, distance = loss + sums[0], distance + sums[1]
+                loss += _add_gradients(now, own, 1 / len(batch) if part else 0.0)
         except (RuntimeError, MemoryError) as error:
             if max(map(len, parts)) == 1 or not out_of_memory(error):
                 raise
         else:
-            loss, distance = total(now.model, loss, distance)
-            return loss, distance
+            return total(now.model, loss)
         now.model.zero_grad()  # drop the gradients of the parts that did fit
         largest = max(sum(len(batch[i]) for i in part) for part in parts)
         now.state.budget = halved(min(now.state.budget, largest))
 
 
-def _add_gradients(now: _Training, batch: Sequence[Sample], shares: Sequence[float]) -> tuple[float, float]:
-    """Backward pass of a micro-batch, in its own function so that the graph of a pass that did not fit is freed."""
+def _add_gradients(now: _Training, batch: Sequence[Sample], share: float) -> float:
+    """Backward pass of a micro-batch, in its own function so that the graph of a pass that did not fit is freed.
+
+    Args:
+        share: weight of each sample's loss.
+    """
     with _busy_threads(now.model, sum(map(len, batch))):
-        loss, distance = now.call(_weighted_loss, now.settings, now.objective, batch, shares)
+        loss = now.call(_weighted_loss, now.settings, batch, share)
         (loss * rank_and_count()[1]).backward()  # processes that train together take the mean of their gradients
-    return loss.item(), distance.item()
+    return float(loss.item())
 
 
-def _weighted_loss(
-    model: Any, settings: TrainingConfig, objective: Objective, batch: Sequence[Sample], shares: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """The sum of the samples' losses, each times its share, and that of the divergences in them."""
+def _weighted_loss(model: Any, settings: TrainingConfig, batch: Sequence[Sample], share: float) -> Tensor:
     with autocast(model, settings):
-        pairs = list(sample_losses(model, batch, objective))
-        loss, distance = (
-            torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum()
-            for values in zip(*pairs, strict=True)
-        )
-    return loss, distance.detach()
+        return torch.stack(sample_losses(model, batch)).sum() * share
 
 
 @contextmanager
@@ -270,15 +237,14 @@ def _evaluate(now: _Training, held_out: Sequence[Sample]) -> float:
 def _outcomes(now: _Training, held_out: Sequence[Sample]) -> list[Outcome]:
     """What the model does on held-out samples; several processes share them out."""
     if rank_and_count()[1] == 1:
-        return list(now.call(outcomes, held_out, now.settings, now.state.budget, now.objective.temperature))
+        return list(now.call(outcomes, held_out, now.settings, now.state.budget))
     own: dict[int, Outcome] = {}
     for part in passes(list(map(len, held_out)), now.state.budget):
         batch = [held_out[i] for i in part] or [min(held_out, key=len)]
-        own |= zip(
-            part, now.call(outcomes, batch, now.settings, sys.maxsize, now.objective.temperature), strict=False
-        )  # none of an empty part
-    found = gathered(own)
-    return [found[i] for i in range(len(held_out))]
+        found = now.call(outcomes, batch, now.settings, sys.maxsize)
+        own |= zip(part, found, strict=False)  # none of an empty part
+    by_number = gathered(own)
+    return [by_number[i] for i in range(len(held_out))]
 
 
 def _copy(model: Any) -> dict[str, Tensor]:

@@ -1,13 +1,13 @@
 """What is trained on, its loss, and what a model with or without an adapter does on held-out examples.
 
-The loss is that of an example's right choice, the divergence from a teacher's distribution, or both.
+The loss is that of an example's right choice, or a text's divergence from its teacher's distributions.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tailored_llama.config import TrainingConfig
-from tailored_llama.data import Encoded
-from tailored_llama.errors import InputError
 from tailored_llama.models import (
     Document,
+    Encoded,
     IdTable,
     head_logits,
     learnt_header,
     packed_attention,
     packed_states,
+    row_of,
     within_memory,
 )
-from tailored_llama.training.alignment import in_pieces
-from tailored_llama.training.distillation import SoftTargets, Teacher, divergence
+from tailored_llama.training.distillation import SoftTargets, Teacher, divergence, in_pieces
 from tailored_llama.training.records import Outcome
 
 _AT_ONCE = 8  # positions whose probabilities are in memory at once
@@ -41,52 +40,17 @@ class Sample:
     encoded: Encoded
     answer: int = 0
     scales: tuple[float, ...] = ()  # by choice: makes their log-likelihoods comparable; empty: plain text
-    teacher: SoftTargets | None = None  # along the prefix and the right choice
+    teacher: SoftTargets | None = None  # of plain text
 
     def __len__(self) -> int:
         return len(self.encoded.document)
-
-    def sequence(self) -> list[int]:
-        """Token ids of the prefix and the right choice."""
-        document = self.encoded.document
-        return [*document.prefix, *(document.branches[self.answer] if document.branches else ())]
-
-    def positions(self) -> list[int]:
-        """Positions of `sequence` in the packed document."""
-        return [self.encoded.document.offset(self.answer, i) for i in range(len(self.sequence()))]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Weight and temperature of the divergence from a teacher; see `sample_losses`."""
-
-    distillation: float = 0.0
-    temperature: float = 1.0
-
-
-def with_teacher(samples: Sequence[Sample], teacher: Path, table: IdTable | None = None) -> list[Sample]:
-    """Add to each sample the teacher outputs that `distillation.teach` wrote for it, in the same order.
-
-    `table` leads from the teacher's tokens to the samples', if the vocabulary was trimmed.
-
-    Raises:
-        InputError: the teacher read other tokens, or another text.
-    """
-    outputs = list(Teacher(teacher))
-    if table and len(outputs) == len(samples):
-        outputs = [in_pieces(out, table, own.sequence()) for out, own in zip(outputs, samples, strict=True)]
-    if [sample.sequence() for sample in samples] != [list(targets.input_ids) for targets in outputs]:
-        raise InputError(
-            f"teacher {teacher}: got outputs along other tokens; allowed: those of `teach` for the same prompts and "
-            "the same tokenizer"
-        )
-    return [replace(sample, teacher=targets) for sample, targets in zip(samples, outputs, strict=True)]
 
 
 class TextSamples(Sequence[Sample]):
     """One sample for each sequence of a text. Its teacher outputs are read from disk on access.
 
-    `teacher` has what `distillation.teach` wrote; `table` is as in `with_teacher`; `part` are the sequences meant.
+    `teacher` has what `distillation.teach` wrote; `table` leads from its tokens to the samples', if the vocabulary was
+    trimmed; `part` are the sequences meant.
     """
 
     def __init__(self, teacher: Path, table: IdTable | None = None, part: slice = slice(None)) -> None:
@@ -99,7 +63,7 @@ class TextSamples(Sequence[Sample]):
     def __getitem__(self, index: Any) -> Any:
         targets = self._outputs[self._numbers[index]]
         targets = in_pieces(targets, self._table) if self._table else targets
-        return Sample(Encoded(Document(targets.input_ids), (), ()), teacher=targets)
+        return Sample(Encoded(Document(targets.input_ids), ()), teacher=targets)
 
 
 def autocast(model: Any, training: TrainingConfig) -> torch.autocast:
@@ -107,44 +71,31 @@ def autocast(model: Any, training: TrainingConfig) -> torch.autocast:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
 
 
-def sample_losses(model: Any, batch: Sequence[Sample], objective: Objective) -> Iterator[tuple[Tensor, Tensor]]:
-    """Loss of every sample of a packed row, and the unweighted divergence in it.
+def sample_losses(model: Any, batch: Sequence[Sample]) -> list[Tensor]:
+    """Loss of every sample of a packed row: the mean over its right choice's tokens, or a text's divergence."""
+    return [own[sample.answer].mean() for sample, own in zip(batch, choice_losses(model, batch), strict=True)]
 
-    An example's loss is the mean negative log-likelihood of its right continuation's tokens. If it has a teacher, the
-    divergence from it times `distillation` is added. Plain text has only the divergence.
+
+def choice_losses(model: Any, batch: Sequence[Sample]) -> list[list[Tensor]]:
+    """The losses of every sample of a packed row, in nats, from one forward pass.
+
+    They are the negative log-likelihoods of every choice's tokens. Plain text has its divergence alone, as if it had
+    one choice.
     """
-    states, starts, choices = choice_losses(model, batch)
-    for start, sample, own in zip(starts, batch, choices, strict=True):
-        loss = own[sample.answer].mean() if own else torch.zeros(())
-        distance = states.new_zeros((), dtype=torch.float32)
-        if sample.teacher is not None and objective.distillation:
-            sequence_states = states[[start + position for position in sample.positions()]]
-            distance = divergence(model, sequence_states, sample.teacher, objective.temperature)
-        yield loss + objective.distillation * distance, distance
-
-
-def choice_losses(model: Any, batch: Sequence[Sample]) -> tuple[Tensor, list[int], list[list[Tensor]]]:
-    """One forward pass over a packed row.
-
-    Returns:
-        The head's inputs along the row, [tokens, hidden]; where each sample starts; and for each sample the negative
-        log-likelihoods of every choice's tokens, in nats.
-    """
-    documents = [sample.encoded.document for sample in batch]
-    states = packed_states(model, documents, torch.arange(sum(map(len, documents))), learnt_header(model))
-    starts = list(itertools.accumulate(map(len, documents), initial=0))[:-1]
-    positions: list[int] = []
-    targets: list[int] = []
-    sizes: list[int] = []  # tokens per choice
-    for start, sample in zip(starts, batch, strict=True):
-        for offsets, tokens in zip(sample.encoded.positions, sample.encoded.targets, strict=True):
-            positions += [start + offset for offset in offsets]
-            targets += tokens
-            sizes.append(len(tokens))
-    logits = head_logits(model, states[positions])  # all choices at once, so that the head is read only once
-    losses = _token_losses(logits, torch.tensor(targets, dtype=torch.int64, device=logits.device))
+    row = row_of([sample.encoded for sample in batch])
+    lengths = list(map(len, row.documents))
+    states = packed_states(model, row.documents, torch.arange(sum(lengths)), learnt_header(model))
+    starts = list(itertools.accumulate(lengths, initial=0))[:-1]
+    sizes = [len(tokens) for sample in batch for tokens in sample.encoded.targets]
+    logits = head_logits(model, states[row.positions])  # all choices at once, so that the head is read only once
+    losses = _token_losses(logits, torch.tensor(row.targets, dtype=torch.int64, device=logits.device))
     parts = iter(losses.split(sizes))
-    return states, starts, [[next(parts) for _ in sample.scales] for sample in batch]
+    return [
+        [divergence(model, states[start : start + len(sample)], sample.teacher)]
+        if sample.teacher
+        else [next(parts) for _ in sample.scales]
+        for start, sample in zip(starts, batch, strict=True)
+    ]
 
 
 def _token_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -177,15 +128,12 @@ class _LossesInParts(torch.autograd.Function):
         return gradient * of_losses[:, None].to(gradient.dtype), None
 
 
-def outcomes(
-    model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int, temperature: float = 1.0
-) -> list[Outcome]:
+def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int) -> list[Outcome]:
     """What a model, with or without an adapter, does on held-out samples, in their order.
 
     Args:
         samples: with all choices encoded; one choice alone is a written answer; none is text with a teacher.
         budget: tokens per pass.
-        temperature: of the divergence from the teacher of a text.
     """
     model.eval()
     by_number: dict[int, Outcome] = {}
@@ -193,16 +141,7 @@ def outcomes(
     def run(part: list[int]) -> list[Outcome]:
         batch = [samples[i] for i in part]
         with autocast(model, training):
-            states, starts, choices = choice_losses(model, batch)
-            results = []
-            for start, own, sample in zip(starts, choices, batch, strict=True):
-                if sample.teacher is None or own:
-                    results.append(_outcome(own, sample))
-                else:
-                    text = states[start : start + len(sample)]
-                    distance = float(divergence(model, text, sample.teacher, temperature))
-                    results.append(Outcome(distance, None, distance))
-        return results
+            return [_outcome(own, sample) for own, sample in zip(choice_losses(model, batch), batch, strict=True)]
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with torch.no_grad(), packed_attention(base):  # FSDP cannot train weights that it gathered in inference mode

@@ -24,7 +24,6 @@ LOG_SCHEMA = pa.schema(
         "step": pa.int32(),
         "epoch": pa.int32(),
         "loss": pa.float64(),
-        "divergence": pa.float64(),  # from the teacher, unweighted; part of the loss
         "learning_rate": pa.float64(),
         "held_out_loss": pa.float64(),  # before the first step, and at every check after it
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tailored_llama.config import (
     AdapterConfig,
@@ -13,7 +13,6 @@ from tailored_llama.config import (
     TrainingConfig,
     named_benchmark,
     narrow,
-    reserved_tokens,
     with_defaults,
 )
 from tailored_llama.data import headline_metric
@@ -21,28 +20,21 @@ from tailored_llama.data import headline_metric
 
 @dataclass(frozen=True)
 class TeachSettings:
-    """The temperature of teacher outputs, and how many of the likeliest tokens are kept.
-
-    `reserved` tokens of the context are left to a soft prompt.
-    """
+    """The temperature of teacher outputs, and how many of the likeliest tokens are kept."""
 
     temperature: float
     top: int
-    reserved: int = 0
 
     @classmethod
-    def of(cls, config: RunConfig, shots: bool = False) -> TeachSettings:
-        """`shots`: the outputs are along the shots, which a soft prompt may precede."""
-        reserved = reserved_tokens(config.tuning) if shots else 0
-        return cls(config.distillation.temperature, config.distillation.top, reserved)
+    def of(cls, config: RunConfig) -> TeachSettings:
+        return cls(config.healing.temperature, config.healing.top)
 
 
 @dataclass(frozen=True)
 class HealSettings:
-    """Adapter and optimiser of healing, the teacher's temperature, the seed, and how many texts are held out."""
+    """Adapter and optimiser of healing, the seed, and how many texts are held out."""
 
     training: TrainingConfig
-    temperature: float
     quantization: Quantization
     seed: int
     held_out: int = 0
@@ -51,8 +43,7 @@ class HealSettings:
     def of(cls, config: RunConfig) -> HealSettings:
         unread = ("rank", "alpha", "dropout", "targets") if config.healing.variant == "full" else ()
         training = with_defaults(narrow(config.healing, TrainingConfig), *unread)
-        quantization, held_out = config.model.quantization, config.healing.held_out
-        return cls(training, config.distillation.temperature, quantization, config.seed, held_out)
+        return cls(training, config.model.quantization, config.seed, config.healing.held_out)
 
 
 @dataclass(frozen=True)
@@ -66,9 +57,6 @@ class TuneSettings:
         held_out: examples to stop on and to compare with.
         quantization: of the model while the adapter is trained on it.
         seed: of the adapter, the order and dropout.
-        weight: of the divergence from the teacher; 0: there is none.
-        temperature: of the teacher's distributions.
-        sequences: texts with teacher outputs added to each step.
     """
 
     adapter: AdapterConfig
@@ -77,19 +65,12 @@ class TuneSettings:
     held_out: int
     quantization: Quantization
     seed: int
-    weight: float = 0.0
-    temperature: float = 1.0
-    sequences: int = 0
 
     @classmethod
-    def of(cls, config: RunConfig, names: Sequence[str], taught: bool = False, text: bool = False) -> TuneSettings:
-        """For benchmarks by name; `taught`, `text`: there are teacher outputs along the shots, and along a text."""
-        tuning, distillation = config.tuning, config.distillation
+    def of(cls, config: RunConfig, names: Sequence[str]) -> TuneSettings:
+        """For benchmarks by name."""
+        tuning = config.tuning
         unread = ("rank", "alpha", "dropout", "targets") if tuning.variant == "prompt" else ("virtual_tokens",)
         adapter = with_defaults(narrow(tuning, AdapterConfig), *unread, *(() if tuning.held_out else ("patience",)))
         metrics = tuple((name, headline_metric(named_benchmark(config, name))) for name in names)
-        own = cls(adapter, metrics, tuning.shots, tuning.held_out, config.model.quantization, config.seed)
-        if not taught:
-            return own
-        sequences = distillation.sequences if text else 0
-        return replace(own, weight=distillation.weight, temperature=distillation.temperature, sequences=sequences)
+        return cls(adapter, metrics, tuning.shots, tuning.held_out, config.model.quantization, config.seed)

@@ -114,13 +114,13 @@ def gather(model: Any) -> None:
             model.get_submodule(owner).register_parameter(own, torch.nn.Parameter(whole(parameter)))
 
 
-def total(model: Any, *numbers: float) -> list[float]:
-    """The sums of numbers over the processes."""
+def total(model: Any, number: float) -> float:
+    """The sum of a number over the processes."""
     if rank_and_count()[1] == 1:
-        return list(numbers)
-    sums = torch.tensor(numbers, dtype=torch.float64, device=model.device)
-    distributed.all_reduce(sums)
-    return sums.tolist()
+        return number
+    summed = torch.tensor(number, dtype=torch.float64, device=model.device)
+    distributed.all_reduce(summed)
+    return float(summed)
 
 
 def put(model: Any, weights: dict[str, Tensor]) -> None:

@@ -13,31 +13,22 @@ import torch
 from tailored_llama.config import WRITTEN, Metric, Work, check_training, part_of, reserved_tokens
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.models import add_adapter, load_base, load_tokenizer, read_id_table, save_adapter
+from tailored_llama.models import add_adapter, load_base, load_tokenizer, save_adapter
 from tailored_llama.store import write_table
 from tailored_llama.training.loop import Course, Material, train
-from tailored_llama.training.losses import Objective, Sample, TextSamples, outcomes, with_teacher
+from tailored_llama.training.losses import Sample, outcomes
 from tailored_llama.training.processes import in_processes
 from tailored_llama.training.records import LOG, LOG_SCHEMA, Comparison, is_better, write_comparison
 from tailored_llama.training.settings import TuneSettings
 from tailored_llama.training.sharding import gather
 
 
-def tune(
-    pruned: Path,
-    prompts: Mapping[str, Path],
-    teachers: Mapping[str, Path],
-    text: Path | None,
-    *,
-    settings: TuneSettings,
-    work: Work,
-) -> dict[str, Any]:
+def tune(pruned: Path, prompts: Mapping[str, Path], *, settings: TuneSettings, work: Work) -> dict[str, Any]:
     """Stage: train one adapter; write it in PEFT's layout, with `log.parquet` and the digest of its base.
 
-    The loss is the mean over examples of the mean negative log-likelihood of the right continuation's tokens. With a
-    teacher, the divergence from it is added, times `settings.weight`. The adapter kept is the one with the lowest
-    loss, without divergence, on the held-out slice of the train split, the untrained one included. Deterministic for a
-    seed on a CPU.
+    The loss is the mean over examples of the mean negative log-likelihood of the right continuation's tokens. The
+    adapter kept is the one with the lowest loss on the held-out slice of the train split, the untrained one included.
+    Deterministic for a seed on a CPU.
 
     What it does there to the metric goes to `held_out.parquet`, beside the model without it (`read_comparison`). Both
     are measured as they are trained: the adapter is attached, and the model may be quantised.
@@ -45,42 +36,29 @@ def tune(
     Args:
         pruned: the model to tune.
         prompts: the train prompts by benchmark; several benchmarks each give an equal part of the examples.
-        teachers: the teacher outputs along the shots, by benchmark, if there is a teacher.
-        text: the teacher outputs along the calibration text.
 
     Raises:
-        InputError: a continuation is longer than the model's context, a teacher read other tokens, a soft prompt is set
-            for a benchmark whose answers the model writes, the model cannot be quantised here, or streaming is
-            demanded.
+        InputError: a continuation is longer than the model's context, a soft prompt is set for a benchmark whose
+            answers the model writes, the model cannot be quantised here, or streaming is demanded.
         FloatingPointError: the loss is not finite; the message names the step.
     """
     check_training("tuning", settings.adapter, work.execution)
     _check_soft_prompt(settings)
-    return in_processes(partial(_tune, pruned, prompts, teachers, text, settings), work)
+    return in_processes(partial(_tune, pruned, prompts, settings), work)
 
 
-def _tune(
-    pruned: Path,
-    prompts: Mapping[str, Path],
-    teachers: Mapping[str, Path],
-    text: Path | None,
-    settings: TuneSettings,
-    work: Work,
-) -> dict[str, Any]:
+def _tune(pruned: Path, prompts: Mapping[str, Path], settings: TuneSettings, work: Work) -> dict[str, Any]:
     """The whole of `tune`, in one process or in each of several."""
     adapter, execution = settings.adapter, work.execution
     torch.manual_seed(settings.seed)
     base = load_base(pruned, settings.quantization, adapter, execution, work.out, "tuning")
     limit = base.config.max_position_embeddings - reserved_tokens(adapter)
-    shots, held_out, examples = _samples(pruned, prompts, teachers, settings, limit)
+    shots, held_out, examples = _samples(pruned, prompts, settings, limit)
     # A soft prompt changes the model before it is trained; other adapters start as no change.
     untuned = outcomes(base, held_out, adapter, adapter.micro_batch_tokens) if adapter.variant == "prompt" else None
     model = add_adapter(base, adapter, execution)
-    texts = TextSamples(text, read_id_table(pruned)) if text else ()
-    material = Material(shots, held_out, texts, settings.sequences)
-    objective = Objective(settings.weight, settings.temperature)
     course = Course(settings.seed, adapter.epochs, adapter.patience)
-    log, measured, (untrained, kept) = train(model, material, adapter, objective, course, work)
+    log, measured, (untrained, kept) = train(model, Material(shots, held_out), adapter, course, work)
     comparison = write_comparison(work.out, examples, untrained if untuned is None else untuned, kept)
     write_table(work.out / LOG, log, LOG_SCHEMA)
     gather(model)
@@ -98,17 +76,16 @@ def _check_soft_prompt(settings: TuneSettings) -> None:
 
 
 def _samples(
-    pruned: Path, prompts: Mapping[str, Path], teachers: Mapping[str, Path], settings: TuneSettings, limit: int
+    pruned: Path, prompts: Mapping[str, Path], settings: TuneSettings, limit: int
 ) -> tuple[list[Sample], list[Sample], list[int]]:
     """The shots, and the held-out samples with all their choices and the numbers of their examples."""
-    tokenizer, table, parts = load_tokenizer(pruned), read_id_table(pruned), len(settings.metrics)
+    tokenizer, parts = load_tokenizer(pruned), len(settings.metrics)
     shots: list[Sample] = []
     held_out: list[Sample] = []
     examples: list[int] = []
     for i, (name, metric) in enumerate(settings.metrics):
-        samples = [encode_sample(tokenizer, limit, None, prompt) for prompt in read_prompts(prompts[name], "shots")]
-        samples = with_teacher(samples, teachers[name], table) if name in teachers else samples
-        shots += samples[: part_of(settings.shots, i, parts)]
+        shown = read_prompts(prompts[name], "shots")[: part_of(settings.shots, i, parts)]
+        shots += [encode_sample(tokenizer, limit, None, prompt) for prompt in shown]
         held = read_prompts(prompts[name], "held_out")[: part_of(settings.held_out, i, parts)]
         choices = metric if metric not in WRITTEN else None
         held_out += [encode_sample(tokenizer, limit, choices, prompt) for prompt in held]

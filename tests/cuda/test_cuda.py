@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from helpers import CPU, load_and_render, render_split, save_tiny_llama, tune, write_own_benchmark
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, TuningConfig, Work
-from tailored_llama.data import Encoded, loglikelihoods
+from tailored_llama.data import loglikelihoods
 from tailored_llama.evaluation import ScoreSettings, score_benchmark
-from tailored_llama.models import Document, device_slot, load_model, weight_bytes
+from tailored_llama.models import Document, Encoded, device_slot, load_model, weight_bytes
 
 pytestmark = [
     pytest.mark.cuda,

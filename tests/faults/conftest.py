@@ -18,7 +18,7 @@ from faults.runs import Runner, Undisturbed
 from helpers import write_own_benchmark
 from services import Server, Spawn, children, tailor_here
 from tailored_llama.config import StoreConfig
-from tailored_llama.store import ArtifactStore
+from tailored_llama.store import ArtifactStore, verify
 
 TRIALS = pytest.StashKey[list[Trial]]()
 
@@ -61,7 +61,6 @@ def configuration(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     """A whole run of a minute or so on SmolLM2-135M; or, with --tiny, of a second or so on the tiny model."""
     run = {
         "pruning": {"ratios": [0.2]},
-        "distillation": {"weight": 0.5},
         "profile": {"batches": []},  # what it measures is the machine's, and never the same twice
         "execution": {"device": "cpu", "keep_state_every": 1},
     }
@@ -107,9 +106,9 @@ def undisturbed(
     folder = tmp_path_factory.mktemp("undisturbed")
     tailor_here(configuration | {"store": configuration["store"] | {"root": str(folder / "store")}}, shared_server.url)
     yield Undisturbed(folder / "store")
-    found = list(ArtifactStore(str(folder / "store")).list())
+    found = list(verify(ArtifactStore(str(folder / "store"))))
     shutil.rmtree(folder / "store")
-    assert not [problem for _, _, problem in found if problem]  # its files are linked into every test's store
+    assert not [problem for _, problem in found if problem]  # its files are linked into every test's store
 
 
 @pytest.fixture

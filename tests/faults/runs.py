@@ -20,7 +20,7 @@ import pytest
 
 from helpers import as_toml
 from services import Server, Spawn, environment, tailor_here
-from tailored_llama.store import ArtifactStore
+from tailored_llama.store import ArtifactStore, verify
 from tailored_llama.training.state import FILE
 
 EXACT = ("seals", "publishes", "published")  # moments of `killed.py`; the others are seen from outside
@@ -186,6 +186,6 @@ def check_nothing_lost(store: Path, before: dict[str, tuple[int, str]], undistur
     assert after.keys() == whole.keys()
     for place, (_, files) in whole.items():
         assert place.startswith("report/") or after[place][1] == files, place
-    assert not [problem for _, _, problem in ArtifactStore(str(store)).list() if problem]
+    assert not [problem for _, problem in verify(ArtifactStore(str(store))) if problem]
     assert not list(store.glob(".building/*"))
     assert not list(store.glob(".resume/*"))

@@ -89,7 +89,7 @@ def test_workers_make_what_the_flow_itself_makes(
 ) -> None:
     two["model"] = {"source": str(add_merge(save_tiny_llama(tmp_path / "model"))), "dtype": "float32"}
     two["store"] |= {"export": str(tmp_path / "exported"), "export_formats": ["gguf:f32"]}
-    two["healing"], two["distillation"] = {"tokens": 128}, {"weight": 1.0, "top": 8}
+    two["healing"] = {"tokens": 128}
     two["profile"] = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
     two["pruning"] |= {"steps": 2}
     names = workers()

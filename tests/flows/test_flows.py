@@ -50,7 +50,7 @@ def test_a_flow_runs_to_its_end_and_all_of_it_is_found_without_prefect(
 
 
 def test_a_flow_finds_all_that_was_computed_without_prefect(own_run: dict[str, Any], states: States) -> None:
-    own_run["healing"], own_run["distillation"] = {"tokens": 128}, {"weight": 1.0, "top": 8}
+    own_run["healing"] = {"tokens": 128}
     config, root = validate_config(own_run), own_run["store"]["root"]
     report = compose("tailor", config)
     before = built(root)

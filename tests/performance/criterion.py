@@ -41,7 +41,7 @@ TEXTS = {
     "passages + prompts": '["boolq", "prompts"]',
     "questions": '"questions"',
 }
-VARIED = ("pruning", "calibration", "reconstruction", "distillation")
+VARIED = ("pruning", "calibration", "reconstruction")
 
 
 def accuracy_and_loss(predictions: pd.DataFrame, metric: str) -> dict[str, float]:
@@ -63,14 +63,13 @@ def measure(
     (ratio,) = config.pruning.ratios
     dense = steps.prepare_dense(run, config, prompts)
     pruned = steps.prune_to(run, config, dense, ratio)
-    lesson = steps.prepare_lesson(run, config, dense.checkpoint, prompts)
     row = {} if trimmed else measure_divergence(run, config, dense.checkpoint, pruned, slices)
     figure = "byte_perplexity" if trimmed else "perplexity"
     perplexity = steps.measure_perplexity(run, config, name, pruned, steps.text_of(config, dense.checkpoint))
     row[figure] = read_metrics(run.open(perplexity))[figure]
     answers: dict[str, list[np.ndarray]] = {"untuned": [], "tailored": []}
     for own in config.benchmarks:
-        adapter = steps.tune(run, config, [own.name], ratio, pruned, lesson)
+        adapter = steps.tune(run, config, [own.name], ratio, pruned, prompts)
         found = {}
         for model, attached, half in (("untuned", None, 0), ("tailored", adapter, 1)):
             label = f"{name}, {model}"

@@ -42,7 +42,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, context_length, load_base, load_tokenizer
 from tailored_llama.pipeline import steps
 from tailored_llama.training.loop import Course, Material, train
-from tailored_llama.training.losses import Objective, outcomes
+from tailored_llama.training.losses import outcomes
 from tailored_llama.training.records import Outcome, is_better, write_comparison
 from tailored_llama.training.tuning import encode_sample
 
@@ -138,7 +138,6 @@ def follow(
         model,
         Material([encode(None, prompt) for prompt in shots], compared["held out"]),
         tuning,
-        Objective(),
         Course(run.seed, tuning.epochs, patience=tuning.epochs),  # never stops early
         Work(out, run.execution, progress=answer),
     )

@@ -30,11 +30,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 import harness
-from tailored_llama.data import Encoded, Prompt, encode_prompt, shared_header
+from tailored_llama.data import Prompt, encode_prompt, shared_header
 from tailored_llama.data.builtin import SEVEN
 from tailored_llama.evaluation.scoring import loglikelihoods
 from tailored_llama.memory import peak_memory, reset_peak_memory
-from tailored_llama.models import load_model, load_tokenizer, pick_device, token_budget
+from tailored_llama.models import Encoded, load_model, load_tokenizer, pick_device, token_budget
 
 PROTOCOLS = {"zero-shot": (0, True), "5-shot, one header": (5, True), "5-shot, lm-eval's default": (5, False)}
 FLOOR_TOKENS = {"cpu": (512, 1024), "cuda": (4096, 16_384)}  # on a CPU the fastest of 256 to 4,096

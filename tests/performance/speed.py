@@ -126,10 +126,10 @@ def tuning(bench: Bench, name: str, epochs: int) -> Row:
     def ours() -> float:
         with tempfile.TemporaryDirectory() as out:
             work = Work(Path(out), bench.execution)
-            measured = tune(bench.checkpoint, {name: bench.train[name]}, {}, None, settings=settings, work=work)
+            measured = tune(bench.checkpoint, {name: bench.train[name]}, settings=settings, work=work)
         return float(measured["tokens"] / measured["tokens_per_second"])
 
-    rows = [[*s.sequence(), s.encoded.targets[0][-1]] for s in samples]
+    rows = [[*s.encoded.document.prefix, s.encoded.targets[0][-1]] for s in samples]
     labels = [
         [-100] * (len(ids) - len(s.encoded.targets[0])) + [*s.encoded.targets[0]]
         for ids, s in zip(rows, samples, strict=True)

@@ -179,7 +179,8 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     ),
     "model cut short": (
         cut_weights,
-        "{place}/model/model.safetensors: 5000 bytes, expected {weights}; the file is cut short or damaged",
+        "{place}/model/model.safetensors: not a whole safetensors file (Error while deserializing header: incomplete "
+        "metadata, file not fully covered)",
     ),
     "model without tokenizer": (
         delete("model/tokenizer.json"),
@@ -302,10 +303,10 @@ def test_one_line_says_what_is_wrong_and_nothing_is_written(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(artifacts.ArtifactStore, "build", lambda *a, **k: pytest.fail("work was begun"))
-    weights, root = (tmp_path / "model" / "model.safetensors").stat().st_size, Path(own_run["store"]["root"])
+    root = Path(own_run["store"]["root"])
     change(own_run, tmp_path)
     run = json.loads(json.dumps(own_run).replace("{place}", str(tmp_path)))
-    expected = message.format(place=tmp_path, weights=weights, supported=", ".join(SUPPORTED))
+    expected = message.format(place=tmp_path, supported=", ".join(SUPPORTED))
     with pytest.raises(InputError, match=f"^{re.escape(expected)}$") as caught:
         check(run)
     assert "\n" not in str(caught.value)

@@ -132,15 +132,11 @@ def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: P
     assert re.fullmatch(r"adapter: \d epochs, [\d.]+ tokens/s", done)
     assert re.match(r"(Better than no adapter|Tuning brought nothing here): on \d+ held-out train examples", verdict)
 
-    taught = ("--dense", tiny, "--config", config, "--set", "healing.tokens=64")
-    status, out, _ = command("heal", "pruned", "healed", *taught)
+    text = ("--config", config, "--set", "healing.tokens=64")
+    status, out, _ = command("heal", "pruned", "healed", "--dense", tiny, *text)
     assert status == 0
     assert re.fullmatch(r"healed: 64 tokens, [\d.]+ tokens/s\n", out)
     assert read_structure(tmp_path / "healed").parameters == left
-    distilled = ("tune", "healed", "distilled", "-b", "colours", "--set", "distillation.weight=1")
-    assert command(*distilled, *taught)[0] == 0
-    log = pq.read_table(tmp_path / "distilled" / "log.parquet").to_pydict()
-    assert max(filter(None, log["divergence"])) > 0
 
     score = ("score", "pruned", "-b", "colours", "--adapter", "adapter", "--config", config)
     status, out, _ = command(*score, "--out", "scores", "--set", "scoring.limit=6")
@@ -180,7 +176,7 @@ def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: P
     expected = generate(load_model(tmp_path / "merged"), load_tokenizer(tiny), ["the sky is"], Until(4))[0]
     assert (status, out) == (0, expected + "\n")
     assert command("generate", "pruned", "the sky is", "--adapter", "adapter", "--max-new-tokens", 4)[:2] == (0, out)
-    made = {"adapter", "before", "dense", "distilled", "healed", "merged", "pruned", "scores"}
+    made = {"adapter", "before", "dense", "healed", "merged", "pruned", "scores"}
     assert {path.name for path in tmp_path.iterdir()} == {"data", "run.toml", "rows.csv", "own", *made}
 
 
@@ -262,10 +258,6 @@ WRONG = {
     "context, choices, answer, evaluation)",
     "tune {tiny} out -b colours --config run.toml --set tuning.shots=99": "tuning.shots: got 99; allowed: at most 20 "
     "(colours has 24 train examples to draw from, and tuning.held_out takes 4)",
-    "tune {tiny} out -b colours --config run.toml --set distillation.weight=1": "--dense: not set; allowed: the dense "
-    "checkpoint (distillation.weight is 1.0)",
-    "tune {tiny} out -b colours --config run.toml --dense {tiny}": "--dense: given, but distillation.weight is "
-    "0; allowed: above 0, or no --dense",
     "tune {tiny} out -b colours --config run.toml --set tuning.examples=mixture": "tuning.examples: got 'mixture'; "
     "allowed: 'benchmark' in this command",
     "heal {tiny} out --dense {tiny} --config run.toml": "healing.tokens: got 0; allowed: at least 1",

@@ -269,7 +269,7 @@ def test_hub_splits_are_train_and_validation_by_default(monkeypatch: pytest.Monk
         asked.append((repository, subset, commit, split))
         return [ROWS[0] | {"text": f"{split}?"}]
 
-    monkeypatch.setattr(splits, "hub_split", rows)
+    monkeypatch.setattr(splits, "hub_rows", rows)
     commit = "a" * 40
     benchmark = own(None, None, source="me/mine", subset="easy", revision=commit)
     assert load_examples(benchmark, "train", "unused")[0].fields == {"context": "train?"}

@@ -13,7 +13,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 
-from helpers import CPU, byte_tokenizer, load_and_render, plain_loglikelihood, prune, write_own_benchmark
+from helpers import (
+    CPU,
+    byte_tokenizer,
+    load_and_render,
+    packed_logprobs,
+    plain_loglikelihood,
+    prune,
+    write_own_benchmark,
+)
 from tailored_llama.config import BenchmarkConfig, PruningConfig, Work
 from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.data import Prompt, encode_prompt, shared_header
@@ -28,7 +36,6 @@ from tailored_llama.models import (
     load_model,
     load_tokenizer,
     packed_attention,
-    packed_logprobs,
     packed_states,
     read_structure,
 )

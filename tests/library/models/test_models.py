@@ -39,7 +39,7 @@ IDS = torch.arange(1, 25)[None]
 
 
 def exactly(message: str) -> str:
-    return f"^{re.escape(message)}$"
+    return f"^{re.escape(message)}$".replace(r"\*", ".*")
 
 
 def convert(source: Path, out: Path, dtype: Dtype = "float32") -> dict[str, Any]:
@@ -211,22 +211,17 @@ def index(text: str) -> Callable[[Path], None]:
 
 
 ALL_WEIGHTS = "allowed: a checkpoint with all of its weights"
+NOT_WHOLE = "{0}/model.safetensors: not a whole safetensors file (Error while deserializing header: "
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "weights cut": (
         lambda folder: truncate(folder / "model.safetensors", 100_000),
-        "{0}/model.safetensors: 100000 bytes, expected {1}; the file is cut short or damaged",
+        f"{NOT_WHOLE}incomplete metadata, file not fully covered)",
     ),
-    "header cut": (
-        lambda folder: truncate(folder / "model.safetensors", 100),
-        "{0}/model.safetensors: not a safetensors file",
-    ),
-    "weights empty": (
-        lambda folder: truncate(folder / "model.safetensors", 0),
-        "{0}/model.safetensors: not a safetensors file",
-    ),
+    "header cut": (lambda folder: truncate(folder / "model.safetensors", 100), f"{NOT_WHOLE}invalid header length)"),
+    "weights empty": (lambda folder: truncate(folder / "model.safetensors", 0), f"{NOT_WHOLE}header too small)"),
     "header garbage": (
         lambda folder: (folder / "model.safetensors").write_bytes(b"\x10" + b"\x00" * 7 + b"not json, though!"),
-        "{0}/model.safetensors: not a safetensors file",
+        f"{NOT_WHOLE}invalid JSON in header: *)",
     ),
     "pickle only": (
         lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
@@ -258,7 +253,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "header of no known type": (
         lambda folder: replace(folder, b'"F32"', b'"F99"'),
-        "{0}/model.safetensors: tensor model.embed_tokens.weight is of type F99; allowed: F64, F32, F16, BF16",
+        f"{NOT_WHOLE}invalid JSON in header: unknown variant `F99`, expected one of *)",
     ),
     "weights of whole numbers": (
         lambda folder: replace(folder, b'"F32"', b'"I32"'),
@@ -266,25 +261,25 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "header with another shape": (
         lambda folder: replace(folder, b"[260,32]", b"[261,32]"),
-        "{0}/model.safetensors: tensor model.embed_tokens.weight has offsets [0, 33280], which do not match its shape",
+        f"{NOT_WHOLE}invalid shape, data type, or offset for tensor)",
     ),
     "header with an offset beyond the file": (
         lambda folder: replace(folder, b"[0,33280]", b"[0,99280]"),
-        "{0}/model.safetensors: tensor model.embed_tokens.weight has offsets [0, 99280], which do not match its shape",
+        f"{NOT_WHOLE}invalid shape, data type, or offset for tensor)",
     ),
     "header with a shape below nothing": (
         lambda folder: replace(folder, b"[260,32]", b"[-60,32]"),
-        "{0}/model.safetensors: not a safetensors file",
+        f"{NOT_WHOLE}invalid JSON in header: invalid value: integer `-60`, *)",
     ),
     "header longer than the file": (
         lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 7 + b"\x7f{}"),
-        "{0}/model.safetensors: not a safetensors file",
+        f"{NOT_WHOLE}header too large)",
     ),
     "header nested too deep": (
         lambda folder: (folder / "model.safetensors").write_bytes((10**5).to_bytes(8, "little") + b"[" * 10**5),
-        "{0}/model.safetensors: not a safetensors file",
+        f"{NOT_WHOLE}invalid JSON in header: *)",
     ),
-    "a pickle by another name": (pickled, "{0}/model.safetensors: not a safetensors file"),
+    "a pickle by another name": (pickled, f"{NOT_WHOLE}header too large)"),
     "config with a number in words": (
         edit_config(num_attention_heads="four"),
         "{0}/config.json: num_attention_heads: got 'four'; allowed: a whole number from 1 to 260, since its weights "
@@ -313,7 +308,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
 def test_a_broken_checkpoint_is_found_by_its_headers(copy: Path, damage: Callable[[Path], Any], message: str) -> None:
-    message = message.format(copy, (copy / "model.safetensors").stat().st_size)
+    message = message.format(copy)
     damage(copy)
     with pytest.raises(InputError, match=exactly(message)):
         find_model(ModelConfig(source=str(copy)))
@@ -343,7 +338,7 @@ def test_weights_are_never_made_up(
         (lambda: load_model(copy), f"{copy}: "),
         (lambda: convert(copy, out), f"model.source {copy}: "),
     ):
-        with pytest.raises(InputError, match=exactly(where + message).replace(r"\*", ".*")) as caught:
+        with pytest.raises(InputError, match=exactly(where + message)) as caught:
             call()
         assert "\n" not in str(caught.value)
     assert not list(out.iterdir())
@@ -352,7 +347,7 @@ def test_weights_are_never_made_up(
 def test_a_model_without_tokenizer_is_found_early(copy: Path, folder: Callable[[str], Path]) -> None:
     (copy / "tokenizer.json").write_text("{")
     message = f"model.source {copy}: tokenizer cannot be loaded (*"
-    with pytest.raises(InputError, match=exactly(message).replace(r"\*", ".*")):
+    with pytest.raises(InputError, match=exactly(message)):
         convert(copy, folder("out"))
     (copy / "tokenizer.json").unlink()
     message = f"model.source {copy}: no tokenizer; allowed: a folder with tokenizer.json, tokenizer.model or vocab.json"
@@ -531,7 +526,7 @@ def test_an_adapter_for_another_base_is_refused(adapter: Path, tmp_path: Path) -
 def test_a_foreign_adapter_must_fit(broken_adapter: Path, tmp_path: Path, changes: dict[str, int], reason: str) -> None:
     (broken_adapter / "base.json").unlink()  # as one that was trained elsewhere
     other = save_tiny_llama(tmp_path / "other", **changes)
-    message = exactly(f"adapter {broken_adapter}: does not fit {other} ({reason})").replace(r"\*", ".*")
+    message = exactly(f"adapter {broken_adapter}: does not fit {other} ({reason})")
     with pytest.raises(InputError, match=message) as caught:
         load_model(other, broken_adapter)
     assert "\n" not in str(caught.value)
@@ -551,11 +546,11 @@ BROKEN_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "weights cut": (
         lambda folder: truncate(folder / "adapter_model.safetensors", 20_000),
-        "{0}/adapter_model.safetensors: 20000 bytes, expected *; the file is cut short or damaged",
+        "{0}/adapter_model.safetensors: not a whole safetensors file (*incomplete metadata, file not fully covered)",
     ),
     "weights garbage": (
         lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"garbage"),
-        "{0}/adapter_model.safetensors: not a safetensors file",
+        "{0}/adapter_model.safetensors: not a whole safetensors file (*)",
     ),
     "configuration garbage": (
         lambda folder: (folder / "adapter_config.json").write_text("{"),
@@ -576,7 +571,7 @@ BROKEN_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "weights a pickle by another name": (
         lambda folder: torch.save({"weight": torch.ones(3)}, folder / "adapter_model.safetensors"),
-        "{0}/adapter_model.safetensors: not a safetensors file",
+        "{0}/adapter_model.safetensors: not a whole safetensors file (*)",
     ),
     "base garbage": (
         lambda folder: (folder / "base.json").write_text("[]"),
@@ -590,7 +585,7 @@ def test_a_broken_adapter_is_refused(
     tiny: Path, broken_adapter: Path, damage: Callable[[Path], Any], message: str
 ) -> None:
     damage(broken_adapter)
-    with pytest.raises(InputError, match=exactly(message.format(broken_adapter)).replace(r"\*", ".*")):
+    with pytest.raises(InputError, match=exactly(message.format(broken_adapter))):
         load_model(tiny, broken_adapter)
 
 

@@ -9,17 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AttentionInterface
 
-from tailored_llama.errors import InputError
+from helpers import packed_logprobs
 from tailored_llama.models import (
     Document,
-    Header,
     batches,
     encode_header,
     load_model,
     packed_attention,
-    packed_logprobs,
     packed_states,
     token_budget,
     within_memory,
@@ -148,22 +145,13 @@ def test_a_pass_has_the_tokens_asked_for_or_those_that_suit_the_device(
     assert token_budget(asked, SimpleNamespace(device=torch.device(device))) == budget
 
 
-def test_attention_that_is_more_than_softmax_is_refused(tiny: Path) -> None:
-    row = SimpleNamespace(header=Header(), longest=1, blocks=[])
-    states = torch.zeros(1, 1, 1, 8)
-    attention = load_model(tiny).model.layers[0].self_attn
-    with pytest.raises(InputError, match="model: its attention has s_aux; allowed: softmax attention, soft-capped"):
-        AttentionInterface()["tailored_packed"](attention, states, states, states, None, packed_row=row, s_aux=states)
-
-
 SCORE_IN_LITTLE_MEMORY = """
 import logging, resource, sys
 from pathlib import Path
 import torch
 from helpers import save_tiny_llama
-from tailored_llama.data.encoding import Encoded
 from tailored_llama.evaluation.scoring import loglikelihoods
-from tailored_llama.models import Document, load_model, packed_attention
+from tailored_llama.models import Document, Encoded, load_model, packed_attention
 
 torch.set_num_threads(1)
 logging.basicConfig(level="WARNING")

@@ -56,7 +56,7 @@ def test_a_run_on_several_texts(mixed_run: dict[str, Any], tmp_path: Path) -> No
 def test_healing_on_a_text_of_its_own(mixed_run: dict[str, Any]) -> None:
     text, _, other = mixed_run["calibration"]["source"]
     mixed_run["calibration"]["source"] = text["source"]
-    mixed_run["healing"], mixed_run["distillation"] = {"tokens": 128, "source": other}, {"top": 8}
+    mixed_run["healing"] = {"tokens": 128, "source": other}
     _, sizes = read_recovery(compose("tailor", validate_config(mixed_run)))
     perplexities = {model.model: model.perplexity for model in sizes}
     assert perplexities["healed"] not in (None, perplexities["pruned"])

@@ -19,7 +19,7 @@ HEAVY = {stage.name for stage in STAGES.values() if stage.on_device}
 @pytest.fixture
 def file(own_run: dict[str, Any], tmp_path: Path) -> Path:
     """The configuration of a run in which every stage has its part, as a file."""
-    own_run["healing"], own_run["distillation"] = {"tokens": 128}, {"weight": 1.0, "top": 8}
+    own_run["healing"] = {"tokens": 128}
     own_run["profile"] = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
     own_run["tuning"]["dense"] = True
     path = tmp_path / "run.toml"
@@ -49,7 +49,7 @@ def test_a_stage_runs_with_what_it_reads_and_the_pipeline_finds_what_it_made(
     assert new("teach text for healing") == ["calibration", "teacher"]
     assert new("heal @ 0.20") == ["healed"]
     assert new("perplexity pruned @ 0.20") == ["perplexity"]
-    assert new("tune colours @ 0.20") == ["adapter", "prompts", "teacher", "teacher"]
+    assert new("tune colours @ 0.20") == ["adapter", "prompts"]
     assert new("tune colours @ 0.20") == []
     before = built(root)
     compose("tailor", validate_config(own_run))

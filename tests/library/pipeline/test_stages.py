@@ -74,7 +74,6 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
     whole = run | {
         "pruning": run["pruning"] | {"kinds": ["attention", "mlp", "vocabulary"], "vocabulary": 448},
         "healing": {"tokens": 64},
-        "distillation": {"weight": 1.0, "top": 8},
         "profile": {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1},
         "store": run["store"] | {"export": str(place / "models"), "export_formats": ["gguf:f32"]},
     }

@@ -16,7 +16,7 @@ from helpers import save_tiny_llama, write_own_benchmark
 from tailored_llama.config import RunConfig, validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import STAGES
-from tailored_llama.store import MANIFEST, ArtifactStore, read_manifest
+from tailored_llama.store import MANIFEST, ArtifactStore, read_manifest, verify
 
 MADE = (  # by the run below
     "adapter", "calibration", "dense", "examples", "groups", "healed", "importance", "perplexity", "prompts",
@@ -79,7 +79,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
             "calibration": {"source": text, "samples": 4, "tokens": 16},
             "pruning": {"ratios": [0.2], "shape": "any", "min_channels": 4},
             "healing": {"tokens": 128},
-            "distillation": {"weight": 1.0, "top": 8},
             "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2},
             "perplexity": {"source": text, "window": 32, "tokens": 128},
             "profile": {"batches": []},
@@ -150,7 +149,7 @@ def test_the_pipeline_builds_what_is_damaged_again_and_ends_with_the_same_bytes(
     before, after = contents(intact), contents(root)
     assert after.keys() == before.keys()
     assert {place.parts[0] for place in before if after[place] != before[place]} <= {"report"}  # what stages took
-    assert {problem for _, _, problem in ArtifactStore(str(root)).list()} == {None}
+    assert {problem for _, problem in verify(ArtifactStore(str(root)))} == {None}
 
 
 def contents(root: Path) -> dict[Path, Any]:

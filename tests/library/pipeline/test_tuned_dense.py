@@ -29,16 +29,14 @@ def failing_on_dense(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_tuned_dense_model_is_beside_the_others_on_request_and_changes_none_of_them(two: dict[str, Any]) -> None:
-    two["healing"], two["distillation"] = {"tokens": 64}, {"weight": 1.0, "top": 8}
+    two["healing"] = {"tokens": 64}
     config, root = validate_config(two), two["store"]["root"]
     plain = compose("tailor", config)
     before = built(root)
     assert "tuned on the same shots" not in (plain / "report.html").read_text()
 
     report = compose("tailor", validate_config(with_dense(two)))
-    assert (
-        kinds(root, before) == ["adapter"] * 2 + ["report"] + ["scores"] * 2
-    )  # no teacher: dense learns from the shots alone
+    assert kinds(root, before) == ["adapter"] * 2 + ["report"] + ["scores"] * 2
     rows, sizes = read_recovery(report)
     assert ([row for row in rows if row.model != TUNED_DENSE], sizes) == read_recovery(plain)
     assert [row.benchmark for row in rows if row.model == TUNED_DENSE and row.accuracy] == ["colours", "shades", MEAN]
@@ -74,7 +72,7 @@ def test_a_sweep_has_a_tuned_dense_row_for_each_tuning_over_the_seeds_of_its_cel
     grid = [
         {"tuning.shots": [4, 8], "seed": [0, 1]},
         {"tuning.examples": ["none"], "pruning.criterion": ["random"]},
-        {"tuning.shots": [8], "pruning.criterion": ["magnitude_l2"], "distillation.weight": [1.0]},
+        {"tuning.shots": [8], "pruning.criterion": ["magnitude_l2"]},
     ]
     asked = with_dense(own_run) | {"grid": grid, "tailored": True, "axis": "tuning.shots"}
     config = validate_as(SweepConfig, asked)

@@ -31,7 +31,7 @@ def trimmed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         "kinds": ["attention", "mlp", "vocabulary"],
         "vocabulary": 448,
     }
-    own_run["healing"], own_run["distillation"] = {"tokens": 64}, {"weight": 1.0, "top": 8}
+    own_run["healing"] = {"tokens": 64}
     return own_run
 
 
@@ -73,7 +73,7 @@ def test_a_run_that_removes_tokens(trimmed_run: dict[str, Any], tmp_path: Path) 
 
 def test_only_the_train_prompts_count(trimmed_run: dict[str, Any]) -> None:
     trimmed_run["pruning"]["vocabulary"] = "auto"
-    trimmed_run["healing"], trimmed_run["distillation"] = {}, {}
+    trimmed_run["healing"] = {}
     compose("tailor", validate_config(trimmed_run))
     trimmed_run["scoring"] = {"limit": 5}
     compose("tailor", validate_config(trimmed_run))
@@ -84,7 +84,7 @@ def test_only_the_train_prompts_count(trimmed_run: dict[str, Any]) -> None:
 
 
 def test_a_sweep_compares_vocabularies_on_one_text(trimmed_run: dict[str, Any]) -> None:
-    trimmed_run["healing"], trimmed_run["distillation"], trimmed_run["pruning"]["ratios"] = {}, {}, [0.2]
+    trimmed_run["healing"], trimmed_run["pruning"]["ratios"] = {}, [0.2]
     grid = [{"pruning.kinds": [["attention", "mlp"], ["attention", "mlp", "vocabulary"]]}]
     config = validate_as(SweepConfig, trimmed_run | {"grid": grid, "scored": False})
     dense, plain, trimmed = read_sweep(compose("sweep", config))

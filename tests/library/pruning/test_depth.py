@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from helpers import CPU, WHOLE_BLOCKS, prune, remove_blocks, save_tiny_llama
+from helpers import CPU, WHOLE_BLOCKS, packed_logprobs, prune, remove_blocks, save_tiny_llama
 from tailored_llama.config import (
     ExecutionConfig,
     PruningConfig,
@@ -30,7 +30,6 @@ from tailored_llama.models import (
     load_model,
     merge_adapter,
     packed_attention,
-    packed_logprobs,
     read_config,
     read_structure,
     save_adapter,

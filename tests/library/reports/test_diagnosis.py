@@ -94,7 +94,6 @@ def log(losses: list[float], held_out: list[float] | None = None) -> dict[str, l
         "step": list(range(steps)),
         "epoch": list(range(steps)),
         "loss": [None, *losses],
-        "divergence": [None] * steps,
         "learning_rate": [None] * steps,
         "held_out_loss": held,
     }

@@ -70,7 +70,6 @@ def everything(root: Path) -> ReportInputs:
         "step": [0, 1],
         "epoch": [0, 1],
         "loss": [None, 2.0],
-        "divergence": [None, None],
         "learning_rate": [None, 1.0],
         "held_out_loss": [2, 1.5],
     }

@@ -504,7 +504,7 @@ def test_a_broken_checkpoint_or_a_full_disk_leaves_no_file(tmp_path: Path, monke
         write_gguf(unmerged, gguf_type="f16", out=out)
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(InputError, match="the file is cut short or damaged"):
+    with pytest.raises(InputError, match="not a whole safetensors file"):
         write_gguf(checkpoint, gguf_type="f16", out=out)
     assert not list(tmp_path.glob("*.gguf*"))
 

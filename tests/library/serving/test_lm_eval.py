@@ -32,7 +32,7 @@ from tailored_llama.models import (
     read_config,
     save_adapter,
 )
-from tailored_llama.serving.lm_eval_model import Request, TailoredLM, by_header, documents
+from tailored_llama.serving.lm_eval_model import Request, TailoredLM
 
 MIXED = (Layer(4, 2, 24), Layer(2, 1, 40), Layer(4, 2, 7), Layer(2, 1, 33))
 # With its logits cache, lm-eval 0.4.13 takes the wrong positions where one input is split at two places.
@@ -138,27 +138,6 @@ def test_each_task_s_header_and_each_context_is_encoded_once(tiny: Path) -> None
     assert distinct <= sum(sizes) < 1.02 * distinct  # by chance, too, questions start with the same token
     assert sum(theirs) == 60 * 4 * 113
     assert len(sizes) == 3 * 2  # a header and a row for each task
-
-
-def test_a_header_must_be_worth_a_pass() -> None:
-    tasks = [[(*tokens(50, task), *tokens(5, (task, i))) for i in range(30)] for task in range(2)]
-    headers = {tuple(tokens(50, task)): sorted(found) for task, found in enumerate(tasks)}
-    contexts = tasks[0] + tasks[1] + [(0, 1, 2), (0, 1, 3), ()]
-    found = {header: sorted(members) for header, members in by_header(contexts, 1_000).items() if members}
-    assert found == headers | {(): [(), (0, 1, 2), (0, 1, 3)]}
-    assert {k: v for k, v in by_header(contexts, 1_500).items() if v}.keys() == {()}
-    assert by_header([], 10) == {}
-
-
-def test_inputs_that_share_little_are_documents_of_their_own() -> None:
-    """All requests of some tasks share the token that stands for no context, and only that."""
-    unrelated = sorted((256, *tokens(100, i)) for i in range(40))
-    assert max(map(len, documents(unrelated))) == 1
-    alike = sorted((1, 2, 3, 4, *tokens(56, i)) for i in range(40))
-    assert 1 < max(map(len, documents(alike))) < 8  # 40 in one would take fewer tokens, but more attention
-    pairs = sorted((256, *tokens(60, i), word, *tokens(20, i)) for i in range(40) for word in (1, 2))
-    assert list(map(len, documents(pairs))) == [2] * 40
-    assert [ids for run in documents(pairs) for ids in run] == pairs
 
 
 @pytest.mark.parametrize("continuation", [[], [1] * 257])

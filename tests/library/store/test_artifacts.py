@@ -31,6 +31,7 @@ from tailored_llama.store import (
     read_manifest,
     read_table,
     sha256_file,
+    verify,
     write_table,
 )
 
@@ -192,8 +193,8 @@ def test_a_damaged_artifact_is_never_used_and_is_built_again(root: Path, damage:
     ref, other = build(root, work), build(root, Work("another text, as long as the one "), x=2)
     folder = ArtifactStore(str(root)).folder(ref.stage, ref.key)
     damage(folder, ArtifactStore(str(root)).folder(other.stage, other.key))
-    problems = {found.name: problem for _, found, problem in ArtifactStore(str(root)).list()}
-    assert problems[ref.key]
+    problems = dict(verify(ArtifactStore(str(root))))
+    assert problems[str(folder)]
     with pytest.raises(InputError, match=rf"^artifact stage/{ref.key[:12]}: missing from .*; run its stage again$"):
         ArtifactStore(str(root)).open(ref)
     assert build(root, work) == ref
@@ -210,7 +211,7 @@ def test_what_is_wrong_is_said(root: Path) -> None:
     (folders[0] / "sub" / "text.txt").write_text("short")
     (folders[1] / "sub" / "text.txt").write_text("A text that is long enough to be cut")
     (folders[2] / MANIFEST).write_text("{}")
-    problems = {folder: problem for _, folder, problem in store.list()}
+    problems = {Path(place): problem for place, problem in verify(store)}
     got = sha256_file(folders[1] / "sub" / "text.txt")
     assert problems[folders[0]] == "sub/text.txt has 5 bytes, expected 36"
     assert problems[folders[1]] == f"sub/text.txt has SHA-256 {got}, expected {expected}"

@@ -88,7 +88,7 @@ def test_with_almost_all_tokens_kept_it_is_the_divergence_of_the_whole_distribut
     teach(tiny, text, settings=TeachSettings(temperature, 259), work=Work(folder("teacher"), execution))
     for targets in Teacher(text.parent / "teacher"):
         model, states = states_of(student, targets.input_ids)
-        found = float(divergence(model, states, targets, temperature))
+        found = float(divergence(model, states, targets))
         theirs, mine = (along(m, targets.input_ids, temperature) for m in (tiny, student))
         whole = float(kl_div(mine, theirs, reduction="sum", log_target=True)) / len(mine) * temperature**2
         assert found == pytest.approx(whole, rel=1e-4)
@@ -104,9 +104,9 @@ def test_with_few_tokens_kept_the_others_count_as_one(tiny: Path, student: Path,
         pairs = [(math.exp(theirs[token]), math.exp(mine[token])) for token in best]
         pairs.append((1 - sum(p for p, _ in pairs), 1 - sum(q for _, q in pairs)))
         expected += sum(p * math.log(p / q) for p, q in pairs) / len(targets.input_ids)
-    assert float(divergence(model, states, targets, 1.0)) == pytest.approx(expected, rel=1e-3)
+    assert float(divergence(model, states, targets)) == pytest.approx(expected, rel=1e-3)
     _, own = states_of(tiny, targets.input_ids)
-    assert float(divergence(load_model(tiny), own, targets, 1.0)) == pytest.approx(0, abs=1e-5)
+    assert float(divergence(load_model(tiny), own, targets)) == pytest.approx(0, abs=1e-5)
 
 
 def test_logits_are_held_for_a_bounded_number_of_positions(tiny: Path, folder: Make) -> None:
@@ -165,17 +165,15 @@ def test_healing_draws_the_student_to_the_teacher(
 ) -> None:
     teach(tiny, text, settings=WHOLE, work=Work(folder("teacher"), CPU))
     healing = HealingConfig(tokens=384, variant=variant, rank=16, alpha=16, learning_rate=rate, batch_size=1)
-    settings = HealSettings(narrow(healing, TrainingConfig), 1.0, "none", 0)
+    settings = HealSettings(narrow(healing, TrainingConfig), "none", 0)
     measured = heal(student, text.parent / "teacher", settings=settings, work=Work(folder("healed"), CPU))
     assert measured["tokens"] == 384
     healed = text.parent / "healed"
-    losses = pq.read_table(healed / "log.parquet").to_pydict()
-    assert losses["loss"] == losses["divergence"]
     targets = Teacher(text.parent / "teacher")
 
     def distance(folder: Path) -> float:
         pairs = (states_of(folder, t.input_ids) for t in targets)
-        return sum(float(divergence(model, states, t, 1.0)) for (model, states), t in zip(pairs, targets, strict=True))
+        return sum(float(divergence(model, states, t)) for (model, states), t in zip(pairs, targets, strict=True))
 
     assert distance(healed) < 0.8 * distance(student)
     heal(student, text.parent / "teacher", settings=settings, work=Work(folder("again"), CPU))
@@ -190,7 +188,7 @@ def test_healing_ends_when_the_divergence_on_texts_held_out_does_not_fall(
     logs = {}
     for name, rate in (("good", 3e-3), ("bad", 1.0)):
         healing = narrow(HealingConfig(variant="full", learning_rate=rate), TrainingConfig)
-        settings = HealSettings(healing, 1.0, "none", 0, held_out=8)
+        settings = HealSettings(healing, "none", 0, held_out=8)
         heal(student, text.parent / "teacher", settings=settings, work=Work(folder(name), CPU))
         logs[name] = pq.read_table(text.parent / name / "log.parquet").to_pydict()
     assert logs["good"]["step"] == [*range(16)]  # one of the 16 sequences is held out
@@ -199,7 +197,7 @@ def test_healing_ends_when_the_divergence_on_texts_held_out_does_not_fall(
     assert logs["bad"]["step"] == [*range(5)]  # two checks after two steps each
     held_out = Teacher(text.parent / "teacher")[15]
     model, states = states_of(text.parent / "bad", held_out.input_ids)
-    expected = pytest.approx(float(divergence(model, states, held_out, 1.0)), rel=1e-4)
+    expected = pytest.approx(float(divergence(model, states, held_out)), rel=1e-4)
     assert logs["bad"]["held_out_loss"][-1] == expected  # the last weights are kept, measured on the text held out
 
 
@@ -208,31 +206,8 @@ def test_all_weights_that_do_not_fit_are_refused() -> None:
         check_whole_training(10**12, "cpu")
 
 
-def test_tuning_with_a_teacher_learns_of_it_along_the_right_choices(
-    tiny: Path, student: Path, prompts: Path, text: Path, folder: Make
-) -> None:
-    teach(tiny, prompts, settings=WHOLE, work=Work(folder("teacher"), CPU))
-    teach(tiny, text, settings=WHOLE, work=Work(folder("text-teacher"), CPU))
-    tuning = TuningConfig(epochs=4, learning_rate=1e-2, batch_size=4, dropout=0.0)
-    settings, work = tune_settings(tuning, weight=1.0, sequences=2), Work(folder("adapter"), CPU)
-    teachers, lessons = {"own": text.parent / "teacher"}, text.parent / "text-teacher"
-    training.tune(student, {"own": prompts}, teachers, lessons, settings=settings, work=work)
-    log = pq.read_table(text.parent / "adapter" / "log.parquet").to_pydict()
-    drawn = [value for value in log["divergence"] if value is not None]
-    assert len(drawn) == 8
-    assert sum(drawn[-2:]) < 0.9 * sum(drawn[:2])
-    assert all(loss > part for loss, part in zip(log["loss"], log["divergence"], strict=True) if loss is not None)
-
-
-def test_a_teacher_of_other_tokens_is_refused(tiny: Path, prompts: Path, text: Path, folder: Make) -> None:
-    teach(tiny, text, settings=WHOLE, work=Work(folder("teacher"), CPU))
-    settings, teachers = tune_settings(TuningConfig(), weight=1.0), {"own": text.parent / "teacher"}
-    with pytest.raises(InputError, match=r"teacher .*: got outputs along other tokens; allowed: "):
-        training.tune(tiny, {"own": prompts}, teachers, None, settings=settings, work=Work(folder("adapter"), CPU))
-
-
 def test_to_keep_the_whole_vocabulary_is_refused(tiny: Path, text: Path, folder: Make) -> None:
-    with pytest.raises(InputError, match=r"distillation.top: got 260; allowed: less than 260, the vocabulary"):
+    with pytest.raises(InputError, match=r"healing.top: got 260; allowed: less than 260, the vocabulary"):
         teach(tiny, text, settings=TeachSettings(1.0, 260), work=Work(folder("teacher"), CPU))
 
 
@@ -251,7 +226,7 @@ def test_a_mixture_gives_every_benchmark_its_part(
 
     monkeypatch.setattr(tuning, "train", spy)
     with pytest.raises(KeyboardInterrupt):
-        training.tune(tiny, {"once": prompts, "twice": other}, {}, None, settings=settings, work=work)
+        training.tune(tiny, {"once": prompts, "twice": other}, settings=settings, work=work)
     longest = max(seen["shots"][:3])
     assert (len(seen["shots"]), len(seen["held_out"])) == (5, 3)
     assert min(seen["shots"][3:]) > longest  # read twice: longer

@@ -100,7 +100,7 @@ def test_a_mixture_is_compared_on_the_examples_that_it_holds_out(
 ) -> None:
     out, settings = folder("adapter"), QUICK.model_copy(update={"held_out": 5})
     mixed = tune_settings(settings, metrics=(("ranked", "acc"), ("written", "f1")))
-    training.tune(tiny, {"ranked": prompts, "written": prompts}, {}, None, settings=mixed, work=Work(out, CPU))
+    training.tune(tiny, {"ranked": prompts, "written": prompts}, settings=mixed, work=Work(out, CPU))
     right = pq.read_table(out / "held_out.parquet")["untuned_right"].to_pylist()
     assert [value is None for value in right] == [False, False, False, True, True]
 

@@ -199,10 +199,11 @@ def test_healing_in_4_bits_comes_closer_to_the_teacher(checkpoint: Path, folder:
         "input_ids": rows,
         "tokens": [[t for token in row for t in (token + 1, token)] for row in rows],
         "logprobs": [[-0.1, -3.0] * len(row) for row in rows],
+        "temperature": [1.0] * len(rows),
     }
     write_table(teacher / "teacher.parquet", columns, TEACHER_SCHEMA)
     healing = narrow(HealingConfig(tokens=128, rank=8, learning_rate=2e-2), TrainingConfig)
-    heal(checkpoint, teacher, settings=HealSettings(healing, 1.0, "nf4", 0), work=Work(out, CPU))
+    heal(checkpoint, teacher, settings=HealSettings(healing, "nf4", 0), work=Work(out, CPU))
     losses = pq.read_table(out / "log.parquet").to_pydict()["loss"]
     assert losses[-1] < 0.9 * losses[0]
     assert read_config(out) == read_config(checkpoint)
