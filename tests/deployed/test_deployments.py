@@ -94,7 +94,7 @@ def test_without_a_url_no_webhook_is_called(site: Site, monkeypatch: pytest.Monk
 
 
 def test_a_configuration_of_one_s_own_is_deployed_updated_and_runs(
-    site: Site, own_run: dict[str, Any], tmp_path: Path
+    site: Site, own_run: dict[str, Any], tailor_here: Callable[[dict[str, Any]], None], tmp_path: Path
 ) -> None:
     def deploy(*options: str) -> dict[str, Any]:
         site.deploy(*DEPLOY, str(tmp_path / "mine.toml"), "--set", "execution.device=cpu", *options)
@@ -111,7 +111,11 @@ def test_a_configuration_of_one_s_own_is_deployed_updated_and_runs(
     again = deploy("--cron", "30 1 * * 1-5", "--set", "seed=3")
     assert (again["id"], again["parameters"]["config"]["seed"]) == (first["id"], 3)
     assert [own["schedule"]["cron"] for own in again["schedules"]] == ["30 1 * * 1-5"]
-    assert site.ended(site.run("tailor/mine", {}), 480)["state"]["type"] == "COMPLETED"
+    tailor_here(own_run | {"seed": 3, "tuning": own_run["tuning"] | {"examples": "none"}})  # workers make the rest
+    run = site.run("tailor/mine", {})
+    assert site.ended(run)["state"]["type"] == "COMPLETED"
+    dispatched = [name for name, found in site.task_runs(run).items() if found["state_name"] == "Dispatched"]
+    assert sorted(dispatched) == ["score colours tailored @ 0.20", "tune colours @ 0.20"]
     reports = Path(own_run["store"]["reports"])
     assert (reports / "mine" / "report.html").is_file()
     assert "mine/report.html" in (reports / "index.html").read_text()

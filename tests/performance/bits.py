@@ -1,13 +1,14 @@
 """Is pruning worth it beside quantisation? Checkpoints in several types: bytes, accuracy and speed.
 
-    python tests/performance/bits.py dense=FOLDER pruned=FOLDER [--type f16 --type q8_0 --type q4_k_m] \
+    python tests/performance/bits.py dense=FOLDER pruned=FOLDER ['dense OTHER=FOLDER' …] [--type f16 --type q8_0] \
         [--torch bfloat16 --torch int8] [--benchmark arc_easy] [--limit 200] [--out FOLDER]
 
 A `--type` is a GGUF type and runs in llama.cpp. A `--torch` runs in transformers: bfloat16, float32, or int8 (weights
 only, by torchao: pip install torchao). `--out` gets `bits.parquet`, `bits.md` and `bits.png`.
 
 Accuracy is acc_norm on evenly spaced documents, with its standard error. Chance-corrected it is (accuracy − floor) ÷
-(accuracy of the first row − floor), with a 95 % interval from a bootstrap over the documents that both answered. Speeds
+(accuracy of the reference − floor), with a 95 % interval from a bootstrap over the documents that both answered. The
+reference is the first row, or the first one of the last model before it whose label begins with `dense`. Speeds
 are medians of `--repetitions`, in turns over all rows: tokens per second of a prompt of 256 tokens, and of 32 tokens
 generated after it one by one.
 """
@@ -106,8 +107,11 @@ def main(
         for _ in range(repetitions):
             for values, candidate in zip(speeds, candidates, strict=True):
                 values.append(candidate.speed())
-    measured = zip(candidates, answers, speeds, strict=True)
-    rows = [row(one, benchmark, choice_floor(prompts), found, answers[0], times) for one, found, times in measured]
+    rows: list[Row] = []
+    for one, found, times in zip(candidates, answers, speeds, strict=True):
+        if not rows or (one.model.startswith("dense") and one.model != rows[-1].model):
+            reference = found
+        rows.append(row(one, benchmark, choice_floor(prompts), found, reference, times))
     text = table(rows)
     print(text)
     if out:
@@ -249,7 +253,7 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for one in rows:
         corrected = share(one.chance_corrected, one.cc_low, one.cc_high, 0) if one != rows[0] else percent(1, 0)
-        if rows[0].accuracy <= rows[0].floor:
+        if not math.isfinite(one.chance_corrected):
             corrected = "–"  # the reference itself has nothing above the floor
         lines.append(
             f"| {one.model} | {one.runtime.split()[0]} | {one.type} | {one.bytes / 1e6:.0f} "
