@@ -11,21 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tailored_llama import store
 from tailored_llama.errors import InputError
-from tailored_llama.store import (
-    REPORTS,
-    ArtifactStore,
-    Entry,
-    abandoned_claims,
-    leftovers,
-    removable,
-    remove_artifacts,
-    remove_claims,
-    remove_leftover,
-    reports_using,
-    survey,
-    verify,
-)
 
 store_app = typer.Typer(no_args_is_help=True, help="Inspect and clean up the artifact store.")
 
@@ -43,8 +30,8 @@ def store_ls(
     ] = None,
 ) -> None:
     """List artifacts: stage, key, size, last use, cost to make, and the reports that used them."""
-    entries = survey(_store(root))
-    used_by = reports_using(entries)
+    entries = store.survey(_store(root))
+    used_by = store.reports_using(entries)
     if report is not None:
         chosen = _report(report, entries)
         entries = [entry for entry in entries if chosen in used_by[entry.name]]
@@ -70,7 +57,7 @@ def store_ls(
 def store_verify(root: Root = "artifacts") -> None:
     """Hash every file of every artifact; exit 1 if one is broken."""
     broken = 0
-    for location, problem in verify(_store(root)):
+    for location, problem in store.verify(_store(root)):
         if problem:
             broken += 1
             print(f"{location}: {problem}")
@@ -99,15 +86,15 @@ def store_gc(
     """
     age = _quantity("--older-than", older_than, _SECONDS, "30d")
     size = None if keep_under is None else int(_quantity("--keep-under", keep_under, _BYTES, "20GB"))
-    store = _store(root)
-    entries = survey(store)
-    gone = removable(entries, age, size, keep_reports)
-    left, claims = leftovers(store), abandoned_claims(store)
+    artifacts = _store(root)
+    entries = store.survey(artifacts)
+    gone = store.removable(entries, age, size, keep_reports)
+    left, claims = store.leftovers(artifacts), store.abandoned_claims(artifacts)
     try:
         if delete:
-            remove_claims(store, claims)
-            unused, gone = gone, remove_artifacts(store, gone)
-            left = [(path, size) for path, size in left if remove_leftover(store, path)]
+            store.remove_claims(artifacts, claims)
+            unused, gone = gone, store.remove_artifacts(artifacts, gone)
+            left = [(path, size) for path, size in left if store.remove_leftover(artifacts, path)]
             for entry in unused:
                 if entry not in gone:
                     print(f"{entry.stage}/{entry.key[:12]}: in use, kept")
@@ -125,15 +112,15 @@ def store_gc(
         print("Nothing was removed: --delete does it.")
 
 
-def _store(root: str) -> ArtifactStore:
+def _store(root: str) -> store.ArtifactStore:
     if "://" not in root and not Path(root).expanduser().is_dir():
         raise InputError(f"--root {root}: no such folder; allowed: an artifact store")
-    return ArtifactStore(root)
+    return store.ArtifactStore(root)
 
 
-def _report(start: str, entries: list[Entry]) -> Entry:
+def _report(start: str, entries: list[store.Entry]) -> store.Entry:
     """The only report whose key starts with `start`."""
-    reports = [entry for entry in entries if entry.stage in REPORTS]
+    reports = [entry for entry in entries if entry.stage in store.REPORTS]
     matches = [entry for entry in reports if entry.key.startswith(start)]
     if len(matches) != 1:
         named = ", ".join(f"{entry.stage} {entry.key[:12]}" for entry in matches or reports) or "none is in this store"
@@ -151,13 +138,13 @@ def _quantity(option: str, text: str, units: dict[str, int], example: str) -> fl
     return float(match[1]) * units[match[2]]
 
 
-def _reports(reports: list[Entry]) -> str:
+def _reports(reports: list[store.Entry]) -> str:
     """The key prefixes of the newest two reports, and how many more; – if there are none."""
     names = ", ".join(report.key[:6] for report in reports[:2])
     return (f"{names} +{len(reports) - 2}" if len(reports) > 2 else names) or "–"
 
 
-def _sum(entries: list[Entry]) -> str:
+def _sum(entries: list[store.Entry]) -> str:
     return f"{_count(len(entries), 'artifact')}, {_size(sum(entry.size for entry in entries))}"
 
 

@@ -25,18 +25,14 @@ class RowSet:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that was measured; losses are shares, on the choosing rows, against the reference.
+    """A model that was measured; losses by benchmark are shares, on the choosing rows, against the reference.
 
     Args:
-        base: the base model's source.
         ratio: what was removed of its parameters; 0 is the dense model.
         type: of its GGUF file; None for a checkpoint in 16 bits.
         trimmed: whether only tokens were removed, all that further texts hardly need.
         tuned: whether it has an adapter, merged in.
-        parameters: all that are left.
-        bytes: of its file.
         cost: what is to be small, in bytes or seconds.
-        losses: by benchmark.
         smoothed: the loss on the worst benchmark, smoothed along the ratios.
     """
 
@@ -69,7 +65,6 @@ class Answer:
     """The result of a search.
 
     Args:
-        goal: what was asked for.
         reference: the dense model that candidates are compared with, in words.
         candidates: all that were measured, by cost, the largest first.
         order: positions of the candidates to test, the safest first; empty if none passed on the choosing rows.

@@ -104,7 +104,6 @@ class _StopInNewText(StoppingCriteria):
 
 
 def _until_stop(text: str, stop: Sequence[str]) -> str:
-    """The text up to the first stop string."""
     return text[: min((at for mark in stop if (at := text.find(mark)) >= 0), default=len(text))]
 
 

@@ -86,8 +86,6 @@ def next_positions(
     """The positions of a ladder to measure next: between the last that passes and the first that does not.
 
     Args:
-        losses: what was measured, by position.
-        margin: up to which a smoothed loss passes.
         best: the cost of the best candidate so far, of any ladder.
         rungs: how many of the ladder come into question; absent: all.
     """

@@ -14,23 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tailored_llama import models
 from tailored_llama.config import Work
 from tailored_llama.data import load_texts
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.settings import PerplexitySettings
-from tailored_llama.models import (
-    Document,
-    Encoded,
-    PackedRow,
-    first_token,
-    load_tokenizer,
-    open_model,
-    packed_attention,
-    read_id_table,
-    run_packed,
-    target_logprobs,
-    token_budget,
-)
 from tailored_llama.progress import Progress
 
 Window = tuple[int, int, int]  # start, first, stop
@@ -58,12 +46,12 @@ def token_losses(
     inputs = [bos, *ids[:-1]]
     losses = [math.nan] * len(ids)
     done = 0
-    with torch.inference_mode(), packed_attention(model):
+    with torch.inference_mode(), models.packed_attention(model):
         items = [
-            Encoded(Document(inputs[start:stop]), [range(first - start, stop - start)], [ids[first:stop]])
+            models.Encoded(models.Document(inputs[start:stop]), [range(first - start, stop - start)], [ids[first:stop]])
             for start, first, stop in windows
         ]
-        for batch, batch_losses in run_packed(model, items, batch_tokens, partial(_losses, model)):
+        for batch, batch_losses in models.run_packed(model, items, batch_tokens, partial(_losses, model)):
             values = iter(batch_losses)
             for _, first, stop in (windows[i] for i in batch):
                 losses[first:stop] = islice(values, stop - first)
@@ -72,8 +60,8 @@ def token_losses(
     return losses
 
 
-def _losses(model: Any, row: PackedRow, states: Tensor) -> list[float]:
-    losses: list[float] = (-target_logprobs(model, states, row.positions, row.targets)).tolist()
+def _losses(model: Any, row: models.PackedRow, states: Tensor) -> list[float]:
+    losses: list[float] = (-models.target_logprobs(model, states, row.positions, row.targets)).tolist()
     return losses
 
 
@@ -98,23 +86,23 @@ def measure_perplexity(
     whole = "\n\n".join(load_texts(text, work.downloads))
     if settings.tokens:
         whole = whole[: settings.tokens * 32]  # ample for that many tokens: do not tokenize the rest
-    model, tokenizer = open_model(checkpoint, work.execution, work.out), load_tokenizer(checkpoint)
+    model, tokenizer = models.open_model(checkpoint, work.execution, work.out), models.load_tokenizer(checkpoint)
     if window > (limit := model.config.max_position_embeddings):
         raise InputError(f"perplexity.window: got {window}; allowed: at most {limit}, the model's context")
-    cutting = load_tokenizer(text_of) if text_of else tokenizer
+    cutting = models.load_tokenizer(text_of) if text_of else tokenizer
     ids = cutting.encode(whole, add_special_tokens=False)
     if settings.tokens and len(ids) > settings.tokens:
         ids = ids[: settings.tokens]
         whole = cutting.decode(ids, clean_up_tokenization_spaces=False)
-    kept = read_id_table(checkpoint) if text_of else None
+    kept = models.read_id_table(checkpoint) if text_of else None
     stay = {"whole": sum(token in kept.kept for token in ids) / max(1, len(ids))} if kept else {}
     if text_of:
         ids = tokenizer.encode(whole, add_special_tokens=False)
     if not ids:
         raise InputError(f"perplexity.source {text.name}: got no token; allowed: a text of at least one token")
     windows = sliding_windows(len(ids), window, stride)
-    budget = token_budget(work.execution.batch_tokens, model)
-    losses = token_losses(model, first_token(tokenizer), ids, windows, budget, work.progress)
+    budget = models.token_budget(work.execution.batch_tokens, model)
+    losses = token_losses(model, models.first_token(tokenizer), ids, windows, budget, work.progress)
     result = text_metrics(math.fsum(losses), len(ids), whole) | {"window": window, "stride": stride} | stay
     (work.out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     return {"tokens": len(ids)}

@@ -21,21 +21,13 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from tailored_llama import models
 from tailored_llama.config import ProfileConfig, Work
 from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.rows import ProfileRow
 from tailored_llama.evaluation.settings import ProfileSettings
 from tailored_llama.memory import out_of_memory, peak_memory, reset_peak_memory
-from tailored_llama.models import (
-    check_checkpoint,
-    devices_of,
-    head_logits,
-    load_model,
-    pick_device,
-    read_structure,
-    weight_files,
-)
 from tailored_llama.store import write_rows
 
 
@@ -71,7 +63,7 @@ def decode(model: Any, ids: Tensor, new_tokens: int) -> tuple[Tensor, float, flo
 
 
 def _next_tokens(model: Any, output: Any) -> Tensor:
-    return head_logits(model, output.last_hidden_state[:, -1]).argmax(-1, keepdim=True)
+    return models.head_logits(model, output.last_hidden_state[:, -1]).argmax(-1, keepdim=True)
 
 
 def _clock(model: Any) -> float:
@@ -92,7 +84,7 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
     Raises:
         InputError: a checkpoint is broken or its context too short, the device is not available, or memory runs out.
     """
-    profile, device = settings.profile, pick_device(settings.device)
+    profile, device = settings.profile, models.pick_device(settings.device)
     repeats, prompt_tokens, new_tokens = profile.repeats, profile.prompt_tokens, profile.new_tokens
     names = dict(zip(("checkpoint", "against"), settings.labels or (), strict=False))
     folders = {"checkpoint": checkpoint} | ({"against": against} if against is not None else {})
@@ -103,7 +95,7 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
                 f"prompt_tokens + new_tokens: got {prompt_tokens + new_tokens}; allowed: at most {limit}, the context "
                 f"of {folders[role]}"
             )
-    parameters = {role: read_structure(folder).parameters for role, folder in folders.items()}
+    parameters = {role: models.read_structure(folder).parameters for role, folder in folders.items()}
     rows: list[ProfileRow] = []
     with ExitStack() as stack:
         workers = {role: stack.enter_context(_process()) for role in folders}
@@ -122,7 +114,7 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
                     role,
                     names.get(role, str(folder)),
                     parameters=parameters[role],
-                    weight_bytes=sum(file.stat().st_size for file in weight_files(folder)),
+                    weight_bytes=sum(file.stat().st_size for file in models.weight_files(folder)),
                     batch=batch,
                     prompt_tokens=prompt_tokens,
                     new_tokens=new_tokens,
@@ -144,7 +136,7 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
 
 def _model_config(folder: Path) -> Any:
     """The checkpoint's configuration, with the defaults of its model class."""
-    check_checkpoint(folder)
+    models.check_checkpoint(folder)
     try:
         return AutoConfig.from_pretrained(folder)
     except Exception as error:  # transformers raises many types for invalid fields
@@ -206,11 +198,11 @@ def _loaded(folder: Path, device: str) -> tuple[Any, int]:
     """The process's model, and the bytes that the process used before loading it."""
     _restart_peak(device)
     base = _peak(device)
-    return load_model(folder, device=device), base
+    return models.load_model(folder, device=device), base
 
 
 def _restart_peak(device: str) -> None:
-    for each in devices_of(device):
+    for each in models.devices_of(device):
         if each == "cpu":
             reset_peak_memory()
         else:
@@ -218,4 +210,6 @@ def _restart_peak(device: str) -> None:
 
 
 def _peak(device: str) -> int:
-    return sum(peak_memory() if each == "cpu" else torch.cuda.max_memory_allocated(each) for each in devices_of(device))
+    return sum(
+        peak_memory() if each == "cpu" else torch.cuda.max_memory_allocated(each) for each in models.devices_of(device)
+    )

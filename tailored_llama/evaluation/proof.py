@@ -62,16 +62,12 @@ class LossTest:
 
 
 def noninferiority_test(dense: Answers, small: Answers, margin: float, level: float) -> LossTest:
-    """Test whether `small` loses less than a margin against `dense`, on the same rows.
+    """Test, at a level such as 0.05, whether `small` loses less than a margin above 0 against `dense` on the same rows.
 
     Right and wrong answers are compared by the score test of Tango (Statistics in Medicine 17, 1998, p. 891), which
     Nam (Biometrics 53, 1997, p. 1422) gives for this hypothesis. Other values from 0 to 1, such as probabilities, are
     compared by the same test without counts (`tilted_score`). A t-test would not do: where few rows lose much, it calls
     more models proven than its level says.
-
-    Args:
-        margin: of the loss, above 0.
-        level: of the test, such as 0.05.
 
     Raises:
         ValueError: the models did not answer the same rows, or fewer than two.

@@ -19,15 +19,8 @@ from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from tailored_llama.config import Work
 from tailored_llama.errors import InputError, one_line
+from tailored_llama.models import checkpoints
 from tailored_llama.models.cards import base_of, dense_card
-from tailored_llama.models.checkpoints import (
-    all_tensor_shapes,
-    check_architecture,
-    check_checkpoint,
-    drop_paths,
-    read_structure,
-    weight_files,
-)
 from tailored_llama.models.embedded import EMBEDDED_MODELS
 from tailored_llama.models.licences import CARD, copy_licence
 from tailored_llama.models.load import _load_tokenizer, _load_weights, empty_model
@@ -58,12 +51,12 @@ def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
     elif source.kind == "gguf":
         _convert(path, dtype, out, source.name)
     else:
-        check_checkpoint(path)
+        checkpoints.check_checkpoint(path)
         if not _copy(path, dtype, out, source.name):
             _convert(path, dtype, out, source.name)
         copy_licence(path, out)
     (out / CARD).write_text(dense_card(base_of(source)), encoding="utf-8")
-    return {"parameters": read_structure(out).parameters}
+    return {"parameters": checkpoints.read_structure(out).parameters}
 
 
 def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
@@ -71,7 +64,7 @@ def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
 
     False, and nothing is written, if its tensors are not just those of its architecture: transformers may know more.
     """
-    files = weight_files(folder)
+    files = checkpoints.weight_files(folder)
     try:
         model = empty_model(folder, dtype)
     except Exception:  # of many types, for a wrong config.json, which `_convert` explains
@@ -79,7 +72,7 @@ def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in model.all_tied_weights_keys:
         expected.pop(name, None)
-    if expected != all_tensor_shapes(folder):
+    if expected != checkpoints.all_tensor_shapes(folder):
         return False
     tokenizer = _load_tokenizer(folder, f"model.source {shown}")
     if all(is_unchanged(file, dtype) for file in files):
@@ -95,7 +88,7 @@ def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.generation_config.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    drop_paths(out)
+    checkpoints.drop_paths(out)
     return True
 
 
@@ -114,10 +107,10 @@ def _convert(path: Path, dtype: torch.dtype, out: Path, shown: str) -> None:
             delattr(model, attribute)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    check_architecture(model.config.to_dict(), shown)
+    checkpoints.check_architecture(model.config.to_dict(), shown)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    drop_paths(out)
+    checkpoints.drop_paths(out)
 
 
 def load_gguf_tokenizer(path: Path, reader: GGUFReader, shown: str) -> Any:

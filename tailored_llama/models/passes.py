@@ -9,18 +9,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from tailored_llama.memory import out_of_memory
+from tailored_llama.models import packing
 from tailored_llama.models.attention import Header
-from tailored_llama.models.packing import (
-    Document,
-    batches,
-    distinct,
-    encode_header,
-    halved,
-    learnt_header,
-    packed_inputs,
-    packed_states,
-    within_memory,
-)
+from tailored_llama.models.packing import Document
 from tailored_llama.models.streaming import caller, enter, layers_of
 
 Result = TypeVar("Result")
@@ -90,13 +81,13 @@ def run_packed(
     if layers_of(model).streamed:
         yield from _sweeps(model, items, budget, finish, shared)
         return
-    header = encode_header(model, shared, budget, learnt_header(model))
+    header = packing.encode_header(model, shared, budget, packing.learnt_header(model))
 
     def run(batch: list[int]) -> Result:
         row = row_of([items[i] for i in batch])
-        return finish(row, packed_states(model, row.documents, distinct(row.positions), header))
+        return finish(row, packing.packed_states(model, row.documents, packing.distinct(row.positions), header))
 
-    yield from within_memory([len(item.document) for item in items], budget, run)
+    yield from packing.within_memory([len(item.document) for item in items], budget, run)
 
 
 def _sweeps(
@@ -110,9 +101,9 @@ def _sweeps(
     lengths = [len(item.document) for item in items]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
-        parts = [[order[i] for i in part] for part in batches([lengths[i] for i in order], budget)]
+        parts = [[order[i] for i in part] for part in packing.batches([lengths[i] for i in order], budget)]
         tokens = [sum(lengths[i] for i in part) for part in parts]
-        parts = parts[: len(batches(tokens, _SWEEP_TOKENS)[0])]
+        parts = parts[: len(packing.batches(tokens, _SWEEP_TOKENS)[0])]
         rows = [row_of([items[i] for i in part]) for part in parts]
         try:
             states = _states(model, rows, budget, shared)
@@ -120,7 +111,7 @@ def _sweeps(
         except (RuntimeError, MemoryError) as error:
             if max(map(len, parts)) == 1 or not out_of_memory(error):
                 raise
-            budget = halved(max(tokens))
+            budget = packing.halved(max(tokens))
             continue
         yield from zip(parts, results, strict=True)
         order = order[sum(map(len, parts)) :]
@@ -134,9 +125,9 @@ def _states(model: Any, rows: Sequence[PackedRow], budget: int, shared: Sequence
     for start in range(0, len(shared), budget):
         part = Document(shared[start : start + budget])
         headers.append(Header(header.length + len(part)))
-        passes.append(packed_inputs(model, [part], header, headers[-1]))
+        passes.append(packing.packed_inputs(model, [part], header, headers[-1]))
         header = headers[-1]
-    passes += [packed_inputs(model, row.documents, header) for row in rows]
+    passes += [packing.packed_inputs(model, row.documents, header) for row in rows]
     with layers.shelf() as shelf:
         arguments = []
         for index, inputs in enumerate(passes):
@@ -150,4 +141,4 @@ def _states(model: Any, rows: Sequence[PackedRow], budget: int, shared: Sequence
                     states.pop(number, None)  # none without attention
         for index, row in enumerate(rows, start=len(headers)):
             states = model.get_decoder().norm(shelf[index])
-            yield states[0, distinct(row.positions).to(states.device)]
+            yield states[0, packing.distinct(row.positions).to(states.device)]

@@ -195,7 +195,6 @@ class Shelf:
         return held if self._folder is None else held.to(self._device)
 
     def drop(self, key: Hashable) -> None:
-        """Forget a tensor, if there is one."""
         held = self._held.pop(key, None)
         if isinstance(held, Path):
             held.unlink()

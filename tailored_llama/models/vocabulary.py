@@ -178,17 +178,15 @@ def _chat_ids(tokenizer: Any) -> set[int]:
 
 
 def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float], out: Path) -> None:
-    """Write a checkpoint's tokenizer without the tokens that are not kept, and the table of both ids.
+    """Write a dense checkpoint's tokenizer without the tokens that are not kept, and the table of both ids.
 
     The kept tokens keep their order; their new ids are 0, 1, 2, … A text that the dense tokenizer writes in kept tokens
     alone is written in the same ones: BPE takes the same merges in the same order. `config.json` and
     `generation_config.json` are left to `renumbered`.
 
     Args:
-        checkpoint: the dense checkpoint.
         kept: ids that stay, ascending, with all that they are made of.
         shares: of the counted tokens, by id.
-        out: the folder of the trimmed checkpoint.
 
     Raises:
         InputError: as `read_tokens`; or transformers does not load the trimmed tokenizer as it was written.

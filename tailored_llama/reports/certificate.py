@@ -52,10 +52,7 @@ def cost_of(answer: Answer, cost: float) -> tuple[float, str]:
 def certificate_of(answer: Answer, config: SmallestConfig, model: Mapping[str, Any]) -> dict[str, Any]:
     """The certificate of a proven answer, as plain data; margins, losses and bounds of tests are shares, 0.03 for 3.
 
-    Args:
-        answer: of a search that proved a candidate.
-        config: of the search.
-        model: what identifies the file, such as its name, bytes and SHA-256.
+    `model` is what identifies the file, such as its name, bytes and SHA-256.
 
     Raises:
         ValueError: no candidate is proven.

@@ -9,18 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tailored_llama import evaluation
 from tailored_llama.config import DENSE
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import (
-    PRUNED,
-    TAILORED,
-    RecoveryTable,
-    SweepRow,
-    read_answer,
-    read_recovery,
-    read_sweep,
-    recovery_tables,
-)
+from tailored_llama.evaluation import PRUNED, TAILORED, RecoveryTable, SweepRow
 from tailored_llama.reports.pages import write_page
 from tailored_llama.reports.parts import accuracy_cell, accuracy_of, megabytes, number, percent
 from tailored_llama.reports.tables import Cell, Column, Row, Table, markdown, table_row
@@ -70,11 +62,11 @@ def write_index(folder: Path) -> str:
 
 def _models(stage: str, report: Path) -> Iterator[ModelFigures]:
     if stage == "report":
-        yield from map(_tailored, recovery_tables(*read_recovery(report)))
+        yield from map(_tailored, evaluation.recovery_tables(*evaluation.read_recovery(report)))
     elif stage == "smallest":
         yield _smallest(report)
     elif stage == "sweep":
-        yield _best(read_sweep(report))
+        yield _best(evaluation.read_sweep(report))
     else:
         yield ModelFigures(stage)
 
@@ -86,7 +78,7 @@ def _tailored(table: RecoveryTable) -> ModelFigures:
 
 
 def _smallest(report: Path) -> ModelFigures:
-    answer = read_answer(report)
+    answer = evaluation.read_answer(report)
     if (place := answer.proven) is None:
         return ModelFigures("the smallest model", certificate=Cell("nothing is proven"))
     tests = answer.tests[answer.order.index(place)].values()

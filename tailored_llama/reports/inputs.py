@@ -7,21 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tailored_llama import evaluation
 from tailored_llama.config import DENSE, TUNED_DENSE, RunConfig
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import (
-    HEALED,
-    PRUNED,
-    TAILORED,
-    ByType,
-    ModelRow,
-    ProfileRow,
-    RecoveryRow,
-    RecoveryTable,
-    read_score,
-    recovery_rows,
-    recovery_tables,
-)
+from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, ByType, ModelRow, ProfileRow, RecoveryRow, RecoveryTable
 from tailored_llama.training import Comparison, read_comparison
 
 
@@ -112,7 +101,7 @@ def scored_runs(inputs: ReportInputs) -> list[tuple[RunResults, RecoveryTable]]:
         for model, by_type in ((DENSE, inputs.dense.quantised), (TAILORED, run.quantised)):
             folders |= {f"{model} {kind}": scores for kind, scores in by_type.items()}
         if rows := compared_rows(inputs, run, folders):
-            (table,) = recovery_tables(rows, _model_rows(inputs.dense, run))
+            (table,) = evaluation.recovery_tables(rows, _model_rows(inputs.dense, run))
             scored.append((run, table))
     if not scored:
         raise InputError("report: no model has scores; allowed: at least one scored benchmark")
@@ -127,8 +116,10 @@ def compared_rows(
     Raises:
         InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
     """
-    scores = {model: {name: read_score(path) for name, path in paths.items()} for model, paths in folders.items()}
-    return recovery_rows(scores, run.ratio, inputs.config.seed if inputs.config else 0)
+    scores = {
+        model: {name: evaluation.read_score(path) for name, path in paths.items()} for model, paths in folders.items()
+    }
+    return evaluation.recovery_rows(scores, run.ratio, inputs.config.seed if inputs.config else 0)
 
 
 def _model_rows(dense: ModelResults, run: RunResults) -> list[ModelRow]:

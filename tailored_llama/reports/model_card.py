@@ -12,18 +12,10 @@ from tailored_llama.config import DENSE, GENERIC, BenchmarkConfig, RunConfig, is
 from tailored_llama.data import BUILTIN, Example, load_template, named_columns, render
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
+from tailored_llama.reports import text
 from tailored_llama.reports.inputs import ReportInputs, scored_runs
 from tailored_llama.reports.pages import page_template, settings_of
 from tailored_llama.reports.parts import percent, span
-from tailored_llama.reports.text import (
-    floor_notes,
-    gained_by,
-    perplexities,
-    plus_minus,
-    size_sentence,
-    summary,
-    verdict_line,
-)
 from tailored_llama.store import DATA_WHEEL
 from tailored_llama.training import Comparison, is_better
 
@@ -50,22 +42,22 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         config=config,
         data=_data(own),
         dense=dense,
-        gained_by=gained_by(config),
+        gained_by=text.gained_by(config),
         layered=is_layered(checkpoint),
         lost=lost_words(checkpoint),
         loading=loading(checkpoint),
-        notes=floor_notes([table]),
+        notes=text.floor_notes([table]),
         own=own,
-        plus_minus=plus_minus,
+        plus_minus=text.plus_minus,
         prompt=prompt_of(config, own, tuned),
         pruned=pruned,
         ratio=ratio,
         removed=" ".join(what_was_removed(before, left, config.pruning, config.reconstruction).split()),
         settings=_settings(config, own, ratio),
         sizes=sizes,
-        perplexities=perplexities(table),
+        perplexities=text.perplexities(table),
         row=row,
-        summary=summary(table, config) if tuned else _untuned_summary(table, untuned, row),
+        summary=text.summary(table, config) if tuned else _untuned_summary(table, untuned, row),
         tailored=tailored,
         tuned=tuned,
         rounded=base.half if read_config(checkpoint).get("dtype") == "float32" else None,
@@ -97,10 +89,10 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
 def _untuned_summary(table: RecoveryTable, model: str, row: RecoveryRow) -> str:
     """The summary of a model that was exported without its adapter."""
     if row.recovery is None:
-        return size_sentence(table)
+        return text.size_sentence(table)
     reached = f"Without tuning, the {model} model reaches {percent(row.recovery)} of the dense model's accuracy"
     measured = f"{row.examples:,} examples; 95 % interval {span(row.recovery_low, row.recovery_high)}"
-    return f"{size_sentence(table)} {reached} ({measured}).".lstrip()
+    return f"{text.size_sentence(table)} {reached} ({measured}).".lstrip()
 
 
 def _verdict(comparison: Comparison | None, tuned: bool) -> str:
@@ -108,9 +100,9 @@ def _verdict(comparison: Comparison | None, tuned: bool) -> str:
     if comparison is None:
         return ""
     if is_better(comparison) is not False:
-        return verdict_line(comparison)
+        return text.verdict_line(comparison)
     consequence = "The adapter is merged all the same, as `tuning.keep` says." if tuned else "It was left out."
-    return f"{verdict_line(comparison)} {consequence}"
+    return f"{text.verdict_line(comparison)} {consequence}"
 
 
 def _size(row: ModelRow) -> Size | None:

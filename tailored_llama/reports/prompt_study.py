@@ -6,17 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tailored_llama import evaluation
 from tailored_llama.config import REFERENCES, PromptStudyConfig
-from tailored_llama.evaluation import (
-    EVALUATION,
-    MEAN,
-    Difference,
-    StudiedBenchmark,
-    TemplateRow,
-    above_floor,
-    study_differences,
-    study_rows,
-)
+from tailored_llama.evaluation import EVALUATION, MEAN, Difference, StudiedBenchmark, TemplateRow
 from tailored_llama.reports.comparison_plots import intervals
 from tailored_llama.reports.figures import Picture
 from tailored_llama.reports.pages import settings_of, write_page
@@ -30,8 +22,8 @@ def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied
 
     `model` describes the scored model in words.
     """
-    rows = study_rows(config, studied)
-    differences = study_differences(config, studied, rows)
+    rows = evaluation.study_rows(config, studied)
+    differences = evaluation.study_differences(config, studied, rows)
     write_rows(out / "study.parquet", rows, TemplateRow)
     write_rows(out / "differences.parquet", differences, Difference)
     picture, table = _picture(differences), _table(rows, differences)
@@ -85,7 +77,8 @@ def notes(rows: Sequence[TemplateRow]) -> list[str]:
                 "evaluation); the other sets score the choice. These are different measures, so the mean leaves out a "
                 "difference between them."
             )
-        if not any(above_floor(row.accuracy, row.stderr, row.floor) for row in own_rows if row.split == EVALUATION):
+        scored = [row for row in own_rows if row.split == EVALUATION]
+        if not any(evaluation.above_floor(row.accuracy, row.stderr, row.floor) for row in scored):
             texts.append(f"On {name} no set is significantly above the floor; its differences say little.")
     return texts
 

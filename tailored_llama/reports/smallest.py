@@ -6,17 +6,9 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
+from tailored_llama import evaluation
 from tailored_llama.config import SmallestConfig
-from tailored_llama.evaluation import (
-    FIRST_SHARE,
-    Answer,
-    Candidate,
-    LossTest,
-    is_proven,
-    provable_margin,
-    rows_needed,
-    write_answer,
-)
+from tailored_llama.evaluation import FIRST_SHARE, Answer, Candidate, LossTest
 from tailored_llama.reports.certificate import claim, cost_of
 from tailored_llama.reports.comparison_plots import Line, frontier
 from tailored_llama.reports.figures import Picture
@@ -52,7 +44,7 @@ class SmallestInputs:
 def write_smallest(inputs: SmallestInputs, *, out: Path) -> None:
     """Stage: write `answer.json`, `table.json`, `smallest.html`, and `smallest.md` with `frontier.png`."""
     answer = inputs.answer
-    write_answer(answer, out)
+    evaluation.write_answer(answer, out)
     picture, table = _picture(answer), _candidates(answer)
     failures = [f"{label} failed: {error}" for label, error in answer.failed.items()]
     store_table(replace(table, notes=(*verdict(answer), *failures)), out)
@@ -113,8 +105,9 @@ def _unproven(answer: Answer) -> list[str]:
 
 def _rows_missing(name: str, test: LossTest) -> str:
     """How many rows would prove the measured loss, four times in five."""
-    share = ((test.bound - test.loss) / provable_margin(test.rows, test.level, 1)) ** 2  # which explains the bound
-    needed = rows_needed(test.margin - max(test.loss, 0), test.level, share)
+    widest = evaluation.provable_margin(test.rows, test.level, 1)
+    share = ((test.bound - test.loss) / widest) ** 2  # which explains the bound
+    needed = evaluation.rows_needed(test.margin - max(test.loss, 0), test.level, share)
     return f"about {number(float(f'{needed:.2g}'), 0)} rows of {name} to prove on, instead of {number(test.rows, 0)}"
 
 
@@ -127,7 +120,7 @@ def _outcome(answer: Answer, place: int) -> str:
     if place == answer.proven:
         return "the answer"
     if place in tested:
-        return "proven" if is_proven(tested[place]) else "not proven"
+        return "proven" if evaluation.is_proven(tested[place]) else "not proven"
     return "loses too much" if answer.candidates[place].smoothed > answer.goal.lose_at_most / 100 else "not tested"
 
 

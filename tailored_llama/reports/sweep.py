@@ -27,10 +27,7 @@ Figures = dict[str, tuple[str, Picture, str]]  # measured quantity → title, pi
 
 
 def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence[RecoveryRow]]], *, out: Path) -> None:
-    """Stage: write the Parquet and JSON tables (dense models first), `sweep.html`, and `sweep.md` with PNGs.
-
-    `measured` has every row with its rows on each benchmark.
-    """
+    """Stage: write the Parquet and JSON tables (dense models first), `sweep.html`, and `sweep.md` with PNGs."""
     rows = [row for row, _ in measured]
     by_benchmark = [row for _, benchmark_rows in measured for row in benchmark_rows]
     write_rows(out / "sweep.parquet", rows, SweepRow)

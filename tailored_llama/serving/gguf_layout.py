@@ -14,20 +14,9 @@ import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
 from gguf.constants import GGMLQuantizationType
 
+from tailored_llama import models
 from tailored_llama.config import K_QUANTS, GgufType
 from tailored_llama.errors import InputError
-from tailored_llama.models import (
-    ALIKE_HINT,
-    FUSED,
-    GGUF_LAYERED,
-    LAYERED_PREFIX,
-    Layer,
-    Structure,
-    all_tensor_shapes,
-    check_checkpoint,
-    read_config,
-    read_structure,
-)
 
 Array = npt.NDArray[Any]
 
@@ -78,9 +67,9 @@ class Layout:
     """How a checkpoint is written: its own widths, and those in the file, which has zeros where it has nothing."""
 
     architecture: Architecture
-    structure: Structure
+    structure: models.Structure
     config: dict[str, Any]
-    written: tuple[Layer, ...]
+    written: tuple[models.Layer, ...]
 
     @property
     def name(self) -> str:
@@ -119,15 +108,15 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
     Raises:
         InputError: the checkpoint is broken, or llama.cpp cannot express it.
     """
-    check_checkpoint(checkpoint)
-    structure, config = read_structure(checkpoint), read_config(checkpoint)
-    kind = structure.model_type.removeprefix(LAYERED_PREFIX)
+    models.check_checkpoint(checkpoint)
+    structure, config = models.read_structure(checkpoint), models.read_config(checkpoint)
+    kind = structure.model_type.removeprefix(models.LAYERED_PREFIX)
     architecture = _ARCHITECTURES[kind]
     if structure.model_type != kind:
-        if kind not in GGUF_LAYERED:
+        if kind not in models.GGUF_LAYERED:
             raise InputError(
                 f"checkpoint {checkpoint}: architecture {kind} with layers of different widths; allowed for llama.cpp: "
-                f"{', '.join(GGUF_LAYERED)} ({ALIKE_HINT})"
+                f"{', '.join(models.GGUF_LAYERED)} ({models.ALIKE_HINT})"
             )
         architecture = _LAYERED
     if step := architecture.no_rope_step:
@@ -141,22 +130,22 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
     return Layout(architecture, structure, config, written)
 
 
-def _written(layer: Layer, number: int, block: int) -> Layer:
+def _written(layer: models.Layer, number: int, block: int) -> models.Layer:
     """The widths of a layer in the file.
 
     llama.cpp's `deci` skips the attention of a layer without MLP, too, and takes the size of all heads to be 0 if the
     first layer has none. So a missing MLP is written as one block of zeros, and that attention as one head of zeros.
     """
     heads, kv_heads = (layer.heads, layer.kv_heads) if layer.heads or number else (1, 1)
-    return Layer(heads, kv_heads, math.ceil(max(1, layer.channels) / block) * block)
+    return models.Layer(heads, kv_heads, math.ceil(max(1, layer.channels) / block) * block)
 
 
 def written_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
     """Name → shape of every tensor of a checkpoint that a GGUF file gets: all but a tied head."""
-    tied = read_config(checkpoint).get("tie_word_embeddings", False)
+    tied = models.read_config(checkpoint).get("tie_word_embeddings", False)
     return {
         name: tuple(shape)
-        for name, shape in all_tensor_shapes(checkpoint).items()
+        for name, shape in models.all_tensor_shapes(checkpoint).items()
         if not name.endswith("inv_freq") and not (name == "lm_head.weight" and tied)
     }
 
@@ -167,7 +156,7 @@ def unfused(name: str, layout: Layout) -> dict[str, slice]:
     llama.cpp's graphs have every projection alone.
     """
     match = re.fullmatch(r"model\.layers\.(\d+)\.\w+\.(\w+)\.\w+", name)
-    if not match or (fused := match[2]) not in FUSED:
+    if not match or (fused := match[2]) not in models.FUSED:
         return {name: slice(None)}
     layer, head_dim = layout.structure.layers[int(match[1])], layout.structure.head_dim
     key_rows = layer.kv_heads * head_dim
@@ -175,7 +164,7 @@ def unfused(name: str, layout: Layout) -> dict[str, slice]:
     ends = np.cumsum(sizes).tolist()
     return {
         name.replace(fused, part): slice(end - size, end)
-        for part, size, end in zip(FUSED[fused], sizes, ends, strict=True)
+        for part, size, end in zip(models.FUSED[fused], sizes, ends, strict=True)
     }
 
 

@@ -32,9 +32,7 @@ def score_quantised(
     passes are those of transformers, in the checkpoint's type. llama.cpp also rounds states to the type of the weights,
     which is not measured here. For a while, the folder that is written to also holds the dequantised checkpoint.
 
-    Args:
-        checkpoint: what the file was made from, but for an adapter that was merged in.
-        gguf: the folder that `export_gguf` wrote.
+    The file was made from `checkpoint`, but for an adapter that was merged in.
 
     Raises:
         InputError: as `score_benchmark`.

@@ -23,9 +23,6 @@ def measure_speed(gguf: Path, *, settings: None, work: Work) -> None:
     `reading` is that of a prompt of 256 tokens, `writing` of 32 tokens after it, one by one: medians of three passes
     after a first one, on as many threads as torch has (`OMP_NUM_THREADS`). What the tokens are makes no difference.
 
-    Args:
-        gguf: the folder that `export_gguf` wrote.
-
     Raises:
         InputError: llama.cpp's library is not installed.
     """

@@ -17,19 +17,8 @@ from typing import Any
 import numpy as np
 from gguf import GGUFValueType, GGUFWriter, TokenType
 
+from tailored_llama import models
 from tailored_llama.errors import InputError
-from tailored_llama.models import (
-    CARD,
-    Tokens,
-    derived_card,
-    is_kept,
-    load_gguf_tokenizer,
-    load_tokenizer,
-    read_structure,
-    read_tokens,
-    tokens_of,
-    weight_bytes,
-)
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning import VocabularyPlan, prune_checkpoint, tokens_for_texts
 from tailored_llama.serving.gguf_source import MERGES, PER_TOKEN, TOKENS, TYPES, Source, has_rows, read_source
@@ -54,38 +43,35 @@ class Trimmed:
 def trim_checkpoint(model: Path, texts: Sequence[str], size: int | None, out: Path) -> Trimmed:
     """Write a checkpoint without the tokens that texts do not need, and its tokenizer, to an existing empty folder.
 
-    Args:
-        size: the tokens that stay, as in `tokens_for_texts`.
+    `size` tokens stay, as in `tokens_for_texts`.
 
     Raises:
         InputError: the checkpoint is broken, or as `tokens_for_texts`.
     """
-    structure, tokenizer, tokens = read_structure(model), load_tokenizer(model), read_tokens(model)
+    structure, tokenizer, tokens = models.read_structure(model), models.load_tokenizer(model), models.read_tokens(model)
     plan = tokens_for_texts(tokens, tokenizer, texts, size)
     prune_checkpoint(model, structure.layers, {}, out, tokens=plan)
-    before, left = structure.size.vocab_size, read_structure(out).size.vocab_size
+    before, left = structure.size.vocab_size, models.read_structure(out).size.vocab_size
     removed = f"""Of {before:,} tokens, {left:,} are left, chosen by how often a text uses them; `vocabulary.parquet`
 lists them. All other weights are unchanged."""
-    card = derived_card("A language model with a trimmed vocabulary", removed, model, out)
-    (out / CARD).write_text(card, encoding="utf-8")
-    return _trimmed((weight_bytes(model), weight_bytes(out)), tokens, tokenizer, plan)
+    card = models.derived_card("A language model with a trimmed vocabulary", removed, model, out)
+    (out / models.CARD).write_text(card, encoding="utf-8")
+    return _trimmed((models.weight_bytes(model), models.weight_bytes(out)), tokens, tokenizer, plan)
 
 
 def trim_gguf(model: Path, texts: Sequence[str], size: int | None, out: Path, progress: Progress = silent) -> Trimmed:
     """Write a GGUF file without the tokens that texts do not need.
 
-    Special, user-defined and byte tokens stay, and those of the chat template. Of a split file, any part may be given;
-    all are read, and one file is written. It appears when it is complete. `progress` is called after every tensor.
-
-    Args:
-        size: the tokens that stay, as in `tokens_for_texts`.
+    `size` tokens stay, as in `tokens_for_texts`; special, user-defined and byte tokens, and those of the chat template,
+    stay in any case. Of a split file, any part may be given; all are read, and one file is written. It appears when it
+    is complete. `progress` is called after every tensor.
 
     Raises:
         InputError: the file is broken, its metadata disagree, its tokenizer is of another kind, or as
             `tokens_for_texts`.
     """
     source = read_source(model)
-    tokenizer = load_gguf_tokenizer(source.parts[0], source.readers[0], str(source.parts[0]))
+    tokenizer = models.load_gguf_tokenizer(source.parts[0], source.readers[0], str(source.parts[0]))
     tokens = _tokens(source, tokenizer)
     plan = tokens_for_texts(tokens, tokenizer, texts, size)
     part = out.with_name(f"{out.name}.part")
@@ -98,18 +84,18 @@ def trim_gguf(model: Path, texts: Sequence[str], size: int | None, out: Path, pr
     return _trimmed((before, out.stat().st_size), tokens, tokenizer, plan)
 
 
-def _trimmed(sizes: tuple[int, int], tokens: Tokens, tokenizer: Any, plan: VocabularyPlan) -> Trimmed:
+def _trimmed(sizes: tuple[int, int], tokens: models.Tokens, tokenizer: Any, plan: VocabularyPlan) -> Trimmed:
     left = np.setdiff1d(list(tokens.texts), plan.kept)
     gone = left[np.argsort(-plan.shares[left], kind="stable")][:_SHOWN]
     return Trimmed(sizes, (tokens.rows, len(plan.kept)), plan.whole, tuple(tokenizer.decode([i]) for i in gone))
 
 
-def _tokens(source: Source, tokenizer: Any) -> Tokens:
+def _tokens(source: Source, tokenizer: Any) -> models.Tokens:
     """The tokens of a file, and which of them must stay."""
     types = source.values.get(TYPES)
     special = {index for index, kind in enumerate(types or ()) if kind in _STAY}
     special |= {*source.ids.values(), *range(min(_DEFAULTS, source.rows))}
-    tokens = tokens_of(tokenizer, source.rows, special, source.parts[0])
+    tokens = models.tokens_of(tokenizer, source.rows, special, source.parts[0])
     if types:
         return tokens
     alone = tokens.texts.keys() - tokens.parts.keys()  # special ones are among those that no merge makes
@@ -150,7 +136,7 @@ def _trimmed_values(source: Source, kept: Sequence[int]) -> dict[str, Any]:
         changed[source.vocab_size] = len(kept)
     if MERGES in values:
         texts, pairs = set(changed[TOKENS]), (merge.split(" ") for merge in values[MERGES])
-        changed[MERGES] = [f"{left} {right}" for left, right in pairs if is_kept(left, right, texts)]
+        changed[MERGES] = [f"{left} {right}" for left, right in pairs if models.is_kept(left, right, texts)]
         if not changed[MERGES]:
             raise InputError(f"tokens: got {len(kept)}, which leaves no merge; allowed: more, as llama.cpp needs one")
     return changed

@@ -39,12 +39,9 @@ log = logging.getLogger(__name__)
 
 
 class ArtifactStore:
-    """Artifacts in a local folder, or behind any fsspec URL with a local working copy.
+    """Artifacts in a local folder, or behind any fsspec URL, such as s3://bucket/prefix.
 
-    Args:
-        root: a folder, or an fsspec URL such as s3://bucket/prefix.
-        working_copy: local folder for the artifacts of a URL; unused if `root` is a folder.
-        lease: how long a claim to an artifact of a URL holds.
+    `working_copy` is the local folder for the artifacts of a URL, and `lease` is how long a claim to one holds.
     """
 
     def __init__(

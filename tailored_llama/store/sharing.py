@@ -7,15 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.store import remote
-from tailored_llama.store.manifests import (
-    MANIFEST,
-    ArtifactRef,
-    Manifest,
-    check_identity,
-    parse_manifest,
-    read_manifest,
-)
+from tailored_llama.store import manifests, remote
+from tailored_llama.store.manifests import MANIFEST, ArtifactRef, Manifest
 from tailored_llama.store.remote import Remote
 from tailored_llama.store.verifying import Stamps, check
 
@@ -25,7 +18,7 @@ def published(at: Remote, stage: str, key: str) -> Manifest | None:
     name = f"{stage}/{key}/{MANIFEST}"
     content = remote.read(at, [name]).get(name)
     try:
-        return None if content is None else parse_manifest(content, name)
+        return None if content is None else manifests.parse_manifest(content, name)
     except InputError:
         return None
 
@@ -42,8 +35,8 @@ def fetch(at: Remote, stage: str, key: str, folder: Path) -> tuple[str | None, S
     try:
         remote.pull(at, source, [MANIFEST], folder)
         try:
-            manifest = read_manifest(folder)
-            check_identity(manifest, stage, key)
+            manifest = manifests.read_manifest(folder)
+            manifests.check_identity(manifest, stage, key)
         except InputError as error:
             return str(error), None
         remote.pull(at, source, list(manifest.files), folder)
@@ -64,7 +57,7 @@ def publish(at: Remote, folder: Path, ref: ArtifactRef, is_lost: Callable[[], bo
         InputError, UnreachableError: as `remote.push`.
     """
     target = f"{ref.stage}/{ref.key}"
-    for name in read_manifest(folder).files:
+    for name in manifests.read_manifest(folder).files:
         if is_lost():
             return False
         remote.push(at, folder, target, name)
