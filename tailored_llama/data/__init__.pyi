@@ -10,7 +10,6 @@ from .benchmarks import read_examples as read_examples
 from .builtin import BUILTIN as BUILTIN
 from .calibration import load_calibration as load_calibration
 from .calibration import read_calibration as read_calibration
-from .calibration import sequences_at_once as sequences_at_once
 from .custom import check_benchmark as check_benchmark
 from .custom import named_columns as named_columns
 from .encoding import encode_answer as encode_answer

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 CALIBRATION_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "source": pa.string(), "row": pa.int32()})
 
-_PASS_TOKENS = 4096  # per pass over sequences
 _EXCERPT_CHARACTERS = 64  # per wanted token, which is surely enough
 
 
@@ -116,8 +115,3 @@ def read_calibration(folder: Path) -> Tensor:
     table = read_table(folder / "calibration.parquet", CALIBRATION_SCHEMA)
     sequences = table["input_ids"].combine_chunks().to_numpy(zero_copy_only=False)
     return torch.from_numpy(np.stack(sequences).astype(np.int64))
-
-
-def sequences_at_once(input_ids: Tensor, batch_tokens: int | None) -> int:
-    """Sequences per pass: as many as fit 4,096 tokens, or `batch_tokens` if that is less; at least one."""
-    return max(1, min(_PASS_TOKENS, batch_tokens or _PASS_TOKENS) // input_ids.shape[1])
