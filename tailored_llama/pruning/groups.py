@@ -170,11 +170,9 @@ def zero_scores(slices: list[Slices]) -> Tensor:
 
 
 def add_scores(scores: Tensor, part: Slices, values: Tensor) -> None:
-    """Add one value per index of a dimension to the group that owns the index.
+    """Add one value per index of a dimension, on any device, to the score of the group that owns the index.
 
-    Args:
-        scores: float64 [groups], on the CPU; changed in place.
-        values: [size of the dimension], on any device.
+    The scores, float64 [groups] on the CPU, are changed in place.
     """
     owned = torch.from_numpy(np.flatnonzero(part.owner >= 0))
     scores.index_add_(0, torch.from_numpy(part.owner)[owned], values.to("cpu", torch.float64)[owned])
@@ -190,10 +188,6 @@ def trace(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> list[Coup
     follow the head sharing of grouped-query attention (under sdpa it pairs KV head 0 with query head 0 alone, under
     eager it stops at k_proj). Nor does it follow fused projections such as Phi-3's, so the twin of a Phi-3 is a
     Mistral, the same layer with separate projections.
-
-    Args:
-        config: `config.json` of the model.
-        layers: widths of the layers to trace; the number of KV heads is taken to be the number of heads.
 
     Raises:
         InputError: the coupled parameters are not those of a LLaMA layer, or are not coupled index by index.

@@ -30,19 +30,14 @@ def prune_checkpoint(
     fitted: Sequence[Path] = (),
     tokens: VocabularyPlan | None = None,
 ) -> None:
-    """Write a checkpoint without the groups that a plan removes, and its tokenizer.
+    """Write a checkpoint without the groups that a plan removes, and its tokenizer, into an existing folder.
 
     A block without groups leaves with its norms, and a layer without blocks leaves; the others are numbered anew.
+    `fitted` are safetensors files whose tensors, in the pruned model's shapes, replace the dense ones. Without
+    `tokens`, all tokens stay.
 
     The model is never built: each tensor is read, sliced along the dimensions that its groups own, and written.
     Memory: one shard of the pruned model, which is 2 GB, or one tensor if that is larger.
-
-    Args:
-        layers: the output of `kept_layers`.
-        stays: the output of `staying`.
-        out: an existing folder.
-        fitted: safetensors files whose tensors, in the pruned model's shapes, replace the dense ones.
-        tokens: which tokens stay; None: all.
     """
     config, dense_shapes = models.read_config(dense), models.all_tensor_shapes(dense)
     fitted_shapes = {name: shape for file in fitted for name, shape in models.tensor_shapes(file).items()}
@@ -72,13 +67,9 @@ def prune_checkpoint(
 
 
 def kept_layers(groups: Groups, kept: Array, dense: Sequence[models.Layer]) -> tuple[models.Layer, ...]:
-    """Widths of every layer after a plan; 0 of a block that loses all its groups.
+    """Widths of every layer if the groups of a mask, bool [groups], stay; 0 of a block that loses all its groups.
 
     A KV head leaves with all the query heads that share it, so their ratio never changes.
-
-    Args:
-        kept: whether each group stays, bool [groups].
-        dense: widths of every layer before.
     """
     left = {block: int(kept[members].sum()) for block, members in groups.by_block().items()}
     kv_heads, channels = ([left.get((number, kind), 0) for number in range(len(dense))] for kind in KINDS)
