@@ -12,13 +12,13 @@ from .calibration import load_calibration as load_calibration
 from .calibration import read_calibration as read_calibration
 from .custom import check_benchmark as check_benchmark
 from .custom import named_columns as named_columns
-from .encoding import encode_answer as encode_answer
-from .encoding import encode_choices as encode_choices
-from .encoding import encode_prompt as encode_prompt
-from .encoding import shared_header as shared_header
 from .likelihoods import Score as Score
 from .likelihoods import choice_scores as choice_scores
+from .likelihoods import encode_answer as encode_answer
+from .likelihoods import encode_choices as encode_choices
+from .likelihoods import encode_prompt as encode_prompt
 from .likelihoods import loglikelihoods as loglikelihoods
+from .likelihoods import shared_header as shared_header
 from .prompts import Prompt as Prompt
 from .prompts import PromptSettings as PromptSettings
 from .prompts import PromptSplit as PromptSplit
