@@ -134,9 +134,9 @@ def train(
     if state.best_weights:
         put(model, state.best_weights)
     work.progress(steps, steps)
-    write_table(work.out / LOG, state.log, LOG_SCHEMA)
     tokens_per_second = round(tokens / (time.perf_counter() - started), 1)
     measured = {"tokens": tokens, "tokens_per_second": tokens_per_second, "epochs": max(state.log["epoch"])}
+    write_table(work.out / LOG, state.log, LOG_SCHEMA)
     return measured, (state.untrained, state.kept)
 
 
