@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
+from torch import Tensor
 
 from tailored_llama.config import Work
 from tailored_llama.data.prompts import read_prompts
@@ -18,12 +20,8 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import load_tokenizer, read_config
 from tailored_llama.store import read_table, write_table
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 CALIBRATION_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "source": pa.string(), "row": pa.int32()})
 
-_PASS_TOKENS = 4096  # per pass over sequences
 _EXCERPT_CHARACTERS = 64  # per wanted token, which is surely enough
 
 
@@ -111,13 +109,6 @@ def _draw(
 
 def read_calibration(folder: Path) -> Tensor:
     """Token ids of the calibration sequences, int64 [samples, tokens]."""
-    import torch
-
     table = read_table(folder / "calibration.parquet", CALIBRATION_SCHEMA)
     sequences = table["input_ids"].combine_chunks().to_numpy(zero_copy_only=False)
     return torch.from_numpy(np.stack(sequences).astype(np.int64))
-
-
-def sequences_at_once(input_ids: Tensor, batch_tokens: int | None) -> int:
-    """Sequences per pass: as many as fit 4,096 tokens, or `batch_tokens` if that is less; at least one."""
-    return max(1, min(_PASS_TOKENS, batch_tokens or _PASS_TOKENS) // input_ids.shape[1])

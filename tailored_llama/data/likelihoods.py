@@ -1,4 +1,4 @@
-"""The log-likelihood of every choice of encoded prompts, in packed rows."""
+"""Prompts as tokens: packed documents, the positions at which choices are scored, and the choices' log-likelihoods."""
 
 from __future__ import annotations
 
@@ -10,26 +10,97 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailored_llama.data.encoding import shared_header
-from tailored_llama.models import Encoded, PackedRow, packed_attention, run_packed, target_logprobs
+from tailored_llama import models
+from tailored_llama.data.prompts import Prompt
+from tailored_llama.errors import InputError
 from tailored_llama.progress import Progress, silent
 
+WORTH_A_PASS = 64  # tokens; a header that saves fewer is not worth a pass of its own
 Score = tuple[float, bool]  # the log-likelihood of a choice or a token, and whether it is the greedy one
 
 
+def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int) -> models.Encoded:
+    """Tokenise every choice of a prompt and find the prefix they share; a context that is too long loses its start.
+
+    Raises:
+        InputError: a continuation has no token of its own, or more than the model's context holds.
+    """
+    inputs: list[list[int]] = []
+    targets: list[list[int]] = []
+    truncated = False
+    for context, continuation in zip(prompt.contexts, prompt.continuations, strict=True):
+        before, after = models.encode_pair(tokenizer, context, continuation)
+        if not after:
+            raise InputError(
+                f"example {prompt.example}: got the continuation {continuation!r}, which the tokenizer merges into "
+                "its context; allowed: a continuation with a token of its own"
+            )
+        if len(after) > max_length:
+            raise InputError(
+                f"example {prompt.example}: got a continuation of {len(after)} tokens; allowed: at most {max_length}, "
+                "the model's context"
+            )
+        sequence = (before + after)[-(max_length + 1) :]
+        truncated |= len(sequence) < len(before) + len(after)
+        inputs.append(sequence[:-1])
+        targets.append(after)
+    return encode_choices(inputs, targets, truncated)
+
+
+def encode_choices(
+    inputs: Sequence[list[int]], targets: Sequence[Sequence[int]], truncated: bool = False
+) -> models.Encoded:
+    """One document of what a model reads for every choice, which ends before the last of the choice's targets."""
+    shared = len(common_prefix(inputs))
+    document = models.Document(inputs[0][:shared], [ids[shared:] for ids in inputs])
+    positions = tuple(
+        tuple(document.offset(branch, p) for p in range(len(ids) - len(target), len(ids)))
+        for branch, (ids, target) in enumerate(zip(inputs, targets, strict=True))
+    )
+    return models.Encoded(document, positions, tuple(map(tuple, targets)), truncated)
+
+
+def encode_answer(tokenizer: Any, prompt: Prompt, max_length: int) -> models.Encoded:
+    """Only the right choice of a prompt, tokenised as by `encode_prompt`."""
+    right = prompt.answer
+    alone = Prompt(prompt.example, (prompt.contexts[right],), (prompt.continuations[right],), 0, (1,))
+    return encode_prompt(tokenizer, alone, max_length)
+
+
+def common_prefix(sequences: Sequence[list[int]]) -> list[int]:
+    """The longest prefix that all sequences share."""
+    low, high = min(sequences), max(sequences)  # what these two share, all sequences share
+    shared = next((i for i, (one, other) in enumerate(zip(low, high, strict=False)) if one != other), len(low))
+    return low[:shared]
+
+
+def shared_header(encoded: Sequence[models.Encoded]) -> list[int]:
+    """The tokens that all prompts start with, such as solved examples, up to the first scored position.
+
+    Empty if encoding them once, in a pass of their own, would save too little.
+    """
+    if len(encoded) < 2:
+        return []
+    shared = common_prefix([list(item.document.prefix) for item in encoded])
+    shared = shared[: min(min(choice[0] for choice in item.positions) for item in encoded)]
+    return shared if len(shared) * (len(encoded) - 1) >= WORTH_A_PASS else []
+
+
 def loglikelihoods(
-    model: Any, encoded: Sequence[Encoded], batch_tokens: int, progress: Progress = silent
+    model: Any, encoded: Sequence[models.Encoded], batch_tokens: int, progress: Progress = silent
 ) -> list[list[float]]:
     """Summed log-probability of every choice of every prompt, in the given order; see `choice_scores`."""
     results: list[list[float]] = [[] for _ in encoded]
-    with torch.inference_mode(), packed_attention(model):
+    with torch.inference_mode(), models.packed_attention(model):
         for done, (index, scores) in enumerate(choice_scores(model, encoded, batch_tokens), start=1):
             results[index] = [value for value, _ in scores]
             progress(done, len(encoded))
     return results
 
 
-def choice_scores(model: Any, encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[tuple[int, list[Score]]]:
+def choice_scores(
+    model: Any, encoded: Sequence[models.Encoded], batch_tokens: int
+) -> Iterator[tuple[int, list[Score]]]:
     """The index of every prompt, and the scores of its choices, pass by pass.
 
     The common start of all prompts is encoded once. Prompts are packed by length, at most `batch_tokens` tokens per
@@ -37,9 +108,9 @@ def choice_scores(model: Any, encoded: Sequence[Encoded], batch_tokens: int) -> 
     `packed_attention`.
     """
 
-    def finish(row: PackedRow, states: Tensor) -> list[Score]:
+    def finish(row: models.PackedRow, states: Tensor) -> list[Score]:
         likeliest = torch.empty(len(row.targets), dtype=torch.bool, device=states.device)
-        logprobs = target_logprobs(model, states, row.positions, row.targets, likeliest)
+        logprobs = models.target_logprobs(model, states, row.positions, row.targets, likeliest)
         return list(zip(logprobs.tolist(), likeliest.tolist(), strict=True))
 
     whole = [i for i, item in enumerate(encoded) if not item.truncated]
@@ -47,7 +118,7 @@ def choice_scores(model: Any, encoded: Sequence[Encoded], batch_tokens: int) -> 
     for members in filter(None, (whole, cut)):
         shared = shared_header([encoded[i] for i in members])
         group = [encoded[i].after(len(shared)) for i in members]
-        for batch, found in run_packed(model, group, batch_tokens, finish, shared):
+        for batch, found in models.run_packed(model, group, batch_tokens, finish, shared):
             values = iter(found)  # one for each target
             for i in batch:
                 choices = [list(islice(values, len(wanted))) for wanted in group[i].targets]

@@ -42,23 +42,15 @@ class Cut:
     layers: tuple[Layer, ...]
     tokens: VocabularyPlan | None
 
-    @property
-    def whole(self) -> bool:
-        """Whether all groups stay."""
-        return bool(self.kept.all())
-
     def write(self, out: Path, fitted: Sequence[Path] = ()) -> None:
         """Write the checkpoint; `fitted` are files of tensors in the place of the model's own."""
         prune_checkpoint(self.model, self.layers, self.stays, out, fitted, self.tokens)
 
 
 def plan_cut(folders: Folders, ratio: float, pruning: PlanConfig, tokens: VocabularyPlan | None) -> Cut:
-    """Plan what leaves, so that with the tokens the ratio is reached.
+    """Plan what leaves, so that with the tokens a ratio of the original parameters is gone.
 
     Of the kind layer, whole layers leave first; none of their groups are kept.
-
-    Args:
-        ratio: the fraction of the original parameters that is gone afterwards.
 
     Raises:
         InputError: as in `plan` and `choose_layers`.

@@ -102,9 +102,7 @@ def choose_layers(
     """Choose the layers that leave, those of the least influence: as many as configured or, if no other kind supplies
     the rest of the ratio, as many as come nearest to it.
 
-    Args:
-        influence: of every layer, float [layers]; None: not known yet, the smallest layers stand for those chosen.
-        pruning: layers, kinds, protected layers.
+    Where the influence, float [layers], is not known yet, the smallest layers stand for those chosen.
 
     Returns:
         The layers, ascending, and their parameters.

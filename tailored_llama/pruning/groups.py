@@ -14,19 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tailored_llama import models
 from tailored_llama.config import Work
 from tailored_llama.errors import InputError
-from tailored_llama.models import (
-    BY_LAYER,
-    FUSED,
-    LAYERED_PREFIX,
-    Layer,
-    Structure,
-    all_tensor_shapes,
-    layered_config,
-    read_config,
-    read_structure,
-)
 from tailored_llama.store import read_table, write_table
 
 Array = np.ndarray[Any, Any]
@@ -95,8 +85,8 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     Raises:
         InputError: the dependency graph couples parameters other than those of a LLaMA layer.
     """
-    structure, config, out = read_structure(dense), read_config(dense), work.out
-    shapes = all_tensor_shapes(dense)
+    structure, config, out = models.read_structure(dense), models.read_config(dense), work.out
+    shapes = models.all_tensor_shapes(dense)
     coupled = trace(config, (_whole_layer(structure.layers),))[0]
     rows: list[Array] = []  # per layer and kind: layer, kind, index, parameters of each group
     members: list[Array] = []  # group, parameter, dim, start, stop
@@ -126,12 +116,12 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     return {"groups": first}
 
 
-def _whole_layer(layers: tuple[Layer, ...]) -> Layer:
+def _whole_layer(layers: tuple[models.Layer, ...]) -> models.Layer:
     """A layer with attention and MLP, of the first width of channels; without any in the model, of width 1.
 
     It has four heads, as layers are wired alike whatever their number: torch-pruning 1.6 never ends on two of Gemma 3.
     """
-    return Layer(4, 4, next((layer.channels for layer in layers if layer.channels), 1))
+    return models.Layer(4, 4, next((layer.channels for layer in layers if layer.channels), 1))
 
 
 def read_groups(folder: Path) -> Groups:
@@ -180,11 +170,9 @@ def zero_scores(slices: list[Slices]) -> Tensor:
 
 
 def add_scores(scores: Tensor, part: Slices, values: Tensor) -> None:
-    """Add one value per index of a dimension to the group that owns the index.
+    """Add one value per index of a dimension, on any device, to the score of the group that owns the index.
 
-    Args:
-        scores: float64 [groups], on the CPU; changed in place.
-        values: [size of the dimension], on any device.
+    The scores, float64 [groups] on the CPU, are changed in place.
     """
     owned = torch.from_numpy(np.flatnonzero(part.owner >= 0))
     scores.index_add_(0, torch.from_numpy(part.owner)[owned], values.to("cpu", torch.float64)[owned])
@@ -193,17 +181,13 @@ def add_scores(scores: Tensor, part: Slices, values: Tensor) -> None:
 Coupled = dict[str, list[tuple[str, str]]]  # kind of group → projections, each with "out" or "in"
 
 
-def trace(config: dict[str, Any], layers: tuple[Layer, ...]) -> list[Coupled]:
+def trace(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> list[Coupled]:
     """Find the projections that are coupled with each KV head and each MLP channel, layer by layer.
 
     The traced model is a twin without weights in which every query head has its own KV head: torch-pruning does not
     follow the head sharing of grouped-query attention (under sdpa it pairs KV head 0 with query head 0 alone, under
     eager it stops at k_proj). Nor does it follow fused projections such as Phi-3's, so the twin of a Phi-3 is a
     Mistral, the same layer with separate projections.
-
-    Args:
-        config: `config.json` of the model.
-        layers: widths of the layers to trace; the number of KV heads is taken to be the number of heads.
 
     Raises:
         InputError: the coupled parameters are not those of a LLaMA layer, or are not coupled index by index.
@@ -256,7 +240,7 @@ _COUPLED: Coupled = {
 
 
 def _slices(
-    shapes: dict[str, list[int]], structure: Structure, number: int, projection: str, side: str
+    shapes: dict[str, list[int]], structure: models.Structure, number: int, projection: str, side: str
 ) -> list[tuple[str, int, int, int]]:
     """Locate the groups in one projection of a layer: (parameter, dim, start of group 0, width of every group).
 
@@ -268,9 +252,9 @@ def _slices(
     parent, name = projection.split(".")
     module, start = f"model.layers.{number}.{projection}", 0
     if f"{module}.weight" not in shapes:
-        fused = next(whole for whole, parts in FUSED.items() if name in parts)
+        fused = next(whole for whole, parts in models.FUSED.items() if name in parts)
         module = f"model.layers.{number}.{parent}.{fused}"
-        preceding = FUSED[fused][: FUSED[fused].index(name)]
+        preceding = models.FUSED[fused][: models.FUSED[fused].index(name)]
         start = sum(widths[part] * layer.kv_heads if part in widths else layer.channels for part in preceding)
     width = widths.get(name, 1)
     slices = [(f"{module}.weight", int(side == "in"), start, width)]
@@ -279,16 +263,16 @@ def _slices(
     return slices
 
 
-def _meta_twin(dense: dict[str, Any], layers: tuple[Layer, ...]) -> tuple[Any, dict[str, Any]]:
+def _meta_twin(dense: dict[str, Any], layers: tuple[models.Layer, ...]) -> tuple[Any, dict[str, Any]]:
     """The model without weights and with one KV head per query head, and inputs to trace it with."""
-    if dense["model_type"].removeprefix(LAYERED_PREFIX) == "phi3":
+    if dense["model_type"].removeprefix(models.LAYERED_PREFIX) == "phi3":
         names = ("hidden_size", "vocab_size", "num_attention_heads", "head_dim")
         dense = {name: dense[name] for name in names if name in dense} | {"model_type": "mistral"}
-    config = layered_config(
+    config = models.layered_config(
         dense
         | {"num_hidden_layers": len(layers)}
-        | {name: dense[name][: len(layers)] for name in BY_LAYER if name in dense},
-        tuple(Layer(layer.heads, layer.heads, layer.channels) for layer in layers),
+        | {name: dense[name][: len(layers)] for name in models.BY_LAYER if name in dense},
+        tuple(models.Layer(layer.heads, layer.heads, layer.channels) for layer in layers),
     )
     with torch.device("meta"):
         twin = AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -36,14 +36,9 @@ def score_importance(
 ) -> None:
     """Stage: write `importance.parquet`, one score per coupled group.
 
-    Where the settings ask for it, `influence.parquet` has that of each layer, which the kind layer ranks by.
-
-    Args:
-        dense: the model to prune.
-        groups: the output of `build_graph` for it.
-        calibration: the output of `load_calibration`; the influence and all criteria but those of `config.DATA_FREE`
-            read it.
-        settings: the criterion (see `taylor_scores` and `magnitude_scores`; `random` draws uniformly) and its seed.
+    The criteria are those of `taylor_scores` and `magnitude_scores`; `random` draws uniformly. Where the settings ask
+    for it, `influence.parquet` has the influence of each layer, which the kind layer ranks by. The influence and all
+    criteria but those of `config.DATA_FREE` read the calibration.
     """
     table, slices = read_groups(groups), read_slices(groups, all_tensor_shapes(dense))
     criterion, out = settings.criterion, work.out

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
-from tailored_llama.data import sequences_at_once
 from tailored_llama.models import Shelf, enter
+
+_PASS_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,19 @@ class Text:
     input_ids: Tensor
     batch_tokens: int | None = None
 
+    @property
+    def at_once(self) -> int:
+        """Sequences per pass: as many as its tokens allow, and 4,096 tokens at most; at least one."""
+        return max(1, min(_PASS_TOKENS, self.batch_tokens or _PASS_TOKENS) // self.input_ids.shape[1])
+
     def batches(self) -> tuple[Tensor, ...]:
-        """As many sequences at a time as the tokens per pass allow, at least one."""
-        return tuple(self.input_ids.split(sequences_at_once(self.input_ids, self.batch_tokens)))
+        """The sequences of each pass."""
+        return tuple(self.input_ids.split(self.at_once))
 
     def even_batches(self) -> tuple[Tensor, ...]:
         """Batches of the same shape, so that all have the same masks and positions."""
-        count, largest = len(self.input_ids), sequences_at_once(self.input_ids, self.batch_tokens)
-        return tuple(self.input_ids.split(max(size for size in range(1, largest + 1) if count % size == 0)))
+        sizes = (size for size in range(1, self.at_once + 1) if len(self.input_ids) % size == 0)
+        return tuple(self.input_ids.split(max(sizes)))
 
 
 def enter_all(model: Any, batches: Sequence[Tensor], shelf: Shelf) -> list[list[dict[str, Any]]]:
@@ -43,24 +48,3 @@ def enter_all(model: Any, batches: Sequence[Tensor], shelf: Shelf) -> list[list[
         shelf[0, index], further = enter(model, input_ids=input_ids.to(model.device))
         arguments.append(further)
     return arguments
-
-
-class Seen(NamedTuple):
-    """What a module read and wrote in a pass."""
-
-    inputs: Tensor
-    outputs: Tensor
-
-
-@contextmanager
-def watching(modules: Iterable[Any]) -> Iterator[dict[Any, Seen]]:
-    """What modules read and wrote in their last pass inside the context."""
-    seen: dict[Any, Seen] = {}
-
-    def hook(module: Any, inputs: tuple[Tensor], outputs: Tensor) -> None:
-        seen[module] = Seen(inputs[0], outputs)
-
-    with ExitStack() as hooks:
-        for module in modules:
-            hooks.enter_context(module.register_forward_hook(hook))
-        yield seen

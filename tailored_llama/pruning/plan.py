@@ -35,11 +35,9 @@ class _Block:
 
 
 def plan(groups: Groups, scores: Array, target: Target, pruning: PlanConfig) -> Array:
-    """Choose the groups that stay, bool [groups]: all of them if what has left already is the ratio within 0.1 %.
+    """Choose the groups that stay, bool [groups], by their scores, float [groups].
 
-    Args:
-        scores: their importance, float [groups].
-        pruning: shape, attention weight, kinds, protected layers, floors and multiple.
+    All of them stay if what has left already is the ratio within 0.1 %.
 
     Raises:
         InputError: the ratio cannot be reached within 0.1 % of all parameters (in tiny models: within one channel). The

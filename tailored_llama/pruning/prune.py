@@ -36,16 +36,9 @@ def prune_model(
 ) -> dict[str, Any]:
     """Stage: write `plan.parquet` and the pruned checkpoint, both into one folder.
 
-    Tokens count towards the ratio first, and leave last: reconstruction reads the dense model's tokens. Where they
-    reach the ratio alone, the layers stay as they are.
-
-    Args:
-        model: the model to prune.
-        original: the model before the first step, whose parameters the ratio is of.
-        groups: the output of `build_graph` for `model`.
-        importance: the output of `score_importance` for it.
-        calibration: the text that reconstruction is fitted to; the method `none` does not read it.
-        split: the output of `choose_split` for it, for the kind vocabulary: the tokens that stay.
+    The ratio is of the parameters of the original, the model before the first step. Tokens, for the kind vocabulary
+    those of the split, count towards it first, and leave last: reconstruction reads the dense model's tokens. Where
+    they reach the ratio alone, the layers stay as they are. The method `none` does not read the calibration.
 
     Raises:
         InputError: the ratio cannot be reached (the message names the largest or nearest that can), or the fits need
@@ -75,7 +68,7 @@ def prune_model(
 
 def _fit(cut: Cut, calibration: Path | None, scratch: Path, settings: PruneSettings, work: Work) -> list[Path]:
     """Reconstruct what stays, if anything of the layers leaves; returns the files of the fitted tensors."""
-    if settings.reconstruction.method == "none" or cut.whole:
+    if settings.reconstruction.method == "none" or cut.kept.all():
         return []
     assert calibration is not None
     model = open_model(cut.model, work.execution, scratch)

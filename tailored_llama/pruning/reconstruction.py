@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from tailored_llama.models import caller, layers_of
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Stays
-from tailored_llama.pruning.layerwise import Text, enter_all, watching
+from tailored_llama.pruning.layerwise import Text, enter_all
 
 _OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")  # of a layer: the projections that add to the residual stream
 _BLOCK = 2**23  # elements of right sides solved for at once: 67 MB in float64
@@ -33,11 +34,6 @@ def reconstruct(
     Memory: the model, or one layer if it is streamed; the hidden states of the calibration tokens, which a streamed
     model keeps on disk; and the normal equations, see `solver_bytes`.
 
-    Args:
-        model: the dense causal LM, streamed or not.
-        text: the calibration text.
-        stays: the output of `staying`.
-
     Yields:
         Weights [out, kept inputs] by name, in the model's dtype.
     """
@@ -50,12 +46,12 @@ def reconstruct(
                 kept = stays.get((f"model.layers.{number}.{name}.weight", 1))
                 if kept is not None and kept.any():
                     fits[f"model.layers.{number}.{name}.weight"] = _Fit(layer.get_submodule(name), kept)
-            for index in range(len(batches)):
-                with watching([fit.projection for fit in fits.values()]) as seen:
-                    shelf[number + 1, index] = forward(shelf[number, index])
+            with ExitStack() as hooks:
                 for fit in fits.values():
-                    fit.add(*seen[fit.projection])
-                shelf.drop((number, index))
+                    hooks.enter_context(fit.projection.register_forward_hook(fit.add))
+                for index in range(len(batches)):
+                    shelf[number + 1, index] = forward(shelf[number, index])
+                    shelf.drop((number, index))
             yield {name: fit.solve(ridge) for name, fit in fits.items()}
             progress(number + 1, len(layers))
 
@@ -70,9 +66,9 @@ class _Fit:
         self.gram = self.stays.new_zeros(kept, kept, dtype=torch.float32)  # Xᵀ X
         self.cross = self.stays.new_zeros(len(projection.weight), kept, dtype=torch.float32)  # Yᵀ X
 
-    def add(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Add inputs [samples, tokens, in] of the projection and its outputs [samples, tokens, out]."""
-        inputs, outputs = inputs[..., self.stays].flatten(0, -2).float(), outputs.flatten(0, -2).float()
+    def add(self, _: Any, read: tuple[Tensor], written: Tensor) -> None:
+        """Hook: add inputs [samples, tokens, in] of the projection and its outputs [samples, tokens, out]."""
+        inputs, outputs = read[0][..., self.stays].flatten(0, -2).float(), written.flatten(0, -2).float()
         if self.projection.bias is not None:
             outputs = outputs - self.projection.bias.float()
         self.gram.addmm_(inputs.T, inputs)

@@ -79,13 +79,6 @@ def choose_split(
     had not been counted, so that they are as new as any. Without train prompts, the fewest tokens that keep 99.5 %
     whole are taken.
 
-    Args:
-        dense: the model to prune.
-        groups: the output of `build_graph` for it.
-        importance: the output of `score_importance` for it.
-        counts: the output of `count_tokens` for it.
-        prompts: train prompts by name.
-
     Raises:
         InputError: as in `plan_cut` and `choose_tokens`, if no number of tokens reaches the ratio.
     """

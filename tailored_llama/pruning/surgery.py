@@ -12,31 +12,11 @@ import torch
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tailored_llama.models import (
-    LAYERED,
-    LAYERED_PREFIX,
-    VOCABULARY,
-    Layer,
-    all_tensor_shapes,
-    block_of,
-    copy_licence,
-    copy_tokenizer,
-    layout_config,
-    modeling_tailored_llama,
-    read_config,
-    renumber_generation,
-    renumbered,
-    tensor_reader,
-    tensor_shapes,
-    trim_tokenizer,
-    weight_files,
-    without_layers,
-    write_shards,
-)
+from tailored_llama import models
 from tailored_llama.pruning.groups import KINDS, Array, Groups, Stays
 from tailored_llama.pruning.vocabulary import VocabularyPlan
 
-_MODELING_FILE = Path(modeling_tailored_llama.__file__)
+_MODELING_FILE = Path(models.modeling_tailored_llama.__file__)
 
 Indices = Mapping[tuple[str, int], Array]  # tensor and dimension → indices that stay; without an entry, all
 Shapes = Mapping[str, list[int]]  # by tensor
@@ -44,65 +24,58 @@ Shapes = Mapping[str, list[int]]  # by tensor
 
 def prune_checkpoint(
     dense: Path,
-    layers: Sequence[Layer],
+    layers: Sequence[models.Layer],
     stays: Stays,
     out: Path,
     fitted: Sequence[Path] = (),
     tokens: VocabularyPlan | None = None,
 ) -> None:
-    """Write a checkpoint without the groups that a plan removes, and its tokenizer.
+    """Write a checkpoint without the groups that a plan removes, and its tokenizer, into an existing folder.
 
     A block without groups leaves with its norms, and a layer without blocks leaves; the others are numbered anew.
+    `fitted` are safetensors files whose tensors, in the pruned model's shapes, replace the dense ones. Without
+    `tokens`, all tokens stay.
 
     The model is never built: each tensor is read, sliced along the dimensions that its groups own, and written.
     Memory: one shard of the pruned model, which is 2 GB, or one tensor if that is larger.
-
-    Args:
-        layers: the output of `kept_layers`.
-        stays: the output of `staying`.
-        out: an existing folder.
-        fitted: safetensors files whose tensors, in the pruned model's shapes, replace the dense ones.
-        tokens: which tokens stay; None: all.
     """
-    config, dense_shapes = read_config(dense), all_tensor_shapes(dense)
-    fitted_shapes = {name: shape for file in fitted for name, shape in tensor_shapes(file).items()}
+    config, dense_shapes = models.read_config(dense), models.all_tensor_shapes(dense)
+    fitted_shapes = {name: shape for file in fitted for name, shape in models.tensor_shapes(file).items()}
     indices = {key: np.flatnonzero(mask) for key, mask in stays.items() if key[0] not in fitted_shapes}
     if tokens:
-        config = renumbered(config, tokens.kept)
-        indices |= {(name, 0): np.array(tokens.kept) for name in VOCABULARY if name in dense_shapes}
+        config = models.renumbered(config, tokens.kept)
+        indices |= {(name, 0): np.array(tokens.kept) for name in models.VOCABULARY if name in dense_shapes}
     shapes = _cut_shapes(dense_shapes | fitted_shapes, indices)
     old_names = _old_names(shapes, layers, config["model_type"])
     gone = [number for number, layer in enumerate(layers) if not (layer.heads or layer.channels)]
     left = tuple(layer for layer in layers if layer.heads or layer.channels)
-    pruned_config = layout_config(without_layers(config, gone), left)
+    pruned_config = models.layout_config(models.without_layers(config, gone), left)
     dtype = getattr(torch, str(pruned_config.dtype or "float32").removeprefix("torch."))
-    read = tensor_reader((*weight_files(dense), *fitted))
+    read = models.tensor_reader((*models.weight_files(dense), *fitted))
 
     def make(name: str) -> Tensor:
         return _cut(read(old_names[name]), old_names[name], indices)
 
-    write_shards(out, {name: shapes[old] for name, old in old_names.items()}, dtype, make)
+    models.write_shards(out, {name: shapes[old] for name, old in old_names.items()}, dtype, make)
     _save_config(pruned_config, out)
     if tokens:
-        trim_tokenizer(dense, tokens.kept, tokens.shares.tolist(), out)
-        renumber_generation(dense, tokens.kept, out)
+        models.trim_tokenizer(dense, tokens.kept, tokens.shares.tolist(), out)
+        models.renumber_generation(dense, tokens.kept, out)
     else:
-        copy_tokenizer(dense, out)
-    copy_licence(dense, out)
+        models.copy_tokenizer(dense, out)
+    models.copy_licence(dense, out)
 
 
-def kept_layers(groups: Groups, kept: Array, dense: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Widths of every layer after a plan; 0 of a block that loses all its groups.
+def kept_layers(groups: Groups, kept: Array, dense: Sequence[models.Layer]) -> tuple[models.Layer, ...]:
+    """Widths of every layer if the groups of a mask, bool [groups], stay; 0 of a block that loses all its groups.
 
     A KV head leaves with all the query heads that share it, so their ratio never changes.
-
-    Args:
-        kept: whether each group stays, bool [groups].
-        dense: widths of every layer before.
     """
     left = {block: int(kept[members].sum()) for block, members in groups.by_block().items()}
     kv_heads, channels = ([left.get((number, kind), 0) for number in range(len(dense))] for kind in KINDS)
-    return tuple(Layer(kv * layer.share, kv, width) for layer, kv, width in zip(dense, kv_heads, channels, strict=True))
+    return tuple(
+        models.Layer(kv * layer.share, kv, width) for layer, kv, width in zip(dense, kv_heads, channels, strict=True)
+    )
 
 
 def _cut_shapes(shapes: Shapes, indices: Indices) -> dict[str, list[int]]:
@@ -119,11 +92,11 @@ def _cut(tensor: Tensor, name: str, indices: Indices) -> Tensor:
     return tensor.contiguous()
 
 
-def _old_names(names: Iterable[str], layers: Sequence[Layer], model_type: str) -> dict[str, str]:
+def _old_names(names: Iterable[str], layers: Sequence[models.Layer], model_type: str) -> dict[str, str]:
     """The tensors that stay: each name once layers are gone, and the name before."""
     old_names, prefix = {}, "model.layers."
     for name in names:
-        new, block = name, block_of(name, model_type)
+        new, block = name, models.block_of(name, model_type)
         if block:
             number, kind = block
             if not (layers[number].heads if kind == "attention" else layers[number].channels):
@@ -136,10 +109,10 @@ def _old_names(names: Iterable[str], layers: Sequence[Layer], model_type: str) -
 
 def _save_config(config: Any, out: Path) -> None:
     """Write `config.json`; where layers have their own widths, with the modeling code that it needs."""
-    if config.model_type in LAYERED:
+    if config.model_type in models.LAYERED:
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     else:
-        parts = LAYERED[config.model_type.removeprefix(LAYERED_PREFIX)]
+        parts = models.LAYERED[config.model_type.removeprefix(models.LAYERED_PREFIX)]
         config.architectures = [parts[-1].__name__]
         classes = zip(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), parts, strict=True)
         config.auto_map = {auto: f"{_MODELING_FILE.stem}.{part.__name__}" for auto, part in classes}

@@ -35,22 +35,17 @@ def taylor_scores(
     x are the projection's inputs that the group owns (Molchanov et al., arXiv 1906.10771, section 3, whose gates are
     single neurons). It measures the joint effect of a group's members; element-wise scores add up their separate
     effects. L is the loss of tokens sampled from the model itself, given the text, as the Fisher information is defined
-    (Kunstner et al., arXiv 1905.12558). `taylor_first` uses the text's own tokens, as LLM-Pruner does.
+    (Kunstner et al., arXiv 1905.12558). A seed draws them, whatever the tokens per pass. `taylor_first` uses the text's
+    own tokens, as LLM-Pruner does.
 
     No weight has a gradient: gradients are computed from the inputs and output gradients of a projection. Activations
     are recomputed layer by layer. Besides the weights, memory holds the hidden states between layers, one layer's
-    activations, and for `taylor_first` one weight's gradient in float32. `taylor_gate` takes samples 4,096 tokens at a
-    time. `taylor_first` takes all samples at once, because it needs the absolute value of each element's sum over
-    samples. Splitting the samples would mean keeping that sum, as large as the weights.
+    activations, and for `taylor_first` one weight's gradient in float32. `taylor_gate` takes as many samples at a
+    time as the text's tokens per pass allow. `taylor_first` takes all samples at once, because it needs the absolute
+    value of each element's sum over samples. Splitting them would mean keeping that sum, as large as the weights.
 
     Of a streamed model, every layer sees all samples before the next one is read: once forward, once backward. Sums are
     taken in the same order, so the scores are equal to the bit. The hidden states of all samples are kept.
-
-    Args:
-        model: a causal LM with frozen weights, streamed or not.
-        text: the calibration text; its tokens per pass hold for `taylor_gate`.
-        progress: called after every projection.
-        seed: of the tokens drawn for `taylor_gate`; they do not depend on the tokens per pass.
 
     Raises:
         InputError: memory ran out for `taylor_first`, which cannot split the samples.
@@ -101,12 +96,9 @@ def taylor_scores(
 
 
 def _add_gates(scores: Tensor, part: Slices, products: Tensor, samples: int) -> None:
-    """Add one sample's part of ½ the Fisher information of each group's gates.
+    """Add one sample's part of ½ the Fisher information of each group's gates to the scores, float64 [groups].
 
-    Args:
-        scores: float64 [groups]; changed in place.
-        products: each input times the gradient of the sample's loss by it, [tokens, in].
-        samples: number of all samples.
+    The products are each input times the gradient of the sample's loss by it, [tokens, in].
     """
     groups, columns = np.unique(part.owner, return_inverse=True)
     gates = products.new_zeros(len(products), len(groups))
@@ -148,11 +140,8 @@ def _gradient(states: Tensor) -> Tensor:
 def _summed_loss(model: Any, states: Tensor, input_ids: Tensor, generator: torch.Generator | None) -> Tensor:
     """Next-token cross-entropy, mean over each sample's tokens, summed over samples; logits of one sample at a time.
 
-    With a generator, the target tokens are drawn from the model itself.
-
-    Args:
-        states: after the model's last layer, [samples, tokens, hidden].
-        input_ids: int64 [samples, tokens].
+    The states, [samples, tokens, hidden], are those after the last layer. With a generator, the target tokens are drawn
+    from the model itself.
     """
     hidden = model.model.norm(states)[:, :-1]
 

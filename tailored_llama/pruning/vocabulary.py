@@ -49,10 +49,6 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
     lengths. Of the prompts, shots and held-out examples count with all their choices; evaluation prompts are never
     read. General text are the words of the train splits of the embedded benchmarks (`general_words.parquet`).
 
-    Args:
-        dense: provides the tokenizer.
-        prompts: train prompts by name.
-
     Raises:
         InputError: the tokenizer cannot be trimmed.
     """
@@ -147,11 +143,8 @@ def read_shares(counts: Path, unmeasured: bool = False) -> Counts:
 
     The shares in the text and in the prompts count alike, so that a few prompts weigh as much as a long text: a token
     that they need is kept before one that is merely frequent. What these do not decide, general text does. It counts
-    as much as `GENERAL_TOKENS` tokens (a Dirichlet prior).
-
-    Args:
-        counts: the output of `count_tokens`.
-        unmeasured: without the examples that a split is measured on, for which its tokens must be as new as any.
+    as much as `GENERAL_TOKENS` tokens (a Dirichlet prior). `unmeasured`: without the examples that a split is measured
+    on, for which its tokens must be as new as any.
     """
     table = read_table(counts / "tokens.parquet", COUNTS_SCHEMA)
     columns = {name: table[name].to_numpy().astype(np.float64) for name in COUNTS_SCHEMA.names[1:]}
@@ -182,9 +175,7 @@ class VocabularyPlan:
 def choose_tokens(tokens: Tokens, shares: Counts, size: int) -> VocabularyPlan:
     """The tokens of the highest shares with all that they are made of; equal shares go to the lower id, merged sooner.
 
-    Args:
-        shares: float64 [rows].
-        size: how many, a multiple of 64; or all.
+    They are `size` tokens, a multiple of 64, or all. The shares are float64 [rows].
 
     Raises:
         InputError: `size` is smaller than the number of tokens that must stay.
@@ -206,11 +197,8 @@ def choose_tokens(tokens: Tokens, shares: Counts, size: int) -> VocabularyPlan:
 def tokens_for_texts(tokens: Tokens, tokenizer: Any, texts: Iterable[str], size: int | None) -> VocabularyPlan:
     """Choose the tokens that texts need, and fill up with those that general text uses most.
 
-    The shares of the plan are those in the texts.
-
-    Args:
-        size: how many, a multiple of 64; None: all that the texts use, and so many of general text that 99.9 % of
-            further tokens are expected to stay whole.
+    They are `size` tokens, a multiple of 64. None: all that the texts use, and so many of general text that 99.9 % of
+    further tokens are expected to stay whole. The shares of the plan are those in the texts.
 
     Raises:
         InputError: the texts have no tokens, `size` is too small, or no token would leave.
@@ -234,10 +222,6 @@ def tokens_for_texts(tokens: Tokens, tokenizer: Any, texts: Iterable[str], size:
 def enough_tokens(dense: Path, counts: Path) -> int:
     """The tokens that a job needs: all that its counted texts use, and so many of general text that 99.9 % of further
     tokens are expected to stay whole. A multiple of 64.
-
-    Args:
-        dense: the model.
-        counts: the output of `count_tokens` for it.
     """
     table = read_table(counts / "tokens.parquet", COUNTS_SCHEMA)
     return whole_rows(len(_needed(read_tokens(dense), read_shares(counts), table["prompts"].to_numpy())))

@@ -16,22 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from tailored_llama import models
 from tailored_llama.config import Work
 from tailored_llama.data import read_calibration
 from tailored_llama.errors import InputError
-from tailored_llama.models import (
-    HEAD_POSITIONS,
-    Document,
-    Encoded,
-    IdTable,
-    PackedRow,
-    batches,
-    head_logits,
-    open_model,
-    packed_attention,
-    run_packed,
-    token_budget,
-)
 from tailored_llama.progress import Progress
 from tailored_llama.store import open_table, read_row_group, table_parts
 from tailored_llama.training.settings import TeachSettings
@@ -69,20 +57,16 @@ def teach(dense: Path, text: Path, *, settings: TeachSettings, work: Work) -> di
     The `top` likeliest tokens of each distribution are kept, at the temperature (arXiv 1503.02531). Memory holds the
     outputs of at most 2¹⁸ tokens at a time.
 
-    Args:
-        dense: the teacher.
-        text: a folder with `calibration.parquet`.
-
     Raises:
         InputError: `top` is not below the vocabulary size.
     """
-    model, sequences = open_model(dense, work.execution, work.out), list(read_calibration(text))
+    model, sequences = models.open_model(dense, work.execution, work.out), list(read_calibration(text))
     if settings.top >= (size := model.config.vocab_size):
         raise InputError(f"healing.top: got {settings.top}; allowed: less than {size}, the vocabulary size")
-    lengths, budget = [len(ids) for ids in sequences], token_budget(work.execution.batch_tokens, model)
+    lengths, budget = [len(ids) for ids in sequences], models.token_budget(work.execution.batch_tokens, model)
     rows, file = max(1, _ROW_GROUP // max(lengths, default=1)), work.out / "teacher.parquet"
-    with torch.inference_mode(), packed_attention(model), table_parts(file, TEACHER_SCHEMA) as write:
-        for part in batches(lengths, _AT_ONCE):
+    with torch.inference_mode(), models.packed_attention(model), table_parts(file, TEACHER_SCHEMA) as write:
+        for part in models.batches(lengths, _AT_ONCE):
             write(_outputs(model, sequences, part, settings, budget, work.progress), rows)
     return {"tokens": sum(lengths)}
 
@@ -101,8 +85,8 @@ def _outputs(
     starts = np.cumsum([0, *lengths])
     tokens = np.empty((starts[-1], settings.top), np.int32)
     logprobs = np.empty(tokens.shape, np.float32)
-    items = [Encoded(Document(ids), [range(len(ids))]) for ids in own]
-    for batch, (likeliest, values) in run_packed(model, items, budget, partial(_likeliest, model, settings)):
+    items = [models.Encoded(models.Document(ids), [range(len(ids))]) for ids in own]
+    for batch, (likeliest, values) in models.run_packed(model, items, budget, partial(_likeliest, model, settings)):
         rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
         tokens[rows], logprobs[rows] = likeliest, values
         progress(done := done + len(batch), len(sequences))
@@ -116,19 +100,19 @@ def _outputs(
 
 
 def _likeliest(
-    model: Any, settings: TeachSettings, row: PackedRow, states: Tensor
+    model: Any, settings: TeachSettings, row: models.PackedRow, states: Tensor
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Top tokens at every position of a row, and their log-probabilities: [positions, top] each."""
     parts = [
         _logits(model, part, settings.temperature).log_softmax(-1).topk(settings.top)
-        for part in torch.split(states, HEAD_POSITIONS)
+        for part in torch.split(states, models.HEAD_POSITIONS)
     ]
     logprobs, tokens = (torch.cat(own) for own in zip(*parts, strict=True))
     return tokens.cpu().numpy(), logprobs.cpu().numpy()
 
 
 def _logits(model: Any, states: Tensor, temperature: float) -> Tensor:
-    logits = head_logits(model, states).float()
+    logits = models.head_logits(model, states).float()
     return logits if temperature == 1 else logits / temperature  # avoids a copy as wide as the vocabulary
 
 
@@ -159,7 +143,7 @@ class Teacher(Sequence[SoftTargets]):
         return SoftTargets(tuple(ids.to_pylist()), likeliest, values, row["temperature"][0].as_py())
 
 
-def in_pieces(targets: SoftTargets, table: IdTable) -> SoftTargets:
+def in_pieces(targets: SoftTargets, table: models.IdTable) -> SoftTargets:
     """The same distributions along the same text, in the tokens of a student whose vocabulary was trimmed.
 
     The teacher says something only where one of its own tokens ends. The student's other positions, inside a word that
@@ -191,15 +175,13 @@ def in_pieces(targets: SoftTargets, table: IdTable) -> SoftTargets:
 def divergence(model: Any, states: Tensor, targets: SoftTargets) -> Tensor:
     """Mean Kullback-Leibler divergence of a student from its teacher over a sequence, in nats, times temperature².
 
+    The states, [length, hidden], are the inputs of the student's head.
     All tokens that were not kept count as one, so this is a lower bound on the divergence of the whole distributions.
     A position without targets adds nothing.
     Logits are recomputed in the backward pass, so they are held for at most a few hundred positions.
-
-    Args:
-        states: inputs of the student's head along the sequence, [length, hidden].
     """
     total = states.new_zeros((), dtype=torch.float32)
-    parts = (torch.split(rows, HEAD_POSITIONS) for rows in (states, targets.tokens, targets.logprobs))
+    parts = (torch.split(rows, models.HEAD_POSITIONS) for rows in (states, targets.tokens, targets.logprobs))
     for part, tokens, logprobs in zip(*parts, strict=True):
         inputs = (part, tokens.to(states.device), logprobs.to(states.device))
         total = total + checkpoint(partial(_divergence, model, targets.temperature), *inputs, use_reentrant=False)

@@ -12,23 +12,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tailored_llama import models
 from tailored_llama.config import ExecutionConfig, Work, check_training
-from tailored_llama.models import (
-    add_adapter,
-    check_whole_training,
-    load_base,
-    load_model,
-    merge_adapter,
-    read_id_table,
-    read_structure,
-    save_adapter,
-    save_changed,
-)
-from tailored_llama.store import write_table
+from tailored_llama.training.distillation import Teacher
 from tailored_llama.training.loop import Course, Material, train
 from tailored_llama.training.losses import TextSamples
 from tailored_llama.training.processes import in_processes
-from tailored_llama.training.records import LOG, LOG_SCHEMA
+from tailored_llama.training.records import LOG
 from tailored_llama.training.settings import HealSettings
 from tailored_llama.training.sharding import gather, rank_and_count, whole_weights
 
@@ -38,16 +28,12 @@ WEIGHTS = "weights.safetensors"  # of a training of all weights, by their names 
 def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> dict[str, Any]:
     """Stage: train towards the dense model's next-token distributions; write the healed model and `log.parquet`.
 
-    An adapter is trained and merged, or all weights are trained.
+    An adapter is trained, on the quantised model if so set, and merged into the weights as they are. Or all weights are
+    trained.
 
     The loss is the mean divergence from the teacher over every position of the text, which is read once in random
     order. The last sequences are held out: healing ends when the divergence on them does not fall any more.
     Deterministic for a seed on a CPU.
-
-    Args:
-        pruned: the pruned model.
-        teacher: the output of `distillation.teach` for the text.
-        settings: of them, quantization holds while the adapter is trained; it is merged into the weights as they are.
 
     Raises:
         InputError: the model cannot be quantised here, streaming is demanded, or all weights need more memory than is
@@ -59,11 +45,11 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
         trained = Path(folder)
         measured = in_processes(partial(_train, pruned, teacher, settings), replace(work, out=trained))
         if settings.training.variant == "full":
-            model = load_model(pruned)
+            model = models.load_model(pruned)
             model.load_state_dict(load_file(trained / WEIGHTS), strict=False)  # a tied head is in the file once
-            save_changed(model, pruned, work.out)
+            models.save_changed(model, pruned, work.out)
         else:
-            merge_adapter(pruned, trained, out=work.out)
+            models.merge_adapter(pruned, trained, out=work.out)
         shutil.copyfile(trained / LOG, work.out / LOG)
     return measured
 
@@ -72,21 +58,21 @@ def _train(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> d
     """Write the trained adapter, or all weights, and the log, in one process or in each of several."""
     training, execution, full = settings.training, work.execution, settings.training.variant == "full"
     torch.manual_seed(settings.seed)
-    base = load_base(pruned, settings.quantization, training, execution, work.out, "healing")
+    base = models.load_base(pruned, settings.quantization, training, execution, work.out, "healing")
     if full and rank_and_count()[1] == 1:  # several devices were asked before the run
-        check_whole_training(read_structure(pruned).parameters, str(base.device))
-    model = _thawed(base, execution) if full else add_adapter(base, training, execution)
-    texts = partial(TextSamples, teacher, read_id_table(pruned))
-    trained_on = (count := len(texts())) - min(settings.held_out, count // 10)
-    material = Material(texts(slice(trained_on)), texts(slice(trained_on, None)))
+        models.check_whole_training(models.read_structure(pruned).parameters, str(base.device))
+    model = _thawed(base, execution) if full else models.add_adapter(base, training, execution)
+    outputs, table = Teacher(teacher), models.read_id_table(pruned)
+    texts = range(len(outputs))
+    trained_on = len(texts) - min(settings.held_out, len(texts) // 10)
+    material = Material(*(TextSamples(outputs, table, own) for own in (texts[:trained_on], texts[trained_on:])))
     course = Course(settings.seed, patience=2, checks=10, keeps_best=False)  # another copy of all weights is much
-    log, measured, _ = train(model, material, training, course, work)
+    measured, _ = train(model, material, training, course, work)
     if full:
         save_file(whole_weights(model), work.out / WEIGHTS)
     else:
         gather(model)
-        save_adapter(model, pruned, work.out)
-    write_table(work.out / LOG, log, LOG_SCHEMA)
+        models.save_adapter(model, pruned, work.out)
     return measured
 
 

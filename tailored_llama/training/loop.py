@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import get_scheduler
 
 from tailored_llama.config import TrainingConfig, Work
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models import halved, packed_attention
-from tailored_llama.training.logs import step_log
+from tailored_llama.store import write_table
 from tailored_llama.training.losses import Sample, autocast, outcomes, sample_losses, training_loss
-from tailored_llama.training.optimization import learning_rate, make_optimizer
-from tailored_llama.training.records import LOG_SCHEMA, Outcome
+from tailored_llama.training.records import LOG, LOG_SCHEMA, Outcome, step_log
 from tailored_llama.training.sharding import gathered, passes, put, rank_and_count, share_out, total, trained, whole
 from tailored_llama.training.state import State, load_state, save_state
 
@@ -83,10 +83,10 @@ class _Training:
 
 def train(
     model: Any, material: Material, training: TrainingConfig, course: Course, work: Work
-) -> tuple[dict[str, list[Any]], dict[str, Any], tuple[list[Outcome], list[Outcome]]]:
+) -> tuple[dict[str, Any], tuple[list[Outcome], list[Outcome]]]:
     """Train what requires gradients, and keep what has the lowest held-out loss, the untrained included, or the last.
 
-    The loss of a step is the mean over its samples. Deterministic for a seed on a CPU.
+    Writes `log.parquet`. The loss of a step is the mean over its samples. Deterministic for a seed on a CPU.
 
     Args:
         model: the output of `add_adapter`, its random weights already seeded; or a causal LM, to train all its weights.
@@ -95,8 +95,8 @@ def train(
             is there already is resumed.
 
     Returns:
-        The columns of `log.parquet`; the measurements: tokens, tokens/s, epochs; and what the untrained model and the
-        one that is kept do on the held-out samples.
+        The measurements: tokens, tokens/s, epochs; and what the untrained model and the one that is kept do on the
+        held-out samples.
 
     Raises:
         FloatingPointError: the loss is not finite; the message names the step.
@@ -136,7 +136,8 @@ def train(
     work.progress(steps, steps)
     tokens_per_second = round(tokens / (time.perf_counter() - started), 1)
     measured = {"tokens": tokens, "tokens_per_second": tokens_per_second, "epochs": max(state.log["epoch"])}
-    return state.log, measured, (state.untrained, state.kept)
+    write_table(work.out / LOG, state.log, LOG_SCHEMA)
+    return measured, (state.untrained, state.kept)
 
 
 def _tell_time(started: float, done: int, left: int) -> None:
@@ -150,12 +151,37 @@ def _tell_time(started: float, done: int, left: int) -> None:
 def _begin(model: Any, settings: TrainingConfig, selects: bool, work: Work) -> _Training:
     """Share the model out, and find the state of an earlier training; `selects`: the best weights are kept."""
     call = share_out(model, settings.precision)
-    optimizer = make_optimizer(trained(model).values(), settings)
+    optimizer = _make_optimizer(trained(model).values(), settings)
     log: dict[str, list[Any]] = {name: [] for name in LOG_SCHEMA.names}
     state = State(settings.micro_batch_tokens >> work.halvings, math.inf, _copy(model) if selects else {}, log)
     if work.resume:
         load_state(work.resume, state, model, optimizer)
     return _Training(model, call, optimizer, settings, state)
+
+
+def _make_optimizer(parameters: Iterable[Tensor], training: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimiser of this name in transformers, with the options that it gives it and its own weight decay."""
+    from transformers import Trainer, TrainingArguments  # late: seconds, which other stages need not wait
+
+    settings = TrainingArguments(
+        output_dir="unused", optim=training.optimizer, learning_rate=training.learning_rate, use_cpu=True
+    )
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(settings)
+    optimizer: torch.optim.Optimizer = kind(parameters, **options)
+    return optimizer
+
+
+def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:
+    """The rate of a step, counted from 1, by the schedule of this name in transformers.
+
+    The schedule counts from 0, where a warm-up is at 0: a step that learns nothing is left out. So the first two steps
+    at the peak are the last one of the warm-up and the first one after it.
+    """
+    warmup = round(training.warmup * steps)
+    unused = torch.optim.SGD([torch.zeros(1)], training.learning_rate)
+    schedule = get_scheduler(training.schedule, unused, warmup, steps)
+    factor: float = schedule.lr_lambdas[0](step if step <= warmup else step - 1)
+    return training.learning_rate * factor
 
 
 def _step(now: _Training, batch: Sequence[Sample], steps: int) -> dict[str, Any]:
@@ -192,10 +218,9 @@ def _backward(now: _Training, batch: Sequence[Sample]) -> float:
 
 
 def _add_gradients(now: _Training, batch: Sequence[Sample], share: float) -> float:
-    """Backward pass of a micro-batch, in its own function so that the graph of a pass that did not fit is freed.
+    """Backward pass of a micro-batch, each sample with this share of the loss.
 
-    Args:
-        share: weight of each sample's loss.
+    It is a function of its own so that the graph of a pass that did not fit is freed.
     """
     with _busy_threads(now.model, sum(map(len, batch))):
         loss = now.call(_weighted_loss, now.settings, batch, share)

@@ -8,25 +8,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from tailored_llama import models
 from tailored_llama.config import TrainingConfig
-from tailored_llama.models import (
-    Document,
-    Encoded,
-    IdTable,
-    head_logits,
-    learnt_header,
-    packed_attention,
-    packed_states,
-    row_of,
-    within_memory,
-)
 from tailored_llama.training.distillation import SoftTargets, Teacher, divergence, in_pieces
 from tailored_llama.training.records import Outcome
 
@@ -37,7 +26,7 @@ _AT_ONCE = 8  # positions whose probabilities are in memory at once
 class Sample:
     """One sample: an example's right choice to train on, all its choices to compare, or text."""
 
-    encoded: Encoded
+    encoded: models.Encoded
     answer: int = 0
     scales: tuple[float, ...] = ()  # by choice: makes their log-likelihoods comparable; empty: plain text
     teacher: SoftTargets | None = None  # of plain text
@@ -46,24 +35,21 @@ class Sample:
         return len(self.encoded.document)
 
 
+@dataclass(frozen=True)
 class TextSamples(Sequence[Sample]):
-    """One sample for each sequence of a text. Its teacher outputs are read from disk on access.
+    """One sample for each sequence of a text that is meant. Its teacher outputs are read from disk on access."""
 
-    `teacher` has what `distillation.teach` wrote; `table` leads from its tokens to the samples', if the vocabulary was
-    trimmed; `part` are the sequences meant.
-    """
-
-    def __init__(self, teacher: Path, table: IdTable | None = None, part: slice = slice(None)) -> None:
-        self._outputs, self._table = Teacher(teacher), table
-        self._numbers = range(len(self._outputs))[part]
+    teacher: Teacher
+    table: models.IdTable | None  # from the teacher's tokens to the samples', if the vocabulary was trimmed
+    numbers: range  # of the sequences
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self.numbers)
 
     def __getitem__(self, index: Any) -> Any:
-        targets = self._outputs[self._numbers[index]]
-        targets = in_pieces(targets, self._table) if self._table else targets
-        return Sample(Encoded(Document(targets.input_ids), ()), teacher=targets)
+        targets = self.teacher[self.numbers[index]]
+        targets = in_pieces(targets, self.table) if self.table else targets
+        return Sample(models.Encoded(models.Document(targets.input_ids), ()), teacher=targets)
 
 
 def autocast(model: Any, training: TrainingConfig) -> torch.autocast:
@@ -82,12 +68,12 @@ def choice_losses(model: Any, batch: Sequence[Sample]) -> list[list[Tensor]]:
     They are the negative log-likelihoods of every choice's tokens. Plain text has its divergence alone, as if it had
     one choice.
     """
-    row = row_of([sample.encoded for sample in batch])
+    row = models.row_of([sample.encoded for sample in batch])
     lengths = list(map(len, row.documents))
-    states = packed_states(model, row.documents, torch.arange(sum(lengths)), learnt_header(model))
+    states = models.packed_states(model, row.documents, torch.arange(sum(lengths)), models.learnt_header(model))
     starts = list(itertools.accumulate(lengths, initial=0))[:-1]
     sizes = [len(tokens) for sample in batch for tokens in sample.encoded.targets]
-    logits = head_logits(model, states[row.positions])  # all choices at once, so that the head is read only once
+    logits = models.head_logits(model, states[row.positions])  # all choices at once, so that the head is read only once
     losses = _token_losses(logits, torch.tensor(row.targets, dtype=torch.int64, device=logits.device))
     parts = iter(losses.split(sizes))
     return [
@@ -129,11 +115,9 @@ class _LossesInParts(torch.autograd.Function):
 
 
 def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int) -> list[Outcome]:
-    """What a model, with or without an adapter, does on held-out samples, in their order.
+    """What a model, with or without an adapter, does on held-out samples, in their order, `budget` tokens a pass.
 
-    Args:
-        samples: with all choices encoded; one choice alone is a written answer; none is text with a teacher.
-        budget: tokens per pass.
+    They have all choices encoded; one choice alone is a written answer; none is text with a teacher.
     """
     model.eval()
     by_number: dict[int, Outcome] = {}
@@ -144,8 +128,8 @@ def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, bu
             return [_outcome(own, sample) for own, sample in zip(choice_losses(model, batch), batch, strict=True)]
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    with torch.no_grad(), packed_attention(base):  # FSDP cannot train weights that it gathered in inference mode
-        for part, results in within_memory([len(sample) for sample in samples], budget, run):
+    with torch.no_grad(), models.packed_attention(base):  # FSDP cannot train weights that it gathered in inference mode
+        for part, results in models.within_memory([len(sample) for sample in samples], budget, run):
             by_number |= dict(zip(part, results, strict=True))
     return [by_number[i] for i in range(len(samples))]
 

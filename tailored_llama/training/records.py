@@ -1,4 +1,4 @@
-"""What tuning leaves beside the adapter: its log, and what the adapter does on the held-out examples beside none.
+"""What a training leaves beside the weights: its logs, and what an adapter does on held-out examples beside none.
 
 The loss that tuning lowers is that of the right answer's words. A metric of choices compares choices, so that loss can
 fall while the accuracy stays or falls. So both models are compared on the same examples, by what the metric counts.
@@ -7,7 +7,9 @@ fall while the accuracy stays or falls. So both models are compared on the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tailored_llama.config import TuningConfig
+from tailored_llama.config import TuningConfig, Work
 from tailored_llama.store import read_table, write_table
 
 LOG = "log.parquet"
@@ -28,7 +30,6 @@ LOG_SCHEMA = pa.schema(
         "held_out_loss": pa.float64(),  # before the first step, and at every check after it
     }
 )
-
 
 FILE = "held_out.parquet"
 HELD_OUT_SCHEMA = pa.schema(
@@ -147,3 +148,27 @@ def _paired(untuned: Sequence[float], tuned: Sequence[float]) -> tuple[float, fl
     one, other = np.array(untuned, float), np.array(tuned, float)
     error = float(np.std(other - one, ddof=1)) / math.sqrt(len(one)) if len(one) > 1 else None
     return float(one.mean()), float(other.mean()), error
+
+
+@contextmanager
+def step_log(work: Work, first: int) -> Iterator[Callable[[dict[str, Any], int], None]]:
+    """What shows people the figures of a step as `execution.log_to` says, by accelerate's trackers; None is no figure.
+
+    A training that is resumed at the step `first` goes on with the log of its name.
+    """
+    execution = work.execution
+    if execution.log_to == "none":
+        yield lambda figures, step: None
+        return
+    from accelerate.tracking import TensorBoardTracker, WandBTracker  # late: most trainings need none
+
+    run = re.sub(r"[^\w.-]+", "-", work.name)
+    if execution.log_to == "tensorboard":
+        tracker: Any = TensorBoardTracker(run, execution.log_folder, purge_step=first)
+    else:
+        tracker = WandBTracker("tailored-llama", name=run, id=run, resume="allow", dir=execution.log_folder)
+    tracker.start()
+    try:
+        yield lambda figures, step: tracker.log({k: v for k, v in figures.items() if v is not None}, step=step)
+    finally:
+        tracker.finish()

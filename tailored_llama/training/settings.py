@@ -48,23 +48,14 @@ class HealSettings:
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """How an adapter is tuned.
+    """How an adapter is tuned."""
 
-    Args:
-        adapter: adapter, optimiser, epochs and patience.
-        metrics: the headline metric of every benchmark, in the order in which they give their parts of the examples.
-        shots: examples to train on, of all benchmarks together.
-        held_out: examples to stop on and to compare with.
-        quantization: of the model while the adapter is trained on it.
-        seed: of the adapter, the order and dropout.
-    """
-
-    adapter: AdapterConfig
-    metrics: tuple[tuple[str, Metric], ...]
-    shots: int
-    held_out: int
-    quantization: Quantization
-    seed: int
+    adapter: AdapterConfig  # adapter, optimiser, epochs and patience
+    metrics: tuple[tuple[str, Metric], ...]  # headlines, in the order in which benchmarks give their parts of examples
+    shots: int  # examples to train on, of all benchmarks together
+    held_out: int  # examples to stop on and to compare with
+    quantization: Quantization  # of the model while the adapter is trained on it
+    seed: int  # of the adapter, the order and dropout
 
     @classmethod
     def of(cls, config: RunConfig, names: Sequence[str]) -> TuneSettings:

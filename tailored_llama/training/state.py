@@ -43,12 +43,9 @@ class State:
 
     @property
     def numbers(self) -> dict[str, Any]:
-        outcomes = {name: [astuple(outcome) for outcome in getattr(self, name)] for name in _OUTCOMES}
-        return (
-            {name: getattr(self, name) for name in ("budget", "best", "log", "step", "worse")}
-            | outcomes
-            | {"optimizer": {}}
-        )
+        """All but the weights, as JSON has it."""
+        numbers = {name: value for name, value in vars(self).items() if name != "best_weights"}
+        return numbers | {name: [*map(astuple, numbers[name])] for name in _OUTCOMES} | {"optimizer": {}}
 
 
 def save_state(folder: Path, state: State, model: Any, optimizer: Optimizer) -> None:

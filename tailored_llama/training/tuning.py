@@ -14,11 +14,10 @@ from tailored_llama.config import WRITTEN, Metric, Work, check_training, part_of
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, load_base, load_tokenizer, save_adapter
-from tailored_llama.store import write_table
 from tailored_llama.training.loop import Course, Material, train
 from tailored_llama.training.losses import Sample, outcomes
 from tailored_llama.training.processes import in_processes
-from tailored_llama.training.records import LOG, LOG_SCHEMA, Comparison, is_better, write_comparison
+from tailored_llama.training.records import Comparison, is_better, write_comparison
 from tailored_llama.training.settings import TuneSettings
 from tailored_llama.training.sharding import gather
 
@@ -26,16 +25,12 @@ from tailored_llama.training.sharding import gather
 def tune(pruned: Path, prompts: Mapping[str, Path], *, settings: TuneSettings, work: Work) -> dict[str, Any]:
     """Stage: train one adapter; write it in PEFT's layout, with `log.parquet` and the digest of its base.
 
-    The loss is the mean over examples of the mean negative log-likelihood of the right continuation's tokens. The
-    adapter kept is the one with the lowest loss on the held-out slice of the train split, the untrained one included.
-    Deterministic for a seed on a CPU.
+    Several benchmarks each give an equal part of the examples. The loss is the mean over examples of the mean negative
+    log-likelihood of the right continuation's tokens. The adapter kept is the one with the lowest loss on the held-out
+    slice of the train split, the untrained one included. Deterministic for a seed on a CPU.
 
     What it does there to the metric goes to `held_out.parquet`, beside the model without it (`read_comparison`). Both
     are measured as they are trained: the adapter is attached, and the model may be quantised.
-
-    Args:
-        pruned: the model to tune.
-        prompts: the train prompts by benchmark; several benchmarks each give an equal part of the examples.
 
     Raises:
         InputError: a continuation is longer than the model's context, a soft prompt is set for a benchmark whose
@@ -58,9 +53,8 @@ def _tune(pruned: Path, prompts: Mapping[str, Path], settings: TuneSettings, wor
     untuned = outcomes(base, held_out, adapter, adapter.micro_batch_tokens) if adapter.variant == "prompt" else None
     model = add_adapter(base, adapter, execution)
     course = Course(settings.seed, adapter.epochs, adapter.patience)
-    log, measured, (untrained, kept) = train(model, Material(shots, held_out), adapter, course, work)
+    measured, (untrained, kept) = train(model, Material(shots, held_out), adapter, course, work)
     comparison = write_comparison(work.out, examples, untrained if untuned is None else untuned, kept)
-    write_table(work.out / LOG, log, LOG_SCHEMA)
     gather(model)
     save_adapter(model, pruned, work.out)
     return measured | (_figures(comparison) if comparison else {})

@@ -122,7 +122,7 @@ def test_logits_are_held_for_a_bounded_number_of_positions(tiny: Path, folder: M
         return real(model, states)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tailored_llama.training.distillation.head_logits", counted)
+        patch.setattr("tailored_llama.models.head_logits", counted)
         teach(tiny, out, settings=TeachSettings(1.0, 4), work=Work(folder("teacher"), CPU))
     assert (max(rows), sum(rows)) == (256, 1024)
 

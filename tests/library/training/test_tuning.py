@@ -25,8 +25,8 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Until, generate
 from tailored_llama.models import copy_tokenizer, encode_pair, load_model, load_tokenizer, merge_adapter
 from tailored_llama.training import loop as training
+from tailored_llama.training.loop import learning_rate
 from tailored_llama.training.losses import sample_losses
-from tailored_llama.training.optimization import learning_rate
 from tailored_llama.training.tuning import encode_sample
 
 QUICK = TuningConfig(epochs=3, learning_rate=2e-2, batch_size=4, dropout=0.1)
