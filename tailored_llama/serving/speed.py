@@ -26,15 +26,20 @@ def measure_speed(gguf: Path, *, settings: None, work: Work) -> None:
     Raises:
         InputError: llama.cpp's library is not installed.
     """
-    _, library = load_llama_cpp("timing")
+    ffi, library = load_llama_cpp("timing")
     from llama_cpp_py_sync import Llama
 
-    size: dict[str, Any] = {"n_ctx": PROMPT_TOKENS + NEW_TOKENS, "n_batch": PROMPT_TOKENS, "n_ubatch": PROMPT_TOKENS}
-    model = Llama(str(gguf_file(gguf)), **size)
-    library.llama_set_n_threads(model._ctx, threads := torch.get_num_threads(), threads)
+    model = Llama(str(gguf_file(gguf)), n_ctx=PROMPT_TOKENS)
+    parameters = library.llama_context_default_params()  # Llama's own context computes logits at every position
+    parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = PROMPT_TOKENS + NEW_TOKENS, PROMPT_TOKENS, PROMPT_TOKENS
+    parameters.n_threads = parameters.n_threads_batch = torch.get_num_threads()
+    context = library.llama_init_from_model(model._model, parameters)
+    if context == ffi.NULL:
+        raise RuntimeError("llama.cpp could not make a context")
     try:
-        passes = [_pass(model) for _ in range(1 + REPEATS)][1:]
+        passes = [_pass(context) for _ in range(1 + REPEATS)][1:]
     finally:
+        library.llama_free(context)
         model.close()
     seconds = {name: median(one[name] for one in passes) for name in ("reading", "writing")}
     (work.out / "speed.json").write_text(json.dumps(seconds, indent=1) + "\n")
@@ -45,16 +50,16 @@ def read_speed(folder: Path) -> dict[str, float]:
     return dict(json.loads((folder / "speed.json").read_text()))
 
 
-def _pass(model: Any) -> dict[str, float]:
+def _pass(context: Any) -> dict[str, float]:
     """Seconds for a token of a prompt, and for one that is written after it."""
     ffi, library = load_llama_cpp("timing")
-    library.llama_memory_clear(library.llama_get_memory(model._ctx), True)
+    library.llama_memory_clear(library.llama_get_memory(context), True)
 
     def decode(count: int) -> float:
-        tokens, start = ffi.new("llama_token[]", list(range(16, 16 + count))), time.perf_counter()
-        if library.llama_decode(model._ctx, library.llama_batch_get_one(tokens, count)):
+        tokens, start = ffi.new("llama_token[]", [7] * count), time.perf_counter()
+        if library.llama_decode(context, library.llama_batch_get_one(tokens, count)):
             raise RuntimeError("llama.cpp could not compute a batch")
-        library.llama_synchronize(model._ctx)
+        library.llama_synchronize(context)
         return time.perf_counter() - start
 
     return {

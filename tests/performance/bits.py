@@ -34,7 +34,7 @@ from matplotlib.ticker import PercentFormatter
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from llama_cpp import LlamaCpp, llama_cpp
-from tailored_llama.config import as_gguf_type, validate_config
+from tailored_llama.config import Work, as_gguf_type, validate_config
 from tailored_llama.data import Prompt, encode_prompt, load_template, render
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.data.selection import select_evaluation
@@ -43,7 +43,7 @@ from tailored_llama.evaluation.statistics import Answers, chance_corrected, inte
 from tailored_llama.models import context_length, encode_pair, load_tokenizer, weight_files
 from tailored_llama.reports.figures import COLOURS, STYLE, Picture, new_figure
 from tailored_llama.reports.parts import number, percent, share
-from tailored_llama.serving import write_gguf
+from tailored_llama.serving import measure_speed, read_speed, write_gguf
 from tailored_llama.store import write_rows
 
 CONTEXT, PROMPT, GENERATED = 1024, 256, 32
@@ -123,7 +123,8 @@ def main(
 
 def in_llama_cpp(label: str, checkpoint: Path, name: str, scratch: Path) -> Candidate:
     """A checkpoint as a GGUF file in llama.cpp. A context that several choices share is computed once."""
-    path, tokenizer = scratch / f"{label}-{name}.gguf", load_tokenizer(checkpoint)
+    path, tokenizer = scratch / f"{label}-{name}" / "model.gguf", load_tokenizer(checkpoint)
+    path.parent.mkdir()
     write_gguf(checkpoint, gguf_type=as_gguf_type(name), out=path)
 
     def score(prompts: Sequence[Prompt]) -> list[list[float]]:
@@ -131,13 +132,10 @@ def in_llama_cpp(label: str, checkpoint: Path, name: str, scratch: Path) -> Cand
             return [choice_scores(runtime, tokenizer, prompt) for prompt in prompts]
 
     def speed() -> tuple[float, float]:
-        with llama_cpp(path, CONTEXT) as runtime:
-            last = [False] * (PROMPT - 1) + [True]
-            return timed(
-                lambda ids: runtime.logits(ids[:1]),  # clears the cache
-                lambda ids: runtime.extend(ids, 1, last),
-                lambda position: runtime.extend([7], position),
-            )
+        with tempfile.TemporaryDirectory() as out:
+            measure_speed(path.parent, settings=None, work=Work(Path(out)))
+            seconds = read_speed(Path(out))
+        return 1 / seconds["reading"], 1 / seconds["writing"]
 
     version = importlib.metadata.version("llama-cpp-py-sync")
     return Candidate(label, f"llama-cpp-py-sync {version}", name, path.stat().st_size, score, speed)
@@ -186,17 +184,14 @@ def in_transformers(label: str, checkpoint: Path, name: str, scratch: Path) -> C
             cache = output.past_key_values
 
         with torch.inference_mode():
-            return timed(lambda ids: None, step, lambda position: step([7]))
+            return timed(step, lambda position: step([7]))
 
     return Candidate(label, runtime, name, size, score, speed)
 
 
-def timed(
-    prepare: Callable[[list[int]], Any], read: Callable[[list[int]], Any], write: Callable[[int], Any]
-) -> tuple[float, float]:
+def timed(read: Callable[[list[int]], Any], write: Callable[[int], Any]) -> tuple[float, float]:
     """Tokens per second of a prompt, and of tokens generated after it."""
     ids = np.random.default_rng(0).integers(5, 1000, PROMPT).tolist()
-    prepare(ids)
     start = time.perf_counter()
     read(ids)
     middle = time.perf_counter()

@@ -37,7 +37,7 @@ from tailored_llama.models import (
 )
 from tailored_llama.models.adapters import _targets
 from tailored_llama.pruning.vocabulary import choose_tokens
-from tailored_llama.serving import write_gguf, write_gguf_adapter
+from tailored_llama.serving import measure_speed, read_speed, write_gguf, write_gguf_adapter
 from tailored_llama.serving.quantised import dequantise
 
 IDS = [5, 9, 200, 31, 77, 14, 3, 8]
@@ -537,3 +537,14 @@ def test_k_quants_without_llama_cpp_are_one_line(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "llama_cpp_py_sync._cffi_bindings", None)
     with pytest.raises(InputError, match="type q4_k_m: needs llama-cpp-py-sync"):
         write_gguf(checkpoint, gguf_type="q4_k_m", out=tmp_path / "model.gguf")
+
+
+def test_the_head_does_not_read_the_prompt_that_is_timed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It writes one token after the prompt. llama.cpp says so where it computes logits that nobody asked for."""
+    checkpoint = save_tiny_llama(tmp_path / "dense", max_position_embeddings=512)
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "speed").mkdir()
+    write_gguf(checkpoint, gguf_type="f16", out=tmp_path / "gguf" / "model.gguf")
+    measure_speed(tmp_path / "gguf", settings=None, work=Work(tmp_path / "speed"))
+    assert set(read_speed(tmp_path / "speed")) == {"reading", "writing"}
+    assert "overriding" not in capfd.readouterr().err
