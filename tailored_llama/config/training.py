@@ -100,7 +100,7 @@ class TuningConfig(AdapterConfig):
     tailored model are reported either way."""
     dense: bool = True
     """Flows tailor and sweep, where the pruned model is tuned: also tune the dense model on the same shots, without
-    teacher or healing, and score it: what pruning really costs after tailoring."""
+    healing, and score it: what pruning really costs after tailoring."""
 
 
 def check_training(section: str, training: TrainingConfig, execution: ExecutionConfig) -> None:

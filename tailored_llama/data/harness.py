@@ -73,12 +73,12 @@ def task_identity(benchmark: BenchmarkConfig) -> dict[str, Any]:
     """
     task = harness_task(benchmark)
     settings = {key: value for key, value in task.settings.items() if key not in ("dataset_path", "dataset_kwargs")}
-    plain = json.dumps(settings, default=str, ensure_ascii=False)
+    plain = json.dumps(settings, default=str, ensure_ascii=False, sort_keys=True)
     identity: dict[str, Any] = {
         "lm_eval": importlib.metadata.version("lm_eval"),
         "settings": hashlib.sha256(_NAMED.sub(r'"\2"', plain).encode()).hexdigest(),
     }
-    folders = {Path(folder, *name.split(".")[:-1]).parent for folder, name in _NAMED.findall(plain)}
+    folders = {Path(folder, *name.split(".")[:-1]).parent for folder, name in _NAMED.findall(plain) if "." in name}
     if python := [file for folder in folders for file in folder.glob("*.py")]:  # a module may import those beside it
         identity["python"] = sorted((file.name, sha256_file(file)) for file in python)
     options, path, files = _options(task), str(task.settings.get("dataset_path")), local_files(task)

@@ -26,6 +26,7 @@ from tailored_llama.evaluation import Answer, CandidateParts, LossTest, Measured
 from tailored_llama.pipeline import bases, candidates, stages
 from tailored_llama.pipeline.answer import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.candidates import SearchState
+from tailored_llama.pipeline.only import OnlyRunner
 from tailored_llama.pipeline.publish import publish_answer
 from tailored_llama.pipeline.rows import scored_rows
 from tailored_llama.pipeline.runner import Artifact, IncompleteRun, Runner, conclude, succeeded
@@ -41,9 +42,11 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
     """Find the smallest model that loses no more than the goal allows, prove it, and export it with its certificate.
 
     Raises:
-        InputError: the rows cannot prove what the goal asks for.
+        InputError: the rows cannot prove what the goal asks for; or one stage alone is asked for.
         IncompleteRun: at the end, if a candidate could not be made, or the answer not be published.
     """
+    if isinstance(run, OnlyRunner):
+        raise InputError(f"only: got {run.only!r}; allowed: in the other flows, as a search goes by its stages' scores")
     started, margin = time.monotonic(), config.goal.lose_at_most / 100
     run = recorded = _Recorder(run)
     state = candidates.begin(run, config)

@@ -40,9 +40,10 @@ def taylor_scores(
 
     No weight has a gradient: gradients are computed from the inputs and output gradients of a projection. Activations
     are recomputed layer by layer. Besides the weights, memory holds the hidden states between layers, one layer's
-    activations, and for `taylor_first` one weight's gradient in float32. `taylor_gate` takes as many samples at a
-    time as the text's tokens per pass allow. `taylor_first` takes all samples at once, because it needs the absolute
-    value of each element's sum over samples. Splitting them would mean keeping that sum, as large as the weights.
+    activations, and for `taylor_first` the gradient of one weight and what it is made of, in float32. `taylor_gate`
+    takes as many samples at a time as the text's tokens per pass allow. `taylor_first` takes all samples at once,
+    because it needs the absolute value of each element's sum over samples. Splitting them would mean keeping that sum,
+    as large as the weights.
 
     Of a streamed model, every layer sees all samples before the next one is read: once forward, once backward. Sums are
     taken in the same order, so the scores are equal to the bit. The hidden states of all samples are kept.
@@ -72,7 +73,7 @@ def taylor_scores(
         else:
             for parameter, states in (("weight", inputs), ("bias", torch.ones_like(gradient[..., :1]))):
                 if own := parts.get(f"{name}.{parameter}"):
-                    weight = getattr(module, parameter).detach().view(gradient.shape[-1], -1).float()
+                    weight = getattr(module, parameter).detach().view(gradient.shape[-1], -1)
                     sums = gradient.flatten(0, 1).float().T @ states.flatten(0, 1).float()  # [out, in]
                     products = sums.mul_(weight).div_(samples).abs_()
                     for part in own:

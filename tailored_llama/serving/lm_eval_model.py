@@ -25,7 +25,8 @@ Ids = tuple[int, ...]
 Asked = tuple[list[int], Encoded]  # the requests of one context, by index, and their document
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # the texts, and context and continuation as token ids
 
-_ALIKE = 64  # tokens that contexts share if they may have a header in common
+_ALIKE = 64  # contexts that start with as many tokens alike are looked at for a common header
+_TOGETHER = 512  # tokens after a context in one document: attention takes time with the square of its length
 
 
 @register_model("tailored")
@@ -116,17 +117,30 @@ def answers(model: Any, requests: Sequence[Request], max_length: int) -> Iterato
             max_length,
         )
     alike: dict[Ids, list[Asked]] = defaultdict(list)
-    for start, asked in contexts.items():
-        encoded = encode_choices([inputs[i] for i in asked], [requests[i][2] for i in asked])
-        alike[start[:_ALIKE]].append((asked, encoded))
+    for start, members in contexts.items():
+        for asked in _together(members, inputs, len(start)):
+            encoded = encode_choices([inputs[i] for i in asked], [requests[i][2] for i in asked])
+            alike[start[:_ALIKE]].append((asked, encoded))
     budget = token_budget(None, model)
     parts, rest = list[list[Asked]](), list[Asked]()
-    for members in alike.values():
-        saved = len(shared_header([encoded for _, encoded in members])) * (len(members) - 1)
-        if saved >= budget:  # a header worth passes of its own
-            parts.append(members)
+    for group in alike.values():
+        saved = len(shared_header([encoded for _, encoded in group])) * (len(group) - 1)
+        if saved >= budget:  # a header that saves at least one full pass gets passes of its own
+            parts.append(group)
         else:
-            rest += members
-    for members in (*parts, rest):
-        for number, scores in choice_scores(model, [encoded for _, encoded in members], budget):
-            yield from zip(members[number][0], scores, strict=True)
+            rest += group
+    for group in (*parts, rest):
+        for number, scores in choice_scores(model, [encoded for _, encoded in group], budget):
+            yield from zip(group[number][0], scores, strict=True)
+
+
+def _together(members: Sequence[int], inputs: Sequence[list[int]], start: int) -> Iterator[list[int]]:
+    """Requests of one context, of `start` tokens, in runs that each become one document."""
+    run, left = list[int](), _TOGETHER
+    for index in sorted(members, key=inputs.__getitem__):  # those that go on alike stand together
+        left -= len(inputs[index]) - start
+        if run and left < 0:
+            yield run
+            run, left = [], _TOGETHER - (len(inputs[index]) - start)
+        run.append(index)
+    yield run

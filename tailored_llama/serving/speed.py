@@ -33,13 +33,13 @@ def measure_speed(gguf: Path, *, settings: None, work: Work) -> None:
     parameters = library.llama_context_default_params()  # Llama's own context computes logits at every position
     parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = PROMPT_TOKENS + NEW_TOKENS, PROMPT_TOKENS, PROMPT_TOKENS
     parameters.n_threads = parameters.n_threads_batch = torch.get_num_threads()
-    context = library.llama_init_from_model(model._model, parameters)
-    if context == ffi.NULL:
-        raise RuntimeError("llama.cpp could not make a context")
+    context = ffi.NULL
     try:
+        if (context := library.llama_init_from_model(model._model, parameters)) == ffi.NULL:
+            raise RuntimeError("llama.cpp could not make a context")
         passes = [_pass(context) for _ in range(1 + REPEATS)][1:]
     finally:
-        library.llama_free(context)
+        library.llama_free(context)  # which takes NULL, too
         model.close()
     seconds = {name: median(one[name] for one in passes) for name in ("reading", "writing")}
     (work.out / "speed.json").write_text(json.dumps(seconds, indent=1) + "\n")

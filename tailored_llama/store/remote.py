@@ -239,6 +239,7 @@ def _under_another_name(filesystem: Any, path: str, content: bytes) -> Iterator[
     try:
         filesystem.pipe_file(new, content)
         with open(new, "rb") as file:
+            os.fchmod(file.fileno(), 0o644)  # whoever shares the store has to read it
             os.fsync(file.fileno())  # it survives a crash
         yield new
     finally:

@@ -1,4 +1,4 @@
-"""Training an adapter: tuning, healing and distillation."""
+"""Training: tuning an adapter, and healing towards the dense model."""
 
 from lazy_loader import attach_stub
 

@@ -32,9 +32,10 @@ from tailored_llama.training.state import State, load_state, save_state
 
 _log = logging.getLogger(__name__)
 
-# Multiplications of one projection (tokens × hidden²) that keep a thread busy. With fewer, threads wait for each other
-# at every small operation for longer than they compute: SmolLM2's steps of 180 tokens take 0.8 of the time on one of
-# two threads, and those of 500 tokens as long (tailored-llama run data/quickstart.toml --only "tune arc_easy @ 0.20").
+# Multiplications of one projection (tokens × hidden²) that keep a thread of a CPU busy. With fewer, threads wait for
+# each other at every small operation for longer than they compute. On one thread instead of two, SmolLM2's steps of 180
+# tokens take 0.8 of the time, those of 500 as long:
+# tailored-llama run data/quickstart.toml --only "tune arc_easy @ 0.20"
 _PER_THREAD = 2**27
 _TIMED_STEPS = 10  # after which the time that is left is told
 

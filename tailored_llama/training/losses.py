@@ -144,5 +144,5 @@ def _outcome(choices: Sequence[Tensor], sample: Sample) -> Outcome:
 
 
 def training_loss(held_out: Sequence[Outcome]) -> float:
-    """Mean over held-out samples of the loss that training lowers: of examples without, of texts the divergence."""
+    """Mean over held-out samples of the loss that training lowers; that of a text is its divergence."""
     return sum(outcome.answer_loss for outcome in held_out) / len(held_out)

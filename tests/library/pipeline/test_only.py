@@ -78,6 +78,16 @@ def test_an_unknown_name_is_refused_with_all_that_there_are_before_heavy_work(
     assert not HEAVY & set(kinds(two["store"]["root"]))
 
 
+def test_a_search_has_no_stage_of_its_own_to_run(own_run: dict[str, Any], file: Path) -> None:
+    file.write_text(as_toml(own_run) + '[goal]\nlose_at_most = 50\nruntime = "transformers"\n')
+    status, _, errors = run_command(file, "--study", "smallest", "--only", "tune colours @ 0.20")
+    message = (
+        "error: only: got 'tune colours @ 0.20'; allowed: in the other flows, as a search goes by its stages' scores"
+    )
+    assert (status, errors.splitlines()[-1]) == (2, message)
+    assert not HEAVY & set(kinds(own_run["store"]["root"]))
+
+
 @pytest.mark.parametrize("name", ["tune colours @ 0.20", "tune colours @ 0.00"])
 def test_a_stage_that_fails_says_why(file: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Also one without which a whole run goes on, such as the dense model's tuning."""

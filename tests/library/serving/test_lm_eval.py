@@ -24,6 +24,7 @@ from tailored_llama.cli import main
 from tailored_llama.config import TuningConfig
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
+    Encoded,
     Layer,
     add_adapter,
     layered_config,
@@ -32,6 +33,7 @@ from tailored_llama.models import (
     read_config,
     save_adapter,
 )
+from tailored_llama.serving import lm_eval_model
 from tailored_llama.serving.lm_eval_model import Request, TailoredLM
 
 MIXED = (Layer(4, 2, 24), Layer(2, 1, 40), Layer(4, 2, 7), Layer(2, 1, 33))
@@ -148,6 +150,24 @@ def test_a_continuation_without_tokens_or_longer_than_the_context_is_refused(
     said = f"continuation ' x': got {len(continuation)} tokens after a context of 1; allowed: 1 to 256 tokens after"
     with pytest.raises(InputError, match=said):
         lm._loglikelihood_tokens([(("a", " x"), [1], continuation)], disable_tqdm=True)
+
+
+def test_many_requests_without_a_context_of_their_own_make_no_long_document(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[Request] = [(("", str(i)), [1], tokens(6, i)) for i in range(400)]
+    requests += [(("same", str(i)), [1, 2, 3], [i]) for i in range(20)]  # one input, and many continuations
+    longest = []
+    scores = lm_eval_model.choice_scores
+
+    def spy(model: Any, encoded: Sequence[Encoded], budget: int) -> Any:
+        longest.append(max(len(one.document) for one in encoded))
+        return scores(model, encoded, budget)
+
+    monkeypatch.setattr(lm_eval_model, "choice_scores", spy)
+    expected, found = ([lm._loglikelihood_tokens(requests, disable_tqdm=True)] for lm in both(tiny))
+    assert found[0] == [(pytest.approx(value, abs=1e-4), greedy) for value, greedy in expected[0]]
+    assert max(longest) <= 520
 
 
 def test_no_requests(tiny: Path) -> None:
