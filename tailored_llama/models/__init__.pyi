@@ -67,7 +67,6 @@ from .packing import halved as halved
 from .packing import has_soft_prompt as has_soft_prompt
 from .packing import learnt_header as learnt_header
 from .packing import packed_attention as packed_attention
-from .packing import packed_inputs as packed_inputs
 from .packing import packed_states as packed_states
 from .packing import target_logprobs as target_logprobs
 from .packing import token_budget as token_budget
@@ -85,7 +84,6 @@ from .sources import ModelSource as ModelSource
 from .sources import fetch_model as fetch_model
 from .sources import find_model as find_model
 from .sources import source_architecture as source_architecture
-from .streaming import Forward as Forward
 from .streaming import Layers as Layers
 from .streaming import Shelf as Shelf
 from .streaming import caller as caller

@@ -100,8 +100,8 @@ def devices_of(device: str) -> list[str]:
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())] if picked == BALANCED else [picked]
 
 
-def solver_bytes(structure: Structure, method: Reconstruction) -> int:
-    """Most memory that the least-squares fits of a reconstruction take at once, beside the model and its activations.
+def solver_bytes(structure: Structure) -> int:
+    """Most memory that the least-squares fits of reconstruction take at once, beside the model and its activations.
 
     With n the inputs of a projection, its equations take 4·n² bytes in float32, and 8·n² more while they are solved in
     float64. Their right sides take 4·n·hidden.
@@ -109,8 +109,6 @@ def solver_bytes(structure: Structure, method: Reconstruction) -> int:
     hidden = structure.hidden_size
     attention = max(layer.heads for layer in structure.layers) * structure.head_dim
     channels = max(layer.channels for layer in structure.layers)
-    if method == "none":
-        return 0
     # The equations of both output projections, one of them being solved.
     sums = 4 * (attention**2 + channels**2) + 4 * hidden * (attention + channels)
     return sums + 8 * max(attention, channels) ** 2
@@ -122,8 +120,8 @@ def check_solver(structure: Structure, method: Reconstruction, device: str) -> N
     Raises:
         InputError: they need more than is free.
     """
-    needs, free = solver_bytes(structure, method), min(map(free_memory, devices_of(device)))
-    if needs > free:
+    needs, free = solver_bytes(structure), min(map(free_memory, devices_of(device)))
+    if method != "none" and needs > free:
         raise InputError(
             f"reconstruction.method: got {method!r}, whose fits need about {needs / 1e9:.0f} GB, {free / 1e9:.0f} are "
             "free; allowed: none, or a device with more memory"

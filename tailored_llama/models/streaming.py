@@ -34,8 +34,6 @@ STATES_IN_MEMORY = 2**31
 _FILES = "_files_of_layers"  # attribute of a streamed model
 _LAYERS = "model.layers."
 
-Forward = Callable[[Tensor], Tensor]  # hidden states before a layer → after it
-
 
 def open_model(
     folder: Path, execution: ExecutionConfig, scratch: Path, adapter: Path | None = None, whole: str | None = None
@@ -231,7 +229,7 @@ def enter(model: Any, **inputs: Any) -> tuple[Tensor, list[dict[str, Any]]]:
     return states[0], arguments
 
 
-def caller(layer: Any, arguments: dict[str, Any]) -> Forward:
+def caller(layer: Any, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor]:
     """Wrap a layer as a function of its hidden states alone."""
 
     def forward(states: Tensor) -> Tensor:

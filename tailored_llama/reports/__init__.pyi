@@ -9,7 +9,6 @@ from .inputs import RunResults as RunResults
 from .model_card import tailored_card as tailored_card
 from .model_card import without_folders as without_folders
 from .profile import profile_table as profile_table
-from .prompt_study import study_settings as study_settings
 from .prompt_study import write_study as write_study
 from .run import write_report as write_report
 from .smallest import LostRow as LostRow

@@ -9,6 +9,5 @@ from .settings import QuantisedSettings as QuantisedSettings
 from .settings import bits_of as bits_of
 from .speed import measure_speed as measure_speed
 from .speed import read_speed as read_speed
-from .trim import Trimmed as Trimmed
 from .trim import trim_checkpoint as trim_checkpoint
 from .trim import trim_gguf as trim_gguf
