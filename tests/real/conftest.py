@@ -70,7 +70,7 @@ def pruned_smollm2(
 def halved_smollm2(
     smollm2: Path, scored_smollm2: Scored, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Half of all parameters gone: layers of 1, 2 and 3 key/value heads, and a model worth little before tuning."""
+    """Half of all parameters gone: a model worth little before tuning."""
     return prune_by_gradients(smollm2, scored_smollm2, quickstart, 0.5, tmp_path_factory.mktemp("halved"))
 
 
