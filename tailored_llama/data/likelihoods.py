@@ -118,8 +118,8 @@ def choice_scores(
     for members in filter(None, (whole, cut)):
         shared = shared_header([encoded[i] for i in members])
         group = [encoded[i].after(len(shared)) for i in members]
-        for batch, found in models.run_packed(model, group, batch_tokens, finish, shared):
-            values = iter(found)  # one for each target
+        for batch, scores in models.run_packed(model, group, batch_tokens, finish, shared):
+            values = iter(scores)  # one for each target
             for i in batch:
                 choices = [list(islice(values, len(wanted))) for wanted in group[i].targets]
                 yield members[i], [(math.fsum(v for v, _ in own), all(likely for _, likely in own)) for own in choices]

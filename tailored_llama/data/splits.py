@@ -204,8 +204,8 @@ def divide(contents: Sequence[Sequence[str]]) -> dict[Split, list[int]]:
     *bounds, _ = accumulate(SHARES.values())
     divided: dict[Split, list[int]] = {part: [] for part in SHARES}
     for plain, position in first.items():
-        place = int.from_bytes(hashlib.sha256(plain.encode()).digest()[:8]) / 2**64
-        divided[tuple(SHARES)[bisect(bounds, place)]].append(position)
+        fraction = int.from_bytes(hashlib.sha256(plain.encode()).digest()[:8]) / 2**64
+        divided[tuple(SHARES)[bisect(bounds, fraction)]].append(position)
     return divided
 
 

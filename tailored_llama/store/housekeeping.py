@@ -1,4 +1,4 @@
-"""Store housekeeping: which artifacts exist, which reports used them, and which may be removed.
+"""Store housekeeping: which reports used an artifact, and what may be removed.
 
 A report keeps everything it was made of: its manifest names its inputs, and theirs name their own. Ages count from the
 last time an artifact was found or published, because a nightly run may read what was made long ago. Files behind a URL
@@ -8,63 +8,25 @@ do not record reads; their ages count from publishing or the last use on this ma
 from __future__ import annotations
 
 import heapq
-import re
 import shutil
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from tailored_llama.errors import InputError
-from tailored_llama.store import remote, sharing
+from tailored_llama.store import remote
 from tailored_llama.store.artifacts import ArtifactStore
 from tailored_llama.store.claims import CLAIMS, claimed
-from tailored_llama.store.files import file_lock, walk
-from tailored_llama.store.manifests import (
-    FINISHED,
-    GGUF,
-    MANIFEST,
-    Manifest,
-    check_identity,
-    parse_manifest,
-    size_problem,
-)
+from tailored_llama.store.contents import Entry, Name, files_of, is_unreadable, last_found
+from tailored_llama.store.files import file_lock
+from tailored_llama.store.manifests import FINISHED, GGUF, MANIFEST
 from tailored_llama.store.remote import Remote
 
 REPORTS = ("report", "sweep", "transfer", "prompt-study", "smallest")  # final results: no stage reads them
 HALF_DONE = 6 * 3600.0  # seconds after which unfinished work that nobody holds is a leftover
 STATES = 7 * 86400.0  # the same for training states, which a run days later may resume
-
-Name = tuple[str, str]  # stage and key
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One artifact, perhaps damaged; its files are listed and sized, not hashed."""
-
-    stage: str
-    key: str
-    manifest: Manifest | None
-    problem: str | None
-    files: tuple[str, ...]
-    size: int  # bytes
-    used: float  # seconds since 1970
-
-    @property
-    def name(self) -> Name:
-        return self.stage, self.key
-
-    @property
-    def inputs(self) -> set[Name]:
-        return {(ref.stage, ref.key) for ref in self.manifest.inputs.values()} if self.manifest else set()
-
-
-def survey(store: ArtifactStore) -> list[Entry]:
-    """All artifacts of a store, by stage and key; for a URL the remote ones, not the working copy."""
-    return sorted(_remote_entries(store) if store.remote else _local_entries(store), key=lambda entry: entry.name)
 
 
 def reports_using(entries: Sequence[Entry]) -> dict[Name, list[Entry]]:
@@ -97,11 +59,11 @@ def removable(
     """
     by_name = {entry.name: entry for entry in entries}
     now = time.time() if now is None else now
-    young = [entry.name for entry in entries if now - entry.used < older_than and not _is_unreadable(entry)]
+    young = [entry.name for entry in entries if now - entry.used < older_than and not is_unreadable(entry)]
     kept = _reach(by_name, [entry.name for entry in _reports(entries)[:keep_reports]] + young)
     for stage in (FINISHED, GGUF):  # the second is made from the first
         kept |= {e.name for e in entries if e.stage == stage and e.inputs and e.inputs <= kept}
-    if unreadable := [by_name[name] for name in sorted(kept) if _is_unreadable(by_name[name])]:
+    if unreadable := [by_name[name] for name in sorted(kept) if is_unreadable(by_name[name])]:
         first = unreadable[0]
         raise InputError(
             f"{first.stage}/{first.key}: {first.problem}, so what it used is not known; allowed: a store whose "
@@ -125,7 +87,7 @@ def removable(
 def remove_artifact(store: ArtifactStore, entry: Entry) -> bool:
     """Remove an artifact, remotely first; False if it is being built or was used since the survey."""
     with file_lock(store.lock(entry.key), wait=False) as held:
-        if not held or _last_found(store, *entry.name) > entry.used:
+        if not held or last_found(store, *entry.name) > entry.used:
             return False
         if store.remote and not _remove_at_url(store.remote, entry, store):
             return False
@@ -208,69 +170,6 @@ def remove_leftover(store: ArtifactStore, path: Path) -> bool:
     return True
 
 
-def verify(store: ArtifactStore) -> Iterator[tuple[str, str | None]]:
-    """Hash every file of every artifact; yield the artifact's location, and its problem or None.
-
-    Artifacts of a URL are fetched into a temporary folder; the working copy is not checked.
-    """
-    for entry in survey(store):
-        root, problem = store.root.rstrip("/"), entry.problem
-        if not store.remote:
-            root, problem = str(store.local), store.problem(store.folder(*entry.name), *entry.name, trust=False)
-        elif not problem:
-            with tempfile.TemporaryDirectory() as scratch:
-                problem, _ = sharing.fetch(store.remote, *entry.name, Path(scratch))
-        yield f"{root}/{entry.stage}/{entry.key}", problem
-
-
-def _local_entries(store: ArtifactStore) -> Iterator[Entry]:
-    for folder in store.local.glob("[!.]*/*"):
-        stage, key = folder.parent.name, folder.name
-        if _is_artifact_name(stage, key) and (folder.is_dir() or folder.is_symlink()):
-            sizes = {str(path.relative_to(folder)): path.lstat().st_size for path in _files(folder)}
-            manifest = folder / MANIFEST
-            content = manifest.read_bytes() if manifest.is_file() else None
-            yield _entry(stage, key, content, sizes, _last_found(store, stage, key))
-
-
-def _remote_entries(store: ArtifactStore) -> Iterator[Entry]:
-    assert store.remote
-    artifacts: dict[Name, dict[str, tuple[int, float]]] = {}
-    for path, size_and_time in remote.files(store.remote).items():
-        stage, _, rest = path.partition("/")
-        key, _, name = rest.partition("/")
-        if name and _is_artifact_name(stage, key):
-            artifacts.setdefault((stage, key), {})[name] = size_and_time
-    whole = [f"{stage}/{key}/{MANIFEST}" for (stage, key), names in artifacts.items() if MANIFEST in names]
-    manifests = remote.read(store.remote, whole)
-    for (stage, key), names in artifacts.items():
-        sizes = {name: size for name, (size, _) in names.items()}
-        used = max(_last_found(store, stage, key), *(seconds for _, seconds in names.values()))
-        yield _entry(stage, key, manifests.get(f"{stage}/{key}/{MANIFEST}"), sizes, used)
-
-
-def _entry(stage: str, key: str, content: bytes | None, sizes: Mapping[str, int], used: float) -> Entry:
-    manifest: Manifest | None = None
-    problem: str | None = f"{MANIFEST} is missing"
-    if content is not None:
-        try:
-            parsed = parse_manifest(content, f"{stage}/{key}/{MANIFEST}")
-            check_identity(parsed, stage, key)
-            manifest, problem = parsed, size_problem(parsed, sizes)
-        except InputError as error:
-            problem = str(error)
-    return Entry(stage, key, manifest, problem, tuple(sizes), sum(sizes.values()), used)
-
-
-def _is_unreadable(entry: Entry) -> bool:
-    """Whether the manifest exists but cannot be read; without one it is no artifact, and nothing refers to it."""
-    return entry.manifest is None and MANIFEST in entry.files
-
-
-def _is_artifact_name(stage: str, key: str) -> bool:
-    return bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", stage) and re.fullmatch(r"[0-9a-f]{64}", key))
-
-
 def _reports(entries: Iterable[Entry]) -> list[Entry]:
     reports = (entry for entry in entries if entry.stage in REPORTS and MANIFEST in entry.files)
     return sorted(reports, key=lambda entry: -entry.used)
@@ -286,23 +185,10 @@ def _reach(by_name: Mapping[Name, Entry], roots: Iterable[Name]) -> set[Name]:
     return reached
 
 
-def _last_found(store: ArtifactStore, stage: str, key: str) -> float:
-    try:
-        return store.folder(stage, key).lstat().st_mtime
-    except (FileNotFoundError, NotADirectoryError):
-        return 0.0
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in walk(folder):
-        yield from (Path(parent, name) for name in names)
-        yield from (Path(parent, name) for name in folders if Path(parent, name).is_symlink())
-
-
 def _extent(path: Path) -> tuple[int, float]:
     """Bytes of a file or folder, and when anything in it last changed; now if it vanishes meanwhile."""
     try:
-        stats = [path.lstat(), *(file.lstat() for file in _files(path))]
+        stats = [path.lstat(), *(file.lstat() for file in files_of(path))]
     except OSError:
         return 0, time.time()
     return sum(s.st_size for s in stats[1:]) or stats[0].st_size * path.is_file(), max(s.st_mtime for s in stats)

@@ -19,7 +19,6 @@ from tailored_llama.store import (
     ArtifactStore,
     Entry,
     file_lock,
-    housekeeping,
     leftovers,
     removable,
     remove_artifact,
@@ -27,6 +26,7 @@ from tailored_llama.store import (
     remove_leftover,
     reports_using,
     survey,
+    verify,
 )
 
 FORK = multiprocessing.get_context("fork")
@@ -158,7 +158,7 @@ def test_what_is_removed_is_gone_and_the_rest_is_whole(root: str, store: Artifac
     assert stages(store) == ["dense", "pruned", "report"]
     assert not list(store.local.glob("adapter/*"))
     assert not list(store.local.glob(".building/*"))
-    assert [problem for _, problem in housekeeping.verify(store)] == [None] * 3
+    assert [problem for _, problem in verify(store)] == [None] * 3
 
 
 def test_what_is_being_built_or_was_used_meanwhile_stays(root: str, store: ArtifactStore, make: Make) -> None:
@@ -229,7 +229,7 @@ def test_verify_finds_what_is_broken(root: str, store: ArtifactStore, make: Make
     ref = make("pruned")
     put(store, ref, "text.txt", content)
     anew = ArtifactStore(root, str(store.local.parent))
-    problems = dict(housekeeping.verify(anew))
+    problems = dict(verify(anew))
     assert [place.split("/")[-2] for place, problem in problems.items() if problem] == ["pruned"]
     assert all("text.txt" in problem for problem in problems.values() if problem)
 
