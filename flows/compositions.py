@@ -55,7 +55,7 @@ def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRe
         for line in composition.announce(config):
             get_run_logger().info("%s", line)
     if only:  # computed in this process: a run that waits for its own pool would hold the pool's only slot
-        run = PrefectRunner(config.store, config.execution.model_copy(update={"dispatch": None}))
+        run = PrefectRunner(config.store, config.execution.model_copy(update={"dispatch": None, "processes": 1}))
         return run_only(lambda runner: composition.compose(runner, config), run, only)
     try:
         report = composition.compose(PrefectRunner(config.store, config.execution, config.model.short_name), config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -41,8 +42,9 @@ def _quiet_transformers(module: ModuleType) -> None:
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Progress]:
-    """A progress bar on a terminal and in a notebook that can show one; elsewhere occasional lines."""
-    if not (console.is_terminal or (console.is_jupyter and find_spec("ipywidgets"))):  # a log keeps every frame
+    """A progress bar on a terminal and in a notebook that can show one; elsewhere and in threads, occasional lines."""
+    shows = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets"))  # a log keeps every frame
+    if not shows or threading.current_thread() is not threading.main_thread():  # there is one bar at a time
         yield _lines(description)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())

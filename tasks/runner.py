@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from prefect import State, Task, get_run_logger
 from prefect.client.schemas.objects import TaskRun
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
 from prefect.states import Completed
@@ -23,7 +24,7 @@ from tailored_llama.console import progress_bar, quiet_libraries
 from tailored_llama.errors import InputError, is_transient
 from tailored_llama.memory import out_of_memory
 from tailored_llama.store import ArtifactRef, ArtifactStore
-from tasks._dispatch import Order, dispatch
+from tasks._dispatch import Order, Waiting, dispatch
 from tasks._pages import PAGES, show_report
 from tasks._sigterm import heed_sigterm
 
@@ -42,8 +43,9 @@ def open_store(store: StoreConfig) -> ArtifactStore:
 class PrefectRunner:
     """Runs every stage as a Prefect task of the flow that is under way.
 
-    With `execution.dispatch`, a call returns a promise at once: a stage on the device waits in a thread for the worker
-    that computes it, and every other one runs in the flow's main thread, unless it has to wait for its inputs.
+    With `execution.dispatch` or several `execution.processes`, a call returns a promise at once: a stage on the device
+    waits in a thread for the worker or the process that computes it, and every other one runs in the flow's main
+    thread, unless it has to wait for its inputs.
     """
 
     def __init__(self, store: StoreConfig, execution: ExecutionConfig, model: str = "") -> None:
@@ -51,7 +53,7 @@ class PrefectRunner:
 
     def __call__(self, stage: pipeline.Stage[S], settings: S, name: str, /, **inputs: Any) -> pipeline.Artifact:
         task, options = _task(stage.name), {"store": self.store, "execution": self.execution, "model": self.model}
-        if self.execution.dispatch is None:
+        if self.execution.dispatch is None and self.execution.processes == 1:
             return pipeline.Done(task(name, stage.name, settings, pipeline.result(inputs), **options).result())
         needs = [leaf for _, leaf in pipeline.leaves(inputs) if isinstance(leaf, Promise)]
         runs = pipeline.map_leaves(_run_of, inputs)
@@ -128,7 +130,7 @@ def run_stage(
     call, artifacts = pipeline.Call(pipeline.STAGES[stage], settings, inputs, name), open_store(store)
     dispatched = call.stage.on_device and _dispatched(call, artifacts, store, execution, model)
     with progress_bar(name) as progress:
-        ref, found = pipeline.build(call, artifacts, store.downloads, _frugal(execution), progress)
+        ref, found = pipeline.build(call, artifacts, store.downloads, _frugal(execution), progress, _check)
     told = f"{name}: built by a worker" if dispatched else pipeline.describe(call, artifacts.manifest(ref), found)
     get_run_logger().info("%s", told)
     if stage in PAGES:
@@ -144,7 +146,7 @@ def _dispatched(
     name, key = call.stage.name, call.key
     if not execution.dispatch or artifacts.find(name, key):
         return False
-    here = execution.model_copy(update={"dispatch": None})
+    here = execution.model_copy(update={"dispatch": None, "processes": 1})
     order = Order(deployment=execution.dispatch, store=store, execution=here, model=model)
     dispatch(order, call, lambda: artifacts.find(name, key) is not None, call.stage.shared)
     if not artifacts.find(name, key):
@@ -153,6 +155,13 @@ def _dispatched(
             f"{key[:12]}; allowed: a deployment with the same store and the same version of the code"
         )
     return True
+
+
+def _check() -> None:
+    """End a stage whose flow has been stopped."""
+    flow = FlowRunContext.get()
+    if flow and isinstance(flow.task_runner, Waiting):
+        flow.task_runner.check()
 
 
 def _frugal(execution: ExecutionConfig) -> ExecutionConfig:

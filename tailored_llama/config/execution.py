@@ -49,6 +49,10 @@ class ExecutionConfig(Section):
     exclusive: Literal["gpu", "always", "never"] = "gpu"
     """Which stages have exclusive use of their device, among all runs on this machine with the same store.downloads.
     gpu: stages on a GPU; always: also stages on the CPU; never: none."""
+    processes: int = Field(1, ge=1)
+    """How many stages that use the device, and do not read one another, run side by side on this machine, each in a
+    process of its own; they divide the CPU's threads, and each takes a free GPU. Each needs its own memory. A stage
+    that measures time runs alone. Not with dispatch, where workers do this."""
     dispatch: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Flows `tailor`, `smallest`, `sweep` and `transfer`: stages that use the device run through the deployment `stage`
     of this name, such as gpu, side by side on all workers of its pool; absent: one after another in the flow's own

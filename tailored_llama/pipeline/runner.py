@@ -11,14 +11,18 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any, Generic, Protocol, TypeVar
 
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work
 from tailored_llama.console import progress_bar
-from tailored_llama.pipeline.stage import Call, Facts, Stage, is_container, leaves, map_leaves
+from tailored_llama.pipeline.beside import places, run_beside
+from tailored_llama.pipeline.stage import Call, Facts, Stage, is_container, leaves, map_leaves, run_here
+from tailored_llama.processes import no_check
 from tailored_llama.progress import Progress
 from tailored_llama.store import ArtifactRef, ArtifactStore, Manifest
 
@@ -90,18 +94,53 @@ class IncompleteRun(RuntimeError):
         super().__init__("; ".join(f"{name}: {error}" for name, error in failed.items()))
 
 
+class Later(Generic[R]):
+    """The future of a stage that a thread waits for; the thread ends with this process.
+
+    Args:
+        name: how the stage is shown to people.
+        inputs: what it reads; its own failure is that of the first of them that failed.
+        make: finds or builds the artifact.
+    """
+
+    def __init__(self, name: str, inputs: Mapping[str, Any], make: Callable[[], R]) -> None:
+        self.name, self.inputs, self._made = name, inputs, futures.Future[R]()
+        Thread(target=self._run, args=(make,), daemon=True).start()
+
+    def _run(self, make: Callable[[], R]) -> None:
+        try:
+            self._made.set_result(make())
+        except Exception as error:
+            self._made.set_exception(error)
+
+    def result(self) -> R:
+        return self._made.result()
+
+    def failures(self) -> Iterator[tuple[str, Exception]]:
+        if isinstance(error := self._made.exception(), Exception):
+            yield from failures(self.inputs).items() or [(self.name, error)]
+
+
 class StoreRunner:
-    """Runs every stage at once, in this process; what is in the store is not computed again."""
+    """Runs every stage in this process, one after another, or some side by side (`execution.processes`).
+
+    What is in the store is not computed again.
+    """
 
     def __init__(self, store: StoreConfig, execution: ExecutionConfig) -> None:
         self.artifacts, self.downloads, self.execution = ArtifactStore(store.root), store.downloads, execution
+        self._alone = Lock()  # libraries load one thing at a time in a process
 
     def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
-        call = Call(stage, settings, result(inputs), name)
-        with progress_bar(name) as progress:
-            ref, found = build(call, self.artifacts, self.downloads, self.execution, progress)
-        log.info("%s", describe(call, self.artifacts.manifest(ref), found))
-        return Done(ref)
+        def make() -> ArtifactRef:
+            call = Call(stage, settings, result(inputs), name)
+            beside = stage.on_device and self.execution.processes > 1
+            with nullcontext() if beside else self._alone, progress_bar(name) as progress:
+                ref, found = build(call, self.artifacts, self.downloads, self.execution, progress)
+            log.info("%s", describe(call, self.artifacts.manifest(ref), found))
+            return ref
+
+        return Done(make()) if self.execution.processes == 1 else Later(name, inputs, make)
 
     def open(self, artifact: Artifact) -> Path:
         return self.artifacts.open(artifact.result())
@@ -117,10 +156,10 @@ class FolderRunner:
     def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
         out = self.scratch / f"{len(self.facts)}-{stage.name}"
         out.mkdir()
-        call = Call(stage, settings, result(inputs), name)
         label = f"{name} {time.strftime('%Y%m%d-%H%M%S')}"
         with progress_bar(name) as progress:
-            self.facts[out] = call.run(Work(out, self.execution, self.downloads, progress, name=label))
+            work = Work(out, self.execution, self.downloads, progress, name=label)
+            self.facts[out] = stage.load()(**result(inputs), settings=settings, work=work)
         return Done(out)
 
     def open(self, artifact: Artifact) -> Path:
@@ -136,29 +175,34 @@ class FolderRunner:
 
 
 def build(
-    call: Call[Any], artifacts: ArtifactStore, downloads: str, execution: ExecutionConfig, progress: Progress
+    call: Call[Any],
+    artifacts: ArtifactStore,
+    downloads: str,
+    execution: ExecutionConfig,
+    progress: Progress,
+    check: Callable[[], None] = no_check,
 ) -> tuple[ArtifactRef, bool]:
     """Find or build the artifact of a call; returns its reference, and whether it was there.
 
-    A stage on the device waits for its turn there.
+    A stage on the device waits for its turn there, and runs in a process of its own where some run side by side.
+
+    Raises:
+        Exception: what the stage raised, or `check`, which a process of its own calls now and then.
     """
     stage, fields, inputs = call.stage, call.fields, call.references
+    beside = stage.on_device and execution.processes > 1 and not artifacts.find(stage.name, call.key)
 
     def compute(out: Path) -> Facts:
         resume = artifacts.resume_folder(stage.name, stage.version, fields, inputs)
-        with _slot(stage, execution, downloads):
-            label = f"{call.name} {call.key[:8]}"
-            return call.run(Work(out, execution, downloads, progress, resume, label), artifacts.open)
+        work = Work(out, execution, downloads, progress, resume, f"{call.name} {call.key[:8]}")
+        folders = call.open_inputs(artifacts.open)
+        if beside:
+            return run_beside(stage, folders, call.settings, work, check)
+        return run_here(stage, folders, call.settings, work)
 
-    return artifacts.build(stage.name, stage.version, fields, inputs, compute)
-
-
-def _slot(stage: Stage[Any], execution: ExecutionConfig, downloads: str) -> Any:
-    if not stage.on_device:
-        return nullcontext()
-    from tailored_llama.models import device_slot  # with torch, which a cached stage does not need
-
-    return device_slot(execution, downloads)
+    with places(execution.processes).taken(stage.timed) if beside else nullcontext():
+        check()
+        return artifacts.build(stage.name, stage.version, fields, inputs, compute)
 
 
 def describe(call: Call[Any], manifest: Manifest, found: bool) -> str:

@@ -77,14 +77,23 @@ class Call(Generic[S]):
         """The key of the artifact: stage, version, settings and inputs, and nothing else."""
         return artifact_key(self.stage.name, self.stage.version, self.fields, self.references)
 
-    def run(self, work: Work, open_reference: Callable[[ArtifactRef], Path] | None = None) -> Facts:
-        """Run the stage's function on the folders of its inputs; `open_reference` finds that of a reference."""
+    def open_inputs(self, open_reference: Callable[[ArtifactRef], Path]) -> dict[str, Any]:
+        """The inputs with a folder in place of every reference."""
 
         def folder_of(leaf: Any) -> Any:
-            return open_reference(leaf) if open_reference and isinstance(leaf, ArtifactRef) else leaf
+            return open_reference(leaf) if isinstance(leaf, ArtifactRef) else leaf
 
-        opened = {name: map_leaves(folder_of, value) for name, value in self.inputs.items()}
-        return self.stage.load()(**opened, settings=self.settings, work=work)
+        return {name: map_leaves(folder_of, value) for name, value in self.inputs.items()}
+
+
+def run_here(stage: Stage[S], inputs: Mapping[str, Any], settings: S, work: Work) -> Facts:
+    """Run a stage's function on the folders of its inputs; on the device it waits for its turn."""
+    if not stage.on_device:
+        return stage.load()(**inputs, settings=settings, work=work)
+    from tailored_llama.models import device_slot  # with torch, which no other stage may need
+
+    with device_slot(work.execution, work.downloads):
+        return stage.load()(**inputs, settings=settings, work=work)
 
 
 def plain(value: Any) -> Any:

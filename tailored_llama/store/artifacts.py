@@ -76,7 +76,8 @@ class ArtifactStore:
         """Return the artifact of this key; if there is none, run `function(folder)` to write its files.
 
         Two callers with the same key compute it once, on one machine or on two that share a URL: the second waits for
-        the first. The return value of `function` goes into the manifest's `measured`.
+        the first. The return value of `function` goes into the manifest's `measured`; in it, a function that works in
+        another process gives its `peak_memory_bytes`.
 
         Returns:
             The reference, and whether the artifact already existed.
@@ -128,7 +129,7 @@ class ArtifactStore:
                 files=files,
                 libraries=installed_versions(),
                 seconds=round(time.perf_counter() - start, 3),
-                peak_memory_bytes=peak_memory(),
+                peak_memory_bytes=measured.pop("peak_memory_bytes", None) or peak_memory(),
                 measured=measured,
             )
             (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n")

@@ -107,6 +107,16 @@ def test_workers_make_what_the_flow_itself_makes(
     assert built(two["store"]["root"]) == before
 
 
+def test_processes_of_this_machine_make_what_the_flow_itself_makes(
+    own_run: dict[str, Any], states: dict[str, list[str]]
+) -> None:
+    report = tailor(validate_config(own_run | {"execution": {"processes": 2}}))
+    assert states["tune colours @ 0.20"] == ["Completed"]
+    states.clear()
+    assert tailor(validate_config(own_run)) == report
+    assert {name for seen in states.values() for name in seen} == {"Cached"}
+
+
 def test_workers_find_the_same_smallest_model(
     own_run: dict[str, Any], workers: Workers, tmp_path: Path, states: dict[str, list[str]]
 ) -> None:

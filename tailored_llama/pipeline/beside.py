@@ -1,0 +1,73 @@
+"""Stages side by side on this machine (`execution.processes`): each in a process of its own, a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from threading import Lock, Semaphore
+from typing import Any
+
+from tailored_llama.config import Work
+from tailored_llama.memory import peak_memory
+from tailored_llama.pipeline.stage import Facts, Stage, run_here
+from tailored_llama.processes import Killed, run_processes
+from tailored_llama.progress import Progress, silent
+
+
+class Places:
+    """Room for so many stages at a time."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._free, self._turn = count, Semaphore(count), Lock()
+
+    @contextmanager
+    def taken(self, alone: bool) -> Iterator[None]:
+        """Hold a place, or all of them, as a stage does that measures time; while one waits, no other begins."""
+        wanted = self._count if alone else 1
+        with self._turn:
+            for _ in range(wanted):
+                self._free.acquire()
+        try:
+            yield
+        finally:
+            self._free.release(wanted)
+
+
+@cache
+def places(count: int) -> Places:
+    """The places of this process, which all its runs share."""
+    return Places(count)
+
+
+def run_beside(
+    stage: Stage[Any], inputs: Mapping[str, Any], settings: Any, work: Work, check: Callable[[], None]
+) -> Facts:
+    """Run a stage in a process of its own, with its part of the CPU's threads; returns what it measured.
+
+    Args:
+        inputs: the folders of its inputs.
+        check: called a few times a second; what it raises ends the process.
+
+    Raises:
+        Exception: what the stage raised, or `check`.
+        MemoryError: the process was killed, as the kernel does when memory runs out.
+    """
+    arguments = (stage.name, inputs, settings, replace(work, progress=silent))
+    try:
+        return run_processes(_run, arguments, work.progress, check=check)
+    except Killed as error:
+        raise MemoryError(f"{work.name}: {error}, perhaps because memory ran out") from None
+
+
+def _run(rank: int, progress: Progress, name: str, inputs: Any, settings: Any, work: Work) -> dict[str, Any]:
+    """In the new process: run the stage with a part of the threads."""
+    import torch
+
+    from tailored_llama.pipeline.stages import STAGES
+
+    stage, threads = STAGES[name], torch.get_num_threads()
+    torch.set_num_threads(threads if stage.timed else max(1, threads // work.execution.processes))
+    facts = run_here(stage, inputs, settings, replace(work, progress=progress))
+    return {**(facts or {}), "peak_memory_bytes": peak_memory()}

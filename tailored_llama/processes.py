@@ -1,0 +1,109 @@
+"""Work in other processes of this machine, which end with this one and whose messages arrive here."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from logging.handlers import QueueHandler
+from typing import Any
+
+from tailored_llama.console import quiet_libraries
+from tailored_llama.progress import Progress
+
+_LOOK = 0.2  # seconds between two looks for messages
+_IMPORTED = ["tailored_llama.pipeline.forked"]  # once, in a process from which all others are forked
+
+
+class Killed(RuntimeError):
+    """Raised when a process was killed, by a person or because memory ran out."""
+
+
+def no_check() -> None:
+    """Go on."""
+
+
+def run_processes(
+    function: Callable[..., dict[str, Any]],
+    arguments: tuple[Any, ...],
+    progress: Progress,
+    *,
+    count: int = 1,
+    check: Callable[[], None] = no_check,
+) -> dict[str, Any]:
+    """Run a function in new processes, and return what the first of them returned.
+
+    Args:
+        function: called with a rank, the first process's way to report progress, and `arguments`; all can be pickled.
+        progress: called with the progress of the first process. Its log records are passed on, too.
+        check: called a few times a second; what it raises ends the processes.
+
+    Raises:
+        Exception: the first that a process raised.
+        Killed: a process was killed.
+    """
+    from torch.multiprocessing import get_context  # late: seconds, which a run that finds everything need not wait
+    from torch.multiprocessing.spawn import ProcessException, start_processes
+
+    context = get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+    messages = context.Queue()
+    returned: list[dict[str, Any]] = []
+    errors: list[Exception] = []
+
+    def listen() -> None:
+        """Pass on what was reported, after waiting a little for the first report."""
+        wait = _LOOK
+        with suppress(queue.Empty):
+            while True:
+                message = messages.get(timeout=wait)
+                wait = 0.0
+                if isinstance(message, Exception):
+                    errors.append(message)
+                elif isinstance(message, logging.LogRecord):
+                    logging.getLogger(message.name).handle(message)
+                elif isinstance(message, dict):
+                    returned.append(message)
+                else:
+                    progress(*message)
+
+    members: Any = start_processes(
+        _member, (function, arguments, messages), count, join=False, start_method="forkserver"
+    )
+    try:
+        while not members.join(timeout=0):
+            listen()
+            check()
+    except ProcessException as ended:
+        listen()
+        killed = [n for n, member in enumerate(members.processes) if member.exitcode == -signal.SIGKILL]
+        if killed:
+            raise Killed(f"process {killed[0]} was killed") from None
+        raise (errors[0] if errors else RuntimeError(ended.msg.strip())) from None  # others only follow from the first
+    finally:
+        for member in members.processes:
+            member.kill()
+            member.join()
+    listen()
+    if not returned:
+        raise RuntimeError("a process ended without a result")
+    return returned[0]
+
+
+def _member(rank: int, function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], messages: Any) -> None:
+    """One of the processes; what the first one reports is passed on."""
+    quiet_libraries()
+    if not rank:
+        logging.getLogger("tailored_llama").addHandler(QueueHandler(messages))
+        logging.getLogger("tailored_llama").setLevel(logging.INFO)
+    try:
+        result = function(rank, lambda done, total: rank or messages.put((done, total)), *arguments)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        messages.put(error)
+        raise
+    if not rank:
+        messages.put(result)

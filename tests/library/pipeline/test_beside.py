@@ -1,0 +1,99 @@
+"""Stages side by side in processes of this machine: they make what one by one makes, and fail alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+
+from compositions import built, compose, compose_incomplete
+from helpers import as_toml
+from services import children, children_of, until
+from tailored_llama.config import ExecutionConfig, Work, validate_config
+from tailored_llama.evaluation import PerplexitySettings, read_recovery
+from tailored_llama.pipeline import StoreRunner, steps
+from tailored_llama.pipeline.beside import Places, run_beside
+from tailored_llama.pipeline.stages import PERPLEXITY
+
+SIDE_BY_SIDE = {"execution": {"processes": 2}}
+
+
+def test_they_make_what_one_after_another_makes(two: dict[str, Any]) -> None:
+    two["profile"] = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
+    config = validate_config(two)
+    report = compose("tailor", validate_config(two | SIDE_BY_SIDE))
+    before = built(two["store"]["root"])
+    assert compose("tailor", config) == report
+    assert built(two["store"]["root"]) == before  # down to each key, which follows from the bytes of what was read
+    one = two | {"store": {**two["store"], "root": two["store"]["root"] + "-one"}}
+    again = compose("tailor", validate_config(one))
+    assert {path.parent.name for path in before} == {path.parent.name for path in built(one["store"]["root"])}
+    assert [row.accuracy for row in read_recovery(again)[0]] == [row.accuracy for row in read_recovery(report)[0]]
+
+
+def test_a_failure_in_a_process_is_told_in_its_words_and_ends_what_reads_it_alone(two: dict[str, Any]) -> None:
+    train = Path(two["benchmarks"][1]["train"])
+    (longer := train.with_name("longer.jsonl")).write_text(train.read_text().replace("red", "red" * 600))
+    two["benchmarks"][1]["train"] = str(longer)
+    report, failed = compose_incomplete("tailor", validate_config(two | SIDE_BY_SIDE))
+    assert failed.keys() == {"tune shades @ 0.20"}
+    assert "allowed: at most" in str(failed["tune shades @ 0.20"])  # the model's context
+    rows, _ = read_recovery(report)
+    assert {row.benchmark for row in rows if row.model == "tailored"} == {"colours", "(mean)"}
+
+
+def test_a_killed_process_counts_as_out_of_memory(own_run: dict[str, Any], tmp_path: Path) -> None:
+    config = validate_config(own_run | SIDE_BY_SIDE)
+    run = StoreRunner(config.store, config.execution)
+    dense = run.open(steps.load_dense(run, config))
+    begun = Event()
+
+    def kill() -> None:
+        begun.set()
+        for process in multiprocessing.active_children():
+            os.kill(process.pid or 0, signal.SIGKILL)
+
+    work = Work(tmp_path, ExecutionConfig(processes=2), name="perplexity dense")
+    with pytest.raises(MemoryError, match="perplexity dense: process 0 was killed, perhaps because memory ran out"):
+        run_beside(PERPLEXITY, {"checkpoint": dense}, PerplexitySettings.of(config.perplexity), work, kill)
+    assert begun.is_set()
+    assert not multiprocessing.active_children()
+
+
+def test_they_end_with_a_killed_run(own_run: dict[str, Any], tmp_path: Path) -> None:
+    (config := tmp_path / "run.toml").write_text(as_toml(own_run | SIDE_BY_SIDE))
+    with children() as spawn:
+        command = [sys.executable, "-c", "from tailored_llama.cli.main import main; main()", "run", str(config)]
+        run = spawn(command, tmp_path / "log", {})
+        server = until(lambda: children_of(run.pid, "forkserver"), 90, "a process from which others are forked")[0]
+        stage = until(lambda: children_of(server), 90, "a stage under way")[0]
+        run.kill()
+        until(lambda: not Path(f"/proc/{stage}/cmdline").exists(), 20, "the end of the stage")
+
+
+def test_what_measures_time_runs_alone_and_lets_nobody_past() -> None:
+    places, order = Places(2), list[str]()
+
+    def begin(name: str, alone: bool) -> Thread:
+        def hold() -> None:
+            with places.taken(alone):
+                order.append(name)
+
+        thread = Thread(target=hold)
+        thread.start()
+        thread.join(0.1)
+        return thread
+
+    with places.taken(alone=False):
+        begin("beside", alone=False)
+        waiting = [begin("alone", alone=True), begin("after it", alone=False)]
+        assert order == ["beside"]
+    for thread in waiting:
+        thread.join()
+    assert order == ["beside", "alone", "after it"]
