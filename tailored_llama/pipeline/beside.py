@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,18 +22,27 @@ class Places:
 
     def __init__(self, count: int) -> None:
         self._count, self._free, self._turn = count, Semaphore(count), Lock()
+        self._keys: defaultdict[str, Lock] = defaultdict(Lock)
 
     @contextmanager
-    def taken(self, alone: bool) -> Iterator[None]:
-        """Hold a place, or all of them, as a stage does that measures time; while one waits, no other begins."""
-        wanted = self._count if alone else 1
-        with self._turn:
-            for _ in range(wanted):
-                self._free.acquire()
-        try:
-            yield
-        finally:
-            self._free.release(wanted)
+    def taken(self, key: str, is_built: Callable[[], bool], alone: bool) -> Iterator[bool]:
+        """Hold a place for an artifact that is to be built; whether it is one, or was built meanwhile.
+
+        Who builds the same waits without a place. A stage that measures time holds all places; while it waits for them,
+        no other begins.
+        """
+        with self._keys[key]:
+            if is_built():
+                yield False
+                return
+            wanted = self._count if alone else 1
+            with self._turn:
+                for _ in range(wanted):
+                    self._free.acquire()
+            try:
+                yield True
+            finally:
+                self._free.release(wanted)
 
 
 @cache

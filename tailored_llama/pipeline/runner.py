@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from contextlib import nullcontext
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, Generic, Protocol, TypeVar
@@ -190,9 +191,8 @@ def build(
         Exception: what the stage raised, or `check`, which a process of its own calls now and then.
     """
     stage, fields, inputs = call.stage, call.fields, call.references
-    beside = stage.on_device and execution.processes > 1 and not artifacts.find(stage.name, call.key)
 
-    def compute(out: Path) -> Facts:
+    def compute(beside: bool, out: Path) -> Facts:
         resume = artifacts.resume_folder(stage.name, stage.version, fields, inputs)
         work = Work(out, execution, downloads, progress, resume, f"{call.name} {call.key[:8]}")
         folders = call.open_inputs(artifacts.open)
@@ -200,9 +200,13 @@ def build(
             return run_beside(stage, folders, call.settings, work, check)
         return run_here(stage, folders, call.settings, work)
 
-    with places(execution.processes).taken(stage.timed) if beside else nullcontext():
+    def is_built() -> bool:
+        return artifacts.find(stage.name, call.key) is not None
+
+    apart = stage.on_device and execution.processes > 1
+    with places(execution.processes).taken(call.key, is_built, stage.timed) if apart else nullcontext(False) as beside:
         check()
-        return artifacts.build(stage.name, stage.version, fields, inputs, compute)
+        return artifacts.build(stage.name, stage.version, fields, inputs, partial(compute, beside))
 
 
 def describe(call: Call[Any], manifest: Manifest, found: bool) -> str:

@@ -77,23 +77,27 @@ def test_they_end_with_a_killed_run(own_run: dict[str, Any], tmp_path: Path) -> 
         until(lambda: not Path(f"/proc/{stage}/cmdline").exists(), 20, "the end of the stage")
 
 
-def test_what_measures_time_runs_alone_and_lets_nobody_past() -> None:
-    places, order = Places(2), list[str]()
+def test_what_measures_time_runs_alone_and_who_builds_the_same_takes_no_place() -> None:
+    places, order, built = Places(2), list[str](), set[str]()
 
-    def begin(name: str, alone: bool) -> Thread:
+    def begin(key: str, alone: bool = False) -> Thread:
         def hold() -> None:
-            with places.taken(alone):
-                order.append(name)
+            with places.taken(key, lambda: key in built, alone) as place:
+                order.append(key if place else f"{key} is there")
+                built.add(key)
 
         thread = Thread(target=hold)
         thread.start()
         thread.join(0.1)
         return thread
 
-    with places.taken(alone=False):
-        begin("beside", alone=False)
-        waiting = [begin("alone", alone=True), begin("after it", alone=False)]
+    with places.taken("first", lambda: False, alone=False):
+        same = begin("first")
+        begin("beside")
+        waiting = [begin("timed", alone=True), begin("after it"), same]
         assert order == ["beside"]
+        built.add("first")
     for thread in waiting:
         thread.join()
-    assert order == ["beside", "alone", "after it"]
+    order.remove("first is there")
+    assert order == ["beside", "timed", "after it"]
