@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from helpers import prune, remove_blocks, save_tiny_llama
 from s3 import S3Server
 from tailored_llama.config import PruningConfig, Work
-from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance
+from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance, vocabulary
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -24,6 +26,24 @@ MODELS: dict[str, dict[str, Any]] = {
     "per-layer": {},
     "missing blocks": {},
 }
+
+
+@cache
+def _few_words() -> dict[str, int]:
+    return dict(islice(vocabulary.read_general_words().items(), 0, None, 20))
+
+
+@pytest.fixture
+def all_general_words() -> None:
+    """For a test of what they decide."""
+
+
+@pytest.fixture(autouse=True)
+def _few_general_words(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A twentieth of the general words, since counting all of them takes a second."""
+    if "all_general_words" not in request.fixturenames:
+        words = _few_words()
+        monkeypatch.setattr(vocabulary, "read_general_words", lambda: words)
 
 
 @pytest.fixture(params=MODELS, ids=MODELS.keys())

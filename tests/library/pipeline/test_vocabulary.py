@@ -15,6 +15,8 @@ from tailored_llama.config import SweepConfig, validate_as, validate_config
 from tailored_llama.evaluation import read_metrics, read_recovery, read_sweep
 from tailored_llama.models import read_id_table
 
+pytestmark = pytest.mark.usefixtures("all_general_words")
+
 
 @pytest.fixture
 def trimmed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:

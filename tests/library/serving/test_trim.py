@@ -197,6 +197,7 @@ def test_parts_become_one_file(files: Callable[..., Path], tmp_path: Path, given
         trim_gguf(tmp_path / "m-00001-of-00003.gguf", TEXT, 512, tmp_path / "other.gguf")
 
 
+@pytest.mark.usefixtures("all_general_words")
 def test_without_a_number_the_texts_stay_whole_and_what_general_text_uses(
     files: Callable[..., Path], tmp_path: Path
 ) -> None:
