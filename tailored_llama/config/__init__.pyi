@@ -17,13 +17,12 @@ from .derived import step_ratios as step_ratios
 from .derived import stop_strings as stop_strings
 from .derived import trims_vocabulary as trims_vocabulary
 from .derived import with_template as with_template
-from .evaluation import PerplexityConfig as PerplexityConfig
-from .evaluation import ProfileConfig as ProfileConfig
 from .execution import GGUF_TYPES as GGUF_TYPES
 from .execution import K_QUANTS as K_QUANTS
 from .execution import ExecutionConfig as ExecutionConfig
 from .execution import GgufType as GgufType
 from .execution import StoreConfig as StoreConfig
+from .execution import Work as Work
 from .execution import as_gguf_type as as_gguf_type
 from .execution import check_installed as check_installed
 from .goal import GoalConfig as GoalConfig
@@ -56,7 +55,9 @@ from .loading import validate_config as validate_config
 from .schema import DATA_FREE as DATA_FREE
 from .schema import ROWS as ROWS
 from .schema import Criterion as Criterion
+from .schema import PerplexityConfig as PerplexityConfig
 from .schema import PlanConfig as PlanConfig
+from .schema import ProfileConfig as ProfileConfig
 from .schema import PruningConfig as PruningConfig
 from .schema import Reconstruction as Reconstruction
 from .schema import ReconstructionConfig as ReconstructionConfig
@@ -84,4 +85,3 @@ from .training import HealingConfig as HealingConfig
 from .training import TrainingConfig as TrainingConfig
 from .training import TuningConfig as TuningConfig
 from .training import check_training as check_training
-from .work import Work as Work

@@ -63,7 +63,7 @@ def write_smallest_report(
     answer, place = settings.answer, settings.answer.proven
     tested = answer.order[0] if place is None and answer.order else place
     lost = [] if tested is None else _lost(settings.config, candidates[tested].proving, reference, prompts)
-    reports.write_smallest(reports.SmallestInputs(settings.config, answer, lost, costs), out=work.out)
+    reports.write_smallest(settings.config, answer, lost, costs, out=work.out)
 
 
 def _lost(

@@ -12,7 +12,6 @@ from .profile import profile_table as profile_table
 from .prompt_study import write_study as write_study
 from .run import write_report as write_report
 from .smallest import LostRow as LostRow
-from .smallest import SmallestInputs as SmallestInputs
 from .smallest import verdict as verdict
 from .smallest import write_smallest as write_smallest
 from .sweep import write_sweep as write_sweep

@@ -14,8 +14,8 @@ from typing import Any
 from tailored_llama.config import RunConfig
 from tailored_llama.evaluation import TAILORED, RecoveryRow, RecoveryTable
 from tailored_llama.reports.inputs import RunResults
-from tailored_llama.reports.parts import number, percent, points, span
-from tailored_llama.reports.text import NOTHING, held_out_evidence, plus_minus, run_name
+from tailored_llama.reports.parts import accuracy_of, number, percent, points, span
+from tailored_llama.reports.text import NOTHING, held_out_evidence, run_name
 from tailored_llama.store import read_table
 from tailored_llama.training import LOG_SCHEMA, Comparison, is_better
 
@@ -44,7 +44,7 @@ def too_much_removed(tailored: RecoveryRow) -> Finding | None:
     if tailored.recovery is None or tailored.recovery >= LOW:
         return None
     between = span(tailored.recovery_low, tailored.recovery_high)
-    evidence = f"accuracy is {plus_minus(tailored)}, {percent(tailored.recovery)} of the dense model's"
+    evidence = f"accuracy is {accuracy_of(tailored).text}, {percent(tailored.recovery)} of the dense model's"
     evidence += f" (95 % interval {between})" if between else ""
     lever = "remove less (pruning.ratios), or another kind of group (pruning.kinds: tokens leave before heads do)"
     return f"Below {percent(LOW, 0)} of the dense model: too much removed, or the wrong kind", evidence, lever

@@ -48,7 +48,6 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         loading=loading(checkpoint),
         notes=text.floor_notes([table]),
         own=own,
-        plus_minus=text.plus_minus,
         prompt=prompt_of(config, own, tuned),
         pruned=pruned,
         ratio=ratio,

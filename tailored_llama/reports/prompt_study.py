@@ -9,8 +9,7 @@ from pathlib import Path
 from tailored_llama import evaluation
 from tailored_llama.config import REFERENCES, PromptStudyConfig
 from tailored_llama.evaluation import EVALUATION, MEAN, Difference, StudiedBenchmark, TemplateRow
-from tailored_llama.reports.comparison_plots import intervals
-from tailored_llama.reports.figures import Picture
+from tailored_llama.reports.figures import Picture, intervals
 from tailored_llama.reports.pages import settings_of, write_page
 from tailored_llama.reports.parts import accuracy_of, number, points
 from tailored_llama.reports.tables import Cell, Column, Table, store_table, table_row

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from tailored_llama.config import RATIOS, SWEEP_FIELDS, SweepConfig, sweep_cells
 from tailored_llama.evaluation import RecoveryRow, SweepRow
-from tailored_llama.reports.comparison_plots import curves, intervals
-from tailored_llama.reports.figures import Picture
+from tailored_llama.reports.figures import Picture, curves, intervals
 from tailored_llama.reports.pages import settings_of, write_page
 from tailored_llama.reports.parts import accuracy_cell, number, percent, share_cell, span
 from tailored_llama.reports.tables import Cell, Column, Row, Table, store_table, table_row

@@ -12,7 +12,7 @@ from rich.console import Console
 from helpers import hits, scored
 from tailored_llama.reports import ModelResults, ReportInputs, RunResults, stored_table, write_report
 from tailored_llama.reports.inputs import scored_runs
-from tailored_llama.reports.recovery import report_notes
+from tailored_llama.reports.run import report_notes
 
 
 def folders(root: Path, piqa: int, csqa: int) -> dict[str, Path]:
