@@ -128,12 +128,12 @@ def report(
     tailored: Annotated[list[Path] | None, typer.Option(help="The same for the tailored model.")] = None,
 ) -> None:
     """Compare scores on the same examples in a table and a report with intervals."""
-    from tailored_llama.reports import ModelResults, ReportInputs, RunResults, stored_table, write_report
+    from tailored_llama.evaluation import MODELS
+    from tailored_llama.reports import ReportInputs, RunResults, recovery_table, stored_table, write_report
 
-    scores = [_scores(folders or []) for folders in (dense, pruned, tailored)]
-    run = RunResults(None, pruned=ModelResults(scores=scores[1]), tailored=scores[2])
+    scores = {model: _scores(own or []) for model, own in zip(MODELS, (dense, pruned, tailored), strict=True)}
     with new_folder(out) as folder:
-        write_report(ReportInputs("scores", ModelResults(scores=scores[0]), (run,)), out=folder)
+        write_report(ReportInputs("scores", [RunResults(recovery_table(None, scores, ()))]), out=folder)
         Console().print(stored_table(folder))
     print(f"report: {out / 'report.html'}")
 

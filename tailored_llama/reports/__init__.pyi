@@ -2,10 +2,10 @@
 from .certificate import answer_card as answer_card
 from .certificate import certificate_of as certificate_of
 from .index import write_index as write_index
-from .inputs import Cost as Cost
-from .inputs import ModelResults as ModelResults
 from .inputs import ReportInputs as ReportInputs
 from .inputs import RunResults as RunResults
+from .inputs import recovery_table as recovery_table
+from .inputs import run_results as run_results
 from .model_card import tailored_card as tailored_card
 from .model_card import without_folders as without_folders
 from .profile import profile_table as profile_table

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from tailored_llama.config import RunConfig
-from tailored_llama.evaluation import TAILORED, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import TAILORED, RecoveryRow
 from tailored_llama.reports.inputs import RunResults
 from tailored_llama.reports.parts import accuracy_of, number, percent, points, span
 from tailored_llama.reports.text import NOTHING, held_out_evidence, run_name
@@ -104,19 +104,19 @@ def _rises(log: Mapping[str, Sequence[Any]]) -> list[str]:
     return [f"after epoch {epoch} the held-out loss was {number(worst, 2)}, before tuning {number(before, 2)}"]
 
 
-def diagnose(run: RunResults, table: RecoveryTable, config: RunConfig | None = None) -> list[Diagnosis]:
+def diagnose(run: RunResults, config: RunConfig | None = None) -> list[Diagnosis]:
     """All that is found at one ratio, by signature and benchmark.
 
     Raises:
         InputError: the log or the comparison of an adapter is broken.
     """
     found: list[tuple[str, Finding | None]] = []
-    tailored = [row for name in table.benchmarks if (row := table.row(TAILORED, name))]
+    tailored = [row for name in run.table.benchmarks if (row := run.table.row(TAILORED, name))]
     found += [(row.benchmark, too_much_removed(row)) for row in tailored]
-    found += [(row.benchmark, no_gain(row, run.comparison(row.benchmark), config)) for row in tailored if run.logs]
-    logs = {name: read_table(adapter / "log.parquet", LOG_SCHEMA) for name, adapter in run.logs.items()}
+    found += [(row.benchmark, no_gain(row, run.comparison(row.benchmark), config)) for row in tailored if run.adapters]
+    logs = {name: read_table(adapter / "log.parquet", LOG_SCHEMA) for name, adapter in run.adapters.items()}
     found += [(name, unstable(log.to_pydict())) for name, log in logs.items()]
-    return [Diagnosis(run.ratio, name, *finding) for name, finding in found if finding]
+    return [Diagnosis(run.table.ratio, name, *finding) for name, finding in found if finding]
 
 
 def by_signature(diagnoses: Sequence[Diagnosis]) -> dict[tuple[str, str], list[tuple[str, str]]]:

@@ -13,30 +13,29 @@ from tailored_llama.data import BUILTIN, Example, load_template, named_columns, 
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports import text
-from tailored_llama.reports.inputs import ReportInputs, scored_runs
+from tailored_llama.reports.inputs import RunResults
 from tailored_llama.reports.pages import page_template, settings_of
 from tailored_llama.reports.parts import percent, span
 from tailored_llama.store import DATA_WHEEL
 from tailored_llama.training import Comparison, is_better
 
 
-def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkpoint: Path, tuned: bool = True) -> str:
-    """The model card of a finished checkpoint, from one run's settings and its scores on the benchmark `own`.
+def tailored_card(
+    run: RunResults, config: RunConfig, own: BenchmarkConfig, base: Base, checkpoint: Path, tuned: bool
+) -> str:
+    """The model card of a finished checkpoint, from its run's settings and scores on the benchmark `own` alone.
 
     `base` is the dense model, `checkpoint` the pruned one; the merged one has the same layout and type. If the adapter
     is not merged (`tuned`), the card is that of the healed or pruned model, and says why.
-
-    Raises:
-        InputError: as `scored_runs`.
     """
-    ((run, table),) = scored_runs(inputs)
+    table, ratio = run.table, run.table.ratio
     dense, pruned, tailored = (table.row(model, own.name) for model in MODELS)
-    untuned = HEALED if run.healed else PRUNED
+    untuned = HEALED if HEALED in table.models else PRUNED
     row = tailored if tuned else table.row(untuned, own.name)
     sizes = {model: table.size(model) for model in (DENSE, PRUNED, HEALED)}
-    config, ratio, before, left = inputs.config, run.ratio, _size(sizes[DENSE]), _size(sizes[PRUNED])
-    if config is None or ratio is None or before is None or left is None or row is None or row.accuracy is None:
-        raise ValueError("a model card needs the run's configuration, its ratio, both sizes and the model's own score")
+    before, left = _size(sizes[DENSE]), _size(sizes[PRUNED])
+    if ratio is None or before is None or left is None or row is None or row.accuracy is None:
+        raise ValueError("a model card needs the run's ratio, both sizes and the model's own score")
     body = page_template("card.md.j2").render(
         base=base,
         config=config,

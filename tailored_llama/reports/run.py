@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import DENSE, TUNED_DENSE
+from tailored_llama.config import DENSE, TUNED_DENSE, RunConfig
+from tailored_llama.errors import InputError
 from tailored_llama.evaluation import HEALED, MEAN, MODELS, TAILORED, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.reports import text
 from tailored_llama.reports.diagnosis import Diagnosis, by_signature, diagnose, diagnosis_lines
 from tailored_llama.reports.figures import Picture
-from tailored_llama.reports.inputs import ReportInputs, RunResults, compared_rows, scored_runs
+from tailored_llama.reports.inputs import ReportInputs, RunResults, timing
 from tailored_llama.reports.pages import settings_of, write_page
 from tailored_llama.reports.parts import accuracy_of, megabytes, number, percent, share, share_cell, span
 from tailored_llama.reports.profile import speed_table
@@ -37,17 +38,21 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
     Raises:
         InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
     """
-    runs = scored_runs(inputs)
-    sizes = {(row.ratio, row.model): row for _, table in runs for row in table.models.values()}
-    write_rows(out / "recovery.parquet", [row for _, table in runs for row in table.rows], RecoveryRow)
+    runs = [run for run in inputs.runs if run.table.rows]
+    if not runs:
+        raise InputError("report: no model has scores; allowed: at least one scored benchmark")
+    tables, how = [run.table for run in runs], text.gained_by(inputs.config)
+    sizes = {(row.ratio, row.model): row for table in tables for row in table.models.values()}
+    rows = [row for table in tables for row in table.rows]
+    write_rows(out / "recovery.parquet", rows, RecoveryRow)
     write_rows(out / "models.parquet", list(sizes.values()), ModelRow)
-    diagnoses = [one for run, table in runs for one in diagnose(run, table, inputs.config)]
+    diagnoses = [one for run in runs for one in diagnose(run, inputs.config)]
     write_rows(out / "diagnoses.parquet", diagnoses, Diagnosis)
-    pictures, notes = report_pictures(runs), report_notes(inputs, runs)
-    tables, how = [table for _, table in runs], text.gained_by(inputs.config)
+    pictures, notes = report_pictures(runs), report_notes(runs)
     store_table(terminal_table(tables, notes, diagnoses, how), out)
     context = {
         "title": text.title(inputs),
+        "rows": rows,
         "accuracies": accuracies(tables, how),
         "how": how,
         "variant": text.VARIANTS[inputs.config.tuning.variant] if inputs.config else "an adapter",
@@ -57,9 +62,9 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
         "diagnosed": diagnosis_lines(diagnoses),
         "is_better": is_better,
         "config": inputs.config,
-        "runs": [_shown(run, table, inputs, pictures) for run, table in runs],
+        "runs": [_shown(run, inputs.config, pictures) for run in runs],
         "dense": tables[0].size(DENSE),
-        "speeds": _speeds([run for run, _ in runs]),
+        "speeds": _speeds(runs),
         "notes": notes,
         "pictures": pictures,
         "settings": settings_of(inputs.config) if inputs.config else {},
@@ -75,23 +80,21 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
 
 def _speeds(runs: Sequence[RunResults]) -> Table | None:
     """The speed of the dense model and of each pruned one, at the largest batch; None if nothing was timed."""
-    pruned = [replace(row, checkpoint=text.run_name(run.ratio)) for run in runs if (row := run.speed())]
-    dense = [row for run in runs if (row := run.speed("against"))]
+    pruned = [replace(row, checkpoint=text.run_name(run.table.ratio)) for run in runs if (row := timing(run.profile))]
+    dense = [row for run in runs if (row := timing(run.profile, "against"))]
     return speed_table([*dense[:1], *pruned], DENSE) if pruned else None
 
 
-def _shown(
-    run: RunResults, table: RecoveryTable, inputs: ReportInputs, pictures: Mapping[str, Picture]
-) -> dict[str, Any]:
+def _shown(run: RunResults, config: RunConfig | None, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     """What the templates show of one run."""
-    kinds = ("accuracy", "split", "losses")
+    names = {kind: picture_name(kind, run.table.ratio) for kind in ("accuracy", "split", "losses")}
     return {
-        "name": text.run_name(table.ratio),
-        "table": table,
-        "compared": {name: found for name in run.logs if (found := run.comparison(name))},
-        "summary": text.summary(table, inputs.config),
-        "accuracy_name": picture_name("accuracy", run.ratio),
-        **{kind: pictures.get(picture_name(kind, run.ratio)) for kind in kinds},
+        "name": text.run_name(run.table.ratio),
+        "table": run.table,
+        "compared": {name: found for name in run.adapters if (found := run.comparison(name))},
+        "summary": text.summary(run.table, config),
+        "accuracy_name": names["accuracy"],
+        **{kind: pictures.get(name) for kind, name in names.items()},
     }
 
 
@@ -158,18 +161,15 @@ def _beside(row: RecoveryRow | None) -> Cell:
     return replace(accuracy_of(row), under=tuple(filter(None, under)))
 
 
-def report_notes(inputs: ReportInputs, runs: Sequence[tuple[RunResults, RecoveryTable]]) -> list[str]:
+def report_notes(runs: Sequence[RunResults]) -> list[str]:
     """What to know of the accuracies: what the tuned dense model has, and where a recovery says little."""
-    notes = text.floor_notes([table for _, table in runs])
-    if not inputs.tuned_dense:
-        return notes
-    first, shares = runs[0][1], []
+    notes, first, shares = text.floor_notes([run.table for run in runs]), runs[0].table, []
     tuned = [(name, row) for name in first.lines if (row := first.row(TUNED_DENSE, name)) and row.accuracy is not None]
+    if not tuned:
+        return notes
     told = f"Dense, tuned on the same shots: {', '.join(f'{name} {accuracy_of(row).text}' for name, row in tuned)}."
-    for run, _ in runs:
-        tailored = {name: path for name, path in run.tailored.items() if name in inputs.tuned_dense}
-        row = compared_rows(inputs, run, {DENSE: inputs.tuned_dense, TAILORED: tailored})[-1]
-        if row.recovery is not None:
-            named = f"{text.run_name(run.ratio)} " if len(runs) > 1 else ""
+    for run in runs:
+        if (row := run.beside_tuned) and row.recovery is not None:
+            named = f"{text.run_name(run.table.ratio)} " if len(runs) > 1 else ""
             shares.append(named + share(row.recovery, row.recovery_low, row.recovery_high))
     return [f"{told} Tailored ÷ dense, tuned: {', '.join(shares)}." if shares else told, *notes]

@@ -26,15 +26,16 @@ def picture_name(kind: str, ratio: float | None) -> str:
     return kind if ratio is None else f"{kind}-{ratio}"
 
 
-def report_pictures(runs: Sequence[tuple[RunResults, RecoveryTable]]) -> dict[str, Picture]:
+def report_pictures(runs: Sequence[RunResults]) -> dict[str, Picture]:
     """The pictures of a report by name: the accuracy, the split and the losses of every run."""
     pictures = {}
-    for run, table in runs:
-        pictures[picture_name("accuracy", run.ratio)] = _accuracies(table)
+    for run in runs:
+        ratio = run.table.ratio
+        pictures[picture_name("accuracy", ratio)] = _accuracies(run.table)
         if run.plan and len(tried := read_tried(run.plan)) > 1:
-            pictures[picture_name("split", run.ratio)] = _split(tried)
-        if run.logs:
-            pictures[picture_name("losses", run.ratio)] = _losses(run.logs)
+            pictures[picture_name("split", ratio)] = _split(tried)
+        if run.adapters:
+            pictures[picture_name("losses", ratio)] = _losses(run.adapters)
     return pictures
 
 

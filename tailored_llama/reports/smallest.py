@@ -13,11 +13,11 @@ from tailored_llama.config import SmallestConfig
 from tailored_llama.evaluation import FIRST_SHARE, Answer, Candidate, LossTest
 from tailored_llama.reports.certificate import claim, cost_of
 from tailored_llama.reports.figures import COLOURS, DASHES, LINES, Picture, new_figure, styled, xy
-from tailored_llama.reports.inputs import Cost
 from tailored_llama.reports.pages import duration, settings_of, write_page
 from tailored_llama.reports.parts import lost, megabytes, number, p_value, percent
 from tailored_llama.reports.tables import Cell, Column, Table, store_table, table_row
 from tailored_llama.serving import bits_of
+from tailored_llama.store import Manifest
 
 _DIGEST = 12  # characters of a digest that are shown
 
@@ -33,11 +33,11 @@ class LostRow:
 
 
 def write_smallest(
-    config: SmallestConfig, answer: Answer, rows: Sequence[LostRow], costs: Sequence[Cost], *, out: Path
+    config: SmallestConfig, answer: Answer, rows: Sequence[LostRow], costs: Sequence[Manifest], *, out: Path
 ) -> None:
     """Stage: write `answer.json`, `table.json`, `smallest.html`, and `smallest.md` with `frontier.png`.
 
-    `rows` are examples that only the dense model gets right.
+    `rows` are examples that only the dense model gets right, `costs` the manifests of all artifacts of the search.
     """
     evaluation.write_answer(answer, out)
     picture, table = _picture(answer), _candidates(answer)
@@ -189,7 +189,7 @@ def _sets(answer: Answer) -> Table:
     return Table((Column("benchmark", left=True), *map(Column, purposes)), tuple(rows))
 
 
-def _costs(costs: Sequence[Cost]) -> Table:
+def _costs(costs: Sequence[Manifest]) -> Table:
     """How many artifacts of each stage were made, and in which time."""
     stages: dict[str, list[float]] = {}
     for cost in costs:

@@ -20,7 +20,7 @@ VARIANTS |= {"prompt": "a tuned soft prompt"}
 
 def title(inputs: ReportInputs) -> str:
     """The title: the model and the ratios, and whether stages are missing."""
-    asked = [f"{run.ratio:g}" for run in inputs.runs if run.ratio is not None]
+    asked = [f"{run.table.ratio:g}" for run in inputs.runs if run.table.ratio is not None]
     listed = " and ".join(filter(None, [", ".join(asked[:-1]), *asked[-1:]]))
     text = f"{inputs.model}, pruned at ratio{'s' if len(asked) > 1 else ''} {listed}" if asked else inputs.model
     return f"{text} (incomplete)" if inputs.failed else text
