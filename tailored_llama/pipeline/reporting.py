@@ -74,16 +74,8 @@ def export_model(
     """Stage: write the finished model of a benchmark, with its card: the base with its adapter merged.
 
     A run in float32 of a model in bfloat16 or float16 exports the model's own type, at half the size.
-    With `tuning.keep = "better"`, an adapter that is not better than none on held-out examples is left out.
-
-    Args:
-        dense: the dense model, with its scores on the benchmark alone.
-        run: the pruned model, with its adapter and scores of the benchmark alone.
-        settings: the configuration and the benchmark.
-        work: where to write.
-
-    Returns:
-        Whether the adapter is merged in.
+    With `tuning.keep = "better"`, an adapter that is not better than none on held-out examples is left out. `dense` and
+    `run` have the scores and the adapter of the benchmark alone.
     """
     config, benchmark = settings.config, settings.benchmark
     adapter = run.adapters[benchmark]

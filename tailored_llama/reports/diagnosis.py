@@ -72,36 +72,25 @@ def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunCon
 
 def unstable(log: Mapping[str, Sequence[Any]]) -> Finding | None:
     """Unstable training: a spike of the loss, or a held-out loss that rose; `log` are the columns of `log.parquet`."""
-    evidence = [*_spikes(log), *_rises(log)]
+    evidence = []
+    known = [(step, loss) for step, loss in zip(log["step"], log["loss"], strict=True) if loss is not None]
+    medians = [median(loss for _, loss in known[:i]) for i in range(1, len(known))]  # of all steps before the next
+    factors = [(known[i][1] / medians[i - 1], known[i]) for i in range(STEPS, len(known)) if medians[i - 1] > 0]
+    if spikes := [spike for spike in factors if spike[0] > SPIKE]:
+        factor, (step, loss) = max(spikes)
+        times = f"{number(factor, 1)} times the median of the steps before"
+        steps = f" ({len(spikes)} such steps)" if len(spikes) > 1 else ""
+        evidence.append(f"at step {step} the loss was {number(loss, 2)}, {times}{steps}")
+    held = [(e, loss) for e, loss in zip(log["epoch"], log["held_out_loss"], strict=True) if loss is not None]
+    if len(held) > 1 and held[0][1] > 0:
+        before, (epoch, worst) = held[0][1], max(held[1:], key=lambda point: point[1])
+        if worst > RISE * before:
+            lost = f"the held-out loss was {number(worst, 2)}, before tuning {number(before, 2)}"
+            evidence.append(f"after epoch {epoch} {lost}")
     if not evidence:
         return None
     lever = "a lower tuning.learning_rate or tuning.rank, or a longer tuning.warmup"
     return "Unstable training: rank or learning rate too high", ", and ".join(evidence), lever
-
-
-def _spikes(log: Mapping[str, Sequence[Any]]) -> list[str]:
-    """The highest spike of the training loss, if there is one."""
-    known = [(step, loss) for step, loss in zip(log["step"], log["loss"], strict=True) if loss is not None]
-    losses = [loss for _, loss in known]
-    factors = [(losses[i] / median(losses[:i]), i) for i in range(STEPS, len(known)) if median(losses[:i]) > 0]
-    spikes = [factor for factor in factors if factor[0] > SPIKE]
-    if not spikes:
-        return []
-    factor, highest = max(spikes)
-    step, loss = known[highest]
-    text = f"at step {step} the loss was {number(loss, 2)}, {number(factor, 1)} times the median of the steps before"
-    return [text + (f" ({len(spikes)} such steps)" if len(spikes) > 1 else "")]
-
-
-def _rises(log: Mapping[str, Sequence[Any]]) -> list[str]:
-    """The highest held-out loss, if it is well above the one before tuning."""
-    held = [(e, loss) for e, loss in zip(log["epoch"], log["held_out_loss"], strict=True) if loss is not None]
-    if len(held) < 2 or held[0][1] <= 0:
-        return []
-    before, (epoch, worst) = held[0][1], max(held[1:], key=lambda point: point[1])
-    if worst <= RISE * before:
-        return []
-    return [f"after epoch {epoch} the held-out loss was {number(worst, 2)}, before tuning {number(before, 2)}"]
 
 
 def diagnose(run: RunResults, config: RunConfig | None = None) -> list[Diagnosis]:

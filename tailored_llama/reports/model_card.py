@@ -10,12 +10,12 @@ from huggingface_hub import EvalResult
 
 from tailored_llama.config import DENSE, GENERIC, BenchmarkConfig, RunConfig, is_harness_task, is_written
 from tailored_llama.data import BUILTIN, Example, load_template, named_columns, render
-from tailored_llama.evaluation import HEALED, MODELS, PRUNED, ModelRow, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import HEALED, MODELS, PRUNED, RecoveryRow, RecoveryTable
 from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports import text
 from tailored_llama.reports.inputs import RunResults
 from tailored_llama.reports.pages import page_template, settings_of
-from tailored_llama.reports.parts import percent, span
+from tailored_llama.reports.parts import accuracy_of, percent, span
 from tailored_llama.store import DATA_WHEEL
 from tailored_llama.training import Comparison, is_better
 
@@ -33,10 +33,11 @@ def tailored_card(
     untuned = HEALED if HEALED in table.models else PRUNED
     row = tailored if tuned else table.row(untuned, own.name)
     sizes = {model: table.size(model) for model in (DENSE, PRUNED, HEALED)}
-    before, left = _size(sizes[DENSE]), _size(sizes[PRUNED])
-    if ratio is None or before is None or left is None or row is None or row.accuracy is None:
-        raise ValueError("a model card needs the run's ratio, both sizes and the model's own score")
+    before, left = (Size(own.parameters or 0, own.body or 0, own.vocab_size or 0) for own in list(sizes.values())[:2])
+    if ratio is None or row is None or row.accuracy is None:
+        raise ValueError("a model card needs the run's ratio and the model's own score")
     body = page_template("card.md.j2").render(
+        accuracy_of=accuracy_of,
         base=base,
         config=config,
         data=_data(own),
@@ -101,13 +102,6 @@ def _verdict(comparison: Comparison | None, tuned: bool) -> str:
         return text.verdict_line(comparison)
     consequence = "The adapter is merged all the same, as `tuning.keep` says." if tuned else "It was left out."
     return f"{text.verdict_line(comparison)} {consequence}"
-
-
-def _size(row: ModelRow) -> Size | None:
-    """The size in a row, if it is known."""
-    if row.parameters is None or row.body is None or row.vocab_size is None:
-        return None
-    return Size(row.parameters, row.body, row.vocab_size)
 
 
 def _data(own: BenchmarkConfig) -> str:

@@ -13,7 +13,7 @@ from tailored_llama.config import RunConfig
 from tailored_llama.data import read_prompts
 from tailored_llama.evaluation import RESAMPLES
 from tailored_llama.reports.figures import COLOURS, Picture
-from tailored_llama.reports.parts import accuracy_of, number, percent, points, span
+from tailored_llama.reports.parts import number, percent, points, span
 from tailored_llama.reports.tables import markdown
 
 _PROMPT_CHARACTERS = 3_000  # a longer prompt is cut in the middle
@@ -28,19 +28,7 @@ def page_template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shared = (
-        number,
-        percent,
-        points,
-        span,
-        accuracy_of,
-        duration,
-        first_sample,
-        shorten,
-        markdown,
-        markdown_picture,
-        as_code,
-    )
+    shared = (number, percent, points, span, duration, first_sample, shorten, markdown, markdown_picture, as_code)
     environment.filters |= {function.__name__: function for function in shared}
     environment.globals |= {"colours": COLOURS, "resamples": RESAMPLES}
     return environment.get_template(name)

@@ -49,11 +49,15 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
     diagnoses = [one for run in runs for one in diagnose(run, inputs.config)]
     write_rows(out / "diagnoses.parquet", diagnoses, Diagnosis)
     pictures, notes = report_pictures(runs), report_notes(runs)
-    store_table(terminal_table(tables, notes, diagnoses, how), out)
+    sentences = [(text.run_name(table.ratio).capitalize(), text.size_sentence(table)) for table in tables]
+    legend = ["Accuracy ± standard error; recovery with its 95 % interval."]
+    legend += [f"{name}. {told}" if len(tables) > 1 else told for name, told in sentences if told]
+    shown = accuracies(tables, how)
+    store_table(replace(shown, notes=(*legend, *notes, *diagnosis_lines(diagnoses))), out)
     context = {
         "title": text.title(inputs),
         "rows": rows,
-        "accuracies": accuracies(tables, how),
+        "accuracies": shown,
         "how": how,
         "variant": text.VARIANTS[inputs.config.tuning.variant] if inputs.config else "an adapter",
         "inputs": inputs,
@@ -98,17 +102,6 @@ def _shown(run: RunResults, config: RunConfig | None, pictures: Mapping[str, Pic
     }
 
 
-def terminal_table(
-    tables: Sequence[RecoveryTable], notes: Sequence[str], diagnoses: Sequence[Diagnosis], how: str
-) -> Table:
-    """The table for a terminal, with sizes, perplexities, notes and diagnoses below it."""
-    lines = ["Accuracy ± standard error; recovery with its 95 % interval."]
-    for table in tables:
-        if size := text.size_sentence(table):
-            lines.append(f"{text.run_name(table.ratio).capitalize()}. {size}" if len(tables) > 1 else size)
-    return replace(accuracies(tables, how), notes=(*lines, *notes, *diagnosis_lines(diagnoses)))
-
-
 def accuracies(tables: Sequence[RecoveryTable], how: str = "tuning", brief: bool = False) -> Table:
     """Every benchmark of every run; if `brief`, only their means.
 
@@ -131,24 +124,21 @@ def accuracies(tables: Sequence[RecoveryTable], how: str = "tuning", brief: bool
     for table in tables:
         rows += [table_row(text.run_name(table.ratio).capitalize())] if len(tables) > 1 else []
         for name in table.lines[-1:] if brief else table.lines:
-            known, tailored = table.any_row(name), table.row(TAILORED, name)
+            known, shares = table.any_row(name), [Cell("–")] * 3
+            if row := table.row(TAILORED, name):  # a mean says over how many benchmarks it is
+                over = f"over {row.cc_benchmarks} of {len(table.benchmarks)}" if name == MEAN else ""
+                shares = [
+                    share_cell(row.gain, row.gain_low, row.gain_high),
+                    share_cell(row.recovery, row.recovery_low, row.recovery_high),
+                    share_cell(row.chance_corrected, row.cc_low, row.cc_high, over),
+                ]
             label = "mean" if name == MEAN else name
             cells = [Cell(label, (known.metric,) if known.metric else (), label)]
             cells += [Cell(number(known.examples, 0)), Cell(number(known.floor))]
             cells += [accuracy_of(table.row(model, name)) for model in MODELS]
-            cells.append(share_cell(tailored.gain, tailored.gain_low, tailored.gain_high) if tailored else Cell("–"))
-            cells += [*_recoveries(table, tailored), *(_beside(table.row(model, name)) for model in beside)]
+            cells += [*shares, *(_beside(table.row(model, name)) for model in beside)]
             rows.append(table_row(*cells, bold=name == MEAN))
     return Table(columns, tuple(rows))
-
-
-def _recoveries(table: RecoveryTable, row: RecoveryRow | None) -> list[Cell]:
-    """The cells of recovery and chance-corrected recovery; that of a mean says over how many benchmarks it is."""
-    if row is None:
-        return [Cell("–"), Cell("–")]
-    over = f"over {row.cc_benchmarks} of {len(table.benchmarks)}" if row.benchmark == MEAN else ""
-    recovery = share_cell(row.recovery, row.recovery_low, row.recovery_high)
-    return [recovery, share_cell(row.chance_corrected, row.cc_low, row.cc_high, over)]
 
 
 def _beside(row: RecoveryRow | None) -> Cell:

@@ -96,13 +96,11 @@ def terminal(table: Table) -> rich.table.Table:
         if len(line.cells) == 1:
             shown.add_section()
         kept = [cell for cell, column in zip(line.cells, table.columns, strict=False) if not column.wide]
-        texts = [Text(_brief(cell), style="bold" if cell.strong else "") for cell in kept]
+        whole = [" ".join([cell.text, *(f"({text})" for text in cell.under)]) for cell in kept]
+        briefs = [text if cell.brief is None else cell.brief for cell, text in zip(kept, whole, strict=True)]
+        texts = [Text(text, style="bold" if cell.strong else "") for cell, text in zip(kept, briefs, strict=True)]
         shown.add_row(*texts, style="bold" if line.bold or len(line.cells) == 1 else None)
     return shown
-
-
-def _brief(cell: Cell) -> str:
-    return " ".join([cell.text, *(f"({line})" for line in cell.under)]) if cell.brief is None else cell.brief
 
 
 def markdown(table: Table) -> str:
