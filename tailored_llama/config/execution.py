@@ -141,10 +141,8 @@ def as_gguf_type(name: str) -> GgufType:
 def check_installed(package: str, got: str, otherwise: str, extra: str) -> None:
     """Check that a package is installed that a setting needs.
 
-    Args:
-        got: the field and its value, as an error message begins.
-        otherwise: a value of the field that needs nothing.
-        extra: the extra of this library that brings the package.
+    `got` is the field and its value, as an error message begins; `otherwise` is a value that needs nothing. `extra` is
+    the extra of this library that brings the package.
 
     Raises:
         InputError: it is not.

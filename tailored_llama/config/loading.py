@@ -47,14 +47,14 @@ def read_config_data(path: str | Path | None, overrides: list[str] | None = None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"configuration {path}: not TOML ({error})") from None
     for override in overrides or []:
-        key, separator, value = override.partition("=")
-        if not separator or not key.strip():
+        key, separator, value = map(str.strip, override.partition("="))
+        if not separator or not key:
             raise InputError(f"--set {override!r}: allowed: key=value, such as tuning.epochs=5")
         try:
             parsed = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            parsed = value.strip()
-        assign(data, key.strip(), parsed)
+            parsed = value
+        assign(data, key, parsed)
     return data
 
 

@@ -8,7 +8,7 @@ from .inputs import recovery_table as recovery_table
 from .inputs import run_results as run_results
 from .model_card import tailored_card as tailored_card
 from .model_card import without_folders as without_folders
-from .profile import profile_table as profile_table
+from .parts import profile_table as profile_table
 from .prompt_study import write_study as write_study
 from .run import write_report as write_report
 from .smallest import LostRow as LostRow

@@ -95,10 +95,11 @@ def terminal(table: Table) -> rich.table.Table:
     for line in table.rows:
         if len(line.cells) == 1:
             shown.add_section()
-        kept = [cell for cell, column in zip(line.cells, table.columns, strict=False) if not column.wide]
-        whole = [" ".join([cell.text, *(f"({text})" for text in cell.under)]) for cell in kept]
-        briefs = [text if cell.brief is None else cell.brief for cell, text in zip(kept, whole, strict=True)]
-        texts = [Text(text, style="bold" if cell.strong else "") for cell, text in zip(kept, briefs, strict=True)]
+        texts = []
+        for cell, column in zip(line.cells, table.columns, strict=False):
+            if not column.wide:
+                whole = " ".join([cell.text, *(f"({under})" for under in cell.under)])
+                texts.append(Text(whole if cell.brief is None else cell.brief, style="bold" if cell.strong else ""))
         shown.add_row(*texts, style="bold" if line.bold or len(line.cells) == 1 else None)
     return shown
 
