@@ -8,18 +8,7 @@ from pathlib import Path
 
 from tailored_llama import evaluation
 from tailored_llama.config import DENSE, TUNED_DENSE, RunConfig
-from tailored_llama.evaluation import (
-    HEALED,
-    PRUNED,
-    TAILORED,
-    ByType,
-    MeasuredModel,
-    ModelRow,
-    ProfileRow,
-    RecoveryRow,
-    RecoveryTable,
-    TailoredRun,
-)
+from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, ModelRow, ProfileRow, RecoveryRow, RecoveryTable
 from tailored_llama.models import read_structure
 from tailored_llama.store import Manifest
 from tailored_llama.training import Comparison, read_comparison
@@ -64,7 +53,10 @@ class ReportInputs:
 
 
 def run_results(
-    dense: MeasuredModel[Path], run: TailoredRun[Path] | None, tuned_dense: Mapping[str, Path], seed: int
+    dense: evaluation.MeasuredModel[Path],
+    run: evaluation.TailoredRun[Path] | None,
+    tuned_dense: Mapping[str, Path],
+    seed: int,
 ) -> RunResults:
     """The results at the ratio of a run or, if there is none, of the dense model alone.
 
@@ -109,11 +101,13 @@ def timing(profile: Sequence[ProfileRow], role: str = "checkpoint") -> ProfileRo
     return max((row for row in profile if row.role == role), key=lambda row: row.batch, default=None)
 
 
-def _named(model: str, quantised: ByType[Path]) -> dict[str, Mapping[str, Path]]:
+def _named(model: str, quantised: evaluation.ByType[Path]) -> dict[str, Mapping[str, Path]]:
     return {f"{model} {kind}": scores for kind, scores in quantised.items()}
 
 
-def _model_row(ratio: float | None, name: str, model: MeasuredModel[Path], timed: ProfileRow | None = None) -> ModelRow:
+def _model_row(
+    ratio: float | None, name: str, model: evaluation.MeasuredModel[Path], timed: ProfileRow | None = None
+) -> ModelRow:
     """A model's size, its perplexity and its speed, as far as they are known."""
     measured = evaluation.read_metrics(model.perplexity) if model.perplexity else {}
     perplexities = {key: measured.get(key) for key in ("perplexity", "byte_perplexity", "whole")}
