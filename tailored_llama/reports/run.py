@@ -53,7 +53,8 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
     write_rows(out / "models.parquet", list(sizes.values()), ModelRow)
     diagnoses = [one for run in runs for one in diagnose(run, inputs.config)]
     write_rows(out / "diagnoses.parquet", diagnoses, Diagnosis)
-    pictures, notes = report_pictures(runs), report_notes(runs)
+    parts, notes = [_shown(run, inputs.config) for run in runs], report_notes(runs)
+    pictures = {name: picture for part in parts for name, picture in part["pictures"].items()}
     sentences = [(text.run_name(table.ratio).capitalize(), text.size_sentence(table)) for table in tables]
     legend = ["Accuracy ± standard error; recovery with its 95 % interval."]
     legend += [f"{name}. {told}" if len(tables) > 1 else told for name, told in sentences if told]
@@ -71,7 +72,7 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
         "diagnosed": diagnosis_lines(diagnoses),
         "is_better": is_better,
         "config": inputs.config,
-        "runs": [_shown(run, inputs.config, pictures) for run in runs],
+        "runs": parts,
         "dense": tables[0].size(DENSE),
         "speeds": _speeds(runs),
         "notes": notes,
@@ -94,16 +95,22 @@ def _speeds(runs: Sequence[RunResults]) -> Table | None:
     return speed_table([*dense[:1], *pruned], DENSE) if pruned else None
 
 
-def _shown(run: RunResults, config: RunConfig | None, pictures: Mapping[str, Picture]) -> dict[str, Any]:
-    """What the templates show of one run."""
-    names = {kind: picture_name(kind, run.table.ratio) for kind in ("accuracy", "split", "losses")}
+def _shown(run: RunResults, config: RunConfig | None) -> dict[str, Any]:
+    """What the templates show of one run; its pictures are by kind, and by the names of their files in `pictures`."""
+    pictures = {"accuracy": _accuracies(run.table)}
+    if run.plan and len(tried := read_tried(run.plan)) > 1:
+        pictures["split"] = _split(tried)
+    if run.adapters:
+        pictures["losses"] = _losses(run.adapters)
+    ending = "" if run.table.ratio is None else f"-{run.table.ratio}"
     return {
         "name": text.run_name(run.table.ratio),
         "table": run.table,
         "compared": {name: found for name in run.adapters if (found := run.comparison(name))},
         "summary": text.summary(run.table, config),
-        "accuracy_name": names["accuracy"],
-        **{kind: pictures.get(name) for kind, name in names.items()},
+        "pictures": {f"{kind}{ending}": picture for kind, picture in pictures.items()},
+        **dict.fromkeys(("split", "losses")),
+        **pictures,
     }
 
 
@@ -168,24 +175,6 @@ def report_notes(runs: Sequence[RunResults]) -> list[str]:
             named = f"{text.run_name(run.table.ratio)} " if len(runs) > 1 else ""
             shares.append(named + share(row.recovery, row.recovery_low, row.recovery_high))
     return [f"{told} Tailored ÷ dense, tuned: {', '.join(shares)}." if shares else told, *notes]
-
-
-def picture_name(kind: str, ratio: float | None) -> str:
-    """The name of a run's picture, which is also its file name without extension."""
-    return kind if ratio is None else f"{kind}-{ratio}"
-
-
-def report_pictures(runs: Sequence[RunResults]) -> dict[str, Picture]:
-    """The pictures of a report by name: the accuracy, the split and the losses of every run."""
-    pictures = {}
-    for run in runs:
-        ratio = run.table.ratio
-        pictures[picture_name("accuracy", ratio)] = _accuracies(run.table)
-        if run.plan and len(tried := read_tried(run.plan)) > 1:
-            pictures[picture_name("split", ratio)] = _split(tried)
-        if run.adapters:
-            pictures[picture_name("losses", ratio)] = _losses(run.adapters)
-    return pictures
 
 
 @styled
