@@ -5,15 +5,12 @@ from .derived import drops_layers as drops_layers
 from .derived import exports as exports
 from .derived import healing_text as healing_text
 from .derived import is_written as is_written
-from .derived import max_new_tokens as max_new_tokens
 from .derived import named_benchmark as named_benchmark
 from .derived import part_of as part_of
 from .derived import reads_calibration as reads_calibration
 from .derived import reads_prompts as reads_prompts
 from .derived import reads_train as reads_train
-from .derived import reserved_tokens as reserved_tokens
 from .derived import scores_by_text as scores_by_text
-from .derived import step_ratios as step_ratios
 from .derived import stop_strings as stop_strings
 from .derived import trims_vocabulary as trims_vocabulary
 from .derived import with_template as with_template
