@@ -1,4 +1,4 @@
-"""The pictures of the reports: their common style, their conversion to SVG and PNG, and those of several reports.
+"""The pictures of the reports: their common style, their conversion to SVG and PNG, and intervals.
 
 HTML reports embed pictures as SVG. Its colours are variables of the style sheet (`var(--dense)` …), so that one picture
 serves light and dark pages; its text stays text, in the page's font. Markdown pages show a small PNG. The same data
@@ -18,7 +18,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 # Safe for colour-blind readers (Okabe & Ito). Each hex stands for its name and is used by nothing else.
@@ -116,43 +116,6 @@ def wrap_name(name: str) -> str:
 def xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     """The x and y values of points, as matplotlib takes them."""
     return [x for x, _ in points], [y for _, y in points]
-
-
-@styled
-def curves(
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    ylabel: str,
-    reference: float | None,
-    log: bool = False,
-    xlabel: str | None = None,
-    shares: bool = False,
-) -> Picture:
-    """One line through the points (x, value) of each setting, and the dense model's value, if given, as a reference.
-
-    With `shares`, values are fractions, shown as percentages. Without `xlabel`, x is the share of parameters removed.
-    """
-    figure = new_figure(420 + 11 * len(series))
-    axes = figure.subplots()
-    for number, (label, points) in enumerate(series.items()):
-        colour, dash = COLOURS[LINES[number % len(LINES)]], DASHES[number // len(LINES) % len(DASHES)]
-        axes.plot(*xy(sorted(points)), color=colour, linestyle=dash, linewidth=2, marker="o", label=label)
-    if reference is not None:
-        axes.axhline(reference, color=COLOURS["dense"], linewidth=1.5, linestyle=(0, (4, 2)), label="dense")
-    if log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    elif shares:
-        axes.yaxis.set_major_formatter(PercentFormatter(1, None, " %"))
-    axes.set_ylabel(ylabel)
-    axes.set_xlabel(xlabel or "parameters removed")
-    if xlabel is None:
-        axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
-    axes.grid(axis="y")
-    figure.legend(loc="outside upper left", ncols=2, borderpad=0)
-    over = xlabel or "the share of parameters removed"
-    return Picture(figure, f"{ylabel} over {over}: " + ", ".join(series))
 
 
 @styled
