@@ -114,7 +114,7 @@ def _shown(run: RunResults, config: RunConfig | None) -> dict[str, Any]:
     }
 
 
-def accuracies(tables: Sequence[RecoveryTable], how: str = "tuning", brief: bool = False) -> Table:
+def accuracies(tables: Sequence[RecoveryTable], how: str, brief: bool = False) -> Table:
     """Every benchmark of every run; if `brief`, only their means.
 
     `how` are the steps from the pruned to the tailored model. The tuned dense model and files of fewer bits, where
