@@ -28,16 +28,13 @@ def quiet_libraries() -> None:
     """Turn off transformers' own bars and messages, and warnings that are addressed to library authors."""
     # PEFT imports bitsandbytes, which warns that a faster kernel for 4 bits is not installed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    wrapt.when_imported("transformers")(_quiet_transformers)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="(peft|torch_pruning|torch).*")
 
-
-def _quiet_transformers(module: ModuleType) -> None:
-    from transformers.utils import logging as own
-
-    own.disable_progress_bar()
-    own.set_verbosity_error()
+    @wrapt.when_imported("transformers")
+    def quiet(module: ModuleType) -> None:
+        module.utils.logging.disable_progress_bar()
+        module.utils.logging.set_verbosity_error()
 
 
 @contextmanager

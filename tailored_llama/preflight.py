@@ -14,7 +14,6 @@ from tailored_llama.config import (
     NF4_MULTIPLE,
     PROMPTS,
     BenchmarkConfig,
-    ExecutionConfig,
     PromptStudyConfig,
     RunConfig,
     SweepConfig,
@@ -53,11 +52,7 @@ def preflight(config: RunConfig, does: Collection[str] = WHOLE) -> None:
         _check_benchmark(benchmark, config)
     for field, text in texts_of(config):
         data.check_text(text, field)
-    _check_device(config.execution)  # with torch, which takes seconds to load
-    _check_quantization(config)
-    _check_training(config)
-    if "prune" in does and not config.execution.dispatch:
-        _check_solver(config)
+    _check_device(config, does)  # with torch, which takes seconds to load
     _check_streaming(config, does)
     if (store := ArtifactStore(config.store.root)).remote:
         check_writable(store.remote)
@@ -71,27 +66,27 @@ def preflight_tailor(config: RunConfig) -> None:
     """Check a run of the whole pipeline, the only flow that exports finished models.
 
     Raises:
-        InputError: as `preflight`; or finished models are requested but cannot be made or exported.
+        InputError: as `preflight`; or finished models are requested but cannot be made, exported, or written in the
+            formats that are asked for.
     """
     preflight(config)
-    if config.store.export:
-        check_mergeable(config)
-        _check_writable("store.export", config.store.export)
+    folder, formats, tuning, pruning = config.store.export, config.store.export_formats, config.tuning, config.pruning
+    if folder and (tuning.examples == "none" or tuning.variant == "prompt"):
+        field = "examples" if tuning.examples == "none" else "variant"
+        raise InputError(
+            f"store.export: got {folder!r} with tuning.{field} = {getattr(tuning, field)!r}; allowed: an adapter that "
+            "merges into weights (tuning.variant lora, rslora or dora), or no store.export"
+        )
+    if folder:
+        _check_writable("store.export", folder)
         for own in exports(config):
             check_target(own.folder, "store.export", "an exported model", [GGUF if own.type else FINISHED])
-    _check_formats(config)
-
-
-def _check_formats(config: RunConfig) -> None:
-    """Check that exported models can be written in the formats that are asked for."""
-    formats = config.store.export_formats
-    if formats != ("safetensors",) and not config.store.export:
+    elif formats != ("safetensors",):
         raise InputError(
             f"store.export_formats: got {list(formats)} without store.export; allowed: with a folder there"
         )
     types = [own.type for own in exports(config) if own.type]
     architecture = models.source_architecture(models.find_model(config.model)) if types else None
-    pruning = config.pruning
     protected = pruning.protect_first or pruning.protect_last
     alike = (pruning.shape == "stock" and not protected) or not any(pruning.ratios)
     if architecture and architecture not in models.GGUF_LAYERED and not alike:
@@ -116,13 +111,6 @@ def preflight_sweep(config: SweepConfig) -> None:
     does = WHOLE if config.tailored else WHOLE - {"tune"} if config.scored else {"prune"}
     for run in [*dense_runs(config, cells).values(), *(cell.run for cell in cells)]:
         preflight(run, does)
-
-
-def _check_solver(config: RunConfig) -> None:
-    """Check that the fits of reconstruction have room, if the model's shape is known without a download."""
-    source = models.find_model(config.model)
-    if source.kind == "folder" and any(config.pruning.ratios):
-        models.check_solver(models.read_structure(source.path), config.reconstruction.method, config.execution.device)
 
 
 def _check_streaming(config: RunConfig, does: Collection[str]) -> None:
@@ -156,49 +144,41 @@ def preflight_prompts(config: PromptStudyConfig) -> None:
     preflight(config, {"prune", "score"} if config.pruned else {"score"})
 
 
-def _check_device(execution: ExecutionConfig) -> None:
-    """Check that the device exists; that of a worker may be on another machine."""
-    if not execution.dispatch:
-        models.pick_device(execution.device)
-    elif execution.device == "auto":
+def _check_device(config: RunConfig, does: Collection[str]) -> None:
+    """Check that the device exists, and has the libraries and room that are needed, as far as that is known.
+
+    Dispatched stages work on another machine, of which nothing is known. Models that are not folders tell their size
+    when they are loaded.
+    """
+    execution, pruning, nf4 = config.execution, config.pruning, config.model.quantization
+    if execution.dispatch and execution.device == "auto":
         raise InputError(
             "execution.device: got 'auto'; allowed with execution.dispatch: cpu, cuda, cuda:N or balanced, because "
             "another machine would choose"
         )
-
-
-def _check_quantization(config: RunConfig) -> None:
-    """Check that the pruned models can be tuned in 4 bits, as far as that is known before they are made."""
-    kind, pruning, execution = config.model.quantization, config.pruning, config.execution
-    if kind == "none":
-        return
-    if not execution.dispatch:
-        check_installed("bitsandbytes", f"model.quantization: got {kind!r}", "none", "nf4")
     device = execution.device if execution.dispatch else models.pick_device(execution.device)
-    if device == "cpu" and "mlp" in pruning.kinds and pruning.channel_multiple % NF4_MULTIPLE:
+    if nf4 != "none" and not execution.dispatch:
+        check_installed("bitsandbytes", f"model.quantization: got {nf4!r}", "none", "nf4")
+    if nf4 != "none" and device == "cpu" and "mlp" in pruning.kinds and pruning.channel_multiple % NF4_MULTIPLE:
         raise InputError(
-            f"pruning.channel_multiple: got {pruning.channel_multiple}; allowed with model.quantization = {kind!r} on "
+            f"pruning.channel_multiple: got {pruning.channel_multiple}; allowed with model.quantization = {nf4!r} on "
             f"a CPU: a multiple of {NF4_MULTIPLE}"
         )
-    source = models.find_model(config.model)
-    if source.kind == "folder" and not execution.dispatch:
-        models.check_quantizable(source.path, kind, execution.device)
-
-
-def _check_training(config: RunConfig) -> None:
-    """Check that what tuning and healing need is installed; a worker may have other libraries."""
-    if config.execution.dispatch:
+    if execution.dispatch:
         return
+    source = models.find_model(config.model)
+    if source.kind == "folder":
+        models.check_quantizable(source.path, nf4, execution.device)
+    structure = models.read_structure(source.path) if source.kind == "folder" and "prune" in does else None
     if config.tuning.examples != "none":
-        check_training("tuning", config.tuning, config.execution)
+        check_training("tuning", config.tuning, execution)
     if config.healing.tokens:
-        check_training("healing", config.healing, config.execution)
-        source = models.find_model(config.model)
-        if config.healing.variant == "full" and source.kind == "folder":  # others tell their size when they are loaded
-            left = 1 - max(config.pruning.ratios)
-            models.check_whole_training(
-                int(left * models.read_structure(source.path).parameters), config.execution.device
-            )
+        check_training("healing", config.healing, execution)
+        if structure and config.healing.variant == "full":
+            left = 1 - max(pruning.ratios)
+            models.check_whole_training(int(left * structure.parameters), execution.device)
+    if structure and any(pruning.ratios):
+        models.check_solver(structure, config.reconstruction.method, execution.device)
 
 
 def texts_of(config: RunConfig) -> list[tuple[str, TextConfig]]:
@@ -245,18 +225,3 @@ def _check_writable(field: str, root: str) -> None:
             os.write(file.fileno(), b"tailored")
     except OSError as error:
         raise InputError(f"{field}: got {root!r}, {error.strerror}; allowed: a writable folder with room") from None
-
-
-def check_mergeable(config: RunConfig) -> None:
-    """Check that a run with `store.export` trains adapters that can be merged.
-
-    Raises:
-        InputError: it trains none, or soft prompts.
-    """
-    tuning = config.tuning
-    if config.store.export and (tuning.examples == "none" or tuning.variant == "prompt"):
-        field = "examples" if tuning.examples == "none" else "variant"
-        raise InputError(
-            f"store.export: got {config.store.export!r} with tuning.{field} = {getattr(tuning, field)!r}; allowed: an "
-            "adapter that merges into weights (tuning.variant lora, rslora or dora), or no store.export"
-        )

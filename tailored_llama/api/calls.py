@@ -78,8 +78,11 @@ def prune(
         raise InputError("text: got both or none of text and rows; allowed: one of them")
     benchmarks = [] if rows is None else [_benchmark(rows)]
     fields: dict[str, Any] = {"pruning.ratios": [ratio]}
-    if text is not None:
-        fields |= _text(text)
+    if isinstance(text, str):
+        fields["calibration.source"] = text
+    elif text is not None:
+        written = _written(({"text": one} for one in text), "text")
+        fields |= {"calibration.source": written, "calibration.column": "text"}
     run, config = _begin(model, benchmarks, store, fields | dict(settings or {}))
     prompts = steps.render_train(run, config)
     pruned = steps.prune_to(run, config, steps.prepare_dense(run, config, prompts), ratio)
@@ -236,13 +239,6 @@ def _source(model: Source) -> str:
         kind = type(model).__name__
         raise InputError(f"model: got {kind}; allowed: a path, a Hub id, or a model and its tokenizer") from None
     return folder
-
-
-def _text(text: str | Sequence[str]) -> dict[str, Any]:
-    """The fields that make texts the calibration text."""
-    if isinstance(text, str):
-        return {"calibration.source": text}
-    return {"calibration.source": _written(({"text": one} for one in text), "text"), "calibration.column": "text"}
 
 
 def _benchmark(rows: Rows) -> Any:

@@ -20,13 +20,8 @@ from tailored_llama.pipeline import Artifact, StoreRunner
 class Small:
     """A model that was made here: a checkpoint, and the adapter that was tuned for it.
 
-    Args:
-        run: what made it, with its store.
-        config: how it was made.
-        checkpoint: its artifact.
-        adapter: of what was tuned, if it is better than none on held-out rows.
-        verdict: what tuning brought there, in a sentence; empty if nothing was tuned.
-        removed: the share of all parameters that was removed; 0: a dense model.
+    `run` is what made it, with its store. The adapter is kept if it is better than none on held-out rows; `verdict`
+    says what tuning brought there, and is empty if nothing was tuned. `removed` is a share of all parameters.
     """
 
     run: StoreRunner
@@ -97,10 +92,8 @@ class Small:
 class Smallest:
     """What a search for the smallest model has found.
 
-    Args:
-        answer: all of it: candidates, tests, sets of rows.
-        report: the folder of its page, `smallest.html`.
-        folder: of the proven model with its certificate; None if no candidate is proven.
+    `report` is the folder of its page, `smallest.html`, `folder` that of the proven model with its certificate; None:
+    no candidate is proven.
     """
 
     answer: Answer

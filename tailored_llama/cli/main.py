@@ -8,7 +8,6 @@ import typer
 
 from tailored_llama.cli.making import making
 from tailored_llama.cli.measuring import measuring
-from tailored_llama.cli.proving import proving
 from tailored_llama.cli.running import running
 from tailored_llama.cli.store import store_app
 from tailored_llama.console import quiet_libraries
@@ -27,7 +26,6 @@ app = typer.Typer(
 app.add_typer(running)
 app.add_typer(making)
 app.add_typer(measuring)
-app.add_typer(proving)
 app.add_typer(store_app, name="store")
 
 

@@ -1,4 +1,4 @@
-"""Commands that score, time and compare models."""
+"""Commands that score, time and compare models, find the smallest one for a job, and repeat its proof."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rich.console import Console
 
 from tailored_llama.cli.arguments import Adapter, BenchmarkName, Checkpoint, Config, Out, Overrides
 from tailored_llama.cli.folders import checkpoint_folder, new_folder
-from tailored_llama.cli.running import scratch_runner, with_benchmarks
+from tailored_llama.cli.running import run_in_process, scratch_runner, with_benchmarks
 from tailored_llama.config import Work, load_config, validate_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import Done, steps
+from tailored_llama.pipeline import Done, read_certificate, steps, verify_certificate
 
 # torch and transformers take seconds to load. What needs them is imported in the commands, after their arguments were
 # checked, so that --help and a bad value answer at once.
@@ -128,12 +128,12 @@ def report(
     tailored: Annotated[list[Path] | None, typer.Option(help="The same for the tailored model.")] = None,
 ) -> None:
     """Compare scores on the same examples in a table and a report with intervals."""
-    from tailored_llama.reports import ModelResults, ReportInputs, RunResults, stored_table, write_report
+    from tailored_llama.evaluation import MODELS
+    from tailored_llama.reports import ReportInputs, RunResults, recovery_table, stored_table, write_report
 
-    scores = [_scores(folders or []) for folders in (dense, pruned, tailored)]
-    run = RunResults(None, pruned=ModelResults(scores=scores[1]), tailored=scores[2])
+    scores = {model: _scores(own or []) for model, own in zip(MODELS, (dense, pruned, tailored), strict=True)}
     with new_folder(out) as folder:
-        write_report(ReportInputs("scores", ModelResults(scores=scores[0]), (run,)), out=folder)
+        write_report(ReportInputs("scores", [RunResults(recovery_table(None, scores, ()))]), out=folder)
         Console().print(stored_table(folder))
     print(f"report: {out / 'report.html'}")
 
@@ -149,6 +149,41 @@ def compare(
     if len(by_name) < 2:
         raise InputError(f"folders: got {', '.join(by_name)}; allowed: two or more, each once")
     print(json.dumps(compare_scores(by_name), indent=1))
+
+
+@measuring.command(epilog="Example: `tailored-llama smallest my.csv --model gemma-3-270m --lose-at-most 3`")
+def smallest(
+    rows: Annotated[list[str], typer.Argument(help="Your rows (.csv, .jsonl, .parquet), or names of benchmarks.")],
+    model: Annotated[str, typer.Option(help="Embedded name, folder, .gguf file or Hub id.")],
+    lose_at_most: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 3.0,
+    export: Annotated[Path, typer.Option(help="Folder that gets the model.")] = Path("smallest"),
+    overrides: Overrides = None,
+) -> None:
+    """Find the smallest model that still does a job, and prove that it does, without a configuration file."""
+    own = [f"benchmarks={json.dumps(rows)}", f"model.source={json.dumps(model)}"]
+    own += [f"goal.lose_at_most={lose_at_most}", f"store.export={json.dumps(str(export))}"]
+    raise typer.Exit(run_in_process("smallest", None, [*own, *(overrides or [])]))
+
+
+@measuring.command(epilog="Example: `tailored-llama verify smallest/my my.csv`")
+def verify(
+    model: Annotated[Path, typer.Argument(help="Folder of a model with its certificate.")],
+    rows: Annotated[list[str] | None, typer.Argument(help="Your rows, if the proof is on rows of your own.")] = None,
+    dense: Annotated[
+        str | None, typer.Option(help="The dense model, to score it again, too; absent: its recorded answers.")
+    ] = None,
+) -> None:
+    """Repeat the proof of a model: score it again on the same rows, and test again."""
+    certificate = read_certificate(model, rows)
+    with scratch_runner(certificate.config) as run:
+        tests = verify_certificate(run, certificate, dense)
+    for name, test in tests.items():
+        told = "less than" if test.proven else "NOT shown to lose less than"
+        print(
+            f"{name}: {told} {100 * test.margin:g} points lost on {test.rows:,} rows; measured {100 * test.loss:.1f}, "
+            f"at most {100 * test.bound:.1f} (p = {test.p:.2g}, level {test.level:.2g})"
+        )
+    raise typer.Exit(0 if all(test.proven for test in tests.values()) else 1)
 
 
 def _scores(folders: list[Path]) -> dict[str, Path]:

@@ -15,7 +15,7 @@ import typer
 from rich.logging import RichHandler
 
 from tailored_llama.cli.arguments import Overrides
-from tailored_llama.config import BenchmarkConfig, RunConfig, Section, SmallestConfig, study_of, validate_config
+from tailored_llama.config import RunConfig, Section, SmallestConfig, study_of, validate_config
 from tailored_llama.console import console
 from tailored_llama.data import check_benchmark
 from tailored_llama.errors import InputError
@@ -89,12 +89,9 @@ def scratch_runner(config: RunConfig) -> Iterator[FolderRunner]:
 
 def with_benchmarks(config: RunConfig, names: Sequence[str]) -> RunConfig:
     """The same run with the named benchmarks alone, as it configures them, or of the built-in ones."""
-    return config.model_copy(update={"benchmarks": tuple(find_benchmark(config, name) for name in names)})
-
-
-def find_benchmark(config: RunConfig, name: str) -> BenchmarkConfig:
-    """A benchmark as a run configures it, or a built-in one."""
-    configured = [benchmark for benchmark in config.benchmarks if benchmark.name == name]
-    (benchmark,) = configured or validate_config({"benchmarks": [name]}).benchmarks
-    check_benchmark(benchmark)
-    return benchmark
+    configured = {benchmark.name: benchmark for benchmark in config.benchmarks}
+    others = {name: validate_config({"benchmarks": [name]}).benchmarks[0] for name in names if name not in configured}
+    chosen = tuple((configured | others)[name] for name in names)
+    for benchmark in chosen:
+        check_benchmark(benchmark)
+    return config.model_copy(update={"benchmarks": chosen})

@@ -14,7 +14,11 @@ from tailored_llama.errors import InputError
 
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 OTHER_SOURCES = ("train", "evaluation", "source", "subset", "revision")  # fields that `data` replaces
-CONTEXT, CHOICES, ANSWER = ("question", "context", "prompt", "text"), ("choices",), ("answer", "label")
+COMMON = {  # field → the names of columns that may hold it, and what to say if there is none
+    "context": (("question", "context", "prompt", "text"), "no column is called question, context, prompt or text"),
+    "choices": (("choices",), "no column is called choices, and none a, b and so on"),
+    "answer": (("answer", "label"), "no column is called answer or label"),
+}
 
 
 def as_benchmark(value: Any) -> Any:
@@ -29,11 +33,8 @@ def with_columns(table: Mapping[str, Any], written: bool) -> dict[str, Any]:
 
     The context is a column question (written as "Question: …" and "Answer:"), context, prompt or text. The choices are
     a column `choices`, or columns a, b, c and so on. The answer is a column answer or label. Capitals do not matter. A
-    file that is not there is left for later, so that a configuration loads without it.
-
-    Args:
-        table: the fields that are set.
-        written: whether the model writes the answers, so that there are no choices.
+    file that is not there is left for later, so that a configuration loads without it. If the model writes the answers,
+    there are no choices.
 
     Raises:
         InputError: `data` stands beside another source, is no table, or has no column or several for a field.
@@ -59,7 +60,10 @@ def with_columns(table: Mapping[str, Any], written: bool) -> dict[str, Any]:
     found = {key: _candidates(key, columns) for key in missing}
     if unclear := [key for key in missing if len(found[key]) != 1]:
         raise InputError(_unclear(name, {key: found[key] for key in unclear}, columns))
-    return {**table, "name": name, **{key: _field(key, *found[key]) for key in missing}}
+    fields = {key: column for key, (column,) in found.items()}
+    if str(fields.get("context")).lower() == "question":
+        fields["context"] = f"Question: {{{fields['context']}}}\nAnswer:"
+    return {**table, "name": name, **fields}
 
 
 def _columns(path: Path) -> list[str]:
@@ -76,29 +80,18 @@ def _columns(path: Path) -> list[str]:
 
 def _candidates(key: str, columns: Sequence[str]) -> list[str | tuple[str, ...]]:
     """What may be meant: columns, or for the choices all columns a, b, c and so on."""
-    names = {"context": CONTEXT, "choices": CHOICES, "answer": ANSWER}[key]
-    found: list[str | tuple[str, ...]] = [column for column in columns if column.lower() in names]
+    found: list[str | tuple[str, ...]] = [column for column in columns if column.lower() in COMMON[key][0]]
     letters = sorted((c for c in columns if len(c) == 1 and c in string.ascii_letters), key=str.lower)
     if key == "choices" and len(letters) > 1 and string.ascii_lowercase.startswith("".join(letters).lower()):
         found.append(tuple(letters))
     return found
 
 
-def _field(key: str, column: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    is_question = key == "context" and str(column).lower() == CONTEXT[0]
-    return f"Question: {{{column}}}\nAnswer:" if is_question else column
-
-
 def _unclear(name: str, found: Mapping[str, Sequence[str | tuple[str, ...]]], columns: Sequence[str]) -> str:
     """One line on every field that the names of the columns do not settle."""
-    called = {
-        "context": "no column is called question, context, prompt or text",
-        "choices": "no column is called choices, and none a, b and so on",
-        "answer": "no column is called answer or label",
-    }
     problems = []
     for key, several in found.items():
         shown = " and ".join(one if isinstance(one, str) else f"({', '.join(one)})" for one in several)
-        problems.append(f"{key} is not set, and {f'{shown} may be meant' if shown else called[key]}")
+        problems.append(f"{key} is not set, and {f'{shown} may be meant' if shown else COMMON[key][1]}")
     without = "; or, where the model writes the answer, metric exact_match or f1" if "choices" in found else ""
     return f"benchmarks.{name}: {'; '.join(problems)}; allowed: columns of the file ({', '.join(columns)}){without}"

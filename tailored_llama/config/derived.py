@@ -11,16 +11,10 @@ from tailored_llama.config.execution import GgufType, as_gguf_type
 from tailored_llama.config.harness import is_harness_task
 from tailored_llama.config.inputs import PROMPTS, WRITTEN, BenchmarkConfig
 from tailored_llama.config.schema import DATA_FREE, RunConfig
-from tailored_llama.config.training import AdapterConfig
 
 Run = TypeVar("Run", bound=RunConfig)
 
 GENERIC = "generic"  # template set with one wording for all tasks; an adapter for several benchmarks is tuned with it
-
-
-def reserved_tokens(tuning: AdapterConfig) -> int:
-    """Tokens of the model's context taken by a soft prompt."""
-    return tuning.virtual_tokens if tuning.variant == "prompt" else 0
 
 
 def reads_calibration(run: RunConfig) -> bool:
@@ -68,11 +62,6 @@ def is_written(benchmark: BenchmarkConfig) -> bool:
     return benchmark.metric in WRITTEN
 
 
-def max_new_tokens(benchmark: BenchmarkConfig) -> int:
-    """Maximum number of tokens in a written answer."""
-    return benchmark.max_new_tokens or 32
-
-
 def stop_strings(benchmark: BenchmarkConfig) -> tuple[str, ...]:
     """Strings that end a written answer; they are not part of it."""
     return benchmark.stop or ("\n",)
@@ -93,11 +82,6 @@ def healing_text(run: RunConfig) -> RunConfig:
     """The same run with the text of healing as its calibration text."""
     healing = run.healing
     return run.model_copy(update={"calibration": run.calibration.with_tokens(healing.tokens, healing.source)})
-
-
-def step_ratios(ratio: float, steps: int) -> list[float]:
-    """Fraction of the original parameters removed after each of several equal steps."""
-    return [ratio * step / steps for step in range(1, steps + 1)]
 
 
 def named_benchmark(run: RunConfig, name: str) -> BenchmarkConfig:

@@ -1,15 +1,18 @@
-"""Sections on where work is done and where its results are kept."""
+"""Sections on where work is done and where its results are kept, and what a stage is given of them."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from tailored_llama.config.section import Section
 from tailored_llama.errors import InputError
+from tailored_llama.progress import Progress, silent
 
 GgufType = Literal[
     "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
@@ -104,6 +107,30 @@ class StoreConfig(Section):
         return formats
 
 
+@dataclass(frozen=True)
+class Work:
+    """Where a stage writes, and with what means.
+
+    Args:
+        out: an existing empty folder for its files.
+        execution: device, batch size, and what is streamed.
+        downloads: folder of fetched wheels.
+        progress: called after every unit of work.
+        resume: folder for the state of a long training, to continue from after a kill; None: nothing is kept.
+        name: what the stage's logs are named after, such as `tune arc_easy @ 0.20`.
+        halvings: how often memory ran out before, in one of several processes that train together; each time, the
+            tokens of a pass are halved.
+    """
+
+    out: Path
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    downloads: str = StoreConfig.model_fields["downloads"].default
+    progress: Progress = silent
+    resume: Path | None = None
+    name: str = "training"
+    halvings: int = 0
+
+
 def as_gguf_type(name: str) -> GgufType:
     """The GGUF type of a name.
 
@@ -118,10 +145,8 @@ def as_gguf_type(name: str) -> GgufType:
 def check_installed(package: str, got: str, otherwise: str, extra: str) -> None:
     """Check that a package is installed that a setting needs.
 
-    Args:
-        got: the field and its value, as an error message begins.
-        otherwise: a value of the field that needs nothing.
-        extra: the extra of this library that brings the package.
+    `got` is the field and its value, as an error message begins; `otherwise` is a value that needs nothing. `extra` is
+    the extra of this library that brings the package.
 
     Raises:
         InputError: it is not.

@@ -117,7 +117,12 @@ def task_fields(task: HarnessTask, metric: str | None = None) -> dict[str, Any]:
             f"has the filter {str(unknown[0]).rpartition('/')[2]}", f"no filter but {' and '.join(sorted(known))}"
         )
     choosable = ("acc", "acc_norm") if task.has_choices else ("exact_match",)  # the harness may list only one of two
-    if not (metrics := _metrics(settings, choosable)):
+    listed = settings.get("metric_list")
+    if listed is None:  # then a task has all of them
+        listed = [{"metric": name} for name in choosable]
+    named = {one["metric"]: one for one in listed if isinstance(one, Mapping) and one.get("metric") in choosable}
+    metrics = {name: one for name, one in named.items() if one.get("aggregation", "mean") == "mean"}
+    if not metrics:
         raise task.refuse("has metrics of its own only", f"tasks with the metric {' or '.join(choosable)}, averaged")
     if metric is not None and metric not in choosable:
         raise InputError(f"benchmarks.{PREFIX}{task.name}.metric: got {metric!r}; allowed: {' or '.join(choosable)}")
@@ -128,15 +133,6 @@ def task_fields(task: HarnessTask, metric: str | None = None) -> dict[str, Any]:
         raise task.refuse("exact_match has regexes_to_ignore", f"exact_match with {', '.join(_IGNORES)} or nothing")
     spaces = ("spaces",) if "remove_whitespace" in filters else ()
     return {"metric": "exact_match", "ignore": (*ignored, *spaces), **_generation(task)}
-
-
-def _metrics(settings: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
-    """The task's metrics that are known here; a task without a list has all of them."""
-    listed = settings.get("metric_list")
-    if listed is None:
-        return {name: {} for name in known}
-    named = {one["metric"]: one for one in listed if isinstance(one, Mapping) and one.get("metric") in known}
-    return {name: one for name, one in named.items() if one.get("aggregation", "mean") == "mean"}
 
 
 def _generation(task: HarnessTask) -> dict[str, Any]:

@@ -201,10 +201,12 @@ class BenchmarkConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_its_task_says(cls, data: Any) -> Any:
-        """Fill in what a task of lm-evaluation-harness decides, so that nobody else needs to look into its file."""
-        if not isinstance(data, dict) or not is_harness_task(data.get("name")):
+    def _as_its_source_says(cls, data: Any) -> Any:
+        """Fill in what a file's columns or a task of lm-evaluation-harness decide, so that nobody else looks there."""
+        if not isinstance(data, dict):
             return data
+        if not is_harness_task(data.get("name")):
+            return with_columns(data, data.get("metric") in WRITTEN) if isinstance(data.get("data"), str) else data
         given = {key: value for key, value in data.items() if value is not None}
         written = given.get("metric") not in ("acc", "acc_norm")
         decided = ("stop", "max_new_tokens", "ignore") if written else ()
@@ -213,14 +215,6 @@ class BenchmarkConfig(Section):
         source = given.get("source")
         task = find_task(given["name"], source if isinstance(source, str) else None)
         return task_fields(task, given.get("metric")) | given
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_its_file_says(cls, data: Any) -> Any:
-        """Fill in the columns that a file's own names tell, so that nobody else needs to look for them."""
-        if not isinstance(data, dict) or not isinstance(data.get("data"), str) or is_harness_task(data.get("name")):
-            return data
-        return with_columns(data, data.get("metric") in WRITTEN)
 
 
 class PromptConfig(Section):

@@ -47,10 +47,14 @@ def read_config_data(path: str | Path | None, overrides: list[str] | None = None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"configuration {path}: not TOML ({error})") from None
     for override in overrides or []:
-        key, separator, value = override.partition("=")
-        if not separator or not key.strip():
+        key, separator, value = map(str.strip, override.partition("="))
+        if not separator or not key:
             raise InputError(f"--set {override!r}: allowed: key=value, such as tuning.epochs=5")
-        assign(data, key.strip(), _parse_value(value.strip()))
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value
+        assign(data, key, parsed)
     return data
 
 
@@ -88,13 +92,6 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(data, dict):
             raise InputError(f"{key}: {section} is not a section")
     data[name] = value
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _explain(error: Any, kind: type[BaseModel]) -> str:

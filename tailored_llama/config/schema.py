@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from tailored_llama.config.columns import as_benchmark
-from tailored_llama.config.evaluation import PerplexityConfig, ProfileConfig, ScoringConfig
 from tailored_llama.config.execution import ExecutionConfig, StoreConfig
-from tailored_llama.config.inputs import BenchmarkConfig, CalibrationConfig, ModelConfig, PromptConfig
+from tailored_llama.config.inputs import BenchmarkConfig, CalibrationConfig, ModelConfig, PromptConfig, TextConfig
 from tailored_llama.config.section import Section
 from tailored_llama.config.training import HealingConfig, TuningConfig
 
@@ -87,6 +86,43 @@ class ReconstructionConfig(Section):
     """Ridge pull to the dense weights, as a fraction of the mean squared activation."""
 
 
+class ScoringConfig(Section):
+    """How many examples are scored, and with how many shots."""
+
+    limit: int | None = Field(None, ge=1)
+    """Examples of each evaluation split, evenly spaced over it; absent: all of them."""
+    num_fewshot: int = Field(0, ge=0, le=64, description="Solved train examples put before each question.")
+
+
+class PerplexityConfig(TextConfig):
+    """The text that perplexity is measured on."""
+
+    split: str = Field("validation", description="Benchmarks and Hub data sets: the split to read.")
+    column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
+    window: int = Field(512, ge=16, le=32768, description="Tokens per window.")
+    stride: int | None = Field(None, ge=1, le=32768)
+    """Tokens from the start of one window to the next, at most the window. Overlapping tokens serve as context and are
+    not scored again. Absent: the window, so no overlap, as in lm-evaluation-harness."""
+    tokens: int | None = Field(8192, ge=16, description="Tokens read from the start of the text; absent: all of them.")
+
+    @field_validator("stride")
+    @classmethod
+    def _stride_within_window(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value > (window := info.data.get("window", value)):
+            raise ValueError(f"allowed: at most {window}, the window")
+        return value
+
+
+class ProfileConfig(Section):
+    """What is timed: each pruned model, alternating with the dense one, on the machine that runs the stage."""
+
+    batches: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = (1, 8)
+    """Batch sizes in prompts, each measured separately; empty: no timing."""
+    prompt_tokens: int = Field(128, ge=1, le=32768, description="Tokens in each prompt.")
+    new_tokens: int = Field(32, ge=2, le=4096, description="Tokens generated after each prompt.")
+    repeats: int = Field(5, ge=1, le=1000, description="Timed passes; the median is reported.")
+
+
 Benchmark = Annotated[BenchmarkConfig, BeforeValidator(as_benchmark)]
 
 
@@ -128,23 +164,18 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _trained_in_whole_numbers(self) -> RunConfig:
-        if self.healing.variant == "full" and self.model.quantization != "none":
+    def _trainable(self) -> RunConfig:
+        in_4_bits, spread = self.model.quantization != "none", self.execution.device == "balanced"
+        if in_4_bits and self.healing.variant == "full":
             raise ValueError(
                 "healing.variant: got 'full' with model.quantization = 'nf4'; allowed: lora, rslora or dora"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _trained_on_one_device(self) -> RunConfig:
-        if self.execution.device != "balanced":
-            return self
-        if self.model.quantization != "none":
+        if spread and in_4_bits:
             raise ValueError("execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda")
-        if self.tuning.variant == "prompt":
+        if spread and self.tuning.variant == "prompt":
             raise ValueError("execution.device: got 'balanced' with tuning.variant = 'prompt'; allowed: cuda")
         for section, training in (("healing", self.healing), ("tuning", self.tuning)):
-            if training.optimizer != "adamw_torch":
+            if spread and training.optimizer != "adamw_torch":
                 raise ValueError(
                     f"{section}.optimizer: got {training.optimizer!r} with execution.device = 'balanced'; allowed: "
                     "adamw_torch"

@@ -156,19 +156,17 @@ def tuned_dense_cells(config: SweepConfig, cells: Sequence[SweepCell]) -> list[S
 def _cell(config: SweepConfig, name: str, varying: Sequence[str], run: RunConfig, searched: bool) -> SweepCell:
     models = dict.fromkeys(field for table in config.grid for field in table if field.split(".")[0] == MODEL)
     dense = ", ".join([DENSE, *(_setting_text(run, field) for field in models)])
+    texts = {field: _setting_text(run, field) for field in varying}
+    texts |= {TEMPLATE: SEARCHED} if searched and TEMPLATE in texts else {}
     names = [name] if name else []
-
-    def text_of(field: str) -> str:
-        return SEARCHED if searched and field == TEMPLATE else _setting_text(run, field)
-
-    label = ", ".join([*names, *map(text_of, varying)]) or "pruned"
+    label = ", ".join([*names, *texts.values()]) or "pruned"
     if config.axis == RATIOS:
         return SweepCell(label, label, None, dense, searched, run)
     place = attrgetter(config.axis)(run)
     if isinstance(place, bool) or not isinstance(place, int | float):
         raise InputError(f"axis: got {config.axis!r}, which is {place!r} in a cell; allowed: a numeric field")
-    others = names + [text_of(field) for field in varying if field != config.axis]
-    return SweepCell(label, ", ".join([*others, f"@ {run.pruning.ratios[0]:g}"]), place, dense, searched, run)
+    names += [text for field, text in texts.items() if field != config.axis]
+    return SweepCell(label, ", ".join([*names, f"@ {run.pruning.ratios[0]:g}"]), place, dense, searched, run)
 
 
 def _setting_text(run: RunConfig, field: str) -> str:

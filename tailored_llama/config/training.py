@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -13,9 +13,7 @@ from tailored_llama.config.section import Section
 Variant = Literal["lora", "rslora", "dora", "prompt", "full"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
-PROJECTIONS: tuple[Projection, ...] = (
-    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-)  # fmt: skip
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 
 
 class TrainingConfig(Section):

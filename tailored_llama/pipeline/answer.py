@@ -56,14 +56,11 @@ def write_smallest_report(
         prompts: the proving rows by benchmark.
         used: the artifacts of the search, each as often as it was asked for.
     """
-    costs = []
-    for manifest in map(read_manifest, dict.fromkeys(used)):
-        spent = (manifest.seconds, manifest.peak_memory_bytes, manifest.measured)
-        costs.append(reports.Cost(manifest.stage, manifest.key, *spent))
     answer, place = settings.answer, settings.answer.proven
     tested = answer.order[0] if place is None and answer.order else place
     lost = [] if tested is None else _lost(settings.config, candidates[tested].proving, reference, prompts)
-    reports.write_smallest(reports.SmallestInputs(settings.config, answer, lost, costs), out=work.out)
+    costs = [read_manifest(folder) for folder in dict.fromkeys(used)]
+    reports.write_smallest(settings.config, answer, lost, costs, out=work.out)
 
 
 def _lost(

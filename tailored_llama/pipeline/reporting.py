@@ -15,7 +15,6 @@ from tailored_llama.store import read_manifest
 
 if TYPE_CHECKING:
     from tailored_llama.evaluation import RecoveryRow, SweepRow
-    from tailored_llama.reports import Cost, ModelResults, RunResults
 
 
 @dataclass(frozen=True)
@@ -36,55 +35,19 @@ def write_run_report(
     work: Work,
 ) -> None:
     """Stage: write the report of a run from what there is of it; `prompts` are the rendered evaluation prompts."""
-    read: dict[str, Any] = {"dense": dense, "": runs, "prompts": prompts}
-    read["dense, tuned"] = tuned_dense
-    costs: list[Cost] = []
-    libraries: dict[str, str] = {}
-    for label, folder in leaves(read):
-        if isinstance(folder, Path):
-            manifest = read_manifest(folder)
-            spent = (manifest.seconds, manifest.peak_memory_bytes, manifest.measured)
-            costs.append(reports.Cost(manifest.stage, label, *spent))
-            libraries = libraries or manifest.libraries  # the dense checkpoint's
+    read = {"dense": dense, "": runs, "prompts": prompts, "dense, tuned": tuned_dense}
+    config = settings.config
+    of: Sequence[TailoredRun[Path] | None] = runs or [None]  # without any, the dense model alone
     inputs = reports.ReportInputs(
-        model=settings.config.model.source,
-        dense=model_results(dense),
-        runs=tuple(map(run_results, runs)),
-        config=settings.config,
-        prompts=prompts,
-        costs=tuple(costs),
-        libraries=libraries,
-        failed=settings.failed,
-        tuned_dense=tuned_dense.scores,
+        config.model.source,
+        [reports.run_results(dense, run, tuned_dense.scores, config.seed) for run in of],
+        config,
+        evaluation.read_metrics(dense.perplexity) if dense.perplexity else {},
+        prompts,
+        [(label, read_manifest(folder)) for label, folder in leaves(read) if isinstance(folder, Path)],
+        settings.failed,
     )
     reports.write_report(inputs, out=work.out)
-
-
-def model_results(model: MeasuredModel[Path]) -> ModelResults:
-    """A model's size, perplexity and scores."""
-    size = models.read_structure(model.checkpoint).size
-    return reports.ModelResults(
-        parameters=size.parameters,
-        perplexity=evaluation.read_metrics(model.perplexity) if model.perplexity else None,
-        scores=model.scores,
-        body=size.body,
-        vocab_size=size.vocab_size,
-        quantised=model.quantised,
-    )
-
-
-def run_results(one: TailoredRun[Path]) -> RunResults:
-    """The results at one ratio."""
-    return reports.RunResults(
-        ratio=one.ratio,
-        pruned=model_results(one.pruned),
-        tailored=one.tailored,
-        plan=one.pruned.checkpoint,
-        logs=one.adapters,
-        profile=evaluation.read_profile(one.profile) if one.profile else (),
-        healed=model_results(one.healed) if one.healed else None,
-        quantised=one.quantised,
-    )
 
 
 @dataclass(frozen=True)
@@ -111,25 +74,14 @@ def export_model(
     """Stage: write the finished model of a benchmark, with its card: the base with its adapter merged.
 
     A run in float32 of a model in bfloat16 or float16 exports the model's own type, at half the size.
-    With `tuning.keep = "better"`, an adapter that is not better than none on held-out examples is left out.
-
-    Args:
-        dense: the dense model, with its scores on the benchmark alone.
-        run: the pruned model, with its adapter and scores of the benchmark alone.
-        settings: the configuration and the benchmark.
-        work: where to write.
-
-    Returns:
-        Whether the adapter is merged in.
+    With `tuning.keep = "better"`, an adapter that is not better than none on held-out examples is left out. `dense` and
+    `run` have the scores and the adapter of the benchmark alone.
     """
     config, benchmark = settings.config, settings.benchmark
     adapter = run.adapters[benchmark]
     tuned = training.ships_adapter(config.tuning, training.read_comparison(adapter))
-    inputs = reports.ReportInputs(
-        model=config.model.source, dense=model_results(dense), runs=(run_results(run),), config=config
-    )
-    base = models.base_of(models.find_model(config.model))
-    card = reports.tailored_card(inputs, named_benchmark(config, benchmark), base, run.base, tuned)
+    base, results = models.base_of(models.find_model(config.model)), reports.run_results(dense, run, {}, config.seed)
+    card = reports.tailored_card(results, config, named_benchmark(config, benchmark), base, run.base, tuned)
     models.merge_adapter(run.base, adapter if tuned else None, out=work.out, card=card, half=base.half)
     return {"adapter": "merged" if tuned else "left out: tuning brought nothing on the held-out examples"}
 

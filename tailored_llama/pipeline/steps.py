@@ -18,7 +18,6 @@ from tailored_llama.config import (
     reads_calibration,
     reads_train,
     scores_by_text,
-    step_ratios,
     trims_vocabulary,
     with_template,
 )
@@ -176,8 +175,9 @@ def prune_to(run: Runner, config: RunConfig, dense: Dense, ratio: float) -> Arti
     model, groups, importance = dense.checkpoint, dense.groups, dense.importance
     text = None if config.reconstruction.method == "none" else dense.calibration
     split = choose_split(run, config, dense, ratio) if dense.counts else None
-    for step, share in enumerate(step_ratios(ratio, config.pruning.steps)):
-        if step:
+    for step in range(1, config.pruning.steps + 1):
+        share = ratio * step / config.pruning.steps
+        if step > 1:
             groups = run(stages.GROUPS, None, "build graph", dense=model)
             importance = score_importance(run, config, model, groups, dense.calibration)
         model = run(

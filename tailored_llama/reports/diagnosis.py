@@ -12,10 +12,10 @@ from statistics import median
 from typing import Any
 
 from tailored_llama.config import RunConfig
-from tailored_llama.evaluation import TAILORED, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import TAILORED, RecoveryRow
 from tailored_llama.reports.inputs import RunResults
-from tailored_llama.reports.parts import number, percent, points, span
-from tailored_llama.reports.text import NOTHING, held_out_evidence, plus_minus, run_name
+from tailored_llama.reports.parts import accuracy_of, number, percent, points, span
+from tailored_llama.reports.text import NOTHING, held_out_evidence, run_name
 from tailored_llama.store import read_table
 from tailored_llama.training import LOG_SCHEMA, Comparison, is_better
 
@@ -44,7 +44,7 @@ def too_much_removed(tailored: RecoveryRow) -> Finding | None:
     if tailored.recovery is None or tailored.recovery >= LOW:
         return None
     between = span(tailored.recovery_low, tailored.recovery_high)
-    evidence = f"accuracy is {plus_minus(tailored)}, {percent(tailored.recovery)} of the dense model's"
+    evidence = f"accuracy is {accuracy_of(tailored).text}, {percent(tailored.recovery)} of the dense model's"
     evidence += f" (95 % interval {between})" if between else ""
     lever = "remove less (pruning.ratios), or another kind of group (pruning.kinds: tokens leave before heads do)"
     return f"Below {percent(LOW, 0)} of the dense model: too much removed, or the wrong kind", evidence, lever
@@ -72,51 +72,40 @@ def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunCon
 
 def unstable(log: Mapping[str, Sequence[Any]]) -> Finding | None:
     """Unstable training: a spike of the loss, or a held-out loss that rose; `log` are the columns of `log.parquet`."""
-    evidence = [*_spikes(log), *_rises(log)]
+    evidence = []
+    known = [(step, loss) for step, loss in zip(log["step"], log["loss"], strict=True) if loss is not None]
+    medians = [median(loss for _, loss in known[:i]) for i in range(1, len(known))]  # of all steps before the next
+    factors = [(known[i][1] / medians[i - 1], known[i]) for i in range(STEPS, len(known)) if medians[i - 1] > 0]
+    if spikes := [spike for spike in factors if spike[0] > SPIKE]:
+        factor, (step, loss) = max(spikes)
+        times = f"{number(factor, 1)} times the median of the steps before"
+        steps = f" ({len(spikes)} such steps)" if len(spikes) > 1 else ""
+        evidence.append(f"at step {step} the loss was {number(loss, 2)}, {times}{steps}")
+    held = [(e, loss) for e, loss in zip(log["epoch"], log["held_out_loss"], strict=True) if loss is not None]
+    if len(held) > 1 and held[0][1] > 0:
+        before, (epoch, worst) = held[0][1], max(held[1:], key=lambda point: point[1])
+        if worst > RISE * before:
+            lost = f"the held-out loss was {number(worst, 2)}, before tuning {number(before, 2)}"
+            evidence.append(f"after epoch {epoch} {lost}")
     if not evidence:
         return None
     lever = "a lower tuning.learning_rate or tuning.rank, or a longer tuning.warmup"
     return "Unstable training: rank or learning rate too high", ", and ".join(evidence), lever
 
 
-def _spikes(log: Mapping[str, Sequence[Any]]) -> list[str]:
-    """The highest spike of the training loss, if there is one."""
-    known = [(step, loss) for step, loss in zip(log["step"], log["loss"], strict=True) if loss is not None]
-    losses = [loss for _, loss in known]
-    factors = [(losses[i] / median(losses[:i]), i) for i in range(STEPS, len(known)) if median(losses[:i]) > 0]
-    spikes = [factor for factor in factors if factor[0] > SPIKE]
-    if not spikes:
-        return []
-    factor, highest = max(spikes)
-    step, loss = known[highest]
-    text = f"at step {step} the loss was {number(loss, 2)}, {number(factor, 1)} times the median of the steps before"
-    return [text + (f" ({len(spikes)} such steps)" if len(spikes) > 1 else "")]
-
-
-def _rises(log: Mapping[str, Sequence[Any]]) -> list[str]:
-    """The highest held-out loss, if it is well above the one before tuning."""
-    held = [(e, loss) for e, loss in zip(log["epoch"], log["held_out_loss"], strict=True) if loss is not None]
-    if len(held) < 2 or held[0][1] <= 0:
-        return []
-    before, (epoch, worst) = held[0][1], max(held[1:], key=lambda point: point[1])
-    if worst <= RISE * before:
-        return []
-    return [f"after epoch {epoch} the held-out loss was {number(worst, 2)}, before tuning {number(before, 2)}"]
-
-
-def diagnose(run: RunResults, table: RecoveryTable, config: RunConfig | None = None) -> list[Diagnosis]:
+def diagnose(run: RunResults, config: RunConfig | None = None) -> list[Diagnosis]:
     """All that is found at one ratio, by signature and benchmark.
 
     Raises:
         InputError: the log or the comparison of an adapter is broken.
     """
     found: list[tuple[str, Finding | None]] = []
-    tailored = [row for name in table.benchmarks if (row := table.row(TAILORED, name))]
+    tailored = [row for name in run.table.benchmarks if (row := run.table.row(TAILORED, name))]
     found += [(row.benchmark, too_much_removed(row)) for row in tailored]
-    found += [(row.benchmark, no_gain(row, run.comparison(row.benchmark), config)) for row in tailored if run.logs]
-    logs = {name: read_table(adapter / "log.parquet", LOG_SCHEMA) for name, adapter in run.logs.items()}
+    found += [(row.benchmark, no_gain(row, run.comparison(row.benchmark), config)) for row in tailored if run.adapters]
+    logs = {name: read_table(adapter / "log.parquet", LOG_SCHEMA) for name, adapter in run.adapters.items()}
     found += [(name, unstable(log.to_pydict())) for name, log in logs.items()]
-    return [Diagnosis(run.ratio, name, *finding) for name, finding in found if finding]
+    return [Diagnosis(run.table.ratio, name, *finding) for name, finding in found if finding]
 
 
 def by_signature(diagnoses: Sequence[Diagnosis]) -> dict[tuple[str, str], list[tuple[str, str]]]:

@@ -1,4 +1,4 @@
-"""The pictures of the reports: their common style, and their conversion to SVG and PNG.
+"""The pictures of the reports: their common style, their conversion to SVG and PNG, and intervals.
 
 HTML reports embed pictures as SVG. Its colours are variables of the style sheet (`var(--dense)` …), so that one picture
 serves light and dark pages; its text stays text, in the page's font. Markdown pages show a small PNG. The same data
@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 # Safe for colour-blind readers (Okabe & Ito). Each hex stands for its name and is used by nothing else.
@@ -33,6 +34,8 @@ COLOURS = {
     "line-4": "#56b4e9",
 }
 WIDTH = 980  # CSS pixels
+LINES = ("tailored", "pruned", "line-1", "line-2", "line-3", "line-4")  # colours of curves, in order
+DASHES: Any = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # colours repeat with the next dash
 _PNG_DPI = 110  # Prefect's pages are narrower than our reports and shrink only their full-width pictures
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -65,17 +68,17 @@ class Picture:
     figure: Figure
     label: str
 
+    @styled
     def __post_init__(self) -> None:
         """Lay the figure out once: its SVG and its PNG would each do so again, which takes longer than drawing."""
-        with matplotlib.rc_context(STYLE):
-            self.figure.draw_without_rendering()
+        self.figure.draw_without_rendering()
         self.figure.set_layout_engine(None)
 
+    @styled
     def __html__(self) -> str:
         """An <svg> element for an HTML page, without prolog, metadata, namespaces and unused ids."""
         buffer = io.StringIO()
-        with matplotlib.rc_context(STYLE):
-            self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         text = buffer.getvalue()
         text = text[text.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -86,11 +89,11 @@ class Picture:
             text = text.replace(colour, f"var(--{name})")
         return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(self.label)}" ', 1)
 
+    @styled
     def save_png(self, path: Path) -> None:
         """Write a PNG on white, with a palette of 64 colours: a quarter of the bytes, and no visible loss."""
         buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            self.figure.savefig(buffer, format="png", dpi=_PNG_DPI, facecolor="white")
+        self.figure.savefig(buffer, format="png", dpi=_PNG_DPI, facecolor="white")
         with Image.open(buffer) as image:
             image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
 
@@ -113,3 +116,35 @@ def wrap_name(name: str) -> str:
 def xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     """The x and y values of points, as matplotlib takes them."""
     return [x for x, _ in points], [y for _, y in points]
+
+
+@styled
+def intervals(
+    names: Sequence[str],
+    panels: Mapping[str, Sequence[tuple[float, float, float] | None]],
+    reference: float,
+    unit: str,
+    label: str,
+) -> Picture:
+    """Values with their intervals: a row for each name, a panel for each kind of value.
+
+    A panel has value, low and high of every row, or None where there is nothing to draw, and a line at the reference,
+    such as no difference or the dense model. The label describes the values in the picture's text alternative.
+    """
+    figure = new_figure(90 + 30 * len(names))
+    panel_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, values) in zip(panel_axes, panels.items(), strict=True):
+        axes.axvline(reference, color=COLOURS["ink"], linewidth=1.2)
+        for row, value in enumerate(values):
+            if value is not None:
+                axes.hlines(row, *value[1:], COLOURS["tailored"], linewidth=2.5)
+                axes.plot(value[0], row, "o", color=COLOURS["tailored"], markersize=7)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.08)
+        axes.set_title(title)
+        axes.set_xlabel(unit)
+        axes.xaxis.set_major_locator(MaxNLocator(7))
+        axes.grid(axis="x")
+    return Picture(figure, f"{label}: {', '.join(panels)}")

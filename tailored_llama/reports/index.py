@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tailored_llama import evaluation
 from tailored_llama.config import DENSE
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import PRUNED, TAILORED, RecoveryTable, SweepRow
+from tailored_llama.evaluation import PRUNED, TAILORED, SweepRow
 from tailored_llama.reports.pages import write_page
 from tailored_llama.reports.parts import accuracy_cell, accuracy_of, megabytes, number, percent
 from tailored_llama.reports.tables import Cell, Column, Row, Table, markdown, table_row
@@ -20,17 +19,7 @@ from tailored_llama.store import MANIFEST, REPORTS, read_manifest
 
 INDEX = "index.html"
 NONE = Cell("–")
-
-
-@dataclass(frozen=True)
-class ModelFigures:
-    """What the page shows of a model: which it is, its size, its and the dense model's accuracy, and its proof."""
-
-    which: str
-    size: Cell = NONE
-    accuracy: Cell = NONE
-    dense: Cell = NONE
-    certificate: Cell = NONE
+FIGURES = (*map(Column, ("size", "accuracy", "dense")), Column("certificate", left=True))
 
 
 def write_index(folder: Path) -> str:
@@ -47,56 +36,52 @@ def write_index(folder: Path) -> str:
     rows: list[Row] = []
     for made, report, models in sorted(runs, key=lambda run: -run[0]):
         (page,) = report.glob("*.html")
-        for one in models:
-            name = Cell(report.name, (one.which,), link=f"{report.name}/{page.name}")
+        for which, *figures in models:
+            name = Cell(report.name, (which,), link=f"{report.name}/{page.name}")
             date, time = f"{datetime.fromtimestamp(made, UTC):%Y-%m-%d %H:%M}".split()
-            rows.append(table_row(name, one.size, one.accuracy, one.dense, one.certificate, Cell(date, (time,))))
-    figures = map(Column, ("size", "accuracy", "dense"))
-    columns = (Column("run", left=True), *figures, Column("certificate", left=True), Column("made, UTC"))
-    table = Table(columns, tuple(rows))
+            unknown = [NONE] * (len(FIGURES) - len(figures))
+            rows.append(table_row(name, *figures, *unknown, Cell(date, (time,))))
+    table = Table((Column("run", left=True), *FIGURES, Column("made, UTC")), tuple(rows))
     part = folder / f".{INDEX}.{os.getpid()}"
     write_page("index.html.j2", part, {"title": "All runs", "table": table, "settings": {}})
     part.replace(folder / INDEX)
     return markdown(table)
 
 
-def _models(stage: str, report: Path) -> Iterator[ModelFigures]:
+def _models(stage: str, report: Path) -> Iterator[tuple[str, *tuple[Cell, ...]]]:
+    """What the page shows of each model: which it is, and its `FIGURES`, of which the last may be absent."""
     if stage == "report":
-        yield from map(_tailored, evaluation.recovery_tables(*evaluation.read_recovery(report)))
+        for table in evaluation.recovery_tables(*evaluation.read_recovery(report)):
+            tailored, dense = (accuracy_of(table.overall(model)) for model in (TAILORED, DENSE))
+            yield f"{percent(table.ratio, 0)} removed", _parameters(table.size(PRUNED).parameters), tailored, dense
     elif stage == "smallest":
         yield _smallest(report)
     elif stage == "sweep":
         yield _best(evaluation.read_sweep(report))
     else:
-        yield ModelFigures(stage)
+        yield (stage,)
 
 
-def _tailored(table: RecoveryTable) -> ModelFigures:
-    size = _parameters(table.size(PRUNED).parameters)
-    accuracies = (accuracy_of(table.overall(model)) for model in (TAILORED, DENSE))
-    return ModelFigures(f"{percent(table.ratio, 0)} removed", size, *accuracies)
-
-
-def _smallest(report: Path) -> ModelFigures:
+def _smallest(report: Path) -> tuple[str, *tuple[Cell, ...]]:
     answer = evaluation.read_answer(report)
     if (place := answer.proven) is None:
-        return ModelFigures("the smallest model", certificate=Cell("nothing is proven"))
+        return "the smallest model", NONE, NONE, NONE, Cell("nothing is proven")
     tests = answer.tests[answer.order.index(place)].values()
     small, dense = (Cell(number(sum(getattr(test, of) for test in tests) / len(tests))) for of in ("small", "dense"))
     goal, best = answer.goal, answer.candidates[place]
     proof = Cell(f"loses less than {goal.lose_at_most:g} points", (f"{100 * goal.confidence:g} % confidence",))
-    return ModelFigures(best.label, Cell(megabytes(best.bytes)), small, dense, proof)
+    return best.label, Cell(megabytes(best.bytes)), small, dense, proof
 
 
-def _best(rows: Sequence[SweepRow]) -> ModelFigures:
+def _best(rows: Sequence[SweepRow]) -> tuple[str, *tuple[Cell, ...]]:
     """The cell of a sweep with the best accuracy."""
     cells = [row for row in rows if row.ratio and row.accuracy is not None]
     if not cells:
-        return ModelFigures("a sweep without accuracies")
+        return ("a sweep without accuracies",)
     best = max(cells, key=lambda row: row.accuracy or 0)
     dense = Cell(number(next((row.accuracy for row in rows if not row.ratio), None)))
     which = f"{best.label}, {percent(best.removed, 0)} removed, the best of {len(cells)}"
-    return ModelFigures(which, _parameters(best.parameters), accuracy_cell(best.accuracy, best.accuracy_stderr), dense)
+    return which, _parameters(best.parameters), accuracy_cell(best.accuracy, best.accuracy_stderr), dense
 
 
 def _parameters(count: int | None) -> Cell:

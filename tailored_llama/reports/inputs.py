@@ -1,138 +1,116 @@
-"""The inputs of a run's report: folders and figures, all optional except the scores."""
+"""What a run's report is written from: the rows of each ratio, and the folders and manifests behind them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tailored_llama import evaluation
 from tailored_llama.config import DENSE, TUNED_DENSE, RunConfig
-from tailored_llama.errors import InputError
-from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, ByType, ModelRow, ProfileRow, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, ModelRow, ProfileRow, RecoveryRow, RecoveryTable
+from tailored_llama.models import read_structure
+from tailored_llama.store import Manifest
 from tailored_llama.training import Comparison, read_comparison
 
 
 @dataclass(frozen=True)
-class ModelResults:
-    """The results of one model: its size, its perplexity (the metrics of `measure_perplexity`), and its scores.
-
-    `scores` maps a benchmark's name to the folder that `score_benchmark` wrote. `body` are the parameters without
-    embedding and untied head, `vocab_size` the tokens. `quantised` are the scores of its GGUF files, by their type.
-    """
-
-    parameters: int | None = None
-    perplexity: Mapping[str, Any] | None = None
-    scores: Mapping[str, Path] = field(default_factory=dict)
-    body: int | None = None
-    vocab_size: int | None = None
-    quantised: ByType[Path] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class RunResults:
-    """The results at one ratio: the pruned model, and what was tuned on it.
+    """The results at one ratio: its table, and what is shown beside it.
 
-    `ratio` is the configured one. `tailored` has the scores with the adapters, `quantised` those of GGUF files, by
-    type. `plan` is the pruned model's folder. `logs` maps a benchmark to the adapter's folder with `log.parquet`.
-    `profile` is the cost of the pruned model compared with the dense one. `healed` is set if healing followed pruning.
+    `plan` is the pruned model's folder. `adapters` are by what they were trained on: a benchmark, or `mixture`.
+    `profile` is the cost of the pruned model compared with the dense one. `beside_tuned` is the tailored model compared
+    with the dense model tuned on the same shots, on the benchmarks that both have.
     """
 
-    ratio: float | None
-    pruned: ModelResults = field(default_factory=ModelResults)
-    tailored: Mapping[str, Path] = field(default_factory=dict)
+    table: RecoveryTable
     plan: Path | None = None
-    logs: Mapping[str, Path] = field(default_factory=dict)
+    adapters: Mapping[str, Path] = field(default_factory=dict)
     profile: Sequence[ProfileRow] = ()
-    healed: ModelResults | None = None
-    quantised: ByType[Path] = field(default_factory=dict)
+    beside_tuned: RecoveryRow | None = None
 
     def comparison(self, benchmark: str) -> Comparison | None:
         """The adapter of a benchmark against none, on held-out examples; that of a mixture is the same for all."""
-        adapter = self.logs.get(benchmark) or self.logs.get("mixture")
+        adapter = self.adapters.get(benchmark) or self.adapters.get("mixture")
         return read_comparison(adapter) if adapter else None
-
-    def speed(self, role: str = "checkpoint") -> ProfileRow | None:
-        """The timing at the largest batch, of the pruned model or of the dense one ("against")."""
-        return max((row for row in self.profile if row.role == role), key=lambda row: row.batch, default=None)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of one artifact: wall time in seconds, peak resident memory in bytes, and its stage's own figures."""
-
-    stage: str
-    label: str
-    seconds: float
-    peak_memory_bytes: int
-    measured: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """All inputs of a report; each of `prompts` has `prompts.parquet`.
+    """All inputs of a report; what is missing is left out. Each of `prompts` has `prompts.parquet`.
 
-    `tuned_dense` has the scores of the dense model tuned on the same shots, if that was asked. `failed` are the errors
-    of the stages that an incomplete report lacks, by name.
+    `perplexity` has the metrics of `measure_perplexity` of the dense model. `costs` are the manifests of the artifacts,
+    each after its label. `failed` are the errors of the stages that an incomplete report lacks, by name.
     """
 
     model: str
-    dense: ModelResults
-    runs: tuple[RunResults, ...] = ()
+    runs: Sequence[RunResults]
     config: RunConfig | None = None
+    perplexity: Mapping[str, float] = field(default_factory=dict)
     prompts: Mapping[str, Path] = field(default_factory=dict)
-    costs: tuple[Cost, ...] = ()
-    libraries: Mapping[str, str] = field(default_factory=dict)
+    costs: Sequence[tuple[str, Manifest]] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
-    tuned_dense: Mapping[str, Path] = field(default_factory=dict)
 
 
-def scored_runs(inputs: ReportInputs) -> list[tuple[RunResults, RecoveryTable]]:
-    """Each ratio that has scores, with its table.
+def run_results(
+    dense: evaluation.MeasuredModel[Path],
+    run: evaluation.TailoredRun[Path] | None,
+    tuned_dense: Mapping[str, Path],
+    seed: int,
+) -> RunResults:
+    """The results at the ratio of a run or, if there is none, of the dense model alone.
+
+    `tuned_dense` are the scores of the dense model tuned on the same shots, if that was asked.
 
     Raises:
-        InputError: as `compared_rows`, or no model has scores.
+        InputError: as `recovery_table`.
     """
-    scored = []
-    for run in inputs.runs or (RunResults(None),):
-        folders = {DENSE: inputs.dense.scores, TUNED_DENSE: inputs.tuned_dense, PRUNED: run.pruned.scores}
-        folders |= {HEALED: run.healed.scores if run.healed else {}, TAILORED: run.tailored}
-        for model, by_type in ((DENSE, inputs.dense.quantised), (TAILORED, run.quantised)):
-            folders |= {f"{model} {kind}": scores for kind, scores in by_type.items()}
-        if rows := compared_rows(inputs, run, folders):
-            (table,) = evaluation.recovery_tables(rows, _model_rows(inputs.dense, run))
-            scored.append((run, table))
-    if not scored:
-        raise InputError("report: no model has scores; allowed: at least one scored benchmark")
-    return scored
+    folders, rows = {DENSE: dense.scores, TUNED_DENSE: tuned_dense}, [_model_row(None, DENSE, dense)]
+    if run is None:
+        return RunResults(recovery_table(None, folders | _named(DENSE, dense.quantised), rows, seed))
+    profile = evaluation.read_profile(run.profile) if run.profile else ()
+    rows.append(_model_row(run.ratio, PRUNED, run.pruned, timing(profile)))
+    folders[PRUNED] = run.pruned.scores
+    if run.healed:
+        rows.append(_model_row(run.ratio, HEALED, run.healed))
+        folders[HEALED] = run.healed.scores
+    folders |= {TAILORED: run.tailored} | _named(DENSE, dense.quantised) | _named(TAILORED, run.quantised)
+    both = {name: folder for name, folder in run.tailored.items() if name in tuned_dense}
+    beside = recovery_table(None, {DENSE: tuned_dense, TAILORED: both}, (), seed).rows[-1:]
+    table = recovery_table(run.ratio, folders, rows, seed)
+    return RunResults(table, run.pruned.checkpoint, run.adapters, profile, *beside)
 
 
-def compared_rows(
-    inputs: ReportInputs, run: RunResults, folders: Mapping[str, Mapping[str, Path]]
-) -> list[RecoveryRow]:
-    """The rows of a run from the score folders of each model and benchmark.
+def recovery_table(
+    ratio: float | None, folders: Mapping[str, Mapping[str, Path]], models: Sequence[ModelRow], seed: int = 0
+) -> RecoveryTable:
+    """The table at a ratio from the score folders of each model and benchmark, and the sizes of models.
 
     Raises:
         InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
     """
     scores = {
-        model: {name: evaluation.read_score(path) for name, path in paths.items()} for model, paths in folders.items()
+        model: {name: evaluation.read_score(path) for name, path in own.items()} for model, own in folders.items()
     }
-    return evaluation.recovery_rows(scores, run.ratio, inputs.config.seed if inputs.config else 0)
+    sizes = {row.model: row for row in (ModelRow(None, DENSE), ModelRow(ratio, PRUNED), *models)}
+    return RecoveryTable(ratio, tuple(evaluation.recovery_rows(scores, ratio, seed)), sizes)
 
 
-def _model_rows(dense: ModelResults, run: RunResults) -> list[ModelRow]:
-    """Rows of the dense, the pruned and the healed model of a ratio, as far as they are known."""
-    models = {DENSE: dense, PRUNED: run.pruned} | ({HEALED: run.healed} if run.healed else {})
-    rows = []
-    for name, model in models.items():
-        measured = {key: (model.perplexity or {}).get(key) for key in ("perplexity", "byte_perplexity", "whole")}
-        sizes = {"parameters": model.parameters, "body": model.body, "vocab_size": model.vocab_size}
-        speed = run.speed() if name == PRUNED else None
-        speeds = {key: getattr(speed, key) for key in _SPEEDS if speed}
-        rows.append(ModelRow(None if name == DENSE else run.ratio, name, **sizes, **measured, **speeds))
-    return rows
+def timing(profile: Sequence[ProfileRow], role: str = "checkpoint") -> ProfileRow | None:
+    """The timing at the largest batch, of the pruned model or of the dense one ("against")."""
+    return max((row for row in profile if row.role == role), key=lambda row: row.batch, default=None)
 
 
-_SPEEDS = [f"{phase}_speedup{end}" for phase in ("prefill", "decode") for end in ("", "_low", "_high")]
+def _named(model: str, quantised: evaluation.ByType[Path]) -> dict[str, Mapping[str, Path]]:
+    return {f"{model} {kind}": scores for kind, scores in quantised.items()}
+
+
+def _model_row(
+    ratio: float | None, name: str, model: evaluation.MeasuredModel[Path], timed: ProfileRow | None = None
+) -> ModelRow:
+    """A model's size, its perplexity and its speed, as far as they are known."""
+    measured = evaluation.read_metrics(model.perplexity) if model.perplexity else {}
+    perplexities = {key: measured.get(key) for key in ("perplexity", "byte_perplexity", "whole")}
+    fields = [f"{phase}_speedup{end}" for phase in ("prefill", "decode") for end in ("", "_low", "_high")]
+    speeds = {field: getattr(timed, field) for field in fields if timed}
+    return ModelRow(ratio, name, **asdict(read_structure(model.checkpoint).size), **perplexities, **speeds)

@@ -10,34 +10,34 @@ from huggingface_hub import EvalResult
 
 from tailored_llama.config import DENSE, GENERIC, BenchmarkConfig, RunConfig, is_harness_task, is_written
 from tailored_llama.data import BUILTIN, Example, load_template, named_columns, render
-from tailored_llama.evaluation import HEALED, MODELS, PRUNED, ModelRow, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import HEALED, MODELS, PRUNED, RecoveryRow, RecoveryTable
 from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports import text
-from tailored_llama.reports.inputs import ReportInputs, scored_runs
+from tailored_llama.reports.inputs import RunResults
 from tailored_llama.reports.pages import page_template, settings_of
-from tailored_llama.reports.parts import percent, span
+from tailored_llama.reports.parts import accuracy_of, percent, span
 from tailored_llama.store import DATA_WHEEL
 from tailored_llama.training import Comparison, is_better
 
 
-def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkpoint: Path, tuned: bool = True) -> str:
-    """The model card of a finished checkpoint, from one run's settings and its scores on the benchmark `own`.
+def tailored_card(
+    run: RunResults, config: RunConfig, own: BenchmarkConfig, base: Base, checkpoint: Path, tuned: bool
+) -> str:
+    """The model card of a finished checkpoint, from its run's settings and scores on the benchmark `own` alone.
 
     `base` is the dense model, `checkpoint` the pruned one; the merged one has the same layout and type. If the adapter
     is not merged (`tuned`), the card is that of the healed or pruned model, and says why.
-
-    Raises:
-        InputError: as `scored_runs`.
     """
-    ((run, table),) = scored_runs(inputs)
+    table, ratio = run.table, run.table.ratio
     dense, pruned, tailored = (table.row(model, own.name) for model in MODELS)
-    untuned = HEALED if run.healed else PRUNED
+    untuned = HEALED if HEALED in table.models else PRUNED
     row = tailored if tuned else table.row(untuned, own.name)
     sizes = {model: table.size(model) for model in (DENSE, PRUNED, HEALED)}
-    config, ratio, before, left = inputs.config, run.ratio, _size(sizes[DENSE]), _size(sizes[PRUNED])
-    if config is None or ratio is None or before is None or left is None or row is None or row.accuracy is None:
-        raise ValueError("a model card needs the run's configuration, its ratio, both sizes and the model's own score")
+    before, left = (Size(own.parameters or 0, own.body or 0, own.vocab_size or 0) for own in list(sizes.values())[:2])
+    if ratio is None or row is None or row.accuracy is None:
+        raise ValueError("a model card needs the run's ratio and the model's own score")
     body = page_template("card.md.j2").render(
+        accuracy_of=accuracy_of,
         base=base,
         config=config,
         data=_data(own),
@@ -48,7 +48,6 @@ def tailored_card(inputs: ReportInputs, own: BenchmarkConfig, base: Base, checkp
         loading=loading(checkpoint),
         notes=text.floor_notes([table]),
         own=own,
-        plus_minus=text.plus_minus,
         prompt=prompt_of(config, own, tuned),
         pruned=pruned,
         ratio=ratio,
@@ -103,13 +102,6 @@ def _verdict(comparison: Comparison | None, tuned: bool) -> str:
         return text.verdict_line(comparison)
     consequence = "The adapter is merged all the same, as `tuning.keep` says." if tuned else "It was left out."
     return f"{text.verdict_line(comparison)} {consequence}"
-
-
-def _size(row: ModelRow) -> Size | None:
-    """The size in a row, if it is known."""
-    if row.parameters is None or row.body is None or row.vocab_size is None:
-        return None
-    return Size(row.parameters, row.body, row.vocab_size)
 
 
 def _data(own: BenchmarkConfig) -> str:

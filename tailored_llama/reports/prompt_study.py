@@ -9,8 +9,7 @@ from pathlib import Path
 from tailored_llama import evaluation
 from tailored_llama.config import REFERENCES, PromptStudyConfig
 from tailored_llama.evaluation import EVALUATION, MEAN, Difference, StudiedBenchmark, TemplateRow
-from tailored_llama.reports.comparison_plots import intervals
-from tailored_llama.reports.figures import Picture
+from tailored_llama.reports.figures import Picture, intervals
 from tailored_llama.reports.pages import settings_of, write_page
 from tailored_llama.reports.parts import accuracy_of, number, points
 from tailored_llama.reports.tables import Cell, Column, Table, store_table, table_row
@@ -26,6 +25,9 @@ def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied
     differences = evaluation.study_differences(config, studied, rows)
     write_rows(out / "study.parquet", rows, TemplateRow)
     write_rows(out / "differences.parquet", differences, Difference)
+    making = () if config.pruned else ("calibration", "pruning", "reconstruction", "healing", "prompts")
+    settings = settings_of(config, ("perplexity", "profile", *making))
+    settings["tuning"] = {name: settings["tuning"][name] for name in ("shots", "held_out")}  # not in the slice
     picture, table = _picture(differences), _table(rows, differences)
     store_table(table, out)
     context = {
@@ -38,7 +40,7 @@ def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied
         "selection": _selection(studied, rows),
         "figure": picture,
         "studied": studied,
-        "settings": study_settings(config),
+        "settings": settings,
     }
     write_page("prompt_study.html.j2", out / "study.html", context)
     write_page("prompt_study.md.j2", out / "study.md", context)
@@ -137,14 +139,6 @@ def _selection(studied: Sequence[StudiedBenchmark[Path]], rows: Sequence[Templat
         cells[templates.index(one.chosen)] = replace(accuracy_of(best), strong=True)
         lines.append(table_row(name, number(best.examples, 0), number(best.floor), *cells))
     return Table(tuple(columns), tuple(lines))
-
-
-def study_settings(config: PromptStudyConfig) -> dict[str, dict[str, str]]:
-    """The settings that a study reads, as `settings_of` gives them."""
-    making = () if config.pruned else ("calibration", "pruning", "reconstruction", "healing", "prompts")
-    sections = settings_of(config, ("perplexity", "profile", *making))
-    sections["tuning"] = {name: sections["tuning"][name] for name in ("shots", "held_out")}  # not in the slice
-    return sections
 
 
 def _picture(differences: Sequence[Difference]) -> Picture:

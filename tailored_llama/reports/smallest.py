@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from tailored_llama import evaluation
 from tailored_llama.config import SmallestConfig
 from tailored_llama.evaluation import FIRST_SHARE, Answer, Candidate, LossTest
 from tailored_llama.reports.certificate import claim, cost_of
-from tailored_llama.reports.comparison_plots import Line, frontier
-from tailored_llama.reports.figures import Picture
-from tailored_llama.reports.inputs import Cost
+from tailored_llama.reports.figures import COLOURS, DASHES, LINES, Picture, new_figure, styled, xy
 from tailored_llama.reports.pages import duration, settings_of, write_page
 from tailored_llama.reports.parts import lost, megabytes, number, p_value, percent
 from tailored_llama.reports.tables import Cell, Column, Table, store_table, table_row
 from tailored_llama.serving import bits_of
+from tailored_llama.store import Manifest
 
 _DIGEST = 12  # characters of a digest that are shown
 
@@ -31,35 +32,29 @@ class LostRow:
     chosen: str
 
 
-@dataclass(frozen=True)
-class SmallestInputs:
-    """The inputs of the report of a search; `rows` are examples that only the dense model gets right."""
+def write_smallest(
+    config: SmallestConfig, answer: Answer, rows: Sequence[LostRow], costs: Sequence[Manifest], *, out: Path
+) -> None:
+    """Stage: write `answer.json`, `table.json`, `smallest.html`, and `smallest.md` with `frontier.png`.
 
-    config: SmallestConfig
-    answer: Answer
-    rows: Sequence[LostRow] = ()
-    costs: Sequence[Cost] = ()
-
-
-def write_smallest(inputs: SmallestInputs, *, out: Path) -> None:
-    """Stage: write `answer.json`, `table.json`, `smallest.html`, and `smallest.md` with `frontier.png`."""
-    answer = inputs.answer
+    `rows` are examples that only the dense model gets right, `costs` the manifests of all artifacts of the search.
+    """
     evaluation.write_answer(answer, out)
     picture, table = _picture(answer), _candidates(answer)
     failures = [f"{label} failed: {error}" for label, error in answer.failed.items()]
     store_table(replace(table, notes=(*verdict(answer), *failures)), out)
     context = {
-        "title": f"The smallest model for {', '.join(benchmark.name for benchmark in inputs.config.benchmarks)}",
+        "title": f"The smallest model for {', '.join(benchmark.name for benchmark in config.benchmarks)}",
         "answer": answer,
         "verdict": verdict(answer),
         "picture": picture,
         "tests": _tests(answer),
         "level": _level(answer),
         "candidates": table,
-        "rows": inputs.rows,
+        "rows": rows,
         "sets": _sets(answer),
-        "costs": _costs(inputs.costs),
-        "settings": settings_of(inputs.config),
+        "costs": _costs(costs),
+        "settings": settings_of(config),
     }
     write_page("smallest.html.j2", out / "smallest.html", context)
     write_page("smallest.md.j2", out / "smallest.md", context)
@@ -194,7 +189,7 @@ def _sets(answer: Answer) -> Table:
     return Table((Column("benchmark", left=True), *map(Column, purposes)), tuple(rows))
 
 
-def _costs(costs: Sequence[Cost]) -> Table:
+def _costs(costs: Sequence[Manifest]) -> Table:
     """How many artifacts of each stage were made, and in which time."""
     stages: dict[str, list[float]] = {}
     for cost in costs:
@@ -204,31 +199,53 @@ def _costs(costs: Sequence[Cost]) -> Table:
     return Table((Column("stage", left=True), Column("times"), Column("wall time")), (*rows, total))
 
 
+@styled
 def _picture(answer: Answer) -> Picture:
-    """The losses over costs: a line for every base model and type, and one for the types of each dense model."""
-    names, lines = _names(answer), dict[str, Line]()
+    """Losses in points over costs, the worst at the bottom, with the margin; what loses eight margins is cut off.
+
+    There is a line through the smoothed losses of every base model and type, and a grey one for each dense model's
+    types; measured losses are points. Candidates chosen for the proof are ringed, and so is the answer.
+    """
+    names, margin, lines = _names(answer), answer.goal.lose_at_most, dict[str, list[Candidate]]()
     for base, name in names.items():
         members = [one for one in answer.candidates if one.base == base]
         if dense := [one for one in members if not one.ratio]:
-            lines[f"{name}, dense"] = _line(answer, dense, dense)
+            lines[f"{name}, dense"] = dense
         for kind in dict.fromkeys(one.type for one in members if one.ratio):
-            ladder = [one for one in members if one.type == kind]
-            lines[f"{name}, {kind or '16 bits'}"] = _line(answer, ladder, [one for one in ladder if one.ratio])
-    ringed = [_at(answer, one, one.loss) for one in (answer.candidates[place] for place in answer.order)]
-    proven = None if answer.proven is None else answer.candidates[answer.proven]
-    mark = None if proven is None else (*_at(answer, proven, proven.loss), megabytes(proven.bytes))
-    unit = "size of the file, MB" if answer.goal.smallest == "file" else cost_of(answer, 0)[1]
-    return frontier(lines, answer.goal.lose_at_most, ringed, mark, (unit, "loss on the choosing rows, points"))
-
-
-def _line(answer: Answer, path: Sequence[Candidate], points: Sequence[Candidate]) -> Line:
-    """A line through smoothed losses, with the measured ones as points; those of dense models are drawn once."""
-    dense = not any(one.ratio for one in path)
-    smoothed, measured = (
-        [_at(answer, one, one.smoothed) for one in path],
-        [_at(answer, one, one.loss) for one in points],
-    )
-    return Line(smoothed, measured, dense)
+            lines[f"{name}, {kind or '16 bits'}"] = [one for one in members if one.type == kind]
+    figure = new_figure(440 + 11 * len(lines))
+    axes, ladders, greys, losses = figure.subplots(), count(), count(), [0.0, 1.5 * margin]
+    for label, members in lines.items():
+        is_dense = not any(one.ratio for one in members)
+        if is_dense:
+            style = {"color": COLOURS["dense"], "linestyle": DASHES[1 + next(greys) % 2]}
+        else:
+            dash, colour = divmod(next(ladders), len(LINES))
+            style = {"color": COLOURS[LINES[colour]], "linestyle": DASHES[dash % len(DASHES)]}
+        path = [_at(answer, one, one.smoothed) for one in members]
+        points = [_at(answer, one, one.loss) for one in members if one.ratio or is_dense]  # those of dense models once
+        axes.plot(*xy(sorted(path)), **style, linewidth=2, label=label)
+        axes.plot(*xy(points), "s" if is_dense else "o", color=style["color"], markersize=6)
+        losses += [loss for _, loss in (*path, *points)]
+    ring: Any = {"linestyle": "none", "marker": "o", "markerfacecolor": "none", "markeredgecolor": COLOURS["ink"]}
+    if chosen := [answer.candidates[place] for place in answer.order]:
+        ringed = xy([_at(answer, one, one.loss) for one in chosen])
+        axes.plot(*ringed, **ring, markersize=13, label="chosen for the proof")
+    if answer.proven is not None:
+        proven = answer.candidates[answer.proven]
+        at = _at(answer, proven, proven.loss)
+        axes.plot(*at, **ring, markersize=17, markeredgewidth=3, label="proven: the answer")
+        text = megabytes(proven.bytes)
+        axes.annotate(text, at, (-12, 7), textcoords="offset points", ha="right")  # nothing smaller loses less
+    axes.axhline(margin, color=COLOURS["ink"], linewidth=1.5, linestyle=(0, (4, 2)), label=f"margin: {margin:g} points")
+    worst, best = min(max(losses), 8 * margin), min(losses)
+    axes.set_ylim(worst + (worst - best) / 20, best - (worst - best) / 10)
+    axes.margins(x=0.09)
+    axes.set_xlabel("size of the file, MB" if answer.goal.smallest == "file" else cost_of(answer, 0)[1])
+    axes.set_ylabel("loss on the choosing rows, points")
+    axes.grid(axis="y")
+    figure.legend(loc="outside upper left", ncols=2, borderpad=0, markerscale=0.6)
+    return Picture(figure, f"{axes.get_ylabel()} over {axes.get_xlabel()}: {', '.join(lines)}")
 
 
 def _names(answer: Answer) -> dict[str, str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+
 from tailored_llama.config import RATIOS, SWEEP_FIELDS, SweepConfig, sweep_cells
 from tailored_llama.evaluation import RecoveryRow, SweepRow
-from tailored_llama.reports.comparison_plots import curves, intervals
-from tailored_llama.reports.figures import Picture
+from tailored_llama.reports.figures import COLOURS, DASHES, LINES, Picture, intervals, new_figure, styled, xy
 from tailored_llama.reports.pages import settings_of, write_page
 from tailored_llama.reports.parts import accuracy_cell, number, percent, share_cell, span
 from tailored_llama.reports.tables import Cell, Column, Row, Table, store_table, table_row
@@ -23,6 +24,7 @@ _CURVES = {  # measured quantity → title, label of its axis, caption
     "recovery": ("Recovery", "mean recovery", _RECOVERY),
 }
 
+Points = list[tuple[float, float]]
 Figures = dict[str, tuple[str, Picture, str]]  # measured quantity → title, picture, caption
 
 
@@ -38,6 +40,10 @@ def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence
     figures = _figures(config, [row for row in rows if not row.error])
     for name, (_, picture, _) in figures.items():
         picture.save_png(out / f"{name}.png")
+    settings = settings_of(config, ["profile"] if config.tailored else ["profile", "tuning"])
+    for field in (*SWEEP_FIELDS, RATIOS, *(field for table in config.grid for field in table)):
+        section, _, name = field.rpartition(".")
+        settings.get(section, {}).pop(name, None)  # the page shows what all cells share
     models = list(dict.fromkeys(cell.run.model.source for cell in sweep_cells(config)))
     incomplete = " (incomplete)" if any(row.error for row in rows) else ""
     context = {
@@ -50,7 +56,7 @@ def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence
         "recovered": _recovered(rows),
         "benchmarks": len(config.benchmarks),
         "by_benchmark": _by_benchmark(measured),
-        "settings": _shared(config),
+        "settings": settings,
     }
     write_page("sweep.html.j2", out / "sweep.html", context)
     write_page("sweep.md.j2", out / "sweep.md", context)
@@ -118,15 +124,6 @@ def _recovered(rows: Sequence[SweepRow]) -> bool:
     return any(row.recovery is not None for row in rows if row.ratio)
 
 
-def _shared(config: SweepConfig) -> dict[str, dict[str, str]]:
-    """The settings that no cell changes, as `settings_of` gives them, without those that a sweep does not read."""
-    sections = settings_of(config, ["profile"] if config.tailored else ["profile", "tuning"])
-    for field in (*SWEEP_FIELDS, RATIOS, *(field for table in config.grid for field in table)):
-        section, _, name = field.rpartition(".")
-        sections.get(section, {}).pop(name, None)
-    return sections
-
-
 def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> Figures:
     """A figure of every measured quantity, by its name.
 
@@ -137,8 +134,8 @@ def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> Figures:
         return _beside(drawn)
     figures: Figures = {}
     dense = [row.accuracy for row in rows if not row.ratio and row.curve is None]
-    for name, (title, label, caption) in _CURVES.items():
-        series: dict[str, list[tuple[float, float]]] = {}
+    for name, (title, _, caption) in _CURVES.items():
+        series: dict[str, Points] = {}
         for row in drawn:
             if (value := getattr(row, name)) is not None:
                 place = row.removed if row.place is None else row.place
@@ -146,10 +143,35 @@ def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> Figures:
                 series.setdefault(str(row.curve), []).append((place, shown))
         if series:
             reference = 1.0 if name != "accuracy" else dense[0] if len(dense) == 1 else None
-            axis = None if config.axis == RATIOS else config.axis
-            picture = curves(series, label, reference, name == "perplexity", axis, name == "recovery")
-            figures[name] = (title, picture, caption)
+            figures[name] = (title, _curves(config, name, series, reference), caption)
     return figures
+
+
+@styled
+def _curves(config: SweepConfig, name: str, series: Mapping[str, Points], reference: float | None) -> Picture:
+    """One line through the points of each setting, and the dense model's value, if there is one, as a reference."""
+    figure, ylabel = new_figure(420 + 11 * len(series)), _CURVES[name][1]
+    axes, by_ratio = figure.subplots(), config.axis == RATIOS
+    for nth, (label, points) in enumerate(series.items()):
+        colour, dash = COLOURS[LINES[nth % len(LINES)]], DASHES[nth // len(LINES) % len(DASHES)]
+        axes.plot(*xy(sorted(points)), color=colour, linestyle=dash, linewidth=2, marker="o", label=label)
+    if reference is not None:
+        axes.axhline(reference, color=COLOURS["dense"], linewidth=1.5, linestyle=(0, (4, 2)), label="dense")
+    if name == "perplexity":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif name == "recovery":
+        axes.yaxis.set_major_formatter(PercentFormatter(1, None, " %"))
+    if by_ratio:
+        axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    axes.set_xlabel("parameters removed" if by_ratio else config.axis)
+    axes.set_ylabel(ylabel)
+    axes.grid(axis="y")
+    figure.legend(loc="outside upper left", ncols=2, borderpad=0)
+    over = "the share of parameters removed" if by_ratio else config.axis
+    return Picture(figure, f"{ylabel} over {over}: {', '.join(series)}")
 
 
 def _beside(rows: Sequence[SweepRow]) -> Figures:

@@ -95,14 +95,13 @@ def terminal(table: Table) -> rich.table.Table:
     for line in table.rows:
         if len(line.cells) == 1:
             shown.add_section()
-        kept = [cell for cell, column in zip(line.cells, table.columns, strict=False) if not column.wide]
-        texts = [Text(_brief(cell), style="bold" if cell.strong else "") for cell in kept]
+        texts = []
+        for cell, column in zip(line.cells, table.columns, strict=False):
+            if not column.wide:
+                whole = " ".join([cell.text, *(f"({under})" for under in cell.under)])
+                texts.append(Text(whole if cell.brief is None else cell.brief, style="bold" if cell.strong else ""))
         shown.add_row(*texts, style="bold" if line.bold or len(line.cells) == 1 else None)
     return shown
-
-
-def _brief(cell: Cell) -> str:
-    return " ".join([cell.text, *(f"({line})" for line in cell.under)]) if cell.brief is None else cell.brief
 
 
 def markdown(table: Table) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tailored_llama.config import DENSE, RunConfig
-from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, ModelRow, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, ModelRow, RecoveryTable
 from tailored_llama.reports.inputs import ReportInputs
 from tailored_llama.reports.parts import NO_DIFFERENCE, accuracy_of, number, percent, points, span, speedup
 from tailored_llama.training import Comparison, is_better
@@ -20,15 +20,10 @@ VARIANTS |= {"prompt": "a tuned soft prompt"}
 
 def title(inputs: ReportInputs) -> str:
     """The title: the model and the ratios, and whether stages are missing."""
-    asked = [f"{run.ratio:g}" for run in inputs.runs if run.ratio is not None]
+    asked = [f"{run.table.ratio:g}" for run in inputs.runs if run.table.ratio is not None]
     listed = " and ".join(filter(None, [", ".join(asked[:-1]), *asked[-1:]]))
     text = f"{inputs.model}, pruned at ratio{'s' if len(asked) > 1 else ''} {listed}" if asked else inputs.model
     return f"{text} (incomplete)" if inputs.failed else text
-
-
-def plus_minus(row: RecoveryRow | None) -> str:
-    """An accuracy ± its standard error."""
-    return accuracy_of(row).text
 
 
 def run_name(ratio: float | None) -> str:
@@ -168,7 +163,7 @@ def floor_notes(tables: Sequence[RecoveryTable]) -> list[str]:
             row = table.row(DENSE, name)
             if row is None or row.accuracy is None or row.above_floor is not False:
                 continue
-            finding, shown, value = "is not significantly above", plus_minus(row), "little"
+            finding, shown, value = "is not significantly above", accuracy_of(row).text, "little"
             if row.accuracy <= row.floor:
                 finding, shown, value = "itself is at", number(row.accuracy), "nothing"
             figures = f"{shown} against {number(row.floor)}"

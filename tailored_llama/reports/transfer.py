@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.patches import Patch, Rectangle
 
 from tailored_llama.config import DENSE, UNREAD_BY_TRANSFER, UNTUNED_MODEL, RunConfig
 from tailored_llama.evaluation import DIFFERENCE, MEAN, OTHERS, OWN, TransferRow, TransferScore, field_of, transfer_rows
-from tailored_llama.reports.comparison_plots import HeatCell, heat_map
-from tailored_llama.reports.figures import Picture
+from tailored_llama.reports.figures import COLOURS, Picture, new_figure, styled, wrap_name
 from tailored_llama.reports.pages import settings_of, write_page
 from tailored_llama.reports.parts import number, points
 from tailored_llama.reports.tables import Cell, Column, Table, store_table, table_row
@@ -134,14 +135,56 @@ def _gain(one: TransferRow) -> str:
     return "" if one.gain is None else points(one.gain) + "*" * one.significant
 
 
+@styled
 def _picture(rows: Sequence[TransferRow]) -> Picture:
+    """A heat map of the gains, blue above 0 and orange below; an adapter's own benchmark is framed.
+
+    Models that are not tuned on a single benchmark stand apart, above the others.
+    """
     models, names, field = field_of(rows)
-    grid = {
-        model: [
-            HeatCell(math.nan if one.gain is None else 100 * one.gain, _shown(one), one.significant)
-            for one in (field[model, name] for name in names)
-        ]
-        for model in models
-    }
+    cells = [[field[model, name] for name in names] for model in models]
+    limit = max([1, *(math.ceil(abs(100 * one.gain)) for line in cells for one in line if one.gain is not None)])
+    width = min(120, max(64, 820 // len(names)))  # of a cell, in CSS pixels
+    height = 20 * max(_shown(one).count("\n") + 1 for line in cells for one in line) + 14
     lead = sum(model not in names for model in models)
-    return heat_map(grid, names, lead, ("tuned on", "scored on"), "points")
+    at = [i + 0.25 * (i >= lead) for i in range(len(models))]
+    figure = new_figure(110 + height * (len(models) + 1), width=max(560, 160 + width * len(names)))
+    axes = figure.subplots()
+    for i, line in enumerate(cells):
+        for j, one in enumerate(line):
+            box: Any = {"xy": (j - 0.5, at[i] - 0.5), "width": 1, "height": 1}
+            if one.gain is not None:
+                axes.add_patch(Rectangle(**box, linewidth=0, **_shade(100 * one.gain / limit)))
+            axes.add_patch(Rectangle(**box, fill=False, edgecolor=COLOURS["grid"], linewidth=1))
+            weight = "bold" if one.significant else "normal"
+            axes.text(j, at[i], _shown(one), ha="center", va="center", weight=weight, linespacing=1.35)
+    for i, j in ((models.index(name), j) for j, name in enumerate(names) if name in models):
+        frame = Rectangle((j - 0.5, at[i] - 0.5), 1, 1, fill=False, edgecolor=COLOURS["ink"], linewidth=2)
+        axes.add_patch(frame).set_zorder(3)
+    axes.set_xlim(-0.52, len(names) - 0.48)
+    axes.set_ylim(at[-1] + 0.52, -0.52)
+    wrapped = [wrap_name(name) for name in names]
+    if any(8 * len(line) > width for name in wrapped for line in name.split("\n")):  # horizontal names would overlap
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="left", rotation_mode="anchor")
+    else:
+        axes.set_xticks(range(len(names)), wrapped)
+    axes.set_yticks(at, models)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("scored on", labelpad=10)
+    axes.set_ylabel("tuned on", labelpad=10, y=1 - (lead + len(models)) / 2 / len(models))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    shades: list[Any] = [_shade(part) for part in (-1, -0.5, 0.5, 1)]
+    shades.insert(2, {"facecolor": "none", "edgecolor": COLOURS["grid"]})
+    steps = [f"{limit * part:+g}".replace("-", "−").replace("+0", "0") for part in (-1, -0.5, 0, 0.5, 1)]
+    steps[-1] += " points"
+    handles = [Patch(label=step, **shade) for step, shade in zip(steps, shades, strict=True)]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), borderpad=0)
+    label = f"Heat map of points: tuned on {', '.join(models)}; scored on {', '.join(names)}"
+    return Picture(figure, label)
+
+
+def _shade(part: float) -> dict[str, Any]:
+    """Colour of a value from −1 to 1 on the scale, faint enough to read the text on it."""
+    return {"facecolor": COLOURS["tailored" if part > 0 else "line-2"], "alpha": 0.55 * abs(part)}

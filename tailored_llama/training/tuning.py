@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tailored_llama.config import WRITTEN, Metric, Work, check_training, part_of, reserved_tokens
+from tailored_llama.config import WRITTEN, Metric, Work, check_training, part_of
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, load_base, load_tokenizer, save_adapter
@@ -47,7 +47,7 @@ def _tune(pruned: Path, prompts: Mapping[str, Path], settings: TuneSettings, wor
     adapter, execution = settings.adapter, work.execution
     torch.manual_seed(settings.seed)
     base = load_base(pruned, settings.quantization, adapter, execution, work.out, "tuning")
-    limit = base.config.max_position_embeddings - reserved_tokens(adapter)
+    limit = base.config.max_position_embeddings - (adapter.virtual_tokens if adapter.variant == "prompt" else 0)
     shots, held_out, examples = _samples(pruned, prompts, settings, limit)
     # A soft prompt changes the model before it is trained; other adapters start as no change.
     untuned = outcomes(base, held_out, adapter, adapter.micro_batch_tokens) if adapter.variant == "prompt" else None

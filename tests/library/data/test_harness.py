@@ -16,15 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from helpers import CPU, load_and_render, write_jsonl, write_own_benchmark
-from tailored_llama.config import (
-    BenchmarkConfig,
-    RunConfig,
-    StoreConfig,
-    Work,
-    load_config,
-    max_new_tokens,
-    validate_config,
-)
+from tailored_llama.config import BenchmarkConfig, RunConfig, StoreConfig, Work, load_config, validate_config
 from tailored_llama.data import BenchmarkSource, benchmarks, check_benchmark, harness, select_train
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import ScoreSettings, read_metrics, score_benchmark
@@ -147,7 +139,7 @@ def test_choices_score_as_in_the_harness(name: str, shots: int, tiny: Path, fold
 
 def test_written_answers_score_as_in_the_harness(tiny: Path, folder: Path, tmp_path: Path) -> None:
     own = benchmark("words", folder)
-    assert (own.metric, own.stop, max_new_tokens(own)) == ("exact_match", ("\n", "z"), 6)
+    assert (own.metric, own.stop, own.max_new_tokens) == ("exact_match", ("\n", "z"), 6)
     assert own.ignore == ("case", "punctuation", "spaces")
     results, samples = by_the_harness(tiny, "words", folder)
     rows = [json.loads(line) for line in (tmp_path / "words.jsonl").read_text().splitlines()]

@@ -23,8 +23,7 @@ from tailored_llama import serving
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_recovery
 from tailored_llama.models import load_model, load_tokenizer, read_config, read_structure
-from tailored_llama.reports.parts import percent, span
-from tailored_llama.reports.text import plus_minus
+from tailored_llama.reports.parts import accuracy_of, percent, span
 
 ALONE = """
 import json, sys
@@ -110,7 +109,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
     stated = metadata_load(target / "README.md")
     assert (stated["base_model"], stated["license"]) == ("owner/first", "llama3.2")
     rows, _ = read_recovery(Path(printed[-2].removeprefix("report: ")).parent)
-    row, scores = rows[-1], {row.model: plus_minus(row) for row in rows}
+    row, scores = rows[-1], {row.model: accuracy_of(row).text for row in rows}
     (result,) = stated["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == pytest.approx(row.accuracy, abs=1e-4)
     (dense,) = (stage / "dense").iterdir()

@@ -13,7 +13,7 @@ from rich.console import Console
 from helpers import hits, scored
 from tailored_llama.config import RunConfig, validate_config
 from tailored_llama.evaluation import RecoveryRow
-from tailored_llama.reports import ModelResults, ReportInputs, RunResults, stored_table, write_report
+from tailored_llama.reports import ReportInputs, RunResults, recovery_table, stored_table, write_report
 from tailored_llama.reports.diagnosis import Diagnosis, diagnosis_lines, no_gain, too_much_removed, unstable
 from tailored_llama.store import read_rows, write_table
 from tailored_llama.training import LOG_SCHEMA, Comparison
@@ -139,8 +139,8 @@ def failed(tmp_path: Path) -> ReportInputs:
     write_table(adapter / "log.parquet", log([2.0, 2.0, 2.0, 9.0], [3.0, 3.0]), LOG_SCHEMA)
     same = [Outcome(1.0, True, 1.0), Outcome(2.0, False, 2.0)] * 4
     write_comparison(adapter, range(8), same, same)
-    run = RunResults(0.2, ModelResults(scores=models["pruned"]), models["tailored"], logs={"own": adapter})
-    return ReportInputs("tiny", ModelResults(scores=models["dense"]), (run,), validate_config({}))
+    run = RunResults(recovery_table(0.2, models, ()), adapters={"own": adapter})
+    return ReportInputs("tiny", [run], validate_config({}))
 
 
 SAID = (
@@ -173,11 +173,11 @@ def test_every_surface_tells_all_three_with_their_evidence_and_levers(failed: Re
 
 
 def test_a_run_without_failures_has_no_such_section(failed: ReportInputs, tmp_path: Path) -> None:
-    (run,) = failed.runs
-    good = dataclasses.replace(run, tailored={"own": scored(tmp_path / "good" / "own", hits(79), 0.25)}, logs={})
+    models = {name: {"own": scored(tmp_path / "good" / name, hits(80), 0.25)} for name in ("dense", "tailored")}
+    good = RunResults(recovery_table(0.2, models, ()))
     out = tmp_path / "out"
     out.mkdir()
-    write_report(dataclasses.replace(failed, runs=(good,)), out=out)
+    write_report(dataclasses.replace(failed, runs=[good]), out=out)
     assert read_rows(out / "diagnoses.parquet", Diagnosis) == []
     for page in ("report.html", "report.md"):
         assert "went wrong" not in (out / page).read_text()

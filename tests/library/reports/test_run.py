@@ -1,8 +1,9 @@
 """Reports from hand-made folders: the numbers, the words, what must never be in the page, what may be absent."""
 
-import dataclasses
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,19 @@ from tailored_llama.config import validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import (
     MEAN,
+    ByType,
+    MeasuredModel,
     ModelRow,
     ProfileRow,
     RecoveryRow,
     RecoveryTable,
+    TailoredRun,
     compare_scores,
     read_recovery,
 )
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA
-from tailored_llama.reports import Cost, ModelResults, ReportInputs, RunResults, stored_table, write_report
-from tailored_llama.reports.inputs import scored_runs
-from tailored_llama.store import write_table
+from tailored_llama.reports import ReportInputs, RunResults, recovery_table, run_results, stored_table, write_report
+from tailored_llama.store import Manifest, write_rows, write_table
 from tailored_llama.store.tables import schema_of
 from tailored_llama.training import LOG_SCHEMA
 
@@ -35,24 +38,41 @@ ATTACK = "<script>alert(1)</script><img src=https://example.com/x.png onerror=al
 NBSP = "\N{NO-BREAK SPACE}"
 
 
-def inputs(root: Path, **changes: Any) -> ReportInputs:
-    """Two benchmarks at one ratio: one that dense knows, one on which dense is at its floor. Only scores are given."""
-    models = {
+SIZES = (ModelRow(None, "dense", 100_000, 20.5), ModelRow(0.2, "pruned", 80_000, 40.25))
+
+Folders = dict[str, dict[str, Path]]
+
+
+def folders(root: Path) -> Folders:
+    """Scores on two benchmarks: one that dense knows, one on which dense is at its floor."""
+    return {
         name: {
             "arc_easy": scored(root / name / "arc_easy", hits(easy), 0.25),
             "boolq": scored(root / name / "boolq", hits(boolq), 0.62, "acc"),
         }
         for name, easy, boolq in (("dense", 50, 42), ("pruned", 30, 40), ("tailored", 40, 63))
     }
-    run = RunResults(0.2, ModelResults(80_000, {"perplexity": 40.25}, models["pruned"]), models["tailored"])
-    dense = ModelResults(100_000, {"perplexity": 20.5, "tokens": 511, "window": 512}, models["dense"])
-    return ReportInputs(**{"model": "tiny", "dense": dense, "runs": (run,)} | changes)
+
+
+def inputs(root: Path, **changes: Any) -> ReportInputs:
+    """One ratio. Only scores and sizes are given."""
+    run = RunResults(recovery_table(0.2, folders(root), SIZES))
+    return ReportInputs(**{"model": "tiny", "runs": [run], "perplexity": {"tokens": 511, "window": 512}} | changes)
+
+
+def of_scores(scores: Folders, ratio: float | None = None) -> ReportInputs:
+    """One ratio, of which nothing but scores is known."""
+    return ReportInputs("tiny", [RunResults(recovery_table(ratio, scores, ()))])
 
 
 def table_of(given: ReportInputs) -> RecoveryTable:
     """The table of the only run."""
-    ((_, table),) = scored_runs(given)
-    return table
+    (run,) = given.runs
+    return run.table
+
+
+def manifest(stage: str, seconds: float, memory: int, **measured: Any) -> Manifest:
+    return Manifest(stage, 1, "", {}, {}, {}, {"torch": ATTACK}, seconds, memory, measured)
 
 
 def row_of(table: RecoveryTable, model: str, benchmark: str) -> RecoveryRow:
@@ -79,11 +99,10 @@ def everything(root: Path) -> ReportInputs:
     return ReportInputs(
         config=validate_config({"seed": 7, "scoring": {"limit": 100}, "model": {"source": ATTACK}}),
         model=f"tiny {ATTACK}",
-        dense=base.dense,
-        runs=(RunResults(run.ratio, run.pruned, run.tailored, None, {f"boolq$x$ {ATTACK}": root / "log"}),),
+        perplexity=base.perplexity,
+        runs=[replace(run, adapters={f"boolq$x$ {ATTACK}": root / "log"})],
         prompts={ATTACK: root / "prompts"},
-        costs=(Cost("tune", ATTACK, 83.0, 2**30, {"tokens_per_second": 1234.5}), Cost("prune", "", 1.5, 0)),
-        libraries={"torch": ATTACK},
+        costs=[(ATTACK, manifest("tune", 83.0, 2**30, tokens_per_second=1234.5)), ("", manifest("prune", 1.5, 0))],
     )
 
 
@@ -154,20 +173,9 @@ def test_rows_hold_the_numbers(tmp_path: Path) -> None:
 
 
 def test_an_interval_does_not_depend_on_the_other_benchmarks(tmp_path: Path) -> None:
-    given = inputs(tmp_path)
-    run = given.runs[0]
-    alone = ReportInputs(
-        "tiny",
-        ModelResults(100_000, given.dense.perplexity, {"arc_easy": given.dense.scores["arc_easy"]}),
-        (
-            RunResults(
-                0.2,
-                ModelResults(80_000, run.pruned.perplexity, {"arc_easy": run.pruned.scores["arc_easy"]}),
-                {"arc_easy": run.tailored["arc_easy"]},
-            ),
-        ),
-    )
-    both = [row for row in table_of(given).rows if row.benchmark == "arc_easy"]
+    scores = folders(tmp_path)
+    alone = of_scores({model: {"arc_easy": own["arc_easy"]} for model, own in scores.items()})
+    both = [row for row in table_of(of_scores(scores)).rows if row.benchmark == "arc_easy"]
     assert list(table_of(alone).rows) == both  # and one benchmark needs no mean
 
 
@@ -198,8 +206,7 @@ def test_written_answers_are_reported_like_choices(tmp_path: Path) -> None:
         found = {"benchmark": "ages", "metric": "f1", "examples": 4, "floor": 0.0}
         (folder / "metrics.json").write_text(json.dumps(found | {"f1": float(np.mean(values)), "f1_stderr": 0.2}))
         models[name] = {"ages": folder}
-    given = ReportInputs("tiny", ModelResults(scores=models["dense"]), (RunResults(None, tailored=models["tailored"]),))
-    table = table_of(given)
+    table = table_of(of_scores(models))
     dense, row = row_of(table, "dense", "ages"), row_of(table, "tailored", "ages")
     assert (row.metric, dense.accuracy, row.accuracy, row.recovery) == ("f1", 0.5, 0.375, 0.75)
     assert row.recovery_low is not None
@@ -290,8 +297,9 @@ def test_markdown_is_short_and_has_the_table(tmp_path: Path) -> None:
     assert text.startswith(f"# `tiny {ATTACK}`, pruned at ratio 0.2\n")  # in a code span: not markup
     assert "| arc_easy (acc_norm) | 100 | 0.250 | 0.500 ± 0.050 | 0.300 ± 0.046 | 0.400 ± 0.049 |" in text
     assert "Dense itself is at the floor on boolq" in text
-    many = tuple(RunResults(i / 200, given.runs[0].pruned, given.runs[0].tailored) for i in range(1, 31))
-    written(ReportInputs("tiny", given.dense, many), tmp_path / "many")
+    scores = folders(tmp_path / "many scores")
+    many = [RunResults(recovery_table(i / 200, scores, SIZES[:1])) for i in range(1, 31)]
+    written(ReportInputs("tiny", many), tmp_path / "many")
     assert len((tmp_path / "many" / "report.md").read_bytes()) < 20_000
 
 
@@ -310,9 +318,9 @@ def test_markdown_shows_every_picture_and_each_is_small(tmp_path: Path) -> None:
 
 
 def test_without_tailored_plan_or_logs(tmp_path: Path) -> None:
-    given = inputs(tmp_path)
-    pruned = RunResults(0.2, ModelResults(scores=given.runs[0].pruned.scores))
-    page = written(ReportInputs("tiny", ModelResults(scores=given.dense.scores), (pruned,)), tmp_path / "out")
+    scores = folders(tmp_path)
+    del scores["tailored"]
+    page = written(of_scores(scores, 0.2), tmp_path / "out")
     assert f"Without tuning, the pruned model reaches 77.6{NBSP}%" in page
     rows, _ = read_recovery(tmp_path / "out")
     assert {row.model for row in rows} == {"dense", "pruned"}
@@ -320,20 +328,30 @@ def test_without_tailored_plan_or_logs(tmp_path: Path) -> None:
     assert rows[-1].accuracy == pytest.approx(0.35)
 
 
+def tailored_run(
+    tiny: Path, root: Path, rows: Sequence[ProfileRow] = (), dense: ByType[Path] | None = None, **parts: Any
+) -> RunResults:
+    """The results of a run on the tiny model, with the times and the quantised scores of the dense model given."""
+    scores, profile = folders(root), root / "profile"
+    profile.mkdir()
+    write_rows(profile / "profile.parquet", rows, ProfileRow)
+    pruned = MeasuredModel(tiny, None, scores["pruned"])
+    run = TailoredRun(0.2, pruned, None, {}, scores["tailored"], profile, **parts)
+    return run_results(MeasuredModel(tiny, None, scores["dense"], quantised=dense or {}), run, {}, 0)
+
+
 def timed(role: str, batch: int, **changes: Any) -> ProfileRow:
-    names = {field.name: 1 for field in dataclasses.fields(ProfileRow)}
+    names = {field.name: 1 for field in fields(ProfileRow)}
     texts = {"role": role, "checkpoint": role, "device": "cpu", "dtype": "float32", "batch": batch}
     return ProfileRow(**(names | texts | changes))
 
 
-def test_the_speed_at_the_largest_batch_stands_beside_the_accuracy(tmp_path: Path) -> None:
-    given = inputs(tmp_path)
+def test_the_speed_at_the_largest_batch_stands_beside_the_accuracy(tmp_path: Path, tiny: Path) -> None:
     faster = {"prefill_speedup": 1.25, "prefill_speedup_low": 1.2, "prefill_speedup_high": 1.3}
     faster |= {"decode_speedup": 1.5, "decode_speedup_low": 1.4, "decode_speedup_high": 1.6}
     rows = (timed("checkpoint", 1), timed("checkpoint", 8, **faster), timed("against", 1), timed("against", 8))
-    run = dataclasses.replace(given.runs[0], profile=rows)
-    other = dataclasses.replace(given.runs[0], ratio=0.5)
-    page = written(dataclasses.replace(given, runs=(run, other)), tmp_path / "out")
+    other = RunResults(recovery_table(0.5, folders(tmp_path / "other"), SIZES[:1]))
+    page = written(ReportInputs("tiny", [tailored_run(tiny, tmp_path, rows), other]), tmp_path / "out")
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "and its speed ÷ the dense model's is ×1.25 reading and ×1.50 writing" in text.replace("&#39;", "'")
     assert "×1.25 1.20–1.30" in text
@@ -346,14 +364,11 @@ def test_the_speed_at_the_largest_batch_stands_beside_the_accuracy(tmp_path: Pat
     assert "its speed ÷ the dense model's is ×1.25 reading and ×1.50 writing" in " ".join(table.export_text().split())
 
 
-def test_a_speed_that_its_own_pairs_contradict_is_no_figure(tmp_path: Path) -> None:
-    given = inputs(tmp_path)
+def test_a_speed_that_its_own_pairs_contradict_is_no_figure(tmp_path: Path, tiny: Path) -> None:
     faster = {"prefill_speedup": 1.25, "prefill_speedup_low": 1.2, "prefill_speedup_high": 1.3}
     unclear = {"decode_speedup": 0.54, "decode_speedup_low": 0.09, "decode_speedup_high": 1.12}
     rows = (timed("checkpoint", 8, **faster, **unclear), timed("against", 8))
-    page = written(
-        dataclasses.replace(given, runs=(dataclasses.replace(given.runs[0], profile=rows),)), tmp_path / "out"
-    )
+    page = written(ReportInputs("tiny", [tailored_run(tiny, tmp_path, rows)]), tmp_path / "out")
     assert "0.54" not in page
     table = Console(width=80, record=True)
     table.print(stored_table(tmp_path / "out"))
@@ -371,17 +386,16 @@ def in_q8_0(root: Path, easy: int, boolq: int, size: int) -> dict[str, dict[str,
     return {"q8_0": scores}
 
 
-def test_files_of_fewer_bits_stand_beside_the_models(tmp_path: Path) -> None:
-    given, one = inputs(tmp_path), in_q8_0(tmp_path / "dense q8_0", 48, 62, 106_000_000)
+def test_files_of_fewer_bits_stand_beside_the_models(tmp_path: Path, tiny: Path) -> None:
+    one = in_q8_0(tmp_path / "dense q8_0", 48, 62, 106_000_000)
     other = in_q8_0(tmp_path / "tailored q8_0", 35, 62, 85_000_000)
-    run = dataclasses.replace(given.runs[0], quantised=other)
-    whole = dataclasses.replace(given, dense=dataclasses.replace(given.dense, quantised=one), runs=(run,))
+    whole = ReportInputs("tiny", [tailored_run(tiny, tmp_path, dense=one, quantised=other)])
     page = written(whole, tmp_path / "out")
     table = table_of(whole)
     dense, tailored = row_of(table, "dense q8_0", MEAN), row_of(table, "tailored q8_0", MEAN)
     assert (dense.bytes, dense.accuracy, dense.chance_corrected) == (106_000_000, 0.55, pytest.approx(0.92))
     assert (tailored.bytes, tailored.accuracy, tailored.chance_corrected) == (85_000_000, 0.485, pytest.approx(0.4))
-    assert row_of(table, "tailored", MEAN) == row_of(table_of(given), "tailored", MEAN)
+    assert row_of(table, "tailored", MEAN) == row_of(table_of(inputs(tmp_path / "alone")), "tailored", MEAN)
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "chance- corrected dense q8_0 tailored q8_0" in text
     assert "0.350 ± 0.048 70.0 % of dense" in text
@@ -391,28 +405,25 @@ def test_files_of_fewer_bits_stand_beside_the_models(tmp_path: Path) -> None:
     assert "dequantised" not in written(inputs(tmp_path / "none"), tmp_path / "plain")
 
 
-def test_types_that_some_benchmarks_lack_have_no_mean(tmp_path: Path) -> None:
-    given, scores = inputs(tmp_path), in_q8_0(tmp_path / "q8_0", 48, 62, 106_000_000)["q8_0"]
-    dense = dataclasses.replace(given.dense, quantised={"q8_0": {"boolq": scores["boolq"]}})
-    table = table_of(dataclasses.replace(given, dense=dense))
+def test_types_that_some_benchmarks_lack_have_no_mean(tmp_path: Path, tiny: Path) -> None:
+    scores = in_q8_0(tmp_path / "q8_0", 48, 62, 106_000_000)["q8_0"]
+    table = tailored_run(tiny, tmp_path, dense={"q8_0": {"boolq": scores["boolq"]}}).table
     assert row_of(table, "dense q8_0", "boolq").accuracy == 0.62
     assert row_of(table, "dense q8_0", MEAN).accuracy is None
 
 
-def test_dense_alone_and_a_ratio_that_nobody_named(tmp_path: Path) -> None:
-    given = inputs(tmp_path)
-    page = written(ReportInputs("tiny", given.dense), tmp_path / "alone")
+def test_dense_alone_and_a_ratio_that_nobody_named(tmp_path: Path, tiny: Path) -> None:
+    scores = folders(tmp_path)
+    alone = run_results(MeasuredModel(tiny, None, scores["dense"]), None, {}, 0)
+    page = written(ReportInputs("tiny", [alone]), tmp_path / "alone")
     assert "<h1>tiny</h1>" in page
     assert {row.ratio for row in read_recovery(tmp_path / "alone")[0]} == {None}
-    run = RunResults(None, tailored=given.runs[0].tailored)
-    assert "tailored" in written(ReportInputs("tiny", given.dense, (run,)), tmp_path / "unnamed")
+    assert "tailored" in written(of_scores(scores | {"pruned": {}}), tmp_path / "unnamed")
 
 
 def test_a_benchmark_that_only_some_models_have(tmp_path: Path) -> None:
-    given = inputs(tmp_path)
-    only = {"arc_easy": given.runs[0].tailored["arc_easy"]}
-    run = RunResults(0.2, given.runs[0].pruned, only)
-    partial = ReportInputs("tiny", given.dense, (run,))
+    scores = folders(tmp_path)
+    partial = of_scores(scores | {"tailored": {"arc_easy": scores["tailored"]["arc_easy"]}}, 0.2)
     assert "(arc_easy, 100 examples; 95 % interval" in written(partial, tmp_path / "out")
     table = table_of(partial)
     assert table.row("tailored", "boolq") is None
@@ -423,37 +434,38 @@ def test_a_benchmark_that_only_some_models_have(tmp_path: Path) -> None:
 
 
 def test_scores_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
-    given = inputs(tmp_path)
+    dense = folders(tmp_path)["dense"]
     other = {"arc_easy": scored(tmp_path / "other" / "arc_easy", hits(40), 0.25, first=1)}
     with pytest.raises(InputError, match="scores of arc_easy: row 0: example 0 against 1"):
-        table_of(ReportInputs("tiny", given.dense, (RunResults(0.2, tailored=other),)))
+        of_scores({"dense": dense, "tailored": other})
     metric = {"arc_easy": scored(tmp_path / "metric" / "arc_easy", hits(40), 0.25, "acc")}
     with pytest.raises(InputError, match="scores of arc_easy: acc_norm against acc"):
-        table_of(ReportInputs("tiny", given.dense, (RunResults(0.2, tailored=metric),)))
+        of_scores({"dense": dense, "tailored": metric})
     (other["arc_easy"] / "metrics.json").write_text('{"metric": "acc", "floor": 0.5}')
     with pytest.raises(InputError, match=r"metrics\.json: floor, metric or its value is missing"):
-        table_of(ReportInputs("tiny", ModelResults(scores=other)))
+        of_scores({"dense": other})
     with pytest.raises(InputError, match="no model has scores"):
-        write_report(ReportInputs("tiny", ModelResults()), out=tmp_path)
+        write_report(of_scores({}), out=tmp_path)
 
 
 def test_dense_without_a_right_answer(tmp_path: Path) -> None:
     scores = {
         name: {"own": scored(tmp_path / name / "own", hits(n), 0.5)} for name, n in (("dense", 0), ("tailored", 9))
     }
-    run = RunResults(0.5, tailored=scores["tailored"])
-    given = ReportInputs("tiny", ModelResults(scores=scores["dense"]), (run,))
+    given = of_scores(scores, 0.5)
     row = row_of(table_of(given), "tailored", "own")
     assert (row.recovery, row.recovery_low, row.chance_corrected) == (None, None, None)
     assert "Dense itself is at the floor on own" in written(given, tmp_path / "out")
 
 
 def test_console_table_fits_a_terminal(tmp_path: Path) -> None:
-    given = inputs(tmp_path)
-    run = given.runs[0]
-    for runs in ((run,), (run, RunResults(0.5, run.pruned, run.tailored))):
+    first, second = (
+        RunResults(recovery_table(ratio, folders(tmp_path / str(ratio)), (SIZES[0], replace(SIZES[1], ratio=ratio))))
+        for ratio in (0.2, 0.5)
+    )
+    for runs in ([first], [first, second]):
         out = tmp_path / f"out-{len(runs)}"
-        written(ReportInputs("tiny", given.dense, runs), out)
+        written(ReportInputs("tiny", runs), out)
         console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
         console.print(stored_table(out))
         text = console.export_text().replace(NBSP, " ")

@@ -17,9 +17,10 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, Candidate, LossTest, RowSet, read_answer
 from tailored_llama.evaluation import noninferiority_test as prove  # pytest would collect it by its own name
 from tailored_llama.evaluation.statistics import Answers
-from tailored_llama.reports import Cost, LostRow, SmallestInputs, certificate_of, stored_table, verdict, write_smallest
+from tailored_llama.reports import LostRow, certificate_of, stored_table, verdict, write_smallest
 from tailored_llama.reports.certificate import certificate_section
 from tailored_llama.reports.smallest import _candidates
+from tailored_llama.store import Manifest
 
 DENSE, QUANTISED, HALF, HALF_SMALL = range(4)
 EVIL = "<script>x</script>"
@@ -111,8 +112,11 @@ def test_the_worst_of_several_benchmarks_decides() -> None:
 def test_the_page_the_tables_and_the_files(proven: Answer, tmp_path: Path) -> None:
     config = SmallestConfig.model_validate({"benchmarks": ["piqa"], "model": {"source": EVIL}})
     rows = [LostRow("csqa", f"{EVIL} number {number}.", f"{EVIL} right", f"{EVIL} wrong") for number in range(3)]
-    costs = [Cost("prune", "a", 60, 1), Cost("prune", "b", 61, 1), Cost("score", "c", 5, 1)]
-    write_smallest(SmallestInputs(config, proven, rows, costs), out=tmp_path)
+    costs = [
+        Manifest(stage, 1, "", {}, {}, {}, {}, seconds, 1, {})
+        for stage, seconds in (("prune", 60), ("prune", 61), ("score", 5))
+    ]
+    write_smallest(config, proven, rows, costs, out=tmp_path)
     assert read_answer(tmp_path) == proven
     page, markdown = (tmp_path / "smallest.html").read_text(), (tmp_path / "smallest.md").read_text()
     assert "<script" not in page + markdown
