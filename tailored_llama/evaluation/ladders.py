@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import isotonic_regression
+import scipy
 
 MOST_TESTS = 4  # candidates that may be tested on the proving rows
 HOPELESS = 2  # margins: what loses more is not tried in fewer bits; what loses less may have measured badly
@@ -106,7 +106,11 @@ def smooth(losses: Mapping[int, float]) -> dict[int, float]:
         return {}
     positions = sorted(losses)
     return dict(
-        zip(positions, isotonic_regression([losses[position] for position in positions]).x.tolist(), strict=True)
+        zip(
+            positions,
+            scipy.optimize.isotonic_regression([losses[position] for position in positions]).x.tolist(),
+            strict=True,
+        )
     )
 
 
@@ -125,7 +129,9 @@ def smooth_all(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> 
         for chains, own in zip(orders, removed, strict=True):
             for chain in chains:
                 wanted = [smoothed[rung] + own[rung] for rung in chain]
-                for rung, value, loss in zip(chain, wanted, isotonic_regression(wanted).x.tolist(), strict=True):
+                for rung, value, loss in zip(
+                    chain, wanted, scipy.optimize.isotonic_regression(wanted).x.tolist(), strict=True
+                ):
                     smoothed[rung], own[rung] = loss, value - loss
         if all(abs(smoothed[rung] - before[rung]) < _ROUNDING for rung in smoothed):
             break

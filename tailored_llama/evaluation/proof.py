@@ -10,8 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm
+import scipy  # whose parts load when they are first used: half a second, which most commands need not wait for
 
 from tailored_llama.evaluation.statistics import DISCORDANT, Answers, Array, check_same_examples, paired_draws
 
@@ -87,7 +86,9 @@ def noninferiority_test(dense: Answers, small: Answers, margin: float, level: fl
 def p_value(losses: Array, margin: float) -> float:
     """The p-value of a true loss of the margin or more, from the loss on every row: −1, 0 and 1, or values between."""
     whole = _are_whole(losses)
-    return float(norm.cdf(score(*_lost_and_gained(losses), margin) if whole else tilted_score(losses, margin)))
+    return float(
+        scipy.stats.norm.cdf(score(*_lost_and_gained(losses), margin) if whole else tilted_score(losses, margin))
+    )
 
 
 def score(only_dense: int, only_small: int, rows: int, loss: float) -> float:
@@ -109,8 +110,8 @@ def loss_bound(only_dense: int, only_small: int, rows: int, level: float) -> flo
     """The largest loss that the score test does not exclude: the upper end of a one-sided interval."""
     if only_dense == rows:
         return 1.0
-    quantile, edge = float(norm.ppf(level)), 1 - ROUNDING
-    return float(brentq(lambda loss: score(only_dense, only_small, rows, loss) - quantile, -edge, edge))
+    quantile, edge = float(scipy.stats.norm.ppf(level)), 1 - ROUNDING
+    return float(scipy.optimize.brentq(lambda loss: score(only_dense, only_small, rows, loss) - quantile, -edge, edge))
 
 
 def tilted_score(losses: Array, loss: float) -> float:
@@ -130,7 +131,7 @@ def tilted_score(losses: Array, loss: float) -> float:
     def excess(tilt: float) -> float:
         return float(np.mean(offsets / (1 + tilt * offsets)))
 
-    tilt = brentq(excess, edge, 0) if excess(edge) > 0 else edge
+    tilt = scipy.optimize.brentq(excess, edge, 0) if excess(edge) > 0 else edge
     weights = 1 / (1 + tilt * offsets)
     unseen = max(0.0, 1 - float(np.mean(weights)))
     variance = float(np.mean(weights * offsets**2)) + unseen * (1 - loss) ** 2
@@ -139,12 +140,12 @@ def tilted_score(losses: Array, loss: float) -> float:
 
 def rows_needed(margin: float, level: float, discordant: float = DISCORDANT) -> int:
     """Rows that prove a model that loses nothing four times in five: about 6.2 × discordant share ÷ margin² at 5 %."""
-    return math.ceil(float(norm.ppf(1 - level) + norm.ppf(POWER)) ** 2 * discordant / margin**2)
+    return math.ceil(float(scipy.stats.norm.ppf(1 - level) + scipy.stats.norm.ppf(POWER)) ** 2 * discordant / margin**2)
 
 
 def provable_margin(rows: int, level: float, discordant: float = DISCORDANT) -> float:
     """The margin that so many rows prove once in two times, for a model that loses nothing."""
-    return float(norm.ppf(1 - level) * math.sqrt(discordant / rows))
+    return float(scipy.stats.norm.ppf(1 - level) * math.sqrt(discordant / rows))
 
 
 def level_of(opening: int, confidence: float) -> float:
@@ -166,8 +167,10 @@ def _bound(losses: Array, level: float) -> float:
     """The largest loss that `p_value` does not exclude."""
     if _are_whole(losses):
         return loss_bound(*_lost_and_gained(losses), level)
-    quantile = float(norm.ppf(level))
-    return float(brentq(lambda loss: tilted_score(losses, loss) - quantile, float(np.mean(losses)), 1 - ROUNDING))
+    quantile = float(scipy.stats.norm.ppf(level))
+    return float(
+        scipy.optimize.brentq(lambda loss: tilted_score(losses, loss) - quantile, float(np.mean(losses)), 1 - ROUNDING)
+    )
 
 
 def _are_whole(losses: Array) -> bool:
