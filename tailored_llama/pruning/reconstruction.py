@@ -43,7 +43,7 @@ def reconstruct(
         for number, layer in layers.forward():
             forward, fits = caller(layer, arguments[number]), {}
             for name in _OUTPUTS:
-                kept = stays.get((f"model.layers.{number}.{name}.weight", 1))
+                _, kept = stays.get(f"model.layers.{number}.{name}.weight", (1, None))
                 if kept is not None and kept.any():
                     fits[f"model.layers.{number}.{name}.weight"] = _Fit(layer.get_submodule(name), kept)
             with ExitStack() as hooks:
