@@ -23,7 +23,7 @@ from tailored_llama.models import checkpoints
 from tailored_llama.models.cards import base_of, dense_card
 from tailored_llama.models.embedded import EMBEDDED_MODELS
 from tailored_llama.models.licences import CARD, copy_licence
-from tailored_llama.models.load import _load_tokenizer, _load_weights, empty_model
+from tailored_llama.models.load import _load_weights, empty_model, load_tokenizer
 from tailored_llama.models.shards import is_unchanged, link, tensor_reader, write_shards
 from tailored_llama.models.sources import DenseSettings, fetch_model, read_gguf
 from tailored_llama.models.tokens import pre_tokenizer
@@ -74,7 +74,7 @@ def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
         expected.pop(name, None)
     if expected != checkpoints.all_tensor_shapes(folder):
         return False
-    tokenizer = _load_tokenizer(folder, f"model.source {shown}")
+    tokenizer = load_tokenizer(folder, f"model.source {shown}")
     if all(is_unchanged(file, dtype) for file in files):
         for file in [*files, folder / "model.safetensors.index.json"]:
             if file.is_file():
@@ -98,7 +98,7 @@ def _convert(path: Path, dtype: torch.dtype, out: Path, shown: str) -> None:
     folder, options = (path.parent, {"gguf_file": path.name}) if reader else (path, {})
     with _parsed_once(reader) if reader else nullcontext():
         model = _load_weights(folder, dtype, f"model.source {shown}", **options)
-        tokenizer = _load_tokenizer(folder, f"model.source {shown}", **options)
+        tokenizer = load_tokenizer(folder, f"model.source {shown}", **options)
     if reader:
         _restore_pre_tokenizer(tokenizer, reader, f"model.source {shown}")
         _restore_attention_scale(model.config)

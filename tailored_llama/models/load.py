@@ -200,13 +200,9 @@ def _check_adapter_config(path: Path, shapes: dict[str, list[int]]) -> None:
             raise InputError(f"{path}: {name}: got {value!r:.80}; allowed: {allowed}")
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer saved with a checkpoint."""
-    return _load_tokenizer(folder, str(folder))
-
-
-def _load_tokenizer(folder: Path, shown: str, **options: Any) -> Any:
+def load_tokenizer(folder: Path, shown: str = "", **options: Any) -> Any:
+    """The tokenizer saved with a checkpoint; `shown`, by default the folder, names it in messages."""
     try:
         return AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:
-        raise InputError(f"{shown}: tokenizer cannot be loaded ({one_line(error)})") from None
+        raise InputError(f"{shown or folder}: tokenizer cannot be loaded ({one_line(error)})") from None

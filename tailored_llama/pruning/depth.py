@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 
 from tailored_llama.config import PlanConfig
 from tailored_llama.errors import InputError
-from tailored_llama.models import all_tensor_shapes, block_of, caller, layers_of, read_config
+from tailored_llama.models import all_tensor_shapes, block_of, layers_of, read_config
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Array, Groups
 from tailored_llama.pruning.layerwise import Text, enter_all
@@ -59,11 +59,11 @@ def block_influence(model: Any, text: Text, progress: Progress = silent) -> Arra
     layers, influence = layers_of(model), np.zeros(len(layers_of(model)))
     with torch.inference_mode(), layers.shelf() as shelf:
         arguments = enter_all(model, text.batches(), shelf)
-        for number, layer in layers.forward():
+        for number, layer in layers.each():
             alike = 0.0
             for index, further in enumerate(arguments):
                 before = shelf[number, index]
-                shelf[number + 1, index] = after = caller(layer, further[number])(before)
+                shelf[number + 1, index] = after = layer(before, **further[number])
                 alike += float(cosine_similarity(before.to(after.device).double(), after.double(), dim=-1).sum())
                 shelf.drop((number, index))
             influence[number] = 1 - alike / text.input_ids.numel()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailored_llama.models import caller, layers_of
+from tailored_llama.models import layers_of
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Stays
 from tailored_llama.pruning.layerwise import Text, enter_all
@@ -40,8 +40,8 @@ def reconstruct(
     layers, batches = layers_of(model), text.even_batches()
     with layers.shelf() as shelf:  # hidden states by layer and batch
         arguments = enter_all(model, batches, shelf)[0]
-        for number, layer in layers.forward():
-            forward, fits = caller(layer, arguments[number]), {}
+        for number, layer in layers.each():
+            fits = {}
             for name in _OUTPUTS:
                 _, kept = stays.get(f"model.layers.{number}.{name}.weight", (1, None))
                 if kept is not None and kept.any():
@@ -50,7 +50,7 @@ def reconstruct(
                 for fit in fits.values():
                     hooks.enter_context(fit.projection.register_forward_hook(fit.add))
                 for index in range(len(batches)):
-                    shelf[number + 1, index] = forward(shelf[number, index])
+                    shelf[number + 1, index] = layer(shelf[number, index], **arguments[number])
                     shelf.drop((number, index))
             yield {name: fit.solve(ridge) for name, fit in fits.items()}
             progress(number + 1, len(layers))

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from tailored_llama.config import Criterion
 from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
-from tailored_llama.models import Layers, caller, head_logits, layers_of
+from tailored_llama.models import Layers, head_logits, layers_of
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Array, Owners, add_scores, zero_scores
 from tailored_llama.pruning.layerwise import Text, enter_all
@@ -116,18 +116,18 @@ def _backpropagate(model: Any, layers: Layers, batches: Sequence[Tensor], genera
     with layers.shelf() as shelf:
         with torch.no_grad():
             arguments = enter_all(model, batches, shelf)
-            for number, layer in layers.forward():
+            for number, layer in layers.each():
                 for index, further in enumerate(arguments):
-                    shelf[number + 1, index] = caller(layer, further[number])(shelf[number, index])
+                    shelf[number + 1, index] = layer(shelf[number, index], **further[number])
         for index, input_ids in enumerate(batches):
             states = shelf[len(layers), index].detach().requires_grad_()
             # a sum, not yet divided by the samples: float16 gradients would vanish
             _summed_loss(model, states, input_ids.to(model.device), generator).backward()
             shelf[len(layers), index] = _gradient(states)
-        for number, layer in layers.backward():
+        for number, layer in layers.each(-1):
             for index, further in enumerate(arguments):
                 states = shelf[number, index].detach().requires_grad_()
-                caller(layer, further[number])(states).backward(shelf[number + 1, index])
+                layer(states, **further[number]).backward(shelf[number + 1, index])
                 shelf[number, index] = _gradient(states)
                 shelf.drop((number + 1, index))
 

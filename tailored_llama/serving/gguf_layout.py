@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
 from gguf.constants import GGMLQuantizationType
 
 from tailored_llama import models
 from tailored_llama.config import K_QUANTS, GgufType
 from tailored_llama.errors import InputError
-
-Array = npt.NDArray[Any]
+from tailored_llama.serving.gguf_writing import Array
 
 
 @dataclass(frozen=True)
