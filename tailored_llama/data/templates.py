@@ -10,7 +10,6 @@ import difflib
 import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -129,16 +128,6 @@ def shows_choices(template: Template, benchmark: BenchmarkConfig) -> bool:
     """Whether a set puts choices into the context, or scores anything other than a choice's text."""
     layout: Layout | None = getattr(template, benchmark.name if benchmark.name in SEVEN else "own")
     return layout is not None and (bool(layout.in_context & set(_CHOICES)) or layout.continuation != "{choice}")
-
-
-def wording(template: Template, benchmark: BenchmarkConfig) -> dict[str, Any]:
-    """What prompts are made of besides the examples, for a cache key: the content, not the file or its path."""
-    layout = layout_of(template, benchmark)
-    return {
-        "name": template.name,
-        **layout.model_dump(),
-        "shown": template.shown if "listed" in layout.in_context else None,
-    }
 
 
 def _check_layout(table: str, layout: Layout, allowed: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ from tailored_llama.models import all_tensor_shapes, block_of, layers_of, read_c
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Array, Groups
 from tailored_llama.pruning.layerwise import Text, enter_all
-from tailored_llama.store import read_table, write_table
+from tailored_llama.store import read_table
 
 INFLUENCE_SCHEMA = pa.schema({"layer": pa.int16(), "influence": pa.float64()})
 
@@ -69,12 +69,6 @@ def block_influence(model: Any, text: Text, progress: Progress = silent) -> Arra
             influence[number] = 1 - alike / text.input_ids.numel()
             progress(number + 1, len(layers))
     return influence
-
-
-def write_influence(out: Path, influence: Array) -> None:
-    """Write `influence.parquet`."""
-    columns = {"layer": range(len(influence)), "influence": influence}
-    write_table(out / "influence.parquet", columns, INFLUENCE_SCHEMA)
 
 
 def read_influence(folder: Path) -> Array:

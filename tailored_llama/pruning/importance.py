@@ -10,7 +10,7 @@ import pyarrow as pa
 from tailored_llama.config import DATA_FREE, Work
 from tailored_llama.data import read_calibration
 from tailored_llama.models import all_tensor_shapes, open_model, tensor_reader, weight_files
-from tailored_llama.pruning.depth import block_influence, write_influence
+from tailored_llama.pruning.depth import INFLUENCE_SCHEMA, block_influence
 from tailored_llama.pruning.groups import Array, Groups, Owners, add_scores, read_groups, read_owners, zero_scores
 from tailored_llama.pruning.layerwise import Text
 from tailored_llama.pruning.settings import ImportanceSettings
@@ -45,7 +45,9 @@ def score_importance(
         scores = taylor_scores(model, text, owners, criterion, work.progress, settings.seed or 0)
     write_importance(out, table, scores, criterion)
     if settings.influence:
-        write_influence(out, block_influence(model, text, work.progress))
+        influence = block_influence(model, text, work.progress)
+        columns = {"layer": range(len(influence)), "influence": influence}
+        write_table(out / "influence.parquet", columns, INFLUENCE_SCHEMA)
 
 
 def write_importance(out: Path, groups: Groups, scores: Array, criterion: str) -> None:
