@@ -190,13 +190,10 @@ def is_local(benchmark: BenchmarkConfig) -> bool:
 
 
 def _unseen(benchmark: BenchmarkConfig, train: list[Example], evaluation: list[Example]) -> list[Example]:
-    seen = {_texts(e) for e in evaluation}
-    kept = []
+    seen, first = {_texts(e) for e in evaluation}, dict[tuple[Any, ...], Example]()
     for example in train:
-        if (texts := _texts(example)) not in seen:
-            seen.add(texts)
-            kept.append(example)
-    if not kept:
+        first.setdefault(_texts(example), example)
+    if not (kept := [example for texts, example in first.items() if texts not in seen]):
         raise InputError(
             f"benchmarks.{benchmark.name}.train: each of its {len(train)} rows is also in the evaluation split; "
             "allowed: a train split with rows of its own"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import dispatch_model, init_empty_weights
 from torch import Tensor
@@ -130,11 +131,8 @@ def shares(layers: Sequence[int], rest: int, count: int) -> list[int]:
     before = float(rest)
     if rest >= share:
         before = share = sum(layers) / (count - 1)
-    numbers = []
-    for size in layers:
-        numbers.append(min(int((before + size / 2) / share), count - 1))
-        before += size
-    return numbers
+    middles = before + np.cumsum(layers) - np.array(layers) / 2
+    return [min(int(middle / share), count - 1) for middle in middles]
 
 
 def _bytes(module: Any) -> int:

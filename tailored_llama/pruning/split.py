@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ SPLIT_SCHEMA = pa.schema(
 )
 SPLIT = "split.parquet"
 KEPT_SCHEMA = pa.schema({"token": pa.int32(), "share": pa.float64(), "kept": pa.bool_()})
+_cost: Callable[[Any], float] = attrgetter("nats_per_byte")  # of a split that was measured
 _GROWTH = 2  # from one number of tokens to the next
 _WHOLE = 0.9  # fewer tokens than keep this share whole are only tried if nothing else reaches the ratio
 _ENOUGH = 0.995  # the share that stays whole where nothing can be measured
@@ -196,11 +198,6 @@ def search(measure: Callable[[int], Split | None], sizes: Sequence[int]) -> list
         if middle not in splits and (split := measure(middle)):
             splits[middle] = split
     return [splits[size] for size in sorted(splits)]
-
-
-def _cost(split: Split) -> float:
-    assert split.nats_per_byte is not None
-    return split.nats_per_byte
 
 
 def _split(cut: Cut, loss: float | None = None) -> Split:
