@@ -24,6 +24,7 @@ from .checkpoints import all_tensor_shapes as all_tensor_shapes
 from .checkpoints import cache_bytes as cache_bytes
 from .checkpoints import check_checkpoint as check_checkpoint
 from .checkpoints import copy_tokenizer as copy_tokenizer
+from .checkpoints import query_scale as query_scale
 from .checkpoints import read_config as read_config
 from .checkpoints import read_structure as read_structure
 from .checkpoints import tensor_shapes as tensor_shapes

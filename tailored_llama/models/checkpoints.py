@@ -244,6 +244,15 @@ def head_dim_of(config: dict[str, Any]) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
+def query_scale(config: dict[str, Any]) -> int:
+    """The width by whose root llama.cpp divides the queries of a Gemma 2 or 3, which a GGUF file does not state.
+
+    It is that of a head, and in the models of 27B parameters the hidden size's share (gemma2.cpp and gemma3.cpp).
+    """
+    is_27b = config["num_hidden_layers"] == {"gemma2": 46, "gemma3_text": 62}[config["model_type"]]
+    return int(config["hidden_size"] // config["num_attention_heads"]) if is_27b else head_dim_of(config)
+
+
 def weights_digest(folder: Path) -> str:
     """SHA-256 over a checkpoint's weights, which identifies an adapter's base."""
     digests = map(sha256_file, weight_files(folder))

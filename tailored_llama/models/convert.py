@@ -99,7 +99,8 @@ def _convert(path: Path, dtype: torch.dtype, out: Path, shown: str) -> None:
         tokenizer = load_tokenizer(folder, f"model.source {shown}", **options)
     if reader:
         _restore_pre_tokenizer(tokenizer, reader, f"model.source {shown}")
-        _restore_attention_scale(model.config)
+        if hasattr(config := model.config, "query_pre_attn_scalar"):  # transformers takes 256
+            config.query_pre_attn_scalar = checkpoints.query_scale(config.to_dict())
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         if hasattr(model, attribute):  # left by the GGUF loader; save_pretrained would fail
             delattr(model, attribute)
@@ -142,18 +143,6 @@ def _restore_pre_tokenizer(tokenizer: Any, reader: GGUFReader, shown: str) -> No
             shown,
             name,
         )
-
-
-def _restore_attention_scale(config: Any) -> None:
-    """Set by what Gemma 2 and 3 scale queries, which a GGUF file does not state.
-
-    It is the width of a head, and in the models of 27B parameters the hidden size's share (llama.cpp, gemma2.cpp and
-    gemma3.cpp). transformers takes 256.
-    """
-    if hasattr(config, "query_pre_attn_scalar"):
-        is_27b = config.num_hidden_layers == {"gemma2": 46, "gemma3_text": 62}[config.model_type]
-        share = config.hidden_size // config.num_attention_heads
-        config.query_pre_attn_scalar = share if is_27b else config.head_dim
 
 
 @contextmanager

@@ -150,13 +150,22 @@ def check_adapter(folder: Path, adapter: Path) -> dict[str, list[int]]:
     """Check that an adapter is whole and was trained on a checkpoint, as far as its files say; returns its shapes.
 
     Raises:
-        InputError: a file is missing or broken, or `base.json` names other weights.
+        InputError: a file is missing or broken, states sizes larger than those of the weights, or names other weights.
     """
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
             raise InputError(f"adapter {adapter}: {name} is missing; allowed: a PEFT adapter in safetensors")
-    shapes = tensor_shapes(adapter / "adapter_model.safetensors")
-    _check_adapter_config(adapter / "adapter_config.json", shapes)
+    shapes, file = tensor_shapes(adapter / "adapter_model.safetensors"), adapter / "adapter_config.json"
+    try:
+        config = {**json.loads(file.read_text())}
+        ranks = {f"rank_pattern.{name}": rank for name, rank in (config.get("rank_pattern") or {}).items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{file}: not a PEFT configuration; allowed: a JSON object") from None
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    for name, value in {**{name: config.get(name) for name in ("r", "num_virtual_tokens")}, **ranks}.items():
+        if value is not None and (type(value) is not int or not 1 <= value <= largest):
+            allowed = f"a whole number from 1 to {largest}, since its weights are no larger"
+            raise InputError(f"{file}: {name}: got {value!r:.80}; allowed: {allowed}")
     try:
         base = json.loads((adapter / BASE_FILE).read_text())["weights"] if (adapter / BASE_FILE).is_file() else None
     except (ValueError, KeyError, TypeError):
@@ -182,20 +191,6 @@ def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
     if unmatched := sorted(name for name in expected ^ names if "lora_" in name):  # PEFT only warns
         raise InputError(f"adapter {adapter}: does not fit {folder} (tensor {unmatched[0]} is in one of them only)")
     return adapted
-
-
-def _check_adapter_config(path: Path, shapes: dict[str, list[int]]) -> None:
-    """Check that a file is a PEFT configuration and states no sizes larger than those of the weights."""
-    try:
-        config = {**json.loads(path.read_text())}
-        ranks = {f"rank_pattern.{name}": rank for name, rank in (config.get("rank_pattern") or {}).items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{path}: not a PEFT configuration; allowed: a JSON object") from None
-    largest = max((size for shape in shapes.values() for size in shape), default=0)
-    for name, value in {**{name: config.get(name) for name in ("r", "num_virtual_tokens")}, **ranks}.items():
-        if value is not None and (type(value) is not int or not 1 <= value <= largest):
-            allowed = f"a whole number from 1 to {largest}, since its weights are no larger"
-            raise InputError(f"{path}: {name}: got {value!r:.80}; allowed: {allowed}")
 
 
 def load_tokenizer(folder: Path, shown: str = "", **options: Any) -> Any:

@@ -49,7 +49,7 @@ _cost: Callable[[Any], float] = attrgetter("nats_per_byte")  # of a split that w
 _GROWTH = 2  # from one number of tokens to the next
 _WHOLE = 0.9  # fewer tokens than keep this share whole are only tried if nothing else reaches the ratio
 _ENOUGH = 0.995  # the share that stays whole where nothing can be measured
-_BYTES = 16_000  # of the prompts that are read
+_BYTES = 16_000  # of the prompts that are read, about; they are evenly spaced
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,9 @@ def choose_split(
     """
     folders, pruning = Folders(dense, dense, groups, importance), settings.plan
     tokens, shares, sizes = read_tokens(dense), read_shares(counts), possible_sizes(dense, settings.ratio, pruning)
-    read, tried, size = _some(measured_prompts(prompts)), list[Split](), sizes[0]
-    if len(sizes) > 1 and read:
+    measured, tried, size = measured_prompts(prompts), list[Split](), sizes[0]
+    if len(sizes) > 1 and measured:
+        step = max(1, round(sum(len(_text(prompt).encode()) for prompt in measured) / _BYTES))
         new = read_shares(counts, unmeasured=True)
         plans = {own: choose_tokens(tokens, new, own) for own in sizes}
         trials = count(1)
@@ -99,7 +100,7 @@ def choose_split(
                 cut = plan_cut(folders, settings.ratio, pruning, chosen)
             except InputError:
                 return None
-            split = _split(cut, _loss(cut, read, work))
+            split = _split(cut, _loss(cut, measured[::step], work))
             work.progress(min(next(trials), len(sizes)), len(sizes))
             return split
 
@@ -204,12 +205,6 @@ def _split(cut: Cut, loss: float | None = None) -> Split:
     assert cut.tokens
     given = int(cut.groups.parameters[~cut.kept].sum()) / read_structure(cut.model).size.body
     return Split(len(cut.tokens.kept), cut.tokens.whole, given, loss)
-
-
-def _some(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Evenly spaced prompts, of about as many bytes as are read."""
-    size = sum(len(_text(prompt).encode()) for prompt in prompts)
-    return list(prompts[:: max(1, round(size / _BYTES))])
 
 
 def _text(prompt: Prompt) -> str:
