@@ -40,11 +40,6 @@ class Layer:
         """Query heads per KV head."""
         return self.heads // max(1, self.kv_heads)
 
-    @property
-    def whole(self) -> bool:
-        """Whether the layer has both attention and MLP."""
-        return bool(self.heads and self.channels)
-
 
 @dataclass(frozen=True)
 class Size:

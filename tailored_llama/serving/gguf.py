@@ -28,7 +28,7 @@ from tailored_llama.progress import Progress, silent
 from tailored_llama.serving.gguf_layout import Layout, arranged, layout_of, padded_shape, unfused, written_shapes
 from tailored_llama.serving.gguf_metadata import rope_factors, write_metadata
 from tailored_llama.serving.gguf_tokenizer import write_tokenizer
-from tailored_llama.serving.gguf_writing import Array, Named, unfinished, write_file
+from tailored_llama.serving.gguf_writing import Array, GgufTensor, unfinished, write_file
 from tailored_llama.serving.llama_cpp import load_llama_cpp, requantise
 
 _WIDE = GGMLQuantizationType.F16  # of a matrix that is no whole blocks
@@ -81,7 +81,7 @@ def _write(
     write_metadata(writer, layout, config, checkpoint, name or checkpoint.resolve().name, gguf_type)
     write_tokenizer(writer, checkpoint, config.vocab_size)
 
-    def named(stored: str, shape: tuple[int, ...], values: Callable[[], Array]) -> Named:
+    def named(stored: str, shape: tuple[int, ...], values: Callable[[], Array]) -> GgufTensor:
         kind = _tensor_type(stored, shape, gguf_type)
         return stored, shape, kind, lambda: quantize(values(), kind)
 

@@ -17,7 +17,7 @@ from tailored_llama.config import GgufType
 from tailored_llama.errors import InputError
 from tailored_llama.models import all_tensor_shapes, check_adapter
 from tailored_llama.serving.gguf_layout import layout_of, moved, unfused
-from tailored_llama.serving.gguf_writing import Named, unfinished, write_file
+from tailored_llama.serving.gguf_writing import GgufTensor, unfinished, write_file
 
 _KINDS = {"LORA": "a LoRA", "PROMPT_TUNING": "a soft prompt"}
 # Whose matrix follows its weight in order and size: of outputs by its rows, of inputs by its columns.
@@ -40,7 +40,7 @@ def write_gguf_adapter(checkpoint: Path, adapter: Path, *, gguf_type: GgufType, 
     _check_expressible(config, adapter)
     rank, alpha = config["r"], config["lora_alpha"]
     shapes = all_tensor_shapes(checkpoint)
-    tensors: list[Named] = []
+    tensors: list[GgufTensor] = []
     for name, tensor in sorted(load_file(adapter / "adapter_model.safetensors").items()):
         module, _, lora = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
         side, shape = lora.lower(), shapes.get(f"{module}.weight", [])  # lora_a [rank, inputs], lora_b [outputs, rank]

@@ -99,7 +99,6 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
     Raises:
         InputError: the checkpoint is broken, or llama.cpp cannot express it.
     """
-    models.check_checkpoint(checkpoint)
     structure, config = models.read_structure(checkpoint), models.read_config(checkpoint)
     kind = structure.model_type.removeprefix(models.LAYERED_PREFIX)
     architecture = _ARCHITECTURES[kind]

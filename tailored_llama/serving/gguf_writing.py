@@ -18,7 +18,9 @@ from gguf.quants import quant_shape_to_byte_shape
 from tailored_llama.progress import Progress, silent
 
 Array = npt.NDArray[Any]
-Named = tuple[str, tuple[int, ...], GGMLQuantizationType, Callable[[], Array]]  # name, shape, type, data when called
+GgufTensor = tuple[
+    str, tuple[int, ...], GGMLQuantizationType, Callable[[], Array]
+]  # name, shape, type, data when called
 
 
 @contextmanager
@@ -32,7 +34,7 @@ def unfinished(out: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write_file(writer: GGUFWriter, tensors: Sequence[Named], progress: Progress = silent) -> None:
+def write_file(writer: GGUFWriter, tensors: Sequence[GgufTensor], progress: Progress = silent) -> None:
     """Write the metadata that a writer has, then the tensors; `progress` is called after each of them."""
     try:
         for name, shape, kind, _ in tensors:

@@ -21,7 +21,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning import VocabularyPlan, prune_checkpoint, tokens_for_texts
 from tailored_llama.serving.gguf_source import MERGES, PER_TOKEN, TOKENS, TYPES, Source, has_rows, read_source
-from tailored_llama.serving.gguf_writing import Named, unfinished, write_file
+from tailored_llama.serving.gguf_writing import GgufTensor, unfinished, write_file
 
 _NOT_COPIED = re.compile(r"GGUF\..*|split\..*|general\.architecture|tokenizer\.huggingface\.json")
 _STAY = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.BYTE)
@@ -108,7 +108,7 @@ def _write(source: Source, kept: Sequence[int], out: Path, progress: Progress) -
         empty = kind == GGUFValueType.ARRAY and not value  # which the package gguf cannot write
         if not empty and not _NOT_COPIED.fullmatch(name):
             writer.add_key_value(name, value, kind, items[0] if items else None)
-    tensors: list[Named] = []
+    tensors: list[GgufTensor] = []
     for tensor in source.tensors:
         shape, rows = tensor.shape[::-1].tolist(), list(kept) if has_rows(tensor) else slice(None)
         first = len(kept) if has_rows(tensor) else shape[0]
