@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import ModuleList
@@ -22,10 +23,9 @@ from torch.nn import ModuleList
 from tailored_llama.config import ExecutionConfig
 from tailored_llama.errors import InputError
 from tailored_llama.memory import free_memory
-from tailored_llama.models.checkpoints import all_tensor_shapes, check_checkpoint, weight_bytes, weight_files
+from tailored_llama.models.checkpoints import check_checkpoint, tensor_shapes, weight_bytes, weight_files
 from tailored_llama.models.devices import devices_of
 from tailored_llama.models.load import check_tensors, empty_model, load_model, stored_dtype
-from tailored_llama.models.shards import tensor_reader
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,9 @@ def stream_model(folder: Path, device: str, scratch: Path) -> Any:
     dtype = stored_dtype(folder)
     model = empty_model(folder, dtype)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    found, files = all_tensor_shapes(folder), _Files(tensor_reader(weight_files(folder)), dtype, device, scratch)
+    shapes = {file: tensor_shapes(file) for file in weight_files(folder)}
+    found = {name: shape for own in shapes.values() for name, shape in own.items()}
+    files = _Files({name: file for file, own in shapes.items() for name in own}, dtype, device, scratch)
     check_tensors(
         str(folder),
         missing=expected.keys() - found.keys() - model.all_tied_weights_keys.keys(),
@@ -98,16 +100,21 @@ def stream_model(folder: Path, device: str, scratch: Path) -> Any:
 
 @dataclass(frozen=True)
 class _Files:
-    """What reads a streamed model's tensors, their type and device, and where hidden states go that do not fit."""
+    """Where a streamed model's tensors are, their type and device, and where hidden states go that do not fit."""
 
-    read: Callable[[str], Tensor]
+    by_tensor: dict[str, Path]
     dtype: torch.dtype
     device: str
     scratch: Path
 
     def tensors(self, names: Iterable[str], prefix: str = "") -> dict[str, Tensor]:
-        """Tensors by their names after a prefix."""
-        return {name: self.read(f"{prefix}{name}").to(self.device, self.dtype) for name in names}
+        """Tensors by their names after a prefix. They are mapped, and read when they are used."""
+        tensors, files = dict[str, Tensor](), {name: self.by_tensor[f"{prefix}{name}"] for name in names}
+        for file in set(files.values()):
+            with safe_open(file, framework="pt") as reader:
+                own = [name for name in files if files[name] == file]
+                tensors |= {n: reader.get_tensor(f"{prefix}{n}").to(self.device, self.dtype) for n in own}
+        return tensors
 
 
 @dataclass(frozen=True)
