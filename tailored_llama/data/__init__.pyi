@@ -32,7 +32,6 @@ from .selection import select_train as select_train
 from .selection import without as without
 from .settings import CalibrationSettings as CalibrationSettings
 from .settings import calibration_parts as calibration_parts
-from .settings import text_of as text_of
 from .splits import PURPOSE as PURPOSE
 from .splits import Split as Split
 from .templates import candidates as candidates

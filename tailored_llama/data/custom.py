@@ -12,9 +12,8 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tailored_llama.config import WRITTEN, BenchmarkConfig, is_harness_task, is_written, task_fields
+from tailored_llama.config import WRITTEN, BenchmarkConfig, find_task, is_harness_task, is_written, task_fields
 from tailored_llama.data.builtin import BUILTIN, Parts
-from tailored_llama.data.harness import harness_task
 from tailored_llama.errors import InputError
 
 
@@ -30,7 +29,7 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
         _refuse(benchmark, ["ignore"], "only with metric exact_match")
     if is_harness_task(name):
         _refuse(benchmark, decided, "only in the task's own file")
-        task_fields(harness_task(benchmark), benchmark.metric)
+        task_fields(find_task(benchmark.name, benchmark.source), benchmark.metric)
         return
     if name in BUILTIN:
         _refuse(benchmark, ("source", "revision", *decided), f"with a name of your own, as {name} is built in")

@@ -31,15 +31,6 @@ _NAMED = re.compile(f'"{FUNCTION}([^"]*)/([^"/]*)"')  # the folder and the name 
 _FILE_FORMATS = ("arrow", "csv", "json", "parquet", "text")  # values of dataset_path that read files
 
 
-def harness_task(benchmark: BenchmarkConfig) -> HarnessTask:
-    """The task that a benchmark names.
-
-    Raises:
-        InputError: as `find_task`.
-    """
-    return find_task(benchmark.name, benchmark.source)
-
-
 def local_files(task: HarnessTask) -> dict[str, list[str]] | None:
     """The data files of a task by split, if all its data are local files; None if they are on the Hub.
 
@@ -71,7 +62,7 @@ def task_identity(benchmark: BenchmarkConfig) -> dict[str, Any]:
     Raises:
         InputError: there is no such task, a data file is missing, or a Hub revision cannot be resolved.
     """
-    task = harness_task(benchmark)
+    task = find_task(benchmark.name, benchmark.source)
     settings = {key: value for key, value in task.settings.items() if key not in ("dataset_path", "dataset_kwargs")}
     plain = json.dumps(settings, default=str, ensure_ascii=False, sort_keys=True)
     identity: dict[str, Any] = {
@@ -110,7 +101,7 @@ def _loaded(benchmark: BenchmarkConfig) -> Iterator[Any]:
     from lm_eval.tasks import TaskManager
 
     datasets.disable_progress_bars()
-    task = harness_task(benchmark)
+    task = find_task(benchmark.name, benchmark.source)
     kwargs = _options(task)
     state = random.getstate()
     with tempfile.TemporaryDirectory() as scratch:
@@ -141,7 +132,7 @@ def harness_parts(benchmark: BenchmarkConfig, split: Split) -> list[Parts | Valu
     Raises:
         InputError: the task has no such split, or the harness cannot load it.
     """
-    if split == "train" and not (named := harness_task(benchmark)).has_train:
+    if split == "train" and not (named := find_task(benchmark.name, benchmark.source)).has_train:
         raise named.refuse("no train split", "a task with a training_split")
     with _loaded(benchmark) as task:
         documents = task.training_docs() if split == "train" else task.eval_docs

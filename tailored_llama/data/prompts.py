@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from tailored_llama.config import BenchmarkConfig, RunConfig, Work, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
 from tailored_llama.data.selection import held_out_of, select_at_random, select_evaluation, select_train, without
-from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, wording
+from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, names_in
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
 
@@ -112,7 +112,7 @@ def _delimiter(layout: Layout, example: Example) -> str:
 def _fill(template: Template, layout: Layout, example: Example, choice: int) -> tuple[str, str]:
     """Context and continuation of one choice."""
     values: dict[str, Any] = {**example.fields, "choice": example.choices[choice], "choices": example.choices}
-    if {"listed", "letter"} & (layout.in_context | layout.in_continuation):
+    if {"listed", "letter"} & names_in(layout.layout + layout.continuation):
         if len(example.choices) > len(LETTERS):
             raise InputError(
                 f"example {example.index}: got {len(example.choices)} choices; allowed: at most {len(LETTERS)}, the "
@@ -132,7 +132,11 @@ class Wording:
     benchmark: BenchmarkConfig
 
     def identity(self) -> dict[str, Any]:
-        return wording(load_template(self.template), self.benchmark)
+        """What prompts are made of besides the examples."""
+        template = load_template(self.template)
+        layout = layout_of(template, self.benchmark)
+        shown = template.shown if "listed" in layout.in_context else None
+        return {"name": template.name, **layout.model_dump(), "shown": shown}
 
 
 @dataclass(frozen=True)

@@ -27,19 +27,11 @@ class CalibrationSettings:
 
     @classmethod
     def of(cls, config: RunConfig) -> CalibrationSettings:
-        texts = (DrawnText(text_of(part), part.samples) for part in calibration_parts(config))
+        parts = calibration_parts(config)
+        texts = (DrawnText(find_text(part.text, "calibration", part.benchmark), part.samples) for part in parts)
         return cls(tuple(texts), config.calibration.tokens, config.seed)
 
 
 def calibration_parts(config: RunConfig) -> tuple[CalibrationPart, ...]:
     """The texts of a run's calibration; its questions are those of the benchmarks with a train split."""
     return config.calibration.parts([benchmark for benchmark in config.benchmarks if has_train(benchmark)])
-
-
-def text_of(part: CalibrationPart) -> TextSource:
-    """Where a text of the calibration comes from.
-
-    Raises:
-        InputError: as `find_text`.
-    """
-    return find_text(part.text, "calibration", part.benchmark)

@@ -58,11 +58,6 @@ class SplitSource:
         return Path(self.name).expanduser()
 
     @property
-    def shown(self) -> str:
-        """The name used in error messages."""
-        return self.path.name if self.kind == "file" else f"{self.benchmark.source} {self.name}"
-
-    @property
     def commit(self) -> str:
         """The commit of the Hub data set."""
         return hub_commit(str(self.benchmark.source), self.benchmark.revision, "dataset")
@@ -209,9 +204,13 @@ def divide(contents: Sequence[Sequence[str]]) -> dict[Split, list[int]]:
     return divided
 
 
-def no_column(where: str, column: str, present: Iterable[str]) -> str:
-    """The message for a column that is not there, with the name that may be meant."""
-    names = list(present)
-    near = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{where}: no column {column!r}; {hint}present: {', '.join(names)}"
+def check_column(where: str, column: str, present: Iterable[str]) -> None:
+    """Check that a column is there.
+
+    Raises:
+        InputError: it is not; the message has the name that may be meant.
+    """
+    if column not in (names := list(present)):
+        near = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"{where}: no column {column!r}; {hint}present: {', '.join(names)}")

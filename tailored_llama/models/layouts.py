@@ -46,7 +46,7 @@ def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
     The stock configurations of Llama and some Gemmas require the head count to divide the hidden size. If it does not,
     a Llama without biases becomes a MistralConfig without a sliding window, which is the same architecture.
     """
-    if len(set(layers)) > 1 or not layers[0].whole:
+    if len(set(layers)) > 1 or not (layers[0].heads and layers[0].channels):
         return layered_config(dense, layers)
     stock = CONFIG_MAPPING[dense["model_type"].removeprefix(LAYERED_PREFIX)]
     common = _common(dense) | _widths(layers[0])

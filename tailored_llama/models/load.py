@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import dispatch_model, init_empty_weights
 from torch import Tensor
@@ -130,11 +131,8 @@ def shares(layers: Sequence[int], rest: int, count: int) -> list[int]:
     before = float(rest)
     if rest >= share:
         before = share = sum(layers) / (count - 1)
-    numbers = []
-    for size in layers:
-        numbers.append(min(int((before + size / 2) / share), count - 1))
-        before += size
-    return numbers
+    middles = before + np.cumsum(layers) - np.array(layers) / 2
+    return [min(int(middle / share), count - 1) for middle in middles]
 
 
 def _bytes(module: Any) -> int:
@@ -152,13 +150,22 @@ def check_adapter(folder: Path, adapter: Path) -> dict[str, list[int]]:
     """Check that an adapter is whole and was trained on a checkpoint, as far as its files say; returns its shapes.
 
     Raises:
-        InputError: a file is missing or broken, or `base.json` names other weights.
+        InputError: a file is missing or broken, states sizes larger than those of the weights, or names other weights.
     """
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
             raise InputError(f"adapter {adapter}: {name} is missing; allowed: a PEFT adapter in safetensors")
-    shapes = tensor_shapes(adapter / "adapter_model.safetensors")
-    _check_adapter_config(adapter / "adapter_config.json", shapes)
+    shapes, file = tensor_shapes(adapter / "adapter_model.safetensors"), adapter / "adapter_config.json"
+    try:
+        config = {**json.loads(file.read_text())}
+        ranks = {f"rank_pattern.{name}": rank for name, rank in (config.get("rank_pattern") or {}).items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{file}: not a PEFT configuration; allowed: a JSON object") from None
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    for name, value in {**{name: config.get(name) for name in ("r", "num_virtual_tokens")}, **ranks}.items():
+        if value is not None and (type(value) is not int or not 1 <= value <= largest):
+            allowed = f"a whole number from 1 to {largest}, since its weights are no larger"
+            raise InputError(f"{file}: {name}: got {value!r:.80}; allowed: {allowed}")
     try:
         base = json.loads((adapter / BASE_FILE).read_text())["weights"] if (adapter / BASE_FILE).is_file() else None
     except (ValueError, KeyError, TypeError):
@@ -186,27 +193,9 @@ def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
     return adapted
 
 
-def _check_adapter_config(path: Path, shapes: dict[str, list[int]]) -> None:
-    """Check that a file is a PEFT configuration and states no sizes larger than those of the weights."""
-    try:
-        config = {**json.loads(path.read_text())}
-        ranks = {f"rank_pattern.{name}": rank for name, rank in (config.get("rank_pattern") or {}).items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{path}: not a PEFT configuration; allowed: a JSON object") from None
-    largest = max((size for shape in shapes.values() for size in shape), default=0)
-    for name, value in {**{name: config.get(name) for name in ("r", "num_virtual_tokens")}, **ranks}.items():
-        if value is not None and (type(value) is not int or not 1 <= value <= largest):
-            allowed = f"a whole number from 1 to {largest}, since its weights are no larger"
-            raise InputError(f"{path}: {name}: got {value!r:.80}; allowed: {allowed}")
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer saved with a checkpoint."""
-    return _load_tokenizer(folder, str(folder))
-
-
-def _load_tokenizer(folder: Path, shown: str, **options: Any) -> Any:
+def load_tokenizer(folder: Path, shown: str = "", **options: Any) -> Any:
+    """The tokenizer saved with a checkpoint; `shown`, by default the folder, names it in messages."""
     try:
         return AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:
-        raise InputError(f"{shown}: tokenizer cannot be loaded ({one_line(error)})") from None
+        raise InputError(f"{shown or folder}: tokenizer cannot be loaded ({one_line(error)})") from None

@@ -27,18 +27,16 @@ def join_projections(model: Any) -> None:
 
     for parent in model.modules():
         plain = {
-            name: layer for name, layer in parent.named_children() if isinstance(layer, Linear) and _is_plain(layer)
+            name: layer
+            for name, layer in parent.named_children()
+            if isinstance(layer, Linear) and type(layer.base_layer) is nn.Linear and not layer.lora_variant
+            if isinstance(layer.lora_dropout["default"], nn.Identity)
         }
         for names in (*_SAME_INPUT, *((name,) for name in plain.keys() - set(sum(_SAME_INPUT, ())))):
             if layers := [plain[name] for name in names if name in plain]:
                 group = _Group(layers)
                 for layer in layers:
                     layer.forward = partial(group.forward, layer, layer.forward)  # type: ignore[method-assign]
-
-
-def _is_plain(layer: Any) -> bool:
-    dropout = layer.lora_dropout["default"]
-    return type(layer.base_layer) is nn.Linear and isinstance(dropout, nn.Identity) and not layer.lora_variant
 
 
 class _Group:

@@ -12,7 +12,7 @@ from tailored_llama.memory import out_of_memory
 from tailored_llama.models import packing
 from tailored_llama.models.attention import Header
 from tailored_llama.models.packing import Document
-from tailored_llama.models.streaming import caller, enter, layers_of
+from tailored_llama.models.streaming import enter, layers_of
 
 Result = TypeVar("Result")
 
@@ -133,12 +133,11 @@ def _states(model: Any, rows: Sequence[PackedRow], budget: int, shared: Sequence
         for index, inputs in enumerate(passes):
             shelf[index], further = enter(model, **inputs)
             arguments.append(further)
-        for number, layer in layers.forward():
+        for number, layer in layers.each():
             for index, further in enumerate(arguments):
-                shelf[index] = caller(layer, further[number])(shelf[index])
+                shelf[index] = layer(shelf[index], **further[number])
             for encoded in headers:
-                for states in (encoded.keys, encoded.values):  # of this layer, which has seen all rows
-                    states.pop(number, None)  # none without attention
+                encoded.states.pop(number, None)  # all rows have seen this layer's; without attention it has none
         for index, row in enumerate(rows, start=len(headers)):
             states = model.get_decoder().norm(shelf[index])
             yield states[0, packing.distinct(row.positions).to(states.device)]

@@ -119,18 +119,14 @@ class DenseSettings:
 
     @classmethod
     def of(cls, model: ModelConfig) -> DenseSettings:
-        return cls(find_model(model), resolve_dtype(model.dtype))
+        """The type `auto` is bfloat16 where this machine has it, else float32."""
+        if model.dtype != "auto":
+            return cls(find_model(model), model.dtype)
+        import torch
 
-
-def resolve_dtype(dtype: Literal["float32", "bfloat16", "float16", "auto"]) -> Dtype:
-    """The data type that `auto` stands for on this machine."""
-    if dtype != "auto":
-        return dtype
-    import torch
-
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        on_cpu = not torch.cuda.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return cls(find_model(model), "bfloat16" if on_gpu or on_cpu else "float32")
 
 
 def read_gguf(path: Path, shown: str) -> GGUFReader:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -78,49 +78,43 @@ def stream_model(folder: Path, device: str, scratch: Path) -> Any:
     model = empty_model(folder, dtype)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {file: tensor_shapes(file) for file in weight_files(folder)}
-    files = {name: file for file, own in shapes.items() for name in own}
     found = {name: shape for own in shapes.values() for name, shape in own.items()}
+    files = _Files({name: file for file, own in shapes.items() for name in own}, dtype, device, scratch)
     check_tensors(
         str(folder),
         missing=expected.keys() - found.keys() - model.all_tied_weights_keys.keys(),
         extra=found.keys() - expected.keys(),
         mismatched=[(name, found[name], size) for name, size in expected.items() if found.get(name, size) != size],
     )
-    outside = [name for name in expected if name in files and not name.startswith(_LAYERS)]
-    model.load_state_dict(_read(outside, files, dtype, device), assign=True, strict=False)
+    outside = [name for name in expected if name in found and not name.startswith(_LAYERS)]
+    model.load_state_dict(files.tensors(outside), assign=True, strict=False)
     model.tie_weights()
     model.requires_grad_(False).eval()
     decoder, layers = model.get_decoder(), model.get_decoder().layers
     decoder.layers = ModuleList()  # empty layers cannot be moved
     model.to(device)
     decoder.layers = layers
-    setattr(model, _FILES, _Files(files, dtype, device, scratch))
+    setattr(model, _FILES, files)
     return model
-
-
-def _read(names: Sequence[str], files: dict[str, Path], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for file in {files[name] for name in names}:
-        with safe_open(file, framework="pt") as reader:  # the tensors are mapped, and read when they are used
-            tensors |= {name: reader.get_tensor(name).to(device, dtype) for name in names if files[name] == file}
-    return tensors
 
 
 @dataclass(frozen=True)
 class _Files:
-    """Where a streamed model's layers are, their type and device, and where hidden states go that do not fit."""
+    """Where a streamed model's tensors are, their type and device, and where hidden states go that do not fit."""
 
     by_tensor: dict[str, Path]
     dtype: torch.dtype
     device: str
     scratch: Path
 
-    def tensors(self, number: int) -> dict[str, Tensor]:
-        """The tensors of a layer, by their names in it."""
-        prefix = f"{_LAYERS}{number}."
-        names = [name for name in self.by_tensor if name.startswith(prefix)]
-        tensors = _read(names, self.by_tensor, self.dtype, self.device)
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    def tensors(self, names: Iterable[str], prefix: str = "") -> dict[str, Tensor]:
+        """Tensors by their names after a prefix. They are mapped, and read when they are used."""
+        tensors, files = dict[str, Tensor](), {name: self.by_tensor[f"{prefix}{name}"] for name in names}
+        for file in set(files.values()):
+            with safe_open(file, framework="pt") as reader:
+                own = [name for name in files if files[name] == file]
+                tensors |= {n: reader.get_tensor(f"{prefix}{n}").to(self.device, self.dtype) for n in own}
+        return tensors
 
 
 @dataclass(frozen=True)
@@ -138,21 +132,14 @@ class Layers:
         """Whether every pass through the layers reads all of their weights, so that it should take all the text."""
         return self.files is not None
 
-    def forward(self) -> Iterator[tuple[int, Any]]:
-        """Number and module of every layer, first to last; its weights are there until the next one is asked for."""
-        return self._each(range(len(self)))
-
-    def backward(self) -> Iterator[tuple[int, Any]]:
-        """The same, last to first."""
-        return self._each(range(len(self))[::-1])
-
-    def _each(self, order: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        for number in order:
+    def each(self, step: Literal[1, -1] = 1) -> Iterator[tuple[int, Any]]:
+        """Number and module of every layer, first to last or (−1) back; its weights are there until the next is due."""
+        for number in range(len(self))[::step]:
             layer = self.modules[number]
             if self.files is None:
                 yield number, layer
                 continue
-            layer.load_state_dict(self.files.tensors(number), assign=True)
+            layer.load_state_dict(self.files.tensors(layer.state_dict(), f"{_LAYERS}{number}."), assign=True)
             try:
                 yield number, layer
             finally:
@@ -227,13 +214,3 @@ def enter(model: Any, **inputs: Any) -> tuple[Tensor, list[dict[str, Any]]]:
             if forward is not None:
                 layer.forward = forward
     return states[0], arguments
-
-
-def caller(layer: Any, arguments: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    """Wrap a layer as a function of its hidden states alone."""
-
-    def forward(states: Tensor) -> Tensor:
-        after: Tensor = layer(states, **arguments)
-        return after
-
-    return forward

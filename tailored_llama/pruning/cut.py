@@ -11,7 +11,7 @@ import numpy as np
 from tailored_llama.config import PlanConfig
 from tailored_llama.models import Layer, all_tensor_shapes, read_structure
 from tailored_llama.pruning.depth import Target, choose_layers, fixed_parameters, read_influence
-from tailored_llama.pruning.groups import KINDS, Array, Groups, Stays, read_groups, read_slices, staying
+from tailored_llama.pruning.groups import KINDS, Array, Groups, Stays, read_groups, read_owners, staying
 from tailored_llama.pruning.importance import read_importance
 from tailored_llama.pruning.plan import plan
 from tailored_llama.pruning.surgery import kept_layers, prune_checkpoint
@@ -71,5 +71,5 @@ def plan_cut(folders: Folders, ratio: float, pruning: PlanConfig, tokens: Vocabu
             kept[kept] = plan(groups.where(kept), scores[kept], rest, pruning)
     else:
         kept = plan(groups, scores, target, pruning)
-    stays = staying(read_slices(folders.groups, all_tensor_shapes(model)), kept)
+    stays = staying(read_owners(folders.groups, all_tensor_shapes(model)), kept)
     return Cut(model, groups, kept, stays, kept_layers(groups, kept, structure.layers), tokens)

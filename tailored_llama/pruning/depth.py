@@ -16,11 +16,11 @@ from torch.nn.functional import cosine_similarity
 
 from tailored_llama.config import PlanConfig
 from tailored_llama.errors import InputError
-from tailored_llama.models import all_tensor_shapes, block_of, caller, layers_of, read_config
+from tailored_llama.models import all_tensor_shapes, block_of, layers_of, read_config
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Array, Groups
 from tailored_llama.pruning.layerwise import Text, enter_all
-from tailored_llama.store import read_table, write_table
+from tailored_llama.store import read_table
 
 INFLUENCE_SCHEMA = pa.schema({"layer": pa.int16(), "influence": pa.float64()})
 
@@ -59,22 +59,16 @@ def block_influence(model: Any, text: Text, progress: Progress = silent) -> Arra
     layers, influence = layers_of(model), np.zeros(len(layers_of(model)))
     with torch.inference_mode(), layers.shelf() as shelf:
         arguments = enter_all(model, text.batches(), shelf)
-        for number, layer in layers.forward():
+        for number, layer in layers.each():
             alike = 0.0
             for index, further in enumerate(arguments):
                 before = shelf[number, index]
-                shelf[number + 1, index] = after = caller(layer, further[number])(before)
+                shelf[number + 1, index] = after = layer(before, **further[number])
                 alike += float(cosine_similarity(before.to(after.device).double(), after.double(), dim=-1).sum())
                 shelf.drop((number, index))
             influence[number] = 1 - alike / text.input_ids.numel()
             progress(number + 1, len(layers))
     return influence
-
-
-def write_influence(out: Path, influence: Array) -> None:
-    """Write `influence.parquet`."""
-    columns = {"layer": range(len(influence)), "influence": influence}
-    write_table(out / "influence.parquet", columns, INFLUENCE_SCHEMA)
 
 
 def read_influence(folder: Path) -> Array:

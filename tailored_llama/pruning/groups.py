@@ -65,16 +65,14 @@ class Groups:
         return Groups(self.layer[mask], self.kind[mask], self.index[mask], self.parameters[mask])
 
 
-@dataclass(frozen=True, eq=False)
-class Slices:
-    """Which group owns each index of one parameter's dimension: `owner[i]` is a group, or -1."""
-
-    parameter: str
-    dim: int
-    owner: Array
-
-
-Stays = dict[tuple[str, int], Array]  # parameter and dimension → whether each index stays, bool
+Owners = dict[str, tuple[int, Array]]  # parameter → the dimension that groups own, and each index's group, or −1
+Stays = dict[str, tuple[int, Array]]  # parameter → that dimension, and whether each index stays, bool
+# The projections of a layer that a KV head owns, and an MLP channel: rows of those that produce it ("out"), columns of
+# those that read it ("in"). They are in the order of `members.parquet`.
+COUPLED = {
+    "attention": [(f"self_attn.{name}_proj", "in" if name == "o" else "out") for name in "kovq"],
+    "mlp": [("mlp.gate_proj", "out"), ("mlp.up_proj", "out"), ("mlp.down_proj", "in")],
+}
 
 
 def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
@@ -85,9 +83,10 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     Raises:
         InputError: the dependency graph couples parameters other than those of a LLaMA layer.
     """
-    structure, config, out = models.read_structure(dense), models.read_config(dense), work.out
-    shapes = models.all_tensor_shapes(dense)
-    coupled = trace(config, (_whole_layer(structure.layers),))[0]
+    structure, shapes, out = models.read_structure(dense), models.all_tensor_shapes(dense), work.out
+    # Four heads, as layers are wired alike whatever their number: torch-pruning 1.6 never ends on two of Gemma 3.
+    channels = next((layer.channels for layer in structure.layers if layer.channels), 1)
+    check_coupling(models.read_config(dense), (models.Layer(4, 4, channels),))
     rows: list[Array] = []  # per layer and kind: layer, kind, index, parameters of each group
     members: list[Array] = []  # group, parameter, dim, start, stop
     names: list[str] = []
@@ -97,7 +96,7 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
             if not count:
                 continue
             group, parameters = np.arange(count), np.zeros(count, dtype=np.int64)
-            for projection, side in coupled[kind]:
+            for projection, side in COUPLED[kind]:
                 for name, dim, start, width in _slices(shapes, structure, number, projection, side):
                     starts = start + group * width
                     parameters += width * (math.prod(shapes[name]) // shapes[name][dim])
@@ -116,14 +115,6 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     return {"groups": first}
 
 
-def _whole_layer(layers: tuple[models.Layer, ...]) -> models.Layer:
-    """A layer with attention and MLP, of the first width of channels; without any in the model, of width 1.
-
-    It has four heads, as layers are wired alike whatever their number: torch-pruning 1.6 never ends on two of Gemma 3.
-    """
-    return models.Layer(4, 4, next((layer.channels for layer in layers if layer.channels), 1))
-
-
 def read_groups(folder: Path) -> Groups:
     """Read `groups.parquet`."""
     table = read_table(folder / "groups.parquet", GROUPS_SCHEMA)
@@ -131,58 +122,44 @@ def read_groups(folder: Path) -> Groups:
     return Groups(kind=np.array(table["kind"].to_pylist()), **columns)
 
 
-def read_slices(folder: Path, shapes: dict[str, list[int]]) -> list[Slices]:
-    """Read `members.parquet` as one owner array per (parameter, dimension); `shapes`: of the checkpoint's parameters.
+def read_owners(folder: Path, shapes: dict[str, list[int]]) -> Owners:
+    """Read `members.parquet`; `shapes`: of the checkpoint's parameters.
 
     Raises:
         InputError: the checkpoint lacks a parameter.
     """
     table = read_table(folder / "members.parquet", MEMBERS_SCHEMA)
-    names = table["parameter"].to_numpy()
-    columns = [table[c].to_numpy() for c in ("group", "dim", "start", "stop")]
-    owners: dict[tuple[str, int], Array] = {}
-    for name, group, dim, start, stop in zip(names, *columns, strict=True):
-        key = (str(name), int(dim))
-        if key not in owners:
-            if key[0] not in shapes:
-                raise InputError(f"{folder}: parameter {key[0]} is not in the checkpoint")
-            owners[key] = np.full(shapes[key[0]][dim], -1, dtype=np.int64)
-        owners[key][start:stop] = group
-    return [Slices(name, dim, owner) for (name, dim), owner in owners.items()]
+    columns, owners = ("parameter", "group", "dim", "start", "stop"), Owners()
+    for name, group, dim, start, stop in zip(*(table[column].to_numpy() for column in columns), strict=True):
+        if name not in owners:
+            if name not in shapes:
+                raise InputError(f"{folder}: parameter {name} is not in the checkpoint")
+            owners[name] = int(dim), np.full(shapes[name][dim], -1, dtype=np.int64)
+        owners[name][1][start:stop] = group
+    return owners
 
 
-def staying(slices: list[Slices], kept: Array) -> Stays:
+def staying(owners: Owners, kept: Array) -> Stays:
     """The indices that stay in each parameter, if the groups of a mask, bool [groups], do."""
-    return {(part.parameter, part.dim): (part.owner < 0) | kept[part.owner] for part in slices}
+    return {name: (dim, (owner < 0) | kept[owner]) for name, (dim, owner) in owners.items()}
 
 
-def by_parameter(slices: list[Slices]) -> dict[str, list[Slices]]:
-    """Group slices by the name of their parameter."""
-    grouped: dict[str, list[Slices]] = {}
-    for part in slices:
-        grouped.setdefault(part.parameter, []).append(part)
-    return grouped
-
-
-def zero_scores(slices: list[Slices]) -> Tensor:
+def zero_scores(owners: Owners) -> Tensor:
     """A score of zero for every group, float64 [groups]."""
-    return torch.zeros(1 + max(int(part.owner.max()) for part in slices), dtype=torch.float64)
+    return torch.zeros(1 + max(int(owner.max()) for _, owner in owners.values()), dtype=torch.float64)
 
 
-def add_scores(scores: Tensor, part: Slices, values: Tensor) -> None:
+def add_scores(scores: Tensor, owner: Array, values: Tensor) -> None:
     """Add one value per index of a dimension, on any device, to the score of the group that owns the index.
 
     The scores, float64 [groups] on the CPU, are changed in place.
     """
-    owned = torch.from_numpy(np.flatnonzero(part.owner >= 0))
-    scores.index_add_(0, torch.from_numpy(part.owner)[owned], values.to("cpu", torch.float64)[owned])
+    owned = torch.from_numpy(np.flatnonzero(owner >= 0))
+    scores.index_add_(0, torch.from_numpy(owner)[owned], values.to("cpu", torch.float64)[owned])
 
 
-Coupled = dict[str, list[tuple[str, str]]]  # kind of group → projections, each with "out" or "in"
-
-
-def trace(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> list[Coupled]:
-    """Find the projections that are coupled with each KV head and each MLP channel, layer by layer.
+def check_coupling(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> None:
+    """Check that each KV head and each MLP channel of layers couples what `COUPLED` says, and nothing else.
 
     The traced model is a twin without weights in which every query head has its own KV head: torch-pruning does not
     follow the head sharing of grouped-query attention (under sdpa it pairs KV head 0 with query head 0 alone, under
@@ -213,30 +190,20 @@ def trace(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> list[Coup
                 group[names[module], side] = sorted(int(getattr(i, "idx", i)) for i in positions)
         return group
 
-    coupled: list[Coupled] = []
     for number, (block, layer) in enumerate(zip(twin.model.layers, layers, strict=True)):
         prefix, head = f"model.layers.{number}.", block.self_attn.head_dim
         roots = {
             "attention": (block.self_attn.k_proj, [list(range(i * head, (i + 1) * head)) for i in range(layer.heads)]),
             "mlp": (block.mlp.gate_proj, [list(range(layer.channels))]),
         }
-        coupled.append({})
         for kind, (root, blocks) in roots.items():
             for indices in blocks:
                 group = {(name.removeprefix(prefix), side): i for (name, side), i in members(root, indices).items()}
-                if group != dict.fromkeys(_COUPLED[kind], indices):
+                if group != dict.fromkeys(COUPLED[kind], indices):
                     raise InputError(
                         f"layer {number}, {kind}: the dependency graph couples {sorted(group)}; "
-                        f"allowed: {sorted(_COUPLED[kind])}, index by index"
+                        f"allowed: {sorted(COUPLED[kind])}, index by index"
                     )
-                coupled[-1][kind] = list(group)
-    return coupled
-
-
-_COUPLED: Coupled = {
-    "attention": [(f"self_attn.{name}_proj", "in" if name == "o" else "out") for name in "qkvo"],
-    "mlp": [("mlp.gate_proj", "out"), ("mlp.up_proj", "out"), ("mlp.down_proj", "in")],
-}
 
 
 def _slices(

@@ -10,17 +10,8 @@ import pyarrow as pa
 from tailored_llama.config import DATA_FREE, Work
 from tailored_llama.data import read_calibration
 from tailored_llama.models import all_tensor_shapes, open_model, tensor_reader, weight_files
-from tailored_llama.pruning.depth import block_influence, write_influence
-from tailored_llama.pruning.groups import (
-    Array,
-    Groups,
-    Slices,
-    add_scores,
-    by_parameter,
-    read_groups,
-    read_slices,
-    zero_scores,
-)
+from tailored_llama.pruning.depth import INFLUENCE_SCHEMA, block_influence
+from tailored_llama.pruning.groups import Array, Groups, Owners, add_scores, read_groups, read_owners, zero_scores
 from tailored_llama.pruning.layerwise import Text
 from tailored_llama.pruning.settings import ImportanceSettings
 from tailored_llama.pruning.taylor import taylor_scores
@@ -40,7 +31,7 @@ def score_importance(
     for it, `influence.parquet` has the influence of each layer, which the kind layer ranks by. The influence and all
     criteria but those of `config.DATA_FREE` read the calibration.
     """
-    table, slices = read_groups(groups), read_slices(groups, all_tensor_shapes(dense))
+    table, owners = read_groups(groups), read_owners(groups, all_tensor_shapes(dense))
     criterion, out = settings.criterion, work.out
     if settings.influence or criterion not in DATA_FREE:
         assert calibration is not None
@@ -49,12 +40,14 @@ def score_importance(
     if criterion == "random":
         scores = np.random.default_rng(settings.seed).random(len(table))
     elif criterion == "magnitude_l2":
-        scores = magnitude_scores(dense, slices)
+        scores = magnitude_scores(dense, owners)
     else:
-        scores = taylor_scores(model, text, slices, criterion, work.progress, settings.seed or 0)
+        scores = taylor_scores(model, text, owners, criterion, work.progress, settings.seed or 0)
     write_importance(out, table, scores, criterion)
     if settings.influence:
-        write_influence(out, block_influence(model, text, work.progress))
+        influence = block_influence(model, text, work.progress)
+        columns = {"layer": range(len(influence)), "influence": influence}
+        write_table(out / "influence.parquet", columns, INFLUENCE_SCHEMA)
 
 
 def write_importance(out: Path, groups: Groups, scores: Array, criterion: str) -> None:
@@ -77,12 +70,10 @@ def read_importance(folder: Path) -> Array:
     return np.asarray(read_table(folder / "importance.parquet", IMPORTANCE_SCHEMA)["score"].to_numpy())
 
 
-def magnitude_scores(dense: Path, slices: list[Slices]) -> Array:
+def magnitude_scores(dense: Path, owners: Owners) -> Array:
     """L2 (Euclidean) norm of all weights of each group; tensors are read one at a time."""
-    scores, parts, read = zero_scores(slices), by_parameter(slices), tensor_reader(weight_files(dense))
-    for name in sorted(parts):
-        weight = read(name).float()
-        values = weight.square().view(len(weight), -1)
-        for part in parts[name]:
-            add_scores(scores, part, values.sum(1 - part.dim))
+    scores, read = zero_scores(owners), tensor_reader(weight_files(dense))
+    for name in sorted(owners):
+        (dim, owner), weight = owners[name], read(name).float()
+        add_scores(scores, owner, weight.square().view(len(weight), -1).sum(1 - dim))
     return scores.sqrt().numpy()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailored_llama.models import caller, layers_of
+from tailored_llama.models import layers_of
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Stays
 from tailored_llama.pruning.layerwise import Text, enter_all
@@ -40,17 +40,17 @@ def reconstruct(
     layers, batches = layers_of(model), text.even_batches()
     with layers.shelf() as shelf:  # hidden states by layer and batch
         arguments = enter_all(model, batches, shelf)[0]
-        for number, layer in layers.forward():
-            forward, fits = caller(layer, arguments[number]), {}
+        for number, layer in layers.each():
+            fits = {}
             for name in _OUTPUTS:
-                kept = stays.get((f"model.layers.{number}.{name}.weight", 1))
+                _, kept = stays.get(f"model.layers.{number}.{name}.weight", (1, None))
                 if kept is not None and kept.any():
                     fits[f"model.layers.{number}.{name}.weight"] = _Fit(layer.get_submodule(name), kept)
             with ExitStack() as hooks:
                 for fit in fits.values():
                     hooks.enter_context(fit.projection.register_forward_hook(fit.add))
                 for index in range(len(batches)):
-                    shelf[number + 1, index] = forward(shelf[number, index])
+                    shelf[number + 1, index] = layer(shelf[number, index], **arguments[number])
                     shelf.drop((number, index))
             yield {name: fit.solve(ridge) for name, fit in fits.items()}
             progress(number + 1, len(layers))

@@ -15,7 +15,7 @@ from tailored_llama.config import (
     trims_vocabulary,
     with_defaults,
 )
-from tailored_llama.data import TextSource, calibration_parts, text_of
+from tailored_llama.data import TextSource, calibration_parts, find_text
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class CountSettings:
     def of(cls, config: RunConfig) -> CountSettings:
         """All texts of the calibration but the prompts, which have counts of their own."""
         parts = [part for part in calibration_parts(config) if part.text.source != PROMPTS]
-        return cls(tuple(CountedText(text_of(part), 1.0 if len(parts) == 1 else part.weight) for part in parts))
+        sources = [find_text(part.text, "calibration", part.benchmark) for part in parts]
+        weights = [1.0 if len(parts) == 1 else part.weight for part in parts]
+        return cls(tuple(map(CountedText, sources, weights)))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,11 @@ SPLIT_SCHEMA = pa.schema(
 )
 SPLIT = "split.parquet"
 KEPT_SCHEMA = pa.schema({"token": pa.int32(), "share": pa.float64(), "kept": pa.bool_()})
+_cost: Callable[[Any], float] = attrgetter("nats_per_byte")  # of a split that was measured
 _GROWTH = 2  # from one number of tokens to the next
 _WHOLE = 0.9  # fewer tokens than keep this share whole are only tried if nothing else reaches the ratio
 _ENOUGH = 0.995  # the share that stays whole where nothing can be measured
-_BYTES = 16_000  # of the prompts that are read
+_BYTES = 16_000  # of the prompts that are read, about; they are evenly spaced
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ def choose_split(
     """
     folders, pruning = Folders(dense, dense, groups, importance), settings.plan
     tokens, shares, sizes = read_tokens(dense), read_shares(counts), possible_sizes(dense, settings.ratio, pruning)
-    read, tried, size = _some(measured_prompts(prompts)), list[Split](), sizes[0]
-    if len(sizes) > 1 and read:
+    measured, tried, size = measured_prompts(prompts), list[Split](), sizes[0]
+    if len(sizes) > 1 and measured:
+        step = max(1, round(sum(len(_text(prompt).encode()) for prompt in measured) / _BYTES))
         new = read_shares(counts, unmeasured=True)
         plans = {own: choose_tokens(tokens, new, own) for own in sizes}
         trials = count(1)
@@ -97,7 +100,7 @@ def choose_split(
                 cut = plan_cut(folders, settings.ratio, pruning, chosen)
             except InputError:
                 return None
-            split = _split(cut, _loss(cut, read, work))
+            split = _split(cut, _loss(cut, measured[::step], work))
             work.progress(min(next(trials), len(sizes)), len(sizes))
             return split
 
@@ -198,21 +201,10 @@ def search(measure: Callable[[int], Split | None], sizes: Sequence[int]) -> list
     return [splits[size] for size in sorted(splits)]
 
 
-def _cost(split: Split) -> float:
-    assert split.nats_per_byte is not None
-    return split.nats_per_byte
-
-
 def _split(cut: Cut, loss: float | None = None) -> Split:
     assert cut.tokens
     given = int(cut.groups.parameters[~cut.kept].sum()) / read_structure(cut.model).size.body
     return Split(len(cut.tokens.kept), cut.tokens.whole, given, loss)
-
-
-def _some(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Evenly spaced prompts, of about as many bytes as are read."""
-    size = sum(len(_text(prompt).encode()) for prompt in prompts)
-    return list(prompts[:: max(1, round(size / _BYTES))])
 
 
 def _text(prompt: Prompt) -> str:

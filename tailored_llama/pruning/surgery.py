@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,6 @@ from tailored_llama.pruning.groups import KINDS, Array, Groups, Stays
 from tailored_llama.pruning.vocabulary import VocabularyPlan
 
 _MODELING_FILE = Path(models.modeling_tailored_llama.__file__)
-
-Indices = Mapping[tuple[str, int], Array]  # tensor and dimension → indices that stay; without an entry, all
-Shapes = Mapping[str, list[int]]  # by tensor
 
 
 def prune_checkpoint(
@@ -41,11 +38,13 @@ def prune_checkpoint(
     """
     config, dense_shapes = models.read_config(dense), models.all_tensor_shapes(dense)
     fitted_shapes = {name: shape for file in fitted for name, shape in models.tensor_shapes(file).items()}
-    indices = {key: np.flatnonzero(mask) for key, mask in stays.items() if key[0] not in fitted_shapes}
+    indices = {name: (d, np.flatnonzero(mask)) for name, (d, mask) in stays.items() if name not in fitted_shapes}
     if tokens:
         config = models.renumbered(config, tokens.kept)
-        indices |= {(name, 0): np.array(tokens.kept) for name in models.VOCABULARY if name in dense_shapes}
-    shapes = _cut_shapes(dense_shapes | fitted_shapes, indices)
+        indices |= {name: (0, np.array(tokens.kept)) for name in models.VOCABULARY if name in dense_shapes}
+    shapes = dense_shapes | fitted_shapes
+    for name, (dim, own) in indices.items():  # a tensor without indices stays whole
+        shapes[name][dim] = len(own)
     old_names = _old_names(shapes, layers, config["model_type"])
     gone = [number for number, layer in enumerate(layers) if not (layer.heads or layer.channels)]
     left = tuple(layer for layer in layers if layer.heads or layer.channels)
@@ -54,7 +53,10 @@ def prune_checkpoint(
     read = models.tensor_reader((*models.weight_files(dense), *fitted))
 
     def make(name: str) -> Tensor:
-        return _cut(read(old_names[name]), old_names[name], indices)
+        tensor = read(old_names[name])
+        if cut := indices.get(old_names[name]):
+            tensor = tensor.index_select(cut[0], torch.from_numpy(cut[1]))
+        return tensor.contiguous()
 
     models.write_shards(out, {name: shapes[old] for name, old in old_names.items()}, dtype, make)
     _save_config(pruned_config, out)
@@ -76,20 +78,6 @@ def kept_layers(groups: Groups, kept: Array, dense: Sequence[models.Layer]) -> t
     return tuple(
         models.Layer(kv * layer.share, kv, width) for layer, kv, width in zip(dense, kv_heads, channels, strict=True)
     )
-
-
-def _cut_shapes(shapes: Shapes, indices: Indices) -> dict[str, list[int]]:
-    return {
-        name: [len(indices.get((name, dim), range(size))) for dim, size in enumerate(shape)]
-        for name, shape in shapes.items()
-    }
-
-
-def _cut(tensor: Tensor, name: str, indices: Indices) -> Tensor:
-    for dim, size in enumerate(tensor.shape):
-        if (own := indices.get((name, dim))) is not None and len(own) < size:
-            tensor = tensor.index_select(dim, torch.from_numpy(own))
-    return tensor.contiguous()
 
 
 def _old_names(names: Iterable[str], layers: Sequence[models.Layer], model_type: str) -> dict[str, str]:

@@ -16,14 +16,14 @@ from torch.utils.checkpoint import checkpoint
 from tailored_llama.config import Criterion
 from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
-from tailored_llama.models import Layers, caller, head_logits, layers_of
+from tailored_llama.models import Layers, head_logits, layers_of
 from tailored_llama.progress import Progress, silent
-from tailored_llama.pruning.groups import Array, Slices, add_scores, by_parameter, zero_scores
+from tailored_llama.pruning.groups import Array, Owners, add_scores, zero_scores
 from tailored_llama.pruning.layerwise import Text, enter_all
 
 
 def taylor_scores(
-    model: Any, text: Text, slices: list[Slices], criterion: Criterion, progress: Progress = silent, seed: int = 0
+    model: Any, text: Text, owners: Owners, criterion: Criterion, progress: Progress = silent, seed: int = 0
 ) -> Array:
     """Taylor importance from gradients of the language-modelling loss.
 
@@ -51,9 +51,9 @@ def taylor_scores(
     Raises:
         InputError: memory ran out for `taylor_first`, which cannot split the samples.
     """
-    layers, scores = layers_of(model), zero_scores(slices)
+    layers, scores = layers_of(model), zero_scores(owners)
     gates, samples = criterion == "taylor_gate", len(text.input_ids)
-    parts = by_parameter([part for part in slices if part.dim == 1] if gates else slices)
+    parts = {name: own for name, own in owners.items() if own[0] == 1} if gates else owners
     chunks = text.batches() if gates else (text.input_ids,)
     projections = {n: m for n, m in model.named_modules() if f"{n}.weight" in parts or f"{n}.bias" in parts}
     generator = torch.Generator().manual_seed(seed) if gates else None
@@ -67,17 +67,16 @@ def taylor_scores(
     def reduce(name: str, module: Any, inputs: Tensor, gradient: Tensor) -> None:
         nonlocal done
         if gates:
-            (part,) = parts[f"{name}.weight"]
+            _, owner = parts[f"{name}.weight"]
             for sample_inputs, sample_gradient in zip(inputs, gradient, strict=True):  # one by one: they are wide
-                _add_gates(scores, part, sample_inputs.float() * (sample_gradient @ module.weight).float(), samples)
+                _add_gates(scores, owner, sample_inputs.float() * (sample_gradient @ module.weight).float(), samples)
         else:
             for parameter, states in (("weight", inputs), ("bias", torch.ones_like(gradient[..., :1]))):
                 if own := parts.get(f"{name}.{parameter}"):
                     weight = getattr(module, parameter).detach().view(gradient.shape[-1], -1)
                     sums = gradient.flatten(0, 1).float().T @ states.flatten(0, 1).float()  # [out, in]
-                    products = sums.mul_(weight).div_(samples).abs_()
-                    for part in own:
-                        add_scores(scores, part, products.sum(1 - part.dim))
+                    dim, owner = own
+                    add_scores(scores, owner, sums.mul_(weight).div_(samples).abs_().sum(1 - dim))
         progress(done := done + 1, len(projections) * len(chunks))
 
     try:
@@ -96,12 +95,12 @@ def taylor_scores(
     return scores.numpy()
 
 
-def _add_gates(scores: Tensor, part: Slices, products: Tensor, samples: int) -> None:
+def _add_gates(scores: Tensor, owner: Array, products: Tensor, samples: int) -> None:
     """Add one sample's part of ½ the Fisher information of each group's gates to the scores, float64 [groups].
 
     The products are each input times the gradient of the sample's loss by it, [tokens, in].
     """
-    groups, columns = np.unique(part.owner, return_inverse=True)
+    groups, columns = np.unique(owner, return_inverse=True)
     gates = products.new_zeros(len(products), len(groups))
     gates.index_add_(1, torch.from_numpy(columns).to(products.device), products)
     information = gates.square().sum(0).double().div(2 * samples).cpu()
@@ -117,18 +116,18 @@ def _backpropagate(model: Any, layers: Layers, batches: Sequence[Tensor], genera
     with layers.shelf() as shelf:
         with torch.no_grad():
             arguments = enter_all(model, batches, shelf)
-            for number, layer in layers.forward():
+            for number, layer in layers.each():
                 for index, further in enumerate(arguments):
-                    shelf[number + 1, index] = caller(layer, further[number])(shelf[number, index])
+                    shelf[number + 1, index] = layer(shelf[number, index], **further[number])
         for index, input_ids in enumerate(batches):
             states = shelf[len(layers), index].detach().requires_grad_()
             # a sum, not yet divided by the samples: float16 gradients would vanish
             _summed_loss(model, states, input_ids.to(model.device), generator).backward()
             shelf[len(layers), index] = _gradient(states)
-        for number, layer in layers.backward():
+        for number, layer in layers.each(-1):
             for index, further in enumerate(arguments):
                 states = shelf[number, index].detach().requires_grad_()
-                caller(layer, further[number])(states).backward(shelf[number + 1, index])
+                layer(states, **further[number]).backward(shelf[number + 1, index])
                 shelf[number, index] = _gradient(states)
                 shelf.drop((number + 1, index))
 

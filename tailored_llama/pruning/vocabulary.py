@@ -7,7 +7,7 @@ needed; but a token can only stay with the tokens that its merges make it of.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from tailored_llama.config import ROWS, Work
 from tailored_llama.data import Prompt, PromptSplit, load_questions, load_texts, read_general_words, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import Tokens, load_tokenizer, read_tokens
-from tailored_llama.pruning.settings import CountedText, CountSettings
+from tailored_llama.pruning.settings import CountSettings
 from tailored_llama.store import read_table, write_table
 
 COUNTS_SCHEMA = pa.schema(
@@ -55,19 +55,24 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
     rows, tokenizer, texts = read_tokens(dense).rows, load_tokenizer(dense), settings.texts
     columns = {name: np.zeros(rows, dtype=np.int64) for name in COUNTS_SCHEMA.names[1:]}
     columns["general"] = word_counts(tokenizer, read_general_words(), rows)
-    used = []
+    used = []  # of each text: of the documents that are not measured, and of those that are, int64 [2, rows]
     for own in texts:
-        apart = {prompt.example for prompt in measured_prompts(prompts, [own.source.benchmark_name])}
-        documents = _documents(own, work)
+        if own.source.benchmark and own.source.kind == "questions":  # by the number of the example, with its choices
+            documents = load_questions(own.source.benchmark, work.downloads, choices=True)
+            apart = {prompt.example for prompt in measured_prompts(prompts, [own.source.benchmark.name])}
+        else:
+            documents, apart = dict(enumerate(load_texts(own.source, work.downloads))), set()
         step = max(1, math.ceil(sum(map(len, documents.values())) / _CHARACTERS))
-        read = {index: documents[index][:_CHARACTERS] for index in list(documents)[::step]}
-        known = _counts(tokenizer, (text for index, text in read.items() if index not in apart), rows)
-        used.append((known, _counts(tokenizer, (text for index, text in read.items() if index in apart), rows)))
-    for name, counts in zip(("text", "measured_text"), _mixed(used, [own.weight for own in texts], rows), strict=True):
-        columns[name] = counts
+        read = [(index in apart, documents[index][:_CHARACTERS]) for index in list(documents)[::step]]
+        split = ([text for is_measured, text in read if is_measured == measured] for measured in (False, True))
+        used.append(np.stack([_counts(tokenizer, part, rows) for part in split]))
+    mixed, total, weights = np.zeros((2, rows)), sum(int(own.sum()) for own in used), sum(own.weight for own in texts)
+    for counts, own in zip(used, texts, strict=True):  # scaled to its share, and no used token to 0
+        mixed += counts * (total * own.weight / weights / max(1, int(counts.sum())))
+    columns["text"], columns["measured_text"] = np.ceil(mixed).astype(np.int64)
     columns["text"] = columns["text"] + columns["measured_text"]
-    for name, asked in (("prompts", train_prompts(prompts)), ("measured_prompts", measured_prompts(prompts))):
-        columns[name] = _counts(tokenizer, _written(asked), rows)
+    for name, examples in (("prompts", train_prompts(prompts)), ("measured_prompts", measured_prompts(prompts))):
+        columns[name] = _counts(tokenizer, _written(examples), rows)
     write_table(work.out / "tokens.parquet", {"token": range(rows)} | columns, COUNTS_SCHEMA)
     return {f"{name}_tokens": int(columns[name].sum()) for name in ("general", "text", "prompts")}
 
@@ -88,31 +93,9 @@ def measured_prompts(prompts: Mapping[str, Path], names: Iterable[str] | None = 
     ]
 
 
-def _documents(own: CountedText, work: Work) -> dict[int, str]:
-    """The documents of a text by number; those of questions by the number of the example, with its choices."""
-    if own.source.asked:
-        return load_questions(own.source.asked, work.downloads, choices=True)
-    return dict(enumerate(load_texts(own.source, work.downloads)))
-
-
 def _written(prompts: Iterable[Prompt]) -> Iterator[str]:
     for prompt in prompts:
         yield from map("".join, zip(prompt.contexts, prompt.continuations, strict=True))
-
-
-def _mixed(used: Sequence[tuple[Counts, Counts]], weights: Sequence[float], rows: int) -> tuple[Counts, Counts]:
-    """The counts of a mixture, of documents that are not measured and of those that are, int64 [rows] each.
-
-    Each text is scaled to its share, and no used token to 0.
-    """
-    if len(used) == 1:
-        return used[0]
-    total, mixed = sum(int(part.sum()) for own in used for part in own), np.zeros((2, rows))
-    for own, weight in zip(used, weights, strict=True):
-        if size := sum(int(part.sum()) for part in own):
-            mixed += np.stack(own) * (total * weight / sum(weights) / size)
-    unmeasured, measured = np.ceil(mixed).astype(np.int64)
-    return unmeasured, measured
 
 
 def _counts(tokenizer: Any, texts: Iterable[str], rows: int) -> Counts:

@@ -7,11 +7,11 @@ each layer.
 
 from __future__ import annotations
 
-import math
-import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGUFWriter
 from gguf.constants import GGMLQuantizationType
-from gguf.quants import quant_shape_to_byte_shape, quantize
+from gguf.quants import quantize
 from transformers import AutoConfig
 
 from tailored_llama.config import K_QUANTS, GgufType
 from tailored_llama.models import tensor_reader, weight_files
 from tailored_llama.progress import Progress, silent
-from tailored_llama.serving.gguf_layout import Array, Layout, arranged, layout_of, padded_shape, unfused, written_shapes
+from tailored_llama.serving.gguf_layout import Layout, arranged, layout_of, padded_shape, unfused, written_shapes
 from tailored_llama.serving.gguf_metadata import rope_factors, write_metadata
 from tailored_llama.serving.gguf_tokenizer import write_tokenizer
+from tailored_llama.serving.gguf_writing import Array, GgufTensor, unfinished, write_file
 from tailored_llama.serving.llama_cpp import load_llama_cpp, requantise
 
 _WIDE = GGMLQuantizationType.F16  # of a matrix that is no whole blocks
@@ -60,17 +61,13 @@ def write_gguf(
     layout = layout_of(checkpoint, gguf_type)
     if gguf_type in K_QUANTS:
         load_llama_cpp(f"type {gguf_type}")  # fails before anything is written
-    part, f16 = (out.with_name(f"{out.name}.{suffix}") for suffix in ("part", "f16.part"))
-    try:
+    with unfinished(out) as part:
         if gguf_type in K_QUANTS:
-            kept_wider = _write(checkpoint, layout, "f16", f16, name, progress)
-            requantise(f16, gguf_type, part)
+            with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+                kept_wider = _write(checkpoint, layout, "f16", f16 := Path(scratch) / "f16.gguf", name, progress)
+                requantise(f16, gguf_type, part)
         else:
             kept_wider = _write(checkpoint, layout, gguf_type, part, name, progress)
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
-        f16.unlink(missing_ok=True)
     padded = sum(layer.channels for layer in layout.written) - sum(layer.channels for layer in layout.structure.layers)
     return Written(layout.name, out.stat().st_size, padded, kept_wider)
 
@@ -83,20 +80,13 @@ def _write(
     config: Any = AutoConfig.from_pretrained(checkpoint)
     write_metadata(writer, layout, config, checkpoint, name or checkpoint.resolve().name, gguf_type)
     write_tokenizer(writer, checkpoint, config.vocab_size)
-    tensors = [
-        (stored, shape, _tensor_type(stored, shape, gguf_type), values)
-        for stored, shape, values in _tensors(checkpoint, layout, config)
-    ]
-    for stored, shape, own, _ in tensors:
-        byte_shape = quant_shape_to_byte_shape(shape, own)
-        writer.add_tensor_info(stored, byte_shape, np.dtype(np.uint8), math.prod(byte_shape), raw_dtype=own)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for done, (_, _, own, values) in enumerate(tensors, 1):
-        writer.write_tensor_data(quantize(values(), own).view(np.uint8))
-        progress(done, len(tensors))
-    writer.close()
+
+    def named(stored: str, shape: tuple[int, ...], values: Callable[[], Array]) -> GgufTensor:
+        kind = _tensor_type(stored, shape, gguf_type)
+        return stored, shape, kind, lambda: quantize(values(), kind)
+
+    tensors = list(starmap(named, _tensors(checkpoint, layout, config)))
+    write_file(writer, tensors, progress)
     blocks = gguf_type not in ("f32", "f16", "bf16")
     return sum(blocks and len(shape) > 1 and own == _WIDE for _, shape, own, _ in tensors)
 

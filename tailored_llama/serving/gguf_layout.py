@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
 from gguf.constants import GGMLQuantizationType
 
 from tailored_llama import models
 from tailored_llama.config import K_QUANTS, GgufType
 from tailored_llama.errors import InputError
-
-Array = npt.NDArray[Any]
+from tailored_llama.serving.gguf_writing import Array
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,6 @@ class Architecture:
     capped: whether it bounds the logits of attention and of the head.
     no_rope_step: one layer in so many is without rotary embedding; 0 for none.
     queries: the weight that takes up by what queries are scaled, where the file does not state it.
-    layers_27b: the number of layers by which it knows a model that scales queries by the hidden size's share.
     """
 
     arch: MODEL_ARCH
@@ -42,7 +39,6 @@ class Architecture:
     capped: bool = False
     no_rope_step: int = 0
     queries: str = ""
-    layers_27b: int = 0
 
 
 _LLAMA = Architecture(MODEL_ARCH.LLAMA, paired=True)
@@ -55,10 +51,8 @@ _ARCHITECTURES = {
     "qwen3": Architecture(MODEL_ARCH.QWEN3),
     "smollm3": Architecture(MODEL_ARCH.SMOLLM3, paired=True, no_rope_step=4),
     "gemma": Architecture(MODEL_ARCH.GEMMA, norm_offset=1),
-    "gemma2": Architecture(
-        MODEL_ARCH.GEMMA2, norm_offset=1, windows=True, capped=True, queries="q_proj", layers_27b=46
-    ),
-    "gemma3_text": Architecture(MODEL_ARCH.GEMMA3, norm_offset=1, windows=True, queries="q_norm", layers_27b=62),
+    "gemma2": Architecture(MODEL_ARCH.GEMMA2, norm_offset=1, windows=True, capped=True, queries="q_proj"),
+    "gemma3_text": Architecture(MODEL_ARCH.GEMMA3, norm_offset=1, windows=True, queries="q_norm"),
 }
 
 
@@ -96,10 +90,7 @@ class Layout:
         """What queries are multiplied by beyond what llama.cpp scales them by."""
         if not self.architecture.queries:
             return 1.0
-        scaled_by = self.structure.head_dim
-        if len(self.structure.layers) == self.architecture.layers_27b:
-            scaled_by = self.structure.hidden_size // self.structure.layers[0].heads
-        return math.sqrt(scaled_by / self.config["query_pre_attn_scalar"])
+        return math.sqrt(models.query_scale(self.config) / self.config["query_pre_attn_scalar"])
 
 
 def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
@@ -108,7 +99,6 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
     Raises:
         InputError: the checkpoint is broken, or llama.cpp cannot express it.
     """
-    models.check_checkpoint(checkpoint)
     structure, config = models.read_structure(checkpoint), models.read_config(checkpoint)
     kind = structure.model_type.removeprefix(models.LAYERED_PREFIX)
     architecture = _ARCHITECTURES[kind]

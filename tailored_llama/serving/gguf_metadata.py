@@ -35,7 +35,14 @@ def write_metadata(
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_file_type(LlamaFileType[f"{'ALL' if gguf_type == 'f32' else 'MOSTLY'}_{gguf_type.upper()}"])
     writer.add_vocab_size(config.vocab_size)
-    _write_sizes(writer, layout)
+    sizes = [(layer.channels, layer.heads, layer.kv_heads) for layer in layout.written]
+    writer.add_embedding_length(layout.structure.hidden_size)
+    writer.add_block_count(len(sizes))
+    add_widths = (writer.add_feed_forward_length, writer.add_head_count, writer.add_head_count_kv)
+    for add_width, widths in zip(add_widths, zip(*sizes, strict=True), strict=True):
+        add_width(widths if layout.architecture.arch == MODEL_ARCH.DECI else widths[0])
+    for add_head_dim in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add_head_dim(layout.structure.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     _write_rope(writer, layout, config, checkpoint)
     architecture, longest = layout.architecture, int(config.max_position_embeddings)
@@ -59,20 +66,6 @@ def _write_licence(writer: GGUFWriter, checkpoint: Path) -> None:
         writer.add_base_model_count(1)
         writer.add_base_model_name(0, base.rpartition("/")[2])
         writer.add_base_model_repo_url(0, f"https://huggingface.co/{base}")
-
-
-def _write_sizes(writer: GGUFWriter, layout: Layout) -> None:
-    written, head_dim = layout.written, layout.structure.head_dim
-    writer.add_embedding_length(layout.structure.hidden_size)
-    writer.add_block_count(len(written))
-    widths = [[la.channels for la in written], [la.heads for la in written], [la.kv_heads for la in written]]
-    for add_width, values in zip(
-        (writer.add_feed_forward_length, writer.add_head_count, writer.add_head_count_kv), widths, strict=True
-    ):
-        add_width(values if layout.architecture.arch == MODEL_ARCH.DECI else values[0])
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
 
 
 def _write_rope(writer: GGUFWriter, layout: Layout, config: Any, checkpoint: Path) -> None:

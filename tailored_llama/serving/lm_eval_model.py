@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tailored_llama.data import Score, choice_scores, encode_choices, shared_header
 from tailored_llama.errors import InputError
-from tailored_llama.models import LAYERED, LAYERED_PREFIX, Encoded, load_model, packed_attention, token_budget
+from tailored_llama.models import LAYERED, LAYERED_PREFIX, Encoded, batches, load_model, packed_attention, token_budget
 
 Ids = tuple[int, ...]
 Asked = tuple[list[int], Encoded]  # the requests of one context, by index, and their document
@@ -118,7 +118,9 @@ def answers(model: Any, requests: Sequence[Request], max_length: int) -> Iterato
         )
     alike: dict[Ids, list[Asked]] = defaultdict(list)
     for start, members in contexts.items():
-        for asked in _together(members, inputs, len(start)):
+        ordered = sorted(members, key=inputs.__getitem__)  # those that go on alike stand together
+        for part in batches([len(inputs[i]) - len(start) for i in ordered], _TOGETHER):
+            asked = [ordered[i] for i in part]
             encoded = encode_choices([inputs[i] for i in asked], [requests[i][2] for i in asked])
             alike[start[:_ALIKE]].append((asked, encoded))
     budget = token_budget(None, model)
@@ -132,15 +134,3 @@ def answers(model: Any, requests: Sequence[Request], max_length: int) -> Iterato
     for group in (*parts, rest):
         for number, scores in choice_scores(model, [encoded for _, encoded in group], budget):
             yield from zip(group[number][0], scores, strict=True)
-
-
-def _together(members: Sequence[int], inputs: Sequence[list[int]], start: int) -> Iterator[list[int]]:
-    """Requests of one context, of `start` tokens, in runs that each become one document."""
-    run, left = list[int](), _TOGETHER
-    for index in sorted(members, key=inputs.__getitem__):  # those that go on alike stand together
-        left -= len(inputs[index]) - start
-        if run and left < 0:
-            yield run
-            run, left = [], _TOGETHER - (len(inputs[index]) - start)
-        run.append(index)
-    yield run

@@ -6,11 +6,10 @@ whatever architecture: nothing is loaded as a model, and nothing is quantised an
 
 from __future__ import annotations
 
-import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning import VocabularyPlan, prune_checkpoint, tokens_for_texts
 from tailored_llama.serving.gguf_source import MERGES, PER_TOKEN, TOKENS, TYPES, Source, has_rows, read_source
+from tailored_llama.serving.gguf_writing import GgufTensor, unfinished, write_file
 
 _NOT_COPIED = re.compile(r"GGUF\..*|split\..*|general\.architecture|tokenizer\.huggingface\.json")
 _STAY = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.BYTE)
@@ -74,12 +74,8 @@ def trim_gguf(model: Path, texts: Sequence[str], size: int | None, out: Path, pr
     tokenizer = models.load_gguf_tokenizer(source.parts[0], source.readers[0], str(source.parts[0]))
     tokens = _tokens(source, tokenizer)
     plan = tokens_for_texts(tokens, tokenizer, texts, size)
-    part = out.with_name(f"{out.name}.part")
-    try:
+    with unfinished(out) as part:
         _write(source, plan.kept, part, progress)
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
     before = sum(file.stat().st_size for file in source.parts)
     return _trimmed((before, out.stat().st_size), tokens, tokenizer, plan)
 
@@ -112,19 +108,13 @@ def _write(source: Source, kept: Sequence[int], out: Path, progress: Progress) -
         empty = kind == GGUFValueType.ARRAY and not value  # which the package gguf cannot write
         if not empty and not _NOT_COPIED.fullmatch(name):
             writer.add_key_value(name, value, kind, items[0] if items else None)
-    data = [(tensor, tensor.data.view(np.uint8)) for tensor in source.tensors]
-    for tensor, values in data:
-        shape = (len(kept), *values.shape[1:]) if has_rows(tensor) else values.shape
-        writer.add_tensor_info(tensor.name, shape, values.dtype, math.prod(shape), tensor.tensor_type)
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for done, (tensor, values) in enumerate(data, 1):
-            writer.write_tensor_data(values[list(kept)] if has_rows(tensor) else values)
-            progress(done, len(data))
-    finally:
-        writer.close()
+    tensors: list[GgufTensor] = []
+    for tensor in source.tensors:
+        shape, rows = tensor.shape[::-1].tolist(), list(kept) if has_rows(tensor) else slice(None)
+        first = len(kept) if has_rows(tensor) else shape[0]
+        data = partial(tensor.data.__getitem__, rows)
+        tensors.append((tensor.name, (first, *shape[1:]), tensor.tensor_type, data))
+    write_file(writer, tensors, progress)
 
 
 def _trimmed_values(source: Source, kept: Sequence[int]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.memory import peak_memory, reset_peak_memory
 from tailored_llama.models import load_model, weight_files
 from tailored_llama.pruning import ImportanceSettings, build_graph, read_groups, score_importance
-from tailored_llama.pruning.groups import add_scores, by_parameter, read_slices
+from tailored_llama.pruning.groups import add_scores, read_owners
 from tailored_llama.pruning.importance import read_importance
 from tailored_llama.store import write_table
 
@@ -92,17 +92,16 @@ def usual(dense: Path, root: Path) -> None:
     model, ids = load_model(dense), read_calibration(root / "tokens")
     weights = dict(model.named_parameters())
     groups = read_groups(root / "graph")
-    slices = by_parameter(read_slices(root / "graph", {name: list(p.shape) for name, p in weights.items()}))
+    owners = read_owners(root / "graph", {name: list(p.shape) for name, p in weights.items()})
     model.requires_grad_(True)
     for sample in ids:
         (model(input_ids=sample[None], labels=sample[None], use_cache=False).loss / len(ids)).backward()
     scores = torch.zeros(len(groups), dtype=torch.float64)
-    for name, parts in slices.items():
+    for name, (dim, owner) in owners.items():
         gradient = weights[name].grad
         assert gradient is not None
         values = (weights[name].detach().float() * gradient.float()).abs()
-        for part in parts:
-            add_scores(scores, part, values.view(len(values), -1).sum(1 - part.dim))
+        add_scores(scores, owner, values.view(len(values), -1).sum(1 - dim))
     np.save(root / "usual.npy", scores.numpy())
 
 

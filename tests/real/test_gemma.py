@@ -75,7 +75,7 @@ def texts(quickstart: RunConfig) -> list[str]:
 
 
 def test_the_parts_are_the_file_that_was_published(quickstart: RunConfig, tmp_path: Path) -> None:
-    EMBEDDED_MODELS["gemma-3-270m"].write(quickstart.store.downloads, tmp_path / "model.gguf")
+    EMBEDDED_MODELS["gemma-3-270m"].write(quickstart.store.downloads, tmp_path / "model.gguf", tmp_path)
     assert sha256_file(tmp_path / "model.gguf") == "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 

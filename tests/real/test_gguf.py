@@ -27,7 +27,7 @@ def test_the_embedded_file_comes_back_byte_for_byte_and_cuts_text_alike(
     smollm2: Path, quickstart: RunConfig, tmp_path: Path
 ) -> None:
     original = tmp_path / "original.gguf"
-    EMBEDDED_MODELS[quickstart.model.source].write(quickstart.store.downloads, original)
+    EMBEDDED_MODELS[quickstart.model.source].write(quickstart.store.downloads, original, original.parent)
     write_gguf(smollm2, gguf_type="q4_1", out=tmp_path / "again.gguf")
     before, after = (
         {t.name: (t.tensor_type, np.asarray(t.data)) for t in GGUFReader(file).tensors}

@@ -58,7 +58,7 @@ class Files:
 def files(request: pytest.FixtureRequest, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Files:
     folder, downloads = tmp_path_factory.mktemp("trimmed"), quickstart.store.downloads
     dense, small = folder / "dense.gguf", folder / "small.gguf"
-    EMBEDDED_MODELS[request.param].write(downloads, dense)
+    EMBEDDED_MODELS[request.param].write(downloads, dense, dense.parent)
     counted = [*load_texts(find_text(PerplexityConfig()), downloads)[100:1100], TEXT]
     trimmed = trim_gguf(dense, counted, KEPT[request.param], small)
     assert trimmed.tokens[1] == KEPT[request.param]

@@ -8,13 +8,15 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data import load_template
 from tailored_llama.data.builtin import SEVEN
-from tailored_llama.data.templates import FOLDER, shipped, wording
+from tailored_llama.data.prompts import Wording
+from tailored_llama.data.templates import FOLDER, shipped
 from tailored_llama.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -51,7 +53,7 @@ def test_rereading_is_the_task_with_the_question_twice() -> None:
 
 def test_a_set_of_one_s_own_may_word_one_benchmark_only(tmp_path: Path) -> None:
     path = written(tmp_path, '[piqa]\nlayout = """\nTo {question}\none should"""\ncontinuation = "do this: {choice}"\n')
-    found = wording(load_template(path), BenchmarkConfig(name="piqa"))
+    found = Wording(path, BenchmarkConfig(name="piqa")).identity()
     assert found == {
         "name": "mine", "layout": "To {question}\none should", "continuation": "do this: {choice}",
         "instruction": None, "shown": None,
@@ -59,19 +61,18 @@ def test_a_set_of_one_s_own_may_word_one_benchmark_only(tmp_path: Path) -> None:
 
 
 def test_a_key_holds_what_is_rendered_and_nothing_else(tmp_path: Path) -> None:
-    piqa = BenchmarkConfig(name="piqa")
+    def wording(template: str, benchmark: str = "piqa", **changes: str) -> dict[str, Any]:
+        return Wording(template, BenchmarkConfig(name=benchmark, **changes)).identity()
+
     text = (ROOT / "data" / "prompts" / "task.toml").read_text()
     (tmp_path / "copy.toml").write_text(text + "# another comment, another path\n")
-    copy, task = load_template(str(tmp_path / "copy.toml")), load_template("task")
-    assert wording(copy, piqa) == wording(task, piqa)
-    told = wording(task, BenchmarkConfig(name="piqa", instruction="Think."))
-    assert told == wording(task, piqa) | {"instruction": "Think."}
-    harness = load_template("harness")  # reads no instruction
-    assert wording(harness, BenchmarkConfig(name="piqa", instruction="Think.")) == wording(harness, piqa)
+    copy = str(tmp_path / "copy.toml")
+    assert wording(copy) == wording("task")
+    assert wording("task", instruction="Think.") == wording("task") | {"instruction": "Think."}
+    assert wording("harness", instruction="Think.") == wording("harness")  # reads no instruction
     (tmp_path / "copy.toml").write_text(text.replace("Passage:", "Text:"))
-    changed = load_template(str(tmp_path / "copy.toml"))
-    assert wording(changed, piqa) == wording(task, piqa)
-    assert wording(changed, BenchmarkConfig(name="boolq")) != wording(task, BenchmarkConfig(name="boolq"))
+    assert wording(copy) == wording("task")
+    assert wording(copy, "boolq") != wording("task", "boolq")
 
 
 ALLOWED = "question, choice, choices[0], choices[1], listed, letter"

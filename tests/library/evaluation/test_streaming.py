@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from helpers import CPU, load_and_render, write_own_benchmark
 from tailored_llama.config import (
@@ -91,19 +92,14 @@ def test_memory_that_runs_out_halves_the_rows_of_a_sweep(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     wide = ExecutionConfig(device="cpu", batch_tokens=512, streaming="always")
-    attention = passes.caller
+    forward = LlamaDecoderLayer.forward
 
-    def small(layer: Any, arguments: dict[str, Any]) -> Any:
-        forward = attention(layer, arguments)
+    def small(layer: Any, states: torch.Tensor, **arguments: Any) -> Any:
+        if states.shape[1] > 150:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return forward(layer, states, **arguments)
 
-        def run(states: torch.Tensor) -> torch.Tensor:
-            if states.shape[1] > 150:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-            return forward(states)
-
-        return run
-
-    monkeypatch.setattr(passes, "caller", small)
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", small)
     score(tiny, benchmark_and_prompts, folder("streamed"), wide)
     assert "memory ran out: going on with" in caplog.text
     assert len(list((folder("x").parent / "streamed").iterdir())) == 2

@@ -35,7 +35,7 @@ from tailored_llama.models import (
     save_adapter,
 )
 from tailored_llama.pruning import ImportanceSettings, PruneSettings, build_graph, read_groups, score_importance
-from tailored_llama.pruning.depth import block_influence, read_influence, write_influence
+from tailored_llama.pruning.depth import INFLUENCE_SCHEMA, block_influence, read_influence
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.layerwise import Text
 from tailored_llama.store import write_table
@@ -66,7 +66,8 @@ def prepare(root: Path, **changes: Any) -> tuple[Path, Path]:
     build_graph(dense, settings=None, work=Work(folder))
     groups = read_groups(folder)
     write_importance(folder, groups, 1 + np.random.default_rng(2).random(len(groups)), "random")
-    write_influence(folder, np.array([0.5, 0.3, 0.1, 0.4, 0.2]))
+    columns = {"layer": range(5), "influence": [0.5, 0.3, 0.1, 0.4, 0.2]}
+    write_table(folder / "influence.parquet", columns, INFLUENCE_SCHEMA)
     columns = {"input_ids": IDS.tolist(), "source": ["here"] * len(IDS), "row": range(len(IDS))}
     write_table(folder / "calibration.parquet", columns, CALIBRATION_SCHEMA)
     return dense, folder
@@ -272,7 +273,7 @@ def test_a_ratio_of_whole_blocks_is_met_with_their_norms(tmp_path: Path) -> None
     scores = np.exp(3 * np.random.default_rng(4).random(2 * LAYERS))[2 * groups.layer + (groups.kind == "mlp")]
     write_importance(folder, groups, scores * groups.parameters, "random")
     after = read_structure(pruned(dense, folder, 0.5, WHOLE_BLOCKS))
-    assert not all(layer.whole for layer in after.layers)
+    assert not all(layer.heads and layer.channels for layer in after.layers)
     channel = 3 * 64 / read_structure(dense).parameters
     assert 1 - after.parameters / read_structure(dense).parameters == pytest.approx(0.5, abs=channel)
 

@@ -16,7 +16,7 @@ from tailored_llama.config import Work
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model
 from tailored_llama.pruning import build_graph, read_groups
-from tailored_llama.pruning.groups import Groups, Slices, read_slices
+from tailored_llama.pruning.groups import Groups, Owners, read_owners
 from tailored_llama.pruning.importance import magnitude_scores
 from tailored_llama.pruning.layerwise import Text
 from tailored_llama.pruning.taylor import draw_tokens, taylor_scores
@@ -31,12 +31,12 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def prepare(tmp_path: Path, changes: dict[str, Any]) -> tuple[Path, Groups, list[Slices]]:
+def prepare(tmp_path: Path, changes: dict[str, Any]) -> tuple[Path, Groups, Owners]:
     dense, folder = save_tiny_llama(tmp_path / "dense", noise=0.1, **changes), tmp_path / "groups"
     folder.mkdir()
     build_graph(dense, settings=None, work=Work(folder))
     shapes = {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
-    return dense, read_groups(folder), read_slices(folder, shapes)
+    return dense, read_groups(folder), read_owners(folder, shapes)
 
 
 def full_gradients(dense: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -55,25 +55,25 @@ def full_gradients(dense: Path) -> tuple[dict[str, torch.Tensor], dict[str, torc
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 def test_streamed_importance_equals_full_gradients(tmp_path: Path, changes: dict[str, Any]) -> None:
-    dense, groups, slices = prepare(tmp_path, changes)
-    streamed = taylor_scores(load_model(dense), Text(IDS, TWO_PASSES), slices, "taylor_first")
+    dense, groups, owners = prepare(tmp_path, changes)
+    streamed = taylor_scores(load_model(dense), Text(IDS, TWO_PASSES), owners, "taylor_first")
     weights, mean = full_gradients(dense)
     expected = np.zeros(len(groups))
-    for part in slices:
-        elements = (weights[part.parameter] * mean[part.parameter]).abs()
-        sums = elements.movedim(part.dim, 0).reshape(len(part.owner), -1).sum(1).double().numpy()
-        np.add.at(expected, part.owner[part.owner >= 0], sums[part.owner >= 0])
+    for name, (dim, owner) in owners.items():
+        elements = (weights[name] * mean[name]).abs()
+        sums = elements.movedim(dim, 0).reshape(len(owner), -1).sum(1).double().numpy()
+        np.add.at(expected, owner[owner >= 0], sums[owner >= 0])
     np.testing.assert_allclose(streamed, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 def test_gates_have_the_fisher_information_of_real_gates(tmp_path: Path, changes: dict[str, Any]) -> None:
-    dense, groups, slices = prepare(tmp_path, changes)
-    streamed = taylor_scores(load_model(dense), Text(IDS, TWO_PASSES), slices, "taylor_gate", seed=7)
+    dense, groups, owners = prepare(tmp_path, changes)
+    streamed = taylor_scores(load_model(dense), Text(IDS, TWO_PASSES), owners, "taylor_gate", seed=7)
     model, gates = load_model(dense), torch.ones(IDS.shape[1], len(groups), requires_grad=True)  # one at every token
-    for part in slices:
-        if part.dim == 1:
-            module, owner = model.get_submodule(part.parameter.removesuffix(".weight")), torch.from_numpy(part.owner)
+    for name, (dim, own) in owners.items():
+        if dim == 1:
+            module, owner = model.get_submodule(name.removesuffix(".weight")), torch.from_numpy(own)
             module.register_forward_pre_hook(lambda module, given, owner=owner: (given[0] * gates[:, owner],))
     draws, expected = torch.Generator().manual_seed(7), np.zeros(len(groups))
     for sample in IDS.split(1):
@@ -91,7 +91,7 @@ def test_tokens_are_drawn_as_often_as_the_model_thinks() -> None:
 
 
 def test_memory_that_runs_out_where_all_samples_are_taken_at_once_is_explained(tmp_path: Path) -> None:
-    dense, _, slices = prepare(tmp_path, {})
+    dense, _, owners = prepare(tmp_path, {})
     model = load_model(dense)
 
     def full(*arguments: Any) -> None:
@@ -99,17 +99,17 @@ def test_memory_that_runs_out_where_all_samples_are_taken_at_once_is_explained(t
 
     model.model.layers[1].register_forward_pre_hook(full)
     with pytest.raises(InputError, match=r"^pruning.criterion: got 'taylor_first', which takes all 3 sequences"):
-        taylor_scores(model, Text(IDS), slices, "taylor_first")
+        taylor_scores(model, Text(IDS), owners, "taylor_first")
     with pytest.raises(torch.OutOfMemoryError):
-        taylor_scores(model, Text(IDS), slices, "taylor_gate")
+        taylor_scores(model, Text(IDS), owners, "taylor_gate")
 
 
 def test_a_model_is_left_as_it_was(tmp_path: Path) -> None:
-    dense, _, slices = prepare(tmp_path, {})
+    dense, _, owners = prepare(tmp_path, {})
     model = load_model(dense)
     with torch.no_grad():
         before = model(IDS).logits
-    taylor_scores(model, Text(IDS), slices, "taylor_first")
+    taylor_scores(model, Text(IDS), owners, "taylor_first")
     assert not any(module.training for module in model.modules())
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
     with torch.no_grad():
@@ -117,11 +117,11 @@ def test_a_model_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_magnitude_is_the_norm_of_all_weights_of_a_group(tmp_path: Path) -> None:
-    dense, groups, slices = prepare(tmp_path, {})
+    dense, groups, owners = prepare(tmp_path, {})
     channel = int(np.flatnonzero((groups.layer == 2) & (groups.kind == "mlp") & (groups.index == 7))[0])
     weights = load_file(dense / "model.safetensors")
     prefix = "model.layers.2.mlp"
     members = [weights[f"{prefix}.{n}_proj.weight"][7] for n in ("gate", "up")]
     members.append(weights[f"{prefix}.down_proj.weight"][:, 7])
     norm = torch.cat(members).double().norm()
-    assert magnitude_scores(dense, slices)[channel] == pytest.approx(float(norm), rel=1e-6)
+    assert magnitude_scores(dense, owners)[channel] == pytest.approx(float(norm), rel=1e-6)

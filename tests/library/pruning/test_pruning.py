@@ -24,7 +24,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import Layer, layout_config, load_model, read_config, read_structure, shards, weight_files
 from tailored_llama.pruning import build_graph, read_groups
 from tailored_llama.pruning.depth import Target
-from tailored_llama.pruning.groups import read_slices
+from tailored_llama.pruning.groups import read_owners
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.plan import plan
 
@@ -54,10 +54,9 @@ def test_groups_cover_every_prunable_parameter_once(tmp_path: Path, changes: dic
     dense, folder = prepare(tmp_path, **changes)
     groups, shapes = read_groups(folder), shapes_of(dense)
     counted = np.zeros(len(groups), dtype=np.int64)
-    for part in read_slices(folder, shapes):
-        assert (part.owner >= 0).all(), part.parameter
-        others = int(np.prod(shapes[part.parameter])) // len(part.owner)
-        np.add.at(counted, part.owner, others)
+    for name, (_, owner) in read_owners(folder, shapes).items():
+        assert (owner >= 0).all(), name
+        np.add.at(counted, owner, int(np.prod(shapes[name])) // len(owner))
     assert (counted == groups.parameters).all()
 
 
@@ -66,9 +65,9 @@ def test_a_group_of_grouped_query_attention_holds_its_own_query_heads(tmp_path: 
     groups = read_groups(folder)
     second = int(np.flatnonzero((groups.layer == 1) & (groups.kind == "attention") & (groups.index == 1))[0])
     owned = {
-        (p.parameter.split(".")[-2], p.dim): np.flatnonzero(p.owner == second).tolist()
-        for p in read_slices(folder, shapes_of(dense))
-        if (p.owner == second).any()
+        (name.split(".")[-2], dim): np.flatnonzero(owner == second).tolist()
+        for name, (dim, owner) in read_owners(folder, shapes_of(dense)).items()
+        if (owner == second).any()
     }
     kv, queries = list(range(8, 16)), list(range(16, 32))
     assert owned == {("q_proj", 0): queries, ("k_proj", 0): kv, ("v_proj", 0): kv, ("o_proj", 1): queries}

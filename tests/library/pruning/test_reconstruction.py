@@ -16,7 +16,7 @@ from tailored_llama.config import PruningConfig, ReconstructionConfig, Work
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.models import load_model, read_structure
 from tailored_llama.pruning import build_graph, read_groups
-from tailored_llama.pruning.groups import read_slices, staying
+from tailored_llama.pruning.groups import read_owners, staying
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.layerwise import Text
 from tailored_llama.pruning.reconstruction import reconstruct
@@ -97,7 +97,7 @@ def test_where_nothing_is_removed_nothing_changes(tmp_path: Path, changes: dict[
     shapes = {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
     model, before = load_model(dense), load_file(dense / "model.safetensors")
     every = np.ones(len(read_groups(groups)), dtype=bool)
-    for tensors in reconstruct(model, Text(IDS), staying(read_slices(groups, shapes), every), ridge=0.01):
+    for tensors in reconstruct(model, Text(IDS), staying(read_owners(groups, shapes), every), ridge=0.01):
         for name, tensor in tensors.items():
             torch.testing.assert_close(tensor, before[name], rtol=1e-3, atol=1e-4)
 
@@ -106,7 +106,7 @@ def test_fewer_tokens_at_a_time_fit_the_same(tmp_path: Path) -> None:
     dense, groups, _ = prepare(tmp_path)
     shapes = {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
     kept = np.random.default_rng(1).random(len(read_groups(groups))) > 0.3
-    stays = staying(read_slices(groups, shapes), kept)
+    stays = staying(read_owners(groups, shapes), kept)
     whole, parts = (list(reconstruct(load_model(dense), Text(IDS, most), stays, 0.01)) for most in (None, 64))
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
