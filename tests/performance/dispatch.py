@@ -1,14 +1,14 @@
 """What two workers gain: independent stages side by side against one after another, and what dispatching a stage costs.
 
 python tests/performance/dispatch.py [--stages 8] [--limit 60] [--kill]
-python tests/performance/dispatch.py --whole data/quickstart.toml [--flow smallest]
+python tests/performance/dispatch.py --whole data/quickstart.toml [--flow smallest] [--how "2 processes"]
 
 The stages score SmolLM2-135M-Instruct on ARC-easy, each on a different number of examples from --limit on, so that none
 is found. A server, deployments and two workers of the gpu pool are started as docs/how-to/nights.md does, all on this
 machine. Ratios are to one after another in one process with one thread. The overhead of a dispatched stage is what the
 workers' time holds beside the stages' own seconds: workers × elapsed − the seconds in the manifests, by the number of
 stages. With --kill, one worker and its stage get kill -9 while both are at work, and nobody starts another worker.
-With --whole, a configuration is run from its first stage to its report: in one process, and dispatched to the workers.
+With --whole, a configuration is run from its first stage to its report, in each way of HOW, or those of --how.
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ from services import children_of, environment, kill, until
 from sites import Site, deployed
 
 WORKERS = 2
+HOW: dict[str, tuple[list[str], int | None]] = {  # of whole runs: what is set, and the threads of the run's own process
+    "one after another, 1 thread": (["execution.processes=1"], 1),
+    "one after another": (["execution.processes=1"], None),
+    "2 processes": (["execution.processes=2"], None),
+    "2 workers": (["execution.dispatch=gpu"], None),
+}
 
 
 def main() -> None:
@@ -41,6 +47,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=60, help="examples of the smallest stage")
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--whole", metavar="FILE", help="a configuration to run instead")
+    parser.add_argument("--how", action="append", choices=HOW, help="of --whole; absent: all")
     parser.add_argument("--flow", default="tailor", help="the flow of --whole")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -48,24 +55,34 @@ def main() -> None:
         with deployed(Path(folder) / "site") as site:
             os.environ |= environment(site.server.home, site.server.url)  # before Prefect is loaded here
             if options.whole:
-                measure_whole(Path(folder), options.flow, options.whole)
+                measure_whole(Path(folder), options)
             else:
                 measure(site, Path(folder) / "store", options)
 
 
-def measure_whole(folder: Path, flow: str, configuration: str) -> None:
+def measure_whole(folder: Path, options: argparse.Namespace) -> None:
     """Time whole runs, each in a store of its own."""
-    seconds = []
-    for dispatched in (False, True):
-        own = folder / f"whole-{dispatched}"
-        changed = [f"store.root={own / 'store'}", f"store.reports={own / 'reports'}"]
-        changed += ["execution.device=cpu", *["execution.dispatch=gpu"] * dispatched]
-        command = [sys.executable, "-m", "flows", flow, configuration, *(f"--set={change}" for change in changed)]
+    seconds: dict[str, float] = {}
+    for how in options.how or HOW:
+        changes, threads = HOW[how]
+        own = folder / how.replace(" ", "-")
+        changed = [f"store.root={own / 'store'}", f"store.reports={own / 'reports'}", f"store.export={own / 'export'}"]
+        changed += ["execution.device=cpu", *changes]
+        command = [
+            sys.executable,
+            "-m",
+            "flows",
+            options.flow,
+            options.whole,
+            *(f"--set={change}" for change in changed),
+        ]
         begun = time.perf_counter()
-        subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
-        seconds.append(time.perf_counter() - begun)
-    print(f"one process: {seconds[0]:.0f} s; {WORKERS} workers, 1 thread each: {seconds[1]:.0f} s")
-    print(f"ratio {seconds[1] / seconds[0]:.2f}")
+        environ = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[2], env=environ)
+        seconds[how] = time.perf_counter() - begun
+        print(
+            f"{how}: {seconds[how]:.0f} s, {seconds[how] / next(iter(seconds.values())):.2f} of the first", flush=True
+        )
 
 
 def measure(site: Site, store: Path, options: argparse.Namespace) -> None:
