@@ -56,7 +56,6 @@ from .scores import Score as Score
 from .scores import compare_scores as compare_scores
 from .scores import read_answers as read_answers
 from .scores import read_chosen as read_chosen
-from .scores import read_measured as read_measured
 from .scores import read_metrics as read_metrics
 from .scores import read_probabilities as read_probabilities
 from .scores import read_score as read_score
