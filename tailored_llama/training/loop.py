@@ -27,7 +27,7 @@ from tailored_llama.models import halved, packed_attention
 from tailored_llama.store import write_table
 from tailored_llama.training.losses import Sample, autocast, outcomes, sample_losses, training_loss
 from tailored_llama.training.records import LOG, LOG_SCHEMA, Outcome, step_log
-from tailored_llama.training.sharding import gathered, passes, put, rank_and_count, share_out, total, trained, whole
+from tailored_llama.training.sharding import gathered, passes, put, rank_and_count, share_out, trained, whole
 from tailored_llama.training.state import State, load_state, save_state
 
 _log = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ def _backward(now: _Training, batch: Sequence[Sample]) -> float:
             if max(map(len, parts)) == 1 or not out_of_memory(error):
                 raise
         else:
-            return total(now.model, loss)
+            return sum(gathered({rank_and_count()[0]: loss}).values())
         now.model.zero_grad()  # drop the gradients of the parts that did fit
         largest = max(sum(len(batch[i]) for i in part) for part in parts)
         now.state.budget = halved(min(now.state.budget, largest))

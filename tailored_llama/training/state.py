@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import defaultdict
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tailored_llama.training.records import Outcome
-from tailored_llama.training.sharding import part_like, put, rank_and_count, trained, whole, whole_weights
+from tailored_llama.training.sharding import on_first, part_like, put, rank_and_count, trained
 
 FILE = "state.safetensors"
 _OUTCOMES = ("untrained", "kept")
@@ -53,18 +54,16 @@ def save_state(folder: Path, state: State, model: Any, optimizer: Optimizer) -> 
 
     Dropout draws from generators that are seeded at every step, so there is nothing of them to keep.
     """
-    first, numbers = rank_and_count()[0] == 0, state.numbers
-    tensors = {f"best {name}": tensor for name, tensor in state.best_weights.items()}
-    tensors |= {f"weights {name}": tensor for name, tensor in whole_weights(model).items()}
+    numbers = state.numbers
+    parts = {f"best {name}": tensor for name, tensor in state.best_weights.items()}
     for name, parameter in trained(model).items():
-        entries = optimizer.state[parameter]
-        for key in [key for key, value in entries.items() if isinstance(value, Tensor)]:
-            if (tensor := whole(entries[key]).cpu()) is not None and first:
-                tensors[f"optimizer {key} {name}"] = tensor
-        numbers["optimizer"][name] = {key: value for key, value in entries.items() if not isinstance(value, Tensor)}
-    if not first:  # the others take part in making the tensors whole
+        parts[f"weights {name}"] = parameter
+        for key, value in optimizer.state[parameter].items():
+            (parts if isinstance(value, Tensor) else numbers["optimizer"])[f"optimizer {key} {name}"] = value
+    tensors = on_first(parts)
+    if rank_and_count()[0]:
         return
-    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(numbers)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,24 +93,20 @@ def load_state(folder: Path, state: State, model: Any, optimizer: Optimizer) -> 
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         logging.getLogger(__name__).warning("%s: unusable state (%s); training from the start", folder / FILE, error)
         return
-    entries, budget = numbers.pop("optimizer"), state.budget
+    entries = numbers.pop("optimizer") | {name: own for name, own in tensors.items() if name.startswith("optimizer ")}
+    numbers["budget"] = min(state.budget, numbers["budget"])
     for name, value in numbers.items():
         setattr(state, name, [Outcome(*row) for row in value] if name in _OUTCOMES else value)
-    state.budget = min(state.budget, budget)
     state.best_weights = {name: tensors[f"best {name}"] for name in state.best_weights}
     put(model, {name: tensors[f"weights {name}"] for name in trained(model)})
-    for name, parameter in trained(model).items():
-        kept = {key: tensors[f"optimizer {key} {name}"] for key in _keys(tensors, name)}
-        entries[name] |= {key: part_like(tensor, parameter) for key, tensor in kept.items()}
-    states = dict(enumerate(entries[name] for name in trained(model)))
+    states: dict[int, dict[str, Any]] = defaultdict(dict)
+    numbered = {name: (number, parameter) for number, (name, parameter) in enumerate(trained(model).items())}
+    for entry, value in entries.items():
+        _, key, name = entry.split(" ")
+        number, parameter = numbered[name]
+        states[number][key] = part_like(value, parameter) if isinstance(value, Tensor) else value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
     logging.getLogger(__name__).info("going on after step %d", state.step)
-
-
-def _keys(tensors: dict[str, Tensor], name: str) -> list[str]:
-    """The entries of an optimiser's state that are tensors of the parameter of this name."""
-    names = (key.split(" ") for key in tensors)
-    return [parts[1] for parts in names if parts[0] == "optimizer" and parts[2] == name]
 
 
 def _digest(numbers: str, tensors: dict[str, Tensor]) -> str:
