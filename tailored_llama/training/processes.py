@@ -43,19 +43,14 @@ def in_processes(train: Train, work: Work) -> dict[str, Any]:
     devices = devices_of(work.execution.device)
     while True:
         try:
-            return _run(train, work, devices)
+            with tempfile.TemporaryDirectory() as scratch:
+                arguments = (devices, Path(scratch), train, replace(work, progress=silent))
+                return run_processes(_member, arguments, work.progress, count=len(devices))
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error) or work.halvings == HALVINGS:
                 raise
         work = replace(work, halvings=work.halvings + 1)
         _log.warning("memory ran out: starting again with 1/%d of the tokens a pass", 2**work.halvings)
-
-
-def _run(train: Train, work: Work, devices: list[str]) -> dict[str, Any]:
-    """One attempt."""
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = (devices, Path(scratch), train, replace(work, progress=silent))
-        return run_processes(_member, arguments, work.progress, count=len(devices))
 
 
 def _member(
