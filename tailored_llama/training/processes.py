@@ -63,11 +63,9 @@ def _member(
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
     (out := scratch / str(rank)).mkdir()
-    execution = work.execution.model_copy(update={"device": "cpu"})  # until the weights are shared out
-    if rank:
-        work = replace(work, out=out, execution=execution.model_copy(update={"log_to": "none"}))
-    else:
-        work = replace(work, execution=execution, progress=progress)
+    update = {"device": "cpu"} | ({"log_to": "none"} if rank else {})  # until the weights are shared out
+    execution = work.execution.model_copy(update=update)
+    work = replace(work, out=out if rank else work.out, execution=execution, progress=progress)
     distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         init_method=f"file://{scratch / 'meeting'}",
