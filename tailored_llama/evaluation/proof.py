@@ -14,12 +14,11 @@ from functools import partial
 import numpy as np
 import scipy  # whose parts load when they are first used: half a second, which most commands need not wait for
 
-from tailored_llama.evaluation.statistics import DISCORDANT, Answers, Array, check_same_examples, paired_draws
+from tailored_llama.evaluation.statistics import DISCORDANT, ROUNDING, Answers, Array, check_same_examples, paired_draws
 
 POWER = 0.8  # with which the rows that are asked for prove a model that loses nothing
 FIRST_SHARE = 0.8  # of the error that is left, for the next opening of the proving rows
 RESAMPLES = 10_000
-ROUNDING = 1e-9  # far below one row's share of an accuracy
 TINY = 1e-12
 
 
