@@ -77,20 +77,15 @@ def search(
     return {rung: replace(measured[rung], smoothed=loss) for rung, loss in smooth_all(measured, ladders).items()}
 
 
-def next_positions(
-    ladder: Ladder, losses: Mapping[int, float], margin: float, best: float = math.inf, rungs: int | None = None
-) -> list[int]:
+def next_positions(ladder: Ladder, losses: Mapping[int, float], margin: float, best: float, rungs: int) -> list[int]:
     """The positions of a ladder to measure next: between the last that passes and the first that does not.
 
-    Args:
-        best: the cost of the best candidate so far, of any ladder.
-        rungs: how many of the ladder come into question; absent: all.
+    `best` is the cost of the best candidate so far, of any ladder. Only the first `rungs` come into question.
     """
-    end = len(ladder.costs) if rungs is None else rungs
     if not losses:
-        return [0] if end else []
+        return [0] if rungs else []
     smoothed = smooth(losses)
-    failing = min([end, *(position for position, loss in smoothed.items() if loss > margin)])
+    failing = min([rungs, *(position for position, loss in smoothed.items() if loss > margin)])
     passing = max((position for position in smoothed if position < failing), default=failing)
     open_positions = [position for position in range(passing + 1, failing) if ladder.costs[position] < best]
     step = len(open_positions) / (AT_ONCE + 1)

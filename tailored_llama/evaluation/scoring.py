@@ -65,8 +65,7 @@ def _write_answers(
     assert settings.written
     written, budget = settings.written, token_budget(work.execution.batch_tokens, model)
     contexts = [prompt.contexts[0] for prompt in prompts]
-    until = generation.Until(written.max_new_tokens, written.stop)
-    texts = generation.generate(model, tokenizer, contexts, until, budget, work.progress)
+    texts = generation.generate(model, tokenizer, contexts, written, budget, work.progress)
     columns = generation.judge(prompts, texts, written.ignore)
     write_table(work.out / "answers.parquet", columns, ANSWERS_SCHEMA)
     floor = generation.written_floor(prompts, settings.metric, written.ignore)
