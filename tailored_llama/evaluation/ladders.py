@@ -70,7 +70,8 @@ def search(
             smoothed = smooth(_losses(measured, ladders, ladder.above))
             rungs = max((at + 1 for at, loss in smoothed.items() if loss <= HOPELESS * margin), default=0)
         while True:
-            losses, best = _losses(measured, ladders, number), _best(measured, ladders, margin)
+            losses, now = _losses(measured, ladders, number), smooth_all(measured, ladders)
+            best = min((one.cost for one in measured.values() if now[one.rung] <= margin), default=math.inf)
             if not (positions := next_positions(ladder, losses, margin, best, rungs)):
                 break
             measured |= {one.rung: one for one in measure([Rung(number, position) for position in positions])}
@@ -167,8 +168,3 @@ def nearest(measured: Mapping[Rung, Measured]) -> Measured:
 def _losses(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], number: int) -> dict[int, float]:
     known = {0: 0.0} if ladders[number].reference else {}
     return known | {rung.position: one.loss for rung, one in measured.items() if rung.ladder == number}
-
-
-def _best(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], margin: float) -> float:
-    smoothed = smooth_all(measured, ladders)
-    return min((one.cost for one in measured.values() if smoothed[one.rung] <= margin), default=math.inf)

@@ -76,7 +76,11 @@ def noninferiority_test(dense: Answers, small: Answers, margin: float, level: fl
     if (rows := len(dense.examples)) < 2:
         raise ValueError(f"{rows} rows; a test needs two")
     losses = dense.values - small.values
-    counts = _count(dense, small) if np.isin([dense.values, small.values], (0, 1)).all() else None
+    counts = None
+    if np.isin([dense.values, small.values], (0, 1)).all():
+        right, kept = dense.values == 1, small.values == 1
+        pairs = (right & kept, right & ~kept, ~right & kept, ~right & ~kept)
+        counts = Counts(*(int(pair.sum()) for pair in pairs))
     p, bound = p_value(losses, margin), loss_bound(losses, level)
     before, after = paired_draws(dense, small, resamples=RESAMPLES)
     share = float(np.mean(before - after >= margin - ROUNDING))
@@ -171,9 +175,3 @@ def discordant_share(one: Answers, other: Answers) -> float:
     """The share of rows on which two models differ, for planning."""
     check_same_examples(one, other)
     return float(np.mean((one.values - other.values) ** 2))
-
-
-def _count(dense: Answers, small: Answers) -> Counts:
-    right, kept = dense.values == 1, small.values == 1
-    pairs = (right & kept, right & ~kept, ~right & kept, ~right & ~kept)
-    return Counts(*(int(pair.sum()) for pair in pairs))
