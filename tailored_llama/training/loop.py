@@ -86,8 +86,8 @@ def train(
             is there already is resumed.
 
     Returns:
-        The measurements: tokens, tokens/s, epochs; and what the untrained model and the one that is kept do on the
-        held-out samples.
+        The measurements: tokens, tokens/s, epochs; and what the untrained model and the one with the lowest loss do on
+        the held-out samples.
 
     Raises:
         FloatingPointError: the loss is not finite; the message names the step.
