@@ -61,12 +61,12 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or balanced.")] = "auto",
 ) -> None:
     """Continue a prompt greedily."""
-    from tailored_llama.evaluation import Until
+    from tailored_llama.evaluation import WrittenAnswer
     from tailored_llama.evaluation import generate as write
     from tailored_llama.models import load_model, load_tokenizer
 
     model = load_model(checkpoint, adapter, device)
-    print(write(model, load_tokenizer(checkpoint), [prompt], Until(max_new_tokens))[0])
+    print(write(model, load_tokenizer(checkpoint), [prompt], WrittenAnswer(max_new_tokens))[0])
 
 
 @measuring.command(epilog="Example: `tailored-llama profile pruned --against dense --batch 1 --batch 8`")

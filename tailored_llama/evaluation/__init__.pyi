@@ -7,7 +7,6 @@ from .answer import RowSet as RowSet
 from .answer import is_proven as is_proven
 from .answer import read_answer as read_answer
 from .answer import write_answer as write_answer
-from .generation import Until as Until
 from .generation import generate as generate
 from .ladders import Ladder as Ladder
 from .ladders import Measured as Measured
@@ -56,7 +55,6 @@ from .scores import Score as Score
 from .scores import compare_scores as compare_scores
 from .scores import read_answers as read_answers
 from .scores import read_chosen as read_chosen
-from .scores import read_measured as read_measured
 from .scores import read_metrics as read_metrics
 from .scores import read_probabilities as read_probabilities
 from .scores import read_score as read_score
@@ -64,6 +62,7 @@ from .scoring import score_benchmark as score_benchmark
 from .settings import PerplexitySettings as PerplexitySettings
 from .settings import ProfileSettings as ProfileSettings
 from .settings import ScoreSettings as ScoreSettings
+from .settings import WrittenAnswer as WrittenAnswer
 from .statistics import DISCORDANT as DISCORDANT
 from .statistics import RESAMPLES as RESAMPLES
 from .statistics import Z95 as Z95

@@ -25,27 +25,18 @@ class RowSet:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that was measured; losses by benchmark are shares, on the choosing rows, against the reference.
-
-    Args:
-        ratio: what was removed of its parameters; 0 is the dense model.
-        type: of its GGUF file; None for a checkpoint in 16 bits.
-        trimmed: whether only tokens were removed, all that further texts hardly need.
-        tuned: whether it has an adapter, merged in.
-        cost: what is to be small, in bytes or seconds.
-        smoothed: the loss on the worst benchmark, smoothed along the ratios.
-    """
+    """A model that was measured; losses by benchmark are shares, on the choosing rows, against the reference."""
 
     base: str
-    ratio: float
-    type: GgufType | None
-    trimmed: bool
-    tuned: bool
+    ratio: float  # what was removed of its parameters; 0 is the dense model
+    type: GgufType | None  # of its GGUF file; None for a checkpoint in 16 bits
+    trimmed: bool  # only tokens were removed, all that further texts hardly need
+    tuned: bool  # it has an adapter, merged in
     parameters: int
     bytes: int
-    cost: float
+    cost: float  # what is to be small, in bytes or seconds
     losses: Mapping[str, float]
-    smoothed: float
+    smoothed: float  # the loss on the worst benchmark, smoothed along the ratios and from more bits to fewer
 
     @property
     def loss(self) -> float:
@@ -62,28 +53,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of a search.
-
-    Args:
-        reference: the dense model that candidates are compared with, in words.
-        candidates: all that were measured, by cost, the largest first.
-        order: positions of the candidates to test, the safest first; empty if none passed on the choosing rows.
-        tests: of the tested candidates, in that order, by benchmark. The first that fails ends the sequence.
-        opening: how often the proving rows have been opened for this goal, from 1; None: they were not.
-        sets: the rows of each benchmark, by purpose: tuning, choosing, proving.
-        nearest: the position of the candidate that lost least on the choosing rows.
-        failed: why candidates could not be made, by label; among them are ratios that cannot be reached.
-    """
+    """The result of a search."""
 
     goal: GoalConfig
-    reference: str
-    candidates: Sequence[Candidate]
-    order: Sequence[int]
-    tests: Sequence[Mapping[str, LossTest]]
-    opening: int | None
-    sets: Mapping[str, Mapping[str, RowSet]]
-    nearest: int
-    failed: Mapping[str, str] = field(default_factory=dict)
+    reference: str  # the dense model that candidates are compared with, in words
+    candidates: Sequence[Candidate]  # all that were measured, by cost, the largest first
+    order: Sequence[int]  # of candidates to test, by position, the safest first; empty if none passed on choosing rows
+    tests: Sequence[Mapping[str, LossTest]]  # in that order, by benchmark; the first that fails ends the sequence
+    opening: int | None  # how often the proving rows have been opened for this goal, from 1; None: they were not
+    sets: Mapping[str, Mapping[str, RowSet]]  # of each benchmark, by purpose: tuning, choosing, proving
+    nearest: int  # the position of the candidate that lost least on the choosing rows
+    failed: Mapping[str, str] = field(default_factory=dict)  # by label: why it could not be made or reached
 
     @property
     def proven(self) -> int | None:

@@ -9,7 +9,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,23 +17,16 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from tailored_llama.data import Prompt
 from tailored_llama.errors import InputError
+from tailored_llama.evaluation.settings import WrittenAnswer
 from tailored_llama.models import encode, has_soft_prompt, token_budget, within_memory
 from tailored_llama.progress import Progress, silent
-
-
-@dataclass(frozen=True)
-class Until:
-    """What ends a text, beside the end-of-text token: a number of new tokens, or a stop string, which is left out."""
-
-    tokens: int
-    stop: Sequence[str] = ()
 
 
 def generate(
     model: Any,
     tokenizer: Any,
     contexts: Sequence[str],
-    until: Until,
+    until: WrittenAnswer,
     batch_tokens: int | None = None,
     progress: Progress = silent,
 ) -> list[str]:
@@ -53,16 +45,18 @@ def generate(
             "adapter: got a soft prompt, which cannot write answers; allowed: one that changes weights, such as LoRA"
         )
     limit = model.config.max_position_embeddings
-    if until.tokens >= limit:
-        raise InputError(f"max_new_tokens: got {until.tokens}; allowed: less than {limit}, the model's context")
-    encoded = [encode(tokenizer, context)[until.tokens - limit :] for context in contexts]
+    if until.max_new_tokens >= limit:
+        raise InputError(f"max_new_tokens: got {until.max_new_tokens}; allowed: less than {limit}, the model's context")
+    encoded = [encode(tokenizer, context)[until.max_new_tokens - limit :] for context in contexts]
     if (empty := next((i for i, ids in enumerate(encoded) if not ids), None)) is not None:
         raise InputError(f"prompt {empty}: got {contexts[empty]!r}; allowed: a text of at least one token")
     budget = token_budget(batch_tokens, model)
     texts = [""] * len(contexts)
     done = 0
     run = partial(_generate_batch, model, tokenizer, encoded, until)
-    for batch, continuations in within_memory([len(ids) + until.tokens for ids in encoded], budget, run, padded=True):
+    for batch, continuations in within_memory(
+        [len(ids) + until.max_new_tokens for ids in encoded], budget, run, padded=True
+    ):
         for index, text in zip(batch, continuations, strict=True):
             texts[index] = text
         done += len(batch)
@@ -71,7 +65,7 @@ def generate(
 
 
 def _generate_batch(
-    model: Any, tokenizer: Any, encoded: Sequence[list[int]], until: Until, batch: Sequence[int]
+    model: Any, tokenizer: Any, encoded: Sequence[list[int]], until: WrittenAnswer, batch: Sequence[int]
 ) -> list[str]:
     longest = max(len(encoded[i]) for i in batch)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -82,7 +76,7 @@ def _generate_batch(
         written = model.generate(
             input_ids=torch.tensor(ids, device=model.device),
             attention_mask=torch.tensor(seen, device=model.device),
-            max_new_tokens=until.tokens,
+            max_new_tokens=until.max_new_tokens,
             do_sample=False,
             pad_token_id=padding,
             stopping_criteria=StoppingCriteriaList(stops),

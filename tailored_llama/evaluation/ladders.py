@@ -60,40 +60,33 @@ def search(
     """Find, on every ladder in turn, the smallest candidate that loses no more than the margin.
 
     Rungs that cannot be smaller than the best so far, by their estimated costs, are passed over. A ladder whose whole
-    model loses too much is left.
-
-    Args:
-        ladders: those of more bits first.
-        measure: measures rungs of one ladder, which do not depend on each other.
-        margin: a share.
+    model loses too much is left. Ladders of more bits come first, the margin is a share, and `measure` measures rungs
+    of one ladder, which do not depend on each other.
     """
     measured: dict[Rung, Measured] = {}
     for number, ladder in enumerate(ladders):
         rungs = len(ladder.costs)
-        if ladder.above is not None:
-            rungs = _passing(measured, ladders, ladder.above, HOPELESS * margin)
+        if ladder.above is not None:  # only as many as come there before the first that loses too much
+            smoothed = smooth(_losses(measured, ladders, ladder.above))
+            rungs = max((at + 1 for at, loss in smoothed.items() if loss <= HOPELESS * margin), default=0)
         while True:
-            losses, best = _losses(measured, number, ladder), _best(measured, ladders, margin)
+            losses, now = _losses(measured, ladders, number), smooth_all(measured, ladders)
+            best = min((one.cost for one in measured.values() if now[one.rung] <= margin), default=math.inf)
             if not (positions := next_positions(ladder, losses, margin, best, rungs)):
                 break
             measured |= {one.rung: one for one in measure([Rung(number, position) for position in positions])}
     return {rung: replace(measured[rung], smoothed=loss) for rung, loss in smooth_all(measured, ladders).items()}
 
 
-def next_positions(
-    ladder: Ladder, losses: Mapping[int, float], margin: float, best: float = math.inf, rungs: int | None = None
-) -> list[int]:
+def next_positions(ladder: Ladder, losses: Mapping[int, float], margin: float, best: float, rungs: int) -> list[int]:
     """The positions of a ladder to measure next: between the last that passes and the first that does not.
 
-    Args:
-        best: the cost of the best candidate so far, of any ladder.
-        rungs: how many of the ladder come into question; absent: all.
+    `best` is the cost of the best candidate so far, of any ladder. Only the first `rungs` come into question.
     """
-    end = len(ladder.costs) if rungs is None else rungs
     if not losses:
-        return [0] if end else []
+        return [0] if rungs else []
     smoothed = smooth(losses)
-    failing = min([end, *(position for position, loss in smoothed.items() if loss > margin)])
+    failing = min([rungs, *(position for position, loss in smoothed.items() if loss > margin)])
     passing = max((position for position in smoothed if position < failing), default=failing)
     open_positions = [position for position in range(passing + 1, failing) if ladder.costs[position] < best]
     step = len(open_positions) / (AT_ONCE + 1)
@@ -102,16 +95,12 @@ def next_positions(
 
 def smooth(losses: Mapping[int, float]) -> dict[int, float]:
     """Losses by position, as near to the measured ones as losses that never fall can be (least squares)."""
-    if not losses:
-        return {}
     positions = sorted(losses)
-    return dict(
-        zip(
-            positions,
-            scipy.optimize.isotonic_regression([losses[position] for position in positions]).x.tolist(),
-            strict=True,
-        )
-    )
+    return dict(zip(positions, _rising([losses[position] for position in positions]), strict=True))
+
+
+def _rising(losses: Sequence[float]) -> list[float]:
+    return list(scipy.optimize.isotonic_regression(losses).x.tolist()) if losses else []
 
 
 def smooth_all(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> dict[Rung, float]:
@@ -129,9 +118,7 @@ def smooth_all(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> 
         for chains, own in zip(orders, removed, strict=True):
             for chain in chains:
                 wanted = [smoothed[rung] + own[rung] for rung in chain]
-                for rung, value, loss in zip(
-                    chain, wanted, scipy.optimize.isotonic_regression(wanted).x.tolist(), strict=True
-                ):
+                for rung, value, loss in zip(chain, wanted, _rising(wanted), strict=True):
                     smoothed[rung], own[rung] = loss, value - loss
         if all(abs(smoothed[rung] - before[rung]) < _ROUNDING for rung in smoothed):
             break
@@ -178,17 +165,6 @@ def nearest(measured: Mapping[Rung, Measured]) -> Measured:
     return min(measured.values(), key=lambda one: (one.smoothed, one.cost))
 
 
-def _losses(measured: Mapping[Rung, Measured], number: int, ladder: Ladder) -> dict[int, float]:
-    known = {0: 0.0} if ladder.reference else {}
+def _losses(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], number: int) -> dict[int, float]:
+    known = {0: 0.0} if ladders[number].reference else {}
     return known | {rung.position: one.loss for rung, one in measured.items() if rung.ladder == number}
-
-
-def _passing(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], number: int, margin: float) -> int:
-    """How many rungs of a ladder come before the first that loses too much, up to the last that was measured."""
-    smoothed = smooth(_losses(measured, number, ladders[number]))
-    return max((position + 1 for position, loss in smoothed.items() if loss <= margin), default=0)
-
-
-def _best(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], margin: float) -> float:
-    smoothed = smooth_all(measured, ladders)
-    return min((one.cost for one in measured.values() if smoothed[one.rung] <= margin), default=math.inf)

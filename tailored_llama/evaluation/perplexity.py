@@ -6,17 +6,12 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from tailored_llama import models
 from tailored_llama.config import Work
-from tailored_llama.data import load_texts
+from tailored_llama.data import load_texts, loglikelihoods
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.settings import PerplexitySettings
 from tailored_llama.progress import Progress
@@ -43,26 +38,11 @@ def token_losses(
     model: Any, bos: int, ids: Sequence[int], windows: Sequence[Window], batch_tokens: int, progress: Progress
 ) -> list[float]:
     """Negative log-likelihood of every token of a text after `bos`, in nats, over `sliding_windows`."""
-    inputs = [bos, *ids[:-1]]
-    losses = [math.nan] * len(ids)
-    done = 0
-    with torch.inference_mode(), models.packed_attention(model):
-        items = [
-            models.Encoded(models.Document(inputs[start:stop]), [range(first - start, stop - start)], [ids[first:stop]])
-            for start, first, stop in windows
-        ]
-        for batch, batch_losses in models.run_packed(model, items, batch_tokens, partial(_losses, model)):
-            values = iter(batch_losses)
-            for _, first, stop in (windows[i] for i in batch):
-                losses[first:stop] = islice(values, stop - first)
-            done += len(batch)
-            progress(done, len(windows))
-    return losses
-
-
-def _losses(model: Any, row: models.PackedRow, states: Tensor) -> list[float]:
-    losses: list[float] = (-models.target_logprobs(model, states, row.positions, row.targets)).tolist()
-    return losses
+    inputs, items = [bos, *ids[:-1]], []
+    for start, first, stop in windows:
+        document, scored = models.Document(inputs[start:stop]), range(first - start, stop - start)
+        items.append(models.Encoded(document, [[i] for i in scored], [[token] for token in ids[first:stop]]))
+    return [-value for window in loglikelihoods(model, items, batch_tokens, progress) for value in window]
 
 
 def measure_perplexity(

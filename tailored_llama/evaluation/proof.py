@@ -7,17 +7,18 @@ was never measured well enough is not proven.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import scipy  # whose parts load when they are first used: half a second, which most commands need not wait for
 
-from tailored_llama.evaluation.statistics import DISCORDANT, Answers, Array, check_same_examples, paired_draws
+from tailored_llama.evaluation.statistics import DISCORDANT, ROUNDING, Answers, Array, check_same_examples, paired_draws
 
 POWER = 0.8  # with which the rows that are asked for prove a model that loses nothing
 FIRST_SHARE = 0.8  # of the error that is left, for the next opening of the proving rows
 RESAMPLES = 10_000
-ROUNDING = 1e-9  # far below one row's share of an accuracy
 TINY = 1e-12
 
 
@@ -75,8 +76,12 @@ def noninferiority_test(dense: Answers, small: Answers, margin: float, level: fl
     if (rows := len(dense.examples)) < 2:
         raise ValueError(f"{rows} rows; a test needs two")
     losses = dense.values - small.values
-    counts = _count(dense, small) if np.isin([dense.values, small.values], (0, 1)).all() else None
-    p, bound = p_value(losses, margin), _bound(losses, level)
+    counts = None
+    if np.isin([dense.values, small.values], (0, 1)).all():
+        right, kept = dense.values == 1, small.values == 1
+        pairs = (right & kept, right & ~kept, ~right & kept, ~right & ~kept)
+        counts = Counts(*(int(pair.sum()) for pair in pairs))
+    p, bound = p_value(losses, margin), loss_bound(losses, level)
     before, after = paired_draws(dense, small, resamples=RESAMPLES)
     share = float(np.mean(before - after >= margin - ROUNDING))
     means = float(np.mean(dense.values)), float(np.mean(small.values))
@@ -85,10 +90,27 @@ def noninferiority_test(dense: Answers, small: Answers, margin: float, level: fl
 
 def p_value(losses: Array, margin: float) -> float:
     """The p-value of a true loss of the margin or more, from the loss on every row: −1, 0 and 1, or values between."""
-    whole = _are_whole(losses)
-    return float(
-        scipy.stats.norm.cdf(score(*_lost_and_gained(losses), margin) if whole else tilted_score(losses, margin))
-    )
+    return float(scipy.stats.norm.cdf(_score_of(losses)(margin)))
+
+
+def loss_bound(losses: Array, level: float) -> float:
+    """The largest loss that `p_value` does not exclude: the upper end of a one-sided interval."""
+    if losses.min() == 1:
+        return 1.0
+    quantile, edge, score_at = float(scipy.stats.norm.ppf(level)), 1 - ROUNDING, _score_of(losses)
+    lowest = -edge if _are_whole(losses) else float(np.mean(losses))
+    return float(scipy.optimize.brentq(lambda loss: score_at(loss) - quantile, lowest, edge))
+
+
+def _score_of(losses: Array) -> Callable[[float], float]:
+    """The score statistic as a function of the true loss."""
+    if not _are_whole(losses):
+        return partial(tilted_score, losses)
+    return partial(score, int(np.sum(losses > 0)), int(np.sum(losses < 0)), len(losses))
+
+
+def _are_whole(losses: Array) -> bool:
+    return bool(np.isin(losses, (-1, 0, 1)).all())
 
 
 def score(only_dense: int, only_small: int, rows: int, loss: float) -> float:
@@ -104,14 +126,6 @@ def score(only_dense: int, only_small: int, rows: int, loss: float) -> float:
     share = (math.sqrt(linear**2 - 8 * rows * constant) - linear) / (4 * rows)
     distance, variance = only_dense - only_small - rows * loss, rows * (2 * share + loss * (1 - loss))
     return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance) if distance else 0.0
-
-
-def loss_bound(only_dense: int, only_small: int, rows: int, level: float) -> float:
-    """The largest loss that the score test does not exclude: the upper end of a one-sided interval."""
-    if only_dense == rows:
-        return 1.0
-    quantile, edge = float(scipy.stats.norm.ppf(level)), 1 - ROUNDING
-    return float(scipy.optimize.brentq(lambda loss: score(only_dense, only_small, rows, loss) - quantile, -edge, edge))
 
 
 def tilted_score(losses: Array, loss: float) -> float:
@@ -161,27 +175,3 @@ def discordant_share(one: Answers, other: Answers) -> float:
     """The share of rows on which two models differ, for planning."""
     check_same_examples(one, other)
     return float(np.mean((one.values - other.values) ** 2))
-
-
-def _bound(losses: Array, level: float) -> float:
-    """The largest loss that `p_value` does not exclude."""
-    if _are_whole(losses):
-        return loss_bound(*_lost_and_gained(losses), level)
-    quantile = float(scipy.stats.norm.ppf(level))
-    return float(
-        scipy.optimize.brentq(lambda loss: tilted_score(losses, loss) - quantile, float(np.mean(losses)), 1 - ROUNDING)
-    )
-
-
-def _are_whole(losses: Array) -> bool:
-    return bool(np.isin(losses, (-1, 0, 1)).all())
-
-
-def _lost_and_gained(losses: Array) -> tuple[int, int, int]:
-    return int(np.sum(losses > 0)), int(np.sum(losses < 0)), len(losses)
-
-
-def _count(dense: Answers, small: Answers) -> Counts:
-    right, kept = dense.values == 1, small.values == 1
-    pairs = (right & kept, right & ~kept, ~right & kept, ~right & ~kept)
-    return Counts(*(int(pair.sum()) for pair in pairs))

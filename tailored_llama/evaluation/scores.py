@@ -15,7 +15,7 @@ import pyarrow as pa
 from tailored_llama.config import WRITTEN
 from tailored_llama.data import PromptSplit, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.statistics import Answers, check_same_examples, interval, paired_draws
+from tailored_llama.evaluation.statistics import Answers, Array, check_same_examples, interval, paired_draws
 from tailored_llama.store import read_table
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -36,6 +36,8 @@ ANSWERS_SCHEMA = pa.schema(
         "f1": pa.float64(),
     }
 )
+# What a model answered, as a column of its answers: the position of a choice by metric, or the text that it wrote.
+_ANSWERED = {"acc": "prediction", "acc_norm": "prediction_norm", "exact_match": "text", "f1": "text"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Score:
     bytes: int | None = None
 
 
-def metrics(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def metrics(values: Mapping[str, Sequence[float] | Array]) -> dict[str, float]:
     """The mean of every metric over the examples, with its standard error (sample standard deviation ÷ √n)."""
     result: dict[str, float] = {}
     for name, samples in values.items():
@@ -60,13 +62,10 @@ def metrics(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return result
 
 
-def hits(predictions: dict[str, list[Any]]) -> dict[str, list[float]]:
+def hits(predictions: Mapping[str, Any]) -> dict[str, Array]:
     """acc and acc_norm of every example: 1 if the right choice is the likeliest (per character), else 0."""
-    pairs = (("acc", "prediction"), ("acc_norm", "prediction_norm"))
-    return {
-        name: [float(p == a) for p, a in zip(predictions[column], predictions["answer"], strict=True)]
-        for name, column in pairs
-    }
+    right = np.asarray(predictions["answer"])
+    return {name: (np.asarray(predictions[_ANSWERED[name]]) == right).astype(float) for name in ("acc", "acc_norm")}
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -81,15 +80,19 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder / 'metrics.json'}: missing or not JSON") from None
 
 
+def _read_table(folder: Path, metric: str) -> pa.Table:
+    if metric in WRITTEN:
+        return read_table(folder / "answers.parquet", ANSWERS_SCHEMA)
+    return read_table(folder / "predictions.parquet", PREDICTIONS_SCHEMA)
+
+
 def read_answers(folder: Path, metric: str) -> Answers:
     """The answers of a scored model, with their values in a metric."""
+    table = _read_table(folder, metric)
     if metric in WRITTEN:
-        table = read_table(folder / "answers.parquet", ANSWERS_SCHEMA)
         wanted = np.array(["\n".join(accepted) for accepted in table["accepted"].to_pylist()])
         return Answers(table["example"].to_numpy(), wanted, table[metric].to_numpy())
-    table = read_table(folder / "predictions.parquet", PREDICTIONS_SCHEMA)
-    values = hits({name: table[name].to_pylist() for name in ("prediction", "prediction_norm", "answer")})
-    return Answers(table["example"].to_numpy(), table["answer"].to_numpy(), np.array(values[metric]))
+    return Answers(table["example"].to_numpy(), table["answer"].to_numpy(), hits(table)[metric])
 
 
 def read_probabilities(folder: Path, prompts: Path, split: PromptSplit, metric: str) -> Answers:
@@ -117,20 +120,10 @@ def read_probabilities(folder: Path, prompts: Path, split: PromptSplit, metric: 
     return Answers(table["example"].to_numpy(), table["answer"].to_numpy(), np.array(values))
 
 
-def read_measured(folder: Path, metric: str, measure: str, prompts: Path, split: PromptSplit) -> Answers:
-    """The answers of a scored model, valued by its accuracy or by the probability of the right choice (`measure`)."""
-    if measure == "probability":
-        return read_probabilities(folder, prompts, split, metric)
-    return read_answers(folder, metric)
-
-
 def read_chosen(folder: Path, metric: str) -> dict[int, int | str]:
     """What a scored model answered, by example: the position of its choice, or the text that it wrote."""
-    written = metric in WRITTEN
-    name, schema = ("answers", ANSWERS_SCHEMA) if written else ("predictions", PREDICTIONS_SCHEMA)
-    table = read_table(folder / f"{name}.parquet", schema)
-    column = "text" if written else "prediction_norm" if metric == "acc_norm" else "prediction"
-    return dict(zip(table["example"].to_pylist(), table[column].to_pylist(), strict=True))
+    table = _read_table(folder, metric)
+    return dict(zip(table["example"].to_pylist(), table[_ANSWERED[metric]].to_pylist(), strict=True))
 
 
 def read_score(folders: Path | Sequence[Path]) -> Score:

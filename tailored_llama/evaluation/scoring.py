@@ -17,7 +17,7 @@ from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, read_prom
 from tailored_llama.evaluation import generation
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, PREDICTIONS_SCHEMA, hits, metrics
 from tailored_llama.evaluation.settings import ScoreSettings
-from tailored_llama.models import Encoded, context_length, load_tokenizer, open_model, token_budget
+from tailored_llama.models import context_length, load_tokenizer, open_model, token_budget
 from tailored_llama.store import write_table
 
 
@@ -53,7 +53,8 @@ def _rank_choices(
     encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in prompts]
     columns = predict(prompts, loglikelihoods(model, encoded, budget, work.progress))
     write_table(work.out / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
-    tokens = sum(len(item.document) for item in encoded) - _shared_tokens(encoded)
+    whole = [item for item in encoded if not item.truncated]  # their common start is encoded once
+    tokens = sum(len(item.document) for item in encoded) - len(shared_header(whole)) * max(0, len(whole) - 1)
     return {"floor": choice_floor(prompts)} | metrics(hits(columns)), {"tokens": tokens}
 
 
@@ -64,18 +65,11 @@ def _write_answers(
     assert settings.written
     written, budget = settings.written, token_budget(work.execution.batch_tokens, model)
     contexts = [prompt.contexts[0] for prompt in prompts]
-    until = generation.Until(written.max_new_tokens, written.stop)
-    texts = generation.generate(model, tokenizer, contexts, until, budget, work.progress)
+    texts = generation.generate(model, tokenizer, contexts, written, budget, work.progress)
     columns = generation.judge(prompts, texts, written.ignore)
     write_table(work.out / "answers.parquet", columns, ANSWERS_SCHEMA)
     floor = generation.written_floor(prompts, settings.metric, written.ignore)
     return {"floor": floor} | metrics({name: columns[name] for name in WRITTEN}), {"examples": len(prompts)}
-
-
-def _shared_tokens(encoded: Sequence[Encoded]) -> int:
-    """Prompt tokens that are not computed again, because the common start is encoded once."""
-    whole = [item for item in encoded if not item.truncated]
-    return len(shared_header(whole)) * max(0, len(whole) - 1)
 
 
 def predict(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> dict[str, list[Any]]:

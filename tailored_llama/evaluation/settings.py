@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tailored_llama import models
@@ -19,11 +20,11 @@ from tailored_llama.data import PromptSplit, TextSource, find_text, headline_met
 
 @dataclass(frozen=True)
 class WrittenAnswer:
-    """How a model writes an answer, and what `exact_match` ignores of it."""
+    """What ends a written answer, beside the end-of-text token, and what `exact_match` ignores of it."""
 
     max_new_tokens: int
-    stop: tuple[str, ...]
-    ignore: tuple[Ignored, ...] | None
+    stop: Sequence[str] = ()  # strings, which are left out themselves
+    ignore: tuple[Ignored, ...] | None = None
 
 
 @dataclass(frozen=True)

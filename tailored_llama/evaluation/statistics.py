@@ -12,6 +12,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 RESAMPLES = 2000
+ROUNDING = 1e-9  # far below one example's share of an accuracy
+DISCORDANT = 0.15  # share of examples that a model and its smaller form do not both answer rightly or both wrongly
 Z95 = 1.96  # standard errors on each side of a 95 % interval
 
 
@@ -73,9 +75,6 @@ def paired_draws(
     return drawn @ pairs[0], drawn @ pairs[1]
 
 
-DISCORDANT = 0.15  # share of examples that a model and its smaller form do not both answer rightly or both wrongly
-
-
 def detectable_difference(examples: int, discordant: float = DISCORDANT) -> float:
     """The smallest difference in accuracy, from 0 to 1, whose paired 95 % interval excludes 0.
 
@@ -86,17 +85,14 @@ def detectable_difference(examples: int, discordant: float = DISCORDANT) -> floa
     return Z95 * math.sqrt(discordant / examples)
 
 
-_ROUNDING = 1e-9  # far below one example's share of an accuracy
-
-
 def ratios(tailored: Array, dense: Array, floor: float = 0.0) -> Array:
     """`chance_corrected` of resampled accuracies, float64 [resamples].
 
     If a resample puts dense at or below the floor, the ratio is unbounded on the side of tailored: ±∞, or NaN if
     tailored is at the floor too. Leaving these out would make an interval too narrow exactly where it is wide.
     """
-    above = dense - floor > _ROUNDING
-    gained = np.where(np.abs(tailored - floor) > _ROUNDING, tailored - floor, 0.0)
+    above = dense - floor > ROUNDING
+    gained = np.where(np.abs(tailored - floor) > ROUNDING, tailored - floor, 0.0)
     unbounded = np.where(gained == 0, np.nan, np.copysign(np.inf, gained))
     return np.asarray(np.where(above, gained / np.where(above, dense - floor, 1.0), unbounded))
 

@@ -145,4 +145,6 @@ def answers_of(
 ) -> Answers:
     """The answers of a scored model on a benchmark, valued as the goal measures them."""
     metric = data.headline_metric(named_benchmark(config, name))
-    return evaluation.read_measured(scores, metric, config.goal.measure, prompts, split)
+    if config.goal.measure == "probability":
+        return evaluation.read_probabilities(scores, prompts, split, metric)
+    return evaluation.read_answers(scores, metric)

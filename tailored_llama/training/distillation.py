@@ -20,7 +20,6 @@ from tailored_llama import models
 from tailored_llama.config import Work
 from tailored_llama.data import read_calibration
 from tailored_llama.errors import InputError
-from tailored_llama.progress import Progress
 from tailored_llama.store import open_table, read_row_group, table_parts
 from tailored_llama.training.settings import TeachSettings
 
@@ -64,39 +63,26 @@ def teach(dense: Path, text: Path, *, settings: TeachSettings, work: Work) -> di
     if settings.top >= (size := model.config.vocab_size):
         raise InputError(f"healing.top: got {settings.top}; allowed: less than {size}, the vocabulary size")
     lengths, budget = [len(ids) for ids in sequences], models.token_budget(work.execution.batch_tokens, model)
-    rows, file = max(1, _ROW_GROUP // max(lengths, default=1)), work.out / "teacher.parquet"
+    group, file, done = max(1, _ROW_GROUP // max(lengths, default=1)), work.out / "teacher.parquet", 0
     with torch.inference_mode(), models.packed_attention(model), table_parts(file, TEACHER_SCHEMA) as write:
         for part in models.batches(lengths, _AT_ONCE):
-            write(_outputs(model, sequences, part, settings, budget, work.progress), rows)
+            own = [sequences[i].tolist() for i in part]
+            starts = np.cumsum([0, *map(len, own)])
+            tokens, logprobs = (np.empty((starts[-1], settings.top), kind) for kind in (np.int32, np.float32))
+            items = [models.Encoded(models.Document(ids), [range(len(ids))]) for ids in own]
+            for batch, outputs in models.run_packed(model, items, budget, partial(_likeliest, model, settings)):
+                rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
+                tokens[rows], logprobs[rows] = outputs
+                work.progress(done := done + len(batch), len(sequences))
+            offsets = pa.array(starts * settings.top, pa.int32())
+            columns = {
+                "input_ids": own,
+                "tokens": pa.ListArray.from_arrays(offsets, tokens.reshape(-1)),
+                "logprobs": pa.ListArray.from_arrays(offsets, logprobs.reshape(-1)),
+                "temperature": [settings.temperature] * len(own),
+            }
+            write(columns, group)
     return {"tokens": sum(lengths)}
-
-
-def _outputs(
-    model: Any,
-    sequences: Sequence[Tensor],
-    part: Sequence[int],
-    settings: TeachSettings,
-    budget: int,
-    progress: Progress,
-) -> dict[str, Any]:
-    """The columns of consecutive sequences."""
-    own = [sequences[i].tolist() for i in part]
-    lengths, done = [len(ids) for ids in own], part[0]
-    starts = np.cumsum([0, *lengths])
-    tokens = np.empty((starts[-1], settings.top), np.int32)
-    logprobs = np.empty(tokens.shape, np.float32)
-    items = [models.Encoded(models.Document(ids), [range(len(ids))]) for ids in own]
-    for batch, (likeliest, values) in models.run_packed(model, items, budget, partial(_likeliest, model, settings)):
-        rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
-        tokens[rows], logprobs[rows] = likeliest, values
-        progress(done := done + len(batch), len(sequences))
-    offsets = pa.array(starts * settings.top, pa.int32())
-    return {
-        "input_ids": own,
-        "tokens": pa.ListArray.from_arrays(offsets, tokens.reshape(-1)),
-        "logprobs": pa.ListArray.from_arrays(offsets, logprobs.reshape(-1)),
-        "temperature": [settings.temperature] * len(own),
-    }
 
 
 def _likeliest(

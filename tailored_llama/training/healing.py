@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tailored_llama import models
-from tailored_llama.config import ExecutionConfig, Work, check_training
+from tailored_llama.config import Work, check_training
 from tailored_llama.training.distillation import Teacher
 from tailored_llama.training.loop import Course, Material, train
 from tailored_llama.training.losses import TextSamples
 from tailored_llama.training.processes import in_processes
 from tailored_llama.training.records import LOG
 from tailored_llama.training.settings import HealSettings
-from tailored_llama.training.sharding import gather, rank_and_count, whole_weights
+from tailored_llama.training.sharding import gather, on_first, rank_and_count, trained
 
 WEIGHTS = "weights.safetensors"  # of a training of all weights, by their names in the model
 
@@ -61,7 +61,9 @@ def _train(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> d
     base = models.load_base(pruned, settings.quantization, training, execution, work.out, "healing")
     if full and rank_and_count()[1] == 1:  # several devices were asked before the run
         models.check_whole_training(models.read_structure(pruned).parameters, str(base.device))
-    model = _thawed(base, execution) if full else models.add_adapter(base, training, execution)
+    model = base.float().requires_grad_(True) if full else models.add_adapter(base, training, execution)
+    if full and execution.recompute_activations:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     outputs, table = Teacher(teacher), models.read_id_table(pruned)
     texts = range(len(outputs))
     trained_on = len(texts) - min(settings.held_out, len(texts) // 10)
@@ -69,16 +71,8 @@ def _train(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> d
     course = Course(settings.seed, patience=2, checks=10, keeps_best=False)  # another copy of all weights is much
     measured, _ = train(model, material, training, course, work)
     if full:
-        save_file(whole_weights(model), work.out / WEIGHTS)
+        save_file(on_first(trained(model)), work.out / WEIGHTS)
     else:
         gather(model)
         models.save_adapter(model, pruned, work.out)
     return measured
-
-
-def _thawed(base: Any, execution: ExecutionConfig) -> Any:
-    """The model with all weights to be trained, in float32."""
-    model = base.float().requires_grad_(True)
-    if execution.recompute_activations:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model

@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +27,8 @@ from tailored_llama.models import halved, packed_attention
 from tailored_llama.store import write_table
 from tailored_llama.training.losses import Sample, autocast, outcomes, sample_losses, training_loss
 from tailored_llama.training.records import LOG, LOG_SCHEMA, Outcome, step_log
-from tailored_llama.training.sharding import gathered, passes, put, rank_and_count, share_out, total, trained, whole
-from tailored_llama.training.state import State, load_state, save_state
+from tailored_llama.training.sharding import gathered, passes, put, rank_and_count, share_out, trained, whole
+from tailored_llama.training.state import Training, load_state, save_state
 
 _log = logging.getLogger(__name__)
 
@@ -72,17 +72,6 @@ class Course:
     keeps_best: bool = True
 
 
-@dataclass(frozen=True)
-class _Training:
-    """A training under way; `call` calls a function with the model (`share_out`)."""
-
-    model: Any
-    call: Callable[..., Any]
-    optimizer: torch.optim.Optimizer
-    settings: TrainingConfig
-    state: State
-
-
 def train(
     model: Any, material: Material, training: TrainingConfig, course: Course, work: Work
 ) -> tuple[dict[str, Any], tuple[list[Outcome], list[Outcome]]]:
@@ -97,8 +86,8 @@ def train(
             is there already is resumed.
 
     Returns:
-        The measurements: tokens, tokens/s, epochs; and what the untrained model and the one that is kept do on the
-        held-out samples.
+        The measurements: tokens, tokens/s, epochs; and what the untrained model and the one with the lowest loss do on
+        the held-out samples.
 
     Raises:
         FloatingPointError: the loss is not finite; the message names the step.
@@ -106,40 +95,40 @@ def train(
     held_out, per_epoch = material.held_out, math.ceil(len(material.samples) / training.batch_size)
     steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
     now = _begin(model, training, bool(held_out) and course.keeps_best, work)
-    check_every, first = math.ceil(per_epoch / course.checks), now.state.step
-    state, base = now.state, model.get_base_model() if hasattr(model, "get_base_model") else model
-    with packed_attention(base), step_log(work, state.step + 1) as show:
-        if held_out and not state.step:
-            show(_append(state.log, step=0, epoch=0, held_out_loss=_evaluate(now, held_out)), 0)
+    check_every, first = math.ceil(per_epoch / course.checks), now.step
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with packed_attention(base), step_log(work, now.step + 1) as show:
+        if held_out and not now.step:
+            show(_append(now.log, step=0, epoch=0, held_out_loss=_evaluate(now, held_out)), 0)
             tokens += sum(map(len, held_out))
-        while state.step < steps and state.worse < course.patience:
-            state.step += 1
-            batch = material.batch(state.step, training.batch_size, course.seed)
+        while now.step < steps and now.worse < course.patience:
+            now.step += 1
+            batch = material.batch(now.step, training.batch_size, course.seed)
             # Dropout is seeded at every step, so that a resumed training finds it again.
             torch.manual_seed(
-                int(np.random.SeedSequence((course.seed, state.step, rank_and_count()[0])).generate_state(1)[0])
+                int(np.random.SeedSequence((course.seed, now.step, rank_and_count()[0])).generate_state(1)[0])
             )
-            row = {"step": state.step, "epoch": math.ceil(state.step / per_epoch)} | _step(now, batch, steps)
+            row = {"step": now.step, "epoch": math.ceil(now.step / per_epoch)} | _step(now, batch, steps)
             tokens += sum(map(len, batch))
-            work.progress(state.step, steps)
-            _tell_time(started, state.step - first, steps - state.step)
-            if held_out and (state.step % per_epoch % check_every == 0):
+            work.progress(now.step, steps)
+            _tell_time(started, now.step - first, steps - now.step)
+            if held_out and (now.step % per_epoch % check_every == 0):
                 row["held_out_loss"] = _evaluate(now, held_out)
                 tokens += sum(map(len, held_out))
-                figures = row["epoch"], course.epochs, state.step, steps, row["loss"], row["held_out_loss"]
+                figures = row["epoch"], course.epochs, now.step, steps, row["loss"], row["held_out_loss"]
                 _log.info("epoch %d of %d, step %d of %d: loss %.4f, held out %.4f", *figures)
-            elif not held_out and state.step % math.ceil(steps / 10) == 0:
-                _log.info("step %d of %d: loss %.4f", state.step, steps, row["loss"])
-            show(_append(state.log, **row), state.step)
-            if work.resume and (every := work.execution.keep_state_every) and state.step % every == 0:
-                save_state(work.resume, state, model, now.optimizer)
-    if state.best_weights:
-        put(model, state.best_weights)
+            elif not held_out and now.step % math.ceil(steps / 10) == 0:
+                _log.info("step %d of %d: loss %.4f", now.step, steps, row["loss"])
+            show(_append(now.log, **row), now.step)
+            if work.resume and (every := work.execution.keep_state_every) and now.step % every == 0:
+                save_state(work.resume, now)
+    if now.best_weights:
+        put(model, now.best_weights)
     work.progress(steps, steps)
     tokens_per_second = round(tokens / (time.perf_counter() - started), 1)
-    measured = {"tokens": tokens, "tokens_per_second": tokens_per_second, "epochs": max(state.log["epoch"])}
-    write_table(work.out / LOG, state.log, LOG_SCHEMA)
-    return measured, (state.untrained, state.kept)
+    measured = {"tokens": tokens, "tokens_per_second": tokens_per_second, "epochs": max(now.log["epoch"])}
+    write_table(work.out / LOG, now.log, LOG_SCHEMA)
+    return measured, (now.untrained, now.kept)
 
 
 def _tell_time(started: float, done: int, left: int) -> None:
@@ -150,15 +139,15 @@ def _tell_time(started: float, done: int, left: int) -> None:
         _log.info("%d steps are left: about %.1f %s", left, *told)
 
 
-def _begin(model: Any, settings: TrainingConfig, selects: bool, work: Work) -> _Training:
+def _begin(model: Any, settings: TrainingConfig, selects: bool, work: Work) -> Training:
     """Share the model out, and find the state of an earlier training; `selects`: the best weights are kept."""
     call = share_out(model, settings.precision)
     optimizer = _make_optimizer(trained(model).values(), settings)
-    log: dict[str, list[Any]] = {name: [] for name in LOG_SCHEMA.names}
-    state = State(settings.micro_batch_tokens >> work.halvings, math.inf, _copy(model) if selects else {}, log)
+    budget, log = settings.micro_batch_tokens >> work.halvings, {name: list[Any]() for name in LOG_SCHEMA.names}
+    now = Training(model, call, optimizer, settings, budget, _copy(model) if selects else {}, log)
     if work.resume:
-        load_state(work.resume, state, model, optimizer)
-    return _Training(model, call, optimizer, settings, state)
+        load_state(work.resume, now)
+    return now
 
 
 def _make_optimizer(parameters: Iterable[Tensor], training: TrainingConfig) -> torch.optim.Optimizer:
@@ -186,13 +175,13 @@ def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:
     return training.learning_rate * factor
 
 
-def _step(now: _Training, batch: Sequence[Sample], steps: int) -> dict[str, Any]:
+def _step(now: Training, batch: Sequence[Sample], steps: int) -> dict[str, Any]:
     """One step of the optimiser, of `steps`; returns its figures."""
     now.model.train()
     loss = _backward(now, batch)
     if not math.isfinite(loss):
-        raise FloatingPointError(f"training: loss is {loss} at step {now.state.step} of {steps}")
-    rate = learning_rate(now.state.step, steps, now.settings)
+        raise FloatingPointError(f"training: loss is {loss} at step {now.step} of {steps}")
+    rate = learning_rate(now.step, steps, now.settings)
     for group in now.optimizer.param_groups:
         group["lr"] = rate
     now.optimizer.step()
@@ -200,11 +189,11 @@ def _step(now: _Training, batch: Sequence[Sample], steps: int) -> dict[str, Any]
     return {"loss": loss, "learning_rate": rate}
 
 
-def _backward(now: _Training, batch: Sequence[Sample]) -> float:
+def _backward(now: Training, batch: Sequence[Sample]) -> float:
     """Accumulate a step's gradients in micro-batches; when memory runs out, halve them and start the step again."""
     while True:
         loss = 0.0
-        parts = passes(list(map(len, batch)), now.state.budget)
+        parts = passes(list(map(len, batch)), now.budget)
         try:
             for part in parts:
                 own = [batch[i] for i in part] or [min(batch, key=len)]
@@ -213,13 +202,13 @@ def _backward(now: _Training, batch: Sequence[Sample]) -> float:
             if max(map(len, parts)) == 1 or not out_of_memory(error):
                 raise
         else:
-            return total(now.model, loss)
+            return sum(gathered({rank_and_count()[0]: loss}).values())
         now.model.zero_grad()  # drop the gradients of the parts that did fit
         largest = max(sum(len(batch[i]) for i in part) for part in parts)
-        now.state.budget = halved(min(now.state.budget, largest))
+        now.budget = halved(min(now.budget, largest))
 
 
-def _add_gradients(now: _Training, batch: Sequence[Sample], share: float) -> float:
+def _add_gradients(now: Training, batch: Sequence[Sample], share: float) -> float:
     """Backward pass of a micro-batch, each sample with this share of the loss.
 
     It is a function of its own so that the graph of a pass that did not fit is freed.
@@ -247,26 +236,26 @@ def _busy_threads(model: Any, tokens: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _evaluate(now: _Training, held_out: Sequence[Sample]) -> float:
+def _evaluate(now: Training, held_out: Sequence[Sample]) -> float:
     """The held-out loss; the state keeps the weights if they are the first, or better than all before."""
-    state, found = now.state, _outcomes(now, held_out)
+    found = _outcomes(now, held_out)
     loss = training_loss(found)
-    if not state.step:
-        state.untrained = found
-    if not state.step or loss < state.best:
-        best = _copy(now.model) if state.best_weights else {}
-        state.best, state.best_weights, state.kept, state.worse = loss, best, found, 0
+    if not now.step:
+        now.untrained = found
+    if not now.step or loss < now.best:
+        best = _copy(now.model) if now.best_weights else {}
+        now.best, now.best_weights, now.kept, now.worse = loss, best, found, 0
     else:
-        state.worse += 1
+        now.worse += 1
     return loss
 
 
-def _outcomes(now: _Training, held_out: Sequence[Sample]) -> list[Outcome]:
+def _outcomes(now: Training, held_out: Sequence[Sample]) -> list[Outcome]:
     """What the model does on held-out samples; several processes share them out."""
     if rank_and_count()[1] == 1:
-        return list(now.call(outcomes, held_out, now.settings, now.state.budget))
+        return list(now.call(outcomes, held_out, now.settings, now.budget))
     own: dict[int, Outcome] = {}
-    for part in passes(list(map(len, held_out)), now.state.budget):
+    for part in passes(list(map(len, held_out)), now.budget):
         batch = [held_out[i] for i in part] or [min(held_out, key=len)]
         found = now.call(outcomes, batch, now.settings, sys.maxsize)
         own |= zip(part, found, strict=False)  # none of an empty part

@@ -43,19 +43,14 @@ def in_processes(train: Train, work: Work) -> dict[str, Any]:
     devices = devices_of(work.execution.device)
     while True:
         try:
-            return _run(train, work, devices)
+            with tempfile.TemporaryDirectory() as scratch:
+                arguments = (devices, Path(scratch), train, replace(work, progress=silent))
+                return run_processes(_member, arguments, work.progress, count=len(devices))
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error) or work.halvings == HALVINGS:
                 raise
         work = replace(work, halvings=work.halvings + 1)
         _log.warning("memory ran out: starting again with 1/%d of the tokens a pass", 2**work.halvings)
-
-
-def _run(train: Train, work: Work, devices: list[str]) -> dict[str, Any]:
-    """One attempt."""
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = (devices, Path(scratch), train, replace(work, progress=silent))
-        return run_processes(_member, arguments, work.progress, count=len(devices))
 
 
 def _member(
@@ -68,11 +63,9 @@ def _member(
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
     (out := scratch / str(rank)).mkdir()
-    execution = work.execution.model_copy(update={"device": "cpu"})  # until the weights are shared out
-    if rank:
-        work = replace(work, out=out, execution=execution.model_copy(update={"log_to": "none"}))
-    else:
-        work = replace(work, execution=execution, progress=progress)
+    update = {"device": "cpu"} | ({"log_to": "none"} if rank else {})  # until the weights are shared out
+    execution = work.execution.model_copy(update=update)
+    work = replace(work, out=out if rank else work.out, execution=execution, progress=progress)
     distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         init_method=f"file://{scratch / 'meeting'}",

@@ -10,7 +10,7 @@ but training on packed rows runs the head on its own, and again in the backward 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -76,8 +76,9 @@ def passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 def gathered(own: dict[K, T]) -> dict[K, T]:
     """What all processes have, together; all of them call this."""
-    parts: list[Any] = [None] * rank_and_count()[1]
-    distributed.all_gather_object(parts, own)
+    parts = [own] * rank_and_count()[1]
+    if len(parts) > 1:
+        distributed.all_gather_object(parts, own)
     return {key: value for part in parts for key, value in part.items()}
 
 
@@ -100,10 +101,14 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_weights(model: Any) -> dict[str, Tensor]:
-    """What is trained, by name, on the CPU of the first process; the others call this and get nothing."""
-    first = rank_and_count()[0] == 0
-    return {name: value for name, own in trained(model).items() if (value := whole(own).cpu()) is not None and first}
+def on_first(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors on the CPU of the first process; the others call this and get nothing."""
+    tensors = {}
+    for name, part in parts.items():
+        tensor = whole(part)  # which all take part in
+        if rank_and_count()[0] == 0:
+            tensors[name] = tensor.cpu()
+    return tensors
 
 
 def gather(model: Any) -> None:
@@ -112,15 +117,6 @@ def gather(model: Any) -> None:
         owner, _, own = name.rpartition(".")
         if isinstance(parameter, DTensor):
             model.get_submodule(owner).register_parameter(own, torch.nn.Parameter(whole(parameter)))
-
-
-def total(model: Any, number: float) -> float:
-    """The sum of a number over the processes."""
-    if rank_and_count()[1] == 1:
-        return number
-    summed = torch.tensor(number, dtype=torch.float64, device=model.device)
-    distributed.all_reduce(summed)
-    return float(summed)
 
 
 def put(model: Any, weights: dict[str, Tensor]) -> None:

@@ -1,11 +1,14 @@
-"""Training state on disk, so that a killed training resumes and ends with the same weights."""
+"""A training under way, and its state on disk, so that a killed training resumes and ends with the same weights."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import math
 import os
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,56 +19,54 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from tailored_llama.config import TrainingConfig
 from tailored_llama.training.records import Outcome
-from tailored_llama.training.sharding import part_like, put, rank_and_count, trained, whole, whole_weights
+from tailored_llama.training.sharding import on_first, part_like, put, rank_and_count, trained
 
 FILE = "state.safetensors"
 _OUTCOMES = ("untrained", "kept")
+_NUMBERS = ("budget", "log", "best", "step", "worse", *_OUTCOMES)  # the fields that JSON holds
 
 
 @dataclass
-class State:
-    """Progress of a training, without the weights themselves and their optimiser.
+class Training:
+    """A training under way; `call` calls a function with the model (`share_out`).
 
-    `best` is the lowest held-out loss so far, `best_weights` those that had it, and `worse` the number of epochs since.
+    `best` is the lowest held-out loss so far, `best_weights` those that had it, and `worse` the number of checks since.
     `untrained` and `kept` are what the first weights and the best ones do on the held-out samples. `budget` is the
     tokens per micro-batch that did fit.
     """
 
+    model: Any
+    call: Callable[..., Any]
+    optimizer: Optimizer
+    settings: TrainingConfig
     budget: int
-    best: float
     best_weights: dict[str, Tensor]
     log: dict[str, list[Any]]
+    best: float = math.inf
     step: int = 0
     worse: int = 0
     untrained: list[Outcome] = field(default_factory=list)
     kept: list[Outcome] = field(default_factory=list)
 
-    @property
-    def numbers(self) -> dict[str, Any]:
-        """All but the weights, as JSON has it."""
-        numbers = {name: value for name, value in vars(self).items() if name != "best_weights"}
-        return numbers | {name: [*map(astuple, numbers[name])] for name in _OUTCOMES} | {"optimizer": {}}
 
-
-def save_state(folder: Path, state: State, model: Any, optimizer: Optimizer) -> None:
+def save_state(folder: Path, now: Training) -> None:
     """Write the state atomically; a failure is logged and does not stop the training.
 
     Dropout draws from generators that are seeded at every step, so there is nothing of them to keep.
     """
-    first, numbers = rank_and_count()[0] == 0, state.numbers
-    tensors = {f"best {name}": tensor for name, tensor in state.best_weights.items()}
-    tensors |= {f"weights {name}": tensor for name, tensor in whole_weights(model).items()}
-    for name, parameter in trained(model).items():
-        entries = optimizer.state[parameter]
-        for key in [key for key, value in entries.items() if isinstance(value, Tensor)]:
-            if (tensor := whole(entries[key]).cpu()) is not None and first:
-                tensors[f"optimizer {key} {name}"] = tensor
-        numbers["optimizer"][name] = {key: value for key, value in entries.items() if not isinstance(value, Tensor)}
-    if not first:  # the others take part in making the tensors whole
+    entries: dict[str, Any] = {}  # of the optimiser's state that are no tensors
+    parts = {f"best {name}": tensor for name, tensor in now.best_weights.items()}
+    for name, parameter in trained(now.model).items():
+        parts[f"weights {name}"] = parameter
+        for key, value in now.optimizer.state[parameter].items():
+            (parts if isinstance(value, Tensor) else entries)[f"optimizer {key} {name}"] = value
+    tensors = on_first(parts)
+    if rank_and_count()[0]:
         return
-    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(numbers)
+    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps({"optimizer": entries} | {name: getattr(now, name) for name in _NUMBERS}, default=astuple)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = folder / f"{FILE}.new"
@@ -75,7 +76,7 @@ def save_state(folder: Path, state: State, model: Any, optimizer: Optimizer) -> 
         logging.getLogger(__name__).warning("the training state could not be saved: %s", error)
 
 
-def load_state(folder: Path, state: State, model: Any, optimizer: Optimizer) -> None:
+def load_state(folder: Path, now: Training) -> None:
     """Restore what `save_state` wrote for this training; without an intact state, change nothing."""
     try:
         with safe_open(folder / FILE, "pt") as file:
@@ -85,33 +86,29 @@ def load_state(folder: Path, state: State, model: Any, optimizer: Optimizer) -> 
             raise ValueError("changed since it was written")
         numbers = json.loads(metadata["state"])
         shapes = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("optimizer ")}
-        expected = {f"best {name}": tensor.shape for name, tensor in state.best_weights.items()}
-        expected |= {f"weights {name}": parameter.shape for name, parameter in trained(model).items()}
-        if numbers.keys() != state.numbers.keys() or shapes != expected:
+        expected = {f"best {name}": tensor.shape for name, tensor in now.best_weights.items()}
+        expected |= {f"weights {name}": parameter.shape for name, parameter in trained(now.model).items()}
+        if numbers.keys() != {"optimizer", *_NUMBERS} or shapes != expected:
             raise ValueError("belongs to another training")
     except FileNotFoundError:
         return
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         logging.getLogger(__name__).warning("%s: unusable state (%s); training from the start", folder / FILE, error)
         return
-    entries, budget = numbers.pop("optimizer"), state.budget
+    entries = numbers.pop("optimizer") | {name: own for name, own in tensors.items() if name.startswith("optimizer ")}
+    numbers["budget"] = min(now.budget, numbers["budget"])
     for name, value in numbers.items():
-        setattr(state, name, [Outcome(*row) for row in value] if name in _OUTCOMES else value)
-    state.budget = min(state.budget, budget)
-    state.best_weights = {name: tensors[f"best {name}"] for name in state.best_weights}
-    put(model, {name: tensors[f"weights {name}"] for name in trained(model)})
-    for name, parameter in trained(model).items():
-        kept = {key: tensors[f"optimizer {key} {name}"] for key in _keys(tensors, name)}
-        entries[name] |= {key: part_like(tensor, parameter) for key, tensor in kept.items()}
-    states = dict(enumerate(entries[name] for name in trained(model)))
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
-    logging.getLogger(__name__).info("going on after step %d", state.step)
-
-
-def _keys(tensors: dict[str, Tensor], name: str) -> list[str]:
-    """The entries of an optimiser's state that are tensors of the parameter of this name."""
-    names = (key.split(" ") for key in tensors)
-    return [parts[1] for parts in names if parts[0] == "optimizer" and parts[2] == name]
+        setattr(now, name, [Outcome(*row) for row in value] if name in _OUTCOMES else value)
+    now.best_weights = {name: tensors[f"best {name}"] for name in now.best_weights}
+    put(now.model, {name: tensors[f"weights {name}"] for name in trained(now.model)})
+    states: dict[int, dict[str, Any]] = defaultdict(dict)
+    numbered = {name: (number, parameter) for number, (name, parameter) in enumerate(trained(now.model).items())}
+    for entry, value in entries.items():
+        _, key, name = entry.split(" ")
+        number, parameter = numbered[name]
+        states[number][key] = part_like(value, parameter) if isinstance(value, Tensor) else value
+    now.optimizer.load_state_dict(now.optimizer.state_dict() | {"state": states})
+    logging.getLogger(__name__).info("going on after step %d", now.step)
 
 
 def _digest(numbers: str, tensors: dict[str, Tensor]) -> str:

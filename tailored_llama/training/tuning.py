@@ -38,7 +38,12 @@ def tune(pruned: Path, prompts: Mapping[str, Path], *, settings: TuneSettings, w
         FloatingPointError: the loss is not finite; the message names the step.
     """
     check_training("tuning", settings.adapter, work.execution)
-    _check_soft_prompt(settings)
+    variant, written = settings.adapter.variant, next((m for _, m in settings.metrics if m in WRITTEN), None)
+    if variant == "prompt" and written:
+        raise InputError(
+            f"tuning.variant: got {variant!r} for a benchmark with metric {written}; allowed: lora, rslora or dora if "
+            "the model writes its answers"
+        )
     return in_processes(partial(_tune, pruned, prompts, settings), work)
 
 
@@ -58,15 +63,6 @@ def _tune(pruned: Path, prompts: Mapping[str, Path], settings: TuneSettings, wor
     gather(model)
     save_adapter(model, pruned, work.out)
     return measured | (_figures(comparison) if comparison else {})
-
-
-def _check_soft_prompt(settings: TuneSettings) -> None:
-    variant, written = settings.adapter.variant, next((m for _, m in settings.metrics if m in WRITTEN), None)
-    if variant == "prompt" and written:
-        raise InputError(
-            f"tuning.variant: got {variant!r} for a benchmark with metric {written}; allowed: lora, rslora or dora if "
-            "the model writes its answers"
-        )
 
 
 def _samples(

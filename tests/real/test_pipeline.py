@@ -16,7 +16,7 @@ from helpers import CPU, load_and_render, tune
 from llama_cpp import llama_cpp
 from tailored_llama.config import BenchmarkConfig, PerplexityConfig, RunConfig, Work
 from tailored_llama.data import find_text, load_texts
-from tailored_llama.evaluation import PerplexitySettings, Until, generate, measure_perplexity, read_metrics
+from tailored_llama.evaluation import PerplexitySettings, WrittenAnswer, generate, measure_perplexity, read_metrics
 from tailored_llama.models import load_model, load_tokenizer, merge_adapter, read_structure
 from tailored_llama.serving import write_gguf
 
@@ -28,7 +28,10 @@ def test_the_dense_model_is_smollm2(smollm2: Path) -> None:
     structure = read_structure(smollm2)
     assert structure.parameters == 134_515_008
     assert {(layer.heads, layer.kv_heads, layer.channels) for layer in structure.layers} == {(9, 3, 1536)}
-    assert "Paris" in generate(load_model(smollm2), load_tokenizer(smollm2), ["The capital of France is"], Until(8))[0]
+    assert (
+        "Paris"
+        in generate(load_model(smollm2), load_tokenizer(smollm2), ["The capital of France is"], WrittenAnswer(8))[0]
+    )
 
 
 def test_a_fifth_of_all_parameters_is_gone_and_the_model_still_predicts(

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers import add_merge, as_toml, save_worded_llama, words
 from tailored_llama.cli.main import app, main
-from tailored_llama.evaluation.generation import Until, generate
+from tailored_llama.evaluation import WrittenAnswer, generate
 from tailored_llama.models import load_model, load_tokenizer, read_structure
 from tailored_llama.store import ArtifactStore
 
@@ -173,7 +173,7 @@ def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: P
     assert sum(p.numel() for p in merged.parameters()) == left
 
     status, out, _ = command("generate", "merged", "the sky is", "--max-new-tokens", 4, "--device", "cpu")
-    expected = generate(load_model(tmp_path / "merged"), load_tokenizer(tiny), ["the sky is"], Until(4))[0]
+    expected = generate(load_model(tmp_path / "merged"), load_tokenizer(tiny), ["the sky is"], WrittenAnswer(4))[0]
     assert (status, out) == (0, expected + "\n")
     assert command("generate", "pruned", "the sky is", "--adapter", "adapter", "--max-new-tokens", 4)[:2] == (0, out)
     made = {"adapter", "before", "dense", "healed", "merged", "pruned", "scores"}

@@ -24,8 +24,8 @@ from tailored_llama.data import (
 )
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import ScoreSettings, score_benchmark
-from tailored_llama.evaluation.generation import Until, exact_match, f1, generate, normalise, written_floor
+from tailored_llama.evaluation import ScoreSettings, WrittenAnswer, score_benchmark
+from tailored_llama.evaluation.generation import exact_match, f1, generate, normalise, written_floor
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, read_answers
 from tailored_llama.models import load_model, load_tokenizer
 from tailored_llama.store import read_table
@@ -47,7 +47,7 @@ def plain(model: Any, tokenizer: Any, context: str, count: int) -> str:
 def test_batches_write_what_each_context_gets_alone(tiny: Path, batch_tokens: int) -> None:
     model, tokenizer = load_model(tiny), load_tokenizer(tiny)
     expected = [plain(model, tokenizer, context, 12) for context in CONTEXTS]
-    assert generate(model, tokenizer, CONTEXTS, Until(12), batch_tokens=batch_tokens) == expected
+    assert generate(model, tokenizer, CONTEXTS, WrittenAnswer(12), batch_tokens=batch_tokens) == expected
 
 
 def test_an_answer_ends_before_the_first_stop_string(tiny: Path) -> None:
@@ -55,24 +55,24 @@ def test_an_answer_ends_before_the_first_stop_string(tiny: Path) -> None:
     whole = plain(model, tokenizer, "The sky is", 24)
     first, second = [i for i in range(1, len(whole)) if whole[i].isascii() and whole[i] not in whole[:i]][:2]
     stop = [whole[second], whole[first]]
-    assert generate(model, tokenizer, ["The sky is"], Until(24, stop)) == [whole[:first]]
+    assert generate(model, tokenizer, ["The sky is"], WrittenAnswer(24, stop)) == [whole[:first]]
     steps: list[int] = []
     model.lm_head.register_forward_hook(lambda *_: steps.append(1))
-    generate(model, tokenizer, ["The sky is"], Until(24, stop))
+    generate(model, tokenizer, ["The sky is"], WrittenAnswer(24, stop))
     assert len(steps) < 24  # and nothing is computed after it
 
 
 def test_a_stop_string_that_the_prompt_ends_with_stops_nothing(tiny: Path) -> None:
     model, tokenizer = load_model(tiny), load_tokenizer(tiny)
     whole = plain(model, tokenizer, "The sky is", 12)
-    assert generate(model, tokenizer, ["The sky is"], Until(12, ["is" + whole[0], "sky"])) == [whole]
+    assert generate(model, tokenizer, ["The sky is"], WrittenAnswer(12, ["is" + whole[0], "sky"])) == [whole]
 
 
 def test_padding_counts(tiny: Path) -> None:
     model, tokenizer = load_model(tiny), load_tokenizer(tiny)
     shapes: list[tuple[int, ...]] = []
     model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
-    generate(model, tokenizer, ["x" * 100, *["y" * 4] * 30], Until(4), batch_tokens=208)
+    generate(model, tokenizer, ["x" * 100, *["y" * 4] * 30], WrittenAnswer(4), batch_tokens=208)
     first = [shape for shape in shapes if shape[1] > 1]
     assert first == [(2, 100), (26, 4), (3, 4)]  # 2 × 104, then 26 × 8
 
@@ -80,9 +80,9 @@ def test_padding_counts(tiny: Path) -> None:
 def test_a_long_context_loses_its_start_and_leaves_room(tiny: Path) -> None:
     model, tokenizer = load_model(tiny), load_tokenizer(tiny)
     long = "abc" * 100
-    assert generate(model, tokenizer, [long], Until(6)) == [plain(model, tokenizer, long[-250:], 6)]
+    assert generate(model, tokenizer, [long], WrittenAnswer(6)) == [plain(model, tokenizer, long[-250:], 6)]
     with pytest.raises(InputError, match="max_new_tokens: got 256; allowed: less than 256, the model's context"):
-        generate(model, tokenizer, ["x"], Until(256))
+        generate(model, tokenizer, ["x"], WrittenAnswer(256))
 
 
 def test_normal_form_and_metrics_by_hand() -> None:
@@ -158,7 +158,7 @@ def test_the_stage_writes_answers_and_metrics(tiny: Path, folder: Callable[[str]
     score_benchmark(tiny, None, prompts, settings=ScoreSettings.of(benchmark), work=Work(out, CPU))
     rows = read_table(out / "answers.parquet", ANSWERS_SCHEMA).to_pylist()
     contexts = [prompt.contexts[0] for prompt in read_prompts(prompts, "evaluation")]
-    texts = generate(load_model(tiny), load_tokenizer(tiny), contexts, Until(6, ["\n", "."]))
+    texts = generate(load_model(tiny), load_tokenizer(tiny), contexts, WrittenAnswer(6, ["\n", "."]))
     assert [row["text"] for row in rows] == [text.strip() for text in texts]
     assert rows[0]["accepted"] == ["six", "6"]
     result = json.loads((out / "metrics.json").read_text())

@@ -11,7 +11,7 @@ from scipy.stats import binom, norm, ttest_1samp
 
 from tailored_llama.evaluation import Counts, level_of, noninferiority_test, p_value, provable_margin, rows_needed
 from tailored_llama.evaluation.proof import loss_bound, score, tilted_score
-from tailored_llama.evaluation.statistics import Answers
+from tailored_llama.evaluation.statistics import Answers, Array
 
 
 def answers(values: list[float], first: int = 0) -> Answers:
@@ -25,8 +25,13 @@ def pair(both: int, only_dense: int, only_small: int, neither: int) -> tuple[Ans
     return answers(dense), answers(small)
 
 
+def losses(only_dense: int, only_small: int, rows: int) -> Array:
+    return np.array([1.0] * only_dense + [-1.0] * only_small + [0.0] * (rows - only_dense - only_small))
+
+
 def interval(only_dense: int, only_small: int, rows: int, level: float = 0.025) -> tuple[float, float]:
-    return -loss_bound(only_small, only_dense, rows, level), loss_bound(only_dense, only_small, rows, level)
+    measured = losses(only_dense, only_small, rows)
+    return -loss_bound(-measured, level), loss_bound(measured, level)
 
 
 def score_by_search(only_dense: int, only_small: int, rows: int, loss: float) -> float:
@@ -79,10 +84,10 @@ def test_intervals_are_those_that_are_published(
 
 
 def test_bounds_at_the_edges() -> None:
-    assert loss_bound(5, 0, 5, 0.05) == 1
-    assert -1 < loss_bound(0, 5, 5, 0.05) < 0
-    assert 0 < loss_bound(0, 0, 100, 0.05) < 0.03  # no difference was seen, but one may be
-    assert loss_bound(0, 0, 100, 0.05) == pytest.approx(1 / (1 + 100 / norm.ppf(0.05) ** 2))
+    assert loss_bound(losses(5, 0, 5), 0.05) == 1
+    assert -1 < loss_bound(losses(0, 5, 5), 0.05) < 0
+    assert 0 < loss_bound(losses(0, 0, 100), 0.05) < 0.03  # no difference was seen, but one may be
+    assert loss_bound(losses(0, 0, 100), 0.05) == pytest.approx(1 / (1 + 100 / norm.ppf(0.05) ** 2))
 
 
 @pytest.mark.parametrize("level", [0.05, 0.04, 0.008])
@@ -127,8 +132,9 @@ def test_a_model_that_only_loses_is_called_proven_no_more_often_than_confidence_
 def test_the_score_of_values_is_that_of_counts(rows: int) -> None:
     for b, c, loss in product((0.0, 0.05, 0.3), (0.0, 0.05, 0.3), (-0.2, -0.03, 0.005, 0.03, 0.3)):
         lost, gained = round(b * rows), round(c * rows)
-        losses = np.array([1.0] * lost + [-1.0] * gained + [0.0] * (rows - lost - gained))
-        assert tilted_score(losses, loss) == pytest.approx(score(lost, gained, rows, loss), abs=1e-4), (b, c, loss)
+        assert tilted_score(losses(lost, gained, rows), loss) == pytest.approx(
+            score(lost, gained, rows, loss), abs=1e-4
+        ), (b, c, loss)
 
 
 def test_probabilities_are_compared_much_as_by_a_t_test_where_losses_are_even() -> None:
@@ -145,10 +151,10 @@ def test_probabilities_are_compared_much_as_by_a_t_test_where_losses_are_even() 
 def test_a_model_that_loses_much_on_few_rows_is_called_proven_no_more_often_than_the_level() -> None:
     """As F1 of a model in fewer bits: a t-test at 5 % calls it proven in 11 % of the draws."""
     generator = np.random.default_rng(0)
-    losses = np.zeros(5000)
-    losses[:200] = generator.choice([1, 0.67, 0.5, 0.33], 200, p=[0.4, 0.2, 0.2, 0.2])
-    draws = [losses[generator.integers(0, 5000, 150)] for _ in range(2000)]
-    margin = float(losses.mean())
+    lost = np.zeros(5000)
+    lost[:200] = generator.choice([1, 0.67, 0.5, 0.33], 200, p=[0.4, 0.2, 0.2, 0.2])
+    draws = [lost[generator.integers(0, 5000, 150)] for _ in range(2000)]
+    margin = float(lost.mean())
     assert np.mean([ttest_1samp(own, margin, alternative="less").pvalue <= 0.05 for own in draws]) > 0.08
     assert np.mean([p_value(own, margin) <= 0.05 for own in draws]) < 0.06
 
@@ -157,13 +163,13 @@ def test_a_model_that_loses_much_on_few_rows_is_called_proven_no_more_often_than
 def test_of_any_values_bound_and_p_say_the_same(seed: int) -> None:
     generator = np.random.default_rng(seed)
     rows = int(generator.integers(2, 300))
-    for losses in (
+    for lost in (
         generator.uniform(-1, 1, rows),
         generator.normal(0, 0.01, rows),
         np.where(generator.random(rows) < 0.03, generator.uniform(0, 1, rows), 0.001),
         np.full(rows, generator.uniform(-1, 1)),
     ):
-        dense, small = answers(list(np.maximum(losses, 0))), answers(list(np.maximum(-losses, 0)))
+        dense, small = answers(list(np.maximum(lost, 0))), answers(list(np.maximum(-lost, 0)))
         found = [noninferiority_test(dense, small, margin, 0.04) for margin in (0.001, 0.02, 0.1, 0.5)]
         assert all(test.proven == (test.bound < test.margin) for test in found)
         assert all(np.diff([test.p for test in found]) <= 1e-9)

@@ -163,14 +163,16 @@ def test_a_loss_exactly_at_the_margin_passes_on_the_choosing_rows() -> None:
 
 
 def test_the_first_places_are_the_whole_model_and_then_thirds() -> None:
-    ladder = Ladder(tuple(evenly(9)))
-    assert next_positions(ladder, {}, 0.03) == [0]
-    assert next_positions(ladder, {0: 0.0}, 0.03) == [3, 6]
-    assert next_positions(ladder, {0: 0.0, 3: 0.01, 6: 0.1}, 0.03) == [4, 5]
-    assert next_positions(ladder, {0: 0.0, 3: 0.1}, 0.03) == [1, 2]
-    assert next_positions(ladder, {0: 0.04}, 0.03) == []
-    assert next_positions(ladder, {0: 0.0}, 0.03, best=30) == [8]  # only it is cheaper
-    assert next_positions(Ladder((1.0,)), {0: 0.0}, 0.03) == []
+    def following(losses: dict[int, float], best: float = np.inf, rungs: int = 9) -> list[int]:
+        return next_positions(Ladder(tuple(evenly(rungs))), losses, 0.03, best, rungs)
+
+    assert following({}) == [0]
+    assert following({0: 0.0}) == [3, 6]
+    assert following({0: 0.0, 3: 0.01, 6: 0.1}) == [4, 5]
+    assert following({0: 0.0, 3: 0.1}) == [1, 2]
+    assert following({0: 0.04}) == []
+    assert following({0: 0.0}, best=30) == [8]  # only it is cheaper
+    assert following({0: 0.0}, rungs=1) == []
 
 
 def test_smoothing_pools_what_falls_and_keeps_the_rest() -> None:

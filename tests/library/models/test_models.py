@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from helpers import load_and_render, save_tiny_llama, tune, write_own_benchmark
 from tailored_llama.config import BenchmarkConfig, Dtype, ModelConfig, TuningConfig, Work
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import Until, generate
+from tailored_llama.evaluation import WrittenAnswer, generate
 from tailored_llama.models import (
     DenseSettings,
     find_model,
@@ -600,12 +600,12 @@ def test_generate_continues_the_prompt_greedily(tiny: Path, adapter: Path) -> No
         for _ in range(6):  # without a cache
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
         expected = tokenizer.decode(ids[0, length:], skip_special_tokens=True)
-        assert generate(model, tokenizer, ["The sky is"], Until(6)) == [expected]
+        assert generate(model, tokenizer, ["The sky is"], WrittenAnswer(6)) == [expected]
 
 
 def test_an_empty_prompt_is_refused(tiny: Path) -> None:
     with pytest.raises(InputError, match=exactly("prompt 0: got ''; allowed: a text of at least one token")):
-        generate(load_model(tiny), load_tokenizer(tiny), [""], Until(6))
+        generate(load_model(tiny), load_tokenizer(tiny), [""], WrittenAnswer(6))
 
 
 @pytest.mark.parametrize(

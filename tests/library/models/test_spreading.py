@@ -22,7 +22,7 @@ from tailored_llama.config import (
     Work,
 )
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
-from tailored_llama.evaluation import ScoreSettings, Until, generate, score_benchmark
+from tailored_llama.evaluation import ScoreSettings, WrittenAnswer, generate, score_benchmark
 from tailored_llama.evaluation.profiling import decode
 from tailored_llama.models import devices, load, load_model, load_tokenizer, streaming
 from tailored_llama.models.load import shares
@@ -144,9 +144,9 @@ def test_scores(checkpoint: Path, benchmark: tuple[ScoreSettings, Path, Path], b
 
 def test_written_answers(tiny: Path, folder: Any) -> None:
     tokenizer, contexts = load_tokenizer(tiny), ["the sky is", "one"]
-    expected = generate(load_model(tiny), tokenizer, contexts, Until(6, ["\n"]))
+    expected = generate(load_model(tiny), tokenizer, contexts, WrittenAnswer(6, ["\n"]))
     with TwoDevices():
-        assert generate(load_model(tiny, device="balanced"), tokenizer, contexts, Until(6, ["\n"])) == expected
+        assert generate(load_model(tiny, device="balanced"), tokenizer, contexts, WrittenAnswer(6, ["\n"])) == expected
 
 
 def test_a_profiled_pass(tiny: Path) -> None:

@@ -22,7 +22,7 @@ from helpers import CPU, save_tiny_llama, tune
 from tailored_llama.config import ExecutionConfig, TuningConfig
 from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import Until, generate
+from tailored_llama.evaluation import WrittenAnswer, generate
 from tailored_llama.models import copy_tokenizer, encode_pair, load_model, load_tokenizer, merge_adapter
 from tailored_llama.training import loop as training
 from tailored_llama.training.loop import learning_rate
@@ -391,4 +391,4 @@ def test_a_soft_prompt_does_not_write_answers(tiny: Path, prompts: Path, folder:
         tune(tiny, prompts, settings, out, metric="f1")
     tune(tiny, prompts, settings, out, metric="acc")
     with pytest.raises(InputError, match=r"adapter: got a soft prompt, which cannot write answers; allowed: "):
-        generate(load_model(tiny, out), load_tokenizer(tiny), ["the sky is"], Until(4))
+        generate(load_model(tiny, out), load_tokenizer(tiny), ["the sky is"], WrittenAnswer(4))
