@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import signal
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from logging.handlers import QueueHandler
+from multiprocessing import parent_process
+from threading import Thread
 from typing import Any
 
 from tailored_llama.console import quiet_libraries
@@ -93,8 +96,17 @@ def run_processes(
     return returned[0]
 
 
+def _end_with_parent() -> None:
+    """End this process once that which started it has ended, in whatever way; else it would work on for nobody."""
+    parent = parent_process()
+    assert parent
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _member(rank: int, function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], messages: Any) -> None:
     """One of the processes; what the first one reports is passed on."""
+    Thread(target=_end_with_parent, daemon=True).start()
     quiet_libraries()
     if not rank:
         logging.getLogger("tailored_llama").addHandler(QueueHandler(messages))
