@@ -23,7 +23,7 @@ from tailored_llama.config import ExecutionConfig, StoreConfig, Work
 from tailored_llama.console import progress_bar
 from tailored_llama.pipeline.beside import places, run_beside
 from tailored_llama.pipeline.stage import Call, Facts, Stage, is_container, leaves, map_leaves, run_here
-from tailored_llama.processes import no_check
+from tailored_llama.processes import check_main
 from tailored_llama.progress import Progress
 from tailored_llama.store import ArtifactRef, ArtifactStore, Manifest
 
@@ -111,7 +111,7 @@ class Later(Generic[R]):
     def _run(self, make: Callable[[], R]) -> None:
         try:
             self._made.set_result(make())
-        except Exception as error:
+        except BaseException as error:  # a library in Rust panics with one; nothing must wait forever
             self._made.set_exception(error)
 
     def result(self) -> R:
@@ -181,7 +181,7 @@ def build(
     downloads: str,
     execution: ExecutionConfig,
     progress: Progress,
-    check: Callable[[], None] = no_check,
+    check: Callable[[], None] = check_main,
 ) -> tuple[ArtifactRef, bool]:
     """Find or build the artifact of a call; returns its reference, and whether it was there.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from threading import Event, Thread
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import members
 from compositions import built, compose, compose_incomplete
 from helpers import as_toml
 from services import children, children_of, until
@@ -20,6 +23,8 @@ from tailored_llama.evaluation import PerplexitySettings, read_recovery
 from tailored_llama.pipeline import StoreRunner, steps
 from tailored_llama.pipeline.beside import Places, run_beside
 from tailored_llama.pipeline.stages import PERPLEXITY
+from tailored_llama.processes import run_processes
+from tailored_llama.progress import silent
 
 SIDE_BY_SIDE = {"execution": {"processes": 2}}
 
@@ -75,6 +80,21 @@ def test_they_end_with_a_killed_run(own_run: dict[str, Any], tmp_path: Path) -> 
         stage = until(lambda: children_of(server), 90, "a stage under way")[0]
         run.kill()
         until(lambda: not Path(f"/proc/{stage}/cmdline").exists(), 20, "the end of the stage")
+
+
+def test_a_program_that_ends_does_not_wait_for_them() -> None:
+    command = [sys.executable, str(Path(members.__file__))]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert (ended.returncode, ended.stderr.splitlines()[0]) == (1, "ratio: got 2")
+
+
+def test_an_error_that_cannot_be_sent_is_told_in_words_and_a_log_as_its_reader_asks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for level, told in ((logging.WARNING, []), (logging.INFO, ["about to refuse"])):
+        with caplog.at_level(level), pytest.raises(RuntimeError, match=r"^Refused: ratio: got 2$"):
+            run_processes(members.refuse, (), silent)
+        assert caplog.messages == told
 
 
 def test_what_measures_time_runs_alone_and_who_builds_the_same_takes_no_place() -> None:
