@@ -45,16 +45,6 @@ def open_remote(root: str) -> Remote:
         raise InputError(f"store.root: got {root!r}, {error}; allowed: a folder or an fsspec URL") from None
 
 
-def is_there(remote: Remote, name: str) -> bool:
-    """Whether a file of this name exists; a server that does not answer is an error, not a no."""
-    with _request(remote, f"looking for {name}"):
-        try:
-            remote.filesystem.info(f"{remote.base}/{name}")
-        except FileNotFoundError:
-            return False
-        return True
-
-
 def push(remote: Remote, folder: Path, target: str, name: str) -> None:
     """Copy a file of a local folder into `target`.
 
@@ -248,9 +238,9 @@ def _under_another_name(filesystem: Any, path: str, content: bytes) -> Iterator[
 
 
 def _is_conflict(error: BaseException) -> bool:
-    """Whether S3 refused a write because another to the same name was in progress: to be sent again."""
+    """Whether a write is to be tried again: the file in its way is gone, or S3 had another write of it in progress."""
     response = getattr(error.__cause__, "response", None) or {}
-    return bool(response.get("Error", {}).get("Code") == "ConditionalRequestConflict")
+    return isinstance(error, FileExistsError) or response.get("Error", {}).get("Code") == "ConditionalRequestConflict"
 
 
 def _make_parent(filesystem: Any, path: str) -> None:

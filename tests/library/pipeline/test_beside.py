@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from threading import Event, Thread
+from types import NoneType
 from typing import Any
 
 import pytest
@@ -18,9 +20,9 @@ import members
 from compositions import built, compose, compose_incomplete
 from helpers import as_toml
 from services import children, children_of, until
-from tailored_llama.config import ExecutionConfig, Work, validate_config
+from tailored_llama.config import ExecutionConfig, StoreConfig, Work, validate_config
 from tailored_llama.evaluation import PerplexitySettings, read_recovery
-from tailored_llama.pipeline import StoreRunner, steps
+from tailored_llama.pipeline import Stage, StoreRunner, runner, steps
 from tailored_llama.pipeline.beside import Places, run_beside
 from tailored_llama.pipeline.stages import PERPLEXITY
 from tailored_llama.processes import run_processes
@@ -121,3 +123,25 @@ def test_what_measures_time_runs_alone_and_who_builds_the_same_takes_no_place() 
         thread.join()
     order.remove("first is there")
     assert order == ["beside", "timed", "after it"]
+
+
+def test_nothing_is_computed_beside_what_measures_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order, begun, end = list[str](), Event(), Event()
+
+    def measure(*_: Any) -> None:
+        begun.set()
+        assert end.wait(20)
+        order.append("timed")
+
+    def write(settings: None, work: Work) -> None:
+        order.append("here")
+
+    monkeypatch.setattr(runner, "run_beside", measure)
+    run = StoreRunner(StoreConfig(root=str(tmp_path)), ExecutionConfig(processes=2))
+    timed = run(Stage("timed", 1, lambda: write, NoneType, on_device=True, timed=True), None, "timed")
+    assert begun.wait(20)
+    here = run(Stage("here", 1, lambda: write, NoneType), None, "here")
+    time.sleep(0.2)
+    end.set()
+    assert (timed.result().stage, here.result().stage) == ("timed", "here")
+    assert order == ["timed", "here"]
