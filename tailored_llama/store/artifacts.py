@@ -259,7 +259,7 @@ class ArtifactStore:
 
     def _pull(self, stage: str, key: str, mend: bool = False) -> ArtifactRef | None:
         """Fetch an artifact from the URL; None if none is whole there. With the claim, `mend` removes a broken one."""
-        if not self.remote:
+        if not self.remote or not remote.is_there(self.remote, f"{stage}/{key}/{MANIFEST}"):
             return None
         folder, target = self.local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}", self.folder(stage, key)
         folder.mkdir(parents=True)

@@ -45,6 +45,16 @@ def open_remote(root: str) -> Remote:
         raise InputError(f"store.root: got {root!r}, {error}; allowed: a folder or an fsspec URL") from None
 
 
+def is_there(remote: Remote, name: str) -> bool:
+    """Whether a file of this name exists; a server that does not answer is an error, not a no."""
+    with _request(remote, f"looking for {name}"):
+        try:
+            remote.filesystem.info(f"{remote.base}/{name}")
+        except FileNotFoundError:
+            return False
+        return True
+
+
 def push(remote: Remote, folder: Path, target: str, name: str) -> None:
     """Copy a file of a local folder into `target`.
 
