@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import queue
 import signal
 import traceback
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from logging.handlers import QueueHandler
 from multiprocessing import parent_process
-from threading import Thread
+from threading import Thread, main_thread
 from typing import Any
 
 from tailored_llama.console import quiet_libraries
@@ -25,8 +26,14 @@ class Killed(RuntimeError):
     """Raised when a process was killed, by a person or because memory ran out."""
 
 
-def no_check() -> None:
-    """Go on."""
+def check_main() -> None:
+    """End the work of a thread whose program ends: Python would wait for its processes before it exits.
+
+    Raises:
+        RuntimeError: the main thread has ended.
+    """
+    if not main_thread().is_alive():
+        raise RuntimeError("the program has ended")
 
 
 def run_processes(
@@ -35,7 +42,7 @@ def run_processes(
     progress: Progress,
     *,
     count: int = 1,
-    check: Callable[[], None] = no_check,
+    check: Callable[[], None] = check_main,
 ) -> dict[str, Any]:
     """Run a function in new processes, and return what the first of them returned.
 
@@ -67,7 +74,8 @@ def run_processes(
                 if isinstance(message, Exception):
                     errors.append(message)
                 elif isinstance(message, logging.LogRecord):
-                    logging.getLogger(message.name).handle(message)
+                    if (log := logging.getLogger(message.name)).isEnabledFor(message.levelno):
+                        log.handle(message)
                 elif isinstance(message, dict):
                     returned.append(message)
                 else:
@@ -115,7 +123,10 @@ def _member(rank: int, function: Callable[..., dict[str, Any]], arguments: tuple
         result = function(rank, lambda done, total: rank or messages.put((done, total)), *arguments)
     except Exception as error:
         error.add_note(traceback.format_exc())
-        messages.put(error)
+        try:
+            messages.put(pickle.loads(pickle.dumps(error)))
+        except Exception:  # it takes other arguments than it keeps, or its class is not found by its name
+            messages.put(RuntimeError(f"{type(error).__name__}: {error}"))
         raise
     if not rank:
         messages.put(result)

@@ -147,16 +147,17 @@ class Waiting(ThreadPoolTaskRunner[Any]):
 THREADED: Any = Waiting()  # the runner of flows that dispatch; each run has a copy
 
 
-def dispatch(order: Order, call: Call[Any], is_built: Callable[[], bool], shared: bool) -> None:
+def dispatch(order: Order, call: Call[Any], is_built: Callable[[], bool]) -> None:
     """Have a worker run a call, and wait until it has.
+
+    If more calls of a shared stage are ready than the pool runs at once, they are shared out among as many runs as it
+    does. Each of these finds or builds all of them, beginning with different ones, so that a worker that is late finds
+    what others made. It saves starting a process for each call.
 
     Args:
         order: the deployment, and what its run has in common with this one.
         call: the stage with its settings and inputs.
         is_built: whether the artifact is there.
-        shared: if more calls of the stage are ready than the pool runs at once, share them out among as many runs as
-            it does. Each of these finds or builds all of them, beginning with different ones, so that a worker that is
-            late finds what others made. It saves starting a process for each call.
 
     Raises:
         InputError: there is no such deployment.
@@ -173,7 +174,7 @@ def dispatch(order: Order, call: Call[Any], is_built: Callable[[], bool], shared
         runner.check()
         ordered = Ordered.of(call)
         try:
-            group = runner.gather(ordered, partial(_share_out, client, order)) if shared else None
+            group = runner.gather(ordered, partial(_share_out, client, order)) if call.stage.shared else None
             runs = (group and group.runs.result()) or [_create(order, [ordered])]
         except ObjectNotFound:
             raise InputError(

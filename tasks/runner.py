@@ -148,7 +148,7 @@ def _dispatched(
         return False
     here = execution.model_copy(update={"dispatch": None, "processes": 1})
     order = Order(deployment=execution.dispatch, store=store, execution=here, model=model)
-    dispatch(order, call, lambda: artifacts.find(name, key) is not None, call.stage.shared)
+    dispatch(order, call, lambda: artifacts.find(name, key) is not None)
     if not artifacts.find(name, key):
         raise InputError(
             f"execution.dispatch: {execution.dispatch} completed, but store.root {artifacts.root} has no {name} "

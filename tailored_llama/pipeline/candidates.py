@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.bases import Base, Model, Step, better_dense, gguf, prepare, read_all, score
 from tailored_llama.pipeline.runner import Artifact, Cancelled, Runner
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -85,15 +84,21 @@ def measure(state: SearchState, rungs: Sequence[Rung]) -> list[Measured]:
 
     One that cannot be made loses everything.
     """
-    begun = {rung: done for rung in rungs if (done := _attempt(state, rung, _begin_model))}
-    chosen = {rung: model for rung, done in begun.items() if (model := _attempt(state, rung, _finish_model, done))}
-    scored = {rung: parts for rung, model in chosen.items() if (parts := _attempt(state, rung, _score, model))}
-    found = [_attempt(state, rung, _read, scored[rung]) if rung in scored else None for rung in rungs]
-    measured = [one or Measured(rung, float("inf"), 1.0) for rung, one in zip(rungs, found, strict=True)]
-    for one in measured:
-        if one.rung in state.losses:
-            _tell(state, one)
-    return measured
+    phases: list[Callable[[SearchState, Rung, Any], Any]] = [_begin_model, _finish_model, _score, _read]
+    done: dict[Rung, Any] = dict.fromkeys(rungs)
+    for phase in phases:  # of all, before one is waited for
+        for rung in list(done):
+            try:
+                done[rung] = phase(state, rung, done[rung])
+            except Cancelled:
+                raise
+            except Exception as error:
+                log.warning("%s: %s", state.label(rung), one_line(error))
+                state.failed[state.label(rung)] = error
+                del done[rung]
+    for measured in done.values():
+        _tell(state, measured)
+    return [done.get(rung) or Measured(rung, float("inf"), 1.0) for rung in rungs]
 
 
 def _tell(state: SearchState, one: Measured) -> None:
@@ -118,19 +123,7 @@ def points_lost(loss: float) -> str:
     return f"{'loses' if loss > 0 else 'gains'} {100 * abs(loss):.1f} points"
 
 
-def _attempt(state: SearchState, rung: Rung, function: Callable[..., T], *arguments: object) -> T | None:
-    """The value of a function of a rung; None, and a record, if it fails."""
-    try:
-        return function(state, rung, *arguments)
-    except Cancelled:
-        raise
-    except Exception as error:
-        log.warning("%s: %s", state.label(rung), one_line(error))
-        state.failed[state.label(rung)] = error
-        return None
-
-
-def _begin_model(state: SearchState, rung: Rung) -> Model:
+def _begin_model(state: SearchState, rung: Rung, nothing: None) -> Model:
     """Prune and tune, or what is known of it already; nothing is waited for."""
     base, _, step = state.locate(rung)
     if known := state.models.get((base.name, step)):

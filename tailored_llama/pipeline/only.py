@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,27 +17,14 @@ S = TypeVar("S")
 
 
 class Reached(BaseException):
-    """Ends a composition of which one stage alone is wanted.
-
-    Args:
-        stage: what is wanted; None if the composition asks for all others and has not called it.
-    """
-
-    def __init__(self, stage: _Later | None = None) -> None:
-        self.stage = stage
-        super().__init__()
+    """Ends a composition of which one stage alone is wanted: it has called that, or asks for all others."""
 
 
 class _Later:
     """The future of a stage that runs when it is opened, or read by the stage that is wanted."""
 
     def __init__(self, start: Callable[[], Artifact]) -> None:
-        self._start = start
-        self._begun: Artifact | None = None
-
-    def begun(self) -> Artifact:
-        self._begun = self._begun or self._start()
-        return self._begun
+        self.begun = cache(start)
 
     def result(self) -> Any:
         raise Reached  # the composition is at its end, where it asks for everything
@@ -50,6 +39,7 @@ class OnlyRunner:
     def __init__(self, run: Runner, only: str) -> None:
         self.run, self.only = run, only
         self.names: list[str] = []
+        self.wanted: _Later | None = None
 
     def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
         def start() -> Artifact:
@@ -59,7 +49,8 @@ class OnlyRunner:
         later = _Later(start)
         self.names.append(name)
         if name == self.only:
-            raise Reached(later)
+            self.wanted = later
+            raise Reached
         return later
 
     def open(self, artifact: Artifact) -> Path:
@@ -72,13 +63,11 @@ def run_only(compose: Callable[[Runner], ArtifactRef], run: Runner, only: str) -
     Raises:
         InputError: the composition has no stage of this name; the message lists those that it has.
     """
-    runner, wanted = OnlyRunner(run, only), None
-    try:
+    runner = OnlyRunner(run, only)
+    with suppress(Reached):
         compose(runner)
-    except Reached as reached:
-        wanted = reached.stage
-    if wanted:  # not within the composition, which may go on after a failure
-        reference: ArtifactRef = wanted.begun().result()
+    if runner.wanted:  # not within the composition, which may go on after a failure
+        reference: ArtifactRef = runner.wanted.begun().result()
         return reference
     names = "; ".join(dict.fromkeys(runner.names))
     raise InputError(f"only: got {only!r}; allowed: {names}")

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work
 from tailored_llama.console import progress_bar
+from tailored_llama.errors import one_line
 from tailored_llama.pipeline.beside import places, run_beside
 from tailored_llama.pipeline.stage import Call, Facts, Stage, is_container, leaves, map_leaves, run_here
-from tailored_llama.processes import no_check
+from tailored_llama.processes import check_main
 from tailored_llama.progress import Progress
 from tailored_llama.store import ArtifactRef, ArtifactStore, Manifest
 
@@ -33,6 +34,8 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+_ALONE = Lock()  # one thing at a time: libraries are not made to be loaded by two threads, and time is measured
 
 
 class Future(Protocol[R_co]):
@@ -111,7 +114,7 @@ class Later(Generic[R]):
     def _run(self, make: Callable[[], R]) -> None:
         try:
             self._made.set_result(make())
-        except Exception as error:
+        except BaseException as error:  # a library in Rust panics with one; nothing must wait forever
             self._made.set_exception(error)
 
     def result(self) -> R:
@@ -130,13 +133,11 @@ class StoreRunner:
 
     def __init__(self, store: StoreConfig, execution: ExecutionConfig) -> None:
         self.artifacts, self.downloads, self.execution = ArtifactStore(store.root), store.downloads, execution
-        self._alone = Lock()  # libraries load one thing at a time in a process
 
     def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
         def make() -> ArtifactRef:
             call = Call(stage, settings, result(inputs), name)
-            beside = stage.on_device and self.execution.processes > 1
-            with nullcontext() if beside else self._alone, progress_bar(name) as progress:
+            with progress_bar(name) as progress:
                 ref, found = build(call, self.artifacts, self.downloads, self.execution, progress)
             log.info("%s", describe(call, self.artifacts.manifest(ref), found))
             return ref
@@ -181,7 +182,7 @@ def build(
     downloads: str,
     execution: ExecutionConfig,
     progress: Progress,
-    check: Callable[[], None] = no_check,
+    check: Callable[[], None] = check_main,
 ) -> tuple[ArtifactRef, bool]:
     """Find or build the artifact of a call; returns its reference, and whether it was there.
 
@@ -203,8 +204,12 @@ def build(
     def is_built() -> bool:
         return artifacts.find(stage.name, call.key) is not None
 
-    apart = stage.on_device and execution.processes > 1
-    with places(execution.processes).taken(call.key, is_built, stage.timed) if apart else nullcontext(False) as beside:
+    with ExitStack() as held:
+        beside = False
+        if stage.on_device and execution.processes > 1:
+            beside = held.enter_context(places(execution.processes).taken(call.key, is_built, stage.timed))
+        if stage.timed or not stage.on_device:
+            held.enter_context(_ALONE)
         check()
         return artifacts.build(stage.name, stage.version, fields, inputs, partial(compute, beside))
 
@@ -265,41 +270,40 @@ def surviving(value: Any) -> Any:
     return None if lost else replace(value, **parts)
 
 
-class Attempt(Generic[T]):
-    """A part of a study that may fail alone: what it is made of, or the error that ended it in this process."""
+def attempt(name: str, build: Callable[[], T]) -> T | Exception:
+    """What a part of a study that may fail alone is made of, or the error that ended it in this process."""
+    try:
+        return build()
+    except Exception as error:
+        log.error("%s failed: %s", name, error)
+        return error
 
-    def __init__(self, name: str, build: Callable[[], T]) -> None:
-        self.name = name
-        self.error: Exception | None = None
+
+def settle(attempts: Iterable[tuple[str, Any, Any]]) -> tuple[list[Any], dict[str, Exception]]:
+    """Wait for the rows of a study, with all stages that they are made of.
+
+    Args:
+        attempts: a name; an empty row, to which a failure adds its `error`; and what came of the whole one.
+
+    Returns:
+        The rows, and the failures by name.
+
+    Raises:
+        Cancelled: the run was cancelled meanwhile.
+    """
+    rows, failed = [], dict[str, Exception]()
+    for name, row, outcome in attempts:
         try:
-            self._value = build()
-        except Exception as error:
-            log.error("%s failed: %s", name, error)
-            self.error = error
-
-    @property
-    def value(self) -> T:
-        """What was built, waited for by nobody.
-
-        Raises:
-            Exception: the error that ended it.
-        """
-        if self.error:
-            raise self.error
-        return self._value
-
-    def wait(self) -> T | Exception:
-        """What was built, with all stages that it is made of; or the first error.
-
-        Raises:
-            Cancelled: the run was cancelled meanwhile.
-        """
-        try:
-            return result(self.value)
+            if isinstance(outcome, Exception):
+                raise outcome
+            result(outcome)
+            rows.append(outcome)
         except Cancelled:
             raise
         except Exception as error:
-            return error
+            failed[name] = error
+            rows.append(replace(row, error=one_line(error)))
+    return rows, failed
 
 
 def conclude(report: Artifact | None, failed: Mapping[str, Exception]) -> ArtifactRef:

@@ -22,7 +22,7 @@ from tailored_llama import data, evaluation, preflight
 from tailored_llama.config import SmallestConfig, as_shown, bases_of
 from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.evaluation import Answer, CandidateParts, LossTest, Measured, Proof, RowSet, Rung
+from tailored_llama.evaluation import Answer, LossTest, Measured, Proof, RowSet, Rung
 from tailored_llama.pipeline import bases, candidates, stages
 from tailored_llama.pipeline.answer import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.candidates import SearchState
@@ -30,7 +30,7 @@ from tailored_llama.pipeline.only import OnlyRunner
 from tailored_llama.pipeline.publish import publish_answer
 from tailored_llama.pipeline.rows import scored_rows
 from tailored_llama.pipeline.runner import Artifact, IncompleteRun, Runner, conclude, succeeded
-from tailored_llama.pipeline.stage import Stage
+from tailored_llama.pipeline.stage import Stage, leaves
 from tailored_llama.store import ANSWER, HUB, ArtifactRef, ArtifactStore, check_target, place, record_opening
 
 S = TypeVar("S")
@@ -154,7 +154,8 @@ def _open(state: SearchState, order: Sequence[Measured]) -> int:
     or list of candidates is another plan for it.
     """
     goal, config = state.config.goal, state.config
-    tested = [[part.key for part in _references(state.parts[one.rung])] for one in order]
+    made_of = [(parts.checkpoint, parts.adapter, parts.choosing) for parts in (state.parts[one.rung] for one in order)]
+    tested = [[part.result().key for _, part in leaves(parts)] for parts in made_of]
     plan = {"margin": goal.lose_at_most, "confidence": goal.confidence, "measure": goal.measure, "tested": tested}
     rows = sorted(sets["proving"].digest for sets in _sets(state).values())
     models = sorted(base.dense.checkpoint.result().digest for base in state.bases)
@@ -164,12 +165,6 @@ def _open(state: SearchState, order: Sequence[Measured]) -> int:
     labels = "; ".join(state.label(one.rung) for one in order)
     log.info("opening %d of the proving rows: each test at level %.2g. In this order: %s", opening, level, labels)
     return opening
-
-
-def _references(parts: CandidateParts[Artifact]) -> Iterator[ArtifactRef]:
-    for artifact in (parts.checkpoint, parts.adapter, *parts.choosing.values()):
-        if artifact is not None:
-            yield artifact.result()
 
 
 def _digest(value: object) -> str:

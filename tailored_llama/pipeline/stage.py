@@ -79,11 +79,8 @@ class Call(Generic[S]):
 
     def open_inputs(self, open_reference: Callable[[ArtifactRef], Path]) -> dict[str, Any]:
         """The inputs with a folder in place of every reference."""
-
-        def folder_of(leaf: Any) -> Any:
-            return open_reference(leaf) if isinstance(leaf, ArtifactRef) else leaf
-
-        return {name: map_leaves(folder_of, value) for name, value in self.inputs.items()}
+        opened = map_leaves(lambda leaf: open_reference(leaf) if isinstance(leaf, ArtifactRef) else leaf, self.inputs)
+        return dict(opened)
 
 
 def run_here(stage: Stage[S], inputs: Mapping[str, Any], settings: S, work: Work) -> Facts:

@@ -126,8 +126,11 @@ def load_dense(run: Runner, config: RunConfig) -> Artifact:
 
 def prepare_dense(run: Runner, config: RunConfig, prompts: Prompts) -> Dense:
     """Load the model and score its groups; cheap stages and checks come first."""
-    dense = load_dense(run, config)
-    counts = count_tokens(run, config, dense, prompts) if trims_vocabulary(config) else None
+    dense, counts = load_dense(run, config), None
+    if trims_vocabulary(config):  # a mixture counts in both wordings
+        mixed = {f"{name}, shots": ref for name, ref in prompts.shots.items() if ref is not prompts.train.get(name)}
+        asked = {**prompts.train, **mixed}
+        counts = run(stages.TOKENS, CountSettings.of(config), "count tokens", dense=dense, prompts=asked)
     groups = run(stages.GROUPS, None, "build graph", dense=dense)
     for ratio in config.pruning.ratios:  # one that cannot be reached ends the run here
         run.open(check_ratio(run, config, ratio, dense, groups, counts))
@@ -144,13 +147,6 @@ def check_ratio(
     """Check that a ratio can be reached."""
     settings = PruneSettings.of(config, ratio)
     return run(stages.REACH, settings, f"check ratio {ratio:g}", dense=dense, groups=groups, counts=counts)
-
-
-def count_tokens(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> Artifact:
-    """Count the tokens of the calibration text and of all train prompts, those of a mixture in both wordings."""
-    mixed = {f"{name}, shots": ref for name, ref in prompts.shots.items() if ref is not prompts.train.get(name)}
-    settings = CountSettings.of(config)
-    return run(stages.TOKENS, settings, "count tokens", dense=dense, prompts={**prompts.train, **mixed})
 
 
 def draw_calibration(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> Artifact:
@@ -174,7 +170,11 @@ def prune_to(run: Runner, config: RunConfig, dense: Dense, ratio: float) -> Arti
     """Prune to a ratio of the dense model's parameters, in the configured number of steps."""
     model, groups, importance = dense.checkpoint, dense.groups, dense.importance
     text = None if config.reconstruction.method == "none" else dense.calibration
-    split = choose_split(run, config, dense, ratio) if dense.counts else None
+    split = None
+    if dense.counts:
+        read = {"groups": groups, "importance": importance, "counts": dense.counts}
+        name = f"choose split @ {ratio:.2f}"
+        split = run(stages.SPLIT, SplitSettings.of(config, ratio), name, dense=model, prompts=dense.prompts, **read)
     for step in range(1, config.pruning.steps + 1):
         share = ratio * step / config.pruning.steps
         if step > 1:
@@ -192,25 +192,6 @@ def prune_to(run: Runner, config: RunConfig, dense: Dense, ratio: float) -> Arti
             split=split,
         )
     return model
-
-
-def choose_split(run: Runner, config: RunConfig, dense: Dense, ratio: float) -> Artifact:
-    """Choose how many tokens stay, and which."""
-    return run(
-        stages.SPLIT,
-        SplitSettings.of(config, ratio),
-        f"choose split @ {ratio:.2f}",
-        dense=dense.checkpoint,
-        groups=dense.groups,
-        importance=dense.importance,
-        counts=dense.counts,
-        prompts=dense.prompts,
-    )
-
-
-def text_of(config: RunConfig, dense: Artifact) -> Artifact | None:
-    """The model whose tokens cut the text of a pruned model's perplexity; None: its own do."""
-    return dense if trims_vocabulary(config) else None
 
 
 def heal_if_asked(
@@ -281,17 +262,18 @@ def score(
 
 
 def measure_perplexity(
-    run: Runner, config: RunConfig, label: str, checkpoint: Artifact, cut_by: Artifact | None = None
+    run: Runner, config: RunConfig, label: str, checkpoint: Artifact, dense: Artifact | None = None
 ) -> Artifact:
-    """Measure a checkpoint's perplexity; `cut_by` is the model whose tokens say where the text ends, if not its own."""
+    """Measure a checkpoint's perplexity; for a pruned one, the tokens of `dense` say where the text ends."""
+    cut_by = dense if trims_vocabulary(config) else None
     settings = PerplexitySettings.of(config.perplexity)
     return run(stages.PERPLEXITY, settings, f"perplexity {label}", checkpoint=checkpoint, text_of=cut_by)
 
 
 def measure(
-    run: Runner, config: RunConfig, label: str, checkpoint: Artifact, prompts: Prompts, cut_by: Artifact | None = None
+    run: Runner, config: RunConfig, label: str, checkpoint: Artifact, prompts: Prompts, dense: Artifact | None = None
 ) -> MeasuredModel[Artifact]:
     """Measure a model without an adapter: its perplexity, and its scores on all benchmarks that have prompts."""
-    perplexity = measure_perplexity(run, config, label, checkpoint, cut_by)
+    perplexity = measure_perplexity(run, config, label, checkpoint, dense)
     scores = {name: score(run, config, name, label, checkpoint, asked) for name, asked in prompts.evaluation.items()}
     return MeasuredModel(checkpoint, perplexity, scores)

@@ -16,11 +16,10 @@ from tailored_llama.config import (
     trims_vocabulary,
     tuned_dense_cells,
 )
-from tailored_llama.errors import one_line
 from tailored_llama.evaluation import MeasuredModel, SweptCell
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.reporting import SweepSettings
-from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude
+from tailored_llama.pipeline.runner import Artifact, Runner, attempt, conclude, settle
 from tailored_llama.pipeline.steps import Prompts
 from tailored_llama.store import ArtifactRef
 
@@ -37,29 +36,24 @@ def sweep(run: Runner, config: SweepConfig) -> ArtifactRef:
     """
     cells = sweep_cells(config)  # finds an invalid cell before any work
     models, tuned = dense_runs(config, cells), tuned_dense_cells(config, cells)
-    attempts: list[tuple[Row, Attempt[Row]]] = []
+    attempts: list[tuple[str, Row, Row | Exception]] = []
     for label, own in models.items():
         row: Row = SweptCell(label, 0.0, own.seed)
-        attempts.append((row, Attempt(label, partial(_dense_row, run, config, own, row))))
-        if (error := attempts[-1][1].error) and len(models) == 1:  # then no cell can be measured
-            raise error
+        made = attempt(label, partial(_dense_row, run, config, own, row))
+        if isinstance(made, Exception) and len(models) == 1:  # then no cell can be measured
+            raise made
+        attempts.append((label, row, made))
     for cell in tuned:
         row = SweptCell(cell.label, 0.0, cell.run.seed, cell.curve, cell.place)
-        attempts.append((row, Attempt(f"{row.name}, seed {row.seed}", partial(_tuned_row, run, config, cell.run, row))))
-    measured: dict[int, tuple[Row, Attempt[Row]]] = {}
+        name = f"{row.name}, seed {row.seed}"
+        attempts.append((name, row, attempt(name, partial(_tuned_row, run, config, cell.run, row))))
+    measured: dict[int, tuple[str, Row, Row | Exception]] = {}
     for i, cell in sorted(enumerate(cells), key=lambda numbered: numbered[1].searched):  # a search waits for scores
         row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed, cell.curve, cell.place)
         name = f"cell {row.name} @ {row.ratio:g}, seed {row.seed}"
-        measured[i] = row, Attempt(name, partial(_measured, run, config, cell, row))
+        measured[i] = name, row, attempt(name, partial(_measured, run, config, cell, row))
     attempts += [measured[i] for i in range(len(cells))]
-    rows, failed = [], {}
-    for row, attempt in attempts:
-        outcome = attempt.wait()
-        if isinstance(outcome, Exception):
-            failed[attempt.name] = outcome
-            rows.append(replace(row, error=one_line(outcome)))
-        else:
-            rows.append(attempt.value)
+    rows, failed = settle(attempts)
     return conclude(run(stages.SWEEP, SweepSettings(as_shown(config)), "sweep report", cells=rows), failed)
 
 
@@ -97,7 +91,7 @@ def _measured(run: Runner, config: SweepConfig, cell: SweepCell, row: Row) -> Ro
     dense = steps.prepare_dense(run, own, prompts)
     pruned = steps.prune_to(run, own, dense, ratio)
     healed = steps.heal_if_asked(run, own, dense.checkpoint, ratio, pruned, prompts)
-    perplexity = steps.measure_perplexity(run, own, label, healed, steps.text_of(own, dense.checkpoint))
+    perplexity = steps.measure_perplexity(run, own, label, healed, dense.checkpoint)
     asked = steps.search_templates(run, own, healed) if cell.searched else prompts
     adapters = steps.tune_adapters(run, own, ratio, healed, asked) if config.tailored else {}
     scores = {

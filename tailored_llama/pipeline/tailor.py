@@ -13,7 +13,7 @@ from tailored_llama.errors import one_line
 from tailored_llama.evaluation import MeasuredModel, ProfileSettings, TailoredRun, TunedDense
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings
-from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude, failures, surviving
+from tailored_llama.pipeline.runner import Artifact, Runner, attempt, conclude, failures, surviving
 from tailored_llama.pipeline.steps import Dense, Prompts
 from tailored_llama.serving import GgufSettings, QuantisedSettings
 from tailored_llama.store import FINISHED, GGUF, ArtifactRef, place
@@ -61,19 +61,16 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
 
 def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -> TailoredRun[Artifact]:
     """Prune the model to a ratio and tailor it to every benchmark."""
-    label = steps.model_label("tailored", ratio)
-    cut_by = steps.text_of(config, dense.checkpoint)
-    pruned = steps.measure(
-        run, config, steps.model_label("pruned", ratio), steps.prune_to(run, config, dense, ratio), prompts, cut_by
-    )
+    label, name = steps.model_label("tailored", ratio), steps.model_label("pruned", ratio)
+    pruned = steps.measure(run, config, name, steps.prune_to(run, config, dense, ratio), prompts, dense.checkpoint)
     base = steps.heal_if_asked(run, config, dense.checkpoint, ratio, pruned.checkpoint, prompts)
     adapters = steps.tune_adapters(run, config, ratio, base, prompts)
-    timed = _profile(run, config, steps.model_label("pruned", ratio), pruned.checkpoint, dense.checkpoint)
+    timed = _profile(run, config, name, pruned.checkpoint, dense.checkpoint)
     healed = None
     if config.healing.tokens:
         may_finish = config.store.export and config.tuning.keep == "better"  # without an adapter
         asked = prompts if may_finish else replace(prompts, evaluation={})
-        healed = steps.measure(run, config, steps.model_label("healed", ratio), base, asked, cut_by)
+        healed = steps.measure(run, config, steps.model_label("healed", ratio), base, asked, dense.checkpoint)
     return TailoredRun(
         ratio=ratio,
         pruned=pruned,
@@ -93,19 +90,17 @@ def _tuned_dense(
     """Tune the dense model if that is asked; what ends it in this process must not cost the report of the others."""
     if not config.tuning.dense or config.tuning.examples == "none":
         return TunedDense(), {}
-    attempt = Attempt(TUNED_DENSE, partial(steps.tune_dense, run, config, dense.checkpoint, prompts))
-    return (TunedDense(), {attempt.name: attempt.error}) if attempt.error else (attempt.value, {})
+    tuned = attempt(TUNED_DENSE, partial(steps.tune_dense, run, config, dense.checkpoint, prompts))
+    return (TunedDense(), {TUNED_DENSE: tuned}) if isinstance(tuned, Exception) else (tuned, {})
 
 
 def _profile(run: Runner, config: RunConfig, label: str, pruned: Artifact, dense: Artifact) -> Artifact | None:
     """Profile a model; None if that fails: two models may not fit where one does, which must not cost the scores."""
     if not config.profile.batches:
         return None
-    settings = ProfileSettings.of(config.profile, config.execution.device)
-    attempt = Attempt(
-        f"profile {label}", lambda: run(stages.PROFILE, settings, f"profile {label}", checkpoint=pruned, against=dense)
-    )
-    return None if attempt.error else attempt.value
+    settings, name = ProfileSettings.of(config.profile, config.execution.device), f"profile {label}"
+    profile = attempt(name, partial(run, stages.PROFILE, settings, name, checkpoint=pruned, against=dense))
+    return None if isinstance(profile, Exception) else profile
 
 
 def _quantised(
@@ -116,9 +111,9 @@ def _quantised(
     for kind, (name, model) in product(dict.fromkeys(own.type for own in exports(config) if own.type), models.items()):
         settings, title = QuantisedSettings.of(named_benchmark(config, name), kind), f"score {name} {label}, {kind}"
         asked = prompts.evaluation[name]
-        attempt = Attempt(title, partial(_score_file, run, settings, config.model.short_name, asked, title, model))
-        if not attempt.error:
-            scores.setdefault(kind, {})[name] = attempt.value
+        scored = attempt(title, partial(_score_file, run, settings, config.model.short_name, asked, title, model))
+        if not isinstance(scored, Exception):
+            scores.setdefault(kind, {})[name] = scored
     return scores
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from tailored_llama.config import DENSE, GENERIC, UNREAD_BY_TRANSFER, UNTUNED_MODEL, RunConfig, TransferConfig, as_shown
-from tailored_llama.errors import one_line
 from tailored_llama.evaluation import TransferScore
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.reporting import ReportSettings
-from tailored_llama.pipeline.runner import Artifact, Attempt, Runner, conclude
+from tailored_llama.pipeline.runner import Artifact, Runner, attempt, conclude, settle
 from tailored_llama.store import ArtifactRef
 
 
@@ -26,31 +26,20 @@ def transfer(run: Runner, config: TransferConfig) -> ArtifactRef:
     pruned = steps.prune_to(run, config, dense, ratio)
     pruned = steps.heal_if_asked(run, config, dense.checkpoint, ratio, pruned, prompts)
 
-    tuned = {GENERIC: Attempt(GENERIC, partial(_generic_adapter, run, config, ratio, pruned))}
+    tuned = {GENERIC: attempt(GENERIC, partial(_generic_adapter, run, config, ratio, pruned))}
     for own in names:
-        tuned[own] = Attempt(own, partial(steps.tune, run, config, [own], ratio, pruned, prompts))
+        tuned[own] = attempt(own, partial(steps.tune, run, config, [own], ratio, pruned, prompts))
 
-    def score_on(name: str, model: str) -> Artifact:
-        checkpoint, adapter = dense.checkpoint if model == DENSE else pruned, tuned.get(model)
-        label = f"tuned on {model}" if adapter else model
-        return steps.score(
-            run, config, name, label, checkpoint, prompts.evaluation[name], adapter.value if adapter else None
-        )
+    def scored(row: TransferScore[Artifact]) -> TransferScore[Artifact]:
+        checkpoint, adapter = dense.checkpoint if row.model == DENSE else pruned, tuned.get(row.model)
+        label, asked = f"tuned on {row.model}" if adapter else row.model, prompts.evaluation[row.benchmark]
+        if isinstance(adapter, Exception):
+            raise adapter
+        return replace(row, scores=steps.score(run, config, row.benchmark, label, checkpoint, asked, adapter))
 
-    attempts = {
-        (model, name): Attempt(f"{model} on {name}", partial(score_on, name, model))
-        for model in (DENSE, UNTUNED_MODEL, *tuned)
-        for name in names
-    }
-    scores: list[TransferScore[Artifact]] = []
-    failed = {}
-    for (model, name), attempt in attempts.items():
-        outcome = attempt.wait()
-        if isinstance(outcome, Exception):
-            failed[attempt.name] = outcome
-            scores.append(TransferScore(model, name, error=one_line(outcome)))
-        else:
-            scores.append(TransferScore(model, name, attempt.value))
+    cells = [TransferScore[Artifact](model, name) for model in (DENSE, UNTUNED_MODEL, *tuned) for name in names]
+    attempts = [(cell.label, cell, attempt(cell.label, partial(scored, cell))) for cell in cells]
+    scores, failed = settle(attempts)
     settings = ReportSettings(as_shown(config, UNREAD_BY_TRANSFER))
     return conclude(run(stages.TRANSFER, settings, "transfer report", scores=scores), failed)
 

@@ -12,8 +12,6 @@ from .downloads import hub_model as hub_model
 from .downloads import hub_rows as hub_rows
 from .downloads import is_hub_id as is_hub_id
 from .downloads import read_member as read_member
-from .export import check_target as check_target
-from .export import place as place
 from .files import NO_ROOM as NO_ROOM
 from .files import error_number as error_number
 from .files import file_lock as file_lock
@@ -37,6 +35,8 @@ from .manifests import artifact_key as artifact_key
 from .manifests import read_manifest as read_manifest
 from .openings import record_opening as record_opening
 from .publishing import HUB as HUB
+from .publishing import check_target as check_target
+from .publishing import place as place
 from .publishing import publish as publish
 from .publishing import published_file as published_file
 from .remote import check_writable as check_writable

@@ -26,8 +26,15 @@ from tailored_llama.memory import peak_memory, reset_peak_memory
 from tailored_llama.store import remote, sharing
 from tailored_llama.store.claims import LEASE, Claim, Lease, claimed
 from tailored_llama.store.files import NO_ROOM, error_number, file_lock, is_safe_relative
-from tailored_llama.store.libraries import installed_versions, other_versions
-from tailored_llama.store.manifests import MANIFEST, ArtifactRef, Manifest, artifact_key, read_manifest
+from tailored_llama.store.manifests import (
+    MANIFEST,
+    ArtifactRef,
+    Manifest,
+    artifact_key,
+    installed_versions,
+    other_versions,
+    read_manifest,
+)
 from tailored_llama.store.verifying import Stamps, Verified, check, hash_files
 
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}  # the store's fault only inside it
@@ -55,7 +62,7 @@ class ArtifactStore:
         else:
             self.local = Path(root).expanduser().absolute()
         self._verified = Verified(self.local / ".verified")
-        self._warned: set[tuple[str, str, str | None]] = set()  # of these versions of libraries
+        self._warned: set[tuple[str, str, str]] = set()  # of these versions of libraries
 
     def folder(self, stage: str, key: str) -> Path:
         if not is_safe_relative(f"{stage}/{key}"):

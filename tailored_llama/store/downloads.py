@@ -14,7 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -151,11 +151,8 @@ def hub_rows(
         return [dict(row) for row in itertools.islice(rows, limit)]
 
 
-@contextmanager
-def _read_from_hub(source: str, revision: str | None) -> Iterator[None]:
-    """Name what is read in errors, as `at_hub` does."""
-    with at_hub(f"{source} at revision {revision or 'main'}: cannot be read from the Hub"):
-        yield
+def _read_from_hub(source: str, revision: str | None) -> AbstractContextManager[None]:
+    return at_hub(f"{source} at revision {revision or 'main'}: cannot be read from the Hub")
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +17,7 @@ from tailored_llama.store.files import is_safe_relative, walk
 MANIFEST = "manifest.json"
 # Stages of finished models, which may be exported and replaced.
 FINISHED, GGUF, ANSWER = "tailored", "gguf", "answer"
+_LIBRARIES = ("torch", "transformers", "peft", "torch-pruning", "datasets", "pyarrow", "tailored-llama")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Manifest:
     config: dict[str, Any]
     inputs: dict[str, ArtifactRef]
     files: dict[str, dict[str, Any]]  # relative name → {"sha256": hex, "size": bytes}
-    libraries: dict[str, str]
+    libraries: dict[str, str]  # versions; keys do not have them, so machines may mix them
     seconds: float
     peak_memory_bytes: int
     measured: dict[str, Any]  # values that differ between runs (tokens/s, …); never part of a file
@@ -48,6 +51,21 @@ class Manifest:
     @property
     def ref(self) -> ArtifactRef:
         return ArtifactRef(self.stage, self.key, self.digest)
+
+
+@cache
+def installed_versions() -> dict[str, str]:
+    """The installed version of each library that may change an artifact."""
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def other_versions(recorded: Mapping[str, str]) -> set[tuple[str, str, str]]:
+    """Libraries that were recorded in another version than is installed: name, recorded version, installed version.
+
+    Build tags do not count, such as torch's +cpu.
+    """
+    pairs = {(name, version, installed_versions().get(name, "")) for name, version in recorded.items()}
+    return {pair for pair in pairs if pair[1].partition("+")[0] != pair[2].partition("+")[0]}
 
 
 def artifact_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, ArtifactRef]) -> str:

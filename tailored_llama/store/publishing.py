@@ -1,20 +1,61 @@
-"""Where finished models are published: a Hub repository, hf://user/name, or a folder of the same layout.
+"""Artifacts where people find them: in folders with names, and models published there or in a Hub repository.
 
-Both hold one model at a time, and get it whole or not at all. A repository's history keeps the earlier ones.
+A repository, hf://user/name, holds one model at a time, as a folder does, and gets it whole or not at all. Its history
+keeps the earlier ones.
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tailored_llama.errors import InputError
 from tailored_llama.store.downloads import at_hub
-from tailored_llama.store.export import place
-from tailored_llama.store.manifests import ANSWER
+from tailored_llama.store.manifests import ANSWER, read_manifest
 
 HUB = "hf://"
 _FIELD = "store.publish"
 _OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
+
+
+def check_target(target: Path, field: str, what: str, stages: Sequence[str]) -> None:
+    """Check that a folder is new, or holds an artifact of some stages, which may be replaced.
+
+    The error message names the field of the configuration, and what is looked for there, such as "a report".
+
+    Raises:
+        InputError: something else stands there.
+    """
+    if not target.exists():
+        return
+    try:
+        stage = read_manifest(target).stage
+    except InputError:
+        stage = ""
+    if stage not in stages:
+        raise InputError(f"{field}: {target} is not {what}; allowed: a new folder, or one to replace")
+
+
+def place(artifact: Path, target: Path, field: str, what: str, stages: Sequence[str]) -> None:
+    """Copy an artifact to a folder with a name for people, whole or not at all; an earlier copy is replaced.
+
+    Raises:
+        InputError: as `check_target`; or there is no room.
+    """
+    check_target(target, field, what, stages)
+    if target.exists() and read_manifest(target).digest == read_manifest(artifact).digest:
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            new = shutil.copytree(artifact, Path(scratch) / "new")
+            if target.exists():
+                target.rename(Path(scratch) / "old")
+            new.rename(target)
+    except OSError as error:
+        raise InputError(f"{field}: {target}: {error}; allowed: a writable folder with room") from None
 
 
 def published_file(target: str, name: str) -> bytes | None:

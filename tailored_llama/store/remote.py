@@ -248,9 +248,9 @@ def _under_another_name(filesystem: Any, path: str, content: bytes) -> Iterator[
 
 
 def _is_conflict(error: BaseException) -> bool:
-    """Whether S3 refused a write because another to the same name was in progress: to be sent again."""
+    """Whether a write is to be tried again: the file in its way is gone, or S3 had another write of it in progress."""
     response = getattr(error.__cause__, "response", None) or {}
-    return bool(response.get("Error", {}).get("Code") == "ConditionalRequestConflict")
+    return isinstance(error, FileExistsError) or response.get("Error", {}).get("Code") == "ConditionalRequestConflict"
 
 
 def _make_parent(filesystem: Any, path: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,10 +82,9 @@ def open_table(path: Path, schema: pa.Schema) -> pq.ParquetFile:
     Raises:
         InputError: as `read_table`.
     """
-    with _readable(path), ExitStack() as opened:
-        file = opened.enter_context(pq.ParquetFile(path))
+    with _readable(path):
+        file = pq.ParquetFile(path)
         _check(file, path, schema)
-        opened.pop_all()
         return file
 
 

@@ -7,14 +7,15 @@ three stay as they are.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from tailored_llama.errors import InputError
 from tailored_llama.store.files import sha256_file
@@ -31,6 +32,9 @@ class Stamps:
 
     digest: str
     files: Mapping[str, Stamp]
+
+
+_STAMPS = TypeAdapter(Stamps)
 
 
 def check(folder: Path, stage: str, key: str, known: Stamps | None) -> tuple[str | None, Stamps | None]:
@@ -86,38 +90,26 @@ class Verified:
         self._stamps: dict[str, Stamps] = {}
 
     def known(self, key: str) -> Stamps | None:
-        return self._stamps.get(key) or _read(self.folder / key)
+        """The stamps of an artifact's files; None if there are none, or not as `remember` wrote them."""
+        with contextlib.suppress(OSError, ValueError):
+            return self._stamps.get(key) or _STAMPS.validate_json((self.folder / key).read_bytes())
+        return None
 
     def remember(self, key: str, stamps: Stamps | None) -> None:
         """Keep the stamps of an artifact's files instead of those known; None or no files: forget them."""
         path = self.folder / key
         if stamps and stamps.files:
             if stamps != self.known(key):
-                _write(path, stamps)
+                new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+                with contextlib.suppress(OSError):
+                    path.parent.mkdir(exist_ok=True)
+                    new.write_bytes(_STAMPS.dump_json(stamps))
+                    os.replace(new, path)  # whole or not at all
             self._stamps[key] = stamps
         else:
             self._stamps.pop(key, None)
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> Stamps | None:
-    """Stamps as `_write` wrote them; None if the file is missing or anything else."""
-    try:
-        data = json.loads(path.read_bytes())
-        files = {name: (int(size), int(changed), int(inode)) for name, (size, changed, inode) in data["files"].items()}
-        return Stamps(str(data["digest"]), files)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        return None
-
-
-def _write(path: Path, stamps: Stamps) -> None:
-    """Write stamps whole or not at all."""
-    new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(exist_ok=True)
-        new.write_text(json.dumps(asdict(stamps)))
-        os.replace(new, path)
 
 
 def _stamp(path: Path) -> Stamp:

@@ -65,7 +65,7 @@ def measure(
     pruned = steps.prune_to(run, config, dense, ratio)
     row = {} if trimmed else measure_divergence(run, config, dense.checkpoint, pruned, slices)
     figure = "byte_perplexity" if trimmed else "perplexity"
-    perplexity = steps.measure_perplexity(run, config, name, pruned, steps.text_of(config, dense.checkpoint))
+    perplexity = steps.measure_perplexity(run, config, name, pruned, dense.checkpoint)
     row[figure] = read_metrics(run.open(perplexity))[figure]
     answers: dict[str, list[np.ndarray]] = {"untuned": [], "tailored": []}
     for own in config.benchmarks:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from threading import Event, Thread
+from types import NoneType
 from typing import Any
 
 import pytest
 
+import members
 from compositions import built, compose, compose_incomplete
 from helpers import as_toml
 from services import children, children_of, until
-from tailored_llama.config import ExecutionConfig, Work, validate_config
+from tailored_llama.config import ExecutionConfig, StoreConfig, Work, validate_config
 from tailored_llama.evaluation import PerplexitySettings, read_recovery
-from tailored_llama.pipeline import StoreRunner, steps
+from tailored_llama.pipeline import Stage, StoreRunner, runner, steps
 from tailored_llama.pipeline.beside import Places, run_beside
 from tailored_llama.pipeline.stages import PERPLEXITY
+from tailored_llama.processes import run_processes
+from tailored_llama.progress import silent
 
 SIDE_BY_SIDE = {"execution": {"processes": 2}}
 
@@ -77,6 +84,21 @@ def test_they_end_with_a_killed_run(own_run: dict[str, Any], tmp_path: Path) -> 
         until(lambda: not Path(f"/proc/{stage}/cmdline").exists(), 20, "the end of the stage")
 
 
+def test_a_program_that_ends_does_not_wait_for_them() -> None:
+    command = [sys.executable, str(Path(members.__file__))]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert (ended.returncode, ended.stderr.splitlines()[0]) == (1, "ratio: got 2")
+
+
+def test_an_error_that_cannot_be_sent_is_told_in_words_and_a_log_as_its_reader_asks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for level, told in ((logging.WARNING, []), (logging.INFO, ["about to refuse"])):
+        with caplog.at_level(level), pytest.raises(RuntimeError, match=r"^Refused: ratio: got 2$"):
+            run_processes(members.refuse, (), silent)
+        assert caplog.messages == told
+
+
 def test_what_measures_time_runs_alone_and_who_builds_the_same_takes_no_place() -> None:
     places, order, built = Places(2), list[str](), set[str]()
 
@@ -101,3 +123,25 @@ def test_what_measures_time_runs_alone_and_who_builds_the_same_takes_no_place() 
         thread.join()
     order.remove("first is there")
     assert order == ["beside", "timed", "after it"]
+
+
+def test_nothing_is_computed_beside_what_measures_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order, begun, end = list[str](), Event(), Event()
+
+    def measure(*_: Any) -> None:
+        begun.set()
+        assert end.wait(20)
+        order.append("timed")
+
+    def write(settings: None, work: Work) -> None:
+        order.append("here")
+
+    monkeypatch.setattr(runner, "run_beside", measure)
+    run = StoreRunner(StoreConfig(root=str(tmp_path)), ExecutionConfig(processes=2))
+    timed = run(Stage("timed", 1, lambda: write, NoneType, on_device=True, timed=True), None, "timed")
+    assert begun.wait(20)
+    here = run(Stage("here", 1, lambda: write, NoneType), None, "here")
+    time.sleep(0.2)
+    end.set()
+    assert (timed.result().stage, here.result().stage) == ("timed", "here")
+    assert order == ["timed", "here"]

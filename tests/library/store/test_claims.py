@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from crashes import Clock
@@ -346,6 +347,20 @@ def test_a_file_is_created_only_where_there_is_none(machine: Machine) -> None:
     assert create(store, "a/file", b"first", "testing")  # as sent again
     assert names(store, "a") == ["file"]
     assert store.filesystem.cat_file(f"{store.base}/a/file") == b"first"
+
+
+def test_a_file_that_its_writer_removes_before_it_is_read_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(self: Any, path: str) -> bytes:
+        os.remove(path)
+        raise FileNotFoundError(path)
+
+    store = open_remote(f"file://{tmp_path}")
+    assert create(store, "file", b"first", "testing")
+    monkeypatch.setattr(LocalFileSystem, "cat_file", gone)
+    assert create(store, "file", b"second", "testing")
+    assert (tmp_path / "file").read_bytes() == b"second"
 
 
 def test_s3_s_request_to_send_a_write_again_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
