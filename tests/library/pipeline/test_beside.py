@@ -18,8 +18,7 @@ import pytest
 
 import members
 from compositions import built, compose, compose_incomplete
-from helpers import as_toml
-from services import children, children_of, until
+from services import ROOT, children, children_of, until
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work, validate_config
 from tailored_llama.evaluation import PerplexitySettings, read_recovery
 from tailored_llama.pipeline import Stage, StoreRunner, runner, steps
@@ -73,11 +72,12 @@ def test_a_killed_process_counts_as_out_of_memory(own_run: dict[str, Any], tmp_p
     assert not multiprocessing.active_children()
 
 
-def test_they_end_with_a_killed_run(own_run: dict[str, Any], tmp_path: Path) -> None:
-    (config := tmp_path / "run.toml").write_text(as_toml(own_run | SIDE_BY_SIDE))
+def test_they_end_with_a_killed_run(tmp_path: Path) -> None:
+    code = "import members; from tailored_llama.processes import run_processes as run; "
+    code += "run(members.begin_and_sleep, (), lambda done, total: None)"
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     with children() as spawn:
-        command = [sys.executable, "-c", "from tailored_llama.cli.main import main; main()", "run", str(config)]
-        run = spawn(command, tmp_path / "log", {})
+        run = spawn([sys.executable, "-c", code], tmp_path / "log", {"PYTHONPATH": paths})
         server = until(lambda: children_of(run.pid, "forkserver"), 90, "a process from which others are forked")[0]
         stage = until(lambda: children_of(server), 90, "a stage under way")[0]
         run.kill()
