@@ -29,7 +29,7 @@ from tailored_llama.pipeline.candidates import SearchState
 from tailored_llama.pipeline.only import OnlyRunner
 from tailored_llama.pipeline.publish import publish_answer
 from tailored_llama.pipeline.rows import scored_rows
-from tailored_llama.pipeline.runner import Artifact, IncompleteRun, Runner, conclude, succeeded
+from tailored_llama.pipeline.runner import Artifact, Runner, conclude, succeeded
 from tailored_llama.pipeline.stage import Stage, leaves
 from tailored_llama.store import ANSWER, HUB, ArtifactRef, ArtifactStore, check_target, place, record_opening
 
@@ -76,13 +76,13 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         rung = rungs[answer.proven]
         _ship(state, answer, rung, Proof(state.bases[0].prompts.evaluation, dense, proving[rung]))
     log.info("the search took %.1f minutes", (time.monotonic() - started) / 60)
-    reference = conclude(report, state.failed)
-    if target := config.store.publish:
+    failed = dict(state.failed)  # another candidate's failure takes nothing from what is proven
+    if (target := config.store.publish) and succeeded(report):
         try:
             publish_answer(target, answer_folder(config) if answer.proven is not None else None)
-        except Exception as error:  # the answer is there
-            raise IncompleteRun({"publish": error}, reference) from error
-    return reference
+        except Exception as error:
+            failed["publish"] = error
+    return conclude(report, failed)
 
 
 class _Recorder:

@@ -45,7 +45,9 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
     for one in whole:
         tuned_on = {name: (one.base, one.adapter(name)) for name in one.tailored if one.adapters}
         files.append(_quantised(run, config, prompts, steps.model_label("tailored", one.ratio), tuned_on))
-    of_dense, *of_runs = surviving(files)
+    scored, unscored = zip(*files, strict=True)
+    failed |= failures(scored) | {title: error for own in unscored for title, error in own.items()}
+    of_dense, *of_runs = surviving(list(scored))
     report = run(
         stages.REPORT,
         ReportSettings(as_shown(config), {name: one_line(error) for name, error in failed.items()}),
@@ -105,16 +107,19 @@ def _profile(run: Runner, config: RunConfig, label: str, pruned: Artifact, dense
 
 def _quantised(
     run: Runner, config: RunConfig, prompts: Prompts, label: str, models: Mapping[str, Model]
-) -> dict[str, dict[str, Artifact]]:
-    """Score a benchmark's model in the GGUF types of the export, by type; what fails must not cost the report."""
+) -> tuple[dict[str, dict[str, Artifact]], dict[str, Exception]]:
+    """Score a benchmark's model in the GGUF types of the export, by type; what fails here must not cost the report."""
     scores: dict[str, dict[str, Artifact]] = {}
+    failed: dict[str, Exception] = {}
     for kind, (name, model) in product(dict.fromkeys(own.type for own in exports(config) if own.type), models.items()):
         settings, title = QuantisedSettings.of(named_benchmark(config, name), kind), f"score {name} {label}, {kind}"
         asked = prompts.evaluation[name]
         scored = attempt(title, partial(_score_file, run, settings, config.model.short_name, asked, title, model))
-        if not isinstance(scored, Exception):
+        if isinstance(scored, Exception):
+            failed[title] = scored
+        else:
             scores.setdefault(kind, {})[name] = scored
-    return scores
+    return scores, failed
 
 
 def _score_file(

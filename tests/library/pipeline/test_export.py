@@ -16,7 +16,7 @@ import torch
 from gguf import GGUFReader
 from huggingface_hub import metadata_load
 
-from compositions import built, compose, fail, kinds, run_command
+from compositions import built, compose, compose_incomplete, fail, kinds, run_command
 from helpers import add_merge, as_toml, save_tiny_llama, write_jsonl
 from llama_cpp import llama_cpp
 from tailored_llama import serving
@@ -321,7 +321,8 @@ def test_a_type_that_cannot_be_scored_does_not_cost_the_report(
     exporting["store"]["export_formats"] = ["gguf:f32", "gguf:q8_0"]
     error = OSError(errno.EINVAL, "no room for the file")
     fail(monkeypatch, (serving, "score_quantised"), error, lambda call: call["settings"].type == "q8_0")
-    report = compose("tailor", validate_config(exporting))
+    report, failed = compose_incomplete("tailor", validate_config(exporting))
+    assert failed == {f"score colours {model}, q8_0": error for model in ("dense", "tailored @ 0.20")}
     files = {row.model for row in read_recovery(report)[0]} - {"dense", "pruned", "tailored"}
     assert files == {"dense f32", "tailored f32"}
     assert len(list(Path(exporting["store"]["export"]).glob("*-gguf"))) == 2

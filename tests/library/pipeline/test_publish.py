@@ -14,8 +14,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from compositions import run_command
+from compositions import fail, run_command
 from helpers import as_toml
+from tailored_llama import pruning
 from tailored_llama.config import SmallestConfig, validate_as
 from tailored_llama.errors import InputError, UnreachableError
 from tailored_llama.pipeline import publish
@@ -172,3 +173,22 @@ def test_a_failing_upload_is_tried_again_and_never_loses_the_answer(
     assert (tmp_path / "models" / "colours" / "certificate.json").is_file()
     assert (tmp_path / "published" / "certificate.json").is_file() == (errors < 4)
     assert ("error: publish: the Hub does not answer" in err) == (errors > 3)
+
+
+def test_a_candidate_that_fails_takes_nothing_from_what_is_proven(
+    own_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(
+        monkeypatch,
+        (pruning, "prune_model"),
+        RuntimeError("a shape is wrong"),
+        lambda call: call["settings"].ratio > 0.3,
+    )
+    own_run["pruning"]["ratios"] = [0.2, 0.4]
+    own_run["store"] |= {"export": str(tmp_path / "models"), "publish": str(tmp_path / "published")}
+    goal = '[goal]\nruntime = "transformers"\nlose_at_most = 90\neven_if_unprovable = true\n'
+    (path := tmp_path / "run.toml").write_text(as_toml(own_run) + goal)
+    status, _, err = run_command(path)
+    assert status == 1
+    assert "@ 0.40, 16 bits: a shape is wrong" in err
+    assert (tmp_path / "published" / "certificate.json").is_file()
