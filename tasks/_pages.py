@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from prefect.context import FlowRunContext
 from tailored_llama import reports
 from tailored_llama.config import StoreConfig
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import place_report, report_target
-from tailored_llama.store import MANIFEST, ArtifactRef, ArtifactStore, Manifest, read_manifest
+from tailored_llama.pipeline import costs_of, parts_of, place_report, report_target
+from tailored_llama.store import ArtifactRef, ArtifactStore
 
 PAGES = {  # reports that the UI shows, by stage: the Markdown file, the artifact's key, and a few words about it
     "report": ("report", "recovery", "What was kept and what was lost"),
@@ -89,17 +88,14 @@ def stages_page(store: ArtifactStore, ref: ArtifactRef) -> str:
     """A Markdown table of an artifact and all that it was made from, in the order they were made."""
     context = FlowRunContext.get()
     begun = context.start_time.timestamp() if context else math.inf
-    new: list[Manifest] = []
-    old: list[Manifest] = []
-    rows = []
-    for time, label, part in sorted(_parts(store, ref), key=lambda entry: entry[0]):
-        (new if time >= begun else old).append(part)
-        when = "in this run" if time >= begun else f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d}"
-        costs = [f"{part.seconds:,.1f} s", f"{part.peak_memory_bytes / 1e9:.2f} GB"]
-        cells = [label, *(cell.translate(_UNBROKEN) for cell in (when, *costs))]
-        rows.append(f"| {part.stage} | {' | '.join(cells)} | `{part.stage}/{part.key[:_SHOWN_KEY]}*` |")
-    head = f"{len(new)} computed in this run, in {_seconds(new)}"
-    head += f"; {len(old)} found in the store, which took {_seconds(old)} to compute." if old else "."
+    parts, rows = parts_of(store, ref), []
+    for part in parts:
+        made = part.manifest
+        when = "in this run" if part.time >= begun else f"{datetime.fromtimestamp(part.time, UTC):%Y-%m-%d}"
+        costs = [f"{made.seconds:,.1f} s", f"{made.peak_memory_bytes / 1e9:.2f} GB"]
+        cells = [part.label, *(cell.translate(_UNBROKEN) for cell in (when, *costs))]
+        rows.append(f"| {made.stage} | {' | '.join(cells)} | `{made.stage}/{made.key[:_SHOWN_KEY]}*` |")
+    head = f"{costs_of(parts, begun)}."
     lines = ["# Stages", "", head, ""]
     if left := max(0, len(rows) - _ROWS):
         lines += [f"The {left:,} oldest are not shown.", ""]
@@ -112,31 +108,7 @@ def stages_page(store: ArtifactStore, ref: ArtifactRef) -> str:
     return "\n".join([*lines, f"Artifacts are folders of `{store.root}`; * stands for the rest of the key.", ""])
 
 
-def _parts(store: ArtifactStore, ref: ArtifactRef) -> Iterator[tuple[float, str, Manifest]]:
-    """An artifact and all that it was made from, as far as stored here: publication time, label and manifest."""
-    seen, waiting = {ref.key}, [("", ref)]
-    while waiting:
-        label, part = waiting.pop(0)
-        folder = store.folder(part.stage, part.key)
-        try:
-            time, manifest = (folder / MANIFEST).stat().st_mtime, read_manifest(folder)
-        except (OSError, InputError):
-            continue
-        words = label.removeprefix(part.stage).split()
-        named = [str(manifest.config[name]) for name in ("benchmark", "split") if name in manifest.config]
-        yield time, " ".join([*words, *(name for name in named if name not in words)]), manifest
-        for name, used in manifest.inputs.items():
-            if used.key not in seen:
-                seen.add(used.key)
-                waiting.append((name, used))
-
-
 def _location(store: ArtifactStore, ref: ArtifactRef) -> str:
     if "://" in store.root:
         return f"{store.root.rstrip('/')}/{ref.stage}/{ref.key}"
     return str(store.folder(ref.stage, ref.key))
-
-
-def _seconds(parts: list[Manifest]) -> str:
-    minutes, seconds = divmod(round(sum(part.seconds for part in parts)), 60)
-    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

@@ -5,6 +5,8 @@ from .compositions import Composition as Composition
 from .compositions import place_report as place_report
 from .compositions import report_target as report_target
 from .compositions import run_composition as run_composition
+from .lineage import costs_of as costs_of
+from .lineage import parts_of as parts_of
 from .only import run_only as run_only
 from .rows import rows_of as rows_of
 from .runner import Artifact as Artifact

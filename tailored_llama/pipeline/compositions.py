@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -24,6 +25,7 @@ from tailored_llama.config import (
 )
 from tailored_llama.console import console
 from tailored_llama.errors import InputError, one_line
+from tailored_llama.pipeline.lineage import costs_of, parts_of
 from tailored_llama.pipeline.prompts import prompts
 from tailored_llama.pipeline.rows import rows_of
 from tailored_llama.pipeline.runner import IncompleteRun, Runner
@@ -122,6 +124,7 @@ def run_composition(
     """
     composition = COMPOSITIONS[name]
     failed: dict[str, Exception] = {}
+    begun = time.time()
     try:
         config = load_config(file, overrides, composition.kind)
         composition.check(config)
@@ -139,12 +142,14 @@ def run_composition(
         if error.report is None:
             return 1
         report = error.report
-    folder = ArtifactStore(config.store.root).open(report)
+    store = ArtifactStore(config.store.root)
+    folder = store.open(report)
     if report.stage not in REPORTS:  # one stage alone was wanted
         print(f"{report.stage}: {folder}")
         return 0
     folder = place_report(folder, target)
     Console().print(reports.stored_table(folder))
+    print(f"stages: {costs_of(parts_of(store, report), begun)}")
     print(f"report: {folder / composition.page}")
     for model in composition.finished(config, folder) if not failed else ():
         print(f"model: {model}")
