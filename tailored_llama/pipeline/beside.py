@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from threading import Lock, Semaphore
 from typing import Any
 
@@ -77,7 +78,14 @@ def _run(rank: int, progress: Progress, name: str, inputs: Any, settings: Any, w
 
     from tailored_llama.pipeline.stages import STAGES
 
+    for handler in logging.getLogger("tailored_llama").handlers:  # one line of several stages says which it is of
+        handler.addFilter(partial(_named, work.name.rpartition(" ")[0]))
     stage, threads = STAGES[name], torch.get_num_threads()
     torch.set_num_threads(threads if stage.timed else max(1, threads // work.execution.processes))
     facts = run_here(stage, inputs, settings, replace(work, progress=progress))
     return {**(facts or {}), "peak_memory_bytes": peak_memory()}
+
+
+def _named(stage: str, record: logging.LogRecord) -> bool:
+    record.msg, record.args = f"{stage}: {record.getMessage()}", ()
+    return True

@@ -30,10 +30,12 @@ from tailored_llama.progress import silent
 SIDE_BY_SIDE = {"execution": {"processes": 2}}
 
 
-def test_they_make_what_one_after_another_makes(two: dict[str, Any]) -> None:
+def test_they_make_what_one_after_another_makes(two: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     two["profile"] = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
     config = validate_config(two)
-    report = compose("tailor", validate_config(two | SIDE_BY_SIDE))
+    with caplog.at_level(logging.INFO):
+        report = compose("tailor", validate_config(two | SIDE_BY_SIDE))
+    assert any(line.startswith("tune shades @ 0.20: epoch 1 of 2") for line in caplog.messages)
     before = built(two["store"]["root"])
     assert compose("tailor", config) == report
     assert built(two["store"]["root"]) == before  # down to each key, which follows from the bytes of what was read
