@@ -135,6 +135,7 @@ def test_a_damaged_artifact_is_refused_on_open(made: RunConfig, tmp_path: Path, 
     assert not folder.exists()
 
 
+@pytest.mark.usefixtures("all_general_words")  # as the fixture that built the store
 def test_the_pipeline_builds_what_is_damaged_again_and_ends_with_the_same_bytes(
     made: RunConfig, tmp_path: Path
 ) -> None:
