@@ -15,7 +15,8 @@ from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import Answers
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.answer import answers_of
-from tailored_llama.pipeline.runner import Artifact, Runner
+from tailored_llama.pipeline.futures import Artifact
+from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.steps import Dense, Prompts
 from tailored_llama.serving import GgufSettings, QuantisedSettings
 

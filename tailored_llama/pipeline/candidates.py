@@ -15,7 +15,8 @@ from tailored_llama.errors import one_line
 from tailored_llama.evaluation import Answers, Candidate, CandidateParts, Ladder, Measured, ProfileSettings, Rung
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.bases import Base, Model, Step, better_dense, gguf, prepare, read_all, score
-from tailored_llama.pipeline.runner import Artifact, Cancelled, Runner
+from tailored_llama.pipeline.futures import Artifact, Cancelled
+from tailored_llama.pipeline.runner import Runner
 
 log = logging.getLogger(__name__)
 

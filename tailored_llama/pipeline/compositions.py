@@ -25,10 +25,11 @@ from tailored_llama.config import (
 )
 from tailored_llama.console import console
 from tailored_llama.errors import InputError, one_line
+from tailored_llama.pipeline.futures import IncompleteRun
 from tailored_llama.pipeline.lineage import costs_of, parts_of
 from tailored_llama.pipeline.prompts import prompts
 from tailored_llama.pipeline.rows import rows_of
-from tailored_llama.pipeline.runner import IncompleteRun, Runner
+from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.smallest import check_smallest, provable_lines, shipped, smallest
 from tailored_llama.pipeline.sweep import sweep
 from tailored_llama.pipeline.tailor import tailor

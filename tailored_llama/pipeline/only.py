@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline.runner import Artifact, Runner
+from tailored_llama.pipeline.futures import Artifact
+from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.stage import Stage, map_leaves
 from tailored_llama.store import ArtifactRef
 

@@ -15,8 +15,9 @@ from tailored_llama.config import (
 from tailored_llama.data import candidates, study_templates
 from tailored_llama.evaluation import StudiedBenchmark
 from tailored_llama.pipeline import stages, steps
+from tailored_llama.pipeline.futures import Artifact, conclude
 from tailored_llama.pipeline.reporting import StudySettings
-from tailored_llama.pipeline.runner import Artifact, Runner, conclude
+from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.steps import Prompts
 from tailored_llama.store import ArtifactRef
 

@@ -26,10 +26,11 @@ from tailored_llama.evaluation import Answer, LossTest, Measured, Proof, RowSet,
 from tailored_llama.pipeline import bases, candidates, stages
 from tailored_llama.pipeline.answer import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.candidates import SearchState
+from tailored_llama.pipeline.futures import Artifact, conclude, succeeded
 from tailored_llama.pipeline.only import OnlyRunner
 from tailored_llama.pipeline.publish import publish_answer
 from tailored_llama.pipeline.rows import scored_rows
-from tailored_llama.pipeline.runner import Artifact, Runner, conclude, succeeded
+from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.stage import Stage, leaves
 from tailored_llama.store import ANSWER, HUB, ArtifactRef, ArtifactStore, check_target, place, record_opening
 

@@ -24,7 +24,8 @@ from tailored_llama.config import (
 from tailored_llama.evaluation import MeasuredModel, PerplexitySettings, ScoreSettings, TunedDense
 from tailored_llama.models import DenseSettings
 from tailored_llama.pipeline import stages
-from tailored_llama.pipeline.runner import Artifact, Runner
+from tailored_llama.pipeline.futures import Artifact
+from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings, SplitSettings
 from tailored_llama.training import HealSettings, TeachSettings, TuneSettings
 

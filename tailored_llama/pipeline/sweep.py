@@ -18,8 +18,9 @@ from tailored_llama.config import (
 )
 from tailored_llama.evaluation import MeasuredModel, SweptCell
 from tailored_llama.pipeline import stages, steps
+from tailored_llama.pipeline.futures import Artifact, attempt, conclude, settle
 from tailored_llama.pipeline.reporting import SweepSettings
-from tailored_llama.pipeline.runner import Artifact, Runner, attempt, conclude, settle
+from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.steps import Prompts
 from tailored_llama.store import ArtifactRef
 

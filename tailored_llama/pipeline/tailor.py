@@ -12,8 +12,9 @@ from tailored_llama.config import TUNED_DENSE, RunConfig, as_shown, exports, nam
 from tailored_llama.errors import one_line
 from tailored_llama.evaluation import MeasuredModel, ProfileSettings, TailoredRun, TunedDense
 from tailored_llama.pipeline import stages, steps
+from tailored_llama.pipeline.futures import Artifact, attempt, conclude, failures, surviving
 from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings
-from tailored_llama.pipeline.runner import Artifact, Runner, attempt, conclude, failures, surviving
+from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.steps import Dense, Prompts
 from tailored_llama.serving import GgufSettings, QuantisedSettings
 from tailored_llama.store import FINISHED, GGUF, ArtifactRef, place

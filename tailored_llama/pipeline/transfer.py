@@ -8,8 +8,9 @@ from functools import partial
 from tailored_llama.config import DENSE, GENERIC, UNREAD_BY_TRANSFER, UNTUNED_MODEL, RunConfig, TransferConfig, as_shown
 from tailored_llama.evaluation import TransferScore
 from tailored_llama.pipeline import stages, steps
+from tailored_llama.pipeline.futures import Artifact, attempt, conclude, settle
 from tailored_llama.pipeline.reporting import ReportSettings
-from tailored_llama.pipeline.runner import Artifact, Runner, attempt, conclude, settle
+from tailored_llama.pipeline.runner import Runner
 from tailored_llama.store import ArtifactRef
 
 

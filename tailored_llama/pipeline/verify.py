@@ -15,7 +15,8 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answers, LossTest
 from tailored_llama.pipeline import steps
 from tailored_llama.pipeline.answer import CERTIFICATE, PROOF, PROOF_SCHEMA, answers_of
-from tailored_llama.pipeline.runner import Artifact, Runner
+from tailored_llama.pipeline.futures import Artifact
+from tailored_llama.pipeline.runner import Runner
 from tailored_llama.store import read_table, sha256_file
 
 

@@ -1,0 +1,186 @@
+"""Futures: what stages return before they have run, and what has become of many of them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, replace
+from threading import Thread
+from typing import Any, Generic, Protocol, TypeVar
+
+from tailored_llama.errors import one_line
+from tailored_llama.pipeline.stage import is_container, leaves, map_leaves
+from tailored_llama.store import ArtifactRef
+
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Future(Protocol[R_co]):
+    """What a stage returns, now or later."""
+
+    def result(self) -> R_co:
+        """Wait for the result; a failure is raised, also that of a stage before this one."""
+
+    def failures(self) -> Iterator[tuple[str, Exception]]:
+        """Wait; the stages that failed, by name, of this one and those before it."""
+
+
+class Done(Generic[R]):
+    """The future of a stage that has succeeded."""
+
+    def __init__(self, value: R) -> None:
+        self._value = value
+
+    def result(self) -> R:
+        return self._value
+
+    def failures(self) -> Iterator[tuple[str, Exception]]:
+        return iter(())
+
+
+Artifact = Future[Any]  # of a reference into the store, or of a folder: compositions only pass it on, or open it
+
+
+class Cancelled(RuntimeError):
+    """The run was cancelled while one of its stages was under way."""
+
+
+class IncompleteRun(RuntimeError):
+    """Raised at the end of a run of which some stages failed.
+
+    Args:
+        failed: each failure, by the name of its stage or of the cell that lacks it.
+        report: the reference of the report of what there is, if there is one.
+    """
+
+    def __init__(self, failed: Mapping[str, Exception], report: ArtifactRef | None = None) -> None:
+        self.failed, self.report = failed, report
+        super().__init__("; ".join(f"{name}: {error}" for name, error in failed.items()))
+
+
+class Later(Generic[R]):
+    """The future of a stage that a thread waits for; the thread ends with this process.
+
+    Args:
+        name: how the stage is shown to people.
+        inputs: what it reads; its own failure is that of the first of them that failed.
+        make: finds or builds the artifact.
+    """
+
+    def __init__(self, name: str, inputs: Mapping[str, Any], make: Callable[[], R]) -> None:
+        self.name, self.inputs, self._made = name, inputs, concurrent.futures.Future[R]()
+        Thread(target=self._run, args=(make,), daemon=True).start()
+
+    def _run(self, make: Callable[[], R]) -> None:
+        try:
+            self._made.set_result(make())
+        except BaseException as error:  # a library in Rust panics with one; nothing must wait forever
+            self._made.set_exception(error)
+
+    def result(self) -> R:
+        return self._made.result()
+
+    def failures(self) -> Iterator[tuple[str, Exception]]:
+        if isinstance(error := self._made.exception(), Exception):
+            yield from failures(self.inputs).items() or [(self.name, error)]
+
+
+def result(value: T) -> T:
+    """A value with every future in it replaced by its result; within dataclasses, mappings and sequences, too.
+
+    Raises:
+        Exception: the first failure.
+    """
+    found: T = map_leaves(lambda leaf: leaf.result() if hasattr(leaf, "failures") else leaf, value)
+    return found
+
+
+def failures(value: Any) -> dict[str, Exception]:
+    """The stages that failed of all that a value is made of, by name; waits for all of them.
+
+    Raises:
+        Cancelled: the run was cancelled meanwhile.
+    """
+    futures = [leaf for _, leaf in leaves(value) if hasattr(leaf, "failures")]
+    found = {name: error for future in futures for name, error in future.failures()}
+    if cancelled := next((error for error in found.values() if isinstance(error, Cancelled)), None):
+        raise cancelled
+    return found
+
+
+def succeeded(value: Any) -> bool:
+    """Whether a value has all its parts; waits for all of them."""
+    return value is not None and not failures(value)
+
+
+def surviving(value: Any) -> Any:
+    """What has not failed of nested values, or None; waits for all of it.
+
+    Mappings and sequences lose what failed. In a dataclass it is None, and without a part that must be there, the whole
+    is None.
+    """
+    if value is None or hasattr(value, "failures"):
+        return value if succeeded(value) else None
+    if isinstance(value, Mapping):
+        return {name: part for name, own in value.items() if (part := surviving(own)) is not None}
+    if isinstance(value, list):
+        return [part for own in value if (part := surviving(own)) is not None]
+    if not is_container(value):
+        return value
+    parts = {field.name: surviving(getattr(value, field.name)) for field in fields(value)}
+    lost = any(parts[field.name] is None and not str(field.type).endswith("None") for field in fields(value))
+    return None if lost else replace(value, **parts)
+
+
+def attempt(name: str, build: Callable[[], T]) -> T | Exception:
+    """What a part of a study that may fail alone is made of, or the error that ended it in this process."""
+    try:
+        return build()
+    except Exception as error:
+        log.error("%s failed: %s", name, error)
+        return error
+
+
+def settle(attempts: Iterable[tuple[str, Any, Any]]) -> tuple[list[Any], dict[str, Exception]]:
+    """Wait for the rows of a study, with all stages that they are made of.
+
+    Args:
+        attempts: a name; an empty row, to which a failure adds its `error`; and what came of the whole one.
+
+    Returns:
+        The rows, and the failures by name.
+
+    Raises:
+        Cancelled: the run was cancelled meanwhile.
+    """
+    rows, failed = [], dict[str, Exception]()
+    for name, row, outcome in attempts:
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            result(outcome)
+            rows.append(outcome)
+        except Cancelled:
+            raise
+        except Exception as error:
+            failed[name] = error
+            rows.append(replace(row, error=one_line(error)))
+    return rows, failed
+
+
+def conclude(report: Artifact | None, failed: Mapping[str, Exception]) -> ArtifactRef:
+    """The reference of a run's report.
+
+    Raises:
+        IncompleteRun: stages failed.
+    """
+    written = report.result() if report is not None and succeeded(report) else None
+    if failed or written is None:
+        raise IncompleteRun(failed, written)
+    reference: ArtifactRef = written
+    return reference
