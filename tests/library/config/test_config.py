@@ -31,7 +31,7 @@ from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.errors import InputError
 
 SHIPPED = sorted((Path(__file__).parents[3] / "data").glob("*.toml"))
-SWEEPS = ("sweep", "recovery", "recovery-small", "reach", "shots", "soft-prompts", "models")
+SWEEPS = ("sweep", "recovery", "recovery-small", "reach", "healing", "shots", "soft-prompts", "models")
 KINDS: dict[str, type[RunConfig]] = {
     **dict.fromkeys(SWEEPS, SweepConfig),
     "prompts-study": PromptStudyConfig,
