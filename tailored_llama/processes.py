@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import queue
 import signal
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from logging.handlers import QueueHandler
 from multiprocessing import parent_process
 from threading import Thread, main_thread
@@ -124,8 +124,8 @@ def _member(rank: int, function: Callable[..., dict[str, Any]], arguments: tuple
     except Exception as error:
         error.add_note(traceback.format_exc())
         try:
-            messages.put(pickle.loads(pickle.dumps(error)))
-        except Exception:  # it takes other arguments than it keeps, or its class is not found by its name
+            messages.put(copy(error))  # made anew from its arguments, as on the other side
+        except Exception:  # it takes other arguments than it keeps
             messages.put(RuntimeError(f"{type(error).__name__}: {error}"))
         raise
     if not rank:

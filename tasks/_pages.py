@@ -90,11 +90,11 @@ def stages_page(store: ArtifactStore, ref: ArtifactRef) -> str:
     begun = context.start_time.timestamp() if context else math.inf
     parts, rows = parts_of(store, ref), []
     for part in parts:
-        made = part.manifest
+        manifest = part.manifest
         when = "in this run" if part.time >= begun else f"{datetime.fromtimestamp(part.time, UTC):%Y-%m-%d}"
-        costs = [f"{made.seconds:,.1f} s", f"{made.peak_memory_bytes / 1e9:.2f} GB"]
+        costs = [f"{manifest.seconds:,.1f} s", f"{manifest.peak_memory_bytes / 1e9:.2f} GB"]
         cells = [part.label, *(cell.translate(_UNBROKEN) for cell in (when, *costs))]
-        rows.append(f"| {made.stage} | {' | '.join(cells)} | `{made.stage}/{made.key[:_SHOWN_KEY]}*` |")
+        rows.append(f"| {manifest.stage} | {' | '.join(cells)} | `{manifest.stage}/{manifest.key[:_SHOWN_KEY]}*` |")
     head = f"{costs_of(parts, begun)}."
     lines = ["# Stages", "", head, ""]
     if left := max(0, len(rows) - _ROWS):

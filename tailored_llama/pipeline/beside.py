@@ -13,24 +13,24 @@ from typing import Any
 
 from tailored_llama.config import Work
 from tailored_llama.memory import peak_memory
-from tailored_llama.pipeline.stage import Facts, Stage, run_here
+from tailored_llama.pipeline.stage import Facts, Stage, run_stage
 from tailored_llama.processes import Killed, run_processes
 from tailored_llama.progress import Progress, silent
 
 
-class Places:
-    """Room for so many stages at a time."""
+class Slots:
+    """So many stages at a time."""
 
     def __init__(self, count: int) -> None:
         self._count, self._free, self._turn = count, Semaphore(count), Lock()
         self._keys: defaultdict[str, Lock] = defaultdict(Lock)
 
     @contextmanager
-    def taken(self, key: str, is_built: Callable[[], bool], alone: bool) -> Iterator[bool]:
-        """Hold a place for an artifact that is to be built; whether it is one, or was built meanwhile.
+    def held(self, key: str, is_built: Callable[[], bool], alone: bool) -> Iterator[bool]:
+        """Hold a slot while an artifact is built; False, without a slot, if it was built meanwhile.
 
-        Who builds the same waits without a place. A stage that measures time holds all places; while it waits for them,
-        no other begins.
+        A second call of the same artifact waits without a slot. A stage that measures time holds all slots (`alone`);
+        while it waits for them, no other stage begins.
         """
         with self._keys[key]:
             if is_built():
@@ -47,9 +47,9 @@ class Places:
 
 
 @cache
-def places(count: int) -> Places:
-    """The places of this process, which all its runs share."""
-    return Places(count)
+def slots(count: int) -> Slots:
+    """The slots of this process, which all its runs share."""
+    return Slots(count)
 
 
 def run_beside(
@@ -78,11 +78,11 @@ def _run(rank: int, progress: Progress, name: str, inputs: Any, settings: Any, w
 
     from tailored_llama.pipeline.stages import STAGES
 
-    for handler in logging.getLogger("tailored_llama").handlers:  # one line of several stages says which it is of
+    for handler in logging.getLogger("tailored_llama").handlers:  # several stages log at once
         handler.addFilter(partial(_named, work.name.rpartition(" ")[0]))
     stage, threads = STAGES[name], torch.get_num_threads()
     torch.set_num_threads(threads if stage.timed else max(1, threads // work.execution.processes))
-    facts = run_here(stage, inputs, settings, replace(work, progress=progress))
+    facts = run_stage(stage, inputs, settings, replace(work, progress=progress))
     return {**(facts or {}), "peak_memory_bytes": peak_memory()}
 
 

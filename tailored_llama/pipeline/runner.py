@@ -19,9 +19,9 @@ from typing import Any, Protocol, TypeVar
 
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work
 from tailored_llama.console import progress_bar
-from tailored_llama.pipeline.beside import places, run_beside
+from tailored_llama.pipeline.beside import run_beside, slots
 from tailored_llama.pipeline.futures import Artifact, Done, Later, result
-from tailored_llama.pipeline.stage import Call, Facts, Stage, run_here
+from tailored_llama.pipeline.stage import Call, Facts, Stage, run_stage
 from tailored_llama.processes import check_main
 from tailored_llama.progress import Progress
 from tailored_llama.store import ArtifactRef, ArtifactStore, Manifest
@@ -124,7 +124,7 @@ def build(
         folders = call.open_inputs(artifacts.open)
         if beside:
             return run_beside(stage, folders, call.settings, work, check)
-        return run_here(stage, folders, call.settings, work)
+        return run_stage(stage, folders, call.settings, work)
 
     def is_built() -> bool:
         return artifacts.find(stage.name, call.key) is not None
@@ -132,7 +132,7 @@ def build(
     with ExitStack() as held:
         beside = False
         if stage.on_device and execution.processes > 1:
-            beside = held.enter_context(places(execution.processes).taken(call.key, is_built, stage.timed))
+            beside = held.enter_context(slots(execution.processes).held(call.key, is_built, stage.timed))
         if stage.timed or not stage.on_device:
             held.enter_context(_ALONE)
         check()

@@ -83,7 +83,7 @@ class Call(Generic[S]):
         return dict(opened)
 
 
-def run_here(stage: Stage[S], inputs: Mapping[str, Any], settings: S, work: Work) -> Facts:
+def run_stage(stage: Stage[S], inputs: Mapping[str, Any], settings: S, work: Work) -> Facts:
     """Run a stage's function on the folders of its inputs; on the device it waits for its turn."""
     if not stage.on_device:
         return stage.load()(**inputs, settings=settings, work=work)

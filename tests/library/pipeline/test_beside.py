@@ -22,7 +22,7 @@ from services import ROOT, children, children_of, until
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work, validate_config
 from tailored_llama.evaluation import PerplexitySettings, read_recovery
 from tailored_llama.pipeline import Stage, StoreRunner, runner, steps
-from tailored_llama.pipeline.beside import Places, run_beside
+from tailored_llama.pipeline.beside import Slots, run_beside
 from tailored_llama.pipeline.stages import PERPLEXITY
 from tailored_llama.processes import run_processes
 from tailored_llama.progress import silent
@@ -101,13 +101,13 @@ def test_an_error_that_cannot_be_sent_is_told_in_words_and_a_log_as_its_reader_a
         assert caplog.messages == told
 
 
-def test_what_measures_time_runs_alone_and_who_builds_the_same_takes_no_place() -> None:
-    places, order, built = Places(2), list[str](), set[str]()
+def test_what_measures_time_runs_alone_and_who_builds_the_same_takes_no_slot() -> None:
+    slots, order, built = Slots(2), list[str](), set[str]()
 
     def begin(key: str, alone: bool = False) -> Thread:
         def hold() -> None:
-            with places.taken(key, lambda: key in built, alone) as place:
-                order.append(key if place else f"{key} is there")
+            with slots.held(key, lambda: key in built, alone) as held:
+                order.append(key if held else f"{key} is there")
                 built.add(key)
 
         thread = Thread(target=hold)
@@ -115,7 +115,7 @@ def test_what_measures_time_runs_alone_and_who_builds_the_same_takes_no_place() 
         thread.join(0.1)
         return thread
 
-    with places.taken("first", lambda: False, alone=False):
+    with slots.held("first", lambda: False, alone=False):
         same = begin("first")
         begin("beside")
         waiting = [begin("timed", alone=True), begin("after it"), same]
