@@ -175,8 +175,10 @@ def _ask(worker: ProcessPoolExecutor, folder: Path, device: str, batch: int, pro
 
 def _measure(folder: Path, device: str, batch: int, profile: ProfileConfig) -> Pass:
     """Run one pass, in the checkpoint's own process."""
+    said = f"checkpoint: got {folder}; allowed: one that fits into memory"
     try:
         model, base = _loaded(folder, device)
+        said = f"batch: got {batch}; allowed: fewer prompts ({folder} ran out of memory)"
         seeded = torch.Generator().manual_seed(0)
         ids = torch.randint(model.config.vocab_size, (batch, profile.prompt_tokens), generator=seeded).to(model.device)
         _restart_peak(device)
@@ -185,7 +187,7 @@ def _measure(folder: Path, device: str, batch: int, profile: ProfileConfig) -> P
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise InputError(f"batch: got {batch}; allowed: fewer prompts ({folder} ran out of memory)") from None
+        raise InputError(said) from None
 
 
 def _load(folder: Path, device: str) -> None:

@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from helpers import prune
+from tailored_llama import models
 from tailored_llama.cli import main
 from tailored_llama.config import ProfileConfig, PruningConfig, Work, validate_config
 from tailored_llama.errors import InputError
@@ -176,12 +177,15 @@ def test_what_cannot_be_measured_is_said_before_anything_runs(
 
 
 def test_running_out_of_memory_is_said(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(*_: Any) -> None:
+    def exhausted(*_: Any, **__: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr(profiling, "decode", exhausted)
     with pytest.raises(InputError, match=r"batch: got 64; allowed: fewer prompts \(.* ran out of memory\)"):
         profiling._measure(tiny, "cpu", 64, LOAD)
+    monkeypatch.setattr(models, "load_model", exhausted)
+    with pytest.raises(InputError, match="checkpoint: got large; allowed: one that fits into memory"):
+        profiling._measure(Path("large"), "cpu", 64, LOAD)
     with (
         ProcessPoolExecutor(1, get_context("spawn"), os._exit, (9,)) as killed,
         pytest.raises(InputError, match=r"batch: got 64; allowed: fewer prompts \(the process of here died"),
