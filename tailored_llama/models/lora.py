@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import local
 from typing import Any
 
 import torch
@@ -39,8 +40,11 @@ def join_projections(model: Any) -> None:
                     layer.forward = partial(group.forward, layer, layer.forward)  # type: ignore[method-assign]
 
 
-class _Group:
-    """LoRA layers that are called one after another with the same input; the first call computes all outputs."""
+class _Group(local):
+    """LoRA layers that are called one after another with the same input; the first call computes all outputs.
+
+    What it keeps between the calls is that of one thread.
+    """
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.layers = layers

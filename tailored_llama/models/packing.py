@@ -22,6 +22,7 @@ from tailored_llama.models import libraries  # noqa: F401 - before torch
 from tailored_llama.models.attention import ATTENTION, Block, Header, Row
 from tailored_llama.models.checkpoints import LAYERED_PREFIX
 from tailored_llama.models.load import head_logits
+from tailored_llama.models.threads import side_by_side, threads_each
 
 Result = TypeVar("Result")
 
@@ -78,12 +79,13 @@ def _fill(lengths: Sequence[int], start: int, budget: int, padded: bool) -> int:
 
 
 def within_memory(
-    lengths: Sequence[int], budget: int, run: Callable[[list[int]], Result], padded: bool = False
+    lengths: Sequence[int], budget: int, run: Callable[[list[int]], Result], padded: bool = False, at_once: int = 1
 ) -> Iterator[tuple[list[int], Result]]:
     """Run batches of documents, longest first, with at most `budget` tokens each (but at least one document).
 
-    When memory runs out, on CUDA or on the CPU, the budget is halved for the remaining batches. If `padded`, `run` pads
-    the documents of a batch to the longest, so that padding counts.
+    So many batches run `at_once`. When memory runs out, on CUDA or on the CPU, the remaining batches run one after
+    another, and then with half the budget. If `padded`, `run` pads the documents of a batch to the longest, so that
+    padding counts.
 
     Yields:
         The batch, as indices of documents, and the result of `run`.
@@ -95,16 +97,22 @@ def within_memory(
     ordered = [lengths[i] for i in order]
     start = 0
     while start < len(order):
-        stop = _fill(ordered, start, budget, padded)
-        batch = order[start:stop]
+        stop, wave = start, list[list[int]]()
+        while stop < len(order) and len(wave) < at_once:
+            first, stop = stop, _fill(ordered, stop, budget, padded)
+            wave.append(order[first:stop])
         try:
-            result = run(batch)
+            results = side_by_side(run, wave, threads_each(at_once))
         except (RuntimeError, MemoryError) as error:
-            if len(batch) == 1 or not out_of_memory(error):
+            if len(wave) == len(wave[0]) == 1 or not out_of_memory(error):
                 raise
-            budget = halved(ordered[start] * len(batch) if padded else sum(ordered[start:stop]))
+            if len(wave) > 1:
+                at_once = 1
+                logging.getLogger(__name__).warning("memory ran out: going on with one pass at a time")
+            else:
+                budget = halved(ordered[start] * len(wave[0]) if padded else sum(ordered[start:stop]))
             continue
-        yield batch, result
+        yield from zip(wave, results, strict=True)
         start = stop
 
 

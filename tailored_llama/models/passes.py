@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from tailored_llama.memory import out_of_memory
@@ -13,6 +14,7 @@ from tailored_llama.models import packing
 from tailored_llama.models.attention import Header
 from tailored_llama.models.packing import Document
 from tailored_llama.models.streaming import enter, layers_of
+from tailored_llama.models.threads import passes_at_once, threads_each, using_threads
 
 Result = TypeVar("Result")
 
@@ -66,6 +68,8 @@ def run_packed(
 ) -> Iterator[tuple[list[int], Result]]:
     """Run documents in packed rows of at most `budget` tokens, longest first; fewer when memory runs out.
 
+    On a CPU, several rows run at once in a model that one row does not keep busy.
+
     A streamed model gives the same results. Each of its layers is read once for many rows. `model` is inside
     `packed_attention`, and the token ids `shared` precede every document.
 
@@ -87,7 +91,8 @@ def run_packed(
         row = row_of([items[i] for i in batch])
         return finish(row, packing.packed_states(model, row.documents, packing.distinct(row.positions), header))
 
-    yield from packing.within_memory([len(item.document) for item in items], budget, run)
+    lengths = [len(item.document) for item in items]
+    yield from packing.within_memory(lengths, budget, run, at_once=passes_at_once(model, budget))
 
 
 def _sweeps(
@@ -105,9 +110,12 @@ def _sweeps(
         tokens = [sum(lengths[i] for i in part) for part in parts]
         parts = parts[: len(packing.batches(tokens, _SWEEP_TOKENS)[0])]
         rows = [row_of([items[i] for i in part]) for part in parts]
+        threads = threads_each(passes_at_once(model, budget))  # as in a model that is loaded whole
+        results = []
         try:
-            states = _states(model, rows, budget, shared)
-            results = [finish(row, own) for row, own in zip(rows, states, strict=True)]
+            for row, states in zip(rows, _states(model, rows, budget, shared, threads), strict=True):
+                with using_threads(threads):
+                    results.append(finish(row, states))
         except (RuntimeError, MemoryError) as error:
             if max(map(len, parts)) == 1 or not out_of_memory(error):
                 raise
@@ -117,9 +125,14 @@ def _sweeps(
         order = order[sum(map(len, parts)) :]
 
 
-def _states(model: Any, rows: Sequence[PackedRow], budget: int, shared: Sequence[int]) -> Iterator[Tensor]:
-    """The states of every row at its distinct positions; each layer is read once and encodes the shared start first."""
-    layers, header = layers_of(model), Header()
+def _states(
+    model: Any, rows: Sequence[PackedRow], budget: int, shared: Sequence[int], threads: int
+) -> Iterator[Tensor]:
+    """The states of every row at its distinct positions; each layer is read once and encodes the shared start first.
+
+    A row has so many threads, the shared start all of them.
+    """
+    layers, header, all_threads = layers_of(model), Header(), torch.get_num_threads()
     passes: list[dict[str, Any]] = []
     headers: list[Header] = []
     for start in range(0, len(shared), budget):
@@ -135,7 +148,8 @@ def _states(model: Any, rows: Sequence[PackedRow], budget: int, shared: Sequence
             arguments.append(further)
         for number, layer in layers.each():
             for index, further in enumerate(arguments):
-                shelf[index] = layer(shelf[index], **further[number])
+                with using_threads(all_threads if index < len(headers) else threads):
+                    shelf[index] = layer(shelf[index], **further[number])
             for encoded in headers:
                 encoded.states.pop(number, None)  # all rows have seen this layer's; without attention it has none
         for index, row in enumerate(rows, start=len(headers)):

@@ -1,4 +1,4 @@
-"""Training: micro-batches that fit into memory, in one process or several, and the loop.
+"""The training loop, in one process or several.
 
 The loop is our own, with the optimisers, schedules and trackers of transformers and accelerate. transformers' Trainer
 takes batches of one padded tensor. Here a step is packed rows of examples, or of texts with a teacher's outputs beside
@@ -11,8 +11,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,21 +21,16 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from tailored_llama.config import TrainingConfig, Work
-from tailored_llama.memory import out_of_memory
-from tailored_llama.models import halved, packed_attention
+from tailored_llama.models import packed_attention, token_budget
 from tailored_llama.store import write_table
-from tailored_llama.training.losses import Sample, autocast, outcomes, sample_losses, training_loss
+from tailored_llama.training.gradients import add_gradients
+from tailored_llama.training.losses import Sample, outcomes, training_loss
 from tailored_llama.training.records import LOG, LOG_SCHEMA, Outcome, step_log
 from tailored_llama.training.sharding import gathered, passes, put, rank_and_count, share_out, trained, whole
 from tailored_llama.training.state import Training, load_state, save_state
 
 _log = logging.getLogger(__name__)
 
-# Multiplications of one projection (tokens × hidden²) that keep a thread of a CPU busy. With fewer, threads wait for
-# each other at every small operation for longer than they compute. On one thread instead of two, SmolLM2's steps of 180
-# tokens take 0.8 of the time, those of 500 as long:
-# tailored-llama run data/quickstart.toml --only "tune arc_easy @ 0.20"
-_PER_THREAD = 2**27
 _TIMED_STEPS = 10  # after which the time that is left is told
 
 
@@ -177,8 +171,9 @@ def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:
 
 def _step(now: Training, batch: Sequence[Sample], steps: int) -> dict[str, Any]:
     """One step of the optimiser, of `steps`; returns its figures."""
-    now.model.train()
-    loss = _backward(now, batch)
+    if not now.model.training:
+        now.model.train()
+    loss = add_gradients(now, batch)
     if not math.isfinite(loss):
         raise FloatingPointError(f"training: loss is {loss} at step {now.step} of {steps}")
     rate = learning_rate(now.step, steps, now.settings)
@@ -187,53 +182,6 @@ def _step(now: Training, batch: Sequence[Sample], steps: int) -> dict[str, Any]:
     now.optimizer.step()
     now.optimizer.zero_grad()
     return {"loss": loss, "learning_rate": rate}
-
-
-def _backward(now: Training, batch: Sequence[Sample]) -> float:
-    """Accumulate a step's gradients in micro-batches; when memory runs out, halve them and start the step again."""
-    while True:
-        loss = 0.0
-        parts = passes(list(map(len, batch)), now.budget)
-        try:
-            for part in parts:
-                own = [batch[i] for i in part] or [min(batch, key=len)]
-                loss += _add_gradients(now, own, 1 / len(batch) if part else 0.0)
-        except (RuntimeError, MemoryError) as error:
-            if max(map(len, parts)) == 1 or not out_of_memory(error):
-                raise
-        else:
-            return sum(gathered({rank_and_count()[0]: loss}).values())
-        now.model.zero_grad()  # drop the gradients of the parts that did fit
-        largest = max(sum(len(batch[i]) for i in part) for part in parts)
-        now.budget = halved(min(now.budget, largest))
-
-
-def _add_gradients(now: Training, batch: Sequence[Sample], share: float) -> float:
-    """Backward pass of a micro-batch, each sample with this share of the loss.
-
-    It is a function of its own so that the graph of a pass that did not fit is freed.
-    """
-    with _busy_threads(now.model, sum(map(len, batch))):
-        loss = now.call(_weighted_loss, now.settings, batch, share)
-        (loss * rank_and_count()[1]).backward()  # processes that train together take the mean of their gradients
-    return float(loss.item())
-
-
-def _weighted_loss(model: Any, settings: TrainingConfig, batch: Sequence[Sample], share: float) -> Tensor:
-    with autocast(model, settings):
-        return torch.stack(sample_losses(model, batch)).sum() * share
-
-
-@contextmanager
-def _busy_threads(model: Any, tokens: int) -> Iterator[None]:
-    """On a CPU, use as many of torch's threads as a pass over so many tokens keeps busy."""
-    before, width = torch.get_num_threads(), model.get_input_embeddings().weight.shape[1]
-    if model.device.type == "cpu":
-        torch.set_num_threads(min(before, max(1, tokens * width**2 // _PER_THREAD)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _evaluate(now: Training, held_out: Sequence[Sample]) -> float:
@@ -253,7 +201,8 @@ def _evaluate(now: Training, held_out: Sequence[Sample]) -> float:
 def _outcomes(now: Training, held_out: Sequence[Sample]) -> list[Outcome]:
     """What the model does on held-out samples; several processes share them out."""
     if rank_and_count()[1] == 1:
-        return list(now.call(outcomes, held_out, now.settings, now.budget))
+        budget = min(now.budget, token_budget(None, now.model))
+        return list(now.call(outcomes, held_out, now.settings, budget))
     own: dict[int, Outcome] = {}
     for part in passes(list(map(len, held_out)), now.budget):
         batch = [held_out[i] for i in part] or [min(held_out, key=len)]

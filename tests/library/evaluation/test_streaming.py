@@ -25,7 +25,7 @@ from tailored_llama.config import (
 )
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import PerplexitySettings, ScoreSettings, measure_perplexity, score_benchmark
-from tailored_llama.models import add_adapter, devices, load_model, passes, save_adapter, streaming
+from tailored_llama.models import add_adapter, devices, load_model, passes, save_adapter, streaming, using_threads
 from tailored_llama.preflight import preflight, preflight_prompts, preflight_sweep, preflight_tailor
 
 RESIDENT, STREAMED, AUTO = (
@@ -66,10 +66,12 @@ def test_scores_are_equal_to_the_bit(
     monkeypatch: pytest.MonkeyPatch,
     tokens: int,
 ) -> None:
+    """Also with threads, where a model that is loaded whole takes several rows at once."""
     monkeypatch.setattr(passes, "_SWEEP_TOKENS", tokens)
-    resident, streamed = (
-        score(checkpoint, benchmark_and_prompts, folder(e.streaming), e) for e in (RESIDENT, STREAMED)
-    )
+    with using_threads(2):
+        resident, streamed = (
+            score(checkpoint, benchmark_and_prompts, folder(e.streaming), e) for e in (RESIDENT, STREAMED)
+        )
     assert resident == streamed
     assert resident.keys() == {"predictions.parquet", "metrics.json"}
 

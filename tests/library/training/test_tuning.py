@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -23,8 +24,8 @@ from tailored_llama.config import ExecutionConfig, TuningConfig
 from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import WrittenAnswer, generate
-from tailored_llama.models import copy_tokenizer, encode_pair, load_model, load_tokenizer, merge_adapter
-from tailored_llama.training import loop as training
+from tailored_llama.models import copy_tokenizer, encode_pair, load_model, load_tokenizer, merge_adapter, using_threads
+from tailored_llama.training import gradients, loop
 from tailored_llama.training.loop import learning_rate
 from tailored_llama.training.losses import sample_losses
 from tailored_llama.training.tuning import encode_sample
@@ -165,7 +166,7 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
 ) -> None:
     quiet = QUICK.model_copy(update={"dropout": 0.0})
     tune(tiny, prompts, quiet, folder("whole"))
-    real, refused = training.sample_losses, []
+    real, refused = gradients.sample_losses, []
 
     def small_only(model: Any, batch: Any) -> Any:
         if sum(map(len, batch)) > 80 and model.training:
@@ -173,8 +174,9 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(model, batch)
 
-    monkeypatch.setattr(training, "sample_losses", small_only)
-    tune(tiny, prompts, quiet, folder("parts"))
+    monkeypatch.setattr(gradients, "sample_losses", small_only)
+    with using_threads(1):  # more of them would compute a step in parts from the start
+        tune(tiny, prompts, quiet, folder("parts"))
     assert len(refused) == 1  # later steps begin with what did fit
     whole, parts = (log_of(prompts.parent / name)["loss"] for name in ("whole", "parts"))
     assert parts[1:] == pytest.approx(whole[1:], rel=1e-3)
@@ -182,7 +184,7 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
     def never(*given: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(training, "sample_losses", never)
+    monkeypatch.setattr(gradients, "sample_losses", never)
     with pytest.raises(MemoryError):
         tune(tiny, prompts, quiet, folder("none"))
 
@@ -196,15 +198,44 @@ def test_a_small_step_takes_one_thread_and_gives_the_others_back(
         seen.append(torch.get_num_threads())
         return sample_losses(*args)
 
-    monkeypatch.setattr(training, "sample_losses", losses)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    monkeypatch.setattr(gradients, "sample_losses", losses)
+    with using_threads(2):
         tune(tiny, prompts, QUICK, folder("out"))
         assert set(seen) == {1}
         assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_parts_of_a_step_in_several_threads_train_the_same(
+    tiny: Path,
+    prompts: Path,
+    folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    recompute: bool,
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def losses(model: Any, batch: Any) -> Any:
+        seen.append((get_ident(), torch.get_num_threads()))
+        return sample_losses(model, batch)
+
+    monkeypatch.setattr(gradients, "sample_losses", losses)
+    quiet = QUICK.model_copy(update={"dropout": 0.0, "precision": precision})
+    execution = ExecutionConfig(device="cpu", recompute_activations=recompute)
+    for name, threads in (("one", 1), ("four", 4), ("again", 4)):
+        seen.clear()
+        with using_threads(threads):
+            tune(tiny, prompts, quiet, folder(name), execution=execution)
+            assert torch.get_num_threads() == threads
+        assert bool({thread for thread, _ in seen} - {get_ident()}) == (threads > 1)
+        assert {share for _, share in seen} == {1}
+    one, four, again = (prompts.parent / name for name in ("one", "four", "again"))
+    near = 1e-4 if precision == "float32" else 0.05
+    assert log_of(four)["loss"][1:] == pytest.approx(log_of(one)["loss"][1:], rel=near)
+    weights = [(adapter / "adapter_model.safetensors").read_bytes() for adapter in (four, again)]
+    assert weights[0] == weights[1]
 
 
 def test_recomputed_activations_change_nothing_but_memory(
@@ -228,13 +259,13 @@ def test_recomputed_activations_change_nothing_but_memory(
 def test_tuning_stops_when_the_held_out_loss_no_longer_falls(
     tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, real, calls = folder("adapter"), training.training_loss, count()
+    out, real, calls = folder("adapter"), loop.training_loss, count()
 
     def rising(*arguments: Any) -> float:
         """From the third epoch on far higher: a training that rises by itself does so on some CPUs only."""
         return real(*arguments) + (100 if next(calls) > 2 else 0)
 
-    monkeypatch.setattr(training, "training_loss", rising)
+    monkeypatch.setattr(loop, "training_loss", rising)
     tune(tiny, prompts, QUICK.model_copy(update={"epochs": 20}), out)
     log = log_of(out)
     held = [loss for loss in log["held_out_loss"] if loss is not None]
@@ -246,14 +277,14 @@ def test_tuning_stops_when_the_held_out_loss_no_longer_falls(
 def test_a_loss_that_is_not_a_number_stops_with_the_step(
     tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = training.sample_losses
+    real = gradients.sample_losses
     calls = iter(range(1000))
 
     def broken(*given: Any) -> Any:
         factor = float("nan") if next(calls) >= 4 else 1
         return [loss * factor for loss in real(*given)]
 
-    monkeypatch.setattr(training, "sample_losses", broken)
+    monkeypatch.setattr(gradients, "sample_losses", broken)
     with pytest.raises(FloatingPointError, match=r"loss is nan at step \d+ of 6"):
         tune(tiny, prompts, QUICK, folder("adapter"))
 

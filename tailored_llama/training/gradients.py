@@ -1,0 +1,105 @@
+"""The gradients of one step, in passes that fit into memory and keep a CPU's threads busy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tailored_llama.config import TrainingConfig
+from tailored_llama.memory import out_of_memory
+from tailored_llama.models import halved, passes_at_once, side_by_side, threads_each, using_threads
+from tailored_llama.training.losses import Sample, autocast, sample_losses
+from tailored_llama.training.sharding import gathered, passes, rank_and_count, trained
+from tailored_llama.training.state import Training
+
+# Multiplications of one projection (tokens × hidden²) that keep a thread of a CPU busy. With fewer, threads wait for
+# each other at every small operation for longer than they compute. On one thread instead of two, SmolLM2's steps of 180
+# tokens take 0.8 of the time, those of 500 as long:
+# tailored-llama run data/quickstart.toml --only "tune arc_easy @ 0.20"
+_PER_THREAD = 2**27
+
+
+def add_gradients(now: Training, batch: Sequence[Sample]) -> float:
+    """Accumulate a step's gradients in micro-batches; when memory runs out, halve them and start the step again."""
+    while True:
+        loss = 0.0
+        parts = passes(list(map(len, batch)), now.budget)
+        try:
+            for part in parts:
+                own = [batch[i] for i in part] or [min(batch, key=len)]
+                loss += _pass(now, own, 1 / len(batch) if part else 0.0)
+        except (RuntimeError, MemoryError) as error:
+            if max(map(len, parts)) == 1 or not out_of_memory(error):
+                raise
+        else:
+            return sum(gathered({rank_and_count()[0]: loss}).values())
+        now.model.zero_grad()  # drop the gradients of the parts that did fit
+        largest = max(sum(len(batch[i]) for i in part) for part in parts)
+        now.budget = halved(min(now.budget, largest))
+
+
+def _pass(now: Training, batch: Sequence[Sample], share: float) -> float:
+    """Backward pass of a micro-batch, each sample with this share of the loss.
+
+    It is a function of its own so that the graph of a pass that did not fit is freed.
+    """
+    if len(parts := _parts(now, batch)) > 1:
+        return _pass_in_parts(now, parts, share)
+    with _busy_threads(now.model, sum(map(len, batch))):
+        loss = now.call(_weighted_loss, now.settings, batch, share)
+        (loss * rank_and_count()[1]).backward()  # processes that train together take the mean of their gradients
+    return float(loss.item())
+
+
+def _parts(now: Training, batch: Sequence[Sample]) -> list[list[Sample]]:
+    """Parts of a micro-batch to compute side by side, as even as they can be; one where that brings nothing.
+
+    One also where passes draw random numbers, whose order would depend on the threads, or processes train together.
+    """
+    count = min(len(batch), passes_at_once(now.model, sum(map(len, batch))))
+    if count > 1 and (rank_and_count()[1] > 1 or _is_random(now.model)):
+        count = 1
+    parts: list[list[Sample]] = [[] for _ in range(count)]
+    for sample in sorted(batch, key=len, reverse=True):
+        min(parts, key=lambda part: sum(map(len, part))).append(sample)
+    return parts
+
+
+def _is_random(model: Any) -> bool:
+    """Whether training passes have dropout."""
+    layers = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    return any(layers) or bool(getattr(model.config, "attention_dropout", 0.0))
+
+
+def _pass_in_parts(now: Training, parts: Sequence[Sequence[Sample]], share: float) -> float:
+    """Backward passes side by side. Their gradients are added up in the order of the parts, not of the threads."""
+    parameters = list(trained(now.model).values())
+
+    def run(part: Sequence[Sample]) -> tuple[float, Sequence[Tensor | None]]:
+        with _busy_threads(now.model, sum(map(len, part))):
+            loss = now.call(_weighted_loss, now.settings, part, share)
+            return float(loss.item()), torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    found = side_by_side(run, parts, threads_each(len(parts)))
+    for parameter, *gradients in zip(parameters, *(own for _, own in found), strict=True):
+        for gradient in gradients:
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    return sum(loss for loss, _ in found)
+
+
+def _weighted_loss(model: Any, settings: TrainingConfig, batch: Sequence[Sample], share: float) -> Tensor:
+    with autocast(model, settings):
+        return torch.stack(sample_losses(model, batch)).sum() * share
+
+
+def _busy_threads(model: Any, tokens: int) -> AbstractContextManager[None]:
+    """On a CPU, use as many of torch's threads as a pass over so many tokens keeps busy."""
+    threads, width = torch.get_num_threads(), model.get_input_embeddings().weight.shape[1]
+    if model.device.type == "cpu":
+        threads = min(threads, max(1, tokens * width**2 // _PER_THREAD))
+    return using_threads(threads)
