@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 
 from tailored_llama.config import Criterion
 from tailored_llama.errors import InputError
@@ -20,6 +19,8 @@ from tailored_llama.models import Layers, head_logits, layers_of
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Array, Owners, add_scores, zero_scores
 from tailored_llama.pruning.layerwise import Text, enter_all
+
+_POSITIONS = 64  # with logits in memory at once; more take longer on a CPU, where their memory is faulted in every time
 
 
 def taylor_scores(
@@ -120,10 +121,8 @@ def _backpropagate(model: Any, layers: Layers, batches: Sequence[Tensor], genera
                 for index, further in enumerate(arguments):
                     shelf[number + 1, index] = layer(shelf[number, index], **further[number])
         for index, input_ids in enumerate(batches):
-            states = shelf[len(layers), index].detach().requires_grad_()
-            # a sum, not yet divided by the samples: float16 gradients would vanish
-            _summed_loss(model, states, input_ids.to(model.device), generator).backward()
-            shelf[len(layers), index] = _gradient(states)
+            states = shelf[len(layers), index]
+            shelf[len(layers), index] = _loss_gradient(model, states, input_ids.to(model.device), generator)
         for number, layer in layers.each(-1):
             for index, further in enumerate(arguments):
                 states = shelf[number, index].detach().requires_grad_()
@@ -137,29 +136,30 @@ def _gradient(states: Tensor) -> Tensor:
     return states.grad
 
 
-def _summed_loss(model: Any, states: Tensor, input_ids: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Next-token cross-entropy, mean over each sample's tokens, summed over samples; logits of one sample at a time.
+def _loss_gradient(model: Any, states: Tensor, input_ids: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Gradient of the loss by the states after the last layer, [samples, tokens, hidden].
 
-    The states, [samples, tokens, hidden], are those after the last layer. With a generator, the target tokens are drawn
-    from the model itself.
+    The loss is the next-token cross-entropy, mean over each sample's tokens, summed over samples. With a generator, the
+    target tokens are drawn from the model itself. Logits exist for a bounded number of positions at a time.
     """
+    states = states.detach().requires_grad_()
     hidden = model.model.norm(states)[:, :-1]
+    gradient = torch.empty_like(hidden)
+    for own, of_own, labels in zip(hidden.detach(), gradient, input_ids[:, 1:], strict=True):
+        draws = torch.rand(len(own), 1, generator=generator) if generator is not None else None
+        for start in range(0, len(own), _POSITIONS):
+            part = slice(start, start + _POSITIONS)
+            inputs = own[part].requires_grad_()
+            logits = head_logits(model, inputs).float()
+            targets = labels[part] if draws is None else draw_tokens(logits.detach(), draws[part])
+            # not divided by the samples: float16 gradients would vanish
+            loss = cross_entropy(logits, targets, reduction="sum") / len(own)
+            (of_own[part],) = torch.autograd.grad(loss, inputs)
+    hidden.backward(gradient)
+    return _gradient(states)
 
-    def logits(states: Tensor) -> Tensor:
-        return head_logits(model, states).float()
 
-    def sample_loss(states: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits(states), labels)
-
-    targets: Iterable[Tensor] = input_ids[:, 1:]
-    if generator is not None:
-        with torch.no_grad():
-            targets = [draw_tokens(logits(states), generator) for states in hidden]
-    losses = [checkpoint(sample_loss, h, ids, use_reentrant=False) for h, ids in zip(hidden, targets, strict=True)]
-    return torch.stack(losses).sum()
-
-
-def draw_tokens(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw one token per distribution, int64 [rows], from logits [rows, vocabulary]; the same draws on any device."""
-    uniform = torch.rand(len(logits), 1, generator=generator).to(logits.device)
-    return (logits.softmax(-1).cumsum(-1) < uniform).sum(-1).clamp_max(logits.shape[-1] - 1)
+def draw_tokens(logits: Tensor, draws: Tensor) -> Tensor:
+    """The token of each distribution, int64 [rows], at a draw from 0 to 1, [rows, 1]; logits are [rows, vocabulary]."""
+    chances = logits.softmax(-1).cumsum(-1)
+    return (chances < draws.to(logits.device)).sum(-1).clamp_max(logits.shape[-1] - 1)

@@ -15,7 +15,7 @@ from helpers import save_tiny_llama
 from tailored_llama.config import Work
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model
-from tailored_llama.pruning import build_graph, read_groups
+from tailored_llama.pruning import build_graph, read_groups, taylor
 from tailored_llama.pruning.groups import Groups, Owners, read_owners
 from tailored_llama.pruning.importance import magnitude_scores
 from tailored_llama.pruning.layerwise import Text
@@ -29,6 +29,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "fused": {"architecture": "phi3", "pad_token_id": 0, "sliding_window": None, "resid_pdrop": 0.5},
     "soft-capped": {"architecture": "gemma2", "query_pre_attn_scalar": 8},
 }
+
+
+@pytest.fixture(autouse=True)
+def few_positions_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 15 that are predicted in a sample take three turns."""
+    monkeypatch.setattr(taylor, "_POSITIONS", 6)
 
 
 def prepare(tmp_path: Path, changes: dict[str, Any]) -> tuple[Path, Groups, Owners]:
@@ -78,14 +84,15 @@ def test_gates_have_the_fisher_information_of_real_gates(tmp_path: Path, changes
     draws, expected = torch.Generator().manual_seed(7), np.zeros(len(groups))
     for sample in IDS.split(1):
         logits = model(sample).logits[0, :-1]
-        loss = cross_entropy(logits, draw_tokens(logits.detach(), draws))
+        loss = cross_entropy(logits, draw_tokens(logits.detach(), torch.rand(len(logits), 1, generator=draws)))
         expected += torch.autograd.grad(loss, gates)[0].square().sum(0).numpy() / (2 * len(IDS))
     np.testing.assert_allclose(streamed, expected, rtol=1e-5, atol=1e-7 * expected.max())
 
 
 def test_tokens_are_drawn_as_often_as_the_model_thinks() -> None:
     chances = torch.tensor([0.5, 0.0, 0.3, 0.2])
-    found = draw_tokens(chances.log().expand(20_000, 4), torch.Generator().manual_seed(0)).bincount(minlength=4)
+    draws = torch.rand(20_000, 1, generator=torch.Generator().manual_seed(0))
+    found = draw_tokens(chances.log().expand(20_000, 4), draws).bincount(minlength=4)
     assert found[1] == 0
     torch.testing.assert_close(found / 20_000, chances, rtol=0, atol=0.015)
 
