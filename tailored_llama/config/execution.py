@@ -32,8 +32,9 @@ class ExecutionConfig(Section):
     and work one after another: for models that one GPU cannot hold, and no faster. Not with streaming = always or
     model.quantization."""
     batch_tokens: int | None = Field(None, ge=64)
-    """Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, 16,384 on a GPU. Importance and
-    reconstruction read at most this many calibration tokens at a time; absent: 4,096."""
+    """Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, 16,384 on a GPU. On a CPU, several
+    passes of a small model run at once. Importance and reconstruction read at most this many calibration tokens at a
+    time; absent: 4,096."""
     streaming: Literal["auto", "always", "never"] = "auto"
     """Which models are read from their checkpoint one layer at a time, instead of loaded whole: importance,
     reconstruction, perplexity, teacher outputs and scoring of choices can do that, with the same results. auto: those

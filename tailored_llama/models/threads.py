@@ -19,7 +19,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 _PER_THREAD = 2**29  # multiplications of one projection, tokens × hidden², that are worth a thread
-_AT_MOST = 8  # passes at once, each with activations of its own
+_AT_MOST = 16  # passes at once, each with activations of its own
 
 
 def passes_at_once(model: Any, tokens: int) -> int:

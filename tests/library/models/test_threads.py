@@ -106,4 +106,4 @@ def test_as_many_passes_at_once_as_keep_the_threads_busy(
     )
     assert passes_at_once(model, tokens) == count
     with using_threads(64):
-        assert passes_at_once(model, tokens) <= 8
+        assert passes_at_once(model, tokens) <= 16
