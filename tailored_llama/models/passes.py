@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ Result = TypeVar("Result")
 # Each pass over a streamed model's layers reads all of its weights. Reading LLaMA-7B's takes seconds, and a quarter of
 # a million tokens take minutes or hours; their hidden states take 2 GB.
 _SWEEP_TOKENS = 2**18
+_LEAST_TOKENS = 256  # of a pass that runs beside others: with fewer, reading the weights takes most of the time
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,11 @@ def run_packed(
     Raises:
         RuntimeError, MemoryError: memory runs out with a single document.
     """
+    at_once, lengths = passes_at_once(model, budget), [len(item.document) for item in items]
+    if at_once > 1:  # few documents are enough for as many shorter passes
+        budget = min(budget, max(_LEAST_TOKENS, math.ceil(sum(lengths) / at_once)))
     if layers_of(model).streamed:
-        yield from _sweeps(model, items, budget, finish, shared)
+        yield from _sweeps(model, items, budget, finish, shared, threads_each(at_once))
         return
     header = packing.encode_header(model, shared, budget, packing.learnt_header(model))
 
@@ -91,8 +96,7 @@ def run_packed(
         row = row_of([items[i] for i in batch])
         return finish(row, packing.packed_states(model, row.documents, packing.distinct(row.positions), header))
 
-    lengths = [len(item.document) for item in items]
-    yield from packing.within_memory(lengths, budget, run, at_once=passes_at_once(model, budget))
+    yield from packing.within_memory(lengths, budget, run, at_once=at_once)
 
 
 def _sweeps(
@@ -101,8 +105,12 @@ def _sweeps(
     budget: int,
     finish: Callable[[PackedRow, Tensor], Result],
     shared: Sequence[int],
+    threads: int,
 ) -> Iterator[tuple[list[int], Result]]:
-    """`run_packed` of a streamed model: as many rows at once as `_SWEEP_TOKENS` allow, one layer after the other."""
+    """`run_packed` of a streamed model: as many rows at once as `_SWEEP_TOKENS` allow, one layer after the other.
+
+    A row has so many threads, as in a model that is loaded whole.
+    """
     lengths = [len(item.document) for item in items]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
@@ -110,7 +118,6 @@ def _sweeps(
         tokens = [sum(lengths[i] for i in part) for part in parts]
         parts = parts[: len(packing.batches(tokens, _SWEEP_TOKENS)[0])]
         rows = [row_of([items[i] for i in part]) for part in parts]
-        threads = threads_each(passes_at_once(model, budget))  # as in a model that is loaded whole
         results = []
         try:
             for row, states in zip(rows, _states(model, rows, budget, shared, threads), strict=True):

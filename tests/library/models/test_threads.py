@@ -36,6 +36,13 @@ def test_scores_are_those_of_one_pass_after_another(tiny: Path) -> None:
     torch.testing.assert_close(torch.tensor(side), torch.tensor(alone), rtol=0, atol=1e-5)
 
 
+def test_few_documents_are_enough_for_all_threads(tiny: Path) -> None:
+    model, rows = load_model(tiny), list[int]()
+    model.model.embed_tokens.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[1]))
+    loglikelihoods(model, [Encoded(Document([i + 1] * 60), ((58,),), ((7,),)) for i in range(24)], 1024)
+    assert rows == [360] * 4
+
+
 def test_each_part_has_its_share_of_the_threads_and_the_caller_s_modes() -> None:
     together = threading.Barrier(2, timeout=30)  # which a part alone would never pass
 
