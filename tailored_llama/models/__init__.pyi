@@ -91,6 +91,7 @@ from .streaming import enter as enter
 from .streaming import layers_of as layers_of
 from .streaming import open_model as open_model
 from .streaming import streams as streams
+from .threads import busy_threads as busy_threads
 from .threads import passes_at_once as passes_at_once
 from .threads import side_by_side as side_by_side
 from .threads import threads_each as threads_each

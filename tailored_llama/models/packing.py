@@ -83,7 +83,7 @@ def within_memory(
 ) -> Iterator[tuple[list[int], Result]]:
     """Run batches of documents, longest first, with at most `budget` tokens each (but at least one document).
 
-    So many batches run `at_once`. When memory runs out, on CUDA or on the CPU, the remaining batches run one after
+    `at_once` batches run side by side. When memory runs out, on CUDA or on the CPU, the remaining batches run one after
     another, and then with half the budget. If `padded`, `run` pads the documents of a batch to the longest, so that
     padding counts.
 

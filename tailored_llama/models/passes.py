@@ -109,7 +109,7 @@ def _sweeps(
 ) -> Iterator[tuple[list[int], Result]]:
     """`run_packed` of a streamed model: as many rows at once as `_SWEEP_TOKENS` allow, one layer after the other.
 
-    A row has so many threads, as in a model that is loaded whole.
+    A row is computed with `threads` threads, as in a model that is loaded whole.
     """
     lengths = [len(item.document) for item in items]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
@@ -137,7 +137,7 @@ def _states(
 ) -> Iterator[Tensor]:
     """The states of every row at its distinct positions; each layer is read once and encodes the shared start first.
 
-    A row has so many threads, the shared start all of them.
+    A row is computed with `threads` threads, the shared start with all.
     """
     layers, header, all_threads = layers_of(model), Header(), torch.get_num_threads()
     passes: list[dict[str, Any]] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,16 +10,10 @@ from torch import Tensor
 
 from tailored_llama.config import TrainingConfig
 from tailored_llama.memory import out_of_memory
-from tailored_llama.models import halved, passes_at_once, side_by_side, threads_each, using_threads
+from tailored_llama.models import busy_threads, halved, passes_at_once, side_by_side, threads_each, using_threads
 from tailored_llama.training.losses import Sample, autocast, sample_losses
 from tailored_llama.training.sharding import gathered, passes, rank_and_count, trained
 from tailored_llama.training.state import Training
-
-# Multiplications of one projection (tokens × hidden²) that keep a thread of a CPU busy. With fewer, threads wait for
-# each other at every small operation for longer than they compute. On one thread instead of two, SmolLM2's steps of 180
-# tokens take 0.8 of the time, those of 500 as long:
-# tailored-llama run data/quickstart.toml --only "tune arc_easy @ 0.20"
-_PER_THREAD = 2**27
 
 
 def add_gradients(now: Training, batch: Sequence[Sample]) -> float:
@@ -49,16 +42,17 @@ def _pass(now: Training, batch: Sequence[Sample], share: float) -> float:
     """
     if len(parts := _parts(now, batch)) > 1:
         return _pass_in_parts(now, parts, share)
-    with _busy_threads(now.model, sum(map(len, batch))):
+    with using_threads(busy_threads(now.model, sum(map(len, batch)))):
         loss = now.call(_weighted_loss, now.settings, batch, share)
         (loss * rank_and_count()[1]).backward()  # processes that train together take the mean of their gradients
     return float(loss.item())
 
 
 def _parts(now: Training, batch: Sequence[Sample]) -> list[list[Sample]]:
-    """Parts of a micro-batch to compute side by side, as even as they can be; one where that brings nothing.
+    """Parts of a micro-batch to compute side by side, of about the same length; one part where that gains nothing.
 
-    One also where passes draw random numbers, whose order would depend on the threads, or processes train together.
+    It is one, too, with dropout, whose random numbers would depend on the order of threads, and where processes train
+    together.
     """
     count = min(len(batch), passes_at_once(now.model, sum(map(len, batch))))
     if count > 1 and (rank_and_count()[1] > 1 or _is_random(now.model)):
@@ -80,7 +74,7 @@ def _pass_in_parts(now: Training, parts: Sequence[Sequence[Sample]], share: floa
     parameters = list(trained(now.model).values())
 
     def run(part: Sequence[Sample]) -> tuple[float, Sequence[Tensor | None]]:
-        with _busy_threads(now.model, sum(map(len, part))):
+        with using_threads(busy_threads(now.model, sum(map(len, part)))):
             loss = now.call(_weighted_loss, now.settings, part, share)
             return float(loss.item()), torch.autograd.grad(loss, parameters, allow_unused=True)
 
@@ -95,11 +89,3 @@ def _pass_in_parts(now: Training, parts: Sequence[Sequence[Sample]], share: floa
 def _weighted_loss(model: Any, settings: TrainingConfig, batch: Sequence[Sample], share: float) -> Tensor:
     with autocast(model, settings):
         return torch.stack(sample_losses(model, batch)).sum() * share
-
-
-def _busy_threads(model: Any, tokens: int) -> AbstractContextManager[None]:
-    """On a CPU, use as many of torch's threads as a pass over so many tokens keeps busy."""
-    threads, width = torch.get_num_threads(), model.get_input_embeddings().weight.shape[1]
-    if model.device.type == "cpu":
-        threads = min(threads, max(1, tokens * width**2 // _PER_THREAD))
-    return using_threads(threads)

@@ -171,7 +171,7 @@ def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:
 
 def _step(now: Training, batch: Sequence[Sample], steps: int) -> dict[str, Any]:
     """One step of the optimiser, of `steps`; returns its figures."""
-    if not now.model.training:
+    if not now.model.training:  # train() visits every module
         now.model.train()
     loss = add_gradients(now, batch)
     if not math.isfinite(loss):
