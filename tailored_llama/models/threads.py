@@ -18,9 +18,9 @@ from tailored_llama.models import libraries  # noqa: F401 - before torch
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
-# Multiplications of one projection (tokens × hidden²) that are worth another thread: where it could compute another pass
-# instead, and where it would have nothing else to do. With fewer of them, the threads of a pass wait for each other at
-# every small operation for longer than they compute.
+# Multiplications of one projection (tokens × hidden²) that are worth another thread: where that thread could compute
+# another pass instead, and where it would have nothing else to do. With fewer of them, the threads of a pass wait for
+# each other at every small operation for longer than they compute.
 _OF_MANY, _OF_ONE = 2**29, 2**27
 _AT_MOST = 16  # passes at once, each with activations of its own
 
@@ -36,7 +36,7 @@ def passes_at_once(model: Any, tokens: int) -> int:
 
 
 def threads_each(at_once: int) -> int:
-    """Each pass's share of the threads. The last pass has no more, although it may run alone: all are computed alike."""
+    """Each pass's share of the threads; the last one has no more, although it may run alone: all are computed alike."""
     return max(1, torch.get_num_threads() // at_once)
 
 
