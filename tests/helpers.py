@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -33,16 +35,17 @@ from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
 from tailored_llama.models import (
     Document,
     Header,
+    Layer,
     distinct,
     encode_pair,
     packed_states,
+    read_config,
     read_structure,
     target_logprobs,
 )
+from tailored_llama.models.modeling_tailored_llama import blocks
 from tailored_llama.progress import Progress, silent
-from tailored_llama.pruning import PruneSettings, SplitSettings, build_graph, choose_split, prune_model, read_groups
-from tailored_llama.pruning.depth import fixed_parameters
-from tailored_llama.pruning.importance import write_importance
+from tailored_llama.pruning import PruneSettings, SplitSettings, choose_split, prune_checkpoint, prune_model
 from tailored_llama.store import write_table
 from tailored_llama.training import TuneSettings
 
@@ -159,28 +162,25 @@ def save_tiny_llama(
     return folder
 
 
-WHOLE_BLOCKS = PruningConfig(shape="any", min_kv_heads=0, min_channels=0)
-
-
-def remove_blocks(
-    dense: Path,
-    out: Path,
-    blocks: Sequence[tuple[int, str]],
-    reconstruction: ReconstructionConfig = UNFITTED,
-    text: Path | None = None,
-) -> Path:
-    """Prune exactly these blocks of a checkpoint, (layer, "attention" or "mlp"), by importances of zero."""
-    folder = out.with_name(f"{out.name}-groups")
-    folder.mkdir(parents=True)
+def remove_blocks(dense: Path, out: Path, gone: Sequence[tuple[int, str]]) -> Path:
+    """A checkpoint without these blocks, (layer, "attention" or "mlp"), such as pruning once wrote them."""
+    structure, rest = read_structure(dense), out.with_name(f"{out.name}-rest")
+    shutil.copytree(dense, rest)
     out.mkdir()
-    build_graph(dense, settings=None, work=Work(folder))
-    table = read_groups(folder)
-    listed = [(int(layer), str(kind)) in blocks for layer, kind in zip(table.layer, table.kind, strict=True)]
-    write_importance(folder, table, np.where(listed, 0, 1 + np.random.default_rng(2).random(len(table))), "random")
-    fixed = fixed_parameters(dense, table)
-    removed = int(table.parameters[np.array(listed)].sum()) + sum(fixed[block] for block in blocks)
-    ratio = removed / read_structure(dense).parameters
-    prune(dense, folder, folder, text, ratio=ratio, pruning=WHOLE_BLOCKS, reconstruction=reconstruction, out=out)
+    sandwiched = str(read_config(dense)["model_type"]) in ("gemma2", "gemma3_text")
+    prefixes = tuple(f"model.layers.{number}.{module}." for number, kind in gone for module in blocks(sandwiched)[kind])
+    tensors = load_file(dense / "model.safetensors")
+    left = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+    save_file(left, rest / "model.safetensors", {"format": "pt"})
+    layers = [
+        Layer(
+            0 if (number, "attention") in gone else layer.heads,
+            0 if (number, "attention") in gone else layer.kv_heads,
+            0 if (number, "mlp") in gone else layer.channels,
+        )
+        for number, layer in enumerate(structure.layers)
+    ]
+    prune_checkpoint(rest, layers, {}, out)
     return out
 
 

@@ -110,14 +110,11 @@ def prune(
     with new_folder(out) as folder, scratch_runner(run) as runner:
         prompts = steps.render_train(runner, run)
         prepared = steps.prepare_dense(runner, run, prompts)
-        structure = read_structure(runner.open(prepared.checkpoint))
-        before = structure.size
+        before = read_structure(runner.open(prepared.checkpoint)).size
         facts = runner.move(steps.prune_to(runner, run, prepared, ratio), folder)
     after, body = facts["parameters"], facts["body_ratio"]
     removed = f"{1 - after / before.parameters:.2%} removed, {body:.2%} of the body without embeddings"
     print(f"{out}: {after:,} of {before.parameters:,} parameters ({removed})")
-    if layers := facts.get("layers"):
-        print(f"{layers} of {len(structure.layers)} layers kept")
     if tokens := facts.get("tokens"):
         by = "the calibration text and general text, as no benchmark is named"
         if run.benchmarks:

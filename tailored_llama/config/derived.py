@@ -24,12 +24,7 @@ def reads_calibration(run: RunConfig) -> bool:
 
 def scores_by_text(run: RunConfig) -> bool:
     """Whether importance reads the calibration text."""
-    return run.pruning.criterion not in DATA_FREE or drops_layers(run)
-
-
-def drops_layers(run: RunConfig) -> bool:
-    """Whether pruning removes whole layers by their influence."""
-    return "layer" in run.pruning.kinds
+    return run.pruning.criterion not in DATA_FREE
 
 
 def trims_vocabulary(run: RunConfig) -> bool:

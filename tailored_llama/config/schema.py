@@ -16,7 +16,7 @@ Criterion = Literal["taylor_gate", "taylor_first", "magnitude_l2", "random"]
 DATA_FREE: tuple[Criterion, ...] = ("magnitude_l2", "random")  # criteria that read no calibration text
 Reconstruction = Literal["none", "static"]
 Shape = Literal["stock", "any"]
-Kind = Literal["attention", "mlp", "vocabulary", "layer"]
+Kind = Literal["attention", "mlp", "vocabulary"]
 ROWS = 64  # the tokens of a trimmed vocabulary are a multiple of this
 
 
@@ -32,22 +32,17 @@ class PlanConfig(Section):
     so that layers have widths of their own."""
     kinds: tuple[Kind, ...] = Field(("attention", "mlp", "vocabulary"), min_length=1)
     """Kinds of coupled group that may be removed: attention (a KV head with its query heads), mlp (a channel),
-    vocabulary (a token's row of the embedding and of an untied head), layer (a whole decoder layer). Tokens leave
-    first, then layers, and the other kinds supply the rest of the ratio."""
-    layers: int = Field(0, ge=0)
-    """Kind layer only: how many whole layers leave, those of the least influence (1 − the mean cosine between a layer's
-    input and output states on the calibration text). 0, without the kinds attention and mlp: as many as come nearest to
-    the ratio."""
+    vocabulary (a token's row of the embedding and of an untied head). Tokens leave first, and the other kinds supply
+    the rest of the ratio."""
     vocabulary: int | Literal["auto"] = "auto"
     """Kind vocabulary only: tokens kept, a multiple of 64; more stay if fewer would remove more than the ratio. auto:
     the number with which the pruned model loses least on the run's held-out train prompts. Which tokens stay is decided
     by how often the calibration text, the run's train prompts and general text use them."""
     protect_first: int = Field(0, ge=0, description="Leading layers that are not pruned.")
     protect_last: int = Field(0, ge=0, description="Trailing layers that are not pruned.")
-    min_channels: int = Field(64, ge=0)
-    """Minimum MLP channels kept in every layer; 0: a layer may lose its whole MLP."""
-    min_kv_heads: int = Field(1, ge=0)
-    """Minimum KV heads kept in every layer, with their query heads; 0: a layer may lose its whole attention."""
+    min_channels: int = Field(64, ge=1, description="Minimum MLP channels kept in every layer.")
+    min_kv_heads: int = Field(1, ge=1)
+    """Minimum KV heads kept in every layer, with their query heads."""
     channel_multiple: int = Field(1, ge=1)
     """MLP widths of pruned layers are multiples of this (64 or 128 suits matrix units). A layer that loses no channels
     keeps its width."""
@@ -146,21 +141,12 @@ class RunConfig(Section):
     store: StoreConfig = StoreConfig()
 
     @model_validator(mode="after")
-    def _kinds_and_their_counts(self) -> RunConfig:
-        kinds, steps, layers = self.pruning.kinds, self.pruning.steps, self.pruning.layers
+    def _tokens_leave_once(self) -> RunConfig:
+        kinds, steps = self.pruning.kinds, self.pruning.steps
         if "vocabulary" in kinds and len(set(kinds)) == 1:
             raise ValueError("pruning.kinds: got vocabulary alone; allowed: with attention or mlp, for the rest of it")
-        for kind in ("vocabulary", "layer"):
-            if kind in kinds and steps > 1:
-                raise ValueError(f"pruning.steps: got {steps}; allowed: 1 with kind {kind}")
-        if "layer" not in kinds:
-            allowed = None if not layers else "0, or with kind layer in pruning.kinds"
-        elif {"attention", "mlp"} & set(kinds):
-            allowed = None if layers else "at least 1 with kind layer beside attention or mlp"
-        else:
-            allowed = None if not layers else "0 without attention or mlp, as the ratio decides how many leave"
-        if allowed:
-            raise ValueError(f"pruning.layers: got {layers}; allowed: {allowed}")
+        if "vocabulary" in kinds and steps > 1:
+            raise ValueError(f"pruning.steps: got {steps}; allowed: 1 with kind vocabulary")
         return self
 
     @model_validator(mode="after")

@@ -45,10 +45,8 @@ from .id_table import check_teacher as check_teacher
 from .id_table import lost_words as lost_words
 from .id_table import read_id_table as read_id_table
 from .layouts import BY_LAYER as BY_LAYER
-from .layouts import block_of as block_of
 from .layouts import layered_config as layered_config
 from .layouts import layout_config as layout_config
-from .layouts import without_layers as without_layers
 from .licences import CARD as CARD
 from .licences import copy_licence as copy_licence
 from .licences import front_matter as front_matter

@@ -108,13 +108,10 @@ counted; {of_body:.2%} of the body without embeddings)."""
         removed += f"""
 Of {before.vocab_size:,} tokens, {left.vocab_size:,} are left, chosen by how often the calibration text, the train
 prompts and general text use them; `vocabulary.parquet` lists them. Other words are written in smaller pieces."""
-    groups = "Whole attention groups\nand MLP channels"
-    if "layer" in pruning.kinds:
-        removed += "\nWhole layers left first: those that change the hidden states of the calibration text least."
-        groups = groups if {"attention", "mlp"} & set(pruning.kinds) else "No other groups"
     if left.body == before.body:
         return f"{removed} The layers are the dense model's."
-    return f"""{removed} {groups} were removed (importance {pruning.criterion}, shape {pruning.shape}, kinds
+    return f"""{removed} Whole attention groups
+and MLP channels were removed (importance {pruning.criterion}, shape {pruning.shape}, kinds
 {", ".join(pruning.kinds)}, steps {pruning.steps}; `plan.parquet` lists the last step's); the hidden width stays.
 {fitted[reconstruction.method]}"""
 

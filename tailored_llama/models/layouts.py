@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
 from dataclasses import astuple
 from typing import Any
 
@@ -13,31 +11,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tailored_llama.models import libraries  # noqa: F401 - before torch
 from tailored_llama.models.checkpoints import LAYERED_PREFIX, WIDTHS, Layer, head_dim_of
-from tailored_llama.models.modeling_tailored_llama import LAYERED, blocks
+from tailored_llama.models.modeling_tailored_llama import LAYERED
 
 BY_LAYER = ("layer_types", "no_rope_layers")  # fields of a configuration with one value per layer
-_SANDWICHED = ("gemma2", "gemma3_text")  # whose blocks have a norm of their outputs, too
-
-
-def block_of(name: str, model_type: str) -> tuple[int, str] | None:
-    """The layer and the block, `attention` or `mlp`, that a tensor belongs to; None: no layer."""
-    match = re.match(r"model\.layers\.(\d+)\.(\w+)\.", name)
-    if not match:
-        return None
-    attention = blocks(model_type.removeprefix(LAYERED_PREFIX) in _SANDWICHED)["attention"]
-    return int(match[1]), "attention" if match[2] in attention else "mlp"
-
-
-def without_layers(config: dict[str, Any], gone: Collection[int]) -> dict[str, Any]:
-    """A configuration without some of its layers; lists with one value per layer lose the same entries."""
-    if not gone:
-        return config
-    stays = [index for index in range(config["num_hidden_layers"]) if index not in gone]
-    # A configuration that leaves out such a list means the one that its class derives from the number of layers.
-    derived = CONFIG_MAPPING[config["model_type"].removeprefix(LAYERED_PREFIX)](**_common(config))
-    lists = {name: config.get(name) or getattr(derived, name, None) for name in BY_LAYER}
-    kept = {name: [values[index] for index in stays] for name, values in lists.items() if values}
-    return config | kept | {"num_hidden_layers": len(stays)}
 
 
 def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:

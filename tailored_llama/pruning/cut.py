@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tailored_llama.config import PlanConfig
 from tailored_llama.models import Layer, all_tensor_shapes, read_structure
-from tailored_llama.pruning.depth import Target, choose_layers, fixed_parameters, read_influence
-from tailored_llama.pruning.groups import KINDS, Array, Groups, Stays, read_groups, read_owners, staying
+from tailored_llama.pruning.groups import Array, Groups, Stays, read_groups, read_owners, staying
 from tailored_llama.pruning.importance import read_importance
-from tailored_llama.pruning.plan import plan
+from tailored_llama.pruning.plan import Target, plan
 from tailored_llama.pruning.surgery import kept_layers, prune_checkpoint
 from tailored_llama.pruning.vocabulary import VocabularyPlan
 
@@ -50,26 +49,15 @@ class Cut:
 def plan_cut(folders: Folders, ratio: float, pruning: PlanConfig, tokens: VocabularyPlan | None) -> Cut:
     """Plan what leaves, so that with the tokens a ratio of the original parameters is gone.
 
-    Of the kind layer, whole layers leave first; none of their groups are kept.
-
     Raises:
-        InputError: as in `plan` and `choose_layers`.
+        InputError: as in `plan`.
     """
     model, groups, structure = folders.model, read_groups(folders.groups), read_structure(folders.model)
     original = read_structure(folders.original).parameters
     gone = original - structure.parameters
     if tokens:
         gone += (structure.size.vocab_size - len(tokens.kept)) * structure.size.row
-    target = Target(original, ratio, gone, fixed_parameters(model, groups))
     scores = read_importance(folders.importance) if folders.importance else np.zeros(len(groups))
-    if "layer" in pruning.kinds:
-        influence = read_influence(folders.importance) if folders.importance else None
-        leave, parameters = choose_layers(groups, influence, target, pruning)
-        kept = ~np.isin(groups.layer, leave)
-        if set(pruning.kinds) & set(KINDS):
-            rest = replace(target, gone=target.gone + parameters)
-            kept[kept] = plan(groups.where(kept), scores[kept], rest, pruning)
-    else:
-        kept = plan(groups, scores, target, pruning)
+    kept = plan(groups, scores, Target(original, ratio, gone), pruning)
     stays = staying(read_owners(folders.groups, all_tensor_shapes(model)), kept)
     return Cut(model, groups, kept, stays, kept_layers(groups, kept, structure.layers), tokens)

@@ -60,10 +60,6 @@ class Groups:
         parts = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
         return {(int(self.layer[part[0]]), str(self.kind[part[0]])): part for part in parts}
 
-    def where(self, mask: Array) -> Groups:
-        """The groups that a mask, bool [groups], selects."""
-        return Groups(self.layer[mask], self.kind[mask], self.index[mask], self.parameters[mask])
-
 
 Owners = dict[str, tuple[int, Array]]  # parameter → the dimension that groups own, and each index's group, or −1
 Stays = dict[str, tuple[int, Array]]  # parameter → that dimension, and whether each index stays, bool

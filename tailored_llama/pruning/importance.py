@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tailored_llama.config import DATA_FREE, Work
+from tailored_llama.config import Work
 from tailored_llama.data import read_calibration
 from tailored_llama.models import all_tensor_shapes, open_model, tensor_reader, weight_files
-from tailored_llama.pruning.depth import INFLUENCE_SCHEMA, block_influence
 from tailored_llama.pruning.groups import Array, Groups, Owners, add_scores, read_groups, read_owners, zero_scores
 from tailored_llama.pruning.layerwise import Text
 from tailored_llama.pruning.settings import ImportanceSettings
@@ -27,27 +26,21 @@ def score_importance(
 ) -> None:
     """Stage: write `importance.parquet`, one score per coupled group.
 
-    The criteria are those of `taylor_scores` and `magnitude_scores`; `random` draws uniformly. Where the settings ask
-    for it, `influence.parquet` has the influence of each layer, which the kind layer ranks by. The influence and all
-    criteria but those of `config.DATA_FREE` read the calibration.
+    The criteria are those of `taylor_scores` and `magnitude_scores`; `random` draws uniformly. All but those of
+    `config.DATA_FREE` read the calibration.
     """
     table, owners = read_groups(groups), read_owners(groups, all_tensor_shapes(dense))
     criterion, out = settings.criterion, work.out
-    if settings.influence or criterion not in DATA_FREE:
-        assert calibration is not None
-        model = open_model(dense, work.execution, out)
-        text = Text(read_calibration(calibration), work.execution.batch_tokens)
     if criterion == "random":
         scores = np.random.default_rng(settings.seed).random(len(table))
     elif criterion == "magnitude_l2":
         scores = magnitude_scores(dense, owners)
     else:
+        assert calibration is not None
+        model = open_model(dense, work.execution, out)
+        text = Text(read_calibration(calibration), work.execution.batch_tokens)
         scores = taylor_scores(model, text, owners, criterion, work.progress, settings.seed or 0)
     write_importance(out, table, scores, criterion)
-    if settings.influence:
-        influence = block_influence(model, text, work.progress)
-        columns = {"layer": range(len(influence)), "influence": influence}
-        write_table(out / "influence.parquet", columns, INFLUENCE_SCHEMA)
 
 
 def write_importance(out: Path, groups: Groups, scores: Array, criterion: str) -> None:

@@ -10,13 +10,33 @@ import pyarrow as pa
 
 from tailored_llama.config import PlanConfig
 from tailored_llama.errors import InputError
-from tailored_llama.pruning.depth import Fixed, Target
 from tailored_llama.pruning.groups import KINDS, Array, Groups
 
 PLAN_SCHEMA = pa.schema(
     {"group": pa.int32(), "layer": pa.int16(), "kind": pa.string(), "index": pa.int32(), "kept": pa.bool_()}
 )
 TOLERANCE = 0.001  # fraction of all parameters by which a plan may miss its ratio
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a plan is to reach: `ratio` is the fraction to remove of `total`, the dense model's parameters.
+
+    `gone` of them have left already.
+    """
+
+    total: int
+    ratio: float
+    gone: int = 0
+
+    @property
+    def budget(self) -> int:
+        """How many are still to leave."""
+        return round(self.ratio * self.total) - self.gone
+
+    def ratio_after(self, removed: int) -> float:
+        """The ratio once so many more have left."""
+        return (self.gone + removed) / self.total
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +47,6 @@ class _Block:
     members: Array  # their indices
     size: int  # parameters of each
     spare: int  # how many may leave
-    fixed: int  # parameters that leave with the last one
 
     @property
     def parameters(self) -> int:
@@ -41,18 +60,15 @@ def plan(groups: Groups, scores: Array, target: Target, pruning: PlanConfig) -> 
 
     Raises:
         InputError: the ratio cannot be reached within 0.1 % of all parameters (in tiny models: within one channel). The
-            message names the nearest or largest reachable ratio, and the settings that limit it. Or nothing would be
-            left of any layer.
+            message names the nearest or largest reachable ratio, and the settings that limit it.
     """
     if 0 <= target.budget <= TOLERANCE * target.total and target.gone:  # tokens reach the ratio alone
         return np.ones(len(groups), dtype=bool)
-    blocks = _blocks(groups, target.fixed, pruning)
+    blocks = _blocks(groups, pruning)
     _check_reach(blocks, target, pruning)
     remove = _remove_uniformly if pruning.shape == "stock" else _remove_globally
     removed = remove(blocks, scores, target.budget, pruning)
-    if removed.all():
-        raise InputError(f"pruning.ratios: got {target.ratio}; allowed: less, since it leaves no layer")
-    reached = _parameters(blocks, removed) + sum(block.fixed for block in blocks if removed[block.members].all())
+    reached = _parameters(blocks, removed)
     # The finest step is one channel, or one of every layer. It is above the tolerance only in tiny models.
     channels = [block.size for block in blocks if block.kind == "mlp"]
     grain = max(channels, default=0) * (len(channels) if pruning.shape == "stock" else 1)
@@ -65,19 +81,13 @@ def plan(groups: Groups, scores: Array, target: Target, pruning: PlanConfig) -> 
     return ~removed
 
 
-def _blocks(groups: Groups, fixed: Fixed, pruning: PlanConfig) -> list[_Block]:
+def _blocks(groups: Groups, pruning: PlanConfig) -> list[_Block]:
     """The blocks that may be pruned. Each keeps its floor, which for channels is rounded up to a multiple."""
     inside = range(pruning.protect_first, int(groups.layer.max()) + 1 - pruning.protect_last)
     multiple = pruning.channel_multiple
     floors = {"attention": pruning.min_kv_heads, "mlp": -(-pruning.min_channels // multiple) * multiple}
     return [
-        _Block(
-            kind,
-            members,
-            size=int(groups.parameters[members[0]]),
-            spare=max(0, len(members) - floors[kind]),
-            fixed=fixed.get((layer, kind), 0),
-        )
+        _Block(kind, members, size=int(groups.parameters[members[0]]), spare=max(0, len(members) - floors[kind]))
         for (layer, kind), members in groups.by_block().items()
         if layer in inside and kind in pruning.kinds
     ]
@@ -90,7 +100,6 @@ def _parameters(blocks: list[_Block], removed: Array) -> int:
 def _check_reach(blocks: list[_Block], target: Target, pruning: PlanConfig) -> None:
     """Check that protected layers, floors and multiples leave enough to remove."""
     removable = sum(block.spare * block.size for block in blocks)
-    removable += sum(block.fixed for block in blocks if block.spare == len(block.members))
     if target.budget > removable:
         largest = np.floor(target.ratio_after(removable) * 1e4) / 1e4
         raise InputError(
@@ -116,13 +125,11 @@ def _remove_globally(blocks: list[_Block], scores: Array, budget: int, pruning: 
             if len(part):
                 units.append((own[part].sum() / (len(part) * block.size), block, block.members[part]))
     removed = np.zeros(len(scores), dtype=bool)
-    left = {block: len(block.members) for block in blocks}
     for _, block, unit in sorted(units, key=itemgetter(0)):
-        size = len(unit) * block.size + (block.fixed if left[block] == len(unit) else 0)
+        size = len(unit) * block.size
         if size <= budget:
             removed[unit] = True
             budget -= size
-            left[block] -= len(unit)
     return removed
 
 

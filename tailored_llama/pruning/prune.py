@@ -61,7 +61,6 @@ def prune_model(
     facts: dict[str, Any] = {"parameters": after.size.parameters}
     facts["ratio"] = round(1 - after.size.parameters / before.parameters, 6)
     facts["body_ratio"] = round(1 - after.size.body / before.body, 6)
-    facts |= {"layers": len(after.layers)} if len(after.layers) < len(structure.layers) else {}
     tokens = cut.tokens
     return facts | ({"tokens": after.size.vocab_size, "tokens_whole": round(tokens.whole, 6)} if tokens else {})
 
@@ -75,9 +74,8 @@ def _fit(cut: Cut, calibration: Path | None, scratch: Path, settings: PruneSetti
     text = Text(read_calibration(calibration), work.execution.batch_tokens)
     fitted: list[Path] = []
     for tensors in reconstruct(model, text, cut.stays, settings.reconstruction.ridge, work.progress):
-        if tensors:  # none of a layer that leaves
-            fitted.append(scratch / f"{len(fitted)}.safetensors")
-            save_file(tensors, fitted[-1])
+        fitted.append(scratch / f"{len(fitted)}.safetensors")
+        save_file(tensors, fitted[-1])
     return fitted
 
 

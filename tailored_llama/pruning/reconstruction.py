@@ -29,7 +29,7 @@ def reconstruct(
 
         Ŵ = (Yᵀ X + λ W_K) (Xᵀ X + λ I)⁻¹,   λ = ridge · mean of the diagonal of Xᵀ X
 
-    Nothing changes where nothing is removed. Of a block that leaves, no tensor is fitted.
+    Nothing changes where nothing is removed.
 
     Memory: the model, or one layer if it is streamed; the hidden states of the calibration tokens, which a streamed
     model keeps on disk; and the normal equations, see `solver_bytes`.
@@ -44,7 +44,7 @@ def reconstruct(
             fits = {}
             for name in _OUTPUTS:
                 _, kept = stays.get(f"model.layers.{number}.{name}.weight", (1, None))
-                if kept is not None and kept.any():
+                if kept is not None:
                     fits[f"model.layers.{number}.{name}.weight"] = _Fit(layer.get_submodule(name), kept)
             with ExitStack() as hooks:
                 for fit in fits.values():

@@ -10,7 +10,6 @@ from tailored_llama.config import (
     PlanConfig,
     ReconstructionConfig,
     RunConfig,
-    drops_layers,
     narrow,
     trims_vocabulary,
     with_defaults,
@@ -43,17 +42,16 @@ class CountSettings:
 
 @dataclass(frozen=True)
 class ImportanceSettings:
-    """The criterion of importance, the seed of one that draws, and whether the influence of layers is measured."""
+    """The criterion of importance, and the seed of one that draws."""
 
     criterion: Criterion
     seed: int | None = None
-    influence: bool = False
 
     @classmethod
     def of(cls, config: RunConfig) -> ImportanceSettings:
         criterion = config.pruning.criterion
         seed = config.seed if criterion in ("random", "taylor_gate") else None
-        return cls(criterion, seed, drops_layers(config))
+        return cls(criterion, seed)
 
 
 @dataclass(frozen=True)

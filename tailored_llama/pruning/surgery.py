@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ def prune_checkpoint(
 ) -> None:
     """Write a checkpoint without the groups that a plan removes, and its tokenizer, into an existing folder.
 
-    A block without groups leaves with its norms, and a layer without blocks leaves; the others are numbered anew.
     `fitted` are safetensors files whose tensors, in the pruned model's shapes, replace the dense ones. Without
     `tokens`, all tokens stay.
 
@@ -45,20 +44,17 @@ def prune_checkpoint(
     shapes = dense_shapes | fitted_shapes
     for name, (dim, own) in indices.items():  # a tensor without indices stays whole
         shapes[name][dim] = len(own)
-    old_names = _old_names(shapes, layers, config["model_type"])
-    gone = [number for number, layer in enumerate(layers) if not (layer.heads or layer.channels)]
-    left = tuple(layer for layer in layers if layer.heads or layer.channels)
-    pruned_config = models.layout_config(models.without_layers(config, gone), left)
+    pruned_config = models.layout_config(config, tuple(layers))
     dtype = getattr(torch, str(pruned_config.dtype or "float32").removeprefix("torch."))
     read = models.tensor_reader((*models.weight_files(dense), *fitted))
 
     def make(name: str) -> Tensor:
-        tensor = read(old_names[name])
-        if cut := indices.get(old_names[name]):
+        tensor = read(name)
+        if cut := indices.get(name):
             tensor = tensor.index_select(cut[0], torch.from_numpy(cut[1]))
         return tensor.contiguous()
 
-    models.write_shards(out, {name: shapes[old] for name, old in old_names.items()}, dtype, make)
+    models.write_shards(out, shapes, dtype, make)
     _save_config(pruned_config, out)
     if tokens:
         models.trim_tokenizer(dense, tokens.kept, tokens.shares.tolist(), out)
@@ -69,7 +65,7 @@ def prune_checkpoint(
 
 
 def kept_layers(groups: Groups, kept: Array, dense: Sequence[models.Layer]) -> tuple[models.Layer, ...]:
-    """Widths of every layer if the groups of a mask, bool [groups], stay; 0 of a block that loses all its groups.
+    """Widths of every layer if the groups of a mask, bool [groups], stay; 0 of a block without groups.
 
     A KV head leaves with all the query heads that share it, so their ratio never changes.
     """
@@ -78,21 +74,6 @@ def kept_layers(groups: Groups, kept: Array, dense: Sequence[models.Layer]) -> t
     return tuple(
         models.Layer(kv * layer.share, kv, width) for layer, kv, width in zip(dense, kv_heads, channels, strict=True)
     )
-
-
-def _old_names(names: Iterable[str], layers: Sequence[models.Layer], model_type: str) -> dict[str, str]:
-    """The tensors that stay: each name once layers are gone, and the name before."""
-    old_names, prefix = {}, "model.layers."
-    for name in names:
-        new, block = name, models.block_of(name, model_type)
-        if block:
-            number, kind = block
-            if not (layers[number].heads if kind == "attention" else layers[number].channels):
-                continue
-            before = sum(bool(layer.heads or layer.channels) for layer in layers[:number])
-            new = f"{prefix}{before}.{name.removeprefix(f'{prefix}{number}.')}"
-        old_names[new] = name
-    return old_names
 
 
 def _save_config(config: Any, out: Path) -> None:

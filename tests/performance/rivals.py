@@ -183,9 +183,7 @@ def main(
         scores = {"groups": dense.groups, "importance": dense.importance}
         split = run(TWO_STAGES, RatioSettings(r), f"two stages {r:g}", **read, **scores)
         models[f"global {r:g}"] = steps.prune_to(run, own, dense, r)
-        models[f"two stages {r:g}"] = steps.prune_to(
-            run, with_pruning(own, min_kv_heads=0), replace(dense, importance=split), r
-        )
+        models[f"two stages {r:g}"] = steps.prune_to(run, own, replace(dense, importance=split), r)
         models[f"rotated {r:g}"] = run(ROTATED_MODEL, RatioSettings(r), f"rotate {r:g}", **read)
     compare(run, own, inputs, models)
 

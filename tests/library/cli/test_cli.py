@@ -214,18 +214,6 @@ def test_prune_on_a_text_alone_and_on_a_mixture(command: Command, config: Path, 
     assert (status, error.count("\n"), "calibration.samples: got 1, of which prompts" in error) == (2, 1, True)
 
 
-def test_prune_removes_layers_and_says_how_many_are_left(command: Command, config: Path, tiny: Path) -> None:
-    """The calibration text ranks layers, though the criterion reads none."""
-    layers = ("--set", 'pruning.kinds=["layer","mlp"]', "--set", "pruning.layers=1")
-    unread = ("--set", "pruning.criterion=random", "--set", "reconstruction.method=none")
-    status, text, error = command("prune", tiny, "fewer", "--ratio", 0.3, "--config", config, *layers, *unread)
-    assert status == 0, error
-    assert text.endswith("\n3 of 4 layers kept\n")
-    assert "Whole layers left first" in Path("fewer/README.md").read_text()
-    status, text, error = command("profile", "fewer", "--batch", 1, "--prompt-tokens", 8, "--new-tokens", 4)
-    assert status == 0, error
-
-
 def test_fetch_reads_all_that_a_run_needs(command: Command, config: Path, tiny: Path, tmp_path: Path) -> None:
     status, out, _ = command("fetch", "--config", config)
     text = tmp_path / "data" / "text.txt"

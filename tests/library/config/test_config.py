@@ -125,7 +125,7 @@ WRONG = {
     "(did you mean taylor_first?)",
     "pruning.criterion=l7": f"pruning.criterion: got 'l7'; allowed: {CRITERIA}",
     "prompts.template=": "prompts.template: got ''; allowed: at least 1 character",
-    "pruning.kinds=['mpl']": "pruning.kinds.0: got 'mpl'; allowed: 'attention', 'mlp', 'vocabulary' or 'layer' "
+    "pruning.kinds=['mpl']": "pruning.kinds.0: got 'mpl'; allowed: 'attention', 'mlp' or 'vocabulary' "
     "(did you mean mlp?)",
     "tuning.epoch=5": "tuning.epoch: unknown key; did you mean tuning.epochs?",
     "tunning.epochs=5": "tunning: unknown key; did you mean tuning?",

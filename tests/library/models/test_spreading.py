@@ -27,7 +27,6 @@ from tailored_llama.evaluation.profiling import decode
 from tailored_llama.models import devices, load, load_model, load_tokenizer, streaming
 from tailored_llama.models.load import shares
 from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance
-from tailored_llama.pruning.depth import read_influence
 from tailored_llama.pruning.importance import read_importance
 from tailored_llama.store import write_table
 from tailored_llama.training import TeachSettings, teach
@@ -160,12 +159,11 @@ def test_a_profiled_pass(tiny: Path) -> None:
 @pytest.mark.parametrize("criterion", ["taylor_gate", "taylor_first"])
 def test_importance(tiny: Path, groups: Path, text: Path, both: Any, criterion: Any) -> None:
     def stage(execution: ExecutionConfig, out: Path) -> None:
-        settings = ImportanceSettings(criterion, 3, influence=True)
+        settings = ImportanceSettings(criterion, 3)
         score_importance(tiny, groups, text, settings=settings, work=Work(out, execution))
 
     one, two = both(stage)
     np.testing.assert_allclose(read_importance(two), read_importance(one), rtol=1e-3)
-    np.testing.assert_allclose(read_influence(two), read_influence(one), rtol=1e-3)
 
 
 def test_reconstruction(tiny: Path, groups: Path, text: Path, both: Any) -> None:

@@ -23,10 +23,9 @@ from tailored_llama.config import PruningConfig, Work
 from tailored_llama.errors import InputError
 from tailored_llama.models import Layer, layout_config, load_model, read_config, read_structure, shards, weight_files
 from tailored_llama.pruning import build_graph, read_groups
-from tailored_llama.pruning.depth import Target
 from tailored_llama.pruning.groups import read_owners
 from tailored_llama.pruning.importance import write_importance
-from tailored_llama.pruning.plan import plan
+from tailored_llama.pruning.plan import Target, plan
 
 IDS = torch.tensor([[5, 9, 200, 31, 77, 14, 3, 8]])
 SHAPES = {
