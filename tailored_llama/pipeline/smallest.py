@@ -32,7 +32,15 @@ from tailored_llama.pipeline.publish import publish_answer
 from tailored_llama.pipeline.rows import scored_rows
 from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.stage import Stage, leaves
-from tailored_llama.store import ANSWER, HUB, ArtifactRef, ArtifactStore, check_target, place, record_opening
+from tailored_llama.store import (
+    ANSWER,
+    ArtifactRef,
+    ArtifactStore,
+    check_published,
+    check_target,
+    place,
+    record_opening,
+)
 
 S = TypeVar("S")
 
@@ -116,8 +124,8 @@ def check_smallest(config: SmallestConfig) -> None:
         check_target(target, "store.export", "an exported model", [ANSWER])
     if (published := config.store.publish) and not target:
         raise InputError(f"store.publish: got {published!r} without store.export; allowed: with a folder there")
-    if published and not published.startswith(HUB):
-        check_target(Path(published).expanduser(), "store.publish", "a published model", [ANSWER])
+    if published:
+        check_published(published)
     goal = config.goal
     for benchmark in config.benchmarks:
         least, needed = _provable(config, rows := scored_rows(config, benchmark))

@@ -34,7 +34,7 @@ from .manifests import Manifest as Manifest
 from .manifests import artifact_key as artifact_key
 from .manifests import read_manifest as read_manifest
 from .openings import record_opening as record_opening
-from .publishing import HUB as HUB
+from .publishing import check_published as check_published
 from .publishing import check_target as check_target
 from .publishing import place as place
 from .publishing import publish as publish

@@ -58,6 +58,20 @@ def place(artifact: Path, target: Path, field: str, what: str, stages: Sequence[
         raise InputError(f"{field}: {target}: {error}; allowed: a writable folder with room") from None
 
 
+def check_published(target: str) -> None:
+    """Check before a run that its model can be published: in a folder that may be replaced, or with a token of the Hub.
+
+    Raises:
+        InputError: it cannot be.
+    """
+    if not target.startswith(HUB):
+        return check_target(Path(target).expanduser(), _FIELD, "a published model", [ANSWER])
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise InputError(f"{_FIELD}: got {target!r} without a token for the Hub; allowed: with HF_TOKEN set")
+
+
 def published_file(target: str, name: str) -> bytes | None:
     """A file of the model that is published at a target; None if no model is.
 

@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from compositions import fail, run_command
+from compositions import built, fail, run_command
 from helpers import as_toml
 from tailored_llama import pruning
 from tailored_llama.config import SmallestConfig, validate_as
@@ -149,6 +149,19 @@ def test_what_is_no_model_or_one_for_another_goal_is_not_replaced(hub: Hub, offe
 def test_another_kind_of_place_is_refused(place: str) -> None:
     with pytest.raises(InputError, match=f"store.publish: got '{place}'; allowed: a Hub repository, hf://user/name"):
         validate_as(SmallestConfig, {"benchmarks": ["csqa"], "store": {"publish": place}})
+
+
+def test_without_a_token_a_search_for_the_hub_does_not_start(
+    own_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    own_run["store"] |= {"export": str(tmp_path / "models"), "publish": "hf://ada/small"}
+    goal = '[goal]\nruntime = "transformers"\neven_if_unprovable = true\n'
+    (path := tmp_path / "run.toml").write_text(as_toml(own_run) + goal)
+    status, out, err = run_command(path)
+    assert (status, out) == (2, "")
+    assert err == "error: store.publish: got 'hf://ada/small' without a token for the Hub; allowed: with HF_TOKEN set\n"
+    assert not built(own_run["store"]["root"])
 
 
 @pytest.mark.parametrize("errors", [2, 9], ids=["that passes", "that stays"])
