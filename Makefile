@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-flows test-real test-full test-cuda test-vllm test-deployed test-faults test-faults-short
+.PHONY: quickstart test test-flows test-real test-all test-full test-cuda test-vllm test-deployed test-faults test-faults-short
 .PHONY: lint docs constraints
 
 # The versions that CI tests: a release of a dependency changes nothing here until `make constraints` raises them.
@@ -50,6 +50,11 @@ test-real: $(VENV)/installed
 # The same, with scores compared on 200 documents of each benchmark: half an hour.
 test-full: $(VENV)/installed
 	$(BIN)/python -m pytest tests/real -m real --full
+
+# `test`, `test-flows` and `test-real` together: two processes are started and warmed up once, not three times.
+test-all: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real tests/flows tests/library tests/test_layering.py \
+		tests/faults/test_suite.py -m 'not vllm' --numprocesses 2 --dist loadfile
 
 # Tiny models on a CUDA device, in one process, since it limits the device's memory; skipped where there is none.
 test-cuda: $(VENV)/installed

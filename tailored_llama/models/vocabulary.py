@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tailored_llama.errors import InputError
 from tailored_llama.models.checkpoints import drop_paths, read_config
 from tailored_llama.models.id_table import write_id_table
-from tailored_llama.models.load import load_tokenizer
+from tailored_llama.models.load import load_tokenizer, without_gc
 
 _GENERATION = "generation_config.json"
 _SPACE = "\u2581"  # SentencePiece's
@@ -30,26 +30,27 @@ class Tokens:
     """The tokens of a checkpoint whose tokenizer can be trimmed.
 
     `rows` is the number of rows of the embedding; `texts` maps ids to tokens as `tokenizer.json` writes them. `parts`
-    has, for every token that a merge makes, the two tokens of its last merge. `always` are those that must stay: bytes,
-    special and added tokens, those of the chat template, and all that they are made of.
+    has for every token the two of its last merge, or nothing if no merge makes it. `always` are those that must stay:
+    bytes, special and added tokens, those of the chat template, and all that they are made of.
     """
 
     rows: int
     texts: Mapping[int, str]
-    parts: Mapping[int, tuple[int, int]]
+    parts: Mapping[int, tuple[int, ...]]
     always: frozenset[int]
 
-    def made_of(self, tokens: Iterable[int]) -> set[int]:
-        """Tokens, and everything that they are made of."""
+    def made_of(self, tokens: Iterable[int], besides: Container[int] = ()) -> set[int]:
+        """Tokens, and everything that they are made of; those of a set that such a call returned are left out."""
         waiting, found = list(tokens), set[int]()
         while waiting:
             token = waiting.pop()
-            if token not in found:
+            if token not in found and token not in besides:
                 found.add(token)
-                waiting += self.parts.get(token, ())
+                waiting += self.parts[token]
         return found
 
 
+@without_gc
 def read_tokens(checkpoint: Path) -> Tokens:
     """The tokens of a checkpoint, and what each is made of; as `tokens_of`."""
     config = read_config(checkpoint)
@@ -76,9 +77,8 @@ def tokens_of(tokenizer: Any, rows: int, special: Iterable[int], shown: Any) -> 
         )
     around = {step[place] for step, place in _processor_places(state)}
     always = {*added, *special, *around, *_written_alone(model), *_chat_ids(tokenizer)}
-    parts = {ids[text]: (ids[left], ids[right]) for text, (left, right) in _last_merges(model).items()}
-    tokens = Tokens(rows, texts, parts, frozenset())
-    return Tokens(rows, texts, parts, frozenset(tokens.made_of(always)))
+    tokens = Tokens(rows, texts, _Parts(ids, texts, model["merges"]), frozenset())
+    return replace(tokens, always=frozenset(tokens.made_of(always)))
 
 
 def _added(state: dict[str, Any], rows: int) -> dict[int, str]:
@@ -121,18 +121,27 @@ def _written_alone(model: dict[str, Any]) -> set[int]:
     return {ids[text] for text in (*alone, model.get("unk_token")) if text in ids}
 
 
-def _last_merges(model: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """The last merge of every token, as BPE makes it of its characters.
+class _Parts(dict[int, tuple[int, ...]]):
+    """The two tokens of the last merge of a token, as BPE makes it of its characters; found when it is asked for.
 
-    SentencePiece vocabularies list all merges that give a token. Which of them BPE takes depends on their ranks.
+    SentencePiece vocabularies list all merges that give a token. Which of them BPE takes depends on their ranks. To
+    follow them for all of 262,144 tokens takes seconds, and most are never asked for.
     """
-    merges = [(left, right) for left, right in model["merges"]]
-    making: dict[str, list[tuple[str, str]]] = {}
-    for pair in merges:
-        making.setdefault("".join(pair), []).append(pair)
-    ranks = {pair: rank for rank, pair in enumerate(merges)} if len(making) < len(merges) else {}
-    last = {text: pairs[0] if len(pairs) == 1 else _last_merge(text, ranks) for text, pairs in making.items()}
-    return {text: pair for text, pair in last.items() if pair}
+
+    def __init__(self, ids: Mapping[str, int], texts: Mapping[int, str], merges: Sequence[Sequence[str]]) -> None:
+        super().__init__()
+        self.ids, self.texts, self.making = ids, texts, dict[str, list[tuple[str, str]]]()
+        pairs = [(left, right) for left, right in merges]
+        for pair in pairs:
+            self.making.setdefault("".join(pair), []).append(pair)
+        self.ranks = {pair: rank for rank, pair in enumerate(pairs)} if len(self.making) < len(pairs) else {}
+
+    def __missing__(self, token: int) -> tuple[int, ...]:
+        text = self.texts.get(token, "")
+        pairs = self.making.get(text, []) if self.ids.get(text) == token else []
+        last = pairs[0] if len(pairs) == 1 else _last_merge(text, self.ranks) if pairs else None
+        self[token] = found = tuple(self.ids[part] for part in last or ())
+        return found
 
 
 def _last_merge(text: str, ranks: Mapping[tuple[str, str], int]) -> tuple[str, str] | None:
@@ -177,6 +186,7 @@ def _chat_ids(tokenizer: Any) -> set[int]:
     return found
 
 
+@without_gc
 def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float], out: Path) -> None:
     """Write a dense checkpoint's tokenizer without the tokens that are not kept, and the table of both ids.
 

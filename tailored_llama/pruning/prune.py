@@ -12,7 +12,15 @@ from safetensors.torch import save_file
 
 from tailored_llama.config import Work
 from tailored_llama.data import read_calibration
-from tailored_llama.models import CARD, check_solver, derived_card, open_model, read_structure, what_was_removed
+from tailored_llama.models import (
+    CARD,
+    check_solver,
+    derived_card,
+    open_model,
+    read_structure,
+    read_tokens,
+    what_was_removed,
+)
 from tailored_llama.pruning.cut import Cut, Folders, plan_cut
 from tailored_llama.pruning.groups import KINDS
 from tailored_llama.pruning.layerwise import Text
@@ -91,7 +99,7 @@ def check_ratio(
     """
     folders = Folders(dense, dense, groups)
     if counts:
-        cut = first_cut(folders, counts, settings.ratio, settings.plan)
+        cut = first_cut(folders, read_tokens(dense), counts, settings.ratio, settings.plan)
     else:
         cut = plan_cut(folders, settings.ratio, settings.plan, None)
     stay = {kind: int(cut.kept[cut.groups.kind == kind].sum()) for kind in KINDS}

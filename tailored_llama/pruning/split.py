@@ -21,7 +21,15 @@ import pyarrow as pa
 from tailored_llama.config import ROWS, PlanConfig, Work
 from tailored_llama.data import Prompt, encode_answer, loglikelihoods
 from tailored_llama.errors import InputError
-from tailored_llama.models import context_length, load_tokenizer, open_model, read_structure, read_tokens, token_budget
+from tailored_llama.models import (
+    Tokens,
+    context_length,
+    load_tokenizer,
+    open_model,
+    read_structure,
+    read_tokens,
+    token_budget,
+)
 from tailored_llama.pruning.cut import Cut, Folders, plan_cut
 from tailored_llama.pruning.settings import SplitSettings
 from tailored_llama.pruning.vocabulary import (
@@ -84,8 +92,8 @@ def choose_split(
     Raises:
         InputError: as in `plan_cut` and `choose_tokens`, if no number of tokens reaches the ratio.
     """
-    folders, pruning = Folders(dense, dense, groups, importance), settings.plan
-    tokens, shares, sizes = read_tokens(dense), read_shares(counts), possible_sizes(dense, settings.ratio, pruning)
+    folders, pruning, tokens = Folders(dense, dense, groups, importance), settings.plan, read_tokens(dense)
+    shares, sizes = read_shares(counts), possible_sizes(dense, tokens, settings.ratio, pruning)
     measured, tried, size = measured_prompts(prompts), list[Split](), sizes[0]
     if len(sizes) > 1 and measured:
         step = max(1, round(sum(len(_text(prompt).encode()) for prompt in measured) / _BYTES))
@@ -107,7 +115,7 @@ def choose_split(
         tried = search(measure, [own for own in sizes if plans[own].whole >= _WHOLE]) or search(measure, sizes)
         size = min(tried, key=_cost).tokens if tried else sizes[-1]
     elif len(sizes) > 1:  # nothing to measure on, such as tasks without a train split
-        cut = first_cut(folders, counts, settings.ratio, pruning, least=_ENOUGH)
+        cut = first_cut(folders, tokens, counts, settings.ratio, pruning, least=_ENOUGH)
         size = len(cut.tokens.kept) if cut.tokens else size
     cut = plan_cut(folders, settings.ratio, pruning, choose_tokens(tokens, shares, size))
     tried = tried or [_split(cut)]
@@ -135,7 +143,7 @@ def read_tried(folder: Path) -> list[Split]:
     return [Split(**row) for row in rows if row["nats_per_byte"] is not None]
 
 
-def possible_sizes(dense: Path, ratio: float, pruning: PlanConfig) -> list[int]:
+def possible_sizes(dense: Path, tokens: Tokens, ratio: float, pruning: PlanConfig) -> list[int]:
     """Numbers of tokens to try, ascending; the configured one alone, or more if fewer would remove more than the ratio.
 
     With the first, tokens reach the ratio alone, as far as bytes and special tokens let them; with the last, all stay.
@@ -144,7 +152,7 @@ def possible_sizes(dense: Path, ratio: float, pruning: PlanConfig) -> list[int]:
         InputError: the configured number leaves nothing to remove.
     """
     size = read_structure(dense).size
-    tokens, least = read_tokens(dense), whole_rows(size.vocab_size - round(ratio * size.parameters) // size.row)
+    least = whole_rows(size.vocab_size - round(ratio * size.parameters) // size.row)
     if isinstance(pruning.vocabulary, int):
         if pruning.vocabulary >= size.vocab_size:
             raise InputError(
@@ -157,15 +165,16 @@ def possible_sizes(dense: Path, ratio: float, pruning: PlanConfig) -> list[int]:
     return [*sizes, size.vocab_size]
 
 
-def first_cut(folders: Folders, counts: Path, ratio: float, pruning: PlanConfig, least: float = 0) -> Cut:
+def first_cut(
+    folders: Folders, tokens: Tokens, counts: Path, ratio: float, pruning: PlanConfig, least: float = 0
+) -> Cut:
     """The first split that reaches a ratio and keeps a share of further tokens whole; else the last that reaches it.
 
     Raises:
         InputError: none reaches it. The message is that of the fewest tokens, with which the largest ratio is reached.
     """
-    tokens, shares, cut = read_tokens(folders.model), read_shares(counts), None
-    refused: list[InputError] = []
-    for size in possible_sizes(folders.model, ratio, pruning):
+    shares, cut, refused = read_shares(counts), None, list[InputError]()
+    for size in possible_sizes(folders.model, tokens, ratio, pruning):
         try:
             cut = plan_cut(folders, ratio, pruning, choose_tokens(tokens, shares, size))
         except InputError as error:

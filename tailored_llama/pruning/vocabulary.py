@@ -171,7 +171,9 @@ def choose_tokens(tokens: Tokens, shares: Counts, size: int) -> VocabularyPlan:
     kept = set(tokens.always)
     while len(kept) < size:  # a token that does not fit with its parts is passed over, and tried again
         for token in order:
-            new = tokens.made_of([token]) - kept
+            if len(kept) == size:
+                break
+            new = tokens.made_of([token], besides=kept)
             if len(kept) + len(new) <= size:
                 kept |= new
     return VocabularyPlan(tuple(sorted(kept)), shares)

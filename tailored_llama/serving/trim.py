@@ -94,7 +94,7 @@ def _tokens(source: Source, tokenizer: Any) -> models.Tokens:
     tokens = models.tokens_of(tokenizer, source.rows, special, source.parts[0])
     if types:
         return tokens
-    alone = tokens.texts.keys() - tokens.parts.keys()  # special ones are among those that no merge makes
+    alone = [token for token in tokens.texts if not tokens.parts[token]]  # special ones are among them
     return replace(tokens, always=frozenset(tokens.made_of({*tokens.always, *alone})))
 
 

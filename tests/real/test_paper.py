@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.__main__ import main
+from compositions import run_command
 from helpers import save_tiny_llama
-from lean import lean_server
 from tailored_llama.config import load_config
 from tailored_llama.evaluation import read_recovery
 from tailored_llama.models import read_structure
@@ -35,8 +34,8 @@ def test_the_papers_setting_runs_on_a_stand_in(tmp_path: Path, full: bool) -> No
         "perplexity.tokens": 256,
         "profile.batches": "[]",
     }
-    with lean_server():
-        assert main(["tailor", str(PAPER), *(f"--set={name}={value}" for name, value in small.items())]) == 0
+    status, _, error = run_command(PAPER, *(f"--set={name}={value}" for name, value in small.items()))
+    assert status == 0, error
     (report,) = (tmp_path / "store" / "report").iterdir()
     rows, models = read_recovery(report)
     names = [*(benchmark.name for benchmark in config.benchmarks), "(mean)"]

@@ -28,7 +28,15 @@ from helpers import (
 from tailored_llama.config import BenchmarkConfig, PruningConfig, ReconstructionConfig, RunConfig, Work, validate_config
 from tailored_llama.data import CalibrationSettings, load_calibration, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.models import load_model, load_tokenizer, merge_adapter, read_config, read_id_table, read_structure
+from tailored_llama.models import (
+    load_model,
+    load_tokenizer,
+    merge_adapter,
+    read_config,
+    read_id_table,
+    read_structure,
+    read_tokens,
+)
 from tailored_llama.pruning import (
     CountSettings,
     ImportanceSettings,
@@ -225,7 +233,7 @@ def test_impossible_numbers_are_refused(dense: Path, text: Any, folder: Make) ->
     with pytest.raises(InputError, match=r"pruning.vocabulary: got 64; allowed: at least 320, for bytes"):
         cut(dense, text, folder, vocabulary=64)
     with pytest.raises(InputError, match=r"pruning.vocabulary: got 704; allowed: below 704, the model's tokens"):
-        possible_sizes(dense, 0.4, PruningConfig(shape="any", kinds=KINDS, vocabulary=704))
+        possible_sizes(dense, read_tokens(dense), 0.4, PruningConfig(shape="any", kinds=KINDS, vocabulary=704))
 
 
 @pytest.mark.parametrize(
