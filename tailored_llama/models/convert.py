@@ -23,7 +23,7 @@ from tailored_llama.models import checkpoints
 from tailored_llama.models.cards import base_of, dense_card
 from tailored_llama.models.embedded import EMBEDDED_MODELS
 from tailored_llama.models.licences import CARD, copy_licence
-from tailored_llama.models.load import _load_weights, empty_model, load_tokenizer
+from tailored_llama.models.load import _load_weights, empty_model, load_tokenizer, without_gc
 from tailored_llama.models.shards import is_unchanged, link, tensor_reader, write_shards
 from tailored_llama.models.sources import DenseSettings, fetch_model, read_gguf
 from tailored_llama.models.tokens import pre_tokenizer
@@ -112,6 +112,7 @@ def _convert(path: Path, dtype: torch.dtype, out: Path, shown: str) -> None:
     checkpoints.drop_paths(out)
 
 
+@without_gc
 def load_gguf_tokenizer(path: Path, reader: GGUFReader, shown: str) -> Any:
     """The tokenizer of a GGUF file of any architecture; `reader` has parsed the file.
 
