@@ -85,7 +85,7 @@ def prune(
         fields |= {"calibration.source": written, "calibration.column": "text"}
     run, config = _begin(model, benchmarks, store, fields | dict(settings or {}))
     prompts = steps.render_train(run, config)
-    pruned = steps.prune_to(run, config, steps.prepare_dense(run, config, prompts), ratio)
+    pruned = steps.prune_to(run, config, steps.prepare_dense(run, config, prompts), ratio, prompts)
     return Small(run, config, pruned, removed=ratio)
 
 

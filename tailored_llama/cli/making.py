@@ -111,7 +111,7 @@ def prune(
         prompts = steps.render_train(runner, run)
         prepared = steps.prepare_dense(runner, run, prompts)
         before = read_structure(runner.open(prepared.checkpoint)).size
-        facts = runner.move(steps.prune_to(runner, run, prepared, ratio), folder)
+        facts = runner.move(steps.prune_to(runner, run, prepared, ratio, prompts), folder)
     after, body = facts["parameters"], facts["body_ratio"]
     removed = f"{1 - after / before.parameters:.2%} removed, {body:.2%} of the body without embeddings"
     print(f"{out}: {after:,} of {before.parameters:,} parameters ({removed})")

@@ -47,7 +47,8 @@ class PlanConfig(Section):
     """MLP widths of pruned layers are multiples of this (64 or 128 suits matrix units). A layer that loses no channels
     keeps its width."""
     steps: int = Field(1, ge=1, le=64)
-    """Number of equal pruning steps; importance is scored again before each."""
+    """Number of equal pruning steps; importance is scored again before each. With healing.tokens, the model is healed
+    after each, on the same text: pruning and healing in turns."""
 
     @field_validator("vocabulary", mode="before")
     @classmethod

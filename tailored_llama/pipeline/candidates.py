@@ -132,7 +132,7 @@ def _begin_model(state: SearchState, rung: Rung, nothing: None) -> Model:
     run, config = state.run, base.config
     if step.tokens:
         config = config.model_copy(update={"pruning": config.pruning.model_copy(update={"vocabulary": step.tokens})})
-    pruned = steps.prune_to(run, config, base.dense, step.ratio)
+    pruned = steps.prune_to(run, config, base.dense, step.ratio, base.prompts)
     healed = steps.heal_if_asked(run, config, base.dense.checkpoint, step.ratio, pruned, base.prompts)
     adapters = steps.tune_adapters(run, config, step.ratio, healed, base.prompts)
     how = "trimmed" if step.tokens else f"@ {step.ratio:.2f}"

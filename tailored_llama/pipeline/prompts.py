@@ -47,7 +47,7 @@ def _checkpoint(run: Runner, config: PromptStudyConfig) -> tuple[Artifact, str]:
     (ratio,) = config.pruning.ratios
     read = steps.render_all(run, config) if reads_prompts(config) or trims_vocabulary(config) else Prompts()
     dense = steps.prepare_dense(run, config, read)
-    pruned = steps.prune_to(run, config, dense, ratio)
+    pruned = steps.prune_to(run, config, dense, ratio, read)
     model = steps.heal_if_asked(run, config, dense.checkpoint, ratio, pruned, read)
     return model, f"{config.model.source}, pruned{' and healed' if config.healing.tokens else ''} at ratio {ratio:g}"
 

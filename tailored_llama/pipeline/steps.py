@@ -167,8 +167,8 @@ def score_importance(
     return run(stages.IMPORTANCE, settings, name, dense=dense, groups=groups, calibration=text)
 
 
-def prune_to(run: Runner, config: RunConfig, dense: Dense, ratio: float) -> Artifact:
-    """Prune to a ratio of the dense model's parameters, in the configured number of steps."""
+def prune_to(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -> Artifact:
+    """Prune to a ratio of the dense model's parameters, in the configured number of steps, and heal between them."""
     model, groups, importance = dense.checkpoint, dense.groups, dense.importance
     text = None if config.reconstruction.method == "none" else dense.calibration
     split = None
@@ -176,11 +176,13 @@ def prune_to(run: Runner, config: RunConfig, dense: Dense, ratio: float) -> Arti
         read = {"groups": groups, "importance": importance, "counts": dense.counts}
         name = f"choose split @ {ratio:.2f}"
         split = run(stages.SPLIT, SplitSettings.of(config, ratio), name, dense=model, prompts=dense.prompts, **read)
+    share = 0.0
     for step in range(1, config.pruning.steps + 1):
-        share = ratio * step / config.pruning.steps
         if step > 1:
+            model = heal_if_asked(run, config, dense.checkpoint, share, model, prompts)
             groups = run(stages.GROUPS, None, "build graph", dense=model)
             importance = score_importance(run, config, model, groups, dense.calibration)
+        share = ratio * step / config.pruning.steps
         model = run(
             stages.PRUNED,
             PruneSettings.of(config, share),

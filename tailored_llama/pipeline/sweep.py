@@ -90,7 +90,7 @@ def _measured(run: Runner, config: SweepConfig, cell: SweepCell, row: Row) -> Ro
     own, ratio, label = cell.run, row.ratio, f"{row.name} @ {row.ratio:g}"
     prompts = _prompts(run, config, own)
     dense = steps.prepare_dense(run, own, prompts)
-    pruned = steps.prune_to(run, own, dense, ratio)
+    pruned = steps.prune_to(run, own, dense, ratio, prompts)
     healed = steps.heal_if_asked(run, own, dense.checkpoint, ratio, pruned, prompts)
     perplexity = steps.measure_perplexity(run, own, label, healed, dense.checkpoint)
     asked = steps.search_templates(run, own, healed) if cell.searched else prompts

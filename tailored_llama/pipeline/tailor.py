@@ -65,8 +65,9 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
 def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -> TailoredRun[Artifact]:
     """Prune the model to a ratio and tailor it to every benchmark."""
     label, name = steps.model_label("tailored", ratio), steps.model_label("pruned", ratio)
-    pruned = steps.measure(run, config, name, steps.prune_to(run, config, dense, ratio), prompts, dense.checkpoint)
-    base = steps.heal_if_asked(run, config, dense.checkpoint, ratio, pruned.checkpoint, prompts)
+    checkpoint = steps.prune_to(run, config, dense, ratio, prompts)
+    pruned = steps.measure(run, config, name, checkpoint, prompts, dense.checkpoint)
+    base = steps.heal_if_asked(run, config, dense.checkpoint, ratio, checkpoint, prompts)
     adapters = steps.tune_adapters(run, config, ratio, base, prompts)
     timed = _profile(run, config, name, pruned.checkpoint, dense.checkpoint)
     healed = None

@@ -24,7 +24,7 @@ def transfer(run: Runner, config: TransferConfig) -> ArtifactRef:
     names = [benchmark.name for benchmark in config.benchmarks]
     prompts = steps.render_all(run, config)
     dense = steps.prepare_dense(run, config, prompts)
-    pruned = steps.prune_to(run, config, dense, ratio)
+    pruned = steps.prune_to(run, config, dense, ratio, prompts)
     pruned = steps.heal_if_asked(run, config, dense.checkpoint, ratio, pruned, prompts)
 
     tuned = {GENERIC: attempt(GENERIC, partial(_generic_adapter, run, config, ratio, pruned))}

@@ -147,7 +147,7 @@ def main(
     run = kept_in(folder, own)
     inputs = prepare(run, own, examples)
     models = {
-        f"{kind} {r:g}": steps.prune_to(run, with_pruning(own, shape=kind), inputs.dense, r)
+        f"{kind} {r:g}": steps.prune_to(run, with_pruning(own, shape=kind), inputs.dense, r, steps.Prompts())
         for r in ratio
         for kind in ("any", "stock")
     }

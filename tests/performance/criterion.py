@@ -62,7 +62,7 @@ def measure(
     """
     (ratio,) = config.pruning.ratios
     dense = steps.prepare_dense(run, config, prompts)
-    pruned = steps.prune_to(run, config, dense, ratio)
+    pruned = steps.prune_to(run, config, dense, ratio, prompts)
     row = {} if trimmed else measure_divergence(run, config, dense.checkpoint, pruned, slices)
     figure = "byte_perplexity" if trimmed else "perplexity"
     perplexity = steps.measure_perplexity(run, config, name, pruned, dense.checkpoint)

@@ -175,15 +175,15 @@ def main(
     own = with_pruning(load_config(str(config), override or []), ratios=tuple(ratio), steps=1, shape="any")
     run = kept_in(folder, own)
     inputs = prepare(run, own, examples)
-    dense = inputs.dense
-    text = steps.draw_calibration(run, own, dense.checkpoint, steps.render_train(run, own))
+    dense, prompts = inputs.dense, steps.render_train(run, own)
+    text = steps.draw_calibration(run, own, dense.checkpoint, prompts)
     read = {"dense": dense.checkpoint, "calibration": text}
     models = {}
     for r in ratio:
         scores = {"groups": dense.groups, "importance": dense.importance}
         split = run(TWO_STAGES, RatioSettings(r), f"two stages {r:g}", **read, **scores)
-        models[f"global {r:g}"] = steps.prune_to(run, own, dense, r)
-        models[f"two stages {r:g}"] = steps.prune_to(run, own, replace(dense, importance=split), r)
+        models[f"global {r:g}"] = steps.prune_to(run, own, dense, r, prompts)
+        models[f"two stages {r:g}"] = steps.prune_to(run, own, replace(dense, importance=split), r, prompts)
         models[f"rotated {r:g}"] = run(ROTATED_MODEL, RatioSettings(r), f"rotate {r:g}", **read)
     compare(run, own, inputs, models)
 

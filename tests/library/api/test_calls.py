@@ -86,7 +86,7 @@ def test_a_store_is_that_of_the_flows(model: Path, rows: list[dict[str, Any]], t
     run = StoreRunner(small.config.store, small.config.execution)
     prompts = steps.render_all(run, small.config)
     dense = steps.prepare_dense(run, small.config, prompts)
-    assert run.open(steps.prune_to(run, small.config, dense, RATIO)) == small.folder
+    assert run.open(steps.prune_to(run, small.config, dense, RATIO, prompts)) == small.folder
 
 
 def test_the_smallest_model_comes_with_its_verdict(model: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:

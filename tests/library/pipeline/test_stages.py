@@ -206,8 +206,9 @@ def test_a_pruned_checkpoint_is_the_same_in_a_folder_and_in_a_store(own_run: dic
     (tmp_path / "scratch").mkdir()
 
     def pruned(run: Runner) -> dict[str, bytes]:
-        dense = steps.prepare_dense(run, config, steps.render_train(run, config))
-        folder = run.open(steps.prune_to(run, config, dense, 0.2))
+        prompts = steps.render_train(run, config)
+        dense = steps.prepare_dense(run, config, prompts)
+        folder = run.open(steps.prune_to(run, config, dense, 0.2, prompts))
         return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
 
     stored = pruned(StoreRunner(config.store, config.execution))
