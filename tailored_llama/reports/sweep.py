@@ -133,7 +133,7 @@ def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> Figures:
     if len({row.ratio if row.place is None else row.place for row in drawn if row.ratio}) == 1:
         return _beside(drawn)
     figures: Figures = {}
-    dense = [row.accuracy for row in rows if not row.ratio and row.curve is None]
+    dense = [row for row in rows if not row.ratio and row.curve is None]
     for name, (title, _, caption) in _CURVES.items():
         series: dict[str, Points] = {}
         for row in drawn:
@@ -142,16 +142,30 @@ def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> Figures:
                 shown = row.times_dense if name == "perplexity" else value
                 series.setdefault(str(row.curve), []).append((place, shown))
         if series:
-            reference = 1.0 if name != "accuracy" else dense[0] if len(dense) == 1 else None
-            figures[name] = (title, _curves(config, name, series, reference), caption)
+            reference = 1.0 if name != "accuracy" else dense[0].accuracy if len(dense) == 1 else None
+            figures[name] = (title, _curves(series, name, config.axis, reference), caption)
+    if config.axis == RATIOS and len(dense) > 1 and "accuracy" in figures:
+        figures["accuracy"] = _by_size(drawn, dense)
     return figures
 
 
+def _by_size(drawn: Sequence[SweepRow], dense: Sequence[SweepRow]) -> tuple[str, Picture, str]:
+    """Accuracy over the size that is left, of several base models: which is the best of a given size?"""
+    series: dict[str, Points] = {}
+    for row in drawn:
+        if row.accuracy is not None:
+            base = [own for own in dense if own.parameters == row.dense_parameters and own.accuracy is not None]
+            points = [(2 * (own.parameters or 0) / 1e6, own.accuracy or 0.0) for own in (row, *base)]
+            series[str(row.curve)] = [*series.get(str(row.curve), []), *points]
+    caption = f"{_CURVES['accuracy'][2]} The largest of each base is the dense model."
+    return "Accuracy", _curves(series, "accuracy", "megabytes in 16 bits", None), caption
+
+
 @styled
-def _curves(config: SweepConfig, name: str, series: Mapping[str, Points], reference: float | None) -> Picture:
+def _curves(series: Mapping[str, Points], name: str, axis: str, reference: float | None) -> Picture:
     """One line through the points of each setting, and the dense model's value, if there is one, as a reference."""
     figure, ylabel = new_figure(420 + 11 * len(series)), _CURVES[name][1]
-    axes, by_ratio = figure.subplots(), config.axis == RATIOS
+    axes, by_ratio = figure.subplots(), axis == RATIOS
     for nth, (label, points) in enumerate(series.items()):
         colour, dash = COLOURS[LINES[nth % len(LINES)]], DASHES[nth // len(LINES) % len(DASHES)]
         axes.plot(*xy(sorted(points)), color=colour, linestyle=dash, linewidth=2, marker="o", label=label)
@@ -166,11 +180,11 @@ def _curves(config: SweepConfig, name: str, series: Mapping[str, Points], refere
         axes.yaxis.set_major_formatter(PercentFormatter(1, None, " %"))
     if by_ratio:
         axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
-    axes.set_xlabel("parameters removed" if by_ratio else config.axis)
+    axes.set_xlabel("parameters removed" if by_ratio else axis)
     axes.set_ylabel(ylabel)
     axes.grid(axis="y")
     figure.legend(loc="outside upper left", ncols=2, borderpad=0)
-    over = "the share of parameters removed" if by_ratio else config.axis
+    over = "the share of parameters removed" if by_ratio else axis
     return Picture(figure, f"{ylabel} over {over}: {', '.join(series)}")
 
 

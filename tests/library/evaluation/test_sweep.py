@@ -320,6 +320,10 @@ def test_several_models_are_each_beside_their_own_dense_one(tmp_path: Path) -> N
     markdown = (tmp_path / "out" / "sweep.md").read_text().replace("\xa0", " ")
     assert "| 90.0 % (80.0 to 100.0 %) | 50.0 % (−10.0 to 70.0 %; over 1) |" in markdown
     assert "| large | 20.00 % (20.83 %) | 12.00 | 1.50 | 0.400 ± 0.010 | 90.0 % (80.0 to 100.0 %) | – |" in markdown
+    more = [replace(row, ratio=row.ratio / 2, parameters=2 * (row.parameters or 0)) for row in rows[2:]]
+    page = written(config, tmp_path / "by size", *rows, *more)
+    assert "mean accuracy over megabytes in 16 bits: " in page
+    assert "mean recovery over the share of parameters removed: " in page
 
 
 def test_the_tuned_dense_model_has_a_recovery_and_a_point_but_is_no_setting(tmp_path: Path) -> None:
