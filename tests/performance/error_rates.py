@@ -99,38 +99,45 @@ class Rates:
 
 
 def in_store(store: Path) -> Iterator[Case]:
-    """The searches that the scores of a store allow: of each dense model, and of all that share a benchmark's rows."""
-    found: dict[tuple[str, str], dict[str, list[tuple[str, Model]]]] = {}
+    """The searches that the scores of a store allow: for each seed of the adapters, of each dense model and of all."""
+    found: dict[tuple[str, str], dict[str, list[tuple[str, int | None, Model]]]] = {}
     for folder in sorted((store / "scores").iterdir()):
         scored = read_manifest(folder)
         if scored.config.get("written") or scored.config["split"] != "evaluation":
             continue
-        checkpoint = _manifest(store, scored, "checkpoint")
-        tuned = "adapter" in scored.inputs
-        if checkpoint is None or (checkpoint.stage == "dense" and tuned) or checkpoint.stage not in ("dense", "pruned"):
+        checkpoint, adapter = _manifest(store, scored, "checkpoint"), _manifest(store, scored, "adapter")
+        if (
+            checkpoint is None
+            or (checkpoint.stage == "dense" and adapter)
+            or checkpoint.stage not in ("dense", "pruned")
+        ):
             continue
         base = checkpoint if checkpoint.stage == "dense" else _manifest(store, checkpoint, "original")
         base = base or checkpoint
         prompts = scored.inputs["prompts"].key
-        kind = "dense" if checkpoint.stage == "dense" else "tailored" if tuned else "pruned"
+        kind = "dense" if checkpoint.stage == "dense" else "tailored" if adapter else "pruned"
         cost = checkpoint.measured["parameters"]
         model = read_model(f"{kind} {cost / 1e6:.0f}M", cost, folder, store / "prompts" / prompts)
         rows = found.setdefault((scored.config["benchmark"], prompts), {})
-        rows.setdefault(base.key, []).append((kind, model))
+        rows.setdefault(base.key, []).append((kind, adapter.config["seed"] if adapter else None, model))
     for (benchmark, _), bases in found.items():
-        ladders = {}
-        for models in bases.values():
-            dense = [model for kind, model in models if kind == "dense"]
-            smaller = [pair for pair in models if pair[0] != "dense"]
-            smaller.sort(key=lambda pair: (pair[0] != "tailored", pair[0], -pair[1].cost))
-            if dense and smaller:
-                name = f"base of {dense[0].cost / 1e6:.0f}M"
-                ladders[name] = [[dense[0], *(m for _, m in own)] for _, own in groupby(smaller, lambda pair: pair[0])]
-        for name, own in ladders.items():
-            yield Case(name, benchmark, own)
-        if len(ladders) > 1:
-            largest_first = sorted(ladders.values(), key=lambda own: -own[0][0].cost)
-            yield Case("all bases", benchmark, [ladder for own in largest_first for ladder in own])
+        seeds = {seed for models in bases.values() for _, seed, _ in models if seed is not None}
+        for seed in sorted(seeds) or [None]:
+            ladders = {}
+            for models in bases.values():
+                own = [(kind, model) for kind, drawn, model in models if drawn in (None, seed)]
+                dense = [model for kind, model in own if kind == "dense"]
+                smaller = [pair for pair in own if pair[0] != "dense"]
+                smaller.sort(key=lambda pair: (pair[0] != "tailored", pair[0], -pair[1].cost))
+                if dense and smaller:
+                    name = f"base of {dense[0].cost / 1e6:.0f}M, seed {seed}"
+                    groups = groupby(smaller, lambda pair: pair[0])
+                    ladders[name] = [[dense[0], *(model for _, model in group)] for _, group in groups]
+            for name, rungs in ladders.items():
+                yield Case(name, benchmark, rungs)
+            if len(ladders) > 1:
+                largest_first = sorted(ladders.values(), key=lambda rungs: -rungs[0][0].cost)
+                yield Case(f"all bases, seed {seed}", benchmark, [ladder for own in largest_first for ladder in own])
 
 
 def _manifest(store: Path, of: Manifest, name: str) -> Manifest | None:
