@@ -40,7 +40,10 @@ class Tokens:
     always: frozenset[int]
 
     def made_of(self, tokens: Iterable[int], besides: Container[int] = ()) -> set[int]:
-        """Tokens, and everything that they are made of; those of a set that such a call returned are left out."""
+        """Tokens, and everything that they are made of.
+
+        Those of `besides` are left out; it holds everything that its own are made of.
+        """
         waiting, found = list(tokens), set[int]()
         while waiting:
             token = waiting.pop()
