@@ -24,6 +24,7 @@ from tailored_llama.training.records import Outcome
 from tailored_llama.training.sharding import on_first, part_like, put, rank_and_count, trained
 
 FILE = "state.safetensors"
+_FORMAT = "2"  # raised where the contents change; a state of another one is left aside
 _OUTCOMES = ("untrained", "kept")
 _NUMBERS = ("budget", "log", "best", "step", "worse", *_OUTCOMES)  # the fields that JSON holds
 
@@ -70,7 +71,7 @@ def save_state(folder: Path, now: Training) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = folder / f"{FILE}.new"
-        save_file(tensors, scratch, {"state": text, "sha256": _digest(text, tensors)})
+        save_file(tensors, scratch, {"format": _FORMAT, "state": text, "sha256": _digest(text, tensors)})
         os.replace(scratch, folder / FILE)
     except (OSError, SafetensorError) as error:
         logging.getLogger(__name__).warning("the training state could not be saved: %s", error)
@@ -82,6 +83,8 @@ def load_state(folder: Path, now: Training) -> None:
         with safe_open(folder / FILE, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.get("format") != _FORMAT:
+            raise ValueError("of another version of this library")
         if metadata["sha256"] != _digest(metadata["state"], tensors):
             raise ValueError("changed since it was written")
         numbers = json.loads(metadata["state"])

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -119,11 +120,19 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def age(path: Path) -> None:
+    """Let the state say that another version of the library wrote it."""
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, metadata | {"format": "1"})
+
+
 BROKEN_STATES: dict[str, Callable[[Path, Path], Any]] = {
     "garbage": lambda path, other: path.write_bytes(b"not a state"),
     "cut short": lambda path, other: path.write_bytes(path.read_bytes()[:-100]),
     "bit flipped": lambda path, other: flip(path),
     "a pickle": lambda path, other: torch.save({"adapter": torch.ones(3)}, path),
+    "of another version": lambda path, other: age(path),
     "of another training": lambda path, other: shutil.copy(other, path),
     "safetensors of something else": lambda path, other: save_file({"weight": torch.ones(3)}, path, {"state": "{}"}),
 }
