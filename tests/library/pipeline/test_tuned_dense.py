@@ -120,5 +120,4 @@ def test_the_rows_of_the_short_recovery_study_on_a_tiny_model(own_run: dict[str,
     assert all(row.recovery is not None for row in rows)
     assert all(abs(row.removed - 0.2) < 0.05 for row in rows[1:])
     checkpoints = [read_config(path) for path in folders(config.store.root, "pruned")]
-    assert {found["num_hidden_layers"] for found in checkpoints} == {2, 4}  # whole layers alone
     assert min(found["vocab_size"] for found in checkpoints) < 704
