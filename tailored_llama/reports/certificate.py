@@ -22,7 +22,7 @@ _LIBRARIES = ("tailored-llama", "torch", "transformers", "gguf")
 _COSTS = {  # what is to be small → its unit, and how many of the cost's own unit make one
     "file": ("MB", 1e6),
     "memory": ("MB in memory", 1e6),
-    "reading": ("ms to read a prompt", 1e-3),
+    "reading": ("ms to read a token of a prompt", 1e-3),
     "writing": ("ms to write a token", 1e-3),
 }
 
