@@ -201,7 +201,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def without_gc(function: Function) -> Function:
     """Decorator: do not look for garbage while a function reads a tokenizer.
 
-    It makes millions of objects and no garbage, and looking for some takes up to half of the time.
+    Millions of objects are made, and none of them is garbage: each search for some goes through all of them in vain.
     """
 
     @wraps(function)

@@ -81,17 +81,10 @@ def test_the_parts_are_the_file_that_was_published(quickstart: RunConfig, tmp_pa
 
 @pytest.mark.parametrize(("which", "length"), [("gemma", 64), ("smaller", WINDOW + 64)])
 def test_llama_cpp_cuts_text_alike_and_computes_the_same(
-    which: str,
-    length: int,
-    request: pytest.FixtureRequest,
-    quickstart: RunConfig,
-    texts: list[str],
-    tmp_path: Path,
-    full: bool,
+    which: str, length: int, request: pytest.FixtureRequest, quickstart: RunConfig, texts: list[str], tmp_path: Path
 ) -> None:
     """In float32. A table of GELU in float16 turns differences of the seventh digit into some of the fourth."""
     checkpoint: Path = request.getfixturevalue(which)
-    count = 48 if full else 16
     write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
     tokenizer, model = load_tokenizer(checkpoint), with_ggml_gelu(load_model(checkpoint))
     ids = tokenizer("\n".join(load_texts(find_text(PerplexityConfig()), quickstart.store.downloads)[:40]))["input_ids"]
@@ -100,9 +93,9 @@ def test_llama_cpp_cuts_text_alike_and_computes_the_same(
         assert [text for text in texts if runtime.tokens(text) != tokenizer(text)["input_ids"]] == []
         expected = model(torch.tensor([window])).logits[0]
         assert (runtime.logits(window) - expected).norm() < 2e-3 * expected.norm()
-        written = runtime.greedy(prompt, count)
+        written = runtime.greedy(prompt, 48)
         logits = model(torch.tensor([prompt + written])).logits[0, len(prompt) - 1 : -1]
-        missed = logits.amax(-1) - logits[range(count), written]
+        missed = logits.amax(-1) - logits[range(48), written]
         assert missed.max() < (0.01 if which == "gemma" else 0.1)  # the likeliest; the smaller model has near ties
 
 
