@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -122,20 +122,19 @@ def build(
         resume = artifacts.resume_folder(stage.name, stage.version, fields, inputs)
         work = Work(out, execution, downloads, progress, resume, f"{call.name} {call.key[:8]}")
         folders = call.open_inputs(artifacts.open)
-        if beside:
-            return run_beside(stage, folders, call.settings, work, check)
-        return run_stage(stage, folders, call.settings, work)
+        with nullcontext() if beside and not stage.timed else _ALONE:
+            check()
+            if beside:
+                return run_beside(stage, folders, call.settings, work, check)
+            return run_stage(stage, folders, call.settings, work)
 
     def is_built() -> bool:
         return artifacts.find(stage.name, call.key) is not None
 
-    with ExitStack() as held:
-        beside = False
-        if stage.on_device and execution.processes > 1:
-            beside = held.enter_context(slots(execution.processes).held(call.key, is_built, stage.timed))
-        if stage.timed or not stage.on_device:
-            held.enter_context(_ALONE)
-        check()
+    turn: AbstractContextManager[bool] = nullcontext(False)
+    if stage.on_device and execution.processes > 1:
+        turn = slots(execution.processes).held(call.key, is_built, stage.timed)
+    with turn as beside:
         return artifacts.build(stage.name, stage.version, fields, inputs, partial(compute, beside))
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextvars import Context
 from pathlib import Path
-from threading import Barrier, Lock
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -56,7 +56,6 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
 
     def start(before: Callable[[str], None] = lambda name: None, at_once: int | None = None) -> list[str]:
         names: list[str] = []
-        alone = Lock()
 
         def run(deployment: str, parameters: dict[str, Any], flow_run_name: str, timeout: int) -> Any:
             assert (deployment, timeout) == ("stage/pool", 0)
@@ -66,8 +65,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
             state: State[Any] = Completed()
             try:
                 before(name)
-                with alone:  # transformers loads one model at a time in a process
-                    Context().run(stage.fn, **stage.validate_parameters(json.loads(json.dumps(parameters))))
+                Context().run(stage.fn, **stage.validate_parameters(json.loads(json.dumps(parameters))))
             except RuntimeError as error:
                 state = Failed(message=str(error))
             return SimpleNamespace(id=uuid4(), name=flow_run_name, state=state, start_time=state.timestamp)
