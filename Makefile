@@ -51,10 +51,12 @@ test-real: $(VENV)/installed
 test-full: $(VENV)/installed
 	$(BIN)/python -m pytest tests/real -m real --full
 
-# `test`, `test-flows` and `test-real` together: two processes are started and warmed up once, not three times.
+# `test`, `test-flows` and `test-real` together: two processes are started and warmed up once, not three times. The files
+# that take longest come first, so that both end at about the same time.
 test-all: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real tests/flows tests/library tests/test_layering.py \
-		tests/faults/test_suite.py -m 'not vllm' --numprocesses 2 --dist loadfile
+		tests/faults/test_suite.py -m 'not vllm' --numprocesses 2 --dist loadfile \
+		--no-loadscope-reorder
 
 # Tiny models on a CUDA device, in one process, since it limits the device's memory; skipped where there is none.
 test-cuda: $(VENV)/installed

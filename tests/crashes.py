@@ -27,6 +27,7 @@ from fsspec import AbstractFileSystem
 
 from tailored_llama.store.claims import LEASE, Lease
 
+_open = builtins.open  # of nobody's process
 READS = {"stat", "lstat", "scandir", "listdir", "read", "info", "ls", "find", "cat_file", "get_file"}
 
 
@@ -239,4 +240,10 @@ def broken(files: dict[str, bytes]) -> list[str]:
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files, by their paths; read thousands of times, so without pathlib, whose walk takes twice as long."""
+    files, root = {}, f"{folder}/"
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with _open(path := f"{parent}/{name}", "rb") as file:
+                files[path.removeprefix(root)] = file.read()
+    return files

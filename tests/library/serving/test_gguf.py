@@ -128,7 +128,9 @@ def test_llama_cpp_computes_the_same_logits_where_layers_are_alike(
     assert written.architecture == architecture.removesuffix("_text")
     with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
         expected = with_ggml_gelu(load_model(checkpoint))(torch.tensor([IDS])).logits[0]
-        torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=1e-3)
+        # A value between two entries of ggml's table of GELU may take one here and the other there: the CPU decides.
+        atol = 4e-3 if architecture.startswith("gemma") else 1e-3
+        torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=atol)
 
 
 def test_yarn_is_scaled_alike(tmp_path: Path) -> None:

@@ -49,6 +49,14 @@ class World:
     clocks: dict[str, Clock] = field(default_factory=dict)
     computed: list[str] = field(default_factory=list)  # by which machines
 
+    def copy(self) -> World:
+        """The same machines, whose folder has been copied."""
+        objects, clocks = ObjectStore(), {machine: Clock() for machine in self.clocks}
+        objects.objects |= self.objects.objects
+        for machine, clock in clocks.items():
+            clock.time = self.clocks[machine].time
+        return World(self.folder, self.kind, objects, clocks, list(self.computed))
+
     def clock(self, machine: str) -> Clock:
         return self.clocks.setdefault(machine, Clock())
 
@@ -215,15 +223,20 @@ OPERATIONS = {
 def new_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Operation], World]]:
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a world lasts milliseconds
 
+    prepared: list[World] = []
+
     def make(kind: str, operation: Operation) -> World:
+        if not prepared:
+            folder.mkdir()
+            prepared.append(World(folder, kind))
+            operation.prepare(prepared[0])
+            folder.rename(before)
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        world = World(folder, kind)
-        operation.prepare(world)
-        return world
+        shutil.copytree(before, folder)
+        return prepared[0].copy()
 
     with tempfile.TemporaryDirectory(dir=in_memory) as root:
-        folder = Path(root) / "world"
+        folder, before = Path(root) / "world", Path(root) / "prepared"
         record_disk(Path(root), monkeypatch)
         yield make
 
