@@ -36,6 +36,15 @@ def check_main() -> None:
         raise RuntimeError("the program has ended")
 
 
+def forking() -> Any:
+    """The context of processes that are forked from one which has imported what stages need, and has used no GPU."""
+    from torch.multiprocessing import get_context  # late: seconds, which a run that finds everything need not wait
+
+    context = get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+    return context
+
+
 def run_processes(
     function: Callable[..., dict[str, Any]],
     arguments: tuple[Any, ...],
@@ -55,12 +64,9 @@ def run_processes(
         Exception: the first that a process raised.
         Killed: a process was killed.
     """
-    from torch.multiprocessing import get_context  # late: seconds, which a run that finds everything need not wait
-    from torch.multiprocessing.spawn import ProcessException, start_processes
+    from torch.multiprocessing.spawn import ProcessException, start_processes  # late, as torch below
 
-    context = get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED)
-    messages = context.Queue()
+    messages = forking().Queue()
     returned: list[dict[str, Any]] = []
     errors: list[Exception] = []
 

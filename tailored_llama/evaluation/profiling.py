@@ -12,7 +12,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +27,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation.rows import ProfileRow
 from tailored_llama.evaluation.settings import ProfileSettings
 from tailored_llama.memory import out_of_memory, peak_memory, reset_peak_memory
+from tailored_llama.processes import forking
 from tailored_llama.store import write_rows
 
 
@@ -79,7 +79,7 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
     greedily. At each batch size one pass warms up, then `repeats` are timed. Peak memory covers these passes with the
     weights, but not loading: on a CPU the process's resident high-water mark, on CUDA what torch allocated.
 
-    The processes are spawned: a script that calls this needs `if __name__ == "__main__":`.
+    Each has a process of its own: a script that calls this needs `if __name__ == "__main__":`.
 
     Raises:
         InputError: a checkpoint is broken or its context too short, the device is not available, or memory runs out.
@@ -99,7 +99,7 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
     rows: list[ProfileRow] = []
     with ExitStack() as stack:
         workers = {role: stack.enter_context(_process()) for role in folders}
-        for role, worker in workers.items():  # at the same time: most of it are imports on one core
+        for role, worker in workers.items():  # at the same time
             worker.submit(_load, folders[role], device)
         batches = sorted(set(profile.batches))
         done, total = 0, len(batches) * (repeats + 1) * len(folders)
@@ -155,8 +155,8 @@ def _ratios(passes: dict[str, list[Pass]]) -> dict[str, float]:
 
 
 def _process() -> ProcessPoolExecutor:
-    """A fresh process that handles one call at a time; spawned, because CUDA does not survive a fork."""
-    return ProcessPoolExecutor(1, get_context("spawn"), _start, (torch.get_num_threads(),))
+    """A fresh process that handles one call at a time."""
+    return ProcessPoolExecutor(1, forking(), _start, (torch.get_num_threads(),))
 
 
 def _start(threads: int) -> None:

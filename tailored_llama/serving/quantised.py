@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader
 from gguf.quants import dequantize
 
 from tailored_llama.config import GgufType, Work
 from tailored_llama.evaluation import read_metrics, score_benchmark
-from tailored_llama.models import stored_dtype, weight_files, write_shards
+from tailored_llama.models import open_gguf, stored_dtype, weight_files, write_shards
 from tailored_llama.serving.export import gguf_file
 from tailored_llama.serving.gguf_layout import layout_of, restored, unfused, written_shapes
 from tailored_llama.serving.settings import QuantisedSettings
@@ -52,7 +51,7 @@ def dequantise(checkpoint: Path, file: Path, gguf_type: GgufType, out: Path) -> 
     `write_gguf` has made `file` from a checkpoint of the same shapes, in the type `gguf_type`.
     """
     layout = layout_of(checkpoint, gguf_type)
-    stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    stored = {tensor.name: tensor for tensor in open_gguf(file, str(file)).tensors}
     shapes, dtype = written_shapes(checkpoint), stored_dtype(checkpoint)
 
     def read(name: str) -> torch.Tensor:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
 
 from llama_cpp import LlamaCpp, llama_cpp
 from tailored_llama.config import BenchmarkConfig, RunConfig
 from tailored_llama.data import load_template, render
 from tailored_llama.data.benchmarks import load_examples
-from tailored_llama.models import EMBEDDED_MODELS, load_tokenizer
+from tailored_llama.models import EMBEDDED_MODELS, load_tokenizer, open_gguf
 from tailored_llama.serving import write_gguf
 
 pytestmark = pytest.mark.real
@@ -30,7 +29,7 @@ def test_the_embedded_file_comes_back_byte_for_byte_and_cuts_text_alike(
     EMBEDDED_MODELS[quickstart.model.source].write(quickstart.store.downloads, original, original.parent)
     write_gguf(smollm2, gguf_type="q4_1", out=tmp_path / "again.gguf")
     before, after = (
-        {t.name: (t.tensor_type, np.asarray(t.data)) for t in GGUFReader(file).tensors}
+        {t.name: (t.tensor_type, np.asarray(t.data)) for t in open_gguf(file, "").tensors}
         for file in (original, tmp_path / "again.gguf")
     )
     assert len(before) == 272

@@ -1,7 +1,7 @@
 """Scores against lm-evaluation-harness 0.4.13 on SmolLM2 and real documents, float32.
 
 Every log-likelihood within 2e-3, every prediction the same, on evenly spaced documents of each benchmark: with --full
-(`make test-full`) 200 of them, otherwise 10 (dense) or 4 (tailored) zero-shot and fewer at 5-shot:
+(`make test-full`) 200 of them, otherwise 10 (dense) or 2 (tailored) zero-shot and fewer at 5-shot:
 - dense, zero-shot and 5-shot: against lm-eval's scores (its stock tasks, its HFLM, batch 16) as recorded in
   `harness_scores.parquet` by `tests/performance/equality.py CHECKPOINT --out FOLDER --limit 200 --record …`, without
   and with `--num-fewshot 5` (of HellaSwag's 5-shot documents every other one); a few are asked of lm-eval again;
@@ -123,7 +123,9 @@ def harness_tailored(tailored: Path) -> Any:
 def test_a_tailored_model_scores_as_its_merged_checkpoint_does_in_the_harness(
     name: str, shots: int, layered_smollm2: Path, attached: Any, harness_tailored: Any, full: bool
 ) -> None:
-    count = {(0, True): 200, (0, False): 4, (5, True): 8, (5, False): 1}[shots, full]
+    if shots and not full and name not in ("arc_easy", "winogrande"):
+        pytest.skip("only with --full: the dense model's are compared for all seven")
+    count = {(0, True): 200, (0, False): 2, (5, True): 8, (5, False): 1}[shots, full]
     theirs = harness_says(harness_tailored, name, shots, count)
     assert_equal(name, theirs, attached, load_tokenizer(layered_smollm2), shots)
 

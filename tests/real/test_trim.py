@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from gguf import GGUFReader
 
 from llama_cpp import llama_cpp
 from tailored_llama.config import BenchmarkConfig, PerplexityConfig, RunConfig
@@ -63,7 +62,7 @@ def files(request: pytest.FixtureRequest, quickstart: RunConfig, tmp_path_factor
     trimmed = trim_gguf(dense, counted, KEPT[request.param], small)
     assert trimmed.tokens[1] == KEPT[request.param]
     assert trimmed.whole > 0.999
-    before, after = (GGUFReader(file).fields["tokenizer.ggml.tokens"].contents() for file in (dense, small))
+    before, after = (open_gguf(file, "").fields["tokenizer.ggml.tokens"].contents() for file in (dense, small))
     ids = {text: index for index, text in enumerate(before)}
     return Files(dense, small, [ids[text] for text in after])
 
@@ -81,9 +80,9 @@ def test_ids_are_those_of_the_trimmed_tokenizer_in_transformers(
     files: Files, quickstart: RunConfig, tmp_path: Path
 ) -> None:
     """The tokenizer is trimmed apart from the file, as that of a checkpoint."""
-    tokenizer = load_gguf_tokenizer(files.dense, open_gguf(files.dense, ""), "")
+    tokenizer = load_gguf_tokenizer(files.dense, source := open_gguf(files.dense, ""), "")
     tokenizer.save_pretrained(dense := tmp_path / "dense")
-    rows = len(GGUFReader(files.dense).fields["tokenizer.ggml.tokens"].data)
+    rows = len(source.fields["tokenizer.ggml.tokens"].data)
     (dense / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": rows}))
     (trimmed := tmp_path / "trimmed").mkdir()
     trim_tokenizer(dense, files.kept, [0.0] * rows, trimmed)

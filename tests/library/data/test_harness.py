@@ -99,6 +99,12 @@ def scored(checkpoint: Path, own: BenchmarkConfig, out: Path, shots: int = 0) ->
     return out
 
 
+@pytest.fixture(autouse=True)
+def environment_is_not_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness asks pip for all packages after each evaluation, which takes longer than that."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+
+
 def by_the_harness(checkpoint: Path, name: str, folder: Path, solved: list[dict[str, Any]] | None = None) -> Any:
     """The harness's own evaluation by its model `hf`; solved examples are the same for all questions."""
     manager = TaskManager(include_path=folder, include_defaults=False)  # the harness's own tasks take ten seconds

@@ -319,6 +319,12 @@ def tasks(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def environment_is_not_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness asks pip for all packages after each evaluation, which takes longer than that."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+
+
 def numbers(results: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in results.items() if isinstance(value, int | float)}
 
