@@ -41,9 +41,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_worded_llama(tmp_path_factory.mktemp("models") / "dense")
 
 
-@pytest.fixture
-def run(tmp_path: Path, model: Path) -> dict[str, Any]:
-    rows = write_rows(tmp_path / "job.csv")
+def search(folder: Path, model: Path) -> dict[str, Any]:
+    rows = write_rows(folder / "job.csv")
     return {
         "benchmarks": [str(rows)],
         "model": {"source": str(model), "dtype": "float32"},
@@ -51,8 +50,25 @@ def run(tmp_path: Path, model: Path) -> dict[str, Any]:
         "tuning": {"epochs": 1, "shots": 16, "held_out": 16},
         "pruning": {"ratios": [0.1386, 0.4]},
         "goal": {"lose_at_most": 40, "choosing_rows": 30, "types": ["q4_0", "q8_0"]},
-        "store": {"root": str(tmp_path / "store"), "reports": None, "export": str(tmp_path / "small")},
+        "store": {"root": str(folder / "store"), "reports": None, "export": str(folder / "small")},
     }
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """The store of a search that has made and chosen its candidates, and has opened no proving rows."""
+    folder = tmp_path_factory.mktemp("searched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "sequence", lambda found, margin: [])
+        answer_to(search(folder, model))
+    return folder / "store"
+
+
+@pytest.fixture
+def run(tmp_path: Path, model: Path, searched: Path) -> dict[str, Any]:
+    """A search that finds its candidates."""
+    shutil.copytree(searched, tmp_path / "store")
+    return search(tmp_path, model)
 
 
 def with_goal(run: dict[str, Any], **changes: Any) -> dict[str, Any]:
