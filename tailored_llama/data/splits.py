@@ -138,10 +138,10 @@ def wheel_documents(data: bytes) -> list[tuple[int, dict[str, Any]]]:
             head = line[: line.find(b', "request": {')]  # the document, the same for all of its choices
             if head == previous:
                 continue  # parsing only one line per document reads HellaSwag's 319,240 lines in two seconds
-            at = line.rindex(b'"doc_id": ') + 10  # after the request, which has the shots and is most of the line
-            number = int(line[at : line.index(b",", at)])
-            if number < 1_000_000:  # the others ask for the choice alone, after a bare "Answer:"
-                documents.setdefault(number, json.loads(head + b"}")["doc"])
+            # The request between them, which has the shots, is most of the line.
+            tail = json.loads(b"{" + line[line.rindex(b', "idx": ') + 2 :])
+            if tail["doc_id"] < 1_000_000:  # the others ask for the choice alone, after a bare "Answer:"
+                documents.setdefault(tail["doc_id"], json.loads(head + b"}")["doc"])
                 previous = head
     return sorted(documents.items())
 
