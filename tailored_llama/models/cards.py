@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gguf import GGUFReader
 from huggingface_hub import ModelCardData
 
 from tailored_llama.config import PlanConfig, ReconstructionConfig
 from tailored_llama.models.checkpoints import LAYERED_PREFIX, Size, read_config, weights_digest
 from tailored_llama.models.embedded import EMBEDDED_MODELS
+from tailored_llama.models.gguf_reader import open_gguf
 from tailored_llama.models.id_table import lost_words
 from tailored_llama.models.licences import CARD, LICENCE_FIELDS, base_model_of, front_matter, licence_of
 from tailored_llama.models.sources import ModelSource
@@ -46,7 +46,7 @@ def base_of(source: ModelSource) -> Base:
             wheels = ", ".join(f"{wheel.name}=={wheel.version}" for wheel, _ in model.parts)
             return Base(model.hub, f"its 4-bit GGUF from PyPI ({wheels}), dequantised", model.hub, model.licence)
         case "gguf":
-            fields = GGUFReader(path).fields
+            fields = open_gguf(path, path.name).fields
             names = {field: f"general.{field.replace('_', '.')}" for field in LICENCE_FIELDS}
             stated = {field: fields[key].contents() for field, key in names.items() if key in fields}
             return Base(path.name, f"a GGUF file, SHA-256 {source.identity()['gguf']}", licence=licence_of(stated))
