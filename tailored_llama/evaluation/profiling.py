@@ -79,7 +79,7 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
     greedily. At each batch size one pass warms up, then `repeats` are timed. Peak memory covers these passes with the
     weights, but not loading: on a CPU the process's resident high-water mark, on CUDA what torch allocated.
 
-    Each has a process of its own: a script that calls this needs `if __name__ == "__main__":`.
+    Each checkpoint has a process of its own: a script that calls this needs `if __name__ == "__main__":`.
 
     Raises:
         InputError: a checkpoint is broken or its context too short, the device is not available, or memory runs out.
@@ -99,7 +99,7 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
     rows: list[ProfileRow] = []
     with ExitStack() as stack:
         workers = {role: stack.enter_context(_process()) for role in folders}
-        for role, worker in workers.items():  # at the same time
+        for role, worker in workers.items():  # both load at the same time
             worker.submit(_load, folders[role], device)
         batches = sorted(set(profile.batches))
         done, total = 0, len(batches) * (repeats + 1) * len(folders)
