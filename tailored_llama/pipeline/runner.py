@@ -11,10 +11,10 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any, Protocol, TypeVar
 
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work
@@ -30,7 +30,7 @@ S = TypeVar("S")
 
 log = logging.getLogger(__name__)
 
-_ALONE = Lock()  # one thing at a time: libraries are not made to be loaded by two threads, and time is measured
+ALONE = RLock()  # one thing at a time: libraries are not made to be loaded by two threads, and time is measured
 
 
 class Runner(Protocol):
@@ -122,19 +122,20 @@ def build(
         resume = artifacts.resume_folder(stage.name, stage.version, fields, inputs)
         work = Work(out, execution, downloads, progress, resume, f"{call.name} {call.key[:8]}")
         folders = call.open_inputs(artifacts.open)
-        with nullcontext() if beside and not stage.timed else _ALONE:
-            check()
-            if beside:
-                return run_beside(stage, folders, call.settings, work, check)
-            return run_stage(stage, folders, call.settings, work)
+        if beside:
+            return run_beside(stage, folders, call.settings, work, check)
+        return run_stage(stage, folders, call.settings, work)
 
     def is_built() -> bool:
         return artifacts.find(stage.name, call.key) is not None
 
-    turn: AbstractContextManager[bool] = nullcontext(False)
-    if stage.on_device and execution.processes > 1:
-        turn = slots(execution.processes).held(call.key, is_built, stage.timed)
-    with turn as beside:
+    with ExitStack() as held:  # outside of what the store measures: waiting is no work
+        beside = False
+        if stage.on_device and execution.processes > 1:
+            beside = held.enter_context(slots(execution.processes).held(call.key, is_built, stage.timed))
+        if stage.timed or not stage.on_device:
+            held.enter_context(ALONE)
+        check()
         return artifacts.build(stage.name, stage.version, fields, inputs, partial(compute, beside))
 
 

@@ -42,6 +42,7 @@ from tailored_llama.config import (
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import TransferRow, read_recovery, read_sweep
 from tailored_llama.pipeline import IncompleteRun
+from tailored_llama.pipeline.runner import ALONE
 from tailored_llama.preflight import preflight_prompts, preflight_tailor
 from tailored_llama.store import read_rows
 from tasks.runner import open_store
@@ -52,7 +53,10 @@ Workers = Callable[..., list[str]]
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
-    """Start workers that call a function before each stage; returns the names of the stages that they have run."""
+    """Start workers that call a function before each stage; returns the names of the stages that they have run.
+
+    Two threads cannot load models at once, as processes can: they take turns, with the flow's own stages too.
+    """
 
     def start(before: Callable[[str], None] = lambda name: None, at_once: int | None = None) -> list[str]:
         names: list[str] = []
@@ -65,7 +69,9 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
             state: State[Any] = Completed()
             try:
                 before(name)
-                Context().run(stage.fn, **stage.validate_parameters(json.loads(json.dumps(parameters))))
+                given = stage.validate_parameters(json.loads(json.dumps(parameters)))
+                with ALONE:
+                    Context().run(stage.fn, **given)
             except RuntimeError as error:
                 state = Failed(message=str(error))
             return SimpleNamespace(id=uuid4(), name=flow_run_name, state=state, start_time=state.timestamp)
