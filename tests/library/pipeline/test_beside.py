@@ -144,6 +144,7 @@ def test_nothing_is_computed_beside_what_measures_time(tmp_path: Path, monkeypat
     assert begun.wait(20)
     here = run(Stage("here", 1, lambda: write, NoneType), None, "here")
     time.sleep(0.2)
+    assert len(list((tmp_path / ".building").iterdir())) == 1  # what waits has nothing in hand, and no seconds count
     end.set()
     assert (timed.result().stage, here.result().stage) == ("timed", "here")
     assert order == ["timed", "here"]
