@@ -34,8 +34,7 @@ def write_id_table(
 ) -> None:
     """Write the table of a trimmed checkpoint into its folder.
 
-    `texts` and `shares` are by dense id, and `new` maps the ids that stay to the new ones. `backend`, the trimmed
-    tokenizer, says in what pieces the others are written.
+    `texts` and `shares` are by dense id, `new` maps the ids that stay, and `backend` is the trimmed tokenizer.
     """
     ids = sorted(texts)
     columns = {
@@ -50,15 +49,11 @@ def write_id_table(
 
 @dataclass(frozen=True)
 class IdTable:
-    """From the dense model's tokens to those of a trimmed model.
+    """From the dense model's tokens to those of a trimmed model."""
 
-    `dense` has the texts of the dense model's tokens by id. `pieces` maps a dense token to the new ones that write it;
-    `kept` are the tokens that stay whole.
-    """
-
-    dense: Mapping[int, str]
-    pieces: Mapping[int, tuple[int, ...]]
-    kept: frozenset[int]
+    dense: Mapping[int, str]  # the texts of the dense model's tokens by id
+    pieces: Mapping[int, tuple[int, ...]]  # the new tokens that write each of them
+    kept: frozenset[int]  # those that stay whole
 
     @cached_property
     def first(self) -> Tensor:
@@ -98,11 +93,7 @@ def lost_words(checkpoint: Path) -> str | None:
 
 
 def check_teacher(dense: Path, checkpoint: Path) -> None:
-    """Check that a model can teach another: they have one vocabulary, or the other's was trimmed from its.
-
-    Raises:
-        InputError: they differ.
-    """
+    """Raise InputError unless two models have one vocabulary, or the other's was trimmed from the teacher's."""
     table, vocabulary = read_id_table(checkpoint), _vocabulary(dense)
     expected = {text: index for index, text in table.dense.items()} if table else _vocabulary(checkpoint)
     if vocabulary != expected:

@@ -1,8 +1,6 @@
-"""Import torch and transformers first, and in two thirds of the CPU time.
+"""Import transformers before the modelling file, whose classes it registers, and in two thirds of the CPU time.
 
-First, because transformers' import registers the modelling file's classes, so that file must come later. Together the
-two libraries make some 650,000 objects (`gc.get_freeze_count()`), none of them garbage. Python's collector would search
-them again and again while they load, and once more when the process ends.
+Python's collector would search the 650,000 objects of torch and transformers again and again, and none is garbage.
 """
 
 import gc

@@ -294,7 +294,7 @@ def test_pruning_a_pruned_model_again_works(tmp_path: Path) -> None:
 
 def test_a_checkpoint_in_shards_holds_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole = pruned_checkpoint(tmp_path / "whole", 0.2, LAYERED)
-    monkeypatch.setattr("tailored_llama.models.shards._SHARD", 10_000)
+    monkeypatch.setattr("tailored_llama.models.writing._SHARD", 10_000)
     _, shards = pruned_checkpoint(tmp_path / "shards", 0.2, LAYERED)
     assert len(list(whole.glob("*.safetensors"))) == 1
     assert len(files := weight_files(shards)) > 3
