@@ -85,10 +85,7 @@ def check_architecture(config: dict[str, Any], shown: str) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: the single one, else those its index names, as in transformers.
-
-    Raises InputError if there is none, one is missing, or the index cannot be read.
-    """
+    """The safetensors files of a checkpoint: the single one, else those its index names, as in transformers."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     files = [single]
     if index.is_file() and not single.is_file():
@@ -105,10 +102,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Name → shape of every tensor of a safetensors file, from its header; the library checks sizes and offsets.
-
-    Raises InputError if the file is not safetensors, is cut short, or has a type that is not floating-point.
-    """
+    """Name → shape of every tensor of a safetensors file of floats, by its header; InputError if it is none, or cut."""
     shapes: dict[str, list[int]] = {}
     try:
         with safe_open(path, "np") as file:
@@ -159,7 +153,7 @@ def read_structure(folder: Path) -> Structure:
 
 
 def all_tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Name → shape of every tensor of a checkpoint, from the headers of its files; errors as of `tensor_shapes`."""
+    """Name → shape of every tensor of a checkpoint; InputError if a file is missing or not whole."""
     return {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
 
 

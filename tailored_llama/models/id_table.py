@@ -84,11 +84,11 @@ def lost_words(checkpoint: Path) -> str | None:
     if not lost:
         return None
     tokenizer = load_tokenizer(checkpoint)
-    word, pieces = tokenizer.decode(lost["pieces"]).strip(), [tokenizer.decode([own]).strip() for own in lost["pieces"]]
+    word = tokenizer.decode(lost["pieces"]).strip()
+    pieces = " + ".join(f"“{tokenizer.decode([own]).strip()}”" for own in lost["pieces"])
     return (
         f"It hardly writes words whose tokens left. The one that was met most often is “{word}”, which it now spells "
-        + " + ".join(f"“{piece}”" for piece in pieces)
-        + "."
+        f"{pieces}."
     )
 
 

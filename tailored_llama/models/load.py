@@ -143,9 +143,8 @@ def check_adapter(folder: Path, adapter: Path) -> dict[str, list[int]]:
     Raises InputError if a file is missing or broken, states sizes larger than those of the weights, or says that the
     adapter was trained on other weights than the checkpoint's.
     """
-    file, weights, base_file = (
-        adapter / name for name in ("adapter_config.json", "adapter_model.safetensors", BASE_FILE)
-    )
+    file, weights = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
+    base_file = adapter / BASE_FILE
     for path in (file, weights):
         if not path.is_file():
             raise InputError(f"adapter {adapter}: {path.name} is missing; allowed: a PEFT adapter in safetensors")

@@ -113,10 +113,7 @@ def packed_attention(model: Any) -> Iterator[None]:
 
 
 def encode_header(model: Any, ids: Sequence[int], budget: int, before: Header | None = None) -> Header:
-    """Encode the tokens that precede every document, `budget` of them per pass, fewer when memory runs out.
-
-    `before` is a header that precedes them in turn, such as a soft prompt.
-    """
+    """Encode the tokens after `before` and before every document, `budget` per pass, fewer when memory runs out."""
     header = before = before or Header()
     while (done := header.length - before.length) < len(ids):
         part = Document(ids[done : done + budget])

@@ -49,6 +49,9 @@ class PackedRow:
     targets: Sequence[int] = ()
 
 
+Finish = Callable[[PackedRow, Tensor], Result]
+
+
 def row_of(items: Sequence[Encoded]) -> PackedRow:
     """Pack prompts, with the positions and targets of all their choices."""
     positions: list[int] = []
@@ -61,11 +64,7 @@ def row_of(items: Sequence[Encoded]) -> PackedRow:
 
 
 def run_packed(
-    model: Any,
-    items: Sequence[Encoded],
-    budget: int,
-    finish: Callable[[PackedRow, Tensor], Result],
-    shared: Sequence[int] = (),
+    model: Any, items: Sequence[Encoded], budget: int, finish: Finish[Result], shared: Sequence[int] = ()
 ) -> Iterator[tuple[list[int], Result]]:
     """Run documents in packed rows of at most `budget` tokens, as `within_memory`; yields batches and their results.
 
@@ -88,12 +87,7 @@ def run_packed(
 
 
 def _sweeps(
-    model: Any,
-    items: Sequence[Encoded],
-    budget: int,
-    finish: Callable[[PackedRow, Tensor], Result],
-    shared: Sequence[int],
-    threads: int,
+    model: Any, items: Sequence[Encoded], budget: int, finish: Finish[Result], shared: Sequence[int], threads: int
 ) -> Iterator[tuple[list[int], Result]]:
     """`run_packed` of a streamed model: as many rows at once as `_SWEEP_TOKENS` allow, one layer after the other."""
     lengths = [len(item.document) for item in items]

@@ -57,10 +57,7 @@ class ModelSource:
 
 
 def find_model(model: ModelConfig) -> ModelSource:
-    """Determine a model's kind of source and check that it is complete, without loading it or using the network.
-
-    Raises InputError if it is not an embedded name, a local folder or GGUF file, or a Hub id; or if it is broken.
-    """
+    """A model's kind of source; InputError if it is none or not complete. Nothing is loaded, nor the network used."""
     path = Path(model.source).expanduser()
     if model.source in EMBEDDED_MODELS:
         return ModelSource("wheel", model.source)
