@@ -143,9 +143,8 @@ def merge_adapter(
     """Write a checkpoint and its adapter to an existing folder as one checkpoint, with the same tokenizer and plan.
 
     The sum is rounded to the checkpoint's type, or, if that is float32, to `half`; so scores may differ from the
-    attached adapter's. By default the card is the checkpoint's own, updated to mention the merge.
-
-    Raises InputError as `load_model`, and if the adapter is a soft prompt, which does not change weights.
+    attached adapter's. By default the card is the checkpoint's own, updated to mention the merge. Raises InputError as
+    `load_model`, and if the adapter is a soft prompt, which does not change weights.
     """
     model = load_model(checkpoint, adapter)
     if has_soft_prompt(model):

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from tailored_llama.models import libraries  # noqa: F401 - before torch
+from tailored_llama.models import libraries  # noqa: F401 - no search for garbage
 
 ATTENTION = "tailored_packed"  # among the attention functions of transformers
 

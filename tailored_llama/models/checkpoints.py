@@ -131,9 +131,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_structure(folder: Path) -> Structure:
-    """The widths and the true parameter count of a checkpoint; tied tensors are stored, and counted, once.
+    """A checkpoint's widths and true parameter count, by its headers; tied tensors are stored, and counted, once.
 
-    Raises InputError if the checkpoint is not complete, or its architecture is not supported. Only headers are read.
+    Raises InputError if the checkpoint is not complete, or its architecture is not supported.
     """
     config = read_config(folder)
     check_architecture(config, str(folder))

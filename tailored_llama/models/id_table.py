@@ -32,10 +32,7 @@ TABLE_SCHEMA = pa.schema(
 def write_id_table(
     out: Path, texts: Mapping[int, str], new: Mapping[int, int], backend: Tokenizer, shares: Sequence[float]
 ) -> None:
-    """Write the table of a trimmed checkpoint into its folder.
-
-    `texts` and `shares` are by dense id, `new` maps the ids that stay, and `backend` is the trimmed tokenizer.
-    """
+    """Write a trimmed checkpoint's table; `texts` and `shares` are by dense id, and `new` maps the ids that stay."""
     ids = sorted(texts)
     columns = {
         "token": ids,

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.models import libraries  # noqa: F401 - before torch
+from tailored_llama.models import libraries  # noqa: F401 - no search for garbage
 from tailored_llama.models.checkpoints import read_config, read_structure, tensor_shapes, weights_digest
 from tailored_llama.models.devices import devices_of
 
@@ -75,9 +75,7 @@ def load_model(folder: Path, adapter: Path | None = None, device: str = "cpu") -
     """Load a checkpoint as a transformers model in evaluation mode; an adapter is merged into its weights.
 
     So a model is measured as it ships: merging rounds to the checkpoint's type. A soft prompt stays attached. `device`
-    is as `execution.device`; on `balanced` the model is spread over all GPUs.
-
-    Raises InputError if checkpoint or adapter are broken, do not belong together, or the device does not exist.
+    is as `execution.device`. Raises InputError if checkpoint or adapter are broken, or do not belong together.
     """
     read_structure(folder)  # refuses a broken one before anything is allocated
     devices = devices_of(device)
@@ -119,12 +117,11 @@ def _bytes(module: Any) -> int:
 def shares(layers: Sequence[int], rest: int, count: int) -> list[int]:
     """The number of the device of every layer, ascending, so that all have about the same bytes.
 
-    `layers` are sizes, and `rest` is that of everything else, which is on the first of at least two devices. If that
-    alone is more than a device's share, the first device has no layer.
+    `rest` is the size of everything else, which is on the first of at least two devices.
     """
     share = (sum(layers) + rest) / count
     before = float(rest)
-    if rest >= share:
+    if rest >= share:  # then the first device has no layer
         before = share = sum(layers) / (count - 1)
     middles = before + np.cumsum(layers) - np.array(layers) / 2
     return [min(int(middle / share), count - 1) for middle in middles]
@@ -138,11 +135,7 @@ def head_logits(model: Any, states: Tensor) -> Tensor:
 
 
 def check_adapter(folder: Path, adapter: Path) -> dict[str, list[int]]:
-    """The shapes of an adapter's tensors; its files alone are read.
-
-    Raises InputError if a file is missing or broken, states sizes larger than those of the weights, or says that the
-    adapter was trained on other weights than the checkpoint's.
-    """
+    """The shapes of an adapter's tensors; InputError if a file is missing or broken, or states other sizes or base."""
     file, weights = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
     base_file = adapter / BASE_FILE
     for path in (file, weights):

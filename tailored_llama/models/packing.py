@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from tailored_llama.memory import out_of_memory
-from tailored_llama.models import libraries  # noqa: F401 - before torch
 from tailored_llama.models.attention import ATTENTION, Block, Header, Row
 from tailored_llama.models.checkpoints import LAYERED_PREFIX
 from tailored_llama.models.devices import side_by_side, threads_each
@@ -77,7 +76,6 @@ def within_memory(
 
     `at_once` batches run side by side. When memory runs out, the remaining batches run one after another, and then with
     half the budget, down to a single document. If `padded`, each document counts as long as the longest of its batch.
-
     Yields every batch, as indices of documents, and its result.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])

@@ -42,9 +42,7 @@ def open_model(
 
     `auto` streams weights that are larger than the free memory; several devices have the same share of them. Hidden
     states that do not fit go to `scratch`, a folder on disk. An adapter is merged, which needs the whole model; `whole`
-    names any other work that does.
-
-    Raises InputError as `load_model`, and if streaming is demanded for work that needs the whole model.
+    names any other work that does. With `always` it is an InputError.
     """
     devices, asked = devices_of(execution.device), execution.streaming
     if asked == "always" or (asked == "auto" and weight_bytes(folder) > len(devices) * min(map(free_memory, devices))):

@@ -74,7 +74,7 @@ def tokens_of(tokenizer: Any, rows: int, special: Iterable[int], shown: Any) -> 
 
 
 def _texts(state: dict[str, Any], rows: int) -> dict[int, str]:
-    """Every token by id, as `tokenizer.json` writes it, besides added ones without a row."""
+    """Every token by id, as `tokenizer.json` writes it; added ones without a row are none."""
     added = {token["id"]: token["content"] for token in state["added_tokens"] if token["id"] < rows}
     return {index: text for text, index in state["model"]["vocab"].items()} | added
 
@@ -177,7 +177,6 @@ def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float
 
     `kept` are ids, ascending, with all that they are made of; the new ones are 0, 1, 2, … `shares` are of the counted
     tokens, by id. A text of kept tokens is written in the same ones: BPE takes the same merges in the same order.
-
     Raises InputError as `tokens_of`, and if transformers does not load the trimmed tokenizer as it was written.
     """
     tokenizer = load_tokenizer(checkpoint)

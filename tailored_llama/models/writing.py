@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import MistralConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tailored_llama.models import libraries  # noqa: F401 - before torch
+from tailored_llama.models import libraries  # noqa: F401 - no search for garbage
 from tailored_llama.models.checkpoints import LAYERED_PREFIX, WIDTHS, Layer, head_dim_of, tensor_shapes
 from tailored_llama.models.modeling_tailored_llama import LAYERED
 
@@ -64,10 +64,7 @@ def _common(dense: dict[str, Any]) -> dict[str, Any]:
 def write_shards(
     out: Path, sizes: Mapping[str, Sequence[int]], dtype: torch.dtype, tensor: Callable[[str], Tensor]
 ) -> None:
-    """Write the weights of a checkpoint: one file, or shards of at most 2 GB with their index.
-
-    `sizes` are the shapes of all tensors, by name. `tensor` makes one, and is called when its shard is written.
-    """
+    """Write weights of these shapes: one file, or shards of 2 GB with an index; `tensor` makes one when it is due."""
     without_data = {name: torch.empty(tuple(size), dtype=dtype, device="meta") for name, size in sizes.items()}
     shards = split_torch_state_dict_into_shards(without_data, max_shard_size=_SHARD)
     for shard, names in shards.filename_to_tensors.items():
