@@ -136,7 +136,7 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
 
 def _model_config(folder: Path) -> Any:
     """The checkpoint's configuration, with the defaults of its model class."""
-    models.check_checkpoint(folder)
+    models.read_structure(folder)  # else transformers' message for a broken one
     try:
         return AutoConfig.from_pretrained(folder)
     except Exception as error:  # transformers raises many types for invalid fields

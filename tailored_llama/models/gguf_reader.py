@@ -21,7 +21,7 @@ class StrictReader(GGUFReader):
         return values
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-        """As gguf's own, with an array read at once, not number by number: a vocabulary has hundreds of thousands."""
+        """As gguf's own, with an array read at once, not number by number."""
         if raw_type != GGUFValueType.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
         kind, length = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
@@ -50,18 +50,12 @@ class StrictReader(GGUFReader):
 
 
 def open_gguf(path: Path, shown: str) -> GGUFReader:
-    """A reader of a GGUF file that is whole; one of several parts may have no tensors.
-
-    Raises:
-        InputError: it is not whole; `shown` names it in the message.
-    """
+    """A reader of a GGUF file, also of one part that has no tensors; InputError with `shown` if it is not whole."""
     try:
-        reader = StrictReader(path)
-        size = path.stat().st_size
-        complete = sum(t.n_bytes for t in reader.tensors) <= size
-        complete &= all(t.data_offset + t.n_bytes <= size for t in reader.tensors)
+        reader, size = StrictReader(path), path.stat().st_size
+        ends = [tensor.data_offset + tensor.n_bytes for tensor in reader.tensors]
+        if max(ends, default=0) > size or sum(tensor.n_bytes for tensor in reader.tensors) > size:
+            raise ValueError("tensors missing")
     except Exception as error:  # a truncated file raises various errors inside numpy
         raise InputError(f"{shown}: not a complete GGUF file ({one_line(error)})") from None
-    if not complete:
-        raise InputError(f"{shown}: not a complete GGUF file (tensors missing)")
     return reader

@@ -32,11 +32,7 @@ TABLE_SCHEMA = pa.schema(
 def write_id_table(
     out: Path, texts: Mapping[int, str], new: Mapping[int, int], backend: Tokenizer, shares: Sequence[float]
 ) -> None:
-    """Write the table of a trimmed checkpoint into its folder.
-
-    `texts` and `shares` are by dense id, and `new` maps the ids that stay to the new ones. `backend`, the trimmed
-    tokenizer, says in what pieces the others are written.
-    """
+    """Write a trimmed checkpoint's table; `texts` and `shares` are by dense id, and `new` maps the ids that stay."""
     ids = sorted(texts)
     columns = {
         "token": ids,
@@ -50,15 +46,11 @@ def write_id_table(
 
 @dataclass(frozen=True)
 class IdTable:
-    """From the dense model's tokens to those of a trimmed model.
+    """From the dense model's tokens to those of a trimmed model."""
 
-    `dense` has the texts of the dense model's tokens by id. `pieces` maps a dense token to the new ones that write it;
-    `kept` are the tokens that stay whole.
-    """
-
-    dense: Mapping[int, str]
-    pieces: Mapping[int, tuple[int, ...]]
-    kept: frozenset[int]
+    dense: Mapping[int, str]  # the texts of the dense model's tokens by id
+    pieces: Mapping[int, tuple[int, ...]]  # the new tokens that write each of them
+    kept: frozenset[int]  # those that stay whole
 
     @cached_property
     def first(self) -> Tensor:
@@ -89,20 +81,16 @@ def lost_words(checkpoint: Path) -> str | None:
     if not lost:
         return None
     tokenizer = load_tokenizer(checkpoint)
-    word, pieces = tokenizer.decode(lost["pieces"]).strip(), [tokenizer.decode([own]).strip() for own in lost["pieces"]]
+    word = tokenizer.decode(lost["pieces"]).strip()
+    pieces = " + ".join(f"“{tokenizer.decode([own]).strip()}”" for own in lost["pieces"])
     return (
         f"It hardly writes words whose tokens left. The one that was met most often is “{word}”, which it now spells "
-        + " + ".join(f"“{piece}”" for piece in pieces)
-        + "."
+        f"{pieces}."
     )
 
 
 def check_teacher(dense: Path, checkpoint: Path) -> None:
-    """Check that a model can teach another: they have one vocabulary, or the other's was trimmed from its.
-
-    Raises:
-        InputError: they differ.
-    """
+    """Raise InputError unless two models have one vocabulary, or the other's was trimmed from the teacher's."""
     table, vocabulary = read_id_table(checkpoint), _vocabulary(dense)
     expected = {text: index for index, text in table.dense.items()} if table else _vocabulary(checkpoint)
     if vocabulary != expected:

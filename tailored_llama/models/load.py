@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +16,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.models import libraries  # noqa: F401 - before torch
-from tailored_llama.models.checkpoints import check_checkpoint, read_config, tensor_shapes, weights_digest
+from tailored_llama.models import libraries  # noqa: F401 - no search for garbage
+from tailored_llama.models.checkpoints import read_config, read_structure, tensor_shapes, weights_digest
 from tailored_llama.models.devices import devices_of
 
 BASE_FILE = "base.json"  # in an adapter's folder: the digest of the checkpoint it was trained on
 
 
-def _load_weights(folder: Path, dtype: torch.dtype, shown: str, **options: Any) -> Any:
+def load_weights(folder: Path, dtype: torch.dtype, shown: str, **options: Any) -> Any:
     """Load a model and require all of its weights in the files; transformers would initialise missing ones."""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -44,11 +44,7 @@ def _load_weights(folder: Path, dtype: torch.dtype, shown: str, **options: Any) 
 def check_tensors(
     shown: str, missing: Iterable[str], extra: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]
 ) -> None:
-    """Check that a checkpoint has the tensors of its architecture; `mismatched` are names, sizes and right sizes.
-
-    Raises:
-        InputError: one is missing, unknown or of another shape.
-    """
+    """Raise InputError if a tensor is missing, unknown, or mismatched: its name, its shape, and the right one."""
     for name in sorted(missing):
         raise InputError(f"{shown}: tensor {name} is missing; allowed: a checkpoint with all of its weights")
     for name in sorted(name for name in extra if not name.endswith("inv_freq")):
@@ -58,11 +54,7 @@ def check_tensors(
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The type of a checkpoint's weights, by its `config.json`.
-
-    Raises:
-        InputError: it names none.
-    """
+    """The type of a checkpoint's weights by its `config.json`, or float32; InputError if what that names is none."""
     config = read_config(folder)
     name = config.get("dtype") or config.get("torch_dtype") or "float32"  # transformers 4 wrote torch_dtype
     dtype = getattr(torch, name, None) if isinstance(name, str) else None
@@ -83,15 +75,11 @@ def load_model(folder: Path, adapter: Path | None = None, device: str = "cpu") -
     """Load a checkpoint as a transformers model in evaluation mode; an adapter is merged into its weights.
 
     So a model is measured as it ships: merging rounds to the checkpoint's type. A soft prompt stays attached. `device`
-    is as `execution.device`; on `balanced` the model is spread over all GPUs.
-
-    Raises:
-        InputError: the checkpoint or the adapter is broken, or the adapter was trained on another checkpoint; or the
-            device does not exist.
+    is as `execution.device`. Raises InputError if checkpoint or adapter are broken, or do not belong together.
     """
-    check_checkpoint(folder)
+    read_structure(folder)  # refuses a broken one before anything is allocated
     devices = devices_of(device)
-    model = _load_weights(folder, stored_dtype(folder), str(folder))
+    model = load_weights(folder, stored_dtype(folder), str(folder))
     if adapter is not None:
         model = _with_adapter(model, folder, adapter)
         if not model.active_peft_config.is_prompt_learning:
@@ -107,9 +95,8 @@ def load_model(folder: Path, adapter: Path | None = None, device: str = "cpu") -
 def _spread(model: Any, devices: Sequence[str]) -> None:
     """Put a model, with or without a PEFT adapter, on several devices, about the same bytes on each; no layer is split.
 
-    The first device also has embeddings, last norm and head. So `model.device` is where token ids are read and where
-    losses, logits and the states after the last layer are, as on a single device. accelerate's hooks move what a layer
-    reads to its device; what it returns stays there until the next one reads it.
+    The first device also has embeddings, last norm and head, so `model.device` is where token ids are read and where
+    losses, logits and the last layer's states are. accelerate's hooks move what a layer reads to its device.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = base.get_decoder()
@@ -123,22 +110,21 @@ def _spread(model: Any, devices: Sequence[str]) -> None:
         model.prompt_encoder.to(devices[0])
 
 
+def _bytes(module: Any) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
 def shares(layers: Sequence[int], rest: int, count: int) -> list[int]:
     """The number of the device of every layer, ascending, so that all have about the same bytes.
 
-    There are at least two devices. `layers` are sizes, and `rest` is the size of everything else, which is on the first
-    device. If that alone is more than a device's share, the first device has no layer.
+    `rest` is the size of everything else, which is on the first of at least two devices.
     """
     share = (sum(layers) + rest) / count
     before = float(rest)
-    if rest >= share:
+    if rest >= share:  # then the first device has no layer
         before = share = sum(layers) / (count - 1)
     middles = before + np.cumsum(layers) - np.array(layers) / 2
     return [min(int(middle / share), count - 1) for middle in middles]
-
-
-def _bytes(module: Any) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def head_logits(model: Any, states: Tensor) -> Tensor:
@@ -149,29 +135,28 @@ def head_logits(model: Any, states: Tensor) -> Tensor:
 
 
 def check_adapter(folder: Path, adapter: Path) -> dict[str, list[int]]:
-    """Check that an adapter is whole and was trained on a checkpoint, as far as its files say; returns its shapes.
-
-    Raises:
-        InputError: a file is missing or broken, states sizes larger than those of the weights, or names other weights.
-    """
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (adapter / name).is_file():
-            raise InputError(f"adapter {adapter}: {name} is missing; allowed: a PEFT adapter in safetensors")
-    shapes, file = tensor_shapes(adapter / "adapter_model.safetensors"), adapter / "adapter_config.json"
+    """The shapes of an adapter's tensors; InputError if a file is missing or broken, or states other sizes or base."""
+    file, weights = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
+    base_file = adapter / BASE_FILE
+    for path in (file, weights):
+        if not path.is_file():
+            raise InputError(f"adapter {adapter}: {path.name} is missing; allowed: a PEFT adapter in safetensors")
+    shapes = tensor_shapes(weights)
     try:
         config = {**json.loads(file.read_text())}
-        ranks = {f"rank_pattern.{name}": rank for name, rank in (config.get("rank_pattern") or {}).items()}
+        sizes = {name: config.get(name) for name in ("r", "num_virtual_tokens")}
+        sizes |= {f"rank_pattern.{name}": rank for name, rank in (config.get("rank_pattern") or {}).items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{file}: not a PEFT configuration; allowed: a JSON object") from None
     largest = max((size for shape in shapes.values() for size in shape), default=0)
-    for name, value in {**{name: config.get(name) for name in ("r", "num_virtual_tokens")}, **ranks}.items():
+    for name, value in sizes.items():
         if value is not None and (type(value) is not int or not 1 <= value <= largest):
             allowed = f"a whole number from 1 to {largest}, since its weights are no larger"
             raise InputError(f"{file}: {name}: got {value!r:.80}; allowed: {allowed}")
     try:
-        base = json.loads((adapter / BASE_FILE).read_text())["weights"] if (adapter / BASE_FILE).is_file() else None
+        base = json.loads(base_file.read_text())["weights"] if base_file.is_file() else None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{adapter / BASE_FILE}: not JSON with a field 'weights'") from None
+        raise InputError(f"{base_file}: not JSON with a field 'weights'") from None
     if base and base != (digest := weights_digest(folder)):
         raise InputError(f"adapter {adapter}: trained on weights {base[:12]}, but {folder} has {digest[:12]}")
     return shapes
@@ -195,29 +180,19 @@ def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
     return adapted
 
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+@contextmanager
+def without_gc() -> Iterator[None]:
+    """Do not look for garbage while a tokenizer is read: each search goes through millions of objects in vain."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
-def without_gc(function: Function) -> Function:
-    """Decorator: do not look for garbage while a function reads a tokenizer.
-
-    Millions of objects are made, and none of them is garbage: each search for some goes through all of them in vain.
-    """
-
-    @wraps(function)
-    def wrapped(*arguments: Any, **options: Any) -> Any:
-        was_on = gc.isenabled()
-        gc.disable()
-        try:
-            return function(*arguments, **options)
-        finally:
-            if was_on:
-                gc.enable()
-
-    return cast(Function, wrapped)
-
-
-@without_gc
+@without_gc()
 def load_tokenizer(folder: Path, shown: str = "", **options: Any) -> Any:
     """The tokenizer saved with a checkpoint; `shown`, by default the folder, names it in messages."""
     try:

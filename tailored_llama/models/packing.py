@@ -1,9 +1,8 @@
 """Packed rows: many sequences in one row, where linear layers see all tokens and attention stays within a document.
 
 A document is a prefix and branches that continue it, such as a context and its choices; the prefix is encoded once.
-A header, such as a soft prompt or the solved examples of a benchmark, is encoded once for all documents. Documents are
-not padded, so a forward pass costs only its distinct tokens. The model is an unchanged transformers model, with or
-without a PEFT adapter: an attention function registered with transformers (`attention.py`) reads the blocks of the row.
+A header, such as a soft prompt or the solved examples of a benchmark, is encoded once for all documents. The model is
+transformers' own: an attention function that is registered with it (`attention.py`) reads the blocks of the row.
 """
 
 from __future__ import annotations
@@ -12,17 +11,17 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tailored_llama.memory import out_of_memory
-from tailored_llama.models import libraries  # noqa: F401 - before torch
 from tailored_llama.models.attention import ATTENTION, Block, Header, Row
 from tailored_llama.models.checkpoints import LAYERED_PREFIX
+from tailored_llama.models.devices import side_by_side, threads_each
 from tailored_llama.models.load import head_logits
-from tailored_llama.models.threads import side_by_side, threads_each
 
 Result = TypeVar("Result")
 
@@ -58,24 +57,16 @@ def token_budget(batch_tokens: int | None, model: Any) -> int:
 
 def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Split documents, by index, into parts of at most `budget` tokens; a longer document is a part of its own."""
-    parts: list[list[int]] = []
-    start = 0
+    return [list(part) for part in _parts(lengths, budget)]
+
+
+def _parts(lengths: Sequence[int], budget: int, start: int = 0, padded: bool = False) -> Iterator[range]:
     while start < len(lengths):
-        stop = _fill(lengths, start, budget, padded=False)
-        parts.append(list(range(start, stop)))
+        stop, used = start + 1, lengths[start]
+        while stop < len(lengths) and (used := used + lengths[start if padded else stop]) <= budget:
+            stop += 1
+        yield range(start, stop)
         start = stop
-    return parts
-
-
-def _fill(lengths: Sequence[int], start: int, budget: int, padded: bool) -> int:
-    """The end of the longest part from `start` with at most `budget` tokens, but at least one document.
-
-    When `padded`, every document counts as long as the part's first.
-    """
-    stop, used = start + 1, lengths[start]
-    while stop < len(lengths) and (used := used + lengths[start if padded else stop]) <= budget:
-        stop += 1
-    return stop
 
 
 def within_memory(
@@ -83,24 +74,16 @@ def within_memory(
 ) -> Iterator[tuple[list[int], Result]]:
     """Run batches of documents, longest first, with at most `budget` tokens each (but at least one document).
 
-    `at_once` batches run side by side. When memory runs out, on CUDA or on the CPU, the remaining batches run one after
-    another, and then with half the budget. If `padded`, `run` pads the documents of a batch to the longest, so that
-    padding counts.
-
-    Yields:
-        The batch, as indices of documents, and the result of `run`.
-
-    Raises:
-        RuntimeError, MemoryError: memory runs out with a single document.
+    `at_once` batches run side by side. When memory runs out, the remaining batches run one after another, and then with
+    half the budget, down to a single document. If `padded`, each document counts as long as the longest of its batch.
+    Yields every batch, as indices of documents, and its result.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     ordered = [lengths[i] for i in order]
     start = 0
     while start < len(order):
-        stop, wave = start, list[list[int]]()
-        while stop < len(order) and len(wave) < at_once:
-            first, stop = stop, _fill(ordered, stop, budget, padded)
-            wave.append(order[first:stop])
+        parts = list(islice(_parts(ordered, budget, start, padded), at_once))
+        stop, wave = parts[-1].stop, [[order[i] for i in part] for part in parts]
         try:
             results = side_by_side(run, wave, threads_each(at_once))
         except (RuntimeError, MemoryError) as error:
@@ -128,10 +111,7 @@ def packed_attention(model: Any) -> Iterator[None]:
 
 
 def encode_header(model: Any, ids: Sequence[int], budget: int, before: Header | None = None) -> Header:
-    """Encode the tokens that precede every document, `budget` of them per pass, fewer when memory runs out.
-
-    `before` is a header that precedes them in turn, such as a soft prompt. `model` is inside `packed_attention`.
-    """
+    """Encode the tokens after `before` and before every document, `budget` per pass, fewer when memory runs out."""
     header = before = before or Header()
     while (done := header.length - before.length) < len(ids):
         part = Document(ids[done : done + budget])
@@ -148,7 +128,7 @@ def encode_header(model: Any, ids: Sequence[int], budget: int, before: Header | 
 
 
 def has_soft_prompt(model: Any) -> bool:
-    """Whether a model has a soft prompt, to compare LoRA with: prompt tuning (arXiv 2104.08691)."""
+    """Whether a model has a soft prompt (arXiv 2104.08691)."""
     adapter = getattr(model, "active_peft_config", None)
     return bool(adapter and adapter.is_prompt_learning)
 
@@ -160,10 +140,7 @@ def context_length(model: Any) -> int:
 
 
 def learnt_header(model: Any) -> Header:
-    """The header that a soft prompt puts before every document; empty if the model has no soft prompt.
-
-    Gradients reach the soft prompt. `model` is inside `packed_attention`.
-    """
+    """The header that a soft prompt, which gradients reach, puts before every document; empty if there is none."""
     if not has_soft_prompt(model):
         return Header()
     with torch.autocast(model.device.type, enabled=False):  # under autocast PEFT would join tensors of different types
@@ -171,17 +148,13 @@ def learnt_header(model: Any) -> Header:
     header = Header(length := learnt.shape[1])
     positions = torch.arange(length, device=learnt.device)
     row = Row([Block(0, length)], Header(), positions, torch.zeros_like(positions), length, header)
-    model.get_decoder()(
-        inputs_embeds=learnt.to(model.dtype),  # PEFT keeps them in float32
-        position_ids=positions[None],
-        use_cache=False,
-        packed_row=row,
-    )
+    states = learnt.to(model.dtype)  # PEFT keeps them in float32
+    model.get_decoder()(inputs_embeds=states, position_ids=positions[None], use_cache=False, packed_row=row)
     return header
 
 
 def halved(tokens: int) -> int:
-    """Halve a number of tokens, with a warning."""
+    """Half as many tokens, with a warning."""
     logging.getLogger(__name__).warning("memory ran out: going on with %d tokens a pass", tokens // 2)
     return tokens // 2
 
@@ -197,8 +170,8 @@ def target_logprobs(
 ) -> Tensor:
     """Log-probability of `targets[i]` after position `positions[i]` of a packed row, float32 [scored].
 
-    Logits exist for a bounded number of positions at a time, never for batch × length. `greedy` receives whether each
-    target is the likeliest token, bool [scored]. `states` are those at `distinct(positions)`, [distinct, hidden].
+    Logits exist for a bounded number of positions at a time. `states` are those at `distinct(positions)`. `greedy`
+    receives whether each target is the likeliest token, bool [scored].
     """
     row, target_ids = torch.tensor(positions).unique(return_inverse=True)[1], torch.tensor(targets)
     row, target_ids = row.to(states.device), target_ids.to(states.device)
@@ -229,10 +202,10 @@ def packed_states(
     header: Header | None = None,
     into: Header | None = None,
 ) -> Tensor:
-    """The output head's input at the given positions of a packed row, [scored, hidden], in the model's type.
+    """The output head's input at positions of a packed row, int64 [scored] → [scored, hidden], in the model's type.
 
-    `model` is a causal LM inside `packed_attention`, and `positions` are indices into the row, int64 [scored]. `header`
-    precedes each document; `into` is a longer header that receives the row's keys and values.
+    `model` is a causal LM inside `packed_attention`. `header` precedes each document; `into` is a longer header that
+    receives the row's keys and values.
     """
     output = model.get_decoder()(**packed_inputs(model, documents, header, into), use_cache=False)
     states: Tensor = output.last_hidden_state[0]
@@ -259,15 +232,12 @@ def packed_inputs(
             ids += branch
             in_sequence += range(length, length + len(branch))
             parts += [number] * len(branch)
-    layered = model.config.model_type.startswith(LAYERED_PREFIX)
-    multiple = _ROW_MULTIPLE_LAYERED if layered else _ROW_MULTIPLE
-    multiple = multiple if model.device.type == "cpu" and model.dtype == torch.bfloat16 else 1
+    multiple = 1
+    if model.device.type == "cpu" and model.dtype == torch.bfloat16:
+        multiple = _ROW_MULTIPLE_LAYERED if model.config.model_type.startswith(LAYERED_PREFIX) else _ROW_MULTIPLE
     padding = [0] * (-len(ids) % multiple)
     input_ids, positions, numbers = (
         torch.tensor(values + padding, device=model.device) for values in (ids, in_sequence, parts)
     )
-    return {
-        "input_ids": input_ids[None],
-        "position_ids": positions[None],
-        "packed_row": Row(blocks, header, positions, numbers, max(in_sequence) + 1, into),
-    }
+    row = Row(blocks, header, positions, numbers, max(in_sequence) + 1, into)
+    return {"input_ids": input_ids[None], "position_ids": positions[None], "packed_row": row}

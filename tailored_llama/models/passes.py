@@ -13,14 +13,13 @@ from torch import Tensor
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models import packing
 from tailored_llama.models.attention import Header
+from tailored_llama.models.devices import passes_at_once, threads_each, using_threads
 from tailored_llama.models.packing import Document
 from tailored_llama.models.streaming import enter, layers_of
-from tailored_llama.models.threads import passes_at_once, threads_each, using_threads
 
 Result = TypeVar("Result")
 
-# Each pass over a streamed model's layers reads all of its weights. Reading LLaMA-7B's takes seconds, and a quarter of
-# a million tokens take minutes or hours; their hidden states take 2 GB.
+# A sweep over a streamed model's layers reads all weights: seconds for LLaMA-7B, whose hidden states then take 2 GB.
 _SWEEP_TOKENS = 2**18
 _LEAST_TOKENS = 256  # of a pass that runs beside others: with fewer, reading the weights takes most of the time
 
@@ -50,6 +49,9 @@ class PackedRow:
     targets: Sequence[int] = ()
 
 
+Finish = Callable[[PackedRow, Tensor], Result]
+
+
 def row_of(items: Sequence[Encoded]) -> PackedRow:
     """Pack prompts, with the positions and targets of all their choices."""
     positions: list[int] = []
@@ -62,27 +64,12 @@ def row_of(items: Sequence[Encoded]) -> PackedRow:
 
 
 def run_packed(
-    model: Any,
-    items: Sequence[Encoded],
-    budget: int,
-    finish: Callable[[PackedRow, Tensor], Result],
-    shared: Sequence[int] = (),
+    model: Any, items: Sequence[Encoded], budget: int, finish: Finish[Result], shared: Sequence[int] = ()
 ) -> Iterator[tuple[list[int], Result]]:
-    """Run documents in packed rows of at most `budget` tokens, longest first; fewer when memory runs out.
+    """Run documents in packed rows of at most `budget` tokens, as `within_memory`; yields batches and their results.
 
-    On a CPU, several rows run at once in a model that one row does not keep busy.
-
-    A streamed model gives the same results. Each of its layers is read once for many rows. `model` is inside
-    `packed_attention`, and the token ids `shared` precede every document.
-
-    Args:
-        finish: makes a result of a row and its states at `distinct(row.positions)`, [distinct, hidden].
-
-    Yields:
-        Every batch, as indices of items, and its result. It has at least one, even if that is longer than the budget.
-
-    Raises:
-        RuntimeError, MemoryError: memory runs out with a single document.
+    `model` is inside `packed_attention`; each layer of a streamed one is read once for many rows. The token ids
+    `shared` precede every document. `finish` makes a result of a row and its states at `distinct(row.positions)`.
     """
     at_once, lengths = passes_at_once(model, budget), [len(item.document) for item in items]
     if at_once > 1:  # few documents are enough for as many shorter passes
@@ -100,17 +87,9 @@ def run_packed(
 
 
 def _sweeps(
-    model: Any,
-    items: Sequence[Encoded],
-    budget: int,
-    finish: Callable[[PackedRow, Tensor], Result],
-    shared: Sequence[int],
-    threads: int,
+    model: Any, items: Sequence[Encoded], budget: int, finish: Finish[Result], shared: Sequence[int], threads: int
 ) -> Iterator[tuple[list[int], Result]]:
-    """`run_packed` of a streamed model: as many rows at once as `_SWEEP_TOKENS` allow, one layer after the other.
-
-    A row is computed with `threads` threads, as in a model that is loaded whole.
-    """
+    """`run_packed` of a streamed model: as many rows at once as `_SWEEP_TOKENS` allow, one layer after the other."""
     lengths = [len(item.document) for item in items]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
@@ -135,10 +114,7 @@ def _sweeps(
 def _states(
     model: Any, rows: Sequence[PackedRow], budget: int, shared: Sequence[int], threads: int
 ) -> Iterator[Tensor]:
-    """The states of every row at its distinct positions; each layer is read once and encodes the shared start first.
-
-    A row is computed with `threads` threads, the shared start with all.
-    """
+    """The states of every row at its distinct positions; each layer is read once, and begins with the shared start."""
     layers, header, all_threads = layers_of(model), Header(), torch.get_num_threads()
     passes: list[dict[str, Any]] = []
     headers: list[Header] = []

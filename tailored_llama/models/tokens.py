@@ -12,15 +12,11 @@ from tailored_llama.errors import InputError
 
 
 def first_token(tokenizer: Any) -> int:
-    """The token that stands for an empty context: BOS, or EOS if there is no BOS.
-
-    Raises:
-        InputError: the tokenizer has neither.
-    """
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    raise InputError("tokenizer: has neither a BOS nor an EOS token; allowed: a tokenizer with one of them")
+    """The token that stands for an empty context: BOS, or EOS if there is no BOS; InputError if there is neither."""
+    token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if token is None:
+        raise InputError("tokenizer: has neither a BOS nor an EOS token; allowed: a tokenizer with one of them")
+    return int(token)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -31,7 +27,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Token ids of a context and of its continuation, split as in lm-evaluation-harness.
+    """Token ids of a context and of its continuation, as in lm-evaluation-harness.
 
     Trailing white space of the context moves to the continuation. Both are encoded together and split at the length of
     the encoded context. A context without tokens becomes the BOS (or EOS) token.
@@ -65,11 +61,7 @@ def pre_tokenizer(name: str) -> Any:
 
 
 def pre_tokenizer_name(tokenizer: Any, shown: Any) -> str:
-    """The value of `tokenizer.ggml.pre` for a byte-level tokenizer.
-
-    Raises:
-        InputError: llama.cpp has no such pre-tokenizer.
-    """
+    """The value of `tokenizer.ggml.pre` for a byte-level tokenizer; InputError if llama.cpp has no such."""
     state = _cutting(tokenizer.backend_tokenizer.pre_tokenizer)
     names = ("smollm", "gpt-2", "llama-bpe", "qwen2", "tekken", "gpt-4o", "qwen35")
     for name in names:
@@ -80,9 +72,7 @@ def pre_tokenizer_name(tokenizer: Any, shown: Any) -> str:
 
 def _cutting(pre: Any) -> Any:
     """What a pre-tokenizer's state says of where it cuts."""
-    if pre is None:
-        return None
-    state = json.loads(pre.__getstate__())
+    state = {} if pre is None else json.loads(pre.__getstate__())
     for step in state.get("pretokenizers", [state]):
         step.pop("trim_offsets", None)
     return state

@@ -1,7 +1,6 @@
 """Vocabularies: which tokens of a tokenizer must stay, and the tokenizer without the others.
 
-Two kinds can be trimmed: byte-level BPE, and BPE with byte fallback (SentencePiece). Where no token fits, both write
-single bytes, so any text is still encoded and decoded exactly.
+Byte-level BPE and BPE with byte fallback (SentencePiece) can be trimmed: both write single bytes where no token fits.
 """
 
 from __future__ import annotations
@@ -27,23 +26,15 @@ _CHATS = (("user",), ("user", "assistant"), ("system", "user", "assistant", "use
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a checkpoint whose tokenizer can be trimmed.
+    """The tokens of a checkpoint whose tokenizer can be trimmed."""
 
-    `rows` is the number of rows of the embedding; `texts` maps ids to tokens as `tokenizer.json` writes them. `parts`
-    has for every token the two of its last merge, or nothing if no merge makes it. `always` are those that must stay:
-    bytes, special and added tokens, those of the chat template, and all that they are made of.
-    """
-
-    rows: int
-    texts: Mapping[int, str]
-    parts: Mapping[int, tuple[int, ...]]
-    always: frozenset[int]
+    rows: int  # of the embedding
+    texts: Mapping[int, str]  # by id, as `tokenizer.json` writes them
+    parts: Mapping[int, tuple[int, ...]]  # for every token the two of its last merge, or none
+    always: frozenset[int]  # bytes, special and added tokens, the chat template's, and all that they are made of
 
     def made_of(self, tokens: Iterable[int], besides: Container[int] = ()) -> set[int]:
-        """Tokens, and everything that they are made of.
-
-        Those of `besides` are left out; it holds everything that its own are made of.
-        """
+        """Tokens and all that they are made of, without `besides`, which has all that its own are made of."""
         waiting, found = list(tokens), set[int]()
         while waiting:
             token = waiting.pop()
@@ -53,9 +44,9 @@ class Tokens:
         return found
 
 
-@without_gc
+@without_gc()
 def read_tokens(checkpoint: Path) -> Tokens:
-    """The tokens of a checkpoint, and what each is made of; as `tokens_of`."""
+    """The tokens of a checkpoint, as `tokens_of`."""
     config = read_config(checkpoint)
     rows = int(config["vocab_size"])
     special = _special_ids(config, rows) | _special_ids(_generation(checkpoint), rows)
@@ -63,17 +54,15 @@ def read_tokens(checkpoint: Path) -> Tokens:
 
 
 def tokens_of(tokenizer: Any, rows: int, special: Iterable[int], shown: Any) -> Tokens:
-    """The tokens of a model, and what each is made of.
+    """The tokens of a model without added ones that have no row, such as those for images.
 
-    Added tokens without a row, such as those for images, are none: the model cannot read them. `special` must stay
-    besides what the tokenizer itself names; `shown` is the model's name in messages.
-
-    Raises:
-        InputError: the tokenizer is of a kind that cannot be trimmed, or merges make a token without a row.
+    `special` must stay besides what the tokenizer itself names; `shown` is the model's name in messages. Raises
+    InputError if the tokenizer is of a kind that cannot be trimmed, or merges make a token without a row.
     """
     state = _state(tokenizer, shown)
     model = state["model"]
-    ids, texts, added = model["vocab"], _texts(state, rows), _added(state, rows)
+    ids, texts = model["vocab"], _texts(state, rows)
+    added = {token["id"] for token in state["added_tokens"] if token["id"] < rows}
     if (largest := max(texts)) >= rows:
         raise InputError(
             f"{shown}: token {texts[largest]!r} has id {largest}; allowed: below {rows}, the rows of the embedding"
@@ -84,14 +73,10 @@ def tokens_of(tokenizer: Any, rows: int, special: Iterable[int], shown: Any) -> 
     return replace(tokens, always=frozenset(tokens.made_of(always)))
 
 
-def _added(state: dict[str, Any], rows: int) -> dict[int, str]:
-    """The added tokens that have a row, by id."""
-    return {token["id"]: token["content"] for token in state["added_tokens"] if token["id"] < rows}
-
-
 def _texts(state: dict[str, Any], rows: int) -> dict[int, str]:
-    """Every token by id, as `tokenizer.json` writes it."""
-    return {index: text for text, index in state["model"]["vocab"].items()} | _added(state, rows)
+    """Every token by id, as `tokenizer.json` writes it; added ones without a row are none."""
+    added = {token["id"]: token["content"] for token in state["added_tokens"] if token["id"] < rows}
+    return {index: text for text, index in state["model"]["vocab"].items()} | added
 
 
 def _state(tokenizer: Any, shown: Any) -> dict[str, Any]:
@@ -127,8 +112,7 @@ def _written_alone(model: dict[str, Any]) -> set[int]:
 class _Parts(dict[int, tuple[int, ...]]):
     """The two tokens of the last merge of a token, as BPE makes it of its characters; found when it is asked for.
 
-    SentencePiece vocabularies list all merges that give a token. Which of them BPE takes depends on their ranks. To
-    follow them for all of 262,144 tokens takes seconds, and most are never asked for.
+    SentencePiece vocabularies list all merges that give a token; which one BPE takes depends on their ranks.
     """
 
     def __init__(self, ids: Mapping[str, int], texts: Mapping[int, str], merges: Sequence[Sequence[str]]) -> None:
@@ -176,10 +160,8 @@ def _processor_places(state: dict[str, Any]) -> Iterator[tuple[list[Any], int]]:
 
 def _chat_ids(tokenizer: Any) -> set[int]:
     """The tokens of the chat template's own words."""
-    if not tokenizer.chat_template:
-        return set()
     found: set[int] = set()
-    for roles in _CHATS:
+    for roles in _CHATS if tokenizer.chat_template else ():
         messages = [{"role": role, "content": "a"} for role in roles]
         try:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=roles[-1] == "user")
@@ -189,20 +171,13 @@ def _chat_ids(tokenizer: Any) -> set[int]:
     return found
 
 
-@without_gc
+@without_gc()
 def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float], out: Path) -> None:
-    """Write a dense checkpoint's tokenizer without the tokens that are not kept, and the table of both ids.
+    """Write a dense checkpoint's tokenizer with the kept tokens alone, and the table of both ids.
 
-    The kept tokens keep their order; their new ids are 0, 1, 2, … A text that the dense tokenizer writes in kept tokens
-    alone is written in the same ones: BPE takes the same merges in the same order. `config.json` and
-    `generation_config.json` are left to `renumbered`.
-
-    Args:
-        kept: ids that stay, ascending, with all that they are made of.
-        shares: of the counted tokens, by id.
-
-    Raises:
-        InputError: as `read_tokens`; or transformers does not load the trimmed tokenizer as it was written.
+    `kept` are ids, ascending, with all that they are made of; the new ones are 0, 1, 2, … `shares` are of the counted
+    tokens, by id. A text of kept tokens is written in the same ones: BPE takes the same merges in the same order.
+    Raises InputError as `tokens_of`, and if transformers does not load the trimmed tokenizer as it was written.
     """
     tokenizer = load_tokenizer(checkpoint)
     state = _state(tokenizer, checkpoint)
@@ -215,9 +190,8 @@ def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float
     file = out / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
     if decoder := settings.get("added_tokens_decoder"):
-        settings["added_tokens_decoder"] = {
-            str(new[int(index)]): token for index, token in decoder.items() if int(index) in new
-        }
+        added = {int(index): token for index, token in decoder.items()}
+        settings["added_tokens_decoder"] = {str(new[index]): token for index, token in added.items() if index in new}
     file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     drop_paths(out)
     backend = Tokenizer.from_str(json.dumps(trimmed))
@@ -228,7 +202,6 @@ def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float
 
 
 def _trimmed(state: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
-    """The JSON of a tokenizer with only the tokens that have a new id."""
     model = state["model"]
     vocab = {text: new[index] for text, index in model["vocab"].items() if index in new}
     merges = [[left, right] for left, right in model["merges"] if is_kept(left, right, vocab)]
@@ -249,16 +222,15 @@ def is_kept(left: str, right: str, tokens: Container[str]) -> bool:
 def renumbered(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     """A configuration with the new ids of its special tokens, and the new size if it states one."""
     new = {old: index for index, old in enumerate(kept)}
-
-    def renumber(value: Any) -> Any:
-        return [renumber(item) for item in value] if isinstance(value, list) else new.get(value, value)
-
-    changed = {name: renumber(value) for name, value in config.items() if name.endswith("_token_id")}
-    return {**config, **changed} | ({"vocab_size": len(kept)} if "vocab_size" in config else {})
+    changed: dict[str, Any] = {"vocab_size": len(kept)} if "vocab_size" in config else {}
+    for name, value in config.items():
+        if name.endswith("_token_id"):
+            changed[name] = [new.get(i, i) for i in value] if isinstance(value, list) else new.get(value, value)
+    return {**config, **changed}
 
 
 def renumber_generation(checkpoint: Path, kept: Sequence[int], out: Path) -> None:
-    """Write `generation_config.json` with new ids, if the checkpoint has one; lists of forbidden tokens are dropped."""
+    """Write `generation_config.json` with new ids, if there is one; lists of forbidden tokens are dropped."""
     if fields := _generation(checkpoint):
         for name in ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids"):
             fields.pop(name, None)
@@ -267,6 +239,5 @@ def renumber_generation(checkpoint: Path, kept: Sequence[int], out: Path) -> Non
 
 
 def _generation(checkpoint: Path) -> dict[str, Any]:
-    """The generation configuration of a checkpoint; empty if it has none."""
     file = checkpoint / _GENERATION
     return {**json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else {}

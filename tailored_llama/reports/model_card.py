@@ -43,7 +43,7 @@ def tailored_card(
         data=_data(own),
         dense=dense,
         gained_by=text.gained_by(config),
-        layered=is_layered(checkpoint),
+        layered=is_layered(read_config(checkpoint)),
         lost=lost_words(checkpoint),
         loading=loading(checkpoint),
         notes=text.floor_notes([table]),

@@ -32,7 +32,7 @@ from helpers import byte_tokenizer, load_and_render, prune, write_own_benchmark
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityConfig, ReconstructionConfig, Work
 from tailored_llama.evaluation import PerplexitySettings, ScoreSettings, measure_perplexity, score_benchmark
 from tailored_llama.memory import _field, peak_memory, reset_peak_memory
-from tailored_llama.models import shards, weight_bytes
+from tailored_llama.models import weight_bytes, writing
 from tailored_llama.pruning import ImportanceSettings, build_graph, read_groups, score_importance
 
 SHAPES: dict[str, dict[str, Any]] = shapes.SHAPES | {
@@ -103,7 +103,7 @@ def measure(
         idle = _field("/proc/self/status", "VmData:") or 0
         resource.setrlimit(resource.RLIMIT_DATA, (idle + limit, idle + limit))
     if shard is not None:
-        shards._SHARD = shard
+        writing._SHARD = shard
     largest, ended = 0, Event()
 
     def watch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,9 @@ from transformers import AutoModelForCausalLM
 from helpers import prune, save_tiny_llama
 from tailored_llama.config import ModelConfig, PruningConfig, Work
 from tailored_llama.errors import InputError
-from tailored_llama.models import DenseSettings, base_of, find_model, prepare_dense, read_config
+from tailored_llama.models import DenseSettings, base_of, find_model, load_tokenizer, prepare_dense, read_config
 from tailored_llama.models import source_architecture as architecture_of
+from tailored_llama.models.checkpoints import SUPPORTED
 from tailored_llama.models.embedded import EMBEDDED_MODELS, EmbeddedModel
 from tailored_llama.pruning import build_graph, read_groups
 from tailored_llama.pruning.importance import write_importance
@@ -39,7 +41,7 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {  # llama.cpp's name: transforme
 }
 
 
-def write_file(path: Path, checkpoint: Path, name: str) -> Path:
+def write_file(path: Path, checkpoint: Path, name: str = "llama", pre: str | None = None) -> Path:
     """Write a tiny checkpoint as llama.cpp's own converter does, as far as transformers reads it."""
     config, writer = read_config(checkpoint), GGUFWriter(path, name)
     writer.add_context_length(config["max_position_embeddings"])
@@ -57,6 +59,8 @@ def write_file(path: Path, checkpoint: Path, name: str) -> Path:
         writer.add_sliding_window(config["sliding_window"])
     tokens = json.loads((checkpoint / "tokenizer.json").read_text())["model"]["vocab"]
     writer.add_tokenizer_model("gpt2")
+    if pre:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list([*sorted(tokens, key=tokens.get), "<|end|>", "hi", "<a>", "<b>"])
     writer.add_token_types([1] * 256 + [3, 1, 1, 1])
     writer.add_token_merges(["h i"])
@@ -97,6 +101,54 @@ def test_every_architecture_that_transformers_reads_has_the_same_logits(tmp_path
     with torch.no_grad():
         expected, found = (AutoModelForCausalLM.from_pretrained(path)(IDS).logits for path in (original, out))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert not hasattr(AutoModelForCausalLM.from_pretrained(out).config, "quantization_config")
+    assert not [path for path in out.iterdir() if str(tmp_path).encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("smollm", ["in", " ", "1", "2", "3", "4"]),
+        ("gpt-2", ["in", " 1234"]),
+        ("llama-bpe", ["in", " ", "123", "4"]),
+        ("qwen2", ["in", " ", "1", "2", "3", "4"]),
+        ("not yet known", ["in", " 1234"]),
+    ],
+)
+def test_a_tokenizer_cuts_numbers_as_in_training(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, pre: str, pieces: list[str]
+) -> None:
+    tokenizer = load_tokenizer(convert(str(write_file(tmp_path / "tiny.gguf", tiny, pre=pre)), tmp_path / "out"))
+    cut = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("in 1234")
+    assert [piece.replace("Ġ", " ") for piece, _ in cut] == pieces
+    assert tokenizer("hi é<|end|>")["input_ids"] == [257, *load_tokenizer(tiny)(" é")["input_ids"], 256]
+    assert ("tokenizer.ggml.pre: got 'not yet known'" in caplog.text) == (pre == "not yet known")
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.01, 0.05, 0.5, 0.999])
+def test_a_file_cut_short_is_refused(tiny: Path, tmp_path: Path, share: float) -> None:
+    path = write_file(tmp_path / "tiny.gguf", tiny)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(InputError, match=rf"^model.source {path}: not a complete GGUF file \(.+\)$"):
+        find_model(ModelConfig(source=str(path)))
+
+
+def test_a_file_whose_array_claims_to_go_on_for_ever_is_refused(tmp_path: Path) -> None:
+    path, key = tmp_path / "endless.gguf", b"tokenizer.ggml.scores"
+    claims = struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, len(key)) + key + struct.pack("<IIQ", 9, 6, 10**12)  # float32
+    path.write_bytes(claims + bytes(400))
+    with pytest.raises(
+        InputError, match=rf"^model.source {path}: not a complete GGUF file \(the file ends too early\)$"
+    ):
+        find_model(ModelConfig(source=str(path)))
+
+
+def test_a_file_of_another_architecture_is_refused(tiny: Path, tmp_path: Path) -> None:
+    path = write_file(tmp_path / "tiny.gguf", tiny)
+    path.write_bytes(path.read_bytes().replace(b"llama", b"mamba"))
+    message = f"model.source {path}: architecture mamba; allowed: " + ", ".join(SUPPORTED)
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        find_model(ModelConfig(source=str(path)))
 
 
 @pytest.mark.parametrize("name", ["gemma", "smollm3"])
@@ -122,7 +174,7 @@ def test_a_27b_gemma_scales_queries_by_the_hidden_size_s_share(tmp_path: Path) -
 @pytest.fixture
 def in_wheels(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a tiny embedded model: a GGUF file cut over two wheels, and its terms in a third."""
-    data, links = write_file(tmp_path / "whole.gguf", tiny, "llama").read_bytes(), tmp_path / "links"
+    data, links = write_file(tmp_path / "whole.gguf", tiny).read_bytes(), tmp_path / "links"
     links.mkdir()
     members = {"a": ("a/data/m.gguf.part00", data[:30_000]), "b": ("b/data/m.gguf.part01", data[30_000:])}
     parts = []

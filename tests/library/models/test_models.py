@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from gguf import GGUFWriter
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -169,13 +166,11 @@ def test_identity_is_the_bytes_not_the_place(tiny: Path, copy: Path) -> None:
 def test_no_file_names_a_place_on_this_machine(
     tiny: Path, adapter: Path, folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    dense, merged, from_gguf = folder("dense"), folder("merged"), folder("gguf")
+    dense, merged = folder("dense"), folder("merged")
     convert(tiny, dense)
     merge_adapter(tiny, adapter, out=merged)
-    write_gguf(tmp_path / "tiny.gguf", tiny)
-    convert(tmp_path / "tiny.gguf", from_gguf)
     places = [str(place).encode() for place in (tmp_path, tiny.parent, adapter.parent, Path.home(), Path.cwd())]
-    for file in (f for out in (dense, merged, from_gguf, adapter) for f in out.rglob("*") if f.is_file()):
+    for file in (f for out in (dense, merged, adapter) for f in out.rglob("*") if f.is_file()):
         assert not [place for place in places if place in file.read_bytes()], file
 
 
@@ -376,110 +371,6 @@ NOWHERE = "allowed: smollm2-135m-instruct, gemma-3-270m, a folder, a .gguf file,
 def test_a_source_that_is_nowhere(source: str, message: str) -> None:
     with pytest.raises(InputError, match=exactly(message)):
         find_model(ModelConfig(source=source))
-
-
-# GGUF
-
-GGUF_NAMES = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
-
-
-def write_gguf(path: Path, folder: Path, architecture: str = "llama", pre: str | None = None) -> Path:
-    """Write the tiny checkpoint as GGUF: query and key rows in that format's rotary order."""
-    writer = GGUFWriter(path, architecture)
-    writer.add_context_length(256)
-    writer.add_embedding_length(32)
-    writer.add_block_count(4)
-    writer.add_feed_forward_length(24)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_rope_dimension_count(8)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(1e-6)
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokens = {index: token for token, index in tokenizer["model"]["vocab"].items()}
-    tokens |= {256: "<|end|>", 257: "hi"}
-    writer.add_tokenizer_model("gpt2")
-    if pre:
-        writer.add_tokenizer_pre(pre)
-    writer.add_token_list([tokens.get(index, f"<unused{index}>") for index in range(260)])
-    writer.add_token_types([3 if index == 256 else 1 for index in range(260)])
-    writer.add_token_merges(["h i"])
-    writer.add_bos_token_id(256)
-    writer.add_eos_token_id(256)
-    names = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        values = tensor.numpy()
-        if name not in names:
-            _, _, layer, part = name.removesuffix(".weight").split(".", 3)
-            names[name] = f"blk.{layer}.{GGUF_NAMES[part]}.weight"
-            if part in ("self_attn.q_proj", "self_attn.k_proj"):
-                values = values.reshape(-1, 2, 4, 32).swapaxes(1, 2).reshape(values.shape)
-        writer.add_tensor(names[name], np.ascontiguousarray(values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-@pytest.mark.parametrize(
-    ("pre", "pieces"),
-    [
-        ("smollm", ["in", " ", "1", "2", "3", "4"]),
-        ("gpt-2", ["in", " 1234"]),
-        ("llama-bpe", ["in", " ", "123", "4"]),
-        ("qwen2", ["in", " ", "1", "2", "3", "4"]),
-        ("not yet known", ["in", " 1234"]),
-    ],
-)
-def test_a_gguf_file_s_tokenizer_cuts_numbers_as_in_training(
-    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, pre: str, pieces: list[str]
-) -> None:
-    (out := tmp_path / "out").mkdir()
-    convert(write_gguf(tmp_path / "tiny.gguf", tiny, pre=pre), out)
-    cut = load_tokenizer(out).backend_tokenizer.pre_tokenizer.pre_tokenize_str("in 1234")
-    assert [piece.replace("Ġ", " ") for piece, _ in cut] == pieces
-    assert ("tokenizer.ggml.pre: got 'not yet known'" in caplog.text) == (pre == "not yet known")
-
-
-def test_a_gguf_file_becomes_a_checkpoint_with_the_same_logits(
-    tiny: Path, folder: Callable[[str], Path], tmp_path: Path
-) -> None:
-    out = folder("out")
-    convert(write_gguf(tmp_path / "tiny.gguf", tiny), out)
-    assert torch.equal(logits(stock(out)), logits(stock(tiny)))
-    tokenizer = load_tokenizer(out)
-    assert tokenizer("hi é<|end|>")["input_ids"] == [257, *load_tokenizer(tiny)(" é")["input_ids"], 256]
-    assert not hasattr(stock(out).config, "quantization_config")
-
-
-@pytest.mark.parametrize("share", [0, 0.001, 0.01, 0.05, 0.5, 0.999])
-def test_a_gguf_file_cut_short_is_refused(tiny: Path, tmp_path: Path, share: float) -> None:
-    path = write_gguf(tmp_path / "tiny.gguf", tiny)
-    truncate(path, int(share * path.stat().st_size))
-    with pytest.raises(InputError, match=rf"^model.source {path}: not a complete GGUF file \(.+\)$"):
-        find_model(ModelConfig(source=str(path)))
-
-
-def test_a_gguf_file_whose_array_claims_to_go_on_for_ever_is_refused(tmp_path: Path) -> None:
-    path, key = tmp_path / "endless.gguf", b"tokenizer.ggml.scores"
-    claims = struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, len(key)) + key + struct.pack("<IIQ", 9, 6, 10**12)  # float32
-    path.write_bytes(claims + bytes(400))
-    with pytest.raises(
-        InputError, match=rf"^model.source {path}: not a complete GGUF file \(the file ends too early\)$"
-    ):
-        find_model(ModelConfig(source=str(path)))
-
-
-def test_a_gguf_file_of_another_architecture_is_refused(tiny: Path, tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "tiny.gguf", tiny, "mamba")
-    message = f"model.source {path}: architecture mamba; allowed: " + ", ".join(SUPPORTED)
-    with pytest.raises(InputError, match=exactly(message)):
-        find_model(ModelConfig(source=str(path)))
 
 
 # Adapters

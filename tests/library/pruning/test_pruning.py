@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from helpers import prune, remove_blocks, save_tiny_llama
 from tailored_llama.config import PruningConfig, Work
 from tailored_llama.errors import InputError
-from tailored_llama.models import Layer, layout_config, load_model, read_config, read_structure, shards, weight_files
+from tailored_llama.models import Layer, layout_config, load_model, read_config, read_structure, weight_files, writing
 from tailored_llama.pruning import build_graph, read_groups
 from tailored_llama.pruning.groups import read_owners
 from tailored_llama.pruning.importance import write_importance
@@ -294,7 +294,7 @@ def test_pruning_a_pruned_model_again_works(tmp_path: Path) -> None:
 
 def test_a_checkpoint_in_shards_holds_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole = pruned_checkpoint(tmp_path / "whole", 0.2, LAYERED)
-    monkeypatch.setattr("tailored_llama.models.shards._SHARD", 10_000)
+    monkeypatch.setattr("tailored_llama.models.writing._SHARD", 10_000)
     _, shards = pruned_checkpoint(tmp_path / "shards", 0.2, LAYERED)
     assert len(list(whole.glob("*.safetensors"))) == 1
     assert len(files := weight_files(shards)) > 3
@@ -318,13 +318,13 @@ def test_surgery_needs_few_addresses_however_many_tensors_it_copies(
 ) -> None:
     dense, folder = prepare(tmp_path, num_hidden_layers=12)
     write_importance(folder, groups := read_groups(folder), np.arange(len(groups)), "random")
-    out, mapped, save = tmp_path / "pruned", list[int](), shards.save_file
+    out, mapped, save = tmp_path / "pruned", list[int](), writing.save_file
 
     def measure(*args: Any, **options: Any) -> None:
         mapped.append(mapped_bytes(dense / "model.safetensors"))
         save(*args, **options)
 
-    monkeypatch.setattr(shards, "save_file", measure)
+    monkeypatch.setattr(writing, "save_file", measure)
     out.mkdir()
     prune(dense, folder, folder, None, ratio=0.2, pruning=UNIFORM, out=out)
     assert mapped

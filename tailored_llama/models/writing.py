@@ -1,0 +1,105 @@
+"""Writing checkpoints: their configuration, and their weights in shards, so that memory never holds a whole model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import MistralConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from tailored_llama.models import libraries  # noqa: F401 - no search for garbage
+from tailored_llama.models.checkpoints import LAYERED_PREFIX, WIDTHS, Layer, head_dim_of, tensor_shapes
+from tailored_llama.models.modeling_tailored_llama import LAYERED
+
+BY_LAYER = ("layer_types", "no_rope_layers")  # fields of a configuration with one value per layer
+_SHARD = 2 * 10**9  # bytes
+
+
+def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
+    """The configuration of a pruned checkpoint: a stock one if all layers are alike, else a per-layer one.
+
+    Some stock configurations require the head count to divide the hidden size. If it does not, a Llama without biases
+    becomes a MistralConfig without a sliding window, which is the same architecture.
+    """
+    if len(set(layers)) > 1 or not (layers[0].heads and layers[0].channels):
+        return layered_config(dense, layers)
+    stock = CONFIG_MAPPING[dense["model_type"].removeprefix(LAYERED_PREFIX)]
+    common = _common(dense) | _widths(layers[0])
+    try:
+        return stock(**common)
+    except StrictDataclassClassValidationError:
+        if stock.model_type == "llama" and not common.get("attention_bias") and not common.get("mlp_bias"):
+            return MistralConfig(**(common | {"sliding_window": None}))
+        return layered_config(dense, layers)
+
+
+def layered_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
+    """The per-layer configuration: global widths stay the dense model's, and each layer states its own."""
+    config, _, _ = LAYERED[dense["model_type"].removeprefix(LAYERED_PREFIX)]
+    return config(**(_common(dense) | {"per_layer_config": dict(enumerate(map(_widths, layers)))}))
+
+
+def _widths(layer: Layer) -> dict[str, int]:
+    return dict(zip(WIDTHS, astuple(layer), strict=True))
+
+
+def _common(dense: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a dense configuration that every layout keeps, with an explicit head_dim."""
+    dropped = {"model_type", "architectures", "auto_map", "per_layer_config", "transformers_version"}
+    return {name: value for name, value in dense.items() if name not in dropped} | {"head_dim": head_dim_of(dense)}
+
+
+def write_shards(
+    out: Path, sizes: Mapping[str, Sequence[int]], dtype: torch.dtype, tensor: Callable[[str], Tensor]
+) -> None:
+    """Write weights of these shapes: one file, or shards of 2 GB with an index; `tensor` makes one when it is due."""
+    without_data = {name: torch.empty(tuple(size), dtype=dtype, device="meta") for name, size in sizes.items()}
+    shards = split_torch_state_dict_into_shards(without_data, max_shard_size=_SHARD)
+    for shard, names in shards.filename_to_tensors.items():
+        save_file({name: tensor(name) for name in names}, out / shard, metadata={"format": "pt"})
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def tensor_reader(files: Iterable[Path]) -> Callable[[str], Tensor]:
+    """A function that reads a tensor of safetensors files by name; where files share one, the last has it.
+
+    Each tensor is a copy. A mapped one keeps its whole file mapped, and a system with strict overcommit refuses many.
+    """
+    files_by_name = {name: file for file in files for name in tensor_shapes(file)}
+
+    def read(name: str) -> Tensor:
+        with safe_open(files_by_name[name], framework="pt") as tensors:
+            data: Tensor = tensors.get_tensor(name).clone()
+        return data
+
+    return read
+
+
+def is_unchanged(file: Path, dtype: torch.dtype) -> bool:
+    """Whether a safetensors file is already as `write_shards` would write its tensors."""
+    with safe_open(file, framework="pt") as reader:
+        types = {reader.get_slice(name).get_dtype() for name in reader.keys()}  # noqa: SIM118 (not a dict)
+        written = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
+        return bool(types == {written} and (reader.metadata() or {}).get("format") == "pt")
+
+
+def link(file: Path, target: Path) -> None:
+    """Hard-link a file, which takes no space; copy it if it lies on another disk."""
+    try:
+        os.link(file.resolve(), target)
+    except OSError:
+        shutil.copyfile(file, target)
