@@ -42,8 +42,10 @@ class Text:
     def batches(self, even: bool = False) -> tuple[Tensor, ...]:
         """The sequences of each pass, at least one; `even`: as many in each, so that all have the same masks."""
         samples, tokens = self.input_ids.shape
-        most = max(1, min(_PASS_TOKENS, self.batch_tokens or _PASS_TOKENS) // tokens)
-        return self.input_ids.split(max(n for n in range(1, most + 1) if samples % n == 0) if even else most)
+        size = max(1, min(_PASS_TOKENS, self.batch_tokens or _PASS_TOKENS) // tokens)
+        if even:
+            size = max(divisor for divisor in range(1, size + 1) if samples % divisor == 0)
+        return tuple(self.input_ids.split(size))
 
 
 def score_importance(
@@ -100,7 +102,7 @@ def magnitude_scores(dense: Path, owners: Owners) -> Array:
 def taylor_scores(
     model: Any, text: Text, owners: Owners, criterion: Criterion, progress: Progress = silent, seed: int = 0
 ) -> Array:
-    """Taylor importance, the estimated effect on the loss of removing a group, from gradients of that loss.
+    """Taylor importance, the estimated effect on the loss of removing a group.
 
     `taylor_first` is LLM-Pruner's (arXiv 2305.11627, equation 5, first term): with w a weight and g its gradient of the
     mean loss over samples, a group's score is the sum of |w·g| over all elements of its members.
@@ -110,13 +112,10 @@ def taylor_scores(
     the group owns (Molchanov et al., arXiv 1906.10771, section 3, whose gates are single neurons). L is the loss of
     tokens that are drawn from the model itself, given the text, by a seed (Kunstner et al., arXiv 1905.12558).
 
-    No weight has a gradient: a projection's inputs and output gradients give the scores. Besides the weights, memory
-    holds hidden states between layers, one layer's activations, and for `taylor_first` the gradient of one weight and
-    what it is made of, in float32. `taylor_gate` takes as many samples at a time as the text's tokens per pass allow.
-    `taylor_first` takes all at once, for the absolute value of each element's sum over samples.
-
-    Every layer of a streamed model sees all samples before the next one is read, once forward and once backward. The
-    hidden states of all samples are kept then; the scores are equal to the bit.
+    No weight has a gradient: a projection's inputs and output gradients give the scores. Memory holds the weights,
+    hidden states between layers, one layer's activations, and for `taylor_first` the gradient of one weight and what it
+    is made of, in float32. It takes all samples at once, for the absolute value of each element's sum over samples.
+    Every layer of a streamed model sees all samples before the next one is read; the scores are equal to the bit.
 
     Raises:
         InputError: memory ran out for `taylor_first`.
@@ -131,23 +130,24 @@ def taylor_scores(
 
     def watch(name: str, module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         """Use a projection's inputs and the gradient of its output as soon as both are known."""
-        if output.requires_grad:  # only on the way back: the first pass builds no graph
-            output.register_hook(partial(reduce, name, module, inputs[0].detach()))
 
-    def reduce(name: str, module: Any, inputs: Tensor, gradient: Tensor) -> None:
-        nonlocal done
-        if gates:
-            _, owner = parts[f"{name}.weight"]
-            for sample_inputs, sample_gradient in zip(inputs, gradient, strict=True):  # one by one: they are wide
-                _add_gates(scores, owner, sample_inputs.float() * (sample_gradient @ module.weight).float(), samples)
-        else:
-            for parameter, states in (("weight", inputs), ("bias", torch.ones_like(gradient[..., :1]))):
-                if own := parts.get(f"{name}.{parameter}"):
-                    weight = getattr(module, parameter).detach().view(gradient.shape[-1], -1)
-                    sums = gradient.flatten(0, 1).float().T @ states.flatten(0, 1).float()  # [out, in]
-                    dim, owner = own
-                    add_scores(scores, owner, sums.mul_(weight).div_(samples).abs_().sum(1 - dim))
-        progress(done := done + 1, len(projections) * len(chunks))
+        def score(gradient: Tensor) -> None:
+            nonlocal done
+            if gates:
+                _, owner = parts[f"{name}.weight"]
+                for own_inputs, own_gradient in zip(states, gradient, strict=True):  # one by one: they are wide
+                    _add_gates(scores, owner, own_inputs.float() * (own_gradient @ module.weight).float(), samples)
+            else:
+                for parameter, factor in (("weight", states), ("bias", torch.ones_like(gradient[..., :1]))):
+                    if own := parts.get(f"{name}.{parameter}"):
+                        weight = getattr(module, parameter).detach().view(gradient.shape[-1], -1)
+                        sums = gradient.flatten(0, 1).float().T @ factor.flatten(0, 1).float()  # [out, in]
+                        add_scores(scores, own[1], sums.mul_(weight).div_(samples).abs_().sum(1 - own[0]))
+            progress(done := done + 1, len(projections) * len(chunks))
+
+        states = inputs[0].detach()
+        if output.requires_grad:  # only on the way back: the first pass builds no graph
+            output.register_hook(score)
 
     try:
         with ExitStack() as hooks:
@@ -212,14 +212,9 @@ def _backpropagate(
         for number, layer in layers.each(-1):
             for index, further in enumerate(arguments):
                 states = shelf[number, index].detach().requires_grad_()
-                layer(states, **further[number]).backward(shelf[number + 1, index])
-                shelf[number, index] = _gradient(states)
+                later = shelf[number + 1, index]
+                (shelf[number, index],) = torch.autograd.grad(layer(states, **further[number]), states, later)
                 shelf.drop((number + 1, index))
-
-
-def _gradient(states: Tensor) -> Tensor:
-    assert states.grad is not None
-    return states.grad
 
 
 def _loss_gradient(model: Any, states: Tensor, input_ids: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -241,8 +236,8 @@ def _loss_gradient(model: Any, states: Tensor, input_ids: Tensor, generator: tor
             # not divided by the samples: float16 gradients would vanish
             loss = cross_entropy(logits, targets, reduction="sum") / len(own)
             (of_own[part],) = torch.autograd.grad(loss, inputs)
-    hidden.backward(gradient)
-    return _gradient(states)
+    (of_states,) = torch.autograd.grad(hidden, states, gradient)
+    return of_states
 
 
 def draw_tokens(logits: Tensor, draws: Tensor) -> Tensor:

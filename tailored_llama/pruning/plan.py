@@ -18,24 +18,6 @@ PLAN_SCHEMA = pa.schema(
 TOLERANCE = 0.001  # fraction of all parameters by which a plan may miss its ratio
 
 
-@dataclass(frozen=True)
-class Target:
-    """The fraction to remove of the dense model's parameters in total, of which some are gone already."""
-
-    total: int
-    ratio: float
-    gone: int = 0
-
-    @property
-    def budget(self) -> int:
-        """How many are still to leave."""
-        return round(self.ratio * self.total) - self.gone
-
-    def ratio_after(self, removed: int) -> float:
-        """The ratio once so many more have left."""
-        return (self.gone + removed) / self.total
-
-
 @dataclass(frozen=True, eq=False)
 class _Block:
     """The groups of one layer and kind, all of the same size."""
@@ -46,36 +28,38 @@ class _Block:
     spare: int  # how many may leave
 
 
-def plan(groups: Groups, scores: Array, target: Target, pruning: PlanConfig) -> Array:
+def plan(groups: Groups, scores: Array, pruning: PlanConfig, total: int, ratio: float, gone: int = 0) -> Array:
     """Choose the groups that stay, bool [groups], by their scores, float [groups].
 
-    All of them stay if what has left already is the ratio within 0.1 %.
+    They leave until a ratio of `total` parameters, the dense model's, is gone. `gone` of them have left already; if
+    that is the ratio within 0.1 %, all groups stay.
 
     Raises:
         InputError: the ratio cannot be reached within 0.1 % of all parameters (in tiny models: within one channel). The
             message names the nearest or largest reachable ratio, and the settings that limit it.
     """
-    if 0 <= target.budget <= TOLERANCE * target.total and target.gone:  # tokens reach the ratio alone
+    budget = round(ratio * total) - gone
+    if 0 <= budget <= TOLERANCE * total and gone:  # tokens reach the ratio alone
         return np.ones(len(groups), dtype=bool)
     blocks = _blocks(groups, pruning)
     multiple, kinds = pruning.channel_multiple, ", ".join(pruning.kinds)
     removable = sum(block.spare * block.size for block in blocks)
-    if target.budget > removable:
-        largest = np.floor(target.ratio_after(removable) * 1e4) / 1e4
+    if budget > removable:
+        largest = np.floor((gone + removable) / total * 1e4) / 1e4
         raise InputError(
-            f"pruning.ratios: got {target.ratio}; allowed: at most {largest:.4f} with protect_first "
+            f"pruning.ratios: got {ratio}; allowed: at most {largest:.4f} with protect_first "
             f"{pruning.protect_first}, protect_last {pruning.protect_last}, min_channels {pruning.min_channels}, "
             f"min_kv_heads {pruning.min_kv_heads}, channel_multiple {multiple} and kinds {kinds}"
         )
     remove = _remove_uniformly if pruning.shape == "stock" else _remove_globally
-    removed = remove(blocks, scores, target.budget, multiple)
+    removed = remove(blocks, scores, budget, multiple)
     reached = _parameters(blocks, removed)
     # The finest step is one channel, or one of every layer. It is above the tolerance only in tiny models.
     channels = [block.size for block in blocks if block.kind == "mlp"]
     grain = max(channels, default=0) * (len(channels) if pruning.shape == "stock" else 1)
-    if abs(reached - target.budget) > max(TOLERANCE * target.total, grain):
+    if abs(reached - budget) > max(TOLERANCE * total, grain):
         raise InputError(
-            f"pruning.ratios: got {target.ratio}; allowed: {target.ratio_after(reached):.4f}, the nearest that whole "
+            f"pruning.ratios: got {ratio}; allowed: {(gone + reached) / total:.4f}, the nearest that whole "
             f"groups reach with shape {pruning.shape}, kinds {kinds} and channel_multiple {multiple}"
         )
     return ~removed

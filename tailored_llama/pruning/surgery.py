@@ -17,7 +17,7 @@ from tailored_llama import models
 from tailored_llama.config import PlanConfig
 from tailored_llama.pruning.groups import KINDS, Array, Groups, Stays, read_groups, read_owners, staying
 from tailored_llama.pruning.importance import read_importance
-from tailored_llama.pruning.plan import Target, plan
+from tailored_llama.pruning.plan import plan
 from tailored_llama.pruning.vocabulary import VocabularyPlan
 
 _MODELING_FILE = Path(models.modeling_tailored_llama.__file__)
@@ -60,7 +60,7 @@ def plan_cut(folders: Folders, ratio: float, pruning: PlanConfig, tokens: Vocabu
     if tokens:
         gone += (structure.size.vocab_size - len(tokens.kept)) * structure.size.row
     scores = read_importance(folders.importance) if folders.importance else np.zeros(len(groups))
-    kept = plan(groups, scores, Target(original, ratio, gone), pruning)
+    kept = plan(groups, scores, pruning, original, ratio, gone)
     stays = staying(read_owners(folders.groups, models.all_tensor_shapes(model)), kept)
     left = {block: int(kept[members].sum()) for block, members in groups.by_block().items()}
     layers = []

@@ -12,7 +12,7 @@ from tailored_llama.config import TrainingConfig
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models import busy_threads, halved, passes_at_once, side_by_side, threads_each, using_threads
 from tailored_llama.training.losses import Sample, autocast, sample_losses
-from tailored_llama.training.sharding import gathered, passes, rank_and_count, trained
+from tailored_llama.training.processes import gathered, passes, rank_and_count, trained
 from tailored_llama.training.state import Training
 
 
@@ -38,7 +38,7 @@ def add_gradients(now: Training, batch: Sequence[Sample]) -> float:
 def _pass(now: Training, batch: Sequence[Sample], share: float) -> float:
     """Backward pass of a micro-batch, each sample with this share of the loss.
 
-    It is a function of its own so that the graph of a pass that did not fit is freed.
+    As a function of its own, it frees the graph of a pass that did not fit.
     """
     if len(parts := _parts(now, batch)) > 1:
         return _pass_in_parts(now, parts, share)
@@ -54,19 +54,13 @@ def _parts(now: Training, batch: Sequence[Sample]) -> list[list[Sample]]:
     It is one, too, with dropout, whose random numbers would depend on the order of threads, and where processes train
     together.
     """
-    count = min(len(batch), passes_at_once(now.model, sum(map(len, batch))))
-    if count > 1 and (rank_and_count()[1] > 1 or _is_random(now.model)):
-        count = 1
+    dropout = [module.p for module in now.model.modules() if isinstance(module, torch.nn.Dropout)]
+    alone = rank_and_count()[1] > 1 or any(dropout) or getattr(now.model.config, "attention_dropout", None)
+    count = 1 if alone else min(len(batch), passes_at_once(now.model, sum(map(len, batch))))
     parts: list[list[Sample]] = [[] for _ in range(count)]
     for sample in sorted(batch, key=len, reverse=True):
         min(parts, key=lambda part: sum(map(len, part))).append(sample)
     return parts
-
-
-def _is_random(model: Any) -> bool:
-    """Whether training passes have dropout."""
-    layers = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    return any(layers) or bool(getattr(model.config, "attention_dropout", 0.0))
 
 
 def _pass_in_parts(now: Training, parts: Sequence[Sequence[Sample]], share: float) -> float:
@@ -78,12 +72,12 @@ def _pass_in_parts(now: Training, parts: Sequence[Sequence[Sample]], share: floa
             loss = now.call(_weighted_loss, now.settings, part, share)
             return float(loss.item()), torch.autograd.grad(loss, parameters, allow_unused=True)
 
-    found = side_by_side(run, parts, threads_each(len(parts)))
-    for parameter, *gradients in zip(parameters, *(own for _, own in found), strict=True):
+    results = side_by_side(run, parts, threads_each(len(parts)))
+    for parameter, *gradients in zip(parameters, *(own for _, own in results), strict=True):
         for gradient in gradients:
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-    return sum(loss for loss, _ in found)
+    return sum(loss for loss, _ in results)
 
 
 def _weighted_loss(model: Any, settings: TrainingConfig, batch: Sequence[Sample], share: float) -> Tensor:

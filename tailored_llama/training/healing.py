@@ -15,12 +15,11 @@ from safetensors.torch import load_file, save_file
 from tailored_llama import models
 from tailored_llama.config import Work, check_training
 from tailored_llama.training.distillation import Teacher
-from tailored_llama.training.loop import Course, Material, train
+from tailored_llama.training.loop import Course, train
 from tailored_llama.training.losses import TextSamples
-from tailored_llama.training.processes import in_processes
+from tailored_llama.training.processes import gather, in_processes, on_first, rank_and_count, trained
 from tailored_llama.training.records import LOG
 from tailored_llama.training.settings import HealSettings
-from tailored_llama.training.sharding import gather, on_first, rank_and_count, trained
 
 WEIGHTS = "weights.safetensors"  # of a training of all weights, by their names in the model
 
@@ -29,10 +28,8 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
     """Stage: train towards the dense model's next-token distributions; write the healed model and `log.parquet`.
 
     An adapter is trained, on the quantised model if so set, and merged into the weights as they are. Or all weights are
-    trained.
-
-    The loss is the mean divergence from the teacher over every position of the text, which is read once in random
-    order. The last sequences are held out: healing ends when the divergence on them does not fall any more.
+    trained. The loss is the mean divergence from the teacher over every position of the text, which is read once in
+    random order. The last sequences are held out: healing ends when the divergence on them does not fall any more.
     Deterministic for a seed on a CPU.
 
     Raises:
@@ -42,15 +39,15 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
     """
     check_training("healing", settings.training, work.execution)
     with tempfile.TemporaryDirectory() as folder:
-        trained = Path(folder)
-        measured = in_processes(partial(_train, pruned, teacher, settings), replace(work, out=trained))
+        scratch = Path(folder)
+        measured = in_processes(partial(_train, pruned, teacher, settings), replace(work, out=scratch))
         if settings.training.variant == "full":
             model = models.load_model(pruned)
-            model.load_state_dict(load_file(trained / WEIGHTS), strict=False)  # a tied head is in the file once
+            model.load_state_dict(load_file(scratch / WEIGHTS), strict=False)  # a tied head is in the file once
             models.save_changed(model, pruned, work.out)
         else:
-            models.merge_adapter(pruned, trained, out=work.out)
-        shutil.copyfile(trained / LOG, work.out / LOG)
+            models.merge_adapter(pruned, scratch, out=work.out)
+        shutil.copyfile(scratch / LOG, work.out / LOG)
     return measured
 
 
@@ -67,9 +64,10 @@ def _train(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> d
     outputs, table = Teacher(teacher), models.read_id_table(pruned)
     texts = range(len(outputs))
     trained_on = len(texts) - min(settings.held_out, len(texts) // 10)
-    material = Material(*(TextSamples(outputs, table, own) for own in (texts[:trained_on], texts[trained_on:])))
-    course = Course(settings.seed, patience=2, checks=10, keeps_best=False)  # another copy of all weights is much
-    measured, _ = train(model, material, training, course, work)
+    samples, held_out = (TextSamples(outputs, table, own) for own in (texts[:trained_on], texts[trained_on:]))
+    # Another copy of all weights would be much, so the last ones are kept.
+    course = Course(samples, held_out, settings.seed, patience=2, checks=10, keeps_best=False)
+    measured, _ = train(model, course, training, work)
     if full:
         save_file(on_first(trained(model)), work.out / WEIGHTS)
     else:

@@ -1,7 +1,4 @@
-"""What is trained on, its loss, and what a model with or without an adapter does on held-out examples.
-
-The loss is that of an example's right choice, or a text's divergence from its teacher's distributions.
-"""
+"""What is trained on, its loss, and what a model with or without an adapter does on held-out examples."""
 
 from __future__ import annotations
 
@@ -69,9 +66,8 @@ def choice_losses(model: Any, batch: Sequence[Sample]) -> list[list[Tensor]]:
     one choice.
     """
     row = models.row_of([sample.encoded for sample in batch])
-    lengths = list(map(len, row.documents))
-    states = models.packed_states(model, row.documents, torch.arange(sum(lengths)), models.learnt_header(model))
-    starts = list(itertools.accumulate(lengths, initial=0))[:-1]
+    starts = list(itertools.accumulate(map(len, batch), initial=0))
+    states = models.packed_states(model, row.documents, torch.arange(starts.pop()), models.learnt_header(model))
     sizes = [len(tokens) for sample in batch for tokens in sample.encoded.targets]
     logits = models.head_logits(model, states[row.positions])  # all choices at once, so that the head is read only once
     losses = _token_losses(logits, torch.tensor(row.targets, dtype=torch.int64, device=logits.device))
@@ -117,7 +113,7 @@ class _LossesInParts(torch.autograd.Function):
 def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int) -> list[Outcome]:
     """What a model, with or without an adapter, does on held-out samples, in their order, `budget` tokens a pass.
 
-    They have all choices encoded; one choice alone is a written answer; none is text with a teacher.
+    They have all choices encoded. One choice alone is a written answer; none is text with a teacher.
     """
     model.eval()
     by_number: dict[int, Outcome] = {}

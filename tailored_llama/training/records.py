@@ -1,7 +1,7 @@
 """What a training leaves beside the weights: its logs, and what an adapter does on held-out examples beside none.
 
-The loss that tuning lowers is that of the right answer's words. A metric of choices compares choices, so that loss can
-fall while the accuracy stays or falls. So both models are compared on the same examples, by what the metric counts.
+Tuning lowers the loss of the right answer's words. That can fall while the accuracy does not rise, so both models are
+compared on the same examples, by what the metric counts.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ HELD_OUT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Outcome:
-    """A model on one held-out example.
+    """A model on one held-out example, with losses in nats.
 
-    `loss`, in nats: the cross-entropy over the choices' log-likelihoods, compared as the metric compares them; or the
-    mean negative log-likelihood of a written answer's tokens. `right`: whether the metric counts the likeliest choice
-    as right; None for a written answer. `answer_loss`: the mean negative log-likelihood of the right choice's tokens.
-    Of a text, both losses are its divergence from the teacher.
+    `loss` is the cross-entropy over the choices' log-likelihoods, compared as the metric compares them, or the mean
+    negative log-likelihood of a written answer's tokens. `right`: whether the metric counts the likeliest choice as
+    right; None for a written answer. `answer_loss` is the mean negative log-likelihood of the right choice's tokens. Of
+    a text, both losses are its divergence from the teacher.
     """
 
     loss: float
@@ -91,8 +91,8 @@ def is_better(comparison: Comparison | None) -> bool | None:
     """Whether an adapter is better than none on held-out examples, within their error.
 
     Accuracy decides where it differs by more than its paired standard error. Where it does not, or where the model
-    writes its answers, the adapter is better if its loss is lower by more than the paired standard error. Otherwise
-    tuning brought nothing. One standard error is a low bar: it asks for more evidence for than against, not for proof.
+    writes its answers, the loss has to be lower by more than its own. Otherwise tuning brought nothing. One standard
+    error is a low bar: it asks for more evidence for than against, not for proof.
 
     Returns:
         None without a verdict: nothing was held out, or a single example, which has no error.

@@ -14,12 +14,11 @@ from tailored_llama.config import WRITTEN, Metric, Work, check_training, part_of
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, load_base, load_tokenizer, save_adapter
-from tailored_llama.training.loop import Course, Material, train
+from tailored_llama.training.loop import Course, train
 from tailored_llama.training.losses import Sample, outcomes
-from tailored_llama.training.processes import in_processes
+from tailored_llama.training.processes import gather, in_processes
 from tailored_llama.training.records import Comparison, is_better, write_comparison
 from tailored_llama.training.settings import TuneSettings
-from tailored_llama.training.sharding import gather
 
 
 def tune(pruned: Path, prompts: Mapping[str, Path], *, settings: TuneSettings, work: Work) -> dict[str, Any]:
@@ -57,8 +56,8 @@ def _tune(pruned: Path, prompts: Mapping[str, Path], settings: TuneSettings, wor
     # A soft prompt changes the model before it is trained; other adapters start as no change.
     untuned = outcomes(base, held_out, adapter, adapter.micro_batch_tokens) if adapter.variant == "prompt" else None
     model = add_adapter(base, adapter, execution)
-    course = Course(settings.seed, adapter.epochs, adapter.patience)
-    measured, (untrained, kept) = train(model, Material(shots, held_out), adapter, course, work)
+    course = Course(shots, held_out, settings.seed, adapter.epochs, adapter.patience)
+    measured, (untrained, kept) = train(model, course, adapter, work)
     comparison = write_comparison(work.out, examples, untrained if untuned is None else untuned, kept)
     gather(model)
     save_adapter(model, pruned, work.out)
