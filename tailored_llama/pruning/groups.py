@@ -74,7 +74,7 @@ COUPLED = {
 def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     """Stage: write `groups.parquet` and `members.parquet` for a checkpoint; no weight is read.
 
-    One layer is traced. All layers of a decoder are wired alike, so its couplings are mapped to the widths of each.
+    One layer is traced, and its couplings are mapped to the widths of each: all layers of a decoder are wired alike.
 
     Raises:
         InputError: the dependency graph couples parameters other than those of a LLaMA layer.
@@ -113,7 +113,6 @@ def _columns(*columns: Array | int) -> Array:
 
 
 def read_groups(folder: Path) -> Groups:
-    """Read `groups.parquet`."""
     table = read_table(folder / "groups.parquet", GROUPS_SCHEMA)
     columns = {name: table[name].to_numpy() for name in ("layer", "index", "parameters")}
     return Groups(kind=np.array(table["kind"].to_pylist()), **columns)
@@ -142,15 +141,14 @@ def staying(owners: Owners, kept: Array) -> Stays:
 
 
 def check_coupling(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> None:
-    """Check that each KV head and each MLP channel of layers couples what `COUPLED` says, and nothing else.
+    """Check that each KV head and each MLP channel of layers couples what `COUPLED` says, index by index.
 
-    The traced model is a twin without weights in which every query head has its own KV head: torch-pruning does not
-    follow the head sharing of grouped-query attention (under sdpa it pairs KV head 0 with query head 0 alone, under
-    eager it stops at k_proj). Nor does it follow fused projections such as Phi-3's, so the twin of a Phi-3 is a
-    Mistral, the same layer with separate projections.
+    A twin is traced, as torch-pruning does not follow the head sharing of grouped-query attention (under sdpa it pairs
+    KV head 0 with query head 0 alone, under eager it stops at k_proj), nor fused projections such as Phi-3's. It has no
+    weights, and a KV head for every query head. That of a Phi-3 is a Mistral, the same layer with projections apart.
 
     Raises:
-        InputError: the coupled parameters are not those of a LLaMA layer, or are not coupled index by index.
+        InputError: other parameters are coupled.
     """
     import torch_pruning as tp  # late: only this stage needs it
 
@@ -163,7 +161,7 @@ def check_coupling(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> 
     names = {module: name for name, module in twin.named_modules()}
 
     def members(root: Any, indices: list[int]) -> dict[tuple[str, str], list[int]]:
-        """(projection, "out" or "in") → its indices that are coupled with `indices` of the root's outputs."""
+        """The indices of each projection's side, "out" or "in", that are coupled with `indices` of a root's outputs."""
         group: dict[tuple[str, str], list[int]] = {}
         for dependency, positions in graph.get_pruning_group(root, tp.prune_linear_out_channels, idxs=indices):
             module, handler = dependency.target.module, dependency.handler

@@ -53,8 +53,7 @@ def score_importance(
 ) -> None:
     """Stage: write `importance.parquet`, one score per coupled group.
 
-    The criteria are those of `taylor_scores` and `magnitude_scores`; `random` draws uniformly. All but those of
-    `config.DATA_FREE` read the calibration.
+    The criteria of `config.DATA_FREE` read no calibration; `random` draws uniformly.
     """
     table, owners = read_groups(groups), read_owners(groups, models.all_tensor_shapes(dense))
     criterion = settings.criterion
@@ -74,7 +73,7 @@ def write_importance(out: Path, groups: Groups, scores: Array, criterion: str) -
     """Write `importance.parquet`.
 
     Raises:
-        FloatingPointError: a score is not a finite number.
+        FloatingPointError: a score is not finite.
     """
     if not np.isfinite(scores).all():
         first = int(np.flatnonzero(~np.isfinite(scores))[0])

@@ -36,9 +36,8 @@ def prune_model(
 ) -> dict[str, Any]:
     """Stage: write `plan.parquet` and the pruned checkpoint, both into one folder.
 
-    The ratio is of the parameters of the original, the model before the first step. Tokens, for the kind vocabulary
-    those of the split, count towards it first, and leave last: reconstruction reads the dense model's tokens. The
-    method `none` does not read the calibration.
+    The ratio is of the parameters of the original, the model before the first step. The tokens of the split count
+    towards it first, and leave last: reconstruction reads the dense model's. Its method `none` reads no calibration.
 
     Raises:
         InputError: the ratio cannot be reached (the message names the largest or nearest that can), or the fits need

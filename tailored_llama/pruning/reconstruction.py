@@ -74,10 +74,7 @@ class _Fit:
         self.cross.addmm_(outputs.T, inputs)
 
     def solve(self, ridge: float) -> Tensor:
-        """The weight [out, kept inputs], computed in float64. It uses the equations up.
-
-        Xᵀ X exists in float32 and float64 for a moment, then once, and its factor overwrites it.
-        """
+        """The weight [out, kept inputs], computed in float64. The equations are used up, to save memory."""
         weight: Tensor = self.projection.weight[:, self.stays]
         gram, cross = self.gram.double(), self.cross
         del self.gram, self.cross

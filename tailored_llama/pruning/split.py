@@ -1,8 +1,6 @@
 """The split of a ratio: how much of it tokens give, and how much the layers.
 
-A token that leaves is written in smaller pieces, which costs a loss of its own. What it costs beside a channel is in no
-unit that importance has, so it is measured: models of several splits are cut, without reconstruction, and read the
-run's own train prompts.
+Importance has no unit for what a token costs beside a channel, so it is measured.
 """
 
 from __future__ import annotations
@@ -75,10 +73,9 @@ def choose_split(
     """Stage: choose the tokens that stay; write `kept.parquet`, and the splits that were tried as `split.parquet`.
 
     Their number is the configured one, or it is searched for. Models with more and more tokens, and less and less of
-    the layers, are cut without reconstruction. They read held-out examples (or the shots) with their right answers.
-    The first has the fewest tokens that keep 90 % of further ones whole. For what is measured, tokens are chosen as if
-    those examples had not been counted, so that they are as new as any. Without train prompts, the fewest tokens that
-    keep 99.5 % whole are taken.
+    the layers, are cut without reconstruction, and read held-out examples (or the shots) with their right answers. For
+    these trials, tokens are chosen as if the examples had not been counted, and keep 90 % of further ones whole, if the
+    ratio can be reached so. Without train prompts, the fewest tokens that keep 99.5 % whole are taken.
 
     Raises:
         InputError: as in `plan_cut` and `choose_tokens`, if no number of tokens reaches the ratio.
@@ -136,9 +133,9 @@ def read_tried(folder: Path) -> list[Split]:
 
 
 def possible_sizes(dense: Path, tokens: models.Tokens, ratio: float, pruning: PlanConfig) -> list[int]:
-    """Numbers of tokens to try, ascending; the configured one alone, or more if fewer would remove more than the ratio.
+    """Numbers of tokens to try, ascending, from where tokens reach the ratio alone, or nearly, to where all stay.
 
-    With the first, tokens reach the ratio alone, as far as bytes and special tokens let them; with the last, all stay.
+    It is only the configured number, or more if that would remove more than the ratio.
 
     Raises:
         InputError: the configured number leaves nothing to remove.
@@ -179,11 +176,7 @@ def first_cut(
 
 
 def search(measure: Callable[[int], Split | None], sizes: Sequence[int]) -> list[Split]:
-    """Measure ascending sizes until the loss rises, then halve the way to both neighbours of the best.
-
-    Returns:
-        What was measured, by size.
-    """
+    """Measure ascending sizes until the loss rises, then half way to both neighbours of the best; sorted by size."""
     splits: dict[int, Split] = {}
     for size in sizes:
         if split := measure(size):

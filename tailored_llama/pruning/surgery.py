@@ -25,13 +25,10 @@ _MODELING_FILE = Path(models.modeling_tailored_llama.__file__)
 
 @dataclass(frozen=True)
 class Folders:
-    """What a cut is planned from: the model, the model before the first step, its groups, and their importance.
-
-    Without importance, a plan has the right numbers of groups, but not the right groups.
-    """
+    """What a cut is planned from; without importance, a plan has the right numbers of groups, not the right groups."""
 
     model: Path
-    original: Path
+    original: Path  # the model before the first step
     groups: Path
     importance: Path | None = None
 
@@ -81,10 +78,7 @@ def prune_checkpoint(
     """Write a checkpoint without the groups that a plan removes, and its tokenizer, into an existing folder.
 
     `fitted` are safetensors files whose tensors, in the pruned model's shapes, replace the dense ones. Without
-    `tokens`, all tokens stay.
-
-    The model is never built: each tensor is read, sliced along the dimensions that its groups own, and written.
-    Memory: one shard of the pruned model, which is 2 GB, or one tensor if that is larger.
+    `tokens`, all tokens stay. Memory holds a shard of 2 GB, or one tensor if that is larger: the model is never built.
     """
     config, dense_shapes = models.read_config(dense), models.all_tensor_shapes(dense)
     fitted_shapes = {name: shape for file in fitted for name, shape in models.tensor_shapes(file).items()}

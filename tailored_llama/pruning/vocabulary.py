@@ -44,9 +44,9 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
     """Stage: count how often the calibration text, the train prompts and general text use each token.
 
     Writes `tokens.parquet`. The text is the whole source that calibration draws its sequences from, at most 20 million
-    characters of it. Questions count with their choices. The texts of a mixture count by their weights, whatever their
-    lengths. Of the prompts, shots and held-out examples count with all their choices; evaluation prompts are never
-    read. General text are the words of the train splits of the embedded benchmarks (`general_words.parquet`).
+    characters of it; the texts of a mixture count by their weights, whatever their lengths. Questions, shots and
+    held-out examples count with all their choices; evaluation prompts are never read. General text is the words of the
+    train splits of the embedded benchmarks (`general_words.parquet`).
 
     Raises:
         InputError: the tokenizer cannot be trimmed.
@@ -115,10 +115,8 @@ def word_counts(tokenizer: Any, words: Mapping[str, int], rows: int) -> Counts:
 def read_shares(counts: Path, unmeasured: bool = False) -> Counts:
     """The share that each token is expected to have in further text of the job, float64 [rows].
 
-    The shares in the text and in the prompts count alike, so that a few prompts weigh as much as a long text: a token
-    that they need is kept before one that is merely frequent. General text counts as much as `GENERAL_TOKENS` tokens (a
-    Dirichlet prior). `unmeasured`: without the examples that a split is measured on, for which its tokens must be as
-    new as any.
+    The shares in the text and in the prompts count alike, so that a few prompts weigh as much as a long text. General
+    text is a Dirichlet prior of `GENERAL_TOKENS` tokens. `unmeasured`: without what a split is measured on.
     """
     table = read_table(counts / "tokens.parquet", COUNTS_SCHEMA)
     columns = {name: table[name].to_numpy().astype(np.float64) for name in COUNTS_SCHEMA.names[1:]}
@@ -173,8 +171,7 @@ def choose_tokens(tokens: Tokens, shares: Counts, size: int) -> VocabularyPlan:
 def tokens_for_texts(tokens: Tokens, tokenizer: Any, texts: Iterable[str], size: int | None) -> VocabularyPlan:
     """Choose the tokens that texts need, and fill up with those that general text uses most.
 
-    They are `size` tokens, a multiple of 64; None: as many as `enough_tokens` would count. The shares of the plan are
-    those in the texts.
+    They are `size` tokens, a multiple of 64; None: as many as `enough_tokens` says. The plan's shares are the texts'.
 
     Raises:
         InputError: the texts have no tokens, `size` is too small, or no token would leave.
@@ -211,11 +208,7 @@ def _needed(tokens: Tokens, shares: Counts, counts: Counts) -> int:
 
 
 def check_size(tokens: Tokens, size: int, field: str = "pruning.vocabulary") -> None:
-    """Check that so many tokens are enough for those that must stay; `field` is where the number comes from.
-
-    Raises:
-        InputError: they are not.
-    """
+    """Raise an InputError if so many tokens are not enough for those that must stay; `field` set the number."""
     if (must := whole_rows(len(tokens.always))) > size:
         raise InputError(f"{field}: got {size}; allowed: at least {must}, for bytes, special tokens and chat template")
 

@@ -79,7 +79,7 @@ def teach(dense: Path, text: Path, *, settings: TeachSettings, work: Work) -> di
 def _likeliest(
     model: Any, settings: TeachSettings, row: models.PackedRow, states: Tensor
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Top tokens at every position of a row, and their log-probabilities: [positions, top] each."""
+    """The likeliest tokens at every position of a row, and their log-probabilities: [positions, top] each."""
     parts = [
         _logits(model, part, settings.temperature).log_softmax(-1).topk(settings.top)
         for part in torch.split(states, models.HEAD_POSITIONS)
@@ -123,12 +123,11 @@ class Teacher(Sequence[SoftTargets]):
 def in_pieces(targets: SoftTargets, table: models.IdTable) -> SoftTargets:
     """The same distributions along the same text, in the tokens of a student whose vocabulary was trimmed.
 
-    The teacher says something only where one of its own tokens ends. The student's other positions, inside a word that
-    it writes in pieces, have no targets. Of the teacher's likeliest next tokens, one that the student lacks stands for
-    the first of its pieces; what falls on one token is summed. All others remain the rest, which counts as one.
+    Targets stand only where one of the teacher's own tokens ends, not inside a word that the student writes in pieces.
+    Of the teacher's likeliest next tokens, one that the student lacks stands for the first of its pieces; what falls on
+    one token is summed. All others remain the rest, which counts as one.
 
-    Known deviation: BPE may write a word's neighbours together with one of its pieces. The text is written token by
-    token, which is not always the student's own writing.
+    Known deviation: the text is written token by token. BPE may write a word's neighbours together with its pieces.
 
     Raises:
         InputError: the teacher read tokens that are not in the table.

@@ -22,8 +22,7 @@ from transformers import get_scheduler
 from tailored_llama.config import TrainingConfig, Work
 from tailored_llama.models import packed_attention, token_budget
 from tailored_llama.store import write_table
-from tailored_llama.training.gradients import add_gradients
-from tailored_llama.training.losses import Sample, outcomes, training_loss
+from tailored_llama.training.losses import Sample, add_gradients, outcomes, training_loss
 from tailored_llama.training.processes import gathered, passes, put, rank_and_count, share_out, trained, whole
 from tailored_llama.training.records import LOG, LOG_SCHEMA, Outcome, step_log
 from tailored_llama.training.state import Training, load_state, save_state
@@ -35,10 +34,9 @@ _log = logging.getLogger(__name__)
 class Course:
     """What is trained on, and for how long.
 
-    `samples` are examples, or texts with a teacher. A training has at most `epochs` passes over them, in an order by
-    `seed`. There are `checks` of the loss on `held_out` in an epoch: examples with all their choices, or texts. The
-    training stops after `patience` checks without a lower loss; without samples held out, it does not stop.
-    `keeps_best`: what had the lowest loss is kept, not the last.
+    `samples` are examples or texts, in an order by `seed`. `held_out` are examples with all their choices, or texts. In
+    an epoch there are `checks` of the loss on them; a training stops after `patience` checks without a lower one.
+    `keeps_best`: what had the lowest is kept, not the last.
     """
 
     samples: Sequence[Sample]
@@ -61,13 +59,11 @@ def train(
 ) -> tuple[dict[str, Any], tuple[list[Outcome], list[Outcome]]]:
     """Train what requires gradients, and keep what has the lowest held-out loss, the untrained included, or the last.
 
-    Writes `log.parquet`. The loss of a step is the mean over its samples. Deterministic for a seed on a CPU.
+    Writes `log.parquet`, and the state of the training to `work.resume`; one that is there already is resumed. The loss
+    of a step is the mean over its samples. Deterministic for a seed on a CPU.
 
-    Args:
-        model: the output of `add_adapter`, its random weights already seeded; or a causal LM, to train all its weights.
-            It is on the CPU if several processes train it, which hold parts of it afterwards (`processes.py`).
-        work: its progress is called after every step. Its folder `resume` gets the state of the training; one that is
-            there already is resumed.
+    The model is the output of `add_adapter`, its random weights already seeded; or a causal LM, to train all its
+    weights. It is on the CPU if several processes train it, which hold parts of it afterwards.
 
     Returns:
         The measurements: tokens, tokens/s, epochs; and what the untrained model and the one with the lowest loss do on
@@ -162,7 +158,7 @@ def _step(now: Training, batch: Sequence[Sample], steps: int) -> dict[str, Any]:
 
 
 def _evaluate(now: Training, held_out: Sequence[Sample]) -> float:
-    """The held-out loss; the state keeps the weights if they are the first, or better than all before."""
+    """The held-out loss; the weights are kept if they are the first, or better than all before."""
     results = _outcomes(now, held_out)
     loss = training_loss(results)
     if not now.step:

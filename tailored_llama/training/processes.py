@@ -3,9 +3,8 @@
 Each process holds a part of every weight, and of its optimiser's state, and computes a part of the samples of a step.
 A layer's weights are whole while it is computed. In a single process, the functions on parts do nothing.
 
-This is torch's own `fully_shard`, which accelerate wraps. accelerate 1.15 does not do so on a CPU, so nothing could be
-tested without GPUs. It also puts embedding and head into a group whose weights are freed after a forward pass of both,
-but training on packed rows runs the head on its own, and again in the backward pass.
+accelerate 1.15 wraps torch's `fully_shard` too, but not on a CPU, so nothing could be tested without GPUs. It frees the
+weights of the head after a forward pass, but training on packed rows runs the head on its own, and again backwards.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def rank_and_count() -> tuple[int, int]:
 
 
 class _Root(torch.nn.Module):
-    """What FSDP wraps: it gathers the weights outside the layers where this module's forward pass begins."""
+    """What FSDP wraps: the weights outside the layers are gathered where its forward pass begins."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -104,8 +103,8 @@ def share_out(model: Any, precision: str) -> Callable[..., Any]:
     If all weights are trained, they are gathered in the precision of the products: autocast would keep a copy of each.
 
     Returns:
-        What calls a function with the model and further arguments. All processes call it equally often, and all
-        functions that compute with the model are called through it.
+        What calls a function with the model and further arguments. All that computes with the model is called through
+        it, equally often by all processes.
     """
     _, count = rank_and_count()
     root = _Root(model)
@@ -123,8 +122,7 @@ def share_out(model: Any, precision: str) -> Callable[..., Any]:
 def passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """This process's part of samples, by index, in passes of at most `budget` tokens, but at least one sample.
 
-    Every process has as many passes as the one with the most, since they compute each layer together. A pass that has
-    no sample of its own is empty.
+    Every process has as many passes as the one with the most, since they compute each layer together; some are empty.
     """
     own, count = rank_and_count()
     dealt = [range(number, len(lengths), count) for number in range(count)]

@@ -32,25 +32,20 @@ _NUMBERS = ("budget", "log", "best", "step", "worse", *_OUTCOMES)  # the fields 
 
 @dataclass
 class Training:
-    """A training under way; `call` calls a function with the model (`share_out`).
-
-    `best` is the lowest held-out loss so far, `best_weights` those that had it, and `worse` the number of checks since.
-    `untrained` and `kept` are what the first weights and the best ones do on the held-out samples. `budget` is the
-    tokens per micro-batch that did fit.
-    """
+    """A training under way."""
 
     model: Any
-    call: Callable[..., Any]
+    call: Callable[..., Any]  # calls a function with the model (`share_out`)
     optimizer: Optimizer
     settings: TrainingConfig
-    budget: int
+    budget: int  # tokens per micro-batch that did fit
     best_weights: dict[str, Tensor]
     log: dict[str, list[Any]]
-    best: float = math.inf
+    best: float = math.inf  # the lowest held-out loss so far
     step: int = 0
-    worse: int = 0
-    untrained: list[Outcome] = field(default_factory=list)
-    kept: list[Outcome] = field(default_factory=list)
+    worse: int = 0  # checks since the best
+    untrained: list[Outcome] = field(default_factory=list)  # of the first weights on the held-out samples
+    kept: list[Outcome] = field(default_factory=list)  # of the best ones
 
 
 def save_state(folder: Path, now: Training) -> None:
