@@ -31,8 +31,8 @@ class _Block:
 def plan(groups: Groups, scores: Array, pruning: PlanConfig, total: int, ratio: float, gone: int = 0) -> Array:
     """Choose the groups that stay, bool [groups], by their scores, float [groups].
 
-    They leave until a ratio of `total` parameters, the dense model's, is gone. `gone` of them have left already; if
-    that is the ratio within 0.1 %, all groups stay.
+    So many leave that a ratio of the dense model's `total` parameters is gone, with the `gone` that left before. Where
+    these are the ratio within 0.1 %, all groups stay.
 
     Raises:
         InputError: the ratio cannot be reached within 0.1 % of all parameters (in tiny models: within one channel). The

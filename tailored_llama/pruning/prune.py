@@ -83,9 +83,7 @@ def _fit(cut: Cut, calibration: Path | None, scratch: Path, settings: PruneSetti
 def check_ratio(
     dense: Path, groups: Path, counts: Path | None, *, settings: PruneSettings, work: Work
 ) -> dict[str, int]:
-    """Stage: check that a ratio can be reached, before anything expensive; write `reach.json`.
-
-    The plan that it makes has no importances yet. What counts is how many groups of each kind and tokens stay.
+    """Stage: check that a ratio can be reached, before anything expensive; write how many stay as `reach.json`.
 
     Raises:
         InputError: as in `plan_cut` and `choose_tokens`.

@@ -147,7 +147,7 @@ class VocabularyPlan:
 def choose_tokens(tokens: Tokens, shares: Counts, size: int) -> VocabularyPlan:
     """The tokens of the highest shares with all that they are made of; equal shares go to the lower id, merged sooner.
 
-    They are `size` tokens, a multiple of 64, or all. The shares are float64 [rows].
+    They are `size` tokens, a multiple of 64, or all.
 
     Raises:
         InputError: `size` is smaller than the number of tokens that must stay.

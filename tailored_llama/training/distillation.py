@@ -39,22 +39,18 @@ _ROW_GROUP = 2**13  # tokens in a row group, the least that is read at once: 2 M
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """A teacher's next-token distributions at a temperature along a sequence, each cut to its likeliest tokens.
-
-    A token of −1 with the log-probability `ABSENT` is no target.
-    """
+    """A teacher's next-token distributions along a sequence, each cut to its likeliest tokens; −1 is no target."""
 
     input_ids: tuple[int, ...]
     tokens: Tensor  # int64 [length, top]
-    logprobs: Tensor  # float32 [length, top]
+    logprobs: Tensor  # float32 [length, top]; `ABSENT` of no target
     temperature: float = 1.0
 
 
 def teach(dense: Path, text: Path, *, settings: TeachSettings, work: Work) -> dict[str, Any]:
     """Stage: write the dense model's next-token distributions along every sequence of a text as `teacher.parquet`.
 
-    The `top` likeliest tokens of each distribution are kept, at the temperature (arXiv 1503.02531). Memory holds the
-    outputs of at most 2¹⁸ tokens at a time.
+    The `top` likeliest tokens of each distribution are kept, at the temperature (arXiv 1503.02531).
 
     Raises:
         InputError: `top` is not below the vocabulary size.
@@ -94,7 +90,7 @@ def _logits(model: Any, states: Tensor, temperature: float) -> Tensor:
 
 
 class Teacher(Sequence[SoftTargets]):
-    """What `teach` wrote, in the order of its text. Each sequence is read from disk when it is asked for.
+    """What `teach` wrote, in the order of its text; each sequence is read from disk when it is asked for.
 
     Raises:
         InputError: `teacher.parquet` is missing, unreadable, or has another schema.

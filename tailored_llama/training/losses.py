@@ -135,10 +135,7 @@ def add_gradients(now: Training, batch: Sequence[Sample]) -> float:
 
 
 def _pass(now: Training, batch: Sequence[Sample], share: float) -> float:
-    """Backward pass of a micro-batch, each sample with this share of the loss.
-
-    As a function of its own, it frees the graph of a pass that did not fit.
-    """
+    """Backward pass of a micro-batch, each sample with this share of the loss; a graph that did not fit is freed."""
     if len(parts := _parts(now, batch)) > 1:
         return _pass_in_parts(now, parts, share)
     with models.using_threads(models.busy_threads(now.model, sum(map(len, batch)))):
@@ -184,9 +181,9 @@ def _weighted_loss(model: Any, settings: TrainingConfig, batch: Sequence[Sample]
 
 
 def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int) -> list[Outcome]:
-    """What a model, with or without an adapter, does on held-out samples, in their order, `budget` tokens a pass.
+    """What a model does on held-out samples, with all choices encoded, in their order, `budget` tokens a pass.
 
-    They have all choices encoded. One choice alone is a written answer; none is text with a teacher.
+    One choice alone is a written answer; none is text with a teacher.
     """
     model.eval()
     by_number: dict[int, Outcome] = {}

@@ -38,12 +38,8 @@ _HALVINGS = 5  # of the tokens a pass, before a training that runs out of memory
 def in_processes(train: Train, work: Work) -> dict[str, Any]:
     """Run a training here, or with device `balanced` in one process on each GPU; returns what it measured.
 
-    The processes end with this one. When memory runs out in one of them, all start again with half the tokens a pass,
-    from the last saved state.
-
-    Raises:
-        Exception: the first that a process raised.
-        Killed: a process was killed.
+    The processes end with this one, and raise what `run_processes` does. When memory runs out in one of them, all start
+    again with half the tokens a pass, from the last saved state.
     """
     if work.execution.device != "balanced":
         return train(work)

@@ -109,10 +109,9 @@ def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Pro
 def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> dict[str, Any]:
     """Stage: train towards the dense model's next-token distributions; write the healed model and `log.parquet`.
 
-    An adapter is trained, on the quantised model if so set, and merged into the weights as they are. Or all weights are
-    trained. The loss is the mean divergence from the teacher over every position of the text, which is read once in
-    random order. The last sequences are held out: healing ends when the divergence on them does not fall any more.
-    Deterministic for a seed on a CPU.
+    All weights are trained, or an adapter, on the quantised model if so set, which is merged into the weights as they
+    are. The loss is the mean divergence from the teacher over every position of the text, read once in random order.
+    Healing ends when the divergence on the last sequences, held out, does not fall any more. Deterministic on a CPU.
 
     Raises:
         InputError: the model cannot be quantised here, streaming is demanded, or all weights need more memory than is
