@@ -71,8 +71,8 @@ def choice_losses(model: Any, batch: Sequence[Sample]) -> list[list[Tensor]]:
     Plain text has its divergence alone, as if it had one choice.
     """
     row = models.row_of([sample.encoded for sample in batch])
-    starts = list(itertools.accumulate(map(len, batch), initial=0))
-    states = models.packed_states(model, row.documents, torch.arange(starts.pop()), models.learnt_header(model))
+    *starts, length = itertools.accumulate(map(len, batch), initial=0)
+    states = models.packed_states(model, row.documents, torch.arange(length), models.learnt_header(model))
     sizes = [len(tokens) for sample in batch for tokens in sample.encoded.targets]
     logits = models.head_logits(model, states[row.positions])  # all choices at once, so that the head is read only once
     losses = _token_losses(logits, torch.tensor(row.targets, dtype=torch.int64, device=logits.device))
