@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tailored_llama import models
@@ -38,10 +38,10 @@ MEMBERS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Groups:
-    """All coupled groups of a model, column by column; row g describes group g.
+    """All coupled groups of a model, column by column, [groups] each.
 
-    `layer`, `index` and `parameters` have shape [groups]; `kind` is "attention" (one KV head with its query heads) or
-    "mlp" (one channel); `index` counts within the layer and kind.
+    `kind` is "attention" (one KV head with its query heads) or "mlp" (one channel); `index` counts within the layer and
+    kind.
     """
 
     layer: Array
@@ -74,7 +74,7 @@ COUPLED = {
 def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     """Stage: write `groups.parquet` and `members.parquet` for a checkpoint; no weight is read.
 
-    One layer is traced. All layers of a decoder are wired alike, so its couplings are mapped to the widths of each.
+    One layer is traced, and its couplings are mapped to the widths of each: all layers of a decoder are wired alike.
 
     Raises:
         InputError: the dependency graph couples parameters other than those of a LLaMA layer.
@@ -83,23 +83,19 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     # Four heads, as layers are wired alike whatever their number: torch-pruning 1.6 never ends on two of Gemma 3.
     channels = next((layer.channels for layer in structure.layers if layer.channels), 1)
     check_coupling(models.read_config(dense), (models.Layer(4, 4, channels),))
-    rows: list[Array] = []  # per layer and kind: layer, kind, index, parameters of each group
-    members: list[Array] = []  # group, parameter, dim, start, stop
+    rows: list[Array] = []  # of every layer and kind: layer, kind, index, parameters, [groups, 4]
+    members: list[Array] = []  # of every parameter: group, parameter, dim, start, stop, [groups, 5]
     names: list[str] = []
     first = 0
     for number, layer in enumerate(structure.layers):
-        for kind, count in (("attention", layer.kv_heads), ("mlp", layer.channels)):
-            if not count:
-                continue
-            group, parameters = np.arange(count), np.zeros(count, dtype=np.int64)
-            for projection, side in COUPLED[kind]:
-                for name, dim, start, width in _slices(shapes, structure, number, projection, side):
-                    starts = start + group * width
-                    parameters += width * (math.prod(shapes[name]) // shapes[name][dim])
-                    fields = (first + group, len(names), dim, starts, starts + width)
-                    members.append(np.column_stack(np.broadcast_arrays(*fields)))
-                    names.append(name)
-            rows.append(np.column_stack(np.broadcast_arrays(number, KINDS.index(kind), group, parameters)))
+        for kind, count in enumerate((layer.kv_heads, layer.channels)):
+            index, parameters = np.arange(count), 0
+            for name, dim, start, width in _slices(shapes, structure, number, KINDS[kind], count):
+                starts = start + index * width
+                parameters += width * (math.prod(shapes[name]) // shapes[name][dim])
+                members.append(_columns(first + index, len(names), dim, starts, starts + width))
+                names.append(name)
+            rows.append(_columns(number, kind, index, parameters))
             first += count
     layer_of, kind_of, index, parameters = np.concatenate(rows).T
     columns = {"group": range(first), "layer": layer_of, "kind": np.array(KINDS)[kind_of]}
@@ -111,8 +107,12 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     return {"groups": first}
 
 
+def _columns(*columns: Array | int) -> Array:
+    """A table of integers; a number stands in all rows."""
+    return np.column_stack(np.broadcast_arrays(*columns))
+
+
 def read_groups(folder: Path) -> Groups:
-    """Read `groups.parquet`."""
     table = read_table(folder / "groups.parquet", GROUPS_SCHEMA)
     columns = {name: table[name].to_numpy() for name in ("layer", "index", "parameters")}
     return Groups(kind=np.array(table["kind"].to_pylist()), **columns)
@@ -140,30 +140,15 @@ def staying(owners: Owners, kept: Array) -> Stays:
     return {name: (dim, (owner < 0) | kept[owner]) for name, (dim, owner) in owners.items()}
 
 
-def zero_scores(owners: Owners) -> Tensor:
-    """A score of zero for every group, float64 [groups]."""
-    return torch.zeros(1 + max(int(owner.max()) for _, owner in owners.values()), dtype=torch.float64)
-
-
-def add_scores(scores: Tensor, owner: Array, values: Tensor) -> None:
-    """Add one value per index of a dimension, on any device, to the score of the group that owns the index.
-
-    The scores, float64 [groups] on the CPU, are changed in place.
-    """
-    owned = torch.from_numpy(np.flatnonzero(owner >= 0))
-    scores.index_add_(0, torch.from_numpy(owner)[owned], values.to("cpu", torch.float64)[owned])
-
-
 def check_coupling(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> None:
-    """Check that each KV head and each MLP channel of layers couples what `COUPLED` says, and nothing else.
+    """Check that each KV head and each MLP channel of layers couples what `COUPLED` says, index by index.
 
-    The traced model is a twin without weights in which every query head has its own KV head: torch-pruning does not
-    follow the head sharing of grouped-query attention (under sdpa it pairs KV head 0 with query head 0 alone, under
-    eager it stops at k_proj). Nor does it follow fused projections such as Phi-3's, so the twin of a Phi-3 is a
-    Mistral, the same layer with separate projections.
+    A twin is traced, as torch-pruning does not follow the head sharing of grouped-query attention (under sdpa it pairs
+    KV head 0 with query head 0 alone, under eager it stops at k_proj), nor fused projections such as Phi-3's. It has no
+    weights, and a KV head for every query head. That of a Phi-3 is a Mistral, the same layer with projections apart.
 
     Raises:
-        InputError: the coupled parameters are not those of a LLaMA layer, or are not coupled index by index.
+        InputError: other parameters are coupled.
     """
     import torch_pruning as tp  # late: only this stage needs it
 
@@ -174,56 +159,48 @@ def check_coupling(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> 
             twin, example_inputs=inputs, forward_fn=lambda model, kwargs: model(**kwargs)
         )
     names = {module: name for name, module in twin.named_modules()}
-    prune_out, prune_in = tp.prune_linear_out_channels, tp.prune_linear_in_channels
 
     def members(root: Any, indices: list[int]) -> dict[tuple[str, str], list[int]]:
-        """(projection, "out" or "in") → its indices that are coupled with `indices` of the root's outputs."""
+        """The indices of each projection's side, "out" or "in", that are coupled with `indices` of a root's outputs."""
         group: dict[tuple[str, str], list[int]] = {}
-        for dependency, positions in graph.get_pruning_group(root, prune_out, idxs=indices):
+        for dependency, positions in graph.get_pruning_group(root, tp.prune_linear_out_channels, idxs=indices):
             module, handler = dependency.target.module, dependency.handler
             if module in names:  # the others are element-wise operations, which hold no parameters
-                side = "in" if handler.__name__ == prune_in.__name__ else "out"
+                side = "in" if handler.__name__ == tp.prune_linear_in_channels.__name__ else "out"
                 group[names[module], side] = sorted(int(getattr(i, "idx", i)) for i in positions)
         return group
 
     for number, (block, layer) in enumerate(zip(twin.model.layers, layers, strict=True)):
-        prefix, head = f"model.layers.{number}.", block.self_attn.head_dim
-        roots = {
-            "attention": (block.self_attn.k_proj, [list(range(i * head, (i + 1) * head)) for i in range(layer.heads)]),
-            "mlp": (block.mlp.gate_proj, [list(range(layer.channels))]),
-        }
-        for kind, (root, blocks) in roots.items():
-            for indices in blocks:
-                group = {(name.removeprefix(prefix), side): i for (name, side), i in members(root, indices).items()}
-                if group != dict.fromkeys(COUPLED[kind], indices):
-                    raise InputError(
-                        f"layer {number}, {kind}: the dependency graph couples {sorted(group)}; "
-                        f"allowed: {sorted(COUPLED[kind])}, index by index"
-                    )
+        head = block.self_attn.head_dim
+        roots = [(block.self_attn.k_proj, "attention", range(i * head, (i + 1) * head)) for i in range(layer.heads)]
+        for root, kind, indices in [*roots, (block.mlp.gate_proj, "mlp", range(layer.channels))]:
+            expected = {(f"model.layers.{number}.{name}", side): list(indices) for name, side in COUPLED[kind]}
+            if (group := members(root, list(indices))) != expected:
+                raise InputError(
+                    f"layer {number}, {kind}: the dependency graph couples {sorted(group)}; "
+                    f"allowed: {sorted(expected)}, index by index"
+                )
 
 
 def _slices(
-    shapes: dict[str, list[int]], structure: models.Structure, number: int, projection: str, side: str
-) -> list[tuple[str, int, int, int]]:
-    """Locate the groups in one projection of a layer: (parameter, dim, start of group 0, width of every group).
+    shapes: dict[str, list[int]], structure: models.Structure, number: int, kind: str, count: int
+) -> Iterator[tuple[str, int, int, int]]:
+    """Where the groups of a layer and kind are: (parameter, dim, start of group 0, width of every group).
 
-    A projection that reads the group holds it in columns; one that produces it, in rows (and the bias).
+    A projection that reads the groups holds them in columns; one that produces them, in rows (and the bias).
     """
-    layer = structure.layers[number]
-    head, share = structure.head_dim, layer.share
-    widths = {"q_proj": share * head, "k_proj": head, "v_proj": head, "o_proj": share * head}
-    parent, name = projection.split(".")
-    module, start = f"model.layers.{number}.{projection}", 0
-    if f"{module}.weight" not in shapes:
-        fused = next(whole for whole, parts in models.FUSED.items() if name in parts)
-        module = f"model.layers.{number}.{parent}.{fused}"
-        preceding = models.FUSED[fused][: models.FUSED[fused].index(name)]
-        start = sum(widths[part] * layer.kv_heads if part in widths else layer.channels for part in preceding)
-    width = widths.get(name, 1)
-    slices = [(f"{module}.weight", int(side == "in"), start, width)]
-    if side == "out" and f"{module}.bias" in shapes:
-        slices.append((f"{module}.bias", 0, start, width))
-    return slices
+    head, queries = structure.head_dim, structure.layers[number].share * structure.head_dim
+    widths = {"q_proj": queries, "k_proj": head, "v_proj": head, "o_proj": queries}
+    for projection, side in COUPLED[kind] if count else ():
+        parent, name = projection.split(".")
+        module, start, width = f"model.layers.{number}.{projection}", 0, widths.get(name, 1)
+        if f"{module}.weight" not in shapes:
+            fused, parts = next((whole, parts) for whole, parts in models.FUSED.items() if name in parts)
+            module = f"model.layers.{number}.{parent}.{fused}"
+            start = count * sum(widths.get(part, 1) for part in parts[: parts.index(name)])
+        yield f"{module}.weight", int(side == "in"), start, width
+        if side == "out" and f"{module}.bias" in shapes:
+            yield f"{module}.bias", 0, start, width
 
 
 def _meta_twin(dense: dict[str, Any], layers: tuple[models.Layer, ...]) -> tuple[Any, dict[str, Any]]:
@@ -231,19 +208,15 @@ def _meta_twin(dense: dict[str, Any], layers: tuple[models.Layer, ...]) -> tuple
     if dense["model_type"].removeprefix(models.LAYERED_PREFIX) == "phi3":
         names = ("hidden_size", "vocab_size", "num_attention_heads", "head_dim")
         dense = {name: dense[name] for name in names if name in dense} | {"model_type": "mistral"}
-    config = models.layered_config(
-        dense
-        | {"num_hidden_layers": len(layers)}
-        | {name: dense[name][: len(layers)] for name in models.BY_LAYER if name in dense},
-        tuple(models.Layer(layer.heads, layer.heads, layer.channels) for layer in layers),
-    )
+    by_layer = {name: dense[name][: len(layers)] for name in models.BY_LAYER if name in dense}
+    alone = tuple(models.Layer(layer.heads, layer.heads, layer.channels) for layer in layers)
+    config = models.layered_config(dense | {"num_hidden_layers": len(layers)} | by_layer, alone)
     with torch.device("meta"):
         twin = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-        length = 4
         inputs = {
-            "input_ids": torch.zeros(1, length, dtype=torch.long),
-            "attention_mask": torch.zeros(1, 1, length, length),  # 4-D: the masking code cannot read a meta tensor
-            "position_ids": torch.arange(length)[None],
+            "input_ids": torch.zeros(1, 4, dtype=torch.long),
+            "attention_mask": torch.zeros(1, 1, 4, 4),  # 4-D: the masking code cannot read a meta tensor
+            "position_ids": torch.arange(4)[None],
             "use_cache": False,
         }
     twin.requires_grad_(True)  # torch-pruning traces autograd's graph

@@ -18,27 +18,6 @@ PLAN_SCHEMA = pa.schema(
 TOLERANCE = 0.001  # fraction of all parameters by which a plan may miss its ratio
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a plan is to reach: `ratio` is the fraction to remove of `total`, the dense model's parameters.
-
-    `gone` of them have left already.
-    """
-
-    total: int
-    ratio: float
-    gone: int = 0
-
-    @property
-    def budget(self) -> int:
-        """How many are still to leave."""
-        return round(self.ratio * self.total) - self.gone
-
-    def ratio_after(self, removed: int) -> float:
-        """The ratio once so many more have left."""
-        return (self.gone + removed) / self.total
-
-
 @dataclass(frozen=True, eq=False)
 class _Block:
     """The groups of one layer and kind, all of the same size."""
@@ -48,35 +27,40 @@ class _Block:
     size: int  # parameters of each
     spare: int  # how many may leave
 
-    @property
-    def parameters(self) -> int:
-        return len(self.members) * self.size
 
-
-def plan(groups: Groups, scores: Array, target: Target, pruning: PlanConfig) -> Array:
+def plan(groups: Groups, scores: Array, pruning: PlanConfig, total: int, ratio: float, gone: int = 0) -> Array:
     """Choose the groups that stay, bool [groups], by their scores, float [groups].
 
-    All of them stay if what has left already is the ratio within 0.1 %.
+    So many leave that a ratio of the dense model's `total` parameters is gone, with the `gone` that left before. Where
+    these are the ratio within 0.1 %, all groups stay.
 
     Raises:
         InputError: the ratio cannot be reached within 0.1 % of all parameters (in tiny models: within one channel). The
             message names the nearest or largest reachable ratio, and the settings that limit it.
     """
-    if 0 <= target.budget <= TOLERANCE * target.total and target.gone:  # tokens reach the ratio alone
+    budget = round(ratio * total) - gone
+    if 0 <= budget <= TOLERANCE * total and gone:  # tokens reach the ratio alone
         return np.ones(len(groups), dtype=bool)
     blocks = _blocks(groups, pruning)
-    _check_reach(blocks, target, pruning)
+    multiple, kinds = pruning.channel_multiple, ", ".join(pruning.kinds)
+    removable = sum(block.spare * block.size for block in blocks)
+    if budget > removable:
+        largest = np.floor((gone + removable) / total * 1e4) / 1e4
+        raise InputError(
+            f"pruning.ratios: got {ratio}; allowed: at most {largest:.4f} with protect_first "
+            f"{pruning.protect_first}, protect_last {pruning.protect_last}, min_channels {pruning.min_channels}, "
+            f"min_kv_heads {pruning.min_kv_heads}, channel_multiple {multiple} and kinds {kinds}"
+        )
     remove = _remove_uniformly if pruning.shape == "stock" else _remove_globally
-    removed = remove(blocks, scores, target.budget, pruning)
+    removed = remove(blocks, scores, budget, multiple)
     reached = _parameters(blocks, removed)
     # The finest step is one channel, or one of every layer. It is above the tolerance only in tiny models.
     channels = [block.size for block in blocks if block.kind == "mlp"]
     grain = max(channels, default=0) * (len(channels) if pruning.shape == "stock" else 1)
-    if abs(reached - target.budget) > max(TOLERANCE * target.total, grain):
+    if abs(reached - budget) > max(TOLERANCE * total, grain):
         raise InputError(
-            f"pruning.ratios: got {target.ratio}; allowed: {target.ratio_after(reached):.4f}, the nearest that whole "
-            f"groups reach with shape {pruning.shape}, kinds {', '.join(pruning.kinds)} and channel_multiple "
-            f"{pruning.channel_multiple}"
+            f"pruning.ratios: got {ratio}; allowed: {(gone + reached) / total:.4f}, the nearest that whole "
+            f"groups reach with shape {pruning.shape}, kinds {kinds} and channel_multiple {multiple}"
         )
     return ~removed
 
@@ -97,51 +81,36 @@ def _parameters(blocks: list[_Block], removed: Array) -> int:
     return sum(block.size * int(removed[block.members].sum()) for block in blocks)
 
 
-def _check_reach(blocks: list[_Block], target: Target, pruning: PlanConfig) -> None:
-    """Check that protected layers, floors and multiples leave enough to remove."""
-    removable = sum(block.spare * block.size for block in blocks)
-    if target.budget > removable:
-        largest = np.floor(target.ratio_after(removable) * 1e4) / 1e4
-        raise InputError(
-            f"pruning.ratios: got {target.ratio}; allowed: at most {largest:.4f} with protect_first "
-            f"{pruning.protect_first}, protect_last {pruning.protect_last}, min_channels {pruning.min_channels}, "
-            f"min_kv_heads {pruning.min_kv_heads}, channel_multiple {pruning.channel_multiple} and kinds "
-            f"{', '.join(pruning.kinds)}"
-        )
-
-
-def _remove_globally(blocks: list[_Block], scores: Array, budget: int, pruning: PlanConfig) -> Array:
+def _remove_globally(blocks: list[_Block], scores: Array, budget: int, channel_multiple: int) -> Array:
     """Remove the groups of least importance per parameter over all layers and kinds, never more than the budget.
 
     With a channel multiple, as many channels leave together, a layer's least important ones first. The first to leave
     are the excess of its width over a multiple.
     """
-    units: list[tuple[float, _Block, Array]] = []  # importance per parameter, block, and groups that leave together
+    units: list[tuple[float, int, Array]] = []  # importance per parameter, parameters, and groups that leave together
     for block in blocks:
-        multiple = pruning.channel_multiple if block.kind == "mlp" else 1
-        own = scores[block.members]
-        order = np.argsort(own, kind="stable")[: block.spare]
-        for part in np.split(order, range(len(own) % multiple, len(order), multiple)):
-            if len(part):
-                units.append((own[part].sum() / (len(part) * block.size), block, block.members[part]))
+        multiple = channel_multiple if block.kind == "mlp" else 1
+        order = block.members[np.argsort(scores[block.members], kind="stable")[: block.spare]]
+        for unit in np.split(order, range(len(block.members) % multiple, len(order), multiple)):
+            if size := len(unit) * block.size:
+                units.append((scores[unit].sum() / size, size, unit))
     removed = np.zeros(len(scores), dtype=bool)
-    for _, block, unit in sorted(units, key=itemgetter(0)):
-        size = len(unit) * block.size
+    for _, size, unit in sorted(units, key=itemgetter(0)):
         if size <= budget:
             removed[unit] = True
             budget -= size
     return removed
 
 
-def _remove_uniformly(blocks: list[_Block], scores: Array, budget: int, pruning: PlanConfig) -> Array:
+def _remove_uniformly(blocks: list[_Block], scores: Array, budget: int, multiple: int) -> Array:
     """Remove the same share of every layer: whole KV groups first, then channels for the rest of the budget.
 
     The number of KV groups is the one nearest to the common share for which the channels can make up the rest. Equal
     layers stay equal, so the budget is met to within one channel of every layer.
     """
     heads, channels = ([block for block in blocks if block.kind == kind] for kind in KINDS)
-    share = budget / max(1, sum(block.parameters for block in blocks))
-    pool, multiple = sum(block.parameters for block in channels), pruning.channel_multiple
+    pool = sum(len(block.members) * block.size for block in channels)
+    share = budget / max(1, pool + sum(len(block.members) * block.size for block in heads))
     most = max((len(block.members) for block in heads), default=1)
     tried: list[tuple[int, Array]] = []  # by how much each missed the budget
     for step in sorted(range(most), key=lambda step: abs(step / most - share)):

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailored_llama.models import layers_of
+from tailored_llama.models import enter, layers_of
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Stays
-from tailored_llama.pruning.layerwise import Text, enter_all
+from tailored_llama.pruning.importance import Text
 
 _OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")  # of a layer: the projections that add to the residual stream
 _BLOCK = 2**23  # elements of right sides solved for at once: 67 MB in float64
@@ -29,23 +29,22 @@ def reconstruct(
 
         Ŵ = (Yᵀ X + λ W_K) (Xᵀ X + λ I)⁻¹,   λ = ridge · mean of the diagonal of Xᵀ X
 
-    Nothing changes where nothing is removed.
-
-    Memory: the model, or one layer if it is streamed; the hidden states of the calibration tokens, which a streamed
-    model keeps on disk; and the normal equations, see `solver_bytes`.
+    Nothing changes where nothing is removed. Beside the model, memory holds the hidden states of the calibration tokens
+    and the normal equations (`solver_bytes`).
 
     Yields:
         Weights [out, kept inputs] by name, in the model's dtype.
     """
-    layers, batches = layers_of(model), text.even_batches()
+    layers, batches = layers_of(model), text.batches(even=True)
     with layers.shelf() as shelf:  # hidden states by layer and batch
-        arguments = enter_all(model, batches, shelf)[0]
+        for index, input_ids in enumerate(batches):
+            shelf[0, index], arguments = enter(model, input_ids=input_ids.to(model.device))
         for number, layer in layers.each():
             fits = {}
-            for name in _OUTPUTS:
-                _, kept = stays.get(f"model.layers.{number}.{name}.weight", (1, None))
-                if kept is not None:
-                    fits[f"model.layers.{number}.{name}.weight"] = _Fit(layer.get_submodule(name), kept)
+            for projection in _OUTPUTS:
+                name = f"model.layers.{number}.{projection}.weight"
+                if name in stays:
+                    fits[name] = _Fit(layer.get_submodule(projection), stays[name][1])
             with ExitStack() as hooks:
                 for fit in fits.values():
                     hooks.enter_context(fit.projection.register_forward_hook(fit.add))
@@ -75,10 +74,7 @@ class _Fit:
         self.cross.addmm_(outputs.T, inputs)
 
     def solve(self, ridge: float) -> Tensor:
-        """The weight [out, kept inputs], computed in float64. It uses the equations up.
-
-        Xᵀ X exists in float32 and float64 for a moment, then once, and its factor overwrites it.
-        """
+        """The weight [out, kept inputs], computed in float64. The equations are used up, to save memory."""
         weight: Tensor = self.projection.weight[:, self.stays]
         gram, cross = self.gram.double(), self.cross
         del self.gram, self.cross

@@ -50,8 +50,7 @@ class ImportanceSettings:
     @classmethod
     def of(cls, config: RunConfig) -> ImportanceSettings:
         criterion = config.pruning.criterion
-        seed = config.seed if criterion in ("random", "taylor_gate") else None
-        return cls(criterion, seed)
+        return cls(criterion, config.seed if criterion in ("random", "taylor_gate") else None)
 
 
 @dataclass(frozen=True)

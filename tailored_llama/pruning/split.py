@@ -1,8 +1,6 @@
 """The split of a ratio: how much of it tokens give, and how much the layers.
 
-A token that leaves is written in smaller pieces, which costs a loss of its own. What it costs beside a channel is in no
-unit that importance has, so it is measured: models of several splits are cut, without reconstruction, and read the
-run's own train prompts.
+Importance has no unit for what a token costs beside a channel, so it is measured.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import count, takewhile
 from operator import attrgetter
 from pathlib import Path
@@ -18,20 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tailored_llama import models
 from tailored_llama.config import ROWS, PlanConfig, Work
 from tailored_llama.data import Prompt, encode_answer, loglikelihoods
 from tailored_llama.errors import InputError
-from tailored_llama.models import (
-    Tokens,
-    context_length,
-    load_tokenizer,
-    open_model,
-    read_structure,
-    read_tokens,
-    token_budget,
-)
-from tailored_llama.pruning.cut import Cut, Folders, plan_cut
 from tailored_llama.pruning.settings import SplitSettings
+from tailored_llama.pruning.surgery import Cut, Folders, plan_cut, prune_checkpoint
 from tailored_llama.pruning.vocabulary import (
     VocabularyPlan,
     check_size,
@@ -54,7 +45,6 @@ SPLIT_SCHEMA = pa.schema(
 SPLIT = "split.parquet"
 KEPT_SCHEMA = pa.schema({"token": pa.int32(), "share": pa.float64(), "kept": pa.bool_()})
 _cost: Callable[[Any], float] = attrgetter("nats_per_byte")  # of a split that was measured
-_GROWTH = 2  # from one number of tokens to the next
 _WHOLE = 0.9  # fewer tokens than keep this share whole are only tried if nothing else reaches the ratio
 _ENOUGH = 0.995  # the share that stays whole where nothing can be measured
 _BYTES = 16_000  # of the prompts that are read, about; they are evenly spaced
@@ -83,49 +73,48 @@ def choose_split(
     """Stage: choose the tokens that stay; write `kept.parquet`, and the splits that were tried as `split.parquet`.
 
     Their number is the configured one, or it is searched for. Models with more and more tokens, and less and less of
-    the layers, are cut without reconstruction. They read held-out examples (or the shots) with their right answers.
-    The first has the fewest tokens that keep 90 % of further ones whole. The search goes on until the loss rises, and
-    then halves the way to both neighbours of the best. For what is measured, tokens are chosen as if those examples
-    had not been counted, so that they are as new as any. Without train prompts, the fewest tokens that keep 99.5 %
-    whole are taken.
+    the layers, are cut without reconstruction, and read held-out examples (or the shots) with their right answers. For
+    these trials, tokens are chosen as if the examples had not been counted, and keep 90 % of further ones whole, if the
+    ratio can be reached so. Without train prompts, the fewest tokens that keep 99.5 % whole are taken.
 
     Raises:
         InputError: as in `plan_cut` and `choose_tokens`, if no number of tokens reaches the ratio.
     """
-    folders, pruning, tokens = Folders(dense, dense, groups, importance), settings.plan, read_tokens(dense)
-    shares, sizes = read_shares(counts), possible_sizes(dense, tokens, settings.ratio, pruning)
-    measured, tried, size = measured_prompts(prompts), list[Split](), sizes[0]
+    folders, ratio, pruning = Folders(dense, dense, groups, importance), settings.ratio, settings.plan
+    tokens, measured, tried = models.read_tokens(dense), measured_prompts(prompts.values()), list[Split]()
+    sizes = possible_sizes(dense, tokens, ratio, pruning)
     if len(sizes) > 1 and measured:
         step = max(1, round(sum(len(_text(prompt).encode()) for prompt in measured) / _BYTES))
-        new = read_shares(counts, unmeasured=True)
-        plans = {own: choose_tokens(tokens, new, own) for own in sizes}
-        trials = count(1)
+        unmeasured, trials = read_shares(counts, unmeasured=True), count(1)
 
-        def measure(own: int) -> Split | None:
+        @cache
+        def choose(size: int) -> VocabularyPlan:
+            return choose_tokens(tokens, unmeasured, size)
+
+        def measure(size: int) -> Split | None:
             """The split of a number of tokens; None: the layers cannot give the rest."""
             try:
-                chosen = plans[own] if own in plans else choose_tokens(tokens, new, own)
-                cut = plan_cut(folders, settings.ratio, pruning, chosen)
+                cut = plan_cut(folders, ratio, pruning, choose(size))
             except InputError:
                 return None
             split = _split(cut, _loss(cut, measured[::step], work))
             work.progress(min(next(trials), len(sizes)), len(sizes))
             return split
 
-        tried = search(measure, [own for own in sizes if plans[own].whole >= _WHOLE]) or search(measure, sizes)
-        size = min(tried, key=_cost).tokens if tried else sizes[-1]
-    elif len(sizes) > 1:  # nothing to measure on, such as tasks without a train split
-        cut = first_cut(folders, tokens, counts, settings.ratio, pruning, least=_ENOUGH)
-        size = len(cut.tokens.kept) if cut.tokens else size
-    cut = plan_cut(folders, settings.ratio, pruning, choose_tokens(tokens, shares, size))
-    tried = tried or [_split(cut)]
+        tried = search(measure, [size for size in sizes if choose(size).whole >= _WHOLE]) or search(measure, sizes)
+    shares = read_shares(counts)
+    if tried:
+        cut = plan_cut(folders, ratio, pruning, choose_tokens(tokens, shares, min(tried, key=_cost).tokens))
+    else:  # one number, or nothing to measure on, such as tasks without a train split
+        cut = first_cut(folders, tokens, counts, ratio, pruning, least=_ENOUGH)
+        tried = [_split(cut)]
     assert cut.tokens
-    kept = np.isin(np.arange(tokens.rows), cut.tokens.kept)
+    size, kept = len(cut.tokens.kept), np.isin(np.arange(tokens.rows), cut.tokens.kept)
     write_table(work.out / "kept.parquet", {"token": range(tokens.rows), "share": shares, "kept": kept}, KEPT_SCHEMA)
     columns = {name: [getattr(split, name) for split in tried] for name in SPLIT_SCHEMA.names[:-1]}
     columns["chosen"] = [split.tokens == size for split in tried]
     write_table(work.out / SPLIT, columns, SPLIT_SCHEMA)
-    return {"tokens": len(cut.tokens.kept), "tokens_whole": round(cut.tokens.whole, 6), "tried": len(tried)}
+    return {"tokens": size, "tokens_whole": round(cut.tokens.whole, 6), "tried": len(tried)}
 
 
 def read_split(folder: Path) -> VocabularyPlan | None:
@@ -143,15 +132,15 @@ def read_tried(folder: Path) -> list[Split]:
     return [Split(**row) for row in rows if row["nats_per_byte"] is not None]
 
 
-def possible_sizes(dense: Path, tokens: Tokens, ratio: float, pruning: PlanConfig) -> list[int]:
-    """Numbers of tokens to try, ascending; the configured one alone, or more if fewer would remove more than the ratio.
+def possible_sizes(dense: Path, tokens: models.Tokens, ratio: float, pruning: PlanConfig) -> list[int]:
+    """Numbers of tokens to try, ascending, from where tokens reach the ratio alone, or nearly, to where all stay.
 
-    With the first, tokens reach the ratio alone, as far as bytes and special tokens let them; with the last, all stay.
+    It is only the configured number, or more if that would remove more than the ratio.
 
     Raises:
         InputError: the configured number leaves nothing to remove.
     """
-    size = read_structure(dense).size
+    size = models.read_structure(dense).size
     least = whole_rows(size.vocab_size - round(ratio * size.parameters) // size.row)
     if isinstance(pruning.vocabulary, int):
         if pruning.vocabulary >= size.vocab_size:
@@ -161,12 +150,11 @@ def possible_sizes(dense: Path, tokens: Tokens, ratio: float, pruning: PlanConfi
         check_size(tokens, pruning.vocabulary)
         return [max(pruning.vocabulary, least)]
     first = max(least, whole_rows(len(tokens.always)))
-    sizes = takewhile(lambda own: own < size.vocab_size, (first * _GROWTH**step for step in count()))
-    return [*sizes, size.vocab_size]
+    return [*takewhile(lambda own: own < size.vocab_size, (first * 2**step for step in count())), size.vocab_size]
 
 
 def first_cut(
-    folders: Folders, tokens: Tokens, counts: Path, ratio: float, pruning: PlanConfig, least: float = 0
+    folders: Folders, tokens: models.Tokens, counts: Path, ratio: float, pruning: PlanConfig, least: float = 0
 ) -> Cut:
     """The first split that reaches a ratio and keeps a share of further tokens whole; else the last that reaches it.
 
@@ -188,11 +176,7 @@ def first_cut(
 
 
 def search(measure: Callable[[int], Split | None], sizes: Sequence[int]) -> list[Split]:
-    """Measure ascending sizes until the loss rises, then halve the way to both neighbours of the best.
-
-    Returns:
-        What was measured, by size.
-    """
+    """Measure ascending sizes until the loss rises, then half way to both neighbours of the best; sorted by size."""
     splits: dict[int, Split] = {}
     for size in sizes:
         if split := measure(size):
@@ -212,7 +196,7 @@ def search(measure: Callable[[int], Split | None], sizes: Sequence[int]) -> list
 
 def _split(cut: Cut, loss: float | None = None) -> Split:
     assert cut.tokens
-    given = int(cut.groups.parameters[~cut.kept].sum()) / read_structure(cut.model).size.body
+    given = int(cut.groups.parameters[~cut.kept].sum()) / models.read_structure(cut.model).size.body
     return Split(len(cut.tokens.kept), cut.tokens.whole, given, loss)
 
 
@@ -227,10 +211,10 @@ def _loss(cut: Cut, prompts: Sequence[Prompt], work: Work) -> float:
         folder, states = Path(scratch) / "cut", Path(scratch) / "states"
         folder.mkdir()
         states.mkdir()
-        cut.write(folder)
-        model, tokenizer = open_model(folder, work.execution, states), load_tokenizer(folder)
-        limit = context_length(model)  # a text has no more tokens than bytes
+        prune_checkpoint(cut.model, cut.layers, cut.stays, folder, tokens=cut.tokens)
+        model, tokenizer = models.open_model(folder, work.execution, states), models.load_tokenizer(folder)
+        limit = models.context_length(model)  # a text has no more tokens than bytes
         texts = [_text(prompt).encode()[-limit:].decode(errors="ignore") for prompt in prompts]
         encoded = [encode_answer(tokenizer, Prompt(0, ("",), (text,), 0, (1,)), limit) for text in texts]
-        likelihoods = loglikelihoods(model, encoded, token_budget(work.execution.batch_tokens, model))
+        likelihoods = loglikelihoods(model, encoded, models.token_budget(work.execution.batch_tokens, model))
     return -sum(sum(own) for own in likelihoods) / sum(len(text.encode()) for text in texts)

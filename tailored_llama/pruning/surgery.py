@@ -1,9 +1,10 @@
-"""Surgery: write a checkpoint without the groups that a plan removes, tensor by tensor."""
+"""Surgery: plan what leaves a model, and write the checkpoint without it, tensor by tensor."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,57 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tailored_llama import models
-from tailored_llama.pruning.groups import KINDS, Array, Groups, Stays
+from tailored_llama.config import PlanConfig
+from tailored_llama.pruning.groups import KINDS, Array, Groups, Stays, read_groups, read_owners, staying
+from tailored_llama.pruning.importance import read_importance
+from tailored_llama.pruning.plan import plan
 from tailored_llama.pruning.vocabulary import VocabularyPlan
 
 _MODELING_FILE = Path(models.modeling_tailored_llama.__file__)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """What a cut is planned from; without importance, a plan has the right numbers of groups, not the right groups."""
+
+    model: Path
+    original: Path  # the model before the first step
+    groups: Path
+    importance: Path | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What stays of a model: groups, bool [groups]; the indices of each parameter; layers; and tokens (None: all)."""
+
+    model: Path
+    groups: Groups
+    kept: Array
+    stays: Stays
+    layers: tuple[models.Layer, ...]
+    tokens: VocabularyPlan | None
+
+
+def plan_cut(folders: Folders, ratio: float, pruning: PlanConfig, tokens: VocabularyPlan | None) -> Cut:
+    """Plan what leaves, so that with the tokens a ratio of the original parameters is gone.
+
+    Raises:
+        InputError: as in `plan`.
+    """
+    model, groups, structure = folders.model, read_groups(folders.groups), models.read_structure(folders.model)
+    original = models.read_structure(folders.original).parameters
+    gone = original - structure.parameters
+    if tokens:
+        gone += (structure.size.vocab_size - len(tokens.kept)) * structure.size.row
+    scores = read_importance(folders.importance) if folders.importance else np.zeros(len(groups))
+    kept = plan(groups, scores, pruning, original, ratio, gone)
+    stays = staying(read_owners(folders.groups, models.all_tensor_shapes(model)), kept)
+    left = {block: int(kept[members].sum()) for block, members in groups.by_block().items()}
+    layers = []
+    for number, layer in enumerate(structure.layers):
+        kv_heads, channels = (left.get((number, kind), 0) for kind in KINDS)  # 0 of a block without groups
+        layers.append(models.Layer(kv_heads * layer.share, kv_heads, channels))
+    return Cut(model, groups, kept, stays, tuple(layers), tokens)
 
 
 def prune_checkpoint(
@@ -30,10 +78,7 @@ def prune_checkpoint(
     """Write a checkpoint without the groups that a plan removes, and its tokenizer, into an existing folder.
 
     `fitted` are safetensors files whose tensors, in the pruned model's shapes, replace the dense ones. Without
-    `tokens`, all tokens stay.
-
-    The model is never built: each tensor is read, sliced along the dimensions that its groups own, and written.
-    Memory: one shard of the pruned model, which is 2 GB, or one tensor if that is larger.
+    `tokens`, all tokens stay. Memory holds a shard of 2 GB, or one tensor if that is larger: the model is never built.
     """
     config, dense_shapes = models.read_config(dense), models.all_tensor_shapes(dense)
     fitted_shapes = {name: shape for file in fitted for name, shape in models.tensor_shapes(file).items()}
@@ -62,18 +107,6 @@ def prune_checkpoint(
     else:
         models.copy_tokenizer(dense, out)
     models.copy_licence(dense, out)
-
-
-def kept_layers(groups: Groups, kept: Array, dense: Sequence[models.Layer]) -> tuple[models.Layer, ...]:
-    """Widths of every layer if the groups of a mask, bool [groups], stay; 0 of a block without groups.
-
-    A KV head leaves with all the query heads that share it, so their ratio never changes.
-    """
-    left = {block: int(kept[members].sum()) for block, members in groups.by_block().items()}
-    kv_heads, channels = ([left.get((number, kind), 0) for number in range(len(dense))] for kind in KINDS)
-    return tuple(
-        models.Layer(kv * layer.share, kv, width) for layer, kv, width in zip(dense, kv_heads, channels, strict=True)
-    )
 
 
 def _save_config(config: Any, out: Path) -> None:

@@ -1,7 +1,6 @@
-"""The vocabulary as a kind of coupled group: a token's row of the embedding and, untied, of the head.
+"""The vocabulary as a kind of coupled group: a token's rows, ranked by how often texts use the token.
 
-What ranks tokens is how often a text uses them. Rows do not depend on each other as channels do, so no gradient is
-needed; but a token can only stay with the tokens that its merges make it of.
+A token can only stay with the tokens that its merges make it of.
 """
 
 from __future__ import annotations
@@ -45,21 +44,21 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
     """Stage: count how often the calibration text, the train prompts and general text use each token.
 
     Writes `tokens.parquet`. The text is the whole source that calibration draws its sequences from, at most 20 million
-    characters of it. Questions count with their choices. The texts of a mixture count by their weights, whatever their
-    lengths. Of the prompts, shots and held-out examples count with all their choices; evaluation prompts are never
-    read. General text are the words of the train splits of the embedded benchmarks (`general_words.parquet`).
+    characters of it; the texts of a mixture count by their weights, whatever their lengths. Questions, shots and
+    held-out examples count with all their choices; evaluation prompts are never read. General text is the words of the
+    train splits of the embedded benchmarks (`general_words.parquet`).
 
     Raises:
         InputError: the tokenizer cannot be trimmed.
     """
     rows, tokenizer, texts = read_tokens(dense).rows, load_tokenizer(dense), settings.texts
-    columns = {name: np.zeros(rows, dtype=np.int64) for name in COUNTS_SCHEMA.names[1:]}
-    columns["general"] = word_counts(tokenizer, read_general_words(), rows)
+    columns = {"token": np.arange(rows), "general": word_counts(tokenizer, read_general_words(), rows)}
     used = []  # of each text: of the documents that are not measured, and of those that are, int64 [2, rows]
     for own in texts:
         if own.source.benchmark and own.source.kind == "questions":  # by the number of the example, with its choices
             documents = load_questions(own.source.benchmark, work.downloads, choices=True)
-            apart = {prompt.example for prompt in measured_prompts(prompts, [own.source.benchmark.name])}
+            folders = [folder for name, folder in prompts.items() if name == own.source.benchmark.name]
+            apart = {prompt.example for prompt in measured_prompts(folders)}
         else:
             documents, apart = dict(enumerate(load_texts(own.source, work.downloads))), set()
         step = max(1, math.ceil(sum(map(len, documents.values())) / _CHARACTERS))
@@ -69,28 +68,20 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
     mixed, total, weights = np.zeros((2, rows)), sum(int(own.sum()) for own in used), sum(own.weight for own in texts)
     for counts, own in zip(used, texts, strict=True):  # scaled to its share, and no used token to 0
         mixed += counts * (total * own.weight / weights / max(1, int(counts.sum())))
-    columns["text"], columns["measured_text"] = np.ceil(mixed).astype(np.int64)
-    columns["text"] = columns["text"] + columns["measured_text"]
-    for name, examples in (("prompts", train_prompts(prompts)), ("measured_prompts", measured_prompts(prompts))):
-        columns[name] = _counts(tokenizer, _written(examples), rows)
-    write_table(work.out / "tokens.parquet", {"token": range(rows)} | columns, COUNTS_SCHEMA)
+    unmeasured, columns["measured_text"] = np.ceil(mixed).astype(np.int64)
+    columns["text"] = unmeasured + columns["measured_text"]
+    splits: tuple[PromptSplit, ...] = ("shots", "held_out")
+    train = [prompt for folder in prompts.values() for split in splits for prompt in read_prompts(folder, split)]
+    columns["prompts"] = _counts(tokenizer, _written(train), rows)
+    columns["measured_prompts"] = _counts(tokenizer, _written(measured_prompts(prompts.values())), rows)
+    write_table(work.out / "tokens.parquet", columns, COUNTS_SCHEMA)
     return {f"{name}_tokens": int(columns[name].sum()) for name in ("general", "text", "prompts")}
 
 
-def train_prompts(prompts: Mapping[str, Path]) -> list[Prompt]:
-    """All shots and held-out examples."""
-    splits: tuple[PromptSplit, ...] = ("shots", "held_out")
-    return [prompt for folder in prompts.values() for split in splits for prompt in read_prompts(folder, split)]
-
-
-def measured_prompts(prompts: Mapping[str, Path], names: Iterable[str] | None = None) -> list[Prompt]:
-    """The examples that a split is measured on, of all prompts or of some: held-out ones, or the shots if none are."""
-    named = prompts if names is None else set(names) & prompts.keys()
-    return [
-        prompt
-        for name in named
-        for prompt in read_prompts(prompts[name], "held_out") or read_prompts(prompts[name], "shots")
-    ]
+def measured_prompts(folders: Iterable[Path]) -> list[Prompt]:
+    """The examples that a split is measured on: each benchmark's held-out ones, or the shots if there are none."""
+    examples = (read_prompts(folder, "held_out") or read_prompts(folder, "shots") for folder in folders)
+    return list(chain.from_iterable(examples))
 
 
 def _written(prompts: Iterable[Prompt]) -> Iterator[str]:
@@ -124,10 +115,8 @@ def word_counts(tokenizer: Any, words: Mapping[str, int], rows: int) -> Counts:
 def read_shares(counts: Path, unmeasured: bool = False) -> Counts:
     """The share that each token is expected to have in further text of the job, float64 [rows].
 
-    The shares in the text and in the prompts count alike, so that a few prompts weigh as much as a long text: a token
-    that they need is kept before one that is merely frequent. What these do not decide, general text does. It counts
-    as much as `GENERAL_TOKENS` tokens (a Dirichlet prior). `unmeasured`: without the examples that a split is measured
-    on, for which its tokens must be as new as any.
+    The shares in the text and in the prompts count alike, so that a few prompts weigh as much as a long text. General
+    text is a Dirichlet prior of `GENERAL_TOKENS` tokens. `unmeasured`: without what a split is measured on.
     """
     table = read_table(counts / "tokens.parquet", COUNTS_SCHEMA)
     columns = {name: table[name].to_numpy().astype(np.float64) for name in COUNTS_SCHEMA.names[1:]}
@@ -158,7 +147,7 @@ class VocabularyPlan:
 def choose_tokens(tokens: Tokens, shares: Counts, size: int) -> VocabularyPlan:
     """The tokens of the highest shares with all that they are made of; equal shares go to the lower id, merged sooner.
 
-    They are `size` tokens, a multiple of 64, or all. The shares are float64 [rows].
+    They are `size` tokens, a multiple of 64, or all.
 
     Raises:
         InputError: `size` is smaller than the number of tokens that must stay.
@@ -182,8 +171,7 @@ def choose_tokens(tokens: Tokens, shares: Counts, size: int) -> VocabularyPlan:
 def tokens_for_texts(tokens: Tokens, tokenizer: Any, texts: Iterable[str], size: int | None) -> VocabularyPlan:
     """Choose the tokens that texts need, and fill up with those that general text uses most.
 
-    They are `size` tokens, a multiple of 64. None: all that the texts use, and so many of general text that 99.9 % of
-    further tokens are expected to stay whole. The shares of the plan are those in the texts.
+    They are `size` tokens, a multiple of 64; None: as many as `enough_tokens` says. The plan's shares are the texts'.
 
     Raises:
         InputError: the texts have no tokens, `size` is too small, or no token would leave.
@@ -196,8 +184,8 @@ def tokens_for_texts(tokens: Tokens, tokenizer: Any, texts: Iterable[str], size:
     shares = _expected(counts, used, word_counts(tokenizer, read_general_words(), tokens.rows))
     if size is None:
         needed = _needed(tokens, shares, counts)
-        if (size := whole_rows(len(needed))) > min(most, len(tokens.texts) // ROWS * ROWS):
-            raise InputError(f"tokens: not set, and the texts need {len(needed)}; allowed: {allowed}")
+        if (size := whole_rows(needed)) > min(most, len(tokens.texts) // ROWS * ROWS):
+            raise InputError(f"tokens: not set, and the texts need {needed}; allowed: {allowed}")
     elif size % ROWS or not 0 < size <= most:
         raise InputError(f"tokens: got {size}; allowed: {allowed}")
     check_size(tokens, size, "tokens")
@@ -209,22 +197,18 @@ def enough_tokens(dense: Path, counts: Path) -> int:
     tokens are expected to stay whole. A multiple of 64.
     """
     table = read_table(counts / "tokens.parquet", COUNTS_SCHEMA)
-    return whole_rows(len(_needed(read_tokens(dense), read_shares(counts), table["prompts"].to_numpy())))
+    return whole_rows(_needed(read_tokens(dense), read_shares(counts), table["prompts"].to_numpy()))
 
 
-def _needed(tokens: Tokens, shares: Counts, counts: Counts) -> set[int]:
-    """The tokens that counted texts use, and the likeliest of further ones up to 99.9 %, with all they are made of."""
+def _needed(tokens: Tokens, shares: Counts, counts: Counts) -> int:
+    """How many tokens counted texts use, and the likeliest of further ones up to 99.9 %, with all they are made of."""
     order = np.argsort(-shares, kind="stable")
     likely = order[: int(np.searchsorted(np.cumsum(shares[order]), 0.999)) + 1].tolist()
-    return tokens.made_of({*tokens.always, *np.flatnonzero(counts).tolist(), *likely})
+    return len(tokens.made_of({*tokens.always, *np.flatnonzero(counts).tolist(), *likely}))
 
 
 def check_size(tokens: Tokens, size: int, field: str = "pruning.vocabulary") -> None:
-    """Check that so many tokens are enough for those that must stay; `field` is where the number comes from.
-
-    Raises:
-        InputError: they are not.
-    """
+    """Raise an InputError if so many tokens are not enough for those that must stay; `field` set the number."""
     if (must := whole_rows(len(tokens.always))) > size:
         raise InputError(f"{field}: got {size}; allowed: at least {must}, for bytes, special tokens and chat template")
 

@@ -39,56 +39,43 @@ _ROW_GROUP = 2**13  # tokens in a row group, the least that is read at once: 2 M
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """A teacher's next-token distributions at a temperature along a sequence, each cut to its likeliest tokens.
-
-    A token of −1 with the log-probability `ABSENT` is no target.
-    """
+    """A teacher's next-token distributions along a sequence, each cut to its likeliest tokens; −1 is no target."""
 
     input_ids: tuple[int, ...]
     tokens: Tensor  # int64 [length, top]
-    logprobs: Tensor  # float32 [length, top]
+    logprobs: Tensor  # float32 [length, top]; `ABSENT` of no target
     temperature: float = 1.0
 
 
 def teach(dense: Path, text: Path, *, settings: TeachSettings, work: Work) -> dict[str, Any]:
     """Stage: write the dense model's next-token distributions along every sequence of a text as `teacher.parquet`.
 
-    The `top` likeliest tokens of each distribution are kept, at the temperature (arXiv 1503.02531). Memory holds the
-    outputs of at most 2¹⁸ tokens at a time.
+    The `top` likeliest tokens of each distribution are kept, at the temperature (arXiv 1503.02531).
 
     Raises:
         InputError: `top` is not below the vocabulary size.
     """
-    model, sequences = models.open_model(dense, work.execution, work.out), list(read_calibration(text))
+    model, sequences = models.open_model(dense, work.execution, work.out), read_calibration(text)
     if settings.top >= (size := model.config.vocab_size):
         raise InputError(f"healing.top: got {settings.top}; allowed: less than {size}, the vocabulary size")
-    lengths, budget = [len(ids) for ids in sequences], models.token_budget(work.execution.batch_tokens, model)
-    group, file, done = max(1, _ROW_GROUP // max(lengths, default=1)), work.out / "teacher.parquet", 0
+    (count, length), budget, done = sequences.shape, models.token_budget(work.execution.batch_tokens, model), 0
+    file, finish = work.out / "teacher.parquet", partial(_likeliest, model, settings)
     with torch.inference_mode(), models.packed_attention(model), table_parts(file, TEACHER_SCHEMA) as write:
-        for part in models.batches(lengths, _AT_ONCE):
-            own = [sequences[i].tolist() for i in part]
-            starts = np.cumsum([0, *map(len, own)])
-            tokens, logprobs = (np.empty((starts[-1], settings.top), kind) for kind in (np.int32, np.float32))
-            items = [models.Encoded(models.Document(ids), [range(len(ids))]) for ids in own]
-            for batch, outputs in models.run_packed(model, items, budget, partial(_likeliest, model, settings)):
-                rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
-                tokens[rows], logprobs[rows] = outputs
-                work.progress(done := done + len(batch), len(sequences))
-            offsets = pa.array(starts * settings.top, pa.int32())
-            columns = {
-                "input_ids": own,
-                "tokens": pa.ListArray.from_arrays(offsets, tokens.reshape(-1)),
-                "logprobs": pa.ListArray.from_arrays(offsets, logprobs.reshape(-1)),
-                "temperature": [settings.temperature] * len(own),
-            }
-            write(columns, group)
-    return {"tokens": sum(lengths)}
+        for part in sequences.split(max(1, _AT_ONCE // length)):
+            tokens, logprobs = (np.empty((len(part), length * settings.top), kind) for kind in (np.int32, np.float32))
+            items = [models.Encoded(models.Document(ids), [range(length)]) for ids in part.tolist()]
+            for batch, outputs in models.run_packed(model, items, budget, finish):
+                tokens[batch], logprobs[batch] = (own.reshape(len(batch), -1) for own in outputs)
+                work.progress(done := done + len(batch), count)
+            columns = {"input_ids": part.tolist(), "temperature": [settings.temperature] * len(part)}
+            write(columns | {"tokens": list(tokens), "logprobs": list(logprobs)}, max(1, _ROW_GROUP // length))
+    return {"tokens": count * length}
 
 
 def _likeliest(
     model: Any, settings: TeachSettings, row: models.PackedRow, states: Tensor
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Top tokens at every position of a row, and their log-probabilities: [positions, top] each."""
+    """The likeliest tokens at every position of a row, and their log-probabilities: [positions, top] each."""
     parts = [
         _logits(model, part, settings.temperature).log_softmax(-1).topk(settings.top)
         for part in torch.split(states, models.HEAD_POSITIONS)
@@ -103,18 +90,18 @@ def _logits(model: Any, states: Tensor, temperature: float) -> Tensor:
 
 
 class Teacher(Sequence[SoftTargets]):
-    """What `teach` wrote, in the order of its text. Each sequence is read from disk when it is asked for.
+    """What `teach` wrote, in the order of its text; each sequence is read from disk when it is asked for.
 
     Raises:
         InputError: `teacher.parquet` is missing, unreadable, or has another schema.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "teacher.parquet"
-        self._file = open_table(self._path, TEACHER_SCHEMA)
-        groups = map(self._file.metadata.row_group, range(self._file.num_row_groups))
+        path = folder / "teacher.parquet"
+        file = open_table(path, TEACHER_SCHEMA)
+        groups = map(file.metadata.row_group, range(file.num_row_groups))
         self._starts: list[int] = list(itertools.accumulate((group.num_rows for group in groups), initial=0))
-        self._read = lru_cache(1)(partial(read_row_group, self._file, path=self._path))  # keeps the last row group
+        self._read = lru_cache(1)(partial(read_row_group, file, path=path))  # keeps the last row group
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -132,12 +119,11 @@ class Teacher(Sequence[SoftTargets]):
 def in_pieces(targets: SoftTargets, table: models.IdTable) -> SoftTargets:
     """The same distributions along the same text, in the tokens of a student whose vocabulary was trimmed.
 
-    The teacher says something only where one of its own tokens ends. The student's other positions, inside a word that
-    it writes in pieces, have no targets. Of the teacher's likeliest next tokens, one that the student lacks stands for
-    the first of its pieces; what falls on one token is summed. All others remain the rest, which counts as one.
+    Targets stand only where one of the teacher's own tokens ends, not inside a word that the student writes in pieces.
+    Of the teacher's likeliest next tokens, one that the student lacks stands for the first of its pieces; what falls on
+    one token is summed. All others remain the rest, which counts as one.
 
-    Known deviation: BPE may write a word's neighbours together with one of its pieces. The text is written token by
-    token, which is not always the student's own writing.
+    Known deviation: the text is written token by token. BPE may write a word's neighbours together with its pieces.
 
     Raises:
         InputError: the teacher read tokens that are not in the table.
@@ -161,10 +147,9 @@ def in_pieces(targets: SoftTargets, table: models.IdTable) -> SoftTargets:
 def divergence(model: Any, states: Tensor, targets: SoftTargets) -> Tensor:
     """Mean Kullback-Leibler divergence of a student from its teacher over a sequence, in nats, times temperature².
 
-    The states, [length, hidden], are the inputs of the student's head.
-    All tokens that were not kept count as one, so this is a lower bound on the divergence of the whole distributions.
-    A position without targets adds nothing.
-    Logits are recomputed in the backward pass, so they are held for at most a few hundred positions.
+    The states, [length, hidden], are the inputs of the student's head. All tokens that were not kept count as one, so
+    this is a lower bound on the divergence of the whole distributions. A position without targets adds nothing. Logits
+    are recomputed in the backward pass, so they are held for at most a few hundred positions.
     """
     total = states.new_zeros((), dtype=torch.float32)
     parts = (torch.split(rows, models.HEAD_POSITIONS) for rows in (states, targets.tokens, targets.logprobs))

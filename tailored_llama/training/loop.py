@@ -1,8 +1,7 @@
 """The training loop, in one process or several.
 
-The loop is our own, with the optimisers, schedules and trackers of transformers and accelerate. transformers' Trainer
-takes batches of one padded tensor. Here a step is packed rows of examples, or of texts with a teacher's outputs beside
-them, cut to a number of tokens that is halved when memory runs out.
+The optimisers, schedules and trackers are those of transformers and accelerate. transformers' Trainer takes batches of
+one padded tensor. Here a step is packed rows, cut to a number of tokens that is halved when memory runs out.
 """
 
 from __future__ import annotations
@@ -23,61 +22,48 @@ from transformers import get_scheduler
 from tailored_llama.config import TrainingConfig, Work
 from tailored_llama.models import packed_attention, token_budget
 from tailored_llama.store import write_table
-from tailored_llama.training.gradients import add_gradients
-from tailored_llama.training.losses import Sample, outcomes, training_loss
+from tailored_llama.training.losses import Sample, add_gradients, outcomes, training_loss
+from tailored_llama.training.processes import gathered, passes, put, rank_and_count, share_out, trained, whole
 from tailored_llama.training.records import LOG, LOG_SCHEMA, Outcome, step_log
-from tailored_llama.training.sharding import gathered, passes, put, rank_and_count, share_out, trained, whole
 from tailored_llama.training.state import Training, load_state, save_state
 
 _log = logging.getLogger(__name__)
 
-_TIMED_STEPS = 10  # after which the time that is left is told
-
-
-@dataclass(frozen=True)
-class Material:
-    """What is trained on: examples, or texts with a teacher.
-
-    `held_out` samples are for early stopping: examples with all their choices, or texts; empty: no stopping.
-    """
-
-    samples: Sequence[Sample]
-    held_out: Sequence[Sample] = ()
-
-    def batch(self, step: int, size: int, seed: int) -> list[Sample]:
-        """The samples of a step, counted from 1; the order depends on seed and epoch alone, for a resumed training."""
-        epoch, position = divmod(step - 1, math.ceil(len(self.samples) / size))
-        order = np.random.default_rng((seed, epoch)).permutation(len(self.samples))
-        return [self.samples[int(i)] for i in order[position * size : (position + 1) * size]]
-
 
 @dataclass(frozen=True)
 class Course:
-    """The course of a training.
+    """What is trained on, and for how long.
 
-    It has at most `epochs` passes over the samples, in an order by `seed`, and stops after `patience` checks without a
-    lower held-out loss; there are `checks` of it in an epoch. `keeps_best`: what had the lowest is kept, not the last.
+    `samples` are examples or texts, in an order by `seed`. `held_out` are examples with all their choices, or texts. In
+    an epoch there are `checks` of the loss on them; a training stops after `patience` checks without a lower one.
+    `keeps_best`: what had the lowest is kept, not the last.
     """
 
+    samples: Sequence[Sample]
+    held_out: Sequence[Sample]
     seed: int
     epochs: int = 1
     patience: int = 1
     checks: int = 1
     keeps_best: bool = True
 
+    def batch(self, step: int, size: int) -> list[Sample]:
+        """The samples of a step, counted from 1; the order depends on seed and epoch alone, for a resumed training."""
+        epoch, position = divmod(step - 1, math.ceil(len(self.samples) / size))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
+        return [self.samples[int(i)] for i in order[position * size : (position + 1) * size]]
+
 
 def train(
-    model: Any, material: Material, training: TrainingConfig, course: Course, work: Work
+    model: Any, course: Course, training: TrainingConfig, work: Work
 ) -> tuple[dict[str, Any], tuple[list[Outcome], list[Outcome]]]:
     """Train what requires gradients, and keep what has the lowest held-out loss, the untrained included, or the last.
 
-    Writes `log.parquet`. The loss of a step is the mean over its samples. Deterministic for a seed on a CPU.
+    Writes `log.parquet`, and the state of the training to `work.resume`; one that is there already is resumed. The loss
+    of a step is the mean over its samples. Deterministic for a seed on a CPU.
 
-    Args:
-        model: the output of `add_adapter`, its random weights already seeded; or a causal LM, to train all its weights.
-            It is on the CPU if several processes train it, which hold parts of it afterwards (`sharding.py`).
-        work: its progress is called after every step, and its folder `resume` gets the state of the training: one that
-            is there already is resumed.
+    The model is the output of `add_adapter`, its random weights already seeded; or a causal LM, to train all its
+    weights. It is on the CPU if several processes train it, which hold parts of it afterwards.
 
     Returns:
         The measurements: tokens, tokens/s, epochs; and what the untrained model and the one with the lowest loss do on
@@ -86,10 +72,9 @@ def train(
     Raises:
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    held_out, per_epoch = material.held_out, math.ceil(len(material.samples) / training.batch_size)
+    held_out, per_epoch = course.held_out, math.ceil(len(course.samples) / training.batch_size)
     steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
     now = _begin(model, training, bool(held_out) and course.keeps_best, work)
-    check_every, first = math.ceil(per_epoch / course.checks), now.step
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with packed_attention(base), step_log(work, now.step + 1) as show:
         if held_out and not now.step:
@@ -97,22 +82,19 @@ def train(
             tokens += sum(map(len, held_out))
         while now.step < steps and now.worse < course.patience:
             now.step += 1
-            batch = material.batch(now.step, training.batch_size, course.seed)
+            batch, epoch = course.batch(now.step, training.batch_size), math.ceil(now.step / per_epoch)
             # Dropout is seeded at every step, so that a resumed training finds it again.
             torch.manual_seed(
                 int(np.random.SeedSequence((course.seed, now.step, rank_and_count()[0])).generate_state(1)[0])
             )
-            row = {"step": now.step, "epoch": math.ceil(now.step / per_epoch)} | _step(now, batch, steps)
+            row = {"step": now.step, "epoch": epoch} | _step(now, batch, steps)
             tokens += sum(map(len, batch))
             work.progress(now.step, steps)
-            _tell_time(started, now.step - first, steps - now.step)
-            if held_out and (now.step % per_epoch % check_every == 0):
+            if held_out and now.step % per_epoch % math.ceil(per_epoch / course.checks) == 0:
                 row["held_out_loss"] = _evaluate(now, held_out)
                 tokens += sum(map(len, held_out))
-                figures = row["epoch"], course.epochs, now.step, steps, row["loss"], row["held_out_loss"]
+                figures = epoch, course.epochs, now.step, steps, row["loss"], row["held_out_loss"]
                 _log.info("epoch %d of %d, step %d of %d: loss %.4f, held out %.4f", *figures)
-            elif not held_out and now.step % math.ceil(steps / 10) == 0:
-                _log.info("step %d of %d: loss %.4f", now.step, steps, row["loss"])
             show(_append(now.log, **row), now.step)
             if work.resume and (every := work.execution.keep_state_every) and now.step % every == 0:
                 save_state(work.resume, now)
@@ -125,20 +107,12 @@ def train(
     return measured, (now.untrained, now.kept)
 
 
-def _tell_time(started: float, done: int, left: int) -> None:
-    """Say after the first ten steps how long the others will take, if that is minutes."""
-    minutes = (time.perf_counter() - started) / max(1, done) * left / 60
-    if done == _TIMED_STEPS and minutes > 1:
-        told = (minutes / 60, "hours") if minutes > 90 else (minutes, "minutes")
-        _log.info("%d steps are left: about %.1f %s", left, *told)
-
-
-def _begin(model: Any, settings: TrainingConfig, selects: bool, work: Work) -> Training:
-    """Share the model out, and find the state of an earlier training; `selects`: the best weights are kept."""
+def _begin(model: Any, settings: TrainingConfig, keeps_best: bool, work: Work) -> Training:
+    """Share the model out, and find the state of an earlier training."""
     call = share_out(model, settings.precision)
     optimizer = _make_optimizer(trained(model).values(), settings)
     budget, log = settings.micro_batch_tokens >> work.halvings, {name: list[Any]() for name in LOG_SCHEMA.names}
-    now = Training(model, call, optimizer, settings, budget, _copy(model) if selects else {}, log)
+    now = Training(model, call, optimizer, settings, budget, _copy(model) if keeps_best else {}, log)
     if work.resume:
         load_state(work.resume, now)
     return now
@@ -148,10 +122,9 @@ def _make_optimizer(parameters: Iterable[Tensor], training: TrainingConfig) -> t
     """The optimiser of this name in transformers, with the options that it gives it and its own weight decay."""
     from transformers import Trainer, TrainingArguments  # late: seconds, which other stages need not wait
 
-    settings = TrainingArguments(
-        output_dir="unused", optim=training.optimizer, learning_rate=training.learning_rate, use_cpu=True
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(
+        TrainingArguments("unused", optim=training.optimizer, learning_rate=training.learning_rate, use_cpu=True)
     )
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(settings)
     optimizer: torch.optim.Optimizer = kind(parameters, **options)
     return optimizer
 
@@ -159,8 +132,8 @@ def _make_optimizer(parameters: Iterable[Tensor], training: TrainingConfig) -> t
 def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:
     """The rate of a step, counted from 1, by the schedule of this name in transformers.
 
-    The schedule counts from 0, where a warm-up is at 0: a step that learns nothing is left out. So the first two steps
-    at the peak are the last one of the warm-up and the first one after it.
+    A warm-up begins there at 0, a step that learns nothing and is left out. So the peak lasts two steps: the last one
+    of the warm-up and the first one after it.
     """
     warmup = round(training.warmup * steps)
     unused = torch.optim.SGD([torch.zeros(1)], training.learning_rate)
@@ -185,14 +158,14 @@ def _step(now: Training, batch: Sequence[Sample], steps: int) -> dict[str, Any]:
 
 
 def _evaluate(now: Training, held_out: Sequence[Sample]) -> float:
-    """The held-out loss; the state keeps the weights if they are the first, or better than all before."""
-    found = _outcomes(now, held_out)
-    loss = training_loss(found)
+    """The held-out loss; the weights are kept if they are the first, or better than all before."""
+    results = _outcomes(now, held_out)
+    loss = training_loss(results)
     if not now.step:
-        now.untrained = found
+        now.untrained = results
     if not now.step or loss < now.best:
         best = _copy(now.model) if now.best_weights else {}
-        now.best, now.best_weights, now.kept, now.worse = loss, best, found, 0
+        now.best, now.best_weights, now.kept, now.worse = loss, best, results, 0
     else:
         now.worse += 1
     return loss
@@ -206,8 +179,7 @@ def _outcomes(now: Training, held_out: Sequence[Sample]) -> list[Outcome]:
     own: dict[int, Outcome] = {}
     for part in passes(list(map(len, held_out)), now.budget):
         batch = [held_out[i] for i in part] or [min(held_out, key=len)]
-        found = now.call(outcomes, batch, now.settings, sys.maxsize)
-        own |= zip(part, found, strict=False)  # none of an empty part
+        own |= zip(part, now.call(outcomes, batch, now.settings, sys.maxsize), strict=False)  # none of an empty part
     by_number = gathered(own)
     return [by_number[i] for i in range(len(held_out))]
 

@@ -1,6 +1,6 @@
-"""What is trained on, its loss, and what a model with or without an adapter does on held-out examples.
+"""What is trained on, its loss and gradients, and what a model does on held-out examples.
 
-The loss is that of an example's right choice, or a text's divergence from its teacher's distributions.
+The gradients of a step are computed in passes that fit into memory and keep a CPU's threads busy.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from torch.nn.functional import cross_entropy
 
 from tailored_llama import models
 from tailored_llama.config import TrainingConfig
+from tailored_llama.memory import out_of_memory
 from tailored_llama.training.distillation import SoftTargets, Teacher, divergence, in_pieces
+from tailored_llama.training.processes import gathered, passes, rank_and_count, trained
 from tailored_llama.training.records import Outcome
+from tailored_llama.training.state import Training
 
 _AT_ONCE = 8  # positions whose probabilities are in memory at once
 
@@ -63,15 +66,13 @@ def sample_losses(model: Any, batch: Sequence[Sample]) -> list[Tensor]:
 
 
 def choice_losses(model: Any, batch: Sequence[Sample]) -> list[list[Tensor]]:
-    """The losses of every sample of a packed row, in nats, from one forward pass.
+    """The negative log-likelihoods of every choice's tokens, of every sample of a packed row, in nats.
 
-    They are the negative log-likelihoods of every choice's tokens. Plain text has its divergence alone, as if it had
-    one choice.
+    Plain text has its divergence alone, as if it had one choice.
     """
     row = models.row_of([sample.encoded for sample in batch])
-    lengths = list(map(len, row.documents))
-    states = models.packed_states(model, row.documents, torch.arange(sum(lengths)), models.learnt_header(model))
-    starts = list(itertools.accumulate(lengths, initial=0))[:-1]
+    *starts, length = itertools.accumulate(map(len, batch), initial=0)
+    states = models.packed_states(model, row.documents, torch.arange(length), models.learnt_header(model))
     sizes = [len(tokens) for sample in batch for tokens in sample.encoded.targets]
     logits = models.head_logits(model, states[row.positions])  # all choices at once, so that the head is read only once
     losses = _token_losses(logits, torch.tensor(row.targets, dtype=torch.int64, device=logits.device))
@@ -114,10 +115,75 @@ class _LossesInParts(torch.autograd.Function):
         return gradient * of_losses[:, None].to(gradient.dtype), None
 
 
-def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int) -> list[Outcome]:
-    """What a model, with or without an adapter, does on held-out samples, in their order, `budget` tokens a pass.
+def add_gradients(now: Training, batch: Sequence[Sample]) -> float:
+    """Accumulate a step's gradients in micro-batches; when memory runs out, halve them and start the step again."""
+    while True:
+        loss = 0.0
+        parts = passes(list(map(len, batch)), now.budget)
+        try:
+            for part in parts:
+                own = [batch[i] for i in part] or [min(batch, key=len)]
+                loss += _pass(now, own, 1 / len(batch) if part else 0.0)
+        except (RuntimeError, MemoryError) as error:
+            if max(map(len, parts)) == 1 or not out_of_memory(error):
+                raise
+        else:
+            return sum(gathered({rank_and_count()[0]: loss}).values())
+        now.model.zero_grad()  # drop the gradients of the parts that did fit
+        largest = max(sum(len(batch[i]) for i in part) for part in parts)
+        now.budget = models.halved(min(now.budget, largest))
 
-    They have all choices encoded; one choice alone is a written answer; none is text with a teacher.
+
+def _pass(now: Training, batch: Sequence[Sample], share: float) -> float:
+    """Backward pass of a micro-batch, each sample with this share of the loss; a graph that did not fit is freed."""
+    if len(parts := _parts(now, batch)) > 1:
+        return _pass_in_parts(now, parts, share)
+    with models.using_threads(models.busy_threads(now.model, sum(map(len, batch)))):
+        loss = now.call(_weighted_loss, now.settings, batch, share)
+        (loss * rank_and_count()[1]).backward()  # processes that train together take the mean of their gradients
+    return float(loss.item())
+
+
+def _parts(now: Training, batch: Sequence[Sample]) -> list[list[Sample]]:
+    """Parts of a micro-batch to compute side by side, of about the same length; one part where that gains nothing.
+
+    With dropout it is one, too, as random numbers would depend on the order of threads; and in several processes.
+    """
+    dropout = [module.p for module in now.model.modules() if isinstance(module, torch.nn.Dropout)]
+    alone = rank_and_count()[1] > 1 or any(dropout) or getattr(now.model.config, "attention_dropout", None)
+    count = 1 if alone else min(len(batch), models.passes_at_once(now.model, sum(map(len, batch))))
+    parts: list[list[Sample]] = [[] for _ in range(count)]
+    for sample in sorted(batch, key=len, reverse=True):
+        min(parts, key=lambda part: sum(map(len, part))).append(sample)
+    return parts
+
+
+def _pass_in_parts(now: Training, parts: Sequence[Sequence[Sample]], share: float) -> float:
+    """Backward passes side by side. Their gradients are added up in the order of the parts, not of the threads."""
+    parameters = list(trained(now.model).values())
+
+    def run(part: Sequence[Sample]) -> tuple[float, Sequence[Tensor | None]]:
+        with models.using_threads(models.busy_threads(now.model, sum(map(len, part)))):
+            loss = now.call(_weighted_loss, now.settings, part, share)
+            return float(loss.item()), torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    results = models.side_by_side(run, parts, models.threads_each(len(parts)))
+    for parameter, *gradients in zip(parameters, *(own for _, own in results), strict=True):
+        for gradient in gradients:
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    return sum(loss for loss, _ in results)
+
+
+def _weighted_loss(model: Any, settings: TrainingConfig, batch: Sequence[Sample], share: float) -> Tensor:
+    with autocast(model, settings):
+        return torch.stack(sample_losses(model, batch)).sum() * share
+
+
+def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int) -> list[Outcome]:
+    """What a model does on held-out samples, with all choices encoded, in their order, `budget` tokens a pass.
+
+    One choice alone is a written answer; none is text with a teacher.
     """
     model.eval()
     by_number: dict[int, Outcome] = {}

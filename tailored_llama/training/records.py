@@ -1,7 +1,7 @@
 """What a training leaves beside the weights: its logs, and what an adapter does on held-out examples beside none.
 
-The loss that tuning lowers is that of the right answer's words. A metric of choices compares choices, so that loss can
-fall while the accuracy stays or falls. So both models are compared on the same examples, by what the metric counts.
+Tuning lowers the loss of the right answer's words. That can fall while the accuracy does not rise, so both models are
+compared on the same examples, by what the metric counts.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ HELD_OUT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Outcome:
-    """A model on one held-out example.
+    """A model on one held-out example, with losses in nats.
 
-    `loss`, in nats: the cross-entropy over the choices' log-likelihoods, compared as the metric compares them; or the
-    mean negative log-likelihood of a written answer's tokens. `right`: whether the metric counts the likeliest choice
-    as right; None for a written answer. `answer_loss`: the mean negative log-likelihood of the right choice's tokens.
-    Of a text, both losses are its divergence from the teacher.
+    `loss` is the cross-entropy over the choices' log-likelihoods, compared as the metric compares them, or the mean
+    negative log-likelihood of a written answer's tokens. `right`: whether the metric counts the likeliest choice as
+    right; None for a written answer. `answer_loss` is the mean negative log-likelihood of the right choice's tokens. Of
+    a text, both losses are its divergence from the teacher.
     """
 
     loss: float
@@ -62,8 +62,8 @@ class Outcome:
 class Comparison:
     """An adapter (tuned) and its base (untuned) on the same held-out examples.
 
-    Accuracies are over the examples with choices, None if there is none. Errors are paired: the sample standard
-    deviation of the examples' differences ÷ √examples, None for fewer than two examples.
+    Accuracies are over the examples with choices. Errors are paired: the sample standard deviation of the examples'
+    differences ÷ √examples, None for fewer than two.
     """
 
     examples: int
@@ -82,20 +82,15 @@ class Comparison:
     @property
     def accuracy_gain(self) -> float | None:
         """By how much the adapter raises the accuracy."""
-        if self.tuned_accuracy is None or self.untuned_accuracy is None:
-            return None
-        return self.tuned_accuracy - self.untuned_accuracy
+        tuned, untuned = self.tuned_accuracy, self.untuned_accuracy
+        return None if tuned is None or untuned is None else tuned - untuned
 
 
 def is_better(comparison: Comparison | None) -> bool | None:
-    """Whether an adapter is better than none on held-out examples, within their error.
+    """Whether an adapter is better than none on held-out examples; None without two examples, for their error.
 
     Accuracy decides where it differs by more than its paired standard error. Where it does not, or where the model
-    writes its answers, the adapter is better if its loss is lower by more than the paired standard error. Otherwise
-    tuning brought nothing. One standard error is a low bar: it asks for more evidence for than against, not for proof.
-
-    Returns:
-        None without a verdict: nothing was held out, or a single example, which has no error.
+    writes its answers, the loss has to be lower by more than its own. Otherwise tuning brought nothing.
     """
     if comparison is None or comparison.loss_error is None:
         return None
@@ -129,11 +124,7 @@ def write_comparison(
 
 
 def read_comparison(adapter: Path) -> Comparison | None:
-    """The comparison in an adapter's folder; None if nothing was held out.
-
-    Raises:
-        InputError: the table is broken.
-    """
+    """The comparison in an adapter's folder, None if nothing was held out; an InputError if the table is broken."""
     if not (adapter / FILE).is_file():
         return None
     table = read_table(adapter / FILE, HELD_OUT_SCHEMA).to_pydict()

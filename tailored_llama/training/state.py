@@ -1,4 +1,4 @@
-"""A training under way, and its state on disk, so that a killed training resumes and ends with the same weights."""
+"""A training under way, and its state on disk: a killed training resumes and ends with the same weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -20,8 +19,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tailored_llama.config import TrainingConfig
+from tailored_llama.training.processes import on_first, part_like, put, rank_and_count, trained
 from tailored_llama.training.records import Outcome
-from tailored_llama.training.sharding import on_first, part_like, put, rank_and_count, trained
+
+_log = logging.getLogger(__name__)
 
 FILE = "state.safetensors"
 _FORMAT = "2"  # raised where the contents change; a state of another one is left aside
@@ -31,25 +32,20 @@ _NUMBERS = ("budget", "log", "best", "step", "worse", *_OUTCOMES)  # the fields 
 
 @dataclass
 class Training:
-    """A training under way; `call` calls a function with the model (`share_out`).
-
-    `best` is the lowest held-out loss so far, `best_weights` those that had it, and `worse` the number of checks since.
-    `untrained` and `kept` are what the first weights and the best ones do on the held-out samples. `budget` is the
-    tokens per micro-batch that did fit.
-    """
+    """A training under way."""
 
     model: Any
-    call: Callable[..., Any]
+    call: Callable[..., Any]  # calls a function with the model (`share_out`)
     optimizer: Optimizer
     settings: TrainingConfig
-    budget: int
+    budget: int  # tokens per micro-batch that did fit
     best_weights: dict[str, Tensor]
     log: dict[str, list[Any]]
-    best: float = math.inf
+    best: float = math.inf  # the lowest held-out loss so far
     step: int = 0
-    worse: int = 0
-    untrained: list[Outcome] = field(default_factory=list)
-    kept: list[Outcome] = field(default_factory=list)
+    worse: int = 0  # checks since the best
+    untrained: list[Outcome] = field(default_factory=list)  # of the first weights on the held-out samples
+    kept: list[Outcome] = field(default_factory=list)  # of the best ones
 
 
 def save_state(folder: Path, now: Training) -> None:
@@ -74,7 +70,7 @@ def save_state(folder: Path, now: Training) -> None:
         save_file(tensors, scratch, {"format": _FORMAT, "state": text, "sha256": _digest(text, tensors)})
         os.replace(scratch, folder / FILE)
     except (OSError, SafetensorError) as error:
-        logging.getLogger(__name__).warning("the training state could not be saved: %s", error)
+        _log.warning("the training state could not be saved: %s", error)
 
 
 def load_state(folder: Path, now: Training) -> None:
@@ -96,22 +92,22 @@ def load_state(folder: Path, now: Training) -> None:
     except FileNotFoundError:
         return
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-        logging.getLogger(__name__).warning("%s: unusable state (%s); training from the start", folder / FILE, error)
+        _log.warning("%s: unusable state (%s); training from the start", folder / FILE, error)
         return
     entries = numbers.pop("optimizer") | {name: own for name, own in tensors.items() if name.startswith("optimizer ")}
     numbers["budget"] = min(now.budget, numbers["budget"])
     for name, value in numbers.items():
         setattr(now, name, [Outcome(*row) for row in value] if name in _OUTCOMES else value)
     now.best_weights = {name: tensors[f"best {name}"] for name in now.best_weights}
-    put(now.model, {name: tensors[f"weights {name}"] for name in trained(now.model)})
-    states: dict[int, dict[str, Any]] = defaultdict(dict)
-    numbered = {name: (number, parameter) for number, (name, parameter) in enumerate(trained(now.model).items())}
+    parameters = trained(now.model)
+    put(now.model, {name: tensors[f"weights {name}"] for name in parameters})
+    states: dict[int, dict[str, Any]] = {}  # by the number of the parameter
     for entry, value in entries.items():
         _, key, name = entry.split(" ")
-        number, parameter = numbered[name]
-        states[number][key] = part_like(value, parameter) if isinstance(value, Tensor) else value
+        own = part_like(value, parameters[name]) if isinstance(value, Tensor) else value
+        states.setdefault(list(parameters).index(name), {})[key] = own
     now.optimizer.load_state_dict(now.optimizer.state_dict() | {"state": states})
-    logging.getLogger(__name__).info("going on after step %d", now.step)
+    _log.info("going on after step %d", now.step)
 
 
 def _digest(numbers: str, tensors: dict[str, Tensor]) -> str:

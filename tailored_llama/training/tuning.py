@@ -1,25 +1,30 @@
-"""Tuning: LoRA on a few examples of one benchmark or several (arXiv 2410.19185, section 4)."""
+"""Tuning on a few examples (arXiv 2410.19185, section 4), and healing, general recovery by distillation before it."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
+from tailored_llama import models
 from tailored_llama.config import WRITTEN, Metric, Work, check_training, part_of
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.models import add_adapter, load_base, load_tokenizer, save_adapter
-from tailored_llama.training.loop import Course, Material, train
-from tailored_llama.training.losses import Sample, outcomes
-from tailored_llama.training.processes import in_processes
-from tailored_llama.training.records import Comparison, is_better, write_comparison
-from tailored_llama.training.settings import TuneSettings
-from tailored_llama.training.sharding import gather
+from tailored_llama.training.distillation import Teacher
+from tailored_llama.training.loop import Course, train
+from tailored_llama.training.losses import Sample, TextSamples, outcomes
+from tailored_llama.training.processes import gather, in_processes, on_first, rank_and_count, trained
+from tailored_llama.training.records import LOG, Comparison, is_better, write_comparison
+from tailored_llama.training.settings import HealSettings, TuneSettings
+
+_WEIGHTS = "weights.safetensors"  # of a training of all weights, by their names in the model
 
 
 def tune(pruned: Path, prompts: Mapping[str, Path], *, settings: TuneSettings, work: Work) -> dict[str, Any]:
@@ -27,10 +32,10 @@ def tune(pruned: Path, prompts: Mapping[str, Path], *, settings: TuneSettings, w
 
     Several benchmarks each give an equal part of the examples. The loss is the mean over examples of the mean negative
     log-likelihood of the right continuation's tokens. The adapter kept is the one with the lowest loss on the held-out
-    slice of the train split, the untrained one included. Deterministic for a seed on a CPU.
+    examples, the untrained one included. Deterministic for a seed on a CPU.
 
-    What it does there to the metric goes to `held_out.parquet`, beside the model without it (`read_comparison`). Both
-    are measured as they are trained: the adapter is attached, and the model may be quantised.
+    What it does there to the metric goes to `held_out.parquet`, beside the model without it (`read_comparison`), both
+    as they are trained: the adapter is attached, and the model may be quantised.
 
     Raises:
         InputError: a continuation is longer than the model's context, a soft prompt is set for a benchmark whose
@@ -51,17 +56,17 @@ def _tune(pruned: Path, prompts: Mapping[str, Path], settings: TuneSettings, wor
     """The whole of `tune`, in one process or in each of several."""
     adapter, execution = settings.adapter, work.execution
     torch.manual_seed(settings.seed)
-    base = load_base(pruned, settings.quantization, adapter, execution, work.out, "tuning")
+    base = models.load_base(pruned, settings.quantization, adapter, execution, work.out, "tuning")
     limit = base.config.max_position_embeddings - (adapter.virtual_tokens if adapter.variant == "prompt" else 0)
     shots, held_out, examples = _samples(pruned, prompts, settings, limit)
     # A soft prompt changes the model before it is trained; other adapters start as no change.
     untuned = outcomes(base, held_out, adapter, adapter.micro_batch_tokens) if adapter.variant == "prompt" else None
-    model = add_adapter(base, adapter, execution)
-    course = Course(settings.seed, adapter.epochs, adapter.patience)
-    measured, (untrained, kept) = train(model, Material(shots, held_out), adapter, course, work)
+    model = models.add_adapter(base, adapter, execution)
+    course = Course(shots, held_out, settings.seed, adapter.epochs, adapter.patience)
+    measured, (untrained, kept) = train(model, course, adapter, work)
     comparison = write_comparison(work.out, examples, untrained if untuned is None else untuned, kept)
     gather(model)
-    save_adapter(model, pruned, work.out)
+    models.save_adapter(model, pruned, work.out)
     return measured | (_figures(comparison) if comparison else {})
 
 
@@ -69,7 +74,7 @@ def _samples(
     pruned: Path, prompts: Mapping[str, Path], settings: TuneSettings, limit: int
 ) -> tuple[list[Sample], list[Sample], list[int]]:
     """The shots, and the held-out samples with all their choices and the numbers of their examples."""
-    tokenizer, parts = load_tokenizer(pruned), len(settings.metrics)
+    tokenizer, parts = models.load_tokenizer(pruned), len(settings.metrics)
     shots: list[Sample] = []
     held_out: list[Sample] = []
     examples: list[int] = []
@@ -99,3 +104,54 @@ def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Pro
     mean = sum(lengths) / len(lengths)
     scales = tuple(mean / length for length in lengths)  # of the log-likelihoods before they are compared
     return Sample(encode_prompt(tokenizer, prompt, limit), prompt.answer, scales)
+
+
+def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> dict[str, Any]:
+    """Stage: train towards the dense model's next-token distributions; write the healed model and `log.parquet`.
+
+    All weights are trained, or an adapter, on the quantised model if so set, which is merged into the weights as they
+    are. The loss is the mean divergence from the teacher over every position of the text, read once in random order.
+    Healing ends when the divergence on the last sequences, held out, does not fall any more. Deterministic on a CPU.
+
+    Raises:
+        InputError: the model cannot be quantised here, streaming is demanded, or all weights need more memory than is
+            free.
+        FloatingPointError: the loss is not finite; the message names the step.
+    """
+    check_training("healing", settings.training, work.execution)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        measured = in_processes(partial(_heal, pruned, teacher, settings), replace(work, out=scratch))
+        if settings.training.variant == "full":
+            model = models.load_model(pruned)
+            model.load_state_dict(load_file(scratch / _WEIGHTS), strict=False)  # a tied head is in the file once
+            models.save_changed(model, pruned, work.out)
+        else:
+            models.merge_adapter(pruned, scratch, out=work.out)
+        shutil.copyfile(scratch / LOG, work.out / LOG)
+    return measured
+
+
+def _heal(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> dict[str, Any]:
+    """Write what is trained, an adapter or all weights, and the log, in one process or in each of several."""
+    training, execution, full = settings.training, work.execution, settings.training.variant == "full"
+    torch.manual_seed(settings.seed)
+    base = models.load_base(pruned, settings.quantization, training, execution, work.out, "healing")
+    if full and rank_and_count()[1] == 1:  # several devices were asked before the run
+        models.check_whole_training(models.read_structure(pruned).parameters, str(base.device))
+    model = base.float().requires_grad_(True) if full else models.add_adapter(base, training, execution)
+    if full and execution.recompute_activations:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    outputs, table = Teacher(teacher), models.read_id_table(pruned)
+    texts = range(len(outputs))
+    trained_on = len(texts) - min(settings.held_out, len(texts) // 10)
+    samples, held_out = (TextSamples(outputs, table, own) for own in (texts[:trained_on], texts[trained_on:]))
+    # Another copy of all weights would be much, so the last ones are kept.
+    course = Course(samples, held_out, settings.seed, patience=2, checks=10, keeps_best=False)
+    measured, _ = train(model, course, training, work)
+    if full:
+        save_file(on_first(trained(model)), work.out / _WEIGHTS)
+    else:
+        gather(model)
+        models.save_adapter(model, pruned, work.out)
+    return measured

@@ -42,7 +42,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import add_adapter, context_length, load_base, load_tokenizer
 from tailored_llama.pipeline import steps
 from tailored_llama.store import read_table
-from tailored_llama.training.loop import Course, Material, train
+from tailored_llama.training.loop import Course, train
 from tailored_llama.training.losses import outcomes
 from tailored_llama.training.records import LOG, LOG_SCHEMA, Outcome, is_better, write_comparison
 from tailored_llama.training.tuning import encode_sample
@@ -135,13 +135,9 @@ def follow(
     model = base
     answer(0, 0)
     model = add_adapter(base, tuning, run.execution)
-    measured, _ = train(
-        model,
-        Material([encode(None, prompt) for prompt in shots], compared["held out"]),
-        tuning,
-        Course(run.seed, tuning.epochs, patience=tuning.epochs),  # never stops early
-        Work(out, run.execution, progress=answer),
-    )
+    samples = [encode(None, prompt) for prompt in shots]
+    course = Course(samples, compared["held out"], run.seed, tuning.epochs, patience=tuning.epochs)  # never stops early
+    measured, _ = train(model, course, tuning, Work(out, run.execution, progress=answer))
     pd.concat(parts, ignore_index=True).to_parquet(out / "answers.parquet")
     losses = [loss for loss in read_table(out / LOG, LOG_SCHEMA)["held_out_loss"].to_pylist() if loss is not None]
     pd.DataFrame({"epoch": range(len(losses)), "loss": losses}).to_parquet(out / "objective.parquet")

@@ -36,8 +36,8 @@ from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.memory import peak_memory, reset_peak_memory
 from tailored_llama.models import load_model, weight_files
 from tailored_llama.pruning import ImportanceSettings, build_graph, read_groups, score_importance
-from tailored_llama.pruning.groups import add_scores, read_owners
-from tailored_llama.pruning.importance import read_importance
+from tailored_llama.pruning.groups import read_owners
+from tailored_llama.pruning.importance import add_scores, read_importance
 from tailored_llama.store import write_table
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -15,11 +15,9 @@ from helpers import save_tiny_llama
 from tailored_llama.config import Work
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model
-from tailored_llama.pruning import build_graph, read_groups, taylor
+from tailored_llama.pruning import build_graph, importance, read_groups
 from tailored_llama.pruning.groups import Groups, Owners, read_owners
-from tailored_llama.pruning.importance import magnitude_scores
-from tailored_llama.pruning.layerwise import Text
-from tailored_llama.pruning.taylor import draw_tokens, taylor_scores
+from tailored_llama.pruning.importance import Text, draw_tokens, magnitude_scores, taylor_scores
 
 IDS = torch.randint(0, 256, (3, 16), generator=torch.Generator().manual_seed(3))
 TWO_PASSES = 32  # tokens at a time, where samples may be taken apart
@@ -34,7 +32,7 @@ MODELS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def few_positions_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The 15 that are predicted in a sample take three turns."""
-    monkeypatch.setattr(taylor, "_POSITIONS", 6)
+    monkeypatch.setattr(importance, "_POSITIONS", 6)
 
 
 def prepare(tmp_path: Path, changes: dict[str, Any]) -> tuple[Path, Groups, Owners]:

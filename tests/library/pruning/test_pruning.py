@@ -25,7 +25,7 @@ from tailored_llama.models import Layer, layout_config, load_model, read_config,
 from tailored_llama.pruning import build_graph, read_groups
 from tailored_llama.pruning.groups import read_owners
 from tailored_llama.pruning.importance import write_importance
-from tailored_llama.pruning.plan import Target, plan
+from tailored_llama.pruning.plan import plan
 
 IDS = torch.tensor([[5, 9, 200, 31, 77, 14, 3, 8]])
 SHAPES = {
@@ -189,7 +189,7 @@ def test_global_plans_remove_the_least_important_group_first(tmp_path: Path) -> 
     scores = np.where(groups.kind == "mlp", 1.0, 100.0) * groups.parameters
     scores[groups.layer == 2] *= 0.1
     total = read_structure(dense).parameters
-    kept = plan(groups, scores, Target(total, 0.05), PruningConfig(shape="any", min_channels=2))
+    kept = plan(groups, scores, PruningConfig(shape="any", min_channels=2), total, 0.05)
     assert set(groups.layer[~kept]) == {2}
     assert set(groups.kind[~kept]) == {"mlp"}
 
@@ -200,7 +200,7 @@ def test_a_global_plan_weighs_attention_against_channels(tmp_path: Path, channel
     groups, total = read_groups(folder), read_structure(dense).parameters
     scores = np.where(groups.kind == "mlp", channel, 1.0) * groups.parameters
     ratio = 2 * groups.parameters[groups.kind == "attention"].max() / total
-    kept = plan(groups, scores, Target(total, ratio), PruningConfig(shape="any", min_channels=2))
+    kept = plan(groups, scores, PruningConfig(shape="any", min_channels=2), total, ratio)
     assert set(groups.kind[~kept]) == {kind}
 
 
@@ -210,9 +210,9 @@ def test_a_ratio_out_of_reach_names_the_largest_one(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"pruning\.ratios: got 0\.9; allowed: at most 0\.\d{4} with protect_first 0.*min_kv_heads 1"
     ):
-        plan(groups, np.ones(len(groups)), Target(total, 0.9), PruningConfig(shape="any", min_channels=2))
+        plan(groups, np.ones(len(groups)), PruningConfig(shape="any", min_channels=2), total, 0.9)
     largest = (int(groups.parameters.sum()) - 4 * int(groups.parameters[0]) - 8 * 96) / total
-    kept = plan(groups, np.ones(len(groups)), Target(total, largest), PruningConfig(shape="any", min_channels=2))
+    kept = plan(groups, np.ones(len(groups)), PruningConfig(shape="any", min_channels=2), total, largest)
     assert kept.sum() == 4 * (1 + 2)
 
 
@@ -239,7 +239,7 @@ def test_blocks_of_channels_go_by_their_sum(tmp_path: Path) -> None:
     scores[mlp & (groups.layer == 1)] = 0.1
     scores[np.flatnonzero(mlp & (groups.layer == 1))[::100]] = 50.0
     ratio = 256 * 3 * 64 / total
-    kept = plan(groups, scores, Target(total, ratio), PruningConfig(shape="any", channel_multiple=64))
+    kept = plan(groups, scores, PruningConfig(shape="any", channel_multiple=64), total, ratio)
     assert (~kept & (groups.layer == 1)).sum() == (~kept).sum() == 256
     assert kept[scores == 50.0].all()
 
@@ -248,7 +248,7 @@ def test_a_layer_keeps_its_floors(tmp_path: Path) -> None:
     dense, folder = prepare(tmp_path, num_attention_heads=8, num_key_value_heads=8, head_dim=4)
     groups, total = read_groups(folder), read_structure(dense).parameters
     scores = np.where(groups.kind == "attention", 0.0, 1.0)
-    kept = plan(groups, scores, Target(total, 0.3), PruningConfig(shape="any", min_kv_heads=3, min_channels=2))
+    kept = plan(groups, scores, PruningConfig(shape="any", min_kv_heads=3, min_channels=2), total, 0.3)
     assert [int((kept & (groups.layer == n) & (groups.kind == "attention")).sum()) for n in range(4)] == [3] * 4
 
 
@@ -259,9 +259,9 @@ def test_a_ratio_that_a_multiple_cannot_meet_names_the_nearest(tmp_path: Path) -
     with pytest.raises(
         InputError, match=r"got 0\.3; allowed: (0\.\d{4}), the nearest .* channel_multiple 128"
     ) as error:
-        plan(groups, np.arange(len(groups)), Target(total, 0.3), pruning)
+        plan(groups, np.arange(len(groups)), pruning, total, 0.3)
     nearest = float(str(error.value).split("allowed: ")[1].split(",")[0])
-    kept = plan(groups, np.arange(len(groups)), Target(total, nearest), pruning)
+    kept = plan(groups, np.arange(len(groups)), pruning, total, nearest)
     assert groups.parameters[~kept].sum() / total == pytest.approx(nearest, abs=1e-3)
 
 

@@ -17,8 +17,7 @@ from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.models import load_model, read_structure
 from tailored_llama.pruning import build_graph, read_groups
 from tailored_llama.pruning.groups import read_owners, staying
-from tailored_llama.pruning.importance import write_importance
-from tailored_llama.pruning.layerwise import Text
+from tailored_llama.pruning.importance import Text, write_importance
 from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.store import write_table
 

@@ -38,7 +38,7 @@ from tailored_llama.models import (
 from tailored_llama.store import write_table
 from tailored_llama.training import HealSettings, TeachSettings, heal, teach, tuning
 from tailored_llama.training.distillation import Teacher, divergence
-from tailored_llama.training.loop import Material
+from tailored_llama.training.loop import Course
 
 WHOLE = TeachSettings(temperature=1.0, top=259)  # of the tiny model's 260 tokens
 Make = Callable[[str], Path]
@@ -220,8 +220,8 @@ def test_a_mixture_gives_every_benchmark_its_part(
     settings, work = tune_settings(config, metrics=(("once", "acc"), ("twice", "acc"))), Work(folder("adapter"), CPU)
     seen: dict[str, list[int]] = {}
 
-    def spy(model: Any, material: Material, *given: Any) -> Any:
-        seen["shots"], seen["held_out"] = ([len(s) for s in part] for part in (material.samples, material.held_out))
+    def spy(model: Any, course: Course, *given: Any) -> Any:
+        seen["shots"], seen["held_out"] = ([len(s) for s in part] for part in (course.samples, course.held_out))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tuning, "train", spy)

@@ -26,7 +26,7 @@ from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, read_prom
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import WrittenAnswer, generate
 from tailored_llama.models import copy_tokenizer, encode_pair, load_model, load_tokenizer, merge_adapter, using_threads
-from tailored_llama.training import gradients, loop
+from tailored_llama.training import loop
 from tailored_llama.training.loop import learning_rate
 from tailored_llama.training.losses import sample_losses
 from tailored_llama.training.tuning import encode_sample
@@ -175,7 +175,7 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
 ) -> None:
     quiet = QUICK.model_copy(update={"dropout": 0.0})
     tune(tiny, prompts, quiet, folder("whole"))
-    real, refused = gradients.sample_losses, []
+    real, refused = sample_losses, []
 
     def small_only(model: Any, batch: Any) -> Any:
         if sum(map(len, batch)) > 80 and model.training:
@@ -183,7 +183,7 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(model, batch)
 
-    monkeypatch.setattr(gradients, "sample_losses", small_only)
+    monkeypatch.setattr("tailored_llama.training.losses.sample_losses", small_only)
     with using_threads(1):  # more of them would compute a step in parts from the start
         tune(tiny, prompts, quiet, folder("parts"))
     assert len(refused) == 1  # later steps begin with what did fit
@@ -193,7 +193,7 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
     def never(*given: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(gradients, "sample_losses", never)
+    monkeypatch.setattr("tailored_llama.training.losses.sample_losses", never)
     with pytest.raises(MemoryError):
         tune(tiny, prompts, quiet, folder("none"))
 
@@ -207,7 +207,7 @@ def test_a_small_step_takes_one_thread_and_gives_the_others_back(
         seen.append((get_ident(), torch.get_num_threads()))
         return sample_losses(*args)
 
-    monkeypatch.setattr(gradients, "sample_losses", losses)
+    monkeypatch.setattr("tailored_llama.training.losses.sample_losses", losses)
     with using_threads(2):
         tune(tiny, prompts, QUICK, folder("out"))
         assert set(seen) == {(get_ident(), 1)}  # with dropout, no other thread draws random numbers
@@ -230,7 +230,7 @@ def test_parts_of_a_step_in_several_threads_train_the_same(
         seen.append((get_ident(), torch.get_num_threads()))
         return sample_losses(model, batch)
 
-    monkeypatch.setattr(gradients, "sample_losses", losses)
+    monkeypatch.setattr("tailored_llama.training.losses.sample_losses", losses)
     quiet = QUICK.model_copy(update={"dropout": 0.0, "precision": precision})
     execution = ExecutionConfig(device="cpu", recompute_activations=recompute)
     for name, threads in (("one", 1), ("four", 4), ("again", 4)):
@@ -286,14 +286,14 @@ def test_tuning_stops_when_the_held_out_loss_no_longer_falls(
 def test_a_loss_that_is_not_a_number_stops_with_the_step(
     tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = gradients.sample_losses
+    real = sample_losses
     calls = iter(range(1000))
 
     def broken(*given: Any) -> Any:
         factor = float("nan") if next(calls) >= 4 else 1
         return [loss * factor for loss in real(*given)]
 
-    monkeypatch.setattr(gradients, "sample_losses", broken)
+    monkeypatch.setattr("tailored_llama.training.losses.sample_losses", broken)
     with pytest.raises(FloatingPointError, match=r"loss is nan at step \d+ of 6"):
         tune(tiny, prompts, QUICK, folder("adapter"))
 
