@@ -31,11 +31,13 @@ from tailored_llama.store.manifests import (
     ArtifactRef,
     Manifest,
     artifact_key,
+    check,
+    hash_files,
     installed_versions,
     other_versions,
     read_manifest,
+    write_stamps,
 )
-from tailored_llama.store.verifying import Stamps, Verified, check, hash_files
 
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}  # the store's fault only inside it
 
@@ -61,7 +63,6 @@ class ArtifactStore:
             self.local = Path(working_copy).expanduser() / hashlib.sha256(root.encode()).hexdigest()[:16]
         else:
             self.local = Path(root).expanduser().absolute()
-        self._verified = Verified(self.local / ".verified")
         self._warned: set[tuple[str, str, str]] = set()  # of these versions of libraries
 
     def folder(self, stage: str, key: str) -> Path:
@@ -75,7 +76,7 @@ class ArtifactStore:
 
     def resume_folder(self, stage: str, version: int, config: Mapping[str, Any], inputs: Inputs) -> Path:
         """Folder for the state of a running stage; it is removed when the artifact is published."""
-        return self.local / ".resume" / artifact_key(stage, version, _plain(config), inputs)
+        return self.local / ".resume" / artifact_key(stage, version, config, inputs)
 
     def build(
         self, stage: str, version: int, config: Mapping[str, Any], inputs: Inputs, function: Function
@@ -92,16 +93,15 @@ class ArtifactStore:
         Raises:
             InputError: the store's root is not writable, or its disk is full.
         """
-        plain = _plain(config)
-        key = artifact_key(stage, version, plain, inputs)
+        key = artifact_key(stage, version, config, inputs)
         try:
-            if (ref := self.find(stage, key)) and (ref := self._agreed(stage, key)):
+            if self.find(stage, key) and (ref := self._agreed(stage, key)):
                 self._forget_state(key)  # left by a process killed just after publishing
                 return ref, True
             with file_lock(self.lock(key)), self._claimed(stage, key) as claim:
                 # Another process or machine may have published it meanwhile.
                 found = self.find(stage, key) or self._pull(stage, key, mend=True)
-                ref = found or self._build(stage, version, key, plain, inputs, function)
+                ref = found or self._build(stage, version, key, config, inputs, function)
                 self._forget_state(key)
                 return self._publish(ref, claim), found is not None
         except Exception as error:
@@ -115,12 +115,11 @@ class ArtifactStore:
             ) from error
 
     def _build(
-        self, stage: str, version: int, key: str, config: dict[str, Any], inputs: Inputs, function: Function
+        self, stage: str, version: int, key: str, config: Mapping[str, Any], inputs: Inputs, function: Function
     ) -> ArtifactRef:
-        building = self.local / ".building"
-        for leftover in building.glob(f"{key}.*"):  # of a killed process: this one holds the lock
+        for leftover in (self.local / ".building").glob(f"{key}.*"):  # of a killed process: this one holds the lock
             shutil.rmtree(leftover, ignore_errors=True)
-        folder = building / f"{key}.{uuid.uuid4().hex[:8]}"
+        folder, target = self._new_folder(key), self.folder(stage, key)
         folder.mkdir(parents=True)
         try:
             start = time.perf_counter()
@@ -131,7 +130,7 @@ class ArtifactStore:
                 stage=stage,
                 version=version,
                 key=key,
-                config=config,
+                config=dict(config),
                 inputs=dict(inputs),
                 files=files,
                 libraries=installed_versions(),
@@ -140,15 +139,12 @@ class ArtifactStore:
                 measured=measured,
             )
             (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n")
-            if not _rename_new(folder, target := self.folder(stage, key)):  # pulled meanwhile; pulls take no lock
+            if not _rename_new(folder, target):  # pulled meanwhile; pulls take no lock
                 return read_manifest(target).ref
-            self._verified.remember(key, Stamps(manifest.digest, stamps))
+            write_stamps(self._stamps(key), stamps)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return manifest.ref
-
-    def _forget_state(self, key: str) -> None:
-        shutil.rmtree(self.local / ".resume" / key, ignore_errors=True)
 
     def find(self, stage: str, key: str) -> ArtifactRef | None:
         """The reference of a published artifact with every file intact, or None; a broken artifact is removed.
@@ -158,7 +154,7 @@ class ArtifactStore:
         folder = self.folder(stage, key)
         if not folder.is_dir():
             return self._pull(stage, key)
-        if problem := self.problem(folder, stage, key):
+        if problem := self.problem(stage, key):
             try:
                 self.discard(stage, key)
             except OSError as error:
@@ -168,11 +164,18 @@ class ArtifactStore:
             os.utime(folder)
         return read_manifest(folder).ref
 
+    def problem(self, stage: str, key: str, trust: bool = True) -> str | None:
+        """Why an artifact's local folder is not what it should be, or None if it is.
+
+        With `trust`, files are not hashed that this machine has hashed before and that have not changed since.
+        """
+        return check(self.folder(stage, key), stage, key, self._stamps(key), trust)
+
     def discard(self, stage: str, key: str) -> None:
         """Remove an artifact's local folder if it exists. It is renamed first, so that nobody finds half of it."""
-        trash = self.local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}"
+        trash = self._new_folder(key)
         trash.parent.mkdir(exist_ok=True)
-        self._verified.remember(key, None)
+        write_stamps(self._stamps(key), set())
         try:
             os.rename(self.folder(stage, key), trash)
         except FileNotFoundError:
@@ -201,6 +204,9 @@ class ArtifactStore:
         self._compare_libraries(read_manifest(folder))
         return folder
 
+    def manifest(self, ref: ArtifactRef) -> Manifest:
+        return read_manifest(self.open(ref))
+
     def _compare_libraries(self, manifest: Manifest) -> None:
         """Warn once of each library that the maker of an artifact had in another version: keys do not tell them apart.
 
@@ -211,18 +217,6 @@ class ArtifactStore:
             listed = ", ".join(f"{name} {version} (here {own})" for name, version, own in sorted(new))
             warning = "%s %s was made with %s: give all machines the same versions, such as those of constraints.txt"
             log.warning(warning, manifest.stage, manifest.key[:12], listed)
-
-    def manifest(self, ref: ArtifactRef) -> Manifest:
-        return read_manifest(self.open(ref))
-
-    def problem(self, folder: Path, stage: str, key: str, trust: bool = True) -> str | None:
-        """Why a folder is not the artifact it should be, or None if it is.
-
-        With `trust`, files are not hashed that this machine has hashed before and that have not changed since.
-        """
-        problem, stamps = check(folder, stage, key, self._verified.known(key) if trust else None)
-        self._verified.remember(key, stamps)
-        return problem
 
     def _claimed(self, stage: str, key: str) -> AbstractContextManager[Claim | None]:
         """What keeps other machines from the same work; nothing for a folder, where the lock suffices."""
@@ -259,13 +253,11 @@ class ArtifactStore:
 
     def _pull(self, stage: str, key: str, mend: bool = False) -> ArtifactRef | None:
         """Fetch an artifact from the URL; None if none is whole there. With the claim, `mend` removes a broken one."""
-        if not self.remote or not remote.is_there(self.remote, f"{stage}/{key}/{MANIFEST}"):
+        if not self.remote:
             return None
-        folder, target = self.local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}", self.folder(stage, key)
-        folder.mkdir(parents=True)
+        folder, target = self._new_folder(key), self.folder(stage, key)
         try:
-            problem, stamps = sharing.fetch(self.remote, stage, key, folder)
-            if problem:
+            if sharing.fetch(self.remote, stage, key, folder, self._stamps(key)):
                 if mend:
                     sharing.withdraw(self.remote, stage, key, folder)
                 return None
@@ -275,15 +267,19 @@ class ArtifactStore:
                     return ref
                 self.discard(stage, key)  # made here, but another machine's was published first
                 _rename_new(folder, target)
-            self._verified.remember(key, stamps)
             return read_manifest(target).ref
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _new_folder(self, key: str) -> Path:
+        """A name for unfinished work, which nothing has yet."""
+        return self.local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}"
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as JSON stores it, so that the manifest shows what the key covers."""
-    return dict(json.loads(json.dumps(dict(config))))
+    def _stamps(self, key: str) -> Path:
+        return self.local / ".verified" / key
+
+    def _forget_state(self, key: str) -> None:
+        shutil.rmtree(self.local / ".resume" / key, ignore_errors=True)
 
 
 def _rename_new(folder: Path, target: Path) -> bool:

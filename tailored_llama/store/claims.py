@@ -74,11 +74,7 @@ class Claim:
         return self._number is None or self._lease.now() - self._renewed > self._lease.expires
 
     def hold(self) -> bool:
-        """Renew the claim, or wait for it; return False if another machine published the artifact meanwhile.
-
-        Raises:
-            InputError, UnreachableError: the store cannot be read or written.
-        """
+        """Renew the claim, or wait for it; return False if another machine published the artifact meanwhile."""
         with self._lock:
             return self._renew() or self._take()
 
@@ -144,11 +140,9 @@ class Claim:
 def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], object], lease: Lease) -> Iterator[Claim]:
     """Hold the claim to an artifact, waiting while another machine holds it, and renew it until the block ends.
 
-    Args:
-        mark: a file that this process has locked, and every other of this working copy locks as well. It lists the
-            earlier claims of this working copy, whose processes are therefore done or dead: nobody waits for those.
-        adopt: takes the artifact over if another machine published it, which ends the wait; returns something true
-            if so. The claim is then not held.
+    `mark` is a file that every process of this working copy locks, this one now. It lists the earlier claims of the
+    working copy, whose processes are therefore done or dead: nobody waits for those. `adopt` takes the artifact over if
+    another machine published it, and then returns something true. That ends the wait, and the claim is not held.
     """
     claim, ended = Claim(at, stage, key, mark, adopt, lease), Event()
     claim.hold()

@@ -18,14 +18,10 @@ OPENINGS = ".openings"
 
 
 def record_opening(store: ArtifactStore, goal: str, plan: str) -> int:
-    """Record that a plan opens the rows of a goal; the same plan opens them only once, however often it runs.
+    """Record that a plan opens the rows of a goal, and return the number of the opening, from 1.
 
-    Args:
-        goal: identifies the rows, and what is proven with them.
-        plan: identifies what is to be tested, and how.
-
-    Returns:
-        The number of the opening, from 1.
+    The goal identifies the rows, and what is proven with them; the plan, what is to be tested, and how. The same plan
+    opens the rows only once, however often it runs.
 
     Raises:
         InputError, UnreachableError, OSError: the store cannot be read or written.

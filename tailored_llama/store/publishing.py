@@ -1,7 +1,6 @@
 """Artifacts where people find them: in folders with names, and models published there or in a Hub repository.
 
-A repository, hf://user/name, holds one model at a time, as a folder does, and gets it whole or not at all. Its history
-keeps the earlier ones.
+A repository, hf://user/name, holds one model at a time, as a folder does. Its history keeps the earlier ones.
 """
 
 from __future__ import annotations
@@ -21,12 +20,9 @@ _OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
 
 
 def check_target(target: Path, field: str, what: str, stages: Sequence[str]) -> None:
-    """Check that a folder is new, or holds an artifact of some stages, which may be replaced.
+    """Refuse a folder that is neither new nor holds an artifact of some stages, which may be replaced.
 
     The error message names the field of the configuration, and what is looked for there, such as "a report".
-
-    Raises:
-        InputError: something else stands there.
     """
     if not target.exists():
         return
@@ -59,11 +55,7 @@ def place(artifact: Path, target: Path, field: str, what: str, stages: Sequence[
 
 
 def check_published(target: str) -> None:
-    """Check before a run that its model can be published: in a folder that may be replaced, or with a token of the Hub.
-
-    Raises:
-        InputError: it cannot be.
-    """
+    """Refuse, before a run, a folder that may not be replaced, or a repository without a token of the Hub."""
     if not target.startswith(HUB):
         return check_target(Path(target).expanduser(), _FIELD, "a published model", [ANSWER])
     from huggingface_hub import get_token
@@ -76,8 +68,7 @@ def published_file(target: str, name: str) -> bytes | None:
     """A file of the model that is published at a target; None if no model is.
 
     Raises:
-        InputError: something else is there.
-        UnreachableError: the Hub does not answer.
+        InputError: something else is there; or as `at_hub`.
     """
     repository = target.removeprefix(HUB)
     if repository == target:
@@ -102,16 +93,14 @@ def published_file(target: str, name: str) -> bytes | None:
 
 
 def publish(model: Path, target: str, message: str) -> None:
-    """Publish an artifact in the place of what is there; a new repository is private.
+    """Publish an artifact in the place of what is there, whole or not at all; a new repository is private.
 
     Raises:
-        InputError: there is no right or no room to write.
-        UnreachableError: the Hub does not answer; what was published stays.
+        InputError: there is no right or no room to write; or as `at_hub`.
     """
     repository = target.removeprefix(HUB)
     if repository == target:
-        place(model, Path(target).expanduser(), _FIELD, "a published model", [ANSWER])
-        return
+        return place(model, Path(target).expanduser(), _FIELD, "a published model", [ANSWER])
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     new = {path.name: path for path in model.iterdir()}

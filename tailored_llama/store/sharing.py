@@ -1,4 +1,4 @@
-"""Artifacts behind a URL: fetched whole or not at all, and published once."""
+"""Artifacts behind a URL: fetched whole or not at all, and published once. All raise errors as in `remote`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from tailored_llama.errors import InputError, one_line
 from tailored_llama.store import manifests, remote
 from tailored_llama.store.manifests import MANIFEST, ArtifactRef, Manifest
 from tailored_llama.store.remote import Remote
-from tailored_llama.store.verifying import Stamps, check
 
 
 def published(at: Remote, stage: str, key: str) -> Manifest | None:
@@ -23,28 +22,26 @@ def published(at: Remote, stage: str, key: str) -> Manifest | None:
         return None
 
 
-def fetch(at: Remote, stage: str, key: str, folder: Path) -> tuple[str | None, Stamps | None]:
-    """Copy an artifact from the URL into an empty folder and verify it; return its problem or its files' stamps.
+def fetch(at: Remote, stage: str, key: str, folder: Path, stamps: Path) -> str | None:
+    """Copy an artifact from the URL into a new folder and verify it, as `check`; return its problem, or None.
 
     The copied manifest keeps the time at which the artifact was published.
-
-    Raises:
-        InputError, UnreachableError: as `remote.pull`.
     """
     source = f"{stage}/{key}"
+    if (written := remote.written(at, f"{source}/{MANIFEST}")) is None:
+        return f"{MANIFEST} is missing"
     try:
         remote.pull(at, source, [MANIFEST], folder)
         try:
             manifest = manifests.read_manifest(folder)
             manifests.check_identity(manifest, stage, key)
         except InputError as error:
-            return str(error), None
+            return str(error)
         remote.pull(at, source, list(manifest.files), folder)
-        written = remote.written(at, f"{source}/{MANIFEST}")
-        os.utime(folder / MANIFEST, (written, written))
     except FileNotFoundError as error:
-        return f"{one_line(error)} is missing", None
-    return check(folder, stage, key, None)
+        return f"{one_line(error)} is missing"
+    os.utime(folder / MANIFEST, (written, written))
+    return manifests.check(folder, stage, key, stamps)
 
 
 def publish(at: Remote, folder: Path, ref: ArtifactRef, is_lost: Callable[[], bool]) -> bool:
@@ -52,9 +49,6 @@ def publish(at: Remote, folder: Path, ref: ArtifactRef, is_lost: Callable[[], bo
 
     Between two files, `is_lost` tells whether the claim to it is lost; then another machine may be pushing, and this
     one ends.
-
-    Raises:
-        InputError, UnreachableError: as `remote.push`.
     """
     target = f"{ref.stage}/{ref.key}"
     for name in manifests.read_manifest(folder).files:
