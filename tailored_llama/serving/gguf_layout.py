@@ -21,24 +21,15 @@ from tailored_llama.serving.gguf_writing import Array
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture of llama.cpp, as far as it differs from the checkpoint's.
-
-    arch: llama.cpp's.
-    paired: whether rotary embeddings turn neighbouring channels, so that the rows of q and k change places.
-    norm_offset: what is added to the weights of norms.
-    windows: whether some layers attend to a sliding window, and may have rotary frequencies of their own.
-    capped: whether it bounds the logits of attention and of the head.
-    no_rope_step: one layer in so many is without rotary embedding; 0 for none.
-    queries: the weight that takes up by what queries are scaled, where the file does not state it.
-    """
+    """An architecture of llama.cpp, as far as it differs from the checkpoint's."""
 
     arch: MODEL_ARCH
-    paired: bool = False
-    norm_offset: int = 0
-    windows: bool = False
-    capped: bool = False
-    no_rope_step: int = 0
-    queries: str = ""
+    paired: bool = False  # rotary embeddings turn neighbouring channels, so that the rows of q and k change places
+    norm_offset: int = 0  # is added to the weights of norms
+    windows: bool = False  # some layers attend to a sliding window, and may have rotary frequencies of their own
+    capped: bool = False  # it bounds the logits of attention and of the head
+    no_rope_step: int = 0  # one layer in so many is without rotary embedding; 0 for none
+    queries: str = ""  # the weight that takes up by what queries are scaled, where the file does not state it
 
 
 _LLAMA = Architecture(MODEL_ARCH.LLAMA, paired=True)
@@ -75,13 +66,8 @@ class Layout:
         return get_tensor_name_map(self.architecture.arch, len(self.structure.layers))
 
     def tensor_name(self, name: str) -> str:
-        """GGUF's name of a tensor.
-
-        Raises:
-            InputError: it has none.
-        """
-        found = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if found is None:
+        """GGUF's name of a tensor; an `InputError` if it has none."""
+        if (found := self._names.get_name(name, try_suffixes=(".weight", ".bias"))) is None:
             raise InputError(f"tensor {name}: llama.cpp's architecture {self.name} does not have it")
         return found
 
@@ -197,7 +183,7 @@ def restored(name: str, values: Array, shape: tuple[int, ...], layout: Layout) -
 
 
 def _is(name: str, *modules: str) -> bool:
-    """Whether a tensor is one of some modules' weight or bias."""
+    """Whether a tensor is the weight or bias of one of some modules."""
     return name.split(".")[-2] in modules
 
 

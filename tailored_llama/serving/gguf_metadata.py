@@ -1,21 +1,21 @@
-"""What a GGUF file states about a model: name and licence, sizes, rotary embedding, windows, bounds."""
+"""What a GGUF file states about a model: name and licence, sizes, rotary embedding, windows, bounds; its tokenizer."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from gguf import MODEL_ARCH, GGUFWriter
+from gguf import MODEL_ARCH, GGUFWriter, TokenType
 from gguf.constants import GGML_QUANT_VERSION, LlamaFileType, RopeScalingType
 
 from tailored_llama.config import GgufType
 from tailored_llama.errors import InputError
-from tailored_llama.models import CARD, front_matter
+from tailored_llama.models import CARD, front_matter, load_tokenizer, pre_tokenizer_name
 from tailored_llama.serving.gguf_layout import Layout
+from tailored_llama.serving.gguf_writing import Array
 
 _FACTORS = (MODEL_ARCH.LLAMA, MODEL_ARCH.DECI)  # the graphs that read factors of rotary frequencies
 _UNBOUNDED = 1e6  # x → c · tanh(x ÷ c) is x in float32 for such a c
@@ -24,10 +24,10 @@ _UNBOUNDED = 1e6  # x → c · tanh(x ÷ c) is x in float32 for such a c
 def write_metadata(
     writer: GGUFWriter, layout: Layout, config: Any, checkpoint: Path, name: str, gguf_type: GgufType
 ) -> None:
-    """Write all metadata but the tokenizer's.
+    """Write all metadata, the tokenizer's included.
 
     Raises:
-        InputError: llama.cpp's architecture has no such rotary embedding, or no such order of layers.
+        InputError: llama.cpp has no such rotary embedding, order of layers, tokenizer or pre-tokenizer.
     """
     writer.add_type("model")
     writer.add_name(name)
@@ -54,6 +54,7 @@ def write_metadata(
     if architecture.capped:
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping or _UNBOUNDED)
         writer.add_final_logit_softcapping(config.final_logit_softcapping or _UNBOUNDED)
+    _write_tokenizer(writer, checkpoint, config.vocab_size)
 
 
 def _write_licence(writer: GGUFWriter, checkpoint: Path) -> None:
@@ -114,11 +115,11 @@ def _write_windows(writer: GGUFWriter, config: Any, checkpoint: Path) -> None:
         writer.add_rope_freq_base_swa(local["rope_theta"])
 
 
-def rope_factors(config: Any, head_dim: int) -> Iterator[tuple[str, tuple[int, ...], Callable[[], npt.NDArray[Any]]]]:
-    """Llama 3's scaling of the rotary frequencies, as the factors that llama.cpp divides them by (a tensor)."""
+def rope_factors(config: Any, head_dim: int) -> Array | None:
+    """The factors by which llama.cpp divides the rotary frequencies for Llama 3's scaling; None if there is none."""
     rope = _rope(config)
     if rope.get("rope_type") != "llama3":
-        return
+        return None
     frequencies = 1.0 / rope["rope_theta"] ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     wavelengths = 2 * math.pi / frequencies
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
@@ -126,4 +127,71 @@ def rope_factors(config: Any, head_dim: int) -> Iterator[tuple[str, tuple[int, .
     smooth = (original / wavelengths - low) / (high - low)
     between = 1 / ((1 - smooth) / factor + smooth)
     factors = np.where(wavelengths > original / low, factor, np.where(wavelengths < original / high, 1.0, between))
-    yield "rope_freqs.weight", factors.shape, lambda: factors.astype(np.float32)
+    return factors.astype(np.float32)
+
+
+def _write_tokenizer(writer: GGUFWriter, checkpoint: Path, vocab_size: int) -> None:
+    """Write byte-level BPE as the model `gpt2`, BPE with byte fallback (SentencePiece) as the model `llama`.
+
+    Rows of the embedding without a token become unused tokens.
+    """
+    tokenizer = load_tokenizer(checkpoint)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = state["model"]
+    if model["type"] != "BPE":
+        raise InputError(
+            f"{checkpoint}: tokenizer: got {model['type']}; allowed: BPE, byte-level or with byte fallback"
+        )
+    if not model["merges"]:
+        raise InputError(f"{checkpoint}: tokenizer: got no merges; allowed: at least one, which llama.cpp requires")
+    added = {token["id"]: token for token in state["added_tokens"]}
+    texts = {index: text for text, index in model["vocab"].items()} | {i: t["content"] for i, t in added.items()}
+    if model.get("byte_fallback"):
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores(_scores(texts, model["merges"], vocab_size))
+        writer.add_add_space_prefix(_adds_space(state))
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer, checkpoint))
+        writer.add_token_merges([f"{left} {right}" for left, right in model["merges"]])
+    writer.add_token_list([texts.get(index, f"[PAD{index}]") for index in range(vocab_size)])
+    writer.add_token_types(
+        [_token_type(texts.get(index), added.get(index), tokenizer.unk_token) for index in range(vocab_size)]
+    )
+    for name in ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id"):
+        if (index := getattr(tokenizer, name)) is not None:
+            getattr(writer, f"add_{name}")(index)
+    ids = tokenizer("a")["input_ids"]
+    writer.add_add_bos_token(tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _scores(texts: dict[int, str], merges: list[list[str]], vocab_size: int) -> list[float]:
+    """A score for each token, from which llama.cpp derives the order of merges: the higher, the sooner."""
+    first: dict[str, int] = {}
+    for rank, pair in enumerate(merges):
+        first.setdefault("".join(pair), rank)
+    return [-float(first.get(texts.get(index, ""), len(merges))) for index in range(vocab_size)]
+
+
+def _adds_space(state: dict[str, Any]) -> bool:
+    """Whether text gets a space in front, by a normaliser or a pre-tokenizer."""
+    steps = [state.get("normalizer") or {}, state.get("pre_tokenizer") or {}]
+    steps += [step for outer in steps for step in outer.get("normalizers", []) + outer.get("pretokenizers", [])]
+    return any(
+        step.get("type") == "Prepend" or (step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never")
+        for step in steps
+    )
+
+
+def _token_type(text: str | None, added: dict[str, Any] | None, unknown: str | None) -> TokenType:
+    if text is None:
+        return TokenType.UNUSED
+    if text == unknown and not text.startswith("<|"):  # a byte-level vocabulary names its end of text instead
+        return TokenType.UNKNOWN
+    if added is not None:
+        return TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+    return TokenType.BYTE if len(text) == 6 and text.startswith("<0x") and text.endswith(">") else TokenType.NORMAL
