@@ -58,10 +58,8 @@ def write_gguf(
     In a type of blocks, MLP channels are padded with zeros to whole blocks, which is exact: silu(0) · 0 = 0. Matrices
     whose rows are no whole blocks stay in F16. Vectors are F32. In files of 4 or 5 bits the embedding and the head are
     Q8_0. K-quants are made by llama.cpp itself from an F16 file. The file appears when it is complete. By default, the
-    model's name in the metadata is the folder's. `progress` is called after every tensor.
-
-    Raises:
-        InputError: as `layout_of` and `write_metadata`; or llama.cpp is needed and not installed.
+    model's name in the metadata is the folder's. `progress` is called after every tensor. Errors as `layout_of`,
+    `write_metadata` and `load_llama_cpp`.
     """
     layout, k_quant = layout_of(checkpoint, gguf_type), gguf_type in K_QUANTS
     if k_quant:

@@ -80,11 +80,7 @@ class Layout:
 
 
 def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
-    """How a checkpoint is written in a type.
-
-    Raises:
-        InputError: the checkpoint is broken, or llama.cpp cannot express it.
-    """
+    """How a checkpoint is written in a type; an `InputError` if it is broken, or llama.cpp cannot express it."""
     structure, config = models.read_structure(checkpoint), models.read_config(checkpoint)
     kind = structure.model_type.removeprefix(models.LAYERED_PREFIX)
     architecture = _ARCHITECTURES[kind]
@@ -98,9 +94,8 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
     if step := architecture.no_rope_step:
         rotated = [int((number + 1) % step != 0) for number in range(len(structure.layers))]
         if (got := config.get("no_rope_layers") or rotated) != rotated:
-            raise InputError(
-                f"{checkpoint / 'config.json'}: no_rope_layers: got {got}; allowed for llama.cpp: {rotated}"
-            )
+            field = f"{checkpoint / 'config.json'}: no_rope_layers"
+            raise InputError(f"{field}: got {got}; allowed for llama.cpp: {rotated}")
     block = 32 if gguf_type in K_QUANTS else GGML_QUANT_SIZES[GGMLQuantizationType[gguf_type.upper()]][0]
     written = tuple(_written(layer, number, block) for number, layer in enumerate(structure.layers))
     return Layout(architecture, structure, config, written)

@@ -18,11 +18,7 @@ PROMPT_TOKENS, NEW_TOKENS, REPEATS = 256, 32, 3
 
 
 def load_llama_cpp(purpose: str) -> tuple[Any, Any]:
-    """The foreign-function interface and the library of llama.cpp; `purpose` is what needs them.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """llama.cpp's foreign-function interface and library; an `InputError` says that `purpose` needs them."""
     try:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
     except ImportError:
@@ -34,10 +30,8 @@ def load_llama_cpp(purpose: str) -> tuple[Any, Any]:
 def requantise(source: Path, gguf_type: str, out: Path) -> None:
     """Write an F16 or F32 file anew with a K-quant, by llama.cpp's own `llama_model_quantize`.
 
-    A matrix whose rows are no multiple of 256 gets another type of about as many bits, as llama.cpp decides.
-
-    Raises:
-        InputError: llama.cpp's library is not installed, or it fails.
+    A matrix whose rows are no multiple of 256 gets another type of about as many bits, as llama.cpp decides. Errors as
+    `load_llama_cpp`.
     """
     ffi, library = load_llama_cpp(f"type {gguf_type}")
     quiet = ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda *_: None)
@@ -56,9 +50,7 @@ def measure_speed(gguf: Path, *, settings: None, work: Work) -> None:
 
     `reading` is that of a prompt of 256 tokens, `writing` of 32 tokens after it, one by one: medians of three passes
     after a first one, on as many threads as torch has (`OMP_NUM_THREADS`). What the tokens are makes no difference.
-
-    Raises:
-        InputError: llama.cpp's library is not installed.
+    Errors as `load_llama_cpp`.
     """
     ffi, library = load_llama_cpp("timing")
     from llama_cpp_py_sync import Llama

@@ -46,10 +46,7 @@ class Trimmed:
 def trim_checkpoint(model: Path, texts: Sequence[str], size: int | None, out: Path) -> Trimmed:
     """Write a checkpoint without the tokens that texts do not need, and its tokenizer, to an existing empty folder.
 
-    `size` tokens stay, as in `tokens_for_texts`.
-
-    Raises:
-        InputError: the checkpoint is broken, or as `tokens_for_texts`.
+    `size` tokens stay, as in `tokens_for_texts`, whose errors are raised.
     """
     structure, tokenizer, tokens = models.read_structure(model), models.load_tokenizer(model), models.read_tokens(model)
     plan = tokens_for_texts(tokens, tokenizer, texts, size)
@@ -70,8 +67,7 @@ def trim_gguf(model: Path, texts: Sequence[str], size: int | None, out: Path, pr
     stay in any case. The file appears when it is complete. `progress` is called after every tensor.
 
     Raises:
-        InputError: the file is broken, its metadata disagree, its tokenizer is of another kind, or as
-            `tokens_for_texts`.
+        InputError: the file is broken or cannot be trimmed, or as `tokens_for_texts`.
     """
     reader = models.open_gguf(model, str(model))
     try:
@@ -121,7 +117,7 @@ def _problems(reader: GGUFReader, values: dict[str, Any]) -> Iterator[tuple[str,
         yield "general.architecture", values.get("general.architecture"), "a name"
     if values.get(_MODEL) not in _KINDS:
         yield _MODEL, values.get(_MODEL), " or ".join(f"{name} ({what})" for name, what in _KINDS.items())
-    tokens = values.get(_TOKENS)
+    tokens: Any = values.get(_TOKENS)
     if not isinstance(tokens, list) or not tokens or not isinstance(tokens[0], str):
         yield _TOKENS, "none", "a list of texts"
     rows, each = len(tokens), f"one for each of {_TOKENS}"
@@ -161,10 +157,10 @@ def _write(reader: GGUFReader, values: dict[str, Any], kept: Sequence[int], out:
             writer.add_key_value(name, value, kind, items[0] if items else None)
     tensors: list[GgufTensor] = []
     for tensor in reader.tensors:
-        shape, rows = tuple(tensor.shape[::-1].tolist()), slice(None)
+        shape, rows = tensor.shape[::-1].tolist(), list(kept) if _has_rows(tensor) else slice(None)
         if _has_rows(tensor):
-            shape, rows = (len(kept), *shape[1:]), list(kept)
-        tensors.append((tensor.name, shape, tensor.tensor_type, partial(tensor.data.__getitem__, rows)))
+            shape[0] = len(kept)
+        tensors.append((tensor.name, tuple(shape), tensor.tensor_type, partial(tensor.data.__getitem__, rows)))
     write_file(writer, tensors, progress)
 
 

@@ -18,26 +18,18 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from fsspec.implementations.local import LocalFileSystem
+
 from tailored_llama.errors import InputError
 from tailored_llama.memory import peak_memory, reset_peak_memory
-from tailored_llama.store import remote, sharing
+from tailored_llama.store import manifests, remote, sharing
 from tailored_llama.store.claims import LEASE, Claim, Lease, claimed
 from tailored_llama.store.files import NO_ROOM, error_number, file_lock, is_safe_relative
-from tailored_llama.store.manifests import (
-    MANIFEST,
-    ArtifactRef,
-    Manifest,
-    artifact_key,
-    check,
-    hash_files,
-    installed_versions,
-    other_versions,
-    read_manifest,
-    write_stamps,
-)
+from tailored_llama.store.manifests import MANIFEST, ArtifactRef, Manifest, artifact_key, read_manifest
 
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}  # the store's fault only inside it
 
@@ -81,21 +73,18 @@ class ArtifactStore:
     def build(
         self, stage: str, version: int, config: Mapping[str, Any], inputs: Inputs, function: Function
     ) -> tuple[ArtifactRef, bool]:
-        """Return the artifact of this key; if there is none, run `function(folder)` to write its files.
+        """The artifact of this key, and whether it was there; if not, `function(folder)` is run to write its files.
 
         Two callers with the same key compute it once, on one machine or on two that share a URL: the second waits for
         the first. The return value of `function` goes into the manifest's `measured`; in it, a function that works in
         another process gives its `peak_memory_bytes`.
-
-        Returns:
-            The reference, and whether the artifact already existed.
 
         Raises:
             InputError: the store's root is not writable, or its disk is full.
         """
         key = artifact_key(stage, version, config, inputs)
         try:
-            if self.find(stage, key) and (ref := self._agreed(stage, key)):
+            if (ref := self.find(stage, key)) and (not self.remote or (ref := self._pull(stage, key))):
                 self._forget_state(key)  # left by a process killed just after publishing
                 return ref, True
             with file_lock(self.lock(key)), self._claimed(stage, key) as claim:
@@ -125,7 +114,7 @@ class ArtifactStore:
             start = time.perf_counter()
             reset_peak_memory()
             measured = dict(function(folder) or {})
-            files, stamps = hash_files(folder)
+            files, stamps = manifests.hash_files(folder)
             manifest = Manifest(
                 stage=stage,
                 version=version,
@@ -133,7 +122,7 @@ class ArtifactStore:
                 config=dict(config),
                 inputs=dict(inputs),
                 files=files,
-                libraries=installed_versions(),
+                libraries=manifests.installed_versions(),
                 seconds=round(time.perf_counter() - start, 3),
                 peak_memory_bytes=measured.pop("peak_memory_bytes", None) or peak_memory(),
                 measured=measured,
@@ -141,7 +130,7 @@ class ArtifactStore:
             (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n")
             if not _rename_new(folder, target):  # pulled meanwhile; pulls take no lock
                 return read_manifest(target).ref
-            write_stamps(self._stamps(key), stamps)
+            manifests.write_stamps(self._stamps(key), stamps)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return manifest.ref
@@ -154,28 +143,28 @@ class ArtifactStore:
         folder = self.folder(stage, key)
         if not folder.is_dir():
             return self._pull(stage, key)
-        if problem := self.problem(stage, key):
-            try:
-                self.discard(stage, key)
-            except OSError as error:
-                raise InputError(f"artifact {stage}/{key[:12]}: {problem}, and it cannot be removed") from error
-            return self._pull(stage, key)
-        with suppress(OSError):  # a read-only store can still be read
-            os.utime(folder)
-        return read_manifest(folder).ref
+        if not (problem := self.problem(stage, key)):
+            with suppress(OSError):  # a read-only store can still be read
+                os.utime(folder)
+            return read_manifest(folder).ref
+        try:
+            self.discard(stage, key)
+        except OSError as error:
+            raise InputError(f"artifact {stage}/{key[:12]}: {problem}, and it cannot be removed") from error
+        return self._pull(stage, key)
 
     def problem(self, stage: str, key: str, trust: bool = True) -> str | None:
         """Why an artifact's local folder is not what it should be, or None if it is.
 
         With `trust`, files are not hashed that this machine has hashed before and that have not changed since.
         """
-        return check(self.folder(stage, key), stage, key, self._stamps(key), trust)
+        return manifests.check(self.folder(stage, key), stage, key, self._stamps(key), trust)
 
     def discard(self, stage: str, key: str) -> None:
         """Remove an artifact's local folder if it exists. It is renamed first, so that nobody finds half of it."""
         trash = self._new_folder(key)
         trash.parent.mkdir(exist_ok=True)
-        write_stamps(self._stamps(key), set())
+        manifests.write_stamps(self._stamps(key), set())
         try:
             os.rename(self.folder(stage, key), trash)
         except FileNotFoundError:
@@ -186,20 +175,15 @@ class ArtifactStore:
             shutil.rmtree(trash, ignore_errors=True)
 
     def open(self, ref: ArtifactRef) -> Path:
-        """The folder of an artifact, with every file verified against the manifest.
-
-        Raises:
-            InputError: the artifact is missing or broken, or its digest differs from the reference.
-        """
+        """The folder of an artifact, verified; an `InputError` if it is missing, broken or not the one referred to."""
         stored = self.find(ref.stage, ref.key)
         if stored and stored.digest != ref.digest:  # made here, before another machine's was published
-            stored = self._agreed(ref.stage, ref.key) or stored
+            stored = self._pull(ref.stage, ref.key) or stored
+        named = f"artifact {ref.stage}/{ref.key[:12]}"
         if stored is None:
-            raise InputError(f"artifact {ref.stage}/{ref.key[:12]}: missing from {self.root}; run its stage again")
+            raise InputError(f"{named}: missing from {self.root}; run its stage again")
         if stored.digest != ref.digest:
-            raise InputError(
-                f"artifact {ref.stage}/{ref.key[:12]}: digest {stored.digest[:12]}, expected {ref.digest[:12]}"
-            )
+            raise InputError(f"{named}: digest {stored.digest[:12]}, expected {ref.digest[:12]}")
         folder = self.folder(ref.stage, ref.key)
         self._compare_libraries(read_manifest(folder))
         return folder
@@ -208,11 +192,8 @@ class ArtifactStore:
         return read_manifest(self.open(ref))
 
     def _compare_libraries(self, manifest: Manifest) -> None:
-        """Warn once of each library that the maker of an artifact had in another version: keys do not tell them apart.
-
-        A run opens what it finds first, and a worker what it was given. So both are told before they compute.
-        """
-        if new := other_versions(manifest.libraries) - self._warned:
+        """Warn once of each library that the maker of an artifact had in another version; keys do not state these."""
+        if new := manifests.other_versions(manifest.libraries) - self._warned:
             self._warned |= new
             listed = ", ".join(f"{name} {version} (here {own})" for name, version, own in sorted(new))
             warning = "%s %s was made with %s: give all machines the same versions, such as those of constraints.txt"
@@ -222,44 +203,37 @@ class ArtifactStore:
         """What keeps other machines from the same work; nothing for a folder, where the lock suffices."""
         if not self.remote:
             return nullcontext()
-        return claimed(self.remote, stage, key, self.lock(key), lambda: self._agreed(stage, key), self.lease)
+        return claimed(self.remote, stage, key, self.lock(key), lambda: self._pull(stage, key), self.lease)
 
     def _publish(self, ref: ArtifactRef, claim: Claim | None) -> ArtifactRef:
         """Push a local artifact, unless another machine published one under its key first; return the one published."""
         if not self.remote or not claim:
             return ref
-        while not (agreed := self._agreed(ref.stage, ref.key)):
+        while not (published := self._pull(ref.stage, ref.key)):
             if not claim.hold():
                 continue
-            if agreed := self._pull(ref.stage, ref.key, mend=True):  # published before the claim was taken again
+            if published := self._pull(ref.stage, ref.key, mend=True):  # before the claim was taken again
                 break
             if sharing.publish(self.remote, self.folder(ref.stage, ref.key), ref, claim.is_lost):
                 return ref
-        return agreed
-
-    def _agreed(self, stage: str, key: str) -> ArtifactRef | None:
-        """The artifact that all machines use, now in the working copy; None if none is whole at the URL.
-
-        A local one that differs from it goes. Without a URL it is the local one.
-        """
-        try:
-            local = read_manifest(self.folder(stage, key))
-        except InputError:
-            local = None
-        manifest = sharing.published(self.remote, stage, key) if self.remote else local
-        if manifest and local and manifest.digest == local.digest:
-            return local.ref
-        return self._pull(stage, key) if manifest else None
+        return published
 
     def _pull(self, stage: str, key: str, mend: bool = False) -> ArtifactRef | None:
-        """Fetch an artifact from the URL; None if none is whole there. With the claim, `mend` removes a broken one."""
-        if not self.remote:
+        """The artifact at the URL, which all machines use, now in the working copy; None if none is whole there.
+
+        A local one that differs from it goes. With the claim, `mend` removes a broken one from the URL.
+        """
+        name, folder, target = f"{stage}/{key}/{MANIFEST}", self._new_folder(key), self.folder(stage, key)
+        if not self.remote or (content := remote.read(self.remote, name)) is None:
             return None
-        folder, target = self._new_folder(key), self.folder(stage, key)
+        with suppress(InputError):  # there is none here, or none that is whole at the URL
+            if (local := read_manifest(target)).digest == manifests.parse_manifest(content, name).digest:
+                return local.ref
         try:
-            if sharing.fetch(self.remote, stage, key, folder, self._stamps(key)):
-                if mend:
-                    sharing.withdraw(self.remote, stage, key, folder)
+            if sharing.fetch(self.remote, stage, key, content, folder, self._stamps(key)):
+                # Unless this machine has stalled, and another one has published meanwhile:
+                if mend and remote.read(self.remote, name) == content:
+                    remote.remove_files(self.remote, [name])
                 return None
             ref = read_manifest(folder).ref
             if not _rename_new(folder, target):
@@ -292,3 +266,17 @@ def _rename_new(folder: Path, target: Path) -> bool:
             raise
         return False
     return True
+
+
+def record_opening(store: ArtifactStore, goal: str, plan: str) -> int:
+    """Record that a plan opens the rows that prove a goal, before they are scored; return the opening's number, from 1.
+
+    Whoever looks at the same rows again, with another plan, has another chance to be lucky. So every plan has a small
+    file `.openings/GOAL.NUMBER`, which is created only where none is, and which nothing removes. The goal identifies
+    the rows, and what is proven with them; the plan, what is to be tested, and how. Errors as in `remote`.
+    """
+    at = store.remote or remote.Remote(store.root, LocalFileSystem(), str(store.local))
+    for number in count(1):
+        if remote.create(at, f".openings/{goal}.{number}", plan.encode(), "recording an opening"):
+            return number
+    raise AssertionError

@@ -81,11 +81,9 @@ class Claim:
     def keep(self, until: Event) -> None:
         """Renew the claim from time to time; a renewal that fails is tried again."""
         while not self._lease.wait(until, self._lease.renew):
-            with self._lock:
-                was_held = self._number is not None
-                with suppress(Exception):  # the store does not answer: `is_lost` tells, and so does the next push
-                    if was_held and not self._renew():
-                        log.warning("%s: another machine took over, because this one could not renew", self._name)
+            with self._lock, suppress(Exception):  # without an answer, `is_lost` tells, and so does the next push
+                if self._number is not None and not self._renew():
+                    log.warning("%s: another machine took over, because this one could not renew", self._name)
 
     def release(self) -> None:
         """Remove the claim and the expired ones before it, if it is still held; nobody waits for it then."""
@@ -165,7 +163,7 @@ def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], ob
 def _look(at: Remote, key: str) -> _Seen | None:
     while numbers := _numbers(at, key):
         path = _path(key, numbers[-1])
-        if (content := remote.read(at, [path]).get(path)) is None:
+        if (content := remote.read(at, path)) is None:
             continue  # it was removed since it was listed
         try:
             data = json.loads(content)

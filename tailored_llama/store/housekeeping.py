@@ -8,12 +8,14 @@ do not record reads; their ages count from publishing or the last use on this ma
 from __future__ import annotations
 
 import heapq
+import os
 import re
 import shutil
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.store import manifests, remote, sharing
 from tailored_llama.store.artifacts import ArtifactStore
 from tailored_llama.store.claims import CLAIMS, claimed
-from tailored_llama.store.files import file_lock, walk
+from tailored_llama.store.files import file_lock, raise_unless_gone
 from tailored_llama.store.manifests import FINISHED, GGUF, MANIFEST, Manifest
 from tailored_llama.store.remote import Remote
 
@@ -74,9 +76,10 @@ def verify(store: ArtifactStore) -> Iterator[tuple[str, str | None]]:
         if not store.remote:
             yield str(store.folder(*entry.name)), store.problem(*entry.name, trust=False)
             continue
+        manifest = remote.read(store.remote, f"{entry.stage}/{entry.key}/{MANIFEST}") or b""
         with tempfile.TemporaryDirectory() as scratch:
             folder, stamps = Path(scratch, "artifact"), Path(scratch, "stamps")
-            problem = entry.problem or sharing.fetch(store.remote, *entry.name, folder, stamps)
+            problem = entry.problem or sharing.fetch(store.remote, *entry.name, manifest, folder, stamps)
         yield f"{store.root.rstrip('/')}/{entry.stage}/{entry.key}", problem
 
 
@@ -96,7 +99,7 @@ def _remote_entries(store: ArtifactStore, at: Remote) -> Iterator[Entry]:
         if (match := _ARTIFACT.fullmatch(path)) and match[3]:
             artifacts[match[1], match[2]][match[3]] = size_and_time
     paths = [f"{stage}/{key}/{MANIFEST}" for (stage, key), files in artifacts.items() if MANIFEST in files]
-    contents = remote.read(at, paths)
+    contents = remote.read_all(at, paths)
     for (stage, key), files in artifacts.items():
         sizes = {name: size for name, (size, _) in files.items()}
         used = max(_last_found(store, stage, key), *(written for _, written in files.values()))
@@ -180,9 +183,7 @@ def remove_artifact(store: ArtifactStore, entry: Entry) -> bool:
             return False
         if store.remote and not _remove_at_url(store.remote, entry, store):
             return False
-        folder = store.folder(*entry.name)
-        if folder.is_symlink() or folder.exists():
-            store.discard(*entry.name)
+        store.discard(*entry.name)
         store.lock(entry.key).unlink(missing_ok=True)
     return True
 
@@ -246,8 +247,12 @@ def abandoned_claims(store: ArtifactStore, now: float | None = None) -> list[str
     """Claims that dead processes left at the URL of a store."""
     if not (at := store.remote):
         return []
-    now, paths = time.time() if now is None else now, [f"{CLAIMS}/{name}" for name in remote.names(at, CLAIMS)]
-    return [path for path in paths if (remote.written(at, path) or now) < now - HALF_DONE]  # by the store's clock
+    before, old = (time.time() if now is None else now) - HALF_DONE, []
+    for name in remote.names(at, CLAIMS):
+        with suppress(FileNotFoundError):
+            if remote.written(at, f"{CLAIMS}/{name}") < before:  # by the store's clock
+                old.append(f"{CLAIMS}/{name}")
+    return old
 
 
 def remove_claims(store: ArtifactStore, names: Sequence[str]) -> None:
@@ -278,7 +283,7 @@ def _last_found(store: ArtifactStore, stage: str, key: str) -> float:
 
 
 def _files_of(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=raise_unless_gone):
         yield from (Path(parent, name) for name in names)
         yield from (Path(parent, name) for name in folders if Path(parent, name).is_symlink())
 

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tailored_llama.errors import InputError
-from tailored_llama.store.files import is_safe_relative, sha256_file, walk
+from tailored_llama.store.files import is_safe_relative, raise_unless_gone, sha256_file
 
 MANIFEST = "manifest.json"
 # Stages of finished models, which may be exported and replaced.
@@ -185,7 +185,7 @@ def _check_no_strangers(folder: Path, manifest: Manifest) -> None:
     """Refuse symbolic links and unlisted files: a loader could follow the one and read the other."""
     if folder.is_symlink():
         raise InputError("is a symbolic link")
-    for parent, folders, names in walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=raise_unless_gone):
         for name in (*folders, *names):
             path = Path(parent, name)
             relative = str(path.relative_to(folder))

@@ -35,11 +35,7 @@ def check_target(target: Path, field: str, what: str, stages: Sequence[str]) -> 
 
 
 def place(artifact: Path, target: Path, field: str, what: str, stages: Sequence[str]) -> None:
-    """Copy an artifact to a folder with a name for people, whole or not at all; an earlier copy is replaced.
-
-    Raises:
-        InputError: as `check_target`; or there is no room.
-    """
+    """Copy an artifact to a folder that passes `check_target`, whole or not at all; an earlier copy is replaced."""
     check_target(target, field, what, stages)
     if target.exists() and read_manifest(target).digest == read_manifest(artifact).digest:
         return
@@ -65,11 +61,7 @@ def check_published(target: str) -> None:
 
 
 def published_file(target: str, name: str) -> bytes | None:
-    """A file of the model that is published at a target; None if no model is.
-
-    Raises:
-        InputError: something else is there; or as `at_hub`.
-    """
+    """A file of the model that is published at a target; None if none is. Something else there is refused."""
     repository = target.removeprefix(HUB)
     if repository == target:
         file = Path(target).expanduser() / name
@@ -93,11 +85,7 @@ def published_file(target: str, name: str) -> bytes | None:
 
 
 def publish(model: Path, target: str, message: str) -> None:
-    """Publish an artifact in the place of what is there, whole or not at all; a new repository is private.
-
-    Raises:
-        InputError: there is no right or no room to write; or as `at_hub`.
-    """
+    """Publish an artifact in the place of what is there, whole or not at all; a new repository is private."""
     repository = target.removeprefix(HUB)
     if repository == target:
         return place(model, Path(target).expanduser(), _FIELD, "a published model", [ANSWER])

@@ -20,7 +20,7 @@ from typing import Any
 import fsspec
 
 from tailored_llama.errors import InputError, UnreachableError, one_line
-from tailored_llama.store.files import NO_ROOM
+from tailored_llama.store.files import NO_ROOM, raise_unless_gone
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +50,7 @@ class Remote:
 
 
 def open_remote(root: str) -> Remote:
-    """The folder of an fsspec URL; no request is sent yet.
-
-    Raises:
-        InputError: the protocol is unknown, or its package is not installed.
-    """
+    """The folder of an fsspec URL, whose package has to be installed; no request is sent yet."""
     try:
         return Remote(root, *fsspec.core.url_to_fs(root))
     except (ImportError, ValueError) as error:
@@ -70,11 +66,7 @@ def push(remote: Remote, folder: Path, target: str, name: str) -> None:
 
 
 def pull(remote: Remote, source: str, names: Sequence[str], folder: Path) -> None:
-    """Copy files from `source` into a local folder.
-
-    Raises:
-        FileNotFoundError: a file does not exist.
-    """
+    """Copy files from `source` into a local folder; a `FileNotFoundError` if one does not exist."""
     with _request(remote, f"pulling {source}"):
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -101,33 +93,22 @@ def overwrite(remote: Remote, name: str, content: bytes) -> None:
             remote.filesystem.pipe_file(path, content)
 
 
-def written(remote: Remote, name: str) -> float | None:
-    """When a file was written, in seconds since 1970; None if it does not exist."""
-    with _request(remote, f"looking for {name}"), suppress(FileNotFoundError):
+def written(remote: Remote, name: str) -> float:
+    """When a file was written, in seconds since 1970; a `FileNotFoundError` if it does not exist."""
+    with _request(remote, f"looking for {name}"):
         return _written(remote, remote.filesystem.info(remote.path(name)))
-    return None
 
 
 def files(remote: Remote) -> dict[str, tuple[int, float]]:
     """Every file below the root: name → size in bytes, and when it was written (seconds since 1970)."""
     with _request(remote, "listing it"):
-        return {
-            info["name"].removeprefix(remote.base).lstrip("/"): (int(info["size"] or 0), _written(remote, info))
-            for info in _find(remote, remote.base)
-        }
-
-
-def _find(remote: Remote, folder: str) -> Iterator[dict[str, Any]]:
-    """Every file below a folder. Where a folder cannot be listed, fsspec's `find` leaves it out, and this one fails."""
-    with suppress(FileNotFoundError):
-        if not remote.has_folders:
-            yield from remote.filesystem.find(folder, detail=True).values()
-            return
-        for info in remote.filesystem.ls(folder, detail=True):
-            if info["type"] == "directory":
-                yield from _find(remote, info["name"])
-            else:
-                yield info
+        if remote.has_folders:  # where one cannot be listed, `find` leaves it out
+            walk = remote.filesystem.walk(remote.base, on_error=raise_unless_gone, detail=True)
+            infos = [info for _, _, files in walk for info in files.values()]
+        else:
+            infos = list(remote.filesystem.find(remote.base, detail=True).values())
+        names = [info["name"].removeprefix(remote.base).lstrip("/") for info in infos]
+        return {name: (int(info["size"] or 0), _written(remote, info)) for name, info in zip(names, infos, strict=True)}
 
 
 def names(remote: Remote, folder: str) -> list[str]:
@@ -137,10 +118,15 @@ def names(remote: Remote, folder: str) -> list[str]:
     return []
 
 
-def read(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
-    """The contents of small files; files that no longer exist are left out."""
+def read(remote: Remote, name: str) -> bytes | None:
+    """The content of a small file; None if it does not exist."""
+    return read_all(remote, [name]).get(name)
+
+
+def read_all(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
+    """The contents of small files, read at once; those that do not exist are left out."""
     paths = {remote.path(name): name for name in names}
-    with _request(remote, "reading small files"):
+    with _request(remote, f"reading {names[0] if len(names) == 1 else 'small files'}"):
         contents = remote.filesystem.cat(list(paths), on_error="return") if paths else {}
         for content in contents.values():
             if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
@@ -163,11 +149,7 @@ def remove_folder(remote: Remote, folder: str) -> None:
 
 
 def check_writable(remote: Remote) -> None:
-    """Check that a tiny file can be written, read and removed.
-
-    Raises:
-        InputError: one of these fails, for whatever reason.
-    """
+    """Check that a tiny file can be written, read and removed; an `InputError` if not, for whatever reason."""
     path, content = remote.path(f".written-{uuid.uuid4().hex[:8]}"), b"tailored"
     try:
         _create(remote, path, content)

@@ -27,7 +27,7 @@ from tailored_llama.store import (
     ArtifactRef,
     ArtifactStore,
     artifact_key,
-    artifacts,
+    manifests,
     read_manifest,
     read_table,
     sha256_file,
@@ -506,10 +506,10 @@ def test_a_table_of_another_schema_or_cut_short_is_refused(tmp_path: Path) -> No
 def test_other_library_versions_are_told_once_with_both(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    here = artifacts.installed_versions()
+    here = manifests.installed_versions()
     refs = [build(root, Work(), x=1)]
     for torch_here in ("1.0+cpu", here["torch"] + "+other.build"):
-        monkeypatch.setattr(artifacts, "installed_versions", lambda own=torch_here: here | {"torch": own})
+        monkeypatch.setattr(manifests, "installed_versions", lambda own=torch_here: here | {"torch": own})
         refs.append(build(root, Work(), x=len(refs) + 1))
     monkeypatch.undo()
     store = ArtifactStore(str(root))
