@@ -24,10 +24,7 @@ _NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
 
 
 def export_gguf(checkpoint: Path, adapter: Path | None = None, *, settings: GgufSettings, work: Work) -> dict[str, Any]:
-    """Stage: write a checkpoint as `NAME-TYPE.gguf`, with `Modelfile` and `README.md`.
-
-    An adapter is merged in first, in the checkpoint's own type. Errors as `merge_adapter` and `write_gguf`.
-    """
+    """Stage: write a checkpoint as `NAME-TYPE.gguf`, an adapter merged in first, with `Modelfile` and `README.md`."""
     name, file, out = settings.name, f"{settings.name}-{settings.type}.gguf", work.out
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         if adapter:

@@ -129,10 +129,8 @@ def write_gguf_adapter(checkpoint: Path, adapter: Path, *, gguf_type: GgufType, 
     """Write a LoRA adapter, which llama.cpp loads beside the GGUF file of its checkpoint, of type `gguf_type`.
 
     Rows and columns follow that file: q and k in llama.cpp's rotary order, MLP channels padded to its blocks. `adapter`
-    is a folder in PEFT's layout: LoRA or rsLoRA. Matrices are F32. `out` appears when it is complete.
-
-    Raises:
-        InputError: the adapter is broken or belongs to another checkpoint, or llama.cpp cannot express it.
+    is a folder in PEFT's layout: LoRA or rsLoRA. Matrices are F32. `out` appears when it is complete. An `InputError`
+    says that the adapter is broken or of another checkpoint, or that llama.cpp cannot express it.
     """
     layout = layout_of(checkpoint, gguf_type)
     check_adapter(checkpoint, adapter)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
@@ -53,30 +51,20 @@ class Layout:
 
     architecture: Architecture
     structure: models.Structure
-    config: dict[str, Any]
     written: tuple[models.Layer, ...]
+    names: TensorNameMap
+    query_factor: float  # what queries are multiplied by beyond what llama.cpp scales them by
 
     @property
     def name(self) -> str:
         """The architecture's name in llama.cpp."""
         return MODEL_ARCH_NAMES[self.architecture.arch]
 
-    @cached_property
-    def _names(self) -> TensorNameMap:
-        return get_tensor_name_map(self.architecture.arch, len(self.structure.layers))
-
     def tensor_name(self, name: str) -> str:
         """GGUF's name of a tensor; an `InputError` if it has none."""
-        if (found := self._names.get_name(name, try_suffixes=(".weight", ".bias"))) is None:
+        if (found := self.names.get_name(name, try_suffixes=(".weight", ".bias"))) is None:
             raise InputError(f"tensor {name}: llama.cpp's architecture {self.name} does not have it")
         return found
-
-    @cached_property
-    def query_factor(self) -> float:
-        """What queries are multiplied by beyond what llama.cpp scales them by."""
-        if not self.architecture.queries:
-            return 1.0
-        return math.sqrt(models.query_scale(self.config) / self.config["query_pre_attn_scalar"])
 
 
 def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
@@ -98,7 +86,9 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
             raise InputError(f"{field}: got {got}; allowed for llama.cpp: {rotated}")
     block = 32 if gguf_type in K_QUANTS else GGML_QUANT_SIZES[GGMLQuantizationType[gguf_type.upper()]][0]
     written = tuple(_written(layer, number, block) for number, layer in enumerate(structure.layers))
-    return Layout(architecture, structure, config, written)
+    names = get_tensor_name_map(architecture.arch, len(written))
+    scaled = math.sqrt(models.query_scale(config) / config["query_pre_attn_scalar"]) if architecture.queries else 1.0
+    return Layout(architecture, structure, written, names, scaled)
 
 
 def _written(layer: models.Layer, number: int, block: int) -> models.Layer:
@@ -122,10 +112,7 @@ def written_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
 
 
 def unfused(name: str, layout: Layout) -> dict[str, slice]:
-    """The names and rows of the projections that a tensor of the checkpoint holds: itself, or the parts of a fused one.
-
-    llama.cpp's graphs have every projection alone.
-    """
+    """The names and rows of the projections, each of which llama.cpp has alone, that a checkpoint's tensor holds."""
     match = re.fullmatch(r"model\.layers\.(\d+)\.\w+\.(\w+)\.\w+", name)
     if not match or (fused := match[2]) not in models.FUSED:
         return {name: slice(None)}
@@ -178,15 +165,11 @@ def restored(name: str, values: Array, shape: tuple[int, ...], layout: Layout) -
 
 
 def _is(name: str, *modules: str) -> bool:
-    """Whether a tensor is the weight or bias of one of some modules."""
     return name.split(".")[-2] in modules
 
 
 def _rotary_order(values: Array, head_dim: int, back: bool = False) -> Array:
-    """Rows of every head reordered from halves, [0 … d/2) and [d/2 … d), to pairs, (0, d/2), (1, d/2 + 1), …
-
-    `back` is the other way round.
-    """
+    """Rows of every head put from halves, [0 … d/2) and [d/2 … d), to pairs, (0, d/2), (1, d/2 + 1), …; or `back`."""
     split = (head_dim // 2, 2) if back else (2, head_dim // 2)
     heads = values.reshape(-1, *split, *values.shape[1:])
     return np.ascontiguousarray(heads.swapaxes(1, 2).reshape(values.shape))

@@ -24,11 +24,7 @@ _UNBOUNDED = 1e6  # x → c · tanh(x ÷ c) is x in float32 for such a c
 def write_metadata(
     writer: GGUFWriter, layout: Layout, config: Any, checkpoint: Path, name: str, gguf_type: GgufType
 ) -> None:
-    """Write all metadata, the tokenizer's included.
-
-    Raises:
-        InputError: llama.cpp has no such rotary embedding, order of layers, tokenizer or pre-tokenizer.
-    """
+    """Write all metadata, the tokenizer's included; an `InputError` if llama.cpp cannot express one of them."""
     writer.add_type("model")
     writer.add_name(name)
     _write_licence(writer, checkpoint)
@@ -75,13 +71,11 @@ def _write_rope(writer: GGUFWriter, layout: Layout, config: Any, checkpoint: Pat
     writer.add_rope_freq_base(rope["rope_theta"])
     kind = rope.get("rope_type", "default")
     allowed = ["default", "linear", "yarn", *(["llama3"] if layout.architecture.arch in _FACTORS else [])]
+    file, where = checkpoint / "config.json", f"in llama.cpp's architecture {layout.name}"
     if kind not in allowed:
-        raise InputError(
-            f"{checkpoint / 'config.json'}: rope_type: got {kind!r}; allowed: {', '.join(allowed)} (in llama.cpp's "
-            f"architecture {layout.name})"
-        )
+        raise InputError(f"{file}: rope_type: got {kind!r}; allowed: {', '.join(allowed)} ({where})")
     if (share := rope.get("partial_rotary_factor", 1)) != 1:
-        raise InputError(f"{checkpoint / 'config.json'}: partial_rotary_factor: got {share}; allowed: 1")
+        raise InputError(f"{file}: partial_rotary_factor: got {share}; allowed: 1")
     if kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(RopeScalingType[kind.upper()])
         writer.add_rope_scaling_factor(rope["factor"])
@@ -96,10 +90,7 @@ def _rope(config: Any) -> dict[str, Any]:
 
 
 def _write_windows(writer: GGUFWriter, config: Any, checkpoint: Path) -> None:
-    """Write the sliding window, the rotary base of the layers that have it, and which ones those are.
-
-    llama.cpp knows this order alone: the last of every so many layers is without a window.
-    """
+    """Write the window, which all but the last of every so many layers have: llama.cpp knows no other order."""
     windowed = [kind == "sliding_attention" for kind in config.layer_types]
     layers = range(len(windowed))
     periods = [p for p in range(1, len(windowed) + 2) if [layer % p < p - 1 for layer in layers] == windowed]
@@ -131,17 +122,13 @@ def rope_factors(config: Any, head_dim: int) -> Array | None:
 
 
 def _write_tokenizer(writer: GGUFWriter, checkpoint: Path, vocab_size: int) -> None:
-    """Write byte-level BPE as the model `gpt2`, BPE with byte fallback (SentencePiece) as the model `llama`.
-
-    Rows of the embedding without a token become unused tokens.
-    """
+    """Write the tokenizer; rows of the embedding without a token become unused tokens."""
     tokenizer = load_tokenizer(checkpoint)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     model = state["model"]
     if model["type"] != "BPE":
-        raise InputError(
-            f"{checkpoint}: tokenizer: got {model['type']}; allowed: BPE, byte-level or with byte fallback"
-        )
+        kinds = "BPE, byte-level or with byte fallback"
+        raise InputError(f"{checkpoint}: tokenizer: got {model['type']}; allowed: {kinds}")
     if not model["merges"]:
         raise InputError(f"{checkpoint}: tokenizer: got no merges; allowed: at least one, which llama.cpp requires")
     added = {token["id"]: token for token in state["added_tokens"]}
@@ -156,9 +143,8 @@ def _write_tokenizer(writer: GGUFWriter, checkpoint: Path, vocab_size: int) -> N
         writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer, checkpoint))
         writer.add_token_merges([f"{left} {right}" for left, right in model["merges"]])
     writer.add_token_list([texts.get(index, f"[PAD{index}]") for index in range(vocab_size)])
-    writer.add_token_types(
-        [_token_type(texts.get(index), added.get(index), tokenizer.unk_token) for index in range(vocab_size)]
-    )
+    unknown = tokenizer.unk_token
+    writer.add_token_types([_token_type(texts.get(index), added.get(index), unknown) for index in range(vocab_size)])
     for name in ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id"):
         if (index := getattr(tokenizer, name)) is not None:
             getattr(writer, f"add_{name}")(index)

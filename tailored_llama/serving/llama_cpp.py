@@ -30,8 +30,7 @@ def load_llama_cpp(purpose: str) -> tuple[Any, Any]:
 def requantise(source: Path, gguf_type: str, out: Path) -> None:
     """Write an F16 or F32 file anew with a K-quant, by llama.cpp's own `llama_model_quantize`.
 
-    A matrix whose rows are no multiple of 256 gets another type of about as many bits, as llama.cpp decides. Errors as
-    `load_llama_cpp`.
+    It gives a matrix whose rows are no multiple of 256 another type of about as many bits.
     """
     ffi, library = load_llama_cpp(f"type {gguf_type}")
     quiet = ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda *_: None)
@@ -50,7 +49,6 @@ def measure_speed(gguf: Path, *, settings: None, work: Work) -> None:
 
     `reading` is that of a prompt of 256 tokens, `writing` of 32 tokens after it, one by one: medians of three passes
     after a first one, on as many threads as torch has (`OMP_NUM_THREADS`). What the tokens are makes no difference.
-    Errors as `load_llama_cpp`.
     """
     ffi, library = load_llama_cpp("timing")
     from llama_cpp_py_sync import Llama

@@ -35,11 +35,7 @@ class TailoredLM(HFLM):  # type: ignore[misc]
 
     The probabilities are always taken in float32. HFLM's `batch_size` counts for generation and whole texts only.
     `pretrained` is a checkpoint folder, or whatever else HFLM loads. `adapter` is the folder of an adapter trained on
-    it, which is merged into the weights.
-
-    Raises:
-        InputError: the architecture is not supported, the model is to be split across devices, or the adapter does
-            not belong to the checkpoint.
+    it, which is merged into the weights. Other architectures, and several devices, are refused.
     """
 
     def _get_backend(self, config: Any, backend: str = "default", **options: Any) -> None:
@@ -90,10 +86,8 @@ def answers(model: Any, requests: Sequence[Request], max_length: int) -> Iterato
     """The index and the answer of every request of all tasks, in the order in which they become known.
 
     Each task may have a header of its own, such as its solved examples. A request that is longer than `max_length`
-    loses its start. `model` is inside `packed_attention`.
-
-    Raises:
-        InputError: a continuation has no token, or more than the context holds.
+    loses its start; a continuation that has no token, or more than that, is refused. `model` is inside
+    `packed_attention`.
     """
     contexts: dict[Ids, list[int]] = defaultdict(list)  # what comes before the first scored position → its requests
     inputs: list[list[int]] = []

@@ -34,8 +34,7 @@ _SHOWN = 8  # tokens that left
 
 @dataclass(frozen=True)
 class Trimmed:
-    """What trimming did: bytes and tokens before and after, the share of the texts' tokens that stay whole, and tokens
-    that left, the most used first."""
+    """What trimming did: bytes and tokens before and after, the share of text left whole, and tokens that left."""
 
     bytes: tuple[int, int]
     tokens: tuple[int, int]
@@ -44,10 +43,7 @@ class Trimmed:
 
 
 def trim_checkpoint(model: Path, texts: Sequence[str], size: int | None, out: Path) -> Trimmed:
-    """Write a checkpoint without the tokens that texts do not need, and its tokenizer, to an existing empty folder.
-
-    `size` tokens stay, as in `tokens_for_texts`, whose errors are raised.
-    """
+    """As `trim_gguf`, of a checkpoint, which is written to an existing empty folder with its tokenizer."""
     structure, tokenizer, tokens = models.read_structure(model), models.load_tokenizer(model), models.read_tokens(model)
     plan = tokens_for_texts(tokens, tokenizer, texts, size)
     prune_checkpoint(model, structure.layers, {}, out, tokens=plan)
@@ -61,13 +57,10 @@ def trim_checkpoint(model: Path, texts: Sequence[str], size: int | None, out: Pa
 
 
 def trim_gguf(model: Path, texts: Sequence[str], size: int | None, out: Path, progress: Progress = silent) -> Trimmed:
-    """Write a GGUF file without the tokens that texts do not need.
+    """Write a GGUF file without the tokens that texts do not need; a broken file, or one of another kind, is refused.
 
     `size` tokens stay, as in `tokens_for_texts`; special, user-defined and byte tokens, and those of the chat template,
     stay in any case. The file appears when it is complete. `progress` is called after every tensor.
-
-    Raises:
-        InputError: the file is broken or cannot be trimmed, or as `tokens_for_texts`.
     """
     reader = models.open_gguf(model, str(model))
     try:
@@ -147,7 +140,6 @@ def _problems(reader: GGUFReader, values: dict[str, Any]) -> Iterator[tuple[str,
 
 
 def _write(reader: GGUFReader, values: dict[str, Any], kept: Sequence[int], out: Path, progress: Progress) -> None:
-    """Write a file with the kept tokens alone."""
     writer = GGUFWriter(out, values["general.architecture"])
     writer.data_alignment = reader.alignment
     for name, value in {**values, **_trimmed_values(values, kept)}.items():

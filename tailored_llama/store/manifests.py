@@ -75,13 +75,11 @@ def installed_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
-def other_versions(recorded: Mapping[str, str]) -> set[tuple[str, str, str]]:
-    """Libraries that were recorded in another version than is installed: name, recorded version, installed version.
-
-    Build tags do not count, such as torch's +cpu.
-    """
-    pairs = {(name, version, installed_versions().get(name, "")) for name, version in recorded.items()}
-    return {pair for pair in pairs if pair[1].partition("+")[0] != pair[2].partition("+")[0]}
+def other_versions(recorded: Mapping[str, str]) -> set[str]:
+    """Libraries that were recorded in another version than is installed, and both; a build tag, as in +cpu, is none."""
+    both = [(name, version, installed_versions().get(name, "")) for name, version in recorded.items()]
+    differ = [one for one in both if one[1].partition("+")[0] != one[2].partition("+")[0]]
+    return {f"{name} {version} (here {own})" for name, version, own in differ}
 
 
 def artifact_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, ArtifactRef]) -> str:
@@ -134,7 +132,7 @@ def check_sizes(manifest: Manifest, sizes: Mapping[str, int]) -> None:
 
 
 def check(folder: Path, stage: str, key: str, stamps: Path, trust: bool = True) -> str | None:
-    """Why a folder is not the artifact it should be, or None if it is.
+    """Why a folder is not the artifact it should be, or None.
 
     With `trust`, files whose stamps are known are not hashed. `stamps` is the file with them; it is brought up to date.
     """

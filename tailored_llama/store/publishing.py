@@ -20,10 +20,7 @@ _OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
 
 
 def check_target(target: Path, field: str, what: str, stages: Sequence[str]) -> None:
-    """Refuse a folder that is neither new nor holds an artifact of some stages, which may be replaced.
-
-    The error message names the field of the configuration, and what is looked for there, such as "a report".
-    """
+    """Refuse a folder that is neither new nor an artifact of some stages; `field` asks for `what`, say "a report"."""
     if not target.exists():
         return
     try:

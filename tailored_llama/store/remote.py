@@ -1,4 +1,4 @@
-"""The remote side of a store, behind an fsspec URL. The manifest is written last and removed first.
+"""The remote side of a store, behind an fsspec URL: artifacts are fetched whole or not at all, and published once.
 
 Functions that send requests raise an `InputError` where access is refused or the bucket does not exist, and an
 `UnreachableError` where the server fails: then the same request may succeed later.
@@ -10,17 +10,19 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 
 from tailored_llama.errors import InputError, UnreachableError, one_line
-from tailored_llama.store.files import NO_ROOM, raise_unless_gone
+from tailored_llama.store import manifests
+from tailored_llama.store.files import NO_ROOM
+from tailored_llama.store.manifests import MANIFEST, ArtifactRef
 
 log = logging.getLogger(__name__)
 
@@ -57,20 +59,40 @@ def open_remote(root: str) -> Remote:
         raise InputError(f"store.root: got {root!r}, {error}; allowed: a folder or an fsspec URL") from None
 
 
-def push(remote: Remote, folder: Path, target: str, name: str) -> None:
-    """Copy a file of a local folder into `target`."""
-    path = remote.path(f"{target}/{name}")
-    with _request(remote, f"pushing {target}", writes=True):
-        _make_parent(remote, path)
-        remote.filesystem.put_file(str(folder / name), path)
+def fetch(remote: Remote, stage: str, key: str, content: bytes, folder: Path, stamps: Path) -> str | None:
+    """Copy an artifact with this manifest, and its time, from the URL to a new folder; return its problem, or None."""
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_bytes(content)
+    try:
+        manifest = manifests.read_manifest(folder)
+        manifests.check_identity(manifest, stage, key)
+    except InputError as error:
+        return str(error)
+    source = remote.path(f"{stage}/{key}")
+    try:
+        with _request(remote, f"pulling {stage}/{key}"):
+            for name in manifest.files:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                remote.filesystem.get_file(f"{source}/{name}", str(folder / name))
+            published = _written(remote, remote.filesystem.info(f"{source}/{MANIFEST}"))
+    except FileNotFoundError as error:
+        return f"{one_line(error)} is missing"
+    os.utime(folder / MANIFEST, (published, published))
+    return manifests.check(folder, stage, key, stamps)
 
 
-def pull(remote: Remote, source: str, names: Sequence[str], folder: Path) -> None:
-    """Copy files from `source` into a local folder; a `FileNotFoundError` if one does not exist."""
-    with _request(remote, f"pulling {source}"):
-        for name in names:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            remote.filesystem.get_file(remote.path(f"{source}/{name}"), str(folder / name))
+def publish(remote: Remote, folder: Path, ref: ArtifactRef, is_lost: Callable[[], bool]) -> bool:
+    """Push an artifact that is not at the URL, with the claim to it; False if another machine published one first."""
+    target = f"{ref.stage}/{ref.key}"
+    for name in manifests.read_manifest(folder).files:
+        if is_lost():  # the claim; another machine may be pushing
+            return False
+        with _request(remote, f"pushing {target}", writes=True):
+            path = remote.path(f"{target}/{name}")
+            _make_parent(remote, path)
+            remote.filesystem.put_file(str(folder / name), path)
+    manifest = (folder / MANIFEST).read_bytes()  # the last: it makes the artifact
+    return create(remote, f"{target}/{MANIFEST}", manifest, f"pushing {target}")
 
 
 def create(remote: Remote, name: str, content: bytes, action: str) -> bool:
@@ -80,17 +102,9 @@ def create(remote: Remote, name: str, content: bytes, action: str) -> bool:
 
 
 def overwrite(remote: Remote, name: str, content: bytes) -> None:
-    """Write a small file, whatever is there. Who reads it meanwhile finds the old content or the new, in full.
-
-    Over protocols without such a write (SFTP), a reader may find less.
-    """
-    path = remote.path(name)
+    """Write a small file, whatever is there. Readers find the old content or the new, in full (by SFTP maybe less)."""
     with _request(remote, f"writing {name}"):
-        if remote.is_local:
-            with _under_another_name(remote, path, content) as new:
-                os.replace(new, path)
-        else:
-            remote.filesystem.pipe_file(path, content)
+        _put(remote, remote.path(name), content, "overwrite")
 
 
 def written(remote: Remote, name: str) -> float:
@@ -102,13 +116,23 @@ def written(remote: Remote, name: str) -> float:
 def files(remote: Remote) -> dict[str, tuple[int, float]]:
     """Every file below the root: name → size in bytes, and when it was written (seconds since 1970)."""
     with _request(remote, "listing it"):
-        if remote.has_folders:  # where one cannot be listed, `find` leaves it out
-            walk = remote.filesystem.walk(remote.base, on_error=raise_unless_gone, detail=True)
-            infos = [info for _, _, files in walk for info in files.values()]
-        else:
-            infos = list(remote.filesystem.find(remote.base, detail=True).values())
-        names = [info["name"].removeprefix(remote.base).lstrip("/") for info in infos]
-        return {name: (int(info["size"] or 0), _written(remote, info)) for name, info in zip(names, infos, strict=True)}
+        return {
+            info["name"].removeprefix(remote.base).lstrip("/"): (int(info["size"] or 0), _written(remote, info))
+            for info in _find(remote, remote.base)
+        }
+
+
+def _find(remote: Remote, folder: str) -> Iterator[dict[str, Any]]:
+    """Every file below a folder. Where one cannot be listed, fsspec's `find` and `walk` leave it out; this fails."""
+    with suppress(FileNotFoundError):
+        if not remote.has_folders:
+            yield from remote.filesystem.find(folder, detail=True).values()
+            return
+        for info in remote.filesystem.ls(folder, detail=True):
+            if info["type"] == "directory":
+                yield from _find(remote, info["name"])
+            else:
+                yield info
 
 
 def names(remote: Remote, folder: str) -> list[str]:
@@ -176,11 +200,7 @@ def _create(remote: Remote, path: str, content: bytes) -> bool:
     _make_parent(remote, path)
     for _ in range(3):
         try:
-            if remote.is_local:
-                with _under_another_name(remote, path, content) as new:
-                    os.link(new, path)
-            else:
-                remote.filesystem.pipe_file(path, content, mode="create")  # S3: If-None-Match
+            _put(remote, path, content, "create")
             return True
         except Exception as error:
             try:
@@ -191,16 +211,18 @@ def _create(remote: Remote, path: str, content: bytes) -> bool:
     raise TimeoutError("other machines write it at the same time")
 
 
-@contextmanager
-def _under_another_name(remote: Remote, path: str, content: bytes) -> Iterator[str]:
-    """Write a local file beside its final path, which takes it over in one step, so that nobody finds half of it."""
+def _put(remote: Remote, path: str, content: bytes, mode: Literal["create", "overwrite"]) -> None:
+    """Write a file. A local one is written beside its path, which it takes in one step: nobody finds half of it."""
+    if not remote.is_local:
+        remote.filesystem.pipe_file(path, content, mode=mode)  # S3: If-None-Match
+        return
     new = f"{path}.{uuid.uuid4().hex[:8]}"
     try:
         remote.filesystem.pipe_file(new, content)
         with open(new, "rb") as file:
             os.fchmod(file.fileno(), 0o644)  # whoever shares the store has to read it
             os.fsync(file.fileno())  # it survives a crash
-        yield new
+        (os.link if mode == "create" else os.replace)(new, path)
     finally:
         with suppress(FileNotFoundError):
             remote.filesystem.rm_file(new)

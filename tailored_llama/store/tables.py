@@ -56,8 +56,7 @@ def _table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> pa.Tabl
 def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     """Read a Parquet file, and check it against the declared schema if one is given.
 
-    Raises:
-        InputError: the file is missing, not Parquet, has another schema, or claims more values than it can hold.
+    An `InputError` says that it is missing, broken, of another schema, or claims more values than it can hold.
     """
     with _readable(path), pq.ParquetFile(path) as file:
         _check(file, path, schema)
