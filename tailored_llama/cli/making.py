@@ -223,7 +223,7 @@ def gguf(
 
 @making.command(epilog="Example: `tailored-llama trim model.gguf small.gguf --text my.csv`")
 def trim(
-    model: Annotated[Path, typer.Argument(help="A .gguf file (of a split one, any part), or a checkpoint folder.")],
+    model: Annotated[Path, typer.Argument(help="A .gguf file, or a checkpoint folder.")],
     out: Annotated[Path, typer.Argument(help="File or folder to write; it must be new.")],
     text: Annotated[
         list[Path], typer.Option(help="What the model reads and writes: .txt, .csv, .jsonl or .parquet; repeatable.")

@@ -1,28 +1,30 @@
-"""A finished model as a folder for llama.cpp: the GGUF file, a Modelfile for Ollama, and how to run both."""
+"""A finished model as a folder for llama.cpp, and what the type of its file costs, scored with the file's weights."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import Work
-from tailored_llama.models import CARD, copy_licence, merge_adapter
+import numpy as np
+import torch
+from gguf.quants import dequantize
+
+from tailored_llama.config import GgufType, Work
+from tailored_llama.evaluation import read_metrics, score_benchmark
+from tailored_llama.models import CARD, copy_licence, merge_adapter, open_gguf, stored_dtype, weight_files, write_shards
 from tailored_llama.serving.gguf import Written, write_gguf
-from tailored_llama.serving.settings import GgufSettings
+from tailored_llama.serving.gguf_layout import layout_of, restored, unfused, written_shapes
+from tailored_llama.serving.gguf_writing import gguf_file
+from tailored_llama.serving.settings import GgufSettings, QuantisedSettings
+
+_NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
 
 
 def export_gguf(checkpoint: Path, adapter: Path | None = None, *, settings: GgufSettings, work: Work) -> dict[str, Any]:
-    """Stage: write a checkpoint as `NAME-TYPE.gguf`, with `Modelfile` and `README.md`.
-
-    An adapter is merged in first, in the checkpoint's own type.
-
-    Returns:
-        The file's bytes and the MLP channels that pad it.
-
-    Raises:
-        InputError: as `merge_adapter` and `write_gguf`.
-    """
+    """Stage: write a checkpoint as `NAME-TYPE.gguf`, an adapter merged in first, with `Modelfile` and `README.md`."""
     name, file, out = settings.name, f"{settings.name}-{settings.type}.gguf", work.out
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         if adapter:
@@ -33,11 +35,6 @@ def export_gguf(checkpoint: Path, adapter: Path | None = None, *, settings: Gguf
     (out / "Modelfile").write_text(f"FROM ./{file}\nPARAMETER temperature 0\n")
     (out / CARD).write_text(_card(name, file, written), encoding="utf-8")
     return {"bytes": written.size, "padded_channels": written.padded_channels}
-
-
-def gguf_file(folder: Path) -> Path:
-    """The file that `export_gguf` wrote to a folder."""
-    return next(folder.glob("*.gguf"))
 
 
 def _card(name: str, file: str, written: Written) -> str:
@@ -59,3 +56,42 @@ With [Ollama](https://ollama.com), from this folder:
     ollama create {name} -f Modelfile
     ollama run {name}
 """
+
+
+def score_quantised(
+    checkpoint: Path, gguf: Path, prompts: Path, *, settings: QuantisedSettings, work: Work
+) -> dict[str, Any]:
+    """Stage: score the dequantised weights of the GGUF file of a checkpoint, perhaps with an adapter merged in.
+
+    It writes what `score_benchmark` does, and raises its errors; `metrics.json` also has the file's type and bytes. The
+    forward passes are those of transformers, in the checkpoint's type. llama.cpp also rounds states to the type of the
+    weights, which is not measured here.
+    """
+    file = gguf_file(gguf)
+    with tempfile.TemporaryDirectory(dir=work.out) as scratch:
+        dequantise(checkpoint, file, settings.type, dequantised := Path(scratch))
+        measured = score_benchmark(dequantised, None, prompts, settings=settings.score, work=work)
+    result = read_metrics(work.out) | {"type": settings.type, "bytes": file.stat().st_size}
+    (work.out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
+    return measured
+
+
+def dequantise(checkpoint: Path, file: Path, gguf_type: GgufType, out: Path) -> None:
+    """Write a checkpoint to an existing empty folder, with the weights of a GGUF file of the same shapes."""
+    layout = layout_of(checkpoint, gguf_type)
+    stored = {tensor.name: tensor for tensor in open_gguf(file, str(file)).tensors}
+    shapes, dtype = written_shapes(checkpoint), stored_dtype(checkpoint)
+
+    def read(name: str) -> torch.Tensor:
+        parts = []
+        for part, rows in unfused(name, layout).items():
+            tensor = stored[layout.tensor_name(part)]
+            shape = (len(range(*rows.indices(shapes[name][0]))), *shapes[name][1:])
+            parts.append(restored(part, dequantize(tensor.data, tensor.tensor_type), shape, layout))
+        return torch.from_numpy(np.concatenate(parts)).to(dtype)
+
+    write_shards(out, shapes, dtype, read)
+    weights = {path.name for path in weight_files(checkpoint)}
+    for path in checkpoint.iterdir():
+        if path.is_file() and path.name not in (*weights, *_NOT_COPIED):
+            shutil.copyfile(path, out / path.name)

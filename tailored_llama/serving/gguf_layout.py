@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
@@ -21,24 +19,15 @@ from tailored_llama.serving.gguf_writing import Array
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture of llama.cpp, as far as it differs from the checkpoint's.
-
-    arch: llama.cpp's.
-    paired: whether rotary embeddings turn neighbouring channels, so that the rows of q and k change places.
-    norm_offset: what is added to the weights of norms.
-    windows: whether some layers attend to a sliding window, and may have rotary frequencies of their own.
-    capped: whether it bounds the logits of attention and of the head.
-    no_rope_step: one layer in so many is without rotary embedding; 0 for none.
-    queries: the weight that takes up by what queries are scaled, where the file does not state it.
-    """
+    """An architecture of llama.cpp, as far as it differs from the checkpoint's."""
 
     arch: MODEL_ARCH
-    paired: bool = False
-    norm_offset: int = 0
-    windows: bool = False
-    capped: bool = False
-    no_rope_step: int = 0
-    queries: str = ""
+    paired: bool = False  # rotary embeddings turn neighbouring channels, so that the rows of q and k change places
+    norm_offset: int = 0  # is added to the weights of norms
+    windows: bool = False  # some layers attend to a sliding window, and may have rotary frequencies of their own
+    capped: bool = False  # it bounds the logits of attention and of the head
+    no_rope_step: int = 0  # one layer in so many is without rotary embedding; 0 for none
+    queries: str = ""  # the weight that takes up by what queries are scaled, where the file does not state it
 
 
 _LLAMA = Architecture(MODEL_ARCH.LLAMA, paired=True)
@@ -62,43 +51,24 @@ class Layout:
 
     architecture: Architecture
     structure: models.Structure
-    config: dict[str, Any]
     written: tuple[models.Layer, ...]
+    names: TensorNameMap
+    query_factor: float  # what queries are multiplied by beyond what llama.cpp scales them by
 
     @property
     def name(self) -> str:
         """The architecture's name in llama.cpp."""
         return MODEL_ARCH_NAMES[self.architecture.arch]
 
-    @cached_property
-    def _names(self) -> TensorNameMap:
-        return get_tensor_name_map(self.architecture.arch, len(self.structure.layers))
-
     def tensor_name(self, name: str) -> str:
-        """GGUF's name of a tensor.
-
-        Raises:
-            InputError: it has none.
-        """
-        found = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if found is None:
+        """GGUF's name of a tensor; an `InputError` if it has none."""
+        if (found := self.names.get_name(name, try_suffixes=(".weight", ".bias"))) is None:
             raise InputError(f"tensor {name}: llama.cpp's architecture {self.name} does not have it")
         return found
 
-    @cached_property
-    def query_factor(self) -> float:
-        """What queries are multiplied by beyond what llama.cpp scales them by."""
-        if not self.architecture.queries:
-            return 1.0
-        return math.sqrt(models.query_scale(self.config) / self.config["query_pre_attn_scalar"])
-
 
 def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
-    """How a checkpoint is written in a type.
-
-    Raises:
-        InputError: the checkpoint is broken, or llama.cpp cannot express it.
-    """
+    """How a checkpoint is written in a type; an `InputError` if it is broken, or llama.cpp cannot express it."""
     structure, config = models.read_structure(checkpoint), models.read_config(checkpoint)
     kind = structure.model_type.removeprefix(models.LAYERED_PREFIX)
     architecture = _ARCHITECTURES[kind]
@@ -112,12 +82,13 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
     if step := architecture.no_rope_step:
         rotated = [int((number + 1) % step != 0) for number in range(len(structure.layers))]
         if (got := config.get("no_rope_layers") or rotated) != rotated:
-            raise InputError(
-                f"{checkpoint / 'config.json'}: no_rope_layers: got {got}; allowed for llama.cpp: {rotated}"
-            )
+            field = f"{checkpoint / 'config.json'}: no_rope_layers"
+            raise InputError(f"{field}: got {got}; allowed for llama.cpp: {rotated}")
     block = 32 if gguf_type in K_QUANTS else GGML_QUANT_SIZES[GGMLQuantizationType[gguf_type.upper()]][0]
     written = tuple(_written(layer, number, block) for number, layer in enumerate(structure.layers))
-    return Layout(architecture, structure, config, written)
+    names = get_tensor_name_map(architecture.arch, len(written))
+    scaled = math.sqrt(models.query_scale(config) / config["query_pre_attn_scalar"]) if architecture.queries else 1.0
+    return Layout(architecture, structure, written, names, scaled)
 
 
 def _written(layer: models.Layer, number: int, block: int) -> models.Layer:
@@ -141,10 +112,7 @@ def written_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
 
 
 def unfused(name: str, layout: Layout) -> dict[str, slice]:
-    """The names and rows of the projections that a tensor of the checkpoint holds: itself, or the parts of a fused one.
-
-    llama.cpp's graphs have every projection alone.
-    """
+    """The names and rows of the projections, each of which llama.cpp has alone, that a checkpoint's tensor holds."""
     match = re.fullmatch(r"model\.layers\.(\d+)\.\w+\.(\w+)\.\w+", name)
     if not match or (fused := match[2]) not in models.FUSED:
         return {name: slice(None)}
@@ -197,15 +165,11 @@ def restored(name: str, values: Array, shape: tuple[int, ...], layout: Layout) -
 
 
 def _is(name: str, *modules: str) -> bool:
-    """Whether a tensor is one of some modules' weight or bias."""
     return name.split(".")[-2] in modules
 
 
 def _rotary_order(values: Array, head_dim: int, back: bool = False) -> Array:
-    """Rows of every head reordered from halves, [0 … d/2) and [d/2 … d), to pairs, (0, d/2), (1, d/2 + 1), …
-
-    `back` is the other way round.
-    """
+    """Rows of every head put from halves, [0 … d/2) and [d/2 … d), to pairs, (0, d/2), (1, d/2 + 1), …; or `back`."""
     split = (head_dim // 2, 2) if back else (2, head_dim // 2)
     heads = values.reshape(-1, *split, *values.shape[1:])
     return np.ascontiguousarray(heads.swapaxes(1, 2).reshape(values.shape))

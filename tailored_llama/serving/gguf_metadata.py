@@ -1,21 +1,21 @@
-"""What a GGUF file states about a model: name and licence, sizes, rotary embedding, windows, bounds."""
+"""What a GGUF file states about a model: name and licence, sizes, rotary embedding, windows, bounds; its tokenizer."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from gguf import MODEL_ARCH, GGUFWriter
+from gguf import MODEL_ARCH, GGUFWriter, TokenType
 from gguf.constants import GGML_QUANT_VERSION, LlamaFileType, RopeScalingType
 
 from tailored_llama.config import GgufType
 from tailored_llama.errors import InputError
-from tailored_llama.models import CARD, front_matter
+from tailored_llama.models import CARD, front_matter, load_tokenizer, pre_tokenizer_name
 from tailored_llama.serving.gguf_layout import Layout
+from tailored_llama.serving.gguf_writing import Array
 
 _FACTORS = (MODEL_ARCH.LLAMA, MODEL_ARCH.DECI)  # the graphs that read factors of rotary frequencies
 _UNBOUNDED = 1e6  # x → c · tanh(x ÷ c) is x in float32 for such a c
@@ -24,11 +24,7 @@ _UNBOUNDED = 1e6  # x → c · tanh(x ÷ c) is x in float32 for such a c
 def write_metadata(
     writer: GGUFWriter, layout: Layout, config: Any, checkpoint: Path, name: str, gguf_type: GgufType
 ) -> None:
-    """Write all metadata but the tokenizer's.
-
-    Raises:
-        InputError: llama.cpp's architecture has no such rotary embedding, or no such order of layers.
-    """
+    """Write all metadata, the tokenizer's included; an `InputError` if llama.cpp cannot express one of them."""
     writer.add_type("model")
     writer.add_name(name)
     _write_licence(writer, checkpoint)
@@ -54,6 +50,7 @@ def write_metadata(
     if architecture.capped:
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping or _UNBOUNDED)
         writer.add_final_logit_softcapping(config.final_logit_softcapping or _UNBOUNDED)
+    _write_tokenizer(writer, checkpoint, config.vocab_size)
 
 
 def _write_licence(writer: GGUFWriter, checkpoint: Path) -> None:
@@ -74,13 +71,11 @@ def _write_rope(writer: GGUFWriter, layout: Layout, config: Any, checkpoint: Pat
     writer.add_rope_freq_base(rope["rope_theta"])
     kind = rope.get("rope_type", "default")
     allowed = ["default", "linear", "yarn", *(["llama3"] if layout.architecture.arch in _FACTORS else [])]
+    file, where = checkpoint / "config.json", f"in llama.cpp's architecture {layout.name}"
     if kind not in allowed:
-        raise InputError(
-            f"{checkpoint / 'config.json'}: rope_type: got {kind!r}; allowed: {', '.join(allowed)} (in llama.cpp's "
-            f"architecture {layout.name})"
-        )
+        raise InputError(f"{file}: rope_type: got {kind!r}; allowed: {', '.join(allowed)} ({where})")
     if (share := rope.get("partial_rotary_factor", 1)) != 1:
-        raise InputError(f"{checkpoint / 'config.json'}: partial_rotary_factor: got {share}; allowed: 1")
+        raise InputError(f"{file}: partial_rotary_factor: got {share}; allowed: 1")
     if kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(RopeScalingType[kind.upper()])
         writer.add_rope_scaling_factor(rope["factor"])
@@ -95,10 +90,7 @@ def _rope(config: Any) -> dict[str, Any]:
 
 
 def _write_windows(writer: GGUFWriter, config: Any, checkpoint: Path) -> None:
-    """Write the sliding window, the rotary base of the layers that have it, and which ones those are.
-
-    llama.cpp knows this order alone: the last of every so many layers is without a window.
-    """
+    """Write the window, which all but the last of every so many layers have: llama.cpp knows no other order."""
     windowed = [kind == "sliding_attention" for kind in config.layer_types]
     layers = range(len(windowed))
     periods = [p for p in range(1, len(windowed) + 2) if [layer % p < p - 1 for layer in layers] == windowed]
@@ -114,11 +106,11 @@ def _write_windows(writer: GGUFWriter, config: Any, checkpoint: Path) -> None:
         writer.add_rope_freq_base_swa(local["rope_theta"])
 
 
-def rope_factors(config: Any, head_dim: int) -> Iterator[tuple[str, tuple[int, ...], Callable[[], npt.NDArray[Any]]]]:
-    """Llama 3's scaling of the rotary frequencies, as the factors that llama.cpp divides them by (a tensor)."""
+def rope_factors(config: Any, head_dim: int) -> Array | None:
+    """The factors by which llama.cpp divides the rotary frequencies for Llama 3's scaling; None if there is none."""
     rope = _rope(config)
     if rope.get("rope_type") != "llama3":
-        return
+        return None
     frequencies = 1.0 / rope["rope_theta"] ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     wavelengths = 2 * math.pi / frequencies
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
@@ -126,4 +118,66 @@ def rope_factors(config: Any, head_dim: int) -> Iterator[tuple[str, tuple[int, .
     smooth = (original / wavelengths - low) / (high - low)
     between = 1 / ((1 - smooth) / factor + smooth)
     factors = np.where(wavelengths > original / low, factor, np.where(wavelengths < original / high, 1.0, between))
-    yield "rope_freqs.weight", factors.shape, lambda: factors.astype(np.float32)
+    return factors.astype(np.float32)
+
+
+def _write_tokenizer(writer: GGUFWriter, checkpoint: Path, vocab_size: int) -> None:
+    """Write the tokenizer; rows of the embedding without a token become unused tokens."""
+    tokenizer = load_tokenizer(checkpoint)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = state["model"]
+    if model["type"] != "BPE":
+        kinds = "BPE, byte-level or with byte fallback"
+        raise InputError(f"{checkpoint}: tokenizer: got {model['type']}; allowed: {kinds}")
+    if not model["merges"]:
+        raise InputError(f"{checkpoint}: tokenizer: got no merges; allowed: at least one, which llama.cpp requires")
+    added = {token["id"]: token for token in state["added_tokens"]}
+    texts = {index: text for text, index in model["vocab"].items()} | {i: t["content"] for i, t in added.items()}
+    if model.get("byte_fallback"):
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores(_scores(texts, model["merges"], vocab_size))
+        writer.add_add_space_prefix(_adds_space(state))
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer, checkpoint))
+        writer.add_token_merges([f"{left} {right}" for left, right in model["merges"]])
+    writer.add_token_list([texts.get(index, f"[PAD{index}]") for index in range(vocab_size)])
+    unknown = tokenizer.unk_token
+    writer.add_token_types([_token_type(texts.get(index), added.get(index), unknown) for index in range(vocab_size)])
+    for name in ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id"):
+        if (index := getattr(tokenizer, name)) is not None:
+            getattr(writer, f"add_{name}")(index)
+    ids = tokenizer("a")["input_ids"]
+    writer.add_add_bos_token(tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _scores(texts: dict[int, str], merges: list[list[str]], vocab_size: int) -> list[float]:
+    """A score for each token, from which llama.cpp derives the order of merges: the higher, the sooner."""
+    first: dict[str, int] = {}
+    for rank, pair in enumerate(merges):
+        first.setdefault("".join(pair), rank)
+    return [-float(first.get(texts.get(index, ""), len(merges))) for index in range(vocab_size)]
+
+
+def _adds_space(state: dict[str, Any]) -> bool:
+    """Whether text gets a space in front, by a normaliser or a pre-tokenizer."""
+    steps = [state.get("normalizer") or {}, state.get("pre_tokenizer") or {}]
+    steps += [step for outer in steps for step in outer.get("normalizers", []) + outer.get("pretokenizers", [])]
+    return any(
+        step.get("type") == "Prepend" or (step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never")
+        for step in steps
+    )
+
+
+def _token_type(text: str | None, added: dict[str, Any] | None, unknown: str | None) -> TokenType:
+    if text is None:
+        return TokenType.UNUSED
+    if text == unknown and not text.startswith("<|"):  # a byte-level vocabulary names its end of text instead
+        return TokenType.UNKNOWN
+    if added is not None:
+        return TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+    return TokenType.BYTE if len(text) == 6 and text.startswith("<0x") and text.endswith(">") else TokenType.NORMAL

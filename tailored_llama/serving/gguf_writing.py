@@ -18,9 +18,12 @@ from gguf.quants import quant_shape_to_byte_shape
 from tailored_llama.progress import Progress, silent
 
 Array = npt.NDArray[Any]
-GgufTensor = tuple[
-    str, tuple[int, ...], GGMLQuantizationType, Callable[[], Array]
-]  # name, shape, type, data when called
+GgufTensor = tuple[str, tuple[int, ...], GGMLQuantizationType, Callable[[], Array]]  # name, shape, type, how to read
+
+
+def gguf_file(folder: Path) -> Path:
+    """The GGUF file that a folder is for."""
+    return next(folder.glob("*.gguf"))
 
 
 @contextmanager

@@ -35,16 +35,8 @@ class TailoredLM(HFLM):  # type: ignore[misc]
 
     The probabilities are always taken in float32. HFLM's `batch_size` counts for generation and whole texts only.
     `pretrained` is a checkpoint folder, or whatever else HFLM loads. `adapter` is the folder of an adapter trained on
-    it, which is merged into the weights.
-
-    Raises:
-        InputError: the architecture is not supported, the model is to be split across devices, or the adapter does
-            not belong to the checkpoint.
+    it, which is merged into the weights. Other architectures, and several devices, are refused.
     """
-
-    def __init__(self, pretrained: Any, adapter: str | None = None, **options: Any) -> None:
-        self._adapter = adapter
-        super().__init__(pretrained, **options)
 
     def _get_backend(self, config: Any, backend: str = "default", **options: Any) -> None:
         """Check the architecture before weights are loaded."""
@@ -54,18 +46,18 @@ class TailoredLM(HFLM):  # type: ignore[misc]
         # HFLM does not know per-layer models, and would warn that they may need remote code
         super()._get_backend(config, "causal" if backend == "default" else backend, **options)
 
-    def _create_model(self, pretrained: str, dtype: Any = "auto", **options: Any) -> None:
+    def _create_model(self, pretrained: str, dtype: Any = "auto", adapter: str | None = None, **options: Any) -> None:
         """Load the weights as HFLM does; with an adapter, as the other commands of this library do."""
-        for name in ("parallelize", "tp_plan"):
+        refused = {"parallelize": "; allowed: one device", "tp_plan": "; allowed: one device"}
+        if adapter is not None:
+            refused |= dict.fromkeys(("peft", "delta"), " beside adapter; allowed: one of the two")
+        for name, allowed in refused.items():
             if options.get(name):
-                raise InputError(f"model_args: {name}: got {options[name]!r}; allowed: one device")
-        if self._adapter is None:
+                raise InputError(f"model_args: {name}: got {options[name]!r}{allowed}")
+        if adapter is None:
             super()._create_model(pretrained, dtype=dtype, **options)
             return
-        for name in ("peft", "delta"):
-            if options.get(name):
-                raise InputError(f"model_args: {name}: got {options[name]!r} beside adapter; allowed: one of the two")
-        model = load_model(Path(pretrained), Path(self._adapter))
+        model = load_model(Path(pretrained), Path(adapter))
         wanted = get_dtype(dtype)
         self._model = model if wanted == "auto" else model.to(wanted)
 
@@ -91,13 +83,11 @@ class TailoredLM(HFLM):  # type: ignore[misc]
 
 
 def answers(model: Any, requests: Sequence[Request], max_length: int) -> Iterator[tuple[int, Score]]:
-    """The index and the answer of every request, in the order in which they become known.
+    """The index and the answer of every request of all tasks, in the order in which they become known.
 
-    A call has the requests of all tasks, as HFLM makes them: each task may have a header of its own, such as its solved
-    examples. A request that is longer than `max_length` loses its start. `model` is inside `packed_attention`.
-
-    Raises:
-        InputError: a continuation has no token, or more than the context holds.
+    Each task may have a header of its own, such as its solved examples. A request that is longer than `max_length`
+    loses its start; a continuation that has no token, or more than that, is refused. `model` is inside
+    `packed_attention`.
     """
     contexts: dict[Ids, list[int]] = defaultdict(list)  # what comes before the first scored position → its requests
     inputs: list[list[int]] = []
@@ -110,12 +100,8 @@ def answers(model: Any, requests: Sequence[Request], max_length: int) -> Iterato
         inputs.append([*context, *continuation][-(max_length + 1) : -1])
         contexts[tuple(inputs[index][: -len(continuation)])].append(index)
     if cut := sum(len(context) + len(continuation) > max_length + 1 for _, context, continuation in requests):
-        logging.getLogger(__name__).warning(
-            "%d of %d requests are longer than the context of %d tokens: they lose their start",
-            cut,
-            len(requests),
-            max_length,
-        )
+        warning = "%d of %d requests are longer than the context of %d tokens: they lose their start"
+        logging.getLogger(__name__).warning(warning, cut, len(requests), max_length)
     alike: dict[Ids, list[Asked]] = defaultdict(list)
     for start, members in contexts.items():
         ordered = sorted(members, key=inputs.__getitem__)  # those that go on alike stand together
@@ -124,13 +110,13 @@ def answers(model: Any, requests: Sequence[Request], max_length: int) -> Iterato
             encoded = encode_choices([inputs[i] for i in asked], [requests[i][2] for i in asked])
             alike[start[:_ALIKE]].append((asked, encoded))
     budget = token_budget(None, model)
-    parts, rest = list[list[Asked]](), list[Asked]()
+    groups: list[list[Asked]] = [[]]
     for group in alike.values():
         saved = len(shared_header([encoded for _, encoded in group])) * (len(group) - 1)
         if saved >= budget:  # a header that saves at least one full pass gets passes of its own
-            parts.append(group)
+            groups.append(group)
         else:
-            rest += group
-    for group in (*parts, rest):
+            groups[0] += group
+    for group in groups:
         for number, scores in choice_scores(model, [encoded for _, encoded in group], budget):
             yield from zip(group[number][0], scores, strict=True)

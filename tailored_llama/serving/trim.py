@@ -7,22 +7,25 @@ whatever architecture: nothing is loaded as a model, and nothing is quantised an
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFValueType, GGUFWriter, TokenType
+from gguf import GGUFReader, GGUFValueType, GGUFWriter, ReaderTensor, TokenType
 
 from tailored_llama import models
-from tailored_llama.errors import InputError
+from tailored_llama.errors import InputError, one_line
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning import VocabularyPlan, prune_checkpoint, tokens_for_texts
-from tailored_llama.serving.gguf_source import MERGES, PER_TOKEN, TOKENS, TYPES, Source, has_rows, read_source
 from tailored_llama.serving.gguf_writing import GgufTensor, unfinished, write_file
 
+_TOKENS, _MERGES, _TYPES = (f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type"))
+_PER_TOKEN = (_TOKENS, "tokenizer.ggml.scores", _TYPES)  # lists with a value for each token
+_MODEL, _KINDS = "tokenizer.ggml.model", {"gpt2": "byte-level BPE", "llama": "SentencePiece"}
+_ROWS = re.compile(r"((per_layer_)?token_embd|output|blk\.\d+\.nextn\.(embed_tokens|shared_head_head))\.(weight|bias)")
 _NOT_COPIED = re.compile(r"GGUF\..*|split\..*|general\.architecture|tokenizer\.huggingface\.json")
 _STAY = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.BYTE)
 _DEFAULTS = 12  # llama.cpp takes ids below this for special tokens that a file does not name
@@ -31,8 +34,7 @@ _SHOWN = 8  # tokens that left
 
 @dataclass(frozen=True)
 class Trimmed:
-    """What trimming did: bytes and tokens before and after, the share of the texts' tokens that stay whole, and tokens
-    that left, the most used first."""
+    """What trimming did: bytes and tokens before and after, the share of text left whole, and tokens that left."""
 
     bytes: tuple[int, int]
     tokens: tuple[int, int]
@@ -41,43 +43,40 @@ class Trimmed:
 
 
 def trim_checkpoint(model: Path, texts: Sequence[str], size: int | None, out: Path) -> Trimmed:
-    """Write a checkpoint without the tokens that texts do not need, and its tokenizer, to an existing empty folder.
-
-    `size` tokens stay, as in `tokens_for_texts`.
-
-    Raises:
-        InputError: the checkpoint is broken, or as `tokens_for_texts`.
-    """
+    """As `trim_gguf`, of a checkpoint, which is written to an existing empty folder with its tokenizer."""
     structure, tokenizer, tokens = models.read_structure(model), models.load_tokenizer(model), models.read_tokens(model)
     plan = tokens_for_texts(tokens, tokenizer, texts, size)
     prune_checkpoint(model, structure.layers, {}, out, tokens=plan)
-    before, left = structure.size.vocab_size, models.read_structure(out).size.vocab_size
-    removed = f"""Of {before:,} tokens, {left:,} are left, chosen by how often a text uses them; `vocabulary.parquet`
-lists them. All other weights are unchanged."""
+    removed = (
+        f"Of {tokens.rows:,} tokens, {len(plan.kept):,} are left, chosen by how often a text uses them; "
+        "`vocabulary.parquet`\nlists them. All other weights are unchanged."
+    )
     card = models.derived_card("A language model with a trimmed vocabulary", removed, model, out)
     (out / models.CARD).write_text(card, encoding="utf-8")
     return _trimmed((models.weight_bytes(model), models.weight_bytes(out)), tokens, tokenizer, plan)
 
 
 def trim_gguf(model: Path, texts: Sequence[str], size: int | None, out: Path, progress: Progress = silent) -> Trimmed:
-    """Write a GGUF file without the tokens that texts do not need.
+    """Write a GGUF file without the tokens that texts do not need; a broken file, or one of another kind, is refused.
 
     `size` tokens stay, as in `tokens_for_texts`; special, user-defined and byte tokens, and those of the chat template,
-    stay in any case. Of a split file, any part may be given; all are read, and one file is written. It appears when it
-    is complete. `progress` is called after every tensor.
-
-    Raises:
-        InputError: the file is broken, its metadata disagree, its tokenizer is of another kind, or as
-            `tokens_for_texts`.
+    stay in any case. The file appears when it is complete. `progress` is called after every tensor.
     """
-    source = read_source(model)
-    tokenizer = models.load_gguf_tokenizer(source.parts[0], source.readers[0], str(source.parts[0]))
-    tokens = _tokens(source, tokenizer)
+    reader = models.open_gguf(model, str(model))
+    try:
+        values = {name: field.contents() for name, field in reader.fields.items()}
+    except ValueError as error:
+        raise InputError(f"{model}: metadata cannot be read ({one_line(error)})") from None
+    for field, got, allowed in _problems(reader, values):
+        raise InputError(f"{model}: {field}: got {got!s:.80}; allowed: {allowed}")
+    rows, tokenizer = len(values[_TOKENS]), models.load_gguf_tokenizer(model, reader, str(model))
+    special = {index for index, kind in enumerate(values[_TYPES]) if kind in _STAY}
+    special |= {*_ids(values).values(), *range(min(_DEFAULTS, rows))}
+    tokens = models.tokens_of(tokenizer, rows, special, model)
     plan = tokens_for_texts(tokens, tokenizer, texts, size)
     with unfinished(out) as part:
-        _write(source, plan.kept, part, progress)
-    before = sum(file.stat().st_size for file in source.parts)
-    return _trimmed((before, out.stat().st_size), tokens, tokenizer, plan)
+        _write(reader, values, plan.kept, part, progress)
+    return _trimmed((model.stat().st_size, out.stat().st_size), tokens, tokenizer, plan)
 
 
 def _trimmed(sizes: tuple[int, int], tokens: models.Tokens, tokenizer: Any, plan: VocabularyPlan) -> Trimmed:
@@ -86,47 +85,87 @@ def _trimmed(sizes: tuple[int, int], tokens: models.Tokens, tokenizer: Any, plan
     return Trimmed(sizes, (tokens.rows, len(plan.kept)), plan.whole, tuple(tokenizer.decode([i]) for i in gone))
 
 
-def _tokens(source: Source, tokenizer: Any) -> models.Tokens:
-    """The tokens of a file, and which of them must stay."""
-    types = source.values.get(TYPES)
-    special = {index for index, kind in enumerate(types or ()) if kind in _STAY}
-    special |= {*source.ids.values(), *range(min(_DEFAULTS, source.rows))}
-    tokens = models.tokens_of(tokenizer, source.rows, special, source.parts[0])
-    if types:
-        return tokens
-    alone = [token for token in tokens.texts if not tokens.parts[token]]  # special ones are among them
-    return replace(tokens, always=frozenset(tokens.made_of({*tokens.always, *alone})))
+def _ids(values: dict[str, Any]) -> dict[str, int]:
+    """The metadata that are ids of tokens."""
+    return {name: value for name, value in values.items() if name.endswith("_token_id")}
 
 
-def _write(source: Source, kept: Sequence[int], out: Path, progress: Progress) -> None:
-    """Write a file with the kept tokens alone."""
-    changed, fields = _trimmed_values(source, kept), source.readers[0].fields
-    writer = GGUFWriter(out, source.values["general.architecture"])
-    writer.data_alignment = source.readers[0].alignment
-    for name, value in {**source.values, **changed}.items():
-        kind, *items = fields[name].types
+def _size_name(values: dict[str, Any]) -> str:
+    """The name of the number of tokens, which not all files state."""
+    return f"{values['general.architecture']}.vocab_size"
+
+
+def _has_rows(tensor: ReaderTensor) -> bool:
+    """Whether a tensor has a row for each token."""
+    return _ROWS.fullmatch(tensor.name) is not None
+
+
+def _problems(reader: GGUFReader, values: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Why a file cannot be trimmed: a field, its value, and what is allowed. Each check relies on those before it."""
+    if reader.byte_order != "I":
+        yield "byte order", "big-endian", "little-endian"
+    if (parts := values.get("split.count", 1)) not in (0, 1):
+        yield "split.count", parts, "1; llama-gguf-split --merge joins the parts of a model"
+    if not isinstance(values.get("general.architecture"), str):
+        yield "general.architecture", values.get("general.architecture"), "a name"
+    if values.get(_MODEL) not in _KINDS:
+        yield _MODEL, values.get(_MODEL), " or ".join(f"{name} ({what})" for name, what in _KINDS.items())
+    tokens: Any = values.get(_TOKENS)
+    if not isinstance(tokens, list) or not tokens or not isinstance(tokens[0], str):
+        yield _TOKENS, "none", "a list of texts"
+    rows, each = len(tokens), f"one for each of {_TOKENS}"
+    if _TYPES not in values:
+        yield _TYPES, "none", f"{rows} values, {each}"
+    for name in _PER_TOKEN:
+        if name in values and (not isinstance(values[name], list) or len(values[name]) != rows):
+            got = f"{len(values[name])} values" if isinstance(values[name], list) else values[name]
+            yield name, got, f"{rows} values, {each}"
+    merges = values.get(_MERGES, [])
+    for merge in merges if isinstance(merges, list) else [merges]:
+        if not isinstance(merge, str) or merge.count(" ") != 1:
+            yield _MERGES, repr(merge), "two texts with a space between, each"
+    if (size := values.get(_size_name(values), rows)) != rows:
+        yield _size_name(values), size, f"{rows}, the length of {_TOKENS}"
+    for name, index in _ids(values).items():
+        if type(index) is not int or not 0 <= index < rows:
+            yield name, index, f"0 to {rows - 1}, the id of a token"
+    if all(tensor.name != "token_embd.weight" for tensor in reader.tensors):
+        yield "token_embd.weight", "no such tensor", "a language model, which has one"
+    for tensor in reader.tensors:
+        shape = tensor.shape.tolist()
+        if not shape or 0 in shape:
+            yield tensor.name, f"shape {shape}", "one size or more, all above 0"
+        if _has_rows(tensor) and shape[-1] != rows:
+            yield tensor.name, f"{shape[-1]} rows", f"{rows}, {each}"
+
+
+def _write(reader: GGUFReader, values: dict[str, Any], kept: Sequence[int], out: Path, progress: Progress) -> None:
+    writer = GGUFWriter(out, values["general.architecture"])
+    writer.data_alignment = reader.alignment
+    for name, value in {**values, **_trimmed_values(values, kept)}.items():
+        kind, *items = reader.fields[name].types
         empty = kind == GGUFValueType.ARRAY and not value  # which the package gguf cannot write
         if not empty and not _NOT_COPIED.fullmatch(name):
             writer.add_key_value(name, value, kind, items[0] if items else None)
     tensors: list[GgufTensor] = []
-    for tensor in source.tensors:
-        shape, rows = tensor.shape[::-1].tolist(), list(kept) if has_rows(tensor) else slice(None)
-        first = len(kept) if has_rows(tensor) else shape[0]
-        data = partial(tensor.data.__getitem__, rows)
-        tensors.append((tensor.name, (first, *shape[1:]), tensor.tensor_type, data))
+    for tensor in reader.tensors:
+        shape, rows = tensor.shape[::-1].tolist(), list(kept) if _has_rows(tensor) else slice(None)
+        if _has_rows(tensor):
+            shape[0] = len(kept)
+        tensors.append((tensor.name, tuple(shape), tensor.tensor_type, partial(tensor.data.__getitem__, rows)))
     write_file(writer, tensors, progress)
 
 
-def _trimmed_values(source: Source, kept: Sequence[int]) -> dict[str, Any]:
+def _trimmed_values(values: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     """The metadata that change: lists of tokens, merges, ids, and the number of tokens."""
-    values, new = source.values, {old: index for index, old in enumerate(kept)}
-    changed: dict[str, Any] = {name: [values[name][old] for old in kept] for name in PER_TOKEN if name in values}
-    changed |= {name: new[old] for name, old in source.ids.items()}
-    if source.vocab_size in values:
-        changed[source.vocab_size] = len(kept)
-    if MERGES in values:
-        texts, pairs = set(changed[TOKENS]), (merge.split(" ") for merge in values[MERGES])
-        changed[MERGES] = [f"{left} {right}" for left, right in pairs if models.is_kept(left, right, texts)]
-        if not changed[MERGES]:
+    new = {old: index for index, old in enumerate(kept)}
+    changed: dict[str, Any] = {name: [values[name][old] for old in kept] for name in _PER_TOKEN if name in values}
+    changed |= {name: new[old] for name, old in _ids(values).items()}
+    if _size_name(values) in values:
+        changed[_size_name(values)] = len(kept)
+    if _MERGES in values:
+        texts, pairs = set(changed[_TOKENS]), (merge.split(" ") for merge in values[_MERGES])
+        changed[_MERGES] = [f"{left} {right}" for left, right in pairs if models.is_kept(left, right, texts)]
+        if not changed[_MERGES]:
             raise InputError(f"tokens: got {len(kept)}, which leaves no merge; allowed: more, as llama.cpp needs one")
     return changed

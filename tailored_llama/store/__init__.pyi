@@ -1,8 +1,6 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from .artifacts import ArtifactStore as ArtifactStore
-from .contents import Entry as Entry
-from .contents import survey as survey
-from .contents import verify as verify
+from .artifacts import record_opening as record_opening
 from .downloads import DATA_WHEEL as DATA_WHEEL
 from .downloads import Wheel as Wheel
 from .downloads import fetch_wheel as fetch_wheel
@@ -17,6 +15,7 @@ from .files import error_number as error_number
 from .files import file_lock as file_lock
 from .files import sha256_file as sha256_file
 from .housekeeping import REPORTS as REPORTS
+from .housekeeping import Entry as Entry
 from .housekeeping import abandoned_claims as abandoned_claims
 from .housekeeping import leftovers as leftovers
 from .housekeeping import removable as removable
@@ -25,6 +24,8 @@ from .housekeeping import remove_artifacts as remove_artifacts
 from .housekeeping import remove_claims as remove_claims
 from .housekeeping import remove_leftover as remove_leftover
 from .housekeeping import reports_using as reports_using
+from .housekeeping import survey as survey
+from .housekeeping import verify as verify
 from .manifests import ANSWER as ANSWER
 from .manifests import FINISHED as FINISHED
 from .manifests import GGUF as GGUF
@@ -33,7 +34,6 @@ from .manifests import ArtifactRef as ArtifactRef
 from .manifests import Manifest as Manifest
 from .manifests import artifact_key as artifact_key
 from .manifests import read_manifest as read_manifest
-from .openings import record_opening as record_opening
 from .publishing import check_published as check_published
 from .publishing import check_target as check_target
 from .publishing import place as place

@@ -18,24 +18,18 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from fsspec.implementations.local import LocalFileSystem
+
 from tailored_llama.errors import InputError
 from tailored_llama.memory import peak_memory, reset_peak_memory
-from tailored_llama.store import remote, sharing
+from tailored_llama.store import manifests, remote
 from tailored_llama.store.claims import LEASE, Claim, Lease, claimed
 from tailored_llama.store.files import NO_ROOM, error_number, file_lock, is_safe_relative
-from tailored_llama.store.manifests import (
-    MANIFEST,
-    ArtifactRef,
-    Manifest,
-    artifact_key,
-    installed_versions,
-    other_versions,
-    read_manifest,
-)
-from tailored_llama.store.verifying import Stamps, Verified, check, hash_files
+from tailored_llama.store.manifests import MANIFEST, ArtifactRef, Manifest, artifact_key, read_manifest
 
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}  # the store's fault only inside it
 
@@ -61,8 +55,7 @@ class ArtifactStore:
             self.local = Path(working_copy).expanduser() / hashlib.sha256(root.encode()).hexdigest()[:16]
         else:
             self.local = Path(root).expanduser().absolute()
-        self._verified = Verified(self.local / ".verified")
-        self._warned: set[tuple[str, str, str]] = set()  # of these versions of libraries
+        self._warned: set[str] = set()  # of these versions of libraries
 
     def folder(self, stage: str, key: str) -> Path:
         if not is_safe_relative(f"{stage}/{key}"):
@@ -75,104 +68,95 @@ class ArtifactStore:
 
     def resume_folder(self, stage: str, version: int, config: Mapping[str, Any], inputs: Inputs) -> Path:
         """Folder for the state of a running stage; it is removed when the artifact is published."""
-        return self.local / ".resume" / artifact_key(stage, version, _plain(config), inputs)
+        return self.local / ".resume" / artifact_key(stage, version, config, inputs)
 
     def build(
         self, stage: str, version: int, config: Mapping[str, Any], inputs: Inputs, function: Function
     ) -> tuple[ArtifactRef, bool]:
-        """Return the artifact of this key; if there is none, run `function(folder)` to write its files.
+        """The artifact of this key, and whether it was there; if not, `function(folder)` is run to write its files.
 
         Two callers with the same key compute it once, on one machine or on two that share a URL: the second waits for
         the first. The return value of `function` goes into the manifest's `measured`; in it, a function that works in
         another process gives its `peak_memory_bytes`.
 
-        Returns:
-            The reference, and whether the artifact already existed.
-
         Raises:
             InputError: the store's root is not writable, or its disk is full.
         """
-        plain = _plain(config)
-        key = artifact_key(stage, version, plain, inputs)
+        key = artifact_key(stage, version, config, inputs)
         try:
-            if (ref := self.find(stage, key)) and (ref := self._agreed(stage, key)):
+            if (ref := self.find(stage, key)) and (not self.remote or (ref := self._pull(stage, key))):
                 self._forget_state(key)  # left by a process killed just after publishing
                 return ref, True
             with file_lock(self.lock(key)), self._claimed(stage, key) as claim:
                 # Another process or machine may have published it meanwhile.
                 found = self.find(stage, key) or self._pull(stage, key, mend=True)
-                ref = found or self._build(stage, version, key, plain, inputs, function)
+                ref = found or self._build(stage, version, key, config, inputs, function)
                 self._forget_state(key)
                 return self._publish(ref, claim), found is not None
         except Exception as error:
             number = error_number(error)
             inside = str(getattr(error, "filename", None)).startswith(str(self.local))
-            if number is None or not (number in NO_ROOM or (number in _NO_ACCESS and inside)):
-                raise
-            raise InputError(
-                f"store.root {self.root}: {os.strerror(number)} while publishing {stage}; "
-                "allowed: a writable folder with room"
-            ) from error
+            if number and (number in NO_ROOM or (number in _NO_ACCESS and inside)):
+                failure = f"store.root {self.root}: {os.strerror(number)} while publishing {stage}"
+                raise InputError(f"{failure}; allowed: a writable folder with room") from error
+            raise
 
     def _build(
-        self, stage: str, version: int, key: str, config: dict[str, Any], inputs: Inputs, function: Function
+        self, stage: str, version: int, key: str, config: Mapping[str, Any], inputs: Inputs, function: Function
     ) -> ArtifactRef:
-        building = self.local / ".building"
-        for leftover in building.glob(f"{key}.*"):  # of a killed process: this one holds the lock
+        for leftover in (self.local / ".building").glob(f"{key}.*"):  # of a killed process: this one holds the lock
             shutil.rmtree(leftover, ignore_errors=True)
-        folder = building / f"{key}.{uuid.uuid4().hex[:8]}"
+        folder, target = self._new_folder(key), self.folder(stage, key)
         folder.mkdir(parents=True)
         try:
             start = time.perf_counter()
             reset_peak_memory()
             measured = dict(function(folder) or {})
-            files, stamps = hash_files(folder)
+            files, stamps = manifests.hash_files(folder)
             manifest = Manifest(
                 stage=stage,
                 version=version,
                 key=key,
-                config=config,
+                config=dict(config),
                 inputs=dict(inputs),
                 files=files,
-                libraries=installed_versions(),
+                libraries=manifests.installed_versions(),
                 seconds=round(time.perf_counter() - start, 3),
                 peak_memory_bytes=measured.pop("peak_memory_bytes", None) or peak_memory(),
                 measured=measured,
             )
             (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n")
-            if not _rename_new(folder, target := self.folder(stage, key)):  # pulled meanwhile; pulls take no lock
+            if not _rename_new(folder, target):  # pulled meanwhile; pulls take no lock
                 return read_manifest(target).ref
-            self._verified.remember(key, Stamps(manifest.digest, stamps))
+            manifests.write_stamps(self._stamps(key), stamps)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return manifest.ref
 
-    def _forget_state(self, key: str) -> None:
-        shutil.rmtree(self.local / ".resume" / key, ignore_errors=True)
-
     def find(self, stage: str, key: str) -> ArtifactRef | None:
-        """The reference of a published artifact with every file intact, or None; a broken artifact is removed.
-
-        Each find updates the folder's modification time, from which housekeeping counts the artifact's age.
-        """
+        """The reference of an artifact, which is whole and counts as used now, or None; a broken one is removed."""
         folder = self.folder(stage, key)
         if not folder.is_dir():
             return self._pull(stage, key)
-        if problem := self.problem(folder, stage, key):
-            try:
-                self.discard(stage, key)
-            except OSError as error:
-                raise InputError(f"artifact {stage}/{key[:12]}: {problem}, and it cannot be removed") from error
-            return self._pull(stage, key)
-        with suppress(OSError):  # a read-only store can still be read
-            os.utime(folder)
-        return read_manifest(folder).ref
+        if not (problem := self.problem(stage, key)):
+            with suppress(OSError):  # a read-only store can still be read
+                os.utime(folder)
+            return read_manifest(folder).ref
+        try:
+            self.discard(stage, key)
+        except OSError as error:
+            raise InputError(f"artifact {stage}/{key[:12]}: {problem}, and it cannot be removed") from error
+        return self._pull(stage, key)
+
+    def problem(self, stage: str, key: str, trust: bool = True) -> str | None:
+        """Why an artifact's local folder is not what it should be, or None; `trust` lets known stamps spare hashing."""
+        return manifests.check(self.folder(stage, key), stage, key, self._stamps(key), trust)
 
     def discard(self, stage: str, key: str) -> None:
         """Remove an artifact's local folder if it exists. It is renamed first, so that nobody finds half of it."""
-        trash = self.local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}"
+        trash = self._new_folder(key)
         trash.parent.mkdir(exist_ok=True)
-        self._verified.remember(key, None)
+        manifests.write_stamps(self._stamps(key), set())
         try:
             os.rename(self.folder(stage, key), trash)
         except FileNotFoundError:
@@ -183,91 +167,64 @@ class ArtifactStore:
             shutil.rmtree(trash, ignore_errors=True)
 
     def open(self, ref: ArtifactRef) -> Path:
-        """The folder of an artifact, with every file verified against the manifest.
-
-        Raises:
-            InputError: the artifact is missing or broken, or its digest differs from the reference.
-        """
+        """The folder of an artifact, verified; an `InputError` if it is missing, broken or not the one referred to."""
         stored = self.find(ref.stage, ref.key)
         if stored and stored.digest != ref.digest:  # made here, before another machine's was published
-            stored = self._agreed(ref.stage, ref.key) or stored
+            stored = self._pull(ref.stage, ref.key) or stored
+        named = f"artifact {ref.stage}/{ref.key[:12]}"
         if stored is None:
-            raise InputError(f"artifact {ref.stage}/{ref.key[:12]}: missing from {self.root}; run its stage again")
+            raise InputError(f"{named}: missing from {self.root}; run its stage again")
         if stored.digest != ref.digest:
-            raise InputError(
-                f"artifact {ref.stage}/{ref.key[:12]}: digest {stored.digest[:12]}, expected {ref.digest[:12]}"
-            )
+            raise InputError(f"{named}: digest {stored.digest[:12]}, expected {ref.digest[:12]}")
         folder = self.folder(ref.stage, ref.key)
         self._compare_libraries(read_manifest(folder))
         return folder
 
-    def _compare_libraries(self, manifest: Manifest) -> None:
-        """Warn once of each library that the maker of an artifact had in another version: keys do not tell them apart.
-
-        A run opens what it finds first, and a worker what it was given. So both are told before they compute.
-        """
-        if new := other_versions(manifest.libraries) - self._warned:
-            self._warned |= new
-            listed = ", ".join(f"{name} {version} (here {own})" for name, version, own in sorted(new))
-            warning = "%s %s was made with %s: give all machines the same versions, such as those of constraints.txt"
-            log.warning(warning, manifest.stage, manifest.key[:12], listed)
-
     def manifest(self, ref: ArtifactRef) -> Manifest:
         return read_manifest(self.open(ref))
 
-    def problem(self, folder: Path, stage: str, key: str, trust: bool = True) -> str | None:
-        """Why a folder is not the artifact it should be, or None if it is.
-
-        With `trust`, files are not hashed that this machine has hashed before and that have not changed since.
-        """
-        problem, stamps = check(folder, stage, key, self._verified.known(key) if trust else None)
-        self._verified.remember(key, stamps)
-        return problem
+    def _compare_libraries(self, manifest: Manifest) -> None:
+        """Warn once of each library that the maker of an artifact had in another version; keys do not state these."""
+        if new := manifests.other_versions(manifest.libraries) - self._warned:
+            self._warned |= new
+            warning = "%s %s was made with %s: give all machines the same versions, such as those of constraints.txt"
+            log.warning(warning, manifest.stage, manifest.key[:12], ", ".join(sorted(new)))
 
     def _claimed(self, stage: str, key: str) -> AbstractContextManager[Claim | None]:
         """What keeps other machines from the same work; nothing for a folder, where the lock suffices."""
         if not self.remote:
             return nullcontext()
-        return claimed(self.remote, stage, key, self.lock(key), lambda: self._agreed(stage, key), self.lease)
+        return claimed(self.remote, stage, key, self.lock(key), lambda: self._pull(stage, key), self.lease)
 
     def _publish(self, ref: ArtifactRef, claim: Claim | None) -> ArtifactRef:
         """Push a local artifact, unless another machine published one under its key first; return the one published."""
         if not self.remote or not claim:
             return ref
-        while not (agreed := self._agreed(ref.stage, ref.key)):
+        while not (published := self._pull(ref.stage, ref.key)):
             if not claim.hold():
                 continue
-            if agreed := self._pull(ref.stage, ref.key, mend=True):  # published before the claim was taken again
+            if published := self._pull(ref.stage, ref.key, mend=True):  # before the claim was taken again
                 break
-            if sharing.publish(self.remote, self.folder(ref.stage, ref.key), ref, claim.is_lost):
+            if remote.publish(self.remote, self.folder(ref.stage, ref.key), ref, claim.is_lost):
                 return ref
-        return agreed
-
-    def _agreed(self, stage: str, key: str) -> ArtifactRef | None:
-        """The artifact that all machines use, now in the working copy; None if none is whole at the URL.
-
-        A local one that differs from it goes. Without a URL it is the local one.
-        """
-        try:
-            local = read_manifest(self.folder(stage, key))
-        except InputError:
-            local = None
-        manifest = sharing.published(self.remote, stage, key) if self.remote else local
-        if manifest and local and manifest.digest == local.digest:
-            return local.ref
-        return self._pull(stage, key) if manifest else None
+        return published
 
     def _pull(self, stage: str, key: str, mend: bool = False) -> ArtifactRef | None:
-        """Fetch an artifact from the URL; None if none is whole there. With the claim, `mend` removes a broken one."""
-        if not self.remote or not remote.is_there(self.remote, f"{stage}/{key}/{MANIFEST}"):
+        """The artifact at the URL, which all machines use, now in the working copy; None if none is whole there.
+
+        A local one that differs from it goes. With the claim, `mend` removes a broken one from the URL.
+        """
+        name, folder, target = f"{stage}/{key}/{MANIFEST}", self._new_folder(key), self.folder(stage, key)
+        if not self.remote or (content := remote.read(self.remote, name)) is None:
             return None
-        folder, target = self.local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}", self.folder(stage, key)
-        folder.mkdir(parents=True)
+        with suppress(InputError):  # there is none here, or none that is whole at the URL
+            if (local := read_manifest(target)).digest == manifests.parse_manifest(content, name).digest:
+                return local.ref
         try:
-            problem, stamps = sharing.fetch(self.remote, stage, key, folder)
-            if problem:
-                if mend:
-                    sharing.withdraw(self.remote, stage, key, folder)
+            if remote.fetch(self.remote, stage, key, content, folder, self._stamps(key)):
+                # Unless this machine has stalled, and another one has published meanwhile:
+                if mend and remote.read(self.remote, name) == content:
+                    remote.remove_files(self.remote, [name])
                 return None
             ref = read_manifest(folder).ref
             if not _rename_new(folder, target):
@@ -275,15 +232,19 @@ class ArtifactStore:
                     return ref
                 self.discard(stage, key)  # made here, but another machine's was published first
                 _rename_new(folder, target)
-            self._verified.remember(key, stamps)
             return read_manifest(target).ref
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _new_folder(self, key: str) -> Path:
+        """A name for unfinished work, which nothing has yet."""
+        return self.local / ".building" / f"{key}.{uuid.uuid4().hex[:8]}"
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as JSON stores it, so that the manifest shows what the key covers."""
-    return dict(json.loads(json.dumps(dict(config))))
+    def _stamps(self, key: str) -> Path:
+        return self.local / ".verified" / key
+
+    def _forget_state(self, key: str) -> None:
+        shutil.rmtree(self.local / ".resume" / key, ignore_errors=True)
 
 
 def _rename_new(folder: Path, target: Path) -> bool:
@@ -296,3 +257,15 @@ def _rename_new(folder: Path, target: Path) -> bool:
             raise
         return False
     return True
+
+
+def record_opening(store: ArtifactStore, goal: str, plan: str) -> int:
+    """Record that a plan opens the rows that prove a goal, before they are scored; return the opening's number, from 1.
+
+    Whoever looks at the same rows again, with another plan, has another chance to be lucky. So every plan has a small
+    file `.openings/GOAL.NUMBER`, created only where none is, which nothing removes. The goal identifies the rows, and
+    what is proven with them; the plan, what is to be tested, and how.
+    """
+    at = store.remote or remote.Remote(store.root, LocalFileSystem(), str(store.local))
+    content, action = plan.encode(), "recording an opening"
+    return next(number for number in count(1) if remote.create(at, f".openings/{goal}.{number}", content, action))

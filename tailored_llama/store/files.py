@@ -57,14 +57,10 @@ def _is_open_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk`, except that a folder that is there and cannot be listed is an error and not an empty one."""
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            raise error
-
-    return os.walk(folder, onerror=refuse)
+def raise_unless_gone(error: OSError) -> None:
+    """For walks: a folder that is there and cannot be listed is an error, and not an empty one."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 def is_safe_relative(name: str) -> bool:

@@ -1,23 +1,34 @@
-"""Manifests, the records of artifacts, and the key over everything an artifact's bytes depend on."""
+"""Manifests, the records of artifacts; the key over all their bytes depend on; and whether a folder is what one states.
+
+Stamps spare hashing a file twice on one machine. A stamp is a line of text: a file's inode, modification time and size
+when it was hashed, and its SHA-256. It stands in for the hash while the first three stay as they are. A line that is
+cut short matches nothing.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
+import os
+import time
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from tailored_llama.errors import InputError
-from tailored_llama.store.files import is_safe_relative, walk
+from tailored_llama.store.files import is_safe_relative, raise_unless_gone, sha256_file
 
 MANIFEST = "manifest.json"
 # Stages of finished models, which may be exported and replaced.
 FINISHED, GGUF, ANSWER = "tailored", "gguf", "answer"
 _LIBRARIES = ("torch", "transformers", "peft", "torch-pruning", "datasets", "pyarrow", "tailored-llama")
+_SETTLED = 2.0  # seconds; a file may change once more within one tick of its file system's clock, and keep its time
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,8 @@ class Manifest:
     peak_memory_bytes: int
     measured: dict[str, Any]  # values that differ between runs (tokens/s, …); never part of a file
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     @property
     def digest(self) -> str:
         return _digest({name: entry["sha256"] for name, entry in self.files.items()})
@@ -53,19 +66,20 @@ class Manifest:
         return ArtifactRef(self.stage, self.key, self.digest)
 
 
+_MANIFEST = TypeAdapter(Manifest)
+
+
 @cache
 def installed_versions() -> dict[str, str]:
     """The installed version of each library that may change an artifact."""
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
-def other_versions(recorded: Mapping[str, str]) -> set[tuple[str, str, str]]:
-    """Libraries that were recorded in another version than is installed: name, recorded version, installed version.
-
-    Build tags do not count, such as torch's +cpu.
-    """
-    pairs = {(name, version, installed_versions().get(name, "")) for name, version in recorded.items()}
-    return {pair for pair in pairs if pair[1].partition("+")[0] != pair[2].partition("+")[0]}
+def other_versions(recorded: Mapping[str, str]) -> set[str]:
+    """Libraries that were recorded in another version than is installed, and both; a build tag, as in +cpu, is none."""
+    both = [(name, version, installed_versions().get(name, "")) for name, version in recorded.items()]
+    differ = [one for one in both if one[1].partition("+")[0] != one[2].partition("+")[0]]
+    return {f"{name} {version} (here {own})" for name, version, own in differ}
 
 
 def artifact_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, ArtifactRef]) -> str:
@@ -86,65 +100,121 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(content: bytes, location: str) -> Manifest:
-    """Parse a manifest from its bytes; `location` is its path in error messages.
-
-    Raises:
-        InputError: as `read_manifest`.
-    """
+    """As `read_manifest`, from its bytes; `location` is its path in error messages."""
     try:
-        data = json.loads(content.decode())
-        inputs = {name: ArtifactRef(**ref) for name, ref in data["inputs"].items()}
-        files = {name: {"sha256": entry["sha256"], "size": entry["size"]} for name, entry in data["files"].items()}
-        tables = {name: {**data[name]} for name in ("config", "libraries", "measured")}
-        costs = {"seconds": float(data["seconds"]), "peak_memory_bytes": int(data["peak_memory_bytes"])}
-        manifest = Manifest(**data | tables | costs | {"inputs": inputs, "files": files})
-        outside = not all(is_safe_relative(name) for name in files)
-        nested = any(str(parent) in files for name in files for parent in PurePosixPath(name).parents)
-        texts = [manifest.stage, manifest.key, *(text for ref in inputs.values() for text in astuple(ref))]
-        if nested or MANIFEST in files or not all(isinstance(text, str) for text in texts):
-            raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise InputError(f"{location}: not a manifest ({type(error).__name__})") from None
-    if outside:
+        manifest = _MANIFEST.validate_json(content)
+    except ValidationError as error:
+        raise InputError(f"{location}: not a manifest ({error.errors()[0]['msg']})") from None
+    files = manifest.files
+    nested = any(str(parent) in files for name in files for parent in PurePosixPath(name).parents)
+    if nested or MANIFEST in files or not all({"sha256", "size"} <= entry.keys() for entry in files.values()):
+        raise InputError(f"{location}: not a manifest (its files cannot be such)")
+    if not all(is_safe_relative(name) for name in files):
         raise InputError(f"{location}: names a file outside its folder")
     return manifest
 
 
 def check_identity(manifest: Manifest, stage: str, key: str) -> None:
-    """Check that a manifest belongs to the artifact in whose folder it is.
-
-    Raises:
-        InputError: it does not.
-    """
+    """Refuse a manifest that does not belong to the artifact in whose folder it is."""
     if (manifest.stage, manifest.key) != (stage, key):
         raise InputError(f"manifest of {manifest.stage}/{manifest.key[:12]}")
     if artifact_key(stage, manifest.version, manifest.config, manifest.inputs) != key:
         raise InputError("its key does not follow from its manifest")
 
 
-def size_problem(manifest: Manifest, sizes: Mapping[str, int]) -> str | None:
-    """The first file of a manifest that is missing or has another size in bytes, or None."""
+def check_sizes(manifest: Manifest, sizes: Mapping[str, int]) -> None:
+    """Refuse sizes of files, in bytes, that are not those of the manifest."""
     for name, entry in manifest.files.items():
         if name not in sizes:
-            return f"{name} is missing"
+            raise InputError(f"{name} is missing")
         if sizes[name] != entry["size"]:
-            return f"{name} has {sizes[name]} bytes, expected {entry['size']}"
+            raise InputError(f"{name} has {sizes[name]} bytes, expected {entry['size']}")
+
+
+def check(folder: Path, stage: str, key: str, stamps: Path, trust: bool = True) -> str | None:
+    """Why a folder is not the artifact it should be, or None.
+
+    With `trust`, files whose stamps are known are not hashed. `stamps` is the file with them; it is brought up to date.
+    """
+    known = _read_stamps(stamps) if trust else set()
+    try:
+        manifest = read_manifest(folder)
+        check_identity(manifest, stage, key)
+        _check_no_strangers(folder, manifest)
+        new = _check_files(folder, manifest, known)
+    except InputError as error:
+        write_stamps(stamps, set())
+        return str(error)
+    if new != known:
+        write_stamps(stamps, new)
     return None
 
 
-def links_or_strangers(folder: Path, manifest: Manifest) -> str | None:
-    """The first symbolic link or unlisted file, or None: a loader could follow the one and read the other."""
+def hash_files(folder: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """The files of a new artifact as its manifest lists them, and the stamps of those that have settled."""
+    files, stamps = {}, set()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            status = path.stat()
+            settled, sha256 = _is_settled(status), sha256_file(path)
+            files[str(path.relative_to(folder))] = {"sha256": sha256, "size": status.st_size}
+            if settled:
+                stamps.add(_stamp(status, sha256))
+    return files, stamps
+
+
+def write_stamps(path: Path, stamps: set[str]) -> None:
+    """Keep the stamps of an artifact's files instead of those known; where that cannot be written, none are kept."""
+    with suppress(OSError):
+        if stamps:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(f"{stamp}\n" for stamp in sorted(stamps)))
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _read_stamps(path: Path) -> set[str]:
+    with suppress(OSError):
+        return set(path.read_text(errors="replace").splitlines())
+    return set()
+
+
+def _check_no_strangers(folder: Path, manifest: Manifest) -> None:
+    """Refuse symbolic links and unlisted files: a loader could follow the one and read the other."""
     if folder.is_symlink():
-        return "is a symbolic link"
-    for parent, folders, names in walk(folder):
+        raise InputError("is a symbolic link")
+    for parent, folders, names in os.walk(folder, onerror=raise_unless_gone):
         for name in (*folders, *names):
             path = Path(parent, name)
             relative = str(path.relative_to(folder))
             if path.is_symlink():
-                return f"{relative} is a symbolic link"
+                raise InputError(f"{relative} is a symbolic link")
             if name in names and relative not in manifest.files and relative != MANIFEST and not name.startswith("."):
-                return f"{relative} is not in its manifest"
-    return None
+                raise InputError(f"{relative} is not in its manifest")
+
+
+def _check_files(folder: Path, manifest: Manifest, known: set[str]) -> set[str]:
+    """Check sizes, and the hashes of files whose stamps are not known; return the stamps of those that have settled."""
+    statuses = {name: (folder / name).stat() for name in manifest.files if (folder / name).is_file()}
+    check_sizes(manifest, {name: status.st_size for name, status in statuses.items()})
+    stamps = set()
+    for name, status in statuses.items():
+        expected = manifest.files[name]["sha256"]
+        settled, stamp = _is_settled(status), _stamp(status, expected)
+        if stamp not in known and (got := sha256_file(folder / name)) != expected:
+            raise InputError(f"{name} has SHA-256 {got}, expected {expected}")
+        if settled:
+            stamps.add(stamp)
+    return stamps
+
+
+def _is_settled(status: os.stat_result) -> bool:
+    """Whether any later change of the file will show in its modification time; ask before hashing it."""
+    return abs(time.time() - status.st_mtime) > _SETTLED
+
+
+def _stamp(status: os.stat_result, sha256: str) -> str:
+    return f"{status.st_ino} {status.st_mtime_ns} {status.st_size} {sha256}"
 
 
 def _digest(value: Any) -> str:

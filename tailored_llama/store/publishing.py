@@ -1,7 +1,6 @@
 """Artifacts where people find them: in folders with names, and models published there or in a Hub repository.
 
-A repository, hf://user/name, holds one model at a time, as a folder does, and gets it whole or not at all. Its history
-keeps the earlier ones.
+A repository, hf://user/name, holds one model at a time, as a folder does. Its history keeps the earlier ones.
 """
 
 from __future__ import annotations
@@ -21,13 +20,7 @@ _OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
 
 
 def check_target(target: Path, field: str, what: str, stages: Sequence[str]) -> None:
-    """Check that a folder is new, or holds an artifact of some stages, which may be replaced.
-
-    The error message names the field of the configuration, and what is looked for there, such as "a report".
-
-    Raises:
-        InputError: something else stands there.
-    """
+    """Refuse a folder that is neither new nor an artifact of some stages; `field` asks for `what`, say "a report"."""
     if not target.exists():
         return
     try:
@@ -39,11 +32,7 @@ def check_target(target: Path, field: str, what: str, stages: Sequence[str]) -> 
 
 
 def place(artifact: Path, target: Path, field: str, what: str, stages: Sequence[str]) -> None:
-    """Copy an artifact to a folder with a name for people, whole or not at all; an earlier copy is replaced.
-
-    Raises:
-        InputError: as `check_target`; or there is no room.
-    """
+    """Copy an artifact to a folder that passes `check_target`, whole or not at all; an earlier copy is replaced."""
     check_target(target, field, what, stages)
     if target.exists() and read_manifest(target).digest == read_manifest(artifact).digest:
         return
@@ -59,11 +48,7 @@ def place(artifact: Path, target: Path, field: str, what: str, stages: Sequence[
 
 
 def check_published(target: str) -> None:
-    """Check before a run that its model can be published: in a folder that may be replaced, or with a token of the Hub.
-
-    Raises:
-        InputError: it cannot be.
-    """
+    """Refuse, before a run, a folder that may not be replaced, or a repository without a token of the Hub."""
     if not target.startswith(HUB):
         return check_target(Path(target).expanduser(), _FIELD, "a published model", [ANSWER])
     from huggingface_hub import get_token
@@ -73,12 +58,7 @@ def check_published(target: str) -> None:
 
 
 def published_file(target: str, name: str) -> bytes | None:
-    """A file of the model that is published at a target; None if no model is.
-
-    Raises:
-        InputError: something else is there.
-        UnreachableError: the Hub does not answer.
-    """
+    """A file of the model that is published at a target; None if none is. Something else there is refused."""
     repository = target.removeprefix(HUB)
     if repository == target:
         file = Path(target).expanduser() / name
@@ -102,16 +82,10 @@ def published_file(target: str, name: str) -> bytes | None:
 
 
 def publish(model: Path, target: str, message: str) -> None:
-    """Publish an artifact in the place of what is there; a new repository is private.
-
-    Raises:
-        InputError: there is no right or no room to write.
-        UnreachableError: the Hub does not answer; what was published stays.
-    """
+    """Publish an artifact in the place of what is there, whole or not at all; a new repository is private."""
     repository = target.removeprefix(HUB)
     if repository == target:
-        place(model, Path(target).expanduser(), _FIELD, "a published model", [ANSWER])
-        return
+        return place(model, Path(target).expanduser(), _FIELD, "a published model", [ANSWER])
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     new = {path.name: path for path in model.iterdir()}

@@ -1,4 +1,8 @@
-"""The remote side of a store, behind an fsspec URL. The manifest is written last and removed first."""
+"""The remote side of a store, behind an fsspec URL: artifacts are fetched whole or not at all, and published once.
+
+Functions that send requests raise an `InputError` where access is refused or the bucket does not exist, and an
+`UnreachableError` where the server fails: then the same request may succeed later.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,19 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 
 from tailored_llama.errors import InputError, UnreachableError, one_line
+from tailored_llama.store import manifests
 from tailored_llama.store.files import NO_ROOM
+from tailored_llama.store.manifests import MANIFEST, ArtifactRef
 
 log = logging.getLogger(__name__)
 
@@ -32,135 +38,119 @@ class Remote:
     filesystem: Any
     base: str
 
+    def path(self, name: str) -> str:
+        return f"{self.base}/{name}"
+
+    @property
+    def has_folders(self) -> bool:
+        protocol = self.filesystem.protocol
+        return not _BUCKETS & set([protocol] if isinstance(protocol, str) else protocol)
+
+    @property
+    def is_local(self) -> bool:
+        return bool(getattr(self.filesystem, "local_file", False))
+
 
 def open_remote(root: str) -> Remote:
-    """The folder of an fsspec URL; no request is sent yet.
-
-    Raises:
-        InputError: the protocol is unknown, or its package is not installed.
-    """
+    """The folder of an fsspec URL, whose package has to be installed; no request is sent yet."""
     try:
         return Remote(root, *fsspec.core.url_to_fs(root))
     except (ImportError, ValueError) as error:
         raise InputError(f"store.root: got {root!r}, {error}; allowed: a folder or an fsspec URL") from None
 
 
-def is_there(remote: Remote, name: str) -> bool:
-    """Whether a file of this name exists; a server that does not answer is an error, not a no."""
-    with _request(remote, f"looking for {name}"):
-        try:
-            remote.filesystem.info(f"{remote.base}/{name}")
-        except FileNotFoundError:
+def fetch(remote: Remote, stage: str, key: str, content: bytes, folder: Path, stamps: Path) -> str | None:
+    """Copy an artifact with this manifest, and its time, from the URL to a new folder; return its problem, or None."""
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_bytes(content)
+    try:
+        manifest = manifests.read_manifest(folder)
+        manifests.check_identity(manifest, stage, key)
+    except InputError as error:
+        return str(error)
+    source = remote.path(f"{stage}/{key}")
+    try:
+        with _request(remote, f"pulling {stage}/{key}"):
+            for name in manifest.files:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                remote.filesystem.get_file(f"{source}/{name}", str(folder / name))
+            published = _written(remote, remote.filesystem.info(f"{source}/{MANIFEST}"))
+    except FileNotFoundError as error:
+        return f"{one_line(error)} is missing"
+    os.utime(folder / MANIFEST, (published, published))
+    return manifests.check(folder, stage, key, stamps)
+
+
+def publish(remote: Remote, folder: Path, ref: ArtifactRef, is_lost: Callable[[], bool]) -> bool:
+    """Push an artifact that is not at the URL, with the claim to it; False if another machine published one first."""
+    target = f"{ref.stage}/{ref.key}"
+    for name in manifests.read_manifest(folder).files:
+        if is_lost():  # the claim; another machine may be pushing
             return False
-        return True
-
-
-def push(remote: Remote, folder: Path, target: str, name: str) -> None:
-    """Copy a file of a local folder into `target`.
-
-    Raises:
-        InputError: writing is not permitted, or the bucket does not exist.
-        UnreachableError: the server failed; the same push may succeed later.
-    """
-    path = f"{remote.base}/{target}/{name}"
-    with _request(remote, f"pushing {target}", writes=True):
-        _make_parent(remote.filesystem, path)
-        remote.filesystem.put_file(str(folder / name), path)
+        with _request(remote, f"pushing {target}", writes=True):
+            path = remote.path(f"{target}/{name}")
+            _make_parent(remote, path)
+            remote.filesystem.put_file(str(folder / name), path)
+    manifest = (folder / MANIFEST).read_bytes()  # the last: it makes the artifact
+    return create(remote, f"{target}/{MANIFEST}", manifest, f"pushing {target}")
 
 
 def create(remote: Remote, name: str, content: bytes, action: str) -> bool:
-    """Write a small file where none is; return False if there is one with other content. Errors name the action.
-
-    Raises:
-        InputError, UnreachableError: as `push`.
-    """
+    """Write a small file where none is; return False if there is one with other content. Errors name the action."""
     with _request(remote, action, writes=True):
-        return _create(remote.filesystem, f"{remote.base}/{name}", content)
+        return _create(remote, remote.path(name), content)
 
 
 def overwrite(remote: Remote, name: str, content: bytes) -> None:
-    """Write a small file, whatever is there. Who reads it meanwhile finds the old content or the new, in full.
-
-    Over protocols without such a write (SFTP), a reader may find less.
-
-    Raises:
-        InputError, UnreachableError: as `push`.
-    """
-    path = f"{remote.base}/{name}"
+    """Write a small file, whatever is there. Readers find the old content or the new, in full (by SFTP maybe less)."""
     with _request(remote, f"writing {name}"):
-        if getattr(remote.filesystem, "local_file", False):
-            with _under_another_name(remote.filesystem, path, content) as new:
-                os.replace(new, path)
-        else:
-            remote.filesystem.pipe_file(path, content)
-
-
-def pull(remote: Remote, source: str, names: Sequence[str], folder: Path) -> None:
-    """Copy files from `source` into a local folder.
-
-    Raises:
-        FileNotFoundError: a file does not exist.
-        InputError, UnreachableError: as `push`.
-    """
-    with _request(remote, f"pulling {source}"):
-        for name in names:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            remote.filesystem.get_file(f"{remote.base}/{source}/{name}", str(folder / name))
+        _put(remote, remote.path(name), content, "overwrite")
 
 
 def written(remote: Remote, name: str) -> float:
-    """When a file was written, in seconds since 1970.
-
-    Raises:
-        FileNotFoundError, InputError, UnreachableError: as `pull`.
-    """
+    """When a file was written, in seconds since 1970; a `FileNotFoundError` if it does not exist."""
     with _request(remote, f"looking for {name}"):
-        path = f"{remote.base}/{name}"
-        return _written(remote.filesystem, path, remote.filesystem.info(path))
+        return _written(remote, remote.filesystem.info(remote.path(name)))
 
 
 def files(remote: Remote) -> dict[str, tuple[int, float]]:
     """Every file below the root: name → size in bytes, and when it was written (seconds since 1970)."""
-    filesystem, base = remote.filesystem, remote.base
     with _request(remote, "listing it"):
-        filesystem.invalidate_cache()  # another machine may have written since
-        listing = {}
-        for info in _find(filesystem, base):
-            name, size = info["name"].removeprefix(base).lstrip("/"), int(info["size"] or 0)
-            listing[name] = size, _written(filesystem, info["name"], info)
-        filesystem.invalidate_cache()
-        return listing
+        return {
+            info["name"].removeprefix(remote.base).lstrip("/"): (int(info["size"] or 0), _written(remote, info))
+            for info in _find(remote, remote.base)
+        }
 
 
-def _find(filesystem: Any, folder: str) -> Iterator[dict[str, Any]]:
-    """Every file below a folder. Where a folder cannot be listed, fsspec's `find` leaves it out, and this one fails."""
+def _find(remote: Remote, folder: str) -> Iterator[dict[str, Any]]:
+    """Every file below a folder. Where one cannot be listed, fsspec's `find` and `walk` leave it out; this fails."""
     with suppress(FileNotFoundError):
-        if not _has_folders(filesystem):
-            yield from filesystem.find(folder, detail=True).values()
+        if not remote.has_folders:
+            yield from remote.filesystem.find(folder, detail=True).values()
             return
-        for info in filesystem.ls(folder, detail=True):
+        for info in remote.filesystem.ls(folder, detail=True):
             if info["type"] == "directory":
-                yield from _find(filesystem, info["name"])
+                yield from _find(remote, info["name"])
             else:
                 yield info
 
 
 def names(remote: Remote, folder: str) -> list[str]:
     """The names in a folder; none if it does not exist."""
-    with _request(remote, f"listing {folder}"):
-        remote.filesystem.invalidate_cache()  # another machine may have written since
-        try:
-            listing = remote.filesystem.ls(f"{remote.base}/{folder}", detail=False)
-        except FileNotFoundError:
-            listing = []
-        remote.filesystem.invalidate_cache()
-        return [path.rpartition("/")[2] for path in listing]
+    with _request(remote, f"listing {folder}"), suppress(FileNotFoundError):
+        return [path.rpartition("/")[2] for path in remote.filesystem.ls(remote.path(folder), detail=False)]
+    return []
 
 
-def read(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
-    """The contents of small files; files that no longer exist are left out."""
-    paths = {f"{remote.base}/{name}": name for name in names}
-    with _request(remote, "reading small files"):
+def read(remote: Remote, name: str) -> bytes | None:
+    """The content of a small file; None if it does not exist."""
+    return read_all(remote, [name]).get(name)
+
+
+def read_all(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
+    """The contents of small files, read at once; those that do not exist are left out."""
+    paths = {remote.path(name): name for name in names}
+    with _request(remote, f"reading {names[0] if len(names) == 1 else 'small files'}"):
         contents = remote.filesystem.cat(list(paths), on_error="return") if paths else {}
         for content in contents.values():
             if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
@@ -168,33 +158,27 @@ def read(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
         return {paths[path]: content for path, content in contents.items() if isinstance(content, bytes)}
 
 
-def remove_folder(remote: Remote, folder: str) -> None:
-    """Remove a folder that no files are in, where there are folders."""
-    filesystem, path = remote.filesystem, f"{remote.base}/{folder}"
-    with _request(remote, f"removing {folder}"):
-        if _has_folders(filesystem) and filesystem.isdir(path):
-            filesystem.rm(path, recursive=True)
-
-
 def remove_files(remote: Remote, names: Sequence[str]) -> None:
     """Remove files, in this order; files that no longer exist are skipped."""
     for name in names:
         with _request(remote, f"removing {name}"), suppress(FileNotFoundError):
-            remote.filesystem.rm_file(f"{remote.base}/{name}")
+            remote.filesystem.rm_file(remote.path(name))
+
+
+def remove_folder(remote: Remote, folder: str) -> None:
+    """Remove a folder that no files are in, where there are folders."""
+    with _request(remote, f"removing {folder}"):
+        if remote.has_folders and remote.filesystem.isdir(remote.path(folder)):
+            remote.filesystem.rm(remote.path(folder), recursive=True)
 
 
 def check_writable(remote: Remote) -> None:
-    """Check that a tiny file can be written, read and removed.
-
-    Raises:
-        InputError: one of these fails.
-    """
-    name, content = f".written-{uuid.uuid4().hex[:8]}", b"tailored"
-    path = f"{remote.base}/{name}"
+    """Check that a tiny file can be written, read and removed; an `InputError` if not, for whatever reason."""
+    path, content = remote.path(f".written-{uuid.uuid4().hex[:8]}"), b"tailored"
     try:
-        _create(remote.filesystem, path, content)
+        _create(remote, path, content)
         whole = remote.filesystem.cat_file(path) == content
-        keeps = not _create(remote.filesystem, path, b"other")
+        keeps = not _create(remote, path, b"other")
         remote.filesystem.rm_file(path)
         if not whole:
             raise OSError("it returns other bytes than were written")
@@ -203,48 +187,45 @@ def check_writable(remote: Remote) -> None:
             f"store.root: got {remote.root!r}, {one_line(error)}; allowed: a URL that can be written and read"
         ) from None
     if not keeps:
-        log.warning(
-            "store.root %s: it overwrites files although it is asked not to; use it on one machine", remote.root
-        )
+        warning = "store.root %s: it overwrites files although it is asked not to; use it on one machine"
+        log.warning(warning, remote.root)
 
 
-def _create(filesystem: Any, path: str, content: bytes) -> bool:
+def _create(remote: Remote, path: str, content: bytes) -> bool:
     """Write a file where none is; return False if there is one with other content.
 
     Whether there is one is read from the store, not from the error: each library has its own errors for it, and a
     request whose answer was lost is sent again and then meets the file that it wrote.
     """
-    _make_parent(filesystem, path)
+    _make_parent(remote, path)
     for _ in range(3):
         try:
-            if getattr(filesystem, "local_file", False):
-                with _under_another_name(filesystem, path, content) as new:
-                    os.link(new, path)
-            else:
-                filesystem.pipe_file(path, content, mode="create")  # S3: If-None-Match
+            _put(remote, path, content, "create")
             return True
         except Exception as error:
             try:
-                return bool(filesystem.cat_file(path) == content)
+                return bool(remote.filesystem.cat_file(path) == content)
             except FileNotFoundError:
                 if not _is_conflict(error):
                     raise error from None
     raise TimeoutError("other machines write it at the same time")
 
 
-@contextmanager
-def _under_another_name(filesystem: Any, path: str, content: bytes) -> Iterator[str]:
-    """Write a local file beside its final path, which takes it over in one step, so that nobody finds half of it."""
+def _put(remote: Remote, path: str, content: bytes, mode: Literal["create", "overwrite"]) -> None:
+    """Write a file. A local one is written beside its path, which it takes in one step: nobody finds half of it."""
+    if not remote.is_local:
+        remote.filesystem.pipe_file(path, content, mode=mode)  # S3: If-None-Match
+        return
     new = f"{path}.{uuid.uuid4().hex[:8]}"
     try:
-        filesystem.pipe_file(new, content)
+        remote.filesystem.pipe_file(new, content)
         with open(new, "rb") as file:
             os.fchmod(file.fileno(), 0o644)  # whoever shares the store has to read it
             os.fsync(file.fileno())  # it survives a crash
-        yield new
+        (os.link if mode == "create" else os.replace)(new, path)
     finally:
         with suppress(FileNotFoundError):
-            filesystem.rm_file(new)
+            remote.filesystem.rm_file(new)
 
 
 def _is_conflict(error: BaseException) -> bool:
@@ -253,21 +234,16 @@ def _is_conflict(error: BaseException) -> bool:
     return isinstance(error, FileExistsError) or response.get("Error", {}).get("Code") == "ConditionalRequestConflict"
 
 
-def _make_parent(filesystem: Any, path: str) -> None:
-    if _has_folders(filesystem):
-        filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+def _make_parent(remote: Remote, path: str) -> None:
+    if remote.has_folders:
+        remote.filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
 
 
-def _has_folders(filesystem: Any) -> bool:
-    protocol = filesystem.protocol
-    return not _BUCKETS & set([protocol] if isinstance(protocol, str) else protocol)
-
-
-def _written(filesystem: Any, path: str, info: dict[str, Any]) -> float:
+def _written(remote: Remote, info: dict[str, Any]) -> float:
     value: Any = next((info[name] for name in _TIMES if info.get(name) is not None), None)
     if value is None:
         try:
-            value = filesystem.modified(path)
+            value = remote.filesystem.modified(info["name"])
         except NotImplementedError:  # unknown: counts as new, so that housekeeping keeps it
             return time.time()
     if isinstance(value, str):  # Google Cloud Storage
@@ -282,6 +258,7 @@ def _request(remote: Remote, action: str, writes: bool = False) -> Iterator[None
     A file that is not found is an answer; where a file is written, it is the bucket.
     """
     try:
+        remote.filesystem.invalidate_cache()  # another machine may have written since
         yield
     except Exception as error:  # botocore's, aiohttp's, paramiko's …
         is_answer = isinstance(error, FileNotFoundError) and not writes

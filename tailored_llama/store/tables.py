@@ -31,11 +31,7 @@ def write_rows(path: Path, rows: Sequence[Row], kind: type[Row]) -> None:
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """The rows that `write_rows` wrote.
-
-    Raises:
-        InputError: as `read_table`.
-    """
+    """The rows that `write_rows` wrote. Errors as `read_table`."""
     return [kind(**row) for row in read_table(path, schema_of(kind)).to_pylist()]
 
 
@@ -46,12 +42,7 @@ def write_table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> No
 
 @contextmanager
 def table_parts(path: Path, schema: pa.Schema) -> Iterator[Callable[[Mapping[str, Any], int], None]]:
-    """Write a Parquet file part by part, for tables larger than memory.
-
-    Yields:
-        A function that appends columns, as `write_table` takes them. Its second argument is the most rows in a row
-        group.
-    """
+    """Write a table larger than memory by a function that appends columns, in row groups of so many rows at most."""
     with pq.ParquetWriter(path, schema) as writer:
         yield lambda columns, rows: writer.write_table(_table(path, columns, schema), row_group_size=rows)
 
@@ -65,23 +56,15 @@ def _table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> pa.Tabl
 def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     """Read a Parquet file, and check it against the declared schema if one is given.
 
-    Raises:
-        InputError: the file is missing, not Parquet, has another schema, or claims more values than it can hold.
+    An `InputError` says that it is missing, broken, of another schema, or claims more values than it can hold.
     """
     with _readable(path), pq.ParquetFile(path) as file:
         _check(file, path, schema)
-        table, claimed = file.read(), file.metadata.num_rows
-        if table.num_rows != claimed:
-            raise OSError(f"{table.num_rows} rows, but it claims {claimed}")
-        return table
+        return _whole(file.read(), file.metadata.num_rows)
 
 
 def open_table(path: Path, schema: pa.Schema) -> pq.ParquetFile:
-    """Open a Parquet file, to read one row group after another.
-
-    Raises:
-        InputError: as `read_table`.
-    """
+    """Open a Parquet file, to read one row group after another. Errors as `read_table`."""
     with _readable(path):
         file = pq.ParquetFile(path)
         _check(file, path, schema)
@@ -89,16 +72,15 @@ def open_table(path: Path, schema: pa.Schema) -> pq.ParquetFile:
 
 
 def read_row_group(file: pq.ParquetFile, number: int, path: Path) -> pa.Table:
-    """Read a row group of an open Parquet file.
-
-    Raises:
-        InputError: as `read_table`.
-    """
+    """Read a row group of an open Parquet file. Errors as `read_table`."""
     with _readable(path):
-        table, claimed = file.read_row_group(number), file.metadata.row_group(number).num_rows
-        if table.num_rows != claimed:
-            raise OSError(f"{table.num_rows} rows, but it claims {claimed}")
-        return table
+        return _whole(file.read_row_group(number), file.metadata.row_group(number).num_rows)
+
+
+def _whole(table: pa.Table, claimed: int) -> pa.Table:
+    if table.num_rows != claimed:
+        raise OSError(f"{table.num_rows} rows, but it claims {claimed}")
+    return table
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from tailored_llama.models import (
 from tailored_llama.models.adapters import _targets
 from tailored_llama.pruning.vocabulary import choose_tokens
 from tailored_llama.serving import measure_speed, read_speed, write_gguf, write_gguf_adapter
-from tailored_llama.serving.quantised import dequantise
+from tailored_llama.serving.export import dequantise
 
 IDS = [5, 9, 200, 31, 77, 14, 3, 8]
 MIXED = (Layer(4, 2, 24), Layer(2, 1, 40), Layer(4, 2, 7), Layer(2, 1, 33))

@@ -127,14 +127,12 @@ def test_logits_of_kept_tokens_are_equal_to_the_bit(
         assert torch.equal(part.logits(ids), whole.logits([kept[i] for i in ids])[:, kept])
 
 
-@pytest.mark.parametrize(("tokenizer", "types"), [("byte-level", True), ("SentencePiece", True), ("byte-level", False)])
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_kept_texts_have_the_same_tokens_in_llama_cpp_and_all_texts_come_back(
-    files: Callable[..., Path], tmp_path: Path, tokenizer: str, types: bool
+    files: Callable[..., Path], tmp_path: Path, tokenizer: str
 ) -> None:
     dense, small = files(tokenizer), tmp_path / "small.gguf"
     (folder := tmp_path / "folder").mkdir()
-    if not types:
-        dense = changed(dense, tmp_path / "untyped.gguf", ggml_token_type=None)
     trim_gguf(dense, TEXT, 448, small)
     trim_checkpoint(files(tokenizer).parent / f"{tokenizer}-True", TEXT, 448, folder)
     if tokenizer == "byte-level":
@@ -179,22 +177,6 @@ def test_special_tokens_template_and_their_ids_stay(files: Callable[..., Path], 
     assert types["after"] == {text: types["before"][text] for text in tokens["after"]}
     old, new = (load_gguf_tokenizer(file, open_gguf(file, ""), "") for file in (dense, tmp_path / "small.gguf"))
     assert new.tokenize("zebra said: a") == old.tokenize("zebra said: a")
-
-
-@pytest.mark.parametrize("given", [1, 2, 3])
-def test_parts_become_one_file(files: Callable[..., Path], tmp_path: Path, given: int) -> None:
-    dense = files("SentencePiece")
-    tensors, values = list(bytes_of(dense).items()), values_of(dense)
-    for number, own in enumerate(([], tensors[:3], tensors[3:]), 1):
-        stated = {"split.no": number - 1, "split.count": 3, "split.tensors.count": len(tensors)}
-        split: Values = {name: (value, GGUFValueType.UINT16, None) for name, value in stated.items()}
-        write_file(tmp_path / f"m-{number:05}-of-00003.gguf", split | (values if number == 1 else {}), dict(own))
-    trim_gguf(dense, TEXT, 512, tmp_path / "one.gguf")
-    trim_gguf(tmp_path / f"m-{given:05}-of-00003.gguf", TEXT, 512, tmp_path / "joined.gguf")
-    assert (tmp_path / "joined.gguf").read_bytes() == (tmp_path / "one.gguf").read_bytes()
-    (tmp_path / "m-00002-of-00003.gguf").unlink()
-    with pytest.raises(InputError, match=r"m-00002-of-00003.gguf: no such file; allowed: a GGUF file, with all"):
-        trim_gguf(tmp_path / "m-00001-of-00003.gguf", TEXT, 512, tmp_path / "other.gguf")
 
 
 @pytest.mark.usefixtures("all_general_words")
@@ -248,6 +230,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no tokens": ({"ggml_tokens": None}, "tokenizer.ggml.tokens: got none; allowed: a list of texts"),
     "scores": ({"ggml_scores": [0.5] * 5}, "tokenizer.ggml.scores: got 5 values; allowed: 704 values, one for each of"),
     "types": ({"ggml_token_type": [1] * 3}, "tokenizer.ggml.token_type: got 3 values; allowed: 704 values, one for"),
+    "no types": ({"ggml_token_type": None}, "tokenizer.ggml.token_type: got none; allowed: 704 values, one for"),
     "size": (
         {"llama__vocab_size": 700},
         "llama.vocab_size: got 700; allowed: 704, the length of tokenizer.ggml.tokens",
@@ -257,8 +240,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "merge of three": ({"ggml_merges": ["a b c"]}, "tokenizer.ggml.merges: got 'a b c'; allowed: two texts with a"),
     "merges as numbers": ({"ggml_merges": [1, 2]}, "tokenizer.ggml.merges: got 1; allowed: two texts with a space"),
     "merge of no tokens": ({"ggml_merges": ["no token"]}, "tokenizer cannot be loaded ("),
-    "a part alone": ({"split__count": 3}, "split.count of bad.gguf: got 3; allowed: 1; parts are named NAME-00001-of"),
-    "tensors": ({"split__tensors__count": 3}, "split.tensors.count: got 3; allowed: 20, the tensors of all parts"),
+    "a part": ({"split__count": 3}, "split.count: got 3; allowed: 1; llama-gguf-split --merge joins the parts of a"),
 }
 
 

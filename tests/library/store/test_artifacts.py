@@ -27,7 +27,7 @@ from tailored_llama.store import (
     ArtifactRef,
     ArtifactStore,
     artifact_key,
-    artifacts,
+    manifests,
     read_manifest,
     read_table,
     sha256_file,
@@ -178,6 +178,7 @@ DAMAGES: dict[str, Callable[[Path, Path], Any]] = {
     "manifest with a path that no file system takes": damage_manifest(files={"x" * 300: ENTRY}),
     "manifest with a NUL in a path": damage_manifest(files={"a\0b": ENTRY}),
     "manifest that names itself": damage_manifest(files={MANIFEST: ENTRY}),
+    "manifest with a file without a hash": damage_manifest(files={"sub/text.txt": {"size": 1}}),
     "manifest with a file below a file": damage_manifest(files={"a": ENTRY, "a/b": ENTRY}),
     "manifest with seconds in words": damage_manifest(seconds="long"),
     "manifest nested too deep": lambda folder, other: (folder / MANIFEST).write_text("[" * 100_000),
@@ -215,7 +216,7 @@ def test_what_is_wrong_is_said(root: Path) -> None:
     got = sha256_file(folders[1] / "sub" / "text.txt")
     assert problems[folders[0]] == "sub/text.txt has 5 bytes, expected 36"
     assert problems[folders[1]] == f"sub/text.txt has SHA-256 {got}, expected {expected}"
-    assert problems[folders[2]] == f"{folders[2] / MANIFEST}: not a manifest (KeyError)"
+    assert problems[folders[2]] == f"{folders[2] / MANIFEST}: not a manifest (Field required)"
     damage_manifest(files={"a/../../x": ENTRY})(folders[0], folders[1])
     with pytest.raises(InputError, match=exactly(f"{folders[0] / MANIFEST}: names a file outside its folder")):
         read_manifest(folders[0])
@@ -308,9 +309,9 @@ def test_two_processes_that_find_the_same_damage_both_go_on(root: Path, monkeypa
     (store.folder(ref.stage, ref.key) / "sub" / "text.txt").write_text("damaged")
     whole = ArtifactStore.problem
 
-    def slower(self: ArtifactStore, folder: Path, stage: str, key: str) -> str | None:
-        problem = whole(self, folder, stage, key)
-        shutil.rmtree(folder)  # the other process, between this one's look and its removal
+    def slower(self: ArtifactStore, stage: str, key: str) -> str | None:
+        problem = whole(self, stage, key)
+        shutil.rmtree(self.folder(stage, key))  # the other process, between this one's look and its removal
         return problem
 
     monkeypatch.setattr(ArtifactStore, "problem", slower)
@@ -505,10 +506,10 @@ def test_a_table_of_another_schema_or_cut_short_is_refused(tmp_path: Path) -> No
 def test_other_library_versions_are_told_once_with_both(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    here = artifacts.installed_versions()
+    here = manifests.installed_versions()
     refs = [build(root, Work(), x=1)]
     for torch_here in ("1.0+cpu", here["torch"] + "+other.build"):
-        monkeypatch.setattr(artifacts, "installed_versions", lambda own=torch_here: here | {"torch": own})
+        monkeypatch.setattr(manifests, "installed_versions", lambda own=torch_here: here | {"torch": own})
         refs.append(build(root, Work(), x=len(refs) + 1))
     monkeypatch.undo()
     store = ArtifactStore(str(root))

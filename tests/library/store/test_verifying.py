@@ -15,10 +15,10 @@ from tailored_llama.store import (
     ArtifactRef,
     ArtifactStore,
     leftovers,
+    manifests,
     remove_leftover,
     sha256_file,
     verify,
-    verifying,
 )
 
 HOUR = 3600 * 10**9  # nanoseconds
@@ -38,7 +38,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.name)
         return sha256_file(path)
 
-    monkeypatch.setattr(verifying, "sha256_file", note)
+    monkeypatch.setattr(manifests, "sha256_file", note)
     return names
 
 
@@ -146,23 +146,23 @@ def test_verify_leaves_stamps_for_the_next_run(root: Path, ref: ArtifactRef, has
     assert hashed == []
 
 
-STAMPS = {
-    "empty": "",
-    "a list": "[]",
-    "of another artifact": '{"digest": "0", "files": {}}',
-    "files a number": '{"digest": "0", "files": 5}',
-    "stamp too short": '{"digest": "DIGEST", "files": {"a.bin": [5000]}}',
-    "stamp of words": '{"digest": "DIGEST", "files": {"a.bin": ["a", "b", "c"]}}',
-    "nested too deep": "[" * 100_000,
-    "infinite": '{"digest": "DIGEST", "files": {"a.bin": [1e999, 1, 1]}}',
+STAMPS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda stamps: b"",
+    "not UTF-8": lambda stamps: b"\xff" + stamps.replace(b"\n", b"\xff\n"),
+    "cut short": lambda stamps: b"\n".join(line[:-1] for line in stamps.splitlines()),
+    "of another inode": lambda stamps: b"\n".join(b"1" + line for line in stamps.splitlines()),
+    "of other bytes": lambda stamps: b"\n".join(line[:-64] + b"0" * 64 for line in stamps.splitlines()),
 }
 
 
-@pytest.mark.parametrize("content", STAMPS.values(), ids=STAMPS)
-def test_a_stamp_that_is_garbage_counts_as_none(root: Path, ref: ArtifactRef, hashed: list[str], content: str) -> None:
+@pytest.mark.parametrize("damage", STAMPS.values(), ids=STAMPS)
+def test_a_stamp_that_is_garbage_counts_as_none(
+    root: Path, ref: ArtifactRef, hashed: list[str], damage: Callable[[bytes], bytes]
+) -> None:
     open_anew(root, ref)
     stamp = root / ".verified" / ref.key
-    stamp.write_text(content.replace("DIGEST", ref.digest))
+    assert len(stamp.read_bytes().splitlines()) == 2
+    stamp.write_bytes(damage(stamp.read_bytes()))
     hashed.clear()
     open_anew(root, ref)
     assert hashed == ["a.bin", "b.bin"]
