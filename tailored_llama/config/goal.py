@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -50,41 +51,33 @@ class SmallestConfig(RunConfig):
         """All ratios are tried, several benchmarks share one adapter, and the answer is exported."""
         if not isinstance(data, dict):
             return data
-        several = isinstance(data.get("benchmarks"), list | tuple) and len(data["benchmarks"]) > 1
-        defaults: dict[str, dict[str, Any]] = {
-            "pruning": {"ratios": RATIOS_TO_TRY},
-            "tuning": {"examples": "mixture"} if several else {},
-            "store": {"export": "smallest"},
-        }
-        given = {name: data.get(name, {}) for name in defaults}
-        return data | {
-            name: defaults[name] | fields if isinstance(fields, dict) else fields for name, fields in given.items()
-        }
+        defaults: dict[str, dict[str, Any]] = {"pruning": {"ratios": RATIOS_TO_TRY}, "store": {"export": "smallest"}}
+        if isinstance(data.get("benchmarks"), list | tuple) and len(data["benchmarks"]) > 1:
+            defaults["tuning"] = {"examples": "mixture"}
+        for name, fields in defaults.items():
+            given = data.get(name, {})
+            data = data | {name: fields | given if isinstance(given, dict) else given}
+        return data
 
-    @model_validator(mode="after")
-    def _possible(self) -> SmallestConfig:
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
         goal, tuning = self.goal, self.tuning
         if goal.measure == "probability" and any(benchmark.metric in WRITTEN for benchmark in self.benchmarks):
-            raise ValueError("goal.measure: got 'probability' with written answers; allowed: accuracy")
+            yield "goal.measure: got 'probability' with written answers; allowed: accuracy"
         if len(self.benchmarks) > 1 and tuning.examples == "benchmark":
-            raise ValueError(
-                f"tuning.examples: got 'benchmark' with {len(self.benchmarks)} benchmarks; allowed: mixture or none, "
-                "as one model has to do all of them"
-            )
+            got = f"'benchmark' with {len(self.benchmarks)} benchmarks"
+            yield f"tuning.examples: got {got}; allowed: mixture or none, as one model has to do all of them"
         if tuning.variant == "prompt":
-            raise ValueError("tuning.variant: got 'prompt'; allowed: one that merges into weights")
+            yield "tuning.variant: got 'prompt'; allowed: one that merges into weights"
         if goal.runtime == "vllm" and goal.smallest in ("reading", "writing"):
-            raise ValueError(
-                f"goal.smallest: got {goal.smallest!r} with runtime 'vllm', which is not timed here; allowed: file or "
-                "memory"
-            )
+            got = f"{goal.smallest!r} with runtime 'vllm', which is not timed here"
+            yield f"goal.smallest: got {got}; allowed: file or memory"
         if goal.runtime != "transformers" and self.pruning.shape == "any":
-            raise ValueError(f"pruning.shape: got 'any' with goal.runtime {goal.runtime!r}; allowed: stock")
+            yield f"pruning.shape: got 'any' with goal.runtime {goal.runtime!r}; allowed: stock"
         if twice := {model for model in goal.models if model == self.model.source or goal.models.count(model) > 1}:
-            raise ValueError(f"goal.models: got {min(twice)!r} twice; allowed: each model once, beside model.source")
+            yield f"goal.models: got {min(twice)!r} twice; allowed: each model once, beside model.source"
         if len(set(goal.types)) < len(goal.types):
-            raise ValueError(f"goal.types: got {', '.join(goal.types)}; allowed: each type once")
-        return self
+            yield f"goal.types: got {', '.join(goal.types)}; allowed: each type once"
 
     @property
     def file_types(self) -> tuple[GgufType | None, ...]:

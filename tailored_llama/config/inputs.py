@@ -32,8 +32,8 @@ class ModelConfig(Section):
     revision: str | None = None
     """Hub models only: commit, tag or branch. A tag or branch is resolved to its commit."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
-    """Data type of the weights, from loading to merging. auto: bfloat16 where this machine computes in it natively,
-    which is about twice as fast; otherwise float32."""
+    """Type of the weights, from loading to merging. auto: bfloat16 where this machine computes in it natively, about
+    twice as fast; otherwise float32."""
     quantization: Quantization = "none"
     """Type of the frozen weights while tuning and healing train an adapter on them. nf4: 4 bits by bitsandbytes (QLoRA,
     arXiv 2305.14314; extra nf4). The adapter is merged into the weights of type `dtype`, and all else is computed with
@@ -122,12 +122,14 @@ class CalibrationConfig(SourcesConfig):
         common = self.model_dump(include=set(TextConfig.model_fields) - {"source"})
         parts = []
         for own in self.sources:
-            asked: list[BenchmarkConfig | None] = [*benchmarks] if own.source == QUESTIONS else []
             named = own.model_dump(exclude={"weight"}, exclude_none=True)
-            if own.source == QUESTIONS and not asked:
+            asked: list[BenchmarkConfig | None] = [None]
+            if own.source == QUESTIONS and benchmarks:
+                asked = [*benchmarks]
+            elif own.source == QUESTIONS:
                 named["source"] = "boolq"
             text = TextConfig(**common | named)
-            parts += [CalibrationPart(text, own.weight / len(asked or "1"), 0, which) for which in asked or [None]]
+            parts += [CalibrationPart(text, own.weight / len(asked), 0, benchmark) for benchmark in asked]
         total = sum(part.weight for part in parts)
         wanted = [self.samples * part.weight / total for part in parts]
         shares = [int(share) for share in wanted]
@@ -155,10 +157,7 @@ class CalibrationConfig(SourcesConfig):
         return any(part.source == source for part in self.sources)
 
     def with_tokens(self, total: int, source: Sources | None = None) -> CalibrationConfig:
-        """As many whole sequences as hold this many tokens, of the same texts or of others.
-
-        Others have a subset and revision of their own, if any.
-        """
+        """As many whole sequences as hold this many tokens, of the same texts, or of others without subset."""
         others = {"source": source, "subset": None, "revision": None} if source else {}
         return self.model_copy(update={"samples": -(-total // self.tokens), **others})
 
