@@ -21,7 +21,6 @@ from tailored_llama.models import load_tokenizer, read_config
 from tailored_llama.store import read_table, write_table
 
 CALIBRATION_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "source": pa.string(), "row": pa.int32()})
-
 _EXCERPT_CHARACTERS = 64  # per wanted token, which is surely enough
 
 
@@ -31,9 +30,8 @@ def load_calibration(
     """Stage: draw equally long token sequences from a text and write `calibration.parquet`.
 
     Documents come in random order, repeatedly if needed. A document that is long enough gives a random window, as in
-    LLM-Pruner (arXiv 2305.11627); shorter ones are joined by blank lines until they are long enough. With the source
-    `prompts`, the text is the run's own training examples with their answers, one after the other, from the folders
-    `prompts` by benchmark. The texts of a mixture share the sequences by weight, in random order.
+    LLM-Pruner (arXiv 2305.11627); shorter ones are joined by blank lines until they are long enough. The text
+    `prompts` is the run's own training examples with their answers, from the folders `prompts` by benchmark.
 
     Raises:
         InputError: a sequence is longer than all documents together, or than the model's context.

@@ -1,11 +1,8 @@
-"""Prompts: how an example is written out, for tuning and for scoring alike.
-
-A template set (`templates.py`) gives the wording, and one renderer fills it in. The space between context and
-continuation belongs to the continuation. A task of lm-evaluation-harness may have another delimiter in its place.
+"""Prompts: how an example is written out by a template set, for tuning and for scoring alike.
 
 With the set `harness`, WinoGrande is scored by partial evaluation: each choice fills the gap of its own context, and
-the rest of the sentence is the continuation of each. The other shipped sets score the choice itself or its letter: a
-sentence that is read twice, for example, would give the rest away. These accuracies are different measures.
+the rest of the sentence is the continuation of each. The other shipped sets score the choice itself or its letter,
+which is another measure.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,9 +44,8 @@ PROMPTS_SCHEMA = pa.schema(
 class Prompt:
     """One example written out: a context and a continuation per choice, the right choice, the lengths for acc_norm.
 
-    The contexts are equal unless the choice is part of the context (WinoGrande with the harness template). A length is
-    the number of characters of the continuation without its delimiter (a leading space), by which
-    lm-evaluation-harness divides for acc_norm. When letters are scored, all lengths are 1 and acc_norm equals acc.
+    The space between the two belongs to the continuation. A length is the number of characters of the continuation
+    without it, by which lm-evaluation-harness divides for acc_norm.
     """
 
     example: int
@@ -62,9 +58,7 @@ class Prompt:
 def render(
     benchmark: BenchmarkConfig, template: Template, example: Example, header: str = "", ending: str = ""
 ) -> Prompt:
-    """Write one example out, after a header of solved examples from `few_shot_header`, which has the instruction.
-
-    `ending` stands after every continuation.
+    """Write one example out, after a header of solved examples and with an ending after every continuation.
 
     Raises:
         InputError: the template cannot word this benchmark, or has too few letters for the choices.
@@ -90,13 +84,11 @@ def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Se
         return ""
     layout = layout_of(template, benchmark)
     plain = (layout.layout, layout.continuation) == ("{context}", "{choice}")
-    solved = (
-        example.fields["solved"]
-        if plain and "solved" in example.fields
-        else "".join(_fill(template, layout, example, example.answer)) + "\n\n"
-        for example in examples
-    )
-    return _opening(layout, examples[0]) + "".join(solved)
+    header = _opening(layout, examples[0])
+    for example in examples:
+        written = "".join(_fill(template, layout, example, example.answer)) + "\n\n"
+        header += example.fields.get("solved", written) if plain else written
+    return header
 
 
 def _opening(layout: Layout, example: Example) -> str:
@@ -148,7 +140,7 @@ class PromptSettings:
     split: RenderedSplit
     shots: int = 0  # rendered for train, and left out of selection
     held_out: int = 0  # likewise
-    selection: int = 0  # to choose a template on: from the rest of train, or from a divided file's rows to choose with
+    selection: int = 0  # to choose on: from the rest of train, or from a divided file's rows to choose with
     limit: int | None = None  # of evaluation, evenly spaced; None: all
     num_fewshot: int = 0  # solved examples before each question
     seed: int | None = 0  # of what is drawn; None: nothing is
@@ -158,32 +150,21 @@ class PromptSettings:
     def of(
         cls, config: RunConfig, benchmark: BenchmarkConfig, split: RenderedSplit, selection: int = 0
     ) -> PromptSettings:
-        tuning, scoring = config.tuning, config.scoring
-        sizes: dict[str, Any] = {"shots": tuning.shots, "held_out": tuning.held_out, "selection": selection}
+        tuning, num_fewshot = config.tuning, config.scoring.num_fewshot
+        settings = cls(benchmark.name, Wording(config.prompts.template, benchmark), split, num_fewshot=num_fewshot)
         if split == "evaluation":
-            sizes = {"limit": scoring.limit}
-        drawn = split != "evaluation" or scoring.num_fewshot
-        return cls(
-            benchmark.name,
-            Wording(config.prompts.template, benchmark),
-            split,
-            num_fewshot=scoring.num_fewshot,
-            seed=config.seed if drawn else None,
-            stop=stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else "",
-            **sizes,
-        )
+            return replace(settings, limit=config.scoring.limit, seed=config.seed if num_fewshot else None)
+        stop = stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else ""
+        sizes = {"shots": tuning.shots, "held_out": tuning.held_out, "selection": selection}
+        return replace(settings, seed=config.seed, stop=stop, **sizes)
 
 
 def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> dict[str, Any]:
-    """Stage: write `prompts.parquet` from what `load_benchmark` wrote.
+    """Stage: write `prompts.parquet` from what `load_benchmark` wrote; return the number of prompts of each split.
 
     The solved examples before each question are drawn first, from the train split by seed. They are the same for every
     question, in tuning and in scoring (lm-evaluation-harness calls this the `first_n` sampler; its default draws
-    others for every document). They are never among the shots or the held-out examples, nor in the evaluation split,
-    because the train split leaves those out.
-
-    Returns:
-        The number of prompts of each split.
+    others for every document). They are never among the shots, the held-out or the evaluated examples.
 
     Raises:
         InputError: more train examples are requested than exist, or the template cannot word this benchmark.
@@ -207,10 +188,8 @@ def _choose(examples: Path, settings: PromptSettings) -> tuple[list[Example], di
     name, seed, num_fewshot = settings.benchmark, settings.seed or 0, settings.num_fewshot
     train = read_examples(examples, "train") if settings.split != "evaluation" or num_fewshot else []
     if num_fewshot > len(train):
-        raise InputError(
-            f"scoring.num_fewshot: got {num_fewshot}; allowed: at most {len(train)} "
-            f"(examples in the train split of {name})"
-        )
+        allowed = f"at most {len(train)} (examples in the train split of {name})"
+        raise InputError(f"scoring.num_fewshot: got {num_fewshot}; allowed: {allowed}")
     solved, _ = select_train(train, num_fewshot, 0, seed, benchmark=name)
     if settings.split == "evaluation":
         return solved, {"evaluation": select_evaluation(read_examples(examples, "evaluation"), settings.limit)}

@@ -16,16 +16,12 @@ def select_train(
     """Draw the shots and the held-out examples from the train split, by seed, without overlap.
 
     Each draw has as equal numbers of every answer index as the split allows, in shuffled order. The shots do not
-    depend on how many examples are held out.
-
-    Raises:
-        InputError: more examples are requested than the split holds.
+    depend on how many examples are held out. InputError: more are requested than the split holds.
     """
-    size = len(examples)
-    if shots + held_out > size:
-        field, got, other, taken = "shots", shots, "held_out", held_out
+    if shots + held_out > (size := len(examples)):
+        (field, got), (other, taken) = ("shots", shots), ("held_out", held_out)
         if held_out >= size:
-            field, got, other, taken = "held_out", held_out, "shots", shots
+            (field, got), (other, taken) = (other, taken), (field, got)
         raise InputError(
             f"tuning.{field}: got {got}; allowed: at most {max(size - taken, 0)} ({benchmark} has {size} train "
             f"examples to draw from, and tuning.{other} takes {taken})"
@@ -42,8 +38,7 @@ def select_train(
 def held_out_of(benchmark: BenchmarkConfig, shots: int, held_out: int, size: int) -> int:
     """The number of held-out examples beside the shots, of `size` train examples.
 
-    Of a file that is divided by its rows' content nobody knows how many are to tune on: what is left must do, but at
-    least one.
+    Of a file that is divided nobody knows how many rows are to tune on: what is left must do, but at least one.
     """
     return min(held_out, max(size - shots, 1)) if benchmark.data else held_out
 
@@ -60,11 +55,7 @@ def _draw(remaining: dict[int, list[Example]], count: int, generator: random.Ran
 
 
 def select_at_random(examples: Sequence[Example], count: int, seed: int, *, benchmark: str) -> list[Example]:
-    """Draw examples without balancing answers, because the split that results are reported on is not balanced either.
-
-    Raises:
-        InputError: there are fewer examples.
-    """
+    """Draw examples without balancing answers, because the split that results are reported on is not balanced."""
     if count > len(examples):
         raise InputError(
             f"examples: got {count}; allowed: at most {len(examples)} ({benchmark} has so many examples that are "
@@ -83,7 +74,6 @@ def select_evaluation(examples: Sequence[Example], limit: int | None) -> list[Ex
 
     The first rows of a split need not be like the rest: HellaSwag's first 3,243 all come from ActivityNet.
     """
-    size = len(examples)
-    if limit is None or limit >= size:
+    if limit is None or limit >= len(examples):
         return list(examples)
-    return [examples[i * size // limit] for i in range(limit)]
+    return [examples[i * len(examples) // limit] for i in range(limit)]

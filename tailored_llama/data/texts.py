@@ -41,11 +41,7 @@ class TextSource:
         return f"sha256:{sha256_file(self.path)}" if self.kind == "file" else self.text.source
 
     def identity(self) -> dict[str, Any]:
-        """Identify the text without paths or times, as part of the cache key.
-
-        Raises:
-            InputError: the Hub cannot be reached to resolve a branch or tag.
-        """
+        """Identify the text without paths or times; InputError: the Hub cannot resolve a branch or tag."""
         text = self.text
         match self.kind:
             case "prompts":
@@ -66,9 +62,7 @@ class TextSource:
 
 
 def find_text(text: TextConfig, field: str = "text", asked: BenchmarkConfig | None = None) -> TextSource:
-    """Determine a text's kind of source, without reading it or using the network.
-
-    `asked` is the benchmark whose questions it is, if the source is `questions`.
+    """Where a text comes from, without reading it or using the network; questions are those of the benchmark `asked`.
 
     Raises:
         InputError: it is not a benchmark, file or Hub data set.
@@ -101,11 +95,7 @@ def read_general_words() -> dict[str, int]:
 
 
 def check_text(text: TextConfig, field: str) -> None:
-    """Check that a text's source exists and, if that needs no network, its column.
-
-    Raises:
-        InputError: one of them does not exist, or the file cannot be read.
-    """
+    """Check that a text's source exists and can be read and, if that needs no network, its column."""
     source = find_text(text, field)
     if source.kind == "prompts":
         raise InputError(f"{field}.source: got 'prompts'; allowed: a text of its own; prompts is for calibration")
@@ -116,33 +106,34 @@ def check_text(text: TextConfig, field: str) -> None:
 
 
 def load_texts(source: TextSource, downloads: str) -> list[str]:
-    """The documents of a text, without empty ones; a .txt file is one document.
-
-    The source must not be `prompts`; `downloads` is the folder of the fetched wheels.
+    """The documents of a text, without empty ones; a .txt file is one document. The text must not be `prompts`.
 
     Raises:
         InputError: the source cannot be read, the column is missing, or all documents are empty.
     """
+    documents = [document for document in _documents(source, downloads) if document.strip()]
+    if not documents:
+        raise InputError(f"source {source.text.source} (a text): holds no text; allowed: at least one document")
+    return documents
+
+
+def _documents(source: TextSource, downloads: str) -> list[str]:
     text = source.text
     if source.benchmark and source.kind == "questions":
-        documents = list(load_questions(source.benchmark, downloads).values())
-    elif source.benchmark:
-        documents = benchmark_texts(source.benchmark, text.split, text.column, downloads)
-    elif source.kind == "file" and source.path.suffix == ".txt":
-        documents = [_read_plain(source.path)]
+        return list(load_questions(source.benchmark, downloads).values())
+    if source.benchmark:
+        return benchmark_texts(source.benchmark, text.split, text.column, downloads)
+    if source.kind == "file" and source.path.suffix == ".txt":
+        return [_read_plain(source.path)]
+    if source.kind == "file":
+        rows = read_file(source.path)
     else:
-        if source.kind == "file":
-            rows = read_file(source.path)
-        else:
-            commit = hub_commit(text.source, text.revision, "dataset")
-            rows = hub_rows(text.source, text.subset, commit, text.split, text.documents)
-        if not rows:
-            raise InputError(f"{text.source}: split {text.split!r} holds no rows; allowed: at least one")
-        check_column(text.source, text.column, rows[0])
-        documents = [value for row in rows if isinstance(value := row.get(text.column), str)]
-    if not (documents := [document for document in documents if document.strip()]):
-        raise InputError(f"source {text.source} (a text): holds no text; allowed: at least one document")
-    return documents
+        commit = hub_commit(text.source, text.revision, "dataset")
+        rows = hub_rows(text.source, text.subset, commit, text.split, text.documents)
+    if not rows:
+        raise InputError(f"{text.source}: split {text.split!r} holds no rows; allowed: at least one")
+    check_column(text.source, text.column, rows[0])
+    return [value for row in rows if isinstance(value := row.get(text.column), str)]
 
 
 def _read_plain(path: Path) -> str:
