@@ -99,26 +99,15 @@ class StoreConfig(Section):
 
 @dataclass(frozen=True)
 class Work:
-    """Where a stage writes, and with what means.
+    """Where a stage writes, and with what means."""
 
-    Args:
-        out: an existing empty folder for its files.
-        execution: device, batch size, and what is streamed.
-        downloads: folder of fetched wheels.
-        progress: called after every unit of work.
-        resume: folder for the state of a long training, to continue from after a kill; None: nothing is kept.
-        name: what the stage's logs are named after, such as `tune arc_easy @ 0.20`.
-        halvings: how often memory ran out before, in one of several processes that train together; each time, the
-            tokens of a pass are halved.
-    """
-
-    out: Path
+    out: Path  # an existing empty folder for its files
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
-    downloads: str = StoreConfig.model_fields["downloads"].default
-    progress: Progress = silent
-    resume: Path | None = None
-    name: str = "training"
-    halvings: int = 0
+    downloads: str = StoreConfig.model_fields["downloads"].default  # folder of fetched wheels
+    progress: Progress = silent  # called after every unit of work
+    resume: Path | None = None  # folder for the state of a training, to continue from after a kill; None: not kept
+    name: str = "training"  # what the stage's logs are named after, such as `tune arc_easy @ 0.20`
+    halvings: int = 0  # of the tokens of a pass, because memory ran out before where several processes train together
 
 
 def as_gguf_type(name: str) -> GgufType:

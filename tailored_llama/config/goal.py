@@ -30,8 +30,7 @@ class GoalConfig(Section):
     """What will run the model: llama.cpp gets a GGUF file in one of `types`, the others a checkpoint in 16 bits."""
     types: tuple[GgufType, ...] = Field(("q4_0", "q5_0", "q8_0"), min_length=1)
     """Types of GGUF file to choose from, for llama.cpp."""
-    models: tuple[str, ...] = ()
-    """Further base models to start from. The reference is model.source, as it is or tuned."""
+    models: tuple[str, ...] = Field((), description="Further base models to start from; the reference is model.source.")
     measure: Literal["accuracy", "probability"] = "accuracy"
     """What is compared: accuracy, or the mean probability that a model gives the right choice, which needs fewer rows
     for the same certainty. Answers that are written are always right or wrong."""

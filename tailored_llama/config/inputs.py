@@ -29,8 +29,7 @@ class ModelConfig(Section):
     source: str = Field("smollm2-135m-instruct", min_length=1)
     """An embedded model (smollm2-135m-instruct or gemma-3-270m, from pinned PyPI wheels), a local folder, a .gguf file,
     or a Hub id such as meta-llama/Llama-2-7b-hf."""
-    revision: str | None = None
-    """Hub models only: commit, tag or branch. A tag or branch is resolved to its commit."""
+    revision: str | None = Field(None, description="Hub models only: commit, tag or branch (resolved to its commit).")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
     """Type of the weights, from loading to merging. auto: bfloat16 where this machine computes in it natively, about
     twice as fast; otherwise float32."""
@@ -111,8 +110,7 @@ class CalibrationConfig(SourcesConfig):
     mixture is a list of them, or of tables with weights, such as [{source = "boolq", weight = 2.0}, "prompts"]."""
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
     samples: int = Field(16, ge=1, le=65536, description="Sequences drawn from the text.")
-    tokens: int = Field(512, ge=8, le=32768)
-    """Tokens in each sequence. A few long ones work better than many short ones."""
+    tokens: int = Field(512, ge=8, le=32768, description="Tokens in each sequence; a few long ones work better.")
 
     def parts(self, benchmarks: Sequence[BenchmarkConfig]) -> tuple[CalibrationPart, ...]:
         """The texts, which share the sequences by weight (largest remainder).

@@ -42,8 +42,7 @@ class PlanConfig(Section):
     protect_first: int = Field(0, ge=0, description="Leading layers that are not pruned.")
     protect_last: int = Field(0, ge=0, description="Trailing layers that are not pruned.")
     min_channels: int = Field(64, ge=1, description="Minimum MLP channels kept in every layer.")
-    min_kv_heads: int = Field(1, ge=1)
-    """Minimum KV heads kept in every layer, with their query heads."""
+    min_kv_heads: int = Field(1, ge=1, description="Minimum KV heads kept in every layer, with their query heads.")
     channel_multiple: int = Field(1, ge=1)
     """MLP widths of pruned layers are multiples of this (64 or 128 suits matrix units). A layer that loses no channels
     keeps its width."""
@@ -74,8 +73,8 @@ class ReconstructionConfig(Section):
     """How the kept weights are fitted on the calibration text, to compensate for the removed ones."""
 
     method: Reconstruction = "static"
-    """What is fitted by ridge least squares. static: o_proj and down_proj, to the dense layer's outputs, on the dense
-    model's activations; none: nothing."""
+    """What is fitted by ridge least squares. static: o_proj and down_proj, to the dense outputs on dense activations;
+    none: nothing."""
     ridge: float = Field(0.1, gt=0, le=1)
     """Ridge pull to the dense weights, as a fraction of the mean squared activation."""
 
@@ -83,8 +82,7 @@ class ReconstructionConfig(Section):
 class ScoringConfig(Section):
     """How many examples are scored, and with how many shots."""
 
-    limit: int | None = Field(None, ge=1)
-    """Examples of each evaluation split, evenly spaced over it; absent: all of them."""
+    limit: int | None = Field(None, ge=1, description="Examples of each evaluation split, evenly spaced; absent: all.")
     num_fewshot: int = Field(0, ge=0, le=64, description="Solved train examples put before each question.")
 
 

@@ -70,17 +70,13 @@ class SweepConfig(RunConfig):
 
 @dataclass(frozen=True)
 class SweepCell:
-    """One cell of a sweep: its run, and a label of the settings that differ, seed and ratio excluded.
+    """One cell of a sweep."""
 
-    `curve` labels the curve that the cell is a point of; `place` is its position on the axis, None if the axis is the
-    ratio. `dense` names the row of its dense model; `searched` says whether its template is chosen on train examples.
-    """
-
-    label: str
-    curve: str
-    place: float | None
-    dense: str
-    searched: bool
+    label: str  # of the settings that differ, seed and ratio excluded
+    curve: str  # the label of the curve that the cell is a point of
+    place: float | None  # its position on the axis; None: the axis is the ratio
+    dense: str  # the row of its dense model
+    searched: bool  # whether its template is chosen on train examples
     run: RunConfig
 
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from tailored_llama.config import Work
 from tailored_llama.data.prompts import read_prompts
-from tailored_llama.data.settings import CalibrationSettings
-from tailored_llama.data.texts import load_texts
+from tailored_llama.data.texts import CalibrationSettings, load_texts
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_tokenizer, read_config
 from tailored_llama.store import read_table, write_table

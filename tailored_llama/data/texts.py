@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from tailored_llama.config import PROMPTS, QUESTIONS, BenchmarkConfig, TextConfig
-from tailored_llama.data.benchmarks import BenchmarkSource, benchmark_texts, check_text_of, load_questions
+from tailored_llama.config import PROMPTS, QUESTIONS, BenchmarkConfig, CalibrationPart, RunConfig, TextConfig
+from tailored_llama.data.benchmarks import BenchmarkSource, benchmark_texts, check_text_of, has_train, load_questions
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.splits import Split, check_column, read_file
 from tailored_llama.errors import InputError
@@ -82,6 +82,34 @@ def find_text(text: TextConfig, field: str = "text", asked: BenchmarkConfig | No
         f"{field}.source: got {text.source!r}, no such file; allowed: {', '.join(BUILTIN)}, a .txt, .parquet, .jsonl "
         "or .csv file, or a Hub data set (owner/name)"
     )
+
+
+@dataclass(frozen=True)
+class DrawnText:
+    """A text, and the number of sequences drawn from it."""
+
+    source: TextSource
+    samples: int
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """The texts of the calibration, the tokens of each sequence, and the seed of the draw."""
+
+    texts: tuple[DrawnText, ...]
+    tokens: int
+    seed: int
+
+    @classmethod
+    def of(cls, config: RunConfig) -> CalibrationSettings:
+        parts = calibration_parts(config)
+        texts = (DrawnText(find_text(part.text, "calibration", part.benchmark), part.samples) for part in parts)
+        return cls(tuple(texts), config.calibration.tokens, config.seed)
+
+
+def calibration_parts(config: RunConfig) -> tuple[CalibrationPart, ...]:
+    """The texts of a run's calibration; its questions are those of the benchmarks with a train split."""
+    return config.calibration.parts([benchmark for benchmark in config.benchmarks if has_train(benchmark)])
 
 
 def read_general_words() -> dict[str, int]:
