@@ -32,10 +32,8 @@ def with_columns(table: Mapping[str, Any], written: bool) -> dict[str, Any]:
     """A benchmark's table with `data`, completed: the name from the file's, the columns by common names.
 
     Capitals do not matter. A column question is written as "Question: …" and "Answer:". Written answers have no
-    choices. A file that is not there is left for later, so that a configuration loads without it.
-
-    Raises:
-        InputError: `data` stands beside another source, is no table, or has no column or several for a field.
+    choices. A file that is not there is left for later, so that a configuration loads without it. InputError: `data`
+    stands beside another source, is no table, or has no column or several for a field.
     """
     file = table["data"]
     path = Path(file).expanduser()

@@ -39,10 +39,7 @@ def reads_prompts(run: RunConfig) -> bool:
 
 
 def reads_train(run: RunConfig, benchmark: str) -> bool:
-    """Whether a run renders a benchmark's train prompts: always, but for a task of the harness where nobody needs them.
-
-    Such a task may lack a train split.
-    """
+    """Whether a run renders a benchmark's train prompts; a task of the harness may lack them if nobody reads them."""
     return run.tuning.examples != "none" or reads_prompts(run) or not is_harness_task(benchmark)
 
 

@@ -32,9 +32,8 @@ class ExecutionConfig(Section):
     process on each GPU, which share out the examples of a step (FSDP2). In all other stages, layers work one after
     another: for models that one GPU cannot hold, and no faster. Not with streaming = always or model.quantization."""
     batch_tokens: int | None = Field(None, ge=64)
-    """Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, where several passes of a small
-    model run at once, and 16,384 on a GPU. Importance and reconstruction read at most this many calibration tokens at
-    a time; absent: 4,096."""
+    """Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, where small models run several
+    passes at once, and 16,384 on a GPU. Importance and reconstruction read as many at a time; absent: 4,096."""
     streaming: Literal["auto", "always", "never"] = "auto"
     """Which models importance, reconstruction, perplexity, teacher outputs and scoring of choices read one layer at a
     time, with the same results, instead of loading them whole. auto: those whose weights do not fit into the free
@@ -54,12 +53,11 @@ class ExecutionConfig(Section):
     gpu: stages on a GPU; always: also stages on the CPU; never: none."""
     processes: int = Field(1, ge=1)
     """How many stages that use the device, and do not read one another, run side by side on this machine, each in a
-    process of its own; they divide the CPU's threads, and each takes a free GPU. Each needs its own memory. A stage
-    that measures time runs alone. Not with dispatch, where workers do this."""
+    process with memory of its own; they divide the CPU's threads, and each takes a free GPU. A stage that measures
+    time runs alone. Not with dispatch, where workers do this."""
     dispatch: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Flows `tailor`, `smallest`, `sweep` and `transfer`: stages that use the device run through the deployment `stage`
-    of this name, such as gpu, side by side on all workers of its pool; absent: one after another in the flow's own
-    process."""
+    of this name, such as gpu, side by side on all workers of its pool; absent: one by one in the flow's process."""
 
     def contradictions(self) -> Iterator[str]:
         if self.device == "balanced" and self.streaming == "always":
@@ -118,10 +116,9 @@ def as_gguf_type(name: str) -> GgufType:
 
 
 def check_installed(package: str, got: str, otherwise: str, extra: str) -> None:
-    """Check that a package is installed that a setting needs.
+    """Check that a package is installed that a setting needs, which the extra brings.
 
-    `got` is the field and its value, as an error message begins; `otherwise` is a value that needs nothing; `extra` of
-    this library brings the package.
+    `got` is the field and its value, as an error message begins; `otherwise` is a value that needs nothing.
     """
     if not find_spec(package):
         allowed = f"{otherwise!r}, or after pip install 'tailored-llama[{extra}]'"

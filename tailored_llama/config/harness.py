@@ -1,7 +1,6 @@
 """Tasks of lm-evaluation-harness 0.4.13 as benchmarks: what their files say, read without importing the harness.
 
-A benchmark named `lm_eval:sciq` is the harness's task `sciq`. Its file says whether there are choices or the model
-writes the answer, and by which metric it counts. `tailored_llama/data/harness.py` loads the documents.
+A benchmark named `lm_eval:sciq` is the harness's task `sciq`. `tailored_llama/data/harness.py` loads its documents.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ def is_harness_task(name: object) -> bool:
 def find_task(benchmark: str, folder: str | None) -> HarnessTask:
     """Find the file of a task, such as lm_eval:sciq, and read it; the user's own task files in `folder` come first.
 
-    Raises:
-        InputError: the harness is not installed, there is no such folder or task, or its file cannot be read.
+    InputError: the harness is not installed, there is no such folder or task, or its file cannot be read.
     """
     name = benchmark.removeprefix(PREFIX)
     harness = find_spec("lm_eval")
@@ -95,10 +93,8 @@ def find_task(benchmark: str, folder: str | None) -> HarnessTask:
 def task_fields(task: HarnessTask, metric: str | None = None) -> dict[str, Any]:
     """The fields of a benchmark that a task decides: its metric, and how the model writes an answer.
 
-    `metric` is the configured one; None: the task's own, acc_norm where it counts both acc and acc_norm.
-
-    Raises:
-        InputError: the task cannot be a benchmark, or has another metric.
+    `metric` is the configured one; None: the task's own, acc_norm where it counts both acc and acc_norm. InputError:
+    the task cannot be a benchmark, or has another metric.
     """
     settings, kind = task.settings, task.settings.get("output_type", "generate_until")
     if kind not in ("multiple_choice", "generate_until"):
@@ -150,7 +146,7 @@ def _generation(task: HarnessTask) -> dict[str, Any]:
 def _named(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """The files of tasks and groups below a folder, by name; of two with one name the first counts, as in the harness.
 
-    The harness parses all of its 14,000 files for this, which takes ten seconds.
+    Parsing all of the harness's 14,000 files, as it does, takes ten seconds.
     """
     tasks: dict[str, Path] = {}
     groups: dict[str, Path] = {}

@@ -81,8 +81,7 @@ class TextConfig(SourcesConfig):
     """A text to read, for calibration or perplexity."""
 
     source: str = "boolq"
-    """A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub data set such as
-    Salesforce/wikitext."""
+    """A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub data set's id."""
 
 
 @dataclass(frozen=True)
@@ -220,5 +219,4 @@ class PromptConfig(Section):
     template: str = Field("harness", min_length=1)
     """A template set: harness (lm-evaluation-harness's own formatting), generic (one wording for every benchmark),
     task, task-2, task-3 (an instruction for each benchmark, in three wordings), reread (task with the question read
-    twice: RE2, arXiv 2309.06275), lettered (choices listed, their letters scored), or your own .toml file, like those
-    in data/prompts."""
+    twice: RE2, arXiv 2309.06275), lettered (choices listed, their letters scored), or your own .toml file."""

@@ -21,21 +21,14 @@ Model = TypeVar("Model", bound=Section)
 def load_config(
     path: str | Path | None, overrides: list[str] | None = None, kind: type[RunConfig] = RunConfig
 ) -> RunConfig:
-    """Read a configuration of a run, a study or a search; its paths are relative to the working directory.
-
-    Raises:
-        InputError: as `read_config_data`, or a field is unknown or out of bounds.
-    """
+    """Read a configuration with overrides; its paths are relative to the working directory."""
     return validate_as(kind, read_config_data(path, overrides))
 
 
 def read_config_data(path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
-    """A TOML file with `key=value` overrides applied, as plain data.
+    """A TOML file with overrides, such as tuning.epochs=5 or model.source=./my-model, applied, as plain data.
 
-    The value of an override is parsed as TOML, or taken as a plain string (`--set model.source=./my-model`).
-
-    Raises:
-        InputError: the file is missing or not TOML, or an override has no value or no section.
+    InputError: the file is missing or not TOML, or an override has no value or no section.
     """
     data: dict[str, Any] = {}
     if path is not None:

@@ -33,8 +33,7 @@ class PlanConfig(Section):
     so that layers have widths of their own."""
     kinds: tuple[Kind, ...] = Field(("attention", "mlp", "vocabulary"), min_length=1)
     """Kinds of coupled group that may be removed: attention (a KV head with its query heads), mlp (a channel),
-    vocabulary (a token's row of the embedding and of an untied head). Tokens leave first, and the other kinds supply
-    the rest of the ratio."""
+    vocabulary (a token's row of the embedding and an untied head). Tokens leave first, other kinds for the rest."""
     vocabulary: int | Literal["auto"] = "auto"
     """Kind vocabulary only: tokens kept, a multiple of 64; more stay if fewer would remove more than the ratio. auto:
     the number with which the pruned model loses least on the run's held-out train prompts. Which tokens stay is decided
@@ -44,8 +43,7 @@ class PlanConfig(Section):
     min_channels: int = Field(64, ge=1, description="Minimum MLP channels kept in every layer.")
     min_kv_heads: int = Field(1, ge=1, description="Minimum KV heads kept in every layer, with their query heads.")
     channel_multiple: int = Field(1, ge=1)
-    """MLP widths of pruned layers are multiples of this (64 or 128 suits matrix units). A layer that loses no channels
-    keeps its width."""
+    """MLP widths are multiples of this (64 or 128 suits matrix units), but for layers that lose no channels."""
     steps: int = Field(1, ge=1, le=64)
     """Number of equal pruning steps; importance is scored again before each. With healing.tokens, the model is healed
     after each, on the same text: pruning and healing in turns."""
@@ -73,8 +71,7 @@ class ReconstructionConfig(Section):
     """How the kept weights are fitted on the calibration text, to compensate for the removed ones."""
 
     method: Reconstruction = "static"
-    """What is fitted by ridge least squares. static: o_proj and down_proj, to the dense outputs on dense activations;
-    none: nothing."""
+    """What ridge least squares fit. static: o_proj and down_proj, to the dense outputs on dense activations; none."""
     ridge: float = Field(0.1, gt=0, le=1)
     """Ridge pull to the dense weights, as a fraction of the mean squared activation."""
 

@@ -68,8 +68,7 @@ class AdapterConfig(TrainingConfig):
 
     variant: Literal["lora", "rslora", "dora", "prompt"] = "lora"
     """lora: updates scaled by α / r; rslora: by α / √r (arXiv 2312.03732); dora: weights split into direction and
-    magnitude (arXiv 2402.09353); prompt: a soft prompt, which is embeddings before the text and changes no weights
-    (arXiv 2104.08691)."""
+    magnitude (2402.09353); prompt: a soft prompt, embeddings before the text, which changes no weights (2104.08691)."""
     virtual_tokens: int = Field(20, ge=1, le=1024, description="Variant prompt: number of virtual tokens.")
     epochs: int = Field(3, ge=1, le=1000, description="Maximum passes over the training examples.")
     patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
@@ -80,8 +79,7 @@ class TuningConfig(AdapterConfig):
 
     examples: Literal["benchmark", "mixture", "none"] = "benchmark"
     """benchmark: one adapter per benchmark, trained on its own examples; mixture: the baseline for tailoring, one
-    adapter trained on as many examples in total, drawn from all benchmarks and always written with the template
-    `generic`; none: no adapter."""
+    adapter trained on as many examples, drawn from all benchmarks and written with the template `generic`; none."""
     shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
     held_out: int = Field(50, ge=0)
     """Further train examples, for early stopping and to compare the adapter with none; 0: neither. Of a file that is

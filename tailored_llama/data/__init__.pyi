@@ -23,13 +23,13 @@ from .prompts import Prompt as Prompt
 from .prompts import PromptSettings as PromptSettings
 from .prompts import PromptSplit as PromptSplit
 from .prompts import RenderedSplit as RenderedSplit
+from .prompts import held_out_of as held_out_of
 from .prompts import read_prompts as read_prompts
 from .prompts import render as render
 from .prompts import render_prompts as render_prompts
 from .prompts import rows_digest as rows_digest
-from .selection import held_out_of as held_out_of
-from .selection import select_train as select_train
-from .selection import without as without
+from .prompts import select_train as select_train
+from .prompts import without as without
 from .splits import PURPOSE as PURPOSE
 from .splits import Split as Split
 from .templates import candidates as candidates

@@ -22,14 +22,9 @@ from tailored_llama.data.splits import PURPOSE, SPLITS, Split, check_column, div
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
 
+_TEXT, _NUMBER = pa.string(), pa.int32()
 EXAMPLES_SCHEMA = pa.schema(
-    [
-        ("split", pa.string()),
-        ("example", pa.int32()),
-        ("fields", pa.map_(pa.string(), pa.string())),
-        ("choices", pa.list_(pa.string())),
-        ("answer", pa.int32()),
-    ]
+    {"split": _TEXT, "example": _NUMBER, "fields": pa.map_(_TEXT, _TEXT), "choices": pa.list_(_TEXT), "answer": _NUMBER}
 )
 
 
@@ -54,9 +49,7 @@ def load_examples(benchmark: BenchmarkConfig, split: Split, downloads: str) -> l
 
     A train example is left out if its texts (choices in any order) are also in the evaluation split or earlier in
     train. PIQA, ARC-easy and OpenBookQA have such examples, and a scored example must not be one that was tuned on.
-
-    Raises:
-        InputError: an unknown benchmark; a missing file, split or column; an empty split; a bad row.
+    InputError: an unknown benchmark; a missing file, split or column; an empty split; a bad row.
     """
     examples = _read(benchmark, split, downloads)
     return _unseen(benchmark, examples, _read(benchmark, "evaluation", downloads)) if split == "train" else examples
@@ -79,8 +72,7 @@ def benchmark_texts(benchmark: BenchmarkConfig, split: str, column: str, downloa
 def load_questions(benchmark: BenchmarkConfig, downloads: str, choices: bool = False) -> dict[int, str]:
     """The question of every train example by the example's index, never its answer; its choices as well, if asked for.
 
-    Those with a text that is also in the evaluation split, such as one of BoolQ's passages, are left out, as are
-    repeated ones.
+    Repeated ones are left out, and those with a text of the evaluation split, such as one of BoolQ's passages.
     """
     seen = {text for example in _read(benchmark, "evaluation", downloads) for text in _asked(example)}
     questions: dict[str, int] = {}
@@ -219,8 +211,7 @@ class BenchmarkSource:
 def load_benchmark(*, settings: BenchmarkSource, work: Work) -> dict[str, Any]:
     """Stage: write all splits as `examples.parquet`; a custom benchmark or a task may lack a train split.
 
-    Returns the number of examples per split, and of rows left out: those of train as in `load_examples`, or the
-    repeated ones of a file that is divided.
+    Returns the number of examples per split, and of rows left out by `load_examples` or as repeated ones of a file.
     """
     benchmark, downloads = settings.benchmark, work.downloads
     evaluation = _read(benchmark, "evaluation", downloads)

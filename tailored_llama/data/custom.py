@@ -15,11 +15,7 @@ from tailored_llama.errors import InputError
 
 
 def check_benchmark(benchmark: BenchmarkConfig) -> None:
-    """Check, without reading data, that a benchmark is built in, a task of the harness, or names its columns.
-
-    Raises:
-        InputError: an unknown name without columns, or settings that contradict each other.
-    """
+    """Check, without reading data, that a benchmark is built in, a task of the harness, or names its columns alone."""
     name, where, written = benchmark.name, f"benchmarks.{benchmark.name}", is_written(benchmark)
     decided = ("data", "subset", "train", "evaluation", "context", "choices", "answer")
     if benchmark.metric != "exact_match":
@@ -89,10 +85,7 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
     A choices column holds a list, or a JSON list as text. With one column per choice, missing choices at the end are
     left out. A text answer is the exact text of a choice, else a single letter (A is the first choice), else digits
     (0 is the first). For written answers, the choices are the accepted texts: a list, a JSON list of texts, one text,
-    or (as in SQuAD) a table with a list `text`.
-
-    Raises:
-        ValueError: a cell is not what its column should hold.
+    or (as in SQuAD) a table with a list `text`. ValueError: a cell is not what its column should hold.
     """
     names = _context_columns(benchmark)
     for name in names:

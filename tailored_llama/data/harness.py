@@ -114,8 +114,7 @@ def _loaded(benchmark: BenchmarkConfig) -> Iterator[Any]:
 def harness_parts(benchmark: BenchmarkConfig, split: Split) -> list[Parts | ValueError]:
     """Fields, choices and answer of every document of a split, or what is wrong with the document.
 
-    The evaluation split is the one that the harness scores: test if the task has one, else validation. InputError: the
-    task has no such split, or the harness cannot load it.
+    The evaluation split is the one that the harness scores: test if the task has one, else validation.
     """
     if split == "train" and not (named := find_task(benchmark.name, benchmark.source)).has_train:
         raise named.refuse("no train split", "a task with a training_split")

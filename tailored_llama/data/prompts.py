@@ -1,14 +1,14 @@
 """Prompts: how an example is written out by a template set, for tuning and for scoring alike.
 
 With the set `harness`, WinoGrande is scored by partial evaluation: each choice fills the gap of its own context, and
-the rest of the sentence is the continuation of each. The other shipped sets score the choice itself or its letter,
-which is another measure.
+the sentence's rest is the continuation. Other shipped sets score the choice or its letter, which is another measure.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 
 from tailored_llama.config import BenchmarkConfig, RunConfig, Work, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
-from tailored_llama.data.selection import held_out_of, select_at_random, select_evaluation, select_train, without
 from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, names_in
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
@@ -60,8 +59,7 @@ def render(
 ) -> Prompt:
     """Write one example out, after a header of solved examples and with an ending after every continuation.
 
-    Raises:
-        InputError: the template cannot word this benchmark, or has too few letters for the choices.
+    InputError: the template cannot word this benchmark, or has too few letters for the choices.
     """
     layout = layout_of(template, benchmark)
     start, delimiter = header or _opening(layout, example), _delimiter(layout, example)
@@ -76,10 +74,7 @@ def render(
 
 
 def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Sequence[Example]) -> str:
-    """Solved examples, each followed by a blank line, as lm-evaluation-harness joins them; "" for none.
-
-    An instruction comes once, at the top. Examples of the harness's tasks say themselves how they look when solved.
-    """
+    """An instruction, once, and solved examples, each followed by a blank line, as lm-evaluation-harness joins them."""
     if not examples:
         return ""
     layout = layout_of(template, benchmark)
@@ -164,10 +159,8 @@ def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> d
 
     The solved examples before each question are drawn first, from the train split by seed. They are the same for every
     question, in tuning and in scoring (lm-evaluation-harness calls this the `first_n` sampler; its default draws
-    others for every document). They are never among the shots, the held-out or the evaluated examples.
-
-    Raises:
-        InputError: more train examples are requested than exist, or the template cannot word this benchmark.
+    others for every document). They are never among the shots, the held-out or the evaluated examples. InputError:
+    more train examples are requested than exist, or the template cannot word this benchmark.
     """
     benchmark, template = settings.wording.benchmark, load_template(settings.wording.template)
     solved, chosen = _choose(examples, settings)
@@ -200,6 +193,75 @@ def _choose(examples: Path, settings: PromptSettings) -> tuple[list[Example], di
         return solved, {"shots": tuned, "held_out": held}
     rest = read_examples(examples, "selection") or without(pool, tuned + held)
     return solved, {"selection": select_at_random(rest, settings.selection, seed, benchmark=name)}
+
+
+def select_train(
+    examples: Sequence[Example], shots: int, held_out: int, seed: int, *, benchmark: str
+) -> tuple[list[Example], list[Example]]:
+    """Draw the shots and the held-out examples from the train split, by seed, without overlap.
+
+    Each draw has as equal numbers of every answer index as the split allows, in shuffled order. The shots do not
+    depend on how many examples are held out. InputError: more are requested than the split holds.
+    """
+    if shots + held_out > (size := len(examples)):
+        (field, got), (other, taken) = ("shots", shots), ("held_out", held_out)
+        if held_out >= size:
+            (field, got), (other, taken) = (other, taken), (field, got)
+        raise InputError(
+            f"tuning.{field}: got {got}; allowed: at most {max(size - taken, 0)} ({benchmark} has {size} train "
+            f"examples to draw from, and tuning.{other} takes {taken})"
+        )
+    generator = random.Random(seed)
+    remaining: dict[int, list[Example]] = {}
+    for example in examples:
+        remaining.setdefault(example.answer, []).append(example)
+    for label in sorted(remaining):
+        generator.shuffle(remaining[label])
+    return _draw(remaining, shots, generator), _draw(remaining, held_out, generator)
+
+
+def held_out_of(benchmark: BenchmarkConfig, shots: int, held_out: int, size: int) -> int:
+    """The number of held-out examples beside the shots, of `size` train examples.
+
+    Of a file that is divided nobody knows how many rows are to tune on: what is left must do, but at least one.
+    """
+    return min(held_out, max(size - shots, 1)) if benchmark.data else held_out
+
+
+def _draw(remaining: dict[int, list[Example]], count: int, generator: random.Random) -> list[Example]:
+    """Take `count` examples out of `remaining`, one of every label in turn while they last."""
+    drawn: list[Example] = []
+    while len(drawn) < count:
+        labels = sorted(label for label, examples in remaining.items() if examples)
+        generator.shuffle(labels)  # decides which labels get one more if the count does not divide evenly
+        drawn += [remaining[label].pop() for label in labels[: count - len(drawn)]]
+    generator.shuffle(drawn)
+    return drawn
+
+
+def select_at_random(examples: Sequence[Example], count: int, seed: int, *, benchmark: str) -> list[Example]:
+    """Draw examples without balancing answers, because the split that results are reported on is not balanced."""
+    if count > len(examples):
+        raise InputError(
+            f"examples: got {count}; allowed: at most {len(examples)} ({benchmark} has so many examples that are "
+            "neither tuned on, held out, shown as solved nor reported on)"
+        )
+    return random.Random(seed).sample(examples, count)
+
+
+def without(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+    used = {example.index for example in others}
+    return [example for example in examples if example.index not in used]
+
+
+def select_evaluation(examples: Sequence[Example], limit: int | None) -> list[Example]:
+    """`limit` examples evenly spaced over the split, in order, starting with its first; all if it has no more.
+
+    The first rows of a split need not be like the rest: HellaSwag's first 3,243 all come from ActivityNet.
+    """
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    return [examples[i * len(examples) // limit] for i in range(limit)]
 
 
 def read_prompts(folder: Path, split: PromptSplit) -> list[Prompt]:

@@ -168,10 +168,7 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def divide(contents: Sequence[Sequence[str]]) -> dict[Split, list[int]]:
-    """The positions of the rows in each part, in order; of rows with equal content, only the first.
-
-    Contents that differ in white space only are equal.
-    """
+    """The positions of the rows in each part, in order; of rows that are equal but for white space, the first."""
     first: dict[str, int] = {}
     for position, content in enumerate(contents):
         first.setdefault(json.dumps([" ".join(text.split()) for text in content]), position)

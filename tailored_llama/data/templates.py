@@ -52,8 +52,7 @@ class Template(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="The set's name in tables and reports.")
     source: str = Field(min_length=1, description="Where the wording comes from.")
     specific: bool = False
-    """Whether its instructions state each benchmark's own task. If so, a benchmark's configured `instruction` replaces
-    the set's."""
+    """Whether its instructions state each benchmark's own task, which a benchmark's `instruction` then replaces."""
     shown: str = Field("{letter}. {choice}", min_length=1, description="Format of each choice in `listed`.")
     own: Layout | None = None
     boolq: Layout | None = None
@@ -126,8 +125,7 @@ def shipped() -> list[str]:
 def load_template(source: str, field: str = "prompts.template") -> Template:
     """Read a template set: a shipped one by its name, or a TOML file by its path; `field` is for error messages.
 
-    Raises:
-        InputError: the set or file does not exist, is not TOML, or has an unknown key or an invalid layout.
+    InputError: the set or file does not exist, is not TOML, or has an unknown key or an invalid layout.
     """
     names = shipped()
     if source in names:
@@ -145,11 +143,7 @@ def load_template(source: str, field: str = "prompts.template") -> Template:
 
 
 def layout_of(template: Template, benchmark: BenchmarkConfig) -> Layout:
-    """A set's layout for a benchmark, with the instruction in effect.
-
-    Raises:
-        InputError: the set has no layout for it, or shows the choices of a benchmark whose answers the model writes.
-    """
+    """A set's layout for a benchmark, with the instruction in effect; InputError: it has none, or tells the answers."""
     layout = template.layout(benchmark)
     if layout is None:
         table = benchmark.name if benchmark.name in SEVEN else "own"
@@ -168,8 +162,7 @@ def layout_of(template: Template, benchmark: BenchmarkConfig) -> Layout:
 def candidates(templates: Sequence[str], benchmark: BenchmarkConfig) -> dict[str, str]:
     """The sets to choose among for a benchmark: name → shipped name or file; by default all shipped ones that suit it.
 
-    Raises:
-        InputError: a set is unknown or broken, or two have the same name.
+    InputError: a set is unknown or broken, or two have the same name.
     """
     if not templates:
         return {name: name for name in shipped() if not load_template(name).gives_away(benchmark)}

@@ -62,11 +62,7 @@ class TextSource:
 
 
 def find_text(text: TextConfig, field: str = "text", asked: BenchmarkConfig | None = None) -> TextSource:
-    """Where a text comes from, without reading it or using the network; questions are those of the benchmark `asked`.
-
-    Raises:
-        InputError: it is not a benchmark, file or Hub data set.
-    """
+    """Where a text comes from, without reading it or using the network; questions are of the benchmark `asked`."""
     path = Path(text.source).expanduser()
     if text.source == PROMPTS:
         return TextSource("prompts", text)
@@ -134,10 +130,9 @@ def check_text(text: TextConfig, field: str) -> None:
 
 
 def load_texts(source: TextSource, downloads: str) -> list[str]:
-    """The documents of a text, without empty ones; a .txt file is one document. The text must not be `prompts`.
+    """The documents of a text other than `prompts`, without empty ones; a .txt file is one document.
 
-    Raises:
-        InputError: the source cannot be read, the column is missing, or all documents are empty.
+    InputError: the source cannot be read, the column is missing, or all documents are empty.
     """
     documents = [document for document in _documents(source, downloads) if document.strip()]
     if not documents:
@@ -175,9 +170,6 @@ def all_texts(path: Path) -> list[str]:
     """All that a .txt, .csv, .jsonl or .parquet file says: the text, or every text in every column, also in lists.
 
     Each text of a table is there twice, the second time after a space: an answer is written after its question.
-
-    Raises:
-        InputError: the file cannot be read, or holds no text.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; allowed: a .txt, .parquet, .jsonl or .csv file")
