@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tailored_llama.config import WRITTEN, BenchmarkConfig, find_task, is_harness_task, is_written, task_fields
@@ -16,27 +16,34 @@ from tailored_llama.errors import InputError
 
 def check_benchmark(benchmark: BenchmarkConfig) -> None:
     """Check, without reading data, that a benchmark is built in, a task of the harness, or names its columns alone."""
-    name, where, written = benchmark.name, f"benchmarks.{benchmark.name}", is_written(benchmark)
+    name, written = benchmark.name, is_written(benchmark)
+    task, builtin = is_harness_task(name), name in BUILTIN
     decided = ("data", "subset", "train", "evaluation", "context", "choices", "answer")
-    if benchmark.metric != "exact_match":
-        _refuse(benchmark, ["ignore"], "only with metric exact_match")
-    if is_harness_task(name):
-        _refuse(benchmark, decided, "only in the task's own file")
+    refused = (
+        (benchmark.metric != "exact_match", ("ignore",), "only with metric exact_match"),
+        (task, decided, "only in the task's own file"),
+        (builtin, ("source", "revision", *decided), f"with a name of your own, as {name} is built in"),
+        (not task and benchmark.source is None, ("subset", "revision"), "only with `source`, a Hub data set"),
+        (not task and written, ("choices",), "only with metric acc or acc_norm"),
+        (not task and not written, ("max_new_tokens", "stop"), f"only with metric {' or '.join(WRITTEN)}"),
+    )
+    for applies, fields, allowed in refused:
+        for field in fields if applies else ():
+            if (value := getattr(benchmark, field)) is not None:
+                raise InputError(f"benchmarks.{name}.{field}: got {value!r}; allowed: {allowed}")
+    if builtin and written:
+        got = f"benchmarks.{name}.metric: got {benchmark.metric!r}"
+        raise InputError(f"{got}; allowed: acc or acc_norm, as it has choices")
+    if task:
         task_fields(find_task(name, benchmark.source), benchmark.metric)
-        return
-    if name in BUILTIN:
-        _refuse(benchmark, ("source", "revision", *decided), f"with a name of your own, as {name} is built in")
-        if written:
-            raise InputError(f"{where}.metric: got {benchmark.metric!r}; allowed: acc or acc_norm, as it has choices")
-    if benchmark.source is None:
-        _refuse(benchmark, ("subset", "revision"), "only with `source`, a Hub data set")
-    if written:
-        _refuse(benchmark, ["choices"], "only with metric acc or acc_norm")
-    else:
-        _refuse(benchmark, ("max_new_tokens", "stop"), f"only with metric {' or '.join(WRITTEN)}")
-    if name in BUILTIN:
-        return
-    needed = ("context", "answer") if written else ("context", "choices", "answer")
+    elif not builtin:
+        _check_own(benchmark)
+
+
+def _check_own(benchmark: BenchmarkConfig) -> None:
+    """Check that a benchmark names its rows and its columns."""
+    name, where = benchmark.name, f"benchmarks.{benchmark.name}"
+    needed = ("context", "answer") if is_written(benchmark) else ("context", "choices", "answer")
     missing = [key for key in needed if not getattr(benchmark, key)]
     if benchmark.data and missing:  # its columns are looked for when the configuration is loaded
         got = f"{benchmark.data!r}, no such file"
@@ -55,13 +62,6 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
         str(benchmark.context).format(**dict.fromkeys(custom_columns(benchmark), ""))
     except (ValueError, LookupError, AttributeError) as error:  # of the braces, or of more in them than a name
         raise InputError(f"{where}.context: got {benchmark.context!r}, {error}; allowed: {{column}}") from None
-
-
-def _refuse(benchmark: BenchmarkConfig, fields: Iterable[str], allowed: str) -> None:
-    """Refuse the first of these fields that is set."""
-    for field in fields:
-        if (value := getattr(benchmark, field)) is not None:
-            raise InputError(f"benchmarks.{benchmark.name}.{field}: got {value!r}; allowed: {allowed}")
 
 
 def custom_columns(benchmark: BenchmarkConfig) -> list[str]:

@@ -62,14 +62,14 @@ def render(
     InputError: the template cannot word this benchmark, or has too few letters for the choices.
     """
     layout = layout_of(template, benchmark)
-    start, delimiter = header or _opening(layout, example), _delimiter(layout, example)
+    start = header or _opening(layout, example)
     parts = [_fill(template, layout, example, choice) for choice in range(len(example.choices))]
     return Prompt(
         example=example.index,
-        contexts=tuple(start + context for context, _ in parts),
-        continuations=tuple(continuation + ending for _, continuation in parts),
+        contexts=tuple(start + context for context, _, _ in parts),
+        continuations=tuple(delimiter + text + ending for _, delimiter, text in parts),
         answer=example.answer,
-        choice_lengths=tuple(len(continuation) - len(delimiter) for _, continuation in parts),
+        choice_lengths=tuple(len(text) for _, _, text in parts),
     )
 
 
@@ -91,13 +91,8 @@ def _opening(layout: Layout, example: Example) -> str:
     return f"{layout.instruction}\n\n" if layout.instruction else example.fields.get("description", "")
 
 
-def _delimiter(layout: Layout, example: Example) -> str:
-    """What stands between context and continuation: a space, or what a task of the harness puts before its choices."""
-    return example.fields.get("delimiter", " ") if layout.continuation == "{choice}" else " "
-
-
-def _fill(template: Template, layout: Layout, example: Example, choice: int) -> tuple[str, str]:
-    """Context and continuation of one choice."""
+def _fill(template: Template, layout: Layout, example: Example, choice: int) -> tuple[str, str, str]:
+    """Context, delimiter and continuation of one choice; a task of the harness has a delimiter of its own."""
     values: dict[str, Any] = {**example.fields, "choice": example.choices[choice], "choices": example.choices}
     if {"listed", "letter"} & names_in(layout.layout + layout.continuation):
         if len(example.choices) > len(LETTERS):
@@ -108,7 +103,8 @@ def _fill(template: Template, layout: Layout, example: Example, choice: int) -> 
         lettered = zip(LETTERS, example.choices, strict=False)
         values["listed"] = "\n".join(template.shown.format(letter=letter, choice=text) for letter, text in lettered)
         values["letter"] = LETTERS[choice]
-    return layout.layout.format(**values), _delimiter(layout, example) + layout.continuation.format(**values)
+    delimiter = example.fields.get("delimiter", " ") if layout.continuation == "{choice}" else " "
+    return layout.layout.format(**values), delimiter, layout.continuation.format(**values)
 
 
 @dataclass(frozen=True)
@@ -192,7 +188,13 @@ def _choose(examples: Path, settings: PromptSettings) -> tuple[list[Example], di
     if settings.split == "train":
         return solved, {"shots": tuned, "held_out": held}
     rest = read_examples(examples, "selection") or without(pool, tuned + held)
-    return solved, {"selection": select_at_random(rest, settings.selection, seed, benchmark=name)}
+    if settings.selection > len(rest):
+        raise InputError(
+            f"examples: got {settings.selection}; allowed: at most {len(rest)} ({name} has so many examples that are "
+            "neither tuned on, held out, shown as solved nor reported on)"
+        )
+    # Answers are not balanced, because those of the split that results are reported on are not either.
+    return solved, {"selection": random.Random(seed).sample(rest, settings.selection)}
 
 
 def select_train(
@@ -237,16 +239,6 @@ def _draw(remaining: dict[int, list[Example]], count: int, generator: random.Ran
         drawn += [remaining[label].pop() for label in labels[: count - len(drawn)]]
     generator.shuffle(drawn)
     return drawn
-
-
-def select_at_random(examples: Sequence[Example], count: int, seed: int, *, benchmark: str) -> list[Example]:
-    """Draw examples without balancing answers, because the split that results are reported on is not balanced."""
-    if count > len(examples):
-        raise InputError(
-            f"examples: got {count}; allowed: at most {len(examples)} ({benchmark} has so many examples that are "
-            "neither tuned on, held out, shown as solved nor reported on)"
-        )
-    return random.Random(seed).sample(examples, count)
 
 
 def without(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
