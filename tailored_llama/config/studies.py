@@ -176,7 +176,7 @@ class PromptStudyConfig(RunConfig):
     """A run configuration, the template sets to choose from, and the examples to choose on."""
 
     templates: tuple[str, ...] = ()
-    """Template sets to choose from: shipped names or .toml files; the first wins a tie. Absent: all shipped ones."""
+    """Template sets to choose from: shipped names or .toml files; the first wins a tie. Absent: all that fit."""
     examples: int = Field(200, ge=1)
     """Train examples of each benchmark to choose on, drawn by seed from those neither tuned on nor held out."""
     pruned: bool = Field(False, description="Study the model pruned at the run's only ratio, instead of the dense one.")
@@ -199,8 +199,8 @@ class TransferConfig(RunConfig):
             yield f"tuning.examples: got {examples!r}; allowed: 'benchmark'; the study adds a mixture itself"
         if len(names) < 2:
             yield f"benchmarks: got {names[0]} alone; allowed: at least two, to tune on one and score on others"
-        for name in {DENSE, GENERIC}.intersection(names):
-            yield f"benchmarks: got {name!r}; allowed: another name, as a model has this one"
+        if taken := [name for name in names if name in (DENSE, GENERIC)]:
+            yield f"benchmarks: got {taken[0]!r}; allowed: another name, as a model has this one"
 
 
 class GoalConfig(Section):
