@@ -146,8 +146,8 @@ class PromptSettings:
         if split == "evaluation":
             return replace(settings, limit=config.scoring.limit, seed=config.seed if num_fewshot else None)
         stop = stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else ""
-        sizes = {"shots": tuning.shots, "held_out": tuning.held_out, "selection": selection}
-        return replace(settings, seed=config.seed, stop=stop, **sizes)
+        shots, held_out = tuning.shots, tuning.held_out
+        return replace(settings, shots=shots, held_out=held_out, selection=selection, seed=config.seed, stop=stop)
 
 
 def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> dict[str, Any]:
