@@ -61,18 +61,16 @@ class SplitSource:
 
     def identity(self) -> dict[str, Any]:
         """Identify the rows without paths or times; InputError: no such file, or the Hub cannot resolve a revision."""
-        match self.kind:
-            case "hub":
-                data_set = {"hub": self.benchmark.source, "subset": self.benchmark.subset, "commit": self.commit}
-                return data_set | {"split": self.name}
-            case "file":
-                if not self.path.is_file():
-                    field = f"benchmarks.{self.benchmark.name}.{'data' if self.benchmark.data else self.split}"
-                    raise InputError(f"{field}: {self.path}: no such file; allowed: a file with examples")
-                part = {"part": self.split} if self.benchmark.data else {}
-                return {"sha256": sha256_file(self.path), "type": self.path.suffix, **part}
-            case "wheel":
-                return {"wheel": DATA_WHEEL.filename, "sha256": DATA_WHEEL.sha256, "member": self.name}
+        if self.kind == "wheel":
+            return {"wheel": DATA_WHEEL.filename, "sha256": DATA_WHEEL.sha256, "member": self.name}
+        own = self.benchmark
+        if self.kind == "hub":
+            return {"hub": own.source, "subset": own.subset, "commit": self.commit, "split": self.name}
+        if not self.path.is_file():
+            field = f"benchmarks.{own.name}.{'data' if own.data else self.split}"
+            raise InputError(f"{field}: {self.path}: no such file; allowed: a file with examples")
+        part = {"part": self.split} if own.data else {}
+        return {"sha256": sha256_file(self.path), "type": self.path.suffix, **part}
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of a file or of a Hub data set; InputError: they cannot be read."""

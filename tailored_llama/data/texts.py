@@ -36,29 +36,24 @@ class TextSource:
     @property
     def name(self) -> str:
         """The name of the text in artifacts: never a path, since keys do not depend on paths."""
-        if self.kind == "questions" and self.benchmark:
+        if self.benchmark and self.kind == "questions":
             return f"{self.text.source} of {self.benchmark.name}"
         return f"sha256:{sha256_file(self.path)}" if self.kind == "file" else self.text.source
 
     def identity(self) -> dict[str, Any]:
         """Identify the text without paths or times; InputError: the Hub cannot resolve a branch or tag."""
-        text = self.text
-        match self.kind:
-            case "prompts":
-                return {"source": self.kind}  # identified by the artifacts of the prompts
-            case "questions":
-                assert self.benchmark
-                return {"source": self.kind, "asked": BenchmarkSource(self.benchmark).train_identity()}
-            case "benchmark":
-                assert self.benchmark
-                split: Split = "train" if text.split == "train" else "evaluation"
-                return BenchmarkSource(self.benchmark).split_identity(split) | {"column": text.column}
-            case "file":
-                column = None if self.path.suffix == ".txt" else text.column
-                return {"sha256": sha256_file(self.path), "column": column}
-            case "hub":
-                fields = text.model_dump(include={"subset", "split", "column", "documents"})
-                return fields | {"hub": text.source, "commit": hub_commit(text.source, text.revision, "dataset")}
+        text, benchmark = self.text, self.benchmark
+        if benchmark and self.kind == "questions":
+            return {"source": self.kind, "asked": BenchmarkSource(benchmark).train_identity()}
+        if benchmark:
+            split: Split = "train" if text.split == "train" else "evaluation"
+            return BenchmarkSource(benchmark).split_identity(split) | {"column": text.column}
+        if self.kind == "file":
+            return {"sha256": sha256_file(self.path), "column": None if self.path.suffix == ".txt" else text.column}
+        if self.kind == "hub":
+            fields = text.model_dump(include={"subset", "split", "column", "documents"})
+            return fields | {"hub": text.source, "commit": hub_commit(text.source, text.revision, "dataset")}
+        return {"source": self.kind}  # prompts are identified by their artifacts
 
 
 def find_text(text: TextConfig, field: str = "text", asked: BenchmarkConfig | None = None) -> TextSource:
