@@ -79,7 +79,7 @@ class TuningConfig(AdapterConfig):
 
     examples: Literal["benchmark", "mixture", "none"] = "benchmark"
     """benchmark: one adapter per benchmark, trained on its own examples; mixture: the baseline for tailoring, one
-    adapter trained on as many examples, drawn from all benchmarks and written with the template `generic`; none."""
+    adapter trained on as many, drawn from all benchmarks and written with the template `generic`; none: no adapter."""
     shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
     held_out: int = Field(50, ge=0)
     """Further train examples, for early stopping and to compare the adapter with none; 0: neither. Of a file that is
