@@ -21,9 +21,6 @@ from .execution import StoreConfig as StoreConfig
 from .execution import Work as Work
 from .execution import as_gguf_type as as_gguf_type
 from .execution import check_installed as check_installed
-from .goal import GoalConfig as GoalConfig
-from .goal import SmallestConfig as SmallestConfig
-from .goal import bases_of as bases_of
 from .harness import FUNCTION as FUNCTION
 from .harness import PREFIX as PREFIX
 from .harness import HarnessTask as HarnessTask
@@ -68,10 +65,13 @@ from .studies import SWEEP_FIELDS as SWEEP_FIELDS
 from .studies import TUNED_DENSE as TUNED_DENSE
 from .studies import UNREAD_BY_TRANSFER as UNREAD_BY_TRANSFER
 from .studies import UNTUNED_MODEL as UNTUNED_MODEL
+from .studies import GoalConfig as GoalConfig
 from .studies import PromptStudyConfig as PromptStudyConfig
+from .studies import SmallestConfig as SmallestConfig
 from .studies import SweepCell as SweepCell
 from .studies import SweepConfig as SweepConfig
 from .studies import TransferConfig as TransferConfig
+from .studies import bases_of as bases_of
 from .studies import dense_runs as dense_runs
 from .studies import study_of as study_of
 from .studies import sweep_cells as sweep_cells

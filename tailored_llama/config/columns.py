@@ -31,13 +31,9 @@ def as_benchmark(value: Any) -> Any:
 def with_columns(table: Mapping[str, Any], written: bool) -> dict[str, Any]:
     """A benchmark's table with `data`, completed: the name from the file's, the columns by common names.
 
-    The context is a column question (written as "Question: …" and "Answer:"), context, prompt or text. The choices are
-    a column `choices`, or columns a, b, c and so on. The answer is a column answer or label. Capitals do not matter. A
-    file that is not there is left for later, so that a configuration loads without it. If the model writes the answers,
-    there are no choices.
-
-    Raises:
-        InputError: `data` stands beside another source, is no table, or has no column or several for a field.
+    Capitals do not matter. A column question is written as "Question: …" and "Answer:". Written answers have no
+    choices. A file that is not there is left for later, so that a configuration loads without it. InputError: `data`
+    stands beside another source, is no table, or has no column or several for a field.
     """
     file = table["data"]
     path = Path(file).expanduser()
@@ -47,8 +43,7 @@ def with_columns(table: Mapping[str, Any], written: bool) -> dict[str, Any]:
         raise InputError(f"{where} with {others[0]} = {table[others[0]]!r}; allowed: data alone, or {others[0]}")
     if path.suffix not in SUFFIXES:
         raise InputError(f"{where}; allowed: a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
-    needed = ("context", "answer") if written else ("context", "choices", "answer")
-    missing = [key for key in needed if table.get(key) is None]
+    missing = [key for key in COMMON if table.get(key) is None and not (written and key == "choices")]
     if not missing or not path.is_file():
         return {**table, "name": name}
     try:
@@ -58,8 +53,10 @@ def with_columns(table: Mapping[str, Any], written: bool) -> dict[str, Any]:
     if not columns:
         raise InputError(f"{where}, which holds no columns; allowed: a table")
     found = {key: _candidates(key, columns) for key in missing}
-    if unclear := [key for key in missing if len(found[key]) != 1]:
-        raise InputError(_unclear(name, {key: found[key] for key in unclear}, columns))
+    if problems := {key: _unclear(key, several) for key, several in found.items() if len(several) != 1}:
+        choice = "; or, where the model writes the answer, metric exact_match or f1" if "choices" in problems else ""
+        allowed = f"columns of the file ({', '.join(columns)}){choice}"
+        raise InputError(f"benchmarks.{name}: {'; '.join(problems.values())}; allowed: {allowed}")
     fields = {key: column for key, (column,) in found.items()}
     if str(fields.get("context")).lower() == "question":
         fields["context"] = f"Question: {{{fields['context']}}}\nAnswer:"
@@ -67,7 +64,6 @@ def with_columns(table: Mapping[str, Any], written: bool) -> dict[str, Any]:
 
 
 def _columns(path: Path) -> list[str]:
-    """The names of a file's columns."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -87,11 +83,7 @@ def _candidates(key: str, columns: Sequence[str]) -> list[str | tuple[str, ...]]
     return found
 
 
-def _unclear(name: str, found: Mapping[str, Sequence[str | tuple[str, ...]]], columns: Sequence[str]) -> str:
-    """One line on every field that the names of the columns do not settle."""
-    problems = []
-    for key, several in found.items():
-        shown = " and ".join(one if isinstance(one, str) else f"({', '.join(one)})" for one in several)
-        problems.append(f"{key} is not set, and {f'{shown} may be meant' if shown else COMMON[key][1]}")
-    without = "; or, where the model writes the answer, metric exact_match or f1" if "choices" in found else ""
-    return f"benchmarks.{name}: {'; '.join(problems)}; allowed: columns of the file ({', '.join(columns)}){without}"
+def _unclear(key: str, several: Sequence[str | tuple[str, ...]]) -> str:
+    """What the names of the columns leave open about a field."""
+    shown = " and ".join(one if isinstance(one, str) else f"({', '.join(one)})" for one in several)
+    return f"{key} is not set, and {f'{shown} may be meant' if shown else COMMON[key][1]}"

@@ -34,16 +34,12 @@ def trims_vocabulary(run: RunConfig) -> bool:
 
 def reads_prompts(run: RunConfig) -> bool:
     """Whether the calibration text or the text of healing are the run's train prompts."""
-    heals_on_prompts = bool(run.healing.tokens) and healing_text(run).calibration.reads(PROMPTS)
-    return run.calibration.reads(PROMPTS) or heals_on_prompts
+    heals = run.healing.tokens > 0
+    return run.calibration.reads(PROMPTS) or (heals and healing_text(run).calibration.reads(PROMPTS))
 
 
 def reads_train(run: RunConfig, benchmark: str) -> bool:
-    """Whether a run renders the train prompts of a benchmark.
-
-    Tasks of lm-evaluation-harness may lack a train split, and need none where nothing is tuned. The train prompts of
-    other benchmarks are always rendered.
-    """
+    """Whether a run renders a benchmark's train prompts; a task of the harness may lack them if nobody reads them."""
     return run.tuning.examples != "none" or reads_prompts(run) or not is_harness_task(benchmark)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
 from tailored_llama.config.section import Section
 from tailored_llama.errors import InputError
@@ -26,19 +27,17 @@ class ExecutionConfig(Section):
     """How the work is executed. Nothing here changes what is computed, so nothing here enters a cache key."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|balanced|cuda(:\d+)?)$")
-    """auto, cpu, cuda (each stage takes the first GPU of its machine that is free), cuda:N, or balanced: each stage
-    takes all GPUs of its machine, at least two, and puts about the same share of a model on each. Tuning and healing
-    run one process on each GPU, which share out the examples of a step (FSDP2). In all other stages, layers stay whole
-    and work one after another: for models that one GPU cannot hold, and no faster. Not with streaming = always or
-    model.quantization."""
+    """auto, cpu, cuda (each stage takes the first free GPU of its machine), cuda:N, or balanced: each stage takes all
+    GPUs of its machine, at least two, and puts about the same share of a model on each. Tuning and healing run one
+    process on each GPU, which share out the examples of a step (FSDP2). In all other stages, layers work one after
+    another: for models that one GPU cannot hold, and no faster. Not with streaming = always or model.quantization."""
     batch_tokens: int | None = Field(None, ge=64)
-    """Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, 16,384 on a GPU. On a CPU, several
-    passes of a small model run at once. Importance and reconstruction read at most this many calibration tokens at a
-    time; absent: 4,096."""
+    """Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, where small models run several
+    passes at once, and 16,384 on a GPU. Importance and reconstruction read as many at a time; absent: 4,096."""
     streaming: Literal["auto", "always", "never"] = "auto"
-    """Which models are read from their checkpoint one layer at a time, instead of loaded whole: importance,
-    reconstruction, perplexity, teacher outputs and scoring of choices can do that, with the same results. auto: those
-    whose weights do not fit into the free memory of the device; always; never."""
+    """Which models importance, reconstruction, perplexity, teacher outputs and scoring of choices read one layer at a
+    time, with the same results, instead of loading them whole. auto: those whose weights do not fit into the free
+    memory of the device; always; never."""
     recompute_activations: bool = False
     """Tuning keeps only the hidden states between layers and recomputes the activations within them: about a third
     slower, with far less memory."""
@@ -48,25 +47,21 @@ class ExecutionConfig(Section):
     log_to: Literal["none", "tensorboard", "wandb"] = "none"
     """Where tuning and healing also log loss and learning rate of every step. tensorboard: event files in log_folder;
     wandb: Weights & Biases, as its own settings say (WANDB_MODE = offline: files alone)."""
-    log_folder: str = Field("runs", min_length=1)
-    """Folder of these logs, with one folder for each training: `tensorboard --logdir`."""
+    log_folder: str = Field("runs", min_length=1, description="Folder of these logs, with one for each training.")
     exclusive: Literal["gpu", "always", "never"] = "gpu"
     """Which stages have exclusive use of their device, among all runs on this machine with the same store.downloads.
     gpu: stages on a GPU; always: also stages on the CPU; never: none."""
     processes: int = Field(1, ge=1)
     """How many stages that use the device, and do not read one another, run side by side on this machine, each in a
-    process of its own; they divide the CPU's threads, and each takes a free GPU. Each needs its own memory. A stage
-    that measures time runs alone. Not with dispatch, where workers do this."""
+    process with memory of its own; they divide the CPU's threads, and each takes a free GPU. A stage that measures
+    time runs alone. Not with dispatch, where workers do this."""
     dispatch: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Flows `tailor`, `smallest`, `sweep` and `transfer`: stages that use the device run through the deployment `stage`
-    of this name, such as gpu, side by side on all workers of its pool; absent: one after another in the flow's own
-    process."""
+    of this name, such as gpu, side by side on all workers of its pool; absent: one by one in the flow's process."""
 
-    @model_validator(mode="after")
-    def _spread_or_streamed(self) -> ExecutionConfig:
+    def contradictions(self) -> Iterator[str]:
         if self.device == "balanced" and self.streaming == "always":
-            raise InputError("execution.device: got 'balanced' with execution.streaming = 'always'; allowed: cuda")
-        return self
+            yield "execution.device: got 'balanced' with execution.streaming = 'always'; allowed: cuda"
 
 
 class StoreConfig(Section):
@@ -78,79 +73,52 @@ class StoreConfig(Section):
     """Folder that gets a copy of the newest report of each configuration file or deployment, such as
     reports/quickstart, and index.html, a page of all of them; absent: none."""
     export: str | None = Field(None, min_length=1)
-    """Folder that receives, for every benchmark and ratio, the finished model as one checkpoint with its card, such as
-    arc_easy-0.2. It is a copy of an artifact and takes its space again. Absent: no export."""
+    """Folder that receives, for every benchmark and ratio, a copy of the finished model as one checkpoint with its
+    card, such as arc_easy-0.2. Absent: no export."""
     export_formats: tuple[str, ...] = Field(("safetensors",), min_length=1)
     """What the export folder receives of every finished model: safetensors, the checkpoint; gguf:q8_0 (or another type,
     see `tailored-llama gguf --help`), a folder such as arc_easy-0.2-q8_0-gguf for llama.cpp. The dense and the tailored
     models are scored in these types, too."""
-
     publish: str | None = Field(None, min_length=1)
     """Where `smallest` publishes the model that it has proven, with its certificate: a Hub repository, hf://user/name,
     or a folder. It replaces the model there only if its files have fewer bytes, or as many and it loses less; without a
     proof that model stays. Absent: nowhere."""
 
-    @field_validator("publish")
-    @classmethod
-    def _repository_or_folder(cls, place: str | None) -> str | None:
+    def contradictions(self) -> Iterator[str]:
+        place, formats = self.publish, self.export_formats
         if place and "://" in place and not re.fullmatch(r"hf://[\w.-]+/[\w.-]+", place):
-            raise ValueError("allowed: a Hub repository, hf://user/name, or a folder")
-        return place
-
-    @field_validator("export_formats")
-    @classmethod
-    def _known_formats(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+            yield f"store.publish: got {place!r}; allowed: a Hub repository, hf://user/name, or a folder"
         allowed = ["safetensors", *(f"gguf:{name}" for name in GGUF_TYPES)]
         if unknown := [name for name in formats if name not in allowed]:
-            raise ValueError(f"got {unknown[0]!r}; allowed: {', '.join(allowed)}")
-        if len(set(formats)) != len(formats):
-            raise ValueError("names a format twice; allowed: each format once")
-        return formats
+            yield f"store.export_formats: got {unknown[0]!r}; allowed: {', '.join(allowed)}"
+        if len(set(formats)) < len(formats):
+            yield f"store.export_formats: got {list(formats)}; names a format twice; allowed: each format once"
 
 
 @dataclass(frozen=True)
 class Work:
-    """Where a stage writes, and with what means.
+    """Where a stage writes, and with what means."""
 
-    Args:
-        out: an existing empty folder for its files.
-        execution: device, batch size, and what is streamed.
-        downloads: folder of fetched wheels.
-        progress: called after every unit of work.
-        resume: folder for the state of a long training, to continue from after a kill; None: nothing is kept.
-        name: what the stage's logs are named after, such as `tune arc_easy @ 0.20`.
-        halvings: how often memory ran out before, in one of several processes that train together; each time, the
-            tokens of a pass are halved.
-    """
-
-    out: Path
+    out: Path  # an existing empty folder for its files
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
-    downloads: str = StoreConfig.model_fields["downloads"].default
-    progress: Progress = silent
-    resume: Path | None = None
-    name: str = "training"
-    halvings: int = 0
+    downloads: str = StoreConfig.model_fields["downloads"].default  # folder of fetched wheels
+    progress: Progress = silent  # called after every unit of work
+    resume: Path | None = None  # folder for the state of a training, to continue from after a kill; None: not kept
+    name: str = "training"  # what the stage's logs are named after, such as `tune arc_easy @ 0.20`
+    halvings: int = 0  # of the tokens of a pass, because memory ran out before where several processes train together
 
 
 def as_gguf_type(name: str) -> GgufType:
-    """The GGUF type of a name.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The GGUF type of a name; InputError: there is none."""
     if name not in GGUF_TYPES:
         raise InputError(f"type: got {name!r}; allowed: {', '.join(GGUF_TYPES)}")
     return name
 
 
 def check_installed(package: str, got: str, otherwise: str, extra: str) -> None:
-    """Check that a package is installed that a setting needs.
+    """Check that a package is installed that a setting needs, which the extra brings.
 
-    `got` is the field and its value, as an error message begins; `otherwise` is a value that needs nothing. `extra` is
-    the extra of this library that brings the package.
-
-    Raises:
-        InputError: it is not.
+    `got` is the field and its value, as an error message begins; `otherwise` is a value that needs nothing.
     """
     if not find_spec(package):
         allowed = f"{otherwise!r}, or after pip install 'tailored-llama[{extra}]'"

@@ -1,7 +1,6 @@
 """Tasks of lm-evaluation-harness 0.4.13 as benchmarks: what their files say, read without importing the harness.
 
-A benchmark named `lm_eval:sciq` is the harness's task `sciq`. Its file says whether there are choices or the model
-writes the answer, and by which metric it counts. `tailored_llama/data/harness.py` loads the documents.
+A benchmark named `lm_eval:sciq` is the harness's task `sciq`. `tailored_llama/data/harness.py` loads its documents.
 """
 
 from __future__ import annotations
@@ -28,10 +27,7 @@ _IGNORES = {"ignore_case": "case", "ignore_punctuation": "punctuation", "ignore_
 
 @dataclass(frozen=True)
 class HarnessTask:
-    """One task: its name, its file, and the file's settings with those of the files it includes.
-
-    A setting that names a Python function is the text `!function FOLDER/MODULE.FUNCTION`.
-    """
+    """One task; a setting that names a Python function is the text `!function FOLDER/MODULE.FUNCTION`."""
 
     name: str
     file: Path
@@ -60,8 +56,7 @@ def is_harness_task(name: object) -> bool:
 def find_task(benchmark: str, folder: str | None) -> HarnessTask:
     """Find the file of a task, such as lm_eval:sciq, and read it; the user's own task files in `folder` come first.
 
-    Raises:
-        InputError: the harness is not installed, there is no such folder or task, or its file cannot be read.
+    InputError: the harness is not installed, there is no such folder or task, or its file cannot be read.
     """
     name = benchmark.removeprefix(PREFIX)
     harness = find_spec("lm_eval")
@@ -70,14 +65,13 @@ def find_task(benchmark: str, folder: str | None) -> HarnessTask:
             f"benchmarks: got {benchmark!r}, which needs lm-evaluation-harness; allowed: after pip install "
             "'tailored-llama[lm-eval]'"
         )
-    own = Path(folder).expanduser() if folder is not None else None
-    if own is not None and not own.is_dir():
-        raise InputError(
-            f"benchmarks.{benchmark}.source: got {folder!r}, no such folder; allowed: a folder with task files (.yaml)"
-        )
     tasks, groups = _shipped(Path(harness.submodule_search_locations[0]) / "tasks")
-    own_tasks, own_groups = _named(own) if own else ({}, {})
-    tasks, groups = tasks | own_tasks, groups | own_groups
+    if folder is not None:
+        if not (own := Path(folder).expanduser()).is_dir():
+            where = f"benchmarks.{benchmark}.source"
+            raise InputError(f"{where}: got {folder!r}, no such folder; allowed: a folder with task files (.yaml)")
+        own_tasks, own_groups = _named(own)
+        tasks, groups = tasks | own_tasks, groups | own_groups
     if name in groups and name not in tasks:
         members = sorted(task for task in tasks if task.startswith(f"{name}_"))[:3]
         such = f", such as {', '.join(members)}" if members else ""
@@ -90,7 +84,7 @@ def find_task(benchmark: str, folder: str | None) -> HarnessTask:
             "file in the folder `source`"
         )
     try:
-        return HarnessTask(name, tasks[name].resolve(), _read(tasks[name], frozenset()))
+        return HarnessTask(name, tasks[name].resolve(), _read(tasks[name]))
     except (OSError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise InputError(f"benchmarks.{benchmark}: {tasks[name].name}: {said}; allowed: a readable task file") from None
@@ -99,10 +93,8 @@ def find_task(benchmark: str, folder: str | None) -> HarnessTask:
 def task_fields(task: HarnessTask, metric: str | None = None) -> dict[str, Any]:
     """The fields of a benchmark that a task decides: its metric, and how the model writes an answer.
 
-    `metric` is the configured one; None: the task's own, acc_norm where it counts both acc and acc_norm.
-
-    Raises:
-        InputError: the task cannot be a benchmark, or has another metric.
+    `metric` is the configured one; None: the task's own, acc_norm where it counts both acc and acc_norm. InputError:
+    the task cannot be a benchmark, or has another metric.
     """
     settings, kind = task.settings, task.settings.get("output_type", "generate_until")
     if kind not in ("multiple_choice", "generate_until"):
@@ -110,13 +102,11 @@ def task_fields(task: HarnessTask, metric: str | None = None) -> dict[str, Any]:
     for key in ("class", "custom_dataset", "process_results", "doc_to_image", "doc_to_audio"):
         if settings.get(key):
             raise task.refuse(f"has {key}", "tasks of text, with a data set and the harness's own metrics")
-    filters = [step.get("function") for one in settings.get("filter_list") or () for step in one.get("filter") or ()]
-    known = {"take_first"} if task.has_choices else {"take_first", "remove_whitespace"}
-    if unknown := [name for name in filters if name not in known]:
-        raise task.refuse(
-            f"has the filter {str(unknown[0]).rpartition('/')[2]}", f"no filter but {' and '.join(sorted(known))}"
-        )
     choosable = ("acc", "acc_norm") if task.has_choices else ("exact_match",)  # the harness may list only one of two
+    known = ("take_first",) if task.has_choices else ("remove_whitespace", "take_first")
+    filters = [step.get("function") for one in settings.get("filter_list") or () for step in one.get("filter") or ()]
+    if unknown := [str(name).rpartition("/")[2] for name in filters if name not in known]:
+        raise task.refuse(f"has the filter {unknown[0]}", f"no filter but {' and '.join(known)}")
     listed = settings.get("metric_list")
     if listed is None:  # then a task has all of them
         listed = [{"metric": name} for name in choosable]
@@ -128,11 +118,12 @@ def task_fields(task: HarnessTask, metric: str | None = None) -> dict[str, Any]:
         raise InputError(f"benchmarks.{PREFIX}{task.name}.metric: got {metric!r}; allowed: {' or '.join(choosable)}")
     if task.has_choices:
         return {"metric": metric or ("acc_norm" if "acc_norm" in metrics else "acc")}
-    ignored = tuple(name for option, name in _IGNORES.items() if metrics["exact_match"].get(option))
-    if metrics["exact_match"].get("regexes_to_ignore"):
+    exact_match = metrics["exact_match"]
+    if exact_match.get("regexes_to_ignore"):
         raise task.refuse("exact_match has regexes_to_ignore", f"exact_match with {', '.join(_IGNORES)} or nothing")
-    spaces = ("spaces",) if "remove_whitespace" in filters else ()
-    return {"metric": "exact_match", "ignore": (*ignored, *spaces), **_generation(task)}
+    ignored = [name for option, name in _IGNORES.items() if exact_match.get(option)]
+    ignored += ["spaces"] if "remove_whitespace" in filters else []
+    return {"metric": "exact_match", "ignore": tuple(ignored), **_generation(task)}
 
 
 def _generation(task: HarnessTask) -> dict[str, Any]:
@@ -144,18 +135,18 @@ def _generation(task: HarnessTask) -> dict[str, Any]:
     temperature = float(options.pop("temperature", 0.0) or 0.0)
     if options.pop("do_sample", temperature > 0):
         raise task.refuse("draws its answers at random (do_sample)", "greedy generation")
-    for name in ("top_p", "top_k"):  # nothing without sampling
-        options.pop(name, None)
-    if options or not stop:
-        got = f"generation_kwargs has {next(iter(options))}" if options else "generation_kwargs.until is empty"
-        raise task.refuse(got, f"until, do_sample, temperature, top_p, top_k and {_TOKENS[0]}")
+    if unread := [name for name in options if name not in ("top_p", "top_k")]:  # nothing without sampling
+        allowed = f"until, do_sample, temperature, top_p, top_k and {_TOKENS[0]}"
+        raise task.refuse(f"generation_kwargs has {unread[0]}", allowed)
+    if not stop:
+        raise task.refuse("generation_kwargs.until is empty", "a text that ends an answer")
     return {"stop": stop, "max_new_tokens": int(counts[0]) if counts else 256}
 
 
 def _named(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """The files of tasks and groups below a folder, by name; of two with one name the first counts, as in the harness.
 
-    The harness parses all of its 14,000 files for this, which takes ten seconds.
+    Parsing all of the harness's 14,000 files, as it does, takes ten seconds.
     """
     tasks: dict[str, Path] = {}
     groups: dict[str, Path] = {}
@@ -171,13 +162,8 @@ def _named(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 _shipped = cache(_named)  # of the harness's own files, which stay as they are
 
 
-def _read(file: Path, inside: frozenset[Path]) -> dict[str, Any]:
-    """The settings of a task file; those of included files stand below its own.
-
-    Raises:
-        OSError: a file is missing.
-        ValueError: a file is not a YAML table, or includes itself.
-    """
+def _read(file: Path, inside: frozenset[Path] = frozenset()) -> dict[str, Any]:
+    """The settings of a task file over those of the files it includes; OSError or ValueError: one cannot be read."""
     import yaml  # comes with the harness
 
     file = file.resolve()

@@ -29,11 +29,10 @@ class ModelConfig(Section):
     source: str = Field("smollm2-135m-instruct", min_length=1)
     """An embedded model (smollm2-135m-instruct or gemma-3-270m, from pinned PyPI wheels), a local folder, a .gguf file,
     or a Hub id such as meta-llama/Llama-2-7b-hf."""
-    revision: str | None = None
-    """Hub models only: commit, tag or branch. A tag or branch is resolved to its commit."""
+    revision: str | None = Field(None, description="Hub models only: commit, tag or branch (resolved to its commit).")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
-    """Data type of the weights, from loading to merging. auto: bfloat16 where this machine computes in it natively,
-    which is about twice as fast; otherwise float32."""
+    """Type of the weights, from loading to merging. auto: bfloat16 where this machine computes in it natively, about
+    twice as fast; otherwise float32."""
     quantization: Quantization = "none"
     """Type of the frozen weights while tuning and healing train an adapter on them. nf4: 4 bits by bitsandbytes (QLoRA,
     arXiv 2305.14314; extra nf4). The adapter is merged into the weights of type `dtype`, and all else is computed with
@@ -82,8 +81,7 @@ class TextConfig(SourcesConfig):
     """A text to read, for calibration or perplexity."""
 
     source: str = "boolq"
-    """A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub data set such as
-    Salesforce/wikitext."""
+    """A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub data set's id."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +109,7 @@ class CalibrationConfig(SourcesConfig):
     mixture is a list of them, or of tables with weights, such as [{source = "boolq", weight = 2.0}, "prompts"]."""
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
     samples: int = Field(16, ge=1, le=65536, description="Sequences drawn from the text.")
-    tokens: int = Field(512, ge=8, le=32768)
-    """Tokens in each sequence. A few long ones work better than many short ones."""
+    tokens: int = Field(512, ge=8, le=32768, description="Tokens in each sequence; a few long ones work better.")
 
     def parts(self, benchmarks: Sequence[BenchmarkConfig]) -> tuple[CalibrationPart, ...]:
         """The texts, which share the sequences by weight (largest remainder).
@@ -122,12 +119,14 @@ class CalibrationConfig(SourcesConfig):
         common = self.model_dump(include=set(TextConfig.model_fields) - {"source"})
         parts = []
         for own in self.sources:
-            asked: list[BenchmarkConfig | None] = [*benchmarks] if own.source == QUESTIONS else []
             named = own.model_dump(exclude={"weight"}, exclude_none=True)
-            if own.source == QUESTIONS and not asked:
+            asked: list[BenchmarkConfig | None] = [None]
+            if own.source == QUESTIONS and benchmarks:
+                asked = [*benchmarks]
+            elif own.source == QUESTIONS:
                 named["source"] = "boolq"
             text = TextConfig(**common | named)
-            parts += [CalibrationPart(text, own.weight / len(asked or "1"), 0, which) for which in asked or [None]]
+            parts += [CalibrationPart(text, own.weight / len(asked), 0, benchmark) for benchmark in asked]
         total = sum(part.weight for part in parts)
         wanted = [self.samples * part.weight / total for part in parts]
         shares = [int(share) for share in wanted]
@@ -155,10 +154,7 @@ class CalibrationConfig(SourcesConfig):
         return any(part.source == source for part in self.sources)
 
     def with_tokens(self, total: int, source: Sources | None = None) -> CalibrationConfig:
-        """As many whole sequences as hold this many tokens, of the same texts or of others.
-
-        Others have a subset and revision of their own, if any.
-        """
+        """As many whole sequences as hold this many tokens, of the same texts, or of others without subset."""
         others = {"source": source, "subset": None, "revision": None} if source else {}
         return self.model_copy(update={"samples": -(-total // self.tokens), **others})
 
@@ -223,5 +219,4 @@ class PromptConfig(Section):
     template: str = Field("harness", min_length=1)
     """A template set: harness (lm-evaluation-harness's own formatting), generic (one wording for every benchmark),
     task, task-2, task-3 (an instruction for each benchmark, in three wordings), reread (task with the question read
-    twice: RE2, arXiv 2309.06275), lettered (choices listed, their letters scored), or your own .toml file, like those
-    in data/prompts."""
+    twice: RE2, arXiv 2309.06275), lettered (choices listed, their letters scored), or your own .toml file."""

@@ -21,22 +21,14 @@ Model = TypeVar("Model", bound=Section)
 def load_config(
     path: str | Path | None, overrides: list[str] | None = None, kind: type[RunConfig] = RunConfig
 ) -> RunConfig:
-    """Read a TOML configuration of a run, a study or a search, and apply `key=value` overrides to it.
-
-    Paths inside the file are relative to the working directory. The value of an override is parsed as TOML, or
-    taken as a plain string if that fails (`--set model.source=./my-model`).
-
-    Raises:
-        InputError: the file is missing or not TOML, or a field is unknown or out of bounds.
-    """
+    """Read a configuration with overrides; its paths are relative to the working directory."""
     return validate_as(kind, read_config_data(path, overrides))
 
 
 def read_config_data(path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
-    """A configuration file with overrides applied, as plain data.
+    """A TOML file with overrides, such as tuning.epochs=5 or model.source=./my-model, applied, as plain data.
 
-    Raises:
-        InputError: the file is missing or not TOML, or an override has no value or no section.
+    InputError: the file is missing or not TOML, or an override has no value or no section.
     """
     data: dict[str, Any] = {}
     if path is not None:
@@ -51,10 +43,9 @@ def read_config_data(path: str | Path | None, overrides: list[str] | None = None
         if not separator or not key:
             raise InputError(f"--set {override!r}: allowed: key=value, such as tuning.epochs=5")
         try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
+            assign(data, key, tomllib.loads(f"value = {value}")["value"])
         except tomllib.TOMLDecodeError:
-            parsed = value
-        assign(data, key, parsed)
+            assign(data, key, value)
     return data
 
 
@@ -69,23 +60,16 @@ def validate_as(kind: type[Model], data: dict[str, Any]) -> Model:
         return kind.model_validate(data)
     except ValidationError as error:
         problems: list[dict[str, Any]] = [
-            {**p, "loc": tuple(part for part in p["loc"] if part not in _UNION_BRANCHES)} for p in error.errors()
+            {**p, "loc": tuple(part for part in p["loc"] if not _UNION_BRANCH.fullmatch(str(part)))}
+            for p in error.errors()
         ]
         # If items of a list are invalid, pydantic also reports the list as too short. Report the items only.
-        inner = [p for p in problems if not any(_inside(q["loc"], p["loc"]) for q in problems)]
-        raise InputError("; ".join(_explain(p, kind) for p in inner)) from None
-
-
-def _inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
-    return len(inner) > len(outer) and inner[: len(outer)] == outer
+        holders = {p["loc"][:depth] for p in problems for depth in range(len(p["loc"]))}
+        raise InputError("; ".join(_explain(p, kind) for p in problems if p["loc"] not in holders)) from None
 
 
 def assign(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted field of plain configuration data.
-
-    Raises:
-        InputError: a name before a dot is not a section.
-    """
+    """Set a dotted field of plain configuration data; InputError: a name before a dot is not a section."""
     *sections, name = key.split(".")
     for section in sections:
         data = data.setdefault(section, {})
@@ -120,8 +104,7 @@ def _explain(error: Any, kind: type[BaseModel]) -> str:
     return f"{field}: got {error['input']!r}; {message}"
 
 
-# Pydantic adds them to the location of a problem in `choices` or `source`.
-_UNION_BRANCHES = ("str", "tuple[str, ...]", "tuple[SourceConfig, ...]")
+_UNION_BRANCH = re.compile(r"str|tuple\[.*\]")  # pydantic has it in the location of a problem in `choices` or `source`
 _WORDING = (
     (r"Input should be a valid (tuple|list)", "allowed: a list"),
     (r"Input should be a valid dictionary or instance of \w+", "allowed: a table"),

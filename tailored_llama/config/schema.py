@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from tailored_llama.config.columns import as_benchmark
 from tailored_llama.config.execution import ExecutionConfig, StoreConfig
@@ -32,8 +33,7 @@ class PlanConfig(Section):
     so that layers have widths of their own."""
     kinds: tuple[Kind, ...] = Field(("attention", "mlp", "vocabulary"), min_length=1)
     """Kinds of coupled group that may be removed: attention (a KV head with its query heads), mlp (a channel),
-    vocabulary (a token's row of the embedding and of an untied head). Tokens leave first, and the other kinds supply
-    the rest of the ratio."""
+    vocabulary (a token's row of the embedding and an untied head). Tokens leave first, other kinds for the rest."""
     vocabulary: int | Literal["auto"] = "auto"
     """Kind vocabulary only: tokens kept, a multiple of 64; more stay if fewer would remove more than the ratio. auto:
     the number with which the pruned model loses least on the run's held-out train prompts. Which tokens stay is decided
@@ -41,11 +41,9 @@ class PlanConfig(Section):
     protect_first: int = Field(0, ge=0, description="Leading layers that are not pruned.")
     protect_last: int = Field(0, ge=0, description="Trailing layers that are not pruned.")
     min_channels: int = Field(64, ge=1, description="Minimum MLP channels kept in every layer.")
-    min_kv_heads: int = Field(1, ge=1)
-    """Minimum KV heads kept in every layer, with their query heads."""
+    min_kv_heads: int = Field(1, ge=1, description="Minimum KV heads kept in every layer, with their query heads.")
     channel_multiple: int = Field(1, ge=1)
-    """MLP widths of pruned layers are multiples of this (64 or 128 suits matrix units). A layer that loses no channels
-    keeps its width."""
+    """MLP widths are multiples of this (64 or 128 suits matrix units), but for layers that lose no channels."""
     steps: int = Field(1, ge=1, le=64)
     """Number of equal pruning steps; importance is scored again before each. With healing.tokens, the model is healed
     after each, on the same text: pruning and healing in turns."""
@@ -64,20 +62,16 @@ class PruningConfig(PlanConfig):
     ratios: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field((0.2,), min_length=1)
     """Fractions of all parameters to remove, embeddings included; each gives one model."""
 
-    @field_validator("ratios")
-    @classmethod
-    def _distinct(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(ratios)) != len(ratios):
-            raise ValueError("names a ratio twice; allowed: each ratio once")
-        return ratios
+    def contradictions(self) -> Iterator[str]:
+        if len(set(self.ratios)) < len(self.ratios):
+            yield f"pruning.ratios: got {list(self.ratios)}; names a ratio twice; allowed: each ratio once"
 
 
 class ReconstructionConfig(Section):
     """How the kept weights are fitted on the calibration text, to compensate for the removed ones."""
 
     method: Reconstruction = "static"
-    """What is fitted by ridge least squares. static: o_proj and down_proj, to the dense layer's outputs, on the dense
-    model's activations; none: nothing."""
+    """What ridge least squares fit. static: o_proj and down_proj, to dense outputs on dense inputs; none: nothing."""
     ridge: float = Field(0.1, gt=0, le=1)
     """Ridge pull to the dense weights, as a fraction of the mean squared activation."""
 
@@ -85,8 +79,7 @@ class ReconstructionConfig(Section):
 class ScoringConfig(Section):
     """How many examples are scored, and with how many shots."""
 
-    limit: int | None = Field(None, ge=1)
-    """Examples of each evaluation split, evenly spaced over it; absent: all of them."""
+    limit: int | None = Field(None, ge=1, description="Examples of each evaluation split, evenly spaced; absent: all.")
     num_fewshot: int = Field(0, ge=0, le=64, description="Solved train examples put before each question.")
 
 
@@ -101,12 +94,9 @@ class PerplexityConfig(TextConfig):
     not scored again. Absent: the window, so no overlap, as in lm-evaluation-harness."""
     tokens: int | None = Field(8192, ge=16, description="Tokens read from the start of the text; absent: all of them.")
 
-    @field_validator("stride")
-    @classmethod
-    def _stride_within_window(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and value > (window := info.data.get("window", value)):
-            raise ValueError(f"allowed: at most {window}, the window")
-        return value
+    def contradictions(self) -> Iterator[str]:
+        if self.stride is not None and self.stride > self.window:
+            yield f"perplexity.stride: got {self.stride}; allowed: at most {self.window}, the window"
 
 
 class ProfileConfig(Section):
@@ -141,51 +131,44 @@ class RunConfig(Section):
     execution: ExecutionConfig = ExecutionConfig()
     store: StoreConfig = StoreConfig()
 
-    @model_validator(mode="after")
-    def _tokens_leave_once(self) -> RunConfig:
-        kinds, steps = self.pruning.kinds, self.pruning.steps
-        if "vocabulary" in kinds and len(set(kinds)) == 1:
-            raise ValueError("pruning.kinds: got vocabulary alone; allowed: with attention or mlp, for the rest of it")
+    def contradictions(self) -> Iterator[str]:
+        names = [benchmark.name for benchmark in self.benchmarks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            yield f"benchmarks: {', '.join(twice)} is named twice; allowed: each name once"
+        kinds, steps = set(self.pruning.kinds), self.pruning.steps
+        if kinds == {"vocabulary"}:
+            yield "pruning.kinds: got vocabulary alone; allowed: with attention or mlp, for the rest of it"
         if "vocabulary" in kinds and steps > 1:
-            raise ValueError(f"pruning.steps: got {steps}; allowed: 1 with kind vocabulary")
-        return self
+            yield f"pruning.steps: got {steps}; allowed: 1 with kind vocabulary"
+        yield from self._untrainable()
+        yield from self._unread_texts()
 
-    @model_validator(mode="after")
-    def _trainable(self) -> RunConfig:
-        in_4_bits, spread = self.model.quantization != "none", self.execution.device == "balanced"
+    def _untrainable(self) -> Iterator[str]:
+        in_4_bits = self.model.quantization != "none"
         if in_4_bits and self.healing.variant == "full":
-            raise ValueError(
-                "healing.variant: got 'full' with model.quantization = 'nf4'; allowed: lora, rslora or dora"
-            )
-        if spread and in_4_bits:
-            raise ValueError("execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda")
-        if spread and self.tuning.variant == "prompt":
-            raise ValueError("execution.device: got 'balanced' with tuning.variant = 'prompt'; allowed: cuda")
-        for section, training in (("healing", self.healing), ("tuning", self.tuning)):
-            if spread and training.optimizer != "adamw_torch":
-                raise ValueError(
-                    f"{section}.optimizer: got {training.optimizer!r} with execution.device = 'balanced'; allowed: "
-                    "adamw_torch"
-                )
-        return self
+            yield "healing.variant: got 'full' with model.quantization = 'nf4'; allowed: lora, rslora or dora"
+        if self.execution.device != "balanced":
+            return
+        if in_4_bits:
+            yield "execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda"
+        if self.tuning.variant == "prompt":
+            yield "execution.device: got 'balanced' with tuning.variant = 'prompt'; allowed: cuda"
+        for section, optimizer in (("healing", self.healing.optimizer), ("tuning", self.tuning.optimizer)):
+            if optimizer != "adamw_torch":
+                where = f"{section}.optimizer: got {optimizer!r} with execution.device = 'balanced'"
+                yield f"{where}; allowed: adamw_torch"
 
-    @model_validator(mode="after")
-    def _a_sequence_of_each_text(self) -> RunConfig:
-        text, tokens, source = self.calibration, self.healing.tokens, self.healing.source
-        fields = [("calibration.samples", text.samples, text)]
-        fields += [("healing.tokens", tokens, text.with_tokens(tokens, source))] if tokens else []
-        for field, got, drawn in fields:
-            section = "healing" if drawn is not text and source else "calibration"
-            if none := [part.name for part in drawn.parts(self.benchmarks) if not part.samples]:
-                raise ValueError(
-                    f"{field}: got {got}, of which {none[0]} gets no sequence by its weight; allowed: one for each "
-                    f"text of {section}.source ({drawn.named})"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _benchmarks_once(self) -> RunConfig:
-        names = [b.name for b in self.benchmarks]
-        if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"benchmarks: {', '.join(twice)} is named twice; allowed: each name once")
-        return self
+    def _unread_texts(self) -> Iterator[str]:
+        """Texts of a mixture that weigh too little for a sequence of their own."""
+        text, healing = self.calibration, self.healing
+        drawn = [("calibration.samples", text.samples, "calibration", text)]
+        if healing.tokens:
+            section = "healing" if healing.source else "calibration"
+            drawn.append(("healing.tokens", healing.tokens, section, text.with_tokens(healing.tokens, healing.source)))
+        for field, got, section, own in drawn:
+            for part in own.parts(self.benchmarks):
+                if not part.samples:
+                    yield (
+                        f"{field}: got {got}, of which {part.name} gets no sequence by its weight; allowed: one for "
+                        f"each text of {section}.source ({own.named})"
+                    )

@@ -1,14 +1,27 @@
 """What all sections of a configuration have in common."""
 
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from tailored_llama.errors import InputError
 
 
 class Section(BaseModel):
     """Base of every section: immutable, and unknown fields are errors; docstrings of fields are their descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def contradictions(self) -> Iterator[str]:
+        """What is wrong beyond the bounds of single fields, as error messages; the first one refuses the section."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        for message in self.contradictions():
+            raise InputError(message)
+        return self
 
 
 S = TypeVar("S", bound=Section)

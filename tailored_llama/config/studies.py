@@ -1,21 +1,23 @@
-"""Configurations of the studies: sweeps over a grid of settings, prompt studies and transfer."""
+"""Configurations beside a run's: sweeps over a grid of settings, prompt studies, transfer, and the smallest model."""
 
 from __future__ import annotations
 
+import copy
 import itertools
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from tailored_llama.config.derived import GENERIC, healing_text
-from tailored_llama.config.goal import SmallestConfig
+from tailored_llama.config.execution import GgufType
+from tailored_llama.config.inputs import WRITTEN
 from tailored_llama.config.loading import assign, read_config_data, validate_config
 from tailored_llama.config.schema import RunConfig
+from tailored_llama.config.section import Section, with_defaults
 from tailored_llama.errors import InputError
 
 RATIOS = "pruning.ratios"
@@ -23,14 +25,13 @@ SEED = "seed"
 MODEL = "model"
 TEMPLATE, SEARCHED = "prompts.template", "searched"
 MAY_VARY = (SEED, MODEL, "calibration", "pruning", "reconstruction", "healing", "prompts", "tuning")
-
 READ_BY_DENSE = (SEED, MODEL, "prompts", "tuning")  # of what may vary, what a tuned dense model depends on
 
 DENSE, UNTUNED_MODEL = "dense", "pruned (untuned)"  # rows without an adapter in a transfer; DENSE also in a sweep
 TUNED_DENSE = f"{DENSE}, tuned"  # row of the dense model with adapters
 UNREAD_BY_TRANSFER = ("perplexity", "profile")  # sections
-
 REFERENCES = (GENERIC, "harness")  # template sets that the chosen one is compared with
+RATIOS_TO_TRY = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 class SweepConfig(RunConfig):
@@ -40,33 +41,43 @@ class SweepConfig(RunConfig):
     """Tables of dotted field → list of values, such as "pruning.criterion" = ["taylor_gate", "random"]; each table
     gives one cell for every combination of its values. Each of pruning.ratios is a cell of its own; cells that differ
     only in seed share a row of the results. prompts.template = searched selects, for each benchmark, the shipped set
-    with the best score of the cell's untuned model on the shots and held-out examples; the dense model keeps the run's
-    own set."""
+    with the best score of the cell's untuned model on what tuning uses; the dense model keeps the run's own set."""
     labels: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Name of each table of the grid; absent: cells are named by the settings that differ."""
     scored: bool = Field(True, description="Score the benchmarks as well as the perplexity.")
     tailored: bool = Field(False, description="Tune the cells' models and score them beside the dense model.")
     axis: str = Field(RATIOS, description="Field of the grid on the x-axis of the curves, such as tuning.shots.")
 
-    @model_validator(mode="after")
-    def _valid_cells(self) -> SweepConfig:
-        tuned_dense_cells(self, sweep_cells(self))
-        return self
+    @property
+    def fields(self) -> list[str]:
+        """All fields of the grid."""
+        return list(dict.fromkeys(field for table in self.grid for field in table))
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        for field in self.fields:
+            if field.split(".")[0] not in MAY_VARY:
+                yield f"grid: got {field!r}; allowed: seed, and the fields of {', '.join(MAY_VARY[1:])}"
+            if field == "tuning.dense":
+                yield f"grid: got {field!r}; allowed: in the table [tuning], for the whole sweep"
+            if not self.tailored and field.startswith("tuning."):
+                yield f"grid: got {field!r}, which changes nothing without tuning; allowed: with tailored = true"
+        if self.axis not in (RATIOS, *self.fields):
+            yield f"axis: got {self.axis!r}; allowed: {RATIOS}, or a field of the grid"
+        if self.labels and len(self.labels) != len(self.grid):
+            yield f"labels: got {len(self.labels)}; allowed: {len(self.grid)}, one for each table of the grid"
+        sweep_cells(self)  # names what is wrong in a cell
 
 
 @dataclass(frozen=True)
 class SweepCell:
-    """One cell of a sweep: its run, and a label of the settings that differ, seed and ratio excluded.
+    """One cell of a sweep."""
 
-    `curve` labels the curve that the cell is a point of; `place` is its position on the axis, None if the axis is the
-    ratio. `dense` names the row of its dense model; `searched` says whether its template is chosen on train examples.
-    """
-
-    label: str
-    curve: str
-    place: float | None
-    dense: str
-    searched: bool
+    label: str  # of the settings that differ, seed and ratio excluded
+    curve: str  # the label of the curve that the cell is a point of
+    place: float | None  # its position on the axis; None: the axis is the ratio
+    dense: str  # the row of its dense model
+    searched: bool  # whether its template is chosen on train examples
     run: RunConfig
 
 
@@ -74,50 +85,35 @@ SWEEP_FIELDS = set(SweepConfig.model_fields) - set(RunConfig.model_fields)
 
 
 def sweep_cells(config: SweepConfig) -> list[SweepCell]:
-    """All distinct cells of the grid, in its order.
-
-    Raises:
-        InputError: a field is unknown or must not vary, or a value is out of bounds; the message names the cell.
-    """
+    """All distinct cells of the grid, in its order; InputError: a value is out of bounds, in the cell that it names."""
     shared = config.model_dump(mode="json", exclude=SWEEP_FIELDS)
-    fields = list(dict.fromkeys(field for table in config.grid for field in table))
-    for field in fields:
-        if field.split(".")[0] not in MAY_VARY:
-            raise InputError(f"grid: got {field!r}; allowed: seed, and the fields of {', '.join(MAY_VARY[1:])}")
-        if field == "tuning.dense":
-            raise InputError(f"grid: got {field!r}; allowed: in the table [tuning], for the whole sweep")
-        if not config.tailored and field.startswith("tuning."):
-            raise InputError(
-                f"grid: got {field!r}, which changes nothing without tuning; allowed: with tailored = true"
-            )
-    if config.axis not in (RATIOS, *fields):
-        raise InputError(f"axis: got {config.axis!r}; allowed: {RATIOS}, or a field of the grid")
-    if config.labels and len(config.labels) != len(config.grid):
-        raise InputError(
-            f"labels: got {len(config.labels)}; allowed: {len(config.grid)}, one for each table of the grid"
-        )
-    varying = [field for field in fields if field not in (RATIOS, SEED)]
+    varying = [field for field in config.fields if field not in (RATIOS, SEED)]
     cells: dict[str, SweepCell] = {}
     for table, name in zip(config.grid, config.labels or [""] * len(config.grid), strict=True):
         labelled = [field for field in table if len(table[field]) > 1 and field in varying] if name else varying
         for values in itertools.product(*table.values()):
             settings = dict(zip(table, values, strict=True))
-            data = json.loads(json.dumps(shared))
-            try:
-                for field, value in settings.items():
-                    if (field, value) != (TEMPLATE, SEARCHED):
-                        assign(data, field, [value] if field == RATIOS else value)
-                run = validate_config(data)
-            except InputError as error:
-                raise InputError(f"grid, cell {settings}: {error}") from None
-            for ratio in run.pruning.ratios:
-                single = run.model_copy(update={"pruning": run.pruning.model_copy(update={"ratios": (ratio,)})})
-                if not run.healing.tokens:  # a text that nothing reads makes no further cell
-                    single = single.model_copy(update={"healing": run.healing.model_copy(update={"source": None})})
-                searched = settings.get(TEMPLATE) == SEARCHED
-                cell = _cell(config, name, labelled, single, searched)
-                cells.setdefault(f"{single.model_dump_json()} {searched}", cell)
+            searched = settings.get(TEMPLATE) == SEARCHED
+            for run in _runs(shared, settings):
+                cell = _cell(config, name, labelled, run, searched)
+                cells.setdefault(f"{run.model_dump_json()} {searched}", cell)
     return list(cells.values())
+
+
+def _runs(shared: dict[str, Any], settings: dict[str, Any]) -> list[RunConfig]:
+    """The runs with these settings, one for each ratio."""
+    data = copy.deepcopy(shared)
+    try:
+        for field, value in settings.items():
+            if (field, value) != (TEMPLATE, SEARCHED):
+                assign(data, field, [value] if field == RATIOS else value)
+        run = validate_config(data)
+    except InputError as error:
+        raise InputError(f"grid, cell {settings}: {error}") from None
+    if not run.healing.tokens:  # a text that nothing reads makes no further cell
+        run = run.model_copy(update={"healing": with_defaults(run.healing, "source")})
+    each = [run.pruning.model_copy(update={"ratios": (ratio,)}) for ratio in run.pruning.ratios]
+    return [run.model_copy(update={"pruning": pruning}) for pruning in each]
 
 
 def dense_runs(config: SweepConfig, cells: Sequence[SweepCell]) -> dict[str, RunConfig]:
@@ -140,8 +136,7 @@ def tuned_dense_cells(config: SweepConfig, cells: Sequence[SweepCell]) -> list[S
             own = {section: getattr(cell.run, section) for section in READ_BY_DENSE}
             run = config.model_copy(update=own)
             runs.setdefault(run.model_dump_json(include=set(READ_BY_DENSE)), (cell.dense, run))
-    fields = dict.fromkeys(field for table in config.grid for field in table)
-    read = [field for field in fields if field.split(".")[0] in ("prompts", "tuning")]
+    read = [field for field in config.fields if field.split(".")[0] in ("prompts", "tuning")]
     varying = [field for field in read if len({str(attrgetter(field)(run)) for _, run in runs.values()}) > 1]
     found = []
     for dense, run in runs.values():
@@ -154,8 +149,8 @@ def tuned_dense_cells(config: SweepConfig, cells: Sequence[SweepCell]) -> list[S
 
 
 def _cell(config: SweepConfig, name: str, varying: Sequence[str], run: RunConfig, searched: bool) -> SweepCell:
-    models = dict.fromkeys(field for table in config.grid for field in table if field.split(".")[0] == MODEL)
-    dense = ", ".join([DENSE, *(_setting_text(run, field) for field in models)])
+    models = [_setting_text(run, field) for field in config.fields if field.split(".")[0] == MODEL]
+    dense = ", ".join([DENSE, *models])
     texts = {field: _setting_text(run, field) for field in varying}
     texts |= {TEMPLATE: SEARCHED} if searched and TEMPLATE in texts else {}
     names = [name] if name else []
@@ -181,49 +176,111 @@ class PromptStudyConfig(RunConfig):
     """A run configuration, the template sets to choose from, and the examples to choose on."""
 
     templates: tuple[str, ...] = ()
-    """Template sets to choose from: shipped names or .toml files. The first wins a tie. Absent: all shipped sets that
-    suit the benchmark."""
+    """Template sets to choose from: shipped names or .toml files; the first wins a tie. Absent: all that fit."""
     examples: int = Field(200, ge=1)
     """Train examples of each benchmark to choose on, drawn by seed from those neither tuned on nor held out."""
     pruned: bool = Field(False, description="Study the model pruned at the run's only ratio, instead of the dense one.")
 
-    @model_validator(mode="after")
-    def _pruned_once(self) -> PromptStudyConfig:
-        if self.pruned and len(ratios := self.pruning.ratios) > 1:
-            raise ValueError(f"pruning.ratios: got {list(ratios)}; allowed: one ratio with pruned = true")
-        return self
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if self.pruned and len(self.pruning.ratios) > 1:
+            yield f"pruning.ratios: got {list(self.pruning.ratios)}; allowed: one ratio with pruned = true"
 
 
 class TransferConfig(RunConfig):
     """A run configuration with one ratio and several benchmarks, each tuned on alone."""
 
-    @model_validator(mode="after")
-    def _transferable(self) -> TransferConfig:
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
         ratios, examples, names = self.pruning.ratios, self.tuning.examples, [own.name for own in self.benchmarks]
         if len(ratios) > 1:
-            raise ValueError(f"pruning.ratios: got {list(ratios)}; allowed: one ratio")
+            yield f"pruning.ratios: got {list(ratios)}; allowed: one ratio"
         if examples != "benchmark":
-            raise ValueError(
-                f"tuning.examples: got {examples!r}; allowed: 'benchmark'; the study adds a mixture itself"
-            )
+            yield f"tuning.examples: got {examples!r}; allowed: 'benchmark'; the study adds a mixture itself"
         if len(names) < 2:
-            raise ValueError(
-                f"benchmarks: got {names[0]} alone; allowed: at least two, to tune on one and score on others"
-            )
-        if taken := next((name for name in names if name in (DENSE, GENERIC)), None):
-            raise ValueError(f"benchmarks: got {taken!r}; allowed: another name, as a model has this one")
-        return self
+            yield f"benchmarks: got {names[0]} alone; allowed: at least two, to tune on one and score on others"
+        if taken := [name for name in names if name in (DENSE, GENERIC)]:
+            yield f"benchmarks: got {taken[0]!r}; allowed: another name, as a model has this one"
+
+
+class GoalConfig(Section):
+    """What the smallest model must still do, and what small means."""
+
+    lose_at_most: float = Field(3.0, gt=0, lt=100)
+    """Points of accuracy (of mean probability, with measure probability) that the model may lose on every benchmark,
+    against the better of the dense model as it is and tuned."""
+    confidence: float = Field(0.95, ge=0.5, lt=1)
+    """Confidence of the proof that it loses less, over all openings of its rows."""
+    smallest: Literal["file", "memory", "reading", "writing"] = "file"
+    """What is to be small: the bytes of the file; the bytes in memory, with the keys and values of 4,096 tokens; the
+    time to read a prompt; or the time to write a token. Times are measured on this machine."""
+    runtime: Literal["llama.cpp", "transformers", "vllm"] = "llama.cpp"
+    """What will run the model: llama.cpp gets a GGUF file in one of `types`, the others a checkpoint in 16 bits."""
+    types: tuple[GgufType, ...] = Field(("q4_0", "q5_0", "q8_0"), min_length=1)
+    """Types of GGUF file to choose from, for llama.cpp."""
+    models: tuple[str, ...] = Field((), description="Further base models to start from; the reference is model.source.")
+    measure: Literal["accuracy", "probability"] = "accuracy"
+    """What is compared: accuracy, or the mean probability that a model gives the right choice, which needs fewer rows
+    for the same certainty. Answers that are written are always right or wrong."""
+    choosing_rows: int = Field(1000, ge=10)
+    """Rows to choose candidates with, at most; they are neither tuned on nor prove anything."""
+    even_if_unprovable: bool = Field(False, description="Search even if there are too few rows to prove lose_at_most.")
+
+
+class SmallestConfig(RunConfig):
+    """A run configuration and a goal; `pruning.ratios` are those to choose from."""
+
+    goal: GoalConfig = GoalConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_a_search(cls, data: Any) -> Any:
+        """All ratios are tried, several benchmarks share one adapter, and the answer is exported."""
+        if not isinstance(data, dict):
+            return data
+        defaults: dict[str, dict[str, Any]] = {"pruning": {"ratios": RATIOS_TO_TRY}, "store": {"export": "smallest"}}
+        if isinstance(data.get("benchmarks"), list | tuple) and len(data["benchmarks"]) > 1:
+            defaults["tuning"] = {"examples": "mixture"}
+        for name, fields in defaults.items():
+            given = data.get(name, {})
+            data = data | {name: fields | given if isinstance(given, dict) else given}
+        return data
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        goal, tuning = self.goal, self.tuning
+        if goal.measure == "probability" and any(benchmark.metric in WRITTEN for benchmark in self.benchmarks):
+            yield "goal.measure: got 'probability' with written answers; allowed: accuracy"
+        if len(self.benchmarks) > 1 and tuning.examples == "benchmark":
+            got = f"'benchmark' with {len(self.benchmarks)} benchmarks"
+            yield f"tuning.examples: got {got}; allowed: mixture or none, as one model has to do all of them"
+        if tuning.variant == "prompt":
+            yield "tuning.variant: got 'prompt'; allowed: one that merges into weights"
+        if goal.runtime == "vllm" and goal.smallest in ("reading", "writing"):
+            got = f"{goal.smallest!r} with runtime 'vllm', which is not timed here"
+            yield f"goal.smallest: got {got}; allowed: file or memory"
+        if goal.runtime != "transformers" and self.pruning.shape == "any":
+            yield f"pruning.shape: got 'any' with goal.runtime {goal.runtime!r}; allowed: stock"
+        if twice := {model for model in goal.models if model == self.model.source or goal.models.count(model) > 1}:
+            yield f"goal.models: got {min(twice)!r} twice; allowed: each model once, beside model.source"
+        if len(set(goal.types)) < len(goal.types):
+            yield f"goal.types: got {', '.join(goal.types)}; allowed: each type once"
+
+    @property
+    def file_types(self) -> tuple[GgufType | None, ...]:
+        """The types of file to choose from; None is a checkpoint in 16 bits."""
+        return self.goal.types if self.goal.runtime == "llama.cpp" else (None,)
+
+
+def bases_of(config: SmallestConfig) -> list[SmallestConfig]:
+    """The same search for each base model alone; the first has the reference."""
+    further = [config.model.model_copy(update={"source": name, "revision": None}) for name in config.goal.models]
+    alone = config.goal.model_copy(update={"models": ()})
+    return [config.model_copy(update={"model": model, "goal": alone}) for model in (config.model, *further)]
 
 
 def study_of(path: str | Path, overrides: list[str] | None = None) -> str:
-    """What a configuration is for, by the fields that no other one has: sweep, prompts or smallest; else tailor.
-
-    Raises:
-        InputError: as `read_config_data`.
-    """
+    """What a configuration is for, by the fields that no other one has: sweep, prompts or smallest; else tailor."""
     kinds: dict[str, type[RunConfig]] = {"sweep": SweepConfig, "prompts": PromptStudyConfig, "smallest": SmallestConfig}
-    given = read_config_data(path, overrides).keys()
-    marked = (
-        name for name, kind in kinds.items() if given & (kind.model_fields.keys() - RunConfig.model_fields.keys())
-    )
-    return next(marked, "tailor")
+    given = read_config_data(path, overrides).keys() - RunConfig.model_fields.keys()
+    return next((name for name, kind in kinds.items() if given & kind.model_fields.keys()), "tailor")

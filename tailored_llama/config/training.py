@@ -20,11 +20,9 @@ class TrainingConfig(Section):
     """An adapter, or all weights, and how they are trained."""
 
     rank: int = Field(8, ge=1, le=1024, description="LoRA rank r: the width of each update.")
-    alpha: int = Field(16, ge=1, le=4096)
-    """LoRA scale α; the update is multiplied by α / r (variant rslora: α / √r)."""
+    alpha: int = Field(16, ge=1, le=4096, description="LoRA scale α; updates are multiplied by α / r (rslora: α / √r).")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of each adapter.")
-    variant: Variant = "lora"
-    """What is trained: an adapter of a kind (LoRA: arXiv 2106.09685), or all weights."""
+    variant: Variant = Field("lora", description="An adapter of a kind (LoRA: arXiv 2106.09685), or full: all weights.")
     targets: tuple[Projection, ...] = Field(PROJECTIONS, min_length=1, description="Projections that get an adapter.")
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of matrix products over float32 weights; bfloat16 is about twice as fast where the hardware has it.
@@ -51,18 +49,15 @@ class HealingConfig(TrainingConfig):
     source: Sources | None = None
     """The text to train on, with the same values as calibration.source; absent: the calibration text. A column of its
     own stands in a table, such as [{source = "hellaswag", column = "query"}]."""
-    temperature: float = Field(1.0, gt=0, le=20)
-    """Logits are divided by this; above 1, unlikely tokens weigh more."""
-    top: int = Field(32, ge=1, le=1024)
-    """Most likely tokens kept of each prediction of the dense model; the rest are one."""
+    temperature: float = Field(1.0, gt=0, le=20, description="Divides logits; above 1, unlikely tokens weigh more.")
+    top: int = Field(32, ge=1, le=1024, description="Likeliest tokens kept of each dense prediction; the rest are one.")
     variant: Literal["lora", "rslora", "dora", "full"] = "lora"
     """As in tuning, merged into the weights; or full: all weights are trained, in float32, which takes 16 bytes a
     parameter beside the activations. It wants a lower learning_rate, such as 3e-4."""
     rank: int = Field(64, ge=1, le=1024, description="LoRA rank r: the width of each update.")
     alpha: int = Field(64, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate.")
-    batch_size: int = Field(1, ge=1)
-    """Text sequences per optimiser step; fewer give more steps for the same tokens."""
+    batch_size: int = Field(1, ge=1, description="Text sequences per optimiser step; fewer give more steps.")
     held_out: int = Field(8, ge=0)
     """Sequences of the text that are not trained on, at most a tenth of them. The divergence on them is measured at
     every tenth of the steps; healing ends when it has not fallen twice in a row. 0: none."""
@@ -73,9 +68,7 @@ class AdapterConfig(TrainingConfig):
 
     variant: Literal["lora", "rslora", "dora", "prompt"] = "lora"
     """lora: updates scaled by α / r; rslora: by α / √r (arXiv 2312.03732); dora: weights split into direction and
-    magnitude (arXiv 2402.09353); prompt: a soft prompt, which is embeddings before the text and changes no weights
-    (arXiv 2104.08691)."""
-
+    magnitude (2402.09353); prompt: a soft prompt, embeddings before the text, which changes no weights (2104.08691)."""
     virtual_tokens: int = Field(20, ge=1, le=1024, description="Variant prompt: number of virtual tokens.")
     epochs: int = Field(3, ge=1, le=1000, description="Maximum passes over the training examples.")
     patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
@@ -86,8 +79,7 @@ class TuningConfig(AdapterConfig):
 
     examples: Literal["benchmark", "mixture", "none"] = "benchmark"
     """benchmark: one adapter per benchmark, trained on its own examples; mixture: the baseline for tailoring, one
-    adapter trained on as many examples in total, drawn from all benchmarks and always written with the template
-    `generic`; none: no adapter."""
+    adapter trained on as many, drawn from all benchmarks and written with the template `generic`; none: no adapter."""
     shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
     held_out: int = Field(50, ge=0)
     """Further train examples, for early stopping and to compare the adapter with none; 0: neither. Of a file that is
@@ -102,11 +94,7 @@ class TuningConfig(AdapterConfig):
 
 
 def check_training(section: str, training: TrainingConfig, execution: ExecutionConfig) -> None:
-    """Check that what a training is asked for is installed: its optimiser, and what its logs are written with.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Check that what a training is asked for is installed: its optimiser, and what its logs are written with."""
     if training.optimizer != "adamw_torch":
         check_installed("bitsandbytes", f"{section}.optimizer: got {training.optimizer!r}", "adamw_torch", "nf4")
     if execution.log_to != "none":

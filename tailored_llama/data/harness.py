@@ -1,10 +1,8 @@
 """Documents of lm-evaluation-harness's tasks as Examples: its data, its wording, its answers, loaded by itself.
 
 The fields of an example are `context` (what the model reads), `delimiter` (what the harness puts between context and
-choice), `description` (what it puts once before everything) and `solved` (the document with its answer, as it stands
-among solved examples). The choices are the harness's; for written answers they are the accepted texts.
-
-Known deviation: a train example that also stands in the evaluation split is left out, as of every benchmark here.
+choice), `description` (what it puts once before everything) and `solved` (the document as it stands among solved
+examples). Known deviation: a train example that is also in the evaluation split is left out, as everywhere here.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import json
 import random
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,36 +30,25 @@ _FILE_FORMATS = ("arrow", "csv", "json", "parquet", "text")  # values of dataset
 
 
 def local_files(task: HarnessTask) -> dict[str, list[str]] | None:
-    """The data files of a task by split, if all its data are local files; None if they are on the Hub.
-
-    Raises:
-        InputError: a file is missing.
-    """
-    path = str(task.settings.get("dataset_path"))
-    named = _options(task).get("data_files")
+    """The data files of a task by split; None if they are on the Hub; InputError: a file is missing."""
+    path, options = _data_set(task)
     if (folder := Path(path)).is_dir():
         return {"all": [str(file) for file in sorted(folder.rglob("*")) if file.is_file()]}
     if path not in _FILE_FORMATS:
         return None
-    if named is None:
+    if (named := options.get("data_files")) is None:
         raise task.refuse(f"dataset_path {path} without dataset_kwargs.data_files", "data_files beside it")
-    by_split = named if isinstance(named, Mapping) else {"train": named}
     files: dict[str, list[str]] = {}
-    for split, patterns in by_split.items():
+    for split, patterns in (named if isinstance(named, Mapping) else {"train": named}).items():
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            matching = sorted(glob.glob(pattern, recursive=True))
-            if not matching:
+            if not (matching := sorted(glob.glob(pattern, recursive=True))):
                 raise task.refuse(f"dataset_kwargs.data_files: got {pattern!r}, no such file", "local files")
             files.setdefault(str(split), []).extend(matching)
     return files
 
 
 def task_identity(benchmark: BenchmarkConfig) -> dict[str, Any]:
-    """Identify the documents and the wording of a task, without paths or times.
-
-    Raises:
-        InputError: there is no such task, a data file is missing, or a Hub revision cannot be resolved.
-    """
+    """Identify the documents and the wording of a task, without paths or times."""
     task = find_task(benchmark.name, benchmark.source)
     settings = {key: value for key, value in task.settings.items() if key not in ("dataset_path", "dataset_kwargs")}
     plain = json.dumps(settings, default=str, ensure_ascii=False, sort_keys=True)
@@ -72,8 +59,8 @@ def task_identity(benchmark: BenchmarkConfig) -> dict[str, Any]:
     folders = {Path(folder, *name.split(".")[:-1]).parent for folder, name in _NAMED.findall(plain) if "." in name}
     if python := [file for folder in folders for file in folder.glob("*.py")]:  # a module may import those beside it
         identity["python"] = sorted((file.name, sha256_file(file)) for file in python)
-    options, path, files = _options(task), str(task.settings.get("dataset_path")), local_files(task)
-    if files is not None:
+    path, options = _data_set(task)
+    if (files := local_files(task)) is not None:
         identity["files"] = {split: [sha256_file(Path(name)) for name in names] for split, names in files.items()}
         identity["type"] = path if path in _FILE_FORMATS else "folder"
         options.pop("data_files", None)
@@ -83,14 +70,14 @@ def task_identity(benchmark: BenchmarkConfig) -> dict[str, Any]:
     return identity | ({"options": options} if options else {})
 
 
-def _options(task: HarnessTask) -> dict[str, Any]:
-    """The arguments of `datasets.load_dataset`."""
-    return dict(task.settings.get("dataset_kwargs") or {})
+def _data_set(task: HarnessTask) -> tuple[str, dict[str, Any]]:
+    """The path and the further arguments of `datasets.load_dataset`."""
+    return str(task.settings.get("dataset_path")), dict(task.settings.get("dataset_kwargs") or {})
 
 
 def _commit(benchmark: BenchmarkConfig, task: HarnessTask) -> str:
-    revision = benchmark.revision or _options(task).get("revision")
-    return hub_commit(str(task.settings.get("dataset_path")), revision, "dataset")
+    path, options = _data_set(task)
+    return hub_commit(path, benchmark.revision or options.get("revision"), "dataset")
 
 
 @contextmanager
@@ -102,15 +89,15 @@ def _loaded(benchmark: BenchmarkConfig) -> Iterator[Any]:
 
     datasets.disable_progress_bars()
     task = find_task(benchmark.name, benchmark.source)
-    kwargs = _options(task)
+    _, options = _data_set(task)
     state = random.getstate()
     with tempfile.TemporaryDirectory() as scratch:
         if local_files(task) is None:
-            kwargs["revision"] = _commit(benchmark, task)
+            options["revision"] = _commit(benchmark, task)
         else:
-            kwargs.setdefault("cache_dir", scratch)  # Arrow copies of the files
+            options.setdefault("cache_dir", scratch)  # Arrow copies of the files
         file = Path(scratch) / "task.yaml"
-        file.write_text(yaml.safe_dump({"include": str(task.file), "dataset_kwargs": kwargs}))
+        file.write_text(yaml.safe_dump({"include": str(task.file), "dataset_kwargs": options}))
         random.seed(0)  # the harness's default: some tasks shuffle choices
         try:
             yield TaskManager(include_defaults=False).load(str(file))["tasks"][task.name]
@@ -128,9 +115,6 @@ def harness_parts(benchmark: BenchmarkConfig, split: Split) -> list[Parts | Valu
     """Fields, choices and answer of every document of a split, or what is wrong with the document.
 
     The evaluation split is the one that the harness scores: test if the task has one, else validation.
-
-    Raises:
-        InputError: the task has no such split, or the harness cannot load it.
     """
     if split == "train" and not (named := find_task(benchmark.name, benchmark.source)).has_train:
         raise named.refuse("no train split", "a task with a training_split")
@@ -154,18 +138,14 @@ def _parts(task: Any, document: dict[str, Any]) -> Parts | ValueError:
         requests = task.construct_requests(document, context, metadata=(None, 0, 1))
         delimiter = str(requests[0].arguments[1]).removesuffix(str(choices[0]))
     else:
-        choices = _accepted(task, document, target)
         answer, delimiter = 0, task.config.target_delimiter
+        if task.config.doc_to_choice is not None:
+            choices = [task.doc_to_choice(document)[target]]
+        else:  # the texts that count as right
+            texts = target if isinstance(target, list) else [str(target)]
+            choices = list(dict.fromkeys(text for text in texts if text)) or texts
     fields = {"context": context, "delimiter": delimiter, "description": description}
     return fields | {"solved": _solved(task, document)}, tuple(choices), answer
-
-
-def _accepted(task: Any, document: dict[str, Any], target: Any) -> list[Any]:
-    """The texts that count as right."""
-    if task.config.doc_to_choice is not None:
-        return [task.doc_to_choice(document)[target]]
-    texts: Sequence[Any] = target if isinstance(target, list) else [str(target)]
-    return list(dict.fromkeys(text for text in texts if text)) or list(texts)
 
 
 def _solved(task: Any, document: dict[str, Any]) -> str:

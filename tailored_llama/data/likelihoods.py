@@ -22,8 +22,7 @@ Score = tuple[float, bool]  # the log-likelihood of a choice or a token, and whe
 def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int) -> models.Encoded:
     """Tokenise every choice of a prompt and find the prefix they share; a context that is too long loses its start.
 
-    Raises:
-        InputError: a continuation has no token of its own, or more than the model's context holds.
+    InputError: a continuation has no token of its own, or more than the model's context holds.
     """
     inputs: list[list[int]] = []
     targets: list[list[int]] = []
@@ -101,11 +100,10 @@ def loglikelihoods(
 def choice_scores(
     model: Any, encoded: Sequence[models.Encoded], batch_tokens: int
 ) -> Iterator[tuple[int, list[Score]]]:
-    """The index of every prompt, and the scores of its choices, pass by pass.
+    """The index of every prompt, and the scores of its choices, pass by pass; `model` is inside `packed_attention`.
 
     The common start of all prompts is encoded once. Prompts are packed by length, at most `batch_tokens` tokens per
-    forward pass. When memory runs out, that budget is halved for the remaining prompts. `model` is inside
-    `packed_attention`.
+    forward pass. When memory runs out, that budget is halved for the remaining prompts.
     """
 
     def finish(row: models.PackedRow, states: Tensor) -> list[Score]:

@@ -1,19 +1,16 @@
-"""Prompts: how an example is written out, for tuning and for scoring alike.
-
-A template set (`templates.py`) gives the wording, and one renderer fills it in. The space between context and
-continuation belongs to the continuation. A task of lm-evaluation-harness may have another delimiter in its place.
+"""Prompts: how an example is written out by a template set, for tuning and for scoring alike.
 
 With the set `harness`, WinoGrande is scored by partial evaluation: each choice fills the gap of its own context, and
-the rest of the sentence is the continuation of each. The other shipped sets score the choice itself or its letter: a
-sentence that is read twice, for example, would give the rest away. These accuracies are different measures.
+the sentence's rest is the continuation. Other shipped sets score the choice or its letter, which is another measure.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +19,6 @@ import pyarrow.compute as pc
 
 from tailored_llama.config import BenchmarkConfig, RunConfig, Work, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
-from tailored_llama.data.selection import held_out_of, select_at_random, select_evaluation, select_train, without
 from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, names_in
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
@@ -47,9 +43,8 @@ PROMPTS_SCHEMA = pa.schema(
 class Prompt:
     """One example written out: a context and a continuation per choice, the right choice, the lengths for acc_norm.
 
-    The contexts are equal unless the choice is part of the context (WinoGrande with the harness template). A length is
-    the number of characters of the continuation without its delimiter (a leading space), by which
-    lm-evaluation-harness divides for acc_norm. When letters are scored, all lengths are 1 and acc_norm equals acc.
+    The space between the two belongs to the continuation. A length is the number of characters of the continuation
+    without it, by which lm-evaluation-harness divides for acc_norm.
     """
 
     example: int
@@ -62,41 +57,33 @@ class Prompt:
 def render(
     benchmark: BenchmarkConfig, template: Template, example: Example, header: str = "", ending: str = ""
 ) -> Prompt:
-    """Write one example out, after a header of solved examples from `few_shot_header`, which has the instruction.
+    """Write one example out, after a header of solved examples and with an ending after every continuation.
 
-    `ending` stands after every continuation.
-
-    Raises:
-        InputError: the template cannot word this benchmark, or has too few letters for the choices.
+    InputError: the template cannot word this benchmark, or has too few letters for the choices.
     """
     layout = layout_of(template, benchmark)
-    start, delimiter = header or _opening(layout, example), _delimiter(layout, example)
+    start = header or _opening(layout, example)
     parts = [_fill(template, layout, example, choice) for choice in range(len(example.choices))]
     return Prompt(
         example=example.index,
-        contexts=tuple(start + context for context, _ in parts),
-        continuations=tuple(continuation + ending for _, continuation in parts),
+        contexts=tuple(start + context for context, _, _ in parts),
+        continuations=tuple(delimiter + text + ending for _, delimiter, text in parts),
         answer=example.answer,
-        choice_lengths=tuple(len(continuation) - len(delimiter) for _, continuation in parts),
+        choice_lengths=tuple(len(text) for _, _, text in parts),
     )
 
 
 def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Sequence[Example]) -> str:
-    """Solved examples, each followed by a blank line, as lm-evaluation-harness joins them; "" for none.
-
-    An instruction comes once, at the top. Examples of the harness's tasks say themselves how they look when solved.
-    """
+    """An instruction, once, and solved examples, each followed by a blank line, as lm-evaluation-harness joins them."""
     if not examples:
         return ""
     layout = layout_of(template, benchmark)
     plain = (layout.layout, layout.continuation) == ("{context}", "{choice}")
-    solved = (
-        example.fields["solved"]
-        if plain and "solved" in example.fields
-        else "".join(_fill(template, layout, example, example.answer)) + "\n\n"
-        for example in examples
-    )
-    return _opening(layout, examples[0]) + "".join(solved)
+    header = _opening(layout, examples[0])
+    for example in examples:
+        written = "".join(_fill(template, layout, example, example.answer)) + "\n\n"
+        header += example.fields.get("solved", written) if plain else written
+    return header
 
 
 def _opening(layout: Layout, example: Example) -> str:
@@ -104,13 +91,8 @@ def _opening(layout: Layout, example: Example) -> str:
     return f"{layout.instruction}\n\n" if layout.instruction else example.fields.get("description", "")
 
 
-def _delimiter(layout: Layout, example: Example) -> str:
-    """What stands between context and continuation: a space, or what a task of the harness puts before its choices."""
-    return example.fields.get("delimiter", " ") if layout.continuation == "{choice}" else " "
-
-
-def _fill(template: Template, layout: Layout, example: Example, choice: int) -> tuple[str, str]:
-    """Context and continuation of one choice."""
+def _fill(template: Template, layout: Layout, example: Example, choice: int) -> tuple[str, str, str]:
+    """Context, delimiter and continuation of one choice; a task of the harness has a delimiter of its own."""
     values: dict[str, Any] = {**example.fields, "choice": example.choices[choice], "choices": example.choices}
     if {"listed", "letter"} & names_in(layout.layout + layout.continuation):
         if len(example.choices) > len(LETTERS):
@@ -121,7 +103,8 @@ def _fill(template: Template, layout: Layout, example: Example, choice: int) -> 
         lettered = zip(LETTERS, example.choices, strict=False)
         values["listed"] = "\n".join(template.shown.format(letter=letter, choice=text) for letter, text in lettered)
         values["letter"] = LETTERS[choice]
-    return layout.layout.format(**values), _delimiter(layout, example) + layout.continuation.format(**values)
+    delimiter = example.fields.get("delimiter", " ") if layout.continuation == "{choice}" else " "
+    return layout.layout.format(**values), delimiter, layout.continuation.format(**values)
 
 
 @dataclass(frozen=True)
@@ -148,7 +131,7 @@ class PromptSettings:
     split: RenderedSplit
     shots: int = 0  # rendered for train, and left out of selection
     held_out: int = 0  # likewise
-    selection: int = 0  # to choose a template on: from the rest of train, or from a divided file's rows to choose with
+    selection: int = 0  # to choose on: from the rest of train, or from a divided file's rows to choose with
     limit: int | None = None  # of evaluation, evenly spaced; None: all
     num_fewshot: int = 0  # solved examples before each question
     seed: int | None = 0  # of what is drawn; None: nothing is
@@ -158,35 +141,22 @@ class PromptSettings:
     def of(
         cls, config: RunConfig, benchmark: BenchmarkConfig, split: RenderedSplit, selection: int = 0
     ) -> PromptSettings:
-        tuning, scoring = config.tuning, config.scoring
-        sizes: dict[str, Any] = {"shots": tuning.shots, "held_out": tuning.held_out, "selection": selection}
+        tuning, num_fewshot = config.tuning, config.scoring.num_fewshot
+        settings = cls(benchmark.name, Wording(config.prompts.template, benchmark), split, num_fewshot=num_fewshot)
         if split == "evaluation":
-            sizes = {"limit": scoring.limit}
-        drawn = split != "evaluation" or scoring.num_fewshot
-        return cls(
-            benchmark.name,
-            Wording(config.prompts.template, benchmark),
-            split,
-            num_fewshot=scoring.num_fewshot,
-            seed=config.seed if drawn else None,
-            stop=stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else "",
-            **sizes,
-        )
+            return replace(settings, limit=config.scoring.limit, seed=config.seed if num_fewshot else None)
+        stop = stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else ""
+        shots, held_out = tuning.shots, tuning.held_out
+        return replace(settings, shots=shots, held_out=held_out, selection=selection, seed=config.seed, stop=stop)
 
 
 def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> dict[str, Any]:
-    """Stage: write `prompts.parquet` from what `load_benchmark` wrote.
+    """Stage: write `prompts.parquet` from what `load_benchmark` wrote; return the number of prompts of each split.
 
     The solved examples before each question are drawn first, from the train split by seed. They are the same for every
     question, in tuning and in scoring (lm-evaluation-harness calls this the `first_n` sampler; its default draws
-    others for every document). They are never among the shots or the held-out examples, nor in the evaluation split,
-    because the train split leaves those out.
-
-    Returns:
-        The number of prompts of each split.
-
-    Raises:
-        InputError: more train examples are requested than exist, or the template cannot word this benchmark.
+    others for every document). They are never among the shots, the held-out or the evaluated examples. InputError:
+    more train examples are requested than exist, or the template cannot word this benchmark.
     """
     benchmark, template = settings.wording.benchmark, load_template(settings.wording.template)
     solved, chosen = _choose(examples, settings)
@@ -207,10 +177,8 @@ def _choose(examples: Path, settings: PromptSettings) -> tuple[list[Example], di
     name, seed, num_fewshot = settings.benchmark, settings.seed or 0, settings.num_fewshot
     train = read_examples(examples, "train") if settings.split != "evaluation" or num_fewshot else []
     if num_fewshot > len(train):
-        raise InputError(
-            f"scoring.num_fewshot: got {num_fewshot}; allowed: at most {len(train)} "
-            f"(examples in the train split of {name})"
-        )
+        allowed = f"at most {len(train)} (examples in the train split of {name})"
+        raise InputError(f"scoring.num_fewshot: got {num_fewshot}; allowed: {allowed}")
     solved, _ = select_train(train, num_fewshot, 0, seed, benchmark=name)
     if settings.split == "evaluation":
         return solved, {"evaluation": select_evaluation(read_examples(examples, "evaluation"), settings.limit)}
@@ -220,7 +188,72 @@ def _choose(examples: Path, settings: PromptSettings) -> tuple[list[Example], di
     if settings.split == "train":
         return solved, {"shots": tuned, "held_out": held}
     rest = read_examples(examples, "selection") or without(pool, tuned + held)
-    return solved, {"selection": select_at_random(rest, settings.selection, seed, benchmark=name)}
+    if settings.selection > len(rest):
+        raise InputError(
+            f"examples: got {settings.selection}; allowed: at most {len(rest)} ({name} has so many examples that are "
+            "neither tuned on, held out, shown as solved nor reported on)"
+        )
+    # Answers are not balanced, because those of the split that results are reported on are not either.
+    return solved, {"selection": random.Random(seed).sample(rest, settings.selection)}
+
+
+def select_train(
+    examples: Sequence[Example], shots: int, held_out: int, seed: int, *, benchmark: str
+) -> tuple[list[Example], list[Example]]:
+    """Draw the shots and the held-out examples from the train split, by seed, without overlap.
+
+    Each draw has as equal numbers of every answer index as the split allows, in shuffled order. The shots do not
+    depend on how many examples are held out. InputError: more are requested than the split holds.
+    """
+    if shots + held_out > (size := len(examples)):
+        (field, got), (other, taken) = ("shots", shots), ("held_out", held_out)
+        if held_out >= size:
+            (field, got), (other, taken) = (other, taken), (field, got)
+        raise InputError(
+            f"tuning.{field}: got {got}; allowed: at most {max(size - taken, 0)} ({benchmark} has {size} train "
+            f"examples to draw from, and tuning.{other} takes {taken})"
+        )
+    generator = random.Random(seed)
+    remaining: dict[int, list[Example]] = {}
+    for example in examples:
+        remaining.setdefault(example.answer, []).append(example)
+    for label in sorted(remaining):
+        generator.shuffle(remaining[label])
+    return _draw(remaining, shots, generator), _draw(remaining, held_out, generator)
+
+
+def held_out_of(benchmark: BenchmarkConfig, shots: int, held_out: int, size: int) -> int:
+    """The number of held-out examples beside the shots, of `size` train examples.
+
+    Of a file that is divided nobody knows how many rows are to tune on: what is left must do, but at least one.
+    """
+    return min(held_out, max(size - shots, 1)) if benchmark.data else held_out
+
+
+def _draw(remaining: dict[int, list[Example]], count: int, generator: random.Random) -> list[Example]:
+    """Take `count` examples out of `remaining`, one of every label in turn while they last."""
+    drawn: list[Example] = []
+    while len(drawn) < count:
+        labels = sorted(label for label, examples in remaining.items() if examples)
+        generator.shuffle(labels)  # decides which labels get one more if the count does not divide evenly
+        drawn += [remaining[label].pop() for label in labels[: count - len(drawn)]]
+    generator.shuffle(drawn)
+    return drawn
+
+
+def without(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+    used = {example.index for example in others}
+    return [example for example in examples if example.index not in used]
+
+
+def select_evaluation(examples: Sequence[Example], limit: int | None) -> list[Example]:
+    """`limit` examples evenly spaced over the split, in order, starting with its first; all if it has no more.
+
+    The first rows of a split need not be like the rest: HellaSwag's first 3,243 all come from ActivityNet.
+    """
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    return [examples[i * len(examples) // limit] for i in range(limit)]
 
 
 def read_prompts(folder: Path, split: PromptSplit) -> list[Prompt]:

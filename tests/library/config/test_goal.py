@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tailored_llama.config import SmallestConfig, load_config
-from tailored_llama.config.goal import RATIOS_TO_TRY, bases_of
 from tailored_llama.config.loading import validate_as
+from tailored_llama.config.studies import RATIOS_TO_TRY, bases_of
 from tailored_llama.errors import InputError
 
 ONE: dict[str, Any] = {"model": {"source": "base"}, "benchmarks": ["piqa"]}

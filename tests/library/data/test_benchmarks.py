@@ -56,10 +56,6 @@ def refusal(rows: list[dict], tmp_path: Path, **changes) -> str:
     return str(caught.value)
 
 
-def test_own_benchmark_from_jsonl(jsonl: str) -> None:
-    assert load_examples(own(None, jsonl), "evaluation", "unused") == EXAMPLES
-
-
 def test_own_benchmark_from_parquet(tmp_path: Path) -> None:
     path = tmp_path / "eval.parquet"
     pd.DataFrame([{**row, "right": str(row["right"])} for row in ROWS]).to_parquet(path)
