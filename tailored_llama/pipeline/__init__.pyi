@@ -11,7 +11,6 @@ from .futures import Done as Done
 from .futures import Future as Future
 from .futures import IncompleteRun as IncompleteRun
 from .futures import result as result
-from .lineage import costs_of as costs_of
 from .lineage import parts_of as parts_of
 from .only import run_only as run_only
 from .rows import rows_of as rows_of

@@ -14,15 +14,14 @@ from tailored_llama.config import BenchmarkConfig, GgufType, SmallestConfig, nam
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import Answers
 from tailored_llama.pipeline import stages, steps
-from tailored_llama.pipeline.answer import answers_of
 from tailored_llama.pipeline.futures import Artifact
+from tailored_llama.pipeline.reporting import answers_of
 from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.steps import Dense, Prompts
 from tailored_llama.serving import GgufSettings, QuantisedSettings
 
 ScoredSplit = Literal["selection", "evaluation"]
 Scores = Mapping[str, Artifact]  # by benchmark
-
 
 PURPOSE: dict[ScoredSplit, str] = {"selection": "to choose", "evaluation": "to prove"}
 LEAST_STEP = 0.02  # of the parameters, by which neighbours on a ladder differ
@@ -34,6 +33,10 @@ class Step:
 
     ratio: float
     tokens: int | None = None
+
+    @property
+    def label(self) -> str:
+        return "trimmed" if self.tokens else f"@ {self.ratio:.2f}" if self.ratio else "dense"
 
 
 @dataclass(frozen=True)
@@ -74,24 +77,23 @@ class Model:
 
 
 def prepare(run: Runner, config: SmallestConfig) -> Base:
-    """Load a base model and score its groups; render all prompts; and see which steps make it smaller."""
-    prompts = steps.render_all(run, config)
-    choosing = {}
+    """Load a base model and score its groups; render all prompts; and see which steps make it smaller.
+
+    Raises:
+        InputError: a benchmark has fewer than ten rows to choose with.
+    """
+    prompts, choosing = steps.render_all(run, config), {}
     for benchmark in config.benchmarks:
         examples = steps.load_examples(run, benchmark)
-        rows = min(config.goal.choosing_rows, choosable(run.open(examples), config, benchmark))
+        rows = min(config.goal.choosing_rows, _choosable(run.open(examples), config, benchmark))
         choosing[benchmark.name] = steps.render(run, config, benchmark.name, "selection", examples, rows)
     unasked = config.model_copy(update={"pruning": config.pruning.model_copy(update={"ratios": ()})})
     dense = steps.prepare_dense(run, unasked, prompts)
     return Base(config, prompts, choosing, dense, *_steps(run, config, dense))
 
 
-def choosable(examples: Path, config: SmallestConfig, benchmark: BenchmarkConfig) -> int:
-    """The rows of a benchmark that are left to choose with.
-
-    Raises:
-        InputError: there are fewer than ten.
-    """
+def _choosable(examples: Path, config: SmallestConfig, benchmark: BenchmarkConfig) -> int:
+    """The rows of a benchmark that are left to choose with."""
     rows = len(data.read_examples(examples, "selection"))
     if not benchmark.data:
         pool = len(data.read_examples(examples, "train")) - config.scoring.num_fewshot
@@ -107,8 +109,7 @@ def choosable(examples: Path, config: SmallestConfig, benchmark: BenchmarkConfig
 def _steps(run: Runner, config: SmallestConfig, dense: Dense) -> tuple[tuple[Step, ...], dict[str, str]]:
     """Nothing removed; only the tokens that the job does not need; and the ratios that remove more.
 
-    Returns:
-        The steps, and why other ratios cannot be reached.
+    Why a ratio cannot be reached comes second.
     """
     reached, unreachable = [Step(0.0)], {}
     if dense.counts is not None:
@@ -133,8 +134,8 @@ def better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]]
     config, checkpoint = base.config, base.dense.checkpoint
     adapters = steps.tune_adapters(run, config, 0.0, checkpoint, base.prompts)
     label = f"{config.model.short_name} dense"
-    tuned = [Model(f"{label}, tuned", checkpoint, adapter) for adapter in list(adapters.values())[:1]]
-    candidates = [Model(label, checkpoint, None), *tuned]
+    candidates = [Model(label, checkpoint, None)]
+    candidates += [Model(f"{label}, tuned", checkpoint, adapter) for adapter in list(adapters.values())[:1]]
     scored = [score(run, base, model, "selection") for model in candidates]
     answers = [read_all(run, base, parts, "selection") for parts in scored]
     means = [np.mean([np.mean(own.values) for own in one.values()]) for one in answers]

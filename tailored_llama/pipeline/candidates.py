@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,7 +34,7 @@ class SearchState:
     answers: Mapping[str, Answers]  # of the reference on the choosing rows, by benchmark
     models: dict[tuple[str, Step], Model]
     parts: dict[Rung, CandidateParts[Artifact]] = field(default_factory=dict)
-    losses: dict[Rung, Mapping[str, float]] = field(default_factory=dict)
+    candidates: dict[Rung, Candidate] = field(default_factory=dict)  # before smoothing
     failed: dict[str, Exception] = field(default_factory=dict)
 
     def locate(self, rung: Rung) -> tuple[Base, GgufType | None, Step]:
@@ -48,8 +49,7 @@ class SearchState:
 
     def label(self, rung: Rung) -> str:
         base, kind, step = self.locate(rung)
-        how = "trimmed" if step.tokens else f"@ {step.ratio:.2f}" if step.ratio else "dense"
-        return f"{base.config.model.short_name} {how}, {kind or '16 bits'}"
+        return f"{base.config.model.short_name} {step.label}, {kind or '16 bits'}"
 
 
 def begin(run: Runner, config: SmallestConfig) -> SearchState:
@@ -70,14 +70,15 @@ def ladders_of(state: SearchState) -> list[Ladder]:
     Bytes follow from the parameters, and memory is hardly more. Times cannot be told.
     """
     told = state.config.goal.smallest in ("file", "memory")
-    result: list[Ladder] = []
+    ladders: list[Ladder] = []
     for base, kind in state.ladders:
-        whole = _parameters(state, base.dense.checkpoint) * serving.bits_of(kind) / 8
+        structure = models.read_structure(state.run.open(base.dense.checkpoint))
+        whole = structure.parameters * serving.bits_of(kind) / 8
         costs = tuple(whole * (1 - step.ratio) if told else 0.0 for step in base.steps)
-        above = max((i for i, (other, _) in enumerate(state.ladders[: len(result)]) if other is base), default=None)
+        above = max((i for i, (other, _) in enumerate(state.ladders[: len(ladders)]) if other is base), default=None)
         reference = base is state.bases[0] and serving.bits_of(kind) >= 16
-        result.append(Ladder(costs, reference, above))
-    return result
+        ladders.append(Ladder(costs, reference, above))
+    return ladders
 
 
 def measure(state: SearchState, rungs: Sequence[Rung]) -> list[Measured]:
@@ -85,7 +86,7 @@ def measure(state: SearchState, rungs: Sequence[Rung]) -> list[Measured]:
 
     One that cannot be made loses everything.
     """
-    phases: list[Callable[[SearchState, Rung, Any], Any]] = [_begin_model, _finish_model, _score, _read]
+    phases: list[Callable[[SearchState, Rung, Any], Any]] = [_begin_model, _score, _read]
     done: dict[Rung, Any] = dict.fromkeys(rungs)
     for phase in phases:  # of all, before one is waited for
         for rung in list(done):
@@ -97,31 +98,7 @@ def measure(state: SearchState, rungs: Sequence[Rung]) -> list[Measured]:
                 log.warning("%s: %s", state.label(rung), one_line(error))
                 state.failed[state.label(rung)] = error
                 del done[rung]
-    for measured in done.values():
-        _tell(state, measured)
-    return [done.get(rung) or Measured(rung, float("inf"), 1.0) for rung in rungs]
-
-
-def _tell(state: SearchState, one: Measured) -> None:
-    """Say what a candidate loses, how far the search has come, and which is the smallest so far."""
-    margin = state.config.goal.lose_at_most / 100
-    passing = [rung for rung, losses in state.losses.items() if max(losses.values()) <= margin]
-    best = min(passing, key=lambda rung: _cost(state, rung), default=None)
-    log.info(
-        "candidate %d, on ladder %d of %d: %s %s, %.1f MB; smallest so far: %s",
-        len(state.losses),
-        one.rung.ladder + 1,
-        len(state.ladders),
-        state.label(one.rung),
-        points_lost(one.loss),
-        file_bytes(state, one.rung) / 1e6,
-        state.label(best) if best else "none",
-    )
-
-
-def points_lost(loss: float) -> str:
-    """A loss in words; below zero it is a gain."""
-    return f"{'loses' if loss > 0 else 'gains'} {100 * abs(loss):.1f} points"
+    return [done.get(rung) or Measured(rung, math.inf, 1.0) for rung in rungs]
 
 
 def _begin_model(state: SearchState, rung: Rung, nothing: None) -> Model:
@@ -135,87 +112,70 @@ def _begin_model(state: SearchState, rung: Rung, nothing: None) -> Model:
     pruned = steps.prune_to(run, config, base.dense, step.ratio, base.prompts)
     healed = steps.heal_if_asked(run, config, base.dense.checkpoint, step.ratio, pruned, base.prompts)
     adapters = steps.tune_adapters(run, config, step.ratio, healed, base.prompts)
-    how = "trimmed" if step.tokens else f"@ {step.ratio:.2f}"
-    return Model(f"{config.model.short_name} {how}", healed, next(iter(adapters.values()), None))
-
-
-def _finish_model(state: SearchState, rung: Rung, model: Model) -> Model:
-    """The model without an adapter that held-out examples show to be no better than none."""
-    base, _, step = state.locate(rung)
-    if (base.name, step) not in state.models:
-        if model.adapter is not None:
-            comparison = training.read_comparison(state.run.open(model.adapter))
-            better = training.ships_adapter(base.config.tuning, comparison)
-            model = model if better else replace(model, adapter=None)
-        state.models[base.name, step] = model
-    return state.models[base.name, step]
+    return Model(f"{config.model.short_name} {step.label}", healed, next(iter(adapters.values()), None))
 
 
 def _score(state: SearchState, rung: Rung, model: Model) -> CandidateParts[Artifact]:
-    """Score a candidate on the choosing rows, and time it if time is to be small."""
-    base, kind, _ = state.locate(rung)
-    scores = score(state.run, base, model, "selection", kind)
-    timed = _time(state, rung, model) if state.config.goal.smallest in ("reading", "writing") else None
+    """Score a candidate on the choosing rows, and time it if time is to be small.
+
+    An adapter that held-out examples show to be no better than none is left out.
+    """
+    base, kind, step = state.locate(rung)
+    if (base.name, step) not in state.models and model.adapter is not None:
+        comparison = training.read_comparison(state.run.open(model.adapter))
+        if not training.ships_adapter(base.config.tuning, comparison):
+            model = replace(model, adapter=None)
+    model = state.models.setdefault((base.name, step), model)
+    scores, timed = score(state.run, base, model, "selection", kind), None
+    if state.config.goal.smallest in ("reading", "writing"):
+        name = f"time {state.label(rung)}"
+        if kind:
+            timed = state.run(stages.SPEED, None, name, gguf=gguf(state.run, base, model, kind))
+        else:  # an adapter changes nothing once it is merged
+            settings = ProfileSettings.of(ProfileConfig(batches=(1,)), state.config.execution.device)
+            timed = state.run(stages.PROFILE, settings, name, checkpoint=model.checkpoint)
     return CandidateParts(state.label(rung), model.checkpoint, model.adapter, scores, timed=timed)
-
-
-def _time(state: SearchState, rung: Rung, model: Model) -> Artifact:
-    """Measure how fast a candidate reads and writes; in a checkpoint, an adapter changes nothing once it is merged."""
-    base, kind, _ = state.locate(rung)
-    name = f"time {state.label(rung)}"
-    if kind:
-        return state.run(stages.SPEED, None, name, gguf=gguf(state.run, base, model, kind))
-    settings = ProfileSettings.of(ProfileConfig(batches=(1,)), state.config.execution.device)
-    return state.run(stages.PROFILE, settings, name, checkpoint=model.checkpoint)
 
 
 def _read(state: SearchState, rung: Rung, parts: CandidateParts[Artifact]) -> Measured:
     """What a candidate costs, and what it loses on its worst benchmark."""
-    base, _, _ = state.locate(rung)
-    answers = read_all(state.run, base, parts.choosing, "selection")
-    losses = {name: float(np.mean(state.answers[name].values) - np.mean(own.values)) for name, own in answers.items()}
-    state.parts[rung], state.losses[rung] = parts, losses
-    return Measured(rung, _cost(state, rung), max(losses.values()))
-
-
-def _cost(state: SearchState, rung: Rung) -> float:
-    """The cost of a scored candidate in the unit of the goal: bytes, or seconds for a token."""
-    parts, smallest = state.parts[rung], state.config.goal.smallest
-    if parts.timed is None:
-        cached = models.cache_bytes(models.read_structure(state.run.open(parts.checkpoint)))
-        return file_bytes(state, rung) + (cached if smallest == "memory" else 0)
-    folder = state.run.open(parts.timed)
-    if state.locate(rung)[1]:
-        return serving.read_speed(folder)[smallest]
-    (row,) = evaluation.read_profile(folder)
-    return 1 / (row.prefill_tokens_per_second if smallest == "reading" else row.decode_tokens_per_second)
-
-
-def file_bytes(state: SearchState, rung: Rung) -> int:
-    """The bytes of a candidate's file: of the GGUF file, or two for each weight."""
-    parts = state.parts[rung]
-    if state.locate(rung)[1]:
-        return int(evaluation.read_metrics(state.run.open(next(iter(parts.choosing.values()))))["bytes"])
-    return 2 * _parameters(state, parts.checkpoint)
-
-
-def candidate_of(state: SearchState, measured: Measured) -> Candidate:
-    """A measured candidate as the answer shows it."""
-    rung = measured.rung
-    (base, kind, step), parts = state.locate(rung), state.parts[rung]
-    return Candidate(
+    base, kind, step = state.locate(rung)
+    structure = models.read_structure(state.run.open(parts.checkpoint))
+    answers, known = read_all(state.run, base, parts.choosing, "selection"), state.answers
+    losses = {name: float(np.mean(known[name].values) - np.mean(own.values)) for name, own in answers.items()}
+    size = 2 * structure.parameters
+    if kind:
+        size = int(evaluation.read_metrics(state.run.open(next(iter(parts.choosing.values()))))["bytes"])
+    cost: float = _seconds(state, parts.timed, kind) if parts.timed else size
+    if state.config.goal.smallest == "memory":
+        cost += models.cache_bytes(structure)
+    state.parts[rung] = parts
+    state.candidates[rung] = one = Candidate(
         base=base.shown,
         ratio=step.ratio,
         type=kind,
         trimmed=step.tokens is not None,
         tuned=parts.adapter is not None,
-        parameters=_parameters(state, parts.checkpoint),
-        bytes=file_bytes(state, rung),
-        cost=measured.cost,
-        losses=state.losses[rung],
-        smoothed=measured.smoothed,
+        parameters=structure.parameters,
+        bytes=size,
+        cost=cost,
+        losses=losses,
+        smoothed=math.nan,
     )
+    told = f"{state.label(rung)} {points_lost(one.loss)}"
+    log.info("candidate %d: %s, %.1f MB", len(state.candidates), told, size / 1e6)
+    return Measured(rung, cost, one.loss)
 
 
-def _parameters(state: SearchState, checkpoint: Artifact) -> int:
-    return models.read_structure(state.run.open(checkpoint)).parameters
+def points_lost(loss: float) -> str:
+    """A loss in words; below zero it is a gain."""
+    return f"{'loses' if loss > 0 else 'gains'} {100 * abs(loss):.1f} points"
+
+
+def _seconds(state: SearchState, timed: Artifact, kind: GgufType | None) -> float:
+    """The seconds for a token, of the kind that the goal wants to be small."""
+    smallest, folder = state.config.goal.smallest, state.run.open(timed)
+    if kind:
+        return serving.read_speed(folder)[smallest]
+    (row,) = evaluation.read_profile(folder)
+    return 1 / (row.prefill_tokens_per_second if smallest == "reading" else row.decode_tokens_per_second)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,40 +24,26 @@ from tailored_llama.config import (
 from tailored_llama.console import console
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.pipeline.futures import IncompleteRun
-from tailored_llama.pipeline.lineage import costs_of, parts_of
-from tailored_llama.pipeline.prompts import prompts
-from tailored_llama.pipeline.rows import rows_of
+from tailored_llama.pipeline.rows import rows_of, rows_of_search
 from tailored_llama.pipeline.runner import Runner
-from tailored_llama.pipeline.smallest import check_smallest, provable_lines, shipped, smallest
-from tailored_llama.pipeline.sweep import sweep
+from tailored_llama.pipeline.smallest import check_smallest, shipped, smallest
+from tailored_llama.pipeline.studies import prompts, sweep, transfer
 from tailored_llama.pipeline.tailor import tailor
-from tailored_llama.pipeline.transfer import transfer
 from tailored_llama.store import REPORTS, ArtifactRef, ArtifactStore, check_target, place
 
 
 @dataclass(frozen=True)
 class Composition:
-    """A composition of stages that runs from a configuration file.
+    """A composition of stages that runs from a configuration file."""
 
-    Args:
-        about: what it does, in one sentence.
-        example: a configuration file.
-        kind: the class of its configuration.
-        check: checks a configuration before any work.
-        compose: calls the stages; returns the reference of the report.
-        page: the report's page in that folder.
-        finished: the configuration, and the report's folder → the folders of finished models.
-        announce: the configuration → what to say of it before the run starts.
-    """
-
-    about: str
-    example: str
+    about: str  # what it does, in one sentence
+    example: str  # a configuration file
     kind: type[RunConfig]
-    check: Callable[[Any], None]
-    compose: Callable[[Runner, Any], ArtifactRef]
-    page: str
-    finished: Callable[[Any, Path], Iterable[Path]] = lambda config, report: ()
-    announce: Callable[[Any], Iterable[str]] = rows_of
+    check: Callable[[Any], None]  # of a configuration, before any work
+    compose: Callable[[Runner, Any], ArtifactRef]  # returns the reference of the report
+    page: str  # of the report
+    finished: Callable[[Any, Path], Iterable[Path]] = lambda config, report: ()  # folders of models, by the report's
+    announce: Callable[[Any], Iterable[str]] = rows_of  # what to say of a configuration before the run starts
 
 
 COMPOSITIONS = {
@@ -96,7 +80,7 @@ COMPOSITIONS = {
         smallest,
         "smallest.html",
         shipped,
-        lambda config: chain(rows_of(config), provable_lines(config)),
+        rows_of_search,
     ),
     "prompts": Composition(
         "Choose a template set on train examples, and report it on the evaluation split.",
@@ -114,18 +98,11 @@ def run_composition(
 ) -> int:
     """Run a composition from a configuration file; print its table, and where its report and its models are.
 
-    Args:
-        name: of the composition.
-        file: the configuration; None: its fields are all among the overrides.
-        overrides: its fields to override, KEY=VALUE.
-        execute: runs the composition on the configuration, once both are checked.
-
-    Returns:
-        The exit status: 0; 1 if stages failed; or 2 for bad input.
+    `overrides` are KEY=VALUE, all fields if there is no file. `execute` runs the composition on the configuration, once
+    that is checked. The exit status is 0, 1 if stages failed, or 2 for bad input.
     """
     composition = COMPOSITIONS[name]
-    failed: dict[str, Exception] = {}
-    begun = time.time()
+    failed: Mapping[str, Exception] = {}
     try:
         config = load_config(file, overrides, composition.kind)
         composition.check(config)
@@ -137,20 +114,18 @@ def run_composition(
         print(f"error: {error}", file=sys.stderr)
         return 2
     except IncompleteRun as error:
-        failed = dict(error.failed)
+        failed = error.failed
         for part, cause in failed.items():
             print(f"error: {part}: {one_line(cause)}", file=sys.stderr)
         if error.report is None:
             return 1
         report = error.report
-    store = ArtifactStore(config.store.root)
-    folder = store.open(report)
+    folder = ArtifactStore(config.store.root).open(report)
     if report.stage not in REPORTS:  # one stage alone was wanted
         print(f"{report.stage}: {folder}")
         return 0
     folder = place_report(folder, target)
     Console().print(reports.stored_table(folder))
-    print(f"stages: {costs_of(parts_of(store, report), begun)}")
     print(f"report: {folder / composition.page}")
     for model in composition.finished(config, folder) if not failed else ():
         print(f"model: {model}")
@@ -175,12 +150,11 @@ def place_report(folder: Path, target: Path | None) -> Path:
 
     A copy that fails is a warning: the run has succeeded, and its report is in the store, whose folder is returned.
     """
-    if target is None:
-        return folder
     try:
-        place(folder, target, "store.reports", "a report", REPORTS)
-        reports.write_index(target.parent)
+        if target:
+            place(folder, target, "store.reports", "a report", REPORTS)
+            reports.write_index(target.parent)
+        return target or folder
     except (InputError, OSError) as error:
         print(f"warning: the report was not copied: {error}", file=sys.stderr)
         return folder
-    return target

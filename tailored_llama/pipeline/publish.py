@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tailored_llama.errors import InputError, is_transient
-from tailored_llama.pipeline.answer import CERTIFICATE
+from tailored_llama.pipeline.reporting import CERTIFICATE
 from tailored_llama.store import publish, published_file
 
 log = logging.getLogger(__name__)

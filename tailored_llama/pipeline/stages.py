@@ -7,9 +7,7 @@ from tailored_llama import data, evaluation, models, pruning, serving, training
 from tailored_llama.data import BenchmarkSource, CalibrationSettings, PromptSettings
 from tailored_llama.evaluation import PerplexitySettings, ProfileSettings, ScoreSettings
 from tailored_llama.models import DenseSettings
-from tailored_llama.pipeline import answer, reporting
-from tailored_llama.pipeline.answer import ShipSettings, SmallestSettings
-from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings, StudySettings, SweepSettings
+from tailored_llama.pipeline import reporting
 from tailored_llama.pipeline.stage import Stage
 from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings, SplitSettings
 from tailored_llama.serving import GgufSettings, QuantisedSettings
@@ -33,14 +31,14 @@ SCORES = Stage("scores", 5, lambda: evaluation.score_benchmark, ScoreSettings, o
 QUANTISED = Stage("quantised-scores", 5, lambda: serving.score_quantised, QuantisedSettings, on_device=True)
 PERPLEXITY = Stage("perplexity", 5, lambda: evaluation.measure_perplexity, PerplexitySettings, on_device=True)
 PROFILE = Stage("profile", 4, lambda: evaluation.profile_checkpoint, ProfileSettings, on_device=True, timed=True)
-FINISHED_MODEL = Stage(FINISHED, 5, lambda: reporting.export_model, ExportSettings)
+FINISHED_MODEL = Stage(FINISHED, 5, lambda: reporting.export_model, reporting.ExportSettings)
 GGUF_FILE = Stage(GGUF, 4, lambda: serving.export_gguf, GgufSettings)
-REPORT = Stage("report", 6, lambda: reporting.write_run_report, ReportSettings)
-SWEEP = Stage("sweep", 4, lambda: reporting.write_sweep_report, SweepSettings)
-TRANSFER = Stage("transfer", 3, lambda: reporting.write_transfer_report, ReportSettings)
+REPORT = Stage("report", 6, lambda: reporting.write_run_report, reporting.ReportSettings)
+SWEEP = Stage("sweep", 4, lambda: reporting.write_sweep_report, reporting.SweepSettings)
+TRANSFER = Stage("transfer", 3, lambda: reporting.write_transfer_report, reporting.ReportSettings)
 SPEED = Stage("speed", 3, lambda: serving.measure_speed, NoneType, on_device=True, timed=True)
-SHIPPED = Stage(ANSWER, 2, lambda: answer.ship_model, ShipSettings)
-SMALLEST = Stage("smallest", 2, lambda: answer.write_smallest_report, SmallestSettings)
-STUDY = Stage("prompt-study", 3, lambda: reporting.write_study_report, StudySettings)
+SHIPPED = Stage(ANSWER, 2, lambda: reporting.ship_model, reporting.ShipSettings)
+SMALLEST = Stage("smallest", 2, lambda: reporting.write_smallest_report, reporting.SmallestSettings)
+STUDY = Stage("prompt-study", 3, lambda: reporting.write_study_report, reporting.StudySettings)
 
 STAGES: dict[str, Stage[Any]] = {own.name: own for own in list(globals().values()) if isinstance(own, Stage)}

@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow.compute as pc
 
 from tailored_llama import data, evaluation
-from tailored_llama.config import RunConfig, SmallestConfig, validate_as
+from tailored_llama.config import SmallestConfig, validate_as
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answers, LossTest
 from tailored_llama.pipeline import steps
-from tailored_llama.pipeline.answer import CERTIFICATE, PROOF, PROOF_SCHEMA, answers_of
 from tailored_llama.pipeline.futures import Artifact
+from tailored_llama.pipeline.reporting import CERTIFICATE, PROOF, PROOF_SCHEMA, answers_of
 from tailored_llama.pipeline.runner import Runner
 from tailored_llama.store import read_table, sha256_file
 
@@ -28,18 +28,11 @@ class Certificate:
     content: dict[str, Any]
     config: SmallestConfig
 
-    @property
-    def files(self) -> dict[str, str]:
-        """SHA-256 of every file of weights."""
-        return dict(self.content["model"]["sha256"])
 
-
-def read_certificate(folder: Path, files: list[str] | None = None) -> Certificate:
+def read_certificate(folder: Path, files: list[str] | None) -> Certificate:
     """Read a model's certificate, and check that it belongs to the files beside it.
 
-    Args:
-        folder: the model's.
-        files: the user's own rows, in the order of the benchmarks that were read from files; None: where they were.
+    `files` are the user's own rows, in the order of the benchmarks that were read from files; None: where they were.
 
     Raises:
         InputError: there is no certificate, it is broken, or a file of weights is missing or another.
@@ -63,21 +56,17 @@ def read_certificate(folder: Path, files: list[str] | None = None) -> Certificat
 
 
 def verify_certificate(run: Runner, certificate: Certificate, dense: str | None = None) -> dict[str, LossTest]:
-    """Score a certified model again on its proving rows, and test it again.
+    """Score a certified model again on its proving rows, and test it again; returns the tests by benchmark.
 
-    Args:
-        dense: the reference, to be scored again as well; None: its recorded answers are taken.
-
-    Returns:
-        The tests by benchmark.
+    `dense` is the reference, to be scored again as well; None: its recorded answers are taken.
 
     Raises:
         InputError: the rows are not those of the certificate.
     """
     config, content = certificate.config, certificate.content
-    file = next(iter(certificate.files)) if config.goal.runtime == "llama.cpp" else ""
-    small = steps.load_dense(run, _with_model(config, str(certificate.folder / file)))
-    again = steps.load_dense(run, _with_model(config, dense)) if dense else None
+    file = next(iter(content["model"]["sha256"])) if config.goal.runtime == "llama.cpp" else ""
+    small = _load(run, config, str(certificate.folder / file))
+    reference = _load(run, config, dense) if dense else None
     recorded, tests = read_table(certificate.folder / PROOF, PROOF_SCHEMA), {}
     for benchmark in config.benchmarks:
         name = benchmark.name
@@ -88,17 +77,19 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
                 f"{name}: its proving rows have SHA-256 {digest[:12]}…; allowed: {expected[:12]}…, the rows that the "
                 "certificate is of"
             )
-        answers = _answers(run, config, name, small, prompts)
-        rows = recorded.filter(pc.equal(recorded["benchmark"], name))
-        before = Answers(rows["example"].to_numpy(), answers.answers, rows["dense"].to_numpy())
-        if again:
-            before = _answers(run, config, name, again, prompts)
-        tests[name] = evaluation.noninferiority_test(before, answers, config.goal.lose_at_most / 100, content["level"])
+        after = _answers(run, config, name, small, prompts)
+        if reference:
+            before = _answers(run, config, name, reference, prompts)
+        else:
+            rows = recorded.filter(pc.equal(recorded["benchmark"], name))
+            before = Answers(rows["example"].to_numpy(), after.answers, rows["dense"].to_numpy())
+        tests[name] = evaluation.noninferiority_test(before, after, config.goal.lose_at_most / 100, content["level"])
     return tests
 
 
-def _with_model(config: RunConfig, source: str) -> RunConfig:
-    return config.model_copy(update={"model": config.model.model_copy(update={"source": source, "revision": None})})
+def _load(run: Runner, config: SmallestConfig, source: str) -> Artifact:
+    model = config.model.model_copy(update={"source": source, "revision": None})
+    return steps.load_dense(run, config.model_copy(update={"model": model}))
 
 
 def _answers(run: Runner, config: SmallestConfig, name: str, checkpoint: Artifact, prompts: Artifact) -> Answers:

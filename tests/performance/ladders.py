@@ -20,7 +20,7 @@ from tailored_llama.evaluation import Rung
 from tailored_llama.models import read_structure
 from tailored_llama.pipeline import StoreRunner
 from tailored_llama.pipeline.bases import score
-from tailored_llama.pipeline.candidates import SearchState, begin, file_bytes, measure
+from tailored_llama.pipeline.candidates import SearchState, begin, measure
 
 
 def main(
@@ -43,7 +43,8 @@ def main(
             if not number:
                 write(out, state, benchmark, folder, [(run.open(reference[benchmark]), "the reference", sixteen_bits)])
             rows = [
-                (run.open(own[benchmark]), state.label(rung), file_bytes(state, rung)) for rung, own in scored.items()
+                (run.open(own[benchmark]), state.label(rung), state.candidates[rung].bytes)
+                for rung, own in scored.items()
             ]
             write(out, state, benchmark, folder, rows)
 
