@@ -41,17 +41,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Base:
-    """A base model, ready to be pruned: its run, its prompts, those to choose with, and its steps by size.
-
-    `unreachable` says why further ratios are not among the steps.
-    """
+    """A base model, ready to be pruned: its run and its prompts, also those of each set of rows, by benchmark."""
 
     config: SmallestConfig
     prompts: Prompts
-    choosing: Mapping[str, Artifact]
+    rows: Mapping[ScoredSplit, Mapping[str, Artifact]]
     dense: Dense
-    steps: tuple[Step, ...]
-    unreachable: Mapping[str, str]
+    steps: tuple[Step, ...]  # by size
+    unreachable: Mapping[str, str]  # why further ratios are not among them
 
     @property
     def name(self) -> str:
@@ -61,10 +58,6 @@ class Base:
     def shown(self) -> str:
         """The name for people, without folders: cards leave this machine."""
         return str(reports.without_folders(self.name))
-
-    def rows(self, split: ScoredSplit) -> Mapping[str, Artifact]:
-        """The prompts to choose with, or those to prove on, by benchmark."""
-        return self.choosing if split == "selection" else self.prompts.evaluation
 
 
 @dataclass(frozen=True)
@@ -85,11 +78,12 @@ def prepare(run: Runner, config: SmallestConfig) -> Base:
     prompts, choosing = steps.render_all(run, config), {}
     for benchmark in config.benchmarks:
         examples = steps.load_examples(run, benchmark)
-        rows = min(config.goal.choosing_rows, _choosable(run.open(examples), config, benchmark))
-        choosing[benchmark.name] = steps.render(run, config, benchmark.name, "selection", examples, rows)
+        count = min(config.goal.choosing_rows, _choosable(run.open(examples), config, benchmark))
+        choosing[benchmark.name] = steps.render(run, config, benchmark.name, "selection", examples, count)
     unasked = config.model_copy(update={"pruning": config.pruning.model_copy(update={"ratios": ()})})
     dense = steps.prepare_dense(run, unasked, prompts)
-    return Base(config, prompts, choosing, dense, *_steps(run, config, dense))
+    rows: Mapping[ScoredSplit, Mapping[str, Artifact]] = {"selection": choosing, "evaluation": prompts.evaluation}
+    return Base(config, prompts, rows, dense, *_steps(run, config, dense))
 
 
 def _choosable(examples: Path, config: SmallestConfig, benchmark: BenchmarkConfig) -> int:
@@ -146,7 +140,7 @@ def better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]]
 def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: GgufType | None = None) -> Scores:
     """Score a model on one set of rows of every benchmark, with the weights of a type of file."""
     config, scores = base.config, {}
-    for name, prompts in base.rows(split).items():
+    for name, prompts in base.rows[split].items():
         benchmark, title = named_benchmark(config, name), f"{model.label}, {kind or '16 bits'}, {PURPOSE[split]}"
         if kind:
             settings = QuantisedSettings.of(benchmark, kind, split)
@@ -170,7 +164,5 @@ def answer_name(config: SmallestConfig) -> str:
 
 def read_all(run: Runner, base: Base, scores: Scores, split: ScoredSplit) -> dict[str, Answers]:
     """The answers of a scored model on every benchmark, valued as the goal measures them."""
-    asked = base.rows(split)
-    return {
-        name: answers_of(base.config, name, run.open(own), run.open(asked[name]), split) for name, own in scores.items()
-    }
+    prompts = {name: run.open(asked) for name, asked in base.rows[split].items()}
+    return {name: answers_of(base.config, name, run.open(own), prompts[name], split) for name, own in scores.items()}

@@ -29,7 +29,16 @@ from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.smallest import check_smallest, shipped, smallest
 from tailored_llama.pipeline.studies import prompts, sweep, transfer
 from tailored_llama.pipeline.tailor import tailor
-from tailored_llama.store import REPORTS, ArtifactRef, ArtifactStore, check_target, place
+from tailored_llama.store import (
+    MANIFEST,
+    REPORTS,
+    ArtifactRef,
+    ArtifactStore,
+    Manifest,
+    check_target,
+    place,
+    read_manifest,
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,6 @@ class Composition:
     kind: type[RunConfig]
     check: Callable[[Any], None]  # of a configuration, before any work
     compose: Callable[[Runner, Any], ArtifactRef]  # returns the reference of the report
-    page: str  # of the report
     finished: Callable[[Any, Path], Iterable[Path]] = lambda config, report: ()  # folders of models, by the report's
     announce: Callable[[Any], Iterable[str]] = rows_of  # what to say of a configuration before the run starts
 
@@ -53,7 +61,6 @@ COMPOSITIONS = {
         RunConfig,
         preflight.preflight_tailor,
         tailor,
-        "report.html",
         lambda config, report: [own.folder for own in exports(config)],
     ),
     "sweep": Composition(
@@ -62,7 +69,6 @@ COMPOSITIONS = {
         SweepConfig,
         preflight.preflight_sweep,
         sweep,
-        "sweep.html",
     ),
     "transfer": Composition(
         "Score the adapter of each benchmark on all benchmarks.",
@@ -70,7 +76,6 @@ COMPOSITIONS = {
         TransferConfig,
         preflight.preflight,
         transfer,
-        "transfer.html",
     ),
     "smallest": Composition(
         "Find the smallest model that still does the job, and prove that it does.",
@@ -78,7 +83,6 @@ COMPOSITIONS = {
         SmallestConfig,
         check_smallest,
         smallest,
-        "smallest.html",
         shipped,
         rows_of_search,
     ),
@@ -88,7 +92,6 @@ COMPOSITIONS = {
         PromptStudyConfig,
         preflight.preflight_prompts,
         prompts,
-        "study.html",
     ),
 }
 
@@ -126,7 +129,7 @@ def run_composition(
         return 0
     folder = place_report(folder, target)
     Console().print(reports.stored_table(folder))
-    print(f"report: {folder / composition.page}")
+    print(f"report: {next(folder.glob('*.html'))}")
     for model in composition.finished(config, folder) if not failed else ():
         print(f"model: {model}")
     return 1 if failed else 0
@@ -158,3 +161,32 @@ def place_report(folder: Path, target: Path | None) -> Path:
     except (InputError, OSError) as error:
         print(f"warning: the report was not copied: {error}", file=sys.stderr)
         return folder
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the artifacts behind another: when it was published, in seconds since 1970, and what it is of."""
+
+    time: float
+    label: str
+    manifest: Manifest
+
+
+def parts_of(store: ArtifactStore, ref: ArtifactRef) -> list[Part]:
+    """An artifact and all that it was made from, as far as stored here, in the order they were made."""
+    parts, seen, waiting = list[Part](), {ref.key}, [("", ref)]
+    while waiting:
+        label, part = waiting.pop(0)
+        folder = store.folder(part.stage, part.key)
+        try:
+            time, manifest = (folder / MANIFEST).stat().st_mtime, read_manifest(folder)
+        except (OSError, InputError):
+            continue
+        words = label.removeprefix(part.stage).split()
+        named = [str(manifest.config[name]) for name in ("benchmark", "split") if name in manifest.config]
+        parts.append(Part(time, " ".join([*words, *(name for name in named if name not in words)]), manifest))
+        for name, used in manifest.inputs.items():
+            if used.key not in seen:
+                seen.add(used.key)
+                waiting.append((name, used))
+    return sorted(parts, key=lambda part: part.time)

@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import fields, replace
 from threading import Thread
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from tailored_llama.errors import one_line
 from tailored_llama.pipeline.stage import is_container, leaves, map_leaves
 from tailored_llama.store import ArtifactRef
 
-R_co = TypeVar("R_co", covariant=True)
-R = TypeVar("R")
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
-class Future(Protocol[R_co]):
-    """What a stage returns, now or later."""
+class Artifact(Protocol):
+    """The future of a reference into the store, or of a folder: compositions only pass it on, or open it."""
 
-    def result(self) -> R_co:
+    def result(self) -> Any:
         """Wait for the result; a failure is raised, also that of a stage before this one."""
 
     def failures(self) -> Iterator[tuple[str, Exception]]:
         """Wait; the stages that failed, by name, of this one and those before it."""
 
 
-class Done(Generic[R]):
+class Done:
     """The future of a stage that has succeeded."""
 
-    def __init__(self, value: R) -> None:
+    def __init__(self, value: Any) -> None:
         self._value = value
 
-    def result(self) -> R:
+    def result(self) -> Any:
         return self._value
 
     def failures(self) -> Iterator[tuple[str, Exception]]:
@@ -56,9 +54,6 @@ class Failed:
         yield self.name, self.error
 
 
-Artifact = Future[Any]  # of a reference into the store, or of a folder: compositions only pass it on, or open it
-
-
 class Cancelled(RuntimeError):
     """The run was cancelled while one of its stages was under way."""
 
@@ -74,23 +69,23 @@ class IncompleteRun(RuntimeError):
         super().__init__("; ".join(f"{name}: {error}" for name, error in failed.items()))
 
 
-class Later(Generic[R]):
+class Later:
     """The future of a stage that a thread finds or builds, with `make`; the thread ends with this process.
 
     What failed among its inputs is its failure, too.
     """
 
-    def __init__(self, name: str, inputs: Mapping[str, Any], make: Callable[[], R]) -> None:
-        self.name, self.inputs, self._made = name, inputs, concurrent.futures.Future[R]()
+    def __init__(self, name: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> None:
+        self.name, self.inputs, self._made = name, inputs, Future[Any]()
         Thread(target=self._run, args=(make,), daemon=True).start()
 
-    def _run(self, make: Callable[[], R]) -> None:
+    def _run(self, make: Callable[[], Any]) -> None:
         try:
             self._made.set_result(make())
         except BaseException as error:  # a library in Rust panics with one; nothing must wait forever
             self._made.set_exception(error)
 
-    def result(self) -> R:
+    def result(self) -> Any:
         return self._made.result()
 
     def failures(self) -> Iterator[tuple[str, Exception]]:
@@ -147,8 +142,7 @@ def attempt(name: str, build: Callable[[], T]) -> T | Failed:
 def settle(attempts: Iterable[tuple[str, Any, Any]]) -> tuple[list[Any], dict[str, Exception]]:
     """Wait for the rows of a study; returns them, and the failures by name.
 
-    Args:
-        attempts: a name; an empty row, to which a failure adds its `error`; and what `attempt` made of it.
+    An attempt is a name, an empty row, to which a failure adds its `error`, and what `attempt` made of it.
 
     Raises:
         Cancelled: the run was cancelled meanwhile.

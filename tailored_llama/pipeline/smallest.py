@@ -24,7 +24,7 @@ from tailored_llama.pipeline import bases, candidates, stages
 from tailored_llama.pipeline.candidates import SearchState
 from tailored_llama.pipeline.futures import Artifact, conclude, failures
 from tailored_llama.pipeline.only import OnlyRunner
-from tailored_llama.pipeline.publish import publish_answer
+from tailored_llama.pipeline.proven import publish_answer
 from tailored_llama.pipeline.reporting import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.rows import check_provable
 from tailored_llama.pipeline.runner import Runner
@@ -40,6 +40,7 @@ from tailored_llama.store import (
 )
 
 S = TypeVar("S")
+Sets = dict[str, dict[str, RowSet]]  # by benchmark and purpose
 
 log = logging.getLogger(__name__)
 
@@ -59,26 +60,36 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
     measured = evaluation.search(candidates.ladders_of(state), partial(candidates.measure, state), margin)
     if not state.parts:
         raise next(iter(state.failed.values()))
-    order = evaluation.sequence(measured, margin)
-    opening = _open(state, order) if order else None
+    order, sets, base = evaluation.sequence(measured, margin), _sets(state), state.bases[0]
+    opening = _open(state, order, sets) if order else None
     proving, tests = _prove(state, order, opening) if opening else ({}, [])
-    answer, rungs = _answer(state, measured, order, tests, opening)
-    proof = Proof[Artifact]({}, {}, {})
-    if opening:
-        dense = bases.score(run, state.bases[0], state.reference, "evaluation")
-        proof = Proof(state.bases[0].prompts.evaluation, dense, {})
+    rungs = sorted(state.candidates, key=lambda rung: -measured[rung].cost)
+    unreachable = {name: error for own in state.bases for name, error in own.unreachable.items()}
+    answer = Answer(
+        goal=config.goal,
+        reference=f"the dense {base.shown}, {'tuned' if state.reference.adapter else 'as it is'}",
+        candidates=[replace(state.candidates[rung], smoothed=measured[rung].smoothed) for rung in rungs],
+        order=[rungs.index(one.rung) for one in order],
+        tests=tests,
+        opening=opening,
+        sets=sets,
+        nearest=rungs.index(evaluation.nearest(measured).rung),
+        failed=unreachable | {name: one_line(error) for name, error in state.failed.items()},
+    )
+    dense = bases.score(run, base, state.reference, "evaluation") if opening else {}
+    prompts = base.prompts.evaluation if opening else {}
     report = run(
         stages.SMALLEST,
         SmallestSettings(as_shown(config), answer),
         "report",
         candidates=[replace(state.parts[rung], proving=proving.get(rung, {})) for rung in rungs],
-        reference=proof.dense,
-        prompts=proof.prompts,
+        reference=dense,
+        prompts=prompts,
         used=[artifact for artifact in recorded.artifacts if not failures(artifact)],
     )
     if answer.proven is not None:
         rung = rungs[answer.proven]
-        _ship(state, answer, rung, replace(proof, small=proving[rung]))
+        _ship(state, answer, rung, Proof(prompts, dense, proving[rung]))
     failed = dict(state.failed)  # another candidate's failure takes nothing from what is proven
     if (target := config.store.publish) and not failures(report):
         try:
@@ -123,7 +134,7 @@ def check_smallest(config: SmallestConfig) -> None:
     check_provable(config)
 
 
-def _open(state: SearchState, order: Sequence[Measured]) -> int:
+def _open(state: SearchState, order: Sequence[Measured], sets: Sets) -> int:
     """Record what will be tested, and how, before the proving rows are scored; returns the number of the opening.
 
     The goal is what is proven with which rows: the rows and the base models, by their content. Another margin, measure
@@ -133,7 +144,7 @@ def _open(state: SearchState, order: Sequence[Measured]) -> int:
     made_of = [(parts.checkpoint, parts.adapter, parts.choosing) for parts in (state.parts[one.rung] for one in order)]
     tested = [[part.result().key for _, part in leaves(parts)] for parts in made_of]
     plan = {"margin": goal.lose_at_most, "confidence": goal.confidence, "measure": goal.measure, "tested": tested}
-    rows = sorted(sets["proving"].digest for sets in _sets(state).values())
+    rows = sorted(own["proving"].digest for own in sets.values())
     models = sorted(base.dense.checkpoint.result().digest for base in state.bases)
     store = ArtifactStore(config.store.root)
     opening = record_opening(store, _digest([rows, models])[:32], _digest(plan))
@@ -175,36 +186,12 @@ def _prove(
     return proving, tests
 
 
-def _answer(
-    state: SearchState,
-    measured: Mapping[Rung, Measured],
-    order: Sequence[Measured],
-    tests: Sequence[Mapping[str, LossTest]],
-    opening: int | None,
-) -> tuple[Answer, list[Rung]]:
-    """The result, and the rungs of its candidates, those of the largest cost first; what could not be made is named."""
-    rungs = sorted(state.candidates, key=lambda rung: -measured[rung].cost)
-    unreachable = {name: error for base in state.bases for name, error in base.unreachable.items()}
-    answer = Answer(
-        goal=state.config.goal,
-        reference=f"the dense {state.bases[0].shown}, {'tuned' if state.reference.adapter else 'as it is'}",
-        candidates=[replace(state.candidates[rung], smoothed=measured[rung].smoothed) for rung in rungs],
-        order=[rungs.index(one.rung) for one in order],
-        tests=tests,
-        opening=opening,
-        sets=_sets(state),
-        nearest=rungs.index(evaluation.nearest(measured).rung),
-        failed=unreachable | {name: one_line(error) for name, error in state.failed.items()},
-    )
-    return answer, rungs
-
-
-def _sets(state: SearchState) -> dict[str, dict[str, RowSet]]:
+def _sets(state: SearchState) -> Sets:
     """The three sets of rows of every benchmark, of the first base; all bases have the same."""
-    base, sets = state.bases[0], dict[str, dict[str, RowSet]]()
+    base, sets = state.bases[0], Sets()
     parts: dict[str, tuple[Mapping[str, Artifact], tuple[PromptSplit, ...]]] = {
         "tuning": (base.prompts.train, ("shots", "held_out")),
-        "choosing": (base.choosing, ("selection",)),
+        "choosing": (base.rows["selection"], ("selection",)),
         "proving": (base.prompts.evaluation, ("evaluation",)),
     }
     for purpose, (asked, splits) in parts.items():

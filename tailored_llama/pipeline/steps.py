@@ -199,11 +199,7 @@ def tune_dense(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts
     It is not healed: nothing was removed, and it would be its own teacher.
     """
     adapters = tune_adapters(run, config, 0.0, dense, prompts)
-    scores = {
-        name: score(run, config, name, TUNED_DENSE, dense, prompts.evaluation[name], adapter)
-        for name, adapter in adapters.items()
-    }
-    return TunedDense(by_training(config, adapters), scores)
+    return TunedDense(by_training(config, adapters), score_all(run, config, TUNED_DENSE, dense, prompts, adapters))
 
 
 def by_training(config: RunConfig, adapters: Mapping[str, Artifact]) -> dict[str, Artifact]:
@@ -227,6 +223,16 @@ def score(
     return run(stages.SCORES, settings, name, checkpoint=checkpoint, adapter=adapter, prompts=prompts)
 
 
+def score_all(
+    run: Runner, config: RunConfig, label: str, checkpoint: Artifact, prompts: Prompts, adapters: Mapping[str, Artifact]
+) -> dict[str, Artifact]:
+    """Score a checkpoint, with the adapter of each benchmark that has one, on all benchmarks that have prompts."""
+    return {
+        name: score(run, config, name, label, checkpoint, asked, adapters.get(name))
+        for name, asked in prompts.evaluation.items()
+    }
+
+
 def measure_perplexity(
     run: Runner, config: RunConfig, label: str, checkpoint: Artifact, dense: Artifact | None = None
 ) -> Artifact:
@@ -240,5 +246,4 @@ def measure(
 ) -> MeasuredModel[Artifact]:
     """Measure a model without an adapter: its perplexity, and its scores on all benchmarks that have prompts."""
     perplexity = measure_perplexity(run, config, label, checkpoint, dense)
-    scores = {name: score(run, config, name, label, checkpoint, asked) for name, asked in prompts.evaluation.items()}
-    return MeasuredModel(checkpoint, perplexity, scores)
+    return MeasuredModel(checkpoint, perplexity, score_all(run, config, label, checkpoint, prompts, {}))

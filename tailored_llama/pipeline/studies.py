@@ -89,10 +89,7 @@ def _pruned_row(run: Runner, config: SweepConfig, cell: SweepCell, row: Row) -> 
     perplexity = steps.measure_perplexity(run, own, label, healed, dense.checkpoint)
     asked, templates = _search_templates(run, own, healed) if cell.searched else (prompts, {})
     adapters = steps.tune_adapters(run, own, ratio, healed, asked) if config.tailored else {}
-    scores = {
-        name: steps.score(run, own, name, label, healed, asked.evaluation[name], adapters.get(name))
-        for name in prompts.evaluation
-    }
+    scores = steps.score_all(run, own, label, healed, asked, adapters) if prompts.evaluation else {}
     model = MeasuredModel(healed, perplexity, scores, templates)
     return replace(row, model=model, dense=steps.measure(run, own, "dense", dense.checkpoint, prompts))
 
@@ -147,7 +144,12 @@ def transfer(run: Runner, config: TransferConfig) -> ArtifactRef:
     pruned = steps.prune_to(run, config, dense, ratio, prompts)
     pruned = steps.heal_if_asked(run, config, dense.checkpoint, ratio, pruned, prompts)
 
-    tuned = {GENERIC: attempt(GENERIC, partial(_generic_adapter, run, config, ratio, pruned))}
+    def tune_generic() -> Artifact:
+        """One adapter for all benchmarks, tuned with the generic template."""
+        mixed = config.model_copy(update={"tuning": config.tuning.model_copy(update={"examples": "mixture"})})
+        return steps.tune(run, mixed, names, ratio, pruned, steps.render_all(run, mixed))
+
+    tuned = {GENERIC: attempt(GENERIC, tune_generic)}
     for own in names:
         tuned[own] = attempt(own, partial(steps.tune, run, config, [own], ratio, pruned, prompts))
 
@@ -162,13 +164,6 @@ def transfer(run: Runner, config: TransferConfig) -> ArtifactRef:
     scores, failed = settle([(cell.label, cell, attempt(cell.label, partial(scored, cell))) for cell in cells])
     settings = ReportSettings(as_shown(config, UNREAD_BY_TRANSFER))
     return conclude(run(stages.TRANSFER, settings, "transfer report", scores=scores), failed)
-
-
-def _generic_adapter(run: Runner, config: RunConfig, ratio: float, base: Artifact) -> Artifact:
-    """Tune the adapter for all benchmarks at once, with the generic template."""
-    mixed = config.model_copy(update={"tuning": config.tuning.model_copy(update={"examples": "mixture"})})
-    names = [benchmark.name for benchmark in config.benchmarks]
-    return steps.tune(run, mixed, names, ratio, base, steps.render_all(run, mixed))
 
 
 def prompts(run: Runner, config: PromptStudyConfig) -> ArtifactRef:

@@ -69,7 +69,7 @@ def _label(model: str, ratio: float) -> str:
 
 def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -> TailoredRun[Artifact]:
     """Prune the model to a ratio and tailor it to every benchmark."""
-    label, name = _label("tailored", ratio), _label("pruned", ratio)
+    name = _label("pruned", ratio)
     checkpoint = steps.prune_to(run, config, dense, ratio, prompts)
     pruned = steps.measure(run, config, name, checkpoint, prompts, dense.checkpoint)
     base = steps.heal_if_asked(run, config, dense.checkpoint, ratio, checkpoint, prompts)
@@ -83,10 +83,7 @@ def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompt
         may_finish = config.store.export and config.tuning.keep == "better"  # without an adapter
         asked = prompts if may_finish else replace(prompts, evaluation={})
         healed = steps.measure(run, config, _label("healed", ratio), base, asked, dense.checkpoint)
-    tailored = {
-        name: steps.score(run, config, name, label, base, asked, adapters.get(name))
-        for name, asked in prompts.evaluation.items()
-    }
+    tailored = steps.score_all(run, config, _label("tailored", ratio), base, prompts, adapters)
     return TailoredRun(ratio, pruned, healed, steps.by_training(config, adapters), tailored, profile)
 
 

@@ -1,23 +1,82 @@
-"""Repeat the proof of a model from its files: its certificate, the rows, and the model itself."""
+"""What becomes of a proven model: it is published, if it is better than the last one, and its proof is repeated."""
 
 from __future__ import annotations
 
 import json
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
 from tailored_llama import data, evaluation
 from tailored_llama.config import SmallestConfig, validate_as
-from tailored_llama.errors import InputError
+from tailored_llama.errors import InputError, is_transient
 from tailored_llama.evaluation import Answers, LossTest
 from tailored_llama.pipeline import steps
 from tailored_llama.pipeline.futures import Artifact
 from tailored_llama.pipeline.reporting import CERTIFICATE, PROOF, PROOF_SCHEMA, answers_of
 from tailored_llama.pipeline.runner import Runner
-from tailored_llama.store import read_table, sha256_file
+from tailored_llama.store import publish, published_file, read_table, sha256_file
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER = (10, 60, 300)  # seconds; what a server refuses now it may take in a minute
+
+
+def publish_answer(target: str, model: Path | None) -> None:
+    """Publish the proven model of a search, if there is one, and it is smaller than the one there, or loses less.
+
+    Raises:
+        InputError: as `published_file` and `publish`; or the model there is proven for another goal.
+        UnreachableError: the Hub does not answer, after further tries.
+    """
+    if model is None:
+        return log.info("nothing is published, as nothing is proven; what is at %s stays", target)
+    for pause in (*RETRY_AFTER, None):
+        try:
+            return _publish(target, model)
+        except Exception as error:
+            if pause is None or not is_transient(error):
+                raise
+            log.warning("publishing is tried again in %d seconds: %s", pause, error)
+            time.sleep(pause)
+
+
+def _publish(target: str, model: Path) -> None:
+    new, there = json.loads((model / CERTIFICATE).read_bytes()), published_file(target, CERTIFICATE)
+    if there is not None:
+        try:
+            last = json.loads(there)
+            other, best = _goal_of(last), _rank(last)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            told = f"store.publish: the {CERTIFICATE} at {target} is not one; allowed: a new place"
+            raise InputError(told) from None
+        if (goal := _goal_of(new)) != other:
+            raise InputError(
+                f"store.publish: {target} has a model for another goal ({other}, here {goal}); allowed: a place for "
+                "each goal"
+            )
+        if _rank(new) >= best:
+            log.info("not published: %s, and that at %s, %s, stays", _figures(new), target, _figures(last))
+            return
+    publish(model, target, new["claim"])
+    log.info("published to %s: %s", target, _figures(new))
+
+
+def _goal_of(certificate: dict[str, Any]) -> str:
+    margin, measure, confidence = (certificate[name] for name in ("margin_points", "measure", "confidence"))
+    return f"{margin:g} points of {measure} at {100 * confidence:g} % on {', '.join(sorted(certificate['benchmarks']))}"
+
+
+def _rank(certificate: dict[str, Any]) -> tuple[int, float]:
+    """Bytes, then the loss on the worst benchmark: the lower the better."""
+    return certificate["model"]["bytes"], max(test["loss"] for test in certificate["benchmarks"].values())
+
+
+def _figures(certificate: dict[str, Any]) -> str:
+    size, loss = _rank(certificate)
+    return f"{size:,} bytes, {100 * loss:.2f} points lost"
 
 
 @dataclass(frozen=True)
@@ -81,8 +140,8 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
         if reference:
             before = _answers(run, config, name, reference, prompts)
         else:
-            rows = recorded.filter(pc.equal(recorded["benchmark"], name))
-            before = Answers(rows["example"].to_numpy(), after.answers, rows["dense"].to_numpy())
+            own = recorded["benchmark"].to_numpy() == name
+            before = Answers(recorded["example"].to_numpy()[own], after.answers, recorded["dense"].to_numpy()[own])
         tests[name] = evaluation.noninferiority_test(before, after, config.goal.lose_at_most / 100, content["level"])
     return tests
 
