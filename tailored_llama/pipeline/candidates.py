@@ -1,4 +1,4 @@
-"""The candidates for the smallest model: how each is made, and what it costs and loses on the choosing rows."""
+"""The base models of a search, and the candidates made from them: what each costs, and loses on the choosing rows."""
 
 from __future__ import annotations
 
@@ -6,20 +6,65 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from tailored_llama import evaluation, models, serving, training
-from tailored_llama.config import GgufType, ProfileConfig, SmallestConfig, bases_of
-from tailored_llama.errors import one_line
-from tailored_llama.evaluation import Answers, Candidate, CandidateParts, Ladder, Measured, ProfileSettings, Rung
+from tailored_llama import data, evaluation, models, pruning, reports, serving, training
+from tailored_llama.config import BenchmarkConfig, GgufType, ProfileConfig, SmallestConfig, bases_of, named_benchmark
+from tailored_llama.errors import InputError, one_line
+from tailored_llama.evaluation import Answers, Candidate, CandidateParts, Measured, ProfileSettings, Rung
 from tailored_llama.pipeline import stages, steps
-from tailored_llama.pipeline.bases import Base, Model, Step, better_dense, gguf, prepare, read_all, score
 from tailored_llama.pipeline.futures import Artifact, Cancelled
+from tailored_llama.pipeline.reporting import answers_of
 from tailored_llama.pipeline.runner import Runner
+from tailored_llama.pipeline.steps import Dense, Prompts
+from tailored_llama.serving import GgufSettings, QuantisedSettings
+
+ScoredSplit = Literal["selection", "evaluation"]  # the rows to choose with, and those to prove on
+OfBenchmarks = Mapping[str, Artifact]  # by benchmark
+LEAST_STEP = 0.02  # of the parameters, by which neighbours on a ladder differ
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A place on the ladders of a base model: what is removed; `tokens` that stay, if only tokens leave."""
+
+    ratio: float
+    tokens: int | None = None
+
+    @property
+    def label(self) -> str:
+        return "trimmed" if self.tokens else f"@ {self.ratio:.2f}" if self.ratio else "dense"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, ready to be pruned: its run, and its prompts, also those of each set of rows."""
+
+    config: SmallestConfig
+    prompts: Prompts
+    rows: Mapping[ScoredSplit, OfBenchmarks]
+    dense: Dense
+    steps: tuple[Step, ...]  # by size
+    unreachable: Mapping[str, str]  # why further ratios are not among them
+
+    @property
+    def name(self) -> str:
+        """The name for people, without folders: cards leave this machine."""
+        return str(reports.without_folders(self.config.model.source))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint, and the adapter to merge into it, if that is better than none; `label` is for people."""
+
+    label: str
+    checkpoint: Artifact
+    adapter: Artifact | None
 
 
 @dataclass
@@ -32,7 +77,7 @@ class SearchState:
     ladders: Sequence[tuple[Base, GgufType | None]]
     reference: Model
     answers: Mapping[str, Answers]  # of the reference on the choosing rows, by benchmark
-    models: dict[tuple[str, Step], Model]
+    models: dict[tuple[str, Step], Model]  # by `place`
     parts: dict[Rung, CandidateParts[Artifact]] = field(default_factory=dict)
     candidates: dict[Rung, Candidate] = field(default_factory=dict)  # before smoothing
     failed: dict[str, Exception] = field(default_factory=dict)
@@ -42,10 +87,10 @@ class SearchState:
         base, kind = self.ladders[rung.ladder]
         return base, kind, base.steps[rung.position]
 
-    def model(self, rung: Rung) -> Model:
-        """The model of a measured rung."""
+    def place(self, rung: Rung) -> tuple[str, Step]:
+        """What rungs have in common that are one model in several types of file."""
         base, _, step = self.locate(rung)
-        return self.models[base.name, step]
+        return base.config.model.source, step
 
     def label(self, rung: Rung) -> str:
         base, kind, step = self.locate(rung)
@@ -56,29 +101,109 @@ def begin(run: Runner, config: SmallestConfig) -> SearchState:
     """Prepare the base models, and choose the reference: the better of the dense model as it is and tuned.
 
     The choosing rows decide. Ladders of many bits come first: what loses too much there need not be tried in fewer.
+
+    Raises:
+        InputError: a benchmark has fewer than ten rows to choose with.
     """
-    bases = [prepare(run, own) for own in bases_of(config)]
-    dense = [better_dense(run, base) for base in bases]
+    bases = [_prepare(run, own) for own in bases_of(config)]
+    dense = [_better_dense(run, base) for base in bases]
     ladders = [(base, kind) for kind in sorted(config.file_types, key=serving.bits_of, reverse=True) for base in bases]
-    whole = {(base.name, base.steps[0]): model for base, (model, _) in zip(bases, dense, strict=True)}
+    whole = {(own.config.model.source, own.steps[0]): model for own, (model, _) in zip(bases, dense, strict=True)}
     return SearchState(run, config, bases, ladders, *dense[0], whole)
 
 
-def ladders_of(state: SearchState) -> list[Ladder]:
-    """The ladders with the cost of every rung, as far as it can be told before the model is made.
+def _prepare(run: Runner, config: SmallestConfig) -> Base:
+    """Load a base model and score its groups; render all prompts; and see which steps make it smaller."""
+    prompts, choosing = steps.render_all(run, config), {}
+    for benchmark in config.benchmarks:
+        examples = steps.load_examples(run, benchmark)
+        count = min(config.goal.choosing_rows, _choosable(run.open(examples), config, benchmark))
+        choosing[benchmark.name] = steps.render(run, config, benchmark.name, "selection", examples, count)
+    unasked = config.model_copy(update={"pruning": config.pruning.model_copy(update={"ratios": ()})})
+    dense = steps.prepare_dense(run, unasked, prompts)
+    rows: dict[ScoredSplit, OfBenchmarks] = {"selection": choosing, "evaluation": prompts.evaluation}
+    return Base(config, prompts, rows, dense, *_steps(run, config, dense))
 
-    Bytes follow from the parameters, and memory is hardly more. Times cannot be told.
+
+def _choosable(examples: Path, config: SmallestConfig, benchmark: BenchmarkConfig) -> int:
+    """The rows of a benchmark that are left to choose with."""
+    rows = len(data.read_examples(examples, "selection"))
+    if not benchmark.data:
+        pool = len(data.read_examples(examples, "train")) - config.scoring.num_fewshot
+        rows = pool - config.tuning.shots - config.tuning.held_out
+    if rows < 10:
+        raise InputError(
+            f"benchmarks.{benchmark.name}: got {max(rows, 0)} rows to choose with, beside those tuned on, held out or "
+            "reported on; allowed: at least 10"
+        )
+    return rows
+
+
+def _steps(run: Runner, config: SmallestConfig, dense: Dense) -> tuple[tuple[Step, ...], dict[str, str]]:
+    """Nothing removed; only the tokens that the job does not need; and the ratios that remove more.
+
+    Why a ratio cannot be reached comes second.
     """
-    told = state.config.goal.smallest in ("file", "memory")
-    ladders: list[Ladder] = []
-    for base, kind in state.ladders:
-        structure = models.read_structure(state.run.open(base.dense.checkpoint))
-        whole = structure.parameters * serving.bits_of(kind) / 8
-        costs = tuple(whole * (1 - step.ratio) if told else 0.0 for step in base.steps)
-        above = max((i for i, (other, _) in enumerate(state.ladders[: len(ladders)]) if other is base), default=None)
-        reference = base is state.bases[0] and serving.bits_of(kind) >= 16
-        ladders.append(Ladder(costs, reference, above))
-    return ladders
+    reached, unreachable = [Step(0.0)], {}
+    if dense.counts is not None:
+        size = models.read_structure(run.open(dense.checkpoint)).size
+        tokens = pruning.enough_tokens(run.open(dense.checkpoint), run.open(dense.counts))
+        if (ratio := (size.vocab_size - tokens) * size.row / size.parameters) >= LEAST_STEP:
+            reached.append(Step(ratio, tokens))
+    for ratio in sorted(config.pruning.ratios):
+        if ratio < reached[-1].ratio + LEAST_STEP:
+            continue
+        try:
+            run.open(steps.check_ratio(run, config, ratio, dense.checkpoint, dense.groups, dense.counts))
+        except InputError as error:
+            unreachable[f"{config.model.short_name} @ {ratio:.2f}"] = one_line(error)
+        else:
+            reached.append(Step(ratio))
+    return tuple(reached), unreachable
+
+
+def _better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]]:
+    """The dense model as it is or tuned, whichever has more right on the choosing rows; and its answers to these."""
+    checkpoint, label = base.dense.checkpoint, f"{base.config.model.short_name} dense"
+    adapters = steps.tune_adapters(run, base.config, 0.0, checkpoint, base.prompts)
+    dense = [Model(label, checkpoint, None)]
+    dense += [Model(f"{label}, tuned", checkpoint, adapter) for adapter in list(adapters.values())[:1]]
+    scored = [score(run, base, model, "selection") for model in dense]
+    answers = [read_all(run, base, parts, "selection") for parts in scored]
+    means = [np.mean([np.mean(own.values) for own in one.values()]) for one in answers]
+    best = int(np.argmax(means))
+    return dense[best], answers[best]
+
+
+def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: GgufType | None = None) -> OfBenchmarks:
+    """Score a model on one set of rows of every benchmark, with the weights of a type of file."""
+    config, scores = base.config, {}
+    for name, prompts in base.rows[split].items():
+        title = f"{model.label}, {kind or '16 bits'}, {'to choose' if split == 'selection' else 'to prove'}"
+        if kind:
+            settings = QuantisedSettings.of(named_benchmark(config, name), kind, split)
+            inputs = {"checkpoint": model.checkpoint, "gguf": gguf(run, base, model, kind), "prompts": prompts}
+            scores[name] = run(stages.QUANTISED, settings, f"score {name} {title}", **inputs)
+        else:
+            scores[name] = steps.score(run, config, name, title, model.checkpoint, prompts, model.adapter, split)
+    return scores
+
+
+def gguf(run: Runner, base: Base, model: Model, kind: GgufType) -> Artifact:
+    """The GGUF file of a model, named as the answer; it is written once, and scored, timed and shipped as it is."""
+    settings, title = GgufSettings(kind, answer_name(base.config)), f"write {model.label}, {kind}"
+    return run(stages.GGUF_FILE, settings, title, checkpoint=model.checkpoint, adapter=model.adapter)
+
+
+def answer_name(config: SmallestConfig) -> str:
+    """The name of the answer: that of its benchmarks."""
+    return "-".join(benchmark.name.replace(":", "-") for benchmark in config.benchmarks)
+
+
+def read_all(run: Runner, base: Base, scores: OfBenchmarks, split: ScoredSplit) -> dict[str, Answers]:
+    """The answers of a scored model on every benchmark, valued as the goal measures them."""
+    prompts = {name: run.open(asked) for name, asked in base.rows[split].items()}
+    return {name: answers_of(base.config, name, run.open(own), prompts[name], split) for name, own in scores.items()}
 
 
 def measure(state: SearchState, rungs: Sequence[Rung]) -> list[Measured]:
@@ -103,10 +228,10 @@ def measure(state: SearchState, rungs: Sequence[Rung]) -> list[Measured]:
 
 def _begin_model(state: SearchState, rung: Rung, nothing: None) -> Model:
     """Prune and tune, or what is known of it already; nothing is waited for."""
-    base, _, step = state.locate(rung)
-    if known := state.models.get((base.name, step)):
+    if known := state.models.get(state.place(rung)):
         return known
-    run, config = state.run, base.config
+    (base, _, step), run = state.locate(rung), state.run
+    config = base.config
     if step.tokens:
         config = config.model_copy(update={"pruning": config.pruning.model_copy(update={"vocabulary": step.tokens})})
     pruned = steps.prune_to(run, config, base.dense, step.ratio, base.prompts)
@@ -120,12 +245,12 @@ def _score(state: SearchState, rung: Rung, model: Model) -> CandidateParts[Artif
 
     An adapter that held-out examples show to be no better than none is left out.
     """
-    base, kind, step = state.locate(rung)
-    if (base.name, step) not in state.models and model.adapter is not None:
+    base, kind, _ = state.locate(rung)
+    if state.place(rung) not in state.models and model.adapter is not None:
         comparison = training.read_comparison(state.run.open(model.adapter))
         if not training.ships_adapter(base.config.tuning, comparison):
             model = replace(model, adapter=None)
-    model = state.models.setdefault((base.name, step), model)
+    model = state.models.setdefault(state.place(rung), model)
     scores, timed = score(state.run, base, model, "selection", kind), None
     if state.config.goal.smallest in ("reading", "writing"):
         name = f"time {state.label(rung)}"
@@ -151,7 +276,7 @@ def _read(state: SearchState, rung: Rung, parts: CandidateParts[Artifact]) -> Me
         cost += models.cache_bytes(structure)
     state.parts[rung] = parts
     state.candidates[rung] = one = Candidate(
-        base=base.shown,
+        base=base.name,
         ratio=step.ratio,
         type=kind,
         trimmed=step.tokens is not None,
@@ -162,14 +287,8 @@ def _read(state: SearchState, rung: Rung, parts: CandidateParts[Artifact]) -> Me
         losses=losses,
         smoothed=math.nan,
     )
-    told = f"{state.label(rung)} {points_lost(one.loss)}"
-    log.info("candidate %d: %s, %.1f MB", len(state.candidates), told, size / 1e6)
+    log.info("%s: %.1f points lost, %.1f MB", state.label(rung), 100 * one.loss, size / 1e6)
     return Measured(rung, cost, one.loss)
-
-
-def points_lost(loss: float) -> str:
-    """A loss in words; below zero it is a gain."""
-    return f"{'loses' if loss > 0 else 'gains'} {100 * abs(loss):.1f} points"
 
 
 def _seconds(state: SearchState, timed: Artifact, kind: GgufType | None) -> float:

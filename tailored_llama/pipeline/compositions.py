@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tailored_llama import preflight, reports
+from tailored_llama import preflight, reports, store
 from tailored_llama.config import (
     PromptStudyConfig,
     RunConfig,
@@ -29,16 +29,7 @@ from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.smallest import check_smallest, shipped, smallest
 from tailored_llama.pipeline.studies import prompts, sweep, transfer
 from tailored_llama.pipeline.tailor import tailor
-from tailored_llama.store import (
-    MANIFEST,
-    REPORTS,
-    ArtifactRef,
-    ArtifactStore,
-    Manifest,
-    check_target,
-    place,
-    read_manifest,
-)
+from tailored_llama.store import REPORTS, ArtifactRef
 
 
 @dataclass(frozen=True)
@@ -123,7 +114,7 @@ def run_composition(
         if error.report is None:
             return 1
         report = error.report
-    folder = ArtifactStore(config.store.root).open(report)
+    folder = store.ArtifactStore(config.store.root).open(report)
     if report.stage not in REPORTS:  # one stage alone was wanted
         print(f"{report.stage}: {folder}")
         return 0
@@ -135,16 +126,16 @@ def run_composition(
     return 1 if failed else 0
 
 
-def report_target(store: StoreConfig, name: str) -> Path | None:
+def report_target(config: StoreConfig, name: str) -> Path | None:
     """The folder that gets a copy of the report; None without `store.reports`.
 
     Raises:
         InputError: something else than a report stands there.
     """
-    if store.reports is None:
+    if config.reports is None:
         return None
-    target = Path(store.reports).expanduser() / name
-    check_target(target, "store.reports", "a report", REPORTS)
+    target = Path(config.reports).expanduser() / name
+    store.check_target(target, "store.reports", "a report", REPORTS)
     return target
 
 
@@ -155,7 +146,7 @@ def place_report(folder: Path, target: Path | None) -> Path:
     """
     try:
         if target:
-            place(folder, target, "store.reports", "a report", REPORTS)
+            store.place(folder, target, "store.reports", "a report", REPORTS)
             reports.write_index(target.parent)
         return target or folder
     except (InputError, OSError) as error:
@@ -169,17 +160,17 @@ class Part:
 
     time: float
     label: str
-    manifest: Manifest
+    manifest: store.Manifest
 
 
-def parts_of(store: ArtifactStore, ref: ArtifactRef) -> list[Part]:
+def parts_of(artifacts: store.ArtifactStore, ref: ArtifactRef) -> list[Part]:
     """An artifact and all that it was made from, as far as stored here, in the order they were made."""
     parts, seen, waiting = list[Part](), {ref.key}, [("", ref)]
     while waiting:
         label, part = waiting.pop(0)
-        folder = store.folder(part.stage, part.key)
+        folder = artifacts.folder(part.stage, part.key)
         try:
-            time, manifest = (folder / MANIFEST).stat().st_mtime, read_manifest(folder)
+            time, manifest = (folder / store.MANIFEST).stat().st_mtime, store.read_manifest(folder)
         except (OSError, InputError):
             continue
         words = label.removeprefix(part.stage).split()

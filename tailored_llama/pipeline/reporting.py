@@ -7,30 +7,16 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from tailored_llama import data, evaluation, models, reports, serving, training
 from tailored_llama.config import PromptStudyConfig, RunConfig, SmallestConfig, SweepConfig, Work, named_benchmark
 from tailored_llama.data import PromptSplit
-from tailored_llama.evaluation import (
-    Answer,
-    Answers,
-    CandidateParts,
-    MeasuredModel,
-    Proof,
-    StudiedBenchmark,
-    SweptCell,
-    TailoredRun,
-    TransferScore,
-    TunedDense,
-)
+from tailored_llama.evaluation import Answer, Answers, MeasuredModel, Proof, StudiedBenchmark, TransferScore
 from tailored_llama.pipeline.stage import leaves, plain
 from tailored_llama.store import MANIFEST, read_manifest, sha256_file, write_table
-
-if TYPE_CHECKING:
-    from tailored_llama.evaluation import RecoveryRow, SweepRow
 
 CERTIFICATE, PROOF = "certificate.json", "proof.parquet"
 PROOF_SCHEMA = pa.schema(
@@ -55,16 +41,16 @@ class ReportSettings:
 def write_run_report(
     *,
     dense: MeasuredModel[Path],
-    runs: Sequence[TailoredRun[Path]],
+    runs: Sequence[evaluation.TailoredRun[Path]],
     prompts: Mapping[str, Path],
-    tuned_dense: TunedDense[Path],
+    tuned_dense: evaluation.TunedDense[Path],
     settings: ReportSettings,
     work: Work,
 ) -> None:
     """Stage: write the report of a run from what there is of it; `prompts` are the rendered evaluation prompts."""
     read = {"dense": dense, "": runs, "prompts": prompts, "dense, tuned": tuned_dense}
     config = settings.config
-    of: Sequence[TailoredRun[Path] | None] = runs or [None]  # without any, the dense model alone
+    of: Sequence[evaluation.TailoredRun[Path] | None] = runs or [None]  # without any, the dense model alone
     inputs = reports.ReportInputs(
         config.model.source,
         [reports.run_results(dense, run, tuned_dense.scores, config.seed) for run in of],
@@ -84,14 +70,16 @@ class SweepSettings:
     config: SweepConfig
 
 
-def write_sweep_report(*, cells: Sequence[SweptCell[Path]], settings: SweepSettings, work: Work) -> None:
+def write_sweep_report(*, cells: Sequence[evaluation.SweptCell[Path]], settings: SweepSettings, work: Work) -> None:
     """Stage: write the report of a sweep; dense models come first, then every cell."""
     reports.write_sweep(settings.config, list(_sweep_rows(cells)), out=work.out)
 
 
-def _sweep_rows(cells: Sequence[SweptCell[Path]]) -> Iterator[tuple[SweepRow, list[RecoveryRow]]]:
+def _sweep_rows(
+    cells: Sequence[evaluation.SweptCell[Path]],
+) -> Iterator[tuple[evaluation.SweepRow, list[evaluation.RecoveryRow]]]:
     """One row for all seeds of a setting, and one for each cell that failed."""
-    settings: dict[SweepRow, list[SweptCell[Path]]] = {}
+    settings: dict[evaluation.SweepRow, list[evaluation.SweptCell[Path]]] = {}
     for cell in cells:
         settings.setdefault(evaluation.SweepRow(cell.name, cell.ratio, cell.curve, cell.place), []).append(cell)
     for row, members in settings.items():
@@ -132,7 +120,7 @@ class SmallestSettings:
 
 def write_smallest_report(
     *,
-    candidates: Sequence[CandidateParts[Path]],
+    candidates: Sequence[evaluation.CandidateParts[Path]],
     reference: Mapping[str, Path],
     prompts: Mapping[str, Path],
     used: Sequence[Path],
@@ -185,7 +173,7 @@ class ExportSettings:
 
 
 def export_model(
-    *, dense: MeasuredModel[Path], run: TailoredRun[Path], settings: ExportSettings, work: Work
+    *, dense: MeasuredModel[Path], run: evaluation.TailoredRun[Path], settings: ExportSettings, work: Work
 ) -> dict[str, Any]:
     """Stage: write the finished model of a benchmark, with its card: the base with its adapter merged.
 

@@ -1,7 +1,6 @@
 """Find the smallest model that still does a job, and prove that it does.
 
-Three sets of rows never meet: those to tune on, those to choose candidates with, and those to prove the answer on. All
-models come from the same stages as those of any other run.
+Three sets of rows never meet: those to tune on, those to choose candidates with, and those to prove the answer on.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tailored_llama import data, evaluation, preflight
+from tailored_llama import data, evaluation, models, preflight, serving, store
 from tailored_llama.config import SmallestConfig, as_shown, bases_of
 from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.evaluation import Answer, LossTest, Measured, Proof, RowSet, Rung
-from tailored_llama.pipeline import bases, candidates, stages
+from tailored_llama.evaluation import Answer, Ladder, LossTest, Measured, Proof, RowSet, Rung
+from tailored_llama.pipeline import candidates, stages
 from tailored_llama.pipeline.candidates import SearchState
 from tailored_llama.pipeline.futures import Artifact, conclude, failures
 from tailored_llama.pipeline.only import OnlyRunner
@@ -29,15 +28,7 @@ from tailored_llama.pipeline.reporting import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.rows import check_provable
 from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.stage import Stage, leaves
-from tailored_llama.store import (
-    ANSWER,
-    ArtifactRef,
-    ArtifactStore,
-    check_published,
-    check_target,
-    place,
-    record_opening,
-)
+from tailored_llama.store import ArtifactRef
 
 S = TypeVar("S")
 Sets = dict[str, dict[str, RowSet]]  # by benchmark and purpose
@@ -57,7 +48,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
     run = recorded = _Recorder(run)
     margin = config.goal.lose_at_most / 100
     state = candidates.begin(run, config)
-    measured = evaluation.search(candidates.ladders_of(state), partial(candidates.measure, state), margin)
+    measured = evaluation.search(_ladders(state), partial(candidates.measure, state), margin)
     if not state.parts:
         raise next(iter(state.failed.values()))
     order, sets, base = evaluation.sequence(measured, margin), _sets(state), state.bases[0]
@@ -67,7 +58,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
     unreachable = {name: error for own in state.bases for name, error in own.unreachable.items()}
     answer = Answer(
         goal=config.goal,
-        reference=f"the dense {base.shown}, {'tuned' if state.reference.adapter else 'as it is'}",
+        reference=f"the dense {base.name}, {'tuned' if state.reference.adapter else 'as it is'}",
         candidates=[replace(state.candidates[rung], smoothed=measured[rung].smoothed) for rung in rungs],
         order=[rungs.index(one.rung) for one in order],
         tests=tests,
@@ -76,7 +67,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         nearest=rungs.index(evaluation.nearest(measured).rung),
         failed=unreachable | {name: one_line(error) for name, error in state.failed.items()},
     )
-    dense = bases.score(run, base, state.reference, "evaluation") if opening else {}
+    dense = candidates.score(run, base, state.reference, "evaluation") if opening else {}
     prompts = base.prompts.evaluation if opening else {}
     report = run(
         stages.SMALLEST,
@@ -126,12 +117,29 @@ def check_smallest(config: SmallestConfig) -> None:
             update["export_formats"] = tuple(f"gguf:{kind}" for kind in config.goal.types)
         preflight.preflight_tailor(own.model_copy(update={"store": own.store.model_copy(update=update)}))
     if target := answer_folder(config):
-        check_target(target, "store.export", "an exported model", [ANSWER])
+        store.check_target(target, "store.export", "an exported model", [store.ANSWER])
     if published := config.store.publish:
         if not target:
             raise InputError(f"store.publish: got {published!r} without store.export; allowed: with a folder there")
-        check_published(published)
+        store.check_published(published)
     check_provable(config)
+
+
+def _ladders(state: SearchState) -> list[Ladder]:
+    """The ladders with the cost of every rung, as far as it can be told before the model is made.
+
+    Bytes follow from the parameters, and memory is hardly more. Times cannot be told.
+    """
+    told = state.config.goal.smallest in ("file", "memory")
+    ladders: list[Ladder] = []
+    for base, kind in state.ladders:
+        structure = models.read_structure(state.run.open(base.dense.checkpoint))
+        whole = structure.parameters * serving.bits_of(kind) / 8
+        costs = tuple(whole * (1 - step.ratio) if told else 0.0 for step in base.steps)
+        above = max((i for i, (other, _) in enumerate(state.ladders[: len(ladders)]) if other is base), default=None)
+        reference = base is state.bases[0] and serving.bits_of(kind) >= 16
+        ladders.append(Ladder(costs, reference, above))
+    return ladders
 
 
 def _open(state: SearchState, order: Sequence[Measured], sets: Sets) -> int:
@@ -145,9 +153,9 @@ def _open(state: SearchState, order: Sequence[Measured], sets: Sets) -> int:
     tested = [[part.result().key for _, part in leaves(parts)] for parts in made_of]
     plan = {"margin": goal.lose_at_most, "confidence": goal.confidence, "measure": goal.measure, "tested": tested}
     rows = sorted(own["proving"].digest for own in sets.values())
-    models = sorted(base.dense.checkpoint.result().digest for base in state.bases)
-    store = ArtifactStore(config.store.root)
-    opening = record_opening(store, _digest([rows, models])[:32], _digest(plan))
+    dense = sorted(base.dense.checkpoint.result().digest for base in state.bases)
+    artifacts = store.ArtifactStore(config.store.root)
+    opening = store.record_opening(artifacts, _digest([rows, dense])[:32], _digest(plan))
     level = evaluation.level_of(opening, goal.confidence)
     labels = "; ".join(state.label(one.rung) for one in order)
     log.info("opening %d of the proving rows: each test at level %.2g. In this order: %s", opening, level, labels)
@@ -164,14 +172,16 @@ def _prove(
     """Test the candidates in their order, on rows that chose none of them; the first that fails ends the sequence."""
     run, first, goal = state.run, state.bases[0], state.config.goal
     level = evaluation.level_of(opening, goal.confidence)
-    reference = bases.score(run, first, state.reference, "evaluation")  # under way while the first candidate is scored
+    reference = candidates.score(
+        run, first, state.reference, "evaluation"
+    )  # under way while the first candidate is scored
     proving: dict[Rung, Mapping[str, Artifact]] = {}
     tests: list[Mapping[str, LossTest]] = []
     for rung in (one.rung for one in order):
         base, kind, _ = state.locate(rung)
-        proving[rung] = bases.score(run, base, state.model(rung), "evaluation", kind)
-        dense = bases.read_all(run, first, reference, "evaluation")
-        small = bases.read_all(run, base, proving[rung], "evaluation")
+        proving[rung] = candidates.score(run, base, state.models[state.place(rung)], "evaluation", kind)
+        dense = candidates.read_all(run, first, reference, "evaluation")
+        small = candidates.read_all(run, base, proving[rung], "evaluation")
         tested = {
             name: evaluation.noninferiority_test(dense[name], own, goal.lose_at_most / 100, level)
             for name, own in small.items()
@@ -179,8 +189,8 @@ def _prove(
         tests.append(tested)
         proven, worst = evaluation.is_proven(tested), max(tested.values(), key=lambda test: test.bound)
         told = "is proven" if proven else "is not proven, which ends the sequence"
-        lost, most = candidates.points_lost(worst.loss), round(100 * worst.bound, 1) + 0.0
-        log.info("%s %s: it %s, and a loss of %.1f is not excluded", state.label(rung), told, lost, most)
+        facts = f"{100 * worst.loss:.1f} points lost, and {100 * worst.bound:.1f} not excluded"
+        log.info("%s %s: %s", state.label(rung), told, facts)
         if not proven:
             break
     return proving, tests
@@ -206,20 +216,20 @@ def _ship(state: SearchState, answer: Answer, rung: Rung, proof: Proof[Artifact]
     parts, (base, kind, _) = state.parts[rung], state.locate(rung)
     shipped = state.run(
         stages.SHIPPED,
-        ShipSettings(as_shown(base.config), answer, bases.answer_name(state.config)),
+        ShipSettings(as_shown(base.config), answer, candidates.answer_name(state.config)),
         "ship the answer",
         checkpoint=parts.checkpoint,
         adapter=parts.adapter,
-        gguf=bases.gguf(state.run, base, state.model(rung), kind) if kind else None,
+        gguf=candidates.gguf(state.run, base, state.models[state.place(rung)], kind) if kind else None,
         proof=proof,
     )
     if target := answer_folder(state.config):
-        place(state.run.open(shipped), target, "store.export", "an exported model", [ANSWER])
+        store.place(state.run.open(shipped), target, "store.export", "an exported model", [store.ANSWER])
 
 
 def answer_folder(config: SmallestConfig) -> Path | None:
     """The folder that the answer is exported to."""
-    return Path(config.store.export).expanduser() / bases.answer_name(config) if config.store.export else None
+    return Path(config.store.export).expanduser() / candidates.answer_name(config) if config.store.export else None
 
 
 def shipped(config: SmallestConfig, report: Path) -> list[Path]:

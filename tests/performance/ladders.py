@@ -19,8 +19,7 @@ from tailored_llama.config import SmallestConfig, load_config
 from tailored_llama.evaluation import Rung
 from tailored_llama.models import read_structure
 from tailored_llama.pipeline import StoreRunner
-from tailored_llama.pipeline.bases import score
-from tailored_llama.pipeline.candidates import SearchState, begin, measure
+from tailored_llama.pipeline.candidates import SearchState, begin, measure, score
 
 
 def main(
@@ -36,7 +35,9 @@ def main(
         for rung in rungs:  # one after another: each is followed by its scores
             measure(state, [rung])
         scored = {
-            rung: score(run, base, state.model(rung), "evaluation", kind) for rung in rungs if rung in state.parts
+            rung: score(run, base, state.models[state.place(rung)], "evaluation", kind)
+            for rung in rungs
+            if rung in state.parts
         }
         for benchmark, prompts in base.prompts.evaluation.items():
             folder = run.open(prompts)
