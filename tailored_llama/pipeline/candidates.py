@@ -6,13 +6,12 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from tailored_llama import data, evaluation, models, pruning, reports, serving, training
-from tailored_llama.config import BenchmarkConfig, GgufType, ProfileConfig, SmallestConfig, bases_of, named_benchmark
+from tailored_llama.config import GgufType, ProfileConfig, SmallestConfig, bases_of, named_benchmark
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import Answers, Candidate, CandidateParts, Measured, ProfileSettings, Rung
 from tailored_llama.pipeline import stages, steps
@@ -117,26 +116,21 @@ def _prepare(run: Runner, config: SmallestConfig) -> Base:
     prompts, choosing = steps.render_all(run, config), {}
     for benchmark in config.benchmarks:
         examples = steps.load_examples(run, benchmark)
-        count = min(config.goal.choosing_rows, _choosable(run.open(examples), config, benchmark))
+        rows = len(data.read_examples(run.open(examples), "selection"))
+        if not benchmark.data:  # then they are what tuning leaves of the train split
+            pool = len(data.read_examples(run.open(examples), "train")) - config.scoring.num_fewshot
+            rows = pool - config.tuning.shots - config.tuning.held_out
+        if rows < 10:
+            raise InputError(
+                f"benchmarks.{benchmark.name}: got {max(rows, 0)} rows to choose with, beside those tuned on, held out "
+                "or reported on; allowed: at least 10"
+            )
+        count = min(config.goal.choosing_rows, rows)
         choosing[benchmark.name] = steps.render(run, config, benchmark.name, "selection", examples, count)
     unasked = config.model_copy(update={"pruning": config.pruning.model_copy(update={"ratios": ()})})
     dense = steps.prepare_dense(run, unasked, prompts)
-    rows: dict[ScoredSplit, OfBenchmarks] = {"selection": choosing, "evaluation": prompts.evaluation}
-    return Base(config, prompts, rows, dense, *_steps(run, config, dense))
-
-
-def _choosable(examples: Path, config: SmallestConfig, benchmark: BenchmarkConfig) -> int:
-    """The rows of a benchmark that are left to choose with."""
-    rows = len(data.read_examples(examples, "selection"))
-    if not benchmark.data:
-        pool = len(data.read_examples(examples, "train")) - config.scoring.num_fewshot
-        rows = pool - config.tuning.shots - config.tuning.held_out
-    if rows < 10:
-        raise InputError(
-            f"benchmarks.{benchmark.name}: got {max(rows, 0)} rows to choose with, beside those tuned on, held out or "
-            "reported on; allowed: at least 10"
-        )
-    return rows
+    of_rows: dict[ScoredSplit, OfBenchmarks] = {"selection": choosing, "evaluation": prompts.evaluation}
+    return Base(config, prompts, of_rows, dense, *_steps(run, config, dense))
 
 
 def _steps(run: Runner, config: SmallestConfig, dense: Dense) -> tuple[tuple[Step, ...], dict[str, str]]:
@@ -271,9 +265,15 @@ def _read(state: SearchState, rung: Rung, parts: CandidateParts[Artifact]) -> Me
     size = 2 * structure.parameters
     if kind:
         size = int(evaluation.read_metrics(state.run.open(next(iter(parts.choosing.values()))))["bytes"])
-    cost: float = _seconds(state, parts.timed, kind) if parts.timed else size
-    if state.config.goal.smallest == "memory":
+    cost: float = size
+    smallest = state.config.goal.smallest
+    if smallest == "memory":
         cost += models.cache_bytes(structure)
+    elif parts.timed and kind:
+        cost = serving.read_speed(state.run.open(parts.timed))[smallest]
+    elif parts.timed:
+        (row,) = evaluation.read_profile(state.run.open(parts.timed))
+        cost = 1 / (row.prefill_tokens_per_second if smallest == "reading" else row.decode_tokens_per_second)
     state.parts[rung] = parts
     state.candidates[rung] = one = Candidate(
         base=base.name,
@@ -289,12 +289,3 @@ def _read(state: SearchState, rung: Rung, parts: CandidateParts[Artifact]) -> Me
     )
     log.info("%s: %.1f points lost, %.1f MB", state.label(rung), 100 * one.loss, size / 1e6)
     return Measured(rung, cost, one.loss)
-
-
-def _seconds(state: SearchState, timed: Artifact, kind: GgufType | None) -> float:
-    """The seconds for a token, of the kind that the goal wants to be small."""
-    smallest, folder = state.config.goal.smallest, state.run.open(timed)
-    if kind:
-        return serving.read_speed(folder)[smallest]
-    (row,) = evaluation.read_profile(folder)
-    return 1 / (row.prefill_tokens_per_second if smallest == "reading" else row.decode_tokens_per_second)

@@ -100,16 +100,14 @@ def result(value: T) -> T:
 
 
 def failures(value: Any) -> dict[str, Exception]:
-    """The stages that failed of all that a value is made of, by name; waits for all of it.
-
-    Raises:
-        Cancelled: the run was cancelled meanwhile.
-    """
-    futures = [leaf for _, leaf in leaves(value) if hasattr(leaf, "failures")]
-    found = {name: error for future in futures for name, error in future.failures()}
-    if cancelled := next((error for error in found.values() if isinstance(error, Cancelled)), None):
+    """The stages that failed of all that a value is made of, by name; waits for all of it. Cancelled is raised."""
+    failed: dict[str, Exception] = {}
+    for _, leaf in leaves(value):
+        if hasattr(leaf, "failures"):
+            failed |= leaf.failures()
+    if cancelled := next((error for error in failed.values() if isinstance(error, Cancelled)), None):
         raise cancelled
-    return found
+    return failed
 
 
 def surviving(value: Any) -> Any:
@@ -140,12 +138,9 @@ def attempt(name: str, build: Callable[[], T]) -> T | Failed:
 
 
 def settle(attempts: Iterable[tuple[str, Any, Any]]) -> tuple[list[Any], dict[str, Exception]]:
-    """Wait for the rows of a study; returns them, and the failures by name.
+    """Wait for the rows of a study; returns them, and the failures by name. Cancelled is raised.
 
     An attempt is a name, an empty row, to which a failure adds its `error`, and what `attempt` made of it.
-
-    Raises:
-        Cancelled: the run was cancelled meanwhile.
     """
     rows, failed = [], dict[str, Exception]()
     for name, row, attempted in attempts:
@@ -161,11 +156,7 @@ def settle(attempts: Iterable[tuple[str, Any, Any]]) -> tuple[list[Any], dict[st
 
 
 def conclude(report: Artifact | None, failed: Mapping[str, Exception]) -> ArtifactRef:
-    """The reference of a run's report.
-
-    Raises:
-        IncompleteRun: stages failed.
-    """
+    """The reference of a run's report; if stages failed, IncompleteRun is raised."""
     reference: ArtifactRef | None = report.result() if report is not None and not failures(report) else None
     if failed or reference is None:
         raise IncompleteRun(failed, reference)

@@ -14,11 +14,7 @@ FEW = 50  # rows in a part; below, an accuracy has a standard error of 7 points 
 
 
 def rows_of(config: RunConfig) -> Iterator[str]:
-    """What there is to say of every file that is divided, with a warning for every part with few rows.
-
-    Raises:
-        InputError: as `load_examples`.
-    """
+    """What there is to say of every file that is divided, with a warning for every part with few rows."""
     for benchmark in config.benchmarks:
         if not (file := benchmark.data):
             continue

@@ -42,11 +42,8 @@ Row = SweptCell[Artifact]
 def sweep(run: Runner, config: SweepConfig) -> ArtifactRef:
     """Prune a model by every combination of a grid of settings, and measure each, and every dense model.
 
-    A failure appears in the table and does not stop the others. With `tuning.dense`, dense models are also tuned on
-    the shots of the cells.
-
-    Raises:
-        IncompleteRun: at the end, if a cell failed.
+    A failure appears in the table, stops no other cell, and is raised at the end, as IncompleteRun. With
+    `tuning.dense`, dense models are also tuned on the shots of the cells.
     """
     cells = sweep_cells(config)
     models, tuned = dense_runs(config, cells), tuned_dense_cells(config, cells)
@@ -61,12 +58,11 @@ def sweep(run: Runner, config: SweepConfig) -> ArtifactRef:
         row = SweptCell(cell.label, 0.0, cell.run.seed, cell.curve, cell.place)
         name, build = f"{row.name}, seed {row.seed}", partial(_dense_row, run, config, cell.run, row, tuned=True)
         attempts.append((name, row, attempt(name, build)))
-    of_cells: dict[int, tuple[str, Row, Row | Failed]] = {}
-    for i, cell in sorted(enumerate(cells), key=lambda numbered: numbered[1].searched):  # a search waits for scores
+    for cell in cells:
         row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed, cell.curve, cell.place)
         name = f"cell {row.name} @ {row.ratio:g}, seed {row.seed}"
-        of_cells[i] = name, row, attempt(name, partial(_pruned_row, run, config, cell, row))
-    rows, failed = settle([*attempts, *(of_cells[i] for i in range(len(cells)))])
+        attempts.append((name, row, attempt(name, partial(_pruned_row, run, config, cell, row))))
+    rows, failed = settle(attempts)
     return conclude(run(stages.SWEEP, SweepSettings(as_shown(config)), "sweep report", cells=rows), failed)
 
 
@@ -132,10 +128,7 @@ def _choose(run: Runner, scores: Mapping[str, list[Artifact]]) -> str:
 def transfer(run: Runner, config: TransferConfig) -> ArtifactRef:
     """Prune a model at one ratio, tailor it to each benchmark, and score every adapter on all benchmarks.
 
-    A failed row or cell appears in the table and stops no other.
-
-    Raises:
-        IncompleteRun: at the end, if a cell failed.
+    A failure appears in the table, stops no other cell, and is raised at the end, as IncompleteRun.
     """
     (ratio,) = config.pruning.ratios
     names = [benchmark.name for benchmark in config.benchmarks]

@@ -26,10 +26,8 @@ Model = tuple[Artifact, Artifact | None]  # a checkpoint, and its adapter
 def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
     """Prune, tailor, score and report. Every artifact is found or built; cheap stages and checks come first.
 
-    Where stages run side by side, one that fails stops only what reads it, and the report is of what there is.
-
-    Raises:
-        IncompleteRun: a stage failed, and others did not depend on it.
+    Where stages run side by side, one that fails stops only what reads it; the report is of what there is, and the
+    failure is raised at the end, as IncompleteRun.
     """
     prompts = steps.render_all(run, config)
     dense = steps.prepare_dense(run, config, prompts)
