@@ -144,14 +144,11 @@ def settle(attempts: Iterable[tuple[str, Any, Any]]) -> tuple[list[Any], dict[st
     """
     rows, failed = [], dict[str, Exception]()
     for name, row, attempted in attempts:
-        try:
-            result(attempted)
+        if errors := failures(attempted):
+            failed[name] = next(iter(errors.values()))
+            rows.append(replace(row, error=one_line(failed[name])))
+        else:
             rows.append(attempted)
-        except Cancelled:
-            raise
-        except Exception as error:
-            failed[name] = error
-            rows.append(replace(row, error=one_line(error)))
     return rows, failed
 
 

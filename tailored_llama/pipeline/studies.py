@@ -58,11 +58,12 @@ def sweep(run: Runner, config: SweepConfig) -> ArtifactRef:
         row = SweptCell(cell.label, 0.0, cell.run.seed, cell.curve, cell.place)
         name, build = f"{row.name}, seed {row.seed}", partial(_dense_row, run, config, cell.run, row, tuned=True)
         attempts.append((name, row, attempt(name, build)))
-    for cell in cells:
+    of_cells: dict[int, tuple[str, Row, Row | Failed]] = {}
+    for i, cell in sorted(enumerate(cells), key=lambda numbered: numbered[1].searched):  # a search waits for scores
         row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed, cell.curve, cell.place)
         name = f"cell {row.name} @ {row.ratio:g}, seed {row.seed}"
-        attempts.append((name, row, attempt(name, partial(_pruned_row, run, config, cell, row))))
-    rows, failed = settle(attempts)
+        of_cells[i] = name, row, attempt(name, partial(_pruned_row, run, config, cell, row))
+    rows, failed = settle([*attempts, *(of_cells[i] for i in range(len(cells)))])
     return conclude(run(stages.SWEEP, SweepSettings(as_shown(config)), "sweep report", cells=rows), failed)
 
 
