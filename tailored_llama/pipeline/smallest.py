@@ -214,15 +214,10 @@ def _sets(state: SearchState) -> Sets:
 def _ship(state: SearchState, answer: Answer, rung: Rung, proof: Proof[Artifact]) -> None:
     """Write the proven model in the format of its runtime, with its certificate, to the folder of the exports."""
     parts, (base, kind, _) = state.parts[rung], state.locate(rung)
-    shipped = state.run(
-        stages.SHIPPED,
-        ShipSettings(as_shown(base.config), answer, candidates.answer_name(state.config)),
-        "ship the answer",
-        checkpoint=parts.checkpoint,
-        adapter=parts.adapter,
-        gguf=candidates.gguf(state.run, base, state.models[state.place(rung)], kind) if kind else None,
-        proof=proof,
-    )
+    gguf = candidates.gguf(state.run, base, state.models[state.place(rung)], kind) if kind else None
+    model = {"checkpoint": parts.checkpoint, "adapter": parts.adapter, "gguf": gguf}
+    settings = ShipSettings(as_shown(base.config), answer, candidates.answer_name(state.config))
+    shipped = state.run(stages.SHIPPED, settings, "ship the answer", **model, proof=proof)
     if target := answer_folder(state.config):
         store.place(state.run.open(shipped), target, "store.export", "an exported model", [store.ANSWER])
 

@@ -147,17 +147,9 @@ def prune_to(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompts
             groups = run(stages.GROUPS, None, "build graph", dense=model)
             importance = _score_importance(run, config, model, groups, dense.calibration)
         share = ratio * step / config.pruning.steps
-        model = run(
-            stages.PRUNED,
-            PruneSettings.of(config, share),
-            f"prune @ {share:.2f}",
-            model=model,
-            original=dense.checkpoint,
-            groups=groups,
-            importance=importance,
-            calibration=text,
-            split=split,
-        )
+        scored = {"groups": groups, "importance": importance, "calibration": text, "split": split}
+        settings, name = PruneSettings.of(config, share), f"prune @ {share:.2f}"
+        model = run(stages.PRUNED, settings, name, model=model, original=dense.checkpoint, **scored)
     return model
 
 
@@ -194,10 +186,7 @@ def tune_adapters(
 
 
 def tune_dense(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> TunedDense[Artifact]:
-    """Tune the dense model on the same shots as the pruned ones, and score it.
-
-    It is not healed: nothing was removed, and it would be its own teacher.
-    """
+    """Tune the dense model on the same shots as the pruned ones, and score it; it is not healed, as it is whole."""
     adapters = tune_adapters(run, config, 0.0, dense, prompts)
     return TunedDense(by_training(config, adapters), score_all(run, config, TUNED_DENSE, dense, prompts, adapters))
 

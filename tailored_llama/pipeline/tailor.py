@@ -47,15 +47,14 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
         scored.append(_quantised(run, config, prompts, _label("tailored", one.ratio), tuned_on))
     failed |= failures(scored)
     of_dense, *of_runs = surviving(scored)
-    report = run(
-        stages.REPORT,
-        ReportSettings(as_shown(config), {name: one_line(error) for name, error in failed.items()}),
-        "report",
-        dense=replace(measured, quantised=of_dense),
-        runs=[replace(one, quantised=own) for one, own in zip(whole, of_runs, strict=True)],
-        prompts=surviving(prompts.evaluation),
-        tuned_dense=surviving(tuned) or TunedDense(),
-    )
+    shown = {
+        "dense": replace(measured, quantised=of_dense),
+        "runs": [replace(one, quantised=own) for one, own in zip(whole, of_runs, strict=True)],
+        "prompts": surviving(prompts.evaluation),
+        "tuned_dense": surviving(tuned) or TunedDense(),
+    }
+    settings = ReportSettings(as_shown(config), {name: one_line(error) for name, error in failed.items()})
+    report = run(stages.REPORT, settings, "report", **shown)
     finished = [model for one in whole for model in _exported(run, config, measured, one)]
     return conclude(report, failed | failures((report, finished)))
 
