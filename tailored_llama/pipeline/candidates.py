@@ -195,7 +195,7 @@ def answer_name(config: SmallestConfig) -> str:
 
 
 def read_all(run: Runner, base: Base, scores: OfBenchmarks, split: ScoredSplit) -> dict[str, Answers]:
-    """The answers of a scored model on every benchmark, valued as the goal measures them."""
+    """The answers of a scored model on every benchmark."""
     prompts = {name: run.open(asked) for name, asked in base.rows[split].items()}
     return {name: answers_of(base.config, name, run.open(own), prompts[name], split) for name, own in scores.items()}
 

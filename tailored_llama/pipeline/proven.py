@@ -28,8 +28,7 @@ def publish_answer(target: str, model: Path | None) -> None:
     """Publish the proven model of a search, if there is one, and it is smaller than the one there, or loses less.
 
     Raises:
-        InputError: as `published_file` and `publish`; or the model there is proven for another goal.
-        UnreachableError: the Hub does not answer, after further tries.
+        InputError: as `published_file` and `publish`, after further tries; or the model there is for another goal.
     """
     if model is None:
         return log.info("nothing is published, as nothing is proven; what is at %s stays", target)
@@ -91,7 +90,7 @@ class Certificate:
 def read_certificate(folder: Path, files: list[str] | None) -> Certificate:
     """Read a model's certificate, and check that it belongs to the files beside it.
 
-    `files` are the user's own rows, in the order of the benchmarks that were read from files; None: where they were.
+    `files` are the user's own rows, in the order of their benchmarks; None: they are where they were.
 
     Raises:
         InputError: there is no certificate, it is broken, or a file of weights is missing or another.

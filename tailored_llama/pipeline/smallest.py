@@ -106,7 +106,7 @@ class _Recorder:
 
 
 def check_smallest(config: SmallestConfig) -> None:
-    """Check a search before any work: each base model, its rows, and whether these can prove what the goal asks for.
+    """Check a search before any work: each base model, its rows, where the answer goes, and what the rows can prove.
 
     Raises:
         InputError: as `preflight_tailor` and `check_provable`; or the answer cannot be exported or published.
@@ -145,8 +145,7 @@ def _ladders(state: SearchState) -> list[Ladder]:
 def _open(state: SearchState, order: Sequence[Measured], sets: Sets) -> int:
     """Record what will be tested, and how, before the proving rows are scored; returns the number of the opening.
 
-    The goal is what is proven with which rows: the rows and the base models, by their content. Another margin, measure
-    or list of candidates is another plan for it.
+    Rows and base models are known by their content. Another margin, measure or list of candidates is another plan.
     """
     goal, config = state.config.goal, state.config
     made_of = [(parts.checkpoint, parts.adapter, parts.choosing) for parts in (state.parts[one.rung] for one in order)]

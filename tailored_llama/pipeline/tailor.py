@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
-from tailored_llama.config import TUNED_DENSE, RunConfig, as_shown, exports, named_benchmark
+from tailored_llama.config import TUNED_DENSE, GgufType, RunConfig, as_shown, exports, named_benchmark
 from tailored_llama.errors import one_line
 from tailored_llama.evaluation import ByType, MeasuredModel, ProfileSettings, TailoredRun, TunedDense
 from tailored_llama.pipeline import stages, steps
@@ -88,23 +89,19 @@ def _quantised(
     run: Runner, config: RunConfig, prompts: Prompts, label: str, models: Mapping[str, Model]
 ) -> ByType[Artifact]:
     """Score a benchmark's model in the GGUF types of the export; what fails here must not cost the report."""
+
+    def score(kind: GgufType, name: str, title: str) -> Artifact:
+        (checkpoint, adapter), asked = models[name], prompts.evaluation[name]
+        own = GgufSettings(kind, config.model.short_name)
+        file = run(stages.GGUF_FILE, own, f"write {title}", checkpoint=checkpoint, adapter=adapter)
+        settings = QuantisedSettings.of(named_benchmark(config, name), kind)
+        return run(stages.QUANTISED, settings, title, checkpoint=checkpoint, gguf=file, prompts=asked)
+
     scores: dict[str, dict[str, Artifact]] = {}
-    for kind in dict.fromkeys(own.type for own in exports(config) if own.type):
-        scores[kind] = {}
-        for name, model in models.items():
-            settings, title = QuantisedSettings.of(named_benchmark(config, name), kind), f"score {name} {label}, {kind}"
-            score = partial(_score_file, run, settings, config.model.short_name, prompts.evaluation[name], title, model)
-            scores[kind][name] = attempt(title, score)
+    for kind, name in product(dict.fromkeys(own.type for own in exports(config) if own.type), models):
+        title = f"score {name} {label}, {kind}"
+        scores.setdefault(kind, {})[name] = attempt(title, partial(score, kind, name, title))
     return scores
-
-
-def _score_file(
-    run: Runner, settings: QuantisedSettings, name: str, prompts: Artifact, title: str, model: Model
-) -> Artifact:
-    """Write a checkpoint, with its adapter, as a GGUF file of this name, and score that."""
-    (checkpoint, adapter), own = model, GgufSettings(settings.type, name)
-    file = run(stages.GGUF_FILE, own, f"write {title}", checkpoint=checkpoint, adapter=adapter)
-    return run(stages.QUANTISED, settings, title, checkpoint=checkpoint, gguf=file, prompts=prompts)
 
 
 def _exported(
