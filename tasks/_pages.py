@@ -15,7 +15,7 @@ from prefect.context import FlowRunContext
 from tailored_llama import reports
 from tailored_llama.config import StoreConfig
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import costs_of, parts_of, place_report, report_target
+from tailored_llama.pipeline import parts_of, place_report, report_target
 from tailored_llama.store import ArtifactRef, ArtifactStore
 
 PAGES = {  # reports that the UI shows, by stage: the Markdown file, the artifact's key, and a few words about it
@@ -95,8 +95,7 @@ def stages_page(store: ArtifactStore, ref: ArtifactRef) -> str:
         costs = [f"{manifest.seconds:,.1f} s", f"{manifest.peak_memory_bytes / 1e9:.2f} GB"]
         cells = [part.label, *(cell.translate(_UNBROKEN) for cell in (when, *costs))]
         rows.append(f"| {manifest.stage} | {' | '.join(cells)} | `{manifest.stage}/{manifest.key[:_SHOWN_KEY]}*` |")
-    head = f"{costs_of(parts, begun)}."
-    lines = ["# Stages", "", head, ""]
+    lines = ["# Stages", ""]
     if left := max(0, len(rows) - _ROWS):
         lines += [f"The {left:,} oldest are not shown.", ""]
     lines += [

@@ -2,18 +2,18 @@
 from . import steps as steps
 from .compositions import COMPOSITIONS as COMPOSITIONS
 from .compositions import Composition as Composition
+from .compositions import parts_of as parts_of
 from .compositions import place_report as place_report
 from .compositions import report_target as report_target
 from .compositions import run_composition as run_composition
 from .futures import Artifact as Artifact
 from .futures import Cancelled as Cancelled
 from .futures import Done as Done
-from .futures import Future as Future
 from .futures import IncompleteRun as IncompleteRun
 from .futures import result as result
-from .lineage import costs_of as costs_of
-from .lineage import parts_of as parts_of
 from .only import run_only as run_only
+from .proven import read_certificate as read_certificate
+from .proven import verify_certificate as verify_certificate
 from .rows import rows_of as rows_of
 from .runner import FolderRunner as FolderRunner
 from .runner import Runner as Runner
@@ -26,5 +26,3 @@ from .stage import Stage as Stage
 from .stage import leaves as leaves
 from .stage import map_leaves as map_leaves
 from .stages import STAGES as STAGES
-from .verify import read_certificate as read_certificate
-from .verify import verify_certificate as verify_certificate

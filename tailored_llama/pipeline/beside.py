@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from threading import Lock, Semaphore
 from typing import Any
 
@@ -55,14 +55,10 @@ def slots(count: int) -> Slots:
 def run_beside(
     stage: Stage[Any], inputs: Mapping[str, Any], settings: Any, work: Work, check: Callable[[], None]
 ) -> Facts:
-    """Run a stage in a process of its own, with its part of the CPU's threads; returns what it measured.
-
-    Args:
-        inputs: the folders of its inputs.
-        check: called a few times a second; what it raises ends the process.
+    """Run a stage on the folders of its inputs in a process of its own, with its part of the CPU's threads.
 
     Raises:
-        Exception: what the stage raised, or `check`.
+        Exception: what the stage raised, or `check`, which is called a few times a second.
         MemoryError: the process was killed, as the kernel does when memory runs out.
     """
     arguments = (stage.name, inputs, settings, replace(work, progress=silent))
@@ -78,14 +74,13 @@ def _run(rank: int, progress: Progress, name: str, inputs: Any, settings: Any, w
 
     from tailored_llama.pipeline.stages import STAGES
 
+    def name_stage(record: logging.LogRecord) -> bool:
+        record.msg, record.args = f"{work.name.rpartition(' ')[0]}: {record.getMessage()}", ()
+        return True
+
     for handler in logging.getLogger("tailored_llama").handlers:  # several stages log at once
-        handler.addFilter(partial(_named, work.name.rpartition(" ")[0]))
+        handler.addFilter(name_stage)
     stage, threads = STAGES[name], torch.get_num_threads()
     torch.set_num_threads(threads if stage.timed else max(1, threads // work.execution.processes))
     facts = run_stage(stage, inputs, settings, replace(work, progress=progress))
     return {**(facts or {}), "peak_memory_bytes": peak_memory()}
-
-
-def _named(stage: str, record: logging.LogRecord) -> bool:
-    record.msg, record.args = f"{stage}: {record.getMessage()}", ()
-    return True

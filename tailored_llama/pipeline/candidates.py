@@ -1,24 +1,69 @@
-"""The candidates for the smallest model: how each is made, and what it costs and loses on the choosing rows."""
+"""The base models of a search, and the candidates made from them: what each costs, and loses on the choosing rows."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from tailored_llama import evaluation, models, serving, training
-from tailored_llama.config import GgufType, ProfileConfig, SmallestConfig, bases_of
-from tailored_llama.errors import one_line
-from tailored_llama.evaluation import Answers, Candidate, CandidateParts, Ladder, Measured, ProfileSettings, Rung
+from tailored_llama import data, evaluation, models, pruning, reports, serving, training
+from tailored_llama.config import GgufType, ProfileConfig, SmallestConfig, bases_of, named_benchmark
+from tailored_llama.errors import InputError, one_line
+from tailored_llama.evaluation import Answers, Candidate, CandidateParts, Measured, ProfileSettings, Rung
 from tailored_llama.pipeline import stages, steps
-from tailored_llama.pipeline.bases import Base, Model, Step, better_dense, gguf, prepare, read_all, score
 from tailored_llama.pipeline.futures import Artifact, Cancelled
+from tailored_llama.pipeline.reporting import answers_of
 from tailored_llama.pipeline.runner import Runner
+from tailored_llama.pipeline.steps import Dense, Prompts
+from tailored_llama.serving import GgufSettings, QuantisedSettings
+
+ScoredSplit = Literal["selection", "evaluation"]  # the rows to choose with, and those to prove on
+OfBenchmarks = Mapping[str, Artifact]  # by benchmark
+LEAST_STEP = 0.02  # of the parameters, by which neighbours on a ladder differ
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A place on the ladders of a base model: what is removed; `tokens` that stay, if only tokens leave."""
+
+    ratio: float
+    tokens: int | None = None
+
+    @property
+    def label(self) -> str:
+        return "trimmed" if self.tokens else f"@ {self.ratio:.2f}" if self.ratio else "dense"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, ready to be pruned: its run, and its prompts, also those of each set of rows."""
+
+    config: SmallestConfig
+    prompts: Prompts
+    rows: Mapping[ScoredSplit, OfBenchmarks]
+    dense: Dense
+    steps: tuple[Step, ...]  # by size
+    unreachable: Mapping[str, str]  # why further ratios are not among them
+
+    @property
+    def name(self) -> str:
+        """The name for people, without folders: cards leave this machine."""
+        return str(reports.without_folders(self.config.model.source))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint, and the adapter to merge into it, if that is better than none; `label` is for people."""
+
+    label: str
+    checkpoint: Artifact
+    adapter: Artifact | None
 
 
 @dataclass
@@ -31,9 +76,9 @@ class SearchState:
     ladders: Sequence[tuple[Base, GgufType | None]]
     reference: Model
     answers: Mapping[str, Answers]  # of the reference on the choosing rows, by benchmark
-    models: dict[tuple[str, Step], Model]
+    models: dict[tuple[str, Step], Model]  # by `place`
     parts: dict[Rung, CandidateParts[Artifact]] = field(default_factory=dict)
-    losses: dict[Rung, Mapping[str, float]] = field(default_factory=dict)
+    candidates: dict[Rung, Candidate] = field(default_factory=dict)  # before smoothing
     failed: dict[str, Exception] = field(default_factory=dict)
 
     def locate(self, rung: Rung) -> tuple[Base, GgufType | None, Step]:
@@ -41,43 +86,118 @@ class SearchState:
         base, kind = self.ladders[rung.ladder]
         return base, kind, base.steps[rung.position]
 
-    def model(self, rung: Rung) -> Model:
-        """The model of a measured rung."""
+    def place(self, rung: Rung) -> tuple[str, Step]:
+        """What rungs have in common that are one model in several types of file."""
         base, _, step = self.locate(rung)
-        return self.models[base.name, step]
+        return base.config.model.source, step
 
     def label(self, rung: Rung) -> str:
         base, kind, step = self.locate(rung)
-        how = "trimmed" if step.tokens else f"@ {step.ratio:.2f}" if step.ratio else "dense"
-        return f"{base.config.model.short_name} {how}, {kind or '16 bits'}"
+        return f"{base.config.model.short_name} {step.label}, {kind or '16 bits'}"
 
 
 def begin(run: Runner, config: SmallestConfig) -> SearchState:
     """Prepare the base models, and choose the reference: the better of the dense model as it is and tuned.
 
     The choosing rows decide. Ladders of many bits come first: what loses too much there need not be tried in fewer.
+
+    Raises:
+        InputError: a benchmark has fewer than ten rows to choose with.
     """
-    bases = [prepare(run, own) for own in bases_of(config)]
-    dense = [better_dense(run, base) for base in bases]
+    bases = [_prepare(run, own) for own in bases_of(config)]
+    dense = [_better_dense(run, base) for base in bases]
     ladders = [(base, kind) for kind in sorted(config.file_types, key=serving.bits_of, reverse=True) for base in bases]
-    whole = {(base.name, base.steps[0]): model for base, (model, _) in zip(bases, dense, strict=True)}
+    whole = {(own.config.model.source, own.steps[0]): model for own, (model, _) in zip(bases, dense, strict=True)}
     return SearchState(run, config, bases, ladders, *dense[0], whole)
 
 
-def ladders_of(state: SearchState) -> list[Ladder]:
-    """The ladders with the cost of every rung, as far as it can be told before the model is made.
+def _prepare(run: Runner, config: SmallestConfig) -> Base:
+    """Load a base model and score its groups; render all prompts; and see which steps make it smaller."""
+    prompts, choosing = steps.render_all(run, config), {}
+    for benchmark in config.benchmarks:
+        examples = steps.load_examples(run, benchmark)
+        rows = len(data.read_examples(run.open(examples), "selection"))
+        if not benchmark.data:  # then they are what tuning leaves of the train split
+            pool = len(data.read_examples(run.open(examples), "train")) - config.scoring.num_fewshot
+            rows = pool - config.tuning.shots - config.tuning.held_out
+        if rows < 10:
+            raise InputError(
+                f"benchmarks.{benchmark.name}: got {max(rows, 0)} rows to choose with, beside those tuned on, held out "
+                "or reported on; allowed: at least 10"
+            )
+        count = min(config.goal.choosing_rows, rows)
+        choosing[benchmark.name] = steps.render(run, config, benchmark.name, "selection", examples, count)
+    unasked = config.model_copy(update={"pruning": config.pruning.model_copy(update={"ratios": ()})})
+    dense = steps.prepare_dense(run, unasked, prompts)
+    of_rows: dict[ScoredSplit, OfBenchmarks] = {"selection": choosing, "evaluation": prompts.evaluation}
+    return Base(config, prompts, of_rows, dense, *_steps(run, config, dense))
 
-    Bytes follow from the parameters, and memory is hardly more. Times cannot be told.
+
+def _steps(run: Runner, config: SmallestConfig, dense: Dense) -> tuple[tuple[Step, ...], dict[str, str]]:
+    """Nothing removed; only the tokens that the job does not need; and the ratios that remove more.
+
+    Why a ratio cannot be reached comes second.
     """
-    told = state.config.goal.smallest in ("file", "memory")
-    result: list[Ladder] = []
-    for base, kind in state.ladders:
-        whole = _parameters(state, base.dense.checkpoint) * serving.bits_of(kind) / 8
-        costs = tuple(whole * (1 - step.ratio) if told else 0.0 for step in base.steps)
-        above = max((i for i, (other, _) in enumerate(state.ladders[: len(result)]) if other is base), default=None)
-        reference = base is state.bases[0] and serving.bits_of(kind) >= 16
-        result.append(Ladder(costs, reference, above))
-    return result
+    reached, unreachable = [Step(0.0)], {}
+    if dense.counts is not None:
+        size = models.read_structure(run.open(dense.checkpoint)).size
+        tokens = pruning.enough_tokens(run.open(dense.checkpoint), run.open(dense.counts))
+        if (ratio := (size.vocab_size - tokens) * size.row / size.parameters) >= LEAST_STEP:
+            reached.append(Step(ratio, tokens))
+    for ratio in sorted(config.pruning.ratios):
+        if ratio < reached[-1].ratio + LEAST_STEP:
+            continue
+        try:
+            run.open(steps.check_ratio(run, config, ratio, dense.checkpoint, dense.groups, dense.counts))
+        except InputError as error:
+            unreachable[f"{config.model.short_name} @ {ratio:.2f}"] = one_line(error)
+        else:
+            reached.append(Step(ratio))
+    return tuple(reached), unreachable
+
+
+def _better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]]:
+    """The dense model as it is or tuned, whichever has more right on the choosing rows; and its answers to these."""
+    checkpoint, label = base.dense.checkpoint, f"{base.config.model.short_name} dense"
+    adapters = steps.tune_adapters(run, base.config, 0.0, checkpoint, base.prompts)
+    dense = [Model(label, checkpoint, None)]
+    dense += [Model(f"{label}, tuned", checkpoint, adapter) for adapter in list(adapters.values())[:1]]
+    scored = [score(run, base, model, "selection") for model in dense]
+    answers = [read_all(run, base, parts, "selection") for parts in scored]
+    means = [np.mean([np.mean(own.values) for own in one.values()]) for one in answers]
+    best = int(np.argmax(means))
+    return dense[best], answers[best]
+
+
+def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: GgufType | None = None) -> OfBenchmarks:
+    """Score a model on one set of rows of every benchmark, with the weights of a type of file."""
+    config, scores = base.config, {}
+    for name, prompts in base.rows[split].items():
+        title = f"{model.label}, {kind or '16 bits'}, {'to choose' if split == 'selection' else 'to prove'}"
+        if kind:
+            settings = QuantisedSettings.of(named_benchmark(config, name), kind, split)
+            inputs = {"checkpoint": model.checkpoint, "gguf": gguf(run, base, model, kind), "prompts": prompts}
+            scores[name] = run(stages.QUANTISED, settings, f"score {name} {title}", **inputs)
+        else:
+            scores[name] = steps.score(run, config, name, title, model.checkpoint, prompts, model.adapter, split)
+    return scores
+
+
+def gguf(run: Runner, base: Base, model: Model, kind: GgufType) -> Artifact:
+    """The GGUF file of a model, named as the answer; it is written once, and scored, timed and shipped as it is."""
+    settings, title = GgufSettings(kind, answer_name(base.config)), f"write {model.label}, {kind}"
+    return run(stages.GGUF_FILE, settings, title, checkpoint=model.checkpoint, adapter=model.adapter)
+
+
+def answer_name(config: SmallestConfig) -> str:
+    """The name of the answer: that of its benchmarks."""
+    return "-".join(benchmark.name.replace(":", "-") for benchmark in config.benchmarks)
+
+
+def read_all(run: Runner, base: Base, scores: OfBenchmarks, split: ScoredSplit) -> dict[str, Answers]:
+    """The answers of a scored model on every benchmark."""
+    prompts = {name: run.open(asked) for name, asked in base.rows[split].items()}
+    return {name: answers_of(base.config, name, run.open(own), prompts[name], split) for name, own in scores.items()}
 
 
 def measure(state: SearchState, rungs: Sequence[Rung]) -> list[Measured]:
@@ -85,7 +205,7 @@ def measure(state: SearchState, rungs: Sequence[Rung]) -> list[Measured]:
 
     One that cannot be made loses everything.
     """
-    phases: list[Callable[[SearchState, Rung, Any], Any]] = [_begin_model, _finish_model, _score, _read]
+    phases: list[Callable[[SearchState, Rung, Any], Any]] = [_begin_model, _score, _read]
     done: dict[Rung, Any] = dict.fromkeys(rungs)
     for phase in phases:  # of all, before one is waited for
         for rung in list(done):
@@ -97,125 +217,75 @@ def measure(state: SearchState, rungs: Sequence[Rung]) -> list[Measured]:
                 log.warning("%s: %s", state.label(rung), one_line(error))
                 state.failed[state.label(rung)] = error
                 del done[rung]
-    for measured in done.values():
-        _tell(state, measured)
-    return [done.get(rung) or Measured(rung, float("inf"), 1.0) for rung in rungs]
-
-
-def _tell(state: SearchState, one: Measured) -> None:
-    """Say what a candidate loses, how far the search has come, and which is the smallest so far."""
-    margin = state.config.goal.lose_at_most / 100
-    passing = [rung for rung, losses in state.losses.items() if max(losses.values()) <= margin]
-    best = min(passing, key=lambda rung: _cost(state, rung), default=None)
-    log.info(
-        "candidate %d, on ladder %d of %d: %s %s, %.1f MB; smallest so far: %s",
-        len(state.losses),
-        one.rung.ladder + 1,
-        len(state.ladders),
-        state.label(one.rung),
-        points_lost(one.loss),
-        file_bytes(state, one.rung) / 1e6,
-        state.label(best) if best else "none",
-    )
-
-
-def points_lost(loss: float) -> str:
-    """A loss in words; below zero it is a gain."""
-    return f"{'loses' if loss > 0 else 'gains'} {100 * abs(loss):.1f} points"
+    return [done.get(rung) or Measured(rung, math.inf, 1.0) for rung in rungs]
 
 
 def _begin_model(state: SearchState, rung: Rung, nothing: None) -> Model:
     """Prune and tune, or what is known of it already; nothing is waited for."""
-    base, _, step = state.locate(rung)
-    if known := state.models.get((base.name, step)):
+    if known := state.models.get(state.place(rung)):
         return known
-    run, config = state.run, base.config
+    (base, _, step), run = state.locate(rung), state.run
+    config = base.config
     if step.tokens:
         config = config.model_copy(update={"pruning": config.pruning.model_copy(update={"vocabulary": step.tokens})})
     pruned = steps.prune_to(run, config, base.dense, step.ratio, base.prompts)
     healed = steps.heal_if_asked(run, config, base.dense.checkpoint, step.ratio, pruned, base.prompts)
     adapters = steps.tune_adapters(run, config, step.ratio, healed, base.prompts)
-    how = "trimmed" if step.tokens else f"@ {step.ratio:.2f}"
-    return Model(f"{config.model.short_name} {how}", healed, next(iter(adapters.values()), None))
-
-
-def _finish_model(state: SearchState, rung: Rung, model: Model) -> Model:
-    """The model without an adapter that held-out examples show to be no better than none."""
-    base, _, step = state.locate(rung)
-    if (base.name, step) not in state.models:
-        if model.adapter is not None:
-            comparison = training.read_comparison(state.run.open(model.adapter))
-            better = training.ships_adapter(base.config.tuning, comparison)
-            model = model if better else replace(model, adapter=None)
-        state.models[base.name, step] = model
-    return state.models[base.name, step]
+    return Model(f"{config.model.short_name} {step.label}", healed, next(iter(adapters.values()), None))
 
 
 def _score(state: SearchState, rung: Rung, model: Model) -> CandidateParts[Artifact]:
-    """Score a candidate on the choosing rows, and time it if time is to be small."""
+    """Score a candidate on the choosing rows, and time it if time is to be small.
+
+    An adapter that held-out examples show to be no better than none is left out.
+    """
     base, kind, _ = state.locate(rung)
-    scores = score(state.run, base, model, "selection", kind)
-    timed = _time(state, rung, model) if state.config.goal.smallest in ("reading", "writing") else None
+    if state.place(rung) not in state.models and model.adapter is not None:
+        comparison = training.read_comparison(state.run.open(model.adapter))
+        if not training.ships_adapter(base.config.tuning, comparison):
+            model = replace(model, adapter=None)
+    model = state.models.setdefault(state.place(rung), model)
+    scores, timed = score(state.run, base, model, "selection", kind), None
+    if state.config.goal.smallest in ("reading", "writing"):
+        name = f"time {state.label(rung)}"
+        if kind:
+            timed = state.run(stages.SPEED, None, name, gguf=gguf(state.run, base, model, kind))
+        else:  # an adapter changes nothing once it is merged
+            settings = ProfileSettings.of(ProfileConfig(batches=(1,)), state.config.execution.device)
+            timed = state.run(stages.PROFILE, settings, name, checkpoint=model.checkpoint)
     return CandidateParts(state.label(rung), model.checkpoint, model.adapter, scores, timed=timed)
-
-
-def _time(state: SearchState, rung: Rung, model: Model) -> Artifact:
-    """Measure how fast a candidate reads and writes; in a checkpoint, an adapter changes nothing once it is merged."""
-    base, kind, _ = state.locate(rung)
-    name = f"time {state.label(rung)}"
-    if kind:
-        return state.run(stages.SPEED, None, name, gguf=gguf(state.run, base, model, kind))
-    settings = ProfileSettings.of(ProfileConfig(batches=(1,)), state.config.execution.device)
-    return state.run(stages.PROFILE, settings, name, checkpoint=model.checkpoint)
 
 
 def _read(state: SearchState, rung: Rung, parts: CandidateParts[Artifact]) -> Measured:
     """What a candidate costs, and what it loses on its worst benchmark."""
-    base, _, _ = state.locate(rung)
-    answers = read_all(state.run, base, parts.choosing, "selection")
-    losses = {name: float(np.mean(state.answers[name].values) - np.mean(own.values)) for name, own in answers.items()}
-    state.parts[rung], state.losses[rung] = parts, losses
-    return Measured(rung, _cost(state, rung), max(losses.values()))
-
-
-def _cost(state: SearchState, rung: Rung) -> float:
-    """The cost of a scored candidate in the unit of the goal: bytes, or seconds for a token."""
-    parts, smallest = state.parts[rung], state.config.goal.smallest
-    if parts.timed is None:
-        cached = models.cache_bytes(models.read_structure(state.run.open(parts.checkpoint)))
-        return file_bytes(state, rung) + (cached if smallest == "memory" else 0)
-    folder = state.run.open(parts.timed)
-    if state.locate(rung)[1]:
-        return serving.read_speed(folder)[smallest]
-    (row,) = evaluation.read_profile(folder)
-    return 1 / (row.prefill_tokens_per_second if smallest == "reading" else row.decode_tokens_per_second)
-
-
-def file_bytes(state: SearchState, rung: Rung) -> int:
-    """The bytes of a candidate's file: of the GGUF file, or two for each weight."""
-    parts = state.parts[rung]
-    if state.locate(rung)[1]:
-        return int(evaluation.read_metrics(state.run.open(next(iter(parts.choosing.values()))))["bytes"])
-    return 2 * _parameters(state, parts.checkpoint)
-
-
-def candidate_of(state: SearchState, measured: Measured) -> Candidate:
-    """A measured candidate as the answer shows it."""
-    rung = measured.rung
-    (base, kind, step), parts = state.locate(rung), state.parts[rung]
-    return Candidate(
-        base=base.shown,
+    base, kind, step = state.locate(rung)
+    structure = models.read_structure(state.run.open(parts.checkpoint))
+    answers, known = read_all(state.run, base, parts.choosing, "selection"), state.answers
+    losses = {name: float(np.mean(known[name].values) - np.mean(own.values)) for name, own in answers.items()}
+    size = 2 * structure.parameters
+    if kind:
+        size = int(evaluation.read_metrics(state.run.open(next(iter(parts.choosing.values()))))["bytes"])
+    cost: float = size
+    smallest = state.config.goal.smallest
+    if smallest == "memory":
+        cost += models.cache_bytes(structure)
+    elif parts.timed and kind:
+        cost = serving.read_speed(state.run.open(parts.timed))[smallest]
+    elif parts.timed:
+        (row,) = evaluation.read_profile(state.run.open(parts.timed))
+        cost = 1 / (row.prefill_tokens_per_second if smallest == "reading" else row.decode_tokens_per_second)
+    state.parts[rung] = parts
+    state.candidates[rung] = one = Candidate(
+        base=base.name,
         ratio=step.ratio,
         type=kind,
         trimmed=step.tokens is not None,
         tuned=parts.adapter is not None,
-        parameters=_parameters(state, parts.checkpoint),
-        bytes=file_bytes(state, rung),
-        cost=measured.cost,
-        losses=state.losses[rung],
-        smoothed=measured.smoothed,
+        parameters=structure.parameters,
+        bytes=size,
+        cost=cost,
+        losses=losses,
+        smoothed=math.nan,
     )
-
-
-def _parameters(state: SearchState, checkpoint: Artifact) -> int:
-    return models.read_structure(state.run.open(checkpoint)).parameters
+    log.info("%s: %.1f points lost, %.1f MB", state.label(rung), 100 * one.loss, size / 1e6)
+    return Measured(rung, cost, one.loss)

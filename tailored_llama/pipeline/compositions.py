@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from tailored_llama import preflight, reports
+from tailored_llama import preflight, reports, store
 from tailored_llama.config import (
     PromptStudyConfig,
     RunConfig,
@@ -26,40 +24,25 @@ from tailored_llama.config import (
 from tailored_llama.console import console
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.pipeline.futures import IncompleteRun
-from tailored_llama.pipeline.lineage import costs_of, parts_of
-from tailored_llama.pipeline.prompts import prompts
-from tailored_llama.pipeline.rows import rows_of
+from tailored_llama.pipeline.rows import rows_of, rows_of_search
 from tailored_llama.pipeline.runner import Runner
-from tailored_llama.pipeline.smallest import check_smallest, provable_lines, shipped, smallest
-from tailored_llama.pipeline.sweep import sweep
+from tailored_llama.pipeline.smallest import check_smallest, shipped, smallest
+from tailored_llama.pipeline.studies import prompts, sweep, transfer
 from tailored_llama.pipeline.tailor import tailor
-from tailored_llama.pipeline.transfer import transfer
-from tailored_llama.store import REPORTS, ArtifactRef, ArtifactStore, check_target, place
+from tailored_llama.store import REPORTS, ArtifactRef
 
 
 @dataclass(frozen=True)
 class Composition:
-    """A composition of stages that runs from a configuration file.
+    """A composition of stages that runs from a configuration file."""
 
-    Args:
-        about: what it does, in one sentence.
-        example: a configuration file.
-        kind: the class of its configuration.
-        check: checks a configuration before any work.
-        compose: calls the stages; returns the reference of the report.
-        page: the report's page in that folder.
-        finished: the configuration, and the report's folder → the folders of finished models.
-        announce: the configuration → what to say of it before the run starts.
-    """
-
-    about: str
-    example: str
+    about: str  # what it does, in one sentence
+    example: str  # a configuration file
     kind: type[RunConfig]
-    check: Callable[[Any], None]
-    compose: Callable[[Runner, Any], ArtifactRef]
-    page: str
-    finished: Callable[[Any, Path], Iterable[Path]] = lambda config, report: ()
-    announce: Callable[[Any], Iterable[str]] = rows_of
+    check: Callable[[Any], None]  # of a configuration, before any work
+    compose: Callable[[Runner, Any], ArtifactRef]  # returns the reference of the report
+    finished: Callable[[Any, Path], Iterable[Path]] = lambda config, report: ()  # folders of models, by the report's
+    announce: Callable[[Any], Iterable[str]] = rows_of  # what to say of a configuration before the run starts
 
 
 COMPOSITIONS = {
@@ -69,7 +52,6 @@ COMPOSITIONS = {
         RunConfig,
         preflight.preflight_tailor,
         tailor,
-        "report.html",
         lambda config, report: [own.folder for own in exports(config)],
     ),
     "sweep": Composition(
@@ -78,7 +60,6 @@ COMPOSITIONS = {
         SweepConfig,
         preflight.preflight_sweep,
         sweep,
-        "sweep.html",
     ),
     "transfer": Composition(
         "Score the adapter of each benchmark on all benchmarks.",
@@ -86,7 +67,6 @@ COMPOSITIONS = {
         TransferConfig,
         preflight.preflight,
         transfer,
-        "transfer.html",
     ),
     "smallest": Composition(
         "Find the smallest model that still does the job, and prove that it does.",
@@ -94,9 +74,8 @@ COMPOSITIONS = {
         SmallestConfig,
         check_smallest,
         smallest,
-        "smallest.html",
         shipped,
-        lambda config: chain(rows_of(config), provable_lines(config)),
+        rows_of_search,
     ),
     "prompts": Composition(
         "Choose a template set on train examples, and report it on the evaluation split.",
@@ -104,7 +83,6 @@ COMPOSITIONS = {
         PromptStudyConfig,
         preflight.preflight_prompts,
         prompts,
-        "study.html",
     ),
 }
 
@@ -114,18 +92,11 @@ def run_composition(
 ) -> int:
     """Run a composition from a configuration file; print its table, and where its report and its models are.
 
-    Args:
-        name: of the composition.
-        file: the configuration; None: its fields are all among the overrides.
-        overrides: its fields to override, KEY=VALUE.
-        execute: runs the composition on the configuration, once both are checked.
-
-    Returns:
-        The exit status: 0; 1 if stages failed; or 2 for bad input.
+    `overrides` are KEY=VALUE, all fields if there is no file. `execute` runs the composition on the configuration, once
+    that is checked. The exit status is 0, 1 if stages failed, or 2 for bad input.
     """
     composition = COMPOSITIONS[name]
-    failed: dict[str, Exception] = {}
-    begun = time.time()
+    failed: Mapping[str, Exception] = {}
     try:
         config = load_config(file, overrides, composition.kind)
         composition.check(config)
@@ -137,36 +108,34 @@ def run_composition(
         print(f"error: {error}", file=sys.stderr)
         return 2
     except IncompleteRun as error:
-        failed = dict(error.failed)
+        failed = error.failed
         for part, cause in failed.items():
             print(f"error: {part}: {one_line(cause)}", file=sys.stderr)
         if error.report is None:
             return 1
         report = error.report
-    store = ArtifactStore(config.store.root)
-    folder = store.open(report)
+    folder = store.ArtifactStore(config.store.root).open(report)
     if report.stage not in REPORTS:  # one stage alone was wanted
         print(f"{report.stage}: {folder}")
         return 0
     folder = place_report(folder, target)
     Console().print(reports.stored_table(folder))
-    print(f"stages: {costs_of(parts_of(store, report), begun)}")
-    print(f"report: {folder / composition.page}")
+    print(f"report: {next(folder.glob('*.html'))}")
     for model in composition.finished(config, folder) if not failed else ():
         print(f"model: {model}")
     return 1 if failed else 0
 
 
-def report_target(store: StoreConfig, name: str) -> Path | None:
+def report_target(config: StoreConfig, name: str) -> Path | None:
     """The folder that gets a copy of the report; None without `store.reports`.
 
     Raises:
         InputError: something else than a report stands there.
     """
-    if store.reports is None:
+    if config.reports is None:
         return None
-    target = Path(store.reports).expanduser() / name
-    check_target(target, "store.reports", "a report", REPORTS)
+    target = Path(config.reports).expanduser() / name
+    store.check_target(target, "store.reports", "a report", REPORTS)
     return target
 
 
@@ -175,12 +144,40 @@ def place_report(folder: Path, target: Path | None) -> Path:
 
     A copy that fails is a warning: the run has succeeded, and its report is in the store, whose folder is returned.
     """
-    if target is None:
-        return folder
     try:
-        place(folder, target, "store.reports", "a report", REPORTS)
-        reports.write_index(target.parent)
+        if target:
+            store.place(folder, target, "store.reports", "a report", REPORTS)
+            reports.write_index(target.parent)
+        return target or folder
     except (InputError, OSError) as error:
         print(f"warning: the report was not copied: {error}", file=sys.stderr)
         return folder
-    return target
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the artifacts behind another: when it was published, in seconds since 1970, and what it is of."""
+
+    time: float
+    label: str
+    manifest: store.Manifest
+
+
+def parts_of(artifacts: store.ArtifactStore, ref: ArtifactRef) -> list[Part]:
+    """An artifact and all that it was made from, as far as stored here, in the order they were made."""
+    parts, seen, waiting = list[Part](), {ref.key}, [("", ref)]
+    while waiting:
+        label, part = waiting.pop(0)
+        folder = artifacts.folder(part.stage, part.key)
+        try:
+            time, manifest = (folder / store.MANIFEST).stat().st_mtime, store.read_manifest(folder)
+        except (OSError, InputError):
+            continue
+        words = label.removeprefix(part.stage).split()
+        named = [str(manifest.config[name]) for name in ("benchmark", "split") if name in manifest.config]
+        parts.append(Part(time, " ".join([*words, *(name for name in named if name not in words)]), manifest))
+        for name, used in manifest.inputs.items():
+            if used.key not in seen:
+                seen.add(used.key)
+                waiting.append((name, used))
+    return sorted(parts, key=lambda part: part.time)

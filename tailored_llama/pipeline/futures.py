@@ -2,48 +2,56 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import fields, replace
 from threading import Thread
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from tailored_llama.errors import one_line
 from tailored_llama.pipeline.stage import is_container, leaves, map_leaves
 from tailored_llama.store import ArtifactRef
 
-R_co = TypeVar("R_co", covariant=True)
-R = TypeVar("R")
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
-class Future(Protocol[R_co]):
-    """What a stage returns, now or later."""
+class Artifact(Protocol):
+    """The future of a reference into the store, or of a folder: compositions only pass it on, or open it."""
 
-    def result(self) -> R_co:
+    def result(self) -> Any:
         """Wait for the result; a failure is raised, also that of a stage before this one."""
 
     def failures(self) -> Iterator[tuple[str, Exception]]:
         """Wait; the stages that failed, by name, of this one and those before it."""
 
 
-class Done(Generic[R]):
+class Done:
     """The future of a stage that has succeeded."""
 
-    def __init__(self, value: R) -> None:
+    def __init__(self, value: Any) -> None:
         self._value = value
 
-    def result(self) -> R:
+    def result(self) -> Any:
         return self._value
 
     def failures(self) -> Iterator[tuple[str, Exception]]:
         return iter(())
 
 
-Artifact = Future[Any]  # of a reference into the store, or of a folder: compositions only pass it on, or open it
+class Failed:
+    """The future of what has failed in this process."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        self.name, self.error = name, error
+
+    def result(self) -> NoReturn:
+        raise self.error
+
+    def failures(self) -> Iterator[tuple[str, Exception]]:
+        yield self.name, self.error
 
 
 class Cancelled(RuntimeError):
@@ -53,9 +61,7 @@ class Cancelled(RuntimeError):
 class IncompleteRun(RuntimeError):
     """Raised at the end of a run of which some stages failed.
 
-    Args:
-        failed: each failure, by the name of its stage or of the cell that lacks it.
-        report: the reference of the report of what there is, if there is one.
+    `failed` are the failures, by the name of the stage or of the cell that lacks it. `report` is of what there is.
     """
 
     def __init__(self, failed: Mapping[str, Exception], report: ArtifactRef | None = None) -> None:
@@ -63,26 +69,23 @@ class IncompleteRun(RuntimeError):
         super().__init__("; ".join(f"{name}: {error}" for name, error in failed.items()))
 
 
-class Later(Generic[R]):
-    """The future of a stage that a thread waits for; the thread ends with this process.
+class Later:
+    """The future of a stage that a thread finds or builds, with `make`; the thread ends with this process.
 
-    Args:
-        name: how the stage is shown to people.
-        inputs: what it reads; its own failure is that of the first of them that failed.
-        make: finds or builds the artifact.
+    What failed among its inputs is its failure, too.
     """
 
-    def __init__(self, name: str, inputs: Mapping[str, Any], make: Callable[[], R]) -> None:
-        self.name, self.inputs, self._made = name, inputs, concurrent.futures.Future[R]()
+    def __init__(self, name: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> None:
+        self.name, self.inputs, self._made = name, inputs, Future[Any]()
         Thread(target=self._run, args=(make,), daemon=True).start()
 
-    def _run(self, make: Callable[[], R]) -> None:
+    def _run(self, make: Callable[[], Any]) -> None:
         try:
             self._made.set_result(make())
         except BaseException as error:  # a library in Rust panics with one; nothing must wait forever
             self._made.set_exception(error)
 
-    def result(self) -> R:
+    def result(self) -> Any:
         return self._made.result()
 
     def failures(self) -> Iterator[tuple[str, Exception]]:
@@ -91,41 +94,29 @@ class Later(Generic[R]):
 
 
 def result(value: T) -> T:
-    """A value with every future in it replaced by its result; within dataclasses, mappings and sequences, too.
-
-    Raises:
-        Exception: the first failure.
-    """
-    found: T = map_leaves(lambda leaf: leaf.result() if hasattr(leaf, "failures") else leaf, value)
-    return found
+    """A value with every future in it, however deep, replaced by its result; the first failure is raised."""
+    results: T = map_leaves(lambda leaf: leaf.result() if hasattr(leaf, "failures") else leaf, value)
+    return results
 
 
 def failures(value: Any) -> dict[str, Exception]:
-    """The stages that failed of all that a value is made of, by name; waits for all of them.
-
-    Raises:
-        Cancelled: the run was cancelled meanwhile.
-    """
-    futures = [leaf for _, leaf in leaves(value) if hasattr(leaf, "failures")]
-    found = {name: error for future in futures for name, error in future.failures()}
-    if cancelled := next((error for error in found.values() if isinstance(error, Cancelled)), None):
+    """The stages that failed of all that a value is made of, by name; waits for all of it. Cancelled is raised."""
+    failed: dict[str, Exception] = {}
+    for _, leaf in leaves(value):
+        if hasattr(leaf, "failures"):
+            failed |= leaf.failures()
+    if cancelled := next((error for error in failed.values() if isinstance(error, Cancelled)), None):
         raise cancelled
-    return found
-
-
-def succeeded(value: Any) -> bool:
-    """Whether a value has all its parts; waits for all of them."""
-    return value is not None and not failures(value)
+    return failed
 
 
 def surviving(value: Any) -> Any:
-    """What has not failed of nested values, or None; waits for all of it.
+    """What has not failed of nested values; waits for all of it.
 
-    Mappings and sequences lose what failed. In a dataclass it is None, and without a part that must be there, the whole
-    is None.
+    What failed is left out of mappings and lists. In a dataclass it is None; if it must not be, so is the dataclass.
     """
     if value is None or hasattr(value, "failures"):
-        return value if succeeded(value) else None
+        return None if value is None or failures(value) else value
     if isinstance(value, Mapping):
         return {name: part for name, own in value.items() if (part := surviving(own)) is not None}
     if isinstance(value, list):
@@ -137,50 +128,33 @@ def surviving(value: Any) -> Any:
     return None if lost else replace(value, **parts)
 
 
-def attempt(name: str, build: Callable[[], T]) -> T | Exception:
-    """What a part of a study that may fail alone is made of, or the error that ended it in this process."""
+def attempt(name: str, build: Callable[[], T]) -> T | Failed:
+    """What a part of a run that may fail alone is made of, or its failure in this process."""
     try:
         return build()
     except Exception as error:
         log.error("%s failed: %s", name, error)
-        return error
+        return Failed(name, error)
 
 
 def settle(attempts: Iterable[tuple[str, Any, Any]]) -> tuple[list[Any], dict[str, Exception]]:
-    """Wait for the rows of a study, with all stages that they are made of.
+    """Wait for the rows of a study; returns them, and the failures by name. Cancelled is raised.
 
-    Args:
-        attempts: a name; an empty row, to which a failure adds its `error`; and what came of the whole one.
-
-    Returns:
-        The rows, and the failures by name.
-
-    Raises:
-        Cancelled: the run was cancelled meanwhile.
+    An attempt is a name, an empty row, to which a failure adds its `error`, and what `attempt` made of it.
     """
     rows, failed = [], dict[str, Exception]()
-    for name, row, outcome in attempts:
-        try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            result(outcome)
-            rows.append(outcome)
-        except Cancelled:
-            raise
-        except Exception as error:
-            failed[name] = error
-            rows.append(replace(row, error=one_line(error)))
+    for name, row, attempted in attempts:
+        if errors := failures(attempted):
+            failed[name] = next(iter(errors.values()))
+            rows.append(replace(row, error=one_line(failed[name])))
+        else:
+            rows.append(attempted)
     return rows, failed
 
 
 def conclude(report: Artifact | None, failed: Mapping[str, Exception]) -> ArtifactRef:
-    """The reference of a run's report.
-
-    Raises:
-        IncompleteRun: stages failed.
-    """
-    written = report.result() if report is not None and succeeded(report) else None
-    if failed or written is None:
-        raise IncompleteRun(failed, written)
-    reference: ArtifactRef = written
+    """The reference of a run's report; if stages failed, IncompleteRun is raised."""
+    reference: ArtifactRef | None = report.result() if report is not None and not failures(report) else None
+    if failed or reference is None:
+        raise IncompleteRun(failed, reference)
     return reference

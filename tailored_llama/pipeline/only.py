@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline.futures import Artifact
@@ -21,17 +21,21 @@ class Reached(BaseException):
     """Ends a composition of which one stage alone is wanted: it has called that, or asks for all others."""
 
 
-class _Later:
+class _Unbegun:
     """The future of a stage that runs when it is opened, or read by the stage that is wanted."""
 
     def __init__(self, start: Callable[[], Artifact]) -> None:
         self.begun = cache(start)
 
-    def result(self) -> Any:
+    def result(self) -> NoReturn:
         raise Reached  # the composition is at its end, where it asks for everything
 
-    def failures(self) -> Iterator[tuple[str, Exception]]:
+    def failures(self) -> NoReturn:
         raise Reached
+
+
+def _begin(leaf: Any) -> Any:
+    return leaf.begun() if isinstance(leaf, _Unbegun) else leaf
 
 
 class OnlyRunner:
@@ -39,23 +43,17 @@ class OnlyRunner:
 
     def __init__(self, run: Runner, only: str) -> None:
         self.run, self.only = run, only
-        self.names: list[str] = []
-        self.wanted: _Later | None = None
+        self.calls: dict[str, _Unbegun] = {}
 
     def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
-        def start() -> Artifact:
-            begun = map_leaves(lambda leaf: leaf.begun() if isinstance(leaf, _Later) else leaf, inputs)
-            return self.run(stage, settings, name, **begun)
-
-        later = _Later(start)
-        self.names.append(name)
+        call = _Unbegun(lambda: self.run(stage, settings, name, **map_leaves(_begin, inputs)))
+        self.calls[name] = call
         if name == self.only:
-            self.wanted = later
             raise Reached
-        return later
+        return call
 
     def open(self, artifact: Artifact) -> Path:
-        return self.run.open(artifact.begun() if isinstance(artifact, _Later) else artifact)
+        return self.run.open(_begin(artifact))
 
 
 def run_only(compose: Callable[[Runner], ArtifactRef], run: Runner, only: str) -> ArtifactRef:
@@ -67,8 +65,7 @@ def run_only(compose: Callable[[Runner], ArtifactRef], run: Runner, only: str) -
     runner = OnlyRunner(run, only)
     with suppress(Reached):
         compose(runner)
-    if runner.wanted:  # not within the composition, which may go on after a failure
-        reference: ArtifactRef = runner.wanted.begun().result()
-        return reference
-    names = "; ".join(dict.fromkeys(runner.names))
-    raise InputError(f"only: got {only!r}; allowed: {names}")
+    if only not in runner.calls:
+        raise InputError(f"only: got {only!r}; allowed: {'; '.join(runner.calls)}")
+    reference: ArtifactRef = runner.calls[only].begun().result()  # here, as the composition may go on after a failure
+    return reference

@@ -1,20 +1,33 @@
-"""The last stages: finished models with their cards, and the reports of runs and studies."""
+"""The last stages: finished models with their cards, and the reports of runs, studies and searches."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tailored_llama import evaluation, models, reports, training
-from tailored_llama.config import PromptStudyConfig, RunConfig, SweepConfig, Work, named_benchmark
-from tailored_llama.evaluation import MeasuredModel, StudiedBenchmark, SweptCell, TailoredRun, TransferScore, TunedDense
+import pyarrow as pa
+
+from tailored_llama import data, evaluation, models, reports, serving, training
+from tailored_llama.config import PromptStudyConfig, RunConfig, SmallestConfig, SweepConfig, Work, named_benchmark
+from tailored_llama.data import PromptSplit
+from tailored_llama.evaluation import Answer, Answers, MeasuredModel, Proof, StudiedBenchmark, TransferScore
 from tailored_llama.pipeline.stage import leaves, plain
-from tailored_llama.store import read_manifest
+from tailored_llama.store import MANIFEST, read_manifest, sha256_file, write_table
 
-if TYPE_CHECKING:
-    from tailored_llama.evaluation import RecoveryRow, SweepRow
+CERTIFICATE, PROOF = "certificate.json", "proof.parquet"
+PROOF_SCHEMA = pa.schema(
+    {
+        "benchmark": pa.string(),
+        "example": pa.int32(),
+        "dense": pa.float64(),  # 1 where the answer is right, or the probability of the right choice
+        "small": pa.float64(),
+    }
+)
+MOST_LOST = 10  # rows that the page of a search shows
 
 
 @dataclass(frozen=True)
@@ -28,16 +41,16 @@ class ReportSettings:
 def write_run_report(
     *,
     dense: MeasuredModel[Path],
-    runs: Sequence[TailoredRun[Path]],
+    runs: Sequence[evaluation.TailoredRun[Path]],
     prompts: Mapping[str, Path],
-    tuned_dense: TunedDense[Path],
+    tuned_dense: evaluation.TunedDense[Path],
     settings: ReportSettings,
     work: Work,
 ) -> None:
     """Stage: write the report of a run from what there is of it; `prompts` are the rendered evaluation prompts."""
     read = {"dense": dense, "": runs, "prompts": prompts, "dense, tuned": tuned_dense}
     config = settings.config
-    of: Sequence[TailoredRun[Path] | None] = runs or [None]  # without any, the dense model alone
+    of: Sequence[evaluation.TailoredRun[Path] | None] = runs or [None]  # without any, the dense model alone
     inputs = reports.ReportInputs(
         config.model.source,
         [reports.run_results(dense, run, tuned_dense.scores, config.seed) for run in of],
@@ -51,56 +64,22 @@ def write_run_report(
 
 
 @dataclass(frozen=True)
-class ExportSettings:
-    """What the finished model of a benchmark depends on, beside the artifacts: the settings that its card shows."""
-
-    config: RunConfig
-    benchmark: str
-
-    def identity(self) -> dict[str, Any]:
-        return shown_identity(self.config) | {"benchmark": self.benchmark}
-
-
-def shown_identity(config: RunConfig) -> dict[str, Any]:
-    """The settings without folder names, as the manifest leaves with the model, and what the base's card says."""
-    shown = {name: part for name, part in plain(config).items() if name not in ("execution", "store")}
-    base = models.base_of(models.find_model(config.model))
-    return {"config": reports.without_folders(shown), "base": plain(base)}
-
-
-def export_model(
-    *, dense: MeasuredModel[Path], run: TailoredRun[Path], settings: ExportSettings, work: Work
-) -> dict[str, Any]:
-    """Stage: write the finished model of a benchmark, with its card: the base with its adapter merged.
-
-    A run in float32 of a model in bfloat16 or float16 exports the model's own type, at half the size.
-    With `tuning.keep = "better"`, an adapter that is not better than none on held-out examples is left out. `dense` and
-    `run` have the scores and the adapter of the benchmark alone.
-    """
-    config, benchmark = settings.config, settings.benchmark
-    adapter = run.adapters[benchmark]
-    tuned = training.ships_adapter(config.tuning, training.read_comparison(adapter))
-    base, results = models.base_of(models.find_model(config.model)), reports.run_results(dense, run, {}, config.seed)
-    card = reports.tailored_card(results, config, named_benchmark(config, benchmark), base, run.base, tuned)
-    models.merge_adapter(run.base, adapter if tuned else None, out=work.out, card=card, half=base.half)
-    return {"adapter": "merged" if tuned else "left out: tuning brought nothing on the held-out examples"}
-
-
-@dataclass(frozen=True)
 class SweepSettings:
     """The configuration of a sweep."""
 
     config: SweepConfig
 
 
-def write_sweep_report(*, cells: Sequence[SweptCell[Path]], settings: SweepSettings, work: Work) -> None:
+def write_sweep_report(*, cells: Sequence[evaluation.SweptCell[Path]], settings: SweepSettings, work: Work) -> None:
     """Stage: write the report of a sweep; dense models come first, then every cell."""
     reports.write_sweep(settings.config, list(_sweep_rows(cells)), out=work.out)
 
 
-def _sweep_rows(cells: Sequence[SweptCell[Path]]) -> Iterator[tuple[SweepRow, list[RecoveryRow]]]:
+def _sweep_rows(
+    cells: Sequence[evaluation.SweptCell[Path]],
+) -> Iterator[tuple[evaluation.SweepRow, list[evaluation.RecoveryRow]]]:
     """One row for all seeds of a setting, and one for each cell that failed."""
-    settings: dict[SweepRow, list[SweptCell[Path]]] = {}
+    settings: dict[evaluation.SweepRow, list[evaluation.SweptCell[Path]]] = {}
     for cell in cells:
         settings.setdefault(evaluation.SweepRow(cell.name, cell.ratio, cell.curve, cell.place), []).append(cell)
     for row, members in settings.items():
@@ -129,3 +108,138 @@ class StudySettings:
 def write_study_report(*, studied: Sequence[StudiedBenchmark[Path]], settings: StudySettings, work: Work) -> None:
     """Stage: write the report of a prompt study."""
     reports.write_study(settings.config, settings.model, studied, out=work.out)
+
+
+@dataclass(frozen=True)
+class SmallestSettings:
+    """The configuration of a search, and what it found."""
+
+    config: SmallestConfig
+    answer: Answer
+
+
+def write_smallest_report(
+    *,
+    candidates: Sequence[evaluation.CandidateParts[Path]],
+    reference: Mapping[str, Path],
+    prompts: Mapping[str, Path],
+    used: Sequence[Path],
+    settings: SmallestSettings,
+    work: Work,
+) -> None:
+    """Stage: write the page of a search.
+
+    `candidates` are all that were measured, in the order of the answer. `reference` are its scores on the proving rows,
+    `prompts`, which are empty if these were not opened. `used` are the artifacts of the search, for their costs.
+    """
+    config, answer = settings.config, settings.answer
+    shown = answer.order[0] if answer.proven is None and answer.order else answer.proven
+    proof = None if shown is None else Proof(prompts, reference, candidates[shown].proving)
+    costs = [read_manifest(folder) for folder in dict.fromkeys(used)]
+    reports.write_smallest(config, answer, list(_lost(config, proof)) if proof else [], costs, out=work.out)
+
+
+def _lost(config: SmallestConfig, proof: Proof[Path]) -> Iterator[reports.LostRow]:
+    """Rows that only the dense model gets right, an equal number of each benchmark."""
+    for name, folder in proof.small.items():
+        metric = data.headline_metric(named_benchmark(config, name))
+        before, after = (evaluation.read_answers(own, metric) for own in (proof.dense[name], folder))
+        asked = {prompt.example: prompt for prompt in data.read_prompts(proof.prompts[name], "evaluation")}
+        chosen = evaluation.read_chosen(folder, metric)
+        only_dense = before.examples[(before.values == 1) & (after.values != 1)].tolist()
+        for example in only_dense[: -(-MOST_LOST // len(proof.small))]:
+            prompt, said = asked[example], chosen[example]
+            wrong = prompt.continuations[said] if isinstance(said, int) else said
+            right = prompt.continuations[prompt.answer]
+            yield reports.LostRow(name, prompt.contexts[prompt.answer], right.strip(), wrong.strip())
+
+
+def shown_identity(config: RunConfig) -> dict[str, Any]:
+    """The settings without folder names, as the manifest leaves with the model, and what the base's card says."""
+    shown = {name: part for name, part in plain(config).items() if name not in ("execution", "store")}
+    base = models.base_of(models.find_model(config.model))
+    return {"config": reports.without_folders(shown), "base": plain(base)}
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What the finished model of a benchmark depends on, beside the artifacts: the settings that its card shows."""
+
+    config: RunConfig
+    benchmark: str
+
+    def identity(self) -> dict[str, Any]:
+        return shown_identity(self.config) | {"benchmark": self.benchmark}
+
+
+def export_model(
+    *, dense: MeasuredModel[Path], run: evaluation.TailoredRun[Path], settings: ExportSettings, work: Work
+) -> dict[str, Any]:
+    """Stage: write the finished model of a benchmark, with its card: the base with its adapter merged.
+
+    A run in float32 of a model in bfloat16 or float16 exports the model's own type, at half the size.
+    With `tuning.keep = "better"`, an adapter that is not better than none on held-out examples is left out. `dense` and
+    `run` have the scores and the adapter of the benchmark alone.
+    """
+    config, benchmark = settings.config, settings.benchmark
+    adapter = run.adapters[benchmark]
+    tuned = training.ships_adapter(config.tuning, training.read_comparison(adapter))
+    base, results = models.base_of(models.find_model(config.model)), reports.run_results(dense, run, {}, config.seed)
+    card = reports.tailored_card(results, config, named_benchmark(config, benchmark), base, run.base, tuned)
+    models.merge_adapter(run.base, adapter if tuned else None, out=work.out, card=card, half=base.half)
+    return {"adapter": "merged" if tuned else "left out: tuning brought nothing on the held-out examples"}
+
+
+@dataclass(frozen=True)
+class ShipSettings:
+    """What the shipped model depends on, beside its weights and scores: its base's search, what was found, its name."""
+
+    config: SmallestConfig
+    answer: Answer
+    name: str
+
+    def identity(self) -> dict[str, Any]:
+        return shown_identity(self.config) | {"answer": plain(self.answer), "name": self.name}
+
+
+def ship_model(
+    *, checkpoint: Path, adapter: Path | None, gguf: Path | None, proof: Proof[Path], settings: ShipSettings, work: Work
+) -> dict[str, Any]:
+    """Stage: write the proven model in the format of its runtime, with card, `certificate.json` and `proof.parquet`.
+
+    It is the GGUF file that was scored, from the folder `gguf`, or else the checkpoint with its adapter merged, in the
+    base model's own 16 bits.
+    """
+    config, answer, out = settings.config, settings.answer, work.out
+    base = models.base_of(models.find_model(config.model))
+    if gguf:
+        shutil.copytree(gguf, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        files = [serving.gguf_file(out)]
+    else:
+        models.merge_adapter(checkpoint, adapter, out=out, half=base.half)
+        files = models.weight_files(out)
+    size = sum(own.stat().st_size for own in files)
+    facts = {"name": settings.name, "bytes": size, "sha256": {own.name: sha256_file(own) for own in files}}
+    certificate = reports.certificate_of(answer, config, facts) | {"run": settings.identity()["config"]}
+    (out / CERTIFICATE).write_text(json.dumps(certificate, indent=1) + "\n")
+    card = reports.answer_card(answer, config, base, checkpoint, certificate)
+    (out / models.CARD).write_text(card, encoding="utf-8")
+    columns: dict[str, list[Any]] = {name: [] for name in PROOF_SCHEMA.names}
+    for name, prompts in proof.prompts.items():
+        before, after = (answers_of(config, name, own[name], prompts) for own in (proof.dense, proof.small))
+        columns["benchmark"] += [name] * len(before.examples)
+        columns["example"] += before.examples.tolist()
+        columns["dense"] += before.values.tolist()
+        columns["small"] += after.values.tolist()
+    write_table(out / PROOF, columns, PROOF_SCHEMA)
+    return {"bytes": size}
+
+
+def answers_of(
+    config: SmallestConfig, name: str, scores: Path, prompts: Path, split: PromptSplit = "evaluation"
+) -> Answers:
+    """The answers of a scored model on a benchmark, valued as the goal measures them."""
+    metric = data.headline_metric(named_benchmark(config, name))
+    if config.goal.measure == "probability":
+        return evaluation.read_probabilities(scores, prompts, split, metric)
+    return evaluation.read_answers(scores, metric)

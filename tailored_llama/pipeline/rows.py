@@ -1,42 +1,28 @@
-"""What a run says of the user's own files before it starts: the rows of each part, and what so many can show."""
+"""What a run says of its rows before it starts: how many there are of each part, and what so many can show."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tailored_llama.config import BenchmarkConfig, RunConfig
+from tailored_llama import evaluation
+from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig
 from tailored_llama.data import PURPOSE, Split, benchmarks, held_out_of
-from tailored_llama.evaluation import DISCORDANT, detectable_difference
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import DISCORDANT
 
 FEW = 50  # rows in a part; below, an accuracy has a standard error of 7 points at its worst
 
 
-def scored_rows(config: RunConfig, benchmark: BenchmarkConfig) -> int:
-    """The rows of a benchmark that are scored in the end.
-
-    Raises:
-        InputError: as `load_examples`.
-    """
-    rows = len(benchmarks.load_examples(benchmark, "evaluation", config.store.downloads))
-    return min(rows, config.scoring.limit or rows)
-
-
 def rows_of(config: RunConfig) -> Iterator[str]:
-    """What there is to say of every file that is divided, with a warning for every part with few rows.
-
-    Raises:
-        InputError: as `load_examples`.
-    """
+    """What there is to say of every file that is divided, with a warning for every part with few rows."""
     for benchmark in config.benchmarks:
         if not (file := benchmark.data):
             continue
-        rows: dict[Split, int] = {
-            part: len(benchmarks.load_examples(benchmark, part, config.store.downloads)) for part in PURPOSE
-        }
-        scored = min(rows["evaluation"], config.scoring.limit or rows["evaluation"])
+        rows = {part: _count(config, benchmark, part) for part in PURPOSE}
         parts = ", ".join(f"{count:,} {PURPOSE[part]}" for part, count in rows.items())
         yield f"{file}: {sum(rows.values()):,} different rows, {parts}."
-        points, share = 100 * detectable_difference(scored), 100 * DISCORDANT
+        scored = min(rows["evaluation"], config.scoring.limit or rows["evaluation"])
+        points, share = 100 * evaluation.detectable_difference(scored), 100 * DISCORDANT
         yield (
             f"{file}: {scored:,} scored rows show a difference in accuracy of {points:.1f} points or more (at 95 % "
             f"confidence, if two models differ on {share:.0f} % of the rows)."
@@ -48,3 +34,46 @@ def rows_of(config: RunConfig) -> Iterator[str]:
         held_out = held_out_of(benchmark, tuning.shots, tuning.held_out, rows["train"])
         if tuning.examples != "none" and held_out < tuning.held_out:
             yield f"warning: {file}: {held_out} rows are left to hold out, not tuning.held_out = {tuning.held_out}."
+
+
+def rows_of_search(config: SmallestConfig) -> Iterator[str]:
+    """As `rows_of`, and what the rows of each benchmark can prove."""
+    yield from rows_of(config)
+    for benchmark in config.benchmarks:
+        rows, least, needed = _provable(config, benchmark)
+        yield (
+            f"{benchmark.name}: {rows:,} rows to prove on. A model that loses nothing, but differs on "
+            f"{100 * DISCORDANT:.0f} % of them, is proven to lose less than {least:.1f} points once in two times; for "
+            f"{config.goal.lose_at_most:g} points, {needed:,} rows to prove on do so four times in five."
+        )
+
+
+def check_provable(config: SmallestConfig) -> None:
+    """Check that the rows can prove what the goal asks for.
+
+    Raises:
+        InputError: there are too few; the message says what could be proven, and how many rows it takes.
+    """
+    goal = config.goal
+    for benchmark in config.benchmarks:
+        rows, least, needed = _provable(config, benchmark)
+        if least > goal.lose_at_most and not goal.even_if_unprovable:
+            of_file = ", two fifths of the file," if benchmark.data else ""
+            raise InputError(
+                f"goal.lose_at_most: got {goal.lose_at_most:g} with {rows:,} rows of {benchmark.name} to prove on; "
+                f"allowed: at least {least:.1f} with these, about {needed:,} rows to prove on{of_file} for "
+                f"{goal.lose_at_most:g}, or goal.even_if_unprovable = true to search all the same"
+            )
+
+
+def _provable(config: SmallestConfig, benchmark: BenchmarkConfig) -> tuple[int, float, int]:
+    """The rows to prove on, the margin in points that so many can prove, and the rows that the goal's own needs."""
+    rows = _count(config, benchmark, "evaluation")
+    rows = min(rows, config.scoring.limit or rows)
+    level = evaluation.level_of(1, config.goal.confidence)
+    needed = evaluation.rows_needed(config.goal.lose_at_most / 100, level)
+    return rows, 100 * evaluation.provable_margin(rows, level), needed
+
+
+def _count(config: RunConfig, benchmark: BenchmarkConfig, part: Split) -> int:
+    return len(benchmarks.load_examples(benchmark, part, config.store.downloads))

@@ -1,18 +1,19 @@
 """What a stage is: a name, a version, and a function from input artifacts and settings to one artifact.
 
-The function receives nothing else that could change its bytes, and all that it receives enters the key. So it cannot
-read a setting that its key lacks.
+All that the function receives enters the key, but for what cannot change its bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
+from tailored_llama import models
 from tailored_llama.config import Work
 from tailored_llama.store import ArtifactRef, artifact_key
 
@@ -24,36 +25,25 @@ Facts = Mapping[str, Any] | None  # what a stage measured; it goes into the mani
 class Stage(Generic[S]):
     """A step of the path of the data.
 
-    Args:
-        name: of the stage, and of its artifacts' folder in the store.
-        version: raised when the stage's output changes.
-        load: returns the function. Its keyword arguments are the input artifacts' folders (or mappings and dataclasses
-            of them), `settings` and `work`. Loading is late, so that a stage whose artifact is found loads no library.
-        settings: the class of its settings, which is frozen; NoneType: it depends on its inputs alone.
-        on_device: whether it computes on the run's device, and waits for its turn there.
-        timed: whether it measures time; any other on the device takes less memory when it is tried again.
-        shared: whether workers share out the calls that are ready at once, instead of starting a process for each.
+    `load` returns its function, so that a stage whose artifact is found loads no library. Keyword arguments of the
+    function are the input artifacts' folders (or mappings and dataclasses of them), `settings` and `work`.
     """
 
-    name: str
-    version: int
+    name: str  # also of its artifacts' folder in the store
+    version: int  # raised when the output changes
     load: Callable[[], Callable[..., Facts]]
-    settings: type[S]
-    on_device: bool = False
-    timed: bool = False
-    shared: bool = False
+    settings: type[S]  # which is frozen; NoneType: it depends on its inputs alone
+    on_device: bool = False  # it computes on the run's device, and waits for its turn there
+    timed: bool = False  # it measures time; any other on the device takes less memory when it is tried again
+    shared: bool = False  # workers share out the calls that are ready at once, instead of starting a process for each
 
 
 @dataclass(frozen=True)
 class Call(Generic[S]):
     """A stage with its settings and inputs: all that one artifact is made from.
 
-    Args:
-        stage: what is run.
-        settings: its settings.
-        inputs: artifacts by parameter of the stage's function: a reference, None, or a mapping, sequence or dataclass
-            of them.
-        name: how the call is shown to people, such as `tune arc_easy @ 0.20`.
+    `inputs` are artifacts by parameter of the stage's function: a reference, None, or a mapping, sequence or dataclass
+    of them. `name` is how the call is shown to people, such as `tune arc_easy @ 0.20`.
     """
 
     stage: Stage[S]
@@ -74,7 +64,7 @@ class Call(Generic[S]):
 
     @property
     def key(self) -> str:
-        """The key of the artifact: stage, version, settings and inputs, and nothing else."""
+        """The key of the artifact."""
         return artifact_key(self.stage.name, self.stage.version, self.fields, self.references)
 
     def open_inputs(self, open_reference: Callable[[ArtifactRef], Path]) -> dict[str, Any]:
@@ -85,20 +75,12 @@ class Call(Generic[S]):
 
 def run_stage(stage: Stage[S], inputs: Mapping[str, Any], settings: S, work: Work) -> Facts:
     """Run a stage's function on the folders of its inputs; on the device it waits for its turn."""
-    if not stage.on_device:
-        return stage.load()(**inputs, settings=settings, work=work)
-    from tailored_llama.models import device_slot  # with torch, which no other stage may need
-
-    with device_slot(work.execution, work.downloads):
+    with models.device_slot(work.execution, work.downloads) if stage.on_device else nullcontext():
         return stage.load()(**inputs, settings=settings, work=work)
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON for a key. What has an `identity`, such as a file, counts by it, and not by its place.
-
-    Raises:
-        TypeError: the value is of another kind.
-    """
+    """A value as JSON for a key. What has an `identity`, such as a file, counts by it, and not by its place."""
     if hasattr(value, "identity"):
         return plain(value.identity())
     if isinstance(value, BaseModel):
@@ -115,7 +97,7 @@ def plain(value: Any) -> Any:
 
 
 def leaves(value: Any, label: str = "") -> list[tuple[str, Any]]:
-    """Every part of nested mappings, sequences and dataclasses that is none of these, with a label; None is left out.
+    """Every part of nested mappings, sequences and dataclasses that is none of these, after a label; None is left out.
 
     A part of a sequence is labelled by its attribute `label`, if it has one, else by its position.
     """

@@ -4,43 +4,39 @@ from types import NoneType
 from typing import Any
 
 from tailored_llama import data, evaluation, models, pruning, serving, training
-from tailored_llama.data import BenchmarkSource, CalibrationSettings, PromptSettings
-from tailored_llama.evaluation import PerplexitySettings, ProfileSettings, ScoreSettings
-from tailored_llama.models import DenseSettings
-from tailored_llama.pipeline import answer, reporting
-from tailored_llama.pipeline.answer import ShipSettings, SmallestSettings
-from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings, StudySettings, SweepSettings
+from tailored_llama.pipeline import reporting
 from tailored_llama.pipeline.stage import Stage
-from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings, SplitSettings
-from tailored_llama.serving import GgufSettings, QuantisedSettings
 from tailored_llama.store import ANSWER, FINISHED, GGUF
-from tailored_llama.training import HealSettings, TeachSettings, TuneSettings
 
-DENSE = Stage("dense", 4, lambda: models.prepare_dense, DenseSettings)
-EXAMPLES = Stage("examples", 2, lambda: data.load_benchmark, BenchmarkSource)
-PROMPTS = Stage("prompts", 5, lambda: data.render_prompts, PromptSettings)
-TOKENS = Stage("tokens", 3, lambda: pruning.count_tokens, CountSettings)
-CALIBRATION = Stage("calibration", 4, lambda: data.load_calibration, CalibrationSettings)
+DENSE = Stage("dense", 4, lambda: models.prepare_dense, models.DenseSettings)
+EXAMPLES = Stage("examples", 2, lambda: data.load_benchmark, data.BenchmarkSource)
+PROMPTS = Stage("prompts", 5, lambda: data.render_prompts, data.PromptSettings)
+TOKENS = Stage("tokens", 3, lambda: pruning.count_tokens, pruning.CountSettings)
+CALIBRATION = Stage("calibration", 4, lambda: data.load_calibration, data.CalibrationSettings)
 GROUPS = Stage("groups", 2, lambda: pruning.build_graph, NoneType)
-REACH = Stage("reach", 2, lambda: pruning.check_ratio, PruneSettings)
-IMPORTANCE = Stage("importance", 5, lambda: pruning.score_importance, ImportanceSettings, on_device=True)
-SPLIT = Stage("split", 2, lambda: pruning.choose_split, SplitSettings, on_device=True)
-PRUNED = Stage("pruned", 7, lambda: pruning.prune_model, PruneSettings, on_device=True)
-TEACHER = Stage("teacher", 4, lambda: training.teach, TeachSettings, on_device=True)
-HEALED = Stage("healed", 6, lambda: training.heal, HealSettings, on_device=True)
-ADAPTER = Stage("adapter", 10, lambda: training.tune, TuneSettings, on_device=True)
-SCORES = Stage("scores", 5, lambda: evaluation.score_benchmark, ScoreSettings, on_device=True, shared=True)
-QUANTISED = Stage("quantised-scores", 5, lambda: serving.score_quantised, QuantisedSettings, on_device=True)
-PERPLEXITY = Stage("perplexity", 5, lambda: evaluation.measure_perplexity, PerplexitySettings, on_device=True)
-PROFILE = Stage("profile", 4, lambda: evaluation.profile_checkpoint, ProfileSettings, on_device=True, timed=True)
-FINISHED_MODEL = Stage(FINISHED, 5, lambda: reporting.export_model, ExportSettings)
-GGUF_FILE = Stage(GGUF, 4, lambda: serving.export_gguf, GgufSettings)
-REPORT = Stage("report", 6, lambda: reporting.write_run_report, ReportSettings)
-SWEEP = Stage("sweep", 4, lambda: reporting.write_sweep_report, SweepSettings)
-TRANSFER = Stage("transfer", 3, lambda: reporting.write_transfer_report, ReportSettings)
+REACH = Stage("reach", 2, lambda: pruning.check_ratio, pruning.PruneSettings)
+IMPORTANCE = Stage("importance", 5, lambda: pruning.score_importance, pruning.ImportanceSettings, on_device=True)
+SPLIT = Stage("split", 2, lambda: pruning.choose_split, pruning.SplitSettings, on_device=True)
+PRUNED = Stage("pruned", 7, lambda: pruning.prune_model, pruning.PruneSettings, on_device=True)
+TEACHER = Stage("teacher", 4, lambda: training.teach, training.TeachSettings, on_device=True)
+HEALED = Stage("healed", 6, lambda: training.heal, training.HealSettings, on_device=True)
+ADAPTER = Stage("adapter", 10, lambda: training.tune, training.TuneSettings, on_device=True)
+SCORES = Stage("scores", 5, lambda: evaluation.score_benchmark, evaluation.ScoreSettings, on_device=True, shared=True)
+QUANTISED = Stage("quantised-scores", 5, lambda: serving.score_quantised, serving.QuantisedSettings, on_device=True)
+PERPLEXITY = Stage(
+    "perplexity", 5, lambda: evaluation.measure_perplexity, evaluation.PerplexitySettings, on_device=True
+)
+PROFILE = Stage(
+    "profile", 4, lambda: evaluation.profile_checkpoint, evaluation.ProfileSettings, on_device=True, timed=True
+)
+FINISHED_MODEL = Stage(FINISHED, 5, lambda: reporting.export_model, reporting.ExportSettings)
+GGUF_FILE = Stage(GGUF, 4, lambda: serving.export_gguf, serving.GgufSettings)
+REPORT = Stage("report", 6, lambda: reporting.write_run_report, reporting.ReportSettings)
+SWEEP = Stage("sweep", 4, lambda: reporting.write_sweep_report, reporting.SweepSettings)
+TRANSFER = Stage("transfer", 3, lambda: reporting.write_transfer_report, reporting.ReportSettings)
 SPEED = Stage("speed", 3, lambda: serving.measure_speed, NoneType, on_device=True, timed=True)
-SHIPPED = Stage(ANSWER, 2, lambda: answer.ship_model, ShipSettings)
-SMALLEST = Stage("smallest", 2, lambda: answer.write_smallest_report, SmallestSettings)
-STUDY = Stage("prompt-study", 3, lambda: reporting.write_study_report, StudySettings)
+SHIPPED = Stage(ANSWER, 2, lambda: reporting.ship_model, reporting.ShipSettings)
+SMALLEST = Stage("smallest", 2, lambda: reporting.write_smallest_report, reporting.SmallestSettings)
+STUDY = Stage("prompt-study", 3, lambda: reporting.write_study_report, reporting.StudySettings)
 
 STAGES: dict[str, Stage[Any]] = {own.name: own for own in list(globals().values()) if isinstance(own, Stage)}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
-from tailored_llama import data, evaluation
+from tailored_llama import data
 from tailored_llama.config import (
     GENERIC,
     PROMPTS,
@@ -32,38 +31,28 @@ from tailored_llama.training import HealSettings, TeachSettings, TuneSettings
 MIXTURE = "mixture"  # names the adapter that is tuned on all benchmarks at once
 
 
-def model_label(model: str, ratio: float) -> str:
-    """The label of a run's model, such as pruned @ 0.20."""
-    return f"{model} @ {ratio:.2f}" if round(ratio, 2) == ratio else f"{model} @ {ratio}"
-
-
 @dataclass(frozen=True)
 class Prompts:
     """Rendered prompts by benchmark.
 
     `train` are the run's own train prompts, which may serve as calibration text. `shots` are the prompts to tune on,
-    worded differently if one adapter is tuned on all benchmarks. `templates` are the sets that a search chose.
+    worded differently if one adapter is tuned on all benchmarks.
     """
 
     train: Mapping[str, Artifact] = field(default_factory=dict)
     shots: Mapping[str, Artifact] = field(default_factory=dict)
     evaluation: Mapping[str, Artifact] = field(default_factory=dict)
-    templates: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Dense:
-    """The dense model, and the artifacts for pruning it.
-
-    For the kind vocabulary there are `counts` of tokens, and the train `prompts` that a split is measured on.
-    """
+    """The dense model, and the artifacts for pruning it; for the kind vocabulary with the `counts` of its tokens."""
 
     checkpoint: Artifact
     groups: Artifact
     calibration: Artifact | None
     importance: Artifact
-    counts: Artifact | None = None
-    prompts: Mapping[str, Artifact] = field(default_factory=dict)
+    counts: Artifact | None
 
 
 def load_examples(run: Runner, benchmark: BenchmarkConfig) -> Artifact:
@@ -87,7 +76,7 @@ def render_train(run: Runner, config: RunConfig) -> Prompts:
 
 def render_all(run: Runner, config: RunConfig) -> Prompts:
     """Render the prompts of every benchmark; the shots of a mixture use the generic template."""
-    examples = {b.name: load_examples(run, b) for b in config.benchmarks}
+    examples = {own.name: load_examples(run, own) for own in config.benchmarks}
     read = {name: table for name, table in examples.items() if reads_train(config, name)}
     train = {name: render(run, config, name, "train", table) for name, table in read.items()}
     shots = train
@@ -96,28 +85,6 @@ def render_all(run: Runner, config: RunConfig) -> Prompts:
         shots = {name: render(run, worded, name, "train", table) for name, table in examples.items()}
     evaluation = {name: render(run, config, name, "evaluation", table) for name, table in examples.items()}
     return Prompts(train, shots, evaluation)
-
-
-def search_templates(run: Runner, config: RunConfig, model: Artifact) -> Prompts:
-    """Render every benchmark with the shipped template set that a model does best with on train examples.
-
-    These are the shots and the held-out examples, all that tuning may see.
-    """
-    train, scored, chosen = {}, {}, {}
-    splits: list[Literal["shots", "held_out"]] = ["shots", "held_out"] if config.tuning.held_out else ["shots"]
-    for benchmark in config.benchmarks:
-        name, examples = benchmark.name, load_examples(run, benchmark)
-        scores: dict[str, list[Artifact]] = {}
-        for template in data.candidates((), benchmark):
-            prompts = render(run, with_template(config, template), name, "train", examples)
-            scores[template] = [
-                score(run, config, name, f"{template}, {split}", model, prompts, split=split) for split in splits
-            ]
-        chosen[name] = evaluation.choose({template: list(map(run.open, parts)) for template, parts in scores.items()})
-        worded = with_template(config, chosen[name])
-        train[name] = render(run, worded, name, "train", examples)
-        scored[name] = render(run, worded, name, "evaluation", examples)
-    return Prompts(train, train, scored, chosen)
 
 
 def load_dense(run: Runner, config: RunConfig) -> Artifact:
@@ -138,8 +105,7 @@ def prepare_dense(run: Runner, config: RunConfig, prompts: Prompts) -> Dense:
     calibration = draw_calibration(run, config, dense, prompts) if reads_calibration(config) else None
     if config.healing.tokens and config.healing.source:
         draw_calibration(run, healing_text(config), dense, prompts)  # a text that cannot be read ends the run here
-    importance = score_importance(run, config, dense, groups, calibration)
-    return Dense(dense, groups, calibration, importance, counts, prompts.train if counts else {})
+    return Dense(dense, groups, calibration, _score_importance(run, config, dense, groups, calibration), counts)
 
 
 def check_ratio(
@@ -157,13 +123,12 @@ def draw_calibration(run: Runner, config: RunConfig, dense: Artifact, prompts: P
     return run(stages.CALIBRATION, settings, f"load calibration {config.calibration.named}", dense=dense, prompts=read)
 
 
-def score_importance(
+def _score_importance(
     run: Runner, config: RunConfig, dense: Artifact, groups: Artifact, calibration: Artifact | None
 ) -> Artifact:
     """Score every coupled group; only what reads calibration text depends on it."""
     text = calibration if scores_by_text(config) else None
-    name = f"importance {config.pruning.criterion}"
-    settings = ImportanceSettings.of(config)
+    settings, name = ImportanceSettings.of(config), f"importance {config.pruning.criterion}"
     return run(stages.IMPORTANCE, settings, name, dense=dense, groups=groups, calibration=text)
 
 
@@ -173,27 +138,18 @@ def prune_to(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompts
     text = None if config.reconstruction.method == "none" else dense.calibration
     split = None
     if dense.counts:
-        read = {"groups": groups, "importance": importance, "counts": dense.counts}
-        name = f"choose split @ {ratio:.2f}"
-        split = run(stages.SPLIT, SplitSettings.of(config, ratio), name, dense=model, prompts=dense.prompts, **read)
+        read = {"groups": groups, "importance": importance, "counts": dense.counts, "prompts": prompts.train}
+        split = run(stages.SPLIT, SplitSettings.of(config, ratio), f"choose split @ {ratio:.2f}", dense=model, **read)
     share = 0.0
     for step in range(1, config.pruning.steps + 1):
         if step > 1:
             model = heal_if_asked(run, config, dense.checkpoint, share, model, prompts)
             groups = run(stages.GROUPS, None, "build graph", dense=model)
-            importance = score_importance(run, config, model, groups, dense.calibration)
+            importance = _score_importance(run, config, model, groups, dense.calibration)
         share = ratio * step / config.pruning.steps
-        model = run(
-            stages.PRUNED,
-            PruneSettings.of(config, share),
-            f"prune @ {share:.2f}",
-            model=model,
-            original=dense.checkpoint,
-            groups=groups,
-            importance=importance,
-            calibration=text,
-            split=split,
-        )
+        scored = {"groups": groups, "importance": importance, "calibration": text, "split": split}
+        settings, name = PruneSettings.of(config, share), f"prune @ {share:.2f}"
+        model = run(stages.PRUNED, settings, name, model=model, original=dense.checkpoint, **scored)
     return model
 
 
@@ -213,8 +169,7 @@ def tune(
 ) -> Artifact:
     """Tune one adapter for one benchmark or several."""
     label = names[0] if len(names) == 1 else MIXTURE
-    shots = {name: prompts.shots[name] for name in names}
-    settings = TuneSettings.of(config, names)
+    shots, settings = {name: prompts.shots[name] for name in names}, TuneSettings.of(config, names)
     return run(stages.ADAPTER, settings, f"tune {label} @ {ratio:.2f}", pruned=base, prompts=shots)
 
 
@@ -231,16 +186,9 @@ def tune_adapters(
 
 
 def tune_dense(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> TunedDense[Artifact]:
-    """Tune the dense model on the same shots as the pruned ones, and score it.
-
-    It is not healed: nothing was removed, and it would be its own teacher.
-    """
+    """Tune the dense model on the same shots as the pruned ones, and score it; it is not healed, as it is whole."""
     adapters = tune_adapters(run, config, 0.0, dense, prompts)
-    scores = {
-        name: score(run, config, name, TUNED_DENSE, dense, prompts.evaluation[name], adapter)
-        for name, adapter in adapters.items()
-    }
-    return TunedDense(by_training(config, adapters), scores)
+    return TunedDense(by_training(config, adapters), score_all(run, config, TUNED_DENSE, dense, prompts, adapters))
 
 
 def by_training(config: RunConfig, adapters: Mapping[str, Artifact]) -> dict[str, Artifact]:
@@ -264,12 +212,21 @@ def score(
     return run(stages.SCORES, settings, name, checkpoint=checkpoint, adapter=adapter, prompts=prompts)
 
 
+def score_all(
+    run: Runner, config: RunConfig, label: str, checkpoint: Artifact, prompts: Prompts, adapters: Mapping[str, Artifact]
+) -> dict[str, Artifact]:
+    """Score a checkpoint, with the adapter of each benchmark that has one, on all benchmarks that have prompts."""
+    return {
+        name: score(run, config, name, label, checkpoint, asked, adapters.get(name))
+        for name, asked in prompts.evaluation.items()
+    }
+
+
 def measure_perplexity(
     run: Runner, config: RunConfig, label: str, checkpoint: Artifact, dense: Artifact | None = None
 ) -> Artifact:
     """Measure a checkpoint's perplexity; for a pruned one, the tokens of `dense` say where the text ends."""
-    cut_by = dense if trims_vocabulary(config) else None
-    settings = PerplexitySettings.of(config.perplexity)
+    cut_by, settings = dense if trims_vocabulary(config) else None, PerplexitySettings.of(config.perplexity)
     return run(stages.PERPLEXITY, settings, f"perplexity {label}", checkpoint=checkpoint, text_of=cut_by)
 
 
@@ -278,5 +235,4 @@ def measure(
 ) -> MeasuredModel[Artifact]:
     """Measure a model without an adapter: its perplexity, and its scores on all benchmarks that have prompts."""
     perplexity = measure_perplexity(run, config, label, checkpoint, dense)
-    scores = {name: score(run, config, name, label, checkpoint, asked) for name, asked in prompts.evaluation.items()}
-    return MeasuredModel(checkpoint, perplexity, scores)
+    return MeasuredModel(checkpoint, perplexity, score_all(run, config, label, checkpoint, prompts, {}))

@@ -8,11 +8,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 
-from tailored_llama.config import TUNED_DENSE, RunConfig, as_shown, exports, named_benchmark
+from tailored_llama.config import TUNED_DENSE, GgufType, RunConfig, as_shown, exports, named_benchmark
 from tailored_llama.errors import one_line
-from tailored_llama.evaluation import MeasuredModel, ProfileSettings, TailoredRun, TunedDense
+from tailored_llama.evaluation import ByType, MeasuredModel, ProfileSettings, TailoredRun, TunedDense
 from tailored_llama.pipeline import stages, steps
-from tailored_llama.pipeline.futures import Artifact, attempt, conclude, failures, surviving
+from tailored_llama.pipeline.futures import Artifact, Failed, attempt, conclude, failures, surviving
 from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings
 from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.steps import Dense, Prompts
@@ -27,110 +27,81 @@ Model = tuple[Artifact, Artifact | None]  # a checkpoint, and its adapter
 def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
     """Prune, tailor, score and report. Every artifact is found or built; cheap stages and checks come first.
 
-    Where stages run side by side, one that fails stops only what reads it, and the report is of what there is.
-
-    Raises:
-        IncompleteRun: a stage failed, and others did not depend on it.
+    Where stages run side by side, one that fails stops only what reads it; the report is of what there is, and the
+    failure is raised at the end, as IncompleteRun.
     """
     prompts = steps.render_all(run, config)
     dense = steps.prepare_dense(run, config, prompts)
     asked = steps.measure(run, config, "dense", dense.checkpoint, prompts)
     tailored = [_tailored(run, config, dense, ratio, prompts) for ratio in config.pruning.ratios]
-    tuned, lost = _tuned_dense(run, config, dense, prompts)
+    tuned: TunedDense[Artifact] | Failed = TunedDense()
+    if config.tuning.dense and config.tuning.examples != "none":
+        tuned = attempt(TUNED_DENSE, partial(steps.tune_dense, run, config, dense.checkpoint, prompts))
 
-    failed = failures((asked, dense.importance, [replace(one, profile=None) for one in tailored], tuned)) | lost
+    failed = failures((asked, dense.importance, [replace(one, profile=None) for one in tailored], tuned))
     measured, whole = surviving(asked), surviving(tailored)
     if not measured or not (measured.scores or any(one.pruned.scores or one.tailored for one in whole)):
         return conclude(None, failed)
-    files = [_quantised(run, config, prompts, "dense", dict.fromkeys(measured.scores, (measured.checkpoint, None)))]
+    scored = [_quantised(run, config, prompts, "dense", dict.fromkeys(measured.scores, (measured.checkpoint, None)))]
     for one in whole:
         tuned_on = {name: (one.base, one.adapter(name)) for name in one.tailored if one.adapters}
-        files.append(_quantised(run, config, prompts, steps.model_label("tailored", one.ratio), tuned_on))
-    scored, unscored = zip(*files, strict=True)
-    failed |= failures(scored) | {title: error for own in unscored for title, error in own.items()}
-    of_dense, *of_runs = surviving(list(scored))
-    report = run(
-        stages.REPORT,
-        ReportSettings(as_shown(config), {name: one_line(error) for name, error in failed.items()}),
-        "report",
-        dense=replace(measured, quantised=of_dense),
-        runs=[replace(one, quantised=own) for one, own in zip(whole, of_runs, strict=True)],
-        prompts=surviving(prompts.evaluation),
-        tuned_dense=surviving(tuned),
-    )
+        scored.append(_quantised(run, config, prompts, _label("tailored", one.ratio), tuned_on))
+    failed |= failures(scored)
+    of_dense, *of_runs = surviving(scored)
+    shown = {
+        "dense": replace(measured, quantised=of_dense),
+        "runs": [replace(one, quantised=own) for one, own in zip(whole, of_runs, strict=True)],
+        "prompts": surviving(prompts.evaluation),
+        "tuned_dense": surviving(tuned) or TunedDense(),
+    }
+    settings = ReportSettings(as_shown(config), {name: one_line(error) for name, error in failed.items()})
+    report = run(stages.REPORT, settings, "report", **shown)
     finished = [model for one in whole for model in _exported(run, config, measured, one)]
     return conclude(report, failed | failures((report, finished)))
 
 
+def _label(model: str, ratio: float) -> str:
+    """The label of a run's model, such as pruned @ 0.20."""
+    return f"{model} @ {ratio:.2f}" if round(ratio, 2) == ratio else f"{model} @ {ratio}"
+
+
 def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -> TailoredRun[Artifact]:
     """Prune the model to a ratio and tailor it to every benchmark."""
-    label, name = steps.model_label("tailored", ratio), steps.model_label("pruned", ratio)
+    name = _label("pruned", ratio)
     checkpoint = steps.prune_to(run, config, dense, ratio, prompts)
     pruned = steps.measure(run, config, name, checkpoint, prompts, dense.checkpoint)
     base = steps.heal_if_asked(run, config, dense.checkpoint, ratio, checkpoint, prompts)
     adapters = steps.tune_adapters(run, config, ratio, base, prompts)
-    timed = _profile(run, config, name, pruned.checkpoint, dense.checkpoint)
-    healed = None
+    profile = healed = None
+    if config.profile.batches:  # two models may not fit where one does, which must not cost the scores
+        settings, title = ProfileSettings.of(config.profile, config.execution.device), f"profile {name}"
+        compared = {"checkpoint": checkpoint, "against": dense.checkpoint}
+        profile = attempt(title, partial(run, stages.PROFILE, settings, title, **compared))
     if config.healing.tokens:
         may_finish = config.store.export and config.tuning.keep == "better"  # without an adapter
         asked = prompts if may_finish else replace(prompts, evaluation={})
-        healed = steps.measure(run, config, steps.model_label("healed", ratio), base, asked, dense.checkpoint)
-    return TailoredRun(
-        ratio=ratio,
-        pruned=pruned,
-        healed=healed,
-        adapters=steps.by_training(config, adapters),
-        tailored={
-            name: steps.score(run, config, name, label, base, asked, adapters.get(name))
-            for name, asked in prompts.evaluation.items()
-        },
-        profile=timed,
-    )
-
-
-def _tuned_dense(
-    run: Runner, config: RunConfig, dense: Dense, prompts: Prompts
-) -> tuple[TunedDense[Artifact], dict[str, Exception]]:
-    """Tune the dense model if that is asked; what ends it in this process must not cost the report of the others."""
-    if not config.tuning.dense or config.tuning.examples == "none":
-        return TunedDense(), {}
-    tuned = attempt(TUNED_DENSE, partial(steps.tune_dense, run, config, dense.checkpoint, prompts))
-    return (TunedDense(), {TUNED_DENSE: tuned}) if isinstance(tuned, Exception) else (tuned, {})
-
-
-def _profile(run: Runner, config: RunConfig, label: str, pruned: Artifact, dense: Artifact) -> Artifact | None:
-    """Profile a model; None if that fails: two models may not fit where one does, which must not cost the scores."""
-    if not config.profile.batches:
-        return None
-    settings, name = ProfileSettings.of(config.profile, config.execution.device), f"profile {label}"
-    profile = attempt(name, partial(run, stages.PROFILE, settings, name, checkpoint=pruned, against=dense))
-    return None if isinstance(profile, Exception) else profile
+        healed = steps.measure(run, config, _label("healed", ratio), base, asked, dense.checkpoint)
+    tailored = steps.score_all(run, config, _label("tailored", ratio), base, prompts, adapters)
+    return TailoredRun(ratio, pruned, healed, steps.by_training(config, adapters), tailored, profile)
 
 
 def _quantised(
     run: Runner, config: RunConfig, prompts: Prompts, label: str, models: Mapping[str, Model]
-) -> tuple[dict[str, dict[str, Artifact]], dict[str, Exception]]:
-    """Score a benchmark's model in the GGUF types of the export, by type; what fails here must not cost the report."""
+) -> ByType[Artifact]:
+    """Score a benchmark's model in the GGUF types of the export; what fails here must not cost the report."""
+
+    def score(kind: GgufType, name: str, title: str) -> Artifact:
+        (checkpoint, adapter), asked = models[name], prompts.evaluation[name]
+        own = GgufSettings(kind, config.model.short_name)
+        file = run(stages.GGUF_FILE, own, f"write {title}", checkpoint=checkpoint, adapter=adapter)
+        settings = QuantisedSettings.of(named_benchmark(config, name), kind)
+        return run(stages.QUANTISED, settings, title, checkpoint=checkpoint, gguf=file, prompts=asked)
+
     scores: dict[str, dict[str, Artifact]] = {}
-    failed: dict[str, Exception] = {}
-    for kind, (name, model) in product(dict.fromkeys(own.type for own in exports(config) if own.type), models.items()):
-        settings, title = QuantisedSettings.of(named_benchmark(config, name), kind), f"score {name} {label}, {kind}"
-        asked = prompts.evaluation[name]
-        scored = attempt(title, partial(_score_file, run, settings, config.model.short_name, asked, title, model))
-        if isinstance(scored, Exception):
-            failed[title] = scored
-        else:
-            scores.setdefault(kind, {})[name] = scored
-    return scores, failed
-
-
-def _score_file(
-    run: Runner, settings: QuantisedSettings, name: str, prompts: Artifact, title: str, model: Model
-) -> Artifact:
-    """Write a checkpoint, with its adapter, as a GGUF file of this name, and score that."""
-    (checkpoint, adapter), own = model, GgufSettings(settings.type, name)
-    file = run(stages.GGUF_FILE, own, f"write {title}", checkpoint=checkpoint, adapter=adapter)
-    return run(stages.QUANTISED, settings, title, checkpoint=checkpoint, gguf=file, prompts=prompts)
+    for kind, name in product(dict.fromkeys(own.type for own in exports(config) if own.type), models):
+        title = f"score {name} {label}, {kind}"
+        scores.setdefault(kind, {})[name] = attempt(title, partial(score, kind, name, title))
+    return scores
 
 
 def _exported(
@@ -144,26 +115,23 @@ def _exported(
         wanted = [own for own in exports(config) if (own.ratio, own.benchmark) == (one.ratio, name)]
         if not wanted:
             return
-        finished = run(
-            stages.FINISHED_MODEL,
-            ExportSettings(as_shown(config, ("profile",)), name),
-            f"export {name} @ {one.ratio:.2f}",
-            dense=_on(dense, name),
-            run=replace(
-                one,
-                pruned=_on(one.pruned, name),
-                healed=_on(one.healed, name) if one.healed else None,
-                tailored={name: one.tailored[name]},
-                adapters={name: one.adapter(name)},
-                profile=None,
-            ),
+        title = f"export {name} @ {one.ratio:.2f}"
+        of_benchmark = replace(
+            one,
+            pruned=_on(one.pruned, name),
+            healed=_on(one.healed, name) if one.healed else None,
+            tailored={name: one.tailored[name]},
+            adapters={name: one.adapter(name)},
+            profile=None,
         )
+        settings = ExportSettings(as_shown(config, ("profile",)), name)
+        finished = run(stages.FINISHED_MODEL, settings, title, dense=_on(dense, name), run=of_benchmark)
         yield finished
         for own in wanted:
             written, mark = finished, FINISHED
             if own.type:
-                title, settings = f"export {name} @ {one.ratio:.2f}, gguf {own.type}", GgufSettings(own.type, own.name)
-                written, mark = run(stages.GGUF_FILE, settings, title, checkpoint=finished, adapter=None), GGUF
+                gguf, about = GgufSettings(own.type, own.name), f"{title}, gguf {own.type}"
+                written, mark = run(stages.GGUF_FILE, gguf, about, checkpoint=finished, adapter=None), GGUF
                 yield written
             place(run.open(written), own.folder, "store.export", "an exported model", [mark])
             log.info("finished model: %s", own.folder)

@@ -145,9 +145,9 @@ def main(
 ) -> None:
     own = with_pruning(load_config(str(config), override or []), ratios=tuple(ratio))
     run = kept_in(folder, own)
-    inputs = prepare(run, own, examples)
+    inputs, prompts = prepare(run, own, examples), steps.render_train(run, own)
     models = {
-        f"{kind} {r:g}": steps.prune_to(run, with_pruning(own, shape=kind), inputs.dense, r, steps.Prompts())
+        f"{kind} {r:g}": steps.prune_to(run, with_pruning(own, shape=kind), inputs.dense, r, prompts)
         for r in ratio
         for kind in ("any", "stock")
     }

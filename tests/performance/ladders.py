@@ -19,8 +19,7 @@ from tailored_llama.config import SmallestConfig, load_config
 from tailored_llama.evaluation import Rung
 from tailored_llama.models import read_structure
 from tailored_llama.pipeline import StoreRunner
-from tailored_llama.pipeline.bases import score
-from tailored_llama.pipeline.candidates import SearchState, begin, file_bytes, measure
+from tailored_llama.pipeline.candidates import SearchState, begin, measure, score
 
 
 def main(
@@ -36,14 +35,17 @@ def main(
         for rung in rungs:  # one after another: each is followed by its scores
             measure(state, [rung])
         scored = {
-            rung: score(run, base, state.model(rung), "evaluation", kind) for rung in rungs if rung in state.parts
+            rung: score(run, base, state.models[state.place(rung)], "evaluation", kind)
+            for rung in rungs
+            if rung in state.parts
         }
         for benchmark, prompts in base.prompts.evaluation.items():
             folder = run.open(prompts)
             if not number:
                 write(out, state, benchmark, folder, [(run.open(reference[benchmark]), "the reference", sixteen_bits)])
             rows = [
-                (run.open(own[benchmark]), state.label(rung), file_bytes(state, rung)) for rung, own in scored.items()
+                (run.open(own[benchmark]), state.label(rung), state.candidates[rung].bytes)
+                for rung, own in scored.items()
             ]
             write(out, state, benchmark, folder, rows)
 

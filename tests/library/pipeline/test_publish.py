@@ -19,8 +19,8 @@ from helpers import as_toml
 from tailored_llama import pruning
 from tailored_llama.config import SmallestConfig, validate_as
 from tailored_llama.errors import InputError, UnreachableError
-from tailored_llama.pipeline import publish
-from tailored_llama.pipeline.publish import publish_answer
+from tailored_llama.pipeline import proven
+from tailored_llama.pipeline.proven import publish_answer
 from tailored_llama.store import ArtifactStore
 
 Offer = Callable[..., str]
@@ -70,7 +70,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Offer:
     """A search that ends with a model of so many bytes and such a loss, or without a proof; says what became of it."""
     store = ArtifactStore(str(tmp_path / "store"))
-    monkeypatch.setattr(publish, "RETRY_AFTER", (0, 0, 0))
+    monkeypatch.setattr(proven, "RETRY_AFTER", (0, 0, 0))
     caplog.set_level(logging.INFO)
 
     def search(target: Path | str, size: int = 90, loss: float = 0.01, proven: bool = True, **goal: Any) -> str:
@@ -108,8 +108,8 @@ def test_only_a_smaller_model_or_a_better_one_of_its_size_replaces_the_last(
     assert hub.private == on_hub
     stays = f"not published: 91 bytes, -5.00 points lost, and that at {target}, 90 bytes, 1.00 points lost, stays"
     assert offer(target, size=91, loss=-0.05) == stays
-    for proven, size, loss in ((True, 90, 0.02), (True, 90, 0.01), (False, 10, 0.0)):
-        offer(target, size, loss, proven)
+    for size, loss, is_proven in ((90, 0.02, True), (90, 0.01, True), (10, 0.0, False)):
+        offer(target, size, loss, is_proven)
         assert there() == ("csqa-90", 0.01)
     offer(target, 90, 0.005)
     assert there() == ("csqa-90", 0.005)
@@ -168,15 +168,15 @@ def test_without_a_token_a_search_for_the_hub_does_not_start(
 def test_a_failing_upload_is_tried_again_and_never_loses_the_answer(
     own_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: int
 ) -> None:
-    real, fails = publish.publish, [UnreachableError("the Hub does not answer")] * errors
+    real, fails = proven.publish, [UnreachableError("the Hub does not answer")] * errors
 
     def upload(*call: Any) -> None:
         if fails:
             raise fails.pop()
         real(*call)
 
-    monkeypatch.setattr(publish, "publish", upload)
-    monkeypatch.setattr(publish, "RETRY_AFTER", (0, 0, 0))
+    monkeypatch.setattr(proven, "publish", upload)
+    monkeypatch.setattr(proven, "RETRY_AFTER", (0, 0, 0))
     own_run["store"] |= {"export": str(tmp_path / "models"), "publish": str(tmp_path / "published")}
     goal = '[goal]\nruntime = "transformers"\nlose_at_most = 90\neven_if_unprovable = true\n'
     (path := tmp_path / "run.toml").write_text(as_toml(own_run) + goal)

@@ -20,7 +20,7 @@ from tailored_llama.config import SmallestConfig
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, read_answer
 from tailored_llama.pipeline import COMPOSITIONS, FolderRunner, read_certificate, verify_certificate
-from tailored_llama.pipeline import smallest as composition
+from tailored_llama.pipeline.rows import rows_of_search
 from tailored_llama.store import read_table
 
 
@@ -238,9 +238,11 @@ def test_a_margin_that_the_rows_cannot_prove_is_refused_with_the_rows_that_could
     told = refusal(with_goal(run, lose_at_most=3))
     assert "goal.lose_at_most: got 3 with 122 rows of job to prove on; allowed: at least 6.1" in told
     assert "rows to prove on, two fifths of the file, for 3" in told
-    composition.check_smallest(SmallestConfig.model_validate(with_goal(run, lose_at_most=3, even_if_unprovable=True)))
+    COMPOSITIONS["smallest"].check(
+        SmallestConfig.model_validate(with_goal(run, lose_at_most=3, even_if_unprovable=True))
+    )
 
 
 def test_what_the_rows_can_prove_is_said_before_any_work(run: dict[str, Any]) -> None:
-    (line,) = composition.provable_lines(SmallestConfig.model_validate(run))
+    *_, line = rows_of_search(SmallestConfig.model_validate(run))
     assert line.startswith("job: 122 rows to prove on.")

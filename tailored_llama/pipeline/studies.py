@@ -1,0 +1,205 @@
+"""The studies: sweeps over a grid of settings, transfer between benchmarks, and the choice of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+from tailored_llama import data, evaluation
+from tailored_llama.config import (
+    DENSE,
+    GENERIC,
+    REFERENCES,
+    UNREAD_BY_TRANSFER,
+    UNTUNED_MODEL,
+    BenchmarkConfig,
+    PromptStudyConfig,
+    RunConfig,
+    SweepCell,
+    SweepConfig,
+    TransferConfig,
+    as_shown,
+    dense_runs,
+    reads_prompts,
+    sweep_cells,
+    trims_vocabulary,
+    tuned_dense_cells,
+    with_template,
+)
+from tailored_llama.data import PromptSplit
+from tailored_llama.evaluation import MeasuredModel, StudiedBenchmark, SweptCell, TransferScore
+from tailored_llama.pipeline import stages, steps
+from tailored_llama.pipeline.futures import Artifact, Failed, attempt, conclude, settle
+from tailored_llama.pipeline.reporting import ReportSettings, StudySettings, SweepSettings
+from tailored_llama.pipeline.runner import Runner
+from tailored_llama.pipeline.steps import Prompts
+from tailored_llama.store import ArtifactRef
+
+Row = SweptCell[Artifact]
+
+
+def sweep(run: Runner, config: SweepConfig) -> ArtifactRef:
+    """Prune a model by every combination of a grid of settings, and measure each, and every dense model.
+
+    A failure appears in the table, stops no other cell, and is raised at the end, as IncompleteRun. With
+    `tuning.dense`, dense models are also tuned on the shots of the cells.
+    """
+    cells = sweep_cells(config)
+    models, tuned = dense_runs(config, cells), tuned_dense_cells(config, cells)
+    attempts: list[tuple[str, Row, Row | Failed]] = []
+    for label, own in models.items():
+        row: Row = SweptCell(label, 0.0, own.seed)
+        measured = attempt(label, partial(_dense_row, run, config, own, row))
+        if isinstance(measured, Failed) and len(models) == 1:  # then no cell can be measured
+            raise measured.error
+        attempts.append((label, row, measured))
+    for cell in tuned:
+        row = SweptCell(cell.label, 0.0, cell.run.seed, cell.curve, cell.place)
+        name, build = f"{row.name}, seed {row.seed}", partial(_dense_row, run, config, cell.run, row, tuned=True)
+        attempts.append((name, row, attempt(name, build)))
+    of_cells: dict[int, tuple[str, Row, Row | Failed]] = {}
+    for i, cell in sorted(enumerate(cells), key=lambda numbered: numbered[1].searched):  # a search waits for scores
+        row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed, cell.curve, cell.place)
+        name = f"cell {row.name} @ {row.ratio:g}, seed {row.seed}"
+        of_cells[i] = name, row, attempt(name, partial(_pruned_row, run, config, cell, row))
+    rows, failed = settle([*attempts, *(of_cells[i] for i in range(len(cells)))])
+    return conclude(run(stages.SWEEP, SweepSettings(as_shown(config)), "sweep report", cells=rows), failed)
+
+
+def _dense_row(run: Runner, config: SweepConfig, own: RunConfig, row: Row, tuned: bool = False) -> Row:
+    """Measure a dense model, as it is or `tuned` on the shots of a cell."""
+    prompts = _prompts(run, config, own)
+    dense = model = steps.measure(run, own, "dense", steps.load_dense(run, own), prompts)
+    if tuned:
+        model = replace(dense, scores=steps.tune_dense(run, own, dense.checkpoint, prompts).scores)
+    return replace(row, model=model, dense=dense)
+
+
+def _pruned_row(run: Runner, config: SweepConfig, cell: SweepCell, row: Row) -> Row:
+    """Prune, heal and tune the model of a cell as configured, and measure it."""
+    own, ratio, label = cell.run, row.ratio, f"{row.name} @ {row.ratio:g}"
+    prompts = _prompts(run, config, own)
+    dense = steps.prepare_dense(run, own, prompts)
+    pruned = steps.prune_to(run, own, dense, ratio, prompts)
+    healed = steps.heal_if_asked(run, own, dense.checkpoint, ratio, pruned, prompts)
+    perplexity = steps.measure_perplexity(run, own, label, healed, dense.checkpoint)
+    asked, templates = _search_templates(run, own, healed) if cell.searched else (prompts, {})
+    adapters = steps.tune_adapters(run, own, ratio, healed, asked) if config.tailored else {}
+    scores = steps.score_all(run, own, label, healed, asked, adapters) if prompts.evaluation else {}
+    model = MeasuredModel(healed, perplexity, scores, templates)
+    return replace(row, model=model, dense=steps.measure(run, own, "dense", dense.checkpoint, prompts))
+
+
+def _prompts(run: Runner, config: SweepConfig, own: RunConfig) -> Prompts:
+    """The prompts of a cell, if anything reads them; those to score only if the sweep scores any."""
+    if config.scored or config.tailored:
+        return steps.render_all(run, own)
+    needed = reads_prompts(own) or trims_vocabulary(own)
+    return replace(steps.render_all(run, own), evaluation={}) if needed else Prompts()
+
+
+def _search_templates(run: Runner, config: RunConfig, model: Artifact) -> tuple[Prompts, dict[str, str]]:
+    """Render every benchmark with the shipped template set that a model does best with on train examples.
+
+    These are the shots and the held-out examples, all that tuning may see. The chosen sets come second, by benchmark.
+    """
+    splits: list[PromptSplit] = ["shots", "held_out"] if config.tuning.held_out else ["shots"]
+    train, scored, chosen = {}, {}, {}
+    for benchmark in config.benchmarks:
+        name, examples = benchmark.name, steps.load_examples(run, benchmark)
+        scores: dict[str, list[Artifact]] = {}
+        for template in data.candidates((), benchmark):
+            prompts = steps.render(run, with_template(config, template), name, "train", examples)
+            scores[template] = [
+                steps.score(run, config, name, f"{template}, {split}", model, prompts, split=split) for split in splits
+            ]
+        chosen[name] = _choose(run, scores)
+        worded = with_template(config, chosen[name])
+        train[name] = steps.render(run, worded, name, "train", examples)
+        scored[name] = steps.render(run, worded, name, "evaluation", examples)
+    return Prompts(train, train, scored), chosen
+
+
+def _choose(run: Runner, scores: Mapping[str, list[Artifact]]) -> str:
+    """The template set that has the best scores."""
+    return evaluation.choose({template: [run.open(part) for part in parts] for template, parts in scores.items()})
+
+
+def transfer(run: Runner, config: TransferConfig) -> ArtifactRef:
+    """Prune a model at one ratio, tailor it to each benchmark, and score every adapter on all benchmarks.
+
+    A failure appears in the table, stops no other cell, and is raised at the end, as IncompleteRun.
+    """
+    (ratio,) = config.pruning.ratios
+    names = [benchmark.name for benchmark in config.benchmarks]
+    prompts = steps.render_all(run, config)
+    dense = steps.prepare_dense(run, config, prompts)
+    pruned = steps.prune_to(run, config, dense, ratio, prompts)
+    pruned = steps.heal_if_asked(run, config, dense.checkpoint, ratio, pruned, prompts)
+
+    def tune_generic() -> Artifact:
+        """One adapter for all benchmarks, tuned with the generic template."""
+        mixed = config.model_copy(update={"tuning": config.tuning.model_copy(update={"examples": "mixture"})})
+        return steps.tune(run, mixed, names, ratio, pruned, steps.render_all(run, mixed))
+
+    tuned = {GENERIC: attempt(GENERIC, tune_generic)}
+    for own in names:
+        tuned[own] = attempt(own, partial(steps.tune, run, config, [own], ratio, pruned, prompts))
+
+    def scored(row: TransferScore[Artifact]) -> TransferScore[Artifact]:
+        checkpoint, adapter = dense.checkpoint if row.model == DENSE else pruned, tuned.get(row.model)
+        label, asked = f"tuned on {row.model}" if adapter else row.model, prompts.evaluation[row.benchmark]
+        if isinstance(adapter, Failed):
+            raise adapter.error
+        return replace(row, scores=steps.score(run, config, row.benchmark, label, checkpoint, asked, adapter))
+
+    cells = [TransferScore[Artifact](model, name) for model in (DENSE, UNTUNED_MODEL, *tuned) for name in names]
+    scores, failed = settle([(cell.label, cell, attempt(cell.label, partial(scored, cell))) for cell in cells])
+    settings = ReportSettings(as_shown(config, UNREAD_BY_TRANSFER))
+    return conclude(run(stages.TRANSFER, settings, "transfer report", scores=scores), failed)
+
+
+def prompts(run: Runner, config: PromptStudyConfig) -> ArtifactRef:
+    """Choose a template set for every benchmark on a slice of its train split; report it on the evaluation split."""
+    examples = {b.name: steps.load_examples(run, b) for b in config.benchmarks}
+    slices = {b.name: _render_slices(run, config, b, examples[b.name]) for b in config.benchmarks}
+    checkpoint, model = _studied_model(run, config)
+    studied = []
+    for benchmark in config.benchmarks:
+        name, source = benchmark.name, data.study_templates(config, benchmark)
+        selection = {
+            template: steps.score(run, config, name, f"{template}, selection", checkpoint, asked, split="selection")
+            for template, asked in slices[name].items()
+        }
+        chosen = _choose(run, {template: [scores] for template, scores in selection.items()})
+        asked, scored = {}, {}
+        for template in dict.fromkeys([chosen, *REFERENCES]):
+            worded = with_template(config, source[template])
+            asked[template] = steps.render(run, worded, name, "evaluation", examples[name])
+            scored[template] = steps.score(run, config, name, template, checkpoint, asked[template])
+        studied.append(StudiedBenchmark(name, chosen, selection, scored, asked))
+    settings = StudySettings(as_shown(config), model)
+    return conclude(run(stages.STUDY, settings, "prompt study report", studied=studied), {})
+
+
+def _render_slices(
+    run: Runner, config: PromptStudyConfig, benchmark: BenchmarkConfig, examples: Artifact
+) -> dict[str, Artifact]:
+    """The prompts to choose by, from every template set."""
+    return {
+        name: steps.render(run, with_template(config, source), benchmark.name, "selection", examples, config.examples)
+        for name, source in data.candidates(config.templates, benchmark).items()
+    }
+
+
+def _studied_model(run: Runner, config: PromptStudyConfig) -> tuple[Artifact, str]:
+    """The checkpoint to score, and its description."""
+    if not config.pruned:
+        return steps.load_dense(run, config), config.model.source
+    (ratio,) = config.pruning.ratios
+    read = steps.render_all(run, config) if reads_prompts(config) or trims_vocabulary(config) else Prompts()
+    dense = steps.prepare_dense(run, config, read)
+    pruned = steps.prune_to(run, config, dense, ratio, read)
+    model = steps.heal_if_asked(run, config, dense.checkpoint, ratio, pruned, read)
+    return model, f"{config.model.source}, pruned{' and healed' if config.healing.tokens else ''} at ratio {ratio:g}"
