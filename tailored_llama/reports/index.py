@@ -12,7 +12,7 @@ from tailored_llama import evaluation
 from tailored_llama.config import DENSE
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import PRUNED, TAILORED, SweepRow
-from tailored_llama.reports.pages import write_page
+from tailored_llama.reports.pages import Report, Section, write_html
 from tailored_llama.reports.parts import accuracy_cell, accuracy_of, megabytes, number, percent
 from tailored_llama.reports.tables import Cell, Column, Row, Table, markdown, table_row
 from tailored_llama.store import MANIFEST, REPORTS, read_manifest
@@ -43,7 +43,7 @@ def write_index(folder: Path) -> str:
             rows.append(table_row(name, *figures, *unknown, Cell(date, (time,))))
     table = Table((Column("run", left=True), *FIGURES, Column("made, UTC")), tuple(rows))
     part = folder / f".{INDEX}.{os.getpid()}"
-    write_page("index.html.j2", part, {"title": "All runs", "table": table, "settings": {}})
+    write_html(Report("All runs", (), (), [Section("", table=table)]), part, "index")
     part.replace(folder / INDEX)
     return markdown(table)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 
-from tailored_llama.reports.pages import page_template
+from tailored_llama.reports.pages import Report, Section, write_html
 from tailored_llama.reports.tables import Cell, Column, Table, markdown, table_row, terminal
 
 TABLE = Table(
@@ -39,9 +41,11 @@ def test_markdown_shows_all_with_markup_escaped() -> None:
     ]
 
 
-def test_html_spans_what_a_short_row_leaves() -> None:
-    page = str(page_template("table.html.j2").module.show(TABLE))  # type: ignore[attr-defined]
+def test_html_spans_what_a_short_row_leaves(tmp_path: Path) -> None:
+    write_html(Report("A title", (), (), [Section("", table=TABLE)]), tmp_path / "page.html", "index")
+    page = (tmp_path / "page.html").read_text()
     assert "[bold]a|b &lt;i&gt;" in page
     assert '<th colspan="3" class="text">Heading</th>' in page
     assert '<td colspan="2" class="text">– failed</td>' in page
     assert '<span class="under">4–6 %</span><span class="under">over 2</span>' in page
+    assert '<p class="quiet">A note with [brackets].</p>' in page
