@@ -65,8 +65,8 @@ def write_smallest_report(
 
 def _lost(
     config: SmallestConfig, small: Mapping[str, Path], dense: Mapping[str, Path], prompts: Mapping[str, Path]
-) -> list[reports.LostRow]:
-    """Rows that only the dense model gets right, an equal number of each benchmark."""
+) -> list[tuple[str, str]]:
+    """Rows that only the dense model gets right, an equal number of each benchmark: its name, and the row as text."""
     rows = []
     for name, folder in small.items():
         metric = data.headline_metric(named_benchmark(config, name))
@@ -82,7 +82,8 @@ def _lost(
             prompt, said = asked[example], chosen[example]
             wrong = prompt.continuations[said] if isinstance(said, int) else said
             right = prompt.continuations[prompt.answer]
-            rows.append(reports.LostRow(name, prompt.contexts[prompt.answer], right.strip(), wrong.strip()))
+            text = f"{prompt.contexts[prompt.answer]}\n\nright: {right.strip()}\nchosen: {wrong.strip()}"
+            rows.append((name, text))
     return rows
 
 

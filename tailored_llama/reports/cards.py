@@ -10,15 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from tailored_llama.config import (
-    DENSE,
-    GENERIC,
-    BenchmarkConfig,
-    RunConfig,
-    SmallestConfig,
-    is_harness_task,
-    is_written,
-)
+from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_harness_task, is_written
 from tailored_llama.data import BUILTIN, Example, headline_metric, load_template, named_columns, render
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, LossTest, is_proven
 from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
@@ -152,7 +144,7 @@ def tailored_card(
     dense, pruned, tailored = (table.row(model, own.name) for model in MODELS)
     untuned = HEALED if HEALED in table.models else PRUNED
     row = tailored if tuned else table.row(untuned, own.name)
-    sizes = {model: table.size(model) for model in (DENSE, PRUNED)}
+    sizes = {model: table.size(model) for model in MODELS[:2]}
     before, left = (Size(size.parameters or 0, size.body or 0, size.vocab_size or 0) for size in sizes.values())
     if ratio is None or row is None or row.accuracy is None:
         raise ValueError("a model card needs the run's ratio and the model's own score")
@@ -189,28 +181,15 @@ def tailored_card(
         version=importlib.metadata.version("tailored-llama"),
         written=is_written(own),
     )
-    result = EvalResult(
-        task_type="text-generation",
-        dataset_type=own.name,
-        dataset_name=own.name,
-        metric_type=str(row.metric),
-        metric_value=round(row.accuracy, 4),
-        metric_name=f"{row.metric}, {row.examples} examples, standard error {row.stderr:.4f}",
-    )
-    name = f"{own.name}-{ratio:g}"
-    return write_card(
-        f"{name}, made from {base.name}",
-        [body.strip()],
-        base_model=base.hub,
-        **base.licence,
-        tags=["tailored-llama", "pruned", "arxiv:2410.19185"],
-        model_name=name,
-        eval_results=[result],
-    )
+    metric = f"{row.metric}, {row.examples} examples, standard error {row.stderr:.4f}"
+    score = {"metric_type": str(row.metric), "metric_value": round(row.accuracy, 4), "metric_name": metric}
+    result = EvalResult("text-generation", dataset_type=own.name, dataset_name=own.name, **score)
+    name, tags = f"{own.name}-{ratio:g}", ["tailored-llama", "pruned", "arxiv:2410.19185"]
+    about: dict[str, Any] = {"base_model": base.hub, **base.licence, "tags": tags, "model_name": name}
+    return write_card(f"{name}, made from {base.name}", [body.strip()], **about, eval_results=[result])
 
 
 def _data(own: BenchmarkConfig) -> str:
-    """Where the examples come from."""
     if is_harness_task(own.name):
         return "train and evaluation split of the task, in the wording of lm-evaluation-harness"
     if own.source:

@@ -103,7 +103,6 @@ def timing(profile: Sequence[ProfileRow], role: str = "checkpoint") -> ProfileRo
 def _model_row(
     ratio: float | None, name: str, model: evaluation.MeasuredModel[Path], timed: ProfileRow | None = None
 ) -> ModelRow:
-    """A model's size, its perplexity and its speed, as far as they are known."""
     measured = evaluation.read_metrics(model.perplexity) if model.perplexity else {}
     perplexities = {key: measured.get(key) for key in ("perplexity", "byte_perplexity", "whole")}
     speeds = {key: value for key, value in asdict(timed).items() if "_speedup" in key} if timed else {}

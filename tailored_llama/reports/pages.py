@@ -57,7 +57,7 @@ def write_pages(report: Report, name: str, out: Path, **measured: Any) -> None:
     shown = replace(table, notes=(*table.notes, *report.lead, *report.notes))
     (out / "table.json").write_bytes(TypeAdapter(Table).dump_json(shown))
     write_html(report, out / f"{name}.html", name, **measured)
-    (out / f"{name}.md").write_text(page_template("page.md.j2").render(report=report), encoding="utf-8")
+    _write(out / f"{name}.md", "page.md.j2", report=report)
     for section in report.sections:
         for file, picture in section.pictures.items():
             picture.save_png(out / f"{file}.png")
@@ -65,8 +65,11 @@ def write_pages(report: Report, name: str, out: Path, **measured: Any) -> None:
 
 def write_html(report: Report, file: Path, name: str, **measured: Any) -> None:
     """Write the self-contained HTML page of a report."""
-    page = page_template("page.html.j2").render(report=report, name=name, **measured)
-    file.write_text(f"{page.strip()}\n", encoding="utf-8")
+    _write(file, "page.html.j2", report=report, name=name, **measured)
+
+
+def _write(file: Path, template: str, **context: Any) -> None:
+    file.write_text(f"{page_template(template).render(context).strip()}\n", encoding="utf-8")
 
 
 def page_template(name: str) -> Template:

@@ -101,10 +101,9 @@ def _table(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> Ta
         if chosen is None:
             lines.append(table_row("mean", *[""] * (len(columns) - 1 - len(gains)), *gains, bold=True))
             continue
-        best, *others = (scored.get((name, template)) for template in (chosen, *REFERENCES))
-        first = Cell(name, (best.metric,), name) if best else Cell(name)
-        about = [number(best.examples, 0), number(best.floor)] if best else ["", "–"]
-        lines.append(table_row(first, *about, chosen, *map(accuracy_of, (best, *others)), *gains))
+        best, *others = (scored[name, template] for template in (chosen, *REFERENCES))
+        about = (Cell(name, (best.metric,), name), number(best.examples, 0), number(best.floor), chosen)
+        lines.append(table_row(*about, *map(accuracy_of, (best, *others)), *gains))
     legend = "Evaluation split: accuracy ± standard error; differences in points, with paired 95 % intervals."
     return Table(columns, tuple(lines), (legend,))
 
@@ -125,7 +124,6 @@ def _gain(one: Difference | None, benchmarks: int) -> Cell:
 
 
 def _selection(studied: Sequence[StudiedBenchmark[Path]], rows: Sequence[TemplateRow]) -> Table:
-    """Every set on the slice of the train split."""
     scored = {(one.benchmark, one.template): one for one in rows if one.split != EVALUATION}
     templates = list(dict.fromkeys(name for one in studied for name in one.selection))
     columns = [Column("benchmark", left=True), *map(Column, ["examples", "floor", *templates])]

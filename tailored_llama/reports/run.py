@@ -8,28 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from tailored_llama.config import DENSE, TUNED_DENSE
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import HEALED, MEAN, MODELS, PRUNED, TAILORED, Z95, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.reports import text
+from tailored_llama.reports.costs import cost_table, speed_table
 from tailored_llama.reports.diagnosis import diagnose
 from tailored_llama.reports.figures import COLOURS, WIDTH, Picture, new_figure, styled, wrap_name, xy
 from tailored_llama.reports.inputs import ReportInputs, RunResults, timing
 from tailored_llama.reports.pages import Report, Section, first_sample, settings_of, write_pages
-from tailored_llama.reports.parts import (
-    accuracy_of,
-    cost_table,
-    megabytes,
-    number,
-    percent,
-    share_cell,
-    span,
-    speed_table,
-)
+from tailored_llama.reports.parts import accuracy_of, megabytes, number, percent, share_cell, span
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.store import read_table, write_rows
 from tailored_llama.training import LOG_SCHEMA
@@ -148,7 +139,7 @@ def _sizes(runs: Sequence[RunResults]) -> Table:
 
 
 def _speeds(runs: Sequence[RunResults]) -> Table:
-    """The speed of the dense model and of each pruned one, at the largest batch; no rows if nothing was timed."""
+    """The dense model and each pruned one, at the largest batch; no rows if nothing was timed."""
     pruned = [replace(row, checkpoint=text.run_name(run.table.ratio)) for run in runs if (row := timing(run.profile))]
     dense = [row for run in runs if (row := timing(run.profile, "against"))]
     return speed_table([*dense[:1], *pruned], DENSE) if pruned else Table()
@@ -171,33 +162,26 @@ def report_notes(runs: Sequence[RunResults]) -> list[str]:
 @styled
 def _bars(table: RecoveryTable, caption: str) -> Picture:
     """Bars of accuracy per benchmark with 95 % intervals, and each benchmark's floor as a dashed line."""
-    names, series = table.benchmarks, {}
-    for model in (DENSE, TUNED_DENSE, *MODELS[1:]):
-        known = [(i, row) for i, name in enumerate(names) if (row := table.row(model, name))]
-        if known:
-            series[model] = [(i, row.accuracy or 0.0, Z95 * (row.stderr or 0.0)) for i, row in known]
-    floors = [table.any_row(name).floor for name in names]
-    colours = {model: COLOURS["line-1" if model == TUNED_DENSE else model] for model in series}
-    least = WIDTH // 2 + 110 * max(0, len(series) - len(MODELS))  # room for the legend
+    names, places = table.benchmarks, np.arange(len(table.benchmarks))
+    models = [model for model in (DENSE, TUNED_DENSE, *MODELS[1:]) if any(table.row(model, name) for name in names)]
+    least = WIDTH // 2 + 110 * (len(models) > len(MODELS))  # room for the legend
     figure = new_figure(340, width=min(WIDTH, max(least, 80 + 180 * len(names))))
-    axes, width = figure.subplots(), 0.78 / len(series)
-    for nth, (model, bars) in enumerate(series.items()):
-        places, values, whiskers = zip(*bars, strict=True)
-        at = [place + (nth - (len(series) - 1) / 2) * width for place in places]
-        axes.bar(at, values, 0.92 * width, color=colours[model])
-        axes.errorbar(at, values, whiskers, fmt="none", ecolor=COLOURS["ink"], elinewidth=1.2, capsize=3)
-    for i, floor in enumerate(floors):
-        axes.hlines(floor, i - 0.45, i + 0.45, COLOURS["ink"], linestyles=(0, (4, 2)), linewidth=1.5)
-    tops = [value + whisker for bars in series.values() for _, value, whisker in bars]
-    highest = min(1.0, max([*tops, *floors, 0.1]) + 0.05)
-    axes.set(ylabel="accuracy", xlim=(-0.6, len(names) - 0.4), ylim=(0, highest))
-    axes.set_xticks(range(len(names)), [wrap_name(name) for name in names])
+    axes, width = figure.subplots(), 0.78 / len(models)
+    whisker: Any = {"ecolor": COLOURS["ink"], "elinewidth": 1.2, "capsize": 3}
+    for nth, model in enumerate(models):
+        rows = [(i, row) for i, name in enumerate(names) if (row := table.row(model, name))]
+        at = [i + (nth - (len(models) - 1) / 2) * width for i, _ in rows]
+        values, errors = [row.accuracy or 0.0 for _, row in rows], [Z95 * (row.stderr or 0.0) for _, row in rows]
+        colour = COLOURS["line-1" if model == TUNED_DENSE else model]
+        axes.bar(at, values, 0.92 * width, yerr=errors, color=colour, label=model, error_kw=whisker)
+    floors, dashes = [table.any_row(name).floor for name in names], (0, (4, 2))
+    axes.hlines(floors, places - 0.45, places + 0.45, COLOURS["ink"], dashes, linewidth=1.5, label="floor")
+    axes.set(ylabel="accuracy", xlim=(-0.6, len(names) - 0.4), ylim=(0, None))
+    axes.set_xticks(places, [wrap_name(name) for name in names])
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="y")
-    handles: list[Any] = [Patch(color=colour, label=model) for model, colour in colours.items()]
-    handles.append(Line2D([], [], color=COLOURS["ink"], dashes=(4, 2), linewidth=1.5, label="floor"))
-    figure.legend(handles=handles, loc="outside upper left", ncols=5, borderpad=0)
-    return Picture(figure, "Accuracy by benchmark: " + ", ".join(series) + " and the floor", caption)
+    figure.legend(loc="outside upper left", ncols=5, borderpad=0)
+    return Picture(figure, f"Accuracy by benchmark: {', '.join(models)} and the floor", caption)
 
 
 @styled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +12,24 @@ from tailored_llama import evaluation
 from tailored_llama.config import SmallestConfig
 from tailored_llama.evaluation import FIRST_SHARE, Answer, Candidate, LossTest
 from tailored_llama.reports.cards import claim, cost_of
+from tailored_llama.reports.costs import cost_table
 from tailored_llama.reports.figures import COLOURS, DASHES, Picture, curve_style, new_figure, styled, xy
 from tailored_llama.reports.pages import Report, Section, settings_of, shorten, write_pages
-from tailored_llama.reports.parts import cost_table, lost, megabytes, number, p_value, percent
+from tailored_llama.reports.parts import lost, megabytes, number, p_value, percent
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.serving import bits_of
 from tailored_llama.store import Manifest
 
 
-@dataclass(frozen=True)
-class LostRow:
-    """An example that only the dense model gets right: the texts of the right choice and of the small model's."""
-
-    benchmark: str
-    context: str
-    right: str
-    chosen: str
-
-
 def write_smallest(
-    config: SmallestConfig, answer: Answer, rows: Sequence[LostRow], costs: Sequence[Manifest], *, out: Path
+    config: SmallestConfig, answer: Answer, rows: Sequence[tuple[str, str]], costs: Sequence[Manifest], *, out: Path
 ) -> None:
     """Stage: write the pages and `answer.json`.
 
-    `rows` are examples that only the dense model gets right, `costs` the manifests of all artifacts of the search.
+    `rows` are examples that only the dense model gets right, each with its benchmark. `costs` are the manifests of all
+    artifacts of the search.
     """
     evaluation.write_answer(answer, out)
-    samples = [
-        (row.benchmark, f"{shorten(row.context, 800)}\n\nright: {row.right}\nchosen: {row.chosen}") for row in rows
-    ]
     stages = Counter(cost.stage for cost in costs)
     by_stage = [(f"{stages[cost.stage]} artifacts", cost) for cost in costs]
     report = Report(
@@ -50,7 +39,7 @@ def write_smallest(
         [
             Section("What was tried", {"frontier": _picture(answer)}, _candidates(answer)),
             Section("The proof", table=_tests(answer)),
-            Section("What only the dense model gets right", samples=samples),
+            Section("What only the dense model gets right", samples=[(name, shorten(row, 800)) for name, row in rows]),
             Section("What the search cost", table=cost_table(by_stage)),
         ],
         settings_of(config),
@@ -165,7 +154,6 @@ def _tests(answer: Answer) -> Table:
 
 
 def _level(answer: Answer) -> str:
-    """What the level of the tests is, and why."""
     level, error = next(iter(answer.tests[0].values())).level, 1 - answer.goal.confidence
     return (
         f"The level of each test is {percent(level, 2)}, as this is opening {answer.opening} of the proving rows. "
@@ -229,5 +217,4 @@ def _names(answer: Answer) -> dict[str, str]:
 
 
 def _at(answer: Answer, one: Candidate, loss: float) -> tuple[float, float]:
-    """Where a candidate stands in the picture with a loss."""
     return cost_of(answer, one.cost)[0], 100 * loss

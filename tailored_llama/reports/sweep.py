@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
@@ -44,35 +45,38 @@ def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence
 
 
 def _table(rows: Sequence[SweepRow]) -> Table:
-    """A row for every setting; recoveries only if any cell was scored."""
-    recovered = _recovered(rows)
-    columns = [
+    """A row for every setting; recoveries, which are the last two columns, only if any cell was scored."""
+    columns = (
         Column("setting", left=True),
         Column("removed /\nof the body"),
-        *([] if recovered else [Column("parameters", wide=True)]),
-        Column("perplexity", wide=recovered),
+        Column("parameters", wide=True),
+        Column("perplexity", wide=True),
         Column("perplexity\n÷ dense"),
         Column("mean\naccuracy"),
-        *([Column("recovery"), Column("chance-\ncorrected")] if recovered else []),
-    ]
-    return Table(tuple(columns), tuple(_row(row, recovered) for row in rows))
+        Column("recovery"),
+        Column("chance-\ncorrected"),
+    )
+    shown = len(columns) if _recovered(rows) else len(columns) - 2
+    return Table(columns[:shown], tuple(replace(row, cells=row.cells[:shown]) for row in map(_row, rows)))
 
 
-def _row(row: SweepRow, recovered: bool) -> Row:
+def _row(row: SweepRow) -> Row:
     if row.error:
         return table_row(row.label, percent(row.ratio), f"failed: {row.error}")
-    several, perplexity = row.seeds > 1, number(row.perplexity, 2)
+    several, over = row.seeds > 1, f"over {row.cc_benchmarks}"
     seeds = f"seeds {span(row.recovery_least, row.recovery_most)}" if several else ""
     extremes = (f"{number(row.perplexity_least, 2)}–{number(row.perplexity_most, 2)}",) if several else ()
-    cells: list[Cell | str] = [row.label, _removed(row)]
-    cells += [] if recovered else [number(row.parameters, 0)]
-    cells += [Cell(perplexity, extremes, perplexity), number(row.times_dense, 2)]
-    cells.append(accuracy_cell(row.accuracy, row.accuracy_stderr))
-    if recovered:
-        over = f"over {row.cc_benchmarks}"
-        cells.append(share_cell(row.recovery, row.recovery_low, row.recovery_high, seeds, digits=1))
-        cells.append(share_cell(row.chance_corrected, row.cc_low, row.cc_high, over, digits=1))
-    return table_row(*cells, bold=not row.ratio)
+    return table_row(
+        row.label,
+        _removed(row),
+        number(row.parameters, 0),
+        Cell(number(row.perplexity, 2), extremes),
+        number(row.times_dense, 2),
+        accuracy_cell(row.accuracy, row.accuracy_stderr),
+        share_cell(row.recovery, row.recovery_low, row.recovery_high, seeds, digits=1),
+        share_cell(row.chance_corrected, row.cc_low, row.cc_high, over, digits=1),
+        bold=not row.ratio,
+    )
 
 
 def _removed(row: SweepRow) -> Cell:
@@ -84,7 +88,6 @@ def _removed(row: SweepRow) -> Cell:
 
 
 def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[RecoveryRow]]]) -> Table:
-    """Every scored setting on every benchmark."""
     scored = [(row, found) for row, found in measured if found]
     if not scored:
         return Table()
@@ -100,7 +103,6 @@ def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[RecoveryRow]]]) ->
 
 
 def _recovered(rows: Sequence[SweepRow]) -> bool:
-    """Whether any cell was scored, and so has a recovery to show."""
     return any(row.recovery is not None for row in rows if row.ratio)
 
 
@@ -152,7 +154,6 @@ def _curves(
 
 
 def _beside(rows: Sequence[SweepRow]) -> Section:
-    """The recoveries of all settings with their intervals."""
     panels = {"mean recovery": [(row.recovery, row.recovery_low, row.recovery_high) for row in rows]}
     if any(row.chance_corrected is not None for row in rows):
         panels["chance-corrected"] = [(row.chance_corrected, row.cc_low, row.cc_high) for row in rows]
@@ -162,7 +163,6 @@ def _beside(rows: Sequence[SweepRow]) -> Section:
 
 
 def _summary(rows: Sequence[SweepRow]) -> str:
-    """The number of settings, and the best of each ratio."""
     cells = [row for row in rows if row.ratio]
     done = [row for row in cells if not row.error]
     failed, seeds = len(cells) - len(done), max((row.seeds for row in done), default=1)

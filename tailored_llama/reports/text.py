@@ -81,15 +81,14 @@ def perplexities(table: RecoveryTable) -> tuple[str, tuple[str, str, str]]:
 
 def _recovery_sentence(table: RecoveryTable, config: RunConfig | None, model: str) -> str:
     """What a model reaches, or else the pruned one, of the dense model's accuracy; empty if neither was scored."""
-    row, pruned = table.overall(model), table.overall(PRUNED)
+    row, pruned, compared = table.overall(model), table.overall(PRUNED), _compared(table, model)
     if row is None or row.recovery is None:
         return "" if model == PRUNED else _recovery_sentence(table, config, PRUNED)
-    compared = [own for name in table.benchmarks if (own := table.row(model, name)) and own.recovery is not None]
-    where = compared[0].benchmark if len(compared) == 1 else f"mean over {len(compared)} benchmarks"
-    measured = [f"{where}, {sum(own.examples for own in compared):,} examples"]
+    where = next(iter(compared)) if len(compared) == 1 else f"mean over {len(compared)} benchmarks"
+    measured = [f"{where}, {sum(compared.values()):,} examples"]
     measured.append(f"95 % interval {span(row.recovery_low, row.recovery_high)}")
     tuned = model == TAILORED
-    if tuned and pruned and pruned.recovery_benchmarks == len(compared):
+    if tuned and pruned and _compared(table, PRUNED).keys() == compared.keys():
         measured.append(f"{percent(pruned.recovery)} when only pruned")
     text = f"{_after(config) if tuned else 'Without tuning,'} the {PRUNED if tuned else model} model reaches "
     text += f"{percent(row.recovery)} of the dense model's accuracy ({'; '.join(measured)})"
@@ -100,8 +99,13 @@ def _recovery_sentence(table: RecoveryTable, config: RunConfig | None, model: st
     return f"{text}."
 
 
+def _compared(table: RecoveryTable, model: str) -> dict[str, int]:
+    """The benchmarks on which a model has a recovery, with their numbers of examples."""
+    rows = [row for name in table.benchmarks if (row := table.row(model, name)) and row.recovery is not None]
+    return {row.benchmark: row.examples for row in rows}
+
+
 def _after(config: RunConfig | None) -> str:
-    """The steps after pruning, as the start of a sentence."""
     if config is None:
         return "After tuning,"
     steps = [f"healing on {config.healing.tokens:,} tokens"] if config.healing.tokens else []

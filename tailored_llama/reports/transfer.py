@@ -14,7 +14,7 @@ from tailored_llama.config import DENSE, UNREAD_BY_TRANSFER, UNTUNED_MODEL, RunC
 from tailored_llama.evaluation import DIFFERENCE, MEAN, OTHERS, OWN, TransferRow, TransferScore, field_of, transfer_rows
 from tailored_llama.reports.figures import COLOURS, Picture, new_figure, styled, wrap_name
 from tailored_llama.reports.pages import Report, Section, settings_of, write_pages
-from tailored_llama.reports.parts import accuracy_cell, listed, number, points
+from tailored_llama.reports.parts import accuracy_of, listed, number, points
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.store import write_rows
 
@@ -63,26 +63,19 @@ def findings(rows: Sequence[TransferRow]) -> list[str]:
             f"{points(others.gain)} points ({bounds(others)}). The difference, {points(difference.gain)} "
             f"({bounds(difference)}), {'is significant' if difference.significant else 'may be chance'}."
         )
-        counts = []
+        counts, tuned = [], [row for row in rows if {row.model, row.benchmark} <= {*names}]
         for where, on_own in (("own benchmark", True), ("others", False)):
-            gains = [row.gain for row in rows if row.gain is not None and _is_cell(row, names, on_own)]
-            signs = [np.sign(row.gain or 0) for row in rows if row.significant and _is_cell(row, names, on_own)]
+            gains = [row for row in tuned if row.gain is not None and (row.model == row.benchmark) == on_own]
+            signs = [np.sign(row.gain or 0) for row in gains if row.significant]
             counts.append(f"{signs.count(1)} of {len(gains)} cells up and {signs.count(-1)} down on the {where}")
         sentences.append(f"Significant: {'; '.join(counts)}. By chance alone, one cell in twenty would be significant.")
     beside = [field[model, OTHERS] for model in models if model not in (*names, UNTUNED_MODEL)]
     if known := [f"{row.model} {points(row.gain)} ({bounds(row)})" for row in beside if row.gain is not None]:
         sentences.append(f"For comparison, over the same pruned model, on all benchmarks: {listed(known)}.")
-    weak = [row for name in names if (row := field.get((DENSE, name))) and row.above_floor is False]
-    if weak:
-        accuracies = [(row, accuracy_cell(row.accuracy, row.stderr).text) for row in weak]
-        where = ", ".join(f"{row.benchmark} ({text} against {number(row.floor)})" for row, text in accuracies)
+    if weak := [row for name in names if (row := field.get((DENSE, name))) and row.above_floor is False]:
+        where = ", ".join(f"{row.benchmark} ({accuracy_of(row).text} against {number(row.floor)})" for row in weak)
         sentences.append(f"Dense itself is not significantly above the floor on {where}: gains there say little.")
     return sentences
-
-
-def _is_cell(row: TransferRow, names: Sequence[str], on_own: bool) -> bool:
-    """Whether a row is an adapter on its own benchmark, or on another one."""
-    return row.model in names and row.benchmark in names and (row.model == row.benchmark) == on_own
 
 
 def failures(rows: Sequence[TransferRow]) -> list[str]:
@@ -131,7 +124,6 @@ def _gain(one: TransferRow) -> str:
 
 @styled
 def _picture(rows: Sequence[TransferRow]) -> Picture:
-    """A heat map of the gains; an adapter's own benchmark is framed."""
     models, names, field = field_of(rows)
     most = max([1, *(math.ceil(abs(100 * one.gain)) for one in rows if one.gain is not None)])
     figure = new_figure(110 + 54 * (len(models) + 1), width=max(560, 160 + 112 * len(names)))

@@ -17,7 +17,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, Candidate, LossTest, RowSet, read_answer
 from tailored_llama.evaluation import noninferiority_test as prove  # pytest would collect it by its own name
 from tailored_llama.evaluation.statistics import Answers
-from tailored_llama.reports import LostRow, certificate_of, stored_table, verdict, write_smallest
+from tailored_llama.reports import certificate_of, stored_table, verdict, write_smallest
 from tailored_llama.reports.cards import certificate_section
 from tailored_llama.reports.smallest import _candidates
 from tailored_llama.store import Manifest
@@ -111,7 +111,7 @@ def test_the_worst_of_several_benchmarks_decides() -> None:
 
 def test_the_page_the_tables_and_the_files(proven: Answer, tmp_path: Path) -> None:
     config = SmallestConfig.model_validate({"benchmarks": ["piqa"], "model": {"source": EVIL}})
-    rows = [LostRow("csqa", f"{EVIL} number {number}.", f"{EVIL} right", f"{EVIL} wrong") for number in range(3)]
+    rows = [("csqa", f"{EVIL} number {number}.") for number in range(3)]
     costs = [
         Manifest(stage, 1, "", {}, {}, {}, {}, seconds, 1, {})
         for stage, seconds in (("prune", 60), ("prune", 61), ("score", 5))
