@@ -16,7 +16,7 @@ from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, 
 from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports import text
 from tailored_llama.reports.inputs import RunResults
-from tailored_llama.reports.pages import page_template, settings_of
+from tailored_llama.reports.pages import from_template, settings_of
 from tailored_llama.reports.parts import accuracy_of, listed, lost, megabytes, number, p_value
 from tailored_llama.reports.tables import Column, Table, table_row
 from tailored_llama.store import DATA_WHEEL
@@ -100,7 +100,7 @@ def certificate_section(certificate: Mapping[str, Any]) -> str:
         figures = (lost(test["loss"]), lost(test["bound"], 2), p_value(test["p"]))
         rows.append(table_row(name, number(test["rows"], 0), *counts, *figures))
     table = Table((Column("benchmark", left=True), *map(Column, titles)), tuple(rows))
-    return page_template("certificate.md.j2").render(certificate=certificate, table=table).strip()
+    return from_template("certificate.md.j2", certificate=certificate, table=table).strip()
 
 
 def answer_card(answer: Answer, config: SmallestConfig, base: Base, checkpoint: Path, certificate: Any) -> str:
@@ -152,7 +152,8 @@ def tailored_card(
     verdict = text.verdict_line(comparison) if comparison else ""
     if is_better(comparison) is False:
         verdict += " The adapter is merged all the same, as `tuning.keep` says." if tuned else " It was left out."
-    body = page_template("card.md.j2").render(
+    body = from_template(
+        "card.md.j2",
         accuracy_of=accuracy_of,
         base=base,
         config=config,

@@ -101,16 +101,6 @@ def new_figure(height: int, width: int = WIDTH) -> Figure:
     return Figure(figsize=(width / 96, height / 96), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
 
 
-def wrap_name(name: str) -> str:
-    """A name on lines of about 12 characters at most, broken at underscores and hyphens."""
-    lines = [""]
-    for part in re.split(r"(?<=[_-])", name):
-        if lines[-1] and len(lines[-1]) + len(part) > 13:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)
-
-
 def curve_style(nth: int) -> dict[str, Any]:
     """Colour and dash of the nth curve of a picture."""
     dash, colour = divmod(nth, len(_CURVES))

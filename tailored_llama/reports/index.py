@@ -13,7 +13,7 @@ from tailored_llama import evaluation
 from tailored_llama.config import DENSE
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import PRUNED, TAILORED, Answer
-from tailored_llama.reports.pages import Report, Section, write_html
+from tailored_llama.reports.pages import Report, Section, from_template
 from tailored_llama.reports.parts import accuracy_of, megabytes, number, percent
 from tailored_llama.reports.tables import Cell, Column, Table, markdown, table_row
 from tailored_llama.store import MANIFEST, REPORTS, read_manifest
@@ -42,7 +42,8 @@ def write_index(folder: Path) -> str:
             rows.append(table_row(name, *figures, *unknown, Cell(date, (time,))))
     table = Table((Column("run", left=True), *FIGURES, Column("made, UTC")), tuple(rows))
     part = folder / f".{INDEX}.{os.getpid()}"
-    write_html(Report("All runs", (), (), [Section("", table=table)]), part, "index")
+    report = Report("All runs", (), (), [Section("", table=table)])
+    part.write_text(from_template("page.html.j2", report=report, name="index"), encoding="utf-8")
     part.replace(folder / INDEX)
     return markdown(table)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import TypeAdapter
 
 from tailored_llama.config import RunConfig
@@ -56,34 +56,26 @@ def write_pages(report: Report, name: str, out: Path, **measured: Any) -> None:
     table = next(section.table for section in report.sections if section.table.rows)
     shown = replace(table, notes=(*table.notes, *report.lead, *report.notes))
     (out / "table.json").write_bytes(TypeAdapter(Table).dump_json(shown))
-    write_html(report, out / f"{name}.html", name, **measured)
-    _write(out / f"{name}.md", "page.md.j2", report=report)
+    page = from_template("page.html.j2", report=report, name=name, **measured)
+    (out / f"{name}.html").write_text(page, encoding="utf-8")
+    (out / f"{name}.md").write_text(from_template("page.md.j2", report=report), encoding="utf-8")
     for section in report.sections:
         for file, picture in section.pictures.items():
             picture.save_png(out / f"{file}.png")
 
 
-def write_html(report: Report, file: Path, name: str, **measured: Any) -> None:
-    """Write the self-contained HTML page of a report."""
-    _write(file, "page.html.j2", report=report, name=name, **measured)
-
-
-def _write(file: Path, template: str, **context: Any) -> None:
-    file.write_text(f"{page_template(template).render(context).strip()}\n", encoding="utf-8")
-
-
-def page_template(name: str) -> Template:
-    """A page template with the shared filters."""
+def from_template(template: str, **context: Any) -> str:
+    """A page or a part of one, from its template."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=name.endswith(".html.j2"),  # data is text, never markup
+        autoescape=template.endswith(".html.j2"),  # data is text, never markup
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {function.__name__: function for function in (number, percent, span, markdown, as_text)}
     environment.globals |= {"colours": COLOURS, "resamples": RESAMPLES}
-    return environment.get_template(name)
+    return environment.get_template(template).render(context).strip() + "\n"
 
 
 def first_sample(prompts: Path) -> str:

@@ -73,7 +73,7 @@ def accuracy_of(row: RecoveryRow | TemplateRow | TransferRow | None) -> Cell:
 
 def share_cell(value: float | None, low: float | None, high: float | None, more: str = "", digits: int = 0) -> Cell:
     """A fraction as a percentage, with its interval and `more` below it; `digits` are those on a terminal."""
-    under = () if value is None else tuple(filter(None, (span(low, high), more)))
+    under = () if value is None else (span(low, high), more)
     return Cell(percent(value), under, share(value, low, high, digits))
 
 

@@ -11,7 +11,7 @@ from tailored_llama.config import REFERENCES, PromptStudyConfig
 from tailored_llama.evaluation import EVALUATION, MEAN, Difference, StudiedBenchmark, TemplateRow
 from tailored_llama.reports.figures import Picture, intervals
 from tailored_llama.reports.pages import Report, Section, first_sample, settings_of, write_pages
-from tailored_llama.reports.parts import accuracy_of, listed, number, points
+from tailored_llama.reports.parts import accuracy_of, number, points
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.store import write_rows
 
@@ -66,20 +66,11 @@ def summary(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> s
 
 
 def notes(rows: Sequence[TemplateRow]) -> list[str]:
-    """Caveats: sets with different measures, and benchmarks on which no set shows skill."""
-    texts = []
-    for name in dict.fromkeys(row.benchmark for row in rows):
-        own_rows = [row for row in rows if row.benchmark == name]
-        if partial := list(dict.fromkeys(row.template for row in own_rows if row.partial)):
-            texts.append(
-                f"On {name}, {listed(partial)} scores the rest of the sentence after each choice (partial "
-                "evaluation); the other sets score the choice. These are different measures, so the mean leaves out a "
-                "difference between them."
-            )
-        scored = [row for row in own_rows if row.split == EVALUATION]
-        if not any(evaluation.above_floor(row.accuracy, row.stderr, row.floor) for row in scored):
-            texts.append(f"On {name} no set is significantly above the floor; its differences say little.")
-    return texts
+    """The benchmarks on which no set shows skill."""
+    scored = [row for row in rows if row.split == EVALUATION]
+    able = {row.benchmark for row in scored if evaluation.above_floor(row.accuracy, row.stderr, row.floor)}
+    weak = dict.fromkeys(row.benchmark for row in scored if row.benchmark not in able)
+    return [f"On {name} no set is significantly above the floor; its differences say little." for name in weak]
 
 
 def _table(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> Table:

@@ -17,7 +17,7 @@ from tailored_llama.evaluation import HEALED, MEAN, MODELS, PRUNED, TAILORED, Z9
 from tailored_llama.reports import text
 from tailored_llama.reports.costs import cost_table, speed_table
 from tailored_llama.reports.diagnosis import diagnose
-from tailored_llama.reports.figures import COLOURS, WIDTH, Picture, new_figure, styled, wrap_name, xy
+from tailored_llama.reports.figures import COLOURS, WIDTH, Picture, new_figure, styled, xy
 from tailored_llama.reports.inputs import ReportInputs, RunResults, timing
 from tailored_llama.reports.pages import Report, Section, first_sample, settings_of, write_pages
 from tailored_llama.reports.parts import accuracy_of, megabytes, number, percent, share_cell, span
@@ -106,7 +106,7 @@ def accuracies(tables: Sequence[RecoveryTable], how: str) -> Table:
                     share_cell(row.chance_corrected, row.cc_low, row.cc_high, over),
                 ]
             label = "mean" if name == MEAN else name
-            cells = [Cell(label, (known.metric,) if known.metric else (), label)]
+            cells = [Cell(label, (known.metric or "",), label)]
             cells += [Cell(number(known.examples, 0)), Cell(number(known.floor))]
             cells += [accuracy_of(table.row(model, name)) for model in MODELS]
             cells += [*shares, *(_beside(table.row(model, name)) for model in beside)]
@@ -120,8 +120,7 @@ def _beside(row: RecoveryRow | None) -> Cell:
         return Cell("–")
     recovery = "" if row.recovery is None else f"{percent(row.recovery)} of {DENSE}"
     size = "" if row.bytes is None else megabytes(row.bytes)
-    under = (recovery, span(row.recovery_low, row.recovery_high), size)
-    return replace(accuracy_of(row), under=tuple(filter(None, under)))
+    return replace(accuracy_of(row), under=(recovery, span(row.recovery_low, row.recovery_high), size))
 
 
 def _sizes(runs: Sequence[RunResults]) -> Table:
@@ -177,7 +176,7 @@ def _bars(table: RecoveryTable, caption: str) -> Picture:
     floors, dashes = [table.any_row(name).floor for name in names], (0, (4, 2))
     axes.hlines(floors, places - 0.45, places + 0.45, COLOURS["ink"], dashes, linewidth=1.5, label="floor")
     axes.set(ylabel="accuracy", xlim=(-0.6, len(names) - 0.4), ylim=(0, None))
-    axes.set_xticks(places, [wrap_name(name) for name in names])
+    axes.set_xticks(places, [name.replace("_", "_\n") for name in names])
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="y")
     figure.legend(loc="outside upper left", ncols=5, borderpad=0)

@@ -63,14 +63,15 @@ def _table(rows: Sequence[SweepRow]) -> Table:
 def _row(row: SweepRow) -> Row:
     if row.error:
         return table_row(row.label, percent(row.ratio), f"failed: {row.error}")
-    several, over = row.seeds > 1, f"over {row.cc_benchmarks}"
-    seeds = f"seeds {span(row.recovery_least, row.recovery_most)}" if several else ""
-    extremes = (f"{number(row.perplexity_least, 2)}–{number(row.perplexity_most, 2)}",) if several else ()
+    seeds, extremes, over = "", "", f"over {row.cc_benchmarks}"
+    if row.seeds > 1:
+        seeds = f"seeds {span(row.recovery_least, row.recovery_most)}"
+        extremes = f"{number(row.perplexity_least, 2)}–{number(row.perplexity_most, 2)}"
     return table_row(
         row.label,
         _removed(row),
         number(row.parameters, 0),
-        Cell(number(row.perplexity, 2), extremes),
+        Cell(number(row.perplexity, 2), (extremes,)),
         number(row.times_dense, 2),
         accuracy_cell(row.accuracy, row.accuracy_stderr),
         share_cell(row.recovery, row.recovery_low, row.recovery_high, seeds, digits=1),
@@ -95,8 +96,7 @@ def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[RecoveryRow]]]) ->
     columns = [Column("setting", left=True), Column("removed /\nof the body")]
     rows = [table_row("floor", "–", *(number(one.floor) for one in first))]
     for row, found in scored:
-        under = [tuple(filter(None, (f"± {number(one.stderr)}", one.template))) for one in found]
-        cells = [Cell(number(one.accuracy), lines) for one, lines in zip(found, under, strict=True)]
+        cells = [Cell(number(one.accuracy), (f"± {number(one.stderr)}", one.template or "")) for one in found]
         rows.append(table_row(row.label, _removed(row), *cells, bold=not row.ratio))
     columns += [Column(one.benchmark, under=(str(one.metric),)) for one in first]
     return Table(tuple(columns), tuple(rows))

@@ -20,7 +20,7 @@ from tailored_llama.errors import InputError
 class Cell:
     """A cell: its text, smaller lines below it, and what a terminal shows instead of both.
 
-    Markdown has the lines below in brackets. HTML has the text lead to `link`.
+    Markdown has the lines below in brackets; empty ones are left out. HTML has the text lead to `link`.
     """
 
     text: str
@@ -92,7 +92,7 @@ def terminal(table: Table) -> rich.table.Table:
         texts = []
         for cell, column in zip(line.cells, table.columns, strict=False):
             if not column.wide:
-                whole = " ".join([cell.text, *(f"({under})" for under in cell.under)])
+                whole = " ".join([cell.text, *(f"({under})" for under in cell.under if under)])
                 texts.append(Text(whole if cell.brief is None else cell.brief))
         shown.add_row(*texts, style="bold" if line.bold or heading else None)
     return shown
@@ -121,7 +121,7 @@ def as_text(text: str) -> str:
 
 def _in_line(cell: Cell, whole: bool = False) -> str:
     """A cell in one line, with markup and the "|" that would end it escaped; `whole` texts do not break."""
-    parts = [cell.text, "; ".join(cell.under)]
+    parts = [cell.text, "; ".join(filter(None, cell.under))]
     if whole:
         parts = [re.sub(r"(?<=\d)–(?=\d)", " to ", part).replace(" ", "\xa0") for part in parts]
     parts = [re.sub(r"(?<=[-_])\n", "", part).replace("\n", " ") for part in parts]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tailored_llama.config import DENSE, RunConfig
-from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, ModelRow, RecoveryTable
+from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, RecoveryTable
 from tailored_llama.reports.inputs import ReportInputs
 from tailored_llama.reports.parts import NO_DIFFERENCE, accuracy_of, listed, number, percent, points, span, speedup
 from tailored_llama.training import Comparison, is_better
 
 NOTHING = "Tuning brought nothing here"
+ADAPTERS = {"lora": "a LoRA adapter", "rslora": "an rsLoRA adapter", "dora": "a DoRA adapter"}
+ADAPTERS |= {"prompt": "a tuned soft prompt"}
 
 
 def title(inputs: ReportInputs) -> str:
@@ -44,8 +46,9 @@ def _size_sentence(table: RecoveryTable) -> str:
     measure, (before, after, mended) = perplexities(table)
     if before and after:
         parts.append(f"{measure} went from {before} to {after}{f', and by healing to {mended}' if mended else ''}")
-    if speed := _speed(pruned):
-        parts.append(speed)
+    speeds = {"reading": speedup(pruned, "prefill"), "writing": speedup(pruned, "decode")}
+    if clear := [f"{speed} {phase}" for phase, speed in speeds.items() if speed not in ("", NO_DIFFERENCE)]:
+        parts.append(f"its speed ÷ the dense model's is {listed(clear)}")
     text = listed(parts, ", and ")
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
@@ -53,19 +56,6 @@ def _size_sentence(table: RecoveryTable) -> str:
 def _has_fewer_tokens(table: RecoveryTable) -> bool:
     dense, pruned = table.size(DENSE).vocab_size, table.size(PRUNED).vocab_size
     return bool(dense and pruned and dense != pruned)
-
-
-def _speed(pruned: ModelRow) -> str:
-    """How fast the pruned model reads and writes, as a clause; empty if it was not timed."""
-    speeds = {"reading": speedup(pruned, "prefill"), "writing": speedup(pruned, "decode")}
-    if not all(speeds.values()):
-        return ""
-    alike = [phase for phase, speed in speeds.items() if speed == NO_DIFFERENCE]
-    if len(alike) == 2:
-        return "no difference in speed was measured"
-    differing = " and ".join(f"{speed} {phase}" for phase, speed in speeds.items() if phase not in alike)
-    unclear = f", while no difference was measured for {alike[0]}" if alike else ""
-    return f"its speed ÷ the dense model's is {differing}{unclear}"
 
 
 def perplexities(table: RecoveryTable) -> tuple[str, tuple[str, str, str]]:
@@ -109,7 +99,9 @@ def _after(config: RunConfig | None) -> str:
     if config is None:
         return "After tuning,"
     steps = [f"healing on {config.healing.tokens:,} tokens"] if config.healing.tokens else []
-    steps += [f"tuning on {config.tuning.shots} examples"] if config.tuning.examples != "none" else []
+    if config.tuning.examples != "none":
+        whose = "all benchmarks" if config.tuning.examples == "mixture" else "each benchmark"
+        steps.append(f"tuning {ADAPTERS[config.tuning.variant]} for {whose} on {config.tuning.shots} examples")
     return f"After {' and '.join(steps)}," if steps else "Without tuning,"
 
 

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from tailored_llama.config import DENSE, UNREAD_BY_TRANSFER, UNTUNED_MODEL, RunConfig
 from tailored_llama.evaluation import DIFFERENCE, MEAN, OTHERS, OWN, TransferRow, TransferScore, field_of, transfer_rows
-from tailored_llama.reports.figures import COLOURS, Picture, new_figure, styled, wrap_name
+from tailored_llama.reports.figures import COLOURS, Picture, new_figure, styled
 from tailored_llama.reports.pages import Report, Section, settings_of, write_pages
 from tailored_llama.reports.parts import accuracy_of, listed, number, points
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
@@ -99,14 +99,14 @@ def _table(rows: Sequence[TransferRow]) -> Table:
     for model in models:
         others = field[model, OTHERS]
         cells = [_cell(field[model, name]) for name in names]
-        cells.append(Cell(_gain(others), tuple(filter(None, [bounds(others)])), f"\n{_gain(others)}"))
+        cells.append(Cell(_gain(others), (bounds(others),), f"\n{_gain(others)}"))
         lines.append(table_row(model.replace("_", "_\n"), *cells))
     return Table((*columns, Column("others")), tuple(lines), (_LEGEND,))
 
 
 def _cell(one: TransferRow) -> Cell:
     error = "" if one.accuracy is None else f"± {number(one.stderr)}"
-    return Cell(_shown(one), tuple(filter(None, (error, bounds(one)))), _shown(one).replace("0.", ".", 1))
+    return Cell(_shown(one), (error, bounds(one)), _shown(one).replace("0.", ".", 1))
 
 
 def _shown(one: TransferRow) -> str:
@@ -141,7 +141,7 @@ def _picture(rows: Sequence[TransferRow]) -> Picture:
             axes.add_patch(Rectangle(**box, fill=False, **edge))
             weight = "bold" if one.significant else "normal"
             axes.text(j, i, _shown(one), ha="center", va="center", weight=weight, linespacing=1.35)
-    axes.set_xticks(range(len(names)), [wrap_name(name) for name in names])
+    axes.set_xticks(range(len(names)), [name.replace("_", "_\n") for name in names])
     axes.set_yticks(range(len(models)), models)
     axes.set(xlim=(-0.52, len(names) - 0.48), ylim=(len(models) - 0.48, -0.52))
     axes.xaxis.tick_top()

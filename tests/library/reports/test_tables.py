@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.console import Console
 
-from tailored_llama.reports.pages import Report, Section, write_html
+from tailored_llama.reports.pages import Report, Section, from_template
 from tailored_llama.reports.tables import Cell, Column, Table, markdown, table_row, terminal
 
 TABLE = Table(
@@ -41,9 +39,8 @@ def test_markdown_shows_all_with_markup_escaped() -> None:
     ]
 
 
-def test_html_spans_what_a_short_row_leaves(tmp_path: Path) -> None:
-    write_html(Report("A title", (), (), [Section("", table=TABLE)]), tmp_path / "page.html", "index")
-    page = (tmp_path / "page.html").read_text()
+def test_html_spans_what_a_short_row_leaves() -> None:
+    page = from_template("page.html.j2", report=Report("A title", (), (), [Section("", table=TABLE)]), name="index")
     assert "[bold]a|b &lt;i&gt;" in page
     assert '<th colspan="3" class="text">Heading</th>' in page
     assert '<td colspan="2" class="text">– failed</td>' in page
