@@ -42,8 +42,8 @@ def write_index(folder: Path) -> str:
             rows.append(table_row(name, *figures, *unknown, Cell(date, (time,))))
     table = Table((Column("run", left=True), *FIGURES, Column("made, UTC")), tuple(rows))
     part = folder / f".{INDEX}.{os.getpid()}"
-    report = Report("All runs", (), (), [Section("", table=table)])
-    part.write_text(from_template("page.html.j2", report=report, name="index"), encoding="utf-8")
+    runs_page = Report("All runs", (), (), [Section("", table=table)])
+    part.write_text(from_template("page.html.j2", report=runs_page, name="index"), encoding="utf-8")
     part.replace(folder / INDEX)
     return markdown(table)
 

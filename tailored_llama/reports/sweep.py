@@ -46,17 +46,18 @@ def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence
 
 def _table(rows: Sequence[SweepRow]) -> Table:
     """A row for every setting; recoveries, which are the last two columns, only if any cell was scored."""
+    recovered = _recovered(rows)
     columns = (
         Column("setting", left=True),
         Column("removed /\nof the body"),
         Column("parameters", wide=True),
-        Column("perplexity", wide=True),
+        Column("perplexity", wide=recovered),
         Column("perplexity\n÷ dense"),
         Column("mean\naccuracy"),
         Column("recovery"),
         Column("chance-\ncorrected"),
     )
-    shown = len(columns) if _recovered(rows) else len(columns) - 2
+    shown = len(columns) if recovered else len(columns) - 2
     return Table(columns[:shown], tuple(replace(row, cells=row.cells[:shown]) for row in map(_row, rows)))
 
 
@@ -71,7 +72,7 @@ def _row(row: SweepRow) -> Row:
         row.label,
         _removed(row),
         number(row.parameters, 0),
-        Cell(number(row.perplexity, 2), (extremes,)),
+        Cell(number(row.perplexity, 2), (extremes,), number(row.perplexity, 2)),
         number(row.times_dense, 2),
         accuracy_cell(row.accuracy, row.accuracy_stderr),
         share_cell(row.recovery, row.recovery_low, row.recovery_high, seeds, digits=1),
