@@ -183,8 +183,8 @@ def tailored_card(
         written=is_written(own),
     )
     metric = f"{row.metric}, {row.examples} examples, standard error {row.stderr:.4f}"
-    score = {"metric_type": str(row.metric), "metric_value": round(row.accuracy, 4), "metric_name": metric}
-    result = EvalResult("text-generation", dataset_type=own.name, dataset_name=own.name, **score)
+    score: dict[str, Any] = {"metric_type": str(row.metric), "metric_value": round(row.accuracy, 4)}
+    result = EvalResult("text-generation", dataset_type=own.name, dataset_name=own.name, metric_name=metric, **score)
     name, tags = f"{own.name}-{ratio:g}", ["tailored-llama", "pruned", "arxiv:2410.19185"]
     about: dict[str, Any] = {"base_model": base.hub, **base.licence, "tags": tags, "model_name": name}
     return write_card(f"{name}, made from {base.name}", [body.strip()], **about, eval_results=[result])

@@ -54,8 +54,8 @@ def _models(stage: str, report: Path) -> Iterator[tuple[str, *tuple[Cell, ...]]]
         for table in evaluation.recovery_tables(*evaluation.read_recovery(report)):
             count = table.size(PRUNED).parameters
             size = Cell("–") if count is None else Cell(f"{number(count / 1e6, 1)} M", ("parameters",))
-            accuracies = (accuracy_of(table.overall(model)) for model in (TAILORED, DENSE))
-            yield f"{percent(table.ratio, 0)} removed", size, *accuracies
+            tailored, dense = (accuracy_of(table.overall(model)) for model in (TAILORED, DENSE))
+            yield f"{percent(table.ratio, 0)} removed", size, tailored, dense
     elif stage == "smallest":
         yield _smallest(evaluation.read_answer(report))
     else:
@@ -64,7 +64,7 @@ def _models(stage: str, report: Path) -> Iterator[tuple[str, *tuple[Cell, ...]]]
 
 def _smallest(answer: Answer) -> tuple[str, *tuple[Cell, ...]]:
     if (place := answer.proven) is None:
-        return "the smallest model", *[Cell("–")] * 3, Cell("nothing is proven")
+        return "the smallest model", Cell("–"), Cell("–"), Cell("–"), Cell("nothing is proven")
     tests = answer.tests[answer.order.index(place)].values()
     small, dense = (Cell(number(fmean(getattr(test, of) for test in tests))) for of in ("small", "dense"))
     goal, best = answer.goal, answer.candidates[place]

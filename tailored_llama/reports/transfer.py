@@ -130,15 +130,15 @@ def _picture(rows: Sequence[TransferRow]) -> Picture:
     axes = figure.subplots()
     for i, model in enumerate(models):
         for j, name in enumerate(names):
-            one, box = field[model, name], {"xy": (j - 0.5, i - 0.5), "width": 1, "height": 1}
+            one, box = field[model, name], ((j - 0.5, i - 0.5), 1, 1)
             edge: Any = {"edgecolor": COLOURS["grid"], "linewidth": 1}
             if model == name:
                 edge = {"edgecolor": COLOURS["ink"], "linewidth": 2, "zorder": 3}
             if one.gain is not None:
                 colour = COLOURS["tailored" if one.gain > 0 else "line-2"]
                 shade = 0.55 * abs(100 * one.gain / most)  # faint enough to read the text on it
-                axes.add_patch(Rectangle(**box, linewidth=0, facecolor=colour, alpha=shade))
-            axes.add_patch(Rectangle(**box, fill=False, **edge))
+                axes.add_patch(Rectangle(*box, linewidth=0, facecolor=colour, alpha=shade))
+            axes.add_patch(Rectangle(*box, fill=False, **edge))
             weight = "bold" if one.significant else "normal"
             axes.text(j, i, _shown(one), ha="center", va="center", weight=weight, linespacing=1.35)
     axes.set_xticks(range(len(names)), [name.replace("_", "_\n") for name in names])
