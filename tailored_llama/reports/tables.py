@@ -115,8 +115,8 @@ def markdown(table: Table) -> str:
 
 
 def as_text(text: str) -> str:
-    """A text in Markdown, with its HTML escaped."""
-    return html.escape(text, quote=False)
+    """A text in Markdown, in which no name from outside is HTML, a link or an image."""
+    return html.escape(text, quote=False).replace("](", "]&#40;")
 
 
 def _in_line(cell: Cell, whole: bool = False) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from tailored_llama.reports.pages import Report, Section, from_template
-from tailored_llama.reports.tables import Cell, Column, Table, markdown, table_row, terminal
+from tailored_llama.reports.tables import Cell, Column, Table, as_text, markdown, table_row, terminal
 
 TABLE = Table(
     (Column("name", left=True), Column("mean\naccuracy"), Column("only on\npages", wide=True)),
@@ -37,6 +37,10 @@ def test_markdown_shows_all_with_markup_escaped() -> None:
         "",
         "A note with [brackets].",
     ]
+
+
+def test_no_text_from_outside_leads_out_of_a_page() -> None:
+    assert as_text("![<b>](https://example.com/x.png)") == "![&lt;b&gt;]&#40;https://example.com/x.png)"
 
 
 def test_html_spans_what_a_short_row_leaves() -> None:
