@@ -36,13 +36,9 @@ def show_report(store: ArtifactStore, ref: ArtifactRef) -> None:
     folder = store.folder(ref.stage, ref.key)
     page, key, about = PAGES[ref.stage]
 
-    def read(name: str, more: str = "") -> str:
-        file = folder / f"{name}.md"
-        return with_pictures(file.read_text(encoding="utf-8") + more, folder) if file.is_file() else ""
-
+    text = (folder / f"{page}.md").read_text(encoding="utf-8")
     whole = f"\nThe whole report:\n\n```\n{_location(store, ref)}/{page}.html\n```\n"
-    _show(key, about, read(page, whole))
-    _show("plots", "Tokens or layers, loss curves", read("plots"))
+    _show(key, about, with_pictures(text + whole, folder))
     _show("stages", "Time, memory and place of each", stages_page(store, ref))
 
 

@@ -139,8 +139,8 @@ def write_smallest_report(
     reports.write_smallest(config, answer, list(_lost(config, proof)) if proof else [], costs, out=work.out)
 
 
-def _lost(config: SmallestConfig, proof: Proof[Path]) -> Iterator[reports.LostRow]:
-    """Rows that only the dense model gets right, an equal number of each benchmark."""
+def _lost(config: SmallestConfig, proof: Proof[Path]) -> Iterator[tuple[str, str]]:
+    """Rows that only the dense model gets right, an equal number of each benchmark: its name, and the row as text."""
     for name, folder in proof.small.items():
         metric = data.headline_metric(named_benchmark(config, name))
         before, after = (evaluation.read_answers(own, metric) for own in (proof.dense[name], folder))
@@ -151,7 +151,7 @@ def _lost(config: SmallestConfig, proof: Proof[Path]) -> Iterator[reports.LostRo
             prompt, said = asked[example], chosen[example]
             wrong = prompt.continuations[said] if isinstance(said, int) else said
             right = prompt.continuations[prompt.answer]
-            yield reports.LostRow(name, prompt.contexts[prompt.answer], right.strip(), wrong.strip())
+            yield name, f"{prompt.contexts[prompt.answer]}\n\nright: {right.strip()}\nchosen: {wrong.strip()}"
 
 
 def shown_identity(config: RunConfig) -> dict[str, Any]:

@@ -1,17 +1,16 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
-from .certificate import answer_card as answer_card
-from .certificate import certificate_of as certificate_of
+from .cards import answer_card as answer_card
+from .cards import certificate_of as certificate_of
+from .cards import tailored_card as tailored_card
+from .cards import without_folders as without_folders
+from .costs import profile_table as profile_table
 from .index import write_index as write_index
 from .inputs import ReportInputs as ReportInputs
 from .inputs import RunResults as RunResults
 from .inputs import recovery_table as recovery_table
 from .inputs import run_results as run_results
-from .model_card import tailored_card as tailored_card
-from .model_card import without_folders as without_folders
-from .parts import profile_table as profile_table
 from .prompt_study import write_study as write_study
 from .run import write_report as write_report
-from .smallest import LostRow as LostRow
 from .smallest import verdict as verdict
 from .smallest import write_smallest as write_smallest
 from .sweep import write_sweep as write_sweep

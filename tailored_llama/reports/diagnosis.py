@@ -7,7 +7,6 @@ of the first; those of the third are ours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -23,17 +22,6 @@ LOW = 0.65  # tailored ÷ dense accuracy below this: too much removed
 SPIKE = 2.0  # a step's loss above this many times the median of the steps before it is a spike
 STEPS = 3  # steps before one may be called a spike
 RISE = 1.1  # a held-out loss above this many times the one before tuning
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """One row of `diagnoses.parquet`: what went wrong, how one sees it, and what to try."""
-
-    ratio: float | None  # as configured
-    benchmark: str  # or mixture, for the training of an adapter for all
-    signature: str
-    evidence: str
-    lever: str
 
 
 Finding = tuple[str, str, str]  # signature, evidence, lever
@@ -53,8 +41,7 @@ def too_much_removed(tailored: RecoveryRow) -> Finding | None:
 def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunConfig | None = None) -> Finding | None:
     """No gain after tuning: by the held-out verdict, or else because tailored scores no more than pruned."""
     nothing = is_better(comparison) is False
-    lost = tailored.gain is not None and tailored.gain <= 0
-    if not nothing and not lost:
+    if not nothing and (tailored.gain is None or tailored.gain > 0):
         return None
     evidence = [held_out_evidence(comparison)] if comparison else []
     if tailored.gain is not None:
@@ -74,16 +61,19 @@ def unstable(log: Mapping[str, Sequence[Any]]) -> Finding | None:
     """Unstable training: a spike of the loss, or a held-out loss that rose; `log` are the columns of `log.parquet`."""
     evidence = []
     known = [(step, loss) for step, loss in zip(log["step"], log["loss"], strict=True) if loss is not None]
-    medians = [median(loss for _, loss in known[:i]) for i in range(1, len(known))]  # of all steps before the next
-    factors = [(known[i][1] / medians[i - 1], known[i]) for i in range(STEPS, len(known)) if medians[i - 1] > 0]
-    if spikes := [spike for spike in factors if spike[0] > SPIKE]:
-        factor, (step, loss) = max(spikes)
+    spikes = []
+    for i, (step, loss) in enumerate(known[STEPS:], STEPS):
+        before = median(earlier for _, earlier in known[:i])
+        if before > 0 and loss / before > SPIKE:
+            spikes.append((loss / before, step, loss))
+    if spikes:
+        factor, step, loss = max(spikes)
         times = f"{number(factor, 1)} times the median of the steps before"
         steps = f" ({len(spikes)} such steps)" if len(spikes) > 1 else ""
         evidence.append(f"at step {step} the loss was {number(loss, 2)}, {times}{steps}")
-    held = [(e, loss) for e, loss in zip(log["epoch"], log["held_out_loss"], strict=True) if loss is not None]
-    if len(held) > 1 and held[0][1] > 0:
-        before, (epoch, worst) = held[0][1], max(held[1:], key=lambda point: point[1])
+    held = [(loss, epoch) for epoch, loss in zip(log["epoch"], log["held_out_loss"], strict=True) if loss is not None]
+    if len(held) > 1:
+        (before, _), (worst, epoch) = held[0], max(held[1:])
         if worst > RISE * before:
             lost = f"the held-out loss was {number(worst, 2)}, before tuning {number(before, 2)}"
             evidence.append(f"after epoch {epoch} {lost}")
@@ -93,35 +83,23 @@ def unstable(log: Mapping[str, Sequence[Any]]) -> Finding | None:
     return "Unstable training: rank or learning rate too high", ", and ".join(evidence), lever
 
 
-def diagnose(run: RunResults, config: RunConfig | None = None) -> list[Diagnosis]:
-    """All that is found at one ratio, by signature and benchmark.
+def diagnose(runs: Sequence[RunResults], config: RunConfig | None = None) -> list[str]:
+    """One paragraph for each signature and lever, with every case; ratios are named if there are several.
 
     Raises:
         InputError: the log or the comparison of an adapter is broken.
     """
-    found: list[tuple[str, Finding | None]] = []
-    tailored = [row for name in run.table.benchmarks if (row := run.table.row(TAILORED, name))]
-    found += [(row.benchmark, too_much_removed(row)) for row in tailored]
-    found += [(row.benchmark, no_gain(row, run.comparison(row.benchmark), config)) for row in tailored if run.adapters]
-    logs = {name: read_table(adapter / "log.parquet", LOG_SCHEMA) for name, adapter in run.adapters.items()}
-    found += [(name, unstable(log.to_pydict())) for name, log in logs.items()]
-    return [Diagnosis(run.table.ratio, name, *finding) for name, finding in found if finding]
-
-
-def by_signature(diagnoses: Sequence[Diagnosis]) -> dict[tuple[str, str], list[tuple[str, str]]]:
-    """Name and evidence of every case by signature and lever; ratios are named if the report has several."""
-    several = len({one.ratio for one in diagnoses}) > 1
-    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for one in diagnoses:
-        name = f"{one.benchmark} ({run_name(one.ratio)})" if several else one.benchmark
-        found.setdefault((one.signature, one.lever), []).append((name, one.evidence))
-    return found
-
-
-def diagnosis_lines(diagnoses: Sequence[Diagnosis], brief: bool = False) -> list[str]:
-    """One paragraph for each signature; `brief`: with the names of the benchmarks alone."""
-    lines = []
-    for (signature, lever), cases in by_signature(diagnoses).items():
-        shown = ", ".join(name for name, _ in cases) if brief else "; ".join(map(": ".join, cases))
-        lines.append(f"{signature}. {shown}. Try: {lever}.")
-    return lines
+    cases: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        of = f" ({run_name(run.table.ratio)})" if len(runs) > 1 else ""
+        tailored = [row for name in run.table.benchmarks if (row := run.table.row(TAILORED, name))]
+        found = [(row.benchmark, too_much_removed(row)) for row in tailored]
+        if run.adapters:
+            found += [(row.benchmark, no_gain(row, run.comparison(row.benchmark), config)) for row in tailored]
+        for name, adapter in run.adapters.items():
+            found.append((name, unstable(read_table(adapter / "log.parquet", LOG_SCHEMA).to_pydict())))
+        for name, finding in found:
+            if finding:
+                signature, evidence, lever = finding
+                cases.setdefault((signature, lever), []).append(f"{name}{of}: {evidence}")
+    return [f"{signature}. {'; '.join(own)}. Try: {lever}." for (signature, lever), own in cases.items()]

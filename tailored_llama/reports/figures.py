@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
@@ -34,7 +35,7 @@ COLOURS = {
     "line-4": "#56b4e9",
 }
 WIDTH = 980  # CSS pixels
-LINES = ("tailored", "pruned", "line-1", "line-2", "line-3", "line-4")  # colours of curves, in order
+_CURVES = ("tailored", "pruned", "line-1", "line-2", "line-3", "line-4")  # colours, in order
 DASHES: Any = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # colours repeat with the next dash
 _PNG_DPI = 110  # Prefect's pages are narrower than our reports and shrink only their full-width pictures
 STYLE: Any = {
@@ -48,12 +49,8 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "axes.edgecolor": COLOURS["ink"],
-    "axes.labelcolor": COLOURS["ink"],
-    "axes.titlecolor": COLOURS["ink"],
-    "text.color": COLOURS["ink"],
-    "xtick.color": COLOURS["ink"],
-    "ytick.color": COLOURS["ink"],
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "axes.titlecolor"), COLOURS["ink"]),
+    **dict.fromkeys(("text.color", "xtick.color", "ytick.color"), COLOURS["ink"]),
     "grid.color": COLOURS["grid"],
     "legend.frameon": False,
 }
@@ -63,10 +60,11 @@ styled = matplotlib.rc_context(STYLE)  # a decorator of functions that draw
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, with a label as its text alternative."""
+    """A figure, with a label as its text alternative, and a caption."""
 
     figure: Figure
     label: str
+    caption: str = ""
 
     @styled
     def __post_init__(self) -> None:
@@ -103,14 +101,10 @@ def new_figure(height: int, width: int = WIDTH) -> Figure:
     return Figure(figsize=(width / 96, height / 96), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
 
 
-def wrap_name(name: str) -> str:
-    """A name on lines of about 12 characters at most, broken at underscores and hyphens."""
-    lines = [""]
-    for part in re.split(r"(?<=[_-])", name):
-        if lines[-1] and len(lines[-1]) + len(part) > 13:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)
+def curve_style(nth: int) -> dict[str, Any]:
+    """Colour and dash of the nth curve of a picture."""
+    dash, colour = divmod(nth, len(_CURVES))
+    return {"color": COLOURS[_CURVES[colour]], "linestyle": DASHES[dash % len(DASHES)]}
 
 
 def xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -121,30 +115,28 @@ def xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]
 @styled
 def intervals(
     names: Sequence[str],
-    panels: Mapping[str, Sequence[tuple[float, float, float] | None]],
+    panels: Mapping[str, Sequence[tuple[float | None, float | None, float | None]]],
     reference: float,
     unit: str,
     label: str,
 ) -> Picture:
     """Values with their intervals: a row for each name, a panel for each kind of value.
 
-    A panel has value, low and high of every row, or None where there is nothing to draw, and a line at the reference,
-    such as no difference or the dense model. The label describes the values in the picture's text alternative.
+    A panel has value, low and high of every row, as shares, which are drawn in hundredths; None is not drawn. A line
+    marks the reference. The label describes the values in the picture's text alternative.
     """
     figure = new_figure(90 + 30 * len(names))
     panel_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, values) in zip(panel_axes, panels.items(), strict=True):
         axes.axvline(reference, color=COLOURS["ink"], linewidth=1.2)
         for row, value in enumerate(values):
-            if value is not None:
-                axes.hlines(row, *value[1:], COLOURS["tailored"], linewidth=2.5)
-                axes.plot(value[0], row, "o", color=COLOURS["tailored"], markersize=7)
+            middle, low, high = 100 * np.array(value, dtype=float)
+            axes.hlines(row, low, high, COLOURS["tailored"], linewidth=2.5)
+            axes.plot(middle, row, "o", color=COLOURS["tailored"], markersize=7)
+        axes.set(title=title, xlabel=unit, ylim=(len(names) - 0.5, -0.5))
         axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(len(names) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.08)
-        axes.set_title(title)
-        axes.set_xlabel(unit)
         axes.xaxis.set_major_locator(MaxNLocator(7))
         axes.grid(axis="x")
     return Picture(figure, f"{label}: {', '.join(panels)}")

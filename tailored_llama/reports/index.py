@@ -3,47 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 
 from tailored_llama import evaluation
 from tailored_llama.config import DENSE
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import PRUNED, TAILORED, SweepRow
-from tailored_llama.reports.pages import write_page
-from tailored_llama.reports.parts import accuracy_cell, accuracy_of, megabytes, number, percent
-from tailored_llama.reports.tables import Cell, Column, Row, Table, markdown, table_row
+from tailored_llama.evaluation import PRUNED, TAILORED, Answer
+from tailored_llama.reports.pages import Report, Section, from_template
+from tailored_llama.reports.parts import accuracy_of, megabytes, number, percent
+from tailored_llama.reports.tables import Cell, Column, Table, markdown, table_row
 from tailored_llama.store import MANIFEST, REPORTS, read_manifest
 
 INDEX = "index.html"
-NONE = Cell("–")
 FIGURES = (*map(Column, ("size", "accuracy", "dense")), Column("certificate", left=True))
 
 
 def write_index(folder: Path) -> str:
     """Write `index.html` into a folder of reports, whole or not at all; returns the same table in Markdown.
 
-    A run has a row for each of its models; of a sweep, only the best one is shown. Folders that hold no report of this
-    version are passed over.
+    A run has a row for each of its models. Folders that hold no report of this version are passed over.
     """
     runs = []
     for manifest in folder.glob(f"*/{MANIFEST}"):
         with suppress(InputError):
             if (stage := read_manifest(manifest.parent).stage) in REPORTS:
                 runs.append((manifest.stat().st_mtime, manifest.parent, list(_models(stage, manifest.parent))))
-    rows: list[Row] = []
+    rows = []
     for made, report, models in sorted(runs, key=lambda run: -run[0]):
         (page,) = report.glob("*.html")
         for which, *figures in models:
             name = Cell(report.name, (which,), link=f"{report.name}/{page.name}")
             date, time = f"{datetime.fromtimestamp(made, UTC):%Y-%m-%d %H:%M}".split()
-            unknown = [NONE] * (len(FIGURES) - len(figures))
+            unknown = [Cell("–")] * (len(FIGURES) - len(figures))
             rows.append(table_row(name, *figures, *unknown, Cell(date, (time,))))
     table = Table((Column("run", left=True), *FIGURES, Column("made, UTC")), tuple(rows))
     part = folder / f".{INDEX}.{os.getpid()}"
-    write_page("index.html.j2", part, {"title": "All runs", "table": table, "settings": {}})
+    runs_page = Report("All runs", (), (), [Section("", table=table)])
+    part.write_text(from_template("page.html.j2", report=runs_page, name="index"), encoding="utf-8")
     part.replace(folder / INDEX)
     return markdown(table)
 
@@ -52,37 +52,21 @@ def _models(stage: str, report: Path) -> Iterator[tuple[str, *tuple[Cell, ...]]]
     """What the page shows of each model: which it is, and its `FIGURES`, of which the last may be absent."""
     if stage == "report":
         for table in evaluation.recovery_tables(*evaluation.read_recovery(report)):
+            count = table.size(PRUNED).parameters
+            size = Cell("–") if count is None else Cell(f"{number(count / 1e6, 1)} M", ("parameters",))
             tailored, dense = (accuracy_of(table.overall(model)) for model in (TAILORED, DENSE))
-            yield f"{percent(table.ratio, 0)} removed", _parameters(table.size(PRUNED).parameters), tailored, dense
+            yield f"{percent(table.ratio, 0)} removed", size, tailored, dense
     elif stage == "smallest":
-        yield _smallest(report)
-    elif stage == "sweep":
-        yield _best(evaluation.read_sweep(report))
+        yield _smallest(evaluation.read_answer(report))
     else:
         yield (stage,)
 
 
-def _smallest(report: Path) -> tuple[str, *tuple[Cell, ...]]:
-    answer = evaluation.read_answer(report)
+def _smallest(answer: Answer) -> tuple[str, *tuple[Cell, ...]]:
     if (place := answer.proven) is None:
-        return "the smallest model", NONE, NONE, NONE, Cell("nothing is proven")
+        return "the smallest model", Cell("–"), Cell("–"), Cell("–"), Cell("nothing is proven")
     tests = answer.tests[answer.order.index(place)].values()
-    small, dense = (Cell(number(sum(getattr(test, of) for test in tests) / len(tests))) for of in ("small", "dense"))
+    small, dense = (Cell(number(fmean(getattr(test, of) for test in tests))) for of in ("small", "dense"))
     goal, best = answer.goal, answer.candidates[place]
     proof = Cell(f"loses less than {goal.lose_at_most:g} points", (f"{100 * goal.confidence:g} % confidence",))
     return best.label, Cell(megabytes(best.bytes)), small, dense, proof
-
-
-def _best(rows: Sequence[SweepRow]) -> tuple[str, *tuple[Cell, ...]]:
-    """The cell of a sweep with the best accuracy."""
-    cells = [row for row in rows if row.ratio and row.accuracy is not None]
-    if not cells:
-        return ("a sweep without accuracies",)
-    best = max(cells, key=lambda row: row.accuracy or 0)
-    dense = Cell(number(next((row.accuracy for row in rows if not row.ratio), None)))
-    which = f"{best.label}, {percent(best.removed, 0)} removed, the best of {len(cells)}"
-    return which, _parameters(best.parameters), accuracy_cell(best.accuracy, best.accuracy_stderr), dense
-
-
-def _parameters(count: int | None) -> Cell:
-    return NONE if count is None else Cell(f"{number(count / 1e6, 1)} M", ("parameters",))

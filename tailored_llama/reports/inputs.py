@@ -16,11 +16,11 @@ from tailored_llama.training import Comparison, read_comparison
 
 @dataclass(frozen=True)
 class RunResults:
-    """The results at one ratio: its table, and what is shown beside it.
+    """The results at one ratio.
 
     `plan` is the pruned model's folder. `adapters` are by what they were trained on: a benchmark, or `mixture`.
-    `profile` is the cost of the pruned model compared with the dense one. `beside_tuned` is the tailored model compared
-    with the dense model tuned on the same shots, on the benchmarks that both have.
+    `profile` is the cost of the pruned model beside the dense one. `beside_tuned` is the tailored model compared with
+    the dense model tuned on the same shots.
     """
 
     table: RecoveryTable
@@ -37,10 +37,10 @@ class RunResults:
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """All inputs of a report; what is missing is left out. Each of `prompts` has `prompts.parquet`.
+    """All inputs of a report; what is missing is left out.
 
-    `perplexity` has the metrics of `measure_perplexity` of the dense model. `costs` are the manifests of the artifacts,
-    each after its label. `failed` are the errors of the stages that an incomplete report lacks, by name.
+    `perplexity` has the metrics of the dense model, `prompts` the folders of rendered prompts. `costs` are the
+    manifests of the artifacts, each after its label. `failed` are the errors of stages without an artifact, by name.
     """
 
     model: str
@@ -58,7 +58,7 @@ def run_results(
     tuned_dense: Mapping[str, Path],
     seed: int,
 ) -> RunResults:
-    """The results at the ratio of a run or, if there is none, of the dense model alone.
+    """The results at the ratio of a run or, without one, of the dense model alone.
 
     `tuned_dense` are the scores of the dense model tuned on the same shots, if that was asked.
 
@@ -66,18 +66,19 @@ def run_results(
         InputError: as `recovery_table`.
     """
     folders, rows = {DENSE: dense.scores, TUNED_DENSE: tuned_dense}, [_model_row(None, DENSE, dense)]
+    in_files = {f"{DENSE} {kind}": scores for kind, scores in dense.quantised.items()}
     if run is None:
-        return RunResults(recovery_table(None, folders | _named(DENSE, dense.quantised), rows, seed))
+        return RunResults(recovery_table(None, folders | in_files, rows, seed))
     profile = evaluation.read_profile(run.profile) if run.profile else ()
     rows.append(_model_row(run.ratio, PRUNED, run.pruned, timing(profile)))
     folders[PRUNED] = run.pruned.scores
     if run.healed:
         rows.append(_model_row(run.ratio, HEALED, run.healed))
         folders[HEALED] = run.healed.scores
-    folders |= {TAILORED: run.tailored} | _named(DENSE, dense.quantised) | _named(TAILORED, run.quantised)
+    in_files |= {f"{TAILORED} {kind}": scores for kind, scores in run.quantised.items()}
     both = {name: folder for name, folder in run.tailored.items() if name in tuned_dense}
     beside = recovery_table(None, {DENSE: tuned_dense, TAILORED: both}, (), seed).rows[-1:]
-    table = recovery_table(run.ratio, folders, rows, seed)
+    table = recovery_table(run.ratio, folders | {TAILORED: run.tailored} | in_files, rows, seed)
     return RunResults(table, run.pruned.checkpoint, run.adapters, profile, *beside)
 
 
@@ -101,16 +102,10 @@ def timing(profile: Sequence[ProfileRow], role: str = "checkpoint") -> ProfileRo
     return max((row for row in profile if row.role == role), key=lambda row: row.batch, default=None)
 
 
-def _named(model: str, quantised: evaluation.ByType[Path]) -> dict[str, Mapping[str, Path]]:
-    return {f"{model} {kind}": scores for kind, scores in quantised.items()}
-
-
 def _model_row(
     ratio: float | None, name: str, model: evaluation.MeasuredModel[Path], timed: ProfileRow | None = None
 ) -> ModelRow:
-    """A model's size, its perplexity and its speed, as far as they are known."""
     measured = evaluation.read_metrics(model.perplexity) if model.perplexity else {}
     perplexities = {key: measured.get(key) for key in ("perplexity", "byte_perplexity", "whole")}
-    fields = [f"{phase}_speedup{end}" for phase in ("prefill", "decode") for end in ("", "_low", "_high")]
-    speeds = {field: getattr(timed, field) for field in fields if timed}
+    speeds = {key: value for key, value in asdict(timed).items() if "_speedup" in key} if timed else {}
     return ModelRow(ratio, name, **asdict(read_structure(model.checkpoint).size), **perplexities, **speeds)

@@ -1,51 +1,81 @@
-"""What all pages share: HTML templates, Markdown, sample prompts and settings."""
+"""The shape that all reports share, and how it is written for a terminal, in Markdown and in HTML."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import TypeAdapter
 
 from tailored_llama.config import RunConfig
 from tailored_llama.data import read_prompts
 from tailored_llama.evaluation import RESAMPLES
 from tailored_llama.reports.figures import COLOURS, Picture
-from tailored_llama.reports.parts import number, percent, points, span
-from tailored_llama.reports.tables import markdown
+from tailored_llama.reports.parts import number, percent, span
+from tailored_llama.reports.tables import Table, as_text, markdown
 
-_PROMPT_CHARACTERS = 3_000  # a longer prompt is cut in the middle
+_PROMPT_CHARACTERS = 3_000  # a longer prompt loses its beginning
 
 
-def page_template(name: str) -> Template:
-    """A page template with the shared filters."""
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: pictures by the names of their PNG files, a table, and, in HTML alone, samples of text.
+
+    A sample has a heading of its own. A section without content is left out.
+    """
+
+    heading: str
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
+    table: Table = field(default_factory=Table)
+    samples: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is shown on every surface; a terminal shows the first table, the lead and the notes.
+
+    `lead` is the result in sentences. `notes` are what to know of it, and what failed.
+    """
+
+    title: str
+    lead: Sequence[str]
+    notes: Sequence[str]
+    sections: Sequence[Section]
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def write_pages(report: Report, name: str, out: Path, **measured: Any) -> None:
+    """Write `NAME.html`, `NAME.md` with PNG files, and `table.json` for a terminal.
+
+    `measured` is read by `measured_NAME.html.j2`, which says how the figures came about.
+    """
+    table = next(section.table for section in report.sections if section.table.rows)
+    shown = replace(table, notes=(*table.notes, *report.lead, *report.notes))
+    (out / "table.json").write_bytes(TypeAdapter(Table).dump_json(shown))
+    page = from_template("page.html.j2", report=report, name=name, **measured)
+    (out / f"{name}.html").write_text(page, encoding="utf-8")
+    (out / f"{name}.md").write_text(from_template("page.md.j2", report=report), encoding="utf-8")
+    for section in report.sections:
+        for file, picture in section.pictures.items():
+            picture.save_png(out / f"{file}.png")
+
+
+def from_template(template: str, **context: Any) -> str:
+    """A page or a part of one, from its template."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=name.endswith(".html.j2"),  # data is text, never markup
+        autoescape=template.endswith(".html.j2"),  # data is text, never markup
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shared = (number, percent, points, span, duration, first_sample, shorten, markdown, markdown_picture, as_code)
-    environment.filters |= {function.__name__: function for function in shared}
+    environment.filters |= {function.__name__: function for function in (number, percent, span, markdown, as_text)}
     environment.globals |= {"colours": COLOURS, "resamples": RESAMPLES}
-    return environment.get_template(name)
-
-
-def write_page(template: str, file: Path, context: Mapping[str, Any]) -> None:
-    """Write an HTML or Markdown page from its template; a page without content is an empty file."""
-    text = page_template(template).render(context).strip()
-    file.write_text(f"{text}\n" if text else "", encoding="utf-8")
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the units that a reader would choose."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+    return environment.get_template(template).render(context).strip() + "\n"
 
 
 def first_sample(prompts: Path) -> str:
@@ -59,11 +89,8 @@ def first_sample(prompts: Path) -> str:
 
 
 def shorten(text: str, most: int) -> str:
-    """A text without its middle, if it has more than so many characters."""
-    half = most // 2
-    if len(text) <= most:
-        return text
-    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
+    """A text without its beginning, if it has more than so many characters; the question comes last."""
+    return text if len(text) <= most else f"[… {len(text) - most:,} characters left out …]\n{text[-most:]}"
 
 
 def settings_of(config: RunConfig, unread: Sequence[str] = ()) -> dict[str, dict[str, str]]:
@@ -80,13 +107,3 @@ def settings_of(config: RunConfig, unread: Sequence[str] = ()) -> dict[str, dict
         texts = {key: json.dumps(inner, ensure_ascii=False) for key, inner in fields.items()}
         sections.setdefault(section, {}).update(texts)
     return sections
-
-
-def as_code(name: str) -> str:
-    """A name as a code span of Markdown, where nothing is markup, whatever the name contains."""
-    return "`" + name.replace("`", "'") + "`"
-
-
-def markdown_picture(name: str, picture: Picture) -> str:
-    """Markdown that shows a picture from the PNG file beside the page."""
-    return f"![{picture.label.translate(str.maketrans('[]', '()'))}]({name}.png)"

@@ -1,15 +1,11 @@
-"""Figures as text, and as cells of tables: numbers, percentages, intervals, accuracies; and the table of speeds."""
+"""Figures as text, and as cells of tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
-import rich.table
-
-from tailored_llama.evaluation import ProfileRow, RecoveryRow, TemplateRow
-from tailored_llama.reports.tables import Cell, Column, Table, table_row, terminal
+from tailored_llama.evaluation import ModelRow, ProfileRow, RecoveryRow, TemplateRow, TransferRow
+from tailored_llama.reports.tables import Cell
 
 NO_DIFFERENCE = "no difference measured"
 
@@ -38,24 +34,6 @@ def share(value: float | None, low: float | None, high: float | None, digits: in
     return f"{percent(value, digits)} ({bounds})" if bounds else percent(value, digits)
 
 
-def accuracy_cell(value: float | None, error: float | None) -> Cell:
-    """An accuracy ± its standard error; a dash for None."""
-    if value is None:
-        return Cell("–")
-    return Cell(f"{number(value)} ± {number(error)}", brief=f"{number(value)}±{number(error).lstrip('0')}")
-
-
-def accuracy_of(row: RecoveryRow | TemplateRow | None) -> Cell:
-    """The accuracy in a row ± its standard error; a dash without a row."""
-    return accuracy_cell(row.accuracy, row.stderr) if row else Cell("–")
-
-
-def share_cell(value: float | None, low: float | None, high: float | None, more: str = "", digits: int = 0) -> Cell:
-    """A fraction as a percentage, with its interval and `more` below it; `digits` are those on a terminal."""
-    under = () if value is None else tuple(filter(None, (span(low, high), more)))
-    return Cell(percent(value), under, share(value, low, high, digits))
-
-
 def points(share: float | None) -> str:
     """A difference of accuracies in points (hundredths of accuracy), with its sign; a dash for None."""
     return "–" if share is None else f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", "−")
@@ -76,7 +54,30 @@ def megabytes(count: float) -> str:
     return f"{number(count / 1e6, 0 if count >= 1e7 else 1)}\N{NO-BREAK SPACE}MB"
 
 
-def speedup(row: Any, phase: str) -> str:
+def listed(texts: Sequence[str], last: str = " and ") -> str:
+    """Texts as a list in a sentence: "a, b and c"."""
+    return last.join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
+
+
+def accuracy_cell(value: float | None, error: float | None) -> Cell:
+    """An accuracy ± its standard error; a dash for None."""
+    if value is None:
+        return Cell("–")
+    return Cell(f"{number(value)} ± {number(error)}", brief=f"{number(value)}±{number(error).lstrip('0')}")
+
+
+def accuracy_of(row: RecoveryRow | TemplateRow | TransferRow | None) -> Cell:
+    """The accuracy in a row ± its standard error; a dash without a row."""
+    return accuracy_cell(row.accuracy, row.stderr) if row else Cell("–")
+
+
+def share_cell(value: float | None, low: float | None, high: float | None, more: str = "", digits: int = 0) -> Cell:
+    """A fraction as a percentage, with its interval and `more` below it; `digits` are those on a terminal."""
+    under = () if value is None else (span(low, high), more)
+    return Cell(percent(value), under, share(value, low, high, digits))
+
+
+def speedup(row: ModelRow | ProfileRow, phase: str) -> str:
     """How many times the dense model's speed a row has in a phase, prefill or decode; empty where nothing was timed.
 
     The figure is the median of pairs of passes. Where some pairs say faster and others slower, there is no figure.
@@ -85,47 +86,3 @@ def speedup(row: Any, phase: str) -> str:
     if value is None:
         return ""
     return NO_DIFFERENCE if low <= 1 <= high else f"×{number(value, 2)}"
-
-
-def speed_table(rows: Sequence[ProfileRow], other: str = "other") -> Table:
-    """A row for each checkpoint and batch size; `other` names the checkpoint that speeds are compared with."""
-    speeds = [Column(title) for verb in ("reads", "writes") for title in (f"{verb}\ntokens/s", f"× {other}")]
-    columns = (Column("checkpoint", left=True), Column("batch"), *speeds, Column("peak\nmemory"))
-    lines = []
-    for row in rows:
-        cells = [Cell(row.checkpoint), Cell(number(row.batch, 0))]
-        for phase in ("prefill", "decode"):
-            cells += [Cell(number(getattr(row, f"{phase}_tokens_per_second"), 1)), Cell("–")]
-            middle, low, high = (getattr(row, f"{phase}_speedup{end}") for end in ("", "_low", "_high"))
-            if middle is not None:
-                pairs = f"{number(low, 2)}–{number(high, 2)}"
-                cells[-1] = Cell(speedup(row, phase), (pairs,), f"{number(middle, 2)}\n{pairs}")
-        lines.append(table_row(*cells, megabytes(row.peak_memory_bytes)))
-    return Table(columns, tuple(lines), (_note(rows, other),))
-
-
-def _note(rows: Sequence[ProfileRow], other: str) -> str:
-    """What was measured, and how to read it."""
-    row = rows[0]
-    threads = f", {row.threads} thread{'s' * (row.threads > 1)}" if row.device == "cpu" else ""
-    types = " and ".join(dict.fromkeys(one.dtype for one in rows))
-    base = " and ".join(dict.fromkeys(megabytes(one.base_memory_bytes) for one in rows))
-    memory = "what torch allocated"
-    if row.device == "cpu":
-        memory = f"that of the process; {base} of it are the interpreter and libraries"
-    compared = any(one.prefill_speedup for one in rows)
-    against = f"; × {other}: the speed ÷ its, the median and range of pairs of passes, which take turns" * compared
-    return (
-        f"Timed on {row.device}{threads}, in {types}: {row.prompt_tokens} tokens a prompt, {row.new_tokens} new ones. "
-        f"Median of {row.repeats} passes{against}. Memory is {memory}. Other machines give other numbers."
-    )
-
-
-def profile_table(rows: Sequence[ProfileRow]) -> rich.table.Table:
-    """The table of 80 characters, with the size of each checkpoint below it."""
-    table = speed_table(rows)
-    sizes = {
-        row.checkpoint: f"{row.checkpoint}: {number(row.parameters, 0)} parameters, {megabytes(row.weight_bytes)}"
-        for row in rows
-    }
-    return terminal(replace(table, notes=(*sizes.values(), *table.notes)))

@@ -1,4 +1,4 @@
-"""The report of a prompt study: a table, a self-contained HTML page, and a Markdown summary."""
+"""The report of a prompt study: what choosing a template set gains over one set for all benchmarks."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from tailored_llama import evaluation
 from tailored_llama.config import REFERENCES, PromptStudyConfig
 from tailored_llama.evaluation import EVALUATION, MEAN, Difference, StudiedBenchmark, TemplateRow
 from tailored_llama.reports.figures import Picture, intervals
-from tailored_llama.reports.pages import settings_of, write_page
+from tailored_llama.reports.pages import Report, Section, first_sample, settings_of, write_pages
 from tailored_llama.reports.parts import accuracy_of, number, points
-from tailored_llama.reports.tables import Cell, Column, Table, store_table, table_row
+from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.store import write_rows
 
 
 def write_study(config: PromptStudyConfig, model: str, studied: Sequence[StudiedBenchmark[Path]], *, out: Path) -> None:
-    """Stage: write `study.parquet`, `differences.parquet`, `study.html`, and `study.md` with `differences.png`.
-
-    `model` describes the scored model in words.
-    """
+    """Stage: write the pages, `study.parquet` and `differences.parquet`; `model` is the scored model in words."""
     rows = evaluation.study_rows(config, studied)
     differences = evaluation.study_differences(config, studied, rows)
     write_rows(out / "study.parquet", rows, TemplateRow)
@@ -28,23 +25,23 @@ def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied
     making = () if config.pruned else ("calibration", "pruning", "reconstruction", "healing", "prompts")
     settings = settings_of(config, ("perplexity", "profile", *making))
     settings["tuning"] = {name: settings["tuning"][name] for name in ("shots", "held_out")}  # not in the slice
-    picture, table = _picture(differences), _table(rows, differences)
-    store_table(table, out)
-    context = {
-        "title": f"Prompts for {model}",
-        "model": model,
-        "config": config,
-        "summary": summary(rows, differences),
-        "notes": notes(rows),
-        "table": table,
-        "selection": _selection(studied, rows),
-        "figure": picture,
-        "studied": studied,
-        "settings": settings,
-    }
-    write_page("prompt_study.html.j2", out / "study.html", context)
-    write_page("prompt_study.md.j2", out / "study.md", context)
-    picture.save_png(out / "differences.png")
+    samples = [
+        (f"{one.benchmark}, {template}{' (chosen)' if template == one.chosen else ''}", first_sample(folder))
+        for one in studied
+        for template, folder in one.prompts.items()
+    ]
+    report = Report(
+        f"Prompts for {model}",
+        [summary(rows, differences)],
+        notes(rows),
+        [
+            Section("What choosing gains", {"differences": _picture(differences)}, _table(rows, differences)),
+            Section("On the slice of the train split", table=_selection(studied, rows)),
+            Section("What the model is asked", samples=samples),
+        ],
+        settings,
+    )
+    write_pages(report, "study", out, config=config)
 
 
 def summary(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> str:
@@ -69,20 +66,11 @@ def summary(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> s
 
 
 def notes(rows: Sequence[TemplateRow]) -> list[str]:
-    """Caveats: sets with different measures, and benchmarks on which no set shows skill."""
-    texts = []
-    for name in dict.fromkeys(row.benchmark for row in rows):
-        own_rows = [row for row in rows if row.benchmark == name]
-        if partial := list(dict.fromkeys(row.template for row in own_rows if row.partial)):
-            texts.append(
-                f"On {name}, {' and '.join(partial)} scores the rest of the sentence after each choice (partial "
-                "evaluation); the other sets score the choice. These are different measures, so the mean leaves out a "
-                "difference between them."
-            )
-        scored = [row for row in own_rows if row.split == EVALUATION]
-        if not any(evaluation.above_floor(row.accuracy, row.stderr, row.floor) for row in scored):
-            texts.append(f"On {name} no set is significantly above the floor; its differences say little.")
-    return texts
+    """The benchmarks on which no set shows skill."""
+    scored = [row for row in rows if row.split == EVALUATION]
+    able = {row.benchmark for row in scored if evaluation.above_floor(row.accuracy, row.stderr, row.floor)}
+    weak = dict.fromkeys(row.benchmark for row in scored if row.benchmark not in able)
+    return [f"On {name} no set is significantly above the floor; its differences say little." for name in weak]
 
 
 def _table(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> Table:
@@ -104,12 +92,11 @@ def _table(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> Ta
         if chosen is None:
             lines.append(table_row("mean", *[""] * (len(columns) - 1 - len(gains)), *gains, bold=True))
             continue
-        best, *others = (scored.get((name, template)) for template in (chosen, *REFERENCES))
-        first = Cell(name, (best.metric,), name) if best else Cell(name)
-        about = [number(best.examples, 0), number(best.floor)] if best else ["", "–"]
-        lines.append(table_row(first, *about, chosen, *map(accuracy_of, (best, *others)), *gains))
+        best, *others = (scored[name, template] for template in (chosen, *REFERENCES))
+        about = (Cell(name, (best.metric,), name), number(best.examples, 0), number(best.floor), chosen)
+        lines.append(table_row(*about, *map(accuracy_of, (best, *others)), *gains))
     legend = "Evaluation split: accuracy ± standard error; differences in points, with paired 95 % intervals."
-    return Table(columns, tuple(lines), (legend, *notes(rows)))
+    return Table(columns, tuple(lines), (legend,))
 
 
 def _gain(one: Difference | None, benchmarks: int) -> Cell:
@@ -128,7 +115,6 @@ def _gain(one: Difference | None, benchmarks: int) -> Cell:
 
 
 def _selection(studied: Sequence[StudiedBenchmark[Path]], rows: Sequence[TemplateRow]) -> Table:
-    """Every set on the slice of the train split; the chosen one is bold."""
     scored = {(one.benchmark, one.template): one for one in rows if one.split != EVALUATION}
     templates = list(dict.fromkeys(name for one in studied for name in one.selection))
     columns = [Column("benchmark", left=True), *map(Column, ["examples", "floor", *templates])]
@@ -136,20 +122,15 @@ def _selection(studied: Sequence[StudiedBenchmark[Path]], rows: Sequence[Templat
     for one in studied:
         name, best = one.benchmark, scored[one.benchmark, one.chosen]
         cells = [accuracy_of(scored.get((name, template))) for template in templates]
-        cells[templates.index(one.chosen)] = replace(accuracy_of(best), strong=True)
+        cells[templates.index(one.chosen)] = replace(accuracy_of(best), under=("chosen",))
         lines.append(table_row(name, number(best.examples, 0), number(best.floor), *cells))
     return Table(tuple(columns), tuple(lines))
 
 
 def _picture(differences: Sequence[Difference]) -> Picture:
-    pairs = {(d.benchmark, d.other): d for d in differences}
-    listed = list(dict.fromkeys(d.benchmark for d in differences))
-    panels = {
-        f"chosen − {other}": [
-            (100 * d.difference, 100 * d.low, 100 * d.high) if (d := pairs.get((name, other))) else None
-            for name in listed
-        ]
-        for other in REFERENCES
-    }
-    names = ["mean" if name == MEAN else name for name in listed]
+    pairs = {(d.benchmark, d.other): (d.difference, d.low, d.high) for d in differences}
+    benchmarks = list(dict.fromkeys(d.benchmark for d in differences))
+    unknown = (None, None, None)
+    panels = {f"chosen − {other}": [pairs.get((name, other), unknown) for name in benchmarks] for other in REFERENCES}
+    names = ["mean" if name == MEAN else name for name in benchmarks]
     return intervals(names, panels, 0, "points of accuracy", "Differences of accuracy with 95 % intervals")

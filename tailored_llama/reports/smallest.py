@@ -1,64 +1,50 @@
-"""The report of a search for the smallest model: the verdict, the frontier, the proof and the candidates."""
+"""The report of a search for the smallest model: the verdict, the frontier, the candidates and the proof."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
-from itertools import count
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from tailored_llama import evaluation
 from tailored_llama.config import SmallestConfig
 from tailored_llama.evaluation import FIRST_SHARE, Answer, Candidate, LossTest
-from tailored_llama.reports.certificate import claim, cost_of
-from tailored_llama.reports.figures import COLOURS, DASHES, LINES, Picture, new_figure, styled, xy
-from tailored_llama.reports.pages import duration, settings_of, write_page
+from tailored_llama.reports.cards import claim, cost_of
+from tailored_llama.reports.costs import cost_table
+from tailored_llama.reports.figures import COLOURS, DASHES, Picture, curve_style, new_figure, styled, xy
+from tailored_llama.reports.pages import Report, Section, settings_of, shorten, write_pages
 from tailored_llama.reports.parts import lost, megabytes, number, p_value, percent
-from tailored_llama.reports.tables import Cell, Column, Table, store_table, table_row
+from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.serving import bits_of
 from tailored_llama.store import Manifest
 
-_DIGEST = 12  # characters of a digest that are shown
-
-
-@dataclass(frozen=True)
-class LostRow:
-    """An example that only the dense model gets right: the texts of the right choice and of the small model's."""
-
-    benchmark: str
-    context: str
-    right: str
-    chosen: str
-
 
 def write_smallest(
-    config: SmallestConfig, answer: Answer, rows: Sequence[LostRow], costs: Sequence[Manifest], *, out: Path
+    config: SmallestConfig, answer: Answer, rows: Sequence[tuple[str, str]], costs: Sequence[Manifest], *, out: Path
 ) -> None:
-    """Stage: write `answer.json`, `table.json`, `smallest.html`, and `smallest.md` with `frontier.png`.
+    """Stage: write the pages and `answer.json`.
 
-    `rows` are examples that only the dense model gets right, `costs` the manifests of all artifacts of the search.
+    `rows` are examples that only the dense model gets right, each with its benchmark. `costs` are the manifests of all
+    artifacts of the search.
     """
     evaluation.write_answer(answer, out)
-    picture, table = _picture(answer), _candidates(answer)
-    failures = [f"{label} failed: {error}" for label, error in answer.failed.items()]
-    store_table(replace(table, notes=(*verdict(answer), *failures)), out)
-    context = {
-        "title": f"The smallest model for {', '.join(benchmark.name for benchmark in config.benchmarks)}",
-        "answer": answer,
-        "verdict": verdict(answer),
-        "picture": picture,
-        "tests": _tests(answer),
-        "level": _level(answer),
-        "candidates": table,
-        "rows": rows,
-        "sets": _sets(answer),
-        "costs": _costs(costs),
-        "settings": settings_of(config),
-    }
-    write_page("smallest.html.j2", out / "smallest.html", context)
-    write_page("smallest.md.j2", out / "smallest.md", context)
-    picture.save_png(out / "frontier.png")
+    stages = Counter(cost.stage for cost in costs)
+    by_stage = [(f"{stages[cost.stage]} artifacts", cost) for cost in costs]
+    report = Report(
+        f"The smallest model for {', '.join(benchmark.name for benchmark in config.benchmarks)}",
+        verdict(answer),
+        [f"{label} failed: {error}" for label, error in answer.failed.items()],
+        [
+            Section("What was tried", {"frontier": _picture(answer)}, _candidates(answer)),
+            Section("The proof", table=_tests(answer)),
+            Section("What only the dense model gets right", samples=[(name, shorten(row, 800)) for name, row in rows]),
+            Section("What the search cost", table=cost_table(by_stage)),
+        ],
+        settings_of(config),
+    )
+    write_pages(report, "smallest", out, answer=answer)
 
 
 def verdict(answer: Answer) -> list[str]:
@@ -163,40 +149,17 @@ def _tests(answer: Answer) -> Table:
             cells += [number(count, 0) for count in (test.rows, *found)]
             cells += [lost(test.loss), lost(test.bound, 2), p_value(test.p), percent(test.bootstrap, 2)]
             rows.append(table_row(*cells, "proven" if test.proven else "not proven", bold=place == answer.proven))
-    return Table((Column("candidate", left=True), *map(Column, titles), Column("outcome", left=True)), tuple(rows))
+    columns = (Column("candidate", left=True), *map(Column, titles), Column("outcome", left=True))
+    return Table(columns, tuple(rows), (_level(answer),) if rows else ())
 
 
 def _level(answer: Answer) -> str:
-    """What the level of the tests is, and why."""
-    if answer.opening is None or not answer.tests:
-        return "No candidate came so far that the proving rows were opened."
     level, error = next(iter(answer.tests[0].values())).level, 1 - answer.goal.confidence
     return (
         f"The level of each test is {percent(level, 2)}, as this is opening {answer.opening} of the proving rows. "
         f"All openings together may err in {percent(error)} of cases; each spends {percent(FIRST_SHARE, 0)} of what is "
         "left of that."
     )
-
-
-def _sets(answer: Answer) -> Table:
-    """How many rows each benchmark has for each purpose, with the first characters of their digest."""
-    purposes = list(dict.fromkeys(use for sets in answer.sets.values() for use in sets))
-    rows = []
-    for name, sets in answer.sets.items():
-        known = [sets.get(use) for use in purposes]
-        cells = [Cell(number(one.rows, 0), (one.digest[:_DIGEST],)) if one else Cell("–") for one in known]
-        rows.append(table_row(name, *cells))
-    return Table((Column("benchmark", left=True), *map(Column, purposes)), tuple(rows))
-
-
-def _costs(costs: Sequence[Manifest]) -> Table:
-    """How many artifacts of each stage were made, and in which time."""
-    stages: dict[str, list[float]] = {}
-    for cost in costs:
-        stages.setdefault(cost.stage, []).append(cost.seconds)
-    rows = [table_row(name, number(len(spent), 0), duration(sum(spent))) for name, spent in stages.items()]
-    total = table_row("together", number(len(costs), 0), duration(sum(cost.seconds for cost in costs)), bold=True)
-    return Table((Column("stage", left=True), Column("times"), Column("wall time")), (*rows, total))
 
 
 @styled
@@ -214,14 +177,12 @@ def _picture(answer: Answer) -> Picture:
         for kind in dict.fromkeys(one.type for one in members if one.ratio):
             lines[f"{name}, {kind or '16 bits'}"] = [one for one in members if one.type == kind]
     figure = new_figure(440 + 11 * len(lines))
-    axes, ladders, greys, losses = figure.subplots(), count(), count(), [0.0, 1.5 * margin]
-    for label, members in lines.items():
+    axes, losses = figure.subplots(), [0.0, 1.5 * margin]
+    for nth, (label, members) in enumerate(lines.items()):
         is_dense = not any(one.ratio for one in members)
+        style = curve_style(nth)
         if is_dense:
-            style = {"color": COLOURS["dense"], "linestyle": DASHES[1 + next(greys) % 2]}
-        else:
-            dash, colour = divmod(next(ladders), len(LINES))
-            style = {"color": COLOURS[LINES[colour]], "linestyle": DASHES[dash % len(DASHES)]}
+            style = {"color": COLOURS["dense"], "linestyle": DASHES[1 + nth % 2]}
         path = [_at(answer, one, one.smoothed) for one in members]
         points = [_at(answer, one, one.loss) for one in members if one.ratio or is_dense]  # those of dense models once
         axes.plot(*xy(sorted(path)), **style, linewidth=2, label=label)
@@ -239,13 +200,13 @@ def _picture(answer: Answer) -> Picture:
         axes.annotate(text, at, (-12, 7), textcoords="offset points", ha="right")  # nothing smaller loses less
     axes.axhline(margin, color=COLOURS["ink"], linewidth=1.5, linestyle=(0, (4, 2)), label=f"margin: {margin:g} points")
     worst, best = min(max(losses), 8 * margin), min(losses)
+    size = "size of the file, MB" if answer.goal.smallest == "file" else cost_of(answer, 0)[1]
+    axes.set(xlabel=size, ylabel="loss on the choosing rows, points")
     axes.set_ylim(worst + (worst - best) / 20, best - (worst - best) / 10)
     axes.margins(x=0.09)
-    axes.set_xlabel("size of the file, MB" if answer.goal.smallest == "file" else cost_of(answer, 0)[1])
-    axes.set_ylabel("loss on the choosing rows, points")
     axes.grid(axis="y")
     figure.legend(loc="outside upper left", ncols=2, borderpad=0, markerscale=0.6)
-    return Picture(figure, f"{axes.get_ylabel()} over {axes.get_xlabel()}: {', '.join(lines)}")
+    return Picture(figure, f"loss on the choosing rows, points over {size}: {', '.join(lines)}")
 
 
 def _names(answer: Answer) -> dict[str, str]:
@@ -256,5 +217,4 @@ def _names(answer: Answer) -> dict[str, str]:
 
 
 def _at(answer: Answer, one: Candidate, loss: float) -> tuple[float, float]:
-    """Where a candidate stands in the picture with a loss."""
     return cost_of(answer, one.cost)[0], 100 * loss

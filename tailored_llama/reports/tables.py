@@ -1,14 +1,14 @@
-"""One table for every surface: declared once, shown on a terminal, in Markdown and, by `table.html.j2`, in HTML."""
+"""One table for every surface: declared once, shown on a terminal, in Markdown and, by `page.html.j2`, in HTML."""
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import rich.table
-from markupsafe import Markup
 from pydantic import TypeAdapter
 from rich import box
 from rich.text import Text
@@ -20,13 +20,12 @@ from tailored_llama.errors import InputError
 class Cell:
     """A cell: its text, smaller lines below it, and what a terminal shows instead of both.
 
-    Markdown has the lines below in brackets. `strong` is bold on every surface. HTML has the text lead to `link`.
+    Markdown has the lines below in brackets; empty ones are left out. HTML has the text lead to `link`.
     """
 
     text: str
     under: tuple[str, ...] = ()
     brief: str | None = None
-    strong: bool = False
     link: str = ""
 
 
@@ -35,14 +34,13 @@ class Column:
     """A column: its title, smaller lines below that, and how it is set.
 
     `left` columns hold words, which may wrap; figures stand on the right and stay whole. A terminal has no room for
-    `wide` columns. `swatch` is the model whose colour stands beside the title in HTML.
+    `wide` columns.
     """
 
     title: str
     left: bool = False
     wide: bool = False
     under: tuple[str, ...] = ()
-    swatch: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows, with notes to stand below them; an HTML page has its notes in places of its own."""
+    """Columns and rows, with notes to stand below them."""
 
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    columns: tuple[Column, ...] = ()
+    rows: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -67,13 +65,8 @@ def table_row(*cells: Cell | str, bold: bool = False) -> Row:
     return Row(tuple(Cell(cell) if isinstance(cell, str) else cell for cell in cells), bold)
 
 
-def store_table(table: Table, report: Path) -> None:
-    """Write the table that a terminal shows of a report, with its notes, as `table.json` into the report's folder."""
-    (report / "table.json").write_bytes(TypeAdapter(Table).dump_json(table))
-
-
 def stored_table(report: Path) -> rich.table.Table:
-    """The table of a report's folder, for a terminal.
+    """The table that a terminal shows of a report's folder.
 
     Raises:
         InputError: `table.json` is missing or broken.
@@ -93,14 +86,15 @@ def terminal(table: Table) -> rich.table.Table:
             side: Literal["left", "right"] = "left" if column.left else "right"
             shown.add_column(Text(column.title), justify=side, no_wrap=not column.left, overflow="fold")
     for line in table.rows:
-        if len(line.cells) == 1:
+        heading = len(line.cells) == 1
+        if heading:
             shown.add_section()
         texts = []
         for cell, column in zip(line.cells, table.columns, strict=False):
             if not column.wide:
-                whole = " ".join([cell.text, *(f"({under})" for under in cell.under)])
-                texts.append(Text(whole if cell.brief is None else cell.brief, style="bold" if cell.strong else ""))
-        shown.add_row(*texts, style="bold" if line.bold or len(line.cells) == 1 else None)
+                whole = " ".join([cell.text, *(f"({under})" for under in cell.under if under)])
+                texts.append(Text(whole if cell.brief is None else cell.brief))
+        shown.add_row(*texts, style="bold" if line.bold or heading else None)
     return shown
 
 
@@ -117,14 +111,19 @@ def markdown(table: Table) -> str:
         if len(cells) == 1:
             cells = [f"**{cells[0]}**"]
         lines.append(f"| {' | '.join([*cells, *[''] * rest])} |")
-    return "\n\n".join(["\n".join(lines), *table.notes])
+    return "\n\n".join(["\n".join(lines), *map(as_text, table.notes)])
+
+
+def as_text(text: str) -> str:
+    """A text in Markdown, in which no name from outside is HTML, a link or an image."""
+    return html.escape(text, quote=False).replace("](", "]&#40;")
 
 
 def _in_line(cell: Cell, whole: bool = False) -> str:
     """A cell in one line, with markup and the "|" that would end it escaped; `whole` texts do not break."""
-    parts = [re.sub(r"(?<=[-_])\n", "", text).split("\n") for text in (cell.text, "; ".join(cell.under))]
+    parts = [cell.text, "; ".join(filter(None, cell.under))]
     if whole:
-        parts = [[re.sub(r"(?<=\d)–(?=\d)", " to ", text).replace(" ", "\xa0") for text in part] for part in parts]
-    text, under = (str(Markup.escape(" ".join(part))).replace("|", "&#124;") for part in parts)
-    text = f"**{text}**" if cell.strong and text else text
+        parts = [re.sub(r"(?<=\d)–(?=\d)", " to ", part).replace(" ", "\xa0") for part in parts]
+    parts = [re.sub(r"(?<=[-_])\n", "", part).replace("\n", " ") for part in parts]
+    text, under = (as_text(part).replace("|", "&#124;") for part in parts)
     return f"{text} ({under})".strip() if under else text

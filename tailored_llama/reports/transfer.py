@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 
 from tailored_llama.config import DENSE, UNREAD_BY_TRANSFER, UNTUNED_MODEL, RunConfig
 from tailored_llama.evaluation import DIFFERENCE, MEAN, OTHERS, OWN, TransferRow, TransferScore, field_of, transfer_rows
-from tailored_llama.reports.figures import COLOURS, Picture, new_figure, styled, wrap_name
-from tailored_llama.reports.pages import settings_of, write_page
-from tailored_llama.reports.parts import number, points
-from tailored_llama.reports.tables import Cell, Column, Table, store_table, table_row
+from tailored_llama.reports.figures import COLOURS, Picture, new_figure, styled
+from tailored_llama.reports.pages import Report, Section, settings_of, write_pages
+from tailored_llama.reports.parts import accuracy_of, listed, number, points
+from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.store import write_rows
 
 _LEGEND = (
@@ -27,30 +26,23 @@ _LEGEND = (
 
 
 def write_transfer(config: RunConfig, cells: Sequence[TransferScore[Path]], *, out: Path) -> None:
-    """Stage: write `transfer.parquet`, `table.json`, `transfer.html`, and `transfer.md` with the heat map, `gains.png`.
+    """Stage: write the pages and `transfer.parquet`.
 
     Raises:
         InputError: as `transfer_rows`.
     """
     rows = transfer_rows(cells, config.seed)
     write_rows(out / "transfer.parquet", rows, TransferRow)
-    picture, failed, table = _picture(rows), failures(rows), _table(rows)
-    store_table(replace(table, notes=(*table.notes, *findings(rows), *failed)), out)
-    healed = " and healed" if config.healing.tokens else ""
+    failed, healed = failures(rows), " and healed" if config.healing.tokens else ""
     how = f"pruned{healed} at ratio {config.pruning.ratios[0]:g}{' (incomplete)' if failed else ''}"
-    context = {
-        "title": f"Transfer on {config.model.source}, {how}",
-        "how": how,
-        "findings": findings(rows) or ["No adapter could be compared."],
-        "failures": failed,
-        "picture": picture,
-        "table": table,
-        "config": config,
-        "settings": settings_of(config, UNREAD_BY_TRANSFER),
-    }
-    write_page("transfer.html.j2", out / "transfer.html", context)
-    write_page("transfer.md.j2", out / "transfer.md", context)
-    picture.save_png(out / "gains.png")
+    report = Report(
+        f"Transfer on {config.model.source}, {how}",
+        findings(rows) or ["No adapter could be compared."],
+        failed,
+        [Section("Tuned on one, scored on all", {"gains": _picture(rows)}, _table(rows))],
+        settings_of(config, UNREAD_BY_TRANSFER),
+    )
+    write_pages(report, "transfer", out, config=config)
 
 
 def bounds(row: TransferRow) -> str:
@@ -65,27 +57,24 @@ def findings(rows: Sequence[TransferRow]) -> list[str]:
     own, others, difference = (field[label, MEAN] for label in (OWN, OTHERS, DIFFERENCE))
     sentences = []
     if own.gain is not None:
-        text = f"On the benchmark that it was tuned on, an adapter gains {points(own.gain)} points over the pruned "
-        text += f"model (95 % interval {bounds(own)}; mean over {own.benchmarks} benchmarks), and on the others "
-        text += f"{points(others.gain)} points ({bounds(others)}). The difference, {points(difference.gain)} "
-        text += f"({bounds(difference)}), {'is significant' if difference.significant else 'may be chance'}."
-        sentences.append(text)
+        sentences.append(
+            f"On the benchmark that it was tuned on, an adapter gains {points(own.gain)} points over the pruned model "
+            f"(95 % interval {bounds(own)}; mean over {own.benchmarks} benchmarks), and on the others "
+            f"{points(others.gain)} points ({bounds(others)}). The difference, {points(difference.gain)} "
+            f"({bounds(difference)}), {'is significant' if difference.significant else 'may be chance'}."
+        )
+        counts, tuned = [], [row for row in rows if {row.model, row.benchmark} <= {*names}]
+        for where, on_own in (("own benchmark", True), ("others", False)):
+            gains = [row for row in tuned if row.gain is not None and (row.model == row.benchmark) == on_own]
+            signs = [np.sign(row.gain or 0) for row in gains if row.significant]
+            counts.append(f"{signs.count(1)} of {len(gains)} cells up and {signs.count(-1)} down on the {where}")
+        sentences.append(f"Significant: {'; '.join(counts)}. By chance alone, one cell in twenty would be significant.")
     beside = [field[model, OTHERS] for model in models if model not in (*names, UNTUNED_MODEL)]
     if known := [f"{row.model} {points(row.gain)} ({bounds(row)})" for row in beside if row.gain is not None]:
-        sentences.append(f"For comparison, over the same pruned model, on all benchmarks: {', '.join(known)}.")
-    tuned = [row for row in rows if {row.model, row.benchmark} <= {*names} and row.gain is not None]
-    if own.gain is not None:
-        parts = []
-        for where, on_own in (("own benchmark", True), ("others", False)):
-            gains = [row for row in tuned if (row.model == row.benchmark) == on_own]
-            signs = [np.sign(row.gain or 0) for row in gains if row.significant]
-            parts.append(f"{signs.count(1)} of {len(gains)} cells up and {signs.count(-1)} down on the {where}")
-        sentences.append(f"Significant: {'; '.join(parts)}. By chance alone, one cell in twenty would be significant.")
-    weak = [row for name in names if (row := field.get((DENSE, name))) and row.above_floor is False]
-    if listed := ", ".join(
-        f"{r.benchmark} ({number(r.accuracy)} ± {number(r.stderr)} against {number(r.floor)})" for r in weak
-    ):
-        sentences.append(f"Dense itself is not significantly above the floor on {listed}: gains there say little.")
+        sentences.append(f"For comparison, over the same pruned model, on all benchmarks: {listed(known)}.")
+    if weak := [row for name in names if (row := field.get((DENSE, name))) and row.above_floor is False]:
+        where = ", ".join(f"{row.benchmark} ({accuracy_of(row).text} against {number(row.floor)})" for row in weak)
+        sentences.append(f"Dense itself is not significantly above the floor on {where}: gains there say little.")
     return sentences
 
 
@@ -95,9 +84,7 @@ def failures(rows: Sequence[TransferRow]) -> list[str]:
     for row in rows:
         if row.error:
             failed.setdefault((row.model, row.error), []).append(row.benchmark)
-    every = field_of(rows)[1]
-    where = {key: "all benchmarks" if len(names) == len(every) else ", ".join(names) for key, names in failed.items()}
-    return [f"{model} failed on {names}: {error}" for (model, error), names in where.items()]
+    return [f"{model} failed on {listed(names)}: {error}" for (model, error), names in failed.items()]
 
 
 def _table(rows: Sequence[TransferRow]) -> Table:
@@ -112,14 +99,14 @@ def _table(rows: Sequence[TransferRow]) -> Table:
     for model in models:
         others = field[model, OTHERS]
         cells = [_cell(field[model, name]) for name in names]
-        cells.append(Cell(_gain(others), tuple(filter(None, [bounds(others)])), f"\n{_gain(others)}"))
+        cells.append(Cell(_gain(others), (bounds(others),), f"\n{_gain(others)}"))
         lines.append(table_row(model.replace("_", "_\n"), *cells))
     return Table((*columns, Column("others")), tuple(lines), (_LEGEND,))
 
 
 def _cell(one: TransferRow) -> Cell:
     error = "" if one.accuracy is None else f"± {number(one.stderr)}"
-    return Cell(_shown(one), tuple(filter(None, (error, bounds(one)))), _shown(one).replace("0.", ".", 1))
+    return Cell(_shown(one), (error, bounds(one)), _shown(one).replace("0.", ".", 1))
 
 
 def _shown(one: TransferRow) -> str:
@@ -137,54 +124,31 @@ def _gain(one: TransferRow) -> str:
 
 @styled
 def _picture(rows: Sequence[TransferRow]) -> Picture:
-    """A heat map of the gains, blue above 0 and orange below; an adapter's own benchmark is framed.
-
-    Models that are not tuned on a single benchmark stand apart, above the others.
-    """
     models, names, field = field_of(rows)
-    cells = [[field[model, name] for name in names] for model in models]
-    limit = max([1, *(math.ceil(abs(100 * one.gain)) for line in cells for one in line if one.gain is not None)])
-    width = min(120, max(64, 820 // len(names)))  # of a cell, in CSS pixels
-    height = 20 * max(_shown(one).count("\n") + 1 for line in cells for one in line) + 14
-    lead = sum(model not in names for model in models)
-    at = [i + 0.25 * (i >= lead) for i in range(len(models))]
-    figure = new_figure(110 + height * (len(models) + 1), width=max(560, 160 + width * len(names)))
+    most = max([1, *(math.ceil(abs(100 * one.gain)) for one in rows if one.gain is not None)])
+    figure = new_figure(110 + 54 * (len(models) + 1), width=max(560, 160 + 112 * len(names)))
     axes = figure.subplots()
-    for i, line in enumerate(cells):
-        for j, one in enumerate(line):
-            box: Any = {"xy": (j - 0.5, at[i] - 0.5), "width": 1, "height": 1}
+    for i, model in enumerate(models):
+        for j, name in enumerate(names):
+            one, box = field[model, name], ((j - 0.5, i - 0.5), 1, 1)
+            edge: Any = {"edgecolor": COLOURS["grid"], "linewidth": 1}
+            if model == name:
+                edge = {"edgecolor": COLOURS["ink"], "linewidth": 2, "zorder": 3}
             if one.gain is not None:
-                axes.add_patch(Rectangle(**box, linewidth=0, **_shade(100 * one.gain / limit)))
-            axes.add_patch(Rectangle(**box, fill=False, edgecolor=COLOURS["grid"], linewidth=1))
+                colour = COLOURS["tailored" if one.gain > 0 else "line-2"]
+                shade = 0.55 * abs(100 * one.gain / most)  # faint enough to read the text on it
+                axes.add_patch(Rectangle(*box, linewidth=0, facecolor=colour, alpha=shade))
+            axes.add_patch(Rectangle(*box, fill=False, **edge))
             weight = "bold" if one.significant else "normal"
-            axes.text(j, at[i], _shown(one), ha="center", va="center", weight=weight, linespacing=1.35)
-    for i, j in ((models.index(name), j) for j, name in enumerate(names) if name in models):
-        frame = Rectangle((j - 0.5, at[i] - 0.5), 1, 1, fill=False, edgecolor=COLOURS["ink"], linewidth=2)
-        axes.add_patch(frame).set_zorder(3)
-    axes.set_xlim(-0.52, len(names) - 0.48)
-    axes.set_ylim(at[-1] + 0.52, -0.52)
-    wrapped = [wrap_name(name) for name in names]
-    if any(8 * len(line) > width for name in wrapped for line in name.split("\n")):  # horizontal names would overlap
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="left", rotation_mode="anchor")
-    else:
-        axes.set_xticks(range(len(names)), wrapped)
-    axes.set_yticks(at, models)
+            axes.text(j, i, _shown(one), ha="center", va="center", weight=weight, linespacing=1.35)
+    axes.set_xticks(range(len(names)), [name.replace("_", "_\n") for name in names])
+    axes.set_yticks(range(len(models)), models)
+    axes.set(xlim=(-0.52, len(names) - 0.48), ylim=(len(models) - 0.48, -0.52))
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.set_xlabel("scored on", labelpad=10)
-    axes.set_ylabel("tuned on", labelpad=10, y=1 - (lead + len(models)) / 2 / len(models))
+    axes.set_ylabel("tuned on", labelpad=10)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    shades: list[Any] = [_shade(part) for part in (-1, -0.5, 0.5, 1)]
-    shades.insert(2, {"facecolor": "none", "edgecolor": COLOURS["grid"]})
-    steps = [f"{limit * part:+g}".replace("-", "−").replace("+0", "0") for part in (-1, -0.5, 0, 0.5, 1)]
-    steps[-1] += " points"
-    handles = [Patch(label=step, **shade) for step, shade in zip(steps, shades, strict=True)]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), borderpad=0)
     label = f"Heat map of points: tuned on {', '.join(models)}; scored on {', '.join(names)}"
     return Picture(figure, label)
-
-
-def _shade(part: float) -> dict[str, Any]:
-    """Colour of a value from −1 to 1 on the scale, faint enough to read the text on it."""
-    return {"facecolor": COLOURS["tailored" if part > 0 else "line-2"], "alpha": 0.55 * abs(part)}

@@ -149,12 +149,12 @@ def test_the_report_says_what_was_gained_and_what_says_little(
     assert page.count("<svg") == 1
     assert "&lt;b&gt;task&lt;/b&gt; asks" in page  # the samples, as text
     assert "tiny &lt;b&gt;" in page
-    assert "On winogrande, harness scores the rest of the sentence" in page
     assert "On winogrande no set is significantly above the floor" in page
     assert "On piqa" not in page
     assert "held_out = 50" in page  # what the slice is drawn apart from
     assert not re.search("ratios|rank = |window", page)  # settings that nothing here reads
     assert page.count(">same set<") == 1
+    assert page.count(">different measure<") == 1
     markdown = (out / "study.md").read_text().replace("\N{NO-BREAK SPACE}", " ")
     assert "](differences.png)" in markdown
     assert (out / "differences.png").is_file()

@@ -81,7 +81,7 @@ def test_what_failed_is_named_and_the_rest_is_measured(tmp_path: Path) -> None:
     assert found["boolq", OTHERS].gain is None
     assert found[OWN, MEAN].gain == pytest.approx((0.2 + 0.15) / 2)
     assert found[OTHERS, MEAN].gain == pytest.approx(-0.01)
-    assert failures(rows) == ["boolq failed on all benchmarks: CUDA out of memory"]
+    assert failures(rows) == ["boolq failed on arc_easy, boolq and piqa: CUDA out of memory"]
 
 
 def test_without_scores_of_the_pruned_model_there_are_accuracies_only(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_page_and_the_tables(config: RunConfig, tmp_path: Path, capsys: pyte
     assert page.count("<svg") == 1
     assert "<script" not in page
     assert "<b>CUDA" not in page
-    assert "piqa failed on all benchmarks: &lt;b&gt;CUDA" in page
+    assert "piqa failed on arc_easy, boolq and piqa: &lt;b&gt;CUDA" in page
     picture = page[page.index("<svg") : page.index("</svg>")]
     assert "+20.0*" in picture
     assert "(0.600)" in picture  # dense on boolq, at its floor

@@ -16,7 +16,7 @@ from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
 from tailored_llama.models import Base, ModelSource, base_of, cards, find_model, write_card
 from tailored_llama.models.cards import merged_card
-from tailored_llama.reports.model_card import _settings, prompt_of
+from tailored_llama.reports.cards import _settings, prompt_of
 from tailored_llama.store import FINISHED, ArtifactStore, place, sha256_file
 
 

@@ -286,30 +286,23 @@ def test_the_same_inputs_make_the_same_files(tmp_path: Path) -> None:
         written(given, tmp_path / name)
     pictures = {"accuracy-0.2.png", "losses-0.2.png"}
     assert {path.name for path in (tmp_path / "one").glob("*.png")} == pictures
-    for file in ("recovery.parquet", "report.html", "report.md", "plots.md", *pictures):
+    for file in ("recovery.parquet", "report.html", "report.md", *pictures):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-def test_markdown_is_short_and_has_the_table(tmp_path: Path) -> None:
+def test_markdown_has_the_table(tmp_path: Path) -> None:
     given = everything(tmp_path)
     written(given, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text().replace(NBSP, " ")
-    assert text.startswith(f"# `tiny {ATTACK}`, pruned at ratio 0.2\n")  # in a code span: not markup
+    assert text.startswith("# tiny &lt;script&gt;alert(1)&lt;/script&gt;")
+    assert ATTACK not in text
     assert "| arc_easy (acc_norm) | 100 | 0.250 | 0.500 ± 0.050 | 0.300 ± 0.046 | 0.400 ± 0.049 |" in text
     assert "Dense itself is at the floor on boolq" in text
-    scores = folders(tmp_path / "many scores")
-    many = [RunResults(recovery_table(i / 200, scores, SIZES[:1])) for i in range(1, 31)]
-    written(ReportInputs("tiny", many), tmp_path / "many")
-    assert len((tmp_path / "many" / "report.md").read_bytes()) < 20_000
 
 
 def test_markdown_shows_every_picture_and_each_is_small(tmp_path: Path) -> None:
     written(everything(tmp_path), tmp_path / "out")
-    shown = [
-        name
-        for page in ("report.md", "plots.md")
-        for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", (tmp_path / "out" / page).read_text())
-    ]
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (tmp_path / "out" / "report.md").read_text())
     assert shown == ["accuracy-0.2.png", "losses-0.2.png"]
     for name in shown:
         content = (tmp_path / "out" / name).read_bytes()
@@ -372,8 +365,9 @@ def test_a_speed_that_its_own_pairs_contradict_is_no_figure(tmp_path: Path, tiny
     assert "0.54" not in page
     table = Console(width=80, record=True)
     table.print(stored_table(tmp_path / "out"))
-    assert "speed ÷ the dense model&#39;s is ×1.25 reading, while no difference was measured for writing." in page
-    assert "is ×1.25 reading, while no difference was measured for writing." in " ".join(table.export_text().split())
+    assert "speed ÷ the dense model&#39;s is ×1.25 reading." in page
+    assert ">no difference measured<" in page
+    assert "is ×1.25 reading." in " ".join(table.export_text().split())
 
 
 def in_q8_0(root: Path, easy: int, boolq: int, size: int) -> dict[str, dict[str, Path]]:

@@ -17,8 +17,8 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, Candidate, LossTest, RowSet, read_answer
 from tailored_llama.evaluation import noninferiority_test as prove  # pytest would collect it by its own name
 from tailored_llama.evaluation.statistics import Answers
-from tailored_llama.reports import LostRow, certificate_of, stored_table, verdict, write_smallest
-from tailored_llama.reports.certificate import certificate_section
+from tailored_llama.reports import certificate_of, stored_table, verdict, write_smallest
+from tailored_llama.reports.cards import certificate_section
 from tailored_llama.reports.smallest import _candidates
 from tailored_llama.store import Manifest
 
@@ -111,7 +111,7 @@ def test_the_worst_of_several_benchmarks_decides() -> None:
 
 def test_the_page_the_tables_and_the_files(proven: Answer, tmp_path: Path) -> None:
     config = SmallestConfig.model_validate({"benchmarks": ["piqa"], "model": {"source": EVIL}})
-    rows = [LostRow("csqa", f"{EVIL} number {number}.", f"{EVIL} right", f"{EVIL} wrong") for number in range(3)]
+    rows = [("csqa", f"{EVIL} number {number}.") for number in range(3)]
     costs = [
         Manifest(stage, 1, "", {}, {}, {}, {}, seconds, 1, {})
         for stage, seconds in (("prune", 60), ("prune", 61), ("score", 5))
@@ -122,8 +122,7 @@ def test_the_page_the_tables_and_the_files(proven: Answer, tmp_path: Path) -> No
     assert "<script" not in page + markdown
     assert "number 2." in page
     assert "lose_at_most = 3.0" in page
-    assert "cdcdcdcdcdcd<" in page
-    assert "<td>2</td>\n<td>2 min 01 s</td>" in page
+    assert '<td class="text">2 artifacts</td>\n<td>2 min 01 s</td>' in page
     assert ">92\N{NO-BREAK SPACE}MB<" in page[page.index("<svg") : page.index("</svg>")]
     assert "](frontier.png)" in markdown
     assert (tmp_path / "frontier.png").is_file()

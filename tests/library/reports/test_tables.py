@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from tailored_llama.reports.pages import page_template
-from tailored_llama.reports.tables import Cell, Column, Table, markdown, table_row, terminal
+from tailored_llama.reports.pages import Report, Section, from_template
+from tailored_llama.reports.tables import Cell, Column, Table, as_text, markdown, table_row, terminal
 
 TABLE = Table(
     (Column("name", left=True), Column("mean\naccuracy"), Column("only on\npages", wide=True)),
@@ -39,9 +39,14 @@ def test_markdown_shows_all_with_markup_escaped() -> None:
     ]
 
 
+def test_no_text_from_outside_leads_out_of_a_page() -> None:
+    assert as_text("![<b>](https://example.com/x.png)") == "![&lt;b&gt;]&#40;https://example.com/x.png)"
+
+
 def test_html_spans_what_a_short_row_leaves() -> None:
-    page = str(page_template("table.html.j2").module.show(TABLE))  # type: ignore[attr-defined]
+    page = from_template("page.html.j2", report=Report("A title", (), (), [Section("", table=TABLE)]), name="index")
     assert "[bold]a|b &lt;i&gt;" in page
     assert '<th colspan="3" class="text">Heading</th>' in page
     assert '<td colspan="2" class="text">– failed</td>' in page
     assert '<span class="under">4–6 %</span><span class="under">over 2</span>' in page
+    assert '<p class="quiet">A note with [brackets].</p>' in page

