@@ -17,10 +17,7 @@ LAST_WORDS = 60.0  # seconds that Prefect has, after a run, to send its events t
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a flow; print its table, the report's location, and the folders of finished models.
-
-    Args:
-        arguments: command-line arguments; None: the process's own.
+    """Run a flow, and print its table and where its report and models are.
 
     Returns:
         The exit status: 0; 1 if stages failed; or 2 for bad input.

@@ -1,7 +1,4 @@
-"""Deploy a configuration of your own, to run every night: python -m flows.own CONFIG.toml, as deploy.sh calls it.
-
-The deployment runs the code of the working directory, from which the configuration's relative paths count.
-"""
+"""Deploy a configuration of your own, to run every night in this folder: python -m flows.own CONFIG.toml."""
 
 from __future__ import annotations
 

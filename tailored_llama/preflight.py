@@ -43,8 +43,7 @@ def preflight_tailor(run: config.RunConfig) -> None:
     """Check a run of the whole pipeline, the only flow that exports finished models.
 
     Raises:
-        InputError: as `preflight`; or finished models are requested but cannot be made, exported, or written in the
-            formats that are asked for.
+        InputError: as `preflight`; or finished models cannot be made, exported, or written in the formats asked for.
     """
     preflight(run)
     folder, formats, tuning, pruning = run.store.export, run.store.export_formats, run.tuning, run.pruning
@@ -80,11 +79,7 @@ def preflight_tailor(run: config.RunConfig) -> None:
 
 
 def preflight_sweep(sweep: config.SweepConfig) -> None:
-    """Check every cell of a sweep, and its dense models.
-
-    Raises:
-        InputError: as `preflight`; or a cell is not a valid run.
-    """
+    """Check every cell of a sweep, and its dense models, as `preflight` does."""
     cells = config.sweep_cells(sweep)
     does = WHOLE if sweep.tailored else WHOLE - {"tune"} if sweep.scored else {"prune"}
     for run in [*config.dense_runs(sweep, cells).values(), *(cell.run for cell in cells)]:
@@ -95,8 +90,7 @@ def preflight_prompts(study: config.PromptStudyConfig) -> None:
     """Check a prompt study and every template set in it.
 
     Raises:
-        InputError: as `preflight`; or a set is unknown, broken, named twice, or has no layout for a benchmark; or
-            stages are dispatched.
+        InputError: as `preflight`; or a set cannot be used for a benchmark; or stages are dispatched.
     """
     if study.execution.dispatch:
         raise InputError(f"execution.dispatch: got {study.execution.dispatch!r}; allowed: in the other flows")
@@ -123,11 +117,7 @@ def texts_of(run: config.RunConfig) -> list[tuple[str, config.TextConfig]]:
 
 
 def check_texts(run: config.RunConfig, only: str | None = None) -> None:
-    """Check the texts that a run reads, or only those of one section.
-
-    Raises:
-        InputError: as `check_text`.
-    """
+    """Check the texts that a run reads, or only those of one section, as `check_text` does."""
     for section, text in texts_of(run):
         if only in (None, section):
             data.check_text(text, section)

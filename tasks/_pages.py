@@ -41,8 +41,8 @@ def keep_report(store: StoreConfig, report: ArtifactRef, name: str) -> None:
     except InputError as error:
         get_run_logger().warning("the report was not copied: %s", error)
         return
-    place_report(ArtifactStore(store.root).open(report), target)
     if target:
+        place_report(ArtifactStore(store.root).open(report), target)
         _show("runs", "All runs, newest first", f"# All runs\n\n{reports.write_index(target.parent)}\n")
 
 

@@ -71,10 +71,7 @@ def _run_of(leaf: Any) -> Any:
 class Promise:
     """What a stage will return, or the failure that leaves it without a result.
 
-    Args:
-        run: Prefect's future of the stage, or its final state.
-        needs: the promises that it reads.
-        name: of its task run.
+    `run` is Prefect's future of it, or its final state; `needs` are the promises that it reads.
     """
 
     def __init__(self, run: PrefectConcurrentFuture[Any] | State[Any], needs: list[Promise], name: str) -> None:
