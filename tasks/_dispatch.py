@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -60,7 +61,7 @@ class Waiting(ThreadPoolTaskRunner[Any]):
     def __init__(self, max_workers: int = THREADS) -> None:
         super().__init__(max_workers)
         self.stopped = Event()
-        self._under_way = 0
+        self._under_way, self._looked = 0, 0.0
         self._gathering: dict[str, tuple[list[Ordered], Future[Sequence[FlowRun]]]] = {}
         self._lock = Lock()
 
@@ -95,9 +96,11 @@ class Waiting(ThreadPoolTaskRunner[Any]):
         try:
             while not is_built() and not all(_state(run).is_final() for run in runs):
                 self.stopped.wait(EVERY * (1 + self._under_way // 10))
-                state = _state(client.read_flow_run(flow_run))
-                if state.is_cancelling() or state.is_cancelled():
-                    self.stopped.set()
+                if time.monotonic() - self._looked > EVERY:  # one thread asks for all
+                    self._looked = time.monotonic()
+                    state = _state(client.read_flow_run(flow_run))
+                    if state.is_cancelling() or state.is_cancelled():
+                        self.stopped.set()
                 self.check()
                 runs = [client.read_flow_run(run.id) for run in runs]
         except Cancelled:
