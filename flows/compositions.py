@@ -58,7 +58,7 @@ def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRe
         run = PrefectRunner(config.store, config.execution.model_copy(update={"dispatch": None, "processes": 1}))
         return run_only(lambda runner: composition.compose(runner, config), run, only)
     try:
-        report = composition.compose(PrefectRunner(config.store, config.execution, config.model.short_name), config)
+        report = composition.compose(PrefectRunner(config.store, config.execution), config)
     except IncompleteRun as error:
         _keep(config, error.report)
         raise

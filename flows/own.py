@@ -1,19 +1,16 @@
-"""Deploy a configuration of your own, to run every night: python -m flows.own CONFIG.toml, as deploy.sh calls it.
-
-The deployment runs the code of the working directory, from which the configuration's relative paths count.
-"""
+"""Deploy a configuration of your own, to run every night in this folder: python -m flows.own CONFIG.toml."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import RunConfig, load_config, read_config_data, study_of
+from tailored_llama.config import RunConfig, assign, read_config_data, study_of, validate_as
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS
 
@@ -29,9 +26,7 @@ DEPLOYED = {  # where the file does not say otherwise
 def main(arguments: list[str] | None = None) -> int:
     """Make or update the deployment; returns the exit status: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="deploy.sh", description="Run a configuration of your own every night.")
-    parser.add_argument(
-        "config", metavar="CONFIG", help="a TOML file; its fields say whether it is a study or a search"
-    )
+    parser.add_argument("config", metavar="CONFIG", help="a TOML file; its fields say what it is for")
     parser.add_argument("--name", help="name of the deployment; absent: that of the file")
     parser.add_argument("--cron", default=NIGHTLY, help=f"when it runs, in UTC; absent: '{NIGHTLY}'")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
@@ -53,14 +48,13 @@ def parameters_of(config: RunConfig) -> dict[str, Any]:
 
 def _read(file: str, overrides: list[str]) -> tuple[str, RunConfig]:
     """What a file is for, and its configuration, with what a deployed run needs beside it; all is checked."""
-    given, overrides = read_config_data(file, overrides), list(overrides)
+    study, given = study_of(file, overrides), read_config_data(file, overrides)
     for field, value in DEPLOYED.items():
         section, name = field.split(".")
         if name not in given.get(section, {}):
-            overrides.append(f"{field}={json.dumps(value)}")
-    study = study_of(file, overrides)
+            assign(given, field, value)
     composition = COMPOSITIONS[study]
-    config = load_config(file, overrides, composition.kind)
+    config = validate_as(composition.kind, given)
     composition.check(config)
     return study, config
 
@@ -91,11 +85,9 @@ def _deploy(study: str, name: str, cron: str, parameters: dict[str, Any]) -> str
         raise InputError("PREFECT_API_URL: not set; allowed: the address of the server, http://127.0.0.1:4200/api")
     whole = f"{study}/{name}"
     with get_client(sync_client=True) as client:
-        try:
+        with suppress(ObjectNotFound):
             if OWN not in client.read_deployment_by_name(whole).tags:
                 raise InputError(f"--name: got {name!r}; allowed: another one, as prefect.yaml has {whole}")
-        except ObjectNotFound:
-            pass
         try:
             client.create_deployment(  # or updates the one of this name
                 flow_id=client.create_flow_from_name(study),

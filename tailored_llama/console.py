@@ -26,8 +26,7 @@ EVERY = 15.0  # seconds between two lines
 
 def quiet_libraries() -> None:
     """Turn off transformers' own bars and messages, and warnings that are addressed to library authors."""
-    # PEFT imports bitsandbytes, which warns that a faster kernel for 4 bits is not installed.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of PEFT: it wants a faster kernel for 4 bits
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="(peft|torch_pruning|torch).*")
 

@@ -4,8 +4,7 @@
 class InputError(ValueError):
     """Raised when a value, file or model given by the user cannot be used.
 
-    The message is one line that names the field or file, the value got, and what is allowed. The command line and
-    the flows print it without a traceback and exit with status 2.
+    The message is one line that names the field or file, the value got, and what is allowed. It is shown alone.
     """
 
 
@@ -18,10 +17,7 @@ _DROPPED = {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "Cli
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a failed request may succeed later: no connection, a dropped one, or HTTP 408, 429 or 5xx.
-
-    The error's causes are checked too, because libraries wrap network errors in their own.
-    """
+    """Whether a request, or its cause, failed by the connection or HTTP 408, 429 or 5xx, and may succeed later."""
     if isinstance(error, InputError):
         return isinstance(error, UnreachableError)
     kinds = {kind.__name__ for kind in type(error).__mro__}

@@ -20,10 +20,7 @@ def peak_memory() -> int:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, and this process may try again with less at a time.
-
-    One of several that compute together may not: the others wait for what it was about to do.
-    """
+    """Whether memory ran out, and this process may try again with less: one of several, which wait for it, may not."""
     import torch.distributed
 
     return ran_out(error) and not (torch.distributed.is_available() and torch.distributed.is_initialized())
@@ -43,10 +40,9 @@ def ran_out(error: Exception) -> bool:
 
 
 def free_memory(device: str = "cpu") -> int:
-    """Bytes that this process can still take on a device.
+    """Bytes that this process can still take on a device; of a CPU's, no more than the container or RLIMIT_DATA leaves.
 
-    On the CPU that is the memory the kernel calls available, or what the container or RLIMIT_DATA leaves, if that is
-    less. Pages of mapped files do not count: the kernel drops them when memory is short.
+    Pages of mapped files do not count: the kernel drops them when memory is short.
     """
     if device != "cpu":
         import torch

@@ -19,7 +19,6 @@ from tailored_llama.console import quiet_libraries
 from tailored_llama.progress import Progress
 
 _LOOK = 0.2  # seconds between two looks for messages
-_IMPORTED = ["tailored_llama.pipeline.forked"]  # once, in a process from which all others are forked
 
 
 class Killed(RuntimeError):
@@ -27,11 +26,7 @@ class Killed(RuntimeError):
 
 
 def check_main() -> None:
-    """End the work of a thread whose program ends: Python would wait for its processes before it exits.
-
-    Raises:
-        RuntimeError: the main thread has ended.
-    """
+    """End the work of a thread whose program ends: Python would wait for its processes before it exits."""
     if not main_thread().is_alive():
         raise RuntimeError("the program has ended")
 
@@ -41,7 +36,7 @@ def forking() -> Any:
     from torch.multiprocessing import get_context  # late: seconds, which a run that finds everything need not wait
 
     context = get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED)
+    context.set_forkserver_preload(["tailored_llama.pipeline.forked"])
     return context
 
 
@@ -56,7 +51,7 @@ def run_processes(
     """Run a function in new processes, and return what the first of them returned.
 
     Args:
-        function: called with a rank, the first process's way to report progress, and `arguments`; all can be pickled.
+        function: called with its rank, what reports progress, and `arguments`; all can be pickled.
         progress: called with the progress of the first process. Its log records are passed on, too.
         check: called a few times a second; what it raises ends the processes.
 
@@ -87,13 +82,13 @@ def run_processes(
                 else:
                     progress(*message)
 
-    members: Any = start_processes(
-        _member, (function, arguments, messages), count, join=False, start_method="forkserver"
-    )
+    started = (_member, (function, arguments, messages), count)
+    members: Any = start_processes(*started, join=False, start_method="forkserver")
     try:
         while not members.join(timeout=0):
             listen()
             check()
+        listen()
     except ProcessException as ended:
         listen()
         killed = [n for n, member in enumerate(members.processes) if member.exitcode == -signal.SIGKILL]
@@ -104,7 +99,6 @@ def run_processes(
         for member in members.processes:
             member.kill()
             member.join()
-    listen()
     if not returned:
         raise RuntimeError("a process ended without a result")
     return returned[0]
@@ -112,10 +106,9 @@ def run_processes(
 
 def _end_with_parent() -> None:
     """End this process once that which started it has ended, in whatever way; else it would work on for nobody."""
-    parent = parent_process()
-    assert parent
-    parent.join()
-    os.kill(os.getpid(), signal.SIGKILL)
+    if parent := parent_process():
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _member(rank: int, function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], messages: Any) -> None:
@@ -123,8 +116,9 @@ def _member(rank: int, function: Callable[..., dict[str, Any]], arguments: tuple
     Thread(target=_end_with_parent, daemon=True).start()
     quiet_libraries()
     if not rank:
-        logging.getLogger("tailored_llama").addHandler(QueueHandler(messages))
-        logging.getLogger("tailored_llama").setLevel(logging.INFO)
+        log = logging.getLogger("tailored_llama")
+        log.addHandler(QueueHandler(messages))
+        log.setLevel(logging.INFO)
     try:
         result = function(rank, lambda done, total: rank or messages.put((done, total)), *arguments)
     except Exception as error:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
-from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from prefect.context import FlowRunContext
 
 from tailored_llama import reports
 from tailored_llama.config import StoreConfig
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import parts_of, place_report, report_target
+from tailored_llama.pipeline import place_report, report_target
 from tailored_llama.store import ArtifactRef, ArtifactStore
 
 PAGES = {  # reports that the UI shows, by stage: the Markdown file, the artifact's key, and a few words about it
@@ -26,20 +23,15 @@ PAGES = {  # reports that the UI shows, by stage: the Markdown file, the artifac
     "prompt-study": ("study", "prompt-study", "Chosen prompts and references"),
 }
 LIMIT = 100_000  # bytes per artifact, which the server keeps in its database
-_ROWS = 400  # stages shown at most; they always fit
-_SHOWN_KEY = 12  # characters of a key, enough to identify an artifact
-_UNBROKEN = str.maketrans({" ": "\N{NO-BREAK SPACE}", "-": "\N{NON-BREAKING HYPHEN}"})  # keeps a cell on one line
 
 
 def show_report(store: ArtifactStore, ref: ArtifactRef) -> None:
-    """Show a report's Markdown files as artifacts of this run, with a table of the stages behind the report."""
+    """Show a report's Markdown file as an artifact of this run."""
     folder = store.folder(ref.stage, ref.key)
     page, key, about = PAGES[ref.stage]
-
+    location = f"{store.root.rstrip('/')}/{ref.stage}/{ref.key}" if store.remote else folder
     text = (folder / f"{page}.md").read_text(encoding="utf-8")
-    whole = f"\nThe whole report:\n\n```\n{_location(store, ref)}/{page}.html\n```\n"
-    _show(key, about, with_pictures(text + whole, folder))
-    _show("stages", "Time, memory and place of each", stages_page(store, ref))
+    _show(key, about, with_pictures(f"{text}\nThe whole report:\n\n```\n{location}/{page}.html\n```\n", folder))
 
 
 def keep_report(store: StoreConfig, report: ArtifactRef, name: str) -> None:
@@ -49,15 +41,14 @@ def keep_report(store: StoreConfig, report: ArtifactRef, name: str) -> None:
     except InputError as error:
         get_run_logger().warning("the report was not copied: %s", error)
         return
-    place_report(ArtifactStore(store.root).open(report), target)
     if target:
+        place_report(ArtifactStore(store.root).open(report), target)
         _show("runs", "All runs, newest first", f"# All runs\n\n{reports.write_index(target.parent)}\n")
 
 
 def _show(key: str, about: str, text: str) -> None:
     try:
-        if text:
-            create_markdown_artifact(text, key, about)
+        create_markdown_artifact(text, key, about)
     except Exception as error:  # a server that cannot take a copy of the report must not fail the run
         get_run_logger().warning("artifact %s is not shown: %s", key, error)
 
@@ -78,32 +69,3 @@ def with_pictures(text: str, folder: Path, limit: int = LIMIT) -> str:
         return f"![{match[1]}](data:image/png;base64,{data})"
 
     return re.sub(r"!\[([^]]*)\]\(([^):/]+\.png)\)", embed, text)
-
-
-def stages_page(store: ArtifactStore, ref: ArtifactRef) -> str:
-    """A Markdown table of an artifact and all that it was made from, in the order they were made."""
-    context = FlowRunContext.get()
-    begun = context.start_time.timestamp() if context else math.inf
-    parts, rows = parts_of(store, ref), []
-    for part in parts:
-        manifest = part.manifest
-        when = "in this run" if part.time >= begun else f"{datetime.fromtimestamp(part.time, UTC):%Y-%m-%d}"
-        costs = [f"{manifest.seconds:,.1f} s", f"{manifest.peak_memory_bytes / 1e9:.2f} GB"]
-        cells = [part.label, *(cell.translate(_UNBROKEN) for cell in (when, *costs))]
-        rows.append(f"| {manifest.stage} | {' | '.join(cells)} | `{manifest.stage}/{manifest.key[:_SHOWN_KEY]}*` |")
-    lines = ["# Stages", ""]
-    if left := max(0, len(rows) - _ROWS):
-        lines += [f"The {left:,} oldest are not shown.", ""]
-    lines += [
-        "| stage | of | computed | time | peak memory | artifact |",
-        "|:--|:--|:--|--:|--:|:--|",
-        *rows[left:],
-        "",
-    ]
-    return "\n".join([*lines, f"Artifacts are folders of `{store.root}`; * stands for the rest of the key.", ""])
-
-
-def _location(store: ArtifactStore, ref: ArtifactRef) -> str:
-    if "://" in store.root:
-        return f"{store.root.rstrip('/')}/{ref.stage}/{ref.key}"
-    return str(store.folder(ref.stage, ref.key))

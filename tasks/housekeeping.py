@@ -3,34 +3,20 @@
 from prefect import State, get_run_logger, task
 from prefect.states import Completed
 
-from tailored_llama.store import (
-    ArtifactStore,
-    abandoned_claims,
-    leftovers,
-    removable,
-    remove_artifacts,
-    remove_claims,
-    remove_leftover,
-    survey,
-)
+from tailored_llama import store
 
 
 @task(name="collect garbage", retries=3, retry_delay_seconds=[10, 60, 300])
-def collect_garbage(
-    root: str, older_than_days: float, keep_under_gb: float | None, keep_reports: int | None
-) -> State[int]:
-    """Remove what no kept report used, and leftovers and claims of dead runs; return the bytes that were freed."""
-    store, log = ArtifactStore(root), get_run_logger()
-    entries, keep_under = survey(store), None if keep_under_gb is None else int(keep_under_gb * 1e9)
-    remove_claims(store, claims := abandoned_claims(store))
-    if claims:
-        log.info("removed %d claims that nobody had renewed for hours", len(claims))
-    unused = removable(entries, older_than_days * 86400, keep_under, keep_reports)
-    gone = remove_artifacts(store, unused)
+def collect_garbage(root: str, older_than_days: float, keep_reports: int | None) -> State[None]:
+    """Remove what no kept report used, and leftovers and claims of dead runs."""
+    artifacts, log = store.ArtifactStore(root), get_run_logger()
+    store.remove_claims(artifacts, store.abandoned_claims(artifacts))
+    unused = store.removable(store.survey(artifacts), older_than_days * 86400, keep_reports=keep_reports)
+    gone = store.remove_artifacts(artifacts, unused)
     for entry in unused:
         what = "removed" if entry in gone else "kept, as it is in use:"
         log.info("%s %s/%s, %.1f MB", what, entry.stage, entry.key[:12], entry.size / 1e6)
     freed = sum(entry.size for entry in gone)
-    freed += sum(size for path, size in leftovers(store) if remove_leftover(store, path))
-    left = sum(entry.size for entry in survey(store))
-    return Completed(message=f"freed {freed / 1e9:.2f} GB; {left / 1e9:.2f} GB are left", data=freed)
+    freed += sum(size for path, size in store.leftovers(artifacts) if store.remove_leftover(artifacts, path))
+    left = sum(entry.size for entry in store.survey(artifacts))
+    return Completed(message=f"freed {freed / 1e9:.2f} GB; {left / 1e9:.2f} GB are left")

@@ -1,7 +1,6 @@
 """The runner of flows: every stage is a Prefect task, in the flow's process or on workers.
 
-The artifact store is the only cache. A task whose artifact exists ends in the state `Cached` without doing work, in
-any run, on any worker, after any crash. Prefect's own result cache is not used: it would be a second source of truth.
+The artifact store is the only cache: a task whose artifact exists ends in the state `Cached`, without doing work.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property, partial
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from prefect import State, Task, get_run_logger
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import FlowRunContext
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectConcurrentFuture
 from prefect.runtime import task_run
 from prefect.states import Completed
 
@@ -24,11 +23,10 @@ from tailored_llama.console import progress_bar, quiet_libraries
 from tailored_llama.errors import InputError, is_transient
 from tailored_llama.memory import out_of_memory
 from tailored_llama.store import ArtifactRef, ArtifactStore
-from tasks._dispatch import Order, Waiting, dispatch
+from tasks._dispatch import Waiting, dispatch
 from tasks._pages import PAGES, show_report
 from tasks._sigterm import heed_sigterm
 
-R = TypeVar("R")
 S = TypeVar("S")
 
 RETRY_AFTER = (10, 60, 300)  # seconds
@@ -48,11 +46,11 @@ class PrefectRunner:
     thread, unless it has to wait for its inputs.
     """
 
-    def __init__(self, store: StoreConfig, execution: ExecutionConfig, model: str = "") -> None:
-        self.store, self.execution, self.model = store, execution, model
+    def __init__(self, store: StoreConfig, execution: ExecutionConfig) -> None:
+        self.store, self.execution = store, execution
 
     def __call__(self, stage: pipeline.Stage[S], settings: S, name: str, /, **inputs: Any) -> pipeline.Artifact:
-        task, options = _task(stage.name), {"store": self.store, "execution": self.execution, "model": self.model}
+        task, options = _task(stage.name), {"store": self.store, "execution": self.execution}
         if self.execution.dispatch is None and self.execution.processes == 1:
             return pipeline.Done(task(name, stage.name, settings, pipeline.result(inputs), **options).result())
         needs = [leaf for _, leaf in pipeline.leaves(inputs) if isinstance(leaf, Promise)]
@@ -67,68 +65,58 @@ class PrefectRunner:
 
 def _run_of(leaf: Any) -> Any:
     """What Prefect waits for, or what is known already."""
-    if isinstance(leaf, Promise):
-        return leaf.run
-    return leaf.result() if isinstance(leaf, pipeline.Done) else leaf
+    return leaf.run if isinstance(leaf, Promise) else pipeline.result(leaf)
 
 
-class Promise(Generic[R]):
+class Promise:
     """What a stage will return, or the failure that leaves it without a result.
 
-    Args:
-        run: Prefect's future of the stage, or its final state.
-        needs: the promises that it reads.
-        name: of its task run.
+    `run` is Prefect's future of it, or its final state; `needs` are the promises that it reads.
     """
 
-    def __init__(self, run: PrefectFuture[R] | State[R], needs: list[Promise[Any]], name: str) -> None:
+    def __init__(self, run: PrefectConcurrentFuture[Any] | State[Any], needs: list[Promise], name: str) -> None:
         self.run, self.needs, self.name = run, needs, name
 
     @property
     def done(self) -> bool:
-        return isinstance(self.run, State) or self.run.wrapped_future.done()  # type: ignore[attr-defined]
+        return isinstance(self.run, State) or self.run.wrapped_future.done()
 
     @cached_property
-    def state(self) -> State[R]:
+    def state(self) -> State[Any]:
         """The last state, waited for: of a stage that could not begin it is pending."""
         if isinstance(self.run, State):
             return self.run
         self.run.wait()
         return self.run.state
 
-    def result(self) -> R:
+    def result(self) -> Any:
         if not self.state.is_final():
             for need in self.needs:
                 need.result()
-        value: R = self.state.result()
-        return value
+        return self.state.result()
 
     def failures(self) -> Iterator[tuple[str, Exception]]:
-        if self.state.is_completed():
-            return
         if not self.state.is_final():
             for need in self.needs:
                 yield from need.failures()
-            return
-        error = self.state.result(raise_on_failure=False)
-        yield self.name, error if isinstance(error, Exception) else RuntimeError(str(self.state.message))
+        elif not self.state.is_completed():
+            error = self.state.result(raise_on_failure=False)
+            yield self.name, error if isinstance(error, Exception) else RuntimeError(str(self.state.message))
 
 
 def run_stage(
-    name: str,
-    stage: str,
-    settings: Any,
-    inputs: Mapping[str, Any],
-    store: StoreConfig,
-    execution: ExecutionConfig,
-    model: str,
+    name: str, stage: str, settings: Any, inputs: Mapping[str, Any], store: StoreConfig, execution: ExecutionConfig
 ) -> State[ArtifactRef]:
-    """Find or build one artifact, here or on a worker; the state carries its reference.
-
-    `model` is what the run of a worker is named after.
-    """
+    """Find or build one artifact, here or on a worker; the state carries its reference."""
     call, artifacts = pipeline.Call(pipeline.STAGES[stage], settings, inputs, name), open_store(store)
-    dispatched = call.stage.on_device and _dispatched(call, artifacts, store, execution, model)
+    key = call.key
+
+    def is_built() -> bool:
+        return artifacts.find(stage, key) is not None
+
+    dispatched = call.stage.on_device and execution.dispatch is not None and not is_built()
+    if dispatched:
+        dispatch(call, store, execution, is_built)
     with progress_bar(name) as progress:
         ref, found = pipeline.build(call, artifacts, store.downloads, _frugal(execution), progress, _check)
     told = f"{name}: built by a worker" if dispatched else pipeline.describe(call, artifacts.manifest(ref), found)
@@ -137,24 +125,6 @@ def run_stage(
         show_report(artifacts, ref)
     state = "Dispatched" if dispatched else "Cached" if found else "Completed"
     return Completed(name=state, message=f"{stage} {ref.key[:12]}", data=ref)
-
-
-def _dispatched(
-    call: pipeline.Call[Any], artifacts: ArtifactStore, store: StoreConfig, execution: ExecutionConfig, model: str
-) -> bool:
-    """Have a worker build the artifact if the configuration says so and it is not there; return whether one did."""
-    name, key = call.stage.name, call.key
-    if not execution.dispatch or artifacts.find(name, key):
-        return False
-    here = execution.model_copy(update={"dispatch": None, "processes": 1})
-    order = Order(deployment=execution.dispatch, store=store, execution=here, model=model)
-    dispatch(order, call, lambda: artifacts.find(name, key) is not None)
-    if not artifacts.find(name, key):
-        raise InputError(
-            f"execution.dispatch: {execution.dispatch} completed, but store.root {artifacts.root} has no {name} "
-            f"{key[:12]}; allowed: a deployment with the same store and the same version of the code"
-        )
-    return True
 
 
 def _check() -> None:
@@ -199,17 +169,15 @@ def is_retryable(frugal: bool, task: Any, run: TaskRun, state: State[Any]) -> bo
     return False
 
 
-class _NoTracebackForInput(logging.Filter):
+def _drop_traceback(record: logging.LogRecord) -> bool:
     """Drop the traceback where the message is complete: the user's value is wrong, or a stage has logged its own."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], InputError | pipeline.IncompleteRun):
-            record.exc_info = None
-        return True
+    if record.exc_info and isinstance(record.exc_info[1], InputError | pipeline.IncompleteRun):
+        record.exc_info = None
+    return True
 
 
 for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.task_engine", "prefect.flow_engine"):
-    logging.getLogger(_name).addFilter(_NoTracebackForInput())
+    logging.getLogger(_name).addFilter(_drop_traceback)
 
 quiet_libraries()
 logging.getLogger("tailored_llama").setLevel(logging.INFO)  # shown by Prefect's logging.extra_loggers

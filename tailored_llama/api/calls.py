@@ -6,10 +6,11 @@ import functools
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from tailored_llama import evaluation, models, reports, training
 from tailored_llama.api.models import Small, Smallest
@@ -17,9 +18,6 @@ from tailored_llama.config import RunConfig, SmallestConfig, assign, validate_as
 from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS, Done, StoreRunner, answer_folder, steps
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 Settings = Mapping[str, Any]  # dotted field of a configuration → value, such as {"tuning.epochs": 5}
 Rows = Any  # a list of dicts, a pandas.DataFrame, a datasets.Dataset, a file, or the name of a benchmark
@@ -35,24 +33,19 @@ ARGUMENTS = {  # field of the configuration → the argument that sets it
 }
 
 
-def _names_arguments(call: Callable[P, R]) -> Callable[P, R]:
+@contextmanager
+def _naming_arguments() -> Iterator[None]:
     """Let an error name the argument, not the field of a configuration that nobody wrote."""
-
-    @functools.wraps(call)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return call(*args, **kwargs)
-        except InputError as error:
-            told = str(error)
-            for field, argument in ARGUMENTS.items():
-                if found := re.match(rf"{re.escape(field)}(\.0)?\b", told):
-                    raise InputError(argument + told[found.end() :]) from None
-            raise
-
-    return wrapper
+    try:
+        yield
+    except InputError as error:
+        for field, argument in ARGUMENTS.items():
+            if found := re.match(rf"{re.escape(field)}(\.0)?\b", str(error)):
+                raise InputError(argument + str(error)[found.end() :]) from None
+        raise
 
 
-@_names_arguments
+@_naming_arguments()
 def prune(
     model: Source,
     ratio: float,
@@ -76,20 +69,20 @@ def prune(
     """
     if (text is None) == (rows is None):
         raise InputError("text: got both or none of text and rows; allowed: one of them")
-    benchmarks = [] if rows is None else [_benchmark(rows)]
     fields: dict[str, Any] = {"pruning.ratios": [ratio]}
     if isinstance(text, str):
         fields["calibration.source"] = text
     elif text is not None:
         written = _written(({"text": one} for one in text), "text")
         fields |= {"calibration.source": written, "calibration.column": "text"}
-    run, config = _begin(model, benchmarks, store, fields | dict(settings or {}))
+    benchmark = None if rows is None else _benchmark(rows)
+    run, config = _begin(model, benchmark, store, fields | dict(settings or {}))
     prompts = steps.render_train(run, config)
     pruned = steps.prune_to(run, config, steps.prepare_dense(run, config, prompts), ratio, prompts)
     return Small(run, config, pruned, removed=ratio)
 
 
-@_names_arguments
+@_naming_arguments()
 def tune(model: Small | Source, rows: Rows, store: str | Path | None = None, settings: Settings | None = None) -> Small:
     """Tune a model to a job on a few of its rows, 50 by default.
 
@@ -107,7 +100,7 @@ def tune(model: Small | Source, rows: Rows, store: str | Path | None = None, set
     Raises:
         InputError: an argument is wrong; the message names it.
     """
-    small = _as_small(model, [_benchmark(rows)], store, settings or {})
+    small = _as_small(model, _benchmark(rows), store, settings or {})
     (name,) = (benchmark.name for benchmark in small.config.benchmarks)
     prompts = steps.render_train(small.run, small.config)
     adapter = steps.tune(small.run, small.config, [name], 0.0, small.checkpoint, prompts)
@@ -117,7 +110,7 @@ def tune(model: Small | Source, rows: Rows, store: str | Path | None = None, set
     return replace(small, adapter=adapter if ships else None, verdict=verdict)
 
 
-@_names_arguments
+@_naming_arguments()
 def compare(
     *compared: Small | Source, benchmark: Rows, limit: int | None = None, settings: Settings | None = None
 ) -> Any:
@@ -130,8 +123,8 @@ def compare(
         settings: further fields of a configuration.
 
     Returns:
-        A pandas.DataFrame with a row for each model. It has the parameters, the accuracy with its standard error, and
-        the difference from the first model with its paired 95 % interval. All are shares.
+        A pandas.DataFrame with a row for each model: its parameters, the accuracy with its standard error, and the
+        difference from the first model with its paired 95 % interval. All are shares.
 
     Raises:
         InputError: an argument is wrong; the message names it.
@@ -141,7 +134,7 @@ def compare(
     fields = {**(settings or {}), **({} if limit is None else {"scoring.limit": limit})}
     parameters, folders = list[int](), dict[str, Path]()
     for position, one in enumerate(compared, 1):
-        small = _as_small(one, [_benchmark(benchmark)], None, fields)
+        small = _as_small(one, _benchmark(benchmark), None, fields)
         (own,) = small.config.benchmarks
         prompts = steps.render(small.run, small.config, own.name, "evaluation", steps.load_examples(small.run, own))
         scored = steps.score(small.run, small.config, own.name, repr(small), small.checkpoint, prompts, small.adapter)
@@ -152,7 +145,7 @@ def compare(
     return table
 
 
-@_names_arguments
+@_naming_arguments()
 def smallest(
     model: Source,
     rows: Rows,
@@ -174,10 +167,9 @@ def smallest(
     Raises:
         InputError: an argument is wrong, or so many rows cannot prove it; the message says what could.
     """
-    target = export or tempfile.mkdtemp(dir=_session().name)
-    fields = {"goal.lose_at_most": lose_at_most, "store.export": str(target), **(settings or {})}
+    fields = {"goal.lose_at_most": lose_at_most, "store.export": str(export or _new_folder()), **(settings or {})}
     composition = COMPOSITIONS["smallest"]
-    run, config = _begin(model, [_benchmark(rows)], store, fields, SmallestConfig)
+    run, config = _begin(model, _benchmark(rows), store, fields, SmallestConfig)
     composition.check(config)
     report = run.open(Done(composition.compose(run, config)))
     answer = evaluation.read_answer(report)
@@ -190,49 +182,47 @@ def _session() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="tailored-llama-")
 
 
+def _new_folder() -> Path:
+    return Path(tempfile.mkdtemp(dir=_session().name))
+
+
 def _begin(
-    model: Source,
-    benchmarks: Sequence[Any],
-    store: str | Path | None,
-    fields: Settings,
-    kind: type[RunConfig] = RunConfig,
+    model: Source, benchmark: Any, store: str | Path | None, fields: Settings, kind: type[RunConfig] = RunConfig
 ) -> tuple[StoreRunner, Any]:
     """A runner and the configuration of a call."""
     root = Path(_session().name) / "store" if store is None else store
     plain = {"model": {"source": _source(model)}, "store": {"root": str(root), "reports": None}}
-    config = _configured(plain, benchmarks, fields, kind)
+    config = _configured(plain, benchmark, fields, kind)
     models.find_model(config.model)
     models.pick_device(config.execution.device)
     return StoreRunner(config.store, config.execution), config
 
 
-def _configured(
-    plain: dict[str, Any], benchmarks: Sequence[Any], fields: Settings, kind: type[RunConfig] = RunConfig
-) -> Any:
-    """A configuration from plain data with further fields; without benchmarks it has none."""
+def _configured(plain: dict[str, Any], benchmark: Any, fields: Settings, kind: type[RunConfig] = RunConfig) -> Any:
+    """A configuration from plain data with further fields, and the benchmark; None: it has none."""
     for field, value in fields.items():
         assign(plain, field, value)
     quiet_libraries()
-    config = validate_as(kind, plain | ({"benchmarks": list(benchmarks)} if benchmarks else {}))
-    return config if benchmarks else config.model_copy(update={"benchmarks": ()})
+    if benchmark is None:
+        return validate_as(kind, plain).model_copy(update={"benchmarks": ()})
+    return validate_as(kind, plain | {"benchmarks": [benchmark]})
 
 
-def _as_small(model: Small | Source, benchmarks: Sequence[Any], store: str | Path | None, fields: Settings) -> Small:
+def _as_small(model: Small | Source, benchmark: Any, store: str | Path | None, fields: Settings) -> Small:
     """A model that was made here, with the settings that made it, for another job; or a dense one."""
-    if not isinstance(model, Small):
-        run, config = _begin(model, benchmarks, store, fields)
-        return Small(run, config, steps.load_dense(run, config))
-    config = _configured(model.config.model_dump(mode="json"), benchmarks, fields)
-    return replace(model, config=config)
+    if isinstance(model, Small):
+        return replace(model, config=_configured(model.config.model_dump(mode="json"), benchmark, fields))
+    run, config = _begin(model, benchmark, store, fields)
+    return Small(run, config, steps.load_dense(run, config))
 
 
 def _source(model: Source) -> str:
     """The source of a model; one in memory is written to a folder, named by its weights when it is loaded."""
     if isinstance(model, str | Path):
         return str(model)
+    folder = str(_new_folder())
     try:
         own, tokenizer = model
-        folder = tempfile.mkdtemp(dir=_session().name)
         own.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     except (TypeError, ValueError, AttributeError):
@@ -248,7 +238,7 @@ def _benchmark(rows: Rows) -> Any:
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a data frame
         rows = rows.to_dict("records")
     try:
-        return {"data": _written((dict(row) for row in rows), "rows"), "name": "rows"}
+        return {"data": _written(map(dict, rows), "rows"), "name": "rows"}
     except (TypeError, ValueError):
         allowed = "a list of dicts, a data frame, a Dataset, a file, or the name of a benchmark"
         raise InputError(f"rows: got {type(rows).__name__}; allowed: {allowed}") from None
@@ -256,7 +246,6 @@ def _benchmark(rows: Rows) -> Any:
 
 def _written(rows: Iterable[Mapping[str, Any]], name: str) -> str:
     """A JSONL file of rows."""
-    folder = Path(tempfile.mkdtemp(dir=_session().name))
-    file = folder / f"{name}.jsonl"
-    file.write_text("".join(json.dumps(dict(row), default=str) + "\n" for row in rows), encoding="utf-8")
+    file = _new_folder() / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows), encoding="utf-8")
     return str(file)

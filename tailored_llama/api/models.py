@@ -20,8 +20,8 @@ from tailored_llama.pipeline import Artifact, StoreRunner
 class Small:
     """A model that was made here: a checkpoint, and the adapter that was tuned for it.
 
-    `run` is what made it, with its store. The adapter is kept if it is better than none on held-out rows; `verdict`
-    says what tuning brought there, and is empty if nothing was tuned. `removed` is a share of all parameters.
+    The adapter is kept if it is better than none on held-out rows; `verdict` says what tuning brought there, and is
+    empty if nothing was tuned. `removed` is a share of all parameters. `run` is what made the model, with its store.
     """
 
     run: StoreRunner

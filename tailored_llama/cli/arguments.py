@@ -7,14 +7,27 @@ from typing import Annotated
 
 import typer
 
-from tailored_llama.cli.folders import checkpoint_folder
+from tailored_llama.errors import InputError
+
+
+def checkpoint_folder(path: Path | None) -> Path | None:
+    """Refuse a folder that is no checkpoint, before torch is imported."""
+    if path is not None and not (path / "config.json").is_file():
+        raise InputError(f"{path / 'config.json'}: missing; allowed: a checkpoint folder")
+    return path
+
 
 Config = Annotated[Path | None, typer.Option("--config", help="Run configuration (TOML); absent: the defaults.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one field (see `fields`).")
 ]
+Model = Annotated[str, typer.Argument(help="Model source: embedded name, folder, .gguf file or Hub id.")]
 Out = Annotated[Path, typer.Argument(help="Folder to write; it must be new or empty.")]
 Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint folder.", callback=checkpoint_folder)]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="Folder of an adapter trained on this checkpoint.")]
-Dense = Annotated[Path, typer.Option("--dense", help="Dense checkpoint: the teacher.", callback=checkpoint_folder)]
 BenchmarkName = Annotated[str, typer.Option("--benchmark", "-b", help="Name of a benchmark, or your own file of rows.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or balanced.")]
+Against = Annotated[
+    Path | None, typer.Option(help="Checkpoint to alternate with: the dense one.", callback=checkpoint_folder)
+]
+Dense = Annotated[Path, typer.Option(help="Dense checkpoint: the teacher.", callback=checkpoint_folder)]

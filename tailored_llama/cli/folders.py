@@ -1,14 +1,21 @@
-"""Outputs of the commands: they appear whole or not at all."""
+"""What the commands work on: outputs that appear whole or not at all, and stages on folders.
+
+torch and transformers take seconds to load. What needs them is imported in the commands, after their arguments were
+checked, so that --help and a bad value answer at once.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tailored_llama.config import RunConfig, validate_config
+from tailored_llama.data import check_benchmark
 from tailored_llama.errors import InputError
+from tailored_llama.pipeline import FolderRunner
 from tailored_llama.store import NO_ROOM, error_number
 
 
@@ -48,8 +55,18 @@ def check_new_file(file: Path) -> None:
         raise InputError(f"{file}: {'exists' if file.exists() else 'its folder is missing'}; allowed: a new file")
 
 
-def checkpoint_folder(path: Path | None) -> Path | None:
-    """Refuse a folder that is no checkpoint, before torch is imported: that takes seconds."""
-    if path is not None and not (path / "config.json").is_file():
-        raise InputError(f"{path / 'config.json'}: missing; allowed: a checkpoint folder")
-    return path
+@contextmanager
+def scratch_runner(config: RunConfig) -> Iterator[FolderRunner]:
+    """A runner whose folders are gone at the end of the block."""
+    with tempfile.TemporaryDirectory() as scratch:
+        yield FolderRunner(Path(scratch), config.store.downloads, config.execution)
+
+
+def with_benchmarks(config: RunConfig, names: Sequence[str]) -> RunConfig:
+    """The same run with the named benchmarks alone, as it configures them, or of the built-in ones."""
+    configured = {benchmark.name: benchmark for benchmark in config.benchmarks}
+    others = {name: validate_config({"benchmarks": [name]}).benchmarks[0] for name in names if name not in configured}
+    chosen = tuple((configured | others)[name] for name in names)
+    for benchmark in chosen:
+        check_benchmark(benchmark)
+    return config.model_copy(update={"benchmarks": chosen})

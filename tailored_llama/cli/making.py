@@ -9,17 +9,22 @@ from typing import Annotated
 
 import typer
 
-from tailored_llama.cli.arguments import BenchmarkName, Checkpoint, Config, Dense, Out, Overrides
-from tailored_llama.cli.folders import check_new_file, checkpoint_folder, new_folder, room_for
-from tailored_llama.cli.running import scratch_runner, with_benchmarks
+from tailored_llama.cli.arguments import (
+    BenchmarkName,
+    Checkpoint,
+    Config,
+    Dense,
+    Model,
+    Out,
+    Overrides,
+    checkpoint_folder,
+)
+from tailored_llama.cli.folders import check_new_file, new_folder, room_for, scratch_runner, with_benchmarks
 from tailored_llama.config import GGUF_TYPES, PROMPTS, StoreConfig, as_gguf_type, healing_text, load_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import Done, steps
-from tailored_llama.preflight import texts_of
-
-# torch and transformers take seconds to load. What needs them is imported in the commands, after their arguments were
-# checked, so that --help and a bad value answer at once.
+from tailored_llama.preflight import check_texts, texts_of
 
 making = typer.Typer()
 
@@ -71,12 +76,7 @@ def example(
 
 
 @making.command(epilog="Example: `tailored-llama convert smollm2-135m-instruct dense`")
-def convert(
-    model: Annotated[str, typer.Argument(help="Model source: embedded name, folder, .gguf file or Hub id.")],
-    out: Out,
-    config: Config = None,
-    overrides: Overrides = None,
-) -> None:
+def convert(model: Model, out: Out, config: Config = None, overrides: Overrides = None) -> None:
     """Convert a model to an unpruned safetensors checkpoint, ready to score."""
     run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}"])
     with new_folder(out) as folder, scratch_runner(run) as runner:
@@ -86,7 +86,7 @@ def convert(
 
 @making.command(epilog="Example: `tailored-llama prune smollm2-135m-instruct pruned --ratio 0.2`")
 def prune(
-    model: Annotated[str, typer.Argument(help="Model source: embedded name, folder, .gguf file or Hub id.")],
+    model: Model,
     out: Out,
     ratio: Annotated[float, typer.Option(help="Fraction of all parameters to remove.")],
     benchmark: Annotated[
@@ -98,13 +98,10 @@ def prune(
 ) -> None:
     """Score importance, plan, and write a pruned checkpoint with its plan.parquet."""
     run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}", f"pruning.ratios=[{ratio}]"])
-    from tailored_llama.data import check_text
     from tailored_llama.models import pick_device, read_structure
 
     pick_device(run.execution.device)
-    for section, text in texts_of(run):
-        if section == "calibration":
-            check_text(text, section)
+    check_texts(run, "calibration")
     asked = config or run.calibration.reads(PROMPTS)
     run = with_benchmarks(run, benchmark or ([own.name for own in run.benchmarks] if asked else []))
     with new_folder(out) as folder, scratch_runner(run) as runner:
@@ -116,10 +113,9 @@ def prune(
     removed = f"{1 - after / before.parameters:.2%} removed, {body:.2%} of the body without embeddings"
     print(f"{out}: {after:,} of {before.parameters:,} parameters ({removed})")
     if tokens := facts.get("tokens"):
-        by = "the calibration text and general text, as no benchmark is named"
-        if run.benchmarks:
-            names = ", ".join(own.name for own in run.benchmarks)
-            by = f"the calibration text, the train prompts of {names}, and general text"
+        names = ", ".join(own.name for own in run.benchmarks)
+        prompts_read = f", the train prompts of {names}," if names else ""
+        by = f"the calibration text{prompts_read} and general text"
         whole = f"{facts['tokens_whole']:.2%} of further tokens are expected to stay whole"
         print(f"{tokens:,} of {before.vocab_size:,} tokens kept, by {by}; {whole}")
 
@@ -130,14 +126,10 @@ def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, 
     run = load_config(config, overrides)
     if not run.healing.tokens:
         raise InputError("healing.tokens: got 0; allowed: at least 1")
-    from tailored_llama.data import check_text
     from tailored_llama.models import check_quantizable, check_teacher, pick_device
 
     pick_device(run.execution.device)
-    read = "healing" if run.healing.source else "calibration"
-    for section, source in texts_of(run):
-        if section == read:
-            check_text(source, section)
+    check_texts(run, "healing" if run.healing.source else "calibration")
     check_quantizable(checkpoint, run.model.quantization, run.execution.device)
     check_teacher(dense, checkpoint)
     asked = config or healing_text(run).calibration.reads(PROMPTS)
@@ -199,8 +191,9 @@ def gguf(
     """Write a checkpoint as a GGUF file, for llama.cpp and Ollama."""
     beside = out.with_name(f"{out.stem}.adapter.gguf")
     kind = as_gguf_type(gguf_type)
-    for file in (out, *((beside,) if adapter else ())):
-        check_new_file(file)
+    check_new_file(out)
+    if adapter:
+        check_new_file(beside)
     from tailored_llama.serving import write_gguf, write_gguf_adapter
 
     with room_for(out), progress_bar(f"gguf {gguf_type}") as progress:
@@ -241,10 +234,9 @@ def trim(
     else:
         check_new_file(out)
     from tailored_llama.data import all_texts
-
-    texts = [own for file in text for own in all_texts(file)]
     from tailored_llama.serving import trim_checkpoint, trim_gguf
 
+    texts = [own for file in text for own in all_texts(file)]
     if model.is_dir():
         with new_folder(out) as folder:
             trimmed = trim_checkpoint(model, texts, tokens, folder)

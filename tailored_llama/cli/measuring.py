@@ -13,16 +13,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tailored_llama.cli.arguments import Adapter, BenchmarkName, Checkpoint, Config, Out, Overrides
-from tailored_llama.cli.folders import checkpoint_folder, new_folder
-from tailored_llama.cli.running import run_in_process, scratch_runner, with_benchmarks
+from tailored_llama.cli.arguments import Adapter, Against, BenchmarkName, Checkpoint, Config, Device, Out, Overrides
+from tailored_llama.cli.folders import new_folder, scratch_runner, with_benchmarks
+from tailored_llama.cli.running import run_in_process
 from tailored_llama.config import Work, load_config, validate_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import Done, read_certificate, steps, verify_certificate
-
-# torch and transformers take seconds to load. What needs them is imported in the commands, after their arguments were
-# checked, so that --help and a bad value answer at once.
 
 measuring = typer.Typer()
 
@@ -58,7 +55,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     adapter: Adapter = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens to generate.")] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or balanced.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Continue a prompt greedily."""
     from tailored_llama.evaluation import WrittenAnswer
@@ -72,10 +69,8 @@ def generate(
 @measuring.command(epilog="Example: `tailored-llama profile pruned --against dense --batch 1 --batch 8`")
 def profile(
     checkpoint: Checkpoint,
-    against: Annotated[
-        Path | None, typer.Option(help="Checkpoint to alternate with: the dense one.", callback=checkpoint_folder)
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or balanced.")] = "auto",
+    against: Against = None,
+    device: Device = "auto",
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeatable (absent: 1 and 8).")] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens in each prompt.")] = 128,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate after each prompt.")] = 32,

@@ -1,13 +1,10 @@
-"""Commands that run whole compositions in this process, and what single steps on folders have in common."""
+"""Commands that run whole compositions in this process, and print what can be set."""
 
 from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +12,10 @@ import typer
 from rich.logging import RichHandler
 
 from tailored_llama.cli.arguments import Overrides
-from tailored_llama.config import RunConfig, Section, SmallestConfig, study_of, validate_config
+from tailored_llama.config import Section, SmallestConfig, study_of
 from tailored_llama.console import console
-from tailored_llama.data import check_benchmark
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import COMPOSITIONS, Composition, FolderRunner, StoreRunner, run_composition, run_only
+from tailored_llama.pipeline import COMPOSITIONS, Composition, StoreRunner, run_composition, run_only
 from tailored_llama.store import ArtifactRef
 
 running = typer.Typer()
@@ -40,7 +36,6 @@ def run(
     study = study or study_of(config, overrides)
     if study not in COMPOSITIONS:
         raise InputError(f"--study: got {study!r}; allowed: {', '.join(COMPOSITIONS)}")
-
     raise typer.Exit(run_in_process(study, str(config), overrides, only))
 
 
@@ -78,20 +73,3 @@ def run_in_process(study: str, config: str | None, overrides: list[str] | None, 
     logging.basicConfig(format="%(message)s", handlers=shown)
     logging.getLogger("tailored_llama").setLevel(logging.INFO)
     return run_composition(study, config, overrides or [], execute)
-
-
-@contextmanager
-def scratch_runner(config: RunConfig) -> Iterator[FolderRunner]:
-    """A runner whose folders are gone at the end of the block."""
-    with tempfile.TemporaryDirectory() as scratch:
-        yield FolderRunner(Path(scratch), config.store.downloads, config.execution)
-
-
-def with_benchmarks(config: RunConfig, names: Sequence[str]) -> RunConfig:
-    """The same run with the named benchmarks alone, as it configures them, or of the built-in ones."""
-    configured = {benchmark.name: benchmark for benchmark in config.benchmarks}
-    others = {name: validate_config({"benchmarks": [name]}).benchmarks[0] for name in names if name not in configured}
-    chosen = tuple((configured | others)[name] for name in names)
-    for benchmark in chosen:
-        check_benchmark(benchmark)
-    return config.model_copy(update={"benchmarks": chosen})

@@ -37,14 +37,13 @@ def store_ls(
         entries = [entry for entry in entries if chosen in used_by[entry.name]]
     table = Table("stage", "key", "MB", "last used", "seconds", "peak GB", "reports")
     for entry in entries:
-        reports, manifest = _reports(used_by[entry.name]), entry.manifest
-        age = _age(time.time() - entry.used)
-        if entry.problem or manifest is None:
-            table.add_row(entry.stage, entry.key[:12], "broken", age, "", "", reports)
+        if entry.problem or entry.manifest is None:
+            size, seconds, peak = "broken", "", ""
             table.caption = "`tailored-llama store verify` says what is broken."
         else:
-            costs = f"{manifest.seconds:.1f}", f"{manifest.peak_memory_bytes / 1e9:.2f}"
-            table.add_row(entry.stage, entry.key[:12], f"{entry.size / 1e6:.1f}", age, *costs, reports)
+            size, seconds = f"{entry.size / 1e6:.1f}", f"{entry.manifest.seconds:.1f}"
+            peak = f"{entry.manifest.peak_memory_bytes / 1e9:.2f}"
+        table.add_row(entry.stage, entry.key[:12], size, _age(entry), seconds, peak, _reports(used_by[entry.name]))
     Console().print(table)
     if report is not None:
         print(f"{_sum(entries)}: {chosen.stage} {chosen.key[:12]} and all it used")
@@ -61,9 +60,8 @@ def store_verify(root: Root = "artifacts") -> None:
         if problem:
             broken += 1
             print(f"{location}: {problem}")
-    print("all whole" if not broken else f"{broken} broken; a run rebuilds them")
-    if broken:
-        raise typer.Exit(1)
+    print(f"{broken} broken; a run rebuilds them" if broken else "all whole")
+    raise typer.Exit(1 if broken else 0)
 
 
 @store_app.command("gc", epilog="Example: `tailored-llama store gc --older-than 30d --keep-under 20GB --delete`")
@@ -102,7 +100,7 @@ def store_gc(
         raise InputError(f"--root {root}: {error}; allowed: a store that can be written") from error
     table = Table("stage", "key", "MB", "last used")
     for entry in gone:
-        table.add_row(entry.stage, entry.key[:12], f"{entry.size / 1e6:.1f}", _age(time.time() - entry.used))
+        table.add_row(entry.stage, entry.key[:12], f"{entry.size / 1e6:.1f}", _age(entry))
     if gone:
         Console().print(table)
     swept = f"{_count(len(left) + len(claims), 'leftover')}, {_size(sum(size for _, size in left))}"
@@ -157,6 +155,8 @@ def _size(size: int) -> str:
     return f"{size} B" if unit == "B" else f"{size / _BYTES[unit]:.1f} {unit}"
 
 
-def _age(seconds: float) -> str:
-    days, hours = int(seconds // 86400), int(seconds // 3600)
-    return f"{days} d" if days else f"{hours} h" if hours else f"{max(0, int(seconds // 60))} min"
+def _age(entry: store.Entry) -> str:
+    """How long ago an artifact was last used."""
+    minutes = max(0, int(time.time() - entry.used) // 60)
+    hours, days = minutes // 60, minutes // 1440
+    return f"{days} d" if days else f"{hours} h" if hours else f"{minutes} min"

@@ -2,7 +2,6 @@
 from . import steps as steps
 from .compositions import COMPOSITIONS as COMPOSITIONS
 from .compositions import Composition as Composition
-from .compositions import parts_of as parts_of
 from .compositions import place_report as place_report
 from .compositions import report_target as report_target
 from .compositions import run_composition as run_composition

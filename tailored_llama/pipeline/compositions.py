@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,7 @@ def run_composition(
     """
     composition = COMPOSITIONS[name]
     failed: Mapping[str, Exception] = {}
+    begun = time.time()
     try:
         config = load_config(file, overrides, composition.kind)
         composition.check(config)
@@ -114,12 +116,14 @@ def run_composition(
         if error.report is None:
             return 1
         report = error.report
-    folder = store.ArtifactStore(config.store.root).open(report)
+    artifacts = store.ArtifactStore(config.store.root)
+    folder = artifacts.open(report)
     if report.stage not in REPORTS:  # one stage alone was wanted
         print(f"{report.stage}: {folder}")
         return 0
     folder = place_report(folder, target)
     Console().print(reports.stored_table(folder))
+    print(f"stages: {_costs(artifacts, report, begun)}")
     print(f"report: {next(folder.glob('*.html'))}")
     for model in composition.finished(config, folder) if not failed else ():
         print(f"model: {model}")
@@ -154,30 +158,23 @@ def place_report(folder: Path, target: Path | None) -> Path:
         return folder
 
 
-@dataclass(frozen=True)
-class Part:
-    """One of the artifacts behind another: when it was published, in seconds since 1970, and what it is of."""
-
-    time: float
-    label: str
-    manifest: store.Manifest
-
-
-def parts_of(artifacts: store.ArtifactStore, ref: ArtifactRef) -> list[Part]:
-    """An artifact and all that it was made from, as far as stored here, in the order they were made."""
-    parts, seen, waiting = list[Part](), {ref.key}, [("", ref)]
+def _costs(artifacts: store.ArtifactStore, report: ArtifactRef, begun: float) -> str:
+    """What was computed for a report since a run has begun, and what was found, with their times."""
+    new, old, seen, waiting = list[float](), list[float](), {report.key}, [report]
     while waiting:
-        label, part = waiting.pop(0)
+        part = waiting.pop()
         folder = artifacts.folder(part.stage, part.key)
         try:
-            time, manifest = (folder / store.MANIFEST).stat().st_mtime, store.read_manifest(folder)
-        except (OSError, InputError):
+            is_new, manifest = (folder / store.MANIFEST).stat().st_mtime >= begun, store.read_manifest(folder)
+        except (OSError, InputError):  # it was removed, or is on another machine
             continue
-        words = label.removeprefix(part.stage).split()
-        named = [str(manifest.config[name]) for name in ("benchmark", "split") if name in manifest.config]
-        parts.append(Part(time, " ".join([*words, *(name for name in named if name not in words)]), manifest))
-        for name, used in manifest.inputs.items():
-            if used.key not in seen:
-                seen.add(used.key)
-                waiting.append((name, used))
-    return sorted(parts, key=lambda part: part.time)
+        (new if is_new else old).append(manifest.seconds)
+        waiting += [used for used in manifest.inputs.values() if used.key not in seen]
+        seen |= {used.key for used in manifest.inputs.values()}
+    found = f"; {len(old)} found in the store, which took {_minutes(old)} to compute" if old else ""
+    return f"{len(new)} computed in this run, in {_minutes(new)}{found}"
+
+
+def _minutes(seconds: Iterable[float]) -> str:
+    minutes, rest = divmod(round(sum(seconds)), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -171,9 +171,8 @@ def _prove(
     """Test the candidates in their order, on rows that chose none of them; the first that fails ends the sequence."""
     run, first, goal = state.run, state.bases[0], state.config.goal
     level = evaluation.level_of(opening, goal.confidence)
-    reference = candidates.score(
-        run, first, state.reference, "evaluation"
-    )  # under way while the first candidate is scored
+    # It is under way while the first candidate is scored.
+    reference = candidates.score(run, first, state.reference, "evaluation")
     proving: dict[Rung, Mapping[str, Artifact]] = {}
     tests: list[Mapping[str, LossTest]] = []
     for rung in (one.rung for one in order):

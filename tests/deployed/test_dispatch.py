@@ -1,4 +1,4 @@
-"""Stages on two workers: one is killed, its stage goes to the other; a run is cancelled; others make the artifacts."""
+"""Stages on two workers: one is killed, its stage goes to the other; a run is cancelled."""
 
 from __future__ import annotations
 
@@ -65,22 +65,3 @@ def test_a_killed_worker_s_stage_goes_elsewhere_and_cancelling_ends_all_of_it(
     ended = stage_runs(site, begun)
     assert sorted(one["state"]["type"] for one in ended) == ["CANCELLED"] * 3 + ["CRASHED"]
     assert not any(children_of(worker.pid) for worker in site.gpu_workers)
-
-
-def test_runs_of_workers_whose_artifacts_others_have_made_are_not_needed(
-    site: Site, own_run: dict[str, Any], tailor_here: Callable[[dict[str, Any]], None]
-) -> None:
-    own_run |= {"execution": {"device": "cpu"}, "tuning": own_run["tuning"] | {"examples": "none"}}
-    tailor_here(own_run)
-    own_run |= {"scoring": {"limit": 5}}  # what is left to do is scores
-    begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    site.server.change("work_pools/gpu", {"is_paused": True})  # its workers take nothing
-    try:
-        run = site.run("tailor/on-demand", {"config": own_run | {"execution": {"device": "cpu", "dispatch": "gpu"}}})
-        until(lambda: stage_runs(site, begun), 120, "a stage that waits", 0.5)
-        tailor_here(own_run)
-        assert site.ended(run)["state"]["name"] == "Completed"
-        states = {(one["state"]["type"], one["state"]["name"]) for one in stage_runs(site, begun)}
-    finally:
-        site.server.change("work_pools/gpu", {"is_paused": False})
-    assert states == {("COMPLETED", "NotNeeded")}

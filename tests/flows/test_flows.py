@@ -17,6 +17,7 @@ from services import ROOT
 from tailored_llama.config import load_config, validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS
+from tasks.runner import open_store
 
 States = dict[str, list[str]]
 STUDIES = {  # what a configuration has beside that of a run: before its sections, and after them
@@ -59,6 +60,21 @@ def test_a_flow_finds_all_that_was_computed_without_prefect(own_run: dict[str, A
     assert built(root) == before
     assert {"load colours", "heal @ 0.20", "tune colours @ 0.20", "report"} <= states.keys()
     assert {name for seen in states.values() for name in seen} == {"Cached"}
+
+
+def test_what_was_pulled_from_a_url_is_not_called_computed(
+    own_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_run["store"]["root"] = "memory://pulled"
+    (tmp_path / "run.toml").write_text(as_toml(own_run))
+    for machine in ("one", "other"):
+        monkeypatch.setenv("HOME", str(tmp_path / machine))  # where working copies are
+        open_store.cache_clear()
+        assert main(["tailor", str(tmp_path / "run.toml"), "--set", f"scoring.limit={len(machine)}"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    _, told = (line for line in said if line.startswith("stages: "))
+    assert told.startswith("stages: 5 computed in this run, ")  # prompts, three scores, the report
+    assert " found in the store, " in told
 
 
 def test_one_stage_alone_runs_with_what_it_reads(own_run: dict[str, Any], states: States) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,43 +29,16 @@ def shown() -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("drawn")
-def test_a_run_shows_its_table_its_plots_and_its_stages(own_run: dict[str, Any]) -> None:
+def test_a_run_shows_its_table_and_its_plots(own_run: dict[str, Any]) -> None:
     config = validate_config(own_run)
     folder = open_store(config.store).open(tailor(config))
     pages = shown()
-    assert pages.keys() == {"recovery", "stages"}
+    assert pages.keys() == {"recovery"}
     (row, *_), _ = read_recovery(folder)
     assert f"| colours (acc_norm) | 12 | {row.floor:.3f} |" in pages["recovery"]
     assert f"{folder}/report.html" in pages["recovery"]
     assert pages["recovery"].count("](data:image/png;base64,") == 2
     assert all(len(text.encode()) <= LIMIT for text in pages.values())
-    listed = set(re.findall(r"`(\w+/[0-9a-f]{12})\*`", pages["stages"]))
-    assert listed == {
-        f"{path.parent.parent.name}/{path.parent.name[:12]}"
-        for path in Path(own_run["store"]["root"]).glob("*/*/manifest.json")
-        if path.parent.parent.name != "reach"  # a check: nothing is made from it
-    }
-    assert pages["stages"].count("in\N{NO-BREAK SPACE}this\N{NO-BREAK SPACE}run") == len(listed)
-
-    tailor(validate_config(own_run | {"scoring": {"limit": 6}}))
-    pages = shown()
-    assert pages["stages"].count("in\N{NO-BREAK SPACE}this\N{NO-BREAK SPACE}run") == 5  # prompts, three scores, report
-
-
-def test_what_was_pulled_from_a_url_is_not_called_computed(
-    own_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "one"))  # where working copies are
-    own_run["store"]["root"] = "memory://pulled"
-    tailor(validate_config(own_run))
-    monkeypatch.setenv("HOME", str(tmp_path / "other"))
-    open_store.cache_clear()
-    tailor(validate_config(own_run | {"scoring": {"limit": 6}}))
-    rows = [line.split(" | ") for line in shown()["stages"].splitlines() if line.startswith("| ")]
-    in_this_run = "in\N{NO-BREAK SPACE}this\N{NO-BREAK SPACE}run"
-    computed = [row[0].removeprefix("| ") for row in rows if row[2] == in_this_run]
-    assert computed == ["prompts", "scores", "scores", "scores", "report"]
-    assert len(rows) > len(computed) + 5
 
 
 def test_a_server_that_takes_no_artifact_costs_no_run(own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
