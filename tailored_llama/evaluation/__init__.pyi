@@ -1,8 +1,6 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from .answer import Answer as Answer
 from .answer import Candidate as Candidate
-from .answer import CandidateParts as CandidateParts
-from .answer import Proof as Proof
 from .answer import RowSet as RowSet
 from .answer import is_proven as is_proven
 from .answer import read_answer as read_answer
@@ -43,14 +41,16 @@ from .recovery import read_recovery as read_recovery
 from .recovery import recovery_rows as recovery_rows
 from .recovery import recovery_tables as recovery_tables
 from .results import ByType as ByType
+from .results import CandidateParts as CandidateParts
 from .results import MeasuredModel as MeasuredModel
+from .results import ProfileRow as ProfileRow
+from .results import Proof as Proof
 from .results import StudiedBenchmark as StudiedBenchmark
 from .results import SweptCell as SweptCell
 from .results import TailoredRun as TailoredRun
 from .results import TransferScore as TransferScore
 from .results import TunedDense as TunedDense
-from .rows import ProfileRow as ProfileRow
-from .rows import read_profile as read_profile
+from .results import read_profile as read_profile
 from .scores import Score as Score
 from .scores import compare_scores as compare_scores
 from .scores import read_answers as read_answers

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic
 
 from pydantic import TypeAdapter
 
 from tailored_llama.config import GgufType, GoalConfig
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.proof import LossTest
-from tailored_llama.evaluation.results import A
 
 
 @dataclass(frozen=True)
@@ -92,24 +90,3 @@ def read_answer(folder: Path) -> Answer:
         return TypeAdapter(Answer).validate_json((folder / "answer.json").read_bytes())
     except (OSError, ValueError):
         raise InputError(f"{folder / 'answer.json'}: missing or not the answer of a search") from None
-
-
-@dataclass(frozen=True)
-class Proof(Generic[A]):
-    """What proves a model: the proving rows, and the scores of both models on them, by benchmark."""
-
-    prompts: Mapping[str, A]
-    dense: Mapping[str, A]
-    small: Mapping[str, A]
-
-
-@dataclass(frozen=True)
-class CandidateParts(Generic[A]):
-    """The artifacts of a candidate: checkpoint, adapter, scores by benchmark on either set of rows, and times."""
-
-    label: str
-    checkpoint: A
-    adapter: A | None
-    choosing: Mapping[str, A]
-    proving: Mapping[str, A] = field(default_factory=dict)
-    timed: A | None = None

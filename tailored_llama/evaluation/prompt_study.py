@@ -1,8 +1,4 @@
-"""Prompt studies: choose a template set on a slice of the train split, report it on the evaluation split.
-
-The paper asks how much a prompt written for the task gains over one prompt for all tasks. The choice never sees the
-split that it is reported on.
-"""
+"""Prompt studies: choose a template set on a slice of the train split, report it on the evaluation split."""
 
 from __future__ import annotations
 
@@ -17,20 +13,20 @@ from tailored_llama.data import layout_of, load_template, study_templates
 from tailored_llama.evaluation.recovery import MEAN
 from tailored_llama.evaluation.results import StudiedBenchmark
 from tailored_llama.evaluation.scores import read_answers, read_metrics
-from tailored_llama.evaluation.statistics import interval, paired_draws
+from tailored_llama.evaluation.statistics import Estimate, difference, interval, mean_of
 
 SELECTION, EVALUATION = "selection", "evaluation"
 
 
 @dataclass(frozen=True)
 class TemplateRow:
-    """A template set on one split of a benchmark. With `partial`, the choice is in the context: another measure."""
+    """A template set on one split of a benchmark."""
 
     benchmark: str
     split: str  # selection (a slice of train) or evaluation
     template: str
     chosen: bool
-    partial: bool
+    partial: bool  # the choice is in the context, and the rest of the sentence is scored: another measure
     metric: str
     examples: int
     floor: float
@@ -40,10 +36,7 @@ class TemplateRow:
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of the chosen set − another's on the same evaluation examples, with its paired 95 % interval.
-
-    The mean is over the benchmarks on which both sets use the same measure; `benchmarks` counts them.
-    """
+    """Accuracy of the chosen set − another's on the same evaluation examples, with its paired 95 % interval."""
 
     benchmark: str  # or (mean)
     template: str | None  # chosen; None for the mean
@@ -53,18 +46,17 @@ class Difference:
     low: float
     high: float
     examples: int
-    benchmarks: int = 1
+    benchmarks: int = 1  # in a mean: those on which both sets use the same measure
 
 
 def choose(scores: Mapping[str, Sequence[Path]]) -> str:
     """The template set with the highest headline metric over all examples of its scores; on a tie, the first."""
-
-    def over_all(name: str) -> float:
-        splits = [read_metrics(folder) for folder in scores[name]]
+    accuracies = {}
+    for name, folders in scores.items():
+        splits = [read_metrics(folder) for folder in folders]
         examples = [split["examples"] for split in splits]
-        return float(np.average([split[split["metric"]] for split in splits], weights=examples))
-
-    return max(scores, key=over_all)
+        accuracies[name] = np.average([split[split["metric"]] for split in splits], weights=examples)
+    return max(accuracies, key=lambda name: float(accuracies[name]))
 
 
 def study_rows(config: PromptStudyConfig, studied: Sequence[StudiedBenchmark[Path]]) -> list[TemplateRow]:
@@ -79,8 +71,7 @@ def study_rows(config: PromptStudyConfig, studied: Sequence[StudiedBenchmark[Pat
                 metric = values["metric"]
                 partial = "choice" in layout_of(load_template(named[name]), benchmark).in_context
                 figures = [values[key] for key in ("examples", "floor", metric, f"{metric}_stderr")]
-                measure = (name == one.chosen, partial, metric)
-                rows.append(TemplateRow(one.benchmark, split, name, *measure, *figures))
+                rows.append(TemplateRow(one.benchmark, split, name, name == one.chosen, partial, metric, *figures))
     return rows
 
 
@@ -91,20 +82,17 @@ def study_differences(
     differences = []
     reported = {(row.benchmark, row.template): row for row in rows if row.split == EVALUATION}
     for other in REFERENCES:
-        draws, comparable = [], []
+        alike: list[tuple[Estimate, int]] = []  # on benchmarks where both sets use the same measure, with the examples
         for one in studied:
-            name = one.benchmark
-            chosen, reference = reported[name, one.chosen], reported[name, other]
-            a, b = (read_answers(one.evaluation[template], chosen.metric) for template in (one.chosen, other))
-            drawn = np.subtract(*paired_draws(a, b, [config.seed, *name.encode()]))
-            gain, same_measure = chosen.accuracy - reference.accuracy, chosen.partial == reference.partial
-            measured = (same_measure, gain, *interval(drawn), chosen.examples)
-            differences.append(Difference(name, one.chosen, other, *measured))
-            if same_measure:
-                draws.append(drawn)
-                comparable.append(differences[-1])
-        if len(studied) > 1 and comparable:
-            mean, total = float(np.mean([d.difference for d in comparable])), sum(d.examples for d in comparable)
-            bounds = interval(np.mean(draws, axis=0))
-            differences.append(Difference(MEAN, None, other, True, mean, *bounds, total, len(comparable)))
+            name, chosen = one.benchmark, reported[one.benchmark, one.chosen]
+            answers, others = (read_answers(one.evaluation[own], chosen.metric) for own in (one.chosen, other))
+            gain = difference(answers, others, config.seed, name)
+            same, bounds = chosen.partial == reported[name, other].partial, interval(gain.draws)
+            differences.append(Difference(name, one.chosen, other, same, gain.value, *bounds, chosen.examples))
+            if same:
+                alike.append((gain, chosen.examples))
+        if len(studied) > 1 and alike:
+            mean, examples = mean_of([gain for gain, _ in alike]), sum(count for _, count in alike)
+            bounds = interval(mean.draws)
+            differences.append(Difference(MEAN, None, other, True, mean.value, *bounds, examples, len(alike)))
     return differences

@@ -74,16 +74,17 @@ def _write_answers(
 
 def predict(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> dict[str, list[Any]]:
     """The columns of `predictions.parquet`: the likeliest choice, by log-likelihood in total and per character."""
-    columns: dict[str, list[Any]] = {name: [] for name in PREDICTIONS_SCHEMA.names}
     for prompt, row in zip(prompts, scores, strict=True):
         if not all(map(math.isfinite, row)):
             raise FloatingPointError(f"example {prompt.example}: log-likelihoods {row} are not finite numbers")
-        columns["example"].append(prompt.example)
-        columns["loglikelihoods"].append(list(row))
-        columns["prediction"].append(int(np.argmax(row)))
-        columns["prediction_norm"].append(int(np.argmax(np.array(row) / np.array(prompt.choice_lengths))))
-        columns["answer"].append(prompt.answer)
-    return columns
+    lengths = [prompt.choice_lengths for prompt in prompts]
+    return {
+        "example": [prompt.example for prompt in prompts],
+        "loglikelihoods": [list(row) for row in scores],
+        "prediction": [int(np.argmax(row)) for row in scores],
+        "prediction_norm": [int(np.argmax(np.divide(row, own))) for row, own in zip(scores, lengths, strict=True)],
+        "answer": [prompt.answer for prompt in prompts],
+    }
 
 
 def choice_floor(prompts: Sequence[Prompt]) -> float:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from tailored_llama.config import DENSE
-from tailored_llama.evaluation.recovery import MEAN, TAILORED, RecoveryRow, recovery_rows
+from tailored_llama.evaluation.recovery import TAILORED, RecoveryRow, recovery_rows
 from tailored_llama.evaluation.results import MeasuredModel
 from tailored_llama.evaluation.scores import read_metrics, read_score
 from tailored_llama.models import read_structure
@@ -21,28 +20,25 @@ from tailored_llama.store import read_rows
 class SweepRow:
     """The figures of a cell, or of several that differ only in their seed; or the error that left none.
 
-    A dense model has ratio 0, and a curve only if it is tuned. `dense_parameters`, `dense_body` and `dense_perplexity`
-    belong to the cell's untuned dense model. The body is all parameters but the embedding and an untied head. Sizes and
-    perplexity are means over the seeds, perplexity with the lowest and the highest; it is per token of the dense model,
-    also where a cell's own vocabulary has fewer. Accuracy is the mean of the headline metrics. Recovery and
-    chance-corrected recovery are as in `RecoveryRow`, from each example's mean over the seeds: `_low` and `_high` bound
-    the 95 % interval over the examples, `_least` and `_most` are the extremes of single seeds.
+    Sizes and perplexity are means over the seeds. Recovery and chance-corrected recovery are as in `RecoveryRow`, from
+    each example's mean over the seeds: `_low` and `_high` bound the 95 % interval over the examples. `_least` and
+    `_most` are the extremes of single seeds. `dense_…` is of the cell's untuned dense model.
     """
 
     label: str
-    ratio: float
-    curve: str | None = None
+    ratio: float  # 0: a dense model
+    curve: str | None = None  # of a dense model only if it is tuned
     place: float | None = None
     seeds: int = 1
     parameters: int | None = None
-    body: int | None = None
+    body: int | None = None  # parameters without the embedding and an untied head
     dense_parameters: int | None = None
     dense_body: int | None = None
-    perplexity: float | None = None
+    perplexity: float | None = None  # per token of the dense model, also where a cell's own vocabulary has fewer
     perplexity_least: float | None = None
     perplexity_most: float | None = None
     dense_perplexity: float | None = None
-    accuracy: float | None = None
+    accuracy: float | None = None  # mean of the headline metrics
     accuracy_stderr: float | None = None
     examples: int | None = None
     recovery: float | None = None
@@ -72,8 +68,9 @@ class SweepRow:
         return (self.perplexity or math.nan) / (self.dense_perplexity or math.nan)
 
 
-_RECOVERY = ("recovery", "recovery_low", "recovery_high")  # these and the next are fields of `RecoveryRow`, too
-_OVERALL = ("accuracy", "examples", *_RECOVERY, "chance_corrected", "cc_low", "cc_high", "cc_benchmarks")
+# Fields of a `RecoveryRow`, too.
+_OVERALL = ("accuracy", "examples", "recovery", "recovery_low", "recovery_high")
+_OVERALL += ("chance_corrected", "cc_low", "cc_high", "cc_benchmarks")
 
 
 def measure(
@@ -83,9 +80,9 @@ def measure(
 
     Its rows on each benchmark come with it; `model` is its label there.
     """
-    perplexities = [_perplexity(cell, base) for cell, base in zip(cells, dense, strict=True)]
     sizes = [read_structure(cell.checkpoint).size for cell in cells]
     dense_size = read_structure(dense[0].checkpoint).size
+    perplexities = [_perplexity(cell, base) for cell, base in zip(cells, dense, strict=True)]
     row = replace(
         row,
         seeds=len(cells),
@@ -93,17 +90,16 @@ def measure(
         body=round(fmean(size.body for size in sizes)),
         dense_parameters=dense_size.parameters,
         dense_body=dense_size.body,
-        perplexity=math.fsum(perplexities) / len(cells),
+        perplexity=fmean(perplexities),
         perplexity_least=min(perplexities),
         perplexity_most=max(perplexities),
-        dense_perplexity=_measured(dense[0])["perplexity"],
+        dense_perplexity=_perplexity(dense[0], dense[0]),
     )
     if not cells[0].scores:
         return row, []
-    recoveries = _recovery(cells, dense)
-    seed_recoveries = [_recovery([cell], [base])[-1].recovery for cell, base in zip(cells, dense, strict=True)]
-    known = [value for value in seed_recoveries if value is not None]
-    overall = recoveries[-1]
+    *by_benchmark, overall = recoveries = _recovery(cells, dense)
+    seeds = [_recovery([cell], [base])[-1].recovery for cell, base in zip(cells, dense, strict=True)]
+    known = [value for value in seeds if value is not None]
     row = replace(
         row,
         accuracy_stderr=overall.stderr,
@@ -111,22 +107,18 @@ def measure(
         recovery_most=max(known, default=None),
         **{name: getattr(overall, name) for name in _OVERALL},
     )
-    by_benchmark = []
-    for one in recoveries:
-        if one.benchmark != MEAN:
-            chosen = dict.fromkeys(cell.templates[one.benchmark] for cell in cells if cell.templates)
-            by_benchmark.append(replace(one, model=row.label, ratio=row.ratio, template=", ".join(chosen) or None))
-    return row, by_benchmark
-
-
-def _measured(model: MeasuredModel[Path]) -> dict[str, Any]:
-    assert model.perplexity  # a cell has all of its measurements, or an error
-    return read_metrics(model.perplexity)
+    named = []
+    for one in by_benchmark or recoveries:  # of one benchmark, its row is that of all
+        chosen = dict.fromkeys(cell.templates[one.benchmark] for cell in cells if cell.templates)
+        named.append(replace(one, model=row.label, ratio=row.ratio, template=", ".join(chosen) or None))
+    return row, named
 
 
 def _perplexity(cell: MeasuredModel[Path], dense: MeasuredModel[Path]) -> float:
     """Perplexity per token of the dense model; both measured one text."""
-    own, theirs = _measured(cell), _measured(dense)
+    assert cell.perplexity  # a cell has all of its measurements, or an error
+    assert dense.perplexity
+    own, theirs = read_metrics(cell.perplexity), read_metrics(dense.perplexity)
     if own["tokens"] == theirs["tokens"]:
         return float(own["perplexity"])
     return math.exp(math.log(own["perplexity"]) * own["tokens"] / theirs["tokens"])
@@ -135,12 +127,12 @@ def _perplexity(cell: MeasuredModel[Path], dense: MeasuredModel[Path]) -> float:
 def _recovery(cells: Sequence[MeasuredModel[Path]], dense: Sequence[MeasuredModel[Path]]) -> list[RecoveryRow]:
     """The rows of cells that differ only in their seed, the mean last."""
     scores = {
-        model: {name: read_score([one.scores[name] for one in models]) for name in models[0].scores}
+        model: {name: read_score(*(one.scores[name] for one in models)) for name in models[0].scores}
         for model, models in ((DENSE, dense), (TAILORED, cells))
     }
     return [row for row in recovery_rows(scores) if row.model == TAILORED]
 
 
 def read_sweep(folder: Path) -> list[SweepRow]:
-    """The rows of `sweep.parquet`, dense models first."""
+    """The rows of `sweep.parquet`, dense models first; InputError as `read_rows`."""
     return read_rows(folder / "sweep.parquet", SweepRow)

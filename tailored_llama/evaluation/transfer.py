@@ -13,7 +13,7 @@ from tailored_llama.config import UNTUNED_MODEL
 from tailored_llama.evaluation.recovery import MEAN
 from tailored_llama.evaluation.results import TransferScore
 from tailored_llama.evaluation.scores import check_comparable, read_score
-from tailored_llama.evaluation.statistics import Answers, above_floor, interval, paired_draws
+from tailored_llama.evaluation.statistics import Answers, above_floor, difference, interval, mean_of
 
 # Used as names of a model or a benchmark; real names have no parentheses.
 OWN, OTHERS, DIFFERENCE = "(own)", "(others)", "(own − others)"
@@ -21,15 +21,12 @@ OWN, OTHERS, DIFFERENCE = "(own)", "(others)", "(own − others)"
 
 @dataclass(frozen=True)
 class TransferRow:
-    """One row of `transfer.parquet`: a cell, or a mean gain over several.
+    """One row of `transfer.parquet`: a cell, or a mean gain over several; accuracies and gains are fractions."""
 
-    Accuracies and gains are fractions, not points; `gain` is over the pruned model, `_low` and `_high` bound its 95 %
-    interval. Benchmark "(others)" is a model's mean gain on those that it was not tuned on. Benchmark "(mean)" is the
-    mean gain over all adapters: on their "(own)" benchmark, on "(others)", and the difference.
-    """
-
-    model: str
-    benchmark: str
+    model: (
+        str  # with benchmark (mean): the mean over all adapters on their (own) benchmark, (others), or (own − others)
+    )
+    benchmark: str  # (others): the mean over those that the model was not tuned on
     metric: str | None = None
     examples: int | None = None
     floor: float | None = None
@@ -37,7 +34,7 @@ class TransferRow:
     stderr: float | None = None
     above_floor: bool | None = None
     benchmarks: int = 0  # number of benchmarks in the gain
-    gain: float | None = None
+    gain: float | None = None  # over the pruned model, with its 95 % interval
     gain_low: float | None = None
     gain_high: float | None = None
     error: str | None = None
@@ -59,45 +56,43 @@ def transfer_rows(cells: Sequence[TransferScore[Path]], seed: int) -> list[Trans
     """
     scores = {(cell.model, cell.benchmark): read_score(cell.scores) for cell in cells if cell.scores}
     names = list(dict.fromkeys(cell.benchmark for cell in cells))
-    models = dict.fromkeys(cell.model for cell in cells)
     for name in names:
-        if column := [score for (_, benchmark), score in scores.items() if benchmark == name]:
-            check_comparable(name, *column)
-    answers = {cell_key: score.answers for cell_key, score in scores.items()}
-    untuned = {name: answers[UNTUNED_MODEL, name] for name in names if (UNTUNED_MODEL, name) in answers}
+        check_comparable(name, *(score for (_, benchmark), score in scores.items() if benchmark == name))
+    answers: dict[str, dict[str, Answers]] = {cell.model: {} for cell in cells}
+    for (model, name), score in scores.items():
+        answers[model][name] = score.answers
+    untuned = answers.get(UNTUNED_MODEL, {})
     rows = []
     for cell in cells:
-        row, score = TransferRow(cell.model, cell.benchmark, error=cell.error), scores.get((cell.model, cell.benchmark))
-        if score:
-            tuned = {cell.benchmark: score.answers} if cell.model != UNTUNED_MODEL else {}
-            measured = (score.metric, len(score.answers.examples), score.floor, score.accuracy, score.stderr)
-            significant = above_floor(score.accuracy, score.stderr, score.floor)
+        row = TransferRow(cell.model, cell.benchmark, error=cell.error)
+        if one := scores.get((cell.model, cell.benchmark)):
+            measured = (one.metric, len(one.answers.examples), one.floor, one.accuracy, one.stderr)
+            tuned = {cell.benchmark: one.answers} if cell.model != UNTUNED_MODEL else {}
+            significant = above_floor(one.accuracy, one.stderr, one.floor)
             row = TransferRow(cell.model, cell.benchmark, *measured, significant, **_gain(tuned, untuned, seed))
         rows.append(row)
-    for model in models:
-        elsewhere = [name for name in names if model not in (name, UNTUNED_MODEL) and (model, name) in answers]
-        gained = _gain({name: answers[model, name] for name in elsewhere}, untuned, seed)
-        rows.append(TransferRow(model, OTHERS, **gained))
-    others_answers = {name: [answers[m, name] for m in names if m != name and (m, name) in answers] for name in names}
-    both = [name for name in untuned if (name, name) in answers and others_answers[name]]
-    own = {name: answers[name, name] for name in both}
-    means = {name: np.mean([one.values for one in others_answers[name]], axis=0) for name in both}
-    others = {name: replace(own[name], values=mean) for name, mean in means.items()}
+    for model, by_name in answers.items():
+        elsewhere = {name: one for name, one in by_name.items() if model not in (name, UNTUNED_MODEL)}
+        rows.append(TransferRow(model, OTHERS, **_gain(elsewhere, untuned, seed)))
+    own, others = {}, {}
+    for name in untuned:
+        beside = [answers[model][name].values for model in names if model != name and name in answers.get(model, {})]
+        if beside and name in answers.get(name, {}):
+            own[name] = answers[name][name]
+            others[name] = replace(own[name], values=np.mean(beside, axis=0))
     for label, compared, baseline in ((OWN, own, untuned), (OTHERS, others, untuned), (DIFFERENCE, own, others)):
         rows.append(TransferRow(label, MEAN, **_gain(compared, baseline, seed)))
     return rows
 
 
 def _gain(answers: Mapping[str, Answers], baseline: Mapping[str, Answers], seed: int) -> dict[str, Any]:
-    """The gain of answers over a baseline, as the mean over the benchmarks that both have."""
-    pairs = {name: (own, baseline[name]) for name, own in answers.items() if name in baseline}
-    if not pairs:
+    """The gain over a baseline as fields of a row: the mean over the benchmarks that both have."""
+    gains = [difference(own, baseline[name], seed, name) for name, own in answers.items() if name in baseline]
+    if not gains:
         return {}
-    draws = [np.subtract(*paired_draws(*pair, [seed, *name.encode()])) for name, pair in pairs.items()]
-    drawn = np.asarray(np.round(np.mean(draws, axis=0), 12))  # a draw without a difference becomes exactly zero
-    gain = float(np.mean([own.values.mean() - base.values.mean() for own, base in pairs.values()]))
-    low, high = interval(drawn)
-    return {"benchmarks": len(pairs), "gain": gain, "gain_low": low, "gain_high": high}
+    mean = mean_of(gains)
+    low, high = interval(np.round(mean.draws, 12))  # a draw without a difference becomes exactly zero
+    return {"benchmarks": len(gains), "gain": mean.value, "gain_low": low, "gain_high": high}
 
 
 def field_of(rows: Sequence[TransferRow]) -> tuple[list[str], list[str], dict[tuple[str, str], TransferRow]]:
