@@ -76,7 +76,7 @@ def is_proven(tests: Mapping[str, LossTest]) -> bool:
 
 
 def write_answer(answer: Answer, folder: Path) -> None:
-    """Write `answer.json`: all of an answer, as plain JSON."""
+    """Write `answer.json`, all of an answer."""
     (folder / "answer.json").write_bytes(TypeAdapter(Answer).dump_json(answer, indent=2))
 
 

@@ -1,7 +1,4 @@
-"""Written answers: greedy generation, and SQuAD's exact match and F1 (arXiv 1606.05250, section 6.1).
-
-With `ignore`, exact match is lm-evaluation-harness's: equal texts, but for what the benchmark says to ignore.
-"""
+"""Written answers: greedy generation, and SQuAD's exact match and F1 (arXiv 1606.05250, section 6.1)."""
 
 from __future__ import annotations
 
@@ -114,7 +111,10 @@ def _form(text: str, ignore: Sequence[str] | None) -> str:
 
 
 def exact_match(text: str, accepted: Sequence[str], ignore: Sequence[str] | None = None) -> float:
-    """1 if the text equals an accepted one but for what is ignored, else 0; with None, in SQuAD's normal form."""
+    """1 if the text equals an accepted one but for what is ignored, else 0; with None, in SQuAD's normal form.
+
+    With `ignore` it is lm-evaluation-harness's exact match.
+    """
     return float(_form(text, ignore) in [_form(one, ignore) for one in accepted])
 
 

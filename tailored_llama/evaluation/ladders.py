@@ -1,8 +1,4 @@
-"""The search for the smallest model: which candidates are measured next, and which are tested in which order.
-
-Candidates stand on ladders: one base model in one type, with more and more of it removed. Accuracy falls along a
-ladder, but for noise. So a ladder is searched as one searches a sorted list, and its losses are smoothed.
-"""
+"""The search for the smallest model: which candidates are measured next, and which are tested in which order."""
 
 from __future__ import annotations
 
@@ -22,7 +18,10 @@ AT_ONCE = 2  # rungs that are measured side by side, on however many workers, so
 
 @dataclass(frozen=True)
 class Ladder:
-    """One base model in one type, from the whole model (rung 0) to the smallest."""
+    """One base model in one type, from the whole model (rung 0) to the smallest.
+
+    Accuracy falls along a ladder, but for noise. So it is searched as a sorted list is, and its losses are smoothed.
+    """
 
     costs: tuple[float, ...]  # estimates by rung
     reference: bool = False  # its whole model is the reference itself, which loses nothing and is no candidate
@@ -97,8 +96,8 @@ def smooth(losses: Mapping[int, float]) -> dict[int, float]:
     return dict(zip(positions, _rising([losses[position] for position in positions]), strict=True))
 
 
-def _rising(losses: Sequence[float]) -> list[float]:
-    return list(scipy.optimize.isotonic_regression(losses).x.tolist()) if losses else []
+def _rising(losses: Sequence[float]) -> Sequence[float]:
+    return scipy.optimize.isotonic_regression(losses).x.tolist() if losses else ()
 
 
 def smooth_all(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> dict[Rung, float]:

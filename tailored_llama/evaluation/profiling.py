@@ -1,8 +1,4 @@
-"""Measure what a checkpoint costs to run, alone or compared with another: tokens per second and memory.
-
-Each checkpoint is measured in its own process, which holds only its weights. Two checkpoints take turns, so that other
-load on the machine slows both.
-"""
+"""Measure what a checkpoint costs to run, alone or compared with another: tokens per second and memory."""
 
 from __future__ import annotations
 
@@ -76,8 +72,9 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
     """Stage: measure a checkpoint, optionally in turns with another, such as the dense one; write `profile.parquet`.
 
     There is a row for each checkpoint and batch size. A pass prefills random prompts of one length and decodes
-    greedily. At each batch size one pass warms up, then `repeats` are timed. Peak memory covers these passes with the
-    weights, but not loading: on a CPU the process's resident high-water mark, on CUDA what torch allocated.
+    greedily. At each batch size one pass warms up, then `repeats` are timed. Two checkpoints take turns, so that other
+    load on the machine slows both. Peak memory covers these passes with the weights, but not loading: on a CPU the
+    process's resident high-water mark, on CUDA what torch allocated.
 
     Each checkpoint has a process of its own: a script that calls this needs `if __name__ == "__main__":`.
 

@@ -1,8 +1,4 @@
-"""Proof that a model loses less than a margin against a reference, on rows that chose neither.
-
-The test is one-sided and paired. Its null hypothesis is that the model is worse by the margin or more, so a model that
-was never measured well enough is not proven.
-"""
+"""Proof that a model loses less than a margin against a reference, on rows that chose neither."""
 
 from __future__ import annotations
 
@@ -57,8 +53,9 @@ class LossTest:
 def noninferiority_test(dense: Answers, small: Answers, margin: float, level: float) -> LossTest:
     """Test, at a level such as 0.05, whether `small` loses less than a margin above 0 against `dense` on the same rows.
 
-    Right and wrong answers are compared by the score test of Tango (Statistics in Medicine 17, 1998, p. 891), which
-    Nam (Biometrics 53, 1997, p. 1422) gives for this hypothesis. Other values from 0 to 1, such as probabilities, are
+    The null hypothesis is a loss of the margin or more, so what was not measured well enough is not proven. Right and
+    wrong answers are compared by the score test of Tango (Statistics in Medicine 17, 1998, p. 891), which Nam
+    (Biometrics 53, 1997, p. 1422) gives for this hypothesis. Other values from 0 to 1, such as probabilities, are
     compared by the same test without counts (`tilted_score`). A t-test would not do: where few rows lose much, it calls
     more models proven than its level says.
 
@@ -165,7 +162,7 @@ def level_of(opening: int, confidence: float) -> float:
     """The level of the tests at one opening of the proving rows, counted from 1.
 
     Every opening spends four fifths of the error that is left: 4 %, 0.8 %, 0.16 %, … of the 5 % at 95 % confidence. So
-    however often the rows are opened, the error of all openings together stays below 1 − confidence.
+    the error of all openings together stays below 1 − confidence.
     """
     return float((1 - confidence) * FIRST_SHARE * (1 - FIRST_SHARE) ** (opening - 1))
 

@@ -45,11 +45,7 @@ def above_floor(accuracy: float, stderr: float, floor: float) -> bool:
 
 
 def check_same_examples(one: Answers, other: Answers) -> None:
-    """Check that two models answered the same examples in the same order.
-
-    Raises:
-        ValueError: the number, ids or right answers of the examples differ; the message names the first difference.
-    """
+    """Raise ValueError, with the first difference, unless two models answered the same examples in the same order."""
     if len(one.examples) != len(other.examples):
         raise ValueError(f"{len(one.examples)} examples against {len(other.examples)}")
     for column, left, right in (("example", one.examples, other.examples), ("answer", one.answers, other.answers)):
@@ -64,8 +60,7 @@ def paired_draws(
     """Mean values of both models on bootstrap resamples of their shared examples, float64 [resamples] each.
 
     Every benchmark has draws of its own. Examples with the same pair of values are interchangeable, so drawing n of
-    them with replacement is one multinomial draw of the counts of each pair: exact, and for right and wrong at a cost
-    independent of n.
+    them with replacement is one multinomial draw of the counts of each pair.
 
     Raises:
         ValueError: the models did not answer the same examples, or there are none.

@@ -23,9 +23,7 @@ OWN, OTHERS, DIFFERENCE = "(own)", "(others)", "(own − others)"
 class TransferRow:
     """One row of `transfer.parquet`: a cell, or a mean gain over several; accuracies and gains are fractions."""
 
-    model: (
-        str  # with benchmark (mean): the mean over all adapters on their (own) benchmark, (others), or (own − others)
-    )
+    model: str  # with benchmark (mean): (own), (others) or (own − others), the mean over all adapters
     benchmark: str  # (others): the mean over those that the model was not tuned on
     metric: str | None = None
     examples: int | None = None
