@@ -23,7 +23,6 @@ from .prompt_study import study_rows as study_rows
 from .proof import FIRST_SHARE as FIRST_SHARE
 from .proof import Counts as Counts
 from .proof import LossTest as LossTest
-from .proof import discordant_share as discordant_share
 from .proof import level_of as level_of
 from .proof import noninferiority_test as noninferiority_test
 from .proof import p_value as p_value
@@ -51,7 +50,6 @@ from .results import TailoredRun as TailoredRun
 from .results import TransferScore as TransferScore
 from .results import TunedDense as TunedDense
 from .results import read_profile as read_profile
-from .scores import Score as Score
 from .scores import compare_scores as compare_scores
 from .scores import read_answers as read_answers
 from .scores import read_chosen as read_chosen
@@ -70,8 +68,6 @@ from .statistics import Answers as Answers
 from .statistics import Array as Array
 from .statistics import above_floor as above_floor
 from .statistics import detectable_difference as detectable_difference
-from .statistics import interval as interval
-from .statistics import paired_draws as paired_draws
 from .sweep import SweepRow as SweepRow
 from .sweep import measure as measure
 from .sweep import read_sweep as read_sweep

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from tailored_llama import models
 from tailored_llama.config import ProfileConfig, Work
@@ -84,8 +83,12 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
     profile, device = settings.profile, models.pick_device(settings.device)
     folders = {"checkpoint": checkpoint} | ({"against": against} if against is not None else {})
     names = dict(zip(folders, settings.labels or map(str, folders.values()), strict=False))
-    types = {role: _check(folder, profile.prompt_tokens + profile.new_tokens) for role, folder in folders.items()}
     parameters = {role: models.read_structure(folder).parameters for role, folder in folders.items()}
+    tokens = profile.prompt_tokens + profile.new_tokens
+    for folder in folders.values():
+        if tokens > (limit := models.read_config(folder).get("max_position_embeddings", tokens)):
+            told = f"allowed: at most {limit}, the context of {folder}"
+            raise InputError(f"prompt_tokens + new_tokens: got {tokens}; {told}")
     rows: list[ProfileRow] = []
     with ExitStack() as stack:
         workers = {role: stack.enter_context(_process()) for role in folders}
@@ -110,7 +113,7 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
                     repeats=profile.repeats,
                     device=device,
                     threads=torch.get_num_threads(),
-                    dtype=types[role],
+                    dtype=str(models.stored_dtype(folders[role])).removeprefix("torch."),
                     prefill_tokens_per_second=reading / median(one.prefill for one in timed),
                     decode_tokens_per_second=writing / median(one.decode for one in timed),
                     peak_memory_bytes=max(one.peak_memory for one in passes[role]),
@@ -120,18 +123,6 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
                 rows.append(replace(row, **_speedups(passes)) if compared else row)
     rows.sort(key=lambda row: (row.role != "checkpoint", row.batch))
     write_rows(work.out / "profile.parquet", rows, ProfileRow)
-
-
-def _check(folder: Path, tokens: int) -> str:
-    """Check that a checkpoint is whole, and that its context holds so many tokens; returns the type of its weights."""
-    models.check_checkpoint(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder)  # with the defaults of its model class
-    except Exception as error:  # transformers raises many types for invalid fields
-        raise InputError(f"{folder / 'config.json'}: cannot be read ({' '.join(str(error).split())[:200]})") from None
-    if tokens > (limit := config.max_position_embeddings):
-        raise InputError(f"prompt_tokens + new_tokens: got {tokens}; allowed: at most {limit}, the context of {folder}")
-    return str(config.dtype or torch.float32).removeprefix("torch.")
 
 
 def _speedups(passes: dict[str, list[Pass]]) -> dict[str, float]:

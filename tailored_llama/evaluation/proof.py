@@ -165,8 +165,3 @@ def level_of(opening: int, confidence: float) -> float:
     the error of all openings together stays below 1 − confidence.
     """
     return float((1 - confidence) * FIRST_SHARE * (1 - FIRST_SHARE) ** (opening - 1))
-
-
-def discordant_share(one: Answers, other: Answers) -> float:
-    """The share of rows on which two models differ, for planning."""
-    return float(np.mean((one.values - other.values) ** 2))

@@ -34,9 +34,8 @@ Scores = Mapping[str, Mapping[str, Score]]  # by model and benchmark
 class RecoveryRow:
     """One row of `recovery.parquet`: a model on a benchmark, or its mean over all benchmarks.
 
-    Accuracies and their ratios are fractions, not percentages; `_low` and `_high` bound a 95 % interval. None means not
-    measured or not meaningful: there is no chance-corrected recovery if the dense model is not significantly above its
-    floor, and no mean accuracy for a model that was not scored on every benchmark.
+    Accuracies and their ratios are fractions; `_low` and `_high` bound a 95 % interval. None: not measured, or says
+    nothing, as a chance-corrected recovery does where the dense model is not significantly above its floor.
     """
 
     ratio: float | None  # as configured
@@ -45,7 +44,7 @@ class RecoveryRow:
     metric: str | None
     examples: int
     floor: float
-    accuracy: float | None = None
+    accuracy: float | None = None  # no mean of a model that was not scored on every benchmark
     stderr: float | None = None
     above_floor: bool | None = None  # significantly
     gain: float | None = None  # tailored − pruned

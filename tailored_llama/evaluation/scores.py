@@ -175,7 +175,7 @@ def compare_scores(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     if len(benchmarks) > 1:
         raise InputError(f"scores: {' against '.join(benchmarks)}; allowed: one benchmark")
     scores, rows = {name: read_score(folder) for name, folder in folders.items()}, []
-    check_comparable(*benchmarks, *scores.values())
+    check_comparable(next(iter(benchmarks)), *scores.values())
     for name, score in scores.items():
         lead = difference(score.answers, next(iter(scores.values())).answers)
         low, high = interval(lead.draws)

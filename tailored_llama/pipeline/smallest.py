@@ -253,7 +253,8 @@ def _discordant(state: SearchState) -> float | None:
         base, _, step = state.locate(rung)
         if base is state.bases[0] and not step.ratio:
             answers = bases.read_all(state.run, base, parts.choosing, "selection")
-            return float(np.mean([evaluation.discordant_share(state.answers[name], answers[name]) for name in answers]))
+            shares = [np.mean((state.answers[name].values - own.values) ** 2) for name, own in answers.items()]
+            return float(np.mean(shares))
     return None
 
 
