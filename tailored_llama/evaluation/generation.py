@@ -75,7 +75,11 @@ def _generate_batch(
             stopping_criteria=StoppingCriteriaList(stops),
         )
     texts = tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
-    return [text[: min((at for stop in until.stop if (at := text.find(stop)) >= 0), default=None)] for text in texts]
+    return [_until_stop(text, until.stop) for text in texts]
+
+
+def _until_stop(text: str, stop: Sequence[str]) -> str:
+    return text[: min((at for mark in stop if (at := text.find(mark)) >= 0), default=len(text))]
 
 
 class _StopInNewText(StoppingCriteria):

@@ -61,7 +61,6 @@ class SweepRow:
 
     @property
     def removed(self) -> float:
-        """The share of the dense model's parameters."""
         return 1 - (self.parameters or 0) / (self.dense_parameters or 1)
 
     @property
@@ -169,8 +168,7 @@ class TransferRow:
 def transfer_rows(cells: Sequence[TransferScore[Path]], seed: int) -> list[TransferRow]:
     """Every cell in order, each model's mean gain on other benchmarks, and the means on own and other benchmarks.
 
-    Intervals come from a paired bootstrap over the scored examples. A mean over benchmarks draws from each separately;
-    a mean over models on one benchmark draws the same examples for all of them.
+    In intervals, a mean over benchmarks draws from each separately, and one over models draws the same examples of all.
 
     Raises:
         InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
@@ -270,10 +268,10 @@ def study_rows(config: PromptStudyConfig, studied: Sequence[StudiedBenchmark[Pat
     rows = []
     for one in studied:
         benchmark = named_benchmark(config, one.benchmark)
-        named = study_templates(config, benchmark)
+        sources = study_templates(config, benchmark)
         for split, scores in (("selection", one.selection), (EVALUATION, one.evaluation)):
             for name, folder in scores.items():
-                score, template = read_score(folder), load_template(named[name])
+                score, template = read_score(folder), load_template(sources[name])
                 partial = "choice" in layout_of(template, benchmark).in_context
                 figures = (score.metric, len(score.answers.examples), score.floor, score.accuracy, score.stderr)
                 rows.append(TemplateRow(one.benchmark, split, name, name == one.chosen, partial, *figures))
