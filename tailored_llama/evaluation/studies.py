@@ -119,9 +119,8 @@ def measure(
 
 def _perplexity(cell: MeasuredModel[Path], dense: MeasuredModel[Path]) -> float:
     """Perplexity per token of the dense model; both measured one text."""
-    assert cell.perplexity  # a cell has all of its measurements, or an error
-    assert dense.perplexity
-    own, theirs = read_metrics(cell.perplexity), read_metrics(dense.perplexity)
+    # A cell has all of its measurements, or an error.
+    own, theirs = (read_metrics(one.perplexity) for one in (cell, dense) if one.perplexity)
     if own["tokens"] == theirs["tokens"]:
         return float(own["perplexity"])
     return math.exp(math.log(own["perplexity"]) * own["tokens"] / theirs["tokens"])
@@ -168,7 +167,7 @@ class TransferRow:
 def transfer_rows(cells: Sequence[TransferScore[Path]], seed: int) -> list[TransferRow]:
     """Every cell in order, each model's mean gain on other benchmarks, and the means on own and other benchmarks.
 
-    In intervals, a mean over benchmarks draws from each separately, and one over models draws the same examples of all.
+    The interval of a mean over benchmarks resamples each separately, that of a mean over models all of them together.
 
     Raises:
         InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
@@ -271,10 +270,10 @@ def study_rows(config: PromptStudyConfig, studied: Sequence[StudiedBenchmark[Pat
         sources = study_templates(config, benchmark)
         for split, scores in (("selection", one.selection), (EVALUATION, one.evaluation)):
             for name, folder in scores.items():
-                score, template = read_score(folder), load_template(sources[name])
-                partial = "choice" in layout_of(template, benchmark).in_context
+                score, layout = read_score(folder), layout_of(load_template(sources[name]), benchmark)
+                chosen, partial = name == one.chosen, "choice" in layout.in_context
                 figures = (score.metric, len(score.answers.examples), score.floor, score.accuracy, score.stderr)
-                rows.append(TemplateRow(one.benchmark, split, name, name == one.chosen, partial, *figures))
+                rows.append(TemplateRow(one.benchmark, split, name, chosen, partial, *figures))
     return rows
 
 
