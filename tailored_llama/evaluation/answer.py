@@ -81,11 +81,7 @@ def write_answer(answer: Answer, folder: Path) -> None:
 
 
 def read_answer(folder: Path) -> Answer:
-    """The answer that `write_answer` wrote.
-
-    Raises:
-        InputError: the file is missing, or not an answer.
-    """
+    """The answer that `write_answer` wrote; InputError if the file is missing, or not an answer."""
     try:
         return TypeAdapter(Answer).validate_json((folder / "answer.json").read_bytes())
     except (OSError, ValueError):

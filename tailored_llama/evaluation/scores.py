@@ -68,11 +68,7 @@ def hits(predictions: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """`metrics.json` of a scored benchmark or a perplexity.
-
-    Raises:
-        InputError: the file is missing or not JSON.
-    """
+    """`metrics.json` of a scored benchmark or a perplexity; InputError if it is missing or not JSON."""
     try:
         return dict(json.loads((folder / "metrics.json").read_text()))
     except (OSError, ValueError, TypeError):
