@@ -125,9 +125,9 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
     write_rows(work.out / "profile.parquet", rows, ProfileRow)
 
 
-def _speedups(passes: dict[str, list[Pass]]) -> dict[str, float]:
+def _speedups(passes: dict[str, list[Pass]]) -> dict[str, Any]:
     """The measured speed-ups as fields of a row."""
-    fields: dict[str, float] = {}
+    fields: dict[str, Any] = {}
     pairs = list(zip(passes["checkpoint"], passes["against"], strict=True))[1:]
     for phase in ("prefill", "decode"):
         ratios = [getattr(slow, phase) / getattr(quick, phase) for quick, slow in pairs]

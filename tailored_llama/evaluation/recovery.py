@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -143,8 +144,10 @@ def _row(
             continue
         mean = mean_of(known)
         low, high = (None if math.isnan(end) else end for end in interval(mean.draws))
-        counted = {} if figure == "gain" else {f"{prefix}_benchmarks": len(known)}
-        row = replace(row, **{figure: mean.value, f"{prefix}_low": low, f"{prefix}_high": high}, **counted)
+        fields: dict[str, Any] = {figure: mean.value, f"{prefix}_low": low, f"{prefix}_high": high}
+        if figure != "gain":
+            fields[f"{prefix}_benchmarks"] = len(known)
+        row = replace(row, **fields)
     return row
 
 

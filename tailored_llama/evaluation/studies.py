@@ -73,8 +73,8 @@ class SweepRow:
         return (self.perplexity or math.nan) / (self.dense_perplexity or math.nan)
 
 
-_OVERALL = ("accuracy", "examples", "recovery", "recovery_low", "recovery_high")  # fields of a `RecoveryRow`, too
-_OVERALL += ("chance_corrected", "cc_low", "cc_high", "cc_benchmarks")
+_RECOVERY = ("recovery", "recovery_low", "recovery_high")  # these and the next are fields of `RecoveryRow`, too
+_OVERALL = ("accuracy", "examples", *_RECOVERY, "chance_corrected", "cc_low", "cc_high", "cc_benchmarks")
 
 
 def measure(
