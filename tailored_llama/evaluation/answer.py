@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic
 
 from pydantic import TypeAdapter
 
 from tailored_llama.config import GgufType, GoalConfig
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.proof import LossTest
-from tailored_llama.evaluation.results import A
 
 
 @dataclass(frozen=True)
@@ -78,38 +76,13 @@ def is_proven(tests: Mapping[str, LossTest]) -> bool:
 
 
 def write_answer(answer: Answer, folder: Path) -> None:
-    """Write `answer.json`: all of an answer, as plain JSON."""
+    """Write `answer.json`, all of an answer."""
     (folder / "answer.json").write_bytes(TypeAdapter(Answer).dump_json(answer, indent=2))
 
 
 def read_answer(folder: Path) -> Answer:
-    """The answer that `write_answer` wrote.
-
-    Raises:
-        InputError: the file is missing, or not an answer.
-    """
+    """The answer that `write_answer` wrote; InputError if the file is missing, or not an answer."""
     try:
         return TypeAdapter(Answer).validate_json((folder / "answer.json").read_bytes())
     except (OSError, ValueError):
         raise InputError(f"{folder / 'answer.json'}: missing or not the answer of a search") from None
-
-
-@dataclass(frozen=True)
-class Proof(Generic[A]):
-    """What proves a model: the proving rows, and the scores of both models on them, by benchmark."""
-
-    prompts: Mapping[str, A]
-    dense: Mapping[str, A]
-    small: Mapping[str, A]
-
-
-@dataclass(frozen=True)
-class CandidateParts(Generic[A]):
-    """The artifacts of a candidate: checkpoint, adapter, scores by benchmark on either set of rows, and times."""
-
-    label: str
-    checkpoint: A
-    adapter: A | None
-    choosing: Mapping[str, A]
-    proving: Mapping[str, A] = field(default_factory=dict)
-    timed: A | None = None

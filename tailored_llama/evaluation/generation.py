@@ -1,7 +1,4 @@
-"""Written answers: greedy generation, and SQuAD's exact match and F1 (arXiv 1606.05250, section 6.1).
-
-With `ignore`, exact match is lm-evaluation-harness's: equal texts, but for what the benchmark says to ignore.
-"""
+"""Written answers: greedy generation, and SQuAD's exact match and F1 (arXiv 1606.05250, section 6.1)."""
 
 from __future__ import annotations
 
@@ -44,23 +41,19 @@ def generate(
         raise InputError(
             "adapter: got a soft prompt, which cannot write answers; allowed: one that changes weights, such as LoRA"
         )
-    limit = model.config.max_position_embeddings
-    if until.max_new_tokens >= limit:
-        raise InputError(f"max_new_tokens: got {until.max_new_tokens}; allowed: less than {limit}, the model's context")
-    encoded = [encode(tokenizer, context)[until.max_new_tokens - limit :] for context in contexts]
-    if (empty := next((i for i, ids in enumerate(encoded) if not ids), None)) is not None:
+    new, limit = until.max_new_tokens, model.config.max_position_embeddings
+    if new >= limit:
+        raise InputError(f"max_new_tokens: got {new}; allowed: less than {limit}, the model's context")
+    encoded = [encode(tokenizer, context)[new - limit :] for context in contexts]
+    if [] in encoded:
+        empty = encoded.index([])
         raise InputError(f"prompt {empty}: got {contexts[empty]!r}; allowed: a text of at least one token")
-    budget = token_budget(batch_tokens, model)
-    texts = [""] * len(contexts)
-    done = 0
-    run = partial(_generate_batch, model, tokenizer, encoded, until)
-    for batch, continuations in within_memory(
-        [len(ids) + until.max_new_tokens for ids in encoded], budget, run, padded=True
-    ):
+    texts, done = [""] * len(contexts), 0
+    lengths, run = [len(ids) + new for ids in encoded], partial(_generate_batch, model, tokenizer, encoded, until)
+    for batch, continuations in within_memory(lengths, token_budget(batch_tokens, model), run, padded=True):
         for index, text in zip(batch, continuations, strict=True):
             texts[index] = text
-        done += len(batch)
-        progress(done, len(contexts))
+        progress(done := done + len(batch), len(contexts))
     return texts
 
 
@@ -85,6 +78,10 @@ def _generate_batch(
     return [_until_stop(text, until.stop) for text in texts]
 
 
+def _until_stop(text: str, stop: Sequence[str]) -> str:
+    return text[: min((at for mark in stop if (at := text.find(mark)) >= 0), default=len(text))]
+
+
 class _StopInNewText(StoppingCriteria):
     """End a sequence once its new text has a stop string; transformers' own criterion also reads the prompt."""
 
@@ -93,23 +90,18 @@ class _StopInNewText(StoppingCriteria):
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         texts = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
-        done = [any(mark in text for mark in self.stop) for text in texts]
+        done = [any(stop in text for stop in self.stop) for text in texts]
         return torch.tensor(done, device=input_ids.device)
-
-
-def _until_stop(text: str, stop: Sequence[str]) -> str:
-    return text[: min((at for mark in stop if (at := text.find(mark)) >= 0), default=len(text))]
 
 
 def normalise(text: str) -> str:
     """SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
-    bare = "".join(character for character in text.lower() if character not in string.punctuation)
+    bare = _without(text.lower(), string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
-def exact_match(text: str, accepted: Sequence[str], ignore: Sequence[str] | None = None) -> float:
-    """1 if the text equals an accepted one but for what is ignored, else 0; with None, in SQuAD's normal form."""
-    return float(_form(text, ignore) in [_form(one, ignore) for one in accepted])
+def _without(text: str, characters: str) -> str:
+    return text.translate(str.maketrans("", "", characters))
 
 
 def _form(text: str, ignore: Sequence[str] | None) -> str:
@@ -118,9 +110,16 @@ def _form(text: str, ignore: Sequence[str] | None) -> str:
         return normalise(text)
     text = text.strip() if "spaces" in ignore else text
     text = text.lower() if "case" in ignore else text
-    for name, characters in (("punctuation", string.punctuation), ("numbers", string.digits)):
-        text = text.translate(str.maketrans("", "", characters)) if name in ignore else text
-    return text
+    text = _without(text, string.punctuation) if "punctuation" in ignore else text
+    return _without(text, string.digits) if "numbers" in ignore else text
+
+
+def exact_match(text: str, accepted: Sequence[str], ignore: Sequence[str] | None = None) -> float:
+    """1 if the text equals an accepted one but for what is ignored, else 0; with None, in SQuAD's normal form.
+
+    With `ignore` it is lm-evaluation-harness's exact match.
+    """
+    return float(_form(text, ignore) in [_form(one, ignore) for one in accepted])
 
 
 def f1(text: str, accepted: Sequence[str]) -> float:
@@ -131,19 +130,20 @@ def f1(text: str, accepted: Sequence[str]) -> float:
 def _f1(words: list[str], wanted: list[str]) -> float:
     if not words or not wanted:
         return float(words == wanted)
-    common = sum((Counter(words) & Counter(wanted)).values())
-    return 2 * common / (len(words) + len(wanted))
+    return 2 * (Counter(words) & Counter(wanted)).total() / (len(words) + len(wanted))
 
 
 def judge(prompts: Sequence[Prompt], texts: Sequence[str], ignore: Sequence[str] | None = None) -> dict[str, list[Any]]:
-    """The columns of `answers.parquet` that compare written with accepted texts; `ignore` as in `exact_match`."""
-    columns: dict[str, list[Any]] = {name: [] for name in ("example", "text", "accepted", "exact_match", "f1")}
-    for prompt, text in zip(prompts, texts, strict=True):
-        accepted = accepted_texts(prompt, ignore)
-        row = (prompt.example, text.strip(), accepted, exact_match(text, accepted, ignore), f1(text, accepted))
-        for name, value in zip(columns, row, strict=True):
-            columns[name].append(value)
-    return columns
+    """The columns of `answers.parquet`, which compare written with accepted texts; `ignore` as in `exact_match`."""
+    accepted = [accepted_texts(prompt, ignore) for prompt in prompts]
+    pairs = list(zip(texts, accepted, strict=True))
+    return {
+        "example": [prompt.example for prompt in prompts],
+        "text": [text.strip() for text in texts],
+        "accepted": accepted,
+        "exact_match": [exact_match(text, wanted, ignore) for text, wanted in pairs],
+        "f1": [f1(text, wanted) for text, wanted in pairs],
+    }
 
 
 def accepted_texts(prompt: Prompt, ignore: Sequence[str] | None) -> list[str]:

@@ -1,14 +1,11 @@
-"""The search for the smallest model: which candidates are measured next, and which are tested in which order.
-
-Candidates stand on ladders: one base model in one type, with more and more of it removed. Accuracy falls along a
-ladder, but for noise. So a ladder is searched as one searches a sorted list, and its losses are smoothed.
-"""
+"""The search for the smallest model: which candidates are measured next, and which are tested in which order."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import scipy
@@ -23,17 +20,15 @@ AT_ONCE = 2  # rungs that are measured side by side, on however many workers, so
 class Ladder:
     """One base model in one type, from the whole model (rung 0) to the smallest.
 
-    `costs` are estimates by rung. The whole model of a `reference` ladder is the reference itself: it loses nothing,
-    and is no candidate. `above` is the position of the ladder of the same model in more bits: what loses twice the
-    margin there is not tried in fewer.
+    Accuracy falls along a ladder, but for noise. So it is searched as a sorted list is, and its losses are smoothed.
     """
 
-    costs: tuple[float, ...]
-    reference: bool = False
-    above: int | None = None
+    costs: tuple[float, ...]  # estimates by rung
+    reference: bool = False  # its whole model is the reference itself, which loses nothing and is no candidate
+    above: int | None = None  # the position of the ladder of the same model in more bits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Rung:
     """A position on a ladder."""
 
@@ -43,32 +38,29 @@ class Rung:
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate: its cost, in the unit of the goal, and what it loses on the choosing rows, a share.
-
-    `smoothed` is the loss after smoothing along each ladder and from more bits to fewer, once the search is over.
-    """
+    """A candidate: its cost, in the unit of the goal, and what it loses on the choosing rows, a share."""
 
     rung: Rung
     cost: float
     loss: float
-    smoothed: float = math.nan
+    smoothed: float = math.nan  # along each ladder and from more bits to fewer, once the search is over
 
 
 def search(
     ladders: Sequence[Ladder], measure: Callable[[Sequence[Rung]], Sequence[Measured]], margin: float
 ) -> dict[Rung, Measured]:
-    """Find, on every ladder in turn, the smallest candidate that loses no more than the margin.
+    """Find, on every ladder in turn, the smallest candidate that loses no more than the margin, a share.
 
     Rungs that cannot be smaller than the best so far, by their estimated costs, are passed over. A ladder whose whole
-    model loses too much is left. Ladders of more bits come first, the margin is a share, and `measure` measures rungs
-    of one ladder, which do not depend on each other.
+    model loses too much is left. Ladders of more bits come first: what loses twice the margin there is not tried in
+    fewer. `measure` measures rungs of one ladder, which do not depend on each other.
     """
     measured: dict[Rung, Measured] = {}
     for number, ladder in enumerate(ladders):
         rungs = len(ladder.costs)
         if ladder.above is not None:  # only as many as come there before the first that loses too much
-            smoothed = smooth(_losses(measured, ladders, ladder.above))
-            rungs = max((at + 1 for at, loss in smoothed.items() if loss <= HOPELESS * margin), default=0)
+            above = smooth(_losses(measured, ladders, ladder.above))
+            rungs = max((at + 1 for at, loss in above.items() if loss <= HOPELESS * margin), default=0)
         while True:
             losses, now = _losses(measured, ladders, number), smooth_all(measured, ladders)
             best = min((one.cost for one in measured.values() if now[one.rung] <= margin), default=math.inf)
@@ -76,6 +68,11 @@ def search(
                 break
             measured |= {one.rung: one for one in measure([Rung(number, position) for position in positions])}
     return {rung: replace(measured[rung], smoothed=loss) for rung, loss in smooth_all(measured, ladders).items()}
+
+
+def _losses(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], number: int) -> dict[int, float]:
+    known = {0: 0.0} if ladders[number].reference else {}
+    return known | {rung.position: one.loss for rung, one in measured.items() if rung.ladder == number}
 
 
 def next_positions(ladder: Ladder, losses: Mapping[int, float], margin: float, best: float, rungs: int) -> list[int]:
@@ -99,8 +96,8 @@ def smooth(losses: Mapping[int, float]) -> dict[int, float]:
     return dict(zip(positions, _rising([losses[position] for position in positions]), strict=True))
 
 
-def _rising(losses: Sequence[float]) -> list[float]:
-    return list(scipy.optimize.isotonic_regression(losses).x.tolist()) if losses else []
+def _rising(losses: Sequence[float]) -> Sequence[float]:
+    return scipy.optimize.isotonic_regression(losses).x.tolist() if losses else ()
 
 
 def smooth_all(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> dict[Rung, float]:
@@ -111,11 +108,15 @@ def smooth_all(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> 
     """
     smoothed = {rung: one.loss for rung, one in measured.items()}
     smoothed |= {Rung(number, 0): 0.0 for number, ladder in enumerate(ladders) if ladder.reference}
-    orders = [_chains(smoothed, ladders, across) for across in (False, True)]
-    removed = [dict.fromkeys(smoothed, 0.0) for _ in orders]
+    tops: list[int] = []  # of every ladder, that of the same model in most bits
+    for number, ladder in enumerate(ladders):
+        tops.append(number if ladder.above is None else tops[ladder.above])
+    along = _chains(smoothed, lambda rung: (rung.ladder, 0))
+    across = _chains(smoothed, lambda rung: (tops[rung.ladder], rung.position))
+    removed = [dict.fromkeys(smoothed, 0.0) for _ in (along, across)]
     for _ in range(_PROJECTIONS):
         before = dict(smoothed)
-        for chains, own in zip(orders, removed, strict=True):
+        for chains, own in zip((along, across), removed, strict=True):
             for chain in chains:
                 wanted = [smoothed[rung] + own[rung] for rung in chain]
                 for rung, value, loss in zip(chain, wanted, _rising(wanted), strict=True):
@@ -125,17 +126,9 @@ def smooth_all(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> 
     return {rung: smoothed[rung] for rung in measured}
 
 
-def _chains(rungs: Iterable[Rung], ladders: Sequence[Ladder], across: bool) -> list[list[Rung]]:
-    """Rungs in an order in which losses do not fall: along each ladder, or `across`, from more bits to fewer."""
-
-    def first(number: int) -> int:
-        above = ladders[number].above
-        return number if above is None else first(above)
-
-    chains: dict[tuple[int, int], list[Rung]] = {}
-    for rung in sorted(rungs, key=lambda rung: (rung.ladder, rung.position)):
-        chains.setdefault((first(rung.ladder), rung.position) if across else (rung.ladder, 0), []).append(rung)
-    return list(chains.values())
+def _chains(rungs: Iterable[Rung], group: Callable[[Rung], tuple[int, int]]) -> list[list[Rung]]:
+    """The rungs of each group, in the order in which losses do not fall."""
+    return [list(chain) for _, chain in groupby(sorted(sorted(rungs), key=group), group)]
 
 
 def sequence(measured: Mapping[Rung, Measured], margin: float) -> list[Measured]:
@@ -151,7 +144,7 @@ def sequence(measured: Mapping[Rung, Measured], margin: float) -> list[Measured]
         if not front or one.smoothed < front[-1].smoothed - _ROUNDING:
             front.append(one)
     front.reverse()
-    safer = [one for one in passing if not one.rung.position and front and one.cost > front[0].cost]
+    safer = [one for one in passing if not one.rung.position and one.cost > front[0].cost]
     if safer:
         least = min(one.smoothed for one in safer) + _ROUNDING
         front.insert(0, max((one for one in safer if one.smoothed <= least), key=lambda one: one.cost))
@@ -163,8 +156,3 @@ def sequence(measured: Mapping[Rung, Measured], margin: float) -> list[Measured]
 def nearest(measured: Mapping[Rung, Measured]) -> Measured:
     """The candidate that loses least on the choosing rows; of several, the smallest."""
     return min(measured.values(), key=lambda one: (one.smoothed, one.cost))
-
-
-def _losses(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], number: int) -> dict[int, float]:
-    known = {0: 0.0} if ladders[number].reference else {}
-    return known | {rung.position: one.loss for rung, one in measured.items() if rung.ladder == number}

@@ -74,9 +74,10 @@ def measure_perplexity(
     if settings.tokens and len(ids) > settings.tokens:
         ids = ids[: settings.tokens]
         whole = cutting.decode(ids, clean_up_tokenization_spaces=False)
-    kept = models.read_id_table(checkpoint) if text_of else None
-    stay = {"whole": sum(token in kept.kept for token in ids) / max(1, len(ids))} if kept else {}
+    stay = {}
     if text_of:
+        if table := models.read_id_table(checkpoint):
+            stay = {"whole": sum(token in table.kept for token in ids) / max(1, len(ids))}
         ids = tokenizer.encode(whole, add_special_tokens=False)
     if not ids:
         raise InputError(f"perplexity.source {text.name}: got no token; allowed: a text of at least one token")

@@ -1,8 +1,4 @@
-"""Measure what a checkpoint costs to run, alone or compared with another: tokens per second and memory.
-
-Each checkpoint is measured in its own process, which holds only its weights. Two checkpoints take turns, so that other
-load on the machine slows both.
-"""
+"""Measure what a checkpoint costs to run, alone or compared with another: tokens per second and memory."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -18,13 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from tailored_llama import models
 from tailored_llama.config import ProfileConfig, Work
 from tailored_llama.console import quiet_libraries
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.rows import ProfileRow
+from tailored_llama.evaluation.results import ProfileRow
 from tailored_llama.evaluation.settings import ProfileSettings
 from tailored_llama.memory import out_of_memory, peak_memory, reset_peak_memory
 from tailored_llama.processes import forking
@@ -33,12 +28,12 @@ from tailored_llama.store import write_rows
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass: seconds of prefill and of decoding; peak bytes, and bytes before the checkpoint was loaded."""
+    """What one pass took."""
 
-    prefill: float
+    prefill: float  # seconds
     decode: float
-    peak_memory: int
-    base_memory: int
+    peak_memory: int  # bytes
+    base_memory: int  # before the checkpoint was loaded
 
 
 def decode(model: Any, ids: Tensor, new_tokens: int) -> tuple[Tensor, float, float]:
@@ -76,8 +71,9 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
     """Stage: measure a checkpoint, optionally in turns with another, such as the dense one; write `profile.parquet`.
 
     There is a row for each checkpoint and batch size. A pass prefills random prompts of one length and decodes
-    greedily. At each batch size one pass warms up, then `repeats` are timed. Peak memory covers these passes with the
-    weights, but not loading: on a CPU the process's resident high-water mark, on CUDA what torch allocated.
+    greedily. At each batch size one pass warms up, then `repeats` are timed. Two checkpoints take turns, so that other
+    load on the machine slows both. Peak memory covers these passes with the weights, but not loading: on a CPU the
+    process's resident high-water mark, on CUDA what torch allocated.
 
     Each checkpoint has a process of its own: a script that calls this needs `if __name__ == "__main__":`.
 
@@ -85,72 +81,58 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
         InputError: a checkpoint is broken or its context too short, the device is not available, or memory runs out.
     """
     profile, device = settings.profile, models.pick_device(settings.device)
-    repeats, prompt_tokens, new_tokens = profile.repeats, profile.prompt_tokens, profile.new_tokens
-    names = dict(zip(("checkpoint", "against"), settings.labels or (), strict=False))
     folders = {"checkpoint": checkpoint} | ({"against": against} if against is not None else {})
-    configs = {role: _model_config(folder) for role, folder in folders.items()}
-    for role, config in configs.items():
-        if prompt_tokens + new_tokens > (limit := config.max_position_embeddings):
-            raise InputError(
-                f"prompt_tokens + new_tokens: got {prompt_tokens + new_tokens}; allowed: at most {limit}, the context "
-                f"of {folders[role]}"
-            )
+    names = dict(zip(folders, settings.labels or map(str, folders.values()), strict=False))
     parameters = {role: models.read_structure(folder).parameters for role, folder in folders.items()}
+    tokens = profile.prompt_tokens + profile.new_tokens
+    for folder in folders.values():
+        if tokens > (limit := models.read_config(folder).get("max_position_embeddings", tokens)):
+            told = f"allowed: at most {limit}, the context of {folder}"
+            raise InputError(f"prompt_tokens + new_tokens: got {tokens}; {told}")
     rows: list[ProfileRow] = []
     with ExitStack() as stack:
         workers = {role: stack.enter_context(_process()) for role in folders}
-        for role, worker in workers.items():  # both load at the same time
-            worker.submit(_load, folders[role], device)
         batches = sorted(set(profile.batches))
-        done, total = 0, len(batches) * (repeats + 1) * len(folders)
+        done, total = 0, len(batches) * (profile.repeats + 1) * len(folders)
         for batch in batches:  # ascending: a larger batch leaves memory that would count for a smaller one
             passes: dict[str, list[Pass]] = {role: [] for role in folders}
-            for turn in range(repeats + 1):
+            for turn in range(profile.repeats + 1):
                 for role in list(folders)[:: -1 if turn % 2 else 1]:  # neither always goes first
                     passes[role].append(_ask(workers[role], folders[role], device, batch, profile))
                     work.progress(done := done + 1, total)
-            rows += [
-                ProfileRow(
+            for role, (_, *timed) in passes.items():
+                reading, writing = batch * profile.prompt_tokens, batch * (profile.new_tokens - 1)
+                row = ProfileRow(
                     role,
-                    names.get(role, str(folder)),
+                    names[role],
                     parameters=parameters[role],
-                    weight_bytes=sum(file.stat().st_size for file in models.weight_files(folder)),
+                    weight_bytes=models.weight_bytes(folders[role]),
                     batch=batch,
-                    prompt_tokens=prompt_tokens,
-                    new_tokens=new_tokens,
-                    repeats=repeats,
+                    prompt_tokens=profile.prompt_tokens,
+                    new_tokens=profile.new_tokens,
+                    repeats=profile.repeats,
                     device=device,
                     threads=torch.get_num_threads(),
-                    dtype=str(configs[role].dtype or torch.float32).removeprefix("torch."),
-                    prefill_tokens_per_second=batch * prompt_tokens / median(p.prefill for p in passes[role][1:]),
-                    decode_tokens_per_second=batch * (new_tokens - 1) / median(p.decode for p in passes[role][1:]),
-                    peak_memory_bytes=max(p.peak_memory for p in passes[role]),
+                    dtype=str(models.stored_dtype(folders[role])).removeprefix("torch."),
+                    prefill_tokens_per_second=reading / median(one.prefill for one in timed),
+                    decode_tokens_per_second=writing / median(one.decode for one in timed),
+                    peak_memory_bytes=max(one.peak_memory for one in passes[role]),
                     base_memory_bytes=passes[role][0].base_memory,
-                    **(_ratios(passes) if role == "checkpoint" and against is not None else {}),
                 )
-                for role, folder in folders.items()
-            ]
+                compared = role == "checkpoint" and against is not None
+                rows.append(replace(row, **_speedups(passes)) if compared else row)
     rows.sort(key=lambda row: (row.role != "checkpoint", row.batch))
     write_rows(work.out / "profile.parquet", rows, ProfileRow)
 
 
-def _model_config(folder: Path) -> Any:
-    """The checkpoint's configuration, with the defaults of its model class."""
-    models.read_structure(folder)  # else transformers' message for a broken one
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except Exception as error:  # transformers raises many types for invalid fields
-        raise InputError(f"{folder / 'config.json'}: cannot be read ({' '.join(str(error).split())[:200]})") from None
-
-
-def _ratios(passes: dict[str, list[Pass]]) -> dict[str, float]:
-    """Measured speed-ups, as fields of a row."""
-    fields: dict[str, float] = {}
+def _speedups(passes: dict[str, list[Pass]]) -> dict[str, Any]:
+    """The measured speed-ups as fields of a row."""
+    fields: dict[str, Any] = {}
     pairs = list(zip(passes["checkpoint"], passes["against"], strict=True))[1:]
     for phase in ("prefill", "decode"):
         ratios = [getattr(slow, phase) / getattr(quick, phase) for quick, slow in pairs]
-        for end, figure in (("", median), ("_low", min), ("_high", max)):
-            fields[f"{phase}_speedup{end}"] = figure(ratios)
+        fields[f"{phase}_speedup"] = median(ratios)
+        fields[f"{phase}_speedup_low"], fields[f"{phase}_speedup_high"] = min(ratios), max(ratios)
     return fields
 
 
@@ -174,7 +156,7 @@ def _ask(worker: ProcessPoolExecutor, folder: Path, device: str, batch: int, pro
 
 
 def _measure(folder: Path, device: str, batch: int, profile: ProfileConfig) -> Pass:
-    """Run one pass, in the checkpoint's own process."""
+    """Run one pass, in the checkpoint's own process, which loads it first."""
     said = f"checkpoint: got {folder}; allowed: one that fits into memory"
     try:
         model, base = _loaded(folder, device)
@@ -188,11 +170,6 @@ def _measure(folder: Path, device: str, batch: int, profile: ProfileConfig) -> P
         if not out_of_memory(error):
             raise
         raise InputError(said) from None
-
-
-def _load(folder: Path, device: str) -> None:
-    """Load the process's model before it is measured; an error comes again with the first pass."""
-    _loaded(folder, device)
 
 
 @cache

@@ -1,15 +1,9 @@
-"""Proof that a model loses less than a margin against a reference, on rows that chose neither.
-
-The test is one-sided and paired. Its null hypothesis is that the model is worse by the margin or more, so a model that
-was never measured well enough is not proven.
-"""
+"""Proof that a model loses less than a margin against a reference, on rows that chose neither."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import scipy  # whose parts load when they are first used: half a second, which most commands need not wait for
@@ -34,22 +28,17 @@ class Counts:
 
 @dataclass(frozen=True)
 class LossTest:
-    """A model against its reference on one benchmark; losses and the margin are shares, 0.03 for three points.
-
-    `bound` is the largest loss that the test does not exclude. `p` is the p-value of a loss of the margin or more.
-    `bootstrap` is the share of 10,000 paired resamples with such a loss; it decides nothing. `counts` are None where
-    answers are not just right or wrong.
-    """
+    """A model against its reference on one benchmark; losses and the margin are shares, 0.03 for three points."""
 
     rows: int
     margin: float
     level: float
     dense: float
     small: float
-    bound: float
-    p: float
-    bootstrap: float
-    counts: Counts | None
+    bound: float  # the largest loss that the test does not exclude
+    p: float  # of a loss of the margin or more
+    bootstrap: float  # the share of 10,000 paired resamples with such a loss; it decides nothing
+    counts: Counts | None  # None where answers are not just right or wrong
 
     @property
     def loss(self) -> float:
@@ -64,8 +53,9 @@ class LossTest:
 def noninferiority_test(dense: Answers, small: Answers, margin: float, level: float) -> LossTest:
     """Test, at a level such as 0.05, whether `small` loses less than a margin above 0 against `dense` on the same rows.
 
-    Right and wrong answers are compared by the score test of Tango (Statistics in Medicine 17, 1998, p. 891), which
-    Nam (Biometrics 53, 1997, p. 1422) gives for this hypothesis. Other values from 0 to 1, such as probabilities, are
+    The null hypothesis is a loss of the margin or more, so what was not measured well enough is not proven. Right and
+    wrong answers are compared by the score test of Tango (Statistics in Medicine 17, 1998, p. 891), which Nam
+    (Biometrics 53, 1997, p. 1422) gives for this hypothesis. Other values from 0 to 1, such as probabilities, are
     compared by the same test without counts (`tilted_score`). A t-test would not do: where few rows lose much, it calls
     more models proven than its level says.
 
@@ -75,38 +65,44 @@ def noninferiority_test(dense: Answers, small: Answers, margin: float, level: fl
     check_same_examples(dense, small)
     if (rows := len(dense.examples)) < 2:
         raise ValueError(f"{rows} rows; a test needs two")
-    losses = dense.values - small.values
-    counts = None
+    losses, counts = dense.values - small.values, None
     if np.isin([dense.values, small.values], (0, 1)).all():
         right, kept = dense.values == 1, small.values == 1
         pairs = (right & kept, right & ~kept, ~right & kept, ~right & ~kept)
         counts = Counts(*(int(pair.sum()) for pair in pairs))
-    p, bound = p_value(losses, margin), loss_bound(losses, level)
     before, after = paired_draws(dense, small, resamples=RESAMPLES)
-    share = float(np.mean(before - after >= margin - ROUNDING))
-    means = float(np.mean(dense.values)), float(np.mean(small.values))
-    return LossTest(rows, margin, level, *means, bound, p, share, counts)
+    return LossTest(
+        rows=rows,
+        margin=margin,
+        level=level,
+        dense=float(np.mean(dense.values)),
+        small=float(np.mean(small.values)),
+        bound=loss_bound(losses, level),
+        p=p_value(losses, margin),
+        bootstrap=float(np.mean(before - after >= margin - ROUNDING)),
+        counts=counts,
+    )
 
 
 def p_value(losses: Array, margin: float) -> float:
     """The p-value of a true loss of the margin or more, from the loss on every row: −1, 0 and 1, or values between."""
-    return float(scipy.stats.norm.cdf(_score_of(losses)(margin)))
+    return float(scipy.stats.norm.cdf(_score(losses, margin)))
 
 
 def loss_bound(losses: Array, level: float) -> float:
     """The largest loss that `p_value` does not exclude: the upper end of a one-sided interval."""
     if losses.min() == 1:
         return 1.0
-    quantile, edge, score_at = float(scipy.stats.norm.ppf(level)), 1 - ROUNDING, _score_of(losses)
+    quantile, edge = float(scipy.stats.norm.ppf(level)), 1 - ROUNDING
     lowest = -edge if _are_whole(losses) else float(np.mean(losses))
-    return float(scipy.optimize.brentq(lambda loss: score_at(loss) - quantile, lowest, edge))
+    return float(scipy.optimize.brentq(lambda loss: _score(losses, loss) - quantile, lowest, edge))
 
 
-def _score_of(losses: Array) -> Callable[[float], float]:
-    """The score statistic as a function of the true loss."""
-    if not _are_whole(losses):
-        return partial(tilted_score, losses)
-    return partial(score, int(np.sum(losses > 0)), int(np.sum(losses < 0)), len(losses))
+def _score(losses: Array, loss: float) -> float:
+    """The score statistic of a true loss, by counts where rows are lost or gained whole."""
+    if _are_whole(losses):
+        return score(int(np.sum(losses > 0)), int(np.sum(losses < 0)), len(losses), loss)
+    return tilted_score(losses, loss)
 
 
 def _are_whole(losses: Array) -> bool:
@@ -166,12 +162,6 @@ def level_of(opening: int, confidence: float) -> float:
     """The level of the tests at one opening of the proving rows, counted from 1.
 
     Every opening spends four fifths of the error that is left: 4 %, 0.8 %, 0.16 %, … of the 5 % at 95 % confidence. So
-    however often the rows are opened, the error of all openings together stays below 1 − confidence.
+    the error of all openings together stays below 1 − confidence.
     """
     return float((1 - confidence) * FIRST_SHARE * (1 - FIRST_SHARE) ** (opening - 1))
-
-
-def discordant_share(one: Answers, other: Answers) -> float:
-    """The share of rows on which two models differ, for planning."""
-    check_same_examples(one, other)
-    return float(np.mean((one.values - other.values) ** 2))

@@ -12,7 +12,16 @@ import numpy as np
 
 from tailored_llama.config import DENSE
 from tailored_llama.evaluation.scores import Score, check_comparable
-from tailored_llama.evaluation.statistics import Array, above_floor, chance_corrected, interval, paired_draws, ratios
+from tailored_llama.evaluation.statistics import (
+    Estimate,
+    above_floor,
+    chance_corrected,
+    difference,
+    interval,
+    mean_of,
+    paired_draws,
+    ratios,
+)
 from tailored_llama.store import read_rows
 
 PRUNED, HEALED, TAILORED = "pruned", "healed", "tailored"
@@ -26,9 +35,8 @@ Scores = Mapping[str, Mapping[str, Score]]  # by model and benchmark
 class RecoveryRow:
     """One row of `recovery.parquet`: a model on a benchmark, or its mean over all benchmarks.
 
-    Accuracies and their ratios are fractions, not percentages; `_low` and `_high` bound a 95 % interval. None means not
-    measured or not meaningful: there is no chance-corrected recovery if the dense model is not significantly above its
-    floor, and no mean accuracy for a model that was not scored on every benchmark.
+    Accuracies and their ratios are fractions; `_low` and `_high` bound a 95 % interval. None: not measured, or says
+    nothing, as a chance-corrected recovery does where the dense model is not significantly above its floor.
     """
 
     ratio: float | None  # as configured
@@ -37,7 +45,7 @@ class RecoveryRow:
     metric: str | None
     examples: int
     floor: float
-    accuracy: float | None = None
+    accuracy: float | None = None  # no mean of a model that was not scored on every benchmark
     stderr: float | None = None
     above_floor: bool | None = None  # significantly
     gain: float | None = None  # tailored − pruned
@@ -76,7 +84,7 @@ class ModelRow:
     whole: float | None = None  # share of the dense model's tokens of the perplexity text that it has
 
 
-_BOUNDS = {"gain": "gain", "recovery": "recovery", "chance_corrected": "cc"}  # field → prefix of its bounds
+_PREFIXES = {"gain": "gain", "recovery": "recovery", "chance_corrected": "cc"}  # figure → of its other columns
 
 
 def recovery_rows(scores: Scores, ratio: float | None = None, seed: int = 0) -> list[RecoveryRow]:
@@ -89,73 +97,58 @@ def recovery_rows(scores: Scores, ratio: float | None = None, seed: int = 0) -> 
     Raises:
         InputError: scores of a benchmark have different examples or metrics.
     """
-    benchmarks = list(dict.fromkeys(name for model in scores.values() for name in model))
-    rows: dict[str, list[RecoveryRow]] = {model: [] for model in scores}
-    draws: dict[str, list[dict[str, Array]]] = {model: [] for model in scores}
+    benchmarks = list(dict.fromkeys(name for own in scores.values() for name in own))
     for name in benchmarks:
-        by_model = {model: by_name[name] for model, by_name in scores.items() if name in by_name}
-        check_comparable(name, *by_model.values())
-        for model in by_model:
-            row, drawn = _row(model, name, by_model, [seed, *name.encode()])
-            rows[model].append(row)
-            draws[model].append(drawn)
-    for model, own in rows.items():
-        if own and len(benchmarks) > 1:
-            own.append(_mean(own, draws[model], benchmarks))
-    return [replace(row, ratio=ratio, seed=seed) for own in rows.values() for row in own]
+        check_comparable(name, *(own[name] for own in scores.values() if name in own))
+    rows: list[RecoveryRow] = []
+    for model, own in scores.items():
+        estimates = {name: _estimates(model, name, scores, seed) for name in benchmarks if name in own}
+        rows += [_row(model, name, [own[name]], [figures]) for name, figures in estimates.items()]
+        if estimates and len(benchmarks) > 1:
+            by_benchmark = [estimates.get(name, {}) for name in benchmarks]
+            rows.append(_row(model, MEAN, [own[name] for name in estimates], by_benchmark))
+    return [replace(row, ratio=ratio, seed=seed) for row in rows]
+
+
+def _estimates(model: str, name: str, scores: Scores, seed: int) -> dict[str, Estimate]:
+    """One model on one benchmark, compared with the others."""
+    score, dense, pruned = scores[model][name], *(scores.get(other, {}).get(name) for other in (DENSE, PRUNED))
+    estimates: dict[str, Estimate] = {}
+    if model == TAILORED and pruned:
+        estimates["gain"] = difference(score.answers, pruned.answers, seed, name)
+    if model != DENSE and dense and dense.accuracy > 0:
+        pair = paired_draws(score.answers, dense.answers, seed, name)
+        estimates["recovery"] = Estimate(score.accuracy / dense.accuracy, ratios(*pair))
+        if above_floor(dense.accuracy, dense.stderr, dense.floor):
+            corrected = chance_corrected(score.accuracy, dense.accuracy, dense.floor)
+            estimates["chance_corrected"] = Estimate(corrected, ratios(*pair, dense.floor))
+    return estimates
 
 
 def _row(
-    model: str, name: str, scores: Mapping[str, Score], seed: Sequence[int]
-) -> tuple[RecoveryRow, dict[str, Array]]:
-    """One model on one benchmark, compared with the others."""
-    score, dense, pruned = scores[model], scores.get(DENSE), scores.get(PRUNED)
-    values: dict[str, Any] = {"accuracy": score.accuracy, "stderr": score.stderr, "bytes": score.bytes}
-    values["above_floor"] = above_floor(score.accuracy, score.stderr, score.floor)
-    draws: dict[str, Array] = {}
-    if model == TAILORED and pruned:
-        values["gain"] = score.accuracy - pruned.accuracy
-        draws["gain"] = np.subtract(*paired_draws(score.answers, pruned.answers, seed))
-    if model != DENSE and dense and dense.accuracy > 0:
-        pair = paired_draws(score.answers, dense.answers, seed)
-        values |= {"recovery": score.accuracy / dense.accuracy, "recovery_benchmarks": 1}
-        draws["recovery"] = ratios(*pair)
-        if above_floor(dense.accuracy, dense.stderr, dense.floor):
-            corrected = chance_corrected(score.accuracy, dense.accuracy, dense.floor)
-            values |= {"chance_corrected": corrected, "cc_benchmarks": 1}
-            draws["chance_corrected"] = ratios(*pair, dense.floor)
-    values |= _bounds(draws)
-    return RecoveryRow(None, model, name, score.metric, len(score.answers.examples), score.floor, **values), draws
-
-
-def _bounds(draws: Mapping[str, Array]) -> dict[str, Any]:
-    """The 95 % intervals of draws, as fields of a row."""
-    bounds: dict[str, Any] = {}
-    for field, values in draws.items():
-        low, high = (None if math.isnan(end) else end for end in interval(values))
-        bounds |= {f"{_BOUNDS[field]}_low": low, f"{_BOUNDS[field]}_high": high}
-    return bounds
-
-
-def _mean(rows: Sequence[RecoveryRow], draws: Sequence[Mapping[str, Array]], benchmarks: Sequence[str]) -> RecoveryRow:
-    """A model's mean over the benchmarks; every benchmark counts the same."""
-    values: dict[str, Any] = {}
-    if len(rows) == len(benchmarks):
-        values["accuracy"] = float(np.mean([row.accuracy for row in rows]))
-        values["stderr"] = math.hypot(*(row.stderr or 0.0 for row in rows)) / len(rows)
-    drawn: dict[str, Array] = {}
-    for field in _BOUNDS:
-        known = [value for row in rows if (value := getattr(row, field)) is not None]
-        if not known or (field == "gain" and len(known) < len(benchmarks)):
+    model: str, benchmark: str, scores: Sequence[Score], estimates: Sequence[Mapping[str, Estimate]]
+) -> RecoveryRow:
+    """A model on one benchmark, or its mean over those that are known: every benchmark counts the same."""
+    examples, floor = sum(len(one.answers.examples) for one in scores), float(np.mean([one.floor for one in scores]))
+    size = max((one.bytes for one in scores if one.bytes), default=None)  # there is a file for each benchmark
+    row = RecoveryRow(None, model, benchmark, None, examples, floor, bytes=size)
+    if len(scores) == len(estimates):
+        stderr = math.hypot(*(one.stderr for one in scores)) / len(scores)
+        row = replace(row, accuracy=float(np.mean([one.accuracy for one in scores])), stderr=stderr)
+    if benchmark != MEAN:
+        (one,) = scores
+        row = replace(row, metric=one.metric, above_floor=above_floor(one.accuracy, one.stderr, floor))
+    for figure, prefix in _PREFIXES.items():
+        known = [one[figure] for one in estimates if figure in one]
+        if not known or (figure == "gain" and len(known) < len(estimates)):
             continue
-        values[field] = float(np.mean(known))
-        with np.errstate(invalid="ignore"):  # ∞ − ∞, if resamples of two benchmarks are unbounded
-            drawn[field] = np.mean([one[field] for one in draws if field in one], axis=0)
-    for field in ("examples", "recovery_benchmarks", "cc_benchmarks"):
-        values[field] = sum(getattr(row, field) for row in rows)
-    values["bytes"] = max((row.bytes for row in rows if row.bytes), default=None)  # a file for each benchmark
-    floor = float(np.mean([row.floor for row in rows]))
-    return RecoveryRow(None, rows[0].model, MEAN, None, floor=floor, **values, **_bounds(drawn))
+        mean = mean_of(known)
+        low, high = (None if math.isnan(end) else end for end in interval(mean.draws))
+        fields: dict[str, Any] = {figure: mean.value, f"{prefix}_low": low, f"{prefix}_high": high}
+        if figure != "gain":
+            fields[f"{prefix}_benchmarks"] = len(known)
+        row = replace(row, **fields)
+    return row
 
 
 @dataclass(frozen=True)
@@ -177,7 +170,6 @@ class RecoveryTable:
         return self.benchmarks + [MEAN] * (len(self.benchmarks) > 1)
 
     def row(self, model: str, benchmark: str) -> RecoveryRow | None:
-        """A model's row on a benchmark, if it was scored there."""
         return next((row for row in self.rows if (row.model, row.benchmark) == (model, benchmark)), None)
 
     def any_row(self, benchmark: str) -> RecoveryRow:
@@ -195,20 +187,13 @@ class RecoveryTable:
 
 def recovery_tables(rows: Sequence[RecoveryRow], models: Sequence[ModelRow]) -> list[RecoveryTable]:
     """One table for each ratio, in order; each includes the dense model."""
-    return [
-        RecoveryTable(
-            ratio,
-            tuple(row for row in rows if row.ratio == ratio),
-            {model.model: model for model in models if model.ratio == ratio or model.model == DENSE},
-        )
-        for ratio in dict.fromkeys(row.ratio for row in rows)
-    ]
+    tables = []
+    for ratio in dict.fromkeys(row.ratio for row in rows):
+        sizes = {model.model: model for model in models if model.ratio == ratio or model.model == DENSE}
+        tables.append(RecoveryTable(ratio, tuple(row for row in rows if row.ratio == ratio), sizes))
+    return tables
 
 
 def read_recovery(folder: Path) -> tuple[list[RecoveryRow], list[ModelRow]]:
-    """The rows of `recovery.parquet` and of `models.parquet`.
-
-    Raises:
-        InputError: one of them is missing, broken or of another schema.
-    """
+    """The rows of `recovery.parquet` and of `models.parquet`; InputError as `read_rows`."""
     return read_rows(folder / "recovery.parquet", RecoveryRow), read_rows(folder / "models.parquet", ModelRow)

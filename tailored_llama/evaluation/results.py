@@ -1,10 +1,13 @@
-"""What runs and studies are made of: named artifacts. They are futures in a composition, and folders in a stage."""
+"""What runs and studies are made of: named artifacts, as futures in a composition and as folders in a stage."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, TypeVar
+
+from tailored_llama.store import read_rows
 
 A = TypeVar("A")  # an artifact: a future of it, its reference, or its folder
 ByType = Mapping[str, Mapping[str, A]]  # of a GGUF file → benchmark → scores of its weights
@@ -12,33 +15,26 @@ ByType = Mapping[str, Mapping[str, A]]  # of a GGUF file → benchmark → score
 
 @dataclass(frozen=True)
 class MeasuredModel(Generic[A]):
-    """A checkpoint and its measurements; `scores` are by benchmark. In an incomplete run some may be missing.
-
-    `templates` are the template sets that a search chose, by benchmark. `quantised` are the scores in fewer bits.
-    """
+    """A checkpoint and its measurements, by benchmark. In an incomplete run some may be missing."""
 
     checkpoint: A
     perplexity: A | None
     scores: Mapping[str, A] = field(default_factory=dict)
-    templates: Mapping[str, str] = field(default_factory=dict)
-    quantised: ByType[A] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)  # the template sets that a search chose
+    quantised: ByType[A] = field(default_factory=dict)  # scores in fewer bits
 
 
 @dataclass(frozen=True)
 class TailoredRun(Generic[A]):
-    """A pruned model and what was made from it.
-
-    `adapters` are by what they were trained on: a benchmark, or `mixture`. `tailored` are the scores with the adapters,
-    by benchmark, `quantised` those in fewer bits. `profile` is None if nothing was timed.
-    """
+    """A pruned model and what was made from it."""
 
     ratio: float
     pruned: MeasuredModel[A]
     healed: MeasuredModel[A] | None
-    adapters: Mapping[str, A]
-    tailored: Mapping[str, A]
-    profile: A | None = None
-    quantised: ByType[A] = field(default_factory=dict)
+    adapters: Mapping[str, A]  # by what they were trained on: a benchmark, or `mixture`
+    tailored: Mapping[str, A]  # scores with the adapters, by benchmark
+    profile: A | None = None  # if it was timed
+    quantised: ByType[A] = field(default_factory=dict)  # scores with the adapters in fewer bits
 
     @property
     def label(self) -> str:
@@ -50,7 +46,6 @@ class TailoredRun(Generic[A]):
         return (self.healed or self.pruned).checkpoint
 
     def adapter(self, benchmark: str) -> A:
-        """The adapter for a benchmark."""
         return self.adapters.get(benchmark) or self.adapters["mixture"]
 
 
@@ -64,10 +59,7 @@ class TunedDense(Generic[A]):
 
 @dataclass(frozen=True)
 class SweptCell(Generic[A]):
-    """A dense model (ratio 0) or a cell of a sweep: its measurements, or the error that left none.
-
-    `dense` is the cell's dense model, scored on the cell's prompts.
-    """
+    """A dense model (ratio 0) or a cell of a sweep: its measurements, or the error that left none."""
 
     name: str
     ratio: float
@@ -75,18 +67,15 @@ class SweptCell(Generic[A]):
     curve: str | None = None
     place: float | None = None
     model: MeasuredModel[A] | None = None
-    dense: MeasuredModel[A] | None = None
+    dense: MeasuredModel[A] | None = None  # the cell's dense model, scored on the cell's prompts
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class TransferScore(Generic[A]):
-    """A model of a transfer on one benchmark: its scores, or the error that left none.
+    """A model of a transfer on one benchmark: its scores, or the error that left none."""
 
-    `model` is the benchmark that the adapter was tuned on, or the name of another model.
-    """
-
-    model: str
+    model: str  # the benchmark that the adapter was tuned on, or the name of another model
     benchmark: str
     scores: A | None = None
     error: str | None = None
@@ -98,17 +87,67 @@ class TransferScore(Generic[A]):
 
 @dataclass(frozen=True)
 class StudiedBenchmark(Generic[A]):
-    """A benchmark of a prompt study: the chosen template set, and what was scored, by template set.
-
-    `selection` are the scores on the slice, `evaluation` those on the evaluation split, whose prompts are `prompts`.
-    """
+    """A benchmark of a prompt study: the chosen template set, and what was scored, by template set."""
 
     benchmark: str
     chosen: str
-    selection: Mapping[str, A]
-    evaluation: Mapping[str, A]
-    prompts: Mapping[str, A] = field(default_factory=dict)
+    selection: Mapping[str, A]  # scores on the slice of the train split
+    evaluation: Mapping[str, A]  # scores on the evaluation split
+    prompts: Mapping[str, A] = field(default_factory=dict)  # of the evaluation split
 
     @property
     def label(self) -> str:
         return self.benchmark
+
+
+@dataclass(frozen=True)
+class Proof(Generic[A]):
+    """What proves a model: the proving rows, and the scores of both models on them, by benchmark."""
+
+    prompts: Mapping[str, A]
+    dense: Mapping[str, A]
+    small: Mapping[str, A]
+
+
+@dataclass(frozen=True)
+class CandidateParts(Generic[A]):
+    """The artifacts of a candidate: checkpoint, adapter, scores by benchmark on either set of rows, and times."""
+
+    label: str
+    checkpoint: A
+    adapter: A | None
+    choosing: Mapping[str, A]
+    proving: Mapping[str, A] = field(default_factory=dict)
+    timed: A | None = None
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """One row of `profile.parquet`: a checkpoint at a batch size."""
+
+    role: str  # checkpoint or against
+    checkpoint: str
+    parameters: int
+    weight_bytes: int
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    device: str
+    threads: int  # of the CPU
+    dtype: str
+    prefill_tokens_per_second: float  # medians, for the whole batch
+    decode_tokens_per_second: float
+    peak_memory_bytes: int
+    base_memory_bytes: int  # its part from before loading: interpreter and libraries; CUDA: 0
+    prefill_speedup: float | None = None  # the other's seconds ÷ its own: the median, lowest and highest of all pairs
+    prefill_speedup_low: float | None = None
+    prefill_speedup_high: float | None = None
+    decode_speedup: float | None = None
+    decode_speedup_low: float | None = None
+    decode_speedup_high: float | None = None
+
+
+def read_profile(folder: Path) -> list[ProfileRow]:
+    """The rows of `profile.parquet`; InputError as `read_rows`."""
+    return read_rows(folder / "profile.parquet", ProfileRow)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from tailored_llama.config import WRITTEN
 from tailored_llama.data import PromptSplit, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation.statistics import Answers, Array, check_same_examples, interval, paired_draws
+from tailored_llama.evaluation.statistics import Answers, Array, check_same_examples, difference, interval
 from tailored_llama.store import read_table
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -56,9 +56,8 @@ def metrics(values: Mapping[str, Sequence[float] | Array]) -> dict[str, float]:
     """The mean of every metric over the examples, with its standard error (sample standard deviation ÷ √n)."""
     result: dict[str, float] = {}
     for name, samples in values.items():
-        result[name] = float(np.mean(samples))
         deviation = float(np.std(samples, ddof=1)) if len(samples) > 1 else 0.0
-        result[f"{name}_stderr"] = deviation / math.sqrt(len(samples))
+        result |= {name: float(np.mean(samples)), f"{name}_stderr": deviation / math.sqrt(len(samples))}
     return result
 
 
@@ -69,11 +68,7 @@ def hits(predictions: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """`metrics.json` of a scored benchmark or a perplexity.
-
-    Raises:
-        InputError: the file is missing or not JSON.
-    """
+    """`metrics.json` of a scored benchmark or a perplexity; InputError if it is missing or not JSON."""
     try:
         return dict(json.loads((folder / "metrics.json").read_text()))
     except (OSError, ValueError, TypeError):
@@ -105,7 +100,7 @@ def read_probabilities(folder: Path, prompts: Path, split: PromptSplit, metric: 
     Raises:
         InputError: a file is missing or broken, or the prompts are of other examples.
     """
-    table = read_table(folder / "predictions.parquet", PREDICTIONS_SCHEMA)
+    table = _read_table(folder, metric)
     lengths = {prompt.example: prompt.choice_lengths for prompt in read_prompts(prompts, split)}
     values = []
     for row in table.to_pylist():
@@ -126,44 +121,38 @@ def read_chosen(folder: Path, metric: str) -> dict[int, int | str]:
     return dict(zip(table["example"].to_pylist(), table[_ANSWERED[metric]].to_pylist(), strict=True))
 
 
-def read_score(folders: Path | Sequence[Path]) -> Score:
+def read_score(*folders: Path) -> Score:
     """Read what `score_benchmark` wrote; several folders of the same examples are averaged example by example.
 
     Raises:
         InputError: a file is missing or broken, or the examples differ.
     """
-    first, *others = [_read_one(folder) for folder in ([folders] if isinstance(folders, Path) else folders)]
-    if not others:
-        return first
-    check_comparable("several seeds", first, *others)
-    values = np.mean([first.answers.values, *(other.answers.values for other in others)], axis=0)
-    answers = replace(first.answers, values=values)
-    averages = metrics({"mean": values})
-    return replace(first, accuracy=averages["mean"], stderr=averages["mean_stderr"], answers=answers)
+    scores = [_read_one(folder) for folder in folders]
+    if len(scores) == 1:
+        return scores[0]
+    check_comparable("several seeds", *scores)
+    values = np.mean([one.answers.values for one in scores], axis=0)
+    averages, answers = metrics({"mean": values}), replace(scores[0].answers, values=values)
+    return replace(scores[0], accuracy=averages["mean"], stderr=averages["mean_stderr"], answers=answers)
 
 
 def _read_one(folder: Path) -> Score:
     fields = read_metrics(folder)
-    metric = fields.get("metric")
+    metric = str(fields.get("metric"))
     try:
-        floor, accuracy, stderr = (float(fields[key]) for key in ("floor", str(metric), f"{metric}_stderr"))
+        floor, accuracy, stderr = (float(fields[key]) for key in ("floor", metric, f"{metric}_stderr"))
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{folder / 'metrics.json'}: floor, metric or its value is missing") from None
-    answers = read_answers(folder, str(metric))
-    return Score(str(metric), floor, accuracy, stderr, answers, fields.get("bytes"))
+    return Score(metric, floor, accuracy, stderr, read_answers(folder, metric), fields.get("bytes"))
 
 
-def check_comparable(name: str, first: Score, *others: Score) -> None:
-    """Check that scores on a benchmark have the same examples and the same metric.
-
-    Raises:
-        InputError: they differ.
-    """
-    for other in others:
-        if other.metric != first.metric:
-            raise InputError(f"scores of {name}: {first.metric} against {other.metric}; allowed: one metric")
+def check_comparable(name: str, *scores: Score) -> None:
+    """Check that scores on a benchmark have the same examples and the same metric; raises InputError otherwise."""
+    for other in scores[1:]:
+        if other.metric != scores[0].metric:
+            raise InputError(f"scores of {name}: {scores[0].metric} against {other.metric}; allowed: one metric")
         try:
-            check_same_examples(first.answers, other.answers)
+            check_same_examples(scores[0].answers, other.answers)
         except ValueError as error:
             raise InputError(f"scores of {name}: {error}; allowed: scores of the same examples") from None
 
@@ -181,12 +170,11 @@ def compare_scores(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     benchmarks = dict.fromkeys(str(read_metrics(folder).get("benchmark")) for folder in folders.values())
     if len(benchmarks) > 1:
         raise InputError(f"scores: {' against '.join(benchmarks)}; allowed: one benchmark")
-    scores = {name: read_score(folder) for name, folder in folders.items()}
-    first, rows = next(iter(scores.values())), []
+    scores, rows = {name: read_score(folder) for name, folder in folders.items()}, []
     check_comparable(next(iter(benchmarks)), *scores.values())
     for name, score in scores.items():
-        low, high = interval(np.subtract(*paired_draws(score.answers, first.answers)))
-        difference, examples = score.accuracy - first.accuracy, len(score.answers.examples)
-        own = {"model": name, score.metric: score.accuracy, "stderr": score.stderr, "difference": difference}
-        rows.append(own | {"low": low, "high": high, "examples": examples})
+        lead = difference(score.answers, next(iter(scores.values())).answers)
+        low, high = interval(lead.draws)
+        own = {"model": name, score.metric: score.accuracy, "stderr": score.stderr, "difference": lead.value}
+        rows.append(own | {"low": low, "high": high, "examples": len(score.answers.examples)})
     return rows

@@ -26,8 +26,8 @@ def score_benchmark(
 ) -> dict[str, Any]:
     """Stage: score one checkpoint on one rendered benchmark; write `metrics.json` and the answers behind it.
 
-    Multiple-choice answers go to `predictions.parquet`, written ones to `answers.parquet`. An adapter is merged
-    into the weights; a soft prompt is put before the text.
+    Ranked choices go to `predictions.parquet`, written answers to `answers.parquet`. An adapter is merged into the
+    weights; a soft prompt is put before the text.
 
     Raises:
         InputError: the checkpoint or the adapter is broken, or the two do not belong together; or streaming is demanded
@@ -48,9 +48,9 @@ def score_benchmark(
 def _rank_choices(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], settings: ScoreSettings, work: Work
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """Predict by the likeliest choice; returns the metrics, and the tokens that were read."""
-    budget, limit = token_budget(work.execution.batch_tokens, model), context_length(model)
-    encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in prompts]
+    """The metrics of the likeliest choices, and the number of tokens that were read."""
+    budget, longest = token_budget(work.execution.batch_tokens, model), context_length(model)
+    encoded = [encode_prompt(tokenizer, prompt, longest) for prompt in prompts]
     columns = predict(prompts, loglikelihoods(model, encoded, budget, work.progress))
     write_table(work.out / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
     whole = [item for item in encoded if not item.truncated]  # their common start is encoded once
@@ -61,11 +61,11 @@ def _rank_choices(
 def _write_answers(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], settings: ScoreSettings, work: Work
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """Let the model write, and judge what it wrote; returns the metrics, and the number of examples."""
-    assert settings.written
-    written, budget = settings.written, token_budget(work.execution.batch_tokens, model)
+    """The metrics of what the model writes, and the number of examples."""
+    written = settings.written
+    assert written
     contexts = [prompt.contexts[0] for prompt in prompts]
-    texts = generation.generate(model, tokenizer, contexts, written, budget, work.progress)
+    texts = generation.generate(model, tokenizer, contexts, written, work.execution.batch_tokens, work.progress)
     columns = generation.judge(prompts, texts, written.ignore)
     write_table(work.out / "answers.parquet", columns, ANSWERS_SCHEMA)
     floor = generation.written_floor(prompts, settings.metric, written.ignore)
@@ -74,16 +74,17 @@ def _write_answers(
 
 def predict(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> dict[str, list[Any]]:
     """The columns of `predictions.parquet`: the likeliest choice, by log-likelihood in total and per character."""
-    columns: dict[str, list[Any]] = {name: [] for name in PREDICTIONS_SCHEMA.names}
     for prompt, row in zip(prompts, scores, strict=True):
         if not all(map(math.isfinite, row)):
             raise FloatingPointError(f"example {prompt.example}: log-likelihoods {row} are not finite numbers")
-        columns["example"].append(prompt.example)
-        columns["loglikelihoods"].append(list(row))
-        columns["prediction"].append(int(np.argmax(row)))
-        columns["prediction_norm"].append(int(np.argmax(np.array(row) / np.array(prompt.choice_lengths))))
-        columns["answer"].append(prompt.answer)
-    return columns
+    lengths = [prompt.choice_lengths for prompt in prompts]
+    return {
+        "example": [prompt.example for prompt in prompts],
+        "loglikelihoods": [list(row) for row in scores],
+        "prediction": [int(np.argmax(row)) for row in scores],
+        "prediction_norm": [int(np.argmax(np.divide(row, own))) for row, own in zip(scores, lengths, strict=True)],
+        "answer": [prompt.answer for prompt in prompts],
+    }
 
 
 def choice_floor(prompts: Sequence[Prompt]) -> float:

@@ -24,7 +24,7 @@ class WrittenAnswer:
 
     max_new_tokens: int
     stop: Sequence[str] = ()  # strings, which are left out themselves
-    ignore: tuple[Ignored, ...] | None = None
+    ignore: tuple[Ignored, ...] | None = None  # None: SQuAD's normal form is compared
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class PerplexitySettings:
-    """The text of a perplexity, the tokens read of it (None: all), and the windows over it."""
+    """The text of a perplexity, and the windows over it."""
 
     text: TextSource
-    tokens: int | None
+    tokens: int | None  # that are read; None: all
     window: int
     stride: int
 
@@ -60,11 +60,11 @@ class PerplexitySettings:
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """What is timed, on which device; the labels are the table's names for both checkpoints (None: their folders)."""
+    """What is timed, and on which device."""
 
     profile: ProfileConfig
     device: str
-    labels: tuple[str, str] | None = ("pruned", "dense")
+    labels: tuple[str, str] | None = ("pruned", "dense")  # names of both checkpoints; None: their folders
 
     @classmethod
     def of(cls, profile: ProfileConfig, device: str) -> ProfileSettings:

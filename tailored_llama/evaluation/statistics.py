@@ -1,4 +1,4 @@
-"""Statistics of the reports: recovery, plain and chance-corrected, paired bootstrap intervals."""
+"""Statistics of the reports: differences and ratios of two models, with paired bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ Z95 = 1.96  # standard errors on each side of a 95 % interval
 
 @dataclass(frozen=True)
 class Answers:
-    """One model's results, one entry per example: its row in the split, the right answer, and the value.
+    """One model's results, one entry per example."""
 
-    A value is 1 for right and 0 for wrong; F1 may lie between.
-    """
-
-    examples: Array  # int [n]
+    examples: Array  # int [n]: rows in the split
     answers: Array  # int (the right choice) or str (the accepted texts) [n]
-    values: Array  # float [n]
+    values: Array  # float [n]: 1 for right, 0 for wrong; F1 may lie between
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure that compares two models, and its values on bootstrap resamples of their shared examples."""
+
+    value: float
+    draws: Array  # float64 [resamples]
 
 
 def chance_corrected(tailored: float, dense: float, floor: float) -> float:
@@ -40,11 +45,7 @@ def above_floor(accuracy: float, stderr: float, floor: float) -> bool:
 
 
 def check_same_examples(one: Answers, other: Answers) -> None:
-    """Check that two models answered the same examples in the same order.
-
-    Raises:
-        ValueError: the number, ids or right answers of the examples differ; the message names the first difference.
-    """
+    """Raise ValueError, with the first difference, unless two models answered the same examples in the same order."""
     if len(one.examples) != len(other.examples):
         raise ValueError(f"{len(one.examples)} examples against {len(other.examples)}")
     for column, left, right in (("example", one.examples, other.examples), ("answer", one.answers, other.answers)):
@@ -54,15 +55,12 @@ def check_same_examples(one: Answers, other: Answers) -> None:
 
 
 def paired_draws(
-    one: Answers, other: Answers, seed: int | Sequence[int] = 0, resamples: int = RESAMPLES
+    one: Answers, other: Answers, seed: int = 0, benchmark: str = "", resamples: int = RESAMPLES
 ) -> tuple[Array, Array]:
-    """Mean values of both models on bootstrap resamples of their shared examples.
+    """Mean values of both models on bootstrap resamples of their shared examples, float64 [resamples] each.
 
-    Examples with the same pair of values are interchangeable. Drawing n examples with replacement is therefore one
-    multinomial draw of the counts of each pair: exact, and for right and wrong (four pairs) at a cost independent of n.
-
-    Returns:
-        The mean values of `one` and of `other`, float64 [resamples] each.
+    Every benchmark has draws of its own. Examples with the same pair of values are interchangeable, so drawing n of
+    them with replacement is one multinomial draw of the counts of each pair.
 
     Raises:
         ValueError: the models did not answer the same examples, or there are none.
@@ -71,18 +69,31 @@ def paired_draws(
     if not (total := len(one.examples)):
         raise ValueError("0 examples")
     pairs, counts = np.unique(np.stack([one.values, other.values]).astype(float), axis=1, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / total, size=resamples) / total
+    generator = np.random.default_rng([seed, *benchmark.encode()])
+    drawn = generator.multinomial(total, counts / total, size=resamples) / total
     return drawn @ pairs[0], drawn @ pairs[1]
 
 
-def detectable_difference(examples: int, discordant: float = DISCORDANT) -> float:
-    """The smallest difference in accuracy, from 0 to 1, whose paired 95 % interval excludes 0.
+def difference(one: Answers, other: Answers, seed: int = 0, benchmark: str = "") -> Estimate:
+    """The mean value of one model − another's, by `paired_draws`."""
+    value = float(one.values.mean() - other.values.mean())
+    return Estimate(value, np.subtract(*paired_draws(one, other, seed, benchmark)))
+
+
+def mean_of(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean over benchmarks, each of which was resampled by itself."""
+    with np.errstate(invalid="ignore"):  # ∞ − ∞, if resamples of two benchmarks are unbounded
+        draws = np.mean([one.draws for one in estimates], axis=0)
+    return Estimate(float(np.mean([one.value for one in estimates])), draws)
+
+
+def detectable_difference(examples: int) -> float:
+    """The smallest difference in accuracy, from 0 to 1, whose paired 95 % interval excludes 0; for planning.
 
     The standard error of a difference between accuracies on the same examples is √(discordant ÷ examples), where the
-    difference itself is small (McNemar 1947; arXiv 2411.00640 on paired comparisons). This is for planning;
-    `paired_draws` gives the interval of models that have been measured.
+    difference itself is small (McNemar 1947; arXiv 2411.00640 on paired comparisons).
     """
-    return Z95 * math.sqrt(discordant / examples)
+    return Z95 * math.sqrt(DISCORDANT / examples)
 
 
 def ratios(tailored: Array, dense: Array, floor: float = 0.0) -> Array:

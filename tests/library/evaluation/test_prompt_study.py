@@ -16,8 +16,8 @@ from tailored_llama.data import candidates
 from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import MEAN, Difference, StudiedBenchmark, TemplateRow, study_differences, study_rows
-from tailored_llama.evaluation.prompt_study import choose
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
+from tailored_llama.evaluation.studies import choose
 from tailored_llama.preflight import preflight_prompts
 from tailored_llama.reports import prompt_study, stored_table
 from tailored_llama.reports.prompt_study import write_study

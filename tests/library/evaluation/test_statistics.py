@@ -8,10 +8,12 @@ import pytest
 from tailored_llama.evaluation import above_floor
 from tailored_llama.evaluation.statistics import (
     Answers,
+    Estimate,
     chance_corrected,
     check_same_examples,
     detectable_difference,
     interval,
+    mean_of,
     paired_draws,
     ratios,
 )
@@ -118,6 +120,14 @@ def test_a_resample_at_the_floor_leaves_the_interval_open() -> None:
     rounded = ratios(np.array([0.4, 0.1 + 0.2]), np.array([0.1 + 0.2, 0.1 + 0.2]), floor=0.3)  # 0.1 + 0.2 > 0.3
     assert rounded[0] == math.inf
     assert math.isnan(rounded[1])
+
+
+def test_a_mean_of_unbounded_ratios_leaves_out_what_is_not_defined() -> None:
+    with np.errstate(all="raise"):
+        mean = mean_of([Estimate(1.0, np.array([np.inf, 0.5])), Estimate(0.5, np.array([-np.inf, 0.7]))])
+    assert mean.value == 0.75
+    assert math.isnan(mean.draws[0])
+    assert interval(mean.draws) == pytest.approx((0.6, 0.6))
 
 
 def test_other_examples_are_refused() -> None:
