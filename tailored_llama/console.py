@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -58,13 +59,16 @@ def progress_bar(description: str) -> Iterator[Progress]:
 
 
 def _lines(description: str) -> Progress:
-    last = time.monotonic()
+    begun = last = time.monotonic()
+    first = None  # of a resumed stage, more is done already
 
     def show(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= EVERY:
-            last = time.monotonic()
-            line = f"{description}: {done}/{total}"
+        nonlocal last, first
+        first = done - 1 if first is None else first
+        if (now := time.monotonic()) - last >= EVERY:
+            last = now
+            left = timedelta(seconds=round((now - begun) / max(1, done - first) * (total - done)))
+            line = f"{description}: {done}/{total}, about {left} left"
             if log.isEnabledFor(logging.INFO) and log.hasHandlers():  # of a flow's run, they are in its log
                 log.info(line)
             else:

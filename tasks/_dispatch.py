@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
@@ -29,6 +29,7 @@ FLOW = "stage"  # in flows/compositions.py
 THREADS = 64  # stages that one flow has under way at once
 EVERY = 1.0  # seconds between two looks at a dispatched run, and as many more for each ten stages under way
 GATHER = 2.0  # seconds for which a stage waits for others to share its runs
+NOT_NEEDED: State[Any] = Completed(name="NotNeeded", message="Other runs have made all that this one was for.")
 
 
 class CrashedElsewhere(ConnectionError):
@@ -65,8 +66,10 @@ class Waiting(ThreadPoolTaskRunner[Any]):
         self._gathering: dict[str, tuple[list[Ordered], Future[Sequence[FlowRun]]]] = {}
         self._lock = Lock()
 
-    def gather(self, call: Ordered, share_out: Callable[[list[Ordered]], Sequence[FlowRun]]) -> Sequence[FlowRun]:
-        """The runs of all calls of a stage that become ready within a moment; the first of these calls makes them."""
+    def gather(
+        self, call: Ordered, share_out: Callable[[list[Ordered]], Sequence[FlowRun]]
+    ) -> tuple[list[Ordered], Sequence[FlowRun]]:
+        """All calls of a stage that become ready within a moment, and their runs, which the first of them makes."""
         with self._lock:
             is_first = call.stage not in self._gathering
             calls, runs = self._gathering.setdefault(call.stage, ([], Future()))
@@ -79,7 +82,13 @@ class Waiting(ThreadPoolTaskRunner[Any]):
                 runs.set_result(share_out(calls))
             except Exception as error:
                 runs.set_exception(error)
-        return runs.result()
+        return calls, runs.result()
+
+    def leave(self, call: Ordered, calls: list[Ordered]) -> bool:
+        """Stop waiting for the runs of some calls; returns whether nobody waits any more."""
+        with self._lock:
+            calls.remove(call)
+            return not calls
 
     def wait(
         self, client: SyncPrefectClient, flow_run: UUID, runs: Sequence[FlowRun], is_built: Callable[[], bool]
@@ -152,14 +161,19 @@ def dispatch(call: Call[Any], store: StoreConfig, execution: ExecutionConfig, is
     with get_client(sync_client=True) as client:
         try:
             share_out = partial(_share_out, client, deployment, create)
-            shared = runner.gather(ordered, share_out) if call.stage.shared else ()
-            runs = shared or [create([ordered])]
+            calls, runs = runner.gather(ordered, share_out) if call.stage.shared else ([ordered], ())
+            if not runs:
+                calls, runs = [ordered], [create([ordered])]
         except ObjectNotFound:
             raise InputError(
                 f"execution.dispatch: got {execution.dispatch!r}, but there is no deployment {deployment}; "
                 "allowed: a name that `prefect deployment ls` shows"
             ) from None
         runs = runner.wait(client, flow.flow_run.id, runs, is_built)
+        if runner.leave(ordered, calls):
+            for run in runs:
+                if not run.start_time and not _state(run).is_final():
+                    client.set_flow_run_state(run.id, NOT_NEEDED)
     if is_built():
         return
     run = min(runs, key=lambda run: (_state(run).is_completed(), _state(run).is_crashed()))  # a failure says most

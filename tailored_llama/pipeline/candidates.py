@@ -287,5 +287,16 @@ def _read(state: SearchState, rung: Rung, parts: CandidateParts[Artifact]) -> Me
         losses=losses,
         smoothed=math.nan,
     )
-    log.info("%s: %.1f points lost, %.1f MB", state.label(rung), 100 * one.loss, size / 1e6)
+    passing = [own for own, known in state.candidates.items() if known.loss <= state.config.goal.lose_at_most / 100]
+    best = min(passing, key=lambda own: state.candidates[own].cost, default=None)
+    log.info(
+        "candidate %d, on ladder %d of %d: %s: %.1f points lost, %.1f MB; smallest so far: %s",
+        len(state.candidates),
+        rung.ladder + 1,
+        len(state.ladders),
+        state.label(rung),
+        100 * one.loss,
+        size / 1e6,
+        state.label(best) if best else "none",
+    )
     return Measured(rung, cost, one.loss)

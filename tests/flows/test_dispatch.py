@@ -18,7 +18,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from prefect.states import Completed, Failed, State
+from prefect import get_client
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Completed, Failed, Scheduled, State
 
 import tasks._dispatch
 from compositions import built, fail
@@ -313,6 +315,28 @@ print(*sorted({"bitsandbytes", "datasets", "matplotlib", "pandas", "peft", "torc
 """
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert printed.stdout.split() == []
+
+
+def test_a_run_that_others_have_made_superfluous_ends_as_not_needed(two: dict[str, Any], workers: Workers) -> None:
+    """Two runs share three scores; no worker takes the second one before the first has made them all."""
+    two["tuning"] |= {"examples": "none"}
+    workers(at_once=2)
+    run, late = tasks._dispatch.run_deployment, list[FlowRun]()
+
+    def leave_every_other(deployment: str, parameters: dict[str, Any], flow_run_name: str, timeout: int) -> Any:
+        if not flow_run_name.rpartition(", ")[0].endswith(" more") or len(late) == 1:
+            return run(deployment, parameters, flow_run_name, timeout)
+        with get_client(sync_client=True) as client:
+            late.append(client.create_flow_run(stage, parameters=parameters, name=flow_run_name, state=Scheduled()))
+        return late[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks._dispatch, "run_deployment", leave_every_other)
+        tailor(validate_config(two | DISPATCH))
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(late[0].id).state
+    assert state
+    assert (state.name, state.type) == ("NotNeeded", StateType.COMPLETED)
 
 
 def test_a_device_that_each_machine_would_choose_is_refused_before_any_work(own_run: dict[str, Any]) -> None:
